@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     from hsmcore.manager.key_managers import KeyManagers, create_key_manager, create_key_managers
     from hsmcore.members.snapshot import MemberSnapshot
     from hsmcore.receipt import DigestSignature, Receipt
-    from hsmcore.state import NotApproved, StoreBusy, StoreError, StoreNotGenuine
+    from hsmcore.state import NotApproved, StoreBehind, StoreBusy, StoreError, StoreNotGenuine
 
 __all__ = [
     "AccessDenied",
@@ -134,6 +134,7 @@ __all__ = [
     "SessionFailed",
     "SignatureInvalid",
     "SignatureMalformed",
+    "StoreBehind",
     "StoreBusy",
     "StoreError",
     "StoreNotGenuine",
@@ -165,6 +166,7 @@ _HOMES: Final = {
     "MemberSnapshot": "members.snapshot",
     "NotApproved": "state",
     "Receipt": "receipt",
+    "StoreBehind": "state",
     "StoreBusy": "state",
     "StoreError": "state",
     "StoreNotGenuine": "state",

@@ -256,6 +256,9 @@ class WatchedRoutes:
     def submit_with_receipt(self, message: Any, timeout: float | None = None, extra: bytes | None = None) -> Any:
         return self._noted(message, self._native.submit_with_receipt(message, timeout, extra))
 
+    def ask(self, message: Any, timeout: float | None = None, extra: bytes | None = None) -> Any:
+        return self._noted(message, self._native.ask(message, timeout, extra))
+
     def _noted(self, message: Any, asked: Any) -> Any:
         if asyncio.iscoroutine(asked):
             return asked  # the long way goes to the endpoints

@@ -26,14 +26,17 @@ def reclaimed_by_age() -> None:
     from hsmcore.policy.watermark import Watermark
     from hsmcore.state.schema import BOUND, WATERMARK
 
-    take = Watermark._take
+    taken = Watermark._taken
 
-    def forgetful(self: Watermark, connection: Any, wants: Any, now: int) -> Any:
+    def forget(connection: Any) -> None:
         connection.execute(delete(BOUND).where(BOUND.c.bound_ns < time.time_ns() - AGE_NS))
         connection.execute(WATERMARK.update().values(bits="0"))
-        return take(self, connection, wants, now)
 
-    Watermark._take = forgetful  # type: ignore[method-assign]
+    async def forgetful(self: Watermark, wants: Any, now: int) -> Any:
+        await self._store.run(forget, turn=False)
+        return await taken(self, wants, now)
+
+    Watermark._taken = forgetful  # type: ignore[method-assign]
 
 
 @_breakage
@@ -53,7 +56,7 @@ def unfenced() -> None:
     from hsmcore.fleet import rows
     from hsmcore.fleet.membership import Membership
 
-    Membership.fence = lambda self, connection: rows.look(connection, self.name).epoch  # type: ignore[method-assign]
+    Membership.fence = lambda self, found: rows.shared(found).epoch  # type: ignore[method-assign]
     Membership.require = lambda self: None  # type: ignore[method-assign]
 
 

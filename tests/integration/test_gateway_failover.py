@@ -15,6 +15,7 @@ import hsmcore
 from hsmcore.errors import EngineClosed
 from hsmcore.gateway import wire
 from hsmcore.gateway.frames import Type
+from hsmcore.manager.membership import ConfirmedPath
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 M = b"a message"
@@ -97,3 +98,11 @@ async def test_what_is_begun_can_be_given_up_and_is_refused_after_the_end(levels
         place.members[0].release()
     with pytest.raises(EngineClosed):
         manager.submit(M, None, None, None, None)
+
+
+def test_no_answer_that_a_fleet_must_confirm_takes_the_fast_way():
+    class Path:
+        def ask(self, *_request):
+            raise AssertionError("an answer would be handed out that nothing has confirmed")
+
+    assert ConfirmedPath(Path(), None, 1.0, None).ask(M, 1.0, None, None) is None

@@ -43,11 +43,11 @@ static void change(void) {
 """
 
 # The first question for the slots fails, in each process.
-_FAILS_ONCE = r"""
+_FAILS_TWICE = r"""
 static int asked;
 
 static CK_RV slots(CK_BBOOL present, CK_SLOT_ID_PTR list, CK_ULONG_PTR count) {
-    return asked++ == 0 ? CKR_GENERAL_ERROR : theirs->C_GetSlotList(present, list, count);
+    return asked++ < 2 ? CKR_GENERAL_ERROR : theirs->C_GetSlotList(present, list, count);
 }
 
 static void change(void) {
@@ -78,7 +78,7 @@ async def test_a_token_that_was_left_out_is_looked_for_again(config, isolation):
 @one_loop
 async def test_an_error_that_passes_while_the_control_plane_opens_the_token(tmp_path, fresh_token):
     token = fresh_token({"name": "ed25519", "kind": "ed25519"})
-    module = compile_wrapper(_FAILS_ONCE, token.module, tmp_path / "late.so")
+    module = compile_wrapper(_FAILS_TWICE, token.module, tmp_path / "late.so")
     plane = ControlPlane.for_settings(
         load(token.config(settings={"modulePath": str(module)})).key_manager.own.config, member="m", isolated=True
     )

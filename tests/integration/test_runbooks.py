@@ -460,6 +460,36 @@ async def test_the_state_store_is_not_genuine(fresh_token, terminal, tmp_path):
     play.judge("HsmcoreStoreNotGenuine")
 
 
+@one_loop
+async def test_the_state_store_is_not_backed_up(world, terminal, tmp_path):
+    """A file lies where the folder of the backups was."""
+    place, log = tmp_path / "backups", str(tmp_path / "audit.log")
+    policy = {"kinds": ["block"]}
+    backups = {"location": str(place), "everyHours": 1}
+    config = world.config(stateFile=str(tmp_path / "state.db"), policy=policy, auditLogFile=log, stateBackup=backups)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    operator = Operator(terminal, tmp_path / "config.json", PLACE=str(place))
+
+    async def happens():
+        place.rename(tmp_path / "elsewhere")
+        place.write_text("no folder")
+        look = manager._background.state_backups
+        with pytest.raises(HsmError):
+            await look.look()
+        await look.close()
+        look.start()
+
+    async with opened(config) as manager:
+        await until(lambda: Scrape.of(manager)("hsmcore_state_drill_timestamp_seconds") > 0)
+        play = Play(manager, tmp_path)
+        await incident(
+            play, operator, "The state store is not backed up",
+            happens=happens, shows=lambda scrape: scrape("hsmcore_state_backup_failing") == 1, repair=place.unlink,
+            mended=lambda scrape: scrape("hsmcore_state_backup_failing") == 0,
+        )  # fmt: skip
+    play.judge("HsmcoreStateNotBackedUp")
+
+
 @pytest.fixture
 def volume(tmp_path):
     """A small file system of its own."""

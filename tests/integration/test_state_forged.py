@@ -36,7 +36,7 @@ SECRET = "s" * 32
 LEAST = {
     "key_version": 50, "rotation_setting": 15, "rotation": 60, "rotation_step": 30, "approval": 20, "backup": 30,
     "emergency_episode": 40, "desired_state": 20, "watermark": 20, "spent": 10,
-    "fleet": 40, "fleet_host": 30, "fleet_floor": 13, "role": 20, "": 30,
+    "fleet": 40, "fleet_host": 30, "fleet_floor": 13, "role": 20, "audit_mark": 15, "": 30,
 }  # fmt: skip
 """States that SQLite takes in the store of the test: nearly 300 in all."""
 BLOCK = {"overlapDays": 1, "destroyAfterDays": 0, "approvals": 2, "approvers": APPROVERS}

@@ -84,7 +84,7 @@ class Host:
         await self.store.run(self.witness.require_settled, turn=False)
         place = Place(domain, position, digest(payload))
         await self.mark.require(place)
-        self.witness.bound([Row(*place, f"{self.name}:1", 1)])
+        self.witness.bound([Row(*place[:3], f"{self.name}:1", 1)])
         if recorded:
             self.record(position, payload, domain)
 

@@ -13,6 +13,7 @@ from tests.support.raw_store import REFUSED, Place, Raw, raw
 
 from hsmcore.state.schema import (
     APPROVAL,
+    AUDIT_MARK,
     BOUND,
     FAILOVER_EVENT,
     FLEET,
@@ -57,7 +58,10 @@ class Forgery:
 
 
 def add_fleet(connection: Connection) -> None:
-    """Add rows of a fleet of two hosts."""
+    """Add rows of a fleet of two hosts, and marks of two audit logs."""
+    for number in range(2):
+        mark = {"logged": "ab", "pending": "cd", "marked_ns": 5, "restored": ""}
+        connection.execute(insert(AUDIT_MARK).values(name=f"log-{number}", **mark))
     numbers = {"claimed_ns": 1, "renewals": 7, "released": 0, "incident": 0}
     words = {"holder": "one:1:ab", "host": "one", "timeline": "1", "system": "7", "reason": ""}
     connection.execute(insert(FLEET).values(name="tests", epoch=3, **numbers, **words))

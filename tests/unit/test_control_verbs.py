@@ -19,12 +19,13 @@ from pkcs11.mechanisms import Mechanism
 from hsmcore import control
 from hsmcore.control import child
 from hsmcore.control.admin import TokenAdmin
+from hsmcore.control.keys import ListKeys
 from hsmcore.control.quirks import KeyForm
-from hsmcore.control.records import Deactivation, KeyRecord, TokenRecord
+from hsmcore.control.records import Deactivation, KeyRecord, TokenAccess, TokenRecord, TokenSelector
 from hsmcore.control.sealed import ImportSealed
 from hsmcore.control.verb import VERBS, Verb
 from hsmcore.control.wire import pack, unpack
-from hsmcore.errors import EngineClosed, InternalError
+from hsmcore.errors import EngineClosed, HsmError, InternalError
 
 SECRET = "5ec12e75ec12e7aa"
 EVERY = pytest.mark.parametrize("kind", VERBS.values(), ids=VERBS.keys())
@@ -168,3 +169,23 @@ def test_the_child_wipes_a_secret_whatever_comes_of_it(tmp_path, monkeypatch):
     [(given, left)] = seen
     assert (given, left) == (bytes.fromhex(SECRET), bytearray(len(given)))
     assert answer["error"]["message"] == "ImportSealed: RuntimeError: "
+
+
+@pytest.mark.parametrize(("times", "ckr", "works"), [(2, 0x05, True), (3, 0x06, False), (1, 0x30, False)])
+def test_what_may_be_done_twice_is_tried_again_after_a_passing_error(monkeypatch, times, ckr, works):
+    asked = []
+
+    def run(_verb, _admin):
+        asked.append(None)
+        if len(asked) <= times:
+            raise HsmError("busy with its files", status="TOKEN_LOST", ckr=ckr)
+        return []
+
+    monkeypatch.setattr(ListKeys, "run", run)
+    admin = TokenAdmin(TokenAccess(module_path="none", token=TokenSelector()))
+    if works:
+        assert ListKeys().perform(admin) == []
+    else:
+        with pytest.raises(HsmError):
+            ListKeys().perform(admin)
+    assert len(asked) == (1 if ckr == 0x30 else 3)

@@ -70,6 +70,23 @@ def test_what_costs_more_than_there_is_begins_alone():
     assert turns.free(10) == ["behind it"]
 
 
+def test_one_that_is_alone_has_more_room_until_another_asks():
+    turns, first, other = Turns(2, 10), Flow(), Flow()
+    assert [turns.take(first, number) for number in range(12)] == [True] * 10 + [False] * 2
+    assert not turns.take(other, "other")
+    begun = [turns.free() for _ in range(9)]  # what is under way goes down to what two may have
+    assert begun[:8] == [[]] * 8
+    assert turns.under_way == 2
+    turns = Turns(2, 10)
+    turns.take(first, 0)
+    turns.take(other, "other")
+    for number in range(1, 60):  # for a while after the other one has asked
+        turns.take(first, number)
+        assert turns.under_way <= (2 if number <= 39 else 10)
+        turns.free()
+    assert turns.most == 10
+
+
 def test_withdrawn_work_makes_room():
     turns, flow, other = Turns(4), Flow(), Flow()
     turns.take(flow, "one", 3)

@@ -20,9 +20,9 @@ NAMES = {
         KeyNotCurrent KeyNotExportable KeyNotFound KeyUnusable KeyVersion LoginError MemberDown MemberSnapshot
         MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid ModuleMissing NotApproved NotHolder NotInitialized
         OutOfMemory PinIncorrect PinLocked PolicyRefused PublicKeyMissing QueueFull Receipt RequestCancelled
-        RequestRejected SecretUnavailable SessionFailed SignatureInvalid SignatureMalformed StoreBusy StoreError
-        StoreNotGenuine SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop __version__ audit_tag caller
-        create_key_manager create_key_managers load verify_batched
+        RequestRejected SecretUnavailable SessionFailed SignatureInvalid SignatureMalformed StoreBehind StoreBusy
+        StoreError StoreNotGenuine SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop __version__ audit_tag
+        caller create_key_manager create_key_managers load verify_batched
     """,
     "hsmcore.errors": """
         AccessDenied AlgorithmUnsupported AuditUnavailable BadArgument ConfigFault ConfigurationError

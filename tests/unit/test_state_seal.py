@@ -25,6 +25,7 @@ from hsmcore.rotation.store import Rotations
 from hsmcore.state import Approval, Approvals, Desired, Keys, Store, StoreError, StoreNotGenuine
 from hsmcore.state.schema import (
     APPROVAL,
+    AUDIT_MARK,
     BACKUP,
     DESIRED_STATE,
     EMERGENCY_EPISODE,
@@ -80,6 +81,7 @@ async def reading(store: Store) -> list[str]:
         "orders": Desired(store).all,
         "policy": lambda: marks_of(store),
         "fleet": lambda: store.rows(select(ROLE)),
+        "witness": lambda: store.rows(select(AUDIT_MARK)),
     }
     assert uses.keys() == SEALED.keys()
     found = []

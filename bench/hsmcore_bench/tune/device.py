@@ -44,7 +44,7 @@ async def current(config: Config) -> Config:
     rules = config.key_manager
     if rules.active_rotation is None or not rules.state_path.is_file():
         return config
-    background = await BackgroundServices.open(config, rotates=False)
+    background = await BackgroundServices.open(config, None, rotates=False)
     try:
         return background.config
     finally:

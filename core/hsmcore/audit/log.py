@@ -75,6 +75,19 @@ class AuditLog:
         return cls(rules.audit_log_file, rules.audit, destinations(rules), rules.manager)
 
     @property
+    def origin(self) -> str:
+        """The log's name in its checkpoints; "" before the first start. Reads the disk."""
+        try:
+            return "" if self._layout is None else self._layout.origin.read_text().strip()
+        except FileNotFoundError:
+            return ""
+
+    @property
+    def mark(self) -> dict[str, str]:
+        """What tells this key manager's records apart, where several share the log."""
+        return dict(self._mark)
+
+    @property
     def shipping(self) -> dict[str, ShippingStatus]:
         """Progress of each destination, by "cloudWatchLogs" and "syslog". From any thread."""
         return {} if self._shipping is None else self._shipping.status

@@ -1,4 +1,4 @@
-"""`hsmcore state`: the seal of the state store."""
+"""`hsmcore state`: the seal of the state store; its backups (recovery.py) and its positions (positions.py)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hsmcore.cli import positions, recovery
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import FAILED, print_fields, print_json, print_table
 from hsmcore.cli.recorded import recorded
@@ -15,7 +16,11 @@ from hsmcore.errors import ConfigFault, ConfigurationError
 if TYPE_CHECKING:
     from hsmcore.state import Store
 
-app = typer.Typer(name="state", help="Look at the seal of the state store, adopt a store.", no_args_is_help=True)
+app = typer.Typer(
+    name="state", help="Back up, restore, reconcile the state store; look at its seal.", no_args_is_help=True
+)
+recovery.add_to(app)
+positions.add_to(app)
 
 
 @command(app, "Show what the state store says, or adopt it.")

@@ -97,8 +97,10 @@ class Gateway(Model):
     socket_mode: Annotated[str, Text(4, form="0[0-7]{3}", says='the permissions of a Unix socket, such as "0660"')] = (
         "0660"
     )
-    in_flight: Annotated[int, Whole(1, 65_536)] = 1024
-    """Requests of all clients that are at the key managers at a time; the others wait for their turn."""
+    in_flight: Annotated[int, Whole(1, 65_536)] | None = None
+    """Messages of all clients that are at the key managers at a time; the others wait for their turn, and what is at a
+    key manager is not overtaken. Default: twice as many as all HSM sessions, and at least 32; 1,024 while one
+    client is the only one that asks."""
     drain_ms: Annotated[int, Whole(0, 600_000)] = 10_000
     """How long an end by SIGTERM waits for the answers of open requests."""
 

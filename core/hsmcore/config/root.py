@@ -24,6 +24,7 @@ from hsmcore.config.policy import BATCH_ROOT, Policy
 from hsmcore.config.providers import Provider, all_members
 from hsmcore.config.rotation import KeyRotation, Notices
 from hsmcore.config.secret import AWS_VARIABLES, Secret
+from hsmcore.config.state import StateBackup
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 SINGLE = "default"
@@ -72,6 +73,8 @@ class KeyManagerConfig(Provider):
     state_file: Annotated[str, Text(4096)] | None = None
     """The store of what survives a crash: key ring, rotations, emergency budget, history of failovers. Default: see
     `state_path`."""
+    state_backup: StateBackup | None = None
+    """Backups of that store on schedule. Default: none."""
     cloud_watch_logs: CloudWatchLogs | None = None
     failover: Failover | None = None
     key_rotation: KeyRotation | None = None
@@ -298,11 +301,12 @@ class Config(Model):
         secrets = list(_all(Secret, self))
         found = self._hidden.union(secret.variable for secret in secrets if secret.variable is not None)
         found = found.union(*(provider.descriptor.secret_variables for provider in _all(Provider, self)))
-        rotation = self.key_manager.key_rotation
+        rotation, backups = self.key_manager.key_rotation, self.key_manager.state_backup
         asks_aws = (
             any(secret.kind == "awsSecretsManager" for secret in secrets)
             or self.key_manager.cloud_watch_logs is not None
             or (rotation is not None and (rotation.backup_location or "").startswith("s3:"))
+            or (backups is not None and backups.location.startswith("s3:"))
         )
         return found | AWS_VARIABLES if asks_aws else found
 

@@ -21,6 +21,13 @@ NoticeKind = Literal["before", "rotation", "failure", "failover", "emergency"]
 _KEY = Text(64, form=r"[0-9a-fA-F]{64}", says="32 bytes in hexadecimal")
 
 
+def backup_place(value: str) -> str:
+    """Return a place for backups. Raises a fault for one that there is not."""
+    if "://" in value and re.fullmatch(r"(s3|gs|az|file)://[^\s@?]+", value) is None:
+        raise hidden_fault("must be a folder, or s3://, gs://, az:// or file:// with a place and no credentials")
+    return value
+
+
 class Approver(Model):
     """A person who may approve rotations: by a one-time code (RFC 6238; `totp` is its secret in base32), or by signing
     the request with the Ed25519 key whose public half is `publicKey` (hexadecimal)."""
@@ -107,9 +114,7 @@ class KeyRotation(Model):
     @field_validator("backup_location")
     @classmethod
     def _place_is_known(cls, value: str | None) -> str | None:
-        if value is not None and "://" in value and re.fullmatch(r"(s3|gs|az|file)://[^\s@?]+", value) is None:
-            raise hidden_fault("must be a folder, or s3://, gs://, az:// or file:// with a place and no credentials")
-        return value
+        return None if value is None else backup_place(value)
 
     @model_validator(mode="after")
     def _fits_together(self) -> KeyRotation:

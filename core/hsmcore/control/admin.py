@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from time import sleep
 from typing import Final, Self
 
 from pkcs11 import TokenFlag
@@ -26,6 +27,8 @@ PinSource = Callable[[], bytearray | None]
 PASSING: Final = frozenset({0x005, 0x006})
 """CKR_GENERAL_ERROR and CKR_FUNCTION_FAILED: SoftHSM gives them now and then while another session, or another process,
 changes a token's files."""
+PAUSES: Final = (0.01, 0.1)
+"""Seconds before what met a passing error is tried again: a token's files are written in a few milliseconds."""
 _LOG_IN_HINT: Final = "Start the signing engine first, or give the control plane a PIN."
 
 
@@ -56,17 +59,20 @@ class TokenAdmin:
         self._initialization = -1  # the module's, when it was last entered
 
     def open(self) -> Self:
-        """Hold the module, find the token, log in if that is needed. Idempotent. As the engine, it looks once more for
-        a token that is not there, and after a passing error: the module is initialized again if nobody else holds
-        it."""
-        if self._holder is None:
+        """Hold the module, find the token, log in if that is needed. Idempotent. As the engine, it looks again for a
+        token that is not there, and after a passing error: the module is initialized again if nobody else holds it."""
+        for pause in PAUSES:
+            if self._holder is not None:
+                return self
             try:
                 self._open()
             except HsmError as error:
                 passing = isinstance(error, TokenNotFound) or error.ckr in PASSING
                 if self.logins or not passing:  # a PIN is presented at most once
                     raise
-                self._open()
+                sleep(pause)
+        if self._holder is None:
+            self._open()
         return self
 
     def _open(self) -> None:

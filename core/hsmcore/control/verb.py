@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from time import sleep
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar, get_args
 
-from hsmcore.control.admin import PASSING, TokenAdmin
+from hsmcore.control.admin import PASSING, PAUSES, TokenAdmin
 from hsmcore.control.adopt import adopt, hold_module
 from hsmcore.control.faults import translated
 from hsmcore.control.records import TokenRecord
@@ -45,14 +46,16 @@ class Verb(ABC, Generic[T_co]):
         return f"{type(self).__name__}(…)"  # an argument may be a secret
 
     def perform(self, admin: TokenAdmin, /) -> T_co:
-        """Do it; a repeatable verb once more, in a session of its own, after an error that may have been a passing
-        one (PASSING). A PIN is presented at most once. Raises HsmError."""
+        """Do it; a repeatable verb again, each time in a session of its own, after errors that may have been passing
+        ones (PASSING). A PIN is presented at most once. Raises HsmError."""
         logins = admin.logins if self.repeatable else 0
-        try:
-            return self.run(admin)
-        except HsmError as error:
-            if not self.repeatable or error.ckr not in PASSING or admin.logins != logins:
-                raise
+        for pause in PAUSES if self.repeatable else ():
+            try:
+                return self.run(admin)
+            except HsmError as error:
+                if error.ckr not in PASSING or admin.logins != logins:
+                    raise
+            sleep(pause)
         return self.run(admin)
 
     @abstractmethod

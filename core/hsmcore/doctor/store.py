@@ -1,4 +1,5 @@
-"""The check of the state store: whether its rows are those that hsmcore wrote. It reads, and changes nothing."""
+"""The checks of the state store: whether its rows are those that hsmcore wrote, and whether it is older than the audit
+log. They read, and change nothing."""
 
 from __future__ import annotations
 
@@ -6,13 +7,16 @@ import asyncio
 from collections.abc import Iterator
 from typing import Final
 
+from hsmcore.audit import AuditLog
 from hsmcore.config import Config
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import HsmError
-from hsmcore.state import Store, StoreNotGenuine
+from hsmcore.fleet.alone import Alone, Standing, witness_of
+from hsmcore.state import Store, StoreBehind, StoreNotGenuine
 from hsmcore.state.seal import SealStatus
 
 NAME: Final = "state-store"
+BEHIND: Final = "state-behind"
 _MAKE: Final = (
     'Make a secret (openssl rand -hex 32), name it, such as "stateSecret": {"file": "…"}, and adopt the rows: '
     "hsmcore state seal"
@@ -20,7 +24,31 @@ _MAKE: Final = (
 
 
 def check_store(config: Config) -> Iterator[Step]:
-    """Check the seal, if the configuration keeps anything in the store that leads to an act."""
+    """Check the seal, if the configuration keeps anything in the store that leads to an act, and whether the audit log
+    goes on after it."""
+    yield from _seal(config)
+    if witness_of(config) and config.key_manager.state_path.is_file():
+        try:
+            problem = asyncio.run(_standing(config)).problem
+        except HsmError as error:
+            yield failed(BEHIND, error)
+            return
+        if problem:
+            yield fail(BEHIND, problem, StoreBehind.default_hint)
+        else:
+            yield ok(BEHIND, "the store is the one that the audit log goes on from")
+
+
+async def _standing(config: Config) -> Standing:
+    store = await Store.open_to_read(config.key_manager.state_place, config.state_secret)
+    try:
+        await store.seal_status()  # what the rows' MACs are made with
+        return await Alone(store, AuditLog.of(config.key_manager)).standing()
+    finally:
+        await store.close()
+
+
+def _seal(config: Config) -> Iterator[Step]:
     rules = config.key_manager
     counts = rules.policy is not None and rules.policy.needs_store
     if rules.active_rotation is None and not config.has_emergency and not counts and config.state_secret is None:

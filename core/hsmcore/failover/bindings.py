@@ -82,6 +82,16 @@ async def left_by_a_crash(audit: AuditLog) -> list[Row]:
     return [row for row in found if row is not None]
 
 
+async def lately_unsure(audit: AuditLog) -> list[Row]:
+    """What may have been signed without an answer in the last BINDING_NS, as the log says. Raises AuditUnavailable."""
+    since, found = time.time() - BINDING_NS / SECOND, list[Row | None]()
+    async for record in audit.query(since, None, {"operation": "sign", "result": "error", **audit.mark}):
+        if record.get("error") in UNSURE:
+            row = _row(record.get("message_sha256"), record.get("public_key"), record["time_ns"] + BINDING_NS)
+            found.append(row)
+    return [row for row in found if row is not None]
+
+
 def _may_be_signed(record: Mapping[str, Any]) -> bool:
     return "signature" in record or record.get("error") in UNSURE
 

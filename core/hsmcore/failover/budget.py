@@ -175,6 +175,18 @@ class Emergency:
         self._units = 0
         return await self._store.run(work)
 
+    async def count(self, used: int, first_ns: int) -> int:
+        """Count units that the store has forgotten: those of signatures since `first_ns`. Returns how many are left."""
+        now = self._now()
+
+        def work(connection: Connection) -> int:
+            row = _row(connection, self._limits, now, begin=True)
+            reserved, first = min(row.reserved + used, row.max_transactions), min(row.first_ns or first_ns, first_ns)
+            connection.execute(update(EPISODE).where(EPISODE.c.id == row.id).values(reserved=reserved, first_ns=first))
+            return _status(connection, self._limits, now).left
+
+        return await self._store.run(work)
+
     async def status(self) -> EmergencyStatus:
         """The present episode. Units of the present block count as reserved."""
         now = self._now()

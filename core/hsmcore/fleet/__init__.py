@@ -4,5 +4,5 @@ Safety needs no clock and no belief in who leads: a payload with a position is b
 before it is signed (policy/watermark.py). Leases only decide who tries.
 
 Reading order: machine, rows, membership, entry, confirmations; then incident, witness, duties, orders; interchange and
-overview. docs/FLEET.md says what holds.
+overview. Of a host without a fleet: alone, recovery. docs/FLEET.md and docs/RECOVERY.md say what holds.
 """

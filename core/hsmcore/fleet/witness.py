@@ -169,6 +169,22 @@ class Witness:
         compared = await self._compare()
         return compared.lacking, compared.cut
 
+    async def put_back(self, since_ns: int, most_bytes: int) -> tuple[int, list[tuple[Row, str, str]], dict[str, int]]:
+        """Without a fleet: put back what the store lacks of the log since a moment (0: of all). Returns how many rows,
+        those that another digest keeps out, and the floors that were raised since the log was not read so far back."""
+        compared = await self._compare(since_ns, most_bytes)
+        added, conflicts = 0, list[tuple[Row, str, str]]()
+        rows = compared.lacking[::-1]
+        for begin in range(0, len(rows), _GROUP):
+            group = rows[begin : begin + _GROUP]
+            done = await self._run(partial(_put_back, vouch=self._store.vouch, rows=group))
+            added, conflicts = added + done[0], conflicts + done[1]
+        lost = {domain: row.position for domain, row in self._highest.items()} if compared.cut else {}
+        why = "an older store was put back, and the audit log was not read so far back"
+        for domain, position in sorted(lost.items()):
+            await self._run(partial(positions.raise_floor, domain=domain, floor=position, reason=why))
+        return added, conflicts, lost
+
     async def _run(self, work: Callable[[Connection], T]) -> T:
         def checked(connection: Connection) -> T:
             with positions.of_our_making("positions"):
@@ -184,7 +200,8 @@ class Witness:
         if known is None or known.position < row.position:
             self._highest[row.domain] = row
 
-    async def _compare(self) -> _Compared:
+    async def _compare(self, since_ns: int | None = None, most_bytes: int = 0) -> _Compared:
+        """`since_ns`: read back to that time, whatever agrees."""
         compared = _Compared()
         noted = await self._run(_floors)
         remembered = [*noted, *reversed(self._bound.values())]
@@ -192,7 +209,7 @@ class Witness:
             await self._run(partial(self._look, compared=compared, rows=remembered[begin : begin + _GROUP]))
         compared.looked = 0
         rows: list[Row] = []
-        blocks, reached = self._log.newest_ordered(MOST_BYTES), 0
+        blocks, reached = self._log.newest_ordered(most_bytes or MOST_BYTES), 0
         while (found := await _next(blocks)) is not None:
             compared.cut = not found
             rows += [row for record in found if (row := self._row(record)) is not None]
@@ -203,7 +220,8 @@ class Witness:
                 await self._run(partial(self._look, compared=compared, rows=rows))
                 rows = []
                 agrees = len(compared.lacking) == lacked and reached < compared.newest_own - _SLACK_NS
-                if agrees and compared.looked >= LEAST:
+                known = agrees and compared.looked >= LEAST if since_ns is None else reached < since_ns - _SLACK_NS
+                if known:
                     compared.cut = False
                     return compared
         await self._run(partial(self._look, compared=compared, rows=rows))
@@ -281,15 +299,10 @@ class Witness:
     def _put_back(
         self, connection: Connection, *, number: int, rows: Sequence[Row]
     ) -> tuple[int, list[tuple[Row, str, str]]]:
-        """Put rows back. A position of which the database says another digest is refused for ever: nobody can tell
-        any more which of the two was handed out, or that both were."""
+        """Put rows back, unless there is another incident by now."""
         if self._standing(connection).number != number:
             raise BadArgument("another incident was opened")
-        added, conflicts = positions.put_back(connection, self._store.vouch, rows)
-        for row, _, holder in sorted(conflicts):
-            why = f"position {row.position} was bound to two payloads, by {row.holder} and {holder}"
-            positions.raise_floor(connection, row.domain, row.position, why)
-        return added, conflicts
+        return _put_back(connection, self._store.vouch, rows)
 
     def _say_answered(self, connection: Connection, *, number: int, compared: _Compared) -> bool:
         if compared.cut and compared.lacking:
@@ -299,6 +312,18 @@ class Witness:
         self.write_floors(connection)
         now = now_ns(connection)
         return incident.answer(connection, self._name, self._host, self._instance, number, now)
+
+
+def _put_back(
+    connection: Connection, vouch: Callable[..., str], rows: Sequence[Row]
+) -> tuple[int, list[tuple[Row, str, str]]]:
+    """Put rows back. A position of which the database says another digest is refused for ever: nobody can tell any more
+    which of the two was handed out, or that both were."""
+    added, conflicts = positions.put_back(connection, vouch, rows)
+    for row, _, holder in sorted(conflicts):
+        why = f"position {row.position} was bound to two payloads, by {row.holder} and {holder}"
+        positions.raise_floor(connection, row.domain, row.position, why)
+    return added, conflicts
 
 
 async def _next(blocks: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]] | None:

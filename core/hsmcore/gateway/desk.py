@@ -27,6 +27,8 @@ from hsmcore.receipt import DigestSignature, Receipt, Signed
 
 CACHE_STATS: Final = "cache-stats"
 _TRIES: Final = 3
+_FEW: Final = 32
+_ALONE: Final = 1024
 _RECORDS: Final = 10.0
 """Refusals of strangers that are recorded at once; then one in a second."""
 
@@ -83,7 +85,8 @@ class Desk:
         """As Directory: may block."""
         self.managers, self.settings = managers, settings
         self.directory = Directory.of(settings)
-        self.queue = Queue(settings.in_flight)
+        most = settings.in_flight
+        self.queue = Queue(_enough_for(managers), _ALONE) if most is None else Queue(most)
         policies = [own.config.key_manager.policy for own in managers.values()]
         self._kinds = kinds_of(tuple(form for policy in policies if policy for form in policy.formats))
         self._counters = {
@@ -335,6 +338,13 @@ class Desk:
 
 def _untouched(outcome: bytes | HsmError) -> bool:
     return isinstance(outcome, KeyNotCurrent) and not outcome.maybe_signed
+
+
+def _enough_for(managers: KeyManagers) -> int:
+    """Return how many messages keep all members busy: one in each session, and one that follows it."""
+    members = [provider.config for one in managers.values() for _, provider in one.config.key_manager.members()]
+    sessions = sum(getattr(member, "sessions", 0) or getattr(member, "concurrency", 0) for member in members)
+    return max(_FEW, 2 * sessions)
 
 
 def _current(manager: KeyManager) -> KeyVersion:

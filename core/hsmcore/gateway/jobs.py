@@ -45,9 +45,9 @@ class Job:
 class Queue:
     """Admits jobs, and lets each begin in its turn. Belongs to one event loop."""
 
-    def __init__(self, most: int) -> None:
-        """`most`: messages that are at the key managers at a time."""
-        self.turns = Turns[Job](most)
+    def __init__(self, most: int, alone: int = 0) -> None:
+        """`most`: messages that are at the key managers at a time; `alone`: of a client that is alone, see Turns."""
+        self.turns = Turns[Job](most, alone)
         self._ready: deque[Job] = deque()
         self._starting = False
         self._sweeping: asyncio.TimerHandle | None = None

@@ -7,6 +7,7 @@ from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+_LATELY = 4
 
 
 class Flow(Generic[T]):
@@ -28,9 +29,13 @@ class Turns(Generic[T]):
     several flows wait, each gets of what there is by its weight, whatever it asks for; one that asked for nothing has
     saved nothing. Work that costs more than `most` begins when nothing else is under way."""
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, most: int, alone: int = 0) -> None:
+        """`alone`: as `most`, while one flow is the only one that has asked for anything lately; 0: the same."""
+        self._most, self._alone = most, max(alone, most)
         self.under_way = 0
+        self._last: Flow[T] | None = None
+        self._shared = 0
+        """So much work is begun before the flow that asked last counts as the only one."""
         self._now = 0.0
         self._order: list[tuple[float, int, Flow[T]]] = []
         """The flows in which work waits: when the first piece begins, in virtual time; then in the order of entry."""
@@ -43,6 +48,9 @@ class Turns(Generic[T]):
 
     def take(self, flow: Flow[T], work: T, cost: int = 1) -> bool:
         """Return whether the work begins now; else it waits until `free` or `withdraw` returns it."""
+        if flow is not self._last:
+            self._shared = 0 if self._last is None else _LATELY * self._alone
+            self._last = flow
         if not self._order and self._fits(cost):
             self._begin(flow, max(self._now, flow.finish), cost)
             return True
@@ -63,9 +71,15 @@ class Turns(Generic[T]):
     def _fits(self, cost: int) -> bool:
         return self.under_way + cost <= self.most or not self.under_way
 
+    @property
+    def most(self) -> int:
+        """Work that may be under way now."""
+        return self._most if self._shared > 0 else self._alone
+
     def _begin(self, flow: Flow[T], start: float, cost: int) -> None:
         self._now, flow.finish = start, start + cost / flow.weight
         self.under_way += cost
+        self._shared -= cost
 
     def _list(self, flow: Flow[T]) -> None:
         if not flow.listed:

@@ -8,12 +8,15 @@ from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Final, Self
 
+from hsmcore.audit import AuditLog
 from hsmcore.config import Config
 from hsmcore.events import Events
+from hsmcore.fleet.alone import Alone
 from hsmcore.handover.base import ADD_SETTLED, Handover, can_be_asked, require_whole
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.manager.notices import NoticeService
+from hsmcore.manager.state_backup import StateBackups
 from hsmcore.rotation.context import ManagerPort
 from hsmcore.rotation.service import RotationService
 from hsmcore.state import Store, StoreError
@@ -46,6 +49,8 @@ class BackgroundServices:
         self.rotation: RotationService | None = None
         self.notices: NoticeService | None = None
         self._store: Store | None = None
+        self._alone: Alone | None = None
+        self.state_backups: StateBackups | None = None
         self._subscriptions: list[Callable[[], None]] = []
         self._looking: asyncio.Task[None] | None = None
 
@@ -58,10 +63,21 @@ class BackgroundServices:
             self.rotation.handover = handover
 
     @classmethod
-    async def open(cls, config: Config, handover: Handover | None = None, *, rotates: bool = True) -> Self:
-        """Open the state store if anything needs it. `rotates`: see create_key_manager. Raises HsmError, and leaves
-        nothing open then."""
+    async def open(
+        cls, config: Config, audit: AuditLog | None, handover: Handover | None = None, *, rotates: bool = True
+    ) -> Self:
+        """Open the state store if anything needs it, and compare it with the audit log, which is open; None: nothing is
+        signed. `rotates`: see create_key_manager. Raises HsmError, and leaves nothing open then."""
         background = cls(config)
+        background._alone = None if audit is None else await Alone.open(config, audit)
+        try:
+            return await background._open(handover, rotates=rotates)
+        except BaseException:
+            await background.close()
+            raise
+
+    async def _open(self, handover: Handover | None, *, rotates: bool) -> Self:
+        config = self.config
         rules = config.key_manager
         rotation = rules.active_rotation
         if rotation is not None and not rules.descriptor.rotates:
@@ -71,25 +87,20 @@ class BackgroundServices:
         if not sealed and (rotation is not None or config.has_emergency):
             get_logger().warning("the state store is not sealed", store=rules.state_name, hint=NOT_SEALED_HINT)
         if rotation is None and rules.notices is None and not (sealed and rules.has_levels):
-            return background
-        background._store = store = await Store.open(rules.state_place, config.state_secret)
-        try:
-            notices = background.notices = NoticeService(store, rules.notices)
-            if rotation is not None:
-                before = rules.notices.before_hours * _HOUR_NS if rules.notices is not None else 0
-                background.rotation = RotationService(
-                    config, rotation, store, notices.announce, before, rotates=rotates
-                )
-                background.rotation.handover = handover
-                background.config, background.pinned = await background.rotation.configured()
-        except BaseException:
-            await store.close()
-            raise
-        return background
+            return self
+        self._store = store = await Store.open(rules.state_place, config.state_secret)
+        notices = self.notices = NoticeService(store, rules.notices)
+        if rotation is not None:
+            before = rules.notices.before_hours * _HOUR_NS if rules.notices is not None else 0
+            self.rotation = RotationService(config, rotation, store, notices.announce, before, rotates=rotates)
+            self.rotation.handover = handover
+            self.config, self.pinned = await self.rotation.configured()
+        return self
 
     async def begin(self, port: ManagerPort, started: KeyVersion, events: Events) -> None:
         """The members run: resume an unfinished rotation, deliver notices, watch the seal of the store. Raises
         KeyMismatch, StoreNotGenuine."""
+        self.state_backups = StateBackups.begin(self.config)
         if self.notices is not None:
             notices = self.notices
             for event, kind in _NOTICED.items():
@@ -134,10 +145,14 @@ class BackgroundServices:
     async def close(self) -> None:
         """Stop all services; the next start resumes unfinished work. Idempotent."""
         async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
+            if self._alone is not None:
+                rest.push_async_callback(self._alone.close)
             if self._store is not None:
                 rest.push_async_callback(self._store.close)
             if self.notices is not None:
                 rest.push_async_callback(self.notices.close)
+            if self.state_backups is not None:
+                rest.push_async_callback(self.state_backups.close)
             if self.rotation is not None:
                 rest.push_async_callback(self.rotation.close)
             rest.push_async_callback(self._end_looking)

@@ -13,6 +13,7 @@ from hsmcore.fleet.membership import Membership
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.manager.lifecycle import State
 from hsmcore.manager.path import SigningPath
+from hsmcore.manager.state_backup import StateBackups
 from hsmcore.members import cache_summary
 from hsmcore.policy import Guard
 from hsmcore.rotation.service import RotationService
@@ -33,6 +34,8 @@ class Snapshot(NamedTuple):
     """The policy; None: there is none."""
     fleet: Membership | None = None
     """This host in its fleet; None: there is none."""
+    state_backups: StateBackups | None = None
+    """The backups of the state store; None: there are none on schedule."""
 
     @property
     def open(self) -> bool:

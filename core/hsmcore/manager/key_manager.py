@@ -105,8 +105,8 @@ class KeyManager:
             await self.audit.open()
             self.audit.record("configuration-load", result="ok", config_sha256=self.config.sha256())
             self.fleet = await join(self.config)
-            opened = BackgroundServices.open(self.config, self._handover, rotates=self._rotates)
-            background = self._background = await opened
+            opening = BackgroundServices.open(self.config, self.audit, self._handover, rotates=self._rotates)
+            background = self._background = await opening
             path = await open_path(background.config, self._verify_version, self.audit, self._events, background.pinned)
             await self._begin(path)
         except BaseException as error:
@@ -445,6 +445,6 @@ class KeyManager:
 
     def snapshot(self) -> Snapshot:
         """The parts, for hsmcore.metrics. Any thread."""
-        rotation, problems = self._background.rotation, self._background.store_problems
-        life, ring = self._life.state, self._keys.ring
-        return Snapshot(self.config, life, self._path, ring, rotation, self.audit, problems, self._guard, self.fleet)
+        beside, life, ring = self._background, self._life.state, self._keys.ring
+        first = (self.config, life, self._path, ring, beside.rotation, self.audit, beside.store_problems)
+        return Snapshot(*first, self._guard, self.fleet, beside.state_backups)

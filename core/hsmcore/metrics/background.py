@@ -27,6 +27,11 @@ def read_background(reading: Reading, snapshot: Snapshot) -> None:
             for scope in SEALED:
                 reading.add(names.STORE_NOT_GENUINE, int(scope in snapshot.store), scope)
     _read_audit(reading, snapshot)
+    if snapshot.state_backups is not None:
+        seen = snapshot.state_backups.seen
+        reading.add(names.STATE_BACKUP, seen.backup)
+        reading.add(names.STATE_DRILL, seen.drill)
+        reading.add(names.STATE_BACKUP_FAILING, int(seen.failing))
     for use, path in _places(snapshot):
         _read_disk(reading, use, path)
 

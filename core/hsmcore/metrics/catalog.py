@@ -96,6 +96,17 @@ STORE_NOT_GENUINE = _gauge(
     "hsmcore_store_not_genuine", "1 while rows of the state store are not those that hsmcore wrote.", "scope"
 )
 
+STATE_BACKUP = _gauge(
+    "hsmcore_state_backup_timestamp_seconds", "When the state store was last backed up, Unix time; 0: never."
+)
+STATE_DRILL = _gauge(
+    "hsmcore_state_drill_timestamp_seconds",
+    "When this process last restored such a backup into a temporary place, Unix time; 0: never.",
+)
+STATE_BACKUP_FAILING = _gauge(
+    "hsmcore_state_backup_failing", "1 while the last backup of the state store, or its drill, has failed."
+)
+
 POLICY_REFUSED = _counter(
     "hsmcore_policy_refused_total", "Requests that the policy refused, by kind of payload.", "kind"
 )

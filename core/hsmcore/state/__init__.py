@@ -3,7 +3,7 @@
 A policy's own tables lie beside it: failover/budget.py, failover/history.py, rotation/store.py.
 
 Reading order: schema, seal, exchange, ownership, database, sqlite, postgres, roles, store; then keys, positions,
-desired, backups, approvals, outbox.
+desired, backups, approvals, outbox; backup is of the store itself.
 """
 
 from hsmcore.state.approvals import Approval, Approvals, NotApproved
@@ -11,7 +11,7 @@ from hsmcore.state.backups import Backups
 from hsmcore.state.desired import Desired, Wish
 from hsmcore.state.keys import Keys, StoredKey
 from hsmcore.state.outbox import Outbox
-from hsmcore.state.seal import StoreError, StoreNotGenuine
+from hsmcore.state.seal import StoreBehind, StoreError, StoreNotGenuine
 from hsmcore.state.store import RoleLost, Store, StoreBusy, StoreUnknown
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Outbox",
     "RoleLost",
     "Store",
+    "StoreBehind",
     "StoreBusy",
     "StoreError",
     "StoreNotGenuine",

@@ -10,13 +10,14 @@ import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
-from sqlalchemy import Connection, insert, inspect, select, text
+from sqlalchemy import Connection, Table, insert, inspect, select, text
 
 from hsmcore.errors import HsmError
 from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
@@ -117,6 +118,14 @@ class Database(ABC):
     @abstractmethod
     def transact_unchecked(self, work: Work[T], *, turn: bool = True) -> T:
         """Do `work` in one transaction. Runs in the thread, for an open Store."""
+
+    @abstractmethod
+    def copy_to(self, path: Path) -> None:
+        """Copy everything, as it is at one moment, into a new file of SQLite. Stops no writer. Runs in the thread."""
+
+    def replace_all(self, rows: Mapping[Table, Sequence[Sequence[Any]]], aside: str) -> None:
+        """Put rows in the place of all others: of a server. A file is replaced as a file."""
+        raise NotImplementedError
 
     @abstractmethod
     def disconnect(self) -> None:

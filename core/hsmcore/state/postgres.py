@@ -14,23 +14,26 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.state.database import Database, StoreUnknown, Work, migrate, reason, require_known
 from hsmcore.state.exchange import Asking, Decide, Question
 from hsmcore.state.roles import row_role
+from hsmcore.state.schema import METADATA
 from hsmcore.state.seal import SealSecret, StoreError
 from hsmcore.state.server_ask import Asker
 from hsmcore.state.server_link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
 from hsmcore.state.server_schema import Objects, foreign_of, marks_of, objects_of
 from hsmcore.state.server_url import parse
+from hsmcore.state.sqlite import fill
 
 T = TypeVar("T")
 
@@ -40,6 +43,7 @@ PREFIX: Final = "hsmcore_"
 _SCHEMAS: Final = text("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, :prefix) ORDER BY 1")
 _SEARCH: Final = text("SELECT set_config('search_path', :path, true)")
 _TABLE: Final = text("SELECT to_regclass(:name)")
+_GROUP: Final = 1000
 _LONGEST: Final = 63
 """Of a name in PostgreSQL."""
 _MIGRATING: Final = 0x68736D636F7265
@@ -254,6 +258,35 @@ class ServerDatabase(Database):
         assert self._link is not None  # noqa: S101  # for the type checker
         self._link.begin(begin, self._know, questions)
         return self._link
+
+    def copy_to(self, path: Path) -> None:
+        # All at once: the server ends a transaction that is idle for a second.
+        tables = METADATA.sorted_tables
+        rows = self.transact_unchecked(lambda on: {table: on.execute(select(table)).all() for table in tables})
+        fill(path, rows)
+
+    def replace_all(self, rows: Mapping[Table, Sequence[Sequence[Any]]], aside: str) -> None:
+        """Put these rows in the place of all others, in one transaction. The former schema is kept under the name
+        `aside`; "": it is empty, and is used. Runs in the thread."""
+
+        def work(connection: Connection) -> None:
+            if aside:
+                connection.exec_driver_sql(f'ALTER SCHEMA "{self.schema}" RENAME TO "{aside}"')
+                connection.exec_driver_sql(f'CREATE SCHEMA "{self.schema}"')
+                migrate(connection, self.shown, self.schema)
+            for table, found in rows.items():
+                connection.exec_driver_sql(f'DELETE FROM "{table.name}"')  # noqa: S608  # our own names
+                names = ", ".join(f'"{name}"' for name in (column.name for column in table.columns))
+                marks = ", ".join(["%s"] * len(table.c))
+                put = f'INSERT INTO "{table.name}" ({names}) OVERRIDING SYSTEM VALUE VALUES ({marks})'  # noqa: S608
+                for begin in range(0, len(found), _GROUP):
+                    connection.exec_driver_sql(put, [tuple(row) for row in found[begin : begin + _GROUP]])
+                if "id" in table.c:
+                    place = f"pg_get_serial_sequence('\"{self.schema}\".\"{table.name}\"', 'id')"
+                    highest = f'SELECT coalesce(max(id), 0) + 1 FROM "{table.name}"'  # noqa: S608
+                    connection.exec_driver_sql(f"SELECT setval({place}, ({highest}), false)")
+
+        self.transact_unchecked(work)
 
     def disconnect(self) -> None:
         if self._link is not None:

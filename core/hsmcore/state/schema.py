@@ -106,6 +106,11 @@ ROLE: Final = _table("role", "name* epoch:n holder until_ns:n")
 """Roles that one process of a fleet may have at a time (Store.exclusively), by the database's clock. `epoch` rises with
 each change of hands; what is written in a role is written under its epoch."""
 
+AUDIT_MARK: Final = _table("audit_mark", "name* logged pending marked_ns:n restored")
+"""The store's place in an audit log (fleet/alone.py), by the log's origin and key manager: the random mark that the log
+is known to have, and the one that goes into it next. The row "" is there in a store that was restored from a backup
+and not reconciled yet; `restored` says from which."""
+
 SPENT: Final = _table("spent", "name* minute:n amount:n")
 """What transactions have moved within the present minute, counted from 1970."""
 
@@ -253,6 +258,14 @@ MIGRATIONS: Final = (
                 PRIMARY KEY (host, domain))""",
             """CREATE TABLE role (
                 name TEXT PRIMARY KEY, epoch BIGINT NOT NULL, holder TEXT NOT NULL, until_ns BIGINT NOT NULL)""",
+        ),
+    ),
+    Migration(
+        8,
+        (
+            """CREATE TABLE audit_mark (
+                name TEXT PRIMARY KEY, logged TEXT NOT NULL, pending TEXT NOT NULL, marked_ns BIGINT NOT NULL,
+                restored TEXT NOT NULL)""",
         ),
     ),
 )

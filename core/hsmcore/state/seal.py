@@ -3,7 +3,7 @@ which cannot be undone. A writer of the file who does not know the secret can ma
 
 The rows of a scope have one digest; the seal is the MAC of all digests and of a counter that only grows. So a row that
 was changed, added, removed, or put back from an earlier time is found. The whole store as it once was, with its seal,
-is found by the processes that have seen a later counter, not after a restart.
+is found by the processes that have seen a later counter; at a start the audit log shows it (fleet/alone.py).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from hsmcore.errors import SystemFailure
 from hsmcore.log import get_logger
 from hsmcore.state.schema import (
     APPROVAL,
+    AUDIT_MARK,
     BACKUP,
     BOUND,
     DESIRED_STATE,
@@ -52,6 +53,7 @@ SEALED: Final[Mapping[str, tuple[Table, ...]]] = {
     "orders": (DESIRED_STATE,),
     "policy": (WATERMARK, SPENT),
     "fleet": (FLEET, FLEET_HOST, FLEET_FLOOR, ROLE),
+    "witness": (AUDIT_MARK,),
 }
 """The sealed tables, by scope. A statement that uses a table of a scope has the whole scope checked first. The rows of
 `bound`, which are many, have a MAC each; `watermark` says which of them there are."""
@@ -83,6 +85,13 @@ class StoreNotGenuine(StoreError):
         "Find out who can write the state store; compare what `hsmcore state seal` shows, and then adopt it or put a "
         "good copy in its place."
     )
+
+
+class StoreBehind(StoreError):
+    """The audit log goes on after the state store: an older copy was put in its place, or another store. No key manager
+    with ordered kinds starts on it."""
+
+    default_hint = "Put the newest store back; or raise this one to what the log says: `hsmcore state reconcile`."
 
 
 class SealSecret(Protocol):
@@ -373,6 +382,14 @@ def _digest(connection: Connection, scope: str) -> str:
         for row in connection.execute(_rows_of(table)):
             digest.update(ascii(_trimmed(row)).encode())
     return digest.hexdigest()
+
+
+def fingerprint(connection: Connection, scopes: Iterable[str]) -> str:
+    """Return a digest of the rows of scopes, whoever wrote them: to see that they have changed."""
+    names = [table.name for scope in scopes for table in SEALED[scope]]
+    # Not by tables, which the guard would check: nothing is done for these rows.
+    rows = [list(map(tuple, connection.exec_driver_sql(f"SELECT * FROM {name} ORDER BY 1"))) for name in names]  # noqa: S608  # our names
+    return hashlib.sha256(ascii(rows).encode()).hexdigest()
 
 
 def _no_rows(scope: str) -> str:

@@ -14,15 +14,15 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, Table, create_engine, delete, event, insert, select
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -37,6 +37,7 @@ from hsmcore.state.database import (
     require_known,
 )
 from hsmcore.state.ownership import make_empty, make_folder, open_or_make
+from hsmcore.state.schema import METADATA
 from hsmcore.state.seal import StoreError
 
 T = TypeVar("T")
@@ -90,6 +91,13 @@ class FileDatabase(Database):
         with connection.begin():
             return work(connection)
 
+    def copy_to(self, path: Path) -> None:
+        assert self._opened is not None  # noqa: S101  # for the type checker
+        driver: Any = self._opened[1].connection.driver_connection
+        with closing(sqlite3.connect(path)) as target:
+            driver.backup(target)  # in one step, so no writer can come between
+            target.execute("PRAGMA journal_mode = DELETE")  # one file
+
     def disconnect(self) -> None:
         if self._opened is not None:
             _close(*self._opened)
@@ -110,6 +118,75 @@ class FileDatabase(Database):
             yield
         finally:
             os.close(descriptor)
+
+
+def install(copy: Path, path: Path, *, replace: bool) -> Path | None:
+    """Put a copy, a file beside `path`, in the place of a store. Returns where the former one is kept; None: there was
+    none. Raises StoreBusy if a process uses the store, StoreError if there is one and `replace` is not set."""
+    real = Path(os.path.realpath(path))
+    aside = None
+    try:
+        descriptor = os.open(copy, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if os.path.lexists(real):
+            if not replace:
+                raise StoreError(f"state store {path}: there is one", hint="It is kept beside the other: --replace.")
+            _require_unused(real)
+            aside = real.with_name(f"{real.name}.before-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}")
+            os.link(real, aside)
+        for end in ("-wal", "-shm"):  # of a store that nobody could close: they would be taken for the copy's
+            with suppress(FileNotFoundError):
+                Path(f"{real}{end}").rename(f"{aside or real}{end}.before")
+        copy.replace(real)
+        folder = os.open(real.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise StoreError(f"state store {path}: {error.strerror}", call="rename") from None
+    return aside
+
+
+def _require_unused(path: Path) -> None:
+    """Raise StoreBusy if a process has the store open: only the last one can leave the WAL. Then all is in the file."""
+    with closing(sqlite3.connect(path, timeout=0)) as connection:
+        try:
+            connection.execute("PRAGMA journal_mode = DELETE")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise StoreBusy(f"state store {path}: a process uses it", hint="Stop its key managers.") from None
+        except sqlite3.DatabaseError:
+            return  # it is damaged, which is why it is replaced
+
+
+def fill(path: Path, rows: Mapping[Table, Sequence[Sequence[Any]]]) -> None:
+    """Make a store of these rows."""
+    engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
+    try:
+        with engine.begin() as connection:
+            migrate(connection, f"state store {path}")
+            for table, found in rows.items():
+                connection.execute(delete(table))
+                if found:
+                    names = table.c.keys()
+                    connection.execute(insert(table), [dict(zip(names, row, strict=True)) for row in found])
+    finally:
+        engine.dispose()
+
+
+def everything(path: Path) -> dict[Table, list[tuple[Any, ...]]]:
+    """Return all rows of a store that no process uses."""
+    engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
+    try:
+        with engine.begin() as connection:
+            tables = METADATA.sorted_tables
+            return {table: [tuple(row) for row in connection.execute(select(table))] for table in tables}
+    finally:
+        engine.dispose()
 
 
 def _file_at(path: Path, *, writes: bool) -> _File:

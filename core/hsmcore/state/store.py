@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from sqlalchemy import Connection, Select
+from sqlalchemy import Connection, Select, Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from hsmcore.state.database import BUSY_SECONDS, Database, RoleLost, StoreBusy, StoreUnknown, join, now_ns, reason
@@ -178,6 +178,19 @@ class Store:
             raise StoreError(f"{self.name}: it is closed")
         self._database.require_own_process()
         return await asyncio.get_running_loop().run_in_executor(self._database.thread, self._translated, work)
+
+    async def copy_to(self, path: Path) -> None:
+        """Copy everything, as it is at one moment, into a new file of SQLite. Raises StoreError."""
+        await self._run(lambda: self._database.copy_to(path))
+
+    async def replace_all(self, rows: Mapping[Table, Sequence[Sequence[Any]]], aside: str) -> None:
+        """Put rows in the place of all others of a server, which are kept in a schema named `aside`; "": there are
+        none. Raises StoreError."""
+        await self._run(lambda: self._database.replace_all(rows, aside))
+
+    async def foreign(self) -> str:
+        """Return an object of the database that is not of hsmcore's making, or "". Raises StoreError."""
+        return await self._run(lambda: self._database.transact_unchecked(self._database.foreign))
 
     async def rows(self, query: Select[Any]) -> list[dict[str, Any]]:
         """Return the rows of a query, by column. Raises StoreError."""

@@ -41,15 +41,15 @@ class Place(Protocol):
         """Return the names of all backups, sorted."""
 
 
-def place_at(location: str, endpoint: str | None = None) -> Place:
-    """Return the place that `backupLocation` names. `endpoint`: another S3 endpoint than AWS's. Nothing is connected
-    yet."""
+def place_at(location: str, endpoint: str | None = None, suffix: str = SUFFIX) -> Place:
+    """Return the place that `backupLocation` names. `endpoint`: another S3 endpoint than AWS's. `suffix`: of the names
+    that it lists. Nothing is connected yet."""
     scheme, separator, rest = location.partition("://")
     if not separator:
-        return Folder(location, Path(location))
+        return Folder(location, Path(location), suffix)
     if scheme == "file":
-        return Folder(location, Path(rest))
-    return Bucket(location, endpoint)
+        return Folder(location, Path(rest), suffix)
+    return Bucket(location, endpoint, suffix)
 
 
 def name_for(label: str, key_id: str) -> str:
@@ -60,9 +60,9 @@ def name_for(label: str, key_id: str) -> str:
 class Folder:
     """A folder of this machine. Files are 0600, and belong to its owner; the folder is 0700 if it has to be made."""
 
-    def __init__(self, location: str, path: Path) -> None:
+    def __init__(self, location: str, path: Path, suffix: str = SUFFIX) -> None:
         self.location = location
-        self._path = path
+        self._path, self._suffix = path, suffix
 
     async def create(self, name: str, data: bytes) -> None:
         await self._run(self._create, name, data)
@@ -94,7 +94,7 @@ class Folder:
         return data
 
     async def names(self) -> list[str]:
-        found: list[Path] = await self._run(lambda: list(self._path.glob(f"*{SUFFIX}")))
+        found: list[Path] = await self._run(lambda: list(self._path.glob(f"*{self._suffix}")))
         return sorted(path.name for path in found if path.name[0] != ".")
 
     async def _run(self, work: Any, *args: Any) -> Any:
@@ -110,9 +110,9 @@ class Bucket:
     """An object store: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix. Credentials come from the places
     of the vendor's own tools (environment, instance metadata; for S3 those of boto3, if it is installed)."""
 
-    def __init__(self, location: str, endpoint: str | None) -> None:
+    def __init__(self, location: str, endpoint: str | None, suffix: str = SUFFIX) -> None:
         self.location = location
-        self._endpoint = endpoint
+        self._endpoint, self._suffix = endpoint, suffix
         self._opened: ObjectStore | None = None
 
     def _store(self) -> ObjectStore:
@@ -151,7 +151,7 @@ class Bucket:
             import obstore
 
             found = await obstore.list(self._store()).collect_async()
-        return sorted(item["path"] for item in found if item["path"].endswith(SUFFIX))
+        return sorted(item["path"] for item in found if item["path"].endswith(self._suffix))
 
 
 @contextmanager

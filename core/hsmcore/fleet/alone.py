@@ -1,0 +1,220 @@
+"""The second witness of a host without a fleet: whether the state store is the one that its audit log goes on from.
+
+An older copy of the store knows nothing of what was bound, spent and rotated since. Two things show it. Each position
+that was signed has a record, so a position that the log has and the store lacks was lost (witness.py). And a random
+mark goes into the store, then into the log, at each start and each end, and within a second of each change of key ring,
+rotations or emergency budget: a store without the log's last mark is an older one, or another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Self
+
+from sqlalchemy import Connection, delete, select
+
+from hsmcore.audit import AuditLog
+from hsmcore.audit.segment import SegmentError
+from hsmcore.config import Config
+from hsmcore.errors import AuditUnavailable, HsmError
+from hsmcore.fleet.witness import Witness
+from hsmcore.log import get_logger
+from hsmcore.state import Store, StoreBehind, StoreNotGenuine, positions
+from hsmcore.state.positions import Mark, Row
+from hsmcore.state.schema import AUDIT_MARK, replace_row
+from hsmcore.state.seal import fingerprint
+
+OPERATION: Final = "state-mark"
+MOST_BYTES: Final = 4 << 30
+"""Of the log's text that a reconciliation reads."""
+_LOOK_SECONDS: Final = 1.0
+_DAY_NS: Final = 86_400_000_000_000
+"""A mark is made at least so often, so that the log's retention leaves one."""
+_WATCHED: Final = ("ring", "steps", "budget")
+_RESTORED: Final = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a store stands to its log."""
+
+    problem: str
+    """Why it may be an older one, or another one; "": it is the one."""
+    since_ns: int = 0
+    """The time of its last mark that the log has: it has all that was written before. 0: it has none."""
+    missing: int = 0
+    """Positions that the log has and the store lacks, as far as was looked."""
+
+
+def witness_of(config: Config) -> bool:
+    """Whether a configuration has both: positions in a store of this host, and an audit log."""
+    rules = config.key_manager
+    return bool(rules.fleet is None and rules.audit_log_file and rules.policy is not None and rules.policy.ordered)
+
+
+class Alone:
+    """One key manager's. Belongs to one event loop."""
+
+    def __init__(self, store: Store, log: AuditLog) -> None:
+        self._store, self._log = store, log
+        self.witness = Witness(store, "", socket.gethostname(), "", log)
+        self._logged = self._seen = ""
+        self._marked_ns = 0
+        self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, config: Config, log: AuditLog) -> Self | None:
+        """Compare store and log, which is open; None: the configuration lacks one of them. Raises StoreBehind,
+        StoreError, AuditUnavailable."""
+        if not witness_of(config):
+            return None
+        alone = cls(await Store.open(config.key_manager.state_place, config.state_secret), log)
+        try:
+            await alone._begin()
+        except BaseException:
+            await alone._store.close()
+            raise
+        return alone
+
+    async def _begin(self) -> None:
+        try:
+            standing = await self.standing()
+        except StoreNotGenuine as error:
+            await self._store.look()
+            if "policy" not in self._store.problems:
+                raise
+            get_logger().error("store and audit log are not compared; no position is bound", error=str(error))
+            return
+        if standing.problem:
+            self._log.note("state-behind", result="error", reason=standing.problem, count=standing.missing)
+            raise StoreBehind(f"{self._store.name}: {standing.problem}")
+        await self._mark()
+        self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    async def standing(self) -> Standing:
+        """Compare store and log; changes nothing. Raises StoreError, AuditUnavailable."""
+        row, restored = await self._store.run(self._rows)
+        newest, since = await self._last_mark(row)
+        self._logged = newest
+        lacking, _ = await self.witness.compare()
+        lacking = await self._store.run(partial(_unguarded, rows=lacking))
+        problem = ""
+        if restored:
+            problem = f"it was restored ({restored}) and not reconciled"
+        elif newest and (row is None or newest not in (row["logged"], row["pending"])):
+            problem = "the audit log goes on after it: it is an older copy, or another store"
+        elif lacking:
+            problem = f"position {lacking[0].position} of {lacking[0].domain}, which the audit log has, is not in it"
+        return Standing(problem, since, len(lacking))
+
+    def _rows(self, connection: Connection) -> tuple[dict[str, Any] | None, str]:
+        found = {row["name"]: dict(row) for row in connection.execute(select(AUDIT_MARK)).mappings()}
+        restored = found.get(_RESTORED)
+        return found.get(self._name), "" if restored is None else str(restored["restored"])
+
+    @property
+    def _name(self) -> str:
+        return "/".join((self._log.origin, *self._log.mark.values()))
+
+    async def _last_mark(self, row: dict[str, Any] | None) -> tuple[str, int]:
+        """Return the log's last mark, and the time of the newest one that the store has, or 0."""
+        newest, since = "", 0
+        known = () if row is None else (row["logged"], row["pending"])
+        try:
+            async for record in self._log.query(None, None, {"operation": OPERATION, **self._log.mark}):
+                newest = str(record.get("state", ""))
+                if newest in known:
+                    since = record["time_ns"]
+        except (OSError, SegmentError) as error:
+            raise AuditUnavailable(f"the audit log cannot be read: {error}", call="read") from None
+        return newest, since
+
+    async def _mark(self) -> None:
+        """Make a mark: in the store first, so that the log never has one that the store did not have."""
+        name, fresh, now = self._name, secrets.token_hex(16), time.time_ns()
+        values = {"logged": self._logged, "pending": fresh, "marked_ns": now, "restored": ""}
+
+        def work(connection: Connection) -> str:
+            replace_row(connection, AUDIT_MARK, name, **values)
+            return fingerprint(connection, _WATCHED)
+
+        self._seen, self._marked_ns = await self._store.run(work), now
+        seq = self._log.note(OPERATION, result="ok", state=fresh)
+        await self._log.durable(seq)
+        status = self._log.status
+        if seq is not None and status is not None and status.kept_seq >= seq:
+            self._logged = fresh
+
+    async def _watch(self) -> None:
+        said = ""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                seen = await self._store.run(lambda connection: fingerprint(connection, _WATCHED))
+                if seen != self._seen or time.time_ns() > self._marked_ns + _DAY_NS:
+                    await self._mark()
+            except HsmError as error:
+                if str(error) != said:
+                    get_logger().error("the state store's place in the audit log is not noted", error=str(error))
+                said = str(error)
+            else:
+                said = ""
+
+    async def reconcile(self) -> tuple[int, list[dict[str, Any]], dict[str, int]]:
+        """Put back what the store lacks of the log, and note that it is the one that the log goes on from. Only raises.
+        Returns the number of positions, those that are bound to another payload here, and the floors that were raised.
+        Raises StoreError, AuditUnavailable."""
+        standing = await self.standing()
+        added, conflicts, floors = await self.witness.put_back(standing.since_ns, MOST_BYTES)
+        name, newest = self._name, self._logged
+        values = {"logged": newest, "pending": newest, "marked_ns": time.time_ns(), "restored": ""}
+
+        def work(connection: Connection) -> None:
+            connection.execute(delete(AUDIT_MARK).where(AUDIT_MARK.c.name == _RESTORED))
+            replace_row(connection, AUDIT_MARK, name, **values)
+
+        await self._store.run(work)
+        shown = [
+            {"domain": row.domain, "position": row.position, "digest": row.digest, "bound": digest, "holder": holder}
+            for row, digest, holder in conflicts
+        ]
+        return added, shown, floors
+
+    async def close(self) -> None:
+        """Make a last mark, so that each earlier copy is an older one; then close the store. Idempotent."""
+        task, self._task = self._task, None
+        try:
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+                await self._mark()
+        except HsmError as error:
+            get_logger().error("the state store's place in the audit log is not noted", error=str(error))
+        finally:
+            await self._store.close()
+
+
+def _unguarded(connection: Connection, *, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows without those whose watermark says that they were bound: they were removed, and the policy signs
+    nothing there. An older store has an older watermark."""
+    domains = {row.domain for row in rows}
+    marks = positions.marks(connection, domains)
+    there = {
+        name: positions.bound(connection, name, [r.position for r in rows if r.domain == name]) for name in domains
+    }
+    return [row for row in rows if row.position in there[row.domain] or not _has(marks, row)]
+
+
+def _has(marks: Mapping[str, Mark], row: Row) -> bool:
+    return row.domain in marks and marks[row.domain].has(row.position)
+
+
+def set_restored(connection: Connection, what: str) -> None:
+    """Note in a store that it was restored: nothing with a position is signed on it before it is reconciled."""
+    replace_row(connection, AUDIT_MARK, _RESTORED, logged="", pending="", marked_ns=time.time_ns(), restored=what)

@@ -1,0 +1,180 @@
+"""Backups of a state store, and the way back: what a backup lacks of the audit log, and restoring it.
+
+A store that was restored is older than the log, as a rule. It says of itself that it was restored: on one host no
+payload with a position is signed before it is reconciled (alone.py); in a fleet it has an incident that each host
+answers (incident.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import tempfile
+import time
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sqlalchemy import Connection, func, select
+
+from hsmcore.audit import AuditLog
+from hsmcore.audit.checkpoint import Checkpoint
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.note import NoteError
+from hsmcore.config import Config
+from hsmcore.fleet import incident
+from hsmcore.fleet.alone import Alone, set_restored, witness_of
+from hsmcore.state import Store, StoreBusy, StoreError, backup
+from hsmcore.state.backup import BackupUnusable, Statement
+from hsmcore.state.ownership import make_folder
+from hsmcore.state.schema import FLEET_HOST, METADATA
+from hsmcore.state.sqlite import everything, install
+from hsmcore.state.store import now_ns
+
+_ALIVE: Final = 2
+"""Lives of a lease: a host that was not seen for so long does not run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A backup that is whole. `problem`: why it is older than the audit log; "": it is not, as far as is known.
+    `missing`: positions that the log has and it lacks. Both None: there is no log to compare with."""
+
+    statement: Statement
+    problem: str | None = None
+    missing: int | None = None
+    records: int | None = None
+    """Records that the log's last checkpoint covers and the backup's does not."""
+
+
+def subject_of(config: Config) -> str:
+    """Return whose a configuration's store is: the fleet's name, or the origin of its audit log."""
+    rules = config.key_manager
+    return rules.fleet.name if rules.fleet is not None else AuditLog.of(rules).origin
+
+
+def checkpoint_of(config: Config) -> Checkpoint | None:
+    """Return the last checkpoint of the audit log. Raises StoreError if it cannot be read."""
+    file = config.key_manager.audit_log_file
+    if file is None:
+        return None
+    try:
+        return Checkpoint.parse(Layout(file).checkpoint.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, NoteError) as error:
+        raise StoreError(f"the checkpoint of audit log {file} cannot be read: {error}") from None
+
+
+async def back_up(config: Config) -> tuple[Statement, bytes]:
+    """Return a backup of the store of a configuration, which other processes may use. Raises StoreError."""
+    rules = config.key_manager
+    last = checkpoint_of(config)  # before the copy: what the log has up to here, the copy has
+    audit = None
+    if last is not None:
+        root, note = b64encode(last.root).decode(), last.note.decode()
+        audit = {"origin": last.origin, "size": last.size, "root": root, "note": note}
+    store = await Store.open_to_read(rules.state_place)
+    try:
+        return await backup.make_backup(store, subject_of(config), rules.manager, audit, config.state_secret)
+    finally:
+        await store.close()
+
+
+async def check(config: Config, data: bytes, source: str | None = None) -> Checked:
+    """Restore a backup into a temporary place, and compare it with the audit log. `source`: whose it is, if not this
+    configuration's. Raises BackupUnusable, StoreError."""
+    statement, body = backup.parse(data, config.state_secret)
+    _require_ours(config, statement, source)
+    with tempfile.TemporaryDirectory(prefix="hsmcore-state-") as folder:
+        async with backup.unpacked(body, Path(folder, "state.db"), config.state_secret) as store:
+            last = checkpoint_of(config)
+            records = None
+            if last is not None and statement.audit is not None and statement.audit["origin"] == last.origin:
+                records = last.size - statement.audit["size"]
+            if not witness_of(config):
+                return Checked(statement, records=records)
+            standing = await Alone(store, AuditLog.of(config.key_manager)).standing()
+            return Checked(statement, standing.problem, standing.missing, records)
+
+
+def _require_ours(config: Config, statement: Statement, source: str | None) -> None:
+    own = subject_of(config) if source is None else source
+    if statement.subject != own or statement.manager != config.key_manager.manager:
+        whose = f"{statement.subject or 'a store without audit log'}, key manager {statement.manager or 'default'}"
+        raise BackupUnusable(
+            f"the backup is of {whose}, not of {own or 'a store without audit log'}",
+            hint="If it is the one to restore all the same, name whose it is: --from.",
+        )
+
+
+async def restore(config: Config, data: bytes, *, replace: bool, source: str | None = None) -> tuple[Statement, str]:
+    """Put the store of a backup in the place of the configuration's. Returns what the backup says, and where the former
+    store is kept ("": there was none). After a crash it is the former store or the restored one. Raises BackupUnusable,
+    StoreBusy while a process uses the store, StoreError."""
+    statement, body = backup.parse(data, config.state_secret)
+    _require_ours(config, statement, source)
+    rules = config.key_manager
+    made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(statement.made_ns / 1e9))
+    why = f"from a backup of {made}"
+
+    def mark(connection: Connection) -> None:
+        if rules.fleet is None:
+            set_restored(connection, why)
+        else:
+            incident.begin(connection, rules.fleet.name, rules.fleet.host, f"it was restored {why}", ("", ""))
+
+    with _beside(config) as copy:
+        async with backup.unpacked(body, copy, config.state_secret) as store:
+            await store.run(mark)
+        if rules.fleet is None:
+            aside = await asyncio.to_thread(install, copy, rules.state_path, replace=replace)
+            return statement, "" if aside is None else str(aside)
+        target = await Store.open(rules.fleet, config.state_secret, shows=True)
+        try:
+            name = await _free_place(target, rules.fleet.ttl_ms, replace=replace)
+            await target.replace_all(await asyncio.to_thread(everything, copy), name)
+        finally:
+            await target.close()
+    return statement, name
+
+
+@contextmanager
+def _beside(config: Config) -> Iterator[Path]:
+    """Yield the path of a file to be made: in the folder of the store, whose owner gets it; then it is removed."""
+    place = Path(os.path.realpath(config.key_manager.state_path))
+    with tempfile.TemporaryDirectory(prefix="hsmcore-state-") as folder:
+        if config.key_manager.fleet is not None:
+            yield Path(folder, "state.db")
+            return
+        make_folder(place.parent, parents=True)
+        copy = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+        try:
+            yield copy
+        finally:
+            for end in ("", "-wal", "-shm"):
+                Path(f"{copy}{end}").unlink(missing_ok=True)
+
+
+async def _free_place(store: Store, ttl_ms: int, *, replace: bool) -> str:
+    """Return the name under which the present rows are to be kept; "": there are none."""
+
+    def work(connection: Connection) -> tuple[list[str], bool]:
+        since = now_ns(connection) - _ALIVE * ttl_ms * 1_000_000
+        alive = select(FLEET_HOST.c.name).where(FLEET_HOST.c.state != "closed", FLEET_HOST.c.seen_ns > since)
+        tables = [table for table in METADATA.sorted_tables if table.name not in ("schema_version", "seal")]
+        counts = [connection.execute(select(func.count()).select_from(table)).scalar_one() for table in tables]
+        return [str(row.name) for row in connection.execute(alive)], any(counts)
+
+    hosts, filled = await store.run(work, shows=True)
+    if not filled:
+        return ""
+    if not replace:
+        raise StoreError(f"{store.name}: there are rows", hint="They are kept in a schema of another name: --replace.")
+    if hosts:
+        raise StoreBusy(f"{store.name}: {', '.join(hosts)} use it", hint="Stop the fleet's hosts.")
+    return f"before_{time.strftime('%Y%m%dt%H%M%S', time.gmtime())}_{secrets.token_hex(3)}"

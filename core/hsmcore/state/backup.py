@@ -1,0 +1,171 @@
+"""A backup of a state store: one file, whatever database the store is in, so that either kind is restored from it.
+
+It is a line of JSON that says what it is, a line with that line's digest and, with a stateSecret, its MAC; then the
+whole store as a file of SQLite, whose digest the first line has. A store has no secrets: what counts is that none of it
+is changed. The seal of the store (state/seal.py) is in it like every other row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+from sqlalchemy import Connection, select
+
+from hsmcore.state.ownership import make
+from hsmcore.state.positions import marks
+from hsmcore.state.schema import MIGRATIONS, SEAL
+from hsmcore.state.seal import SealSecret, StoreError, derive
+from hsmcore.state.store import Store
+
+FORMAT: Final = "hsmcore-state-backup-1"
+SUFFIX: Final = ".hsmstate"
+_LABEL: Final = b"hsmcore: a backup of a state store, version 1\0"
+_MOST_LINE: Final = 1 << 20
+
+
+class BackupUnusable(StoreError):
+    """A file is no backup of this store, or was changed. Nothing of it is restored."""
+
+    default_hint = "Take another backup, and find out what happened to this one."
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a backup says of itself."""
+
+    schema: int
+    made_ns: int
+    subject: str
+    """Whose it is: the fleet's name, or the origin of the audit log; "": there is no log."""
+    manager: str | None
+    """The key manager, where there are several."""
+    sealed: bool
+    audit: dict[str, Any] | None
+    """The log's last checkpoint before the copy was made: `origin`, `size`, `root`, and the signed `note`."""
+    highest: dict[str, int]
+    """The highest position of each domain, at least."""
+    size: int
+    sha256: str
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it as data for JSON, as it stands in the file."""
+        return {
+            "format": FORMAT,
+            "schema": self.schema,
+            "madeNs": self.made_ns,
+            "subject": self.subject,
+            "manager": self.manager,
+            "sealed": self.sealed,
+            "audit": self.audit,
+            "highest": self.highest,
+            "bytes": self.size,
+            "sha256": self.sha256,
+        }
+
+
+async def make_backup(
+    store: Store, subject: str, manager: str | None, audit: dict[str, Any] | None, secret: SealSecret | None
+) -> tuple[Statement, bytes]:
+    """Copy a store that is open, and return the backup. `audit`: the checkpoint that was read before. Raises
+    StoreError, SecretUnavailable."""
+
+    def look(connection: Connection) -> tuple[dict[str, int], bool]:
+        highest = {name: mark.high for name, mark in marks(connection).items()}
+        return highest, connection.execute(select(SEAL.c.name)).first() is not None
+
+    made, (highest, sealed) = time.time_ns(), await store.run(look, shows=True)
+    with tempfile.TemporaryDirectory(prefix="hsmcore-state-") as folder:
+        path = Path(folder, "state.db")
+        await store.copy_to(path)
+        data = await asyncio.to_thread(path.read_bytes)
+    schema, digest = MIGRATIONS[-1].number, hashlib.sha256(data).hexdigest()
+    statement = Statement(schema, made, subject, manager, sealed, audit, highest, len(data), digest)
+    line = orjson.dumps(statement.as_data(), option=orjson.OPT_SORT_KEYS)
+    vouched = f"{hashlib.sha256(line).hexdigest()} {_mac(line, secret)}\n"
+    return statement, line + b"\n" + vouched.encode() + data
+
+
+def parse(data: bytes, secret: SealSecret | None) -> tuple[Statement, memoryview]:
+    """Return what a backup says and the store in it, all of it compared with digests and MAC. Raises BackupUnusable,
+    SecretUnavailable."""
+    line, _, rest = data[:_MOST_LINE].partition(b"\n")
+    vouched, _, _ = rest.partition(b"\n")
+    if not line.startswith(b"{") or f'"{FORMAT}"'.encode() not in line:
+        raise BackupUnusable(f"this is no backup of the form {FORMAT}")
+    digest, _, mac = vouched.decode("ascii", "replace").partition(" ")
+    if digest != hashlib.sha256(line).hexdigest():
+        raise BackupUnusable("the backup was changed or cut off: its first line has another digest")
+    try:
+        found = orjson.loads(line)
+        names = ("schema", "madeNs", "subject", "manager", "sealed", "audit", "highest", "bytes", "sha256")
+        statement = Statement(*(found[name] for name in names))
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        raise BackupUnusable("the backup was not made by hsmcore") from None
+    if secret is not None and mac == "-":
+        raise BackupUnusable(
+            "the backup has no seal, and the configuration has a stateSecret",
+            hint="To use it all the same, leave stateSecret out, restore, and then adopt it: `hsmcore state seal`.",
+        )
+    if secret is not None and not hmac.compare_digest(mac.encode(), _mac(line, secret).encode()):
+        raise BackupUnusable("the backup was sealed with another stateSecret, or changed")
+    if type(statement.schema) is not int or statement.schema > MIGRATIONS[-1].number:
+        newest = MIGRATIONS[-1].number
+        raise BackupUnusable(
+            f"a newer version of hsmcore has made it (schema {statement.schema}, known up to {newest})"
+        )
+    body = memoryview(data)[len(line) + len(vouched) + 2 :]
+    if len(body) != statement.size:
+        raise BackupUnusable(f"the backup was cut off or added to: {len(body)} of {statement.size} bytes")
+    if hashlib.sha256(body).hexdigest() != statement.sha256:
+        raise BackupUnusable("the backup was changed: its content has another digest")
+    return statement, body
+
+
+@asynccontextmanager
+async def unpacked(body: memoryview, path: Path, state_secret: SealSecret | None) -> AsyncIterator[Store]:
+    """Write the store of a backup into a new file, bring it up to date, and open it. It is closed at the end; the file
+    stays. Raises BackupUnusable, StoreError."""
+    try:
+        await asyncio.to_thread(_write, path, body)
+        store = await Store.open(path, state_secret, shows=True)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}", call="write") from None
+    except StoreError as error:
+        raise BackupUnusable(f"the store in the backup cannot be opened: {error.args[0]}") from None
+    try:
+        status = await store.seal_status()
+        foreign = await store.foreign()
+        if foreign:
+            raise BackupUnusable(f"the store in the backup has another schema: {foreign} is not of hsmcore's making")
+        if status is not None and status.sealed and status.problems:
+            scope, problem = next(iter(status.problems.items()))
+            raise BackupUnusable(f"the store in the backup is not genuine: {scope}: {problem}")
+        yield store
+    finally:
+        await store.close()
+
+
+def _write(path: Path, body: memoryview) -> None:
+    with os.fdopen(make(path), "wb") as file:
+        file.write(body)
+
+
+def _mac(line: bytes, secret: SealSecret | None) -> str:
+    if secret is None:
+        return "-"
+    key = derive(secret)
+    try:
+        return hmac.digest(hmac.digest(key, _LABEL, "sha256"), line, "sha256").hex()
+    finally:
+        key[:] = bytes(len(key))

@@ -1,0 +1,107 @@
+"""Who a client of the gateway is, and how much of its rules it has used up."""
+
+import pytest
+
+from hsmcore.audit.record import current_caller
+from hsmcore.config.gateway import GatewayClient
+from hsmcore.errors import ConfigurationError, QueueFull
+from hsmcore.gateway import clients
+from hsmcore.gateway.clients import Client, Directory
+from hsmcore.gateway.tls import names_in
+
+TOKEN = "t" * 32
+
+
+def rules(**given):
+    """The rules of a client."""
+    return GatewayClient.model_validate({"keys": ["default"], **given})
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Nanoseconds that go on as the test says."""
+    now = [10**12]
+    monkeypatch.setattr(clients, "monotonic_ns", lambda: now[0])
+    return now
+
+
+def test_clients_are_found_by_what_they_show():
+    found = Directory(
+        {
+            "user": rules(uid=[5, 6]),
+            "group": rules(gid=[7]),
+            "named": rules(names=["dns:a.example", "spiffe://d/x"]),
+            "other": rules(names=["dns:b.example"]),
+            "token": rules(token=TOKEN),
+        }
+    )
+    assert found.by_peer(5, 1).name == found.by_peer(6, 7).name == "user"
+    assert found.by_peer(1, 7).name == "group"
+    assert found.by_peer(0, 0) is None
+    assert found.by_names(["dns:z", "dns:a.example", "spiffe://d/x"]).name == "named"
+    assert found.by_names(["dns:a.example", "dns:b.example"]) is None
+    assert found.by_names([]) is None
+    assert found.by_token(TOKEN).name == "token"
+    assert found.by_token(TOKEN + "t") is None
+    assert found.by_token("") is None
+    assert found.by_token("\ud800" * 5000) is None
+
+
+@pytest.mark.parametrize("token", ["short", "with a blank in it, although long", "ä" * 30])
+def test_a_token_that_is_none_is_refused_and_not_shown(token):
+    with pytest.raises(ConfigurationError) as caught:
+        Directory({"app": rules(token=token)})
+    assert token not in str(caught.value)
+
+
+def test_a_token_is_one_client_s():
+    with pytest.raises(ConfigurationError, match="client 'one'"):
+        Directory({"one": rules(token=TOKEN), "two": rules(token=TOKEN)})
+
+
+def test_requests_in_flight_are_limited():
+    client = Client("app", rules(uid=[1], inFlight=3))
+    client.begin(2)
+    with pytest.raises(QueueFull):
+        client.begin(2)
+    client.begin(1)
+    client.end(2)
+    client.begin(2)
+    assert client.open == 3
+
+
+def test_a_rate_has_bursts_and_says_when_there_is_room(clock):
+    client = Client("app", rules(uid=[1], perSecond=10))
+    client.begin(10, 10)
+    with pytest.raises(QueueFull) as caught:
+        client.begin(1, 1)
+    assert caught.value.retry_after_ms == 101
+    assert client.open == 10  # what is refused is not counted
+    clock[0] += 100_000_000
+    client.begin(1, 1)
+    with pytest.raises(QueueFull):
+        client.begin(1, 1)
+    clock[0] += 3_600_000_000_000
+    client.begin(10, 10)
+    with pytest.raises(QueueFull):
+        client.begin(1, 1)
+    client.begin(1)  # what is no signature has no rate
+
+
+def test_what_runs_for_a_client_is_recorded_as_its(clock):
+    client = Client("app", rules(uid=[1]))
+    assert client.context.run(current_caller) == "app"
+    assert current_caller() is None
+
+
+def test_names_are_those_that_certificates_are_checked_for():
+    names = (
+        ("DNS", "A.example"),
+        ("URI", "spiffe://d/x"),
+        ("URI", "https://d/x"),
+        ("email", "a@b"),
+        ("IP Address", "::1"),
+    )
+    certificate = {"subject": ((("commonName", "cn.example"),),), "subjectAltName": names}
+    assert names_in(certificate) == ("dns:a.example", "spiffe://d/x")
+    assert names_in(None) == names_in({}) == ()
