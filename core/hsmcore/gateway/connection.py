@@ -26,6 +26,9 @@ UNREAD_BYTES: Final = 1 << 18
 UNREAD_SECONDS: Final = 30.0
 """Seconds after which such a connection is closed. Its answers are remembered."""
 _LENGTH: Final = 4
+AT_ONCE: Final = 16
+"""Answers that are sent together, at most: while their client takes them, the next ones are made. With all of a turn in
+one write, each side stands still while the other works."""
 
 
 class Host(Protocol):
@@ -283,11 +286,11 @@ class Connection(asyncio.Protocol):
     # Answers.
 
     def send(self, data: bytes, *, last: bool = False) -> None:
-        """Send a frame, with all others of this turn of the event loop; at once if it is the `last` one."""
+        """Send a frame with others of this turn of the event loop, at most AT_ONCE; at once if it is the `last` one."""
         if self._transport is None:
             return
         self._out.append(data)
-        if last:
+        if last or len(self._out) == AT_ONCE:
             self._flush()
         elif len(self._out) == 1:
             self._loop.call_soon(self._flush)

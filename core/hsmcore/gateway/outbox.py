@@ -19,6 +19,8 @@ _REST: Final = 20
 """Between two looks for what is late lie so many times as long as a look takes."""
 _PIECE: Final = 1 << 18
 """Bytes that are handed to a connection at a time: it may then be full."""
+AT_ONCE: Final = 16
+"""Requests that go out together, at most: the gateway begins with them while the next ones are made."""
 _ACK_EVERY: Final = 64
 _DRAINING: Final = ("BUSY", "CLOSED")
 _NEVER: Final = float("inf")
@@ -88,9 +90,10 @@ class Outbox:
         self._waiting.append(request)
         if request.deadline < self._look_at:
             self._look_by(request.deadline)
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self.flush)
+        if len(self._waiting) >= AT_ONCE and self._out < self.credits:
+            self.flush()
+        else:
+            self.wake()
 
     def _tidy(self) -> bool:
         """Drop those whose callers have given up. Returns whether there is room then."""
@@ -114,7 +117,7 @@ class Outbox:
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Send what there is room for: all requests of a turn of the loop go out together."""
+        """Send what there is room for: the requests of a turn of the loop go out together, AT_ONCE at a time."""
         self._scheduled = False
         for channel in self._channels:
             if channel.withdrawn:
