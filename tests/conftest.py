@@ -137,11 +137,22 @@ def pooler(postgres: Cluster) -> Iterator[Bouncer]:
     LASTING.remove(made)
 
 
+_BOTH_LOOPS = ("test_sign.py", "test_lifecycle.py", "test_cache.py", "test_gateway.py", "test_closing.py")
+"""Tests of what an event loop has most part in."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Through the pooler, `make test` runs the tests of the store itself; what lies on it is for `make check-deep`."""
+    """Through the pooler, `make test` runs the tests of the store itself; what lies on it is for `make check-deep`. So
+    is the second event loop of a test with devices or faults, except for _BOTH_LOOPS."""
+    names = {item.nodeid for item in items}
     for item in items:
         callspec = getattr(item, "callspec", None)
-        if callspec and callspec.params.get("place") == "pooled" and "test_state_store" not in item.nodeid:
+        if callspec is None:
+            continue
+        if callspec.params.get("place") == "pooled" and "test_state_store" not in item.nodeid:
+            item.add_marker(pytest.mark.deep)
+        second = callspec.params.get("run") == "asyncio" and item.nodeid.replace("asyncio", "uvloop") in names
+        if second and item.path.name not in _BOTH_LOOPS and item.path.parent.name != "unit":
             item.add_marker(pytest.mark.deep)
 
 
