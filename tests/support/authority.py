@@ -13,6 +13,17 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 _DAY = datetime.timedelta(days=1)
+_SIGNS_CERTIFICATES = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
 
 
 class Issued(NamedTuple):
@@ -30,6 +41,7 @@ class Authority:
         self._name = _named(name)
         ca = x509.BasicConstraints(ca=True, path_length=0)
         made = self._builder(self._name, self._key, days=1).add_extension(ca, critical=True)
+        made = made.add_extension(_SIGNS_CERTIFICATES, critical=True)
         self.file = str(_written(folder / f"{name}.pem", self._signed(made)))
 
     def issue(
@@ -64,6 +76,9 @@ class Authority:
             .subject_name(name).issuer_name(self._name).public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - 3 * _DAY).not_valid_after(now + days * _DAY)
+            # RFC 5280 asks for them, and Python from 3.13 on insists.
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )  # fmt: skip
 
     def _signed(self, made: x509.CertificateBuilder) -> bytes:
