@@ -19,8 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -30,39 +29,16 @@ import uvloop
 from tests.fleet.cluster import Cluster, Template, cluster
 from tests.fleet.proxy import Proxy
 from tests.fleet.schedules import fast_folder
-from tests.support.audit_logs import settings
-from tests.support.fleet_hosts import BLOCKS, digest, message
+from tests.support.attending import Host, attending
 from tests.support.postgres import PASSWORD, USER, fleet
 
-from hsmcore.audit import AuditLog
 from hsmcore.errors import HsmError
-from hsmcore.fleet.membership import Membership
-from hsmcore.policy.watermark import Place, Watermark
-from hsmcore.state import Store
 
 TTL_MS = 1000
 SECONDS = 60.0
 """The longest that anything takes."""
 _PASSING = ("NotHolder", "FleetBehind", "StoreError", "StoreUnknown")
 _PASSWORD = quote(PASSWORD, safe="")
-
-
-class Host:
-    """One host's life."""
-
-    def __init__(self, member: Membership, store: Store, log: AuditLog) -> None:
-        self.member, self._log = member, log
-        self._mark = Watermark(store, f"{member.host}:1", member)
-
-    async def sign(self, position: int, text: str) -> str:
-        """Bind a payload and record it. Returns the name of the error, or ""."""
-        try:
-            await self._mark.require(Place(BLOCKS, position, digest(text)))
-        except HsmError as error:
-            return type(error).__name__
-        self._log.record("sign", message=message(text), result="ok", kind="block", domain=BLOCKS, position=position)
-        await self._log.flush()
-        return ""
 
 
 class Promotion:
@@ -75,22 +51,9 @@ class Promotion:
         self._signed: dict[int, set[str]] = {}
         folder.mkdir()
 
-    @asynccontextmanager
-    async def _host(self, name: str, **more: Any) -> AsyncIterator[Host]:
+    def _host(self, name: str, **more: Any) -> AbstractAsyncContextManager[Host]:
         url = f"postgresql://{USER}:{_PASSWORD}@127.0.0.1:{self._way.port}/{self._name}?connect_timeout=2"
-        place = fleet(url, host=name, ttlMs=TTL_MS, singleNode=False, **more)
-        (self._folder / name).mkdir(exist_ok=True)
-        log = AuditLog(str(self._folder / name / "audit.log"), settings())
-        await log.open()
-        member, store = await Membership.open(place), await Store.open(place)
-        try:
-            await member.watch_over(log)
-            member.begin(lambda *_, **__: None)
-            yield Host(member, store, log)
-        finally:
-            await member.close()
-            await store.close()
-            await log.close()
+        return attending(fleet(url, host=name, ttlMs=TTL_MS, singleNode=False, **more), self._folder / name)
 
     async def run(self) -> None:
         """Lose positions, and see what comes of it."""
@@ -118,6 +81,7 @@ class Promotion:
     async def _try(self, host: Host, position: int, text: str) -> str:
         found = await host.sign(position, text)
         if not found:
+            await host.log.flush()
             self._signed.setdefault(position, set()).add(text)
         return found
 

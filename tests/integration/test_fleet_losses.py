@@ -4,48 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
-from tests.support.audit_logs import settings
-from tests.support.fleet_hosts import BLOCKS, digest, message
+from tests.support.attending import Host, attending
+from tests.support.fleet_hosts import BLOCKS
 from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.postgres import Cluster, cluster, fleet
 
-from hsmcore.audit import AuditLog
 from hsmcore.config.fleet import Fleet
-from hsmcore.errors import HsmError
 from hsmcore.fleet.confirmations import Confirmations
 from hsmcore.fleet.membership import Membership
-from hsmcore.policy.watermark import Place, Watermark
 from hsmcore.state import Store, StoreError
 
 pytestmark = [pytest.mark.integration, one_loop]
 TTL = 1000
-
-
-class Host:
-    """One host: its membership, and what binds behind its fence."""
-
-    def __init__(self, member: Membership, store: Store, log: AuditLog) -> None:
-        self.member, self.log = member, log
-        self.mark = Watermark(store, f"{member.host}:1", member)
-
-    async def sign(self, position: int, text: object = "") -> str:
-        """Bind a payload, and record it. Returns the name of the error, or ""."""
-        payload = text or f"{BLOCKS} {position}"
-        try:
-            await self.mark.require(Place(BLOCKS, position, digest(payload)))
-        except HsmError as error:
-            return type(error).__name__
-        self.log.record("sign", message=message(payload), result="ok", kind="block", domain=BLOCKS, position=position)
-        return ""
 
 
 class Shared:
@@ -71,20 +50,8 @@ class Shared:
             done = on.execute(statement.encode())
             return done.fetchall() if done.description else []
 
-    @asynccontextmanager
-    async def host(self, name: str, **more: Any) -> AsyncIterator[Host]:
-        place, log = self.place(name, **more), AuditLog(str(self._folder / name / "audit.log"), settings())
-        (self._folder / name).mkdir(exist_ok=True)
-        await log.open()
-        member, store = await Membership.open(place), await Store.open(place)
-        try:
-            await member.watch_over(log)
-            member.begin(lambda *_, **__: None)
-            yield Host(member, store, log)
-        finally:
-            await member.close()
-            await store.close()
-            await log.close()
+    def host(self, name: str, **more: Any) -> AbstractAsyncContextManager[Host]:
+        return attending(self.place(name, **more), self._folder / name)
 
 
 @pytest.fixture

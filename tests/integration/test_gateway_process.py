@@ -13,7 +13,7 @@ import pytest
 from nacl.signing import VerifyKey
 from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.loops import one_loop
-from tests.support.managers import becomes
+from tests.support.managers import until
 from tests.support.wire_site import ME, Peer, document, sign
 
 from hsmcore.gateway import wire
@@ -98,11 +98,7 @@ async def test_the_next_gateway_may_begin_while_one_still_answers(world, tmp_pat
         before = chaos.calls("C_Sign")
         chaos.fault("C_Sign", "hang", forever=True)
         peer.send(sign(1, M, timeout_ms=120_000))
-
-        async def hangs():
-            return chaos.calls("C_Sign") > before
-
-        await becomes(hangs)
+        await until(lambda: chaos.calls("C_Sign") > before)
         process.child.send_signal(signal.SIGTERM)
         assert (await peer.next()).type is Type.GOAWAY
         async with gateway(tmp_path, document(world.config(), tmp_path)) as following:
@@ -124,11 +120,7 @@ async def test_sigterm_answers_what_is_open_and_refuses_what_comes(world, tmp_pa
         before = chaos.calls("C_Sign")
         chaos.fault("C_Sign", "hang", forever=True)
         peer.send(sign(2, M, timeout_ms=120_000))
-
-        async def hangs():
-            return chaos.calls("C_Sign") > before
-
-        await becomes(hangs)
+        await until(lambda: chaos.calls("C_Sign") > before)
         process.child.send_signal(signal.SIGTERM)
         found = await peer.next()
         left, _ = wire.read_goaway(found.body)

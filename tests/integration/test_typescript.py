@@ -23,6 +23,8 @@ from hsmcore.audit.query import Query
 
 pytestmark = pytest.mark.integration
 PACKAGE = Path(__file__).parents[2] / "clients" / "typescript"
+ALONE = ("wire", "client", "again", "key-manager", "sequencer")
+"""Files of tests that need no gateway."""
 NODE = shutil.which("node")
 AT_LENGTH = [pytest.mark.deep, pytest.mark.timeout(900)]
 needs_node = pytest.mark.skipif(NODE is None, reason="Node.js is not installed")
@@ -60,7 +62,7 @@ def against(options: Mapping[str, Any], transactions: int = 1000) -> dict[str, s
 
 
 @needs_node
-@pytest.mark.parametrize("name", ["wire", "client", "key-manager", "sequencer"])
+@pytest.mark.parametrize("name", ALONE)
 def test_of_its_own(built, name):
     passes(built, name)
 
@@ -68,9 +70,7 @@ def test_of_its_own(built, name):
 @needs_node
 def test_every_file_of_tests_is_run(built):
     """A file that is added must be added here as well."""
-    assert {path.name for path in built.glob("*.test.js")} == {
-        f"{name}.test.js" for name in ("wire", "client", "key-manager", "sequencer", "real")
-    }
+    assert {path.name for path in built.glob("*.test.js")} == {f"{name}.test.js" for name in (*ALONE, "real")}
 
 
 def passes_against(built: Path, name: str, folder: Path, config: Mapping[str, Any], **rules: Any) -> None:

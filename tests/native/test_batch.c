@@ -2,25 +2,9 @@
 #include <hsmcore/batch.h>
 
 #include "harness.h"
+#include "rfc6962.h"
 
 enum { MOST = 70 };
-
-/* MTH(D[n]) as section 2.1 defines it. */
-static void by_definition(hsm_merkle *hasher, const uint8_t *leaves, size_t count, uint8_t *root) {
-    if (count == 1) {
-        memcpy(root, leaves, HSM_MERKLE_HASH);
-        return;
-    }
-    size_t k = 1;
-    while (2 * k < count) {
-        k *= 2;
-    }
-    uint8_t left[HSM_MERKLE_HASH];
-    uint8_t right[HSM_MERKLE_HASH];
-    by_definition(hasher, leaves, k, left);
-    by_definition(hasher, leaves + k * HSM_MERKLE_HASH, count - k, right);
-    hsm_merkle_node(hasher, left, right, root);
-}
 
 /* PATH(m, D[n]) as section 2.1.1 defines it. Returns the number of hashes. */
 static size_t path_by_definition(hsm_merkle *hasher, const uint8_t *leaves, size_t count, size_t index, uint8_t *path) {
@@ -35,10 +19,10 @@ static size_t path_by_definition(hsm_merkle *hasher, const uint8_t *leaves, size
     size_t found;
     if (index < k) {
         found = path_by_definition(hasher, leaves, k, index, path);
-        by_definition(hasher, right, count - k, path + found * HSM_MERKLE_HASH);
+        root_by_definition(hasher, right, count - k, path + found * HSM_MERKLE_HASH);
     } else {
         found = path_by_definition(hasher, right, count - k, index - k, path);
-        by_definition(hasher, leaves, k, path + found * HSM_MERKLE_HASH);
+        root_by_definition(hasher, leaves, k, path + found * HSM_MERKLE_HASH);
     }
     return found + 1;
 }
@@ -56,7 +40,7 @@ static void trees_and_paths_are_those_of_the_definition(void) {
         uint8_t path[HSM_MERKLE_HEIGHT * HSM_MERKLE_HASH];
         uint8_t wanted[HSM_MERKLE_HEIGHT * HSM_MERKLE_HASH];
         const uint8_t *built = hsm_merkle_build(hasher, nodes, count);
-        by_definition(hasher, nodes, count, root);
+        root_by_definition(hasher, nodes, count, root);
         CHECK_INT(memcmp(built, root, sizeof root), ==, 0);
         for (size_t i = 0; i < count; i++) {
             size_t length = hsm_merkle_path(nodes, count, i, path);

@@ -1,8 +1,8 @@
 """Configuration: one tree of frozen models, loaded and checked as a whole before anything starts.
 
 Reading order: load, root, several, providers, descriptor, registry; pkcs11, softhsm, yubihsm, cloudhsm, kms, ephemeral;
-failover, fleet, policy, gateway, rotation, audit, monitoring, credentials, secret; then base, faults, uri, modules,
-secretsmanager.
+failover, fleet, policy, gateway, rotation, audit, monitoring, credentials, secret, tokens; then base, faults, uri,
+modules, secretsmanager.
 """
 
 from hsmcore.config.audit import AuditSettings, AuditSigningKey

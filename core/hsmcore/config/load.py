@@ -112,6 +112,22 @@ def _valid(model: type[M], body: object, path: str, source: str, faults: list[Co
     return made
 
 
+def changed(part: M, where: str, **changes: object) -> M:
+    """Return a part of a configuration, which stands at `where`, with other values for some of the document's keys.
+    Raises ConfigurationError if they contradict the rest of it."""
+    given = {field.alias or name: getattr(part, name) for name, field in type(part).model_fields.items()} | changes
+    faults: list[ConfigFault] = []
+    made: M | None = None
+    try:
+        made = type(part).model_validate(given)
+    except ValidationError as error:
+        faults = faults_of(error, given, where, {})
+    if made is None:  # raised outside the handler, as in _valid
+        raise ConfigurationError.of(faults)
+    made.locate(where)
+    return made
+
+
 def _apart(configs: dict[str, Config], source: str) -> dict[str, Config]:
     """Return the configurations. Raises ConfigurationError if two of them share what only one may have."""
     if faults := list(clashes(configs)):

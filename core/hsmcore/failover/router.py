@@ -101,10 +101,10 @@ class Router:
         endpoint = self.pick()
         if endpoint is not None:
             request.require_key(endpoint.key)
-        if endpoint is not None and request.attempts.key in (None, endpoint.key):
-            answer = await self._attempt(endpoint, request)
-            if answer is not None:
-                return answer
+            if request.attempts.key in (None, endpoint.key):
+                answer = await self._attempt(endpoint, request)
+                if answer is not None:
+                    return answer
         return await self._route(request)
 
     def deadline(self, timeout: float | None) -> int:

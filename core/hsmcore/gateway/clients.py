@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import os
 from collections.abc import Iterable, Mapping
 from time import monotonic_ns
 from typing import Any, Final
 
-from hsmcore._native import wipe
 from hsmcore.audit.record import caller_context
-from hsmcore.config import Gateway, GatewayClient, Secret
+from hsmcore.config import Gateway, GatewayClient
+from hsmcore.config.tokens import MAX_TOKEN_BYTES, TokenDigests
 from hsmcore.errors import ConfigFault, ConfigurationError, QueueFull
 from hsmcore.gateway.sharing import Flow
 
-MIN_TOKEN_BYTES: Final = 20
-"""Shortest accepted token: a shorter one can be guessed."""
-MAX_TOKEN_BYTES: Final = 4096
 _MS: Final = 1_000_000
 _SECOND: Final = 1_000_000_000
 
@@ -79,11 +73,11 @@ class Directory:
         self._uids = {uid: client for client in known for uid in client.rules.uid}
         self._gids = {gid: client for client in known for gid in client.rules.gid}
         self._names = {name: client for client in known for name in client.rules.names}
-        self._secret = os.urandom(32)
+        self._digests = TokenDigests()
         self._tokens: dict[bytes, Client] = {}
         for client in known:
             if client.rules.token is not None:
-                digest = self._digest_of(client.rules.token)
+                digest = self._digests.of_secret(client.rules.token)
                 if digest in self._tokens:
                     problem = f"is the token of client {self._tokens[digest].name!r}, too"
                     raise ConfigurationError.of([ConfigFault(client.rules.token.where, problem)])
@@ -105,19 +99,4 @@ class Directory:
 
     def by_token(self, token: str) -> Client | None:
         """The client that sends this token. The time that it takes says nothing about other tokens."""
-        return self._tokens.get(self._digest(token[:MAX_TOKEN_BYTES].encode(errors="replace")))
-
-    def _digest(self, token: bytes | bytearray) -> bytes:
-        # Under a key of this process: who chooses the token does not choose what is looked up.
-        return hmac.digest(self._secret, token, hashlib.sha256)
-
-    def _digest_of(self, secret: Secret) -> bytes:
-        token = secret.resolve()
-        try:
-            if len(token) < MIN_TOKEN_BYTES or any(not 0x20 < byte < 0x7F for byte in token):
-                problem = f"must be at least {MIN_TOKEN_BYTES} printable ASCII characters without spaces"
-                hint = "Make one with: openssl rand -hex 32"
-                raise ConfigurationError.of([ConfigFault(secret.where, problem)], hint=hint)
-            return self._digest(token)
-        finally:
-            wipe(token)
+        return self._tokens.get(self._digests.of(token[:MAX_TOKEN_BYTES].encode(errors="replace")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final, Protocol
 
 from hsmcore.config.policy import PREHASHED
@@ -210,7 +211,7 @@ class Connection(asyncio.Protocol):
     # Requests.
 
     def _sign(self, frame: Frame) -> None:
-        self._take(frame, wire.read_sign(frame), _begin_sign, _answer_sign, signatures=1)
+        self._take(frame, wire.read_sign(frame), _begin_sign, _ANSWER_SIGN, signatures=1)
 
     def _sign_many(self, frame: Frame) -> None:
         asked = wire.read_sign_many(frame.body)
@@ -218,13 +219,13 @@ class Connection(asyncio.Protocol):
         if not 1 <= count <= self.server.batch:
             self._refuse(frame.request, BadArgument(f"a batch of {count}; at most {self.server.batch}"))
             return
-        self._take(frame, asked, _begin_sign_many, _answer_sign_many, signatures=count)
+        self._take(frame, asked, _begin_sign_many, _ANSWER_SIGN_MANY, signatures=count)
 
     def _verify(self, frame: Frame) -> None:
-        self._take(frame, wire.read_verify(frame.body), _begin_verify, _answer_verify)
+        self._take(frame, wire.read_verify(frame.body), _begin_verify, _ANSWER_VERIFY)
 
     def _manage(self, frame: Frame) -> None:
-        self._take(frame, wire.read_manage(frame.body), _begin_manage, _answer_manage)
+        self._take(frame, wire.read_manage(frame.body), _begin_manage, _ANSWER_MANAGE)
 
     def _take(
         self,
@@ -393,46 +394,39 @@ def _begin_manage(request: Request, _left: float) -> None:
     _run(request, request.counter.desk.manage_key(request.counter, asked.operation, asked.key_id))
 
 
-def _settle(request: Request, outcome: Any, data: bytes, *, remembered: bool) -> None:
-    connection = request.connection
-    server = connection.server
-    server.count(request.client, outcome.status if isinstance(outcome, HsmError) else "OK")
-    session = request.session
-    session.close(request.number, data if remembered else None, server.now)
+def _signed(request: Request, outcome: Receipt | Signed) -> bytes:
+    number = request.counter.desk.number(request.counter.name, outcome.public_key, outcome.key_id)
+    level = outcome.level if outcome.level in wire.LEVELS else ""
+    return wire.signed(request.number, wire.Signed(number, level, outcome.audit_seq, outcome.signature))
+
+
+def _signed_many(request: Request, outcome: tuple[int, list[bytes | HsmError]]) -> bytes:
+    version, outcomes = outcome
+    shown = [refusal_of(one, begun=True) if isinstance(one, HsmError) else one for one in outcomes]
+    return wire.signed_many(request.number, version, shown)
+
+
+def _verified(request: Request, outcome: bool) -> bytes:
+    return wire.verified(request.number, outcome)
+
+
+def _done(request: Request, outcome: str) -> bytes:
+    return wire.done(request.number, outcome)
+
+
+def _answer(request: Request, outcome: Any, made: Callable[[Request, Any], bytes], *, remembered: bool = True) -> None:
+    """Answer a request: with an error, or with what `made` makes of the result."""
+    connection, session = request.connection, request.session
+    if isinstance(outcome, HsmError):
+        status, data = outcome.status, wire.error(request.number, refusal_of(outcome, begun=request.started))
+    else:
+        status, data = "OK", made(request, outcome)
+    connection.server.count(request.client, status)
+    session.close(request.number, data if remembered else None, connection.server.now)
     connection.send(data, last=not session.open)
 
 
-def _answer_sign(request: Request, outcome: Receipt | Signed | HsmError) -> None:
-    if isinstance(outcome, HsmError):
-        data = wire.error(request.number, refusal_of(outcome, begun=request.started))
-    else:
-        number = request.counter.desk.number(request.counter.name, outcome.public_key, outcome.key_id)
-        level = outcome.level if outcome.level in wire.LEVELS else ""
-        data = wire.signed(request.number, wire.Signed(number, level, outcome.audit_seq, outcome.signature))
-    _settle(request, outcome, data, remembered=True)
-
-
-def _answer_sign_many(request: Request, outcome: tuple[int, list[bytes | HsmError]] | HsmError) -> None:
-    if isinstance(outcome, HsmError):
-        data = wire.error(request.number, refusal_of(outcome, begun=request.started))
-    else:
-        version, outcomes = outcome
-        shown = [refusal_of(one, begun=True) if isinstance(one, HsmError) else one for one in outcomes]
-        data = wire.signed_many(request.number, version, shown)
-    _settle(request, outcome, data, remembered=True)
-
-
-def _answer_verify(request: Request, outcome: bool | HsmError) -> None:
-    if isinstance(outcome, HsmError):
-        data = wire.error(request.number, refusal_of(outcome, begun=request.started))
-    else:
-        data = wire.verified(request.number, outcome)
-    _settle(request, outcome, data, remembered=False)
-
-
-def _answer_manage(request: Request, outcome: str | HsmError) -> None:
-    if isinstance(outcome, HsmError):
-        data = wire.error(request.number, refusal_of(outcome, begun=request.started))
-    else:
-        data = wire.done(request.number, outcome)
-    _settle(request, outcome, data, remembered=True)
+_ANSWER_SIGN: Final = partial(_answer, made=_signed)
+_ANSWER_SIGN_MANY: Final = partial(_answer, made=_signed_many)
+_ANSWER_VERIFY: Final = partial(_answer, made=_verified, remembered=False)
+_ANSWER_MANAGE: Final = partial(_answer, made=_done)

@@ -9,10 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from pydantic import ValidationError
-
 from hsmcore.config import Config, Gateway
-from hsmcore.config.faults import faults_of
+from hsmcore.config.load import changed
 from hsmcore.errors import ConfigFault, ConfigurationError
 from hsmcore.gateway.desk import Desk
 from hsmcore.gateway.figures import read_gateway
@@ -53,21 +51,7 @@ def settings_of(configs: Mapping[str, Config], listen: tuple[str, ...] = ()) -> 
     if settings is None:
         problem = "is missing: it says who may have what signed"
         raise ConfigurationError.of([ConfigFault("$.gateway", problem)], hint="docs/GATEWAY.md has an example.")
-    return _listening_at(settings, listen) if listen else settings
-
-
-def _listening_at(settings: Gateway, listen: tuple[str, ...]) -> Gateway:
-    given = {field.alias or name: getattr(settings, name) for name, field in Gateway.model_fields.items()}
-    faults = []
-    made = None
-    try:
-        made = Gateway.model_validate({**given, "listen": listen})
-    except ValidationError as error:
-        faults = faults_of(error, given, settings.where, {})
-    if made is None:
-        raise ConfigurationError.of(faults)
-    made.locate(settings.where)
-    return made
+    return changed(settings, settings.where, listen=listen) if listen else settings
 
 
 @asynccontextmanager

@@ -11,6 +11,7 @@ from typing import Final, Self
 from hsmcore.config import Gateway
 from hsmcore.config.gateway import Listen
 from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.listening.sockets import host_and_port, tcp, unix
 
 FIRST_FD: Final = 3
 
@@ -25,7 +26,8 @@ class Bound:
             if given is not None:
                 self.socket = given
             else:
-                self.socket = _unix(path, int(settings.socket_mode, 8)) if path else _tcp(listen)
+                address, mode = listen.address, int(settings.socket_mode, 8)
+                self.socket = unix(path, mode) if path else tcp(address.host, address.port)
         except OSError as error:
             where = path or f"{listen.address.host}:{listen.address.port}"
             problem = f"cannot listen at {where}: {error.strerror or error}"
@@ -33,7 +35,7 @@ class Bound:
             raise ConfigurationError.of([ConfigFault(f"{settings.where}.listen", problem)], hint=hint) from None
         self._file = path if given is None else ""
         self._inode = Path(path).stat().st_ino if self._file else 0
-        self.shown = f"unix:{path}" if path else f"{listen.face}:{_shown(listen, self.socket)}"
+        self.shown = f"unix:{path}" if path else f"{listen.face}:{host_and_port(listen.address.host, self.socket)}"
 
     def __enter__(self) -> Self:
         return self
@@ -85,52 +87,6 @@ def _is_at(given: socket.socket, listen: Listen) -> bool:
         return bool(given.getsockname() == listen.address.path)
     # Port 0: whichever it is, since the host that a service manager binds may be written otherwise.
     return not listen.address.path and listen.address.port in (0, given.getsockname()[1])
-
-
-def _shown(listen: Listen, bound: socket.socket) -> str:
-    host = listen.address.host
-    return f"{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
-
-
-def _tcp(listen: Listen) -> socket.socket:
-    family, kind, protocol, _, where = socket.getaddrinfo(
-        listen.address.host, listen.address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    made = socket.socket(family, kind, protocol)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(where)
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
-def _unix(path: str, mode: int) -> socket.socket:
-    with suppress(FileNotFoundError):
-        if Path(path).is_socket() and not _answers(path):
-            Path(path).unlink()  # of a process that was killed
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        before = os.umask(0o177)  # no moment with more permissions than in the end
-        try:
-            made.bind(path)
-        finally:
-            os.umask(before)
-        Path(path).chmod(mode)
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
-    return True
 
 
 def tell_service_manager(state: str) -> None:

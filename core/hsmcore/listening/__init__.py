@@ -1,4 +1,4 @@
 """Listening sockets that idle clients cannot exhaust: for the console (hsmcore.serve) and the gateway.
 
-Reading order: connections, door, http.
+Reading order: sockets, connections, door, http.
 """

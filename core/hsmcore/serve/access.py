@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import time
@@ -11,14 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from hsmcore._native import wipe
-from hsmcore.config import Monitoring, Secret
+from hsmcore.config import Monitoring
+from hsmcore.config.tokens import MAX_TOKEN_BYTES, TokenDigests
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 Role = Literal["viewer", "operator"]
-MIN_TOKEN_BYTES: Final = 20
-"""Shortest accepted token. `openssl rand -hex 32` makes 64 characters; a token shorter than this can be guessed."""
-MAX_TOKEN_BYTES: Final = 4096
 FAILURES: Final = 10
 """Wrong tokens that an address may send at once; then one in REFILL_SECONDS."""
 REFILL_SECONDS: Final = 1.0
@@ -40,9 +36,10 @@ class Access:
     def __init__(self, settings: Monitoring, clock: Callable[[], float] = time.monotonic) -> None:
         """Fetch the tokens. May block. Raises SecretUnavailable, and ConfigurationError for a token that is too
         short."""
-        self._key = os.urandom(32)
-        self._viewer = self._digest_of(settings.viewer_token)
-        self._operator = self._digest_of(settings.operator_token)
+        self._digests = digests = TokenDigests()
+        viewer, operator = settings.viewer_token, settings.operator_token
+        self._viewer = None if viewer is None else digests.of_secret(viewer)
+        self._operator = None if operator is None else digests.of_secret(operator)
         if self._viewer is not None and self._viewer == self._operator:
             problem = "is the same token as viewerToken: whoever may look could act"
             raise ConfigurationError.of([ConfigFault(f"{settings.where}.operatorToken", problem)])
@@ -63,7 +60,7 @@ class Access:
         """Decide whether a request with this Authorization header has the role `wanted`. The work is the same for a
         right, a wrong and a missing token."""
         presented = self._presented(header)
-        digest = self._digest(presented)
+        digest = self._digests.of(presented)
         is_operator = hmac.compare_digest(digest, self._operator or self._nobody)
         is_viewer = hmac.compare_digest(digest, self._viewer or self._nobody)
         right: Role | None = "operator" if is_operator else "viewer" if is_viewer else None
@@ -88,26 +85,6 @@ class Access:
         if scheme.lower() != "bearer":
             return b""
         return token.strip().encode("latin-1", "replace")[:MAX_TOKEN_BYTES]
-
-    def _digest(self, token: bytes | bytearray) -> bytes:
-        return hmac.digest(self._key, token, hashlib.sha256)
-
-    def _digest_of(self, secret: Secret | None) -> bytes | None:
-        if secret is None:
-            return None
-        token = secret.resolve()
-        try:
-            if (
-                len(token) < MIN_TOKEN_BYTES
-                or not token.isascii()
-                or any(byte <= 0x20 or byte == 0x7F for byte in token)
-            ):
-                problem = f"must be at least {MIN_TOKEN_BYTES} printable ASCII characters without spaces"
-                hint = "Make one with: openssl rand -hex 32"
-                raise ConfigurationError.of([ConfigFault(secret.where, problem)], hint=hint)
-            return self._digest(token)
-        finally:
-            wipe(token)
 
 
 class _Failures:

@@ -7,12 +7,10 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from hsmcore._version import __version__
 from hsmcore.config import Config, Monitoring
-from hsmcore.config.faults import faults_of
-from hsmcore.errors import BadArgument, ConfigurationError
+from hsmcore.config.load import changed
+from hsmcore.errors import BadArgument
 from hsmcore.serve.site import Site
 from hsmcore.serve.source import ManagerSource, Source
 
@@ -64,17 +62,4 @@ def settings_of(config: Config, listen: str | None, settings: Monitoring | None 
     """Return the settings to use. Raises ConfigurationError if `listen` contradicts the rest of them."""
     rules = config.key_manager
     chosen = settings or rules.monitoring or Monitoring()
-    if listen is None:
-        return chosen
-    given = {field.alias or name: getattr(chosen, name) for name, field in Monitoring.model_fields.items()}
-    where = f"{rules.where}.monitoring"
-    faults = []
-    made = None
-    try:
-        made = Monitoring.model_validate({**given, "listen": listen})
-    except ValidationError as error:
-        faults = faults_of(error, given, where, {})
-    if made is None:
-        raise ConfigurationError.of(faults)
-    made.locate(where)
-    return made
+    return chosen if listen is None else changed(chosen, f"{rules.where}.monitoring", listen=listen)

@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from hsmcore.config import Monitoring
-from hsmcore.config.monitoring import Address
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
 from hsmcore.listening.http import Server
+from hsmcore.listening.sockets import host_and_port, tcp, unix
 from hsmcore.log import get_logger
 from hsmcore.serve.access import Access
 from hsmcore.serve.app import Console
@@ -114,53 +114,16 @@ def _tls(settings: Monitoring) -> Callable[[], ssl.SSLContext] | None:
 def _bound(settings: Monitoring) -> socket.socket:
     address = settings.address
     try:
-        return _unix(address.path) if address.path else _tcp(address)
+        return unix(address.path, 0o600) if address.path else tcp(address.host, address.port)
     except OSError as error:
         problem = f"cannot listen at {settings.listen}: {error.strerror or error}"
         hint = "Choose another address, or end what listens there."
         raise ConfigurationError.of([ConfigFault(f"{settings.where}.listen", problem)], hint=hint) from None
 
 
-def _tcp(address: Address) -> socket.socket:
-    family, kind, protocol, _, where = socket.getaddrinfo(
-        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    made = socket.socket(family, kind, protocol)
-    try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(where)
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
-def _unix(path: str) -> socket.socket:
-    with suppress(FileNotFoundError):
-        if Path(path).is_socket() and not _answers(path):
-            Path(path).unlink()  # of a process that was killed
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        made.bind(path)
-        Path(path).chmod(0o600)
-    except BaseException:
-        made.close()
-        raise
-    return made
-
-
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
-    return True
-
-
 def _shown(settings: Monitoring, bound: socket.socket) -> str:
     address = settings.address
     if address.path:
         return f"unix:{address.path}"
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    return f"{'https' if settings.tls is not None else 'http'}://{host}:{bound.getsockname()[1]}"
+    scheme = "https" if settings.tls is not None else "http"
+    return f"{scheme}://{host_and_port(address.host, bound)}"

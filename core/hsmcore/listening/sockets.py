@@ -1,0 +1,52 @@
+"""Sockets that are bound, and do not listen yet: no client can connect before Door has it listen."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+
+def tcp(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to a host's address. Raises OSError."""
+    family, kind, protocol, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[
+        0
+    ]
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(where)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def unix(path: str, mode: int) -> socket.socket:
+    """Return a Unix socket with a new file of these permissions, in the place of one at which nobody listens. Raises
+    OSError."""
+    with suppress(FileNotFoundError):
+        if Path(path).is_socket() and not _answers(path):
+            Path(path).unlink()  # of a process that was killed
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.bind(path)
+        Path(path).chmod(mode)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
+def host_and_port(host: str, bound: socket.socket) -> str:
+    """Return where a bound socket of TCP is, as a URL has it: with the port that was chosen."""
+    return f"{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
