@@ -127,6 +127,28 @@ async def test_a_request_goes_on_when_its_connection_breaks_and_its_answer_waits
 
 @needs_chaos
 @one_loop
+async def test_what_was_sent_first_and_is_read_last_takes_no_answer_away(world, tmp_path):
+    """A connection broke, and its bytes are read after those of the next one."""
+    chaos = Chaos(tmp_path, wrap(world))
+    nonce = os.urandom(16)
+    async with site(chaos.config(), tmp_path) as gateway:
+        before = chaos.calls("C_Sign")
+        chaos.fault("C_Sign", "hang", forever=True)
+        async with gateway.peer(nonce) as latest:
+            latest.send(sign(1, M, again=True, **LONG))
+            await until(lambda: gateway.server.desk.open == 1)
+            for repeated in (1, 2):
+                async with gateway.peer(nonce) as broken:
+                    broken.send(sign(1, M, **LONG))
+                    await until(lambda: gateway.server.repeated == repeated)  # noqa: B023  # waited for here
+            chaos.release()
+            found = wire.read_signed((await latest.next()).body)
+            VerifyKey(gateway.manager.public_key).verify(M, found.signature)
+        assert chaos.calls("C_Sign") == before + 1
+
+
+@needs_chaos
+@one_loop
 async def test_a_request_can_be_withdrawn(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
     async with site(chaos.config(settings={"sessions": 1}), tmp_path, inFlight=1) as gateway, gateway.peer() as peer:

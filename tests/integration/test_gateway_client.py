@@ -150,9 +150,11 @@ async def test_connections_that_break_anywhere_cost_no_request(world, tmp_path, 
     log = tmp_path / "audit.log"
     async with gateway(tmp_path, world.config(auditLogFile=str(log))) as served:
         cutter = Cutter(random.Random(seed), served.addresses[0].removeprefix("unix:"), 12_000)
+        cutter.cutting = False  # initialize() meets whole connections
         await cutter.listen(str(tmp_path / "cut.sock"))
         try:
             async with Client(f"unix:{tmp_path}/cut.sock", connections=2, timeout=60) as km:
+                cutter.cutting = True
                 messages = [b"seed %d, %d" % (seed, number) for number in range(600)]
                 at_once = asyncio.Semaphore(40)
 

@@ -7,7 +7,6 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 import time
 from typing import Any
 
@@ -22,6 +21,7 @@ from hsmcore.audit.query import Query
 from hsmcore.cli.app import run as command_line
 from hsmcore.config import load
 from hsmcore.state import Desired, Store
+from hsmcore_bench.tune import cli
 from hsmcore_bench.tune.sweep import PASSES, PATIENCE, VISIT_SIGNATURES, visits_at_most
 
 pytestmark = [pytest.mark.integration, needs_chaos]
@@ -89,13 +89,11 @@ def test_a_table_for_people(tmp_path, capsys):
     assert f"{path}: $.sequencer.keyManager.config.sessions: 2 → 2\nnot written: repeat with --write\n" in said
 
 
-def test_a_file_that_changes_during_the_run_is_not_written(tmp_path, capsys):
+def test_a_file_that_changes_during_the_run_is_not_written(tmp_path, capsys, monkeypatch):
     path = device(tmp_path, **FOUR)
     other = path.read_bytes() + b"\n"
-    timer = threading.Timer(0.5, path.write_bytes, (other,))
-    timer.start()
+    monkeypatch.setattr(cli, "note", lambda _: path.write_bytes(other))  # said before the first probe
     error, _ = tuned(capsys, path, "--seconds", 0.3, "--most", 4, "--write", code=2)
-    timer.join()
     assert "was changed while the device was measured" in error["message"]
     assert "$.sequencer.keyManager.config.sessions " in error["hint"]
     assert path.read_bytes() == other

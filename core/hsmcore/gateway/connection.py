@@ -53,15 +53,23 @@ class Host(Protocol):
 
 
 class Request(Job):
-    """A job of a connection. It goes on when the connection ends; its answer goes to the latest one that asked."""
+    """A job of a connection. It goes on when the connection ends; its answer goes to each one that asked and lives."""
 
-    __slots__ = ("begun", "connection", "counter", "number", "session")
+    __slots__ = ("begun", "connection", "counter", "number", "others", "session")
 
     begun: Begun
     connection: Connection
     counter: Counter
     number: int
+    others: tuple[Connection, ...]
+    """Which have asked for the same."""
     session: Session[Request]
+
+    def asked_on(self, connection: Connection) -> None:
+        """It was asked for again. Nobody knows which connection is the client's latest: what was sent on one that has
+        broken since may be read after what was sent again on the next."""
+        lives = (one for one in (self.connection, *self.others) if one is not connection and one.lives)
+        self.connection, self.others = connection, tuple(lives)
 
     def answered(self, asked: asyncio.Future[Any]) -> None:
         """The member of `begun` has answered, or the client withdrew the request."""
@@ -158,6 +166,11 @@ class Connection(asyncio.Protocol):
             self.fail(str(error))
 
     @property
+    def lives(self) -> bool:
+        """Whether an answer can still be sent, as far as is known."""
+        return self._transport is not None
+
+    @property
     def certificate(self) -> Any:
         """The client's, as SSLObject.getpeercert(); None without TLS."""
         return self._transport.get_extra_info("peercert") if self._transport is not None else None
@@ -246,7 +259,7 @@ class Connection(asyncio.Protocol):
                 if self.server.draining:
                     raise ModuleBusy("the gateway ends", hint="Connect again.")
                 request = Request(client, what, begin, answer, 0, signatures or 1)
-                request.connection, request.number, request.session = self, number, session
+                request.connection, request.others, request.number, request.session = self, (), number, session
                 request.counter = counter = self._counter(frame.slot)
                 request.timeout = getattr(what, "timeout_ms", 0) / 1e3 or counter.timeout
                 session.open[number] = contents, request
@@ -263,7 +276,7 @@ class Connection(asyncio.Protocol):
         if isinstance(known, bytes):
             self.send(known)
         else:
-            known.connection = self
+            known.asked_on(self)
 
     def _counter(self, slot: int) -> Counter:
         if slot >= len(self._counters):
@@ -423,7 +436,8 @@ def _answer(request: Request, outcome: Any, made: Callable[[Request, Any], bytes
         status, data = "OK", made(request, outcome)
     connection.server.count(request.client, status)
     session.close(request.number, data if remembered else None, connection.server.now)
-    connection.send(data, last=not session.open)
+    for one in (connection, *request.others):
+        one.send(data, last=not session.open)
 
 
 _ANSWER_SIGN: Final = partial(_answer, made=_signed)
