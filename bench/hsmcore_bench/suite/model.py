@@ -82,6 +82,7 @@ class Contender:
     transactions: bool = False  # of ours: the messages are transactions
     policy: bool = False  # of ours: with a policy
     interval_ms: int = 20  # of sign-batched: when a batch closes
+    strangers: int = 0  # of gateway: connections that say nothing
     blocks: float = 0.0  # of ours: the share of the calls that sign a block, each at a new position
     series: str = ""  # the line of a picture that it belongs to
     scenario: str = ""  # the file it comes from

@@ -86,6 +86,10 @@ TARGETS: tuple[Target, ...] = (
     relative(
         "gateway-64-rate", "gateway, SoftHSM, 64 in flight", "× in process", 0.95, "gateway-64", "gateway-64-none"
     ),
+    relative(
+        *("gateway-strangers-rate", "the same beside 10,000 idle connections", "× without them", 0.98),
+        *("gateway-64-strangers", "gateway-64"),
+    ),
     added("gateway-1-adds", "gateway, one in flight, over the same in process", 120.0, "gateway-1", "gateway-1-none"),
     fast("batched-yubihsm2-rate", "`sign_batched`, YubiHSM 2 (8.7 signatures/s)", 100_000.0, "batched-yubihsm2"),
     batched("batched-yubihsm2-p99", "the same, p99 latency over interval and 1.2 × device", "batched-yubihsm2", 150),

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any, Final
 
 from hsmcore.gateway import Client
+from hsmcore_bench.harness.crowd import crowd
 from hsmcore_bench.harness.gateway import gateway_process
 from hsmcore_bench.suite.child.ours import MESSAGES_PER_CALLER, configuration
 from hsmcore_bench.suite.child.protocol import Job, check_message, distinct_messages
@@ -29,6 +30,8 @@ class GatewaySigner:
         rules = {"uid": [os.getuid()], "keys": ["default"], "inFlight": max(2 * job.in_flight, 16)}
         try:
             address = self._stack.enter_context(gateway_process({"keyManager": manager}, rules))
+            if job.strangers:
+                self._stack.enter_context(crowd(address.removeprefix("unix:"), job.strangers))
             self._client = Client(address, connections=max(1, job.in_flight // _PER_CONNECTION))
             self._runner.run(self._client.initialize())
         except BaseException:
