@@ -12,8 +12,13 @@
 
 Of overlap, that is what leases promise as long as clocks run at about one rate: a host whose clock was shown at another
 rate, and those beside it, are left out. A process that was stopped may have been stopped between the check of its lease
-and the line of its history: a request that it had begun before, and ended at once when it went on, is left out too. So
-are signatures under an epoch before one that was claimed by force, which waits for no lease.
+and the line of its history: a request that it had begun before, and ended at once when it went on, is left out too; so
+it is where the machine had no time for the process, which notes that itself. So are signatures under an epoch before
+one that was claimed by force, which waits for no lease.
+
+A database that loses what it confirmed may forget a claim: the one that held the epoch before goes on, once the lease
+of the forgotten one is over. So across a loss, of overlap is asked that the two never hand out at one time, and an
+epoch may go back.
 """
 
 from __future__ import annotations
@@ -49,14 +54,21 @@ class Row(NamedTuple):
         return int(epoch) if mark and not by.endswith(":log") else -1
 
 
-def check(hosts: Sequence[Host], rows: Sequence[Row], floors: Mapping[str, int], fault: Fault) -> None:
-    """Tell `fault` of everything that must not be. `floors`: nothing is signed at or below them any more, by domain."""
+def check(
+    hosts: Sequence[Host],
+    rows: Sequence[Row],
+    floors: Mapping[str, int],
+    fault: Fault,
+    losses: Sequence[tuple[int, int]] = (),
+) -> None:
+    """Tell `fault` of everything that must not be. `floors`: nothing is signed at or below them any more, by domain.
+    `losses`: when the database lost what it had confirmed, each from before to after it."""
     _check_positions(hosts, rows, floors, fault)
     for host in hosts:
-        _check_log(host, fault)
+        _check_log(host, fault, losses)
         _check_requests(host, fault)
     _check_order(rows, fault)
-    _check_leases(hosts, fault)
+    _check_leases(hosts, fault, losses)
 
 
 def _check_positions(hosts: Sequence[Host], rows: Sequence[Row], floors: Mapping[str, int], fault: Fault) -> None:
@@ -75,17 +87,19 @@ def _check_positions(hosts: Sequence[Host], rows: Sequence[Row], floors: Mapping
                 fault("not bound", f"{place}: {digest} by {by}; the database has {row}")
 
 
-def _check_log(host: Host, fault: Fault) -> None:
+def _check_log(host: Host, fault: Fault, losses: Sequence[tuple[int, int]]) -> None:
     recorded = {record.get("signature") for record in host.records if record["operation"] == "sign"}
     for line in host.of("release"):
         if line["signature"] not in recorded:
             fault("unrecorded", f"{host.name}: {line}")
         if not line["verifies"]:
             fault("bad signature", f"{host.name}: {line}")
-    epochs = [record["epoch"] for record in host.records if record["operation"] == "fleet-claim"]
-    for name, found in (("log", epochs), ("history", [line["epoch"] for line in host.of("release") if line["epoch"]])):
-        if found != sorted(found):
-            fault("epoch went back", f"{host.name}: its {name} has {_falls(found)}")
+    claimed = [record["epoch"] for record in host.records if record["operation"] == "fleet-claim"]
+    if len(_falls(claimed)) > len(losses):
+        fault("epoch went back", f"{host.name}: its log has {_falls(claimed)}")
+    for one, two in pairwise(line for line in host.of("release") if line["epoch"]):
+        if two["epoch"] < one["epoch"] and not _lost_between(losses, one["at"], two["at"]):
+            fault("epoch went back", f"{host.name}: its history has {two['epoch']} after {one['epoch']}: {two}")
 
 
 def _check_order(rows: Sequence[Row], fault: Fault) -> None:
@@ -113,27 +127,41 @@ def _check_requests(host: Host, fault: Fault) -> None:
         fault("unanswered", f"{host.name}: {line}")
 
 
-def _check_leases(hosts: Sequence[Host], fault: Fault) -> None:
+def _check_leases(hosts: Sequence[Host], fault: Fault, losses: Sequence[tuple[int, int]]) -> None:
     if any(abs(host.rate - 1.0) > RATES for host in hosts):
         return
-    first: dict[int, int] = {}
-    """When the first signature under each epoch was released."""
-    last: list[tuple[int, int, Host, dict[str, Any]]] = []
+    spans: dict[tuple[int, str], tuple[int, int]] = {}
+    """When the first and the last signature under each epoch of a host were released."""
+    lines: list[tuple[int, int, Host, dict[str, Any]]] = []
     for host in hosts:
         for line in host.of("release"):
             if line["position"] is None and line["epoch"]:
-                first[line["epoch"]] = min(first.get(line["epoch"], _NEVER), line["at"])
-                last.append((line["epoch"], line["at"], host, line))
+                first, last = spans.get((line["epoch"], host.name), (_NEVER, 0))
+                spans[line["epoch"], host.name] = min(first, line["at"]), max(last, line["at"])
+                lines.append((line["epoch"], line["at"], host, line))
     forced = {line["forced"] for host in hosts for line in host.of("event") if line["forced"]}
-    for epoch, at, host, line in last:
+    for epoch, at, host, line in lines:
         waited = min((other for other in forced if other > epoch), default=_NEVER)
-        later = min((begun for other, begun in first.items() if epoch < other < waited), default=_NEVER)
+        later = min(
+            (
+                begun
+                for (other, name), (begun, ended) in spans.items()
+                if (epoch < other < waited or (epoch == other and name != host.name))
+                and not (at > ended and _lost_between(losses, begun, at))
+            ),
+            default=_NEVER,
+        )
         if at > later and not _was_stopped(host, line):
             fault("overlap", f"{host.name}: {(at - later) / 1e6:.0f} ms after a later epoch: {line}")
 
 
+def _lost_between(losses: Sequence[tuple[int, int]], earlier: int, later: int) -> bool:
+    return any(earlier < ended and begun < later for begun, ended in losses)
+
+
 def _was_stopped(host: Host, line: dict[str, Any]) -> bool:
-    return any(line["asked"] < went_on <= line["at"] < went_on + AT_ONCE for _, went_on in host.stops)
+    # What it does first when it goes on may come before its own line of a stall.
+    return any(line["asked"] < went_on and stopped < line["at"] < went_on + AT_ONCE for stopped, went_on in host.stops)
 
 
 def _falls(epochs: Sequence[int]) -> list[tuple[int, int]]:

@@ -97,7 +97,7 @@ class Cluster:
         """The rows of a query."""
         return await asyncio.to_thread(node.ask, question, *values)
 
-    async def streams(self, node: Node, seconds: float = 20.0) -> None:
+    async def streams(self, node: Node, seconds: float = 120.0) -> None:
         """Wait until a standby has what the primary has written so far."""
         at = None
         async with asyncio.timeout(seconds):
@@ -195,7 +195,7 @@ class Cluster:
         node.configure(synchronous_standby_names=standby.name)
         # One that got more of the old primary's log than the new one seems to stream, and gets nothing.
         follows = standby.process is not None and await self._got(standby) <= await self._got(node)
-        await self.ask(node, "SELECT pg_promote(true, 20)")
+        await self.ask(node, "SELECT pg_promote(true, 120)")
         self.leader, self.synchronous = node, standby
         [self.asynchronous] = (other for other in self.nodes if other not in (node, standby))
         link = self.links[standby.name]

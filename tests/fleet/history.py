@@ -40,11 +40,23 @@ def true_boottime() -> int:
 def lines_of(history: Path) -> list[dict[str, Any]]:
     """The whole lines of a history. The kernel ends a write at a page's end if the process is killed in it, and shows
     the part that is there to those who read meanwhile: such a line was not yet written."""
+    return lines_since(history, 0)[0]
+
+
+def lines_since(history: Path, place: int) -> tuple[list[dict[str, Any]], int]:
+    """The whole lines behind a place of a history, and the place behind them: who looks again and again reads each line
+    once."""
     found = []
-    for line in history.read_bytes().split(b"\n")[:-1] if history.exists() else []:
+    if not history.exists():
+        return [], 0
+    with history.open("rb") as file:
+        file.seek(place)
+        *lines, rest = file.read().split(b"\n")
+        place = file.tell() - len(rest)
+    for line in lines:
         with suppress(json.JSONDecodeError):
             found.append(json.loads(line))
-    return found
+    return found, place
 
 
 class Writer:
@@ -72,7 +84,7 @@ class Host:
     records: list[dict[str, Any]] = field(default_factory=list)
     """Of its audit log."""
     stops: list[tuple[int, int]] = field(default_factory=list)
-    """When it was stopped, and went on."""
+    """When it was stopped, or the machine had no time for it, and it went on."""
     rate: float = 1.0
     """Of the clock that it was shown, against the true one."""
 
@@ -80,6 +92,8 @@ class Host:
     def read(cls, name: str, history: Path, log: Path, **more: Any) -> Host:
         """Read a host's files."""
         lines = lines_of(history)
+        stalls = [(line["since"], line["at"]) for line in lines if line["what"] == "stall"]
+        more["stops"] = [*more.get("stops", ()), *stalls]
         found = [record for block in Query(Layout(log), None, None, None).blocks() for record in block]
         return cls(name, lines, found, **more)
 

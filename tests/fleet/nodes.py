@@ -30,8 +30,8 @@ BASE = {
     "track_commit_timestamp": "on",
     "wal_keep_size": "64MB",
     "wal_log_hints": "on",
-    "wal_sender_timeout": "3s",
-    "wal_receiver_timeout": "3s",
+    "wal_sender_timeout": "60s",  # what is to be cut is cut; a machine that is busy cuts nothing
+    "wal_receiver_timeout": "60s",
     "wal_retrieve_retry_interval": "200ms",
     "wal_receiver_status_interval": "1s",
     "log_min_messages": "warning",
@@ -158,7 +158,7 @@ class Node:
         conninfo = f"host=127.0.0.1 port={port} user={USER} application_name={self.name} connect_timeout=2"
         self.configure(primary_conninfo=conninfo, **settings)
 
-    def start(self, seconds: float = 30.0) -> None:
+    def start(self, seconds: float = 120.0) -> None:
         """Start the server and wait until it takes connections."""
         end = time.monotonic() + seconds
         while not self.answers():

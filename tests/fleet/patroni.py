@@ -25,7 +25,7 @@ from tests.support.postgres import USER, free_port, newest
 
 TTL = 20
 """Seconds; Patroni allows no less."""
-_READY = 90.0
+_READY = 300.0
 
 
 class PatroniNode(Node):

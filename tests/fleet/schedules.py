@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ from tests.chaos.schedules import LIES, LOSSES
 from tests.fleet.breakages import BREAKAGES
 from tests.fleet.checker import check
 from tests.fleet.cluster import Cluster, Template, cluster
-from tests.fleet.history import lines_of, true_boottime
+from tests.fleet.history import lines_since, true_boottime
 from tests.fleet.nodes import DATABASE
 from tests.fleet.proxy import Proxy
 from tests.fleet.site import HOSTS, Pooler, Signer, faketime, floors_of, holder_of, latest_epoch, rows_of
@@ -41,8 +41,12 @@ CHUNK = 4
 """Schedules that one process takes at a time."""
 SECONDS = 8.0
 """Of faults."""
-OPENS, HEALS, ENDS = 120.0, 120.0, 40.0
-"""The most that opening, healing and ending take, in seconds."""
+OPENS, HEALS, ENDS = 300.0, 300.0, 100.0
+"""The most that opening, healing and ending take, in seconds of a machine that has time for them."""
+LOOK = 0.05
+"""Seconds between two looks; a look counts as no more than two of them, since what is late here is late there too."""
+DONE = 600.0
+"""The most that what happens takes, in seconds: each part of it ends by itself."""
 TTL = 1.2
 DOINGS = {"kill": 3, "stop": 4, "part": 4, "slow": 1, "cut": 2, "reply": 3, "clock": 2, "cancel": 4, "bounce": 1,
           "standby": 2}  # fmt: skip
@@ -159,6 +163,8 @@ class Schedule:
             way = Proxy(lambda host=host: self._way(host))  # type: ignore[misc]
             self.hosts.append(Signer(host, folder / host, way, name, broken=broken, seed=plan_.seed))
         self.fleet = {"ttlMs": int(TTL * 1e3), "unordered": "strict" if plan_.strict else "lease"}
+        self.losses: list[tuple[int, int]] = []
+        """When the database lost what it had confirmed."""
         self.background: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
         """What happens to the database."""
@@ -212,15 +218,14 @@ class Schedule:
 
     async def _signs_blocks(self, seconds: float) -> bool:
         """Whether a block that is asked for from now on is released in time."""
-        begun, end = true_boottime(), time.monotonic() + seconds
-        while time.monotonic() < end:
-            for host in self.hosts:
-                for found in reversed(lines_of(host.history)):
-                    if found["at"] < begun:
-                        break
+        begun = true_boottime()
+        places = [host.history.stat().st_size if host.history.exists() else 0 for host in self.hosts]
+        async for _ in _looks(seconds):
+            for number, host in enumerate(self.hosts):
+                lines, places[number] = lines_since(host.history, places[number])
+                for found in lines:
                     if found["what"] == "release" and found["position"] is not None and found["asked"] > begun:
                         return True
-            await asyncio.sleep(0.05)
         return False
 
     # ---- what goes wrong ----
@@ -239,7 +244,7 @@ class Schedule:
             task = asyncio.ensure_future(self._do(doing))
             self.background.add(task)
         await asyncio.sleep(max(begun + self.plan.seconds - time.monotonic(), 0))
-        await asyncio.wait_for(asyncio.gather(*self.background), 60.0)
+        await asyncio.wait_for(asyncio.gather(*self.background), DONE)
         self.background.clear()
 
     async def _do(self, doing: Doing) -> None:
@@ -348,7 +353,9 @@ class Schedule:
         """What was confirmed is lost with both nodes that have it, but for what the hosts' audit logs say."""
         self.database.links[self.database.asynchronous.name].hold()
         await asyncio.sleep(dice.uniform(0.2, 1.0))
+        begun = true_boottime()
         await self.database.lose()
+        self.losses.append((begun, true_boottime()))
         self._cut_all()
 
     def _cut_all(self) -> None:
@@ -389,9 +396,9 @@ class Schedule:
     async def _end(self) -> None:
         for host in self.hosts:
             host.ask_to_end()
-        end = time.monotonic() + ENDS
-        while not all(host.ended() for host in self.hosts) and time.monotonic() < end:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+        async for _ in _looks(ENDS):
+            if all(host.ended() for host in self.hosts):
+                break
         for host in self.hosts:
             if not host.ended():
                 self.verdict.fault("does not end", f"{host.name}: {host.said()}")
@@ -407,12 +414,22 @@ class Schedule:
             rows, floors = rows_of(self.database.leader), floors_of(self.database.leader)
         except psycopg.Error as error:
             return self.verdict.fault("no rows", str(error))
-        check(hosts, rows, floors, self.verdict.fault)
+        check(hosts, rows, floors, self.verdict.fault, self.losses)
         for host in hosts:
             self.verdict.answers += host.answers()
         self.verdict.bound += len(rows)
         self.verdict.epochs += max((row.epoch for row in rows), default=0)
         return None
+
+
+async def _looks(seconds: float) -> AsyncIterator[None]:
+    """Yield until that time is over, as far as this process has had its share of it."""
+    left, before = seconds, time.monotonic()
+    while left > 0:
+        yield
+        await asyncio.sleep(LOOK)
+        now = time.monotonic()
+        left, before = left - min(now - before, 2 * LOOK), now
 
 
 def run_chunk(seeds: Iterable[int], broken: str | None = None, keep: str | None = None) -> dict[str, Any]:

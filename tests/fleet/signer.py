@@ -37,6 +37,8 @@ LATE = 6.0
 """A request that takes so much longer than its timeout hangs."""
 ORDERED, UNORDERED = 2, 3
 """Callers that sign with a position, and without."""
+STALL = 0.25
+"""Seconds without a turn of the event loop that are worth a line."""
 AHEAD = 40
 """Positions that may be left out."""
 
@@ -53,6 +55,9 @@ class Signer:
         self.own: dict[int, bytes] = {}
         self.next = 0
         self.claiming: asyncio.Future[None] | None = None
+        self.stalled = 0
+        """Nanoseconds for which the machine had no time for this process, up to its last turn."""
+        self.turn = true_boottime()
 
     async def run(self) -> None:
         """From opening to closing."""
@@ -74,12 +79,26 @@ class Signer:
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._claim_soon, manager)
         manager.on("fleet", self._note)
         self.asked = self.answered = 0
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._follow(manager))
-            for _ in range(ORDERED):
-                group.create_task(self._blocks(manager))
-            for number in range(UNORDERED):
-                group.create_task(self._messages(manager, number))
+        stalls = asyncio.ensure_future(self._stalls())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow(manager))
+                for _ in range(ORDERED):
+                    group.create_task(self._blocks(manager))
+                for number in range(UNORDERED):
+                    group.create_task(self._messages(manager, number))
+        finally:
+            stalls.cancel()
+
+    async def _stalls(self) -> None:
+        """Note when the machine had no time for this process: as if it had been stopped."""
+        self.turn = true_boottime()
+        while True:
+            await asyncio.sleep(STALL / 10)
+            before, self.turn = self.turn, true_boottime()
+            if self.turn > before + STALL * 1e9:
+                self.history.write("stall", since=before)
+                self.stalled += self.turn - before
 
     def _note(self, details: Any) -> None:
         forced = details["epoch"] if details.get("forced") else 0
@@ -129,10 +148,11 @@ class Signer:
             except DoubleSign:
                 self.next = max(self.next, position + 1)
             except NotHolder:
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
             except HsmError:
                 if self.dice.random() < 0.5:  # it may be bound: ask again with the same, or come with another
                     await self._again(manager, position, content)
+                await asyncio.sleep(0.05)
             else:
                 self.own[position] = content
                 self.next = max(self.next, position + 1)
@@ -152,12 +172,12 @@ class Signer:
             try:
                 await self._sign(manager, f"hsmcore {self.host} {number} {time.time_ns()} {count}".encode(), None)
             except HsmError:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
             await asyncio.sleep(self.dice.uniform(0.0, 0.02))
 
     async def _sign(self, manager: hsmcore.KeyManager, payload: bytes, position: int | None) -> None:
         self.asked += 1
-        begun, held = true_boottime(), _epoch_of(manager)
+        begun, stalled, held = true_boottime(), self.stalled, _epoch_of(manager)
         try:
             signature = await manager.sign(payload, TIMEOUT)
             epoch = _epoch_of(manager) or held
@@ -180,7 +200,8 @@ class Signer:
             )
         finally:
             self.answered += 1
-            if true_boottime() > begun + int((TIMEOUT + LATE) * 1e9):
+            had = self.turn - begun - (self.stalled - stalled)  # what came after that turn may be a stall
+            if had > int((TIMEOUT + LATE) * 1e9):
                 self.history.write("late", position=position, asked=begun)
 
 

@@ -65,7 +65,7 @@ class Signer:
             settings={"verifySignatures": "always"},
             auditLogFile=str(self.log),
             policy={"kinds": ["block", "raw"]},
-            fleet={"store": {"url": f"{url}?connect_timeout=2"}, "name": FLEET, "host": self.name, **fleet},
+            fleet={"store": {"url": f"{url}?connect_timeout=5"}, "name": FLEET, "host": self.name, **fleet},
         )
 
     def start(self, fleet: dict[str, Any]) -> None:

@@ -29,10 +29,11 @@ def row(position: int, digest: str = "d", holder: str = "x:1#1", order: int | No
     return Row(CHAIN, position, digest, holder, position if order is None else order)
 
 
-def faults(*hosts: Host, rows: tuple[Row, ...] = (), floor: int = -1) -> list[str]:
+def faults(*hosts: Host, rows: tuple[Row, ...] = (), floor: int = -1, lost: tuple[float, ...] = ()) -> list[str]:
     """What the checker says."""
     found: list[str] = []
-    check(hosts, rows, {CHAIN: floor}, lambda kind, _note: found.append(kind))
+    losses = [(int((at - 0.1) * SECOND), int((at + 0.1) * SECOND)) for at in lost]
+    check(hosts, rows, {CHAIN: floor}, lambda kind, _note: found.append(kind), losses)
     return found
 
 
@@ -83,6 +84,10 @@ def test_leases_that_overlap():
     assert faults(host("x", late), successor) == ["overlap"]
     stopped = [(int(1.95 * SECOND), 2 * SECOND - AT_ONCE // 2)]
     assert faults(host("x", late, stops=stopped), successor) == []
+    stalled = [(int(1.95 * SECOND), int(2.05 * SECOND))]  # noted by the process, after what it did first
+    assert faults(host("x", late, stops=stalled), successor) == []
+    later = [(int(2.05 * SECOND), int(2.2 * SECOND))]
+    assert faults(host("x", late, stops=later), successor) == ["overlap"]
     # What was asked for after it went on has no such excuse.
     early = [(int(1.0 * SECOND), int(1.89 * SECOND))]
     assert faults(host("x", late, stops=early), successor) == ["overlap"]
@@ -93,3 +98,26 @@ def test_leases_that_overlap():
     third = host("z", release(1.8, None, epoch=3))
     assert faults(host("x", release(1.6, None)), forced, third) == []
     assert faults(host("x", release(1.9, None, epoch=2)), forced, third) == ["overlap"]
+
+
+def test_a_claim_that_the_database_forgot():
+    before, forgotten = release(1.0, None), host("y", release(1.5, None, epoch=2), release(1.7, None, epoch=2))
+    after = release(2.2, None)
+    assert faults(host("x", before, after), forgotten) == ["overlap"]
+    assert faults(host("x", before, after), forgotten, lost=(2.0,)) == []
+    assert faults(host("x", before, after), forgotten, lost=(1.2,)) == ["overlap"]  # it was claimed after that
+    at_one_time = host("y", release(1.5, None, epoch=2), release(2.3, None, epoch=2))
+    assert faults(host("x", before, after), at_one_time, lost=(2.0,)) == ["overlap"]
+    again = host("z", release(2.2, None, epoch=2))
+    assert faults(again, forgotten) == ["overlap"]
+    assert faults(again, forgotten, lost=(2.0,)) == []
+    assert faults(again, at_one_time, lost=(2.0,)) == ["overlap", "overlap"]
+
+
+def test_an_epoch_goes_back_once_for_each_loss():
+    claims = [{"operation": "fleet-claim", "epoch": epoch} for epoch in (3, 2, 3, 1)]
+    assert faults(Host("x", [], claims), lost=(1.0,)) == ["epoch went back"]
+    assert faults(Host("x", [], claims), lost=(1.0, 2.0)) == []
+    back = host("x", release(1.0, None, epoch=2), release(2.0, None))
+    assert faults(back, lost=(1.5,)) == []
+    assert faults(back, lost=(0.5,)) == ["epoch went back", "overlap"]

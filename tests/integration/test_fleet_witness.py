@@ -133,6 +133,44 @@ async def test_another_database_is_an_incident_although_nothing_is_missing(tmp_p
         assert [await one.refused(3), await other.refused(4)] == ["", ""]
 
 
+@pytest.mark.parametrize("server", ["another", "the same"])
+async def test_an_incident_is_answered_by_what_was_compared_behind_it(tmp_path, server):
+    """The database loses a row when the log has just been compared. Until the row is back, no other host binds."""
+    async with Host(tmp_path, "a", at=FIRST) as one, Host(tmp_path, "b", at=FIRST) as other:
+        for host in (one, other):
+            await host.witness.attend()
+        join(tmp_path, *"ab")
+        for position in (1, 2, 3):
+            await one.sign(position)
+        signed, compare, answer = [], one.witness._compare, one.witness._answer
+
+        async def compares(*args):
+            found = await compare(*args)
+            if not signed:
+                signed.append("lost")
+                lose_from(tmp_path, 2)
+                if server == "another":
+                    for host in (one, other):
+                        host.store.at = SECOND
+                        host.witness.doubt()
+                else:
+                    other.witness.lost("only the other one has seen it")
+                    await other.witness.attend()
+            return found
+
+        async def answers(*args):
+            await answer(*args)
+            await other.witness.attend()
+            signed.append(await other.refused(2, "another"))
+
+        one.witness._compare, one.witness._answer = compares, answers
+        one.witness.doubt()
+        assert not (await one.witness.attend()).open
+        assert signed[1:]
+        assert set(signed[1:]) == {"DoubleSign"}
+        assert [await host.refused(2, "another") for host in (one, other)] == ["DoubleSign"] * 2
+
+
 async def test_a_host_that_never_comes_back_is_reconciled_away(tmp_path):
     async with Host(tmp_path, "gone", at=FIRST) as gone:
         await gone.witness.attend()
@@ -313,6 +351,23 @@ async def test_a_healthy_log_is_read_from_its_end_only(tmp_path, monkeypatch):
     async with Host(tmp_path, "a") as host:
         await host.witness.attend()
     assert witness.LEAST <= len(seen) < 3000
+
+
+async def test_a_clock_that_was_set_back_ends_no_reading_early(tmp_path):
+    """A row of before, which is of a later time than what was bound since, proves nothing when it is signed again."""
+    async with Host(tmp_path, "a") as host:
+        await host.witness.attend()
+        for position in (1, 2, 3):
+            await host.sign(position)
+        for number in range(3000):
+            host.record(1, f"{BLOCKS} 1")
+            if number % 200 == 0:
+                await host.log.flush()
+    lose_from(tmp_path, 2)
+    beside(tmp_path, "UPDATE bound SET bound_ns = bound_ns + 600000000000")
+    async with Host(tmp_path, "a") as host:
+        assert (await host.witness.attend()).number == 1
+        assert await host.refused(2, "another") == "DoubleSign"
 
 
 @pytest.mark.parametrize(

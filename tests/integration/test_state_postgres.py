@@ -6,11 +6,12 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+import socket
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.exc import DataError
 from tests.integration.test_rotation import M, rules
 from tests.support.chaos import send_signal
@@ -26,7 +27,7 @@ from hsmcore.doctor.fleet_store import check_fleet_store
 from hsmcore.failover.budget import BLOCK
 from hsmcore.failover.events import Event
 from hsmcore.failover.history import History
-from hsmcore.state import Desired, Keys, Store, StoreBusy, StoreError, StoreUnknown, server_probe
+from hsmcore.state import Desired, Keys, RoleLost, Store, StoreBusy, StoreError, StoreUnknown, server_probe
 from hsmcore.state import server_link as link
 from hsmcore.state.schema import METADATA, MIGRATIONS, ROLE, SNAPSHOT
 from hsmcore.state.store import now_ns
@@ -54,6 +55,19 @@ async def stores(*urls, **fields):
     finally:
         for store in opened:
             await store.close()
+
+
+async def test_a_connection_that_was_given_up_is_closed(tmp_path):
+    """Also while its error is kept: a server that is slow to answer has only so many places."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"postgresql://hsmcore@127.0.0.1:{listener.getsockname()[1]}/fleet?connect_timeout=2"
+        with pytest.raises(StoreError, match="timeout") as kept:
+            await Store.open(fleet(url))
+        with listener.accept()[0] as given_up:
+            given_up.settimeout(10)
+            while given_up.recv(4096):
+                pass
+        assert kept.value.__context__ is not None
 
 
 async def noted(store):
@@ -460,6 +474,18 @@ async def test_a_role_is_taken_over_from_a_process_that_was_stopped_and_its_next
         assert await noted(store) == ["as the holder", "as the next holder"]
         [row] = await store.rows(select(ROLE))
         assert (row["name"], row["epoch"]) == ("rotation", 2)
+
+
+async def test_a_role_that_another_process_has_under_the_same_epoch_is_lost(url):
+    """The database lost that it was taken, and counted to that epoch again."""
+    async with stores(url, url) as [first, second]:
+        async with first.exclusively("rotation"):
+            await second.run(lambda on: on.execute(update(ROLE).values(holder="another")))
+            with pytest.raises(RoleLost):
+                await note(first, "too late")
+        with pytest.raises(StoreBusy, match="another"):
+            async with second.exclusively("rotation"):
+                pass
 
 
 async def test_a_role_is_renewed_while_it_is_held_and_free_once_it_is_given_back(url):

@@ -25,6 +25,7 @@ class Asked:
     began: int
     committed: bool = False
     row: Row | None = None
+    server: tuple[str, str] = ("", "")
     done: bool = False
 
 
@@ -36,6 +37,7 @@ class Host:
     offset: int
     rate: float
     asked: Asked | None = None
+    server: tuple[str, str] = ("", "")
 
     def clock(self, real: int) -> int:
         return self.offset + int(real * self.rate)
@@ -51,6 +53,8 @@ class Fleet(RuleBasedStateMachine):
     def begin(self, clocks, ttl):
         self.real = 0
         self.row = Row()
+        self.server = ("4711", "1")
+        self.latest = 0
         self.hosts = [
             Host(Machine(f"host-{number}", ttl), offset, rate) for number, (offset, rate) in enumerate(clocks)
         ]
@@ -104,9 +108,16 @@ class Fleet(RuleBasedStateMachine):
             row, asked.done = row._replace(renewals=row.renewals + 1), True
         elif asked.kind == "release" and row.holder == me:
             row = row._replace(released=True)
-        elif asked.kind == "claim" and host.machine.may_claim(row, asked.began):
-            row, asked.done = Row(row.epoch + 1, me, me, 0, False, row.incident), True
+        elif asked.kind == "claim" and self.is_settled and host.machine.may_claim(row, asked.began, self.server):
+            row, asked.done = Row(row.epoch + 1, me, me, 0, False, row.incident, self.server), True
         self.row = asked.row = row
+        asked.server = self.server
+        self.latest = max(self.latest, row.epoch)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a loss that there was is seen as one: before, nobody claims."""
+        return self.row.server in (self.server, ("", ""))
 
     @rule(number=st.integers(0, 2), lost=st.booleans())
     def answer(self, number, lost):
@@ -118,7 +129,10 @@ class Fleet(RuleBasedStateMachine):
         now = host.clock(self.real)
         if lost or asked.row is None:
             machine.doubt("no answer")
-        elif asked.kind == "claim" and asked.done:
+            return
+        host.server = asked.server
+        machine.answered(asked.server, now)
+        if asked.kind == "claim" and asked.done:
             machine.claimed(asked.row, asked.began, now)
         elif asked.kind == "renew" and asked.done:
             machine.renewed(asked.row, asked.began, now)
@@ -151,18 +165,64 @@ class Fleet(RuleBasedStateMachine):
                 assert machine.epoch
                 assert not machine.row.incident
             assert (machine.state in ("holder", "doubtful")) == bool(machine.epoch) or machine.state == "claiming"
-            assert machine.epoch <= self.row.epoch
+            assert machine.epoch <= self.latest
 
     @invariant()
     def what_is_due_may_be_claimed(self):
         for host in self.hosts:
             free_at, now = host.machine.free_at(), host.clock(self.real)
             if free_at is not None and now >= free_at:
-                assert host.machine.may_claim(host.machine.row, now)
+                assert host.machine.may_claim(host.machine.row, now, host.server)
+
+
+class LosingFleet(Fleet):
+    """Another server takes the place of the database, and has lost the latest changes of the row."""
+
+    @initialize()
+    def keep(self):
+        self.kept = [Row()]
+
+    @rule(number=st.integers(0, 2))
+    def commit(self, number):
+        super().commit(number)
+        if self.row != self.kept[-1]:
+            self.kept.append(self.row)
+
+    @rule(back=st.integers(0, 3))
+    def lose(self, back):
+        if self.row.epoch:
+            del self.kept[max(len(self.kept) - back, 1) :]
+            self.row = self.kept[-1]
+            self.server = (self.server[0], str(int(self.server[1]) + 1))
+
+    @rule(number=st.integers(0, 2))
+    def claim_and_lose(self, number):
+        """An epoch is taken over from a host that does not renew it, and that is lost."""
+        if self.host(number).asked is None:
+            self.act(number, "look")
+            self.wait(20)
+            self.act(number, "claim")
+            self.lose(1)
+
+    @rule(opens=st.booleans())
+    def incident(self, opens):
+        """Opened by whoever sees the loss first, it is closed when each process has been there."""
+        if opens:
+            self.row = self.row._replace(incident=1, server=self.server)
+        elif self.is_settled and all(host.server in (self.server, ("", "")) for host in self.hosts):
+            self.row = self.row._replace(incident=0)
+        self.kept[-1] = self.row
+
+    @rule(number=st.integers(0, 2))
+    def restart(self, number):
+        super().restart(number)
+        self.host(number).server = ("", "")
 
 
 TestFleet = Fleet.TestCase
 TestFleet.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestLosingFleet = LosingFleet.TestCase
+TestLosingFleet.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 
 
 def holder(ttl: int = TTL) -> Machine:
@@ -247,6 +307,38 @@ def test_an_epoch_that_a_database_went_back_to_is_not_taken_up_again():
     assert machine.free_at() == due
     assert not machine.may_claim(mine, due - 1)
     assert machine.may_claim(mine, due)
+
+
+def test_a_lease_that_was_over_does_not_go_on_at_once_on_another_server():
+    """Another host may have claimed meanwhile, which the server that was promoted does not know."""
+    machine = holder()
+    lapsed, due = machine.until, machine.until + 5 + TTL + TTL // 10
+    machine.answered(("4711", "1"), 40)
+    machine.answered(("4711", "2"), lapsed + 5)
+    machine.renewed(Row(1, "me", "host", 1, False), lapsed - 1, lapsed + 5)  # it began in time, and was not there
+    assert (machine.state, machine.until, "forgotten" in machine.reason) == ("holder", lapsed, True)
+    machine.renewed(Row(1, "me", "host", 2, False), due - 1, due)
+    assert not machine.holds(due)
+    machine.renewed(Row(1, "me", "host", 3, False), due, due + 1)
+    assert (machine.holds(due + 1), machine.reason) == (True, "")
+
+
+def test_a_lease_that_goes_on_goes_on_on_another_server():
+    machine = holder()
+    machine.answered(("4711", "1"), 40)
+    machine.answered(("4711", "2"), 50)
+    machine.renewed(Row(1, "me", "host", 1, False), 45, 50)
+    assert machine.until == 45 + TTL - TTL // 10
+
+
+@pytest.mark.parametrize("settled_on", [("4711", "1"), ("4711", "2")])
+def test_a_process_that_begins_in_an_incident_waits_for_a_lease_that_may_be_forgotten(settled_on):
+    machine = Machine("me", TTL)
+    machine.answered(("4711", "2"), 100)
+    free = Row(3, "other", "x", 7, True, 0 if settled_on[1] == "1" else 5, settled_on)
+    machine.saw(free, 100)
+    assert machine.free_at() == 100 + TTL + TTL // 10
+    assert not machine.may_claim(free, 100 + TTL, ("4711", "2"))
 
 
 def test_what_went_back_to_nobody_s_is_not_free_at_once():

@@ -63,6 +63,7 @@ async def enter(store: Store, rules: Fleet, machine: Machine, where: str) -> Non
     found = await store.run(work)
     if isinstance(found, str):
         raise _taken(rules, where, found)
+    machine.answered(store.identity, boottime())
     machine.saw(found, boottime())
 
 

@@ -14,6 +14,8 @@ from typing import Final, Literal, NamedTuple
 State = Literal["follower", "claiming", "holder", "doubtful"]
 
 LEAST_MARGIN: Final = 50_000_000
+NOWHERE: Final = "", ""
+"""No server: of a file, and of a fleet in which nobody has claimed yet."""
 
 
 class Row(NamedTuple):
@@ -26,7 +28,7 @@ class Row(NamedTuple):
     renewals: int = 0
     released: bool = True
     incident: int = 0
-    server: tuple[str, str] = ("", "")
+    server: tuple[str, str] = NOWHERE
     """System and timeline of the database that positions were bound on last."""
 
     @property
@@ -58,16 +60,27 @@ class Machine:
         """Why it is doubtful, or was lost."""
         self._seen_at = -1
         """When the present renewal was seen first."""
+        self._server = NOWHERE
+        """System and timeline of the server that answered last."""
         self._lost_at = -1
-        """When the row was seen last to have gone back: a holder that it forgot may have a lease since then."""
+        """When the row was last seen to have gone back, another server to answer, or a loss to be unanswered: a holder
+        that the database forgot may have a lease since then."""
 
     @property
     def binds(self) -> bool:
         """Whether payloads with a position may be tried."""
         return self.state == "holder"
 
+    def answered(self, server: tuple[str, str], now: int) -> None:
+        """A server has answered; before what it said is passed on."""
+        if self._server not in (NOWHERE, server):
+            self._lost_at = now
+        self._server = server
+
     def saw(self, row: Row, now: int) -> None:
         """The row was read; the answer was there at `now`."""
+        if self._seen_at < 0 and (row.incident or row.server not in (NOWHERE, self._server)):
+            self._lost_at = now  # nobody knows how long ago, and not every holder knows it yet
         if self._seen_at < 0 or self._life(row) != self._life(self.row):
             self._seen_at = now
         if self.went_back(row):
@@ -100,12 +113,17 @@ class Machine:
             return self._seen_at + self.ttl + self.margin
         return 0 if self._lost_at < 0 else self._lost_at + self.ttl + self.margin
 
-    def may_claim(self, row: Row, began: int) -> bool:
-        """Whether the epoch may be claimed in a transaction that began at `began` and has locked this row."""
-        if self.went_back(row):
+    def _may_be_leased(self, at: int) -> bool:
+        """Whether a holder that the database has forgotten may have a lease."""
+        return self._lost_at >= 0 and at < self._lost_at + self.ttl + self.margin
+
+    def may_claim(self, row: Row, began: int, server: tuple[str, str] = NOWHERE) -> bool:
+        """Whether the epoch may be claimed in a transaction that began at `began` and has locked this row, on this
+        server."""
+        if self.went_back(row) or server != self._server:
             return False
         if row.is_free or row.holder == self.instance:
-            return self._lost_at < 0 or began >= self._lost_at + self.ttl + self.margin
+            return not self._may_be_leased(began)
         free_at = self.free_at()
         return free_at is not None and self._life(row) == self._life(self.row) and began >= free_at
 
@@ -124,9 +142,13 @@ class Machine:
         self.saw(row, now)
         if not self.epoch:
             return
-        self.until = max(self.until, began + self.ttl - self.margin)
+        # As long as its lease went on, no other host has claimed; afterwards, one may have that nobody remembers.
+        waits = now >= self.until and self._may_be_leased(began)
+        if not waits:
+            self.until = max(self.until, began + self.ttl - self.margin)
         if not row.incident:
-            self.state, self.reason = "holder", ""
+            self.state = "holder"
+            self.reason = "a host that the database has forgotten may have a lease" if waits else ""
 
     def doubt(self, reason: str) -> None:
         """A renewal has no answer, the database is another one, or an incident is open. The lease goes on to its

@@ -380,7 +380,7 @@ class Membership:
             def work(connection: Connection) -> tuple[Row, BadArgument | None]:
                 row = rows.lock(connection, self.name)
                 self._compare(row)
-                if not force and not machine.may_claim(row, began):
+                if not force and not machine.may_claim(row, began, self._store.identity):
                     return row, None
                 highs = rows.highs(connection) if at_least and not force else {}
                 for domain, position in at_least.items():
@@ -422,11 +422,13 @@ class Membership:
 
     async def _answered(self, work: Callable[[Connection], T]) -> T:
         """Run a transaction; a holder that waits for it longer than between two renewals is in doubt."""
-        asked = asyncio.ensure_future(self._store.run(work, turn=False))
+        asked = asyncio.ensure_future(self._store.run(lambda on: (work(on), self._store.identity), turn=False))
         asked.add_done_callback(lambda done: done.cancelled() or done.exception())
         if not (await asyncio.wait({asked}, timeout=self._machine.ttl / RENEWALS / SECOND))[0]:
             self._doubt("the database does not answer")
-        return await asked
+        result, server = await asked
+        self._machine.answered(server, boottime())
+        return result
 
     def _doubt(self, reason: str) -> None:
         self._machine.doubt(reason)
@@ -443,7 +445,5 @@ class Membership:
         epoch = self.epoch
         if not record and before[1] and machine.epoch != before[1]:
             record, epoch = "fleet-lost", before[1]
-        self._tell(
-            record,
-            **{"state": machine.state, "epoch": epoch, "holder": self.holder, "reason": machine.reason} | details,
-        )
+        known = {"state": machine.state, "epoch": epoch, "holder": self.holder, "reason": machine.reason}
+        self._tell(record, **known | details)

@@ -41,6 +41,9 @@ REMEMBERED: Final = 65_536
 """Positions that are kept in memory: those that were bound, and perhaps are not in the log yet."""
 _SLACK_NS: Final = 1_000_000_000
 """By which the host's clock may have been set back between a bind and its record."""
+_NEAR_NS: Final = 60_000_000_000
+"""The longest time from a bind to its record. A record of another time is of a payload that was signed again, or the
+clock was set in between: its row says nothing of those that were bound before the record."""
 _GROUP: Final = 1000
 _TRIES: Final = 8
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
@@ -54,10 +57,16 @@ class Log(Protocol):
     def note(self, operation: str, **fields: Any) -> object: ...
 
 
+class _Changed(Exception):
+    """Another server answers than the one that was compared, or it went back since."""
+
+
 @dataclass(slots=True)
 class _Compared:
-    """`lacking`: what the database lacks or contradicts, newest first. `cut`: older records may lack too."""
+    """`lacking`: what the database lacks or contradicts, newest first. `cut`: older records may lack too. `doubts`:
+    those that there were before."""
 
+    doubts: int = 0
     lacking: list[Row] = field(default_factory=list)
     cut: bool = False
     looked: int = 0
@@ -132,21 +141,23 @@ class Witness:
         answer the incident that is open. Returns how it stands then. Raises StoreError, AuditUnavailable."""
         async with self._one:
             for _ in range(_TRIES):
-                doubts = self._doubts
+                doubts, loss = self._doubts, self._loss
+                known = (await self._run(self._standing)).number
                 await self._log.flush()
-                compared = await self._compare()
-                loss = self._loss
-                now = await self._run(partial(self._begin, compared=compared, loss=loss))
-                if self._loss == loss:
-                    self._loss = ""
-                if now.answered < now.number:
-                    try:
+                compared = await self._compare(doubts)
+                try:
+                    now = await self._run(partial(self._begin, compared=compared, loss=loss))
+                    if self._loss == loss:
+                        self._loss = ""
+                    if now.answered < now.number:
+                        if now.number != known:
+                            continue  # what was there when it was compared may be what is lost: compare behind it
                         await self._answer(now.number, compared)
-                    except BadArgument:
-                        continue  # another incident was opened
-                    now = await self._run(self._standing)
+                        now = await self._run(self._standing)
+                except (BadArgument, _Changed):
+                    continue  # another incident was opened, or another server was compared
                 self._settled_at = doubts
-                if self.settled:  # else it was another server that was compared
+                if self.settled:
                     return now
             raise StoreError("the fleet's database changes faster than its incidents can be answered")
 
@@ -172,7 +183,7 @@ class Witness:
     async def put_back(self, since_ns: int, most_bytes: int) -> tuple[int, list[tuple[Row, str, str]], dict[str, int]]:
         """Without a fleet: put back what the store lacks of the log since a moment (0: of all). Returns how many rows,
         those that another digest keeps out, and the floors that were raised since the log was not read so far back."""
-        compared = await self._compare(since_ns, most_bytes)
+        compared = await self._compare(0, since_ns, most_bytes)
         added, conflicts = 0, list[tuple[Row, str, str]]()
         rows = compared.lacking[::-1]
         for begin in range(0, len(rows), _GROUP):
@@ -200,9 +211,9 @@ class Witness:
         if known is None or known.position < row.position:
             self._highest[row.domain] = row
 
-    async def _compare(self, since_ns: int | None = None, most_bytes: int = 0) -> _Compared:
+    async def _compare(self, doubts: int = 0, since_ns: int | None = None, most_bytes: int = 0) -> _Compared:
         """`since_ns`: read back to that time, whatever agrees."""
-        compared = _Compared()
+        compared = _Compared(doubts)
         noted = await self._run(_floors)
         remembered = [*noted, *reversed(self._bound.values())]
         for begin in range(0, len(remembered), _GROUP):
@@ -245,8 +256,9 @@ class Witness:
                 compared.lacking.append(row)
                 continue
             self._require_genuine(found)
-            if word(found["holder"]).startswith(f"{self._host}:"):
-                compared.newest_own = max(compared.newest_own, count(found["bound_ns"]))
+            bound_ns = count(found["bound_ns"])
+            if word(found["holder"]).startswith(f"{self._host}:") and abs(row.bound_ns - bound_ns) < _NEAR_NS:
+                compared.newest_own = max(compared.newest_own, bound_ns)
 
     def _require_genuine(self, found: dict[str, Any]) -> None:
         if not positions.is_genuine(self._store.vouch, found):
@@ -260,7 +272,13 @@ class Witness:
             return None
         return Row(domain, position, digest, f"{self._host}:log#{record['seq']}", record["time_ns"])
 
+    def _require_same(self, compared: _Compared) -> None:
+        """In a transaction: raise _Changed unless it is on the server that was compared, as it was then."""
+        if compared.doubts != self._doubts:
+            raise _Changed
+
     def _begin(self, connection: Connection, *, compared: _Compared, loss: str) -> Standing:
+        self._require_same(compared)
         now, identity = self._standing(connection), self._store.identity
         settled_on = (now.system, now.timeline)
         why = loss and f"the fleet's database went back: {loss}"
@@ -305,6 +323,7 @@ class Witness:
         return _put_back(connection, self._store.vouch, rows)
 
     def _say_answered(self, connection: Connection, *, number: int, compared: _Compared) -> bool:
+        self._require_same(compared)
         if compared.cut and compared.lacking:
             why = f"older positions were lost, and the audit log of {self._host} was not read so far back"
             for domain in sorted({row.domain for row in compared.lacking}):

@@ -17,6 +17,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any, Final, Protocol, TypeVar
 
 import psycopg
@@ -138,7 +139,13 @@ class ServerDatabase(Database):
         finally:
             url[:] = bytes(len(url))
         self.shown = f"state store of fleet {self._server.name} at {given.where}"
-        driver = Patient.connect(autocommit=True, prepare_threshold=None, **given.options(writes=self.writes))
+        try:
+            driver = Patient.connect(autocommit=True, prepare_threshold=None, **given.options(writes=self.writes))
+        except psycopg.Error as error:
+            # What psycopg gave up stays open as long as something of the error does. Where answers are slow, that would
+            # fill the server's places for connections with some that nobody uses.
+            clear_frames(error.__traceback__)
+            raise
         driver.be_patient()
         return driver
 

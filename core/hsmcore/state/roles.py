@@ -37,12 +37,14 @@ class _Held:
     database: Database
     role: str
     epoch: int
+    holder: str
     over: bool = False
 
     def require(self, connection: Connection) -> None:
         """Raise RoleLost if another process has taken the role."""
         row = connection.execute(_READ, {"role": self.role}).first()
-        if row is None or row.epoch != self.epoch:
+        # A database that has lost commits may have counted to this epoch again, for another process.
+        if row is None or (row.epoch, row.holder) != (self.epoch, self.holder):
             holder = "no process" if row is None else row.holder
             raise RoleLost(f"{self.database.shown}: the role {self.role!r} was lost: {holder} has it now")
 
@@ -69,7 +71,7 @@ async def row_role(database: Database, role: str, seconds: float) -> AsyncIterat
     """Hold a role of a fleet's database. Raises StoreBusy, StoreError."""
     holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     taken = await _in_thread(database, lambda connection: _take(connection, database, role, holder, seconds))
-    held = _Held(database, role, taken)
+    held = _Held(database, role, taken, holder)
     _ROLES.set((*(other for other in _ROLES.get() if not other.over), held))
     renewing = asyncio.create_task(_renew(held, seconds))
     try:
@@ -116,6 +118,7 @@ def _extend(connection: Connection, held: _Held, seconds: float) -> None:
 
 
 def _give_back(connection: Connection, held: _Held) -> None:
+    held.require(connection)
     connection.execute(_CHANGE, {"role": held.role, "before": held.epoch, "until_ns": _FREE})
 
 
