@@ -53,6 +53,8 @@ check-deep: sanitize-test guard proofs cross-test ## Run the proofs, the native 
 	$(BIN)/python -m pytest tests/fleet/broken_at_length.py
 	$(BIN)/python -m tests.fuzz.payloads --count 10000000 --seed 1000
 	$(BIN)/python -m tests.fuzz.wire --count 5000000 --seed 1000
+	for fuzzer in tests/fuzz/fuzz_*.py; do \
+	    $(BIN)/python -m tests.fuzz.$$(basename $$fuzzer .py) --seconds 60 --seed 1000 || exit 1; done
 	$(BIN)/python -m pytest tests/chaos/rotation_leaders_at_length.py
 	$(BIN)/python -m pytest tests/chaos/tune_at_length.py
 	$(BIN)/python -m pytest tests/chaos/policy_kills_at_length.py

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 from cyclonedx.contrib.license.factories import LicenseFactory
@@ -30,15 +31,18 @@ from packaging.utils import canonicalize_name
 
 PROJECT = "hsmcore"
 NOT_PRODUCTION = {"all", "bench", "test"}
-PACKAGE = Path(__file__).resolve().parents[1] / "core" / "hsmcore"
+PACKAGE = Path(str(find_spec(PROJECT).origin)).parent
 
 
 def main() -> int:
     """Write the file that the command line names, checked against CycloneDX's own schema."""
     parser = argparse.ArgumentParser(description="Write the software bill of materials.")
     parser.add_argument("output", type=Path)
-    output = parser.parse_args().output
-    text = JsonV1Dot6(bill()).output_as_string(indent=2)
+    parser.add_argument("--extras", help="those that are installed here, with commas (default: all of production)")
+    asked = parser.parse_args()
+    output = asked.output
+    chosen = None if asked.extras is None else {extra for extra in asked.extras.split(",") if extra}
+    text = JsonV1Dot6(bill(chosen)).output_as_string(indent=2)
     problem = JsonStrictValidator(SchemaVersion.V1_6).validate_str(text)
     if problem is not None:
         print(f"sbom: not valid CycloneDX: {problem}", file=sys.stderr)
@@ -48,13 +52,15 @@ def main() -> int:
     return 0
 
 
-def bill() -> Bom:
-    """The bill of this checkout and its environment."""
+def bill(chosen: set[str] | None = None) -> Bom:
+    """The bill of what is installed here, with these extras. None: with all of production."""
     found = Bom()
     root = python_component(PROJECT, ComponentType.LIBRARY)
     found.metadata.component = root
     components = {PROJECT: root}
-    extras = set(metadata.metadata(PROJECT).get_all("Provides-Extra") or ()) - NOT_PRODUCTION
+    extras = (
+        set(metadata.metadata(PROJECT).get_all("Provides-Extra") or ()) - NOT_PRODUCTION if chosen is None else chosen
+    )
     for name in dict.fromkeys(reachable(PROJECT, frozenset(extras))):
         components.setdefault(name, python_component(name, ComponentType.LIBRARY))
     for name, component in components.items():

@@ -176,6 +176,22 @@ static void ignore_signals(void) {
     (void)sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
+/* The process that made the control channel and started this one, or -1: it has ended. What getppid() says does not
+ * tell: in a container process 1 may be hsmcore itself, elsewhere it adopts children of what has ended. */
+static int open_parent(void) {
+    struct ucred maker = {0};
+    socklen_t size = sizeof maker;
+    if (getsockopt(HSM_FD_CONTROL, SOL_SOCKET, SO_PEERCRED, &maker, &size) != 0) {
+        return -1;
+    }
+    int opened = pidfd_open(maker.pid, 0);
+    if (opened >= 0 && getppid() != maker.pid) {
+        (void)close(opened);
+        return -1;
+    }
+    return opened;
+}
+
 int main(int argc, char **argv) {
     if (argc == 2 && strcmp(argv[1], "--version") == 0) {
         (void)printf("hsmcore-host %llx\n", (unsigned long long)HSM_WIRE_VERSION);
@@ -186,11 +202,10 @@ int main(int argc, char **argv) {
         (void)fputs("hsmcore-host is started by hsmcore, not by hand.\n", stderr);
         return EXIT_USAGE;
     }
-    pid_t parent = getppid();
-    self.parent = parent > 1 ? pidfd_open(parent, 0) : -1;
+    self.parent = open_parent();
     self.statm = open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
-    if (self.parent < 0 || getppid() != parent) {
-        return 0; /* it has ended already */
+    if (self.parent < 0) {
+        return 0;
     }
     ignore_signals();
     self.hardening = hsm_harden(&self.landlock_abi);

@@ -15,6 +15,7 @@ import sys
 import time
 from random import Random
 
+from tests.fuzz.engine import changed
 from tests.support.paths import ROOT
 from tests.support.wire import encoded, read
 
@@ -22,8 +23,6 @@ from hsmcore.gateway.frames import Frame, Splitter, Type, WireError
 
 CORPUS = ROOT / "tests" / "fuzz" / "corpus" / "wire"
 HEAD_BYTES = 16
-_MOST_BYTES = 4096
-_NUMBERS = (0, 1, 2, 11, 12, 13, 64, 65, 127, 128, 255, 256, 65_535, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 2**32 - 1)
 _CUT_TEXT = (Type.ERROR, Type.SIGNED_MANY)
 """A text that is too long is read, and written shorter."""
 
@@ -33,33 +32,6 @@ def seeds() -> list[bytes]:
     vectors = json.loads((ROOT / "tests" / "wire" / "vectors.json").read_text())
     found = [bytes.fromhex(one["hex"]) for part in ("frames", "streams", "refused") for one in vectors[part]]
     return found + [path.read_bytes() for path in sorted(CORPUS.glob("*"))]
-
-
-def changed(chance: Random, inputs: list[bytes]) -> bytes:
-    """One of the inputs, changed a few times."""
-    data = bytearray(chance.choice(inputs))
-    for _ in range(1 << chance.randrange(4)):
-        place = chance.randrange(len(data) + 1)
-        match chance.randrange(7):
-            case 0 if data:
-                data[place % len(data)] ^= 1 << chance.randrange(8)
-            case 1 if data:
-                data[place % len(data)] = chance.randrange(256)
-            case 2:
-                width = chance.choice((1, 2, 4, 8))
-                number = chance.choice(_NUMBERS) + chance.randrange(-1, 2)
-                data[place : place + width] = (number % (1 << 8 * width)).to_bytes(width, "little")
-            case 3:
-                del data[place : place + chance.randrange(1, 9)]
-            case 4:
-                data[place:place] = chance.randbytes(chance.randrange(1, 9))
-            case 5:
-                other = chance.choice(inputs)
-                begin = chance.randrange(len(other) + 1)
-                data[place:place] = other[begin : begin + chance.randrange(1, 64)]
-            case 6 if len(data) >= 4:  # so that what lies behind the length is looked at
-                data[:4] = (len(data) - 4).to_bytes(4, "little")
-    return bytes(data[:_MOST_BYTES])
 
 
 def outcome_of(pieces: list[bytes]) -> tuple[list[Frame], str]:

@@ -162,7 +162,16 @@ HEALTHY = [
                 series("hsmcore_disk_free_bytes", "4000-10x190", use="audit"),
                 series("hsmcore_disk_size_bytes", "10000x190", use="audit"),
             ],
-            0,
+            2100,
+        ),
+        (
+            "HsmcoreDiskFilling",
+            [
+                *HEALTHY,
+                series("hsmcore_disk_free_bytes", "4000x3 900x190", use="state"),
+                series("hsmcore_disk_size_bytes", "10000x190", use="state"),
+            ],
+            345,
         ),
         (
             "HsmcoreSlow",

@@ -9,9 +9,12 @@ import logging
 import os
 import pickle
 import string
+import subprocess
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,6 +122,51 @@ def test_a_group_readable_file_is_warned_about(tmp_path: Path, caplog: pytest.Lo
     caplog.clear()
     assert Secret.file(str(secret_file(tmp_path, b"1234", 0o400))).resolve() == b"1234"
     assert not caplog.text
+
+
+def test_a_mode_that_a_platform_has_set_comes_with_what_to_do_there(tmp_path: Path) -> None:
+    """Kubernetes: the file of a volume is a link through ..data, with mode 0644 unless told otherwise."""
+    (tmp_path / "..2026_11_28").mkdir()
+    secret_file(tmp_path / "..2026_11_28", b"1234", 0o644)
+    (tmp_path / "..data").symlink_to("..2026_11_28")
+    (tmp_path / "pin").symlink_to("..data/pin")
+    with pytest.raises(SecretUnavailable, match="as its volume is mounted") as caught:
+        Secret.file(str(tmp_path / "pin")).resolve()
+    assert "defaultMode: 0400" in caught.value.hint
+    assert "chmod" not in str(caught.value)
+
+
+def test_a_mode_on_a_read_only_file_system_is_not_for_chmod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = secret_file(tmp_path, b"1234", 0o444)
+    real = os.fstatvfs
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: SimpleNamespace(f_flag=real(fd).f_flag | os.ST_RDONLY))
+    with pytest.raises(SecretUnavailable, match="as its volume is mounted") as caught:
+        Secret.file(str(path)).resolve()
+    assert "mode: 0400" in caught.value.hint
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes files of root's and reads them as another user")
+@pytest.mark.parametrize(
+    ("owner", "group", "mode", "warned"),
+    [(0, 4711, 0o440, False), (0, 4711, 0o460, True), (4711, 4711, 0o440, True), (0, 4712, 0o440, None)],
+)
+def test_the_group_of_a_file_of_roots_may_be_how_it_is_read(
+    tmp_path: Path, owner: int, group: int, mode: int, warned: bool | None
+) -> None:
+    """As Kubernetes mounts secrets with an fsGroup. None: it cannot be read at all."""
+    path = secret_file(tmp_path, b"1234", mode)
+    os.chown(path, owner, group)
+    tmp_path.chmod(0o711)
+    program = (
+        "import os\n"
+        "from hsmcore.config.secret import Secret\n"
+        "os.setgroups([]); os.setgid(4711); os.setuid(4711)\n"
+        "Secret.file('pin').resolve()\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) is (warned is not None), done.stderr
+    assert ("open to its group" in done.stderr + done.stdout) is bool(warned)
 
 
 def test_what_is_no_readable_file_is_refused_at_once(tmp_path: Path) -> None:

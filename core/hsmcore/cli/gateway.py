@@ -55,7 +55,7 @@ def gateway(
 
 async def _serve(cli: Invocation, listen: tuple[str, ...]) -> None:
     from hsmcore.gateway.gateway import running, settings_of
-    from hsmcore.gateway.sockets import tell_service_manager
+    from hsmcore.listening.service import Reports
 
     configs = cli.configs
     _allow_descriptors()
@@ -68,11 +68,11 @@ async def _serve(cli: Invocation, listen: tuple[str, ...]) -> None:
         shown = {"addresses": served.addresses, "keyManagers": list(served.managers), "consoles": consoles}
         cli.show(shown, "\n".join([*served.addresses, *consoles]))
         sys.stdout.flush()  # a supervisor may wait for the lines
-        tell_service_manager("READY=1")
-        await stop.wait()
-        tell_service_manager("STOPPING=1")
-        if not await served.drain():
-            note("  not every request was answered in time")
+        with Reports() as reports:
+            await stop.wait()
+            reports.stopping()
+            if not await served.drain():
+                note("  not every request was answered in time")
 
 
 def _watched(served: RunningGateway) -> list[KeyManager]:

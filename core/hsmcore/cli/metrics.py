@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hsmcore.cli.output import BadUsage, print_json, print_table
+from hsmcore.cli.output import BadUsage, note, print_json, print_table
 from hsmcore.cli.settings import JsonOption
 from hsmcore.errors import HsmError
 
@@ -23,6 +23,14 @@ def metrics(
         Path | None, typer.Option("--token-file", metavar="PATH", help="A file with the bearer token for --scrape.")
     ] = None,
     rules: Annotated[bool, typer.Option("--rules", help="Print the alert rules for Prometheus (YAML).")] = False,
+    runbooks: Annotated[
+        str | None,
+        typer.Option(
+            "--runbooks",
+            metavar="URL",
+            help="The page that the alerts of --rules lead to (default: that of the package).",
+        ),
+    ] = None,
     dashboard: Annotated[bool, typer.Option("--dashboard", help="Print the dashboard for Grafana (JSON).")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -34,6 +42,8 @@ def metrics(
 
       hsmcore metrics --rules > /etc/prometheus/hsmcore.yml
 
+      hsmcore metrics --rules --runbooks https://wiki.example.com/hsmcore/runbooks > hsmcore.yml
+
       hsmcore metrics --dashboard > dashboard.json
 
       hsmcore metrics --scrape http://127.0.0.1:9464/metrics --json
@@ -42,10 +52,12 @@ def metrics(
         raise BadUsage("give one of --scrape, --rules and --dashboard")
     if token_file is not None and scrape is None:
         raise BadUsage("--token-file belongs to --scrape")
+    if runbooks is not None and (not rules or not _is_address(runbooks)):
+        raise BadUsage("--runbooks wants an http:// or https:// URL, and belongs to --rules")
     if scrape is not None:
         _print_scrape(_fetch(scrape, token_file), as_json=as_json)
     elif rules or dashboard:
-        _print_file(dashboard=dashboard, as_json=as_json)
+        _print_file(runbooks, dashboard=dashboard, as_json=as_json)
     else:
         _print_list(as_json=as_json)
 
@@ -61,13 +73,22 @@ def _print_list(*, as_json: bool) -> None:
     )
 
 
-def _print_file(*, dashboard: bool, as_json: bool) -> None:
+def _is_address(url: str) -> bool:
+    return url.startswith(("http://", "https://")) and url.isprintable() and not set(" \"'#{}") & set(url)
+
+
+def _print_file(runbooks: str | None, *, dashboard: bool, as_json: bool) -> None:
     from hsmcore.metrics import rules
 
-    text = rules.dashboard() if dashboard else rules.alert_rules()
     if as_json and not dashboard:
         raise BadUsage("the rules are YAML; --json cannot print them")
-    print(text, end="")
+    if dashboard:
+        print(rules.dashboard(), end="")
+        return
+    address = runbooks or rules.runbooks_address()
+    if address is None:
+        note("  the alerts name their runbooks by the path in the repository: give the page with --runbooks URL")
+    print(rules.alert_rules(address), end="")
 
 
 def _print_scrape(text: str, *, as_json: bool) -> None:

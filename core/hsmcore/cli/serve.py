@@ -84,6 +84,8 @@ async def _watch(cli: Invocation, settings: Monitoring) -> None:
 
 
 async def _until_told(cli: Invocation, site: Site) -> None:
+    from hsmcore.listening.service import Reports
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -92,4 +94,5 @@ async def _until_told(cli: Invocation, site: Site) -> None:
     if not cli.as_json:
         note("  the console is at /, then /metrics, /healthz and /readyz; Ctrl-C ends it")
     sys.stdout.flush()  # a supervisor may wait for the line
-    await stop.wait()
+    with Reports():
+        await stop.wait()

@@ -12,6 +12,7 @@ from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault
 from hsmcore.config.monitoring import Address
 from hsmcore.config.policy import Kinds
 from hsmcore.config.secret import Secret
+from hsmcore.config.variables import Variables
 
 DEFAULT_SOCKET: Final = "unix:/run/hsmcore/sign.sock"
 _SAYS: Final = 'must be "unix:/path", "tls:host:port" or "https:host:port"'
@@ -91,7 +92,7 @@ class GatewayClient(Model):
 class Gateway(Model):
     """`gateway`: the addresses, and the clients by name. Whoever is none of them is refused."""
 
-    listen: Annotated[tuple[Annotated[str, Text(256)], ...], BeforeValidator(as_tuple)] = (DEFAULT_SOCKET,)
+    listen: Annotated[tuple[Annotated[str, Text(256), Variables], ...], BeforeValidator(as_tuple)] = (DEFAULT_SOCKET,)
     tls: GatewayTls | None = None
     clients: dict[str, GatewayClient]
     socket_mode: Annotated[str, Text(4, form="0[0-7]{3}", says='the permissions of a Unix socket, such as "0660"')] = (

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, field_validator, model_validator
 
 from hsmcore.config.base import Model, Text, as_tuple, clash, fault
 from hsmcore.config.secret import Secret
+from hsmcore.config.variables import Variables
 
 DEFAULT_LISTEN: Final = "127.0.0.1:9464"
 _FORM = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
@@ -62,7 +63,7 @@ class Monitoring(Model):
     Beyond this machine's loopback, TLS and a viewer token are required. Without an operator token, nothing can be
     changed."""
 
-    listen: Annotated[str, Text(256)] = DEFAULT_LISTEN
+    listen: Annotated[str, Text(256), Variables] = DEFAULT_LISTEN
     tls: MonitoringTls | None = None
     viewer_token: Secret | None = None
     """The token that may read. Default, on loopback only: every reader may."""

@@ -25,6 +25,7 @@ from hsmcore.config.providers import Provider, all_members
 from hsmcore.config.rotation import KeyRotation, Notices
 from hsmcore.config.secret import AWS_VARIABLES, Secret
 from hsmcore.config.state import StateBackup
+from hsmcore.config.variables import LogVariables, StateVariables
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 SINGLE = "default"
@@ -67,10 +68,10 @@ class KeyManagerConfig(Provider):
     """The time that an idle worker polls before it sleeps; 0: none."""
     warm_micros: Annotated[int, Whole(0, 100_000)] = 500
     """The time that a processor is kept awake (idle priority) after an answer, for the next lone request; 0: none."""
-    audit_log_file: Annotated[str, Text(4096)] | None = None
+    audit_log_file: Annotated[str, Text(4096), LogVariables] | None = None
     audit: AuditSettings | None = None
     """Settings of the audit log. Default: its defaults."""
-    state_file: Annotated[str, Text(4096)] | None = None
+    state_file: Annotated[str, Text(4096), StateVariables] | None = None
     """The store of what survives a crash: key ring, rotations, emergency budget, history of failovers. Default: see
     `state_path`."""
     state_backup: StateBackup | None = None

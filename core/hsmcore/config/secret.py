@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import os
+from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
 from pydantic import ValidationInfo, model_validator
@@ -20,6 +21,10 @@ AWS_VARIABLES = frozenset(
 """The environment variables that the AWS SDK reads credentials from."""
 
 _NAME = Text(256, form=r"[A-Za-z_][A-Za-z0-9_]*", says="the name of an environment variable", hidden=True)
+_MODE_HINT = (
+    "Set it where the volume is described: `mode: 0400` for a Docker secret, `defaultMode: 0400` for a Kubernetes "
+    "volume (with an fsGroup it becomes 0440, which is accepted). docs/DEPLOY.md has both."
+)
 _ALLOWED = 'must be {"env": "NAME"}, {"file": "path"}, {"awsSecretsManager": {…}} or a string that is not empty'
 
 
@@ -155,7 +160,7 @@ class Secret:
         except OSError as error:
             self._fail(f"file {self._name} cannot be opened: {os.strerror(error.errno or 0)}")
         try:
-            self._check_file(os.fstat(descriptor))
+            self._check_file(os.fstat(descriptor), descriptor)
             buffer = bytearray(MAX_SECRET_BYTES + 1)
             try:
                 # Straight into memory that can be wiped: no bytes object is made of it on the way.
@@ -179,17 +184,20 @@ class Secret:
         # Raised out here, so that no error of the AWS SDK, with a response in its frames, is this one's context.
         return self._fail(f"{self.describe()}: {problem}")
 
-    def _check_file(self, status: os.stat_result) -> None:
+    def _check_file(self, status: os.stat_result, descriptor: int) -> None:
         mode = status.st_mode
         if (mode & 0o170000) != 0o100000:
             self._fail(f"{self._name} is not a regular file")
         if mode & 0o006:
-            self._fail(f"file {self._name} is open to everyone (mode {mode & 0o777:04o}): run chmod 600 on it")
-        if mode & 0o060:
+            problem = f"file {self._name} is open to everyone (mode {mode & 0o777:04o})"
+            if _is_mounted_so(self._name, descriptor):
+                self._fail(f"{problem}, as its volume is mounted", hint=_MODE_HINT)
+            self._fail(f"{problem}: run chmod 600 on it")
+        if mode & 0o060 and not _is_lent(status):
             get_logger().warning("secret file is open to its group", path=self._where, file=self._name)
 
-    def _fail(self, problem: str) -> NoReturn:
-        raise SecretUnavailable.of([ConfigFault(self._where, problem)], source="secret")
+    def _fail(self, problem: str, hint: str | None = None) -> NoReturn:
+        raise SecretUnavailable.of([ConfigFault(self._where, problem)], source="secret", hint=hint)
 
     def __repr__(self) -> str:
         return "Secret(plain, hidden)" if self.kind == "plain" else f"Secret({self.describe()})"
@@ -225,6 +233,20 @@ class Secret:
         return core_schema.with_info_plain_validator_function(
             _validated, serialization=core_schema.plain_serializer_function_ser_schema(Secret.redacted)
         )
+
+
+def _is_mounted_so(path: str, descriptor: int) -> bool:
+    """Whether a file's mode is a container platform's, which chmod does not change: on a read-only file system, below
+    Docker's /run/secrets, or behind the ..data link of a Kubernetes volume."""
+    if os.fstatvfs(descriptor).f_flag & os.ST_RDONLY:
+        return True
+    return Path(path).resolve().is_relative_to("/run/secrets") or Path(path).with_name("..data").is_symlink()
+
+
+def _is_lent(status: os.stat_result) -> bool:
+    """Whether this process reads a file of root's, which only root can have put there: by its group, as Kubernetes
+    mounts secrets with an fsGroup (0440), or by an access list, as systemd gives credentials."""
+    return status.st_uid == 0 != os.geteuid() and not status.st_mode & 0o020
 
 
 def _restore(kind: Kind, name: str, aws: AwsSecretsManagerReference | None, where: str) -> Secret:

@@ -17,6 +17,7 @@ from hsmcore.config.gateway import Gateway, require_keys
 from hsmcore.config.policy import overlap
 from hsmcore.config.root import BESIDE_SEVERAL, SINGLE, Config, KeyManagerConfig, require_log
 from hsmcore.config.secret import Secret
+from hsmcore.config.variables import LogVariables
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -26,7 +27,7 @@ class KeyManagersConfig(Model):
     """A document with `keyManagers`: key managers by name, and the one audit log of all."""
 
     key_managers: dict[str, KeyManagerConfig]
-    audit_log_file: Annotated[str, Text(4096)] | None = None
+    audit_log_file: Annotated[str, Text(4096), LogVariables] | None = None
     audit: AuditSettings | None = None
     cloud_watch_logs: CloudWatchLogs | None = None
     state_secret: Secret | None = None

@@ -68,8 +68,7 @@ class History(Tables):
             query = query.where(EVENT.c.member == member)
         if limit is not None:
             query = query.limit(limit)
-        rows = await self._store.rows(query)
-        return [row | {"details": orjson.loads(row["details"])} for row in reversed(rows)]
+        return (await self._store.rows(query, "details"))[::-1]
 
     async def forget(self, before_ns: int) -> int:
         """Delete older events. Returns the number of rows."""

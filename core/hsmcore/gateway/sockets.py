@@ -87,13 +87,3 @@ def _is_at(given: socket.socket, listen: Listen) -> bool:
         return bool(given.getsockname() == listen.address.path)
     # Port 0: whichever it is, since the host that a service manager binds may be written otherwise.
     return not listen.address.path and listen.address.port in (0, given.getsockname()[1])
-
-
-def tell_service_manager(state: str) -> None:
-    """Tell the service manager a state, as sd_notify: "READY=1", "STOPPING=1". Nothing listens: nothing happens."""
-    where = os.environ.get("NOTIFY_SOCKET", "")
-    if where[:1] not in ("/", "@"):
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, suppress(OSError):
-        told.connect("\0" + where[1:] if where[0] == "@" else where)
-        told.send(state.encode())

@@ -208,7 +208,7 @@ class Rotations(Tables):
             query = query.where(ROTATION_STEP.c.rotation_id == rotation)
         if names:
             query = query.where(ROTATION_STEP.c.step.in_(names))
-        return [row | {"details": orjson.loads(row["details"])} for row in await self._store.rows(query)]
+        return await self._store.rows(query, "details")
 
     async def detail(self, rotation: int, step: str, name: str) -> Any:
         """Return the latest value of a detail of a step; None if the step has noted none."""

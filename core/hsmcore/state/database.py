@@ -147,6 +147,11 @@ class Database(ABC):
             try:
                 result = work(connection)
                 return result, guard.end()
+            except (TypeError, ValueError, KeyError, OverflowError) as error:
+                if isinstance(error, HsmError):
+                    raise
+                # SQLite keeps a text in a column of numbers, if another writer puts it there.
+                raise StoreError(f"{self.shown}: a row is not as hsmcore writes it ({error})") from error
             finally:
                 self._guard = None
 

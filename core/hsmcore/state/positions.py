@@ -149,7 +149,7 @@ def keep_holders_out(connection: Connection) -> None:
 
 
 def _marks(rows: Iterable[Any]) -> dict[str, Mark]:
-    return {name: Mark(floor, high, int(bits, 16), reason) for name, floor, high, bits, reason in rows}
+    return {name: Mark(int(floor), int(high), int(bits, 16), str(reason)) for name, floor, high, bits, reason in rows}
 
 
 def set_mark(connection: Connection, domain: str, mark: Mark) -> None:

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import orjson
 from sqlalchemy import Connection, Select, Table
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -192,12 +193,14 @@ class Store:
         """Return an object of the database that is not of hsmcore's making, or "". Raises StoreError."""
         return await self._run(lambda: self._database.transact_unchecked(self._database.foreign))
 
-    async def rows(self, query: Select[Any]) -> list[dict[str, Any]]:
-        """Return the rows of a query, by column. Raises StoreError."""
+    async def rows(self, query: Select[Any], *documents: str) -> list[dict[str, Any]]:
+        """Return the rows of a query, by column. `documents`: columns with JSON, whose values are returned parsed.
+        Raises StoreError."""
 
         def work(connection: Connection) -> list[dict[str, Any]]:
             # The names are a subclass of str, which orjson refuses as a key.
-            return [{str(name): value for name, value in row.items()} for row in connection.execute(query).mappings()]
+            found = [{str(name): value for name, value in row.items()} for row in connection.execute(query).mappings()]
+            return [row | {name: orjson.loads(row[name]) for name in documents} for row in found]
 
         return await self.run(work)
 
