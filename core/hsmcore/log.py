@@ -12,11 +12,10 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import orjson
-import structlog
-from structlog.typing import EventDict, Processor
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor
 
 DROPPED = "<dropped>"
 
@@ -25,6 +24,10 @@ _SECRET_WORDS = frozenset(
     {"pin", "puk", "password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials", "seed"}
 )
 _SECRET_PAIRS = frozenset({("private", "key"), ("secret", "key"), ("api", "key"), ("access", "key")})
+
+
+# What `configure` was told before structlog, which is slow to import, was needed: most commands log nothing.
+_deferred: list[tuple[bool, int]] = []
 
 
 def looks_secret(key: str) -> bool:
@@ -62,6 +65,12 @@ def add_trace(_logger: Any, _method: str, event: EventDict) -> EventDict:
 def get_logger(**bound: Any) -> Any:
     """Return a structlog logger named "hsmcore" with `bound` key names. Call it for each event, not at import: the
     result depends on the logging configuration of that moment. Any thread."""
+    if "structlog" not in sys.modules:  # so the host has not configured it
+        return _Unready(bound)
+    import structlog
+
+    if _deferred and not structlog.is_configured():
+        _configure(*_deferred[-1])
     if structlog.is_configured():
         return structlog.wrap_logger(
             None,
@@ -77,10 +86,41 @@ def get_logger(**bound: Any) -> Any:
             add_trace,
             drop_secrets,
             structlog.processors.format_exc_info,
-            structlog.processors.KeyValueRenderer(key_order=["event"]),
+            *_where_no_handler_is(),
         ],
         **bound,
     )
+
+
+def _where_no_handler_is() -> list[Processor]:
+    """Return what renders an event for the standard library: with time and level where the host has no handler, which
+    would add them, and Python prints the bare text on stderr."""
+    from structlog.processors import KeyValueRenderer, TimeStamper, add_log_level
+
+    if logging.getLogger("hsmcore").hasHandlers():
+        return [KeyValueRenderer(key_order=["event"])]
+    order = ["timestamp", "level", "event"]
+    return [add_log_level, TimeStamper(fmt="iso", utc=True), KeyValueRenderer(key_order=order)]
+
+
+class _Unready:
+    """A logger that imports structlog with the first event of a level that is shown."""
+
+    def __init__(self, bound: dict[str, Any]) -> None:
+        self._bound = bound
+
+    def __getattr__(self, method: str) -> Any:
+        number = logging.ERROR if method == "exception" else logging.getLevelNamesMapping().get(method.upper())
+        least = _deferred[-1][1] if _deferred else logging.getLogger("hsmcore").getEffectiveLevel()
+        if number is not None and number < least:
+            return _nothing
+        import structlog  # noqa: F401  # from here on get_logger returns structlog's
+
+        return getattr(get_logger(**self._bound), method)
+
+
+def _nothing(*_arguments: Any, **_event: Any) -> None:
+    pass
 
 
 def configure(*, json: bool = False, level: str | int = "INFO") -> None:
@@ -88,6 +128,14 @@ def configure(*, json: bool = False, level: str | int = "INFO") -> None:
 
     `level` is a name such as "WARNING" or a number; an unknown name raises ValueError.
     """
+    _deferred[:] = [(json, _level_of(level))]
+    if "structlog" in sys.modules:
+        _configure(*_deferred.pop())
+
+
+def _configure(json: bool, level: int) -> None:
+    import structlog
+
     # Plain tracebacks: the rich ones print local variables, and a PIN may be among them.
     renderer: list[Processor]
     if json:
@@ -104,7 +152,7 @@ def configure(*, json: bool = False, level: str | int = "INFO") -> None:
             drop_secrets,
             *renderer,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(_level_of(level)),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
@@ -120,4 +168,6 @@ def _level_of(level: str | int) -> int:
 
 
 def _json(event: Any, **_options: Any) -> str:
+    import orjson
+
     return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()

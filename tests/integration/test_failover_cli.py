@@ -62,6 +62,15 @@ def test_operator_commands_are_stored_and_undone(command, place):
     assert command("emergency", "status")[1]["enabled"] is True
 
 
+def test_to_drain_the_last_member_is_said_to_be_that(command, place):
+    first, second = place.name(0), place.name(1)
+    assert "last member" not in command("failover", "drain", first, plain=True)[2]
+    said = command("failover", "drain", second, plain=True)[2]
+    assert f"{second} is the last member in service: without it requests go to the emergency key" in said
+    assert "last member" not in command("failover", "drain", second, "--undo", plain=True)[2]
+    assert "signs with another key" in command("failover", "force", "emergency", plain=True)[2]
+
+
 def test_a_reset_is_recorded_with_its_reason(command):
     code, done, _ = command("emergency", "reset", "--reason", "incident 42 is closed")
     assert (code, done["reason"]) == (0, "incident 42 is closed")

@@ -199,6 +199,7 @@ async def test_a_manager_that_is_never_opened_holds_no_token(world):
     del managers
 
 
+@pytest.mark.filterwarnings("ignore:a key manager was not closed:ResourceWarning")
 def test_an_unreferenced_manager_is_collected_with_its_loop(world):
     async def careless() -> None:
         manager = hsmcore.create_key_manager(world.config())

@@ -121,6 +121,7 @@ USES: dict[str, list[str] | str] = {
     "audit show": [],
     "audit verify": [],
     "backup list": [],
+    "backup recovery-key": "makes the file that --output names",
     "backup restore": ["none"],
     "backup verify": [],
     "bench": "a package of its own, and its files are where its options say",

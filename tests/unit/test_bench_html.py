@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hsmcore_bench.suite import svg
+from hsmcore_bench.harness import svg
 from hsmcore_bench.suite.html import page
 from hsmcore_bench.suite.results import KEPT, newest
 

@@ -9,15 +9,13 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from hsmcore_bench.suite import svg
+from hsmcore_bench.harness import svg
+from hsmcore_bench.harness.figures import duration, figures
 from hsmcore_bench.suite.catalogue import entries
 from hsmcore_bench.suite.contenders import MEMORY, contenders, select
-from hsmcore_bench.suite.html import STYLE
 from hsmcore_bench.suite.model import Break, Memory, Percentiles, Sample, Spread
 from hsmcore_bench.suite.picture import picture
 from hsmcore_bench.suite.report import (
-    duration,
-    figures,
     markdown,
     number,
     print_result,
@@ -200,7 +198,7 @@ def test_terminal_of_eighty_columns_keeps_names_and_medians(result):
 
 
 def test_picture_is_an_svg_of_a_sensible_size_with_every_contender_in_it(result):
-    root = ElementTree.fromstring(picture(result, STYLE.read_text()))  # noqa: S314 - our own
+    root = ElementTree.fromstring(picture(result, svg.STYLE.read_text()))  # noqa: S314 - our own
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     _, _, width, height = map(float, root.attrib["viewBox"].split())
     assert (width, 300 < height < 2000) == (svg.WIDTH, True)

@@ -40,6 +40,7 @@ NAMES = {
     "hsmcore.metrics": "also collector read render",
     "hsmcore.serve": "Site attached",
     "hsmcore.solana": "HsmcoreSigner SigningKeys off_chain_message sign_transactions verify_transaction",
+    "hsmcore.testing": "fresh_token hsmcore_config hsmcore_token",
     "hsmcore.tracing": "configured_provider instrument",
 }
 

@@ -75,6 +75,9 @@ def load(
     ] = False,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="Turns of each with --beside-raw.")] = 5,
     hdr: Annotated[Path | None, typer.Option(metavar="FILE", help="Write HdrHistogram logs of each second.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write charts over time, and the figures.")
+    ] = None,
     noop: Annotated[
         bool, typer.Option("--noop", help="Load the module that does nothing: the cost of hsmcore.")
     ] = False,
@@ -114,7 +117,7 @@ def load(
 
       hsmcore load --rate 90% --share-of path --shape soak --isolation process --verify
 
-      hsmcore load --shape ramp --rate 1000 --peak 20000 --hdr ramp.hlog
+      hsmcore load --shape ramp --rate 1000 --peak 20000 --html ramp.html
 
       hsmcore load --mix transactions=0.9:180-1232,repeats=0.1 --cache 9000
 
@@ -128,13 +131,15 @@ def load(
     """
     from hsmcore_bench.load.problems import UsageProblem
 
-    given = {name: value for name, value in locals().items() if name not in ("UsageProblem", "as_json")}
+    given = {name: value for name, value in locals().items() if name not in ("UsageProblem", "as_json", "html")}
     try:
         asked = _Asked.of(given)
         with raising(lambda _number: KeyboardInterrupt(), signal.SIGTERM, signal.SIGHUP):
             result = _run(asked, given)
     except UsageProblem as problem:
         raise BadUsage(str(problem)) from None
+    if html is not None:
+        _write_page(html, result)
     if as_json:
         print_json(result)
     else:
@@ -145,6 +150,15 @@ def load(
         raise typer.Exit(INTERRUPTED)
     if not result["ok"]:
         raise typer.Exit(FAILED)
+
+
+def _write_page(path: Path, result: Mapping[str, Any]) -> None:
+    from hsmcore_bench.load.picture import page
+
+    try:
+        path.write_text(page(result), encoding="utf-8")
+    except OSError as error:
+        raise BadUsage(f"--html {path}: {error.strerror}") from None
 
 
 @dataclass(frozen=True, slots=True)

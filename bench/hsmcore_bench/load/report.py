@@ -55,6 +55,7 @@ def result_of(
         },
         "seconds": {"planned": plan.seconds, "last_answer": outcome.last_answer},
         "latency_ns": {name: histogram.summary() for name, histogram in outcome.histograms.items()},
+        "timeline": outcome.timeline,
         "memory": outcome.memory.summary(),
         "faults": {"told": outcome.told, "struck": outcome.struck},
     }
@@ -130,7 +131,16 @@ def _compared(reference: Mapping[str, Any]) -> str:
 def _shown(verdict: Mapping[str, Any]) -> str:
     if verdict["met"] or verdict["value"] is None:
         return ""
-    return f"   (is {verdict['value'] / 1e6:.3f} ms)" if verdict["unit"] == "ns" else f"   (is {verdict['value']:,.4g})"
+    return (
+        f"   (is {verdict['value'] / 1e6:.3f} ms)"
+        if verdict["unit"] == "ns"
+        else f"   (is {_number(verdict['value'])})"
+    )
+
+
+def _number(value: float) -> str:
+    """Four figures at least, thousands grouped, no exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:,.4g}"
 
 
 def _latencies(series: Mapping[str, Mapping[str, float | None]]) -> list[str]:
@@ -138,6 +148,12 @@ def _latencies(series: Mapping[str, Mapping[str, float | None]]) -> list[str]:
     names = [f"p{percent:g}" for percent in PERCENTILES if percent >= 50] + ["max"]
     rows = [f"{'ms':<8} " + "".join(f"{title:>20}" for title in titles.values())]
     for name in names:
-        values = [series[key][name] for key in titles]
-        rows.append(f"{name:<8} " + "".join(f"{'-' if v is None else f'{v / 1e6:.3f}':>20}" for v in values))
+        values = [_told(series[key], name) for key in titles]
+        rows.append(f"{name:<8} " + "".join(f"{'-' if v is None else f'{v / 1e6:,.3f}':>20}" for v in values))
     return rows
+
+
+def _told(summary: Mapping[str, float | None], name: str) -> float | None:
+    """A percentile that at least one of the durations is beyond: of 250, p99.999 would only repeat the largest."""
+    beyond = 1.0 if name == "max" else (summary["count"] or 0) * (1 - float(name[1:]) / 100)
+    return summary[name] if beyond > 0.999 else None

@@ -90,6 +90,8 @@ class Outcome:
     memory: Growth = field(default_factory=Growth)
     told: list[dict[str, Any]] = field(default_factory=list)
     struck: dict[str, int] = field(default_factory=dict)
+    timeline: list[dict[str, Any]] = field(default_factory=list)
+    """Of each second: when it ended, its rates, and percentiles of its latencies in nanoseconds."""
     signal: int | None = None
     verdict: Verdict | None = None
 
@@ -100,6 +102,7 @@ class Outcome:
         for name, histogram in other.histograms.items():
             self.histograms[name].add_all(histogram)
         self.keys += [key for key in other.keys if key not in self.keys]
+        self.timeline += [second | {"at": second["at"] + self.last_answer} for second in other.timeline]
         self.last_answer += other.last_answer
         self.signal = self.signal or other.signal
         if other.verdict is not None:
@@ -179,7 +182,7 @@ class _Drive:
         self._plan, self._outcome, self._log = plan, outcome, log
         self._running = dict(enumerate(generators))
         self._fresh = {name: Histogram() for name in SERIES}
-        self._ticked, self._signed = 0.0, 0
+        self._ticked, self._signed, self._failed = 0.0, 0, 0
         self.begin = time.monotonic_ns() + round(_LEAD_SECONDS * 1e9)
         if log is not None:
             log.begin(time.time() + _LEAD_SECONDS)
@@ -220,14 +223,21 @@ class _Drive:
         outcome, fresh, seconds = self._outcome, self._fresh, self._plan.seconds
         if self._running and now <= seconds:
             outcome.memory.sample([generator.pid for generator in self._running.values()])
-        rate = (outcome.counts["signed"] - self._signed) / max(now - self._ticked, 1e-3)
+        length = max(now - self._ticked, 1e-3)
+        rate = (outcome.counts["signed"] - self._signed) / length
+        if now - self._ticked >= _TICK_SECONDS / 2:  # not the rest of a second, in which there is little of anything
+            failed = (outcome.counts["failed"] - self._failed) / length
+            latencies = {f"p{percent:g}": fresh["corrected"].percentile(percent) for percent in (50.0, 99.0)}
+            outcome.timeline.append(
+                {"at": round(now, 3), "rate": round(rate, 1), "failed": round(failed, 1), **latencies}
+            )
         watch(Tick("signing", min(now, seconds), seconds, outcome.counts, rate, fresh["corrected"]))
         if self._log is not None and fresh["start"].count:
             self._log.write(self._ticked, now, fresh)
         for name, histogram in fresh.items():
             outcome.histograms[name].add_all(histogram)
         self._fresh = {name: Histogram() for name in SERIES}
-        self._ticked, self._signed = now, outcome.counts["signed"]
+        self._ticked, self._signed, self._failed = now, outcome.counts["signed"], outcome.counts["failed"]
 
 
 def _take(line: dict[str, Any], outcome: Outcome, fresh: dict[str, Histogram]) -> bool:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from hsmcore.cli.output import FAILED, BadUsage
+from hsmcore.cli.output import FAILED, INTERRUPTED, BadUsage, note
 from hsmcore.control.curves import ALGORITHMS
 from hsmcore.errors import MemberDown
 from hsmcore_bench.harness import environment, locate
@@ -31,6 +31,7 @@ from hsmcore_bench.suite.runner import Progress, run
 
 NAME = "hsmcore-bench"
 QUICK = (3, 0.2, 0, 1)  # rounds, seconds, patience, kills of each kind
+PIPE_COLUMNS = 300
 FULL = (15, 0.25, 2, None)
 
 app = typer.Typer(name="bench", rich_markup_mode=None)
@@ -107,9 +108,19 @@ def bench(
         breaks=breaks,
         token=_token(token, module, label, algorithm),
     )
+    ended: list[int] = []
+
+    def end(number: int) -> BaseException:
+        ended.append(128 + number)
+        return KeyboardInterrupt()
+
     try:
-        with raising(lambda number: SystemExit(128 + number), signal.SIGTERM):
+        with raising(end, signal.SIGTERM):
             result = _run(options)
+    except KeyboardInterrupt:
+        if ended:
+            raise SystemExit(*ended) from None
+        raise
     except ValueError as error:
         raise BadUsage(str(error)) from None
     except ChildError as error:
@@ -118,9 +129,18 @@ def bench(
     if as_json:
         sys.stdout.write(to_json(result).decode())
     else:
-        print_result(result, Console())
+        print_result(result, _console())
+    if result.interrupted:
+        note("hsmcore: interrupted; the figures are those of the rounds so far")
+        raise typer.Exit(ended[0] if ended else INTERRUPTED)
     if result.failed or (check and any(verdict.met is False for verdict in result.targets)):
         raise typer.Exit(FAILED)
+
+
+def _console() -> Console:
+    """As wide as the terminal; a pipe has no width, and nothing is cut off for it."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, PIPE_COLUMNS))
 
 
 def _run(options: Options) -> Result:
@@ -137,7 +157,8 @@ def _run(options: Options) -> Result:
 
 def _write(result: Result, out: Path) -> None:
     """The files; no picture where nothing was measured."""
-    from hsmcore_bench.suite.html import STYLE, page
+    from hsmcore_bench.harness.svg import STYLE
+    from hsmcore_bench.suite.html import page
     from hsmcore_bench.suite.picture import picture
 
     notes = Console(stderr=True)
@@ -145,11 +166,13 @@ def _write(result: Result, out: Path) -> None:
     (out / f"{NAME}.json").write_bytes(to_json(result))
     (out / f"{NAME}.md").write_text(markdown(result), encoding="utf-8")
     (out / f"{NAME}.html").write_text(page(result), encoding="utf-8")
+    written = [".json", ".md", ".html"]
     try:
         (out / f"{NAME}.svg").write_text(picture(result, STYLE.read_text()), encoding="utf-8")
+        written.append(".svg")
     except ValueError as error:
         notes.print(f"no SVG: {error}", style="yellow", markup=False)
-    notes.print(f"written: {out}/{NAME}.json, .html, .md, .svg", style="dim", markup=False)
+    notes.print(f"written: {out}/{NAME}{', '.join(written)}", style="dim", markup=False)
 
 
 def _print_list(files: tuple[str, ...]) -> None:

@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from hsmcore_bench.suite import svg
+from hsmcore_bench.harness import svg
+from hsmcore_bench.harness.figures import duration
 from hsmcore_bench.suite.picture import Row, rates
-from hsmcore_bench.suite.report import duration
 from hsmcore_bench.suite.result import Result
 from hsmcore_bench.suite.targets import TARGETS
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
-from pathlib import Path
 from statistics import median
 
-from hsmcore_bench.suite import sizing, svg
+from hsmcore_bench.harness import svg
+from hsmcore_bench.harness.figures import duration
+from hsmcore_bench.suite import sizing
 from hsmcore_bench.suite.model import Contender, Percentiles, Sample, Scenario, Verdict
 from hsmcore_bench.suite.picture import Row, caption, colour, latencies, rates
 from hsmcore_bench.suite.report import (
     bound,
     disturbance,
-    duration,
     headline,
     met,
     precise,
@@ -22,6 +22,7 @@ from hsmcore_bench.suite.report import (
     recovery_rows,
     switch_rows,
     titled,
+    verdict_of,
 )
 from hsmcore_bench.suite.result import Result
 from hsmcore_bench.suite.stats import usable
@@ -36,7 +37,6 @@ X_NAMES = {
 }
 CURVE_COLOURS = {"ours": "c0", "others": "c1", "raw": "c4", "software": "c3"}
 PART_NAMES = {"loop": "event loop", "ring": "ring", "hsm": "HSM", "wake": "wake-up"}
-STYLE = Path(__file__).with_name("report.css")
 
 
 def page(result: Result) -> str:
@@ -45,13 +45,14 @@ def page(result: Result) -> str:
     titles += [("kills", "Kills under load")] * bool(result.recovery)
     titles += [("primary", "Failures of the primary")] * bool(result.switches)
     titles.append(("conditions", "Conditions"))
-    links = "".join(f'<a href="#{name}">{escape(title)}</a> ' for name, title in titles)
+    links = "".join(f'<a href="#{name}">{escape(title[:1].upper() + title[1:])}</a> ' for name, title in titles)
     body = [
         "<h1>hsmcore benchmark</h1>",
+        f'<p class="lead">{escape(verdict_of(result))}</p>',
         f'<p class="soft">{escape(headline(result))}.</p>',
         *_warnings(result),
-        f"<nav>{links}</nav>",
         *_targets(result.targets),
+        f"<nav>{links}</nav>",
     ]
     for scenario in result.scenarios:
         body += _scenario(result, scenario)
@@ -62,7 +63,7 @@ def page(result: Result) -> str:
     body += _conditions(result)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>hsmcore benchmark, {escape(result.started[:10])}</title><style>{STYLE.read_text()}</style></head>"
+        f"<title>hsmcore benchmark, {escape(result.started[:10])}</title><style>{svg.STYLE.read_text()}</style></head>"
         f"<body>{''.join(body)}</body></html>\n"
     )
 
@@ -82,12 +83,25 @@ def _warnings(result: Result) -> Iterator[str]:
 def _targets(targets: Sequence[Verdict]) -> Iterator[str]:
     if not targets:
         return
-    yield "<h2>Targets</h2><div class=wide><table><thead><tr><th>target</th><th>bound</th><th>reached</th><th>met</th>"
+    missed = [verdict for verdict in targets if verdict.met is False]
+    rest = [verdict for verdict in targets if verdict.met is not False]
+    yield "<h2>Targets</h2>"
+    if missed:
+        yield from _judged(missed)
+    if rest:
+        yield f"<details{' open' if not missed else ''}><summary>{len(rest)} that are not missed</summary>"
+        yield from _judged(rest)
+        yield "</details>"
+
+
+def _judged(targets: Sequence[Verdict]) -> Iterator[str]:
+    """The verdict first: on a small screen the rest of a row may be beside it."""
+    yield "<div class=wide><table><thead><tr><th>met</th><th>target</th><th>bound</th><th>reached</th>"
     yield "</tr></thead><tbody>"
     for v in targets:
         kind = {True: "yes", False: "no", None: "soft"}[v.met]
         what = escape(v.what.replace("`", ""))
-        yield f'<tr><td>{what}</td><td>{bound(v)}</td><td>{reached(v)}</td><td class="{kind}">{met(v)}</td></tr>'
+        yield f'<tr><td class="{kind}">{met(v)}</td><td>{what}</td><td>{bound(v)}</td><td>{reached(v)}</td></tr>'
     yield "</tbody></table></div>"
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
-from hsmcore_bench.suite import svg
+from hsmcore_bench.harness import svg
+from hsmcore_bench.harness.figures import duration
 from hsmcore_bench.suite.model import Contender, Summary
-from hsmcore_bench.suite.report import duration, groups, headline, split
+from hsmcore_bench.suite.report import groups, headline, split
 from hsmcore_bench.suite.result import Result
 
 Row = tuple[Contender, Summary]

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from hsmcore_bench.suite import excerpts, svg
-from hsmcore_bench.suite.html import STYLE
+from hsmcore_bench.harness import svg
+from hsmcore_bench.harness.figures import duration
+from hsmcore_bench.suite import excerpts
 from hsmcore_bench.suite.model import Verdict
 from hsmcore_bench.suite.picture import caption, rates
-from hsmcore_bench.suite.report import bound, disturbance, duration, headline, markdown, reached
+from hsmcore_bench.suite.report import bound, disturbance, headline, markdown, reached
 from hsmcore_bench.suite.result import Result
-from hsmcore_bench.suite.results import was_idle
+from hsmcore_bench.suite.results import shipped, to_json, was_idle
 
 BEGIN: Final = "<!-- bench:begin -->"
 END: Final = "<!-- bench:end -->"
@@ -65,7 +66,7 @@ def chart(result: Result) -> str:
         raise ValueError("nothing was measured")
     title = "hsmcore beside a raw C loop and its peers"
     charts = [(caption(chosen), rates(chosen)), *excerpts.charts(result)]
-    return svg.document(charts, title, headline(result), STYLE.read_text(encoding="utf-8"))
+    return svg.document(charts, title, headline(result), svg.STYLE.read_text(encoding="utf-8"))
 
 
 def placed(text: str, made: str, begin: str = BEGIN, end: str = END) -> str:
@@ -77,11 +78,13 @@ def placed(text: str, made: str, begin: str = BEGIN, end: str = END) -> str:
 
 
 def updated(document: Path, result: Result, source: str) -> str:
-    """What the file should contain: the picture if it is an SVG, else rows or table between its markers. Raises
-    ValueError, which names the file."""
+    """What the file should contain: the picture if it is an SVG, the shipped curves if it is JSON, else rows or table
+    between its markers. Raises ValueError, which names the file."""
     try:
         if document.suffix == ".svg":
             return chart(result)
+        if document.suffix == ".json":
+            return to_json(shipped(result)).decode()
         text = document.read_text(encoding="utf-8")
         if ROWS_BEGIN in text:
             return placed(text, rows(result, source), ROWS_BEGIN, ROWS_END)

@@ -7,31 +7,16 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
+from hsmcore_bench.harness.figures import duration, figures
 from hsmcore_bench.suite import failover, resilience
 from hsmcore_bench.suite.model import Contender, Spread, Summary, Verdict
 from hsmcore_bench.suite.result import Result
 from hsmcore_bench.suite.results import was_idle
 from hsmcore_bench.suite.stats import DISTURBED, spread, usable_breaks
 
+HEADLINES = ("sign-64", "pkcs11-executor")
 HUNDREDTHS_MATTER = ("× ceiling", "× in-process", "× one member", "× no log", "× fsync alone", "× bare")
 Group = tuple[str, list[tuple[Contender, Summary | None]]]  # a heading, and the contenders under it
-
-
-def duration(ns: float | None) -> str:
-    """Three figures and a unit: 117 ns, 41.3 µs, 3.41 ms."""
-    if ns is None:
-        return ""
-    for unit, size in (("ns", 1.0), ("µs", 1e3), ("ms", 1e6)):
-        if ns < size * 999.5:
-            return f"{figures(ns / size)} {unit}"
-    return f"{figures(ns / 1e9)} s"
-
-
-def figures(value: float) -> str:
-    """Three significant figures, no exponent, thousands grouped."""
-    size = abs(value)
-    digits = 0 if size >= 99.95 else 1 if size >= 9.995 else 2
-    return f"{value:,.{digits}f}"
 
 
 def number(value: float, unit: str) -> str:
@@ -129,6 +114,19 @@ def headline(result: Result) -> str:
     )
 
 
+def verdict_of(result: Result) -> str:
+    """What a run has shown, in one line."""
+    named = {contender.name: contender.title for contender in result.contenders}
+    judged = [verdict for verdict in result.targets if verdict.met is not None]
+    reached_ = sum(verdict.met is True for verdict in judged)
+    parts = [f"{reached_} of {len(judged)} targets are reached"] if judged else []
+    ours = [s for s in result.summaries if s.ratio is not None and s.contender in HEADLINES]
+    parts += [f"{named[s.contender]}: {figures(s.ratio.median)} × raw C" for s in ours if s.ratio is not None]
+    if result.interrupted:
+        parts.append("interrupted, so of fewer rounds than were asked for")
+    return "; ".join(parts or [f"{len(result.summaries)} contenders were measured, none of them with a target"]) + "."
+
+
 def disturbance(result: Result) -> str:
     """How much of the machine others used while the slices ran."""
     shares = spread([sample.others for sample in result.samples])
@@ -151,7 +149,7 @@ def print_result(result: Result, console: Console) -> None:
     if main:
         console.print(_table("Signatures per second, and how long each took", "× raw C", main, wide=wide))
     if resilient:
-        console.print(_table("Isolation, devices, verify-after-sign, failover", "× reference", resilient, wide=wide))
+        console.print(_table(_title_of(resilient), "× reference", resilient, wide=wide))
     if result.recovery:
         console.print(_rows_table("Kills under load: median (lowest–highest)", *recovery_rows(result)))
     if result.switches:
@@ -165,6 +163,12 @@ def print_result(result: Result, console: Console) -> None:
     if result.samples and not was_idle(result):
         console.print(f"The machine was not idle: {disturbance(result)}. Ratios suffer, rates more.", style="yellow")
     console.print(headline(result), style="dim", markup=False)
+    console.print(verdict_of(result), style="bold", markup=False)
+
+
+def _title_of(rows_of: list[Group]) -> str:
+    """What the second table is about: the one scenario in it, or what there is in a whole run."""
+    return rows_of[0][0] if len(rows_of) == 1 else "Isolation, devices, verify-after-sign, failover"
 
 
 def _table(title: str, relative_to: str, rows_of: list[Group], *, wide: bool) -> Table:

@@ -40,6 +40,8 @@ class Result:
     timing_ns: dict[str, float] = field(default_factory=dict)  # contender -> cost of taking one latency
     summaries: list[Summary] = field(default_factory=list)
     targets: list[Verdict] = field(default_factory=list)
+    interrupted: bool = False
+    """Whether it has fewer rounds, or scenarios, than were asked for."""
 
     def by_round(self) -> dict[int, dict[str, Sample]]:
         rounds: dict[int, dict[str, Sample]] = {}

@@ -8,9 +8,14 @@ from typing import Any, Final
 import orjson
 
 from hsmcore_bench.suite.result import Result
+from hsmcore_bench.suite.sizing import LOOP
 from hsmcore_bench.suite.stats import DISTURBED, median
 
 KEPT: Final = Path("bench/results")
+OWN: Final = Path("bench-results")
+"""Where `hsmcore bench` writes."""
+SHIPPED: Final = Path(__file__).with_name("curves.json")
+"""Of the newest kept result what does not depend on the machine: simulated devices, for `hsmcore bench size`."""
 
 
 def to_json(result: Result) -> bytes:
@@ -39,15 +44,29 @@ def read_json(path: Path) -> Result:
         raise ValueError(f"{path} is no benchmark result: {error}") from error
 
 
-def newest(folder: Path = KEPT, *, idle: bool = False) -> tuple[Path, Result]:
-    """The latest of the kept results, or of those that were made on an idle machine. Raises ValueError when there is
-    none."""
-    found = [(path, read_json(path)) for path in sorted(folder.glob("*.json"))]
+def newest(*folders: Path, idle: bool = False) -> tuple[Path, Result]:
+    """The latest of the results in these folders (default: the kept ones, and what `hsmcore bench` wrote here), or of
+    those that were made on an idle machine. Raises ValueError when there is none."""
+    folders = folders or (KEPT, OWN)
+    found = [(path, read_json(path)) for folder in folders for path in sorted(folder.glob("*.json"))]
     found = [(path, result) for path, result in found if not idle or was_idle(result)]
     if not found:
         which = "no results from an idle machine" if idle else "no results"
-        raise ValueError(f"{which} in {folder}: name a file with --results, or measure first (hsmcore bench)")
+        where = " or ".join(map(str, folders))
+        raise ValueError(f"{which} in {where}: name a file with --results, or measure first (hsmcore bench)")
     return max(found, key=lambda pair: pair[1].started)
+
+
+def shipped(result: Result) -> Result:
+    """Its part that is shipped: curves of simulated devices, and what one event loop does with nothing else to do."""
+    scenarios = [one for one in result.scenarios if one.sizes not in (None, "token")]
+    names = {one.name for one in scenarios}
+    own = [one for one in result.contenders if one.scenario in names or one.name == LOOP]
+    chosen = {one.name for one in own}
+    return Result(
+        result.started, result.environment, result.rounds, result.slice_seconds, result.message_bytes, own, scenarios,
+        samples=[sample for sample in result.samples if sample.contender in chosen],
+    )  # fmt: skip
 
 
 def was_idle(result: Result) -> bool:

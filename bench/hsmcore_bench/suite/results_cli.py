@@ -10,16 +10,16 @@ from typing import Annotated, Final
 import typer
 
 from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json, print_table
+from hsmcore_bench.harness.figures import duration, figures
 from hsmcore_bench.suite import sizing
 from hsmcore_bench.suite.compare import CONFIDENCE, Comparison, Line, compare
 from hsmcore_bench.suite.readme import table, write
-from hsmcore_bench.suite.report import duration, figures
 from hsmcore_bench.suite.result import Result
-from hsmcore_bench.suite.results import newest, read_json
+from hsmcore_bench.suite.results import SHIPPED, newest, read_json
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ResultsOption = Annotated[
-    Path | None, typer.Option("--results", metavar="FILE", help="A result's JSON (default: newest in bench/results).")
+    Path | None, typer.Option("--results", metavar="FILE", help="A result's JSON (default: the newest here).")
 ]
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(us|µs|ms|s)")
 _SECONDS: Final = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0}
@@ -102,7 +102,12 @@ def size_pool(
 
     Example: hsmcore bench size --rate 3000 --p99 20ms --device network-5ms
     """
-    path, result = _result(results)
+    try:
+        path, result = newest() if results is None else (results, read_json(results))
+    except ValueError as error:
+        if results is not None:
+            raise BadUsage(str(error)) from None
+        path, result = SHIPPED, read_json(SHIPPED)
     curves = sizing.curves(result)
     if device not in curves:
         known = ", ".join(curves) or "none; measure with: hsmcore bench --only 'sizing-*'"
@@ -156,7 +161,11 @@ def make_table(
     results: ResultsOption = None,
     documents: Annotated[
         list[Path] | None,
-        typer.Option("--write", metavar="FILE", help="Bring this up to date: a document with markers, or an .svg."),
+        typer.Option(
+            "--write",
+            metavar="FILE",
+            help="Bring this up to date: a document with markers, an .svg, or curves.json.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

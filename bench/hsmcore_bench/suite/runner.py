@@ -94,20 +94,31 @@ class _Run:
         )
 
     def measure(self) -> Result:
+        try:
+            self._measure_all()
+        except KeyboardInterrupt:
+            if not self.result.samples:
+                raise
+            self.result.interrupted = True
+        return self._judged()
+
+    def _measure_all(self) -> None:
         if RECOVERY in self._events or any(contender.token == "hsm" for contender in self._chosen):
             self._open_token()
         before = ProcessorTimes.read()
         for block in blocks(self._chosen):
             self._measure_block(block)
-        stolen = before.stolen_share(ProcessorTimes.read())
         result = self.result
+        result.environment["stolen_share"] = round(before.stolen_share(ProcessorTimes.read()), 4)
         if MEMORY in self._events:
             measure_memory(self._commands, self._options, result, self._step)
         if RECOVERY in self._events:
             measure_recovery(self._commands, self._options, result, self._step)
         if FAILOVER in self._events:
             measure_failover(self._commands, self._options, result, self._step)
-        result.environment["stolen_share"] = round(stolen, 4)
+
+    def _judged(self) -> Result:
+        result = self.result
         result.environment["load_average_after"] = environment.describe()["load_average"]
         places = {contender.name: place for place, contender in enumerate(self._chosen)}
         result.samples.sort(key=lambda sample: (places[sample.contender], sample.round))

@@ -196,7 +196,7 @@ def _as_json(file: Path, results: Results, changes: Mapping[str, int], *, writte
 
 
 def _print(file: Path, results: Results, changes: Mapping[str, int], *, written: bool) -> None:
-    from hsmcore_bench.suite.report import duration, figures
+    from hsmcore_bench.harness.figures import duration, figures
     from hsmcore_bench.tune.picture import sentence
 
     for name, (_, found) in results.items():

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from hsmcore_bench.suite import svg
-from hsmcore_bench.suite.html import STYLE
-from hsmcore_bench.suite.report import duration, figures
+from hsmcore_bench.harness import svg
+from hsmcore_bench.harness.figures import duration, figures
 from hsmcore_bench.tune.sweep import Found
 
 
@@ -14,7 +13,7 @@ def picture(results: Mapping[str, Found]) -> str:
     """Return an SVG document of results by member."""
     charts = [chart for name, found in results.items() for chart in _charts(name, found)]
     about = " ".join(f"{name}: {sentence(found)}." for name, found in results.items())
-    return svg.document(charts, "How many sessions", about, STYLE.read_text())
+    return svg.document(charts, "How many sessions", about, svg.STYLE.read_text())
 
 
 def sentence(found: Found) -> str:

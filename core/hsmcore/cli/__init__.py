@@ -10,5 +10,7 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command that sys.argv names and exit with its code: 0, 1 (failed), 2 (bad usage or configuration)."""
     from hsmcore.cli.app import run
+    from hsmcore.cli.streams import prepare
 
+    prepare()
     sys.exit(run(sys.argv[1:]))

@@ -3,47 +3,67 @@
 from __future__ import annotations
 
 import os
-import sys
-from importlib.metadata import entry_points
-from typing import Any, Final
+from importlib import import_module
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import typer
 
-from hsmcore.cli import (
-    audit,
-    audit_running,
-    backup,
-    doctor,
-    emergency,
-    failover,
-    fleet,
-    gateway,
-    init,
-    keys,
-    metrics,
-    policy,
-    replicate,
-    rotate,
-    serve,
-    signing,
-    state,
-    tokens,
-    version,
-)
 from hsmcore.cli.invocation import command
-from hsmcore.cli.output import BAD_USAGE, FAILED, INTERRUPTED, BadUsage, note, report, report_usage
+from hsmcore.cli.output import (
+    BAD_USAGE,
+    FAILED,
+    INTERRUPTED,
+    BadUsage,
+    note,
+    report,
+    report_system,
+    report_usage,
+)
+from hsmcore.cli.streams import silence_broken
 from hsmcore.errors import HsmError
-from hsmcore.log import configure
+from hsmcore.log import configure, get_logger
 
 # The base of typer's usage errors, which has no public name of its own.
 _UsageError: Final[Any] = typer.BadParameter.__base__
-# The commands of the package hsmcore-bench, found by entry points: this package does not import that one.
-_BENCH_COMMANDS: Final = {
-    "demo": "Run an example sequencer on Solana's own runtime.",
-    "bench": "Measure signing beside raw C and other libraries.",
-    "load": "Load a token at a given rate, with faults, and judge how it did.",
-    "tune": "Find how many sessions a device can use.",
+
+
+class _Command(NamedTuple):
+    """Where a command, or a group of them, is: only the one that runs is imported."""
+
+    module: str
+    short_help: str
+    form: Literal["common", "own", "group"] = "common"
+    """Whether `command` gives it the common options, it has its own, or its module's `app` is a group."""
+    more: str = ""
+    """A module that adds commands to the group."""
+
+
+_COMMANDS: Final = {
+    "init": _Command("init", "Make a SoftHSM token, a key and a configuration.", "own"),
+    "doctor": _Command("doctor", "Check every provider, step by step."),
+    "sign": _Command("signing", "Sign one message."),
+    "verify": _Command("signing", "Verify a signature in software."),
+    "serve": _Command("serve", "Show a key manager to Prometheus, supervisors and people."),
+    "gateway": _Command("gateway", "Serve key managers to programs in other processes."),
+    "demo": _Command("", "Run an example sequencer on Solana's own runtime."),
+    "bench": _Command("", "Measure signing beside raw C and other libraries."),
+    "load": _Command("", "Load a token at a given rate, with faults, and judge how it did."),
+    "tune": _Command("", "Find how many sessions a device can use."),
+    "metrics": _Command("metrics", "List metrics; print alert rules and dashboard; scrape.", "own"),
+    "version": _Command("version", "Print versions.", "own"),
+    "tokens": _Command("tokens", "List the tokens that the module shows."),
+    "cluster": _Command("tokens", "Check a CloudHSM cluster with AWS."),
+    "keys": _Command("keys", "List, make, deactivate and back up the token's keys.", "group", "replicate"),
+    "rotate": _Command("rotate", "Rotate the signing key, plan, approve, abort.", "group"),
+    "backup": _Command("backup", "List, verify and restore backups of keys.", "group"),
+    "audit": _Command("audit", "Verify, prove and search the audit log.", "group"),
+    "failover": _Command("failover", "Look at the levels, drain members, force a level.", "group"),
+    "fleet": _Command("fleet", "Look at the hosts of a fleet, move the epoch, reconcile.", "group"),
+    "emergency": _Command("emergency", "Look at the emergency budget, reset it, forbid its use.", "group"),
+    "policy": _Command("policy", "Explain what may be signed; look at floors, raise them.", "group"),
+    "state": _Command("state", "Back up, restore, reconcile the state store; look at its seal.", "group"),
 }
+"""One without a module is of the package hsmcore-bench, found by entry points: this package does not import that."""
 # The extra of hsmcore that brings a package which may be missing.
 _EXTRAS: Final = {
     "hsmcore_bench": "bench",
@@ -59,53 +79,68 @@ _EXTRAS: Final = {
 }
 
 
-def build(*, bench: str) -> typer.Typer:
-    """Return the application. Of the package hsmcore-bench, whose commands load slowly, load only `bench`."""
+def build(*, bench: str = "", only: str | None = None) -> typer.Typer:
+    """Return the application. Import all commands, or `only` the one of that name, and of hsmcore-bench only `bench`:
+    of the others the name and the line in the list are known without."""
     app = typer.Typer(
         name="hsmcore",
         help="Sign with hardware security modules, at the speed of the hardware.",
         epilog="Start with: hsmcore init, then: hsmcore demo",
         pretty_exceptions_enable=False,  # a pretty one prints local variables, and one of them may hold a PIN
-        add_completion=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback(invoke_without_command=True)(_no_command)
-    app.command(short_help="Make a SoftHSM token, a key and a configuration.")(init.init)
-    command(app, "Check every provider, step by step.")(doctor.doctor)
-    command(app, "Sign one message.")(signing.sign)
-    command(app, "Verify a signature in software.")(signing.verify)
-    command(app, "Show a key manager to Prometheus, supervisors and people.")(serve.serve)
-    command(app, "Serve key managers to programs in other processes.")(gateway.gateway)
-    for name, short_help in _BENCH_COMMANDS.items():
-        if name == bench:
+    for name, found in _COMMANDS.items():
+        if not found.module and name == bench:
             app.add_typer(_bench_command(name))
+        elif not found.module or only not in (None, name):
+            app.command(name, short_help=found.short_help)(_nothing)
         else:
-            app.command(name, short_help=short_help)(_nothing)
-    app.command(short_help="List metrics; print alert rules and dashboard; scrape.")(metrics.metrics)
-    app.command(short_help="Print versions.")(version.version)
-    command(app, "List the tokens that the module shows.")(tokens.tokens)
-    command(app, "Check a CloudHSM cluster with AWS.")(tokens.cluster)
-    command(keys.app, "Put a key on another member, too.")(replicate.replicate)
-    app.add_typer(keys.app)
-    audit_running.add_to(audit.app)
-    for group in (rotate, backup, audit, failover, fleet, emergency, policy, state):
-        app.add_typer(group.app)
+            _add(app, name, found)
     return app
 
 
+def _add(app: typer.Typer, name: str, found: _Command) -> None:
+    module = import_module(f"hsmcore.cli.{found.module}")
+    if found.more:
+        import_module(f"hsmcore.cli.{found.more}")
+    if found.form == "group":
+        app.add_typer(module.app)
+    elif found.form == "common":
+        command(app, found.short_help)(getattr(module, name))
+    else:
+        app.command(short_help=found.short_help)(getattr(module, name))
+
+
 def run(arguments: list[str]) -> int:
-    """Run one command and return its exit code. An expected error is two lines, never a traceback."""
+    """Run one command and return its exit code. An expected error is two lines, never a traceback; what the operating
+    system refused is one, whichever command it met."""
     as_json = "--json" in arguments
     try:
         configure(json=as_json, level=os.environ.get("HSMCORE_LOG", "WARNING"))
     except ValueError as error:
         return report_usage(f"HSMCORE_LOG: {error}", "Correct the variable, or unset it.", as_json=as_json)
-    name = next((argument for argument in arguments if not argument.startswith("-")), "")
+    try:
+        code = _run(arguments, as_json=as_json)
+        print(end="", flush=True)  # here, where errors are handled, and not when the interpreter ends
+    except BrokenPipeError:  # the reader of the output has closed the pipe
+        code = FAILED
+    except OSError as error:
+        get_logger().debug("the operating system refused", exc_info=error)
+        code = report_system(error, as_json=as_json)
+    silence_broken()
+    return code
+
+
+def _run(arguments: list[str], *, as_json: bool) -> int:
+    if arguments in (["--version"], ["-V"]):  # typer's parser would import pydantic first
+        _print_version()
+        return 0
+    name = next((argument for argument in (*arguments, *_words_to_complete()) if not argument.startswith("-")), "")
     see_help = f"See `hsmcore {name} --help`."
     try:
-        result = build(bench=name)(arguments, prog_name="hsmcore", standalone_mode=False)
-        sys.stdout.flush()  # here, where BrokenPipeError is handled, and not when the interpreter ends
+        result = build(bench=name, only=name)(arguments, prog_name="hsmcore", standalone_mode=False)
     except HsmError as error:
         return report(error, see_help, as_json=as_json)
     except BadUsage as error:
@@ -115,10 +150,6 @@ def run(arguments: list[str]) -> int:
         return report_usage(error.format_message(), f"See `{where} --help`.", as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
         result = INTERRUPTED
-    except BrokenPipeError:
-        # The reader of the output has closed the pipe; the rest of the buffer must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
     except ImportError as error:
         package = (error.name or "").partition(".")[0]
         extra = _EXTRAS.get(package)
@@ -131,13 +162,32 @@ def run(arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _no_command(context: typer.Context) -> None:
+def _words_to_complete() -> list[str]:
+    """The words that a shell asks to complete: typer answers it from the environment."""
+    return os.environ.get("_TYPER_COMPLETE_ARGS", os.environ.get("COMP_WORDS", "")).split()[1:]
+
+
+def _no_command(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        _print_version()
+        raise typer.Exit
     if context.invoked_subcommand is None:
         print(context.get_help())
 
 
+def _print_version() -> None:
+    from hsmcore._version import __version__
+
+    print("hsmcore", __version__)
+
+
 def _bench_command(name: str) -> typer.Typer:
     """Return a command of hsmcore-bench. Raises ModuleNotFoundError if that package is not installed."""
+    from importlib.metadata import entry_points
+
     for point in entry_points(group="hsmcore.commands", name=name):
         app: typer.Typer = point.load()
         return app

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from hsmcore.cli import audit_running
 from hsmcore.cli import audit_support as support
 from hsmcore.cli.output import BadUsage, print_fields, print_json
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption
@@ -279,3 +280,6 @@ def show(
     if line is None:
         raise SystemFailure(f"audit log {layout.log}: record {seq} is not there", hint="See `hsmcore audit show`.")
     sys.stdout.write(line.decode("utf-8", "replace") + "\n")
+
+
+audit_running.add_to(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,6 +92,28 @@ def restore(
         entry.update(key_fields(record))
     shown = shown_key(record)
     cli.show({name: shown[name] for name in ("id", "label", "algorithm", "publicKey")})
+
+
+@command(app, "Make a key pair for keyCeremony.", "recovery-key")
+def recovery_key_(
+    cli: Invocation,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A new file for the private key.")],
+) -> None:
+    """Make an X25519 key pair for keyRotation.keyCeremony: print the public key, which the configuration gets, and
+    write the private key, in hexadecimal, to a file that only you may read. It opens every key that is sealed to it:
+    make it where it is kept, offline. No configuration is read.
+
+    Example: hsmcore backup recovery-key --output recovery.key
+    """
+    from nacl.public import PrivateKey
+
+    pair = PrivateKey.generate()
+    try:
+        with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(bytes(pair).hex() + "\n")
+    except FileExistsError:
+        raise BadUsage(f"{output} exists, and a key that others are sealed to is not overwritten") from None
+    cli.show({"recoveryPublicKey": bytes(pair.public_key).hex(), "privateKeyFile": str(output)})
 
 
 async def _known(store: Store) -> tuple[list[StoredKey], list[BackupRow]]:

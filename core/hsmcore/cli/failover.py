@@ -15,6 +15,7 @@ import typer
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, cells, note, print_fields, print_json, print_table, when
 from hsmcore.cli.recorded import recorded
+from hsmcore.cli.settings import YesOption
 from hsmcore.cli.store import not_genuine, on_levels, print_not_genuine
 
 if TYPE_CHECKING:
@@ -89,13 +90,18 @@ def drain(
     member: MemberArgument,
     reason: ReasonOption = "",
     undo: Annotated[bool, typer.Option("--undo", help="Put it back into service.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """Send a member no further requests, for maintenance. It completes those in flight. Holds until --undo, also over
-    restarts.
+    restarts. If it is the last one in service, a terminal is asked first.
 
     Example: hsmcore failover drain softhsm:sequencer --reason "firmware update"
     """
     _require_member(cli.config, member)
+    if not undo and not _others_in_service(cli.config, member):
+        levels = [level for level, _ in cli.config.key_manager.members()]
+        after = "requests go to the emergency key" if "emergency" in levels else "no request is signed"
+        cli.confirm(f"{member} is the last member in service: without it {after}", "Drain it?", yes=yes)
     _wish(cli, f"drain:{member}", None if undo else "yes", reason, member=member)
 
 
@@ -118,6 +124,7 @@ def force(
     cli: Invocation,
     level: Annotated[str, typer.Argument(metavar="LEVEL", help="primary, secondary or emergency; or none.")],
     reason: ReasonOption = "",
+    yes: YesOption = False,
 ) -> None:
     """Prefer a level to all others; if it fails, the others follow in their order. `none` ends it.
 
@@ -127,7 +134,23 @@ def force(
     if level not in (*known, "none"):
         raise BadUsage(f"there is no level {level!r}; the configuration has {', '.join(known)}")
     value = None if level == "none" else level
+    if level == "emergency":
+        warning = "the emergency level signs with another key, whose signatures are limited"
+        cli.confirm(warning, "Force the emergency level?", yes=yes)
     _wish(cli, "force", value, reason, level=value)
+
+
+def _others_in_service(config: Config, member: str) -> list[str]:
+    """The members beside one that are not drained, the emergency level's aside."""
+
+    async def read(store: Store) -> list[str]:
+        from hsmcore.state import Desired
+
+        wishes = await Desired(store).all()
+        names = [provider.name for level, provider in config.key_manager.members() if level != "emergency"]
+        return [name for name in names if name != member and f"drain:{name}" not in wishes]
+
+    return on_levels(config, read, shows=True)
 
 
 def _require_member(config: Config, member: str) -> None:

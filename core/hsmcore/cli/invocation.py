@@ -5,6 +5,7 @@ A command is a function whose first argument is an `Invocation`; `command` gives
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from hsmcore.cli.output import print_fields, print_json, print_table
+from hsmcore.cli.output import FAILED, note, print_fields, print_json, print_table
 from hsmcore.cli.settings import ConfigOption, JsonOption, KeyManagerOption, StateOption, load_configs
 
 if TYPE_CHECKING:
@@ -49,6 +50,16 @@ class Invocation:
     def configs(self) -> dict[str, Config]:
         """As `config`, of every key manager, by name."""
         return load_configs(self.config_path, self.state)
+
+    def confirm(self, warning: str, question: str, *, yes: bool) -> None:
+        """Print a warning, and at a terminal ask before the command goes on, unless `yes`. Raises typer.Exit."""
+        if warning and not self.as_json:
+            note(f"  {warning}")
+        if yes or self.as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            return
+        if not typer.confirm(question, err=True):
+            note("hsmcore: nothing was done")
+            raise typer.Exit(FAILED)
 
     def show(self, result: Mapping[str, Any], text: str | None = None) -> None:
         """Print a result: as JSON, else as `text`, else one field a line."""

@@ -29,7 +29,10 @@ class _ListByDefault(TyperGroup):
     """`hsmcore keys` alone lists the keys."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+        # Not while a shell asks what may follow: that is the name of a command, too.
+        if not ctx.resilient_parsing and (
+            not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names)
+        ):
             args = ["list", *args]
         return super().parse_args(ctx, args)
 

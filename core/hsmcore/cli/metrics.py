@@ -121,6 +121,10 @@ def _fetch(url: str, token_file: Path | None) -> str:
         with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310
             body: bytes = answer.read(_MOST_BYTES + 1)
     except (OSError, ValueError) as error:  # URLError is an OSError
+        if getattr(error, "code", None) in (401, 403):
+            given = "another token in --token-file" if token_file is not None else "--token-file"
+            hint = f"Give {given}: a file with monitoring.viewerToken or monitoring.operatorToken."
+            raise HsmError(f"{url}: the server wants a token that it knows", hint=hint) from None
         reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or type(error).__name__
         raise HsmError(f"{url}: {reason}", hint="Is a process running there that shows its metrics?") from None
     if len(body) > _MOST_BYTES:

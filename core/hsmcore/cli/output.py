@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any, Final
-
-import orjson
 
 from hsmcore.errors import ConfigurationError, HsmError
 
@@ -18,12 +18,25 @@ DERIVED: Final = 3
 INTERRUPTED: Final = 130
 
 
+_LONGEST_DURATION_NS: Final = 10**17
+"""Three years: what is longer is a time since 1970."""
+_MINE: Final = "Run the command as the user that owns it: what `init` makes is its maker's alone."
+_SYSTEM_HINTS: Final = {
+    errno.EACCES: _MINE,
+    errno.EPERM: _MINE,
+    errno.ENOSPC: "Make room where the output or the files go.",
+    errno.EROFS: "Name a folder that can be written.",
+}
+
+
 class BadUsage(Exception):
     """The command line is wrong in a way that its parser cannot detect; the text says how."""
 
 
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON."""
+    import orjson
+
     sys.stdout.write(orjson.dumps(value).decode() + "\n")
 
 
@@ -35,11 +48,14 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:
-    """Print names and values, one pair a line."""
+    """Print names and values, one pair a line; a time in nanoseconds as a time."""
     width = max(map(len, fields))
     words = {True: "yes", False: "no", None: "-"}
     for name, value in fields.items():
-        print(f"{name:<{width}}  {words[value] if value is None or isinstance(value, bool) else value}")
+        shown = words[value] if value is None or isinstance(value, bool) else value
+        if name.endswith(("Ns", "_ns")) and isinstance(shown, int) and shown > _LONGEST_DURATION_NS:
+            name, shown = name.removesuffix("Ns").removesuffix("_ns"), when(shown)  # noqa: PLW2901
+        print(f"{name:<{width}}  {shown}")
 
 
 def when(time_ns: int | None, timespec: str = "seconds") -> str | None:
@@ -54,8 +70,10 @@ def cells(record: Mapping[str, Any], *names: str) -> list[str]:
 
 
 def note(text: str) -> None:
-    """Print a line on standard error: for the terminal, not for the reader of a pipe."""
-    print(text, file=sys.stderr)
+    """Print a line on standard error: for the terminal, not for the reader of a pipe. One that cannot be printed is
+    dropped: the exit code says the rest."""
+    with suppress(OSError):
+        print(text, file=sys.stderr)
 
 
 def problem(what: str, next_step: str = "") -> None:
@@ -84,6 +102,16 @@ def report(error: HsmError, otherwise: str, *, as_json: bool) -> int:
     return code
 
 
+def report_system(error: OSError, *, as_json: bool) -> int:
+    """Print what the operating system refused and return the exit code."""
+    reason = error.strerror or type(error).__name__
+    what = reason if error.filename is None else f"{error.filename}: {reason}"
+    hint = _SYSTEM_HINTS.get(error.errno or 0, "HSMCORE_LOG=DEBUG shows where it happened.")
+    fault = {"type": "SystemFailure", "message": what, "hint": hint, "retryable": False, "exitCode": FAILED}
+    _print_error(fault, as_json=as_json)
+    return FAILED
+
+
 def report_usage(what: str, next_step: str, *, as_json: bool) -> int:
     """Print that the command line itself is wrong and return the exit code."""
     fault = {"type": "UsageError", "message": what, "hint": next_step, "retryable": False, "exitCode": BAD_USAGE}
@@ -93,6 +121,8 @@ def report_usage(what: str, next_step: str, *, as_json: bool) -> int:
 
 def _print_error(fault: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
+        import orjson
+
         note(orjson.dumps({"error": fault}).decode())
     else:
         problem(fault["message"], fault["hint"])

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hsmcore.cli.invocation import Invocation
-from hsmcore.cli.keys import is_configured, ring, shown_key
+from hsmcore.cli.invocation import Invocation, command
+from hsmcore.cli.keys import app, is_configured, ring, shown_key
 from hsmcore.cli.output import BadUsage
 from hsmcore.cli.recorded import key_fields, recorded
 from hsmcore.cli.settings import token_settings
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hsmcore.state import Store
 
 
+@command(app, "Put a key on another member, too.")
 def replicate(
     cli: Invocation,
     to: Annotated[str, typer.Option("--to", metavar="MEMBER", help="The member, as in `failover status`.")],

@@ -13,7 +13,7 @@ from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.keys import is_configured
 from hsmcore.cli.output import FAILED, cells, note, print_fields, print_json, print_table, when
 from hsmcore.cli.recorded import recorded
-from hsmcore.cli.settings import token_settings
+from hsmcore.cli.settings import YesOption, token_settings
 from hsmcore.cli.store import (
     in_state,
     not_genuine,
@@ -43,6 +43,7 @@ def now(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the new key signs.")] = True,
     timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 300.0,
+    yes: YesOption = False,
 ) -> None:
     """Replace the signing key now. A running key manager does it; if none runs, this command does, unless
     requireHandover is set or a rotation waits for the application, which has the handover.
@@ -61,6 +62,7 @@ def now(
             "keyRotation.requireHandover is true: only the application, which has the handover, may rotate",
             hint="Start the application, then repeat this command.",
         )
+    cli.confirm("", "Replace the signing key now?", yes=yes)
     with recorded(cli.config.key_manager, "rotate now", reason=reason) as entry:
         done = asyncio.run(_rotate(cli.config, reason, timeout if wait else 0.0))
         entry |= {"rotation_id": str(done.get("id", "")), "status": done["status"]}

@@ -26,6 +26,7 @@ StateOption = Annotated[
 KeyManagerOption = Annotated[
     str | None, typer.Option("--key-manager", metavar="NAME", help="Which one, if the configuration has several.")
 ]
+YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask at a terminal.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result, and errors, as JSON.")]
 
 
@@ -55,16 +56,27 @@ def load_configs(config: Path | None, state: Path | None) -> dict[str, Config]:
     from hsmcore.config import load_each
 
     path = locate(config, state)
-    if not path.is_file():
-        raise ConfigurationError.of(
-            [ConfigFault("$", "there is no such file")],
-            source=f"configuration {path}",
-            hint="Make a SoftHSM token and a configuration with `hsmcore init`, or name a file with --config.",
-        )
+    _require_file(path)
     beside = path.resolve().parent / "softhsm2.conf"
     if beside.is_file():
         os.environ["SOFTHSM2_CONF"] = str(beside)
     return load_each(path)
+
+
+def _require_file(path: Path) -> None:
+    """Raise ConfigurationError unless a file is there that this user may read."""
+    problem, hint = "", "Make a SoftHSM token and a configuration with `hsmcore init`, or name a file with --config."
+    try:
+        with path.open("rb"):
+            return
+    except (FileNotFoundError, NotADirectoryError):
+        problem = "there is no such file"
+    except IsADirectoryError:
+        problem, hint = "is a folder", f"Name the file in it, or give it as the state folder: --state {path}"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+        hint = "Run the command as the user that owns the file, who may alone read it if `init` made it."
+    raise ConfigurationError.of([ConfigFault("$", problem)], source=f"configuration {path}", hint=hint)
 
 
 def token_settings(config: Config) -> Pkcs11Settings:

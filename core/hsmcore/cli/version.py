@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib import metadata
+from pathlib import Path
 
 from hsmcore._version import __version__
 from hsmcore.cli.output import print_json
@@ -11,7 +12,7 @@ from hsmcore.cli.settings import JsonOption
 
 
 def version(as_json: JsonOption = False) -> None:
-    """Print the versions of hsmcore and of its main dependencies.
+    """Print the versions of hsmcore and of its main dependencies, and the folder of its native tools.
 
     Example: hsmcore version --json
     """
@@ -21,6 +22,7 @@ def version(as_json: JsonOption = False) -> None:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             versions[package] = "not installed"
+    versions["tools"] = str(Path(__file__).resolve().parents[1] / "_bin")
     if as_json:
         print_json(versions)
     else:

@@ -12,7 +12,9 @@ from pkcs11.attributes import AttributeMapper
 
 from hsmcore._native import Module, functions_of
 from hsmcore._native import __file__ as native_file
+from hsmcore.control.advice import advise
 from hsmcore.control.faults import ControlError
+from hsmcore.errors import HsmError
 
 
 def hold_module(path: str, args: str | None = None) -> Module:
@@ -23,7 +25,11 @@ def hold_module(path: str, args: str | None = None) -> Module:
     opened before exists, and its handle may be that of another one. `args` is CK_C_INITIALIZE_ARGS.pReserved. Raises an
     HsmError that says what is wrong with the path.
     """
-    return Module(path, args)
+    try:
+        return Module(path, args)
+    except HsmError as error:
+        advise(error, path, args)
+        raise
 
 
 class AdoptedLibrary(_pkcs11.lib):

@@ -4,20 +4,49 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Final
 
+from hsmcore.control.advice import advice
 from hsmcore.control.records import TokenRecord, TokenSelector
 
 _MOST = 5
 
 
-def near_tokens(wanted: TokenSelector, present: Sequence[TokenRecord]) -> str:
-    """A hint from the tokens that are there."""
+_KEYS: Final = {
+    "label": "tokenLabel",
+    "serial": "tokenSerial",
+    "slot_id": "slotId",
+    "manufacturer": "tokenManufacturer",
+    "model": "tokenModel",
+}
+"""The selectors of a token, and the configuration's keys."""
+
+
+def near_tokens(
+    wanted: TokenSelector, present: Sequence[TokenRecord], module_path: str = "", module_args: str | None = None
+) -> str:
+    """A hint from the tokens that are there; without any, from the module."""
     if not present:
-        return "No initialized token is there: initialize one, or check that the module sees this user's tokens."
-    labels = [token.label for token in present]
-    near = difflib.get_close_matches(wanted.label or "", labels, 1, cutoff=0.7)
+        where = advice("empty", module_path, module_args) or "Check that the module sees this user's tokens."
+        return f"No initialized token is there: initialize one, or look where the module looks. {where}"
     listed = ", ".join(f"{token.label!r} (serial {token.serial})" for token in present[:_MOST])
-    return (f'Did you mean tokenLabel "{near[0]}"? ' if near else "") + f"Present: {_cut(listed, len(present))}."
+    meant = _differing(wanted, present)
+    if not meant:
+        near = difflib.get_close_matches(wanted.label or "", [token.label for token in present], 1, cutoff=0.7)
+        meant = f'tokenLabel "{near[0]}"' if near else ""
+    return (f"Did you mean {meant}? " if meant else "") + f"Present: {_cut(listed, len(present))}."
+
+
+def _differing(wanted: TokenSelector, present: Sequence[TokenRecord]) -> str:
+    """What would have to be given for the token that matches most; "" if none matches in anything."""
+    given = [name for name in _KEYS if getattr(wanted, name) is not None]
+    wrong = [[name for name in given if getattr(wanted, name) != getattr(token, name)] for token in present]
+    least = min(range(len(present)), key=lambda index: len(wrong[index]))
+    if not 0 < len(wrong[least]) < len(given):
+        return ""
+    values = {name: getattr(present[least], name) for name in wrong[least]}
+    said = {name: value if isinstance(value, int) else f'"{value}"' for name, value in values.items()}
+    return " and ".join(f"{_KEYS[name]} {value}" for name, value in said.items())
 
 
 def near_keys(label: str | None, key_id: str | None, present: Iterable[tuple[str, str]]) -> str:

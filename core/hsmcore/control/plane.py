@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar
 from hsmcore.control.admin import PinSource, TokenAdmin
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.keys import Deactivate, Destroy, GenerateKey, ListKeys
-from hsmcore.control.quirks import KeyForm
+from hsmcore.control.quirks import KeyForm, quirks_for
 from hsmcore.control.records import Deactivation, KeyRecord, TokenAccess, TokenRecord
 from hsmcore.control.remote import CALL_SECONDS, RemoteAdmin
 from hsmcore.control.tokens import choose_one
@@ -175,7 +175,7 @@ class ControlPlane:
             return await loop.run_in_executor(self._thread, work)
         except PinIncorrect as error:
             if self._secret is not None:
-                error.hint = f"Check {self._secret} before you try again: the token counts wrong attempts."
+                error.hint = quirks_for(self._access.quirks).wrong_pin_hint(self._secret)
             raise
         finally:
             if self._remote is not None:

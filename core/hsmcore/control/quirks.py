@@ -24,6 +24,12 @@ _YUBICO_CCM_WRAP: Final = int.__new__(Mechanism, 0xD9554204)
 _YUBICO_CCM_KEY: Final = int.__new__(KeyType, 0xD955422A)
 
 
+NO_COPY_HINT: Final = (
+    "Ed25519 keys of tokens that cannot wrap reach several members through keyRotation.keyCeremony, whose recovery key "
+    "`hsmcore backup recovery-key` makes; else let one member hold the key, or use tokens that share a wrapping key."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class WrappingKey:
     """How a 256-bit key for backups is made. `template` overrides python-pkcs11's own."""
@@ -85,6 +91,16 @@ class Quirks:
     """Algorithms whose keys the library cannot wrap although the token lists a mechanism for it, and the first version
     of the library that can."""
 
+    counts_wrong_pins: bool = True
+    """Whether wrong PINs, one after the other, lock the user out."""
+    rights_can_be_fewer: bool = True
+    """Whether the vendor can give a user the right to sign and not the right to make or destroy keys."""
+
+    def wrong_pin_hint(self, secret: str) -> str:
+        """What to do after the token refused a PIN; `secret` says where the PIN came from."""
+        counts = "the token counts wrong attempts" if self.counts_wrong_pins else "the device counts no wrong attempts"
+        return f"Check {secret} before you start again: {counts}."
+
     def why_not_wrapped(self, version: tuple[int, int], algorithm: str) -> str | None:
         """Why this version of the library cannot wrap keys of an algorithm; None: no reason is known."""
         since = self.cannot_wrap.get(algorithm, version)
@@ -101,9 +117,10 @@ _TABLE: Final[dict[str, Quirks]] = {
             # CKR_TEMPLATE_INCONSISTENT: a search in another thread has read the object while it was being made.
             generating_may_pass=frozenset({0x0D1}),
             cannot_wrap={"ed25519": (2, 7)},
+            rights_can_be_fewer=False,
         ),
         # NSS returns too small a size for a wrapped key, and python-pkcs11 gives up.
-        Quirks("nss", "Mozilla Foundation", wrap_mechanisms=()),
+        Quirks("nss", "Mozilla Foundation", wrap_mechanisms=(), rights_can_be_fewer=False),
         Quirks(
             "yubihsm",
             "Yubico",
@@ -124,6 +141,7 @@ _TABLE: Final[dict[str, Quirks]] = {
                 },
             ),
             backup_is_whole=True,
+            counts_wrong_pins=False,
         ),
         Quirks(
             "aws-cloudhsm",
@@ -135,7 +153,14 @@ _TABLE: Final[dict[str, Quirks]] = {
             wrap_mechanisms=(_CLOUDHSM_ZERO_PAD,),
         ),
         # CKA_VERIFY of a private key, even false, contradicts what the TPM says of it.
-        Quirks("tpm2", "TPM2.0 Cryptoki", sessions=1, usage_in_template=False, wrap_mechanisms=()),
+        Quirks(
+            "tpm2",
+            "TPM2.0 Cryptoki",
+            sessions=1,
+            usage_in_template=False,
+            wrap_mechanisms=(),
+            rights_can_be_fewer=False,
+        ),
     )
 }
 

@@ -43,5 +43,7 @@ def choose_one(access: TokenAccess, tokens: list[TokenRecord]) -> TokenRecord:
     if found:
         text = f"{len(found)} tokens match {selector}: {shown}"
         raise TokenAmbiguous(text, member=member, hint="Choose one by slotId, tokenSerial or tokenLabel.")
-    hint = near_tokens(selector, [token for token in tokens if token.label or token.serial])
+    hint = near_tokens(
+        selector, [token for token in tokens if token.label or token.serial], access.module_path, access.module_args
+    )
     raise TokenNotFound(f"no slot holds a token with {selector}; there are: {shown}", member=member, hint=hint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +19,7 @@ from hsmcore.control.quirks import quirks_for
 from hsmcore.doctor.calls import Calls, TokenInfo
 from hsmcore.doctor.context import Context
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
-from hsmcore.errors import HsmError
+from hsmcore.errors import HsmError, PinIncorrect
 from hsmcore.statuses import STATUSES
 
 _SESSION_COUNT: Final = 0x0B1
@@ -27,6 +28,7 @@ _SESSION_COUNT: Final = 0x0B1
 def check_module(context: Context) -> Iterator[Step]:
     """Load and initialize the module, and recognize it."""
     question = context.question
+    _load(context)
     context.announce("C_Initialize")
     context.holder = hold_module(question.module_path, question.module_args)
     with translated("asking the module who it is", question.member):
@@ -52,6 +54,16 @@ def check_module(context: Context) -> Iterator[Step]:
         yield warn("module", f"{found}; the module looks like {recognized}", hint, **data)
     else:
         yield ok("module", found, **data)
+
+
+def _load(context: Context) -> None:
+    """Load the module in steps, so that a crash is told apart from one in C_Initialize. What is wrong with the file
+    otherwise is found when the native core loads it."""
+    context.announce("the library's loading")
+    with suppress(OSError, AttributeError):
+        get_list = ctypes.CDLL(context.question.module_path).C_GetFunctionList
+        context.announce("C_GetFunctionList")
+        get_list(ctypes.byref(ctypes.c_void_p()))
 
 
 def check_token(context: Context) -> Iterator[Step]:
@@ -80,7 +92,7 @@ def check_token(context: Context) -> Iterator[Step]:
         yield fail(
             "token",
             f"no slot holds a token with {wanted}",
-            near_tokens(wanted, present),
+            near_tokens(wanted, present, question.module_path, question.module_args),
             candidates=[_token_data(token) for token in present],
         )
 
@@ -131,6 +143,8 @@ def check_login(context: Context) -> Iterator[Step]:
         with translated("logging in", question.member):
             context.calls.login(context.session, context.pin)
     except HsmError as error:
+        if isinstance(error, PinIncorrect):
+            error.hint = context.quirks.wrong_pin_hint("the PIN or password that the configuration refers to")
         step = failed("login", error)
         yield step.model_copy(update={"data": {**step.data, "attempts": 1}})
     else:

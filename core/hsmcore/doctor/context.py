@@ -43,6 +43,8 @@ class Question:
     """Whether a rotation fails if the new key cannot be wrapped (keyRotation.backupPolicy)."""
     seals: bool
     """Whether new keys are made and sealed outside of the token (keyRotation.keyCeremony)."""
+    shares: bool
+    """Whether a new key has to get to other tokens too (keyRotation, with several PKCS#11 members)."""
     force_login: bool
     seconds: float
     """Timeout of one signature."""

@@ -29,6 +29,8 @@ class Issue:
     sessions_given: bool = False
     """Only if the configuration says how many sessions."""
     rotates: bool = False
+    note: bool = False
+    """Every way around it has a price of its own, so it is told and not warned of."""
 
     def concerns(self, context: Context) -> bool:
         question = context.question
@@ -50,24 +52,27 @@ ISSUES: Final = (
         "softhsm",
         "signature-leak",
         "SoftHSM before 2.7 leaks some 64 bytes of memory with each Ed25519 signature: 64 MB a million",
-        'Use isolation "process" with hostMemoryLimitBytes, which starts the host again when it has grown, or 2.7.',
+        'Isolation "process" with hostMemoryLimitBytes bounds that, and 2.7 is free of it.',
         below=(2, 7),
         algorithm="ed25519",
+        note=True,
     ),
     Issue(
         "softhsm",
         "logout-crash",
         "SoftHSM before 2.7 can crash in C_Logout while another thread is inside the module",
-        'Use isolation "process": a crash then costs a restart of the host and not of the application.',
+        'Isolation "process" keeps a crash out of the application, and 2.7 is free of it.',
         below=(2, 7),
         isolation="thread",
+        note=True,
     ),
     Issue(
         "softhsm",
         "truncated-object",
         "SoftHSM before 2.7 may leave a truncated token.object if its process is killed while it logs in",
-        "Keep a copy of the token's folder, and stop processes with SIGTERM rather than SIGKILL.",
+        'So keep a copy of the token\'s folder, and for keys that matter isolation "thread", which kills no process.',
         below=(2, 7),
+        note=True,
     ),
     Issue(
         "yubihsm",
@@ -120,6 +125,9 @@ def check_issues(context: Context) -> Iterator[Step]:
     """Warn of each issue that concerns this module in this configuration."""
     found = [issue for issue in ISSUES if issue.concerns(context)]
     for issue in found:
-        yield warn("known-issues", issue.text, issue.hint, issue=issue.name)
+        if issue.note:
+            yield ok("known-issues", f"{issue.text}. {issue.hint}".rstrip(". "), issue=issue.name)
+        else:
+            yield warn("known-issues", issue.text, issue.hint, issue=issue.name)
     if not found:
         yield ok("known-issues", "none is known")

@@ -10,6 +10,7 @@ from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
 from hsmcore.control.curves import algorithm_of_params, decode_point
 from hsmcore.control.faults import translated
 from hsmcore.control.nearby import near_keys
+from hsmcore.control.quirks import NO_COPY_HINT
 from hsmcore.doctor.checks import writable
 from hsmcore.doctor.common import compare_public_key
 from hsmcore.doctor.context import Context, FoundKey
@@ -137,6 +138,8 @@ def check_privileges(context: Context) -> Iterator[Step]:
         yield ok("privileges", "the login can neither make nor destroy keys", **data)
     elif context.question.rotates:
         yield ok("privileges", f"as far as the token shows, the login may {rights} keys, which rotation needs", **data)
+    elif not context.quirks.rights_can_be_fewer:
+        yield ok("privileges", f"the login may {rights} keys: {context.quirks.name} knows no lesser user", **data)
     else:
         hint = "Least privilege: where the vendor can, give the signing user the right to sign and no other."
         yield warn("privileges", f"as far as the token shows, the login may {rights} keys", hint, **data)
@@ -153,6 +156,8 @@ def check_backup(context: Context) -> Iterator[Step]:
             why = f"the token has no mechanism that hsmcore wraps keys with (quirks {quirks.name})"
     if question.backs_up and question.seals and key.algorithm == "ed25519":
         yield ok("backup", "keyRotation.keyCeremony: new keys are sealed to the recovery key when they are made")
+    elif why is not None and question.shares:
+        yield fail("backup", f"{why}, and a new key has to get to the other members: rotations will fail", NO_COPY_HINT)
     elif why is not None and question.backs_up and not question.backup_is_required:
         yield warn("backup", why, 'Keys are rotated without a backup, as keyRotation.backupPolicy "warn" allows.')
     elif why is not None and question.backs_up:

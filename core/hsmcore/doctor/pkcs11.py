@@ -45,7 +45,7 @@ def probe_module(subject: Subject) -> Generator[Step | Begun, None, Identity | N
         if isinstance(event, Step):
             found.setdefault(event.name, event)
         yield event
-    if found["token"].outcome != "fail" and settings.isolation == "process":
+    if found["token"].outcome == "ok" and settings.isolation == "process":
         yield Begun("host")
         yield from _host(subject, settings, found["token"])
     return _identity(found)
@@ -142,9 +142,18 @@ def _question(subject: Subject, settings: Pkcs11Settings) -> Question:
         rotates=rotation is not None,
         backs_up=rotation is not None and rotation.backup_enabled,
         backup_is_required=rotation is None or rotation.backup_policy == "require",
+        shares=rotation is not None and _tokens(subject) > 1,
         seals=rotation is not None and rotation.key_ceremony is not None,
         force_login=subject.options.force_login,
         seconds=subject.options.timeout * _SIGN_SHARE,
+    )
+
+
+def _tokens(subject: Subject) -> int:
+    """How many tokens the key ring has, as far as the configuration tells."""
+    members = [member.config for level, member in subject.config.key_manager.members() if level != "emergency"]
+    return len(
+        {(s.module_path, s.initialize_args, TokenSelector.of(s)) for s in members if isinstance(s, Pkcs11Settings)}
     )
 
 

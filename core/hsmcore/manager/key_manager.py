@@ -39,6 +39,7 @@ from hsmcore.tracing import instrument
 
 T = TypeVar("T")
 Message = bytes | bytearray | memoryview
+Formats = Sequence[PayloadFormat]
 
 
 class KeyManager:
@@ -50,12 +51,7 @@ class KeyManager:
     """
 
     def __init__(
-        self,
-        config: Config,
-        *,
-        rotates: bool = True,
-        audit: AuditLog | None = None,
-        formats: Sequence[PayloadFormat] = (),
+        self, config: Config, *, rotates: bool = True, audit: AuditLog | None = None, formats: Formats = ()
     ) -> None:
         """`audit`: instead of a log of its own, its part of one that several key managers share. `formats`: those of
         all their policies."""
@@ -78,6 +74,10 @@ class KeyManager:
         self.fleet: Membership | None = None
         """This host in its fleet, while the key manager is open; None: there is no fleet."""
         self._sign_on(UNOPENED)
+
+    def __repr__(self) -> str:
+        signs = f", {self._path.version.algorithm} key {self._path.version.id}" if self._life.state == "open" else ""
+        return f"<KeyManager {self._rules.name}: {self._life.state}{signs}>"
 
     def _sign_on(self, path: SigningPath) -> None:
         self._path = path

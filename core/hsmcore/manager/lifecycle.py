@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, Protocol
 
@@ -35,6 +36,14 @@ class Lifecycle:
         self._task: asyncio.Task[None] | None = None
         self._process = fork_generation()
         self.state: State = "new"
+
+    def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
+        if self.state == "open" and self._process == fork_generation():
+            warn(
+                "a key manager was not closed: `async with`, or close(), releases its token",
+                ResourceWarning,
+                source=self,
+            )
 
     async def open(self) -> None:
         """Open. Raises the errors of `open`; HsmError on a second call; EngineClosed if close() interrupts."""

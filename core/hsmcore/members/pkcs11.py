@@ -13,9 +13,11 @@ from hsmcore._native import Engine, wipe
 from hsmcore.config import Pkcs11Settings
 from hsmcore.config.pkcs11 import MAX_SESSIONS
 from hsmcore.control import ControlPlane
+from hsmcore.control.advice import advise
 from hsmcore.control.nearby import near_keys
 from hsmcore.control.plane import find_token
 from hsmcore.control.process import child_environment
+from hsmcore.control.quirks import quirks_for
 from hsmcore.errors import HsmError, KeyNotFound, ModuleMissing, PinIncorrect
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
@@ -132,17 +134,21 @@ class Pkcs11Member:
                 memory_limit=settings.host_memory_limit_bytes or 0,
                 host_timeout=settings.start_timeout_ms / 1e3,
             )
-        except ModuleMissing as error:
-            error.hint = self._provider.install_hint
-            raise
-        except PinIncorrect as error:
-            secret = settings.pin_secret
-            if secret is not None:
-                error.hint = f"Check {secret.describe()} before you start again: the token counts wrong attempts."
+        except HsmError as error:
+            self._advise(error)
             raise
         finally:
             if pin is not None:
                 wipe(pin)
+
+    def _advise(self, error: HsmError) -> None:
+        settings = self._settings
+        if isinstance(error, ModuleMissing):
+            error.hint = self._provider.install_hint
+        elif isinstance(error, PinIncorrect) and settings.pin_secret is not None:
+            error.hint = quirks_for(settings.quirks).wrong_pin_hint(settings.pin_secret.describe())
+        else:
+            advise(error, settings.module_path, settings.initialize_args)
 
     async def load_configured_key(self) -> KeyVersion:
         """Find the key that the configuration names."""

@@ -24,7 +24,7 @@ from hsmcore.rotation.pinned import aliases, configured_as, pinned, require_same
 from hsmcore.rotation.runner import Runner
 from hsmcore.rotation.schedule import SECOND, Schedule, moment, nanoseconds, retry_at
 from hsmcore.rotation.steps import handover
-from hsmcore.rotation.steps.backups import NO_BACKUP_HINT
+from hsmcore.rotation.steps.backups import without_copies_hint
 from hsmcore.rotation.store import Rotation, Rotations
 from hsmcore.state import Approvals, Backups, Desired, Keys, RoleLost, Store, StoreBusy, StoredKey, StoreNotGenuine
 from hsmcore.state.desired import own_report, withdraw
@@ -178,7 +178,7 @@ class RotationService:
         else:
             what = "keys will be rotated without a backup"
         title = "keys cannot be copied to other members" if shares else "keys cannot be backed up"
-        get_logger().error(f"{title}: {what}", reason=why, hint=NO_BACKUP_HINT)
+        get_logger().error(f"{title}: {what}", reason=why, hint=without_copies_hint(shares=shares))
         await self._announce("failure", title, f"{why}: {what}", f"no-backup-{current.key_id}")
 
     async def rotate(self, reason: str) -> str:

@@ -8,6 +8,7 @@ from typing import Final
 from hsmcore.control import ControlPlane, KeyNotExportable, is_whole
 from hsmcore.control.backup import WRAPPING_KEY_LABEL
 from hsmcore.control.keys import Prove
+from hsmcore.control.quirks import NO_COPY_HINT
 from hsmcore.errors import HsmError, RequestRejected
 from hsmcore.log import get_logger
 from hsmcore.members.tokens import export_key, free_id, token_of, why_no_backup
@@ -53,6 +54,11 @@ NO_BACKUP_HINT: Final = (
     'Set keyRotation.backupPolicy to "warn" to rotate without a backup, give keyRotation.keyCeremony a recovery key, '
     "or use a key or token that can be wrapped."
 )
+
+
+def without_copies_hint(*, shares: bool) -> str:
+    """What to do where the token cannot wrap its keys; `shares`: a new key has to get to other members, too."""
+    return NO_COPY_HINT if shares else NO_BACKUP_HINT
 
 
 async def _back_up(ctx: Context, key: StoredKey) -> Done:

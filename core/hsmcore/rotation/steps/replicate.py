@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hsmcore.control import KeyNotExportable
+from hsmcore.control.quirks import NO_COPY_HINT
 from hsmcore.errors import KeyMismatch
 from hsmcore.members import Member
 from hsmcore.members.tokens import export_key, import_key, sweep
@@ -10,11 +11,6 @@ from hsmcore.rotation.context import Context, Done, skipped
 from hsmcore.rotation.steps import destruction
 from hsmcore.rotation.steps.generate import matching
 from hsmcore.state.keys import StoredKey, change_key
-
-_NO_COPY = (
-    "Ed25519 keys of tokens that cannot wrap reach several members through keyRotation.keyCeremony; else let one "
-    "member hold the key, or use tokens that share a wrapping key."
-)
 
 
 async def do(ctx: Context) -> Done:
@@ -32,7 +28,9 @@ async def do(ctx: Context) -> Done:
         try:
             await copy_key(ctx.new, holders[0], member)
         except KeyNotExportable as error:
-            raise KeyNotExportable(f"{member.name} cannot get the new key: {error.args[0]}", hint=_NO_COPY) from error
+            raise KeyNotExportable(
+                f"{member.name} cannot get the new key: {error.args[0]}", hint=NO_COPY_HINT
+            ) from error
     await ctx.port.load(ctx.new.key_id)
     return Done({"members": names}, also=lambda connection: change_key(connection, ctx.new.version, members=names))
 

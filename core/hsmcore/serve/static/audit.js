@@ -25,7 +25,7 @@ export function auditView(ask) {
 
   const buttons = (row) => el("div", { class: "row" },
     el("button", { type: "button", "aria-label": `Check record ${row.seq}`, onclick: () => prove(row) }, "Check"),
-    el("button", { type: "button", "aria-label": `Record ${row.seq} as it is`, onclick: () => open(row.key, rawOf(row)) }, "Raw"));
+    el("button", { type: "button", "aria-label": `Raw record ${row.seq}`, onclick: () => open(row.key, rawOf(row)) }, "Raw"));
   const table = new Table(byId("audit"), [
     { title: "Record", class: "number", text: (row) => row.seq },
     { title: "UTC", class: "short", text: (row) => (row.time_ns ? clock(row.time_ns / 1e6) : "–") },

@@ -12,6 +12,9 @@ const TONES = {
   "operator-action": "warn", "rotation-aborted": "warn", "key-deactivated": "warn", missed: "warn",
   failback: "good", recovered: "good", "member-up": "good", "key-rotated": "good",
 };
+/** A failover that an operator asked for is no alarm. */
+const wanted = (event) => event.kind === "failover" && /: drained/.test(event.reason ?? "");
+const toneOf = (event) => (wanted(event) ? "warn" : TONES[event.kind] ?? "idle");
 const ANNOUNCED = new Set(Object.keys(TONES).filter((kind) => TONES[kind] === "bad"));
 
 const KNOWN = new Set(["timeNs", "kind", "id", "from_level", "to_level", "member", "reason"]);
@@ -37,7 +40,7 @@ export function eventsView(announce) {
     const stamp = new Date(ms).toISOString();
     return el("li", {},
       el("time", { datetime: stamp, title: stamp }, day(ms) === day(Date.now()) ? clock(ms) : stamp.slice(5, 16).replace("T", " ")),
-      pill(event.kind, TONES[event.kind] ?? "idle"), el("span", {}, text(event)));
+      pill(event.kind, toneOf(event)), el("span", {}, text(event)));
   }
 
   function flush() {

@@ -38,5 +38,14 @@ export function until(ms) {
   return left >= 0 ? `in ${size}` : `${size} ago`;
 }
 
+const DIGITS = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
+
+/** Hexadecimal as base58, the form of a Solana address. */
+export function base58(value) {
+  let number = BigInt(`0x0${value}`), text = "";
+  for (; number > 0n; number /= 58n) text = DIGITS[Number(number % 58n)] + text;
+  return "1".repeat(/^(00)*/.exec(value)[0].length / 2) + text;
+}
+
 export const hex = (value, length = 12) =>
   !value ? "–" : value.length > length + 1 ? `${value.slice(0, length)}…` : value;

@@ -1,7 +1,7 @@
 // The key ring, and its rotation.
 
 import { byId, el, onChange, pill, say, Table } from "./dom.js";
-import { hex, until, when } from "./format.js";
+import { base58, hex, until, when } from "./format.js";
 import { serving } from "./members.js";
 
 const STATES = {
@@ -22,6 +22,7 @@ export function keysView() {
     { title: "Key", class: "code", text: (row) => hex(row.id, 16) },
     { title: "State", node: (row) => pill(...stateOf(row)), same: (row) => stateOf(row).join() },
     { title: "Algorithm", text: (row) => row.algorithm },
+    { title: "Address", class: "code", text: (row) => (row.algorithm === "ed25519" && row.publicKey ? base58(row.publicKey) : "–") },
     { title: "Public key", class: "code", node: (row) => el("span", { title: row.publicKey }, hex(row.publicKey, 20)), same: (row) => row.publicKey },
     { title: "Label", class: "short", text: (row) => row.label },
     { title: "Signs from", class: "short", text: (row) => when(row.validFromNs) },

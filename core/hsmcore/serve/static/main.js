@@ -177,7 +177,8 @@ function connection(live) {
 function age() {
   const seconds = Math.round((Date.now() - arrived) / 1000);
   const stale = !connected || (latest && seconds > 5);
-  say(byId("live"), connected && !stale ? "live" : latest ? `not live: ${seconds} s old` : connected ? "connected" : "reconnecting");
+  say(byId("live"), connected && !stale ? "live" : latest ? `not live: ${seconds} s old` : connected ? "connected"
+    : session.role === null ? "signed out" : "reconnecting");
   if (stale && latest) {
     say(byId("verdict"), "Not live");
     tone(byId("verdict"), "idle");

@@ -32,9 +32,15 @@ function why(member) {
   return parts.join("; ");
 }
 
+/** Whether no other member is left but the emergency level's. */
+const isLast = (row, members) => serving(row)
+  && !members.some((one) => one.member !== row.member && one.level !== "emergency" && serving(one));
+
 const operations = (act, state) => (row) => {
+  const last = isLast(row, state.members);
   const button = (text, action) => el("button", {
-    type: "button", onclick: () => act(action, { member: row.member }, `${text} ${row.member}`),
+    type: "button", class: last && action === "drain" ? "danger" : "",
+    onclick: () => act(action, { member: row.member }, `${text} ${row.member}${last && action === "drain" ? ", the last one that signs" : ""}`),
   }, text);
   const buttons = [];
   if (row.condition === "drained") buttons.push(button("Resume", "resume"));
@@ -44,7 +50,7 @@ const operations = (act, state) => (row) => {
 };
 
 export function membersView(act) {
-  const shared = { operator: false, levels: false };
+  const shared = { operator: false, levels: false, members: [] };
   const table = new Table(byId("members"), [
     { title: "Level", class: "short", text: (row) => row.level },
     { title: "Member", class: "long", text: (row) => row.member },
@@ -58,14 +64,14 @@ export function membersView(act) {
     { title: "Why", class: "long", text: why },
     {
       title: "Actions", node: operations(act, shared),
-      same: (row) => [shared.operator, shared.levels, row.condition].join(),
+      same: (row) => [shared.operator, shared.levels, row.condition, isLast(row, shared.members)].join(),
     },
   ], "No member.");
 
   const levels = onChange(({ failover, operator }) => {
     const box = byId("level-actions");
     const button = (text, action, target) => el("button", {
-      type: "button", onclick: () => act(action, target, text),
+      type: "button", class: target.level === "emergency" ? "danger" : "", onclick: () => act(action, target, text),
     }, text);
     if (!operator || !failover) return box.replaceChildren();
     const names = failover.levels.filter((name) => name !== failover.forced);
@@ -82,6 +88,7 @@ export function membersView(act) {
     const { failover } = state;
     shared.operator = operator;
     shared.levels = Boolean(failover);
+    shared.members = state.members ?? [];
     table.update((state.members ?? []).map((member) => ({ key: member.member, ...member })));
     say(byId("routing"), failover ? routing(failover, state.budget) : "One member, no failover.");
     say(byId("wishes"), Object.entries(state.wishes ?? {})

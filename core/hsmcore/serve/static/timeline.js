@@ -69,7 +69,7 @@ export function timelineView() {
       const levels = [...new Set(found.map((one) => one.level))];
       const parts = levels.map((level) => `${named(level)} ${percent(share(found, level))}`);
       const times = recent.filter((move) => move.to !== move.from).length;
-      const text = `${parts.join(" · ")}${times ? ` · ${times} moves` : ""}`;
+      const text = `${parts.join(" · ")}${times ? ` · ${times} move${times === 1 ? "" : "s"}` : ""}`;
       say(from, clock(start));
       say(words, `Signed since ${clock(start)}: ${text}.`);
       band.setAttribute("aria-label", `Which level signed. ${text}`);

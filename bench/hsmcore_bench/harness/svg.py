@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
+from pathlib import Path
 from textwrap import wrap
 from types import MappingProxyType
 
-from hsmcore_bench.suite.report import duration
+from hsmcore_bench.harness.figures import duration
 
+STYLE = Path(__file__).with_name("report.css")
 WIDTH = 1080
 LABEL = 495  # for the names on the left
 ROW = 26
@@ -103,16 +105,19 @@ def lines(
     y_name: str,
     y_tick: Name,
     *,
+    log_x: bool = True,
     log_y: bool = False,
+    dots: bool = True,
     colours: Mapping[str, str] = MappingProxyType({}),
 ) -> Chart:
-    """Lines over a logarithmic x axis; those of 99th percentiles are dashed, in the colour of their medians. A name
-    that is not in `colours` gets the next one."""
+    """Lines over a logarithmic x axis, or with `log_x` False over an even one; those of 99th percentiles are dashed, in
+    the colour of their medians. A name that is not in `colours` gets the next one."""
     left, right, top, bottom = 84, WIDTH - 250, 26, 250
     points = [point for own in series.values() for point in own]
-    xs = _Scale([x for x, _ in points], left, right, True)
+    xs = _Scale([x for x, _ in points], left, right, log_x)
     ys = _Scale([y for _, y in points], bottom, top, log_y)
-    parts = [*ys.rows(left, right, y_tick), *xs.columns(top, bottom, [x for x, _ in points])]
+    parts = [*ys.rows(left, right, y_tick)]
+    parts += xs.columns(top, bottom, [x for x, _ in points]) if log_x else xs.grid(top, bottom, plain)
     parts += [_text(left, 14, y_name), _text(right, bottom + 34, x_name, "end")]
     kin = list(dict.fromkeys(name.removesuffix(DASHED) for name in series))
     for number, (name, own) in enumerate(series.items()):
@@ -121,7 +126,8 @@ def lines(
         dashed = " dashed" if name.endswith(DASHED) else ""
         path = "L".join(f"{xs(x):.1f} {ys(y):.1f}" for x, y in own)
         parts.append(f'<path class="{colour} line{dashed}" d="M{path}"/>')
-        parts += [f'<circle class="{colour}" cx="{xs(x):.1f}" cy="{ys(y):.1f}" r="3.5"/>' for x, y in own]
+        if dots:
+            parts += [f'<circle class="{colour}" cx="{xs(x):.1f}" cy="{ys(y):.1f}" r="3.5"/>' for x, y in own]
         y = top + 6 + 22 * number
         parts.append(f'<path class="{colour} line{dashed}" d="M{right + 16} {y}h24"/>')
         parts.append(_text(right + 46, y + 4, name))

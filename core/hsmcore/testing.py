@@ -1,0 +1,61 @@
+"""A real token for the tests of an application: a fresh SoftHSM, in a folder that goes away.
+
+With pytest, in conftest.py: `pytest_plugins = ["hsmcore.testing"]`. A test that asks for `hsmcore_config` gets the
+configuration of a token with an Ed25519 key, which all tests of the run share:
+
+    async def test_what_signs(hsmcore_config):
+        async with hsmcore.create_key_manager(hsmcore_config) as km:
+            assert await km.verify(b"message", await km.sign(b"message"))
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hsmcore.control.curves import Algorithm
+from hsmcore.control.softhsm import StateFolder
+
+__all__ = ["fresh_token", "hsmcore_config", "hsmcore_token"]
+
+_VARIABLE = "SOFTHSM2_CONF"
+
+
+@contextmanager
+def fresh_token(algorithm: Algorithm = "ed25519") -> Iterator[dict[str, Any]]:
+    """Make a SoftHSM token with one key, and yield its configuration. Until the end SOFTHSM2_CONF names the token, so
+    one of them is in use at a time. Raises ModuleMissing without SoftHSM."""
+    before = os.environ.get(_VARIABLE)
+    with tempfile.TemporaryDirectory(prefix="hsmcore-") as folder:
+        state = StateFolder(Path(folder) / "state")
+        state.create(algorithm=algorithm, sessions=1)
+        os.environ[_VARIABLE] = str(state.softhsm_conf)
+        try:
+            yield json.loads(state.config.read_bytes())
+        finally:
+            if before is None:
+                del os.environ[_VARIABLE]
+            else:
+                os.environ[_VARIABLE] = before
+
+
+@pytest.fixture(scope="session")
+def hsmcore_token() -> Iterator[str]:
+    """The token of the whole run: its configuration, as JSON."""
+    with fresh_token() as config:
+        yield json.dumps(config)
+
+
+@pytest.fixture
+def hsmcore_config(hsmcore_token: str, tmp_path: Path) -> dict[str, Any]:
+    """The configuration of the run's token, with a state store of the test's own. The test may change it."""
+    config: dict[str, Any] = json.loads(hsmcore_token)
+    config["sequencer"]["keyManager"]["stateFile"] = str(tmp_path / "hsmcore-state.db")
+    return config

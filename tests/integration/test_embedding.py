@@ -1,0 +1,92 @@
+"""What an application sees that embeds hsmcore: its log lines, a manager that it forgot, a token for its tests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import structlog
+from tests.support.paths import ROOT
+
+import hsmcore
+from hsmcore.log import get_logger
+
+pytestmark = pytest.mark.integration
+
+LOGS = """
+import hsmcore.log
+hsmcore.log.get_logger(member="a").warning("member down", reason="x")
+"""
+FORGETS = """
+import asyncio, gc, sys, warnings
+import hsmcore
+from hsmcore.testing import fresh_token
+async def forget():
+    km = hsmcore.create_key_manager(config)
+    await km.initialize()
+    print(repr(km))
+with fresh_token() as config:
+    asyncio.run(forget())
+    gc.collect()
+"""
+TESTS = """
+import hsmcore
+import asyncio
+
+def test_what_signs(hsmcore_config):
+    async def run():
+        async with hsmcore.create_key_manager(hsmcore_config) as km:
+            assert await km.verify(b"message", await km.sign(b"message"))
+    asyncio.run(run())
+"""
+
+
+def ran(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=True, timeout=100
+    )
+
+
+def test_an_application_without_logging_sees_time_and_level():
+    line = ran("-c", LOGS).stderr.strip()
+    time, level, event, *_ = line.split(" ")
+    assert time.startswith("timestamp='20")
+    assert (level, event) == ("level='warning'", "event='member")
+    assert "member='a'" in line
+
+
+def test_an_application_s_own_format_is_not_repeated(monkeypatch, caplog):
+    monkeypatch.setattr(structlog, "is_configured", lambda: False)
+    with caplog.at_level(logging.WARNING, "hsmcore"):
+        get_logger(member="a").warning("member down")
+    assert caplog.messages == ["event='member down' member='a'"]
+
+
+def test_a_manager_that_was_never_closed_is_warned_of():
+    done = ran("-X", "dev", "-c", FORGETS)
+    assert "ResourceWarning: a key manager was not closed" in done.stderr
+
+
+def test_a_manager_says_what_it_is(world):
+    async def run() -> list[str]:
+        manager = hsmcore.create_key_manager(world.config())
+        said = [repr(manager)]
+        async with manager:
+            said.append(repr(manager))
+        return [*said, repr(manager)]
+
+    new, opened, closed = asyncio.run(run())
+    assert new.endswith(": new>")
+    assert f": open, ed25519 key {world.keys['ed25519'].id}>" in opened
+    assert closed.endswith(": closed>")
+    assert world.pin not in new + opened + closed
+
+
+def test_a_token_for_the_tests_of_an_application(tmp_path):
+    (tmp_path / "conftest.py").write_text('pytest_plugins = ["hsmcore.testing"]\n')
+    (tmp_path / "test_it.py").write_text(TESTS)
+    assert "1 passed" in ran("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path), cwd=tmp_path).stdout
