@@ -6,11 +6,12 @@ from hsmcore.base58 import base58
 
 # By number.
 cdef tuple _PAYLOADS = ("raw", "digest32", "tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root",
-                        "receipt-root", "batch-root", "internal", "unknown")
+                        "receipt-root", "batch-root", "key-set", "internal", "unknown")
 cdef dict _ROLES = {"any": HSM_ROLE_ANY, "fee-payer": HSM_ROLE_FEE_PAYER, "authority": HSM_ROLE_AUTHORITY}
 cdef uint32_t _TRANSACTIONS = 1 << <int>HSM_PAYLOAD_TX_LEGACY | 1 << <int>HSM_PAYLOAD_TX_V0 | 1 << <int>HSM_PAYLOAD_TX_V1
-cdef uint32_t _BATCH_ROOT = 1 << <int>HSM_PAYLOAD_BATCH_ROOT  # may be listed, but no caller has one signed
-cdef uint32_t _ORDERED = 1 << <int>HSM_PAYLOAD_BLOCK | 1 << <int>HSM_PAYLOAD_STATE_ROOT | _BATCH_ROOT
+# May be listed, but no caller has one signed.
+cdef uint32_t _OWN = 1 << <int>HSM_PAYLOAD_BATCH_ROOT | 1 << <int>HSM_PAYLOAD_KEY_SET
+cdef uint32_t _ORDERED = 1 << <int>HSM_PAYLOAD_BLOCK | 1 << <int>HSM_PAYLOAD_STATE_ROOT | _OWN
 cdef uint32_t _PLAIN = 1 << <int>HSM_PAYLOAD_RAW | 1 << <int>HSM_PAYLOAD_DIGEST32
 cdef uint32_t _NEVER = (1 << <int>HSM_PAYLOAD_RECEIPT_ROOT | 1 << <int>HSM_PAYLOAD_INTERNAL
                         | 1 << <int>HSM_PAYLOAD_UNKNOWN)
@@ -177,7 +178,7 @@ cdef class Gate:
         refusal = None
         if payload == HSM_PAYLOAD_UNKNOWN:
             refusal = "it is unknown: it begins like a transaction or a payload that is marked as one, and is none"
-        elif bit & (_NEVER | _BATCH_ROOT):
+        elif bit & (_NEVER | _OWN):
             refusal = f"it is {name}: only hsmcore itself has that signed"
         elif kind is not None and kind != name:
             refusal = f"it is {name}, not {kind}"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hsmcore.audit import caller
     from hsmcore.audit import tagged as audit_tag
     from hsmcore.audit.batch_proof import verify_batched
+    from hsmcore.audit.key_set import KeySet
     from hsmcore.config import Config, load
     from hsmcore.control import KeyNotExportable
     from hsmcore.errors import (
@@ -108,6 +109,7 @@ __all__ = [
     "KeyNotCurrent",
     "KeyNotExportable",
     "KeyNotFound",
+    "KeySet",
     "KeyUnusable",
     "KeyVersion",
     "LoginError",
@@ -162,6 +164,7 @@ _HOMES: Final = {
     "KeyManager": "manager.key_manager",
     "KeyManagers": "manager.key_managers",
     "KeyNotExportable": "control",
+    "KeySet": "audit.key_set",
     "KeyVersion": "keyring",
     "MemberSnapshot": "members.snapshot",
     "NotApproved": "state",

@@ -12,6 +12,7 @@
 #define DOCTOR "hsmcore doctor"
 #define BATCH_LINE "hsmcore/batch-root/v1 "
 #define TIME_LINE "time "
+#define KEY_SET "\xc2\xa7 hsmcore/key-set/v1\n" /* begins with a byte that no transaction and no other text has */
 
 enum { DIGEST = 32, DIGEST_BASE64 = 44, MOST_DIGITS = 20, VERSION_0 = 0x80, VERSION_1 = 0x81, TAG = 0xff };
 
@@ -173,6 +174,11 @@ static bool is_batch_root(const uint8_t *message, size_t size, hsm_ordered *orde
     return true;
 }
 
+/* The text that is signed for a set of keys: whatever begins like one. */
+static bool is_key_set(const uint8_t *message, size_t size) {
+    return size > DIGEST && BEGINS(message, size, KEY_SET);
+}
+
 /* With a 0xff: failover/health.py, rotation/backup/drill.py and envelope.py. */
 static bool is_internal(const uint8_t *message, size_t size) {
     return BEGINS(message, size, OWN_PREFIX " ") ||
@@ -240,7 +246,10 @@ hsm_payload hsm_payload_of(const uint8_t *message, size_t size, hsm_payload_part
         if (is_v0(message, size, &parts->transaction)) {
             return HSM_PAYLOAD_TX_V0;
         }
-        return is_v1(message, size, &parts->transaction) ? HSM_PAYLOAD_TX_V1 : HSM_PAYLOAD_UNKNOWN;
+        if (is_v1(message, size, &parts->transaction)) {
+            return HSM_PAYLOAD_TX_V1;
+        }
+        return is_key_set(message, size) ? HSM_PAYLOAD_KEY_SET : HSM_PAYLOAD_UNKNOWN;
     }
     if (is_batch_root(message, size, &parts->ordered)) {
         return HSM_PAYLOAD_BATCH_ROOT;

@@ -18,6 +18,7 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.config import load, providers, softhsm
 from hsmcore.doctor import DoctorReport, Options, ProviderReport, Step, diagnose
+from hsmcore.doctor.keychecks import evidence_step
 from hsmcore.doctor.places import check_places
 from hsmcore.doctor.plan import CHECKS
 from hsmcore.doctor.report import ok
@@ -162,6 +163,13 @@ def test_a_key_that_cannot_be_used(world, key, failed):
     assert failures(report) == failed
     assert all(step(report, name).hint for name in failed)
     assert step(report, "signature").outcome == ("fail" if "signature" in failed else "skipped")
+
+
+def test_a_key_that_was_imported_has_no_evidence(world):
+    assert step(probed(world.config()), "evidence").outcome == "ok"
+    for local in (False, None):
+        found = evidence_step(local)
+        assert (found.outcome, bool(found.hint)) == ("warn", True)
 
 
 def test_a_backup_that_softhsm_cannot_make(world):

@@ -20,6 +20,8 @@ from hsmcore.state.schema import (
     FLEET_FLOOR,
     FLEET_HOST,
     KEY_BINDING,
+    KEY_EVIDENCE,
+    KEY_SET,
     NOTICE,
     NOTICE_DELIVERY,
     ROLE,
@@ -30,7 +32,7 @@ from hsmcore.state.seal import SEALED
 
 Work = Callable[[Raw], object]
 TABLES = tuple(table for tables in SEALED.values() for table in tables)
-UNSEALED = (FAILOVER_EVENT, SNAPSHOT, NOTICE, NOTICE_DELIVERY, KEY_BINDING, BOUND)
+UNSEALED = (FAILOVER_EVENT, SNAPSHOT, NOTICE, NOTICE_DELIVERY, KEY_BINDING, BOUND, KEY_SET, KEY_EVIDENCE)
 _FAR = 4_102_444_800_000_000_000
 _NUMBERS = (0, 2, _FAR, None, "1", 9e999)
 _WORDS = {

@@ -82,6 +82,9 @@ _BATCH_ROOT = re.compile(
 )
 
 
+_KEY_SET = "§ hsmcore/key-set/v1\n".encode()
+
+
 def expected(message: bytes) -> tuple[str, bool]:
     """What a message is, and whether it is a sound transaction."""
     if message[:1] == b"\xff":
@@ -93,6 +96,8 @@ def expected(message: bytes) -> tuple[str, bool]:
     transaction = parsed(message)
     if transaction is not None and to_bytes_versioned(transaction) == message:
         return _CLASSES[type(transaction)], sound(transaction)
+    if message.startswith(_KEY_SET) and len(message) > 32:
+        return "key-set", False
     if transaction is not None or message[:1] >= b"\x80":
         return "unknown", False
     if message == b"hsmcore doctor" or (message.startswith(b"hsmcore key test") and len(message) == 48):
@@ -217,6 +222,10 @@ def _some_batch_root(chance: Random) -> bytes:
     return f"{domain}/{epoch}\n{size}\n{root}\nhsmcore/batch-root/v1 {first}\ntime {time}\n".encode()
 
 
+def _some_key_set(chance: Random) -> bytes:
+    return _KEY_SET[: chance.choice((5, 22, 22, 22))] + chance.randbytes(chance.choice((0, 9, 10, 11, 300)))
+
+
 MAKERS: tuple[Callable[[Random], bytes], ...] = (
     lambda chance: transaction_body(chance, tables=False),
     lambda chance: b"\x80" + transaction_body(chance, tables=True),
@@ -224,6 +233,7 @@ MAKERS: tuple[Callable[[Random], bytes], ...] = (
     _some_ordered,
     _some_off_chain,
     _some_batch_root,
+    _some_key_set,
     _plain,
 )
 

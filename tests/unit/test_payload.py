@@ -206,7 +206,7 @@ def test_every_class_is_as_solders_has_it():
     begun = leaks()
     found, classes = compare(100_000, 1)
     assert found == []
-    assert set(classes) == {*KINDS, "receipt-root", "batch-root", "internal", "unknown"}
+    assert set(classes) == {*KINDS, "receipt-root", "batch-root", "key-set", "internal", "unknown"}
     assert min(classes.values()) > 500
     assert leaks() == begun
 
@@ -231,7 +231,7 @@ def test_two_thousand_hostile_messages_do_no_harm():
             message = start + b"\xff" * chance.randrange(80) + b"\xff\xff\3" * chance.randrange(40) + bytes(number)
         for each in gates:
             look = each.look(message, signers=[message[4:36].ljust(32, b"\0")])
-            assert look.kind in {*KINDS, "receipt-root", "batch-root", "internal", "unknown"}
+            assert look.kind in {*KINDS, "receipt-root", "batch-root", "key-set", "internal", "unknown"}
             assert look.refusal is None or look.refusal
             assert not each.passes(message, None) or look.refusal is None
 

@@ -17,7 +17,7 @@ NAMES = {
         Config ConfigurationError DeadlineExceeded DigestSignature DoubleSign EmergencyRefused EmptyMessage
         EngineClosed EngineForked FleetBehind HostUnusable HsmError InternalError InvalidMessage
         InvalidMessageType InvalidTimeout KeyAmbiguous KeyDeactivated KeyManager KeyManagers KeyMismatch
-        KeyNotCurrent KeyNotExportable KeyNotFound KeyUnusable KeyVersion LoginError MemberDown MemberSnapshot
+        KeyNotCurrent KeyNotExportable KeyNotFound KeySet KeyUnusable KeyVersion LoginError MemberDown MemberSnapshot
         MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid ModuleMissing NotApproved NotHolder NotInitialized
         OutOfMemory PinIncorrect PinLocked PolicyRefused PublicKeyMissing QueueFull Receipt RequestCancelled
         RequestRejected SecretUnavailable SessionFailed SignatureInvalid SignatureMalformed StoreBehind StoreBusy

@@ -221,6 +221,7 @@ ALLOWED: Final[dict[str, Callable[[object], object]]] = {
             "message_sha256",
             "config_sha256",
             "backup_sha256",
+            "evidence_sha256",
             "sha256",
             "root",
         ),

@@ -12,14 +12,15 @@ from typer.core import TyperGroup
 
 from hsmcore.cli.encoding import base58
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.output import FAILED, print_json, print_table, problem, when
+from hsmcore.cli.output import FAILED, BadUsage, print_json, print_table, problem, when
 from hsmcore.cli.recorded import key_fields, recorded
 from hsmcore.cli.settings import token_settings
 from hsmcore.cli.store import on_state, on_token
 from hsmcore.control.curves import Algorithm
-from hsmcore.errors import KeyAmbiguous, KeyUnusable, SystemFailure
+from hsmcore.errors import KeyAmbiguous, KeyNotFound, KeyUnusable, SystemFailure
 
 if TYPE_CHECKING:
+    from hsmcore.audit.key_set import KeySet
     from hsmcore.config import Config, Pkcs11Settings
     from hsmcore.control import ControlPlane, KeyRecord
     from hsmcore.state import StoredKey
@@ -150,11 +151,7 @@ def export(
     if str(output) == "-":
         sys.stdout.buffer.write(blob + b"\n")
         return
-    try:
-        output.touch(mode=0o600)
-        output.write_bytes(blob)
-    except OSError as error:
-        raise SystemFailure(f"{output} cannot be written: {error.strerror}", hint="Name another file.") from error
+    write(output, blob)
     cli.show(
         {"keyId": key_id.lower(), "output": str(output), "bytes": len(blob)}, f"{len(blob)} bytes written to {output}"
     )
@@ -177,6 +174,121 @@ def import_(
         record = on_token(cli.config, lambda plane: plane.do(ImportWrapped(backup)))
         entry.update(key_fields(record))
     cli.show(shown_key(record))
+
+
+@command(app, "Show where a key comes from, as its device says.")
+def attest(
+    cli: Invocation,
+    key_id: KeyIdArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PATH", help="Write the evidence to a file, too.")
+    ] = None,
+    kept: Annotated[
+        bool, typer.Option("--kept", help="What was kept when the key came into the key set; asks no device.")
+    ] = False,
+) -> None:
+    """Ask the device for evidence about a key: whether it was made there and could ever leave it. A YubiHSM 2 gives a
+    certificate, which is checked against the roots of `attestationRoots`; what other tokens say is their own word.
+
+    Exit code 1 if there is no certificate, or it does not lead to a root.
+
+    Example: hsmcore keys attest 0f3a… --output evidence.json
+    """
+    from hsmcore.manager.evidence import collect, judged
+
+    settings = token_settings(cli.config)
+    if kept:
+        document = _kept_evidence(cli.config, key_id.lower())
+    else:
+        with recorded(cli.config.key_manager, "keys attest", key_id=key_id.lower()) as entry:
+            document = on_token(cli.config, lambda plane: collect(plane, settings, key_id.lower()))
+            entry["evidence_sha256"] = hashlib.sha256(document).digest()
+    found = judged(document, settings)
+    if output is not None:
+        write(output, document)
+    cli.show({**found, "sha256": hashlib.sha256(document).hexdigest()})
+    if not found["proven"]:
+        raise typer.Exit(FAILED)
+
+
+@command(app, "Print the signed set of the keys.", "set")
+def set_(
+    cli: Invocation,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="PATH", help="Write the note to a file instead.")
+    ] = None,
+    since: Annotated[
+        int | None, typer.Option("--since", metavar="SERIAL", min=-1, help="All notes after this serial; -1: all.")
+    ] = None,
+) -> None:
+    """Print the newest signed set of the keys, as the key manager keeps it: a note that says which keys are good, from
+    when to when. Verifiers elsewhere check it: docs/KEYSET.md. No token is needed.
+
+    Examples:
+
+      hsmcore keys set --output keys.note
+
+      hsmcore keys set --since 3 --json
+    """
+    from hsmcore.audit.key_set import KeySet
+    from hsmcore.config.policy import KEY_SET
+    from hsmcore.state.key_sets import KeySetNotes
+
+    policy = cli.config.key_manager.policy
+    if policy is None or KEY_SET not in policy.kinds:
+        raise BadUsage(f'the policy does not list "{KEY_SET}": no set is signed')
+    least = -1 if since is None else since
+    rows = on_state(cli.config, lambda store: KeySetNotes(store).since(policy.domain, least), shows=True)
+    notes = [note for _, note in (rows if since is not None else rows[-1:])]
+    if not notes and since is None:
+        raise KeyNotFound("no set was signed yet", hint="A running key manager that may rotate keys has one signed.")
+    data = b"".join(notes)
+    if output is not None:
+        write(output, data)
+        cli.show({"output": str(output), "bytes": len(data)}, f"{len(data)} bytes written to {output}")
+    elif cli.as_json:
+        print_json([shown_set(KeySet.remembered(note)) for note in notes])
+    else:
+        sys.stdout.buffer.write(data)
+
+
+def _kept_evidence(config: Config, key_id: str) -> bytes:
+    from hsmcore.state.key_sets import KeySetNotes
+
+    known = next((key for key in ring(config) if key.key_id == key_id), None)
+    asked = known.public_key if known is not None else b""
+    found = on_state(config, lambda store: KeySetNotes(store).evidence(asked), shows=True)
+    if found is None:
+        raise KeyNotFound(f"nothing is kept about key {key_id}", hint="Ask the device: leave --kept out.")
+    return found
+
+
+def shown_set(found: KeySet) -> dict[str, Any]:
+    """Return a set of keys for output."""
+    keys = [
+        {
+            "version": key.version,
+            "algorithm": key.algorithm,
+            "publicKey": key.public_key.hex(),
+            "state": key.state,
+            "notBefore": when(key.not_before * 1_000_000_000),
+            "notAfter": when(None if key.not_after is None else key.not_after * 1_000_000_000),
+            "successor": key.successor,
+            "evidenceSha256": None if key.evidence is None else key.evidence.hex(),
+        }
+        for key in found.keys
+    ]
+    head = {"domain": found.domain, "serial": found.serial, "time": when(found.time * 1_000_000_000)}
+    return {**head, "kinds": list(found.kinds), "keys": keys, "note": found.note.decode()}
+
+
+def write(output: Path, data: bytes) -> None:
+    """Write a file that its owner alone can read. Raises SystemFailure."""
+    try:
+        output.touch(mode=0o600)
+        output.write_bytes(data)
+    except OSError as error:
+        raise SystemFailure(f"{output} cannot be written: {error.strerror}", hint="Name another file.") from error
 
 
 def is_configured(settings: Pkcs11Settings, record: KeyRecord) -> bool:

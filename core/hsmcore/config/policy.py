@@ -11,12 +11,26 @@ from hsmcore.base58 import from_base58
 from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault
 
 Kind = Literal[
-    "tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root", "digest32", "raw", "prehashed", "batch-root"
+    "tx-legacy",
+    "tx-v0",
+    "tx-v1",
+    "off-chain",
+    "block",
+    "state-root",
+    "digest32",
+    "raw",
+    "prehashed",
+    "batch-root",
+    "key-set",
 ]
 OrderedKind = Literal["block", "state-root"]
 BATCH_ROOT: Final = "batch-root"
 """The root of a batch, which only hsmcore itself has signed."""
-ORDERED: Final[frozenset[str]] = frozenset({"block", "state-root", BATCH_ROOT})
+KEY_SET: Final = "key-set"
+"""The signed set of the keys, which only hsmcore itself has signed."""
+OWN: Final = (BATCH_ROOT, KEY_SET)
+"""The kinds that no caller has signed."""
+ORDERED: Final[frozenset[str]] = frozenset({"block", "state-root", *OWN})
 """The kinds whose payloads have a position: at most one digest is signed at each."""
 PREHASHED: Final = "prehashed"
 MOST_RULES: Final = 1024
@@ -151,8 +165,9 @@ class Policy(Model):
                 f'kinds lists "{PREHASHED}", by which any payload is signed whose digest a caller gives, beside '
                 f"{'ordered kinds' if self.ordered else 'rules for transactions'}: use a key of its own for it"
             )
-        if BATCH_ROOT in self.kinds and _NOTE_NAME.fullmatch(self.domain) is None:
-            raise clash(f'kinds lists "{BATCH_ROOT}": domain must be printable ASCII without spaces and "+"')
+        own = next((kind for kind in OWN if kind in self.kinds), None)
+        if own is not None and _NOTE_NAME.fullmatch(self.domain) is None:
+            raise clash(f'kinds lists "{own}": domain must be printable ASCII without spaces and "+"')
         if self.transactions is not None and not any(kind.startswith("tx-") for kind in self.kinds):
             raise clash("has transactions, but kinds lists no kind of transaction")
         return self

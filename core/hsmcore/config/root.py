@@ -20,7 +20,7 @@ from hsmcore.config.failover import CloudWatchLogs, Failover, LevelName, require
 from hsmcore.config.fleet import Fleet
 from hsmcore.config.gateway import Gateway, require_keys
 from hsmcore.config.monitoring import Monitoring
-from hsmcore.config.policy import BATCH_ROOT, Policy
+from hsmcore.config.policy import BATCH_ROOT, KEY_SET, Policy
 from hsmcore.config.providers import Provider, all_members
 from hsmcore.config.rotation import KeyRotation, Notices
 from hsmcore.config.secret import AWS_VARIABLES, Secret
@@ -117,6 +117,8 @@ class KeyManagerConfig(Provider):
             raise clash("has stateFile and fleet: the fleet's database is the state store")
         if self.batching is not None and (self.policy is None or BATCH_ROOT not in self.policy.kinds):
             raise clash(f'has batching, but policy.kinds does not list "{BATCH_ROOT}"')
+        if self.policy is not None and KEY_SET in self.policy.kinds and self.active_rotation is None:
+            raise clash(f'policy.kinds lists "{KEY_SET}", but keyRotation is not enabled: a set is of the key ring')
         require_lasting(self, "the key manager's own provider")
         consents = self.failover is not None and "primary" in self.failover.accept_other_keys
         if consents and self._first_is_listed and len(self._listed_primary) == 1:

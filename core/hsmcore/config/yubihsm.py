@@ -42,6 +42,9 @@ class YubiHsmSettings(Pkcs11Settings):
     """The user that reads the device's own log (capability get-log-entries); default: authKeyId."""
     audit_password: Secret | None = None
 
+    attestation_roots: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] | None = None
+    """Files of certificates in PEM to which a key's attestation must lead: the vendor's root and what is between."""
+
     @field_validator("connector")
     @classmethod
     def _one_url(cls, value: str | None) -> str | None:

@@ -21,7 +21,7 @@ from typing import IO, Any, Final, NoReturn, cast
 
 import orjson
 
-from hsmcore.control import backup, keys, provision, sealed  # noqa: F401  # they fill VERBS
+from hsmcore.control import attest, backup, keys, provision, sealed  # noqa: F401  # they fill VERBS
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.records import TokenAccess
 from hsmcore.control.verb import VERBS, Verb

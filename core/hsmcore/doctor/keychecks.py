@@ -73,12 +73,22 @@ def check_mechanism(context: Context) -> Iterator[Step]:
         yield ok("mechanism", f"{name} signs", mechanism=name)
 
 
+def evidence_step(local: bool | None) -> Step:
+    """Warn of a key of which nothing says that it was made on the token. `local`: CKA_LOCAL; None: it is not shown."""
+    if local:
+        return ok("evidence", "CKA_LOCAL is true: the key was made on this token; `hsmcore keys attest` asks for proof")
+    said = "CKA_LOCAL is false: the key was imported" if local is False else "the token does not show CKA_LOCAL"
+    return warn(
+        "evidence", said, "Nothing shows that the key is nowhere else. Make a key on the token for what matters."
+    )
+
+
 def check_attributes(context: Context) -> Iterator[Step]:
     """Check that the private key cannot leave the token unwrapped, and is restricted to signing."""
     handle, question = context.key.handle, context.question
     with translated("reading the key's attributes", question.member):
         sensitive, extractable = context.flag(handle, Attribute.SENSITIVE), context.flag(handle, Attribute.EXTRACTABLE)
-        never = context.flag(handle, Attribute.NEVER_EXTRACTABLE)
+        never, local = context.flag(handle, Attribute.NEVER_EXTRACTABLE), context.flag(handle, Attribute.LOCAL)
         signs, always = context.flag(handle, Attribute.SIGN), context.flag(handle, Attribute.ALWAYS_AUTHENTICATE)
         uses = {"CKA_DECRYPT": Attribute.DECRYPT, "CKA_UNWRAP": Attribute.UNWRAP, "CKA_DERIVE": Attribute.DERIVE}
         others = [name for name, kind in uses.items() if context.flag(handle, kind)]
@@ -103,6 +113,7 @@ def check_attributes(context: Context) -> Iterator[Step]:
         yield warn("usage", f"beside signing, the key may be used for {', '.join(others)}", hint)
     else:
         yield ok("usage", "signing only")
+    yield evidence_step(local)
     if always:
         hint = "Make a key without it: hsmcore does not present the PIN for each signature."
         yield fail("always-authenticate", "CKA_ALWAYS_AUTHENTICATE is true: each signature wants the PIN", hint)

@@ -7,6 +7,7 @@ Runs in the key managers' event loop. Next: transit.py (what requests and answer
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -82,6 +83,8 @@ class Transit:
         """Return the whole application."""
         write = ["POST", "PUT"]
         routes = [
+            Route("/keys", self.key_set, methods=["GET"]),
+            Route("/keys/{name}", self.key_set, methods=["GET"]),
             Route("/v1/sys/health", self.health, methods=["GET"]),
             Route("/v1/auth/token/lookup-self", self.lookup_self, methods=["GET"]),
             Route("/v1/transit/keys", self.keys, methods=["GET", "LIST"]),
@@ -121,6 +124,19 @@ class Transit:
             "version": f"hsmcore-{__version__}",
         }
         return _json(state, code)
+
+    async def key_set(self, request: Request) -> Response:
+        """The signed set of a key's versions, for anybody: it vouches for itself. `since`: all after a serial."""
+        managers = self._desk.managers
+        name = request.path_params.get("name") or (next(iter(managers)) if len(managers) == 1 else "")
+        since = request.query_params.get("since")
+        if since is not None and re.fullmatch("-1|[0-9]{1,18}", since) is None:
+            raise HTTPException(400, "since must be a serial")
+        manager = managers.get(name)
+        notes = b"" if manager is None else manager.key_set(None if since is None else int(since))
+        if manager is None or not manager.key_set():
+            raise HTTPException(404, "there is no signed set of keys here")
+        return Response(notes, media_type="text/plain; charset=utf-8", headers={"cache-control": "no-store"})
 
     async def lookup_self(self, request: Request) -> Response:
         """What clients look at to see whether their token counts. The token itself is not repeated."""

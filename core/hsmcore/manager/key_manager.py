@@ -89,9 +89,8 @@ class KeyManager:
         await self._life.open()
 
     async def close(self) -> None:
-        """Refuse new requests, wait until each request in flight has its signature or an error, then release the token.
-        Idempotent. A part that cannot be closed keeps no other one open: its error is raised at the end, and another
-        call closes what is left."""
+        """Refuse new requests, wait until each request in flight is answered, then release the token. Idempotent. A
+        part that cannot be closed keeps no other one open: its error is raised at the end; call again for the rest."""
         if self._life.state == "open":
             self._life.check()
             await self._batches.close()  # while roots are signed
@@ -130,9 +129,10 @@ class KeyManager:
             self._passes = None if guard is None else guard.passes  # before anything can be signed
             self._sign_on(confirmed(path, fleet, self._rules, self._record))
             path.begin(self._keys.ring, self._life.check, None if fleet is None else fleet.lease)
-            parts = (self._life.check, lambda: self._path, self._answer, self._record, fleet)
-            self._batches = batching.Batches.of(self._rules, guard, *parts)
-            await self._background.begin(self._keys.port(self), path.version, self._events)
+            parts, port = (lambda: self._path, self._answer, self._record, fleet), self._keys.port(self)
+            self._batches = batching.Batches.of(self._rules, guard, self._life.check, *parts)
+            await self._keys.open_sets(self.config, guard, port, *parts, rotates=self._rotates)
+            await self._background.begin(port, path.version, self._events)
             if fleet is not None:
                 await fleet.watch_over(self.audit)
                 fleet.begin(telling(self.audit, self._events))
@@ -140,6 +140,7 @@ class KeyManager:
             async with AsyncExitStack() as rest:
                 rest.push_async_callback(path.close)
                 rest.callback(self._sign_on, UNOPENED)
+                rest.push_async_callback(self._keys.close)
                 rest.push_async_callback(self._end_background)
                 rest.push_async_callback(ended, self._guard)
             raise
@@ -166,6 +167,7 @@ class KeyManager:
             rest.push_async_callback(ended, self.fleet)  # what was under way has been handed out
             rest.push_async_callback(ended, self._guard)
             rest.push_async_callback(path.idle)
+            rest.push_async_callback(self._keys.close)
             rest.push_async_callback(self._end_background)
         self._events.emit("closed", member=self._rules.name)
 
@@ -324,9 +326,8 @@ class KeyManager:
         """Sign a digest of 32 bytes as it is, without hashing it, with an ECDSA key.
 
         A caller that chooses a digest has the key sign anything, so the policy must list "prehashed". Returns the
-        signature, and for secp256k1 its recovery id. Raises PolicyRefused, AlgorithmUnsupported for an Ed25519 key,
-        InvalidMessage, and the errors of `sign`. `timeout` as in `sign`; the recovery id takes about a millisecond
-        more.
+        signature, and for secp256k1 its recovery id, which takes a millisecond more. Raises PolicyRefused,
+        AlgorithmUnsupported for an Ed25519 key, InvalidMessage, and the errors of `sign`.
         """
         asked: Any = digests.shown(digest)
         receipt = await self._answer("sign", asked, partial(digests.submit, self._path, self._guard, asked, timeout))
@@ -369,13 +370,18 @@ class KeyManager:
         """The key ring, oldest version first."""
         return list(self._keys.ring)
 
+    def key_set(self, since: int | None = None) -> bytes:
+        """The signed set of its keys, as a note (docs/KEYSET.md); b"" while there is none. `since`: all notes after a
+        serial instead, one after the other. Any thread."""
+        return self._keys.key_set(since)
+
     async def get_current_key_id(self) -> str:
         """The id (CKA_ID in hexadecimal) of the key that signs."""
         return self._path.version.id
 
     async def set_current_key_id(self, key_id: str) -> None:
-        """Sign with another key from now on: one of the ring, or any other on the token. Queued requests keep their
-        key. The cache is wiped. Raises KeyNotFound, KeyDeactivated."""
+        """Sign with another key from now on: of the ring, or any other on the token. Queued requests keep their key.
+        The cache is wiped. Raises KeyNotFound, KeyDeactivated, StoreBusy."""
         await self._open_keys().set_current(key_id)
 
     async def generate_key(self) -> str:
@@ -383,26 +389,22 @@ class KeyManager:
         return await self._open_keys().generate()
 
     async def deactivate_key(self, key_id: str) -> None:
-        """Never sign with this key again; refuse requests that are queued for it. If it is the current key, signing
-        fails with KeyDeactivated until another key is current. The token enforces it too, if it can. Raises
-        KeyNotFound."""
+        """Never sign with this key again; refuse requests that are queued for it. If it is current, signing fails with
+        KeyDeactivated until another one is. The token enforces it too, if it can. Raises KeyNotFound."""
         await self._open_keys().deactivate(key_id)
 
     async def export_key_backup(self, key_id: str) -> bytes:
-        """The private key wrapped by the HSM; its plain value never leaves the HSM. Raises KeyNotExportable when the
-        key or the token does not allow it."""
+        """The private key, wrapped by the HSM, never plain. Raises KeyNotExportable if key or token do not allow it."""
         return await self._open_keys().export_backup(key_id)
 
     async def rotate_key(self, reason: str = "") -> str:
-        """Rotate now, before the rotation is due. Returns the new key's id once it signs; the old key still verifies
-        for `overlapDays`. Raises the error of a failed rotation (the old key still signs), StoreBusy while another one
-        is under way, BadArgument without `keyRotation.enabled`."""
+        """Rotate now. Returns the new key's id once it signs; the old key still verifies for `overlapDays`. Raises the
+        error of a failed rotation (the old key signs on), StoreBusy during one, BadArgument without `keyRotation`."""
         return await self._open_keys().rotate(reason)
 
     def on_rotation(self, handover: Handover) -> None:
         """Set the handover that announces each new key to the chain before it signs (see hsmcore.handover). Call it
-        before initialize(): a rotation that was interrupted in its handover waits for it. Raises BadArgument for an
-        object that lacks `handover` or `revert`."""
+        before initialize(): an interrupted rotation waits for it. Raises BadArgument for one that is not whole."""
         self._background.announce_with(handover)
         self._handover = handover
 
@@ -423,8 +425,7 @@ class KeyManager:
         return number
 
     def members(self) -> tuple[MemberSnapshot, ...]:
-        """Every member and its present state, in the order of the levels, also members that are not running. Empty
-        before initialize(). Any thread."""
+        """Every member and its state, in the order of the levels, also if it is stopped. Any thread."""
         return self._path.members()
 
     def get_cache_stats(self) -> dict[str, Any]:
@@ -439,8 +440,7 @@ class KeyManager:
 
     def describe(self) -> dict[str, Any]:
         """The state of levels, members, keys and audit log, as data for JSON; histograms are lists of (upper bound in
-        ns, count since the start). Only in the event loop; in every state, also before initialize() and after
-        close()."""
+        ns, count since the start). Only in the event loop; also before initialize() and after close()."""
         return self.snapshot().describe()
 
     def snapshot(self) -> Snapshot:

@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from hsmcore.audit import AuditLog
-from hsmcore.config import KeyManagerConfig
+from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.errors import BadArgument, HsmError, KeyMismatch, MemberDown
 from hsmcore.events import Events
 from hsmcore.keyring import KeyRing, KeyVersion, successor_label
+from hsmcore.manager.key_sets import KeySets
+from hsmcore.manager.lifecycle import ended
 from hsmcore.manager.path import SigningPath
 from hsmcore.members import Member
 from hsmcore.members.base import Retired
 from hsmcore.members.tokens import export_key
+from hsmcore.policy import Guard
 from hsmcore.rotation.context import ManagerPort
 from hsmcore.rotation.service import RotationService
-from hsmcore.state import StoredKey
+from hsmcore.state import StoreBusy, StoredKey
 
 _ALARMING: Final = ("rotation-failed", "store-not-genuine")
 
@@ -41,6 +44,7 @@ class KeyOperations:
         self._path, self._rotation, self._rules = path, rotation, rules
         self._audit, self._events = audit, events
         self._changing = asyncio.Lock()
+        self._sets: KeySets | None = None
 
     def public_key_of(self, key_id: str | None) -> bytes | None:
         """Return the public key of a version of the ring; None for None. Raises KeyNotFound."""
@@ -60,6 +64,7 @@ class KeyOperations:
             switch=self._switch,
             tell=self._tell,
             manager=manager,
+            introduce=self._introduce,
         )
 
     async def set_current(self, key_id: str) -> None:
@@ -71,11 +76,39 @@ class KeyOperations:
             previous = self._path.version.id
             current = self.ring.get(key_id)
             if current.state == "active" and self._rotation is not None:
-                await self._rotation.chosen(current)  # durable before it signs
+                await self._choose(current, self._rotation)
             current = self.ring.make_current(key_id)
             self._path.use(current)
         self._audit.record("set-current-key", result="ok", key_id=current.id, previous=previous, member=member.name)
         self._events.emit("key-changed", key_id=current.id, previous=previous)
+
+    async def open_sets(self, config: Config, guard: Guard | None, *parts: Any, rotates: bool) -> None:
+        """Begin to have sets of the keys signed, if the policy lists that."""
+        self._sets = await KeySets.open(config, guard, self._rotation, *parts, rotates=rotates)
+
+    async def close(self) -> None:
+        """End that. Idempotent."""
+        await ended(self._sets)
+
+    def key_set(self, since: int | None) -> bytes:
+        """As KeyManager.key_set."""
+        if self._sets is None:
+            return b""
+        return self._sets.newest if since is None else self._sets.since(since)
+
+    async def _choose(self, version: KeyVersion, rotation: RotationService) -> None:
+        """Make a key current in the store: durable before it signs, and no verifier meets a key that it does not
+        know."""
+        try:
+            if not await self._introduce(version.public_key):
+                raise StoreBusy("another process has the set of keys signed", hint="Make the key current there.")
+            await rotation.chosen(version)
+        finally:
+            if self._sets is not None:
+                self._sets.withdraw(version.public_key)
+
+    async def _introduce(self, public_key: bytes) -> bool:
+        return self._sets is None or await self._sets.introduce(public_key)
 
     async def generate(self) -> str:
         """As KeyManager.generate_key."""
@@ -143,6 +176,7 @@ class KeyOperations:
 
     async def _retire(self, key_id: str) -> Retired:
         """The key need not be loaded in this process, and may be destroyed."""
+        self._look_at_sets()
         return await self._path.deactivate(self.ring.deactivate(key_id))
 
     def _forget(self, key_id: str) -> None:
@@ -169,6 +203,11 @@ class KeyOperations:
             self._holders()  # raises MemberDown: without a holder, the old key stays current
             self._path.use(self.ring.make_current(version.id))
             self._events.emit("key-changed", key_id=version.id, previous=previous)
+            self._look_at_sets()
+
+    def _look_at_sets(self) -> None:
+        if self._sets is not None:
+            self._sets.wake()
 
     def _tell(self, event: str, **details: Any) -> None:
         self._audit.note(event, result="error" if event in _ALARMING else "ok", **details)

@@ -32,6 +32,11 @@ class Recorder:
             self._audit.note("login", result="ok", member=member.name, level=member.level)
         self._audit.note("open", result="ok", member=running[0].name, key_id=key.id)
 
+    def evidence(self, key_id: str, public_key: bytes, digest: bytes, member: str) -> None:
+        """Record what a device said of a key: the digest of the document that is kept."""
+        fields: dict[str, Any] = {"key_id": key_id, "public_key": public_key, "evidence_sha256": digest}
+        self._audit.note("key-evidence", result="ok", member=member, **fields)
+
     def not_opened(self, error: BaseException) -> None:
         """Record a failed opening."""
         if isinstance(error, LoginError):

@@ -16,7 +16,7 @@ from hsmcore._native import Gate, freeze, timeout_ns
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.base58 import from_base58
 from hsmcore.config import Config, PayloadFormat, Policy, TransactionRules
-from hsmcore.config.policy import BATCH_ROOT, ORDERED, PREHASHED
+from hsmcore.config.policy import BATCH_ROOT, KEY_SET, ORDERED, OWN, PREHASHED
 from hsmcore.errors import (
     BadArgument,
     DeadlineExceeded,
@@ -75,7 +75,7 @@ def _addresses(listed: Sequence[str] | None) -> list[bytes] | None:
 def place_of(policy: Policy, look: Look, message: bytes, kind: str | None, position: int | None) -> Place | None:
     """Return where an ordered payload stands; None for one that has no position. It is the caller's word only where the
     payload is a bare digest. Raises PolicyRefused."""
-    if look.kind == "digest32" and kind in policy.ordered and kind != BATCH_ROOT:
+    if look.kind == "digest32" and kind in policy.ordered and kind not in OWN:
         if type(position) is not int or not 0 <= position <= MOST_POSITION:
             raise PolicyRefused(f"a bare digest of kind {kind} needs its position: 0 to {MOST_POSITION}")
         found = position
@@ -177,6 +177,13 @@ class Guard:
             raise InternalError(f"the text of a root is {look.kind}")
         digest = hashlib.sha256(text).hexdigest()
         place = Place(self._policy.chain(BATCH_ROOT), look.position, digest, first, epoch)
+        return place, await self.require([place], timeout)
+
+    async def bind_key_set(self, text: bytes, serial: int, epoch: int, timeout: float) -> tuple[Place, float]:
+        """Bind the text of a set of keys, which is the next one. As `bind_root`."""
+        if self.gate.look(text).kind != KEY_SET:
+            raise InternalError("the text of a set of keys is of another kind")
+        place = Place(self._policy.chain(KEY_SET), serial, hashlib.sha256(text).hexdigest(), serial, epoch)
         return place, await self.require([place], timeout)
 
     def _judge(self, message: bytes, kind: str | None, position: int | None) -> Admission:

@@ -49,6 +49,9 @@ class ManagerPort:
     """Send an event's name and details to the audit log and to listeners."""
     manager: Any
     """The key manager itself, for handovers."""
+    introduce: Callable[[bytes], Awaitable[bool]]
+    """Have the signed set of keys list a public key that is to sign next. Return whether it does, or there is no such
+    set (manager/key_sets.py)."""
 
 
 LOOK_AGAIN_NS: Final = 1_000_000_000

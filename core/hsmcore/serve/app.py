@@ -89,6 +89,7 @@ class Console:
             Route("/healthz", self.healthz, methods=get),
             Route("/readyz", self.readyz, methods=get),
             Route("/metrics", self.metrics, methods=get),
+            Route("/keys", self.key_set, methods=get),
             Route("/api/state", self.state, methods=get),
             Route("/api/session", self.session, methods=get),
             Route("/api/events", Stream(self), methods=get),
@@ -149,6 +150,16 @@ class Console:
         except NoMetrics as error:
             return _json({"error": "no metrics", "message": str(error)}, 404)
         return Response(text, media_type=None, headers={"content-type": kind})
+
+    async def key_set(self, request: Request) -> Response:
+        """Return the signed set of the keys, for anybody: it vouches for itself. `since`: all after a serial."""
+        since = request.query_params.get("since", "")
+        if since and since != "-1" and not _is_number(since):
+            return _json({"error": "bad request", "message": "since must be a serial"}, 400)
+        manager = self._monitor.source.manager
+        if manager is None or not manager.key_set():
+            return _json({"error": "no set", "message": "there is no signed set of keys here"}, 404)
+        return Response(manager.key_set(int(since) if since else None), media_type="text/plain; charset=utf-8")
 
     async def state(self, request: Request) -> Response:
         """Return the whole state."""

@@ -86,6 +86,12 @@ WATERMARK: Final = _table("watermark", "name* floor:n high:n bits reason")
 `bits` is a hexadecimal number whose bit i says whether position high - i was bound, so that a row that was taken out of
 `bound` is missed. `reason`: of the floor."""
 
+KEY_SET: Final = _table("key_set", "domain* serial:n* note")
+"""Signed sets of keys (audit/key_set.py). Rows are only added. `bound` has the serial of each, as a position."""
+
+KEY_EVIDENCE: Final = _table("key_evidence", "public_key* document made_ns:n")
+"""What a device said of a key (manager/evidence.py), once for each; by hexadecimal public key. Rows are only added."""
+
 FLEET: Final = _table(
     "fleet",
     "name* epoch:n holder host claimed_ns:n renewals:n released:n timeline system incident:n reason",
@@ -266,6 +272,14 @@ MIGRATIONS: Final = (
             """CREATE TABLE audit_mark (
                 name TEXT PRIMARY KEY, logged TEXT NOT NULL, pending TEXT NOT NULL, marked_ns BIGINT NOT NULL,
                 restored TEXT NOT NULL)""",
+        ),
+    ),
+    Migration(
+        9,
+        (
+            """CREATE TABLE key_set (
+                domain TEXT NOT NULL, serial BIGINT NOT NULL, note TEXT NOT NULL, PRIMARY KEY (domain, serial))""",
+            "CREATE TABLE key_evidence (public_key TEXT PRIMARY KEY, document TEXT NOT NULL, made_ns BIGINT NOT NULL)",
         ),
     ),
 )

@@ -26,6 +26,7 @@ typedef enum hsm_payload {
     HSM_PAYLOAD_STATE_ROOT,
     HSM_PAYLOAD_RECEIPT_ROOT,
     HSM_PAYLOAD_BATCH_ROOT, /* the checkpoint of a batch of messages: docs/BATCHING.md has its lines */
+    HSM_PAYLOAD_KEY_SET,    /* the text of a signed set of keys: docs/KEYSET.md has its lines */
     HSM_PAYLOAD_INTERNAL,   /* what hsmcore itself has signed: probes, drills, backups, tests of a key */
     HSM_PAYLOAD_UNKNOWN,    /* begins like a class above and is none: never to be signed */
     HSM_PAYLOAD_COUNT

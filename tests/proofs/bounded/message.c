@@ -335,7 +335,8 @@ void prove_classes(void) {
     bool digest = is_digest(message, size);
     bool ordered = is_ordered(message, size, &parts.ordered);
     bool batch = is_batch_root(message, size, &parts.ordered);
-    int count = legacy + v0 + v1 + off_chain + internal + digest + ordered + batch;
+    bool key_set = is_key_set(message, size);
+    int count = legacy + v0 + v1 + off_chain + internal + digest + ordered + batch + key_set;
     __CPROVER_assert(count <= 1, "no message satisfies two");
     __CPROVER_assert((class == HSM_PAYLOAD_TX_LEGACY) == legacy, "legacy");
     __CPROVER_assert((class == HSM_PAYLOAD_TX_V0) == v0, "version 0");
@@ -345,6 +346,7 @@ void prove_classes(void) {
     __CPROVER_assert((class == HSM_PAYLOAD_DIGEST32) == digest, "digest");
     __CPROVER_assert((class >= HSM_PAYLOAD_BLOCK && class <= HSM_PAYLOAD_RECEIPT_ROOT) == ordered, "ordered");
     __CPROVER_assert((class == HSM_PAYLOAD_BATCH_ROOT) == batch, "the root of a batch");
+    __CPROVER_assert((class == HSM_PAYLOAD_KEY_SET) == key_set, "a set of keys");
     bool marked = is_reserved(message, size) || (message[0] >= 0x80 && message[0] != 0xff) || begins_legacy;
     __CPROVER_assert((class == HSM_PAYLOAD_UNKNOWN) == (marked && count == 0), "unknown");
     __CPROVER_assert((class == HSM_PAYLOAD_RAW) == (!marked && count == 0), "raw");

@@ -161,7 +161,16 @@ def _put_opaque(call: Call) -> bytes:
 
 def _get_opaque(call: Call) -> bytes:
     (object_id,) = call.unpack("!H")
+    if object_id == 0:
+        return call.device.attestation.certificate()
     return call.find(object_id, Kind.OPAQUE).secret
+
+
+def _attest(call: Call) -> bytes:
+    object_id, attesting = call.unpack("!HH")
+    if attesting != 0:  # only the device's own key attests here
+        raise DeviceError(Error.OBJECT_NOT_FOUND)
+    return call.device.attestation.attest(call.find(object_id, Kind.ASYMMETRIC_KEY))
 
 
 def _list(call: Call) -> bytes:
@@ -289,6 +298,7 @@ COMMANDS: dict[int, tuple[int, Callable[[Call], bytes]]] = {
     Command.CHANGE_AUTHENTICATION_KEY: (Capability.CHANGE_AUTHENTICATION_KEY, _change_authentication),
     Command.PUT_OPAQUE: (Capability.PUT_OPAQUE, _put_opaque),
     Command.GET_OPAQUE: (Capability.GET_OPAQUE, _get_opaque),
+    Command.SIGN_ATTESTATION_CERTIFICATE: (Capability.SIGN_ATTESTATION_CERTIFICATE, _attest),
     Command.SIGN_EDDSA: (Capability.SIGN_EDDSA, _sign(Capability.SIGN_EDDSA, objects.sign_eddsa)),
     Command.SIGN_ECDSA: (Capability.SIGN_ECDSA, _sign(Capability.SIGN_ECDSA, objects.sign_ecdsa)),
     Command.EXPORT_WRAPPED: (Capability.EXPORT_WRAPPED, _export),

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from . import objects
+from .attest import Attestation
 from .codes import (
     ALL_CAPABILITIES,
     ALL_DOMAINS,
@@ -74,6 +75,7 @@ class Device:
 
     def __init__(self, serial: int = 9_000_001, latency: Mapping[int, float] = PROFILES["none"]) -> None:
         self.serial, self.latency = serial, dict(latency)
+        self.attestation = Attestation(serial)
         self.faults = Faults()
         self.counts: Counter[int] = Counter()
         """Frames by command, session messages by the command inside."""

@@ -128,37 +128,21 @@ def _judge(reading: _Reading, since: Anchor | None, source: LogSource) -> DrainR
     return DrainResult(entries, anchor, findings, boots, authentications)
 
 
-class _Reader:
-    """The session with the device. Blocking; one thread at a time."""
+class DeviceSession:
+    """A session with the device. Blocking; one thread at a time. `right`: a capability that its user needs."""
 
-    def __init__(self, source: LogSource) -> None:
-        self._source = source
+    def __init__(self, source: LogSource, right: str = "get-log-entries") -> None:
+        self._source, self._right = source, right
         self._hsm: YubiHsm | None = None
         self._session: AuthSession | None = None
 
-    def read(self) -> _Reading:
-        """Log in and read all entries, oldest first. Raises HsmError."""
-        with self._translated("logging in to read the device's log"):
+    def log_in(self, why: str) -> tuple[int, AuthSession]:
+        """Begin. Returns the device's serial number, too. Raises HsmError."""
+        with self.translated(f"logging in to {why}"):
             self._hsm = _connected(self._source.connector)
             serial = int(self._hsm.get_device_info().serial)
             self._session = _logged_in(self._hsm, self._source)
-        with self._translated("reading the device's log"):
-            from yubihsm.defs import COMMAND
-
-            # Not get_log_entries(), which rejects a log with a broken chain: the log that needs to be read most.
-            reply = self._session.send_secure_cmd(COMMAND.GET_LOG_ENTRIES)
-            boots, authentications, count = _HEAD.unpack_from(reply)
-            rest = reply[_HEAD.size :]
-            if len(rest) != count * ENTRY_BYTES:
-                raise ValueError("wrong length")
-            entries = [LogEntry.parse(rest[at : at + ENTRY_BYTES]) for at in range(0, len(rest), ENTRY_BYTES)]
-            return _Reading(serial, boots, authentications, entries)
-
-    def forget(self, number: int) -> None:
-        """Have the device delete its entries up to this one. Raises HsmError."""
-        if self._session is not None:
-            with self._translated("clearing the device's log"):
-                self._session.set_log_index(number)
+            return serial, self._session
 
     def close(self) -> None:
         """End the session; if that fails, it expires."""
@@ -171,20 +155,47 @@ class _Reader:
             hsm.close()
 
     @contextmanager
-    def _translated(self, what: str) -> Iterator[None]:
+    def translated(self, what: str) -> Iterator[None]:
+        """Raise the device's errors as HsmError."""
         exceptions, member = _exceptions(), self._source.member
         try:
             yield
         except exceptions.YubiHsmAuthenticationError as error:
             raise error_of("PIN_INCORRECT", detail=what, member=member) from error
         except exceptions.YubiHsmDeviceError as error:
-            raise _of_device(error.code, what, member, logging_in=self._session is None) from error
+            logging_in = self._session is None
+            raise _of_device(error.code, what, member, self._right, logging_in=logging_in) from error
         except (exceptions.YubiHsmError, struct.error, ValueError, IndexError) as error:
             problem = f"{what}: {type(error).__name__}"
             raise error_of("TOKEN_LOST", detail=problem, member=member) from error
 
 
-def _of_device(code: int, what: str, member: str | None, *, logging_in: bool) -> HsmError:
+class _Reader(DeviceSession):
+    """Reads and clears the log."""
+
+    def read(self) -> _Reading:
+        """Log in and read all entries, oldest first. Raises HsmError."""
+        serial, session = self.log_in("read the device's log")
+        with self.translated("reading the device's log"):
+            from yubihsm.defs import COMMAND
+
+            # Not get_log_entries(), which rejects a log with a broken chain: the log that needs to be read most.
+            reply = session.send_secure_cmd(COMMAND.GET_LOG_ENTRIES)
+            boots, authentications, count = _HEAD.unpack_from(reply)
+            rest = reply[_HEAD.size :]
+            if len(rest) != count * ENTRY_BYTES:
+                raise ValueError("wrong length")
+            entries = [LogEntry.parse(rest[at : at + ENTRY_BYTES]) for at in range(0, len(rest), ENTRY_BYTES)]
+            return _Reading(serial, boots, authentications, entries)
+
+    def forget(self, number: int) -> None:
+        """Have the device delete its entries up to this one. Raises HsmError."""
+        if self._session is not None:
+            with self.translated("clearing the device's log"):
+                self._session.set_log_index(number)
+
+
+def _of_device(code: int, what: str, member: str | None, right: str, *, logging_in: bool) -> HsmError:
     from yubihsm.defs import ERROR
 
     detail = f"{what}: the device says {ERROR(code).name}"
@@ -193,7 +204,7 @@ def _of_device(code: int, what: str, member: str | None, *, logging_in: bool) ->
     if code == ERROR.AUTHENTICATION_FAILED and logging_in:
         return error_of("PIN_INCORRECT", detail=detail, member=member)
     if code == ERROR.INSUFFICIENT_PERMISSIONS:
-        hint = "Give the user the capability get-log-entries, or name one that has it as auditAuthKeyId."
+        hint = f"Give the user the capability {right}, or name one that has it as auditAuthKeyId."
         return error_of("REQUEST_REJECTED", detail=detail, member=member, hint=hint)
     return error_of("BUSY" if code == ERROR.SESSIONS_FULL else "TOKEN_LOST", detail=detail, member=member)
 

@@ -1,0 +1,60 @@
+"""Evidence of where a key comes from: what its token says, and the certificates of a device that makes such.
+
+A document is made once for a key and kept as it is: a device's certificate differs each time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from hsmcore.config import Pkcs11Settings, YubiHsmSettings
+from hsmcore.control import ControlPlane
+from hsmcore.control.attest import Attest
+from hsmcore.errors import HsmError
+from hsmcore.log import get_logger
+
+FORMAT: Final = "hsmcore/key-evidence/v1"
+_MOST_BYTES: Final = 1 << 20
+
+
+async def collect(plane: ControlPlane, settings: Pkcs11Settings, key_id: str) -> bytes:
+    """Return the document about a key: JSON. Without a certificate if the device gives none, which is logged. Raises
+    HsmError."""
+    said = await plane.do(Attest(key_id))
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "keyId": said.key_id,
+        "publicKey": None if said.public_key is None else said.public_key.hex(),
+        "token": dict(said.token),
+        "says": dict(said.says),
+        "certificates": [],
+    }
+    if isinstance(settings, YubiHsmSettings):
+        from hsmcore.audit.devices.yubihsm_attest import certificates
+
+        try:
+            found = await asyncio.to_thread(certificates, settings, key_id)
+            document["certificates"] = [one.hex() for one in found]
+        except HsmError as error:
+            get_logger().warning("the device gave no certificate of a key", key=key_id, error=str(error))
+    return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
+
+
+def judged(document: bytes, settings: Pkcs11Settings) -> dict[str, Any]:
+    """Return what a document says, and in `proven` whether certificates lead to a configured root; `problem`: why not.
+    Raises ValueError for another document, OSError."""
+    found = orjson.loads(document[:_MOST_BYTES])
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError("no evidence about a key")
+    problem = "the device gives no certificate: this is its own word"
+    if found["certificates"]:
+        from hsmcore.audit.devices.yubihsm_attest import problem_of
+
+        roots = settings.attestation_roots or () if isinstance(settings, YubiHsmSettings) else ()
+        chain = [bytes.fromhex(one) for one in found["certificates"]]
+        problem = problem_of(chain, map(Path, roots), bytes.fromhex(found["publicKey"] or ""))
+    return {**found, "proven": not problem, "problem": problem or None}

@@ -1,0 +1,374 @@
+"""Has the set of keys signed: a new note whenever the key ring says something else than the last one did.
+
+A set is bound to its serial before it is signed, so no serial has two texts, and kept before it is handed out. It is
+signed by the key that signs, and by the others of it that can: the next key, and the one before. So a verifier that
+knows one of them can follow. A rotation waits until a set lists its new key (rotation/steps/telling.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, suppress
+from contextvars import Context
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, Final, Self
+
+from hsmcore.audit.key_set import KeyEntry, KeySet, KeyState, signer, text_of
+from hsmcore.audit.note import NoteError, signature_line
+from hsmcore.audit.record import extra as audit_extra
+from hsmcore.config import Config, Pkcs11Settings
+from hsmcore.config.policy import KEY_SET
+from hsmcore.control import ControlPlane
+from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, MessageTooLarge
+from hsmcore.failover.levels import EMERGENCY
+from hsmcore.fleet.membership import Membership
+from hsmcore.keyring import KeyVersion
+from hsmcore.log import get_logger
+from hsmcore.manager.evidence import collect
+from hsmcore.manager.path import SigningPath
+from hsmcore.manager.recording import Recorder
+from hsmcore.members.base import SIGN_SECONDS
+from hsmcore.policy import Guard
+from hsmcore.policy.watermark import NotNext, Place
+from hsmcore.receipt import Receipt
+from hsmcore.rotation.context import ManagerPort
+from hsmcore.rotation.service import RotationService
+from hsmcore.state import Store, StoredKey, StoreNotGenuine
+from hsmcore.state.key_sets import KeySetNotes
+from hsmcore.state.positions import MOST_POSITION
+
+ROLE: Final = "key-set"
+"""The store's role: one process has sets signed, the others hand them out."""
+LOOK_SECONDS: Final = 1.0
+_MOST_SECONDS: Final = 60.0
+_ROOMS: Final = {"yubihsm": 1_900, "aws-kms": 4_000}
+"""Bytes of a text that devices sign, where that is less than a note has."""
+_ROOM: Final = 60_000
+_SECOND: Final = 1_000_000_000
+_STATES: Final[Mapping[str, KeyState]] = {
+    "pending": "next",
+    "active": "current",
+    "overlap": "overlap",
+    "deactivated": "retired",
+    "destroyed": "retired",
+}
+"""By the ring's."""
+Answer = Callable[..., Awaitable[Receipt]]
+"""KeyManager._answer."""
+
+
+class KeySets:
+    """The signed sets of an open key manager. Belongs to its event loop. `rotates`: as of create_key_manager; one that
+    does not only hands out what others had signed."""
+
+    def __init__(
+        self,
+        config: Config,
+        rotates: bool,
+        store: Store,
+        guard: Guard,
+        rotation: RotationService,
+        port: ManagerPort,
+        path: Callable[[], SigningPath],
+        answer: Answer,
+        record: Recorder,
+        fleet: Membership | None,
+    ) -> None:
+        rules = config.key_manager
+        assert rules.policy is not None  # noqa: S101  # for the type checker: the guard is of it
+        self._guard, self._rotation, self._port, self._path = guard, rotation, port, path
+        self._answer, self._record, self._fleet, self._rotates = answer, record, fleet, rotates
+        self._domain, self._kinds = rules.policy.domain, tuple(rules.policy.kinds)
+        self._settings = {provider.name: provider.config for _, provider in rules.members()}
+        types = {provider.type for _, provider in rules.members()}
+        self._room = min(_ROOM, rules.max_message_bytes, *(_ROOMS[one] for one in types & _ROOMS.keys()))
+        self._store, self._rows = store, KeySetNotes(store)
+        self._seen = -1
+        self._notes: dict[int, bytes] = {}
+        self.latest: KeySet | None = None
+        """The newest set. Replaced, never changed; any thread may read it."""
+        self._bound: tuple[tuple[KeyEntry, ...], bytes, int] | None = None
+        """What was bound and is not signed yet: keys, text, serial. It may be tried again."""
+        self._introduced: set[bytes] = set()
+        self._others: dict[bytes, KeyVersion] = {}
+        self._looking = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._role = AsyncExitStack()
+        self._leads = False
+        self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls, config: Config, guard: Guard | None, rotation: RotationService | None, *parts: Any, rotates: bool
+    ) -> Self | None:
+        """Open, and look from now on, if the policy lists the kind; None: it does not. Raises HsmError."""
+        rules = config.key_manager
+        if guard is None or rules.policy is None or KEY_SET not in rules.policy.kinds or rotation is None:
+            return None
+        store = await Store.open(rules.state_place, config.state_secret)
+        made = cls(config, rotates, store, guard, rotation, *parts)
+        try:
+            made._require_ed25519()
+            await made._read()
+        except BaseException:
+            await store.close()
+            raise
+        made._task = asyncio.get_running_loop().create_task(made._run(), context=Context())
+        return made
+
+    def _require_ed25519(self) -> None:
+        if self._path().version.algorithm != "ed25519":
+            raise AlgorithmUnsupported("a set of keys is signed with Ed25519, and the key is of another algorithm")
+
+    def wake(self) -> None:
+        """Look again soon: a key was changed."""
+        self._wake.set()
+
+    @property
+    def newest(self) -> bytes:
+        """The note of the newest set; b"" while there is none. Any thread."""
+        return b"" if self.latest is None else self.latest.note
+
+    def since(self, serial: int) -> bytes:
+        """Return the notes after a serial, one after the other: what a verifier that knows that serial follows."""
+        return b"".join(note for number, note in sorted(self._notes.items()) if number > serial)
+
+    async def introduce(self, public_key: bytes) -> bool:
+        """Have a set list a key that is to sign next. Returns whether the newest one does. Raises HsmError."""
+        self._introduced.add(public_key)
+        await self._look()
+        found = None if self.latest is None else self.latest.entry(public_key)
+        return found is not None and found.state in ("next", "current", "overlap")
+
+    def withdraw(self, public_key: bytes) -> None:
+        """The key is in the ring by now, or will not sign."""
+        self._introduced.discard(public_key)
+        self.wake()
+
+    async def close(self) -> None:
+        """Stop. What is not signed yet is signed after the next start. Idempotent."""
+        async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
+            rest.push_async_callback(self._store.close)
+            rest.push_async_callback(self._role.aclose)
+            if self._task is not None:
+                self._task.cancel()
+                await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        failures = 0
+        while True:
+            self._wake.clear()
+            try:
+                await self._look()
+                failures = 0
+            except EngineClosed:
+                return
+            except HsmError as error:
+                failures += 1
+                get_logger().error("the set of keys was not signed", error=str(error))
+            except Exception:  # noqa: BLE001  # a mistake of ours: said, and no reason to sign none any more
+                failures += 1
+                get_logger().exception("the set of keys was not signed")
+            pause = min(LOOK_SECONDS * 2 ** min(failures, 6), _MOST_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+
+    async def _look(self) -> None:
+        async with self._looking:
+            await self._read()
+            if not self._rotates or not await self._lead():
+                return
+            await self._read()  # what another process has kept before it lost the role
+            keys = await self._wanted()
+            last = self.latest
+            if keys is not None and (last is None or (last.keys, last.kinds) != (keys, self._kinds)):
+                await self._have_signed(keys)
+
+    async def _read(self) -> None:
+        for serial, note in await self._rows.since(self._domain, self._seen):
+            self._seen = serial
+            try:
+                found = KeySet.remembered(note)
+            except NoteError as error:
+                get_logger().error("a set of keys in the state store is none", serial=serial, error=str(error))
+                continue
+            if (found.domain, found.serial) == (self._domain, serial):
+                self._notes[serial], self.latest = note, found
+
+    async def _lead(self) -> bool:
+        """Whether this process has sets signed: in a fleet the holder, else the first one that can."""
+        holds = self._fleet is None or self._fleet.state == "holder"
+        if self._leads and not holds:
+            self._leads = False
+            await self._role.aclose()
+        elif not self._leads and holds:
+            with suppress(HsmError):
+                await self._role.enter_async_context(self._store.exclusively(ROLE))
+                self._leads = True
+        return self._leads
+
+    async def _wanted(self) -> tuple[KeyEntry, ...] | None:
+        """What a set says now; None while the key of the ring does not sign here."""
+        stored = [key for key in await self._rotation.keys.all() if key.public_key]
+        rows = {key.public_key: key for key in stored}  # the last row of a key counts
+        order = sorted((key.activated_ns, key.version) for key in rows.values() if key.activated_ns is not None)
+        after = {version: following for (_, version), (_, following) in pairwise(order)}
+        found: list[KeyEntry] = []
+        for key in sorted(rows.values(), key=lambda key: key.version):
+            entry = self._entry(key, after.get(key.version))
+            if entry is not None and (entry.state == "retired" or await self._is_proven(key)):
+                found.append(replace(entry, evidence=await self._evidence_of(entry, key.key_id)))
+        [signs, *others] = self._port.signing()
+        if not any(entry.state == "current" and entry.public_key == signs.public_key for entry in found):
+            return None
+        listed = {entry.public_key for entry in found}
+        emergency = {one.public_key for one in self._path().members() if one.level == EMERGENCY}
+        self._others |= {key.public_key: key for key in others if key.public_key not in emergency}
+        beside: list[tuple[KeyVersion, KeyState]] = [(key, "other") for key in self._others.values()]
+        beside += [(key, "emergency") for key in others if key.public_key in emergency]
+        beside += [(key, "next") for key in self._loaded() if key.public_key in self._introduced]
+        for version, state in beside:
+            if version.public_key not in listed:
+                listed.add(version.public_key)
+                found.append(self._beside(version, state))
+        return self._fitting(found)
+
+    def _entry(self, key: StoredKey, successor: int | None) -> KeyEntry | None:
+        """What a set says of a version of the ring; None: nothing, since it never was to sign."""
+        state: KeyState = _STATES[key.state]
+        not_after = None
+        if state == "next":
+            was = None if self.latest is None else self.latest.entry(key.public_key)
+            if key.public_key not in self._introduced and (was is None or was.state != "next"):
+                return None
+        elif key.activated_ns is None:
+            return None
+        if state == "overlap":
+            not_after = -(-(key.retire_ns or 0) // _SECOND)
+        elif state == "retired":
+            not_after = (key.deactivated_ns or key.destroyed_ns or 0) // _SECOND
+        begun = (key.activated_ns or key.created_ns) // _SECOND
+        return KeyEntry(key.version, key.algorithm, key.public_key, state, begun, not_after, successor)
+
+    async def _evidence_of(self, entry: KeyEntry, key_id: str) -> bytes | None:
+        """The digest of what the device says of a key. It is asked once, before the first set that lists the key."""
+        was = None if self.latest is None else self.latest.entry(entry.public_key)
+        if was is not None or entry.state == "retired":
+            return None if was is None else was.evidence
+        document = await self._rows.evidence(entry.public_key)
+        if document is None:
+            document = await self._asked(entry.public_key, key_id)
+        if document is None:
+            return None
+        return hashlib.sha256(document).digest()
+
+    async def _asked(self, public_key: bytes, key_id: str) -> bytes | None:
+        for member in self._port.holders(public_key):
+            settings = self._settings.get(member.name)
+            if isinstance(member.token, ControlPlane) and isinstance(settings, Pkcs11Settings):
+                try:
+                    document = await collect(member.token, settings, key_id)
+                except HsmError as error:
+                    get_logger().warning("the device said nothing of a key", key=key_id, error=str(error))
+                    return None
+                await self._rows.keep_evidence(public_key, document)
+                digest = hashlib.sha256(document).digest()
+                self._record.evidence(key_id, public_key, digest, member.name)
+                return document
+        return None
+
+    def _beside(self, key: KeyVersion, state: KeyState) -> KeyEntry:
+        """What a set says of a key that is in no ring: it is good since a set first said so."""
+        was = None if self.latest is None else self.latest.entry(key.public_key)
+        begun = int(time.time()) if was is None else was.not_before
+        return KeyEntry(None, key.algorithm, key.public_key, state, begun, None, None)
+
+    def _loaded(self) -> list[KeyVersion]:
+        return [key for key in self._port.manager.keys() if key.index >= 0]  # noqa: SIM118  # a list
+
+    async def _is_proven(self, key: StoredKey) -> bool:
+        """Whether the device has the key, or a set said so which such a key has signed: a row alone, which a writer of
+        the store may have made, gets no key into a set."""
+        loaded = {one.public_key for one in self._loaded()}
+        if key.public_key in loaded:
+            return True
+        last = self.latest
+        if last is not None and last.signed_by(loaded) & loaded:
+            was = last.entry(key.public_key)
+            if was is not None and was.state != "retired":
+                return True
+        try:
+            return (await self._port.load(key.key_id)).public_key == key.public_key
+        except HsmError as error:
+            get_logger().error("a key of the ring is not listed: no member has it", key=key.key_id, error=str(error))
+            return False
+
+    def _fitting(self, keys: list[KeyEntry]) -> tuple[KeyEntry, ...]:
+        """Leave out the oldest keys that have ended, if a device could not sign so much. For a verifier that changes
+        nothing: a key that is not listed is as good as one that has ended."""
+        while len(text_of(self._domain, MOST_POSITION, MOST_POSITION, self._kinds, keys)) > self._room:
+            oldest = next((key for key in keys if key.state == "retired"), None)
+            if oldest is None:
+                raise MessageTooLarge(f"a set of {len(keys)} keys is longer than {self._room} bytes")
+            keys.remove(oldest)
+        return tuple(keys)
+
+    async def _have_signed(self, keys: tuple[KeyEntry, ...]) -> None:
+        text, place, left = await self._bind(keys)
+        [current] = (key.public_key for key in keys if key.state == "current")
+
+        async def submit(_extra: bytes | None, _admitted: object) -> Awaitable[Receipt]:
+            shown = {"kind": KEY_SET, "domain": place.domain, "position": place.position}
+            extra = audit_extra(**shown) if self._record.enabled else None
+            return self._path().submit_with_receipt(text, left, False, extra, current)
+
+        receipt = await self._answer("sign", text, submit)
+        note = text + b"\n" + signature_line(signer(self._domain, receipt.public_key), receipt.signature)
+        for key in keys:
+            if key.state in ("next", "overlap") and key.algorithm == "ed25519":
+                note += await self._endorsed(key.public_key, text)
+        found = KeySet.remembered(note)
+        if self.latest is not None:
+            try:
+                self.latest.follow(note)
+            except NoteError as error:
+                get_logger().error("verifiers cannot follow to the new set of keys", error=str(error))
+        await self._rows.add(self._domain, place.position, note)
+        self._bound, self._seen = None, max(self._seen, place.position)
+        self._notes[place.position], self.latest = note, found
+
+    async def _bind(self, keys: tuple[KeyEntry, ...]) -> tuple[bytes, Place, float]:
+        """Give the text a serial that no other text has, or had. A text that has one and was not signed keeps it."""
+        least = 0 if self.latest is None else self.latest.serial + 1
+        if self._bound is not None and self._bound[0] == keys and self._bound[2] >= least:
+            _, text, serial = self._bound
+        else:
+            text, serial = b"", least
+        while True:
+            epoch = 0 if self._fleet is None else self._fleet.epoch
+            text = text or text_of(self._domain, serial, int(time.time()), self._kinds, keys)
+            try:
+                place, left = await self._guard.bind_key_set(text, serial, epoch, SIGN_SECONDS)
+            except NotNext as moved:
+                if moved.next < least:
+                    raise StoreNotGenuine(f"the state store went back behind {least}, which was bound here") from None
+                text, serial = b"", moved.next
+            else:
+                self._bound = (keys, text, serial)
+                return text, place, left
+
+    async def _endorsed(self, public_key: bytes, text: bytes) -> bytes:
+        """The signature of a key that does not sign now; nothing, if it cannot: one that is trusted has signed."""
+        try:
+            version = next((key for key in self._loaded() if key.public_key == public_key), None)
+            if version is None:
+                return b""
+            return signature_line(signer(self._domain, public_key), await self._port.sign(version, text))
+        except HsmError as error:
+            get_logger().warning("a set of keys lacks a signature", key=public_key.hex(), error=str(error))
+            return b""

@@ -1,0 +1,114 @@
+// Follow the signed set of keys with Node.js alone (20 or newer).
+//
+//     node verify_key_set.mjs PUBLIC_KEY_HEX REMEMBERED_FILE NOTES_FILE [SKEW_SECONDS]
+//
+// REMEMBERED_FILE is this verifier's memory: if it is missing, it begins with the first note, which the public key must
+// have signed. Then each note must be signed by a key of the one before. Prints the keys that are good now, or exits
+// with 1. docs/KEYSET.md has the format and the rules.
+import { createHash, createPublicKey, verify as verifySignature } from "node:crypto";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { pathToFileURL } from "node:url";
+
+const FIRST = "§ hsmcore/key-set/v1\n";
+const NUMBER = "(?:0|[1-9][0-9]{0,18})";
+const HASH = "[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]="; // 32 bytes
+const POINT = "[A-Za-z0-9+/]{86}[AEIMQUYcgkosw048]="; // 65 bytes
+const KEY = new RegExp(
+  `^key (-|${NUMBER}) (?:(ed25519) (${HASH})|(?!ed25519 )([a-z0-9-]{1,32}) (${POINT})) ` +
+    `(?:(next|current|other|emergency) (${NUMBER}) -|(overlap|retired) (${NUMBER}) (${NUMBER})) (-|${NUMBER}) (-|${HASH})$`,
+);
+const NOTE = new RegExp(
+  `^(${FIRST}([!-*,-~]{1,64})/keys\\n(${NUMBER})\\ntime ${NUMBER}\\nkinds((?: [a-z0-9-]{1,32}){1,64})\\n` +
+    "((?:key [^\\n]*\\n)+))\\n((?:— [^ +\\n]+ [A-Za-z0-9+/]+={0,2}\\n)+)$",
+);
+
+/** A note that is not to be believed. */
+export class Refused extends Error {}
+
+/** A set of keys and who signed it. `keys`: by public key in hexadecimal, its state, first and last second (or null). */
+export class KeySet {
+  constructor(note) {
+    const found = Buffer.byteLength(note) <= 65536 ? NOTE.exec(note) : null;
+    const lines = found === null ? [] : found[5].split("\n").slice(0, -1).map((line) => KEY.exec(line));
+    if (found === null || lines.includes(null)) throw new Refused("not a set of keys");
+    [this.note, this.text, this.domain, this.serial] = [note, found[1], found[2], BigInt(found[3])];
+    this.kinds = found[4].split(" ").slice(1);
+    this.signatures = found[6].split("\n").slice(0, -1).map((line) => {
+      const [, name, text] = line.split(" ");
+      const value = Buffer.from(text, "base64");
+      if (value.toString("base64") !== text) throw new Refused("not base64");
+      return [name, value];
+    });
+    const versions = lines.map((line) => line[1]).filter((version) => version !== "-");
+    this.keys = new Map(lines.map((line) => [
+      Buffer.from(line[3] ?? line[5], "base64").toString("hex"),
+      [line[6] ?? line[8], Number(line[7] ?? line[9]), line[10] === undefined ? null : Number(line[10])],
+    ]));
+    const current = [...this.keys].filter(([, [state]]) => state === "current").map(([key]) => key);
+    if (this.keys.size !== lines.length || new Set(versions).size !== versions.length || current.length !== 1) {
+      throw new Refused("it names a key twice, or no current one");
+    }
+    if (!this.signedBy(this.keys.keys()).includes(current[0])) throw new Refused("its current key has not signed it");
+  }
+
+  /** Those of some keys (hexadecimal) that signed it. A wrong signature of one of them is refused. */
+  signedBy(publicKeys) {
+    const name = `${this.domain}/keys`;
+    const signed = ([...publicKeys]).filter((hex) => hex.length === 64).map((hex) => {
+      const key = Buffer.from(hex, "hex");
+      const head = Buffer.concat([Buffer.from(`${name}\n\x01`), key]);
+      const id = createHash("sha256").update(head).digest().subarray(0, 4);
+      const own = this.signatures.filter(([signer, value]) => signer === name && value.subarray(0, 4).equals(id));
+      const spki = Buffer.concat([Buffer.from("302a300506032b6570032100", "hex"), key]);
+      const known = createPublicKey({ key: spki, format: "der", type: "spki" });
+      for (const [, value] of own) {
+        if (!verifySignature(null, Buffer.from(this.text), known, value.subarray(4))) throw new Refused("a signature is wrong");
+      }
+      return own.length > 0 ? hex : null;
+    });
+    return signed.filter((hex) => hex !== null);
+  }
+
+  /** Whether a signature that is made now (Unix seconds) may be of this key. */
+  accepts(publicKey, now, skew = 300) {
+    const [state, begun, ends] = this.keys.get(publicKey) ?? ["retired", 0, 0];
+    return state !== "retired" && begun - skew <= now && (ends === null || now <= ends + skew);
+  }
+
+  /** The set of a note, if it may follow this one; this one, if it is the same. */
+  follow(note, now, skew = 300) {
+    const next = new KeySet(note);
+    if (next.domain !== this.domain || next.serial < this.serial) {
+      throw new Refused(`it is of another domain, or older than serial ${this.serial}, which was seen`);
+    }
+    if (next.serial === this.serial) {
+      if (next.text !== this.text) throw new Refused(`there are two sets of serial ${this.serial}`);
+      return this;
+    }
+    const trusted = [...this.keys].filter(([, [state, , ends]]) =>
+      ["next", "current", "overlap"].includes(state) && (ends === null || now <= ends + skew)).map(([key]) => key);
+    if (next.signedBy(trusted).length === 0) throw new Refused(`no key that is trusted has signed serial ${next.serial}`);
+    return next;
+  }
+}
+
+if (process.argv[1] && import.meta.url === pathToFileURL(process.argv[1]).href) {
+  const [publicKey, memory, notes, skew = "300"] = process.argv.slice(2);
+  try {
+    const [head, ...rest] = readFileSync(notes, "utf8").split(FIRST);
+    const given = rest.map((one) => FIRST + one);
+    if (head !== "" || given.length === 0) throw new Refused("there is no note");
+    const [begun, now] = [existsSync(memory), Date.now() / 1000];
+    let known = new KeySet(begun ? readFileSync(memory, "utf8") : given[0]);
+    if (!begun && known.signedBy([publicKey]).length === 0) throw new Refused("the known key has not signed the first note");
+    for (const note of given) {
+      if (note === given.at(-1) || new KeySet(note).serial >= known.serial) known = known.follow(note, now, Number(skew));
+    }
+    writeFileSync(memory, known.note);
+    console.log(known.domain, String(known.serial), ...[...known.keys.keys()].filter((key) => known.accepts(key, now, Number(skew))));
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    console.error(`NOT valid: ${error.message}`);
+    process.exit(1);
+  }
+}

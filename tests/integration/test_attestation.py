@@ -1,0 +1,97 @@
+"""Where a key comes from: the certificate of a YubiHSM 2, what other tokens say, and what is no proof."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from tests.support.yubihsm import Capability
+from tests.support.yubihsm.attest import Attestation, Root
+from tests.support.yubihsm.rig import DOMAIN, KEY_ID
+
+from hsmcore.audit.devices.yubihsm_attest import certificates, problem_of
+from hsmcore.cli.app import run as cli
+from hsmcore.config import load
+from hsmcore.errors import RequestRejected
+
+pytestmark = pytest.mark.integration
+ATTESTER = 0x0005
+
+
+def settings_of(rig, tmp_path, *, capabilities=Capability.SIGN_ATTESTATION_CERTIFICATE | Capability.GET_OPAQUE, **more):
+    rig.device.put_user(ATTESTER, "attester", capabilities=capabilities, delegated=0, domains=DOMAIN)
+    password = tmp_path / "attester"
+    password.touch(mode=0o600)
+    password.write_text("attester")
+    settings = {"auditAuthKeyId": ATTESTER, "auditPassword": {"file": str(password)}, **more}
+    return rig.config(settings=settings)
+
+
+def roots(tmp_path, root):
+    path = tmp_path / "roots.pem"
+    path.write_bytes(root.pem)
+    return path
+
+
+def test_a_certificate_leads_from_the_key_to_the_root_that_is_given(rig, tmp_path):
+    settings = load(settings_of(rig, tmp_path)).key_manager.own.config
+    chain = certificates(settings, f"{KEY_ID:04x}")
+    path = roots(tmp_path, rig.device.attestation.root)
+    assert len(chain) == 2
+    assert problem_of(chain, [path], rig.public_key) == ""
+    assert "another key" in problem_of(chain, [path], bytes(32))
+    assert "no root" in problem_of(chain, [], rig.public_key)
+    assert "no certificate" in problem_of([], [path], rig.public_key)
+    assert "not valid now" in problem_of(chain, [path], rig.public_key, datetime(2072, 1, 1, tzinfo=UTC))
+    assert "not lead" in problem_of(chain[:1], [path], rig.public_key)
+    assert "not lead" in problem_of([b"x"], [path], rig.public_key)
+    assert "not lead" in problem_of([chain[0][:-1] + b"x", chain[1]], [path], rig.public_key)
+    other = Attestation(rig.device.serial)  # of the same names, and another root
+    assert "not lead" in problem_of([chain[0], other.certificate()], [path], rig.public_key)
+    assert "not lead" in problem_of(chain, [roots(tmp_path, Root())], rig.public_key)
+    between = x509.load_pem_x509_certificates(rig.device.attestation.root.pem)[1]
+    path.write_bytes(between.public_bytes(Encoding.PEM))
+    assert "not lead" in problem_of(chain, [path], rig.public_key), "what is between is no root"
+
+
+def test_a_user_without_the_right_is_told_which_one(rig, tmp_path):
+    settings = load(settings_of(rig, tmp_path, capabilities=Capability.GET_OPAQUE)).key_manager.own.config
+    with pytest.raises(RequestRejected) as caught:
+        certificates(settings, f"{KEY_ID:04x}")
+    assert "sign-attestation-certificate" in caught.value.hint
+
+
+def shown(capsys, tmp_path, config, key_id, status):
+    path = tmp_path / "hsmcore.json"
+    path.write_text(json.dumps(config))
+    done = cli(["keys", "attest", key_id, "--config", str(path), "--json", "--output", str(tmp_path / "found")])
+    out, err = capsys.readouterr()
+    assert done == status, out + err
+    found = json.loads(out)
+    document = json.loads((tmp_path / "found").read_bytes())
+    assert document.items() <= found.items()
+    return found
+
+
+def test_the_command_checks_it(rig, tmp_path, capsys):
+    path = roots(tmp_path, rig.device.attestation.root)
+    config = settings_of(rig, tmp_path, attestationRoots=[str(path)], isolation="thread")
+    found = shown(capsys, tmp_path, config, f"{KEY_ID:04x}", 0)
+    assert (found["proven"], found["problem"], found["publicKey"]) == (True, None, rig.public_key.hex())
+    assert len(found["certificates"]) == 2
+    path.write_bytes(Root().pem)
+    found = shown(capsys, tmp_path, config, f"{KEY_ID:04x}", 1)
+    assert "not lead to a root" in found["problem"]
+
+
+def test_another_tokens_word_is_kept_as_it_is(world, tmp_path, capsys):
+    found = shown(capsys, tmp_path, world.config(), world.keys["ed25519"].id, 1)
+    assert found["says"]["CKA_LOCAL"] == "true"
+    assert found["says"]["CKA_ALWAYS_SENSITIVE"] == "true"
+    assert found["says"]["CKA_KEY_GEN_MECHANISM"] == "0x1055"
+    assert found["token"]["model"] == "SoftHSM v2"
+    assert (found["proven"], found["certificates"]) == (False, [])
+    assert "its own word" in found["problem"]

@@ -1,0 +1,219 @@
+"""The signed set of keys: when one is made, who signs it, and that verifiers can follow each step of a rotation."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import sys
+from asyncio import to_thread
+from contextlib import closing
+from hashlib import sha256
+from subprocess import run
+
+import pytest
+from nacl.signing import SigningKey
+from tests.integration.test_policy import records
+from tests.support.key_sets import EXAMPLES
+from tests.support.loops import one_loop
+from tests.support.managers import opened, until
+from tests.support.vault_site import site
+from tests.support.web import asked
+
+import hsmcore
+from hsmcore.audit.key_set import KeySet, split
+from hsmcore.cli.app import run as cli
+from hsmcore.errors import AlgorithmUnsupported, ConfigurationError, PolicyRefused
+from hsmcore.serve import attached
+from hsmcore.state import StoreBusy
+
+pytestmark = pytest.mark.integration
+
+
+def config_of(token, folder, *, kinds=("raw", "key-set"), key="ed25519", rules=None, **rotation):
+    return token.config(
+        key,
+        maxCacheSize=0,
+        requestTimeoutMs=500,
+        stateFile=str(folder / "state.db"),
+        auditLogFile=str(folder / "audit.log"),
+        policy={"kinds": list(kinds), "domain": "my-rollup"},
+        keyRotation={"intervalDays": 30, "overlapDays": 0, **rotation},
+        **(rules or {}),
+    )
+
+
+async def first(manager):
+    await until(lambda: manager.key_set() != b"")
+    return KeySet.trust(manager.key_set(), manager.public_key, "my-rollup")
+
+
+def states(found):
+    return [(key.version, key.state, key.successor) for key in found.keys]
+
+
+@one_loop
+async def test_a_set_is_made_at_each_step_of_a_rotation_and_none_without(fresh_token, tmp_path):
+    config = config_of(fresh_token(), tmp_path)
+    async with opened(config) as manager:
+        old = await first(manager)
+        assert (states(old), old.kinds, old.serial) == ([(1, "current", None)], ("raw", "key-set"), 0)
+        new = await manager.rotate_key("test")
+        assert await manager.get_current_key_id() == new
+
+        def ended():
+            return KeySet.remembered(manager.key_set()).keys[0].state == "retired"
+
+        await until(ended)
+        notes = manager.key_set(since=-1)
+        sets = [KeySet.remembered(note) for note in split(notes)]
+        assert [states(one) for one in sets] == [
+            [(1, "current", None)],
+            [(1, "current", None), (2, "next", None)],
+            [(1, "overlap", 2), (2, "current", None)],
+            [(1, "retired", 2), (2, "current", None)],
+        ]
+        assert [len(one.signed_by()) for one in sets] == [1, 2, 2, 1]
+        said = await records(manager, operation="key-evidence")
+        assert [record["evidence_sha256"] for record in said] == [key.evidence.hex() for key in sets[-1].keys]
+        latest = old.follow(notes)
+        assert latest.note == manager.key_set()
+        signed = await records(manager, operation="sign")
+        bound = [record["position"] for record in signed if record.get("kind") == "key-set"]
+        assert bound == [0, 1, 2, 3]
+    async with opened(config) as manager:  # which says the same
+        await until(lambda: manager._keys._sets._leads)
+        await manager._keys._sets._look()
+        assert manager.key_set(since=-1) == notes
+
+
+@one_loop
+async def test_a_key_that_is_chosen_is_listed_before_it_signs(fresh_token, tmp_path):
+    async with opened(config_of(fresh_token(), tmp_path, overlapDays=1)) as manager:
+        old = await first(manager)
+        made = await manager.generate_key()
+        public = {key.id: key.public_key for key in manager.keys()}[made]  # noqa: SIM118  # a list
+        seen, use = [], manager._path.use
+
+        def used(version):
+            seen.append(old.follow(manager.key_set(since=0)).entry(version.public_key).state)
+            use(version)
+
+        manager._path.use = used
+        await manager.set_current_key_id(made)
+        assert seen == ["next"]
+        await until(lambda: KeySet.remembered(manager.key_set()).current.public_key == public)
+        found = old.follow(manager.key_set(since=old.serial))
+        assert states(found) == [(1, "overlap", 2), (2, "current", None)]
+        assert found.verify(b"m", await manager.sign(b"m")).version == 2
+        again = hsmcore.create_key_manager(config_of_other(manager.config), rotates=False)
+        async with again:  # hands out what the other one had signed, and cannot make a key current
+            assert again.key_set() == manager.key_set()
+            with pytest.raises(StoreBusy, match="another process"):
+                await again.set_current_key_id(await again.generate_key())
+
+
+def config_of_other(config):
+    """The same without the audit log, which one process has."""
+    return config.model_copy(
+        update={"key_manager": config.key_manager.model_copy(update={"audit_log_file": None, "audit": None})}
+    )
+
+
+async def test_no_caller_has_a_set_signed(fresh_token, tmp_path):
+    async with opened(config_of(fresh_token(), tmp_path, kinds=["raw", "digest32", "key-set"])) as manager:
+        found = await first(manager)
+        forged = found.text.replace(b"\n0\n", b"\n9\n")
+        for message, kind, position in (
+            (forged, None, None),
+            (forged, "key-set", 9),
+            (forged, "raw", None),
+            (bytes(32), "key-set", None),
+            (bytes(32), "key-set", 9),
+        ):
+            with pytest.raises(PolicyRefused):
+                await manager.sign(message, kind=kind, position=position)
+            with pytest.raises(PolicyRefused):
+                await manager.sign_with_receipt(message, kind=kind, position=position)
+        with pytest.raises(PolicyRefused):
+            await manager.sign_many([b"good", forged])
+
+
+@one_loop
+async def test_a_forged_row_gets_no_key_into_a_set(fresh_token, tmp_path):
+    """Without a stateSecret the rows of another writer are believed: about what the device has."""
+    config = config_of(fresh_token(), tmp_path)
+    async with opened(config) as manager:
+        before = await first(manager)
+    forged = bytes(SigningKey.generate().verify_key)
+    with closing(sqlite3.connect(tmp_path / "state.db")) as raw, raw:
+        for number, state in enumerate(("overlap", "pending", "deactivated")):
+            raw.execute(
+                "INSERT INTO key_version (key_id, public_key, algorithm, label, members, origin, state, created_ns, "
+                "activated_ns, retire_ns, note) VALUES (?, ?, 'ed25519', 'x', '[]', 'rotation', ?, 1, 1, ?, '')",
+                (f"0{number}", (forged[:-1] + bytes([number])).hex(), state, 4 * 10**18),
+            )
+    async with opened(config) as manager:
+        await until(lambda: len(KeySet.remembered(manager.key_set()).keys) > 1)
+        found = before.follow(manager.key_set(since=before.serial))
+        assert [key.state for key in found.keys] == ["current", "retired"]
+
+
+@one_loop
+async def test_it_is_handed_out_as_it_is(fresh_token, tmp_path, capfdbinary):
+    config = config_of(fresh_token(), tmp_path)
+    path = tmp_path / "hsmcore.json"
+    path.write_text(json.dumps(config))
+    async with site(config, tmp_path) as vault:
+        await first(vault.manager)
+        await vault.manager.rotate_key()
+        await until(lambda: vault.manager.key_set(since=-1).count("§".encode()) == 4)
+        newest, every = vault.manager.key_set(), vault.manager.key_set(since=-1)
+        for where, expected in (("/keys", newest), ("/keys/default", newest), ("/keys?since=-1", every)):
+            reply = await vault.asked("GET", where, token=None)
+            assert (reply.status, reply.body) == (200, expected)
+            assert reply.headers["content-type"] == "text/plain; charset=utf-8"
+        for where, status in (("/keys/other", 404), ("/keys?since=x", 400), ("/keys?since=" + "9" * 30, 400)):
+            assert (await vault.asked("GET", where, token=None)).status == status
+        assert (await vault.asked("POST", "/keys", {}, token=None)).status == 405
+        async with attached(vault.manager, "127.0.0.1:0") as console:
+            for where, expected in (("/keys", newest), ("/keys?since=2", newest), ("/keys?since=-1", every)):
+                assert (await asked(console.address, where)).body == expected
+            assert (await asked(console.address, "/keys?since=x")).status == 400
+        for options, expected in (([], newest), (["--since", "-1"], every), (["--since", "9"], b"")):
+            assert await to_thread(cli, ["keys", "set", "--config", str(path), *options]) == 0
+            assert capfdbinary.readouterr().out == expected
+        assert await to_thread(cli, ["keys", "set", "--config", str(path), "--json", "--since", "-1"]) == 0
+        shown = json.loads(capfdbinary.readouterr().out)
+        assert [one["serial"] for one in shown] == [0, 1, 2, 3]
+        assert [key["state"] for key in shown[-1]["keys"]] == ["retired", "current"]
+        assert (
+            await to_thread(cli, ["keys", "set", "--config", str(path), "--output", str(tmp_path / "keys.note")]) == 0
+        )
+        assert (tmp_path / "keys.note").read_bytes() == newest
+        document = tmp_path / "evidence.json"
+        options = ["--config", str(path), "--json", "--kept", "--output", str(document)]
+        assert await to_thread(cli, ["keys", "attest", await vault.manager.get_current_key_id(), *options]) == 1
+        assert b"its own word" in capfdbinary.readouterr().out
+        assert sha256(document.read_bytes()).digest() == KeySet.remembered(newest).current.evidence
+        for program in ([sys.executable, "verify_key_set.py"], ["node", "verify_key_set.mjs"]):
+            (tmp_path / "all").write_bytes(every)
+            memory = tmp_path / program[1]
+            old = KeySet.remembered(next(split(every))).current.public_key.hex()
+            command = [program[0], EXAMPLES / program[1], old, memory, tmp_path / "all"]
+            for _ in range(2):  # the second time from its memory
+                done = await to_thread(run, command, capture_output=True, text=True, check=False, timeout=60)
+                assert done.stdout == f"my-rollup 3 {vault.manager.public_key.hex()}\n", done.stderr
+
+
+async def test_what_cannot_have_sets_is_refused(world, tmp_path):
+    config = config_of(world, tmp_path)
+    del config["sequencer"]["keyManager"]["keyRotation"]
+    with pytest.raises(ConfigurationError, match="keyRotation is not enabled"):
+        hsmcore.create_key_manager(config)
+    config = config_of(world, tmp_path)
+    config["sequencer"]["keyManager"]["policy"]["domain"] = "a b"
+    with pytest.raises(ConfigurationError, match="printable ASCII"):
+        hsmcore.create_key_manager(config)
+    config = config_of(world, tmp_path, key="ecdsa-p256")
+    with pytest.raises(AlgorithmUnsupported, match="Ed25519"):
+        await hsmcore.create_key_manager(config).initialize()

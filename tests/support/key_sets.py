@@ -1,0 +1,246 @@
+"""Sets of keys as a signer makes them, over rotations on a clock that is counted; manipulations; the verifiers."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+from base64 import b64encode
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import NamedTuple
+
+from nacl.signing import SigningKey
+from tests.support.paths import ROOT
+
+from hsmcore.audit.key_set import FIRST_LINE, KeyEntry, KeySet, signer, text_of
+from hsmcore.audit.note import signature_line
+
+EXAMPLES = ROOT / "examples"
+DOMAIN = "my-rollup"
+START = 1_800_000_000
+
+
+def key_of(number: int) -> SigningKey:
+    """The key of a version, the same one each time."""
+    return SigningKey(number.to_bytes(32))
+
+
+def public(number: int) -> bytes:
+    """Its public half."""
+    return bytes(key_of(number).verify_key)
+
+
+def entry(number: int, state: str, begun: int = START, ends: int | None = None, after: int | None = None) -> KeyEntry:
+    """A line about a version."""
+    return KeyEntry(number, "ed25519", public(number), state, begun, ends, after)  # type: ignore[arg-type]
+
+
+def note_of(
+    serial: int,
+    keys: Iterable[KeyEntry],
+    signers: Iterable[int],
+    *,
+    domain: str = DOMAIN,
+    name: str | None = None,
+    now: int = START,
+    change: Callable[[bytes], bytes] = bytes,
+) -> bytes:
+    """A note. `change`: of the text before it is signed."""
+    text = change(text_of(domain, serial, now, ("raw", "key-set"), keys))
+    lines = [
+        signature_line(
+            replace(signer(domain, public(one)), name=name or f"{domain}/keys"), key_of(one).sign(text).signature
+        )
+        for one in signers
+    ]
+    return text + b"\n" + b"".join(lines)
+
+
+@dataclass
+class Signer:
+    """A key ring whose rotations take place by a clock that is given. `now`: Unix seconds."""
+
+    now: float = START
+    serial: int = -1
+    current: int = 1
+    begun: dict[int, int] = field(default_factory=lambda: {1: START})
+    ends: dict[int, int] = field(default_factory=dict)
+    retired: set[int] = field(default_factory=set)
+    next: int | None = None
+    notes: dict[int, bytes] = field(default_factory=dict)
+
+    def publish(self, lost: int = 0) -> None:
+        """Make the set of the present state. `lost`: serials that were bound and not signed."""
+        self.serial += 1 + lost
+        keys, signers = [], [self.current]
+        for number in sorted({*self.begun, *([] if self.next is None else [self.next])}):
+            state = "retired" if number in self.retired else "overlap" if number in self.ends else "current"
+            begun, ends = self.begun.get(number, int(self.now)), self.ends.get(number)
+            if number == self.next:
+                state, begun = "next", int(self.now)
+            if state in ("next", "overlap"):
+                signers.append(number)
+            keys.append(entry(number, state, begun, ends, number + 1 if number in self.ends else None))
+        self.notes[self.serial] = note_of(self.serial, keys, signers, now=int(self.now))
+
+    def since(self, serial: int) -> bytes:
+        """As the gateway's /keys?since=."""
+        return b"".join(note for number, note in self.notes.items() if number > serial)
+
+
+class Case(NamedTuple):
+    """Whether a verifier that knows the first note follows to the others, in one call."""
+
+    what: str
+    known: bytes
+    note: bytes
+    now: float = START
+
+
+def _texts(note: bytes) -> tuple[bytes, bytes]:
+    text, _, lines = note.rpartition(b"\n\n")
+    return text + b"\n", lines
+
+
+def manipulated(chance: Random, count: int) -> Iterator[Case]:
+    """Manipulations of a note that its verifier would follow: to the set after the switch, of which it must have both
+    signatures."""
+    before = note_of(6, [entry(1, "current")], [1])
+    after = [entry(1, "overlap", START, START + 600, 2), entry(2, "current", START + 10), entry(3, "other")]
+    good = note_of(8, after, [1, 2])
+    others = {
+        "an older one": note_of(5, after, [1, 2]),
+        "the same serial": note_of(6, after, [1, 2]),
+        "another domain": note_of(8, after, [1, 2], domain="my-rollup2"),
+        "another name": note_of(8, after, [1, 2], name="my-rollup2/keys"),
+        "not endorsed": note_of(8, after, [2]),
+        "not by its current key": note_of(8, after, [1]),
+        "by another key": note_of(8, after, [9, 2]),
+        "another current key": note_of(8, [*after[:1], entry(9, "current")], [9]),
+        "by nobody": note_of(8, after, []),
+        "two current keys": note_of(8, [*after, entry(4, "current")], [1, 2]),
+        "no current key": note_of(8, after[::2], [1, 2]),
+        "a key twice": note_of(8, [*after, replace(after[0], version=7)], [1, 2]),
+        "a version twice": note_of(8, [*after, replace(entry(5, "other"), version=2)], [1, 2]),
+        "overlap without an end": note_of(
+            8, after, [1, 2], change=lambda t: t.replace(b"%d 2 -" % (START + 600), b"- 2 -")
+        ),
+        "a leading zero": note_of(8, after, [1, 2], change=lambda text: text.replace(b"\n8\n", b"\n08\n")),
+        "a line more": note_of(8, after, [1, 2], change=lambda text: text + b"more\n"),
+        "another version of the format": note_of(8, after, [1, 2], change=lambda text: text.replace(b"/v1", b"/v2")),
+        "a state that is none": note_of(8, after, [1, 2], change=lambda text: text.replace(b"other", b"owner")),
+        "no kinds": note_of(8, after, [1, 2], change=lambda text: text.replace(b"kinds raw key-set", b"kinds")),
+        "blanks at the end": note_of(
+            8, after, [1, 2], change=lambda text: text.replace(b"key-set\nkey", b"key-set \nkey")
+        ),
+    }
+    for what, note in others.items():
+        yield Case(what, before, note)
+    yield Case(
+        "after the end of the key that endorses", note_of(7, after, [1, 2]), note_of(9, after, [1, 9]), START + 901
+    )
+    text, lines = _texts(good)
+    while count > len(others) + 1:
+        count -= 1
+        at, kind = chance.randrange(len(good)), chance.randrange(9)
+        match kind:
+            case 0:
+                bad = good[:at] + bytes([good[at] ^ (1 << chance.randrange(8))]) + good[at + 1 :]
+            case 1:
+                bad = good[:at]
+            case 2:
+                bad = good[:at] + good[at + 1 :]
+            case 3:
+                bad = good[:at] + chance.choice([b"0", b"\n", b" ", b"=", "é".encode()]) + good[at:]
+            case 4:
+                rows = text.splitlines(True)
+                first, second = chance.sample(range(len(rows)), 2)
+                rows[first], rows[second] = rows[second], rows[first]
+                bad = b"".join(rows) + b"\n" + lines
+            case 5:
+                rows = text.splitlines(True)
+                del rows[chance.randrange(len(rows))]
+                bad = b"".join(rows) + b"\n" + lines
+            case 6:
+                one = chance.choice(lines.splitlines(True))
+                bad = text + b"\n" + lines.replace(one, b"")
+            case 7:
+                other_text, other_lines = _texts(chance.choice(list(others.values())))
+                bad = other_text + b"\n" + lines if chance.random() < 0.5 else text + b"\n" + other_lines
+            case _:
+                old, new = chance.choice([(b"overlap", b"current"), (b"current", b"overlap"), (b" 2 -", b" 3 -")])
+                bad = text.replace(old, new, 1) + b"\n" + lines
+        if bad not in (good, good.removesuffix(b"\n")) and _both(bad) != _both(good):
+            yield Case(f"change {kind}", before, bad)
+
+
+def _both(note: bytes) -> tuple[bytes, frozenset[bytes]]:
+    text, lines = _texts(note)
+    return text, frozenset(lines.splitlines(True))
+
+
+def by_hsmcore(cases: Sequence[Case]) -> list[bool]:
+    """hsmcore.KeySet."""
+    return [_followed(lambda c=case: KeySet.remembered(c.known).follow(c.note, c.now), ValueError) for case in cases]
+
+
+def by_python(cases: Sequence[Case]) -> list[bool]:
+    """examples/verify_key_set.py."""
+    module = runpy.run_path(str(EXAMPLES / "verify_key_set.py"))
+    made, refused = module["KeySet"], module["Refused"]
+
+    def follow(case: Case) -> object:
+        return made(case.known.decode()).follow(case.note.decode(errors="replace"), case.now)
+
+    return [_followed(lambda c=case: follow(c), refused) for case in cases]
+
+
+def _followed(work: Callable[[], object], refused: type[Exception]) -> bool:
+    try:
+        work()
+    except refused:
+        return False
+    return True
+
+
+_DRIVER = f"""
+import {{ KeySet, Refused }} from "{EXAMPLES / "verify_key_set.mjs"}";
+import {{ readFileSync }} from "node:fs";
+const of = (text) => Buffer.from(text, "base64").toString();
+const parsed = new Map();
+const setOf = (text) => parsed.get(text) ?? parsed.set(text, new KeySet(of(text))).get(text);
+for (const [known, note, now] of JSON.parse(readFileSync(0))) {{
+  try {{
+    setOf(known).follow(of(note), now);
+    console.log(1);
+  }} catch (error) {{
+    if (!(error instanceof Refused)) throw error;
+    console.log(0);
+  }}
+}}
+"""
+
+
+def by_node(cases: Sequence[Case]) -> list[bool]:
+    """examples/verify_key_set.mjs."""
+    given = [[b64encode(case.known).decode(), b64encode(case.note).decode(), case.now] for case in cases]
+    command = ["node", "--input-type=module", "-e", _DRIVER]
+    done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return [line == "1" for line in done.stdout.split()]
+
+
+__all__ = [
+    "FIRST_LINE",
+    "Case",
+    "Signer",
+    "by_hsmcore",
+    "by_node",
+    "by_python",
+    "entry",
+    "manipulated",
+    "note_of",
+    "public",
+]

@@ -1,0 +1,208 @@
+"""The signed set of keys: what a verifier makes of it, over rotations, wrong clocks and manipulations."""
+
+from __future__ import annotations
+
+import shutil
+from random import Random
+
+import pytest
+from tests.support.key_sets import (
+    DOMAIN,
+    EXAMPLES,
+    START,
+    Case,
+    Signer,
+    by_hsmcore,
+    by_node,
+    by_python,
+    entry,
+    key_of,
+    manipulated,
+    note_of,
+    public,
+)
+
+from hsmcore.audit.key_set import KeySet
+from hsmcore.audit.note import NoteError
+
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is missing")
+SKEW = 300
+
+
+@needs_node
+@pytest.mark.parametrize("verifier", [by_hsmcore, by_python, by_node])
+def test_2000_manipulations_are_refused(verifier):
+    cases = list(manipulated(Random(22), 2100))
+    assert len(cases) >= 2000
+    assert len({case.what for case in cases}) >= 30
+    assert [case for case, taken in zip(cases, verifier(cases), strict=True) if taken] == []
+
+
+@needs_node
+@pytest.mark.parametrize("verifier", [by_hsmcore, by_python, by_node])
+def test_what_may_follow_does(verifier):
+    known = note_of(6, [entry(1, "current"), entry(2, "next")], [1, 2])
+    after = [entry(1, "overlap", START, START + 600, 2), entry(2, "current", START + 10)]
+    good = [
+        Case("the same again", known, known),
+        Case("by both", known, note_of(7, after, [1, 2])),
+        Case("by the one that was introduced", known, note_of(7, after, [2])),
+        Case("serials were lost", known, note_of(70, after, [2, 1])),
+        Case("a signature of another name", known, note_of(7, after, [2]) + b"\xe2\x80\x94 witness AAAAAAAA\n"),
+        Case("the end is not over by this clock", note_of(7, after, [1, 2]), note_of(8, after, [1, 2]), START + 899),
+        Case("an ECDSA key beside", known, note_of(7, [*after, ecdsa()], [2])),
+    ]
+    assert [case.what for case, taken in zip(good, verifier(good), strict=True) if not taken] == []
+
+
+def ecdsa():
+    key = entry(3, "emergency")
+    return type(key)(None, "ecdsa-p256", bytes([4]) + bytes(64), "emergency", START, None, None)
+
+
+def test_a_verifier_has_at_most_120_lines():
+    found = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("verify_key_set.*")}
+    assert len(found) == 2
+    assert {name: lines for name, lines in found.items() if lines > 120} == {}
+
+
+class Verifier:
+    """Keeps the newest set that it has seen. Its clock is wrong by up to five minutes."""
+
+    def __init__(self, signer: Signer, chance: Random) -> None:
+        self.signer, self.chance = signer, chance
+        self.offset = chance.choice((-SKEW, SKEW, chance.uniform(-SKEW, SKEW)))
+        self.known = KeySet.trust(signer.notes[0], public(1), DOMAIN)
+
+    @property
+    def now(self) -> float:
+        return self.signer.now + self.offset
+
+    def fetch(self) -> None:
+        self.known = self.known.follow(self.signer.since(self.known.serial) or self.known.note, self.now, SKEW)
+
+    def accepts(self, number: int) -> bool:
+        """With the rule for a key that it does not know: it fetches, and looks again."""
+        if self.known.entry(public(number)) is None:
+            self.fetch()
+        return self.known.accepts(public(number), self.now, SKEW, "raw")
+
+
+class World:
+    """A signer, and verifiers that fetch when they like."""
+
+    def __init__(self, chance: Random) -> None:
+        self.chance, self.signer = chance, Signer()
+        self.signer.publish()
+        self.verifiers = [Verifier(self.signer, chance) for _ in range(3)]
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass; look at each moment at what must hold."""
+        signer = self.signer
+        end = signer.now + seconds
+        for moment in (self.chance.uniform(signer.now, end), end):
+            signer.now = moment
+            for verifier in self.verifiers:
+                if self.chance.random() < 0.2:
+                    verifier.fetch()
+                self.check(verifier)
+
+    def check(self, verifier: Verifier) -> None:
+        signer = self.signer
+        assert verifier.accepts(signer.current), "a gap: the key that signs is refused"
+        for number, ends in signer.ends.items():
+            if signer.now <= ends and number not in signer.retired:
+                assert verifier.accepts(number), "a gap: the key before is refused in its overlap"
+            if signer.now > ends + 2 * SKEW and verifier.known.serial == signer.serial:
+                assert not verifier.accepts(number), "a key whose overlap is over is accepted"
+        for number in self.chance.sample(sorted(signer.retired), min(2, len(signer.retired))):
+            listed = verifier.known.entry(public(number))
+            if listed is None or listed.state == "retired":
+                assert not verifier.known.accepts(public(number), self.chance.uniform(0, 2 * START), SKEW)
+        if self.chance.random() < 0.05 and (older := [one for one in signer.notes if one < verifier.known.serial]):
+            with pytest.raises(NoteError, match="it is older"):
+                verifier.known.follow(signer.notes[self.chance.choice(older)], verifier.now, SKEW)
+
+    def step(self, lost: float) -> None:
+        """A new set, at last: its process may have died between the binding of a serial and its signature."""
+        while self.chance.random() < lost:
+            self.pass_time(self.chance.uniform(0, 60))
+            self.signer.serial += 1
+        self.signer.publish()
+
+    def rotate(self, lost: float) -> None:
+        signer, chance = self.signer, self.chance
+        signer.next = signer.current + 1
+        self.step(lost)
+        if chance.random() < 0.2:  # undone before the switch
+            signer.next = None
+            self.step(lost)
+            signer.next = signer.current + 1
+            self.step(lost)
+        self.pass_time(chance.choice((0, 1, chance.uniform(0, 600))))
+        old, signer.current, signer.next = signer.current, signer.current + 1, None
+        signer.begun[signer.current] = int(signer.now)
+        signer.ends[old] = -(-int(signer.now + chance.choice((1, 60, 3600, 86_400))) // 1)
+        self.pass_time(0)  # the new key signs, and no set says so yet
+        self.step(lost)
+        self.pass_time(signer.ends[old] - signer.now)
+        self.pass_time(chance.uniform(0, 30))
+        signer.retired.add(old)
+        self.step(lost)
+        self.pass_time(chance.choice((1, 3600, 86_400 * 30)))
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.deep) for seed in range(2, 60))])
+def test_fifty_rotations_leave_no_gap_and_no_retired_key(seed):
+    """With verifiers whose clocks are five minutes wrong. In half of the seeds a third of the sets is late."""
+    world, lost = World(Random(seed)), 0.3 * (seed % 2)
+    for _ in range(50):
+        world.rotate(lost)
+    assert world.signer.current == 51
+    for verifier in world.verifiers:
+        verifier.fetch()
+        assert verifier.known.serial == world.signer.serial
+
+
+@pytest.mark.parametrize("broken", ["retired keys", "the clock", "no introduction"])
+def test_the_model_sees_what_would_be_wrong(broken, monkeypatch):
+    if broken == "retired keys":
+        monkeypatch.setattr("hsmcore.audit.key_set.KeyEntry.accepts", lambda *_: True)
+    elif broken == "the clock":
+        accepts = KeySet.accepts
+        monkeypatch.setattr(
+            KeySet, "accepts", lambda self, key, now, _skew, kind=None: accepts(self, key, now, 0, kind)
+        )
+    else:
+        monkeypatch.setattr("hsmcore.audit.key_set._ENDORSING", ())
+    world = World(Random(1))
+
+    def rotate() -> None:
+        for _ in range(20):
+            world.rotate(0.0)
+
+    with pytest.raises((AssertionError, NoteError)):
+        rotate()
+
+
+def test_what_a_set_says():
+    found = KeySet.trust(
+        note_of(3, [entry(1, "overlap", START, START + 60, 2), entry(2, "current")], [2, 1]), public(1)
+    )
+    assert (found.domain, found.serial, found.time, found.kinds) == (DOMAIN, 3, START, ("raw", "key-set"))
+    assert found.current.version == 2
+    signature = key_of(1).sign(b"m").signature
+    assert found.verify(b"m", signature, START + 360).version == 1
+    assert found.verify(b"m", signature, START + 361) is None
+    assert found.verify(b"m", signature, START + 61, 0) is None
+    assert found.verify(b"m", signature, START, kind="block") is None
+    assert found.verify(b"n", signature, START) is None
+    assert not found.accepts(public(9), START)
+    with pytest.raises(NoteError, match="has not signed"):
+        KeySet.trust(found.note, public(9))
+    with pytest.raises(NoteError, match="not of other"):
+        KeySet.trust(found.note, public(1), "other")
+    with pytest.raises(NoteError):
+        found.follow(b"", START)
+    with pytest.raises(NoteError):
+        found.follow(b"x" + found.note, START)
