@@ -15,26 +15,33 @@ from tests.integration.test_policy import policed, records
 from tests.support.batches import Case, by_node, by_python
 from tests.support.chaos import CHAOS, Chaos, copy_of, wrap
 from tests.support.levels import OTHER, SAME, Site
+from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, start, until
 from tests.support.policed import moving, ordered
 
 import hsmcore
+from hsmcore import metrics
 from hsmcore.audit import batch_proof
 from hsmcore.cli.app import run as cli
+from hsmcore.config.batching import MOST_ROOT_BYTES
 from hsmcore.errors import (
     AlgorithmUnsupported,
     AuditUnavailable,
     BadArgument,
     ConfigurationError,
     DeadlineExceeded,
+    EmptyMessage,
     EngineClosed,
     HsmError,
     MemberDown,
+    MessageTooLarge,
     NotInitialized,
     PolicyRefused,
     QueueFull,
+    RequestCancelled,
 )
 from hsmcore.state import StoreNotGenuine
+from hsmcore.state.positions import MOST_POSITION
 
 pytestmark = pytest.mark.integration
 KINDS = ["raw", "batch-root"]
@@ -89,6 +96,21 @@ async def test_a_batch_closes_at_its_size_or_its_age(world, tmp_path):
     async with opened(batching(world, tmp_path, intervalMs=1)) as manager:
         one = await manager.sign_batched(b"lone")
         assert (said(one, b"lone").size, one.index) == (1, 7)
+
+
+async def test_batches_are_counted(world, tmp_path):
+    async with opened(batching(world, tmp_path, intervalMs=60_000, maxLeaves=3)) as manager:
+        await asyncio.gather(*(manager.sign_batched(b"m%d" % i) for i in range(6)))
+        lone = start(manager.sign_batched(b"lone"))
+        await until(lambda: manager._batches._open is not None)
+        text, _ = await asyncio.to_thread(metrics.render, manager)
+        lines = set(text.decode().splitlines())
+        expected = {"closed_total{reason=\"full\"}": 2, "closed_total{reason=\"interval\"}": 0, "failures_total": 0,
+                    "messages_total": 6, "messages_waiting": 1, "seconds_count": 2}  # fmt: skip
+        assert {f"hsmcore_batch_{name} {count}" for name, count in expected.items()} <= lines
+    await lone
+    assert manager._batches.figures.closed == {"full": 2, "interval": 0, "close": 1}
+    assert manager._batches.figures.waiting == 0
 
 
 async def test_the_next_batch_collects_while_a_root_is_signed(fresh_token, tmp_path):
@@ -170,10 +192,16 @@ def test_wrong_settings_are_named(world, tmp_path, faulty):
     assert caught.value.path.startswith("$.sequencer.keyManager.batching.")
 
 
+def test_the_longest_root_is_as_long_as_the_settings_say():
+    most = batch_proof.checkpoint("d" * 64, MOST_POSITION, 1_048_576, bytes(32), MOST_POSITION, 2**63 - 1)
+    assert len(most) == MOST_ROOT_BYTES
+
+
 def test_settings_that_do_not_fit_together_are_named(world, tmp_path):
     domains = ({"domain": name} for name in ("a b", "a+b", "ä"))
     for config in (batching(world, tmp_path, ["raw"]), *(batching(world, tmp_path, policy=one) for one in domains),
-                   batching(world, tmp_path, ["prehashed", "batch-root"]), world.config(batching={})):  # fmt: skip
+                   batching(world, tmp_path, ["prehashed", "batch-root"]), world.config(batching={}),
+                   batching(world, tmp_path, rules={"maxMessageBytes": MOST_ROOT_BYTES - 1})):  # fmt: skip
         with pytest.raises(ConfigurationError):
             hsmcore.create_key_manager(config)
 
@@ -194,13 +222,126 @@ async def test_cancelling_one_caller_does_not_touch_the_others(world, tmp_path):
             task.cancel()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(one, asyncio.CancelledError) for one in outcomes[::2])
-        assert [said(outcomes[i], b"m%d" % i).size for i in range(1, 10, 2)] == [10] * 5
+        assert [said(outcomes[i], b"m%d" % i).size for i in range(1, 10, 2)] == [5] * 5
         before = counters(manager)["signatures"]
         alone = start(manager.sign_batched(b"alone"))
         await until(lambda: manager._batches._open is not None)
         alone.cancel()
         await until(lambda: manager._batches._task is None)
         assert counters(manager)["signatures"] == before  # nobody waited for that root
+        assert manager._batches.figures.closed.total() == 1
+
+
+async def test_one_caller_that_withdraws_takes_no_room_from_the_others(world, tmp_path):
+    async with opened(batching(world, tmp_path, intervalMs=60_000, maxLeaves=4)) as manager:
+        for i in range(40):  # more than all batches that may wait have room for
+            task = start(manager.sign_batched(b"withdrawn %d" % i))
+            await asyncio.sleep(0)
+            task.cancel()
+        late = [start(manager.sign_batched(b"late %d" % i, timeout=0.01)) for i in range(2)]
+        outcomes = await asyncio.gather(*late, return_exceptions=True)
+        assert [type(one) for one in outcomes] == [DeadlineExceeded] * 2
+        good = await asyncio.gather(*(manager.sign_batched(b"m%d" % i) for i in range(4)))
+        assert [said(one, b"m%d" % i).size for i, one in enumerate(good)] == [4] * 4
+        assert [one.index for one in good] == [0, 1, 2, 3]
+        assert [record["count"] for record in await records(manager, operation="sign")] == [4]
+
+
+async def test_a_patient_caller_makes_no_batch_wait_longer_than_a_request_does(fresh_token, tmp_path):
+    chaos = device(tmp_path, fresh_token)
+    rules = {"stateFile": str(tmp_path / "state.db"), "policy": {"kinds": KINDS}, "batching": {"intervalMs": 1}}
+    async with opened(chaos.config(**rules, requestTimeoutMs=500)) as manager:
+        chaos.fault("C_Sign", "hang", forever=True)
+        patient = start(manager.sign_batched(b"patient", timeout=100_000))
+        with pytest.raises(HsmError):
+            await patient
+        chaos.release()
+
+
+@pytest.mark.parametrize("open_batch", [True, False])
+async def test_a_task_that_an_application_cancels_leaves_no_caller_waiting(world, tmp_path, open_batch):
+    rules = {"intervalMs": 60_000 if open_batch else 0, "maxLeaves": 10}
+    async with opened(batching(world, tmp_path, **rules)) as manager:
+        batches = manager._batches
+        tasks = [start(manager.sign_batched(b"m%d" % i)) for i in range(25 if open_batch else 5)]
+        await until(lambda: batches._task is not None)
+        batches._task.cancel()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(one) for one in outcomes} == {RequestCancelled}
+        assert all(one.maybe_signed for one in outcomes)
+        assert (batches.figures.waiting, batches.figures.messages) == (0, 0)
+        again = [start(manager.sign_batched(b"again %d" % i)) for i in range(10)]
+        assert {said(one, b"again %d" % i).size for i, one in enumerate(await asyncio.gather(*again))} == {10}
+        assert batches.figures.failed >= 1
+
+
+async def test_numbers_that_are_used_up_sign_nothing(world, tmp_path):
+    config = batching(world, tmp_path)
+    floor = ["policy", "floor", "set", "batch-root", str(MOST_POSITION - 2), "--reason", "test"]
+    async with opened(config) as manager:
+        assert (await manager.sign_batched(b"m")).index == 0
+    assert await asyncio.to_thread(cli, [*floor, "--config", _written(tmp_path, config)]) == 0
+    async with opened(config) as manager:
+        outcomes = await asyncio.gather(*(manager.sign_batched(b"m%d" % i) for i in range(3)), return_exceptions=True)
+        assert {type(one) for one in outcomes} == {PolicyRefused}
+        one, other = await asyncio.gather(manager.sign_batched(b"a"), manager.sign_batched(b"b"))
+        assert {one.index, other.index} == {MOST_POSITION - 1, MOST_POSITION}
+        assert said(one, b"a").size == said(other, b"b").size == 2
+        with pytest.raises(PolicyRefused, match="used up"):
+            await manager.sign_batched(b"c")
+
+
+async def test_the_record_of_a_root_says_who_asked_for_its_messages(world, tmp_path):
+    folder = tmp_path / "leaves"
+    config = batching(world, tmp_path, intervalMs=60_000, maxLeaves=7, keepLeaves=str(folder))
+    async with opened(config) as manager:
+        tasks = []
+        for caller in ("a", "b", "b", None, "a"):
+            if caller is None:
+                tasks.append(start(manager.sign_batched(b"nobody's")))
+            else:
+                with hsmcore.caller(caller):
+                    tasks.append(start(manager.sign_batched(b"one of " + caller.encode())))
+            await asyncio.sleep(0)
+        with hsmcore.caller("b"):
+            await manager.sign_batched_many([b"one", b"two"])
+        await asyncio.gather(*tasks)
+        [root] = await records(manager, operation="sign")
+        assert root["callers"] == [{"caller": "b", "count": 4}, {"caller": "a", "count": 2}]
+        assert root["count"] == 7
+        assert "caller" not in root
+        [kept] = [json.loads(line) for path in folder.iterdir() for line in path.read_text().splitlines()]
+        assert kept["callers"] == [["a", 1], ["b", 2], [None, 1], ["a", 1], ["b", 2]]
+
+
+async def test_a_list_is_signed_as_its_messages_are(world, tmp_path):
+    async with opened(batching(world, tmp_path, maxLeaves=100, rules={"maxMessageBytes": 205})) as manager:
+        single = start(manager.sign_batched(b"single"))
+        await asyncio.sleep(0)
+        messages = [b"m%d" % i for i in range(950)]  # in more batches than may wait
+        signed = await manager.sign_batched_many(messages)
+        assert [one.index for one in signed] == list(range(1, 951))
+        for message, one in zip(messages, signed, strict=True):
+            assert said(one, message).index == one.index
+        assert said(await single, b"single").size == 100
+        assert await manager.sign_batched_many([]) == []
+        mixed = [bytearray(b"x"), b"y"]
+        assert [said(one, bytes(m)).kind for m, one in zip(mixed, await manager.sign_batched_many(mixed), strict=True)]
+        before = counters(manager)["signatures"]
+        for wrong, error in (([b"m", b""], EmptyMessage), ([b"m", b"x" * 206], MessageTooLarge)):
+            with pytest.raises(error):
+                await manager.sign_batched_many(wrong)
+        with pytest.raises(PolicyRefused):
+            await manager.sign_batched_many([b"m", bytes(32)])
+        await until(lambda: manager._batches._task is None)
+        assert counters(manager)["signatures"] <= before + 1  # of the good one beside what was refused
+        lists = [start(manager.sign_batched_many([b"%d %d" % (k, i) for i in range(30)])) for k in range(3)]
+        await asyncio.sleep(0)
+        lists[1].cancel()
+        first, gone, last = await asyncio.gather(*lists, return_exceptions=True)
+        assert isinstance(gone, asyncio.CancelledError)
+        assert said(first[29], b"0 29").root == said(last[0], b"2 0").root
+        assert said(last[0], b"2 0").size == 60
 
 
 async def test_each_caller_has_a_deadline_of_its_own(fresh_token, tmp_path):
@@ -232,6 +373,7 @@ async def test_a_root_that_fails_fails_its_callers_each_once(fresh_token, tmp_pa
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(one, HsmError) for one in outcomes)
         assert len({id(one) for one in outcomes}) == 20
+        assert manager._batches.figures.failed == 1
         chaos.write()
         chaos.clear()
         after = await manager.sign_batched(b"after", timeout=20)
@@ -263,6 +405,31 @@ async def test_failover_in_the_middle_gives_a_batch_one_key(fresh_token, tmp_pat
 
         await asyncio.gather(*map(caller, range(16)))
         assert len(set(keys.values())) == 2
+
+
+@one_loop
+async def test_a_rotation_in_the_middle_gives_a_batch_one_key(fresh_token, tmp_path):
+    token = fresh_token({"name": "ed25519", "kind": "ed25519"}, {"name": "second", "kind": "ed25519"})
+    async with opened(batching(token, tmp_path, intervalMs=1)) as manager:
+        keys, done = {}, asyncio.Event()
+
+        async def caller(number):
+            while not done.is_set():
+                message = b"%d %d" % (number, len(keys))
+                one = await manager.sign_batched(message, timeout=20)
+                assert said(one, message).root == one.root
+                assert keys.setdefault(one.root, (one.public_key, one.key_id)) == (one.public_key, one.key_id)
+
+        callers = [start(caller(number)) for number in range(16)]
+        for name in ("second", "ed25519", "second"):
+            before = len(keys)
+            await until(lambda before=before: len(keys) > before + 5)
+            await manager.set_current_key_id(token.keys[name].id)
+        before = len(keys)
+        await until(lambda: len(keys) > before + 5)
+        done.set()
+        await asyncio.gather(*callers)
+        assert set(keys.values()) == {(key.public_key, key.id) for key in token.keys.values()}
 
 
 async def test_two_key_managers_on_one_store_number_apart(world, tmp_path):
@@ -369,8 +536,9 @@ async def test_leaves_are_kept_so_that_a_proof_can_be_made_again(world, tmp_path
     blocked = tmp_path / "file"
     blocked.write_text("")
     async with opened(batching(world, tmp_path, keepLeaves=str(blocked / "leaves"))) as manager:
-        with pytest.raises(AuditUnavailable):
+        with pytest.raises(AuditUnavailable) as failure:
             await manager.sign_batched(b"m")
+        assert failure.value.maybe_signed  # the root is
 
 
 def test_the_command_line_verifies_a_proof(world, tmp_path, capsys):

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from tests.support.authority import Authority
+from tests.support.batches import Case, by_node, malformed, manipulated, of
 from tests.support.gateways import Cutter, gateway
 
 from hsmcore.audit.layout import Layout
@@ -23,7 +24,7 @@ from hsmcore.audit.query import Query
 
 pytestmark = pytest.mark.integration
 PACKAGE = Path(__file__).parents[2] / "clients" / "typescript"
-ALONE = ("wire", "client", "again", "key-manager", "sequencer")
+ALONE = ("wire", "client", "again", "batched", "key-manager", "sequencer")
 """Files of tests that need no gateway."""
 NODE = shutil.which("node")
 AT_LENGTH = [pytest.mark.deep, pytest.mark.timeout(900)]
@@ -71,6 +72,17 @@ def test_of_its_own(built, name):
 def test_every_file_of_tests_is_run(built):
     """A file that is added must be added here as well."""
     assert {path.name for path in built.glob("*.test.js")} == {f"{name}.test.js" for name in (*ALONE, "real")}
+
+
+@needs_node
+@pytest.mark.timeout(300)
+def test_2000_manipulated_proofs_are_refused(built):
+    module = built.parents[1] / "dist" / "esm" / "index.js"
+    good = [case for blind in (False, True) for case in (Case("", b"m%d" % at, one.proof)
+            for at, one in enumerate(of([b"m%d" % at for at in range(13)], first=500, blind=blind)))]  # fmt: skip
+    assert all(by_node(good, module))
+    cases = [*manipulated(Random(22), 2000), *malformed()]
+    assert [case for case, accepted in zip(cases, by_node(cases, module), strict=True) if accepted] == []
 
 
 def passes_against(built: Path, name: str, folder: Path, config: Mapping[str, Any], **rules: Any) -> None:

@@ -150,6 +150,7 @@ class FakeGateway:
         self.batch = 8
         self.slots = ("default",)
         self.public_keys = [PUBLIC_KEY]
+        self.kinds = wire.ALL_KINDS
         self.instance = os.urandom(16)
         self.frames: list[Frame] = []
         """Everything that was received."""
@@ -174,7 +175,7 @@ class FakeGateway:
         """Its keys: the last one signs."""
         last = len(self.public_keys)
         return tuple(
-            wire.Key(0, number, number == last, "ed25519", f"{number:02x}", public_key, wire.ALL_KINDS)
+            wire.Key(0, number, number == last, "ed25519", f"{number:02x}", public_key, self.kinds)
             for number, public_key in enumerate(self.public_keys, 1)
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hsmcore.gateway import wire
+from hsmcore.gateway import batched, wire
 from hsmcore.gateway.frames import Flag, Frame, Type, frame
 
 
@@ -25,6 +25,7 @@ READERS: dict[Type, Callable[[Frame], Any]] = {
     Type.HELLO: lambda one: wire.read_hello(one.body),
     Type.SIGN: wire.read_sign,
     Type.SIGN_MANY: lambda one: wire.read_sign_many(one.body),
+    Type.SIGN_BATCHED: lambda one: batched.read_sign_batched(one.body),
     Type.VERIFY: lambda one: wire.read_verify(one.body),
     Type.CANCEL: _empty,
     Type.ACK: _empty,
@@ -33,6 +34,7 @@ READERS: dict[Type, Callable[[Frame], Any]] = {
     Type.WELCOME: lambda one: wire.read_welcome(one.body),
     Type.SIGNED: lambda one: wire.read_signed(one.body),
     Type.SIGNED_MANY: lambda one: wire.read_signed_many(one.body),
+    Type.BATCHED: lambda one: batched.read_batched(one.body),
     Type.VERIFIED: lambda one: bool(wire.read_number(one.body, 1)),
     Type.PONG: _echo,
     Type.ERROR: lambda one: wire.read_error(one.body),
@@ -55,6 +57,8 @@ def encoded(one: Frame) -> bytes:
         return wire.sign(request, found, slot=slot, again=again)
     if kind is Type.SIGN_MANY:
         return wire.sign_many(request, found, slot=slot, again=again)
+    if kind is Type.SIGN_BATCHED:
+        return batched.sign_batched(request, found, slot=slot, again=again)
     made = {
         Type.HELLO: lambda: wire.hello(*found),
         Type.VERIFY: lambda: wire.verify(request, found, slot=slot),
@@ -62,6 +66,7 @@ def encoded(one: Frame) -> bytes:
         Type.WELCOME: lambda: wire.welcome(found),
         Type.SIGNED: lambda: wire.signed(request, found, slot=slot),
         Type.SIGNED_MANY: lambda: wire.signed_many(request, *found, slot=slot),
+        Type.BATCHED: lambda: batched.batched(request, found, slot=slot),
         Type.VERIFIED: lambda: wire.verified(request, found),
         Type.ERROR: lambda: wire.error(request, found),
         Type.KEYS: lambda: wire.keys(found),
@@ -103,6 +108,8 @@ def meaning(one: Frame) -> dict[str, Any]:
     said: dict[Type, Callable[[], dict[str, Any]]] = {
         Type.SIGN: lambda: _plain(found._asdict()) | {"position": _text(found.position)} | again,
         Type.SIGN_MANY: lambda: found._asdict() | {"messages": [each.hex() for each in found.messages]} | again,
+        Type.SIGN_BATCHED: lambda: _plain(found._asdict()) | again,
+        Type.BATCHED: lambda: _plain(found._asdict()) | {"audit_seq": _text(found.audit_seq)},
         Type.WELCOME: lambda: _plain(found._asdict()) | {"slots": list(found.slots), "keys": _keys(found.keys)},
         Type.SIGNED: lambda: _plain(found._asdict()) | {"audit_seq": _text(found.audit_seq)},
         Type.SIGNED_MANY: lambda: _outcomes(found),

@@ -14,7 +14,7 @@ from typing import Any
 
 import hsmcore
 from hsmcore.config.load import load_each
-from hsmcore.gateway import wire
+from hsmcore.gateway import batched, wire
 from hsmcore.gateway.frames import GATEWAY_TYPES, Frame, Splitter, Type, frame
 from hsmcore.gateway.gateway import RunningGateway, running, settings_of
 from hsmcore.gateway.server import Server
@@ -33,6 +33,12 @@ def many(number: int, *messages: bytes, **fields: Any) -> bytes:
     """A SIGN_MANY."""
     asked = {"kind": "", "timeout_ms": 0, "version": 0, **fields}
     return wire.sign_many(number, wire.SignMany(messages=list(messages), **asked))
+
+
+def one_of(number: int, message: bytes, *, again: bool = False, slot: int = 0, **fields: Any) -> bytes:
+    """A SIGN_BATCHED. `fields`: of batched.SignBatched."""
+    asked = {"kind": "", "timeout_ms": 0, **fields}
+    return batched.sign_batched(number, batched.SignBatched(message=message, **asked), again=again, slot=slot)
 
 
 class Peer:

@@ -27,6 +27,7 @@ from tests.support.batches import (
 )
 
 import hsmcore
+from hsmcore import tlog_proof
 from hsmcore._native import Gate, Leaves, classify, leaks
 from hsmcore.audit import batch_proof, note
 from hsmcore.errors import EmptyMessage, InvalidMessageType, MessageTooLarge, WrongEventLoop
@@ -88,7 +89,7 @@ def test_any_batch_is_as_the_rfc_defines_it(messages, first, blind):
     leaves = []
     for i, (message, one) in enumerate(zip(messages, made, strict=True)):
         extra, index, _ = head_of(one.proof)
-        kind = batch_proof.KINDS.index(classify(message))
+        kind = tlog_proof.KINDS.index(classify(message))
         assert (extra[:9], index, one.index) == (bytes([kind]) + (first + i).to_bytes(8, "big"), i, first + i)
         assert len(extra) == (41 if blind else 9)
         leaves.append(sha256(b"\0", extra[:9], sha256(message), extra[9:]))
@@ -105,7 +106,7 @@ def test_the_published_vectors_of_rfc_6962_hold():
     leaves = [sha256(b"\0", bytes.fromhex(entry)) for entry in entries]
     assert by_definition(leaves).hex() == "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
     path = path_by_definition(0, leaves)
-    assert batch_proof._root(leaves[0], 0, 7, path) == by_definition(leaves)
+    assert tlog_proof._root(leaves[0], 0, 7, path) == by_definition(leaves)
 
 
 def test_a_blinder_is_another_one_in_each_leaf():
@@ -213,7 +214,7 @@ def test_what_differs_from_a_root_is_no_root_and_no_verifier_takes_it(data):
     text = batch_proof.checkpoint("my-rollup", 12, 5, b"\7" * 32, 40, 99)
     at = data.draw(st.integers(0, len(text)))
     changed = text[:at] + data.draw(st.binary(max_size=2)) + text[at + data.draw(st.integers(0, 2)) :]
-    taken = batch_proof._FORM.fullmatch(
+    taken = tlog_proof._FORM.fullmatch(
         b"c2sp.org/tlog-proof@v1\nextra CAAAAAAAAAAD\nindex 0\n\n" + changed + b"\n\xe2\x80\x94 x"
     )
     if taken is not None:

@@ -1,31 +1,36 @@
 """A client's requests in random histories: connections break, gateways die and forget, keys rotate, callers give up.
 
 The model is of gateways, not of the client: what they received, remember and signed. Held against it: each request is
-settled once; no message is signed under two keys; an error without `maybe_signed` is of a message that was not signed;
-whoever gets a signature gets one that was made for the message.
+settled once; no message is signed under two keys, and none is in two batches; an error without `maybe_signed` is of a
+message that was not signed; whoever gets a signature gets one that was made for the message.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+from base64 import b64encode
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tests.support import batches
 
+from hsmcore.audit import batch_proof, note
 from hsmcore.errors import DeadlineExceeded, HsmError, KeyNotCurrent
-from hsmcore.gateway import wire
+from hsmcore.gateway import batched, wire
 from hsmcore.gateway.frames import CLIENT_TYPES, GATEWAY_TYPES, Splitter, Type
 from hsmcore.gateway.outbox import Outbox
 from hsmcore.gateway.request import Request, Session
 
 REMEMBERS = 100.0
+KINDS = wire.BATCHES | 0x3FF
 
 
 class Clock(asyncio.SelectorEventLoop):
@@ -68,6 +73,15 @@ class FakeChannel:
         self.out.extend(self.splitter.feed(data))
 
 
+def alone(message: bytes, first: int) -> bytes:
+    """The proof of a message in a batch of its own."""
+    extra = b"\x08" + first.to_bytes(8, "big")
+    root = hashlib.sha256(b"\0" + extra + hashlib.sha256(message).digest()).digest()
+    text = batch_proof.checkpoint("tests", 0, 1, root, first, 1)
+    signed = note.signed(text, batch_proof.signer(text, batches.PUBLIC), batches.KEY.sign(text).signature)
+    return b"c2sp.org/tlog-proof@v1\nextra " + b64encode(extra) + b"\nindex 0\n\n" + signed
+
+
 class World(RuleBasedStateMachine):
     """See above."""
 
@@ -87,6 +101,8 @@ class World(RuleBasedStateMachine):
         """Signatures of a message."""
         self.signers: dict[bytes, set[bytes]] = {}
         """Gateway processes that signed a message."""
+        self.places: dict[bytes, set[bytes]] = {}
+        """Gateway processes that put a message into a batch."""
         self.asked: list[tuple[bytes, Request]] = []
         self.settlements: dict[int, int] = {}
         self.highest_ack = 0
@@ -106,20 +122,23 @@ class World(RuleBasedStateMachine):
         found = []
         for number, public_key in enumerate(self.public_keys):
             version = process.numbers.setdefault(public_key, len(process.numbers) + 1)
-            key = wire.Key(0, version, number == self.current, self.algorithm, f"{number:02x}", public_key, 0xFFFF)
+            key = wire.Key(0, version, number == self.current, self.algorithm, f"{number:02x}", public_key, KINDS)
             found.append(key)
         return tuple(found)
 
     # ---- what the caller does ----------------------------------------------------------------------------------------
 
-    @rule(seconds=st.sampled_from([5, 500]), many=st.booleans())
-    def ask(self, seconds: int, many: bool) -> None:
+    @rule(seconds=st.sampled_from([5, 500]), kind=st.sampled_from([Type.SIGN, Type.SIGN_MANY, Type.SIGN_BATCHED]))
+    def ask(self, seconds: int, kind: Type) -> None:
         message = f"message {len(self.asked)}".encode()
-        one = wire.SignMany("", 0, 0, [message]) if many else wire.Sign("", 0, None, 0, message)
+        one = {
+            Type.SIGN: wire.Sign("", 0, None, 0, message),
+            Type.SIGN_MANY: wire.SignMany("", 0, 0, [message]),
+            Type.SIGN_BATCHED: batched.SignBatched("", 0, message),
+        }[kind]
         future = self.loop.create_future()
         number = len(self.asked)
         future.add_done_callback(lambda _: self.settlements.update({number: self.settlements.get(number, 0) + 1}))
-        kind = Type.SIGN_MANY if many else Type.SIGN
         request = Request(kind, one, future, self.loop.now + seconds)
         self.asked.append((message, request))
         self.outbox.submit(request)
@@ -172,14 +191,20 @@ class World(RuleBasedStateMachine):
 
     def answer(self, process: Process, frame, going: bool) -> bytes:
         many = frame.type is Type.SIGN_MANY
-        said = wire.read_sign_many(frame.body) if many else wire.read_sign(frame)
+        said: Any
+        if frame.type is Type.SIGN_BATCHED:
+            said = batched.read_sign_batched(frame.body)
+        else:
+            said = wire.read_sign_many(frame.body) if many else wire.read_sign(frame)
+            assert said.version, "sent without a version"
         current = self.public_keys[self.current]
-        assert said.version, "sent without a version"
         if going:
             return wire.error(frame.request, wire.Refusal(True, False, 0, "BUSY", "RETRY", "ends"))
         if self.full:
             return wire.error(frame.request, wire.Refusal(True, False, 10, "QUEUE_FULL", "RETRY", "full"))
-        if said.version != process.numbers[current]:
+        if frame.type is Type.SIGN_BATCHED:
+            answer = self.placed(process, frame.request, said.message)
+        elif said.version != process.numbers[current]:
             refusal = wire.Refusal(False, False, 0, "KEY_NOT_CURRENT", "REQUEST_FATAL", "another one")
             answer = wire.error(frame.request, refusal)
         else:
@@ -195,6 +220,16 @@ class World(RuleBasedStateMachine):
             )
         process.answers[frame.request] = answer
         return answer
+
+    def placed(self, process: Process, number: int, message: bytes) -> bytes:
+        """A batch of one message. The same process knows at least that it has answered the number."""
+        if process.instance in self.places.get(message, set()):
+            return wire.error(number, wire.Refusal(False, True, 0, "BAD_ARGUMENT", "REQUEST_FATAL", "forgotten"))
+        self.places.setdefault(message, set()).add(process.instance)
+        self.ledger.setdefault(message, set()).add(batches.PUBLIC)
+        proof = alone(message, len(self.places))
+        self.made.setdefault(message, set()).add(proof)
+        return batched.batched(number, batched.Batched(None, "01", batches.PUBLIC, proof))
 
     @precondition(lambda self: any(channel.back for channel in self.channels))
     @rule(data=st.data())
@@ -295,6 +330,7 @@ class World(RuleBasedStateMachine):
     @invariant()
     def no_message_has_two_keys(self) -> None:
         assert [message for message, keys in self.ledger.items() if len(keys) > 1] == []
+        assert [message for message, processes in self.places.items() if len(processes) > 1] == []
         if getattr(self, "algorithm", "ed25519") != "ed25519":  # the second process would sign otherwise
             assert [message for message, signers in self.signers.items() if len(signers) > 1] == []
 
@@ -314,12 +350,17 @@ class World(RuleBasedStateMachine):
         if error is None:
             found = request.future.result()
             found = found[0] if request.type is Type.SIGN_MANY else found
+            found = found.proof if request.type is Type.SIGN_BATCHED else found
             if isinstance(found, bytes):
                 assert found in self.made[message]
                 return
             error = found
         assert isinstance(error, HsmError)
-        assert isinstance(error, (DeadlineExceeded, KeyNotCurrent)) or error.status in ("HOST_LOST", "QUEUE_FULL")
+        assert isinstance(error, (DeadlineExceeded, KeyNotCurrent)) or error.status in (
+            ("HOST_LOST", "QUEUE_FULL", "BAD_ARGUMENT")
+            if request.type is Type.SIGN_BATCHED
+            else ("HOST_LOST", "QUEUE_FULL")
+        )
         assert error.maybe_signed or message not in self.ledger
 
     @invariant()
@@ -370,7 +411,7 @@ def world() -> Iterator[World]:
 def started(world: World, algorithm: str = "ed25519") -> tuple[FakeChannel, Request]:
     """A request that was received, signed and not answered."""
     world.begin(algorithm, 100)
-    world.ask(500, many=False)
+    world.ask(500, kind=Type.SIGN)
     [channel], [(_, request)] = world.channels, world.asked
     world.take(channel)
     assert len(world.ledger) == 1
@@ -448,7 +489,7 @@ def test_what_another_process_refuses_may_have_been_signed(world):
 @pytest.mark.parametrize("told_first", [True, False])
 def test_a_request_that_was_under_way_during_a_rotation_is_signed_with_the_next_key(world, told_first):
     world.begin("ed25519", 100)
-    world.ask(500, many=False)
+    world.ask(500, kind=Type.SIGN)
     [channel], [(_, request)] = world.channels, world.asked
     world.rotate()
     if told_first:
@@ -464,7 +505,7 @@ def test_a_request_that_was_under_way_during_a_rotation_is_signed_with_the_next_
 
 def test_a_request_for_one_key_is_not_signed_with_another(world):
     world.begin("ed25519", 100)
-    world.ask(500, many=False)
+    world.ask(500, kind=Type.SIGN)
     [channel], [(_, request)] = world.channels, world.asked
     request.asked_id = "00"
     world.rotate()
@@ -477,7 +518,7 @@ def test_a_request_for_one_key_is_not_signed_with_another(world):
 
 def test_what_a_gateway_refuses_because_it_ends_goes_to_the_next_one(world):
     world.begin("ed25519", 100)
-    world.ask(500, many=False)
+    world.ask(500, kind=Type.SIGN)
     [channel], [(_, request)] = world.channels, world.asked
     channel.going, channel.ready = True, False
     serve(world)

@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 from tests.support.wire import encoded, meaning, read
 from tests.wire.make_vectors import document
 
-from hsmcore.gateway import frames, wire
+from hsmcore.gateway import batched, frames, wire
 from hsmcore.gateway.frames import CLIENT_TYPES, GATEWAY_TYPES, MOST_BYTES, Splitter, Type, WireError
 
 VECTORS = json.loads((ROOT / "tests/wire/vectors.json").read_text())
@@ -105,6 +105,15 @@ ANY_FRAME = st.one_of(
     st.builds(wire.signed, u64, signed, slot=u16),
     st.builds(wire.signed_many, u64, u32, st.lists(blob | refusal, max_size=5)),
     st.builds(wire.verified, u64, st.booleans()),
+    st.builds(
+        batched.sign_batched, u64, st.builds(batched.SignBatched, kinds, u32, blob), slot=u16, again=st.booleans()
+    ),
+    st.builds(
+        batched.batched,
+        u64,
+        st.builds(batched.Batched, st.none() | st.integers(0, 2**64 - 2), short, blob, blob),
+        slot=u16,
+    ),
     st.builds(wire.error, u64, refusal),
     st.builds(wire.keys, keys),
     st.builds(wire.credit, u32),

@@ -25,8 +25,8 @@ NO_RECORD = 2**64 - 1
 
 TYPES = {
     "HELLO": 1, "SIGN": 2, "SIGN_MANY": 3, "VERIFY": 4, "CANCEL": 5, "ACK": 6, "PING": 7, "MANAGE": 8,
-    "WELCOME": 129, "SIGNED": 130, "SIGNED_MANY": 131, "VERIFIED": 132, "PONG": 133, "ERROR": 134, "KEYS": 135,
-    "CREDIT": 136, "GOAWAY": 137, "DONE": 138,
+    "SIGN_BATCHED": 9, "WELCOME": 129, "SIGNED": 130, "SIGNED_MANY": 131, "VERIFIED": 132, "PONG": 133, "ERROR": 134,
+    "KEYS": 135, "CREDIT": 136, "GOAWAY": 137, "DONE": 138, "BATCHED": 139,
 }  # fmt: skip
 KINDS = {"": 0, "tx-legacy": 1, "tx-v0": 2, "tx-v1": 3, "off-chain": 4, "block": 5, "state-root": 6, "digest32": 7,
          "raw": 8, "prehashed": 9}  # fmt: skip
@@ -167,6 +167,15 @@ def of_client() -> Iterator[dict[str, Any]]:
         says = {"kind": "raw", "timeout_ms": 2000, "version": 5, "messages": shown, "again": bool(flags)}
         yield frame(name, "SIGN_MANY", body, says, 20, 1, flags)
 
+    for name, kind, timeout, message, again, slot in (
+        ("sign batched", "", 0, b"message", False, 0),
+        ("sign batched, again", "raw", 2**32 - 1, b"\xff", True, 3),
+        ("sign batched, nothing", "digest32", 250, b"", False, 0),
+    ):
+        said = {"kind": kind, "timeout_ms": timeout, "message": message.hex(), "again": again}
+        body = struct.pack("<BI", KINDS[kind], timeout) + message
+        yield frame(name, "SIGN_BATCHED", body, said, 25, slot, again << 1)
+
     for name, key_id, signature, message in (
         ("verify", "00a1", SIGNATURE, b"message"),
         ("verify, any key, nothing", "", b"", b""),
@@ -229,6 +238,15 @@ def of_gateway() -> Iterator[dict[str, Any]]:
     yield frame("signed many", "SIGNED_MANY", outcomes, {"version": 2, "outcomes": said}, 20)
     yield frame("signed many, none", "SIGNED_MANY", struct.pack("<IH", 1, 0), {"version": 1, "outcomes": []}, 20)
 
+    for name, record, key_id, proof in (
+        ("batched", 2**53 + 1, "00a1", b"c2sp.org/tlog-proof@v1\n"),
+        ("batched, nothing is recorded", None, "", b""),
+    ):
+        body = struct.pack("<Q", NO_RECORD if record is None else record) + short(key_id) + short(ED25519) + proof
+        seq = None if record is None else str(record)
+        says = {"audit_seq": seq, "key_id": key_id, "public_key": ED25519.hex(), "proof": proof.hex()}
+        yield frame(name, "BATCHED", body, says, 25)
+
     for valid in (True, False):
         yield frame(f"verified: {valid}", "VERIFIED", bytes((valid,)), {"valid": valid}, 30)
     for name, one, request in (
@@ -289,20 +307,22 @@ def refused() -> list[dict[str, Any]]:
         add(by, "a frame of no bytes", struct.pack("<I", 0))
         add(by, "a frame one byte too long", struct.pack("<IBBHQ", MOST + 1, own, 0, 0, 1))
         add(by, "the longest length, and nothing else", struct.pack("<I", 2**32 - 1))
-        for number in (0, 9, 127, 128, 139, 255):
+        for number in (0, 10, 127, 128, 140, 255):
             add(by, f"type {number}", packed(number, 1))
-    for number in (1, 2, 3, 4, 5, 6, 7, 8):
+    for number in range(1, 10):
         add(client, f"type {number}, which clients send", packed(number, 1, bytes(15)))
-    for number in range(129, 139):
+    for number in range(129, 140):
         add(gateway, f"type {number}, which gateways send", packed(number, 1, bytes(15)))
     for number in (1, 4, 5, 6, 7, 8):
         add(gateway, f"a flag of type {number}", packed(number, 1, bytes(20), flags=1))
-    for number in range(129, 139):
+    for number in range(129, 140):
         add(client, f"a flag of type {number}", packed(number, 1, bytes(20), flags=2))
     for flags in (4, 8, 128):
         add(gateway, f"flag {flags} of sign", packed(2, 1, struct.pack("<BIQI", 0, 0, 0, 1), flags=flags))
     for flags in (1, 3, 4):
         add(gateway, f"flag {flags} of sign many", packed(3, 1, struct.pack("<BIIH", 0, 0, 1, 0), flags=flags))
+    for flags in (1, 3, 4):
+        add(gateway, f"flag {flags} of sign batched", packed(9, 1, struct.pack("<BI", 0, 0) + b"m", flags=flags))
 
     hello = struct.pack("<H", 1) + NONCE
     add(gateway, "hello of version 2", packed(1, body=struct.pack("<H", 2) + NONCE + short("")))
@@ -329,6 +349,10 @@ def refused() -> list[dict[str, Any]]:
     more = many.pack(0, 0, 1, 1) + struct.pack("<I", 1) + b"mm"
     add(gateway, "sign many and a byte more", packed(3, 1, more))
     add(gateway, "sign many kind 10", packed(3, 1, many.pack(10, 0, 1, 0)))
+
+    add(gateway, "sign batched of nothing", packed(9, 1))
+    add(gateway, "sign batched, too short", packed(9, 1, bytes(4)))
+    add(gateway, "sign batched kind 10", packed(9, 1, struct.pack("<BI", 10, 0) + b"m"))
 
     add(gateway, "verify of nothing", packed(4, 1))
     add(gateway, "verify, no UTF-8", packed(4, 1, short(b"\xc3") + long(SIGNATURE)))
@@ -377,6 +401,10 @@ def refused_answers() -> list[dict[str, Any]]:
     add(client, "signed many, one missing", packed(131, 1, struct.pack("<IH", 1, 2) + b"\0" + long(SIGNATURE)))
     add(client, "signed many and a byte more", packed(131, 1, struct.pack("<IH", 1, 0) + b"\0"))
     add(client, "signed many, its error cut", packed(131, 1, struct.pack("<IH", 1, 1) + b"\1" + long(FULL[0][:-1])))
+    add(client, "batched of nothing", packed(139, 1))
+    add(client, "batched, its key id too short", packed(139, 1, bytes(8) + b"\5ab"))
+    add(client, "batched, its key id no UTF-8", packed(139, 1, bytes(8) + short(b"\xff") + short(ED25519)))
+    add(client, "batched, its key too short", packed(139, 1, bytes(8) + short("00") + b"\x20" + ED25519[:-1]))
     add(client, "verified: 2", packed(132, 1, b"\2"))
     add(client, "verified of nothing", packed(132, 1))
     add(client, "verified in two bytes", packed(132, 1, b"\1\0"))

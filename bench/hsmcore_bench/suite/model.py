@@ -25,7 +25,7 @@ Kind = Literal[
     "cache-hit",  # ours: await km.sign of messages that the cache holds
     "cache-lookup",  # the cache's C function alone
     "gateway",  # ours: await sign of a client, through a gateway in a process of its own
-    "sign-batched",  # ours: await km.sign_batched
+    "sign-batched",  # ours: await km.sign_batched; with `batch`, sign_batched_many
     "verify-batched",  # no HSM: hsmcore.verify_batched, of a proof for a batch of 10,000
     "sign-open",  # ours: await km.sign of requests that come at random, so many a second
     "flush",  # signs nothing: one line appended to a file, and fdatasync
@@ -65,7 +65,7 @@ class Contender:
     algorithm: Algorithm = "ed25519"
     in_flight: int = 1  # callers that wait at the same time: threads or coroutines
     sessions: int = 1
-    batch: int = 1  # messages per sign_many
+    batch: int = 1  # messages per sign_many, or sign_batched_many
     latency_of: str = "call"  # what one latency value is the time of
     timed_every: int = 1  # one caller in so many reads the clock after each call
     isolation: Isolation = "thread"  # of ours: whether the module runs in a host process

@@ -94,6 +94,8 @@ TARGETS: tuple[Target, ...] = (
     fast("batched-yubihsm2-rate", "`sign_batched`, YubiHSM 2 (8.7 signatures/s)", 100_000.0, "batched-yubihsm2"),
     batched("batched-yubihsm2-p99", "the same, p99 latency over interval and 1.2 × device", "batched-yubihsm2", 150),
     fast("batched-softhsm-rate", "`sign_batched`, SoftHSM", 300_000.0, "batched-softhsm"),
+    fast("batched-many-yubihsm2-rate", "`sign_batched_many`, YubiHSM 2 (8.7/s)", 100_000.0, "batched-many-yubihsm2"),
+    fast("batched-many-softhsm-rate", "`sign_batched_many`, SoftHSM", 300_000.0, "batched-many-softhsm"),
     Target(
         *("batched-verify", "`verify_batched`, a batch of 10,000", "1 / rate(batched-verify)", "µs", 100.0, False),
         needs=("batched-verify",),

@@ -3,6 +3,7 @@
 import { Buffer } from "node:buffer";
 import { EventEmitter } from "node:events";
 
+import { type BatchedSignature, readBatchProof } from "./batched.js";
 import { badArgument, closed, HsmError, lost } from "./errors.js";
 import { Job, type JobFields, type Settler } from "./job.js";
 import { hex, Link, type LinkOptions, type LinkOwner, type Slot } from "./link.js";
@@ -28,6 +29,10 @@ export interface RequestOptions {
   key?: string;
   timeoutMs?: number;
   signal?: AbortSignal;
+}
+
+export interface SignBatchedOptions extends RequestOptions {
+  kind?: Kind;
 }
 
 export interface SignManyOptions extends RequestOptions {
@@ -135,6 +140,28 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     this.noteLevel(job.slot, level);
     const { id: keyId = "", publicKey = NO_KEY } = job.key ?? {};
     return { signature, keyId, publicKey, version, level, auditSeq };
+  }
+
+  /** Have a message put into a batch of which only the root is signed. The proof is verified here. */
+  async signBatched(message: Uint8Array, options: SignBatchedOptions = {}): Promise<BatchedSignature> {
+    this.check(message);
+    const { kind = "" } = fieldsOf(options);
+    const { key = DEFAULT_KEY, timeoutMs, signal } = options;
+    if (this.limits && !this.versions(key).some(wire.batches)) {
+      throw badArgument(
+        `The gateway signs no batches with "${key}".`,
+        'Add "batch-root" to policy.kinds of its configuration, or update the gateway.',
+      );
+    }
+    const asked = { key, ...(timeoutMs !== undefined && { timeoutMs }), ...(signal && { signal }) };
+    const { promise } = this.job(wire.signBatched(message, { kind }), asked);
+    const said = (await promise) as wire.Batched;
+    const found = readBatchProof(said.publicKey, message, said.proof);
+    if (!found || (kind !== "" && kind !== found.kind)) {
+      const fault = { status: "SIGNATURE_INVALID", class: "MEMBER_DOWN", maybeSigned: true };
+      throw new HsmError("The gateway's proof does not show that this message was signed.", fault);
+    }
+    return { ...said, index: found.index, root: found.root };
   }
 
   /** Have a batch signed. The outcomes are in the order of the messages; one that failed is an error. */

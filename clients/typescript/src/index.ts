@@ -1,7 +1,8 @@
 /** hsmcore-client: signatures from `hsmcore gateway`. Reading order: key-manager, client, link, job, wire. */
 
+export { type BatchedSignature, type BatchProof, readBatchProof, verifyBatched } from "./batched.js";
 export { Client, type ClientEvents, type ClientOptions, type Receipt, type RequestOptions } from "./client.js";
-export type { SignManyOptions, SignOptions } from "./client.js";
+export type { SignBatchedOptions, SignManyOptions, SignOptions } from "./client.js";
 export { HsmError } from "./errors.js";
 export { KeyManager, KeyManagerFactory, type GatewayOptions, type KeyManagerConfig } from "./key-manager.js";
 export type { Algorithm, Key, Kind, Level } from "./wire.js";

@@ -4,7 +4,8 @@ import type { Buffer } from "node:buffer";
 import { EventEmitter, once } from "node:events";
 
 import { Client, type ClientEvents, type ClientOptions, DEFAULT_KEY, type Receipt } from "./client.js";
-import type { RequestOptions, SignManyOptions, SignOptions } from "./client.js";
+import type { BatchedSignature } from "./batched.js";
+import type { RequestOptions, SignBatchedOptions, SignManyOptions, SignOptions } from "./client.js";
 import { badArgument, HsmError } from "./errors.js";
 import type { Key } from "./wire.js";
 
@@ -67,6 +68,11 @@ export class KeyManager extends EventEmitter<Events> {
   /** Sign, and say by which key, at which level of failover and under which audit record. */
   signWithReceipt(message: Uint8Array, options?: Own<SignOptions>): Promise<Receipt> {
     return this.client.sign(message, { ...options, key: this.key });
+  }
+
+  /** Sign a message with others: the HSM signs the root of a whole batch, and `proof` shows that the message is in it. */
+  signBatched(message: Uint8Array, options?: Own<SignBatchedOptions>): Promise<BatchedSignature> {
+    return this.client.signBatched(message, { ...options, key: this.key });
   }
 
   /** Sign a batch: an outcome for each message, which is an error where it failed. */

@@ -267,8 +267,14 @@ export class Link {
         status: "KEY_NOT_FOUND",
       });
     }
-    job.key = key;
     job.sentAt = performance.now();
+    if (wire.isBatched(job.frame)) {
+      // The key is the one that signs when the batch closes. Without a key it is not sent to another gateway process,
+      // which would give it another place.
+      wire.stampTimeout(job.frame, job.leftMs);
+      return undefined;
+    }
+    job.key = key;
     // None is known to sign, as in an emergency: the gateway chooses, and an answer that is lost is lost for good.
     wire.stampVersion(job.frame, key?.version ?? 0);
     wire.stampTimeout(job.frame, job.leftMs);
@@ -406,6 +412,7 @@ export class Link {
 function readAnswer(asked: number, type: number, body: Buffer): unknown {
   if (asked === Type.SIGN && type === Type.SIGNED) return wire.readSigned(body);
   if (asked === Type.SIGN_MANY && type === Type.SIGNED_MANY) return wire.readSignedMany(body);
+  if (asked === Type.SIGN_BATCHED && type === Type.BATCHED) return wire.readBatched(body);
   if (asked === Type.VERIFY && type === Type.VERIFIED) return wire.readVerified(body);
   if (asked === Type.MANAGE && type === Type.DONE) return wire.readText(body);
   throw new WireError(`type ${type} answers type ${asked}`);

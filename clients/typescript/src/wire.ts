@@ -21,6 +21,7 @@ export const Type = {
   ACK: 6,
   PING: 7,
   MANAGE: 8,
+  SIGN_BATCHED: 9,
   WELCOME: 129,
   SIGNED: 130,
   SIGNED_MANY: 131,
@@ -31,6 +32,7 @@ export const Type = {
   CREDIT: 136,
   GOAWAY: 137,
   DONE: 138,
+  BATCHED: 139,
 } as const;
 
 export const HAS_POSITION = 1;
@@ -59,7 +61,7 @@ export type Algorithm = (typeof ALGORITHMS)[number];
 export type Level = (typeof LEVELS)[number];
 export type Operation = (typeof OPERATIONS)[number];
 
-/** A version of a key. `version` is the gateway process's own number, `kinds` has bit n for kind n. */
+/** A version of a key. `version` is the gateway process's own number, `kinds` has bit n for kind n; see `batches`. */
 export interface Key {
   readonly slot: number;
   readonly version: number;
@@ -69,6 +71,11 @@ export interface Key {
   readonly publicKey: Buffer;
   readonly kinds: number;
 }
+
+const [BATCHES, ALL_KINDS] = [0x8000, 0xffff];
+
+/** Whether the gateway signs batches with this key. One of an earlier release sets the bit only with all others. */
+export const batches = ({ kinds }: Key): boolean => (kinds & BATCHES) !== 0 && kinds !== ALL_KINDS;
 
 export interface Welcome {
   readonly instance: Buffer;
@@ -87,6 +94,14 @@ export interface Signed {
   /** The number of the audit record, or null without one. */
   readonly auditSeq: bigint | null;
   readonly signature: Buffer;
+}
+
+/** A place in a batch, as the gateway says; nothing of it is verified. */
+export interface Batched {
+  readonly auditSeq: bigint | null;
+  readonly keyId: string;
+  readonly publicKey: Buffer;
+  readonly proof: Buffer;
 }
 
 export interface SignFields {
@@ -135,7 +150,7 @@ export class Splitter {
         break;
       }
       const type = data[at + 4]!;
-      if (type < Type.WELCOME || type > Type.DONE) throw new WireError(`type ${type}`);
+      if (type < Type.WELCOME || type > Type.BATCHED) throw new WireError(`type ${type}`);
       if (data[at + 5] !== 0) throw new WireError(`flags ${data[at + 5]} of type ${type}`);
       const after = at + LENGTH_BYTES + length;
       if (after > end) {
@@ -207,6 +222,14 @@ export function signMany(messages: readonly Uint8Array[], fields: SignFields = {
   return made;
 }
 
+export function signBatched(message: Uint8Array, fields: Pick<SignFields, "kind" | "timeoutMs"> = {}): Buffer {
+  const made = frame(Type.SIGN_BATCHED, 5 + message.length);
+  made[16] = KINDS.indexOf(fields.kind ?? "");
+  made.writeUInt32LE(fields.timeoutMs ?? 0, 17);
+  made.set(message, 21);
+  return made;
+}
+
 export function verify(message: Uint8Array, signature: Uint8Array, keyId = ""): Buffer {
   const id = short(keyId);
   const made = frame(Type.VERIFY, 3 + id.length + signature.length + message.length);
@@ -246,7 +269,9 @@ export function stamp(made: Buffer, request: number, slot = 0): Buffer {
   return made;
 }
 
-export const isSigning = (made: Buffer): boolean => made[4] === Type.SIGN || made[4] === Type.SIGN_MANY;
+export const isBatched = (made: Buffer): boolean => made[4] === Type.SIGN_BATCHED;
+export const isSigning = (made: Buffer): boolean =>
+  made[4] === Type.SIGN || made[4] === Type.SIGN_MANY || isBatched(made);
 
 export function stampVersion(made: Buffer, version: number): void {
   made.writeUInt32LE(version, made[4] === Type.SIGN ? 29 : 21);
@@ -368,6 +393,12 @@ export const readSignedMany = (body: Buffer): { version: number; outcomes: (Buff
       return bad ? readError(fields.raw(fields.u16())) : fields.copy(fields.u16());
     }),
   }));
+
+export const readBatched = (body: Buffer): Batched =>
+  whole(body, (fields) => {
+    const [record, keyId, publicKey] = [fields.u64(), fields.text8(), fields.copy(fields.u8())];
+    return { auditSeq: record === NO_RECORD ? null : record, keyId, publicKey, proof: Buffer.from(fields.rest()) };
+  });
 
 export const readError = (body: Buffer): HsmError =>
   whole(body, (fields) => {

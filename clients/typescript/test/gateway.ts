@@ -1,7 +1,7 @@
 /** A gateway for tests: speaks hsmcore-wire/1, signs with keys of its own, and breaks as it is told. */
 
 import { Buffer } from "node:buffer";
-import { generateKeyPairSync, type KeyObject, randomBytes, sign as signWith } from "node:crypto";
+import { createHash, generateKeyPairSync, type KeyObject, randomBytes, sign as signWith } from "node:crypto";
 import { mkdtempSync, rmSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -72,6 +72,24 @@ export function signed(key: TestKey, message: Buffer, level = 1): Buffer {
   return Buffer.concat([u32(key.version), Buffer.from([level]), record, signWith(null, message, key.secret)]);
 }
 
+const sha256 = (...parts: Buffer[]): Buffer => createHash("sha256").update(Buffer.concat(parts)).digest();
+
+/** The proof of the first of two messages of a batch, as text. */
+export function proofOf(key: TestKey, messages: [Buffer, Buffer], first = 7): string {
+  const heads = messages.map((_, n) => Buffer.from([8, 0, 0, 0, 0, 0, 0, 0, first + n]));
+  const leaves = messages.map((message, n) => sha256(Buffer.of(0), heads[n]!, sha256(message)));
+  const root = sha256(Buffer.of(1), leaves[0]!, leaves[1]!).toString("base64");
+  const signed = `tests/0\n2\n${root}\nhsmcore/batch-root/v1 ${first}\ntime 1\n`;
+  const id = sha256(Buffer.from("tests/0\n\x01"), key.publicKey).subarray(0, 4);
+  const line = Buffer.concat([id, signWith(null, Buffer.from(signed), key.secret)]).toString("base64");
+  const head = `c2sp.org/tlog-proof@v1\nextra ${heads[0]!.toString("base64")}\nindex 0\n`;
+  return `${head}${leaves[1]!.toString("base64")}\n\n${signed}\n— tests/0 ${line}\n`;
+}
+
+/** BATCHED. */
+export const batched = (key: TestKey, proof: string, publicKey = key.publicKey): Buffer =>
+  Buffer.concat([u32(3), u32(0), text8(key.id), Buffer.from([publicKey.length]), publicKey, Buffer.from(proof)]);
+
 export class Connection {
   nonce = "";
   private rest = Buffer.alloc(0);
@@ -127,6 +145,7 @@ export class TestGateway {
   messageBytes = 16_384;
   keys = [makeKey(1)];
   names = ["default"];
+  kinds = 0xffff;
   greetings: Connection[] = [];
   seen: Request[] = [];
   connections = new Set<Connection>();
@@ -143,7 +162,7 @@ export class TestGateway {
   keysBody(): Buffer {
     const made = this.keys.map((key) => {
       const head = Buffer.concat([u16(0), u32(key.version), Buffer.from([key.current ? 1 : 0, key.algorithm])]);
-      return Buffer.concat([head, text8(key.id), Buffer.from([key.publicKey.length]), key.publicKey, u16(0xffff)]);
+      return Buffer.concat([head, text8(key.id), Buffer.from([key.publicKey.length]), key.publicKey, u16(this.kinds)]);
     });
     return Buffer.concat([u16(made.length), ...made]);
   }

@@ -45,6 +45,7 @@ function encoded({ type, says, slot, request, flags }: Vector): Buffer {
     HELLO: () => wire.hello(bytes(says["nonce"]), says["program"]),
     SIGN: () => wire.sign(bytes(says["message"]), fields(says)),
     SIGN_MANY: () => wire.signMany(says["messages"].map(bytes), fields(says)),
+    SIGN_BATCHED: () => wire.signBatched(bytes(says["message"]), fields(says)),
     VERIFY: () => wire.verify(bytes(says["message"]), bytes(says["signature"]), says["key_id"]),
     CANCEL: () => wire.cancel(0),
     ACK: () => wire.ack(0),
@@ -87,6 +88,11 @@ const readers: Record<string, (body: Buffer) => Says> = {
       one instanceof HsmError ? { error: refusal(one) } : { signature: one.toString("hex") },
     );
     return { version, outcomes: said };
+  },
+  BATCHED: (body) => {
+    const { auditSeq, keyId, publicKey, proof } = wire.readBatched(body);
+    const key = { key_id: keyId, public_key: publicKey.toString("hex") };
+    return { audit_seq: auditSeq?.toString() ?? null, ...key, proof: proof.toString("hex") };
   },
   VERIFIED: (body) => ({ valid: wire.readVerified(body) }),
   ERROR: (body) => refusal(wire.readError(body)),

@@ -1,7 +1,8 @@
 """The leaves of batches in files of their own: with them, each proof can be made again.
 
-A line is one batch, as JSON: `note`, its signed checkpoint, and `leaves`, in base64: for each the kind, the SHA-256 of
-the message, and the blinder if there is one. A process begins a file of its own, named after its first index.
+A line is one batch, as JSON: `note`, its signed checkpoint; `leaves`, in base64: for each the kind, the SHA-256 of the
+message, and the blinder if there is one; and `callers`: who asked for how many of them, in their order, or null. A
+process begins a file of its own, named after its first index.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ class LeafFiles:
         self._folder = folder
         self._path: Path | None = None
 
-    def keep(self, first: int, note: bytes, leaves: bytes) -> None:
+    def keep(self, first: int, note: bytes, leaves: bytes, callers: list[tuple[str | None, int]]) -> None:
         """Add a batch; it is durable when this returns. Raises AuditUnavailable."""
-        line = orjson.dumps({"note": note.decode(), "leaves": b64encode(leaves).decode()}) + b"\n"
+        kept = {"note": note.decode(), "leaves": b64encode(leaves).decode(), "callers": callers}
+        line = orjson.dumps(kept) + b"\n"
         try:
             if self._path is None or self._path.stat().st_size + len(line) > MOST_BYTES:
                 path = self._folder / f"{first:019d}.jsonl"

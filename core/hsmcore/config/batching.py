@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 from hsmcore.config.base import Model, Text, Whole
+
+MOST_ROOT_BYTES: Final = 205
+"""Length of the longest text that is signed for a batch, with every number and the domain at its limit."""
 
 
 class Batching(Model):

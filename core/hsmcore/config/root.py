@@ -15,7 +15,7 @@ from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationIn
 
 from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
-from hsmcore.config.batching import Batching
+from hsmcore.config.batching import MOST_ROOT_BYTES, Batching
 from hsmcore.config.failover import CloudWatchLogs, Failover, LevelName, require_lasting
 from hsmcore.config.fleet import Fleet
 from hsmcore.config.gateway import Gateway, require_keys
@@ -119,6 +119,8 @@ class KeyManagerConfig(Provider):
             raise clash(f'has batching, but policy.kinds does not list "{BATCH_ROOT}"')
         if self.policy is not None and KEY_SET in self.policy.kinds and self.active_rotation is None:
             raise clash(f'policy.kinds lists "{KEY_SET}", but keyRotation is not enabled: a set is of the key ring')
+        if self.policy is not None and BATCH_ROOT in self.policy.kinds and self.max_message_bytes < MOST_ROOT_BYTES:
+            raise clash(f'maxMessageBytes must be {MOST_ROOT_BYTES} at least: policy.kinds lists "{BATCH_ROOT}"')
         require_lasting(self, "the key manager's own provider")
         consents = self.failover is not None and "primary" in self.failover.accept_other_keys
         if consents and self._first_is_listed and len(self._listed_primary) == 1:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,7 +18,6 @@ from hsmcore.errors import (
     EngineClosed,
     HsmError,
     KeyNotFound,
-    MemberDown,
     MessageTooLarge,
     NotInitialized,
     WrongEventLoop,
@@ -28,25 +25,18 @@ from hsmcore.errors import (
 from hsmcore.events import Callback, Events
 from hsmcore.gateway import wire
 from hsmcore.gateway.arguments import as_bytes, cut, key_id_of, kind_of, position_of, seconds_of, whole
+from hsmcore.gateway.batched import BatchedSignature, SignBatched
 from hsmcore.gateway.dialing import Address, ClientTls
 from hsmcore.gateway.frames import Type
-from hsmcore.gateway.link import Link
+from hsmcore.gateway.keeping import Connections
 from hsmcore.gateway.outbox import Outbox
 from hsmcore.gateway.request import Request, Session
 from hsmcore.keyring import KeyVersion
-from hsmcore.log import get_logger
 from hsmcore.receipt import Receipt
 
 Message = bytes | bytearray | memoryview
 
 DEFAULT_ADDRESS: Final = "unix:/run/hsmcore/sign.sock"
-_CONNECT_SECONDS: Final = 10.0
-_FIRST_WAIT, _LONGEST_WAIT = 0.02, 2.0
-"""Seconds before a broken connection is made again: at first, and after many failures; in truth a random part."""
-_SOUND_SECONDS: Final = 1.0
-"""A connection that has lasted for so long was no failure, or one that has answered anything."""
-_PING_SECONDS: Final = 15.0
-_ENDING_SECONDS: Final = 1.0
 
 
 class Client:
@@ -76,22 +66,18 @@ class Client:
         self.address = Address.parse(address)
         if (tls is None) == (not self.address.path):
             raise BadArgument('tls belongs to a "tls:" address, and only to one')
-        self._tls, self._key_manager = tls, key_manager
-        self._connections = whole(connections, "connections", 1, 64)
+        connections = whole(connections, "connections", 1, 64)
         self._timeout = seconds_of(timeout)
         self._most_waiting = whole(max_waiting, "max_waiting", 1, 1 << 24)
-        self._program = (program or Path(sys.argv[0]).name).encode()[:64].decode(errors="ignore")
-        self._nonce = os.urandom(wire.NONCE_BYTES)
+        program = (program or Path(sys.argv[0]).name).encode()[:64].decode(errors="ignore")
         self._events = Events()
-        self._links: list[Link] = []
-        self._keepers: list[asyncio.Task[None]] = []
+        self._connections = Connections(self.address, tls, key_manager, program, connections, self._events)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._outbox: Outbox | None = None
         self._session: Session | None = None
         self._told_id: str | None = None
         self._opening = asyncio.Lock()
         self._opened = self._closed = False
-        self._down = False
 
     async def initialize(self) -> None:
         """Connect. Raises MemberDown if no gateway answers, PolicyRefused and others if it refuses this client; the
@@ -105,14 +91,8 @@ class Client:
         if self._opened:
             return
         self._loop = asyncio.get_running_loop()
-        self._outbox = Outbox(self._loop, self._most_waiting, self._links, self._keys_changed)
-        first: asyncio.Future[None] = self._loop.create_future()
-        self._keepers = [self._loop.create_task(self._keep(first)) for _ in range(self._connections)]
-        try:
-            await first
-        except BaseException:
-            await self._stop()
-            raise
+        self._outbox = Outbox(self._loop, self._most_waiting, self._connections.links, self._keys_changed)
+        await self._connections.open(self._outbox)
         self._opened = True
         self._events.emit("initialized", member=self.address.text, key_id=self._current_id())
 
@@ -127,22 +107,9 @@ class Client:
             if open_ones:
                 await asyncio.wait(open_ones)
         finally:
-            await self._stop()
+            await self._connections.close()
         if self._opened:
             self._events.emit("closed", member=self.address.text)
-
-    async def _stop(self) -> None:
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
-        self._keepers.clear()
-        for link in self._links:
-            link.close()
-        if self._outbox is not None:
-            self._outbox.end()
-        if self._links:
-            await asyncio.wait([link.ended for link in self._links], timeout=_ENDING_SECONDS)
-        self._links.clear()
 
     async def __aenter__(self) -> Self:
         await self.initialize()
@@ -152,77 +119,6 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
-
-    async def _keep(self, first: asyncio.Future[None]) -> None:
-        """Keep one connection. `first`: of all connections, the first to have an outcome settles it."""
-        outbox, wait = self._ready(), _FIRST_WAIT
-        while True:
-            begun = asyncio.get_running_loop().time()
-            link = Link(outbox, self._key_manager, self._nonce, self._program)
-            problem = await self._connect(link)
-            if problem is None:
-                outbox.problem = ""
-                if not first.done():
-                    first.set_result(None)
-                await self._watch(link)
-                problem = link.problem
-            else:
-                outbox.problem = str(problem)
-                if not first.done():
-                    first.set_exception(problem if isinstance(problem, HsmError) else self._unreachable(problem))
-            self._tell_state(problem)
-            lasted = asyncio.get_running_loop().time() - begun > _SOUND_SECONDS
-            if link.useful or (lasted and link.unusable.done()):
-                wait = _FIRST_WAIT
-            await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311
-            wait = min(wait * 2, _LONGEST_WAIT)
-
-    async def _connect(self, link: Link) -> Exception | None:
-        """Connect and wait for WELCOME. Returns why that failed."""
-        try:
-            async with asyncio.timeout(_CONNECT_SECONDS):
-                await self.address.dial(self._tls, lambda: link)
-                self._links.append(link)
-                link.ended.add_done_callback(lambda _: self._forget(link))
-                await link.welcomed
-        except TimeoutError:
-            link.fail(TimeoutError(f"no answer within {_CONNECT_SECONDS:g} s"))
-        except (OSError, HsmError) as error:
-            link.fail(error)
-        return link.problem
-
-    def _forget(self, link: Link) -> None:
-        if link in self._links:
-            self._links.remove(link)
-
-    async def _watch(self, link: Link) -> None:
-        """Wait until no more can be sent on a connection. One that is silent for long ends."""
-        self._tell_state(None)
-        pinged = False
-        while not link.unusable.done():
-            await asyncio.wait([link.unusable], timeout=_PING_SECONDS)
-            if not link.silent():
-                pinged = False
-            elif pinged:
-                link.fail(TimeoutError("the gateway is silent"))
-            else:
-                link.ping()
-                pinged = True
-        if link.going and not link.ended.done():
-            get_logger().info("the gateway ends", address=self.address.text, left_ms=link.left_ms)
-            asyncio.get_running_loop().call_later(link.left_ms / 1000 + _ENDING_SECONDS, link.close)
-
-    def _unreachable(self, problem: Exception) -> HsmError:
-        text = f"the gateway at {self.address.text} cannot be reached: {problem}"
-        return MemberDown(text, status="HOST_LOST", hint="Check that it runs, and who may connect.")
-
-    def _tell_state(self, problem: Exception | None) -> None:
-        down = not any(link.ready for link in self._links)
-        if down != self._down and self._opened:
-            self._down = down
-            kind, log = ("member-down", get_logger().warning) if down else ("member-up", get_logger().info)
-            log(kind, member=self.address.text, problem=str(problem or ""))
-            self._events.emit(kind, member=self.address.text)
 
     def _keys_changed(self, session: Session) -> None:
         first, previous = self._session is None, self._told_id
@@ -327,6 +223,15 @@ class Client:
             latency_ns=monotonic_ns() - begun,
             audit_seq=signed.audit_seq,
         )
+
+    async def sign_batched(
+        self, message: Message, timeout: float | None = None, kind: str | None = None
+    ) -> BatchedSignature:
+        """Sign a message with others; as KeyManager.sign_batched. The proof is verified here, under the key that the
+        gateway names. Another gateway process would give the message another place, so none is asked again. Raises
+        BadArgument where no batches are signed, SignatureInvalid for a proof that shows nothing."""
+        value = SignBatched(kind_of(kind), 0, self._checked(message))
+        return await self._ask(Type.SIGN_BATCHED, value, timeout)  # type: ignore[no-any-return]
 
     @overload
     async def sign_many(

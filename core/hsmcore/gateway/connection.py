@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from hsmcore.config.policy import PREHASHED
 from hsmcore.errors import BadArgument, HsmError, ModuleBusy, PolicyRefused
-from hsmcore.failover.breaker import may_have_signed
-from hsmcore.gateway import wire
+from hsmcore.gateway import asked, batched, wire
+from hsmcore.gateway.asked import Request, refusal_of
 from hsmcore.gateway.clients import Client
 from hsmcore.gateway.desk import Counter, Desk
 from hsmcore.gateway.frames import CLIENT_TYPES, MIN_BYTES, Frame, Splitter, Type, WireError
-from hsmcore.gateway.jobs import OUTSIDE, Job, outcome_of
 from hsmcore.gateway.memory import Session, contents_of
 from hsmcore.listening.connections import Connection as Place
-from hsmcore.manager.prompt import Begun
-from hsmcore.receipt import Receipt, Signed
 
 HELLO_BYTES: Final = 512
 """Longest HELLO: a stranger has no more memory of this process."""
@@ -52,42 +47,6 @@ class Host(Protocol):
     def refused(self, peer: str, client: Client | None, why: str) -> None: ...
 
 
-class Request(Job):
-    """A job of a connection. It goes on when the connection ends; its answer goes to each one that asked and lives."""
-
-    __slots__ = ("begun", "connection", "counter", "number", "others", "session")
-
-    begun: Begun
-    connection: Connection
-    counter: Counter
-    number: int
-    others: tuple[Connection, ...]
-    """Which have asked for the same."""
-    session: Session[Request]
-
-    def asked_on(self, connection: Connection) -> None:
-        """It was asked for again. Nobody knows which connection is the client's latest: what was sent on one that has
-        broken since may be read after what was sent again on the next."""
-        lives = (one for one in (self.connection, *self.others) if one is not connection and one.lives)
-        self.connection, self.others = connection, tuple(lives)
-
-    def answered(self, asked: asyncio.Future[Any]) -> None:
-        """The member of `begun` has answered, or the client withdrew the request."""
-        queue = self.counter.desk.queue
-        if asked.cancelled():
-            self.begun.abandon()
-            queue.end(self, outcome_of(asked))
-            return
-        try:
-            outcome: Any = self.begun.outcome()
-        except HsmError as error:
-            outcome = error
-        if outcome is None:
-            queue.run(self, self.begun.go_on())
-        else:
-            queue.end(self, outcome)
-
-
 class Connection(asyncio.Protocol):
     """Belongs to the event loop of the key managers."""
 
@@ -113,6 +72,7 @@ class Connection(asyncio.Protocol):
             Type.SIGN_MANY: self._sign_many,
             Type.VERIFY: self._verify,
             Type.MANAGE: self._manage,
+            Type.SIGN_BATCHED: self._sign_batched,
             Type.CANCEL: self._cancel,
             Type.ACK: self._acknowledge,
             Type.PING: self._ping,
@@ -224,21 +184,25 @@ class Connection(asyncio.Protocol):
     # Requests.
 
     def _sign(self, frame: Frame) -> None:
-        self._take(frame, wire.read_sign(frame), _begin_sign, _ANSWER_SIGN, signatures=1)
+        self._take(frame, wire.read_sign(frame), asked.begin_sign, asked.ANSWER_SIGN, signatures=1)
 
     def _sign_many(self, frame: Frame) -> None:
-        asked = wire.read_sign_many(frame.body)
-        count = len(asked.messages)
+        what = wire.read_sign_many(frame.body)
+        count = len(what.messages)
         if not 1 <= count <= self.server.batch:
             self._refuse(frame.request, BadArgument(f"a batch of {count}; at most {self.server.batch}"))
             return
-        self._take(frame, asked, _begin_sign_many, _ANSWER_SIGN_MANY, signatures=count)
+        self._take(frame, what, asked.begin_sign_many, asked.ANSWER_SIGN_MANY, signatures=count)
 
     def _verify(self, frame: Frame) -> None:
-        self._take(frame, wire.read_verify(frame.body), _begin_verify, _ANSWER_VERIFY)
+        self._take(frame, wire.read_verify(frame.body), asked.begin_verify, asked.ANSWER_VERIFY)
 
     def _manage(self, frame: Frame) -> None:
-        self._take(frame, wire.read_manage(frame.body), _begin_manage, _ANSWER_MANAGE)
+        self._take(frame, wire.read_manage(frame.body), asked.begin_manage, asked.ANSWER_MANAGE)
+
+    def _sign_batched(self, frame: Frame) -> None:
+        what = batched.read_sign_batched(frame.body)
+        self._take(frame, what, asked.begin_sign_batched, asked.ANSWER_SIGN_BATCHED, signatures=1)
 
     def _take(
         self,
@@ -262,6 +226,7 @@ class Connection(asyncio.Protocol):
                 request.connection, request.others, request.number, request.session = self, (), number, session
                 request.counter = counter = self._counter(frame.slot)
                 request.timeout = getattr(what, "timeout_ms", 0) / 1e3 or counter.timeout
+                request.takes_turn = frame.type is not Type.SIGN_BATCHED
                 session.open[number] = contents, request
                 try:
                     counter.desk.queue.take(request, signatures)
@@ -357,90 +322,3 @@ class Connection(asyncio.Protocol):
 
 def _ignore(_frame: Frame) -> None:
     """What comes behind a frame that ended the connection."""
-
-
-def refusal_of(error: HsmError, *, begun: bool = False) -> wire.Refusal:
-    """Return an error as it is sent. `begun`: a key manager had the request."""
-    maybe = error.maybe_signed or (begun and may_have_signed(error))
-    return wire.Refusal(error.retryable, maybe, error.retry_after_ms, error.status, error.error_class, str(error))
-
-
-def _run(request: Request, work: Coroutine[Any, Any, Any]) -> None:
-    request.connection.server.desk.queue.run(request, work)
-
-
-def _begin_sign(request: Request, left: float) -> None:
-    asked: wire.Sign = request.what
-    counter, kind = request.counter, asked.kind or None
-    desk, manager = counter.desk, counter.manager
-    if kind == PREHASHED:
-        _run(request, desk.sign_prehashed(counter, asked.message, left, asked.version))
-        return
-    counter.require_kind(asked.message, kind)
-    only = desk.public_key(counter, asked.version) if asked.version else None
-    begun = request.client.context.run(manager.submit, asked.message, left, kind, asked.position, only)
-    if begun is not None:
-        request.begun, request.running = begun, begun.asked
-        begun.asked.add_done_callback(request.answered, context=OUTSIDE)
-        return
-    key_id = desk.key_id(counter, asked.version)
-    _run(
-        request,
-        manager.sign_with_receipt(asked.message, left, kind=kind, position=asked.position, key_id=key_id),
-    )
-
-
-def _begin_sign_many(request: Request, left: float) -> None:
-    asked: wire.SignMany = request.what
-    counter = request.counter
-    key_id = counter.desk.key_id(counter, asked.version)
-    _run(request, counter.desk.sign_batch(counter, asked.messages, asked.kind or None, left, key_id))
-
-
-def _begin_verify(request: Request, _left: float) -> None:
-    asked: wire.Verify = request.what
-    _run(request, request.counter.manager.verify(asked.message, asked.signature, asked.key_id or None))
-
-
-def _begin_manage(request: Request, _left: float) -> None:
-    asked: wire.Manage = request.what
-    _run(request, request.counter.desk.manage_key(request.counter, asked.operation, asked.key_id))
-
-
-def _signed(request: Request, outcome: Receipt | Signed) -> bytes:
-    number = request.counter.desk.number(request.counter.name, outcome.public_key, outcome.key_id)
-    level = outcome.level if outcome.level in wire.LEVELS else ""
-    return wire.signed(request.number, wire.Signed(number, level, outcome.audit_seq, outcome.signature))
-
-
-def _signed_many(request: Request, outcome: tuple[int, list[bytes | HsmError]]) -> bytes:
-    version, outcomes = outcome
-    shown = [refusal_of(one, begun=True) if isinstance(one, HsmError) else one for one in outcomes]
-    return wire.signed_many(request.number, version, shown)
-
-
-def _verified(request: Request, outcome: bool) -> bytes:
-    return wire.verified(request.number, outcome)
-
-
-def _done(request: Request, outcome: str) -> bytes:
-    return wire.done(request.number, outcome)
-
-
-def _answer(request: Request, outcome: Any, made: Callable[[Request, Any], bytes], *, remembered: bool = True) -> None:
-    """Answer a request: with an error, or with what `made` makes of the result."""
-    connection, session = request.connection, request.session
-    if isinstance(outcome, HsmError):
-        status, data = outcome.status, wire.error(request.number, refusal_of(outcome, begun=request.started))
-    else:
-        status, data = "OK", made(request, outcome)
-    connection.server.count(request.client, status)
-    session.close(request.number, data if remembered else None, connection.server.now)
-    for one in (connection, *request.others):
-        one.send(data, last=not session.open)
-
-
-_ANSWER_SIGN: Final = partial(_answer, made=_signed)
-_ANSWER_SIGN_MANY: Final = partial(_answer, made=_signed_many)
-_ANSWER_VERIFY: Final = partial(_answer, made=_verified, remembered=False)
-_ANSWER_MANAGE: Final = partial(_answer, made=_done)

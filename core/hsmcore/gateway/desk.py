@@ -14,7 +14,7 @@ from typing import Any, Final
 import orjson
 
 from hsmcore.config import Gateway
-from hsmcore.config.policy import ORDERED, PREHASHED
+from hsmcore.config.policy import BATCH_ROOT, ORDERED, PREHASHED
 from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent, KeyNotFound, PolicyRefused
 from hsmcore.gateway import wire
 from hsmcore.gateway.clients import Client, Directory
@@ -45,12 +45,13 @@ class Counter:
 
     @property
     def kinds(self) -> int:
-        """What may be signed, as bits of wire.KINDS."""
+        """What may be signed, as bits of wire.KINDS, and wire.BATCHES."""
         listed = None if self.policy is None else self.policy.kinds
         if listed is None and self._allowed is None:
             return wire.ALL_KINDS
         kinds = set(wire.KINDS[1:]).intersection(*(some for some in (listed, self._allowed) if some is not None))
-        return sum(1 << wire.KINDS.index(kind) for kind in kinds)
+        found = sum(1 << wire.KINDS.index(kind) for kind in kinds)
+        return found | wire.BATCHES if self.policy is not None and BATCH_ROOT in self.policy.kinds else found
 
     def require_kind(self, message: bytes, kind: str | None) -> None:
         """Raise PolicyRefused for a message that this client may not have signed."""

@@ -27,6 +27,7 @@ class Type(IntEnum):
     ACK = 6
     PING = 7
     MANAGE = 8
+    SIGN_BATCHED = 9
     WELCOME = 129
     SIGNED = 130
     SIGNED_MANY = 131
@@ -37,16 +38,17 @@ class Type(IntEnum):
     CREDIT = 136
     GOAWAY = 137
     DONE = 138
+    BATCHED = 139
 
 
 class Flag(IntFlag):
-    """`flags` of SIGN, and of SIGN_MANY; the second takes AGAIN only."""
+    """`flags` of SIGN; SIGN_MANY and SIGN_BATCHED take AGAIN only."""
 
     HAS_POSITION = 1
     AGAIN = 2
 
 
-_FLAGS: Final = {Type.SIGN: Flag.HAS_POSITION | Flag.AGAIN, Type.SIGN_MANY: Flag.AGAIN}
+_FLAGS: Final = {Type.SIGN: Flag.HAS_POSITION | Flag.AGAIN, Type.SIGN_MANY: Flag.AGAIN, Type.SIGN_BATCHED: Flag.AGAIN}
 
 
 class WireError(ValueError):

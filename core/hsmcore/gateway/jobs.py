@@ -22,7 +22,9 @@ class Job:
     """A request. `start(job, seconds)` begins it, with what is left of its timeout, and sets `running`; `answer(job,
     outcome)` is called once, with a result or an HsmError."""
 
-    __slots__ = ("answer", "client", "cost", "ended", "running", "start", "started", "timeout", "until", "what")
+    __slots__ = (
+        "answer", "client", "cost", "ended", "running", "start", "started", "takes_turn", "timeout", "until", "what",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -40,6 +42,8 @@ class Job:
         self.until = 0.0
         """Deadline of a request that waits for its turn, as time.monotonic()."""
         self.started = self.ended = False
+        self.takes_turn = True
+        """Whether it begins in its turn: it keeps a key manager busy, as a message of a batch does not."""
 
 
 class Queue:
@@ -58,7 +62,7 @@ class Queue:
         """Admit a job that asks for so many signatures. Raises QueueFull, and then never answers."""
         client = job.client
         client.begin(job.cost, signatures)
-        if self.turns.take(client.flow, job, job.cost):
+        if not job.takes_turn or self.turns.take(client.flow, job, job.cost):
             self._run(job)
             return
         job.until = monotonic() + job.timeout
@@ -72,7 +76,7 @@ class Queue:
             return
         job.ended = True
         job.client.end(job.cost)
-        begun = self.turns.free(job.cost)
+        begun = self.turns.free(job.cost) if job.takes_turn else []
         job.answer(job, outcome)
         if begun:
             self._start(begun)

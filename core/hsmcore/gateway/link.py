@@ -12,7 +12,7 @@ from hsmcore.gateway.outbox import Outbox
 from hsmcore.gateway.request import Request, Session, error_of_refusal
 
 _HIGH_WATER: Final = 1 << 18
-_ANSWERS: Final = frozenset({Type.SIGNED, Type.SIGNED_MANY, Type.VERIFIED, Type.DONE})
+_ANSWERS: Final = frozenset({Type.SIGNED, Type.SIGNED_MANY, Type.VERIFIED, Type.DONE, Type.BATCHED})
 
 
 class Link(asyncio.Protocol):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 from hsmcore.errors import EngineClosed, HsmError, MessageTooLarge, QueueFull
-from hsmcore.gateway import wire
+from hsmcore.gateway import batched, wire
 from hsmcore.gateway.frames import MOST_BYTES, Frame, Type, WireError, frame
 from hsmcore.gateway.request import ANSWER, Request, Session, late, lost
 
@@ -76,6 +76,7 @@ class Outbox:
         self._look_at = _NEVER
         self._looking: asyncio.TimerHandle | None = None
         self._answered = 0
+        self._notes = batched.Notes()
         self._closed = False
         self._given_up = False
         self.problem = ""
@@ -187,12 +188,24 @@ class Outbox:
             return
         if answer.type is not ANSWER[request.type]:
             raise WireError(f"{answer.type.name} answers {request.type.name}")
+        if answer.type is Type.BATCHED:
+            self._batched(channel, request, batched.read_batched(answer.body))
+            return
         result = self._read(request, answer)
-        del channel.open[answer.request]
-        self._out -= request.count
-        self._answered += 1
+        self._close(channel, request)
         if not request.future.done():
             request.future.set_result(result)
+
+    def _batched(self, channel: Channel, request: Request, answer: batched.Batched) -> None:
+        self._close(channel, request)
+        if request.future.done():
+            return
+        try:
+            found = self._notes.verified(request.value.message, request.value.kind, answer)
+        except HsmError as error:  # the connection is as good as another one to this gateway
+            request.future.set_exception(error)
+        else:
+            request.future.set_result(found)
 
     def _close(self, channel: Channel, request: Request) -> None:
         del channel.open[request.number]

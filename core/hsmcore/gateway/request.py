@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from hsmcore.errors import EXCEPTION_OF_STATUS, DeadlineExceeded, HsmError, KeyNotFound, MemberDown
-from hsmcore.gateway import wire
+from hsmcore.gateway import batched, wire
 from hsmcore.gateway.frames import Type, frame
 from hsmcore.statuses import RETRYABLE_CLASSES, STATUSES
 
@@ -17,9 +17,10 @@ ANSWER: Final[Mapping[Type, Type]] = {
     Type.SIGN_MANY: Type.SIGNED_MANY,
     Type.VERIFY: Type.VERIFIED,
     Type.MANAGE: Type.DONE,
+    Type.SIGN_BATCHED: Type.BATCHED,
 }
 """What answers a request, unless it is ERROR."""
-_SIGNING: Final = (Type.SIGN, Type.SIGN_MANY)
+_SIGNING: Final = (Type.SIGN, Type.SIGN_MANY, Type.SIGN_BATCHED)
 _HARMLESS: Final = "cache-stats"
 """The operation that may be done twice."""
 _MOST_RENEWALS: Final = 3
@@ -42,6 +43,8 @@ class Session:
     by_public_key: dict[bytes, wire.Key] = field(default_factory=dict)
     revision: int = 0
     """How often it has said which keys there are."""
+    batches: bool = False
+    """Whether it signs batches."""
 
     def learn(self, listed: tuple[wire.Key, ...]) -> None:
         """Take the versions of all keys that the client may use."""
@@ -49,6 +52,7 @@ class Session:
         self.keys = tuple(key for key in listed if key.slot == self.slot)
         self.current = next((key for key in self.keys if key.current), None)
         self.by_public_key = {key.public_key: key for key in self.keys}
+        self.batches = any(key.batches for key in self.keys)
 
     def by_id(self, key_id: str) -> wire.Key:
         """Return a version. Raises KeyNotFound."""
@@ -124,12 +128,18 @@ class Request:
             return make(self.number, self.value, slot=session.slot)
         if not again:
             self.instance, self.first = session.instance, now
-            self.key = session.by_id(self.asked_id) if self.asked_id is not None else session.current
+            if self.type is not Type.SIGN_BATCHED:  # whose key is the one that signs when the batch closes
+                self.key = session.by_id(self.asked_id) if self.asked_id is not None else session.current
+            elif not session.batches:
+                raise batched.unknown()
             self.timeout_ms = self._left(now)
         elif session.instance != self.instance or now - self.first > session.remembers * _FORGETS_EARLIER:
             self._move(session, now)
         self.sent += 1
         self.revision = session.revision
+        if self.type is Type.SIGN_BATCHED:
+            value = self.value._replace(timeout_ms=self.timeout_ms)
+            return batched.sign_batched(self.number, value, slot=session.slot, again=again)
         version = self.key.version if self.key is not None else 0
         if self.type is Type.SIGN:
             return wire.sign_as(self.number, self.value, session.slot, version, self.timeout_ms, again)
@@ -139,6 +149,8 @@ class Request:
     def _move(self, session: Session, now: float) -> None:
         """Prepare for a gateway that remembers nothing of it."""
         key = self.key
+        if self.type is Type.SIGN_BATCHED:
+            raise lost(self, "the gateway that it was sent to is gone, and the next one would give it another place")
         if key is None or key.algorithm != "ed25519":
             raise lost(self, "the gateway that it was sent to is gone, and another signature would differ from its own")
         known = session.by_public_key.get(key.public_key)

@@ -11,8 +11,9 @@ from typing import Final
 
 from hsmcore.errors import PolicyRefused
 from hsmcore.gateway import wire
+from hsmcore.gateway.asked import Request, refusal_of
 from hsmcore.gateway.clients import Client, refused
-from hsmcore.gateway.connection import Connection, Request, refusal_of
+from hsmcore.gateway.connection import Connection
 from hsmcore.gateway.desk import Desk
 from hsmcore.gateway.memory import REMEMBER_SECONDS, Session, Sessions
 from hsmcore.gateway.tls import Tls, names_in
@@ -169,7 +170,9 @@ class Server:
         for connection in self.connections:
             connection.send(wire.goaway(int(seconds * 1e3), reason))
         until = self.loop.time() + seconds
-        while self.desk.open and self.loop.time() < until:  # noqa: ASYNC110  # counted, not signalled: this is the end
+        while self.desk.open and self.loop.time() < until:
+            for manager in self.desk.managers.values():
+                manager.hurry_batches()
             await asyncio.sleep(0.01)
         done = not self.desk.open
         for connection in tuple(self.connections):

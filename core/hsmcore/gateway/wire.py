@@ -19,6 +19,9 @@ NONCE_BYTES: Final = 16
 NO_RECORD: Final = (1 << 64) - 1
 """`audit_seq` of an answer without an audit record."""
 ALL_KINDS: Final = 0xFFFF
+"""`kinds` of a key that no policy limits, which signs no batch either."""
+BATCHES: Final = 1 << 15
+"""Bit of `kinds` of a key that signs batches."""
 
 _LENGTH: Final = Struct("<I")
 _SIGN: Final = Struct("<BIQI")
@@ -60,7 +63,7 @@ class Hello(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A version of a key. `kinds`: bit n is KINDS[n]."""
+    """A version of a key. `kinds`: bit n is KINDS[n], and BATCHES."""
 
     slot: int
     version: int
@@ -69,6 +72,11 @@ class Key(NamedTuple):
     id: str
     public_key: bytes
     kinds: int
+
+    @property
+    def batches(self) -> bool:
+        """Whether batches are signed. A gateway that knows none sets the bit only with all others."""
+        return bool(self.kinds & BATCHES) and self.kinds != ALL_KINDS
 
 
 class Welcome(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,11 +22,22 @@ from hsmcore._native import BatchedSignature, Leaves, timeout_ns
 from hsmcore.audit import batch_proof
 from hsmcore.audit.leaves import LeafFiles
 from hsmcore.audit.note import signed
+from hsmcore.audit.record import current_caller
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.config import Batching, KeyManagerConfig
 from hsmcore.config.policy import BATCH_ROOT
-from hsmcore.errors import AlgorithmUnsupported, BadArgument, DeadlineExceeded, EngineClosed, HsmError, QueueFull
+from hsmcore.errors import (
+    AlgorithmUnsupported,
+    BadArgument,
+    DeadlineExceeded,
+    EngineClosed,
+    HsmError,
+    PolicyRefused,
+    QueueFull,
+    RequestCancelled,
+)
 from hsmcore.fleet.membership import Membership
+from hsmcore.manager.batch_figures import BatchFigures
 from hsmcore.manager.lifecycle import a_turn
 from hsmcore.manager.path import SigningPath
 from hsmcore.manager.recording import Recorder
@@ -34,12 +45,15 @@ from hsmcore.policy import Guard
 from hsmcore.policy.watermark import NotNext, Place
 from hsmcore.receipt import Receipt
 from hsmcore.state import StoreNotGenuine
+from hsmcore.state.positions import MOST_POSITION
 
 T = TypeVar("T")
 _WAITING: Final = 4
 """Batches that may wait for the one before them."""
 _SLICE: Final = 1024
 """Callers that are answered before the event loop has its turn."""
+_CALLERS: Final = 64
+"""Callers that the record of a root names: those with the most messages."""
 Answer = Callable[..., Awaitable[Receipt]]
 """KeyManager._answer."""
 
@@ -70,6 +84,7 @@ class Batches:
         self._hurry = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closing = False
+        self.figures = BatchFigures()
         self._next = 0
         """Where the next batch begins, as far as this process knows."""
 
@@ -85,18 +100,75 @@ class Batches:
     async def sign(self, message: Any, timeout: float | None, kind: str | None) -> BatchedSignature:
         """As KeyManager.sign_batched."""
         try:
-            left = self._timeout if timeout is None else timeout_ns(timeout)
-            leaves = self._open or self._begin()
-            signature = leaves.add(self._guard.gate, message, kind, left, self._most_bytes)
+            signature = self._add(message, timeout, kind)
             if signature is None:
                 signature = await self._judged(message, timeout, kind)
-            elif leaves.count >= self._most:
-                self._close_open()
         except HsmError as error:
             self._record.failure("sign-batched", message, error)
             await a_turn(error)
             raise
         return await signature
+
+    def begin(self, message: Any, timeout: float | None, kind: str | None) -> asyncio.Future[BatchedSignature] | None:
+        """As KeyManager.submit_batched."""
+        try:
+            return self._add(message, timeout, kind)
+        except HsmError as error:
+            self._record.failure("sign-batched", message, error)
+            raise
+
+    def _add(self, message: Any, timeout: float | None, kind: str | None) -> asyncio.Future[BatchedSignature] | None:
+        """Add a message that is signed without further ado. None: it must be judged."""
+        left = self._timeout if timeout is None else timeout_ns(timeout)
+        leaves = self._open or self._begin()
+        signature = leaves.add(self._guard.gate, message, kind, left, self._most_bytes, current_caller())
+        if leaves.count >= self._most:
+            self._close_full(leaves)
+        return signature
+
+    async def sign_many(self, messages: list[Any], timeout: float | None, kind: str | None) -> list[BatchedSignature]:
+        """As KeyManager.sign_batched_many."""
+        try:
+            left = self._timeout if timeout is None else timeout_ns(timeout)
+            self._check()
+            plain = Leaves.passing(self._guard.gate, messages, kind, self._most_bytes)
+        except HsmError as error:
+            self._record.failure("sign-batched", None, error)
+            await a_turn(error)
+            raise
+        if not plain:
+            return list(await asyncio.gather(*(self.sign(message, timeout, kind) for message in messages)))
+        parts: list[asyncio.Future[list[BatchedSignature]]] = []
+        try:
+            await self._add_all(messages, time.monotonic_ns() + left, kind, parts)
+            found = [await part for part in parts]
+        except HsmError as error:
+            if not parts:
+                self._record.failure("sign-batched", None, error)
+            error.maybe_signed |= any(not p.done() or not (p.cancelled() or p.exception()) for p in parts)
+            await a_turn(error)
+            raise
+        finally:
+            for part in parts:
+                if not part.cancel() and not part.cancelled():
+                    part.exception()  # it is known that there is one, or not
+        return found[0] if len(found) == 1 else [one for part in found for one in part]
+
+    async def _add_all(
+        self, messages: list[Any], until: int, kind: str | None, parts: list[asyncio.Future[list[BatchedSignature]]]
+    ) -> None:
+        """Add messages to as many batches as they fill. Each adds a future to `parts`; the next one waits for room."""
+        at = 0
+        while at < len(messages):
+            while self._open is None and len(self._full) >= _WAITING and (ahead := [p for p in parts if not p.done()]):
+                await asyncio.wait(ahead, return_when=asyncio.FIRST_COMPLETED)
+            leaves = self._open or self._begin()
+            end = min(at + self._most - leaves.count, len(messages))
+            left = max(until - time.monotonic_ns(), 1)
+            parts.append(leaves.add_many(self._guard.gate, messages, at, end, kind, left, current_caller()))
+            at = end
+            if leaves.count >= self._most:
+                self._close_full(leaves)
 
     async def _judged(self, message: Any, timeout: float | None, kind: str | None) -> asyncio.Future[BatchedSignature]:
         """The way of a message that is not signed without further ado. Returns its future, which is done."""
@@ -104,9 +176,10 @@ class Batches:
             left = await admission.begin(timeout)
             leaves = self._open or self._begin()
             left_ns = self._timeout if left is None else timeout_ns(left)
-            signature = leaves.add_judged(admission.message, admission.kind, left_ns, self._most_bytes)
+            caller = current_caller()
+            signature = leaves.add_judged(admission.message, admission.kind, left_ns, self._most_bytes, caller)
             if leaves.count >= self._most:
-                self._close_open()
+                self._close_full(leaves)
             try:
                 await asyncio.wait({signature})
             finally:
@@ -120,15 +193,27 @@ class Batches:
         if len(self._full) >= _WAITING:
             raise QueueFull(f"{_WAITING} batches of {self._rules.max_leaves} messages wait for their signatures")
         loop = asyncio.get_running_loop()
-        self._open, self._closes_at = Leaves(loop), loop.time() + self._rules.interval_ms / 1e3
+        self._closes_at = loop.time() + self._rules.interval_ms / 1e3
+        self._open = self.figures.open = Leaves(loop)
         if self._task is None:
             self._task = loop.create_task(self._run(), context=Context())  # a root is no caller's
         return self._open
 
-    def _close_open(self) -> None:
-        if self._open is not None:
-            self._full.append(self._open)
-        self._open = None
+    def _close_full(self, leaves: Leaves) -> None:
+        """The open batch has as many messages as it may: close it, unless half of them are withdrawn or late. One
+        caller that withdraws what it asks for takes no room from the others."""
+        if leaves.drop_done() > self._most // 2:
+            self._close_open("full")
+
+    def _close_open(self, why: str) -> None:
+        leaves, self._open, self.figures.open = self._open, None, None
+        if leaves is not None:
+            if leaves.drop_done():
+                self._full.append(leaves)
+                self.figures.closed[why] += 1
+                self.figures.closed_waiting += leaves.count
+            else:
+                leaves.answer(0)  # nobody, but its timer ends
         self._hurry.set()
 
     async def _run(self) -> None:
@@ -137,12 +222,22 @@ class Batches:
                 if not self._full:
                     await self._due()
                 if not self._full:
-                    self._close_open()
-                leaves = self._full.popleft()
-                if leaves.count:
-                    await self._answer_all(leaves)
+                    self._close_open("interval")
+                if self._full:
+                    await self._answer_all(self._full.popleft())
+        except BaseException as error:
+            self._give_up(error)
+            raise
         finally:
             self._task = None
+
+    def _give_up(self, error: BaseException) -> None:
+        """The task was cancelled, as an application does with all its tasks: fail what waits, or it waits in vain."""
+        self._close_open("close")
+        while self._full:
+            leaves = self._full.popleft()
+            self._ended(leaves, good=False)
+            leaves.fail(_withdrawn(error), leaves.count)
 
     async def _due(self) -> None:
         """Wait until the open batch is to be closed."""
@@ -152,39 +247,69 @@ class Batches:
                 await self._hurry.wait()
 
     async def _answer_all(self, leaves: Leaves) -> None:
-        give: Callable[[int], bool] = leaves.answer
+        give: Callable[[int], bool]
         try:
             await self._have_signed(leaves)
         except Exception as error:  # noqa: BLE001  # whatever it is, it must not leave the callers waiting
+            self._ended(leaves, good=False)
             give = partial(leaves.fail, error)
-        while give(_SLICE):  # noqa: ASYNC110  # to give the event loop its turn
-            await asyncio.sleep(0)
+        except BaseException as error:
+            self._ended(leaves, good=False)
+            leaves.fail(_withdrawn(error), leaves.count)
+            raise
+        else:
+            self._ended(leaves, good=True)
+            give = leaves.answer
+        try:
+            while give(_SLICE):  # noqa: ASYNC110  # to give the event loop its turn
+                await asyncio.sleep(0)
+        except BaseException:
+            while give(_SLICE):
+                pass
+            raise
+
+    def _ended(self, leaves: Leaves, *, good: bool) -> None:
+        self.figures.closed_waiting -= leaves.count
+        if good:
+            self.figures.messages += leaves.count
+            self.figures.times.add(leaves.age_ns)
+        else:
+            self.figures.failed += 1
 
     async def _have_signed(self, leaves: Leaves) -> None:
         text, place, left = await self._bound(leaves)
 
         async def submit(_extra: bytes | None, _admitted: object) -> Awaitable[Receipt]:
             shown = {"kind": BATCH_ROOT, "domain": place.domain, "position": place.position}
-            extra = audit_extra(**shown, first=place.first, count=leaves.count) if self._record.enabled else None
+            more = {"first": place.first, "count": leaves.count, **_who_asked(leaves)}
+            extra = audit_extra(**shown, **more) if self._record.enabled else None
             return self._path().submit_with_receipt(text, left, False, extra)
 
         receipt = await self._answer("sign", text, submit)
-        _require_ed25519(receipt.public_key)
-        note = signed(text, batch_proof.signer(text, receipt.public_key), receipt.signature)
-        if self._kept is not None:
-            await self._in_thread(self._keep, leaves, note)
+        try:
+            _require_ed25519(receipt.public_key)
+            note = signed(text, batch_proof.signer(text, receipt.public_key), receipt.signature)
+            if self._kept is not None:
+                await self._in_thread(self._keep, leaves, note)
+        except HsmError as error:
+            error.maybe_signed = True  # the root is, and may be in the file
+            raise
         leaves.signed(note, receipt.key_id, receipt.public_key, receipt.audit_seq)
 
     async def _bound(self, leaves: Leaves) -> tuple[bytes, Place, float]:
-        """Number the messages, and bind the root. Returns its text and place, and the seconds that are left."""
-        least = self._next
+        """Number the messages, and bind the root. Returns its text and place, and the seconds that are left: those of
+        the most patient caller, but no more than any request has by default, since the next batch waits for this one.
+        """
+        least, until = self._next, time.monotonic() + min(leaves.seconds_left, self._timeout / 1e9)
         while True:
             first, epoch = self._next, 0 if self._fleet is None else self._fleet.epoch
+            if first + leaves.count - 1 > MOST_POSITION:
+                raise PolicyRefused(f"the numbers of domain {self._guard.domain!r} are used up: {first} is the next")
             root = await self._in_thread(leaves.build, first, self._rules.blind)
-            left = leaves.seconds_left
+            left = min(leaves.seconds_left, until - time.monotonic())
             text = batch_proof.checkpoint(self._guard.domain, epoch, leaves.count, root, first, time.time_ns())
             try:
-                if not left:
+                if left <= 0:
                     raise DeadlineExceeded("the batch was not signed in time")
                 place, left = await self._guard.bind_root(text, first, epoch, left)
             except NotNext as moved:
@@ -200,15 +325,20 @@ class Batches:
 
     def _keep(self, leaves: Leaves, note: bytes) -> None:
         if self._kept is not None:
-            self._kept.keep(leaves.first, note, leaves.leaves())
+            self._kept.keep(leaves.first, note, leaves.leaves(), leaves.callers())
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
 
+    def hurry(self) -> None:
+        """As KeyManager.hurry_batches."""
+        if self._open is not None and not self._full:
+            self._close_open("close")
+
     async def close(self) -> None:
         """Take no more messages, and answer those that were taken. Idempotent."""
         self._closing = True
-        self._close_open()
+        self._close_open("close")
         while self._task is not None:
             await asyncio.wait({self._task})
         self._thread.shutdown(wait=False)
@@ -217,10 +347,22 @@ class Batches:
 class NoBatches:
     """In the place of Batches, where there are none. `check`: Lifecycle.check."""
 
+    figures: None = None
+
     def __init__(self, check: Callable[[], None]) -> None:
         self._check = check
 
-    async def sign(self, _message: Any, _timeout: float | None, _kind: str | None) -> BatchedSignature:
+    async def sign(self, message: Any, timeout: float | None, kind: str | None) -> BatchedSignature:
+        """Raise BadArgument."""
+        self.begin(message, timeout, kind)
+        raise AssertionError
+
+    async def sign_many(self, messages: list[Any], timeout: float | None, kind: str | None) -> list[BatchedSignature]:
+        """Raise BadArgument."""
+        self.begin(messages, timeout, kind)
+        raise AssertionError
+
+    def begin(self, _message: Any, _timeout: float | None, _kind: str | None) -> None:
         """Raise BadArgument."""
         self._check()
         raise BadArgument(
@@ -228,11 +370,30 @@ class NoBatches:
             hint=f'Add "{BATCH_ROOT}" to policy.kinds; see docs/BATCHING.md.',
         )
 
+    def hurry(self) -> None:
+        """There is nothing to hurry."""
+
     async def close(self) -> None:
         """There is nothing to close."""
 
 
 AnyBatches = Batches | NoBatches
+
+
+def _who_asked(leaves: Leaves) -> dict[str, Any]:
+    """Who had messages in a batch, and how many, for the record of its root. Empty if nobody says."""
+    counts: Counter[str] = Counter()
+    for caller, count in leaves.callers():
+        if caller is not None:
+            counts[caller] += count
+    shown = [{"caller": caller, "count": count} for caller, count in counts.most_common(_CALLERS)]
+    return {"callers": shown} if shown else {}
+
+
+def _withdrawn(error: BaseException) -> RequestCancelled:
+    made = RequestCancelled(f"the batch was given up: {type(error).__name__}")
+    made.maybe_signed = True
+    return made
 
 
 def _require_ed25519(public_key: bytes) -> None:

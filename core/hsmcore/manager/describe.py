@@ -11,6 +11,7 @@ from hsmcore.config import Config
 from hsmcore.errors import HsmError
 from hsmcore.fleet.membership import Membership
 from hsmcore.keyring import KeyRing, KeyVersion
+from hsmcore.manager.batch_figures import BatchFigures
 from hsmcore.manager.lifecycle import State
 from hsmcore.manager.path import SigningPath
 from hsmcore.manager.state_backup import StateBackups
@@ -36,6 +37,8 @@ class Snapshot(NamedTuple):
     """This host in its fleet; None: there is none."""
     state_backups: StateBackups | None = None
     """The backups of the state store; None: there are none on schedule."""
+    batches: BatchFigures | None = None
+    """What is counted of batches; None: none are signed."""
 
     @property
     def open(self) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, cast, overload
 
-from hsmcore._native import BatchedSignature
 from hsmcore.audit import AuditLog
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.config import Config, KeyManagerConfig, PayloadFormat
@@ -20,6 +19,7 @@ from hsmcore.handover.base import Handover
 from hsmcore.keyring import KeyVersion
 from hsmcore.manager import batching, digests
 from hsmcore.manager.background import BackgroundServices
+from hsmcore.manager.batched import BatchedSigning
 from hsmcore.manager.describe import Snapshot
 from hsmcore.manager.keys import KeyOperations
 from hsmcore.manager.lifecycle import Lifecycle, a_turn, ended, refuse_again
@@ -42,7 +42,7 @@ Message = bytes | bytearray | memoryview
 Formats = Sequence[PayloadFormat]
 
 
-class KeyManager:
+class KeyManager(BatchedSigning):
     """Signs with the current key of a key ring on an HSM.
 
     Belongs to the event loop that runs `initialize()`: use in another loop raises WrongEventLoop, in a forked child
@@ -315,13 +315,6 @@ class KeyManager:
         """Begin to sign, without a coroutine; `only`: with this public key. None: something must be awaited first."""
         return begin(self._path, self._passes, self._record, message, timeout, kind, position, only)
 
-    def sign_batched(
-        self, message: Message, timeout: float | None = None, kind: str | None = None
-    ) -> Coroutine[Any, Any, BatchedSignature]:
-        """Sign a message with others, as `sign`: the HSM signs the root of a whole batch, and `.proof` shows that the
-        message is in it (hsmcore.verify_batched). Raises BadArgument for a kind with a position."""
-        return self._batches.sign(message, timeout, kind)
-
     async def sign_digest(self, digest: Message, timeout: float | None = None) -> DigestSignature:
         """Sign a digest of 32 bytes as it is, without hashing it, with an ECDSA key.
 
@@ -447,4 +440,4 @@ class KeyManager:
         """The parts, for hsmcore.metrics. Any thread."""
         beside, life, ring = self._background, self._life.state, self._keys.ring
         first = (self.config, life, self._path, ring, beside.rotation, self.audit, beside.store_problems)
-        return Snapshot(*first, self._guard, self.fleet, beside.state_backups)
+        return Snapshot(*first, self._guard, self.fleet, beside.state_backups, self._batches.figures)

@@ -22,6 +22,7 @@ def read_background(reading: Reading, snapshot: Snapshot) -> None:
         _read_emergency(reading, snapshot)
         _read_rotation(reading, snapshot)
         _read_policy(reading, snapshot)
+        _read_batches(reading, snapshot)
         _read_fleet(reading, snapshot)
         if snapshot.store is not None:
             for scope in SEALED:
@@ -68,6 +69,18 @@ def _read_policy(reading: Reading, snapshot: Snapshot) -> None:
             reading.add(names.POLICY_REFUSED, count, kind)
     reading.add(names.DOUBLE_SIGN, guard.refused["double-sign"])
     reading.add(names.POSITIONS_BOUND, 0 if guard.watermark is None else guard.watermark.bound)
+
+
+def _read_batches(reading: Reading, snapshot: Snapshot) -> None:
+    figures = snapshot.batches
+    if figures is None:
+        return
+    for reason, count in figures.closed.copy().items():
+        reading.add(names.BATCHES, count, reason)
+    reading.add(names.BATCH_FAILURES, figures.failed)
+    reading.add(names.BATCH_MESSAGES, figures.messages)
+    reading.add(names.BATCH_WAITING, figures.waiting)
+    reading.add(names.BATCH_SECONDS, Buckets.of(figures.times.octaves(), figures.times.sum))
 
 
 def _read_fleet(reading: Reading, snapshot: Snapshot) -> None:

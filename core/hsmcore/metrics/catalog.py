@@ -115,6 +115,16 @@ DOUBLE_SIGN = _counter(
 )
 POSITIONS_BOUND = _counter("hsmcore_positions_bound_total", "Positions that were bound to a payload.")
 
+BATCHES = _counter(
+    "hsmcore_batch_closed_total", "Batches that were closed: full, at their age, or at the end.", "reason"
+)
+BATCH_FAILURES = _counter("hsmcore_batch_failures_total", "Batches whose root was not signed.")
+BATCH_MESSAGES = _counter("hsmcore_batch_messages_total", "Messages in batches whose root was signed.")
+BATCH_WAITING = _gauge("hsmcore_batch_messages_waiting", "Messages of batches that are open, or not answered yet.")
+BATCH_SECONDS = _histogram(
+    "hsmcore_batch_seconds", "From the first message of a batch until its root was signed; of good ones."
+)
+
 FLEET_STATE = _gauge("hsmcore_fleet_state", "1 for the state that this host has in its fleet.", "fleet", "state")
 FLEET_EPOCH = _gauge("hsmcore_fleet_epoch", "Number of the fleet's last claim, as far as is known.", "fleet")
 FLEET_LEASE = _gauge("hsmcore_fleet_lease_seconds", "What is left of this host's lease.", "fleet")

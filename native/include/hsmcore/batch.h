@@ -10,7 +10,6 @@
 
 typedef struct hsm_batch_message {
     uint8_t digest[HSM_MERKLE_HASH]; /* SHA-256 of the message */
-    uint64_t deadline;               /* the caller's, ns of CLOCK_MONOTONIC */
     uint8_t kind;                    /* as hsmcore-wire/1 numbers it */
 } hsm_batch_message;
 

@@ -87,17 +87,19 @@ class OurSigner:
             hits = distinct_messages(HIT_SET, job.message_bytes)
             self._runner.run(manager.sign_many(hits))
             return lambda seconds: burst(manager.sign, hits, seconds)
-        if job.kind == "sign-many":
-            pool = distinct_messages(BATCHES * job.batch, job.message_bytes)
+        if job.kind == "sign-many" or job.batch > 1:
+            pool = (transactions if job.transactions else distinct_messages)(BATCHES * job.batch, job.message_bytes)
             batches = [pool[i * job.batch : (i + 1) * job.batch] for i in range(BATCHES)]
+            many: Callable[[list[bytes]], Awaitable[object]]
+            many = manager.sign_batched_many if job.kind == "sign-batched" else manager.sign_many
             return lambda seconds: saturate(
-                manager.sign_many, [batches] * job.in_flight, seconds, watch_lag=job.watch_lag, weight=job.batch
+                many, [batches] * job.in_flight, seconds, watch_lag=job.watch_lag, weight=job.batch
             )
         if job.kind == "sign-open":
             pool = distinct_messages(OPEN_MESSAGES, job.message_bytes)
             return partial(self._at_rate, pool) if job.per_second else partial(self._at_share, pool)
-        many = job.in_flight * MESSAGES_PER_CALLER
-        pool = (transactions if job.transactions else distinct_messages)(many, job.message_bytes)
+        size = job.in_flight * MESSAGES_PER_CALLER
+        pool = (transactions if job.transactions else distinct_messages)(size, job.message_bytes)
         own = [pool[i :: job.in_flight] for i in range(job.in_flight)]
         sign = with_blocks(manager.sign, job.blocks) if job.blocks else manager.sign
         sign = manager.sign_batched if job.kind == "sign-batched" else sign

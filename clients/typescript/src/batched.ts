@@ -1,0 +1,121 @@
+/** Proofs of messages that were signed in a batch, of which the HSM signed the root. docs/BATCHING.md has their form. */
+
+import { Buffer } from "node:buffer";
+import { createHash, createPublicKey, verify as verifySignature } from "node:crypto";
+
+import type { Kind } from "./wire.js";
+
+/** A message's place in a batch: `proof` is a C2SP tlog-proof. */
+export interface BatchedSignature {
+  readonly proof: Buffer;
+  /** The message's number in the domain. */
+  readonly index: bigint;
+  readonly root: Buffer;
+  readonly keyId: string;
+  /** Of the key that signed the root: compare it with the one that you trust. */
+  readonly publicKey: Buffer;
+  /** The number of the root's audit record, or null without one. */
+  readonly auditSeq: bigint | null;
+}
+
+/** What a valid proof says. */
+export interface BatchProof {
+  readonly domain: string;
+  readonly epoch: bigint;
+  readonly index: bigint;
+  readonly kind: Kind;
+  /** Messages in the batch. */
+  readonly size: bigint;
+  readonly root: Buffer;
+  /** When the batch was closed, by the signer's clock: nanoseconds of Unix time. */
+  readonly timeNs: bigint;
+}
+
+const KINDS = ["", "tx-legacy", "tx-v0", "tx-v1", "off-chain", "", "", "digest32", "raw"] as const;
+const MOST_BYTES = 1 << 16;
+const NUMBER = "(0|[1-9][0-9]{0,18})\\n";
+const LAST = "[AEIMQUYcgkosw048]=";
+const HASH = `[A-Za-z0-9+/]{42}${LAST}`;
+const FORM = new RegExp(
+  `^c2sp\\.org/tlog-proof@v1\\nextra ([A-Za-z0-9+/]{12}|[A-Za-z0-9+/]{54}${LAST})\\n` +
+    `index ${NUMBER}((?:${HASH}\\n){0,63})\\n` +
+    `((([!-*,-~]{1,64})/${NUMBER.slice(0, -2)})\\n${NUMBER}(${HASH})\\n` +
+    `hsmcore/batch-root/v1 ${NUMBER}time ${NUMBER})\\n` +
+    "((?:— [^ +\\n]+ [A-Za-z0-9+/]+={0,2}\\n){1,64})$",
+);
+const SPKI = Buffer.from("302a300506032b6570032100", "hex");
+const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+
+const sha256 = (...parts: Uint8Array[]): Buffer => {
+  const hash = createHash("sha256");
+  for (const part of parts) hash.update(part);
+  return hash.digest();
+};
+const decoded = (text: string): Buffer => Buffer.from(text, "base64");
+const [LEAF, NODE] = [Buffer.of(0), Buffer.of(1)];
+
+/** What a proof says of a message. Undefined unless this Ed25519 key (32 bytes) signed the root of its batch. */
+export function readBatchProof(publicKey: Uint8Array, message: Uint8Array, proof: Uint8Array): BatchProof | undefined {
+  if (proof.length > MOST_BYTES || publicKey.length !== 32) return undefined;
+  let text: string;
+  try {
+    text = utf8.decode(proof);
+  } catch {
+    return undefined;
+  }
+  const [, extra = "", at = "", path = "", signed = "", origin = "", domain = "", ...rest] = FORM.exec(text) ?? [];
+  if (domain === "") return undefined;
+  const [epoch = "", size = "", root = "", first = "", time = "", signatures = ""] = rest;
+  const head = decoded(extra);
+  const [place, count, begin] = [BigInt(at), BigInt(size), BigInt(first)];
+  const kind = KINDS[head[0]!] ?? "";
+  if (kind === "" || place >= count || head.readBigUInt64BE(1) !== begin + place) return undefined;
+  const leaf = sha256(LEAF, head.subarray(0, 9), sha256(message), head.subarray(9));
+  const found = rootOf(leaf, place, count - 1n, path.split("\n").filter(Boolean).map(decoded));
+  if (!found?.equals(decoded(root)) || !isSigned(publicKey, origin, signed, signatures)) return undefined;
+  return { domain, epoch: BigInt(epoch), index: begin + place, kind, size: count, root: found, timeNs: BigInt(time) };
+}
+
+/** Whether a proof shows that a message is in a batch whose root this Ed25519 key signed; of `domain` and `kind`, where
+ * they are given. */
+export function verifyBatched(
+  publicKey: Uint8Array,
+  message: Uint8Array,
+  proof: Uint8Array,
+  wanted: { domain?: string; kind?: Kind } = {},
+): boolean {
+  const found = readBatchProof(publicKey, message, proof);
+  if (!found) return false;
+  const { domain = found.domain, kind = found.kind } = wanted;
+  return domain === found.domain && kind === found.kind;
+}
+
+/** The root that a path leads to (RFC 9162, section 2.1.3.2); undefined if it has another length. */
+function rootOf(leaf: Buffer, index: bigint, last: bigint, path: readonly Buffer[]): Buffer | undefined {
+  let node = leaf;
+  for (const sibling of path) {
+    if (last === 0n) return undefined;
+    if ((index & 1n) === 1n || index === last) {
+      node = sha256(NODE, sibling, node);
+      while ((index & 1n) === 0n && index > 0n) [index, last] = [index >> 1n, last >> 1n];
+    } else node = sha256(NODE, node, sibling);
+    [index, last] = [index >> 1n, last >> 1n];
+  }
+  return last === 0n ? node : undefined;
+}
+
+/** Whether a note has a signature of its origin by this key, and none that is wrong. Those of other names count not. */
+function isSigned(publicKey: Uint8Array, origin: string, signed: string, lines: string): boolean {
+  const id = sha256(Buffer.from(`${origin}\n\x01`), publicKey).subarray(0, 4);
+  const key = createPublicKey({ key: Buffer.concat([SPKI, publicKey]), format: "der", type: "spki" });
+  let good = 0;
+  for (const line of lines.split("\n").filter(Boolean)) {
+    const [, name, encoded = ""] = line.split(" ");
+    const value = decoded(encoded);
+    if (value.toString("base64") !== encoded) return false; // its last digit has bits that mean nothing
+    if (name !== origin || !value.subarray(0, 4).equals(id)) continue;
+    if (value.length !== 68 || !verifySignature(null, Buffer.from(signed), key, value.subarray(4))) return false;
+    good++;
+  }
+  return good > 0;
+}
