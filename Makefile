@@ -26,6 +26,7 @@ help: ## Show this list
 
 run: .venv/.built ## Install what is missing, then run the demonstration
 	$(BIN)/hsmcore demo $(ARGS)
+	@echo "The program is $(BIN)/hsmcore: next, $(BIN)/hsmcore init and $(BIN)/hsmcore --help"
 
 run-fleet: .venv/.setup-test .venv/.built ## Two sequencers on a private PostgreSQL; the one that signs is stopped and killed in turn
 	$(BIN)/hsmcore demo --fleet $(ARGS)
@@ -127,10 +128,25 @@ sanitize-test: .venv/.setup-test ## Run the native tests under the address and u
 	$(CTEST) build/asan
 
 sbom: .venv/.setup-test .venv/.built ## Write the software bill of materials: dist/hsmcore.cdx.json
-	$(BIN)/python scripts/sbom.py dist/hsmcore.cdx.json
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python scripts/sbom.py dist/hsmcore.cdx.json
 
 screenshots: .venv/.setup-test .venv/.built ## Take the console's pictures again: docs/console/*.png
 	$(BIN)/python -m tests.browser.screenshots docs/console
+
+.PHONY: wheel reproduce release verify-release
+wheel: .venv/.setup-run ## Build the wheels and source distributions: dist/, for each CPython 3.11 to 3.14 that is found here
+	-command -v python3.14 > /dev/null || scripts/python 3.14 forky
+	rm -rf dist/*.whl dist/*.tar.gz
+	$(BIN)/python scripts/wheels.py $(ARGS)
+
+reproduce: .venv/.setup-run ## Build the last commit twice and compare: make reproduce ARGS='--python python3.13 --against dist'
+	$(BIN)/python scripts/reproduce.py $(ARGS)
+
+release: .venv/.built ## Sign the provenance of dist/ with a key in an HSM: make release ARGS=releaser.json
+	$(BIN)/python scripts/release.py $(ARGS)
+
+verify-release: .venv/.built ## Check dist/ against its provenance: make verify-release ARGS=PUBLIC_KEY
+	$(BIN)/python scripts/verify_release.py $(ARGS)
 
 clean: ## Delete everything that was built; .venv stays
 	rm -rf build dist core/*.egg-info bench/build bench/*.egg-info core/hsmcore/_bin core/hsmcore/_native.*.so .venv/.built

@@ -4,19 +4,24 @@ Python packages as they are installed here, with those of the extras that are us
 libraries that the extension and the tools are linked with, with the Debian packages that they come from.
 
     .venv/bin/python scripts/sbom.py dist/hsmcore.cdx.json
+
+The same components give the same bytes, if SOURCE_DATE_EPOCH is set: the serial number comes from the components.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from uuid import NAMESPACE_URL, uuid5
 
 from cyclonedx.contrib.license.factories import LicenseFactory
 from cyclonedx.model import HashAlgorithm, HashType, Property
@@ -71,6 +76,10 @@ def bill(chosen: set[str] | None = None) -> Bom:
     for component in natives:
         found.components.add(component)
     found.register_dependency(root, natives)
+    names = sorted(f"{each.bom_ref.value} {each.version}" for each in (root, *found.components))
+    found.serial_number = uuid5(NAMESPACE_URL, "\n".join(names))
+    if "SOURCE_DATE_EPOCH" in os.environ:
+        found.metadata.timestamp = datetime.fromtimestamp(int(os.environ["SOURCE_DATE_EPOCH"]), UTC)
     return found
 
 

@@ -7,8 +7,12 @@
 Reading order: manager, members, keyring, then bindings/_native.pyx and native/include/hsmcore/hsmcore.h.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
+
+if "t" in sys.abiflags:
+    raise ImportError("hsmcore is not tested on free-threaded CPython: use the ordinary build of this version")
 
 if TYPE_CHECKING:
     from hsmcore._native import BatchedSignature

@@ -222,7 +222,7 @@ class LosingFleet(Fleet):
 TestFleet = Fleet.TestCase
 TestFleet.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 TestLosingFleet = LosingFleet.TestCase
-TestLosingFleet.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestLosingFleet.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
 
 
 def holder(ttl: int = TTL) -> Machine:

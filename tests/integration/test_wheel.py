@@ -1,0 +1,102 @@
+"""The wheel, where there is no compiler and no libsodium: it installs, signs, and plays the demonstration."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+from tests.support.empty_root import EmptyRoot, why_impossible
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory):
+    """The wheels of what is built here."""
+    output, folder = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("build")
+    line = [sys.executable, "scripts/wheels.py", "--here", "--output", str(output), "--folder", str(folder)]
+    said = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert said.returncode == 0, said.stderr
+    return sorted(output.glob("*.whl"))
+
+
+@pytest.fixture
+def installed(wheels, tmp_path):
+    """A function that runs hsmcore in an empty root that the wheels are installed in."""
+    reason = why_impossible()
+    if reason:
+        pytest.skip(f"mount namespaces are impossible here: {reason}")
+    # What hsmcore depends on is seen as it is installed here, behind the wheels.
+    packages = Path(sysconfig.get_path("purelib"))
+    root = EmptyRoot(tmp_path / "root", seen=[packages])
+    for wheel in wheels:
+        root.add(wheel, Path("/opt") / wheel.name)
+    assert not [name for name in root.files() if name.startswith(("libsodium", "libjansson", "gcc", "cc", "ld.", "sh"))]
+    environment = {"HOME": "/tmp", "PATH": "/opt/site/bin", "PYTHONPATH": f"/opt/site:{packages}"}
+
+    def run(*arguments, timeout=100):
+        said = root.run(arguments, environment, timeout)
+        assert said.returncode == 0, said.stdout + said.stderr
+        return said.stdout
+
+    names = [f"/opt/{wheel.name}" for wheel in wheels]
+    run(str(root.python), "-m", "pip", "-q", "install", "--no-index", "--no-deps", "--target", "/opt/site", *names)
+    run.root, run.python = root, str(root.python)
+    return run
+
+
+def test_the_wheel_has_what_it_needs(wheels):
+    library, _bench = wheels
+    assert "manylinux" in library.name
+    with zipfile.ZipFile(library) as archive:
+        names = archive.namelist()
+        modes = {info.filename: info.external_attr >> 16 & 0o777 for info in archive.infolist()}
+        tag = library.name.split("-")[2]
+        bills = [json.loads(archive.read(name)) for name in names if "/sboms/auditwheel" in name]
+    grafted = {name.rpartition("/")[2].partition("-")[0] for name in names if name.startswith("hsmcore.libs/")}
+    assert {"libcrypto", "libsodium", "libjansson"} <= grafted
+    assert [name for name in names if name.startswith("hsmcore/_native.")]
+    assert tag == f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert modes["hsmcore/_bin/hsmcore-host"] == 0o755
+    assert modes["hsmcore/__init__.py"] == 0o644
+    [bill] = bills
+    listed = {component["name"] for component in bill["components"]}
+    assert {"libsodium23", "libjansson4"} <= listed or not Path("/etc/debian_version").exists()
+
+
+def test_the_wheel_signs_and_plays_the_demo_in_an_empty_root(installed):
+    hsmcore = "/opt/site/bin/hsmcore"
+    installed(installed.python, hsmcore, "init", "--state", "/tmp/state")
+    config = installed.root.path / "tmp/state/config.json"
+    loaded = json.loads(config.read_text())
+    loaded["sequencer"]["keyManager"]["config"]["isolation"] = "process"  # hsmcore-host, which finds its own libraries
+    config.write_text(json.dumps(loaded))
+    signed = json.loads(installed(hsmcore, "sign", "--text", "state root", "--json", "--state", "/tmp/state"))
+    assert len(bytes.fromhex(signed["signature"])) == 64
+    acts = ["--no-failover", "--no-rotation"]
+    played = json.loads(installed(hsmcore, "demo", "--transactions", "200", "--json", "--state", "/tmp/demo", *acts))
+    assert played["ok"]
+    where = installed(installed.python, "-c", "import hsmcore; print(hsmcore.__file__)")
+    assert where.startswith("/opt/site/hsmcore/")
+
+
+@pytest.mark.deep
+@pytest.mark.slow
+def test_the_whole_demo_in_an_empty_root(installed):
+    assert json.loads(installed("/opt/site/bin/hsmcore", "demo", "--transactions", "2000", "--json"))["ok"]
+
+
+@pytest.mark.deep
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_last_commit_built_twice_gives_the_same_bytes():
+    interpreter = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")
+    line = [sys.executable, "scripts/reproduce.py", "--python", str(interpreter)]
+    said = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=1700, check=False)
+    assert said.returncode == 0, said.stdout + said.stderr
+    assert said.stdout.startswith("identical: ")
