@@ -3,7 +3,7 @@
 .DELETE_ON_ERROR:
 # The recipes use all cores themselves, and two package managers at once would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help run run-fleet test check check-deep proofs cross-test build bench reference micro guard guard-update soak scrape-cost schedules fleet-long failover-long audit-long native-test sanitize-test sbom screenshots clean FORCE
+.PHONY: help run run-fleet test check check-deep proofs cross-test build bench reference micro guard guard-update soak scrape-cost schedules fleet-long failover-long audit-long native-test sanitize-test sbom docs screenshots clean FORCE
 
 CLANG ?= clang-19
 CLANG_FORMAT ?= clang-format-19
@@ -129,6 +129,9 @@ sanitize-test: .venv/.setup-test ## Run the native tests under the address and u
 
 sbom: .venv/.setup-test .venv/.built ## Write the software bill of materials: dist/hsmcore.cdx.json
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python scripts/sbom.py dist/hsmcore.cdx.json
+
+docs: .venv/.setup-test .venv/.built ## Build the site of the documentation: build/site/index.html
+	$(BIN)/python scripts/site/build.py build/site $(ARGS)
 
 screenshots: .venv/.setup-test .venv/.built ## Take the console's pictures again: docs/console/*.png
 	$(BIN)/python -m tests.browser.screenshots docs/console

@@ -57,6 +57,7 @@ _COMMANDS: Final = {
     "rotate": _Command("rotate", "Rotate the signing key, plan, approve, abort.", "group"),
     "backup": _Command("backup", "List, verify and restore backups of keys.", "group"),
     "audit": _Command("audit", "Verify, prove and search the audit log.", "group"),
+    "config": _Command("config", "Show what a configuration file may contain.", "group"),
     "failover": _Command("failover", "Look at the levels, drain members, force a level.", "group"),
     "fleet": _Command("fleet", "Look at the hosts of a fleet, move the epoch, reconcile.", "group"),
     "emergency": _Command("emergency", "Look at the emergency budget, reset it, forbid its use.", "group"),

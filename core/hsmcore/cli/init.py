@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -58,8 +59,33 @@ def init(
             made["address"] = base58(key.public_key)
     if as_json:
         print_json(made)
-    elif key is None:
+        return
+    if key is None:
         print(f"{folder.path} was ready before; nothing was changed.")
     else:
         print_fields(made)
-        print("\nUse it with: hsmcore sign --text hello   or see it at work: hsmcore demo")
+    print(_use(folder, [] if config is None and state is None else ["--config", str(folder.config)]))
+
+
+def _use(folder: StateFolder, options: list[str]) -> str:
+    """Return the lines that sign with the token: on the command line, in Python with its configuration, and the
+    variables for a program that has a configuration of its own, such as that of the README."""
+    here = folder.path.resolve()
+    command = shlex.join(["hsmcore", "sign", "--text", "hello", *options])
+    return f"""
+Sign on the command line:   {command}
+
+Sign in Python:
+
+  import asyncio, hsmcore
+  async def main():
+      async with hsmcore.create_key_manager({str(here / folder.config_name)!r}) as km:
+          print((await km.sign(b"hello")).hex())
+  asyncio.run(main())
+
+For a configuration of your own, with "pin": {{"env": "HSM_PIN"}}:
+
+  export SOFTHSM2_CONF={shlex.quote(str(folder.softhsm_conf.resolve()))}
+  export HSM_PIN="$(cat {shlex.quote(str(here / "pin"))})"
+
+See it at work: hsmcore demo"""

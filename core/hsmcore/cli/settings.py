@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,16 +49,14 @@ def load_config(config: Path | None, state: Path | None) -> Config:
 def load_configs(config: Path | None, state: Path | None) -> dict[str, Config]:
     """Load the configuration that the options name; return that of each key manager. Raises ConfigurationError.
 
-    If a softhsm2.conf lies beside it, set SOFTHSM2_CONF to that file in this process, whatever its value was: the
-    token that the configuration names exists only there.
+    A softhsm2.conf beside it is used, as by `create_key_manager`.
     """
     from hsmcore.config import load_each
+    from hsmcore.control.softhsm import use_token_beside
 
     path = locate(config, state)
     _require_file(path)
-    beside = path.resolve().parent / "softhsm2.conf"
-    if beside.is_file():
-        os.environ["SOFTHSM2_CONF"] = str(beside)
+    use_token_beside(path)
     return load_each(path)
 
 

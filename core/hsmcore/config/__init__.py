@@ -2,7 +2,7 @@
 
 Reading order: load, root, several, providers, descriptor, registry; pkcs11, softhsm, yubihsm, cloudhsm, kms, ephemeral;
 failover, fleet, policy, gateway, rotation, audit, monitoring, credentials, secret, tokens; then base, faults, uri,
-modules, secretsmanager.
+modules, secretsmanager, described, schema.
 """
 
 from hsmcore.config.audit import AuditSettings, AuditSigningKey

@@ -14,12 +14,14 @@ class AuditSigningKey(Model):
     not be a key that signs messages: a caller that has messages signed could have checkpoints signed."""
 
     file: Annotated[str, Text(4096)] | None = None
+    """The file of the key; made if it is missing."""
     hsm_key_id: (
         Annotated[
             str, Text(128, form=r"([0-9A-Fa-f]{2})+", says="a CKA_ID in hexadecimal, as `hsmcore keys` prints it")
         ]
         | None
     ) = None
+    """The CKA_ID of a key on the token of the first member."""
 
     @model_validator(mode="after")
     def _one(self) -> AuditSigningKey:
@@ -89,14 +91,17 @@ class Syslog(Model):
     ]
     """Ports: 514 for udp (RFC 5426), 601 for tcp (RFC 6587), 6514 for tls (RFC 5425) unless given."""
     facility: Facility = "authpriv"
+    """The facility of each message (RFC 5424)."""
     app_name: Annotated[str, Text(48, form=r"[!-~]+", says="1 to 48 printable ASCII characters without spaces")] = (
         "hsmcore"
     )
+    """The APP-NAME of each message."""
     enterprise_number: Annotated[int, Whole(1, 2**31 - 1)] = 32473
     """In the name of the structured data; 32473 is reserved for examples (RFC 5612)."""
     max_message_bytes: Annotated[int, Whole(480, 65_507)] = 8192
     """Of a whole message. Of a longer record only its number, time, operation and leaf hash are sent."""
     tls: SyslogTls | None = None
+    """Certificates for an address that begins with tls://."""
 
     @model_validator(mode="after")
     def _tls_where_it_is_used(self) -> Syslog:
@@ -117,7 +122,9 @@ class AuditSettings(Model):
     wait_ms: Annotated[int, Whole(1, 3_600_000)] = 10_000
     """The longest wait of an operation for its record, in milliseconds; then it fails."""
     checkpoint_every_records: Annotated[int, Whole(1, 100_000_000)] = 10_000
+    """Records after which a checkpoint is signed."""
     checkpoint_every_seconds: Annotated[int, Whole(1, 86_400)] = 10
+    """The longest time between a record and a checkpoint that contains it."""
     rotate_bytes: Annotated[int, Whole(1 << 16, 1 << 30)] = 256 << 20
     """The size at which a new file begins."""
     compress: bool = True

@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PrivateAttr, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    GetJsonSchemaHandler,
+    PrivateAttr,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError, core_schema
 
@@ -65,10 +73,33 @@ class Model(BaseModel):
         """Set `where`. Only the loader calls it."""
         self._where = path
 
+    @classmethod
+    def referred(cls) -> core_schema.CoreSchema:
+        """Return the core schema by which a JSON Schema refers to the model instead of containing it: the handler of
+        a JSON Schema takes the outermost schema for the one that it was asked about."""
+        return core_schema.chain_schema([cls.__pydantic_core_schema__])
+
     def parts(self) -> Iterator[tuple[str, str, object]]:
         """Yield each field's name, its key in the document, and its value."""
         for name, field in type(self).model_fields.items():
             yield name, field.alias or name, getattr(self, name)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return the JSON Schema of the model, with what its source says about each key."""
+        from hsmcore.config.described import descriptions
+
+        made = handler(schema)
+        properties = handler.resolve_ref_schema(made).get("properties", {})
+        for each in properties.values():
+            each.pop("title", None)  # pydantic's, which is the key again
+        for name, said in descriptions(cls).items():
+            key = cls.model_fields[name].alias if name in cls.model_fields else None
+            if key in properties:
+                properties[key]["description"] = said
+        return made
 
     @model_validator(mode="before")
     @classmethod
@@ -92,6 +123,9 @@ class Whole:
     def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> core_schema.CoreSchema:
         return core_schema.no_info_before_validator_function(self._check, core_schema.int_schema(strict=True))
 
+    def __get_pydantic_json_schema__(self, _schema: Any, _handler: Any) -> dict[str, Any]:
+        return {"type": "integer", "minimum": self.low, "maximum": self.high}
+
     def _check(self, value: object) -> object:
         if type(value) is not int or not self.low <= value <= self.high:
             raise fault(f"must be a whole number from {self.low} to {self.high}")
@@ -103,10 +137,15 @@ class Text:
 
     def __init__(self, most: int, *, form: str = "", says: str = "", hidden: bool = False) -> None:
         self.most, self.form, self.hidden = most, re.compile(form or r"(?s).*"), hidden
+        self._pattern = {"pattern": f"^(?:{form})$"} if form else {}
         self.problem = "must be " + (says or f"a string of 1 to {most} bytes without control characters")
 
     def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> core_schema.CoreSchema:
         return core_schema.no_info_before_validator_function(self._check, core_schema.str_schema(strict=True))
+
+    def __get_pydantic_json_schema__(self, _schema: Any, _handler: Any) -> dict[str, Any]:
+        # A character has one byte at least.
+        return {"type": "string", "minLength": 1, "maxLength": self.most, **self._pattern}
 
     def _check(self, value: object) -> object:
         if (

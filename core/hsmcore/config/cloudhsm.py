@@ -27,6 +27,10 @@ class _Number:
     def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> core_schema.CoreSchema:
         return core_schema.no_info_before_validator_function(self._check, core_schema.int_schema(strict=True))
 
+    def __get_pydantic_json_schema__(self, _schema: Any, _handler: Any) -> dict[str, Any]:
+        number = {"type": "integer", "minimum": 0, "maximum": (1 << 32) - 1}
+        return {"anyOf": [number, {"type": "string", "pattern": "^0[xX][0-9A-Fa-f]{1,8}$"}]}
+
     def _check(self, value: object) -> object:
         if isinstance(value, str) and re.fullmatch(r"0[xX][0-9A-Fa-f]{1,8}", value):
             value = int(value, 16)
@@ -61,13 +65,18 @@ class AwsCloudHsmSettings(Pkcs11Settings):
     cluster_endpoint: Endpoint | None = None
     """The address of one HSM of the cluster. It is compared with the library's own configuration."""
     cluster_id: ClusterId | None = None
+    """The id of the cluster, such as "cluster-1a2b3c"."""
     client_config: Annotated[str, Text(4096)] | None = None
     """The library's configuration file. Default: CLIENT_CONFIG, if it exists."""
     username: Username
+    """The crypto user that signs."""
     password: Secret
+    """Its password."""
     admin_credentials: UserCredentials | None = None
     region: Region | None = None
+    """The cluster's region, for questions to AWS. Default: the AWS SDK's own settings."""
     mechanisms: VendorMechanisms = VendorMechanisms()
+    """Numbers of the vendor's own mechanisms."""
     cluster_health_interval_ms: Annotated[int, Whole(0, 86_400_000)] = 60_000
     """The interval of questions to AWS for the state of the cluster's HSMs, if there are credentials; 0: none."""
     # A small cluster has a dozen or so signatures in service at once; beyond some 64 queued it begins to throttle.

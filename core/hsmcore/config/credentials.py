@@ -28,6 +28,7 @@ class PinCredentials(Credentials):
     """A token's own PIN."""
 
     pin: Secret
+    """The token user's PIN."""
 
     @property
     def secret(self) -> Secret:
@@ -38,7 +39,9 @@ class UserCredentials(Credentials):
     """A crypto user of AWS CloudHSM; the PIN is `username:password`."""
 
     username: Username
+    """The crypto user's name."""
     password: Secret
+    """The crypto user's password."""
 
     @property
     def secret(self) -> Secret:
@@ -52,7 +55,9 @@ class AuthKeyCredentials(Credentials):
     """An authentication key of a YubiHSM 2; the PIN is its id in four hexadecimal digits and its password."""
 
     auth_key_id: AuthKeyId
+    """The object id of the authentication key."""
     password: Secret
+    """The password that the authentication key is derived from."""
 
     @property
     def secret(self) -> Secret:

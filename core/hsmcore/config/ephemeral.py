@@ -11,7 +11,9 @@ class EphemeralSettings(ProviderSettings):
     """A key that lives in this process's locked memory only, made for the emergency level."""
 
     algorithm: Literal["ed25519"] = "ed25519"
+    """The key's algorithm."""
     allow_ephemeral_primary: bool = False
+    """Whether the key may stand at another level than the emergency level, although each start makes a new one."""
 
 
 PROVIDER: Final = ProviderDescriptor(

@@ -26,8 +26,11 @@ class CloudWatchLogs(Model):
     stream are made if they are missing and the credentials allow it."""
 
     log_group: Annotated[str, Text(512, form=r"[\w./#-]+", says="a log group name: letters, digits and _ - / . #")]
+    """The log group."""
     log_stream: Annotated[str, Text(512, form=r"[^:*]+", says="a log stream name without : and *")]
+    """The log stream."""
     region: Region | None = None
+    """The region. Default: the AWS SDK's own settings."""
     endpoint_url: EndpointUrl | None = None
     """Another endpoint than the region's public one, such as that of a VPC endpoint."""
 
@@ -36,8 +39,11 @@ class EmergencyModeRestrictions(Model):
     """The limits of an emergency key from its first signature on: signatures, seconds, operations."""
 
     max_transactions: Annotated[int, Whole(1, 2**53)] = 1000
+    """Signatures that one emergency key may make."""
     max_time_seconds: Annotated[int, Whole(1, 366 * 86400)] = 3600
+    """The time in which one emergency key may sign."""
     allowed_operations: Annotated[tuple[Operation, ...], BeforeValidator(as_tuple)] = ("sign",)
+    """The operations that are allowed while the emergency level signs."""
 
     @field_validator("allowed_operations")
     @classmethod
@@ -58,23 +64,36 @@ class Failover(Model):
     that the chain accepts it."""
 
     enabled: bool = True
+    """Whether there are levels. False: the key manager has its own provider only."""
     mode: FailoverMode = "smart"
+    """How a failed request is repeated: on another member at once, or on the same one after the interval, to the letter
+    of the settings."""
     primary_retry_interval_ms: Annotated[int, Whole(1, _HOUR_MS)] = 5000
+    """The time between retries, and between probes, of the primary level."""
     max_primary_retries: Annotated[int, Whole(1, 1000)] = 3
+    """Intervals for which a primary level without a member is waited for."""
     secondary_retry_interval_ms: Annotated[int, Whole(1, _HOUR_MS)] = 10000
+    """The time between retries, and between probes, of the secondary level."""
     max_secondary_retries: Annotated[int, Whole(1, 1000)] = 3
+    """Intervals for which a secondary level without a member is waited for."""
     emergency_mode_enabled: bool = False
+    """Whether there is an emergency level, whose key the chain accepts."""
     emergency_mode_restrictions: EmergencyModeRestrictions = EmergencyModeRestrictions()
+    """The limits of an emergency key."""
     emergency_delay_ms: Annotated[int, Whole(0, _HOUR_MS)] = 0
     """The shortest time that all other levels are down before the emergency level is entered."""
     accept_other_keys: Annotated[tuple[KeyLevel, ...], BeforeValidator(as_tuple)] = ()
+    """Levels whose members may hold another key than the current one."""
     failback_ramp_ms: Annotated[int, Whole(0, _HOUR_MS)] = 10_000
     """The time in which the load of a restored member grows to its whole share; 0: at once."""
     hedging: bool = False
     """Whether a second member with the same key is asked when the first is slower than its 99th percentile."""
     primary: Members | None = None
+    """Further members of the primary level; all of them, if the key manager names no provider of its own."""
     secondary: Members | None = None
+    """The members of the secondary level. Default: there is none."""
     emergency: Members | None = None
+    """The members of the emergency level. Default: one key in memory."""
 
     @field_validator("primary", "secondary", "emergency")
     @classmethod

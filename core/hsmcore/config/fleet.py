@@ -25,9 +25,11 @@ class Fleet(Model):
     signs."""
 
     store: FleetStore
+    """The database that the hosts share."""
     name: Annotated[
         str, Text(32, form=r"[a-z](-?[a-z0-9])*", says="a lower-case letter, then letters, digits and single dashes")
     ]
+    """The fleet's name; hosts of one name share one key."""
     host: Annotated[str, Text(64)] = Field(default_factory=socket.gethostname)
     """This host's name in the fleet: no other one has it. Default: the machine's."""
     ttl_ms: Annotated[int, Whole(200, 600_000)] = 2000

@@ -50,7 +50,9 @@ class GatewayTls(Model):
     without a passphrase. Files are read again when they change."""
 
     certificate_file: Annotated[str, Text(4096)]
+    """The gateway's certificate chain."""
     key_file: Annotated[str, Text(4096)]
+    """The chain's private key."""
     client_ca_file: Annotated[str, Text(4096)] | None = None
     """Certificates of the authorities for clients. Required for "tls:"; for "https:", where tokens will do as well, a
     client certificate is asked for if this is given."""
@@ -93,11 +95,15 @@ class Gateway(Model):
     """`gateway`: the addresses, and the clients by name. Whoever is none of them is refused."""
 
     listen: Annotated[tuple[Annotated[str, Text(256), Variables], ...], BeforeValidator(as_tuple)] = (DEFAULT_SOCKET,)
+    """The addresses: "unix:/path", "tls:host:port" or "https:host:port"."""
     tls: GatewayTls | None = None
+    """Certificates; required for "tls:" and "https:"."""
     clients: dict[str, GatewayClient]
+    """The clients, by names that records and metrics show."""
     socket_mode: Annotated[str, Text(4, form="0[0-7]{3}", says='the permissions of a Unix socket, such as "0660"')] = (
         "0660"
     )
+    """The permissions of a Unix socket that the gateway makes."""
     in_flight: Annotated[int, Whole(1, 65_536)] | None = None
     """Messages of all clients that are at the key managers at a time; the others wait for their turn, and what is at a
     key manager is not overtaken. Default: twice as many as all HSM sessions, and at least 32; 1,024 while one

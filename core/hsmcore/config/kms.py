@@ -20,6 +20,7 @@ class AwsKmsSettings(KeyPin):
     """A signing key in AWS KMS, by id, ARN or alias; credentials come from the AWS SDK's own chain."""
 
     key_id: Annotated[str, Text(2048)]
+    """The key: its id, ARN or alias."""
     region: Region | None = None
     """Default: the AWS SDK's own settings, or the region of a key ARN."""
     endpoint_url: EndpointUrl | None = None
@@ -27,7 +28,9 @@ class AwsKmsSettings(KeyPin):
     concurrency: Annotated[int, Whole(1, 1024)] = 64
     """Requests to KMS at once, each on a connection of its own."""
     connect_timeout_ms: Annotated[int, Whole(1, 60_000)] = 2000
+    """The longest time to make a connection."""
     verify_signatures: VerifySignatures = "sample"
+    """How many signatures are verified in software before they are handed out."""
 
     @model_validator(mode="after")
     def _one_region(self) -> AwsKmsSettings:

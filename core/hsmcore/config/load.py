@@ -24,6 +24,8 @@ Source = Mapping[str, Any] | str | os.PathLike[str] | Config
 
 M = TypeVar("M", bound=Model)
 
+SCHEMA: Final = "$schema"
+"""The key of a document that names its JSON Schema: see `schema`."""
 _MAX_FILE_BYTES = 4 << 20
 _NAME_ONE: Final = "Name one: load(config, name). All of them together: create_key_managers(config)."
 
@@ -62,6 +64,8 @@ def load_each(source: Source) -> dict[str, Config]:
 def _checked(document: object, source: str) -> dict[str, Config]:
     if not isinstance(document, dict):
         _refuse("$", "must be an object", source)
+    if isinstance(document.get(SCHEMA), str):  # for editors
+        document = {key: value for key, value in document.items() if key != SCHEMA}
     body: object = document
     path = "$"
     if "sequencer" in document:

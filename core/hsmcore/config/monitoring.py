@@ -54,7 +54,9 @@ class MonitoringTls(Model):
     """The server's certificate chain and its private key, PEM; the key without a passphrase."""
 
     certificate_file: Annotated[str, Text(4096)]
+    """The server's certificate chain."""
     key_file: Annotated[str, Text(4096)]
+    """The chain's private key."""
 
 
 class Monitoring(Model):
@@ -64,7 +66,9 @@ class Monitoring(Model):
     changed."""
 
     listen: Annotated[str, Text(256), Variables] = DEFAULT_LISTEN
+    """"host:port", "[address]:port" or "unix:/path"; port 0: any free one."""
     tls: MonitoringTls | None = None
+    """Certificates. Required beyond loopback."""
     viewer_token: Secret | None = None
     """The token that may read. Default, on loopback only: every reader may."""
     operator_token: Secret | None = None

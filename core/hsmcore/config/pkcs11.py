@@ -50,6 +50,10 @@ class _Handle:
     def __get_pydantic_core_schema__(self, _source: Any, _handler: Any) -> core_schema.CoreSchema:
         return core_schema.no_info_plain_validator_function(self._check)
 
+    def __get_pydantic_json_schema__(self, _schema: Any, _handler: Any) -> dict[str, Any]:
+        number = {"type": "integer", "minimum": 0, "maximum": _MAX_HANDLE}
+        return {"anyOf": [number, {"type": "string", "pattern": r"^(?:0[xX][0-9A-Fa-f]{1,16}|[0-9]{1,19}|<[^<>]*>)$"}]}
+
     def _check(self, value: object) -> int | str:
         number = value
         if isinstance(value, str):
@@ -72,7 +76,9 @@ class KeyPin(ProviderSettings):
     """Properties of the key that are known beforehand. A key that differs is refused before it signs."""
 
     public_key: PublicKeyHex | None = None
+    """The public key in hexadecimal. Default: any, which the key ring remembers."""
     algorithm: Algorithm | None = None
+    """The key's algorithm. Default: that of the key which is found."""
 
     @property
     def public_key_bytes(self) -> bytes | None:
@@ -92,21 +98,34 @@ class Pkcs11Settings(KeyPin):
     """Settings of all modules. Every given selector of token and key must match."""
 
     module_path: ModulePath
+    """The path of the vendor's PKCS#11 library."""
     module_args: Annotated[str, Text(4096)] | None = None
+    """The string that C_Initialize gives to the library. Default: none."""
     quirks: Quirks | None = None
+    """The set of deviations from the standard that is expected. Default: found by the library's own description."""
     token_label: Annotated[str, Text(32)] | None = None
+    """The label of the token."""
     token_serial: Annotated[str, Text(16)] | None = None
+    """The serial number of the token."""
     token_manufacturer: Annotated[str, Text(32)] | None = None
+    """The manufacturer that the token names."""
     token_model: Annotated[str, Text(16)] | None = None
+    """The model that the token names."""
     slot_id: Annotated[int, Whole(0, _MAX_HANDLE)] | None = None
+    """The number of the slot. Some modules change it at each start."""
     key_label: Label | None = None
+    """CKA_LABEL of the key."""
     key_id: Hex | None = None
+    """CKA_ID of the key, in hexadecimal."""
     key_handle: Annotated[int | str, _Handle()] | None = None
+    """The object handle of the key, for modules whose handles last."""
     sessions: Sessions = Field(default_factory=default_sessions)
+    """Sessions that sign, each with a thread of its own. Default: one per processor."""
     isolation: Isolation = "thread"
     """Whether the module is loaded into this process or into a host process, which can be killed when it hangs and is
     started again after a crash."""
     verify_signatures: VerifySignatures = "never"
+    """How many signatures are verified in software before they are handed out."""
     start_timeout_ms: Annotated[int, Whole(1, 600_000)] = 30_000
     """With isolation "process": the longest time of the host process to connect, log in and find its key, each."""
     hang_after_ms: Annotated[int, Whole(1, 3_600_000)] | None = None
@@ -185,8 +204,11 @@ class GenericPkcs11Settings(Pkcs11Settings):
     """Any other module, by an RFC 7512 URI, by explicit keys, or by both if they do not contradict each other."""
 
     module_path: ModulePath = ""
+    """The path of the vendor's PKCS#11 library. Required, here or in uri."""
     uri: Annotated[str, Text(8192, hidden=True)] | None = None
+    """A URI (RFC 7512) that names module, token and key."""
     pin: Secret | None = None
+    """The token user's PIN. Default: no login."""
     admin_credentials: PinCredentials | None = None
 
     @field_validator("uri")

@@ -59,8 +59,11 @@ class PositionField(Model):
     """Where the position stands in a payload: an unsigned number of `bytes` bytes at `offset`."""
 
     offset: Annotated[int, Whole(0, 65_535)]
+    """Bytes before the position."""
     bytes: Annotated[int, Whole(1, 8)] = 8
+    """Bytes of the position."""
     order: Literal["big", "little"] = "big"
+    """The order of its bytes."""
 
 
 class PayloadFormat(Model):
@@ -68,10 +71,13 @@ class PayloadFormat(Model):
     that the chain below knows: no transaction, off-chain message or payload of hsmcore's own format."""
 
     kind: OrderedKind
+    """The ordered kind that messages of this format have."""
     prefix: Hex
+    """The bytes at the beginning of each message, in hexadecimal."""
     length: Annotated[int, Whole(1, 1_048_575)]
     """Bytes of the whole message."""
     position: PositionField
+    """Where the position stands."""
 
     @model_validator(mode="after")
     def _fits(self) -> PayloadFormat:
@@ -101,6 +107,7 @@ class CallerRules(Model):
     per_second: Annotated[int, Whole(1, 10_000_000)] | None = None
     """Requests a second, with bursts of as many."""
     in_flight: Annotated[int, Whole(1, 65_536)] | None = None
+    """Requests that are open at a time. Default: no limit of its own."""
 
 
 class TransactionRules(Model):
@@ -114,6 +121,7 @@ class TransactionRules(Model):
     lookup_tables: Addresses | None = None
     """Address lookup tables that a recipient of a System or Token transfer may stand in. Default: any."""
     lamports_per_minute: Annotated[int, Whole(0, 2**63 - 1)] | None = None
+    """Lamports that System transfers of all signed transactions move in a minute. Default: any number."""
     tokens_per_minute: Annotated[int, Whole(0, 2**63 - 1)] | None = None
     """Of all mints together, in their smallest units."""
 
@@ -134,13 +142,16 @@ class Policy(Model):
     """`policy`: a message that is of none of `kinds` is refused before any member is asked."""
 
     kinds: Kinds
+    """The kinds of payload that the key signs."""
     domain: Annotated[str, Text(64)] = "default"
     """The chain of positions that ordered kinds count in; in hsmcore's own format it stands in the payload."""
     formats: Annotated[tuple[PayloadFormat, ...], BeforeValidator(as_tuple)] = ()
+    """A layer 2's own formats of ordered kinds."""
     callers: dict[str, CallerRules] | None = None
     """By name; a caller that is not among them is refused. Default: anybody in this process may have signed what the
     policy allows."""
     transactions: TransactionRules | None = None
+    """Rules for the transactions that are signed. Default: none."""
 
     @field_validator("kinds")
     @classmethod

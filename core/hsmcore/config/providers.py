@@ -8,13 +8,14 @@ from typing import Any, Self
 
 from pydantic import (
     Field,
+    GetJsonSchemaHandler,
     PrivateAttr,
     SerializeAsAny,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, core_schema
 
 from hsmcore.config.base import Model
 from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
@@ -26,7 +27,9 @@ class Provider(Model):
     """One provider. `type` decides which keys `config` may have."""
 
     type: str
+    """The type of the provider."""
     config: SerializeAsAny[ProviderSettings] = Field(default_factory=dict, validate_default=True)
+    """Settings of the provider; their keys depend on the type."""
 
     @field_validator("type", mode="before")
     @classmethod
@@ -46,6 +49,25 @@ class Provider(Model):
         if "type" not in info.data:
             return value
         return descriptor_of(info.data["type"]).settings.model_validate(value, context=info.context)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return the JSON Schema, in which `config` is that of the type's settings."""
+        made = super().__get_pydantic_json_schema__(schema, handler)
+        whole = handler.resolve_ref_schema(made)
+        described = whole["properties"]["config"].get("description", "")
+        whole["properties"]["config"] = {"type": "object", "description": described}
+        whole["properties"]["type"]["enum"] = list(known_types())
+        whole["allOf"] = [
+            {
+                "if": {"properties": {"type": {"const": name}}, "required": ["type"]},
+                "then": {"properties": {"config": handler(descriptor_of(name).settings.referred())}},
+            }
+            for name in known_types()
+        ]
+        return made
 
     _name: str | None = PrivateAttr(default=None)
 

@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import orjson
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, ValidationInfo, model_validator
+from pydantic import (
+    Field,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationInfo,
+    model_validator,
+)
+from pydantic_core import core_schema
 
 from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
@@ -62,6 +70,7 @@ class KeyManagerConfig(Provider):
     queue_size: Annotated[int, Whole(1, MAX_QUEUE_SIZE)] = 4096
     """Requests in flight at most; beyond it callers wait."""
     max_message_bytes: Annotated[int, Whole(1, MAX_MESSAGE_BYTES)] = 16_384
+    """The longest message."""
     wake_coalesce_micros: Annotated[int, Whole(0, 1_000_000)] = 2000
     """The age of a finished request at which it wakes the event loop; 0: at once."""
     spin_micros: Annotated[int, Whole(0, 100_000)] = 50
@@ -69,16 +78,21 @@ class KeyManagerConfig(Provider):
     warm_micros: Annotated[int, Whole(0, 100_000)] = 500
     """The time that a processor is kept awake (idle priority) after an answer, for the next lone request; 0: none."""
     audit_log_file: Annotated[str, Text(4096), LogVariables] | None = None
+    """The audit log. In a file, a relative path starts at the file's folder. Default: no log is kept."""
     audit: AuditSettings | None = None
     """Settings of the audit log. Default: its defaults."""
     state_file: Annotated[str, Text(4096), StateVariables] | None = None
-    """The store of what survives a crash: key ring, rotations, emergency budget, history of failovers. Default: see
-    `state_path`."""
+    """The store of what survives a crash: key ring, rotations, emergency budget, history of failovers. In a file, a
+    relative path starts at the file's folder. Default: `hsmcore-state-TOKEN.db` beside auditLogFile, or in the user's
+    state folder (see `state_path`)."""
     state_backup: StateBackup | None = None
     """Backups of that store on schedule. Default: none."""
     cloud_watch_logs: CloudWatchLogs | None = None
+    """Where audit records are copied to. Default: nowhere."""
     failover: Failover | None = None
+    """Levels of members. Default: there is only the provider."""
     key_rotation: KeyRotation | None = None
+    """When the key is replaced. Default: never."""
     policy: Policy | None = None
     """What the key may sign. Default: anything."""
     batching: Batching | None = None
@@ -86,6 +100,7 @@ class KeyManagerConfig(Provider):
     fleet: Fleet | None = None
     """Hosts that share this key. Default: there is one host."""
     notices: Notices | None = None
+    """Who is told of rotations and failovers. Default: nobody."""
     monitoring: Monitoring | None = None
     """Settings of `hsmcore serve` and `hsmcore.serve.attached`. Default: their defaults."""
 
@@ -104,6 +119,17 @@ class KeyManagerConfig(Provider):
         cls.note_known_keys(value, info)
         made = handler({**value, "type": "ephemeral", "config": {"allowEphemeralPrimary": True}})
         return made.with_first_listed()
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return the JSON Schema, in which failover.primary may name the provider."""
+        made = super().__get_pydantic_json_schema__(schema, handler)
+        whole = handler.resolve_ref_schema(made)
+        listed = {"properties": {"failover": {"required": ["primary"]}}, "required": ["failover"]}
+        whole["anyOf"] = [{"required": [*whole.pop("required")]}, listed]
+        return made
 
     @model_validator(mode="after")
     def _possible(self) -> KeyManagerConfig:
@@ -253,6 +279,7 @@ class Config(Model):
     """A whole configuration. Make one with `hsmcore.config.load`."""
 
     key_manager: KeyManagerConfig
+    """The key manager, if there is one."""
     state_secret: Secret | None = None
     """The secret of the state store's seal, 32 bytes at least: without it a writer of the store is believed."""
     gateway: Gateway | None = None

@@ -33,8 +33,11 @@ class Approver(Model):
     the request with the Ed25519 key whose public half is `publicKey` (hexadecimal)."""
 
     name: Annotated[str, Text(64)]
+    """The name in approvals and in the audit log."""
     totp: Secret | None = None
+    """The secret of the one-time codes, in base32. Default: no codes."""
     public_key: Annotated[str, _KEY] | None = None
+    """The Ed25519 key whose signature of a request approves it. Default: none."""
 
     @model_validator(mode="after")
     def _some_way(self) -> Approver:
@@ -48,6 +51,7 @@ class KeyCeremony(Model):
     hexadecimal) and imported so that it never leaves the token. The recovery key can restore it."""
 
     recovery_public_key: Annotated[str, _KEY]
+    """The X25519 key to which each new key is sealed; its private half restores the key."""
 
 
 class KeyRotation(Model):
@@ -55,18 +59,26 @@ class KeyRotation(Model):
     `overlapDays` more."""
 
     enabled: bool = True
+    """Whether keys are rotated. False keeps the settings without using them."""
     interval_days: Annotated[int, Whole(1, 3650)] = 30
+    """Days between two rotations."""
     overlap_days: Annotated[int, Whole(0, 3650)] = 2
+    """Days for which the old key verifies after the switch."""
     rotation_time: str = "00:00:00"
+    """The time of day of a rotation, HH:MM:SS in timeZone."""
     time_zone: str = "UTC"
+    """An IANA time zone, such as "Europe/Zurich"."""
     backup_enabled: bool = False
+    """Whether each new key is backed up before it signs."""
     backup_location: Annotated[str, Text(2048, hidden=True)] | None = None
+    """The place of the backups: a folder, or s3://, gs://, az:// or file://. Required with backupEnabled."""
     backup_endpoint_url: EndpointUrl | None = None
     """Another S3 endpoint than the region's public one."""
     backup_policy: BackupPolicy = "require"
     """The result of a rotation whose new key cannot be backed up, or whose backup cannot be restored: a failure, or a
     warning."""
     key_ceremony: KeyCeremony | None = None
+    """For tokens that cannot wrap their keys: how a new key gets its backup. Default: the token wraps it."""
     drill: Provider | None = None
     """The token that restore drills use; no key is named. Default: the key's own."""
     destroy_after_days: Annotated[int, Whole(0, 36500)] | None = None
@@ -76,6 +88,7 @@ class KeyRotation(Model):
     approvals: Annotated[int, Whole(0, 20)] = 0
     """The number of approvers that each rotation needs."""
     approvers: Annotated[tuple[Approver, ...], BeforeValidator(as_tuple)] = ()
+    """The persons who may approve rotations."""
 
     @field_validator("rotation_time")
     @classmethod
@@ -153,7 +166,9 @@ class Notices(Model):
     "mailto://…", "slack://…", "sns://…" or "jsons://host/path" for a webhook: a secret, since it holds credentials."""
 
     targets: Annotated[tuple[Secret, ...], BeforeValidator(as_tuple)]
+    """The recipients, each an apprise URL."""
     kinds: Annotated[tuple[NoticeKind, ...], BeforeValidator(as_tuple)] = get_args(NoticeKind)
+    """The kinds of notices that are sent. Default: all of them."""
     before_hours: Annotated[int, Whole(1, 8760)] = 24
     """The hours between the notice of a rotation and the rotation."""
 

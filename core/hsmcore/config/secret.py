@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import ValidationInfo, model_validator
+from pydantic import GetJsonSchemaHandler, ValidationInfo, model_validator
 from pydantic_core import core_schema
 
 from hsmcore.config.base import Model, Text, clash, hidden_fault, is_placeholder
@@ -32,17 +32,26 @@ class AwsSecretsManagerReference(Model):
     """A secret in AWS Secrets Manager: its name or ARN, and the key inside it where it holds a JSON object."""
 
     secret_id: Annotated[str, Text(2048)]
+    """The name or ARN of the secret."""
     key: Annotated[str, Text(256)] | None = None
+    """The key whose string is taken, if the secret is a JSON object. Default: the whole secret."""
     region: Annotated[str, Text(64)] | None = None
+    """The region. Default: that of the ARN, or the AWS SDK's own settings."""
 
 
-class _Reference(Model):
+class SecretReference(Model):
+    """The place of a secret: exactly one of the keys."""
+
     env: Annotated[str, _NAME] | None = None
+    """The environment variable that holds the secret."""
     file: Annotated[str, Text(4096, hidden=True)] | None = None
+    """The file that holds the secret, for its owner only (mode 0600). A relative path starts at the working
+    directory."""
     aws_secrets_manager: AwsSecretsManagerReference | None = None
+    """A secret in AWS Secrets Manager."""
 
     @model_validator(mode="after")
-    def _one(self) -> _Reference:
+    def _one(self) -> SecretReference:
         if sum(part is not None for part in (self.env, self.file, self.aws_secrets_manager)) != 1:
             raise clash("must name exactly one of env, file and awsSecretsManager")
         return self
@@ -234,6 +243,10 @@ class Secret:
             _validated, serialization=core_schema.plain_serializer_function_ser_schema(Secret.redacted)
         )
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(SecretReference.referred()), {"type": "string", "minLength": 1}]}
+
 
 def _is_mounted_so(path: str, descriptor: int) -> bool:
     """Whether a file's mode is a container platform's, which chmod does not change: on a read-only file system, below
@@ -266,7 +279,7 @@ def _validated(value: object, info: ValidationInfo) -> Secret:
         raise hidden_fault(_ALLOWED)
     if not value:
         raise clash(_ALLOWED)
-    reference = _Reference.model_validate(value, context=info.context)
+    reference = SecretReference.model_validate(value, context=info.context)
     if reference.env is not None:
         return Secret.env(reference.env)
     if reference.file is not None:

@@ -27,9 +27,13 @@ class KeyManagersConfig(Model):
     """A document with `keyManagers`: key managers by name, and the one audit log of all."""
 
     key_managers: dict[str, KeyManagerConfig]
+    """Several key managers, by name. Each has a key of its own."""
     audit_log_file: Annotated[str, Text(4096), LogVariables] | None = None
+    """The one audit log of all key managers. In a file, a relative path starts at the file's folder."""
     audit: AuditSettings | None = None
+    """Settings of that log. Default: its defaults."""
     cloud_watch_logs: CloudWatchLogs | None = None
+    """Where its records are copied to. Default: nowhere."""
     state_secret: Secret | None = None
     """The secret that seals each state store."""
     gateway: Gateway | None = None

@@ -16,6 +16,7 @@ class SoftHsmSettings(Pkcs11Settings):
     module_path: ModulePath = "/usr/lib/softhsm/libsofthsm2.so"
     quirks: Quirks | None = "softhsm"
     pin: Secret
+    """The token user's PIN."""
     admin_credentials: PinCredentials | None = None
 
     @property

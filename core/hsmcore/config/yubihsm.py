@@ -29,9 +29,13 @@ class YubiHsmSettings(Pkcs11Settings):
     quirks: Quirks | None = "yubihsm"
     isolation: Isolation = "process"
     connector: str | None = None
+    """The URL of the connector: http://host:port, or yhusb:// for a device at this host."""
     connectors: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] | None = None
+    """Several connectors, each a member. Their devices hold the same key."""
     auth_key_id: AuthKeyId
+    """The object id of the authentication key that signs."""
     password: Secret
+    """The password that the authentication key is derived from."""
     admin_credentials: AuthKeyCredentials | None = None
     # The module keeps its slot locked for the whole of a call: more sessions would only wait.
     sessions: Sessions = 1
@@ -41,6 +45,7 @@ class YubiHsmSettings(Pkcs11Settings):
     audit_auth_key_id: Annotated[int, Whole(1, 0xFFFF)] | None = None
     """The user that reads the device's own log (capability get-log-entries); default: authKeyId."""
     audit_password: Secret | None = None
+    """The password of that user."""
 
     attestation_roots: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] | None = None
     """Files of certificates in PEM to which a key's attestation must lead: the vendor's root and what is between."""

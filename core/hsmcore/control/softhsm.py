@@ -5,8 +5,8 @@
     pin, so-pin     the user's and the security officer's PIN, mode 0600
     config.json     the configuration for hsmcore; written last, so that it is there only with all the rest
 
-The library never changes this process's environment. A program that uses the folder sets SOFTHSM2_CONF to
-softhsm2.conf before the module is loaded; the command line does so.
+SoftHSM finds softhsm2.conf by SOFTHSM2_CONF only: `use_token_beside` sets it, for the command line and for an
+application that names a configuration's file.
 """
 
 from __future__ import annotations
@@ -53,6 +53,14 @@ def find_softhsm() -> str:
         if Path(path).is_file():
             return path
     raise ModuleMissing("SoftHSM is not installed", hint="Install it (apt-get install softhsm2), or name its module.")
+
+
+def use_token_beside(config: str | os.PathLike[str]) -> None:
+    """If a softhsm2.conf lies beside a configuration, set SOFTHSM2_CONF to it in this process, whatever its value was:
+    the token that the configuration names exists only there. SoftHSM reads it when the module is initialized."""
+    beside = Path(config).resolve().parent / "softhsm2.conf"
+    if beside.is_file():
+        os.environ["SOFTHSM2_CONF"] = str(beside)
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ log."""
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
@@ -16,6 +17,7 @@ from hsmcore._native import freeze
 from hsmcore.audit.shared import LogPart, SharedLog
 from hsmcore.config import Config, Provider, load, load_each
 from hsmcore.config.load import Source
+from hsmcore.control.softhsm import use_token_beside
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, PolicyRefused
 from hsmcore.events import Callback
 from hsmcore.manager.key_manager import KeyManager
@@ -30,18 +32,28 @@ def create_key_manager(config: Source, *, rotates: bool = True) -> KeyManager:
 
     `config` is a dict, the path of a JSON file, or a Config; `create_key_managers` takes one with `keyManagers`.
     `rotates`: False leaves `keyRotation` to other processes and only follows the key ring, as the commands that sign,
-    verify and show do. Raises ConfigurationError, which names each fault by its JSON path.
+    verify and show do. If a softhsm2.conf lies beside the file, SOFTHSM2_CONF is set to it in this process. Raises
+    ConfigurationError, which names each fault by its JSON path.
     """
-    return KeyManager(load(config), rotates=rotates)
+    made = KeyManager(load(config), rotates=rotates)
+    _use_token_of(config)
+    return made
 
 
 def create_key_managers(config: Source, *, rotates: bool = True) -> KeyManagers:
     """Check a configuration and make the key managers of its `keyManagers`; nothing is opened before `initialize()`.
 
-    A configuration with `keyManager` gives one, named "default". `config`, `rotates` and errors: as
-    `create_key_manager`.
+    A configuration with `keyManager` gives one, named "default". `config`, `rotates`, SOFTHSM2_CONF and
+    errors: as `create_key_manager`.
     """
-    return KeyManagers(load_each(config), rotates=rotates)
+    made = KeyManagers(load_each(config), rotates=rotates)
+    _use_token_of(config)
+    return made
+
+
+def _use_token_of(config: Source) -> None:
+    if isinstance(config, (str, os.PathLike)):
+        use_token_beside(config)
 
 
 class KeyManagers(Mapping[str, KeyManager]):
