@@ -64,7 +64,7 @@ def test_there_are_documents():
         assert name in DOCUMENTS
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
+@pytest.mark.parametrize("name", [name for name in DOCUMENTS if not name.startswith("scripts/site/")])  # the site's own
 def test_every_link_leads_somewhere(name):
     document = ROOT / name
     broken = []
