@@ -28,6 +28,9 @@ PROGRAM = [sys.executable, "-c", "import sys; from hsmcore.cli import main; sys.
 ELSEWHERE = {
     "docs/SOLANA.md": "tests/integration/test_solana_docs.py",
     "docs/VAULT.md": "tests/integration/test_gateway_vault_docs.py",
+    "docs/KEYSET.md": "tests/integration/test_key_set.py makes the same calls; parsed here",
+    "docs/WORKERS.md": "parts of an application: tests/integration/test_workers.py runs one; parsed here",
+    "docs/operations/softhsm.md": "a conftest and a test: tests/integration/test_embedding.py runs them; parsed here",
     "docs/FLEET.md": "needs a fleet on PostgreSQL: tests/integration/test_fleet.py makes the same calls; parsed here",
 }
 HERE = {
@@ -205,7 +208,8 @@ async def test_the_gateways_client(world, tmp_path):
     program = block("docs/CLIENT.md", "python")
     first, tls = program.split("\ntls = ")
     compiled("tls = " + tls)  # needs certificates: tests/integration/test_gateway_client.py
-    async with gateway(tmp_path, world.config()) as served:
+    policy = {"kinds": ["raw", "batch-root"], "domain": "my-rollup"}
+    async with gateway(tmp_path, world.config(policy=policy, stateFile=str(tmp_path / "state.db"))) as served:
         here = first.replace("unix:/run/hsmcore/sign.sock", served.addresses[0])
         given = {"message": b"a message", "messages": [b"one", b"two"]}
         await run(here.replace(', kind="block", position=7', ""), **given)

@@ -17,7 +17,17 @@ pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("softhsm")]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SOLANA = ("keychain_signer", "solana_py", "anchorpy_payer")
-PROGRAMS = ("sign", "batch", "failover", "rotation_with_handover", "two_keys", *SOLANA, "audit", "verify_batched")
+PROGRAMS = (
+    "sign",
+    "batch",
+    "failover",
+    "rotation_with_handover",
+    "two_keys",
+    *SOLANA,
+    "audit",
+    "verify_batched",
+    "verify_key_set",
+)
 PUBLIC = {
     "hsmcore",
     "hsmcore.errors",

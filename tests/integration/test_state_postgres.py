@@ -109,6 +109,7 @@ async def test_a_newer_store_is_refused_and_an_older_one_migrated(postgres, url)
     postgres.execute("DROP TABLE hsmcore_tests.audit_mark", database)
     postgres.execute("DROP TABLE hsmcore_tests.fleet, hsmcore_tests.fleet_host, hsmcore_tests.fleet_floor", database)
     postgres.execute("DROP TABLE hsmcore_tests.role", database)
+    postgres.execute("DROP TABLE hsmcore_tests.key_set, hsmcore_tests.key_evidence", database)
     with pytest.raises(StoreError, match="another version"):
         await Store.open_to_read(fleet(url))
     with ExitStack() as stack:  # hosts that start together

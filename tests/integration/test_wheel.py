@@ -34,6 +34,9 @@ def installed(wheels, tmp_path):
     # What hsmcore depends on is seen as it is installed here, behind the wheels.
     packages = Path(sysconfig.get_path("purelib"))
     root = EmptyRoot(tmp_path / "root", seen=[packages])
+    certificates = Path("/etc/ssl/certs/ca-certificates.crt")  # Debian's pip reads them as it starts
+    if certificates.exists():
+        root.add(certificates, certificates)
     for wheel in wheels:
         root.add(wheel, Path("/opt") / wheel.name)
     assert not [name for name in root.files() if name.startswith(("libsodium", "libjansson", "gcc", "cc", "ld.", "sh"))]

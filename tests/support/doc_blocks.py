@@ -36,8 +36,8 @@ class Block:
         said: list[str] = []
         for line in self.text.splitlines():
             going_on = bool(said) and said[-1].endswith("\\")
-            if line.startswith("$ ") or going_on:
-                said.append(line.removeprefix("$ "))
+            if line.startswith(("$ ", "# ")) or going_on:  # the prompts of a user, and of root
+                said.append(line if going_on else line[2:])
         return "\n".join([*said, ""])
 
 

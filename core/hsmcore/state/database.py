@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Table, insert, inspect, select, text
 from hsmcore.errors import HsmError
 from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
 from hsmcore.state.schema import MIGRATIONS, TYPES, VERSION
-from hsmcore.state.seal import Guard, Seal, StoreError
+from hsmcore.state.seal import Guard, RowInvalid, Seal, StoreError
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -150,8 +150,8 @@ class Database(ABC):
             except (TypeError, ValueError, KeyError, OverflowError) as error:
                 if isinstance(error, HsmError):
                     raise
-                # SQLite keeps a text in a column of numbers, if another writer puts it there.
-                raise StoreError(f"{self.shown}: a row is not as hsmcore writes it ({error})") from error
+                # What the row says is not repeated: it is not to reach a terminal or a log.
+                raise RowInvalid(f"{self.shown}: a row is not as hsmcore writes it ({type(error).__name__})") from None
             finally:
                 self._guard = None
 

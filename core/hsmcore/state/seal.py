@@ -78,6 +78,13 @@ class StoreError(SystemFailure):
     default_hint = "Check that the state file's folder is writable and has space; name another with stateFile."
 
 
+class RowInvalid(StoreError, ValueError):
+    """A row of the state store is none that hsmcore writes: SQLite keeps a text in a column of numbers, if another
+    writer puts it there."""
+
+    default_hint = "Find out who else writes there; docs/RECOVERY.md has the ways back."
+
+
 class StoreNotGenuine(StoreError):
     """Rows of the state store are not those that hsmcore wrote. Nothing is done for them; signing goes on."""
 
