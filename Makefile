@@ -34,7 +34,7 @@ run-fleet: .venv/.setup-test .venv/.built ## Two sequencers on a private Postgre
 test: native-test sanitize-test .venv/.built ## Install what is missing, then run every test, native and Python
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py \
 	    $(if $(ARGS),$(ARGS),-m "not alone and not deep")
-	$(if $(ARGS),,$(BIN)/python -m pytest -m alone)
+	$(if $(ARGS),,$(BIN)/python -m pytest -m "alone and not deep")
 
 check: .venv/.setup-test native-configure ## Lint and type-check everything
 	$(BIN)/ruff check .
