@@ -89,6 +89,11 @@ class Endpoint(MemberState):
             raise NotInitialized("the member has not started", member=self.name)
         return self.version
 
+    @property
+    def has_signed(self) -> bool:
+        """Whether it has signed since the last look: `busy_since` does not know of that yet."""
+        return self.member is not None and self.signing.stats()["signatures"] != self.signed
+
     async def start(self) -> KeyVersion:
         """Make the member and start it. A failure leaves nothing open."""
         member = self.make()

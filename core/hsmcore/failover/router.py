@@ -296,7 +296,7 @@ class Router:
     def report(self, endpoint: Endpoint, kind: Kind, error: HsmError) -> None:
         """Count a failure in the levels."""
         now = monotonic_ns()
-        if kind == "late" and now - endpoint.busy_since < LATE_NS:
+        if kind == "late" and (now - endpoint.busy_since < LATE_NS or endpoint.has_signed):
             return  # the caller's timeout was too short: the member signs other requests
         self.levels.failed(endpoint, kind, str(error.args[0]), now)
         self.settle()
