@@ -7,6 +7,7 @@ sees warnings on stderr and nothing on stdout). Only the command line calls `con
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import re
@@ -114,9 +115,17 @@ class _Unready:
         least = _deferred[-1][1] if _deferred else logging.getLogger("hsmcore").getEffectiveLevel()
         if number is not None and number < least:
             return _nothing
-        import structlog  # noqa: F401  # from here on get_logger returns structlog's
-
+        try:
+            import structlog  # noqa: F401  # from here on get_logger returns structlog's
+        except ImportError:  # the process may read its interpreter's folder no more: it changed its user or its root
+            return functools.partial(_plain, number or logging.WARNING, self._bound, exc_info=method == "exception")
         return getattr(get_logger(**self._bound), method)
+
+
+def _plain(level: int, bound: Mapping[str, Any], event: str, *, exc_info: bool, **said: Any) -> None:
+    """Log an event without structlog, lest its absence be an error in place of the event."""
+    pairs = [f"{key}={value!r}" for key, value in drop_secrets(None, "", {**bound, **said}).items()]
+    logging.getLogger("hsmcore").log(level, "%s", " ".join([event, *pairs]), exc_info=exc_info)
 
 
 def _nothing(*_arguments: Any, **_event: Any) -> None:

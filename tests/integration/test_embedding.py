@@ -21,6 +21,16 @@ LOGS = """
 import hsmcore.log
 hsmcore.log.get_logger(member="a").warning("member down", reason="x")
 """
+CANNOT_IMPORT = """
+import sys
+import hsmcore.log
+sys.modules["structlog.stdlib"] = None  # as behind a changed user or root, where the interpreter's folder is not
+hsmcore.log.get_logger(member="a").warning("member down", reason="x", pin="1234")
+try:
+    raise ValueError("broken")
+except ValueError:
+    hsmcore.log.get_logger().exception("cannot be followed")
+"""
 FORGETS = """
 import asyncio, gc, sys, warnings
 import hsmcore
@@ -57,6 +67,12 @@ def test_an_application_without_logging_sees_time_and_level():
     assert time.startswith("timestamp='20")
     assert (level, event) == ("level='warning'", "event='member")
     assert "member='a'" in line
+
+
+def test_a_process_that_can_import_no_more_still_logs():
+    lines = ran("-c", CANNOT_IMPORT).stderr.splitlines()
+    assert lines[:2] == ["member down member='a' reason='x' pin='<dropped>'", "cannot be followed"]
+    assert lines[-1] == "ValueError: broken"
 
 
 def test_an_application_s_own_format_is_not_repeated(monkeypatch, caplog):

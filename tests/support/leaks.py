@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import threading
 import time
 from collections import Counter
@@ -18,12 +19,14 @@ SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Holdings:
-    """Native allocations, threads, sessions and descriptors; Python threads, file descriptors and child processes."""
+    """Native allocations, threads, sessions and descriptors; Python threads, file descriptors and child processes; and
+    below which level nothing is logged, which hides from a later test what it looks for."""
 
     native: dict[str, int]
     threads: Counter[str]
     descriptors: Counter[str]
     children: frozenset[int]
+    silent_below: int = 0
 
     def surplus(self, before: Holdings) -> list[str]:
         """What is held now and was not `before`, a line each."""
@@ -35,6 +38,8 @@ class Holdings:
         lines += [f"thread {name}" for name in (self.threads - before.threads).elements()]
         lines += [f"descriptor of {name}" for name in (self.descriptors - before.descriptors).elements()]
         lines += [f"child process {pid}" for pid in self.children - before.children]
+        if self.silent_below > before.silent_below:
+            lines.append(f"silence below level {self.silent_below}")
         return lines
 
 
@@ -80,6 +85,7 @@ def holdings() -> Holdings:
         threads=Counter(f"{thread.name} ({thread.ident})" for thread in threading.enumerate()),
         descriptors=_descriptors(),
         children=children(),
+        silent_below=max(logging.getLogger("hsmcore").level, logging.root.manager.disable),
     )
 
 
