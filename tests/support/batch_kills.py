@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import traceback
 from base64 import b64decode, b64encode
 from typing import Any
 
@@ -23,10 +24,12 @@ def batches_under_kills(config: dict[str, Any], *, kills: int, seed: int) -> dic
     counts = {"signatures": 0, "roots": 0}
     for _ in range(kills):
         lives = [_begin(config) for _ in range(2)]
-        lines = [line for _, answers in lives for line in _some(answers, chance.randrange(1, 120))]
-        for child, _ in lives:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+        try:
+            lines = [line for _, answers in lives for line in _some(answers, chance.randrange(1, 120))]
+        finally:
+            for child, _ in lives:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
         for _, answers in lives:
             lines += answers.readlines()
             answers.close()
@@ -53,6 +56,9 @@ def _begin(config: dict[str, Any]) -> tuple[int, Any]:
         try:
             os.close(reads)
             asyncio.run(_sign(config, writes))
+        except BaseException:
+            traceback.print_exc()
+            raise
         finally:
             os._exit(1)
     os.close(writes)
