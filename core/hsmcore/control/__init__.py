@@ -1,7 +1,8 @@
 """The control plane: rare work on a token and its keys. Read plane.py, then verb.py. It signs no request."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
+
+from hsmcore.lazy import names
 
 if TYPE_CHECKING:
     from hsmcore.control.backup import is_whole
@@ -27,25 +28,13 @@ __all__ = [
 ]
 
 # Loaded when they are used: a command that only names an algorithm needs no PKCS#11 library.
-_HOMES: Final = {
-    "ALGORITHMS": "curves",
-    "Algorithm": "curves",
-    "ControlError": "faults",
-    "ControlPlane": "plane",
-    "Deactivation": "records",
-    "KeyNotExportable": "faults",
-    "KeyRecord": "records",
-    "TokenAccess": "records",
-    "TokenRecord": "records",
-    "TokenSelector": "records",
-    "algorithm_of_params": "curves",
-    "decode_point": "curves",
-    "is_whole": "backup",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'hsmcore.control' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"hsmcore.control.{_HOMES[name]}"), name)
-    return value
+__getattr__ = names(
+    __name__,
+    {
+        "backup": ["is_whole"],
+        "curves": ["ALGORITHMS", "Algorithm", "algorithm_of_params", "decode_point"],
+        "faults": ["ControlError", "KeyNotExportable"],
+        "plane": ["ControlPlane"],
+        "records": ["Deactivation", "KeyRecord", "TokenAccess", "TokenRecord", "TokenSelector"],
+    },
+)

@@ -7,7 +7,9 @@ Reading order: docs/WIRE.md, frames, wire; then the gateway's side: clients, des
 link, client.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from hsmcore.lazy import names
 
 if TYPE_CHECKING:
     from hsmcore.gateway.client import Client
@@ -15,15 +17,5 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "ClientTls"]
 
-
-def __getattr__(name: str) -> Any:
-    # When it is used: the gateway needs no client, and a client nothing of the gateway, such as the native core.
-    if name == "Client":
-        from hsmcore.gateway.client import Client
-
-        return Client
-    if name == "ClientTls":
-        from hsmcore.gateway.dialing import ClientTls
-
-        return ClientTls
-    raise AttributeError(f"module 'hsmcore.gateway' has no attribute {name!r}")
+# Loaded when they are used: the gateway needs no client, and a client nothing of the gateway, such as the native core.
+__getattr__ = names(__name__, {"client": ["Client"], "dialing": ["ClientTls"]})
