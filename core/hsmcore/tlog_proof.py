@@ -1,6 +1,7 @@
-"""What a C2SP tlog-proof of a batched message says, but for its signature. docs/BATCHING.md has the form.
+"""Where a Merkle proof leads, and what a C2SP tlog-proof of a batched message says, but for its signature.
 
-Needs no native core: hsmcore.audit.batch_proof and hsmcore.gateway.batched verify signatures, each with its own means.
+docs/BATCHING.md has the form. Needs no native core: hsmcore.audit.batch_proof and hsmcore.gateway.batched verify
+signatures, each with its own means.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import re
 from binascii import a2b_base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 KINDS: Final[Sequence[str]] = ("", "tx-legacy", "tx-v0", "tx-v1", "off-chain", "", "", "digest32", "raw")
 """By the number in a leaf; "" is of none."""
@@ -28,17 +29,30 @@ _FORM: Final = re.compile(
 )
 
 
+class ProofError(ValueError):
+    """A proof is invalid; the text says why."""
+
+
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What a proof says, if its checkpoint is signed. `text`: of the checkpoint, which `note` has with signatures."""
+class BatchProof:
+    """What a valid proof of a batched message says."""
 
     domain: str
     epoch: int
     index: int
+    """The message's number in the domain."""
     kind: str
     size: int
+    """Messages in the batch."""
     root: bytes
     time_ns: int
+    """When the batch was closed, by the signer's clock: Unix time."""
+
+
+class Shown(NamedTuple):
+    """What a proof says, if its checkpoint is signed. `text`: of the checkpoint, which `note` has with signatures."""
+
+    says: BatchProof
     text: bytes
     note: bytes
 
@@ -56,22 +70,37 @@ def shown(message: bytes, proof: bytes) -> Shown | None:
     digest = hashlib.sha256(message).digest()
     leaf = hashlib.sha256(b"\0" + extra[:9] + digest + extra[9:]).digest()
     root = a2b_base64(found[8])
-    if _root(leaf, index, size - 1, list(map(a2b_base64, found[3].split()))) != root:
-        return None
-    note = proof[found.start(4) :]
-    return Shown(found[5].decode(), epoch, first + index, kind, size, root, time_ns, found[4], note)
-
-
-def _root(node: bytes, index: int, last: int, path: Sequence[bytes]) -> bytes | None:
-    """Return the root that a path leads to (RFC 9162, section 2.1.3.2); None if it has another length."""
-    for sibling in path:
-        if not last:
+    try:
+        if root_of_inclusion(leaf, index, size, list(map(a2b_base64, found[3].split()))) != root:
             return None
-        if index & 1 or index == last:
-            node = hashlib.sha256(b"\1" + sibling + node).digest()
-            while not index & 1 and index:
-                index, last = index >> 1, last >> 1
-        else:
-            node = hashlib.sha256(b"\1" + node + sibling).digest()
-        index, last = index >> 1, last >> 1
-    return None if last else node
+    except ProofError:
+        return None
+    says = BatchProof(found[5].decode(), epoch, first + index, kind, size, root, time_ns)
+    return Shown(says, found[4], proof[found.start(4) :])
+
+
+def root_of_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
+    """Return the root of the tree of `size` records that the inclusion proof `path`, hashes of 32 bytes, gives for
+    `leaf` at `index` (from 0). RFC 9162, section 2.1.3.2. Raises ProofError if the proof has another length."""
+    if not 0 <= index < size:
+        raise ProofError(f"there is no record {index} among {size}")
+    root = leaf
+    for item, left in siblings(index, size - 1, path):
+        root = hashlib.sha256(b"\1" + item + root if left else b"\1" + root + item).digest()
+    return root
+
+
+def siblings(node: int, last: int, path: Sequence[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Walk from `node` to the root of a level whose last node is `last`. Yield each hash of the path and whether it
+    stands left of the node. Raises ProofError if the path has another length."""
+    for item in path:
+        if last == 0:
+            raise ProofError("the proof is too long")
+        left = bool(node & 1) or node == last
+        yield item, left
+        if left:
+            while not node & 1 and node:
+                node, last = node >> 1, last >> 1
+        node, last = node >> 1, last >> 1
+    if last:
+        raise ProofError("the proof is too short")

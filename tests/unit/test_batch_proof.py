@@ -106,7 +106,7 @@ def test_the_published_vectors_of_rfc_6962_hold():
     leaves = [sha256(b"\0", bytes.fromhex(entry)) for entry in entries]
     assert by_definition(leaves).hex() == "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
     path = path_by_definition(0, leaves)
-    assert tlog_proof._root(leaves[0], 0, 7, path) == by_definition(leaves)
+    assert tlog_proof.root_of_inclusion(leaves[0], 0, 8, path) == by_definition(leaves)
 
 
 def test_a_blinder_is_another_one_in_each_leaf():

@@ -7,28 +7,11 @@ have. hsmcore.tlog_proof reads it.
 from __future__ import annotations
 
 from base64 import b64encode
-from dataclasses import dataclass
 
 from hsmcore._native import freeze
 from hsmcore.audit.note import ED25519, Note, NoteError, VerifierKey
 from hsmcore.errors import InvalidMessageType
-from hsmcore.tlog_proof import shown
-
-
-@dataclass(frozen=True, slots=True)
-class BatchProof:
-    """What a valid proof says."""
-
-    domain: str
-    epoch: int
-    index: int
-    """The message's number in the domain."""
-    kind: str
-    size: int
-    """Messages in the batch."""
-    root: bytes
-    time_ns: int
-    """When the batch was closed, by the signer's clock: Unix time."""
+from hsmcore.tlog_proof import BatchProof, shown
 
 
 def checkpoint(domain: str, epoch: int, size: int, root: bytes, first: int, time_ns: int) -> bytes:
@@ -52,9 +35,7 @@ def read(public_key: bytes, message: object, proof: object) -> BatchProof | None
         signed = Note.parse(found.note).signers([signer(found.text, public_key)])
     except NoteError:
         return None
-    if not signed:
-        return None
-    return BatchProof(found.domain, found.epoch, found.index, found.kind, found.size, found.root, found.time_ns)
+    return found.says if signed else None
 
 
 def verify_batched(

@@ -101,9 +101,9 @@ def deliver(data: bytes, output: Path | None, shown: dict[str, Any] | None, what
 
 def reading(work: Callable[[], T]) -> T:
     """Run `work`, which reads a log. Raises SystemFailure for a damaged or unreadable file."""
-    from hsmcore.audit.check.proofs import ProofError
     from hsmcore.audit.segment import SegmentError
     from hsmcore.audit.tiles import TileError
+    from hsmcore.tlog_proof import ProofError
 
     try:
         return work()

@@ -101,12 +101,12 @@ class Notes:
     def verified(self, message: bytes, kind: str, answer: Batched) -> BatchedSignature:
         """Return the place of a message. `kind`: what it must be of; "": any. Raises SignatureInvalid."""
         found = shown(message, answer.proof)
-        if found is None or kind not in ("", found.kind) or not self._signed(found, answer.public_key):
+        if found is None or kind not in ("", found.says.kind) or not self._signed(found, answer.public_key):
             error = SignatureInvalid("the gateway's proof does not show that this message was signed")
             error.maybe_signed = True
             raise error
         return BatchedSignature(
-            answer.proof, found.index, found.root, answer.key_id, answer.public_key, answer.audit_seq
+            answer.proof, found.says.index, found.says.root, answer.key_id, answer.public_key, answer.audit_seq
         )
 
     def _signed(self, found: Shown, public_key: bytes) -> bool:
