@@ -44,7 +44,6 @@ from hsmcore.manager.recording import Recorder
 from hsmcore.policy import Guard
 from hsmcore.policy.watermark import NotNext, Place
 from hsmcore.receipt import Receipt
-from hsmcore.state import StoreNotGenuine
 from hsmcore.state.positions import MOST_POSITION
 
 T = TypeVar("T")
@@ -314,7 +313,7 @@ class Batches:
                 place, left = await self._guard.bind_root(text, first, epoch, left)
             except NotNext as moved:
                 if moved.next < least:
-                    raise StoreNotGenuine(f"the state store went back behind {least}, which was bound here") from None
+                    raise moved.behind(least) from None
                 self._next = moved.next
             except HsmError as error:
                 self._record.failure("sign", text, error)

@@ -37,7 +37,7 @@ from hsmcore.policy.watermark import NotNext, Place
 from hsmcore.receipt import Receipt
 from hsmcore.rotation.context import ManagerPort
 from hsmcore.rotation.service import RotationService
-from hsmcore.state import Store, StoredKey, StoreNotGenuine
+from hsmcore.state import Store, StoredKey
 from hsmcore.state.key_sets import KeySetNotes
 from hsmcore.state.positions import MOST_POSITION
 
@@ -181,9 +181,11 @@ class KeySets:
     async def _look(self) -> None:
         async with self._looking:
             await self._read()
+            led = self._leads
             if not self._rotates or not await self._lead():
                 return
-            await self._read()  # what another process has kept before it lost the role
+            if not led:
+                await self._read()  # what another process has kept before it lost the role
             keys = await self._wanted()
             last = self.latest
             if keys is not None and (last is None or (last.keys, last.kinds) != (keys, self._kinds)):
@@ -356,7 +358,7 @@ class KeySets:
                 place, left = await self._guard.bind_key_set(text, serial, epoch, SIGN_SECONDS)
             except NotNext as moved:
                 if moved.next < least:
-                    raise StoreNotGenuine(f"the state store went back behind {least}, which was bound here") from None
+                    raise moved.behind(least) from None
                 text, serial = b"", moved.next
             else:
                 self._bound = (keys, text, serial)

@@ -60,6 +60,11 @@ class NotNext(PolicyRefused):
     next: int = 0
     """The position at which it must begin."""
 
+    @staticmethod
+    def behind(least: int) -> StoreNotGenuine:
+        """Return the error of a store that went back: it begins before `least`, up to which this process has bound."""
+        return StoreNotGenuine(f"the state store went back behind {least}, which was bound here")
+
 
 class Fence(Protocol):
     """What keeps the hosts of a fleet apart: hsmcore.fleet.membership."""
