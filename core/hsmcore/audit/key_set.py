@@ -15,6 +15,7 @@ from typing import Final, Literal, Self, cast
 
 from hsmcore._native import verify
 from hsmcore.audit.note import ED25519, MAX_NOTE_BYTES, Note, NoteError, VerifierKey
+from hsmcore.errors import BadArgument
 
 KeyState = Literal["next", "current", "overlap", "retired", "other", "emergency"]
 SKEW: Final = 300.0
@@ -223,6 +224,13 @@ def text_of(domain: str, serial: int, time_s: int, kinds: Sequence[str], keys: I
     """Return the text that is signed for a set."""
     lines = (f"{domain}/keys\n", f"{serial}\n", f"time {time_s}\n", f"kinds {' '.join(kinds)}\n")
     return FIRST_LINE + "".join((*lines, *(key.line for key in keys))).encode()
+
+
+def serial_of(since: str | None) -> int | None:
+    """Return what a request says by `/keys?since=`. Raises BadArgument."""
+    if since is not None and re.fullmatch("-1|[0-9]{1,18}", since) is None:
+        raise BadArgument("since must be a serial")
+    return None if since is None else int(since)
 
 
 def split(notes: bytes) -> Iterator[bytes]:

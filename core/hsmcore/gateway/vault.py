@@ -7,7 +7,6 @@ Runs in the key managers' event loop. Next: transit.py (what requests and answer
 from __future__ import annotations
 
 import asyncio
-import re
 import ssl
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hsmcore._native import Digest
 from hsmcore._version import __version__
+from hsmcore.audit.key_set import serial_of
 from hsmcore.errors import BadArgument, HsmError, MessageTooLarge, PolicyRefused, QueueFull
 from hsmcore.gateway import transit
 from hsmcore.gateway.clients import Client
@@ -129,11 +129,9 @@ class Transit:
         """The signed set of a key's versions, for anybody: it vouches for itself. `since`: all after a serial."""
         managers = self._desk.managers
         name = request.path_params.get("name") or (next(iter(managers)) if len(managers) == 1 else "")
-        since = request.query_params.get("since")
-        if since is not None and re.fullmatch("-1|[0-9]{1,18}", since) is None:
-            raise HTTPException(400, "since must be a serial")
+        since = serial_of(request.query_params.get("since"))
         manager = managers.get(name)
-        notes = b"" if manager is None else manager.key_set(None if since is None else int(since))
+        notes = b"" if manager is None else manager.key_set(since)
         if manager is None or not manager.key_set():
             raise HTTPException(404, "there is no signed set of keys here")
         return Response(notes, media_type="text/plain; charset=utf-8", headers={"cache-control": "no-store"})

@@ -17,8 +17,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from hsmcore.audit.key_set import serial_of
 from hsmcore.config import Monitoring
-from hsmcore.errors import HsmError
+from hsmcore.errors import BadArgument, HsmError
 from hsmcore.listening.http import MAX_HEAD_BYTES
 from hsmcore.log import get_logger
 from hsmcore.serve import trail
@@ -153,13 +154,14 @@ class Console:
 
     async def key_set(self, request: Request) -> Response:
         """Return the signed set of the keys, for anybody: it vouches for itself. `since`: all after a serial."""
-        since = request.query_params.get("since", "")
-        if since and since != "-1" and not _is_number(since):
-            return _json({"error": "bad request", "message": "since must be a serial"}, 400)
+        try:
+            since = serial_of(request.query_params.get("since") or None)
+        except BadArgument as error:
+            return _json({"error": "bad request", "message": str(error)}, 400)
         manager = self._monitor.source.manager
         if manager is None or not manager.key_set():
             return _json({"error": "no set", "message": "there is no signed set of keys here"}, 404)
-        return Response(manager.key_set(int(since) if since else None), media_type="text/plain; charset=utf-8")
+        return Response(manager.key_set(since), media_type="text/plain; charset=utf-8")
 
     async def state(self, request: Request) -> Response:
         """Return the whole state."""
