@@ -7,19 +7,13 @@ import { suite, test } from "node:test";
 
 import { HsmError } from "hsmcore-client";
 
-import { connected, fails, gateway, signs, text, until, valid } from "./fixture.js";
+import { connected, dropsAfter, fails, gateway, signs, text, until, valid } from "./fixture.js";
 import { error, makeKey, signed } from "./gateway.js";
 
 suite("a connection that breaks", { timeout: 100_000 }, () => {
   test("the same gateway is asked again, with the same number, the same bytes and the flag", async () => {
     const client = await connected();
-    gateway.take = (one) => {
-      gateway.seen.push(one);
-      if (gateway.seen.length === 2) {
-        gateway.take = gateway.serve;
-        gateway.drop();
-      }
-    };
+    dropsAfter(2);
     const messages = [text("one"), text("two")];
     const receipts = await Promise.all(messages.map((message) => client.sign(message)));
     receipts.forEach((receipt, n) => assert.ok(valid(messages[n]!, receipt)));
@@ -87,13 +81,7 @@ suite("a connection that breaks", { timeout: 100_000 }, () => {
 
   test("a verification is asked again as a new request, an operation on a key is not", async () => {
     const client = await connected();
-    gateway.take = (one) => {
-      gateway.seen.push(one);
-      if (gateway.seen.length === 2) {
-        gateway.take = gateway.serve;
-        gateway.drop();
-      }
-    };
+    dropsAfter(2);
     const [verified, managed] = await Promise.allSettled([
       client.verify(text("x"), Buffer.alloc(64)),
       client.manage("generate"),

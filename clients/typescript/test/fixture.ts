@@ -36,6 +36,16 @@ export async function connected(options: Partial<ClientOptions> = {}): Promise<C
   return client;
 }
 
+/** Have the gateway answer none of its first `count` requests, break all connections then, and serve what follows. */
+export function dropsAfter(count: number): void {
+  gateway.take = (one) => {
+    gateway.seen.push(one);
+    if (gateway.seen.length < count) return;
+    gateway.take = gateway.serve;
+    gateway.drop();
+  };
+}
+
 /** Wait until it is so; a test that waits in vain fails by its time limit. */
 export async function until(so: () => boolean): Promise<void> {
   while (!so()) await new Promise((resolve) => setImmediate(resolve));
