@@ -74,7 +74,7 @@ def test_the_first_paint_comes_within_a_second_and_members_are_live(scene, page)
 
 
 def test_the_badge_shows_the_state_in_the_fleet(scene, page, postgres):
-    block = {"store": {"url": postgres.database()}, "name": "tests", "singleNode": True, "ttlMs": 1000}
+    block = {"store": {"url": postgres.database()}, "name": "tests", "singleNode": True, "ttlMs": 15_000}
     running = scene(callers=0, stateFile=None, fleet=block)
     made = opened(page, running)
     made.wait_for_selector("#fleet[data-tone=good]:text-is('Fleet tests · holder · epoch 1')")

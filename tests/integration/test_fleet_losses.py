@@ -19,9 +19,11 @@ from tests.support.managers import until
 from tests.support.postgres import Cluster, cluster, fleet
 
 from hsmcore.config.fleet import Fleet
+from hsmcore.fleet import machine
 from hsmcore.fleet.confirmations import Confirmations
 from hsmcore.fleet.membership import Membership
-from hsmcore.state import Store, StoreError
+from hsmcore.fleet.orders import order_name
+from hsmcore.state import Desired, Store, StoreError
 
 pytestmark = [pytest.mark.integration, one_loop]
 TTL = 1000
@@ -114,6 +116,30 @@ async def test_a_row_that_is_not_understood_stops_a_host_only_as_long(shared):
         assert a.member.state == "doubtful"
         shared.ask(f"UPDATE fleet SET epoch = {epoch}")  # noqa: S608
         await until(lambda: a.member.state == "holder")
+
+
+async def test_a_host_alone_signs_again_some_time_after_its_release(shared):
+    async with shared.host("a", ttlMs=400) as a:
+        await until(lambda: a.member.state == "holder")
+        await a.member.release("a test")
+        assert a.member.state == "follower"
+        await until(lambda: a.member.state == "holder")
+        assert (a.member.epoch, await a.sign(1)) == (2, "")
+
+
+async def test_a_host_alone_signs_again_at_the_end_of_its_drain(shared, monkeypatch):
+    """Also before the time has passed that it leaves the epoch to others after a release."""
+    monkeypatch.setattr(machine, "RESTS", 10**6)
+    async with shared.host("a") as a:
+        await until(lambda: a.member.state == "holder")
+        store = await Store.open(shared.place("a"))
+        asked = order_name("drain", "a")
+        await Desired(store).set(asked, "yes", "kernel update")
+        await until(lambda: a.member.state == "follower" and a.member.drained)
+        await Desired(store).set(asked, None, "")
+        await store.close()
+        await until(lambda: a.member.state == "holder")
+        assert (a.member.epoch, await a.sign(1)) == (2, "")
 
 
 @pytest.mark.parametrize("claim", ["auto", "manual"])

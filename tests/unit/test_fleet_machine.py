@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from hsmcore.fleet.machine import Machine, Row
+from hsmcore.fleet.machine import RESTS, Machine, Row
 
 TTL = 2_000_000_000
 MS = 1_000_000
@@ -355,6 +355,24 @@ def test_an_epoch_that_was_given_up_is_not_taken_up_again():
     machine.saw(machine.row, 100)
     machine.renewed(machine.row, 200, 300)
     assert (machine.state, machine.epoch, machine.until) == ("follower", 0, 0)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_release_leaves_the_next_epoch_to_others_for_a_time_or_one_claim(beside):
+    """`beside`: it was released without this process."""
+    machine = holder()
+    assert not machine.rests(100)
+    released = machine.row._replace(released=True)
+    if not beside:
+        machine.releases("a test", 100)
+        assert (machine.state, machine.until, machine.reason) == ("follower", 0, "a test")
+    machine.saw(released, 100)
+    assert (machine.rests(100 + RESTS * TTL - 1), machine.rests(100 + RESTS * TTL)) == (True, False)
+    machine.saw(Row(2, "other", "elsewhere", 0, False), 200)
+    assert not machine.rests(200)
+    machine.saw(released, 300)
+    machine.wakes()
+    assert not machine.rests(300)
 
 
 def test_the_margin_of_a_short_lease():

@@ -89,8 +89,8 @@ def claim(
 
 @command(app, "Have a host give the epoch up.")
 def release(cli: Invocation, host: HostArgument = None, reason: ReasonOption = "", wait: WaitOption = 10.0) -> None:
-    """Have a host give the epoch up, so that another one need not wait for the end of its lease. The host may claim it
-    again when no other one does; `fleet drain` keeps it from that.
+    """Have a host give the epoch up, so that another one need not wait for the end of its lease. The host claims none
+    by itself before another one has, or four ttlMs have passed; `fleet drain` keeps it from that for longer.
 
     Example: hsmcore fleet release signer-1 --reason "signer-2 takes over"
     """
@@ -107,7 +107,8 @@ def drain(
     off: Annotated[bool, typer.Option("--off", help="Let it claim the epoch again.")] = False,
     wait: WaitOption = 10.0,
 ) -> None:
-    """Have a host give the epoch up and not claim it again, for maintenance. Holds until --off, also over restarts.
+    """Have a host give the epoch up and not claim it again, for maintenance. Holds until --off, also over restarts;
+    then the host claims the epoch if nobody holds it.
 
     Examples:
 

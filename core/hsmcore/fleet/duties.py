@@ -29,7 +29,7 @@ class Host(Protocol):
     """What the duties need of hsmcore.fleet.membership."""
 
     drained: bool
-    """Whether the host claims no epoch, on an operator's word."""
+    """Whether the host claims no epoch, on an operator's word: `drain`."""
 
     @property
     def host(self) -> str: ...
@@ -41,6 +41,7 @@ class Host(Protocol):
 
     async def claim(self, at_least: Mapping[str, int] | None = None, force: bool = False, reason: str = "") -> None: ...
     async def release(self, reason: str = "") -> None: ...
+    def drain(self, on: bool) -> None: ...
 
 
 class Duties:
@@ -122,7 +123,7 @@ class Duties:
 
     async def _look_at_drain(self) -> dict[Verb, Order]:
         found = await self._store.run(lambda connection: orders(connection, self._host.host), turn=False)
-        self._host.drained = "drain" in found
+        self._host.drain("drain" in found)
         return found
 
     async def _obey(self) -> None:

@@ -14,6 +14,8 @@ from typing import Final, Literal, NamedTuple
 State = Literal["follower", "claiming", "holder", "doubtful"]
 
 LEAST_MARGIN: Final = 50_000_000
+RESTS: Final = 4
+"""Lives of a lease for which a host that has released the epoch leaves the next one to the others."""
 NOWHERE: Final = "", ""
 """No server: of a file, and of a fleet in which nobody has claimed yet."""
 
@@ -65,6 +67,8 @@ class Machine:
         self._lost_at = -1
         """When the row was last seen to have gone back, another server to answer, or a loss to be unanswered: a holder
         that the database forgot may have a lease since then."""
+        self._rest: tuple[int, int] | None = None
+        """The epoch that was released on somebody's word, and when."""
 
     @property
     def binds(self) -> bool:
@@ -90,6 +94,8 @@ class Machine:
         mine = row.holder == self.instance and not row.released
         if self.epoch and not (mine and row.epoch == self.epoch):
             holder = "nobody" if row.is_free else row.holder
+            if row.released and row.holder == self.instance:
+                self._rest = row.epoch, now
             self._lose(f"epoch {row.epoch} is {holder}'s")
         elif mine and newer and not self.epoch:  # a claim of which no answer came was written all the same
             self.epoch, self.state = row.epoch, "doubtful"
@@ -160,6 +166,20 @@ class Machine:
         """The epoch is about to be released, or another process speaks for this host: nothing is handed out any
         more."""
         self._lose(reason)
+
+    def releases(self, reason: str, now: int) -> None:
+        """The epoch is about to be released on somebody's word: as `gives_up`, and another host may have the next
+        one."""
+        self._rest = self.epoch, now
+        self._lose(reason)
+
+    def rests(self, now: int) -> bool:
+        """Whether the next epoch is left to the others: until one of them has claimed, or RESTS lives have passed."""
+        return self._rest is not None and self.row.epoch <= self._rest[0] and now < self._rest[1] + RESTS * self.ttl
+
+    def wakes(self) -> None:
+        """Leave the next epoch to nobody any more."""
+        self._rest = None
 
     def holds(self, now: int) -> bool:
         """Whether the lease is confirmed."""

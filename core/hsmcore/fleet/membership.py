@@ -55,8 +55,6 @@ class Membership:
         self._caught: set[str] = set()
         """The domains in which this holder is known to be where the fleet is."""
         self._words: dict[str, int] = {}
-        self._resting: int | None = None
-        """The epoch that was released on an operator's word: this host does not claim the next one by itself."""
         self._superseded = self._leaving = False
         self._acting = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -234,7 +232,7 @@ class Membership:
             raise BadArgument("a forced claim needs a reason")
         if at_least is not None:
             at_least = {domain: position_of(position) for domain, position in at_least.items()}
-        self._resting = None
+        self._machine.wakes()
         if not force:
             await self._until_free()
         await self._claim(self._words if at_least is None else at_least, force=force, reason=reason)
@@ -243,21 +241,26 @@ class Membership:
             raise self._refusal()
 
     async def release(self, reason: str = "") -> None:
-        """Give the epoch up at once: another host need not wait. This one does not claim the next one by itself. What
-        is under way is refused with NotHolder. Raises NotHolder, StoreError."""
+        """Give the epoch up at once: another host need not wait. This one claims none by itself before another one has,
+        or four ttl have passed. What is under way is refused with NotHolder. Raises NotHolder, StoreError."""
         machine = self._machine
         async with self._acting:
             epoch = machine.epoch
             if not epoch:
                 raise self._refusal()
-            self._resting = epoch
-            machine.gives_up(reason or "released")  # before the database says so
+            machine.releases(reason or "released", boottime())  # before the database says so
             self._settle("fleet-release", epoch=epoch, reason=reason)
             await self._store.run(
                 lambda connection: rows.release(connection, self.name, epoch, machine.instance, reason), turn=False
             )
             machine.saw(machine.row._replace(released=True), boottime())
             self._settle()
+
+    def drain(self, on: bool) -> None:
+        """Claim no epoch by itself, on an operator's word; or end that, and claim the next one if nobody holds it."""
+        if self.drained and not on:
+            self._machine.wakes()
+        self.drained = on
 
     def caught_up(self, domain: str, position: int) -> None:
         """Say how far the application has followed a domain, for claims that this host makes by itself."""
@@ -299,8 +302,8 @@ class Membership:
 
     @property
     def _claims_itself(self) -> bool:
-        rests = self._resting is not None and self._machine.row.epoch <= self._resting
-        return self._rules.claim == "auto" and not (self._superseded or self.drained or rests)
+        kept = self._superseded or self.drained or self._machine.rests(boottime())
+        return self._rules.claim == "auto" and not kept
 
     async def _renew(self) -> None:
         async with self._acting:
@@ -327,8 +330,6 @@ class Membership:
                     machine.doubt("the audit log is being compared with the database")
             else:
                 machine.saw(row, boottime())
-            if row.released and row.holder == machine.instance:
-                self._resting = row.epoch
             self._settle()
 
     async def _follow(self) -> None:
