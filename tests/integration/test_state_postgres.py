@@ -30,6 +30,7 @@ from hsmcore.failover.history import History
 from hsmcore.state import Desired, Keys, RoleLost, Store, StoreBusy, StoreError, StoreUnknown, server_probe
 from hsmcore.state import server_link as link
 from hsmcore.state.schema import METADATA, MIGRATIONS, ROLE, SNAPSHOT
+from hsmcore.state.server_url import parse
 from hsmcore.state.store import now_ns
 
 pytestmark = [pytest.mark.integration, one_loop]
@@ -327,13 +328,18 @@ async def test_an_acknowledged_write_is_on_the_promoted_standby_under_another_ti
     with cluster() as own:
         standby = own.standby()
         url = own.database()
-        both = url.replace(f"127.0.0.1:{own.port}", f"127.0.0.1:{own.port},127.0.0.1:{standby.port}")
+        here = "127.0.0.1"
+        both = url.replace(f"{here}:{own.port}", f"{here}:{standby.port},{here}:{own.port},{here}")
         store = await Store.open(fleet(both, singleNode=False))
-        for place in (standby.url(database_of(url)),):
-            with pytest.raises(StoreError, match="the server is a standby"):
-                await Store.open(fleet(place))
+        for opener in (Store.open, Store.open_to_read):
+            with pytest.raises(StoreError, match="the server is a standby") as refused:
+                await opener(fleet(standby.url(database_of(url))))
+            assert refused.value.hint == "Name the primary, or all servers, in the URL."
         await note(store, "acknowledged")
         before = store.identity
+        reader = await Store.open_to_read(fleet(both))
+        assert (await noted(reader), reader.identity) == (["acknowledged"], before)
+        await reader.close()
         own.stop(how="immediate")
         standby.promote()
         standby.change(synchronous_standby_names="another")
@@ -400,6 +406,31 @@ async def test_a_server_elsewhere_is_not_asked_without_tls(sslmode):
         await Store.open(fleet(f"postgresql://u:secret-word@db.example.test/fleet{sslmode}"))
     with pytest.raises(StoreError, match="TLS"):
         await Store.open(fleet("postgresql://u:secret-word@localhost/fleet?hostaddr=192.0.2.1"))
+
+
+@pytest.mark.parametrize(
+    ("hosts", "shown"),
+    [
+        ("a,b", "a:5432,b:5432"),
+        ("a,b:6000", "a:5432,b:6000"),
+        ("a:6000,b", "a:6000,b:5432"),
+        ("[2001:db8::1],b", "2001:db8::1:5432,b:5432"),
+        ("/x?port=6000&host=a,b&", "a:6000,b:6000"),
+        ("/x?host=a,b&", "a:5432,b:5432"),
+        ("/x?port=1,2&host=a,b,c&", ""),
+        ("a,", ""),
+        ("a:x,b", ""),
+    ],
+)
+async def test_a_url_may_name_several_servers_each_with_its_port_or_without(hosts, shown):
+    url = f"postgresql://u:p@{hosts}{'' if '?' in hosts else '/x?'}sslmode=verify-full".encode()
+    if not shown:
+        with pytest.raises(StoreError, match="cannot be understood"):
+            parse(url, "the store")
+        return
+    found = parse(url, "the store")
+    assert found.where == f"{shown}/x"
+    assert found.options()["target_session_attrs"] == "read-write"
 
 
 @pytest.mark.parametrize("variable", ["PGHOSTADDR", "PGSERVICE"])

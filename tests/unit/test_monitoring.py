@@ -191,3 +191,41 @@ def test_an_alert_fires_when_it_should_and_not_before(tmp_path, alert, given, un
     if until_seconds:
         wanted.append((until_seconds // 15 * 15 - 15, firing(), None))
     check(tmp_path, given, wanted)
+
+
+def of_two(name: str, one: str, two: str, **labels: str) -> list[dict[str, str]]:
+    """A metric of two key managers of one process."""
+    return [series(name, f"{values}x200", manager=manager, **labels) for manager, values in (("a", one), ("b", two))]
+
+
+@needs_promtool
+@pytest.mark.parametrize(
+    ("given", "fires"),
+    [
+        (of_two("hsmcore_fleet_state", "1", "0", fleet="f", state="holder"), {"HsmcoreFleetNoHolder": 1.0}),
+        (
+            [
+                *of_two("hsmcore_fleet_state", "1", "0", fleet="f", state="doubtful"),
+                *of_two("hsmcore_fleet_state", "0", "1", fleet="f", state="holder"),
+                *of_two("hsmcore_fleet_incident", "0", "7", fleet="f"),
+            ],
+            {"HsmcoreFleetDoubtful": 1.0, "HsmcoreFleetBehind": 1.0},
+        ),
+        (of_two("hsmcore_fleet_incident", "1", "2", fleet="f"), {"HsmcoreFleetBehind": 2.0}),
+        (of_two("hsmcore_level_active", "0", "1", level="primary"), {}),
+        (
+            [
+                *of_two("hsmcore_member_up", "1", "0", member="m", level="primary"),
+                *of_two("hsmcore_member_condition", "1", "0", member="m", level="primary", condition="drained"),
+            ],
+            {"HsmcoreMemberDown": 1.0},
+        ),
+    ],
+    ids=["no-holder", "doubtful", "behind", "closed", "drained"],
+)
+def test_key_managers_of_one_process_are_judged_each_for_itself(tmp_path, given, fires):
+    """The first one is closed where its level is what is looked at."""
+    first = "0" if given[0]["series"].startswith("hsmcore_level_active") else "1"
+    wanted = [(1200, firing(alert), count) for alert, count in fires.items()]
+    given = [*of_two("hsmcore_key_manager_open", first, "1"), *given]
+    check(tmp_path, given, [*wanted, (1200, firing(), sum(fires.values()) or None)])

@@ -140,7 +140,7 @@ class ServerDatabase(Database):
             url[:] = bytes(len(url))
         self.shown = f"state store of fleet {self._server.name} at {given.where}"
         try:
-            driver = Patient.connect(autocommit=True, prepare_threshold=None, **given.options(writes=self.writes))
+            driver = Patient.connect(autocommit=True, prepare_threshold=None, **given.options())
         except psycopg.Error as error:
             # What psycopg gave up stays open as long as something of the error does. Where answers are slow, that would
             # fill the server's places for connections with some that nobody uses.
@@ -154,10 +154,13 @@ class ServerDatabase(Database):
             raise StoreError(f"{self.shown}: {problem}", hint=hint)
 
     def _know(self, row: tuple[Any, ...], link: Link) -> None:
-        """Refuse a server that may lose what it confirms. Notes the identity of another one."""
+        """Refuse a server that may lose what it confirms; to read, only a standby, which may lag behind. Notes the
+        identity of another server."""
         facts = Facts(*row)
         if self.writes:
             self._judge(facts)
+        elif facts.standby:
+            raise StoreError(f"{self.shown}: {STANDBY[0]}", hint=STANDBY[1])
         before = self._facts
         is_new = before is None or before.started != facts.started or before.timeline != facts.timeline
         if is_new:

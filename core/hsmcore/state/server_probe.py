@@ -25,7 +25,7 @@ class Look:
     """What was found."""
 
     where: str
-    """Hosts, port and database."""
+    """Hosts with their ports, and the database."""
     checks_server: bool
     """Whether somebody between could not answer in the server's place: it is this host, or its certificate is
     checked."""
@@ -51,7 +51,7 @@ def look_at(server: Server) -> Look:
     finally:
         url[:] = bytes(len(url))
     try:
-        with psycopg.connect(autocommit=True, prepare_threshold=None, **given.options(writes=True)) as connection:
+        with psycopg.connect(autocommit=True, prepare_threshold=None, **given.options()) as connection:
             connection.execute("BEGIN READ ONLY")
             connection.execute(_STATEMENT_TIMEOUT)
             facts = Facts(*connection.execute(FACTS.encode()).fetchone() or ())

@@ -22,7 +22,8 @@ _URL_HINT: Final = (
 )
 _TLS_HINT: Final = "Add ?sslmode=verify-full&sslrootcert=… to the URL; sslmode=require does not check who answers."
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.%]+|[/@][^\s?#]*")
-_PORTS: Final = re.compile(r"\d{1,5}(,\d{1,5})*")
+_PORT: Final = re.compile(r"\d{0,5}")
+_DEFAULT_PORT: Final = "5432"
 _ELSEWHERE: Final = ("PGHOSTADDR", "PGSERVICE")
 """Variables that libpq would believe more than the host of the URL, or take an address from."""
 _DATABASE: Final = re.compile(r"[^\s@:/?#]+")
@@ -43,7 +44,7 @@ class ServerUrl:
     """A URL that may be used."""
 
     where: str
-    """Hosts, port and database."""
+    """Hosts with their ports, and the database."""
     is_here: bool
     """Whether each server is on this host."""
     sslmode: str
@@ -52,10 +53,10 @@ class ServerUrl:
     def __repr__(self) -> str:
         return f"ServerUrl({self.where})"
 
-    def options(self, *, writes: bool) -> dict[str, Any]:
+    def options(self) -> dict[str, Any]:
         """Return the arguments of psycopg's `connect`."""
-        # Of several servers, the one that is not a standby.
-        several = {"target_session_attrs": "read-write"} if writes and "," in str(self.given["host"]) else {}
+        # Of several servers, the one that is not a standby; also to read, since a standby may lag behind.
+        several = {"target_session_attrs": "read-write"} if "," in str(self.given["host"]) else {}
         return {**_DEFAULTS, **several, **self.given, **_FIXED}
 
 
@@ -70,7 +71,7 @@ def parse(url: bytes | bytearray, shown: str) -> ServerUrl:
     hosts = given["host"].split(",")
     addresses = str(given.get("hostaddr", "")).split(",") if "hostaddr" in given else []
     is_here = all(map(_is_here, [*hosts, *addresses]))
-    where = f"{given['host']}:{given.get('port', 5432)}/{given['dbname']}"
+    where = ",".join(f"{host}:{port}" for host, port in zip(hosts, _ports(given), strict=True)) + f"/{given['dbname']}"
     sslmode = str(given.get("sslmode", ""))
     if not is_here and sslmode not in ENCRYPTED:
         raise StoreError(f"{shown}: the URL of {where} does not ask for TLS", hint=_TLS_HINT)
@@ -89,10 +90,17 @@ def _parts(url: bytes | bytearray) -> dict[str, Any] | None:
         # A service would bring a host and a sslmode from another place.
         "service" not in given
         and all(_HOST.fullmatch(host) for host in str(given.get("host", "")).split(","))
-        and _PORTS.fullmatch(str(given.get("port", 5432)))
+        and len(_ports(given)) == len(given["host"].split(","))
+        and all(map(_PORT.fullmatch, _ports(given)))
         and _DATABASE.fullmatch(str(given.get("dbname", "")))
     )
     return given if known else None
+
+
+def _ports(given: Mapping[str, Any]) -> list[str]:
+    """Return the port of each host: one for all, or one for each, where "" is the default one."""
+    ports = [port or _DEFAULT_PORT for port in str(given.get("port", "")).split(",")]
+    return ports * len(str(given["host"]).split(",")) if len(ports) == 1 else ports
 
 
 def _is_here(host: str) -> bool:
