@@ -111,16 +111,19 @@ async def test_a_newer_store_is_refused_and_an_older_one_migrated(postgres, url)
     postgres.execute("DROP TABLE hsmcore_tests.fleet, hsmcore_tests.fleet_host, hsmcore_tests.fleet_floor", database)
     postgres.execute("DROP TABLE hsmcore_tests.role", database)
     postgres.execute("DROP TABLE hsmcore_tests.key_set, hsmcore_tests.key_evidence", database)
-    with pytest.raises(StoreError, match="another version"):
+    with pytest.raises(StoreError, match=r"older version .* lacks schema 7") as caught:
         await Store.open_to_read(fleet(url))
+    assert caught.value.hint == "Start one of the fleet's hosts with this version, which brings it up to date."
     with ExitStack() as stack:  # hosts that start together
         for host in [stack.enter_context(Host(url)) for _ in range(4)]:
             host.await_open()
     async with stores(url) as [store]:
         assert await store.rows(select(ROLE)) == []
     postgres.execute("INSERT INTO hsmcore_tests.schema_version VALUES (999, 0)", database)
-    with pytest.raises(StoreError, match=r"newer version.*schema 999"):
-        await Store.open(fleet(url))
+    for opener in (Store.open, Store.open_to_read):
+        with pytest.raises(StoreError, match=r"newer version.*schema 999") as caught:
+            await opener(fleet(url))
+        assert caught.value.hint == "Use that version on this host, too."
 
 
 async def test_hosts_that_start_together_on_an_empty_database_share_it(url):
@@ -139,10 +142,12 @@ async def test_the_database_of_another_fleet_is_refused(url):
         pass
     for name in ("test", "testss", "tests-2"):
         for opener in (Store.open, Store.open_to_read):
-            with pytest.raises(StoreError, match="another fleet, tests"):
+            with pytest.raises(StoreError, match="another fleet, tests") as caught:
                 await opener(fleet(url, name=name))
-    with pytest.raises(StoreError, match="hsmcore_tests__rollup would begin beside it"):
+            assert caught.value.hint == "Correct fleet.name; each fleet has a database of its own."
+    with pytest.raises(StoreError, match="hsmcore_tests__rollup would begin beside it") as caught:
         await Store.open(fleet(url).among("rollup"))
+    assert "ALTER SCHEMA" in caught.value.hint
 
 
 async def test_key_managers_of_a_fleet_have_schemas_of_their_own(url):
@@ -157,8 +162,9 @@ async def test_key_managers_of_a_fleet_have_schemas_of_their_own(url):
 
 
 async def test_a_reader_makes_nothing_and_sees_what_is_written(postgres, url):
-    with pytest.raises(StoreError, match="there is none yet"):
+    with pytest.raises(StoreError, match="there is none yet") as caught:
         await Store.open_to_read(fleet(url))
+    assert caught.value.hint == "The first start of a key manager makes it."
     assert postgres.execute("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'hsmcore%'", database_of(url)) == []
     async with stores(url) as [store]:
         reader = await Store.open_to_read(fleet(url))
@@ -402,8 +408,10 @@ async def test_each_transaction_waits_for_the_standby_also_one_that_only_reads(p
 
 @pytest.mark.parametrize("sslmode", ["", "?sslmode=prefer", "?sslmode=disable", "?hostaddr=127.0.0.1", "?service=x"])
 async def test_a_server_elsewhere_is_not_asked_without_tls(sslmode):
-    with pytest.raises(StoreError, match=r"TLS|cannot be understood"):
+    with pytest.raises(StoreError, match=r"TLS|cannot be understood") as caught:
         await Store.open(fleet(f"postgresql://u:secret-word@db.example.test/fleet{sslmode}"))
+    says = "Write postgresql://user:password@host" if "service" in sslmode else "?sslmode=verify-full&sslrootcert="
+    assert says in caught.value.hint
     with pytest.raises(StoreError, match="TLS"):
         await Store.open(fleet("postgresql://u:secret-word@localhost/fleet?hostaddr=192.0.2.1"))
 

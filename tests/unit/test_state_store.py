@@ -64,15 +64,24 @@ async def test_the_migrations_make_the_tables_that_the_code_knows(tmp_path):
 
 
 @one_loop
-async def test_a_newer_store_is_refused(tmp_path):
+async def test_a_newer_store_is_refused_and_an_older_one_not_read(tmp_path):
     path = tmp_path / "state.db"
     await (await Store.open(path)).close()
     connection = sqlite3.connect(path)
     connection.execute("INSERT INTO schema_version VALUES (999, 0)")
     connection.commit()
-    connection.close()
-    with pytest.raises(StoreError, match=r"newer version.*schema 999"):
+    with pytest.raises(StoreError, match=r"newer version.*schema 999") as caught:
         await Store.open(path)
+    assert caught.value.hint == "Use that version, or name another stateFile."
+    connection.execute("DELETE FROM schema_version WHERE version > 8")
+    connection.commit()
+    connection.close()
+    with pytest.raises(StoreError, match=r"older version .* lacks schema 9") as caught:
+        await Store.open_to_read(path)
+    assert caught.value.hint == "Start the key manager with this version, which brings it up to date."
+    with pytest.raises(StoreError, match="there is none yet") as caught:
+        await Store.open_to_read(tmp_path / "other.db")
+    assert caught.value.hint == "The first start of a key manager makes it."
 
 
 @one_loop
@@ -80,8 +89,9 @@ async def test_a_newer_store_is_refused(tmp_path):
 async def test_what_is_no_store_is_refused(tmp_path, content):
     path = tmp_path / "state.db"
     path.write_bytes(content) if content is not None else path.mkdir()
-    with pytest.raises(StoreError, match="state store"):
+    with pytest.raises(StoreError, match="state store") as caught:
         await Store.open(path)
+    assert "stateFile" in caught.value.hint
 
 
 @one_loop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from typing import Any, Final, Protocol
 
@@ -75,7 +76,8 @@ async def _measure(store: Store, rules: Fleet, machine: Machine, where: str) -> 
         trips.append(boottime() - begun)
     if min(trips) * RENEWALS > machine.ttl:
         trip = min(trips) / 1e6
-        problem = f"is {rules.ttl_ms}, and the database takes {trip:.0f} ms to answer: {RENEWALS} times that at least"
+        least = math.ceil(trip * RENEWALS)
+        problem = f"is {rules.ttl_ms}, and the database takes {trip:.0f} ms to answer: make it {least} or more"
         raise ConfigurationError.of([ConfigFault(f"{where}.ttlMs", problem)])
 
 

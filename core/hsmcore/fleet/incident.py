@@ -52,17 +52,22 @@ class Standing:
         return bool(self.waiting)
 
 
+def not_ours() -> StoreError:
+    """Return the error for rows that none of ours has written."""
+    return StoreError("rows about the fleet are not of hsmcore's making", hint=_FOREIGN)
+
+
 def count(value: Any, most: int = MOST) -> int:
     """Return a number of the database. Raises StoreError for what none of ours has written."""
     if type(value) is not int or not 0 <= value <= most:
-        raise StoreError("rows about the fleet are not of hsmcore's making", hint=_FOREIGN)
+        raise not_ours()
     return value
 
 
 def word(value: Any) -> str:
     """Return a text of the database. Raises StoreError for what is none."""
     if type(value) is not str:
-        raise StoreError("rows about the fleet are not of hsmcore's making", hint=_FOREIGN)
+        raise not_ours()
     return value
 
 

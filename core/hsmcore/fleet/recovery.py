@@ -35,6 +35,7 @@ from hsmcore.state.schema import FLEET_HOST, METADATA
 from hsmcore.state.sqlite import everything, install
 from hsmcore.state.store import now_ns
 
+_LOG_HINT: Final = "Look at the audit log: `hsmcore audit verify`."
 _ALIVE: Final = 2
 """Lives of a lease: a host that was not seen for so long does not run."""
 
@@ -67,7 +68,7 @@ def checkpoint_of(config: Config) -> Checkpoint | None:
     except FileNotFoundError:
         return None
     except (OSError, NoteError) as error:
-        raise StoreError(f"the checkpoint of audit log {file} cannot be read: {error}") from None
+        raise StoreError(f"the checkpoint of audit log {file} cannot be read: {error}", hint=_LOG_HINT) from None
 
 
 async def back_up(config: Config) -> tuple[Statement, bytes]:

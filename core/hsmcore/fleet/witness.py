@@ -24,7 +24,7 @@ from sqlalchemy import Connection, delete, insert, select
 from hsmcore.audit.segment import SegmentError
 from hsmcore.errors import AuditUnavailable, BadArgument, FleetBehind
 from hsmcore.fleet import incident
-from hsmcore.fleet.incident import Standing, count, word
+from hsmcore.fleet.incident import Standing, count, not_ours, word
 from hsmcore.log import get_logger
 from hsmcore.state import Store, StoreError, StoreNotGenuine, positions
 from hsmcore.state.positions import MOST_POSITION, Mark, Row
@@ -357,7 +357,7 @@ def _floors(connection: Connection) -> list[Row]:
     found = []
     for row in connection.execute(select(FLEET_FLOOR)):
         if not _DIGEST.match(word(row.digest)):
-            raise StoreError("rows about the fleet are not of hsmcore's making")
+            raise not_ours()
         at = count(row.position, MOST_POSITION)
         found.append(Row(word(row.domain), at, row.digest, word(row.host), 0))
     return found

@@ -26,6 +26,7 @@ from hsmcore.state.ownership import make
 from hsmcore.state.positions import marks
 from hsmcore.state.schema import MIGRATIONS, SEAL
 from hsmcore.state.seal import SealSecret, StoreError, derive
+from hsmcore.state.sqlite import FILE_HINT
 from hsmcore.state.store import Store
 
 FORMAT: Final = "hsmcore-state-backup-1"
@@ -140,7 +141,7 @@ async def unpacked(body: memoryview, path: Path, state_secret: SealSecret | None
         await asyncio.to_thread(_write, path, body)
         store = await Store.open(path, state_secret, shows=True)
     except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}", call="write") from None
+        raise StoreError(f"{path}: {error.strerror}", call="write", hint=FILE_HINT) from None
     except StoreError as error:
         raise BackupUnusable(f"the store in the backup cannot be opened: {error.args[0]}") from None
     try:

@@ -27,6 +27,8 @@ from hsmcore.state.seal import Guard, RowInvalid, Seal, StoreError
 T = TypeVar("T")
 Work = Callable[[Connection], T]
 
+ABSENT_HINT: Final = "The first start of a key manager makes it."
+"""Where a reader finds no store."""
 BUSY_SECONDS: Final = 10.0
 """Wait of a transaction for another process's, in seconds."""
 
@@ -100,7 +102,8 @@ class Database(ABC):
             same = self.seal.is_of(key)
             key[:] = bytes(len(key))
             if not same:
-                raise StoreError(f"{self.shown}: it is open with another stateSecret")
+                hint = "Give all configurations of this store the same stateSecret."
+                raise StoreError(f"{self.shown}: it is open with another stateSecret", hint=hint)
             return
         seal = Seal(key, self.foreign)
         if self.writes:
@@ -216,13 +219,7 @@ def migrate(connection: Connection, shown: str, schema: str | None = None) -> No
     """Make the tables, or bring them up to date. Raises StoreError for those of a newer version."""
     if not inspect(connection).has_table(VERSION.name, schema=schema):
         VERSION.create(connection)
-    done = set(connection.execute(select(VERSION.c.version)).scalars())
-    newest = MIGRATIONS[-1].number
-    if done and max(done) > newest:
-        raise StoreError(
-            f"{shown}: a newer version of hsmcore has written it (schema {max(done)}, known up to {newest})",
-            hint="Use that version, or name another stateFile.",
-        )
+    done = _known(connection, shown)
     for migration in MIGRATIONS:
         if migration.number not in done:
             for statement in migration.statements:
@@ -237,9 +234,27 @@ def _in_dialect(statement: str, connection: Connection) -> str:
 
 
 def require_known(connection: Connection, shown: str) -> None:
-    """Raise StoreError unless the tables are those of this version."""
-    if set(connection.execute(select(VERSION.c.version)).scalars()) != {each.number for each in MIGRATIONS}:
-        raise StoreError(f"{shown}: another version of hsmcore has written it")
+    """Raise StoreError unless the tables are those of this version: a reader changes nothing."""
+    done, needed = _known(connection, shown), {each.number for each in MIGRATIONS}
+    if done != needed:
+        who = "the key manager" if connection.dialect.name == "sqlite" else "one of the fleet's hosts"
+        raise StoreError(
+            f"{shown}: an older version of hsmcore has written it (it lacks schema {min(needed - done)})",
+            hint=f"Start {who} with this version, which brings it up to date.",
+        )
+
+
+def _known(connection: Connection, shown: str) -> set[int]:
+    """Return the numbers of the migrations that are done. Raises StoreError for those of a newer version."""
+    done = set(connection.execute(select(VERSION.c.version)).scalars())
+    newest = MIGRATIONS[-1].number
+    if done and max(done) > newest:
+        is_file = connection.dialect.name == "sqlite"
+        raise StoreError(
+            f"{shown}: a newer version of hsmcore has written it (schema {max(done)}, known up to {newest})",
+            hint="Use that version, or name another stateFile." if is_file else "Use that version on this host, too.",
+        )
+    return done
 
 
 def now_ns(connection: Connection) -> int:

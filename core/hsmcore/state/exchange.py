@@ -18,6 +18,7 @@ from hsmcore.state.seal import StoreError
 T = TypeVar("T")
 
 CHANGED: Final = "a row was changed by another transaction since it was read"
+AGAIN: Final = "Nothing was written: try again."
 
 
 class Question(NamedTuple):
@@ -60,7 +61,7 @@ def one_by_one(questions: Sequence[Question], decide: Decide[T]) -> Callable[[Co
         for change in changes:
             values = change.values if len(change.values) > 1 else change.values[0]
             if connection.execute(change.statement, values).rowcount == 0 and change.required:
-                raise StoreError(CHANGED)
+                raise StoreError(CHANGED, hint=AGAIN)
         return result
 
     return work

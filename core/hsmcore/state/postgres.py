@@ -25,7 +25,7 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event, select, 
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from hsmcore.state.database import Database, StoreUnknown, Work, migrate, reason, require_known
+from hsmcore.state.database import ABSENT_HINT, Database, StoreUnknown, Work, migrate, reason, require_known
 from hsmcore.state.exchange import Asking, Decide, Question
 from hsmcore.state.roles import row_role
 from hsmcore.state.schema import METADATA
@@ -182,7 +182,7 @@ class ServerDatabase(Database):
     def _find(self, connection: Connection) -> None:
         self._refuse_others(connection)
         if not self._exists(connection):
-            raise StoreError(f"{self.shown}: there is none yet", call="open")
+            raise StoreError(f"{self.shown}: there is none yet", call="open", hint=ABSENT_HINT)
         require_known(connection, self.shown)
 
     def _exists(self, connection: Connection) -> bool:

@@ -75,7 +75,7 @@ Foreign = Callable[[Connection], str]
 class StoreError(SystemFailure):
     """The state store cannot be opened, read or written. No operation that depends on it is carried out."""
 
-    default_hint = "Check that the state file's folder is writable and has space; name another with stateFile."
+    default_hint = "`hsmcore doctor` looks at the state store, and says what to do."
 
 
 class RowInvalid(StoreError, ValueError):

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from hsmcore.state.database import BUSY_SECONDS, reason
-from hsmcore.state.exchange import CHANGED, Decide, Question
+from hsmcore.state.exchange import AGAIN, CHANGED, Decide, Question
 from hsmcore.state.seal import StoreError
 from hsmcore.state.server_text import asked, said, written
 
@@ -111,7 +111,7 @@ class Link:
             if self._driver.info.transaction_status == TransactionStatus.INERROR:  # a change failed: before COMMIT
                 self._undo()
                 if isinstance(error, psycopg.errors.DivisionByZero):
-                    raise StoreError(CHANGED) from None
+                    raise StoreError(CHANGED, hint=AGAIN) from None
                 raise
             self.close()
             raise CommitLost(f"the connection failed in COMMIT: {reason(error)}") from None

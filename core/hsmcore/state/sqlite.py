@@ -28,6 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.state.database import (
+    ABSENT_HINT,
     BUSY_SECONDS,
     Database,
     StoreBusy,
@@ -42,6 +43,7 @@ from hsmcore.state.seal import StoreError
 
 T = TypeVar("T")
 
+FILE_HINT: Final = "Check that the state file's folder is writable and has space; name another with stateFile."
 OWNER_HINT: Final = "All files beside the state file must belong to the key manager's user: chown them."
 _RETRY_SECONDS: Final = 0.01
 _STATISTICS: Final = ("sqlite_stat1", "sqlite_stat4")
@@ -147,7 +149,7 @@ def install(copy: Path, path: Path, *, replace: bool) -> Path | None:
         finally:
             os.close(folder)
     except OSError as error:
-        raise StoreError(f"state store {path}: {error.strerror}", call="rename") from None
+        raise StoreError(f"state store {path}: {error.strerror}", call="rename", hint=FILE_HINT) from None
     return aside
 
 
@@ -193,7 +195,7 @@ def _file_at(path: Path, *, writes: bool) -> _File:
     """Return the identity of the file; make it if it is missing and not read-only."""
     real = Path(os.path.realpath(path))
     if not writes and not real.is_file():
-        raise StoreError(f"state store {path}: there is none yet", call="open")
+        raise StoreError(f"state store {path}: there is none yet", call="open", hint=ABSENT_HINT)
     try:
         if writes:
             make_folder(real.parent, parents=True)
@@ -202,7 +204,7 @@ def _file_at(path: Path, *, writes: bool) -> _File:
                 make_empty(real)
         found = real.stat()
     except OSError as error:
-        raise StoreError(f"state store {path}: {error.strerror}", call="open") from None
+        raise StoreError(f"state store {path}: {error.strerror}", call="open", hint=FILE_HINT) from None
     return _File(real, found.st_dev, found.st_ino)
 
 
@@ -232,7 +234,7 @@ def _connected(engine: Engine, path: Path, check: Callable[[Connection, str], No
             check(connection, f"state store {path}")
     except SQLAlchemyError as error:
         _close(engine, connection)
-        raise StoreError(f"state store {path}: {reason(error)}") from None
+        raise StoreError(f"state store {path}: {reason(error)}", hint=FILE_HINT) from None
     except BaseException:
         _close(engine, connection)
         raise

@@ -23,7 +23,7 @@ from hsmcore.state.database import BUSY_SECONDS, Database, RoleLost, StoreBusy, 
 from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
 from hsmcore.state.roles import under_roles
 from hsmcore.state.seal import Listener, SealSecret, SealStatus, StoreError, StoreNotGenuine, derive
-from hsmcore.state.sqlite import OWNER_HINT, FileDatabase
+from hsmcore.state.sqlite import FILE_HINT, OWNER_HINT, FileDatabase
 
 if TYPE_CHECKING:
     from hsmcore.state.postgres import Server
@@ -208,7 +208,7 @@ class Store:
         try:
             return work()
         except SQLAlchemyError as error:
-            raise StoreError(f"{self.name}: {reason(error)}") from None
+            raise StoreError(f"{self.name}: {reason(error)}", hint=FILE_HINT) from None
 
     @asynccontextmanager
     async def exclusively(self, role: str) -> AsyncIterator[None]:
