@@ -39,7 +39,7 @@ async def require_same_key(store: Store, started: KeyVersion) -> None:
         raise StoreNotGenuine(
             f"{store.name}: it is not genuine, and its current key is not {started.id}, which the configuration names",
             hint="Compare what `hsmcore state seal` shows, and adopt it; or name the key that is to sign in the "
-            "configuration, and another stateFile.",
+            "configuration, and another store (stateFile, fleet.store).",
         )
 
 

@@ -212,7 +212,7 @@ class Keys(Tables):
                     f"the configuration names key {key_id}, but the key ring in {self._store.name} does not have it; "
                     f"its current key is {current.key_id} ({current.public_key.hex()})",
                     hint="Name the key that the ring began with, or `hsmcore rotate adopt` to go on with the other "
-                    "one, or name another stateFile.",
+                    "one, or name another store (stateFile, fleet.store).",
                 )
             replace_row(connection, SETTING, "configured", value=configured)
             return current
