@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.exc import DataError
 from tests.integration.test_rotation import M, rules
+from tests.support.authority import Authority
 from tests.support.chaos import send_signal
 from tests.support.child import in_fork
 from tests.support.loops import one_loop
@@ -439,6 +440,23 @@ async def test_a_url_may_name_several_servers_each_with_its_port_or_without(host
     found = parse(url, "the store")
     assert found.where == f"{shown}/x"
     assert found.options()["target_session_attrs"] == "read-write"
+
+
+async def test_a_server_shows_a_certificate_of_an_authority_that_is_trusted(postgres, url, tmp_path):
+    authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+    over_tls = f"{url}?sslmode=verify-full&sslrootcert="
+    with postgres.certified(authority.issue("server", ips=["127.0.0.1"])):
+        store = await Store.open(fleet(over_tls + authority.file))
+        await note(store, "over TLS")
+        assert await noted(store) == ["over TLS"]
+        mine = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+        assert await store.run(lambda on: on.exec_driver_sql(mine).scalar()) is True
+        await store.close()
+        with pytest.raises(StoreError, match="certificate verify failed"):
+            await Store.open(fleet(over_tls + other.file))
+    elsewhere = authority.issue("server", ips=["192.0.2.1"])
+    with postgres.certified(elsewhere), pytest.raises(StoreError, match="does not match host name"):
+        await Store.open(fleet(over_tls + authority.file))
 
 
 @pytest.mark.parametrize("variable", ["PGHOSTADDR", "PGSERVICE"])

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import psycopg
+from tests.support.authority import Issued
 
 from hsmcore.config.fleet import Fleet
 from hsmcore_bench.demo.postgres import free_port, unprivileged
@@ -152,6 +153,17 @@ class Cluster(_Server):
             yield
         finally:
             self.change(**before)
+
+    @contextmanager
+    def certified(self, issued: Issued) -> Iterator[None]:
+        """Take TLS connections, under a certificate, while the body runs."""
+        files = {"ssl_cert_file": self.folder / "server.crt", "ssl_key_file": self.folder / "server.key"}
+        for path, source in zip(files.values(), issued, strict=True):
+            path.touch(0o600)
+            path.write_bytes(Path(source).read_bytes())
+        self._own()
+        with self.changed(ssl="on", **{name: str(path) for name, path in files.items()}):
+            yield
 
     def start(self) -> None:
         """Start the server and wait until it takes connections."""
