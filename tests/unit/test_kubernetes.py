@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -64,6 +67,29 @@ def test_the_configuration_loads_and_fits_its_pod():
     files += [secret.redacted()["file"] for secret in (rules.config.password, rules.fleet.store.url)]
     files += [rules.monitoring.viewer_token.redacted()["file"], CONTAINER["args"][-1]]
     assert [file for file in files if not file.startswith(mounted)] == []
+
+
+def test_each_secret_is_made_by_a_command_with_every_file_of_the_configuration():
+    said = (ROOT / "docs" / "DEPLOY.md").read_text()
+    places = {mount["name"]: mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
+    gateway = MANIFESTS["configmap.yaml"]["data"]["gateway.json"]
+    for volume in POD["volumes"]:
+        if "secret" in volume:
+            used = set(re.findall(rf'"{places[volume["name"]]}/([^"]+)"', gateway))
+            secret = f"{volume['secret']['secretName']} -n {KUSTOMIZATION['namespace']}"
+            [arguments] = re.findall(rf"kubectl create secret generic {secret} (.+)", said)
+            assert set(re.findall(r"--from-file=(\S+)", arguments)) == used
+
+
+def test_the_image_has_the_module_of_the_configuration_and_what_that_opens():
+    module = load_each(yaml.safe_load(MANIFESTS["configmap.yaml"]["data"]["gateway.json"]))["default"]
+    path = Path(module.key_manager.config.module_path)
+    recipe = (ROOT / "packaging" / "oci" / "Containerfile").read_text().replace("\\\n", "")
+    files = re.search(r'^ARG MODULE_FILES="(.+)"$', recipe, re.MULTILINE)[1].split()
+    opened = set(re.findall(rb"libyubihsm_\w+\.so\.\d+", (path.parents[1] / "libyubihsm.so.2").read_bytes()))
+    assert opened
+    for needed in (path, *(path.parents[1] / name.decode() for name in opened)):
+        assert [pattern for pattern in files if fnmatch(str(needed), pattern)], needed
 
 
 def test_ports_and_labels_are_those_of_the_pods():

@@ -21,6 +21,11 @@ def test_the_benchmarks_have_the_version_of_the_library():
     assert f"hsmcore=={version}" in project("bench")["dependencies"]
 
 
+def test_kubernetes_runs_this_version():
+    kustomization = (ROOT / "packaging" / "kubernetes" / "kustomization.yaml").read_text()
+    assert re.findall(r'^ *newTag: "(.+)"$', kustomization, re.MULTILINE) == [project(".")["version"]]
+
+
 def test_the_changelog_has_the_version():
     headings = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert project(".")["version"] in headings
