@@ -21,6 +21,7 @@ from hsmcore.cli.output import (
 )
 from hsmcore.cli.streams import silence_broken
 from hsmcore.errors import HsmError
+from hsmcore.extras import install
 from hsmcore.log import configure, get_logger
 
 # The base of typer's usage errors, which has no public name of its own.
@@ -156,7 +157,7 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
         extra = _EXTRAS.get(package)
         if extra is None:
             raise
-        hint = f"Install it with: pip install 'hsmcore[{extra}]'"
+        hint = f"Install it with: {install(extra)}"
         return report_usage(f"{package} is not installed", hint, as_json=as_json)
     if result == INTERRUPTED:  # typer turns most interruptions into this result
         note("hsmcore: interrupted")

@@ -52,6 +52,8 @@ class ProviderDescriptor:
     settings: SettingsClass
     install_hint: str
     """The advice if the provider's software is not on the machine."""
+    extra: str = ""
+    """The extra of hsmcore that brings the provider's packages: the advice then names them."""
     patience_ms: int = 0
     """The longest usual time of one answer, in milliseconds; 0: too short to matter. `hang_after_ms` of the settings
     goes before it."""

@@ -71,7 +71,8 @@ class AwsKmsSettings(KeyPin):
 PROVIDER: Final = ProviderDescriptor(
     "aws-kms",
     AwsKmsSettings,
-    "Install what signing with AWS KMS needs: pip install 'hsmcore[aws]'.",
+    "Install what signing with AWS KMS needs.",
+    extra="aws",
     patience_ms=2000,  # a service far away
     member="hsmcore.members.kms.member:KmsMember",
     probe="hsmcore.doctor.kms:probe_kms",

@@ -21,6 +21,7 @@ from hsmcore.config.base import Model
 from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
 from hsmcore.config.registry import descriptor_of, known_types
 from hsmcore.errors import ModuleMissing
+from hsmcore.extras import install
 
 
 class Provider(Model):
@@ -99,7 +100,8 @@ class Provider(Model):
     @property
     def install_hint(self) -> str:
         """The advice if the provider's software is missing."""
-        return self.descriptor.install_hint
+        hint, extra = self.descriptor.install_hint, self.descriptor.extra
+        return f"{hint} Run: {install(extra)}" if extra else hint
 
     def resolve(self, reference: str) -> Any:
         """Import the object of a reference in the descriptor. Raises ModuleMissing if a package is missing."""

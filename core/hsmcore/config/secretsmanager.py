@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from hsmcore.extras import install
+
 MAX_SECRET_BYTES: Final = 4096
 _ARN: Final = re.compile(r"arn:[^:]+:secretsmanager:([^:]+):")
 _CONNECT_SECONDS: Final = 5
@@ -43,7 +45,7 @@ def fetch(secret_id: str, *, key: str | None = None, region: str | None = None) 
     ARN or of the AWS SDK's own configuration unless given. Raises SecretProblem.
     """
     if importlib.util.find_spec("boto3") is None:
-        raise SecretProblem("boto3 is not installed: pip install 'hsmcore[aws]'")
+        raise SecretProblem(f"boto3 is not installed: {install('aws')}")
     import boto3
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError

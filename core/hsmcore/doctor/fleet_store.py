@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from hsmcore.config import Config
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import HsmError
+from hsmcore.extras import install
 from hsmcore.state import StoreError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def check_fleet_store(config: Config) -> Iterator[Step]:
         try:
             from hsmcore.state.server_probe import look_at
         except ImportError:
-            raise StoreError("the package psycopg is not installed", hint='Run: pip install "hsmcore[fleet]"') from None
+            raise StoreError("the package psycopg is not installed", hint=f"Run: {install('fleet')}") from None
         look = look_at(fleet)
     except HsmError as error:
         yield failed(STORE, error)

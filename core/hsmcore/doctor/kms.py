@@ -12,11 +12,11 @@ from hsmcore.config import AwsKmsSettings
 from hsmcore.doctor.common import check_configuration, compare_public_key
 from hsmcore.doctor.report import Identity, Step, fail, ok, printable, skipped, warn
 from hsmcore.doctor.subject import Begun, Subject
+from hsmcore.extras import install
 from hsmcore.members.kms.forms import FORMS, Form, raw_public_key, raw_signature
 from hsmcore.statuses import STATUSES
 
 _PLAN: Final = ("sdk", "credentials", "endpoint", "key", "public-key", "signature")
-_INSTALL: Final = "Install it with: pip install 'hsmcore[aws]'"
 
 _KEY_HINTS: Final = {
     "Disabled": "Enable it: aws kms enable-key.",
@@ -92,7 +92,7 @@ def _client(subject: Subject, settings: AwsKmsSettings) -> Generator[Step | Begu
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
     except ImportError:
-        raise _Stop(fail("sdk", "boto3 is not installed", _INSTALL)) from None
+        raise _Stop(fail("sdk", "boto3 is not installed", f"Install it with: {install('aws')}")) from None
     yield ok("sdk", f"boto3 {boto3.__version__}")
     yield Begun("credentials")
     seconds = subject.options.timeout

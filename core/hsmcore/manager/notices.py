@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from hsmcore.config import Notices, Secret
 from hsmcore.errors import HsmError
+from hsmcore.extras import install
 from hsmcore.log import get_logger
 from hsmcore.state import Outbox, Store
 from hsmcore.state.outbox import Delivery
@@ -163,7 +164,7 @@ def send(url: bytearray, title: str, body: str) -> str:
     try:
         import apprise
     except ImportError:
-        return "apprise is not installed: pip install 'hsmcore[notices]'"
+        return f"apprise is not installed: {install('notices')}"
     try:
         # The plug-in itself, in this thread: apprise.Apprise would start threads that never end.
         asset = apprise.AppriseAsset(app_id="hsmcore", async_mode=False)

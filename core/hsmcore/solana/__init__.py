@@ -1,4 +1,4 @@
-"""Solana transactions, signed by a key manager: `pip install "hsmcore[solana]"`.
+"""Solana transactions, signed by a key manager: the extra `solana`.
 
     signer = HsmcoreSigner(km)
     signed = await signer.sign_transaction(transaction)

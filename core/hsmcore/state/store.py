@@ -19,6 +19,7 @@ import orjson
 from sqlalchemy import Connection, Select, Table
 from sqlalchemy.exc import SQLAlchemyError
 
+from hsmcore.extras import install
 from hsmcore.state.database import BUSY_SECONDS, Database, RoleLost, StoreBusy, StoreUnknown, join, now_ns, reason
 from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
 from hsmcore.state.roles import under_roles
@@ -254,5 +255,5 @@ def _database_at(place: Place, *, writes: bool) -> Database:
     try:
         from hsmcore.state.postgres import ServerDatabase
     except ImportError:
-        raise StoreError("the package psycopg is not installed", hint='Run: pip install "hsmcore[fleet]"') from None
+        raise StoreError("the package psycopg is not installed", hint=f"Run: {install('fleet')}") from None
     return ServerDatabase(place, writes=writes)

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 from hsmcore.audit.devices.yubihsm_chain import ENTRY_BYTES, Anchor, Finding, LogEntry, after, verify_chain
 from hsmcore.config import Secret, YubiHsmSettings
 from hsmcore.errors import BadArgument, HsmError, error_of
+from hsmcore.extras import install
 
 if TYPE_CHECKING:
     from yubihsm.core import AuthSession, YubiHsm
@@ -213,7 +214,7 @@ def _exceptions() -> ModuleType:
     try:
         from yubihsm import exceptions
     except ImportError as error:
-        hint = "Install it: pip install 'hsmcore[yubihsm]'."
+        hint = f"Install it: {install('yubihsm')}"
         raise error_of("MODULE_MISSING", detail="python-yubihsm is not installed", hint=hint) from error
     return exceptions
 

@@ -19,6 +19,7 @@ import orjson
 
 from hsmcore.audit.shipping.destination import Destination, ShippingError
 from hsmcore.config.failover import CloudWatchLogs
+from hsmcore.extras import install
 
 MAX_BATCH_BYTES: Final = 1_048_576
 MAX_BATCH_EVENTS: Final = 10_000
@@ -77,7 +78,7 @@ class CloudWatch(Destination):
         try:
             return self._requested(events)
         except ImportError:
-            raise ShippingError("boto3 is not installed: pip install 'hsmcore[aws]'") from None
+            raise ShippingError(f"boto3 is not installed: {install('aws')}") from None
 
     def _requested(self, events: list[dict[str, Any]]) -> dict[str, Any]:
         from botocore.exceptions import ClientError

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Final
 
+from hsmcore.extras import install
 from hsmcore.log import get_logger
 from hsmcore.members.cloudhsm.health import ClusterHealth, Expected, describe_cluster
 
@@ -100,7 +101,7 @@ class HealthPoller:
     def _ask(self) -> tuple[ClusterHealth, bool]:
         """Return the health, and whether another request would be useless. Blocks."""
         if self._factory is None and importlib.util.find_spec("boto3") is None:
-            return replace(self.health, error="boto3 is not installed (extra hsmcore[aws])"), True
+            return replace(self.health, error=f"boto3 is not installed: {install('aws')}"), True
         try:
             if self._client is None:
                 self._client = (self._factory or make_client)(self._expected.region)

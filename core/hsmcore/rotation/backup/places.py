@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hsmcore.errors import HsmError, SystemFailure
+from hsmcore.extras import install
 from hsmcore.state.ownership import make, make_folder
 
 if TYPE_CHECKING:
@@ -162,7 +163,7 @@ def _translated(location: str) -> Iterator[None]:
     except HsmError:
         raise
     except ImportError:
-        hint = "pip install 'hsmcore[backup]'"
+        hint = f"Run: {install('backup')}"
         raise PlaceError(f"backups at {location}: obstore is not installed", hint=hint) from None
     except Exception as error:  # noqa: BLE001  # obstore has no root of its own errors
         first = (str(error).splitlines() or [""])[0][:200]

@@ -1,0 +1,24 @@
+"""How to install what an extra of hsmcore needs: by the packages' own names.
+
+`pip install 'hsmcore[x]'` would ask the package index for hsmcore, where that name is not ours.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+
+
+def install(extra: str) -> str:
+    """Return the command that installs what the extra needs, from the metadata of the installed hsmcore."""
+    from importlib import metadata  # slow to import, and seldom needed
+
+    distribution, extra = ("hsmcore-bench", "full") if extra == "bench" else ("hsmcore", extra)
+    try:
+        declared = metadata.requires(distribution) or []
+    except metadata.PackageNotFoundError:  # not installed, or hsmcore runs from files that no installer has laid out
+        behind = "" if distribution == "hsmcore-bench" else f", with [{extra}] behind it"
+        return f"pip install FILE, where FILE is the wheel or folder of {distribution}{behind}"
+    marker = re.compile(rf"""extra == ["']{re.escape(extra)}["']""")
+    wanted = [needed.partition(";")[0].strip() for needed in declared if marker.search(needed)]
+    return shlex.join(["pip", "install", *wanted])

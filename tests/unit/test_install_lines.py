@@ -1,0 +1,65 @@
+"""Nothing has pip ask an index for hsmcore: the name there is not ours, and whoever takes it is installed by root."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import tomllib
+
+from tests.support.paths import ROOT
+
+from hsmcore.cli.app import _EXTRAS
+from hsmcore.config.registry import descriptor_of
+from hsmcore.extras import install
+
+# A requirement by its bare name. `hsmcore @ file:…`, `.[extra]` and a wheel's path are none.
+BARE = re.compile(r"""pip install\b[^\n`]*?[\s'"]hsmcore(-bench)?(\[[^\]]*\])?(?![\w./\[-])(?! @ file:)""")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def texts():
+    """Each file that git knows, apart from the changelog, tests and what is no text."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in names.split("\0"):
+        if not name or name.startswith("tests/") or name in ("CHANGELOG.md", "core/hsmcore/extras.py"):
+            continue
+        try:
+            yield name, (ROOT / name).read_text()
+        except (UnicodeDecodeError, OSError):
+            continue
+
+
+def test_the_pattern_finds_what_asks_an_index():
+    for bare in ("pip install hsmcore", "pip install 'hsmcore[serve]'", "pip install --find-links dist 'hsmcore==1'"):
+        assert BARE.search(bare), bare
+    for good in (
+        'pip install "hsmcore[serve] @ file:///a/hsmcore-1.whl"',
+        "pip install ./hsmcore-1.whl",
+        "pip install .",
+    ):
+        assert not BARE.search(good), good
+
+
+def test_no_line_asks_an_index_for_hsmcore():
+    assert {name: found[0] for name, text in texts() if (found := BARE.search(text))} == {}
+
+
+def test_the_wheels_of_the_documents_are_of_this_version():
+    found = {(name, v) for name, text in texts() if name.endswith(".md")
+             for v in re.findall(r"hsmcore(?:_bench)?-(\d+\.\d+\.\d+)-", text)}  # fmt: skip
+    assert {"README.md", "docs/DEPLOY.md", "docs/RELEASING.md"} <= {name for name, _ in found}
+    assert {version for _, version in found} == {PROJECT["version"]}
+
+
+def test_a_hint_names_the_packages_themselves():
+    for extra in {*EXTRAS} - {"all", "bench"}:
+        program, verb, *packages = shlex.split(install(extra))
+        assert (program, verb) == ("pip", "install")
+        names = [re.match(r"[\w-]+", each)[0] for each in packages]
+        assert names == [re.match(r"[\w-]+", each)[0] for each in EXTRAS[extra]]
+    for extra in _EXTRAS.values():
+        assert "hsmcore[" not in install(extra)
+        assert install(extra).startswith("pip install ")
+    assert descriptor_of("aws-kms").extra in EXTRAS
