@@ -46,6 +46,23 @@ def test_own_results_come_before_what_is_shipped(tmp_path, monkeypatch, capsys, 
     assert json.loads(capsys.readouterr().out)["results"] == "bench-results/hsmcore-bench.json"
 
 
+def test_a_run_without_curves_hides_none(tmp_path, monkeypatch, capsys, result):
+    """What `hsmcore bench --quick` leaves is newer than all others, and measures no pool."""
+    monkeypatch.chdir(tmp_path)
+    own, ask = tmp_path / "bench-results", ["bench", "size", "--rate", "3000", "--p99", "20ms", "--json", "--device"]
+    own.mkdir()
+    bare = replace(result, started="2999-01-01T00:00:00", contenders=[], scenarios=[], samples=[])
+    (own / "hsmcore-bench.json").write_bytes(to_json(bare))
+    assert cli([*ask, "network-5ms"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"] == str(SHIPPED)
+    (own / "before.json").write_bytes(to_json(shipped(result)))
+    assert cli([*ask, "network-5ms"]) == 0
+    assert json.loads(capsys.readouterr().out)["results"] == "bench-results/before.json"
+    assert cli([*ask, "elsewhere"]) == 2
+    assert "no result here has such a curve (there are: cloudhsm-hsm2m-x2, network-5ms" in capsys.readouterr().err
+    assert cli([*ask, "network-5ms", "--results", "bench-results/hsmcore-bench.json"]) == 2
+
+
 def test_what_is_shipped_is_of_a_kept_result_and_of_no_machine():
     found = read_json(SHIPPED)
     [kept] = [r for path in (ROOT / KEPT).glob("*.json") if (r := read_json(path)).started == found.started]

@@ -44,17 +44,22 @@ def read_json(path: Path) -> Result:
         raise ValueError(f"{path} is no benchmark result: {error}") from error
 
 
+def latest_first(*folders: Path) -> list[tuple[Path, Result]]:
+    """The results in these folders, or the kept ones and what `hsmcore bench` wrote here. Raises ValueError for a file
+    that is none."""
+    found = [(path, read_json(path)) for folder in folders or (KEPT, OWN) for path in sorted(folder.glob("*.json"))]
+    return sorted(found, key=lambda pair: pair[1].started, reverse=True)
+
+
 def newest(*folders: Path, idle: bool = False) -> tuple[Path, Result]:
-    """The latest of the results in these folders (default: the kept ones, and what `hsmcore bench` wrote here), or of
-    those that were made on an idle machine. Raises ValueError when there is none."""
-    folders = folders or (KEPT, OWN)
-    found = [(path, read_json(path)) for folder in folders for path in sorted(folder.glob("*.json"))]
-    found = [(path, result) for path, result in found if not idle or was_idle(result)]
-    if not found:
-        which = "no results from an idle machine" if idle else "no results"
-        where = " or ".join(map(str, folders))
-        raise ValueError(f"{which} in {where}: name a file with --results, or measure first (hsmcore bench)")
-    return max(found, key=lambda pair: pair[1].started)
+    """The latest of these (see `latest_first`), or of those that were made on an idle machine. Raises ValueError when
+    there is none."""
+    for path, result in latest_first(*folders):
+        if not idle or was_idle(result):
+            return path, result
+    which = "no results from an idle machine" if idle else "no results"
+    where = " or ".join(map(str, folders or (KEPT, OWN)))
+    raise ValueError(f"{which} in {where}: name a file with --results, or measure first (hsmcore bench)")
 
 
 def shipped(result: Result) -> Result:

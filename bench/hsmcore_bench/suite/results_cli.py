@@ -15,7 +15,7 @@ from hsmcore_bench.suite import sizing
 from hsmcore_bench.suite.compare import CONFIDENCE, Comparison, Line, compare
 from hsmcore_bench.suite.readme import table, write
 from hsmcore_bench.suite.result import Result
-from hsmcore_bench.suite.results import SHIPPED, newest, read_json
+from hsmcore_bench.suite.results import SHIPPED, latest_first, newest, read_json
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ResultsOption = Annotated[
@@ -102,16 +102,7 @@ def size_pool(
 
     Example: hsmcore bench size --rate 3000 --p99 20ms --device network-5ms
     """
-    try:
-        path, result = newest() if results is None else (results, read_json(results))
-    except ValueError as error:
-        if results is not None:
-            raise BadUsage(str(error)) from None
-        path, result = SHIPPED, read_json(SHIPPED)
-    curves = sizing.curves(result)
-    if device not in curves:
-        known = ", ".join(curves) or "none; measure with: hsmcore bench --only 'sizing-*'"
-        raise BadUsage(f"--device {device}: {path} has no such curve (it has: {known})")
+    path, result, curves = _with_curve(device, results)
     seconds = _duration(p99)
     try:
         found = sizing.size(
@@ -155,6 +146,27 @@ def size_pool(
             "model": sizing.MODEL,
         }
     )
+
+
+def _with_curve(device: str, named: Path | None) -> tuple[Path, Result, dict[str, sizing.Curve]]:
+    """The named result; without a name the latest that measured this device, or else what is shipped. Raises
+    BadUsage."""
+    try:
+        found = latest_first() if named is None else [(named, read_json(named))]
+    except ValueError as error:
+        raise BadUsage(str(error)) from None
+    if named is None:
+        found.append((SHIPPED, read_json(SHIPPED)))
+    known: set[str] = set()
+    for path, result in found:
+        curves = sizing.curves(result)
+        if device in curves:
+            return path, result, curves
+        known |= curves.keys()
+    has = ", ".join(sorted(known)) or "none"
+    where = named or "no result here"
+    measure = "; measure with: hsmcore bench --only 'sizing-*'"
+    raise BadUsage(f"--device {device}: {where} has such a curve (there are: {has}{measure})")
 
 
 def make_table(
