@@ -1,11 +1,8 @@
 """A real token for the tests of an application: a fresh SoftHSM, in a folder that goes away.
 
 With pytest, in conftest.py: `pytest_plugins = ["hsmcore.testing"]`. A test that asks for `hsmcore_config` gets the
-configuration of a token with an Ed25519 key, which all tests of the run share:
-
-    async def test_what_signs(hsmcore_config):
-        async with hsmcore.create_key_manager(hsmcore_config) as km:
-            assert await km.verify(b"message", await km.sign(b"message"))
+configuration of a token with an Ed25519 key, which all tests of the run share. Such a test stands in
+docs/operations/softhsm.md.
 """
 
 from __future__ import annotations

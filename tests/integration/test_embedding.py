@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
+from tests.support.doc_blocks import block
 from tests.support.paths import ROOT
 
 import hsmcore
@@ -43,21 +46,11 @@ with fresh_token() as config:
     asyncio.run(forget())
     gc.collect()
 """
-TESTS = """
-import hsmcore
-import asyncio
-
-def test_what_signs(hsmcore_config):
-    async def run():
-        async with hsmcore.create_key_manager(hsmcore_config) as km:
-            assert await km.verify(b"message", await km.sign(b"message"))
-    asyncio.run(run())
-"""
 
 
-def ran(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def ran(*arguments: str, cwd: Path = ROOT, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=True, timeout=100
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=True, timeout=100, **more
     )
 
 
@@ -103,6 +96,9 @@ def test_a_manager_says_what_it_is(world):
 
 
 def test_a_token_for_the_tests_of_an_application(tmp_path):
-    (tmp_path / "conftest.py").write_text('pytest_plugins = ["hsmcore.testing"]\n')
-    (tmp_path / "test_it.py").write_text(TESTS)
-    assert "1 passed" in ran("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path), cwd=tmp_path).stdout
+    """The two files of the document, under pytest as it is: none of its plug-ins runs coroutines."""
+    for number, name in enumerate(("conftest.py", "test_it.py"), 1):
+        (tmp_path / name).write_text(block("docs/operations/softhsm.md", "python", number))
+    plain = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    said = ran("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path), cwd=tmp_path, env=plain).stdout
+    assert "1 passed" in said
