@@ -24,10 +24,11 @@ PROTECTION = [
     *{"x86_64": ["-fcf-protection=return"], "aarch64": ["-mbranch-protection=standard"]}.get(MACHINE, []),
 ]
 
-# What the build looks for, as Debian and Fedora name it. From the fourth on: names of pkg-config.
+# What the build looks for, as Debian and Fedora name it. From the fifth on: names of pkg-config.
 PACKAGES = {
     "cmake": ("cmake", "cmake"),
     "compiler": ("gcc libc6-dev make", "gcc make"),
+    "python": ("python3-dev", "python3-devel"),
     "pkg-config": ("pkg-config", "pkgconf-pkg-config"),
     "libcrypto": ("libssl-dev", "openssl-devel"),
     "libsodium": ("libsodium-dev", "libsodium-devel"),
@@ -91,6 +92,9 @@ class NativeBuildExt(build_ext):
             raise SystemExit(f"hsmcore runs on Linux only, and this is {sys.platform}: on macOS use a Linux container")
         if shutil.which("cmake") is None:
             raise SystemExit(absent("CMake 3.25 or newer", ["cmake"]))
+        if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+            version = f"{sys.version_info.major}.{sys.version_info.minor}"
+            raise SystemExit(absent(f"Python.h of Python {version}", ["python"]))
         # A compiler newer than ours may warn about more; that must not stop somebody's installation.
         options = ["-DBUILD_TESTING=OFF", "-DHSMC_WERROR=OFF", *shlex.split(os.environ.get("CMAKE_ARGS", ""))]
         line = ["cmake", "-S", ".", "-B", str(build), *options]
@@ -137,18 +141,19 @@ def explanation(said: str) -> str:
     if shutil.which("pkg-config") is None:
         return absent("pkg-config", ["pkg-config"])
     # CMake stops at the first; all at once spare the user a round for each.
-    missing = [name for name in list(PACKAGES)[3:] if subprocess.run(["pkg-config", name], check=False).returncode]
+    missing = [name for name in list(PACKAGES)[4:] if subprocess.run(["pkg-config", name], check=False).returncode]
     if missing:
         return absent(f"the development package of {', '.join(missing)}", missing)
     return f"hsmcore: CMake cannot configure the native half:\n{said}"
 
 
 class WheelWithBill(bdist_wheel):
-    """Packs the software bill of materials that `make sbom` has written, if it has (PEP 770)."""
+    """Packs the software bill of materials that `make sbom` has written, if it has (PEP 770). HSMCORE_BILL names
+    another place: scripts/wheels.py builds in a folder that has only what git knows."""
 
     def write_wheelfile(self, wheelfile_base: str, *arguments: str) -> None:
         super().write_wheelfile(wheelfile_base, *arguments)
-        bill = Path("dist", "hsmcore.cdx.json")
+        bill = Path(os.environ.get("HSMCORE_BILL", "dist/hsmcore.cdx.json"))
         if bill.is_file():
             folder = Path(wheelfile_base, "sboms")
             folder.mkdir(exist_ok=True)

@@ -10,6 +10,7 @@ interpreters, compiler and libraries can check that a release comes from its sou
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -27,13 +28,16 @@ def main() -> int:
     options = parser.parse_args()
     line = ["git", "rev-parse", "HEAD"]
     commit = subprocess.run(line, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
+    # It lists what the releaser had installed, which no other machine can repeat: it is of the input.
+    bill = (options.against or ROOT / "dist").resolve() / "hsmcore.cdx.json"
     with tempfile.TemporaryDirectory(prefix="hsmcore-reproduce-") as name:
         folders = [Path(name, "one"), Path(name, "a-longer-name", "two")]
         for folder in folders:
             line = [sys.executable, str(ROOT / "scripts" / "wheels.py"), "--commit", commit]
             line += ["--output", str(folder / "dist"), "--folder", str(folder / "build")]
             line += [*(["--python", *options.python] if options.python else [])]
-            subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+            environment = {**os.environ, "HSMCORE_BILL": str(bill)}
+            subprocess.run(line, check=True, stdout=subprocess.DEVNULL, env=environment)
         made, again = (folder / "dist" for folder in folders)
         differences = compare(made, again)
         if options.against is not None:

@@ -8,7 +8,8 @@
 Needs a C compiler and what scripts/setup installs; of Python, the standard library. The tools that build are those of
 requirements/build.txt, by their hashes. Each wheel carries the shared libraries that it needs (auditwheel), and a bill
 of materials for them. What decides the bytes: the files, the time of the commit (SOURCE_DATE_EPOCH, which the
-environment may set), the interpreter, the compiler and the libraries of this machine.
+environment may set), the interpreter, the compiler and the libraries of this machine, and the bill of materials of the
+Python packages, which `make sbom` writes into the output folder (or HSMCORE_BILL names).
 """
 
 from __future__ import annotations
@@ -57,6 +58,9 @@ def main() -> int:
     output, folder = options.output.resolve(), options.folder.resolve()
     os.environ.setdefault("SOURCE_DATE_EPOCH", git("log", "-1", "--format=%ct", options.commit or "HEAD").strip())
     output.mkdir(parents=True, exist_ok=True)
+    bill = Path(os.environ.setdefault("HSMCORE_BILL", str(output / "hsmcore.cdx.json")))
+    if not bill.is_file():
+        print(f"wheels: there is no {bill}, so the wheels have no bill of Python packages: make sbom", file=sys.stderr)
     if options.here:
         for stale in (*ROOT.glob("build/lib*"), *ROOT.glob("bench/build/lib*")):
             shutil.rmtree(stale)  # of a module that is gone

@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 def wheels(tmp_path_factory):
     """The wheels of what is built here."""
     output, folder = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("build")
+    # As `make sbom wheel` does.
+    subprocess.run([sys.executable, "scripts/sbom.py", str(output / "hsmcore.cdx.json")], cwd=ROOT, check=True)
     line = [sys.executable, "scripts/wheels.py", "--here", "--output", str(output), "--folder", str(folder)]
     said = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert said.returncode == 0, said.stderr
@@ -60,6 +62,7 @@ def test_the_wheel_has_what_it_needs(wheels):
         names = archive.namelist()
         modes = {info.filename: info.external_attr >> 16 & 0o777 for info in archive.infolist()}
         tag = library.name.split("-")[2]
+        [packages] = [archive.read(name) for name in names if name.endswith(".dist-info/sboms/hsmcore.cdx.json")]
         bills = [json.loads(archive.read(name)) for name in names if "/sboms/auditwheel" in name]
     grafted = {name.rpartition("/")[2].partition("-")[0] for name in names if name.startswith("hsmcore.libs/")}
     assert {"libcrypto", "libsodium", "libjansson"} <= grafted
@@ -69,6 +72,7 @@ def test_the_wheel_has_what_it_needs(wheels):
     assert modes["hsmcore/__init__.py"] == 0o644
     [bill] = bills
     listed = {component["name"] for component in bill["components"]}
+    assert packages == (library.parent / "hsmcore.cdx.json").read_bytes()
     assert {"libsodium23", "libjansson4"} <= listed or not Path("/etc/debian_version").exists()
 
 

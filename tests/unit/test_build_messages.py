@@ -25,8 +25,16 @@ def source(tmp_path_factory):
     return folder
 
 
-def end_of_build(source, **changes):
-    line = [sys.executable, "setup.py", "-q", "build_ext"]
+WITHOUT_HEADERS = """
+import runpy, sys, sysconfig
+known = sysconfig.get_path
+sysconfig.get_path = lambda name, *more, **named: "/nonexistent" if name == "include" else known(name, *more, **named)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def end_of_build(source, *, program=("setup.py",), **changes):
+    line = [sys.executable, *program, "-q", "build_ext"]
     environment = {**os.environ, "CMAKE_GENERATOR": "Ninja", **changes}
     said = subprocess.run(line, cwd=source, env=environment, capture_output=True, text=True, timeout=100, check=False)
     assert said.returncode != 0
@@ -44,6 +52,12 @@ def test_a_build_without_cmake_or_a_compiler_says_so(source):
     assert "apt-get install cmake (Debian" in end_of_build(source, PATH="/nonexistent")
     shutil.rmtree(source / "build", ignore_errors=True)
     assert "apt-get install gcc libc6-dev make (Debian" in end_of_build(source, CC="/bin/false")
+
+
+def test_a_build_without_the_headers_of_python_says_so(source):
+    said = end_of_build(source, program=("-c", "import sys; sys.argv[0] = 'setup.py'" + WITHOUT_HEADERS))
+    assert "Python.h of Python 3." in said
+    assert "apt-get install python3-dev (Debian, Ubuntu), or dnf install python3-devel (Fedora)" in said
 
 
 def test_free_threaded_cpython_is_refused_in_one_sentence():

@@ -1,7 +1,7 @@
 """Write a state store of this version, with a row in each table, as SQL: python -m tests.upgrades.make FILE.
 
-Once before a release that brings a new schema. schema-1.sql to schema-8.sql are stores that the commits of their time
-made; none is ever changed.
+With each new schema, and again until that is released. Those of released schemas are stores that the commits of their
+time made; none is ever changed.
 """
 
 from __future__ import annotations
