@@ -143,6 +143,15 @@ def test_what_is_no_address_of_a_page_is_refused(address, capsys):
     assert run_command(["metrics", "--runbooks", "https://x/y"]) == 2
 
 
+def test_without_any_page_no_rules_are_printed(monkeypatch, capsys):
+    """As from a wheel: no [project.urls], and no checkout around the package."""
+    monkeypatch.setattr("hsmcore.metrics.rules.PAGE", "docs/is-not-there.md")
+    assert run_command(["metrics", "--rules"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "--runbooks URL" in said.err
+
+
 def test_by_default_an_alert_leads_to_a_page_that_opens(capsys):
     assert run_command(["metrics", "--rules"]) == 0
     rules = yaml.safe_load(capsys.readouterr().out)["groups"][0]["rules"]

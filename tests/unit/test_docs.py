@@ -149,6 +149,13 @@ def test_the_reading_orders_of_packages_name_modules(name):
     assert missing == []
 
 
+def test_the_site_lists_every_document():
+    index = (ROOT / "scripts" / "site" / "index.md").read_text()
+    listed = re.findall(r"^(?:[^\n<]+<)?(docs/[A-Z]+)>?$", index, re.MULTILINE)
+    assert sorted(listed) == sorted(f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md"))
+    assert "**[Run it](docs/DEPLOY.md)**" in index
+
+
 def test_the_readme_is_short_and_its_programs_parse():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 150

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hsmcore.cli.output import BadUsage, note, print_json, print_table
+from hsmcore.cli.output import BadUsage, print_json, print_table
 from hsmcore.cli.settings import JsonOption
 from hsmcore.errors import HsmError
 
@@ -28,7 +28,7 @@ def metrics(
         typer.Option(
             "--runbooks",
             metavar="URL",
-            help="The page that the alerts of --rules lead to (default: that of the package).",
+            help="The page that the alerts of --rules lead to (default: that of the package, if it has one).",
         ),
     ] = None,
     dashboard: Annotated[bool, typer.Option("--dashboard", help="Print the dashboard for Grafana (JSON).")] = False,
@@ -86,8 +86,8 @@ def _print_file(runbooks: str | None, *, dashboard: bool, as_json: bool) -> None
         print(rules.dashboard(), end="")
         return
     address = runbooks or rules.runbooks_address()
-    if address is None:
-        note("  the alerts name their runbooks by the path in the repository: give the page with --runbooks URL")
+    if address is None:  # neither the package's page nor a checkout is known: the links would be no addresses
+        raise BadUsage("the alerts lead to runbooks, whose page is not known here: name it with --runbooks URL")
     print(rules.alert_rules(address), end="")
 
 
