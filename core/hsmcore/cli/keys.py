@@ -201,7 +201,7 @@ def attest(
         document = _kept_evidence(cli.config, key_id.lower())
     else:
         with recorded(cli.config.key_manager, "keys attest", key_id=key_id.lower()) as entry:
-            document = on_token(cli.config, lambda plane: collect(plane, settings, key_id.lower()))
+            document = on_token(cli.config, lambda plane: collect(plane, cli.config.key_manager.own, key_id.lower()))
             entry["evidence_sha256"] = hashlib.sha256(document).digest()
     found = judged(document, settings)
     if output is not None:

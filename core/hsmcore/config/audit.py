@@ -13,6 +13,8 @@ class AuditSigningKey(Model):
     """The Ed25519 key that signs checkpoints: in a file (made if it is missing), or on the token by its CKA_ID. It must
     not be a key that signs messages: a caller that has messages signed could have checkpoints signed."""
 
+    PATHS = frozenset({"file"})
+
     file: Annotated[str, Text(4096)] | None = None
     """The file of the key; made if it is missing."""
     hsm_key_id: (
@@ -61,6 +63,8 @@ Facility = Literal[
 
 class SyslogTls(Model):
     """Authentication of a receiver at `tls://`, and ours to it."""
+
+    PATHS = frozenset({"certificate_file", "key_file", "ca_file"})
 
     ca_file: Annotated[str, Text(4096)] | None = None
     """Certificates of the authorities to trust, PEM. Default: those of the system."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -63,6 +63,8 @@ class Model(BaseModel):
         frozen=True, extra="forbid", strict=True, alias_generator=to_camel, hide_input_in_errors=True
     )
     _where: str = PrivateAttr(default="$")
+    PATHS: ClassVar[frozenset[str]] = frozenset()
+    """The fields that name files or folders: in a document's file, relative ones start at that file's folder."""
 
     @property
     def where(self) -> str:
@@ -72,6 +74,14 @@ class Model(BaseModel):
     def locate(self, path: str) -> None:
         """Set `where`. Only the loader calls it."""
         self._where = path
+
+    def where_of(self, name: str) -> str:
+        """The JSON path of a field."""
+        return child_path(self.where, type(self).model_fields[name].alias or name)
+
+    def with_parts(self, changes: Mapping[str, Any]) -> Self:
+        """Return a copy with other values in some fields, which are not validated again."""
+        return self.model_copy(update=changes)
 
     @classmethod
     def referred(cls) -> core_schema.CoreSchema:

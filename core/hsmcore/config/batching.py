@@ -13,6 +13,8 @@ MOST_ROOT_BYTES: Final = 205
 class Batching(Model):
     """Settings of `sign_batched`."""
 
+    PATHS = frozenset({"keep_leaves"})
+
     interval_ms: Annotated[int, Whole(0, 60_000)] = 20
     """The age of its first message at which a batch closes."""
     max_leaves: Annotated[int, Whole(1, 1_048_576)] = 65_536

@@ -59,6 +59,8 @@ class AwsCloudHsmSettings(Pkcs11Settings):
     its texts is taken.
     """
 
+    PATHS = frozenset({"client_config"})
+
     module_path: ModulePath = "/opt/cloudhsm/lib/libcloudhsm_pkcs11.so"
     quirks: Quirks | None = "aws-cloudhsm"
     isolation: Isolation = "process"

@@ -68,6 +68,12 @@ class ProviderDescriptor:
     """For `hsmcore cluster`: a function from settings to `members.cloudhsm.ClusterHealth`."""
     device_log: str | None = None
     """For `hsmcore audit device-log`: a coroutine function from provider and `audit.layout.Layout` to a report."""
+    certificates: str | None = None
+    """For evidence about a key: a function from settings and a key's id to the certificates (DER) by which the device
+    says that it holds the key, the key's first. It blocks. They are checked against `attestation_roots` of the
+    settings."""
+    note_bytes: int | None = None
+    """The longest text that the device signs, in bytes, if that is less than a note of a key set may have."""
     secret_variables: frozenset[str] = frozenset()
     """Environment variables with secrets that the provider uses in this process. No child process inherits them."""
     ephemeral: bool = False

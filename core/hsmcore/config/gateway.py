@@ -49,6 +49,8 @@ class GatewayTls(Model):
     """The gateway's certificate chain and private key, and what client certificates are checked against; PEM, the key
     without a passphrase. Files are read again when they change."""
 
+    PATHS = frozenset({"certificate_file", "key_file", "client_ca_file"})
+
     certificate_file: Annotated[str, Text(4096)]
     """The gateway's certificate chain."""
     key_file: Annotated[str, Text(4096)]

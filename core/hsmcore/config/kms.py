@@ -73,6 +73,7 @@ PROVIDER: Final = ProviderDescriptor(
     AwsKmsSettings,
     "Install what signing with AWS KMS needs.",
     extra="aws",
+    note_bytes=4_000,
     patience_ms=2000,  # a service far away
     member="hsmcore.members.kms.member:KmsMember",
     probe="hsmcore.doctor.kms:probe_kms",

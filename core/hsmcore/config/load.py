@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 from pydantic import ValidationError
-from pydantic.alias_generators import to_camel
 
 from hsmcore.config.base import Model, child_path
 from hsmcore.config.faults import faults_of, unknown_key
+from hsmcore.config.placed import placed
 from hsmcore.config.root import SINGLE, Config
 from hsmcore.config.secret import Secret
 from hsmcore.config.several import KeyManagersConfig, checked_names, choose, clashes
@@ -36,9 +36,8 @@ def load(source: Source, key_manager: str | None = None) -> Config:
     `source` is a dict, the path of a JSON file, or a Config (returned as it is). The key manager stands at
     `sequencer.keyManager` or at `keyManager`; of several, at `keyManagers`, `key_manager` names one. Raises
     ConfigurationError, whose `faults` lists each fault with its JSON path. Secrets are not resolved here, so a missing
-    variable is found at `initialize()`. In a file, a relative `stateFile` or `auditLogFile` starts at the file's
-    folder: in another working directory, another store or log would be begun. Other files, which must exist, start at
-    the working directory.
+    variable is found at `initialize()`. In a file, relative paths start at the file's
+    folder, so a file means the same in every working directory. In a dict they start at the working directory.
     """
     return source if isinstance(source, Config) else choose(load_each(source), key_manager, _NAME_ONE)
 
@@ -140,25 +139,12 @@ def _apart(configs: dict[str, Config], source: str) -> dict[str, Config]:
 
 
 def _placed(configs: dict[str, Config], folder: Path, source: str) -> dict[str, Config]:
-    """Return the configurations with the paths of what they keep made absolute."""
-    faults: dict[str, ConfigFault] = {}
-    placed = {}
-    for key, config in configs.items():
-        rules = config.key_manager
-        changes = {}
-        for name, parent in (("state_file", rules.where), ("audit_log_file", rules.log_where)):
-            path = getattr(rules, name)
-            if path is None or Path(path).is_absolute():
-                continue
-            changes[name] = str(folder / path)
-            if os.path.exists(path) and not os.path.exists(folder / path):  # noqa: PTH110  # never raises
-                where = child_path(parent, to_camel(name))
-                problem = f"starts at the configuration's folder: {folder / path}; move {Path(path).absolute()} there"
-                faults[where] = ConfigFault(where, f"{problem}, or name it so")
-        placed[key] = config.model_copy(update={"key_manager": rules.model_copy(update=changes)}) if changes else config
-    if faults:
-        raise ConfigurationError.of(faults.values(), source=source)
-    return placed
+    """Return the configurations with their paths made absolute."""
+    left: dict[str, str] = {}
+    made = {key: placed(config, folder, left) for key, config in configs.items()}
+    if left:
+        raise ConfigurationError.of((ConfigFault(where, problem) for where, problem in left.items()), source=source)
+    return made
 
 
 def _locate(value: object, path: str, plain: list[str]) -> None:

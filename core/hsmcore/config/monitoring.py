@@ -53,6 +53,8 @@ class Address:
 class MonitoringTls(Model):
     """The server's certificate chain and its private key, PEM; the key without a passphrase."""
 
+    PATHS = frozenset({"certificate_file", "key_file"})
+
     certificate_file: Annotated[str, Text(4096)]
     """The server's certificate chain."""
     key_file: Annotated[str, Text(4096)]

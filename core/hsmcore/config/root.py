@@ -6,9 +6,9 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import orjson
 from pydantic import (
@@ -58,6 +58,8 @@ def default_state() -> Path:
 
 class KeyManagerConfig(Provider):
     """`keyManager`: the provider that signs, and how requests, cache, audit, failover and rotation behave."""
+
+    PATHS = frozenset({"audit_log_file", "state_file"})
 
     max_cache_size: Annotated[int, Whole(0, 100_000_000)] = 10_000
     """Signatures kept in memory; 0: no cache."""
@@ -183,6 +185,16 @@ class KeyManagerConfig(Provider):
         """The JSON path of the object in which auditLogFile, audit and cloudWatchLogs stand."""
         return self.where if self.manager is None else self.where.rpartition(".keyManagers")[0]
 
+    def where_of(self, name: str) -> str:
+        """As of a Model, but the audit log of several key managers stands beside them."""
+        where = super().where_of(name)
+        return where if name != "audit_log_file" else f"{self.log_where}.auditLogFile"
+
+    def with_parts(self, changes: Mapping[str, Any]) -> Self:
+        """As of a Model; a provider that failover.primary lends is the one of the new list."""
+        copy = super().with_parts(changes)
+        return copy.with_first_listed() if self._first_is_listed else copy
+
     @property
     def state_path(self) -> Path:
         """The path of the state store. By default it lies beside auditLogFile, or in the user's state folder, and is
@@ -259,7 +271,7 @@ class KeyManagerConfig(Provider):
             distinct.append((level, member if number == 1 else member.named(f"{member.name}#{number}")))
         return tuple(distinct)
 
-    def with_first_listed(self) -> KeyManagerConfig:
+    def with_first_listed(self) -> Self:
         """Return a copy whose provider is the first one of failover.primary."""
         self._first_is_listed = True
         first = self._listed_primary[0]

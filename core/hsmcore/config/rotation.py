@@ -58,6 +58,8 @@ class KeyRotation(Model):
     """When the key is replaced: every `intervalDays` at `rotationTime` in `timeZone`; the old key verifies for
     `overlapDays` more."""
 
+    PATHS = frozenset({"backup_location"})
+
     enabled: bool = True
     """Whether keys are rotated. False keeps the settings without using them."""
     interval_days: Annotated[int, Whole(1, 3650)] = 30

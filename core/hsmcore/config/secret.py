@@ -45,8 +45,8 @@ class SecretReference(Model):
     env: Annotated[str, _NAME] | None = None
     """The environment variable that holds the secret."""
     file: Annotated[str, Text(4096, hidden=True)] | None = None
-    """The file that holds the secret, for its owner only (mode 0600). A relative path starts at the working
-    directory."""
+    """The file that holds the secret, for its owner only (mode 0600). A relative path starts at the
+    folder of the configuration's file, or, in a dict, at the working directory."""
     aws_secrets_manager: AwsSecretsManagerReference | None = None
     """A secret in AWS Secrets Manager."""
 
@@ -97,6 +97,13 @@ class Secret:
         """A secret in the file `path` (relative to the working directory), read whenever it is resolved."""
         return cls("file", name=path)
 
+    def moved(self, path: str) -> Secret:
+        """Return this secret of a file as that of another file, at the same place of the configuration. For the
+        loader."""
+        other = Secret.file(path)
+        other.locate(self._where)
+        return other
+
     @property
     def where(self) -> str:
         """The JSON path of this secret in the configuration."""
@@ -116,6 +123,11 @@ class Secret:
     def variable(self) -> str | None:
         """The environment variable that holds the secret, or None."""
         return self._name if self.kind == "env" else None
+
+    @property
+    def path(self) -> str | None:
+        """The file that holds the secret, or None."""
+        return self._name if self.kind == "file" else None
 
     def describe(self) -> str:
         """Where the secret is, for a person: "environment variable HSM_PIN". Never its value."""

@@ -14,6 +14,8 @@ class StateBackup(Model):
     """`stateBackup`: the state store is backed up every `everyHours` hours into `location`, and the newest backup is
     restored into a temporary place every `drillHours` hours."""
 
+    PATHS = frozenset({"location"})
+
     location: Annotated[str, Text(2048, hidden=True)]
     """The place of the backups: a folder, or s3://, gs://, az:// or file://."""
     endpoint_url: EndpointUrl | None = None

@@ -25,6 +25,8 @@ class YubiHsmSettings(Pkcs11Settings):
 
     Each connector, with a device that holds the same key, is a member."""
 
+    PATHS = frozenset({"attestation_roots"})
+
     module_path: ModulePath = Field(default_factory=default_yubihsm_module)
     quirks: Quirks | None = "yubihsm"
     isolation: Isolation = "process"
@@ -106,6 +108,8 @@ PROVIDER: Final = ProviderDescriptor(
     "Install the YubiHSM module (apt-get install yubihsm-pkcs11 yubihsm-connector), or correct modulePath.",
     patience_ms=2000,  # as the native core's quirks have it
     device_log="hsmcore.audit.devices.yubihsm_audit:examine",
+    certificates="hsmcore.audit.devices.yubihsm_attest:certificates",
+    note_bytes=1_900,
 )
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from hsmcore.config import Pkcs11Settings, YubiHsmSettings
+from hsmcore.config import Pkcs11Settings, Provider
 from hsmcore.control import ControlPlane
 from hsmcore.control.attest import Attest
 from hsmcore.errors import HsmError
@@ -21,7 +21,7 @@ FORMAT: Final = "hsmcore/key-evidence/v1"
 _MOST_BYTES: Final = 1 << 20
 
 
-async def collect(plane: ControlPlane, settings: Pkcs11Settings, key_id: str) -> bytes:
+async def collect(plane: ControlPlane, provider: Provider, key_id: str) -> bytes:
     """Return the document about a key: JSON. Without a certificate if the device gives none, which is logged. Raises
     HsmError."""
     said = await plane.do(Attest(key_id))
@@ -33,11 +33,10 @@ async def collect(plane: ControlPlane, settings: Pkcs11Settings, key_id: str) ->
         "says": dict(said.says),
         "certificates": [],
     }
-    if isinstance(settings, YubiHsmSettings):
-        from hsmcore.audit.devices.yubihsm_attest import certificates
-
+    if provider.descriptor.certificates is not None:
         try:
-            found = await asyncio.to_thread(certificates, settings, key_id)
+            certificates = provider.resolve(provider.descriptor.certificates)
+            found = await asyncio.to_thread(certificates, provider.config, key_id)
             document["certificates"] = [one.hex() for one in found]
         except HsmError as error:
             get_logger().warning("the device gave no certificate of a key", key=key_id, error=str(error))
@@ -54,7 +53,7 @@ def judged(document: bytes, settings: Pkcs11Settings) -> dict[str, Any]:
     if found["certificates"]:
         from hsmcore.audit.devices.yubihsm_attest import problem_of
 
-        roots = settings.attestation_roots or () if isinstance(settings, YubiHsmSettings) else ()
+        roots = getattr(settings, "attestation_roots", None) or ()
         chain = [bytes.fromhex(one) for one in found["certificates"]]
         problem = problem_of(chain, map(Path, roots), bytes.fromhex(found["publicKey"] or ""))
     return {**found, "proven": not problem, "problem": problem or None}

@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 from hsmcore.audit.key_set import KeyEntry, KeySet, KeyState, signer, text_of
 from hsmcore.audit.note import NoteError, signature_line
 from hsmcore.audit.record import extra as audit_extra
-from hsmcore.config import Config, Pkcs11Settings
+from hsmcore.config import Config
 from hsmcore.config.policy import KEY_SET
 from hsmcore.control import ControlPlane
 from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, MessageTooLarge
@@ -45,9 +45,8 @@ ROLE: Final = "key-set"
 """The store's role: one process has sets signed, the others hand them out."""
 LOOK_SECONDS: Final = 1.0
 _MOST_SECONDS: Final = 60.0
-_ROOMS: Final = {"yubihsm": 1_900, "aws-kms": 4_000}
-"""Bytes of a text that devices sign, where that is less than a note has."""
 _ROOM: Final = 60_000
+"""Bytes of a note's text; `note_bytes` of the members' providers may be less."""
 _SECOND: Final = 1_000_000_000
 _STATES: Final[Mapping[str, KeyState]] = {
     "pending": "next",
@@ -83,9 +82,9 @@ class KeySets:
         self._guard, self._rotation, self._port, self._path = guard, rotation, port, path
         self._answer, self._record, self._fleet, self._rotates = answer, record, fleet, rotates
         self._domain, self._kinds = rules.policy.domain, tuple(rules.policy.kinds)
-        self._settings = {provider.name: provider.config for _, provider in rules.members()}
-        types = {provider.type for _, provider in rules.members()}
-        self._room = min(_ROOM, rules.max_message_bytes, *(_ROOMS[one] for one in types & _ROOMS.keys()))
+        self._providers = {provider.name: provider for _, provider in rules.members()}
+        most = (provider.descriptor.note_bytes for provider in self._providers.values())
+        self._room = min(_ROOM, rules.max_message_bytes, *(each for each in most if each is not None))
         self._store, self._rows = store, KeySetNotes(store)
         self._seen = -1
         self._notes: dict[int, bytes] = {}
@@ -271,10 +270,10 @@ class KeySets:
 
     async def _asked(self, public_key: bytes, key_id: str) -> bytes | None:
         for member in self._port.holders(public_key):
-            settings = self._settings.get(member.name)
-            if isinstance(member.token, ControlPlane) and isinstance(settings, Pkcs11Settings):
+            provider = self._providers.get(member.name)
+            if provider is not None and isinstance(member.token, ControlPlane):
                 try:
-                    document = await collect(member.token, settings, key_id)
+                    document = await collect(member.token, provider, key_id)
                 except HsmError as error:
                     get_logger().warning("the device said nothing of a key", key=key_id, error=str(error))
                     return None
