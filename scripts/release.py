@@ -6,8 +6,8 @@
 CONFIG is a configuration of hsmcore whose key, Ed25519, is the releaser's. The file is one DSSE envelope. Its payload
 is an in-toto statement, version 1, that names each file in the folder by its SHA-256, with SLSA's predicate of
 provenance, version 1: the commit, the tools by their hashes, the compiler and the libraries of this system. It refuses
-a checkout with changes, files that were built from another commit and a changelog without the version, unless it is a
-rehearsal, which the statement then says.
+a checkout with changes, files that were built from another commit, wheels without the bill of materials of the folder
+and a changelog without the version, unless it is a rehearsal, which the statement then says.
 scripts/verify_release.py checks it, without hsmcore.
 """
 
@@ -22,6 +22,8 @@ import re
 import subprocess
 import sys
 import tomllib
+import zipfile
+import zlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -66,9 +68,26 @@ def check_ready(version: str, dist: Path) -> None:
     built = dist / "hsmcore.build.json"
     if not built.is_file() or json.loads(built.read_text())["commit"] != git("rev-parse", "HEAD"):
         raise SystemExit(f"release: the files in {dist} were not built from this commit; run make wheel")
+    if bare := without_bill(dist):
+        raise SystemExit(
+            f"release: without a bill of Python packages: {', '.join(bare)}; run make sbom, then make wheel"
+        )
     heading = rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$"
     if not re.search(heading, (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE):
         raise SystemExit(f"release: CHANGELOG.md has no heading ## [{version}] - DATE")
+
+
+def without_bill(dist: Path) -> list[str]:
+    """The wheels of hsmcore that lack the bill of materials which lies beside them."""
+    bill = dist / "hsmcore.cdx.json"
+    expected = zlib.crc32(bill.read_bytes()) if bill.is_file() else None
+    bare = []
+    for path in sorted(dist.glob("hsmcore-*.whl")):
+        with zipfile.ZipFile(path) as archive:
+            found = [info.CRC for info in archive.infolist() if info.filename.endswith("/sboms/hsmcore.cdx.json")]
+        if expected is None or found != [expected]:
+            bare.append(path.name)
+    return bare
 
 
 def statement(dist: Path, version: str, *, rehearsal: bool) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
+from scripts.release import without_bill
 
 ROOT = Path(__file__).parents[2]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -116,6 +118,17 @@ def test_another_key_another_commit_and_a_rehearsal_are_refused(release):
     said = script("verify_release.py", public_key, "--dist", dist)
     assert (said.returncode, "it was a rehearsal" in said.stderr) == (1, True)
     assert script("verify_release.py", "zz", "--dist", dist).returncode == 1
+
+
+def test_a_wheel_without_its_bill_is_not_released(tmp_path):
+    wheel, bill = tmp_path / "hsmcore-1-cp313-cp313-linux_x86_64.whl", tmp_path / "hsmcore.cdx.json"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("hsmcore-1.dist-info/sboms/hsmcore.cdx.json", "{}")
+    assert without_bill(tmp_path) == [wheel.name], "there is none beside it"
+    bill.write_text("{}")
+    assert without_bill(tmp_path) == []
+    bill.write_text('{"newer": 1}')
+    assert without_bill(tmp_path) == [wheel.name]
 
 
 def test_files_of_no_commit_are_not_released(tmp_path):
