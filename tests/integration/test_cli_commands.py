@@ -172,6 +172,13 @@ def test_doctor_of_a_configuration_that_is_wrong(state, cli, tmp_path):
         config["sequencer"]["keyManager"]["config"] = settings | change
         path.write_text(json.dumps(config))
         assert cli("doctor", "--config", str(path), at=None)[0] == expected, change
+    config["sequencer"]["keyManager"]["config"] = settings | {"pin": (state[0] / "pin").read_text().strip()}
+    config["sequencer"]["stateSecret"] = "beside the members, " * 2
+    path.write_text(json.dumps(config))
+    code, out, err = cli("doctor", "--config", str(path), at=None)
+    # A step says it of the PIN, once; the log of what has no step.
+    assert (code, out.count(b"in plain text"), err.count(b"in plain text")) == (0, 1, 1)
+    assert b"$.sequencer.stateSecret" in err
     code, _, err = cli("doctor", "--provider", "nobody")
     assert code == 2
     assert b'it has "softhsm:sequencer"' in err

@@ -53,18 +53,21 @@ def doctor(
 
       hsmcore doctor --json | jq '.providers[].steps[] | select(.outcome == "fail")'
     """
+    from hsmcore.config.load import warn_of
     from hsmcore.doctor import DoctorReport, Options, diagnose
 
     if schema:
         sys.stdout.write(orjson.dumps(DoctorReport.model_json_schema(), option=orjson.OPT_INDENT_2).decode() + "\n")
         return
-    members = _chosen(cli.config.key_manager.members(), provider)
+    config = cli.loaded(warns=False)
+    members = _chosen(config.key_manager.members(), provider)
+    warn_of([config], reported=tuple(f"{member.where}.config" for _, member in members))
     options = Options(timeout=timeout, force_login=force_login)
     if cli.as_json:
-        report = diagnose(cli.config, options, members=members)
+        report = diagnose(config, options, members=members)
         print_json(report.model_dump(mode="json", by_alias=True))
     else:
-        report = _shown(cli.config, options, members)
+        report = _shown(config, options, members)
     if report.exit_code:
         raise typer.Exit(report.exit_code)
 

@@ -42,9 +42,14 @@ class Invocation:
     def config(self) -> Config:
         """The configuration of the key manager that the options name, loaded when it is first used. Raises
         ConfigurationError."""
+        return self.loaded()
+
+    def loaded(self, *, warns: bool = True) -> Config:
+        """As `config`, loaded now. `warns`: as of `load_each`."""
         from hsmcore.config.several import choose
 
-        return choose(load_configs(self.config_path, self.state), self.key_manager, "Name it with --key-manager.")
+        configs = load_configs(self.config_path, self.state, warns=warns)
+        return choose(configs, self.key_manager, "Name it with --key-manager.")
 
     @cached_property
     def configs(self) -> dict[str, Config]:

@@ -46,10 +46,10 @@ def load_config(config: Path | None, state: Path | None) -> Config:
     return choose(load_configs(config, state), None, "This command takes a configuration of one keyManager.")
 
 
-def load_configs(config: Path | None, state: Path | None) -> dict[str, Config]:
+def load_configs(config: Path | None, state: Path | None, *, warns: bool = True) -> dict[str, Config]:
     """Load the configuration that the options name; return that of each key manager. Raises ConfigurationError.
 
-    A softhsm2.conf beside it is used, as by `create_key_manager`.
+    A softhsm2.conf beside it is used, as by `create_key_manager`. `warns`: as of `load_each`.
     """
     from hsmcore.config import load_each
     from hsmcore.control.softhsm import use_token_beside
@@ -57,7 +57,7 @@ def load_configs(config: Path | None, state: Path | None) -> dict[str, Config]:
     path = locate(config, state)
     _require_file(path)
     use_token_beside(path)
-    return load_each(path)
+    return load_each(path, warns=warns)
 
 
 def _require_file(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -42,9 +42,31 @@ def load(source: Source, key_manager: str | None = None) -> Config:
     return source if isinstance(source, Config) else choose(load_each(source), key_manager, _NAME_ONE)
 
 
-def load_each(source: Source) -> dict[str, Config]:
+def load_each(source: Source, *, warns: bool = True) -> dict[str, Config]:
     """Check a configuration as `load` does. Return those of its key managers by name, in the document's order; one at
-    `keyManager` is named "default"."""
+    `keyManager` is named "default". `warns`: False leaves `warn_of` to the caller."""
+    configs = _each(source)
+    if warns and not isinstance(source, Config):
+        warn_of(configs.values())
+    return configs
+
+
+def warn_of(configs: Iterable[Config], reported: tuple[str, ...] = ()) -> None:
+    """Log secrets in plain text and placeholders, apart from those below the JSON paths that are reported otherwise."""
+    plain = [path for config in configs for path in config.plain_secrets]
+    blank = [path for config in configs for path in config.placeholders]
+    for path in dict.fromkeys(plain):
+        if not path.startswith(reported):
+            get_logger().warning(
+                'secret in plain text in the configuration: use {"env": …}, {"file": …} or {"awsSecretsManager": …}',
+                path=path,
+            )
+    for path in dict.fromkeys(blank):
+        if not path.startswith(reported):
+            get_logger().warning("placeholder in the configuration: put in the real value", path=path)
+
+
+def _each(source: Source) -> dict[str, Config]:
     if isinstance(source, Config):
         return {source.key_manager.manager or SINGLE: source}
     if isinstance(source, Mapping):
@@ -79,19 +101,14 @@ def _checked(document: object, source: str) -> dict[str, Config]:
         if "keyManager" in body:
             _refuse(child_path(path, "keyManagers"), "stands beside keyManager: give one of them", source)
         body, faults = checked_names(body, path)
-        configs = _valid(KeyManagersConfig, body, path, source, faults).each()
-        for config in configs.values():
-            _warn_of_placeholders(config)
-        return configs
+        return _valid(KeyManagersConfig, body, path, source, faults).each()
     if "keyManager" not in body:
         # Without it nothing below can be checked; the keys that are there are most likely a misspelling of it.
         faults = [ConfigFault(child_path(path, "keyManager"), "is required")]
         allowed = ("keyManager", "keyManagers", *(("sequencer",) if path == "$" else ()))
         faults += [ConfigFault(child_path(path, str(key)), unknown_key(str(key), allowed)) for key in body]
         raise ConfigurationError.of(faults, source=source)
-    config = _valid(Config, body, path, source, [])
-    _warn_of_placeholders(config)
-    return {SINGLE: config}
+    return {SINGLE: _valid(Config, body, path, source, [])}
 
 
 def _valid(model: type[M], body: object, path: str, source: str, faults: list[ConfigFault]) -> M:
@@ -105,13 +122,7 @@ def _valid(model: type[M], body: object, path: str, source: str, faults: list[Co
     # Raised outside the handler: pydantic's error holds the document and its secrets, and must not be the context.
     if made is None or faults:
         raise ConfigurationError.of(faults, source=source)
-    plain: list[str] = []
-    _locate(made, path, plain)
-    for where in plain:
-        get_logger().warning(
-            'secret in plain text in the configuration: use {"env": …}, {"file": …} or {"awsSecretsManager": …}',
-            path=where,
-        )
+    _locate(made, path)
     return made
 
 
@@ -147,29 +158,22 @@ def _placed(configs: dict[str, Config], folder: Path, source: str) -> dict[str, 
     return made
 
 
-def _locate(value: object, path: str, plain: list[str]) -> None:
-    """Set every part's JSON path; collect the paths of secrets in plain text."""
+def _locate(value: object, path: str) -> None:
+    """Set every part's JSON path."""
     if isinstance(value, Model):
         value.locate(path)
         for name, key, part in value.parts():
             # A PIN that is set but not given comes from the PKCS#11 URI beside it.
             from_uri = name == "pin" and name not in value.model_fields_set
-            _locate(part, child_path(path, "uri" if from_uri else key), plain)
+            _locate(part, child_path(path, "uri" if from_uri else key))
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
-            _locate(item, child_path(path, index), plain)
+            _locate(item, child_path(path, index))
     elif isinstance(value, dict):
         for key, item in value.items():
-            _locate(item, child_path(path, key), plain)
+            _locate(item, child_path(path, key))
     elif isinstance(value, Secret):
         value.locate(path)
-        if value.kind == "plain" and not value.is_placeholder:
-            plain.append(path)
-
-
-def _warn_of_placeholders(config: Config) -> None:
-    for path in config.placeholders:
-        get_logger().warning("placeholder in the configuration: put in the real value", path=path)
 
 
 def _refuse(path: str, problem: str, source: str) -> NoReturn:

@@ -339,6 +339,12 @@ class Config(Model):
         return tuple(rules.log_where + p.removeprefix(rules.where) if p.startswith(beside) else p for p in found)
 
     @property
+    def plain_secrets(self) -> tuple[str, ...]:
+        """The JSON paths of the secrets that stand in the document itself, without placeholders."""
+        plain = (one.where for one in _all(Secret, self) if one.kind == "plain" and not one.is_placeholder)
+        return tuple(dict.fromkeys(plain))
+
+    @property
     def secret_variables(self) -> frozenset[str]:
         """The environment variables that hold secrets of this configuration. No child process may inherit them. AWS
         credentials are among them if this process uses them itself: the modules in child processes need none."""

@@ -33,8 +33,7 @@ def check_configuration(subject: Subject, fetch: Callable[[], bytearray | None] 
             return
         if secret is not None:
             secret[:] = bytes(len(secret))
-    plain = getattr(getattr(subject.provider.config, "pin_secret", None), "kind", None) == "plain"
-    if plain:
+    if any(path.startswith(f"{where}.config") for path in subject.config.plain_secrets):
         hint = 'Use {"env": "NAME"} or {"file": "path"}.'
         yield warn("configuration", f"{where}.config holds a secret in plain text", hint)
     else:
