@@ -125,7 +125,7 @@ class ServerDatabase(Database):
             if self.writes:
                 event.listen(self._engine, "before_execute", self.before_execute)
         self._facts = None
-        link = self._link = Link(self._engine)
+        link = self._link = Link(self._engine, waits=self.writes and not self._server.single_node)
         if not self._prepared:
             # Only once: a server that was put in the place of the first one is not to begin without anything.
             link.begin(beginning(self.schema, writes=self.writes, turn=False, exists=False), self._know)
@@ -153,10 +153,9 @@ class ServerDatabase(Database):
         for problem, hint in facts.problems(single_node=self._server.single_node):
             raise StoreError(f"{self.shown}: {problem}", hint=hint)
 
-    def _know(self, row: tuple[Any, ...], link: Link) -> None:
+    def _know(self, facts: Facts, link: Link) -> None:
         """Refuse a server that may lose what it confirms; to read, only a standby, which may lag behind. Notes the
         identity of another server."""
-        facts = Facts(*row)
         if self.writes:
             self._judge(facts)
         elif facts.standby:
@@ -251,7 +250,8 @@ class ServerDatabase(Database):
 
     def asking(self) -> Asking | None:
         # Under a seal, rows are checked in the transaction that reads them.
-        return None if self.seal is not None else Asker(self._dial, self._begin[False], self._judge)
+        waits = self.writes and not self._server.single_node
+        return None if self.seal is not None else Asker(self._dial, self._begin[False], self._judge, waits=waits)
 
     def _begun(self, begin: bytes, questions: Sequence[Question] | None = None) -> Link:
         link = self._link

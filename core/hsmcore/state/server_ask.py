@@ -14,16 +14,18 @@ from psycopg.pq.abc import PGresult
 
 from hsmcore.state.database import StoreUnknown, reason
 from hsmcore.state.exchange import Question
-from hsmcore.state.server_link import ANSWER_SECONDS, FACTS_AT, Facts, Patient
+from hsmcore.state.server_link import AFTERWARDS, ANSWER_SECONDS, FACTS_AT, RELEASED, Facts, Patient
 from hsmcore.state.server_text import asked, rows_of
 
 
 class Asker:
     """Belongs to one event loop. `dial` connects, in a thread; `begin`: server_link.beginning; `judge` refuses a server
-    that may lose what it confirms."""
+    that may lose what it confirms; `waits`: as for Link, which costs a second message."""
 
-    def __init__(self, dial: Callable[[], Patient], begin: bytes, judge: Callable[[Facts], None]) -> None:
-        self._dial, self._begin, self._judge = dial, begin, judge
+    def __init__(
+        self, dial: Callable[[], Patient], begin: bytes, judge: Callable[[Facts], None], *, waits: bool
+    ) -> None:
+        self._dial, self._begin, self._judge, self._waits = dial, begin, judge, waits
         self._driver: Patient | None = None
         self._socket = -1
         """The driver's, under a number that stays ours when the driver closes its own."""
@@ -42,6 +44,7 @@ class Asker:
                         raise
                     # The server was started again, or closed the connection, while nothing was under way.
                     results = await self._answered(question, again=False)
+                after = rows_of((await self._told(AFTERWARDS))[0]) if self._waits else []
             except (psycopg.Error, TimeoutError) as error:
                 self._drop()
                 raise StoreUnknown(f"the server did not answer a question: {reason(error)}") from None
@@ -50,7 +53,10 @@ class Asker:
                 raise
             if self._warned:
                 raise StoreUnknown(f"COMMIT was confirmed with a warning: {self._warned}")
-            self._judge(Facts(*rows_of(results[FACTS_AT])[0][: len(Facts._fields)]))
+            facts = Facts(*rows_of(results[FACTS_AT])[0][: len(Facts._fields)])
+            self._judge(facts)
+            if self._waits and not facts.lasts(after):
+                raise StoreUnknown(RELEASED)
             return rows_of(results[-2])
 
     async def _answered(self, question: Question, *, again: bool) -> list[PGresult]:
@@ -62,12 +68,16 @@ class Asker:
             self._socket = os.dup(driver.pgconn.socket)
             driver.add_notice_handler(self._noticed)
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                return await _said(driver, self._socket, self._begin + asked(driver, [question]) + b"; COMMIT")
+            return await self._told(self._begin + asked(driver, [question]) + b"; COMMIT")
         except psycopg.OperationalError:
             if again:
                 self._drop()
             raise
+
+    async def _told(self, text: bytes) -> list[PGresult]:
+        assert self._driver is not None  # noqa: S101  # for the type checker
+        async with asyncio.timeout(ANSWER_SECONDS):
+            return await _said(self._driver, self._socket, text)
 
     def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
         if notice.severity_nonlocalized == "WARNING":

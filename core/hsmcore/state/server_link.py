@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from hsmcore.state.database import BUSY_SECONDS, reason
 from hsmcore.state.exchange import AGAIN, CHANGED, Decide, Question
 from hsmcore.state.seal import StoreError
-from hsmcore.state.server_text import asked, said, written
+from hsmcore.state.server_text import asked, said, said_then, written
 
 T = TypeVar("T")
 
@@ -32,9 +32,12 @@ class CommitLost(Exception):
 
 
 class Link:
-    """A connection. A failure that leaves it in doubt closes it. Belongs to the store's thread."""
+    """A connection. A failure that leaves it in doubt closes it. Belongs to the store's thread. `waits`: whether
+    what it commits must be on a standby."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, waits: bool) -> None:
+        self._waits = waits
+        self._facts: Facts | None = None
         self._connection = engine.connect()
         driver = self._connection.connection.driver_connection
         assert isinstance(driver, Patient)  # noqa: S101  # for the type checker
@@ -53,18 +56,19 @@ class Link:
     def begin(
         self,
         statements: bytes,
-        know: Callable[[tuple[Any, ...], Link], None],
+        know: Callable[[Facts, Link], None],
         questions: Sequence[Question] | None = None,
     ) -> None:
         """Begin a transaction with the statements of `beginning`, for `finish`; with questions, which go into the same
-        message, for `exchange`. `know` gets the row of Facts, and may refuse the server."""
+        message, for `exchange`. `know` may refuse the server."""
         self._driver.be_patient()
         if questions is None:
             self._connection.begin()
             questions = ()
         try:
             rows = said(self._driver, statements + asked(self._driver, questions))
-            know(rows[FACTS_AT][0][: len(Facts._fields)], self)
+            self._facts = Facts(*rows[FACTS_AT][0][: len(Facts._fields)])
+            know(self._facts, self)
             begun = len(rows) - len(questions)
             self._answers = rows[begun:]
             self.is_unsealed = rows[begun - 1][0][-1] is False
@@ -93,20 +97,24 @@ class Link:
         try:
             result, changes = decide(self._answers)
             self._require_sound()
-            text = written(self._driver, changes)
+            statements = written(self._driver, changes)
         except BaseException:
             self._undo()
             raise
-        self._commit(text)
+        self._commit(statements)
         return result
 
-    def _commit(self, changes: bytes | None = None) -> None:
+    def _commit(self, changes: Sequence[bytes] | None = None) -> None:
         self._warned.clear()
+        after: Sequence[tuple[Any, ...]] = ()
         try:
             if changes is None:
                 self._connection.commit()
+                after = said(self._driver, AFTERWARDS)[0] if self._waits else ()
+            elif self._waits:
+                after = said_then(self._driver, [*changes, b"COMMIT"], AFTERWARDS)
             else:
-                said(self._driver, changes + b"COMMIT")
+                said(self._driver, b"; ".join([*changes, b"COMMIT"]))
         except (SQLAlchemyError, psycopg.Error) as error:
             if self._driver.info.transaction_status == TransactionStatus.INERROR:  # a change failed: before COMMIT
                 self._undo()
@@ -118,6 +126,8 @@ class Link:
         if self._warned:
             # Such as: the wait for the synchronous standby was cancelled. It is visible, and may be lost.
             raise CommitLost(f"COMMIT was confirmed with a warning: {self._warned[0]}")
+        if self._waits and (self._facts is None or not self._facts.lasts(after)):
+            raise CommitLost(RELEASED)
 
     def undo(self) -> None:
         """Take the transaction back."""
@@ -194,6 +204,9 @@ class Facts(NamedTuple):
     encoding: str
     started: object
     timeline: str
+    backend: int
+    loaded: str
+    """When this backend read the server's configuration."""
 
     def problems(self, *, single_node: bool) -> Iterator[tuple[str, str]]:
         """Yield why the server may not be used, with what to do."""
@@ -212,12 +225,25 @@ class Facts(NamedTuple):
         if self.encoding != "UTF8":
             yield f"its encoding is {self.encoding}", "Make a database with ENCODING 'UTF8'."
 
+    def lasts(self, after: Sequence[tuple[Any, ...]]) -> bool:
+        """Whether a COMMIT since then has waited for the standby, by what AFTERWARDS has found behind it. When
+        synchronous_standby_names is emptied, all commits that wait are confirmed, without a warning; so a configuration
+        that was read meanwhile is one that may have been empty. A pooler may ask another backend: what that one has
+        read before says nothing."""
+        [(names, backend, loaded)] = after
+        return bool(names) and (backend != self.backend or loaded == self.loaded)
+
 
 STANDBY: Final = ("the server is a standby", "Name the primary, or all servers, in the URL.")
 _SETTINGS: Final = ("fsync", "full_page_writes", "synchronous_standby_names")
 FACTS: Final = f"""SELECT pg_is_in_recovery(), {", ".join(f"current_setting('{name}')" for name in _SETTINGS)},
     current_setting('server_version_num')::int, current_setting('server_encoding'), pg_postmaster_start_time(),
-    CASE WHEN pg_is_in_recovery() THEN '' ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END"""
+    CASE WHEN pg_is_in_recovery() THEN '' ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END,
+    pg_backend_pid(), pg_conf_load_time()"""
+AFTERWARDS: Final = b"SELECT current_setting('synchronous_standby_names'), pg_backend_pid(), pg_conf_load_time()"
+"""In a message of its own behind COMMIT: a backend reads a changed configuration between two messages only. The server
+tells its backends of it before the process that lets the commits go."""
+RELEASED: Final = "the server's configuration was loaded while COMMIT waited for the standby, perhaps without one"
 FACTS_AT: Final = 1
 _SYSTEM: Final = b"SELECT system_identifier FROM pg_control_system()"
 _COMMIT_AT_LEAST: Final = """CASE WHEN current_setting('synchronous_commit') = 'remote_apply'

@@ -31,6 +31,27 @@ def said(driver: psycopg.Connection[Any], text: bytes) -> list[list[tuple[Any, .
     return [rows_of(result) for result in results]
 
 
+def said_then(driver: psycopg.Connection[Any], statements: Sequence[bytes], then: bytes) -> list[tuple[Any, ...]]:
+    """Send statements of a transaction, and one more that the server begins only after them: it has read by then what
+    came in meanwhile, such as another configuration. It goes in the same message. Returns the rows of that one. Raises
+    psycopg.Error for the first that fails: none of the statements behind it was executed."""
+    server = driver.pgconn
+    server.enter_pipeline_mode()
+    for statement in statements:
+        server.send_query_params(statement, None)
+    server.pipeline_sync()
+    server.send_query_params(then, None)
+    server.pipeline_sync()
+    results = driver.wait(generators.execute(server))
+    while sum(result.status == ExecStatus.PIPELINE_SYNC for result in results) < 2:
+        results += driver.wait(generators.fetch_many(server))
+    server.exit_pipeline_mode()
+    for result in results:
+        if result.status == ExecStatus.FATAL_ERROR:
+            raise psycopg.errors.error_from_result(result)
+    return rows_of(results[-2])
+
+
 def rows_of(result: PGresult) -> list[tuple[Any, ...]]:
     """Return the rows of a result."""
     reads = [_READ.get(result.ftype(at), bytes.decode) for at in range(result.nfields)]
@@ -46,10 +67,10 @@ def asked(driver: psycopg.Connection[Any], questions: Sequence[Question]) -> byt
     return "".join(f"; {one}" for one in said).encode()
 
 
-def written(driver: psycopg.Connection[Any], changes: Sequence[Change]) -> bytes:
-    """Return the text of changes, each before a semicolon. One that is required and changes no row fails, with
-    DivisionByZero, and with it all of the message that follows."""
-    return "".join(f"{text}; " for change in changes for text in _changes(driver, change)).encode()
+def written(driver: psycopg.Connection[Any], changes: Sequence[Change]) -> list[bytes]:
+    """Return the statements of changes. One that is required and changes no row fails, with DivisionByZero, and with it
+    all of the message that follows."""
+    return [text.encode() for change in changes for text in _changes(driver, change)]
 
 
 def _changes(driver: psycopg.Connection[Any], change: Change) -> list[str]:
