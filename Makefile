@@ -56,6 +56,7 @@ check-deep: sanitize-test guard proofs cross-test ## Run the proofs, the native 
 	$(BIN)/python -m tests.chaos.looks --seeds 0-199
 	$(BIN)/python -m tests.fleet.schedules --seeds 0-99 --jobs 2
 	$(BIN)/python -m tests.fleet.patroni_schedules --seeds 0-9 --jobs 1
+	$(BIN)/python -m tests.fleet.promotions --times 100
 	$(BIN)/python -m pytest tests/fleet/broken_at_length.py
 	$(BIN)/python -m tests.fuzz.payloads --count 10000000 --seed 1000
 	$(BIN)/python -m tests.fuzz.wire --count 5000000 --seed 1000
@@ -117,7 +118,7 @@ failover-long: .venv/.setup-test .venv/.built ## A thousand random schedules ove
 	$(BIN)/python -m tests.chaos.binding_schedules $(ARGS)
 	$(BIN)/python -m pytest tests/chaos/budget_at_length.py
 
-fleet-long: .venv/.setup-test .venv/.built ## Random schedules of a fleet under faults: make fleet-long ARGS='--seeds 0-499'
+fleet-long: .venv/.setup-test .venv/.built ## Random schedules of a fleet under faults: make fleet-long ARGS='--seeds 0-499 --seconds 30'
 	$(BIN)/python -m tests.fleet.schedules $(ARGS)
 
 audit-long: .venv/.setup-test .venv/.built ## The audit log at length: 2000 tamperings, 200 and 500 kills, ten million records

@@ -69,6 +69,16 @@ def unshared() -> None:
 
 
 @_breakage
+def let_go() -> None:
+    """A commit that the server lets go, because synchronous_standby_names is emptied, counts as one that has waited. A
+    failover then loses it, as with `not_synchronous`."""
+    from hsmcore.state.server_link import Facts
+
+    unwitnessed()
+    Facts.lasts = lambda self, after: True  # type: ignore[method-assign]
+
+
+@_breakage
 def not_synchronous() -> None:
     """A commit is confirmed before the synchronous standby has it, as with synchronous_commit = local. A failover then
     loses it, which the audit logs would put right: so they are not compared."""

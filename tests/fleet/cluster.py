@@ -139,6 +139,13 @@ class Cluster:
                 count += len(await self.ask(node, CANCEL))
         return count
 
+    async def synchronize_with(self, node: Node, names: str) -> None:
+        """Set synchronous_standby_names of a primary that runs. Empty: it lets all commits go that wait."""
+        node.configure(synchronous_standby_names=names)
+        async with asyncio.timeout(60):
+            while await self.ask(node, "SHOW synchronous_standby_names") != [(names,)]:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+
     async def hold_a_bind(self, seconds: float) -> int | None:
         """Stop the server's process of a transaction that binds, when it has read who holds the epoch and is about to
         insert: with a lock of the table that it waits for, which is then given back. Returns the process id, for

@@ -1,6 +1,6 @@
-"""Three nodes under Patroni and etcd, which decide for themselves who is primary: synchronous mode, and the shortest
-times that Patroni allows. Clients are led to the node that says at its REST interface that it is the primary, as
-HAProxy would; a node may be cut off from etcd and from the others.
+"""Three nodes under Patroni and etcd, which decide for themselves who is primary: strict synchronous mode, and the
+shortest times that Patroni allows. Clients are led to the node that says at its REST interface that it is the primary,
+as HAProxy would; a node may be cut off from etcd and from the others.
 
 A cluster serves many schedules, each with a database of its own: it mends itself in between.
 """
@@ -54,6 +54,7 @@ class PatroniNode(Node):
                 "dcs": {
                     **times,
                     "synchronous_mode": True,
+                    "synchronous_mode_strict": True,
                     "maximum_lag_on_failover": 1 << 20,
                     "postgresql": {"use_pg_rewind": True, "use_slots": False, "parameters": parameters},
                 },

@@ -84,7 +84,7 @@ async def _run_chunk(seeds: Iterable[int], keep: str | None) -> list[dict[str, A
                 name, place = f"d{seed}", Path(folder) / f"hosts-{seed}"
                 place.mkdir()
                 await database.use(name)
-                made = plan(seed, SECONDS, WEIGHTS, CHANGES, late=0.0)
+                made = plan(seed, SECONDS, WEIGHTS, CHANGES, late=0.0, emptied=0.0, dense=SECONDS)
                 verdict = await PatroniSchedule(made, database, place, None, name).run()
                 verdicts.append(verdict.as_dict())
                 if keep is not None and verdict.faults:

@@ -1,11 +1,11 @@
 """Seeded schedules of a fleet under faults: three signers, a database of three nodes, and what goes wrong.
 
-    python -m tests.fleet.schedules --seeds 0-19 --jobs 1 [--broken reclaimed_by_age]
+    python -m tests.fleet.schedules --seeds 0-19 --jobs 1 [--seconds 30] [--broken reclaimed_by_age]
 
 Signers want different blocks for one position, hosts are killed, stopped and cut off, clocks are set, the database
-fails over, commits are cancelled while they wait, devices fail. Then everything is mended, a new block must be signed,
-and what was written down is judged (checker.py). The summary is JSON on standard output; the exit code is 1 if there
-was a fault.
+fails over, commits are cancelled or let go while they wait, devices fail. Then everything is mended, a new block must
+be signed, and what was written down is judged (checker.py). The summary is JSON on standard output; the exit code is 1
+if there was a fault.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import shutil
@@ -40,7 +41,7 @@ from tests.support.seeds import added, parse, run_seeds
 CHUNK = 4
 """Schedules that one process takes at a time."""
 SECONDS = 8.0
-"""Of faults."""
+"""Of faults, with three to seven doings; longer schedules have more of them."""
 OPENS, HEALS, ENDS = 300.0, 300.0, 100.0
 """The most that opening, healing and ending take, in seconds of a machine that has time for them."""
 LOOK = 0.05
@@ -55,7 +56,9 @@ CHANGES = {"": 3, "fail_over": 3, "split": 3, "lose": 3}
 """Of the primary: one a schedule."""
 LATE = "late"
 """In most of the schedules, beside those."""
-OF_THE_DATABASE = {LATE, "cancel", "bounce", "standby", "crash", "machine", "isolate", *CHANGES}
+EMPTIED = "emptied"
+"""In some, beside those."""
+OF_THE_DATABASE = {LATE, EMPTIED, "cancel", "bounce", "standby", "crash", "machine", "isolate", *CHANGES}
 
 _STANDBYS = "SELECT application_name, state, sync_state FROM pg_stat_replication"
 _BUSY = """SELECT pid, state, wait_event, pg_blocking_pids(pid)::text, extract(epoch FROM now() - xact_start)::float4,
@@ -92,20 +95,29 @@ def plan(
     changes: Mapping[str, int] = CHANGES,
     *,
     late: float = 0.8,
+    emptied: float = 0.25,
+    dense: float = SECONDS,
 ) -> Plan:
-    """The schedule of a seed. `late`: how likely it has that."""
+    """The schedule of a seed. `late`, `emptied`: how likely it has that. `dense`: the seconds for which there are three
+    to seven doings and one change of the primary."""
     dice = random.Random(seed)
     doings = []
-    for _ in range(dice.randint(3, 7)):
+    for _ in range(round(dice.randint(3, 7) * seconds / dense)):
         what = dice.choices(list(weights), list(weights.values()))[0]
         host = dice.choice([None, None, None, 0, 1, 2])
         doings.append(Doing(dice.uniform(0.0, seconds - 1.5), what, host, dice.randrange(1 << 30)))
-    change = dice.choices(list(changes), list(changes.values()))[0]
-    if change:
-        doings.append(Doing(dice.uniform(1.0, seconds - 2.5), change, None, dice.randrange(1 << 30)))
+    spans = max(round(seconds / dense), 1)
+    for span in range(spans):
+        change = dice.choices(list(changes), list(changes.values()))[0]
+        if change:
+            at = span * seconds / spans + dice.uniform(1.0, seconds / spans - 2.5)
+            doings.append(Doing(at, change, None, dice.randrange(1 << 30)))
     beside = random.Random(f"{LATE} {seed}")  # the others stay what they are for this seed
     if beside.random() < late:
         doings.append(Doing(0.0, LATE, None, beside.randrange(1 << 30)))
+    beside = random.Random(f"{EMPTIED} {seed}")
+    if beside.random() < emptied:
+        doings.append(Doing(beside.uniform(0.5, seconds - 2.0), EMPTIED, None, beside.randrange(1 << 30)))
     return Plan(
         seed=seed,
         strict=dice.random() < 0.3,
@@ -299,6 +311,23 @@ class Schedule:
             await self.database.cancel_waiting_commit()
         link.heal()
 
+    async def _emptied(self, _host: Signer, dice: random.Random) -> None:
+        """Commits wait for the synchronous standby, and someone empties the setting to get on: the server confirms them
+        all. Half of the time it dies then, and the standby, which has none of them, takes its place."""
+        leader = self.database.leader
+        if leader is None:
+            return
+        self.database.links[self.database.synchronous.name].hold()
+        await asyncio.sleep(dice.uniform(0.2, 1.0))
+        await self.database.synchronize_with(leader, "")
+        await asyncio.sleep(dice.uniform(0.0, 0.5))
+        if dice.random() < 0.5:
+            await self.database.fail_over()
+            self._cut_all()
+        else:
+            await self.database.synchronize_with(leader, self.database.synchronous.name)
+            self.database.links[self.database.synchronous.name].heal()
+
     async def _late(self, host: Signer, dice: random.Random) -> None:
         """A bind is held when it has read who holds the epoch; another host claims that by force, and binds; then the
         first one goes on. Only what it has locked keeps the claim from coming before its end: its position is so far
@@ -328,6 +357,7 @@ class Schedule:
         await asyncio.to_thread(self.database.synchronous.start)
 
     async def _fail_over(self, _host: Signer, dice: random.Random) -> None:
+        await self._three()
         if dice.random() < 0.5:  # with commits that waited, were cancelled, and are lost
             self.database.links[self.database.synchronous.name].hold()
             await asyncio.sleep(0.2)
@@ -337,6 +367,7 @@ class Schedule:
         self._cut_all()
 
     async def _split(self, _host: Signer, dice: random.Random) -> None:
+        await self._three()
         self.stale = {host.name for host in self.hosts if dice.random() < 0.6}
         await self.database.split()
         for host in self.hosts:
@@ -351,12 +382,19 @@ class Schedule:
 
     async def _lose(self, _host: Signer, dice: random.Random) -> None:
         """What was confirmed is lost with both nodes that have it, but for what the hosts' audit logs say."""
+        await self._three()
         self.database.links[self.database.asynchronous.name].hold()
         await asyncio.sleep(dice.uniform(0.2, 1.0))
         begun = true_boottime()
         await self.database.lose()
         self.losses.append((begun, true_boottime()))
         self._cut_all()
+
+    async def _three(self) -> None:
+        """Have a node that died in an earlier change follow again."""
+        if self.database.asynchronous.process is None:
+            self._mend_database()
+            await self.database.rejoin()
 
     def _cut_all(self) -> None:
         for host in self.hosts:
@@ -432,9 +470,11 @@ async def _looks(seconds: float) -> AsyncIterator[None]:
         left, before = left - min(now - before, 2 * LOOK), now
 
 
-def run_chunk(seeds: Iterable[int], broken: str | None = None, keep: str | None = None) -> dict[str, Any]:
+def run_chunk(
+    seeds: Iterable[int], broken: str | None = None, keep: str | None = None, seconds: float = SECONDS
+) -> dict[str, Any]:
     """Some schedules one after the other. `keep`: a folder for the files of those that fail."""
-    return added(asyncio.run(_run_chunk(seeds, broken, keep)))
+    return added(asyncio.run(_run_chunk(seeds, broken, keep, seconds)))
 
 
 def fast_folder() -> str | None:
@@ -442,7 +482,9 @@ def fast_folder() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
-async def _run_chunk(seeds: Iterable[int], broken: str | None, keep: str | None) -> list[dict[str, Any]]:
+async def _run_chunk(
+    seeds: Iterable[int], broken: str | None, keep: str | None, seconds: float
+) -> list[dict[str, Any]]:
     verdicts = []
     with tempfile.TemporaryDirectory(prefix="hsmcore-fleet-", dir=fast_folder()) as folder:
         await asyncio.to_thread(os.chmod, folder, 0o755)
@@ -451,7 +493,7 @@ async def _run_chunk(seeds: Iterable[int], broken: str | None, keep: str | None)
             place = Path(folder) / f"hosts-{seed}"
             place.mkdir()
             async with cluster(template, Path(folder) / f"nodes-{seed}") as database:
-                verdict = await Schedule(plan(seed), database, place, broken).run()
+                verdict = await Schedule(plan(seed, seconds), database, place, broken).run()
                 for node in database.nodes:
                     shutil.copy(node.log, place / f"log-{node.name}")
             verdicts.append(verdict.as_dict())
@@ -461,17 +503,26 @@ async def _run_chunk(seeds: Iterable[int], broken: str | None, keep: str | None)
     return verdicts
 
 
+def _length(text: str) -> float:
+    seconds = float(text)
+    if not SECONDS / 2 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"at least {SECONDS / 2:.0f}")
+    return seconds
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the schedules of a range of seeds."""
     own = argparse.ArgumentParser(add_help=False)
     own.add_argument("--broken", choices=sorted(BREAKAGES))
     own.add_argument("--keep", help="a folder for the files of schedules with faults")
+    own.add_argument("--seconds", type=_length, default=SECONDS, help="of faults in each schedule")
     ours, rest = own.parse_known_args(arguments)
-    asked = parse("Seeded schedules of a fleet under faults.", rest)
+    asked = parse("Seeded schedules of a fleet under faults.", rest, own)
     if asked.chunk:
         json.dump(run_chunk(*json.load(sys.stdin)), sys.stdout)
         return 0
-    return run_seeds(asked, "tests.fleet.schedules", CHUNK, ours.broken, ours.keep)
+    size = min(CHUNK, math.ceil(len(asked.seeds) / asked.jobs))
+    return run_seeds(asked, "tests.fleet.schedules", size, ours.broken, ours.keep, ours.seconds)
 
 
 if __name__ == "__main__":

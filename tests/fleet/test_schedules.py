@@ -10,6 +10,10 @@ from tests.fleet.nodes import needs_postgres
 from tests.support.chaos import needs_chaos
 from tests.support.seeds import run_command
 
+SEEDS = (153, 617)
+"""Two whose plans have nearly everything between them: see CHANGES for what they leave to test_promotions.py."""
+PLAYED = {*schedules.DOINGS, *schedules.CHANGES, schedules.LATE, schedules.EMPTIED} - {"", "lose"}
+
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, needs_chaos, needs_postgres]
 
 
@@ -17,16 +21,34 @@ def test_the_schedules_are_of_every_kind():
     plans = [schedules.plan(seed) for seed in range(1000)]
     assert plans[7] == schedules.plan(7)
     counts = Counter(doing.what for plan in plans for doing in plan.doings)
-    assert set(counts) == {*schedules.DOINGS, *schedules.CHANGES, schedules.LATE} - {""}
+    assert set(counts) == PLAYED | {"lose"}
     assert min(counts.values()) > 100
     for choice in ("strict", "pooled", "faults"):
         assert min(Counter(getattr(plan, choice) for plan in plans).values()) > 200, choice
 
 
+def test_a_longer_schedule_is_as_dense():
+    for seed in range(200):
+        short, long = schedules.plan(seed), schedules.plan(seed, 4 * schedules.SECONDS)
+        counts = [
+            Counter("change" if doing.what in schedules.CHANGES else doing.what in schedules.DOINGS for doing in one)
+            for one in (short.doings, long.doings)
+        ]
+        assert counts[1][True] == 4 * counts[0][True]
+        assert counts[1]["change"] <= 4
+        assert all(doing.at < long.seconds - 1.0 for doing in long.doings)
+    assert Counter(doing.what in schedules.CHANGES for doing in schedules.plan(0, 400.0).doings)[True] > 20
+
+
 @pytest.mark.timeout(600)
 def test_no_position_is_signed_twice_whatever_happens():
-    code, total = run_command("tests.fleet.schedules", "3-4", 590)
+    plans = [schedules.plan(seed) for seed in SEEDS]
+    for choice in ("strict", "pooled", "faults"):
+        assert any(getattr(plan, choice) for plan in plans), choice
+    assert any(plan.rate != 1.0 for plan in plans), "a clock that runs at another rate"
+    code, total = run_command("tests.fleet.schedules", ",".join(map(str, SEEDS)), 590)
     assert (code, total["faults"]) == (0, {}), total["notes"]
     assert total["schedules"] == 2
+    assert set(total["doings"]) == PLAYED, "the draw has changed: choose other seeds"
     assert total["positions bound"] > 20
     assert total["answers"]["released"] > 100

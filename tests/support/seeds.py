@@ -27,17 +27,18 @@ MOST_NOTES = 40
 
 
 def seed_range(text: str) -> list[int]:
-    """The seeds of "7" or "0-999"."""
-    first, _, last = text.partition("-")
-    return list(range(int(first), int(last or first) + 1))
+    """The seeds of "7", "0-999" or "3,20-29"."""
+    ranges = [part.partition("-") for part in text.split(",")]
+    return [seed for first, _, last in ranges for seed in range(int(first), int(last or first) + 1)]
 
 
-def parse(description: str, arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line. With `chunk`, the process is the one that `run_seeds` starts: stdin says what to run."""
-    parser = argparse.ArgumentParser(description=description)
+def parse(description: str, arguments: list[str] | None = None, *own: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line. `own`: the program's own options, for the help. With `chunk`, the process is the one that
+    `run_seeds` starts: stdin says what to run."""
+    parser = argparse.ArgumentParser(description=description, parents=own)
     parser.add_argument("--seeds", type=seed_range, default=seed_range("0-999"), help="such as 0-9999")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after so long")
+    parser.add_argument("--stop-after", type=float, default=float("inf"), help="seconds: begin nothing after so long")
     parser.add_argument("--chunk", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -102,7 +103,7 @@ def run_seeds(asked: argparse.Namespace, module: str, size: int, *shared: Any) -
             done = total.get("schedules", 0)
             sys.stderr.write(f"\r{done} schedules, {done / took:.1f}/s, {dict(total['faults'])} ")
             sys.stderr.flush()
-            if took > asked.seconds:
+            if took > asked.stop_after:
                 for other in running:
                     other.cancel()
     seconds = time.monotonic() - begun
