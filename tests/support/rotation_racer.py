@@ -1,0 +1,109 @@
+"""Key managers that rotate one key at the same time, each in a process of its own, as a fleet's hosts do.
+
+As a program: the first line of standard input is the configuration, each later one opens a key manager, or closes it;
+each line of standard output is an answer. So the database's password is in no argument.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any, Self
+
+from tests.support.paths import ROOT
+
+import hsmcore
+from hsmcore.errors import HsmError, TokenNotFound
+
+
+class Racer:
+    """Such a process. Use as a context manager."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+
+    def __enter__(self) -> Self:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.support.rotation_racer"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+        )
+        self._tell(self._config)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(60)
+        finally:
+            self._process.kill()
+            self._process.wait()
+            self._process.stdout.close()
+
+    def tell_rotate(self) -> None:
+        """Have it open a key manager and rotate at once, which `answer` answers: the new key's id, or an error."""
+        self._tell("rotate")
+
+    def tell_close(self) -> None:
+        """Have it close that: the answer is the number of keys on its token before."""
+        self._tell("close")
+
+    def answer(self) -> Any:
+        """The next answer."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, f"it ended with {self._process.wait(10)}"
+        return json.loads(line)
+
+    def _tell(self, what: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+
+
+async def _main() -> None:
+    config = json.loads(sys.stdin.readline())
+    _say(True)
+    while await asyncio.to_thread(sys.stdin.readline):
+        manager = await _opened(config)
+        try:
+            try:
+                _say({"key": await manager.rotate_key("a race")})
+            except HsmError as error:
+                _say({"error": type(error).__name__, "text": str(error)})
+            await asyncio.to_thread(sys.stdin.readline)
+            found = len(await manager._path.member.control.list_keys())
+        finally:
+            await manager.close()
+        _say(found)
+
+
+async def _opened(config: dict[str, Any]) -> hsmcore.KeyManager:
+    while True:
+        manager = hsmcore.create_key_manager(config)
+        try:
+            await manager.initialize()
+        except TokenNotFound:  # SoftHSM writes its token's file at each login: who starts meanwhile may read it half
+            await manager.close()
+            await asyncio.sleep(0.02)
+        else:
+            return manager
+
+
+def _say(answer: Any) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())
