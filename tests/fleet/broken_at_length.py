@@ -10,7 +10,7 @@ SEEDS = {
     "reclaimed_by_age": "0-3",
     "not_synchronous": "0-3",
     "let_go": "20,43",
-    "unwitnessed": "12-15",
+    "unwitnessed": "18-19",
     "unfenced": "0-3",
     "unshared": "0-7",
 }

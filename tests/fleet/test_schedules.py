@@ -11,7 +11,7 @@ from tests.support.chaos import needs_chaos
 from tests.support.seeds import run_command
 
 SEEDS = (153, 617)
-"""Two whose plans have nearly everything between them: see CHANGES for what they leave to test_promotions.py."""
+"""Two whose plans have everything between them but `lose`, which test_promotions.py does."""
 PLAYED = {*schedules.DOINGS, *schedules.CHANGES, schedules.LATE, schedules.EMPTIED} - {"", "lose"}
 
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, needs_chaos, needs_postgres]

@@ -12,12 +12,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Self
 
 from tests.support.paths import ROOT
 
 import hsmcore
 from hsmcore.errors import HsmError, TokenNotFound
+from hsmcore.state import StoreBusy, StoreError
 
 
 class Racer:
@@ -50,12 +52,13 @@ class Racer:
             self._process.wait()
             self._process.stdout.close()
 
-    def tell_rotate(self) -> None:
-        """Have it open a key manager and rotate at once, which `answer` answers: the new key's id, or an error."""
-        self._tell("rotate")
+    def tell_rotate(self, known: int, current: str) -> None:
+        """Have it open a key manager and rotate at once, which `answer` answers: the new key's id, or an error.
+        `known`: the number of keys that there are, of which `current` signs."""
+        self._tell([known, current])
 
     def tell_close(self) -> None:
-        """Have it close that: the answer is the number of keys on its token before."""
+        """Have it close that, once another key signs: the answer is its id, and the number of keys on the token."""
         self._tell("close")
 
     def answer(self) -> Any:
@@ -74,18 +77,33 @@ class Racer:
 async def _main() -> None:
     config = json.loads(sys.stdin.readline())
     _say(True)
-    while await asyncio.to_thread(sys.stdin.readline):
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        known, before = json.loads(line)
         manager = await _opened(config)
         try:
-            try:
-                _say({"key": await manager.rotate_key("a race")})
-            except HsmError as error:
-                _say({"error": type(error).__name__, "text": str(error)})
+            _say(await _rotate(manager, known))
             await asyncio.to_thread(sys.stdin.readline)
+            while (now := await manager.get_current_key_id()) == before:  # noqa: ASYNC110  # until it follows the winner
+                await asyncio.sleep(0.02)
             found = len(await manager._path.member.control.list_keys())
         finally:
             await manager.close()
-        _say(found)
+        _say([now, found])
+
+
+async def _rotate(manager: hsmcore.KeyManager, known: int) -> str:
+    """Rotate, and return the new key's id, or the name of the error's class. `known`: the keys of the ring before. A
+    host for which the machine has no time loses its transaction, and asks again if it began nothing."""
+    rotation: Any = manager._background.rotation
+    while True:
+        try:
+            return await manager.rotate_key("a race")
+        except StoreBusy as error:
+            return type(error).__name__
+        except HsmError as error:
+            with suppress(StoreError):
+                if len(await rotation.keys.all()) > known:
+                    return type(error).__name__
 
 
 async def _opened(config: dict[str, Any]) -> hsmcore.KeyManager:
@@ -93,7 +111,8 @@ async def _opened(config: dict[str, Any]) -> hsmcore.KeyManager:
         manager = hsmcore.create_key_manager(config)
         try:
             await manager.initialize()
-        except TokenNotFound:  # SoftHSM writes its token's file at each login: who starts meanwhile may read it half
+        except (StoreError, TokenNotFound):
+            # As in _rotate; and SoftHSM writes its token's file at each login: who starts meanwhile may read it half.
             await manager.close()
             await asyncio.sleep(0.02)
         else:
