@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import PIPE, Popen, TimeoutExpired
@@ -12,6 +13,7 @@ from typing import Any, Final
 
 import orjson
 
+from hsmcore_bench.harness.certificate import Certificate
 from hsmcore_bench.harness.process import ChildError
 
 _PROGRAM: Final = (
@@ -22,18 +24,32 @@ _END_SECONDS: Final = 20.0
 
 
 @contextmanager
-def gateway_process(document: Mapping[str, Any], rules: Mapping[str, Any]) -> Iterator[str]:
-    """Run a gateway for key managers of this configuration and one client with these rules. Yields its address. Raises
+def gateway_process(
+    document: Mapping[str, Any],
+    clients: Mapping[str, Any],
+    faces: Sequence[str] = (),
+    files: Certificate | None = None,
+    secrets: Mapping[str, str] | None = None,
+) -> Iterator[list[str]]:
+    """Run a gateway for key managers of this configuration and these clients. Yields its addresses: of a Unix socket,
+    and of these faces on ports of their own, which need the `files`. `secrets`: variables of its environment. Raises
     ChildError."""
     with TemporaryDirectory(prefix="hsmcore-bench-") as name:
-        address, path = f"unix:{name}/sign.sock", Path(name) / "gateway.json"
-        path.write_bytes(orjson.dumps({**document, "gateway": {"listen": [address], "clients": {"bench": rules}}}))
-        process = Popen([sys.executable, "-P", "-c", _PROGRAM, "gateway", "--config", str(path), "--json"], stdout=PIPE)
+        path = Path(name) / "gateway.json"
+        block: dict[str, Any] = {"listen": [f"unix:{name}/sign.sock"], "clients": clients}
+        if files is not None:
+            block["listen"] += [f"{face}:127.0.0.1:0" for face in faces]
+            shown = {"certificateFile": files.certificate, "keyFile": files.key}
+            block["tls"] = {**shown, "clientCaFile": files.certificate}
+        path.write_bytes(orjson.dumps({**document, "gateway": block}))
+        command = [sys.executable, "-P", "-c", _PROGRAM, "gateway", "--config", str(path), "--json"]
+        process = Popen(command, stdout=PIPE, env={**os.environ, **(secrets or {})})
         try:
             assert process.stdout is not None
-            if not process.stdout.readline():
+            line = process.stdout.readline()
+            if not line:
                 raise ChildError(f"the gateway ended with {process.wait()}")
-            yield address
+            yield orjson.loads(line)["addresses"]
         finally:
             process.terminate()
             try:

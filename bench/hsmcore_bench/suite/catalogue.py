@@ -78,6 +78,7 @@ class ContenderRow(_Part):
     policy: bool = False
     interval_ms: Annotated[int, Field(ge=0, le=60_000)] = 20
     strangers: Annotated[int, Field(ge=0, le=20_000)] = 0
+    neighbour: Annotated[int, Field(ge=0, le=4096)] = 0
     blocks: Annotated[float, Field(ge=0, le=1)] = 0.0
     device: str | None = None
     members: Annotated[int, Field(ge=0, le=64)] | Counts = 0

@@ -168,6 +168,7 @@ class Commands:
             policy=contender.policy,
             interval_ms=contender.interval_ms,
             strangers=contender.strangers,
+            neighbour=contender.neighbour,
             blocks=contender.blocks,
             per_second=contender.per_second or (contender.share or 0.0) * (self.ceiling(contender) or 0.0),
             share=contender.share or 0.0,

@@ -25,6 +25,7 @@ Kind = Literal[
     "cache-hit",  # ours: await km.sign of messages that the cache holds
     "cache-lookup",  # the cache's C function alone
     "gateway",  # ours: await sign of a client, through a gateway in a process of its own
+    "gateway-vault",  # the same by Vault's API over HTTPS: `batch_input` of `batch`
     "sign-batched",  # ours: await km.sign_batched; with `batch`, sign_batched_many
     "verify-batched",  # no HSM: hsmcore.verify_batched, of a proof for a batch of 10,000
     "sign-open",  # ours: await km.sign of requests that come at random, so many a second
@@ -83,6 +84,7 @@ class Contender:
     policy: bool = False  # of ours: with a policy
     interval_ms: int = 20  # of sign-batched: when a batch closes
     strangers: int = 0  # of gateway: connections that say nothing
+    neighbour: int = 0  # of gateway: requests that another client has open all the time
     blocks: float = 0.0  # of ours: the share of the calls that sign a block, each at a new position
     series: str = ""  # the line of a picture that it belongs to
     scenario: str = ""  # the file it comes from

@@ -90,6 +90,11 @@ TARGETS: tuple[Target, ...] = (
         *("gateway-strangers-rate", "the same beside 10,000 idle connections", "× without them", 0.98),
         *("gateway-64-strangers", "gateway-64"),
     ),
+    fast("gateway-vault-rate", "gateway, Vault's API over HTTPS, `batch_input` of 64", 5_000.0, "gateway-vault-64"),
+    relative(
+        *("gateway-share", "gateway, beside a client that asks for ten times its share", "× for its share", 0.9),
+        *("gateway-share-flood", "gateway-share-even"),
+    ),
     added("gateway-1-adds", "gateway, one in flight, over the same in process", 120.0, "gateway-1", "gateway-1-none"),
     fast("batched-yubihsm2-rate", "`sign_batched`, YubiHSM 2 (8.7 signatures/s)", 100_000.0, "batched-yubihsm2"),
     batched("batched-yubihsm2-p99", "the same, p99 latency over interval and 1.2 × device", "batched-yubihsm2", 150),

@@ -21,6 +21,7 @@ SIGNERS = {
     "verify-batched": "software:BatchVerifier",
     "flush": "flush:Flushing",
     "gateway": "gateway:GatewaySigner",
+    "gateway-vault": "gateway_vault:VaultSigner",
     "*": "ours:OurSigner",
 }
 """Kinds of jobs, the first that fits, and what runs them: a module of this package and its class."""

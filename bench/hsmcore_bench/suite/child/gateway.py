@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from hsmcore.gateway import Client
+from hsmcore_bench.harness.certificate import NAME, self_signed
 from hsmcore_bench.harness.crowd import crowd
 from hsmcore_bench.harness.gateway import gateway_process
+from hsmcore_bench.harness.neighbour import Neighbour
 from hsmcore_bench.suite.child.ours import MESSAGES_PER_CALLER, configuration
 from hsmcore_bench.suite.child.protocol import Job, check_message, distinct_messages
 from hsmcore_bench.suite.child.tasks import event_loop, loop_name, saturate
@@ -25,11 +29,22 @@ class GatewaySigner:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._stack = ExitStack()
+        self._neighbour: Neighbour | None = None
         self._runner = self._stack.enter_context(asyncio.Runner(loop_factory=event_loop()))
         manager = configuration(job)["sequencer"]["keyManager"]
-        rules = {"uid": [os.getuid()], "keys": ["default"], "inFlight": max(2 * job.in_flight, 16)}
+        clients = {"bench": {"uid": [os.getuid()], "keys": ["default"], "inFlight": max(2 * job.in_flight, 16)}}
         try:
-            address = self._stack.enter_context(gateway_process({"keyManager": manager}, rules))
+            faces, files = [], None
+            if job.neighbour:
+                files = self_signed(Path(self._stack.enter_context(TemporaryDirectory(prefix="hsmcore-bench-"))))
+                clients["neighbour"] = {"names": [f"dns:{NAME}"], "keys": ["default"], "inFlight": job.neighbour}
+                faces = ["tls"]
+            started = gateway_process({"keyManager": manager}, clients, faces, files)
+            addresses = self._stack.enter_context(started)
+            address = addresses[0]
+            if files is not None:
+                self._neighbour = Neighbour(addresses[1], files, job.neighbour, job.message_bytes)
+                self._stack.callback(self._neighbour.close)
             if job.strangers:
                 self._stack.enter_context(crowd(address.removeprefix("unix:"), job.strangers))
             self._client = Client(address, connections=max(1, job.in_flight // _PER_CONNECTION))
@@ -56,7 +71,8 @@ class GatewaySigner:
         """Sign for so long."""
         job = self._job
         work = saturate(self._client.sign, self._own, seconds, timed_every=job.timed_every, watch_lag=job.watch_lag)
-        return self._runner.run(work)
+        with self._neighbour.busy() if self._neighbour is not None else nullcontext():
+            return self._runner.run(work)
 
     def close(self) -> None:
         """End the gateway, too."""

@@ -53,6 +53,7 @@ class Job:
     policy: bool = False  # there is one, whose positions are in `state`
     interval_ms: int = 20  # of sign-batched
     strangers: int = 0  # of gateway: connections that say nothing
+    neighbour: int = 0  # of gateway: requests that another client has open all the time
     blocks: float = 0.0  # the share of calls that sign a block, each at a new position
     per_second: float = 0.0  # of sign-open
     share: float = 0.0  # of sign-open without it: of what a closed loop made just before
