@@ -1,13 +1,17 @@
 """Who a client of the gateway is, and how much of its rules it has used up."""
 
+from unittest.mock import patch
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hsmcore.audit.record import current_caller
 from hsmcore.config.gateway import GatewayClient
-from hsmcore.errors import ConfigurationError, QueueFull
-from hsmcore.gateway import clients
+from hsmcore.errors import BadArgument, ConfigurationError, QueueFull
 from hsmcore.gateway.clients import Client, Directory
 from hsmcore.gateway.tls import names_in
+from hsmcore.policy import rate
 
 TOKEN = "t" * 32
 
@@ -21,7 +25,7 @@ def rules(**given):
 def clock(monkeypatch):
     """Nanoseconds that go on as the test says."""
     now = [10**12]
-    monkeypatch.setattr(clients, "monotonic_ns", lambda: now[0])
+    monkeypatch.setattr(rate, "monotonic_ns", lambda: now[0])
     return now
 
 
@@ -62,12 +66,16 @@ def test_a_token_is_one_client_s():
 def test_requests_in_flight_are_limited():
     client = Client("app", rules(uid=[1], inFlight=3))
     client.begin(2)
-    with pytest.raises(QueueFull):
+    with pytest.raises(QueueFull) as caught:
         client.begin(2)
+    assert 0 < caught.value.retry_after_ms <= 1000
     client.begin(1)
     client.end(2)
     client.begin(2)
     assert client.open == 3
+    with pytest.raises(BadArgument) as final:  # what can never be open at a time is not asked for again
+        client.begin(4)
+    assert not final.value.retryable
 
 
 def test_a_rate_has_bursts_and_says_when_there_is_room(clock):
@@ -75,7 +83,7 @@ def test_a_rate_has_bursts_and_says_when_there_is_room(clock):
     client.begin(10, 10)
     with pytest.raises(QueueFull) as caught:
         client.begin(1, 1)
-    assert caught.value.retry_after_ms == 101
+    assert caught.value.retry_after_ms == 100
     assert client.open == 10  # what is refused is not counted
     clock[0] += 100_000_000
     client.begin(1, 1)
@@ -86,6 +94,36 @@ def test_a_rate_has_bursts_and_says_when_there_is_room(clock):
     with pytest.raises(QueueFull):
         client.begin(1, 1)
     client.begin(1)  # what is no signature has no rate
+
+
+@given(
+    st.integers(1, 50),
+    st.lists(st.tuples(st.integers(1, 300), st.integers(0, 2 * 10**9)), min_size=1, max_size=40),
+)
+def test_whatever_sizes_come_the_rate_is_kept_and_each_is_granted_that_waits_as_told(per_second, asked):
+    """Batches larger than what a second allows are among them."""
+    with patch.object(rate, "monotonic_ns") as clock:
+        began = clock.return_value = 10**12
+        client = Client("app", rules(uid=[1], inFlight=300, perSecond=per_second))
+        granted = 0
+        for count, later_ns in asked:
+            clock.return_value += later_ns
+            try:
+                client.begin(count, count)
+            except QueueFull as refusal:
+                told = refusal.retry_after_ms
+                clock.return_value += (told - 1) * 1_000_000
+                with pytest.raises(QueueFull):  # what it was told is not too long
+                    client.begin(count, count)
+                clock.return_value += 1_000_000
+                client.begin(count, count)
+            client.end(count)
+            granted += count
+            # Without the last one, whatever it was: no more than the rate and a burst.
+            assert granted - count < per_second * ((clock.return_value - began) / 10**9 + 1) + 1e-6
+        owed = max(granted - per_second, 0)
+        clock.return_value += owed * 10**9 // per_second + 10**9
+        client.begin(per_second, per_second)  # all is paid back by then, and not before
 
 
 def test_what_runs_for_a_client_is_recorded_as_its(clock):

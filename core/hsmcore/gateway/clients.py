@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from time import monotonic_ns
 from typing import Any, Final
 
 from hsmcore.audit.record import caller_context
 from hsmcore.config import Gateway, GatewayClient
 from hsmcore.config.tokens import MAX_TOKEN_BYTES, TokenDigests
-from hsmcore.errors import ConfigFault, ConfigurationError, QueueFull
+from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError, ModuleBusy, QueueFull
 from hsmcore.gateway.sharing import Flow
+from hsmcore.policy.rate import Rate
 
-_MS: Final = 1_000_000
-_SECOND: Final = 1_000_000_000
+COME_BACK_MS: Final = 1000
+"""When there may be room for one more connection, or a gateway after one that ends."""
+ROOM_MS: Final = 100
+"""When to come back to a client's own limit of open requests: as long as few signatures take, many for a fast HSM. A
+client that counts its credits never waits for it."""
 
 
 class Client:
@@ -26,39 +29,36 @@ class Client:
         self.context = caller_context(name)
         """What runs in it is recorded as this client's."""
         self.flow: Flow[Any] = Flow(rules.weight)
-        self._rate = rules.per_second
-        self._tokens, self._filled = self._rate or 0, monotonic_ns()
+        self._rate = None if rules.per_second is None else Rate(rules.per_second)
 
     def begin(self, count: int = 1, signatures: int = 0) -> None:
-        """Count requests as open, and these signatures in the rate. Raises QueueFull, and counts nothing then."""
+        """Count requests as open, and these signatures in the rate. Raises QueueFull, BadArgument for more than can
+        ever be open, and counts nothing then."""
         most = self.rules.in_flight
+        if count > most:
+            raise BadArgument(f"a batch of {count}; client {self.name!r} may have {most} requests open")
         if self.open + count > most:
-            raise refused(f"client {self.name!r} has {self.open} requests open and may have {most}")
-        if self._rate is not None and signatures:
-            self._spend(self._rate, signatures)
+            raise refused(f"client {self.name!r} has {self.open} requests open and may have {most}", ROOM_MS)
+        if self._rate is not None and signatures and (wait := self._rate.take(signatures)):
+            raise refused(f"client {self.name!r} has used up its {self._rate.per_second} signatures a second", wait)
         self.open += count
 
     def end(self, count: int = 1) -> None:
         """They are answered."""
         self.open -= count
 
-    def _spend(self, rate: int, signatures: int) -> None:
-        now = monotonic_ns()
-        fresh = (now - self._filled) * rate // _SECOND
-        if fresh:
-            self._tokens = min(rate, self._tokens + fresh)
-            self._filled = now if self._tokens == rate else self._filled + fresh * _SECOND // rate
-        if signatures > self._tokens:
-            missing = min(signatures, rate) - self._tokens
-            wait = max(missing * _SECOND // rate - (now - self._filled), 0) // _MS + 1
-            raise refused(f"client {self.name!r} has used up its {rate} signatures a second", wait)
-        self._tokens -= signatures
 
-
-def refused(text: str, retry_after_ms: int = 0) -> QueueFull:
+def refused(text: str, retry_after_ms: int) -> QueueFull:
     """Return the refusal of a request for which there is no room now."""
     error = QueueFull(text, hint="Send the request again later.")
     error.retry_after_ms = retry_after_ms
+    return error
+
+
+def ending() -> ModuleBusy:
+    """Return the refusal of a gateway that ends."""
+    error = ModuleBusy("the gateway ends", hint="Connect again.")
+    error.retry_after_ms = COME_BACK_MS
     return error
 
 

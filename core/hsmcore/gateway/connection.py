@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from hsmcore.errors import BadArgument, HsmError, ModuleBusy, PolicyRefused
+from hsmcore.errors import BadArgument, HsmError, PolicyRefused
 from hsmcore.gateway import asked, batched, wire
 from hsmcore.gateway.asked import Request, refusal_of
-from hsmcore.gateway.clients import Client
+from hsmcore.gateway.clients import Client, ending
 from hsmcore.gateway.desk import Counter, Desk
 from hsmcore.gateway.frames import CLIENT_TYPES, MIN_BYTES, Frame, Splitter, Type, WireError
 from hsmcore.gateway.memory import Session, contents_of
@@ -221,7 +221,7 @@ class Connection(asyncio.Protocol):
             known = session.find(number, contents)
             if known is None:
                 if self.server.draining:
-                    raise ModuleBusy("the gateway ends", hint="Connect again.")
+                    raise ending()
                 request = Request(client, what, begin, answer, 0, signatures or 1)
                 request.connection, request.others, request.number, request.session = self, (), number, session
                 request.counter = counter = self._counter(frame.slot)

@@ -12,7 +12,7 @@ from typing import Final
 from hsmcore.errors import PolicyRefused
 from hsmcore.gateway import wire
 from hsmcore.gateway.asked import Request, refusal_of
-from hsmcore.gateway.clients import Client, refused
+from hsmcore.gateway.clients import COME_BACK_MS, Client, refused
 from hsmcore.gateway.connection import Connection
 from hsmcore.gateway.desk import Desk
 from hsmcore.gateway.memory import REMEMBER_SECONDS, Session, Sessions
@@ -111,7 +111,7 @@ class Server:
         """Return the session of a connection that has said HELLO. Raises QueueFull."""
         own = sum(one.client is client and one.session is not None for one in self.connections)
         if own >= OF_ONE_CLIENT:
-            raise refused(f"client {client.name!r} has {own} connections")
+            raise refused(f"client {client.name!r} has {own} connections", COME_BACK_MS)
         get_logger().info("client connected", client=client.name, peer=connection.peer, program=hello.program)
         return self._sessions[client.name].enter(hello.nonce)
 

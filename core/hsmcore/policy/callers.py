@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from time import monotonic_ns
 
 from hsmcore.audit.record import current_caller
 from hsmcore.config import CallerRules
 from hsmcore.errors import PolicyRefused
-
-_SECOND = 1_000_000_000
+from hsmcore.policy.rate import Rate
 
 
 class Caller:
@@ -18,8 +16,8 @@ class Caller:
     def __init__(self, name: str, rules: CallerRules, kinds: frozenset[str]) -> None:
         self.name = name
         self.kinds = kinds if rules.kinds is None else frozenset(rules.kinds)
-        self._rate, self._most = rules.per_second, rules.in_flight
-        self._tokens, self._filled = self._rate or 0, monotonic_ns()
+        self._rate = None if rules.per_second is None else Rate(rules.per_second)
+        self._most = rules.in_flight
         self._in_flight = 0
 
     def begin(self, kind: str) -> None:
@@ -28,23 +26,13 @@ class Caller:
             raise PolicyRefused(f"caller {self.name!r} may not have a payload of kind {kind} signed")
         if self._most is not None and self._in_flight >= self._most:
             raise PolicyRefused(f"caller {self.name!r} has {self._most} requests in flight, as many as it may")
-        if self._rate is not None:
-            self._refill(self._rate)
-            if not self._tokens:
-                raise PolicyRefused(f"caller {self.name!r} has used up its {self._rate} requests a second")
-            self._tokens -= 1
+        if self._rate is not None and self._rate.take():
+            raise PolicyRefused(f"caller {self.name!r} has used up its {self._rate.per_second} requests a second")
         self._in_flight += 1
 
     def end(self) -> None:
         """The request is answered."""
         self._in_flight -= 1
-
-    def _refill(self, rate: int) -> None:
-        now = monotonic_ns()
-        fresh = (now - self._filled) * rate // _SECOND
-        if fresh:
-            self._tokens = min(rate, self._tokens + fresh)
-            self._filled = now if self._tokens == rate else self._filled + fresh * _SECOND // rate
 
 
 class Callers:
