@@ -168,6 +168,38 @@ async def test_a_rotation_pushes_the_key_and_requests_under_way_follow_it(path):
         assert km.public_key == b"2" * 32
 
 
+@pytest.mark.parametrize("told_first", [True, False])
+async def test_a_batch_that_a_rotation_meets_is_signed_to_its_end(path, told_first):
+    """The messages that had not begun come back, and are signed under the next key; unless one key was asked for."""
+    refused = wire.Refusal(False, False, 0, "KEY_NOT_CURRENT", "REQUEST_FATAL", "another key")
+    async with FakeGateway(path) as fake, Client(f"unix:{path}") as km:
+
+        def rotated(served, connection, one):
+            if one.type is not Type.SIGN_MANY:
+                return
+            asked = wire.read_sign_many(one.body)
+            if len(served.public_keys) == 2:
+                assert (asked.version, asked.messages) == (2, [b"2", b"3"])
+                honest(served, connection, one)
+                return
+            served.public_keys.append(b"2" * 32)
+            first = fake_signature(served.public_keys[0], asked.messages[0])
+            answer = wire.signed_many(one.request, 1, [first, refused, refused])
+            keys = wire.keys(served.keys())
+            connection.transport.write(keys + answer if told_first else answer + keys)
+
+        first_id = await km.get_current_key_id()
+        fake.answer = rotated
+        keys = (fake.public_keys[0], b"2" * 32, b"2" * 32)
+        wanted = [fake_signature(key, message) for key, message in zip(keys, (b"1", b"2", b"3"), strict=True)]
+        assert await km.sign_many([b"1", b"2", b"3"]) == wanted
+        assert len(fake.received(Type.SIGN_MANY)) == 2
+        fake.public_keys.pop()
+        found = await km.sign_many([b"1", b"2", b"3"], return_exceptions=True, key_id=first_id)
+        assert found[0] == wanted[0]
+        assert all(isinstance(one, KeyNotCurrent) and not one.maybe_signed for one in found[1:])
+
+
 HOSTILE = {
     "garbage": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "a frame too long": struct.pack("<I", 2**31),

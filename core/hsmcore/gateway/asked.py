@@ -125,6 +125,7 @@ def begin_sign_many(request: Request, left: float) -> None:
     counter = request.counter
     key_id = counter.desk.key_id(counter, what.version)
     _run(request, counter.desk.sign_batch(counter, what.messages, what.kind or None, left, key_id))
+    request.started = False  # its messages have not begun; their errors say of themselves whether they did
 
 
 def begin_sign_batched(request: Request, left: float) -> None:
@@ -160,7 +161,7 @@ def _signed(request: Request, outcome: Receipt | Signed) -> bytes:
 
 def _signed_many(request: Request, outcome: tuple[int, list[bytes | HsmError]]) -> bytes:
     version, outcomes = outcome
-    shown = [refusal_of(one, begun=True) if isinstance(one, HsmError) else one for one in outcomes]
+    shown = [refusal_of(one) if isinstance(one, HsmError) else one for one in outcomes]
     return wire.signed_many(request.number, version, shown)
 
 

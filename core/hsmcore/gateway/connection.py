@@ -22,6 +22,8 @@ UNREAD_BYTES: Final = 1 << 18
 UNREAD_SECONDS: Final = 30.0
 """Seconds after which such a connection is closed. Its answers are remembered."""
 _LENGTH: Final = 4
+_NO_TURN: Final = (Type.SIGN_BATCHED, Type.SIGN_MANY)
+"""What takes no turn as a whole: the root, and the slices of a batch do."""
 AT_ONCE: Final = 16
 """Answers that are sent together, at most: while their client takes them, the next ones are made. With all of a turn in
 one write, each side stands still while the other works."""
@@ -226,7 +228,7 @@ class Connection(asyncio.Protocol):
                 request.connection, request.others, request.number, request.session = self, (), number, session
                 request.counter = counter = self._counter(frame.slot)
                 request.timeout = getattr(what, "timeout_ms", 0) / 1e3 or counter.timeout
-                request.takes_turn = frame.type is not Type.SIGN_BATCHED
+                request.takes_turn = frame.type not in _NO_TURN
                 session.open[number] = contents, request
                 try:
                     counter.desk.queue.take(request, signatures)

@@ -15,10 +15,19 @@ import orjson
 
 from hsmcore.config import Gateway
 from hsmcore.config.policy import BATCH_ROOT, ORDERED, PREHASHED
-from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent, KeyNotFound, PolicyRefused
+from hsmcore.errors import (
+    BadArgument,
+    EmptyMessage,
+    HsmError,
+    KeyNotCurrent,
+    KeyNotFound,
+    MessageTooLarge,
+    PolicyRefused,
+)
 from hsmcore.gateway import wire
 from hsmcore.gateway.clients import Client, Directory
 from hsmcore.gateway.jobs import Job, Queue
+from hsmcore.gateway.slices import Batch
 from hsmcore.keyring import KeyVersion
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.manager.key_managers import KeyManagers
@@ -41,6 +50,7 @@ class Counter:
         self.manager: KeyManager = desk.managers[name]
         self.policy = self.manager.config.key_manager.policy
         self.timeout = self.manager.config.key_manager.request_timeout_ms / 1e3
+        self.message_bytes = self.manager.config.key_manager.max_message_bytes
         self._allowed = None if client.rules.kinds is None else frozenset(client.rules.kinds)
 
     @property
@@ -68,7 +78,12 @@ class Counter:
             raise PolicyRefused(f"client {self.client.name!r} may not have a payload of kind {kind} signed")
 
     def refusal(self, message: bytes, kind: str | None) -> HsmError | None:
-        """Return why a message of a batch is refused, of which `kind` must be the kind: a batch has no positions."""
+        """Return why a message of a batch is refused, of which `kind` must be the kind: a batch has no positions. The
+        key manager would refuse the batch as a whole for one that cannot be signed as it is."""
+        if not message:
+            return EmptyMessage("a message must have at least one byte")
+        if len(message) > self.message_bytes:
+            return MessageTooLarge(f"the message has {len(message)} bytes; {self.message_bytes} may be")
         try:
             self.require_kind(message, None)
         except HsmError as error:
@@ -227,13 +242,15 @@ class Desk:
         async def sign(left: float) -> list[bytes | HsmError]:
             return (await self.sign_batch(counter, messages, kind, left, key_id))[1]
 
-        found: list[bytes | HsmError] = await self._await(counter, sign, timeout, len(messages), len(messages))
+        count = len(messages)
+        found: list[bytes | HsmError] = await self._await(counter, sign, timeout, count, count, takes_turn=False)
         return found
 
     async def sign_batch(
         self, counter: Counter, messages: Sequence[bytes], kind: str | None, timeout: float, key_id: str | None
     ) -> tuple[int, list[bytes | HsmError]]:
-        """Sign a batch under one version of the key. Returns its number, and a signature or an error for each."""
+        """Sign a batch under one version of the key, in slices that take turns with what others ask for. Returns its
+        number, and a signature or an error for each: KeyNotCurrent for those that came too late for this version."""
         if kind is not None and counter.policy is None:
             refuse_claims(kind, None)
         outcomes = [counter.refusal(message, kind) for message in messages]
@@ -248,13 +265,23 @@ class Desk:
         self, counter: Counter, messages: list[bytes], timeout: float, key_id: str | None
     ) -> tuple[str, list[bytes | HsmError]]:
         """Under the current key if none is named. Another one may be current by the time when they are signed."""
-        manager, tries = counter.manager, _TRIES if key_id is None else 1
+        manager, tries, until = counter.manager, _TRIES if key_id is None else 1, monotonic() + timeout
         while True:
             tries -= 1
-            chosen = await manager.get_current_key_id() if key_id is None else key_id
-            signed = await manager.sign_many(messages, timeout, return_exceptions=True, key_id=chosen)
-            if not tries or not signed or not all(_untouched(one) for one in signed):
-                return chosen, signed
+            chosen = key_id
+
+            async def sign(some: Sequence[bytes], left: float) -> list[bytes | HsmError]:
+                nonlocal chosen
+                chosen = chosen or await manager.get_current_key_id()
+                return await manager.sign_many(some, left, return_exceptions=True, key_id=chosen)
+
+            batch = Batch(self.queue, counter.client, messages, sign)
+            signed = await batch.signed(until - monotonic())
+            if tries and signed and all(_untouched(one) for one in signed):
+                continue
+            if batch.failed is not None:
+                raise batch.failed
+            return chosen or await manager.get_current_key_id(), signed
 
     async def verify(
         self, client: Client, name: str, message: bytes, signature: bytes, key_id: str | None = None
@@ -315,6 +342,8 @@ class Desk:
         timeout: float | None,
         cost: int = 1,
         signatures: int = 0,
+        *,
+        takes_turn: bool = True,
     ) -> Any:
         answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
@@ -326,6 +355,7 @@ class Desk:
                 answered.set_result(outcome)
 
         job = Job(counter.client, None, start, answer, counter.timeout if timeout is None else timeout, cost)
+        job.takes_turn = takes_turn
         self.queue.take(job, signatures)
         try:
             outcome = await answered

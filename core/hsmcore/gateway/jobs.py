@@ -19,11 +19,12 @@ SWEEP_SECONDS: Final = 0.05
 
 
 class Job:
-    """A request. `start(job, seconds)` begins it, with what is left of its timeout, and sets `running`; `answer(job,
-    outcome)` is called once, with a result or an HsmError."""
+    """A request, or messages of one. `start(job, seconds)` begins it, with what is left of its timeout, and sets
+    `running`; `answer(job, outcome)` is called once, with a result or an HsmError."""
 
     __slots__ = (
-        "answer", "client", "cost", "ended", "running", "start", "started", "takes_turn", "timeout", "until", "what",
+        "answer", "client", "cost", "counts", "ended", "running", "start", "started", "takes_turn", "timeout", "until",
+        "what",
     )  # fmt: skip
 
     def __init__(
@@ -43,7 +44,13 @@ class Job:
         """Deadline of a request that waits for its turn, as time.monotonic()."""
         self.started = self.ended = False
         self.takes_turn = True
-        """Whether it begins in its turn: it keeps a key manager busy, as a message of a batch does not."""
+        """Whether it begins in its turn: it keeps a key manager busy by itself."""
+        self.counts = True
+        """Whether its messages count as open: those of a slice are counted with its batch."""
+
+    def split(self, count: int) -> Job:
+        """Take so many messages off, as a job of their own. Only jobs of more than one message are split."""
+        raise NotImplementedError
 
 
 class Queue:
@@ -52,7 +59,7 @@ class Queue:
     def __init__(self, most: int, alone: int = 0) -> None:
         """`most`: messages that are at the key managers at a time; `alone`: of a client that is alone, see Turns."""
         self.turns = Turns[Job](most, alone)
-        self._ready: deque[Job] = deque()
+        self._ready: deque[tuple[Job, int]] = deque()
         self._starting = False
         self._sweeping: asyncio.TimerHandle | None = None
         self._clients: set[Client] = set()
@@ -60,22 +67,33 @@ class Queue:
 
     def take(self, job: Job, signatures: int) -> None:
         """Admit a job that asks for so many signatures. Raises QueueFull, and then never answers."""
+        job.client.begin(job.cost, signatures)
+        if job.takes_turn:
+            self.enter(job)
+        else:
+            self._run(job)
+
+    def enter(self, job: Job) -> None:
+        """Let a job that is admitted begin in its turn, as a whole or in pieces."""
         client = job.client
-        client.begin(job.cost, signatures)
-        if not job.takes_turn or self.turns.take(client.flow, job, job.cost):
+        begun = self.turns.take(client.flow, job, job.cost)
+        if len(begun) == 1 and begun[0] == (job, job.cost):
             self._run(job)
             return
         job.until = monotonic() + job.timeout
-        self._clients.add(client)
-        if self._sweeping is None:
-            self._sweep_later()
+        self._start(begun)
+        if client.flow.waiting:
+            self._clients.add(client)
+            if self._sweeping is None:
+                self._sweep_later()
 
     def end(self, job: Job, outcome: Any) -> None:
         """Answer a job that has begun. Idempotent."""
         if job.ended:
             return
         job.ended = True
-        job.client.end(job.cost)
+        if job.counts:
+            job.client.end(job.cost)
         begun = self.turns.free(job.cost) if job.takes_turn else []
         job.answer(job, outcome)
         if begun:
@@ -91,11 +109,12 @@ class Queue:
     def _withdraw(self, job: Job, error: HsmError) -> None:
         begun = self.turns.withdraw(job.client.flow, job)
         job.ended = True
-        job.client.end(job.cost)
+        if job.counts:
+            job.client.end(job.cost)
         job.answer(job, error)
         self._start(begun)
 
-    def _start(self, begun: list[Job]) -> None:
+    def _start(self, begun: list[tuple[Job, int]]) -> None:
         """Without recursion: a job may end as soon as it begins, and lets others begin."""
         self._ready.extend(begun)
         if self._starting:
@@ -103,7 +122,8 @@ class Queue:
         self._starting = True
         try:
             while self._ready:
-                self._run(self._ready.popleft())
+                job, count = self._ready.popleft()
+                self._run(job if count == job.cost else job.split(count))
         finally:
             self._starting = False
 

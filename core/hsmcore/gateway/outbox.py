@@ -193,8 +193,45 @@ class Outbox:
             return
         result = self._read(request, answer)
         self._close(channel, request)
-        if not request.future.done():
+        if request.future.done():
+            return
+        late = request.late(result) if answer.type is Type.SIGNED_MANY else []
+        if late:
+            self._ask_for_rest(channel, request, result, late)
+        else:
             request.future.set_result(result)
+
+    def _ask_for_rest(self, channel: Channel, request: Request, outcomes: list[Any], late: list[int]) -> None:
+        """Have messages of a batch signed that another key has to sign: as a request of their own."""
+        value = request.value._replace(messages=[request.value.messages[at] for at in late])
+        rest = Request(request.type, value, self._loop.create_future(), request.deadline, len(late))
+        rest.renewals, rest.revision = request.renewals + 1, request.revision
+
+        def settle(_: object) -> None:
+            if request.future.done() or rest.future.cancelled():
+                return
+            error = rest.future.exception()
+            for at, one in zip(late, [error] * len(late) if error else rest.future.result(), strict=True):
+                outcomes[at] = one
+            request.future.set_result(outcomes)
+
+        def withdraw(_: object) -> None:
+            if rest.future.cancel():
+                self.withdraw(rest)
+
+        rest.future.add_done_callback(settle)
+        request.future.add_done_callback(withdraw)
+        self._renew(channel, rest)
+
+    def _renew(self, channel: Channel, request: Request) -> None:
+        """Send a request again with the key that signs now, as soon as that is known."""
+        told = channel.session.revision != request.revision
+        request.fresh()
+        if told:
+            self._waiting.appendleft(request)
+        else:
+            self._held.append(request)
+        self.wake()
 
     def _batched(self, channel: Channel, request: Request, answer: batched.Batched) -> None:
         self._close(channel, request)
@@ -230,13 +267,8 @@ class Outbox:
 
     def _refused(self, channel: Channel, request: Request, refusal: wire.Refusal) -> None:
         if request.renewable(refusal):
-            told = channel.session.revision != request.revision
             request.renewals += 1
-            request.fresh()
-            if told:
-                self._waiting.appendleft(request)
-            else:
-                self._held.append(request)
+            self._renew(channel, request)
         elif channel.going and refusal.status in _DRAINING and not refusal.maybe_signed:
             # The gateway that ends has not taken it; one before may have.
             if request.sent == 1:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from hsmcore.errors import EXCEPTION_OF_STATUS, DeadlineExceeded, HsmError, KeyNotFound, MemberDown
+from hsmcore.errors import EXCEPTION_OF_STATUS, DeadlineExceeded, HsmError, KeyNotCurrent, KeyNotFound, MemberDown
 from hsmcore.gateway import batched, wire
 from hsmcore.gateway.frames import Type, frame
 from hsmcore.statuses import RETRYABLE_CLASSES, STATUSES
@@ -167,6 +167,14 @@ class Request:
         if refusal.status != "KEY_NOT_CURRENT" or refusal.maybe_signed:
             return False
         return self.sent == 1 and self.renewals < _MOST_RENEWALS and self.asked_id is None
+
+    def late(self, outcomes: Sequence[bytes | HsmError]) -> list[int]:
+        """The places of a batch's messages that may be signed under another key, which became the current one before
+        they had begun."""
+        if self.asked_id is not None or self.renewals >= _MOST_RENEWALS:
+            return []
+        errors = ((at, one) for at, one in enumerate(outcomes) if isinstance(one, KeyNotCurrent))
+        return [at for at, one in errors if not one.maybe_signed]
 
     def failed(self, refusal: wire.Refusal) -> HsmError:
         """Return the error of a refusal."""

@@ -121,7 +121,7 @@ class Server:
         return wire.Welcome(
             instance=self.instance,
             credits=client.rules.in_flight,
-            message_bytes=max(one.manager.config.key_manager.max_message_bytes for one in counters),
+            message_bytes=min(one.message_bytes for one in counters),
             batch=min(self.batch, client.rules.in_flight),
             remember_ms=int(REMEMBER_SECONDS * 1e3),
             client=client.name,

@@ -8,6 +8,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 _LATELY = 4
+_PIECES = 4
+"""Of what may be under way, a large piece of work takes such a part at a time: the others keep the keys busy."""
 
 
 class Flow(Generic[T]):
@@ -20,14 +22,14 @@ class Flow(Generic[T]):
         self.finish = 0.0
         """When what it has had so far would be done at its share, in virtual time."""
         self.waiting: OrderedDict[T, int] = OrderedDict()
-        """Work that waits, in its order, and what it costs."""
+        """Work that waits, in its order, and what it costs; of work that has begun, what is left."""
         self.listed = False
 
 
 class Turns(Generic[T]):
     """Lets work begin while less than `most` is under way, and else in its turn: start-time fair queueing. While
     several flows wait, each gets of what there is by its weight, whatever it asks for; one that asked for nothing has
-    saved nothing. Work that costs more than `most` begins when nothing else is under way."""
+    saved nothing. Work that costs much begins in pieces, between which others have their turns."""
 
     def __init__(self, most: int, alone: int = 0) -> None:
         """`alone`: as `most`, while one flow is the only one that has asked for anything lately; 0: the same."""
@@ -43,33 +45,31 @@ class Turns(Generic[T]):
 
     @property
     def waiting(self) -> int:
-        """Pieces of work that wait."""
+        """Works of which something waits."""
         return sum(len(flow.waiting) for _, _, flow in self._order)
 
-    def take(self, flow: Flow[T], work: T, cost: int = 1) -> bool:
-        """Return whether the work begins now; else it waits until `free` or `withdraw` returns it."""
+    def take(self, flow: Flow[T], work: T, cost: int = 1) -> list[tuple[T, int]]:
+        """Ask for turns for a work. Returns what begins now, and how much of it; what does not waits until `free` or
+        `withdraw` returns it."""
         if flow is not self._last:
             self._shared = 0 if self._last is None else _LATELY * self._alone
             self._last = flow
-        if not self._order and self._fits(cost):
-            self._begin(flow, max(self._now, flow.finish), cost)
-            return True
+        if cost == 1 and not self._order and self.under_way < self.most:
+            self._begin(flow, max(self._now, flow.finish), 1)
+            return [(work, 1)]
         flow.waiting[work] = cost
         self._list(flow)
-        return False
+        return self._next()
 
-    def free(self, cost: int = 1) -> list[T]:
-        """Work of this cost is done: return what begins now."""
+    def free(self, cost: int = 1) -> list[tuple[T, int]]:
+        """So much is done: return what begins now, as `take`."""
         self.under_way -= cost
         return self._next() if self._order else []
 
-    def withdraw(self, flow: Flow[T], work: T) -> list[T]:
-        """Work that waits begins no more: return what begins now, because it stood in the way."""
+    def withdraw(self, flow: Flow[T], work: T) -> list[tuple[T, int]]:
+        """What waits of a work begins no more: return what begins now, because it stood in the way."""
         del flow.waiting[work]
         return self._next()
-
-    def _fits(self, cost: int) -> bool:
-        return self.under_way + cost <= self.most or not self.under_way
 
     @property
     def most(self) -> int:
@@ -87,17 +87,21 @@ class Turns(Generic[T]):
             self._entries += 1
             heappush(self._order, (max(self._now, flow.finish), self._entries, flow))
 
-    def _next(self) -> list[T]:
-        begun: list[T] = []
+    def _next(self) -> list[tuple[T, int]]:
+        begun: list[tuple[T, int]] = []
         while self._order:
             start, _, flow = self._order[0]
             if flow.waiting:
-                work, cost = next(iter(flow.waiting.items()))
-                if not self._fits(cost):
+                work, left = next(iter(flow.waiting.items()))
+                piece = min(left, max(self.most // _PIECES, 1))
+                if self.under_way + piece > self.most:
                     break
-                del flow.waiting[work]
-                self._begin(flow, start, cost)
-                begun.append(work)
+                if piece < left:
+                    flow.waiting[work] = left - piece
+                else:
+                    del flow.waiting[work]
+                self._begin(flow, start, piece)
+                begun.append((work, piece))
             heappop(self._order)
             flow.listed = False
             if flow.waiting:

@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hsmcore._native import Digest
 from hsmcore._version import __version__
 from hsmcore.audit.key_set import serial_of
-from hsmcore.errors import BadArgument, HsmError, MessageTooLarge, PolicyRefused, QueueFull
+from hsmcore.errors import BadArgument, HsmError, PolicyRefused, QueueFull
 from hsmcore.gateway import transit
 from hsmcore.gateway.clients import Client
 from hsmcore.gateway.desk import Desk
@@ -190,8 +190,7 @@ class Transit:
             signature, number = await work.one(transit.data(body), only=bool(options.version))
             return _answer({"signature": signature, "key_version": number})
         _require_room(client, items)
-        most = manager.config.key_manager.max_message_bytes
-        answers = await work.many([_read(item, most) for item in items])
+        answers = await work.many([_read(item) for item in items])
         return _answer({"batch_results": [_signed(item, a) for item, a in zip(items, answers, strict=True)]})
 
     async def verify(self, request: Request) -> Response:
@@ -284,13 +283,12 @@ def _require_room(client: Client, items: Sequence[object]) -> None:
         raise BadArgument(f"batch_input has {len(items)} items; this client may have {most} open")
 
 
-def _read(item: Mapping[str, Any], most: int) -> bytes | HsmError:
-    """The message of an item. A batch with one that is too long would be refused as a whole."""
+def _read(item: Mapping[str, Any]) -> bytes | HsmError:
+    """The message of an item."""
     try:
-        message = transit.data(item)
+        return transit.data(item)
     except HsmError as error:
         return error
-    return message if len(message) <= most else MessageTooLarge(f"the message has {len(message)} bytes; {most} may be")
 
 
 def _signed(item: Mapping[str, Any], answer: tuple[str, int] | BaseException) -> dict[str, Any]:

@@ -1,0 +1,84 @@
+"""Fair shares through the whole gateway: a client that floods it, by each face and in any size, and another one."""
+
+import asyncio
+import base64
+import ssl
+
+import pytest
+from nacl.signing import VerifyKey
+from tests.support import vault_site
+from tests.support.authority import Authority
+from tests.support.loops import one_loop
+from tests.support.managers import until
+from tests.support.vault_site import TOKEN, b64
+from tests.support.wire_site import ME, many, sign, site
+
+from hsmcore.gateway import wire
+from hsmcore.gateway.frames import Type
+
+pytestmark = pytest.mark.integration
+FLOOD, BATCH = [b"flood %d" % number for number in range(2000)], 250
+BATCHES = [FLOOD[at : at + BATCH] for at in range(0, len(FLOOD), BATCH)]
+AT_THE_KEY = 8
+"""Messages, at most."""
+
+
+async def signed_one_by_one(peer, _vault):
+    peer.send(*(sign(number, message) for number, message in enumerate(FLOOD, 1)))
+    found = [await peer.next() for _ in FLOOD]
+    assert {one.type for one in found} == {Type.SIGNED}
+    return [wire.read_signed(one.body).signature for one in sorted(found, key=lambda one: one.request)]
+
+
+async def signed_many(peer, _vault):
+    peer.send(*(many(number, *batch) for number, batch in enumerate(BATCHES, 1)))
+    found = sorted([await peer.next() for _ in BATCHES], key=lambda one: one.request)
+    return [one for answer in found for one in wire.read_signed_many(answer.body)[1]]
+
+
+async def signed_by_vault(_peer, vault):
+    bodies = [{"batch_input": [{"input": b64(message)} for message in batch]} for batch in BATCHES]
+    found = await asyncio.gather(*(vault.data("POST", "/v1/transit/sign/default", body) for body in bodies))
+    texts = [one["signature"].rpartition(":")[2] for answer in found for one in answer["batch_results"]]
+    return [base64.b64decode(text) for text in texts]
+
+
+@pytest.mark.parametrize("flooded", [signed_one_by_one, signed_many, signed_by_vault])
+@one_loop
+async def test_a_flood_of_one_client_does_not_keep_another_from_its_turn(world, tmp_path, flooded):
+    authority = Authority(tmp_path)
+    own = authority.issue("gateway", ips=["127.0.0.1"])
+    files = {"certificateFile": own.certificate, "keyFile": own.key, "clientCaFile": authority.file}
+    clients = {
+        "flood": {**ME["app"], "token": TOKEN, "inFlight": 2000},
+        "quiet": {"names": ["dns:quiet.example"], "keys": ["default"]},
+    }
+    listen = [f"unix:{tmp_path}/sign.sock", "tls:127.0.0.1:0", "https:127.0.0.1:0"]
+    config = world.config(maxCacheSize=0, requestTimeoutMs=60_000)
+    async with site(config, tmp_path, clients, listen=listen, tls=files, inFlight=AT_THE_KEY) as gateway:
+        where = ("127.0.0.1", int(gateway.addresses[2].rsplit(":", 1)[1]))
+        vault = vault_site.Site(where, gateway.served, authority)
+        issued = authority.issue("quiet", dns=["quiet.example"])
+        context = ssl.create_default_context(cafile=authority.file)
+        context.load_cert_chain(issued.certificate, issued.key)
+        desk = gateway.server.desk
+        async with gateway.peer() as peer, gateway.over_tls(context) as quiet:
+            await quiet.hello()
+            flood = asyncio.create_task(flooded(peer, vault))
+            await until(lambda: desk.open > 1000)
+            for number in range(1, 11):
+                before = signed(gateway.manager)
+                await quiet.signed(sign(number, b"quiet %d" % number))
+                assert desk.queue.turns.under_way <= AT_THE_KEY
+                # What was at the key manager goes before it, and at most as much again while it is answered.
+                assert signed(gateway.manager) - before <= 5 * AT_THE_KEY
+            assert not flood.done()
+            key = VerifyKey(gateway.manager.public_key)
+            for message, signature in zip(FLOOD, await flood, strict=True):
+                key.verify(message, signature)
+        assert (desk.open, desk.queue.turns.under_way, desk.queue.turns.waiting) == (0, 0, 0)
+
+
+def signed(manager):
+    """Signatures so far."""
+    return sum(stats["signatures"] for stats in manager.get_stats().values())
