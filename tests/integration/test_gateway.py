@@ -159,9 +159,10 @@ async def test_what_was_sent_first_and_is_read_last_takes_no_answer_away(world, 
 async def test_a_request_can_be_withdrawn(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
     async with site(chaos.config(settings={"sessions": 1}), tmp_path, inFlight=1) as gateway, gateway.peer() as peer:
+        calls = chaos.calls("C_Sign")
         chaos.fault("C_Sign", "hang", forever=True)
         peer.send(sign(1, M, **LONG), sign(2, b"waits for its turn", **LONG))
-        await until(lambda: gateway.server.desk.open == 2)
+        await until(lambda: chaos.calls("C_Sign") > calls and gateway.server.desk.open == 2)
         peer.send(frame(Type.CANCEL, 2), frame(Type.CANCEL, 99))
         found = await peer.next()
         refusal = wire.read_error(found.body)
@@ -179,7 +180,7 @@ async def test_a_request_can_be_withdrawn(world, tmp_path):
 async def test_a_batch_that_has_begun_in_part_says_which_messages_may_be_signed(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
     async with site(chaos.config(settings={"sessions": 1}), tmp_path, inFlight=3) as gateway, gateway.peer() as peer:
-        chaos.fault("C_Sign", "hang", forever=True)
+        chaos.fault("C_Sign", "hang", forever=True, every=1)
         messages = [b"%d" % number for number in range(8)]
         found = await peer.ask(many(1, *messages, timeout_ms=150))
         refusals = wire.read_signed_many(found.body)[1]
@@ -193,6 +194,7 @@ async def test_a_batch_that_has_begun_in_part_says_which_messages_may_be_signed(
         assert (found.request, refusal.status, refusal.maybe_signed) == (5, "CANCELLED", False)
         peer.send(many(6, M, b"x", **LONG))
         await until(lambda: gateway.server.desk.open == 5)
+        chaos.clear()
         chaos.release()
         assert {(await peer.next()).request for _ in range(4)} == {2, 3, 4, 6}
         turns = gateway.server.desk.queue.turns
@@ -207,6 +209,7 @@ async def test_more_than_the_credits_is_refused_and_what_waits_meets_its_deadlin
     config = chaos.config(settings={"sessions": 1})
     async with site(config, tmp_path, clients, inFlight=1) as gateway, gateway.peer() as peer:
         assert (peer.welcome.credits, peer.welcome.batch) == (3, 3)
+        calls = chaos.calls("C_Sign")
         chaos.fault("C_Sign", "hang", forever=True)
         peer.send(sign(1, M, **LONG), sign(2, M, **LONG), sign(3, b"late", timeout_ms=60), sign(4, M))
         found = await peer.next()
@@ -218,6 +221,7 @@ async def test_more_than_the_credits_is_refused_and_what_waits_meets_its_deadlin
         found = await peer.next()
         refusal = wire.read_error(found.body)
         assert (found.request, refusal.status, refusal.maybe_signed) == (3, "DEADLINE_EXCEEDED", False)
+        await until(lambda: chaos.calls("C_Sign") > calls)
         chaos.release()
         assert {(await peer.next()).request for _ in range(2)} == {1, 2}
         await peer.signed(sign(4, M))  # what was refused was not begun: its number is free

@@ -16,9 +16,11 @@ import pytest
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 from tests.support.authority import Authority
+from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.gateways import Cutter, GatewayProcess, gateway
 from tests.support.loops import one_loop
-from tests.support.managers import becomes, start
+from tests.support.managers import becomes, start, until
+from tests.support.wire_site import site
 
 from hsmcore.errors import (
     DeadlineExceeded,
@@ -103,6 +105,43 @@ async def test_keys_are_generated_chosen_and_told(fresh_token, tmp_path):
         await km.deactivate_key(first)
         with pytest.raises(HsmError):
             await km.set_current_key_id(first)
+
+
+@one_loop
+async def test_a_client_s_own_check_passes_nothing_that_one_of_its_key_managers_refuses(world, tmp_path):
+    config = {"keyManagers": {
+        name: {**world.config(key)["sequencer"]["keyManager"], "maxMessageBytes": most}
+        for name, key, most in (("large", "ed25519", 100), ("small", "ecdsa-p256", 64))
+    }}  # fmt: skip
+    clients = {"test": {"uid": [os.getuid()], "keys": ["large", "small"]}}
+    async with site(config, tmp_path, clients) as served:
+        for name in ("large", "small"):
+            async with Client(served.addresses[0], name) as km:
+                assert await km.sign(bytes(64))
+                with pytest.raises(MessageTooLarge, match="at most 64"):
+                    await km.sign_many([b"m", bytes(65)])
+
+
+@needs_chaos
+@one_loop
+async def test_a_batch_that_a_rotation_meets_is_signed_under_both_keys(fresh_token, tmp_path):
+    chaos = Chaos(tmp_path, wrap(fresh_token(*TWO_KEYS)))
+    config = chaos.config(settings={"sessions": 1})
+    async with site(config, tmp_path, inFlight=4) as served, Client(served.addresses[0], timeout=120) as km:
+        manager = served.manager
+        before, after = km.public_key, await manager.generate_key()
+        calls = chaos.calls("C_Sign")
+        chaos.fault("C_Sign", "hang", forever=True, every=1)
+        messages = [b"%d" % number for number in range(8)]
+        batch = asyncio.create_task(km.sign_many(messages))
+        await until(lambda: chaos.calls("C_Sign") > calls and served.server.desk.queue.turns.under_way == 4)
+        await manager.set_current_key_id(after)
+        chaos.clear()
+        chaos.release()
+        signatures = await batch
+        for at, (message, signature) in enumerate(zip(messages, signatures, strict=True)):
+            assert valid(before if at < 4 else manager.public_key, message, signature)
+        assert manager.public_key != before
 
 
 async def _knows(km, key_id):

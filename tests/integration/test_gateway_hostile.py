@@ -167,7 +167,8 @@ async def test_the_connections_of_one_client_are_limited(world, tmp_path, monkey
     monkeypatch.setattr(server, "OF_ONE_CLIENT", 2)
     async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer, gateway.peer():
         async with gateway.connection() as one_more:
-            assert (await one_more.refused(wire.hello(bytes(16), "x"))).status == "QUEUE_FULL"
+            refusal = await one_more.refused(wire.hello(bytes(16), "x"))
+            assert (refusal.status, refusal.retry_after_ms) == ("QUEUE_FULL", 1000)
         await peer.signed(sign(1, M))
 
 

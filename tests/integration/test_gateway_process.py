@@ -127,6 +127,7 @@ async def test_sigterm_answers_what_is_open_and_refuses_what_comes(world, tmp_pa
         assert left == 60_000
         refusal = await peer.refused(sign(3, b"too late"))
         assert (refusal.status, refusal.retryable, refusal.maybe_signed) == ("BUSY", True, False)
+        assert refusal.retry_after_ms == 1000
         assert await peer.signed(sign(1, b"first", again=True)) == first  # an answer from before is still there
         with pytest.raises(FileNotFoundError):
             await asyncio.open_unix_connection(process.path)
