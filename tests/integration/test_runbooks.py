@@ -17,13 +17,14 @@ from typing import Any
 import psycopg
 import pytest
 from tests.integration.test_rotation import rules
+from tests.support import wire_site
 from tests.support.chaos import needs_chaos
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 from tests.support.policed import ordered
 from tests.support.postgres import cluster
-from tests.support.promtool import as_series, check, firing, middle, needs_promtool
+from tests.support.promtool import as_series, begun, check, firing, middle, needs_promtool
 from tests.support.runbooks import Operator, blocks
 from tests.support.scrapes import Scrape
 from tests.support.terminal import Terminal
@@ -517,3 +518,56 @@ async def test_the_disk_fills(world, volume, terminal, tmp_path):
         )  # fmt: skip
         assert str(useless) in "".join(operator.said.values())
     play.judge("HsmcoreDiskFilling")
+
+
+def judge_steps(play: Play, alert: str) -> None:
+    """The alert fired after what happened, nothing else did, and all ended by itself."""
+    scraped = as_series(play.scrapes)
+    during = [(begun(1, 120), firing(alert), 1.0), (begun(1, 120), firing(), 1.0)]
+    check(play.folder, scraped, [(middle(0), firing(), None), *during, (middle(2), firing(), None)])
+
+
+@one_loop
+async def test_the_gateway_refuses_connections(world, terminal, tmp_path):
+    clients = {"app": {"uid": [os.getuid() + 1], "keys": ["default"]}}
+    config = world.config(auditLogFile=str(tmp_path / "audit.log"))
+    operator = Operator(terminal, tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(json.dumps(wire_site.document(config, tmp_path, clients)))
+    async with wire_site.site(config, tmp_path, clients) as gateway:
+
+        async def happens():
+            for _ in range(25):
+                async with gateway.connection() as stranger:
+                    stranger.send(b"x")
+                    await stranger.ends()
+
+        play = Play(gateway.manager, tmp_path)
+        await incident(
+            play, operator, "The gateway refuses connections",
+            happens=happens, shows=lambda scrape: scrape("hsmcore_gateway_refused_total") == 25, mended=lambda _: True,
+        )  # fmt: skip
+    assert f"uid {os.getuid()}, gid {os.getgid()}" in "".join(operator.said.values())
+    judge_steps(play, "HsmcoreGatewayRefuses")
+
+
+@one_loop
+async def test_a_client_of_the_gateway_waits(world, terminal, tmp_path):
+    clients = {"app": {**wire_site.ME["app"], "perSecond": 1}}
+    config = world.config(auditLogFile=str(tmp_path / "audit.log"))
+    operator = Operator(terminal, tmp_path / "config.json", CLIENT="app")
+    (tmp_path / "config.json").write_text(json.dumps(wire_site.document(config, tmp_path, clients)))
+    async with wire_site.site(config, tmp_path, clients) as gateway, gateway.peer() as peer:
+
+        async def happens():
+            for number in range(3, 63):
+                await peer.ask(wire_site.sign(number, b"m"))
+
+        play = Play(gateway.manager, tmp_path)
+        await peer.ask(wire_site.many(1, *[b"m"] * 60))  # owed, so that the machine may be slow
+        await peer.refused(wire_site.sign(2, b"m"))
+        await incident(
+            play, operator, "A client of the gateway waits", happens=happens, mended=lambda _: True,
+            shows=lambda scrape: scrape("hsmcore_gateway_requests_total", client="app", outcome="QUEUE_FULL") > 30,
+        )  # fmt: skip
+    assert '"caller": "app"' in "".join(operator.said.values()).replace('":"', '": "')
+    judge_steps(play, "HsmcoreGatewayClientWaits")
