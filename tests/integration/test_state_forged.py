@@ -20,6 +20,7 @@ from hsmcore.config import Secret
 from hsmcore.failover import health
 from hsmcore.failover.events import Event
 from hsmcore.failover.history import History
+from hsmcore.fleet import alone
 from hsmcore.manager import background, notices
 from hsmcore.metrics import read
 from hsmcore.metrics.catalog import STORE_NOT_GENUINE
@@ -29,7 +30,7 @@ from hsmcore.rotation.approvals import by_signature, statement
 from hsmcore.rotation.steps import consent
 from hsmcore.state import Desired, Store, StoreNotGenuine
 from hsmcore.state.schema import BACKUP, insert_row
-from hsmcore.state.seal import SEALED
+from hsmcore.state.seal import SEALED, fingerprint
 
 pytestmark = [pytest.mark.integration, one_loop]
 SECRET = "s" * 32
@@ -58,13 +59,25 @@ def token(fresh_token):
                        {"name": "lookalike", "kind": "ed25519", "label": names[2]})  # fmt: skip
 
 
-def sealed(token, tmp_path, secret=SECRET, **block):
-    config = token.config(**rules(tmp_path, **block), auditLogFile=str(tmp_path / "audit" / "audit.log"))
+def sealed(token, tmp_path, secret=SECRET, *, audit=True, **block):
+    config = token.config(**rules(tmp_path, **block))
+    if audit:
+        config["sequencer"]["keyManager"]["auditLogFile"] = str(tmp_path / "audit" / "audit.log")
     # A slow machine is no reason for a request to fail.
     config["sequencer"]["keyManager"] |= {"failover": {"emergencyModeEnabled": True}, "requestTimeoutMs": 30_000}
     if secret is not None:
         config["sequencer"]["stateSecret"] = secret
     return config
+
+
+async def marked(manager):
+    """Until the changes so far have their mark: who puts back what was before it has an older store."""
+    found = manager._background._alone
+
+    async def settled():
+        return found._seen == await found._store.run(lambda connection: fingerprint(connection, alone._WATCHED))
+
+    await becomes(settled)
 
 
 class Watched:
@@ -143,6 +156,7 @@ async def test_no_forged_state_has_an_effect_and_each_is_told(token, tmp_path, m
         await budget.spend()
         watched = Watched(manager, monkeypatch)
         await watched.looked()
+        await marked(manager)
         before, original, tried = await watched.state(), Original(tmp_path / "state.db"), 0
         assert len(before["keys"]) == 4
         for forgery in forgeries(table):
@@ -197,6 +211,7 @@ async def test_rows_that_order_a_destruction_are_not_followed(token, tmp_path, m
     forger = Forger(tmp_path)
     async with opened(sealed(token, tmp_path, **{**BLOCK, "approvals": approvals, "overlapDays": 0})) as manager:
         watched = Watched(manager, monkeypatch)
+        await marked(manager)
         before, original = await watched.state(), Original(tmp_path / "state.db")
         for forge in FORGERIES:
             for name in ("unrelated", "lookalike", "ed25519"):
@@ -236,7 +251,7 @@ async def test_a_start_with_a_forged_ring_signs_and_rotates_nothing_until_it_is_
 
 
 async def test_a_start_does_not_sign_with_a_key_that_only_a_forged_ring_names(token, tmp_path):
-    config = sealed(token, tmp_path)
+    config = sealed(token, tmp_path, audit=False)
     async with opened(config):
         pass
     unrelated = token.keys["unrelated"]
@@ -261,6 +276,7 @@ async def test_levels_without_rotation_tell_too_and_give_no_budget(token, tmp_pa
         manager.on("store-not-genuine", lambda details: told.append(details["scope"]))
         await budget.spend()
         assert not levels.emergency_spent
+        await marked(manager)
         original = Original(tmp_path / "state.db")
         original._write(lambda on: on.execute("UPDATE emergency_episode SET reserved = 0"))
         await until(lambda: told == ["budget"] and levels.emergency_spent)
@@ -292,8 +308,9 @@ async def test_orders_that_are_forged_before_a_start_are_not_obeyed(token, tmp_p
 
 async def test_what_remains_without_a_running_process(token, tmp_path):
     """What docs/ROTATION.md says a writer can still do with a sealed store: remove it, so that the next start begins
-    again with the key that the configuration names; or put back the whole of an earlier one before a start."""
-    config = sealed(token, tmp_path)
+    again with the key that the configuration names; or put back the whole of an earlier one before a start. With an
+    audit log both are noticed."""
+    config = sealed(token, tmp_path, audit=False)
     async with opened(config) as manager:
         first = await manager.get_current_key_id()
         await manager._path.budget.spend()

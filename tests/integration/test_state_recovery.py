@@ -396,6 +396,109 @@ async def test_other_backups_are_refused_by_name(good, tmp_path):
     assert (folder / "state.db").exists()
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """As `good`, of a store without a seal: whoever can write a backup can write its first line."""
+    folder = tmp_path_factory.mktemp("plain")
+    config = unsealed(config_of(folder))
+    signed_before(config)
+    data = asyncio.run(backed_up(config))
+    return folder, config, data, orjson.loads(data.partition(b"\n")[0])["audit"]
+
+
+def as_note(audit, **changed):
+    """An audit checkpoint that says something else in each place, under the signature of before."""
+    audit = audit | changed
+    _, _, signature = audit["note"].rpartition("\n\n")
+    return audit | {"note": f"{audit['origin']}\n{audit['size']}\n{audit['root']}\n\n{signature}"}
+
+
+FORGED = {
+    "root": (lambda audit: audit | {"root": "A" * 43 + "="}, "says other things"),
+    "root and note": (lambda audit: as_note(audit, root="A" * 43 + "="), "is forged: the signature of"),
+    "note": (lambda audit: audit | {"note": "nonsense"}, "is none: no blank line"),
+    "no text": (lambda audit: audit | {"note": "\ud800"}, "not made by hsmcore|is none"),
+    "size": (lambda audit: audit | {"size": 1_000_000}, "says other things"),
+    "size and note": (lambda audit: as_note(audit, size=1_000_000), "is forged"),
+    "more records than there can be": (lambda audit: as_note(audit, size=(1 << 63)), "no log has so many"),
+    "negative": (lambda audit: as_note(audit, size=-1), "is none"),
+    "a size that is none": (lambda audit: audit | {"size": True}, "says other things"),
+    "a field more": (lambda audit: audit | {"more": 1}, "says other things"),
+    "no object": (lambda audit: [], "says other things"),
+    "another origin": (lambda audit: audit | {"origin": "other"}, "says other things"),
+    "without a signature of the log": (
+        lambda audit: audit | {"note": audit["note"].rpartition("\u2014")[0] + "\u2014 other AAAAAAAAAAAA\n"},
+        "signed by no key",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_a_forged_checkpoint_in_a_backup_is_refused(plain, what):
+    _, config, data, audit = plain
+    change, said = FORGED[what]
+    forged = orjson.dumps(change(audit)) if what != "no text" else None
+    if forged is None:
+        line, _, rest = data.partition(b"\n")
+        line = line.replace(orjson.dumps(audit["note"]), b'"\\ud800"')
+        body = rest.partition(b"\n")[2]
+        made = b"\n".join((line, hashlib.sha256(line).hexdigest().encode() + b" -", body))
+    else:
+        made = rewritten(data, audit=orjson.loads(forged))[0]
+    for work in (recovery.check(load(config), made), recovery.restore(load(config), made, replace=True)):
+        with pytest.raises(backup.BackupUnusable, match=said):
+            asyncio.run(work)
+    with pytest.raises(backup.BackupUnusable, match=said):
+        asyncio.run(recovery.check(load(config), made, backup.parse(made, None)[0].subject))
+
+
+def test_values_in_a_backup_that_are_none_are_refused(plain):
+    for changed in (
+        {"madeNs": 1 << 63}, {"madeNs": -1}, {"madeNs": "x"}, {"schema": True}, {"bytes": 1.5}, {"subject": None},
+        {"manager": 1}, {"sealed": 1}, {"sha256": None}, {"highest": []}, {"highest": {"a": "b"}},
+    ):  # fmt: skip
+        with pytest.raises(backup.BackupUnusable, match="not made by hsmcore"):
+            backup.parse(rewritten(plain[2], **changed)[0], None)
+
+
+@one_loop
+async def test_a_log_that_is_not_the_backups_is_noticed(tmp_path):
+    """Cut behind the backup's checkpoint, or gone on from an earlier place with other records."""
+    config = config_of(tmp_path)
+    async with opened(config):
+        pass
+    early = shutil.ignore_patterns("early", "cut", "state.db*", "*.hsmstate")
+    shutil.copytree(tmp_path, tmp_path / "early", ignore=early)
+    async with opened(config) as manager:
+        await manager.sign(ordered(1))
+    data = await backed_up(config)
+
+    def put_back():
+        for path in (tmp_path / "audit.log", tmp_path / "audit.log.d"):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.copytree(tmp_path / "early", tmp_path, dirs_exist_ok=True)
+
+    assert (await recovery.check(load(config), data)).records >= 0
+    put_back()
+    with pytest.raises(backup.BackupUnusable, match=r"shorter than the backup says.*it was cut, or is another one"):
+        await recovery.check(load(config), data)
+    with pytest.raises(backup.BackupUnusable, match="shorter") as error:
+        await recovery.restore(load(config), data, replace=True)
+    assert "--from" in error.value.hint
+    (tmp_path / "state.db").unlink()
+    log = AuditLog(str(tmp_path / "audit.log"))
+    await log.open()
+    for number in range(20):
+        log.record("login", result="ok", member=f"m{number}")
+    await log.close()
+    with pytest.raises(backup.BackupUnusable, match="are not those of the backup's checkpoint"):
+        await recovery.restore(load(config), data, replace=True)
+    whose = backup.parse(data, load(config).state_secret)[0].subject
+    assert (await recovery.check(load(config), data, whose)).problem  # an operator's word
+    await recovery.restore(load(config), data, replace=True, source=whose)
+    assert await refused(config)
+
+
 def unsealed(config):
     """The configuration without its secret."""
     plain = json.loads(json.dumps(config))
@@ -588,6 +691,58 @@ def test_the_commands_of_a_way_back(command, tmp_path):
         return [record["command"] async for record in log.query(match={"operation": "command", "result": "ok"})]
 
     assert asyncio.run(records()) == ["state backup", "state restore", "state reconcile", "state reconcile"]
+
+
+RAW = {"policy": {"kinds": ["raw"]}}
+LEVELS = {"failover": {"emergencyModeEnabled": True, "primaryRetryIntervalMs": 500}}
+NOTICES = {"notices": {"targets": ["jsons://127.0.0.1:9/nowhere"]}}
+
+
+@pytest.mark.parametrize("kept", [LEVELS, NOTICES], ids=["levels", "notices"])
+def test_an_older_store_without_positions_is_refused_too_and_the_advice_works(command, tmp_path, kept):
+    """What it holds is the ring, the budget, orders: no kind of the policy has a position."""
+    config, path = config_of(tmp_path, **RAW, **kept), str(tmp_path / "a.hsmstate")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    asyncio.run(once(config_of(tmp_path, **RAW)))  # a log from before anything was kept: it has no marks
+    asyncio.run(once(config))
+    assert command("state", "backup", "--to", path)[0] == 0
+    copy_by_hand(tmp_path, tmp_path / "copy.db")
+    asyncio.run(once(config))
+    code, found, _ = command("state", "verify", path)
+    assert (code, found["older"], "goes on after it" in found["why"]) == (0, True, True)
+
+    def a_way_back():
+        with pytest.raises(hsmcore.StoreBehind) as error:
+            asyncio.run(once(config))
+        assert "hsmcore state reconcile --reason TEXT" in error.value.hint
+        assert command("state", "reconcile", "--reason", "a test")[0] == 0
+        asyncio.run(once(config))
+
+    put_back_by_hand(tmp_path, tmp_path / "copy.db")
+    a_way_back()
+    shutil.move(tmp_path / "state.db", tmp_path / "moved.db")  # lost; a new one beside an old log
+    a_way_back()
+    code, _, said = command("state", "restore", path, "--replace", "--reason", "a test", plain=True)
+    assert (code, "next: hsmcore state reconcile --reason" in said) == (0, True)
+    a_way_back()
+
+
+async def once(config):
+    """A key manager's life."""
+    async with opened(config) as manager:
+        await manager.sign(b"m")
+
+
+def test_a_restore_without_an_audit_log_says_what_is_left(command, tmp_path):
+    config, path = config_of(tmp_path), str(tmp_path / "a.hsmstate")
+    del config["sequencer"]["keyManager"]["auditLogFile"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    signed_before(config, 1)
+    assert command("state", "backup", "--to", path)[0] == 0
+    arguments = ("state", "restore", path, "--replace", "--reason", "x")
+    assert command(*arguments, "--reconcile")[0] == 2
+    code, _, said = command(*arguments, plain=True)
+    assert (code, "no audit log" in said, "reconcile" in said) == (0, True, False)
 
 
 def test_what_a_backup_lacks_when_the_log_is_lost_too_is_given_up(command, tmp_path):

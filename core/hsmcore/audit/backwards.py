@@ -14,17 +14,19 @@ from hsmcore.audit.query import Record, parsed
 from hsmcore.audit.segment import Segment, SegmentError, first_seq, segments
 
 
-def newest_first(layout: Layout, needle: bytes, most_bytes: int) -> Iterator[list[Record]]:
-    """Yield the records whose lines contain `needle`, newest first, in lists that are not empty. Ends after about
-    `most_bytes` of text, with an empty list if older records were not read. Reads the disk. Raises SegmentError,
-    OSError."""
+def newest_first(
+    layout: Layout, needle: bytes, most_bytes: int, operation: str | None = None
+) -> Iterator[list[Record]]:
+    """Yield the records whose lines contain `needle`, newest first, in lists that are not empty. `operation`: of the
+    wanted records; blocks without it are not read. Ends after about `most_bytes` of text, with an empty list if older
+    records were not read. Reads the disk. Raises SegmentError, OSError."""
     before, left, moved = 1 << 64, most_bytes, True
     while moved:
         moved = False
         for segment in reversed(segments(layout)):
             if segment.first >= before:
                 continue
-            for part in _read(layout, segment, needle):
+            for part in _read(layout, segment, needle, operation):
                 if part is None:
                     moved = True
                     break
@@ -41,10 +43,12 @@ def newest_first(layout: Layout, needle: bytes, most_bytes: int) -> Iterator[lis
         yield []  # the oldest ones were pruned
 
 
-def _read(layout: Layout, segment: Segment, needle: bytes) -> Iterator[tuple[int, list[Record]] | None]:
+def _read(
+    layout: Layout, segment: Segment, needle: bytes, operation: str | None
+) -> Iterator[tuple[int, list[Record]] | None]:
     """Yield as `_parts`; None, as the last one, if the file has become another segment's meanwhile."""
     try:
-        for part in _parts(segment, layout, needle):
+        for part in _parts(segment, layout, needle, operation):
             if not _is_there(layout, segment):
                 yield None
                 return
@@ -55,13 +59,17 @@ def _read(layout: Layout, segment: Segment, needle: bytes) -> Iterator[tuple[int
         yield None
 
 
-def _parts(segment: Segment, layout: Layout, needle: bytes) -> Iterator[tuple[int, list[Record]]]:
+def _parts(
+    segment: Segment, layout: Layout, needle: bytes, operation: str | None
+) -> Iterator[tuple[int, list[Record]]]:
     """Yield the parts of a segment, last one first: bytes of text, and the wanted records of it, newest first."""
     blocks = list(index.blocks(layout, segment))
     end = blocks[-1].offset + blocks[-1].length if blocks else 0
     tail = [(len(text), _wanted(text, needle)) for text in segment.chunks(end)]
     yield from reversed(tail)
     for block in reversed(blocks):
+        if not block.may_have(operation, None):
+            continue
         yield block.length, _wanted(segment.read(block.offset, block.length), needle)
 
 

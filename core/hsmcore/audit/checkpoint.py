@@ -12,6 +12,7 @@ from hsmcore.audit.note import Note, NoteError
 
 _SIZE = re.compile(rb"0|[1-9][0-9]{0,18}")
 MAX_HISTORY_BYTES = 1 << 30
+MOST_RECORDS = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,8 @@ class Checkpoint:
             raise NoteError("not a checkpoint: the root is not base64") from None
         if len(root) != 32 or base64.b64encode(root) != lines[2]:
             raise NoteError("not a checkpoint: the root is not 32 bytes")
+        if int(lines[1]) > MOST_RECORDS:
+            raise NoteError("not a checkpoint: no log has so many records")
         return cls(lines[0].decode(), int(lines[1]), root, data)
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from hsmcore.config import KeyManagerConfig
 
 
+_ALL: Final = 1 << 62
+"""Bytes of text: more than any log has."""
 _OWNER_HINT: Final = "The log and all files in its folder must belong to the key manager's user: chown them."
 
 
@@ -246,6 +248,22 @@ class AuditLog:
             mine = [record for record in found if record.get("manager") == manager and "domain" in record]
             if mine or not found:
                 yield mine
+
+    async def newest(self, operation: str) -> AsyncIterator[Record]:
+        """Yield this key manager's records of an operation, newest first: who stops early has read the log's end only.
+        Raises AuditUnavailable."""
+        if self._layout is None:
+            return
+        await self.flush()
+        loop, manager = asyncio.get_running_loop(), self._mark.get("manager")
+        blocks = newest_first(self._layout, b'"operation":"%s"' % operation.encode(), _ALL, operation)
+        try:
+            while (found := await loop.run_in_executor(None, next, blocks, None)) is not None:
+                for record in found:
+                    if record.get("operation") == operation and record.get("manager") == manager:
+                        yield record
+        except (OSError, SegmentError) as error:
+            raise AuditUnavailable(f"audit log {self.file}: {_reason(error)}", call="read") from None
 
     async def query(
         self, start: Moment = None, end: Moment = None, match: Mapping[str, Any] | None = None

@@ -8,8 +8,9 @@ import typer
 
 from hsmcore.cli.failover import note_follower, write_wish
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.output import BadUsage, when
+from hsmcore.cli.output import when
 from hsmcore.cli.recorded import recorded
+from hsmcore.cli.settings import RequiredReason
 from hsmcore.cli.store import not_genuine, on_levels
 from hsmcore.errors import ConfigFault, ConfigurationError
 
@@ -77,18 +78,13 @@ def disable(cli: Invocation, reason: ReasonOption = "") -> None:
 
 
 @command(app, "Begin a new emergency budget.")
-def reset(
-    cli: Invocation,
-    reason: Annotated[str, typer.Option("--reason", help="Why; required, and kept in history and audit log.")] = "",
-) -> None:
+def reset(cli: Invocation, reason: RequiredReason) -> None:
     """End the present emergency budget; the next use of the emergency level begins a whole one.
 
     The history and the audit log have it at once.
 
     Example: hsmcore emergency reset --reason "incident 42 is closed"
     """
-    if not reason.strip():
-        raise BadUsage("a reset needs a reason: --reason TEXT")
     config = cli.config
     with recorded(config.key_manager, "emergency reset", reason=reason) as entry:
         ended = on_levels(config, lambda store: _budget(config, store).reset(reason))

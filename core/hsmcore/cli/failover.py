@@ -15,7 +15,7 @@ import typer
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, cells, note, print_fields, print_json, print_table, when
 from hsmcore.cli.recorded import recorded
-from hsmcore.cli.settings import YesOption
+from hsmcore.cli.settings import RequiredReason, YesOption
 from hsmcore.cli.store import not_genuine, on_levels, print_not_genuine
 
 if TYPE_CHECKING:
@@ -106,15 +106,13 @@ def drain(
 
 
 @command(app, "Try a member again that is out.")
-def readmit(cli: Invocation, member: MemberArgument, reason: ReasonOption = "") -> None:
+def readmit(cli: Invocation, member: MemberArgument, reason: RequiredReason) -> None:
     """Have the running key managers try a member again that is out, also one that is fenced for another key, a refused
     login or an unusable module. It logs in again, must hold a key that may sign, and serves after three good probes.
     Correct the cause first: a login that is refused again counts towards the token's lock.
 
     Example: hsmcore failover readmit softhsm:sequencer --reason "the PIN in the vault is corrected"
     """
-    if not reason.strip():
-        raise BadUsage("a member is readmitted for a reason: --reason TEXT")
     _require_member(cli.config, member)
     _wish(cli, f"readmit:{member}", datetime.now(UTC).isoformat(), reason, member=member)
 

@@ -16,6 +16,7 @@ from hsmcore.cli import positions
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json, print_table
 from hsmcore.cli.recorded import recorded
+from hsmcore.cli.settings import RequiredReason
 from hsmcore.cli.store import in_state, on_state
 from hsmcore.errors import ConfigFault, ConfigurationError
 
@@ -120,7 +121,7 @@ def drain(
 
 
 @command(app, "Close an incident without the hosts that never come back.")
-def reconcile(cli: Invocation, reason: ReasonOption = "", at_least: AtLeastOption = None) -> None:
+def reconcile(cli: Invocation, reason: RequiredReason, at_least: AtLeastOption = None) -> None:
     """Close the incident that is open, without the hosts that have not answered it. They are retired, and nothing is
     signed any more at or below the highest position that is known of each domain: name a higher one with --at-least if
     the chain shows one, since a lost host may have signed it.
@@ -133,8 +134,6 @@ def reconcile(cli: Invocation, reason: ReasonOption = "", at_least: AtLeastOptio
     from hsmcore.fleet.incident import reconcile as reconciled
 
     rules = _fleet(cli.config)
-    if not reason.strip():
-        raise BadUsage("an incident is closed for a reason: --reason TEXT")
     known = _positions(at_least)
     with recorded(cli.config.key_manager, "fleet reconcile", reason=reason) as entry:
 

@@ -12,6 +12,7 @@ import typer
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import FAILED, BadUsage, print_fields, print_json, when
 from hsmcore.cli.recorded import recorded
+from hsmcore.cli.settings import RequiredReason
 from hsmcore.cli.store import on_state
 from hsmcore.errors import ConfigFault, ConfigurationError
 
@@ -85,7 +86,7 @@ def set(  # noqa: A001  # the command's name
     cli: Invocation,
     kind: Annotated[str, typer.Argument(metavar="KIND", help="An ordered kind of the policy, such as block.")],
     position: Annotated[int, typer.Argument(min=0, max=2**63 - 1, help="The last position that is given up.")],
-    reason: Annotated[str, typer.Option("--reason", help="Why; it is kept with the floor.")] = "",
+    reason: RequiredReason,
 ) -> None:
     """Have nothing signed at or below a position from now on, by no key of the domain, and forget what was bound there.
     A floor never goes down. Running key managers obey it at once.
@@ -99,8 +100,6 @@ def set(  # noqa: A001  # the command's name
         raise BadUsage(
             f"{kind!r} is no ordered kind of the policy; it has {', '.join(sorted(policy.ordered)) or 'none'}"
         )
-    if not reason.strip():
-        raise BadUsage("a floor is raised for a reason: --reason TEXT")
     domain = policy.chain(kind)
 
     async def work(store: Store) -> int:

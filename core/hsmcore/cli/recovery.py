@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json, problem, when
 from hsmcore.cli.recorded import recorded
+from hsmcore.cli.settings import RequiredReason
 
 if TYPE_CHECKING:
     from hsmcore.config import Config
@@ -25,7 +26,11 @@ FromOption = Annotated[
 RingOption = Annotated[
     bool, typer.Option("--ring-compared", help="The key ring changed since, and is as it should be all the same.")
 ]
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is recorded.")]
+
+
+_NEXT: Final = 'hsmcore state reconcile --reason "…"'
+_NEXT_FLEET: Final = "start each host; see `hsmcore fleet status`"
+_NEXT_BLIND: Final = "there is no audit log to say what it lacks: compare it with the token and the chain, then start"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -87,13 +92,13 @@ def verify(cli: Invocation, path: PathArgument, source: FromOption = None) -> No
 def restore(
     cli: Invocation,
     path: PathArgument,
+    reason: RequiredReason,
     replace: Annotated[
         bool, typer.Option("--replace", help="There is a store: keep it beside the restored one, under another name.")
     ] = False,
     source: FromOption = None,
     also: Annotated[bool, typer.Option("--reconcile", help="Also reconcile it with the audit log.")] = False,
     ring_compared: RingOption = False,
-    reason: ReasonOption = "",
 ) -> None:
     """Put the store of a backup in the place of the present one, which no process may use. Nothing with a position is
     signed on it before it is reconciled: by `state reconcile`, in a fleet by its hosts when they start.
@@ -102,28 +107,29 @@ def restore(
 
       hsmcore state restore BACKUP --replace --reconcile --reason "the disk is gone"
 
-      hsmcore state restore BACKUP
+      hsmcore state restore BACKUP --reason "the disk is gone"
     """
+    from hsmcore.fleet.alone import witness_of
     from hsmcore.fleet.recovery import restore as restored
 
-    if not reason.strip():
-        raise BadUsage("a store is restored for a reason: --reason TEXT")
+    fleet, compared, done = cli.config.key_manager.fleet is not None, witness_of(cli.config), None
+    if also and not fleet and not compared:
+        raise BadUsage("--reconcile needs an audit log and something that is kept in the state store")
     data = _read(cli.config, path)
     with recorded(cli.config.key_manager, "state restore", file=Path(path).name, reason=reason) as entry:
         statement, aside = asyncio.run(restored(cli.config, data, replace=replace, source=source))
         entry |= {"sha256": statement.sha256}
     text = f"the store of {when(statement.made_ns)} is in its place"
     text += f"; the former one is kept as {aside}" if aside else ""
-    fleet, done = cli.config.key_manager.fleet is not None, None
     if also and not fleet:
         done = _reconciled(cli.config, reason, ring_compared=ring_compared)
     cli.show({"restored": statement.as_data(), "formerKeptAs": aside or None, "reconciled": done}, text)
     _conclude(done, as_json=cli.as_json)
     if done is None and not cli.as_json:
-        note("  next: " + ("start each host; see `hsmcore fleet status`" if fleet else "hsmcore state reconcile"))
+        note(f"  next: {_NEXT if compared else _NEXT_FLEET if fleet else _NEXT_BLIND}")
 
 
-def reconcile(cli: Invocation, reason: ReasonOption = "", ring_compared: RingOption = False) -> None:
+def reconcile(cli: Invocation, reason: RequiredReason, ring_compared: RingOption = False) -> None:
     """Raise a store that is older than the audit log to what the log says: positions, emergency budget, bindings of
     messages to keys. Nothing is lowered, so a repetition does no harm. Where log and store have two payloads for one
     position, neither is signed again, and the command ends with 1.
@@ -133,8 +139,6 @@ def reconcile(cli: Invocation, reason: ReasonOption = "", ring_compared: RingOpt
 
     Example: hsmcore state reconcile --reason "state.db was put back by hand"
     """
-    if not reason.strip():
-        raise BadUsage("a store is reconciled for a reason: --reason TEXT")
     done = _reconciled(cli.config, reason, ring_compared=ring_compared)
     if cli.as_json:
         print_json(done)

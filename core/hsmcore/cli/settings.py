@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmcore.cli.output import BadUsage
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 if TYPE_CHECKING:
@@ -27,6 +28,15 @@ KeyManagerOption = Annotated[
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask at a terminal.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result, and errors, as JSON.")]
+
+
+def _said(reason: str) -> str:
+    if not reason.strip():
+        raise BadUsage("it is done for a reason, which is recorded: --reason TEXT")
+    return reason
+
+
+RequiredReason = Annotated[str, typer.Option("--reason", help="Why; required, and recorded.", callback=_said)]
 
 
 def locate(config: Path | None, state: Path | None) -> Path:

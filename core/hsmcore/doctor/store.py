@@ -43,7 +43,7 @@ async def _standing(config: Config) -> Standing:
     store = await Store.open_to_read(config.key_manager.state_place, config.state_secret)
     try:
         await store.seal_status()  # what the rows' MACs are made with
-        return await Alone(store, AuditLog.of(config.key_manager)).standing()
+        return await Alone(store, AuditLog.of(config.key_manager), config).standing()
     finally:
         await store.close()
 

@@ -15,20 +15,20 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Final, Self
 
 from sqlalchemy import Connection, delete, select
 
 from hsmcore.audit import AuditLog
-from hsmcore.audit.segment import SegmentError
 from hsmcore.config import Config
-from hsmcore.errors import AuditUnavailable, HsmError
+from hsmcore.errors import HsmError
 from hsmcore.fleet.witness import Witness
 from hsmcore.log import get_logger
 from hsmcore.state import Store, StoreBehind, StoreNotGenuine, positions
 from hsmcore.state.positions import Mark, Row
 from hsmcore.state.schema import AUDIT_MARK, replace_row
-from hsmcore.state.seal import fingerprint
+from hsmcore.state.seal import SEALED, fingerprint
 
 OPERATION: Final = "state-mark"
 MOST_BYTES: Final = 4 << 30
@@ -53,16 +53,18 @@ class Standing:
 
 
 def witness_of(config: Config) -> bool:
-    """Whether a configuration has both: positions in a store of this host, and an audit log."""
+    """Whether a configuration has both: a store of this host, whatever is kept in it, and an audit log."""
     rules = config.key_manager
-    return bool(rules.fleet is None and rules.audit_log_file and rules.policy is not None and rules.policy.ordered)
+    return bool(rules.fleet is None and rules.audit_log_file and rules.keeps_state)
 
 
 class Alone:
     """One key manager's. Belongs to one event loop."""
 
-    def __init__(self, store: Store, log: AuditLog) -> None:
+    def __init__(self, store: Store, log: AuditLog, config: Config) -> None:
         self._store, self._log = store, log
+        policy = config.key_manager.policy
+        self._ordered = policy is not None and bool(policy.ordered)
         self.witness = Witness(store, "", socket.gethostname(), "", log)
         self._logged = self._seen = ""
         self._marked_ns = 0
@@ -74,7 +76,7 @@ class Alone:
         StoreError, AuditUnavailable."""
         if not witness_of(config):
             return None
-        alone = cls(await Store.open(config.key_manager.state_place, config.state_secret), log)
+        alone = cls(await Store.open(config.key_manager.state_place, config.state_secret), log, config)
         try:
             await alone._begin()
         except BaseException:
@@ -102,8 +104,10 @@ class Alone:
         row, restored = await self._store.run(self._rows)
         newest, since = await self._last_mark(row)
         self._logged = newest
-        lacking, _ = await self.witness.compare()
-        lacking = await self._store.run(partial(_unguarded, rows=lacking))
+        lacking: Sequence[Row] = ()
+        if self._ordered:  # else the whole log would be searched for positions at each start
+            lacking, _ = await self.witness.compare()
+            lacking = await self._store.run(partial(_unguarded, rows=lacking))
         problem = ""
         if restored:
             problem = f"it was restored ({restored}) and not reconciled"
@@ -124,27 +128,34 @@ class Alone:
 
     async def _last_mark(self, row: dict[str, Any] | None) -> tuple[str, int]:
         """Return the log's last mark, and the time of the newest one that the store has, or 0."""
-        newest, since = "", 0
+        newest = ""
         known = () if row is None else (row["logged"], row["pending"])
-        try:
-            async for record in self._log.query(None, None, {"operation": OPERATION, **self._log.mark}):
-                newest = str(record.get("state", ""))
-                if newest in known:
-                    since = record["time_ns"]
-        except (OSError, SegmentError) as error:
-            raise AuditUnavailable(f"the audit log cannot be read: {error}", call="read") from None
-        return newest, since
+        async for record in self._log.newest(OPERATION):
+            state = str(record.get("state", ""))
+            newest = newest or state
+            if state in known:
+                return newest, int(record["time_ns"])
+        return newest, 0
 
-    async def _mark(self) -> None:
-        """Make a mark: in the store first, so that the log never has one that the store did not have."""
+    async def _mark(self, seen: str | None = None) -> None:
+        """Make a mark: in the store first, so that the log never has one that the store did not have. `seen`: only if
+        what is watched is genuine, and another one than this."""
         name, fresh, now = self._name, secrets.token_hex(16), time.time_ns()
         values = {"logged": self._logged, "pending": fresh, "marked_ns": now, "restored": ""}
 
         def work(connection: Connection) -> str:
-            replace_row(connection, AUDIT_MARK, name, **values)
-            return fingerprint(connection, _WATCHED)
+            present = fingerprint(connection, _WATCHED)
+            if seen is not None:
+                for table in chain.from_iterable(SEALED[scope] for scope in _WATCHED):
+                    connection.execute(select(table).limit(1))  # raises StoreNotGenuine
+            if present != seen:
+                replace_row(connection, AUDIT_MARK, name, **values)
+            return present
 
-        self._seen, self._marked_ns = await self._store.run(work), now
+        self._seen = await self._store.run(work)
+        if self._seen == seen:
+            return
+        self._marked_ns = now
         seq = self._log.note(OPERATION, result="ok", state=fresh)
         await self._log.durable(seq)
         status = self._log.status
@@ -157,8 +168,10 @@ class Alone:
             await asyncio.sleep(_LOOK_SECONDS)
             try:
                 seen = await self._store.run(lambda connection: fingerprint(connection, _WATCHED))
-                if seen != self._seen or time.time_ns() > self._marked_ns + _DAY_NS:
+                if time.time_ns() > self._marked_ns + _DAY_NS:
                     await self._mark()
+                elif seen != self._seen:
+                    await self._mark(self._seen)
             except HsmError as error:
                 if str(error) != said:
                     get_logger().error("the state store's place in the audit log is not noted", error=str(error))

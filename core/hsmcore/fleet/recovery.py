@@ -12,7 +12,6 @@ import os
 import secrets
 import tempfile
 import time
-from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +21,10 @@ from typing import Final
 from sqlalchemy import Connection, func, select
 
 from hsmcore.audit import AuditLog
-from hsmcore.audit.checkpoint import Checkpoint
-from hsmcore.audit.layout import Layout
-from hsmcore.audit.note import NoteError
 from hsmcore.config import Config
 from hsmcore.fleet import incident
 from hsmcore.fleet.alone import Alone, set_restored, witness_of
+from hsmcore.fleet.anchor import anchor_of, behind, last_of
 from hsmcore.state import Store, StoreBusy, StoreError, backup
 from hsmcore.state.backup import BackupUnusable, Statement
 from hsmcore.state.ownership import make_folder
@@ -35,7 +32,6 @@ from hsmcore.state.schema import FLEET_HOST, METADATA
 from hsmcore.state.sqlite import everything, install
 from hsmcore.state.store import now_ns
 
-_LOG_HINT: Final = "Look at the audit log: `hsmcore audit verify`."
 _ALIVE: Final = 2
 """Lives of a lease: a host that was not seen for so long does not run."""
 
@@ -58,27 +54,10 @@ def subject_of(config: Config) -> str:
     return rules.fleet.name if rules.fleet is not None else AuditLog.of(rules).origin
 
 
-def checkpoint_of(config: Config) -> Checkpoint | None:
-    """Return the last checkpoint of the audit log. Raises StoreError if it cannot be read."""
-    file = config.key_manager.audit_log_file
-    if file is None:
-        return None
-    try:
-        return Checkpoint.parse(Layout(file).checkpoint.read_bytes())
-    except FileNotFoundError:
-        return None
-    except (OSError, NoteError) as error:
-        raise StoreError(f"the checkpoint of audit log {file} cannot be read: {error}", hint=_LOG_HINT) from None
-
-
 async def back_up(config: Config) -> tuple[Statement, bytes]:
     """Return a backup of the store of a configuration, which other processes may use. Raises StoreError."""
     rules = config.key_manager
-    last = checkpoint_of(config)  # before the copy: what the log has up to here, the copy has
-    audit = None
-    if last is not None:
-        root, note = b64encode(last.root).decode(), last.note.decode()
-        audit = {"origin": last.origin, "size": last.size, "root": root, "note": note}
+    audit = anchor_of(last_of(config))  # before the copy: what the log has up to here, the copy has
     store = await Store.open_to_read(rules.state_place)
     try:
         return await backup.make_backup(store, subject_of(config), rules.manager, audit, config.state_secret)
@@ -89,18 +68,21 @@ async def back_up(config: Config) -> tuple[Statement, bytes]:
 async def check(config: Config, data: bytes, source: str | None = None) -> Checked:
     """Restore a backup into a temporary place, and compare it with the audit log. `source`: whose it is, if not this
     configuration's. Raises BackupUnusable, StoreError."""
-    statement, body = backup.parse(data, config.state_secret)
-    _require_ours(config, statement, source)
+    statement, body, records = await _ours(config, data, source)
     with tempfile.TemporaryDirectory(prefix="hsmcore-state-") as folder:
         async with backup.unpacked(body, Path(folder, "state.db"), config.state_secret) as store:
-            last = checkpoint_of(config)
-            records = None
-            if last is not None and statement.audit is not None and statement.audit["origin"] == last.origin:
-                records = last.size - statement.audit["size"]
             if not witness_of(config):
                 return Checked(statement, records=records)
-            standing = await Alone(store, AuditLog.of(config.key_manager)).standing()
+            standing = await Alone(store, AuditLog.of(config.key_manager), config).standing()
             return Checked(statement, standing.problem, standing.missing, records)
+
+
+async def _ours(config: Config, data: bytes, source: str | None) -> tuple[Statement, memoryview, int | None]:
+    """Return what a backup says, its store, and by how many records it is behind. Raises BackupUnusable for one that is
+    not this configuration's, StoreError."""
+    statement, body = backup.parse(data, config.state_secret)
+    _require_ours(config, statement, source)
+    return statement, body, await asyncio.to_thread(behind, config, statement.audit, compares=source is None)
 
 
 def _require_ours(config: Config, statement: Statement, source: str | None) -> None:
@@ -117,8 +99,7 @@ async def restore(config: Config, data: bytes, *, replace: bool, source: str | N
     """Put the store of a backup in the place of the configuration's. Returns what the backup says, and where the former
     store is kept ("": there was none). After a crash it is the former store or the restored one. Raises BackupUnusable,
     StoreBusy while a process uses the store, StoreError."""
-    statement, body = backup.parse(data, config.state_secret)
-    _require_ours(config, statement, source)
+    statement, body, _ = await _ours(config, data, source)
     rules = config.key_manager
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(statement.made_ns / 1e9))
     why = f"from a backup of {made}"

@@ -26,16 +26,16 @@ _SHOWN: Final = ("seq", "time_ns", "operation", "key_id", "previous", "rotation_
 
 async def reconcile(config: Config, *, ring_compared: bool) -> dict[str, Any]:
     """Raise the store; nothing is lowered. Returns what was done, as data for JSON. Raises BadArgument if the key ring
-    changed since and it was not compared, ConfigurationError without audit log and positions, StoreError,
+    changed since and it was not compared, ConfigurationError without audit log and state store, StoreError,
     AuditUnavailable."""
     if not witness_of(config):
         rules = config.key_manager
-        fault = ConfigFault(rules.where, "has no audit log, or no policy with a kind that has a position")
+        fault = ConfigFault(rules.where, "has no audit log, or keeps nothing in a state store")
         raise ConfigurationError.of([fault], hint="A fleet is reconciled by its hosts; see docs/RECOVERY.md.")
     log = AuditLog.of(config.key_manager)
     store = await Store.open(config.key_manager.state_place, config.state_secret)
     try:
-        alone = Alone(store, log)
+        alone = Alone(store, log, config)
         standing = await alone.standing()
         since = standing.since_ns
         ring = [record for name in RING for record in await _records(log, since, operation=name)]

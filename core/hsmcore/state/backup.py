@@ -33,6 +33,7 @@ FORMAT: Final = "hsmcore-state-backup-1"
 SUFFIX: Final = ".hsmstate"
 _LABEL: Final = b"hsmcore: a backup of a state store, version 1\0"
 _MOST_LINE: Final = 1 << 20
+_LIMIT: Final = 1 << 63
 
 
 class BackupUnusable(StoreError):
@@ -113,6 +114,8 @@ def parse(data: bytes, secret: SealSecret | None) -> tuple[Statement, memoryview
         statement = Statement(*(found[name] for name in names))
     except (orjson.JSONDecodeError, KeyError, TypeError):
         raise BackupUnusable("the backup was not made by hsmcore") from None
+    if not _is_well_formed(statement):
+        raise BackupUnusable("the backup was not made by hsmcore: its first line has values that are none")
     if secret is not None and mac == "-":
         raise BackupUnusable(
             "the backup has no seal, and the configuration has a stateSecret",
@@ -120,7 +123,7 @@ def parse(data: bytes, secret: SealSecret | None) -> tuple[Statement, memoryview
         )
     if secret is not None and not hmac.compare_digest(mac.encode(), _mac(line, secret).encode()):
         raise BackupUnusable("the backup was sealed with another stateSecret, or changed")
-    if type(statement.schema) is not int or statement.schema > MIGRATIONS[-1].number:
+    if statement.schema > MIGRATIONS[-1].number:
         newest = MIGRATIONS[-1].number
         raise BackupUnusable(
             f"a newer version of hsmcore has made it (schema {statement.schema}, known up to {newest})"
@@ -131,6 +134,18 @@ def parse(data: bytes, secret: SealSecret | None) -> tuple[Statement, memoryview
     if hashlib.sha256(body).hexdigest() != statement.sha256:
         raise BackupUnusable("the backup was changed: its content has another digest")
     return statement, body
+
+
+def _is_well_formed(statement: Statement) -> bool:
+    """Return whether the values have their types; `audit` is looked at where it is compared (fleet/anchor.py)."""
+    highest, manager = statement.highest, statement.manager
+    return (
+        all(type(each) is int and 0 <= each < _LIMIT for each in (statement.schema, statement.made_ns, statement.size))
+        and (type(statement.subject), type(statement.sealed), type(statement.sha256)) == (str, bool, str)
+        and (manager is None or type(manager) is str)
+        and type(highest) is dict
+        and all(type(each) is int and -1 <= each < _LIMIT for each in highest.values())
+    )
 
 
 @asynccontextmanager

@@ -96,9 +96,11 @@ class StoreNotGenuine(StoreError):
 
 class StoreBehind(StoreError):
     """The audit log goes on after the state store: an older copy was put in its place, or another store. No key manager
-    with ordered kinds starts on it."""
+    starts on it."""
 
-    default_hint = "Put the newest store back; or raise this one to what the log says: `hsmcore state reconcile`."
+    default_hint = (
+        "Put the newest store back; or raise this one to what the log says: `hsmcore state reconcile --reason TEXT`."
+    )
 
 
 class SealSecret(Protocol):

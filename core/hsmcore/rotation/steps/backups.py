@@ -126,7 +126,7 @@ async def drill(ctx: Context) -> Done:
     if statement is None:
         return skipped("there is no backup")
     if statement.method == "sealed":
-        return skipped("only the holder of the recovery key can open it: `hsmcore backup verify --recovery-key`")
+        return skipped("only the holder of the recovery key can open it: `hsmcore backup verify --recovery-key FILE`")
     token = _token(ctx)
     sign = drills.signer(token)
     place, name = _place(ctx).location, name_for(ctx.new.label, ctx.new.key_id)
