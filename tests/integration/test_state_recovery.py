@@ -171,6 +171,7 @@ async def crashed_alone(config):
     log = AuditLog.of(whole.key_manager)
     await log.open()
     found = await alone.Alone.open(whole, log)
+    await found.begin()
     yield found, log
     found._task.cancel()
     await asyncio.wait({found._task})

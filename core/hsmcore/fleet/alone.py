@@ -68,6 +68,7 @@ class Alone:
         self.witness = Witness(store, "", socket.gethostname(), "", log)
         self._logged = self._seen = ""
         self._marked_ns = 0
+        self._compared = False
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
@@ -78,13 +79,13 @@ class Alone:
             return None
         alone = cls(await Store.open(config.key_manager.state_place, config.state_secret), log, config)
         try:
-            await alone._begin()
+            await alone._require_newest()
         except BaseException:
             await alone._store.close()
             raise
         return alone
 
-    async def _begin(self) -> None:
+    async def _require_newest(self) -> None:
         try:
             standing = await self.standing()
         except StoreNotGenuine as error:
@@ -96,6 +97,14 @@ class Alone:
         if standing.problem:
             self._log.note("state-behind", result="error", reason=standing.problem, count=standing.missing)
             raise StoreBehind(f"{self._store.name}: {standing.problem}")
+        self._compared = True
+
+    async def begin(self) -> None:
+        """Make a mark, and one with each change from now on: before anything is changed or signed, and only at a start
+        that succeeds. One that fails since another store was meant must not bind the log to this one. Raises
+        StoreError, AuditUnavailable."""
+        if not self._compared:
+            return
         await self._mark()
         self._task = asyncio.get_running_loop().create_task(self._watch())
 

@@ -111,6 +111,9 @@ class BackgroundServices:
         if self.rotation is not None and self._store is not None:
             if self.config.key_manager.state_file is None:
                 await require_no_other_ring(self._store, started.public_key)
+        if self._alone is not None:
+            await self._alone.begin()
+        if self.rotation is not None and self._store is not None:
             await self.rotation.begin(port, started)
 
     @property
