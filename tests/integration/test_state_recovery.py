@@ -823,6 +823,10 @@ async def test_backups_on_schedule_and_their_drill(tmp_path):
         service = manager._background.state_backups
         await service.look()  # it is not time yet
         assert list(place.glob("*.hsmstate")) == [made]
+        log, digest = manager.audit, hashlib.sha256(made.read_bytes().split(b"\n", 2)[2]).hexdigest()
+        for operation in ("state-backup", "state-drill"):
+            [record] = [found async for found in log.query(match={"operation": operation})]
+            assert (record["result"], record["file"], record["sha256"]) == ("ok", made.name, digest)
     made.rename(place / made.name.replace(made.name.split(".")[-3], "20200101T000000Z"))
     async with opened(config) as manager:
         await until(lambda: Scrape.of(manager)("hsmcore_state_drill_timestamp_seconds") > 0)
@@ -842,6 +846,12 @@ async def test_a_backup_that_does_not_come_back_fails_its_drill(tmp_path):
     again = StateBackups(load(config))
     with pytest.raises(HsmError, match="cut off"):
         await again.look()
+    async with opened(config) as manager:
+        await until(lambda: Scrape.of(manager)("hsmcore_state_backup_failing") == 1)
+        found = [record async for record in manager.audit.query(match={"operation": "state-drill"})]
+        assert [(record["result"], record.get("file")) for record in found if record["result"] == "error"] == [
+            ("error", made.name)
+        ]
 
 
 # ---- a fleet ---------------------------------------------------------------------------------------------------------

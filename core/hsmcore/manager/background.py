@@ -50,6 +50,7 @@ class BackgroundServices:
         self.notices: NoticeService | None = None
         self._store: Store | None = None
         self._alone: Alone | None = None
+        self._audit: AuditLog | None = None
         self.state_backups: StateBackups | None = None
         self._subscriptions: list[Callable[[], None]] = []
         self._looking: asyncio.Task[None] | None = None
@@ -69,6 +70,7 @@ class BackgroundServices:
         """Open the state store if anything needs it, and compare it with the audit log, which is open; None: nothing is
         signed. `rotates`: see create_key_manager. Raises HsmError, and leaves nothing open then."""
         background = cls(config)
+        background._audit = audit
         background._alone = None if audit is None else await Alone.open(config, audit)
         try:
             return await background._open(handover, rotates=rotates)
@@ -100,7 +102,7 @@ class BackgroundServices:
     async def begin(self, port: ManagerPort, started: KeyVersion, events: Events) -> None:
         """The members run: resume an unfinished rotation, deliver notices, watch the seal of the store. Raises
         KeyMismatch, StoreNotGenuine."""
-        self.state_backups = StateBackups.begin(self.config)
+        self.state_backups = StateBackups.begin(self.config, self._audit)
         if self.notices is not None:
             notices = self.notices
             for event, kind in _NOTICED.items():
@@ -108,9 +110,8 @@ class BackgroundServices:
             notices.begin()
         if self._store is not None:
             await self._watch(self._store, port)
-        if self.rotation is not None and self._store is not None:
-            if self.config.key_manager.state_file is None:
-                await require_no_other_ring(self._store, started.public_key)
+        if self.rotation is not None and self._store is not None and self.config.key_manager.state_file is None:
+            await require_no_other_ring(self._store, started.public_key)
         if self._alone is not None:
             await self._alone.begin()
         if self.rotation is not None and self._store is not None:

@@ -7,8 +7,9 @@ import calendar
 import re
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+from hsmcore.audit import AuditLog
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
 from hsmcore.fleet.recovery import back_up, check, subject_of
@@ -52,21 +53,23 @@ class Seen:
 class StateBackups:
     """One key manager's. Belongs to one event loop."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, audit: AuditLog | None = None) -> None:
         rules = config.key_manager.state_backup
         assert rules is not None  # noqa: S101  # for the type checker: `begin`
-        self._config, self._rules = config, rules
+        self._config, self._rules, self._audit = config, rules, audit
         self._place = place_of(config, rules.location)
         self.seen = Seen()
         """Any thread."""
+        self._drilled: str | None = None
+        """The backup that the last look has read back, or tried to."""
         self._task: asyncio.Task[None] | None = None
 
     @classmethod
-    def begin(cls, config: Config) -> StateBackups | None:
-        """Begin with backups; None: none are configured."""
+    def begin(cls, config: Config, audit: AuditLog | None) -> StateBackups | None:
+        """Begin with backups; None: none are configured. `audit`: where each backup and each drill is recorded."""
         if config.key_manager.state_backup is None or not config.key_manager.keeps_state:
             return None
-        backups = cls(config)
+        backups = cls(config, audit)
         backups.start()
         return backups
 
@@ -83,24 +86,34 @@ class StateBackups:
             except HsmError as error:
                 if not failures:
                     get_logger().error("the state store is not backed up", error=str(error))
+                    self._record("state-backup" if self._drilled is None else "state-drill", error)
                 failures += 1
                 self.seen = Seen(self.seen.backup, self.seen.drill, failing=True)
             await asyncio.sleep(_RETRY_SECONDS if 0 < failures < 10 else _LOOK_SECONDS)
 
+    def _record(self, operation: str, error: HsmError | None = None, **fields: Any) -> None:
+        if self._audit is not None:
+            failed: dict[str, Any] = {} if error is None else {"error": error.status, "file": self._drilled}
+            self._audit.note(operation, result="ok" if error is None else "error", **fields, **failed)
+
     async def look(self) -> None:
         """Make a backup if it is time, and have the newest one restored if it is time. Raises HsmError."""
+        self._drilled = None
         now, name = time.time(), await self._newest()
         made = 0.0 if name is None else _made(name)
         if name is None or now >= made + self._rules.every_hours * _HOUR:
             statement, data = await back_up(self._config)
             name, made = name_of(self._config, statement), statement.made_ns / 1e9
             await self._place.create(name, data)
+            self._record("state-backup", file=name, sha256=statement.sha256, bytes=len(data))
         drill = self.seen.drill
         if self.seen.failing or now >= drill + self._rules.drill_hours * _HOUR:
+            self._drilled = name
             found = await self._place.read(name)
             if found is None:
                 raise PlaceError(f"backups at {self._rules.location}: {name} is gone")
-            await check(self._config, found)
+            checked = await check(self._config, found)
+            self._record("state-drill", file=name, sha256=checked.statement.sha256, bytes=len(found))
             drill = time.time()
         self.seen = Seen(made, drill)
 
