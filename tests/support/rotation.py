@@ -4,7 +4,8 @@ its end.
 
 As a program: `python -m tests.support.rotation`; it reads a JSON line for each child and answers with one:
 {"config": …, "kill": point or null, "fails": bool, "delay": seconds, "wish": bool} → {"status": wait status, "error":
-text}. `wish`: rotate on an operator's wish in the store instead of a call.
+text}. `wish`: rotate on an operator's wish in the store instead of a call. With "ahead" it is a life of
+rotation_speaking.py.
 """
 
 from __future__ import annotations
@@ -148,13 +149,16 @@ async def life(request: dict[str, Any]) -> None:
 
 def main() -> None:
     """Fork a child for each request."""
+    from tests.support.rotation_speaking import speak  # which needs this module
+
     for line in sys.stdin:
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
                 os.close(reading)
-                asyncio.run(life(json.loads(line)))
+                request = json.loads(line)
+                asyncio.run(speak(request) if "ahead" in request else life(request))
                 os.write(writing, DONE.encode())
             except BaseException:  # noqa: BLE001  # the parent is told, whatever it was
                 os.write(writing, traceback.format_exc().encode())
