@@ -11,7 +11,7 @@ from tests.support.authority import Authority
 from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import until
-from tests.support.wire_site import ME, many, sign, site
+from tests.support.wire_site import ME, many, refusals, sign, site
 
 from hsmcore.gateway import tls, wire
 from hsmcore.gateway.frames import Type, frame
@@ -250,7 +250,8 @@ async def test_a_rate_is_kept_and_the_refusal_says_when_to_come_back(world, tmp_
 async def test_a_client_has_only_the_kinds_and_keys_that_are_listed(world, tmp_path):
     policy = {"kinds": ["raw", "digest32", "block"], "domain": "chain"}
     clients = {"app": {**ME["app"], "kinds": ["raw"]}}
-    config = world.config(policy=policy, stateFile=str(tmp_path / "state.db"))
+    log = tmp_path / "audit.jsonl"
+    config = world.config(policy=policy, stateFile=str(tmp_path / "state.db"), auditLogFile=str(log))
     async with site(config, tmp_path, clients) as gateway, gateway.peer() as peer:
         [key] = [one for one in peer.welcome.keys if one.current]
         assert key.kinds == 1 << wire.KINDS.index("raw")
@@ -260,6 +261,30 @@ async def test_a_client_has_only_the_kinds_and_keys_that_are_listed(world, tmp_p
         _, outcomes = wire.read_signed_many((await peer.ask(many(4, M, bytes(32)))).body)
         assert isinstance(outcomes[0], bytes)
         assert outcomes[1].status == "POLICY_REFUSED"
+        _, [outcome] = wire.read_signed_many((await peer.ask(many(5, bytes(32), kind="raw"))).body)
+        assert outcome.status == "POLICY_REFUSED"
+        assert (await peer.refused(sign(6, bytes(32), kind="prehashed"))).status == "POLICY_REFUSED"
+        assert (await peer.refused(sign(7, M, slot=1))).status == "POLICY_REFUSED"
+        assert (await peer.refused(wire.manage(8, wire.Manage("generate", "")))).status == "POLICY_REFUSED"
+    assert [(one["label"].split()[0], one["command"], one["why"]) for one in refusals(log)] == [
+        ("app", "sign default", "kind digest32 not listed"),
+        ("app", "sign default", "kind block not listed"),
+        ("app", "sign default", "kind digest32 not listed"),
+        ("app", "sign default", "kind digest32 not listed"),
+        ("app", "sign default", "kind prehashed not listed"),
+        ("app", "number 1", "key not listed"),
+        ("app", "generate default", "may not manage keys"),
+    ]
+
+
+@one_loop
+async def test_a_claim_that_is_wrong_is_recorded_too(world, tmp_path):
+    policy, log = {"kinds": ["raw", "digest32"]}, tmp_path / "audit.jsonl"
+    config = world.config(policy=policy, auditLogFile=str(log))
+    async with site(config, tmp_path) as gateway, gateway.peer() as peer:
+        _, [outcome] = wire.read_signed_many((await peer.ask(many(1, bytes(32), kind="raw"))).body)
+        assert outcome.status == "POLICY_REFUSED"
+    assert [one["why"] for one in refusals(log)] == ["kind digest32 claimed as raw"]
 
 
 @one_loop

@@ -14,7 +14,7 @@ from tests.support.gateways import FakeGateway, gateway
 from tests.support.loops import one_loop
 from tests.support.managers import counters, start, until
 from tests.support.policed import ordered
-from tests.support.wire_site import one_of, sign, site
+from tests.support.wire_site import one_of, refusals, sign, site
 
 from hsmcore.errors import BadArgument, DeadlineExceeded, HsmError, MemberDown, SignatureInvalid
 from hsmcore.gateway import Client, wire
@@ -116,7 +116,9 @@ async def test_a_connection_that_ends_withdraws_no_message(world, tmp_path):
 async def test_what_a_client_may_not_have_signed_is_in_no_batch(world, tmp_path):
     kinds = ["raw", "digest32", "block", "batch-root"]
     clients = {"app": {**APP, "kinds": ["raw", "block"], "perSecond": 8, "inFlight": 4}}
-    async with site(batching(world, tmp_path, kinds, intervalMs=1), tmp_path, clients) as gate, gate.peer() as peer:
+    log = tmp_path / "audit.jsonl"
+    config = batching(world, tmp_path, kinds, rules={"auditLogFile": str(log)}, intervalMs=1)
+    async with site(config, tmp_path, clients) as gate, gate.peer() as peer:
         refused = {
             "POLICY_REFUSED": [one_of(1, bytes(32)), one_of(2, b"m", kind="block"), one_of(3, b"m", slot=1)],
             "BAD_ARGUMENT": [one_of(4, ordered(1))],
@@ -134,6 +136,7 @@ async def test_what_a_client_may_not_have_signed_is_in_no_batch(world, tmp_path)
         assert set(full) == {"QUEUE_FULL"}  # of the rate, or of what it may have open
         assert len(full) >= 6
         assert gate.server.desk.open == 0
+    assert [one["why"] for one in refusals(log)][:2] == ["kind digest32 not listed", "key not listed"]
     async with site(policed(world, tmp_path, ["raw"]), tmp_path) as gate, gate.peer() as peer:
         assert not any(key.batches for key in peer.welcome.keys)
         assert (await peer.refused(one_of(1, b"m"))).status == "BAD_ARGUMENT"

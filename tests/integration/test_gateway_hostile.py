@@ -2,7 +2,6 @@
 others are served."""
 
 import asyncio
-import json
 import os
 import resource
 import socket
@@ -12,7 +11,7 @@ import pytest
 from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import until
-from tests.support.wire_site import ME, bad_frames, sign, site
+from tests.support.wire_site import ME, bad_frames, refusals, sign, site
 
 from hsmcore.gateway import connection, server, wire
 from hsmcore.gateway.frames import Type, frame
@@ -20,12 +19,6 @@ from hsmcore.gateway.frames import Type, frame
 pytestmark = pytest.mark.integration
 M = b"a message"
 BAD = bad_frames()
-
-
-def records(path, operation="gateway-refused"):
-    """The records of an operation."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return [one for one in lines if one["operation"] == operation]
 
 
 @needs_chaos
@@ -41,7 +34,7 @@ async def test_a_user_that_is_no_client_is_refused_and_recorded(world, tmp_path)
             assert await peer.ends() == b""
         assert chaos.calls("C_Sign") == calls
         assert gateway.server.desk.strangers == 1
-    [record] = records(log)
+    [record] = refusals(log)
     assert f"uid {os.getuid()}" in record["label"]
 
 
@@ -65,7 +58,9 @@ async def test_strangers_cannot_fill_the_disk(world, tmp_path):
                 peer.send(b"x")
                 await peer.ends()
         assert gateway.server.desk.strangers == 200
-    assert len(records(log)) < 100
+    found = refusals(log)
+    assert len(found) < 100
+    assert sum(one["count"] for one in found) == 200  # also those behind the last record of the crowd
 
 
 @pytest.mark.parametrize("what", BAD)
@@ -82,7 +77,7 @@ async def test_a_frame_that_breaks_the_protocol_ends_the_connection(world, tmp_p
             await peer.signed(sign(1, M))
         assert gateway.server.desk.open == 0
         assert gateway.server.requests["app", "OK"] == 1
-    [record] = records(log)
+    [record] = refusals(log)
     assert record["label"].startswith("app (uid")
 
 
@@ -127,22 +122,34 @@ async def test_half_a_frame_is_not_waited_for(world, tmp_path, monkeypatch):
 
 
 @one_loop
-async def test_a_connection_without_hello_is_closed(world, tmp_path, monkeypatch):
+async def test_a_connection_without_hello_is_closed_and_recorded(world, tmp_path, monkeypatch):
     monkeypatch.setattr(server, "HELLO_SECONDS", 0.2)
-    async with site(world.config(), tmp_path) as gateway, gateway.connection() as silent, gateway.connection() as half:
-        half.send(wire.hello(bytes(16), "x")[:5])
-        assert await silent.ends() == b""
-        assert await half.ends() == b""
-        assert not gateway.server.connections
+    log = tmp_path / "audit.jsonl"
+    async with site(world.config(auditLogFile=str(log)), tmp_path) as gateway, gateway.connection() as half:
+        async with gateway.connection() as silent:
+            half.send(wire.hello(bytes(16), "x")[:5])
+            assert await silent.ends() == b""
+            assert await half.ends() == b""
+            assert not gateway.server.connections
+        monkeypatch.setattr(server, "HELLO_SECONDS", 60)
+        async with gateway.connection(), gateway.peer() as peer:
+            await peer.signed(sign(1, M))
+            await gateway.served.drain()  # whom the end finds silent has done nothing wrong
+    assert {(one["label"], one["why"]) for one in refusals(log)} == {
+        (f"uid {os.getuid()}, gid {os.getgid()}", why) for why in ("it said nothing", "no HELLO in time")
+    }
 
 
 @pytest.mark.parametrize("count", [1000, pytest.param(10_000, marks=[pytest.mark.deep])])
 @one_loop
-async def test_idle_connections_keep_no_client_out(world, tmp_path, count):
+async def test_idle_connections_keep_no_client_out(world, tmp_path, count, monkeypatch):
+    monkeypatch.setattr(server, "CONNECTIONS", min(server.CONNECTIONS, count // 2))
+    log = tmp_path / "audit.jsonl"
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 2 * count + 1000), hard))
     try:
-        async with site(world.config(), tmp_path) as gateway, AsyncExitStack() as rest:
+        config = world.config(auditLogFile=str(log))
+        async with site(config, tmp_path) as gateway, AsyncExitStack() as rest:
             peer = await rest.enter_async_context(gateway.peer())
             for number in range(count):
                 one = rest.enter_context(socket.socket(socket.AF_UNIX))
@@ -157,9 +164,13 @@ async def test_idle_connections_keep_no_client_out(world, tmp_path, count):
                     await peer.signed(sign(number + 1, M))
             async with gateway.peer() as another:
                 await another.signed(sign(1, M))
-            assert gateway.server.desk.strangers == 0
+            gave_way = gateway.server.desk.strangers
+            assert gave_way >= count - server.CONNECTIONS
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    found = refusals(log)
+    assert sum(one["count"] for one in found) == gave_way
+    assert {one["why"] for one in found} == {"it said nothing"}
 
 
 @one_loop

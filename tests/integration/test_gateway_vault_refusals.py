@@ -104,14 +104,15 @@ async def test_a_key_that_is_not_listed_is_as_one_that_is_none(world, tmp_path):
 
 @one_loop
 async def test_what_policy_and_client_do_not_list_is_refused_with_the_reason(world, shim, tmp_path):
-    policy = {"kinds": ["tx-v0", "raw"]}
-    config = world.config(settings={"modulePath": shim.path}, policy=policy, stateFile=str(tmp_path / "state.db"))
+    rules = {"policy": {"kinds": ["tx-v0", "raw"]}, "auditLogFile": str(tmp_path / "audit.log")}
+    config = world.config(settings={"modulePath": shim.path}, stateFile=str(tmp_path / "state.db"), **rules)
     clients = {"app": {"token": TOKEN, "keys": ["default"], "kinds": ["tx-v0"]},
                "all": {"token": TOKEN[::-1], "keys": ["default"]}}  # fmt: skip
     async with site(config, tmp_path, clients) as vault:
         good = moving(Pubkey.from_bytes(vault.manager.public_key), 1)
         calls = shim.calls("C_Sign")
         assert "kind raw" in await vault.refused(403, "POST", SIGN, {"input": b64(M)})
+        assert ("app", "kind raw not listed", "sign default") in await refusals(vault)
         text = await vault.refused(403, "POST", SIGN, {"input": b64(bytes(32))}, token=TOKEN[::-1])
         assert "digest32" in text
         assert shim.calls("C_Sign") == calls
@@ -275,7 +276,7 @@ async def test_a_slow_request_ends_and_holds_up_no_other(world, tmp_path, monkey
 
 @one_loop
 async def test_a_crowd_of_idle_connections_keeps_no_client_out(world, tmp_path):
-    async with site(world.config(), tmp_path) as vault:
+    async with site(world.config(auditLogFile=str(tmp_path / "audit.log")), tmp_path) as vault:
 
         def crowd():
             with ExitStack() as rest:
@@ -288,6 +289,7 @@ async def test_a_crowd_of_idle_connections_keeps_no_client_out(world, tmp_path):
 
         await asyncio.to_thread(crowd)
         await vault.data("GET", KEY)
+        assert ("127.0.0.1", "it said nothing", "https") in await refusals(vault)
 
 
 @one_loop

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import struct
 from collections.abc import AsyncIterator, Mapping
@@ -163,6 +164,12 @@ async def site(
     configs = load_each(document(config, folder, clients, **more))
     async with running(configs, settings_of(configs)) as served:
         yield Site(f"{folder}/sign.sock", served, served.addresses)
+
+
+def refusals(log: Path) -> list[dict[str, Any]]:
+    """What the gateway refused, as the audit log has it."""
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    return [one for one in records if one["operation"] == "gateway-refused"]
 
 
 def bad_frames() -> dict[str, bytes]:

@@ -46,7 +46,8 @@ class Host(Protocol):
     def enter(self, connection: Connection, client: Client, hello: wire.Hello) -> Session[Request]: ...
     def welcome(self, client: Client, keys: tuple[wire.Key, ...]) -> wire.Welcome: ...
     def count(self, client: Client | None, status: str) -> None: ...
-    def refused(self, peer: str, client: Client | None, why: str) -> None: ...
+    def refused(self, peer: str, client: Client | None, why: str, what: str = "connect") -> None: ...
+    def silent(self, peer: str, why: str) -> None: ...
 
 
 class Connection(asyncio.Protocol):
@@ -85,7 +86,7 @@ class Connection(asyncio.Protocol):
         """The handshake of TLS, if there is one, is over."""
         self._transport = transport
         transport.set_write_buffer_limits(high=UNREAD_BYTES)
-        self.place.give_way = transport.abort
+        self.place.give_way = self._give_way
         self.place.idle()
         self.server.made(self)
 
@@ -109,6 +110,11 @@ class Connection(asyncio.Protocol):
         self._stop_waiting()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
+
+    def _give_way(self) -> None:
+        """For the gate: only a connection without HELLO is idle."""
+        self.server.silent(self.peer, "no HELLO in time")
+        self.abort()
 
     def _stop_waiting(self) -> None:
         if self._overdue is not None:
@@ -247,6 +253,7 @@ class Connection(asyncio.Protocol):
 
     def _counter(self, slot: int) -> Counter:
         if slot >= len(self._counters):
+            self.server.refused(self.peer, self.client, "key not listed", f"number {slot}")
             raise PolicyRefused(f"a client may not use a key manager with the number {slot}")
         return self._counters[slot]
 

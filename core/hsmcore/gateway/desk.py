@@ -64,7 +64,7 @@ class Counter:
         return found | wire.BATCHES if self.policy is not None and BATCH_ROOT in self.policy.kinds else found
 
     def require_kind(self, message: bytes, kind: str | None) -> None:
-        """Raise PolicyRefused for a message that this client may not have signed."""
+        """Raise PolicyRefused, and record it, for a message that this client may not have signed."""
         if self._allowed is not None:
             found = self.desk.kind_of(message)
             # Nothing in a digest says what it is of: if it is ordered, the policy binds the position that is claimed.
@@ -73,9 +73,14 @@ class Counter:
             self.require_listed(found)
 
     def require_listed(self, kind: str) -> None:
-        """Raise PolicyRefused for a kind that this client may not have signed."""
+        """Raise PolicyRefused, and record it, for a kind that this client may not have signed."""
         if self._allowed is not None and kind not in self._allowed:
+            self.refused(f"kind {kind} not listed", "sign")
             raise PolicyRefused(f"client {self.client.name!r} may not have a payload of kind {kind} signed")
+
+    def refused(self, why: str, what: str) -> None:
+        """Record that the client was refused; as Desk.refused."""
+        self.desk.refused(self.client.name, why, f"{what} {self.name}")
 
     def refusal(self, message: bytes, kind: str | None) -> HsmError | None:
         """Return why a message of a batch is refused, of which `kind` must be the kind: a batch has no positions. The
@@ -89,6 +94,7 @@ class Counter:
         except HsmError as error:
             return error
         if kind is not None and (found := self.desk.kind_of(message)) != kind:
+            self.refused(f"kind {found} claimed as {kind}", "sign")
             return PolicyRefused(f"the message is of kind {found}, not {kind}")
         return None
 
@@ -111,7 +117,9 @@ class Desk:
         }
         self.strangers = 0
         """Connections and requests that were refused because of who or what they are from."""
-        self._records, self._recorded, self._unrecorded = _RECORDS, monotonic(), 0
+        self._records, self._recorded = _RECORDS, monotonic()
+        self._unrecorded: tuple[int, str, str, str] = 0, "", "", ""
+        """How many refusals have no record yet, and the last of them."""
         self._numbers: dict[bytes, int] = {}
         self._versions: list[tuple[str, str, bytes]] = []
         """Key manager, key id and public key of each version, in the order of their numbers, from 1."""
@@ -309,6 +317,7 @@ class Desk:
         if operation == CACHE_STATS:
             return orjson.dumps(manager.get_cache_stats()).decode()
         if not counter.client.rules.manages:
+            counter.refused("may not manage keys", operation)
             raise PolicyRefused(f"client {counter.client.name!r} may not manage keys")
         match operation:
             case "generate":
@@ -322,18 +331,27 @@ class Desk:
         return ""
 
     def refused(self, peer: str, why: str, what: str) -> None:
-        """Record that somebody was refused: `peer`, who or from where; `why`; `what` was asked for. Strangers could
-        fill the disk: after the first ones there is a record a second, which counts the others."""
+        """Record a refusal: `peer`, of whom or from where; `why`; `what` was asked for. Refusals could fill the disk:
+        after the first ones there is a record a second, which counts the others."""
         self.strangers += 1
         now = monotonic()
         self._records = min(self._records + now - self._recorded, _RECORDS)
         self._recorded = now
-        if self._records < 1:
-            self._unrecorded += 1
-            return
-        self._records -= 1
-        count, self._unrecorded = self._unrecorded + 1, 0
+        self._unrecorded = self._unrecorded[0] + 1, peer, why, what
+        if self._records >= 1:
+            self._records -= 1
+            self._record()
+
+    def _record(self) -> None:
+        count, peer, why, what = self._unrecorded
+        self._unrecorded = 0, "", "", ""
         self.managers.audit.note("gateway-refused", result="error", label=peer, why=why, command=what, count=count)
+
+    def close(self) -> None:
+        """Answer what waits, and record the refusals that have no record yet: the key managers are about to close."""
+        self.queue.close()
+        if self._unrecorded[0]:
+            self._record()
 
     async def _await(
         self,

@@ -19,7 +19,7 @@ from hsmcore.gateway.memory import REMEMBER_SECONDS, Session, Sessions
 from hsmcore.gateway.tls import Tls, names_in
 from hsmcore.listening.connections import Connection as Place
 from hsmcore.listening.connections import Gate
-from hsmcore.listening.door import Door
+from hsmcore.listening.door import Door, address_of
 from hsmcore.log import get_logger
 
 BATCH: Final = 1024
@@ -63,13 +63,12 @@ class Server:
     def listen(self, listening: socket.socket, *, tls: bool = False) -> None:
         """Accept connections at a bound socket: of TLS, or a Unix socket."""
         connect = self._connect_tls if tls else self._connect_unix
-        self._doors.append(Door(listening, self._gate, HELLO_SECONDS, connect))
+        self._doors.append(Door(listening, self._gate, HELLO_SECONDS, connect, self._dismissed))
         if self._ticking is None:
             self._tick()
 
     async def _connect_unix(self, accepted: socket.socket, place: Place) -> None:
-        sent = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        _, uid, gid = _CREDENTIALS.unpack(sent)
+        uid, gid = _user_of(accepted)
         peer = f"uid {uid}, gid {gid}"
         client = self.desk.directory.by_peer(uid, gid)
         if client is None:
@@ -89,6 +88,9 @@ class Server:
                 ssl=self._tls.context,
                 ssl_handshake_timeout=HANDSHAKE_SECONDS,
             )
+        except asyncio.CancelledError:
+            self.silent(peer, "the TLS handshake was not done in time")
+            raise
         except OSError as error:
             self.refused(peer, None, f"the TLS handshake failed: {error.strerror or error}")
             raise
@@ -137,9 +139,21 @@ class Server:
         """Return how many answers may be asked for again, by client. Any thread."""
         return {name: sessions.remembered for name, sessions in self._sessions.items()}
 
-    def refused(self, peer: str, client: Client | None, why: str) -> None:
-        """Record that a connection was refused."""
-        self.desk.refused(peer if client is None else f"{client.name} ({peer})", why, "connect")
+    def refused(self, peer: str, client: Client | None, why: str, what: str = "connect") -> None:
+        """Record that a connection was refused, or `what` it asked for."""
+        self.desk.refused(peer if client is None else f"{client.name} ({peer})", why, what)
+
+    def silent(self, peer: str, why: str) -> None:
+        """Record that a connection was closed before it said who it is, unless the gateway ends."""
+        if self._doors:
+            self.refused(peer, None, why)
+
+    def _dismissed(self, accepted: socket.socket) -> None:
+        if accepted.family == socket.AF_UNIX:
+            uid, gid = _user_of(accepted)
+            self.silent(f"uid {uid}, gid {gid}", "it said nothing")
+        else:
+            self.silent(address_of(accepted), "it said nothing")
 
     def tell_keys(self) -> None:
         """Send each client its keys, if they have changed."""
@@ -158,9 +172,9 @@ class Server:
 
     async def stop_listening(self) -> None:
         """Accept no more connections."""
-        for door in self._doors:
+        doors, self._doors = self._doors, []
+        for door in doors:
             await door.close()
-        self._doors.clear()
 
     async def drain(self, seconds: float, reason: str) -> bool:
         """Accept no more connections and requests, answer what is open, and close. Returns whether all was answered in
@@ -185,13 +199,19 @@ class Server:
     async def close(self) -> None:
         """Close what is left."""
         await self.stop_listening()
-        self.desk.queue.close()
+        self.desk.close()
         if self._ticking is not None:
             self._ticking.cancel()
         while self.connections:
             for connection in tuple(self.connections):
                 connection.abort()
             await asyncio.sleep(0)
+
+
+def _user_of(accepted: socket.socket) -> tuple[int, int]:
+    sent = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, gid = _CREDENTIALS.unpack(sent)
+    return uid, gid
 
 
 def _say_no(accepted: socket.socket) -> None:

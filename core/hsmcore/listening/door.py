@@ -29,11 +29,14 @@ class Door:
         gate: Gate,
         seconds: float,
         connect: Callable[[socket.socket, Connection], Coroutine[Any, Any, object]],
+        dismissed: Callable[[socket.socket], object] = lambda _accepted: None,
     ) -> None:
         """`seconds`: from accept() to the end of the first request. `connect` makes a transport and a protocol for a
-        socket; the protocol replaces the connection's `give_way`, and calls `leave` when it ends."""
+        socket; the protocol replaces the connection's `give_way`, and calls `leave` when it ends. `dismissed` is told
+        of a socket that is about to be closed because nothing came in time."""
         self._loop = asyncio.get_running_loop()
         self._listening, self._gate, self._seconds, self._connect = listening, gate, seconds, connect
+        self._dismissed = dismissed
         self._paused: asyncio.TimerHandle | None = None
         self._connecting: set[asyncio.Task[object]] = set()
         self._strangers: set[Connection] = set()
@@ -77,11 +80,15 @@ class Door:
 
     def _admit(self, accepted: socket.socket) -> None:
         accepted.setblocking(False)
-        place = Connection(self._gate, lambda: self._shut(accepted, place))
+        place = Connection(self._gate, lambda: self._dismiss(accepted, place))
         self._strangers.add(place)
         self._loop.add_reader(accepted, self._spoke, accepted, place)
         place.arm(self._seconds)
         self._gate.enter(place)
+
+    def _dismiss(self, accepted: socket.socket, place: Connection) -> None:
+        self._dismissed(accepted)
+        self._shut(accepted, place)
 
     def _shut(self, accepted: socket.socket, place: Connection) -> None:
         self._loop.remove_reader(accepted)
@@ -123,3 +130,12 @@ class Door:
             return
         accepted.close()
         place.leave()
+
+
+def address_of(accepted: socket.socket) -> str:
+    """Return the address of the other end; "" if it has none, or is gone."""
+    try:
+        found = accepted.getpeername()
+    except OSError:
+        return ""
+    return str(found[0]) if isinstance(found, tuple) else ""

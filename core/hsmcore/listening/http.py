@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from hsmcore.listening.connections import Connection, Gate
-from hsmcore.listening.door import Door
+from hsmcore.listening.door import Door, address_of
 
 MAX_HEAD_BYTES: Final = 16_384
 REQUEST_SECONDS: Final = 10.0
@@ -115,19 +115,24 @@ class Server(uvicorn.Server):
         """As uvicorn's, but with Door for accepting."""
         del sockets
         gate = Gate()
-        self._doors = [Door(each, gate, REQUEST_SECONDS, self._connect) for each in self._sockets]
+        self._doors = [Door(each, gate, REQUEST_SECONDS, self._connect, self._dismissed) for each in self._sockets]
         self.servers = []
         self.started = True
         self._ready()
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """As uvicorn's."""
-        for door in self._doors:
+        doors, self._doors = self._doors, []
+        for door in doors:
             await door.close()
         await super().shutdown(sockets)
 
+    def _dismissed(self, accepted: socket) -> None:
+        if self._doors:  # else it is the server that ends
+            self._refused(address_of(accepted), "it said nothing")
+
     async def _connect(self, accepted: socket, place: Connection) -> None:
-        peer = _address(accepted)
+        peer = address_of(accepted)
         tls = self._tls is not None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
@@ -140,11 +145,3 @@ class Server(uvicorn.Server):
         except ssl.SSLError as error:
             self._refused(peer, str(error.reason or "not TLS"))
             raise
-
-
-def _address(accepted: socket) -> str:
-    try:
-        found = accepted.getpeername()
-    except OSError:  # it is gone
-        return ""
-    return str(found[0]) if isinstance(found, tuple) else ""

@@ -146,7 +146,8 @@ GATEWAY_REPEATED = _counter("hsmcore_gateway_requests_repeated_total", "Requests
 GATEWAY_CONNECTIONS = _gauge("hsmcore_gateway_connections", "Connections of hsmcore-wire/1.", "client")
 GATEWAY_REMEMBERED = _gauge("hsmcore_gateway_answers_remembered", "Answers that may be asked for again.", "client")
 GATEWAY_REFUSED = _counter(
-    "hsmcore_gateway_refused_total", "Connections and requests of strangers, and of clients that broke the protocol."
+    "hsmcore_gateway_refused_total",
+    "Connections and requests of strangers; what broke the protocol, said nothing, or asked for what is not listed.",
 )
 GATEWAY_RECEIVED = _counter("hsmcore_gateway_received_bytes_total", "Bytes that connections of hsmcore-wire/1 sent.")
 GATEWAY_SENT = _counter("hsmcore_gateway_sent_bytes_total", "Bytes that were sent on connections of hsmcore-wire/1.")
