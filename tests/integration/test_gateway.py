@@ -13,7 +13,7 @@ from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.wire_site import ME, many, refusals, sign, site
 
-from hsmcore.gateway import tls, wire
+from hsmcore.gateway import memory, tls, wire
 from hsmcore.gateway.frames import Type, frame
 
 pytestmark = pytest.mark.integration
@@ -285,6 +285,37 @@ async def test_a_claim_that_is_wrong_is_recorded_too(world, tmp_path):
         _, [outcome] = wire.read_signed_many((await peer.ask(many(1, bytes(32), kind="raw"))).body)
         assert outcome.status == "POLICY_REFUSED"
     assert [one["why"] for one in refusals(log)] == ["kind digest32 claimed as raw"]
+
+
+@one_loop
+async def test_a_connection_that_stalls_loses_no_request_to_another_one(world, tmp_path):
+    clients, nonce = {"app": {**ME["app"], "inFlight": 2}}, os.urandom(16)
+    async with site(world.config(maxCacheSize=0), tmp_path, clients) as gateway, gateway.peer(nonce) as stalled:
+        async with gateway.peer(nonce) as peer:
+            first = [await peer.signed(sign(number, b"%d" % number)) for number in range(2, 40)]
+            # 1 was sent before them all, and comes behind them; it may have been sent again on the other one.
+            signed = await stalled.signed(sign(1, M))
+            assert await peer.signed(sign(1, M, again=True)) == signed
+            assert [await peer.signed(sign(number, b"%d" % number)) for number in range(2, 40)] == first
+        assert gateway.server.requests["app", "OK"] == 39
+
+
+@one_loop
+async def test_a_client_that_never_acknowledges_is_held_back_and_nothing_is_forgotten(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "MEMORY_BYTES", 8000)
+    monkeypatch.setattr(memory, "CREDIT_BYTES", 0)
+    async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer:
+        number, first = 1, await peer.signed(sign(1, M))
+        while (answer := await peer.ask(sign(number + 1, b"%d" % number))).type is Type.SIGNED:
+            number += 1
+            assert number < 1000
+        refusal = wire.read_error(answer.body)
+        assert (refusal.status, refusal.retryable, refusal.maybe_signed) == ("QUEUE_FULL", True, False)
+        assert refusal.retry_after_ms > 0
+        assert number > 10
+        assert await peer.signed(sign(1, M, again=True)) == first
+        peer.send(frame(Type.ACK, number + 1))
+        await peer.signed(sign(number + 1, b"%d" % number))
 
 
 @one_loop

@@ -17,10 +17,10 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 from tests.support.authority import Authority
 from tests.support.chaos import Chaos, needs_chaos, wrap
-from tests.support.gateways import Cutter, GatewayProcess, gateway
+from tests.support.gateways import Cutter, GatewayProcess, Staller, gateway
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, start, until
-from tests.support.wire_site import site
+from tests.support.wire_site import ME, site
 
 from hsmcore.errors import (
     DeadlineExceeded,
@@ -54,6 +54,34 @@ def keys_by_message(log: Path) -> dict[str, set[str]]:
         if record["operation"] in ("sign", "unclaimed") and record.get("result") == "ok":
             found[record["message_sha256"]].add(record["key_id"])
     return found
+
+
+@one_loop
+async def test_a_connection_that_stalls_fails_no_request(world, tmp_path):
+    clients = {"app": {**ME["app"], "inFlight": 4}}
+    async with site(world.config(maxCacheSize=0), tmp_path, clients) as served:
+        staller = Staller(served.path, b"this one stalls")
+        await staller.listen(str(tmp_path / "stalls.sock"))
+        async with Client(f"unix:{tmp_path}/stalls.sock", connections=2, timeout=60) as km:
+            await until(lambda: len(served.server.connections) == 2)
+            late = asyncio.create_task(km.sign(b"this one stalls"))
+            await staller.stalled.wait()
+            for number in range(100):  # answered, and not acknowledged: the first one is open
+                await km.sign(b"%d" % number)
+            staller.released.set()
+            assert valid(km.public_key, b"this one stalls", await late)
+        assert served.server.requests["app", "OK"] == 101
+        await staller.close()
+
+
+@one_loop
+async def test_a_client_that_ends_leaves_nothing_to_be_remembered(world, tmp_path):
+    async with site(world.config(), tmp_path) as served:
+        async with Client(f"unix:{served.path}") as km:
+            await km.sign(b"m")
+            assert served.server.remembered() == {"app": 1}
+        await until(lambda: not served.server.connections)
+        assert served.server.remembered() == {"app": 0}
 
 
 async def test_what_a_key_manager_does_a_client_does(world, tmp_path):

@@ -137,6 +137,24 @@ class Cutter:
             await writer.drain()
 
 
+class Staller(Cutter):
+    """Passes bytes on, but not those of a connection on which a word has come, until `released`: then it is cut."""
+
+    def __init__(self, to: str, word: bytes) -> None:
+        super().__init__(Random(0), to, 2)
+        self._word = word
+        self.stalled, self.released = asyncio.Event(), asyncio.Event()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            if self._word in data and not self.released.is_set():
+                self.stalled.set()
+                await self.released.wait()
+                return
+            writer.write(data)
+            await writer.drain()
+
+
 PUBLIC_KEY = bytes(range(32))
 
 
@@ -213,7 +231,7 @@ class FakeConnection(asyncio.Protocol):
             self._served.frames.append(one)
             if one.type is Type.HELLO:
                 self.welcome()
-            else:
+            elif one.type is not Type.ACK:
                 self._served.answer(self._served, self, one)
 
     def welcome(self) -> None:

@@ -1,10 +1,15 @@
 """Which answers of a gateway may be asked for again, and which requests are refused as others than before."""
 
+from random import Random
+
 import pytest
 
 from hsmcore.errors import BadArgument, QueueFull
 from hsmcore.gateway.frames import Flag, Frame, Type
-from hsmcore.gateway.memory import NONCES, Session, Sessions, contents_of
+from hsmcore.gateway.memory import NONCES, REMEMBER_SECONDS, Room, Session, Sessions, contents_of
+from hsmcore.gateway.numbers import GAPS, Numbers
+
+LARGE = Room(1 << 30)
 
 
 def asked(body=b"m", flags=0, slot=0, kind=Type.SIGN):
@@ -14,13 +19,36 @@ def asked(body=b"m", flags=0, slot=0, kind=Type.SIGN):
 
 def answered(session, number, at=0.0, contents=None):
     """A request that was answered with its number."""
-    session.open[number] = contents or asked(), object()
+    began(session, number, at, contents)
     session.close(number, b"%d" % number, at)
 
 
+def began(session, number, at=0.0, contents=None):
+    """A new request that is open."""
+    contents = contents or asked()
+    assert session.find(number, contents) is None
+    session.require_room(number, at)
+    session.open[number] = contents, object()
+    session.take(number, at)
+
+
+def forgotten(session, number, contents=None):
+    """Whether a request is refused since it may have been answered."""
+    try:
+        session.find(number, contents or asked())
+    except BadArgument as error:
+        return error.maybe_signed
+    return False
+
+
 @pytest.fixture
-def session():
-    return Session(4)
+def room():
+    return Room(10_000)
+
+
+@pytest.fixture
+def session(room):
+    return Session(room)
 
 
 def test_a_request_is_new_then_open_then_answered(session):
@@ -58,12 +86,146 @@ def test_long_bodies_are_told_apart(session):
 
 def test_what_is_forgotten_is_refused_and_not_signed_again(session):
     for number in range(1, 7):
-        answered(session, number)
+        answered(session, number, at=float(number))
+    session.expire(3.0)
     assert session.remembered == 4
     assert session.find(3, asked()) == b"3"
-    with pytest.raises(BadArgument, match="forgotten") as caught:
-        session.find(2, asked())
-    assert caught.value.maybe_signed
+    assert forgotten(session, 2)
+
+
+def test_a_number_that_comes_behind_higher_ones_is_new(session):
+    """One connection of a process stalls while another one goes on, for longer than answers are remembered."""
+    for number in (1, 2, 5, 6, 9):
+        answered(session, number)
+    session.expire(1.0)
+    assert session.remembered == 0
+    answered(session, 4)
+    assert [number for number in range(1, 12) if forgotten(session, number)] == [1, 2, 5, 6, 9]
+
+
+def test_no_answer_is_forgotten_for_want_of_memory(session, room):
+    number = 1
+    while room.used < room.most and number < 1000:
+        answered(session, number)
+        number += 1
+    with pytest.raises(QueueFull) as caught:
+        session.require_room(number, 0.0)
+    assert caught.value.retryable
+    assert caught.value.retry_after_ms
+    assert not caught.value.maybe_signed
+    assert session.remembered == number - 1 > 10
+    assert all(session.find(known, asked()) == b"%d" % known for known in range(1, number))
+    with pytest.raises(QueueFull):
+        Session(room).require_room(1, 0.0)  # the memory is that of all processes of the client
+    session.acknowledge(number)
+    answered(session, number)
+    session.end()
+    assert room.used == 0
+
+
+def test_passed_over_numbers_are_bounded_and_give_way_when_they_are_old(session, room):
+    room.most = 1 << 30
+    for number in range(2, 2 * GAPS + 1, 2):
+        answered(session, number)
+    held, one_more = room.used, 2 * GAPS + 2
+    with pytest.raises(QueueFull, match="passed over"):
+        session.require_room(one_more, REMEMBER_SECONDS - 1)
+    assert session.find(3, asked()) is None
+    answered(session, 3)  # which takes one away
+    answered(session, one_more, at=1.0)
+    assert session.find(1, asked()) is None
+    answered(session, one_more + 2, at=REMEMBER_SECONDS)
+    assert forgotten(session, 1)
+    assert session.find(one_more - 1, asked()) is None  # it was passed over later
+    session.acknowledge(one_more + 3)
+    assert room.used < held
+    session.end()
+    assert room.used == 0
+
+
+def test_a_jump_to_the_last_number_costs_one_range():
+    numbers = Numbers()
+    numbers.take(2**64 - 1, 0.0)
+    assert numbers.gaps == 1
+    assert 1 not in numbers
+    numbers.take(2**63, 0.0)
+    assert numbers.gaps == 2
+    assert [number in numbers for number in (2**63 - 1, 2**63, 2**63 + 1, 2**64 - 1)] == [False, True, False, True]
+
+
+def test_a_verification_may_be_repeated(session):
+    began(session, 1, contents=asked(kind=Type.VERIFY))
+    session.close(1, None, 0.0)
+    assert session.find(1, asked(kind=Type.VERIFY)) is None
+    assert forgotten(session, 1)
+
+
+class Model:
+    """What a session is to know, with all that ever was."""
+
+    def __init__(self):
+        self.open, self.answers, self.taken, self.below = {}, {}, set(), 1
+
+    def of(self, number):
+        if number in self.open:
+            return self.open[number]
+        # An acknowledged one that stands behind a higher number may still be known: then it is the same answer.
+        if number in self.taken or number < self.below:
+            return self.answers.get(number, "forgotten")
+        return None
+
+
+def history(seed):
+    """One of random requests, answers, acknowledgements and looks at the clock."""
+    chance, room, model, now = Random(seed), Room(6000), Model(), 0.0
+    session, top = Session(room), 40
+    for _ in range(600):
+        now += chance.random() * 4
+        number = chance.randrange(1, top + 1)
+        match chance.randrange(12):
+            case 0:
+                session.expire(now - REMEMBER_SECONDS)
+                model.answers = {n: kept for n, kept in model.answers.items() if kept[1] >= now - REMEMBER_SECONDS}
+            case 1 if chance.random() < 0.3:
+                number = min([*model.open, chance.randrange(max(1, top - 40), top)])
+                session.acknowledge(number)
+                model.below = max(model.below, number)
+            case 2 | 3 | 4:
+                top += chance.randrange(3)
+            case 5 | 6 | 7 if model.open:
+                number = chance.choice(list(model.open))
+                session.close(number, b"%d" % number, now)
+                del model.open[number]
+                if number >= model.below:
+                    model.answers[number] = b"%d" % number, now
+            case _:
+                pass
+        wanted = model.of(number)
+        if wanted == "forgotten":
+            assert forgotten(session, number), number
+        elif wanted is not None:
+            found = None if forgotten(session, number) else session.find(number, asked())
+            acknowledged = number < model.below and number not in model.open
+            assert found == (wanted[0] if isinstance(wanted, tuple) else wanted) or (acknowledged and found is None)
+        else:
+            assert session.find(number, asked()) is None
+            try:
+                session.require_room(number, now)
+            except QueueFull:
+                assert room.used >= room.most
+            else:
+                request = model.open[number] = object()
+                session.open[number] = asked(), request
+                session.take(number, now)
+                model.taken.add(number)
+    assert len(model.taken) > 50
+
+
+@pytest.mark.parametrize("histories", [30, pytest.param(3000, marks=pytest.mark.deep)])
+def test_random_histories_are_those_of_a_simple_model(histories):
+    """No number is signed twice, none that was never taken is refused, and no answer is lost before its time."""
+    for seed in range(histories):
+        history(seed)
 
 
 def test_an_acknowledgement_forgets_what_is_below_it(session):
@@ -71,13 +233,13 @@ def test_an_acknowledgement_forgets_what_is_below_it(session):
         answered(session, number)
     session.acknowledge(3)
     assert session.remembered == 1
-    with pytest.raises(BadArgument):
-        session.find(2, asked())
+    assert forgotten(session, 2)
     assert session.find(3, asked()) == b"3"
-    session.open[4] = asked(), object()
+    began(session, 4)
     session.acknowledge(6)
     session.close(4, b"late", 0.0)
     assert session.remembered == 0
+    assert forgotten(session, 5)
 
 
 def test_answers_expire_in_their_order(session):
@@ -85,18 +247,11 @@ def test_answers_expire_in_their_order(session):
     answered(session, 1, at=2.0)
     session.expire(2.0)
     assert session.find(1, asked()) == b"1"
-    with pytest.raises(BadArgument):
-        session.find(2, asked())
-
-
-def test_an_answer_that_need_not_be_kept_is_not(session):
-    session.open[1] = asked(), object()
-    session.close(1, None, 0.0)
-    assert session.find(1, asked()) is None
+    assert forgotten(session, 2)
 
 
 def test_a_session_lasts_while_anything_is_left_of_it():
-    sessions = Sessions(4)
+    sessions = Sessions(LARGE)
     session = sessions.enter(b"n")
     answered(session, 1, at=5.0)
     session.connections -= 1
@@ -108,7 +263,7 @@ def test_a_session_lasts_while_anything_is_left_of_it():
 
 
 def test_the_processes_of_a_client_are_limited():
-    sessions = Sessions(4)
+    sessions = Sessions(LARGE)
     for number in range(NONCES):
         answered(sessions.enter(b"%d" % number), 1, at=float(number))
     with pytest.raises(QueueFull) as caught:

@@ -230,6 +230,7 @@ class Connection(asyncio.Protocol):
             if known is None:
                 if self.server.draining:
                     raise ending()
+                session.require_room(number, self.server.now)
                 request = Request(client, what, begin, answer, 0, signatures or 1)
                 request.connection, request.others, request.number, request.session = self, (), number, session
                 request.counter = counter = self._counter(frame.slot)
@@ -241,6 +242,7 @@ class Connection(asyncio.Protocol):
                 except HsmError:
                     del session.open[number]
                     raise
+                session.take(number, self.server.now)
                 return
         except HsmError as error:
             self._refuse(number, error)

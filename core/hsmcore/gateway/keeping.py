@@ -60,6 +60,10 @@ class Connections:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         self._keepers.clear()
+        ready = next((link for link in self.links if link.ready), None)
+        if ready is not None and self._outbox is not None:
+            ready.send(self._outbox.acknowledgement())  # so that the gateway need not keep the last answers
+            await asyncio.sleep(0)
         for link in self.links:
             link.close()
         if self._outbox is not None:

@@ -134,7 +134,7 @@ class Outbox:
                 return
             if self._answered >= max(_ACK_EVERY, self._out):
                 self._answered = 0
-                data.append(frame(Type.ACK, self.floor))
+                data.append(self.acknowledgement())
             best.send(b"".join(data))
 
     def _fill(self, channel: Channel) -> list[bytes]:
@@ -172,6 +172,10 @@ class Outbox:
         numbers = [min(channel.open) for channel in self._channels if channel.open]
         numbers += [one.number for one in self._again if one.number]
         return min(numbers, default=self._next)
+
+    def acknowledgement(self) -> bytes:
+        """Return ACK: the gateway may forget what is below `floor`."""
+        return frame(Type.ACK, self.floor)
 
     def answered(self, channel: Channel, answer: Frame) -> None:
         """Settle the request that a frame answers. Raises WireError."""

@@ -15,7 +15,7 @@ from hsmcore.gateway.asked import Request, refusal_of
 from hsmcore.gateway.clients import COME_BACK_MS, Client, refused
 from hsmcore.gateway.connection import Connection
 from hsmcore.gateway.desk import Desk
-from hsmcore.gateway.memory import REMEMBER_SECONDS, Session, Sessions
+from hsmcore.gateway.memory import REMEMBER_SECONDS, Room, Session, Sessions
 from hsmcore.gateway.tls import Tls, names_in
 from hsmcore.listening.connections import Connection as Place
 from hsmcore.listening.connections import Gate
@@ -35,7 +35,6 @@ TICK_SECONDS: Final = 1.0
 LAST_SECONDS: Final = 2.0
 """Seconds that clients have to read their last answers."""
 _CREDENTIALS: Final = Struct("iII")
-_ANSWERS: Final = 4
 
 
 class Server:
@@ -56,7 +55,7 @@ class Server:
         self._gate = Gate(CONNECTIONS)
         self._doors: list[Door] = []
         self._sessions: dict[str, Sessions[Request]] = {
-            client.name: Sessions(_ANSWERS * client.rules.in_flight) for client in desk.directory.clients.values()
+            client.name: Sessions(Room.of(client.rules.in_flight)) for client in desk.directory.clients.values()
         }
         self._ticking: asyncio.TimerHandle | None = None
 
