@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic_ns
 from types import TracebackType
-from typing import Any, Final, Literal, Self, overload
+from typing import Any, Final, Literal, NamedTuple, Self, overload
 
 import orjson
 
@@ -37,6 +37,16 @@ from hsmcore.receipt import Receipt
 Message = bytes | bytearray | memoryview
 
 DEFAULT_ADDRESS: Final = "unix:/run/hsmcore/sign.sock"
+
+
+class GatewayMember(NamedTuple):
+    """A gateway, as the one member that its client has. `condition`: "ready", or "open": no connection to it."""
+
+    name: str
+    condition: str
+    signs: bool
+    public_key: bytes | None
+    key_id: str
 
 
 class Client:
@@ -300,6 +310,16 @@ class Client:
         self._require_open()
         listed = self._session.keys if self._session is not None else ()
         return [KeyVersion(key.id, "", key.algorithm, key.public_key, key.version) for key in listed]
+
+    def members(self) -> tuple[GatewayMember, ...]:
+        """The gateway itself, with the key that signs now: its own members are not told. Empty before
+        `initialize()`."""
+        if self._session is None:
+            return ()
+        current, ready = self._session.current, any(link.ready for link in self._connections.links)
+        signs = current is not None and not self._closed
+        key, key_id = (current.public_key, current.id) if current is not None else (None, "")
+        return (GatewayMember(self.address.text, "ready" if ready else "open", signs, key, key_id),)
 
     async def get_current_key_id(self) -> str:
         """The id of the key that signs."""

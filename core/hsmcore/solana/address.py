@@ -37,7 +37,7 @@ class ServingMember(Protocol):
 
 
 class SigningKeys(Protocol):
-    """What signs: a KeyManager, or a client with the same methods. Errors are HsmError."""
+    """What signs: a KeyManager, a gateway.Client, or another client with these methods. Errors are HsmError."""
 
     @property
     def public_key(self) -> bytes: ...
@@ -49,6 +49,7 @@ class SigningKeys(Protocol):
         messages: Iterable[bytes],
         timeout: float | None = None,
         return_exceptions: bool = False,
+        *,
         key_id: str | None = None,
     ) -> Sequence[bytes | HsmError]: ...
 
@@ -127,7 +128,7 @@ class AddressKey:
         signed: the core compares each key's public key with the pinned one."""
         payloads, key_id = [slot.payload for slot in slots], self._key_id()
         try:
-            answers = await self._manager.sign_many(payloads, timeout, return_exceptions, key_id)
+            answers = await self._manager.sign_many(payloads, timeout, return_exceptions, key_id=key_id)
         except HsmError as error:
             raise self._explained(error) from error
         found = [self._explained(one) if isinstance(one, HsmError) else Signature(one) for one in answers]

@@ -62,7 +62,7 @@ class HsmcoreSigner(TransactionSigner):
     `__cause__`."""
 
     def __init__(self, keys: SigningKeys, pubkey: Pubkey | None = None, *, timeout: float | None = None) -> None:
-        """`keys`: an initialized KeyManager, or a client with its methods. `pubkey`: None is the key that signs now.
+        """`keys`: an initialized KeyManager, or a gateway.Client. `pubkey`: None is the key that signs now.
         `timeout` of each call, in seconds; None: `requestTimeoutMs`."""
         try:
             self._key = AddressKey(keys, pubkey)
