@@ -317,6 +317,10 @@ async def test_what_is_wrong_is_said_before_anything_is_sent(path):
         Client("tls:localhost:1")
     with pytest.raises(BadArgument):
         Client(f"unix:{path}", tls=ClientTls("", "", ""))
+    for name, values in (("connections", (0, 65)), ("max_waiting", (0, 1 << 25)), ("timeout", (0, -1, float("inf")))):
+        for wrong in (*values, "1", None, float("nan"), True):
+            with pytest.raises((BadArgument, InvalidTimeout)):
+                Client(f"unix:{path}", **{name: wrong})
     async with FakeGateway(path) as fake:
         km = Client(f"unix:{path}")
         with pytest.raises(NotInitialized):

@@ -24,7 +24,7 @@ from hsmcore.audit.query import Query
 
 pytestmark = pytest.mark.integration
 PACKAGE = Path(__file__).parents[2] / "clients" / "typescript"
-ALONE = ("wire", "client", "again", "batched", "key-manager", "sequencer")
+ALONE = ("wire", "fuzz", "client", "again", "batched", "key-manager", "sequencer")
 """Files of tests that need no gateway."""
 NODE = shutil.which("node")
 AT_LENGTH = [pytest.mark.deep, pytest.mark.timeout(900)]
@@ -66,6 +66,13 @@ def against(options: Mapping[str, Any], transactions: int = 1000) -> dict[str, s
 @pytest.mark.parametrize("name", ALONE)
 def test_of_its_own(built, name):
     passes(built, name)
+
+
+@needs_node
+@pytest.mark.deep
+@pytest.mark.timeout(900)
+def test_the_parser_at_length(built):
+    passes(built, "fuzz", {"HSMCORE_TEST_FUZZ": "1000000"})
 
 
 @needs_node

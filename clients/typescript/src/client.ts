@@ -60,6 +60,16 @@ export interface ClientEvents {
   "key-rotated": [{ key: string; previous: Key; current: Key }];
 }
 
+/** Of the options that are numbers. A gateway allows a client 256 connections; Node's timers end at 2^31 ms. */
+const MOST_MS = 2 ** 30;
+const BOUNDS = {
+  connections: [1, 64],
+  timeoutMs: [1, MOST_MS],
+  maxWaiting: [1, 2 ** 24],
+  connectTimeoutMs: [1, MOST_MS],
+  maxBackoffMs: [1, MOST_MS],
+  pingMs: [10, MOST_MS],
+} as const;
 const NO_KEY = Buffer.alloc(0);
 export const DEFAULT_KEY = "default";
 
@@ -88,12 +98,17 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
   constructor(options: ClientOptions) {
     super();
     const { connections = 1, timeoutMs = 10_000, maxWaiting = 16_384, ...rest } = options;
-    for (const [name, value] of Object.entries({ connections, timeoutMs, maxWaiting })) {
-      if (!Number.isSafeInteger(value) || value < 1) throw badArgument(`${name} must be a whole number from 1 on.`);
+    const { connectTimeoutMs = 5_000, maxBackoffMs = 2_000, pingMs = 5_000 } = rest;
+    const numbers = { connections, timeoutMs, maxWaiting, connectTimeoutMs, maxBackoffMs, pingMs };
+    for (const [name, [least, most]] of Object.entries(BOUNDS)) {
+      const value = numbers[name as keyof typeof numbers];
+      if (!Number.isSafeInteger(value) || value < least || value > most) {
+        throw badArgument(`${name} must be a whole number from ${least} to ${most}.`);
+      }
     }
     this.timeoutMs = timeoutMs;
     this.maxWaiting = maxWaiting;
-    const settings = { connectTimeoutMs: 5_000, maxBackoffMs: 2_000, pingMs: 5_000, ...rest };
+    const settings = { ...rest, connectTimeoutMs, maxBackoffMs, pingMs };
     this.links = Array.from({ length: connections }, () => new Link(settings, this, PROGRAM));
     this.connectTimeoutMs = settings.connectTimeoutMs;
   }
@@ -222,7 +237,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
       throw new HsmError(`${this.maxWaiting} requests wait to be sent.`, fault);
     }
     const { key: slot = DEFAULT_KEY, timeoutMs = this.timeoutMs, signal, keyId } = options;
-    if (!(timeoutMs > 0 && timeoutMs <= 2 ** 30)) throw badArgument("timeoutMs must be a positive number.");
+    if (!(timeoutMs > 0 && timeoutMs <= MOST_MS)) throw badArgument("timeoutMs must be a positive number.");
     const pin =
       keyId !== undefined && wire.isSigning(frame) ? this.versions(slot).find((one) => one.id === keyId) : undefined;
     if (!pin && keyId !== undefined && wire.isSigning(frame)) {

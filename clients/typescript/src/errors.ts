@@ -14,7 +14,7 @@ export interface Fault {
 
 /** The one class of errors of this package. */
 export class HsmError extends Error {
-  override readonly name = "HsmError";
+  override readonly name: string = "HsmError";
   readonly status: string;
   readonly class: string;
   /** The same call may succeed a moment later. */

@@ -141,6 +141,8 @@ export class Link {
     clearTimeout(this.timer);
     const { socket } = this;
     if (!socket) return;
+    // What was answered need not be remembered any more.
+    if (this.ready && this.open.size === 0) this.write(wire.ack(this.next));
     this.flush();
     socket.end();
     // A gateway that does not close its side keeps nobody waiting.
@@ -359,8 +361,14 @@ export class Link {
   }
 
   private learn(keys: readonly Key[]): void {
+    const bySlot = new Map<number, Key[]>();
+    for (const key of keys) {
+      const own = bySlot.get(key.slot);
+      if (own) own.push(key);
+      else bySlot.set(key.slot, [key]);
+    }
     const of = (number: number): Slot => {
-      const own = keys.filter((key) => key.slot === number);
+      const own = bySlot.get(number) ?? [];
       return {
         number,
         current: own.find((key) => key.current),

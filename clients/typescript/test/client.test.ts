@@ -27,6 +27,13 @@ suite("answers", { timeout: 100_000 }, () => {
     assert.ok(written.length <= 2);
   });
 
+  test("a client that ends says that nothing need be remembered", async () => {
+    const client = await connected();
+    await client.sign(text("x"));
+    await client.close();
+    await until(() => gateway.seen.some((one) => one.type === 6 && one.request === 2));
+  });
+
   test("answers come in any order", async () => {
     const client = await connected();
     const held: Request[] = [];
@@ -291,6 +298,15 @@ suite("the end", { timeout: 100_000 }, () => {
     for (const address of ["sign.sock", "tls:host", "http://host:1"]) {
       await assert.rejects(new Client({ address }).connect(), fails({ status: "BAD_ARGUMENT" }));
     }
-    assert.throws(() => new Client({ address: "unix:x", connections: 0 }), fails({ status: "BAD_ARGUMENT" }));
+    const names = ["connections", "timeoutMs", "maxWaiting", "connectTimeoutMs", "maxBackoffMs", "pingMs"];
+    for (const name of names) {
+      for (const wrong of [0, -1, 1.5, NaN, Infinity, 2 ** 31, "1", null]) {
+        const options = { address: "unix:x", [name]: wrong };
+        assert.throws(() => new Client(options as never), fails({ status: "BAD_ARGUMENT" }), `${name}: ${wrong}`);
+      }
+      new Client({ address: "unix:x", [name]: undefined } as never);
+    }
+    assert.throws(() => new Client({ address: "unix:x", connections: 65 }), fails({ status: "BAD_ARGUMENT" }));
+    assert.throws(() => new Client({ address: "unix:x", pingMs: 9 }), fails({ status: "BAD_ARGUMENT" }));
   });
 });

@@ -39,8 +39,9 @@ import {
   TransactionMessage,
   VersionedTransaction,
 } from "@solana/web3.js";
+import { SignerErrorCode } from "@solana/keychain-core";
 import { HsmError, KeyManagerFactory, type KeyManagerConfig, type KeyManager } from "hsmcore-client";
-import { createHsmcoreSigner, type HsmcoreSigner } from "hsmcore-client/solana";
+import { createHsmcoreSigner, type HsmcoreSigner, SignerError } from "hsmcore-client/solana";
 import { FailedTransactionMetadata, LiteSVM } from "litesvm";
 
 import { place, type Place } from "./place.js";
@@ -52,6 +53,16 @@ const RECIPIENT = address("8opHzTAnfzRpPEx21XtnrVTX28YQuCpAjcn1PczScKh");
 
 const seed = new URL("../../test/sequencer.json", import.meta.url);
 const customers = (JSON.parse(readFileSync(seed, "utf8")) as { sequencer: { keyManager: KeyManagerConfig } }).sequencer;
+
+/** Of a signer: an HsmError of this status, with what @solana/keychain-core's SignerError has. */
+const signerError = (status: string, code: SignerErrorCode) => (error: unknown) => {
+  assert.ok(error instanceof SignerError && error instanceof HsmError);
+  assert.ok(Object.values(SignerErrorCode).includes(error.code));
+  assert.deepEqual([error.name, error.status, error.code], ["SignerError", status, code]);
+  assert.equal(error.context["message"], error.message);
+  assert.ok(error.cause instanceof HsmError && error.cause.message === error.message);
+  return true;
+};
 
 let gateway: Place;
 let configuration: { keyManager: KeyManagerConfig };
@@ -172,16 +183,17 @@ suite("the signer", { timeout: 600_000 }, () => {
   test("refuses a transaction that does not ask for it, before the key is asked", async () => {
     const other = await generateKeyPairSigner();
     const made = transfer(other.address, 1, ledger().latestBlockhash());
-    await assert.rejects(
-      signer.signTransactions([made]),
-      (error) => error instanceof HsmError && error.status === "BAD_ARGUMENT",
-    );
+    await assert.rejects(signer.signTransactions([made]), signerError("BAD_ARGUMENT", "SIGNER_SIGNING_FAILED"));
   });
 
   test("gives up if it is told to", async () => {
     const made = transfer(signer.address, 1, ledger().latestBlockhash());
     const signing = signer.signTransactions([made], { abortSignal: AbortSignal.abort() });
-    await assert.rejects(signing, (error) => error instanceof HsmError && error.status === "CANCELLED");
+    await assert.rejects(signing, signerError("CANCELLED", "SIGNER_SIGNING_FAILED"));
+    const large = [createSignableMessage(new Uint8Array(2 ** 20))];
+    await assert.rejects(signer.signMessages(large), signerError("MESSAGE_TOO_LARGE", "SIGNER_SERIALIZATION_ERROR"));
+    const unopened = KeyManagerFactory.create({ gateway: { address: "unix:/nowhere" } });
+    assert.throws(() => createHsmcoreSigner(unopened), signerError("KEY_NOT_FOUND", "SIGNER_CONFIG_ERROR"));
   });
 
   test("signs messages", async () => {
@@ -225,6 +237,7 @@ suite("the signer", { timeout: 600_000 }, () => {
       recentBlockhash,
       instructions: [],
     }).compileToV0Message();
-    await assert.rejects(signer.signTransaction(new VersionedTransaction(foreign)), HsmError);
+    const refused = signerError("BAD_ARGUMENT", "SIGNER_SIGNING_FAILED");
+    await assert.rejects(signer.signTransaction(new VersionedTransaction(foreign)), refused);
   });
 });
