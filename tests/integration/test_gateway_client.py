@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 from collections import defaultdict
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,10 @@ def keys_by_message(log: Path) -> dict[str, set[str]]:
 @one_loop
 async def test_a_connection_that_stalls_fails_no_request(world, tmp_path):
     clients = {"app": {**ME["app"], "inFlight": 4}}
-    async with site(world.config(maxCacheSize=0), tmp_path, clients) as served:
+    async with site(world.config(maxCacheSize=0), tmp_path, clients) as served, AsyncExitStack() as rest:
         staller = Staller(served.path, b"this one stalls")
         await staller.listen(str(tmp_path / "stalls.sock"))
+        rest.push_async_callback(staller.close)
         async with Client(f"unix:{tmp_path}/stalls.sock", connections=2, timeout=60) as km:
             await until(lambda: len(served.server.connections) == 2)
             late = asyncio.create_task(km.sign(b"this one stalls"))
@@ -71,7 +73,6 @@ async def test_a_connection_that_stalls_fails_no_request(world, tmp_path):
             staller.released.set()
             assert valid(km.public_key, b"this one stalls", await late)
         assert served.server.requests["app", "OK"] == 101
-        await staller.close()
 
 
 @one_loop
