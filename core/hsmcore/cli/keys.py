@@ -190,20 +190,21 @@ def attest(
     """Ask the device for evidence about a key: whether it was made there and could ever leave it. A YubiHSM 2 gives a
     certificate, which is checked against the roots of `attestationRoots`; what other tokens say is their own word.
 
-    Exit code 1 if there is no certificate, or it does not lead to a root.
+    Exit code 1 if there is no certificate, or it does not show that the device generated this key.
 
     Example: hsmcore keys attest 0f3a… --output evidence.json
     """
     from hsmcore.manager.evidence import collect, judged
 
     settings = token_settings(cli.config)
+    public_key: bytes | None = None
     if kept:
-        document = _kept_evidence(cli.config, key_id.lower())
+        document, public_key = _kept_evidence(cli.config, key_id.lower())
     else:
         with recorded(cli.config.key_manager, "keys attest", key_id=key_id.lower()) as entry:
             document = on_token(cli.config, lambda plane: collect(plane, cli.config.key_manager.own, key_id.lower()))
             entry["evidence_sha256"] = hashlib.sha256(document).digest()
-    found = judged(document, settings)
+    found = judged(document, settings, key_id.lower(), public_key)
     if output is not None:
         write(output, document)
     cli.show({**found, "sha256": hashlib.sha256(document).hexdigest()})
@@ -252,15 +253,35 @@ def set_(
         sys.stdout.buffer.write(data)
 
 
-def _kept_evidence(config: Config, key_id: str) -> bytes:
+def _kept_evidence(config: Config, key_id: str) -> tuple[bytes, bytes]:
+    """Return what is kept about a version of the key ring, and its public key. The document is in no sealed row: it
+    counts if the newest set that lists the key, which a key of the ring has signed, has its digest."""
+    from hsmcore.audit.key_set import KeySet
+    from hsmcore.state import StoreNotGenuine
     from hsmcore.state.key_sets import KeySetNotes
 
-    known = next((key for key in ring(config) if key.key_id == key_id), None)
-    asked = known.public_key if known is not None else b""
-    found = on_state(config, lambda store: KeySetNotes(store).evidence(asked), shows=True)
-    if found is None:
+    versions, policy = ring(config), config.key_manager.policy
+    known = next((key for key in versions if key.key_id == key_id), None)
+
+    async def read(store: Any) -> tuple[bytes | None, list[tuple[int, bytes]]]:
+        rows = KeySetNotes(store)
+        asked = b"" if known is None else known.public_key
+        return await rows.evidence(asked), [] if policy is None else await rows.since(policy.domain, -1)
+
+    document, notes = on_state(config, read, shows=True)
+    if known is None or document is None:
         raise KeyNotFound(f"nothing is kept about key {key_id}", hint="Ask the device: leave --kept out.")
-    return found
+    signers = {key.public_key for key in versions}
+    try:
+        sets = (KeySet.remembered(note) for _, note in reversed(notes))
+        found = next((one for one in sets if one.entry(known.public_key) and one.current.public_key in signers), None)
+    except ValueError as error:
+        raise StoreNotGenuine(f"a set of keys in the state store is none: {error}") from error
+    entry = None if found is None else found.entry(known.public_key)
+    if entry is None or entry.evidence != hashlib.sha256(document).digest():
+        what = "no set of keys lists it" if entry is None else "it is not what the set of keys has the digest of"
+        raise StoreNotGenuine(f"what is kept about key {key_id} is not to be believed: {what}")
+    return document, known.public_key
 
 
 def shown_set(found: KeySet) -> dict[str, Any]:

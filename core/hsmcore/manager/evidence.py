@@ -43,17 +43,21 @@ async def collect(plane: ControlPlane, provider: Provider, key_id: str) -> bytes
     return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
 
 
-def judged(document: bytes, settings: Pkcs11Settings) -> dict[str, Any]:
-    """Return what a document says, and in `proven` whether certificates lead to a configured root; `problem`: why not.
-    Raises ValueError for another document, OSError."""
+def judged(document: bytes, settings: Pkcs11Settings, key_id: str, public_key: bytes | None) -> dict[str, Any]:
+    """Return what a document says, and in `proven` whether certificates show that the device made this key; `problem`:
+    why not. `public_key`: of the key that is asked about; None: the document comes from the token itself. Raises
+    ValueError for a document of another form or key, OSError."""
     found = orjson.loads(document[:_MOST_BYTES])
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise ValueError("no evidence about a key")
+    if found["keyId"] != key_id or public_key not in (None, bytes.fromhex(found["publicKey"] or "")):
+        raise ValueError("the evidence is about another key")
     problem = "the device gives no certificate: this is its own word"
     if found["certificates"]:
-        from hsmcore.audit.devices.yubihsm_attest import problem_of
+        from hsmcore.audit.devices.yubihsm_attest import Claim, problem_of
 
         roots = getattr(settings, "attestation_roots", None) or ()
         chain = [bytes.fromhex(one) for one in found["certificates"]]
-        problem = problem_of(chain, map(Path, roots), bytes.fromhex(found["publicKey"] or ""))
+        claim = Claim(bytes.fromhex(found["publicKey"] or ""), key_id, found["token"]["serial"])
+        problem = problem_of(chain, map(Path, roots), claim)
     return {**found, "proven": not problem, "problem": problem or None}

@@ -92,6 +92,8 @@ class KeySets:
         """The newest set. Replaced, never changed; any thread may read it."""
         self._bound: tuple[tuple[KeyEntry, ...], bytes, int] | None = None
         """What was bound and is not signed yet: keys, text, serial. It may be tried again."""
+        self._said: dict[bytes, bytes] = {}
+        """Digests of what devices said, by public key: of keys that no set lists yet."""
         self._introduced: set[bytes] = set()
         self._others: dict[bytes, KeyVersion] = {}
         self._looking = asyncio.Lock()
@@ -261,12 +263,13 @@ class KeySets:
         was = None if self.latest is None else self.latest.entry(entry.public_key)
         if was is not None or entry.state == "retired":
             return None if was is None else was.evidence
-        document = await self._rows.evidence(entry.public_key)
-        if document is None:
+        # A document that is in the store already is of no set: it is left over, or of another writer.
+        if entry.public_key not in self._said:
             document = await self._asked(entry.public_key, key_id)
-        if document is None:
-            return None
-        return hashlib.sha256(document).digest()
+            if document is None:
+                return None
+            self._said[entry.public_key] = hashlib.sha256(document).digest()
+        return self._said[entry.public_key]
 
     async def _asked(self, public_key: bytes, key_id: str) -> bytes | None:
         for member in self._port.holders(public_key):

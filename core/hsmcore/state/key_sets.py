@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 
-from sqlalchemy import insert, select
+from sqlalchemy import Connection, delete, insert, select
 
 from hsmcore.state.schema import KEY_EVIDENCE, KEY_SET
 from hsmcore.state.store import Tables
@@ -30,6 +30,11 @@ class KeySetNotes(Tables):
         return str(rows[0]["document"]).encode() if rows else None
 
     async def keep_evidence(self, public_key: bytes, document: bytes) -> None:
-        """Keep what a device said of a key that it was not asked about before."""
+        """Keep what a device said of a key, in place of what no set of keys has the digest of."""
         values = {"public_key": public_key.hex(), "document": document.decode(), "made_ns": time.time_ns()}
-        await self._store.run(lambda connection: connection.execute(insert(KEY_EVIDENCE).values(**values)))
+
+        def work(connection: Connection) -> None:
+            connection.execute(delete(KEY_EVIDENCE).where(KEY_EVIDENCE.c.public_key == public_key.hex()))
+            connection.execute(insert(KEY_EVIDENCE).values(**values))
+
+        await self._store.run(work)

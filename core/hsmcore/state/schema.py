@@ -90,7 +90,8 @@ KEY_SET: Final = _table("key_set", "domain* serial:n* note")
 """Signed sets of keys (audit/key_set.py). Rows are only added. `bound` has the serial of each, as a position."""
 
 KEY_EVIDENCE: Final = _table("key_evidence", "public_key* document made_ns:n")
-"""What a device said of a key (manager/evidence.py), once for each; by hexadecimal public key. Rows are only added."""
+"""What a device said of a key (manager/evidence.py), once for each, before a set first lists it; by hexadecimal public
+key."""
 
 FLEET: Final = _table(
     "fleet",

@@ -22,19 +22,32 @@ def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
+def integer(number: int) -> bytes:
+    """A whole number in DER."""
+    data = number.to_bytes(number.bit_length() // 8 + 1)
+    return bytes([2, len(data)]) + data
+
+
 def certificate(
-    subject: str, public: object, issuer: str, key: _Key, *, ca: bool, more: dict[int, bytes]
+    subject: str,
+    public: object,
+    issuer: str,
+    key: object,
+    *,
+    ca: bool,
+    more: dict[int, bytes],
+    depth: int | None = None,
 ) -> x509.Certificate:
-    """A certificate. `more`: the vendor's extensions."""
+    """A certificate. `more`: the vendor's extensions; `depth`: of a CA, how many CAs may be under it."""
     made = x509.CertificateBuilder().subject_name(_name(subject)).issuer_name(_name(issuer))
     made = made.serial_number(x509.random_serial_number()).not_valid_before(_BEGUN).not_valid_after(_ENDS)
     made = made.public_key(public)  # type: ignore[arg-type]
     if ca:
-        made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        made = made.add_extension(x509.BasicConstraints(ca=True, path_length=depth), critical=True)
     for number, value in more.items():
         oid = x509.ObjectIdentifier(f"{_VENDOR}.{number}")
         made = made.add_extension(x509.UnrecognizedExtension(oid, value), critical=False)
-    return made.sign(key, hashes.SHA256())
+    return made.sign(key, None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256())  # type: ignore[arg-type]
 
 
 @dataclass
@@ -62,13 +75,24 @@ class Attestation:
     key: _Key = field(default_factory=lambda: ec.generate_private_key(ec.SECP256R1()))
 
     @property
+    def number(self) -> bytes:
+        """The serial number as an extension has it."""
+        return integer(self.serial)
+
+    @property
     def _own(self) -> str:
         return f"Test HSM Attestation ({self.serial})"
 
     def certificate(self) -> bytes:
         """Of the device's own key: the opaque object 0."""
         made = certificate(
-            self._own, self.key.public_key(), f"{self.root.name} 2", self.root.between, ca=False, more={}
+            self._own,
+            self.key.public_key(),
+            f"{self.root.name} 2",
+            self.root.between,
+            ca=True,
+            more={2: self.number},
+            depth=0,
         )
         return made.public_bytes(serialization.Encoding.DER)
 
@@ -81,9 +105,9 @@ class Attestation:
             else ed25519.Ed25519PublicKey.from_public_bytes(raw)
         )
         more = {
-            2: b"\x02\x04" + self.serial.to_bytes(4),
+            2: self.number,
             3: bytes([3, 2, 0, stored.origin]),
-            6: b"\x02\x02" + stored.id.to_bytes(2),
+            6: integer(stored.id),
         }
         subject = f"Test HSM Attestation id:0x{stored.id:04x}"
         made = certificate(subject, public, self._own, self.key, ca=False, more=more)
