@@ -554,4 +554,11 @@ def test_the_command_line_verifies_a_proof(world, tmp_path, capsys):
     assert (shown["valid"], shown["domain"], shown["index"], shown["kind"]) == (True, "default", 0, "raw")
     assert cli([*given, "--text", "hallo"]) == 1
     assert json.loads(capsys.readouterr().out) == {"valid": False}
+    assert cli([*given, "--text", "hello", "--domain", "default", "--kind", "raw", "--epoch", "0"]) == 0
+    capsys.readouterr()
+    for option, other, found in (("domain", "other", "default"), ("kind", "tx-v0", "raw"), ("epoch", "1", "0")):
+        assert cli([*given, "--text", "hello", f"--{option}", other]) == 1
+        assert json.loads(capsys.readouterr().out) == {"valid": False, "problem": f"it is of {option} {found}"}
+    assert cli([*given, "--text", "hello", "--kind", "block"]) == 2
+    assert cli(["verify", "--signature", "00", "--text", "hello", "--domain", "default"]) == 2
     assert cli(["verify", "--batched", "x", "--signature", "00", "--text", "hello"]) == 2

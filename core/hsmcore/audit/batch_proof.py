@@ -39,12 +39,21 @@ def read(public_key: bytes, message: object, proof: object) -> BatchProof | None
 
 
 def verify_batched(
-    public_key: bytes, message: object, proof: object, *, domain: str | None = None, kind: str | None = None
+    public_key: bytes,
+    message: object,
+    proof: object,
+    *,
+    domain: str | None = None,
+    kind: str | None = None,
+    epoch: int | None = None,
 ) -> bool:
-    """Return whether a proof shows that a message is in a batch whose root this Ed25519 key signed. `domain`, `kind`:
-    it must be of this one. In software; opens nothing. Raises InvalidMessageType."""
+    """Return whether a proof shows that a message is in a batch whose root this Ed25519 key signed. `domain`, `kind`,
+    `epoch`: it must be of this one; a key that serves several domains signs for each. In software; opens nothing.
+    Raises InvalidMessageType."""
     found = read(public_key, message, proof)
-    return found is not None and domain in (None, found.domain) and kind in (None, found.kind)
+    if found is None:
+        return False
+    return domain in (None, found.domain) and kind in (None, found.kind) and epoch in (None, found.epoch)
 
 
 def _bytes(value: object) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar, cast
 
@@ -90,6 +90,13 @@ def verify(
     batched: Annotated[
         Path | None, typer.Option("--batched", metavar="PATH", help="A file with the proof of a batched signature.")
     ] = None,
+    domain: Annotated[
+        str | None, typer.Option("--domain", help="With --batched: the domain that it must be of.")
+    ] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="With --batched: the kind that it must be of.")] = None,
+    epoch: Annotated[
+        int | None, typer.Option("--epoch", min=0, help="With --batched: the fleet's epoch that it must be of.")
+    ] = None,
     text: TextOption = None,
     hex_: HexOption = None,
     public_key: Annotated[
@@ -103,18 +110,24 @@ def verify(
     An ECDSA signature must have a low s, as every signature of hsmcore has. Of those of other software half have a high
     one: they are refused, and the answer says so.
 
+    A key that serves several domains signs batches for each: give --domain and --kind with --batched, unless what the
+    answer says of them is compared elsewhere.
+
     Examples:
 
       hsmcore verify block.bin --signature-file block.sig
 
       hsmcore verify --text hello --signature 5f0c… --public-key 3b6a…
 
-      hsmcore verify receipt.json --batched receipt.tlog-proof --public-key 3b6a…
+      hsmcore verify receipt.json --batched receipt.tlog-proof --domain my-rollup --kind raw --public-key 3b6a…
     """
+    wanted = {"domain": domain, "kind": kind, "epoch": epoch}
+    if batched is None and any(value is not None for value in wanted.values()):
+        raise BadUsage("--domain, --kind and --epoch go with --batched")
     if sum(given is not None for given in (signature, signature_file, batched)) != 1:
         raise BadUsage("give --signature, --signature-file or --batched")
     if batched is not None:
-        _verify_batched(cli, _message(file, text, hex_), _read(batched), public_key)
+        _verify_batched(cli, _message(file, text, hex_), _read(batched), public_key, wanted)
         return
     if str(signature_file) == "-" and text is None and hex_ is None and file in (None, Path("-")):
         raise BadUsage("message and signature cannot both come from standard input")
@@ -143,8 +156,14 @@ def verify(
     raise typer.Exit(FAILED)
 
 
-def _verify_batched(cli: Invocation, message: bytes, proof: bytes, public_key: str | None) -> None:
+def _verify_batched(
+    cli: Invocation, message: bytes, proof: bytes, public_key: str | None, wanted: Mapping[str, str | int | None]
+) -> None:
     from hsmcore.audit.batch_proof import read
+    from hsmcore.tlog_proof import KINDS
+
+    if wanted["kind"] not in (None, *filter(None, KINDS)):
+        raise BadUsage(f"--kind: one of {', '.join(filter(None, KINDS))}")
 
     async def ask(manager: KeyManager) -> list[bytes]:
         return [key.public_key for key in manager.keys()]  # noqa: SIM118  # a list
@@ -154,9 +173,17 @@ def _verify_batched(cli: Invocation, message: bytes, proof: bytes, public_key: s
     if found is None:
         cli.show({"valid": False}, "NOT valid")
         raise typer.Exit(FAILED)
+    others = [name for name, value in wanted.items() if value not in (None, getattr(found, name))]
+    if others:
+        problem = f"it is of {', '.join(f'{name} {getattr(found, name)}' for name in others)}"
+        cli.show({"valid": False, "problem": problem}, f"NOT valid: {problem}")
+        raise typer.Exit(FAILED)
     shown = {name: getattr(found, name) for name in ("domain", "epoch", "index", "kind", "size")}
     shown |= {"root": found.root.hex(), "timeNs": found.time_ns}
-    cli.show({"valid": True, **shown}, f"valid: number {found.index} of {found.domain}, epoch {found.epoch}")
+    cli.show(
+        {"valid": True, **shown},
+        f"valid: number {found.index} of {found.domain}, epoch {found.epoch}, kind {found.kind}",
+    )
 
 
 def _with_manager(config: Config, work: Callable[[KeyManager], Awaitable[T]]) -> T:
