@@ -15,8 +15,9 @@ from random import Random
 from typing import Any
 
 import pytest
+from tests.support import key_sets
 from tests.support.authority import Authority
-from tests.support.batches import Case, by_node, malformed, manipulated, of
+from tests.support.batches import Case, by_node, lines_of_signatures, malformed, manipulated, of
 from tests.support.gateways import Cutter, gateway
 
 from hsmcore.audit.layout import Layout
@@ -24,7 +25,7 @@ from hsmcore.audit.query import Query
 
 pytestmark = pytest.mark.integration
 PACKAGE = Path(__file__).parents[2] / "clients" / "typescript"
-ALONE = ("wire", "fuzz", "client", "again", "batched", "key-manager", "sequencer")
+ALONE = ("wire", "fuzz", "client", "again", "batched", "key-set", "key-manager", "sequencer")
 """Files of tests that need no gateway."""
 NODE = shutil.which("node")
 AT_LENGTH = [pytest.mark.deep, pytest.mark.timeout(900)]
@@ -90,6 +91,20 @@ def test_2000_manipulated_proofs_are_refused(built):
     assert all(by_node(good, module))
     cases = [*manipulated(Random(22), 2000), *malformed()]
     assert [case for case, accepted in zip(cases, by_node(cases, module), strict=True) if accepted] == []
+    forms = list(lines_of_signatures())
+    accepted = by_node([case for case, _ in forms], module)
+    assert [case.what for (case, holds), found in zip(forms, accepted, strict=True) if found is not holds] == []
+
+
+@needs_node
+@pytest.mark.timeout(300)
+def test_2000_manipulated_sets_of_keys_are_refused(built):
+    module = built.parents[1] / "dist" / "esm" / "index.js"
+    assert all(key_sets.by_client(key_sets.good(), module))
+    cases = [*key_sets.manipulated(Random(22), 2100), *key_sets.forms()]
+    taken = key_sets.by_client(cases, module)
+    assert len(cases) >= 2000
+    assert [case for case, one in zip(cases, taken, strict=True) if one] == []
 
 
 def passes_against(built: Path, name: str, folder: Path, config: Mapping[str, Any], **rules: Any) -> None:

@@ -41,7 +41,7 @@ const FORM = new RegExp(
     `index ${NUMBER}((?:${HASH}\\n){0,63})\\n` +
     `((([!-*,-~]{1,64})/${NUMBER.slice(0, -2)})\\n${NUMBER}(${HASH})\\n` +
     `hsmcore/batch-root/v1 ${NUMBER}time ${NUMBER})\\n` +
-    "((?:— [^ +\\n]+ [A-Za-z0-9+/]+={0,2}\\n){1,64})$",
+    "((?:— [^ +\\x00-\\x1f]+ [A-Za-z0-9+/]+={0,2}\\n){1,64})$",
 );
 const SPKI = Buffer.from("302a300506032b6570032100", "hex");
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
@@ -76,18 +76,18 @@ export function readBatchProof(publicKey: Uint8Array, message: Uint8Array, proof
   return { domain, epoch: BigInt(epoch), index: begin + place, kind, size: count, root: found, timeNs: BigInt(time) };
 }
 
-/** Whether a proof shows that a message is in a batch whose root this Ed25519 key signed; of `domain` and `kind`, where
- * they are given. */
+/** Whether a proof shows that a message is in a batch whose root this Ed25519 key signed; of `domain`, `kind` and `epoch`,
+ * where they are given. */
 export function verifyBatched(
   publicKey: Uint8Array,
   message: Uint8Array,
   proof: Uint8Array,
-  wanted: { domain?: string; kind?: Kind } = {},
+  wanted: { domain?: string; kind?: Kind; epoch?: bigint } = {},
 ): boolean {
   const found = readBatchProof(publicKey, message, proof);
   if (!found) return false;
-  const { domain = found.domain, kind = found.kind } = wanted;
-  return domain === found.domain && kind === found.kind;
+  const { domain = found.domain, kind = found.kind, epoch = found.epoch } = wanted;
+  return domain === found.domain && kind === found.kind && epoch === found.epoch;
 }
 
 /** The root that a path leads to (RFC 9162, section 2.1.3.2); undefined if it has another length. */
@@ -112,7 +112,7 @@ function isSigned(publicKey: Uint8Array, origin: string, signed: string, lines: 
   for (const line of lines.split("\n").filter(Boolean)) {
     const [, name, encoded = ""] = line.split(" ");
     const value = decoded(encoded);
-    if (value.toString("base64") !== encoded) return false; // its last digit has bits that mean nothing
+    if (value.length < 5 || value.toString("base64") !== encoded) return false; // its last digit has bits that mean nothing
     if (name !== origin || !value.subarray(0, 4).equals(id)) continue;
     if (value.length !== 68 || !verifySignature(null, Buffer.from(signed), key, value.subarray(4))) return false;
     good++;

@@ -30,8 +30,8 @@ suite("a batched signature", { timeout: 100_000 }, () => {
     assert.deepEqual([found.index, found.keyId, found.auditSeq], [7n, key.id, 3n]);
     assert.ok(found.publicKey.equals(key.publicKey));
     assert.equal(found.proof.toString(), proof);
-    assert.ok(verifyBatched(found.publicKey, MESSAGE, found.proof, { domain: "tests", kind: "raw" }));
-    for (const wanted of [{ domain: "test" }, { kind: "tx-v0" }] as const) {
+    assert.ok(verifyBatched(found.publicKey, MESSAGE, found.proof, { domain: "tests", kind: "raw", epoch: 0n }));
+    for (const wanted of [{ domain: "test" }, { kind: "tx-v0" }, { epoch: 1n }] as const) {
       assert.ok(!verifyBatched(found.publicKey, MESSAGE, found.proof, wanted));
     }
     const says = readBatchProof(found.publicKey, MESSAGE, found.proof)!;

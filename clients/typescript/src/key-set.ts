@@ -1,0 +1,228 @@
+/** The signed set of keys, for verifiers: which keys are good now. docs/KEYSET.md has the format and the rules. */
+
+import { Buffer, isUtf8 } from "node:buffer";
+import { createHash, createPublicKey, verify as verifySignature } from "node:crypto";
+
+import type { Algorithm, Kind } from "./wire.js";
+
+export type KeyState = "next" | "current" | "overlap" | "retired" | "other" | "emergency";
+
+/** A key of a set. Times are Unix seconds. */
+export interface KeyEntry {
+  /** In the key ring; undefined: the key is in no ring. */
+  readonly version?: bigint;
+  readonly algorithm: Exclude<Algorithm, "">;
+  readonly publicKey: Buffer;
+  readonly state: KeyState;
+  readonly notBefore: number;
+  readonly notAfter?: number;
+  /** The version that signed after it. */
+  readonly successor?: bigint;
+  /** SHA-256 of what the device says of the key. */
+  readonly evidence?: Buffer;
+}
+
+/** When a signature is looked at. */
+export interface KeySetMoment {
+  /** Unix seconds; this clock's, unless it is given. */
+  readonly now?: number;
+  /** Seconds that this clock may differ from the signer's: 300, unless they are given. */
+  readonly skew?: number;
+}
+
+/** A set of keys that is not to be believed. The message says why. */
+export class KeySetRefused extends Error {
+  override readonly name = "KeySetRefused";
+}
+
+const FIRST = "§ hsmcore/key-set/v1\n";
+const MOST_BYTES = 1 << 16;
+const NUMBER = "(?:0|[1-9][0-9]{0,18})";
+const HASH = "[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=";
+const POINT = "[A-Za-z0-9+/]{86}[AEIMQUYcgkosw048]=";
+const KEY = new RegExp(
+  `^key (-|${NUMBER}) (?:(ed25519) (${HASH})|(?!ed25519 )([a-z0-9-]{1,32}) (${POINT})) ` +
+    `(?:(next|current|other|emergency) (${NUMBER}) -|(overlap|retired) (${NUMBER}) (${NUMBER})) ` +
+    `(-|${NUMBER}) (-|${HASH})$`,
+);
+const NOTE = new RegExp(
+  `^(${FIRST}([!-*,-~]{1,64})/keys\\n(${NUMBER})\\ntime (${NUMBER})\\nkinds((?: [a-z0-9-]{1,32}){1,64})\\n` +
+    "((?:key [^\\n]*\\n)+))\\n((?:— [^ +\\x00-\\x1f]+ [A-Za-z0-9+/]+={0,2}\\n){1,64})$",
+);
+const SPKI = {
+  ed25519: Buffer.from("302a300506032b6570032100", "hex"),
+  "ecdsa-p256": Buffer.from("3059301306072a8648ce3d020106082a8648ce3d030107034200", "hex"),
+  "ecdsa-secp256k1": Buffer.from("3056301006072a8648ce3d020106052b8104000a034200", "hex"),
+};
+
+/** The keys whose signatures are good. Made by `trust` or `remembered`; `follow` returns a newer one. */
+export class KeySet {
+  readonly domain: string;
+  /** It only grows: a verifier keeps the newest set that it has seen, and takes none with a lower one. */
+  readonly serial: bigint;
+  /** When it was made, by the signer's clock: Unix seconds. */
+  readonly time: number;
+  /** The kinds of payload that the keys sign. */
+  readonly kinds: readonly string[];
+  readonly keys: readonly KeyEntry[];
+  readonly #text: string;
+  readonly #signatures: ReadonlyArray<readonly [name: string, value: Buffer]>;
+
+  /** `note`: what was signed, with its signatures. */
+  private constructor(readonly note: string) {
+    const [, text = "", domain = "", serial = "", time = "", kinds = "", keys = "", signatures = ""] =
+      (Buffer.byteLength(note) <= MOST_BYTES && NOTE.exec(note)) || [];
+    if (text === "") throw new KeySetRefused("not a set of keys");
+    this.#text = text;
+    this.domain = domain;
+    this.serial = BigInt(serial);
+    this.time = Number(time);
+    this.kinds = kinds.slice(1).split(" ");
+    this.keys = linesOf(keys).map(entryOf);
+    this.#signatures = linesOf(signatures).map(signatureOf);
+    const publics = new Set(this.keys.map((key) => key.publicKey.toString("hex")));
+    const versions = this.keys.flatMap((key) => key.version ?? []);
+    const [current, ...more] = this.keys.filter((key) => key.state === "current");
+    const once = publics.size === this.keys.length && new Set(versions).size === versions.length;
+    if (!once || !current || more.length > 0) throw new KeySetRefused("it names a key twice, or no current one");
+    if (!this.#signedBy(this.keys).includes(current)) throw new KeySetRefused("its current key has not signed it");
+  }
+
+  /** Begin with a note that an Ed25519 key has signed which is known from elsewhere. Throws KeySetRefused. */
+  static trust(note: string | Uint8Array, publicKey: Uint8Array, domain?: string): KeySet {
+    const found = KeySet.remembered(note);
+    if (found.domain !== (domain ?? found.domain))
+      throw new KeySetRefused(`it is of ${found.domain}, not of ${domain}`);
+    const known: KeyEntry = { algorithm: "ed25519", publicKey: Buffer.from(publicKey), state: "other", notBefore: 0 };
+    if (found.#signedBy([known]).length === 0) throw new KeySetRefused("the key has not signed it");
+    return found;
+  }
+
+  /** The set of a note that this verifier accepted before, and kept. Throws KeySetRefused. */
+  static remembered(note: string | Uint8Array): KeySet {
+    return new KeySet(textOf(note));
+  }
+
+  /** The newest set that notes lead to, which stand one after the other as `/keys?since=` gives them; this one, if it is
+   * the newest. Throws KeySetRefused for a set that no key of the one before it has signed, another one of the same
+   * serial, and an older one at the end. */
+  follow(notes: string | Uint8Array, moment: KeySetMoment = {}): KeySet {
+    const [head, ...rest] = textOf(notes).split(FIRST);
+    if (head !== "" || rest.length === 0) throw new KeySetRefused("there is no note");
+    const last = rest.pop();
+    let latest: KeySet = this;
+    for (const one of rest) latest = latest.#next(new KeySet(FIRST + one), moment, false);
+    return latest.#next(new KeySet(FIRST + last), moment, true);
+  }
+
+  /** What it says of a key. */
+  entry(publicKey: Uint8Array): KeyEntry | undefined {
+    return this.keys.find((key) => key.publicKey.equals(publicKey));
+  }
+
+  /** Whether a signature that is made now may be of this key; and, where `kind` is given, of a payload of this kind. */
+  accepts(publicKey: Uint8Array, moment: KeySetMoment & { kind?: Kind } = {}): boolean {
+    const key = this.entry(publicKey);
+    if (!key || key.state === "retired") return false;
+    const { now = Date.now() / 1000, skew = 300, kind } = moment;
+    const good = key.notBefore - skew <= now && (key.notAfter === undefined || now <= key.notAfter + skew);
+    return good && (kind === undefined || this.kinds.includes(kind));
+  }
+
+  /** The key that made a signature; undefined if no key did that is accepted now. */
+  verify(
+    message: Uint8Array,
+    signature: Uint8Array,
+    moment: KeySetMoment & { kind?: Kind } = {},
+  ): KeyEntry | undefined {
+    if (signature.length !== 64) return undefined;
+    return this.keys.find((key) => this.accepts(key.publicKey, moment) && isGood(key, message, signature));
+  }
+
+  #next(found: KeySet, { now = Date.now() / 1000, skew = 300 }: KeySetMoment, isLast: boolean): KeySet {
+    if (found.domain !== this.domain) throw new KeySetRefused(`it is of ${found.domain}, not of ${this.domain}`);
+    if (found.serial < this.serial && !isLast) return this; // a step that was gone before
+    if (found.serial < this.serial) {
+      throw new KeySetRefused(`it is older than one that was accepted: serial ${found.serial} after ${this.serial}`);
+    }
+    if (found.serial === this.serial) {
+      if (found.#text !== this.#text) throw new KeySetRefused(`there are two sets of serial ${this.serial}`);
+      return this;
+    }
+    const trusted = this.keys.filter(
+      ({ state, notAfter }) =>
+        ["next", "current", "overlap"].includes(state) && (notAfter === undefined || now <= notAfter + skew),
+    );
+    if (found.#signedBy(trusted).length === 0) {
+      throw new KeySetRefused(`no key that is trusted has signed serial ${found.serial}`);
+    }
+    return found;
+  }
+
+  /** Those of some keys that signed it. A wrong signature of one of them, or of its own, is refused. */
+  #signedBy(keys: readonly KeyEntry[]): KeyEntry[] {
+    const origin = `${this.domain}/keys`;
+    return keys.filter((key) => {
+      if (key.algorithm !== "ed25519" || key.publicKey.length !== 32) return false;
+      const id = createHash("sha256").update(`${origin}\n\x01`).update(key.publicKey).digest().subarray(0, 4);
+      const own = this.#signatures.filter(([name, value]) => name === origin && value.subarray(0, 4).equals(id));
+      if (own.some(([, value]) => !isGood(key, Buffer.from(this.#text), value.subarray(4)))) {
+        throw new KeySetRefused("a signature is wrong");
+      }
+      return own.length > 0;
+    });
+  }
+}
+
+function textOf(note: string | Uint8Array): string {
+  if (typeof note === "string") return note;
+  if (!isUtf8(note)) throw new KeySetRefused("not UTF-8");
+  return Buffer.from(note).toString();
+}
+
+/** Lines that each end with a newline. */
+const linesOf = (text: string): string[] => text.split("\n").slice(0, -1);
+
+function entryOf(line: string): KeyEntry {
+  const [, version, ed25519, raw, curve, point, open, since, closed, from, until, after, evidence] =
+    KEY.exec(line) ?? [];
+  if (version === undefined) throw new KeySetRefused("not the line of a key");
+  return {
+    ...(version === "-" ? {} : { version: BigInt(version) }),
+    algorithm: (ed25519 ?? curve) as KeyEntry["algorithm"],
+    publicKey: Buffer.from(raw ?? point!, "base64"),
+    state: (open ?? closed) as KeyState,
+    notBefore: Number(since ?? from),
+    ...(until === undefined ? {} : { notAfter: Number(until) }),
+    ...(after === "-" ? {} : { successor: BigInt(after!) }),
+    ...(evidence === "-" ? {} : { evidence: Buffer.from(evidence!, "base64") }),
+  };
+}
+
+function signatureOf(line: string): readonly [string, Buffer] {
+  const [, name = "", text = ""] = line.split(" ");
+  const value = Buffer.from(text, "base64");
+  // The last digit has bits that mean nothing: a note that is changed there must not verify.
+  if (value.length < 5 || value.toString("base64") !== text) throw new KeySetRefused("not base64");
+  return [name, value];
+}
+
+/** Whether a key made a signature: 64 bytes. An ECDSA signature must have a low s, as each of hsmcore has. */
+function isGood({ algorithm, publicKey }: KeyEntry, message: Uint8Array, signature: Uint8Array): boolean {
+  const head = SPKI[algorithm];
+  if (!head || (algorithm !== "ed25519" && !isLow(algorithm, signature))) return false;
+  try {
+    const key = createPublicKey({ key: Buffer.concat([head, publicKey]), format: "der", type: "spki" });
+    if (algorithm === "ed25519") return verifySignature(null, message, key, signature);
+    return verifySignature("sha256", message, { key, dsaEncoding: "ieee-p1363" }, signature);
+  } catch {
+    return false; // a point that is on no curve
+  }
+}
+
+const ORDERS = {
+  "ecdsa-p256": 0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551n,
+  "ecdsa-secp256k1": 0xfffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141n,
+};
+const isLow = (curve: keyof typeof ORDERS, signature: Uint8Array): boolean =>
+  BigInt(`0x${Buffer.from(signature.subarray(32)).toString("hex")}`) <= ORDERS[curve] / 2n;
