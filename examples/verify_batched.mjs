@@ -3,6 +3,7 @@
 //     node verify_batched.mjs PUBLIC_KEY_HEX MESSAGE_FILE PROOF_FILE
 //
 // Prints the domain, the epoch, the message's number and its kind, or exits with 1. docs/BATCHING.md has the formats.
+import { isUtf8 } from "node:buffer";
 import { createHash, createPublicKey, verify as verifySignature } from "node:crypto";
 import { readFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
@@ -13,9 +14,9 @@ const HASH = "[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=";
 const PROOF = new RegExp(
   "^c2sp\\.org/tlog-proof@v1\\n" +
     "extra ([A-Za-z0-9+/]{12}|[A-Za-z0-9+/]{54}[AEIMQUYcgkosw048]=)\\n" +
-    `index ${NUMBER}((?:${HASH}\\n)*)\\n` +
+    `index ${NUMBER}((?:${HASH}\\n){0,63})\\n` +
     `(([!-*,-~]{1,64})/${NUMBER}${NUMBER}(${HASH})\\nhsmcore/batch-root/v1 ${NUMBER}time ${NUMBER})\\n` +
-    "((?:— [^ +\\n]+ [A-Za-z0-9+/]+={0,2}\\n)+)$",
+    "((?:— [^ +\\x00-\\x1f]+ [A-Za-z0-9+/]+={0,2}\\n){1,64})$",
 );
 
 const sha256 = (...parts) => createHash("sha256").update(Buffer.concat(parts)).digest();
@@ -39,9 +40,11 @@ function rootOf(leaf, index, size, path) {
 
 /** What the proof says of the message; null if it does not hold. `publicKey`: 32 bytes. */
 export function verifyBatched(publicKey, message, proof) {
-  const text = new TextDecoder("utf-8", { ignoreBOM: true }).decode(proof);
+  const text = isUtf8(proof) && proof.length <= 65536 && publicKey.length === 32 ? proof.toString() : "";
   const found = PROOF.exec(text);
   if (found === null) return null;
+  const signatures = found[11].split("\n").slice(0, -1).map((line) => line.split(" ").slice(1));
+  if (signatures.some(([, value]) => bytes(value).length < 5 || bytes(value).toString("base64") !== value)) return null;
   const [extra, root] = [bytes(found[1]), bytes(found[8])];
   const [index, epoch, size, first] = [2, 6, 7, 9].map((group) => BigInt(found[group]));
   const kind = KINDS[extra[0]];
@@ -53,8 +56,7 @@ export function verifyBatched(publicKey, message, proof) {
   const keyId = sha256(Buffer.from(origin), Buffer.from("\n\x01"), publicKey).subarray(0, 4);
   const spki = Buffer.concat([Buffer.from("302a300506032b6570032100", "hex"), publicKey]);
   const key = createPublicKey({ key: spki, format: "der", type: "spki" });
-  const own = found[11].split("\n").filter(Boolean).map((line) => line.split(" "))
-    .map(([, name, value]) => [name, bytes(value)])
+  const own = signatures.map(([name, value]) => [name, bytes(value)])
     .filter(([name, value]) => name === origin && value.subarray(0, 4).equals(keyId));
   const good = own.every(([, value]) => verifySignature(null, Buffer.from(found[4]), key, value.subarray(4)));
   return own.length > 0 && good ? { domain: found[5], epoch, index: first + index, kind } : null;

@@ -8,7 +8,7 @@ Prints the domain, the epoch and the message's number, or exits with 1. docs/BAT
 import hashlib
 import re
 import sys
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from pathlib import Path
 
 from nacl.exceptions import BadSignatureError
@@ -20,9 +20,9 @@ HASH = r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]="
 PROOF = re.compile(
     r"c2sp\.org/tlog-proof@v1\n"
     r"extra ([A-Za-z0-9+/]{12}|[A-Za-z0-9+/]{54}[AEIMQUYcgkosw048]=)\n"
-    rf"index {NUMBER}((?:{HASH}\n)*)\n"
+    rf"index {NUMBER}((?:{HASH}\n){{0,63}})\n"
     rf"((?P<domain>[!-*,-~]{{1,64}})/{NUMBER}{NUMBER}({HASH})\nhsmcore/batch-root/v1 {NUMBER}time {NUMBER})\n"
-    r"((?:— [^ +\n]+ [A-Za-z0-9+/]+={0,2}\n)+)"
+    r"((?:— [^ +\x00-\x1f]+ [A-Za-z0-9+/]+={0,2}\n){1,64})"
 )
 
 
@@ -48,8 +48,13 @@ def root_of(node: bytes, index: int, size: int, path: list[bytes]) -> bytes | No
 
 def verify(public_key: bytes, message: bytes, proof: bytes) -> tuple[str, int, int, str] | None:
     """Domain, epoch, number and kind of the message; None if the proof does not hold."""
-    found = PROOF.fullmatch(proof.decode(errors="replace"))
-    if found is None:
+    try:
+        found = PROOF.fullmatch(proof.decode()) if len(proof) <= 65536 and len(public_key) == 32 else None
+        lines = [] if found is None else [line.split(" ") for line in found[11].split("\n")[:-1]]
+        signatures = [(name, value, b64decode(value)) for _, name, value in lines]
+    except ValueError:  # not UTF-8, or not base64
+        return None
+    if found is None or any(len(data) < 5 or b64encode(data).decode() != value for _, value, data in signatures):
         return None
     extra, (index, epoch, size, first) = b64decode(found[1]), (int(found[group]) for group in (2, 6, 7, 9))
     kind = KINDS.get(extra[0])
@@ -60,8 +65,7 @@ def verify(public_key: bytes, message: bytes, proof: bytes) -> tuple[str, int, i
         return None
     origin = f"{found['domain']}/{found[6]}"
     key_id = sha256(origin.encode(), b"\n\x01", public_key)[:4]
-    signatures = [line.split(" ") for line in found[11].splitlines()]
-    own = [b64decode(value)[4:] for _, name, value in signatures if name == origin and b64decode(value)[:4] == key_id]
+    own = [data[4:] for name, _, data in signatures if (name, data[:4]) == (origin, key_id)]
     try:
         for signature in own:
             VerifyKey(public_key).verify(found[4].encode(), signature)

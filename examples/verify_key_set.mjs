@@ -5,6 +5,7 @@
 // REMEMBERED_FILE is this verifier's memory: if it is missing, it begins with the first note, which the public key must
 // have signed. Then each note must be signed by a key of the one before. Prints the keys that are good now, or exits
 // with 1. docs/KEYSET.md has the format and the rules.
+import { isUtf8 } from "node:buffer";
 import { createHash, createPublicKey, verify as verifySignature } from "node:crypto";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { pathToFileURL } from "node:url";
@@ -19,8 +20,11 @@ const KEY = new RegExp(
 );
 const NOTE = new RegExp(
   `^(${FIRST}([!-*,-~]{1,64})/keys\\n(${NUMBER})\\ntime ${NUMBER}\\nkinds((?: [a-z0-9-]{1,32}){1,64})\\n` +
-    "((?:key [^\\n]*\\n)+))\\n((?:— [^ +\\n]+ [A-Za-z0-9+/]+={0,2}\\n)+)$",
+    "((?:key [^\\n]*\\n)+))\\n((?:— [^ +\\x00-\\x1f]+ [A-Za-z0-9+/]+={0,2}\\n){1,64})$",
 );
+
+const SPKI = Buffer.from("302a300506032b6570032100", "hex");
+const keyOf = (raw) => createPublicKey({ key: Buffer.concat([SPKI, raw]), format: "der", type: "spki" });
 
 /** A note that is not to be believed. */
 export class Refused extends Error {}
@@ -36,7 +40,7 @@ export class KeySet {
     this.signatures = found[6].split("\n").slice(0, -1).map((line) => {
       const [, name, text] = line.split(" ");
       const value = Buffer.from(text, "base64");
-      if (value.toString("base64") !== text) throw new Refused("not base64");
+      if (value.length < 5 || value.toString("base64") !== text) throw new Refused("not base64");
       return [name, value];
     });
     const versions = lines.map((line) => line[1]).filter((version) => version !== "-");
@@ -59,8 +63,7 @@ export class KeySet {
       const head = Buffer.concat([Buffer.from(`${name}\n\x01`), key]);
       const id = createHash("sha256").update(head).digest().subarray(0, 4);
       const own = this.signatures.filter(([signer, value]) => signer === name && value.subarray(0, 4).equals(id));
-      const spki = Buffer.concat([Buffer.from("302a300506032b6570032100", "hex"), key]);
-      const known = createPublicKey({ key: spki, format: "der", type: "spki" });
+      const known = keyOf(key);
       for (const [, value] of own) {
         if (!verifySignature(null, Buffer.from(this.text), known, value.subarray(4))) throw new Refused("a signature is wrong");
       }
@@ -69,10 +72,17 @@ export class KeySet {
     return signed.filter((hex) => hex !== null);
   }
 
-  /** Whether a signature that is made now (Unix seconds) may be of this key. */
-  accepts(publicKey, now, skew = 300) {
+  /** Whether a signature that is made now (Unix seconds) may be of this key; and of a payload of this kind. */
+  accepts(publicKey, now, skew = 300, kind = null) {
     const [state, begun, ends] = this.keys.get(publicKey) ?? ["retired", 0, 0];
-    return state !== "retired" && begun - skew <= now && (ends === null || now <= ends + skew);
+    const good = state !== "retired" && begun - skew <= now && (ends === null || now <= ends + skew);
+    return good && (kind === null || this.kinds.includes(kind));
+  }
+
+  /** The Ed25519 key (hexadecimal) that made a signature; null if no key did that is good now for this kind. */
+  verify(message, signature, kind, now, skew = 300) {
+    const good = [...this.keys.keys()].filter((hex) => hex.length === 64 && this.accepts(hex, now, skew, kind));
+    return good.find((hex) => verifySignature(null, message, keyOf(Buffer.from(hex, "hex")), signature)) ?? null;
   }
 
   /** The set of a note, if it may follow this one; this one, if it is the same. */
@@ -95,11 +105,16 @@ export class KeySet {
 if (process.argv[1] && import.meta.url === pathToFileURL(process.argv[1]).href) {
   const [publicKey, memory, notes, skew = "300"] = process.argv.slice(2);
   try {
-    const [head, ...rest] = readFileSync(notes, "utf8").split(FIRST);
+    const read = (path) => {
+      const data = readFileSync(path);
+      if (!isUtf8(data)) throw new Refused("not UTF-8");
+      return data.toString();
+    };
+    const [head, ...rest] = read(notes).split(FIRST);
     const given = rest.map((one) => FIRST + one);
     if (head !== "" || given.length === 0) throw new Refused("there is no note");
     const [begun, now] = [existsSync(memory), Date.now() / 1000];
-    let known = new KeySet(begun ? readFileSync(memory, "utf8") : given[0]);
+    let known = new KeySet(begun ? read(memory) : given[0]);
     if (!begun && known.signedBy([publicKey]).length === 0) throw new Refused("the known key has not signed the first note");
     for (const note of given) {
       if (note === given.at(-1) || new KeySet(note).serial >= known.serial) known = known.follow(note, now, Number(skew));

@@ -13,6 +13,7 @@ import sys
 import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from nacl.exceptions import BadSignatureError
@@ -29,7 +30,7 @@ KEY = re.compile(
 )
 NOTE = re.compile(
     rf"({FIRST}([!-*,-~]{{1,64}})/keys\n({NUMBER})\ntime {NUMBER}\nkinds((?: [a-z0-9-]{{1,32}}){{1,64}})\n"
-    r"((?:key [^\n]*\n)+))\n((?:— [^ +\n]+ [A-Za-z0-9+/]+={0,2}\n)+)"
+    r"((?:key [^\n]*\n)+))\n((?:— [^ +\x00-\x1f]+ [A-Za-z0-9+/]+={0,2}\n){1,64})"
 )
 
 
@@ -41,22 +42,26 @@ class Refused(Exception):
     """A note that is not to be believed; the text says why."""
 
 
+def _signature(name: str, text: str) -> tuple[str, bytes]:
+    value = b64decode(text[: len(text) // 4 * 4])  # of another length are those whose text differs
+    if len(value) < 5 or b64encode(value).decode() != text:
+        raise Refused("not base64")
+    return name, value
+
+
 class KeySet:
     """A set of keys, and who signed it. `keys`: by public key, its state, and its first and last second (or None)."""
 
     def __init__(self, note: str) -> None:
         found = NOTE.fullmatch(note) if len(note.encode()) <= 65536 else None
-        lines = [] if found is None else list(map(KEY.fullmatch, found[5].splitlines()))
+        lines = [] if found is None else list(map(KEY.fullmatch, found[5][:-1].split("\n")))
         if found is None or None in lines:
             raise Refused("not a set of keys")
         self.note, self.text, self.domain = note, found[1], found[2]
         self.serial, self.kinds = int(found[3]), found[4].split()
         versions = [line[1] for line in lines if line[1] != "-"]
         self.keys = {b64decode(line[3] or line[5]): _about(line) for line in lines}
-        named = [line.split(" ")[1:] for line in found[6].splitlines()]
-        self.signatures = [(name, b64decode(value + "==")) for name, value in named]
-        if [[name, b64encode(value).decode()] for name, value in self.signatures] != named:
-            raise Refused("not base64")
+        self.signatures = [_signature(*line.split(" ")[1:]) for line in found[6][:-1].split("\n")]
         current = [key for key, (state, *_) in self.keys.items() if state == "current"]
         if len(self.keys) != len(lines) or len(set(versions)) != len(versions) or len(current) != 1:
             raise Refused("it names a key twice, or no current one")
@@ -77,10 +82,19 @@ class KeySet:
                     good.add(key)
         return good
 
-    def accepts(self, public_key: bytes, now: float, skew: float = 300) -> bool:
-        """Whether a signature that is made now may be of this key."""
+    def accepts(self, public_key: bytes, now: float, skew: float = 300, kind: str | None = None) -> bool:
+        """Whether a signature that is made now may be of this key; and of a payload of this kind."""
         state, begun, ends = self.keys.get(public_key, ("retired", 0, 0))
-        return state != "retired" and begun - skew <= now and (ends is None or now <= ends + skew)
+        good = state != "retired" and begun - skew <= now and (ends is None or now <= ends + skew)
+        return good and kind in (None, *self.kinds)
+
+    def verify(self, message: bytes, signature: bytes, kind: str, now: float, skew: float = 300) -> bytes | None:
+        """The Ed25519 key that made a signature; None if no key did that is good now for this kind."""
+        for key in self.keys:
+            with suppress(BadSignatureError, ValueError):
+                if len(key) == 32 and self.accepts(key, now, skew, kind) and VerifyKey(key).verify(message, signature):
+                    return key
+        return None
 
     def follow(self, note: str, now: float, skew: float = 300) -> "KeySet":
         """The set of a note, if it may follow this one; this one, if it is the same."""

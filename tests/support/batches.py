@@ -189,6 +189,43 @@ def malformed() -> Iterator[Case]:
         yield Case(f"domain {domain!r}", b"m", of([b"m", b"n"], first=first, domain=domain)[0].proof)
 
 
+def lines_of_signatures() -> Iterator[tuple[Case, bool]]:
+    """Proofs whose signature lines are of one form or another, and whether they hold. The last line is the key's."""
+    proof = of([b"m", b"n"], first=10**18 + 5, domain="my-rollup", epoch=3)[0].proof
+    head, dash, own = proof.rpartition("\u2014 ".encode())
+    name, value = own.rstrip(b"\n").split(b" ")
+
+    def case(what: str, before: bytes = b"", line: bytes = own) -> Case:
+        return Case(what, b"m", head + before + dash + line)
+
+    def beside(signer: bytes, text: bytes = b"AAAAAAA=") -> bytes:
+        return dash + signer + b" " + text + b"\n"
+
+    yield case("as it was made"), True
+    for signer in (b"witness.example", "w\u2028w".encode(), "w\x85w".encode(), b"w\x7fw", name):
+        yield case(f"a signature of {signer!r}", beside(signer)), True
+    yield case("many signatures", beside(b"w") * 63), True
+    yield case("too many signatures", beside(b"w") * 64), False
+    for signer in (b"w\xffw", b"w\x1cw", b"w\rw", b"w+w", b"w w", b""):
+        yield case(f"a signature of {signer!r}", beside(signer)), False
+    for text in (b"A", b"AAAA", b"AAAAAA", b"AAAAAAA", b"AAAAAAB=", b"AAAAAAA==", b"AAAAAA=="):
+        yield case(f"{text!r} of another name", beside(b"w", text)), False
+        yield case(f"{text!r} of the own name", beside(name, text)), False
+    digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    at = digits.index(value[-2:-1])
+    for other in range(at - at % 4, at - at % 4 + 4):
+        if other != at:
+            changed = value[:-2] + digits[other : other + 1] + b"="
+            yield case("bits that mean nothing", line=name + b" " + changed + b"\n"), False
+    yield case("no padding", line=name + b" " + value.rstrip(b"=") + b"\n"), False
+    yield case("more padding", line=name + b" " + value + b"=\n"), False
+    yield case("a signature cut", line=name + b" " + b64encode(b64decode(value)[:-1]) + b"\n"), False
+    yield case("no signature", line=name + b" " + b64encode(b64decode(value)[:4]) + b"\n"), False
+    yield case("another key's id alone", line=name + b" " + b64encode(bytes(4) + b64decode(value)[4:]) + b"\n"), False
+    for key in (PUBLIC[:31], PUBLIC + b"\0", b""):
+        yield case(f"a key of {len(key)} bytes")._replace(public_key=key), False
+
+
 Verifier = Callable[[Sequence[Case]], list[bool]]
 
 

@@ -8,6 +8,7 @@ import subprocess
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
@@ -192,12 +193,12 @@ def by_python(cases: Sequence[Case]) -> list[bool]:
     made, refused = module["KeySet"], module["Refused"]
 
     def follow(case: Case) -> object:
-        return made(case.known.decode()).follow(case.note.decode(errors="replace"), case.now)
+        return made(case.known.decode()).follow(case.note.decode(), case.now)
 
-    return [_followed(lambda c=case: follow(c), refused) for case in cases]
+    return [_followed(lambda c=case: follow(c), (refused, UnicodeDecodeError)) for case in cases]
 
 
-def _followed(work: Callable[[], object], refused: type[Exception]) -> bool:
+def _followed(work: Callable[[], object], refused: type[Exception] | tuple[type[Exception], ...]) -> bool:
     try:
         work()
     except refused:
@@ -208,7 +209,7 @@ def _followed(work: Callable[[], object], refused: type[Exception]) -> bool:
 _DRIVER = f"""
 import {{ KeySet, Refused }} from "{EXAMPLES / "verify_key_set.mjs"}";
 import {{ readFileSync }} from "node:fs";
-const of = (text) => Buffer.from(text, "base64").toString();
+const of = (text) => new TextDecoder("utf-8", {{ fatal: true, ignoreBOM: true }}).decode(Buffer.from(text, "base64"));
 const parsed = new Map();
 const setOf = (text) => parsed.get(text) ?? parsed.set(text, new KeySet(of(text))).get(text);
 for (const [known, note, now] of JSON.parse(readFileSync(0))) {{
@@ -216,30 +217,100 @@ for (const [known, note, now] of JSON.parse(readFileSync(0))) {{
     setOf(known).follow(of(note), now);
     console.log(1);
   }} catch (error) {{
-    if (!(error instanceof Refused)) throw error;
+    if (!(error instanceof Refused || error instanceof TypeError)) throw error;
     console.log(0);
   }}
 }}
 """
 
 
-def by_node(cases: Sequence[Case]) -> list[bool]:
-    """examples/verify_key_set.mjs."""
+def by_node(cases: Sequence[Case], driver: str = _DRIVER) -> list[bool]:
+    """examples/verify_key_set.mjs, or what another driver imports."""
     given = [[b64encode(case.known).decode(), b64encode(case.note).decode(), case.now] for case in cases]
-    command = ["node", "--input-type=module", "-e", _DRIVER]
+    command = ["node", "--input-type=module", "-e", driver]
     done = subprocess.run(command, input=json.dumps(given), capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     return [line == "1" for line in done.stdout.split()]
+
+
+def by_client(cases: Sequence[Case], module: Path) -> list[bool]:
+    """KeySet of the TypeScript client, which was built to this module."""
+    driver = f"""
+import {{ KeySet, KeySetRefused }} from "{module}";
+import {{ readFileSync }} from "node:fs";
+const of = (text) => Buffer.from(text, "base64");
+for (const [known, note, now] of JSON.parse(readFileSync(0))) {{
+  try {{
+    KeySet.remembered(of(known)).follow(of(note), {{ now }});
+    console.log(1);
+  }} catch (error) {{
+    if (!(error instanceof KeySetRefused)) throw error;
+    console.log(0);
+  }}
+}}
+"""
+    return by_node(cases, driver)
+
+
+def good() -> list[Case]:
+    """What may follow."""
+    known = note_of(6, [entry(1, "current"), entry(2, "next")], [1, 2])
+    after = [entry(1, "overlap", START, START + 600, 2), entry(2, "current", START + 10)]
+    by_2 = note_of(7, after, [2])
+    ecdsa = KeyEntry(None, "ecdsa-p256", bytes([4]) + bytes(64), "emergency", START, None, None)
+    beside = [
+        Case(f"a signature of {name!r}", known, by_2 + f"\u2014 {name} AAAAAAA=\n".encode())
+        for name in ("witness", "w\u2028w", "w\x85w", "w\x7fw", f"{DOMAIN}/keys")
+    ]
+    return [
+        Case("the same again", known, known),
+        Case("by both", known, note_of(7, after, [1, 2])),
+        Case("by the one that was introduced", known, by_2),
+        Case("serials were lost", known, note_of(70, after, [2, 1])),
+        Case("the end is not over by this clock", note_of(7, after, [1, 2]), note_of(8, after, [1, 2]), START + 899),
+        Case("an ECDSA key beside", known, note_of(7, [*after, ecdsa], [2])),
+        *beside,
+    ]
+
+
+def forms() -> list[Case]:
+    """Notes that are good but for their form."""
+    known = note_of(6, [entry(1, "current"), entry(2, "next")], [1, 2])
+    after = [entry(1, "overlap", START, START + 600, 2), entry(2, "current", START + 10)]
+    made = note_of(7, after, [1, 2])
+    bad = {
+        f"{text} of {name!r}": made + b"\xe2\x80\x94 " + name + b" " + text + b"\n"
+        for name in (b"witness", f"{DOMAIN}/keys".encode())
+        for text in (b"A", b"AAAA", b"AAAAA", b"AAAAAA", b"AAAAAAA", b"AAAAAAB=", b"AAAAAAA==")
+    }
+    bad |= {
+        f"a signature of {name!r}": made + b"\xe2\x80\x94 " + name + b" AAAAAAA=\n"
+        for name in (b"w\xff", b"w\x1cw", b"w\r", b"w+w", b"w w", b"")
+    }
+    bad["too many signatures"] = made + b"\xe2\x80\x94 w AAAAAAA=\n" * 63
+    digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    at = digits.index(made[-3:-2])
+    bad["bits that mean nothing"] = made[:-3] + digits[at ^ 1 : (at ^ 1) + 1] + made[-2:]
+    bad["no padding"] = made[:-2] + b"\n"
+    two = after[0].line.encode()
+    for end in ("\u2028", "\x85", "\x0b", "\r"):
+        bad[f"lines that end with {end!r}"] = note_of(
+            7, after, [1, 2], change=lambda text, end=end: text.replace(two, two[:-1] + end.encode())
+        )
+    return [Case(what, known, note) for what, note in bad.items()]
 
 
 __all__ = [
     "FIRST_LINE",
     "Case",
     "Signer",
+    "by_client",
     "by_hsmcore",
     "by_node",
     "by_python",
     "entry",
+    "forms",
+    "good",
     "manipulated",
     "note_of",
     "public",

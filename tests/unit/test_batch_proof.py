@@ -22,6 +22,7 @@ from tests.support.batches import (
     by_hsmcore,
     by_node,
     by_python,
+    lines_of_signatures,
     malformed,
     manipulated,
 )
@@ -142,6 +143,14 @@ def test_2000_manipulations_are_refused(verifier):
     assert [case for case, accepted in zip(cases, verifier(cases), strict=True) if accepted] == []
 
 
+@needs_node
+@pytest.mark.parametrize("verifier", [by_hsmcore, by_python, by_node])
+def test_signature_lines_have_one_form(verifier):
+    cases = list(lines_of_signatures())
+    accepted = verifier([case for case, _ in cases])
+    assert [case.what for (case, good), found in zip(cases, accepted, strict=True) if found is not good] == []
+
+
 def test_a_verifier_has_at_most_80_lines():
     found = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("verify_batched.*")}
     assert len(found) == 3
@@ -164,9 +173,33 @@ def test_the_recipe_with_openssl_and_sha256sum_verifies(tmp_path):
         for i in (0, 4):
             done = shell(tmp_path, Case("", b"message %d" % i, made[i].proof))
             assert (done.returncode, done.stdout) == (0, f"default/0 {41 + i}\n"), done.stderr
-    for case in (*manipulated(Random(5), 40), *malformed()):
-        done = shell(tmp_path, case)
+    for case, good in lines_of_signatures():
+        if len(case.public_key) == 32:  # openssl takes 32 bytes out of others
+            assert shell(tmp_path, case).stdout == (f"my-rollup/3 {10**18 + 5}\n" if good else ""), case.what
+    refused_by_the_recipe(tmp_path, [*manipulated(Random(5), 12), *malformed()])
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(3000)
+def test_the_recipe_refuses_2000_manipulations(tmp_path):
+    refused_by_the_recipe(tmp_path, manipulated(Random(22), 2000))
+
+
+def refused_by_the_recipe(folder, cases):
+    for case in cases:
+        done = shell(folder, case)
         assert (done.returncode, done.stdout) == (1, ""), case
+
+
+def test_the_recipe_takes_the_highest_number_and_none_above(tmp_path):
+    highest = 2**63 - 1
+    [one] = batches.of([b"m"], first=highest)
+    assert shell(tmp_path, Case("", b"m", one.proof)).stdout == f"default/0 {highest}\n"
+    for above in (
+        batches.of([b"m", b"n"], first=highest)[1].proof,
+        batches.of([b"m", b"n"], first=highest + 1)[1].proof,
+    ):
+        assert shell(tmp_path, Case("", b"n", above)).returncode == 1
 
 
 def test_what_a_proof_says(tmp_path):
@@ -175,9 +208,9 @@ def test_what_a_proof_says(tmp_path):
     assert found is not None
     shown = (found.domain, found.epoch, found.index, found.kind, found.size, found.root)
     assert shown == ("my-rollup", 3, 9, "raw", 1, one.root)
-    for wanted in ({"domain": "my-rollup"}, {"kind": "raw"}, {"domain": "my-rollup", "kind": "raw"}):
+    for wanted in ({"domain": "my-rollup"}, {"kind": "raw"}, {"epoch": 3}, {"domain": "my-rollup", "kind": "raw"}):
         assert hsmcore.verify_batched(PUBLIC, b"hello", one.proof, **wanted)
-    for other in ({"domain": "my-rollup/3"}, {"kind": "tx-v0"}):
+    for other in ({"domain": "my-rollup/3"}, {"kind": "tx-v0"}, {"epoch": 0}):
         assert not hsmcore.verify_batched(PUBLIC, b"hello", one.proof, **other)
     assert not hsmcore.verify_batched(bytes(33), b"hello", one.proof)
     assert hsmcore.verify_batched(PUBLIC, bytearray(b"hello"), memoryview(one.proof))

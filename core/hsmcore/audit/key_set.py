@@ -126,7 +126,7 @@ class KeySet:
         found = _TEXT.fullmatch(parsed.text.decode())
         if found is None:
             raise NoteError("not a set of keys")
-        keys = tuple(map(KeyEntry.parse, found[5].splitlines()))
+        keys = tuple(map(KeyEntry.parse, found[5].removesuffix("\n").split("\n")))
         made = cls(found[1], int(found[2]), int(found[3]), tuple(found[4].split()), keys, note)
         made._require_sound()
         return made
