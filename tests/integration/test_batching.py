@@ -533,6 +533,13 @@ async def test_leaves_are_kept_so_that_a_proof_can_be_made_again(world, tmp_path
             extra = b64decode(one.proof.split(b"\n")[1][6:])
             assert leaf == extra[:1] + sha256(message).digest() + extra[9:]
         assert all(any(one.proof.endswith(row["note"].encode()) for row in rows) for one in signed)
+    for place, domain in (("other", "a/../b"), ("third", "default")):  # of the same number, into the same folder
+        (tmp_path / place).mkdir()
+        config = batching(world, tmp_path / place, keepLeaves=str(folder), policy={"domain": domain})
+        async with opened(config) as manager:
+            assert (await manager.sign_batched(b"m")).index == 0
+    names = sorted(path.name.rsplit("-", 1)[0] for path in folder.iterdir())
+    assert names == sorted([f"default-0-{0:019d}"] * 2 + [f"a%2F..%2Fb-0-{0:019d}"])
     blocked = tmp_path / "file"
     blocked.write_text("")
     async with opened(batching(world, tmp_path, keepLeaves=str(blocked / "leaves"))) as manager:

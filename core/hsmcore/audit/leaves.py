@@ -2,13 +2,16 @@
 
 A line is one batch, as JSON: `note`, its signed checkpoint; `leaves`, in base64: for each the kind, the SHA-256 of the
 message, and the blinder if there is one; and `callers`: who asked for how many of them, in their order, or null. A
-process begins a file of its own, named after its first index.
+process begins files of its own, named after domain, epoch and first index, and with a part that is random: key managers
+may share a folder, and even a domain.
 """
 
 from __future__ import annotations
 
 from base64 import b64encode
 from pathlib import Path
+from secrets import token_hex
+from urllib.parse import quote
 
 import orjson
 
@@ -31,7 +34,9 @@ class LeafFiles:
         line = orjson.dumps(kept) + b"\n"
         try:
             if self._path is None or self._path.stat().st_size + len(line) > MOST_BYTES:
-                path = self._folder / f"{first:019d}.jsonl"
+                domain, _, epoch = note.partition(b"\n")[0].decode().rpartition("/")
+                name = f"{quote(domain, safe='')}-{epoch}-{first:019d}-{token_hex(4)}.jsonl"
+                path = self._folder / name
                 self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 write_new(path, b"")
                 sync(self._folder)
