@@ -67,12 +67,9 @@ def _value(key: Object, kind: Attribute) -> Any:
         found = key.get_attributes([kind]).get(kind)
     except (AttributeTypeInvalid, AttributeSensitive):
         return None
-    known = isinstance(found, int) and not (kind is Attribute.KEY_GEN_MECHANISM and int(found) >= _UNAVAILABLE)
-    return found if known else None
-
-
-_UNAVAILABLE: Final = 0xFFFF_FFFF
-"""CK_UNAVAILABLE_INFORMATION, in 32 bits or more: a key that was imported."""
+    except ValueError:  # no mechanism that python-pkcs11 knows, as CK_UNAVAILABLE_INFORMATION of an imported key
+        return None
+    return found if isinstance(found, int) else None
 
 
 def _text(value: bytes | str) -> str:

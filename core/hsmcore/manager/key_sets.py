@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from contextvars import Context
 from dataclasses import replace
@@ -96,6 +96,7 @@ class KeySets:
         """Digests of what devices said, by public key: of keys that no set lists yet."""
         self._introduced: set[bytes] = set()
         self._others: dict[bytes, KeyVersion] = {}
+        self._emergencies: dict[bytes, KeyEntry] = {}
         self._looking = asyncio.Lock()
         self._wake = asyncio.Event()
         self._role = AsyncExitStack()
@@ -216,7 +217,7 @@ class KeySets:
         return self._leads
 
     async def _wanted(self) -> tuple[KeyEntry, ...] | None:
-        """What a set says now; None while the key of the ring does not sign here."""
+        """What a set says now; None while the key of the ring does not sign here, or another level signs."""
         stored = [key for key in await self._rotation.keys.all() if key.public_key]
         rows = {key.public_key: key for key in stored}  # the last row of a key counts
         order = sorted((key.activated_ns, key.version) for key in rows.values() if key.activated_ns is not None)
@@ -227,19 +228,41 @@ class KeySets:
             if entry is not None and (entry.state == "retired" or await self._is_proven(key)):
                 found.append(replace(entry, evidence=await self._evidence_of(entry, key.key_id)))
         [signs, *others] = self._port.signing()
-        if not any(entry.state == "current" and entry.public_key == signs.public_key for entry in found):
+        emergency = self._of_emergencies(others)
+        current = any(entry.state == "current" and entry.public_key == signs.public_key for entry in found)
+        if not current or self._path().version.public_key != signs.public_key:
             return None
         listed = {entry.public_key for entry in found}
-        emergency = {one.public_key for one in self._path().members() if one.level == EMERGENCY}
-        self._others |= {key.public_key: key for key in others if key.public_key not in emergency}
         beside: list[tuple[KeyVersion, KeyState]] = [(key, "other") for key in self._others.values()]
-        beside += [(key, "emergency") for key in others if key.public_key in emergency]
         beside += [(key, "next") for key in self._loaded() if key.public_key in self._introduced]
         for version, state in beside:
             if version.public_key not in listed:
                 listed.add(version.public_key)
                 found.append(self._beside(version, state))
-        return self._fitting(found)
+        return self._fitting([*found, *(entry for entry in emergency if entry.public_key not in listed)])
+
+    def _of_emergencies(self, others: Iterable[KeyVersion]) -> list[KeyEntry]:
+        """The keys of the emergency level, those of emergencies that are over as retired. While one lasts, no other key
+        can sign a set as a rule: so they are noted here, and listed as soon as the current key signs again."""
+        levels = {one.public_key: one.level for one in self._path().members()}
+        now, running = int(time.time()), set()
+        for entry in () if self.latest is None else self.latest.keys:
+            if entry.version is None and entry.state in ("emergency", "retired"):
+                self._emergencies.setdefault(entry.public_key, entry)
+        for key in others:
+            level = levels.get(key.public_key)  # None: it is being stopped
+            if level == EMERGENCY:
+                running.add(key.public_key)
+                made = KeyEntry(None, key.algorithm, key.public_key, "emergency", now, None, None)
+                self._emergencies.setdefault(key.public_key, made)
+            elif level is not None:
+                self._others[key.public_key] = key
+        for public_key, entry in self._emergencies.items():
+            if public_key in running:
+                self._emergencies[public_key] = replace(entry, state="emergency", not_after=None)
+            elif entry.state == "emergency":
+                self._emergencies[public_key] = replace(entry, state="retired", not_after=now)
+        return sorted(self._emergencies.values(), key=lambda entry: entry.not_before)
 
     def _entry(self, key: StoredKey, successor: int | None) -> KeyEntry | None:
         """What a set says of a version of the ring; None: nothing, since it never was to sign."""
