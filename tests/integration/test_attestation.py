@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tests.support.levels import SAME
 from tests.support.yubihsm import Capability
 from tests.support.yubihsm.attest import Root
 from tests.support.yubihsm.codes import Kind
@@ -14,6 +15,7 @@ from tests.support.yubihsm.rig import DOMAIN, KEY_ID
 from hsmcore.audit.devices.yubihsm_attest import Claim, certificates, problem_of
 from hsmcore.cli.app import run as cli
 from hsmcore.config import load
+from hsmcore.doctor import diagnose
 from hsmcore.errors import RequestRejected
 
 pytestmark = pytest.mark.integration
@@ -84,3 +86,26 @@ def test_another_tokens_word_is_kept_as_it_is(world, tmp_path, capsys):
     assert found["token"]["model"] == "SoftHSM v2"
     assert (found["proven"], found["certificates"]) == (False, [])
     assert "its own word" in found["problem"]
+
+
+def test_an_imported_key_s_token_says_so(fresh_token, tmp_path, capsys):
+    token = fresh_token(dict(SAME))
+    found = shown(capsys, tmp_path, token.config(), token.keys["ed25519"].id, 1)
+    assert found["says"]["CKA_LOCAL"] == "false"
+    assert "CKA_KEY_GEN_MECHANISM" not in found["says"]
+
+
+def test_doctor_judges_the_certificates(rig, tmp_path):
+    path = roots(tmp_path, rig.device.attestation.root)
+    config = settings_of(rig, tmp_path, attestationRoots=[str(path)])
+
+    def found():
+        [provider] = diagnose(load(config)).providers
+        assert [one.found for one in provider.steps if one.outcome == "fail"] == []
+        return next(one for one in provider.steps if one.name == "attestation")
+
+    assert found().outcome == "ok"
+    path.write_bytes(Root().pem)
+    assert (found().outcome, "not lead to a root" in found().found) == ("warn", True)
+    path.unlink()
+    assert (found().outcome, found().hint) == ("warn", "Correct attestationRoots.")

@@ -19,6 +19,7 @@ import hsmcore
 from hsmcore.config import load, providers, softhsm
 from hsmcore.doctor import DoctorReport, Options, ProviderReport, Step, diagnose
 from hsmcore.doctor.keychecks import evidence_step
+from hsmcore.doctor.kms import evidence_of
 from hsmcore.doctor.places import check_places
 from hsmcore.doctor.plan import CHECKS
 from hsmcore.doctor.report import ok
@@ -170,6 +171,8 @@ def test_a_key_that_was_imported_has_no_evidence(world):
     for local in (False, None):
         found = evidence_step(local)
         assert (found.outcome, bool(found.hint)) == ("warn", True)
+    for origin, outcome in (("AWS_KMS", "ok"), ("EXTERNAL", "warn"), ("EXTERNAL_KEY_STORE", "warn"), ("None", "warn")):
+        assert evidence_of(origin).outcome == outcome
 
 
 def test_a_backup_that_softhsm_cannot_make(world):
@@ -422,6 +425,7 @@ def test_every_level_is_looked_at(world, fresh_token):
     report = diagnose(load(config))
     assert report.exit_code == 0
     assert [provider.level for provider in report.providers] == ["primary", "secondary", "emergency"]
+    assert [step(provider, "evidence").outcome for provider in report.providers] == ["ok", "ok", "warn"]
     assert [bool(provider.identity and provider.identity.fixed) for provider in report.providers] == [True, True, False]
     assert [type_ for _, type_ in [(level, member.type) for level, member in load(config).key_manager.members()]] == [
         *("softhsm", "softhsm", "ephemeral")
@@ -449,6 +453,7 @@ def test_a_kms_key(monkeypatch):
         config = {"keyManager": {"type": "aws-kms", "config": {"keyId": made["KeyId"], "region": "eu-central-1"}}}
         report = probed(config)
         assert failures(report) == [], report
+        assert step(report, "evidence").outcome == "ok"
         assert report.identity is not None
         assert (report.identity.algorithm, report.identity.key_id) == ("ecdsa-p256", made["Arn"])
         client.disable_key(KeyId=made["KeyId"])

@@ -34,6 +34,8 @@ def probe_ephemeral(subject: Subject) -> Generator[Step | Begun, None, Identity 
         yield warn("identity", "the key is made anew at each start, and this is no emergency level", hint)
     else:
         yield ok("identity", "made when the emergency level takes over; no identity before, and another one each time")
+    hint = "It is for emergencies: use a device for the other levels."
+    yield warn("evidence", "the key is made in this process's memory: no device vouches for it", hint)
     return Identity(fixed=False, algorithm=subject.settings.algorithm)
 
 

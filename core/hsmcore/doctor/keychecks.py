@@ -12,7 +12,7 @@ from hsmcore.control.faults import translated
 from hsmcore.control.nearby import near_keys
 from hsmcore.control.quirks import NO_COPY_HINT
 from hsmcore.doctor.checks import writable
-from hsmcore.doctor.common import compare_public_key
+from hsmcore.doctor.common import UNPROVEN_HINT, compare_public_key
 from hsmcore.doctor.context import Context, FoundKey
 from hsmcore.doctor.report import Step, fail, ok, printable, warn
 from hsmcore.statuses import STATUSES
@@ -78,9 +78,7 @@ def evidence_step(local: bool | None) -> Step:
     if local:
         return ok("evidence", "CKA_LOCAL is true: the key was made on this token; `hsmcore keys attest` asks for proof")
     said = "CKA_LOCAL is false: the key was imported" if local is False else "the token does not show CKA_LOCAL"
-    return warn(
-        "evidence", said, "Nothing shows that the key is nowhere else. Make a key on the token for what matters."
-    )
+    return warn("evidence", f"{said}: nothing shows that the key is nowhere else", UNPROVEN_HINT)
 
 
 def check_attributes(context: Context) -> Iterator[Step]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from hsmcore._native import verify
 from hsmcore.config import AwsKmsSettings
-from hsmcore.doctor.common import check_configuration, compare_public_key
+from hsmcore.doctor.common import UNPROVEN_HINT, check_configuration, compare_public_key
 from hsmcore.doctor.report import Identity, Step, fail, ok, printable, skipped, warn
 from hsmcore.doctor.subject import Begun, Subject
 from hsmcore.extras import install
@@ -132,7 +132,15 @@ def _described(client: Any, settings: AwsKmsSettings) -> list[Step]:
     if settings.algorithm not in (None, FORMS[spec].algorithm):
         hint = "Correct algorithm, or name another key."
         raise _Stop(fail("key", f"{found}, and algorithm says {settings.algorithm}", hint, **data))
-    return [ok("key", found, **data), reached]
+    return [ok("key", found, **data), reached, evidence_of(str(data["origin"]))]
+
+
+def evidence_of(origin: str) -> Step:
+    """Warn of a key that was not made in the service. It gives no certificate: all of this is its own word."""
+    if origin in ("AWS_KMS", "AWS_CLOUDHSM"):
+        return ok("evidence", f"KMS says that the key was made in it ({origin}); it gives no certificate of that")
+    said = "the key's material was imported" if origin == "EXTERNAL" else f"KMS names the origin {printable(origin)}"
+    return warn("evidence", f"{said}: nothing shows that the key is nowhere else", UNPROVEN_HINT)
 
 
 def _public_key(client: Any, settings: AwsKmsSettings, form: Form) -> tuple[Step, bytes]:

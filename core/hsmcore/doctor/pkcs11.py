@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from hsmcore._native import wipe
-from hsmcore.config import Pkcs11Settings
+from hsmcore.config import Pkcs11Settings, YubiHsmSettings
 from hsmcore.control.process import Child, ChildLost, child_environment
 from hsmcore.control.records import TokenSelector
+from hsmcore.doctor.attestation import check_attestation
 from hsmcore.doctor.common import check_configuration
 from hsmcore.doctor.context import Question
 from hsmcore.doctor.isolation import judge, ptrace_scope
@@ -48,6 +49,8 @@ def probe_module(subject: Subject) -> Generator[Step | Begun, None, Identity | N
     if found["token"].outcome == "ok" and settings.isolation == "process":
         yield Begun("host")
         yield from _host(subject, settings, found["token"])
+    if isinstance(settings, YubiHsmSettings):
+        yield from check_attestation(settings, found)
     return _identity(found)
 
 
