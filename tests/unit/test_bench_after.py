@@ -61,7 +61,7 @@ def test_size_says_what_is_not_possible(invoke):
     [
         (["--p99", "20"], "expected a time with its unit"),
         (["--p99", "0ms"], "expected a time with its unit"),
-        (["--p99", "20ms", "--device", "toaster"], "no such curve (it has: network-5ms"),
+        (["--p99", "20ms", "--device", "toaster"], "has no such curve (there are: cloudhsm-hsm2m-x2, network-5ms"),
         (["--p99", "20ms", "--spare", "-1"], "spare"),
         (["--p99", "20ms", "--results", "none.json"], "none.json: No such file"),
     ],

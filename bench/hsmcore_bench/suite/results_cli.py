@@ -164,9 +164,9 @@ def _with_curve(device: str, named: Path | None) -> tuple[Path, Result, dict[str
             return path, result, curves
         known |= curves.keys()
     has = ", ".join(sorted(known)) or "none"
-    where = named or "no result here"
+    where = "no result here has such a" if named is None else f"{named} has no such"
     measure = "; measure with: hsmcore bench --only 'sizing-*'"
-    raise BadUsage(f"--device {device}: {where} has such a curve (there are: {has}{measure})")
+    raise BadUsage(f"--device {device}: {where} curve (there are: {has}{measure})")
 
 
 def make_table(
