@@ -36,11 +36,10 @@ def config_of(token, folder, *, kinds=("raw", "key-set"), key="ed25519", rules=N
         key,
         maxCacheSize=0,
         requestTimeoutMs=500,
-        stateFile=str(folder / "state.db"),
         auditLogFile=str(folder / "audit.log"),
         policy={"kinds": list(kinds), "domain": "my-rollup"},
         keyRotation={"intervalDays": 30, "overlapDays": 0, **rotation},
-        **(rules or {}),
+        **{"stateFile": str(folder / "state.db"), **(rules or {})},
     )
 
 
@@ -84,8 +83,32 @@ async def test_a_set_is_made_at_each_step_of_a_rotation_and_none_without(fresh_t
         assert bound == [0, 1, 2, 3]
     async with opened(config) as manager:  # which says the same
         await until(lambda: manager._keys._sets._leads)
-        await manager._keys._sets._look()
+        await manager._keys._sets.look()
         assert manager.key_set(since=-1) == notes
+
+
+@one_loop
+async def test_a_host_of_a_fleet_that_lost_the_role_takes_it_again(fresh_token, tmp_path, postgres):
+    """As after a pause of the process that lasted longer than the role: the other one has it meanwhile."""
+    url = postgres.database()
+    database = url.rpartition("/")[2]
+    fleet = {"store": {"url": url}, "name": "tests", "singleNode": True, "ttlMs": 4000}
+    config = config_of(fresh_token(), tmp_path, rules={"fleet": fleet, "stateFile": None}, overlapDays=1)
+    async with opened(config) as manager:
+        old = await first(manager)
+        sets = manager._keys._sets
+        await until(lambda: sets._leads)
+        taken = "UPDATE hsmcore_tests.role SET epoch = epoch + 1, holder = 'other', until_ns = 0 WHERE name = 'key-set'"
+        postgres.execute(taken, database)
+        with pytest.raises(StoreBusy, match="other has it now"):
+            await sets.look()
+        new = await manager.generate_key()
+        await manager.set_current_key_id(new)
+        await until(lambda: KeySet.remembered(manager.key_set()).serial == 2)
+        found = old.follow(manager.key_set(since=-1))
+        assert (found.serial, states(found)) == (2, [(1, "overlap", 2), (2, "current", None)])
+        [held] = postgres.execute("SELECT holder FROM hsmcore_tests.role WHERE name = 'key-set'", database)
+        assert held[0] != "other"
 
 
 @one_loop

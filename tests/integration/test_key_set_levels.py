@@ -54,7 +54,7 @@ async def test_an_emergency_key_is_listed_as_soon_as_another_key_can_vouch_for_i
         assert over.serial == first.serial + 1, "none was bound in vain"
     async with opened(config_of(site)) as manager:  # which says the same
         await until(lambda: manager._keys._sets._leads)
-        await manager._keys._sets._look()
+        await manager._keys._sets.look()
         assert manager.key_set() == over.note
 
 
@@ -75,7 +75,7 @@ async def test_a_level_with_a_key_of_its_own_is_listed_before_it_signs_and_an_em
         for _ in range(2):
             await failover.health._desired.set("force", "emergency", "a drill")
             await until(lambda: failover.router.in_emergency)
-            await manager._keys._sets._look()
+            await manager._keys._sets.look()
             await failover.health._desired.set("force", None, "")
             await until(lambda: failover.levels.active == 0)
         over = await listed(manager, "current", "other", "retired", "retired")

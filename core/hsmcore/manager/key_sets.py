@@ -37,7 +37,7 @@ from hsmcore.policy.watermark import NotNext, Place
 from hsmcore.receipt import Receipt
 from hsmcore.rotation.context import ManagerPort
 from hsmcore.rotation.service import RotationService
-from hsmcore.state import Store, StoredKey
+from hsmcore.state import RoleLost, Store, StoredKey
 from hsmcore.state.key_sets import KeySetNotes
 from hsmcore.state.positions import MOST_POSITION
 
@@ -97,8 +97,9 @@ class KeySets:
         self._introduced: set[bytes] = set()
         self._others: dict[bytes, KeyVersion] = {}
         self._emergencies: dict[bytes, KeyEntry] = {}
-        self._looking = asyncio.Lock()
         self._wake = asyncio.Event()
+        self._callers: list[asyncio.Future[None]] = []
+        """Who waits for the end of a look that has not begun."""
         self._role = AsyncExitStack()
         self._leads = False
         self._task: asyncio.Task[None] | None = None
@@ -142,9 +143,18 @@ class KeySets:
     async def introduce(self, public_key: bytes) -> bool:
         """Have a set list a key that is to sign next. Returns whether the newest one does. Raises HsmError."""
         self._introduced.add(public_key)
-        await self._look()
+        await self.look()
         found = None if self.latest is None else self.latest.entry(public_key)
         return found is not None and found.state in ("next", "current", "overlap")
+
+    async def look(self) -> None:
+        """Look now. The one task of this does it, since only that task has the role. Raises HsmError."""
+        if self._task is None or self._task.done():
+            raise EngineClosed("the sets of keys are closed")
+        looked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._callers.append(looked)
+        self._wake.set()
+        await looked
 
     def withdraw(self, public_key: bytes) -> None:
         """The key is in the ring by now, or will not sign."""
@@ -162,26 +172,34 @@ class KeySets:
 
     async def _run(self) -> None:
         failures = 0
-        while True:
-            self._wake.clear()
-            try:
-                await self._look()
-                failures = 0
-            except EngineClosed:
-                return
-            except HsmError as error:
-                failures += 1
-                get_logger().error("the set of keys was not signed", error=str(error))
-            except Exception:  # noqa: BLE001  # a mistake of ours: said, and no reason to sign none any more
-                failures += 1
-                get_logger().exception("the set of keys was not signed")
-            pause = min(LOOK_SECONDS * 2 ** min(failures, 6), _MOST_SECONDS)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._wake.wait()
+        closed = EngineClosed("the sets of keys are closed")
+        try:
+            while True:
+                self._wake.clear()
+                callers, self._callers = self._callers, []
+                ended: Exception | None = closed
+                try:
+                    await self._look()
+                    ended, failures = None, 0
+                except EngineClosed:
+                    return
+                except HsmError as error:
+                    ended, failures = error, failures + 1
+                    get_logger().error("the set of keys was not signed", error=str(error))
+                except Exception as error:  # noqa: BLE001  # a mistake of ours: no reason to sign none any more
+                    ended, failures = error, failures + 1
+                    get_logger().exception("the set of keys was not signed")
+                finally:
+                    _answer(callers, ended)
+                pause = min(LOOK_SECONDS * 2 ** min(failures, 6), _MOST_SECONDS)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await self._wake.wait()
+        finally:
+            _answer(self._callers, closed)
 
     async def _look(self) -> None:
-        async with self._looking:
+        try:
             await self._read()
             led = self._leads
             if not self._rotates or not await self._lead():
@@ -192,6 +210,13 @@ class KeySets:
             last = self.latest
             if keys is not None and (last is None or (last.keys, last.kinds) != (keys, self._kinds)):
                 await self._have_signed(keys)
+        except RoleLost:
+            await self._step_down()  # another process took it while this one was held up; it may be free again later
+            raise
+
+    async def _step_down(self) -> None:
+        self._leads = False
+        await self._role.aclose()
 
     async def _read(self) -> None:
         for serial, note in await self._rows.since(self._domain, self._seen):
@@ -208,8 +233,7 @@ class KeySets:
         """Whether this process has sets signed: in a fleet the holder, else the first one that can."""
         holds = self._fleet is None or self._fleet.state == "holder"
         if self._leads and not holds:
-            self._leads = False
-            await self._role.aclose()
+            await self._step_down()
         elif not self._leads and holds:
             with suppress(HsmError):
                 await self._role.enter_async_context(self._store.exclusively(ROLE))
@@ -399,3 +423,9 @@ class KeySets:
         except HsmError as error:
             get_logger().warning("a set of keys lacks a signature", key=public_key.hex(), error=str(error))
             return b""
+
+
+def _answer(callers: Iterable[asyncio.Future[None]], error: Exception | None) -> None:
+    for looked in callers:
+        if not looked.done():
+            looked.set_result(None) if error is None else looked.set_exception(error)
