@@ -26,16 +26,28 @@ static hsm_status check_options(const hsm_client *client, const hsm_engine_optio
     return HSM_OK;
 }
 
+/* Milliseconds before each new look for a token that is not there. */
+static const uint64_t look_pauses[] = {0, 10, 30, 90};
+
 /* A token that is not there is looked for again after another C_Initialize, where no other engine uses the module: its
- * slots are of the first one, and SoftHSM leaves out a token whose file another process was just writing. */
+ * slots are of the first one. Where a login in another process hides it for a moment, and several processes start at
+ * once, one more look can fall into the next one's login. */
 static hsm_status find_token(hsm_engine *engine, const hsm_token_selector *selector, hsm_error *error) {
     hsm_status status = hsm_token_find(engine->p11, selector, &engine->token, error);
-    if (status != HSM_TOKEN_NOT_FOUND || !hsm_module_claim(engine->module)) {
-        return status;
+    size_t looks = engine->quirks->login_hides_token ? sizeof look_pauses / sizeof look_pauses[0] : 1;
+    for (size_t i = 0; i < looks && status == HSM_TOKEN_NOT_FOUND; i++) {
+        hsm_sleep(look_pauses[i] * 1000000U);
+        if (!hsm_module_claim(engine->module)) {
+            return status;
+        }
+        hsm_status initialized = hsm_module_reinitialize(engine->module, error);
+        hsm_module_disclaim(engine->module);
+        if (initialized != HSM_OK) {
+            return initialized;
+        }
+        status = hsm_token_find(engine->p11, selector, &engine->token, error);
     }
-    status = hsm_module_reinitialize(engine->module, error);
-    hsm_module_disclaim(engine->module);
-    return status != HSM_OK ? status : hsm_token_find(engine->p11, selector, &engine->token, error);
+    return status;
 }
 
 static hsm_status open_token(hsm_engine *engine, const hsm_engine_options *options, hsm_error *error) {

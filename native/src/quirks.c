@@ -8,7 +8,7 @@
 /* The last row is the one for modules that are not recognized. */
 // clang-format off: a row is one line where it fits
 static const hsm_quirks rows[] = {
-    {.name = "softhsm", .library_contains = "SoftHSM", .patience_ms = 500},
+    {.name = "softhsm", .library_contains = "SoftHSM", .login_hides_token = true, .patience_ms = 500},
     {.name = "nss", .library_contains = "Mozilla Foundation", .memory_error_is_logout = true, .patience_ms = 500},
     /* A signature of 3 KB takes a YubiHSM 2 about 0.9 s. */
     {.name = "yubihsm", .library_contains = "Yubico", .users_are_objects = true, .keepalive_s = 20,
