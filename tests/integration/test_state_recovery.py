@@ -68,7 +68,7 @@ async def backed_up(config):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("times", [20, pytest.param(200, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("times", [8, pytest.param(200, marks=pytest.mark.deep)])
 def test_each_older_store_is_detected_and_conflicts_with_nothing(tmp_path, times):
     counts = roll_back(tmp_path, times=times, seed=22)
     assert (counts["restores"], counts["detected"], counts["conflicts"]) == (times, times, 0)
@@ -78,7 +78,7 @@ def test_each_older_store_is_detected_and_conflicts_with_nothing(tmp_path, times
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.timeout(6000)
-@pytest.mark.parametrize("times", [6, pytest.param(200, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("times", [2, pytest.param(200, marks=pytest.mark.deep)])
 def test_each_older_database_is_detected_and_conflicts_with_nothing(tmp_path, times):
     with cluster() as server:
         counts = roll_back_fleet(tmp_path, server.database(), times=times, seed=22)
