@@ -1,8 +1,9 @@
 /** Proofs of messages that were signed in a batch, of which the HSM signed the root. docs/BATCHING.md has their form. */
 
 import { Buffer } from "node:buffer";
-import { createHash, createPublicKey, verify as verifySignature } from "node:crypto";
+import { createHash } from "node:crypto";
 
+import { isSigned, MOST_BYTES, SIGNATURES, signaturesOf } from "./note.js";
 import type { Kind } from "./wire.js";
 
 /** A message's place in a batch: `proof` is a C2SP tlog-proof. */
@@ -32,7 +33,6 @@ export interface BatchProof {
 }
 
 const KINDS = ["", "tx-legacy", "tx-v0", "tx-v1", "off-chain", "", "", "digest32", "raw"] as const;
-const MOST_BYTES = 1 << 16;
 const NUMBER = "(0|[1-9][0-9]{0,18})\\n";
 const LAST = "[AEIMQUYcgkosw048]=";
 const HASH = `[A-Za-z0-9+/]{42}${LAST}`;
@@ -41,9 +41,8 @@ const FORM = new RegExp(
     `index ${NUMBER}((?:${HASH}\\n){0,63})\\n` +
     `((([!-*,-~]{1,64})/${NUMBER.slice(0, -2)})\\n${NUMBER}(${HASH})\\n` +
     `hsmcore/batch-root/v1 ${NUMBER}time ${NUMBER})\\n` +
-    "((?:— [^ +\\x00-\\x1f]+ [A-Za-z0-9+/]+={0,2}\\n){1,64})$",
+    `(${SIGNATURES})$`,
 );
-const SPKI = Buffer.from("302a300506032b6570032100", "hex");
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 const sha256 = (...parts: Uint8Array[]): Buffer => {
@@ -65,14 +64,16 @@ export function readBatchProof(publicKey: Uint8Array, message: Uint8Array, proof
   }
   const [, extra = "", at = "", path = "", signed = "", origin = "", domain = "", ...rest] = FORM.exec(text) ?? [];
   if (domain === "") return undefined;
-  const [epoch = "", size = "", root = "", first = "", time = "", signatures = ""] = rest;
+  const [epoch = "", size = "", root = "", first = "", time = "", lines = ""] = rest;
+  const signatures = signaturesOf(lines);
   const head = decoded(extra);
   const [place, count, begin] = [BigInt(at), BigInt(size), BigInt(first)];
   const kind = KINDS[head[0]!] ?? "";
   if (kind === "" || place >= count || head.readBigUInt64BE(1) !== begin + place) return undefined;
   const leaf = sha256(LEAF, head.subarray(0, 9), sha256(message), head.subarray(9));
   const found = rootOf(leaf, place, count - 1n, path.split("\n").filter(Boolean).map(decoded));
-  if (!found?.equals(decoded(root)) || !isSigned(publicKey, origin, signed, signatures)) return undefined;
+  if (!found?.equals(decoded(root)) || !signatures) return undefined;
+  if (!isSigned(signed, signatures, origin, publicKey)) return undefined;
   return { domain, epoch: BigInt(epoch), index: begin + place, kind, size: count, root: found, timeNs: BigInt(time) };
 }
 
@@ -102,20 +103,4 @@ function rootOf(leaf: Buffer, index: bigint, last: bigint, path: readonly Buffer
     [index, last] = [index >> 1n, last >> 1n];
   }
   return last === 0n ? node : undefined;
-}
-
-/** Whether a note has a signature of its origin by this key, and none that is wrong. Those of other names count not. */
-function isSigned(publicKey: Uint8Array, origin: string, signed: string, lines: string): boolean {
-  const id = sha256(Buffer.from(`${origin}\n\x01`), publicKey).subarray(0, 4);
-  const key = createPublicKey({ key: Buffer.concat([SPKI, publicKey]), format: "der", type: "spki" });
-  let good = 0;
-  for (const line of lines.split("\n").filter(Boolean)) {
-    const [, name, encoded = ""] = line.split(" ");
-    const value = decoded(encoded);
-    if (value.length < 5 || value.toString("base64") !== encoded) return false; // its last digit has bits that mean nothing
-    if (name !== origin || !value.subarray(0, 4).equals(id)) continue;
-    if (value.length !== 68 || !verifySignature(null, Buffer.from(signed), key, value.subarray(4))) return false;
-    good++;
-  }
-  return good > 0;
 }

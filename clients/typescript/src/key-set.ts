@@ -1,8 +1,9 @@
 /** The signed set of keys, for verifiers: which keys are good now. docs/KEYSET.md has the format and the rules. */
 
 import { Buffer, isUtf8 } from "node:buffer";
-import { createHash, createPublicKey, verify as verifySignature } from "node:crypto";
+import { createPublicKey, verify as verifySignature } from "node:crypto";
 
+import { isEd25519, isSigned, MOST_BYTES, type Signature, SIGNATURES, signaturesOf } from "./note.js";
 import type { Algorithm, Kind } from "./wire.js";
 
 export type KeyState = "next" | "current" | "overlap" | "retired" | "other" | "emergency";
@@ -36,7 +37,6 @@ export class KeySetRefused extends Error {
 }
 
 const FIRST = "§ hsmcore/key-set/v1\n";
-const MOST_BYTES = 1 << 16;
 const NUMBER = "(?:0|[1-9][0-9]{0,18})";
 const HASH = "[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=";
 const POINT = "[A-Za-z0-9+/]{86}[AEIMQUYcgkosw048]=";
@@ -47,10 +47,9 @@ const KEY = new RegExp(
 );
 const NOTE = new RegExp(
   `^(${FIRST}([!-*,-~]{1,64})/keys\\n(${NUMBER})\\ntime (${NUMBER})\\nkinds((?: [a-z0-9-]{1,32}){1,64})\\n` +
-    "((?:key [^\\n]*\\n)+))\\n((?:— [^ +\\x00-\\x1f]+ [A-Za-z0-9+/]+={0,2}\\n){1,64})$",
+    `((?:key [^\\n]*\\n)+))\\n(${SIGNATURES})$`,
 );
 const SPKI = {
-  ed25519: Buffer.from("302a300506032b6570032100", "hex"),
   "ecdsa-p256": Buffer.from("3059301306072a8648ce3d020106082a8648ce3d030107034200", "hex"),
   "ecdsa-secp256k1": Buffer.from("3056301006072a8648ce3d020106052b8104000a034200", "hex"),
 };
@@ -66,7 +65,7 @@ export class KeySet {
   readonly kinds: readonly string[];
   readonly keys: readonly KeyEntry[];
   readonly #text: string;
-  readonly #signatures: ReadonlyArray<readonly [name: string, value: Buffer]>;
+  readonly #signatures: readonly Signature[];
 
   /** `note`: what was signed, with its signatures. */
   private constructor(readonly note: string) {
@@ -79,7 +78,9 @@ export class KeySet {
     this.time = Number(time);
     this.kinds = kinds.slice(1).split(" ");
     this.keys = linesOf(keys).map(entryOf);
-    this.#signatures = linesOf(signatures).map(signatureOf);
+    const read = signaturesOf(signatures);
+    if (!read) throw new KeySetRefused("not base64");
+    this.#signatures = read;
     const publics = new Set(this.keys.map((key) => key.publicKey.toString("hex")));
     const versions = this.keys.flatMap((key) => key.version ?? []);
     const [current, ...more] = this.keys.filter((key) => key.state === "current");
@@ -164,12 +165,9 @@ export class KeySet {
     const origin = `${this.domain}/keys`;
     return keys.filter((key) => {
       if (key.algorithm !== "ed25519" || key.publicKey.length !== 32) return false;
-      const id = createHash("sha256").update(`${origin}\n\x01`).update(key.publicKey).digest().subarray(0, 4);
-      const own = this.#signatures.filter(([name, value]) => name === origin && value.subarray(0, 4).equals(id));
-      if (own.some(([, value]) => !isGood(key, Buffer.from(this.#text), value.subarray(4)))) {
-        throw new KeySetRefused("a signature is wrong");
-      }
-      return own.length > 0;
+      const signed = isSigned(this.#text, this.#signatures, origin, key.publicKey);
+      if (signed === undefined) throw new KeySetRefused("a signature is wrong");
+      return signed;
     });
   }
 }
@@ -199,21 +197,13 @@ function entryOf(line: string): KeyEntry {
   };
 }
 
-function signatureOf(line: string): readonly [string, Buffer] {
-  const [, name = "", text = ""] = line.split(" ");
-  const value = Buffer.from(text, "base64");
-  // The last digit has bits that mean nothing: a note that is changed there must not verify.
-  if (value.length < 5 || value.toString("base64") !== text) throw new KeySetRefused("not base64");
-  return [name, value];
-}
-
 /** Whether a key made a signature: 64 bytes. An ECDSA signature must have a low s, as each of hsmcore has. */
 function isGood({ algorithm, publicKey }: KeyEntry, message: Uint8Array, signature: Uint8Array): boolean {
+  if (algorithm === "ed25519") return isEd25519(publicKey, message, signature);
   const head = SPKI[algorithm];
-  if (!head || (algorithm !== "ed25519" && !isLow(algorithm, signature))) return false;
+  if (!head || !isLow(algorithm, signature)) return false;
   try {
     const key = createPublicKey({ key: Buffer.concat([head, publicKey]), format: "der", type: "spki" });
-    if (algorithm === "ed25519") return verifySignature(null, message, key, signature);
     return verifySignature("sha256", message, { key, dsaEncoding: "ieee-p1363" }, signature);
   } catch {
     return false; // a point that is on no curve
