@@ -100,6 +100,8 @@ class ServerDatabase(Database):
         self._genuine = ""
         """The marks of a schema without foreign objects."""
         self._begin = {turn: beginning(self.schema, writes=writes, turn=turn) for turn in (True, False)}
+        self._waits = writes and not server.single_node
+        """Whether what is committed must be on a standby."""
 
     @property
     def key(self) -> tuple[str, SealSecret, bool]:
@@ -125,7 +127,7 @@ class ServerDatabase(Database):
             if self.writes:
                 event.listen(self._engine, "before_execute", self.before_execute)
         self._facts = None
-        link = self._link = Link(self._engine, waits=self.writes and not self._server.single_node)
+        link = self._link = Link(self._engine, waits=self._waits)
         if not self._prepared:
             # Only once: a server that was put in the place of the first one is not to begin without anything.
             link.begin(beginning(self.schema, writes=self.writes, turn=False, exists=False), self._know)
@@ -250,8 +252,7 @@ class ServerDatabase(Database):
 
     def asking(self) -> Asking | None:
         # Under a seal, rows are checked in the transaction that reads them.
-        waits = self.writes and not self._server.single_node
-        return None if self.seal is not None else Asker(self._dial, self._begin[False], self._judge, waits=waits)
+        return None if self.seal is not None else Asker(self._dial, self._begin[False], self._judge, waits=self._waits)
 
     def _begun(self, begin: bytes, questions: Sequence[Question] | None = None) -> Link:
         link = self._link

@@ -53,7 +53,7 @@ class Asker:
                 raise
             if self._warned:
                 raise StoreUnknown(f"COMMIT was confirmed with a warning: {self._warned}")
-            facts = Facts(*rows_of(results[FACTS_AT])[0][: len(Facts._fields)])
+            facts = Facts.of(rows_of(results[FACTS_AT]))
             self._judge(facts)
             if self._waits and not facts.lasts(after):
                 raise StoreUnknown(RELEASED)

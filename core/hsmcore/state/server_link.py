@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -67,7 +67,7 @@ class Link:
             questions = ()
         try:
             rows = said(self._driver, statements + asked(self._driver, questions))
-            self._facts = Facts(*rows[FACTS_AT][0][: len(Facts._fields)])
+            self._facts = Facts.of(rows[FACTS_AT])
             know(self._facts, self)
             begun = len(rows) - len(questions)
             self._answers = rows[begun:]
@@ -207,6 +207,11 @@ class Facts(NamedTuple):
     backend: int
     loaded: str
     """When this backend read the server's configuration."""
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[Any, ...]]) -> Self:
+        """Return those of FACTS, in whose row others may follow them."""
+        return cls(*rows[0][: len(cls._fields)])
 
     def problems(self, *, single_node: bool) -> Iterator[tuple[str, str]]:
         """Yield why the server may not be used, with what to do."""
