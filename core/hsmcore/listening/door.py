@@ -29,7 +29,7 @@ class Door:
         gate: Gate,
         seconds: float,
         connect: Callable[[socket.socket, Connection], Coroutine[Any, Any, object]],
-        dismissed: Callable[[socket.socket], object] = lambda _accepted: None,
+        dismissed: Callable[[socket.socket], object],
     ) -> None:
         """`seconds`: from accept() to the end of the first request. `connect` makes a transport and a protocol for a
         socket; the protocol replaces the connection's `give_way`, and calls `leave` when it ends. `dismissed` is told
@@ -87,7 +87,8 @@ class Door:
         self._gate.enter(place)
 
     def _dismiss(self, accepted: socket.socket, place: Connection) -> None:
-        self._dismissed(accepted)
+        if self._listening.fileno() >= 0:  # else it is the server that ends
+            self._dismissed(accepted)
         self._shut(accepted, place)
 
     def _shut(self, accepted: socket.socket, place: Connection) -> None:

@@ -122,14 +122,12 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """As uvicorn's."""
-        doors, self._doors = self._doors, []
-        for door in doors:
+        for door in self._doors:
             await door.close()
         await super().shutdown(sockets)
 
     def _dismissed(self, accepted: socket) -> None:
-        if self._doors:  # else it is the server that ends
-            self._refused(address_of(accepted), "it said nothing")
+        self._refused(address_of(accepted), "it said nothing")
 
     async def _connect(self, accepted: socket, place: Connection) -> None:
         peer = address_of(accepted)
