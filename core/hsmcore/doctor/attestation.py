@@ -1,30 +1,31 @@
-"""The certificate of a YubiHSM's key, judged as `hsmcore keys attest` does. PKCS#11 does not offer it."""
+"""The certificate that a device makes of a key, judged as `hsmcore keys attest` does. PKCS#11 does not offer it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hsmcore.audit.devices.yubihsm_attest import Claim, certificates, problem_of
-from hsmcore.config import YubiHsmSettings
+from hsmcore.audit.devices.yubihsm_attest import Claim, problem_of
+from hsmcore.config import Provider
 from hsmcore.doctor.common import UNPROVEN_HINT
 from hsmcore.doctor.report import Step, ok, warn
 from hsmcore.doctor.subject import Begun
 from hsmcore.errors import HsmError
 
 
-def check_attestation(settings: YubiHsmSettings, found: Mapping[str, Step]) -> Iterator[Step | Begun]:
+def check_attestation(provider: Provider, found: Mapping[str, Step]) -> Iterator[Step | Begun]:
     """Warn unless certificates lead to a root of `attestationRoots`, if there are any. `found`: steps, by name; nothing
     is asked before they show token and key."""
     token, key, public = (found.get(name) for name in ("token", "key", "public-key"))
     public_key = None if public is None else public.data.get("publicKey")
-    if settings.attestation_roots is None or token is None or key is None or not public_key:
+    certificates, roots = provider.descriptor.certificates, getattr(provider.config, "attestation_roots", None)
+    if certificates is None or roots is None or token is None or key is None or not public_key:
         return
     yield Begun("attestation")
     claim = Claim(bytes.fromhex(public_key), str(key.data["id"]), str(token.data["serial"]))
     try:
-        chain = certificates(settings, claim.key_id)
-        problem = problem_of(chain, map(Path, settings.attestation_roots), claim)
+        chain = provider.resolve(certificates)(provider.config, claim.key_id)
+        problem = problem_of(chain, map(Path, roots), claim)
     except HsmError as error:
         yield warn("attestation", f"no certificate was given: {error.args[0]}", error.hint)
     except OSError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from hsmcore._native import wipe
-from hsmcore.config import Pkcs11Settings, YubiHsmSettings
+from hsmcore.config import Pkcs11Settings
 from hsmcore.control.process import Child, ChildLost, child_environment
 from hsmcore.control.records import TokenSelector
 from hsmcore.doctor.attestation import check_attestation
@@ -49,8 +49,7 @@ def probe_module(subject: Subject) -> Generator[Step | Begun, None, Identity | N
     if found["token"].outcome == "ok" and settings.isolation == "process":
         yield Begun("host")
         yield from _host(subject, settings, found["token"])
-    if isinstance(settings, YubiHsmSettings):
-        yield from check_attestation(settings, found)
+    yield from check_attestation(subject.provider, found)
     return _identity(found)
 
 
