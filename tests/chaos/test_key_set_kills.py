@@ -27,19 +27,26 @@ def sets(folder):
     return [(serial, KeySet.remembered(note.encode())) for serial, note in notes], bound
 
 
-def lives(token, folder, points):
+def children(token):
+    return Lives({**token.environment, "PYTHONPATH": f"{ROOT / 'core'}{os.pathsep}{ROOT}", "PYTHONWARNINGS": "ignore"})
+
+
+def request_of(token, folder, timeout_ms, **rotation):
+    """What each life is told: a key manager that signs sets of keys, and the chain's authority."""
     config = token.config(
         settings={"sessions": 1},
         maxCacheSize=0,
-        requestTimeoutMs=50,
+        requestTimeoutMs=timeout_ms,
         stateFile=str(folder / "state.db"),
         policy={"kinds": ["raw", "key-set"], "domain": "my-rollup"},
-        keyRotation={"overlapDays": 0, "destroyAfterDays": 0, "backupEnabled": False},
+        keyRotation={"destroyAfterDays": 0, "backupEnabled": False, **rotation},
     )
-    environment = {**token.environment, "PYTHONPATH": f"{ROOT / 'core'}{os.pathsep}{ROOT}", "PYTHONWARNINGS": "ignore"}
-    common = {"config": config, "chain": str(folder / "authority")}
-    killed = 0
-    with Lives(environment) as child:
+    return {"config": config, "chain": str(folder / "authority")}
+
+
+def lives(token, folder, points):
+    common, killed = request_of(token, folder, 50, overlapDays=0), 0
+    with children(token) as child:
         for point, delay in points:
             more = {} if delay is None else {"delay": delay}
             killed += child.live(kill=point, fails=point in BACK, **more, **common)
@@ -85,18 +92,9 @@ def test_kills_around_the_switch_leave_one_set_for_a_serial(fresh_token, tmp_pat
 def speaking_lives(token, folder, points, rotations):
     """Each life is two days behind the one before, and an overlap has one: it ends in the life after. Goes on without
     kills until there were so many rotations. Returns how many lives were killed."""
-    config = token.config(
-        settings={"sessions": 1},
-        maxCacheSize=0,
-        requestTimeoutMs=30_000,
-        stateFile=str(folder / "state.db"),
-        policy={"kinds": ["raw", "key-set"], "domain": "my-rollup"},
-        keyRotation={"overlapDays": 1, "intervalDays": 365, "destroyAfterDays": 0, "backupEnabled": False},
-    )
-    environment = {**token.environment, "PYTHONPATH": f"{ROOT / 'core'}{os.pathsep}{ROOT}", "PYTHONWARNINGS": "ignore"}
-    common = {"config": config, "chain": str(folder / "authority"), "said": str(folder / "said")}
+    common = request_of(token, folder, 30_000, overlapDays=1, intervalDays=365) | {"said": str(folder / "said")}
     killed, points, number = [], [None, *points], 0
-    with Lives(environment) as child:
+    with children(token) as child:
         while number < len(points) or switches(folder) < rotations:
             point = points[number] if number < len(points) else None
             number += 1

@@ -8,49 +8,37 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Self
 
-from tests.support.paths import ROOT
+from tests.support.told import Told
 
 import hsmcore
 from hsmcore.errors import HsmError, TokenNotFound
 from hsmcore.state import StoreBusy, StoreError
 
 
-class Racer:
-    """Such a process. Use as a context manager."""
+class Racer(Told):
+    """Such a process."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
+        super().__init__("tests.support.rotation_racer")
         self._config = config
 
     def __enter__(self) -> Self:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.rotation_racer"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=environment,
-        )
+        super().__enter__()
         self._tell(self._config)
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.close()
+        assert self.process.stdin is not None
+        self.process.stdin.close()  # it closes its key manager, and ends
         try:
-            self._process.wait(60)
+            self.process.wait(60)
         finally:
-            self._process.kill()
-            self._process.wait()
-            self._process.stdout.close()
+            super().__exit__()
 
     def tell_rotate(self, known: int, current: str) -> None:
         """Have it open a key manager and rotate at once, which `answer` answers: the new key's id, or an error.
@@ -61,17 +49,8 @@ class Racer:
         """Have it close that, once another key signs: the answer is its id, and the number of keys on the token."""
         self._tell("close")
 
-    def answer(self) -> Any:
-        """The next answer."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, f"it ended with {self._process.wait(10)}"
-        return json.loads(line)
-
     def _tell(self, what: Any) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(what) + "\n")
-        self._process.stdin.flush()
+        self.write(json.dumps(what))
 
 
 async def _main() -> None:

@@ -10,15 +10,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Self
 
-from tests.support.chaos import send_signal
-from tests.support.paths import ROOT
+from tests.support.told import Told
 
 import hsmcore
 from hsmcore.failover.events import Event
@@ -64,46 +61,26 @@ async def _manager(path: str) -> None:
         await _obey(answer)
 
 
-class Holder:
-    """Such a process. Use as a context manager; at the end it is killed if it still runs."""
+class Holder(Told):
+    """Such a process."""
 
     def __init__(self, kind: str, path: Path) -> None:
-        self._command = [sys.executable, "-m", "tests.support.state_holder", kind, str(path)]
+        super().__init__("tests.support.state_holder", kind, str(path))
 
     def __enter__(self) -> Self:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-        )
-        assert self._answer() is True
+        super().__enter__()
+        assert self.answer() is True
         return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.kill()
-        self._process.stdin.close()
-        self._process.stdout.close()
 
     def ask(self, command: str) -> Any:
         """The answer to a command."""
-        self._process.stdin.write(command + "\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> Any:
-        line = self._process.stdout.readline()
-        assert line, f"it ended with {self._process.wait(10)}"
-        return json.loads(line)
+        self.write(command)
+        return self.answer()
 
     def deleted(self) -> list[str]:
         """The files that it has open and that have no name any more."""
-        links = [os.readlink(link) for link in Path(f"/proc/{self._process.pid}/fd").iterdir()]  # noqa: PTH115
+        links = [os.readlink(link) for link in Path(f"/proc/{self.process.pid}/fd").iterdir()]  # noqa: PTH115
         return [link for link in links if link.endswith("(deleted)") and "state.db" in link]
-
-    def kill(self) -> None:
-        """kill -9."""
-        if self._process.poll() is None:
-            send_signal(self._process.pid, signal.SIGKILL)
-        self._process.wait(10)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from contextlib import AsyncExitStack
@@ -19,7 +18,7 @@ from typing import Any, Self
 
 from sqlalchemy import Connection, select
 from tests.support.chaos import send_signal
-from tests.support.paths import ROOT
+from tests.support.told import Told
 
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import HsmError
@@ -105,33 +104,17 @@ async def _main() -> None:
     await _obey(await Store.open(Fleet.model_validate(json.loads(sys.stdin.readline()))))
 
 
-class Host:
-    """Such a process. Use as a context manager; at the end it is killed if it still runs."""
+class Host(Told):
+    """Such a process."""
 
     def __init__(self, url: str, **fields: Any) -> None:
+        super().__init__("tests.support.store_hosts")
         self._config = {"store": {"url": url}, "name": "tests", "singleNode": True, "ttlMs": 200} | fields
 
     def __enter__(self) -> Self:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.store_hosts"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env=environment,
-        )
-        self._write(json.dumps(self._config))
+        super().__enter__()
+        self.write(json.dumps(self._config))
         return self
-
-    def __exit__(self, *_exc: object) -> None:
-        if self.process.poll() is None:
-            self.resume()
-            send_signal(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
-        for stream in (self.process.stdin, self.process.stdout):
-            assert stream is not None
-            stream.close()
 
     def await_open(self) -> Self:
         """Wait until it has opened the store."""
@@ -140,19 +123,12 @@ class Host:
 
     def tell(self, *command: Any) -> None:
         """Give a command, whose answer comes later."""
-        self._write(json.dumps(command))
+        self.write(json.dumps(command))
 
     def ask(self, *command: Any) -> Any:
         """Give a command. Returns its answer, or the name of its error's class."""
         self.tell(*command)
         return self.answer()
-
-    def answer(self) -> Any:
-        """The next answer."""
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, f"it ended with {self.process.wait(10)}"
-        return json.loads(line)
 
     def spent(self) -> tuple[int, Any]:
         """How many units a `spend` has spent, and its answer; None: it was killed."""
@@ -171,11 +147,6 @@ class Host:
     def resume(self) -> None:
         """Let it go on."""
         send_signal(self.process.pid, signal.SIGCONT)
-
-    def _write(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
 
 
 if __name__ == "__main__":
