@@ -44,6 +44,8 @@ SECONDS = 8.0
 """Of faults, with three to seven doings; longer schedules have more of them."""
 OPENS, HEALS, ENDS = 300.0, 300.0, 100.0
 """The most that opening, healing and ending take, in seconds of a machine that has time for them."""
+ALONE = 2.0
+"""How long a database without a standby may wait for a signer that believes it, in such seconds."""
 LOOK = 0.05
 """Seconds between two looks; a look counts as no more than two of them, since what is late here is late there too."""
 DONE = 600.0
@@ -95,7 +97,7 @@ def plan(
     changes: Mapping[str, int] = CHANGES,
     *,
     late: float = 0.8,
-    emptied: float = 0.25,
+    emptied: float = 0.4,
     dense: float = SECONDS,
 ) -> Plan:
     """The schedule of a seed. `late`, `emptied`: how likely it has that. `dense`: the seconds for which there are three
@@ -313,18 +315,20 @@ class Schedule:
 
     async def _emptied(self, _host: Signer, dice: random.Random) -> None:
         """Commits wait for the synchronous standby, and someone empties the setting to get on: the server confirms them
-        all. Half of the time it dies then, and the standby, which has none of them, takes its place."""
+        all. Half of the time it dies then, if possible with a block out that it confirmed alone, and the standby, which
+        has none of them, takes its place."""
         leader = self.database.leader
         if leader is None:
             return
         self.database.links[self.database.synchronous.name].hold()
         await asyncio.sleep(dice.uniform(0.2, 1.0))
         await self.database.synchronize_with(leader, "")
-        await asyncio.sleep(dice.uniform(0.0, 0.5))
         if dice.random() < 0.5:
+            await self._signs_blocks(ALONE)
             await self.database.fail_over()
             self._cut_all()
         else:
+            await asyncio.sleep(dice.uniform(0.0, 0.5))
             await self.database.synchronize_with(leader, self.database.synchronous.name)
             self.database.links[self.database.synchronous.name].heal()
 
