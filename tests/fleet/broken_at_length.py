@@ -9,7 +9,7 @@ from tests.fleet.test_broken_builds import caught
 SEEDS = {
     "reclaimed_by_age": "0-3",
     "not_synchronous": "0-3",
-    "let_go": "20,43",
+    "let_go": "6,9",
     "unwitnessed": "18-19",
     "unfenced": "0-3",
     "unshared": "0-7",
