@@ -20,6 +20,8 @@ CTEST := ctest --output-on-failure --no-tests=error --parallel $(JOBS) --test-di
 
 export CMAKE_GENERATOR := Ninja
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+# Container images like to set it: each of the many commands that the tests start would compile hsmcore once more.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "make %-14s %s\n", $$1, $$2 }'
