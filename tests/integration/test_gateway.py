@@ -13,11 +13,13 @@ from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.wire_site import ME, many, refusals, sign, site
 
+from hsmcore._native import Digest, verify
 from hsmcore.gateway import memory, tls, wire
 from hsmcore.gateway.frames import Type, frame
 
 pytestmark = pytest.mark.integration
 M = b"a message"
+DIGEST = bytes(range(32))
 LONG = {"timeout_ms": 120_000}
 """Longer than anything takes on a busy machine."""
 UID = os.getuid()
@@ -393,11 +395,35 @@ async def test_keys_are_not_managed_by_others(world, tmp_path):
 async def test_a_digest_is_signed_as_it_is_where_it_is_listed(world, tmp_path):
     policy = {"kinds": ["prehashed"]}
     async with site(world.config("ecdsa-p256", policy=policy), tmp_path) as gateway, gateway.peer() as peer:
-        found = await peer.signed(sign(1, bytes(range(32)), kind="prehashed"))
+        found = await peer.signed(sign(1, DIGEST, kind="prehashed"))
         assert found.version == next(one.version for one in peer.welcome.keys if one.current)
         assert (await peer.refused(sign(2, b"short", kind="prehashed"))).status == "BAD_ARGUMENT"
     async with site(world.config("ecdsa-p256"), tmp_path) as gateway, gateway.peer() as peer:
-        assert (await peer.refused(sign(1, bytes(range(32)), kind="prehashed"))).status == "POLICY_REFUSED"
+        assert (await peer.refused(sign(1, DIGEST, kind="prehashed"))).status == "POLICY_REFUSED"
+
+
+@one_loop
+async def test_the_version_of_a_signed_digest_is_the_one_that_signed(world, tmp_path):
+    config = world.config("ecdsa-p256", policy={"kinds": ["prehashed"]}, stateFile=str(tmp_path / "s.db"))
+    async with site(config, tmp_path) as gateway:
+        manager, sign_digest = gateway.manager, gateway.manager.sign_digest
+        first = await manager.get_current_key_id()
+        second = await manager.generate_key()
+
+        async def flickering(digest, timeout):
+            await manager.set_current_key_id(second)
+            signed = await sign_digest(digest, timeout)
+            await manager.set_current_key_id(first)
+            return signed
+
+        manager.sign_digest = flickering
+        async with gateway.peer() as peer:
+            keys = {one.id: one for one in peer.welcome.keys}
+            found = await peer.signed(sign(1, DIGEST, kind="prehashed"))
+            assert verify("ecdsa-p256", keys[second].public_key, Digest(DIGEST), found.signature)
+            assert found.version == keys[second].version
+            refused = await peer.refused(sign(2, DIGEST, kind="prehashed", version=keys[first].version))
+            assert (refused.status, refused.maybe_signed) == ("KEY_NOT_CURRENT", True)
 
 
 @one_loop

@@ -73,9 +73,11 @@ class Peer:
         return self._frames.pop(0)
 
     async def ask(self, data: bytes) -> Frame:
-        """Send a request, and return the next frame."""
+        """Send a request, and return the next frame that does not tell of the keys."""
         self.send(data)
-        return await self.next()
+        while (found := await self.next()).type is Type.KEYS:
+            pass
+        return found
 
     async def signed(self, data: bytes) -> wire.Signed:
         """Send a SIGN, and return its signature."""

@@ -103,10 +103,13 @@ def begin_sign(request: Request, left: float) -> None:
     counter, kind = request.counter, what.kind or None
     desk, manager = counter.desk, counter.manager
     if kind == PREHASHED:
-        _run(request, desk.sign_prehashed(counter, what.message, left, what.version))
-        return
-    counter.require_kind(what.message, kind)
+        counter.require_listed(PREHASHED)
+    else:
+        counter.require_kind(what.message, kind)
     only = desk.public_key(counter, what.version) if what.version else None
+    if kind == PREHASHED:
+        _run(request, desk.sign_prehashed(counter, what.message, left, only))
+        return
     begun = request.client.context.run(manager.submit, what.message, left, kind, what.position, only)
     if begun is not None:
         request.begun, request.running = begun, begun.asked

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import orjson
 
+from hsmcore._native import Digest, verify
 from hsmcore.config import Gateway
 from hsmcore.config.policy import BATCH_ROOT, ORDERED, PREHASHED
 from hsmcore.errors import (
@@ -21,8 +22,10 @@ from hsmcore.errors import (
     HsmError,
     KeyNotCurrent,
     KeyNotFound,
+    MemberDown,
     MessageTooLarge,
     PolicyRefused,
+    SignatureInvalid,
 )
 from hsmcore.gateway import wire
 from hsmcore.gateway.clients import Client, Directory
@@ -32,7 +35,7 @@ from hsmcore.keyring import KeyVersion
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.manager.key_managers import KeyManagers
 from hsmcore.policy.guard import kinds_of, refuse_claims
-from hsmcore.receipt import DigestSignature, Receipt, Signed
+from hsmcore.receipt import Receipt, Signed
 
 CACHE_STATS: Final = "cache-stats"
 _TRIES: Final = 3
@@ -208,30 +211,30 @@ class Desk:
         found: Receipt = await self._await(counter, sign, timeout, signatures=1)
         return found
 
-    async def sign_digest(
-        self, client: Client, name: str, digest: bytes, *, timeout: float | None = None
-    ) -> DigestSignature:
-        """As KeyManager.sign_digest, for a client."""
+    async def sign_digest(self, client: Client, name: str, digest: bytes, only: bytes | None = None) -> Signed:
+        """As KeyManager.sign_digest, for a client; `only` as in `sign_prehashed`."""
         counter = self.counter(client, name)
         counter.require_listed(PREHASHED)
 
-        async def sign(left: float) -> DigestSignature:
-            return await counter.manager.sign_digest(digest, left)
+        async def sign(left: float) -> Signed:
+            return await self.sign_prehashed(counter, digest, left, only)
 
-        found: DigestSignature = await self._await(counter, sign, timeout, signatures=1)
+        found: Signed = await self._await(counter, sign, None, signatures=1)
         return found
 
-    async def sign_prehashed(self, counter: Counter, digest: bytes, timeout: float, version: int) -> Signed:
-        """Sign a digest as it is, in its turn. `version`: with this one or not at all; 0: with the current one."""
-        counter.require_listed(PREHASHED)
-        only = self.public_key(counter, version) if version else None
-        while True:
-            before = _current(counter.manager)
-            if only not in (None, before.public_key):
-                raise KeyNotCurrent.of(only or b"", before.public_key)
-            signature = (await counter.manager.sign_digest(digest, timeout)).signature
-            if _current(counter.manager).public_key == before.public_key:  # else either may have signed
-                return Signed(signature, before.id, before.public_key, "", None)
+    async def sign_prehashed(self, counter: Counter, digest: bytes, timeout: float, only: bytes | None) -> Signed:
+        """Sign a digest as it is, in its turn. `only`: with the key of this public key or not at all; None: with the
+        current one. Which key it was, the signature itself says: another one may have become current meanwhile."""
+        before = current(counter.manager)
+        if only is not None and only != before.public_key:
+            raise KeyNotCurrent.of(only, before.public_key)
+        signature = (await counter.manager.sign_digest(digest, timeout)).signature
+        for key in (before, *counter.manager.keys()):
+            if await asyncio.to_thread(verify, key.algorithm, key.public_key, Digest(digest), signature):
+                if only is not None and only != key.public_key:
+                    raise KeyNotCurrent.of(only, key.public_key, bound=True)
+                return Signed(signature, key.id, key.public_key, "", None)
+        raise SignatureInvalid("no key of the ring made this signature")
 
     async def sign_many(
         self,
@@ -396,9 +399,12 @@ def _enough_for(managers: KeyManagers) -> int:
     return max(_FEW, 2 * sessions)
 
 
-def _current(manager: KeyManager) -> KeyVersion:
-    signing = manager.public_key
-    return next(one for one in manager.keys() if one.public_key == signing)  # noqa: SIM118  # no mapping
+def current(manager: KeyManager) -> KeyVersion:
+    """Return the version that signs. Raises MemberDown."""
+    found = manager.snapshot().key
+    if found is None:
+        raise MemberDown("no key signs at present")
+    return found
 
 
 def _signing(manager: KeyManager) -> bytes:

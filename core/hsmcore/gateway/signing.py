@@ -6,22 +6,13 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from hsmcore._native import Digest, verify
-from hsmcore.errors import HsmError, KeyNotCurrent, MemberDown, SignatureInvalid
+from hsmcore.errors import HsmError, KeyNotCurrent
 from hsmcore.gateway import transit
 from hsmcore.gateway.clients import Client
-from hsmcore.gateway.desk import Desk
+from hsmcore.gateway.desk import Desk, current
 from hsmcore.gateway.versions import Versions
 from hsmcore.keyring import KeyVersion
-from hsmcore.manager.key_manager import KeyManager
-
-
-def current(manager: KeyManager) -> KeyVersion:
-    """The version that signs. Raises MemberDown."""
-    found = manager.snapshot().key
-    if found is None:
-        raise MemberDown("no key signs at present")
-    return found
+from hsmcore.receipt import Receipt, Signed
 
 
 class Signing:
@@ -35,22 +26,14 @@ class Signing:
 
     async def one(self, message: bytes, *, only: bool) -> tuple[str, int]:
         """Return a signature as text, and its version. `only`: of no other key."""
+        signed: Signed | Receipt
         if self._options.prehashed:
-            return await self._digest(message, only=only)
-        key_id = self._key.id if only else None
-        receipt = await self._desk.sign(self._client, self._name, message, key_id=key_id)
-        return await self._written(receipt.signature, receipt.public_key)
-
-    async def _digest(self, digest: bytes, *, only: bool) -> tuple[str, int]:
-        """The same for a digest. Which key signed it, its signature says."""
-        manager = self._desk.manager(self._client, self._name)
-        if only and current(manager).public_key != self._key.public_key:
-            raise KeyNotCurrent(f"key {self._key.id} was asked for, and what signs now is another one")
-        signature = (await self._desk.sign_digest(self._client, self._name, digest)).signature
-        for key in manager.keys():  # noqa: SIM118  # no mapping
-            if await asyncio.to_thread(verify, key.algorithm, key.public_key, Digest(digest), signature):
-                return await self._written(signature, key.public_key)
-        raise SignatureInvalid("no key of the ring made this signature")
+            only_key = self._key.public_key if only else None
+            signed = await self._desk.sign_digest(self._client, self._name, message, only_key)
+        else:
+            key_id = self._key.id if only else None
+            signed = await self._desk.sign(self._client, self._name, message, key_id=key_id)
+        return await self._written(signed.signature, signed.public_key)
 
     async def _written(self, signature: bytes, public_key: bytes) -> tuple[str, int]:
         number = await self._versions.of(public_key)

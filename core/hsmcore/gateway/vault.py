@@ -29,8 +29,8 @@ from hsmcore.audit.key_set import serial_of
 from hsmcore.errors import BadArgument, HsmError, PolicyRefused, QueueFull
 from hsmcore.gateway import transit
 from hsmcore.gateway.clients import Client
-from hsmcore.gateway.desk import Desk
-from hsmcore.gateway.signing import Signing, current
+from hsmcore.gateway.desk import Desk, current
+from hsmcore.gateway.signing import Signing
 from hsmcore.gateway.tls import names_in
 from hsmcore.gateway.versions import Versions
 from hsmcore.listening.http import MAX_HEAD_BYTES, Server
