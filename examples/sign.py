@@ -23,6 +23,7 @@ async def main() -> None:
             receipt = await km.sign_with_receipt(b"block 42")
             print(f"signed by  {receipt.member} of level {receipt.level}, key {receipt.key_id}")
             print(f"public key {km.public_key.hex()}")
+            print(f"address    {km.address}")
             print(f"took       {receipt.latency_ns / 1000:.0f} µs")
 
             try:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from hsmcore.errors import KeyDeactivated, KeyNotFound
+from hsmcore.base58 import base58
+from hsmcore.errors import AlgorithmUnsupported, KeyDeactivated, KeyNotFound
 
 State = Literal["active", "deactivated"]
 
@@ -41,6 +42,14 @@ def canonical(key_id: str) -> str:
         return bytes.fromhex(key_id).hex() or key_id
     except ValueError:
         return key_id
+
+
+def address_of(public_key: bytes) -> str:
+    """The Solana address that an Ed25519 public key is, in base58. Raises AlgorithmUnsupported for another key."""
+    if len(public_key) != 32:
+        hint = "Sign with an Ed25519 key; `public_key` is what others have."
+        raise AlgorithmUnsupported("an address is an Ed25519 key, and the current key is none", hint=hint)
+    return base58(public_key)
 
 
 def successor_label(label: str, random: bytes) -> str:

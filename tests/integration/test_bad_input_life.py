@@ -56,6 +56,8 @@ async def test_what_is_asked_before_initialize(world):
     with pytest.raises(hsmcore.NotInitialized):
         _ = manager.public_key
     with pytest.raises(hsmcore.NotInitialized):
+        _ = manager.address
+    with pytest.raises(hsmcore.NotInitialized):
         manager.get_cache_stats()
     with pytest.raises(hsmcore.NotInitialized):
         await manager.get_current_key_id()

@@ -13,6 +13,8 @@ import pytest
 from nacl.signing import VerifyKey
 from tests.support import batches
 
+from hsmcore.base58 import base58
+
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("softhsm")]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -93,6 +95,7 @@ def test_sign():
     text = run("sign")
     signature, public_key = found(r"^signature +([0-9a-f]{128})$", text), found(r"^public key ([0-9a-f]{64})$", text)
     VerifyKey(bytes.fromhex(public_key)).verify(b"state root 4711", bytes.fromhex(signature))
+    assert found(r"^address +(\w+)$", text) == base58(bytes.fromhex(public_key))
     assert found(r"^verified +(\w+)$", text) == "True"
     assert found(r"^forged +(\w+)$", text) == "False"
     assert found(r"^signed by +(.+)$", text) == "softhsm:example of level primary, key 01"

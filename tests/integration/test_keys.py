@@ -6,12 +6,15 @@ import asyncio
 from collections import Counter
 
 import pytest
-from tests.support.managers import counters, opened, start
+from solders.pubkey import Pubkey
+from tests.support.managers import counters, opened, start, until
 from tests.support.softhsm import ALGORITHMS
 from tests.support.verifiers import is_good
+from tests.support.wire_site import site
 
 import hsmcore
 from hsmcore.control import KeyNotExportable
+from hsmcore.gateway import Client
 
 pytestmark = pytest.mark.integration
 
@@ -143,6 +146,22 @@ async def test_a_key_of_another_algorithm_can_be_made_current(world):
         for algorithm in ALGORITHMS * 2:
             await manager.set_current_key_id(world.keys[algorithm].id)
             assert is_good(algorithm, world.keys[algorithm].public_key, b"x", await manager.sign(b"x"))
+
+
+async def test_the_address_is_that_of_the_ed25519_key_that_signs(world, tmp_path):
+    async with site(world.config(), tmp_path) as served, Client(f"unix:{served.path}") as km:
+        for name in ("second", "ed25519"):
+            key = world.keys[name]
+            await served.manager.set_current_key_id(key.id)
+            await until(lambda key=key: km.public_key == key.public_key)
+            assert served.manager.address == km.address == str(Pubkey(key.public_key))
+        for name in ("ecdsa-p256", "ecdsa-secp256k1"):
+            key = world.keys[name]
+            await served.manager.set_current_key_id(key.id)
+            await until(lambda key=key: km.public_key == key.public_key)
+            for one in (served.manager, km):
+                with pytest.raises(hsmcore.AlgorithmUnsupported, match="Sign with an Ed25519 key"):
+                    _ = one.address
 
 
 async def test_many_changes_cost_no_place_in_the_key_table(world):

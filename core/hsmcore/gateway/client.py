@@ -31,7 +31,7 @@ from hsmcore.gateway.frames import Type
 from hsmcore.gateway.keeping import Connections
 from hsmcore.gateway.outbox import Outbox
 from hsmcore.gateway.request import Request, Session
-from hsmcore.keyring import KeyVersion
+from hsmcore.keyring import KeyVersion, address_of
 from hsmcore.receipt import Receipt
 
 Message = bytes | bytearray | memoryview
@@ -73,15 +73,15 @@ class Client:
         """`address`: "unix:/path" or "tls:host:port", the second with `tls`. `key_manager`: its name at the gateway.
         `timeout`: that of requests without their own, in seconds. `max_waiting`: requests beyond those that the gateway
         allows to be open at a time. `program`: what the gateway's log calls this one. Raises BadArgument."""
-        self.address = Address.parse(address)
-        if (tls is None) == (not self.address.path):
+        self._address = Address.parse(address)
+        if (tls is None) == (not self._address.path):
             raise BadArgument('tls belongs to a "tls:" address, and only to one')
         connections = whole(connections, "connections", 1, 64)
         self._timeout = seconds_of(timeout)
         self._most_waiting = whole(max_waiting, "max_waiting", 1, 1 << 24)
         program = (program or Path(sys.argv[0]).name).encode()[:64].decode(errors="ignore")
         self._events = Events()
-        self._connections = Connections(self.address, tls, key_manager, program, connections, self._events)
+        self._connections = Connections(self._address, tls, key_manager, program, connections, self._events)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._outbox: Outbox | None = None
         self._session: Session | None = None
@@ -104,7 +104,7 @@ class Client:
         self._outbox = Outbox(self._loop, self._most_waiting, self._connections.links, self._keys_changed)
         await self._connections.open(self._outbox)
         self._opened = True
-        self._events.emit("initialized", member=self.address.text, key_id=self._current_id())
+        self._events.emit("initialized", member=self._address.text, key_id=self._current_id())
 
     async def close(self) -> None:
         """Refuse new requests, wait until each open one has its answer or error, then disconnect. Idempotent."""
@@ -119,7 +119,7 @@ class Client:
         finally:
             await self._connections.close()
         if self._opened:
-            self._events.emit("closed", member=self.address.text)
+            self._events.emit("closed", member=self._address.text)
 
     async def __aenter__(self) -> Self:
         await self.initialize()
@@ -227,7 +227,7 @@ class Client:
             signature=signed.signature,
             key_id=key.id if key is not None else "",
             public_key=key.public_key if key is not None else b"",
-            member=self.address.text,
+            member=self._address.text,
             level=signed.level,
             cached=False,
             latency_ns=monotonic_ns() - begun,
@@ -304,6 +304,11 @@ class Client:
         """The current key's public key: 32 bytes (Ed25519) or 65 (0x04 || X || Y)."""
         return self._current().public_key
 
+    @property
+    def address(self) -> str:
+        """As KeyManager.address."""
+        return address_of(self.public_key)
+
     def keys(self) -> list[KeyVersion]:
         """The versions that the gateway has told, oldest first. `index` is the gateway's number of the version; a label
         is not told."""
@@ -319,7 +324,7 @@ class Client:
         current, ready = self._session.current, any(link.ready for link in self._connections.links)
         signs = current is not None and not self._closed
         key, key_id = (current.public_key, current.id) if current is not None else (None, "")
-        return (GatewayMember(self.address.text, "ready" if ready else "open", signs, key, key_id),)
+        return (GatewayMember(self._address.text, "ready" if ready else "open", signs, key, key_id),)
 
     async def get_current_key_id(self) -> str:
         """The id of the key that signs."""

@@ -16,7 +16,7 @@ from hsmcore.errors import AccessDenied, HsmError, LoginError
 from hsmcore.events import Callback, Events
 from hsmcore.fleet.membership import Membership
 from hsmcore.handover.base import Handover
-from hsmcore.keyring import KeyVersion
+from hsmcore.keyring import KeyVersion, address_of
 from hsmcore.manager import batching, digests
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.manager.batched import BatchedSigning
@@ -358,6 +358,11 @@ class KeyManager(BatchedSigning):
     def public_key(self) -> bytes:
         """The current key's public key: 32 bytes (Ed25519) or 65 (0x04 || X || Y)."""
         return self._path.version.public_key
+
+    @property
+    def address(self) -> str:
+        """The Solana address that the current Ed25519 key is, in base58. Other keys have none: AlgorithmUnsupported."""
+        return address_of(self.public_key)
 
     def keys(self) -> list[KeyVersion]:
         """The key ring, oldest version first."""

@@ -14,8 +14,8 @@ from solders.pubkey import Pubkey
 from solders.signature import Signature
 from solders.transaction import VersionedTransaction
 
-from hsmcore.errors import AlgorithmUnsupported, BadArgument, HsmError, KeyNotCurrent
-from hsmcore.keyring import KeyVersion
+from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent
+from hsmcore.keyring import KeyVersion, address_of
 from hsmcore.solana.off_chain import off_chain_message
 from hsmcore.solana.transactions import Slot, signers_of, slot_of
 
@@ -67,9 +67,7 @@ class AddressKey:
         """`address`: None is that of the key that signs now. Raises AlgorithmUnsupported for a key that is no Ed25519
         key, NotInitialized."""
         if address is None:
-            if len(manager.public_key) != 32:
-                raise AlgorithmUnsupported("an address on Solana is an Ed25519 key, and the current key is none")
-            address = Pubkey(manager.public_key)
+            address = Pubkey.from_string(address_of(manager.public_key))
         self.address = address
         self._manager = manager
 
