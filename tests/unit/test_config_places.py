@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from tests.support.configs import SOFT, only
+from tests.support.paths import ROOT
 
 from hsmcore.config import load
 from hsmcore.config.base import Model
 from hsmcore.config.load import load_each
+from hsmcore.errors import ConfigurationError
 
 TLS = {"certificateFile": "tls/c.pem", "keyFile": "tls/k.pem"}
 DOCUMENT = {
@@ -64,6 +66,20 @@ def test_every_path_is_made_absolute(file, tmp_path):
     pin = config.key_manager.config.pin
     assert (bytes(pin.resolve()), pin.where) == (b"1234", "$.keyManager.config.pin")
     assert load(DOCUMENT).key_manager.config.pin.path == "pin", "a dict has no folder"
+
+
+@pytest.mark.parametrize("source", ["pin", "./pin", "file:pin"])
+def test_a_pin_source_is_absolute_in_a_file_and_in_a_dict(file, source):
+    uri = f"pkcs11:object=k?module-path=/m.so&pin-source={source}"
+    document = {"keyManager": {"type": "pkcs11", "config": {"uri": uri}}}
+    file.write_text(json.dumps(document))
+    Path("pin").write_text("1234")
+    (file.parent / "pin").write_text("1234")
+    for form in (file, document):
+        with pytest.raises(ConfigurationError, match="pin-source must be the absolute path of a file"):
+            load(form)
+    [row] = [line for line in (ROOT / "docs/CONFIGURATION.md").read_text().splitlines() if "| `pin-source` of" in line]
+    assert "| must be absolute" in row
 
 
 @pytest.mark.parametrize(
