@@ -299,7 +299,7 @@ async def test_a_connection_that_stalls_loses_no_request_to_another_one(world, t
             signed = await stalled.signed(sign(1, M))
             assert await peer.signed(sign(1, M, again=True)) == signed
             assert [await peer.signed(sign(number, b"%d" % number)) for number in range(2, 40)] == first
-        assert gateway.server.requests["app", "OK"] == 39
+        assert gateway.server.desk.requests["app", "OK"] == 39
 
 
 @one_loop

@@ -72,7 +72,7 @@ async def test_a_connection_that_stalls_fails_no_request(world, tmp_path):
                 await km.sign(b"%d" % number)
             staller.released.set()
             assert valid(km.public_key, b"this one stalls", await late)
-        assert served.server.requests["app", "OK"] == 101
+        assert served.server.desk.requests["app", "OK"] == 101
 
 
 @one_loop

@@ -76,7 +76,7 @@ async def test_a_frame_that_breaks_the_protocol_ends_the_connection(world, tmp_p
         async with gateway.peer() as peer:
             await peer.signed(sign(1, M))
         assert gateway.server.desk.open == 0
-        assert gateway.server.requests["app", "OK"] == 1
+        assert gateway.server.desk.requests["app", "OK"] == 1
     [record] = refusals(log)
     assert record["label"].startswith("app (uid")
 

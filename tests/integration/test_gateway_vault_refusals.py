@@ -17,6 +17,7 @@ from tests.support.authority import Authority
 from tests.support.loops import one_loop
 from tests.support.managers import becomes
 from tests.support.policed import moving
+from tests.support.scrapes import Scrape
 from tests.support.vault_site import TOKEN, b64, called, site
 
 from hsmcore.gateway.desk import Desk
@@ -29,6 +30,8 @@ pytestmark = pytest.mark.integration
 M = b"a message"
 SIGN, VERIFY, KEY = "/v1/transit/sign/default", "/v1/transit/verify/default", "/v1/transit/keys/default"
 DENIED = "permission denied"
+NAME = "hsmcore_gateway_requests_total"
+OUTCOMES = ("OK", "POLICY_REFUSED", "BAD_ARGUMENT", "QUEUE_FULL", "INTERNAL")
 
 
 async def refusals(vault):
@@ -166,6 +169,48 @@ WRONG = [
 
 
 @one_loop
+async def test_each_request_to_sign_or_verify_is_counted_once_by_client_and_outcome(world, tmp_path, monkeypatch):
+    clients = {"app": {"token": TOKEN, "keys": ["default"], "inFlight": 4},
+               "few": {"token": TOKEN[::-1], "keys": ["default"], "perSecond": 1}}  # fmt: skip
+    async with site(world.config(), tmp_path, clients) as vault:
+
+        def counted(client):
+            scrape = Scrape.of(vault.manager)
+            found = {outcome: scrape.all(NAME, client=client, outcome=outcome) for outcome in OUTCOMES}
+            assert sum(map(sum, found.values())) == sum(scrape.all(NAME, client=client))
+            return {outcome: count for outcome, [count] in ((o, c) for o, c in found.items() if c)}
+
+        signed = await vault.data("POST", SIGN, {"input": b64(M)})
+        for bad in ({}, {"input": ""}):  # each item has its own answer, and the batch is one request
+            await vault.data("POST", SIGN, {"batch_input": [{"input": b64(M)}, bad]})
+        await vault.data("POST", VERIFY, {"input": b64(M), **signed})
+        assert counted("app") == {"OK": 4}
+        for path in (KEY, "/v1/auth/token/lookup-self", "/v1/sys/health"):
+            assert (await vault.asked("GET", path)).status == 200
+        await vault.refused(403, "POST", SIGN, {"input": b64(M)}, token="x" * 40)
+        await asyncio.to_thread(talk, vault, HEAD + b"Content-Length: 100\r\n\r\n{", shut=True)
+        assert counted("app") == {"OK": 4}
+        await vault.refused(403, "POST", "/v1/transit/sign/other", {"input": b64(M)})
+        assert counted("app") == {"OK": 4, "POLICY_REFUSED": 1}
+        for body in (b"{", {"input": ""}, {"batch_input": [{"input": b64(M)}] * 5}):
+            await vault.refused(400, "POST", SIGN, body)
+        assert counted("app") == {"OK": 4, "POLICY_REFUSED": 1, "BAD_ARGUMENT": 3}
+
+        async def limited():
+            return (await vault.asked("POST", SIGN, {"input": b64(M)}, token=TOKEN[::-1])).status == 429
+
+        await becomes(limited)
+        assert counted("few")["QUEUE_FULL"] == 1
+
+        async def fails(*_arguments, **_options):
+            raise RuntimeError
+
+        monkeypatch.setattr(Desk, "sign", fails)
+        assert (await vault.asked("POST", SIGN, {"input": b64(M)})).status == 500
+        assert counted("app")["INTERNAL"] == 1
+
+
+@one_loop
 async def test_what_a_key_cannot_do_is_refused_by_name(world, tmp_path):
     async with site(world.config(), tmp_path) as vault:
         for body, said in UNSUPPORTED:
@@ -210,8 +255,8 @@ async def test_large_requests_are_refused_before_they_are_read(world, tmp_path):
         assert reply.status in (400, 431)
 
 
-def talk(vault, data):
-    """What comes back for some bytes, until the server closes."""
+def talk(vault, data, *, shut=False):
+    """What comes back for some bytes, until the server closes. `shut`: hang up instead."""
     with (
         socket.create_connection(vault.where, timeout=20) as plain,
         vault.trusting().wrap_socket(plain, server_hostname=vault.where[0]) as link,
@@ -219,7 +264,7 @@ def talk(vault, data):
         link.sendall(data)
         found = b""
         try:
-            while part := link.recv(65536):
+            while not shut and (part := link.recv(65536)):
                 found += part
         except (ConnectionResetError, ssl.SSLEOFError):
             pass

@@ -15,7 +15,6 @@ from hsmcore.config.policy import PREHASHED
 from hsmcore.errors import HsmError
 from hsmcore.failover.breaker import may_have_signed
 from hsmcore.gateway import batched, wire
-from hsmcore.gateway.clients import Client
 from hsmcore.gateway.desk import Counter
 from hsmcore.gateway.jobs import OUTSIDE, Job, outcome_of
 from hsmcore.gateway.memory import Session
@@ -27,9 +26,6 @@ class Tally(Protocol):
     """What an answer needs of the server."""
 
     now: float
-
-    def count(self, client: Client | None, status: str) -> None:
-        """Count an answered request."""
 
 
 class Asker(Protocol):
@@ -185,10 +181,10 @@ def _answer(request: Request, outcome: Any, made: Callable[[Request, Any], bytes
     """Answer a request: with an error, or with what `made` makes of the result."""
     connection, session = request.connection, request.session
     if isinstance(outcome, HsmError):
-        status, data = outcome.status, wire.error(request.number, refusal_of(outcome, begun=request.started))
+        error, data = outcome, wire.error(request.number, refusal_of(outcome, begun=request.started))
     else:
-        status, data = "OK", made(request, outcome)
-    connection.server.count(request.client, status)
+        error, data = None, made(request, outcome)
+    request.counter.desk.count(request.client, error)
     session.close(request.number, data if remembered else None, connection.server.now)
     for one in (connection, *request.others):
         one.send(data, last=not session.open)

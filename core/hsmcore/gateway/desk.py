@@ -7,6 +7,7 @@ which the plain ones cost no task.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter as Count
 from collections.abc import Callable, Coroutine, Sequence
 from time import monotonic
 from typing import Any, Final
@@ -20,6 +21,7 @@ from hsmcore.errors import (
     BadArgument,
     EmptyMessage,
     HsmError,
+    InternalError,
     KeyNotCurrent,
     KeyNotFound,
     MemberDown,
@@ -118,6 +120,8 @@ class Desk:
             client.name: {name: Counter(self, client, name, slot) for slot, name in enumerate(client.rules.keys)}
             for client in self.directory.clients.values()
         }
+        self.requests: Count[tuple[str, str]] = Count()
+        """Answered requests of all faces, by client and outcome; see `count`."""
         self.strangers = 0
         """Connections and requests that were refused because of who or what they are from."""
         self._records, self._recorded = _RECORDS, monotonic()
@@ -332,6 +336,11 @@ class Desk:
             case _:
                 raise BadArgument(f"there is no operation {operation!r:.40}")
         return ""
+
+    def count(self, client: Client, error: HsmError | None) -> None:
+        """Count a request that a face has answered; a batch is one. `error`: None is a good answer."""
+        outcome = "OK" if error is None else "INTERNAL" if isinstance(error, InternalError) else error.status
+        self.requests[client.name, outcome] += 1
 
     def refused(self, peer: str, why: str, what: str) -> None:
         """Record a refusal: `peer`, of whom or from where; `why`; `what` was asked for. Refusals could fill the disk:

@@ -11,7 +11,7 @@ from hsmcore.metrics.reading import Reading
 
 def read_gateway(reading: Reading, server: Server) -> None:
     """Add the metrics of a gateway. Any thread."""
-    for (name, outcome), count in list(server.requests.items()):
+    for (name, outcome), count in list(server.desk.requests.items()):
         reading.add(names.GATEWAY_REQUESTS, count, name, outcome)
     connected = Counter(one.client.name for one in tuple(server.connections) if one.client is not None)
     remembered = server.remembered()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections import Counter as Count
 from struct import Struct
 from typing import Final
 
@@ -49,8 +48,6 @@ class Server:
         """Time of the last tick."""
         self.draining = False
         self.bytes_in = self.bytes_out = self.repeated = 0
-        self.requests: Count[tuple[str, str]] = Count()
-        """Answered requests, by client and status; "OK" for good ones."""
         self.connections: set[Connection] = set()
         self._gate = Gate(CONNECTIONS)
         self._doors: list[Door] = []
@@ -129,10 +126,6 @@ class Server:
             slots=tuple(one.name for one in counters),
             keys=keys,
         )
-
-    def count(self, client: Client | None, status: str) -> None:
-        """Count an answered request."""
-        self.requests[client.name if client is not None else "", status] += 1
 
     def remembered(self) -> dict[str, int]:
         """Return how many answers may be asked for again, by client. Any thread."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from socket import socket
@@ -18,7 +18,7 @@ from typing import Any, Final
 import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from hsmcore._native import Digest
 from hsmcore._version import __version__
 from hsmcore.audit.key_set import serial_of
-from hsmcore.errors import BadArgument, HsmError, PolicyRefused, QueueFull
+from hsmcore.errors import BadArgument, HsmError, InternalError, PolicyRefused, QueueFull
 from hsmcore.gateway import transit
 from hsmcore.gateway.clients import Client
 from hsmcore.gateway.desk import Desk, current
@@ -82,6 +82,7 @@ class Transit:
     def app(self) -> ASGIApp:
         """Return the whole application."""
         write = ["POST", "PUT"]
+        sign, verify = self._counted(self.sign), self._counted(self.verify)
         routes = [
             Route("/keys", self.key_set, methods=["GET"]),
             Route("/keys/{name}", self.key_set, methods=["GET"]),
@@ -90,10 +91,10 @@ class Transit:
             Route("/v1/transit/keys", self.keys, methods=["GET", "LIST"]),
             Route("/v1/transit/keys/", self.keys, methods=["GET", "LIST"]),
             Route("/v1/transit/keys/{name}", self.key, methods=["GET"]),
-            Route("/v1/transit/sign/{name}", self.sign, methods=write),
-            Route("/v1/transit/sign/{name}/{hash}", self.sign, methods=write),
-            Route("/v1/transit/verify/{name}", self.verify, methods=write),
-            Route("/v1/transit/verify/{name}/{hash}", self.verify, methods=write),
+            Route("/v1/transit/sign/{name}", sign, methods=write),
+            Route("/v1/transit/sign/{name}/{hash}", sign, methods=write),
+            Route("/v1/transit/verify/{name}", verify, methods=write),
+            Route("/v1/transit/verify/{name}/{hash}", verify, methods=write),
         ]
         handlers: Any = {HTTPException: _http_error, HsmError: _hsm_error}
         app = Starlette(routes=routes, exception_handlers=handlers)
@@ -175,9 +176,8 @@ class Transit:
         latest = await self._versions[name].of(signs.public_key)
         return _answer(transit.key_data(name, signs.algorithm, versions, latest))
 
-    async def sign(self, request: Request) -> Response:
+    async def sign(self, request: Request, client: Client) -> Response:
         """One signature, or those of a batch, in which each item has its own answer."""
-        client = self._client(request)
         name, manager = self._manager(request, client)
         body = await _body(request)
         key = current(manager)
@@ -193,9 +193,8 @@ class Transit:
         answers = await work.many([_read(item) for item in items])
         return _answer({"batch_results": [_signed(item, a) for item, a in zip(items, answers, strict=True)]})
 
-    async def verify(self, request: Request) -> Response:
+    async def verify(self, request: Request, client: Client) -> Response:
         """Whether a signature is good, or those of a batch."""
-        client = self._client(request)
         name, manager = self._manager(request, client)
         body = await _body(request)
         options = transit.options(body, request.path_params.get("hash"), current(manager).algorithm)
@@ -214,6 +213,23 @@ class Transit:
         signature = transit.signature_of(text, key.algorithm, jws=options.jws)
         said: Any = Digest(message) if options.prehashed else message
         return await self._desk.verify(client, name, said, signature, key.id)
+
+    def _counted(self, handler: Callable[[Request, Client], Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
+        """Count each answer to a client, as the wire's face does."""
+
+        async def counted(request: Request) -> Response:
+            client = self._client(request)
+            try:
+                answer = await handler(request, client)
+            except ClientDisconnect:
+                raise
+            except Exception as error:
+                self._desk.count(client, _counted_as(error))
+                raise
+            self._desk.count(client, None)
+            return answer
+
+        return counted
 
     def _client(self, request: Request) -> Client:
         """The client that sent a request: by its token, and if it sent none, by its certificate."""
@@ -270,6 +286,13 @@ class _Guarded:
             get_logger().exception("a request to the gateway failed", path=scope["path"][:200])
             if not started:
                 await _errors("internal error", 500)(scope, receive, noted)
+
+
+def _counted_as(error: Exception) -> HsmError:
+    """The error that the wire's face would answer with."""
+    if isinstance(error, HTTPException):
+        return error.__cause__ if isinstance(error.__cause__, HsmError) else BadArgument(error.detail)
+    return error if isinstance(error, HsmError) else InternalError()
 
 
 def _can_sign(manager: KeyManager) -> bool:

@@ -136,7 +136,7 @@ FLEET_CLAIMS = _counter("hsmcore_fleet_claims_total", "Epochs that this host cla
 
 GATEWAY_REQUESTS = _counter(
     "hsmcore_gateway_requests_total",
-    "Requests that were answered; outcome: OK, or an error's status.",
+    "Answered requests to sign, verify or manage, a batch as one; outcome: OK, INTERNAL or an error's status.",
     "client",
     "outcome",
 )
