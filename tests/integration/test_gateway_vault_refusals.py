@@ -169,7 +169,7 @@ WRONG = [
 
 
 @one_loop
-async def test_each_request_to_sign_or_verify_is_counted_once_by_client_and_outcome(world, tmp_path, monkeypatch):
+async def test_each_request_to_sign_or_verify_is_counted_once_by_outcome(world, tmp_path, monkeypatch, caplog):
     clients = {"app": {"token": TOKEN, "keys": ["default"], "inFlight": 4},
                "few": {"token": TOKEN[::-1], "keys": ["default"], "perSecond": 1}}  # fmt: skip
     async with site(world.config(), tmp_path, clients) as vault:
@@ -202,11 +202,13 @@ async def test_each_request_to_sign_or_verify_is_counted_once_by_client_and_outc
         await becomes(limited)
         assert counted("few")["QUEUE_FULL"] == 1
 
+        assert "failed" not in caplog.text  # to hang up is no failure of the gateway's
+
         async def fails(*_arguments, **_options):
             raise RuntimeError
 
         monkeypatch.setattr(Desk, "sign", fails)
-        assert (await vault.asked("POST", SIGN, {"input": b64(M)})).status == 500
+        assert await vault.refused(500, "POST", SIGN, {"input": b64(M)}) == "internal error"
         assert counted("app")["INTERNAL"] == 1
 
 

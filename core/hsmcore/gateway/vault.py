@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hsmcore._native import Digest
 from hsmcore._version import __version__
@@ -96,7 +96,7 @@ class Transit:
             Route("/v1/transit/verify/{name}", verify, methods=write),
             Route("/v1/transit/verify/{name}/{hash}", verify, methods=write),
         ]
-        handlers: Any = {HTTPException: _http_error, HsmError: _hsm_error}
+        handlers: Any = {HTTPException: _http_error, HsmError: _hsm_error, ClientDisconnect: _gone, Exception: _failed}
         app = Starlette(routes=routes, exception_handlers=handlers)
         app.router.redirect_slashes = False
         return _Guarded(app)
@@ -261,31 +261,20 @@ class Transit:
 
 
 class _Guarded:
-    """The outermost layer: the size of the head, and nothing of an unforeseen error goes out."""
+    """The outermost layer: the size of the head, and an unforeseen error, which is answered by then, is logged."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
-
-        async def noted(message: Message) -> None:
-            nonlocal started
-            started = started or message["type"] == "http.response.start"
-            await send(message)
-
         try:
             size = (
                 len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
             )
             too_long = size > MAX_HEAD_BYTES
-            await (_errors("the head of the request is too long", 431) if too_long else self._app)(
-                scope, receive, noted
-            )
+            await (_errors("the head of the request is too long", 431) if too_long else self._app)(scope, receive, send)
         except Exception:  # noqa: BLE001  # whatever it is: logged here
             get_logger().exception("a request to the gateway failed", path=scope["path"][:200])
-            if not started:
-                await _errors("internal error", 500)(scope, receive, noted)
 
 
 def _counted_as(error: Exception) -> HsmError:
@@ -375,6 +364,16 @@ async def _http_error(_request: Request, error: Exception) -> Response:
         raise error
     text = {404: "unsupported path", 405: "unsupported operation"}.get(error.status_code, error.detail)
     return _errors(text, error.status_code, dict(error.headers or {}))
+
+
+async def _gone(_request: Request, _error: Exception) -> Response:
+    """For a client that hung up before it had sent its request: it reads nothing."""
+    return Response(status_code=400)
+
+
+async def _failed(_request: Request, _error: Exception) -> Response:
+    """For an unforeseen error, of which nothing goes out."""
+    return _errors("internal error", 500)
 
 
 def _errors(text: str, status: int, headers: dict[str, str] | None = None) -> Response:
