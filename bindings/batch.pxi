@@ -18,7 +18,7 @@ cdef extern from "hsmcore/batch.h" nogil:
 cdef int _require_size(bytes message, Py_ssize_t most) except -1:
     cdef Py_ssize_t size = PyBytes_GET_SIZE(message)
     if size == 0:
-        raise EmptyMessage("a message must not be empty")
+        raise EmptyMessage()
     if size > most:
         raise MessageTooLarge(f"the message has {size} bytes; maxMessageBytes is {most}")
     return 0

@@ -344,7 +344,7 @@ cdef class Requests(Publisher):
         cdef bytes data = _frozen(message)
         cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
         if size == 0:
-            raise EmptyMessage("a message must have at least one byte", member=self._member)
+            raise EmptyMessage(member=self._member)
         if size > self._max_message or self._limits:
             self._check_size(size, key)
         return data

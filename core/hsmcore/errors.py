@@ -239,7 +239,10 @@ class InvalidMessageType(InvalidMessage, TypeError):
 
 
 class EmptyMessage(InvalidMessage, ValueError):
-    """The message has no bytes."""
+    """The message has no bytes, which is taken for a mistake of the caller's (docs/decisions/0048)."""
+
+    def __init__(self, message: str = "a message must have at least one byte", **more: Any) -> None:
+        super().__init__(message, **more)
 
 
 class DeadlineExceeded(HsmError, TimeoutError, status="DEADLINE_EXCEEDED"):

@@ -20,8 +20,8 @@ from tests.support.authority import Authority
 from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.gateways import Cutter, GatewayProcess, Staller, gateway
 from tests.support.loops import one_loop
-from tests.support.managers import becomes, start, until
-from tests.support.wire_site import ME, site
+from tests.support.managers import becomes, counters, start, until
+from tests.support.wire_site import ME, many, sign, site
 
 from hsmcore.errors import (
     DeadlineExceeded,
@@ -33,7 +33,7 @@ from hsmcore.errors import (
     MessageTooLarge,
     PolicyRefused,
 )
-from hsmcore.gateway import Client, ClientTls
+from hsmcore.gateway import Client, ClientTls, wire
 
 pytestmark = pytest.mark.integration
 TWO_KEYS = ({"name": "ed25519", "kind": "ed25519"}, {"name": "second", "kind": "ed25519"})
@@ -115,6 +115,29 @@ async def test_what_a_key_manager_does_a_client_does(world, tmp_path):
             await km.sign(b"m", key_id="00ff")
         with pytest.raises(KeyNotFound):
             await km.verify(b"m", bytes(64), "00ff")
+
+
+@one_loop
+async def test_an_empty_message_is_refused_in_the_same_words_everywhere(world, tmp_path):
+    rules = {"policy": {"kinds": ["raw", "batch-root"], "domain": "d"}, "batching": {}, "maxCacheSize": 0}
+    async with (
+        site(world.config(**rules), tmp_path) as served,
+        Client(f"unix:{served.path}") as km,
+        served.peer() as peer,
+    ):
+        told = []
+        for one in (served.manager, km):
+            for work in (one.sign(b""), one.sign_many([b"m", b""]), one.sign_batched(b"")):
+                with pytest.raises(EmptyMessage) as refused:
+                    await work
+                told.append(str(refused.value))
+        told.append(wire.read_error((await peer.ask(sign(1, b""))).body).text)
+        _, [good, empty] = wire.read_signed_many((await peer.ask(many(2, b"m", b""))).body)
+        assert len(good) == 64
+        told.append(empty.text)
+        assert {*told} == {"a message must have at least one byte"}
+        assert counters(served.manager)["signatures"] == 1
+        assert not await served.manager.verify(b"", bytes(64))
 
 
 async def test_keys_are_generated_chosen_and_told(fresh_token, tmp_path):

@@ -174,7 +174,7 @@ def _check(batch: list[bytes]) -> None:
     """Refuse an empty message before anything is signed."""
     for message in batch:
         if not message:
-            raise EmptyMessage("a message must have at least one byte")
+            raise EmptyMessage
 
 
 async def _one_by_one(

@@ -185,7 +185,7 @@ class Client:
     def _checked(self, message: Message) -> bytes:
         data = message if type(message) is bytes else as_bytes(message)
         if not data:
-            raise EmptyMessage("a message must have at least one byte")
+            raise EmptyMessage
         if self._session is not None and len(data) > self._session.message_bytes:
             raise MessageTooLarge(
                 f"the message has {len(data)} bytes; at most {self._session.message_bytes} are signed"

@@ -91,7 +91,7 @@ class Counter:
         """Return why a message of a batch is refused, of which `kind` must be the kind: a batch has no positions. The
         key manager would refuse the batch as a whole for one that cannot be signed as it is."""
         if not message:
-            return EmptyMessage("a message must have at least one byte")
+            return EmptyMessage()
         if len(message) > self.message_bytes:
             return MessageTooLarge(f"the message has {len(message)} bytes; {self.message_bytes} may be")
         try:
