@@ -219,6 +219,39 @@ def tamper(log, seq):
         file.write(b"S")
 
 
+def test_no_column_of_the_key_ring_is_cut_off(scene, page):
+    """As it is at its longest: versions of other days, and labels as long as rotation makes them."""
+    running, day = scene(), 86_400 * 10**9
+
+    async def age(monitor):
+        told = monitor.state
+
+        def aged():
+            state = json.loads(json.dumps(told()))
+            for key in state["rotation"]["keys"]:
+                key.update(validFromNs=key["validFromNs"] - 40 * day, validUntilNs=key["validFromNs"] + 40 * day)
+                key.update(state="overlap")
+            for key in (*state["keys"], *state["rotation"]["keys"]):
+                key["label"] = "sequencer-of-the-second-layer-1-3f0a9c27"
+            return state
+
+        monitor.state = aged
+
+    running.in_server(age)
+    made = opened(page, running, viewport={"width": 1280, "height": 800})
+    made.wait_for_selector("#keys tbody tr:first-child td:nth-child(8):not(:text-is('–'))")
+    cut = made.evaluate(
+        """() => { const scroll = document.querySelector('#keys').parentElement;
+        const edge = Math.min(scroll.getBoundingClientRect().right, document.documentElement.clientWidth);
+        return [scroll, ...scroll.querySelectorAll('*')].filter((one) => one.getBoundingClientRect().right > edge
+            || (getComputedStyle(one).display !== 'inline' && one.scrollWidth > one.clientWidth))
+            .map((one) => `${one.tagName} ${one.textContent}`); }"""
+    )
+    assert cut == []
+    [address] = set(made.locator("#keys td.code:nth-child(4)").all_inner_texts())
+    assert address == running.manager.address
+
+
 def test_an_operator_drains_a_member_by_keyboard(scene, page):
     running = scene()
     made = opened(page, running)

@@ -22,9 +22,9 @@ export function keysView() {
     { title: "Key", class: "code", text: (row) => hex(row.id, 16) },
     { title: "State", node: (row) => pill(...stateOf(row)), same: (row) => stateOf(row).join() },
     { title: "Algorithm", text: (row) => row.algorithm },
-    { title: "Address", class: "code", text: (row) => (row.algorithm === "ed25519" && row.publicKey ? base58(row.publicKey) : "–") },
+    { title: "Address", class: "code long", text: (row) => (row.algorithm === "ed25519" && row.publicKey ? base58(row.publicKey) : "–") },
     { title: "Public key", class: "code", node: (row) => el("span", { title: row.publicKey }, hex(row.publicKey, 20)), same: (row) => row.publicKey },
-    { title: "Label", class: "short", text: (row) => row.label },
+    { title: "Label", class: "long", text: (row) => row.label },
     { title: "Signs from", class: "short", text: (row) => when(row.validFromNs) },
     { title: "Verifies until", class: "short", text: (row) => when(row.validUntilNs) },
   ], "No key.");
