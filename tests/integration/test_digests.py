@@ -15,7 +15,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed, encode_dss_signature
-from tests.support.chaos import engine_of, needs_chaos, supervisor_of
+from tests.support.chaos import Chaos, engine_of, needs_chaos, supervisor_of, wrap
 from tests.support.kms import config as kms_config
 from tests.support.levels import QUICK, Site
 from tests.support.loops import one_loop
@@ -346,11 +346,13 @@ async def test_an_emergency_key_of_another_kind_is_no_help(world, tmp_path):
         assert is_good("ed25519", manager.public_key, b"m", await manager.sign(b"m"))
 
 
+@needs_chaos
 @one_loop
-async def test_digests_that_a_host_left_behind_are_signed_as_digests(world):
+async def test_digests_that_a_host_left_behind_are_signed_as_digests(world, tmp_path):
     settings = {"isolation": "process", "sessions": 1, "verifySignatures": "always"}
-    given = world.config("ecdsa-p256", settings=settings, maxCacheSize=0, policy=ALLOWED)
-    async with opened(given) as manager:
+    slow = {"C_Sign": {"kind": "constant", "microseconds": 10_000}}  # so that some are left, however late the kill is
+    chaos = Chaos(tmp_path, wrap(world, "ecdsa-p256"), latency=slow)
+    async with opened(chaos.config(settings=settings, policy=ALLOWED)) as manager:
         digests = [os.urandom(32) for _ in range(200)]
         asked = [start(manager.sign_digest(digest, 20)) for digest in digests]
         await until(lambda: counters(manager)["signatures"] > 5)
