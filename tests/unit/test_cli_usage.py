@@ -79,6 +79,32 @@ def test_wrong_usage_is_two_lines_and_code_2(arguments, says, capsys):
     assert next_step.startswith("  next: ")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "where"),
+    [
+        (["sign", "--text", "a", "--hex", "00"], "hsmcore sign"),
+        (["audit", "verify", "--proof", "a.tlog-proof"], "hsmcore audit verify"),
+        (["tune", "a.json", "--state", "b"], "hsmcore tune"),
+    ],
+)
+def test_wrong_usage_leads_to_the_help_of_the_command_itself(arguments, where, tmp_path, capsys):
+    (tmp_path / "a.tlog-proof").write_text("c2sp.org/tlog-proof@v1\n")
+    assert run(arguments) == 2
+    assert capsys.readouterr().err.endswith(f"  next: See `{where} --help`.\n")
+
+
+GROUPS = [[name] for name, found in app._COMMANDS.items() if found.form == "group" and name != "keys"]  # it lists
+
+
+@pytest.mark.parametrize("arguments", [*GROUPS, ["policy", "floor"]], ids=" ".join)
+def test_a_group_alone_shows_its_commands(arguments, capsys):
+    assert run(arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"Usage: hsmcore {' '.join(arguments)} [OPTIONS] COMMAND")
+    assert "  next: " not in output.err
+
+
 def test_wrong_usage_as_json(capsys):
     assert run(["sign", "--text", "a", "--format", "raw", "--json"]) == 2
     assert failure(capsys) == {

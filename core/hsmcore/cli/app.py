@@ -140,14 +140,18 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
         _print_version()
         return 0
     name = next((argument for argument in (*arguments, *_words_to_complete()) if not argument.startswith("-")), "")
-    see_help = f"See `hsmcore {name} --help`."
+    built = None
     try:
-        result = build(bench=name, only=name)(arguments, prog_name="hsmcore", standalone_mode=False)
+        built = build(bench=name, only=name)
+        result = built(arguments, prog_name="hsmcore", standalone_mode=False)
     except HsmError as error:
-        return report(error, see_help, as_json=as_json)
+        return report(error, f"See `{_path(built, arguments, name)} --help`.", as_json=as_json)
     except BadUsage as error:
-        return report_usage(str(error), see_help, as_json=as_json)
+        return report_usage(str(error), f"See `{_path(built, arguments, name)} --help`.", as_json=as_json)
     except _UsageError as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # of a group alone; it has no public name either
+            note(error.format_message())
+            return BAD_USAGE
         where = error.ctx.command_path if error.ctx is not None else "hsmcore"
         return report_usage(error.format_message(), f"See `{where} --help`.", as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
@@ -162,6 +166,20 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
     if result == INTERRUPTED:  # typer turns most interruptions into this result
         note("hsmcore: interrupted")
     return result if isinstance(result, int) else 0
+
+
+def _path(built: typer.Typer | None, arguments: list[str], name: str) -> str:
+    """The command that the arguments name, groups first, as far as they name one; before that is known, its name."""
+    if built is None:
+        return f"hsmcore {name}"
+    found: Any = typer.main.get_command(built)
+    path = ["hsmcore"]
+    for word in arguments:
+        found = getattr(found, "commands", {}).get(word)
+        if found is None:
+            break
+        path.append(word)
+    return " ".join(path)
 
 
 def _words_to_complete() -> list[str]:

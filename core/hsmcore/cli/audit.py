@@ -14,7 +14,7 @@ from hsmcore.cli.output import BadUsage, print_fields, print_json
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption
 from hsmcore.errors import SystemFailure
 
-app = typer.Typer(name="audit", help="Verify, prove and search the audit log.")
+app = typer.Typer(name="audit", help="Verify, prove and search the audit log.", no_args_is_help=True)
 
 FolderArgument = Annotated[
     Path | None,
