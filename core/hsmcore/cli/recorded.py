@@ -67,8 +67,9 @@ def _announced(rules: KeyManagerConfig, command: str, fields: dict[str, object])
         if rules.audit is not None and rules.audit.on_failure == "open":
             problem(what)
             return None
-        hint = 'Run it as the user of the key manager; with "onFailure": "open" it goes on without a record.'
-        raise AuditUnavailable(what, hint=hint) from None
+        theirs = isinstance(error, PermissionError)
+        remedy = "Run it as the user of the key manager" if theirs else "Free space or repair its folder"
+        raise AuditUnavailable(what, hint=f'{remedy}; with "onFailure": "open" it goes on without a record.') from None
 
 
 def _complete(rules: KeyManagerConfig, intention: Intention | None, fields: dict[str, object]) -> None:
