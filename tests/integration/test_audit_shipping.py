@@ -531,6 +531,14 @@ async def test_an_address_that_cannot_exist_is_reported_and_leaves_no_lock(tmp_p
     assert address in ShipNow(Layout(tmp_path / "audit.log"), syslog(address)).run()
 
 
+@one_loop
+async def test_a_file_of_authorities_that_is_missing_is_named(tmp_path, certificates):
+    layout = await write_log(tmp_path / "audit.log", 3)
+    context, tls = tls_of(certificates, caFile=str(tmp_path / "absent.pem"))
+    with receiver("tls", tmp_path, context=context) as (address, _):
+        assert f"{tmp_path}/absent.pem: No such file" in ShipNow(layout, syslog(address, **tls)).run()
+
+
 @pytest.mark.parametrize("wrong", [{"serverName": "other.test"}, {"caFile": None}])
 @one_loop
 async def test_a_receiver_that_cannot_prove_its_name_gets_nothing(tmp_path, certificates, wrong):

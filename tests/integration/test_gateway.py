@@ -14,6 +14,7 @@ from tests.support.managers import until
 from tests.support.wire_site import ME, many, refusals, sign, site
 
 from hsmcore._native import Digest, verify
+from hsmcore.errors import ConfigurationError
 from hsmcore.gateway import memory, tls, wire
 from hsmcore.gateway.frames import Type, frame
 
@@ -467,6 +468,26 @@ async def test_clients_are_known_by_the_names_in_their_certificates(world, tmp_p
                 async with gateway.over_tls(context(nobody)) as peer:
                     await peer.hello()
         assert gateway.server.desk.strangers == 5
+
+
+@pytest.mark.parametrize("missing", ["certificateFile", "keyFile", "clientCaFile"])
+@one_loop
+async def test_a_file_that_cannot_be_read_is_named(world, tmp_path, missing):
+    authority = Authority(tmp_path)
+    own = authority.issue("gateway", ips=["127.0.0.1"])
+    files = {"certificateFile": own.certificate, "keyFile": own.key, "clientCaFile": authority.file}
+    files[missing] = str(tmp_path / "absent.pem")
+    with pytest.raises(ConfigurationError, match=r"cannot be used: .*/absent\.pem: No such file"):
+        async with site(world.config(), tmp_path, {}, listen=["tls:127.0.0.1:0"], tls=files):
+            pass
+
+
+@one_loop
+async def test_a_socket_without_its_folder_says_what_to_make(world, tmp_path):
+    with pytest.raises(ConfigurationError, match="cannot listen at") as failure:
+        async with site(world.config(), tmp_path, {}, listen=[f"unix:{tmp_path}/absent/sign.sock"]):
+            pass
+    assert failure.value.hint.startswith("Make the socket's folder")
 
 
 @one_loop

@@ -233,6 +233,10 @@ async def test_certificates_say_who_a_client_is(world, tmp_path):
             assert valid(km.public_key, message, await km.sign(message))
         with pytest.raises(HsmError):
             await Client(served.addresses[0], tls=ClientTls(other.certificate, other.key, authority.file)).initialize()
+        absent = ClientTls(str(tmp_path / "absent.pem"), mine.key, authority.file)
+        with pytest.raises(MemberDown, match=r"absent\.pem") as failure:
+            await Client(served.addresses[0], tls=absent).initialize()
+        assert "ClientTls" in failure.value.hint
 
 
 @one_loop

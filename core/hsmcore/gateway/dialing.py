@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 from hsmcore.errors import BadArgument
+from hsmcore.listening.certificates import require_readable
 
 _HOST: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
 
@@ -28,6 +29,7 @@ class ClientTls:
 
     def context(self) -> ssl.SSLContext:
         """Read the files. Blocks. Raises OSError, also for files that are not PEM."""
+        require_readable(self.ca_file, self.certificate_file, self.key_file)
         context = ssl.create_default_context(cafile=self.ca_file)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_cert_chain(self.certificate_file, self.key_file)

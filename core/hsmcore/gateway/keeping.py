@@ -22,6 +22,11 @@ _SOUND_SECONDS: Final = 1.0
 """A connection that has lasted for so long was no failure, or one that has answered anything."""
 _PING_SECONDS: Final = 15.0
 _ENDING_SECONDS: Final = 1.0
+_CHECK: Final = "Check that it runs, and who may connect."
+_CHECK_TLS: Final = (
+    "Check that it runs, and the files of ClientTls: whether they can be read, are in time, and come from authorities "
+    "that the two sides trust. A gateway says in its audit log whom it refused, and why."
+)
 
 
 class Connections:
@@ -133,7 +138,7 @@ class Connections:
 
     def _unreachable(self, problem: Exception) -> HsmError:
         text = f"the gateway at {self._address.text} cannot be reached: {problem}"
-        return MemberDown(text, status="HOST_LOST", hint="Check that it runs, and who may connect.")
+        return MemberDown(text, status="HOST_LOST", hint=_CHECK if self._tls is None else _CHECK_TLS)
 
     def _tell_state(self, problem: Exception | None) -> None:
         down = not any(link.ready for link in self.links)

@@ -11,7 +11,7 @@ from typing import Final, Self
 from hsmcore.config import Gateway
 from hsmcore.config.gateway import Listen
 from hsmcore.errors import ConfigFault, ConfigurationError
-from hsmcore.listening.sockets import host_and_port, tcp, unix
+from hsmcore.listening.sockets import hint_for, host_and_port, tcp, unix
 
 FIRST_FD: Final = 3
 
@@ -31,8 +31,8 @@ class Bound:
         except OSError as error:
             where = path or f"{listen.address.host}:{listen.address.port}"
             problem = f"cannot listen at {where}: {error.strerror or error}"
-            hint = "Choose another address, or end what listens there."
-            raise ConfigurationError.of([ConfigFault(f"{settings.where}.listen", problem)], hint=hint) from None
+            fault = ConfigFault(f"{settings.where}.listen", problem)
+            raise ConfigurationError.of([fault], hint=hint_for(error)) from None
         self._file = path if given is None else ""
         self._inode = Path(path).stat().st_ino if self._file else 0
         self.shown = f"unix:{path}" if path else f"{listen.face}:{host_and_port(listen.address.host, self.socket)}"

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from hsmcore.config import GatewayTls
 from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.listening.certificates import require_readable, said
 from hsmcore.log import get_logger
 
 LOOK_SECONDS: Final = 1.0
@@ -30,7 +31,7 @@ class Tls:
         try:
             self._context = self._made()
         except (OSError, ssl.SSLError) as error:
-            problem = f"certificates and key cannot be used: {_said(error)}"
+            problem = f"certificates and key cannot be used: {said(error)}"
             raise ConfigurationError.of([ConfigFault(settings.where, problem)]) from None
 
     @property
@@ -51,7 +52,7 @@ class Tls:
         try:
             self._context = self._made()
         except (OSError, ssl.SSLError) as error:
-            get_logger().warning("changed TLS files cannot be used", where=self._settings.where, error=_said(error))
+            get_logger().warning("changed TLS files cannot be used", where=self._settings.where, error=said(error))
         else:
             get_logger().info("changed TLS files are in use", where=self._settings.where)
 
@@ -68,6 +69,7 @@ class Tls:
         if self._alpn:
             context.set_alpn_protocols(list(self._alpn))
         # A passphrase would be asked for at the terminal; there is none to ask.
+        require_readable(*self._files)
         context.load_cert_chain(settings.certificate_file, settings.key_file, password=lambda: "")
         if settings.client_ca_file is not None:
             context.load_verify_locations(settings.client_ca_file)
@@ -89,7 +91,3 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_mtime_ns, found.st_ino, found.st_size
-
-
-def _said(error: OSError | ssl.SSLError) -> str:
-    return str(error.strerror or error)

@@ -38,6 +38,15 @@ def unix(path: str, mode: int) -> socket.socket:
     return made
 
 
+def hint_for(error: OSError) -> str:
+    """Return what to do where a socket cannot be bound."""
+    if isinstance(error, FileNotFoundError):
+        return "Make the socket's folder (systemd does with RuntimeDirectory=), or choose another address."
+    if isinstance(error, PermissionError):
+        return "Run as a user that may write the socket's folder or take the port, or choose another address."
+    return "Choose another address, or end what listens there."
+
+
 def _answers(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:

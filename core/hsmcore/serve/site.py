@@ -12,8 +12,9 @@ from pathlib import Path
 
 from hsmcore.config import Monitoring
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
+from hsmcore.listening.certificates import require_readable, said
 from hsmcore.listening.http import Server
-from hsmcore.listening.sockets import host_and_port, tcp, unix
+from hsmcore.listening.sockets import hint_for, host_and_port, tcp, unix
 from hsmcore.log import get_logger
 from hsmcore.serve.access import Access
 from hsmcore.serve.app import Console
@@ -104,9 +105,10 @@ def _tls(settings: Monitoring) -> Callable[[], ssl.SSLContext] | None:
     context.set_alpn_protocols(["http/1.1"])
     try:
         # A passphrase would be asked for at the terminal; there is none to ask.
+        require_readable(files.certificate_file, files.key_file)
         context.load_cert_chain(files.certificate_file, files.key_file, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
-        problem = f"certificate and key cannot be used: {error.strerror or error}"
+        problem = f"certificate and key cannot be used: {said(error)}"
         raise ConfigurationError.of([ConfigFault(files.where, problem)]) from None
     return lambda: context
 
@@ -117,8 +119,8 @@ def _bound(settings: Monitoring) -> socket.socket:
         return unix(address.path, 0o600) if address.path else tcp(address.host, address.port)
     except OSError as error:
         problem = f"cannot listen at {settings.listen}: {error.strerror or error}"
-        hint = "Choose another address, or end what listens there."
-        raise ConfigurationError.of([ConfigFault(f"{settings.where}.listen", problem)], hint=hint) from None
+        fault = ConfigFault(f"{settings.where}.listen", problem)
+        raise ConfigurationError.of([fault], hint=hint_for(error)) from None
 
 
 def _shown(settings: Monitoring, bound: socket.socket) -> str:

@@ -20,6 +20,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from hsmcore.config.audit import Syslog, SyslogTls
+from hsmcore.listening.certificates import require_readable
 
 TIMEOUT_SECONDS: Final = 10.0
 """Timeout of a connection, and of a batch until it counts as sent."""
@@ -147,6 +148,7 @@ class _Stream(Transport):
         made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if self._tls is None:
             return made
+        require_readable(self._tls.ca_file, self._tls.certificate_file, self._tls.key_file)
         context = ssl.create_default_context(cafile=self._tls.ca_file)
         if self._tls.certificate_file is not None:
             context.load_cert_chain(self._tls.certificate_file, self._tls.key_file, _no_passphrase)
