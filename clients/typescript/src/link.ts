@@ -3,7 +3,7 @@
 import { Buffer } from "node:buffer";
 import { randomBytes } from "node:crypto";
 import { readFileSync } from "node:fs";
-import { connect as connectNet, type Socket } from "node:net";
+import { connect as connectNet, isIP, type Socket } from "node:net";
 import { connect as connectTls } from "node:tls";
 
 import { badArgument, HsmError, lost } from "./errors.js";
@@ -15,6 +15,10 @@ import { type Frame, type Key, Splitter, Type, type Welcome, WireError } from ".
 const ACK_EVERY = 32;
 const FIRST_PAUSE_MS = 10;
 const CLOSE_MS = 1_000;
+const RUNNING = "Is `hsmcore gateway` running there?";
+const TRUSTED =
+  "Can caFile, certFile and keyFile be read, are they in time, and of authorities that the two sides trust? " +
+  "A gateway says in its audit log whom it refused, and why.";
 
 export interface LinkOptions {
   /** "unix:/path" or "tls:host:port". */
@@ -161,7 +165,8 @@ export class Link {
     return connectTls({
       host,
       port: Number(found[3]),
-      servername: serverName ?? host,
+      // An IP address is no server name (RFC 6066); Node compares it with the certificate all the same.
+      servername: serverName ?? (isIP(host) ? "" : host),
       ca: read(caFile),
       cert: read(certFile),
       key: read(keyFile),
@@ -189,7 +194,7 @@ export class Link {
         ? reason
         : lost(`${this.options.address}: ${says}`, {
             cause: reason,
-            hint: "Is `hsmcore gateway` running there?",
+            hint: this.options.address.startsWith("tls:") ? `${RUNNING} ${TRUSTED}` : RUNNING,
           });
     if (!this.closing) {
       const pause = Math.min(this.options.maxBackoffMs, FIRST_PAUSE_MS * 2 ** this.failures++);

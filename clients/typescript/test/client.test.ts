@@ -5,7 +5,7 @@ import { Buffer } from "node:buffer";
 import { Socket } from "node:net";
 import { suite, test } from "node:test";
 
-import { Client } from "hsmcore-client";
+import { Client, type HsmError } from "hsmcore-client";
 
 import { connected, ends, fails, gateway, signs, text, until, valid } from "./fixture.js";
 import { error, type Request } from "./gateway.js";
@@ -292,6 +292,15 @@ suite("the end", { timeout: 100_000 }, () => {
     const client = new Client({ address: gateway.address });
     await assert.rejects(client.connect(), fails({ status: "POLICY_REFUSED", message: "uid 7 is no client" }));
     assert.equal(gateway.greetings.length, 1);
+  });
+
+  test("of TLS, a file that is missing is named, and the hint leads to the files", async () => {
+    const client = new Client({ address: "tls:127.0.0.1:1", caFile: "/absent.pem", connectTimeoutMs: 50 });
+    await assert.rejects(client.connect(), ({ message, hint }: HsmError) => {
+      assert.match(message, /\/absent\.pem/);
+      assert.match(hint, /caFile, certFile and keyFile/);
+      return true;
+    });
   });
 
   test("an address that is none is refused", async () => {
