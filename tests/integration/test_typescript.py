@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections import Counter
@@ -81,6 +82,37 @@ def test_the_parser_at_length(built):
 def test_every_file_of_tests_is_run(built):
     """A file that is added must be added here as well."""
     assert {path.name for path in built.glob("*.test.js")} == {f"{name}.test.js" for name in (*ALONE, "real")}
+
+
+PROGRAM = """
+import { createTransactionMessage, setTransactionMessageFeePayerSigner } from "@solana/kit";
+import { HsmError, KeyManagerFactory } from "hsmcore-client";
+import { createHsmcoreSigner } from "hsmcore-client/solana";
+
+const signer = createHsmcoreSigner(KeyManagerFactory.create({ gateway: { address: "unix:x" } }));
+export const message = setTransactionMessageFeePayerSigner(signer, createTransactionMessage({ version: 0 }));
+export const retryable = (error: HsmError): boolean => error.retryable;
+"""
+
+
+@needs_node
+@pytest.mark.parametrize("kind", ["module", "commonjs"])
+def test_a_project_with_what_the_readme_installs_compiles_strictly(built, tmp_path, kind):
+    """As `npm install` leaves it: a copy of the package, beside those that its README names."""
+    modules, ours = tmp_path / "node_modules", PACKAGE / "node_modules"
+    shutil.copytree(PACKAGE / "dist", modules / "hsmcore-client" / "dist")
+    shutil.copy(PACKAGE / "package.json", modules / "hsmcore-client")
+    [line] = re.findall("`npm install (@.*)`", (PACKAGE / "README.md").read_text())
+    for name in (*line.split(), "@types/node"):
+        (modules / name).parent.mkdir(exist_ok=True)
+        (modules / name).symlink_to(ours / name)
+    (tmp_path / "package.json").write_text(json.dumps({"type": kind}))
+    (tmp_path / "program.ts").write_text(PROGRAM)
+    strict = ["--strict", "--exactOptionalPropertyTypes", "--noUncheckedIndexedAccess", "--skipLibCheck", "false"]
+    options = ["--noEmit", "--target", "es2022", "--module", "nodenext", "--types", "node", *strict]
+    tsc = [NODE, ours / "typescript" / "bin" / "tsc", *options, "program.ts"]
+    done = subprocess.run(tsc, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
 
 
 @needs_node
