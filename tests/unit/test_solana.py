@@ -172,6 +172,11 @@ def test_what_cannot_be_signed_is_refused_before_it_is_signed():
         with pytest.raises(hsmcore.BadArgument, match=said):
             done(sign_transactions(keys, [memo_transaction("v0", [keys.current.pubkey()]), transaction]))
     assert keys.asked == 0
+    legacy = refused(keys)["must be a VersionedTransaction, not Transaction"]
+    with pytest.raises(hsmcore.BadArgument) as failure:
+        done(sign_transactions(keys, [legacy]))
+    assert "VersionedTransaction.from_legacy" in failure.value.hint
+    assert done(sign_transactions(keys, [VersionedTransaction.from_legacy(legacy)]))
 
 
 def test_an_account_that_is_no_signer_has_no_slot():

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from solders.message import VersionedMessage, to_bytes_versioned
 from solders.pubkey import Pubkey
 from solders.signature import Signature
-from solders.transaction import VersionedTransaction
+from solders.transaction import Transaction, VersionedTransaction
 
 from hsmcore.errors import BadArgument, MessageTooLarge
 
@@ -49,7 +49,8 @@ def slot_of(transaction: Any, address: Pubkey) -> Slot:
     """Find the signer's slot. Raises BadArgument for what is no transaction that needs its signature, MessageTooLarge
     for a transaction that no node would take."""
     if not isinstance(transaction, VersionedTransaction):
-        raise BadArgument(f"a transaction must be a VersionedTransaction, not {type(transaction).__name__}")
+        hint = "VersionedTransaction.from_legacy makes one." if isinstance(transaction, Transaction) else ""
+        raise BadArgument(f"a transaction must be a VersionedTransaction, not {type(transaction).__name__}", hint=hint)
     message = transaction.message  # a copy, each time
     required, signers, there = message.header.num_required_signatures, signers_of(message), len(transaction.signatures)
     if len(signers) < required:
