@@ -275,6 +275,13 @@ def test_commands_of_a_package_that_is_not_installed_say_what_to_install(without
     assert all(f"\n  {command} " in ran.stdout for command in OF_THE_BENCHMARKS)
 
 
+def test_nothing_leads_to_a_command_that_is_not_installed(without_benchmarks, tmp_path):
+    told = without_benchmarks("--help").stdout.rpartition("Start with: ")[2]
+    told += without_benchmarks("init", "--state", str(tmp_path / "state")).stdout
+    assert not any(f"hsmcore {command}" in told for command in OF_THE_BENCHMARKS)
+    assert "hsmcore sign --text hello" in told
+
+
 @pytest.mark.parametrize("arguments", [["version"], ["--help"], ["sign", "--help"]])
 def test_other_commands_load_nothing_of_the_benchmarks(arguments):
     loaded = "print(sorted(name for name in sys.modules if name.partition('.')[0] == 'hsmcore_bench'))"

@@ -87,7 +87,7 @@ def build(*, bench: str = "", only: str | None = None) -> typer.Typer:
     app = typer.Typer(
         name="hsmcore",
         help="Sign with hardware security modules, at the speed of the hardware.",
-        epilog="Start with: hsmcore init, then: hsmcore demo",
+        epilog="Start with: hsmcore init, then: hsmcore doctor",
         pretty_exceptions_enable=False,  # a pretty one prints local variables, and one of them may hold a PIN
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -72,6 +73,7 @@ def _use(folder: StateFolder, options: list[str]) -> str:
     variables for a program that has a configuration of its own, such as that of the README."""
     here = folder.path.resolve()
     command = shlex.join(["hsmcore", "sign", "--text", "hello", *options])
+    demo = "\nSee it at work: hsmcore demo" if find_spec("hsmcore_bench") is not None else ""
     return f"""
 Sign on the command line:   {command}
 
@@ -87,5 +89,4 @@ For a configuration of your own, with "pin": {{"env": "HSM_PIN"}}:
 
   export SOFTHSM2_CONF={shlex.quote(str(folder.softhsm_conf.resolve()))}
   export HSM_PIN="$(cat {shlex.quote(str(here / "pin"))})"
-
-See it at work: hsmcore demo"""
+{demo}"""
