@@ -58,6 +58,23 @@ def test_to_sign_imports_no_logging_that_shows_nothing(tmp_path):
     assert names & {"structlog", "rich", "hsmcore_bench", "boto3"} == set()
 
 
+INTERRUPTED = """
+import sys
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == "typer":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupts())
+"""
+
+
+def test_an_interruption_while_it_starts_is_no_traceback():
+    ran = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED + MAIN, "doctor"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (ran.returncode, ran.stderr) == (130, "hsmcore: interrupted\n")
+
+
 def test_the_list_of_commands_is_what_the_commands_say():
     """Only the command that runs is imported, so the list has its own words for the others."""
     known, full = (typer.main.get_command(one) for one in (build(only=""), build()))

@@ -8,9 +8,15 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command that sys.argv names and exit with its code: 0, 1 (failed), 2 (bad usage or configuration)."""
-    from hsmcore.cli.app import run
-    from hsmcore.cli.streams import prepare
+    """Run the command that sys.argv names and exit with its code: 0, 1 (failed), 2 (bad usage or configuration), 130
+    (interrupted)."""
+    try:
+        from hsmcore.cli.app import run
+        from hsmcore.cli.streams import prepare
 
-    prepare()
-    sys.exit(run(sys.argv[1:]))
+        prepare()
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while it starts, or ends; `run` answers all others
+        code = 130
+        sys.stderr.write("hsmcore: interrupted\n")
+    sys.exit(code)
