@@ -124,7 +124,7 @@ async def test_a_store_of_before_the_last_start_is_detected_although_nothing_was
     assert not await refused(config)
     put_back_by_hand(tmp_path, tmp_path / "copy.db")
     assert await refused(config)
-    with pytest.raises(hsmcore.StoreBehind, match=r"hsmcore state reconcile"):
+    with pytest.raises(hsmcore.StoreBehind, match=r"Correct the token or stateFile .*hsmcore state reconcile"):
         await hsmcore.create_key_manager(config).initialize()
     log = AuditLog(str(tmp_path / "audit.log"))
     assert [record async for record in log.query(match={"operation": "state-behind"})]

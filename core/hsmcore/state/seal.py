@@ -99,7 +99,8 @@ class StoreBehind(StoreError):
     starts on it."""
 
     default_hint = (
-        "Put the newest store back; or raise this one to what the log says: `hsmcore state reconcile --reason TEXT`."
+        "Correct the token or stateFile that the configuration names, or put the newest store back; or raise this one "
+        "to what the log says: `hsmcore state reconcile --reason TEXT`."
     )
 
 
