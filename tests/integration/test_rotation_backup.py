@@ -298,8 +298,9 @@ async def test_a_place_that_cannot_be_written(fresh_token, tmp_path, policy):
 async def test_a_folder_never_overwrites(tmp_path):
     place = place_at(f"file://{tmp_path}/made")
     await place.create("x.hsmbackup", b"one")
-    with pytest.raises(PlaceError):
+    with pytest.raises(PlaceError, match=r"made: x\.hsmbackup: File exists") as failure:
         await place.create("x.hsmbackup", b"two")
+    assert "keyRotation" not in failure.value.hint  # the state store's backups have places as well
     assert await place.read("x.hsmbackup") == b"one"
     assert await place.read("y.hsmbackup") is None
     assert await place.names() == ["x.hsmbackup"]

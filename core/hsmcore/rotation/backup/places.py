@@ -24,7 +24,7 @@ SUFFIX = ".hsmbackup"
 class PlaceError(SystemFailure):
     """A place for backups cannot be read or written."""
 
-    default_hint = 'Check keyRotation.backupLocation and the rights to it; with backupPolicy "warn" rotation goes on.'
+    default_hint = "Check the location of the backups, the rights to it, and the room there."
 
 
 class Place(Protocol):
@@ -104,7 +104,8 @@ class Folder:
         except FileNotFoundError:
             raise
         except OSError as error:
-            raise PlaceError(f"backups at {self.location}: {error.strerror}", call=work.__name__.strip("_")) from None
+            what = f"{args[0]}: {error.strerror}" if args else error.strerror
+            raise PlaceError(f"backups at {self.location}: {what}", call=work.__name__.strip("_")) from None
 
 
 class Bucket:
