@@ -3,6 +3,7 @@ too."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
@@ -43,6 +44,19 @@ class Query:
             for text, inside in self._texts(segment):
                 if found := self._found(text, inside):
                     yield found
+
+    def latest(self, most: int) -> list[Record]:
+        """Return the last `most` records, oldest first. Reads no file that is older than these. Raises SegmentError,
+        OSError."""
+        found: list[Record] = []
+        for segment in reversed(segments(self._layout)):
+            newest = deque[Record](maxlen=most - len(found))
+            for text, inside in self._texts(segment):
+                newest.extend(self._found(text, inside))
+            found[:0] = newest
+            if len(found) == most:
+                break
+        return found
 
     def _texts(self, segment: Segment) -> Iterator[tuple[bytes, bool]]:
         """Yield the parts of a segment that may hold matches, and whether each part lies within the time range."""

@@ -205,7 +205,7 @@ def query(
     where: Annotated[
         list[str] | None, typer.Option("--where", metavar="FIELD=VALUE", help="Only where a field has a value.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many records.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many, the latest.")] = None,
     folder: FolderOption = None,
     config: ConfigOption = None,
     state: StateOption = None,
@@ -222,15 +222,10 @@ def query(
     search = Query(
         support.layout(folder, config, state), support.moment(since, "--since"), support.moment(until, "--until"), match
     )
-    left = limit if limit is not None else -1
 
     def show() -> None:
-        nonlocal left
-        for block in search.blocks():
+        for block in search.blocks() if limit is None else [search.latest(limit)]:
             for record in block:
-                if left == 0:
-                    return
-                left -= 1
                 print_json(record) if as_json else print(support.in_words(record))
 
     support.reading(show)
