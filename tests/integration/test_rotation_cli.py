@@ -84,6 +84,7 @@ def test_rotate_plan_status_history_backup(fresh_token, tmp_path, hsmcore):
     assert (code, "nothing was restored" in error["error"]["message"]) == (1, True)
     file.unlink()
     assert hsmcore("backup", "list")[1][0]["problem"] == "it is not there"
+    assert "hsmcore backup list" in hsmcore("backup", "restore", backup["name"])[1]["error"]["hint"]
 
 
 def test_a_lost_key_is_put_back(fresh_token, tmp_path, hsmcore):

@@ -138,7 +138,8 @@ async def _restore(config: Config, name: str, recovery_key: Path | None, to: str
 
     [found], _ = await _look(config, name)
     if found.problem is not None or found.statement is None:
-        raise BackupInvalid(f"{name}: {found.problem}; nothing was restored")
+        names = None if found.sha256 else "`hsmcore backup list` shows those that are there."
+        raise BackupInvalid(f"{name}: {found.problem}; nothing was restored", hint=names)
     statement = found.statement
     settings: Any = None if to is None else pkcs11_member(config, to).config
     recovery = None if recovery_key is None else _recovery(recovery_key)

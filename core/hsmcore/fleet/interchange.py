@@ -115,7 +115,7 @@ def parse(text: bytes) -> Interchange:
         faults = faults_of(error, document, "$", known)
     shown = "; ".join(f"{fault.path} {fault.problem}" for fault in faults[:_SHOWN])
     more = f"; and {len(faults) - _SHOWN} more" if len(faults) > _SHOWN else ""
-    raise BadArgument(f"the file is not what `hsmcore fleet export` writes: {shown}{more}")
+    raise BadArgument(f"the file is not what `hsmcore state export` writes: {shown}{more}")
 
 
 def text_of(found: Interchange) -> bytes:
