@@ -101,7 +101,10 @@ def test_nothing_is_made_again_from_records_that_were_changed(copy):
     assert json.loads(audit("mend", copy.log, "--json", code=1).stdout)["status"] == "failed"
     assert {path: path.read_bytes() for path in before} == before
     log_lock = FolderLock(copy.lock)
-    assert "is writing it" in audit("mend", copy.log, code=1).stderr
+    for command in ("mend", "adopt"):
+        told = audit(command, copy.log, code=1).stderr
+        assert "is writing it" in told
+        assert "Stop that process" in told  # another auditLogFile would be another log
     log_lock.release()
 
 

@@ -27,7 +27,7 @@ def adopt(layout: Layout) -> Adopted:
     """Put keys and tiles of a log without checkpoints aside, and make its full files plain: the next start records
     `audit-adopted` and signs the records as they are. Raises BadArgument if the log has checkpoints, AuditUnavailable
     if a process writes it, SegmentError, OSError."""
-    lock = FolderLock(layout.lock)
+    lock = FolderLock(layout.lock, hint="Stop that process, or take a copy of log and folder.")
     try:
         if layout.checkpoint.exists() or (layout.history.exists() and layout.history.stat().st_size):
             raise BadArgument(

@@ -17,7 +17,7 @@ def mend(layout: Layout, trust: Trust, progress: Progress | None) -> Report:
     """Verify a log; if only derived files are wrong, derive them again and verify once more. Nothing is changed if the
     records are not whole: tiles that contradict them may show where they were changed. Raises AuditUnavailable if a
     process writes the log, SegmentError, OSError."""
-    lock = FolderLock(layout.lock)
+    lock = FolderLock(layout.lock, hint="Stop that process, or take a copy of log and folder.")
     try:
         report = verify(layout, trust, progress)
         if not report.mendable:
