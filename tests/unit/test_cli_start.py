@@ -229,3 +229,15 @@ def test_a_time_is_printed_as_a_time_and_a_duration_as_it_is(capsys):
         "latencyNs     2000000",
         "waitsUntilNs  -",
     ]
+
+
+def test_values_are_words_and_no_forms_of_python(capsys):
+    print_fields(
+        {"says": {"CKA_LOCAL": True, "serial": "5d11"}, "steps": ["pin", "drill"], "certificates": [], "why": ""}
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "says          CKA_LOCAL yes, serial 5d11",
+        "steps         pin, drill",
+        "certificates  -",
+        "why           -",
+    ]

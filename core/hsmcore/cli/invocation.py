@@ -73,7 +73,7 @@ class Invocation:
         elif text is not None:
             print(text)
         else:
-            print_fields({name: ", ".join(v) if isinstance(v, list) else v for name, v in result.items()})
+            print_fields(result)
 
     def show_table(self, result: Any, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print a result: as JSON, else as a table."""

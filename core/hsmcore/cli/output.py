@@ -50,12 +50,21 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 def print_fields(fields: Mapping[str, Any]) -> None:
     """Print names and values, one pair a line; a time in nanoseconds as a time."""
     width = max(map(len, fields))
-    words = {True: "yes", False: "no", None: "-"}
     for name, value in fields.items():
-        shown = words[value] if value is None or isinstance(value, bool) else value
-        if name.endswith(("Ns", "_ns")) and isinstance(shown, int) and shown > _LONGEST_DURATION_NS:
-            name, shown = name.removesuffix("Ns").removesuffix("_ns"), when(shown)  # noqa: PLW2901
+        shown: str | None = _shown(value)
+        if name.endswith(("Ns", "_ns")) and isinstance(value, int) and value > _LONGEST_DURATION_NS:
+            name, shown = name.removesuffix("Ns").removesuffix("_ns"), when(value)  # noqa: PLW2901
         print(f"{name:<{width}}  {shown}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, Mapping):
+        value = [f"{name} {_shown(one)}" for name, one in value.items()]
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(map(_shown, value))
+    return "-" if value in (None, "") else str(value)
 
 
 def when(time_ns: int | None, timespec: str = "seconds") -> str | None:
