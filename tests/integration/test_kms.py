@@ -109,6 +109,11 @@ async def test_an_endpoint_must_have_a_trusted_certificate_for_its_name(monkeypa
                 error = await refusal(given, hsmcore.MemberDown)
                 assert "certificate is not trusted" in str(error)
             assert bool(server.calls) == good
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "absent.pem"))
+    with KmsServer(tls=make_certificate(tmp_path, "127.0.0.1")[0]) as server:
+        given = config(server, server.store.make())
+        with pytest.raises(hsmcore.ConfigurationError, match=r"AWS_CA_BUNDLE.*absent\.pem: No such file"):
+            await hsmcore.create_key_manager(given).initialize()
 
 
 # ---- moto ------------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 from hsmcore.config import AwsKmsSettings
 from hsmcore.errors import AccessDenied, ConfigFault, ConfigurationError, ModuleMissing
+from hsmcore.listening.certificates import require_readable, said
 from hsmcore.members.kms.sigv4 import Credentials
 
 NEEDED: Final = ("boto3", "botocore", "httptools")
@@ -79,7 +80,12 @@ class AwsSession:
         if not url.startswith("https:"):
             return None
         bundle = self._session.get_config_variable("ca_bundle") or get_cert_path(True)
-        context = ssl.create_default_context(cafile=bundle)
+        try:
+            require_readable(bundle)
+            context = ssl.create_default_context(cafile=bundle)
+        except OSError as error:
+            problem = f"the authorities of AWS_CA_BUNDLE, or of ca_bundle in the profile, cannot be used: {said(error)}"
+            raise ConfigurationError.of([ConfigFault(self._settings.where, problem)]) from None
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context
 
