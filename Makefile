@@ -3,7 +3,7 @@
 .DELETE_ON_ERROR:
 # The recipes use all cores themselves, and two package managers at once would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help run run-fleet test quick check check-deep proofs cross-test build bench reference micro guard guard-update soak scrape-cost schedules fleet-long failover-long audit-long native-test sanitize-test sbom docs screenshots clean FORCE
+.PHONY: help run run-fleet test quick matrix check check-deep proofs cross-test build bench reference micro guard guard-update soak scrape-cost schedules fleet-long failover-long audit-long native-test sanitize-test sbom docs screenshots clean FORCE
 
 CLANG ?= clang-19
 CLANG_FORMAT ?= clang-format-19
@@ -38,10 +38,19 @@ test: native-test sanitize-test .venv/.built ## Install what is missing, then ru
 	    $(if $(ARGS),$(ARGS),-m "not alone and not deep")
 	$(if $(ARGS),,$(BIN)/python -m pytest -m "alone and not deep")
 
-quick: .venv/.setup-test .venv/.built ## A first look at a change of Python: lint, and the unit tests
+quick: native-configure .venv/.built ## A first look at a change of Python: lint, and the unit tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	cmake --build build/test --target hsmcore_shared hsmcore_noop
 	$(BIN)/python -m pytest -n $(JOBS) tests/unit -m "not alone and not deep" $(ARGS)
+
+matrix: .venv/.setup-run ## `make quick` of the last commit under each CPython 3.11 to 3.14 that is found here, in build/matrix
+	$(BIN)/python -c 'from scripts.wheels import found_interpreters; print(*found_interpreters(), sep="\n")' | \
+	while read -r python; do \
+	    copy=build/matrix/$$(basename $$python); \
+	    { test -d $$copy || git clone -q . $$copy; } && git -C $$copy fetch -q "$(CURDIR)" HEAD && \
+	    git -C $$copy reset -q --hard FETCH_HEAD && PYTHON=$$python $(MAKE) -C $$copy quick < /dev/null || exit 1; \
+	done
 
 check: .venv/.setup-test native-configure ## Lint and type-check everything
 	$(BIN)/ruff check .
