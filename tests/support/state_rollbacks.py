@@ -10,6 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,9 @@ class Life:
     def __init__(self, config: dict[str, Any], first: int) -> None:
         # Not forked: a thread of this process may be within a lock, of libcrypto for one.
         command = [sys.executable, "-m", "tests.support.state_rollbacks"]
-        self._process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        )
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # `end` closes it
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=self._said)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stop, self._answers = self._process.stdin, self._process.stdout
@@ -64,8 +65,12 @@ class Life:
         """Read so many positions that were handed out."""
         for _ in range(count):
             line = self._answers.readline()
-            assert line, "the signer has ended"
+            assert line, f"the signer has ended: {self._last_words()}"
             self._note(line)
+
+    def _last_words(self) -> str:
+        self._said.seek(0)
+        return self._said.read()[-3000:].decode(errors="replace")
 
     def _note(self, line: bytes) -> None:
         position, content = line.split()
@@ -79,6 +84,7 @@ class Life:
         for line in self._answers:
             self._note(line)
         self._answers.close()
+        self._said.close()
         self._process.wait()
 
 
