@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
+import shutil
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from tests.support.softhsm import WORLD_KEYS, Folder, Token, find_module, make_t
 if TYPE_CHECKING:
     from tests.support.kms import KmsServer
     from tests.support.postgres import Bouncer, Cluster
+    from tests.support.terminal import Terminal
 
     from hsmcore.config import Fleet
 
@@ -115,6 +117,19 @@ def _behind_place(request: pytest.FixtureRequest) -> list[str]:
     """The fixtures that the `place` of a test has."""
     callspec = getattr(request.node, "callspec", None)
     return {"postgres": ["postgres"], "pooled": ["pooler"]}.get(callspec.params.get("place"), []) if callspec else []
+
+
+@pytest.fixture(scope="session")
+def terminal() -> Iterator[Terminal]:
+    """What runs the commands of tests.support.terminal.PROGRAM."""
+    from tests.support.terminal import SHARED, Terminal
+
+    SHARED.mkdir(mode=0o700)
+    try:
+        with Terminal(SHARED) as running:
+            yield running
+    finally:
+        shutil.rmtree(SHARED)
 
 
 @pytest.fixture(scope="session")

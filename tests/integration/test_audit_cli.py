@@ -5,21 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tests.support.audit_logs import copy_of, keys_of, put_text, text_of, write_log
+from tests.support.terminal import PROGRAM
 
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.segment import segments
 
+pytestmark = pytest.mark.usefixtures("terminal")
+
 
 def audit(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a command; its exit code must be `code`."""
     done = subprocess.run(
-        [sys.executable, "-c", "from hsmcore.cli import main; main()", "audit", *map(str, arguments)],
+        [*PROGRAM, "audit", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,

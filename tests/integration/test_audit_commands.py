@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.support.audit_logs import settings, write_log
 from tests.support.loops import one_loop
+from tests.support.terminal import PROGRAM
 
 from hsmcore.audit import AuditLog
 from hsmcore.audit.check.verify import verify
@@ -19,8 +20,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.audit.spool import Intention, spooled
 
-pytestmark = pytest.mark.integration
-PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 
 
 def commands(layout: Layout) -> list[dict]:

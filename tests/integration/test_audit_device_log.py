@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 
 import pytest
 from tests.support.audit_logs import settings
 from tests.support.managers import opened
+from tests.support.terminal import PROGRAM
 from tests.support.yubihsm.rig import AUDITOR, KEY_ID, PASSWORDS
 
 from hsmcore.audit import AuditLog
@@ -17,8 +17,7 @@ from hsmcore.audit.devices import yubihsm_audit
 from hsmcore.audit.layout import Layout
 from hsmcore.config import load
 
-pytestmark = pytest.mark.integration
-PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 
 
 @pytest.fixture

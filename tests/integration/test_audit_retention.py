@@ -15,6 +15,7 @@ import pytest
 from tests.support.audit_logs import SMALLEST_SEGMENT, copy_of, keys_of, settings, turn_clock, write_log
 from tests.support.audit_tampering import prune_line
 from tests.support.loops import one_loop
+from tests.support.terminal import PROGRAM
 
 import hsmcore
 from hsmcore.audit import AuditLog, index
@@ -26,7 +27,7 @@ from hsmcore.audit.query import Query
 from hsmcore.audit.retention import DAY_NS
 from hsmcore.audit.segment import segments
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 RECORDS = 900
 LATER_NS = 40 * DAY_NS
 EXPECTED = Trust(retain_days=30)
@@ -73,7 +74,7 @@ def remove_oldest(layout: Layout) -> None:
 
 
 def command(*arguments: str) -> tuple[int, dict]:
-    program = [sys.executable, "-c", "from hsmcore.cli import main; main()", "audit", *arguments, "--json"]
+    program = [*PROGRAM, "audit", *arguments, "--json"]
     done = subprocess.run(program, capture_output=True, check=False, timeout=60)
     return done.returncode, json.loads(done.stdout)
 

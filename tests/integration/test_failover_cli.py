@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 
 import pytest
 from tests.support.chaos import needs_chaos
@@ -13,9 +12,9 @@ from tests.support.commands import commands
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
+from tests.support.terminal import PROGRAM
 
-pytestmark = [pytest.mark.integration, needs_chaos]
-PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal"), needs_chaos]
 
 
 @pytest.fixture

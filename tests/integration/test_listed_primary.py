@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import pytest
 from tests.support.levels import SAME
 from tests.support.loops import one_loop
 from tests.support.managers import opened
+from tests.support.terminal import PROGRAM
 from tests.support.verifiers import is_good
 
 from hsmcore.config import load
 from hsmcore.errors import ConfigurationError
 from hsmcore_bench.load import target
 
-pytestmark = pytest.mark.integration
-PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 M = b"a message"
 
 

@@ -90,12 +90,6 @@ class Members(Site):
         self.tell()
 
 
-@pytest.fixture(scope="module")
-def terminal(tmp_path_factory):
-    with Terminal(tmp_path_factory.mktemp("terminal")) as terminal:
-        yield terminal
-
-
 @pytest.fixture
 def site(tmp_path, fresh_token):
     return Members(tmp_path, fresh_token, SAME, SAME)

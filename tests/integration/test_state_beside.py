@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 
 import pytest
 from tests.support.state_holder import Holder
+from tests.support.terminal import PROGRAM
 
-pytestmark = pytest.mark.integration
-PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 
 
 @pytest.fixture
