@@ -259,7 +259,9 @@ async def test_a_message_that_is_always_refused_fails_no_other(picky, name):
 
 
 @one_loop
-@pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.deep) if name == "CKR_FUNCTION_FAILED" else name for name in REFUSALS]
+)
 async def test_it_fails_alone_with_one_session_too(picky, name):
     async with opened(picky(REFUSALS[name], sessions=1)) as manager:
         for round_ in range(3):

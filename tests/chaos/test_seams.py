@@ -103,7 +103,10 @@ async def test_a_hostile_host_denies_service_and_no_more(hostile_host, monkeypat
 # ---- a stop while a call of the ladder hangs -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("point", ["C_Login", "C_OpenSession", "C_FindObjects", "C_SignInit"])
+@pytest.mark.parametrize(
+    "point",
+    ["C_Login", "C_SignInit", *(pytest.param(at, marks=pytest.mark.deep) for at in ("C_OpenSession", "C_FindObjects"))],
+)
 def test_close_while_the_ladder_hangs_logs_in_no_more(world, tmp_path, point):
     """The call comes back after the key manager was closed and the PIN wiped; tests/native/test_seams.c has all
     calls."""

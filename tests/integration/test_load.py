@@ -163,7 +163,7 @@ def test_a_share_of_the_capacity_and_a_simulated_device(load, tmp_path):
     assert result["latency_ns"]["uncorrected"]["p50"] >= 4.9e6
 
 
-@pytest.mark.parametrize("path", ["ring", "facade"])
+@pytest.mark.parametrize("path", [pytest.param("ring", marks=pytest.mark.deep), "facade"])
 def test_a_share_of_what_the_path_itself_does(load, tmp_path, path):
     code, result, _ = load(
         *("--noop", "--chaos", str(device(tmp_path, 200)), "--rate", "50%", "--share-of", "path", "--duration", "1s"),

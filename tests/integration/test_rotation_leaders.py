@@ -61,7 +61,9 @@ def command(token, *arguments):
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(("required", "fails"), [(True, False), (False, False), (False, True)])
+@pytest.mark.parametrize(
+    ("required", "fails"), [(True, False), pytest.param(False, False, marks=pytest.mark.deep), (False, True)]
+)
 @pytest.mark.timeout(120)
 def test_a_process_without_the_handover_does_not_resume_a_rotation_killed_in_it(
     fresh_token, tmp_path, capsys, required, fails
