@@ -93,19 +93,23 @@ def run_seeds(asked: argparse.Namespace, module: str, size: int, *shared: Any) -
     chunks = [asked.seeds[i : i + size] for i in range(0, len(asked.seeds), size)]
     with ThreadPoolExecutor(asked.jobs) as pool:
         running = [pool.submit(_run_chunk, module, chunk, shared) for chunk in chunks]
-        for future in as_completed(running):
-            if future.cancelled():
-                continue
-            for note in future.result().get("notes", []):
-                sys.stderr.write(f"\r{note}\n")
-            total = added([total, future.result()])
-            took = time.monotonic() - begun
-            done = total.get("schedules", 0)
-            sys.stderr.write(f"\r{done} schedules, {done / took:.1f}/s, {dict(total['faults'])} ")
-            sys.stderr.flush()
-            if took > asked.stop_after:
-                for other in running:
-                    other.cancel()
+        try:
+            for future in as_completed(running):
+                if future.cancelled():
+                    continue
+                for note in future.result().get("notes", []):
+                    sys.stderr.write(f"\r{note}\n")
+                total = added([total, future.result()])
+                took = time.monotonic() - begun
+                done = total.get("schedules", 0)
+                sys.stderr.write(f"\r{done} schedules, {done / took:.1f}/s, {dict(total['faults'])} ")
+                sys.stderr.flush()
+                if took > asked.stop_after:
+                    for other in running:
+                        other.cancel()
+        except KeyboardInterrupt:  # the sum of what has ended is printed
+            total["interrupted"] = True
+            pool.shutdown(wait=False, cancel_futures=True)
     seconds = time.monotonic() - begun
     total["notes"] = total.get("notes", [])[:MOST_NOTES]
     total |= {
@@ -116,7 +120,7 @@ def run_seeds(asked: argparse.Namespace, module: str, size: int, *shared: Any) -
     sys.stderr.write("\n")
     json.dump(total, sys.stdout, indent=1)
     sys.stdout.write("\n")
-    return 1 if total.get("faults") else 0
+    return 1 if total.get("faults") else 130 if "interrupted" in total else 0
 
 
 def run_command(module: str, seeds: str, seconds: float) -> tuple[int, dict[str, Any]]:
