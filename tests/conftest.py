@@ -127,7 +127,9 @@ def terminal() -> Iterator[Terminal]:
     SHARED.mkdir(mode=0o700)
     try:
         with Terminal(SHARED) as running:
+            LASTING.append(running)
             yield running
+            LASTING.remove(running)
     finally:
         shutil.rmtree(SHARED)
 

@@ -36,11 +36,13 @@ class Terminal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._path = folder / "terminal.sock"
+        self.pid = 0
 
     def __enter__(self) -> Self:
         environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'core'}:{ROOT}"}
         command = [sys.executable, "-m", "tests.support.terminal", str(self._path)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        self.pid = self._process.pid
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"
         program = self.folder / "hsmcore"
