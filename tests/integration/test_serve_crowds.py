@@ -65,8 +65,8 @@ def test_many_connections_cost_no_signature_and_no_descriptor_and_lock_no_client
     if scheme == "https":
         monitoring["tls"] = self_signed(tmp_path)
         trusting = ssl.create_default_context(cafile=monitoring["tls"]["certificateFile"])
-    # A new file of the log for each few hundred records: the signer opens files all the time. Few tiles at a checkpoint:
-    # the log holds those of 10,000 records, some 40 files, open until they are on the disk.
+    # A new file of the log for each few hundred records: the signer opens files all the time. Few tiles at a
+    # checkpoint: the log holds those of 10,000 records, some 40 files, open until they are on the disk.
     log = Layout(tmp_path / "audit.log")
     config = world.config(
         maxCacheSize=0,
