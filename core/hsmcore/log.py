@@ -180,3 +180,10 @@ def _json(event: Any, **_options: Any) -> str:
     import orjson
 
     return orjson.dumps(event, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def said(error: Exception) -> str:
+    """Return what went wrong, of which file if the error names one."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"

@@ -22,7 +22,7 @@ from hsmcore.audit.tiles import TileError
 from hsmcore.config.audit import AuditSettings
 from hsmcore.errors import AuditUnavailable, BadArgument, SystemFailure
 from hsmcore.keyring import KeyVersion
-from hsmcore.log import get_logger
+from hsmcore.log import get_logger, said
 
 if TYPE_CHECKING:
     from hsmcore.config import KeyManagerConfig
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 _ALL: Final = 1 << 62
 """Bytes of text: more than any log has."""
 _OWNER_HINT: Final = "The log and all files in its folder must belong to the key manager's user: chown them."
-
-
-def _reason(error: Exception) -> str:
-    if not isinstance(error, OSError) or not error.strerror:
-        return str(error)
-    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
 
 
 class AuditLog:
@@ -124,7 +118,7 @@ class AuditLog:
             await log.open()
         except (OSError, SystemFailure, TileError, SegmentError) as error:
             await log.close()
-            problem = f"audit log {self._layout.log}: {_reason(error)}"
+            problem = f"audit log {self._layout.log}: {said(error)}"
             hint = _OWNER_HINT if isinstance(error, PermissionError) else None
             raise AuditUnavailable(problem, hint=hint, call="open") from None
         except BaseException:
@@ -234,7 +228,7 @@ class AuditLog:
                 if closed < record["seq"] <= before:
                     found.append(record)
         except (OSError, SegmentError) as error:
-            raise AuditUnavailable(f"audit log {self.file}: {_reason(error)}", call="read") from None
+            raise AuditUnavailable(f"audit log {self.file}: {said(error)}", call="read") from None
         return list(found)
 
     def newest_ordered(self, most_bytes: int) -> Iterator[list[Record]]:
@@ -263,7 +257,7 @@ class AuditLog:
                     if record.get("operation") == operation and record.get("manager") == manager:
                         yield record
         except (OSError, SegmentError) as error:
-            raise AuditUnavailable(f"audit log {self.file}: {_reason(error)}", call="read") from None
+            raise AuditUnavailable(f"audit log {self.file}: {said(error)}", call="read") from None
 
     async def query(
         self, start: Moment = None, end: Moment = None, match: Mapping[str, Any] | None = None

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from hsmcore.config import GatewayTls
 from hsmcore.errors import ConfigFault, ConfigurationError
-from hsmcore.listening.certificates import require_readable, said
-from hsmcore.log import get_logger
+from hsmcore.listening.certificates import require_readable
+from hsmcore.log import get_logger, said
 
 LOOK_SECONDS: Final = 1.0
 _KINDS: Final = {"DNS": "dns:", "URI": ""}

@@ -11,9 +11,3 @@ def require_readable(*paths: str | Path | None) -> None:
         if path is not None:
             with Path(path).open("rb"):
                 pass
-
-
-def said(error: OSError) -> str:
-    """Return what went wrong, of which file if the error names one."""
-    text = str(error.strerror or error)
-    return f"{error.filename}: {text}" if error.filename else text

@@ -16,7 +16,7 @@ from hsmcore.audit.query import parsed
 from hsmcore.audit.shipping.destination import ShippingError
 from hsmcore.audit.shipping.transport import Transport, transport
 from hsmcore.config.audit import Facility, Syslog
-from hsmcore.listening.certificates import said
+from hsmcore.log import said
 
 _FACILITIES: Final[tuple[str, ...]] = get_args(Facility)
 _WARNING, _INFORMATIONAL = 4, 6
@@ -69,7 +69,7 @@ class SyslogDestination:
             yield
         except (OSError, ValueError, OverflowError) as error:  # no OSError: a name or a port that cannot exist
             self._transport.close()
-            what = (said(error) if isinstance(error, OSError) else str(error)) or type(error).__name__
+            what = said(error) or type(error).__name__
             raise ShippingError(f"{self._settings.address}: {what}") from None
 
     def interrupt(self) -> None:

@@ -8,7 +8,8 @@ from typing import Any, Final, NamedTuple
 
 from hsmcore.config import AwsKmsSettings
 from hsmcore.errors import AccessDenied, ConfigFault, ConfigurationError, ModuleMissing
-from hsmcore.listening.certificates import require_readable, said
+from hsmcore.listening.certificates import require_readable
+from hsmcore.log import said
 from hsmcore.members.kms.sigv4 import Credentials
 
 NEEDED: Final = ("boto3", "botocore", "httptools")
