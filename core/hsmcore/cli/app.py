@@ -145,9 +145,9 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
         built = build(bench=name, only=name)
         result = built(arguments, prog_name="hsmcore", standalone_mode=False)
     except HsmError as error:
-        return report(error, f"See `{_path(built, arguments, name)} --help`.", as_json=as_json)
+        return report(error, _see_help(built, arguments, name), as_json=as_json)
     except BadUsage as error:
-        return report_usage(str(error), f"See `{_path(built, arguments, name)} --help`.", as_json=as_json)
+        return report_usage(str(error), _see_help(built, arguments, name), as_json=as_json)
     except _UsageError as error:
         if type(error).__name__ == "NoArgsIsHelpError":  # of a group alone; it has no public name either
             note(error.format_message())
@@ -168,18 +168,20 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _path(built: typer.Typer | None, arguments: list[str], name: str) -> str:
-    """The command that the arguments name, groups first, as far as they name one; before that is known, its name."""
-    if built is None:
-        return f"hsmcore {name}"
-    found: Any = typer.main.get_command(built)
+def _see_help(built: typer.Typer | None, arguments: list[str], name: str) -> str:
+    """Lead to the help of the command that the arguments name, groups first, as far as they name one; before that is
+    known, of its name."""
     path = ["hsmcore"]
-    for word in arguments:
-        found = getattr(found, "commands", {}).get(word)
-        if found is None:
-            break
-        path.append(word)
-    return " ".join(path)
+    if built is None:
+        path.append(name)
+    else:
+        found: Any = typer.main.get_command(built)
+        for word in arguments:
+            found = getattr(found, "commands", {}).get(word)
+            if found is None:
+                break
+            path.append(word)
+    return f"See `{' '.join(path)} --help`."
 
 
 def _words_to_complete() -> list[str]:

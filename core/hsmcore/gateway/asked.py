@@ -22,7 +22,7 @@ from hsmcore.manager.prompt import Begun
 from hsmcore.receipt import Receipt, Signed
 
 
-class Tally(Protocol):
+class Clock(Protocol):
     """What an answer needs of the server."""
 
     now: float
@@ -32,7 +32,7 @@ class Asker(Protocol):
     """What an answer needs of a connection."""
 
     @property
-    def server(self) -> Tally:
+    def server(self) -> Clock:
         """Its server."""
 
     @property
@@ -100,12 +100,10 @@ def begin_sign(request: Request, left: float) -> None:
     desk, manager = counter.desk, counter.manager
     if kind == PREHASHED:
         counter.require_listed(PREHASHED)
-    else:
-        counter.require_kind(what.message, kind)
-    only = desk.public_key(counter, what.version) if what.version else None
-    if kind == PREHASHED:
-        _run(request, desk.sign_prehashed(counter, what.message, left, only))
+        _run(request, desk.sign_prehashed(counter, what.message, left, desk.public_key(counter, what.version)))
         return
+    counter.require_kind(what.message, kind)
+    only = desk.public_key(counter, what.version)
     begun = request.client.context.run(manager.submit, what.message, left, kind, what.position, only)
     if begun is not None:
         request.begun, request.running = begun, begun.asked

@@ -185,9 +185,9 @@ class Desk:
         """Return the key id of a version; None for 0. Raises KeyNotFound."""
         return self._version(counter, number)[1] if number else None
 
-    def public_key(self, counter: Counter, number: int) -> bytes:
-        """Return the public key of a version. Raises KeyNotFound."""
-        return self._version(counter, number)[2]
+    def public_key(self, counter: Counter, number: int) -> bytes | None:
+        """Return the public key of a version; None for 0. Raises KeyNotFound."""
+        return self._version(counter, number)[2] if number else None
 
     def _version(self, counter: Counter, number: int) -> tuple[str, str, bytes]:
         if not 0 < number <= len(self._versions) or self._versions[number - 1][0] != counter.name:
