@@ -12,6 +12,9 @@
 #include "sign.h"
 #include "verify.h"
 
+/* Wrong signatures after which a request or a test signature fails, of a token that makes no good ones. */
+#define HSM_MAX_WRONG 4U
+
 /* A key as this process finds it again; what is pinned lies in the area's key table. */
 typedef struct hsm_engine_key {
     char *label;
@@ -73,7 +76,7 @@ typedef struct hsm_worker {
     uint64_t probing_ns;          /* when its request became the probe; 0: it is none */
     _Atomic uint64_t answered_ns; /* time of its last signature; other workers read it */
     bool others_first;            /* the next request is none that was put aside */
-    bool suspicious;              /* the last signature that was verified was wrong */
+    uint64_t doubted;             /* a bit for each place whose next signature is verified in any case */
     uint64_t last_used_ns;
     uint64_t took_ns; /* the last request, its call included */
     uint8_t *message; /* a private copy: the module never reads memory that the client may write */
@@ -118,6 +121,7 @@ struct hsm_engine {
 
     /* Bumped whenever handles became invalid; workers then look their keys up again. */
     _Atomic uint32_t epoch;
+    _Atomic uint64_t apart;            /* a bit for each place whose key may be another one than a search says */
     hsm_engine_key keys[HSM_MAX_KEYS]; /* by place; `label` is NULL where there is none */
 
     /* A ring with a place for each slot: the requests that were put aside, in the order in which that was. */
@@ -188,6 +192,8 @@ CK_RV hsm_engine_session_state(const hsm_engine *engine, CK_SESSION_HANDLE sessi
  * not logged in. Without a login all private keys are hidden. */
 hsm_status hsm_engine_unless_hidden(const hsm_engine *engine, CK_SESSION_HANDLE session, hsm_status status,
                                     bool *logged_in);
+/* Note whether a search alone proves the key of a place: not where its public key is another object's. */
+void hsm_engine_note_apart(hsm_engine *engine, uint32_t place, bool apart);
 /* Find the key of a place again in `session` and compare it with the pinned one. */
 hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t place, CK_OBJECT_HANDLE *handle,
                              hsm_error *error);

@@ -98,11 +98,12 @@ static hsm_status find_private(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session,
 /* Read CKA_EC_POINT from the private key if the module keeps it there, else from the public key with the same id, or
  * for a key without an id with the same label. */
 static hsm_status read_point(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE private_key,
-                             const hsm_key_info *info, uint8_t *point, size_t *point_len, hsm_error *error) {
+                             hsm_key_info *info, uint8_t *point, size_t *point_len, hsm_error *error) {
     CK_RV rv = read_attribute(p11, session, private_key, CKA_EC_POINT, point, MAX_ATTRIBUTE, point_len);
     if (rv == CKR_OK && *point_len > 0) {
         return HSM_OK;
     }
+    info->apart = 1;
     CK_OBJECT_HANDLE found[2];
     CK_ULONG count = 0;
     hsm_status status = find_objects(p11, session, CKO_PUBLIC_KEY, info->id_len > 0 ? NULL : info->label,

@@ -52,11 +52,9 @@ static hsm_status prove(hsm_engine *engine, CK_OBJECT_HANDLE handle, const hsm_k
     if (status == HSM_OUT_OF_MEMORY) { /* says nothing about the key */
         return hsm_fail(error, status, "", "test signature");
     }
-    if (status != HSM_OK) {
-        return hsm_fail(error, HSM_KEY_MISMATCH, "C_Sign",
-                        "a test signature with '%s' does not verify with its public key", info->label);
-    }
-    return HSM_OK;
+    return status == HSM_OK ? status
+                            : hsm_fail(error, HSM_SIGNATURE_INVALID, "C_Sign",
+                                       "a test signature with '%s' does not verify with its public key", info->label);
 }
 
 /* Whether another attempt, in a new session with a new login, may succeed where a test signature failed. */
@@ -66,11 +64,13 @@ static bool may_pass(const hsm_engine *engine, hsm_status status) {
            !atomic_load(&engine->closing);
 }
 
-/* Find the key and prove it. A failure of the test signature is tried again for a while, like a request's, and a search
- * during which the login was lost: any other search says by itself whether the key is there. */
+/* Find the key and prove it. A failure of the test signature is tried again for a while, like a request's, a wrong one
+ * as often as a request's, and a search during which the login was lost: any other search says by itself whether the
+ * key is there. */
 static hsm_status find_and_prove(hsm_engine *engine, const hsm_key_selector *selector, CK_OBJECT_HANDLE *handle,
                                  hsm_key_info *info, hsm_error *error) {
     uint64_t until = 0;
+    uint32_t wrong = 0;
     *handle = 0;
     for (uint64_t pause = PROVE_PAUSE_NS;; pause *= 2) {
         hsm_status status = hsm_engine_ready(engine, error);
@@ -88,7 +88,8 @@ static hsm_status find_and_prove(hsm_engine *engine, const hsm_key_selector *sel
         status = status != HSM_OK ? status : prove(engine, *handle, info, error);
         uint64_t now = hsm_now_ns();
         until = until == 0 ? now + PROVE_NS : until;
-        if (!may_pass(engine, status) || now + pause >= until) {
+        bool again = status == HSM_SIGNATURE_INVALID ? ++wrong < HSM_MAX_WRONG : now + pause < until;
+        if (!again || !may_pass(engine, status)) {
             return status;
         }
         hsm_engine_unlock(engine); /* requests that fail wait for it too */
@@ -146,6 +147,7 @@ static hsm_status record_key(hsm_engine *engine, const hsm_key_selector *selecto
     key->fixed_handle = selector->handle;
     key->next = next_index(index);
     atomic_store(&key->handle, handle);
+    hsm_engine_note_apart(engine, place, info->apart != 0);
     atomic_store(&pinned->index, index);
     pinned->algorithm = (uint32_t)info->algorithm;
     pinned->public_key_len = info->public_key_len;
@@ -188,6 +190,13 @@ hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *sel
     hsm_engine_lock(engine);
     CK_OBJECT_HANDLE handle;
     status = find_and_prove(engine, selector, &handle, info, error);
+    if (status == HSM_SIGNATURE_INVALID && index == HSM_ANY_INDEX) {
+        /* It never made a good one: its halves are two keys'. One that did is as it was, and its token is at fault. */
+        status = HSM_KEY_MISMATCH;
+        if (error != NULL) {
+            error->status = status;
+        }
+    }
     if (status == HSM_OK) {
         status = record_key(engine, selector, handle, index, info, error);
     } else if (index != HSM_ANY_INDEX && status != HSM_KEY_MISMATCH) {

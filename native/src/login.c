@@ -93,6 +93,11 @@ hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error) {
     return engine->login_open && logged_in ? HSM_OK : hsm_engine_login(engine, error);
 }
 
+void hsm_engine_note_apart(hsm_engine *engine, uint32_t place, bool apart) {
+    uint64_t bit = UINT64_C(1) << place;
+    (void)(apart ? atomic_fetch_or(&engine->apart, bit) : atomic_fetch_and(&engine->apart, ~bit));
+}
+
 hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t place, CK_OBJECT_HANDLE *handle,
                              hsm_error *error) {
     hsm_engine_key *own = &engine->keys[place];
@@ -115,6 +120,9 @@ hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint
         /* Another key answers to this name: nothing may be signed with it, now or later. */
         atomic_store(&pinned->state, HSM_KEY_MISMATCHED);
         return HSM_KEY_MISMATCH;
+    }
+    if (status == HSM_OK) {
+        hsm_engine_note_apart(engine, place, info.apart != 0);
     }
     return status;
 }

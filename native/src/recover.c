@@ -31,8 +31,6 @@
  * short. */
 #define MAX_SHORT_PAUSES 8U
 #define MAX_PAUSES 6U
-/* Wrong signatures after which the request fails, of a token that makes no good ones. */
-#define MAX_WRONG 4U
 /* How long re-initializing waits for the other workers to come out of the module. */
 #define QUIESCE_NS (200 * MS)
 
@@ -399,7 +397,7 @@ bool hsm_ladder_climb(hsm_worker *worker, hsm_status status) {
         }
         if (status == HSM_SIGNATURE_INVALID) {
             (void)heal(worker, false); /* the handle may be another key's by now */
-            return hsm_token_answers(worker) ? retry(worker) : ++ladder->wrong < MAX_WRONG;
+            return hsm_token_answers(worker) ? retry(worker) : ++ladder->wrong < HSM_MAX_WRONG;
         }
         hsm_worker_close(worker);
         return !again || retry_or_reinit(worker);

@@ -30,6 +30,7 @@ bool hsm_worker_catch_up(hsm_worker *worker) {
         return false;
     }
     memset(worker->handles, 0, sizeof worker->handles);
+    worker->doubted |= atomic_load(&worker->engine->apart);
     worker->epoch = epoch;
     return true;
 }
@@ -59,6 +60,7 @@ static hsm_status find_own_handle(hsm_worker *worker, uint32_t place, hsm_outcom
                             : hsm_fail_ckr(&error, CKR_SESSION_CLOSED, "", "the module was initialized again");
     status = hsm_engine_unless_hidden(engine, worker->session, status, &logged_in);
     hsm_engine_unlock(engine);
+    worker->doubted |= atomic_load(&engine->apart) & UINT64_C(1) << place;
     if (status != HSM_OK) {
         worker->handles[place] = 0;
         outcome->call = HSM_CALL_C_FindObjects;

@@ -39,6 +39,12 @@ static hsm_status verify(hsm_worker *worker, uint32_t key, size_t message_len, c
     return status;
 }
 
+/* Whether it is the turn of this signature to be verified. */
+static bool is_chosen(hsm_worker *worker) {
+    uint32_t every = worker->engine->verify_every;
+    return every != 0 && ++worker->signed_count % every == 0;
+}
+
 static hsm_status sign_once(hsm_worker *worker, uint32_t key, size_t message_len, uint8_t *signature,
                             hsm_outcome *outcome) {
     hsm_engine *engine = worker->engine;
@@ -66,11 +72,11 @@ static hsm_status sign_once(hsm_worker *worker, uint32_t key, size_t message_len
     }
     status = hsm_sign(engine->p11, worker->session, handle, (hsm_algorithm)pinned->algorithm, worker->message,
                       message_len, worker->prehashed, signature, outcome);
-    if (status == HSM_OK && engine->verify_every != 0 &&
-        (worker->suspicious || ++worker->signed_count % engine->verify_every == 0)) {
+    uint64_t doubt = UINT64_C(1) << place;
+    if (status == HSM_OK && ((worker->doubted & doubt) != 0 || is_chosen(worker))) {
         status = verify(worker, key, message_len, signature);
-        /* After a wrong signature, verify each one until a good one comes: the next attempt must not slip through. */
-        worker->suspicious = status != HSM_OK;
+        /* After a wrong signature, verify each key's until a good one comes: the next attempt must not slip through. */
+        worker->doubted = status == HSM_OK ? worker->doubted & ~doubt : UINT64_MAX;
         if (status == HSM_SIGNATURE_INVALID) {
             atomic_fetch_add_explicit(&worker->record->wrong, 1, memory_order_relaxed);
         }

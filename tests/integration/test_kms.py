@@ -214,6 +214,14 @@ async def test_a_key_that_may_not_be_used_is_refused_at_the_start(kms):
 
 
 @one_loop
+async def test_a_start_whose_first_signature_is_wrong_starts(kms):
+    kms.faults.add("patch", patch={"Signature": "A" * 86 + "=="})
+    async with opened(config(kms, kms.store.make())) as manager:
+        assert kms.calls["Sign"] == 2
+        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
+
+
+@one_loop
 async def test_a_pinned_key_must_be_that_one(kms):
     key, other = kms.store.make(), kms.store.make()
     async with opened(config(kms, key, {"publicKey": key.raw_public.hex(), "algorithm": "ed25519"})):

@@ -201,7 +201,8 @@ asked = json.load(sys.stdin)
 token = pkcs11.lib(asked["module"]).get_token(token_label=asked["token"])
 with token.open(rw=True, user_pin=asked["pin"]) as session:
     for found in list(session.get_objects({pkcs11.Attribute.ID: bytes.fromhex(asked["id"])})):
-        found.destroy()
+        if not asked["private_only"] or found.object_class == pkcs11.ObjectClass.PRIVATE_KEY:
+            found.destroy()
 """
 
 
@@ -212,9 +213,9 @@ def _run(script: str, token: Token, key: str, **more: Any) -> None:
     subprocess.run(command, input=json.dumps(asked), text=True, check=True, env=token.environment)
 
 
-def destroy_key(token: Token, key: str) -> None:
-    """Take a key pair off a token, in another process."""
-    _run(_DESTROY, token, key)
+def destroy_key(token: Token, key: str, private_only: bool = False) -> None:
+    """Take a key pair, or its private half, off a token, in another process."""
+    _run(_DESTROY, token, key, private_only=private_only)
 
 
 _ALLOW = """
@@ -238,6 +239,14 @@ def replace_key(token: Token, key: str) -> None:
     old = token.keys[key]
     destroy_key(token, key)
     token.add_keys([{"name": key, "kind": old.algorithm, "label": old.label, "id": old.id}])
+    assert token.keys[key].public_key != old.public_key
+
+
+def replace_private_half(token: Token, key: str) -> None:
+    """Put another private key in the place of one, and leave the public key that it does not belong to."""
+    old = token.keys[key]
+    destroy_key(token, key, private_only=True)
+    token.add_keys([{"name": key, "kind": old.algorithm, "label": old.label, "id": old.id, "public": False}])
     assert token.keys[key].public_key != old.public_key
 
 

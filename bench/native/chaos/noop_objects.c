@@ -33,7 +33,7 @@ static const struct {
     {CKA_KEY_GEN_MECHANISM, PUBLIC | PRIVATE, &generated_by, sizeof generated_by},
     {CKA_DERIVE, PUBLIC | PRIVATE, &no, 1},
     {CKA_EC_PARAMS, PUBLIC | PRIVATE, ec_params, sizeof ec_params},
-    {CKA_EC_POINT, PUBLIC, ec_point, sizeof ec_point},
+    {CKA_EC_POINT, PUBLIC | PRIVATE, ec_point, sizeof ec_point},
     {CKA_VERIFY, PUBLIC, &yes, 1},
     {CKA_ENCRYPT, PUBLIC, &no, 1},
     {CKA_WRAP, PUBLIC, &no, 1},

@@ -190,6 +190,7 @@ typedef struct hsm_key_info {
     uint8_t id[HSM_MAX_KEY_ID];
     uint32_t public_key_len; /* 32 (Ed25519) or 65 (0x04 || X || Y) */
     uint8_t public_key[HSM_MAX_PUBLIC_KEY];
+    uint32_t apart; /* 1: that is another object's, or the caller's; only a signature shows that it is this key's */
     char label[HSM_MAX_LABEL];
 } hsm_key_info;
 

@@ -30,6 +30,8 @@ from hsmcore.members.kms.forms import FORMS, MAX_RAW_MESSAGE, Form, raw_public_k
 CALL_SECONDS: Final = 30.0
 """Timeout, in seconds, of every operation except a signature for a caller, retries included."""
 PROOF: Final = b"hsmcore key test"  # as the native core
+MAX_WRONG: Final = 4
+"""Wrong signatures after which a key is another one than its public key says; as HSM_MAX_WRONG."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +103,16 @@ class KmsKeys:
         return KmsKey(arn, identity, form, await self._public_key(arn, form))
 
     async def prove(self, key: KmsKey) -> None:
-        """Make one signature and verify it here: the public key fits, and the policy allows signing."""
-        # Meaningless and random, so that it cannot pass for a message of the application.
-        message = PROOF + secrets.token_bytes(32)
-        async with self._within("Sign"):
-            signature = await self._sign(key, message)
-        if not verify(key.form.algorithm, key.public_key, message, signature):
-            text = f"key {key.arn} made a signature that its public key does not verify"
-            raise KeyMismatch(text, call="kms:Sign", member=self._member)
+        """Make a signature and verify it here: the public key fits, and the policy allows signing."""
+        for _ in range(MAX_WRONG):
+            # Meaningless and random, so that it cannot pass for a message of the application.
+            message = PROOF + secrets.token_bytes(32)
+            async with self._within("Sign"):
+                signature = await self._sign(key, message)
+            if verify(key.form.algorithm, key.public_key, message, signature):
+                return
+        text = f"key {key.arn} makes signatures that its public key does not verify"
+        raise KeyMismatch(text, call="kms:Sign", member=self._member)
 
     async def _public_key(self, arn: str, form: Form) -> bytes:
         answer = await self.ask("GetPublicKey", {"KeyId": arn})
