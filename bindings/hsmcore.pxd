@@ -130,6 +130,7 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint8_t id[HSM_MAX_KEY_ID]
         uint32_t public_key_len
         uint8_t public_key[HSM_MAX_PUBLIC_KEY]
+        uint32_t apart
         char label[HSM_MAX_LABEL]
 
     hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *options, hsm_engine **engine,
