@@ -162,8 +162,7 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         HSM_NO_NEW_PRIVILEGES
         HSM_SECCOMP
         HSM_LANDLOCK
-    hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info,
-                                hsm_error *error)
+    hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info, hsm_error *error)
     hsm_status hsm_host_retire_key(hsm_host *host, uint32_t index)
     uint32_t hsm_host_supervise(hsm_host *host, uint32_t *healthy)
     hsm_status hsm_host_token(hsm_host *host, hsm_token_info *info, hsm_error *error)
