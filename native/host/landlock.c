@@ -61,10 +61,11 @@ static bool allow_root_entries(int ruleset, uint64_t refer) {
     if (root == NULL) {
         return false;
     }
-    bool done = true;
+    int folder = dirfd(root);
+    bool done = folder >= 0;
     for (const struct dirent *entry; done && (entry = readdir(root)) != NULL;) {
         struct statx found;
-        fd = openat(dirfd(root), entry->d_name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        fd = openat(folder, entry->d_name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
         bool dots = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0;
         /* By its device too: it may be bound to a second place. */
         bool skipped = dots || strcmp(entry->d_name, "proc") == 0 || !look_at(fd, &found) ||

@@ -173,7 +173,7 @@ static void ignore_signals(void) {
         (void)signal(signals[i], SIG_IGN);
     }
     (void)sigemptyset(&none);
-    (void)sigprocmask(SIG_SETMASK, &none, NULL);
+    (void)pthread_sigmask(SIG_SETMASK, &none, NULL);
 }
 
 /* The process that made the control channel and started this one, or -1: it has ended. What getppid() says does not

@@ -73,7 +73,7 @@ void hsm_deadlines_drop(hsm_deadlines *wheel, uint32_t number) {
 
 /* How many buckets of a level, from the one at `from` on, are empty; SPAN - from: all of them. */
 static uint32_t empty_from(const hsm_deadlines *wheel, uint32_t level, uint32_t from) {
-    const uint64_t *used = &wheel->used[level * (SPAN / 64U)];
+    const uint64_t *used = &wheel->used[(size_t)level * (SPAN / 64U)];
     for (uint32_t at = from; at < SPAN; at = (at / 64U + 1U) * 64U) {
         uint64_t word = used[at / 64U] >> (at % 64U);
         if (word != 0) {

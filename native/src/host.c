@@ -51,7 +51,7 @@ static hsm_status call(hsm_host *host, hsm_request_message *message, hsm_reply_m
 
 static hsm_status begin(hsm_host *host, hsm_error *error) {
     hsm_request_message message = {.operation = HSM_OP_HELLO};
-    hsm_reply_message reply;
+    hsm_reply_message reply = {0};
     hsm_status status = call(host, &message, &reply, error);
     if (status == HSM_HOST_LOST) {
         /* A program that does not answer is not our host. */
@@ -91,7 +91,7 @@ static hsm_status send_key(hsm_host *host, const hsm_key_selector *selector, uin
                                    .handle = selector->handle,
                                    .algorithm = (uint32_t)selector->algorithm,
                                    .index = index};
-    hsm_reply_message reply;
+    hsm_reply_message reply = {0};
     if (!hsm_wire_put_string(&message, &message.key_label, selector->label) ||
         !hsm_wire_put(&message, &message.key_id, selector->id, selector->id_len) ||
         !hsm_wire_put(&message, &message.public_key, selector->public_key, selector->public_key_len)) {

@@ -22,7 +22,7 @@ typedef struct hsm_pinned {
 hsm_status hsm_pinned_add(hsm_pinned *pinned, const hsm_key_info *info, bool cacheable, uint32_t verify_every);
 void hsm_pinned_free(hsm_pinned *pinned);
 /* HSM_OK, or HSM_SIGNATURE_INVALID if it was this signature's turn to be verified and it does not fit. */
-hsm_status hsm_pinned_check(hsm_pinned *pinned, uint32_t key, const uint8_t *message, size_t message_len,
+hsm_status hsm_pinned_check(hsm_pinned *pinned, uint32_t index, const uint8_t *message, size_t message_len,
                             bool prehashed, const uint8_t *signature, size_t signature_len);
 
 /* As hsm_requests_knows. */

@@ -270,17 +270,17 @@ int hsm_requests_next(hsm_requests *table, hsm_answer *answer) {
     return 1;
 }
 
-void hsm_requests_end(hsm_requests *table, uint64_t number) {
-    uint32_t index = hsm_table_find(table, number);
+void hsm_requests_end(hsm_requests *table, uint64_t request) {
+    uint32_t index = hsm_table_find(table, request);
     if (index != HSM_NONE && table->all[index].state == HSM_REQUEST_GIVEN) {
         hsm_deadlines_drop(&table->deadlines, index);
-        table->all[index].generation += table->all[index].generation == UINT32_MAX ? 2U : 1U; /* no number is 0 */
+        table->all[index].generation += table->all[index].generation == UINT32_MAX ? 2U : 1U; /* no request is 0 */
         hsm_table_move(table, index, HSM_REQUEST_FREE);
     }
 }
 
-void hsm_requests_hold(hsm_requests *table, uint64_t number, uint64_t seq) {
-    uint32_t index = hsm_table_find(table, number);
+void hsm_requests_hold(hsm_requests *table, uint64_t request, uint64_t seq) {
+    uint32_t index = hsm_table_find(table, request);
     if (index != HSM_NONE && table->all[index].state == HSM_REQUEST_GIVEN) {
         hsm_request *r = &table->all[index];
         if (hsm_deadlines_passed(&table->deadlines, index)) { /* a sweep came between its answer and this call */
@@ -318,8 +318,8 @@ static bool unfollow(hsm_requests *table, uint32_t index) {
     return (leader->answer.claimed && leader->state == HSM_REQUEST_SENT) || withdraw(table, slot);
 }
 
-int hsm_requests_cancel(hsm_requests *table, uint64_t number, int *begun) {
-    uint32_t index = hsm_table_find(table, number);
+int hsm_requests_cancel(hsm_requests *table, uint64_t request, int *begun) {
+    uint32_t index = hsm_table_find(table, request);
     *begun = 1;
     if (index == HSM_NONE || !table->all[index].answer.claimed) {
         return 0;
@@ -329,7 +329,7 @@ int hsm_requests_cancel(hsm_requests *table, uint64_t number, int *begun) {
     table->open--;
     if (r->state == HSM_REQUEST_FOLLOWING) {
         *begun = unfollow(table, index);
-        hsm_requests_end(table, number);
+        hsm_requests_end(table, request);
         return 1;
     }
     if (r->slot != HSM_NONE) { /* it stays until the workers are done with it */
@@ -340,7 +340,7 @@ int hsm_requests_cancel(hsm_requests *table, uint64_t number, int *begun) {
     }
     *begun = r->state != HSM_REQUEST_QUEUED;
     hsm_table_move(table, index, HSM_REQUEST_GIVEN);
-    hsm_requests_end(table, number);
+    hsm_requests_end(table, request);
     return 1;
 }
 
@@ -358,8 +358,8 @@ static void answer_early(hsm_requests *table, uint32_t index, hsm_status status)
     settle(table, index, status);
 }
 
-uint32_t hsm_requests_key(const hsm_requests *table, uint64_t number) {
-    uint32_t index = hsm_table_find(table, number);
+uint32_t hsm_requests_key(const hsm_requests *table, uint64_t request) {
+    uint32_t index = hsm_table_find(table, request);
     return index != HSM_NONE ? table->all[index].answer.key : 0;
 }
 
