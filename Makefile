@@ -3,7 +3,7 @@
 .DELETE_ON_ERROR:
 # The recipes use all cores themselves, and two package managers at once would only wait for each other.
 .NOTPARALLEL:
-.PHONY: help run run-fleet test quick matrix check check-deep proofs cross-test build bench reference micro guard guard-update soak scrape-cost schedules fleet-long failover-long audit-long native-test sanitize-test sbom docs screenshots clean FORCE
+.PHONY: help run run-fleet test lint quick matrix check check-deep proofs cross-test build bench reference micro guard guard-update soak scrape-cost schedules fleet-long failover-long audit-long native-test sanitize-test sbom docs screenshots clean FORCE
 
 CLANG ?= clang-19
 CLANG_FORMAT ?= clang-format-19
@@ -33,7 +33,7 @@ run: .venv/.built ## Install what is missing, then run the demonstration
 run-fleet: .venv/.setup-test .venv/.built ## Two sequencers on a private PostgreSQL; the one that signs is stopped and killed in turn
 	$(BIN)/hsmcore demo --fleet $(ARGS)
 
-test: native-test sanitize-test .venv/.built ## Install what is missing, then run every test, native and Python
+test: lint native-test sanitize-test .venv/.built ## Install what is missing, lint, then run every test, native and Python
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py \
 	    $(if $(ARGS),$(ARGS),-m "not alone and not deep")
 	$(if $(ARGS),,$(BIN)/python -m pytest -m "alone and not deep")
@@ -52,13 +52,15 @@ matrix: .venv/.setup-run ## `make quick` of the last commit under each CPython 3
 	    git -C $$copy reset -q --hard FETCH_HEAD && PYTHON=$$python $(MAKE) -C $$copy quick < /dev/null || exit 1; \
 	done
 
-check: .venv/.setup-test native-configure ## Lint and type-check everything
+lint: .venv/.setup-test native-configure ## Look at the form and the types of everything, but for clang-tidy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	cd clients/typescript && node_modules/.bin/tsc --noEmit && node_modules/.bin/prettier --check --log-level warn .
-	$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
+	@$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
+
+check: lint ## Lint and type-check everything
 	printf '%s\0' native/src/*.c native/host/*.c bench/native/load/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
 
 check-deep: sanitize-test guard proofs cross-test ## Run the proofs, the native tests for AArch64 and under every sanitizer, and the fuzzers
