@@ -12,7 +12,8 @@ from tests.support.managers import until
 from tests.support.postgres import Cluster, fleet
 
 from hsmcore.errors import DeadlineExceeded, NotHolder, error_of
-from hsmcore.fleet.confirmations import AT_ONCE, Confirmations
+from hsmcore.fleet import confirmations as confirmations_module
+from hsmcore.fleet.confirmations import AT_ONCE, Confirmations, EpochCheck
 from hsmcore.fleet.membership import Membership
 from hsmcore.state import StoreUnknown
 
@@ -63,6 +64,29 @@ async def test_a_check_is_only_for_those_that_were_there_and_waits_for_none_befo
     await confirmations.close()
 
 
+async def test_a_check_waits_for_others_for_a_moment_and_not_for_the_last_ones(monkeypatch):
+    pace = 0.5
+    monkeypatch.setattr(confirmations_module, "MOST_PACE", pace)
+    checks = Checks()
+    confirmations = Confirmations(checks, refusal)
+    loop = asyncio.get_running_loop()
+    first = confirmations.wait(math.inf, 5)
+    await checks.begun(1)  # none had begun lately
+    begun = loop.time()
+    waiting = [confirmations.wait(math.inf, 4)]
+    await asyncio.sleep(pace / 50)
+    assert len(checks.under_way) == 1
+    waiting.append(confirmations.wait(math.inf, 2))
+    await checks.begun(2)
+    waiting.append(confirmations.wait(math.inf, 9))
+    await checks.begun(3)
+    assert loop.time() - begun >= pace
+    for check in checks.under_way:
+        check.set_result(True)
+    await asyncio.gather(first, *waiting)
+    await confirmations.close()
+
+
 async def test_each_has_its_own_deadline_and_one_timer_watches_all():
     checks = Checks()
     confirmations = Confirmations(checks, refusal)
@@ -86,6 +110,27 @@ async def test_closing_leaves_nobody_waiting():
     await confirmations.close()
     done = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(isinstance(one, (NotHolder, asyncio.CancelledError)) for one in done)
+
+
+@pytest.mark.parametrize("single", [False, True])
+async def test_a_check_of_a_single_node_only_reads(postgres: Cluster, single: bool):
+    """There is no standby whose word it must wait for."""
+    url = postgres.database()
+    member = await Membership.open(fleet(url, ttlMs=60_000, unordered="strict", singleNode=True))
+    locking = EpochCheck(member._store, member.name, member._machine, member._wake.set, single_node=False)
+    check = member._check if single else locking
+    member.begin(lambda *_, **__: None)
+    try:
+        await until(lambda: member.state == "holder")
+        with postgres.connect(url.rsplit("/", 1)[1]) as other, other.transaction():
+            other.execute("SELECT FROM hsmcore_tests.fleet FOR UPDATE")  # as a claim that is not committed
+            asked = asyncio.ensure_future(check())
+            await asyncio.wait({asked}, timeout=0.5)
+            assert asked.done() == single
+        assert await asked
+        await locking.close()
+    finally:
+        await member.close()
 
 
 async def test_a_check_waits_for_no_transaction_of_the_store(postgres: Cluster):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from itertools import chain
 from time import monotonic
 from typing import Final
@@ -18,21 +19,23 @@ from hsmcore.state import Store, StoreError, StoreUnknown
 AT_ONCE: Final = 3
 """Checks that are under way at the same time: none waits for the answer to the one before."""
 MOST_PACE: Final = 0.004
-"""The longest time between the beginnings of two checks, in seconds, while fewer than AT_ONCE are under way."""
-PACE: Final = 0.0001
-"""What each signature of a check adds to that time: about what it costs itself, so that checks take a small part."""
+"""The longest time between the beginnings of two checks, in seconds, while fewer than AT_ONCE are under way: a check
+costs the processor as much as five signatures."""
 _Waiter = tuple[float, "asyncio.Future[None]"]
 
 
 class EpochCheck:
     """Asks whether the epoch is this process's. The question locks the row to share it, which writes, so that the end
     of its transaction waits for the synchronous standby: a primary that was cut off answers what it is asked, but
-    confirms nothing. It is asked beside the store's own transactions and waits for none of them. `lost`: called when
-    the epoch is another process's."""
+    confirms nothing. A single node has none to wait for, and is only read. It is asked beside the store's own
+    transactions and waits for none of them. `lost`: called when the epoch is another process's."""
 
-    def __init__(self, store: Store, fleet: str, machine: Machine, lost: Callable[[], None]) -> None:
+    def __init__(
+        self, store: Store, fleet: str, machine: Machine, lost: Callable[[], None], *, single_node: bool
+    ) -> None:
         self._free = [store.asking() for _ in range(AT_ONCE)]
-        self._all, self._question = tuple(self._free), rows.sharing(fleet)
+        self._all = tuple(self._free)
+        self._question = rows.looking(fleet) if single_node else rows.sharing(fleet)
         self._machine, self._lost = machine, lost
 
     async def __call__(self) -> bool:
@@ -66,16 +69,21 @@ class Confirmations:
         self._checks: dict[asyncio.Task[None], list[_Waiter]] = {}
         """The checks that are under way, and for whom."""
         self._task: asyncio.Task[None] | None = None
+        self._soon = asyncio.Event()
+        """Whether the next check is worth what it costs."""
         self._due = math.inf
         """When the timer looks for those whose time is over."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def wait(self, until: float) -> asyncio.Future[None]:
+    def wait(self, until: float, others: int = 0) -> asyncio.Future[None]:
         """Return what ends when a check that began after this call is good. Its errors: that of `refusal`, also if
-        there is no answer; DeadlineExceeded at `until`, of the monotonic clock."""
+        there is no answer; DeadlineExceeded at `until`, of the monotonic clock. `others`: how many are about to call
+        this. The check may wait for them, MOST_PACE, but not until the device has none of them left to sign."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         self._waiting.append((until, future))
+        if others <= len(self._waiting):
+            self._soon.set()
         if until < self._due:
             self._watch(until)
         if self._task is None:
@@ -89,7 +97,10 @@ class Confirmations:
                 check = asyncio.get_running_loop().create_task(self._answer(group))
                 self._checks[check] = group
                 check.add_done_callback(self._checks.pop)
-                await asyncio.sleep(min(PACE * (len(group) - 1), MOST_PACE))
+                self._soon.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(MOST_PACE):
+                        await self._soon.wait()
                 if len(self._checks) >= AT_ONCE:
                     await asyncio.wait(self._checks, return_when=asyncio.FIRST_COMPLETED)
         finally:

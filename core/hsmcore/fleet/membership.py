@@ -59,7 +59,7 @@ class Membership:
         self._acting = asyncio.Lock()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._check = EpochCheck(store, rules.name, self._machine, self._wake.set)
+        self._check = EpochCheck(store, rules.name, self._machine, self._wake.set, single_node=rules.single_node)
         self._confirmations = Confirmations(self._check, self._refusal)
         self._spoke_at = 0
         self._tell: Tell = lambda *_, **__: None
@@ -267,10 +267,11 @@ class Membership:
         self._words[domain] = max(position_of(position), self._words.get(domain, -1))
         self._wake.set()
 
-    def confirm(self, until: float = math.inf) -> asyncio.Future[None]:
+    def confirm(self, until: float = math.inf, others: int = 0) -> asyncio.Future[None]:
         """Return what ends when the database has confirmed, in a check that began after this call, that the epoch is
-        this host's. Its errors: NotHolder; DeadlineExceeded at `until`, of the monotonic clock."""
-        return self._confirmations.wait(until)
+        this host's. Its errors: NotHolder; DeadlineExceeded at `until`, of the monotonic clock. `others`: as
+        Confirmations.wait."""
+        return self._confirmations.wait(until, others)
 
     # What goes on by itself.
 

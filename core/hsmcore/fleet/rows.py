@@ -66,6 +66,11 @@ def look(connection: Connection, fleet: str) -> Row:
     return _one(connection, _LOOK, fleet)
 
 
+def looking(fleet: str) -> Question:
+    """Return what reads the row, as `look`."""
+    return Question(_LOOK, {"fleet": fleet})
+
+
 def sharing(fleet: str) -> Question:
     """Return what reads the row, and keeps it as it is until the end of the transaction. Such a transaction writes, so
     that its end waits for the synchronous standby."""
@@ -73,7 +78,7 @@ def sharing(fleet: str) -> Question:
 
 
 def shared(found: Sequence[Sequence[Any]]) -> Row:
-    """Return the row that `sharing` has found."""
+    """Return the row that `looking` or `sharing` has found."""
     return _row(*found[0]) if found else Row()
 
 

@@ -57,6 +57,8 @@ class ConfirmedPath:
 
     def __init__(self, path: SigningPath, fleet: Membership, default_timeout: float, record: Recorder) -> None:
         self._path, self._fleet, self._default, self._record = path, fleet, default_timeout, record
+        self._begun = 0
+        """Signatures that are being made, and are confirmed next."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._path, name)
@@ -80,13 +82,16 @@ class ConfirmedPath:
         return cast("Submit", asked)
 
     async def _signed(self, message: Any, asked: bytes | Awaitable[bytes], until: float) -> bytes:
+        self._begun += 1
         try:
             signature = asked if isinstance(asked, bytes) else await asked
         except asyncio.CancelledError:
             self._path.abandon(asked, message)
             raise
+        finally:
+            self._begun -= 1
         try:
-            await self._fleet.confirm(until)
+            await self._fleet.confirm(until, self._begun)
         except BaseException as error:
             self._withhold(message, signature, error)
             raise
@@ -146,7 +151,7 @@ class ConfirmedPath:
 
     async def _confirm(self, signed: Sequence[tuple[Any, bytes]], until: float) -> None:
         try:
-            await self._fleet.confirm(until)
+            await self._fleet.confirm(until, self._begun)
         except BaseException as error:
             for message, signature in signed:
                 self._withhold(message, signature, error)
