@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import gc
 import os
 import sys
 import time
@@ -24,6 +23,7 @@ import uvloop
 import hsmcore
 from hsmcore.errors import HsmError
 from hsmcore.gateway import Client, ClientTls
+from hsmcore.heap import settle
 from hsmcore_bench.harness.parent import die_with_parent
 from hsmcore_bench.load.mix import Messages
 from hsmcore_bench.load.shapes import Segment, starts
@@ -243,9 +243,7 @@ async def _main(settings: dict[str, Any]) -> None:
             loop.add_reader(0, _stop, loop, stopped)
             cached = await _from_cache(manager)
             run = Run(manager, settings)
-            gc.collect()
-            gc.freeze()
-            gc.set_threshold(10_000, 20, 20)
+            settle()
             await run.run(int(words[1]), stopped)
             _say({"keys": _keys(manager), "cached": await _from_cache(manager) - cached})
             run.report(last=True)

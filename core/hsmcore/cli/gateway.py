@@ -55,6 +55,7 @@ def gateway(
 
 async def _serve(cli: Invocation, listen: tuple[str, ...]) -> None:
     from hsmcore.gateway.gateway import running, settings_of
+    from hsmcore.heap import settle
     from hsmcore.listening.service import Reports
 
     configs = cli.configs
@@ -68,6 +69,7 @@ async def _serve(cli: Invocation, listen: tuple[str, ...]) -> None:
         shown = {"addresses": served.addresses, "keyManagers": list(served.managers), "consoles": consoles}
         cli.show(shown, "\n".join([*served.addresses, *consoles]))
         sys.stdout.flush()  # a supervisor may wait for the lines
+        settle()
         with Reports() as reports:
             await stop.wait()
             reports.stopping()

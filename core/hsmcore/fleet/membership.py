@@ -268,9 +268,8 @@ class Membership:
         self._wake.set()
 
     def confirm(self, until: float = math.inf, others: int = 0) -> asyncio.Future[None]:
-        """Return what ends when the database has confirmed, in a check that began after this call, that the epoch is
-        this host's. Its errors: NotHolder; DeadlineExceeded at `until`, of the monotonic clock. `others`: as
-        Confirmations.wait."""
+        """Return what ends when the database has confirmed that the epoch is this host's: Confirmations.wait, whose
+        refusal is NotHolder."""
         return self._confirmations.wait(until, others)
 
     # What goes on by itself.

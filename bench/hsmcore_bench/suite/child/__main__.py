@@ -6,6 +6,7 @@ import sys
 from fnmatch import fnmatchcase
 from importlib import import_module
 
+from hsmcore.heap import settle
 from hsmcore_bench.harness.parent import die_with_parent
 from hsmcore_bench.suite.child.protocol import Job, Replies, Signer, one_at_a_time, serve
 
@@ -42,6 +43,7 @@ def main() -> int:
         job = Job.from_json(sys.argv[1])
         with one_at_a_time(job.turn):
             signer = open_signer(job)
+        settle()
     except ImportError as error:
         replies.send({"missing": str(error)})
         return 1
