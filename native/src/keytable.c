@@ -146,8 +146,8 @@ static hsm_status record_key(hsm_engine *engine, const hsm_key_selector *selecto
     key->id_len = info->id_len;
     key->fixed_handle = selector->handle;
     key->next = next_index(index);
+    hsm_engine_note_apart(engine, place, info->apart != 0); /* before a worker sees the handle */
     atomic_store(&key->handle, handle);
-    hsm_engine_note_apart(engine, place, info->apart != 0);
     atomic_store(&pinned->index, index);
     pinned->algorithm = (uint32_t)info->algorithm;
     pinned->public_key_len = info->public_key_len;

@@ -30,7 +30,6 @@ bool hsm_worker_catch_up(hsm_worker *worker) {
         return false;
     }
     memset(worker->handles, 0, sizeof worker->handles);
-    worker->doubted |= atomic_load(&worker->engine->apart);
     worker->epoch = epoch;
     return true;
 }
@@ -60,7 +59,6 @@ static hsm_status find_own_handle(hsm_worker *worker, uint32_t place, hsm_outcom
                             : hsm_fail_ckr(&error, CKR_SESSION_CLOSED, "", "the module was initialized again");
     status = hsm_engine_unless_hidden(engine, worker->session, status, &logged_in);
     hsm_engine_unlock(engine);
-    worker->doubted |= atomic_load(&engine->apart) & UINT64_C(1) << place;
     if (status != HSM_OK) {
         worker->handles[place] = 0;
         outcome->call = HSM_CALL_C_FindObjects;
@@ -73,12 +71,15 @@ hsm_status hsm_worker_handle(hsm_worker *worker, uint32_t place, CK_OBJECT_HANDL
     const hsm_engine *engine = worker->engine;
     hsm_status status = HSM_OK;
     (void)hsm_worker_catch_up(worker);
-    if (worker->handles[place] == 0 && engine->quirks->handles_per_session) {
-        status = find_own_handle(worker, place, outcome);
-    } else if (worker->handles[place] == 0) {
-        worker->handles[place] =
-            (CK_OBJECT_HANDLE)atomic_load_explicit(&engine->keys[place].handle, memory_order_acquire);
-        status = worker->handles[place] == 0 ? HSM_KEY_HANDLE_STALE : HSM_OK; /* the last search did not find it */
+    if (worker->handles[place] == 0) {
+        if (engine->quirks->handles_per_session) {
+            status = find_own_handle(worker, place, outcome);
+        } else {
+            worker->handles[place] =
+                (CK_OBJECT_HANDLE)atomic_load_explicit(&engine->keys[place].handle, memory_order_acquire);
+            status = worker->handles[place] == 0 ? HSM_KEY_HANDLE_STALE : HSM_OK; /* the last search did not find it */
+        }
+        worker->doubted |= atomic_load(&engine->apart) & UINT64_C(1) << place;
     }
     *handle = worker->handles[place];
     return status;
