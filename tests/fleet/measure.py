@@ -1,4 +1,5 @@
-"""What a fleet costs: the same load on SQLite, under a lease and strict, in turn; a bind alone; a takeover.
+"""What a fleet costs: the same load on SQLite, under a lease and strict, in turn; a bind alone; a takeover. First
+without a standby, then with a synchronous one on the same machine.
 
     python -m tests.fleet.measure --rounds 15
 
@@ -80,9 +81,11 @@ class Way:
         return sorted(took)
 
 
-async def compare(label: str, module: dict[str, Any], server: Cluster, folder: Path, rounds: int) -> None:
+async def compare(
+    label: str, module: dict[str, Any], server: Cluster, folder: Path, rounds: int, *, single: bool = True
+) -> None:
     """Slices in turn, then single blocks."""
-    fleet = {"store": {"url": server.database()}, "name": "measured", "singleNode": True}
+    fleet = {"store": {"url": server.database()}, "name": "measured", "singleNode": single}
     strict = {**fleet, "store": {"url": server.database()}, "unordered": "strict"}
     ways = [
         Way("SQLite", module, stateFile=str(folder / f"{label}.db")),
@@ -144,7 +147,9 @@ def main() -> None:
         for token in tokens():
             softhsm = token.config()["sequencer"]["keyManager"]
             uvloop.run(compare("SoftHSM", softhsm, server, folder, rounds))
-            uvloop.run(compare("no-op", {"type": "pkcs11", "config": _NOOP}, server, folder, rounds))
+            server.standby()
+            uvloop.run(compare("standby", softhsm, server, folder, rounds, single=False))
+            uvloop.run(compare("no-op", {"type": "pkcs11", "config": _NOOP}, server, folder, rounds, single=False))
             take_over(token, server, folder)
 
 
