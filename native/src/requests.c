@@ -274,7 +274,7 @@ void hsm_requests_end(hsm_requests *table, uint64_t request) {
     uint32_t index = hsm_table_find(table, request);
     if (index != HSM_NONE && table->all[index].state == HSM_REQUEST_GIVEN) {
         hsm_deadlines_drop(&table->deadlines, index);
-        table->all[index].generation += table->all[index].generation == UINT32_MAX ? 2U : 1U; /* no request is 0 */
+        table->all[index].generation += table->all[index].generation == UINT32_MAX ? 2U : 1U; /* no number is 0 */
         hsm_table_move(table, index, HSM_REQUEST_FREE);
     }
 }

@@ -20,7 +20,7 @@ AT_ONCE: Final = 3
 """Checks that are under way at the same time: none waits for the answer to the one before."""
 MOST_PACE: Final = 0.004
 """The longest time between the beginnings of two checks, in seconds, while fewer than AT_ONCE are under way: a check
-costs the processor as much as five signatures."""
+costs the processor as much as several signatures."""
 _Waiter = tuple[float, "asyncio.Future[None]"]
 
 
