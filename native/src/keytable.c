@@ -42,10 +42,7 @@ static hsm_status prove(hsm_engine *engine, CK_OBJECT_HANDLE handle, const hsm_k
         /* A signature may still be under way in it. */
         hsm_engine_close_login(engine);
         (void)hsm_fail_ckr(error, outcome.ckr, hsm_call_name(outcome.call), "test signature with '%s'", info->label);
-        if (error != NULL) {
-            error->status = status;
-        }
-        return status;
+        return hsm_fail_as(error, status);
     }
     status = hsm_verify(info->algorithm, info->public_key, info->public_key_len, message, sizeof message, signature,
                         sizeof signature);
@@ -192,10 +189,7 @@ hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *sel
     status = find_and_prove(engine, selector, &handle, info, error);
     if (status == HSM_SIGNATURE_INVALID && index == HSM_ANY_INDEX) {
         /* It never made a good one: its halves are two keys'. One that did is as it was, and its token is at fault. */
-        status = HSM_KEY_MISMATCH;
-        if (error != NULL) {
-            error->status = status;
-        }
+        status = hsm_fail_as(error, HSM_KEY_MISMATCH);
     }
     if (status == HSM_OK) {
         status = record_key(engine, selector, handle, index, info, error);

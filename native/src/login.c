@@ -50,10 +50,7 @@ hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
                                         &already, error);
     if (status == HSM_KEY_HANDLE_STALE && engine->quirks->users_are_objects) {
         /* It must not look like a key's stale handle, which would be tried again. */
-        status = HSM_LOGIN_REFUSED;
-        if (error != NULL) {
-            error->status = status;
-        }
+        status = hsm_fail_as(error, HSM_LOGIN_REFUSED);
     }
     if (hsm_status_class(status) == HSM_CLASS_AUTH_FATAL) {
         atomic_store_explicit(&engine->auth_failure, status, memory_order_relaxed);

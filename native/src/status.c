@@ -114,3 +114,10 @@ hsm_status hsm_fail_errno(hsm_error *error, const char *call, const char *what) 
     return hsm_fail(error, code == ENOMEM ? HSM_OUT_OF_MEMORY : HSM_SYSTEM, call, "%s: %s", what,
                     text != NULL ? text : "unknown error");
 }
+
+hsm_status hsm_fail_as(hsm_error *error, hsm_status status) {
+    if (error != NULL) {
+        error->status = status;
+    }
+    return status;
+}

@@ -64,5 +64,7 @@ hsm_status hsm_fail_ckr(hsm_error *error, uint64_t ckr, const char *call, const 
     __attribute__((format(printf, 4, 5)));
 /* The same for a system call; reads errno. */
 hsm_status hsm_fail_errno(hsm_error *error, const char *call, const char *what);
+/* Give a filled `error` (may be NULL) another status: the caller knows better what it means. */
+hsm_status hsm_fail_as(hsm_error *error, hsm_status status);
 
 #endif
