@@ -1,5 +1,5 @@
-"""What a fleet costs: the same load on SQLite, under a lease and strict, in turn; a bind alone; a takeover. First
-without a standby, then with a synchronous one on the same machine.
+"""What a fleet costs: the same load on SQLite, under a lease and strict, in turn; a bind alone; a takeover. Last,
+the load with a synchronous standby on the same machine.
 
     python -m tests.fleet.measure --rounds 15
 
@@ -147,10 +147,10 @@ def main() -> None:
         for token in tokens():
             softhsm = token.config()["sequencer"]["keyManager"]
             uvloop.run(compare("SoftHSM", softhsm, server, folder, rounds))
+            uvloop.run(compare("no-op", {"type": "pkcs11", "config": _NOOP}, server, folder, rounds))
+            take_over(token, server, folder)
             server.standby()
             uvloop.run(compare("standby", softhsm, server, folder, rounds, single=False))
-            uvloop.run(compare("no-op", {"type": "pkcs11", "config": _NOOP}, server, folder, rounds, single=False))
-            take_over(token, server, folder)
 
 
 if __name__ == "__main__":

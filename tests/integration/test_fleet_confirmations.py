@@ -12,7 +12,6 @@ from tests.support.managers import until
 from tests.support.postgres import Cluster, fleet
 
 from hsmcore.errors import DeadlineExceeded, NotHolder, error_of
-from hsmcore.fleet import confirmations as confirmations_module
 from hsmcore.fleet.confirmations import AT_ONCE, Confirmations, EpochCheck
 from hsmcore.fleet.membership import Membership
 from hsmcore.state import StoreUnknown
@@ -66,7 +65,7 @@ async def test_a_check_is_only_for_those_that_were_there_and_waits_for_none_befo
 
 async def test_a_check_waits_for_others_for_a_moment_and_not_for_the_last_ones(monkeypatch):
     pace = 0.5
-    monkeypatch.setattr(confirmations_module, "MOST_PACE", pace)
+    monkeypatch.setattr("hsmcore.fleet.confirmations.MOST_PACE", pace)
     checks = Checks()
     confirmations = Confirmations(checks, refusal)
     loop = asyncio.get_running_loop()

@@ -58,7 +58,7 @@ class ConfirmedPath:
     def __init__(self, path: SigningPath, fleet: Membership, default_timeout: float, record: Recorder) -> None:
         self._path, self._fleet, self._default, self._record = path, fleet, default_timeout, record
         self._begun = 0
-        """Signatures that are being made, and are confirmed next."""
+        """Signatures of `submit` that are being made, and are confirmed next."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._path, name)
