@@ -227,14 +227,14 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
 
     ctypedef struct hsm_module:
         pass
-
     hsm_status hsm_module_acquire(const char *path, const char *args, hsm_module **module, hsm_error *error)
     void hsm_module_release(hsm_module *module)
     uint64_t hsm_module_enter(hsm_module *module)
     void hsm_module_exit(hsm_module *module)
     void *hsm_module_functions(const char *path)
+    void hsm_turn_begin(const char *quirks, const char *module_path)
+    void hsm_turn_end()
     const char *hsm_quirks_name(size_t index)
-
     uint32_t hsm_fork_generation()
 
     ctypedef struct hsm_leaks:

@@ -2,6 +2,29 @@
 
 
 @cython.final
+cdef class Turn:
+    """A context in which no other thread, in any process of this machine, is in one for the same token store
+    (hsm_turn_begin). Entering it blocks for a second at most. They nest."""
+
+    cdef bytes _path, _quirks
+
+    def __cinit__(self, str path, str quirks=None):
+        self._path = path.encode()
+        self._quirks = None if quirks is None else quirks.encode()
+
+    def __enter__(self):
+        cdef const char *path = self._path
+        cdef const char *quirks = NULL
+        if self._quirks is not None:
+            quirks = self._quirks
+        with nogil:
+            hsm_turn_begin(quirks, path)
+
+    def __exit__(self, *exc_info):
+        hsm_turn_end()
+
+
+@cython.final
 cdef class Module:
     """Keeps a module loaded and initialized, for the control plane. Blocks. Any thread."""
 

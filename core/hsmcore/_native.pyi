@@ -239,6 +239,15 @@ class Cache:
     def stats(self) -> dict[str, int]: ...
 
 @final
+class Turn:
+    """A context in which no other thread, in any process of this machine, is in one for the same token store
+    (hsm_turn_begin). Entering it blocks for a second at most. They nest."""
+
+    def __init__(self, path: str, quirks: str | None = None) -> None: ...
+    def __enter__(self) -> None: ...
+    def __exit__(self, *exc_info: object) -> None: ...
+
+@final
 class Module:
     """Keeps a module loaded and initialized, for the control plane. Blocks. Any thread."""
 

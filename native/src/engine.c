@@ -26,6 +26,13 @@ static hsm_status check_options(const hsm_client *client, const hsm_engine_optio
     return HSM_OK;
 }
 
+hsm_status hsm_engine_reinitialize(hsm_engine *engine, hsm_error *error) {
+    hsm_turn_begin(engine->quirks->name, engine->module->path);
+    hsm_status status = hsm_module_reinitialize(engine->module, error);
+    hsm_turn_end();
+    return status;
+}
+
 /* Milliseconds before each new look for a token that is not there. */
 static const uint64_t look_pauses[] = {0, 10, 30, 90};
 
@@ -40,7 +47,7 @@ static hsm_status find_token(hsm_engine *engine, const hsm_token_selector *selec
         if (!hsm_module_claim(engine->module)) {
             return status;
         }
-        hsm_status initialized = hsm_module_reinitialize(engine->module, error);
+        hsm_status initialized = hsm_engine_reinitialize(engine, error);
         hsm_module_disclaim(engine->module);
         if (initialized != HSM_OK) {
             return initialized;
@@ -175,6 +182,7 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
     if (!hsm_secret_copy(options->pin, options->pin_len, &engine->pin)) {
         status = hsm_fail(error, HSM_OUT_OF_MEMORY, "sodium_malloc", "locked memory for the PIN");
     }
+    hsm_turn_begin(options->quirks, options->module_path);
     status = status != HSM_OK ? status
                               : hsm_module_acquire(options->module_path, options->module_args, &engine->module, error);
     if (status == HSM_OK) {
@@ -183,6 +191,7 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
         status = open_token(engine, options, error);
     }
     status = status != HSM_OK ? status : hsm_engine_login(engine, error);
+    hsm_turn_end();
     status = status != HSM_OK ? status : start_workers(engine, error);
     if (status != HSM_OK) {
         /* A host that does not start leaves queued requests to the next one. */

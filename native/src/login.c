@@ -46,8 +46,10 @@ hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
         return HSM_OK;
     }
     bool already;
+    hsm_turn_begin(engine->quirks->name, engine->module->path);
     hsm_status status = hsm_token_login(engine->p11, engine->slot, engine->login_session, engine->pin, engine->pin_len,
                                         &already, error);
+    hsm_turn_end();
     if (status == HSM_KEY_HANDLE_STALE && engine->quirks->users_are_objects) {
         /* It must not look like a key's stale handle, which would be tried again. */
         status = hsm_fail_as(error, HSM_LOGIN_REFUSED);

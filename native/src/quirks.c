@@ -8,7 +8,8 @@
 /* The last row is the one for modules that are not recognized. */
 // clang-format off: a row is one line where it fits
 static const hsm_quirks rows[] = {
-    {.name = "softhsm", .library_contains = "SoftHSM", .login_hides_token = true, .patience_ms = 500},
+    {.name = "softhsm", .library_contains = "SoftHSM", .file_contains = "softhsm", .store_variable = "SOFTHSM2_CONF",
+     .login_hides_token = true, .patience_ms = 500},
     {.name = "nss", .library_contains = "Mozilla Foundation", .memory_error_is_logout = true, .patience_ms = 500},
     /* A signature of 3 KB takes a YubiHSM 2 about 0.9 s. */
     {.name = "yubihsm", .library_contains = "Yubico", .users_are_objects = true, .keepalive_s = 20,
@@ -55,6 +56,17 @@ hsm_status hsm_quirks_judge(const hsm_quirks *quirks, hsm_status status, CK_RV c
     }
     /* The key has signed before: the channel is out of step, or the module could not read the device's abilities. */
     return ckr == CKR_DATA_LEN_RANGE || ckr == CKR_MECHANISM_INVALID ? HSM_TOKEN_LOST : status;
+}
+
+const hsm_quirks *hsm_quirks_of_path(const char *path) {
+    const char *slash = strrchr(path, '/');
+    const char *file = slash != NULL ? slash + 1 : path;
+    for (size_t i = 0; i < COUNT - 1; i++) {
+        if (rows[i].file_contains != NULL && strstr(file, rows[i].file_contains) != NULL) {
+            return &rows[i];
+        }
+    }
+    return &rows[COUNT - 1];
 }
 
 static bool contains(const CK_UTF8CHAR *padded, size_t size, const char *word) {

@@ -8,6 +8,8 @@
 typedef struct hsm_quirks {
     const char *name;
     const char *library_contains; /* in CK_INFO, as description or manufacturer, to recognize the module; or NULL */
+    const char *file_contains;    /* in the name of its file, to recognize it before it is initialized; or NULL */
+    const char *store_variable;   /* the environment's, with the file that names the store of its tokens (turn.c) */
     bool read_write_sessions;     /* read-only sessions are refused */
     bool handles_per_session;     /* object handles mean nothing in another session */
     bool memory_error_is_logout;  /* CKR_HOST_MEMORY from C_SignInit after a logout */
@@ -25,6 +27,8 @@ typedef struct hsm_quirks {
 
 /* By name, or the generic row for NULL and unknown names. */
 const hsm_quirks *hsm_quirks_of_name(const char *name);
+/* Recognize a module by the last part of its path; the generic row where that says nothing. */
+const hsm_quirks *hsm_quirks_of_path(const char *path);
 /* Recognize a module by what it says of itself. */
 const hsm_quirks *hsm_quirks_of_info(const CK_INFO *info);
 bool hsm_quirks_known(const char *name);

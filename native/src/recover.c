@@ -59,7 +59,9 @@ static hsm_status heal_token(hsm_engine *engine, hsm_error *error) {
     hsm_status status = HSM_OK;
     if (engine->slot_lost) { /* the PIN is for this token alone */
         hsm_token_info found;
+        hsm_turn_begin(engine->quirks->name, engine->module->path);
         status = hsm_token_find(engine->p11, &engine->selector, &found, error);
+        hsm_turn_end();
         engine->slot = status == HSM_OK ? found.slot_id : engine->slot;
         engine->slot_lost = status != HSM_OK;
     }
@@ -142,7 +144,7 @@ static hsm_status reinit_module(hsm_worker *worker, hsm_error *error) {
         hsm_engine_close_login(engine);
         forget_handles(engine);
         engine->slot_lost = true;
-        status = hsm_module_reinitialize(engine->module, error);
+        status = hsm_engine_reinitialize(engine, error);
         status = status != HSM_OK ? status : heal_token(engine, error);
     }
     open_gate(engine);

@@ -44,6 +44,14 @@ static void modules_are_recognized_by_what_they_say(void) {
     CHECK_TEXT(recognize("Somebody whose name is so long,So", "tHSM")->name, "generic");
 }
 
+static void modules_are_recognized_by_their_files(void) {
+    CHECK_TEXT(hsm_quirks_of_path("/usr/lib/softhsm/libsofthsm2.so")->name, "softhsm");
+    CHECK_TEXT(hsm_quirks_of_path("libsofthsm2.so")->name, "softhsm");
+    CHECK_TEXT(hsm_quirks_of_path("/usr/lib/softhsm/libother.so")->name, "generic");
+    CHECK_TEXT(hsm_quirks_of_path("/opt/cloudhsm/lib/libcloudhsm_pkcs11.so")->name, "generic");
+    CHECK_TEXT(hsm_quirks_of_path("")->name, "generic");
+}
+
 static void the_rows_say_what_the_vendors_say(void) {
     const hsm_quirks *cloudhsm = hsm_quirks_of_name("aws-cloudhsm");
     CHECK(cloudhsm->read_write_sessions && cloudhsm->handles_per_session);
@@ -91,6 +99,7 @@ static const struct test tests[] = {
     TEST(every_name_leads_to_its_row),
     TEST(an_unknown_name_is_generic),
     TEST(modules_are_recognized_by_what_they_say),
+    TEST(modules_are_recognized_by_their_files),
     TEST(the_rows_say_what_the_vendors_say),
     TEST(a_module_s_own_ways_of_failing),
 };

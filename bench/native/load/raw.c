@@ -34,6 +34,7 @@ static void check(hsm_status status, const hsm_error *error) {
 
 static void open_raw(const load_settings *settings, hsm_key_info *info) {
     hsm_error error = {.status = HSM_OK};
+    hsm_turn_begin(settings->quirks, settings->module);
     check(hsm_module_acquire(settings->module, settings->module_args, &raw.module, &error), &error);
     CK_FUNCTION_LIST *p11 = raw.module->p11;
     hsm_token_selector selector = {settings->token_label, settings->token_serial, settings->slot_id};
@@ -45,6 +46,7 @@ static void open_raw(const load_settings *settings, hsm_key_info *info) {
         check(hsm_token_login(p11, token.slot_id, raw.login, settings->pin, settings->pin_len, &already, &error),
               &error);
     }
+    hsm_turn_end();
     hsm_key_selector wanted = load_key_selector(settings);
     check(hsm_key_find(p11, raw.login, &wanted, &raw.key, info, &error), &error);
     raw.algorithm = info->algorithm;

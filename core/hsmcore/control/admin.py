@@ -11,7 +11,7 @@ from pkcs11 import TokenFlag
 from pkcs11.exceptions import PKCS11Error
 from pkcs11.types import Session, Token
 
-from hsmcore._native import Module
+from hsmcore._native import Module, Turn
 from hsmcore.control.adopt import AdoptedLibrary, Attributes, adopt, hold_module
 from hsmcore.control.cryptoki import Cryptoki, handle_of
 from hsmcore.control.faults import refused_before, translated
@@ -76,16 +76,17 @@ class TokenAdmin:
         return self
 
     def _open(self) -> None:
-        self._holder = hold_module(self._access.module_path, self._access.module_args)
-        try:
-            with self._series("opening the token"):
-                library = self._library = adopt(self._access.module_path)
-                described = f"{library.manufacturer_id} {library.library_description}"
-                self.quirks = quirks_for(self._access.quirks, described, self._access.mechanisms)
-                self._log_in(self.token())
-        except BaseException:
-            self.close()
-            raise
+        with Turn(self._access.module_path, self._access.quirks):
+            self._holder = hold_module(self._access.module_path, self._access.module_args)
+            try:
+                with self._series("opening the token"):
+                    library = self._library = adopt(self._access.module_path)
+                    described = f"{library.manufacturer_id} {library.library_description}"
+                    self.quirks = quirks_for(self._access.quirks, described, self._access.mechanisms)
+                    self._log_in(self.token())
+            except BaseException:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Close the session that logged in, then let the module go. Idempotent."""
@@ -114,7 +115,8 @@ class TokenAdmin:
         library = self._library
         if library is None:
             raise EngineClosed("the token is closed", member=self.member)
-        tokens = dict(present(library, self._access.token.slot_id))
+        with Turn(self._access.module_path, self.quirks.name):
+            tokens = dict(present(library, self._access.token.slot_id))
         return tokens[choose_one(self._access, list(tokens))]
 
     @contextmanager
@@ -160,7 +162,7 @@ class TokenAdmin:
 
     @property
     def cryptoki(self) -> Cryptoki:
-        return Cryptoki(self._access.module_path)
+        return Cryptoki(self._access.module_path, self.quirks.name)
 
     def make_transport_key(self) -> TransportKey:
         """A new transport key in the place of the last one."""

@@ -15,7 +15,7 @@ from typing import Final
 
 from pkcs11.types import Session
 
-from hsmcore._native import functions_of
+from hsmcore._native import Turn, functions_of
 
 _CKU_USER: Final = 1
 _RO_USER_FUNCTIONS: Final = 1  # CKS_RO_USER_FUNCTIONS
@@ -52,9 +52,11 @@ class CkrError(Exception):
 
 
 class Cryptoki:
-    """A loaded and initialized module. Any thread; a session in the arguments belongs to the caller's thread."""
+    """A loaded and initialized module, with its quirks' name where the path does not tell. Any thread; a session in the
+    arguments belongs to the caller's thread."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, quirks: str | None = None) -> None:
+        self._kind = path, quirks
         address = functions_of(path)
         if not address:
             raise CkrError("C_GetFunctionList", 0x190)  # CKR_CRYPTOKI_NOT_INITIALIZED
@@ -70,7 +72,7 @@ class Cryptoki:
         if len(padded) > _LABEL_BYTES:
             raise ValueError(f"a token label has at most {_LABEL_BYTES} bytes")
         name = ctypes.create_string_buffer(padded, _LABEL_BYTES)
-        with _secret(so_pin) as (address, size):
+        with _secret(so_pin) as (address, size), Turn(*self._kind):
             _check("C_InitToken", self._init_token(slot, address, size, name))
 
     def logged_in(self, session: int) -> bool:
@@ -81,7 +83,7 @@ class Cryptoki:
 
     def login(self, session: int, pin: bytes | bytearray) -> None:
         """Log the process in as the token's user, until the last session on the token is closed."""
-        with _secret(pin) as (address, size):
+        with _secret(pin) as (address, size), Turn(*self._kind):
             _check("C_Login", self._login(session, _CKU_USER, address, size))
 
     def create_object(self, session: int, template: Mapping[int, bytes | tuple[int, int]]) -> int:

@@ -18,6 +18,7 @@ from nacl.signing import SigningKey
 from pkcs11 import TokenFlag
 from pkcs11.types import Token
 
+from hsmcore._native import Turn
 from hsmcore.control.admin import TokenAdmin
 from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
 from hsmcore.control.cryptoki import Cryptoki
@@ -50,7 +51,7 @@ class TokenRequest(Verb[KeyRecord]):
     """CKA_ID for the key of `seed`, in hexadecimal."""
 
     def run(self, _admin: TokenAdmin) -> KeyRecord:
-        with hold_module(self.module_path):
+        with Turn(self.module_path), hold_module(self.module_path):
             library = adopt(self.module_path)
             with translated(f"making token {self.token_label!r}"):
                 token = _token(library, self.token_label) or _init_token(library, self)

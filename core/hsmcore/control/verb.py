@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from time import sleep
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar, get_args
 
+from hsmcore._native import Turn
 from hsmcore.control.admin import PASSING, PAUSES, TokenAdmin
 from hsmcore.control.adopt import adopt, hold_module
 from hsmcore.control.faults import translated
@@ -107,7 +108,7 @@ class ListTokens(Verb[list[TokenRecord]]):
     module_args: str | None
 
     def run(self, _admin: TokenAdmin) -> list[TokenRecord]:
-        with hold_module(self.module_path, self.module_args) as module:
+        with Turn(self.module_path), hold_module(self.module_path, self.module_args) as module:
             module.enter()
             try:
                 with translated("listing tokens"):

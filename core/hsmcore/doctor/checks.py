@@ -10,6 +10,7 @@ from typing import Final
 
 from pkcs11 import TokenFlag
 
+from hsmcore._native import Turn
 from hsmcore.config.uri import build_uri
 from hsmcore.control.adopt import hold_module
 from hsmcore.control.cryptoki import CkrError
@@ -30,7 +31,8 @@ def check_module(context: Context) -> Iterator[Step]:
     question = context.question
     _load(context)
     context.announce("C_Initialize")
-    context.holder = hold_module(question.module_path, question.module_args)
+    with Turn(question.module_path, question.quirks):
+        context.holder = hold_module(question.module_path, question.module_args)
     with translated("asking the module who it is", question.member):
         context.calls = Calls(question.module_path, context.announce)
         info = context.info = context.calls.info()
@@ -70,7 +72,7 @@ def check_token(context: Context) -> Iterator[Step]:
     """Find the one token that the selectors name."""
     question = context.question
     seen: list[TokenInfo] = []
-    with translated("looking for the token", question.member):
+    with translated("looking for the token", question.member), Turn(question.module_path, context.quirks.name):
         for slot in context.calls.slots():
             with suppress(CkrError):  # a slot whose token does not answer is no candidate
                 seen.append(context.calls.token(slot))
@@ -140,7 +142,7 @@ def check_login(context: Context) -> Iterator[Step]:
         )
         return
     try:
-        with translated("logging in", question.member):
+        with translated("logging in", question.member), Turn(question.module_path, context.quirks.name):
             context.calls.login(context.session, context.pin)
     except HsmError as error:
         if isinstance(error, PinIncorrect):

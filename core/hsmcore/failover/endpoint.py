@@ -195,14 +195,3 @@ class Endpoint(MemberState):
             with suppress(KeyNotFound):  # a key that is gone signs nothing
                 enforced &= (await member.control.deactivate(key_id)).enforced
         return enforced
-
-
-async def start_all(endpoints: Sequence[Endpoint]) -> list[KeyVersion | BaseException]:
-    """Start members at once; how each start ended. If none starts, those that may later on start once more, in turn: a
-    token store that several modules share in one process (SoftHSM) may fail while two of them log in."""
-    done = await asyncio.gather(*(endpoint.start() for endpoint in endpoints), return_exceptions=True)
-    if not any(isinstance(result, KeyVersion) for result in done):
-        for number, result in enumerate(done):
-            if isinstance(result, HsmError) and result.retryable:
-                [done[number]] = await asyncio.gather(endpoints[number].start(), return_exceptions=True)
-    return done
