@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import sys
@@ -25,6 +26,7 @@ from hsmcore.audit.key_set import KeyEntry, KeySet, signer, split, text_of
 from hsmcore.audit.note import signature_line
 from hsmcore.cli.app import run as cli
 from hsmcore.errors import AlgorithmUnsupported, ConfigurationError, PolicyRefused
+from hsmcore.manager.background import BackgroundServices
 from hsmcore.serve import attached
 from hsmcore.state import StoreBusy
 
@@ -161,6 +163,23 @@ async def test_no_caller_has_a_set_signed(fresh_token, tmp_path):
                 await manager.sign_with_receipt(message, kind=kind, position=position)
         with pytest.raises(PolicyRefused):
             await manager.sign_many([b"good", forged])
+
+
+@one_loop
+async def test_one_that_opens_slowly_has_a_set_signed_afterwards(fresh_token, tmp_path, monkeypatch):
+    token = fresh_token()
+    async with opened(config_of(token, tmp_path)) as manager:
+        before = await first(manager)
+    begin = BackgroundServices.begin
+
+    async def slowly(*arguments):
+        await asyncio.sleep(0.3)
+        await begin(*arguments)
+
+    monkeypatch.setattr(BackgroundServices, "begin", slowly)
+    async with opened(config_of(token, tmp_path, kinds=("raw", "block", "key-set"))) as manager:
+        await until(lambda: KeySet.remembered(manager.key_set()).serial > before.serial)
+        assert "block" in before.follow(manager.key_set(since=before.serial)).kinds
 
 
 @one_loop

@@ -1,6 +1,6 @@
 """A child that opens a token again and again, each thread through a module of its own: counts what it did not see.
 
-Standard input: {"modules", "token", "pin", "rounds"}; standard output: how often the token was not shown, or not opened.
+Standard input: {"modules", "token", "pin", "rounds"}; standard output: how often the token was not shown or opened.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
         counts = threads.map(
             lambda path: missed(path, asked["token"], asked["pin"].encode(), asked["rounds"]), asked["modules"]
         )
-        print(sum(counts))
+        sys.stdout.write(f"{sum(counts)}\n")
 
 
 if __name__ == "__main__":

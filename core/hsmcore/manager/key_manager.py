@@ -131,7 +131,7 @@ class KeyManager(BatchedSigning):
             path.begin(self._keys.ring, self._life.check, None if fleet is None else fleet.lease)
             parts, port = (lambda: self._path, self._answer, self._record, fleet), self._keys.port(self)
             self._batches = batching.Batches.of(self._rules, guard, self._life.check, *parts)
-            await self._keys.open_sets(self.config, guard, port, *parts, rotates=self._rotates)
+            await self._keys.open_sets(self.config, guard, port, self._life.check, *parts, rotates=self._rotates)
             await self._background.begin(port, path.version, self._events)
             if fleet is not None:
                 await fleet.watch_over(self.audit)

@@ -23,7 +23,7 @@ from hsmcore.audit.record import extra as audit_extra
 from hsmcore.config import Config
 from hsmcore.config.policy import KEY_SET
 from hsmcore.control import ControlPlane
-from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, MessageTooLarge
+from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, MessageTooLarge, NotInitialized
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.fleet.membership import Membership
 from hsmcore.keyring import KeyVersion
@@ -45,6 +45,7 @@ ROLE: Final = "key-set"
 """The store's role: one process has sets signed, the others hand them out."""
 LOOK_SECONDS: Final = 1.0
 _MOST_SECONDS: Final = 60.0
+_OPENING_SECONDS: Final = 0.02
 _ROOM: Final = 60_000
 """Bytes of a note's text; `note_bytes` of the members' providers may be less."""
 _SECOND: Final = 1_000_000_000
@@ -72,6 +73,7 @@ class KeySets:
         guard: Guard,
         rotation: RotationService,
         port: ManagerPort,
+        check: Callable[[], None],
         path: Callable[[], SigningPath],
         answer: Answer,
         record: Recorder,
@@ -79,7 +81,7 @@ class KeySets:
     ) -> None:
         rules = config.key_manager
         assert rules.policy is not None  # noqa: S101  # for the type checker: the guard is of it
-        self._guard, self._rotation, self._port, self._path = guard, rotation, port, path
+        self._guard, self._rotation, self._port, self._check, self._path = guard, rotation, port, check, path
         self._answer, self._record, self._fleet, self._rotates = answer, record, fleet, rotates
         self._domain, self._kinds = rules.policy.domain, tuple(rules.policy.kinds)
         self._providers = {provider.name: provider for _, provider in rules.members()}
@@ -178,9 +180,13 @@ class KeySets:
                 self._wake.clear()
                 callers, self._callers = self._callers, []
                 ended: Exception | None = closed
+                pause = LOOK_SECONDS
                 try:
                     await self._look()
                     ended, failures = None, 0
+                except NotInitialized:  # the key manager is being opened: nothing is signed before it is
+                    callers, self._callers = [], callers + self._callers
+                    pause = _OPENING_SECONDS
                 except EngineClosed:
                     return
                 except HsmError as error:
@@ -191,9 +197,8 @@ class KeySets:
                     get_logger().exception("the set of keys was not signed")
                 finally:
                     _answer(callers, ended)
-                pause = min(LOOK_SECONDS * 2 ** min(failures, 6), _MOST_SECONDS)
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(pause):
+                    async with asyncio.timeout(min(pause * 2 ** min(failures, 6), _MOST_SECONDS)):
                         await self._wake.wait()
         finally:
             _answer(self._callers, closed)
@@ -202,6 +207,7 @@ class KeySets:
         try:
             await self._read()
             led = self._leads
+            self._check()
             if not self._rotates or not await self._lead():
                 return
             if not led:
