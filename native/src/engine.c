@@ -37,8 +37,8 @@ hsm_status hsm_engine_reinitialize(hsm_engine *engine, hsm_error *error) {
 static const uint64_t look_pauses[] = {0, 10, 30, 90};
 
 /* A token that is not there is looked for again after another C_Initialize, where no other engine uses the module: its
- * slots are of the first one. Where a login in another process hides it for a moment, and several processes start at
- * once, one more look can fall into the next one's login. */
+ * slots are of the first one. Where a login hides it for a moment, and other software takes no turns, one more look can
+ * fall into the next login. */
 static hsm_status find_token(hsm_engine *engine, const hsm_token_selector *selector, hsm_error *error) {
     hsm_status status = hsm_token_find(engine->p11, selector, &engine->token, error);
     size_t looks = engine->quirks->login_hides_token ? sizeof look_pauses / sizeof look_pauses[0] : 1;
