@@ -26,13 +26,6 @@ static hsm_status check_options(const hsm_client *client, const hsm_engine_optio
     return HSM_OK;
 }
 
-hsm_status hsm_engine_reinitialize(hsm_engine *engine, hsm_error *error) {
-    hsm_turn_begin(engine->quirks->name, engine->module->path);
-    hsm_status status = hsm_module_reinitialize(engine->module, error);
-    hsm_turn_end();
-    return status;
-}
-
 /* Milliseconds before each new look for a token that is not there. */
 static const uint64_t look_pauses[] = {0, 10, 30, 90};
 

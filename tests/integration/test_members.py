@@ -116,9 +116,6 @@ async def test_a_member_that_starts_and_cannot_load_the_current_key_is_started_a
             await manager.set_current_key_id(key_id)
         service = manager._path.failover
         endpoint = service.endpoints[1]
-        service.levels.stopped(endpoint, 1)
-        await endpoint.stop()
-        service.router.current = dataclasses.replace(service.router.current, public_key=b"another", id=made)
         asked = []
 
         async def load_key(member, key_id):
@@ -127,6 +124,9 @@ async def test_a_member_that_starts_and_cannot_load_the_current_key_is_started_a
 
         with monkeypatch.context() as patched:
             patched.setattr(Pkcs11Member, "load_key", load_key)
+            service.router.current = dataclasses.replace(service.router.current, public_key=b"another", id=made)
+            service.levels.stopped(endpoint, 1)  # from here on the next tick starts it again
+            await endpoint.stop()
             await until(lambda: len(asked) >= 2)
         await until(lambda: manager.members()[1].condition in ("ready", "ramping"))
         assert len(set(asked)) == len(asked), "each time another one, and none was left running"

@@ -13,6 +13,9 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from contextlib import asynccontextmanager, closing
 
 import orjson
@@ -43,10 +46,12 @@ from hsmcore.doctor.store import check_store
 from hsmcore.errors import BadArgument, DoubleSign, HsmError, PolicyRefused
 from hsmcore.failover.budget import Emergency, Limits
 from hsmcore.fleet import alone, recovery
+from hsmcore.manager import state_backup
 from hsmcore.manager.reconcile import reconcile
 from hsmcore.manager.state_backup import StateBackups
 from hsmcore.state import Desired, Keys, Store, StoreBusy, StoreError, backup
 from hsmcore.state.schema import EMERGENCY_EPISODE, MIGRATIONS
+from hsmcore.state.sqlite import FileDatabase
 
 pytestmark = pytest.mark.integration
 
@@ -852,6 +857,53 @@ async def test_a_backup_that_does_not_come_back_fails_its_drill(tmp_path):
         assert [(record["result"], record.get("file")) for record in found if record["result"] == "error"] == [
             ("error", made.name)
         ]
+
+
+@one_loop
+@pytest.mark.parametrize("what", ["copy", "write", "open"])
+async def test_one_that_is_cancelled_leaves_no_copy_behind(tmp_path, monkeypatch, what):
+    """The work is another thread's, which goes on: what it writes is removed when it has ended."""
+    config = config_of(tmp_path, stateBackup={"location": str(tmp_path / "backups")})
+    async with opened(config):
+        pass
+    loaded, beside = load(config), tmp_path / "beside"
+    data = await backed_up(config)
+    beside.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(beside))
+    begun = threading.Event()
+
+    def slowly(function):
+        def slow(*arguments):
+            begun.set()
+            time.sleep(0.1)
+            return function(*arguments)
+
+        return slow
+
+    place, name = {
+        "copy": (FileDatabase, "copy_to"),
+        "write": (backup, "_write"),
+        "open": (FileDatabase, "open"),
+    }[what]
+    monkeypatch.setattr(place, name, slowly(getattr(place, name)))
+    working = asyncio.ensure_future(recovery.back_up(loaded) if what == "copy" else recovery.check(loaded, data))
+    await until(begun.is_set)
+    working.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert list(beside.iterdir()) == []
+
+
+@one_loop
+async def test_a_disk_without_room_is_a_failure_that_is_told_and_tried_again(tmp_path, monkeypatch):
+    config = config_of(tmp_path, stateBackup={"location": str(tmp_path / "backups")})
+    monkeypatch.setattr(state_backup, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    async with opened(config) as manager:
+        await until(lambda: Scrape.of(manager)("hsmcore_state_backup_failing") == 1)
+        (tmp_path / "absent").mkdir()
+        await until(lambda: Scrape.of(manager)("hsmcore_state_backup_failing") == 0)
+        assert len(list((tmp_path / "backups").glob("*.hsmstate"))) == 1
 
 
 # ---- a fleet ---------------------------------------------------------------------------------------------------------

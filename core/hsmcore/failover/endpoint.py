@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from time import monotonic_ns
 from typing import Any
@@ -195,3 +195,14 @@ class Endpoint(MemberState):
             with suppress(KeyNotFound):  # a key that is gone signs nothing
                 enforced &= (await member.control.deactivate(key_id)).enforced
         return enforced
+
+
+async def start_all(endpoints: Sequence[Endpoint]) -> list[KeyVersion | BaseException]:
+    """Start members at once; how each start ended. If none starts, those that may later on start once more, in turn:
+    what failed all of them at one moment, such as other software at their token store, may be over."""
+    done = await asyncio.gather(*(endpoint.start() for endpoint in endpoints), return_exceptions=True)
+    if not any(isinstance(result, KeyVersion) for result in done):
+        for number, result in enumerate(done):
+            if isinstance(result, HsmError) and result.retryable:
+                [done[number]] = await asyncio.gather(endpoints[number].start(), return_exceptions=True)
+    return done

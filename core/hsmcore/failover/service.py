@@ -18,7 +18,7 @@ from hsmcore.events import Events
 from hsmcore.failover.batch import sign_many
 from hsmcore.failover.bindings import KeyBindings, StoredBindings
 from hsmcore.failover.budget import Emergency
-from hsmcore.failover.endpoint import Endpoint
+from hsmcore.failover.endpoint import Endpoint, start_all
 from hsmcore.failover.events import ALARMING, Event
 from hsmcore.failover.health import HealthMonitor, Verify
 from hsmcore.failover.history import History
@@ -130,7 +130,7 @@ class FailoverService:
         endpoints = [endpoint for endpoint in self.endpoints if endpoint.level_name != EMERGENCY]
         await self._check_emergency()
         await self.bindings.restore(self._audit)
-        done = await asyncio.gather(*(endpoint.start() for endpoint in endpoints), return_exceptions=True)
+        done = await start_all(endpoints)
         failures = [result for result in done if isinstance(result, BaseException)]
         for endpoint, result in zip(endpoints, done, strict=True):
             endpoint.lacks_key = endpoint.name in self._pinned and isinstance(result, KeyNotFound)

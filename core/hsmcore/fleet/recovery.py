@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,8 +68,8 @@ async def check(config: Config, data: bytes, source: str | None = None) -> Check
     """Restore a backup into a temporary place, and compare it with the audit log. `source`: whose it is, if not this
     configuration's. Raises BackupUnusable, StoreError."""
     statement, body, records = await _ours(config, data, source)
-    with tempfile.TemporaryDirectory(prefix="hsmcore-state-") as folder:
-        async with backup.unpacked(body, Path(folder, "state.db"), config.state_secret) as store:
+    with backup.folder() as place:
+        async with backup.unpacked(body, place / "state.db", config.state_secret) as store:
             if not witness_of(config):
                 return Checked(statement, records=records)
             standing = await Alone(store, AuditLog.of(config.key_manager), config).standing()
@@ -129,10 +128,10 @@ async def restore(config: Config, data: bytes, *, replace: bool, source: str | N
 def _beside(config: Config) -> Iterator[Path]:
     """Yield the path of a file to be made: in the folder of the store, whose owner gets it; then it is removed."""
     place = Path(os.path.realpath(config.key_manager.state_path))
-    with tempfile.TemporaryDirectory(prefix="hsmcore-state-") as folder:
-        if config.key_manager.fleet is not None:
-            yield Path(folder, "state.db")
-            return
+    if config.key_manager.fleet is not None:
+        with backup.folder() as folder:
+            yield folder / "state.db"
+    else:
         make_folder(place.parent, parents=True)
         copy = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
         try:

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from hsmcore._native import fork_generation
 from hsmcore.errors import EngineClosed, EngineForked, HsmError, LoginError, NotInitialized, WrongEventLoop
+from hsmcore.waiting import finished
 
 State = Literal["new", "opening", "open", "closing", "closed"]
 Step = Callable[[], Coroutine[Any, Any, None]]
@@ -58,10 +59,10 @@ class Lifecycle:
         except asyncio.CancelledError:
             closed = task.cancelled()
             task.cancel()
-            await _finished(task)
+            await finished(task)
             self.state = "closed"
             if not task.cancelled() and task.exception() is None:  # the cancellation came too late for it
-                await _finished(self._begin_close())
+                await finished(self._begin_close())
             if closed:
                 raise EngineClosed("closed while it was being initialized") from None
             raise
@@ -79,7 +80,7 @@ class Lifecycle:
         self.check_loop()
         if self.state == "opening" and self._task is not None:
             self._task.cancel()
-            await _finished(self._task)
+            await finished(self._task)
             return
         if self.state == "open" or self._task is None or self._task.done():
             self._begin_close()
@@ -122,15 +123,6 @@ class Lifecycle:
             running = None
         if running is not self._loop:
             raise WrongEventLoop("used outside the event loop that initialized it")
-
-
-async def _finished(task: asyncio.Task[None]) -> None:
-    """Wait for the end of a task; a cancellation does not end the wait."""
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            continue
 
 
 async def ended(part: Closable | None) -> None:

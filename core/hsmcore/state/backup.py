@@ -13,8 +13,8 @@ import hmac
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,7 @@ from hsmcore.state.schema import MIGRATIONS, SEAL
 from hsmcore.state.seal import SealSecret, StoreError, derive
 from hsmcore.state.sqlite import FILE_HINT
 from hsmcore.state.store import Store
+from hsmcore.waiting import whole
 
 FORMAT: Final = "hsmcore-state-backup-1"
 SUFFIX: Final = ".hsmstate"
@@ -76,6 +77,17 @@ class Statement:
         }
 
 
+@contextmanager
+def folder() -> Iterator[Path]:
+    """A folder for the copy of a store, which is removed at the end. Raises StoreError."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="hsmcore-state-") as made:
+            yield Path(made)
+    except OSError as error:
+        where = error.filename or tempfile.gettempdir()
+        raise StoreError(f"{where}: {error.strerror}", call="write", hint=FILE_HINT) from None
+
+
 async def make_backup(
     store: Store, subject: str, manager: str | None, audit: dict[str, Any] | None, secret: SealSecret | None
 ) -> tuple[Statement, bytes]:
@@ -87,8 +99,8 @@ async def make_backup(
         return highest, connection.execute(select(SEAL.c.name)).first() is not None
 
     made, (highest, sealed) = time.time_ns(), await store.run(look, shows=True)
-    with tempfile.TemporaryDirectory(prefix="hsmcore-state-") as folder:
-        path = Path(folder, "state.db")
+    with folder() as place:
+        path = place / "state.db"
         await store.copy_to(path)
         data = await asyncio.to_thread(path.read_bytes)
     schema, digest = MIGRATIONS[-1].number, hashlib.sha256(data).hexdigest()
@@ -152,9 +164,13 @@ def _is_well_formed(statement: Statement) -> bool:
 async def unpacked(body: memoryview, path: Path, state_secret: SealSecret | None) -> AsyncIterator[Store]:
     """Write the store of a backup into a new file, bring it up to date, and open it. It is closed at the end; the file
     stays. Raises BackupUnusable, StoreError."""
+    opening = asyncio.ensure_future(_open_copy(path, body, state_secret))
     try:
-        await asyncio.to_thread(_write, path, body)
-        store = await Store.open(path, state_secret, shows=True)
+        store = await whole(opening)
+    except asyncio.CancelledError:
+        if not opening.cancelled() and opening.exception() is None:
+            await opening.result().close()
+        raise
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}", call="write", hint=FILE_HINT) from None
     except StoreError as error:
@@ -170,6 +186,11 @@ async def unpacked(body: memoryview, path: Path, state_secret: SealSecret | None
         yield store
     finally:
         await store.close()
+
+
+async def _open_copy(path: Path, body: memoryview, state_secret: SealSecret | None) -> Store:
+    await asyncio.to_thread(_write, path, body)
+    return await Store.open(path, state_secret, shows=True)
 
 
 def _write(path: Path, body: memoryview) -> None:

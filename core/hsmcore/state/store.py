@@ -25,6 +25,7 @@ from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
 from hsmcore.state.roles import under_roles
 from hsmcore.state.seal import Listener, SealSecret, SealStatus, StoreError, StoreNotGenuine, derive
 from hsmcore.state.sqlite import FILE_HINT, OWNER_HINT, FileDatabase
+from hsmcore.waiting import whole
 
 if TYPE_CHECKING:
     from hsmcore.state.postgres import Server
@@ -182,8 +183,9 @@ class Store:
         return await asyncio.get_running_loop().run_in_executor(self._database.thread, self._translated, work)
 
     async def copy_to(self, path: Path) -> None:
-        """Copy everything, as it is at one moment, into a new file of SQLite. Raises StoreError."""
-        await self._run(lambda: self._database.copy_to(path))
+        """Copy everything, as it is at one moment, into a new file of SQLite. A cancellation waits until nothing is
+        written any more. Raises StoreError."""
+        await whole(self._run(lambda: self._database.copy_to(path)))
 
     async def replace_all(self, rows: Mapping[Table, Sequence[Sequence[Any]]], aside: str) -> None:
         """Put rows in the place of all others of a server, which are kept in a schema named `aside`; "": there are

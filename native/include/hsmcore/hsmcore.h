@@ -361,10 +361,11 @@ void hsm_module_exit(hsm_module *module);
 /* The CK_FUNCTION_LIST by which a module was initialized, or NULL if this process holds none of that path. Other code
  * must use the same one: p11-kit gives each caller a list, and a state, of its own. Any thread. */
 void *hsm_module_functions(const char *path);
-/* Where logins disturb the readers of a token store in other processes (SoftHSM): from begin to end, no other thread that
- * has begun, in any process of this machine, is between the two. For C_Initialize, C_GetTokenInfo, C_Login, C_InitToken
- * and C_InitPIN; an engine does it by itself. `quirks` is a name of hsm_quirks_name, or NULL to go by the path. Waits for
- * a second at most, then goes on. Of modules of other kinds both return at once. One thread calls both; they nest. */
+/* Where logins disturb the readers of a token store in other processes (SoftHSM): from begin to end no other thread
+ * that has begun, in any process of this machine, is between the two. For C_Initialize, C_GetTokenInfo, C_Login,
+ * C_InitToken and C_InitPIN; an engine does it by itself. `quirks` is a name of hsm_quirks_name, or NULL to go by the
+ * path. Waits for a second at most, then goes on. Of modules of other kinds both return at once. One thread calls both;
+ * they nest. */
 void hsm_turn_begin(const char *quirks, const char *module_path);
 void hsm_turn_end(void);
 /* "softhsm", "nss", "yubihsm", "aws-cloudhsm", "tpm2", "generic"; NULL past the end. Static storage. */
