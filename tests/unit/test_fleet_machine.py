@@ -15,6 +15,8 @@ from hsmcore.fleet.machine import RESTS, Machine, Row
 
 TTL = 2_000_000_000
 MS = 1_000_000
+FIRST = "00000001"
+"""A server's timeline before any promotion."""
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Fleet(RuleBasedStateMachine):
     def begin(self, clocks, ttl):
         self.real = 0
         self.row = Row()
-        self.server = ("4711", "1")
+        self.server = ("4711", FIRST)
         self.latest = 0
         self.hosts = [
             Host(Machine(f"host-{number}", ttl), offset, rate) for number, (offset, rate) in enumerate(clocks)
@@ -193,7 +195,7 @@ class LosingFleet(Fleet):
         if self.row.epoch:
             del self.kept[max(len(self.kept) - back, 1) :]
             self.row = self.kept[-1]
-            self.server = (self.server[0], str(int(self.server[1]) + 1))
+            self.server = (self.server[0], f"{int(self.server[1], 16) + 1:08X}")
 
     @rule(number=st.integers(0, 2))
     def claim_and_lose(self, number):
@@ -223,6 +225,15 @@ TestFleet = Fleet.TestCase
 TestFleet.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
 TestLosingFleet = LosingFleet.TestCase
 TestLosingFleet.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+
+
+def test_a_promoted_server_may_have_lost_the_first_claim():
+    for timeline, free_at in ((FIRST, 0), ("00000002", 5 + TTL + TTL // 10)):
+        machine = Machine("me", TTL)
+        machine.answered(("4711", timeline), 5)
+        machine.saw(Row(), 5)
+        assert machine.free_at() == free_at
+        assert machine.may_claim(Row(), 6, ("4711", timeline)) == (free_at == 0)
 
 
 def holder(ttl: int = TTL) -> Machine:

@@ -18,6 +18,9 @@ RESTS: Final = 4
 """Lives of a lease for which a host that has released the epoch leaves the next one to the others."""
 NOWHERE: Final = "", ""
 """No server: of a file, and of a fleet in which nobody has claimed yet."""
+NEVER_PROMOTED: Final = "", "00000001"
+"""Timelines, as the names of WAL files have them, on which no promotion can have lost a fleet's first claim: that of a
+file, and that of a server that was never promoted."""
 
 
 class Row(NamedTuple):
@@ -83,7 +86,8 @@ class Machine:
 
     def saw(self, row: Row, now: int) -> None:
         """The row was read; the answer was there at `now`."""
-        if self._seen_at < 0 and (row.incident or row.server not in (NOWHERE, self._server)):
+        known = row.server == self._server or (row.server == NOWHERE and self._server[1] in NEVER_PROMOTED)
+        if self._seen_at < 0 and (row.incident or not known):
             self._lost_at = now  # nobody knows how long ago, and not every holder knows it yet
         if self._seen_at < 0 or self._life(row) != self._life(self.row):
             self._seen_at = now
