@@ -13,6 +13,7 @@ from tests.support.postgres import Cluster, fleet
 
 from hsmcore.errors import DeadlineExceeded, NotHolder, error_of
 from hsmcore.fleet.confirmations import AT_ONCE, Confirmations, EpochCheck
+from hsmcore.fleet.entry import boottime
 from hsmcore.fleet.membership import Membership
 from hsmcore.state import StoreUnknown
 
@@ -153,5 +154,22 @@ async def test_a_check_waits_for_no_transaction_of_the_store(postgres: Cluster):
         await member.release("a test")
         with pytest.raises(NotHolder):
             await member.confirm()
+    finally:
+        await member.close()
+
+
+async def test_an_answer_that_comes_when_the_lease_is_over_is_not_good(postgres: Cluster, monkeypatch):
+    """Behind it another host may have claimed: the answer says what was so when the database gave it."""
+    member = await Membership.open(fleet(postgres.database(), ttlMs=1000, unordered="strict", singleNode=True))
+    member.begin(lambda *_, **__: None)
+    try:
+        await until(lambda: member.state == "holder")
+        monkeypatch.setattr(member._machine, "renewed", lambda *_: None)
+        assert await member._check()
+        await until(lambda: not member._machine.holds(boottime()))
+        assert member.epoch
+        assert not await member._check()
+        with pytest.raises(NotHolder):
+            await member.confirm(monotonic() + 5)
     finally:
         await member.close()

@@ -12,6 +12,7 @@ from typing import Final
 
 from hsmcore.errors import DeadlineExceeded
 from hsmcore.fleet import rows
+from hsmcore.fleet.entry import boottime
 from hsmcore.fleet.machine import Machine
 from hsmcore.log import get_logger
 from hsmcore.state import Store, StoreError, StoreUnknown
@@ -28,7 +29,8 @@ class EpochCheck:
     """Asks whether the epoch is this process's. The question locks the row to share it, which writes, so that the end
     of its transaction waits for the synchronous standby: a primary that was cut off answers what it is asked, but
     confirms nothing. A single node has none to wait for, and is only read. It is asked beside the store's own
-    transactions and waits for none of them. `lost`: called when the epoch is another process's."""
+    transactions and waits for none of them. Good only while the lease is. `lost`: called when the epoch is another
+    process's."""
 
     def __init__(
         self, store: Store, fleet: str, machine: Machine, lost: Callable[[], None], *, single_node: bool
@@ -51,7 +53,8 @@ class EpochCheck:
         if (row.epoch, row.holder, row.released) != (epoch, self._machine.instance, False):
             self._lost()
             return False
-        return self._machine.epoch == epoch
+        # An answer that was held up is no proof: since then the lease may have ended and another host have claimed.
+        return self._machine.epoch == epoch and self._machine.holds(boottime())
 
     async def close(self) -> None:
         """Close its connections."""
