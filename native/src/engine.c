@@ -29,7 +29,7 @@ static hsm_status check_options(const hsm_client *client, const hsm_engine_optio
 /* Milliseconds before each new look for a token that is not there. */
 static const uint64_t look_pauses[] = {0, 10, 30, 90};
 
-/* A token that is not there is looked for again after another C_Initialize, where no other engine uses the module: its
+/* Call in a turn. A token that is not there is looked for again after another C_Initialize, where no other engine uses the module: its
  * slots are of the first one. Where a login hides it for a moment, and other software takes no turns, one more look can
  * fall into the next login. */
 static hsm_status find_token(hsm_engine *engine, const hsm_token_selector *selector, hsm_error *error) {
@@ -40,7 +40,7 @@ static hsm_status find_token(hsm_engine *engine, const hsm_token_selector *selec
         if (!hsm_module_claim(engine->module)) {
             return status;
         }
-        hsm_status initialized = hsm_engine_reinitialize(engine, error);
+        hsm_status initialized = hsm_module_reinitialize(engine->module, error);
         hsm_module_disclaim(engine->module);
         if (initialized != HSM_OK) {
             return initialized;

@@ -184,8 +184,6 @@ void hsm_engine_wipe_pin(hsm_engine *engine);
 hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error);
 /* The same, if the login session or its login was lost. */
 hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error);
-/* hsm_module_reinitialize, in a turn. */
-hsm_status hsm_engine_reinitialize(hsm_engine *engine, hsm_error *error);
 /* Close the login session, if there is one. */
 void hsm_engine_close_login(hsm_engine *engine);
 /* Whether the user is logged in, as a session sees it; true for an engine without a PIN. */

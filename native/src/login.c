@@ -60,13 +60,6 @@ hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
     return status;
 }
 
-hsm_status hsm_engine_reinitialize(hsm_engine *engine, hsm_error *error) {
-    hsm_turn_begin(engine->quirks->name, engine->module->path);
-    hsm_status status = hsm_module_reinitialize(engine->module, error);
-    hsm_turn_end();
-    return status;
-}
-
 void hsm_engine_close_login(hsm_engine *engine) {
     if (engine->login_open) {
         hsm_session_close(engine->p11, engine->login_session);

@@ -144,7 +144,9 @@ static hsm_status reinit_module(hsm_worker *worker, hsm_error *error) {
         hsm_engine_close_login(engine);
         forget_handles(engine);
         engine->slot_lost = true;
-        status = hsm_engine_reinitialize(engine, error);
+        hsm_turn_begin(engine->quirks->name, engine->module->path);
+        status = hsm_module_reinitialize(engine->module, error);
+        hsm_turn_end();
         status = status != HSM_OK ? status : heal_token(engine, error);
     }
     open_gate(engine);

@@ -30,8 +30,11 @@ static int take(const char *path) {
 void hsm_turn_begin(const char *quirks, const char *module_path) {
     if (turn.depth++ == 0) {
         const hsm_quirks *row = quirks != NULL ? hsm_quirks_of_name(quirks) : hsm_quirks_of_path(module_path);
-        const char *store = row->store_variable != NULL ? getenv(row->store_variable) : NULL;
-        turn.file = row->store_variable != NULL ? take(store != NULL ? store : module_path) : -1;
+        turn.file = -1;
+        if (row->store_variable != NULL) {
+            const char *store = getenv(row->store_variable);
+            turn.file = take(store != NULL ? store : module_path);
+        }
     }
 }
 

@@ -24,23 +24,17 @@ def test_a_token_is_there_while_others_log_in(fresh_token, tmp_path, children, c
     for number in range(copies):
         (tmp_path / str(number)).mkdir()
         modules.append(str(copy_of(Path(token.module), tmp_path / str(number))))
-    asked = {"modules": modules, "token": token.label, "pin": token.pin, "rounds": ROUNDS}
+    asked = {"modules": modules, "token": token.label, "pin_file": str(token.pin_file), "rounds": ROUNDS}
     running = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.support.store_turns"],
+            [sys.executable, "-m", "tests.support.store_turns", json.dumps(asked)],
             cwd=ROOT,
             env=token.environment,
-            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for _ in range(children)
     ]
-    for child in running:
-        assert child.stdin is not None
-        child.stdin.write(json.dumps(asked))
-        child.stdin.close()
-        child.stdin = None
     ends = [(*child.communicate(timeout=60), child.returncode) for child in running]
     assert ends == [("0\n", "", 0)] * children

@@ -5,17 +5,21 @@
 #include <sys/wait.h>
 
 #include "base.h"
-#include "harness.h"
+#include "engine_fixture.h"
+#include "intercept.h"
 
 /* This program is the file that its turns are taken at. */
 static void with_a_store(void) {
     REQUIRE(setenv("SOFTHSM2_CONF", "/proc/self/exe", 1) == 0);
 }
 
-static uint64_t now(void) {
-    struct timespec time;
-    (void)clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * SECOND + (uint64_t)time.tv_nsec;
+/* Whether somebody is in a turn. */
+static bool is_taken(void) {
+    int file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    REQUIRE(file >= 0);
+    bool taken = flock(file, LOCK_SH | LOCK_NB) != 0;
+    (void)close(file);
+    return taken;
 }
 
 static _Atomic int inside;
@@ -48,10 +52,10 @@ static void two_copies_of_a_module_take_turns(void) {
 }
 
 static void *time_a_turn(void *waited) {
-    uint64_t before = now();
+    uint64_t before = hsm_now_ns();
     hsm_turn_begin(NULL, "/any/libsofthsm2.so");
     hsm_turn_end();
-    *(uint64_t *)waited = now() - before;
+    *(uint64_t *)waited = hsm_now_ns() - before;
     return NULL;
 }
 
@@ -112,15 +116,66 @@ static void a_store_that_cannot_be_opened_is_the_modules_trouble(void) {
 static void without_the_variable_the_modules_file_is_the_store(void) {
     REQUIRE(unsetenv("SOFTHSM2_CONF") == 0);
     hsm_turn_begin("softhsm", "/proc/self/exe");
-    int file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
-    REQUIRE(file >= 0);
-    CHECK_INT(flock(file, LOCK_SH | LOCK_NB), ==, -1);
+    CHECK(is_taken());
     hsm_turn_end();
-    CHECK_INT(flock(file, LOCK_SH | LOCK_NB), ==, 0);
+    CHECK(!is_taken());
+}
+
+static hsm_engine_options softhsm_options(void) {
+    hsm_engine_options options = noop_options(1);
+    options.quirks = "softhsm";
+    return options;
+}
+
+static void *start(void *fixture) {
+    hsm_engine_options options = softhsm_options();
+    *(struct fixture *)fixture = fixture_begin(&small_client, &options, "noop-key");
+    return NULL;
+}
+
+static void an_engine_initializes_its_module_in_a_turn(void) {
+    with_a_store();
+    int file = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+    REQUIRE(file >= 0 && flock(file, LOCK_EX) == 0);
+    struct fixture f;
+    pthread_t thread;
+    REQUIRE(pthread_create(&thread, NULL, start, &f) == 0);
+    hsm_sleep(SECOND / 5);
+    CHECK(hsm_module_functions(HSMC_NOOP_MODULE) == NULL);
     (void)close(file);
+    (void)pthread_join(thread, NULL);
+    CHECK(!is_taken());
+    fixture_end(&f);
+}
+
+static void so_it_does_after_an_outage_and_logs_in(void) {
+    with_a_store();
+    intercept_begin(HSMC_NOOP_MODULE);
+    hsm_engine_options options = softhsm_options();
+    struct fixture f = fixture_begin(&small_client, &options, "noop-key");
+    CHECK(!is_taken());
+    atomic_store(&intercept.ckr, CKR_CRYPTOKI_NOT_INITIALIZED);
+    atomic_store(&intercept.fail_sign, 1);
+    atomic_store(&intercept.hold_finalize, true);
+    intercept_hold_logins(true);
+    uint32_t slot = submit_text(&f, SIGNED, 0);
+    while (atomic_load(&intercept.inside_finalize) == 0) {
+        intercept_pause();
+    }
+    CHECK(is_taken());
+    atomic_store(&intercept.hold_finalize, false);
+    intercept_await_login();
+    CHECK(is_taken());
+    intercept_hold_logins(false);
+    CHECK_STATUS(finish(&f, slot).status, HSM_OK);
+    CHECK(!is_taken());
+    fixture_end(&f);
+    intercept_end();
 }
 
 static const struct test tests[] = {
+    TEST(an_engine_initializes_its_module_in_a_turn),
+    TEST(so_it_does_after_an_outage_and_logs_in),
     TEST(two_copies_of_a_module_take_turns),
     TEST(one_that_does_not_end_is_waited_for_a_second),
     TEST(other_modules_hold_up_nobody),
