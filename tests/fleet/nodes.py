@@ -3,12 +3,14 @@ PostgreSQL refuses, and are ended by their process ids."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from tests.support.postgres import USER, call, free_port, newest, unprivileged
 
 DATABASE = "hsmcore"
 _INCLUDED = "node.conf"
+_IPC_RMID = 0  # shmctl(2)
 BASE = {
     "listen_addresses": "127.0.0.1",
     "unix_socket_directories": "",
@@ -220,3 +223,11 @@ class Node:
         if self.process is not None:
             self.process.end(number, family=number == signal.SIGKILL)
             self.process = None
+            self._remove_segment()
+
+    def _remove_segment(self) -> None:
+        """A server that was killed leaves its segment of System V shared memory behind, and a machine has room for some
+        thousand of them. The seventh line of its file has key and number."""
+        with suppress(OSError, ValueError, IndexError):
+            number = int((self.data / "postmaster.pid").read_text().splitlines()[6].split()[1])
+            ctypes.CDLL(None).shmctl(number, _IPC_RMID, None)
