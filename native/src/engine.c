@@ -29,9 +29,9 @@ static hsm_status check_options(const hsm_client *client, const hsm_engine_optio
 /* Milliseconds before each new look for a token that is not there. */
 static const uint64_t look_pauses[] = {0, 10, 30, 90};
 
-/* Call in a turn. A token that is not there is looked for again after another C_Initialize, where no other engine uses the module: its
- * slots are of the first one. Where a login hides it for a moment, and other software takes no turns, one more look can
- * fall into the next login. */
+/* Call in a turn. A token that is not there is looked for again after another C_Initialize, where no other engine uses
+ * the module: its slots are of the first one. Where a login hides it for a moment, and other software takes no turns,
+ * one more look can fall into the next login. */
 static hsm_status find_token(hsm_engine *engine, const hsm_token_selector *selector, hsm_error *error) {
     hsm_status status = hsm_token_find(engine->p11, selector, &engine->token, error);
     size_t looks = engine->quirks->login_hides_token ? sizeof look_pauses / sizeof look_pauses[0] : 1;
