@@ -17,6 +17,7 @@ from hsmcore.config.secret import Secret
 from hsmcore.errors import HsmError, KeyDeactivated, KeyUnusable, MemberDown
 from hsmcore.rotation import service
 from hsmcore.rotation.service import ABORT, RotationService
+from hsmcore.rotation.steps import consent
 from hsmcore.state import Approval, Desired
 
 pytestmark = [pytest.mark.integration, one_loop]
@@ -64,6 +65,7 @@ async def test_a_slow_secret_of_an_approver_stops_no_signature_and_is_not_fetche
             time.sleep(0.4)
         return resolve(secret)
 
+    monkeypatch.setattr(consent, "LOOK_AGAIN_NS", 5_000_000)
     async with opened(fresh_token().config(**approved(tmp_path, 1))) as manager:
         monkeypatch.setattr(Secret, "resolve", slow)
         rotation, old = manager._background.rotation, await manager.get_current_key_id()
@@ -75,13 +77,13 @@ async def test_a_slow_secret_of_an_approver_stops_no_signature_and_is_not_fetche
         await becomes(waits)
         [entry] = await rotation.rotations.open()
         await rotation._approvals.add(entry.id, Approval("alice", "totp", 1, "00" * 32))
-        looks, look = [], RotationService._work
+        looks, look = [], consent._looked_up
 
-        async def counted(rotation):
+        async def counted(ctx):
             looks.append(1)
-            await look(rotation)
+            return await look(ctx)
 
-        monkeypatch.setattr(RotationService, "_work", counted)
+        monkeypatch.setattr(consent, "_looked_up", counted)
         longest = 0.0
         while len(looks) < 12:
             begun = asyncio.get_running_loop().time()

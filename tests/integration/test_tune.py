@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from tests.support.chaos import needs_chaos, wrap
-from tests.support.tuning import assert_found, device, written
+from tests.support.tuning import assert_found, device, simulated, written
 from tests.support.wrapper import compile_wrapper
 
 import hsmcore
@@ -145,15 +145,19 @@ def test_each_member_with_sessions_gets_its_number(world, fresh_token, tmp_path,
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_leaves_nothing(number, tmp_path):
-    path = device(tmp_path, **FOUR)
+    chaos = simulated(tmp_path, **FOUR)
+    path = written(tmp_path, chaos.config())
     before, files = path.read_bytes(), sorted(tmp_path.iterdir())
     program = "from hsmcore.cli import main; main()"
     with subprocess.Popen(
-        [sys.executable, "-c", program, "tune", path, "--write"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", program, "tune", path, "--write", "--seconds", "60"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as process:
         assert process.stderr is not None
         assert b"signs at most" in process.stderr.readline()
-        time.sleep(0.7)
+        while chaos.calls("C_Sign") < 20:
+            time.sleep(0.01)
         process.send_signal(number)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, b""), err

@@ -23,14 +23,19 @@ def written(folder: Path, document: dict[str, Any]) -> Path:
 def device(
     folder: Path, settings: Mapping[str, Any] | None = None, wrapped: Wrapped | None = None, **fields: Any
 ) -> Path:
-    """The configuration of a simulated device around a module; default: the one that does nothing."""
+    """The configuration file of `simulated`."""
+    return written(folder, simulated(folder, wrapped, **fields).config(settings=settings))
+
+
+def simulated(folder: Path, wrapped: Wrapped | None = None, **fields: Any) -> Chaos:
+    """A simulated device around a module; default: the one that does nothing."""
     if wrapped is None:
         pin = folder / "pin"
         pin.touch(mode=0o600)
         pin.write_text("1234")
         noop = wrap_noop()
         wrapped = Wrapped(noop.module, {**noop.settings, "pin": {"file": str(pin)}})
-    return written(folder, Chaos(folder, wrapped, **fields).config(settings=settings))
+    return Chaos(folder, wrapped, **fields)
 
 
 def true_knee(profile: str) -> int:
