@@ -125,8 +125,8 @@ def test_control_socket(bench: Bench) -> None:
     assert result["struck"][:2] == [CKR_OK, CKR_DEVICE_ERROR]
     assert result["vendor"] == 0x80000001
     assert result["every"] == {"ok": True}
-    assert 0.03 <= result["slow"] < 0.3
-    assert 0.005 <= result["profiled_seconds"] < 0.25
+    assert result["slow"] >= 0.03
+    assert result["profiled_seconds"] >= 0.005
     assert "no profile" in result["no_profile"]["error"]
     assert "yubihsm2" in result["no_profile"]["error"]
     assert [b["ok"] for b in result["bad"]] == [False] * len(result["bad"])

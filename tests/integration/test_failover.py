@@ -422,16 +422,16 @@ async def test_a_member_that_is_down_at_the_start_joins_later(site):
 @one_loop
 async def test_literal_mode_gives_each_level_its_retries_at_its_interval(site):
     place = site(SAME, SAME)
-    literal = {"mode": "literal", "primaryRetryIntervalMs": 100, "maxPrimaryRetries": 3}
+    literal = {"mode": "literal", "primaryRetryIntervalMs": 400, "maxPrimaryRetries": 3}
     async with opened(place.config(failover=literal)) as manager:
         place.kill(0)
         begun = time.monotonic()
         receipt = await manager.sign_with_receipt(b"who?", 30.0)
         assert receipt.level == "secondary"
-        assert time.monotonic() - begun >= 0.3
+        assert time.monotonic() - begun >= 1.2
         begun = time.monotonic()
         assert (await manager.sign_with_receipt(b"who now?", 30.0)).level == "secondary"
-        assert time.monotonic() - begun < 0.3
+        assert time.monotonic() - begun < 1.2, "the level that failed is not tried again"
         place.revive(0)
         await until(lambda: manager._path.failover.levels.active == 0)
 
@@ -442,10 +442,10 @@ async def test_hedged_requests_do_not_wait_for_a_straggler(site):
     async with opened(place.config(failover={"hedging": True})) as manager:
         for n in range(50):
             await manager.sign(f"warm {n}".encode())
-        place.members[0].fault("C_Sign", "hang", milliseconds=3000)
+        place.members[0].fault("C_Sign", "hang", milliseconds=5000)
         begun = time.monotonic()
-        receipt = await manager.sign_with_receipt(b"straggler", 10.0)
-        assert time.monotonic() - begun < 2.5
+        receipt = await manager.sign_with_receipt(b"straggler", 30.0)
+        assert time.monotonic() - begun < 5.0
         assert receipt.member == place.name(1)
         assert manager._path.failover.router.hedges >= 1
         assert is_good("ed25519", receipt.public_key, b"straggler", receipt.signature)
