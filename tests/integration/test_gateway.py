@@ -251,7 +251,7 @@ async def test_a_rate_is_kept_and_the_refusal_says_when_to_come_back(world, tmp_
 
 @one_loop
 async def test_a_client_has_only_the_kinds_and_keys_that_are_listed(world, tmp_path):
-    policy = {"kinds": ["raw", "digest32", "block"], "domain": "chain"}
+    policy = {"kinds": ["raw", "block"], "domain": "chain"}
     clients = {"app": {**ME["app"], "kinds": ["raw"]}}
     log = tmp_path / "audit.jsonl"
     config = world.config(policy=policy, stateFile=str(tmp_path / "state.db"), auditLogFile=str(log))

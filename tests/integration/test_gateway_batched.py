@@ -114,7 +114,7 @@ async def test_a_connection_that_ends_withdraws_no_message(world, tmp_path):
 
 @one_loop
 async def test_what_a_client_may_not_have_signed_is_in_no_batch(world, tmp_path):
-    kinds = ["raw", "digest32", "block", "batch-root"]
+    kinds = ["raw", "block", "batch-root"]
     clients = {"app": {**APP, "kinds": ["raw", "block"], "perSecond": 8, "inFlight": 4}}
     log = tmp_path / "audit.jsonl"
     config = batching(world, tmp_path, kinds, rules={"auditLogFile": str(log)}, intervalMs=1)

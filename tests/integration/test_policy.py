@@ -19,6 +19,7 @@ import hsmcore
 from hsmcore.cli.app import run as cli
 from hsmcore.errors import (
     BadArgument,
+    ConfigurationError,
     DeadlineExceeded,
     DoubleSign,
     EngineClosed,
@@ -140,6 +141,22 @@ async def test_a_position_is_read_and_not_believed(world, tmp_path):
         for arguments in ({}, {"kind": "state-root"}, {"kind": "state-root", "position": 1 << 63}, {"position": 4}):
             with pytest.raises(PolicyRefused):
                 await manager.sign(digest, **arguments)
+
+
+@pytest.mark.parametrize("callers", [None, {"roots": {"kinds": ["state-root"]}, "other": {"kinds": ["digest32"]}}])
+async def test_no_key_signs_a_bare_digest_beside_its_position(world, tmp_path, callers, capfd):
+    """The second digest at position 7 was refused as a state root, and signed without a kind."""
+    config, signed = policed(world, tmp_path, ["state-root", "digest32"], callers=callers), []
+    with pytest.raises(ConfigurationError, match="digest32") as caught:
+        async with opened(config) as manager:
+            with hsmcore.caller("roots"):
+                signed.append(await manager.sign(b"\x42" * 32, kind="state-root", position=7))
+            with hsmcore.caller("other"):
+                signed.append(await manager.sign(b"\x43" * 32))
+    assert (signed, caught.value.path) == ([], "$.sequencer.keyManager.policy")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert cli(["doctor", "--config", str(tmp_path / "config.json")]) != 0
+    assert "digest32" in "".join(capfd.readouterr())
 
 
 async def test_without_a_policy_everything_is_as_before_and_a_claim_is_refused(world):

@@ -31,6 +31,8 @@ def form(**changes):
         ({"kinds": ["blocks"]}, ".kinds[0]", "must be"),
         ({"kinds": ["prehashed", "block"]}, "", "prehashed"),
         ({"kinds": ["prehashed", "tx-v0"], "transactions": {}}, "", "prehashed"),
+        ({"kinds": ["digest32", "block"]}, "", "digest32"),
+        ({"kinds": ["digest32", "state-root"], "callers": {"a": {"kinds": ["digest32"]}}}, "", "digest32"),
         ({"kinds": ["tx-v0"], "formats": [FORMAT]}, "", "which kinds does not list"),
         ({"transactions": {}}, "", "no kind of transaction"),
         ({"callers": {"a": {"kinds": ["raw"]}}}, "", "which kinds does not"),

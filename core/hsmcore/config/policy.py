@@ -176,6 +176,12 @@ class Policy(Model):
                 f'kinds lists "{PREHASHED}", by which any payload is signed whose digest a caller gives, beside '
                 f"{'ordered kinds' if self.ordered else 'rules for transactions'}: use a key of its own for it"
             )
+        if "digest32" in self.kinds and self.ordered - set(OWN):
+            # Callers with kinds of their own do not help: who verifies a signature sees the key and not the caller.
+            raise clash(
+                'kinds lists "digest32" beside ordered kinds, and the bare digest of a block is signed at its position '
+                "only: list one of them, and use a key of its own for the other"
+            )
         own = next((kind for kind in OWN if kind in self.kinds), None)
         if own is not None and _NOTE_NAME.fullmatch(self.domain) is None:
             raise clash(f'kinds lists "{own}": domain must be printable ASCII without spaces and "+"')
