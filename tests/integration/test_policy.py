@@ -147,12 +147,16 @@ async def test_a_position_is_read_and_not_believed(world, tmp_path):
 async def test_no_key_signs_a_bare_digest_beside_its_position(world, tmp_path, callers, capfd):
     """The second digest at position 7 was refused as a state root, and signed without a kind."""
     config, signed = policed(world, tmp_path, ["state-root", "digest32"], callers=callers), []
-    with pytest.raises(ConfigurationError, match="digest32") as caught:
+
+    async def sign_two():
         async with opened(config) as manager:
             with hsmcore.caller("roots"):
                 signed.append(await manager.sign(b"\x42" * 32, kind="state-root", position=7))
             with hsmcore.caller("other"):
                 signed.append(await manager.sign(b"\x43" * 32))
+
+    with pytest.raises(ConfigurationError, match="digest32") as caught:
+        await sign_two()
     assert (signed, caught.value.path) == ([], "$.sequencer.keyManager.policy")
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert cli(["doctor", "--config", str(tmp_path / "config.json")]) != 0
