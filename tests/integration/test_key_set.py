@@ -15,7 +15,7 @@ from subprocess import run
 import pytest
 from nacl.signing import SigningKey
 from tests.integration.test_policy import records
-from tests.support.key_sets import EXAMPLES
+from tests.support.key_sets import EXAMPLES, Case, by_hsmcore, by_node, by_python
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 from tests.support.vault_site import site
@@ -87,6 +87,43 @@ async def test_a_set_is_made_at_each_step_of_a_rotation_and_none_without(fresh_t
         await until(lambda: manager._keys._sets._leads)
         await manager._keys._sets.look()
         assert manager.key_set(since=-1) == notes
+
+
+@one_loop
+async def test_the_key_before_crowns_nobody_and_real_rotations_are_followed_without_it(fresh_token, tmp_path):
+    """Who had stolen the old key replaced the whole set during its overlap, with a serial that none exceeds."""
+    async with opened(config_of(fresh_token(), tmp_path, overlapDays=1)) as manager:
+        begun = await first(manager)
+        for number in range(1, 6):
+            await manager.rotate_key("test")
+            await until(lambda number=number: KeySet.remembered(manager.key_set()).current.version == number + 1)
+        notes = list(split(manager.key_set(since=begun.serial)))
+        kept = begun
+        for note in notes:  # each is signed by a key that the one before lists as next or current
+            new = KeySet.remembered(note)
+            assert {key.public_key for key in kept.keys if key.state in ("next", "current")} & new.signed_by()
+            kept = kept.follow(note)
+        assert (len(notes), kept.note) == (10, begun.follow(b"".join(notes)).note)
+        versions = {key.public_key: key for key in manager.keys()}  # noqa: SIM118  # a list
+        thief = SigningKey.generate()
+        crowned = KeyEntry(9, "ed25519", bytes(thief.verify_key), "current", 0, None, None)
+        forged = {}
+        for who in ("overlap", "current"):
+            stolen = next(key for key in kept.keys if key.state == who).public_key
+            for step in (1, 1 << 20, (1 << 20) + 1, 9999999999999999999 - kept.serial):
+                text = text_of("my-rollup", kept.serial + step, 0, ("raw",), [crowned])
+                theirs = await manager._keys._sets._port.sign(versions[stolen], text)
+                signed = ((bytes(thief.verify_key), thief.sign(text).signature), (stolen, theirs))
+                forged[who, step] = (
+                    text + b"\n" + b"".join(signature_line(signer("my-rollup", k), s) for k, s in signed)
+                )
+        for verifier in (by_hsmcore, by_python, by_node):
+            taken = verifier([Case("", kept.note, note) for note in forged.values()])
+            # Whoever has the key that signs now can do what it can: not use up all serials at once.
+            assert [case for case, one in zip(forged, taken, strict=True) if one] == [
+                ("current", 1),
+                ("current", 1 << 20),
+            ]
 
 
 @one_loop

@@ -119,6 +119,8 @@ def manipulated(chance: Random, count: int) -> Iterator[Case]:
         "not endorsed": note_of(8, after, [2]),
         "not by its current key": note_of(8, after, [1]),
         "by another key": note_of(8, after, [9, 2]),
+        "by a key in overlap alone": note_of(8, [entry(9, "current")], [1, 9]),
+        "serials too far ahead": note_of(6 + (1 << 20) + 1, after, [1, 2]),
         "another current key": note_of(8, [*after[:1], entry(9, "current")], [9]),
         "by nobody": note_of(8, after, []),
         "two current keys": note_of(8, [*after, entry(4, "current")], [1, 2]),
@@ -137,11 +139,10 @@ def manipulated(chance: Random, count: int) -> Iterator[Case]:
             8, after, [1, 2], change=lambda text: text.replace(b"key-set\nkey", b"key-set \nkey")
         ),
     }
+    during = note_of(7, after, [1, 2])
     for what, note in others.items():
-        yield Case(what, before, note)
-    yield Case(
-        "after the end of the key that endorses", note_of(7, after, [1, 2]), note_of(9, after, [1, 9]), START + 901
-    )
+        yield Case(what, during if what == "by a key in overlap alone" else before, note)
+    yield Case("after the end of the key that endorses", during, note_of(9, [entry(9, "current")], [1, 9]), START + 901)
     text, lines = _texts(good)
     while count > len(others) + 1:
         count -= 1
@@ -193,7 +194,7 @@ def by_python(cases: Sequence[Case]) -> list[bool]:
     made, refused = module["KeySet"], module["Refused"]
 
     def follow(case: Case) -> object:
-        return made(case.known.decode()).follow(case.note.decode(), case.now)
+        return made(case.known.decode()).follow(case.note.decode())
 
     return [_followed(lambda c=case: follow(c), (refused, UnicodeDecodeError)) for case in cases]
 
@@ -267,6 +268,7 @@ def good() -> list[Case]:
         Case("by both", known, note_of(7, after, [1, 2])),
         Case("by the one that was introduced", known, by_2),
         Case("serials were lost", known, note_of(70, after, [2, 1])),
+        Case("serials as far ahead as may be", known, note_of(6 + (1 << 20), after, [2, 1])),
         Case("the end is not over by this clock", note_of(7, after, [1, 2]), note_of(8, after, [1, 2]), START + 899),
         Case("an ECDSA key beside", known, note_of(7, [*after, ecdsa], [2])),
         *beside,

@@ -129,7 +129,12 @@ suite("a set of keys", () => {
       refused(/of else/),
     );
     const late = note(3, line(3, STRANGER, `current ${START} - - -`), [STRANGER, ONE]);
-    assert.throws(() => known.follow(late, { now: START + 901 }), refused(/no key that is trusted/));
+    for (const moment of [now, { now: START + 901 }]) {
+      assert.throws(() => known.follow(late, moment), refused(/no key that is trusted/), "by a key in overlap");
+    }
+    const far = (step: number) => note(2 + step, line(2, TWO, `current ${START} - - -`), [TWO]);
+    assert.equal(known.follow(far(2 ** 20), now).serial, 2n + 2n ** 20n);
+    assert.throws(() => known.follow(far(2 ** 20 + 1), now), refused(/more than 2\^20/));
     for (const bad of ["", "x", Buffer.from([0xff]), DURING.replace("tests", "testy")]) {
       assert.throws(() => known.follow(bad, now), KeySetRefused);
     }

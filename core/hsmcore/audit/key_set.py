@@ -31,7 +31,10 @@ _TEXT: Final = re.compile(
     FIRST_LINE.decode() + rf"([!-*,-~]{{1,64}})/keys\n({_NUMBER})\ntime ({_NUMBER})\n"
     r"kinds((?: [a-z0-9-]{1,32}){1,64})\n((?:key [^\n]*\n)+)"
 )
-_ENDORSING: Final = ("next", "current", "overlap")
+_ENDORSING: Final = ("next", "current")
+"""Not "overlap": a key may have been rotated away because it may be stolen."""
+_MOST_STEP: Final = 1 << 20
+"""Serials from one set to the next: a stolen key uses up no more of them at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,18 +162,19 @@ class KeySet:
 
     def follow(self, notes: bytes, now: float | None = None, skew: float = SKEW) -> KeySet:
         """Return the newest set that notes lead to, which stand one after the other as `/keys?since=` gives them; this
-        one, if it is the newest. Each must be signed by a key that the one before it lists, and that has not ended by
-        this clock. Raises ValueError: a set that is not, another one of the same serial, and an older one at the end
-        are refused."""
-        latest, now = self, time.time() if now is None else now
+        one, if it is the newest. Each must be signed by a key that the one before it lists as next or current, and
+        have a serial that is at most 2^20 higher. `now` and `skew`: no longer needed. Raises ValueError: a set that is
+        not, another one of the same serial, and an older one at the end are refused."""
+        del now, skew
+        latest = self
         found = list(split(notes))
         if not found:
             raise NoteError("there is no note")
         for note in found:
-            latest = latest._next(note, now, skew, last=note is found[-1])
+            latest = latest._next(note, last=note is found[-1])
         return latest
 
-    def _next(self, note: bytes, now: float, skew: float, *, last: bool) -> KeySet:
+    def _next(self, note: bytes, *, last: bool) -> KeySet:
         new = KeySet.remembered(note)
         if new.domain != self.domain:
             raise NoteError(f"it is of {new.domain}, not of {self.domain}")
@@ -182,11 +186,9 @@ class KeySet:
             if new.text != self.text:
                 raise NoteError(f"there are two sets of serial {self.serial}")
             return self
-        trusted = {
-            key.public_key
-            for key in self.keys
-            if key.state in _ENDORSING and (key.not_after is None or now <= key.not_after + skew)
-        }
+        if new.serial > self.serial + _MOST_STEP:
+            raise NoteError(f"serial {new.serial} is more than 2^20 after {self.serial}")
+        trusted = {key.public_key for key in self.keys if key.state in _ENDORSING}
         if not trusted & new.signed_by(trusted):
             raise NoteError(f"no key that is trusted has signed serial {new.serial}")
         return new
