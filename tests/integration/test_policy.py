@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from contextlib import closing
 
+import psycopg
 import pytest
 from solders.pubkey import Pubkey
 from tests.integration.test_rotation import rules
@@ -350,6 +352,62 @@ async def test_lamports_of_a_minute_are_counted_over_restarts(world, tmp_path):
             await manager.sign(moving(own, 1001))
 
 
+def rows(folder):
+    with closing(sqlite3.connect(folder / "state.db")) as raw:
+        return {position for (position,) in raw.execute("SELECT position FROM bound")}
+
+
+@one_loop
+@pytest.mark.parametrize("ends", ["deadline", "cancelled"])
+async def test_requests_that_end_while_the_store_is_busy_bind_nothing(world, tmp_path, ends):
+    """The store was locked for a second, and each position that waited for it was bound afterwards."""
+    loop = asyncio.get_running_loop()
+    async with opened(policed(world, tmp_path)) as manager:
+        await manager.sign(ordered(1))
+        with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as raw:
+            raw.execute("BEGIN IMMEDIATE")
+            timeout = 0.3 if ends == "deadline" else 60
+            asked = [loop.create_task(manager.sign(ordered(number), timeout=timeout)) for number in range(2, 23)]
+            if ends == "cancelled":
+                await asyncio.sleep(0.05)
+                for task in asked:
+                    task.cancel()
+            done = await asyncio.gather(*asked, return_exceptions=True)
+            raw.execute("COMMIT")
+        expected = DeadlineExceeded if ends == "deadline" else asyncio.CancelledError
+        assert {type(one) for one in done} == {expected}
+        if ends == "deadline":
+            assert all("not bound" in str(one) and not one.maybe_signed for one in done)
+        await manager.sign(ordered(2, b"built again"))  # and so the group that waited for the lock has ended
+        assert rows(tmp_path) == {1, 2}
+        for number in range(3, 23):
+            await manager.sign(ordered(number, b"built again"))
+
+
+@one_loop
+async def test_what_a_transaction_has_taken_up_says_that_it_may_be_bound(fresh_token, tmp_path, postgres):
+    url = postgres.database()
+    database = url.rpartition("/")[2]
+    fleet = {"store": {"url": url}, "name": "tests", "singleNode": True, "ttlMs": 30_000}
+    config = policed(fresh_token(), tmp_path, rules={"fleet": fleet, "stateFile": None, "auditLogFile": None})
+    async with opened(config) as manager:
+        await until(lambda: manager.fleet.state == "holder")
+        await manager.sign(ordered(1))
+        with psycopg.connect(url) as other:  # has asked, and cannot write
+            other.execute("LOCK TABLE hsmcore_tests.bound IN SHARE MODE")
+            one = asyncio.get_running_loop().create_task(manager.sign(ordered(2), timeout=1))
+            waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            await until(lambda: postgres.execute(waits, database)[0][0] > 0 or one.done())
+            two = asyncio.get_running_loop().create_task(manager.sign(ordered(3), timeout=0.2))
+            with pytest.raises(DeadlineExceeded, match="not bound"):
+                await two
+            with pytest.raises(DeadlineExceeded, match="may be bound"):
+                await one
+        with pytest.raises(DoubleSign):
+            await manager.sign(ordered(2, b"another"))
+        await manager.sign(ordered(3, b"another"))
+
+
 @one_loop
 async def test_a_store_that_takes_its_time_is_part_of_the_deadline(world, tmp_path):
     async with opened(policed(world, tmp_path)) as manager:
@@ -364,8 +422,7 @@ async def test_a_store_that_takes_its_time_is_part_of_the_deadline(world, tmp_pa
         raw.execute("COMMIT")
         raw.close()
         await asked
-        with pytest.raises(DoubleSign):
-            await manager.sign(ordered(2, b"another"))  # it may have been signed, for all that anybody knows
+        await manager.sign(ordered(2, b"another"))  # it had ended before the store took it up
 
 
 async def test_a_changed_store_stops_its_positions_only(world, tmp_path):

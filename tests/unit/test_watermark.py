@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.raw_store import beside
 
-from hsmcore.errors import BadArgument, DoubleSign, PolicyRefused
+from hsmcore.errors import BadArgument, DoubleSign, InternalError, PolicyRefused, RequestCancelled
 from hsmcore.policy.watermark import Charge, Place, Watermark, marks_of
 from hsmcore.state import Store, StoreError, StoreNotGenuine
 from hsmcore.state.positions import WINDOW, Mark
@@ -77,6 +77,37 @@ async def test_a_crowd_at_one_position_has_one_winner(place, secret):
         assert len(winners) == 1
         assert all(result is None or isinstance(result, DoubleSign) for result in done)
         assert one.mark.bound + other.mark.bound == 1
+
+
+async def test_what_was_given_up_before_it_was_taken_up_is_neither_bound_nor_counted(place, secret):
+    async with Life(place, secret) as life:
+        given_up = [life.mark.require(Place(BLOCKS, position, A)) for position in range(600)]
+        charges = [life.mark.require(Charge("chain/lamports", 1, 1000)) for _ in range(10)]
+        for asked in (*given_up, *charges):
+            asked.cancel()
+        await life.bind(600)
+        assert (life.mark.bound, any(asked.begun for asked in given_up)) == (1, False)
+        await life.mark.require(Charge("chain/lamports", 1000, 1000))
+        for position in (0, 255, 256, 599):
+            if position > 600 - WINDOW:
+                await life.bind(position, B)
+
+
+async def test_a_fault_of_ours_and_the_end_of_its_task_are_the_callers_errors(place, secret, monkeypatch):
+    """They saw a CancelledError without having been cancelled, or waited for ever."""
+    async with Life(place, secret) as life:
+        take = life.mark._take
+        monkeypatch.setattr(life.mark, "_take", lambda *_: 1 // 0)
+        with pytest.raises(InternalError, match="ZeroDivisionError"):
+            await life.bind(1)
+        monkeypatch.setattr(life.mark, "_take", take)
+        await life.bind(1, B)
+        waiting = [life.mark.require(Place(BLOCKS, position, A)) for position in range(2, 600)]
+        await asyncio.sleep(0)
+        life.mark._writing.cancel()
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(one) for one in done} == {RequestCancelled}
+        await life.bind(600)
 
 
 async def test_nothing_is_signed_at_or_below_a_floor_and_it_never_goes_down(place, secret):

@@ -226,12 +226,16 @@ class Guard:
         """Have everything bound and counted. Returns the seconds that are left."""
         assert self.watermark is not None  # noqa: S101  # for the type checker: `needs_store`
         most = timeout_ns(self._default if timeout is None else timeout) / _SECOND
-        begun = monotonic()
+        begun, asked = monotonic(), [self.watermark.require(want) for want in wants]
         try:
             async with asyncio.timeout(most):
-                await asyncio.gather(*(self.watermark.require(want) for want in wants))
+                await asyncio.gather(*asked)
         except TimeoutError:
-            raise DeadlineExceeded("the state store did not take the position in time") from None
+            problem = "the state store did not take the position in time"
+            if any(one.begun for one in asked):
+                hint = "The position may be bound: ask for the same payload again, and for no other one."
+                raise DeadlineExceeded(f"{problem}, and may still", hint=hint) from None
+            raise DeadlineExceeded(f"{problem}; it is not bound") from None
         except HsmError as error:
             if not isinstance(error, NotNext):
                 self.refused["double-sign" if isinstance(error, DoubleSign) else "state"] += 1

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
-from hsmcore.errors import BadArgument, DoubleSign, HsmError, PolicyRefused
+from hsmcore.errors import BadArgument, DoubleSign, HsmError, InternalError, PolicyRefused, RequestCancelled
+from hsmcore.log import get_logger
 from hsmcore.state import Store, StoreNotGenuine, StoreUnknown, positions
 from hsmcore.state.exchange import Answers, Change, Question
 from hsmcore.state.positions import WINDOW, Mark
@@ -52,6 +53,27 @@ class Charge(NamedTuple):
 
 
 Want = Place | Charge
+Outcome = Exception | bool | None
+"""Why it is refused; or whether it is new; None: it was given up before."""
+
+
+class Asked(asyncio.Future[None]):
+    """A want that is to be bound or counted. It ends once that is durable. To give it up, cancel it."""
+
+    def __init__(self, want: Want) -> None:
+        super().__init__()
+        self.want = want
+        self.begun = False
+        """Whether a transaction has taken it up: if it is given up after that, it may be bound all the same."""
+
+    def taken_up(self) -> bool:
+        """Note that a transaction takes it up; False if it was given up before. In the store's thread: who gives it up
+        does so before looking at `begun`."""
+        was, self.begun = self.begun, True
+        if self.done():
+            self.begun = was
+            return False
+        return True
 
 
 class NotNext(PolicyRefused):
@@ -99,55 +121,57 @@ class Watermark(Tables):
     def __init__(self, store: Store, holder: str, fence: Fence | None = None) -> None:
         super().__init__(store)
         self._holder, self._fence = holder, fence
-        self._waiting: list[tuple[Want, asyncio.Future[None]]] = []
+        self._waiting: list[Asked] = []
         self._writing: asyncio.Task[None] | None = None
         self.bound = 0
         """Count of positions that were bound here."""
 
-    def require(self, want: Want) -> asyncio.Future[None]:
+    def require(self, want: Want) -> Asked:
         """Bind a position or add to a sum; it is durable when the future ends. Its errors: DoubleSign, PolicyRefused,
-        StoreNotGenuine and StoreError. Abandoning the future does not take back what it asked for. Raises NotHolder and
-        FleetBehind."""
+        StoreNotGenuine, StoreError and RequestCancelled. What is given up before a transaction takes it up is neither
+        bound nor counted. Raises NotHolder and FleetBehind."""
         if self._fence is not None and isinstance(want, Place):
             self._fence.require()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((want, future))
+        asked = Asked(want)
+        self._waiting.append(asked)
         if self._writing is None:
-            self._writing = loop.create_task(self._write())
-        return future
+            self._writing = asyncio.get_running_loop().create_task(self._write())
+        return asked
 
     async def _write(self) -> None:
         try:
             while self._waiting:
                 group, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-                await self._write_group(group)
+                group = [asked for asked in group if not asked.done()]
+                if group:
+                    await self._write_group(group)
+        except BaseException as error:
+            waiting, self._waiting = self._waiting, []
+            _answer(waiting, [_given_up(error, asked) for asked in waiting])
+            raise
         finally:
             self._writing = None
 
-    async def _write_group(self, group: Sequence[tuple[Want, asyncio.Future[None]]]) -> None:
-        wants, now = [want for want, _ in group], time.time_ns()
-        outcomes: Sequence[Exception | bool]
+    async def _write_group(self, group: Sequence[Asked]) -> None:
+        outcomes: Sequence[Outcome]
         try:
-            outcomes = await self._taken(wants, now)
+            outcomes = await self._taken(group, time.time_ns())
         except HsmError as error:
             outcomes = [copy(error) for _ in group]
-        except BaseException:
-            for _, future in group:
-                future.cancel()
+        except Exception as error:  # noqa: BLE001  # whatever it is, the next group has its turn
+            get_logger().exception("positions were not bound")
+            outcomes = [InternalError(f"the position was not bound: {type(error).__name__}") for _ in group]
+        except BaseException as error:
+            _answer(group, [_given_up(error, asked) for asked in group])
             raise
-        for outcome, (want, future) in zip(outcomes, group, strict=True):
+        for outcome, asked in zip(outcomes, group, strict=True):
             self.bound += outcome is True
-            if self._fence is not None and isinstance(outcome, bool) and isinstance(want, Place):
-                self._fence.has_bound(*want[:3], new=outcome)
-            if future.done():
-                continue
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-            else:
-                future.set_result(None)
+            if self._fence is not None and isinstance(outcome, bool) and isinstance(asked.want, Place):
+                self._fence.has_bound(*asked.want[:3], new=outcome)
+        _answer(group, outcomes)
 
-    async def _taken(self, wants: Sequence[Want], now: int) -> list[Exception | bool]:
+    async def _taken(self, group: Sequence[Asked], now: int) -> list[Outcome]:
+        wants = [asked.want for asked in group]
         domains: dict[str, list[int]] = {}  # nearly always one
         for want in wants:
             if isinstance(want, Place):
@@ -158,9 +182,9 @@ class Watermark(Tables):
         if not all(isinstance(want, Place) for want in wants):
             questions.append(_SUMS)
 
-        def decide(answers: Answers) -> tuple[list[Exception | bool], list[Change]]:
+        def decide(answers: Answers) -> tuple[list[Outcome], list[Change]]:
             with positions.of_our_making("positions"):
-                return self._take(iter(answers), list(domains), wants, now)
+                return self._take(iter(answers), list(domains), group, now)
 
         # In a fleet, positions are bound without taking turns with the other hosts' transactions. That is safe: each
         # one that binds has locked the fleet's row to share it before it reads, so it is of the one process that holds
@@ -175,10 +199,10 @@ class Watermark(Tables):
             return await self._store.exchange(questions, decide, turn=turn)
 
     def _take(
-        self, answers: Iterator[Sequence[Sequence[Any]]], domains: Sequence[str], wants: Sequence[Want], now: int
-    ) -> tuple[list[Exception | bool], list[Change]]:
-        """Return for each one the reason to refuse it, or whether a row is added; and what is to be written. `answers`:
-        of the fence, of the domains, and of the sums, as far as they were asked for."""
+        self, answers: Iterator[Sequence[Sequence[Any]]], domains: Sequence[str], group: Sequence[Asked], now: int
+    ) -> tuple[list[Outcome], list[Change]]:
+        """Return for each one the reason to refuse it, or whether a row is added, or None if it was given up; and what
+        is to be written. `answers`: of the fence, of the domains, and of the sums, as far as they were asked for."""
         epoch = self._fence.fence(next(answers)) if self._fence is not None and domains else None
         holder = self._holder if epoch is None else f"{self._holder}#{epoch}"
         marks: dict[str, Mark] = {}
@@ -193,8 +217,12 @@ class Watermark(Tables):
         sums = {str(name): (minute, amount) for name, minute, amount in next(answers, ())}
         added: list[dict[str, Any]] = []
         changed: set[str] = set()
-        outcomes: list[Exception | bool] = []
-        for want in wants:
+        outcomes: list[Outcome] = []
+        for asked in group:
+            want = asked.want
+            if not asked.taken_up():
+                outcomes.append(None)
+                continue
             if isinstance(want, Charge):
                 outcomes.append(_charge(sums, want, now // _MINUTE_NS) or False)
                 changed.add(want.name)
@@ -292,6 +320,21 @@ async def marks_of(store: Store) -> dict[str, Mark]:
 _SUMS: Final = Question(select(SPENT))
 _SPENT: Final = insert(SPENT)
 _SPENT_NO_MORE: Final = delete(SPENT).where(SPENT.c.name == bindparam("sum"))
+
+
+def _answer(group: Iterable[Asked], outcomes: Iterable[Outcome]) -> None:
+    for asked, outcome in zip(group, outcomes, strict=True):
+        if asked.done():
+            continue
+        if isinstance(outcome, Exception):
+            asked.set_exception(outcome)
+        else:
+            asked.set_result(None)
+
+
+def _given_up(error: BaseException, asked: Asked) -> RequestCancelled:
+    known = "it may be bound all the same" if asked.begun else "nothing was bound"
+    return RequestCancelled(f"what binds positions was ended ({type(error).__name__}); {known}")
 
 
 def _charge(sums: dict[str, tuple[int, int]], want: Charge, minute: int) -> PolicyRefused | None:
