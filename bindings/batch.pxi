@@ -138,15 +138,16 @@ cdef class Leaves:
         self._hash(self.count, message, kind)
         return self._asked(1, False, timeout, caller)
 
-    def add_many(self, Gate gate, list messages, Py_ssize_t begin, Py_ssize_t end, kind, uint64_t timeout, caller=None):
-        """Add messages of a list that `passing` has looked at. Returns the future of a list of their
-        BatchedSignature."""
+    def add_many(self, Gate gate, list messages, Py_ssize_t begin, Py_ssize_t end, kind, uint64_t timeout, caller=None,
+                 list judged=None):
+        """Add messages of a list that `passing` has looked at; or, with the kinds that the policy has judged them to be
+        of, `fitting`. Returns the future of a list of their BatchedSignature."""
         cdef int payload
         self._require_place()
         self._make_room(end - begin)
         for i in range(begin, end):
             message = messages[i]
-            payload = gate._passing(message, kind)
+            payload = gate._passing(message, kind) if judged is None else <int>_PAYLOADS.index(judged[i])
             if payload < 0:
                 raise BadArgument("a message was not looked at")
             self._hash(self.count + i - begin, <bytes>message, _WIRE_KINDS[payload])
@@ -160,6 +161,12 @@ cdef class Leaves:
                 return False
             _require_size(<bytes>message, most)
         return True
+
+    @staticmethod
+    def fitting(list messages, Py_ssize_t most):
+        """Raise EmptyMessage or MessageTooLarge for the first message that cannot be added: all are bytes."""
+        for message in messages:
+            _require_size(<bytes?>message, most)
 
     cdef int _require_place(self) except -1:
         if self._generation != hsm_fork_generation():

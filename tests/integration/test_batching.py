@@ -331,10 +331,13 @@ async def test_a_list_is_signed_as_its_messages_are(world, tmp_path):
         for wrong, error in (([b"m", b""], EmptyMessage), ([b"m", b"x" * 206], MessageTooLarge)):
             with pytest.raises(error):
                 await manager.sign_batched_many(wrong)
-        with pytest.raises(PolicyRefused):
-            await manager.sign_batched_many([b"m", bytes(32)])
+        for wrong in ([b"m", bytes(32)], [b"m", b"n", bytes(32), b"o"], [b"m", "text"], [bytearray(b"m"), b""]):
+            with pytest.raises(HsmError) as refused:
+                await manager.sign_batched_many(wrong)
+            assert not refused.value.maybe_signed
         await until(lambda: manager._batches._task is None)
-        assert counters(manager)["signatures"] <= before + 1  # of the good one beside what was refused
+        assert counters(manager)["signatures"] == before
+        assert (await manager.sign_batched(b"next")).index == 953  # none of those beside what was refused has a number
         lists = [start(manager.sign_batched_many([b"%d %d" % (k, i) for i in range(30)])) for k in range(3)]
         await asyncio.sleep(0)
         lists[1].cancel()
@@ -342,6 +345,27 @@ async def test_a_list_is_signed_as_its_messages_are(world, tmp_path):
         assert isinstance(gone, asyncio.CancelledError)
         assert said(first[29], b"0 29").root == said(last[0], b"2 0").root
         assert said(last[0], b"2 0").size == 60
+
+
+async def test_a_list_of_callers_is_judged_whole_and_gives_its_places_back(world, tmp_path):
+    callers = {"a": {"inFlight": 8}}
+    async with opened(batching(world, tmp_path, policy={"callers": callers}, intervalMs=60_000)) as manager:
+        with hsmcore.caller("a"):
+            for wrong in ([b"m"] * 7 + [bytes(32)], [b"m"] * 9):
+                with pytest.raises(PolicyRefused):
+                    await manager.sign_batched_many(wrong)
+            waits = start(manager.sign_batched_many([b"m%d" % i for i in range(8)]))  # all that it may have open
+            await asyncio.sleep(0)
+            with pytest.raises(PolicyRefused, match="in flight"):
+                await manager.sign_batched(b"one more")
+            manager.hurry_batches()
+            assert [(one.index, said(one, b"m%d" % at).size) for at, one in enumerate(await waits)] == [
+                (at, 8) for at in range(8)
+            ]
+            again = start(manager.sign_batched_many([b"again"]))
+            await asyncio.sleep(0)
+            manager.hurry_batches()
+            assert [one.index for one in await again] == [8]
 
 
 async def test_each_caller_has_a_deadline_of_its_own(fresh_token, tmp_path):

@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from contextvars import Context
 from functools import partial
 from pathlib import Path
@@ -127,19 +127,35 @@ class Batches:
 
     async def sign_many(self, messages: list[Any], timeout: float | None, kind: str | None) -> list[BatchedSignature]:
         """As KeyManager.sign_batched_many."""
-        try:
-            left = self._timeout if timeout is None else timeout_ns(timeout)
-            self._check()
-            plain = Leaves.passing(self._guard.gate, messages, kind, self._most_bytes)
-        except HsmError as error:
-            self._record.failure("sign-batched", None, error)
-            await a_turn(error)
-            raise
-        if not plain:
-            return list(await asyncio.gather(*(self.sign(message, timeout, kind) for message in messages)))
+        with ExitStack() as admitted:
+            judged = None
+            try:
+                until = time.monotonic_ns() + (self._timeout if timeout is None else timeout_ns(timeout))
+                self._check()
+                if not Leaves.passing(self._guard.gate, messages, kind, self._most_bytes):
+                    messages, judged = await self._judge_all(messages, timeout, kind, admitted)
+            except HsmError as error:
+                self._record.failure("sign-batched", None, error)
+                await a_turn(error)
+                raise
+            return await self._signed_many(messages, until, kind, judged)
+
+    async def _judge_all(
+        self, messages: list[Any], timeout: float | None, kind: str | None, admitted: ExitStack
+    ) -> tuple[list[bytes], list[str]]:
+        """Admit all messages, or none. Returns them and their kinds. The admissions end with `admitted`."""
+        admissions = [admitted.enter_context(self._guard.admitted_leaf(message, kind)) for message in messages]
+        frozen = [one.message for one in admissions]
+        Leaves.fitting(frozen, self._most_bytes)
+        await asyncio.gather(*(one.begin(timeout) for one in admissions if one.waits))
+        return frozen, [one.kind for one in admissions]
+
+    async def _signed_many(
+        self, messages: list[Any], until: int, kind: str | None, judged: list[str] | None
+    ) -> list[BatchedSignature]:
         parts: list[asyncio.Future[list[BatchedSignature]]] = []
         try:
-            await self._add_all(messages, time.monotonic_ns() + left, kind, parts)
+            await self._add_all(messages, until, kind, judged, parts)
             found = [await part for part in parts]
         except HsmError as error:
             if not parts:
@@ -154,7 +170,12 @@ class Batches:
         return found[0] if len(found) == 1 else [one for part in found for one in part]
 
     async def _add_all(
-        self, messages: list[Any], until: int, kind: str | None, parts: list[asyncio.Future[list[BatchedSignature]]]
+        self,
+        messages: list[Any],
+        until: int,
+        kind: str | None,
+        judged: list[str] | None,
+        parts: list[asyncio.Future[list[BatchedSignature]]],
     ) -> None:
         """Add messages to as many batches as they fill. Each adds a future to `parts`; the next one waits for room."""
         at = 0
@@ -164,7 +185,7 @@ class Batches:
             leaves = self._open or self._begin()
             end = min(at + self._most - leaves.count, len(messages))
             left = max(until - time.monotonic_ns(), 1)
-            parts.append(leaves.add_many(self._guard.gate, messages, at, end, kind, left, current_caller()))
+            parts.append(leaves.add_many(self._guard.gate, messages, at, end, kind, left, current_caller(), judged))
             at = end
             if leaves.count >= self._most:
                 self._close_full(leaves)

@@ -255,6 +255,11 @@ class Admission:
         self._wants: list[Want] = charges if place is None else [place, *charges]
         self.message = message
 
+    @property
+    def waits(self) -> bool:
+        """Whether `begin` has anything to bind or count."""
+        return bool(self._wants)
+
     async def begin(self, timeout: float | None) -> float | None:
         """Bind and count what has to be. Returns the timeout that is left. Raises DoubleSign, PolicyRefused,
         StoreError, StoreNotGenuine, DeadlineExceeded, InvalidTimeout."""
