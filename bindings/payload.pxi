@@ -126,6 +126,13 @@ cdef class Gate:
         caller is asked for. The fast way: most transactions."""
         return position is None and self._passing(message, kind) >= 0
 
+    def passes_all(self, list messages):
+        """Whether each of these messages passes."""
+        for message in messages:
+            if self._passing(message, None) < 0:
+                return False
+        return True
+
     cdef int _passing(self, message, kind):
         """The class of a message that `passes`; -1: it does not."""
         cdef hsm_payload_parts parts

@@ -301,7 +301,7 @@ class KeyManager(BatchedSigning):
             data, left = message, timeout
             if self._guard is None:
                 refuse_claims(kind, position)
-            else:
+            elif not self._guard.passes(message, kind, position):
                 admission = admitted.enter_context(self._guard.admitted(message, kind, position))
                 data, left = admission.message, await admission.begin(timeout)
                 extra = admission.extra() if self._audited else None
