@@ -31,7 +31,8 @@ from hsmcore.errors import (
     PolicyRefused,
 )
 from hsmcore.policy import Guard
-from hsmcore.state import StoreNotGenuine
+from hsmcore.policy.watermark import Place, Watermark
+from hsmcore.state import Store, StoreNotGenuine
 
 pytestmark = pytest.mark.integration
 ALL = ["tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root", "digest32", "raw"]
@@ -384,6 +385,50 @@ async def test_lamports_of_a_minute_are_counted_over_restarts(world, tmp_path):
         assert outcome is None or "lamports" in str(outcome)  # None: a new minute has begun
         with pytest.raises(PolicyRefused, match="lamports"):
             await manager.sign(moving(own, 1001))
+
+
+async def test_one_call_does_not_end_a_domain(world, tmp_path, capfd):
+    """Nanoseconds taken for a height: every later block was refused, for ever."""
+    config = policed(world, tmp_path, maxAhead=10_000)
+    config["sequencer"]["stateSecret"] = "s" * 32
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    async with opened(config) as manager:
+        for position in (1_000_000, 1_000_001, 1_010_001):
+            await manager.sign(ordered(position))
+        for position in ((1 << 63) - 1, 1_020_002):
+            with pytest.raises(PolicyRefused, match="maxAhead"):
+                await manager.sign(ordered(position))
+            explain = ["policy", "explain", ordered(position).hex(), "--config", str(tmp_path / "config.json")]
+            assert await asyncio.to_thread(cli, explain) == 1
+        assert "maxAhead" in capfd.readouterr().out
+        await manager.sign(ordered(1_010_002))
+        floor = ["policy", "floor", "set", "block", "2000000", "--reason", "after an outage"]
+        assert await asyncio.to_thread(cli, [*floor, "--config", str(tmp_path / "config.json")]) == 0
+        await manager.sign(ordered(2_000_001))
+
+
+async def test_a_domain_of_a_former_spelling_goes_on_behind_its_positions(world, tmp_path):
+    """A no-break space: each start after the first block was refused. Other spellings bound, and are refused now."""
+    for domain in ("my\u00a0rollup", "My rollup"):
+        with pytest.raises(ConfigurationError, match="ASCII"):
+            hsmcore.create_key_manager(policed(world, tmp_path, domain=domain))
+    store = await Store.open(tmp_path / "state.db", None)
+    mark = Watermark(store, "host:1")
+    await mark.require(Place("My rollup/block", 7, "0" * 64))
+    await mark.close()
+    await store.close()
+    config = policed(world, tmp_path, domain="My-rollup")
+    with pytest.raises(ConfigurationError, match=r"policy\.domain: .*'My rollup/block', of which 7") as caught:
+        async with opened(config):
+            pass
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "policy floor set block 7 " in caught.value.hint
+    floor = ["policy", "floor", "set", "block", "7", "--reason", "the domain has another spelling"]
+    assert await asyncio.to_thread(cli, [*floor, "--config", str(tmp_path / "config.json")]) == 0
+    async with opened(config) as manager:
+        with pytest.raises(PolicyRefused, match="floor"):
+            await manager.sign(ordered(7, domain="My-rollup"))
+        await manager.sign(ordered(8, domain="My-rollup"))
 
 
 def rows(folder):

@@ -53,7 +53,11 @@ def form(**changes):
         (form(length=11), ".formats[0]", "within length"),
         (form(position={"offset": 3}), ".formats[0]", "behind prefix"),
         (form(position={"offset": 4, "bytes": 9}), ".formats[0].position.bytes", "whole number"),
-        ({"domain": ""}, ".domain", "string"),
+        *(
+            ({"domain": name}, ".domain", "ASCII")
+            for name in ("", "a b", "a+b", "\xe4", "a\xa0b", "a\u200db", "a" * 65)
+        ),
+        ({"maxAhead": 0}, ".maxAhead", "whole number"),
         ({"unknown": 1}, "", "unknown"),
     ],
 )

@@ -79,6 +79,22 @@ async def test_a_crowd_at_one_position_has_one_winner(place, secret):
         assert one.mark.bound + other.mark.bound == 1
 
 
+async def test_a_new_position_lies_no_further_ahead_than_it_may(place, secret):
+    async with Life(place, secret) as life:
+        life.mark = Watermark(life.store, "host:1", most_ahead=100)
+        await life.bind(1 << 40)  # the first one of a chain
+        await life.bind((1 << 40) + 100)
+        for position in ((1 << 40) + 201, (1 << 63) - 1):
+            with pytest.raises(PolicyRefused, match="maxAhead"):
+                await life.bind(position)
+            assert isinstance((await life.mark.look(Place(BLOCKS, position, A)))[1], PolicyRefused)
+        await life.bind((1 << 40) + 101)
+        await life.mark.raise_floor(BLOCKS, 1 << 41, "after an outage")
+        await life.bind((1 << 41) + 100)
+        await life.bind((1 << 41) + 100)
+        await life.mark.require(Place(BLOCKS, (1 << 41) + 500, A, (1 << 41) + 101, 0))  # a range begins at the next one
+
+
 async def test_what_was_given_up_before_it_was_taken_up_is_neither_bound_nor_counted(place, secret):
     async with Life(place, secret) as life:
         given_up = [life.mark.require(Place(BLOCKS, position, A)) for position in range(600)]

@@ -21,12 +21,15 @@ from typing import Any, Final
 
 import orjson
 
+from hsmcore.errors import InternalError
+
 MAX_LINE_BYTES: Final = 65_535
 """Longest line, without its newline: an entry of a tlog-tiles bundle has a 16-bit length."""
 _MAX_ITEMS: Final = 256
 _MAX_DEPTH: Final = 6
 
 _FIXED: Final = ("seq", "time_ns", "operation")
+_EVIDENCE: Final = ("domain", "position")
 
 _digest_key = os.urandom(32)
 _tag: ContextVar[str | None] = ContextVar("hsmcore_audit_tag", default=None)
@@ -314,10 +317,14 @@ def tail(fields: Mapping[str, object], origin: Mapping[str, object]) -> bytes:
 
 
 def extra(**fields: object) -> bytes | None:
-    """Return the context's tag and caller, and these fields, in the form that Engine.submit takes; None for none."""
+    """Return the context's tag and caller, and these fields, in the form that Engine.submit takes; None for none.
+    Raises InternalError where what a start compares with the state store would be redacted."""
     if not fields:
         return _extra_of(_tag.get(), _caller.get())
-    return b"," + orjson.dumps(cleaned(fields) | _context())[1:-1]
+    shown = cleaned(fields)
+    if any(shown.get(name) != fields.get(name) for name in _EVIDENCE):
+        raise InternalError("a position cannot be recorded as it is")
+    return b"," + orjson.dumps(shown | _context())[1:-1]
 
 
 @lru_cache(maxsize=256)  # a gateway's clients are few, and each has many requests

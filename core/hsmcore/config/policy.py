@@ -37,7 +37,8 @@ MOST_RULES: Final = 1024
 _COUNT: Final = 3
 _TAKEN: Final = (b"\xffsolana offchain", b"\xffhsmcore")
 Kinds = Annotated[tuple[Kind, ...], BeforeValidator(as_tuple)]
-_NOTE_NAME: Final = re.compile(r"[!-*,-~]+")
+_NOTE_NAME: Final = r"[!-*,-~]+"
+"""What C2SP's signed notes may have for a name. No two of them look alike, and none is shown other than it is."""
 Hex = Annotated[str, Text(512, form=r"([0-9a-f]{2})+", says="bytes in lower-case hexadecimal")]
 
 
@@ -143,8 +144,12 @@ class Policy(Model):
 
     kinds: Kinds
     """The kinds of payload that the key signs."""
-    domain: Annotated[str, Text(64)] = "default"
+    domain: Annotated[
+        str, Text(64, form=_NOTE_NAME, says='1 to 64 characters of printable ASCII, without spaces and "+"')
+    ] = "default"
     """The chain of positions that ordered kinds count in; in hsmcore's own format it stands in the payload."""
+    max_ahead: Annotated[int, Whole(1, 2**63 - 1)] = 1_000_000
+    """How far beyond the highest position, or the floor, a new one may lie. The first one of a chain is free."""
     formats: Annotated[tuple[PayloadFormat, ...], BeforeValidator(as_tuple)] = ()
     """A layer 2's own formats of ordered kinds."""
     callers: dict[str, CallerRules] | None = None
@@ -182,9 +187,6 @@ class Policy(Model):
                 'kinds lists "digest32" beside ordered kinds, and the bare digest of a block is signed at its position '
                 "only: list one of them, and use a key of its own for the other"
             )
-        own = next((kind for kind in OWN if kind in self.kinds), None)
-        if own is not None and _NOTE_NAME.fullmatch(self.domain) is None:
-            raise clash(f'kinds lists "{own}": domain must be printable ASCII without spaces and "+"')
         if self.transactions is not None and not any(kind.startswith("tx-") for kind in self.kinds):
             raise clash("has transactions, but kinds lists no kind of transaction")
         return self
@@ -197,6 +199,12 @@ class Policy(Model):
     def chain(self, name: str) -> str:
         """Return the name that positions of an ordered kind, or a sum, have in the state store."""
         return f"{self.domain}/{name}"
+
+    def former_kind(self, name: str) -> str | None:
+        """Return the kind of the positions that a store has under this name, if their domain is in a spelling that was
+        allowed once."""
+        domain, _, kind = name.rpartition("/")
+        return None if re.fullmatch(_NOTE_NAME, domain) else kind
 
     @property
     def needs_store(self) -> bool:

@@ -34,7 +34,7 @@ async def explained(
     if place is None or store is None:
         return found | {"signed": look.refusal is None}
     found |= {"kind": kind or look.kind, "domain": place.domain, "position": place.position, "why": None}
-    row, refusal = await Watermark(store, "").look(place)
+    row, refusal = await Watermark(store, "", most_ahead=policy.max_ahead).look(place)
     found["signed"] = refusal is None
     if isinstance(refusal, DoubleSign):
         found["why"] = "another payload was bound to the position"

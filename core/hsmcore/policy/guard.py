@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from hsmcore._native import Gate, freeze, timeout_ns
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.base58 import from_base58
-from hsmcore.config import Config, PayloadFormat, Policy, TransactionRules
+from hsmcore.config import Config, KeyManagerConfig, PayloadFormat, Policy, TransactionRules
 from hsmcore.config.policy import BATCH_ROOT, KEY_SET, ORDERED, OWN, PREHASHED
 from hsmcore.errors import (
     BadArgument,
+    ConfigFault,
+    ConfigurationError,
     DeadlineExceeded,
     DoubleSign,
     HsmError,
@@ -27,9 +29,9 @@ from hsmcore.errors import (
     PolicyRefused,
 )
 from hsmcore.policy.callers import Caller, Callers
-from hsmcore.policy.watermark import Charge, Fence, NotNext, Place, Want, Watermark
-from hsmcore.state import Store
-from hsmcore.state.positions import MOST_POSITION
+from hsmcore.policy.watermark import Charge, Fence, NotNext, Place, Want, Watermark, marks_of
+from hsmcore.state import Store, positions
+from hsmcore.state.positions import MOST_POSITION, Mark
 
 if TYPE_CHECKING:
     from hsmcore._native import Look
@@ -113,7 +115,7 @@ class Guard:
         """Whether a message may be signed without `admit`: the fast way."""
         self._callers = None if policy.callers is None else Callers(policy.callers, frozenset(policy.kinds))
         holder = f"{socket.gethostname() if fence is None else fence.host}:{os.getpid()}"
-        self.watermark = None if store is None else Watermark(store, holder, fence)
+        self.watermark = None if store is None else Watermark(store, holder, fence, policy.max_ahead)
         self.refused: Counter[str] = Counter()
         """Count of refusals by kind of payload; "double-sign" for another payload at a bound position, "state" for what
         else the state store said."""
@@ -123,12 +125,18 @@ class Guard:
         cls, config: Config, formats: Sequence[PayloadFormat], signers: Signers, fence: Fence | None = None
     ) -> Self | None:
         """Open what a configuration's policy needs; None: it has no policy. `formats`: as gate_of. `fence`: of the
-        fleet. Raises StoreError."""
+        fleet. Raises StoreError, ConfigurationError."""
         rules = config.key_manager
         if rules.policy is None:
             return None
-        keeps = rules.policy.needs_store
-        store = await Store.open(rules.state_place, config.state_secret) if keeps else None
+        store = None
+        if rules.policy.needs_store:
+            store = await Store.open(rules.state_place, config.state_secret)
+            try:
+                await _require_no_other_spelling(rules, rules.policy, store)
+            except BaseException:
+                await store.close()
+                raise
         return cls(rules.policy, formats, store, signers, rules.request_timeout_ms / 1e3, fence)
 
     async def close(self) -> None:
@@ -275,6 +283,23 @@ class Admission:
         """The request is answered, or was given up."""
         if self._caller is not None:
             self._caller.end()
+
+
+async def _require_no_other_spelling(rules: KeyManagerConfig, policy: Policy, store: Store) -> None:
+    """Raise ConfigurationError if the store has positions of a domain that no configuration can name any more: the
+    domain of today would begin without them."""
+    with positions.of_our_making("positions"):
+        marks = await marks_of(store)
+    for name, mark in sorted(marks.items()):
+        kind, newest = policy.former_kind(name), max(mark.high, mark.floor)
+        if kind not in policy.ordered or newest < 0:
+            continue
+        if marks.get(policy.chain(kind), Mark()).floor < newest:
+            problem = f"does not know what is bound to the positions of {name!r}, of which {newest} is the highest"
+            raise ConfigurationError.of(
+                [ConfigFault(f"{rules.where}.policy.domain", problem)],
+                hint=f"Have it begin behind them: `hsmcore policy floor set {kind} {newest} --reason TEXT`.",
+            )
 
 
 def refuse_claims(kind: str | None, position: int | None) -> None:

@@ -116,10 +116,12 @@ class Fence(Protocol):
 
 class Watermark(Tables):
     """Binds positions, and counts. Belongs to one event loop. `holder`: who binds, for those who come later. `fence`:
-    None without a fleet."""
+    None without a fleet. `most_ahead`: how far beyond the highest position, or the floor, a new one may lie; None: no
+    matter how far."""
 
-    def __init__(self, store: Store, holder: str, fence: Fence | None = None) -> None:
+    def __init__(self, store: Store, holder: str, fence: Fence | None = None, most_ahead: int | None = None) -> None:
         super().__init__(store)
+        self._most_ahead = most_ahead
         self._holder, self._fence = holder, fence
         self._waiting: list[Asked] = []
         self._writing: asyncio.Task[None] | None = None
@@ -265,6 +267,12 @@ class Watermark(Tables):
             return None if row["digest"] == want.digest else _double(row)
         if mark.has(want.position):
             return StoreNotGenuine(f"the state store is not genuine: the row of {where} was removed")
+        newest = max(mark.high, mark.floor)
+        if self._most_ahead is not None and want.first is None and 0 <= newest < want.position - self._most_ahead:
+            return PolicyRefused(
+                f"{where} is more than maxAhead ({self._most_ahead}) beyond the highest, {newest}",
+                hint="If it is right, give up what lies before it: `hsmcore policy floor set --help`.",
+            )
         if not mark.knows(want.position) and self._store.vouch():
             return PolicyRefused(
                 f"{where} is more than {WINDOW} behind the newest, {mark.high}, and was not signed before",
