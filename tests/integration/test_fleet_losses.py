@@ -219,6 +219,34 @@ async def test_a_holder_binds_nothing_in_a_database_that_went_back_under_it(shar
         assert await a.sign(1) == ""
 
 
+@pytest.mark.parametrize(
+    "losses",
+    [
+        ("DELETE FROM bound WHERE position > 10", "UPDATE watermark SET high = 10, bits = '1'"),
+        ("DELETE FROM bound WHERE position = 20",),
+        ("UPDATE bound SET digest = repeat('0', 64) WHERE position = 20",),
+        ("DELETE FROM watermark", "DELETE FROM bound"),
+    ],
+    ids=["both tables are older", "a row is gone", "a row has another digest", "both tables are empty"],
+)
+async def test_rows_that_go_back_alone_are_missed_by_the_process_that_bound_them(shared, losses):
+    """The fleet's row stays as it is, and so does each connection. The log puts the rows back."""
+    async with shared.host("a") as a:
+        await until(lambda: a.member.state == "holder")
+        for position in range(31):
+            assert await a.sign(position) == ""
+        with shared.beside() as on:
+            for loss in losses:
+                on.execute(loss)
+        assert await a.sign(20, "another") == "FleetBehind"
+        await until(lambda: shared.ask("SELECT incident FROM fleet") == [(1,)])
+        await until(lambda: a.member.state == "holder" and a.member.incident == 0)
+        assert await a.sign(20, "another") in ("DoubleSign", "PolicyRefused")
+        assert await a.sign(31) == ""
+        assert [await a.sign(position) for position in (21, 30)] == ["", ""]
+        assert await a.sign(30, "another") == "DoubleSign"
+
+
 async def test_a_bind_whose_answer_was_lost_is_not_undone_by_the_next_one(shared):
     """The server still commits it, waiting for its standby, when the host binds a lower position on another
     connection."""

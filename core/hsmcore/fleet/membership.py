@@ -188,6 +188,11 @@ class Membership:
             self._witness.require_server(row.server)
         return row.epoch
 
+    def require_kept(self, domain: str, position: int, mark: positions.Mark, row: Mapping[str, Any] | None) -> None:
+        """Raise FleetBehind where the database lacks what this process knows to be bound. In the store's thread."""
+        if self._witness is not None:
+            self._witness.require_kept(domain, position, mark, row)
+
     def is_behind(self, domain: str, position: int, high: int) -> bool:
         """Whether a new payload of this domain shows that this host has not caught up with the fleet. In the store's
         thread."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -116,6 +116,19 @@ class Witness:
         while len(self._bound) > REMEMBERED:
             self._bound.popitem(last=False)
 
+    def require_kept(self, domain: str, position: int, mark: Mark, row: Mapping[str, Any] | None) -> None:
+        """Raise FleetBehind, and have the loss answered, where the database lacks what this process knows of a domain.
+        `mark` and `row`: of the domain and of the position, as they are there. In the store's thread."""
+        highest, mine = self._highest.get(domain), self._bound.get((domain, position))
+        if highest is not None and max(mark.high, mark.floor) < highest.position:
+            what = f"{domain} ends at {mark.high}, and was bound up to {highest.position}"
+        elif mine is not None and position > mark.floor and (row is None or row["digest"] != mine.digest):
+            what = f"position {position} of {domain} is missing, or bound to another payload"
+        else:
+            return
+        self.lost(what)
+        raise FleetBehind(f"the fleet's database went back: {what}")
+
     def require_settled(self, connection: Connection) -> None:
         """Raise FleetBehind unless payloads with a position may be bound, as far as losses are concerned. For the
         transaction of a bind, behind the statement that locks the fleet's row."""
@@ -215,7 +228,7 @@ class Witness:
         """`since_ns`: read back to that time, whatever agrees."""
         compared = _Compared(doubts)
         noted = await self._run(_floors)
-        remembered = [*noted, *reversed(self._bound.values())]
+        remembered = [*noted, *self._highest.values(), *reversed(self._bound.values())]
         for begin in range(0, len(remembered), _GROUP):
             await self._run(partial(self._look, compared=compared, rows=remembered[begin : begin + _GROUP]))
         compared.looked = 0

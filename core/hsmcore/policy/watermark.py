@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -106,6 +106,10 @@ class Fence(Protocol):
     def fence(self, rows: Sequence[Sequence[Any]]) -> int:
         """Raise NotHolder or FleetBehind unless by these rows, the answer, this host holds the epoch. Returns the
         epoch. In the store's thread."""
+
+    def require_kept(self, domain: str, position: int, mark: Mark, row: Mapping[str, Any] | None) -> None:
+        """Raise FleetBehind where the store lacks what this process knows to be bound: `mark` and `row` are what it
+        has. In the store's thread."""
 
     def is_behind(self, domain: str, position: int, high: int) -> bool:
         """Whether a new payload shows that this host has not caught up with the fleet. In the store's thread."""
@@ -216,6 +220,9 @@ class Watermark(Tables):
                 unmarked.add(domain)
             marks[domain] = mark or Mark()
             known |= {(domain, at): row for at, row in rows.items()}
+        for asked in group:
+            if self._fence is not None and isinstance(asked.want, Place):
+                self._fence.require_kept(*asked.want[:2], marks[asked.want.domain], known.get(asked.want[:2]))
         sums = {str(name): (minute, amount) for name, minute, amount in next(answers, ())}
         added: list[dict[str, Any]] = []
         changed: set[str] = set()
