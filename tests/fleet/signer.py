@@ -22,13 +22,12 @@ from typing import Any
 import structlog
 import uvloop
 from tests.fleet.breakages import BREAKAGES
-from tests.fleet.history import Writer, true_boottime
+from tests.fleet.history import Writer, lines_since, true_boottime
 from tests.support.policed import ordered
 
 import hsmcore
 from hsmcore import _native
 from hsmcore.errors import DoubleSign, HsmError, NotHolder
-from hsmcore.policy.watermark import marks_of
 
 DOMAIN = "default"
 CHAIN = f"{DOMAIN}/block"
@@ -49,6 +48,8 @@ class Signer:
     def __init__(self, spec: dict[str, Any]) -> None:
         self.host, self.config = spec["host"], spec["config"]
         self.history = Writer(Path(spec["history"]))
+        self.histories = Path(spec["history"]).parent.parent
+        """The folder in which each host has one."""
         self.dice = random.Random(f"{spec['seed']} {self.host} {time.time_ns()}")
         self.over = asyncio.Event()
         self.asked = self.answered = 0
@@ -115,17 +116,15 @@ class Signer:
     # ---- what it asks for ----
 
     async def _follow(self, manager: hsmcore.KeyManager) -> None:
-        """Know the chain as far as the fleet has bound it, as a node does that receives blocks."""
-        guard = manager._guard
-        assert guard is not None
-        assert guard._store is not None
+        """Know the chain as far as a host has published it, as a node does that receives blocks: a block that was bound
+        by a host that died is none of them."""
+        places: dict[Path, int] = {}
+        high = -1
         while not self.over.is_set():
-            try:
-                marks = await marks_of(guard._store)
-            except HsmError:
-                await asyncio.sleep(0.1)
-                continue
-            high = marks[CHAIN].high if CHAIN in marks else -1
+            for history in self.histories.glob("*/history"):
+                lines, places[history] = lines_since(history, places.get(history, 0))
+                released = [line["position"] for line in lines if line["what"] == "release"]
+                high = max([high, *(position for position in released if position is not None)])
             self.next = max(self.next, high + 1)
             if manager.fleet is not None and high >= 0:
                 manager.fleet.caught_up(CHAIN, high)

@@ -242,7 +242,7 @@ def test_a_host_claims_by_itself_when_it_has_caught_up(hosts):
     first = hosts.start("first")
     first.until("holder")
     first.until_signed(ordered(10))
-    second = hosts.start("second")
+    second = hosts.start("second", ttlMs=20_000)  # so long that the test sees it wait
     second.ask("caught_up", domain="default/block", position=5)
     first.close()
     while "up to 5" not in second.ask("state")["reason"]:
@@ -250,6 +250,42 @@ def test_a_host_claims_by_itself_when_it_has_caught_up(hosts):
     assert second.ask("state")["state"] in ("follower", "claiming")
     second.ask("caught_up", domain="default/block", position=10)
     second.until("holder")
+
+
+def test_a_holder_that_dies_between_a_bind_and_its_publication_is_replaced(hosts):
+    """No other host can have seen the block, and each says how far the chain goes."""
+    first, second = hosts.two(ttlMs=TTL * 1000)
+    for position in (1, 2, 5):
+        first.until_signed(ordered(position, b"a"))
+    second.ask("caught_up", domain="default/block", position=5)
+    first.tell("sign", message=ordered(6, b"a").hex())
+    with psycopg.connect(hosts.url, autocommit=True) as watch:
+        while watch.execute("SELECT high FROM hsmcore_tests.watermark").fetchone() != (6,):
+            time.sleep(0.001)
+    first.kill()
+    deadline = time.monotonic() + 60 * TTL
+    while "error" in (found := second.sign(b"no position")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert "signature" in found, second.ask("state")
+    assert "up to 5, and the fleet is at 6" in second.log.read_text()
+    behind = second.sign(ordered(4, b"b"))
+    assert (behind["error"], "fleet's 6" in behind["text"]) == ("PolicyRefused", True)
+    for position in (5, 6):
+        assert second.sign(ordered(position, b"b"))["error"] == "DoubleSign"
+    second.until_signed(ordered(7, b"b"))
+    second.until_signed(ordered(6, b"a"))
+
+
+def test_a_host_that_is_behind_leaves_the_epoch_to_one_that_is_not(hosts):
+    first = hosts.start("first")
+    first.until("holder")
+    first.until_signed(ordered(10))
+    behind, second = (hosts.start(name, ttlMs=20_000) for name in ("behind", "second"))
+    behind.ask("caught_up", domain="default/block", position=5)
+    second.ask("caught_up", domain="default/block", position=10)
+    first.close()
+    second.until("holder")
+    assert behind.ask("state")["state"] in ("follower", "claiming")
 
 
 def test_a_claim_waits_for_a_bind_that_is_open(hosts):

@@ -13,7 +13,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from sqlalchemy import Connection
 
@@ -32,6 +32,10 @@ from hsmcore.state.exchange import Question
 from hsmcore.state.seal import SealSecret
 
 T = TypeVar("T")
+
+PATIENCE: Final = 2
+"""Lives of a lease for which a host that is behind leaves a free epoch to hosts that are not. Then it claims all the
+same: what the fleet is at may be bound and never published, so that no host can ever have seen it."""
 
 
 class Membership:
@@ -55,6 +59,8 @@ class Membership:
         self._caught: set[str] = set()
         """The domains in which this holder is known to be where the fleet is."""
         self._words: dict[str, int] = {}
+        self._behind: tuple[Row, int] | None = None
+        """The free epoch that is left to others since this host is behind, and since when."""
         self._superseded = self._leaving = False
         self._acting = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -341,10 +347,16 @@ class Membership:
         await self._see()
         free_at = self._machine.free_at()
         if self._claims_itself and not self._machine.epoch and free_at is not None and boottime() >= free_at:
+            row, since = self._behind or (None, 0)
+            patient = row != self._machine.row or boottime() < since + PATIENCE * self._machine.ttl
             try:
-                await self._claim(self._words, force=False, reason="")
+                await self._claim(self._words, force=False, reason="", patient=patient)
             except BadArgument as error:
-                self._machine.reason = str(error.args[0])
+                self._machine.reason = why = str(error.args[0])
+                if row != self._machine.row:
+                    self._behind = self._machine.row, boottime()
+                    seconds = PATIENCE * self._machine.ttl / SECOND
+                    get_logger().warning("a host that is behind waits for others to claim", reason=why, seconds=seconds)
 
     async def _see(self) -> None:
         async with self._acting:
@@ -373,7 +385,9 @@ class Membership:
             seen = life
             await asyncio.sleep(min(free_at - boottime(), machine.ttl // LOOKS) / SECOND)
 
-    async def _claim(self, at_least: Mapping[str, int], *, force: bool, reason: str) -> None:
+    async def _claim(self, at_least: Mapping[str, int], *, force: bool, reason: str, patient: bool = True) -> None:
+        """`patient`: raise BadArgument where this host is behind. Else it holds the epoch all the same, and the first
+        payload of such a domain must not be an old one."""
         machine = self._machine
         async with self._acting:
             if machine.epoch or self._superseded or self._leaving:
@@ -391,6 +405,9 @@ class Membership:
                 highs = rows.highs(connection) if at_least and not force else {}
                 for domain, position in at_least.items():
                     if position < highs.get(domain, -1):
+                        self._caught.discard(domain)
+                        if not patient:
+                            continue
                         text = f"this host knows {domain} up to {position}, and the fleet is at {highs[domain]}"
                         return row, BadArgument(text, hint="Let it catch up, or claim with force and a reason.")
                 if self._witness is not None:
