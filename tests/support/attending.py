@@ -15,6 +15,7 @@ from hsmcore.errors import HsmError
 from hsmcore.fleet.membership import Membership
 from hsmcore.policy.watermark import Place, Watermark
 from hsmcore.state import Store
+from hsmcore.state.seal import SealSecret
 
 
 class Host:
@@ -36,12 +37,12 @@ class Host:
 
 
 @asynccontextmanager
-async def attending(place: Fleet, folder: Path) -> AsyncIterator[Host]:
-    """A host that takes part in its fleet. `folder`: of its audit log."""
+async def attending(place: Fleet, folder: Path, secret: SealSecret | None = None) -> AsyncIterator[Host]:
+    """A host that takes part in its fleet. `folder`: of its audit log. `secret`: of the store's seal."""
     folder.mkdir(exist_ok=True)  # noqa: ASYNC240
     log = AuditLog(str(folder / "audit.log"), settings())
     await log.open()
-    member, store = await Membership.open(place), await Store.open(place)
+    member, store = await Membership.open(place, secret), await Store.open(place, secret)
     try:
         await member.watch_over(log)
         member.begin(lambda *_, **__: None)

@@ -17,6 +17,7 @@ from hsmcore.fleet.witness import Witness
 from hsmcore.log import get_logger
 from hsmcore.state import Store
 from hsmcore.state.schema import FLEET_HOST
+from hsmcore.state.seal import EARLIER
 
 LOOKS: Final = 4
 """Looks in the life of a lease."""
@@ -55,7 +56,7 @@ class Duties:
         self._problems: dict[str, str] = {}
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
-        self._unsubscribe: Callable[[], None] = lambda: None
+        self._unsubscribe: Callable[[], object] = lambda: None
 
     async def begin(self) -> None:
         """Compare log and database before the host may claim anything, then go on by itself. What fails is tried
@@ -67,7 +68,14 @@ class Duties:
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._wake.set)
 
-        self._unsubscribe = self._store.on_connect(connected)
+        def told(_scope: str, problem: str) -> None:
+            if problem == EARLIER:
+                self._witness.lost("its seal is an earlier one")
+                with suppress(RuntimeError):
+                    loop.call_soon_threadsafe(self._wake.set)
+
+        ends = self._store.on_connect(connected), self._store.watch(told)
+        self._unsubscribe = lambda: [end() for end in ends]
         try:
             for work in (self._watch, self._look_at_drain):
                 await self._once(work)

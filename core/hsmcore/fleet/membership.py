@@ -454,7 +454,11 @@ class Membership:
         return result
 
     def _doubt(self, reason: str) -> None:
-        self._machine.doubt(reason)
+        machine = self._machine
+        machine.doubt(reason)
+        if not machine.epoch and machine.reason != reason:
+            machine.reason = reason
+            get_logger().warning("the fleet is not followed", reason=reason)
         self._settle()
 
     def _settle(self, record: str = "", **details: Any) -> None:

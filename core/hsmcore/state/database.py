@@ -53,6 +53,9 @@ class Database(ABC):
     """An open database: the connection, its thread, and the number of Stores that use them. `shown`: its name in
     errors."""
 
+    witnessed = False
+    """Whether the hosts of a fleet put back what it loses."""
+
     def __init__(self, shown: str, *, writes: bool) -> None:
         self.shown, self.writes = shown, writes
         self.users = 0
@@ -105,7 +108,7 @@ class Database(ABC):
                 hint = "Give all configurations of this store the same stateSecret."
                 raise StoreError(f"{self.shown}: it is open with another stateSecret", hint=hint)
             return
-        seal = Seal(key, self.foreign)
+        seal = Seal(key, self.foreign, witnessed=self.witnessed)
         if self.writes:
             seal.seen(self.transact_unchecked(seal.begin))
         self.seal = seal

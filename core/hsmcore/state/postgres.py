@@ -87,6 +87,8 @@ def schema_name(fleet: str, manager: str | None = None) -> str:
 class ServerDatabase(Database):
     """One fleet's schema."""
 
+    witnessed = True
+
     def __init__(self, server: Server, *, writes: bool) -> None:
         super().__init__(f"state store of fleet {server.name}", writes=writes)
         self._server = server

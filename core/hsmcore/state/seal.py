@@ -15,7 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, Final, Protocol
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 from sqlalchemy import Connection, Select, Table, insert, select, update
@@ -57,10 +58,18 @@ SEALED: Final[Mapping[str, tuple[Table, ...]]] = {
 }
 """The sealed tables, by scope. A statement that uses a table of a scope has the whole scope checked first. The rows of
 `bound`, which are many, have a MAC each; `watermark` says which of them there are."""
+GOES_BACK: Final = frozenset({"fleet", "policy"})
+"""Scopes of which a fleet's database may lose the latest rows: its hosts put back what they know to be bound
+(fleet/witness.py). Rows of any other scope that went back stay refused: a key that was deactivated would sign again."""
+EARLIER: Final = "it is an earlier state, which the fleet's hosts answer"
+"""The problem that one transaction meets where a fleet's store has gone back. The next ones go on with it."""
 LEAST_SECRET: Final = 32
 """Bytes."""
 _SCOPE: Final = {table.name: scope for scope, tables in SEALED.items() for table in tables}
 _ROW: Final = "store"
+_MINUTE_NS: Final = 60_000_000_000
+_ADOPTED: Final = 1_000_000_000
+"""By more than this only an adoption raises the counter at once: it sets a time in nanoseconds."""
 _LABEL: Final = b"hsmcore: the seal of a state store, version 1\0"
 _ROW_LABEL: Final = b"hsmcore: a row of a state store, version 1\0"
 _READ: Final = select(SEAL.c.store, SEAL.c.counter, SEAL.c.digests, SEAL.c.mac).where(SEAL.c.name == _ROW)
@@ -104,6 +113,17 @@ class StoreBehind(StoreError):
     )
 
 
+class _Known(NamedTuple):
+    """What a process knows of the last genuine state: digests by scope, and the rows that _lacking compares."""
+
+    digests: Mapping[str, str]
+    rows: Mapping[Table, list[Any]]
+
+    def after(self, digests: Mapping[str, str], rows: Mapping[Table, list[Any]] = MappingProxyType({})) -> _Known:
+        """Return this with what is known by now."""
+        return _Known({**self.digests, **digests}, {**self.rows, **rows})
+
+
 class SealSecret(Protocol):
     """The secret of a seal: hsmcore.config.Secret."""
 
@@ -125,11 +145,16 @@ class SealStatus:
 
 class Seal:
     """Checks and renews the seal of one database, in that database's thread. `foreign`: finds an object of another
-    writer, such as a trigger, which could change rows while they are sealed."""
+    writer, such as a trigger, which could change rows while they are sealed. `witnessed`: whether a loss of the latest
+    rows is answered by a fleet's hosts."""
 
-    def __init__(self, key: bytearray, foreign: Foreign) -> None:
-        self._key, self.foreign = key, foreign
+    def __init__(self, key: bytearray, foreign: Foreign, *, witnessed: bool = False) -> None:
+        self._key, self.foreign, self._witnessed = key, foreign, witnessed
         self._store, self._counter, self._last = "", 0, ""
+        self._known = self._writing = _Known({}, {})
+        """What the last genuine state had; what `write` has sealed, until `seen` says that it is durable."""
+        self._held: Mapping[str, str] = {}
+        """Of scopes that went back: their digests before. The next seal of this process has them, for all hosts."""
         self._looked = -1
         self.problems: Mapping[str, str] = {}
         """By scope: why it is not genuine. Replaced, never changed; any thread may read it."""
@@ -168,17 +193,51 @@ class Seal:
             return "its seal was made with another secret, or by another writer", {}
         store, counter, digests, mac = row
         older = counter < self._counter or (counter == self._counter and mac != (self._last or mac))
-        if self._counter and (older or store != self._store):
+        if self._counter and (store != self._store or (older and not self._witnessed)):
             return "it was replaced by an earlier state, or by another store", {}
         foreign = self.foreign(connection)
         if foreign:
             return f"{foreign} is not of hsmcore's making", {}
-        self._store, self._counter, self._last = store, counter, mac
         found = orjson.loads(digests)
+        problem = self._go_back(connection, found) if self._counter and older else ""
+        if problem not in ("", EARLIER):
+            return f"it was replaced by an earlier state: {problem}", {}
+        if counter > self._counter + _ADOPTED:
+            self._held = {}
+        self._store, self._counter, self._last = store, counter, mac
+        if problem:
+            self.note("fleet", problem)  # listeners know before the next transaction begins
+            return problem, {}
+        if self._witnessed and found.get("policy") != self._known.digests.get("policy"):
+            self.problem(connection, "policy", found)  # so that a host that binds nothing knows the floors, too
+        self._known = self._known.after(found | self._held)
         return "", found
+
+    def _go_back(self, connection: Connection, vouched: dict[str, str]) -> str:
+        """Take an earlier state, whose seal is of our making, for the present one, and return EARLIER; or why it is
+        none that a loss of commits and nothing else could have left."""
+        rows: dict[Table, list[Any]] = {}
+        for scope in sorted(GOES_BACK):
+            if problem := self._problem(connection, scope, vouched, rows):
+                return f"{scope}: {problem}"
+        if lacking := _lacking(self._known.rows, rows):
+            return f"it lacks {lacking}"
+        strict = {scope: digest for scope, digest in self._known.digests.items() if scope not in GOES_BACK}
+        self._held = {**self._held, **{scope: was for scope, was in strict.items() if vouched.get(scope) != was}}
+        self._known = self._known.after(vouched | self._held, rows)
+        return EARLIER
 
     def problem(self, connection: Connection, scope: str, vouched: Mapping[str, str]) -> str:
         """Return why the rows of a scope are not those that were sealed, or ""."""
+        rows: dict[Table, list[Any]] = {}
+        problem = self._problem(connection, scope, vouched, rows)
+        if not problem:
+            self._known = self._known.after({scope: self._held.get(scope) or vouched.get(scope, "")}, rows)
+        return problem
+
+    def _problem(
+        self, connection: Connection, scope: str, vouched: Mapping[str, str], rows: dict[Table, list[Any]]
+    ) -> str:
         for table in SEALED[scope]:
             if _is_sqlite(connection):
                 # A forged index would find other rows than those that are digested.
@@ -187,7 +246,8 @@ class Seal:
                     return f"table {table.name}: {found}"
         try:
             # A seal of a version that did not have the scope says that it has no rows.
-            same = hmac.compare_digest(_digest(connection, scope), vouched.get(scope) or _no_rows(scope))
+            sealed = self._held.get(scope) or vouched.get(scope) or _no_rows(scope)
+            same = hmac.compare_digest(_digest(connection, scope, rows), sealed)
         except OperationalError as error:
             _require_unreadable(error)
             same = False
@@ -207,9 +267,23 @@ class Seal:
         for listener in tuple(self.listeners):
             listener(scope, problem)
 
-    def write(self, connection: Connection, digests: dict[str, str], store: str = "", counter: int = 0) -> int:
+    def renew(self, connection: Connection, vouched: Mapping[str, str], written: Iterable[str]) -> int:
+        """Seal the scopes that were written, and the others as they were. Returns as `write`."""
+        rows: dict[Table, list[Any]] = {}
+        fresh = {scope: _digest(connection, scope, rows) for scope in written}
+        return self.write(connection, {**vouched, **fresh, **self._held}, rows=rows)
+
+    def write(
+        self,
+        connection: Connection,
+        digests: dict[str, str],
+        store: str = "",
+        counter: int = 0,
+        rows: Mapping[Table, list[Any]] = MappingProxyType({}),
+    ) -> int:
         """Write the seal. Returns its counter, which `seen` takes once the transaction is durable."""
         store, counter = store or self._store, counter or self._counter + 1
+        self._writing = self._known.after(digests, rows)
         text = orjson.dumps(digests, option=orjson.OPT_SORT_KEYS).decode()
         mac = self._mac(store, counter, text).decode()
         values = {"store": store, "counter": counter, "digests": text, "mac": mac}
@@ -221,6 +295,7 @@ class Seal:
         """Note that a seal of this process is durable."""
         if counter > self._counter:
             self._counter, self._last = counter, ""
+            self._known, self._held = self._writing, {}
 
     def status(self, connection: Connection) -> SealStatus:
         """Check everything."""
@@ -258,6 +333,7 @@ class Seal:
             store, counter = row[0], max(counter, row[1])
         # Greater than each counter that a running key manager has seen, also if the seal was put back or removed.
         self._store, counter = store, max(counter + 1, time.time_ns())
+        self._held = {}
         self._vouch_for_bound(connection)
         return self.write(connection, {scope: _digest(connection, scope) for scope in SEALED}, store, counter)
 
@@ -314,8 +390,7 @@ class Guard:
             foreign = self._seal.foreign(self._connection)
             if foreign:
                 raise StoreNotGenuine(f"the state store is not genuine: {foreign} is not of hsmcore's making")
-        fresh = {scope: _digest(self._connection, scope) for scope in self._written}
-        return self._seal.write(self._connection, self._vouched[1] | fresh)
+        return self._seal.renew(self._connection, self._vouched[1], self._written)
 
     def _require(self, scope: str, *, writes: bool) -> None:
         if self._seal is None:
@@ -329,7 +404,8 @@ class Guard:
                 self._vouched = self._seal.read(self._connection)
             broken, vouched = self._vouched
             self._problems[scope] = broken or self._seal.problem(self._connection, scope, vouched)
-            self._seal.note(scope, self._problems[scope])
+            if broken != EARLIER:  # that is over with this transaction
+                self._seal.note(scope, self._problems[scope])
         problem = self._problems[scope]
         if problem and (writes or not self._lenient):
             raise StoreNotGenuine(f"the state store is not genuine: {scope}: {problem}")
@@ -383,14 +459,36 @@ def _rows_of(table: Table) -> Select[Any]:
     return select(table).order_by(*table.primary_key)
 
 
-def _digest(connection: Connection, scope: str) -> str:
+def _lacking(known: Mapping[Table, list[Any]], rows: Mapping[Table, list[Any]]) -> str:
+    """Return what an earlier state lacks that no host could put back, or "". `known`: rows of the later one."""
+    minute = time.time_ns() // _MINUTE_NS
+    hosts = {row.name for row in rows[FLEET_HOST] if not row.retired}
+    floors = {row.name: row.floor for row in rows[WATERMARK]}
+    spent = {row.name: (row.minute, row.amount) for row in rows[SPENT]}
+    for row in known.get(FLEET_HOST, ()):
+        if not row.retired and row.name not in hosts:
+            return f"host {row.name}, which may know of positions"
+    for row in known.get(WATERMARK, ()):
+        if row.floor > floors.get(row.name, -1):
+            return f"the floor {row.floor} of {row.name}"
+    for row in known.get(SPENT, ()):
+        if row.minute >= minute and (row.minute, row.amount) > spent.get(row.name, (0, 0)):
+            return f"what this minute has added to {row.name}"
+    return ""
+
+
+def _digest(connection: Connection, scope: str, kept: dict[Table, list[Any]] | None = None) -> str:
     """Return the digest of the rows of a scope. `ascii` tells apart each value of each type, the same way in every
-    version of Python. A NULL at the end is left out, so that a migration may append a column which may be NULL."""
+    version of Python. A NULL at the end is left out, so that a migration may append a column which may be NULL. `kept`:
+    takes the rows that _lacking compares."""
     digest = hashlib.sha256()
     for table in SEALED[scope]:
         digest.update(ascii(table.name).encode())
-        for row in connection.execute(_rows_of(table)):
+        rows = connection.execute(_rows_of(table)).all()
+        for row in rows:
             digest.update(ascii(_trimmed(row)).encode())
+        if kept is not None and table in (FLEET_HOST, WATERMARK, SPENT):
+            kept[table] = [*rows]
     return digest.hexdigest()
 
 
