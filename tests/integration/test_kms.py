@@ -189,8 +189,8 @@ async def test_without_a_region_the_configuration_is_at_fault(kms):
 @pytest.mark.parametrize(
     ("change", "kind", "says"),
     [
-        ({"state": "Disabled"}, hsmcore.KeyDeactivated, "is Disabled"),
-        ({"state": "PendingDeletion"}, hsmcore.KeyDeactivated, "is PendingDeletion"),
+        ({"state": "Disabled"}, KeyUnusable, "is Disabled"),
+        ({"state": "PendingDeletion"}, KeyUnusable, "is PendingDeletion"),
         ({"usage": "KEY_AGREEMENT"}, KeyUnusable, "is for KEY_AGREEMENT"),
         ({"spec": "ECC_NIST_P384"}, AlgorithmUnsupported, "ECC_NIST_P384"),
     ],
@@ -309,8 +309,8 @@ async def test_trying_again_ends_with_the_deadline(kms):
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("DisabledException", hsmcore.KeyDeactivated),
-        ("KMSInvalidStateException", hsmcore.KeyDeactivated),
+        ("DisabledException", KeyUnusable),
+        ("KMSInvalidStateException", KeyUnusable),
         ("InvalidKeyUsageException", KeyUnusable),
         ("NotFoundException", hsmcore.KeyNotFound),
         ("ValidationException", RequestRejected),

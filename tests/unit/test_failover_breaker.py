@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hsmcore.errors import EXCEPTION_OF_STATUS, error_of
 from hsmcore.failover.breaker import (
     BACKOFF_MAX_NS,
+    OWN,
     RULES,
     SECOND,
     Breaker,
@@ -89,11 +90,6 @@ def test_a_member_that_flaps_for_a_year_comes_back_at_growing_intervals(interval
             now_and_then.probed(True, now_and_then.retry_at)
 
 
-REQUEST_S_OWN = {
-    *("QUEUE_FULL", "MESSAGE_REJECTED", "MESSAGE_TOO_LARGE", "KEY_DEACTIVATED", "CLOSED", "FORKED", "BAD_ARGUMENT")
-}
-
-
 @pytest.mark.parametrize("status", EXCEPTION_OF_STATUS)
 def test_every_error_has_a_kind_or_is_the_request_s_own(status):
     error = error_of(status, call="C_Sign")
@@ -103,8 +99,7 @@ def test_every_error_has_a_kind_or_is_the_request_s_own(status):
         assert RULES[kind].probed == (status == "ACCESS_DENIED")
     if error.retryable and status != "QUEUE_FULL":  # that is no failure of the member
         assert kind is not None
-    if status in REQUEST_S_OWN:
-        assert kind is None
+    assert (kind is None) == (status in OWN or status == "OK"), "decide: the request's own, or a failure of the member"
     if status in ("SIGNATURE_INVALID", "DEADLINE_EXCEEDED", "HOST_LOST"):
         assert may_have_signed(error)
 

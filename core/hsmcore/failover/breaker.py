@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from hsmcore.errors import AuditUnavailable, EngineClosed, HsmError, NotHolder, QueueFull
 
-Kind = Literal["busy", "late", "slow", "session", "down", "access", "wrong", "key", "auth", "fatal"]
+Kind = Literal["busy", "late", "slow", "session", "down", "access", "unusable", "wrong", "key", "auth", "fatal"]
 State = Literal["closed", "open", "half-open"]
 
 SECOND: Final = 1_000_000_000
@@ -40,6 +40,7 @@ RULES: Final[dict[Kind, Rule]] = {
     "session": Rule(3, True),
     "down": Rule(1, True),
     "access": Rule(1, True),  # a cloud service locks nothing, and renewed credentials or a right clock mend it
+    "unusable": Rule(1, True),  # it is the same key, and whoever disabled it may enable it again
     "wrong": Rule(1, True),
     # Another key, a refused login, a broken module: time repairs none of these, and another login may lock the PIN.
     "key": Rule(1, False),
@@ -63,12 +64,23 @@ _KIND_OF_STATUS: Final[dict[str, Kind]] = {
     "SIGNATURE_MALFORMED": "wrong",
     "SIGNATURE_INVALID": "wrong",
     "KEY_MISMATCH": "key",
-    "KEY_UNUSABLE": "key",
+    "KEY_UNUSABLE": "unusable",
     "KEY_NOT_FOUND": "key",
     "MECHANISM_UNSUPPORTED": "key",
     "MODULE_FATAL": "fatal",
     "TOKEN_NOT_FOUND": "down",
 }
+OWN: Final = frozenset(
+    {
+        *("QUEUE_FULL", "MESSAGE_REJECTED", "MESSAGE_TOO_LARGE", "REQUEST_REJECTED", "BAD_ARGUMENT", "CANCELLED"),
+        *("KEY_DEACTIVATED", "KEY_NOT_CURRENT", "POLICY_REFUSED", "DOUBLE_SIGN", "NOT_HOLDER", "FLEET_BEHIND"),
+        *("CLOSED", "FORKED", "OUT_OF_MEMORY", "SYSTEM"),
+        # Of a member that cannot start:
+        *("MODULE_MISSING", "MODULE_INVALID", "HOST_MISSING", "HOST_MISMATCH", "TOKEN_AMBIGUOUS", "KEY_AMBIGUOUS"),
+        *("PUBLIC_KEY_MISSING", "ALGORITHM_UNSUPPORTED"),
+    }
+)
+"""Statuses of a request itself, of this process, or of a start. Any other one is a failure of the member."""
 UNSURE: Final = frozenset({"DEADLINE_EXCEEDED", "HOST_LOST", "SIGNATURE_MALFORMED", "SIGNATURE_INVALID", "CANCELLED"})
 """Errors that leave it open whether the module made a signature."""
 _SIGNING_CALLS: Final = frozenset({"C_Sign", "C_SignFinal"})
@@ -83,6 +95,8 @@ def kind_of(error: HsmError) -> Kind | None:
     """The kind of member failure of an error; None: the error is the request's own, and no other member helps."""
     if isinstance(error, AuditUnavailable | NotHolder | QueueFull):
         return None  # nothing is wrong with the member
+    if error.status in OWN:
+        return None
     return _KIND_OF_STATUS.get(error.status) or _KIND_OF_CLASS.get(error.error_class)
 
 

@@ -34,7 +34,7 @@ from hsmcore.receipt import Receipt
 from hsmcore.state import Desired, Store
 
 # What is no retryable error and yet may mend by itself, or concerns this one member: the others sign.
-SURVIVABLE = frozenset({"TOKEN_NOT_FOUND", "ACCESS_DENIED", "KEY_MISMATCH"})
+SURVIVABLE = frozenset({"TOKEN_NOT_FOUND", "ACCESS_DENIED", "KEY_MISMATCH", "KEY_UNUSABLE"})
 _EMITTED = frozenset({"failover", "failback", "member-down", "member-up"})
 MOST_UNWRITTEN = 1000
 """Events that are kept while the store cannot be written; older ones are in the log only."""

@@ -42,7 +42,7 @@ _MEANINGS: Final = (
     (_TROUBLE, "KMSInternalException DependencyTimeoutException KeyUnavailableException InternalFailure"),
     (_TROUBLE, "InternalServerError ServiceUnavailable ServiceUnavailableException"),
     (_TROUBLE, "RequestTimeout RequestTimeoutException"),
-    (Row("KEY_DEACTIVATED", "fail", _STATE), "DisabledException KMSInvalidStateException"),
+    (Row("KEY_UNUSABLE", "fail", _STATE), "DisabledException KMSInvalidStateException"),
     (Row("KEY_UNUSABLE", "fail", "Use a key made for SIGN_VERIFY."), "InvalidKeyUsageException"),
     (Row("KEY_NOT_FOUND", "fail", "Check keyId, the region and the account of the credentials."), "NotFoundException"),
     (Row("KEY_NOT_FOUND", "fail", "Check keyId: a key id, key ARN, alias name or alias ARN."), "InvalidArnException"),

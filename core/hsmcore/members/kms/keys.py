@@ -16,7 +16,6 @@ from hsmcore.config.kms import identity_of
 from hsmcore.errors import (
     AlgorithmUnsupported,
     HsmError,
-    KeyDeactivated,
     KeyMismatch,
     KeyNotFound,
     KeyUnusable,
@@ -81,7 +80,7 @@ class KmsKeys:
         return signature
 
     async def find(self, name: str) -> KmsKey:
-        """Find the key of an id, ARN or alias, if it can sign now. Raises KeyNotFound, KeyDeactivated, KeyUnusable,
+        """Find the key of an id, ARN or alias, if it can sign now. Raises KeyNotFound, KeyUnusable,
         AlgorithmUnsupported, PublicKeyMissing."""
         described = (await self.ask("DescribeKey", {"KeyId": name})).get("KeyMetadata")
         described = described if isinstance(described, dict) else {}
@@ -92,7 +91,7 @@ class KmsKeys:
             raise KeyNotFound(f"kms:DescribeKey named no key for {name!r}", member=self._member)
         if state != "Enabled":
             hint = "Enable the key in KMS or cancel its deletion, or sign with another key."
-            raise KeyDeactivated(f"key {name!r} is {state}", member=self._member, hint=hint)
+            raise KeyUnusable(f"key {name!r} is {state}", member=self._member, hint=hint)
         if usage != "SIGN_VERIFY":
             hint = "Make a key for SIGN_VERIFY: the usage of a key cannot be changed."
             raise KeyUnusable(f"key {name!r} is for {usage}", member=self._member, hint=hint)
@@ -134,7 +133,7 @@ class KmsKeys:
                 public_key = await self._public_key(held.arn, held.form)
             except (AlgorithmUnsupported, PublicKeyMissing) as error:
                 raise KeyMismatch(f"key {held.arn} is another one than before", member=self._member) from error
-            except (KeyDeactivated, KeyNotFound):
+            except (KeyUnusable, KeyNotFound):
                 continue  # it cannot sign; its requests get that error
             if public_key != held.public_key:
                 raise KeyMismatch(f"key {held.arn} is another one than before", member=self._member)
