@@ -79,7 +79,7 @@ typedef struct hsm_worker {
     uint64_t doubted;             /* a bit for each place whose next signature is verified in any case */
     uint64_t last_used_ns;
     uint64_t took_ns; /* the last request, its call included */
-    uint8_t *message; /* a private copy: the module never reads memory that the client may write */
+    uint8_t *message; /* the module's copy: it never sees memory that the client may write, and may write into it */
     bool prehashed;   /* it is a digest */
     size_t used;      /* the most bytes of it that a message has had */
 } hsm_worker;

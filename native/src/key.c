@@ -104,7 +104,7 @@ static hsm_status read_point(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, C
         return HSM_OK;
     }
     info->apart = 1;
-    CK_OBJECT_HANDLE found[2];
+    CK_OBJECT_HANDLE found[2] = {0};
     CK_ULONG count = 0;
     hsm_status status = find_objects(p11, session, CKO_PUBLIC_KEY, info->id_len > 0 ? NULL : info->label,
                                      info->id_len > 0 ? info->id : NULL, info->id_len, found, &count, error);
@@ -127,7 +127,7 @@ static hsm_status read_point(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, C
 
 static hsm_status read_public_key(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, const hsm_key_selector *selector,
                                   CK_OBJECT_HANDLE handle, hsm_key_info *info, hsm_error *error) {
-    uint8_t point[MAX_ATTRIBUTE];
+    uint8_t point[MAX_ATTRIBUTE] = {0};
     size_t point_len = 0;
     hsm_status status = read_point(p11, session, handle, info, point, &point_len, error);
     if (status != HSM_OK) {
@@ -164,10 +164,11 @@ static hsm_status read_public_key(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE sessi
 
 static hsm_status read_attributes(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE handle,
                                   hsm_key_info *info, hsm_error *error) {
-    CK_OBJECT_CLASS class_ = CKO_PRIVATE_KEY;
-    CK_KEY_TYPE type = 0;
+    /* A module may say that it has answered and write nothing: that must not look like what is wanted. */
+    CK_OBJECT_CLASS class_ = CK_UNAVAILABLE_INFORMATION;
+    CK_KEY_TYPE type = CK_UNAVAILABLE_INFORMATION;
     CK_BBOOL sign = CK_TRUE;
-    uint8_t params[MAX_ATTRIBUTE];
+    uint8_t params[MAX_ATTRIBUTE] = {0};
     enum { CLASS, TYPE, PARAMS, SIGN, ID, LABEL, COUNT };
     struct {
         CK_ATTRIBUTE_TYPE type;

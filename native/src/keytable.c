@@ -35,9 +35,11 @@ static hsm_status prove(hsm_engine *engine, CK_OBJECT_HANDLE handle, const hsm_k
     static const uint8_t title[16] = {'h', 's', 'm', 'c', 'o', 'r', 'e', ' ', 'k', 'e', 'y', ' ', 't', 'e', 's', 't'};
     memcpy(message, title, sizeof title);
     randombytes_buf(message + sizeof title, sizeof message - sizeof title);
+    uint8_t copy[sizeof message]; /* the module may write into it */
+    memcpy(copy, message, sizeof message);
     hsm_outcome outcome;
-    hsm_status status = hsm_sign(engine->p11, engine->login_session, handle, info->algorithm, message, sizeof message,
-                                 false, signature, &outcome);
+    hsm_status status = hsm_sign(engine->p11, engine->login_session, handle, info->algorithm, copy, sizeof copy, false,
+                                 signature, &outcome);
     if (status != HSM_OK) {
         /* A signature may still be under way in it. */
         hsm_engine_close_login(engine);

@@ -13,7 +13,7 @@ const char *hsm_call_name(uint64_t call) {
 }
 
 hsm_status hsm_sign(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key, hsm_algorithm algorithm,
-                    const uint8_t *message, size_t message_len, bool prehashed, uint8_t signature[HSM_MAX_SIGNATURE],
+                    uint8_t *message, size_t message_len, bool prehashed, uint8_t signature[HSM_MAX_SIGNATURE],
                     hsm_outcome *outcome) {
     const hsm_algorithm_info *info = hsm_algorithm_lookup(algorithm);
     uint8_t digest[HSM_SHA256_SIZE];
@@ -36,14 +36,17 @@ hsm_status hsm_sign(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_
         uint8_t bytes[HSM_MAX_SIGNATURE];
         uint8_t room[192];
     } out;
+    /* A module may say that it has signed and write nothing: what lay here before is no signature. */
+    static const uint8_t nothing[HSM_MAX_SIGNATURE];
+    memset(out.bytes, 0, sizeof out.bytes);
     CK_ULONG length = sizeof out.bytes;
     outcome->call = HSM_CALL_C_Sign;
-    /* The standard takes a non-const pointer but only reads it. */
-    outcome->ckr = p11->C_Sign(session, (CK_BYTE_PTR)(uintptr_t)message, message_len, out.bytes, &length);
+    outcome->ckr = p11->C_Sign(session, message, message_len, out.bytes, &length);
     if (outcome->ckr != CKR_OK) {
         return hsm_status_of_ckr(outcome->ckr);
     }
-    if (length != sizeof out.bytes || !hsm_normalize_s(algorithm, out.bytes)) {
+    if (length != sizeof out.bytes || memcmp(out.bytes, nothing, sizeof nothing) == 0 ||
+        !hsm_normalize_s(algorithm, out.bytes)) {
         return HSM_SIGNATURE_MALFORMED;
     }
     memcpy(signature, out.bytes, sizeof out.bytes);

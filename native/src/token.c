@@ -113,6 +113,7 @@ hsm_status hsm_token_find(CK_FUNCTION_LIST *p11, const hsm_token_selector *selec
 hsm_status hsm_session_open(CK_FUNCTION_LIST *p11, CK_SLOT_ID slot, bool read_write, CK_SESSION_HANDLE *session,
                             hsm_error *error) {
     CK_FLAGS flags = CKF_SERIAL_SESSION | (read_write ? CKF_RW_SESSION : 0);
+    *session = CK_INVALID_HANDLE; /* not that of an earlier session, if the module writes none */
     CK_RV rv = p11->C_OpenSession(slot, flags, NULL, NULL, session);
     if (rv != CKR_OK) {
         return hsm_fail_ckr(error, rv, "C_OpenSession", "slot %lu", slot);

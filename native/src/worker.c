@@ -11,7 +11,8 @@
 /* Beside a call that takes so long, the system call that polling spares is nothing. */
 #define SLOW_NS UINT64_C(1000000)
 
-static hsm_status check(hsm_worker *worker, uint32_t key, size_t message_len, const uint8_t *signature) {
+static hsm_status check(hsm_worker *worker, uint32_t key, const uint8_t *message, size_t message_len,
+                        const uint8_t *signature) {
     uint32_t place = hsm_key_place(key);
     const hsm_key_record *record = &worker->engine->area->shared->keys[place];
     if (worker->verified_index[place] != key) {
@@ -26,13 +27,14 @@ static hsm_status check(hsm_worker *worker, uint32_t key, size_t message_len, co
         }
         worker->verified_index[place] = key;
     }
-    return hsm_verifier_check(worker->verifiers[place], worker->message, message_len, worker->prehashed, signature,
+    return hsm_verifier_check(worker->verifiers[place], message, message_len, worker->prehashed, signature,
                               HSM_MAX_SIGNATURE);
 }
 
-static hsm_status verify(hsm_worker *worker, uint32_t key, size_t message_len, const uint8_t *signature) {
+static hsm_status verify(hsm_worker *worker, uint32_t key, const uint8_t *message, size_t message_len,
+                         const uint8_t *signature) {
     uint64_t begun = hsm_now_ns();
-    hsm_status status = check(worker, key, message_len, signature);
+    hsm_status status = check(worker, key, message, message_len, signature);
     uint64_t took = hsm_now_ns() - begun;
     worker->verifying_ns += took;
     hsm_histogram_add(&worker->record->verify, took);
@@ -45,8 +47,10 @@ static bool is_chosen(hsm_worker *worker) {
     return every != 0 && ++worker->signed_count % every == 0;
 }
 
-static hsm_status sign_once(hsm_worker *worker, uint32_t key, size_t message_len, uint8_t *signature,
-                            hsm_outcome *outcome) {
+/* The module gets a copy for each attempt: it may write into it, and what it has signed is compared with the slot's
+ * message, which no module sees. */
+static hsm_status sign_once(hsm_worker *worker, uint32_t key, const uint8_t *message, size_t message_len,
+                            uint8_t *signature, hsm_outcome *outcome) {
     hsm_engine *engine = worker->engine;
     uint32_t place = hsm_key_place(key);
     const hsm_key_record *pinned = &engine->area->shared->keys[place];
@@ -70,11 +74,12 @@ static hsm_status sign_once(hsm_worker *worker, uint32_t key, size_t message_len
     if (status != HSM_OK) {
         return status;
     }
+    memcpy(worker->message, message, message_len);
     status = hsm_sign(engine->p11, worker->session, handle, (hsm_algorithm)pinned->algorithm, worker->message,
                       message_len, worker->prehashed, signature, outcome);
     uint64_t doubt = UINT64_C(1) << place;
     if (status == HSM_OK && ((worker->doubted & doubt) != 0 || is_chosen(worker))) {
-        status = verify(worker, key, message_len, signature);
+        status = verify(worker, key, message, message_len, signature);
         /* After a wrong signature, verify each key's until a good one comes: the next attempt must not slip through. */
         worker->doubted = status == HSM_OK ? worker->doubted & ~doubt : UINT64_MAX;
         if (status == HSM_SIGNATURE_INVALID) {
@@ -127,8 +132,8 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
 }
 
 /* Sign, and climb the ladder after each failure. */
-static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t key, size_t message_len, uint64_t begun,
-                                  hsm_outcome *outcome) {
+static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t key, const uint8_t *message,
+                                  size_t message_len, uint64_t begun, hsm_outcome *outcome) {
     hsm_status status;
     /* A caller in a hurry is no proof that the module hangs. */
     uint64_t patience = begun + worker->engine->patience_ns;
@@ -136,7 +141,7 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
     atomic_store_explicit(&worker->record->call_deadline_ns, deadline, memory_order_relaxed);
     hsm_worker_enter(worker, begun);
     for (bool first = true;; first = false) {
-        status = sign_once(worker, key, message_len, slot->signature, outcome);
+        status = sign_once(worker, key, message, message_len, slot->signature, outcome);
         if (status == HSM_OK) {
             if (is_down(worker->engine->area)) {
                 hsm_token_answered(worker->engine);
@@ -195,14 +200,14 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
         if (message_len > HSM_INLINE_MESSAGE) {
             worker->used = area->max_message;
         }
-        memcpy(worker->message, hsm_area_message(area, index, message_len), message_len);
+        const uint8_t *message = hsm_area_message(area, index, message_len);
         if (area->digests && worker->prehashed) {
-            memcpy(slot->digest, worker->message, sizeof slot->digest);
+            memcpy(slot->digest, message, sizeof slot->digest);
         } else if (area->digests) {
-            hsm_sha256(worker->message, message_len, slot->digest);
+            hsm_sha256(message, message_len, slot->digest);
         }
         worker->verifying_ns = 0;
-        status = sign_or_recover(worker, slot, key, message_len, begun, &outcome);
+        status = sign_or_recover(worker, slot, key, message, message_len, begun, &outcome);
         ended = hsm_now_ns();
         if (status == HSM_OK) {
             atomic_store_explicit(&worker->answered_ns, ended, memory_order_relaxed);
