@@ -40,7 +40,8 @@ static hsm_status find_token(hsm_engine *engine, const hsm_token_selector *selec
         if (!hsm_module_claim(engine->module)) {
             return status;
         }
-        hsm_status initialized = hsm_module_reinitialize(engine->module, error);
+        bool alone = atomic_load(&engine->module->engines) == 1;
+        hsm_status initialized = alone ? hsm_module_reinitialize(engine->module, error) : status;
         hsm_module_disclaim(engine->module);
         if (initialized != HSM_OK) {
             return initialized;
@@ -178,14 +179,16 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
     hsm_turn_begin(options->quirks, options->module_path);
     status = status != HSM_OK ? status
                               : hsm_module_acquire(options->module_path, options->module_args, &engine->module, error);
+    hsm_engine_lock(engine); /* no other engine initializes the module again until the workers run */
     if (status == HSM_OK) {
-        hsm_module_join(engine->module);
+        hsm_engine_join(engine);
         engine->p11 = engine->module->p11;
         status = open_token(engine, options, error);
     }
     status = status != HSM_OK ? status : hsm_engine_login(engine, error);
     hsm_turn_end();
     status = status != HSM_OK ? status : start_workers(engine, error);
+    hsm_engine_unlock(engine);
     if (status != HSM_OK) {
         /* A host that does not start leaves queued requests to the next one. */
         hsm_area *area = engine->area;
@@ -240,9 +243,11 @@ static uint32_t wait_for_threads(hsm_engine *engine, uint64_t until_ns) {
  * would end the login for every other user of the token in this process. Closing the last session ends it too. */
 static void *close_token(void *argument) {
     hsm_engine *engine = argument;
+    hsm_engine_lock(engine); /* another engine may be about to initialize the module again */
     hsm_engine_close_login(engine);
+    hsm_engine_unlock(engine);
     if (engine->module != NULL) {
-        hsm_module_leave(engine->module);
+        hsm_engine_leave(engine);
         hsm_module_release(engine->module);
     }
     (void)pthread_mutex_lock(&engine->state);

@@ -1,5 +1,5 @@
 /* The engine's inside, shared by its files. Read engine.c (life cycle), worker.c (the loop), session.c, recover.c (the
- * ladder) with aside.c and down.c, keytable.c (keys), supervise.c (hanging workers), in this order. */
+ * ladder) with reinit.c, aside.c and down.c, keytable.c (keys), supervise.c (hanging workers), in this order. */
 #ifndef HSM_ENGINE_H
 #define HSM_ENGINE_H
 
@@ -88,13 +88,14 @@ struct hsm_engine {
     hsm_client *client;
     hsm_area *area;
     hsm_module *module;
+    hsm_engine *next; /* in the module's list of engines */
     CK_FUNCTION_LIST *p11;
     const hsm_quirks *quirks;
     hsm_token_info token;        /* as it was at the start */
     hsm_token_selector selector; /* owned copies */
-    CK_SLOT_ID slot;
-    bool slot_lost; /* since a reinit; found again by the next heal */
-    uint8_t *pin;   /* locked memory, or NULL */
+    _Atomic CK_SLOT_ID slot;     /* written under `control` */
+    _Atomic bool slot_lost;      /* since a reinit; found again by the next heal */
+    uint8_t *pin;                /* locked memory, or NULL */
     size_t pin_len;
     uint64_t spin_ns, patience_ns;
     uint32_t verify_every, fork_generation;
@@ -182,7 +183,7 @@ void hsm_engine_unlock(hsm_engine *engine);
 void hsm_engine_wipe_pin(hsm_engine *engine);
 /* All below need `control`. Log in through the login session, opening it first if need be. */
 hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error);
-/* The same, if the login session or its login was lost. */
+/* The same, if the login session or its login was lost; find the token first if the module was initialized again. */
 hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error);
 /* Close the login session, if there is one. */
 void hsm_engine_close_login(hsm_engine *engine);
@@ -207,6 +208,21 @@ void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint32_t index);
 bool hsm_ladder_climb(hsm_worker *worker, hsm_status status);
 /* The final status of a request that failed with `status`: the refusal of the login, if that is the cause. */
 hsm_status hsm_ladder_verdict(const hsm_worker *worker, hsm_status status);
+
+/* ---- reinit.c ---- */
+
+/* An engine's hold of its module; every call of an engine lies between the two. Both wait while the module is
+ * initialized again. Joined with `control` held until the workers run. Released with hsm_module_release after leaving. */
+void hsm_engine_join(hsm_engine *engine);
+void hsm_engine_leave(hsm_engine *engine);
+/* Initialize the module again, for all engines that use it: each of them must heal then, and its workers come to know
+ * of it with their next request. This engine's gate may be closed afterwards, so that it can heal first. Returns
+ * HSM_BUSY at once or after a moment, with nothing done, if a user comes or goes, or another engine logs in or looks for
+ * keys; and HSM_TOKEN_LOST if a call inside does not end. Call with `control` held, as a worker that counts as inside.
+ */
+hsm_status hsm_engines_reinitialize(hsm_worker *worker, hsm_error *error);
+/* Let workers into the module again. */
+void hsm_gate_open(hsm_engine *engine);
 
 /* ---- aside.c ---- */
 

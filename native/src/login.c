@@ -89,6 +89,17 @@ hsm_status hsm_engine_ready(hsm_engine *engine, hsm_error *error) {
     if (engine->login_open && hsm_engine_session_state(engine, engine->login_session, &logged_in) != CKR_OK) {
         hsm_engine_close_login(engine);
     }
+    if (engine->slot_lost) { /* the PIN is for this token alone */
+        hsm_token_info found;
+        hsm_turn_begin(engine->quirks->name, engine->module->path);
+        hsm_status status = hsm_token_find(engine->p11, &engine->selector, &found, error);
+        hsm_turn_end();
+        if (status != HSM_OK) {
+            return status;
+        }
+        engine->slot = found.slot_id; /* before the flag: workers look at that first */
+        engine->slot_lost = false;
+    }
     return engine->login_open && logged_in ? HSM_OK : hsm_engine_login(engine, error);
 }
 

@@ -226,25 +226,12 @@ void *hsm_module_functions(const char *path) {
     return functions;
 }
 
-void hsm_module_join(hsm_module *module) {
-    (void)pthread_mutex_lock(&module->state); /* after a C_Finalize that is under way */
-    atomic_fetch_add(&module->engines, 1);
-    (void)pthread_mutex_unlock(&module->state);
-}
-
-void hsm_module_leave(hsm_module *module) {
-    atomic_fetch_sub(&module->engines, 1);
-}
-
 bool hsm_module_claim(hsm_module *module) {
     if (pthread_mutex_trylock(&module->outside) != 0) {
         return false;
     }
     if (pthread_mutex_trylock(&module->state) == 0) {
-        if (atomic_load(&module->engines) == 1) {
-            return true;
-        }
-        (void)pthread_mutex_unlock(&module->state);
+        return true;
     }
     (void)pthread_mutex_unlock(&module->outside);
     return false;

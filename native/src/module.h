@@ -17,20 +17,17 @@ struct hsm_module {
     uint64_t initializations; /* so far; handles of an earlier one are dead; under `outside` */
     pthread_mutex_t state;    /* held while the module is loaded, initialized or finalized; taken after `outside` */
     bool initialized;         /* by the last C_Initialize; under `state` */
-    _Atomic unsigned engines; /* among the users; one more only under `state` */
+    hsm_engine *first;        /* the engines among the users, in no order; under `state` */
+    _Atomic unsigned engines; /* how many they are; changed under `state` */
     uint32_t fork_generation;
 };
 
-/* An engine's hold, which hsm_module_claim counts; every call of an engine lies between the two. Joining waits while
- * another engine has a claim. Released with hsm_module_release after hsm_module_leave. */
-void hsm_module_join(hsm_module *module);
-void hsm_module_leave(hsm_module *module);
-/* For the only engine, before it initializes the module again: until hsm_module_disclaim no other user comes or goes.
- * Returns false, at once, if there is another engine, a call inside that is no worker's, or a user that comes or
- * goes. */
+/* Before the module is initialized again: until hsm_module_disclaim no user comes or goes. Returns false, at once, if
+ * there is a call inside that is no engine's, or a user that comes or goes, or another claim. */
 bool hsm_module_claim(hsm_module *module);
 void hsm_module_disclaim(hsm_module *module);
-/* C_Finalize, then C_Initialize, for a module that lost its state. Call with a claim, and with no call inside. */
+/* C_Finalize, then C_Initialize, for a module that lost its state. Call with a claim, and with no call inside. Where
+ * there are other engines, see hsm_engines_reinitialize. */
 hsm_status hsm_module_reinitialize(hsm_module *module, hsm_error *error);
 
 #endif

@@ -3,7 +3,7 @@
  *   retry     the same session, a moment later
  *   reopen    a new session
  *   heal      log in again if need be, look every key up again and compare it with the pinned one
- *   reinit    C_Finalize and C_Initialize, with no call inside the module, then heal
+ *   reinit    C_Finalize and C_Initialize, with no call inside the module (reinit.c), then heal
  *   down      fail at once between probes, until the token answers (down.c)
  *
  * The class of a failure chooses the rung; a failure that repeats takes the next one. A request leaves the ladder with
@@ -12,12 +12,13 @@
  * rate-limited: a request waits for its turn. A refused PIN ends all logins. */
 #include "session.h"
 
-#include "token.h"
-
 #define MS UINT64_C(1000000)
 /* The shortest time between two attempts to heal, and to reinitialize; it doubles with each failure in a row. */
 #define HEAL_INTERVAL_NS (20 * MS)
 #define HEAL_INTERVAL_MAX_NS (1000 * MS)
+/* The same for reinitializing beside other engines, which it stops for a moment: a token that is away for good must not
+ * cost them more than that. */
+#define SHARED_INTERVAL_MAX_NS (16000 * MS)
 /* The time on the ladder of a request without a deadline. */
 #define LADDER_NS (500 * MS)
 /* A request with less time than this is not put aside any more: its error is to reach its caller. */
@@ -31,8 +32,6 @@
  * short. */
 #define MAX_SHORT_PAUSES 8U
 #define MAX_PAUSES 6U
-/* How long re-initializing waits for the other workers to come out of the module. */
-#define QUIESCE_NS (200 * MS)
 
 /* Find the key of a place again and note its handle. Returns HSM_OK also for a key that is missing or deactivated: only
  * a fault of the token is a failure. Call with `control` held. */
@@ -56,16 +55,7 @@ static hsm_status look_up(hsm_engine *engine, uint32_t place, bool *found, hsm_e
 /* Log in again if need be and find every key again. A key whose search fails has no handle afterwards; if no key is
  * found, that failure is returned. Call with `control` held. */
 static hsm_status heal_token(hsm_engine *engine, hsm_error *error) {
-    hsm_status status = HSM_OK;
-    if (engine->slot_lost) { /* the PIN is for this token alone */
-        hsm_token_info found;
-        hsm_turn_begin(engine->quirks->name, engine->module->path);
-        status = hsm_token_find(engine->p11, &engine->selector, &found, error);
-        hsm_turn_end();
-        engine->slot = status == HSM_OK ? found.slot_id : engine->slot;
-        engine->slot_lost = status != HSM_OK;
-    }
-    status = status != HSM_OK ? status : hsm_engine_ready(engine, error);
+    hsm_status status = hsm_engine_ready(engine, error);
     hsm_status failure = HSM_OK;
     uint32_t keys_found = 0;
     for (uint32_t place = 0; place < HSM_MAX_KEYS && status == HSM_OK; place++) {
@@ -93,64 +83,17 @@ static hsm_status heal_token(hsm_engine *engine, hsm_error *error) {
     return status;
 }
 
-/* Keep other workers out of the module and wait until those inside have come out. Returns false, with the gate open
- * again, if one does not. */
-static bool close_gate(hsm_worker *worker) {
-    hsm_engine *engine = worker->engine;
-    atomic_store(&engine->gate, 1);
-    uint64_t until = hsm_now_ns() + QUIESCE_NS;
-    for (uint32_t i = 0; i < engine->worker_slots; i++) {
-        hsm_worker_record *other = hsm_area_worker(engine->area, i);
-        while (i != worker->index && atomic_load(&other->call_started_ns) != 0) {
-            if (hsm_now_ns() >= until) {
-                return false;
-            }
-            hsm_sleep(MS / 10);
-        }
-    }
-    return true;
-}
-
-static void open_gate(hsm_engine *engine) {
-    atomic_store(&engine->gate, 0);
-    hsm_futex_wake(&engine->gate, INT32_MAX, true);
-}
-
-/* After C_Finalize the same numbers may stand for other objects. */
-static void forget_handles(hsm_engine *engine) {
-    for (uint32_t key = 0; key < HSM_MAX_KEYS; key++) {
-        atomic_store_explicit(&engine->keys[key].handle, 0, memory_order_release);
-        atomic_store(&engine->keys[key].gone, false);
-    }
-    atomic_store(&engine->keys_found, 0);
-    atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
-}
-
-/* Initialize the module again, with no call inside, and heal. If others in this process use the module, only heal; the
- * module is busy if that fails while a call of another user than an engine is inside. Call with `control` held. */
+/* Initialize the module again, and heal. The module is busy if that cannot be done now, and healing fails for something
+ * that another attempt may mend. Call with `control` held. */
 static hsm_status reinit_module(hsm_worker *worker, hsm_error *error) {
     hsm_engine *engine = worker->engine;
-    if (!hsm_module_claim(engine->module)) {
+    hsm_status status = hsm_engines_reinitialize(worker, error);
+    if (status == HSM_OK || status == HSM_BUSY) {
         hsm_status healed = heal_token(engine, error);
-        bool passes = hsm_status_class(healed) < HSM_CLASS_AUTH_FATAL && atomic_load(&engine->module->engines) == 1;
-        return healed == HSM_OK || !passes ? healed : HSM_BUSY;
+        bool passes = healed != HSM_OK && hsm_status_class(healed) < HSM_CLASS_AUTH_FATAL;
+        status = status == HSM_BUSY && passes ? HSM_BUSY : healed;
     }
-    hsm_status status = HSM_TOKEN_LOST;
-    if (close_gate(worker)) {
-        for (uint32_t i = 0; i < engine->worker_slots; i++) {
-            /* C_Finalize ends all sessions. No worker is inside, so this thread may close their sessions. */
-            hsm_worker_close(&engine->workers[i]);
-        }
-        hsm_engine_close_login(engine);
-        forget_handles(engine);
-        engine->slot_lost = true;
-        hsm_turn_begin(engine->quirks->name, engine->module->path);
-        status = hsm_module_reinitialize(engine->module, error);
-        hsm_turn_end();
-        status = status != HSM_OK ? status : heal_token(engine, error);
-    }
-    open_gate(engine);
-    hsm_module_disclaim(engine->module);
+    hsm_gate_open(engine);
     return status;
 }
 
@@ -159,11 +102,13 @@ enum rung { HEAL, REINIT };
 /* The shortest time between two attempts at a rung. */
 static uint64_t interval_of(const hsm_engine *engine, enum rung rung) {
     uint32_t failures = atomic_load(&engine->heal_failures);
-    if (rung == REINIT && engine->fruitless > failures) {
+    bool shared = rung == REINIT && atomic_load(&engine->module->engines) > 1;
+    if (shared || (rung == REINIT && engine->fruitless > failures)) {
         failures = engine->fruitless;
     }
-    uint64_t interval = HEAL_INTERVAL_NS << (failures < 6 ? failures : 6);
-    return interval < HEAL_INTERVAL_MAX_NS ? interval : HEAL_INTERVAL_MAX_NS;
+    uint64_t most = shared ? SHARED_INTERVAL_MAX_NS : HEAL_INTERVAL_MAX_NS;
+    uint64_t interval = HEAL_INTERVAL_NS << (failures < 10 ? failures : 10);
+    return interval < most ? interval : most;
 }
 
 /* Sleep outside the module, so that no reinit waits for a worker that sleeps. */
@@ -417,6 +362,9 @@ hsm_status hsm_ladder_verdict(const hsm_worker *worker, hsm_status status) {
     case HSM_CLASS_RELOGIN:
     case HSM_CLASS_REFIND:
     case HSM_CLASS_REINIT:
+        if (refusal == HSM_OK && worker->engine->slot_lost) {
+            return HSM_TOKEN_LOST;
+        }
         return refusal != HSM_OK ? refusal : status;
     default:
         return status; /* no login would mend it */

@@ -10,6 +10,12 @@ hsm_status hsm_worker_open(hsm_worker *worker, hsm_error *error) {
         return HSM_OK;
     }
     hsm_engine *engine = worker->engine;
+    if (engine->slot_lost) {
+        /* Its slot may be another token's by now: the ladder finds it, unless it has been found since. */
+        (void)hsm_worker_catch_up(worker);
+        (void)hsm_fail_ckr(error, CKR_TOKEN_NOT_PRESENT, "C_OpenSession", "not found since C_Initialize");
+        return HSM_NOT_LOGGED_IN;
+    }
     hsm_status status =
         hsm_session_open(engine->p11, engine->slot, engine->quirks->read_write_sessions, &worker->session, error);
     worker->session_open = status == HSM_OK;

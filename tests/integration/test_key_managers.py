@@ -436,7 +436,7 @@ async def test_a_fault_of_the_token_they_share_loses_no_request_of_either(action
 @needs_chaos
 @pytest.mark.chaos
 async def test_in_a_host_of_its_own_a_module_is_initialized_again(fresh_token, tmp_path):
-    """In one process that is refused while another key manager uses the module."""
+    """In one process it is for both: see test_shared_module.py."""
     token = fresh_token(*KEYS)
     made, blocks = [], {}
     for name in ("blocks", "transactions"):

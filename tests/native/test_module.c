@@ -1,5 +1,5 @@
 /* Loading modules: which files are none, which call initializes one, and when it is finalized. */
-#include "module.h"
+#include "engine.h"
 
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -192,10 +192,11 @@ static void *reinitialize(void *argument) {
 
 static void *use_other_module(void *path) {
     hsm_module *module = acquire(path);
-    hsm_module_join(module);
+    hsm_engine engine = {.module = module};
+    hsm_engine_join(&engine);
     CHECK(hsm_module_claim(module));
     hsm_module_disclaim(module);
-    hsm_module_leave(module);
+    hsm_engine_leave(&engine);
     hsm_module_release(module);
     return NULL;
 }
@@ -204,7 +205,6 @@ static void a_module_that_hangs_holds_up_no_other(void) {
     char path[] = "/tmp/hsmcore-test-XXXXXX";
     copy_module(path);
     intercept_begin(HSMC_NOOP_MODULE);
-    hsm_module_join(intercept.module);
     atomic_store(&intercept.hold_finalize, true);
     pthread_t hangs;
     pthread_t other;
@@ -218,27 +218,28 @@ static void a_module_that_hangs_holds_up_no_other(void) {
     if (waited) {
         (void)pthread_join(other, NULL);
     }
-    hsm_module_leave(intercept.module);
     intercept_end();
     CHECK_INT(unlink(path), ==, 0);
 }
 
 static _Atomic unsigned joined;
 
-static void *join(void *module) {
-    hsm_module_join(module);
+static void *join(void *engine) {
+    hsm_engine_join(engine);
     atomic_store(&joined, 1);
     return NULL;
 }
 
 static void no_engine_joins_a_module_that_is_claimed(void) {
     hsm_module *module = acquire(HSMC_NOOP_MODULE);
-    hsm_module_join(module);
+    hsm_engine first = {.module = module};
+    hsm_engine second = {.module = module};
+    hsm_engine_join(&first);
     atomic_store(&joined, 0);
     REQUIRE(hsm_module_claim(module));
     CHECK(!hsm_module_claim(module));
     pthread_t thread;
-    REQUIRE(pthread_create(&thread, NULL, join, module) == 0);
+    REQUIRE(pthread_create(&thread, NULL, join, &second) == 0);
     hsm_error error = {.status = HSM_OK};
     for (int i = 0; i < 100; i++) {
         CHECK_STATUS(hsm_module_reinitialize(module, &error), HSM_OK);
@@ -247,11 +248,10 @@ static void no_engine_joins_a_module_that_is_claimed(void) {
     }
     hsm_module_disclaim(module);
     (void)pthread_join(thread, NULL);
-    CHECK(!hsm_module_claim(module)); /* it is not the only one any more */
-    hsm_module_leave(module);
-    CHECK(hsm_module_claim(module));
-    hsm_module_disclaim(module);
-    hsm_module_leave(module);
+    CHECK_INT(atomic_load(&module->engines), ==, 2);
+    hsm_engine_leave(&first);
+    hsm_engine_leave(&second);
+    CHECK(module->first == NULL);
     hsm_module_release(module);
 }
 

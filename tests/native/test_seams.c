@@ -239,8 +239,40 @@ static void one_engine_is_mended_while_another_starts_signs_and_stops(void) {
     hooks_end();
 }
 
+/* Each of them initializes the module again under the other one, which goes on. */
+static void two_engines_are_mended_at_once(void) {
+    hooks_begin();
+    struct fixture engines[] = {noop_begin(2), noop_begin(2)};
+    pthread_t threads[COUNT_OF(engines)];
+    unsigned initialized = atomic_load(&hooks.initialized);
+    atomic_store(&over, false);
+    for (size_t i = 0; i < COUNT_OF(engines); i++) {
+        REQUIRE(pthread_create(&threads[i], NULL, mended, &engines[i]) == 0);
+    }
+    uint64_t begun = hsm_now_ns();
+    while (patient(begun) && atomic_load(&hooks.initialized) < initialized + 20) {
+        (void)usleep(1000);
+    }
+    CHECK_INT(atomic_load(&hooks.initialized), >=, initialized + 20);
+    atomic_store(&over, true);
+    for (size_t i = 0; i < COUNT_OF(engines); i++) {
+        (void)pthread_join(threads[i], NULL);
+    }
+    CHECK_INT(atomic_load(&hooks.finalized_beside), ==, 0);
+    CHECK_INT(atomic_load(&hooks.wrong_pins), ==, 0);
+    atomic_store(&hooks.fail_sign, 0);
+    for (size_t i = 0; i < COUNT_OF(engines); i++) {
+        CHECK_STATUS(finish(&engines[i], submit_text(&engines[i], SIGNED, PATIENCE)).status, HSM_OK);
+    }
+    for (size_t i = 0; i < COUNT_OF(engines); i++) {
+        fixture_end(&engines[i]);
+    }
+    hooks_end();
+}
+
 static const struct test tests[] = {
     TEST(a_stop_at_each_point_of_the_ladder),
     TEST(one_engine_is_mended_while_another_starts_signs_and_stops),
+    TEST(two_engines_are_mended_at_once),
 };
 HARNESS_MAIN(tests)

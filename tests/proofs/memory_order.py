@@ -168,7 +168,7 @@ MUTANTS = [
     Mutant(
         "the-gate-is-closed-with-a-release",
         "gate",
-        "recover.c",
+        "reinit.c",
         (("atomic_store(&engine->gate, 1);", "atomic_store_explicit(&engine->gate, 1, memory_order_release);"),),
     ),
     Mutant(

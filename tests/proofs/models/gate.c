@@ -2,11 +2,12 @@
  * open again. `module` stands for what C_Finalize ends: a data race on it is a call inside. */
 #include "area_model.h"
 
-/* For close_gate and open_gate. */
-#include "recover.c"
+/* For close_gates and hsm_gate_open. */
+#include "reinit.c"
 
 static hsm_engine engine;
 static hsm_worker workers[WORKERS];
+static hsm_module shared_module;
 static int module;
 static uint64_t clocks[MM_MAX_THREADS];
 
@@ -16,10 +17,10 @@ uint64_t hsm_now_ns(void) {
 }
 
 static void closer(void) {
-    if (close_gate(&workers[1])) {
+    if (close_gates(&workers[1], hsm_now_ns() + QUIESCE_NS)) {
         module++;
     }
-    open_gate(&engine);
+    hsm_gate_open(&engine);
 }
 
 static void worker(void) {
@@ -34,6 +35,8 @@ static void reset(void) {
     reset_area(SLOTS);
     mm_name(&engine.gate, "gate");
     engine.area = &area;
+    engine.module = &shared_module;
+    shared_module.first = &engine;
     engine.worker_slots = WORKERS;
     atomic_store(&engine.gate, 0);
     module = 0;
