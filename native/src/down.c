@@ -98,8 +98,8 @@ void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now) {
     hsm_engine *engine = worker->engine;
     hsm_shared *shared = engine->area->shared;
     /* If the token was healed, or has signed, the failure is the request's own. */
-    if (hsm_status_class(status) >= HSM_CLASS_AUTH_FATAL || !worker->ladder.unhealed || hsm_token_answers(worker) ||
-        !hsm_token_is_silent(worker, now)) {
+    if (hsm_status_class(status) >= HSM_CLASS_AUTH_FATAL || status == HSM_KEY_MISMATCH || !worker->ladder.unhealed ||
+        hsm_token_answers(worker) || !hsm_token_is_silent(worker, now)) {
         return;
     }
     uint32_t answering = 0;

@@ -195,7 +195,9 @@ hsm_status hsm_engine_unless_hidden(const hsm_engine *engine, CK_SESSION_HANDLE 
                                     bool *logged_in);
 /* Note whether a search alone proves the key of a place: not where its public key is another object's. */
 void hsm_engine_note_apart(hsm_engine *engine, uint32_t place, bool apart);
-/* Find the key of a place again in `session` and compare it with the pinned one. */
+/* Find the key of a place again in `session` and compare it with the pinned one. Only a public key that was read and
+ * differs is another one (HSM_KEY_MISMATCH), until the pinned one is found again; where none was read, the search has
+ * failed (HSM_KEY_HANDLE_STALE). */
 hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t place, CK_OBJECT_HANDLE *handle,
                              hsm_error *error);
 
@@ -212,14 +214,15 @@ hsm_status hsm_ladder_verdict(const hsm_worker *worker, hsm_status status);
 /* ---- reinit.c ---- */
 
 /* An engine's hold of its module; every call of an engine lies between the two. Both wait while the module is
- * initialized again. Joined with `control` held until the workers run. Released with hsm_module_release after leaving. */
+ * initialized again. Join with `control` held until the workers run. Release it with hsm_module_release after leaving.
+ */
 void hsm_engine_join(hsm_engine *engine);
 void hsm_engine_leave(hsm_engine *engine);
 /* Initialize the module again, for all engines that use it: each of them must heal then, and its workers come to know
  * of it with their next request. This engine's gate may be closed afterwards, so that it can heal first. Returns
- * HSM_BUSY at once or after a moment, with nothing done, if a user comes or goes, or another engine logs in or looks for
- * keys; and HSM_TOKEN_LOST if a call inside does not end. Call with `control` held, as a worker that counts as inside.
- */
+ * HSM_BUSY at once or after a moment, with nothing done, if a user comes or goes, or another engine logs in or looks
+ * for keys; and HSM_TOKEN_LOST if a call inside does not end. Call with `control` held, as a worker that counts as
+ * inside. */
 hsm_status hsm_engines_reinitialize(hsm_worker *worker, hsm_error *error);
 /* Let workers into the module again. */
 void hsm_gate_open(hsm_engine *engine);

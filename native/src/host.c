@@ -322,8 +322,9 @@ static hsm_status find_again(hsm_host *host, uint32_t place, bool *found, hsm_er
     const hsm_key_info *pinned = &host->keys[place];
     hsm_key_record *record = &host->client->area->shared->keys[place];
     *found = false;
+    uint32_t state = atomic_load(&record->state);
     if (pinned->public_key_len == 0 || atomic_load(&host->retired[place]) ||
-        atomic_load(&record->state) != HSM_KEY_ACTIVE) {
+        (state != HSM_KEY_ACTIVE && state != HSM_KEY_MISMATCHED)) {
         return HSM_OK;
     }
     bool by_handle = host->handles[place] >= 0;
@@ -339,11 +340,14 @@ static hsm_status find_again(hsm_host *host, uint32_t place, bool *found, hsm_er
     hsm_key_info again = {.index = 0};
     hsm_status status = send_key(host, &selector, pinned->index, &again, error);
     if (status == HSM_KEY_MISMATCH) {
-        /* Nothing may be signed with it, now or later; other keys may go on. */
-        atomic_store(&record->state, HSM_KEY_MISMATCHED);
+        /* Nothing may be signed with it until the pinned one is found again; other keys may go on. */
+        (void)atomic_compare_exchange_strong(&record->state, &state, HSM_KEY_MISMATCHED);
         return HSM_OK;
     }
     *found = status == HSM_OK;
+    if (*found) {
+        (void)atomic_compare_exchange_strong(&record->state, &state, HSM_KEY_ACTIVE);
+    }
     return status;
 }
 
@@ -365,7 +369,7 @@ static hsm_status find_all_again(hsm_host *host, hsm_error *error) {
 }
 
 /* The process that has ended may have overwritten which keys there are. A key that it found to be another one stays
- * refused. */
+ * refused until the next one has looked at it. */
 static void restore_key_table(hsm_host *host) {
     for (uint32_t place = 0; place < HSM_MAX_KEYS; place++) {
         hsm_key_record *record = &host->client->area->shared->keys[place];

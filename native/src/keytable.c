@@ -195,7 +195,7 @@ hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *sel
     }
     if (status == HSM_OK) {
         status = record_key(engine, selector, handle, index, info, error);
-    } else if (index != HSM_ANY_INDEX && status != HSM_KEY_MISMATCH) {
+    } else if (index != HSM_ANY_INDEX) {
         record_missing(engine, selector, index);
     }
     hsm_engine_unlock(engine);

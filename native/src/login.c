@@ -108,6 +108,12 @@ void hsm_engine_note_apart(hsm_engine *engine, uint32_t place, bool apart) {
     (void)(apart ? atomic_fetch_or(&engine->apart, bit) : atomic_fetch_and(&engine->apart, ~bit));
 }
 
+/* Whether a search ended before a public key was read: what the module said of the other attributes is no key's, or not
+ * of this one's kind. It may say otherwise in a moment. */
+static bool is_unread(hsm_status status) {
+    return status == HSM_KEY_UNUSABLE || status == HSM_ALGORITHM_UNSUPPORTED || status == HSM_BAD_ARGUMENT;
+}
+
 hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t place, CK_OBJECT_HANDLE *handle,
                              hsm_error *error) {
     hsm_engine_key *own = &engine->keys[place];
@@ -118,21 +124,21 @@ hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint
         .id = own->id_len > 0 ? own->id : NULL,
         .id_len = own->id_len,
         .handle = own->fixed_handle,
-        .algorithm = (hsm_algorithm)pinned->algorithm,
         .public_key = pinned->public_key,
         .public_key_len = pinned->public_key_len,
     };
     hsm_key_info info;
     hsm_status status = hsm_key_find(engine->p11, session, &selector, handle, &info, error);
-    bool other_key = status == HSM_KEY_MISMATCH || status == HSM_KEY_UNUSABLE || status == HSM_ALGORITHM_UNSUPPORTED;
-    /* An error of the module is a failure of the search; only a key that was read and compared is another one. */
-    if (other_key && error->ckr == CKR_OK) {
-        /* Another key answers to this name: nothing may be signed with it, now or later. */
-        atomic_store(&pinned->state, HSM_KEY_MISMATCHED);
-        return HSM_KEY_MISMATCH;
-    }
-    if (status == HSM_OK) {
+    uint32_t active = HSM_KEY_ACTIVE;
+    uint32_t mismatched = HSM_KEY_MISMATCHED;
+    if (status == HSM_KEY_MISMATCH) {
+        /* Another key answers to this name: nothing may be signed with it until the pinned one does again. */
+        (void)atomic_compare_exchange_strong(&pinned->state, &active, HSM_KEY_MISMATCHED);
+    } else if (status == HSM_OK && (uint32_t)info.algorithm == pinned->algorithm) {
         hsm_engine_note_apart(engine, place, info.apart != 0);
+        (void)atomic_compare_exchange_strong(&pinned->state, &mismatched, HSM_KEY_ACTIVE);
+    } else if (status == HSM_OK || (is_unread(status) && error->ckr == CKR_OK)) {
+        status = hsm_fail_as(error, HSM_KEY_HANDLE_STALE);
     }
     return status;
 }

@@ -43,10 +43,10 @@ static hsm_status look_up(hsm_engine *engine, uint32_t place, bool *found, hsm_e
     status = hsm_engine_unless_hidden(engine, engine->login_session, status, &logged_in);
     *found = status == HSM_OK;
     /* A deactivated key keeps its handle, and the token refuses it. Another key, or several, leave the place without
-     * one. */
+     * one. A key that was not read may be the pinned one. */
     bool there = status == HSM_OK || status == HSM_KEY_DEACTIVATED;
-    bool own =
-        there || status == HSM_KEY_NOT_FOUND || status == HSM_KEY_MISMATCH || (logged_in && error->ckr == CKR_OK);
+    bool own = there || status == HSM_KEY_NOT_FOUND || status == HSM_KEY_MISMATCH ||
+               (logged_in && error->ckr == CKR_OK && status != HSM_KEY_HANDLE_STALE);
     atomic_store_explicit(&key->handle, there ? handle : 0, memory_order_release);
     atomic_store(&key->gone, own && !there);
     return own ? HSM_OK : status;
@@ -59,8 +59,8 @@ static hsm_status heal_token(hsm_engine *engine, hsm_error *error) {
     hsm_status failure = HSM_OK;
     uint32_t keys_found = 0;
     for (uint32_t place = 0; place < HSM_MAX_KEYS && status == HSM_OK; place++) {
-        if (engine->keys[place].label == NULL ||
-            atomic_load(&engine->area->shared->keys[place].state) != HSM_KEY_ACTIVE) {
+        uint32_t state = atomic_load(&engine->area->shared->keys[place].state);
+        if (engine->keys[place].label == NULL || (state != HSM_KEY_ACTIVE && state != HSM_KEY_MISMATCHED)) {
             continue;
         }
         bool found;
@@ -97,7 +97,8 @@ static hsm_status reinit_module(hsm_worker *worker, hsm_error *error) {
     return status;
 }
 
-enum rung { HEAL, REINIT };
+/* LOOK heals as well, at a slower pace: the token is there, and has another key. */
+enum rung { HEAL, LOOK, REINIT };
 
 /* The shortest time between two attempts at a rung. */
 static uint64_t interval_of(const hsm_engine *engine, enum rung rung) {
@@ -105,6 +106,9 @@ static uint64_t interval_of(const hsm_engine *engine, enum rung rung) {
     bool shared = rung == REINIT && atomic_load(&engine->module->engines) > 1;
     if (shared || (rung == REINIT && engine->fruitless > failures)) {
         failures = engine->fruitless;
+    }
+    if (rung == LOOK) {
+        return HEAL_INTERVAL_MAX_NS;
     }
     uint64_t most = shared ? SHARED_INTERVAL_MAX_NS : HEAL_INTERVAL_MAX_NS;
     uint64_t interval = HEAL_INTERVAL_NS << (failures < 10 ? failures : 10);
@@ -342,7 +346,7 @@ bool hsm_ladder_climb(hsm_worker *worker, hsm_status status) {
         return reinit_or_retry(worker);
     case HSM_CLASS_MEMBER_DOWN:
         if (status == HSM_KEY_MISMATCH) {
-            return false;
+            return !ladder->healed && take(worker, LOOK, false);
         }
         if (status == HSM_SIGNATURE_INVALID) {
             (void)heal(worker, false); /* the handle may be another key's by now */

@@ -67,7 +67,7 @@ static hsm_status sign_once(hsm_worker *worker, uint32_t key, const uint8_t *mes
     }
     CK_OBJECT_HANDLE handle;
     hsm_status status = hsm_worker_handle(worker, place, &handle, outcome);
-    /* For each attempt: the ladder may have found that another key answers to the name. */
+    /* For each attempt: the ladder may have found that another key answers to the name, or the pinned one again. */
     if (atomic_load_explicit(&pinned->state, memory_order_acquire) == HSM_KEY_MISMATCHED) {
         return HSM_KEY_MISMATCH;
     }
@@ -108,7 +108,7 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
     const hsm_key_record *record = &area->shared->keys[hsm_key_place(key)];
     uint32_t state = atomic_load(&record->state);
     uint32_t newest = atomic_load_explicit(&record->index, memory_order_relaxed);
-    if (state == HSM_KEY_ACTIVE && newest == key) {
+    if ((state == HSM_KEY_ACTIVE || state == HSM_KEY_MISMATCHED) && newest == key) { /* the latter: see sign_once */
         worker->prehashed = slot->prehashed != 0;
         if (worker->prehashed && hsm_takes_digest((hsm_algorithm)record->algorithm, slot->message_len) != HSM_OK) {
             return HSM_BAD_ARGUMENT;
@@ -128,7 +128,7 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
     if (newest != key) { /* another key has its place by now */
         return key < newest ? HSM_KEY_DEACTIVATED : HSM_BAD_ARGUMENT;
     }
-    return state == HSM_KEY_RETIRED ? HSM_KEY_DEACTIVATED : HSM_KEY_MISMATCH;
+    return HSM_KEY_DEACTIVATED;
 }
 
 /* Sign, and climb the ladder after each failure. */
