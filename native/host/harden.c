@@ -7,6 +7,7 @@
 #include <linux/audit.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <linux/sockios.h>
 #include <sched.h>
 #include <stddef.h>
 #include <sys/ioctl.h>
@@ -41,9 +42,10 @@
 /* Allow it with this process in the argument (0 means the same), and with no other one. */
 #define OWN(name, argument)                                                                                            \
     IF(JEQ, SYS_##name, 0, 5), LOAD(args[argument]), IF(JEQ, 0, 2, 0), IF(JEQ, own, 1, 0), FAIL(EPERM), ALLOW
-/* Refuse it with one of two values in the argument. */
-#define NEITHER(name, argument, first, second)                                                                         \
-    IF(JEQ, SYS_##name, 0, 5), LOAD(args[argument]), IF(JEQ, first, 1, 0), IF(JEQ, second, 0, 1), FAIL(EPERM), ALLOW
+/* Refuse it with one of four values in the argument. */
+#define NONE_OF(name, argument, first, second, third, fourth)                                                          \
+    IF(JEQ, SYS_##name, 0, 7), LOAD(args[argument]), IF(JEQ, first, 3, 0), IF(JEQ, second, 2, 0),                      \
+        IF(JEQ, third, 1, 0), IF(JEQ, fourth, 0, 1), FAIL(EPERM), ALLOW
 
 /* Refuse system calls that no PKCS#11 module has a reason for. The list refuses and does not allow: vendors' code is
  * unknown, and a module that fails in an odd way is worse than a filter that is less tight. */
@@ -64,9 +66,10 @@ static bool filter_calls(void) {
         /* other processes: their memory and descriptors, */
         REFUSE(ptrace), REFUSE(process_vm_readv), REFUSE(process_vm_writev), REFUSE(process_madvise), REFUSE(kcmp),
         REFUSE(pidfd_open), REFUSE(pidfd_getfd), REFUSE(userfaultfd), REFUSE(perf_event_open),
-        /* signals, those of asynchronous input and output too, */
+        /* signals, those of asynchronous input and output too: no owner of a descriptor's signals, by any way to name
+         * one (two are calls of ioctl, below), no choice of the signal, and none when a folder changes */
         OWN(kill, 0), OWN(tgkill, 0), OWN(rt_sigqueueinfo, 0), OWN(rt_tgsigqueueinfo, 0), REFUSE(tkill),
-        REFUSE(pidfd_send_signal), NEITHER(fcntl, 1, F_SETOWN, F_SETOWN_EX),
+        REFUSE(pidfd_send_signal), NONE_OF(fcntl, 1, F_SETOWN, F_SETOWN_EX, F_SETSIG, F_NOTIFY),
         /* limits and priorities */
         OWN(prlimit64, 0), OWN(sched_setaffinity, 0), OWN(sched_setscheduler, 0), OWN(sched_setparam, 0),
         OWN(sched_setattr, 0), OWN(migrate_pages, 0), OWN(move_pages, 0), REFUSE(setpriority), REFUSE(ioprio_set),
@@ -74,8 +77,8 @@ static bool filter_calls(void) {
         REFUSE(unshare), REFUSE(setns), REFUSE(mount), REFUSE(umount2), REFUSE(pivot_root), REFUSE(chroot),
         REFUSE(fsopen), REFUSE(fsconfig), REFUSE(fsmount), REFUSE(fspick), REFUSE(move_mount), REFUSE(open_tree),
         REFUSE(open_tree_attr), REFUSE(mount_setattr), REFUSE(open_by_handle_at), REFUSE(fanotify_init),
-        /* a terminal's input */
-        NEITHER(ioctl, 1, TIOCSTI, TIOCLINUX),
+        /* a terminal's input, and the owner of a descriptor's signals */
+        NONE_OF(ioctl, 1, TIOCSTI, TIOCLINUX, FIOSETOWN, SIOCSPGRP),
         /* the kernel: its keys, a second way in that no filter sees, and the system */
         REFUSE(keyctl), REFUSE(add_key), REFUSE(request_key),
         REFUSE(io_uring_setup), REFUSE(io_uring_enter), REFUSE(io_uring_register), REFUSE(bpf),

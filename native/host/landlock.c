@@ -3,7 +3,8 @@
  *
  * Landlock allows and does not refuse, so each entry of the root folder is allowed but for /proc. Where a module's
  * library, configuration and token lie is the vendor's choice, and so is what it connects to: they all stay as they
- * are. What is mounted directly under / later on is not seen. */
+ * are; but /sys is only read, since who writes to its control groups stops and kills other processes. What is mounted
+ * directly under / later on is not seen. */
 #include "landlock.h"
 
 #include <dirent.h>
@@ -71,7 +72,8 @@ static bool allow_root_entries(int ruleset, uint64_t refer) {
         bool skipped = dots || strcmp(entry->d_name, "proc") == 0 || !look_at(fd, &found) ||
                        (found.stx_dev_major == proc.stx_dev_major && found.stx_dev_minor == proc.stx_dev_minor) ||
                        (found.stx_mode & S_IFMT) == S_IFLNK;
-        done = skipped || add_rule(ruleset, fd, is_folder(&found) ? USE_FOLDER | refer : USE_FILE);
+        uint64_t folder_access = strcmp(entry->d_name, "sys") == 0 ? READ_FOLDER : USE_FOLDER | refer;
+        done = skipped || add_rule(ruleset, fd, is_folder(&found) ? folder_access : USE_FILE);
         if (fd >= 0) {
             (void)close(fd);
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import os
@@ -66,6 +67,12 @@ def hostile(world: Token, tmp_path: Path) -> Hostile:
     return Hostile(world, tmp_path)
 
 
+def landlock_version() -> int:
+    """The version of the kernel's Landlock; 0: there is none."""
+    landlock_create_ruleset, version = 444, 1
+    return max(0, ctypes.CDLL(None).syscall(landlock_create_ruleset, None, ctypes.c_size_t(0), version))
+
+
 def landlock(manager: hsmcore.KeyManager) -> bool:
     found = engine_of(manager).hardening
     assert found is not None
@@ -76,10 +83,11 @@ def landlock(manager: hsmcore.KeyManager) -> bool:
 
 BY_SECCOMP = (
     "peek", "ptrace", "take-descriptor", "kcmp", "probe", "continue", "thread-signal", "old-signal", "signal-all",
-    "pidfd-signal", "owner", "limit", "priority", "fork", "exec", "user-namespace", "enter", "mount", "clone-tree",
+    "pidfd-signal", "owner", "old-owner", "socket-owner", "signal-choice",
+    "limit", "priority", "fork", "exec", "user-namespace", "enter", "mount", "clone-tree",
     "handle", "io-uring", "keyring", "terminal",
 )  # fmt: skip
-BY_LANDLOCK = ("write-memory", "read-memory", "environment", "descriptors", "oom-score", "sysctl")
+BY_LANDLOCK = ("write-memory", "read-memory", "environment", "descriptors", "oom-score", "sysctl", "control-group")
 NEEDED = ("own-maps", "own-thread", "processors", "fips", "own-signal")
 
 
@@ -264,7 +272,8 @@ WITHOUT = r"""
 #include <stdarg.h>
 #include <sys/syscall.h>
 
-/* A kernel without Landlock. The host asks for nothing else by number, but for waiting and waking. */
+/* A kernel whose Landlock has the version ABI; 0: none. The host asks for nothing else by number, but for waiting and
+ * waking. */
 long syscall(long number, ...) {
     va_list given;
     long a[6];
@@ -273,7 +282,10 @@ long syscall(long number, ...) {
         a[i] = va_arg(given, long);
     }
     va_end(given);
-    if (number >= SYS_landlock_create_ruleset && number <= SYS_landlock_restrict_self) {
+    if (ABI != 0 && number == SYS_landlock_create_ruleset && a[0] == 0) {
+        return ABI;
+    }
+    if (ABI == 0 && number >= SYS_landlock_create_ruleset && number <= SYS_landlock_restrict_self) {
         errno = ENOSYS;
         return -1;
     }
@@ -293,16 +305,61 @@ long (*real(void))(long, ...) {
 """
 
 
-@pytest.fixture
-def without_landlock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hosts run on a kernel without Landlock."""
+def _on_an_older_kernel(abi: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, library, program = tmp_path / "without.c", tmp_path / "without.so", tmp_path / "host"
     source.write_text(WITHOUT)
-    subprocess.run(["gcc", "-O1", "-shared", "-fPIC", str(source), "-o", str(library), "-ldl"], check=True)
+    command = ["gcc", "-O1", "-shared", "-fPIC", f"-DABI={abi}", str(source), "-o", str(library), "-ldl"]
+    subprocess.run(command, check=True)
     program.write_text(f"#!/bin/sh\nLD_PRELOAD={library} exec {HOST_PROGRAM}\n")
     program.chmod(0o755)
     for user in ("members", "doctor"):
         monkeypatch.setattr(f"hsmcore.{user}.pkcs11.HOST_PROGRAM", program)
+
+
+@pytest.fixture
+def without_landlock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts run on a kernel without Landlock."""
+    _on_an_older_kernel(0, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def without_scopes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hosts run on a kernel before 6.12: its Landlock knows no signals."""
+    if not landlock_version():
+        pytest.skip("the kernel has no Landlock")
+    _on_an_older_kernel(5, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def victim() -> Iterator[subprocess.Popen[bytes]]:
+    """Another process of the same user, which ends with its input."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        yield process
+
+
+def is_alive(victim: subprocess.Popen[bytes]) -> bool:
+    assert victim.stdin is not None
+    assert victim.stdout is not None
+    victim.stdin.write(b"x")
+    victim.stdin.flush()
+    return victim.stdout.read(1) == b"x"
+
+
+@one_loop
+async def test_where_landlock_knows_no_signals_it_ends_no_other_process(hostile, without_scopes, victim):
+    async with opened(hostile.config()) as manager:
+        assert engine_of(manager).hardening == ((), 5)
+        assert await hostile.tries(manager, "kill-by-input", str(victim.pid)) == 0, "it has tried"
+        assert is_alive(victim)
+        refused = {name: await hostile.tries(manager, name) for name in BY_SECCOMP}
+        assert refused == dict.fromkeys(BY_SECCOMP, errno.EPERM)
+
+
+def test_the_doctor_says_what_an_older_landlock_lacks(world, without_scopes):
+    [report] = diagnose(load(world.config(settings={"isolation": "process"}))).providers
+    [step] = [step for step in report.steps if step.name == "isolation"]
+    assert (step.outcome, step.data["landlockAbi"]) == ("ok", 5)
+    assert "signals only by the filter" in step.found
 
 
 @one_loop

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <linux/io_uring.h>
 #include <linux/mount.h>
+#include <linux/sockios.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -17,6 +18,7 @@
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -87,6 +89,44 @@ static int owns_signals(void) {
     int code = failed(fcntl(pair[0], F_SETOWN, getppid()));
     (void)close(pair[0]);
     (void)close(pair[1]);
+    return code;
+}
+
+/* The older ways to say whom a descriptor's signals are for. */
+static int owns_signals_by(unsigned long request) {
+    int pair[2];
+    int owner = getppid();
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) != 0) {
+        return errno;
+    }
+    int code = failed(ioctl(pair[0], request, &owner));
+    (void)close(pair[0]);
+    (void)close(pair[1]);
+    return code;
+}
+
+/* Kill the process with this number, by input and output that it is told of: each way there is. */
+static int kills_by_input(const char *number) {
+    int pair[2];
+    int victim = atoi(number);
+    if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) != 0) {
+        return errno;
+    }
+    (void)ioctl(pair[0], FIOSETOWN, &victim);
+    (void)ioctl(pair[0], SIOCSPGRP, &victim);
+    (void)fcntl(pair[0], F_SETOWN, victim);
+    (void)fcntl(pair[0], F_SETSIG, SIGKILL);
+    (void)fcntl(pair[0], F_SETFL, O_ASYNC);
+    int code = failed(write(pair[1], "x", 1));
+    (void)close(pair[0]);
+    (void)close(pair[1]);
+    return code;
+}
+
+/* Who may write there stops and kills groups of processes. */
+static int makes_control_group(void) {
+    int code = failed(mkdir("/sys/fs/cgroup/hsmcore-test", 0700));
+    (void)rmdir("/sys/fs/cgroup/hsmcore-test");
     return code;
 }
 
@@ -166,6 +206,11 @@ static int tries(const char *name, const char *argument) {
            : IS("signal-all")       ? failed(kill(-1, 0))
            : IS("pidfd-signal")     ? signals_by_descriptor()
            : IS("owner")            ? owns_signals()
+           : IS("old-owner")        ? owns_signals_by(FIOSETOWN)
+           : IS("socket-owner")     ? owns_signals_by(SIOCSPGRP)
+           : IS("signal-choice")    ? failed(fcntl(0, F_SETSIG, SIGKILL))
+           : IS("kill-by-input")    ? kills_by_input(argument)
+           : IS("control-group")    ? makes_control_group()
            : IS("own-signal")       ? failed(kill(getpid(), 0))
            : IS("limit")            ? limits_parent()
            : IS("priority")         ? niceness_of_parent()

@@ -12,6 +12,12 @@ _LANDLOCK: Final = (
     'Boot Linux 5.13 or newer with landlock in "lsm=", and let a container\'s seccomp profile pass landlock_*'
 )
 
+_SINCE: Final = {
+    2: "the module cannot move or link a file into another folder (Linux 5.19)",
+    6: "this version keeps signals from no other process: signals only by the filter (Linux 6.12)",
+}
+"""What a version of Landlock brought, and what is without it."""
+
 
 def ptrace_scope() -> int | None:
     """Return Yama's setting; None: the kernel has no Yama."""
@@ -26,7 +32,8 @@ def judge(lacking: tuple[str, ...], landlock: int, scope: int | None) -> Step:
     data = {"lacking": list(lacking), "landlockAbi": landlock, "ptraceScope": scope}
     if not lacking:
         found = f"Landlock (version {landlock}) and seccomp keep the module to its process, its files and its network"
-        return ok("isolation", found, **data)
+        lacks = [what for version, what in _SINCE.items() if landlock < version]
+        return ok("isolation", "; ".join([found, *lacks]), **data)
     found = f"the host process lacks {', '.join(lacking)}"
     if "landlock" not in lacking:
         return warn("isolation", found, "Look for what refuses prctl and seccomp here: a container's profile?", **data)
