@@ -381,6 +381,7 @@ cdef extern from "hsmcore/journal.h" nogil:
     uint64_t hsm_journal_kept(const hsm_journal *journal)
     uint64_t hsm_journal_written(const hsm_journal *journal)
     int hsm_journal_failure(const hsm_journal *journal)
+    void hsm_journal_condemn(hsm_journal *journal)
     uint64_t hsm_journal_oldest_ns(const hsm_journal *journal)
     uint64_t hsm_journal_next(const hsm_journal *journal)
     int hsm_journal_put(hsm_journal *journal, const char *line, size_t len)

@@ -95,6 +95,11 @@ cdef class Journal:
             lost = hsm_journal_close(journal)
         return lost
 
+    def condemn(self):
+        """Write no more: lines in the file were changed. `failure` is ESTALE from now on."""
+        self._check()
+        hsm_journal_condemn(self._journal)
+
     cdef uint64_t _stamp(self) except? 0:
         """The time for the next line."""
         cdef uint64_t now = _real_time_ns()

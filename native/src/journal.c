@@ -42,14 +42,30 @@ static int sync_parent(const char *path) {
     return failure;
 }
 
-/* 0 if `path` leads to the open file. A folder that was unmounted or moved away takes the written lines along. */
-static int check_place(const hsm_journal *journal, const char *path) {
+/* 0 if `path` leads to the open file, which holds `size` bytes, and the archive is there. A folder that was unmounted or
+ * moved away takes the written lines along; behind bytes that another program has added or cut off, no line is a record
+ * any more. */
+static int check_file(const hsm_journal *journal, const char *path, uint64_t size) {
     struct stat ours;
     struct stat there;
-    if (fstat(journal->fd, &ours) != 0 || lstat(path, &there) != 0) {
+    struct stat archive;
+    if (fstat(journal->fd, &ours) != 0 || lstat(path, &there) != 0 || stat(journal->archive, &archive) != 0) {
         return errno;
     }
-    return ours.st_ino == there.st_ino && ours.st_dev == there.st_dev ? 0 : ESTALE;
+    bool same = ours.st_ino == there.st_ino && ours.st_dev == there.st_dev;
+    return same && (uint64_t)ours.st_size == size ? 0 : ESTALE;
+}
+
+/* Cut off the part of a group that an earlier try has left. A file that is shorter than that stays as it is. */
+static int mend_torn(const hsm_journal *journal) {
+    struct stat ours;
+    if (fstat(journal->fd, &ours) != 0) {
+        return errno;
+    }
+    if ((uint64_t)ours.st_size < journal->size) {
+        return ESTALE;
+    }
+    return ftruncate(journal->fd, (off_t)journal->size) == 0 ? 0 : errno;
 }
 
 static int write_all(int fd, const char *data, size_t len) {
@@ -89,7 +105,7 @@ static int rotate(hsm_journal *journal) {
     if (length < 0 || (size_t)length >= sizeof name) {
         return ENAMETOOLONG;
     }
-    int failure = check_place(journal, journal->moved ? name : journal->path);
+    int failure = check_file(journal, journal->moved ? name : journal->path, journal->size);
     if (failure != 0) {
         return failure;
     }
@@ -133,23 +149,23 @@ static int write_lines(const hsm_journal *journal, const hsm_journal_buffer *gro
 }
 
 static int write_group(hsm_journal *journal, const hsm_journal_buffer *group) {
-    int failure = 0;
-    if (journal->torn && ftruncate(journal->fd, (off_t)journal->size) != 0) {
-        return errno;
+    int failure = atomic_load(&journal->condemned) != 0 ? ESTALE : journal->torn ? mend_torn(journal) : 0;
+    if (failure != 0) {
+        return failure;
     }
     journal->torn = false;
     if (journal->moved || (journal->size > 0 && journal->size + group->used > journal->rotate_bytes)) {
         failure = rotate(journal);
     }
     failure = failure != 0 || !journal->unsynced ? failure : sync_folders(journal);
-    failure = failure != 0 ? failure : check_place(journal, journal->path);
+    failure = failure != 0 ? failure : check_file(journal, journal->path, journal->size);
     if (failure != 0) {
         return failure;
     }
     journal->torn = true;
     failure = write_lines(journal, group);
-    /* Once more: the file may have been moved away while it was written to. */
-    failure = failure != 0 ? failure : check_place(journal, journal->path);
+    /* Once more: the file may have been moved away or changed while it was written to. */
+    failure = failure != 0 ? failure : check_file(journal, journal->path, journal->size + group->used);
     if (failure == 0) {
         journal->torn = false;
         journal->size += group->used;
@@ -377,7 +393,12 @@ uint64_t hsm_journal_written(const hsm_journal *journal) {
 }
 
 int hsm_journal_failure(const hsm_journal *journal) {
-    return atomic_load(&journal->failure);
+    return atomic_load(&journal->condemned) != 0 ? ESTALE : atomic_load(&journal->failure);
+}
+
+void hsm_journal_condemn(hsm_journal *journal) {
+    atomic_store(&journal->condemned, 1);
+    hsm_event_set(journal->event_fd);
 }
 
 uint64_t hsm_journal_pending(const hsm_journal *journal) {

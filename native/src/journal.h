@@ -56,6 +56,7 @@ struct hsm_journal {
     _Atomic uint64_t taken; /* the last line that the thread has taken */
     _Atomic uint64_t kept;
     _Atomic int failure;
+    _Atomic uint32_t condemned;        /* see hsm_journal_condemn */
     _Atomic uint64_t filling_since_ns; /* the oldest line in `filling`; 0: none */
     _Atomic uint64_t writing_since_ns; /* the oldest line of the group that is being written; 0: none */
     hsm_histogram commits;             /* from a group's first line until the group is kept */

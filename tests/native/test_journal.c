@@ -306,6 +306,81 @@ static void a_folder_that_is_moved_away_is_noticed_and_used_again_when_it_is_bac
     remove_folder();
 }
 
+static void add_to_the_file(const char *text) {
+    int other = open(path, O_WRONLY | O_APPEND | O_CLOEXEC);
+    REQUIRE(write(other, text, strlen(text)) == (ssize_t)strlen(text));
+    (void)close(other);
+}
+
+static long long size_of_the_file(void) {
+    struct stat status;
+    REQUIRE(stat(path, &status) == 0);
+    return (long long)status.st_size;
+}
+
+static void nothing_is_written_behind_what_another_program_has_changed(void) {
+    make_folder();
+    hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
+    put(journal, 1);
+    put(journal, 2);
+    hsm_journal_flush(journal, 0);
+    await(journal, 2, 0);
+    add_to_the_file(" ");
+    put(journal, 3);
+    hsm_journal_flush(journal, 0);
+    await(journal, 2, ESTALE);
+    CHECK_INT(size_of_the_file(), ==, 21);
+    REQUIRE(truncate(path, 20) == 0);
+    await(journal, 3, 0);
+    REQUIRE(truncate(path, 20) == 0); /* the last line is cut off */
+    put(journal, 4);
+    hsm_journal_flush(journal, 0);
+    await(journal, 3, ESTALE);
+    CHECK_INT(size_of_the_file(), ==, 20);
+    add_to_the_file("{\"seq\":3}\n");
+    await(journal, 4, 0);
+    CHECK_INT(hsm_journal_close(journal), ==, 0);
+    CHECK(holds(path, 1, 4));
+    remove_folder();
+}
+
+/* A disk that refuses leaves a part of a group, which is cut off; where the file was cut further, nothing is. */
+static void a_file_that_was_cut_is_not_filled_with_zeros(void) {
+    make_folder();
+    (void)signal(SIGXFSZ, SIG_IGN);
+    hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
+    put(journal, 1);
+    hsm_journal_flush(journal, 0);
+    await(journal, 1, 0);
+    struct rlimit before;
+    REQUIRE(getrlimit(RLIMIT_FSIZE, &before) == 0);
+    struct rlimit small = {.rlim_cur = 15, .rlim_max = before.rlim_max};
+    REQUIRE(setrlimit(RLIMIT_FSIZE, &small) == 0);
+    put(journal, 2);
+    hsm_journal_flush(journal, 0);
+    await(journal, 1, EFBIG);
+    REQUIRE(truncate(path, 0) == 0);
+    await(journal, 1, ESTALE);
+    REQUIRE(setrlimit(RLIMIT_FSIZE, &before) == 0);
+    CHECK_INT(hsm_journal_close(journal), ==, 1);
+    CHECK_INT(size_of_the_file(), ==, 0);
+    remove_folder();
+}
+
+static void a_condemned_journal_writes_no_more(void) {
+    make_folder();
+    hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
+    put(journal, 1);
+    hsm_journal_flush(journal, 0);
+    await(journal, 1, 0);
+    hsm_journal_condemn(journal);
+    await(journal, 1, ESTALE);
+    put(journal, 2);
+    CHECK_INT(hsm_journal_close(journal), ==, 1);
+    CHECK(holds(path, 1, 1));
+    remove_folder();
+}
+
 static void what_the_last_try_writes_is_not_lost(void) {
     for (size_t i = 0; i < COUNT_OF(durabilities); i++) {
         make_folder();
@@ -708,6 +783,9 @@ static const struct test tests[] = {
     TEST(a_disk_that_refuses_is_reported_and_used_again),
     TEST(lines_that_cannot_be_written_at_the_end_are_counted),
     TEST(a_folder_that_is_moved_away_is_noticed_and_used_again_when_it_is_back),
+    TEST(nothing_is_written_behind_what_another_program_has_changed),
+    TEST(a_file_that_was_cut_is_not_filled_with_zeros),
+    TEST(a_condemned_journal_writes_no_more),
     TEST(what_the_last_try_writes_is_not_lost),
     TEST(a_lone_line_is_flushed_at_once),
     TEST(a_line_behind_another_waits_for_no_longer_than_the_pause),

@@ -135,6 +135,11 @@ HEALTHY = [
         ),
         ("HsmcoreAuditSlow", [*HEALTHY, series("hsmcore_audit_lag_seconds", "0x9 6x190")], 150),
         (
+            "HsmcoreAuditNotSealed",
+            [*HEALTHY, series("hsmcore_audit_checkpoint_overdue_seconds", "0x3 0+15x190")],
+            165,
+        ),
+        (
             "HsmcoreAuditNotShipped",
             [*HEALTHY, series("hsmcore_audit_shipping_failing", "0x3 1x190", destination="syslog")],
             900,

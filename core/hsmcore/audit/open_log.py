@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import errno
 import os
 import time
 from collections import deque
@@ -54,12 +54,20 @@ class AuditStatus:
     Engine.stats)."""
     commits_ns: int
     """Sum of the commit times, in nanoseconds."""
+    overdue_s: float
+    """For how many seconds a checkpoint has been due that is not there; 0: none is."""
 
 
 MAX_PENDING: Final = 56 << 20
 """Most bytes of records that may wait for the disk; those of requests that an HSM has begun by then come on top."""
 _TOO_SLOW: Final = "the disk does not answer, or is slower than records come"
+_CHANGED: Final = "another program has changed, moved or replaced its file"
 _PRUNE_SECONDS: Final = 3600
+
+
+def _problem(failure: int) -> str:
+    """What an errno of the journal means; see native/include/hsmcore/journal.h."""
+    return _CHANGED if failure == errno.ESTALE else os.strerror(failure)
 
 
 class OpenLog:
@@ -81,6 +89,8 @@ class OpenLog:
         self.failure: str | None = None
         """Why the log cannot be written at present; None if it can."""
         self._errno = 0
+        self._unsealed_at: float | None = None
+        """Since when there has been a record that no checkpoint covers; None: there is none."""
         self._pruned_at: float | None = None
         self._own_prunes: dict[int, int] = {}
         """Prune records that this process wrote, by sequence number; the value is the last record that each one
@@ -156,9 +166,12 @@ class OpenLog:
             failing = journal.failure != 0
         except ValueError:  # closed since `journal` was read
             return None
-        return AuditStatus(
-            last, kept, sealed, pending, failing, times["oldest_ns"], times["commit_octaves"], times["commit_sum_ns"]
-        )
+        octaves, total = times["commit_octaves"], times["commit_sum_ns"]
+        return AuditStatus(last, kept, sealed, pending, failing, times["oldest_ns"], octaves, total, self._overdue())
+
+    def _overdue(self) -> float:
+        since = self._unsealed_at
+        return 0.0 if since is None else max(0.0, time.monotonic() - since - self._settings.checkpoint_every_seconds)
 
     async def use(self, signer: CheckpointSigner) -> None:
         """Sign checkpoints with this key. Record `audit-key` if another key signed before. Raises HsmError, OSError."""
@@ -196,10 +209,10 @@ class OpenLog:
             rest.push_async_callback(self._intake.end)
 
     async def _end_sealing(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
         if self._task is not None:
             await asyncio.wait({self._task})
+        if self._timer is not None:
+            self._timer.cancel()
 
     async def _end_journal(self) -> None:
         self._note_dropped()
@@ -285,7 +298,7 @@ class OpenLog:
             self._note_dropped()
 
     def _refusal(self, failure: int) -> AuditUnavailable:
-        return self._unavailable(os.strerror(failure) if failure else _TOO_SLOW)
+        return self._unavailable(_problem(failure) if failure else _TOO_SLOW)
 
     def _release_waiting(self) -> None:
         waiting = self._waiting
@@ -300,7 +313,7 @@ class OpenLog:
             self.failure = None
             get_logger().warning("the audit log is written again", file=str(self._layout.log))
             return
-        self.failure = os.strerror(failure)
+        self.failure = _problem(failure)
         get_logger().error("the audit log cannot be written", file=str(self._layout.log), error=self.failure)
         self._fail_waiting(self.failure)
 
@@ -313,6 +326,8 @@ class OpenLog:
     def _schedule(self) -> None:
         """Seal now if enough records are unsealed, else when the first of them is old enough."""
         unsealed = self.durable_seq - self.sealed
+        if unsealed > 0 and self._unsealed_at is None:
+            self._unsealed_at = time.monotonic()
         if self._task is not None and not self._task.done():
             return
         if unsealed >= self._settings.checkpoint_every_records:
@@ -332,25 +347,28 @@ class OpenLog:
             await self.seal()
             if prune:
                 await self._prune()
-        except (HsmError, OSError, Damaged, TileError, SegmentError) as error:
+        except (HsmError, OSError, TileError, SegmentError) as error:
             get_logger().error("no audit checkpoint could be made", file=str(self._layout.log), error=str(error))
+            if prune and self._timer is None:  # again, even if no further record comes
+                self._timer = self._loop.call_later(self._settings.checkpoint_every_seconds, self._begin_seal)
 
     async def seal(self) -> None:
-        """Sign a checkpoint over all durable records, if it covers more than the last one. Raises HsmError, Damaged,
-        TileError, SegmentError, OSError."""
+        """Sign a checkpoint over all durable records, if it covers more than the last one. Raises HsmError, TileError,
+        SegmentError, OSError."""
         async with self._sealing:
             opened, signer = self._opened, self._signer
-            size = self.durable_seq
+            size, begun = self.durable_seq, time.monotonic()
             if opened is None or signer is None or (self.checkpoint is not None and self.sealed >= size):
                 return
             sealer = opened.sealer
-            await self._run(lambda: sealer.advance(size))
+            await self._advance(sealer, size)
             await self._disown_prunes(sealer)
             bare = await self._run(lambda: sealer.finish(self.origin))
             note = signed(bare.text, signer.key, await signer.sign(bare.text))
             checkpoint = Checkpoint(bare.origin, bare.size, bare.root, note)
             await self._run(lambda: sealer.store(checkpoint))
             self.checkpoint = checkpoint
+            self._unsealed_at = begun if self.durable_seq > checkpoint.size else None
             if self._settings.compress:
                 await self._run(lambda: sealer.compress_full(checkpoint.size))
 
@@ -367,7 +385,17 @@ class OpenLog:
             await self.durable(size)
             if self.journal is None or self.durable_seq < size:
                 raise self._unavailable(f"record {foreign[0]} cannot be called void")
-            await self._run(functools.partial(sealer.advance, size))
+            await self._advance(sealer, size)
+
+    async def _advance(self, sealer: Sealer, size: int) -> None:
+        """Read the lines up to record `size`. Lines that are no records can never be sealed, nor any behind them: then
+        the log fails from now on. Raises AuditUnavailable, TileError, OSError."""
+        try:
+            await self._run(lambda: sealer.advance(size))
+        except Damaged as error:
+            if self.journal is not None:
+                self.journal.condemn()
+            raise self._unavailable(str(error)) from None
 
     async def _prune(self) -> None:
         days, now = self._settings.retain_days, time.monotonic()

@@ -21,7 +21,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.note import Note, NoteError, VerifierKey
 from hsmcore.audit.retention import VOID, pruned
 from hsmcore.audit.sealer import Damaged, Sealer
-from hsmcore.audit.segment import Segment, SegmentError, first_seq, first_seq_of, frame_table, segments
+from hsmcore.audit.segment import Segment, SegmentError, first_seq, first_seq_of, frame_table, segments, seq_of
 from hsmcore.audit.tiles import TileError, Tiles, TileWriter
 from hsmcore.errors import AuditUnavailable
 from hsmcore.state.ownership import adopt, make_folder
@@ -40,6 +40,10 @@ class Opened:
 
 
 _HINT = "Find out what was changed with `hsmcore audit verify`; to begin a new log, move this one and its folder."
+_CHANGED_HINT = (
+    "Keep a copy of the log and its folder. `hsmcore audit verify` names the byte. Put the file right there, if it is "
+    "known what was changed; else begin a new log: move this one and its folder."
+)
 _ADOPT_HINT = (
     "Compare the records with a checkpoint or a copy that was kept elsewhere. To go on with them as they are, run "
     "`hsmcore audit adopt` on the log; to begin a new one, move this one and its folder."
@@ -262,6 +266,7 @@ def _take_tail(layout: Layout, opened: Opened) -> None:
             file.write(b"\n")  # only the newline is missing
             count += 1
         elif rest:
+            _refuse_records(layout, rest, sealer.offset + whole, sealer.size + count + 1)
             opened.events.append(("audit-recovered", _set_aside(layout, rest, sealer.size + count + 1)))
             file.truncate(sealer.offset + whole)
         file.flush()
@@ -271,6 +276,15 @@ def _take_tail(layout: Layout, opened: Opened) -> None:
     _disown_prunes(layout, opened)
     if opened.checkpoint is None and sealer.size:
         opened.events.append(("audit-adopted", {"records": sealer.size}))
+
+
+def _refuse_records(layout: Layout, rest: bytes, offset: int, seq: int) -> None:
+    """Refuse a log with whole records behind byte `offset`, which does not begin record `seq`: a crash leaves one line
+    that is torn, at the end. Raises AuditUnavailable."""
+    behind = sum(_is_record(line, seq_of(line)) for line in rest.split(b"\n")[:-1])
+    if behind:
+        problem = f"byte {offset} does not begin record {seq}, and {behind} whole records follow: no crash leaves that"
+        refuse(layout, problem, _CHANGED_HINT)
 
 
 def _disown_prunes(layout: Layout, opened: Opened) -> None:

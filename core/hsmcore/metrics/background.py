@@ -108,6 +108,7 @@ def _read_audit(reading: Reading, snapshot: Snapshot) -> None:
     reading.add(names.AUDIT_COMMIT, Buckets.of(status.commits, status.commits_ns))
     reading.add(names.AUDIT_FAILING, int(status.failing))
     reading.add(names.AUDIT_UNSEALED, max(status.kept_seq - status.sealed, 0))
+    reading.add(names.AUDIT_OVERDUE, status.overdue_s)
     for destination, shipped in snapshot.audit.shipping.items():
         reading.add(names.SHIPPING_LAG, shipped.lag_records, destination)
         reading.add(names.SHIPPING_FAILING, int(shipped.error is not None), destination)

@@ -159,6 +159,9 @@ AUDIT_PENDING = _gauge("hsmcore_audit_pending_bytes", "Records that wait for the
 AUDIT_COMMIT = _histogram("hsmcore_audit_commit_seconds", "From the oldest record of a group until the group is kept.")
 AUDIT_FAILING = _gauge("hsmcore_audit_failing", "1 while the audit log cannot be written.")
 AUDIT_UNSEALED = _gauge("hsmcore_audit_unsealed_records", "Records that no checkpoint covers yet.")
+AUDIT_OVERDUE = _gauge(
+    "hsmcore_audit_checkpoint_overdue_seconds", "For how long a checkpoint of the audit log has been due."
+)
 SHIPPING_LAG = _gauge(
     "hsmcore_audit_shipping_lag_records", "Records that are not at the destination yet.", "destination"
 )

@@ -44,9 +44,13 @@ void hsm_journal_clear(hsm_journal *journal);
 uint64_t hsm_journal_kept(const hsm_journal *journal);
 /* The last line that is in the file: the same but for HSM_DURABLE_INTERVAL. */
 uint64_t hsm_journal_written(const hsm_journal *journal);
-/* 0 while writing succeeds; else why it does not, an errno: ESTALE when the file is no longer the one that was opened.
- * The journal tries again by itself twice a second, and keeps the lines until then. */
+/* 0 while writing succeeds; else why it does not, an errno: ESTALE when the file is no longer the one that was opened,
+ * or has another size than the journal has given it. The journal tries again by itself twice a second, and keeps the
+ * lines until then. */
 int hsm_journal_failure(const hsm_journal *journal);
+/* Lines in the file were changed: write none behind them, and fail with ESTALE until the end. Any thread, until
+ * hsm_journal_close. */
+void hsm_journal_condemn(hsm_journal *journal);
 
 /* Age, in nanoseconds, of the oldest line that is not in the file; 0: none. Any thread, until hsm_journal_close. */
 uint64_t hsm_journal_oldest_ns(const hsm_journal *journal);

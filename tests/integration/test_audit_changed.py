@@ -1,0 +1,197 @@
+"""A log that another program changes: a running signer notices at its next record, a start refuses what no crash
+leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.support.audit_logs import copy_of, settings, write_log
+from tests.support.loops import one_loop
+from tests.support.managers import opened, until
+
+import hsmcore
+from hsmcore.audit import AuditLog
+from hsmcore.audit.check.verify import verify
+from hsmcore.audit.layout import Layout
+
+pytestmark = pytest.mark.integration
+
+
+def add_a_byte(log: Path) -> None:
+    with log.open("ab") as file:
+        file.write(b" ")
+
+
+def cut_the_last_line(log: Path) -> None:
+    os.truncate(log, log.read_bytes().rstrip(b"\n").rfind(b"\n") + 1)
+
+
+def empty(log: Path) -> None:
+    """What logrotate's copytruncate does."""
+    os.truncate(log, 0)
+
+
+def delete_the_folder(log: Path) -> None:
+    shutil.rmtree(Layout(log).folder)
+
+
+CHANGES = [add_a_byte, cut_the_last_line, empty, delete_the_folder]
+
+
+@one_loop
+@pytest.mark.parametrize("change", CHANGES)
+async def test_nothing_is_signed_behind_a_changed_file(world, tmp_path, change):
+    log = tmp_path / "audit.log"
+    async with opened(world.config(maxCacheSize=0, auditLogFile=str(log))) as manager:
+        await manager.sign(b"before")
+        change(log)
+        with pytest.raises(hsmcore.AuditUnavailable):
+            await manager.sign(b"after")
+        assert manager.audit.status.failing
+        assert manager.audit.describe()["failure"]
+
+
+@one_loop
+@pytest.mark.parametrize("change", CHANGES)
+async def test_a_log_that_may_be_without_records_says_that_it_is(world, tmp_path, change):
+    log = tmp_path / "audit.log"
+    config = world.config(maxCacheSize=0, auditLogFile=str(log), audit={"onFailure": "open"})
+    async with opened(config) as manager:
+        await manager.sign(b"before")
+        change(log)
+        await manager.sign(b"after")
+        await until(lambda: manager.audit.status.failing)
+
+
+@one_loop
+async def test_it_goes_on_once_the_file_is_as_it_was(world, tmp_path):
+    log = tmp_path / "audit.log"
+    async with opened(world.config(maxCacheSize=0, auditLogFile=str(log))) as manager:
+        await manager.sign(b"before")
+        size = log.stat().st_size
+        add_a_byte(log)
+        with pytest.raises(hsmcore.AuditUnavailable, match="another program"):
+            await manager.sign(b"after")
+        os.truncate(log, size)
+        await until(lambda: not manager.audit.status.failing)
+        await manager.sign(b"again")
+    report = verify(Layout(log))
+    assert report.ok, report.findings
+    assert report.unsealed == 0
+
+
+@one_loop
+@pytest.mark.parametrize("rule", ["closed", "open"])
+async def test_a_line_that_cannot_be_sealed_is_a_failure_of_the_log(world, tmp_path, rule):
+    log = tmp_path / "audit.log"
+    rules = {"onFailure": rule, "checkpointEverySeconds": 3600}
+    async with opened(world.config(maxCacheSize=0, auditLogFile=str(log), audit=rules)) as manager:
+        await manager.sign(b"before")
+        with log.open("r+b") as file:  # of the same length: no record any more
+            file.seek(log.read_bytes().rindex(b'{"seq"'))
+            file.write(b"[")
+        with pytest.raises(hsmcore.AuditUnavailable, match="the line is no record"):
+            await manager.audit.checkpoint()
+        await until(lambda: manager.audit.status.failing)
+        if rule == "closed":
+            with pytest.raises(hsmcore.AuditUnavailable):
+                await manager.sign(b"after")
+        else:
+            await manager.sign(b"after")
+            assert manager.audit.status.failing
+
+
+async def unsealed_copy(tmp_path: Path) -> Layout:
+    """What a kill leaves: records, most of them behind the last checkpoint."""
+    log = AuditLog(str(tmp_path / "log" / "audit.log"), settings(checkpointEveryRecords=10**6))
+    await log.open()
+    for n in range(50):
+        log.record("sign", message=b"%d" % n, result="ok")
+    await log.flush()
+    copy = copy_of(Layout(tmp_path / "log" / "audit.log"), tmp_path / "copy")
+    shutil.copy(tmp_path / "log" / "audit.log.key", tmp_path / "copy")
+    await log.close()
+    return copy
+
+
+def with_a_byte(lines: list[bytes]) -> list[bytes]:
+    return [*lines[:20], b" " + lines[20], *lines[21:]]
+
+
+def without_a_line(lines: list[bytes]) -> list[bytes]:
+    return lines[:20] + lines[21:]
+
+
+def without_the_last_but_one(lines: list[bytes]) -> list[bytes]:
+    return [*lines[:-2], lines[-1]]
+
+
+def with_a_line_more(lines: list[bytes]) -> list[bytes]:
+    return [*lines[:20], b"\n", *lines[20:]]
+
+
+@one_loop
+@pytest.mark.parametrize("change", [with_a_byte, without_a_line, without_the_last_but_one, with_a_line_more])
+async def test_a_start_refuses_whole_records_behind_a_line_that_is_none(tmp_path, change):
+    layout = await unsealed_copy(tmp_path)
+    lines = layout.log.read_bytes().splitlines(keepends=True)
+    layout.log.write_bytes(b"".join(change(lines)))
+    before = layout.log.read_bytes()
+    with pytest.raises(hsmcore.AuditUnavailable, match="no crash"):
+        await write_log(layout.log, 1)
+    assert layout.log.read_bytes() == before
+    assert not layout.lost.exists()
+    assert not verify(layout).ok
+    layout.log.write_bytes(b"".join(lines))  # what was changed is put right
+    await write_log(layout.log, 1)
+    assert verify(layout).ok
+
+
+@one_loop
+@pytest.mark.parametrize("rest", [b'{"seq":51,"time_ns":1', b"\0" * 4000, b"no record\n", b"no record\nand no end"])
+async def test_a_torn_end_is_put_aside_as_before(tmp_path, rest):
+    layout = await unsealed_copy(tmp_path)
+    with layout.log.open("ab") as file:
+        file.write(rest)
+    await write_log(layout.log, 1)
+    assert verify(layout).ok
+    assert [path.read_bytes() for path in layout.lost.iterdir()] == [rest]
+
+
+def start(config: Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.support.signing_victim", str(config)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+async def test_every_signature_of_a_killed_signer_is_in_the_log_or_the_next_start_refuses(world, tmp_path):
+    """A signer whose file is changed while it signs, and which is killed then, has handed out no signature that the log
+    of its next life lacks."""
+    log = tmp_path / "audit.log"
+    config = world.config(maxCacheSize=0, auditLogFile=str(log))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    victim = start(tmp_path / "config.json")
+    said: list[bytes] = []
+    try:
+        while len(said) < 200:
+            said.append(await asyncio.to_thread(victim.stdout.readline))
+        add_a_byte(log)
+        rest = await asyncio.to_thread(victim.stdout.read)  # its callers are refused, so it ends by itself
+        said += rest.splitlines()
+    finally:
+        victim.kill()
+        _, told = await asyncio.to_thread(victim.communicate)
+    assert b"AuditUnavailable" in told
+    async with opened(config):
+        pass
+    report = verify(Layout(log))
+    assert report.ok, report.findings
+    recorded = log.read_bytes()
+    missing = [line for line in said if line.split()[1] not in recorded]
+    assert missing == []
