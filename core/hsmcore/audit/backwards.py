@@ -1,17 +1,16 @@
 """The records of a log from its end on: what a caller wants to know of the newest ones needs no reading of the rest.
 
-The log may be open and growing: a segment that was archived or compressed while it was read is read again.
+The log may be open and growing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 
 from hsmcore.audit import index
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Record, parsed
-from hsmcore.audit.segment import Segment, SegmentError, first_seq, segments
+from hsmcore.audit.segment import Segment, segments
 
 
 def newest_first(
@@ -26,37 +25,20 @@ def newest_first(
         for segment in reversed(segments(layout)):
             if segment.first >= before:
                 continue
-            for part in _read(layout, segment, needle, operation):
-                if part is None:
-                    moved = True
-                    break
-                if left <= 0:
-                    yield []
-                    return
-                left -= part[0]
-                if older := [record for record in part[1] if record["seq"] < before]:
-                    before = older[-1]["seq"]
-                    yield older
-            if moved:
+            try:
+                for size, found in _parts(segment, layout, needle, operation):
+                    if left <= 0:
+                        yield []
+                        return
+                    left -= size
+                    if older := [record for record in found if record["seq"] < before]:
+                        before = older[-1]["seq"]
+                        yield older
+            except FileNotFoundError:  # pruned since it was listed
+                moved = True
                 break
     if min((segment.first for segment in segments(layout) if segment.first), default=1) > 1:
         yield []  # the oldest ones were pruned
-
-
-def _read(
-    layout: Layout, segment: Segment, needle: bytes, operation: str | None
-) -> Iterator[tuple[int, list[Record]] | None]:
-    """Yield as `_parts`; None, as the last one, if the file has become another segment's meanwhile."""
-    try:
-        for part in _parts(segment, layout, needle, operation):
-            if not _is_there(layout, segment):
-                yield None
-                return
-            yield part
-    except (FileNotFoundError, SegmentError):
-        if _is_there(layout, segment):
-            raise
-        yield None
 
 
 def _parts(
@@ -78,12 +60,3 @@ def _wanted(text: bytes, needle: bytes) -> list[Record]:
         return []
     lines = reversed(text.split(b"\n"))
     return [record for line in lines if needle in line and (record := parsed(line)) is not None]
-
-
-def _is_there(layout: Layout, segment: Segment) -> bool:
-    """Return whether the segment's path still is that segment's."""
-    with suppress(OSError):
-        if segment.path != layout.log:
-            return segment.path.exists()
-        return first_seq(layout.log) == segment.first or segment.first == 0
-    return False

@@ -6,14 +6,15 @@ end. `zstdcat` reads it as one stream.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import zstandard
 
@@ -26,6 +27,8 @@ MAX_FRAME_BYTES: Final = 1 << 27
 _SKIPPABLE: Final = 0x184D2A5E
 _SEEKABLE: Final = 0x8F92EAB1
 _LEVEL: Final = 3
+_LISTINGS: Final = 10
+"""Most listings until two agree."""
 
 
 class SegmentError(ValueError):
@@ -42,39 +45,83 @@ class Segment:
 
     first: int
     path: Path
+    moves: tuple[Path, ...] = field(default=(), compare=False, repr=False)
+    """Where a running writer may have moved the records since the segment was listed."""
 
     @property
     def compressed(self) -> bool:
         """Whether the file consists of Zstandard frames."""
-        return self.path.suffix == ".zst"
+        return _is_compressed(self.path)
+
+    @contextmanager
+    def opened(self) -> Iterator[BinaryIO]:
+        """Open the file of these records, wherever it is by now; its `name` is the path. Raises FileNotFoundError if
+        they were pruned, OSError."""
+        file = self._open()
+        with file:
+            yield file
+
+    def _open(self) -> BinaryIO:
+        file = _existing(self.path)
+        if file is not None and (not self.moves or first_seq_of(file.fileno()) == self.first):
+            return file
+        moved = next(filter(None, map(_existing, self.moves)), None)
+        if moved is not None and file is not None:
+            file.close()  # the name is another segment's by now
+        if (found := moved or file) is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+        return found
 
     def chunks(self, offset: int = 0) -> Iterator[bytes]:
         """Yield the text from an offset on, in pieces of whole lines; text without a newline comes last. Raises
         SegmentError, OSError."""
-        return _frames(self.path, offset) if self.compressed else _plain(self.path, offset)
+        with self.opened() as file:
+            yield from (_frames if _is_compressed(Path(file.name)) else _plain)(file, offset)
 
     def read(self, offset: int, length: int) -> bytes:
         """Return `length` bytes of the text from an offset on. Raises SegmentError, OSError."""
-        if not self.compressed:
-            with self.path.open("rb") as file:
+        with self.opened() as file:
+            if not _is_compressed(Path(file.name)):
                 file.seek(offset)
                 return file.read(length)
-        found = b""
-        for chunk in _frames(self.path, offset):
-            found = found + chunk if found else chunk
-            if len(found) >= length:
-                break
-        return found[:length]
+            found = b""
+            for chunk in _frames(file, offset):
+                found = found + chunk if found else chunk
+                if len(found) >= length:
+                    break
+            return found[:length]
+
+
+def _is_compressed(path: Path) -> bool:
+    return path.suffix == ".zst"
+
+
+def _existing(path: Path) -> BinaryIO | None:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        return None
+
+
+def newest_segment(layout: Layout, first: int) -> Segment:
+    """Return the newest segment, whose first record is `first`; 0: it has none."""
+    names = (layout.archived(first, compressed=False), layout.archived(first, compressed=True))
+    return Segment(first, layout.log, names if first else ())
 
 
 def segments(layout: Layout) -> list[Segment]:
     """Return the full segments in order, then the newest one. If a crash left a segment plain and compressed, the plain
     file is returned. Raises OSError."""
+    before: list[Segment] | None = None
     ordered: list[Segment] = []
-    for _ in range(3):  # between the writer's rename of the newest file and the next file there is none
-        ordered = _full_segments(layout)
+    for _ in range(_LISTINGS):  # a running writer renames the newest file and makes another one; files are compressed
+        newest = []
         with suppress(FileNotFoundError):
-            return [*ordered, Segment(first_seq(layout.log), layout.log)]
+            newest = [newest_segment(layout, first_seq(layout.log))]
+        ordered = [*_full_segments(layout), *newest]
+        if ordered == before and newest:
+            break
+        before = ordered
     return ordered
 
 
@@ -87,7 +134,7 @@ def _full_segments(layout: Layout) -> list[Segment]:
             if (plain or path.name.endswith(".jsonl.zst")) and number.isdigit():
                 first = int(number)
                 if plain or first not in found:
-                    found[first] = Segment(first, path)
+                    found[first] = Segment(first, path, (path.with_name(path.name + ".zst"),) if plain else ())
     return [found[first] for first in sorted(found)]
 
 
@@ -108,39 +155,38 @@ def seq_of(line: bytes) -> int:
     return int(number) if number.isdigit() and len(number) < 20 else 0
 
 
-def _plain(path: Path, offset: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        file.seek(offset)
-        left = b""
-        while piece := file.read(CHUNK_BYTES):
-            head, newline, tail = piece.rpartition(b"\n")
-            if not newline:
-                left += piece
-                if len(left) > MAX_FRAME_BYTES:
-                    raise SegmentError(path, "has a line without end")
-                continue
-            yield left + head + newline
-            left = tail
-        if left:
-            yield left
+def _plain(file: BinaryIO, offset: int) -> Iterator[bytes]:
+    file.seek(offset)
+    left = b""
+    while piece := file.read(CHUNK_BYTES):
+        head, newline, tail = piece.rpartition(b"\n")
+        if not newline:
+            left += piece
+            if len(left) > MAX_FRAME_BYTES:
+                raise SegmentError(Path(file.name), "has a line without end")
+            continue
+        yield left + head + newline
+        left = tail
+    if left:
+        yield left
 
 
-def _frames(path: Path, offset: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        begin = place = 0
-        decompressor = zstandard.ZstdDecompressor()
-        for compressed, size in frame_table(path):
-            if begin + size > offset:
-                file.seek(place)
-                try:
-                    text = decompressor.decompress(file.read(compressed), max_output_size=size)
-                except zstandard.ZstdError as error:
-                    raise SegmentError(path, f"is damaged at byte {place}: {error}") from None
-                if len(text) != size:
-                    raise SegmentError(path, f"is damaged at byte {place}: a frame has another length than the table")
-                yield text[offset - begin :] if offset > begin else text
-            begin += size
-            place += compressed
+def _frames(file: BinaryIO, offset: int) -> Iterator[bytes]:
+    path = Path(file.name)
+    begin = place = 0
+    decompressor = zstandard.ZstdDecompressor()
+    for compressed, size in frame_table(path):
+        if begin + size > offset:
+            file.seek(place)
+            try:
+                text = decompressor.decompress(file.read(compressed), max_output_size=size)
+            except zstandard.ZstdError as error:
+                raise SegmentError(path, f"is damaged at byte {place}: {error}") from None
+            if len(text) != size:
+                raise SegmentError(path, f"is damaged at byte {place}: a frame has another length than the table")
+            yield text[offset - begin :] if offset > begin else text
+        begin += size
+        place += compressed
 
 
 def frame_table(path: Path) -> tuple[tuple[int, int], ...]:

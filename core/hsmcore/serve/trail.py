@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 from typing import Any, Final
 
 from hsmcore.audit.check.prove import latest
@@ -32,8 +33,8 @@ def tail(layout: Layout, count: int = TAIL_LINES) -> list[dict[str, Any]]:
         for segment in reversed(segments(layout)[-2:]):
             if segment.compressed:
                 break
-            with segment.path.open("rb") as file:
-                start = max(segment.path.stat().st_size - _TAIL_BYTES, 0)
+            with segment.opened() as file:
+                start = max(file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0)
                 file.seek(start)
                 text = file.read(_TAIL_BYTES)
             found = text.split(b"\n")[:-1]  # a line without a newline is not a record yet

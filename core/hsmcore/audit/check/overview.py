@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +20,8 @@ def overview(layout: Layout) -> dict[str, Any]:
     first = last = stored = 0
     ordered = segments(layout)
     for segment in ordered:
-        stored += segment.path.stat().st_size
+        with segment.opened() as file:
+            stored += os.fstat(file.fileno()).st_size
         offset = 0
         for block in index.blocks(layout, segment):
             first, last = first or block.first, block.first + block.count - 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.tiles import HASH, MAX_LEVEL, WIDTH, TileBuilder, TileError, Tiles
+from hsmcore.audit.tiles import FULL, HASH, MAX_LEVEL, WIDTH, TileBuilder, TileError, Tiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,8 @@ class TileCheck:
         try:
             stored = path.read_bytes()
         except FileNotFoundError:
+            if len(hashes) < FULL and self._layout.tile(level, number).exists():
+                return  # the full tile has been made since, and replaces it
             yield TileProblem(path, "the tile is missing", first, last)
             return
         if stored != hashes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hsmcore.audit.check.findings import Finding, Kind, Report
 from hsmcore.audit.checkpoint import Checkpoint, history
@@ -11,6 +12,8 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.note import COSIGNATURE, Note, NoteError, VerifierKey
 from hsmcore.audit.retention import DAY_NS
 
+_READS = 10
+"""Most readings of the checkpoints until the newest one stays the same."""
 _MOST = 100
 """Findings after which older checkpoints are not examined."""
 
@@ -36,6 +39,13 @@ class Trust:
         if last <= self.pruned:
             return True
         return self.retain_days is not None and following_ns < pruned_ns - self.retain_days * DAY_NS
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 class Trusted:
@@ -88,29 +98,42 @@ class Trusted:
             origin = ""
             self.find("foreign-log", "the file with the log's name is missing or damaged", where=layout.origin)
         self.report.origin = origin
-        try:
-            self.past, whole = history(layout.history)
-            if layout.history.exists() and layout.history.stat().st_size > whole:
-                self.report.notes.append(f"{layout.history} ends in the middle of a checkpoint")
-        except (NoteError, UnicodeDecodeError) as error:
-            self.find("checkpoint", str(error), where=layout.history)
+        stored = self._stored()
         for one in self.past:
             if self._signed(one, [*own, *trusted], f"{layout.history}, at {one.size} records"):
                 self.sound.append(one)
         for one, following in zip(self.past, self.past[1:], strict=False):
             if following.size <= one.size:
                 self.find("checkpoint", f"size {following.size} follows {one.size}", where=layout.history)
-        self.latest = self._newest(trusted)
+        self.latest = self._newest(stored, trusted)
         for data in self.trust.against:
             self._add_known(data, [*own, *trusted])
 
-    def _newest(self, trusted: list[VerifierKey]) -> Checkpoint | None:
+    def _stored(self) -> bytes | None:
+        """Read the file of all checkpoints, and return the newest one; None if there is no file. A running key manager
+        writes both: the newest one is the same before and after."""
+        layout = self.layout
+        newest = _content(layout.checkpoint)
+        try:
+            for _ in range(_READS):
+                size = layout.history.stat().st_size if layout.history.exists() else 0
+                self.past, whole = history(layout.history)
+                before, newest = newest, _content(layout.checkpoint)
+                if before == newest:
+                    if size > whole:
+                        self.report.notes.append(f"{layout.history} ends in the middle of a checkpoint")
+                    break
+        except (NoteError, UnicodeDecodeError) as error:
+            self.find("checkpoint", str(error), where=layout.history)
+        return newest
+
+    def _newest(self, stored: bytes | None, trusted: list[VerifierKey]) -> Checkpoint | None:
         path = self.layout.checkpoint
         newest: Checkpoint | None = None
         try:
-            newest = Checkpoint.parse(path.read_bytes())
-        except FileNotFoundError:
-            if len(self.past) > 1:
+            if stored is not None:
+                newest = Checkpoint.parse(stored)
+            elif len(self.past) > 1:
                 self.find("checkpoint", "the newest checkpoint is missing", where=path)
         except (NoteError, UnicodeDecodeError) as error:
             self.find("checkpoint", str(error), where=path)

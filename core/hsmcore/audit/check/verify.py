@@ -22,24 +22,32 @@ from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import parsed
 from hsmcore.audit.retention import Prunes
-from hsmcore.audit.segment import Segment, SegmentError, segments
+from hsmcore.audit.segment import Segment, SegmentError, newest_segment, segments
 from hsmcore.audit.tiles import TileError, Tiles
 
 Progress = Callable[[int, int], None]
 """Called with the number of records verified and of records in all."""
 _STEP: Final = 1024
+_ATTEMPTS: Final = 10
+"""Most attempts to read a log whose files are pruned while it is read."""
 _ADOPTED: Final = b'"operation":"audit-adopted"'
 
 
 def verify(layout: Layout, trust: Trust | None = None, progress: Progress | None = None) -> Report:
-    """Verify a log. Raises OSError if a file cannot be read; the report has everything else."""
-    begun = time.perf_counter()
+    """Verify a log, also one that a key manager writes: what it renames, compresses or prunes was not changed. Raises
+    OSError if a file cannot be read; the report has everything else."""
+    begun, attempts = time.perf_counter(), 0
     while True:
+        attempts += 1
         before, report = segments(layout)[:1], Report()
         trusted, ordered = Trusted(layout, trust or Trust(), report), segments(layout)
-        if before == ordered[:1]:
-            break  # else a key manager pruned segments since, which the checkpoint that was read may not cover
-    _Pass(trusted, ordered, progress or (lambda _done, _all: None)).run()
+        try:
+            if before == ordered[:1]:  # else the checkpoint that was read may not cover what was pruned since
+                _Pass(trusted, ordered, progress or (lambda _done, _all: None)).run()
+                break
+        except FileNotFoundError:  # pruned since it was listed
+            if attempts == _ATTEMPTS:
+                raise
     report.seconds = time.perf_counter() - begun
     return report
 
@@ -116,7 +124,11 @@ class _Pass:
         if segment.first != self.tree.size + 1 and (segment.first or segment.path != self.trusted.layout.log):
             self.fail("removed", f"record {self.tree.size + 1} should be first in it", segment.path)
             return
+        if not segment.first:  # it may have records since it was listed
+            segment = newest_segment(self.trusted.layout, self.tree.size + 1)
         builder = index.IndexBuilder(self.tree.size + 1)
+        # Before the text: of a segment that grows, the index may have rows later for which this has no text.
+        rows = index.read(self.trusted.layout.index(segment.first))
         offset = 0
         for text in prefetched(segment.chunks()):
             used = sealed = 0
@@ -144,7 +156,7 @@ class _Pass:
                     return
             self.take_own(text, sealed, used)
             self.progress(self.tree.size, max(self.size, self.tree.size))
-        self.check_index(segment, builder.end())
+        self.check_index(segment, rows, builder.end())
 
     def to_stop(self) -> int:
         size = self.tree.size
@@ -207,9 +219,8 @@ class _Pass:
             text = f"after the checkpoint, byte {offset} does not begin record {self.tree.size + 1}"
             self.trusted.find("unsealed", text, self.tree.size + 1, None, segment.path)
 
-    def check_index(self, segment: Segment, blocks: list[index.Block]) -> None:
+    def check_index(self, segment: Segment, rows: list[index.Block], blocks: list[index.Block]) -> None:
         path = self.trusted.layout.index(segment.first)
-        rows = index.read(path)
         growing = segment.path == self.trusted.layout.log or self.tree.size >= self.size
         # In a segment that grows, or with which the checkpoint ends, each complete block that the checkpoint covers
         # has a row, and later blocks may have one: the sealer has not reached the segment's end.
