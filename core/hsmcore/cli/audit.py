@@ -61,7 +61,11 @@ def verify(
     ] = None,
     witness: Annotated[
         list[str] | None,
-        typer.Option("--witness", metavar="VKEY", help="A witness whose cosignature the newest checkpoint must carry."),
+        typer.Option(
+            "--witness",
+            metavar="VKEY",
+            help="A witness whose cosignature a checkpoint of the log, or of --against, must carry.",
+        ),
     ] = None,
     proof: Annotated[
         Path | None, typer.Option("--proof", metavar="FILE", help="Check a proof of `audit prove` instead of a log.")

@@ -105,9 +105,11 @@ class Trusted:
         for one, following in zip(self.past, self.past[1:], strict=False):
             if following.size <= one.size:
                 self.find("checkpoint", f"size {following.size} follows {one.size}", where=layout.history)
-        self.latest = self._newest(stored, trusted)
+        self.latest = self._newest(stored, own, trusted)
         for data in self.trust.against:
             self._add_known(data, [*own, *trusted])
+        if self.latest is not None:
+            self._witnessed(self.latest)
 
     def _stored(self) -> bytes | None:
         """Read the file of all checkpoints, and return the newest one; None if there is no file. A running key manager
@@ -127,7 +129,7 @@ class Trusted:
             self.find("checkpoint", str(error), where=layout.history)
         return newest
 
-    def _newest(self, stored: bytes | None, trusted: list[VerifierKey]) -> Checkpoint | None:
+    def _newest(self, stored: bytes | None, own: list[VerifierKey], trusted: list[VerifierKey]) -> Checkpoint | None:
         path = self.layout.checkpoint
         newest: Checkpoint | None = None
         try:
@@ -137,13 +139,16 @@ class Trusted:
                 self.find("checkpoint", "the newest checkpoint is missing", where=path)
         except (NoteError, UnicodeDecodeError) as error:
             self.find("checkpoint", str(error), where=path)
-        # `checkpoints` is written before `checkpoint`, so a crash may leave it one ahead.
-        if newest is not None and newest.note not in [one.note for one in self.past[-2:]]:
+        # `checkpoints` is written before `checkpoint`, so a crash may leave it one ahead. Texts are compared: a witness
+        # adds its signature line to either file.
+        whole = newest is not None and newest.text in [one.text for one in self.past[-2:]]
+        if newest is not None and not whole:
             self.find("checkpoint", "it is not the last in the file of all checkpoints", where=path)
+        elif newest is not None and not self._signed(newest, [*own, *trusted], str(path)):
+            newest = None
         for one in [*reversed(self.past), newest]:
             if one is not None and self._signed(one, trusted, str(path)):
-                self._witnessed(one)
-                return one
+                return newest if newest is not None and newest.text == one.text else one
             if len(self.report.findings) > _MOST:
                 break
         return None
@@ -160,13 +165,25 @@ class Trusted:
             self.find("checkpoint", str(error), where=where)
         return False
 
-    def _witnessed(self, checkpoint: Checkpoint) -> None:
+    def _witnessed(self, latest: Checkpoint) -> None:
+        """Require a checkpoint with each witness's cosignature: the newest one, or an earlier one. The records are
+        compared with the root of each."""
         for witness in self.trust.witnesses:
-            try:
-                if witness.kind != COSIGNATURE or not Note.parse(checkpoint.note).signers([witness]):
-                    self.find("witness", f"the checkpoint has no cosignature of {witness.name}")
-            except NoteError as error:
-                self.find("witness", str(error))
+            if witness.kind != COSIGNATURE:
+                self.find("witness", f"{witness.name} is the key of a log: a witness's has another type")
+                continue
+            problem = f"no checkpoint has a cosignature of {witness.name}"
+            sizes = []
+            for one in (*self.sound, latest, *self.known):
+                try:
+                    if Note.parse(one.note).signers([witness]):
+                        sizes.append(one.size)
+                except NoteError as error:
+                    problem = str(error)
+            if sizes:
+                self.report.notes.append(f"{witness.name} has cosigned the first {max(sizes)} records")
+            else:
+                self.find("witness", problem)
 
     def _add_known(self, data: bytes, keys: list[VerifierKey]) -> None:
         """Add a checkpoint that the verifier kept."""
