@@ -90,7 +90,8 @@ class Host:
 
     def record(self, position: int, payload: object, domain: str = BLOCKS) -> None:
         """Record a signature."""
-        self.log.record("sign", message=message(payload), result="ok", kind="block", domain=domain, position=position)
+        said = self.mark.shown("block", Place(domain, position, digest(payload)))
+        self.log.record("sign", message=message(payload), result="ok", **said)
 
     async def refused(self, position: int, text: object = "", domain: str = BLOCKS) -> str:
         """The name of the error of `sign`; "" if there is none."""

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from hsmcore._native import Digest, Journal, digest_of
 from hsmcore.audit.backwards import newest_first
+from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.layout import Layout
+from hsmcore.audit.note import NoteError
 from hsmcore.audit.open_log import AuditStatus, OpenLog
 from hsmcore.audit.query import Moment, Query, Record
 from hsmcore.audit.record import tail
@@ -77,6 +79,17 @@ class AuditLog:
             return "" if self._layout is None else self._layout.origin.read_text().strip()
         except FileNotFoundError:
             return ""
+
+    @property
+    def sealed_before(self) -> int:
+        """Records that a checkpoint covered when this process opened the log, or now of a log that is not open here.
+        Reads the disk."""
+        if self._open is not None:
+            return self._open.found_sealed
+        try:
+            return 0 if self._layout is None else Checkpoint.parse(self._layout.checkpoint.read_bytes()).size
+        except (OSError, NoteError):
+            return 0
 
     @property
     def mark(self) -> dict[str, str]:

@@ -99,6 +99,9 @@ class OpenLog:
         """The newest record that is as durable as `durability` requires. From any thread."""
         self.found = 0
         """The newest record that earlier processes wrote."""
+        self.found_sealed = 0
+        """Records that a checkpoint covered when the log was opened: those that this process seals, another writer may
+        have appended."""
         self.origin = ""
         self.keep_from: Shipping | None = None
         """Pruning keeps records that these destinations do not have yet."""
@@ -111,6 +114,7 @@ class OpenLog:
         opened = await self._run(self._open_files)
         self.origin, self.checkpoint = opened.origin, opened.checkpoint
         self.durable_seq = self.found = opened.sealer.size
+        self.found_sealed = self.sealed
         if self.journal is not None:
             self.journal.attach(self._loop, self._changed, self._refusal, self._note_clock_step)
         for operation, fields in opened.events:

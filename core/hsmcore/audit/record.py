@@ -227,6 +227,7 @@ ALLOWED: Final[dict[str, Callable[[object], object]]] = {
             "evidence_sha256",
             "sha256",
             "root",
+            "mac",
         ),
         _public_bytes,
     ),

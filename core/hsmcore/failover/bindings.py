@@ -82,11 +82,12 @@ async def left_by_a_crash(audit: AuditLog) -> list[Row]:
     return [row for row in found if row is not None]
 
 
-async def lately_unsure(audit: AuditLog) -> list[Row]:
-    """What may have been signed without an answer in the last BINDING_NS, as the log says. Raises AuditUnavailable."""
+async def lately_unsure(audit: AuditLog, last_seq: int | None = None) -> list[Row]:
+    """What may have been signed without an answer in the last BINDING_NS, as the log says, by records up to `last_seq`.
+    Raises AuditUnavailable."""
     since, found = time.time() - BINDING_NS / SECOND, list[Row | None]()
     async for record in audit.query(since, None, {"operation": "sign", "result": "error", **audit.mark}):
-        if record.get("error") in UNSURE:
+        if record.get("error") in UNSURE and (last_seq is None or record["seq"] <= last_seq):
             row = _row(record.get("message_sha256"), record.get("public_key"), record["time_ns"] + BINDING_NS)
             found.append(row)
     return [row for row in found if row is not None]

@@ -5,6 +5,9 @@ place. The audit log lies on another disk, and has each payload with a position 
 was handed out. So each host compares its log with the database at the start, at each reconnection and when the database
 is another one; what the database lacks opens an incident (incident.py), and is put back from the log.
 
+Whoever can write the log's files can append records. With a sealed store (stateSecret), each record of a bind has a
+MAC, and one without it is no witness, but for those that a checkpoint sealed before hsmcore wrote such MACs.
+
 The log is read from its end, until all that could have been lost was seen. A database loses a suffix of its commits, so
 a row of this host that is there proves that all that this host bound before is there, too.
 """
@@ -12,6 +15,7 @@ a row of this host that is there proves that all that this host bound before is 
 from __future__ import annotations
 
 import asyncio
+import hmac
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,6 +48,8 @@ _SLACK_NS: Final = 1_000_000_000
 _NEAR_NS: Final = 60_000_000_000
 """The longest time from a bind to its record. A record of another time is of a payload that was signed again, or the
 clock was set in between: its row says nothing of those that were bound before the record."""
+_MOST_OLD: Final = 1 << 18
+"""Records without a MAC that are remembered until one that has a MAC is found before them."""
 _GROUP: Final = 1000
 _TRIES: Final = 8
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
@@ -52,6 +58,8 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
 class Log(Protocol):
     """What the witness needs of hsmcore.audit.AuditLog."""
 
+    @property
+    def sealed_before(self) -> int: ...
     async def flush(self) -> None: ...
     def newest_ordered(self, most_bytes: int) -> Iterator[list[dict[str, Any]]]: ...
     def note(self, operation: str, **fields: Any) -> object: ...
@@ -72,6 +80,57 @@ class _Compared:
     looked: int = 0
     newest_own: int = 0
     """The latest time of a row that this host bound and the database has."""
+
+
+class _Believed:
+    """Which records of the log, newest first, are witnesses. `rows`: of these. `doubtful`: without a MAC, and none that
+    has one was found before them: if there is none, they are of before hsmcore wrote MACs. `sealed`: the records up to
+    this one were under a checkpoint before this process opened the log."""
+
+    def __init__(self, store: Store, sealed: int) -> None:
+        self._store, self._sealed = store, sealed
+        self.rows: list[Row] = []
+        self.doubtful: list[tuple[int, Row]] = []
+        self.reached_ns = 0
+        """The time of the oldest witness."""
+        self._not_vouched, self._newest = 0, 0
+
+    def add(self, record: dict[str, Any], row: Row) -> None:
+        mac, said = self._store.attest(*row[:3]), record.get("mac")
+        if mac and not (isinstance(said, str) and hmac.compare_digest(said.encode(), mac.encode())):
+            self.doubtful.append((record["seq"], row))
+            if len(self.doubtful) > _MOST_OLD:
+                self.end()
+            return
+        for seq, _ in self.doubtful:
+            self._refuse(seq)
+        self.doubtful.clear()
+        self._take(row)
+
+    def end(self) -> None:
+        """No older record has a MAC."""
+        for seq, row in self.doubtful:
+            if seq <= self._sealed:
+                self._take(row)
+            else:
+                self._refuse(seq)
+        self.doubtful.clear()
+
+    def taken(self) -> list[Row]:
+        rows, self.rows = self.rows, []
+        return rows
+
+    def tell(self) -> None:
+        if self._not_vouched:
+            told = {"records": self._not_vouched, "newest": self._newest}
+            get_logger().error("records of the audit log are not vouched for: they count for nothing", **told)
+
+    def _take(self, row: Row) -> None:
+        self.rows.append(row)
+        self.reached_ns = row.bound_ns
+
+    def _refuse(self, seq: int) -> None:
+        self._not_vouched, self._newest = self._not_vouched + 1, max(self._newest, seq)
 
 
 class Witness:
@@ -232,23 +291,26 @@ class Witness:
         for begin in range(0, len(remembered), _GROUP):
             await self._run(partial(self._look, compared=compared, rows=remembered[begin : begin + _GROUP]))
         compared.looked = 0
-        rows: list[Row] = []
-        blocks, reached = self._log.newest_ordered(most_bytes or MOST_BYTES), 0
+        believed = _Believed(self._store, self._log.sealed_before)
+        blocks = self._log.newest_ordered(most_bytes or MOST_BYTES)
         while (found := await _next(blocks)) is not None:
             compared.cut = not found
-            rows += [row for record in found if (row := self._row(record)) is not None]
-            if found:
-                reached = found[-1]["time_ns"]
-            if len(rows) >= LEAST or compared.cut:
+            for record in found:
+                if (row := self._row(record)) is not None:
+                    believed.add(record, row)
+            if len(believed.rows) >= LEAST or compared.cut:
                 lacked = len(compared.lacking)
-                await self._run(partial(self._look, compared=compared, rows=rows))
-                rows = []
+                await self._run(partial(self._look, compared=compared, rows=believed.taken()))
+                reached = believed.reached_ns
                 agrees = len(compared.lacking) == lacked and reached < compared.newest_own - _SLACK_NS
                 known = agrees and compared.looked >= LEAST if since_ns is None else reached < since_ns - _SLACK_NS
-                if known:
+                if known and not believed.doubtful:
                     compared.cut = False
+                    believed.tell()
                     return compared
-        await self._run(partial(self._look, compared=compared, rows=rows))
+        believed.end()
+        await self._run(partial(self._look, compared=compared, rows=believed.taken()))
+        believed.tell()
         return compared
 
     def _look(self, connection: Connection, *, compared: _Compared, rows: Sequence[Row]) -> None:

@@ -300,9 +300,8 @@ class Batches:
         text, place, left = await self._bound(leaves)
 
         async def submit(_extra: bytes | None, _admitted: object) -> Awaitable[Receipt]:
-            shown = {"kind": BATCH_ROOT, "domain": place.domain, "position": place.position}
             more = {"first": place.first, "count": leaves.count, **_who_asked(leaves)}
-            extra = audit_extra(**shown, **more) if self._record.enabled else None
+            extra = audit_extra(**self._guard.shown(BATCH_ROOT, place), **more) if self._record.enabled else None
             return self._path().submit_with_receipt(text, left, False, extra)
 
         receipt = await self._answer("sign", text, submit)

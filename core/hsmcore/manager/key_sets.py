@@ -380,8 +380,7 @@ class KeySets:
         [current] = (key.public_key for key in keys if key.state == "current")
 
         async def submit(_extra: bytes | None, _admitted: object) -> Awaitable[Receipt]:
-            shown = {"kind": KEY_SET, "domain": place.domain, "position": place.position}
-            extra = audit_extra(**shown) if self._record.enabled else None
+            extra = audit_extra(**self._guard.shown(KEY_SET, place)) if self._record.enabled else None
             return self._path().submit_with_receipt(text, left, False, extra, current)
 
         receipt = await self._answer("sign", text, submit)

@@ -47,11 +47,14 @@ async def reconcile(config: Config, *, ring_compared: bool) -> dict[str, Any]:
                 hint="Compare `hsmcore rotate status` with the log's records and the chain, then: --ring-compared.",
             )
         used, left = list[dict[str, Any]](), None
+        # Nothing but a checkpoint vouches for these records; a store without a seal believes any.
+        last_seq = log.sealed_before if store.attest() else None
         if config.has_emergency and standing.problem:
             used = await _records(log, max(since, await _last_reset(log)), operation="sign", level="emergency")
+            used = [record for record in used if last_seq is None or record["seq"] <= last_seq]
         if used:
             left = await Emergency.of(config, store).count(len(used), used[0]["time_ns"])
-        unsure = await lately_unsure(log)
+        unsure = await lately_unsure(log, last_seq)
         if unsure:
             await StoredBindings(store).keep(unsure)
         added, conflicts, floors = await alone.reconcile()

@@ -230,6 +230,11 @@ class Guard:
                 rest.callback(caller.end)
             yield
 
+    def shown(self, kind: str, place: Place) -> dict[str, object]:
+        """As Watermark.shown: once the place is bound."""
+        assert self.watermark is not None  # noqa: S101  # for the type checker: `needs_store`
+        return self.watermark.shown(kind, place)
+
     async def require(self, wants: Sequence[Want], timeout: float | None) -> float:
         """Have everything bound and counted. Returns the seconds that are left."""
         assert self.watermark is not None  # noqa: S101  # for the type checker: `needs_store`
@@ -277,7 +282,7 @@ class Admission:
         """Return what goes into the audit record."""
         if self._place is None:
             return audit_extra()
-        return audit_extra(kind=self.kind, domain=self._place.domain, position=self._place.position)
+        return audit_extra(**self._guard.shown(self.kind, self._place))
 
     def end(self) -> None:
         """The request is answered, or was given up."""

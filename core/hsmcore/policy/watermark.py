@@ -296,6 +296,12 @@ class Watermark(Tables):
             hint="Follow the chain, and say so with `fleet.caught_up`, or claim with `at_least`.",
         )
 
+    def shown(self, kind: str, place: Place) -> dict[str, object]:
+        """Return what the audit record of a payload says of the place that it was bound to."""
+        said: dict[str, object] = {"kind": kind, "domain": place.domain, "position": place.position}
+        mac = self._store.attest(*place[:3])
+        return {**said, "mac": mac} if mac else said
+
     async def look(self, place: Place) -> tuple[dict[str, Any] | None, Exception | None]:
         """Return the row of a place, and why `require` would refuse it now; None: it would not. Binds nothing."""
 

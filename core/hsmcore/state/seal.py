@@ -72,6 +72,7 @@ _ADOPTED: Final = 1_000_000_000
 """By more than this only an adoption raises the counter at once: it sets a time in nanoseconds."""
 _LABEL: Final = b"hsmcore: the seal of a state store, version 1\0"
 _ROW_LABEL: Final = b"hsmcore: a row of a state store, version 1\0"
+_RECORD_LABEL: Final = b"hsmcore: a record of what a state store has bound, version 1\0"
 _READ: Final = select(SEAL.c.store, SEAL.c.counter, SEAL.c.digests, SEAL.c.mac).where(SEAL.c.name == _ROW)
 _WRITE: Final = update(SEAL).where(SEAL.c.name == _ROW)
 
@@ -340,6 +341,12 @@ class Seal:
     def vouch(self, *columns: object) -> str:
         """Return the MAC of a row that is sealed by itself, within a transaction that uses a table of a scope."""
         key = hmac.digest(self._key, _ROW_LABEL + self._store.encode(), "sha256")
+        return hmac.digest(key, ascii(columns).encode(), "sha256").hex()
+
+    def attest(self, *columns: object) -> str:
+        """Return the MAC of what a record of the audit log says was bound. It is of the secret alone: another store
+        under it must believe the record, too. Any thread."""
+        key = hmac.digest(self._key, _RECORD_LABEL, "sha256")
         return hmac.digest(key, ascii(columns).encode(), "sha256").hex()
 
     def _vouch_for_bound(self, connection: Connection) -> None:
