@@ -18,11 +18,13 @@ from tests.support.terminal import PROGRAM
 
 from hsmcore.audit import AuditLog
 from hsmcore.audit.check.overview import overview
+from hsmcore.audit.check.prove import latest
 from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.audit.segment import segments
+from hsmcore.audit.tiles import Tiles
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 
@@ -98,6 +100,23 @@ async def test_what_was_listed_can_be_read_wherever_it_is_by_now(tmp_path):
         assert b"".join(text for segment in listed for text in segment.chunks()).startswith(before)
         assert b"".join(segment.read(0, 1 << 30) for segment in listed).startswith(before)
         assert overview(layout)["lastSeq"] > before.count(b"\n")
+
+    await writing(tmp_path / "audit.log", work)
+
+
+@one_loop
+async def test_a_tile_that_becomes_full_while_it_is_read_is_read(tmp_path):
+    def work(layout: Layout, grow: Callable[[int], None]) -> None:
+        checkpoint = latest(layout)
+
+        class Late(Tiles):
+            def path(self, level: int, number: int) -> Path:
+                found = super().path(level, number)
+                if level == 0 and found.parent.suffix == ".p":
+                    grow(700)  # the full tile replaces the partial one
+                return found
+
+        assert Late(layout, checkpoint.size).root() == checkpoint.root
 
     await writing(tmp_path / "audit.log", work)
 

@@ -61,18 +61,26 @@ class Tiles:
         if cached is not None:
             return cached
         wanted = self.width(level, number) * HASH
-        path = self.path(level, number)
         try:
-            with path.open("rb") as file:
-                data = file.read(FULL + 1)
+            path, data = self._content(level, number)
         except (FileNotFoundError, NotADirectoryError):
-            raise TileError(path, "is missing") from None
+            try:
+                path, data = self._content(
+                    level, number
+                )  # a running writer has replaced a partial tile by the full one
+            except (FileNotFoundError, NotADirectoryError):
+                raise TileError(self._layout.tile(level, number), "is missing") from None
         if len(data) < wanted or len(data) > FULL or len(data) % HASH:
             raise TileError(path, f"has {len(data)} bytes where {wanted} are needed")
         if len(self._cache) > 64:
             self._cache.clear()
         self._cache[level, number] = data[:wanted]
         return data[:wanted]
+
+    def _content(self, level: int, number: int) -> tuple[Path, bytes]:
+        path = self.path(level, number)
+        with path.open("rb") as file:
+            return path, file.read(FULL + 1)
 
     def leaf(self, index: int) -> bytes:
         """Return the leaf hash of the record with this index, which counts from 0. Raises TileError, OSError."""
