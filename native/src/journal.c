@@ -121,6 +121,7 @@ static int rotate(hsm_journal *journal) {
     if (fd < 0) {
         return errno;
     }
+    (void)fchmod(fd, 0600); /* whatever the umask has taken */
     (void)close(journal->fd);
     journal->fd = fd;
     journal->size = 0;

@@ -17,6 +17,7 @@ import orjson
 
 from hsmcore.audit.files import append, sync, write_new
 from hsmcore.errors import AuditUnavailable
+from hsmcore.state.ownership import make_folder
 
 MOST_BYTES = 1 << 28
 
@@ -37,7 +38,7 @@ class LeafFiles:
                 domain, _, epoch = note.partition(b"\n")[0].decode().rpartition("/")
                 name = f"{quote(domain, safe='')}-{epoch}-{first:019d}-{token_hex(4)}.jsonl"
                 path = self._folder / name
-                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_folder(self._folder, parents=True)
                 write_new(path, b"")
                 sync(self._folder)
                 self._path = path

@@ -30,7 +30,7 @@ from hsmcore.audit.tiles import TileError
 from hsmcore.config.audit import AuditSettings
 from hsmcore.errors import AuditUnavailable, HsmError
 from hsmcore.log import get_logger
-from hsmcore.state.ownership import make_folder
+from hsmcore.state.ownership import EXPOSED_HINT, exposed, make_folder
 
 T = TypeVar("T")
 
@@ -126,7 +126,9 @@ class OpenLog:
         await self._intake.begin()
 
     def _open_files(self) -> Opened:
-        make_folder(self._layout.log.parent, 0o777, parents=True)
+        make_folder(self._layout.log.parent, parents=True)
+        if problem := exposed(self._layout.log.parent):
+            raise AuditUnavailable(f"audit log {self._layout.log}: {problem}", hint=EXPOSED_HINT)
         make_folder(self._layout.folder)
         make_folder(self._layout.spool)
         self._lock = FolderLock(self._layout.lock)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
 import socket
+import stat
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -44,6 +46,7 @@ _CHANGED_HINT = (
     "Keep a copy of the log and its folder. `hsmcore audit verify` names the byte. Put the file right there, if it is "
     "known what was changed; else begin a new log: move this one and its folder."
 )
+_PLACE_HINT = "Move it away: hsmcore makes the file itself. Find out which program has put it there."
 _ADOPT_HINT = (
     "Compare the records with a checkpoint or a copy that was kept elsewhere. To go on with them as they are, run "
     "`hsmcore audit adopt` on the log; to begin a new one, move this one and its folder."
@@ -58,6 +61,7 @@ def refuse(layout: Layout, problem: str, hint: str = _HINT) -> NoReturn:
 def open_log(layout: Layout, origin: str | None) -> Opened:
     """Recover the files and return the state to continue from. The caller holds the lock. Raises AuditUnavailable,
     OSError."""
+    _require_file(layout)
     name = _origin(layout, origin)
     keys = read_keys(layout)
     checkpoint = _checkpoint(layout, name, keys)
@@ -78,6 +82,27 @@ def open_log(layout: Layout, origin: str | None) -> Opened:
         sealer.close()
         raise
     return opened
+
+
+def _require_file(layout: Layout) -> None:
+    """Refuse whatever is in the log's place but a regular file with one name: lines appended to another one would end
+    up elsewhere, and a pipe would not end its opening."""
+    try:
+        descriptor = os.open(layout.log, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        refuse(layout, "a link or a socket has its name", _PLACE_HINT)
+    try:
+        found = os.fstat(descriptor)
+    finally:
+        os.close(descriptor)
+    if not stat.S_ISREG(found.st_mode):
+        refuse(layout, "what has its name is no file", _PLACE_HINT)
+    if found.st_nlink != 1:
+        refuse(layout, "its file has another name, too", _PLACE_HINT)
 
 
 def _origin(layout: Layout, wanted: str | None) -> str:

@@ -45,7 +45,7 @@ class Intention:
 
     def __init__(self, layout: Layout, command: str, fields: Mapping[str, object]) -> None:
         """Make the file, durably. Raises OSError."""
-        make_folder(layout.log.parent, 0o777, parents=True)
+        make_folder(layout.log.parent, parents=True)
         make_folder(layout.folder)
         make_folder(layout.spool)
         self._begun = time.time_ns()

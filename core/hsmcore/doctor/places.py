@@ -9,6 +9,7 @@ from typing import Final
 
 from hsmcore.config import Config
 from hsmcore.doctor.report import Step, fail, ok
+from hsmcore.state.ownership import EXPOSED_HINT, exposed
 
 _HINT: Final = "Name another place, or make the folder for the key manager's user (mkdir, chown)."
 
@@ -32,4 +33,6 @@ def _folder(name: str, folder: Path) -> Step:
         return fail(name, f"{found} is no folder", _HINT)
     if not os.access(found, os.W_OK | os.X_OK):
         return fail(name, f"this user cannot write {found}", _HINT)
+    if found == folder.absolute() and (problem := exposed(found)):
+        return fail(name, problem, EXPOSED_HINT)
     return ok(name, f"{folder} can be written" if found == folder.absolute() else f"{folder} can be made")

@@ -1,4 +1,4 @@
-"""A file made in a folder belongs to the folder's owner.
+"""A file made in a folder belongs to the folder's owner. Nobody else can open it, whatever the umask is.
 
 An administrator runs commands as root in the folders of a service that runs as another user. The service must be able
 to use the files that root makes there, so they are given to the folder's owner.
@@ -16,7 +16,13 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
+from hsmcore.log import get_logger
+
+EXPOSED_HINT: Final = (
+    "Run chmod 700 on the folder, or name one that does not exist: hsmcore makes it for this user alone."
+)
 _NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -41,6 +47,7 @@ def make(path: Path, flags: int = os.O_WRONLY, mode: int = 0o600) -> int:
     with _opened(path.parent) as folder:
         descriptor = os.open(path.name, flags | _NEW, mode, dir_fd=folder)
         try:
+            os.fchmod(descriptor, mode)
             _give(descriptor, folder)
         except BaseException:
             os.close(descriptor)
@@ -56,6 +63,7 @@ def make_empty(path: Path) -> None:
         descriptor = os.open(beside, os.O_WRONLY | _NEW, 0o600, dir_fd=folder)
         try:
             try:
+                os.fchmod(descriptor, 0o600)
                 _give(descriptor, folder)
             finally:
                 os.close(descriptor)
@@ -80,26 +88,49 @@ def open_or_make(path: Path, flags: int = os.O_RDWR) -> int:
     return os.open(path, flags)
 
 
-def make_folder(path: Path, mode: int = 0o700, *, parents: bool = False) -> None:
-    """Make a folder, with `parents` also the missing ones above it (mode 0777, as the umask allows). An existing one
-    stays as it is. Raises OSError."""
+def exposed(folder: Path) -> str:
+    """Return what is wrong if everyone may replace files of a folder, else "". A folder that its group may write is
+    warned about, but for one of root's, as a volume of Kubernetes with an fsGroup is. Raises OSError."""
+    found = folder.stat()
+    if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+        return f"everyone may write to {folder} (mode {stat.S_IMODE(found.st_mode):04o})"
+    if found.st_mode & stat.S_IWGRP and not found.st_mode & stat.S_ISVTX and not found.st_uid == 0 != os.geteuid():
+        get_logger().warning("its group may write to a folder of hsmcore's", folder=str(folder))
+    return ""
+
+
+def make_folder(path: Path, *, parents: bool = False) -> None:
+    """Make a folder, with `parents` also the missing ones above it. An existing one stays as it is. Raises OSError."""
     if path.is_dir():
         return
     if parents and not path.parent.is_dir():
-        make_folder(path.parent, 0o777, parents=True)
+        make_folder(path.parent, parents=True)
     with _opened(path.parent) as above:
         try:
-            os.mkdir(path.name, mode, dir_fd=above)
+            os.mkdir(path.name, 0o700, dir_fd=above)
         except FileExistsError:
             if not path.is_dir():
                 raise
             return
+        _let_owner_in(path.name, above)
         descriptor = os.open(path.name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
         try:
             if not os.listdir(descriptor):  # noqa: PTH208  # no path would do; else it is not the one that was made here
                 _give(descriptor, above)
         finally:
             os.close(descriptor)
+
+
+def _let_owner_in(name: str, above: int) -> None:
+    """Undo what the umask has taken from a folder that was made here. Nothing that was exchanged for it is changed: it
+    must be of this user, and closed to it."""
+    descriptor = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid == os.geteuid() and found.st_mode & stat.S_IRWXU != stat.S_IRWXU:
+            Path(f"/proc/self/fd/{descriptor}").chmod(0o700)
+    finally:
+        os.close(descriptor)
 
 
 def adopt(path: Path, is_ours: Callable[[int], bool]) -> None:

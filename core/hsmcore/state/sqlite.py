@@ -37,7 +37,7 @@ from hsmcore.state.database import (
     reason,
     require_known,
 )
-from hsmcore.state.ownership import make_empty, make_folder, open_or_make
+from hsmcore.state.ownership import EXPOSED_HINT, exposed, make_empty, make_folder, open_or_make
 from hsmcore.state.schema import METADATA
 from hsmcore.state.seal import StoreError
 
@@ -199,6 +199,8 @@ def _file_at(path: Path, *, writes: bool) -> _File:
     try:
         if writes:
             make_folder(real.parent, parents=True)
+            if problem := exposed(real.parent):
+                raise StoreError(f"state store {path}: {problem}", call="open", hint=EXPOSED_HINT)
             # Not open(): another thread may open the file through SQLite before this descriptor is closed.
             with suppress(FileExistsError):
                 make_empty(real)

@@ -1,0 +1,127 @@
+"""The folders of log and store are this user's alone, whatever the umask is; and what stands in a file's place is
+looked at before it is used."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.support.audit_logs import write_log
+from tests.support.loops import one_loop
+from tests.support.managers import opened
+from tests.support.policed import ordered
+from tests.support.state_rollbacks import config_of
+
+import hsmcore
+from hsmcore.audit.layout import Layout
+from hsmcore.config import load
+from hsmcore.doctor.places import check_places
+from hsmcore.errors import AuditUnavailable
+from hsmcore.state import Store, StoreError
+
+pytestmark = pytest.mark.integration
+
+LIFE = """
+import asyncio, json, os, sys
+from tests.support.policed import ordered
+import hsmcore
+
+async def main(config):
+    for first in (0, 300):
+        async with hsmcore.create_key_manager(config) as manager:
+            for position in range(first, first + 300):
+                await manager.sign(ordered(position))
+
+umask, config = json.loads(sys.stdin.read())
+os.umask(umask)
+asyncio.run(main(config))
+"""
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o000, 0o777], ids=oct)
+def test_what_is_made_is_for_this_user_alone(tmp_path, umask):
+    place = tmp_path / "new" / "deep"
+    config = config_of(place, audit={"rotateBytes": 65536, "checkpointEveryRecords": 300, "durability": "write"})
+    given = json.dumps([umask, config])
+    done = subprocess.run(
+        [sys.executable, "-c", LIFE], input=given, text=True, capture_output=True, check=False, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    found = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
+    assert any("segments" in str(path) and path.suffix == ".zst" for path in found)
+    wrong = {
+        str(path.relative_to(tmp_path)): oct(stat.S_IMODE(path.stat().st_mode))
+        for path in found
+        if stat.S_IMODE(path.stat().st_mode) != (0o700 if path.is_dir() else 0o600)
+    }
+    assert wrong == {}
+
+
+@one_loop
+@pytest.mark.parametrize("mode", [0o777, 0o707, 0o1777, 0o775, 0o2770, 0o755])
+async def test_a_folder_that_everyone_may_write_is_refused(tmp_path, caplog, mode):
+    """One with the sticky bit, such as /tmp, lets nobody replace files; one of a group may be shared on purpose, as a
+    volume of Kubernetes with an fsGroup is."""
+    place = tmp_path / "place"
+    place.mkdir()
+    place.chmod(mode)
+    config = config_of(place)
+    places = {step.name: (step.outcome, step.hint) for step in check_places(load(config))}
+    if mode in (0o777, 0o707):
+        with pytest.raises(AuditUnavailable, match=r"everyone may write .*chmod 700"):
+            await write_log(place / "audit.log", 1)
+        with pytest.raises(StoreError, match=r"everyone may write .*chmod 700"):
+            await Store.open(place / "state.db")
+        with pytest.raises(hsmcore.HsmError, match="everyone may write"):
+            await hsmcore.create_key_manager(config).initialize()
+        assert list(place.iterdir()) == []
+        assert places["audit-log"][0] == "fail"
+        assert "chmod 700" in places["audit-log"][1]
+        return
+    async with opened(config) as manager:
+        await manager.sign(ordered(1))
+    assert places["audit-log"][0] == "ok"
+    assert ("its group may write" in caplog.text) == (mode in (0o775, 0o2770))
+
+
+def fifo(log: Path) -> None:
+    os.mkfifo(log)
+
+
+def link(log: Path) -> None:
+    (log.parent / "elsewhere").write_bytes(b"")
+    log.symlink_to(log.parent / "elsewhere")
+
+
+def dangling(log: Path) -> None:
+    log.symlink_to(log.parent / "nowhere")
+
+
+def second_name(log: Path) -> None:
+    (log.parent / "elsewhere").write_bytes(b"something else\n")
+    log.hardlink_to(log.parent / "elsewhere")
+
+
+def folder(log: Path) -> None:
+    log.mkdir()
+
+
+@one_loop
+@pytest.mark.parametrize("put", [fifo, link, dangling, second_name, folder])
+async def test_what_is_no_file_of_one_name_is_not_taken_for_the_log(tmp_path, put):
+    log = tmp_path / "audit.log"
+    put(log)
+    async with asyncio.timeout(30):
+        with pytest.raises(AuditUnavailable, match="Move it away") as caught:
+            await write_log(log, 1)
+    assert "descriptors" not in str(caught.value)
+    if put in (link, second_name):
+        assert (tmp_path / "elsewhere").read_bytes() in (b"", b"something else\n")
+    assert not (tmp_path / "nowhere").exists()
+    assert not Layout(log).lost.exists()
