@@ -286,16 +286,19 @@ cdef class Engine(Requests):
         Returns how many were queued again."""
         return hsm_requests_replay(self._table) if self._table != NULL else 0
 
-    def restart_host(self):
-        """Start the host process again, after `recover`. `host_fd` changes. Returns why a key was not found again while
-        others were, or None. Raises HsmError."""
+    def restart_host(self, bytearray pin=None):
+        """Start the host process again, after `recover`, with another `pin` if one is given, which the caller wipes.
+        `host_fd` changes. Returns why a key was not found again while others were, or None. Raises HsmError."""
         cdef hsm_error error
-        cdef hsm_status status
+        cdef hsm_status status = HSM_OK
         if self._host == NULL:
             raise NotInitialized("there is no host process", member=self._member)
         error.status = HSM_OK
-        with nogil:
-            status = hsm_host_restart(self._host, &error)
+        if pin is not None:
+            status = hsm_host_use_pin(self._host, <const uint8_t *><char *>pin, len(pin), &error)
+        if status == HSM_OK:
+            with nogil:
+                status = hsm_host_restart(self._host, &error)
         if status != HSM_OK:
             raise _raised(&error, self._member)
         return str(_raised(&error, self._member)) if error.status != HSM_OK else None

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 # Here, and not in a fixture: SOFTHSM2_CONF must be set before anything initializes the module.
 _folder = Folder()
 
+# Refused PINs are remembered in the user's state folder where a configuration has none of its own.
+os.environ["XDG_STATE_HOME"] = str(_folder.path / "state")
+
 # The AWS SDK looks for credentials at an address outside this machine unless it is told not to.
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
@@ -105,6 +108,7 @@ def nothing_left(request: pytest.FixtureRequest, warm: None) -> Iterator[None]:
             request.getfixturevalue(name)
     before = holdings()
     yield
+    (_folder.path / "state" / "hsmcore" / "hsmcore-refused-logins.json").unlink(missing_ok=True)
     structlog.reset_defaults()  # a command line that ran in this process has set it up for a stream of its own
     if not request.node.stash.get(_failed, False):  # a failed test's frames are kept, and all that they hold
         assert surplus_since(before) == []

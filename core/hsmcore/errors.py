@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from hsmcore.statuses import RETRYABLE_CLASSES, STATUSES
+from hsmcore.statuses import MAY_PASS, RETRYABLE_CLASSES, STATUSES
 
 
 class HsmError(Exception):
@@ -75,6 +75,11 @@ class HsmError(Exception):
         """True if the same call may succeed a moment later or on another member."""
         told = self.told_retryable
         return RETRYABLE_CLASSES[self.error_class] if told is None else told
+
+    @property
+    def may_pass(self) -> bool:
+        """True if time may mend it, or what is not this member's: it is worth trying again, now and then."""
+        return self.retryable or self.status in MAY_PASS
 
 
 class ModuleBusy(HsmError, status="BUSY"):

@@ -13,6 +13,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -104,6 +105,15 @@ def _where_no_handler_is() -> list[Processor]:
     return [add_log_level, TimeStamper(fmt="iso", utc=True), KeyValueRenderer(key_order=order)]
 
 
+def prepare(*, lasts: bool = False) -> None:
+    """Import what logging needs, before there is something to log: an event loop that handles a fault has no time for
+    it, and a process without a free descriptor cannot do it. Not in a command, which ends soon, unless it `lasts`.
+    Takes some 0.1 s the first time. Any thread."""
+    if lasts or not _deferred:
+        with suppress(Exception):  # see _Unready
+            import structlog  # noqa: F401
+
+
 class _Unready:
     """A logger that imports structlog with the first event of a level that is shown."""
 
@@ -117,7 +127,8 @@ class _Unready:
             return _nothing
         try:
             import structlog  # noqa: F401  # from here on get_logger returns structlog's
-        except ImportError:  # the process may read its interpreter's folder no more: it changed its user or its root
+        except Exception:  # noqa: BLE001
+            # The process may read its interpreter's folder no more: it has no descriptor, another user or another root.
             return functools.partial(_plain, number or logging.WARNING, self._bound, exc_info=method == "exception")
         return getattr(get_logger(**self._bound), method)
 

@@ -23,6 +23,10 @@ RETRYABLE_CLASSES: dict[str, bool] = {
 }
 
 
+# Not retryable, since the same call is no use a moment later; yet what is absent may come, and a service relent.
+MAY_PASS = frozenset({"TOKEN_NOT_FOUND", "ACCESS_DENIED"})
+
+
 class StatusRow(NamedTuple):
     """A row of status.def, and a hint: what to do next ("" if there is no general advice)."""
 

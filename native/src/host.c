@@ -411,6 +411,19 @@ hsm_status hsm_host_restart(hsm_host *host, hsm_error *error) {
     return HSM_OK;
 }
 
+hsm_status hsm_host_use_pin(hsm_host *host, const uint8_t *pin, size_t pin_len, hsm_error *error) {
+    uint8_t *copy;
+    if (!hsm_secret_copy(pin, pin_len, &copy)) {
+        return hsm_fail(error, HSM_OUT_OF_MEMORY, "sodium_malloc", "locked memory for the PIN");
+    }
+    if (host->pin != NULL) {
+        sodium_free(host->pin);
+    }
+    host->pin = copy;
+    host->options.engine.pin_len = pin_len;
+    return HSM_OK;
+}
+
 void hsm_host_stop(hsm_host *host, uint64_t timeout_ns) {
     if (host == NULL || host->fork_generation != hsm_fork_generation()) {
         return;

@@ -80,6 +80,34 @@ async def test_the_gateway_signs_under_its_unit(world, tmp_path):
         assert system.run("test", "-S", "/run/hsmcore/sign.sock").returncode == 0  # the next one takes it over
 
 
+@pytest.mark.skipif(PROBLEM != "", reason=PROBLEM)
+@one_loop
+async def test_a_wrong_pin_is_sent_once_and_the_unit_stays_down(world, tmp_path):
+    """Neither systemd nor whoever starts the unit again by hand costs the token a second attempt."""
+    chaos = {
+        "module": world.module,
+        "log": "/var/lib/hsmcore/chaos.log",
+        "faults": [{"function": "C_Login", "every": 1, "action": "hang", "milliseconds": 1}],
+    }
+    made = files(world, "process")
+    document = json.loads(made["/etc/hsmcore/gateway.json"])
+    document["keyManager"]["config"] |= {"modulePath": "/srv/core/hsmcore/_bin/libhsmcore_chaos.so"}
+    document["keyManager"]["config"] |= {"moduleArgs": "config=/etc/hsmcore/chaos.json"}
+    made |= {
+        "/etc/hsmcore/gateway.json": json.dumps(document).encode(),
+        "/etc/hsmcore/chaos.json": json.dumps(chaos).encode(),
+        "/etc/hsmcore/pin": b"wrong-pin",
+    }
+    with booted(tmp_path, made) as system:
+        for _ in range(3):
+            assert system.run("systemctl", "start", GATEWAY).returncode != 0
+            assert system.show(GATEWAY, "ActiveState") == "failed", system.log()
+            assert system.show(GATEWAY, "ExecMainStatus") == "78"
+            assert system.show(GATEWAY, "NRestarts") == "0"
+        assert "not sent again" in system.log()
+        assert Path(system.path("/var/lib/hsmcore/chaos.log")).read_text().count("C_Login") == 1
+
+
 def names_of_threads(system):
     tasks = Path(f"/proc/{system.pid}/root/proc/{system.show(GATEWAY, 'MainPID')}/task")
     return {task.joinpath("comm").read_text().strip() for task in tasks.iterdir()}

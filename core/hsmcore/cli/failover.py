@@ -19,7 +19,7 @@ from hsmcore.cli.settings import RequiredReason, YesOption
 from hsmcore.cli.store import not_genuine, on_levels, print_not_genuine
 
 if TYPE_CHECKING:
-    from hsmcore.config import Config
+    from hsmcore.config import Config, KeyManagerConfig, Provider
     from hsmcore.state import Store
 
 app = typer.Typer(name="failover", help="Look at the levels, drain members, force a level.", no_args_is_help=True)
@@ -111,10 +111,30 @@ def readmit(cli: Invocation, member: MemberArgument, reason: RequiredReason) -> 
     login or an unusable module. It logs in again, must hold a key that may sign, and serves after three good probes.
     Correct the cause first: a login that is refused again counts towards the token's lock.
 
+    A PIN that the member's token has refused is remembered and not sent again, by no command and after no restart. This
+    command forgets it, also of a configuration without failover: for a token that takes the PIN by now.
+
     Example: hsmcore failover readmit softhsm:sequencer --reason "the PIN in the vault is corrected"
     """
-    _require_member(cli.config, member)
-    _wish(cli, f"readmit:{member}", datetime.now(UTC).isoformat(), reason, member=member)
+    rules, provider = cli.config.key_manager, _require_member(cli.config, member)
+    if rules.active_failover is not None:
+        _forget_refusals(rules, provider)
+        _wish(cli, f"readmit:{member}", datetime.now(UTC).isoformat(), reason, member=member)
+        return
+    with recorded(rules, "failover readmit", state="forgotten", reason=reason, member=member):
+        forgotten = _forget_refusals(rules, provider)
+    cli.show({"member": member, "forgotten": forgotten}, f"{member}: refused PINs that are forgotten: {forgotten}")
+
+
+def _forget_refusals(rules: KeyManagerConfig, provider: Provider) -> int:
+    from hsmcore.config import Pkcs11Settings
+    from hsmcore.control.records import TokenAccess
+    from hsmcore.control.refused import RefusedLogins
+
+    if not isinstance(provider.config, Pkcs11Settings):
+        return 0
+    access = TokenAccess.of(provider.config, provider.name, str(rules.refused_logins))
+    return RefusedLogins(access, lambda: None).forget()
 
 
 @command(app, "Prefer a level, or end that.")
@@ -151,10 +171,11 @@ def _others_in_service(config: Config, member: str) -> list[str]:
     return on_levels(config, read, shows=True)
 
 
-def _require_member(config: Config, member: str) -> None:
-    known = [provider.name for _, provider in config.key_manager.members()]
+def _require_member(config: Config, member: str) -> Provider:
+    known = {provider.name: provider for _, provider in config.key_manager.members()}
     if member not in known:
         raise BadUsage(f"there is no member {member!r}; the configuration has {', '.join(known)}")
+    return known[member]
 
 
 def _wish(cli: Invocation, name: str, value: str | None, reason: str, **subject: str | None) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hsmcore.cli.invocation import Invocation
-from hsmcore.cli.output import BadUsage, note
+from hsmcore.cli.output import BadUsage, note, starting
 
 if TYPE_CHECKING:
     from hsmcore.gateway.gateway import RunningGateway
@@ -58,10 +58,12 @@ async def _serve(cli: Invocation, listen: tuple[str, ...]) -> None:
     from hsmcore.heap import settle
     from hsmcore.listening.service import Reports
 
-    configs = cli.configs
     _allow_descriptors()
-    async with running(configs, settings_of(configs, listen)) as served, AsyncExitStack() as rest:
-        consoles = [await rest.enter_async_context(_console(one)) for one in _watched(served)]
+    async with AsyncExitStack() as rest:
+        with starting():
+            configs = cli.configs
+            served = await rest.enter_async_context(running(configs, settings_of(configs, listen)))
+            consoles = [await rest.enter_async_context(_console(one)) for one in _watched(served)]
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -15,6 +15,8 @@ FAILED: Final = 1
 BAD_USAGE: Final = 2
 DERIVED: Final = 3
 """Of `audit verify`: the records are whole and sealed; a file that is derived from them is wrong."""
+NO_USE_AGAIN: Final = 78
+"""EX_CONFIG of sysexits.h: a service's start has failed, and another attempt would fail likewise."""
 INTERRUPTED: Final = 130
 
 
@@ -31,6 +33,28 @@ _SYSTEM_HINTS: Final = {
 
 class BadUsage(Exception):
     """The command line is wrong in a way that its parser cannot detect; the text says how."""
+
+
+class StartRefused(Exception):
+    """A service cannot start for this error, now or at another attempt."""
+
+    def __init__(self, error: HsmError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """Surround a service's start. Raises StartRefused: its supervisor should not start it again and again."""
+    from hsmcore.log import prepare
+
+    prepare(lasts=True)
+    try:
+        yield
+    except HsmError as error:
+        if error.may_pass or error.error_class == "PROCESS_FATAL":  # another process may have the room or the lock
+            raise
+        raise StartRefused(error) from error
 
 
 def print_json(value: Any) -> None:
@@ -92,10 +116,10 @@ def problem(what: str, next_step: str = "") -> None:
         note(f"  next: {next_step}")
 
 
-def report(error: HsmError, otherwise: str, *, as_json: bool) -> int:
+def report(error: HsmError, otherwise: str, *, as_json: bool, code: int | None = None) -> int:
     """Print an expected error and return the exit code. `otherwise`: the next step if the error has no hint."""
     what = str(error).removesuffix(error.hint).rstrip()
-    code = BAD_USAGE if isinstance(error, ConfigurationError) else FAILED
+    code = code or (BAD_USAGE if isinstance(error, ConfigurationError) else FAILED)
     fault: dict[str, Any] = {
         "type": type(error).__name__,
         "message": what,

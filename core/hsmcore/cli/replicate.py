@@ -75,6 +75,7 @@ async def _replicate(config: Config, target: Provider, key_id: str) -> tuple[Key
         raise BadUsage("only keys behind PKCS#11 modules are copied")
     # Isolated: two modules may not tolerate each other in one process.
     options: Any = {"log_in": True, "hidden": config.secret_variables, "isolated": True}
+    options["refused"] = config.key_manager.refused_logins
     async with (
         ControlPlane.for_settings(source.config, member=source.name, **options) as here,
         ControlPlane.for_settings(target.config, member=target.name, **options) as there,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hsmcore.cli.invocation import Invocation
-from hsmcore.cli.output import note
+from hsmcore.cli.output import note, starting
 
 if TYPE_CHECKING:
     from hsmcore.config import Monitoring
@@ -54,7 +55,9 @@ def serve(
     """
     from hsmcore.serve.attach import settings_of
 
-    asyncio.run((_watch if watch else _serve)(cli, settings_of(cli.config, listen)))
+    with starting():
+        settings = settings_of(cli.config, listen)
+    asyncio.run((_watch if watch else _serve)(cli, settings))
 
 
 async def _serve(cli: Invocation, settings: Monitoring) -> None:
@@ -64,22 +67,24 @@ async def _serve(cli: Invocation, settings: Monitoring) -> None:
     from hsmcore.serve import attached
 
     manager = create_key_manager(cli.config, rotates=False)
-    try:
-        await manager.initialize()
-    except FolderInUse as error:
-        hint = "It is a key manager that runs: show that one with `hsmcore serve --watch`, or attach the server to it."
-        raise AuditUnavailable(str(error.args[0]), hint=hint) from None
-    try:
-        async with attached(manager, settings=settings) as site:
-            await _until_told(cli, site)
-    finally:
-        await manager.close()
+    async with AsyncExitStack() as rest:
+        with starting():
+            try:
+                await manager.initialize()
+            except FolderInUse as error:
+                hint = "A key manager runs: show that one with `hsmcore serve --watch`, or attach the server to it."
+                raise AuditUnavailable(str(error.args[0]), hint=hint) from None
+            rest.push_async_callback(manager.close)
+            site = await rest.enter_async_context(attached(manager, settings=settings))
+        await _until_told(cli, site)
 
 
 async def _watch(cli: Invocation, settings: Monitoring) -> None:
     from hsmcore.serve.attach import watching
 
-    async with watching(cli.config, settings) as site:
+    async with AsyncExitStack() as rest:
+        with starting():
+            site = await rest.enter_async_context(watching(cli.config, settings))
         await _until_told(cli, site)
 
 

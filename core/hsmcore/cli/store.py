@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from hsmcore.cli.output import note
 from hsmcore.cli.settings import token_settings
@@ -30,7 +30,8 @@ async def with_token(
     from hsmcore.control import ControlPlane
 
     settings = settings or token_settings(config)
-    async with ControlPlane.for_settings(settings, log_in=True, hidden=config.secret_variables) as plane:
+    options: Any = {"hidden": config.secret_variables, "refused": config.key_manager.refused_logins}
+    async with ControlPlane.for_settings(settings, log_in=True, **options) as plane:
         return await work(plane)
 
 

@@ -221,6 +221,12 @@ class KeyManagerConfig(Provider):
         return str(self.state_path.absolute()) if self.fleet is None else f"the database of fleet {self.fleet.name}"
 
     @property
+    def refused_logins(self) -> Path:
+        """The file that remembers which PINs tokens have refused (`hsmcore.control.refused`): beside the state store,
+        or where it would be. All key managers of a folder share it."""
+        return (self.state_path.parent / "hsmcore-refused-logins.json").absolute()
+
+    @property
     def keeps_state(self) -> bool:
         """Whether a state store is used."""
         counts = self.policy is not None and self.policy.needs_store

@@ -129,6 +129,11 @@ class Secret:
         """The file that holds the secret, or None."""
         return self._name if self.kind == "file" else None
 
+    @property
+    def asks_aws(self) -> bool:
+        """Whether `resolve` asks AWS Secrets Manager, which takes up to half a minute."""
+        return self._aws is not None
+
     def describe(self) -> str:
         """Where the secret is, for a person: "environment variable HSM_PIN". Never its value."""
         if self.kind == "plain":

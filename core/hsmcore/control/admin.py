@@ -17,7 +17,8 @@ from hsmcore.control.cryptoki import Cryptoki, handle_of
 from hsmcore.control.faults import refused_before, translated
 from hsmcore.control.locked import TransportKey
 from hsmcore.control.quirks import quirks_for
-from hsmcore.control.records import TokenAccess
+from hsmcore.control.records import TokenAccess, TokenRecord
+from hsmcore.control.refused import RefusedLogins, remembers
 from hsmcore.control.tokens import choose_one, present
 from hsmcore.errors import EngineClosed, HsmError, LoginError, TokenNotFound, error_of
 
@@ -83,7 +84,7 @@ class TokenAdmin:
                     library = self._library = adopt(self._access.module_path)
                     described = f"{library.manufacturer_id} {library.library_description}"
                     self.quirks = quirks_for(self._access.quirks, described, self._access.mechanisms)
-                    self._log_in(self.token())
+                    self._log_in(*self._found())
             except BaseException:
                 self.close()
                 raise
@@ -112,22 +113,26 @@ class TokenAdmin:
 
     def token(self) -> Token:
         """The one token that the selector names."""
+        return self._found()[1]
+
+    def _found(self) -> tuple[TokenRecord, Token]:
         library = self._library
         if library is None:
             raise EngineClosed("the token is closed", member=self.member)
         with Turn(self._access.module_path, self.quirks.name):
             tokens = dict(present(library, self._access.token.slot_id))
-        return tokens[choose_one(self._access, list(tokens))]
+        record = choose_one(self._access, list(tokens))
+        return record, tokens[record]
 
     @contextmanager
     def session(self, what: str) -> Iterator[Session]:
         """A read-write session for one operation; the login is the process's. `what` goes into errors."""
         self.open()
         with self._series(what):
-            token = self.token()
+            record, token = self._found()
             with token.open(rw=True, attribute_mapper=Attributes()) as session:
                 if token.flags & TokenFlag.LOGIN_REQUIRED and not self._logged_in(session):
-                    self._log_in(token)
+                    self._log_in(record, token)
                     # Without a login a token shows no private key: that would look like an empty token.
                     if not self._logged_in(session):
                         hint = _LOG_IN_HINT if self._pin is None else None
@@ -175,14 +180,14 @@ class TokenAdmin:
         if transport is not None:
             transport.wipe()
 
-    def _log_in(self, token: Token) -> None:
+    def _log_in(self, record: TokenRecord, token: Token) -> None:
         if self._pin is None:
             return
         if self._refused is not None:
             raise refused_before(self._refused)
         session = token.open(rw=True)
         try:
-            logged_in_here = self._present_pin(token, session, self._pin)
+            logged_in_here = self._present_pin(record, token, session, self._pin)
         except BaseException:
             with suppress(PKCS11Error):
                 session.close()
@@ -192,7 +197,7 @@ class TokenAdmin:
         else:
             session.close()
 
-    def _present_pin(self, token: Token, session: Session, source: PinSource) -> bool:
+    def _present_pin(self, record: TokenRecord, token: Token, session: Session, source: PinSource) -> bool:
         if self._logged_in(session):
             return False
         if token.flags & (TokenFlag.USER_PIN_LOCKED | TokenFlag.USER_PIN_FINAL_TRY):
@@ -200,12 +205,14 @@ class TokenAdmin:
         pin = source()
         if pin is None:
             return False
-        self.logins += 1
         try:
-            with translated("logging in", self.member):
-                self.cryptoki.login(handle_of(session), pin)
+            with RefusedLogins(self._access, lambda: record).attempt(pin):
+                self.logins += 1
+                with translated("logging in", self.member):
+                    self.cryptoki.login(handle_of(session), pin)
         except LoginError as error:
-            self._refused = error
+            if not remembers(self._access, error):
+                self._refused = error
             raise
         finally:
             pin[:] = bytes(len(pin))

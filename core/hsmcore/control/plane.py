@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from hsmcore.control.admin import PinSource, TokenAdmin
@@ -18,6 +18,7 @@ from hsmcore.control.tokens import choose_one
 from hsmcore.control.verb import ListTokens, Verb
 from hsmcore.errors import EngineClosed, EngineForked, PinIncorrect
 from hsmcore.log import get_logger
+from hsmcore.waiting import CallThread
 
 if TYPE_CHECKING:
     from hsmcore.config import Pkcs11Settings
@@ -59,9 +60,7 @@ class ControlPlane:
         self._resting: asyncio.TimerHandle | None = None
         self._remote = RemoteAdmin(access, pin=pin, hidden=hidden, timeout=timeout) if isolated else None
         self._admin = self._remote or TokenAdmin(access, pin=pin)
-        self._thread: ThreadPoolExecutor | None = ThreadPoolExecutor(
-            max_workers=1, thread_name_prefix=f"hsmcore-control-{access.member or 'token'}"
-        )
+        self._thread: CallThread | None = CallThread(f"hsmcore-control-{access.member or 'token'}")
         self._process = os.getpid()
 
     @classmethod
@@ -74,16 +73,18 @@ class ControlPlane:
         isolated: bool = False,
         hidden: frozenset[str] = frozenset(),
         timeout: float = CALL_SECONDS,
+        refused: Path | None = None,
     ) -> Self:
         """A plane for the token that a configuration names. `log_in` if no engine of this process has logged in; an
         `isolated` plane always logs in, in its child. With administrator credentials it is always isolated: a process
-        has one login on a token, and the engine must not get an administrator's rights."""
+        has one login on a token, and the engine must not get an administrator's rights. `refused`: the file that
+        remembers refused PINs (`KeyManagerConfig.refused_logins`)."""
         admin = settings.admin_credentials
         isolated = isolated or admin is not None
         pin: PinSource | None = settings.resolve_pin if log_in or isolated else None
         secret = settings.pin_secret if admin is None else admin.secret
         return cls(
-            TokenAccess.of(settings, member),
+            TokenAccess.of(settings, member, None if refused is None else str(refused)),
             pin=pin if admin is None else admin.resolve_pin,
             isolated=isolated,
             hidden=hidden,
@@ -112,12 +113,11 @@ class ControlPlane:
             return
         if self._resting is not None:
             self._resting.cancel()
-        loop = asyncio.get_running_loop()
-        closing = loop.run_in_executor(thread, self._admin.close)
-        thread.shutdown(wait=False)
+        closing = asyncio.wrap_future(thread.submit(self._admin.close))
+        thread.end()
         try:
             if not (await asyncio.wait({closing}, timeout=CLOSE_SECONDS))[0]:
-                if self._remote is None:
+                if self._remote is None:  # the interpreter does not wait for it either
                     closing.add_done_callback(_closed_late)
                     get_logger().error("a call hangs in the module: its thread is left", member=self._access.member)
                     return
@@ -127,7 +127,7 @@ class ControlPlane:
             if self._remote is not None:
                 self._remote.abandon()
             raise
-        thread.shutdown()  # it is idle: this takes microseconds
+        thread.join()  # it is idle: this takes microseconds
 
     async def do(self, verb: Verb[T]) -> T:
         """Run a verb (verb.py). Raises HsmError."""
@@ -172,9 +172,9 @@ class ControlPlane:
             raise EngineClosed("the control plane is closed")
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._thread, work)
+            return await self._thread.run(work)
         except PinIncorrect as error:
-            if self._secret is not None:
+            if self._secret is not None and error.ckr is not None:
                 error.hint = quirks_for(self._access.quirks).wrong_pin_hint(self._secret)
             raise
         finally:

@@ -93,9 +93,11 @@ class TokenAccess:
     """Numbers that only the vendor knows (quirks.quirks_for)."""
     member: str | None = None
     """Goes into errors."""
+    refused: str | None = None
+    """The file that remembers refused PINs (refused.py); None: only the process does."""
 
     @classmethod
-    def of(cls, settings: Pkcs11Settings, member: str | None) -> Self:
+    def of(cls, settings: Pkcs11Settings, member: str | None, refused: str | None = None) -> Self:
         """As a configuration says."""
         return cls(
             settings.module_path,
@@ -104,6 +106,7 @@ class TokenAccess:
             settings.quirks,
             settings.vendor_mechanisms,
             member,
+            refused,
         )
 
 

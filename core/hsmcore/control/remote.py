@@ -9,6 +9,7 @@ from hsmcore.control.admin import PinSource
 from hsmcore.control.faults import refused_before
 from hsmcore.control.process import Child, ChildLost, child_environment
 from hsmcore.control.records import TokenAccess
+from hsmcore.control.refused import remembers
 from hsmcore.control.verb import Verb
 from hsmcore.control.wire import pack
 from hsmcore.errors import EngineClosed, HostUnusable, HsmError, LoginError, error_of
@@ -92,7 +93,8 @@ class RemoteAdmin:
             request = {"call": "open", "access": pack(TokenAccess, self._access), "pin_bytes": size}
             self._ask(child, request, until, pin)
         except LoginError as error:
-            self._refused = error
+            if not remembers(self._access, error):
+                self._refused = error
             raise
         except HsmError:
             self.close()  # a child that opened nothing is of no use

@@ -13,7 +13,8 @@ from typing import IO, Any, Final
 from hsmcore._native import wipe
 from hsmcore.config import Pkcs11Settings
 from hsmcore.control.process import Child, ChildLost, child_environment
-from hsmcore.control.records import TokenSelector
+from hsmcore.control.records import TokenAccess, TokenRecord, TokenSelector
+from hsmcore.control.refused import RefusedLogins
 from hsmcore.doctor.attestation import check_attestation
 from hsmcore.doctor.common import check_configuration
 from hsmcore.doctor.context import Question
@@ -69,7 +70,7 @@ def _module_file(subject: Subject, settings: Pkcs11Settings) -> Step:
 def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Begun]:
     """Run the checks of the plan in a child process."""
     outcomes: dict[str, bool] = {}
-    seconds = subject.options.timeout
+    token: TokenRecord | None = None
     environment = child_environment(subject.config.secret_variables)
     variables = {name: value for name, _, value in (line.partition(b"=") for line in environment)}
     with tempfile.TemporaryFile() as errors, Child(variables, errors, main="hsmcore.doctor.child") as child:
@@ -92,7 +93,7 @@ def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Begun
             yield Begun(check.name)
             steps: list[Step] = []
             try:
-                steps = _asked(child, check, settings, seconds, notes)
+                steps = _asked(child, check, subject, token, notes)
             except ChildLost as error:
                 lost = error
                 hint = (
@@ -103,18 +104,32 @@ def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Begun
             except HsmError as error:
                 steps = [failed(check.name, error)]
             outcomes[check.name] = all(step.outcome != "fail" for step in steps)
+            if check.name == "token" and outcomes["token"]:
+                token = _record(steps[0])
             yield from steps
 
 
-def _asked(child: Child, check: Check, settings: Pkcs11Settings, seconds: float, notes: deque[str]) -> list[Step]:
+def _record(step: Step) -> TokenRecord:
+    names = ("slotId", "label", "serial", "manufacturer", "model", "slotDescription")
+    return TokenRecord(*(step.data[name] for name in names))
+
+
+def _asked(child: Child, check: Check, subject: Subject, token: TokenRecord | None, notes: deque[str]) -> list[Step]:
+    settings: Pkcs11Settings = subject.settings
     pin = settings.resolve_pin() if check.wants_pin else None
+    refused = str(subject.config.key_manager.refused_logins)
+    access = TokenAccess.of(settings, subject.provider.name, refused)
     try:
-        request = {"call": check.name, "pin_bytes": 0 if pin is None else len(pin)}
-        answer = child.call(request, seconds, pin, notes.append)
+        with RefusedLogins(access, lambda: token).attempt(pin, force=subject.options.force_login) as attempt:
+            request = {"call": check.name, "pin_bytes": 0 if pin is None else len(pin)}
+            answer = child.call(request, subject.options.timeout, pin, notes.append)
+            steps = [Step.model_validate(step) for step in answer]
+            attempt.sent = any(step.data.get("attempts") for step in steps)
+            attempt.refused = any(step.data.get("status") == "PIN_INCORRECT" for step in steps)
     finally:
         if pin is not None:
             wipe(pin)
-    return [Step.model_validate(step) for step in answer]
+    return steps
 
 
 def _how_it_was_lost(lost: ChildLost, notes: deque[str], errors: IO[bytes]) -> str:

@@ -112,6 +112,7 @@ class Endpoint(MemberState):
         if supervisor is not None:
             supervisor.lost = lambda: self.lost(self)
             supervisor.refused = lambda error: self.refused(self, error)
+            supervisor.renewed = lambda: self.renewed(self)
         if hasattr(member, "renewed"):
             member.renewed = lambda: self.renewed(self)
         self.signed = self.done = 0

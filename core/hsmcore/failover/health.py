@@ -164,7 +164,7 @@ class HealthMonitor:
             endpoint.engine.move()
 
     def _login_refused(self, endpoint: Endpoint, error: HsmError) -> None:
-        """Probes cannot bring the member back; an operator must."""
+        """Probes cannot bring the member back; another PIN does, or an operator."""
         if not self._ended:
             self._levels.failed(endpoint, "auth", str(error.args[0]), monotonic_ns())
             self._router.settle()
@@ -173,6 +173,9 @@ class HealthMonitor:
         """The next probe is due at once if the old credentials were refused."""
         if "access" in endpoint.breakers:
             endpoint.breakers["access"].hasten(monotonic_ns())
+        if not self._ended and "auth" in endpoint.breakers:
+            self._levels.readmit(endpoint, "its login was accepted again", monotonic_ns())
+            self._router.settle()
 
     async def _probe(self, endpoint: Endpoint) -> None:
         try:

@@ -17,6 +17,7 @@ from hsmcore.events import Callback, Events
 from hsmcore.fleet.membership import Membership
 from hsmcore.handover.base import Handover
 from hsmcore.keyring import KeyVersion, address_of
+from hsmcore.log import prepare
 from hsmcore.manager import batching, digests
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.manager.batched import BatchedSigning
@@ -36,6 +37,7 @@ from hsmcore.policy.batch import submit_batch
 from hsmcore.policy.guard import refuse_claims
 from hsmcore.receipt import DigestSignature, Receipt
 from hsmcore.tracing import instrument
+from hsmcore.waiting import CallThread
 
 T = TypeVar("T")
 Message = bytes | bytearray | memoryview
@@ -98,6 +100,9 @@ class KeyManager(BatchedSigning):
 
     async def _open(self) -> None:
         instrument(self)
+        logging = CallThread("hsmcore-log")  # beside the module's start, which takes its time, too
+        can_log = logging.submit(prepare)
+        logging.end()
         say_where(self._rules)
         refuse_again(self._refused, self._rules.name)
         try:
@@ -108,6 +113,7 @@ class KeyManager(BatchedSigning):
             background = self._background = await opening
             path = await open_path(background.config, self._verify_version, self.audit, self._events, background.pinned)
             await self._begin(path)
+            await asyncio.wrap_future(can_log)
         except BaseException as error:
             if isinstance(error, LoginError) and not isinstance(error, AccessDenied):
                 self._refused = error.with_traceback(None)

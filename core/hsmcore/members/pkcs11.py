@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+import hashlib
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from hsmcore._native import Engine, wipe
 from hsmcore.config import Pkcs11Settings
@@ -18,11 +20,14 @@ from hsmcore.control.nearby import near_keys
 from hsmcore.control.plane import find_token
 from hsmcore.control.process import child_environment
 from hsmcore.control.quirks import quirks_for
-from hsmcore.errors import HsmError, KeyNotFound, ModuleMissing, PinIncorrect
+from hsmcore.control.records import TokenAccess, TokenRecord
+from hsmcore.control.refused import RefusedLogins
+from hsmcore.errors import HsmError, KeyNotFound, LoginError, ModuleMissing, PinIncorrect, error_of
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members.base import VERIFY_EVERY, MemberSpec
-from hsmcore.members.supervisor import HOST_PROGRAM, Supervisor
+from hsmcore.members.supervisor import HOST_PROGRAM, LOGIN_AWS_SECONDS, LOGIN_SECONDS, Supervisor
+from hsmcore.waiting import CallThread
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog
@@ -33,6 +38,7 @@ T = TypeVar("T")
 STOP_TIMEOUT = 5.0
 LEAST_PATIENCE_MS = 500
 """`hangAfterMs` of a module that has none of its own."""
+_MARK_KEY: Final = secrets.token_bytes(32)
 
 
 class Pkcs11Member:
@@ -48,7 +54,7 @@ class Pkcs11Member:
         self._provider = spec.provider
         self._patience = (settings.hang_after_ms or max(spec.provider.patience_ms, LEAST_PATIENCE_MS)) / 1e3
         self._settings = settings
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hsmcore-{self.name}")
+        self._thread = CallThread(f"hsmcore-{self.name}")
         self.engine = Engine(
             **spec.engine_rules(),
             slots=rules.queue_size,
@@ -67,9 +73,23 @@ class Pkcs11Member:
         self.supervisor: Supervisor | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._released = False
+        self._token: TokenRecord | None = None
+        self._logins = RefusedLogins(TokenAccess.of(settings, self.name, str(rules.refused_logins)), self._find_token)
+        secret = settings.pin_secret
+        self.login_seconds = LOGIN_AWS_SECONDS if secret is not None and secret.asks_aws else LOGIN_SECONDS
+        self.refused_pin: LoginError | None = None
+        """The error of the last login, if it was refused."""
+        self._presented: bytes | None = None
+        """What tells the PIN that the engine has from another one, in this process."""
+        self._inside_since: float | None = None
+        """When the member's thread entered the module for what is limited by `startTimeoutMs`."""
         # An isolated module is not loaded into this process for the control plane either.
         self.control = self.token = ControlPlane.for_settings(
-            settings, member=self.name, isolated=self._isolated, hidden=spec.hidden_variables
+            settings,
+            member=self.name,
+            isolated=self._isolated,
+            hidden=spec.hidden_variables,
+            refused=rules.refused_logins,
         )
 
     def require_ready(self) -> None:
@@ -85,15 +105,18 @@ class Pkcs11Member:
     async def start(self) -> KeyVersion:
         """Load the module, log in once, start the workers, find and prove the configured key. After a failure or a
         cancellation, call `stop`. Raises HsmError."""
-        await self._run(self._start_engine)
+        await self._in_time(self._start_engine)
         key = await self.load_configured_key()
         sessions = self.engine.stats()["workers"]  # the module's quirks may have lowered it
-        self.supervisor = Supervisor(self.engine, self.name, sessions, self._run, self._patience)
+        self.supervisor = Supervisor(self, sessions, self._patience)
         self.supervisor.begin()
         hardening = self.engine.hardening
         if hardening is not None and hardening[0]:
             get_logger().warning("host process less isolated than it could be", member=self.name, lacking=hardening[0])
-        token = await self._run(self.engine.token)
+        token = await self.run(self.engine.token)
+        self._token = TokenRecord(
+            token["slot_id"], token["label"], token["serial"], token["manufacturer"], token["model"], ""
+        )
         get_logger().info(
             "member started",
             member=self.name,
@@ -112,28 +135,30 @@ class Pkcs11Member:
         label, serial = settings.token_label, settings.token_serial
         if settings.token_manufacturer is not None or settings.token_model is not None:
             # The engine does not select by these; another token with the label must not get the PIN.
-            found = find_token(settings, self.name, self._hidden_variables)
+            found = self._token = find_token(settings, self.name, self._hidden_variables)
             label, serial = found.label or None, found.serial or None
         pin = settings.resolve_pin()
         try:
-            self.engine.start(
-                module_path=settings.module_path,
-                module_args=settings.initialize_args,
-                quirks=settings.quirks,
-                token_label=label,
-                token_serial=serial,
-                slot_id=self._slot_id,
-                pin=pin,
-                workers=settings.sessions,
-                spin_seconds=self._rules.spin_micros / 1e6,
-                warm_seconds=self._rules.warm_micros / 1e6,
-                patience_seconds=(settings.hang_after_ms or 0) / 1e3,
-                verify_every=VERIFY_EVERY[settings.verify_signatures],
-                host_program=str(HOST_PROGRAM) if self._isolated else None,
-                environment=child_environment(self._hidden_variables) if self._isolated else None,
-                memory_limit=settings.host_memory_limit_bytes or 0,
-                host_timeout=settings.start_timeout_ms / 1e3,
-            )
+            with self._logins.attempt(pin), self._inside():
+                self._presented = _mark(pin)
+                self.engine.start(
+                    module_path=settings.module_path,
+                    module_args=settings.initialize_args,
+                    quirks=settings.quirks,
+                    token_label=label,
+                    token_serial=serial,
+                    slot_id=self._slot_id,
+                    pin=pin,
+                    workers=settings.sessions,
+                    spin_seconds=self._rules.spin_micros / 1e6,
+                    warm_seconds=self._rules.warm_micros / 1e6,
+                    patience_seconds=(settings.hang_after_ms or 0) / 1e3,
+                    verify_every=VERIFY_EVERY[settings.verify_signatures],
+                    host_program=str(HOST_PROGRAM) if self._isolated else None,
+                    environment=child_environment(self._hidden_variables) if self._isolated else None,
+                    memory_limit=settings.host_memory_limit_bytes or 0,
+                    host_timeout=settings.start_timeout_ms / 1e3,
+                )
         except HsmError as error:
             self._advise(error)
             raise
@@ -141,11 +166,59 @@ class Pkcs11Member:
             if pin is not None:
                 wipe(pin)
 
+    def restart_host(self) -> str | None:
+        """As Engine.restart_host, with the PIN that the configuration gives by now: one that was changed on the token
+        and at its place since the start is no repeated one. AWS is asked only after a refusal: it may be slow or away,
+        and the host signs again without it. Blocks."""
+        secret = self._settings.pin_secret
+        pin = None if secret is None or (secret.asks_aws and self.refused_pin is None) else self._pin_by_now()
+        try:
+            with self._logins.attempt(pin):
+                if pin is not None:
+                    self._presented = _mark(pin)
+                missing = self.engine.restart_host(pin)
+        except HsmError as error:
+            if isinstance(error, LoginError):
+                self._advise(error)
+                self.refused_pin = error
+            raise
+        finally:
+            if pin is not None:
+                wipe(pin)
+        self.refused_pin = None
+        return missing
+
+    def may_log_in(self) -> bool:
+        """After a refused login: whether another one may be tried, because the PIN's place has another one by now, or
+        an operator has had the refusal forgotten. Blocks."""
+        pin = self._pin_by_now()
+        if pin is None:
+            return False
+        try:
+            if _mark(pin) != self._presented:
+                return True
+        finally:
+            wipe(pin)
+        return isinstance(self.refused_pin, PinIncorrect) and not self._logins.holds()
+
+    def _pin_by_now(self) -> bytearray | None:
+        """None: it cannot be had. The host process has the last one."""
+        try:
+            return self._settings.resolve_pin()
+        except HsmError as error:
+            get_logger().warning("the PIN cannot be read again", member=self.name, error=str(error))
+            return None
+
+    def _find_token(self) -> TokenRecord:
+        return self._token or find_token(self._settings, self.name, self._hidden_variables)
+
     def _advise(self, error: HsmError) -> None:
         settings = self._settings
         if isinstance(error, ModuleMissing):
             error.hint = self._provider.install_hint
         elif isinstance(error, PinIncorrect) and settings.pin_secret is not None:
+            if error.ckr is None:
+                return  # nothing was sent, and it says why
             error.hint = quirks_for(settings.quirks).wrong_pin_hint(settings.pin_secret.describe())
         else:
             advise(error, settings.module_path, settings.initialize_args)
@@ -184,11 +257,15 @@ class Pkcs11Member:
         return await self._add_key(id=key_id)
 
     async def _add_key(self, **selector: Any) -> KeyVersion:
-        version = KeyVersion.of_engine(await self._run(lambda: self.engine.add_key(**selector)))
+        version = KeyVersion.of_engine(await self._in_time(lambda: self._find_key(**selector)))
         self._known = {id_: known for id_, known in self._known.items() if self.engine.signs_with(known.index)}
         self._known[version.id] = version
         self._name_in_records(version)
         return version
+
+    def _find_key(self, **selector: Any) -> dict[str, Any]:
+        with self._inside():
+            return self.engine.add_key(**selector)
 
     def record_in(self, audit: AuditLog) -> None:
         """As Member.record_in: the native engine writes the records."""
@@ -226,7 +303,7 @@ class Pkcs11Member:
         self._released = True
         self.engine.detach()
         self.engine.release()
-        self._thread.shutdown(wait=False)
+        self._thread.end()
         if left:
             get_logger().error(
                 "workers are still inside the module and were left behind", member=self.name, workers=left
@@ -235,18 +312,52 @@ class Pkcs11Member:
     async def _stop_engine(self) -> int:
         """Stop the workers within STOP_TIMEOUT, even if a call hangs in the member's thread. Returns how many threads
         are left inside the module."""
-        idle = asyncio.ensure_future(self._run(lambda: None))
+        idle = asyncio.ensure_future(self.run(lambda: None))
         await asyncio.wait([idle], timeout=STOP_TIMEOUT / 2)
-        if self._isolated and not idle.done():
-            self.engine.kill_host()  # which ends the call
-        if self._isolated or idle.done():
-            return await self._run(lambda: self.engine.stop(STOP_TIMEOUT))
-        idle.cancel()
-        aside = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hsmcore-{self.name}-stop")
-        try:
-            return await asyncio.get_running_loop().run_in_executor(aside, self.engine.stop, STOP_TIMEOUT / 2)
-        finally:
-            aside.shutdown(wait=False)
+        timeout = STOP_TIMEOUT
+        if not idle.done():
+            idle.cancel()
+            if self._isolated:
+                self.engine.kill_host()  # which ends the call
+            else:
+                self._thread.leave()
+                timeout /= 2
+        return await self.run(lambda: self.engine.stop(timeout))
 
-    async def _run(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def run(self, work: Callable[[], T]) -> T:
+        """Make a blocking call in the member's thread."""
+        return await self._thread.run(work)
+
+    async def _in_time(self, work: Callable[[], T]) -> T:
+        """As `run`, for `startTimeoutMs` within the module. A call that takes longer is left in it; `stop` leaves the
+        thread, too. In a host process the native core sees to that."""
+        call = asyncio.ensure_future(self.run(work))
+        limit = self._settings.start_timeout_ms / 1e3
+        try:
+            while not call.done():
+                since = self._inside_since
+                if self._isolated:
+                    await asyncio.wait({call})
+                elif since is None:
+                    await asyncio.wait({call}, timeout=limit)
+                elif (left := since + limit - time.monotonic()) > 0:
+                    await asyncio.wait({call}, timeout=left)
+                else:
+                    detail = f"the module did not return within startTimeoutMs, {self._settings.start_timeout_ms}"
+                    raise error_of("TOKEN_LOST", detail=detail, member=self.name)
+            return call.result()
+        finally:
+            call.cancel()
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        self._inside_since = time.monotonic()
+        try:
+            yield
+        finally:
+            self._inside_since = None
+
+
+def _mark(pin: bytearray | None) -> bytes | None:
+    """What tells PINs apart in this process, and nowhere else."""
+    return None if pin is None else hashlib.blake2b(pin, key=_MARK_KEY).digest()

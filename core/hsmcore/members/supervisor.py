@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from hsmcore.errors import HsmError
+from hsmcore.errors import HsmError, LoginError
 from hsmcore.log import get_logger
 
 if TYPE_CHECKING:
     from hsmcore._native import Engine
+
+T = TypeVar("T")
 
 HOST_PROGRAM = Path(__file__).parents[1] / "_bin" / "hsmcore-host"
 
@@ -33,23 +36,44 @@ START_SECONDS = 0.2
 PAUSE_FIRST_SECONDS = 0.05
 PAUSE_MAX_SECONDS = 2.0
 
-Blocking = Callable[[Callable[[], str | None]], Awaitable[str | None]]
+LOGIN_SECONDS = 2.0
+"""Interval of looks whether a refused login may be tried again: with another PIN, or by an operator's order."""
+LOGIN_AWS_SECONDS = 60.0
+"""The same of a PIN that is in AWS Secrets Manager."""
+
+
+class Supervised(Protocol):
+    """The member, as its supervisor uses it."""
+
+    name: str
+    engine: Engine
+    login_seconds: float
+    """The interval of `may_log_in`."""
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Make a blocking call in the member's thread."""
+
+    def restart_host(self) -> str | None:
+        """As Engine.restart_host, with the present PIN. Blocks."""
+
+    def may_log_in(self) -> bool:
+        """After a refused login: whether another one may be tried. Blocks."""
 
 
 class Supervisor:
     """Keeps one engine working. Belongs to the event loop.
 
-    `run` runs a blocking call in the member's thread. In this process a stuck worker is replaced while there is room;
+    In this process a stuck worker is replaced while there is room;
     when all workers are stuck, the member is down until one returns. A host process is killed when half of its workers
     are stuck, and restarted whenever it has ended. If it hung, the member is down while the restart takes much longer
     than `patience`, the seconds after which a call counts as hanging.
     """
 
-    def __init__(self, engine: Engine, name: str, sessions: int, run: Blocking, patience: float) -> None:
-        self._engine = engine
-        self._name = name
+    def __init__(self, member: Supervised, sessions: int, patience: float) -> None:
+        self._member = member
+        self._engine = member.engine
+        self._name = member.name
         self._sessions = sessions
-        self._run = run
         self._patience = patience
         self._hung = False
         self._loop = asyncio.get_running_loop()
@@ -63,11 +87,13 @@ class Supervisor:
         self._attempts: deque[float] = deque()
         self.restarts = 0
         self.refusal: HsmError | None = None
-        """The error of the refused login, after which the host process is not restarted."""
+        """The error of a refused login, while the host process is not restarted for it."""
         self.refused: Callable[[HsmError], None] = lambda _error: None
         """Called with that error, in the event loop."""
         self.lost: Callable[[], None] = lambda: None
         """Called in the event loop whenever the host process has ended, before its restart."""
+        self.renewed: Callable[[], None] = lambda: None
+        """Called in the event loop when the host process runs again after a refused login."""
 
     def begin(self) -> None:
         """Attach the engine to the loop and start watching it."""
@@ -104,24 +130,35 @@ class Supervisor:
             self._supervising = None
         if self._restarting is not None:
             return
-        stuck, healthy = self._engine.supervise()
-        if stuck > self._stuck:
-            get_logger().warning("calls hang", member=self._name, stuck=stuck, healthy=healthy)
-        self._stuck = stuck
-        if self._engine.host_pid and stuck * 2 >= self._sessions:
-            get_logger().error("host process killed: it hangs", member=self._name, pid=self._engine.host_pid)
-            self._hung = True
-            self._engine.kill_host()
-        else:
-            self._set_down(healthy == 0)
-        if stuck or self._loop.time() < self._watch_until:
-            self._supervising = self._loop.call_later(SUPERVISE_SECONDS, self._look)
+        stuck, before = 1, self._stuck
+        try:
+            stuck, healthy = self._engine.supervise()
+            self._stuck = stuck
+            kills, pid = self._engine.host_pid and stuck * 2 >= self._sessions, self._engine.host_pid
+            if kills:
+                self._hung = True
+                self._engine.kill_host()
+            else:
+                self._set_down(healthy == 0)
+        finally:  # whatever was raised above, it is looked at again
+            if stuck or self._loop.time() < self._watch_until:
+                self._supervising = self._loop.call_later(SUPERVISE_SECONDS, self._look)
+        if stuck > before:
+            self._say("warning", "calls hang", stuck=stuck, healthy=healthy)
+        if kills:
+            self._say("error", "host process killed: it hangs", pid=pid)
 
-    def _set_down(self, down: bool) -> None:
-        if down and not self._down:
-            get_logger().error("member down: nothing can be signed there for now", member=self._name)
-        self._down = down
-        self._engine.set_down(down)
+    def _set_down(self, down: bool, status: str | None = None) -> None:
+        """`status`: that of the requests which are refused meanwhile."""
+        was, self._down = self._down, down
+        self._engine.set_down(down, status)
+        if down and not was:
+            self._say("error", "member down: nothing can be signed there for now")
+
+    def _say(self, level: str, event: str, **details: Any) -> None:
+        """Log, after what the line is about was done. The processors of a host application may raise anything."""
+        with suppress(Exception):
+            getattr(get_logger(), level)(event, member=self._name, **details)
 
     def _watch_host(self) -> None:
         if self._engine.host_fd >= 0:
@@ -134,11 +171,14 @@ class Supervisor:
             self._watched = -1
 
     def _host_ended(self) -> None:
-        self._unwatch_host()
-        replayed = self._engine.recover()
-        self.lost()
-        get_logger().error("host process ended; starting it again", member=self._name, replayed=replayed)
-        self._restarting = self._loop.create_task(self._restart())
+        replayed = 0
+        try:
+            self._unwatch_host()
+            replayed = self._engine.recover()
+            self.lost()
+        finally:  # whatever was raised above, it is started again
+            self._restarting = self._loop.create_task(self._restart())
+        self._say("error", "host process ended; starting it again", replayed=replayed)
 
     def _pause(self) -> float:
         """Return the seconds that the next restart has to wait."""
@@ -153,38 +193,48 @@ class Supervisor:
         # The module that hung may hang in its start too. A start after a crash may take its time.
         hanging = self._loop.call_later(self._patience + START_SECONDS, self._set_down, True) if self._hung else None
         try:
-            started = await self._start_again()
+            while not await self._start_again(hanging):
+                pass
         finally:
             if hanging is not None:
                 hanging.cancel()
-        if started:
-            self.restarts += 1
-            self._restarting = None
-            self._hung = False
-            self._stuck = 0
-            self._set_down(False)
-            self._watch_host()
+        refused, self.refusal = self.refusal, None
+        self.restarts += 1
+        self._restarting = None
+        self._hung = False
+        self._stuck = 0
+        self._set_down(False)
+        self._watch_host()
+        if refused is not None:
+            self.renewed()
 
-    async def _start_again(self) -> bool:
-        """Start the host process until it runs. Returns False if its login was refused."""
-        while True:
-            pause = self._pause()
-            if pause:
-                self._set_down(True)
-                await asyncio.sleep(pause)
-            try:
-                missing = await self._run(self._engine.restart_host)
-            except HsmError as error:
-                # Workers of the failed attempt may have begun requests.
-                self._engine.recover()
-                get_logger().error("host process does not start", member=self._name, error=str(error))
-                if error.error_class == "AUTH_FATAL":
-                    self._set_down(True)
-                    get_logger().error("member down for good: the login was refused", member=self._name)
-                    self.refusal = error.with_traceback(None)
-                    self.refused(error)
-                    return False
+    async def _start_again(self, hanging: asyncio.TimerHandle | None) -> bool:
+        """Try once to start the host process; return whether it runs. After a refused login, wait until another one may
+        be tried."""
+        pause = self._pause()
+        if pause:
+            self._set_down(True, None if self.refusal is None else self.refusal.status)
+            await asyncio.sleep(pause)
+        try:
+            missing = await self._member.run(self._member.restart_host)
+        except Exception as error:  # noqa: BLE001  # none ends the restarts
+            # Workers of the failed attempt may have begun requests.
+            self._engine.recover()
+            if isinstance(error, LoginError):
+                if hanging is not None:
+                    hanging.cancel()
+                await self._until_login(error)
             else:
-                if missing is not None:
-                    get_logger().error("host process started without a key", member=self._name, error=missing)
-                return True
+                self._say("error", "host process does not start", error=str(error) or type(error).__name__)
+            return False
+        if missing is not None:
+            self._say("error", "host process started without a key", error=missing)
+        return True
+
+    async def _until_login(self, error: LoginError) -> None:
+        self.refusal = error.with_traceback(None)
+        self._set_down(True, error.status)
+        self.refused(error)
+        self._say("error", "member down: the login was refused, and is not tried again with this PIN", error=str(error))
+        while not await self._member.run(self._member.may_log_in):  # noqa: ASYNC110  # nothing tells of a file's change
+            await asyncio.sleep(self._member.login_seconds)

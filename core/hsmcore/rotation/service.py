@@ -398,9 +398,13 @@ class RotationService:
             return None
         if self._drill is None:
             [member] = members_of(provider)[:1]
-            isolated, hidden = provider.config.isolation == "process", self._config.secret_variables
             self._drill = ControlPlane.for_settings(
-                provider.config, log_in=True, member=member.name, isolated=isolated, hidden=hidden
+                provider.config,
+                log_in=True,
+                member=member.name,
+                isolated=provider.config.isolation == "process",
+                hidden=self._config.secret_variables,
+                refused=self._config.key_manager.refused_logins,
             )
         return self._drill
 

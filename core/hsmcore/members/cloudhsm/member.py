@@ -37,7 +37,7 @@ class CloudHsmMember(Pkcs11Member):
 
     async def start(self) -> KeyVersion:
         """As Pkcs11Member.start. Raises ConfigurationError if the library is configured for another cluster."""
-        faults = await self._run(lambda: check_client(self._cluster))
+        faults = await self.run(lambda: check_client(self._cluster))
         if faults:
             raise ConfigurationError.of(faults)
         settings = self._cluster
