@@ -17,6 +17,7 @@ from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyMismatc
 from hsmcore.events import Events
 from hsmcore.failover.batch import sign_many
 from hsmcore.failover.bindings import KeyBindings, StoredBindings
+from hsmcore.failover.breaker import kind_of
 from hsmcore.failover.budget import Emergency
 from hsmcore.failover.endpoint import Endpoint, start_all
 from hsmcore.failover.events import ALARMING, Event
@@ -26,6 +27,7 @@ from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.plan import endpoints_and_levels
 from hsmcore.failover.router import Router
 from hsmcore.failover.short_way import ShortWay
+from hsmcore.failover.started import Started
 from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.members import Member
@@ -33,8 +35,6 @@ from hsmcore.members.base import SIGN_SECONDS, Ask, Retired, Submit, refuse_clos
 from hsmcore.receipt import Receipt
 from hsmcore.state import Desired, Store
 
-# What is no retryable error and yet may mend by itself, or concerns this one member: the others sign.
-SURVIVABLE = frozenset({"TOKEN_NOT_FOUND", "ACCESS_DENIED", "KEY_MISMATCH", "KEY_UNUSABLE"})
 _EMITTED = frozenset({"failover", "failback", "member-down", "member-up"})
 MOST_UNWRITTEN = 1000
 """Events that are kept while the store cannot be written; older ones are in the log only."""
@@ -57,6 +57,7 @@ class FailoverService:
         audit: AuditLog,
         events: Events,
         pinned: frozenset[str] = frozenset(),
+        configured: Config | None = None,
     ) -> None:
         rules = config.key_manager
         failover = rules.active_failover or Failover()
@@ -79,6 +80,7 @@ class FailoverService:
             bindings=self.bindings,
         )
         self._desired = Desired(store)
+        self._started = Started(self._desired, configured or config)
         self.health = HealthMonitor(
             self.router, verify, self._desired, rules.name, failover.emergency_mode_enabled, self._each_second
         )
@@ -103,13 +105,15 @@ class FailoverService:
         audit: AuditLog,
         events: Events,
         pinned: frozenset[str] = frozenset(),
+        configured: Config | None = None,
     ) -> Self:
-        """Open the store and start the members of all levels but the emergency level. A member that does not answer, or
-        one of `pinned` that lacks the key ring's key, is retried later, if another one can sign. Raises HsmError, and
-        leaves nothing open then."""
+        """Open the store and start the members of all levels but the emergency level. If another one can sign, a member
+        is out of service, as after the same failure while it runs, that has started before as it is configured, does
+        not answer, or is one of `pinned` and lacks the key ring's key. Raises HsmError, and leaves nothing open then.
+        `configured`: the configuration before the key ring's key was put into it."""
         store = await Store.open(config.key_manager.state_place, config.state_secret)
         try:
-            service = cls(config, endpoints_and_levels(config), store, verify, audit, events, pinned)
+            service = cls(config, endpoints_and_levels(config), store, verify, audit, events, pinned, configured)
         except BaseException:
             await store.close()
             raise
@@ -130,12 +134,13 @@ class FailoverService:
         endpoints = [endpoint for endpoint in self.endpoints if endpoint.level_name != EMERGENCY]
         await self._check_emergency()
         await self.bindings.restore(self._audit)
+        await self._started.read()
         done = await start_all(endpoints)
         failures = [result for result in done if isinstance(result, BaseException)]
         for endpoint, result in zip(endpoints, done, strict=True):
             endpoint.lacks_key = endpoint.name in self._pinned and isinstance(result, KeyNotFound)
             if isinstance(result, BaseException):
-                survivable = isinstance(result, HsmError) and (result.retryable or result.status in SURVIVABLE)
+                survivable = isinstance(result, HsmError) and (result.may_pass or self._started.has(endpoint.name))
                 if not (survivable or endpoint.lacks_key) or len(failures) == len(endpoints):
                     raise result
         now = time.monotonic_ns()
@@ -146,11 +151,18 @@ class FailoverService:
                 self.levels.started(endpoint, result.public_key, now)
         for endpoint, result in zip(endpoints, done, strict=True):
             if isinstance(result, HsmError):
-                self.levels.failed(endpoint, "down", f"it did not start: {result.args[0]}", now)
+                self._out_of_service(endpoint, result, now)
             if endpoint.lacks_key:
                 hint = "Give it the key: `hsmcore keys replicate`, or restore a backup."
                 get_logger().error("a member lacks the current key and signs nothing", member=endpoint.name, hint=hint)
         self.router.settle()
+
+    def _out_of_service(self, endpoint: Endpoint, error: HsmError, now: int) -> None:
+        kind = "down" if endpoint.lacks_key else kind_of(error) or "down"
+        self.levels.failed(endpoint, kind, f"it did not start: {error.args[0]}", now)
+        level = self.levels.levels[endpoint.level].name
+        details = {"failure": kind}
+        self._tell(Event("member-down", level, member=endpoint.name, reason=endpoint.reason, details=details))
 
     async def _check_emergency(self) -> None:
         """Raise now, not in the emergency, if software of the emergency members is missing."""
@@ -408,6 +420,7 @@ class FailoverService:
     async def _each_second(self) -> None:
         if self._unwritten and (self._writing is None or self._writing.done()):
             await self._write()
+        await self._started.note(endpoint.name for endpoint in self.running())
         await self._audit_resets()
 
     async def _audit_resets(self) -> None:

@@ -111,7 +111,8 @@ class KeyManager(BatchedSigning):
             self.fleet = await join(self.config)
             opening = BackgroundServices.open(self.config, self.audit, self._handover, rotates=self._rotates)
             background = self._background = await opening
-            path = await open_path(background.config, self._verify_version, self.audit, self._events, background.pinned)
+            beside: Any = (self.audit, self._events, background.pinned, self.config)
+            path = await open_path(background.config, self._verify_version, *beside)
             await self._begin(path)
             await asyncio.wrap_future(can_log)
         except BaseException as error:

@@ -148,12 +148,17 @@ def signers(path: SigningPath) -> list[bytes]:
 
 
 async def open_path(
-    config: Config, verify: Verify, audit: AuditLog, events: Events, pinned: frozenset[str] = frozenset()
+    config: Config,
+    verify: Verify,
+    audit: AuditLog,
+    events: Events,
+    pinned: frozenset[str] = frozenset(),
+    configured: Config | None = None,
 ) -> SigningPath:
-    """Start the members of a configuration. `pinned`: those that start with the key ring's current key. Raises
-    HsmError, and leaves nothing open then."""
+    """Start the members of a configuration. `pinned`: those that start with the key ring's current key; `configured`:
+    the configuration without it. Raises HsmError, and leaves nothing open then."""
     if config.key_manager.has_levels:
-        return await FailoverService.open(config, verify, audit, events, pinned)
+        return await FailoverService.open(config, verify, audit, events, pinned, configured)
     return await SingleMember.open(config, audit, events)
 
 
