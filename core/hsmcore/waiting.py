@@ -44,6 +44,9 @@ class CallThread:
         self._thread: Thread | None = None
         self._calls: _Queue = SimpleQueue()
 
+    def __del__(self) -> None:
+        self.end()
+
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """Have the thread call `work` after all before it. Any thread."""
         if self._thread is None:

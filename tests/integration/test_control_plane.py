@@ -343,7 +343,7 @@ def test_calls_run_on_one_thread_of_their_own_while_the_loop_goes_on(settings, m
         assert await asyncio.gather(*calls) == [True, True]
 
     on_plane(settings, work)
-    assert set(threads) == {"hsmcore-control-token_0"}
+    assert set(threads) == {"hsmcore-control-token"}
 
 
 def test_a_plane_that_is_closed_or_belongs_to_the_parent(settings):

@@ -297,3 +297,27 @@ async def test_a_member_of_a_level_comes_back_with_its_new_pin(site, world, tmp_
         site.give("another-pin")
         await until(lambda: manager.members()[0].condition == "ready")
         assert site.logins == 3
+
+
+# ---- what a service's supervisor is told -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", [["gateway"], ["serve"]], ids=" ".join)
+def test_a_start_that_no_attempt_mends_has_an_exit_code_of_its_own(site, command):
+    config = site.config()
+    config["sequencer"]["gateway"] = {"listen": [f"unix:{site.folder}/sock"], "clients": {"me": {"uid": [0], "keys": ["default"]}}}
+    config["sequencer"]["keyManager"]["monitoring"] = {"listen": "127.0.0.1:0"}
+    for _ in range(2):
+        assert site.run(*command, config=config).returncode == 78
+    assert site.logins == 1
+    key = config["sequencer"]["keyManager"]["config"]
+    site.give(site.token.pin)
+    key["keyId"] = "00ff00"
+    assert site.run(*command, config=config).returncode == 78
+    key["tokenLabel"] = "nobody"  # a token may come
+    assert site.run(*command, config=config).returncode == 1
+    site.pin.unlink()  # a secret may be mounted later
+    key["tokenLabel"] = site.token.label
+    assert site.run(*command, config=config).returncode == 1
+    key["tokenLable"] = "typo"
+    assert site.run(*command, config=config).returncode == 2

@@ -13,9 +13,8 @@ from hsmcore.cli.output import (
     BAD_USAGE,
     FAILED,
     INTERRUPTED,
-    NO_USE_AGAIN,
     BadUsage,
-    StartRefused,
+    StartFailed,
     note,
     report,
     report_system,
@@ -148,8 +147,8 @@ def _run(arguments: list[str], *, as_json: bool) -> int:
         result = built(arguments, prog_name="hsmcore", standalone_mode=False)
     except HsmError as error:
         return report(error, _see_help(built, arguments, name), as_json=as_json)
-    except StartRefused as refused:
-        return report(refused.error, _see_help(built, arguments, name), as_json=as_json, code=NO_USE_AGAIN)
+    except StartFailed as failed:
+        return report(failed.error, _see_help(built, arguments, name), as_json=as_json, code=failed.code)
     except BadUsage as error:
         return report_usage(str(error), _see_help(built, arguments, name), as_json=as_json)
     except _UsageError as error:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from hsmcore.errors import ConfigurationError, HsmError
+from hsmcore.errors import ConfigurationError, HsmError, SecretUnavailable
 
 FAILED: Final = 1
 BAD_USAGE: Final = 2
@@ -35,26 +35,31 @@ class BadUsage(Exception):
     """The command line is wrong in a way that its parser cannot detect; the text says how."""
 
 
-class StartRefused(Exception):
-    """A service cannot start for this error, now or at another attempt."""
+class StartFailed(Exception):
+    """A service cannot start for this error; its supervisor goes by the exit code."""
 
-    def __init__(self, error: HsmError) -> None:
+    def __init__(self, error: HsmError, code: int) -> None:
         super().__init__(str(error))
-        self.error = error
+        self.error, self.code = error, code
 
 
 @contextmanager
 def starting() -> Iterator[None]:
-    """Surround a service's start. Raises StartRefused: its supervisor should not start it again and again."""
+    """Surround a service's start. Raises StartFailed, whose code says whether another attempt may mend it."""
     from hsmcore.log import prepare
 
     prepare(lasts=True)
     try:
         yield
     except HsmError as error:
-        if error.may_pass or error.error_class == "PROCESS_FATAL":  # another process may have the room or the lock
-            raise
-        raise StartRefused(error) from error
+        raise StartFailed(error, _code_of_start(error)) from error
+
+
+def _code_of_start(error: HsmError) -> int:
+    # A secret may be mounted late, or AWS be away. Another process may find the room or the lock that this one lacks.
+    if isinstance(error, SecretUnavailable) or error.may_pass or error.error_class == "PROCESS_FATAL":
+        return FAILED
+    return BAD_USAGE if isinstance(error, ConfigurationError) else NO_USE_AGAIN
 
 
 def print_json(value: Any) -> None:
