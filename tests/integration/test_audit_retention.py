@@ -18,11 +18,13 @@ from tests.support.loops import one_loop
 from tests.support.terminal import PROGRAM
 
 import hsmcore
+from hsmcore import steady
 from hsmcore.audit import AuditLog, index
 from hsmcore.audit.check.findings import Report
 from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
+from hsmcore.audit.open_log import OpenLog
 from hsmcore.audit.query import Query
 from hsmcore.audit.retention import DAY_NS
 from hsmcore.audit.segment import segments
@@ -279,3 +281,73 @@ def test_after_a_kill_at_each_point_of_a_pruning_the_log_verifies_and_goes_on(or
     report = verify(Layout(whole / original.log.name), trust)
     assert report.ok
     assert report.pruned > 0
+
+
+class Turned:
+    """A clock of the wall that is wrong, and one since the boot that runs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ahead = self.passed = 0
+        wall, boot, put = time.time_ns, steady._boot_time, OpenLog._put
+        monkeypatch.setattr(time, "time_ns", lambda: wall() + self.passed + self.ahead)
+        monkeypatch.setattr(steady, "_boot_time", lambda: boot() + self.passed)
+        monkeypatch.setattr(OpenLog, "_put", lambda log, _now, *record: put(log, time.time_ns(), *record))
+
+
+async def looked(layout: Layout, clock: Turned | None = None, ahead: int = 0) -> list[dict]:
+    """A life of a key manager's log that looks for old records; the clock may step meanwhile. Returns the steps that
+    it recorded."""
+    log = AuditLog(str(layout.log), settings(retainDays=30, checkpointEveryRecords=1))
+    await log.open()
+    if clock is not None:
+        clock.ahead, log._open._looked_at = ahead, 0.0
+    await log.durable(log.record("sign", result="ok"))
+    await log.checkpoint()
+    log._open._pruned_at = None
+    await log._open._prune()
+    await log.close()
+    return operations(layout, "clock-step")
+
+
+@one_loop
+async def test_a_start_with_a_clock_that_is_wrong_deletes_nothing_until_it_has_held_for_a_day(layout, monkeypatch):
+    clock = Turned(monkeypatch)
+    clock.ahead = 100 * DAY_NS
+    for _ in range(3):  # one start after the other
+        await looked(layout)
+        assert segments(layout)[0].first == 1
+        assert operations(layout, "audit-prune") == []
+    clock.ahead = 0
+    await looked(layout)
+    clock.ahead = 100 * DAY_NS
+    await looked(layout)
+    clock.passed = DAY_NS - 3600 * 10**9
+    await looked(layout)
+    assert segments(layout)[0].first == 1
+    clock.passed = DAY_NS + 3600 * 10**9
+    await looked(layout)
+    assert segments(layout)[0].first > 1
+    assert verify(layout, EXPECTED).ok
+
+
+@one_loop
+async def test_a_step_forward_is_recorded_and_deletes_nothing(layout, monkeypatch):
+    clock = Turned(monkeypatch)
+    begun = time.time_ns()
+    [step] = await looked(layout, clock, 100 * DAY_NS)
+    assert abs(step["from_ns"] - begun) < DAY_NS
+    assert abs(step["to_ns"] - begun - 100 * DAY_NS) < DAY_NS
+    assert segments(layout)[0].first == 1
+    clock.ahead = 0
+    await looked(layout)
+    assert verify(layout).ok
+
+
+@one_loop
+@pytest.mark.parametrize("mark", [b"", b"\xff{", b"[1, 2]", b'{"boot":"","at":1,"offset":"x","step":0,"since":0}'])
+async def test_a_mark_that_is_none_makes_retention_wait(layout, monkeypatch, mark):
+    layout.clock.write_bytes(mark)
+    clock = Turned(monkeypatch)
+    clock.ahead = 100 * DAY_NS
+    await looked(layout)
+    assert segments(layout)[0].first == 1

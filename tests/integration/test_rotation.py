@@ -11,6 +11,7 @@ from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
 
 import hsmcore
+from hsmcore import steady
 from hsmcore.errors import BadArgument, HsmError, KeyDeactivated, KeyMismatch, KeyUnusable
 from hsmcore.rotation import service
 from hsmcore.rotation.machine import NAMES
@@ -98,6 +99,7 @@ def later(monkeypatch):
     passed = [0]
     monkeypatch.setattr(service, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(RotationService, "clock", staticmethod(lambda: time.time_ns() + passed[0]))
+    monkeypatch.setattr(RotationService, "boot", staticmethod(lambda: steady._boot_time() + passed[0]))
 
     def pass_days(days):
         passed[0] += days * 86_400_000_000_000

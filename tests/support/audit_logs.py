@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hsmcore import steady
 from hsmcore.audit import AuditLog, index
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.note import VerifierKey
@@ -41,8 +42,9 @@ async def write_log(path: Path, records: int, *, batch: int = 100, begin: int = 
 
 
 def turn_clock(to_ns: int, patch: Callable[[object, str, object], None] = setattr) -> None:
-    """Set the clock of this process's audit logs."""
+    """Set the clock of this process's audit logs; it has held for as long as it must."""
     put = OpenLog._put
+    patch(steady, "HELD_NS", 0)
     patch(time, "time_ns", lambda: to_ns)
     patch(OpenLog, "_put", lambda log, _now, *record: put(log, to_ns, *record))
 

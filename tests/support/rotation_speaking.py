@@ -15,6 +15,7 @@ from typing import Any
 from tests.support.rotation import Chain
 
 import hsmcore
+from hsmcore import steady
 from hsmcore.errors import HsmError
 from hsmcore.manager import key_sets
 from hsmcore.rotation import service
@@ -27,6 +28,8 @@ def _move_clock(ahead: float) -> None:
     time.time = lambda: real() + ahead
     time.time_ns = lambda: real_ns() + int(ahead * 1_000_000_000)
     RotationService.clock = staticmethod(lambda: time.time_ns())  # noqa: PLW0108  # it was bound to the real one
+    boot = steady._boot_time
+    RotationService.boot = staticmethod(lambda: boot() + int(ahead * 1_000_000_000))
 
 
 def _serial(manager: Any) -> int:

@@ -347,7 +347,8 @@ class Process:
         async def announce(*_notice: Any) -> bool:
             return True
 
-        own = type("Own", (Service,), {"clock": staticmethod(world.clock), "trace": staticmethod(world.tick)})
+        clocks = {"clock": staticmethod(world.clock), "boot": staticmethod(lambda: world.now)}
+        own = type("Own", (Service,), {**clocks, "trace": staticmethod(world.tick)})
         self.service = service = own(config, rules, self.store, announce, 0, rotates=self.kind != "serve")
         if self.kind == "application":
             self.register()

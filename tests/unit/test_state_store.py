@@ -434,6 +434,25 @@ def test_a_budget_is_kept_whatever_happens(most, seconds, steps):
 
 
 @one_loop
+async def test_a_clock_that_is_a_day_ahead_for_a_moment_uses_up_no_budget(place):
+    wall, boot = [1_000 * SECOND], [0]
+    store = await Store.open(place)
+    budget = Emergency(store, Limits(50, 60), lambda: wall[0], lambda: boot[0])
+    await budget.spend()
+    wall[0] += 86_400 * SECOND
+    assert (await budget.status()).usable
+    for _ in range(30):
+        await budget.spend()
+    wall[0] -= 86_400 * SECOND
+    await budget.spend()
+    wall[0] += 60 * SECOND
+    boot[0] += 60 * SECOND
+    with pytest.raises(EmergencyRefused, match="time"):
+        await budget.spend()
+    await store.close()
+
+
+@one_loop
 async def test_limits_may_become_stricter_at_once_and_laxer_after_a_reset(place):
     store = await Store.open(place)
     await Emergency(store, Limits(50, 60)).spend(10)

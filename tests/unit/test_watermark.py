@@ -253,8 +253,9 @@ async def test_a_seal_from_before_there_were_positions_says_that_there_are_none(
 
 
 async def test_sums_within_a_minute_outlast_a_restart(place, secret, monkeypatch):
-    now = [60_000_000_000 * 100]
+    now, boot = [60_000_000_000 * 100], [0]
     monkeypatch.setattr("hsmcore.policy.watermark.time.time_ns", lambda: now[0])
+    monkeypatch.setattr("hsmcore.steady._boot_time", lambda: boot[0])
     async with Life(place, secret) as life:
         await life.mark.require(Charge("chain/lamports", 600, 1000))
         await life.mark.require(Charge("chain/tokens", 1000, 1000))
@@ -265,7 +266,12 @@ async def test_sums_within_a_minute_outlast_a_restart(place, secret, monkeypatch
         now[0] -= 10 * 60_000_000_000  # a clock that was set back begins no minute
         with pytest.raises(PolicyRefused, match="700 of 1000"):
             await life.mark.require(Charge("chain/lamports", 301, 1000))
-        now[0] += 11 * 60_000_000_000
+        now[0] += 10 * 60_000_000_000 + 86_400_000_000_000  # one that is a day ahead for a moment neither
+        with pytest.raises(PolicyRefused, match="700 of 1000"):
+            await life.mark.require(Charge("chain/lamports", 301, 1000))
+        now[0] -= 86_400_000_000_000
+        now[0] += 60_000_000_000
+        boot[0] += 60_000_000_000
         await life.mark.require(Charge("chain/lamports", 1000, 1000))
 
 

@@ -27,6 +27,7 @@ class Layout:
         self.shipping = self.folder / "shipping"
         self.spool = self.folder / "spool"
         self.devices = self.folder / "devices"
+        self.clock = self.folder / "clock"
 
     @property
     def default_key(self) -> Path:

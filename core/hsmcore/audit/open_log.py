@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 from hsmcore._native import Journal, MerkleTree
 from hsmcore.audit import record, retention
 from hsmcore.audit.checkpoint import Checkpoint
+from hsmcore.audit.files import replace
 from hsmcore.audit.intake import Intake
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
@@ -31,6 +32,7 @@ from hsmcore.config.audit import AuditSettings
 from hsmcore.errors import AuditUnavailable, HsmError
 from hsmcore.log import get_logger
 from hsmcore.state.ownership import EXPOSED_HINT, exposed, make_folder
+from hsmcore.steady import STEP_NS, SteadyClock
 
 T = TypeVar("T")
 
@@ -63,6 +65,8 @@ MAX_PENDING: Final = 56 << 20
 _TOO_SLOW: Final = "the disk does not answer, or is slower than records come"
 _CHANGED: Final = "another program has changed, moved or replaced its file"
 _PRUNE_SECONDS: Final = 3600
+_LOOK_SECONDS: Final = 1.0
+"""Least seconds between two looks at the clock while records come."""
 
 
 def _problem(failure: int) -> str:
@@ -91,6 +95,8 @@ class OpenLog:
         self._errno = 0
         self._unsealed_at: float | None = None
         """Since when there has been a record that no checkpoint covers; None: there is none."""
+        self._clock = SteadyClock()
+        self._looked_at = 0.0
         self._pruned_at: float | None = None
         self._own_prunes: dict[int, int] = {}
         """Prune records that this process wrote, by sequence number; the value is the last record that each one
@@ -123,6 +129,8 @@ class OpenLog:
         if key is None or key.file is not None:
             path = self._layout.default_key if key is None or key.file is None else Path(key.file)
             await self.use(await self._run(lambda: FileSigner.load(path, self.origin)))
+        self._clock.now()  # one that is ahead at the start is no step: the machine may have been off
+        self._clock.stepped = self._note_step
         await self._intake.begin()
 
     def _open_files(self) -> Opened:
@@ -133,6 +141,8 @@ class OpenLog:
         make_folder(self._layout.spool)
         self._lock = FolderLock(self._layout.lock)
         opened = self._opened = open_log(self._layout, self._settings.origin)
+        mark = self._layout.clock.read_bytes() if self._layout.clock.is_file() else b""
+        self._clock.resume(mark, opened.last_time_ns)
         rules, log = self._settings, self._layout.log
         following = opened.sealer.size + 1
         self.journal = Journal(
@@ -273,6 +283,12 @@ class OpenLog:
     def _note_clock_step(self, before: int, now: int) -> None:
         self._put(now, "clock-step", {"from_ns": before, "to_ns": now})
 
+    def _note_step(self, before: int, now: int) -> None:
+        """Record a step forward; the journal notes those back, by its lines."""
+        if now > before:
+            with suppress(AuditUnavailable):
+                self.record("clock-step", {"from_ns": before, "to_ns": now})
+
     async def durable(self, seq: int) -> None:
         if seq <= self.durable_seq or self.journal is None:
             return
@@ -300,6 +316,9 @@ class OpenLog:
         self.durable_seq = max(written, self.durable_seq)
         self._release_waiting()
         self._schedule()
+        if self._loop.time() - self._looked_at > _LOOK_SECONDS:
+            self._looked_at = self._loop.time()
+            self._clock.now()
         if not failure and self.journal is not None and not self.journal.full:
             self._note_dropped()
 
@@ -408,7 +427,14 @@ class OpenLog:
         if days is None or (self._pruned_at is not None and now - self._pruned_at < _PRUNE_SECONDS):
             return
         self._pruned_at = now
-        before = time.time_ns() - days * retention.DAY_NS
+        sure = self._clock.sure()
+        await self._run(lambda: replace(self._layout.clock, self._clock.mark.encode()))
+        if time.time_ns() - sure >= STEP_NS:
+            get_logger().warning(
+                "the clock is ahead: retention goes by an earlier time until it has held for a day",
+                file=str(self._layout.log), time_ns=sure,
+            )  # fmt: skip
+        before = sure - days * retention.DAY_NS
         newest = self.checkpoint
         if newest is None:
             return

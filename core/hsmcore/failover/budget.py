@@ -29,6 +29,7 @@ from hsmcore.state.schema import EMERGENCY_EPISODE as EPISODE
 from hsmcore.state.schema import insert_row
 from hsmcore.state.seal import StoreNotGenuine
 from hsmcore.state.store import Store
+from hsmcore.steady import SteadyClock
 
 BLOCK: Final = 16
 SECOND: Final = 1_000_000_000
@@ -65,26 +66,23 @@ class EmergencyStatus:
 
 
 class Emergency:
-    """Spends one budget. Belongs to one event loop. `clock`: Unix nanoseconds."""
+    """Spends one budget. Belongs to one event loop. `wall`, `boot`: the machine's clocks, see SteadyClock."""
 
     def __init__(
         self,
         store: Store,
         limits: Limits,
-        clock: Callable[[], int] = time.time_ns,
-        steady: Callable[[], int] = lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME),
+        wall: Callable[[], int] | None = None,
+        boot: Callable[[], int] | None = None,
     ) -> None:
         self._store = store
         self._limits = limits
-        self._clock = clock
-        self._steady = steady
+        self._clock = SteadyClock(wall, boot)
         self._reserving = asyncio.Lock()
         self._episode = 0
         self._units = 0  # of the present block: reserved durably, not used
         self._asked = 0  # units of reservations under way
         self._until = 0
-        self._latest = 0
-        self._latest_at = steady()
         self.seen: EmergencyStatus | None = None
         """The last result of `status`."""
 
@@ -96,14 +94,14 @@ class Emergency:
 
     async def begin(self) -> EmergencyStatus:
         """Begin an episode, or continue the present one. Starts no clock."""
-        now = self._now()
+        now = self._clock.now()
         return self._with_own(
             await self._store.run(lambda connection: _status(connection, self._limits, now, begin=True))
         )
 
     def try_spend(self, units: int = 1) -> int:
         """Use units of the reserved block. Returns the episode's number; 0: `spend` must reserve more units."""
-        if self._units < units or self._now() >= self._until:
+        if self._units < units or self._clock.now() >= self._until:
             return 0
         self._units -= units
         return self._episode
@@ -121,13 +119,13 @@ class Emergency:
         return episode
 
     async def _reserve(self, units: int) -> None:
-        now, own, left = self._now(), self._episode, self._units
+        now, own, left = self._clock.now(), self._episode, self._units
         self._asked += units
         try:
             found = await self._store.run(lambda connection: _reserve(connection, self._limits, now, units, own, left))
         finally:
             self._asked -= units
-        self._saw(found.latest)
+        self._clock.reach(found.latest)
         if found.episode != self._episode:
             self._episode, self._units = found.episode, 0  # the old episode was reset, with its units
         if found.refusal:
@@ -161,7 +159,7 @@ class Emergency:
         audit log. Raises BadArgument without a reason."""
         if not reason.strip():
             raise BadArgument("a reset of the emergency budget needs a reason")
-        now = self._now()
+        now = self._clock.now()
 
         def work(connection: Connection) -> EmergencyStatus:
             before = _status(connection, self._limits, now)
@@ -177,7 +175,7 @@ class Emergency:
 
     async def count(self, used: int, first_ns: int) -> int:
         """Count units that the store has forgotten: those of signatures since `first_ns`. Returns how many are left."""
-        now = self._now()
+        now = self._clock.now()
 
         def work(connection: Connection) -> int:
             row = _row(connection, self._limits, now, begin=True)
@@ -189,7 +187,7 @@ class Emergency:
 
     async def status(self) -> EmergencyStatus:
         """The present episode. Units of the present block count as reserved."""
-        now = self._now()
+        now = self._clock.now()
         found = await self._store.run(lambda connection: _status(connection, self._limits, now))
         self.seen = self._with_own(found)
         return self.seen
@@ -198,17 +196,6 @@ class Emergency:
         if found.episode != self._episode:
             self._units = 0  # they belong to an episode that was reset
         return replace(found, held=self._units + self._asked)
-
-    def _now(self) -> int:
-        # A clock that was set back must not extend the time: add the boot clock to the latest known moment.
-        steady = self._steady()
-        now = max(self._clock(), self._latest + steady - self._latest_at)
-        self._latest, self._latest_at = now, steady
-        return now
-
-    def _saw(self, moment: int) -> None:
-        if moment > self._now():
-            self._latest = moment
 
 
 @dataclass(frozen=True, slots=True)

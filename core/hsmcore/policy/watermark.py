@@ -25,6 +25,7 @@ from hsmcore.state.exchange import Answers, Change, Question
 from hsmcore.state.positions import WINDOW, Mark
 from hsmcore.state.schema import SPENT
 from hsmcore.state.store import Tables
+from hsmcore.steady import SteadyClock
 
 MOST: Final = 256
 """Requests in one transaction."""
@@ -126,7 +127,7 @@ class Watermark(Tables):
     def __init__(self, store: Store, holder: str, fence: Fence | None = None, most_ahead: int | None = None) -> None:
         super().__init__(store)
         self._most_ahead = most_ahead
-        self._holder, self._fence = holder, fence
+        self._holder, self._fence, self._clock = holder, fence, SteadyClock()
         self._waiting: list[Asked] = []
         self._writing: asyncio.Task[None] | None = None
         self.bound = 0
@@ -161,7 +162,7 @@ class Watermark(Tables):
     async def _write_group(self, group: Sequence[Asked]) -> None:
         outcomes: Sequence[Outcome]
         try:
-            outcomes = await self._taken(group, time.time_ns())
+            outcomes = await self._taken(group, self._clock.now())
         except HsmError as error:
             outcomes = [copy(error) for _ in group]
         except Exception as error:  # noqa: BLE001  # whatever it is, the next group has its turn
@@ -360,7 +361,7 @@ def _given_up(error: BaseException, asked: Asked) -> RequestCancelled:
 
 def _charge(sums: dict[str, tuple[int, int]], want: Charge, minute: int) -> PolicyRefused | None:
     began, amount = sums.get(want.name, (minute, 0))
-    if minute > began:  # a clock that was set back begins no minute
+    if minute > began:  # another process's clock may be behind
         began, amount = minute, 0
     if amount + want.amount > want.limit:
         sums[want.name] = (began, amount)

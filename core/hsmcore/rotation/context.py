@@ -89,7 +89,10 @@ class Context:
     """What the last look at a rotation's approvals has found: it fetches secrets."""
     grace_ns: int
     """Longest time that a request routed to the old key may still be under way."""
+    wall: Callable[[], int]
+    """Return the time that is written down."""
     clock: Callable[[], int]
+    """Return the time by which something is due: no step of the wall clock that has not held (rotation/clock.py)."""
     resumed: bool = False
     """Whether the step was begun before, by a process that did not end it."""
 

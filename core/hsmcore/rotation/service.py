@@ -19,6 +19,7 @@ from hsmcore.keyring import KeyVersion, successor_label
 from hsmcore.log import get_logger
 from hsmcore.members.tokens import why_no_backup
 from hsmcore.rotation import machine
+from hsmcore.rotation.clock import RotationClock
 from hsmcore.rotation.context import Announce, Context, ManagerPort, Verdicts, ceremony_for
 from hsmcore.rotation.pinned import aliases, configured_as, pinned, require_same_key
 from hsmcore.rotation.runner import Runner
@@ -38,9 +39,6 @@ ABORT: Final = "rotate-abort"
 """The wish to end the rotation that is under way."""
 LOOK_SECONDS: Final = 1.0
 _FAILED_HINT: Final = "The old key signs on; `hsmcore rotate history` names the step, and it is tried again later."
-_LEAST_PAUSE: Final = 0.01
-_REPORT_NS: Final = 5_000_000_000
-_MS: Final = 1_000_000
 
 
 @dataclass(slots=True)
@@ -69,9 +67,10 @@ class Seen:
 
 class RotationService:
     """Belongs to the event loop of one key manager. `trace` is called at each point of a rotation, `clock` returns Unix
-    nanoseconds: both are for tests."""
+    nanoseconds, `boot` those since the boot: all are for tests."""
 
     clock: Callable[[], int] = staticmethod(time.time_ns)
+    boot: Callable[[], int] | None = None
     trace: Callable[[str], None] = staticmethod(lambda _point: None)
 
     def __init__(
@@ -81,10 +80,12 @@ class RotationService:
         self._store, self._announce, self._before_ns = store, announce, before_ns
         self.schedule = Schedule.of(rules)
         self.keys, self.rotations = Keys(store), Rotations(store)
+        self._time = RotationClock(self.keys, self.clock, self.boot)
         self._approvals, self._desired, self._backups = Approvals(store), Desired(store), Backups(store)
         self.handover: Handover | None = None
-        self._grace_ns = config.key_manager.request_timeout_ms * _MS
-        self._runner = Runner(self.rotations, self._context, self._failed, self.clock, self.trace, self._wants_abort)
+        self._grace_ns = config.key_manager.request_timeout_ms * 1_000_000
+        sure = self._time.sure
+        self._runner = Runner(self.rotations, self._context, self._failed, sure, self.trace, self._wants_abort)
         self._known: list[StoredKey] = []
         self._signed: set[str] = set()
         self._wake = asyncio.Event()
@@ -240,6 +241,7 @@ class RotationService:
             await self._follow()
             self._answer(why or StoreBusy("another process rotates the keys of this state store"))
             return
+        await self._time.look()
         for rotation in await self.rotations.open():
             await self._advance(rotation)
         await self._follow()
@@ -252,14 +254,12 @@ class RotationService:
 
     async def _pause(self) -> float:
         """Return the seconds until the next look."""
-        if not self._leads:
-            return LOOK_SECONDS
         try:
-            waits = [rotation.run.wait_ns for rotation in await self.rotations.open()]
+            waits = [rotation.run.wait_ns for rotation in await self.rotations.open()] if self._leads else []
         except HsmError:
             return LOOK_SECONDS
-        soonest = (min(waits, default=0) - self.clock()) / SECOND
-        return min(LOOK_SECONDS, max(soonest, _LEAST_PAUSE)) if waits else LOOK_SECONDS
+        soonest = (min(waits, default=0) - self._time.sure()) / SECOND
+        return min(LOOK_SECONDS, max(soonest, 0.01)) if waits else LOOK_SECONDS
 
     async def _must_follow(self) -> HsmError | None:
         """Return why this process does not lead: only a process that can end a rotation may lead it."""
@@ -309,13 +309,12 @@ class RotationService:
             if self._asked is not None and self._asked.rotation is None:
                 self._answer(StoreBusy("a rotation is under way") if current else BadArgument("no key signs"))
             return
-        now = self.clock()
-        due = self.schedule.due_ns(current.counts_from_ns)
+        now, due = self._time.sure(), self.schedule.due_ns(current.counts_from_ns)
         asked = self._asked if self._asked is not None and self._asked.rotation is None else None
         by_hand = asked.reason if asked is not None else wish
         if by_hand is not None:
             await self._rotate(current, "manual", by_hand, None)
-        elif now >= due and now >= await self._retry_ns():
+        elif now >= due and self.clock() >= await self._retry_ns():
             await self._rotate(current, "schedule", "", due)
         elif now >= due - self._before_ns:
             text = f"key {current.key_id} is replaced at {moment(due).isoformat()}"
@@ -389,7 +388,8 @@ class RotationService:
             signed=frozenset(self._signed),
             verdicts=self._verdicts,
             grace_ns=self._grace_ns,
-            clock=self.clock,
+            wall=self.clock,
+            clock=self._time.sure,
         )
 
     def _drill_token(self) -> ControlPlane | None:
@@ -449,6 +449,6 @@ class RotationService:
 
     async def _report(self) -> None:
         now = time.time_ns()
-        if now - self._reported >= _REPORT_NS:
+        if now - self._reported >= 5 * SECOND:
             self._reported = now
             await self._desired.report(self._name, {"rotation": True, "process": os.getpid()})

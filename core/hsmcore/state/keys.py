@@ -156,11 +156,11 @@ def keep_key(connection: Connection, version: int, now_ns: int, why: str) -> Non
         change_key(connection, version, state="deactivated", deactivated_ns=now_ns, note=why)
 
 
-def end_overlap(connection: Connection, version: int, now_ns: int) -> StoredKey:
-    """End a version's verification if its overlap is over. Returns its present state: a version that an operator made
-    current again signs on, or has another end."""
+def end_overlap(connection: Connection, version: int, now_ns: int, sure_ns: int) -> StoredKey:
+    """End a version's verification now, if its overlap is over by `sure_ns`. Returns its present state: a version that
+    an operator made current again signs on, or has another end."""
     key = get_key(connection, version)
-    if key.state == "overlap" and (key.retire_ns or 0) <= now_ns:
+    if key.state == "overlap" and (key.retire_ns or 0) <= sure_ns:
         change_key(connection, version, state="deactivated", deactivated_ns=now_ns)
         return get_key(connection, version)
     return key
@@ -230,9 +230,9 @@ class Keys(Tables):
 
         await self._store.run(work)
 
-    async def end_overlap(self, version: int, now_ns: int) -> StoredKey:
+    async def end_overlap(self, version: int, now_ns: int, sure_ns: int) -> StoredKey:
         """Run `end_overlap` in a transaction of its own."""
-        return await self._store.run(lambda connection: end_overlap(connection, version, now_ns))
+        return await self._store.run(lambda connection: end_overlap(connection, version, now_ns, sure_ns))
 
     async def change(self, version: int, **values: Any) -> None:
         """Run `change_key` in a transaction of its own."""
