@@ -182,3 +182,25 @@ class LevelsMachine(RuleBasedStateMachine):
 
 LevelsMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 TestLevels = LevelsMachine.TestCase
+
+
+def test_a_suspicion_waits_for_the_emergency_and_a_failed_probe_or_an_error_does_not():
+    def late():
+        levels = [Level("primary", 3, SECOND), Level(EMERGENCY, 1, SECOND, other_keys=True)]
+        members = [MemberState("p", 0, SECOND), MemberState("e", 1, SECOND)]
+        machine = Levels(levels, members, suspicion=2 * SECOND)
+        machine.started(members[0], b"key", 0)
+        machine.stalled(members[0], 0)
+        return machine, members[0]
+
+    machine, member = late()
+    assert not machine.emergency_wanted(2 * SECOND - 1)
+    assert machine.emergency_wanted(2 * SECOND)
+    machine.probed(member, False, "it did not answer", 1)
+    assert machine.emergency_wanted(1)
+    machine, member = late()
+    machine.failed(member, "down", "it is gone", 1)
+    assert machine.emergency_wanted(1)
+    machine, member = late()
+    machine.drain(member, True, "an order", 1)
+    assert machine.emergency_wanted(1)

@@ -80,8 +80,9 @@ class Failover(Model):
     """Whether there is an emergency level, whose key the chain accepts."""
     emergency_mode_restrictions: EmergencyModeRestrictions = EmergencyModeRestrictions()
     """The limits of an emergency key."""
-    emergency_delay_ms: Annotated[int, Whole(0, _HOUR_MS)] = 0
-    """The shortest time that all other levels are down before the emergency level is entered."""
+    emergency_delay_ms: Annotated[int, Whole(0, _HOUR_MS)] | None = None
+    """The shortest time that all other levels are down before the emergency level is entered. Default: none after an
+    error or a failed probe, 2000 while a member is only suspected, since it is late."""
     accept_other_keys: Annotated[tuple[KeyLevel, ...], BeforeValidator(as_tuple)] = ()
     """Levels whose members may hold another key than the current one."""
     failback_ramp_ms: Annotated[int, Whole(0, _HOUR_MS)] = 10_000

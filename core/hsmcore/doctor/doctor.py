@@ -11,13 +11,13 @@ from hsmcore.config import Config, LevelName, Provider
 from hsmcore.doctor.fleet import check_fleet
 from hsmcore.doctor.fleet_store import check_fleet_store
 from hsmcore.doctor.places import check_places
-from hsmcore.doctor.policy import check_policy
+from hsmcore.doctor.policy import check_emergency, check_policy
 from hsmcore.doctor.report import DoctorReport, Identity, ProviderReport, Step, failed
 from hsmcore.doctor.store import check_store
 from hsmcore.doctor.subject import Begun, Options, Probe, Subject
 from hsmcore.errors import HsmError
 
-_SHARED = (check_fleet_store, check_fleet, check_store, check_places, check_policy)
+_SHARED = (check_fleet_store, check_fleet, check_store, check_places, check_policy, check_emergency)
 
 Watcher = Callable[[LevelName, Provider, Step | Begun | None], None]
 """Called with None for each provider, then with each of its events."""

@@ -1,4 +1,4 @@
-"""What the configuration says the key may sign."""
+"""What the configuration says the key may sign, and when another key signs instead."""
 
 from __future__ import annotations
 
@@ -27,3 +27,16 @@ def check_policy(config: Config) -> Iterator[Step]:
         )
     else:
         yield ok(NAME, f"the key signs {', '.join(kinds)}, and nothing else", kinds=kinds)
+
+
+def check_emergency(config: Config) -> Iterator[Step]:
+    """Warn of an emergency key that signs as soon as the only member is late."""
+    failover = config.key_manager.active_failover
+    if failover is None or not failover.emergency_mode_enabled or failover.emergency_delay_ms != 0:
+        return
+    if sum(level != "emergency" for level, _ in config.key_manager.members()) == 1:
+        yield warn(
+            "emergency",
+            "emergencyDelayMs is 0: the emergency key signs as soon as the only member is late, as on a busy machine",
+            "Leave emergencyDelayMs out: then it takes 2 s, a failed probe or an error of the device.",
+        )

@@ -27,8 +27,11 @@ from hsmcore.state.desired import own_report
 TICK_S: Final = 0.1
 """Seconds between two looks at the members."""
 STALL_NS: Final = SECOND // 4
-"""A member hangs if it has requests and ends none for the longest of: this time, the patience of its kind of device,
-and 20 times its 99th percentile."""
+"""A member hangs if it has begun requests and ends none for the longest of: this time, the patience of its kind of
+device, and 20 times its 99th percentile; and if a call has been inside the module for as long, or requests were put
+aside. Workers that wait for a processor are neither."""
+PROBE_S: Final = 2.0
+"""The most seconds that a probe may take."""
 FOLLOW_S: Final = 1.0
 """Seconds between two reads of the orders in the state store."""
 REPORT_S: Final = 5.0
@@ -142,7 +145,8 @@ class HealthMonitor:
         signed, done = stats["signatures"], stats["signatures"] + stats["failures"]
         if signed != endpoint.signed:
             self._levels.progressed(endpoint)
-        if done != endpoint.done or not stats["in_flight"] or not judge:
+        begun = stats["in_flight"] - stats["queued"]
+        if done != endpoint.done or begun <= 0 or not judge:
             endpoint.busy_since = now
         endpoint.signed, endpoint.done = signed, done
         if not endpoint.trusted:
@@ -150,7 +154,9 @@ class HealthMonitor:
         if endpoint.watch.look(stats["hsm_ns"]):
             endpoint.watch.forget_outliers()
             self._levels.failed(endpoint, "slow", "its signatures take far longer than they used to", now)
-        if now - endpoint.busy_since > max(STALL_NS, endpoint.patience, 20 * endpoint.watch.p99):
+        limit = max(STALL_NS, endpoint.patience, 20 * endpoint.watch.p99)
+        inside = stats["oldest_call_ns"] > limit or begun > stats["busy"]
+        if now - endpoint.busy_since > limit and inside:
             self._levels.stalled(endpoint, now)
             self._router.settle()
             if self._levels.pick_for(endpoint.key, [endpoint]) is not None:
@@ -236,7 +242,7 @@ class HealthMonitor:
         version = endpoint.key_version
         message, begun = probe_message(), monotonic_ns()
         signed = endpoint.signing.submit_own(
-            message, max(0.05, min(endpoint.interval / SECOND, 2.0)), version.index, b""
+            message, max(0.05, min(endpoint.interval / SECOND, PROBE_S)), version.index, b""
         )
         signature = signed if isinstance(signed, bytes) else await signed
         took = monotonic_ns() - begun

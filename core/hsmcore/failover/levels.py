@@ -18,6 +18,8 @@ Mode = Literal["smart", "literal"]
 EMERGENCY: Final = "emergency"
 _ALWAYS: Final[frozenset[Kind]] = frozenset({"wrong", "key", "auth", "fatal"})
 """Kinds that take a member out in literal mode too: it must not sign."""
+_SUSPICIONS: Final[frozenset[Kind]] = frozenset({"late", "slow"})
+"""Kinds that a busy machine has too: only a probe shows whether the member signs."""
 
 
 @dataclass(slots=True)
@@ -45,6 +47,8 @@ class Levels(Generic[M]):
     mode: Mode = "smart"
     ramp: int = 0
     emergency_delay: int = 0
+    suspicion: int = 0
+    """How much longer the other levels must be down while one of their members is only suspected."""
     emergency_permitted: bool = True
     emergency_spent: bool = False
     emergency_fault: str = ""
@@ -124,6 +128,7 @@ class Levels(Generic[M]):
         was = member.trusted
         if member.breaker(kind).fail(now) and was:
             self._note("member-down", member, failure=kind)
+        member.suspected = kind in _SUSPICIONS and (was or member.suspected)
         self.refresh(now)
 
     def stalled(self, member: M, now: int) -> None:
@@ -132,6 +137,7 @@ class Levels(Generic[M]):
             return
         member.reason = "it has requests and ends none"
         member.breaker("late").trip(now)
+        member.suspected = True
         self._note("member-down", member, failure="late")
         self.refresh(now)
 
@@ -156,7 +162,7 @@ class Levels(Generic[M]):
                 self.failed(member, kind, reason, now)
             return
         if not good:
-            member.reason = reason
+            member.reason, member.suspected = reason, False
         closed = [breaker.probed(good, now) for breaker in found]
         if all(closed) and not member.open_breakers:
             others = any(m is not member and m.key == member.key and m.trusted for m in self.members)
@@ -251,7 +257,13 @@ class Levels(Generic[M]):
         if self.forced is not None and self.levels[self.forced].name == EMERGENCY:
             return self.emergency_possible()
         since = self.all_down_since()
-        return since is not None and now >= since + self.emergency_delay and self.emergency_possible()
+        return since is not None and now >= since + self.emergency_wait and self.emergency_possible()
+
+    @property
+    def emergency_wait(self) -> int:
+        """How long all other levels must be down before the emergency level is entered."""
+        suspected = any(m.suspected and not m.trusted and not m.drained for m in self.members)
+        return self.emergency_delay + (self.suspicion if suspected else 0)
 
     def refresh(self, now: int) -> None:
         """Recompute the members that may sign."""

@@ -51,6 +51,7 @@ class MemberState:
         "name",
         "ramp_from",
         "reason",
+        "suspected",
         "weight",
     )
 
@@ -67,6 +68,8 @@ class MemberState:
         self.ramp_from = 0
         self.checked_at = 0
         self.reason = ""
+        self.suspected = False
+        """Whether it is out for being late alone, and no probe has failed since."""
 
     def breaker(self, kind: Kind) -> Breaker:
         """The breaker for a kind of failure, made for the first failure."""

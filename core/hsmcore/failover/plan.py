@@ -11,6 +11,8 @@ from hsmcore.failover.levels import EMERGENCY, Level, Levels
 from hsmcore.members import make_member
 
 MS = 1_000_000
+SUSPICION_NS = 2000 * MS
+"""How long a member that is only suspected keeps the emergency level from being entered."""
 
 
 def endpoints_and_levels(config: Config) -> Levels[Endpoint]:
@@ -38,7 +40,8 @@ def endpoints_and_levels(config: Config) -> Levels[Endpoint]:
         endpoints,
         mode=failover.mode,
         ramp=failover.failback_ramp_ms * MS,
-        emergency_delay=failover.emergency_delay_ms * MS,
+        emergency_delay=(failover.emergency_delay_ms or 0) * MS,
+        suspicion=SUSPICION_NS if failover.emergency_delay_ms is None else 0,
         emergency_permitted=failover.emergency_mode_enabled,
     )
 

@@ -36,4 +36,4 @@ def emergency_hope(levels: Levels[M]) -> int:
     since = levels.all_down_since()
     if since is None or not levels.emergency_possible() or all(lv.name != EMERGENCY for lv in levels.levels):
         return 0
-    return since + levels.emergency_delay + STARTING_NS
+    return since + levels.emergency_wait + STARTING_NS
