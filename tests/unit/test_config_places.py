@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.support.configs import SOFT, only
+from tests.support.configs import SOFT
 from tests.support.paths import ROOT
 
 from hsmcore.config import load
@@ -82,18 +82,12 @@ def test_a_pin_source_is_absolute_in_a_file_and_in_a_dict(file, source):
     assert "| must be absolute" in row
 
 
-@pytest.mark.parametrize(
-    ("name", "where"),
-    [("pin", "$.keyManager.config.pin.file"), ("backups", "$.keyManager.keyRotation.backupLocation"),
-     ("audit.key", "$.keyManager.audit.signingKey.file")],
-)  # fmt: skip
-def test_what_would_stay_behind_in_the_working_directory_is_a_fault(file, name, where, tmp_path):
+@pytest.mark.parametrize("name", ["pin", "backups", "audit.key", "log"])
+def test_what_stands_in_the_working_directory_is_of_another_service(file, name, tmp_path):
     Path(name).mkdir()
-    found, problem = only(file)
-    assert found == where
-    assert problem.startswith(f"starts at the configuration's folder: {tmp_path / 'place' / name}; move ")
-    (tmp_path / "place" / name).mkdir()
-    load(file)
+    rules = load(file).key_manager
+    assert rules.config.pin.path == str(tmp_path / "place" / "pin")
+    assert rules.key_rotation.backup_location == str(tmp_path / "place" / "backups")
 
 
 def test_a_provider_of_a_level_and_one_of_several_are_no_exception(file, tmp_path):

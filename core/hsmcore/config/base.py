@@ -75,10 +75,6 @@ class Model(BaseModel):
         """Set `where`. Only the loader calls it."""
         self._where = path
 
-    def where_of(self, name: str) -> str:
-        """The JSON path of a field."""
-        return child_path(self.where, type(self).model_fields[name].alias or name)
-
     def with_parts(self, changes: Mapping[str, Any]) -> Self:
         """Return a copy with other values in some fields, which are not validated again."""
         return self.model_copy(update=changes)

@@ -76,7 +76,8 @@ def _each(source: Source) -> dict[str, Config]:
         if isinstance(path, str):
             source = f"configuration {path}" if path.isprintable() else "configuration"
             folder = Path(os.path.abspath(path)).parent  # noqa: PTH100  # no links are resolved: one may be exchanged
-            return _apart(_placed(_checked(_read(path), source), folder, source), source)
+            configs = {key: placed(config, folder) for key, config in _checked(_read(path), source).items()}
+            return _apart(configs, source)
     raise ConfigurationError.of(
         [ConfigFault("$", f"must be a dict, a path or a Config, not a {type(source).__name__}")]
     )
@@ -147,15 +148,6 @@ def _apart(configs: dict[str, Config], source: str) -> dict[str, Config]:
     if faults := list(clashes(configs)):
         raise ConfigurationError.of(faults, source=source)
     return configs
-
-
-def _placed(configs: dict[str, Config], folder: Path, source: str) -> dict[str, Config]:
-    """Return the configurations with their paths made absolute."""
-    left: dict[str, str] = {}
-    made = {key: placed(config, folder, left) for key, config in configs.items()}
-    if left:
-        raise ConfigurationError.of((ConfigFault(where, problem) for where, problem in left.items()), source=source)
-    return made
 
 
 def _locate(value: object, path: str) -> None:

@@ -185,11 +185,6 @@ class KeyManagerConfig(Provider):
         """The JSON path of the object in which auditLogFile, audit and cloudWatchLogs stand."""
         return self.where if self.manager is None else self.where.rpartition(".keyManagers")[0]
 
-    def where_of(self, name: str) -> str:
-        """As of a Model, but the audit log of several key managers stands beside them."""
-        where = super().where_of(name)
-        return where if name != "audit_log_file" else f"{self.log_where}.auditLogFile"
-
     def with_parts(self, changes: Mapping[str, Any]) -> Self:
         """As of a Model; a provider that failover.primary lends is the one of the new list."""
         copy = super().with_parts(changes)
