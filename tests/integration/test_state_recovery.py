@@ -27,6 +27,7 @@ from tests.support.paths import ROOT
 from tests.support.policed import ordered
 from tests.support.postgres import cluster
 from tests.support.scrapes import Scrape
+from tests.support.state_copies import backed_up as backed_up_whole
 from tests.support.state_rollbacks import (
     Fleet,
     Life,
@@ -65,7 +66,7 @@ def signed_before(config, count=5, first=0):
 
 
 async def backed_up(config):
-    return (await recovery.back_up(load(config)))[1]
+    return (await backed_up_whole(load(config)))[1]
 
 
 # ---- detection -------------------------------------------------------------------------------------------------------
@@ -321,7 +322,7 @@ def test_a_backup_under_write_load_is_one_moment(tmp_path, secret):
     highest = []
     for number in range(12):
         life.more(3)
-        _, data = asyncio.run(recovery.back_up(load(config)))
+        _, data = asyncio.run(backed_up_whole(load(config)))
         checked = asyncio.run(recovery.check(load(config), data))
         assert (checked.statement.sealed, checked.records is not None) == (secret, True)
         statement, body = backup.parse(data, load(config).state_secret)
@@ -886,7 +887,7 @@ async def test_one_that_is_cancelled_leaves_no_copy_behind(tmp_path, monkeypatch
         "open": (FileDatabase, "open"),
     }[what]
     monkeypatch.setattr(place, name, slowly(getattr(place, name)))
-    working = asyncio.ensure_future(recovery.back_up(loaded) if what == "copy" else recovery.check(loaded, data))
+    working = asyncio.ensure_future(backed_up_whole(loaded) if what == "copy" else recovery.check(loaded, data))
     await until(begun.is_set)
     working.cancel()
     with pytest.raises(asyncio.CancelledError):

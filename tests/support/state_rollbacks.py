@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.support.paths import ROOT
 from tests.support.policed import ordered
+from tests.support.state_copies import backed_up as backed_up_whole
 
 import hsmcore
 from hsmcore.audit import AuditLog
@@ -134,7 +135,7 @@ def roll_back(folder: Path, *, times: int, seed: int) -> dict[str, int]:
             older.append(("hand", folder / f"copy-{trial}.db"))
             copy_by_hand(folder, older[-1][1])
         else:
-            older.append(("backup", asyncio.run(recovery.back_up(load(config)))[1]))
+            older.append(("backup", asyncio.run(backed_up_whole(load(config)))[1]))
         life.more(chance.randrange(1, 12))
         life.end(kill=chance.random() < 0.5)
         signed |= life.signed
@@ -236,7 +237,7 @@ def roll_back_fleet(folder: Path, url: str, *, times: int, seed: int) -> dict[st
     for _ in range(times):
         life = Life(fleet.config, max(signed, default=-1) + 1)
         life.more(chance.randrange(1, 12))
-        older.append(asyncio.run(recovery.back_up(load(fleet.config)))[1])
+        older.append(asyncio.run(backed_up_whole(load(fleet.config)))[1])
         life.more(chance.randrange(1, 12))
         life.end(kill=False)
         signed |= life.signed

@@ -8,11 +8,12 @@ import hashlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.loops import one_loop
 from tests.support.raw_store import beside
 
 from hsmcore.errors import BadArgument, DoubleSign, InternalError, PolicyRefused, RequestCancelled
 from hsmcore.policy.watermark import Charge, Place, Watermark, marks_of
-from hsmcore.state import Store, StoreError, StoreNotGenuine
+from hsmcore.state import Store, StoreError, StoreNotGenuine, positions
 from hsmcore.state.positions import WINDOW, Mark
 
 A, B = (hashlib.sha256(text).hexdigest() for text in (b"a", b"b"))
@@ -350,3 +351,57 @@ async def _as_the_model_says(path, steps, secret):
                 assert bound.setdefault(position, digest) == first
     finally:
         await life.__aexit__()
+
+
+MANY = 300_000
+
+
+def many(start, count):
+    """A query that makes rows of `bound`, in both dialects."""
+    numbers = f"WITH RECURSIVE n (i) AS (SELECT {start} UNION ALL SELECT i + 1 FROM n WHERE i < {start + count - 1})"  # noqa: S608
+    return f"INSERT INTO bound {numbers} SELECT '{BLOCKS}', i, '{A}', 'host:1', 1, '' FROM n"  # noqa: S608
+
+
+@one_loop
+async def test_a_floor_stops_no_bind_while_it_removes_what_is_behind_it(place, monkeypatch):
+    """Rows behind a floor mean nothing: they go in portions, and binds come in between."""
+    portions = []
+    removed = positions.remove_behind
+
+    def counted(connection, domain, floor):
+        portions.append(removed(connection, domain, floor))
+        return portions[-1]
+
+    monkeypatch.setattr(positions, "remove_behind", counted)
+    async with Life(place, None) as life, Life(place, None, "operator") as operator:
+        await life.bind(MANY + 1)
+        await life.store.run(lambda connection: connection.exec_driver_sql(many(0, MANY)))
+        raising = asyncio.ensure_future(operator.mark.raise_floor(BLOCKS, MANY - 1, "final"))
+        bound = 0
+        while not raising.done():
+            bound += 1
+            await life.bind(MANY + 1 + bound)
+        assert await raising == MANY == sum(portions)
+        assert bound >= 10
+        assert max(portions) <= MANY / 50
+        with pytest.raises(PolicyRefused, match="floor"):
+            await life.bind(7)
+
+
+@one_loop
+async def test_what_was_left_behind_a_floor_is_removed_by_the_next_life(place):
+    async with Life(place, None) as life:
+        await life.store.run(lambda connection: connection.exec_driver_sql(many(0, 20_000)))
+        await life.store.run(lambda connection: positions.raise_floor(connection, BLOCKS, 9_999, "final"))
+        with pytest.raises(PolicyRefused, match="floor"):
+            await life.bind(7)
+    async with Life(place, None) as life:
+        life.mark.begin()
+
+        def left(connection):
+            return connection.exec_driver_sql("SELECT count(*) FROM bound").scalar()
+
+        while await life.store.run(left) > 10_000:  # noqa: ASYNC110  # what is waited for happens in another task
+            await asyncio.sleep(0.01)
+        await life.bind(20_001)
+        assert await life.store.run(left) == 10_001

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -57,13 +58,17 @@ def backup(
     from hsmcore.fleet.recovery import back_up
     from hsmcore.manager.state_backup import name_of
 
+    async def made() -> tuple[Statement, Place, str, int]:
+        async with back_up(cli.config) as (statement, head, body):
+            location, name = _target(cli.config, to, name_of(cli.config, statement))
+            await location.create(name, head, body)
+            return statement, location, name, len(head) + len(body)
+
     with recorded(cli.config.key_manager, "state backup") as entry:
-        statement, data = asyncio.run(back_up(cli.config))
-        location, name = _target(cli.config, to, name_of(cli.config, statement))
-        asyncio.run(location.create(name, data))
-        entry |= {"sha256": statement.sha256, "bytes": len(data), "file": name}
+        statement, location, name, size = asyncio.run(made())
+        entry |= {"sha256": statement.sha256, "bytes": size, "file": name}
     shown = {"name": name, "place": location.location, **statement.as_data()}
-    cli.show(shown, f"{name} written to {location.location}: {len(data)} bytes")
+    cli.show(shown, f"{name} written to {location.location}: {size} bytes")
 
 
 def verify(cli: Invocation, path: PathArgument, source: FromOption = None) -> None:
@@ -194,11 +199,14 @@ def _target(config: Config, to: str, name: str) -> tuple[Place, str]:
     return place_of(config, str(Path(to).parent)), Path(to).name
 
 
-def _read(config: Config, path: str) -> bytes:
+def _read(config: Config, path: str) -> bytes | mmap:
     from hsmcore.manager.state_backup import place_of
+    from hsmcore.state.backup import folder, mapped
 
     where, _, name = path.rpartition("/")
-    data = asyncio.run(place_of(config, where or ("/" if path.startswith("/") else ".")).read(name))
-    if data is None:
-        raise BadUsage(f"there is no backup {path!r}")
-    return data
+    place = place_of(config, where or ("/" if path.startswith("/") else "."))
+    with folder() as temporary:
+        found = temporary / "backup"
+        if not asyncio.run(place.fetch(name, found)):
+            raise BadUsage(f"there is no backup {path!r}")
+        return mapped(found)

@@ -11,11 +11,12 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, func, select
 
@@ -32,6 +33,7 @@ from hsmcore.state.sqlite import everything, install
 from hsmcore.state.store import now_ns
 
 _ALIVE: Final = 2
+from hsmcore.waiting import whole
 """Lives of a lease: a host that was not seen for so long does not run."""
 
 
@@ -53,18 +55,25 @@ def subject_of(config: Config) -> str:
     return rules.fleet.name if rules.fleet is not None else AuditLog.of(rules).origin
 
 
-async def back_up(config: Config) -> tuple[Statement, bytes]:
-    """Return a backup of the store of a configuration, which other processes may use. Raises StoreError."""
+@asynccontextmanager
+async def back_up(config: Config) -> AsyncIterator[tuple[Statement, bytes, mmap]]:
+    """Yield a backup of the store of a configuration, which other processes may use: what it says, and its two parts.
+    Nothing of it is done in the event loop's thread. Raises StoreError."""
     rules = config.key_manager
-    audit = anchor_of(last_of(config))  # before the copy: what the log has up to here, the copy has
+
+    def look() -> tuple[dict[str, Any] | None, str]:
+        return anchor_of(last_of(config)), subject_of(config)
+
+    audit, subject = await asyncio.to_thread(look)  # before the copy: what the log has up to here, the copy has
     store = await Store.open_to_read(rules.state_place)
     try:
-        return await backup.make_backup(store, subject_of(config), rules.manager, audit, config.state_secret)
+        async with backup.made_backup(store, subject, rules.manager, audit, config.state_secret) as made:
+            yield made
     finally:
         await store.close()
 
 
-async def check(config: Config, data: bytes, source: str | None = None) -> Checked:
+async def check(config: Config, data: bytes | mmap, source: str | None = None) -> Checked:
     """Restore a backup into a temporary place, and compare it with the audit log. `source`: whose it is, if not this
     configuration's. Raises BackupUnusable, StoreError."""
     statement, body, records = await _ours(config, data, source)
@@ -76,12 +85,16 @@ async def check(config: Config, data: bytes, source: str | None = None) -> Check
             return Checked(statement, standing.problem, standing.missing, records)
 
 
-async def _ours(config: Config, data: bytes, source: str | None) -> tuple[Statement, memoryview, int | None]:
+async def _ours(config: Config, data: bytes | mmap, source: str | None) -> tuple[Statement, memoryview, int | None]:
     """Return what a backup says, its store, and by how many records it is behind. Raises BackupUnusable for one that is
     not this configuration's, StoreError."""
-    statement, body = backup.parse(data, config.state_secret)
-    _require_ours(config, statement, source)
-    return statement, body, await asyncio.to_thread(behind, config, statement.audit, compares=source is None)
+
+    def work() -> tuple[Statement, memoryview, int | None]:
+        statement, body = backup.parse(data, config.state_secret)
+        _require_ours(config, statement, source)
+        return statement, body, behind(config, statement.audit, compares=source is None)
+
+    return await whole(asyncio.to_thread(work))
 
 
 def _require_ours(config: Config, statement: Statement, source: str | None) -> None:
@@ -94,7 +107,9 @@ def _require_ours(config: Config, statement: Statement, source: str | None) -> N
         )
 
 
-async def restore(config: Config, data: bytes, *, replace: bool, source: str | None = None) -> tuple[Statement, str]:
+async def restore(
+    config: Config, data: bytes | mmap, *, replace: bool, source: str | None = None
+) -> tuple[Statement, str]:
     """Put the store of a backup in the place of the configuration's. Returns what the backup says, and where the former
     store is kept ("": there was none). After a crash it is the former store or the restored one. Raises BackupUnusable,
     StoreBusy while a process uses the store, StoreError."""

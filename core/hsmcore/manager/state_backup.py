@@ -15,12 +15,14 @@ from hsmcore.errors import HsmError
 from hsmcore.fleet.recovery import back_up, check, subject_of
 from hsmcore.log import get_logger
 from hsmcore.rotation.backup.places import Place, PlaceError, place_at
-from hsmcore.state.backup import SUFFIX, Statement
+from hsmcore.state.backup import SUFFIX, Statement, folder, mapped
 
 _LOOK_SECONDS: Final = 60.0
 _RETRY_SECONDS: Final = 2.0
 """Between two looks while it fails; a minute after the tenth one."""
 _HOUR: Final = 3600
+_AHEAD_SECONDS: Final = 300.0
+"""By how much another host's clock may be ahead."""
 _STAMP: Final = "%Y%m%dT%H%M%SZ"
 
 
@@ -99,28 +101,31 @@ class StateBackups:
     async def look(self) -> None:
         """Make a backup if it is time, and have the newest one restored if it is time. Raises HsmError."""
         self._drilled = None
-        now, name = time.time(), await self._newest()
+        now = time.time()
+        name = await self._newest(now)
         made = 0.0 if name is None else _made(name)
         if name is None or now >= made + self._rules.every_hours * _HOUR:
-            statement, data = await back_up(self._config)
-            name, made = name_of(self._config, statement), statement.made_ns / 1e9
-            await self._place.create(name, data)
-            self._record("state-backup", file=name, sha256=statement.sha256, bytes=len(data))
+            async with back_up(self._config) as (statement, head, body):
+                name, made = name_of(self._config, statement), statement.made_ns / 1e9
+                await self._place.create(name, head, body)
+                self._record("state-backup", file=name, sha256=statement.sha256, bytes=len(head) + len(body))
         drill = self.seen.drill
         if self.seen.failing or now >= drill + self._rules.drill_hours * _HOUR:
             self._drilled = name
-            found = await self._place.read(name)
-            if found is None:
-                raise PlaceError(f"backups at {self._rules.location}: {name} is gone")
+            with folder() as place:
+                if not await self._place.fetch(name, place / "backup"):
+                    raise PlaceError(f"backups at {self._rules.location}: {name} is gone")
+                found = mapped(place / "backup")
             checked = await check(self._config, found)
             self._record("state-drill", file=name, sha256=checked.statement.sha256, bytes=len(found))
             drill = time.time()
         self.seen = Seen(made, drill)
 
-    async def _newest(self) -> str | None:
+    async def _newest(self, now: float) -> str | None:
+        """Return the newest backup, without those that a clock which was ahead has dated."""
         prefix = _prefix(self._config)
         found = [name for name in await self._place.names() if re.fullmatch(rf"{re.escape(prefix)}\.{_FORM}", name)]
-        return max(found, key=_made, default=None)
+        return max((name for name in found if _made(name) <= now + _AHEAD_SECONDS), key=_made, default=None)
 
     async def close(self) -> None:
         """Stop. Idempotent."""

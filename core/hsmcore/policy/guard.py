@@ -137,7 +137,10 @@ class Guard:
             except BaseException:
                 await store.close()
                 raise
-        return cls(rules.policy, formats, store, signers, rules.request_timeout_ms / 1e3, fence)
+        guard = cls(rules.policy, formats, store, signers, rules.request_timeout_ms / 1e3, fence)
+        if guard.watermark is not None:
+            guard.watermark.begin()
+        return guard
 
     async def close(self) -> None:
         """Write what is under way, and close the store. Idempotent."""

@@ -14,6 +14,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
 from sqlalchemy import Connection, bindparam, delete, insert, select
@@ -30,6 +31,7 @@ from hsmcore.steady import SteadyClock
 MOST: Final = 256
 """Requests in one transaction."""
 _MINUTE_NS: Final = 60_000_000_000
+_PAUSE_SECONDS: Final = 0.01
 
 
 class Place(NamedTuple):
@@ -130,6 +132,7 @@ class Watermark(Tables):
         self._holder, self._fence, self._clock = holder, fence, SteadyClock()
         self._waiting: list[Asked] = []
         self._writing: asyncio.Task[None] | None = None
+        self._removing: asyncio.Task[None] | None = None
         self.bound = 0
         """Count of positions that were bound here."""
 
@@ -315,22 +318,51 @@ class Watermark(Tables):
         return await self._store.run(work)
 
     async def raise_floor(self, domain: str, floor: int, reason: str) -> int:
-        """Sign nothing at or below `floor` from now on, and remove the rows there. Returns the number of rows. Raises
-        BadArgument for a floor below the present one."""
+        """Sign nothing at or below `floor` from now on, and remove the rows there, a portion after the other. Returns
+        the number of rows. Raises BadArgument for a floor below the present one."""
 
-        def work(connection: Connection) -> int:
+        def work(connection: Connection) -> None:
             positions.keep_holders_out(connection)
             mark = positions.marks(connection, {domain}).get(domain, Mark())
             if floor <= mark.floor:
                 raise BadArgument(f"the floor of {domain} is {mark.floor} already", hint="A floor only rises.")
-            return positions.raise_floor(connection, domain, floor, reason)
+            positions.raise_floor(connection, domain, floor, reason)
 
-        return await self._store.run(work)
+        await self._store.run(work)
+        return await remove_behind_floors(self._store)
+
+    def begin(self) -> None:
+        """Remove what earlier processes left behind the floors."""
+        self._removing = asyncio.get_running_loop().create_task(self._remove())
+
+    async def _remove(self) -> None:
+        try:
+            await remove_behind_floors(self._store)
+        except HsmError as error:
+            get_logger().warning("rows behind the floors stay for now", error=str(error))
 
     async def close(self) -> None:
         """Wait until everything that was asked for is written."""
+        if self._removing is not None:
+            self._removing.cancel()
+            await asyncio.wait({self._removing})
         if self._writing is not None:
             await asyncio.wait({self._writing})
+
+
+async def remove_behind_floors(store: Store) -> int:
+    """Remove the rows at or below the floors in portions, with a pause as long as each took: a bind, also of another
+    process, waits for a portion at most. Returns how many were removed. May be interrupted. Raises StoreError."""
+    count = 0
+    for domain, mark in (await marks_of(store)).items():
+        while True:
+            begun = time.monotonic()
+            gone = await store.run(partial(positions.remove_behind, domain=domain, floor=mark.floor), turn=False)
+            if not gone:
+                break
+            count += gone
+            await asyncio.sleep(max(_PAUSE_SECONDS, time.monotonic() - begun))
+    return count
 
 
 async def marks_of(store: Store) -> dict[str, Mark]:

@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from mmap import ACCESS_READ, MADV_DONTNEED, mmap
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,8 @@ FORMAT: Final = "hsmcore-state-backup-1"
 SUFFIX: Final = ".hsmstate"
 _LABEL: Final = b"hsmcore: a backup of a state store, version 1\0"
 _MOST_LINE: Final = 1 << 20
+_CHUNK: Final = 1 << 22
+"""A multiple of a page, in bytes."""
 _LIMIT: Final = 1 << 63
 
 
@@ -88,31 +91,54 @@ def folder() -> Iterator[Path]:
         raise StoreError(f"{where}: {error.strerror}", call="write", hint=FILE_HINT) from None
 
 
-async def make_backup(
+@asynccontextmanager
+async def made_backup(
     store: Store, subject: str, manager: str | None, audit: dict[str, Any] | None, secret: SealSecret | None
-) -> tuple[Statement, bytes]:
-    """Copy a store that is open, and return the backup. `audit`: the checkpoint that was read before. Raises
-    StoreError, SecretUnavailable."""
+) -> AsyncIterator[tuple[Statement, bytes, mmap]]:
+    """Copy a store that is open, and yield the backup: what it says, and its two parts. The copy is a file that is
+    mapped, and goes away at the end. `audit`: the checkpoint that was read before. Raises StoreError,
+    SecretUnavailable."""
 
     def look(connection: Connection) -> tuple[dict[str, int], bool]:
         highest = {name: mark.high for name, mark in marks(connection).items()}
         return highest, connection.execute(select(SEAL.c.name)).first() is not None
 
+    def seal(path: Path) -> tuple[Statement, bytes, mmap]:
+        data = mapped(path)
+        schema, digest = MIGRATIONS[-1].number, _sha256(data)
+        statement = Statement(schema, made, subject, manager, sealed, audit, highest, len(data), digest)
+        line = orjson.dumps(statement.as_data(), option=orjson.OPT_SORT_KEYS)
+        vouched = f"{hashlib.sha256(line).hexdigest()} {_mac(line, secret)}\n"
+        return statement, line + b"\n" + vouched.encode(), data
+
     made, (highest, sealed) = time.time_ns(), await store.run(look, shows=True)
     with folder() as place:
         path = place / "state.db"
         await store.copy_to(path)
-        data = await asyncio.to_thread(path.read_bytes)
-    schema, digest = MIGRATIONS[-1].number, hashlib.sha256(data).hexdigest()
-    statement = Statement(schema, made, subject, manager, sealed, audit, highest, len(data), digest)
-    line = orjson.dumps(statement.as_data(), option=orjson.OPT_SORT_KEYS)
-    vouched = f"{hashlib.sha256(line).hexdigest()} {_mac(line, secret)}\n"
-    return statement, line + b"\n" + vouched.encode() + data
+        yield await whole(asyncio.to_thread(seal, path))
 
 
-def parse(data: bytes, secret: SealSecret | None) -> tuple[Statement, memoryview]:
-    """Return what a backup says and the store in it, all of it compared with digests and MAC. Raises BackupUnusable,
-    SecretUnavailable."""
+def mapped(path: Path) -> mmap:
+    """Return a file's content, which takes no memory of the process's own. Raises BackupUnusable for an empty one,
+    OSError."""
+    with path.open("rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise BackupUnusable("the backup is empty")
+        return mmap(file.fileno(), 0, access=ACCESS_READ)
+
+
+def _sha256(data: bytes | mmap, begin: int = 0) -> str:
+    digest, view = hashlib.sha256(), memoryview(data)
+    for at in range(0, len(view), _CHUNK):
+        digest.update(view[max(at, begin) : at + _CHUNK])
+        if isinstance(data, mmap):
+            data.madvise(MADV_DONTNEED, at, min(_CHUNK, len(view) - at))  # or it would count as this process's
+    return digest.hexdigest()
+
+
+def parse(data: bytes | mmap, secret: SealSecret | None) -> tuple[Statement, memoryview]:
+    """Return what a backup says and the store in it, all of it compared with digests and MAC. Blocks. Raises
+    BackupUnusable, SecretUnavailable."""
     line, _, rest = data[:_MOST_LINE].partition(b"\n")
     vouched, _, _ = rest.partition(b"\n")
     if not line.startswith(b"{") or f'"{FORMAT}"'.encode() not in line:
@@ -143,7 +169,7 @@ def parse(data: bytes, secret: SealSecret | None) -> tuple[Statement, memoryview
     body = memoryview(data)[len(line) + len(vouched) + 2 :]
     if len(body) != statement.size:
         raise BackupUnusable(f"the backup was cut off or added to: {len(body)} of {statement.size} bytes")
-    if hashlib.sha256(body).hexdigest() != statement.sha256:
+    if _sha256(data, len(data) - len(body)) != statement.sha256:
         raise BackupUnusable("the backup was changed: its content has another digest")
     return statement, body
 

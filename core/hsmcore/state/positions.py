@@ -81,6 +81,19 @@ _NEW_MARK: Final = insert(WATERMARK)
 _BOUND: Final = select(BOUND).where(
     BOUND.c.domain == bindparam("domain"), BOUND.c.position.in_(bindparam("positions", expanding=True))
 )
+_PORTION: Final = 5000
+"""Rows that one transaction removes."""
+_HERE: Final = BOUND.c.domain == bindparam("domain")
+_REMOVE: Final = delete(BOUND).where(
+    _HERE,
+    BOUND.c.position.in_(
+        select(BOUND.c.position)
+        .where(_HERE, BOUND.c.position <= bindparam("floor"))
+        .order_by(BOUND.c.position)
+        .limit(_PORTION)
+        .scalar_subquery()
+    ),
+)
 _KEEP_HOLDERS_OUT: Final = select(FLEET.c.epoch).with_for_update()
 """There is a row in a fleet only."""
 _AS_ROW: Final = select(*WATERMARK.c["name", "floor", "bits", "reason", "high", "reason"], literal(1)).where(
@@ -177,15 +190,19 @@ def bound(connection: Connection, domain: str, positions: Sequence[int]) -> dict
     return found
 
 
-def raise_floor(connection: Connection, domain: str, floor: int, reason: str) -> int:
-    """Have nothing signed at or below a floor, and remove the rows there. Returns the number of rows; a floor that is
-    not above the present one changes nothing."""
+def raise_floor(connection: Connection, domain: str, floor: int, reason: str) -> None:
+    """Have nothing signed at or below a floor. A floor that is not above the present one changes nothing. The rows
+    there mean nothing any more: `remove_behind` takes them away afterwards, since a bind waits for this transaction."""
     keep_holders_out(connection)
     mark = marks(connection, [domain]).get(domain, Mark())
-    if floor <= mark.floor:
-        return 0
-    set_mark(connection, domain, Mark(floor, mark.high, mark.bits, reason))
-    return connection.execute(delete(BOUND).where(BOUND.c.domain == domain, BOUND.c.position <= floor)).rowcount
+    if floor > mark.floor:
+        set_mark(connection, domain, Mark(floor, mark.high, mark.bits, reason))
+
+
+def remove_behind(connection: Connection, domain: str, floor: int) -> int:
+    """Remove some rows at or below a floor that holds already. Returns how many; a transaction of its own, which needs
+    no turn: nothing reads these rows."""
+    return connection.execute(_REMOVE, {"domain": domain, "floor": floor}).rowcount
 
 
 def put_back(

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Table, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from hsmcore.state.database import BUSY_SECONDS, reason
@@ -91,6 +91,15 @@ class Link:
             raise
         self._commit()
         return result
+
+    def portions(self, table: Table, most: int) -> Iterator[Sequence[Sequence[Any]]]:
+        """Yield the rows of a table in `work` of `finish`, at most so many at a time; each portion is waited for as a
+        transaction is."""
+        with self._driver.cursor(name="portions") as cursor:
+            cursor.execute(str(select(table).compile(dialect=self._connection.dialect)).encode())
+            while rows := cursor.fetchmany(most):
+                yield rows
+                self._driver.be_patient()
 
     def exchange(self, decide: Decide[T]) -> T:
         """Decide by the answers of `begin`, and send what is to be written together with COMMIT. Raises CommitLost."""

@@ -14,7 +14,7 @@ import fcntl
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Table, create_engine, delete, event, insert, select
+from sqlalchemy import Connection, Engine, Table, create_engine, delete, event, select
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
@@ -171,11 +171,12 @@ def fill(path: Path, rows: Mapping[Table, Sequence[Sequence[Any]]]) -> None:
     try:
         with engine.begin() as connection:
             migrate(connection, f"state store {path}")
-            for table, found in rows.items():
+            for table, portions in rows:
                 connection.execute(delete(table))
-                if found:
-                    names = table.c.keys()
-                    connection.execute(insert(table), [dict(zip(names, row, strict=True)) for row in found])
+                names, marks = ", ".join(table.c.keys()), ", ".join("?" * len(table.c))
+                for found in portions:
+                    put = f"INSERT INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608  # our own names
+                    connection.exec_driver_sql(put, [tuple(row) for row in found])
     finally:
         engine.dispose()
 

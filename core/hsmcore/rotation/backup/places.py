@@ -6,8 +6,10 @@ import asyncio
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -32,11 +34,14 @@ class Place(Protocol):
 
     location: str
 
-    async def create(self, name: str, data: bytes) -> None:
-        """Write a file that must not exist. It is durable when this returns."""
+    async def create(self, name: str, *parts: bytes | mmap) -> None:
+        """Write a file that must not exist, of parts one after the other. It is durable when this returns."""
 
     async def read(self, name: str) -> bytes | None:
         """Return a file's content; None if it does not exist."""
+
+    async def fetch(self, name: str, path: Path) -> bool:
+        """Write a file's content into a new file, as it comes. Returns whether it exists."""
 
     async def names(self) -> list[str]:
         """Return the names of all backups, sorted."""
@@ -65,16 +70,17 @@ class Folder:
         self.location = location
         self._path, self._suffix = path, suffix
 
-    async def create(self, name: str, data: bytes) -> None:
-        await self._run(self._create, name, data)
+    async def create(self, name: str, *parts: bytes | mmap) -> None:
+        await self._run(self._create, name, *parts)
 
-    def _create(self, name: str, data: bytes) -> None:
+    def _create(self, name: str, *parts: bytes | mmap) -> None:
         make_folder(self._path, parents=True)
         temporary = self._path / f".{name}.{secrets.token_hex(4)}"
         descriptor = make(temporary)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
+                for part in parts:
+                    file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
             os.link(temporary, self._path / name)  # fails if there is one
@@ -93,6 +99,13 @@ class Folder:
         except FileNotFoundError:
             return None
         return data
+
+    async def fetch(self, name: str, path: Path) -> bool:
+        try:
+            await self._run(shutil.copyfile, self._path / name, path)
+        except FileNotFoundError:
+            return False
+        return True
 
     async def names(self) -> list[str]:
         found: list[Path] = await self._run(lambda: list(self._path.glob(f"*{self._suffix}")))
@@ -131,11 +144,11 @@ class Bucket:
             self._opened = from_url(self.location, **options)
         return self._opened
 
-    async def create(self, name: str, data: bytes) -> None:
+    async def create(self, name: str, *parts: bytes | mmap) -> None:
         with _translated(self.location):
             import obstore
 
-            await obstore.put_async(self._store(), name, data, mode="create")
+            await obstore.put_async(self._store(), name, parts, mode="create")
 
     async def read(self, name: str) -> bytes | None:
         with _translated(self.location):
@@ -147,6 +160,20 @@ class Bucket:
             except (NotFoundError, FileNotFoundError):
                 return None
             return bytes(await got.bytes_async())
+
+    async def fetch(self, name: str, path: Path) -> bool:
+        with _translated(self.location):
+            import obstore
+            from obstore.exceptions import NotFoundError
+
+            try:
+                got = await obstore.get_async(self._store(), name)
+            except (NotFoundError, FileNotFoundError):
+                return False
+            with os.fdopen(make(path), "wb") as file:
+                async for chunk in got.stream():
+                    await asyncio.to_thread(file.write, chunk)
+        return True
 
     async def names(self) -> list[str]:
         with _translated(self.location):

@@ -1,0 +1,13 @@
+"""Backups of state stores, whole in memory."""
+
+from __future__ import annotations
+
+from hsmcore.config import Config
+from hsmcore.fleet.recovery import back_up
+from hsmcore.state.backup import Statement
+
+
+async def backed_up(config: Config) -> tuple[Statement, bytes]:
+    """What a backup says, and its content."""
+    async with back_up(config) as (statement, *parts):
+        return statement, b"".join(parts)
