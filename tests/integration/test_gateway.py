@@ -200,13 +200,13 @@ async def test_a_batch_that_has_begun_in_part_says_which_messages_may_be_signed(
         chaos.clear()
         chaos.release()
         assert {(await peer.next()).request for _ in range(4)} == {2, 3, 4, 6}
-        turns = gateway.server.desk.queue.turns
+        turns = gateway.server.desk.queues["default"].turns
         assert (gateway.server.desk.open, turns.waiting, turns.under_way) == (0, 0, 0)
 
 
 @needs_chaos
 @one_loop
-async def test_more_than_the_credits_is_refused_and_what_waits_meets_its_deadline(world, tmp_path):
+async def test_more_than_may_be_open_waits_and_meets_its_deadline(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
     clients = {"app": {**ME["app"], "inFlight": 3}}
     config = chaos.config(settings={"sessions": 1})
@@ -214,20 +214,24 @@ async def test_more_than_the_credits_is_refused_and_what_waits_meets_its_deadlin
         assert (peer.welcome.credits, peer.welcome.batch) == (3, 3)
         calls = chaos.calls("C_Sign")
         chaos.fault("C_Sign", "hang", forever=True)
-        peer.send(sign(1, M, **LONG), sign(2, M, **LONG), sign(3, b"late", timeout_ms=60), sign(4, M))
-        found = await peer.next()
-        refusal = wire.read_error(found.body)
-        assert (found.request, refusal.status, refusal.retryable) == (4, "QUEUE_FULL", True)
-        assert 0 < refusal.retry_after_ms <= 1000
-        refusal = await peer.refused(many(5, *[M] * 4))  # which would never have room
+        peer.send(sign(1, M, **LONG), sign(2, M, **LONG), sign(3, b"late", timeout_ms=60), sign(4, M, **LONG))
+        peer.send(sign(5, b"withdrawn", **LONG), sign(6, b"late, too", timeout_ms=60))
+        # What is behind those that wait is taken all the same.
+        assert (await peer.ask(frame(Type.PING, 0, b"here"))).type is Type.PONG
+        refusal = await peer.refused(frame(Type.CANCEL, 5))
+        assert (refusal.status, refusal.maybe_signed) == ("CANCELLED", False)
+        refusal = await peer.refused(many(7, *[M] * 4))  # which would never have room
         assert (refusal.status, refusal.retryable) == ("BAD_ARGUMENT", False)
-        found = await peer.next()
-        refusal = wire.read_error(found.body)
-        assert (found.request, refusal.status, refusal.maybe_signed) == (3, "DEADLINE_EXCEEDED", False)
+        found = [await peer.next() for _ in range(2)]
+        assert [one.request for one in found] == [3, 6]
+        late = [wire.read_error(one.body) for one in found]
+        assert {(one.status, one.maybe_signed) for one in late} == {("DEADLINE_EXCEEDED", False)}
         await until(lambda: chaos.calls("C_Sign") > calls)
         chaos.release()
-        assert {(await peer.next()).request for _ in range(2)} == {1, 2}
-        await peer.signed(sign(4, M))  # what was refused was not begun: its number is free
+        assert {(await peer.next()).request for _ in range(3)} == {1, 2, 4}
+        refusal = await peer.refused(sign(1, b"other"))
+        assert refusal.status == "BAD_ARGUMENT"
+        await peer.signed(sign(5, b"withdrawn"))  # was not begun: its number is free
 
 
 @one_loop

@@ -174,6 +174,17 @@ async def test_a_client_s_own_check_passes_nothing_that_one_of_its_key_managers_
                     await km.sign_many([b"m", bytes(65)])
 
 
+@one_loop
+async def test_what_its_rate_does_not_allow_now_waits_within_the_timeout(world, tmp_path):
+    clients = {"app": {**ME["app"], "perSecond": 20}}
+    async with site(world.config(), tmp_path, clients) as served, Client(served.addresses[0], timeout=50) as km:
+        asked = [km.sign(b"%d" % number) for number in range(40)]
+        signatures = await asyncio.gather(*asked, km.sign_many([b"a", b"b"]))
+        assert len(signatures) == 41
+        assert served.server.desk.requests["app", "OK"] == 41
+        assert served.server.desk.requests["app", "QUEUE_FULL"] > 0
+
+
 @needs_chaos
 @one_loop
 async def test_a_batch_that_a_rotation_meets_is_signed_under_both_keys(fresh_token, tmp_path):
@@ -186,7 +197,7 @@ async def test_a_batch_that_a_rotation_meets_is_signed_under_both_keys(fresh_tok
         chaos.fault("C_Sign", "hang", forever=True, every=1)
         messages = [b"%d" % number for number in range(8)]
         batch = asyncio.create_task(km.sign_many(messages))
-        await until(lambda: chaos.calls("C_Sign") > calls and served.server.desk.queue.turns.under_way == 4)
+        await until(lambda: chaos.calls("C_Sign") > calls and served.server.desk.queues["default"].turns.under_way == 4)
         await manager.set_current_key_id(after)
         chaos.clear()
         chaos.release()

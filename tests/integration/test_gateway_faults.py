@@ -102,6 +102,30 @@ async def test_who_waits_for_room_waits_within_the_timeout(path):
         assert await has(fake, Type.CANCEL, 0)
 
 
+async def test_who_is_told_when_there_is_room_comes_back_within_the_timeout(path):
+    async with FakeGateway(path) as fake, Client(f"unix:{path}", timeout=30) as km:
+        refused = []
+
+        def once(served, connection, one):
+            if one.type in (Type.SIGN, Type.MANAGE) and len(refused) < 40:
+                refused.append(one.request)
+                refusal = wire.Refusal(True, False, 20, "QUEUE_FULL", "RETRY", "no room")
+                connection.transport.write(wire.error(one.request, refusal))
+            elif one.type is Type.MANAGE:
+                connection.transport.write(wire.done(one.request, "{}"))
+            else:
+                honest(served, connection, one)
+
+        fake.answer = once
+        asked = [start(km.sign(b"%d" % number)) for number in range(20)]
+        assert await km.get_cache_stats() == {}
+        for number, signature in enumerate(await asyncio.gather(*asked)):
+            assert signature == fake_signature(PUBLIC_KEY, b"%d" % number)
+        # What was refused is not remembered, or as the refusal that it was: each time it is another request.
+        assert len({one.request for one in fake.frames if one.type is Type.SIGN}) == len(fake.received(Type.SIGN))
+        assert len(refused) == 40
+
+
 async def test_a_cancelled_call_is_withdrawn_and_its_answer_ignored(path):
     async with FakeGateway(path) as fake:
         fake.credits = 1
@@ -263,7 +287,7 @@ async def test_errors_of_the_wire_are_those_of_the_library(path):
         fake.answer = lambda _, connection, one: connection.transport.write(wire.error(one.request, told[-1]))
         told.append(wire.Refusal(True, False, 250, "QUEUE_FULL", "RETRY", "256 are open"))
         with pytest.raises(QueueFull, match="256 are open") as failure:
-            await km.sign(b"m")
+            await km.sign(b"m", timeout=0.2)  # it says when to come back, and that is too late
         assert (failure.value.retryable, failure.value.retry_after_ms) == (True, 250)
         told.append(wire.Refusal(False, True, 0, "TOKEN_LOST", "MEMBER_DOWN", "gone"))
         with pytest.raises(MemberDown) as failure:

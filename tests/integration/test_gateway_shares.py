@@ -3,18 +3,22 @@
 import asyncio
 import base64
 import ssl
+import subprocess
+import sys
 
 import pytest
 from nacl.signing import VerifyKey
 from tests.support import vault_site
 from tests.support.authority import Authority
+from tests.support.flood import KINDS
 from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.vault_site import TOKEN, b64
 from tests.support.wire_site import ME, many, sign, site
 
-from hsmcore.gateway import wire
+from hsmcore.gateway import Client, wire
 from hsmcore.gateway.frames import Type
+from hsmcore.gateway.intake import FRAMES
 
 pytestmark = pytest.mark.integration
 FLOOD, BATCH = [b"flood %d" % number for number in range(2000)], 250
@@ -69,16 +73,82 @@ async def test_a_flood_of_one_client_does_not_keep_another_from_its_turn(world, 
             for number in range(1, 11):
                 before = signed(gateway.manager)
                 await quiet.signed(sign(number, b"quiet %d" % number))
-                assert desk.queue.turns.under_way <= AT_THE_KEY
+                assert desk.queues["default"].turns.under_way <= AT_THE_KEY
                 # What was at the key manager goes before it, and at most as much again while it is answered.
                 assert signed(gateway.manager) - before <= 5 * AT_THE_KEY
             assert not flood.done()
             key = VerifyKey(gateway.manager.public_key)
             for message, signature in zip(FLOOD, await flood, strict=True):
                 key.verify(message, signature)
-        assert (desk.open, desk.queue.turns.under_way, desk.queue.turns.waiting) == (0, 0, 0)
+        turns = desk.queues["default"].turns
+        assert (desk.open, turns.under_way, turns.waiting) == (0, 0, 0)
 
 
 def signed(manager):
     """Signatures so far."""
     return sum(stats["signatures"] for stats in manager.get_stats().values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@one_loop
+async def test_what_a_client_sends_that_costs_no_signature_keeps_no_other_from_its_turn(world, tmp_path, kind):
+    """Another process floods over two connections. In a turn of the event loop few of its frames are taken, so that
+    what others wait for is seldom behind many of them."""
+    authority = Authority(tmp_path)
+    own, issued = authority.issue("gateway", ips=["127.0.0.1"]), authority.issue("quiet", dns=["quiet.example"])
+    files = {"certificateFile": own.certificate, "keyFile": own.key, "clientCaFile": authority.file}
+    clients = {"flood": ME["app"], "quiet": {"names": ["dns:quiet.example"], "keys": ["default"]}}
+    listen = [f"unix:{tmp_path}/sign.sock", "tls:127.0.0.1:0"]
+    context = ssl.create_default_context(cafile=authority.file)
+    context.load_cert_chain(issued.certificate, issued.key)
+    async with site(world.config(maxCacheSize=0), tmp_path, clients, listen=listen, tls=files) as gateway:
+        async with gateway.over_tls(context) as quiet:
+            await quiet.hello()
+            command = [sys.executable, "-m", "tests.support.flood", gateway.path, kind, "2"]
+            flood = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE)
+            try:
+                await until(lambda: frames_of(gateway, "flood") > 1000)
+                taken = asyncio.create_task(most_in_a_turn(lambda: frames_of(gateway, "flood")))
+                before = frames_of(gateway, "flood")
+                for number in range(1, 51):
+                    await quiet.signed(sign(number, b"quiet %d" % number))
+                assert frames_of(gateway, "flood") - before > 50  # it did flood
+            finally:
+                flood.stdin.close()
+                await flood.wait()
+            taken.cancel()
+            # Those that were left of one turn and those of the next lie between two looks.
+            assert await taken <= 2 * FRAMES
+        await until(lambda: gateway.server.desk.open == 0)
+
+
+def frames_of(gateway, client):
+    """Frames that were taken of a client's connections."""
+    return sum(one.frames for one in gateway.server.connections if one.client.name == client)
+
+
+async def most_in_a_turn(count):
+    """Until it is cancelled: the most by which the count grew in a turn of the event loop."""
+    most, last = 0, count()
+    try:
+        while True:
+            await asyncio.sleep(0)
+            now = count()
+            most, last = max(most, now - last), now
+    except asyncio.CancelledError:
+        return most
+
+
+@one_loop
+async def test_workers_of_one_client_refuse_each_other_nothing(world, tmp_path):
+    """Each of them may have as much open as the client; all together have more."""
+    clients = {"app": {**ME["app"], "inFlight": 64}}
+    async with site(world.config(maxCacheSize=0, requestTimeoutMs=60_000), tmp_path, clients) as gateway:
+        workers = [Client(gateway.addresses[0], timeout=60) for _ in range(4)]
+        await asyncio.gather(*(worker.initialize() for worker in workers))
+        assert [worker._outbox.credits for worker in workers] == [64] * 4
+        asked = [worker.sign(b"%d of %d" % (number, at)) for at, worker in enumerate(workers) for number in range(750)]
+        assert all(type(one) is bytes for one in await asyncio.gather(*asked))
+        await asyncio.gather(*(worker.close() for worker in workers))
+        outcomes = {outcome for _, outcome in gateway.server.desk.requests}
+        assert outcomes == {"OK"}

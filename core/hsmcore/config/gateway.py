@@ -80,7 +80,7 @@ class GatewayClient(Model):
     per_second: Annotated[int, Whole(1, 10_000_000)] | None = None
     """Signatures a second, with bursts of as many."""
     in_flight: Annotated[int, Whole(1, 65_536)] = 256
-    """Requests that are open, on all its connections together."""
+    """Requests that are open at each key manager, on all its connections together."""
     weight: Annotated[int, Whole(1, 1000)] = 1
     """Its share, in relation to the other clients', while more is asked for than the keys sign."""
 
@@ -107,9 +107,12 @@ class Gateway(Model):
     )
     """The permissions of a Unix socket that the gateway makes."""
     in_flight: Annotated[int, Whole(1, 65_536)] | None = None
-    """Messages of all clients that are at the key managers at a time; the others wait for their turn, and what is at a
-    key manager is not overtaken. Default: twice as many as all HSM sessions, and at least 32; 1,024 while one
+    """Messages of all clients that are at a key manager at a time; the others wait for their turn, and what is at a
+    key manager is not overtaken. Default: twice as many as its HSM sessions, and at least 32; 1,024 while one
     client is the only one that asks."""
+    max_timeout_ms: Annotated[int, Whole(100, 3_600_000)] = 60_000
+    """The longest time for a request, whatever its client says; a key manager's requestTimeoutMs, if that is more. What
+    waits for a device that hangs keeps its place for so long."""
     drain_ms: Annotated[int, Whole(0, 600_000)] = 10_000
     """How long an end by SIGTERM waits for the answers of open requests."""
 

@@ -64,7 +64,7 @@ class Request(Job):
 
     def answered(self, asked: asyncio.Future[Any]) -> None:
         """The member of `begun` has answered, or the client withdrew the request."""
-        queue = self.counter.desk.queue
+        queue = self.counter.queue
         if asked.cancelled():
             self.begun.abandon()
             queue.end(self, outcome_of(asked))
@@ -80,7 +80,7 @@ class Request(Job):
 
     def placed(self, place: asyncio.Future[Any]) -> None:
         """The batch that the message was put into has ended, or its deadline has passed."""
-        self.counter.desk.queue.end(self, outcome_of(place))
+        self.counter.queue.end(self, outcome_of(place))
 
 
 def refusal_of(error: HsmError, *, begun: bool = False) -> wire.Refusal:
@@ -90,7 +90,7 @@ def refusal_of(error: HsmError, *, begun: bool = False) -> wire.Refusal:
 
 
 def _run(request: Request, work: Coroutine[Any, Any, Any]) -> None:
-    request.counter.desk.queue.run(request, work)
+    request.counter.queue.run(request, work)
 
 
 def begin_sign(request: Request, left: float) -> None:
@@ -104,7 +104,7 @@ def begin_sign(request: Request, left: float) -> None:
         return
     counter.require_kind(what.message, kind)
     only = desk.public_key(counter, what.version)
-    begun = request.client.context.run(manager.submit, what.message, left, kind, what.position, only)
+    begun = request.account.client.context.run(manager.submit, what.message, left, kind, what.position, only)
     if begun is not None:
         request.begun, request.running = begun, begun.asked
         begun.asked.add_done_callback(request.answered, context=OUTSIDE)
@@ -130,7 +130,7 @@ def begin_sign_batched(request: Request, left: float) -> None:
     what: batched.SignBatched = request.what
     counter, kind = request.counter, what.kind or None
     counter.require_kind(what.message, kind)
-    placed = request.client.context.run(counter.manager.submit_batched, what.message, left, kind)
+    placed = request.account.client.context.run(counter.manager.submit_batched, what.message, left, kind)
     if placed is None:
         _run(request, counter.manager.sign_batched(what.message, left, kind))
         return
@@ -182,7 +182,7 @@ def _answer(request: Request, outcome: Any, made: Callable[[Request, Any], bytes
         error, data = outcome, wire.error(request.number, refusal_of(outcome, begun=request.started))
     else:
         error, data = None, made(request, outcome)
-    request.counter.desk.count(request.client, error)
+    request.counter.desk.count(request.account.client, error)
     session.close(request.number, data if remembered else None, connection.server.now)
     for one in (connection, *request.others):
         one.send(data, last=not session.open)

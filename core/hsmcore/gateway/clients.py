@@ -9,6 +9,7 @@ from hsmcore.audit.record import caller_context
 from hsmcore.config import Gateway, GatewayClient
 from hsmcore.config.tokens import MAX_TOKEN_BYTES, TokenDigests
 from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError, ModuleBusy, QueueFull
+from hsmcore.gateway.held import Line
 from hsmcore.gateway.sharing import Flow
 from hsmcore.policy.rate import Rate
 
@@ -24,28 +25,47 @@ class Client:
 
     def __init__(self, name: str, rules: GatewayClient) -> None:
         self.name, self.rules = name, rules
-        self.open = 0
-        """Requests that are not answered, on all its connections; each message of a batch is one."""
         self.context = caller_context(name)
         """What runs in it is recorded as this client's."""
-        self.flow: Flow[Any] = Flow(rules.weight)
         self._rate = None if rules.per_second is None else Rate(rules.per_second)
 
-    def begin(self, count: int = 1, signatures: int = 0) -> None:
-        """Count requests as open, and these signatures in the rate. Raises QueueFull, BadArgument for more than can
-        ever be open, and counts nothing then."""
-        most = self.rules.in_flight
-        if count > most:
-            raise BadArgument(f"a batch of {count}; client {self.name!r} may have {most} requests open")
-        if self.open + count > most:
-            raise refused(f"client {self.name!r} has {self.open} requests open and may have {most}", ROOM_MS)
+    def spend(self, signatures: int) -> None:
+        """Count signatures in the rate. Raises QueueFull, and counts none then."""
         if self._rate is not None and signatures and (wait := self._rate.take(signatures)):
             raise refused(f"client {self.name!r} has used up its {self._rate.per_second} signatures a second", wait)
+
+
+class Account:
+    """What a client has open at one key manager: what another one does is none of its business."""
+
+    def __init__(self, client: Client, most: int) -> None:
+        """`most`: requests that may be open."""
+        self.client, self.most = client, most
+        self.open = 0
+        """Requests that are not answered, on all the client's connections; each message of a batch is one."""
+        self.flow: Flow[Any] = Flow(client.rules.weight)
+        self.line = Line(self.has_room)
+        """Requests of its connections for which there is no room."""
+
+    def has_room(self, count: int) -> bool:
+        """Whether so many more may be open now."""
+        return self.open + count <= self.most
+
+    def begin(self, count: int = 1, signatures: int = 0) -> None:
+        """Count requests as open, and these signatures in the client's rate. Raises QueueFull, BadArgument for more
+        than can ever be open, and counts nothing then."""
+        name = self.client.name
+        if count > self.most:
+            raise BadArgument(f"a batch of {count}; client {name!r} may have {self.most} requests open")
+        if self.open + count > self.most:
+            raise refused(f"client {name!r} has {self.open} requests open and may have {self.most}", ROOM_MS)
+        self.client.spend(signatures)
         self.open += count
 
     def end(self, count: int = 1) -> None:
         """They are answered."""
         self.open -= count
+        self.line.go_on()
 
 
 def refused(text: str, retry_after_ms: int) -> QueueFull:

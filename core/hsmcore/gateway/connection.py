@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from hsmcore.errors import BadArgument, HsmError, PolicyRefused
+from hsmcore.errors import BadArgument, HsmError, PolicyRefused, RequestCancelled
 from hsmcore.gateway import asked, batched, wire
 from hsmcore.gateway.asked import Request, refusal_of
 from hsmcore.gateway.clients import Client, ending
 from hsmcore.gateway.desk import Counter, Desk
 from hsmcore.gateway.frames import CLIENT_TYPES, MIN_BYTES, Frame, Splitter, Type, WireError
-from hsmcore.gateway.memory import Session, contents_of
+from hsmcore.gateway.held import Held, Line
+from hsmcore.gateway.intake import Intake
+from hsmcore.gateway.jobs import late
+from hsmcore.gateway.memory import Contents, Session, contents_of
 from hsmcore.listening.connections import Connection as Place
 
 HELLO_BYTES: Final = 512
@@ -21,9 +24,15 @@ UNREAD_BYTES: Final = 1 << 18
 """Answers that wait for a client that does not read; beyond it, its requests are not read."""
 UNREAD_SECONDS: Final = 30.0
 """Seconds after which such a connection is closed. Its answers are remembered."""
+HELD_BYTES: Final = 1 << 18
+"""Requests that wait for room; beyond it, its frames are not read. Until then CANCEL, ACK and PING behind them are."""
+_HELD_ENTRY_BYTES: Final = 256
+"""Of a request that waits, beside its frame."""
+_MESSAGES_A_FRAME: Final = 4
+"""So many messages of a SIGN_MANY cost the event loop as much as another frame."""
 _LENGTH: Final = 4
-_NO_TURN: Final = (Type.SIGN_BATCHED, Type.SIGN_MANY)
-"""What takes no turn as a whole: the root, and the slices of a batch do."""
+_NO_TURN: Final = (Type.SIGN_BATCHED, Type.SIGN_MANY, Type.MANAGE)
+"""What takes no turn as a whole: the root and the slices of a batch do, and MANAGE keeps no session busy."""
 AT_ONCE: Final = 16
 """Answers that are sent together, at most: while their client takes them, the next ones are made. With all of a turn in
 one write, each side stands still while the other works."""
@@ -44,6 +53,7 @@ class Host(Protocol):
     def made(self, connection: Connection) -> None: ...
     def lost(self, connection: Connection) -> None: ...
     def enter(self, connection: Connection, client: Client, hello: wire.Hello) -> Session[Request]: ...
+    def intake(self, client: Client) -> Intake: ...
     def welcome(self, client: Client, keys: tuple[wire.Key, ...]) -> wire.Welcome: ...
     def refused(self, peer: str, client: Client | None, why: str, what: str = "connect") -> None: ...
     def silent(self, peer: str, why: str) -> None: ...
@@ -67,6 +77,14 @@ class Connection(asyncio.Protocol):
         self._begun = b""
         self._out: list[bytes] = []
         self._overdue: asyncio.TimerHandle | None = None
+        self._intake: Intake | None = None
+        self._offered = False
+        self._extra = 0
+        """What the frames that are taken now cost, beside one each."""
+        self._reads = True
+        self._held: dict[int, tuple[Held, Line, Contents]] = {}
+        """Requests that wait for room, by number."""
+        self._held_bytes = 0
         self._counters: tuple[Counter, ...] = ()
         self._sent_keys: tuple[wire.Key, ...] = ()
         self._handlers: dict[Type, Callable[[Frame], None]] = {
@@ -93,6 +111,7 @@ class Connection(asyncio.Protocol):
         """Its requests go on."""
         self._stop_waiting()
         self._transport = None
+        self._drop_held()
         if self.session is not None:
             self.session.connections -= 1
         self.place.leave()
@@ -101,14 +120,13 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client does not read: read no more requests of it."""
         if self._transport is not None:
-            self._transport.pause_reading()
             self._overdue = self._loop.call_later(UNREAD_SECONDS, self._transport.abort)
+            self._read_or_not()
 
     def resume_writing(self) -> None:
         """It reads again."""
         self._stop_waiting()
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        self._offer()
 
     def _give_way(self) -> None:
         """For the gate: only a connection without HELLO is idle."""
@@ -126,11 +144,54 @@ class Connection(asyncio.Protocol):
         try:
             if self.session is None:
                 data = self._hello(data)
-            for frame in self._splitter.feed(data):
+        except WireError as error:
+            self.fail(str(error))
+            return
+        self._splitter.push(data)
+        self._offer()
+
+    def take(self, most: int) -> int:
+        """Take so many frames at most: for Intake. Returns what they cost, in frames."""
+        self._offered, self._extra, frames = False, 0, []
+        if not self.behind:
+            return 0
+        try:
+            frames = self._splitter.cut(most)
+            for frame in frames:
                 self.frames += 1
                 self._handlers[frame.type](frame)
         except WireError as error:
             self.fail(str(error))
+        self._offered = self.behind
+        self._read_or_not()
+        return len(frames) + self._extra
+
+    @property
+    def behind(self) -> bool:
+        """Whether it has read frames that can be taken now."""
+        return self._takes and self._splitter.ready
+
+    @property
+    def _takes(self) -> bool:
+        """Whether more is wanted of the client: it reads its answers, and not too many of its requests wait."""
+        lives = self._transport is not None and not self._transport.is_closing()
+        return lives and self._overdue is None and self._held_bytes < HELD_BYTES
+
+    def _offer(self) -> None:
+        """Have what was read taken in the client's turn, and go on reading after that."""
+        if self._intake is not None and self.behind and not self._offered:
+            self._offered = True
+            self._intake.offer(self)
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        reads = self._takes and not self._splitter.ready
+        if reads != self._reads and self._transport is not None and not self._transport.is_closing():
+            self._reads = reads
+            if reads:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
 
     @property
     def lives(self) -> bool:
@@ -146,7 +207,7 @@ class Connection(asyncio.Protocol):
         """Return in how many looks, one after the other, a frame that has begun got no further."""
         moved = self._moved
         self._moved = self.frames
-        self.stalled = self.stalled + 1 if self.half and moved == self.frames else 0
+        self.stalled = self.stalled + 1 if self._reads and self.half and moved == self.frames else 0
         return self.stalled
 
     @property
@@ -181,6 +242,7 @@ class Connection(asyncio.Protocol):
             self._end_with(error)
             return
         self.place.busy()
+        self._intake = self.server.intake(client)
         self._counters = self.server.desk.counters(client)
         self._sent_keys = self.server.desk.keys(client)
         self.send(wire.welcome(self.server.welcome(client, self._sent_keys)))
@@ -199,6 +261,7 @@ class Connection(asyncio.Protocol):
         if not 1 <= count <= self.server.batch:
             self._refuse(frame.request, BadArgument(f"a batch of {count}; at most {self.server.batch}"))
             return
+        self._extra += count // _MESSAGES_A_FRAME
         self._take(frame, what, asked.begin_sign_many, asked.ANSWER_SIGN_MANY, signatures=count)
 
     def _verify(self, frame: Frame) -> None:
@@ -218,9 +281,11 @@ class Connection(asyncio.Protocol):
         begin: Callable[[Any, float], None],
         answer: Callable[[Any, Any], None],
         signatures: int = 0,
+        until: float = 0.0,
     ) -> None:
-        session, client, number = self.session, self.client, frame.request
-        assert session is not None and client is not None  # noqa: S101, PT018  # for the type checker
+        """Take a request. `until`: the deadline of one that has waited for room, and has it now."""
+        session, number, cost = self.session, frame.request, signatures or 1
+        assert session is not None  # noqa: S101  # for the type checker
         if not number:
             raise WireError("a request without a number")
         contents = contents_of(frame)
@@ -229,15 +294,32 @@ class Connection(asyncio.Protocol):
             if known is None:
                 if self.server.draining:
                     raise ending()
+                counter = self._counter(frame.slot)
+                account = counter.managing if frame.type is Type.MANAGE else counter.account
+                seconds = min(getattr(what, "timeout_ms", 0) / 1e3, counter.longest) or counter.timeout
+                if until:
+                    seconds = until - self._loop.time()
+                    if seconds <= 0:
+                        raise late()
+                elif cost <= account.most and (account.line or not account.has_room(cost)):
+
+                    def go_on(held: Held) -> None:
+                        self._let_go(number)
+                        self._take(frame, what, begin, answer, signatures, held.until)
+                        self._offer()
+
+                    size = _HELD_ENTRY_BYTES + len(frame.body)
+                    held = Held(cost, size, self._loop.time() + seconds, go_on)
+                    self._hold(number, held, account.line, contents)
+                    return
                 session.require_room(number, self.server.now)
-                request = Request(client, what, begin, answer, 0, signatures or 1)
+                request = Request(account, what, begin, answer, seconds, cost)
                 request.connection, request.others, request.number, request.session = self, (), number, session
-                request.counter = counter = self._counter(frame.slot)
-                request.timeout = getattr(what, "timeout_ms", 0) / 1e3 or counter.timeout
+                request.counter = counter
                 request.takes_turn = frame.type not in _NO_TURN
                 session.open[number] = contents, request
                 try:
-                    counter.desk.queue.take(request, signatures)
+                    counter.queue.take(request, signatures)
                 except HsmError:
                     del session.open[number]
                     raise
@@ -262,7 +344,10 @@ class Connection(asyncio.Protocol):
         wire.read_bytes(frame.body, 0)
         known = self.session.open.get(frame.request) if self.session is not None else None
         if known is not None:
-            self.server.desk.queue.cancel(known[1])
+            known[1].counter.queue.cancel(known[1])
+        elif (held := self._let_go(frame.request)) is not None:
+            held[1].remove(held[0])
+            self._refuse(frame.request, RequestCancelled("withdrawn before there was room"))
 
     def _acknowledge(self, frame: Frame) -> None:
         wire.read_bytes(frame.body, 0)
@@ -271,6 +356,37 @@ class Connection(asyncio.Protocol):
 
     def _ping(self, frame: Frame) -> None:
         self.send(wire.pong(frame.request, wire.read_bytes(frame.body, wire.MOST_PING)))
+
+    # Requests that wait for room.
+
+    def _hold(self, number: int, held: Held, line: Line, contents: Contents) -> None:
+        known = self._held.get(number)
+        if known is None:
+            self._held[number] = held, line, contents
+            self._held_bytes += held.size
+            line.add(held)
+        elif known[2] != contents:
+            raise BadArgument(f"request {number} waits, and was another one: each number means one request")
+
+    def _let_go(self, number: int) -> tuple[Held, Line, Contents] | None:
+        known = self._held.pop(number, None)
+        if known is not None:
+            self._held_bytes -= known[0].size
+        return known
+
+    def _drop_held(self) -> None:
+        for number in tuple(self._held):
+            if (known := self._let_go(number)) is not None:
+                known[1].remove(known[0])
+
+    def refuse_held(self, why: Callable[[], HsmError], before: float = float("inf")) -> None:
+        """Refuse requests that wait for room, with deadlines before this time."""
+        for number, (held, line, _) in tuple(self._held.items()):
+            if held.until < before:
+                self._let_go(number)
+                line.remove(held)
+                self._refuse(number, why())
+        self._offer()
 
     # Answers.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter as Count
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from time import monotonic
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ from hsmcore.errors import (
     SignatureInvalid,
 )
 from hsmcore.gateway import wire
-from hsmcore.gateway.clients import Client, Directory
+from hsmcore.gateway.clients import Account, Client, Directory
 from hsmcore.gateway.jobs import Job, Queue
 from hsmcore.gateway.slices import Batch
 from hsmcore.keyring import KeyVersion
@@ -41,6 +41,9 @@ from hsmcore.receipt import Receipt, Signed
 
 CACHE_STATS: Final = "cache-stats"
 _TRIES: Final = 3
+MANAGING: Final = 8
+"""Requests to manage keys that a client may have open at a key manager, beside those for signatures: keys are rotated
+while as many signatures are open as there may be."""
 _FEW: Final = 32
 _ALONE: Final = 1024
 _RECORDS: Final = 10.0
@@ -53,8 +56,13 @@ class Counter:
     def __init__(self, desk: Desk, client: Client, name: str, slot: int) -> None:
         self.desk, self.client, self.name, self.slot = desk, client, name, slot
         self.manager: KeyManager = desk.managers[name]
+        self.queue = desk.queues[name]
+        self.account = Account(client, client.rules.in_flight)
+        self.managing = Account(client, MANAGING)
         self.policy = self.manager.config.key_manager.policy
         self.timeout = self.manager.config.key_manager.request_timeout_ms / 1e3
+        self.longest = max(desk.settings.max_timeout_ms / 1e3, self.timeout)
+        """Seconds that a request may take, whatever its client says."""
         self.message_bytes = self.manager.config.key_manager.max_message_bytes
         self._allowed = None if client.rules.kinds is None else frozenset(client.rules.kinds)
 
@@ -113,7 +121,11 @@ class Desk:
         self.managers, self.settings = managers, settings
         self.directory = Directory.of(settings)
         most = settings.in_flight
-        self.queue = Queue(_enough_for(managers), _ALONE) if most is None else Queue(most)
+        self.queues = {
+            name: Queue(_enough_for(manager), _ALONE) if most is None else Queue(most)
+            for name, manager in managers.items()
+        }
+        """What is at one key manager, however slow, keeps nothing from another."""
         policies = [own.config.key_manager.policy for own in managers.values()]
         self._kinds = kinds_of(tuple(form for policy in policies if policy for form in policy.formats))
         self._counters = {
@@ -134,7 +146,7 @@ class Desk:
     @property
     def open(self) -> int:
         """Requests of all clients that are not answered; each message of a batch is one."""
-        return sum(client.open for client in self.directory.clients.values())
+        return sum(account.open for counters in self._counters.values() for account in accounts(counters.values()))
 
     def kind_of(self, message: bytes) -> str:
         """Return the kind of payload that a message is."""
@@ -290,7 +302,7 @@ class Desk:
                 chosen = chosen or await manager.get_current_key_id()
                 return await manager.sign_many(some, left, return_exceptions=True, key_id=chosen)
 
-            batch = Batch(self.queue, counter.client, messages, sign)
+            batch = Batch(counter.queue, counter.account, messages, sign)
             signed = await batch.signed(until - monotonic())
             if tries and signed and all(_untouched(one) for one in signed):
                 continue
@@ -316,7 +328,7 @@ class Desk:
         async def manage(_left: float) -> str:
             return await self.manage_key(counter, operation, key_id)
 
-        return str(await self._await(counter, manage, None))
+        return str(await self._await(counter, manage, None, account=counter.managing, takes_turn=False))
 
     async def manage_key(self, counter: Counter, operation: str, key_id: str) -> str:
         """As `manage`, in its turn."""
@@ -361,7 +373,8 @@ class Desk:
 
     def close(self) -> None:
         """Answer what waits, and record the refusals that have no record yet: the key managers are about to close."""
-        self.queue.close()
+        for queue in self.queues.values():
+            queue.close()
         if self._unrecorded[0]:
             self._record()
 
@@ -373,24 +386,26 @@ class Desk:
         cost: int = 1,
         signatures: int = 0,
         *,
+        account: Account | None = None,
         takes_turn: bool = True,
     ) -> Any:
         answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
         def start(job: Job, left: float) -> None:
-            self.queue.run(job, work(left))
+            counter.queue.run(job, work(left))
 
         def answer(_job: Job, outcome: Any) -> None:
             if not answered.done():
                 answered.set_result(outcome)
 
-        job = Job(counter.client, None, start, answer, counter.timeout if timeout is None else timeout, cost)
+        seconds = counter.timeout if timeout is None else min(timeout, counter.longest)
+        job = Job(account or counter.account, None, start, answer, seconds, cost)
         job.takes_turn = takes_turn
-        self.queue.take(job, signatures)
+        counter.queue.take(job, signatures)
         try:
             outcome = await answered
         except asyncio.CancelledError:
-            self.queue.cancel(job)
+            counter.queue.cancel(job)
             raise
         if isinstance(outcome, HsmError):
             raise outcome
@@ -401,9 +416,14 @@ def _untouched(outcome: bytes | HsmError) -> bool:
     return isinstance(outcome, KeyNotCurrent) and not outcome.maybe_signed
 
 
-def _enough_for(managers: KeyManagers) -> int:
+def accounts(counters: Iterable[Counter]) -> Iterator[Account]:
+    """Return the accounts of some counters."""
+    return (account for counter in counters for account in (counter.account, counter.managing))
+
+
+def _enough_for(manager: KeyManager) -> int:
     """Return how many messages keep all members busy: one in each session, and one that follows it."""
-    members = [provider.config for one in managers.values() for _, provider in one.config.key_manager.members()]
+    members = [provider.config for _, provider in manager.config.key_manager.members()]
     sessions = sum(getattr(member, "sessions", 0) or getattr(member, "concurrency", 0) for member in members)
     return max(_FEW, 2 * sessions)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from hsmcore.gateway.desk import accounts
 from hsmcore.gateway.server import Server
 from hsmcore.metrics import catalog as names
 from hsmcore.metrics.reading import Reading
@@ -16,8 +17,10 @@ def read_gateway(reading: Reading, server: Server) -> None:
     connected = Counter(one.client.name for one in tuple(server.connections) if one.client is not None)
     remembered = server.remembered()
     for client in server.desk.directory.clients.values():
-        reading.add(names.GATEWAY_OPEN, client.open, client.name)
-        reading.add(names.GATEWAY_WAITING, len(client.flow.waiting), client.name)
+        own = list(accounts(server.desk.counters(client)))
+        waiting = sum(len(account.flow.waiting) + len(account.line) for account in own)
+        reading.add(names.GATEWAY_OPEN, sum(account.open for account in own), client.name)
+        reading.add(names.GATEWAY_WAITING, waiting, client.name)
         reading.add(names.GATEWAY_CONNECTIONS, connected[client.name], client.name)
         reading.add(names.GATEWAY_REMEMBERED, remembered[client.name], client.name)
     reading.add(names.GATEWAY_REPEATED, server.repeated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from enum import IntEnum, IntFlag
 from struct import Struct
@@ -71,19 +72,37 @@ class Splitter:
     def __init__(self, types: Iterable[Type], most: int = MOST_BYTES) -> None:
         self._rules = {int(one): (one, ~int(_FLAGS.get(one, 0))) for one in types}
         self._most = most
-        self._rest = bytearray()
-        self._wanted = 0  # bytes that `_rest` must have before it is worth a look
+        self._data: bytes | bytearray = b""
+        self._at = 0  # what stands before is cut
+        self._wanted = _LENGTH.size  # bytes that must be left before it is worth a look
 
     def feed(self, data: bytes) -> list[Frame]:
         """Return the frames that are whole now. Raises WireError."""
-        if self._rest:
-            self._rest += data
-            if len(self._rest) < self._wanted:
-                return []
-            data = bytes(self._rest)
-        at, end, frames, made = 0, len(data), list[Frame](), tuple.__new__
+        self.push(data)
+        return self.cut()
+
+    def push(self, data: bytes) -> None:
+        """Take bytes, for `cut`."""
+        if not self.pending:
+            self._data, self._at = data, 0
+            return
+        if not isinstance(self._data, bytearray):
+            self._data, self._at = bytearray(self._data[self._at :]), 0
+        self._data += data
+
+    @property
+    def ready(self) -> bool:
+        """Whether there may be a frame for `cut`."""
+        return self.pending >= self._wanted
+
+    def cut(self, most: int = sys.maxsize) -> list[Frame]:
+        """Return frames that are whole now, at most so many; the others stay. Raises WireError."""
+        if not self.ready:
+            return []
+        data = self._data = bytes(self._data)
+        at, end, frames, made = self._at, len(data), list[Frame](), tuple.__new__
         wanted = _LENGTH.size
-        while end - at >= _HEAD.size:
+        while end - at >= _HEAD.size and len(frames) < most:
             length, number, flags, slot, request = _HEAD.unpack_from(data, at)
             if not MIN_BYTES <= length <= self._most:
                 raise WireError(f"a frame of {length} bytes")
@@ -98,19 +117,19 @@ class Splitter:
                 break
             frames.append(made(Frame, (rule[0], flags, slot, request, data[at + _HEAD.size : after])))
             at = after
-        if _LENGTH.size <= end - at < _HEAD.size:
+        if _LENGTH.size <= end - at < _HEAD.size and len(frames) < most:
             (length,) = _LENGTH.unpack_from(data, at)
             if not MIN_BYTES <= length <= self._most:
                 raise WireError(f"a frame of {length} bytes")
             wanted = _HEAD.size
-        self._rest = bytearray(data[at:])
+        self._data, self._at = (data, at) if at < end else (b"", 0)
         self._wanted = wanted
         return frames
 
     @property
     def pending(self) -> int:
-        """Bytes of a frame that is not whole yet."""
-        return len(self._rest)
+        """Bytes that are not cut yet."""
+        return len(self._data) - self._at
 
 
 CLIENT_TYPES: Final = tuple(one for one in Type if one < Type.WELCOME)

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import Any, Final
 
 from hsmcore.errors import DeadlineExceeded, HsmError, InternalError, RequestCancelled
-from hsmcore.gateway.clients import Client
+from hsmcore.gateway.clients import Account
 from hsmcore.gateway.sharing import Turns
 from hsmcore.log import get_logger
 
@@ -23,13 +23,13 @@ class Job:
     `running`; `answer(job, outcome)` is called once, with a result or an HsmError."""
 
     __slots__ = (
-        "answer", "client", "cost", "counts", "ended", "running", "start", "started", "takes_turn", "timeout", "until",
+        "account", "answer", "cost", "counts", "ended", "running", "start", "started", "takes_turn", "timeout", "until",
         "what",
     )  # fmt: skip
 
     def __init__(
         self,
-        client: Client,
+        account: Account,
         what: Any,
         start: Callable[[Any, float], None],
         answer: Callable[[Any, Any], None],
@@ -37,7 +37,7 @@ class Job:
         cost: int = 1,
     ) -> None:
         """`what`: for `start`. `timeout` in seconds. `cost`: messages."""
-        self.client, self.what, self.start, self.answer = client, what, start, answer
+        self.account, self.what, self.start, self.answer = account, what, start, answer
         self.timeout, self.cost = timeout, cost
         self.running: asyncio.Future[Any] | None = None
         self.until = 0.0
@@ -54,20 +54,20 @@ class Job:
 
 
 class Queue:
-    """Admits jobs, and lets each begin in its turn. Belongs to one event loop."""
+    """Admits jobs for one key manager, and lets each begin in its turn. Belongs to one event loop."""
 
     def __init__(self, most: int, alone: int = 0) -> None:
-        """`most`: messages that are at the key managers at a time; `alone`: of a client that is alone, see Turns."""
+        """`most`: messages that are at the key manager at a time; `alone`: of a client that is alone, see Turns."""
         self.turns = Turns[Job](most, alone)
         self._ready: deque[tuple[Job, int]] = deque()
         self._starting = False
         self._sweeping: asyncio.TimerHandle | None = None
-        self._clients: set[Client] = set()
+        self._accounts: set[Account] = set()
         """Those that have something waiting."""
 
     def take(self, job: Job, signatures: int) -> None:
         """Admit a job that asks for so many signatures. Raises QueueFull, and then never answers."""
-        job.client.begin(job.cost, signatures)
+        job.account.begin(job.cost, signatures)
         if job.takes_turn:
             self.enter(job)
         else:
@@ -75,15 +75,15 @@ class Queue:
 
     def enter(self, job: Job) -> None:
         """Let a job that is admitted begin in its turn, as a whole or in pieces."""
-        client = job.client
-        begun = self.turns.take(client.flow, job, job.cost)
+        account = job.account
+        begun = self.turns.take(account.flow, job, job.cost)
         if len(begun) == 1 and begun[0] == (job, job.cost):
             self._run(job)
             return
         job.until = monotonic() + job.timeout
         self._start(begun)
-        if client.flow.waiting:
-            self._clients.add(client)
+        if account.flow.waiting:
+            self._accounts.add(account)
             if self._sweeping is None:
                 self._sweep_later()
 
@@ -93,7 +93,7 @@ class Queue:
             return
         job.ended = True
         if job.counts:
-            job.client.end(job.cost)
+            job.account.end(job.cost)
         begun = self.turns.free(job.cost) if job.takes_turn else []
         job.answer(job, outcome)
         if begun:
@@ -103,14 +103,14 @@ class Queue:
         """Withdraw a job. One that has begun is answered when it has ended; a signature may exist then."""
         if job.running is not None:
             job.running.cancel()
-        elif job in job.client.flow.waiting:
+        elif job in job.account.flow.waiting:
             self._withdraw(job, RequestCancelled("withdrawn before its turn"))
 
     def _withdraw(self, job: Job, error: HsmError) -> None:
-        begun = self.turns.withdraw(job.client.flow, job)
+        begun = self.turns.withdraw(job.account.flow, job)
         job.ended = True
         if job.counts:
-            job.client.end(job.cost)
+            job.account.end(job.cost)
         job.answer(job, error)
         self._start(begun)
 
@@ -130,7 +130,7 @@ class Queue:
     def _run(self, job: Job) -> None:
         left = job.timeout if not job.until else job.until - monotonic()
         if left <= 0:
-            self.end(job, _late())
+            self.end(job, late())
             return
         job.started = True
         try:
@@ -142,7 +142,7 @@ class Queue:
 
     def run(self, job: Job, work: Coroutine[Any, Any, Any]) -> None:
         """Have a coroutine carry out a job, under its client's name."""
-        task = asyncio.get_running_loop().create_task(work, context=job.client.context.copy())
+        task = asyncio.get_running_loop().create_task(work, context=job.account.client.context.copy())
         job.running = task
         task.add_done_callback(lambda task: self._ran(job, task), context=OUTSIDE)
 
@@ -155,17 +155,17 @@ class Queue:
     def _sweep(self) -> None:
         self._sweeping = None
         now = monotonic()
-        for client in [client for client in self._clients if client.flow.waiting]:
-            for job in [job for job in client.flow.waiting if job.until <= now]:
-                self._withdraw(job, _late())
-        self._clients = {client for client in self._clients if client.flow.waiting}
-        if self._clients:
+        for account in [account for account in self._accounts if account.flow.waiting]:
+            for job in [job for job in account.flow.waiting if job.until <= now]:
+                self._withdraw(job, late())
+        self._accounts = {account for account in self._accounts if account.flow.waiting}
+        if self._accounts:
             self._sweep_later()
 
     def close(self) -> None:
         """Answer what waits: the key managers are about to close."""
-        for client in tuple(self._clients):
-            for job in tuple(client.flow.waiting):
+        for account in tuple(self._accounts):
+            for job in tuple(account.flow.waiting):
                 self._withdraw(job, RequestCancelled("the gateway ended before its turn"))
         if self._sweeping is not None:
             self._sweeping.cancel()
@@ -195,5 +195,6 @@ def _unexpected(error: BaseException) -> InternalError:
     return InternalError(f"the gateway failed with {type(error).__name__}")
 
 
-def _late() -> DeadlineExceeded:
+def late() -> DeadlineExceeded:
+    """Return the error of a request that waited for too long."""
     return DeadlineExceeded("the deadline passed before it was the request's turn")

@@ -69,6 +69,9 @@ class Outbox:
         """Sent on connections that broke: they go first."""
         self._held: list[Request] = []
         """Refused for their key; the gateway has not told the next one yet."""
+        self._later: list[Request] = []
+        """Refused for want of room; there may be some at their `not_before`."""
+        self._resting: asyncio.TimerHandle | None = None
         self.credits = 0
         self._out = 0
         self._next = 1
@@ -170,7 +173,7 @@ class Outbox:
     def floor(self) -> int:
         """The lowest number that may still be asked for again."""
         numbers = [min(channel.open) for channel in self._channels if channel.open]
-        numbers += [one.number for one in self._again if one.number]
+        numbers += [one.number for queue in (self._again, self._later) for one in queue if one.number]
         return min(numbers, default=self._next)
 
     def acknowledgement(self) -> bytes:
@@ -278,9 +281,28 @@ class Outbox:
             if request.sent == 1:
                 request.fresh()
             self._again.append(request)
+        elif request.waits(refusal, self._loop.time()):
+            if request.sent == 1:
+                request.fresh()
+            self._later.append(request)
+            self._rest()
         else:
             request.future.set_exception(request.failed(refusal))
             return
+        self.wake()
+
+    def _rest(self) -> None:
+        """Send those again in time for which there was no room."""
+        if self._later and self._resting is None:
+            when = max(min(request.not_before for request in self._later), self._loop.time() + _LEAST_REST)
+            self._resting = self._loop.call_at(when, self._rested)
+
+    def _rested(self) -> None:
+        self._resting = None
+        now = self._loop.time()
+        self._again.extend(request for request in self._later if request.not_before <= now)
+        self._later = [request for request in self._later if request.not_before > now]
+        self._rest()
         self.wake()
 
     def keys_changed(self, channel: Channel) -> None:
@@ -323,7 +345,7 @@ class Outbox:
                         self.wake()
                     else:
                         next_one = min(next_one, request.deadline + _GRACE)
-        for queue in (self._again, self._waiting, self._held):
+        for queue in (self._again, self._waiting, self._held, self._later):
             left = []
             for request in queue:
                 if request.future.done():
@@ -343,7 +365,7 @@ class Outbox:
 
     def unsettled(self) -> Iterator[asyncio.Future[Any]]:
         """The futures that are not settled."""
-        queues: list[Iterable[Request]] = [self._again, self._waiting, self._held]
+        queues: list[Iterable[Request]] = [self._again, self._waiting, self._held, self._later]
         queues += [channel.open.values() for channel in self._channels]
         return (request.future for queue in queues for request in queue if not request.future.done())
 
@@ -356,7 +378,7 @@ class Outbox:
         self._closed = True
         for channel in self._channels:
             self._again.extend(channel.open.values())
-        for queue in (self._again, self._waiting, self._held):
+        for queue in (self._again, self._waiting, self._held, self._later):
             for request in queue:
                 if not request.future.done():
                     sent = request.sent and request.signs
@@ -365,5 +387,6 @@ class Outbox:
                     )
                     request.future.set_exception(error)
             queue.clear()
-        if self._looking is not None:
-            self._looking.cancel()
+        for timer in (self._looking, self._resting):
+            if timer is not None:
+                timer.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -24,6 +25,7 @@ _SIGNING: Final = (Type.SIGN, Type.SIGN_MANY, Type.SIGN_BATCHED)
 _HARMLESS: Final = "cache-stats"
 """The operation that may be done twice."""
 _MOST_RENEWALS: Final = 3
+_MOST_DOUBLINGS: Final = 3
 _FORGETS_EARLIER: Final = 0.8
 """Of `remember_ms`, the part that is relied on."""
 
@@ -79,7 +81,9 @@ class Request:
         "future",
         "instance",
         "key",
+        "not_before",
         "number",
+        "refusals",
         "renewals",
         "revision",
         "sent",
@@ -103,6 +107,10 @@ class Request:
         self.count, self.asked_id, self.full = count, asked_id, full
         self.renewals = 0
         """How often it was refused for its key, and sent under another one."""
+        self.refusals = 0
+        """How often there was no room for it."""
+        self.not_before = 0.0
+        """When there may be, as the event loop's time."""
         self.fresh()
 
     def fresh(self) -> None:
@@ -167,6 +175,16 @@ class Request:
         if refusal.status != "KEY_NOT_CURRENT" or refusal.maybe_signed:
             return False
         return self.sent == 1 and self.renewals < _MOST_RENEWALS and self.asked_id is None
+
+    def waits(self, refusal: wire.Refusal, now: float) -> bool:
+        """Whether it is sent again after a refusal, at `not_before`: the gateway has no room for it, and says when it
+        may have, which is before the deadline. Each time it waits longer: many requests may have been told the same."""
+        if refusal.status != "QUEUE_FULL" or not refusal.retryable or refusal.maybe_signed:
+            return False
+        seconds = refusal.retry_after_ms / 1e3 * random.uniform(1, 1.5) * (1 << self.refusals)  # noqa: S311
+        self.refusals = min(self.refusals + 1, _MOST_DOUBLINGS)
+        self.not_before = now + seconds
+        return 0 < seconds < self.deadline - now
 
     def late(self, outcomes: Sequence[bytes | HsmError]) -> list[int]:
         """The places of a batch's messages that may be signed under another key, which became the current one before

@@ -11,9 +11,11 @@ from typing import Final
 from hsmcore.errors import PolicyRefused
 from hsmcore.gateway import wire
 from hsmcore.gateway.asked import Request, refusal_of
-from hsmcore.gateway.clients import COME_BACK_MS, Client, refused
+from hsmcore.gateway.clients import COME_BACK_MS, Client, ending, refused
 from hsmcore.gateway.connection import Connection
 from hsmcore.gateway.desk import Desk
+from hsmcore.gateway.intake import Intake
+from hsmcore.gateway.jobs import late
 from hsmcore.gateway.memory import REMEMBER_SECONDS, Room, Session, Sessions
 from hsmcore.gateway.tls import Tls, names_in
 from hsmcore.listening.connections import Connection as Place
@@ -54,6 +56,7 @@ class Server:
         self._sessions: dict[str, Sessions[Request]] = {
             client.name: Sessions(Room.of(client.rules.in_flight)) for client in desk.directory.clients.values()
         }
+        self._intakes: dict[str, Intake] = {}
         self._ticking: asyncio.TimerHandle | None = None
 
     def listen(self, listening: socket.socket, *, tls: bool = False) -> None:
@@ -113,6 +116,10 @@ class Server:
         get_logger().info("client connected", client=client.name, peer=connection.peer, program=hello.program)
         return self._sessions[client.name].enter(hello.nonce)
 
+    def intake(self, client: Client) -> Intake:
+        """Return what takes the frames of a client's connections."""
+        return self._intakes.setdefault(client.name, Intake(self.loop))
+
     def welcome(self, client: Client, keys: tuple[wire.Key, ...]) -> wire.Welcome:
         """Return what a client is told first."""
         counters = self.desk.counters(client)
@@ -160,6 +167,7 @@ class Server:
         for connection in tuple(self.connections):
             if connection.stalls() >= STALLED_SECONDS:
                 connection.fail("a frame began and did not end")
+            connection.refuse_held(late, self.now)
         self.tell_keys()
 
     async def stop_listening(self) -> None:
@@ -175,8 +183,11 @@ class Server:
         self.draining = True
         for connection in self.connections:
             connection.send(wire.goaway(int(seconds * 1e3), reason))
-        until = self.loop.time() + seconds
-        while self.desk.open and self.loop.time() < until:
+            connection.refuse_held(ending)
+        until, taken = self.loop.time() + seconds, -1
+        # What clients had sent by then is taken and answered, too.
+        while (self.desk.open or taken != self._taken()) and self.loop.time() < until:
+            taken = self._taken()
             for manager in self.desk.managers.values():
                 manager.hurry_batches()
             await asyncio.sleep(0.01)
@@ -187,6 +198,10 @@ class Server:
         while self.connections and self.loop.time() < until:  # noqa: ASYNC110  # as above
             await asyncio.sleep(0.01)
         return done
+
+    def _taken(self) -> int:
+        """Return how much has come and was taken."""
+        return self.bytes_in + sum(connection.frames for connection in self.connections)
 
     async def close(self) -> None:
         """Close what is left."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from hsmcore.errors import HsmError, RequestCancelled
 from hsmcore.failover.breaker import may_have_signed
-from hsmcore.gateway.clients import Client
+from hsmcore.gateway.clients import Account
 from hsmcore.gateway.jobs import Job, Queue
 
 Sign = Callable[[Sequence[bytes], float], Coroutine[Any, Any, Sequence[Any]]]
@@ -20,7 +20,7 @@ class Slice(Job):
     __slots__ = ("at", "batch")
 
     def __init__(self, batch: Batch, at: int, count: int, timeout: float) -> None:
-        super().__init__(batch.client, None, batch.start, batch.answer, timeout, count)
+        super().__init__(batch.account, None, batch.start, batch.answer, timeout, count)
         self.batch, self.at = batch, at
         self.counts = False
         batch.slices.append(self)
@@ -36,9 +36,9 @@ class Slice(Job):
 class Batch:
     """Messages of a client that is charged for them already."""
 
-    def __init__(self, queue: Queue, client: Client, messages: Sequence[bytes], sign: Sign) -> None:
+    def __init__(self, queue: Queue, account: Account, messages: Sequence[bytes], sign: Sign) -> None:
         """`sign(messages, seconds)` has some of them signed; it returns an outcome for each, or raises HsmError."""
-        self.client, self.slices = client, list[Slice]()
+        self.account, self.slices = account, list[Slice]()
         self.failed: HsmError | None = None
         """What `sign` raised, if it did each time."""
         self._queue, self._messages, self._sign = queue, messages, sign

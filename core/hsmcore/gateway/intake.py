@@ -1,0 +1,60 @@
+"""How much of what a client sends is taken at a time. The rest is not read, and stays in the kernel's buffer: a client
+that sends without end delays itself."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Final, Protocol
+
+FRAMES: Final = 16
+"""Frames of all connections of a client that are taken in a turn of the event loop."""
+
+
+class Source(Protocol):
+    """A connection, as its client's intake needs it."""
+
+    @property
+    def behind(self) -> bool:
+        """Whether it has read frames that can be taken now."""
+
+    def take(self, most: int) -> int:
+        """Take so many frames at most. Returns what they cost, in frames."""
+
+
+class Intake:
+    """Takes frames of one client's connections, by turns. Belongs to one event loop, in each turn of which every client
+    has as much."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._left = FRAMES
+        """Below 0: what was taken cost more than there was, which is owed."""
+        self._waiting: deque[Source] = deque()
+        self._renewing = False
+
+    def offer(self, source: Source) -> None:
+        """A connection has frames, and is not waiting here."""
+        if self._waiting or self._left <= 0:
+            self._waiting.append(source)
+        else:
+            self._serve(source)
+        self._renew_later()
+
+    def _serve(self, source: Source) -> None:
+        self._left -= source.take(self._left)
+        if source.behind:
+            self._waiting.append(source)
+
+    def _renew_later(self) -> None:
+        if not self._renewing:
+            self._renewing = True
+            self._loop.call_soon(self._renew)
+
+    def _renew(self) -> None:
+        self._renewing = False
+        self._left = min(self._left + FRAMES, FRAMES)
+        while self._waiting and self._left > 0:
+            self._serve(self._waiting.popleft())
+        if self._waiting:
+            self._renew_later()
