@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from tests.integration.test_kms_credentials import two_levels
@@ -14,8 +13,6 @@ from tests.support.levels import QUICK
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 from tests.support.verifiers import is_good
-
-import hsmcore
 
 pytestmark = [pytest.mark.integration, one_loop]
 STATES = ["Disabled", "PendingDeletion"]
@@ -65,6 +62,8 @@ async def test_a_replica_signs_all_while_the_other_one_is_disabled(kms, elsewher
 async def test_a_key_that_is_out_of_use_at_the_start_joins_later(kms, elsewhere, tmp_path):
     given = two_levels(kms, elsewhere, tmp_path)
     key = kms.store.find(given["keyManager"]["config"]["keyId"])
+    async with opened(given) as manager:
+        assert (await manager.sign_with_receipt(b"m", 5)).level == "primary"
     key.state = "Disabled"
     async with opened(given) as manager:
         assert (await manager.sign_with_receipt(b"x", 5)).level == "secondary"
