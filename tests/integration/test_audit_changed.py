@@ -15,6 +15,7 @@ import pytest
 from tests.support.audit_logs import copy_of, settings, write_log
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
+from tests.support.scrapes import Scrape
 
 import hsmcore
 from hsmcore.audit import AuditLog
@@ -106,6 +107,24 @@ async def test_a_line_that_cannot_be_sealed_is_a_failure_of_the_log(world, tmp_p
         else:
             await manager.sign(b"after")
             assert manager.audit.status.failing
+
+
+@one_loop
+async def test_a_checkpoint_that_cannot_be_stored_is_overdue_until_it_is(world, tmp_path):
+    log = tmp_path / "audit.log"
+    rules = {"checkpointEverySeconds": 1}
+    async with opened(world.config(maxCacheSize=0, auditLogFile=str(log), audit=rules)) as manager:
+        await until(lambda: manager.audit.status.sealed > 0)
+        aside = Layout(log).history.rename(tmp_path / "checkpoints")
+        Layout(log).history.mkdir()
+        await manager.sign(b"it is recorded, and not sealed")
+        await until(lambda: Scrape.of(manager)("hsmcore_audit_checkpoint_overdue_seconds") > 0)
+        assert not manager.audit.status.failing
+        Layout(log).history.rmdir()
+        aside.rename(Layout(log).history)
+        await until(lambda: manager.audit.status.overdue_s == 0)  # no further record is needed
+        assert manager.audit.status.sealed == manager.audit.status.last_seq
+    assert verify(Layout(log)).ok
 
 
 async def unsealed_copy(tmp_path: Path) -> Layout:

@@ -9,6 +9,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,33 @@ async def test_a_folder_that_everyone_may_write_is_refused(tmp_path, caplog, mod
         await manager.sign(ordered(1))
     assert places["audit-log"][0] == "ok"
     assert ("its group may write" in caplog.text) == (mode in (0o775, 0o2770))
+
+
+VOLUME = """
+import os, subprocess, sys
+from pathlib import Path
+from hsmcore.state.ownership import exposed
+
+place = Path(sys.argv[1])
+place.chmod(0o777)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0777", "none", str(place)], check=True)
+(place / "below").mkdir()
+(place / "below").chmod(0o777)
+os.setgid(65534)
+os.setuid(65534)
+print([bool(exposed(place)), bool(exposed(place / "below"))])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+def test_a_volume_that_a_platform_has_made_for_everyone_is_taken():
+    """Its mode cannot be changed by who gets it, and nobody else is in the container."""
+    with tempfile.TemporaryDirectory() as place:  # which another user can reach
+        command = ["unshare", "--mount", sys.executable, "-c", VOLUME, place]
+        done = subprocess.run(command, text=True, capture_output=True, check=False, timeout=60)
+    if "unshare failed" in done.stderr or "mount: " in done.stderr:
+        pytest.skip("mounting is not permitted here")
+    assert done.stdout.splitlines()[-1:] == ["[False, True]"], done.stderr
 
 
 def fifo(log: Path) -> None:

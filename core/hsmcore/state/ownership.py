@@ -89,13 +89,19 @@ def open_or_make(path: Path, flags: int = os.O_RDWR) -> int:
 
 
 def exposed(folder: Path) -> str:
-    """Return what is wrong if everyone may replace files of a folder, else "". A folder that its group may write is
-    warned about, but for one of root's, as a volume of Kubernetes with an fsGroup is. Raises OSError."""
+    """Return what is wrong if everyone may replace files of a folder, else "". Warned about are a folder that its group
+    may write, unless it is lent by root, as a volume of Kubernetes with an fsGroup is; and a volume of root's that
+    everyone may write, as some provisioners make them: its mode is the platform's. Raises OSError."""
     found = folder.stat()
-    if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
-        return f"everyone may write to {folder} (mode {stat.S_IMODE(found.st_mode):04o})"
-    if found.st_mode & stat.S_IWGRP and not found.st_mode & stat.S_ISVTX and not found.st_uid == 0 != os.geteuid():
-        get_logger().warning("its group may write to a folder of hsmcore's", folder=str(folder))
+    if found.st_mode & stat.S_ISVTX:
+        return ""
+    lent, mode = found.st_uid == 0 != os.geteuid(), f"{stat.S_IMODE(found.st_mode):04o}"
+    if found.st_mode & stat.S_IWOTH:
+        if not (lent and folder.is_mount()):
+            return f"everyone may write to {folder} (mode {mode})"
+        get_logger().warning("everyone may write to a volume of hsmcore's", folder=str(folder), mode=mode)
+    elif found.st_mode & stat.S_IWGRP and not lent:
+        get_logger().warning("its group may write to a folder of hsmcore's", folder=str(folder), mode=mode)
     return ""
 
 
