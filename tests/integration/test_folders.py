@@ -20,6 +20,7 @@ from tests.support.policed import ordered
 from tests.support.state_rollbacks import config_of
 
 import hsmcore
+from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.config import load
 from hsmcore.doctor.places import check_places
@@ -153,3 +154,6 @@ async def test_what_is_no_file_of_one_name_is_not_taken_for_the_log(tmp_path, pu
         assert (tmp_path / "elsewhere").read_bytes() in (b"", b"something else\n")
     assert not (tmp_path / "nowhere").exists()
     assert not Layout(log).lost.exists()
+    if put is fifo:
+        with pytest.raises(OSError, match="Illegal seek"):
+            verify(Layout(log))

@@ -98,9 +98,13 @@ def _is_compressed(path: Path) -> bool:
 
 def _existing(path: Path) -> BinaryIO | None:
     try:
-        return path.open("rb")
+        return open(path, "rb", opener=_without_waiting)
     except FileNotFoundError:
         return None
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # the opening of a pipe would wait for a writer
 
 
 def newest_segment(layout: Layout, first: int) -> Segment:
@@ -140,7 +144,7 @@ def _full_segments(layout: Layout) -> list[Segment]:
 
 def first_seq(path: Path) -> int:
     """Return the sequence number of a file's first line; 0 if there is none. Raises OSError."""
-    with path.open("rb") as file:
+    with open(path, "rb", opener=_without_waiting) as file:
         return first_seq_of(file.fileno())
 
 
