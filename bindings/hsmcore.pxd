@@ -339,7 +339,6 @@ cdef extern from "hsmcore/guest.h" nogil:
 
 cdef extern from "hsmcore/journal.h" nogil:
     const uint64_t HSM_JOURNAL_PACE_NS
-
     ctypedef struct hsm_journal:
         pass
 

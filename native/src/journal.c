@@ -42,9 +42,9 @@ static int sync_parent(const char *path) {
     return failure;
 }
 
-/* 0 if `path` leads to the open file, which holds `size` bytes, and the archive is there. A folder that was unmounted or
- * moved away takes the written lines along; behind bytes that another program has added or cut off, no line is a record
- * any more. */
+/* 0 if `path` leads to the open file, which holds `size` bytes, and the archive is there. A folder that was unmounted
+ * or moved away takes the written lines along; behind bytes that another program has added or cut off, no line is a
+ * record any more. */
 static int check_file(const hsm_journal *journal, const char *path, uint64_t size) {
     struct stat ours;
     struct stat there;
