@@ -105,6 +105,12 @@ def _where_no_handler_is() -> list[Processor]:
     return [add_log_level, TimeStamper(fmt="iso", utc=True), KeyValueRenderer(key_order=order)]
 
 
+def tell(level: str, event: str, **details: Any) -> None:
+    """Log, and raise nothing: for work that must go on, whatever the processors of a host application raise."""
+    with suppress(Exception):
+        getattr(get_logger(), level)(event, **details)
+
+
 def prepare(*, lasts: bool = False) -> None:
     """Import what logging needs, before there is something to log: an event loop that handles a fault has no time for
     it, and a process without a free descriptor cannot do it. Not in a command, which ends soon, unless it `lasts`.

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hsmcore.errors import HsmError, LoginError, PinIncorrect
-from hsmcore.log import get_logger
+from hsmcore.log import tell
 from hsmcore.state.ownership import make, make_folder
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ class RefusedLogins:
         except FileNotFoundError:
             pass
         except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-            get_logger().warning("the file of refused PINs cannot be read", file=self._path, error=str(error))
+            tell("warning", "the file of refused PINs cannot be read", file=self._path, error=str(error))
         return secrets.token_bytes(16), []
 
     def _write(self, salt: bytes, known: list[_Refusal]) -> None:
@@ -198,7 +198,8 @@ class RefusedLogins:
         except OSError as error:
             with suppress(OSError):
                 beside.unlink()
-            get_logger().error(
+            tell(
+                "error",
                 "refused PINs are remembered by this process only",
                 member=self._member,
                 file=self._path,

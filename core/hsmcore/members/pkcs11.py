@@ -24,7 +24,7 @@ from hsmcore.control.records import TokenAccess, TokenRecord
 from hsmcore.control.refused import RefusedLogins
 from hsmcore.errors import HsmError, KeyNotFound, LoginError, ModuleMissing, PinIncorrect, error_of
 from hsmcore.keyring import KeyVersion
-from hsmcore.log import get_logger
+from hsmcore.log import get_logger, tell
 from hsmcore.members.base import VERIFY_EVERY, MemberSpec
 from hsmcore.members.supervisor import HOST_PROGRAM, LOGIN_AWS_SECONDS, LOGIN_SECONDS, Supervisor
 from hsmcore.waiting import CallThread
@@ -206,7 +206,7 @@ class Pkcs11Member:
         try:
             return self._settings.resolve_pin()
         except HsmError as error:
-            get_logger().warning("the PIN cannot be read again", member=self.name, error=str(error))
+            tell("warning", "the PIN cannot be read again", member=self.name, error=str(error))
             return None
 
     def _find_token(self) -> TokenRecord:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hsmcore.errors import HsmError, LoginError
-from hsmcore.log import get_logger
+from hsmcore.log import tell
 
 if TYPE_CHECKING:
     from hsmcore._native import Engine
@@ -156,9 +155,8 @@ class Supervisor:
             self._say("error", "member down: nothing can be signed there for now")
 
     def _say(self, level: str, event: str, **details: Any) -> None:
-        """Log, after what the line is about was done. The processors of a host application may raise anything."""
-        with suppress(Exception):
-            getattr(get_logger(), level)(event, member=self._name, **details)
+        """Log, after what the line is about was done."""
+        tell(level, event, member=self._name, **details)
 
     def _watch_host(self) -> None:
         if self._engine.host_fd >= 0:
