@@ -127,7 +127,7 @@ class Pkcs11Settings(KeyPin):
     verify_signatures: VerifySignatures = "never"
     """How many signatures are verified in software before they are handed out."""
     start_timeout_ms: Annotated[int, Whole(1, 600_000)] = 30_000
-    """With isolation "process": the longest time of the host process to connect, log in and find its key, each."""
+    """The longest time within the module, in milliseconds, to connect and log in, and to find a key, each."""
     hang_after_ms: Annotated[int, Whole(1, 3_600_000)] | None = None
     """A call into the module that has lasted so long, and beyond its request's deadline, counts as hanging; None:
     several times the longest usual call of the device (0.5 s; AWS CloudHSM 1 s; YubiHSM and TPM 2 s)."""

@@ -198,6 +198,16 @@ class Endpoint(MemberState):
         return enforced
 
 
+async def require_ready(endpoints: Sequence[Endpoint]) -> None:
+    """Raise now, not in the emergency, if software of these members is missing."""
+    for endpoint in endpoints:
+        member = endpoint.make()
+        try:
+            member.require_ready()
+        finally:
+            await member.stop()
+
+
 async def start_all(endpoints: Sequence[Endpoint]) -> list[KeyVersion | BaseException]:
     """Start members at once; how each start ended. If none starts, those that may later on start once more, in turn:
     what failed all of them at one moment, such as other software at their token store, may be over."""

@@ -19,7 +19,7 @@ from hsmcore.failover.batch import sign_many
 from hsmcore.failover.bindings import KeyBindings, StoredBindings
 from hsmcore.failover.breaker import kind_of
 from hsmcore.failover.budget import Emergency
-from hsmcore.failover.endpoint import Endpoint, start_all
+from hsmcore.failover.endpoint import Endpoint, require_ready, start_all
 from hsmcore.failover.events import ALARMING, Event
 from hsmcore.failover.health import HealthMonitor, Verify
 from hsmcore.failover.history import History
@@ -107,10 +107,9 @@ class FailoverService:
         pinned: frozenset[str] = frozenset(),
         configured: Config | None = None,
     ) -> Self:
-        """Open the store and start the members of all levels but the emergency level. If another one can sign, a member
-        is out of service, as after the same failure while it runs, that has started before as it is configured, does
-        not answer, or is one of `pinned` and lacks the key ring's key. Raises HsmError, and leaves nothing open then.
-        `configured`: the configuration before the key ring's key was put into it."""
+        """Open the store and start the members of all levels but the emergency level. While another one can sign, one
+        is only out of service that has started before as it is `configured`, may come, or is `pinned` and lacks the
+        key ring's key, which `config` names. Raises HsmError, and leaves nothing open then."""
         store = await Store.open(config.key_manager.state_place, config.state_secret)
         try:
             service = cls(config, endpoints_and_levels(config), store, verify, audit, events, pinned, configured)
@@ -132,7 +131,7 @@ class FailoverService:
 
     async def _start(self) -> None:
         endpoints = [endpoint for endpoint in self.endpoints if endpoint.level_name != EMERGENCY]
-        await self._check_emergency()
+        await require_ready([endpoint for endpoint in self.endpoints if endpoint.level_name == EMERGENCY])
         await self.bindings.restore(self._audit)
         await self._started.read()
         done = await start_all(endpoints)
@@ -152,27 +151,16 @@ class FailoverService:
         for endpoint, result in zip(endpoints, done, strict=True):
             if isinstance(result, HsmError):
                 self._out_of_service(endpoint, result, now)
-            if endpoint.lacks_key:
-                hint = "Give it the key: `hsmcore keys replicate`, or restore a backup."
-                get_logger().error("a member lacks the current key and signs nothing", member=endpoint.name, hint=hint)
         self.router.settle()
 
     def _out_of_service(self, endpoint: Endpoint, error: HsmError, now: int) -> None:
         kind = "down" if endpoint.lacks_key else kind_of(error) or "down"
         self.levels.failed(endpoint, kind, f"it did not start: {error.args[0]}", now)
-        level = self.levels.levels[endpoint.level].name
-        details = {"failure": kind}
-        self._tell(Event("member-down", level, member=endpoint.name, reason=endpoint.reason, details=details))
-
-    async def _check_emergency(self) -> None:
-        """Raise now, not in the emergency, if software of the emergency members is missing."""
-        for endpoint in self.endpoints:
-            if endpoint.level_name == EMERGENCY:
-                member = endpoint.make()
-                try:
-                    member.require_ready()
-                finally:
-                    await member.stop()
+        details: dict[str, Any] = {"member": endpoint.name, "reason": endpoint.reason, "details": {"failure": kind}}
+        self._tell(Event("member-down", endpoint.level_name, **details))
+        if endpoint.lacks_key:
+            hint = "Give it the key: `hsmcore keys replicate`, or restore a backup."
+            get_logger().error("a member lacks the current key and signs nothing", member=endpoint.name, hint=hint)
 
     def _require_consent(self, started: list[Endpoint]) -> None:
         first = started[0]

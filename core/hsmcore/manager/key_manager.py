@@ -17,7 +17,6 @@ from hsmcore.events import Callback, Events
 from hsmcore.fleet.membership import Membership
 from hsmcore.handover.base import Handover
 from hsmcore.keyring import KeyVersion, address_of
-from hsmcore.log import prepare
 from hsmcore.manager import batching, digests
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.manager.batched import BatchedSigning
@@ -37,7 +36,6 @@ from hsmcore.policy.batch import submit_batch
 from hsmcore.policy.guard import refuse_claims
 from hsmcore.receipt import DigestSignature, Receipt
 from hsmcore.tracing import instrument
-from hsmcore.waiting import CallThread
 
 T = TypeVar("T")
 Message = bytes | bytearray | memoryview
@@ -100,9 +98,6 @@ class KeyManager(BatchedSigning):
 
     async def _open(self) -> None:
         instrument(self)
-        logging = CallThread("hsmcore-log")  # beside the module's start, which takes its time, too
-        can_log = logging.submit(prepare)
-        logging.end()
         say_where(self._rules)
         refuse_again(self._refused, self._rules.name)
         try:
@@ -114,7 +109,6 @@ class KeyManager(BatchedSigning):
             beside: Any = (self.audit, self._events, background.pinned, self.config)
             path = await open_path(background.config, self._verify_version, *beside)
             await self._begin(path)
-            await asyncio.wrap_future(can_log)
         except BaseException as error:
             if isinstance(error, LoginError) and not isinstance(error, AccessDenied):
                 self._refused = error.with_traceback(None)

@@ -9,7 +9,8 @@ from typing import Any, Literal, Protocol
 
 from hsmcore._native import fork_generation
 from hsmcore.errors import EngineClosed, EngineForked, HsmError, LoginError, NotInitialized, WrongEventLoop
-from hsmcore.waiting import finished
+from hsmcore.log import prepare
+from hsmcore.waiting import CallThread, finished
 
 State = Literal["new", "opening", "open", "closing", "closed"]
 Step = Callable[[], Coroutine[Any, Any, None]]
@@ -54,8 +55,10 @@ class Lifecycle:
         self._loop = asyncio.get_running_loop()
         self.state = "opening"
         task = self._task = self._loop.create_task(self._open_step())
+        can_log = CallThread("hsmcore-log").submit(prepare)  # beside the step, which waits for its module
         try:
             await asyncio.shield(task)
+            await asyncio.wrap_future(can_log)
         except asyncio.CancelledError:
             closed = task.cancelled()
             task.cancel()

@@ -398,14 +398,9 @@ class RotationService:
             return None
         if self._drill is None:
             [member] = members_of(provider)[:1]
-            self._drill = ControlPlane.for_settings(
-                provider.config,
-                log_in=True,
-                member=member.name,
-                isolated=provider.config.isolation == "process",
-                hidden=self._config.secret_variables,
-                refused=self._config.key_manager.refused_logins,
-            )
+            options: Any = {"isolated": provider.config.isolation == "process", "hidden": self._config.secret_variables}
+            options |= {"member": member.name, "refused": self._config.key_manager.refused_logins}
+            self._drill = ControlPlane.for_settings(provider.config, log_in=True, **options)
         return self._drill
 
     async def _follow(self) -> None:
