@@ -264,8 +264,8 @@ void hsm_host_kill(hsm_host *host);
  * under the same indices, and compare their public keys. Requests for a key that is not found fail; the restart fails
  * only if none is found. With HSM_OK, `error` says why the last such key was not found, or is left as it was. */
 HSM_NODISCARD hsm_status hsm_host_restart(hsm_host *host, hsm_error *error);
-/* Before hsm_host_restart: the PIN that the next process logs in with, where the host had one. Copied into locked memory;
- * the one before is wiped. */
+/* Before hsm_host_restart: the PIN that the next process logs in with. Copied into locked memory; the one before is
+ * wiped. */
 HSM_NODISCARD hsm_status hsm_host_use_pin(hsm_host *host, const uint8_t *pin, size_t pin_len, hsm_error *error);
 /* Stop the engine and the process, which is killed if it takes longer than `timeout_ns`; free the host. */
 void hsm_host_stop(hsm_host *host, uint64_t timeout_ns);
