@@ -170,7 +170,7 @@ def test_another_token_with_the_same_pin_is_asked(site, fresh_token):
     """The refusal is a token's, not the PIN's."""
     assert site.run("sign", "--text", "m").returncode == 1
     other = fresh_token()
-    change_pin(other, other.pin, WRONG)
+    other.change_pin(WRONG)
     config = site.config({"tokenLabel": other.label, "keyId": other.keys["ed25519"].id, "pin": {"file": str(site.pin)}})
     assert site.run("sign", "--text", "m", config=config).returncode == 0
 
@@ -180,7 +180,7 @@ def test_an_operator_has_it_sent_again(site, failover):
     """The token takes the PIN by now: nothing that hsmcore could see has changed."""
     config = site.config(failover=failover, auditLogFile=str(site.folder / "audit.log")) if failover else site.config()
     assert site.run("sign", "--text", "m", config=config).returncode == 1
-    change_pin(site.token, site.token.pin, WRONG)
+    site.token.change_pin(WRONG)
     assert "not sent again" in site.run("sign", "--text", "m", config=config).stderr
     assert site.logins == 1
     member = load(config).key_manager.members()[0][1].name
@@ -212,14 +212,6 @@ async def test_a_memory_that_cannot_be_written_holds_in_the_process(site):
     assert site.logins == 1
 
 
-def change_pin(token, old, new):
-    """As the token's user does it, with the vendor's tool."""
-    command = ["pkcs11-tool", "--module", token.module, "--token-label", token.label, "--login", "--pin", old]
-    command += ["--change-pin", "--new-pin", new]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=token.environment)
-    assert done.returncode == 0, done.stderr
-
-
 # ---- the host process starts again -----------------------------------------------------------------------------------
 
 
@@ -243,7 +235,7 @@ async def test_a_pin_that_was_changed_on_the_token_and_in_its_file_needs_no_rest
     site.give(site.token.pin)
     async with opened(site.config({"isolation": "process"})) as manager:
         assert await manager.sign(b"m")
-        change_pin(site.token, site.token.pin, "another-pin")
+        site.token.change_pin("another-pin")
         site.give("another-pin")
         assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
         await becomes(lambda: signs(manager))
@@ -256,7 +248,7 @@ async def test_a_pin_that_was_changed_on_the_token_alone_is_refused_once_and_the
     site.give(site.token.pin)
     async with opened(site.config({"isolation": "process"})) as manager:
         assert await manager.sign(b"m")
-        change_pin(site.token, site.token.pin, "another-pin")
+        site.token.change_pin("another-pin")
         assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
         await becomes(lambda: refuses(manager))
         await asyncio.sleep(3 * LOGIN_SECONDS)
@@ -270,12 +262,12 @@ async def test_a_pin_that_was_changed_on_the_token_alone_is_refused_once_and_the
 @one_loop
 async def test_an_operator_ends_a_refusal_of_a_host_process_too(site):
     site.give(site.token.pin)
-    config = site.config({"isolation": "process"})
+    config, before = site.config({"isolation": "process"}), site.token.pin
     async with opened(config) as manager:
-        change_pin(site.token, site.token.pin, "another-pin")
+        site.token.change_pin("another-pin")
         assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
         await becomes(lambda: refuses(manager))
-        change_pin(site.token, "another-pin", site.token.pin)
+        site.token.change_pin(before)
         [member] = [provider.name for _, provider in load(config).key_manager.members()]
         done = await asyncio.to_thread(site.run, "failover", "readmit", member, "--reason", "put back", config=config)
         assert done.returncode == 0, done.stderr
@@ -289,7 +281,7 @@ async def test_a_member_of_a_level_comes_back_with_its_new_pin(site, world, tmp_
     second = {"type": "softhsm", "config": world.config()["sequencer"]["keyManager"]["config"]}
     failover = {"secondary": [second], "acceptOtherKeys": ["secondary"], "primaryRetryIntervalMs": 100}
     async with opened(site.config({"isolation": "process"}, failover=failover)) as manager:
-        change_pin(site.token, site.token.pin, "another-pin")
+        site.token.change_pin("another-pin")
         [first, _] = manager.members()
         assert send_signal(first.member.engine.host_pid, signal.SIGKILL)
         await until(lambda: manager.members()[0].condition == "fenced")
@@ -305,7 +297,10 @@ async def test_a_member_of_a_level_comes_back_with_its_new_pin(site, world, tmp_
 @pytest.mark.parametrize("command", [["gateway"], ["serve"]], ids=" ".join)
 def test_a_start_that_no_attempt_mends_has_an_exit_code_of_its_own(site, command):
     config = site.config()
-    config["sequencer"]["gateway"] = {"listen": [f"unix:{site.folder}/sock"], "clients": {"me": {"uid": [0], "keys": ["default"]}}}
+    config["sequencer"]["gateway"] = {
+        "listen": [f"unix:{site.folder}/sock"],
+        "clients": {"me": {"uid": [0], "keys": ["default"]}},
+    }
     config["sequencer"]["keyManager"]["monitoring"] = {"listen": "127.0.0.1:0"}
     for _ in range(2):
         assert site.run(*command, config=config).returncode == 78

@@ -3,21 +3,24 @@ shows up nowhere."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import pickle
+import signal
 import socket
 import traceback
 
 import boto3
 import pytest
 from tests.support.aws import CREDENTIALS, OFFLINE, REGION, UNSET, moto_server
+from tests.support.chaos import Chaos, engine_of, send_signal, wrap
 from tests.support.loops import one_loop
-from tests.support.managers import opened
+from tests.support.managers import becomes, opened
 from tests.support.verifiers import is_good
 
 from hsmcore.config import load
-from hsmcore.errors import SecretUnavailable
+from hsmcore.errors import HsmError, PinIncorrect, SecretUnavailable
 
 pytestmark = pytest.mark.integration
 VALUE = "zq-Secret-4711"
@@ -158,3 +161,37 @@ async def test_a_token_is_opened_with_it(aws, world, isolation):
     assert {"AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"} <= hidden
     async with opened(config) as manager:
         assert is_good("ed25519", world.keys["ed25519"].public_key, b"m", await manager.sign(b"m"))
+
+
+@one_loop
+async def test_a_pin_of_aws_that_is_refused_when_the_host_starts_again_is_sent_once_and_the_new_one_is_fetched(
+    aws, fresh_token, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("hsmcore.members.pkcs11.LOGIN_AWS_SECONDS", 0.2)
+    token = fresh_token()
+    aws("prod/pin", SecretString=token.pin)
+    logged = [{"function": "C_Login", "every": 1, "action": "hang", "milliseconds": 1}]
+    chaos = Chaos(tmp_path, wrap(token), faults=logged)
+    settings = {"isolation": "process", "pin": {"awsSecretsManager": {"secretId": "prod/pin"}}}
+
+    async def ends_with(kind):
+        try:
+            await manager.sign(b"m", 1.0)
+        except HsmError as error:
+            return type(error) is kind
+        return kind is None
+
+    def logins():
+        return chaos.log.read_text().split().count("C_Login")
+
+    async with opened(chaos.config(settings=settings, stateFile=str(tmp_path / "state.db"))) as manager:
+        token.change_pin("another-pin")
+        assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
+        await becomes(lambda: ends_with(PinIncorrect))
+        await asyncio.sleep(2.0)
+        assert logins() == 2
+        boto3.session.Session().client("secretsmanager").put_secret_value(
+            SecretId="prod/pin", SecretString="another-pin"
+        )
+        await becomes(lambda: ends_with(None))
+        assert logins() == 3

@@ -128,6 +128,14 @@ class Token:
         manager = {"type": "softhsm", "config": config, **rules}
         return {"sequencer": {"keyManager": {name: value for name, value in manager.items() if value is not None}}}
 
+    def change_pin(self, new: str) -> None:
+        """Change the user's PIN, as the user does it with another program; the file of the PIN stays as it is."""
+        command = ["pkcs11-tool", "--module", self.module, "--token-label", self.label, "--login", "--pin", self.pin]
+        command += ["--change-pin", "--new-pin", new]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=self.environment)
+        assert done.returncode == 0, done.stderr
+        self.pin = new
+
     def remove(self) -> None:
         """Take the token off the disk."""
         shutil.rmtree(self.folder, ignore_errors=True)

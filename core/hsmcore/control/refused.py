@@ -105,7 +105,7 @@ class RefusedLogins:
                     self.forget()
             finally:
                 if attempt.refused:
-                    self._remember(pin)
+                    self.remember(pin)
 
     def holds(self) -> bool:
         """Whether a refusal of the token is remembered, of whatever PIN."""
@@ -145,7 +145,8 @@ class RefusedLogins:
             f"`hsmcore failover readmit {self._member or 'MEMBER'} --reason TEXT`.",
         )
 
-    def _remember(self, pin: bytes | bytearray) -> None:
+    def remember(self, pin: bytes | bytearray) -> None:
+        """Remember that the token has refused this PIN."""
         with self._changing():
             salt, known = self._read()
             made = _Refusal(time.time_ns(), _digest(pin, salt), [self._name])

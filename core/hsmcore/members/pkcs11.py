@@ -7,7 +7,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -79,6 +79,7 @@ class Pkcs11Member:
         self.login_seconds = LOGIN_AWS_SECONDS if secret is not None and secret.asks_aws else LOGIN_SECONDS
         self.refused_pin: LoginError | None = None
         """The error of the last login, if it was refused."""
+        self._remembered = False
         self._presented: bytes | None = None
         """What tells the PIN that the engine has from another one, in this process."""
         self._inside_since: float | None = None
@@ -181,6 +182,7 @@ class Pkcs11Member:
             if isinstance(error, LoginError):
                 self._advise(error)
                 self.refused_pin = error
+                self._remembered = self._remember_last() if pin is None else self._logins.holds()
             raise
         finally:
             if pin is not None:
@@ -191,15 +193,25 @@ class Pkcs11Member:
     def may_log_in(self) -> bool:
         """After a refused login: whether another one may be tried, because the PIN's place has another one by now, or
         an operator has had the refusal forgotten. Blocks."""
-        pin = self._pin_by_now()
-        if pin is None:
+        with suppress(HsmError):
+            pin = self._settings.resolve_pin()
+            if pin is not None:
+                other = _mark(pin) != self._presented
+                wipe(pin)
+                return other or (self._remembered and not self._logins.holds())
+        return False
+
+    def _remember_last(self) -> bool:
+        """Remember the refusal of the PIN that the host process had, if its place has it still: nothing else of this
+        process knows it. Returns whether it is remembered."""
+        if not isinstance(self.refused_pin, PinIncorrect) or (pin := self._pin_by_now()) is None:
             return False
         try:
-            if _mark(pin) != self._presented:
-                return True
+            if _mark(pin) == self._presented:
+                self._logins.remember(pin)
         finally:
             wipe(pin)
-        return isinstance(self.refused_pin, PinIncorrect) and not self._logins.holds()
+        return self._logins.holds()
 
     def _pin_by_now(self) -> bytearray | None:
         """None: it cannot be had. The host process has the last one."""
