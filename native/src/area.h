@@ -27,8 +27,8 @@
 /* Whether workers may claim. PAUSED is for a host process that is started again: its workers wait for their keys. */
 enum hsm_mode { HSM_MODE_RUN, HSM_MODE_PAUSED, HSM_MODE_STOPPING };
 /* A request in a slot, until it is answered. The client cancels and a worker begins by compare-and-swap, so that a
- * request that was cancelled is not signed. */
-enum hsm_stage { HSM_STAGE_QUEUED, HSM_STAGE_CANCELLED, HSM_STAGE_BEGUN };
+ * request that was cancelled is not signed. WITHDRAWN: begun, and no attempt after the current one is owed. */
+enum hsm_stage { HSM_STAGE_QUEUED, HSM_STAGE_CANCELLED, HSM_STAGE_BEGUN, HSM_STAGE_WITHDRAWN };
 enum hsm_notify { HSM_NOTIFY_IDLE, HSM_NOTIFY_FIRED };
 
 /* One request and its answer. */
@@ -215,12 +215,18 @@ static inline bool hsm_area_claim(hsm_area *area, uint32_t *slot) {
     }
 }
 
-/* Begin a claimed request. Returns false if it was cancelled. Its worker only. */
+/* Whether no further attempt to sign is owed. An attempt that failed has signed nothing. */
+static inline bool hsm_area_withdrawn(const hsm_slot *slot) {
+    return atomic_load_explicit(&slot->stage, memory_order_relaxed) == HSM_STAGE_WITHDRAWN;
+}
+
+/* Begin a claimed request, or go on with one that was put aside. Returns false if it was cancelled or withdrawn. Its
+ * worker only. */
 static inline bool hsm_area_begin(hsm_slot *slot) {
     uint32_t queued = HSM_STAGE_QUEUED;
     return atomic_compare_exchange_strong_explicit(&slot->stage, &queued, HSM_STAGE_BEGUN, memory_order_acq_rel,
                                                    memory_order_relaxed) ||
-           queued != HSM_STAGE_CANCELLED;
+           queued == HSM_STAGE_BEGUN;
 }
 
 /* ---- completion ring: many producers, one consumer ---- */

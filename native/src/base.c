@@ -112,6 +112,12 @@ void hsm_thread_join(pthread_t thread) {
     hsm_count(HSM_RESOURCE_THREAD, -1);
 }
 
+bool hsm_thread_try_join(pthread_t thread) {
+    bool ended = pthread_tryjoin_np(thread, NULL) == 0;
+    hsm_count(HSM_RESOURCE_THREAD, ended ? -1 : 0);
+    return ended;
+}
+
 void hsm_event_set(int event_fd) {
     const uint64_t one = 1;
     (void)!write(event_fd, &one, sizeof one);

@@ -38,6 +38,8 @@ void hsm_close(int *fd);
  * inside a module. Returns 0 or an errno. */
 int hsm_thread_start(pthread_t *thread, void *(*run)(void *argument), void *argument);
 void hsm_thread_join(pthread_t thread);
+/* Join it if it has ended. Returns whether it had. */
+bool hsm_thread_try_join(pthread_t thread);
 
 /* Make an eventfd readable, and unreadable again. Clearing never blocks, whatever another process that has the
  * descriptor does with it, O_NONBLOCK included; setting does not unless that process has filled the counter. */

@@ -253,9 +253,14 @@ int hsm_client_cancel(hsm_client *client, uint32_t slot) {
     if (hsm_client_forked(client) || slot >= client->area->slots) {
         return 0;
     }
+    _Atomic uint32_t *stage = &hsm_area_slot(client->area, slot)->stage;
     uint32_t queued = HSM_STAGE_QUEUED;
-    return atomic_compare_exchange_strong(&hsm_area_slot(client->area, slot)->stage, &queued, HSM_STAGE_CANCELLED) ||
-           queued == HSM_STAGE_CANCELLED;
+    uint32_t begun = HSM_STAGE_BEGUN;
+    if (atomic_compare_exchange_strong(stage, &queued, HSM_STAGE_CANCELLED) || queued == HSM_STAGE_CANCELLED) {
+        return 1;
+    }
+    (void)atomic_compare_exchange_strong(stage, &begun, HSM_STAGE_WITHDRAWN);
+    return 0;
 }
 
 uint32_t hsm_client_queued(const hsm_client *client) {

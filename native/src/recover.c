@@ -225,7 +225,8 @@ static bool take(hsm_worker *worker, enum rung rung, bool patient) {
         if (result != TOO_SOON) {
             return result == DONE;
         }
-        if (!patient || now >= ladder->until_ns || ladder->wait_ns >= ladder->until_ns - now) {
+        if (!patient || now >= ladder->until_ns || ladder->wait_ns >= ladder->until_ns - now ||
+            hsm_area_withdrawn(hsm_area_slot(engine->area, ladder->slot))) {
             return false;
         }
         nap(worker, ladder->wait_ns < HEAL_INTERVAL_NS ? ladder->wait_ns : HEAL_INTERVAL_NS);

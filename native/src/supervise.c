@@ -5,8 +5,9 @@
 static bool replace(hsm_engine *engine) {
     for (uint32_t i = 0; i < engine->worker_slots; i++) {
         hsm_worker *worker = &engine->workers[i];
-        if (atomic_load(&worker->thread_state) == HSM_THREAD_ENDED) {
-            hsm_worker_reap(worker);
+        /* What the module does when one of its threads ends may take long; the caller is an event loop. */
+        if (atomic_load(&worker->thread_state) == HSM_THREAD_ENDED && hsm_thread_try_join(worker->thread)) {
+            atomic_store(&worker->thread_state, HSM_THREAD_NONE);
         }
         if (atomic_load(&worker->thread_state) == HSM_THREAD_NONE) {
             atomic_store(&hsm_area_worker(engine->area, i)->quarantined, 0);

@@ -102,6 +102,9 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
     if (slot->deadline_ns != 0 && *now >= slot->deadline_ns) {
         return HSM_DEADLINE_EXCEEDED;
     }
+    if (hsm_area_withdrawn(slot)) { /* while it was put aside */
+        return HSM_CANCELLED;
+    }
     if (slot->message_len > area->max_message) {
         return HSM_BAD_ARGUMENT;
     }
@@ -164,6 +167,10 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
             hsm_token_silent(worker, status, hsm_now_ns());
             break;
         }
+        if (hsm_area_withdrawn(slot)) {
+            status = HSM_CANCELLED;
+            break;
+        }
     }
     if (worker->probing_ns != 0) {
         hsm_probe_end(worker);
@@ -191,7 +198,12 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     uint32_t key = slot->key;
     (void)atomic_exchange(&worker->serving, hsm_key_place(key) + 1U); /* before the look at the key, see is_served */
     hsm_status status = admit(worker, slot, key, &begun);
-    status = status == HSM_OK && !hsm_area_begin(slot) ? HSM_CANCELLED : status;
+    if (status == HSM_OK && !hsm_area_begin(slot)) {
+        status = HSM_CANCELLED;
+        if (worker->probing_ns != 0) { /* another one may be the probe */
+            hsm_probe_end(worker);
+        }
+    }
     uint64_t queued = begun > submitted ? begun - submitted : 0;
     uint64_t ended = begun;
     slot->signature_len = 0;

@@ -464,3 +464,26 @@ async def test_what_many_cancelled_callers_cost_the_loop_grows_with_their_number
         few, many = await cost(1000), await cost(8000)
         assert counters(manager)["cancelled"] >= 9500 - 3 * 2
         assert many < 3 * 8 * few
+
+
+@one_loop
+@BOTH
+async def test_what_was_put_aside_for_callers_that_left_is_not_tried_again(world, tmp_path, isolation):
+    """An attempt that failed has signed nothing, so no further one is owed."""
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config(settings={"sessions": 2, "isolation": isolation})) as manager:
+        await signs(manager, b"before")
+        chaos.fault("C_Sign", "return", ckr="CKR_FUNCTION_FAILED", every=1)
+        calls = chaos.calls("C_Sign")
+        callers = [start(manager.sign(b"%d" % number, 60.0)) for number in range(40)]
+        while chaos.calls("C_Sign") < calls + 400:  # each of them is on the ladder, or was put aside
+            await asyncio.sleep(0.01)
+        for caller in callers:
+            caller.cancel()
+        await asyncio.gather(*callers, return_exceptions=True)
+        async with asyncio.timeout(20):  # long before their deadline
+            await settle(manager)
+        signed = counters(manager)["signatures"]
+        chaos.clear()
+        await signs(manager, b"after")
+        assert counters(manager)["signatures"] == signed + 1

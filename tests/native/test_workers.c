@@ -122,6 +122,52 @@ static void a_worker_wipes_its_message_when_it_ends(void) {
     fixture_end(&f);
 }
 
+/* A module's data of a thread, and what takes it away when the thread ends. */
+static pthread_key_t of_thread;
+static _Atomic bool hold_ends;
+static _Atomic unsigned ending;
+
+static void end_of_thread(void *data) {
+    (void)data;
+    intercept_stay(&hold_ends, &ending);
+}
+
+static CK_RV sign_with_data(CK_SESSION_HANDLE session, CK_BYTE *data, CK_ULONG length, CK_BYTE *signature,
+                            CK_ULONG *signature_len) {
+    (void)pthread_setspecific(of_thread, session != 0 ? &hold_ends : NULL);
+    return intercept.real->C_Sign(session, data, length, signature, signature_len);
+}
+
+static void *supervise(void *engine) {
+    uint32_t healthy = 0;
+    (void)hsm_engine_supervise(engine, &healthy);
+    CHECK_INT(healthy, ==, 1);
+    return NULL;
+}
+
+static void supervising_waits_for_no_thread_that_is_about_to_end(void) {
+    REQUIRE(pthread_key_create(&of_thread, end_of_thread) == 0);
+    intercept_begin(HSMC_NOOP_MODULE);
+    intercept.list.C_Sign = sign_with_data;
+    struct fixture f = noop_begin(1);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    atomic_store(&hold_ends, true);
+    hsm_area_quarantine(f.client->area, 0);
+    intercept_await(&ending, 1);
+    pthread_t supervisor;
+    REQUIRE(pthread_create(&supervisor, NULL, supervise, f.engine) == 0);
+    bool waited = !ends_soon(supervisor);
+    CHECK(!waited);
+    atomic_store(&hold_ends, false);
+    if (waited) {
+        (void)pthread_join(supervisor, NULL);
+    }
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    fixture_end(&f);
+    intercept_end();
+    REQUIRE(pthread_key_delete(of_thread) == 0);
+}
+
 /* ---- idle workers ---- */
 
 static unsigned long sleeps_of_workers(void) {
@@ -260,6 +306,7 @@ static const struct test tests[] = {
     TEST(a_quarantined_worker_passes_its_wake_on),
     TEST(a_worker_that_sleeps_when_it_is_quarantined_ends_and_is_replaced),
     TEST(a_worker_wipes_its_message_when_it_ends),
+    TEST(supervising_waits_for_no_thread_that_is_about_to_end),
     TEST(idle_workers_sleep),
     TEST(no_worker_polls_between_the_calls_of_a_slow_device),
     TEST(a_worker_does_not_search_in_a_session_that_was_closed),
