@@ -104,7 +104,7 @@ typedef struct hsm_shared {
     _Atomic uint64_t waiting_since_ns;      /* of the oldest completion whose wake was deferred; 0: none */
     _Atomic uint64_t alarm_at_ns;           /* when the timer wakes the client by itself */
     _Atomic uint64_t taken_at_ns;           /* when the client last began to take completions */
-    HSM_ALIGNED _Atomic uint32_t in_flight; /* slots in use; a hint */
+    HSM_ALIGNED _Atomic uint32_t in_flight; /* slots in use, and held answers; a hint */
     HSM_ALIGNED _Atomic uint32_t spinning;  /* a worker polls the request ring */
     _Atomic uint32_t mode;                  /* enum hsm_mode */
     _Atomic uint32_t down; /* the token does not answer; requests fail or wait, but for a probe now and then */

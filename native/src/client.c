@@ -120,9 +120,16 @@ int hsm_client_catch_up(hsm_client *client) {
     return 1;
 }
 
-static void note_in_flight(hsm_client *client) {
-    atomic_store_explicit(&client->area->shared->in_flight, client->area->slots - client->free_count,
-                          memory_order_relaxed);
+/* Let workers see how many requests are open: so many more, modulo 2^32. */
+static inline void note_open(hsm_client *client, uint32_t change) {
+    client->open += change;
+    atomic_store_explicit(&client->area->shared->in_flight, client->open, memory_order_relaxed);
+}
+
+void hsm_client_note_held(hsm_client *client, uint32_t held) {
+    uint32_t change = held - client->held;
+    client->held = held;
+    note_open(client, change);
 }
 
 void hsm_client_publish(hsm_client *client) {
@@ -167,7 +174,7 @@ static inline hsm_status put(hsm_client *client, uint32_t key, const uint8_t *me
     }
     uint32_t index = client->free_slots[--client->free_count];
     client->use[index] = HSM_USE_TAKEN;
-    note_in_flight(client);
+    note_open(client, 1);
     hsm_slot *slot = hsm_area_slot(area, index);
     atomic_store_explicit(&slot->submitted_ns, now, memory_order_relaxed);
     atomic_store_explicit(&slot->stage, HSM_STAGE_QUEUED, memory_order_relaxed);
@@ -245,7 +252,7 @@ void hsm_client_release(hsm_client *client, uint32_t slot) {
     if (!hsm_client_forked(client) && slot < client->area->slots && client->use[slot] != HSM_USE_FREE) {
         client->use[slot] = HSM_USE_FREE;
         client->free_slots[client->free_count++] = slot;
-        note_in_flight(client);
+        note_open(client, UINT32_MAX);
     }
 }
 

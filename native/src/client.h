@@ -13,6 +13,8 @@ struct hsm_client {
     int area_fd, event_fd, timer_fd;
     uint32_t fork_generation;
     uint32_t free_count;
+    uint32_t open; /* slots in use, and held answers */
+    uint32_t held;
     uint64_t tail;        /* of the request ring; only this thread moves it */
     uint64_t published;   /* the tail that workers can see */
     uint64_t head;        /* of the completion ring */
@@ -35,6 +37,8 @@ hsm_status hsm_client_write(hsm_client *client, uint32_t key, const uint8_t *mes
  * overwritten it. `again`: it may be signed once more if the host had begun it. */
 void hsm_client_restore(hsm_client *client, uint32_t slot, uint32_t key, const uint8_t *message, size_t message_len,
                         bool prehashed, uint64_t deadline_ns, bool again);
+/* So many answers are held: they have no slot, and their requests are open. */
+void hsm_client_note_held(hsm_client *client, uint32_t held);
 /* Let workers see what was queued, and wake as many as there is work for. */
 void hsm_client_publish(hsm_client *client);
 

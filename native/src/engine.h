@@ -78,10 +78,11 @@ typedef struct hsm_worker {
     bool others_first;            /* the next request is none that was put aside */
     uint64_t doubted;             /* a bit for each place whose next signature is verified in any case */
     uint64_t last_used_ns;
-    uint64_t took_ns; /* the last request, its call included */
-    uint8_t *message; /* the module's copy: it never sees memory that the client may write, and may write into it */
-    bool prehashed;   /* it is a digest */
-    size_t used;      /* the most bytes of it that a message has had */
+    uint64_t took_ns;     /* the last request, its call included */
+    const uint8_t *asked; /* the slot's message: no module sees it */
+    uint8_t *message;     /* the module's copy: it never sees memory that the client may write, and may write into it */
+    bool prehashed;       /* it is a digest */
+    size_t used;          /* the most bytes of it that a message has had */
 } hsm_worker;
 
 struct hsm_engine {
@@ -208,7 +209,8 @@ void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint32_t index);
 /* One step up the ladder after `status`; called inside the module. Returns whether another attempt is worth it now; if
  * not, it may be worth one later, at the ladder's `due_ns`. */
 bool hsm_ladder_climb(hsm_worker *worker, hsm_status status);
-/* The final status of a request that failed with `status`: the refusal of the login, if that is the cause. */
+/* The final status of a request that failed with `status`: the refusal of the login, if that is the cause;
+ * HSM_CANCELLED, if its caller has left. */
 hsm_status hsm_ladder_verdict(const hsm_worker *worker, hsm_status status);
 
 /* ---- reinit.c ---- */
@@ -264,9 +266,17 @@ void hsm_keys_begin(hsm_engine *engine);
 hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *selector, uint32_t index,
                                  hsm_key_info *info, hsm_error *error);
 
-/* warm.c: start and stop its thread; note that a worker has answered a request at `now`. */
+/* warm.c: start and stop its thread; note that a worker has answered a request at `now`, after `module_ns` inside the
+ * module. */
 void hsm_warmer_start(hsm_engine *engine, uint64_t warm_ns);
 void hsm_warmer_stop(hsm_engine *engine);
-void hsm_warmer_note(hsm_engine *engine, uint64_t now);
+void hsm_warmer_wake(hsm_engine *engine, uint64_t module_ns, uint64_t now);
+static inline void hsm_warmer_note(hsm_engine *engine, uint64_t module_ns, uint64_t now) {
+    if (atomic_load_explicit(&engine->warm_ns, memory_order_relaxed) != 0) {
+        hsm_warmer_wake(engine, module_ns, now);
+    }
+}
+/* Whether polling is worth its processor time: beside a fast module, with at most one request open. */
+bool hsm_warming_pays(uint64_t module_ns, uint32_t open);
 
 #endif

@@ -209,6 +209,11 @@ static enum result attempt(hsm_worker *worker, enum rung rung) {
     return FAILED;
 }
 
+/* Whether the request's caller has left: no further attempt is owed. */
+static bool is_withdrawn(const hsm_worker *worker) {
+    return hsm_area_withdrawn(hsm_area_slot(worker->engine->area, worker->ladder.slot));
+}
+
 /* Take a rung; a `patient` request waits for its turn. Returns whether another attempt to sign is worth it. */
 static bool take(hsm_worker *worker, enum rung rung, bool patient) {
     hsm_engine *engine = worker->engine;
@@ -225,8 +230,7 @@ static bool take(hsm_worker *worker, enum rung rung, bool patient) {
         if (result != TOO_SOON) {
             return result == DONE;
         }
-        if (!patient || now >= ladder->until_ns || ladder->wait_ns >= ladder->until_ns - now ||
-            hsm_area_withdrawn(hsm_area_slot(engine->area, ladder->slot))) {
+        if (!patient || now >= ladder->until_ns || ladder->wait_ns >= ladder->until_ns - now || is_withdrawn(worker)) {
             return false;
         }
         nap(worker, ladder->wait_ns < HEAL_INTERVAL_NS ? ladder->wait_ns : HEAL_INTERVAL_NS);
@@ -315,7 +319,7 @@ void hsm_ladder_begin(hsm_worker *worker, uint64_t now, uint32_t index) {
     };
 }
 
-bool hsm_ladder_climb(hsm_worker *worker, hsm_status status) {
+static bool climb(hsm_worker *worker, hsm_status status) {
     enum hsm_class class_ = hsm_status_class(status);
     atomic_fetch_add_explicit(&worker->record->recoveries[class_], 1, memory_order_relaxed);
     hsm_ladder *ladder = &worker->ladder;
@@ -360,7 +364,14 @@ bool hsm_ladder_climb(hsm_worker *worker, hsm_status status) {
     }
 }
 
+bool hsm_ladder_climb(hsm_worker *worker, hsm_status status) {
+    return climb(worker, status) && !is_withdrawn(worker);
+}
+
 hsm_status hsm_ladder_verdict(const hsm_worker *worker, hsm_status status) {
+    if (is_withdrawn(worker)) {
+        return HSM_CANCELLED;
+    }
     hsm_status refusal = (hsm_status)atomic_load_explicit(&worker->engine->auth_failure, memory_order_relaxed);
     switch (hsm_status_class(status)) {
     case HSM_CLASS_REOPEN:

@@ -293,6 +293,7 @@ void hsm_requests_hold(hsm_requests *table, uint64_t request, uint64_t seq) {
         r->answer.told = false;
         table->open++;
         hsm_table_move(table, index, HSM_REQUEST_HELD);
+        hsm_client_note_held(table->client, table->held.count);
     }
 }
 
@@ -300,6 +301,7 @@ void hsm_requests_release(hsm_requests *table, uint64_t seq) {
     while (table->held.count != 0 && table->all[table->held.first].answer.seq <= seq) {
         settle(table, table->held.first, HSM_OK);
     }
+    hsm_client_note_held(table->client, table->held.count);
 }
 
 /* ---- ends that are not the workers' ---- */

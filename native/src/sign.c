@@ -12,6 +12,11 @@ const char *hsm_call_name(uint64_t call) {
     return call < sizeof names / sizeof names[0] ? names[call] : "";
 }
 
+static inline bool is_nothing(const uint8_t signature[HSM_MAX_SIGNATURE]) {
+    static const uint8_t nothing[HSM_MAX_SIGNATURE];
+    return signature[0] == 0 && memcmp(signature, nothing, sizeof nothing) == 0;
+}
+
 hsm_status hsm_sign(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key, hsm_algorithm algorithm,
                     uint8_t *message, size_t message_len, bool prehashed, uint8_t signature[HSM_MAX_SIGNATURE],
                     hsm_outcome *outcome) {
@@ -37,7 +42,6 @@ hsm_status hsm_sign(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_
         uint8_t room[192];
     } out;
     /* A module may say that it has signed and write nothing: what lay here before is no signature. */
-    static const uint8_t nothing[HSM_MAX_SIGNATURE];
     memset(out.bytes, 0, sizeof out.bytes);
     CK_ULONG length = sizeof out.bytes;
     outcome->call = HSM_CALL_C_Sign;
@@ -45,8 +49,7 @@ hsm_status hsm_sign(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_
     if (outcome->ckr != CKR_OK) {
         return hsm_status_of_ckr(outcome->ckr);
     }
-    if (length != sizeof out.bytes || memcmp(out.bytes, nothing, sizeof nothing) == 0 ||
-        !hsm_normalize_s(algorithm, out.bytes)) {
+    if (length != sizeof out.bytes || is_nothing(out.bytes) || !hsm_normalize_s(algorithm, out.bytes)) {
         return HSM_SIGNATURE_MALFORMED;
     }
     memcpy(signature, out.bytes, sizeof out.bytes);

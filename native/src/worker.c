@@ -11,8 +11,7 @@
 /* Beside a call that takes so long, the system call that polling spares is nothing. */
 #define SLOW_NS UINT64_C(1000000)
 
-static hsm_status check(hsm_worker *worker, uint32_t key, const uint8_t *message, size_t message_len,
-                        const uint8_t *signature) {
+static hsm_status check(hsm_worker *worker, uint32_t key, size_t message_len, const uint8_t *signature) {
     uint32_t place = hsm_key_place(key);
     const hsm_key_record *record = &worker->engine->area->shared->keys[place];
     if (worker->verified_index[place] != key) {
@@ -27,14 +26,13 @@ static hsm_status check(hsm_worker *worker, uint32_t key, const uint8_t *message
         }
         worker->verified_index[place] = key;
     }
-    return hsm_verifier_check(worker->verifiers[place], message, message_len, worker->prehashed, signature,
+    return hsm_verifier_check(worker->verifiers[place], worker->asked, message_len, worker->prehashed, signature,
                               HSM_MAX_SIGNATURE);
 }
 
-static hsm_status verify(hsm_worker *worker, uint32_t key, const uint8_t *message, size_t message_len,
-                         const uint8_t *signature) {
+static hsm_status verify(hsm_worker *worker, uint32_t key, size_t message_len, const uint8_t *signature) {
     uint64_t begun = hsm_now_ns();
-    hsm_status status = check(worker, key, message, message_len, signature);
+    hsm_status status = check(worker, key, message_len, signature);
     uint64_t took = hsm_now_ns() - begun;
     worker->verifying_ns += took;
     hsm_histogram_add(&worker->record->verify, took);
@@ -49,8 +47,8 @@ static bool is_chosen(hsm_worker *worker) {
 
 /* The module gets a copy for each attempt: it may write into it, and what it has signed is compared with the slot's
  * message, which no module sees. */
-static hsm_status sign_once(hsm_worker *worker, uint32_t key, const uint8_t *message, size_t message_len,
-                            uint8_t *signature, hsm_outcome *outcome) {
+static hsm_status sign_once(hsm_worker *worker, uint32_t key, size_t message_len, uint8_t *signature,
+                            hsm_outcome *outcome) {
     hsm_engine *engine = worker->engine;
     uint32_t place = hsm_key_place(key);
     const hsm_key_record *pinned = &engine->area->shared->keys[place];
@@ -74,12 +72,12 @@ static hsm_status sign_once(hsm_worker *worker, uint32_t key, const uint8_t *mes
     if (status != HSM_OK) {
         return status;
     }
-    memcpy(worker->message, message, message_len);
+    memcpy(worker->message, worker->asked, message_len);
     status = hsm_sign(engine->p11, worker->session, handle, (hsm_algorithm)pinned->algorithm, worker->message,
                       message_len, worker->prehashed, signature, outcome);
     uint64_t doubt = UINT64_C(1) << place;
     if (status == HSM_OK && ((worker->doubted & doubt) != 0 || is_chosen(worker))) {
-        status = verify(worker, key, message, message_len, signature);
+        status = verify(worker, key, message_len, signature);
         /* After a wrong signature, verify each key's until a good one comes: the next attempt must not slip through. */
         worker->doubted = status == HSM_OK ? worker->doubted & ~doubt : UINT64_MAX;
         if (status == HSM_SIGNATURE_INVALID) {
@@ -102,9 +100,6 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
     if (slot->deadline_ns != 0 && *now >= slot->deadline_ns) {
         return HSM_DEADLINE_EXCEEDED;
     }
-    if (hsm_area_withdrawn(slot)) { /* while it was put aside */
-        return HSM_CANCELLED;
-    }
     if (slot->message_len > area->max_message) {
         return HSM_BAD_ARGUMENT;
     }
@@ -118,6 +113,9 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
         }
         if (!is_down(area)) {
             return HSM_OK;
+        }
+        if (hsm_area_withdrawn(slot)) { /* while it was put aside */
+            return HSM_CANCELLED;
         }
         bool admitted = hsm_admit_to_token(worker, now, slot->deadline_ns);
         if (slot->deadline_ns != 0 && *now >= slot->deadline_ns) {
@@ -135,8 +133,8 @@ static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64
 }
 
 /* Sign, and climb the ladder after each failure. */
-static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t key, const uint8_t *message,
-                                  size_t message_len, uint64_t begun, hsm_outcome *outcome) {
+static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t key, size_t message_len, uint64_t begun,
+                                  hsm_outcome *outcome) {
     hsm_status status;
     /* A caller in a hurry is no proof that the module hangs. */
     uint64_t patience = begun + worker->engine->patience_ns;
@@ -144,7 +142,7 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
     atomic_store_explicit(&worker->record->call_deadline_ns, deadline, memory_order_relaxed);
     hsm_worker_enter(worker, begun);
     for (bool first = true;; first = false) {
-        status = sign_once(worker, key, message, message_len, slot->signature, outcome);
+        status = sign_once(worker, key, message_len, slot->signature, outcome);
         if (status == HSM_OK) {
             if (is_down(worker->engine->area)) {
                 hsm_token_answered(worker->engine);
@@ -165,10 +163,6 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
             }
             status = hsm_ladder_verdict(worker, status);
             hsm_token_silent(worker, status, hsm_now_ns());
-            break;
-        }
-        if (hsm_area_withdrawn(slot)) {
-            status = HSM_CANCELLED;
             break;
         }
     }
@@ -196,6 +190,7 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     uint64_t submitted = atomic_load_explicit(&slot->submitted_ns, memory_order_relaxed);
     hsm_outcome outcome = {HSM_CALL_NONE, CKR_OK};
     uint32_t key = slot->key;
+    worker->verifying_ns = 0;
     (void)atomic_exchange(&worker->serving, hsm_key_place(key) + 1U); /* before the look at the key, see is_served */
     hsm_status status = admit(worker, slot, key, &begun);
     if (status == HSM_OK && !hsm_area_begin(slot)) {
@@ -212,14 +207,13 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
         if (message_len > HSM_INLINE_MESSAGE) {
             worker->used = area->max_message;
         }
-        const uint8_t *message = hsm_area_message(area, index, message_len);
+        worker->asked = hsm_area_message(area, index, message_len);
         if (area->digests && worker->prehashed) {
-            memcpy(slot->digest, message, sizeof slot->digest);
+            memcpy(slot->digest, worker->asked, sizeof slot->digest);
         } else if (area->digests) {
-            hsm_sha256(message, message_len, slot->digest);
+            hsm_sha256(worker->asked, message_len, slot->digest);
         }
-        worker->verifying_ns = 0;
-        status = sign_or_recover(worker, slot, key, message, message_len, begun, &outcome);
+        status = sign_or_recover(worker, slot, key, message_len, begun, &outcome);
         ended = hsm_now_ns();
         if (status == HSM_OK) {
             atomic_store_explicit(&worker->answered_ns, ended, memory_order_relaxed);
@@ -344,7 +338,7 @@ static void run(hsm_worker *worker) {
         worker->took_ns = now - begun;
         bool urgent = hsm_is_urgent(worker, begun, now);
         hsm_notify(area, client->event_fd, client->timer_fd, urgent, now, worker->record);
-        hsm_warmer_note(worker->engine, now);
+        hsm_warmer_note(worker->engine, worker->took_ns - worker->verifying_ns, now);
     }
 }
 

@@ -476,8 +476,7 @@ async def test_what_was_put_aside_for_callers_that_left_is_not_tried_again(world
         chaos.fault("C_Sign", "return", ckr="CKR_FUNCTION_FAILED", every=1)
         calls = chaos.calls("C_Sign")
         callers = [start(manager.sign(b"%d" % number, 60.0)) for number in range(40)]
-        while chaos.calls("C_Sign") < calls + 400:  # each of them is on the ladder, or was put aside
-            await asyncio.sleep(0.01)
+        await until(lambda: chaos.calls("C_Sign") >= calls + 400)  # each is on the ladder, or was put aside
         for caller in callers:
             caller.cancel()
         await asyncio.gather(*callers, return_exceptions=True)

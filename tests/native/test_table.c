@@ -21,8 +21,10 @@ static void held_answers_wait_for_their_records(void) {
     }
     CHECK_INT(counts_of(&d).held, ==, 4);
     CHECK_INT(counts_of(&d).slots, ==, 0);
+    CHECK_INT(atomic_load(&d.client->area->shared->in_flight), ==, 4); /* without slots, and not over */
     nothing_more(&d);
     hsm_requests_release(d.table, 11);
+    CHECK_INT(atomic_load(&d.client->area->shared->in_flight), ==, 2);
     for (uint64_t i = 0; i < 2; i++) {
         hsm_answer answer = answered(&d, numbers[i], HSM_OK);
         CHECK_INT(answer.seq, ==, 10 + i);

@@ -27,7 +27,7 @@ static void warmer(void) {
 }
 
 static void worker(void) {
-    hsm_warmer_note(&engine, 1);
+    hsm_warmer_note(&engine, 0, 1);
 }
 
 static void reset(void) {
