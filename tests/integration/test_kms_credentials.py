@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import json
 from collections.abc import Callable
@@ -16,7 +17,6 @@ from tests.support.managers import opened, until
 from tests.support.verifiers import is_good
 
 import hsmcore
-from hsmcore.members.kms import client as kms_client
 from hsmcore.members.kms import member as kms_member
 
 pytestmark = pytest.mark.integration
@@ -55,7 +55,6 @@ def issue(tmp_path, monkeypatch) -> Callable[..., None]:
 @one_loop
 async def test_a_refusal_that_passes_heals_by_itself(kms, name, tmp_path, monkeypatch):
     """Of a policy that takes a moment to spread, a token that expired, a clock that was stepped."""
-    monkeypatch.setattr(kms_client, "REFUSED_SECONDS", 0.05)
     with KmsServer() as elsewhere:
         async with opened(two_levels(kms, elsewhere, tmp_path)) as manager:
             own = manager.public_key
@@ -68,22 +67,37 @@ async def test_a_refusal_that_passes_heals_by_itself(kms, name, tmp_path, monkey
             assert (await manager.sign_with_receipt(b"y", 5)).public_key == own
 
 
-@pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.parametrize("name", REFUSALS[1:])
 @one_loop
-async def test_without_levels_it_heals_too(kms, name, monkeypatch):
-    monkeypatch.setattr(kms_client, "REFUSED_SECONDS", 0.05)
+async def test_without_levels_requests_wait_and_one_of_them_asks(kms, name):
+    """KMS locks nothing. It is asked again with throttling's pause, and no request fails for another's refusal."""
     async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
-        kms.faults.error(name)
-        with pytest.raises(hsmcore.AccessDenied, match=name):
-            await manager.sign(b"x")
+        kms.calls.clear()
+        kms.faults.error(name, times=20)
+        messages = [b"%d" % number for number in range(50)]
+        signatures = await asyncio.gather(*(manager.sign(message, 30) for message in messages))
+        for message, signature in zip(messages, signatures, strict=True):
+            assert is_good("ed25519", manager.public_key, message, signature)
+        assert kms.calls["Sign"] == len(messages) + 20
 
-        signatures: list[bytes] = []
-        while not signatures:
-            try:
-                signatures.append(await manager.sign(b"x"))
-            except hsmcore.AccessDenied:
-                assert name != "AccessDeniedException", "it is asked for each request"
-        assert is_good("ed25519", manager.public_key, b"x", signatures[0])
+
+@one_loop
+async def test_credentials_that_stay_refused_end_with_the_deadline(kms):
+    async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
+        kms.calls.clear()
+        kms.faults.error("ExpiredTokenException", times=10**6)
+        late = await asyncio.gather(*(manager.sign(b"%d" % n, 0.8) for n in range(30)), return_exceptions=True)
+        assert {type(error) for error in late} == {hsmcore.DeadlineExceeded}
+        assert kms.calls["Sign"] < 60, "one asks, with a pause that grows"
+
+
+@one_loop
+async def test_a_policy_that_denies_is_asked_for_each_request(kms):
+    async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
+        kms.faults.error("AccessDeniedException")
+        with pytest.raises(hsmcore.AccessDenied, match="AccessDeniedException"):
+            await manager.sign(b"x")
+        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
 
 
 @one_loop
@@ -91,7 +105,6 @@ async def test_new_credentials_are_fetched_and_tried_as_soon_as_the_old_ones_are
     kms, issue, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(kms_member, "RENEW_SECONDS", NEVER)
-    monkeypatch.setattr(kms_client, "REFUSED_SECONDS", NEVER)
     issue("ASIAFIRST")
     kms.secrets = {"ASIAFIRST": "temporary"}
     with KmsServer() as elsewhere:
@@ -147,7 +160,6 @@ async def test_expired_credentials_at_the_start_are_an_error_of_ours(kms, issue)
 
 @one_loop
 async def test_a_member_whose_credentials_are_refused_at_the_start_joins_later(kms, tmp_path, monkeypatch):
-    monkeypatch.setattr(kms_client, "REFUSED_SECONDS", 0.05)
     with KmsServer() as elsewhere:
         kms.faults.error("AccessDeniedException", None)
         async with opened(two_levels(kms, elsewhere, tmp_path)) as manager:

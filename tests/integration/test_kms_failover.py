@@ -69,3 +69,49 @@ async def test_a_key_that_is_out_of_use_at_the_start_joins_later(kms, elsewhere,
         assert (await manager.sign_with_receipt(b"x", 5)).level == "secondary"
         key.state = "Enabled"
         await until(lambda: manager.members()[0].condition in ("ready", "ramping"))
+
+
+async def test_what_kms_only_throttles_is_signed_elsewhere_within_its_deadline(kms, elsewhere, tmp_path):
+    async with opened(two_levels(kms, elsewhere, tmp_path)) as manager:
+        kms.faults.error("ThrottlingException", times=10**6)
+        messages = [b"%d" % number for number in range(16)]
+        receipts = await asyncio.gather(*(manager.sign_with_receipt(message, 30) for message in messages))
+        assert {receipt.level for receipt in receipts} == {"secondary"}
+        assert "busy" in manager.members()[0].breakers
+
+
+@pytest.mark.parametrize("fault", ["ThrottlingException", "ExpiredTokenException"])
+async def test_what_kms_refused_to_its_deadline_is_bound_to_no_key(kms, elsewhere, tmp_path, fault):
+    """KMS has signed none of them, so another key may once it is there."""
+    given = two_levels(kms, elsewhere, tmp_path)
+    key = kms.store.find(given["keyManager"]["config"]["keyId"])
+    async with opened(given) as manager:
+        elsewhere.stop_listening()
+        await until(lambda: manager.members()[1].condition == "open")
+        kms.faults.error(fault, times=10**6)
+        messages = [b"%d" % number for number in range(4)]
+        late = await asyncio.gather(*(manager.sign(message, 0.8) for message in messages), return_exceptions=True)
+        assert not any(error.maybe_signed for error in late)
+        key.state = "Disabled"
+        kms.faults.queue.clear()
+        elsewhere.start_listening()
+        await until(lambda: manager.members()[1].condition in ("ready", "ramping"))
+        for message in messages:
+            assert (await manager.sign_with_receipt(message, 30)).level == "secondary"
+
+
+async def test_what_kms_may_have_signed_stays_bound_though_it_is_throttled_afterwards(kms, elsewhere, tmp_path):
+    async with opened(two_levels(kms, elsewhere, tmp_path)) as manager:
+        elsewhere.stop_listening()
+        await until(lambda: manager.members()[1].condition == "open")
+        kms.faults.add("drop")  # signed, and the answer is lost
+        kms.faults.error("ThrottlingException", times=10**6)
+        with pytest.raises(hsmcore.HsmError) as caught:
+            await manager.sign(b"x", 0.8)
+        assert caught.value.maybe_signed
+        elsewhere.start_listening()
+        await until(lambda: manager.members()[1].condition in ("ready", "ramping"))
+        with pytest.raises(hsmcore.HsmError):
+            await manager.sign(b"x", 0.5)
+        kms.faults.queue.clear()
+        assert (await manager.sign_with_receipt(b"x", 30)).level == "primary"

@@ -29,8 +29,20 @@ class Endpoint(MemberState):
     """Belongs to the event loop. `make` returns a new member: a stopped member cannot start again."""
 
     __slots__ = (
-        *("_complete", "_stopping", "busy_since", "done", "index", "lacks_key", "level_name", "lost", "make", "member"),
-        *("patience", "probing", "refused", "renewed", "signed", "submit", "submit_with_receipt"),
+        *(
+            "_complete",
+            "_stopping",
+            "busy_since",
+            "done",
+            "gives_way",
+            "index",
+            "lacks_key",
+            "level_name",
+            "lost",
+            "make",
+            "member",
+        ),
+        *("patience", "probing", "refused", "renewed", "signed", "signs", "submit", "submit_with_receipt"),
         *("version", "versions", "watch", "where"),
     )
 
@@ -68,6 +80,10 @@ class Endpoint(MemberState):
         """Called with the error when the host process cannot restart because the login is refused."""
         self.renewed: Callable[[Endpoint], None] = lambda _endpoint: None
         """Called when the member has other credentials."""
+        self.gives_way: Callable[[Endpoint, HsmError], bool] = lambda _endpoint, _error: False
+        """Asked whether another member takes requests that this one could only wait with: see KmsMember."""
+        self.signs: Callable[[Endpoint], None] = lambda _endpoint: None
+        """Called when the member signs again after that."""
         self.lacks_key = False
         """Whether it could not start because its token lacks the key ring's current key, which it may be given."""
         self.probing = False
@@ -115,6 +131,9 @@ class Endpoint(MemberState):
             supervisor.renewed = lambda: self.renewed(self)
         if hasattr(member, "renewed"):
             member.renewed = lambda: self.renewed(self)
+        if hasattr(member, "gives_way") and hasattr(member, "signs"):
+            member.gives_way = lambda error: self.gives_way(self, error)
+            member.signs = lambda: self.signs(self)
         self.signed = self.done = 0
         self.busy_since = monotonic_ns()
         self.watch = LatencyWatch()
@@ -145,6 +164,15 @@ class Endpoint(MemberState):
     def abandon(self, future: Any) -> bool:
         """Give up an answer that has no waiter. Returns whether a signature may exist."""
         return self.member is None or self.member.engine.abandon(future) is not False
+
+    def is_unsigned(self, key: bytes, message: bytes | Digest, error: HsmError) -> bool:
+        """Whether a request that ended with this error has certainly left no signature under a key, although the status
+        leaves it open."""
+        version = self.versions.get(key)
+        if error.status != "DEADLINE_EXCEEDED" or error.maybe_signed or version is None:
+            return False
+        unsigned = getattr(self.engine, "unsigned", None)
+        return unsigned is not None and bool(unsigned(version.index, message))
 
     def snapshot(self, *, signs: bool) -> MemberSnapshot:
         """The present state. `signs`: whether requests are routed here. Any thread."""

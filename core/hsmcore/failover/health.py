@@ -85,6 +85,8 @@ class HealthMonitor:
             endpoint.lost = self._host_lost
             endpoint.refused = self._login_refused
             endpoint.renewed = self._credentials_renewed
+            endpoint.gives_way = self._gives_way
+            endpoint.signs = self._levels.progressed
 
     async def begin(self) -> None:
         """Follow the present orders, then look at the members every TICK_S."""
@@ -174,6 +176,21 @@ class HealthMonitor:
         if not self._ended:
             self._levels.failed(endpoint, "auth", str(error.args[0]), monotonic_ns())
             self._router.settle()
+
+    def _gives_way(self, endpoint: Endpoint, error: HsmError) -> bool:
+        """Count what the member could wait with, if another member can sign. Returns whether that one takes it."""
+        kind = kind_of(error)
+        if self._ended or kind is None:
+            return False
+        if self._levels.mode == "literal":
+            return kind == "access"  # its retries are its own
+        others = (one for one in self._levels.members if one is not endpoint and one.level_name != EMERGENCY)
+        if not any(one.trusted and self._levels.usable(one, None) for one in others):
+            return False
+        if endpoint.trusted:
+            self._levels.failed(endpoint, kind, str(error.args[0]), monotonic_ns())
+            self._router.settle()
+        return not endpoint.trusted
 
     def _credentials_renewed(self, endpoint: Endpoint) -> None:
         """The next probe is due at once if the old credentials were refused."""

@@ -266,7 +266,12 @@ class Router:
         left = self._left(error)
         if isinstance(error, QueueFull) and self._has_room(endpoint, error, request):
             return
-        if may_have_signed(error) and not request.allow_other_key and request.attempts.bound_to is None:
+        if (
+            request.attempts.bound_to is None
+            and not request.allow_other_key
+            and may_have_signed(error)
+            and not endpoint.is_unsigned(key, request.message, error)
+        ):
             request.attempts.bound_to = key
         if isinstance(error, AlgorithmUnsupported) and isinstance(request.message, Digest):
             request.failed_at(endpoint, error)  # a key of another level may be of another algorithm

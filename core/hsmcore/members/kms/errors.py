@@ -13,8 +13,7 @@ Then = Literal["retry", "fail", "refused"]
 
 
 class Row(NamedTuple):
-    """`then`: "retry" within the deadline, "fail" this request, or "refused": do not present these credentials again
-    for some time."""
+    """`then`: "retry" within the deadline, "fail" this request, or "refused": these credentials are not good now."""
 
     status: str
     then: Then
@@ -22,7 +21,7 @@ class Row(NamedTuple):
 
 
 _CREDENTIALS: Final = (
-    "Check where the AWS SDK takes the credentials from (environment, profile, role); they are tried later."
+    "Check where the AWS SDK takes the credentials from (environment, profile, role); they are tried again."
 )
 _POLICY: Final = "Allow kms:Sign, kms:GetPublicKey and kms:DescribeKey for this key in its policy or the role's."
 _STATE: Final = "See the key's state in KMS: enable it or cancel its deletion, or sign with another key."

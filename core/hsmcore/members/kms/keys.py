@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from hsmcore._native import Digest, digest_of, verify
 from hsmcore.config.kms import identity_of
@@ -23,7 +24,7 @@ from hsmcore.errors import (
     PublicKeyMissing,
     SignatureMalformed,
 )
-from hsmcore.members.kms.client import KmsClient
+from hsmcore.members.kms.client import Attempt, KmsClient
 from hsmcore.members.kms.forms import FORMS, MAX_RAW_MESSAGE, Form, raw_public_key, raw_signature
 
 CALL_SECONDS: Final = 30.0
@@ -50,14 +51,21 @@ class KmsKeys:
         self.concurrency = concurrency
         self._client, self._member = client, member
         self.by_index: dict[int, KmsKey] = {}
+        self._attempts: WeakKeyDictionary[asyncio.Task[Any] | None, Attempt] = WeakKeyDictionary()
         self.retired: Callable[[int], bool] = lambda _index: False
         """Returns whether a key was retired."""
 
     async def sign(self, key: int, message: bytes | Digest) -> bytes:
         """As Backend."""
-        return await self._sign(self.by_index[key], message)
+        attempt = self._attempts[asyncio.current_task()] = Attempt()
+        return await self._sign(self.by_index[key], message, attempt)
 
-    async def _sign(self, held: KmsKey, message: bytes | Digest) -> bytes:
+    def unsigned(self, call: asyncio.Task[bytes]) -> bool:
+        """As Backend."""
+        attempt = self._attempts.get(call)
+        return attempt is None or attempt.unsigned  # none: it has not begun
+
+    async def _sign(self, held: KmsKey, message: bytes | Digest, attempt: Attempt | None = None) -> bytes:
         kind = "RAW"
         if isinstance(message, Digest) or (len(message) > MAX_RAW_MESSAGE and held.form.order):
             kind, message = "DIGEST", digest_of(message)
@@ -69,6 +77,7 @@ class KmsKeys:
                 "MessageType": kind,
                 "SigningAlgorithm": held.form.signing,
             },
+            attempt,
         )
         if not _names(answer, held.arn):
             mismatch = KeyMismatch("kms:Sign answered for another key", call="kms:Sign", member=self._member)

@@ -65,6 +65,10 @@ class KmsMember:
         self._stale = asyncio.Event()  # the credentials were refused
         self.renewed: Callable[[], None] = lambda: None
         """Called when the SDK has given other credentials."""
+        self.gives_way: Callable[[HsmError], bool] = lambda _error: False
+        """Asked whether another member takes what AWS KMS throttles, or refuses by its credentials."""
+        self.signs: Callable[[], None] = lambda: None
+        """Called with the first signature after that."""
 
     @property
     def engine(self) -> OffloadEngine:
@@ -124,6 +128,9 @@ class KmsMember:
         self._client.lost = self._lost
         self._client.retried = self._retried
         self._client.refused = self._stale.set
+        self._client.gives_way = lambda error: self.gives_way(error)  # noqa: PLW0108  # it is set later
+        self._client.signs = lambda: self.signs()  # noqa: PLW0108  # as above
+        self._client.renews = self._session.renews
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
         """Find another key of the account by its id. Raises KeyNotFound."""

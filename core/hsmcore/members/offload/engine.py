@@ -7,7 +7,7 @@ import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from hsmcore._native import Guest
+from hsmcore._native import Digest, Guest
 from hsmcore.control.curves import Algorithm
 from hsmcore.keyring import KeyVersion
 from hsmcore.members.offload.runners import Backend, InstantBackend, InstantRunner, TaskRunner
@@ -90,6 +90,10 @@ class OffloadEngine(Guest):
     def look_again(self) -> None:
         """Decide whether requests are taken: not while the back end is lost, or while every runner is stuck."""
         self.set_down(bool(self._lost) or self._runner.clogged, self._lost or "TOKEN_LOST")
+
+    def unsigned(self, key: int, message: bytes | Digest) -> bool:
+        """Whether a request that has just ended at its deadline has certainly left no signature."""
+        return self._runner.unsigned(key, message)
 
     def stats(self) -> dict[str, Any]:
         """Return counters, and histograms of time with the back end and in the queue, as the native Engine's."""

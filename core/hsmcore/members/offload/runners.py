@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, runtime_checkable
 
-from hsmcore._native import Digest, Guest
+from hsmcore._native import Digest, Guest, digest_of
 from hsmcore.errors import HsmError, InternalError, error_of
 
 STUCK_SECONDS = 0.05
 """Seconds within which a back end must obey a cancellation; after that its call counts as stuck."""
 SETTLE_SECONDS = 0.25
 """Seconds that a stop waits for calls whose callers have left: what they signed gets its record."""
+UNSIGNED_MOST = 10_000
+"""Calls without a signature that are remembered for those who ask at once."""
 SLICE_NS = 500_000
 """Nanoseconds that an instant back end signs before it yields to the event loop."""
 
@@ -36,7 +39,10 @@ class Backend(Protocol):
     def sign(self, key: int, message: bytes | Digest) -> Coroutine[Any, Any, bytes]:
         """Return the signature, 64 bytes. Raises HsmError. The call is cancelled when its deadline has passed and at
         the stop, and must then release its resources. `key` is what `add_key` returned. A Digest, which is no bytes,
-        comes for an ECDSA key where the policy lists "prehashed": its `value` is signed as it is."""
+        comes for an ECDSA key where the policy lists "prehashed": its `value` is signed as it is.
+
+        A back end may have `unsigned(call)`: whether a call of `sign`, by its task, has certainly made no signature,
+        and makes none once it is cancelled."""
 
 
 class TaskRunner:
@@ -49,6 +55,10 @@ class TaskRunner:
         self._tasks: dict[int, asyncio.Task[bytes]] = {}
         self._expired: set[int] = set()
         self._stopping = False
+        self._is_unsigned: Callable[[asyncio.Task[bytes]], bool] = getattr(backend, "unsigned", lambda _call: False)
+        self._unsigned: OrderedDict[tuple[int, bytes], None] = OrderedDict()
+        """The last calls that ended at their deadline, by key and digest, if they have certainly made no signature."""
+        self._begun: dict[int, tuple[int, bytes | Digest]] = {}
         self.clogged = False
         """Whether calls past their deadlines occupy every runner."""
 
@@ -57,6 +67,9 @@ class TaskRunner:
         loop = asyncio.get_running_loop()
         while self._idle and not self._stopping and (request := self._engine.begin(self._idle[-1])) is not None:
             runner = self._idle.pop()
+            self._begun[runner] = request
+            if self._unsigned:
+                self._unsigned.pop((request[0], digest_of(request[1])), None)
             task = self._tasks[runner] = loop.create_task(self._sign(*request))
             # No coroutine around it: if a task is cancelled before its first step, only its callback runs.
             task.add_done_callback(functools.partial(self._done, runner))
@@ -91,9 +104,18 @@ class TaskRunner:
         for runner, task in list(self._tasks.items()):
             if runner not in self._expired and self._engine.overran(runner):
                 self._expired.add(runner)
-                task.cancel()
+                if self._is_unsigned(task):
+                    key, message = self._begun[runner]
+                    self._unsigned[key, digest_of(message)] = None
+                    if len(self._unsigned) > UNSIGNED_MOST:
+                        self._unsigned.popitem(last=False)
+                task.cancel()  # so nothing more is sent, before anything else runs
         if self._expired:
             asyncio.get_running_loop().call_later(STUCK_SECONDS, self._look_at_expired)
+
+    def unsigned(self, key: int, message: bytes | Digest) -> bool:
+        """Whether the last call for this message ended at its deadline and has certainly made no signature."""
+        return (key, digest_of(message)) in self._unsigned
 
     def _look_at_expired(self) -> None:
         if len(self._expired) >= self._count:
@@ -142,6 +164,10 @@ class InstantRunner:
 
     def expire(self) -> None:
         """Do nothing: no call lasts beyond its slice."""
+
+    def unsigned(self, _key: int, _message: bytes | Digest) -> bool:
+        """As TaskRunner.unsigned."""
+        return False
 
     async def stop(self, _timeout: float, _idle: Callable[[], bool]) -> int:
         """Cancel the next slice."""
