@@ -107,15 +107,17 @@ async def test_a_host_that_the_database_forgot_is_none_that_another_process_spea
 
 
 async def test_a_row_that_is_not_understood_stops_a_host_only_as_long(shared):
-    async with shared.host("a") as a:
+    async with shared.host("a") as a, shared.host("b", claim="manual") as b:
         await until(lambda: a.member.state == "holder")
         failed = a.member.renewals_failed
         [(epoch,)] = shared.ask("SELECT epoch FROM fleet")
         shared.ask("UPDATE fleet SET epoch = -1")
         await until(lambda: a.member.renewals_failed > failed)
         assert a.member.state == "doubtful"
+        await until(lambda: "not of hsmcore's making" in b.member.describe()["reason"])
         shared.ask(f"UPDATE fleet SET epoch = {epoch}")  # noqa: S608
         await until(lambda: a.member.state == "holder")
+        await until(lambda: b.member.describe()["reason"] == "")
 
 
 async def test_a_host_alone_signs_again_some_time_after_its_release(shared):

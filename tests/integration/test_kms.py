@@ -332,21 +332,19 @@ async def test_permanent_failures_are_not_retried(kms, name, kind):
         assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
 
 
-@pytest.mark.parametrize("name", ["ExpiredTokenException", "UnrecognizedClientException", "InvalidSignatureException"])
 @one_loop
-async def test_refused_credentials_are_not_presented_again_at_once(kms, name):
-    async with opened(config(kms, kms.store.make())) as manager:
+async def test_requests_that_wait_for_credentials_are_signed_with_new_ones(kms):
+    async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
         kms.calls.clear()
-        kms.faults.error(name)
-        for _ in range(3):
-            with pytest.raises(hsmcore.AccessDenied, match=name):
-                await manager.sign(b"x")
-        assert kms.calls["Sign"] == 1
-        # New ones from the SDK, as after a renewal, are tried.
+        kms.secrets = {"AKIARENEWEDRENEWED00": "another"}
+        waiting = [start(manager.sign(b"%d" % number, 60)) for number in range(20)]
+        await until(lambda: kms.calls["Sign"] > 8)  # as many as there may be at once, and the one that asks
+        assert not any(task.done() for task in waiting)
+        # From the SDK, as after a renewal.
         client = manager._path.member._client
-        kms.secrets["AKIARENEWEDRENEWED00"] = "another"
         client.credentials = client.credentials._replace(access_key="AKIARENEWEDRENEWED00", secret_key="another")
-        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
+        for number, signature in enumerate(await asyncio.gather(*waiting)):
+            assert is_good("ed25519", manager.public_key, b"%d" % number, signature)
 
 
 async def test_a_lost_connection_fails_no_request(kms):

@@ -61,6 +61,8 @@ class Membership:
         self._words: dict[str, int] = {}
         self._behind: tuple[Row, int] | None = None
         """The free epoch that is left to others since this host is behind, and since when."""
+        self._trouble = ""
+        """Why this follower could not look at the fleet, until it can."""
         self._superseded = self._leaving = False
         self._acting = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -294,6 +296,8 @@ class Membership:
                     await self._renew()
                 else:
                     await self._follow()
+                    if self._trouble and self._machine.reason == self._trouble:
+                        self._trouble = self._machine.reason = ""
             except HsmError as error:
                 self._doubt(str(error.args[0]))
             except Exception:  # noqa: BLE001  # rows may hold anything
@@ -457,7 +461,7 @@ class Membership:
         machine = self._machine
         machine.doubt(reason)
         if not machine.epoch and machine.reason != reason:
-            machine.reason = reason
+            machine.reason = self._trouble = reason
             get_logger().warning("the fleet is not followed", reason=reason)
         self._settle()
 
