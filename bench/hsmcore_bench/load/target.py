@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import os
@@ -17,6 +18,7 @@ from hsmcore.control.curves import Algorithm
 from hsmcore.control.provision import provision
 from hsmcore.control.softhsm import find_softhsm
 from hsmcore.errors import HsmError, ModuleMissing
+from hsmcore.rotation.pinned import as_started
 from hsmcore_bench.harness.locate import CHAOS_CONFIG_ENV, CHAOS_MODULE, NOOP_MODULE, native
 from hsmcore_bench.harness.softhsm import token_folder, variable, write_private
 from hsmcore_bench.load.problems import UsageProblem
@@ -107,7 +109,7 @@ def configured(config: Config, document: Mapping[str, Any], wanted: Wanted) -> I
             _change(settings, wanted)
         if wanted.cache is not None:
             manager["maxCacheSize"] = wanted.cache
-        checked = load(changed)
+        checked, _ = asyncio.run(as_started(load(changed)))
         checked.require_complete()
         yield Target(checked.key_manager.name, changed, checked, {}, sockets)
 

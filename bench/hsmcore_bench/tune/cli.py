@@ -88,13 +88,14 @@ def tune(
 
 def _measured(config: Config, name: str | None, most: int, seconds: float) -> Results:
     """Sweep each member in turn. Raises HsmError."""
+    from hsmcore.rotation.pinned import as_started
     from hsmcore_bench.suite.child.tasks import event_loop
-    from hsmcore_bench.tune.device import current, room, signers, tunable, with_sessions
+    from hsmcore_bench.tune.device import room, signers, tunable, with_sessions
     from hsmcore_bench.tune.sweep import PASSES, VISIT_SIGNATURES, Sweep, visits_at_most
 
     tunable(config, name)  # before anything is opened
     with asyncio.Runner(loop_factory=event_loop()) as runner:
-        config = runner.run(current(config))
+        config, _ = runner.run(as_started(config))
         running = runner.run(signers(config))
     if running:
         note(f"hsmcore: {running} key manager(s) run on this state store: they and the sweep disturb each other")

@@ -14,7 +14,6 @@ from hsmcore.doctor.doctor import probe
 from hsmcore.doctor.report import Step
 from hsmcore.doctor.subject import Subject
 from hsmcore.errors import ConfigFault, ConfigurationError, MemberDown
-from hsmcore.manager.background import BackgroundServices
 from hsmcore.members import Member, make_member
 from hsmcore.state import Desired
 
@@ -37,18 +36,6 @@ def tunable(config: Config, name: str | None) -> Members:
         )
     config.require_complete()
     return found
-
-
-async def current(config: Config) -> Config:
-    """Return the configuration with the key ring's current keys, with which a key manager starts."""
-    rules = config.key_manager
-    if rules.active_rotation is None or not rules.state_path.is_file():
-        return config
-    background = await BackgroundServices.open(config, None, rotates=False)
-    try:
-        return background.config
-    finally:
-        await background.close()
 
 
 async def signers(config: Config) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Generator, Iterable
 from itertools import chain
 from typing import cast
@@ -12,10 +13,12 @@ from hsmcore.doctor.fleet import check_fleet
 from hsmcore.doctor.fleet_store import check_fleet_store
 from hsmcore.doctor.places import check_places
 from hsmcore.doctor.policy import check_emergency, check_policy
-from hsmcore.doctor.report import DoctorReport, Identity, ProviderReport, Step, failed
+from hsmcore.doctor.report import DoctorReport, Identity, ProviderReport, Step, failed, ok
 from hsmcore.doctor.store import check_store
 from hsmcore.doctor.subject import Begun, Options, Probe, Subject
 from hsmcore.errors import HsmError
+from hsmcore.rotation.pinned import as_started
+from hsmcore.state.keys import active_of
 
 _SHARED = (check_fleet_store, check_fleet, check_store, check_places, check_policy, check_emergency)
 
@@ -32,14 +35,17 @@ def diagnose(
 ) -> DoctorReport:
     """Probe `members` (default: all of them). Blocks; no event loop may run in this thread.
 
-    An HsmError of a probe becomes a step of the report. What all share (state store, audit log, backups, policy, fleet)
-    is checked with the first.
+    The key that is examined is the key ring's current one, where there is a ring. An HsmError of a probe becomes a step
+    of the report. What all share (state store, audit log, backups, policy, fleet) is checked with the first.
     """
     reports: list[ProviderReport] = []
-    for level, provider in members if members is not None else config.key_manager.members():
+    current, ring = _ring(config)
+    signing = {provider.name: provider for _, provider in current.key_manager.members()}
+    for level, given in members if members is not None else config.key_manager.members():
+        provider = signing.get(given.name, given)
         watch(level, provider, None)
-        steps, identity = _probed(Subject(provider, config, level, options or Options()), watch)
-        for step in () if reports else chain(*(check(config) for check in _SHARED)):
+        steps, identity = _probed(Subject(provider, current, level, options or Options()), watch)
+        for step in () if reports else chain(ring, *(check(config) for check in _SHARED)):
             steps.append(step)
             watch(level, provider, step)
         named = {"name": provider.name, "type": provider.type, "where": provider.where}
@@ -63,6 +69,21 @@ def probe(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
         yield failed("configuration", error)
         return None
     return (yield from work(subject))
+
+
+def _ring(config: Config) -> tuple[Config, list[Step]]:
+    """Return the configuration with the ring's current key, and what is to be said of the key that it names itself."""
+    try:
+        current, keys = asyncio.run(as_started(config))
+    except HsmError:
+        return config, []  # the state store has steps of its own
+    signs, first = active_of(keys), keys[0] if keys else None
+    if signs is None or first is None:
+        return config, []
+    said = f"version {signs.version}, id {signs.key_id}, signs"
+    if signs.version != first.version:
+        said += f"; the first key, version {first.version}, is {first.state}: as it should be"
+    return current, [ok("key-ring", said, version=signs.version, publicKey=signs.public_key.hex())]
 
 
 def _probed(subject: Subject, watch: Watcher) -> tuple[list[Step], Identity | None]:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hsmcore.config import Config, Provider, ProviderSettings, all_members
 from hsmcore.keyring import KeyVersion
-from hsmcore.state import Store, StoredKey, StoreNotGenuine
+from hsmcore.state import Keys, Store, StoredKey, StoreNotGenuine
 from hsmcore.state.keys import active_key
 
 
@@ -25,6 +25,27 @@ def configured_as(config: Config) -> str:
     names = ("key_label", "key_id", "key_handle", "public_key")
     found = {name: getattr(settings, name, None) for name in names}
     return orjson.dumps({name: value for name, value in found.items() if value is not None}).decode()
+
+
+async def current_of(config: Config, keys: Keys) -> StoredKey | None:
+    """Return the ring's current key; None if the ring has not begun, or the configured key was changed since."""
+    current = await keys.current()
+    return current if current is None or await keys.setting("configured") == configured_as(config) else None
+
+
+async def as_started(config: Config) -> tuple[Config, list[StoredKey]]:
+    """Return the configuration that a key manager would sign with now, and the key ring; no ring if there is none, if
+    it is not genuine, or if the configured key decides. The store is only read. Raises StoreError."""
+    rules = config.key_manager
+    if rules.active_rotation is None or (rules.fleet is None and not rules.state_path.is_file()):
+        return config, []
+    store = await Store.open_to_read(rules.state_place, config.state_secret)
+    try:
+        keys, seal = Keys(store), await store.seal_status()
+        current = None if seal is not None and seal.problems else await current_of(config, keys)
+        return (config, []) if current is None else (pinned(config, current)[0], await keys.all())
+    finally:
+        await store.close()
 
 
 async def require_same_key(store: Store, started: KeyVersion) -> None:

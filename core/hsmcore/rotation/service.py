@@ -21,7 +21,7 @@ from hsmcore.members.tokens import why_no_backup
 from hsmcore.rotation import machine
 from hsmcore.rotation.clock import RotationClock
 from hsmcore.rotation.context import Announce, Context, ManagerPort, Verdicts, ceremony_for
-from hsmcore.rotation.pinned import aliases, configured_as, pinned, require_same_key
+from hsmcore.rotation.pinned import aliases, configured_as, current_of, pinned, require_same_key
 from hsmcore.rotation.runner import Runner
 from hsmcore.rotation.schedule import SECOND, Schedule, moment, nanoseconds, retry_at
 from hsmcore.rotation.steps import handover
@@ -106,12 +106,10 @@ class RotationService:
         """Return the configuration to start with: that of the current key, unless the configured key was changed; and
         the members that start with the current key."""
         try:
-            current = await self.keys.current()
-            if current is None or await self.keys.setting("configured") != configured_as(self._config):
-                return self._config, frozenset()
+            current = await current_of(self._config, self.keys)
         except StoreNotGenuine:
-            return self._config, frozenset()  # `begin` compares its key with the ring's
-        return pinned(self._config, current)
+            current = None  # `begin` compares its key with the ring's
+        return (self._config, frozenset()) if current is None else pinned(self._config, current)
 
     async def begin(self, port: ManagerPort, started: KeyVersion) -> None:
         """Let the ring's current key sign, then continue an unfinished rotation. The members run and `started` signs
@@ -241,6 +239,7 @@ class RotationService:
             await self._follow()
             self._answer(why or StoreBusy("another process rotates the keys of this state store"))
             return
+        await self._report()
         await self._time.look()
         for rotation in await self.rotations.open():
             await self._advance(rotation)
@@ -250,7 +249,6 @@ class RotationService:
         if ABORT in wishes and not any(machine.can_abort(each.run) for each in await self.rotations.open()):
             await self._desired.set(ABORT, None, "")  # what it meant has ended
         await self._begin_what_is_due(wishes[ROTATE].reason if ROTATE in wishes else None)
-        await self._report()
 
     async def _pause(self) -> float:
         """Return the seconds until the next look."""
