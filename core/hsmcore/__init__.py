@@ -15,6 +15,15 @@ if "t" in sys.abiflags:
     raise ImportError("hsmcore is not tested on free-threaded CPython: use the ordinary build of this version")
 
 if TYPE_CHECKING:
+    from hsmcore import audit as audit
+    from hsmcore import errors as errors
+    from hsmcore import gateway as gateway
+    from hsmcore import handover as handover
+    from hsmcore import metrics as metrics
+    from hsmcore import serve as serve
+    from hsmcore import solana as solana
+    from hsmcore import testing as testing
+    from hsmcore import tracing as tracing
     from hsmcore._native import BatchedSignature
     from hsmcore._version import __version__
     from hsmcore.audit import caller
@@ -188,17 +197,19 @@ _HOMES: Final = {
 """Of the names that are not in errors.py."""
 
 
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        module = import_module(f"hsmcore.{_HOMES.get(name, 'errors')}")
-        value = globals()[name] = getattr(module, "tagged" if name == "audit_tag" else name)
-        return value
-    try:
-        return import_module(f"hsmcore.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"hsmcore.{name}":
-            raise
-    raise AttributeError(f"module 'hsmcore' has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take every name, also a misspelled one, for Any
+
+    def __getattr__(name: str) -> Any:
+        if name in __all__:
+            module = import_module(f"hsmcore.{_HOMES.get(name, 'errors')}")
+            value = globals()[name] = getattr(module, "tagged" if name == "audit_tag" else name)
+            return value
+        try:
+            return import_module(f"hsmcore.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"hsmcore.{name}":
+                raise
+        raise AttributeError(f"module 'hsmcore' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 from hsmcore.errors import BadArgument
 from hsmcore.log import get_logger
 
-EVENTS = (
+EventName = Literal[
     "initialized",
     "closed",
     "key-generated",
@@ -26,7 +26,8 @@ EVENTS = (
     "operator-action",
     "store-not-genuine",
     "fleet",
-)
+]
+EVENTS: Final[tuple[EventName, ...]] = get_args(EventName)
 
 Callback = Callable[[Mapping[str, Any]], object]
 

@@ -28,13 +28,14 @@ __all__ = [
 ]
 
 # Loaded when they are used: a command that only names an algorithm needs no PKCS#11 library.
-__getattr__ = names(
-    __name__,
-    {
-        "backup": ["is_whole"],
-        "curves": ["ALGORITHMS", "Algorithm", "algorithm_of_params", "decode_point"],
-        "faults": ["ControlError", "KeyNotExportable"],
-        "plane": ["ControlPlane"],
-        "records": ["Deactivation", "KeyRecord", "TokenAccess", "TokenRecord", "TokenSelector"],
-    },
-)
+if not TYPE_CHECKING:
+    __getattr__ = names(
+        __name__,
+        {
+            "backup": ["is_whole"],
+            "curves": ["ALGORITHMS", "Algorithm", "algorithm_of_params", "decode_point"],
+            "faults": ["ControlError", "KeyNotExportable"],
+            "plane": ["ControlPlane"],
+            "records": ["Deactivation", "KeyRecord", "TokenAccess", "TokenRecord", "TokenSelector"],
+        },
+    )

@@ -18,4 +18,5 @@ if TYPE_CHECKING:
 __all__ = ["Client", "ClientTls"]
 
 # Loaded when they are used: the gateway needs no client, and a client nothing of the gateway, such as the native core.
-__getattr__ = names(__name__, {"client": ["Client"], "dialing": ["ClientTls"]})
+if not TYPE_CHECKING:
+    __getattr__ = names(__name__, {"client": ["Client"], "dialing": ["ClientTls"]})

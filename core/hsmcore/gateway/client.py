@@ -22,7 +22,7 @@ from hsmcore.errors import (
     NotInitialized,
     WrongEventLoop,
 )
-from hsmcore.events import Callback, Events
+from hsmcore.events import Callback, EventName, Events
 from hsmcore.gateway import wire
 from hsmcore.gateway.arguments import as_bytes, cut, key_id_of, kind_of, position_of, seconds_of, whole
 from hsmcore.gateway.batched import BatchedSignature, SignBatched
@@ -357,7 +357,7 @@ class Client:
             raise KeyNotFound("the gateway has no current key")
         return current
 
-    def on(self, event: str, callback: Callback) -> Callable[[], None]:
+    def on(self, event: EventName, callback: Callback) -> Callable[[], None]:
         """Call `callback(details)` in the event loop for each `event`: "key-changed", "member-down" and "member-up" of
         the gateway itself, "initialized", "closed". Returns how to unsubscribe."""
         return self._events.on(event, callback)

@@ -13,7 +13,7 @@ from hsmcore.audit import AuditLog
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.config import Config, KeyManagerConfig, PayloadFormat
 from hsmcore.errors import AccessDenied, HsmError, LoginError
-from hsmcore.events import Callback, Events
+from hsmcore.events import Callback, EventName, Events
 from hsmcore.fleet.membership import Membership
 from hsmcore.handover.base import Handover
 from hsmcore.keyring import KeyVersion, address_of
@@ -411,7 +411,7 @@ class KeyManager(BatchedSigning):
         self._life.check()
         return self._keys
 
-    def on(self, event: str, callback: Callback) -> Callable[[], None]:
+    def on(self, event: EventName, callback: Callback) -> Callable[[], None]:
         """Call `callback(details)` in the event loop for each `event` of EVENTS. Returns how to unsubscribe."""
         return self._events.on(event, callback)
 

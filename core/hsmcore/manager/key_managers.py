@@ -19,7 +19,7 @@ from hsmcore.config import Config, Provider, load, load_each
 from hsmcore.config.load import Source
 from hsmcore.control.softhsm import use_token_beside
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, PolicyRefused
-from hsmcore.events import Callback
+from hsmcore.events import Callback, EventName
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.manager.lifecycle import Lifecycle
 from hsmcore.policy.guard import kinds_of
@@ -185,7 +185,7 @@ class KeyManagers(Mapping[str, KeyManager]):
             raise
         return await manager.sign(message, timeout, kind=kind, position=position)
 
-    def on(self, event: str, callback: Callback) -> Callable[[], None]:
+    def on(self, event: EventName, callback: Callback) -> Callable[[], None]:
         """Call `callback(details)` for each `event` of any key manager, whose name is `details["manager"]`. Returns
         how to unsubscribe."""
         ends = [manager.on(event, partial(_tell, callback, name)) for name, manager in self.items()]

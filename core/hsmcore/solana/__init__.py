@@ -20,12 +20,13 @@ if TYPE_CHECKING:
 __all__ = ["HsmcoreSigner", "SigningKeys", "off_chain_message", "sign_transactions", "verify_transaction"]
 
 # Loaded when it is used: solana-keychain needs a newer solders than anchorpy.
-__getattr__ = names(
-    __name__,
-    {
-        "address": ["SigningKeys", "sign_transactions"],
-        "keychain": ["HsmcoreSigner"],
-        "off_chain": ["off_chain_message"],
-        "transactions": ["verify_transaction"],
-    },
-)
+if not TYPE_CHECKING:
+    __getattr__ = names(
+        __name__,
+        {
+            "address": ["SigningKeys", "sign_transactions"],
+            "keychain": ["HsmcoreSigner"],
+            "off_chain": ["off_chain_message"],
+            "transactions": ["verify_transaction"],
+        },
+    )
