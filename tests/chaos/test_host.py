@@ -36,6 +36,7 @@ from tests.support.paths import ROOT
 from tests.support.verifiers import is_good
 
 import hsmcore
+from hsmcore.control.process import _INHERITED
 from hsmcore.errors import DeadlineExceeded, HostUnusable, MemberDown
 from hsmcore.members.supervisor import HOST_PROGRAM
 
@@ -392,7 +393,10 @@ def test_it_ends_with_its_parent(world, tmp_path, how):
 async def test_no_secret_is_in_its_environment(world, tmp_path, monkeypatch):
     monkeypatch.setenv("CHAOS_TEST_PIN", world.pin)
     monkeypatch.setenv("CHAOS_TEST_OTHER", "seen")
-    config = world.config(settings={"isolation": "process", "pin": {"env": "CHAOS_TEST_PIN"}})
+    monkeypatch.setenv("CHAOS_TEST_ANOTHER", "of the application, which no configuration names")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of the application")
+    settings = {"isolation": "process", "pin": {"env": "CHAOS_TEST_PIN"}}
+    config = world.config(settings=settings | {"moduleEnvironment": ["CHAOS_TEST_OTHER", "CHAOS_TEST_PIN"]})
     async with opened(config) as manager:
         await until_it_signs(manager)
         folder = Path("/proc") / str(engine_of(manager).host_pid)
@@ -401,7 +405,8 @@ async def test_no_secret_is_in_its_environment(world, tmp_path, monkeypatch):
         except PermissionError:
             pytest.skip("only root can look into a process that is not dumpable")
         assert b"CHAOS_TEST_OTHER=seen" in environment
-        assert not any(line.startswith(b"CHAOS_TEST_PIN") for line in environment)
+        names = {line.partition(b"=")[0] for line in environment if line}
+        assert names <= {b"CHAOS_TEST_OTHER", b"SOFTHSM2_CONF", *map(os.fsencode, _INHERITED)}, names
         assert not any(world.pin.encode() in line for line in environment)
         assert world.pin.encode() not in (folder / "cmdline").read_bytes()
         status = dict(line.split(":\t", 1) for line in (folder / "status").read_text().splitlines() if ":\t" in line)

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import hsmcore
+from hsmcore.control.process import python
 from hsmcore.errors import EXCEPTION_OF_STATUS
 
 ROOT = Path(__file__).parents[2]
@@ -39,6 +40,26 @@ def sources(folder: str, *suffixes: str) -> Iterator[Path]:
 def without_comments(text: str) -> str:
     """C without comments and strings."""
     return re.sub(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"', " ", text, flags=re.DOTALL)
+
+
+def test_python_children_are_started_in_one_way():
+    """`control/process.py: python`: a child imports nothing from the current folder."""
+    starting = [
+        path.relative_to(ROOT).as_posix()
+        for folder in ("core/hsmcore", "bench/hsmcore_bench")
+        for path in sources(folder, ".py")
+        if re.search(r"\bsys\.executable\b", path.read_text())
+    ]
+    assert starting == ["core/hsmcore/control/process.py"]
+
+
+@pytest.mark.parametrize("module", ["hsmcore_bench.suite.child", "hsmcore_bench.demo.fleet_member"])
+def test_a_child_runs_no_code_of_the_current_folder(tmp_path, module):
+    (tmp_path / "hsmcore_bench").mkdir()
+    for name in ("hsmcore_bench/__init__.py", "json.py", "typing.py"):
+        (tmp_path / name).write_text("import os, sys\nprint('of the folder')\nos._exit(0)\n")
+    done = subprocess.run(python("-m", module, "{}"), cwd=tmp_path, capture_output=True, check=False, timeout=60)
+    assert b"of the folder" not in done.stdout
 
 
 @pytest.mark.parametrize("call", ["C_SignInit", "C_Sign", "C_SignUpdate", "C_SignFinal", "C_SignMessage"])

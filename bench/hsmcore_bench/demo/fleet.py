@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from solders.signature import Signature
 from solders.transaction import VersionedTransaction
 
 from hsmcore import _native
+from hsmcore.control.process import python
 from hsmcore.control.provision import provision
 from hsmcore.control.softhsm import KEY_LABEL, find_softhsm
 from hsmcore.errors import SystemFailure
@@ -100,7 +100,7 @@ class Host:
 
     async def start(self) -> None:
         """Start it."""
-        command = [sys.executable, "-m", "hsmcore_bench.demo.fleet_member", str(self._spec)]
+        command = python("-m", "hsmcore_bench.demo.fleet_member", str(self._spec))
         pipe = asyncio.subprocess.PIPE
         self._process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=1 << 22)
         self._reading = asyncio.ensure_future(self._read(self._process))

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from subprocess import PIPE, Popen
 from typing import Final
 
+from hsmcore.control.process import python
 from hsmcore_bench.harness.parent import die_with_parent
 from hsmcore_bench.harness.process import ChildError
 
@@ -21,7 +22,7 @@ _AT_ONCE: Final = 64
 @contextmanager
 def crowd(path: str, count: int) -> Iterator[None]:
     """Hold so many connections to a Unix socket, from a process of its own. Raises ChildError."""
-    process = Popen([sys.executable, "-P", "-m", __name__, path, str(count)], stdout=PIPE, stdin=PIPE)
+    process = Popen(python("-m", __name__, path, str(count)), stdout=PIPE, stdin=PIPE)
     try:
         assert process.stdout is not None
         if not process.stdout.readline():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Final
 
 import orjson
 
+from hsmcore.control.process import python
 from hsmcore_bench.harness.certificate import Certificate
 from hsmcore_bench.harness.process import ChildError
 
@@ -42,7 +42,7 @@ def gateway_process(
             shown = {"certificateFile": files.certificate, "keyFile": files.key}
             block["tls"] = {**shown, "clientCaFile": files.certificate}
         path.write_bytes(orjson.dumps({**document, "gateway": block}))
-        command = [sys.executable, "-P", "-c", _PROGRAM, "gateway", "--config", str(path), "--json"]
+        command = python("-c", _PROGRAM, "gateway", "--config", str(path), "--json")
         process = Popen(command, stdout=PIPE, env={**os.environ, **(secrets or {})})
         try:
             assert process.stdout is not None

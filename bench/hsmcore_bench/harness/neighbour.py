@@ -14,6 +14,7 @@ from itertools import count
 from subprocess import PIPE, Popen
 from typing import Final
 
+from hsmcore.control.process import python
 from hsmcore.errors import HsmError
 from hsmcore.gateway import Client
 from hsmcore.gateway.dialing import ClientTls
@@ -29,7 +30,7 @@ class Neighbour:
 
     def __init__(self, address: str, files: Certificate, callers: int, size: int) -> None:
         """Connect. Raises ChildError."""
-        command = [sys.executable, "-P", "-m", __name__, address, *files, str(callers), str(size)]
+        command = python("-m", __name__, address, *files, str(callers), str(size))
         self._process = Popen(command, stdout=PIPE, stdin=PIPE)
         self._wait()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ import orjson
 from hsmcore._native import wipe
 from hsmcore.config import Pkcs11Settings
 from hsmcore.control.plane import find_token
+from hsmcore.control.process import child_environment as module_environment
+from hsmcore.control.process import python
 from hsmcore.errors import HsmError, MemberDown, ModuleMissing, SystemFailure
 from hsmcore.members.base import VERIFY_EVERY
 from hsmcore_bench.harness.locate import native
@@ -112,9 +113,7 @@ def _start_facade(target: Target, share: Share) -> Generator:
         "interval": share.interval,
         "spool": None if share.spool is None else str(share.spool),
     }
-    generator = Generator(
-        [sys.executable, "-P", "-m", "hsmcore_bench.load.facade"], child_environment(target.environment)
-    )
+    generator = Generator(python("-m", "hsmcore_bench.load.facade"), child_environment(target.environment))
     generator.send(orjson.dumps(settings) + b"\n")
     return generator
 
@@ -124,8 +123,8 @@ def _start_native(target: Target, share: Share, *, raw: bool) -> Generator:
     if program is None:
         raise ModuleMissing(f"{PROGRAM} was not built", hint="Build hsmcore again: make build.")
     lines = [*_member_settings(target), ("raw", "1" if raw else "0"), *_plan_settings(share)]
-    hidden = target.config.secret_variables
-    environment = {name: value for name, value in os.environ.items() if name not in hidden} | dict(target.environment)
+    inherited = module_environment(target.config.secret_variables, _settings_of(target).module_variables)
+    environment = dict(os.fsdecode(line).split("=", 1) for line in inherited) | dict(target.environment)
     pin = _settings_of(target).resolve_pin()
     generator = Generator([str(program)], environment)
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import orjson
 
+from hsmcore.control.process import python
 from hsmcore_bench.harness import locate
 from hsmcore_bench.harness.process import Child, MissingError, child_environment
 from hsmcore_bench.suite.child.protocol import PIN_ENV, Job
@@ -207,7 +207,7 @@ class Commands:
 
 def _ours(job: Job) -> list[str]:
     """The command line of a contender in Python."""
-    return [sys.executable, "-m", "hsmcore_bench.suite.child", job.to_json()]
+    return python("-m", "hsmcore_bench.suite.child", job.to_json())
 
 
 def require(name: str) -> str:

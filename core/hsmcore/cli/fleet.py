@@ -14,7 +14,7 @@ import typer
 
 from hsmcore.cli import positions
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.output import FAILED, BadUsage, note, print_fields, print_json, print_table
+from hsmcore.cli.output import FAILED, BadUsage, note, plain, print_fields, print_json, print_table
 from hsmcore.cli.recorded import recorded
 from hsmcore.cli.settings import RequiredReason
 from hsmcore.cli.store import in_state, on_state
@@ -221,7 +221,7 @@ async def _written(
             return True, ""
         said = next((each["note"] for each in found["hosts"] if each["name"] == host), "")
         if verb != "drain" and not waits and said != before:
-            return False, _printable(said)
+            return False, said
         if loop.time() >= until:
             return False, ""
         await asyncio.sleep(_LOOK_SECONDS)
@@ -247,14 +247,14 @@ async def _observed(store: Store, rules: Fleet) -> dict[str, Any]:
 
 def _print(found: dict[str, Any]) -> None:
     incident = found["incident"]
-    is_open = f"incident {incident['number']} is open: waiting for {', '.join(map(_printable, incident['waiting']))}"
+    is_open = f"incident {incident['number']} is open: waiting for {', '.join(incident['waiting'])}"
     print_fields(
         {
             "fleet": found["fleet"],
             "epoch": found["epoch"],
-            "holder": _printable(found["holder"] or "none"),
+            "holder": found["holder"] or "none",
             "renewed just now": found["renewed"],
-            "reason": _printable(found["reason"]) or None,
+            "reason": found["reason"] or None,
             "incident": is_open if incident["open"] else "none is open",
         }
     )
@@ -269,18 +269,13 @@ def _print(found: dict[str, Any]) -> None:
         ]
         for host in found["hosts"]
     ]
-    print_table(("HOST", "STATE", "SEEN", "PROCESS", "NOTE"), [[_printable(cell) for cell in row] for row in rows])
+    print_table(("HOST", "STATE", "SEEN", "PROCESS", "NOTE"), rows)
     if found["domains"]:
         print()
         domains = [
             [each["domain"], *("-" if each[at] < 0 else str(each[at]) for at in ("floor", "highest"))]
             for each in found["domains"]
         ]
-        print_table(("DOMAIN", "FLOOR", "HIGHEST"), [[_printable(cell) for cell in row] for row in domains])
+        print_table(("DOMAIN", "FLOOR", "HIGHEST"), domains)
     for order in found["orders"]:
-        print(f"asked for: {_printable(order['name'])} ({_printable(order['reason'])})")
-
-
-def _printable(text: str) -> str:
-    """Return a text of the database without what a terminal would obey."""
-    return text if text.isprintable() else ascii(text)
+        print(f"asked for: {plain(order['name'])} ({plain(order['reason'])})")

@@ -69,8 +69,14 @@ def print_json(value: Any) -> None:
     sys.stdout.write(orjson.dumps(value).decode() + "\n")
 
 
+def plain(text: str) -> str:
+    """Return a text without what a terminal would obey: tokens, databases and paths hold what others wrote."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print columns as wide as their widest cell: nothing is cut off, in a pipe either."""
+    rows = [[plain(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
     for row in (header, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
@@ -83,7 +89,7 @@ def print_fields(fields: Mapping[str, Any]) -> None:
         shown: str | None = _shown(value)
         if name.endswith(("Ns", "_ns")) and isinstance(value, int) and value > _LONGEST_DURATION_NS:
             name, shown = name.removesuffix("Ns").removesuffix("_ns"), when(value)  # noqa: PLW2901
-        print(f"{name:<{width}}  {shown}")
+        print(f"{plain(name):<{width}}  {plain(shown or '-')}")
 
 
 def _shown(value: Any) -> str:
@@ -111,7 +117,7 @@ def note(text: str) -> None:
     """Print a line on standard error: for the terminal, not for the reader of a pipe. One that cannot be printed is
     dropped: the exit code says the rest."""
     with suppress(OSError):
-        print(text, file=sys.stderr)
+        print("\n".join(map(plain, text.split("\n"))), file=sys.stderr)
 
 
 def problem(what: str, next_step: str = "") -> None:
@@ -161,6 +167,7 @@ def _print_error(fault: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         import orjson
 
-        note(orjson.dumps({"error": fault}).decode())
+        with suppress(OSError):  # JSON escapes by itself
+            print(orjson.dumps({"error": fault}).decode(), file=sys.stderr)
     else:
         problem(fault["message"], fault["hint"])

@@ -8,7 +8,7 @@ import typer
 
 from hsmcore.cli import positions, recovery
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.output import FAILED, print_fields, print_json, print_table
+from hsmcore.cli.output import FAILED, plain, print_fields, print_json, print_table
 from hsmcore.cli.recorded import recorded
 from hsmcore.cli.store import on_state
 from hsmcore.errors import ConfigFault, ConfigurationError
@@ -90,7 +90,7 @@ def _print(found: dict[str, Any]) -> None:
     state = "holds" if found["sealed"] and not found["problems"] else "does not hold" if found["sealed"] else "none"
     print_fields({"seal": state, "counter": found["counter"], "digest": found["digest"]})
     for scope, problem in found["problems"].items():
-        print(f"NOT GENUINE: {scope}: {_plain(problem)}")
+        print(f"NOT GENUINE: {scope}: {plain(problem)}")
     tables = {
         "keys": ("id", "key_id", "state", "public_key", "members", "note"),
         "openRotations": ("id", "cause", "status", "step", "old_version", "new_version"),
@@ -99,10 +99,4 @@ def _print(found: dict[str, Any]) -> None:
     }
     for name, columns in tables.items():
         print(f"\n{name}:")
-        print_table(columns, [[_plain(row[column]) for column in columns] for row in found[name]])
-
-
-def _plain(value: Any) -> str:
-    """Return a value without what a terminal would obey."""
-    text = str(value)
-    return text if text.isprintable() else ascii(text)
+        print_table(columns, [[str(row[column]) for column in columns] for row in found[name]])

@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import core_schema
 
-from hsmcore.config.base import Text, Whole, clash, fault, is_placeholder
+from hsmcore.config.base import Text, Whole, as_tuple, clash, fault, is_placeholder
 from hsmcore.config.credentials import Credentials, PinCredentials
 from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
 from hsmcore.config.modules import locate_module
@@ -31,6 +31,7 @@ _MAX_HANDLE = 2**63 - 1
 
 ModulePath = Annotated[str, Text(4096)]
 Label = Annotated[str, Text(127)]
+VariableName = Annotated[str, Text(256, form=r"[A-Za-z_][A-Za-z0-9_]*", says="the name of an environment variable")]
 Sessions = Annotated[int, Whole(1, MAX_SESSIONS)]
 Hex = Annotated[str, Text(128, form="([0-9A-Fa-f]{2})+", says="1 to 64 bytes in hexadecimal, two digits each")]
 PublicKeyHex = Annotated[
@@ -97,6 +98,15 @@ class KeyPin(ProviderSettings):
 class Pkcs11Settings(KeyPin):
     """Settings of all modules. Every given selector of token and key must match."""
 
+    VARIABLES: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("SOFTHSM2_CONF", "YUBIHSM_PKCS11_CONF", "OPENSC_CONF", "KRYOPTIC_CONF", "P11_KIT_SERVER_ADDRESS"),
+            *("TPM2_PKCS11_STORE", "TPM2_PKCS11_TCTI", "TPM2_PKCS11_BACKEND", "TPM2_PKCS11_LOG_LEVEL"),
+            *("ChrystokiConfigurationPath", "CS_PKCS11_R2_CFG", "CS_PKCS11_R3_CFG", "PKCS11_PROXY_SOCKET"),
+        }
+    )
+    """The environment variables that the module reads."""
+
     module_path: ModulePath
     """The path of the vendor's PKCS#11 library."""
     module_args: Annotated[str, Text(4096)] | None = None
@@ -133,6 +143,9 @@ class Pkcs11Settings(KeyPin):
     several times the longest usual call of the device (0.5 s; AWS CloudHSM 1 s; YubiHSM and TPM 2 s)."""
     host_memory_limit_bytes: Annotated[int, Whole(16 << 20, 1 << 50)] | None = None
     """With isolation "process": the resident memory at which the host process is started again; None: no limit."""
+    module_environment: Annotated[tuple[VariableName, ...], BeforeValidator(as_tuple)] = ()
+    """Further environment variables that the module reads. A process of its own that loads it gets these, those that
+    are known for the provider, and what any program needs; no others."""
     admin_credentials: Credentials | None = None
     """The user that makes, destroys, deactivates and backs up keys, if the signing user has no right to. Such work is
     done in a process of its own, because a process has one login on a token."""
@@ -156,6 +169,11 @@ class Pkcs11Settings(KeyPin):
             return self if self.public_key is not None else self.model_copy(update={"public_key": public_key})
         named = {"key_id": key_id, "key_label": None, "key_handle": None}
         return self.model_copy(update=named | {"public_key": public_key, "algorithm": algorithm})
+
+    @property
+    def module_variables(self) -> frozenset[str]:
+        """The environment variables that the module reads."""
+        return self.VARIABLES.union(self.module_environment)
 
     @property
     def key_id_bytes(self) -> bytes | None:

@@ -26,6 +26,19 @@ class YubiHsmSettings(Pkcs11Settings):
     Each connector, with a device that holds the same key, is a member."""
 
     PATHS = frozenset({"attestation_roots"})
+    # The library reaches the connector as libcurl does.
+    VARIABLES = frozenset(
+        {
+            "YUBIHSM_PKCS11_CONF",
+            "http_proxy",
+            "https_proxy",
+            "HTTPS_PROXY",
+            "all_proxy",
+            "ALL_PROXY",
+            "no_proxy",
+            "NO_PROXY",
+        }
+    )
 
     module_path: ModulePath = Field(default_factory=default_yubihsm_module)
     quirks: Quirks | None = "yubihsm"

@@ -39,9 +39,9 @@ class ControlPlane:
     afterwards.
 
     `pin` fetches the PIN if the process is not logged in yet (see TokenAdmin). With `isolated`, a child process loads
-    the module and this one does not (see RemoteAdmin): it does not inherit the environment variables `hidden`, and a
-    call ends after `timeout` seconds even if the module hangs. `secret` says where the PIN is, for the hint of a
-    refused login. All errors are HsmError. Not usable in a forked child.
+    the module and this one does not (see RemoteAdmin): of the environment it gets what `child_environment` says of
+    `hidden` and `variables`, and a call ends after `timeout` seconds even if the module hangs. `secret` says where the
+    PIN is, for the hint of a refused login. All errors are HsmError. Not usable in a forked child.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class ControlPlane:
         pin: PinSource | None = None,
         isolated: bool = False,
         hidden: frozenset[str] = frozenset(),
+        variables: frozenset[str] = frozenset(),
         timeout: float = CALL_SECONDS,
         secret: str | None = None,
     ) -> None:
@@ -58,7 +59,9 @@ class ControlPlane:
         self._secret = secret
         self._forms: dict[str, KeyForm] = {}  # by algorithm: what the token accepted
         self._resting: asyncio.TimerHandle | None = None
-        self._remote = RemoteAdmin(access, pin=pin, hidden=hidden, timeout=timeout) if isolated else None
+        self._remote: RemoteAdmin | None = None
+        if isolated:
+            self._remote = RemoteAdmin(access, pin=pin, hidden=hidden, variables=variables, timeout=timeout)
         self._admin = self._remote or TokenAdmin(access, pin=pin)
         self._thread: CallThread | None = CallThread(f"hsmcore-control-{access.member or 'token'}")
         self._process = os.getpid()
@@ -88,6 +91,7 @@ class ControlPlane:
             pin=pin if admin is None else admin.resolve_pin,
             isolated=isolated,
             hidden=hidden,
+            variables=settings.module_variables,
             timeout=timeout,
             secret=None if secret is None else secret.describe(),
         )
@@ -203,5 +207,5 @@ def find_token(settings: Pkcs11Settings, member: str, hidden: frozenset[str]) ->
     """The one token that matches all of a configuration's selectors. Blocks: a child process loads the module, without
     a login and without the environment variables `hidden`. Raises HsmError."""
     access = TokenAccess.of(settings, member)
-    admin = RemoteAdmin(access, hidden=hidden)
+    admin = RemoteAdmin(access, hidden=hidden, variables=settings.module_variables)
     return choose_one(access, admin.do(ListTokens(access.module_path, access.module_args)))

@@ -35,10 +35,31 @@ importlib.import_module(main).main(parent)
 """
 
 
-def child_environment(hidden: frozenset[str]) -> list[bytes]:
-    """This process's environment as NAME=value, without the variables that hold secrets."""
-    unwanted = {os.fsencode(name) for name in hidden}
-    return [name + b"=" + value for name, value in os.environb.items() if name not in unwanted]
+_INHERITED: Final = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONHOME"),
+        "HSMCORE_CHAOS_CONFIG",
+        # Of sanitizers, coverage and clocks that tests and developers put in front.
+        *("LD_PRELOAD", "ASAN_OPTIONS", "LSAN_OPTIONS", "TSAN_OPTIONS", "UBSAN_OPTIONS", "LLVM_PROFILE_FILE"),
+    }
+)
+_INHERITED_KINDS: Final = ("LC_", "FAKETIME")
+
+
+def child_environment(hidden: frozenset[str], module: frozenset[str]) -> list[bytes]:
+    """The part of this process's environment, as NAME=value, that a child which loads a module gets: what any program
+    needs, and the variables that the module reads (`module`), without those that hold secrets (`hidden`)."""
+    wanted = (_INHERITED | module) - hidden
+    return [
+        os.fsencode(name) + b"=" + os.fsencode(value)
+        for name, value in os.environ.items()
+        if name in wanted or (name.startswith(_INHERITED_KINDS) and name not in hidden)
+    ]
+
+
+def python(*arguments: str) -> list[str]:
+    """Return the command of a Python child. It imports nothing from the current folder, which may be anybody's."""
+    return [sys.executable, "-P", *arguments]
 
 
 class ChildLost(Exception):
@@ -60,7 +81,7 @@ class Child:
         main: str = "hsmcore.control.child",
     ) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _BOOT],
+            python("-c", _BOOT),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,

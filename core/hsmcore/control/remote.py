@@ -24,8 +24,9 @@ class RemoteAdmin:
     """Runs verbs in a child process. Not thread-safe, but for `abandon`.
 
     The first call starts the child, which logs in; it stays until `close`, or until an error that is not the request's
-    fault: then the next call starts another. It gets this process's environment without `hidden`. A call that takes
-    longer than `timeout` seconds fails, and the child is killed. What a killed child was doing may be done.
+    fault: then the next call starts another. It gets the part of this process's environment that `child_environment`
+    says of `hidden` and `variables`. A call that takes longer than `timeout` seconds fails, and the child is killed.
+    What a killed child was doing may be done.
     """
 
     def __init__(
@@ -34,12 +35,13 @@ class RemoteAdmin:
         *,
         pin: PinSource | None = None,
         hidden: frozenset[str] = frozenset(),
+        variables: frozenset[str] = frozenset(),
         timeout: float = CALL_SECONDS,
     ) -> None:
         self._access = access
         self._member = access.member
         self._pin = pin
-        self._hidden = hidden
+        self._environment = hidden, variables
         self._seconds = timeout
         self._refused: LoginError | None = None
         self._child: Child | None = None
@@ -106,7 +108,7 @@ class RemoteAdmin:
 
     def _started(self) -> Child:
         try:
-            return Child(dict(line.split(b"=", 1) for line in child_environment(self._hidden)))
+            return Child(dict(line.split(b"=", 1) for line in child_environment(*self._environment)))
         except OSError as error:
             problem = f"the control child cannot be started: {error.strerror}"
             raise HostUnusable(problem, member=self._member) from error

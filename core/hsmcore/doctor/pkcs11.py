@@ -71,7 +71,7 @@ def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Begun
     """Run the checks of the plan in a child process."""
     outcomes: dict[str, bool] = {}
     token: TokenRecord | None = None
-    environment = child_environment(subject.config.secret_variables)
+    environment = child_environment(subject.config.secret_variables, settings.module_variables)
     variables = {name: value for name, _, value in (line.partition(b"=") for line in environment)}
     with tempfile.TemporaryFile() as errors, Child(variables, errors, main="hsmcore.doctor.child") as child:
         lost: ChildLost | None = None
@@ -192,7 +192,7 @@ def _host(subject: Subject, settings: Pkcs11Settings, token: Step) -> Iterator[S
             slot_id=-1 if settings.slot_id is None else settings.slot_id,
             workers=1,
             host_program=str(HOST_PROGRAM),
-            environment=child_environment(subject.config.secret_variables),
+            environment=child_environment(subject.config.secret_variables, settings.module_variables),
             memory_limit=settings.host_memory_limit_bytes or 0,
             host_timeout=subject.options.timeout,
         )
