@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 # Here, and not in a fixture: SOFTHSM2_CONF must be set before anything initializes the module.
 _folder = Folder()
 
-# Refused PINs are remembered in the user's state folder where a configuration has none of its own.
-os.environ["XDG_STATE_HOME"] = str(_folder.path / "state")
-
+# Of what lasts longer than a test; each test has its own: `state_home`.
+os.environ["XDG_STATE_HOME"] = str(_folder.path / "state-home")
 # The AWS SDK looks for credentials at an address outside this machine unless it is told not to.
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
@@ -115,6 +114,13 @@ def nothing_left(request: pytest.FixtureRequest, warm: None) -> Iterator[None]:
 
 
 # ---- state stores ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def state_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's state folder: what one test promises with a key binds no other test."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))
+    return tmp_path / "state-home" / "hsmcore"
 
 
 def _behind_place(request: pytest.FixtureRequest) -> list[str]:

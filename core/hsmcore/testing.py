@@ -51,8 +51,10 @@ def hsmcore_token() -> Iterator[str]:
 
 
 @pytest.fixture
-def hsmcore_config(hsmcore_token: str, tmp_path: Path) -> dict[str, Any]:
-    """The configuration of the run's token, with a state store of the test's own. The test may change it."""
+def hsmcore_config(hsmcore_token: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The configuration of the run's token, with a state store of the test's own, in a state folder of its own: what
+    the key promises in one test binds no other. The test may change it."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))
     config: dict[str, Any] = json.loads(hsmcore_token)
     config["sequencer"]["keyManager"]["stateFile"] = str(tmp_path / "hsmcore-state.db")
     return config

@@ -14,6 +14,9 @@ from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 from tests.support.terminal import PROGRAM
 
+from hsmcore.config import load
+from hsmcore.state import Store
+
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal"), needs_chaos]
 
 
@@ -31,6 +34,17 @@ def command(place, capfdbinary):
         yield command
 
 
+@pytest.fixture
+def store(place):
+    """A start has made it."""
+
+    async def begin():
+        rules = load(place.folder / "config.json").key_manager
+        await (await Store.open(rules.state_path)).close()
+
+    asyncio.run(begin())
+
+
 def test_an_unused_store(command, place):
     assert command("failover", "status")[:2] == (0, {"running": [], "wishes": {}, "storeNotGenuine": {}})
     assert command("failover", "history")[:2] == (0, [])
@@ -43,7 +57,7 @@ def test_an_unused_store(command, place):
         assert text
 
 
-def test_operator_commands_are_stored_and_undone(command, place):
+def test_operator_commands_are_stored_and_undone(command, place, store):
     name = place.name(1)
     assert command("failover", "drain", name, "--reason", "firmware")[0] == 0
     assert command("failover", "force", "secondary", "--reason", "game day")[0] == 0
@@ -61,7 +75,7 @@ def test_operator_commands_are_stored_and_undone(command, place):
     assert command("emergency", "status")[1]["enabled"] is True
 
 
-def test_to_drain_the_last_member_is_said_to_be_that(command, place):
+def test_to_drain_the_last_member_is_said_to_be_that(command, place, store):
     first, second = place.name(0), place.name(1)
     assert "last member" not in command("failover", "drain", first, plain=True)[2]
     said = command("failover", "drain", second, plain=True)[2]
@@ -70,7 +84,7 @@ def test_to_drain_the_last_member_is_said_to_be_that(command, place):
     assert "signs with another key" in command("failover", "force", "emergency", plain=True)[2]
 
 
-def test_a_reset_is_recorded_with_its_reason(command):
+def test_a_reset_is_recorded_with_its_reason(command, store):
     code, done, _ = command("emergency", "reset", "--reason", "incident 42 is closed")
     assert (code, done["reason"]) == (0, "incident 42 is closed")
     [event] = command("failover", "history", "--kind", "emergency-reset")[1]

@@ -30,7 +30,6 @@ from hsmcore.errors import (
     ConfigurationError,
     DoubleSign,
     EngineClosed,
-    KeyMismatch,
     KeyNotFound,
     NotInitialized,
     PinIncorrect,
@@ -367,7 +366,7 @@ async def test_a_key_ring_from_before_is_not_left_behind(fresh_token, tmp_path):
     config = of_tokens(tmp_path, token, token, auditLogFile=log)
     blocks = config["sequencer"]["keyManagers"]["blocks"]
     del blocks["stateFile"]
-    with pytest.raises(KeyMismatch, match=store):
+    with pytest.raises(hsmcore.StoreBehind, match=store):
         await hsmcore.create_key_managers(config).initialize()
     blocks["stateFile"] = store
     async with hsmcore.create_key_managers(config) as managers:

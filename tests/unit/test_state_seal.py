@@ -36,7 +36,7 @@ from hsmcore.state.schema import (
     ROTATION,
     ROTATION_STEP,
 )
-from hsmcore.state.seal import SEALED, Seal, _scopes, derive
+from hsmcore.state.seal import SEALED, Problems, Seal, _scopes, derive
 
 SECRET, OTHER = Secret.plain("s" * 32), Secret.plain("o" * 32)
 
@@ -354,7 +354,7 @@ async def test_the_secret_is_long_and_stays_hidden(tmp_path):
     with pytest.raises(SecretUnavailable):
         await Store.open(tmp_path / "state.db", Secret.env("HSMCORE_NO_SUCH_VARIABLE"))
     assert not (tmp_path / "state.db").exists()
-    seal = Seal(derive(SECRET), lambda _: "")
+    seal = Seal(derive(SECRET), lambda _: "", Problems())
     assert repr(seal) == "Seal(hidden)"
     seal.wipe()
     assert seal._key == bytes(32)

@@ -88,5 +88,6 @@ def twins() -> Iterator[Twins]:
     module = find_softhsm()
     with token_folder("hsmcore-demo-") as folder:
         provision_twins([folder.request(module, label, KEY_LABEL) for label in LABELS], folder.conf)
-        with variable("SOFTHSM2_CONF", str(folder.conf)):
+        home = str(folder.path / "state-home")  # what the keys promise goes away with them
+        with variable("SOFTHSM2_CONF", str(folder.conf)), variable("XDG_STATE_HOME", home):
             yield Twins(folder, module)

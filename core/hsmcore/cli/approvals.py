@@ -40,12 +40,14 @@ def approve(
     """
     rules = rotation_rules(cli.config)
     if code is None and signature is None:
-        print(on_state(cli.config, lambda store: _text(store, rotation)), end="")
+        print(on_state(cli.config, lambda store: _text(store, rotation), absent="empty"), end="")
         return
     if name is None or (code is not None and signature is not None):
         raise BadUsage("give --as NAME and one of --code and --signature")
     with recorded(cli.config.key_manager, "rotate approve", approver=name) as entry:
-        given = on_state(cli.config, lambda store: _approve(store, rules, rotation, name, code, signature))
+        given = on_state(
+            cli.config, lambda store: _approve(store, rules, rotation, name, code, signature), absent="empty"
+        )
         entry["rotation_id"] = str(given["rotation"])
     cli.show(given)
 

@@ -126,7 +126,7 @@ async def _look(config: Config, name: str | None) -> tuple[list[Found], list[Bac
     from hsmcore.rotation.backup.inspect import look
 
     place = _place(config)
-    keys, rows = await in_state(config, _known)
+    keys, rows = await in_state(config, _known, absent="empty")
     rows = [row for row in rows if row.place == place.location]
     names = [name] if name is not None else sorted({*await place.names(), *(row.name for row in rows)})
     return [await look(place, each, keys, rows) for each in names], rows

@@ -16,7 +16,7 @@ from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, cells, note, print_fields, print_json, print_table, when
 from hsmcore.cli.recorded import recorded
 from hsmcore.cli.settings import RequiredReason, YesOption
-from hsmcore.cli.store import not_genuine, on_levels, print_not_genuine
+from hsmcore.cli.store import is_attended, not_genuine, on_levels, print_not_genuine
 
 if TYPE_CHECKING:
     from hsmcore.config import Config, KeyManagerConfig, Provider
@@ -40,7 +40,8 @@ def status(cli: Invocation) -> None:
         return
     print_not_genuine(problems)
     if not running:
-        print("no key manager is running on this state store")
+        who = "a key manager that has not said how it stands" if is_attended(cli.config) else "no key manager"
+        print(f"{who} is running on this state store")
     for report in running:
         age = max(time.time() - float(report["written_ns"]) / 1e9, 0.0)
         print_fields(
@@ -202,7 +203,7 @@ def write_wish(config: Config, name: str, value: str | None, reason: str) -> lis
 def note_follower(cli: Invocation, running: list[dict[str, Any]]) -> None:
     """Print when a wish takes effect, unless the output is JSON."""
     if not cli.as_json:
-        follows = any("members" in report for report in running)
+        follows = any("members" in report for report in running) or is_attended(cli.config)
         note(
             "  the running key manager follows within a second"
             if follows

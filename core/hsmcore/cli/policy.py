@@ -106,7 +106,7 @@ def set(  # noqa: A001  # the command's name
         return await Watermark(store, "").raise_floor(domain, position, reason)
 
     with recorded(cli.config.key_manager, "policy floor set", domain=domain, position=position, reason=reason):
-        gone = on_state(cli.config, work)
+        gone = on_state(cli.config, work, absent="made")
     shown = {"domain": domain, "floor": position, "reason": reason, "forgotten": gone}
     cli.show(shown, f"{domain}: nothing is signed at or below {position} any more; {gone} positions are forgotten")
 

@@ -73,7 +73,7 @@ def import_(
     require_fleet(found, source or own)
     what = "state import" if rules is None else "fleet import"
     with recorded(cli.config.key_manager, what, sha256=hashlib.sha256(text).hexdigest()) as entry:
-        done = on_state(cli.config, lambda store: imported(store, found))
+        done = on_state(cli.config, lambda store: imported(store, found), absent="made")
         entry |= {"count": done.added, "failures": len(done.conflicts)}
     lines = [f"{done.added} positions were added"]
     lines += [f"{domain}: the floor is {floor} now" for domain, floor in done.floors.items()]

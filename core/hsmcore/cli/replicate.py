@@ -106,4 +106,4 @@ async def note_holder(config: Config, key_id: str, member: str) -> None:
             if key.key_id == key_id and member not in key.members:
                 await keys.change(key.version, members=[*key.members, member])
 
-    await in_state(config, work)
+    await in_state(config, work, absent="empty")

@@ -16,6 +16,7 @@ from hsmcore.cli.recorded import recorded
 from hsmcore.cli.settings import YesOption, token_settings
 from hsmcore.cli.store import (
     in_state,
+    is_attended,
     not_genuine,
     on_state,
     print_not_genuine,
@@ -57,7 +58,7 @@ def now(
         if found["stops"] is not None:
             raise typer.Exit(FAILED)
         return
-    if rules.require_handover and not on_state(cli.config, rotates_somewhere):
+    if rules.require_handover and not on_state(cli.config, rotates_somewhere, absent="empty"):
         raise HsmError(
             "keyRotation.requireHandover is true: only the application, which has the handover, may rotate",
             hint="Start the application, then repeat this command.",
@@ -186,7 +187,7 @@ def abort(cli: Invocation) -> None:
         await Desired(store).set(ABORT, "yes", "")
         if await handover.waiting(Rotations(store)) is not None:
             return found, "its handover was called: the application, which has the handover, undoes it"
-        running = await rotates_somewhere(store)
+        running = await rotates_somewhere(store) or await asyncio.to_thread(is_attended, cli.config)
         return found, "" if running else "no key manager is running; it is undone at the next start"
 
     with recorded(cli.config.key_manager, "rotate abort") as entry:
@@ -217,7 +218,7 @@ async def _dry_run(config: Config, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.rotation.machine import NAMES
     from hsmcore.state import Keys
 
-    current = await in_state(config, lambda store: Keys(store).current())
+    current = await in_state(config, lambda store: Keys(store).current(), absent="empty")
     settings = token_settings(config)
 
     async def why_no_backup(plane: ControlPlane) -> str | None:
@@ -266,7 +267,7 @@ async def _rotate(config: Config, reason: str, seconds: float) -> dict[str, Any]
             await asyncio.sleep(0.1)
         return {"status": "asked for", "reason": reason}
 
-    asked = await in_state(config, ask)
+    asked = await in_state(config, ask, absent="empty")
     if asked is not None:
         return asked
     from hsmcore.manager.key_managers import create_key_manager

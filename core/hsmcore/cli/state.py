@@ -8,8 +8,9 @@ import typer
 
 from hsmcore.cli import positions, recovery
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.output import FAILED, plain, print_fields, print_json, print_table
+from hsmcore.cli.output import FAILED, BadUsage, plain, print_fields, print_json, print_table
 from hsmcore.cli.recorded import recorded
+from hsmcore.cli.settings import RequiredReason
 from hsmcore.cli.store import on_state
 from hsmcore.errors import ConfigFault, ConfigurationError
 
@@ -55,6 +56,38 @@ def seal(
         _print(found)
     if found["problems"]:
         raise typer.Exit(FAILED)
+
+
+@command(app, "Let another store begin in the place of one that is lost.")
+def begin(
+    cli: Invocation,
+    key: Annotated[str, typer.Argument(metavar="KEY", help="The public key, as the refused start names it.")],
+    reason: RequiredReason,
+) -> None:
+    """Let the store that the configuration names go on, or begin with nothing, although this host knows another one
+    that keeps what the key has promised: positions, key ring, budget, orders. What only that one knows is forgotten:
+    compare with the chain first, and raise what can be raised (`state restore`, `state reconcile`, `policy floor set`).
+    Run it as the key manager's user.
+
+    Example: hsmcore state begin 5c0fae23d9bd… --reason "the disk is gone, and the chain is at 4711"
+    """
+    from hsmcore.fleet.own_store import register
+
+    rules = cli.config.key_manager
+    if rules.fleet is not None or not rules.keeps_state:
+        raise ConfigurationError.of([ConfigFault(rules.where, "keeps nothing in a state store of this host")])
+    with recorded(rules, "state begin", reason=reason, public_key=_key(key)) as entry:
+        before = register().begin(_key(key), rules.state_path)
+        entry["previous"] = str(before.store)
+    shown = {"publicKey": key, "store": rules.state_name, "formerStore": str(before.store), "reason": reason}
+    cli.show(shown, f"the store at {rules.state_name} may begin; {before.store} no longer counts for the key")
+
+
+def _key(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise BadUsage(f"{text!r} is no public key in hexadecimal") from None
 
 
 async def _read(store: Store) -> dict[str, Any]:

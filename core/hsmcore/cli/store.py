@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hsmcore.cli.output import note
 from hsmcore.cli.settings import token_settings
 from hsmcore.errors import ConfigFault, ConfigurationError, SecretUnavailable
 
 if TYPE_CHECKING:
-    from hsmcore.config import Config, KeyRotation, Pkcs11Settings
+    from hsmcore.config import Config, Fleet, KeyRotation, Pkcs11Settings
     from hsmcore.control import ControlPlane
     from hsmcore.state import Store
 
@@ -35,23 +37,53 @@ async def with_token(
         return await work(plane)
 
 
-def on_state(config: Config, work: Callable[[Store], Awaitable[T]], *, shows: bool = False) -> T:
-    """Run `work` with the state store. `shows`: it only shows what is there, also if it is not genuine."""
-    return asyncio.run(in_state(config, work, shows=shows))
+Absent = Literal["refused", "made", "empty"]
+"""What a store that is missing is: an error; made now; nothing, as far as the work of the command goes."""
 
 
-async def in_state(config: Config, work: Callable[[Store], Awaitable[T]], *, shows: bool = False) -> T:
-    """Run `work` with the state store, within an event loop. `shows`: as `on_state`."""
+def on_state(
+    config: Config, work: Callable[[Store], Awaitable[T]], *, shows: bool = False, absent: Absent = "refused"
+) -> T:
+    """Run `work` with the state store. `shows`: it only shows what is there, also if it is not genuine, or missing.
+    Raises StoreError also where key managers run on another file than this one."""
+    return asyncio.run(in_state(config, work, shows=shows, absent=absent))
+
+
+async def in_state(
+    config: Config, work: Callable[[Store], Awaitable[T]], *, shows: bool = False, absent: Absent = "refused"
+) -> T:
+    """Run `work` with the state store, within an event loop. As `on_state`."""
+    with ExitStack() as temporary:
+        place = config.key_manager.state_place
+        missing = isinstance(place, Path) and not place.is_file()
+        if missing or not shows:
+            is_attended(config)
+        if missing and (shows or absent == "empty"):
+            note(f"there is no state store yet: {place}")
+            place = _nothing(temporary)
+            absent = "made"
+        return await _in_state(config, place, work, shows=shows, makes=absent == "made")
+
+
+def _nothing(temporary: ExitStack) -> Path:
+    """Return the path of a store that goes away."""
+    from hsmcore.state.backup import folder
+
+    return temporary.enter_context(folder()) / "state.db"
+
+
+async def _in_state(
+    config: Config, place: Path | Fleet, work: Callable[[Store], Awaitable[T]], *, shows: bool, makes: bool
+) -> T:
     from hsmcore.state import Store, StoreNotGenuine
 
-    place = config.key_manager.state_place
     try:
-        store = await Store.open(place, config.state_secret, shows=shows)
+        store = await Store.open(place, config.state_secret, shows=shows, makes=makes)
     except SecretUnavailable as error:
         if not shows:
             raise
         note(f"the seal of the state store is not checked: {error}")
-        store = await Store.open(place)
+        store = await Store.open(place, makes=makes)
     try:
         return await work(store)
     except (ValueError, TypeError, LookupError):
@@ -60,6 +92,15 @@ async def in_state(config: Config, work: Callable[[Store], Awaitable[T]], *, sho
         raise StoreNotGenuine(f"{store.name}: a forged row cannot be shown") from None
     finally:
         await store.close()
+
+
+def is_attended(config: Config) -> bool:
+    """Return whether a key manager runs on the state store of this host. Raises StoreError if it runs on a file that is
+    no longer at its place."""
+    from hsmcore.state.presence import is_attended
+
+    rules = config.key_manager
+    return rules.fleet is None and is_attended(rules.state_path)
 
 
 async def not_genuine(store: Store) -> dict[str, str]:

@@ -25,15 +25,16 @@ from hsmcore.config import Config
 from hsmcore.fleet import incident
 from hsmcore.fleet.alone import Alone, set_restored, witness_of
 from hsmcore.fleet.anchor import anchor_of, behind, last_of
+from hsmcore.fleet.own_store import register
 from hsmcore.state import Store, StoreBusy, StoreError, backup
 from hsmcore.state.backup import BackupUnusable, Statement
 from hsmcore.state.ownership import make_folder
 from hsmcore.state.schema import FLEET_HOST, METADATA
-from hsmcore.state.sqlite import everything, install
+from hsmcore.state.sqlite import everything, give_number, install, number_of
 from hsmcore.state.store import now_ns
+from hsmcore.waiting import whole
 
 _ALIVE: Final = 2
-from hsmcore.waiting import whole
 """Lives of a lease: a host that was not seen for so long does not run."""
 
 
@@ -128,6 +129,7 @@ async def restore(
         async with backup.unpacked(body, copy, config.state_secret) as store:
             await store.run(mark)
         if rules.fleet is None:
+            await asyncio.to_thread(_take_its_number, copy, rules.state_path)
             aside = await asyncio.to_thread(install, copy, rules.state_path, replace=replace)
             return statement, "" if aside is None else str(aside)
         target = await Store.open(rules.fleet, config.state_secret, shows=True)
@@ -137,6 +139,11 @@ async def restore(
         finally:
             await target.close()
     return statement, name
+
+
+def _take_its_number(copy: Path, path: Path) -> None:
+    """Have a copy that an operator puts in the place of a store be that one for the keys' next start."""
+    give_number(copy, register().number_at(path) or number_of(path))
 
 
 @contextmanager

@@ -12,10 +12,12 @@ from hsmcore.audit import AuditLog
 from hsmcore.config import Config
 from hsmcore.events import Events
 from hsmcore.fleet.alone import Alone
+from hsmcore.fleet.own_store import OwnStore
 from hsmcore.handover.base import ADD_SETTLED, Handover, can_be_asked, require_whole
 from hsmcore.keyring import KeyVersion
 from hsmcore.log import get_logger
 from hsmcore.manager.notices import NoticeService
+from hsmcore.manager.path import SigningPath
 from hsmcore.manager.state_backup import StateBackups
 from hsmcore.rotation.context import ManagerPort
 from hsmcore.rotation.service import RotationService
@@ -49,6 +51,7 @@ class BackgroundServices:
         self.rotation: RotationService | None = None
         self.notices: NoticeService | None = None
         self._store: Store | None = None
+        self._own: OwnStore | None = None
         self._alone: Alone | None = None
         self._audit: AuditLog | None = None
         self.state_backups: StateBackups | None = None
@@ -71,8 +74,9 @@ class BackgroundServices:
         signed. `rotates`: see create_key_manager. Raises HsmError, and leaves nothing open then."""
         background = cls(config)
         background._audit = audit
-        background._alone = None if audit is None else await Alone.open(config, audit)
         try:
+            background._own = await OwnStore.open(config)
+            background._alone = None if audit is None else await Alone.open(config, audit)
             return await background._open(handover, rotates=rotates)
         except BaseException:
             await background.close()
@@ -99,6 +103,12 @@ class BackgroundServices:
             self.config, self.pinned = await self.rotation.configured()
         return self
 
+    async def claim(self, path: SigningPath) -> None:
+        """The members run: compare the store with what this host knows of their keys, before anything is signed. Raises
+        StoreBehind, StoreError."""
+        if self._own is not None and not self.config.key_manager.own.descriptor.ephemeral:
+            await self._own.claim({version.public_key for version in path.signing()})
+
     async def begin(self, port: ManagerPort, started: KeyVersion, events: Events) -> None:
         """The members run: resume an unfinished rotation, deliver notices, watch the seal of the store. Raises
         KeyMismatch, StoreNotGenuine."""
@@ -108,8 +118,9 @@ class BackgroundServices:
             for event, kind in _NOTICED.items():
                 self._subscriptions.append(events.on(event, partial(notices.note, kind, event)))
             notices.begin()
-        if self._store is not None:
-            await self._watch(self._store, port)
+        watched = self._store or (None if self._own is None else self._own.store)
+        if watched is not None:
+            await self._watch(watched, port)
         if self.rotation is not None and self._store is not None and self.config.key_manager.state_file is None:
             await require_no_other_ring(self._store, started.public_key)
         if self._alone is not None:
@@ -119,7 +130,10 @@ class BackgroundServices:
 
     @property
     def store_problems(self) -> Mapping[str, str] | None:
-        """Why the state store is not genuine, by scope; None: it has no seal. Any thread."""
+        """Why the state store is not genuine, by scope; None: there is none, or a fleet's without a seal. Any
+        thread."""
+        if self._own is not None:
+            return self._own.store.problems
         return None if self._store is None or self.config.state_secret is None else self._store.problems
 
     async def _watch(self, store: Store, port: ManagerPort) -> None:
@@ -140,6 +154,8 @@ class BackgroundServices:
             await asyncio.sleep(_LOOK_SECONDS)
             with suppress(StoreError):  # an act that needs the store says so
                 await store.look()
+                if self._own is not None:
+                    await self._own.look()
 
     @staticmethod
     def _tell(port: ManagerPort, scope: str, problem: str) -> None:
@@ -149,6 +165,8 @@ class BackgroundServices:
     async def close(self) -> None:
         """Stop all services; the next start resumes unfinished work. Idempotent."""
         async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
+            if self._own is not None:
+                rest.push_async_callback(self._own.close)
             if self._alone is not None:
                 rest.push_async_callback(self._alone.close)
             if self._store is not None:

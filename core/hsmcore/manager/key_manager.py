@@ -15,6 +15,7 @@ from hsmcore.config import Config, KeyManagerConfig, PayloadFormat
 from hsmcore.errors import AccessDenied, HsmError, LoginError
 from hsmcore.events import Callback, EventName, Events
 from hsmcore.fleet.membership import Membership
+from hsmcore.fleet.own_store import abandon, missing
 from hsmcore.handover.base import Handover
 from hsmcore.keyring import KeyVersion, address_of
 from hsmcore.manager import batching, digests
@@ -100,6 +101,7 @@ class KeyManager(BatchedSigning):
         instrument(self)
         say_where(self._rules)
         refuse_again(self._refused, self._rules.name)
+        unmade = await asyncio.to_thread(missing, self._rules)
         try:
             await self.audit.open()
             self.audit.record("configuration-load", result="ok", config_sha256=self.config.sha256())
@@ -113,6 +115,7 @@ class KeyManager(BatchedSigning):
             if isinstance(error, LoginError) and not isinstance(error, AccessDenied):
                 self._refused = error.with_traceback(None)
             async with AsyncExitStack() as rest:
+                rest.push_async_callback(abandon, unmade)
                 rest.push_async_callback(self.audit.close)
                 rest.callback(self._record.not_opened, error)
                 rest.push_async_callback(ended, self.fleet)
@@ -124,6 +127,7 @@ class KeyManager(BatchedSigning):
     async def _begin(self, path: SigningPath) -> None:
         """Start to seal the log, record, rotate and notify. If that fails, the path is closed."""
         try:
+            await self._background.claim(path)
             await self.audit.use_members(partial(running, path))
             fleet = self.fleet
             guard = self._guard = await Guard.open(self.config, self._formats, partial(signers, path), fleet)

@@ -6,6 +6,7 @@ since is shown, and an operator says that it was compared.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 from hsmcore.audit import AuditLog
@@ -14,7 +15,9 @@ from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError
 from hsmcore.failover.bindings import StoredBindings, lately_unsure
 from hsmcore.failover.budget import Emergency
 from hsmcore.fleet.alone import Alone, witness_of
+from hsmcore.fleet.own_store import register
 from hsmcore.state import Store
+from hsmcore.state.sqlite import set_number
 
 RING: Final = (
     "rotation-begun", "key-rotated", "rotation-failed", "rotation-aborted", "set-current-key", "generate-key",
@@ -58,6 +61,8 @@ async def reconcile(config: Config, *, ring_compared: bool) -> dict[str, Any]:
         if unsure:
             await StoredBindings(store).keep(unsure)
         added, conflicts, floors = await alone.reconcile()
+        number = await asyncio.to_thread(register().number_at, config.key_manager.state_path)
+        await store.run(lambda connection: set_number(connection, number))
     finally:
         await store.close()
     return {

@@ -105,7 +105,7 @@ async def carry_out(order: Order, config: Config, record: Callable[[str, str], A
     number = await record("ok", "")
     name, value = ACTIONS[order.name].wish(order.target)
     try:
-        store = await Store.open(config.key_manager.state_place, config.state_secret)
+        store = await Store.open(config.key_manager.state_place, config.state_secret, makes=False)
         try:
             await Desired(store).set(name, value, order.reason)
         finally:

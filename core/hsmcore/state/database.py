@@ -18,14 +18,16 @@ from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 from sqlalchemy import Connection, Table, insert, inspect, select, text
+from sqlalchemy.sql.dml import UpdateBase
 
 from hsmcore.errors import HsmError
 from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
 from hsmcore.state.schema import MIGRATIONS, TYPES, VERSION
-from hsmcore.state.seal import Guard, RowInvalid, Seal, StoreError
+from hsmcore.state.seal import Guard, Problems, RowInvalid, Seal, StoreError
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
+Keep = Callable[[Connection, set[str]], None]
 
 ABSENT_HINT: Final = "The first start of a key manager makes it."
 """Where a reader finds no store."""
@@ -62,6 +64,10 @@ class Database(ABC):
         """Changed under the registry's lock only."""
         self.thread = ThreadPoolExecutor(1, "hsmcore-state" if writes else "hsmcore-state-read")
         self.seal: Seal | None = None
+        self.problems = Problems()
+        self.keepers: list[Keep] = []
+        """Called with a transaction and the tables that it writes, before it is committed (state/register.py)."""
+        self._written = set[str]()
         self.listeners: list[Callable[[], None]] = []
         """Called in the thread after each connection."""
         self._guard: Guard | None = None
@@ -108,7 +114,7 @@ class Database(ABC):
                 hint = "Give all configurations of this store the same stateSecret."
                 raise StoreError(f"{self.shown}: it is open with another stateSecret", hint=hint)
             return
-        seal = Seal(key, self.foreign, witnessed=self.witnessed)
+        seal = Seal(key, self.foreign, self.problems, witnessed=self.witnessed)
         if self.writes:
             seal.seen(self.transact_unchecked(seal.begin))
         self.seal = seal
@@ -141,6 +147,9 @@ class Database(ABC):
     def exclusively(self, role: str) -> AbstractAsyncContextManager[None]:
         """Hold a role: Store.exclusively."""
 
+    def require_in_place(self) -> None:  # noqa: B027  # a server's place is its connection
+        """Raise StoreError if the database is no longer the one at its place. Runs in the thread."""
+
     def is_unsealed(self) -> bool:
         """Return whether the transaction is known to have found no seal in the store. False: it must look."""
         return False
@@ -150,8 +159,11 @@ class Database(ABC):
 
         def guarded(connection: Connection) -> tuple[T, int]:
             guard = self._guard = Guard(connection, self.seal, lenient=lenient, unsealed=self.is_unsealed())
+            self._written.clear()
             try:
                 result = work(connection)
+                for keep in self.keepers if self._written else ():
+                    keep(connection, self._written)
                 return result, guard.end()
             except (TypeError, ValueError, KeyError, OverflowError) as error:
                 if isinstance(error, HsmError):
@@ -176,9 +188,11 @@ class Database(ABC):
         return None
 
     def before_execute(self, _connection: Connection, statement: Any, *_: Any) -> None:
-        """Let the seal check a statement. Called by SQLAlchemy."""
+        """Let the seal check a statement, and note what it writes. Called by SQLAlchemy."""
         if self._guard is not None:
             self._guard.before(statement)
+            if isinstance(statement, UpdateBase):
+                self._written.add(str(getattr(statement.table, "name", "")))
 
     def leave(self) -> Future[None]:
         """Drop one user, after all work that it gave to the thread."""

@@ -133,6 +133,13 @@ NOTICE_DELIVERY: Final = _table(
 )
 """The outbox: a row for each notice and target. `target` is a fingerprint: the address itself may be a secret."""
 
+PROMISED: Final = """SELECT EXISTS (SELECT 1 FROM bound) OR EXISTS (SELECT 1 FROM watermark)
+    OR EXISTS (SELECT 1 FROM rotation) OR EXISTS (SELECT 1 FROM key_version WHERE state <> 'active')
+    OR EXISTS (SELECT 1 FROM emergency_episode WHERE reserved > 0 OR ended_ns IS NOT NULL)
+    OR EXISTS (SELECT 1 FROM desired_state WHERE name IN ('force', 'emergency') OR name LIKE 'drain:%')"""
+"""Whether a store keeps a promise: what would be broken if the key began again with nothing. What is over within
+minutes by itself is none: messages that are bound to a key, sums of a minute."""
+
 
 def insert_row(connection: Connection, table: Table, **values: Any) -> int:
     """Insert a row and return its key."""

@@ -125,6 +125,28 @@ class _Known(NamedTuple):
         return _Known({**self.digests, **digests}, {**self.rows, **rows})
 
 
+class Problems:
+    """Why a store is not to be believed, by scope; changed in the store's thread."""
+
+    def __init__(self) -> None:
+        self.by_scope: Mapping[str, str] = {}
+        """Replaced, never changed; any thread may read it."""
+        self.listeners: list[Listener] = []
+
+    def note(self, scope: str, problem: str, hint: str = StoreNotGenuine.default_hint) -> None:
+        """Remember the result of a check, and tell of a change."""
+        if self.by_scope.get(scope, "") == problem:
+            return
+        others = {name: text for name, text in self.by_scope.items() if name != scope}
+        self.by_scope = others | ({scope: problem} if problem else {})
+        if problem:
+            get_logger().error("the state store is not genuine", scope=scope, problem=problem, hint=hint)
+        else:
+            get_logger().warning("the state store is genuine again", scope=scope)
+        for listener in tuple(self.listeners):
+            listener(scope, problem)
+
+
 class SealSecret(Protocol):
     """The secret of a seal: hsmcore.config.Secret."""
 
@@ -146,20 +168,19 @@ class SealStatus:
 
 class Seal:
     """Checks and renews the seal of one database, in that database's thread. `foreign`: finds an object of another
-    writer, such as a trigger, which could change rows while they are sealed. `witnessed`: whether a loss of the latest
-    rows is answered by a fleet's hosts."""
+    writer, such as a trigger, which could change rows while they are sealed. `problems`: where they are noted.
+    `witnessed`: whether a loss of the latest rows is answered by a fleet's hosts."""
 
-    def __init__(self, key: bytearray, foreign: Foreign, *, witnessed: bool = False) -> None:
+    def __init__(self, key: bytearray, foreign: Foreign, problems: Problems, *, witnessed: bool = False) -> None:
         self._key, self.foreign, self._witnessed = key, foreign, witnessed
+        self.note = problems.note
+        self._noted = problems
         self._store, self._counter, self._last = "", 0, ""
         self._known = self._writing = _Known({}, {})
         """What the last genuine state had; what `write` has sealed, until `seen` says that it is durable."""
         self._held: Mapping[str, str] = {}
         """Of scopes that went back: their digests before. The next seal of this process has them, for all hosts."""
         self._looked = -1
-        self.problems: Mapping[str, str] = {}
-        """By scope: why it is not genuine. Replaced, never changed; any thread may read it."""
-        self.listeners: list[Listener] = []
 
     def __repr__(self) -> str:
         return "Seal(hidden)"
@@ -254,20 +275,6 @@ class Seal:
             same = False
         return "" if same else "a row was changed, added, removed or put back"
 
-    def note(self, scope: str, problem: str) -> None:
-        """Remember the result of a check, and tell of a change."""
-        if self.problems.get(scope, "") == problem:
-            return
-        others = {name: text for name, text in self.problems.items() if name != scope}
-        self.problems = others | ({scope: problem} if problem else {})
-        if problem:
-            hint = StoreNotGenuine.default_hint
-            get_logger().error("the state store is not genuine", scope=scope, problem=problem, hint=hint)
-        else:
-            get_logger().warning("the state store is genuine again", scope=scope)
-        for listener in tuple(self.listeners):
-            listener(scope, problem)
-
     def renew(self, connection: Connection, vouched: Mapping[str, str], written: Iterable[str]) -> int:
         """Seal the scopes that were written, and the others as they were. Returns as `write`."""
         rows: dict[Table, list[Any]] = {}
@@ -315,7 +322,7 @@ class Seal:
         """Check everything, if another connection has written since the last look. For telling people: what an act
         relies on is checked in the transaction that reads it."""
         version = connection.exec_driver_sql("PRAGMA data_version").scalar() if _is_sqlite(connection) else None
-        if version is None or version != self._looked or self.problems:
+        if version is None or version != self._looked or self._noted.by_scope:
             self.status(connection)
             self._looked = -1 if version is None else int(version)
 

@@ -38,14 +38,20 @@ from hsmcore.state.database import (
     require_known,
 )
 from hsmcore.state.ownership import EXPOSED_HINT, exposed, make_empty, make_folder, open_or_make
-from hsmcore.state.schema import METADATA
+from hsmcore.state.schema import METADATA, PROMISED
 from hsmcore.state.seal import StoreError
 
 T = TypeVar("T")
 
 FILE_HINT: Final = "Check that the state file's folder is writable and has space; name another with stateFile."
+GONE_HINT: Final = (
+    "Put the file back, and this process goes on; or stop all that use it, see docs/RECOVERY.md, and start again."
+)
 OWNER_HINT: Final = "All files beside the state file must belong to the key manager's user: chown them."
 _RETRY_SECONDS: Final = 0.01
+_KEPT: Final = f"{PROMISED} OR EXISTS (SELECT 1 FROM audit_mark) OR EXISTS (SELECT 1 FROM key_binding)"  # noqa: S608  # our own
+"""Whether a store may not be removed: the audit log may go on after it, too."""
+_RING: Final = "SELECT public_key FROM key_version WHERE public_key <> ''"
 _STATISTICS: Final = ("sqlite_stat1", "sqlite_stat4")
 
 
@@ -59,11 +65,11 @@ class _File:
 
 
 class FileDatabase(Database):
-    """A file. Made if it is missing and `writes` is set. Raises StoreError."""
+    """A file. Made if it is missing and `makes` is set. Raises StoreError."""
 
-    def __init__(self, path: Path, *, writes: bool) -> None:
+    def __init__(self, path: Path, *, writes: bool, makes: bool) -> None:
         super().__init__(f"state store {path}", writes=writes)
-        self._file = _file_at(path, writes=writes)
+        self._file = _file_at(path, makes=makes)
         self._opened: tuple[Engine, Connection] | None = None
 
     @property
@@ -90,8 +96,23 @@ class FileDatabase(Database):
         del turn  # the write lock is taken at any rate
         assert self._opened is not None  # noqa: S101  # for the type checker
         connection = self._opened[1]
+        self.require_in_place()
         with connection.begin():
-            return work(connection)
+            result = work(connection)
+        self.require_in_place()  # else what was written may be in a file that no start will find
+        return result
+
+    def require_in_place(self) -> None:
+        # A file that was deleted or replaced takes transactions as before, and is gone with the process.
+        try:
+            found = os.stat(self._file.path)  # noqa: PTH116  # each transaction does it
+            same = (found.st_dev, found.st_ino) == (self._file.device, self._file.inode)
+            problem = "" if same else "another file is in its place"
+        except OSError as error:
+            problem = f"its file is gone: {error.strerror}"
+        self.problems.note("file", problem, GONE_HINT)
+        if problem:
+            raise StoreError(f"{self.shown}: {problem}", call="stat", hint=GONE_HINT)
 
     def copy_to(self, path: Path) -> None:
         assert self._opened is not None  # noqa: S101  # for the type checker
@@ -165,8 +186,64 @@ def _require_unused(path: Path) -> None:
             return  # it is damaged, which is why it is replaced
 
 
-def fill(path: Path, rows: Mapping[Table, Sequence[Sequence[Any]]]) -> None:
-    """Make a store of these rows."""
+def discard(path: Path) -> None:
+    """Remove a store that no process uses and that keeps nothing. A process that has just begun to open it gets a
+    StoreError with its first transaction. Raises StoreBusy if one uses it, or if it keeps something."""
+    real = Path(os.path.realpath(path))
+    try:
+        _require_unused(real)
+        with closing(sqlite3.connect(f"file:{quote(os.fsencode(real))}?mode=rw", uri=True, timeout=0)) as connection:
+            connection.isolation_level = None
+            connection.execute("BEGIN EXCLUSIVE")
+            if connection.execute(_KEPT).fetchone()[0]:
+                raise StoreBusy(f"state store {path}: it keeps something")
+            real.unlink()
+    except (OSError, sqlite3.Error) as error:
+        raise StoreBusy(f"state store {path}: {error}") from None
+
+
+def number_of(path: Path) -> int:
+    """Return the id of a store's file; 0: it has none, or is none."""
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro", uri=True)) as on:
+        return int(on.execute("PRAGMA user_version").fetchone()[0])
+    return 0
+
+
+def give_number(path: Path, number: int) -> None:
+    """Have the store of a file take the place of the one with that id; 0: it keeps its own. Raises sqlite3.Error."""
+    if number:
+        with closing(sqlite3.connect(path)) as on:
+            on.execute(f"PRAGMA user_version = {number:d}")
+
+
+def number_in(connection: Connection) -> int:
+    """As number_of, in a transaction."""
+    return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
+
+
+def set_number(connection: Connection, number: int) -> None:
+    """As give_number, in a transaction."""
+    if number:
+        connection.exec_driver_sql(f"PRAGMA user_version = {number:d}")
+
+
+def is_promised(connection: Connection) -> bool:
+    """Return whether the store keeps a promise for a key."""
+    return bool(connection.exec_driver_sql(PROMISED).scalar())
+
+
+def ring_in(connection: Connection) -> frozenset[bytes]:
+    """Return the public keys of the key ring."""
+    # Not by tables, which the seal would check: a forged row makes an entry too many at most.
+    found = set[bytes]()
+    for text in connection.exec_driver_sql(_RING).scalars():
+        with suppress(ValueError, TypeError):
+            found.add(bytes.fromhex(text))
+    return frozenset(found)
+
+
+def fill(path: Path, rows: Iterable[tuple[Table, Iterable[Sequence[Sequence[Any]]]]]) -> None:
+    """Make a store of these rows, portion by portion."""
     engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
     try:
         with engine.begin() as connection:
@@ -192,13 +269,13 @@ def everything(path: Path) -> dict[Table, list[tuple[Any, ...]]]:
         engine.dispose()
 
 
-def _file_at(path: Path, *, writes: bool) -> _File:
-    """Return the identity of the file; make it if it is missing and not read-only."""
+def _file_at(path: Path, *, makes: bool) -> _File:
+    """Return the identity of the file; make it if it is missing and `makes` is set."""
     real = Path(os.path.realpath(path))
-    if not writes and not real.is_file():
+    if not makes and not real.is_file():
         raise StoreError(f"state store {path}: there is none yet", call="open", hint=ABSENT_HINT)
     try:
-        if writes:
+        if makes:
             make_folder(real.parent, parents=True)
             if problem := exposed(real.parent):
                 raise StoreError(f"state store {path}: {problem}", call="open", hint=EXPOSED_HINT)

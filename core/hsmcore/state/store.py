@@ -29,6 +29,7 @@ from hsmcore.waiting import whole
 
 if TYPE_CHECKING:
     from hsmcore.state.postgres import Server
+    from hsmcore.state.register import Keeper
 
     Place = str | os.PathLike[str] | Server
     """A file's path, or a fleet."""
@@ -63,26 +64,30 @@ class Store:
         self._closed = False
 
     @classmethod
-    async def open(cls, place: Place, secret: SealSecret | None = None, *, shows: bool = False) -> Self:
+    async def open(
+        cls, place: Place, secret: SealSecret | None = None, *, shows: bool = False, makes: bool = True
+    ) -> Self:
         """Open the database, make it and its tables if they are missing (a file with mode 0600, its folder 0700), and
-        migrate them. With the configuration's stateSecret, rows are sealed (state/seal.py), and `run` raises
-        StoreNotGenuine for others; `shows`: not for reading, since the rows are only shown. Raises StoreError, also for
-        a store that a newer version has written, for a database that does not keep what it confirms, and in a forked
-        child for one that was open at the fork; SecretUnavailable."""
+        migrate them; without `makes`, a file that is missing is an error. With the configuration's stateSecret, rows
+        are sealed (state/seal.py), and `run` raises StoreNotGenuine for others; `shows`: not for reading, since the
+        rows are only shown. Raises StoreError, also for a store that a newer version has written, for a database that
+        does not keep what it confirms, and in a forked child for one that was open at the fork; SecretUnavailable."""
         key = None if secret is None else await asyncio.to_thread(derive, secret)
-        return await cls._opened(place, key, writes=True, shows=shows)
+        return await cls._opened(place, key, writes=True, shows=shows, makes=makes)
 
     @classmethod
     async def open_to_read(cls, place: Place, secret: SealSecret | None = None) -> Self:
         """Open a database that other processes write: this one makes and changes nothing, and blocks no writer. What it
         reads is not checked; `secret`: for `seal_status`. Raises StoreError, also if there is no database."""
         key = None if secret is None else await asyncio.to_thread(derive, secret)
-        return await cls._opened(place, key, writes=False)
+        return await cls._opened(place, key, writes=False, makes=False)
 
     @classmethod
-    async def _opened(cls, place: Place, key: bytearray | None, *, writes: bool, shows: bool = False) -> Self:
+    async def _opened(
+        cls, place: Place, key: bytearray | None, *, writes: bool, makes: bool, shows: bool = False
+    ) -> Self:
         path = Path(place) if isinstance(place, (str, os.PathLike)) else None
-        database = join(await asyncio.to_thread(_database_at, place, writes=writes))
+        database = join(await asyncio.to_thread(_database_at, place, writes=writes, makes=makes))
         try:
             await asyncio.shield(asyncio.wrap_future(database.thread.submit(database.open, key)))
         except BaseException:
@@ -145,8 +150,9 @@ class Store:
     async def look(self) -> None:
         """Bring `problems` up to date. Cheap if no other process has written. Raises StoreError."""
         seal = self._database.seal
-        if seal is not None:
-            await self._run(lambda: self._database.transact_unchecked(seal.look))
+        await self._run(
+            self._database.require_in_place if seal is None else lambda: self._database.transact_unchecked(seal.look)
+        )
 
     async def adopt(self, digest: str) -> None:
         """Seal the rows as they are, if `seal_status` has shown this digest of them. Raises StoreError."""
@@ -159,7 +165,7 @@ class Store:
     @property
     def problems(self) -> Mapping[str, str]:
         """Why rows are not genuine, by scope, at the last look. Any thread."""
-        return {} if self._database.seal is None else self._database.seal.problems
+        return self._database.problems.by_scope
 
     def vouch(self, *columns: object) -> str:
         """As Seal.vouch, in `work` of `run`; "" in a store without a seal."""
@@ -174,9 +180,17 @@ class Store:
         for scope, problem in self.problems.items():
             raise StoreNotGenuine(f"the state store is not genuine: {scope}: {problem}")
 
+    async def keep(self, keeper: Keeper) -> Callable[[], None]:
+        """Have a keeper compare now, and look at each transaction of this process that writes from now on. Returns how
+        to end that. Raises StoreBehind, StoreError."""
+        await self._run(lambda: self._database.transact_unchecked(keeper.begin))
+        await self._run(lambda: self._database.transact_unchecked(keeper.settle))
+        self._database.keepers.append(keeper.look)
+        return lambda: self._database.keepers.remove(keeper.look)
+
     def watch(self, listener: Listener) -> Callable[[], None]:
         """Have `listener` told of each change of `problems`, in the store's thread. Returns how to end that."""
-        listeners = [] if self._database.seal is None else self._database.seal.listeners
+        listeners = self._database.problems.listeners
         listeners.append(listener)
         return lambda: listeners.remove(listener)
 
@@ -255,9 +269,9 @@ class Tables:
         self._store = store
 
 
-def _database_at(place: Place, *, writes: bool) -> Database:
+def _database_at(place: Place, *, writes: bool, makes: bool) -> Database:
     if isinstance(place, (str, os.PathLike)):
-        return FileDatabase(Path(place), writes=writes)
+        return FileDatabase(Path(place), writes=writes, makes=makes)
     try:
         from hsmcore.state.postgres import ServerDatabase
     except ImportError:

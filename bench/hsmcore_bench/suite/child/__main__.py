@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from fnmatch import fnmatchcase
 from importlib import import_module
+from pathlib import Path
 
 from hsmcore.heap import settle
 from hsmcore_bench.harness.parent import die_with_parent
@@ -30,6 +32,8 @@ SIGNERS = {
 
 def open_signer(job: Job) -> Signer:
     """Only what this contender needs is imported: the others may be missing."""
+    if job.state:  # what a key promises here binds no other contender with the key
+        os.environ["XDG_STATE_HOME"] = str(Path(job.state).parent)
     where = next(place for kind, place in SIGNERS.items() if fnmatchcase(job.kind, kind))
     module, _, name = where.partition(":")
     made: Signer = getattr(import_module(f"hsmcore_bench.suite.child.{module}"), name)(job)

@@ -1,0 +1,249 @@
+"""An edited configuration, or a log that is moved, finds the state store by the key: nothing begins with nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+import structlog
+from tests.support.commands import commands
+from tests.support.loops import one_loop
+from tests.support.managers import becomes, opened
+from tests.support.policed import ordered
+from tests.support.terminal import PROGRAM
+
+import hsmcore
+from hsmcore.config import load
+from hsmcore.errors import DoubleSign
+from hsmcore.state import Store, StoreError
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
+
+
+@pytest.fixture
+def hsmcore_state(tmp_path, capfdbinary):
+    with commands(tmp_path, capfdbinary, "state") as command:
+        yield command
+
+
+def manager_of(config):
+    return config["sequencer"]["keyManager"]
+
+
+def edited(config, **changes):
+    """A copy of the configuration; None takes a key out."""
+    copy = json.loads(json.dumps(config))
+    for name, value in changes.items():
+        manager_of(copy)[name] = value
+        if value is None:
+            del manager_of(copy)[name]
+    return copy
+
+
+def policed(token, folder, **more):
+    return token.config(policy={"kinds": ["block"]}, auditLogFile=str(folder / "one" / "audit.log"), **more)
+
+
+EDITS = {
+    "the log in another folder": lambda folder: {"auditLogFile": str(folder / "two" / "audit.log")},
+    "the log taken out": lambda _: {"auditLogFile": None},
+    "another type": lambda folder: {"type": "pkcs11", "auditLogFile": str(folder / "two" / "audit.log")},
+}
+
+
+@one_loop
+@pytest.mark.parametrize("edit", EDITS)
+async def test_an_edited_configuration_signs_no_position_twice(world, tmp_path, edit):
+    config = policed(world, tmp_path)
+    async with opened(config) as manager:
+        await manager.sign(ordered(7, b"A"))
+        key = manager.public_key.hex()
+    store = load(config).key_manager.state_path
+    other = edited(config, **EDITS[edit](tmp_path))
+    with pytest.raises(hsmcore.StoreBehind) as refused:
+        await hsmcore.create_key_manager(other).initialize()
+    for said in (str(store), str(load(other).key_manager.state_path), str(tmp_path / "one" / "audit.log")):
+        assert said in str(refused.value)
+    assert f"hsmcore state begin {key} --reason" in str(refused.value.hint)
+    assert not load(other).key_manager.state_path.exists()  # what was refused begins nothing
+    async with opened(edited(other, stateFile=str(store))) as manager:
+        await manager.sign(ordered(7, b"A"))
+        with pytest.raises(DoubleSign):
+            await manager.sign(ordered(7, b"B"))
+
+
+@one_loop
+async def test_an_audit_log_that_is_added_begins_no_store(world, tmp_path):
+    config = edited(policed(world, tmp_path), auditLogFile=None)
+    async with opened(config) as manager:
+        await manager.sign(ordered(7, b"A"))
+    with pytest.raises(hsmcore.StoreBehind):
+        await hsmcore.create_key_manager(policed(world, tmp_path)).initialize()
+
+
+@one_loop
+async def test_after_a_rotation_the_replaced_key_does_not_sign_again(fresh_token, tmp_path):
+    rules = {"keyRotation": {"overlapDays": 1}}
+    config = fresh_token().config(auditLogFile=str(tmp_path / "one" / "audit.log"), **rules)
+    async with opened(config) as manager:
+        old = manager.public_key
+        await manager.rotate_key()
+        new = manager.public_key
+    moved = edited(config, auditLogFile=str(tmp_path / "two" / "audit.log"))
+    with pytest.raises(hsmcore.StoreBehind, match=old.hex()):
+        await hsmcore.create_key_manager(moved).initialize()
+    async with opened(config) as manager:
+        assert manager.public_key == new != old
+
+
+@one_loop
+@pytest.mark.parametrize("promise", ["budget", "drain", "floor"])
+async def test_budget_orders_and_floors_are_promises(world, tmp_path, promise, state_home):
+    config = world.config(
+        failover={"emergencyModeEnabled": True}, auditLogFile=str(tmp_path / "one" / "audit.log"),
+        **({"policy": {"kinds": ["block"]}} if promise == "floor" else {}),
+    )  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    async def command(*arguments):
+        whole = [*PROGRAM, *arguments, "--reason", "r", "--config", str(tmp_path / "config.json")]
+        assert (await asyncio.to_thread(subprocess.run, whole, check=False, timeout=60)).returncode == 0
+
+    async def noted():
+        return bool([*(state_home / "stores").glob("*.json")])
+
+    async def by_the_emergency_key():
+        return (await manager.sign_with_receipt(os.urandom(8))).level == "emergency"
+
+    async with opened(config) as manager:
+        if promise == "floor":
+            await command("policy", "floor", "set", "block", "5")
+        elif promise == "drain":
+            await command("failover", "drain", f"softhsm:{world.label}", "--yes")
+        else:
+            await command("failover", "force", "emergency", "--yes")
+            await becomes(by_the_emergency_key)
+            await command("failover", "force", "none")
+        await becomes(noted)
+    moved = edited(config, auditLogFile=str(tmp_path / "two" / "audit.log"))
+    with pytest.raises(hsmcore.StoreBehind):
+        await hsmcore.create_key_manager(moved).initialize()
+
+
+@one_loop
+async def test_what_makes_no_promise_may_begin_anywhere(world, tmp_path, state_home):
+    """As tests and short programs do, with one key."""
+    for number in range(3):
+        store = {"stateFile": str(tmp_path / f"{number}.db")}
+        async with opened(world.config(failover={"emergencyModeEnabled": True}, **store)) as manager:
+            await manager.sign(b"x")
+        async with opened(world.config(keyRotation={"overlapDays": 1}, **store)) as manager:
+            await manager.sign(b"x")
+        async with opened(world.config(policy={"kinds": ["block"]}, **store)):
+            pass
+    assert not [*(state_home / "stores").glob("*")]
+
+
+@one_loop
+async def test_a_first_start_says_that_the_store_begins(world, tmp_path, state_home):
+    config = policed(world, tmp_path)
+    with structlog.testing.capture_logs() as said:
+        async with opened(config) as manager:
+            await manager.sign(ordered(1))
+        async with opened(config) as manager:
+            await manager.sign(ordered(2))
+    begun = [line["store"] for line in said if line["event"].startswith("a state store begins")]
+    assert begun == [str(load(config).key_manager.state_path)]
+    [entry] = (state_home / "stores").glob("*.json")
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (entry, entry.parent)] == [0o600, 0o700]
+    assert manager.public_key.hex() in entry.read_text()
+
+
+@one_loop
+async def test_a_folder_that_was_moved_goes_on_and_a_copy_does_not(world, tmp_path):
+    config = policed(world, tmp_path)
+    async with opened(config) as manager:
+        await manager.sign(ordered(7, b"A"))
+    (tmp_path / "one").rename(tmp_path / "two")
+    moved = edited(config, auditLogFile=str(tmp_path / "two" / "audit.log"))
+    async with opened(moved) as manager:
+        with pytest.raises(DoubleSign):
+            await manager.sign(ordered(7, b"B"))
+    with pytest.raises(hsmcore.StoreBehind):  # where it was, nothing begins
+        await hsmcore.create_key_manager(edited(config, auditLogFile=str(tmp_path / "one" / "audit.log"))).initialize()
+    shutil.copytree(tmp_path / "two", tmp_path / "three")
+    copied = edited(config, auditLogFile=str(tmp_path / "three" / "audit.log"))
+    with pytest.raises(hsmcore.StoreBehind, match="is a copy"):
+        await hsmcore.create_key_manager(copied).initialize()
+    (tmp_path / "two").rename(tmp_path / "old")
+    async with opened(copied) as manager:
+        with pytest.raises(DoubleSign):
+            await manager.sign(ordered(7, b"B"))
+
+
+@one_loop
+async def test_an_operator_lets_another_store_begin_with_one_command(world, tmp_path, hsmcore_state):
+    config = policed(world, tmp_path)
+    async with opened(config) as manager:
+        await manager.sign(ordered(7, b"A"))
+        key = manager.public_key.hex()
+    moved = edited(config, auditLogFile=str(tmp_path / "two" / "audit.log"))
+    (tmp_path / "config.json").write_text(json.dumps(moved))
+    code, _, said = await asyncio.to_thread(hsmcore_state, "begin", "ab" * 32, "--reason", "r")
+    assert (code, "no store is known" in said) == (1, True)
+    code, shown, _ = await asyncio.to_thread(hsmcore_state, "begin", key, "--reason", "the disk is gone")
+    assert (code, shown["formerStore"]) == (0, str(load(config).key_manager.state_path))
+    async with opened(moved) as manager:
+        await manager.sign(ordered(8))
+        [record] = [one async for one in manager.audit.query(match={"command": "state begin", "result": "ok"})]
+        assert record["reason"] == "the disk is gone"
+    with pytest.raises(hsmcore.StoreBehind):  # the former one no longer counts
+        await hsmcore.create_key_manager(config).initialize()
+    async with opened(moved) as manager:
+        await manager.sign(ordered(9))
+
+
+@one_loop
+async def test_two_stores_that_began_at_once_do_not_both_bind(world, tmp_path):
+    configs = [edited(policed(world, tmp_path / name), maxCacheSize=0) for name in ("a", "b")]
+    async with opened(configs[0]) as first, opened(configs[1]) as second:
+        await first.sign(ordered(7, b"A"))
+        with pytest.raises(hsmcore.StoreBehind):
+            await second.sign(ordered(7, b"B"))
+        await first.sign(ordered(8, b"A"))
+
+
+@one_loop
+@pytest.mark.parametrize("broken", ["no folder", "not a folder", "not of our making"])
+async def test_without_a_register_nothing_is_promised_and_the_rest_goes_on(
+    world, tmp_path, monkeypatch, state_home, broken
+):
+    config = policed(world, tmp_path)
+    if broken == "not of our making":
+        async with opened(config) as manager:
+            await manager.sign(ordered(7, b"A"))
+        [entry] = (state_home / "stores").glob("*.json")
+        entry.write_text("{}")
+        with pytest.raises(StoreError, match="not of hsmcore's making"):
+            await hsmcore.create_key_manager(config).initialize()
+        config = policed(world, tmp_path / "other")  # which keeps nothing yet
+    elif broken == "not a folder":
+        state_home.parent.write_text("")
+    else:
+        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError()))
+        monkeypatch.delenv("XDG_STATE_HOME")
+    for _ in range(2):
+        async with opened(config) as manager:
+            with pytest.raises(StoreError):
+                await manager.sign(ordered(7, b"B"))
+    store = await Store.open_to_read(load(config).key_manager.state_path)
+    try:
+        assert not await store.run(lambda on: on.exec_driver_sql("SELECT count(*) FROM bound").scalar())
+    finally:
+        await store.close()
