@@ -94,8 +94,9 @@ def test_a_service_starts_and_signs_after_commands_of_root(place):
     folder = place / "service"
     layout = Layout(folder / "audit.log")
     for number in range(2):  # where nothing was made yet, and where the service and a key manager of root's have been
-        run(*PROGRAM, "failover", "drain", member, "--reason", "by root", "--config", config)
-        run(*PROGRAM, "failover", "drain", member, "--undo", "--reason", "by root", "--config", config)
+        code = 0 if number else 1  # no command makes the store; both leave a record
+        run(*PROGRAM, "failover", "drain", member, "--reason", "by root", "--config", config, code=code)
+        run(*PROGRAM, "failover", "drain", member, "--undo", "--reason", "by root", "--config", config, code=code)
         waiting = of_root(folder)
         assert len(waiting) == 2
         assert all(name.startswith("audit.log.d/spool/") for name in waiting), waiting
@@ -170,6 +171,7 @@ USES: dict[str, list[str] | str] = {
     "serve": "runs until it is stopped; it opens what `sign` opens",
     "sign": ["--text", "x"],
     "state backup": "makes the file that --to names",
+    "state begin": "makes its file in the state folder of the user who runs it, for that user",
     "state export": [],
     "state import": ["none"],
     "state reconcile": ["--reason", "x"],

@@ -25,6 +25,7 @@ def become_nobody() -> None:
 
 
 async def serve(config: str) -> str:
+    os.environ["XDG_STATE_HOME"] = f"{config}.state-home"  # what the key promises to each is its own
     async with hsmcore.create_key_manager(config) as manager:
         return (await manager.sign(b"message")).hex()
 

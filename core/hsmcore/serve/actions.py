@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +13,7 @@ from hsmcore.errors import HsmError
 from hsmcore.rotation.service import ABORT, ROTATE
 from hsmcore.state import Desired, Store
 from hsmcore.state.desired import DRAIN, EMERGENCY, FORCE, READMIT
+from hsmcore.state.presence import is_attended
 
 MAX_REASON: Final = 400
 
@@ -104,7 +106,10 @@ async def carry_out(order: Order, config: Config, record: Callable[[str, str], A
     Returns the record's number. Raises HsmError; an order that cannot be recorded is not carried out."""
     number = await record("ok", "")
     name, value = ACTIONS[order.name].wish(order.target)
+    rules = config.key_manager
     try:
+        if rules.fleet is None:
+            await asyncio.to_thread(is_attended, rules.state_path)
         store = await Store.open(config.key_manager.state_place, config.state_secret, makes=False)
         try:
             await Desired(store).set(name, value, order.reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hsmcore.state.seal import StoreError
 from hsmcore.state.sqlite import OWNER_HINT
 
 _END = ".running.lock"
+_TRIES, _TRY_SECONDS = 20, 0.005
 _HINT = "Stop the key managers; docs/RECOVERY.md says how to put a store in the place of another."
 
 
@@ -46,9 +48,11 @@ def is_attended(path: Path) -> bool:
     except OSError as error:
         raise StoreError(f"state store {path}: {_lock_of(path)}: {error.strerror}", hint=OWNER_HINT) from None
     try:
-        with suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return False
+        for _ in range(_TRIES):
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return False
+            time.sleep(_TRY_SECONDS)  # another command may have it, for a moment
         if os.pread(lock, 64, 0) != _identity(path):
             raise StoreError(f"state store {path}: a key manager runs on another file that was here before", hint=_HINT)
         return True
