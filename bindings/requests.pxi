@@ -275,9 +275,11 @@ cdef class Requests(Publisher):
 
     cdef bint _cancel_batch(self, future, Batch batch) except -1:
         cdef Py_ssize_t i
-        cdef bint begun = batch.remaining < PyList_GET_SIZE(batch.results)
+        cdef bint begun = False
         self._batches.pop(future, None)
         for i in range(PyList_GET_SIZE(batch.results)):
+            result = batch.results[i]
+            begun = begun or type(result) is bytes or (result is not None and result.maybe_signed)
             if batch.numbers[i]:
                 begun = self._cancel(batch.numbers[i]) or begun
                 batch.numbers[i] = 0
@@ -326,7 +328,9 @@ cdef class Requests(Publisher):
                 raise NotInitialized("used before initialize()", member=self._member)
             raise self._failure(HSM_CLOSED)
         if self._down is not None:
-            raise error_of(self._down, member=self._member)
+            down = error_of(self._down, member=self._member)
+            down.maybe_signed = False
+            raise down
         # The running loop is the only one of its thread. Asking for it by asyncio.get_running_loop costs a getpid
         # system call in Python 3.11.
         if PyThread_get_thread_ident() != self._thread or not self._loop_is_running():
@@ -529,21 +533,33 @@ cdef class Requests(Publisher):
         return seq
 
     cdef int _batch_answered(self, Batch batch, const hsm_answer *answer) except -1:
-        if answer.last:
-            batch.numbers[answer.tag] = 0
+        batch.numbers[answer.tag] = 0
         # Spare the HSM what a batch that has failed would still ask of it.
         if batch.future.done() and self._batches.get(batch.future) is batch:
-            self._cancel_batch(batch.future, batch)
+            if self._cancel_batch(batch.future, batch) and not batch.future.cancelled():
+                failed = batch.future.exception()
+                if isinstance(failed, HsmError):
+                    failed.maybe_signed = True  # of its messages, another one
         return 0
 
     cdef object _error(self, const hsm_answer *answer):
-        if answer.status == HSM_NOT_HOLDER:
-            return self._lease.refusal(self._member)
-        if answer.status == HSM_SYSTEM and answer.slot == HSM_NO_SLOT and self._recorder is not None:
-            return self._recorder.journal._refusal(self._journal_failure)
+        """Its error, which says whether a signature may exist where its status alone does not tell."""
         detailed = self._detail if answer.slot != HSM_NO_SLOT else None
-        # One exception raised in several tasks would collect the tracebacks of all of them.
-        return self._failure(answer.status, answer.ckr, answer.call) if detailed is None else copy(detailed)
+        if answer.status == HSM_NOT_HOLDER:
+            made = self._lease.refusal(self._member)
+            made.maybe_signed = True  # it was withheld
+        elif answer.status == HSM_SYSTEM and answer.slot == HSM_NO_SLOT and self._recorder is not None:
+            made = self._recorder.journal._refusal(self._journal_failure)
+            made.maybe_signed = answer.begun or answer.seq != 0
+        elif detailed is not None:
+            return copy(detailed)  # one exception raised in several tasks would collect the tracebacks of all of them
+        else:
+            made = self._failure(answer.status, answer.ckr, answer.call)
+            if not answer.begun:
+                made.maybe_signed = False
+            elif answer.status == HSM_CLOSED:
+                made.maybe_signed = True
+        return made
 
     cdef int _release_durable(self, uint64_t kept) except -1:
         """For the journal: the records up to number `kept` are durable."""

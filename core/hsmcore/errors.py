@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Final, Self
 
 from hsmcore.statuses import MAY_PASS, RETRYABLE_CLASSES, STATUSES
+
+UNSURE: Final = frozenset({"DEADLINE_EXCEEDED", "HOST_LOST", "SIGNATURE_MALFORMED", "SIGNATURE_INVALID", "CANCELLED"})
+"""Statuses that leave it open whether a signature was made."""
+_SIGNING_CALLS: Final = frozenset({"C_Sign", "C_SignFinal"})
 
 
 class HsmError(Exception):
@@ -24,8 +28,6 @@ class HsmError(Exception):
     default_status: ClassVar[str] = "BAD_ARGUMENT"
     """Given as the class's `status`."""
     default_hint: ClassVar[str] = ""
-    maybe_signed: bool = False
-    """Whether a signature may exist all the same, where `status` and `call` do not tell: set by members."""
     retry_after_ms: int = 0
     """Milliseconds after which the same call may succeed, where `hsmcore gateway` knows it; 0: it is not known."""
     told_retryable: bool | None = None
@@ -48,6 +50,7 @@ class HsmError(Exception):
         call: str = "",
         member: str | None = None,
         hint: str | None = None,
+        maybe_signed: bool | None = None,
     ) -> None:
         # Only the message goes into args: args and __dict__ are what pickle and copy carry over.
         super().__init__(message)
@@ -57,6 +60,7 @@ class HsmError(Exception):
         self.call = call
         self.member = member
         self.hint = hint if hint is not None else self.default_hint or STATUSES[self.status].hint
+        self._maybe_signed = maybe_signed
 
     def __str__(self) -> str:
         """The message and, as a sentence of its own, the hint; so a hint that is set later is shown too."""
@@ -64,6 +68,20 @@ class HsmError(Exception):
         if not self.hint or message.endswith(self.hint):
             return message
         return f"{message}{'' if message.endswith(('.', '!', '?')) else '.'} {self.hint}"
+
+    @property
+    def maybe_signed(self) -> bool:
+        """Whether a signature may exist although this was raised: true unless it is known that no worker and no service
+        had begun to sign. Then no other key may sign the same message."""
+        if self._maybe_signed is not None:
+            return self._maybe_signed
+        return self.status in UNSURE or (
+            self.call in _SIGNING_CALLS and self.error_class not in ("RETRY", "REQUEST_FATAL")
+        )
+
+    @maybe_signed.setter
+    def maybe_signed(self, known: bool) -> None:
+        self._maybe_signed = known
 
     @property
     def error_class(self) -> str:

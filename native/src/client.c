@@ -270,6 +270,13 @@ int hsm_client_cancel(hsm_client *client, uint32_t slot) {
     return 0;
 }
 
+int hsm_client_begun(const hsm_client *client, uint32_t slot) {
+    if (hsm_client_forked(client) || slot >= client->area->slots) {
+        return 1;
+    }
+    return atomic_load(&hsm_area_slot(client->area, slot)->stage) == HSM_STAGE_BEGUN;
+}
+
 uint32_t hsm_client_queued(const hsm_client *client) {
     return hsm_client_forked(client) ? 0 : (uint32_t)hsm_area_queued(client->area);
 }

@@ -163,6 +163,7 @@ static void share(hsm_requests *table, hsm_list *followers, const hsm_request *r
         hsm_list_drop(table->links, followers, index);
         follower->slot = HSM_NONE;
         if (alone) {
+            follower->answer.begun |= r->answer.begun;
             follower->state = HSM_REQUEST_QUEUED;
             hsm_list_push(table->links, &table->queue, index, true);
             continue;
@@ -172,6 +173,7 @@ static void share(hsm_requests *table, hsm_list *followers, const hsm_request *r
         follower->answer.call = r->answer.call;
         follower->answer.slot = r->answer.slot;
         follower->answer.shared = true;
+        follower->answer.begun = r->answer.begun;
         follower->answer.signature_len = r->answer.signature_len;
         memcpy(follower->signature, r->signature, r->answer.signature_len);
         settle(table, index, (hsm_status)r->answer.status);
@@ -215,6 +217,7 @@ static uint32_t take(hsm_requests *table) {
     }
     at->entry = 0;
     at->owner = HSM_NONE;
+    r->answer.begun |= hsm_client_begun(table->client, done.slot) != 0;
     hsm_client_release(table->client, done.slot);
     r->answer.slot = done.slot;
     r->slot = HSM_NONE;
@@ -336,11 +339,11 @@ int hsm_requests_cancel(hsm_requests *table, uint64_t request, int *begun) {
     }
     if (r->slot != HSM_NONE) { /* it stays until the workers are done with it */
         table->owed -= r->state == HSM_REQUEST_SENT ? 1U : 0U;
-        *begun = withdraw(table, r->slot); /* its deadline stays: a call that hangs is found by it */
+        *begun = withdraw(table, r->slot) || r->answer.begun; /* its deadline stays: a call that hangs is found by it */
         hsm_table_move(table, index, HSM_REQUEST_SENT);
         return 0;
     }
-    *begun = r->state != HSM_REQUEST_QUEUED;
+    *begun = r->answer.begun || (r->state != HSM_REQUEST_QUEUED && r->answer.status == HSM_OK);
     hsm_table_move(table, index, HSM_REQUEST_GIVEN);
     hsm_requests_end(table, request);
     return 1;
@@ -351,11 +354,9 @@ static void answer_early(hsm_requests *table, uint32_t index, hsm_status status)
     hsm_request *r = &table->all[index];
     if (r->state == HSM_REQUEST_SENT) {
         table->owed--;
-        if (status != HSM_CLOSED) {
-            (void)withdraw(table, r->slot);
-        }
+        r->answer.begun |= status == HSM_CLOSED || withdraw(table, r->slot);
     } else if (r->state == HSM_REQUEST_FOLLOWING) {
-        (void)unfollow(table, index);
+        r->answer.begun |= unfollow(table, index);
     }
     settle(table, index, status);
 }
@@ -400,7 +401,8 @@ void hsm_requests_fail(hsm_requests *table, enum hsm_which which, hsm_status sta
 uint32_t hsm_requests_replay(hsm_requests *table) {
     for (uint32_t slot = 0; slot < hsm_client_slots(table->client); slot++) {
         if (table->places[slot].owner != HSM_NONE) {
-            const hsm_request *r = &table->all[table->places[slot].owner];
+            hsm_request *r = &table->all[table->places[slot].owner];
+            r->answer.begun = true; /* by the host that is lost, for all that is known */
             bool again =
                 hsm_algorithm_is_deterministic(table->pinned.keys[hsm_key_place(r->answer.key)].algorithm) != 0;
             hsm_client_restore(table->client, slot, r->answer.key, r->message, r->message_len, r->prehashed,

@@ -16,7 +16,6 @@ from hsmcore.failover.breaker import (
     SECOND,
     Breaker,
     kind_of,
-    may_have_signed,
 )
 
 GOOD_PROBES = 3  # as required
@@ -101,15 +100,15 @@ def test_every_error_has_a_kind_or_is_the_request_s_own(status):
         assert kind is not None
     assert (kind is None) == (status in OWN or status == "OK"), "decide: the request's own, or a failure of the member"
     if status in ("SIGNATURE_INVALID", "DEADLINE_EXCEEDED", "HOST_LOST"):
-        assert may_have_signed(error)
+        assert error.maybe_signed
 
 
 def test_what_failed_before_it_signed_left_no_signature():
     for call in ("C_SignInit", "C_OpenSession", ""):
-        assert not may_have_signed(error_of("TOKEN_LOST", call=call))
-    assert may_have_signed(error_of("TOKEN_LOST", call="C_Sign"))
-    assert not may_have_signed(error_of("BUSY", call="C_Sign"))
+        assert not error_of("TOKEN_LOST", call=call).maybe_signed
+    assert error_of("TOKEN_LOST", call="C_Sign").maybe_signed
+    assert not error_of("BUSY", call="C_Sign").maybe_signed
     told = error_of("TOKEN_LOST", call="kms:Sign")
-    assert not may_have_signed(told)
+    assert not told.maybe_signed
     told.maybe_signed = True  # the member knows
-    assert may_have_signed(copy.copy(told))
+    assert copy.copy(told).maybe_signed

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from hsmcore._native import freeze
 from hsmcore.errors import EmptyMessage, HsmError
-from hsmcore.failover.breaker import WITHHELD, may_have_signed
+from hsmcore.failover.breaker import WITHHELD
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.policy import Attempts
 from hsmcore.failover.request import Answer, Request
@@ -136,7 +136,7 @@ class _Part:
         error = self.asked.exception()
         results = self.asked.result() if error is None else [error] * len(own)
         for message, result in zip(own, results, strict=True):
-            if not isinstance(result, HsmError) or isinstance(result, WITHHELD) or may_have_signed(result):
+            if not isinstance(result, HsmError) or isinstance(result, WITHHELD) or result.maybe_signed:
                 router.bind((message,), self.key)
 
 

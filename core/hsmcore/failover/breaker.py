@@ -81,11 +81,6 @@ OWN: Final = frozenset(
     }
 )
 """Statuses of a request itself, of this process, or of a start. Any other one is a failure of the member."""
-UNSURE: Final = frozenset({"DEADLINE_EXCEEDED", "HOST_LOST", "SIGNATURE_MALFORMED", "SIGNATURE_INVALID", "CANCELLED"})
-"""Errors that leave it open whether the module made a signature."""
-_SIGNING_CALLS: Final = frozenset({"C_Sign", "C_SignFinal"})
-
-
 WITHHELD: Final = (AuditUnavailable, EngineClosed, NotHolder)
 """As the answer to a request that was submitted, these leave it open too: the signature was not recorded, the member
 was closed in the middle of its work, or the fleet's lease was over."""
@@ -98,13 +93,6 @@ def kind_of(error: HsmError) -> Kind | None:
     if error.status in OWN:
         return None
     return _KIND_OF_STATUS.get(error.status) or _KIND_OF_CLASS.get(error.error_class)
-
-
-def may_have_signed(error: HsmError) -> bool:
-    """Whether a signature may exist although the attempt failed; then no other key may sign the same message."""
-    if error.status in UNSURE or error.maybe_signed:
-        return True
-    return error.call in _SIGNING_CALLS and error.error_class not in ("RETRY", "REQUEST_FATAL")
 
 
 class Breaker:

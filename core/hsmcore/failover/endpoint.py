@@ -169,7 +169,7 @@ class Endpoint(MemberState):
         """Whether a request that ended with this error has certainly left no signature under a key, although the status
         leaves it open."""
         version = self.versions.get(key)
-        if error.status != "DEADLINE_EXCEEDED" or error.maybe_signed or version is None:
+        if error.status != "DEADLINE_EXCEEDED" or version is None:
             return False
         unsigned = getattr(self.engine, "unsigned", None)
         return unsigned is not None and bool(unsigned(version.index, message))

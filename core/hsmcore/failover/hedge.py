@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from hsmcore._native import Digest
 from hsmcore.errors import HsmError
-from hsmcore.failover.breaker import Kind, kind_of, may_have_signed
+from hsmcore.failover.breaker import Kind, kind_of
 from hsmcore.keyring import KeyVersion
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _ask_second(
 
 async def _first_good(router: Route, asked: Asked, request: Request) -> tuple[bytes, Endpoint, KeyVersion]:
     first = next(iter(asked))
-    waiting = set(asked)
+    waiting, unsure = set(asked), False
     while waiting:
         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for future in done:
@@ -98,8 +98,12 @@ async def _first_good(router: Route, asked: Asked, request: Request) -> tuple[by
                 return future.result(), *asked[future]
             if not isinstance(ended, HsmError):
                 raise ended
-            if future is not first and may_have_signed(ended):
+            if future is not first and ended.maybe_signed:
                 router.bind(request.bindable, asked[future][1].public_key)
+                unsure = True
             if future is not first and (kind := kind_of(ended)) is not None:
                 router.report(asked[future][0], kind, ended)
+    failed = first.exception()
+    if unsure and isinstance(failed, HsmError):
+        failed.maybe_signed = True
     return await first, *asked[first]  # raises

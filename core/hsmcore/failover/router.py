@@ -15,7 +15,7 @@ from typing import Any, Final
 from hsmcore._native import Digest, Routes, freeze, timeout_ns
 from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, QueueFull
 from hsmcore.failover.bindings import KeyBindings
-from hsmcore.failover.breaker import SECOND, WITHHELD, Kind, kind_of, may_have_signed
+from hsmcore.failover.breaker import SECOND, WITHHELD, Kind, kind_of
 from hsmcore.failover.budget import Emergency
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.errors import EmergencyRefused
@@ -216,7 +216,7 @@ class Router:
                 asked = endpoint.submit_with_receipt(request.message, share, version.index, request.extra)
                 signature, seq, cached = await self._answered_by(endpoint, asked, request.bindable, version.public_key)
         except HsmError as error:
-            if episode and not may_have_signed(error):
+            if episode and not error.maybe_signed:
                 self.budget.give_back(episode)
             self._failed(endpoint, version.public_key, error, request)
             return None
@@ -266,12 +266,9 @@ class Router:
         left = self._left(error)
         if isinstance(error, QueueFull) and self._has_room(endpoint, error, request):
             return
-        if (
-            request.attempts.bound_to is None
-            and not request.allow_other_key
-            and may_have_signed(error)
-            and not endpoint.is_unsigned(key, request.message, error)
-        ):
+        if error.maybe_signed and endpoint.is_unsigned(key, request.message, error):
+            error.maybe_signed = False
+        if error.maybe_signed and not request.allow_other_key and request.attempts.bound_to is None:
             request.attempts.bound_to = key
         if isinstance(error, AlgorithmUnsupported) and isinstance(request.message, Digest):
             request.failed_at(endpoint, error)  # a key of another level may be of another algorithm
@@ -279,6 +276,7 @@ class Router:
         if self.is_request_s_own(error):
             if request.refused is not None or not by_module(error):
                 if request.attempts.bound_to is not None:
+                    error.maybe_signed = True
                     self.bind(request.bindable, request.attempts.bound_to)
                 raise error
             request.refused = endpoint, error  # another member decides whether the request is at fault, if there is one

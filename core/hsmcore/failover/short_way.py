@@ -9,7 +9,7 @@ from typing import Any
 
 from hsmcore._native import freeze, verify
 from hsmcore.errors import HsmError, InvalidMessageType
-from hsmcore.failover.breaker import WITHHELD, may_have_signed
+from hsmcore.failover.breaker import WITHHELD
 from hsmcore.failover.policy import Attempts
 from hsmcore.failover.request import Answer, Request
 from hsmcore.failover.router import Router
@@ -94,7 +94,7 @@ class ShortWay:
         error = answer.exception()
         if isinstance(error, HsmError) and error.attempt is not None:
             endpoint, index, _, message, taken = error.attempt
-            if may_have_signed(error) or (taken and isinstance(error, WITHHELD)):
+            if error.maybe_signed or (taken and isinstance(error, WITHHELD)):
                 self._router.bind((message,), endpoint.version_at(index).public_key)
         elif error is None:
             result = answer.result()

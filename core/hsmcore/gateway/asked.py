@@ -13,7 +13,6 @@ from typing import Any, Final, Protocol
 from hsmcore._native import BatchedSignature
 from hsmcore.config.policy import PREHASHED
 from hsmcore.errors import HsmError
-from hsmcore.failover.breaker import may_have_signed
 from hsmcore.gateway import batched, wire
 from hsmcore.gateway.desk import Counter
 from hsmcore.gateway.jobs import OUTSIDE, Job, outcome_of
@@ -83,10 +82,10 @@ class Request(Job):
         self.counter.queue.end(self, outcome_of(place))
 
 
-def refusal_of(error: HsmError, *, begun: bool = False) -> wire.Refusal:
-    """Return an error as it is sent. `begun`: a key manager had the request."""
-    maybe = error.maybe_signed or (begun and may_have_signed(error))
-    return wire.Refusal(error.retryable, maybe, error.retry_after_ms, error.status, error.error_class, str(error))
+def refusal_of(error: HsmError) -> wire.Refusal:
+    """Return an error as it is sent."""
+    maybe, after = error.maybe_signed, error.retry_after_ms
+    return wire.Refusal(error.retryable, maybe, after, error.status, error.error_class, str(error))
 
 
 def _run(request: Request, work: Coroutine[Any, Any, Any]) -> None:
@@ -122,7 +121,6 @@ def begin_sign_many(request: Request, left: float) -> None:
     counter = request.counter
     key_id = counter.desk.key_id(counter, what.version)
     _run(request, counter.desk.sign_batch(counter, what.messages, what.kind or None, left, key_id))
-    request.started = False  # its messages have not begun; their errors say of themselves whether they did
 
 
 def begin_sign_batched(request: Request, left: float) -> None:
@@ -179,7 +177,7 @@ def _answer(request: Request, outcome: Any, made: Callable[[Request, Any], bytes
     """Answer a request: with an error, or with what `made` makes of the result."""
     connection, session = request.connection, request.session
     if isinstance(outcome, HsmError):
-        error, data = outcome, wire.error(request.number, refusal_of(outcome, begun=request.started))
+        error, data = outcome, wire.error(request.number, refusal_of(outcome))
     else:
         error, data = None, made(request, outcome)
     request.counter.desk.count(request.account.client, error)

@@ -104,7 +104,7 @@ class Queue:
         if job.running is not None:
             job.running.cancel()
         elif job in job.account.flow.waiting:
-            self._withdraw(job, RequestCancelled("withdrawn before its turn"))
+            self._withdraw(job, RequestCancelled("withdrawn before its turn", maybe_signed=False))
 
     def _withdraw(self, job: Job, error: HsmError) -> None:
         begun = self.turns.withdraw(job.account.flow, job)
@@ -166,7 +166,7 @@ class Queue:
         """Answer what waits: the key managers are about to close."""
         for account in tuple(self._accounts):
             for job in tuple(account.flow.waiting):
-                self._withdraw(job, RequestCancelled("the gateway ended before its turn"))
+                self._withdraw(job, RequestCancelled("the gateway ended before its turn", maybe_signed=False))
         if self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
@@ -179,9 +179,7 @@ OUTSIDE: Final[Context] = copy_context()
 def outcome_of(future: asyncio.Future[Any]) -> Any:
     """Return the result of a future that is done, or its error as an HsmError."""
     if future.cancelled():
-        withdrawn = RequestCancelled("withdrawn")
-        withdrawn.maybe_signed = True
-        return withdrawn
+        return RequestCancelled("withdrawn")
     error = future.exception()
     if error is None:
         return future.result()
@@ -192,9 +190,9 @@ def outcome_of(future: asyncio.Future[Any]) -> Any:
 
 def _unexpected(error: BaseException) -> InternalError:
     get_logger().error("a request failed with an error that is none of a request", exc_info=error)
-    return InternalError(f"the gateway failed with {type(error).__name__}")
+    return InternalError(f"the gateway failed with {type(error).__name__}", maybe_signed=True)
 
 
 def late() -> DeadlineExceeded:
     """Return the error of a request that waited for too long."""
-    return DeadlineExceeded("the deadline passed before it was the request's turn")
+    return DeadlineExceeded("the deadline passed before it was the request's turn", maybe_signed=False)

@@ -138,7 +138,8 @@ class Connections:
 
     def _unreachable(self, problem: Exception) -> HsmError:
         text = f"the gateway at {self._address.text} cannot be reached: {problem}"
-        return MemberDown(text, status="HOST_LOST", hint=_CHECK if self._tls is None else _CHECK_TLS)
+        hint = _CHECK if self._tls is None else _CHECK_TLS
+        return MemberDown(text, status="HOST_LOST", hint=hint, maybe_signed=False)
 
     def _tell_state(self, problem: Exception | None) -> None:
         down = not any(link.ready for link in self.links)

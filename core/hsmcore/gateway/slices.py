@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from hsmcore.errors import HsmError, RequestCancelled
-from hsmcore.failover.breaker import may_have_signed
 from hsmcore.gateway.clients import Account
 from hsmcore.gateway.jobs import Job, Queue
 
@@ -62,7 +61,7 @@ class Batch:
             for one in self.slices:
                 self._queue.cancel(one)
             if not self._begun:
-                raise RequestCancelled("withdrawn before its turn") from None
+                raise RequestCancelled("withdrawn before its turn", maybe_signed=False) from None
             raise
 
     def start(self, one: Slice, left: float) -> None:
@@ -77,10 +76,6 @@ class Batch:
         else:
             self.failed = None if self._returned else self.failed or outcome
             outcome = [outcome] * one.cost
-        if one.started:
-            for error in outcome:
-                if isinstance(error, HsmError) and may_have_signed(error):
-                    error.maybe_signed = True
         self._outcomes[one.at : one.at + one.cost] = outcome
         self._left -= one.cost
         if not self._left and not self._done.done():

@@ -329,7 +329,7 @@ class Batches:
             text = batch_proof.checkpoint(self._guard.domain, epoch, leaves.count, root, first, time.time_ns())
             try:
                 if left <= 0:
-                    raise DeadlineExceeded("the batch was not signed in time")
+                    raise DeadlineExceeded("the batch was not signed in time", maybe_signed=False)
                 place, left = await self._guard.bind_root(text, first, epoch, left)
             except NotNext as moved:
                 if moved.next < least:
@@ -410,9 +410,7 @@ def _who_asked(leaves: Leaves) -> dict[str, Any]:
 
 
 def _withdrawn(error: BaseException) -> RequestCancelled:
-    made = RequestCancelled(f"the batch was given up: {type(error).__name__}")
-    made.maybe_signed = True
-    return made
+    return RequestCancelled(f"the batch was given up: {type(error).__name__}")
 
 
 def _require_ed25519(public_key: bytes) -> None:

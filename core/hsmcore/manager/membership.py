@@ -159,6 +159,8 @@ class ConfirmedPath:
 
     def _withhold(self, message: Any, signature: bytes, error: BaseException) -> None:
         """The signature exists and its caller does not get it, as when the wait for it had ended."""
+        if isinstance(error, HsmError):
+            error.maybe_signed = True
         asked: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         asked.set_result(signature)
         self._path.abandon(asked, message)

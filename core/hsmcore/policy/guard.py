@@ -250,8 +250,8 @@ class Guard:
             problem = "the state store did not take the position in time"
             if any(one.begun for one in asked):
                 hint = "The position may be bound: ask for the same payload again, and for no other one."
-                raise DeadlineExceeded(f"{problem}, and may still", hint=hint) from None
-            raise DeadlineExceeded(f"{problem}; it is not bound") from None
+                raise DeadlineExceeded(f"{problem}, and may still", hint=hint, maybe_signed=False) from None
+            raise DeadlineExceeded(f"{problem}; it is not bound", maybe_signed=False) from None
         except HsmError as error:
             if not isinstance(error, NotNext):
                 self.refused["double-sign" if isinstance(error, DoubleSign) else "state"] += 1

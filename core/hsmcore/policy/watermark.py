@@ -388,7 +388,7 @@ def _answer(group: Iterable[Asked], outcomes: Iterable[Outcome]) -> None:
 
 def _given_up(error: BaseException, asked: Asked) -> RequestCancelled:
     known = "it may be bound all the same" if asked.begun else "nothing was bound"
-    return RequestCancelled(f"what binds positions was ended ({type(error).__name__}); {known}")
+    return RequestCancelled(f"what binds positions was ended ({type(error).__name__}); {known}", maybe_signed=False)
 
 
 def _charge(sums: dict[str, tuple[int, int]], want: Charge, minute: int) -> PolicyRefused | None:

@@ -127,6 +127,8 @@ void hsm_client_release(hsm_client *client, uint32_t slot);
 /* Drop a request that no worker has begun, and return 1: it completes as HSM_CANCELLED. Returns 0 if a worker has begun
  * it: then its current attempt goes on, and if that fails there is no other one. */
 int hsm_client_cancel(hsm_client *client, uint32_t slot);
+/* Whether a worker has begun the request in a slot. */
+int hsm_client_begun(const hsm_client *client, uint32_t slot);
 /* Requests that no worker has begun. */
 uint32_t hsm_client_queued(const hsm_client *client);
 /* Slots that can be submitted to right now. */

@@ -47,6 +47,7 @@ typedef struct hsm_answer {
     uint8_t told;             /* 1: the waiter was answered earlier, at its deadline */
     uint8_t shared;           /* 1: the signature was made for another request */
     uint8_t cached;           /* 1: the signature comes from the cache */
+    uint8_t begun;            /* 0: no worker has begun, or will begin, to sign its message for it; 1: one may have */
     uint8_t last;             /* 1: the request is over: call hsm_requests_end or hsm_requests_hold */
 } hsm_answer;
 

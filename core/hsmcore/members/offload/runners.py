@@ -95,9 +95,8 @@ class TaskRunner:
         if isinstance(error, HsmError):
             return error
         # A caller gets an answer whatever the back end raises. The error's text is untrusted.
-        failure = InternalError(f"the back end raised {type(error).__name__}", member=self._member)
-        failure.maybe_signed = True
-        return failure
+        raised = f"the back end raised {type(error).__name__}"
+        return InternalError(raised, member=self._member, maybe_signed=True)
 
     def expire(self) -> None:
         """Cancel the tasks whose last deadline has passed."""
