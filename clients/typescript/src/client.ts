@@ -70,6 +70,7 @@ const BOUNDS = {
   maxBackoffMs: [1, MOST_MS],
   pingMs: [10, MOST_MS],
 } as const;
+const LEAST_REST_MS = 5;
 const NO_KEY = Buffer.alloc(0);
 export const DEFAULT_KEY = "default";
 
@@ -78,12 +79,17 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
   private readonly timeoutMs: number;
   private readonly connectTimeoutMs: number;
   private readonly maxWaiting: number;
-  private readonly waiting = new Set<Job>();
+  /** By key: what waits for one is no matter of another one. */
+  private readonly waiting = new Map<string, Set<Job>>();
   /** Refused by a key that is no longer current, until the gateway says which one is. */
   private readonly parked = new Set<Job>();
+  /** The gateway had no room for them, and when there may be some. */
+  private readonly resting = new Map<Job, number>();
+  private restTimer: NodeJS.Timeout | undefined;
   private limits: Welcome | undefined;
   private most = 0;
-  private taken = 0;
+  /** Credits that are in use, by key: the gateway grants them for each. */
+  private readonly taken = new Map<string, number>();
   private unsettled = 0;
   private up = 0;
   private slots: ReadonlyMap<string, Slot> = new Map();
@@ -139,7 +145,10 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
   close(): Promise<void> {
     this.closing ??= (async () => {
       this.opened?.reject(closed("The client is closed."));
-      for (const job of [...this.waiting, ...this.parked]) job.fail(closed("The client was closed."), true);
+      const unsent = [...this.waiting.values()].flatMap((line) => [...line]);
+      for (const job of [...unsent, ...this.parked, ...this.resting.keys()])
+        job.fail(closed("The client was closed."), true);
+      clearTimeout(this.restTimer);
       if (this.unsettled > 0) await new Promise<void>((resolve) => (this.idle = resolve));
       await Promise.all(this.links.map((link) => link.close()));
     })();
@@ -200,11 +209,11 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     return (await this.job(wire.manage(operation, keyId), options).promise) as string;
   }
 
-  /** Whether the gateway answers. */
-  async ping(): Promise<void> {
+  /** Whether the gateway answers, within the deadline of a request. */
+  async ping({ timeoutMs = this.timeoutMs }: Pick<RequestOptions, "timeoutMs"> = {}): Promise<void> {
     const link = this.pick();
     if (!link) throw this.lastError ?? closed("The client is not connected.");
-    await link.ping();
+    await link.ping(timeoutMs);
   }
 
   /** The versions of a key, and the one that signs, as the gateway told last. */
@@ -232,7 +241,9 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     if (this.closing) throw closed("The client is closed.");
     if (!this.limits)
       throw closed("The client is not connected.", "Call initialize() or connect() first, and wait for it.");
-    if (this.waiting.size >= this.maxWaiting) {
+    let waits = this.resting.size;
+    for (const line of this.waiting.values()) waits += line.size;
+    if (waits >= this.maxWaiting) {
       const fault = { status: "QUEUE_FULL", class: "RETRY", retryable: true };
       throw new HsmError(`${this.maxWaiting} requests wait to be sent.`, fault);
     }
@@ -312,23 +323,35 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
 
   // ---- when requests are sent ----------------------------------------------------------------------------------
 
-  private enqueue(job: Job): void {
-    this.waiting.add(job);
-    this.pump();
+  private line(slot: string): Set<Job> {
+    let found = this.waiting.get(slot);
+    if (!found) this.waiting.set(slot, (found = new Set()));
+    return found;
   }
 
-  private pump(): void {
-    for (const job of this.waiting) {
+  private enqueue(job: Job): void {
+    this.line(job.slot).add(job);
+    this.pump(job.slot);
+  }
+
+  private pumpAll(): void {
+    for (const slot of this.waiting.keys()) this.pump(slot);
+  }
+
+  private pump(slot: string): void {
+    const line = this.line(slot);
+    for (const job of line) {
       // A batch that is larger than all credits goes alone, and the gateway says what it thinks of it.
-      if (this.most === 0 || (this.taken > 0 && this.taken + job.weight > this.most)) return;
+      const taken = this.taken.get(slot) ?? 0;
+      if (this.most === 0 || (taken > 0 && taken + job.weight > this.most)) return;
       const link = this.pick(job);
       if (!link && !(job.refusedBy && this.pick())) return;
-      this.waiting.delete(job);
+      line.delete(job);
       if (!link) {
         this.parked.add(job);
         continue;
       }
-      this.taken += job.weight;
+      this.taken.set(slot, taken + job.weight);
       link.send(job);
     }
   }
@@ -344,8 +367,9 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
   }
 
   settled(job: Job, early: boolean): void {
-    this.waiting.delete(job);
+    this.waiting.get(job.slot)?.delete(job);
     this.parked.delete(job);
+    this.resting.delete(job);
     if (early) for (const link of this.links) link.cancel(job);
     if (--this.unsettled === 0) this.idle?.();
   }
@@ -355,17 +379,44 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     return this.pick() ? undefined : this.lastError;
   }
 
-  released(weight: number): void {
-    this.taken -= weight;
-    if (this.waiting.size > 0) this.pump();
+  released({ slot, weight }: Job): void {
+    this.taken.set(slot, (this.taken.get(slot) ?? 0) - weight);
+    if (this.waiting.get(slot)?.size) this.pump(slot);
   }
 
-  again(job: Job): void {
-    if (job.done) return;
-    const others = [...this.waiting];
-    this.waiting.clear();
-    for (const one of [job, ...others]) this.waiting.add(one);
-    this.pump();
+  again(...jobs: Job[]): void {
+    for (const slot of new Set(jobs.map((job) => job.slot))) {
+      const line = this.line(slot);
+      const others = [...line];
+      line.clear();
+      for (const job of jobs) if (!job.done && job.slot === slot) line.add(job);
+      for (const job of others) line.add(job);
+      this.pump(slot);
+    }
+  }
+
+  later(job: Job, ms: number): void {
+    if (this.closing) return job.fail(closed("The client was closed."));
+    this.resting.set(job, performance.now() + ms);
+    if (this.restTimer === undefined) this.rest();
+  }
+
+  /** Send those again for which there may be room by now: one timer for all. */
+  private rest(): void {
+    this.restTimer = undefined;
+    if (this.resting.size === 0) return;
+    let first = Infinity;
+    for (const when of this.resting.values()) first = Math.min(first, when);
+    this.restTimer = setTimeout(
+      () => {
+        const now = performance.now();
+        const due = [...this.resting].flatMap(([job, when]) => (when <= now ? [job] : []));
+        for (const job of due) this.resting.delete(job);
+        this.rest();
+        this.again(...due);
+      },
+      Math.max(first - performance.now(), LEAST_REST_MS),
+    );
   }
 
   rekey(job: Job): void {
@@ -377,7 +428,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
 
   credits(credits: number): void {
     this.most = credits;
-    this.pump();
+    this.pumpAll();
   }
 
   // ---- connections and keys ------------------------------------------------------------------------------------

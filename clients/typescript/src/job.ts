@@ -1,6 +1,7 @@
 /** One request, from the call until its promise is settled. */
 
 import type { Buffer } from "node:buffer";
+import { setMaxListeners } from "node:events";
 
 import { HsmError } from "./errors.js";
 import { isSigning, type Key } from "./wire.js";
@@ -39,6 +40,8 @@ export class Job {
   /** The key that it was sent for. */
   key: Key | undefined;
   request = 0;
+  /** How often the gateway had no room for it. */
+  refusals = 0;
   sentAt = 0;
   /** An attempt at another gateway process, or too long ago, may have had it signed. */
   uncertain = false;
@@ -68,6 +71,7 @@ export class Job {
     });
     this.timer = setTimeout(this.late, fields.timeoutMs + GRACE_MS);
     this.signal = fields.signal;
+    if (this.signal) setMaxListeners(0, this.signal); // it may be that of many requests
     this.signal?.addEventListener("abort", this.withdrawn);
     if (this.signal?.aborted) this.withdrawn();
   }

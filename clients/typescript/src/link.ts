@@ -15,6 +15,7 @@ import { type Frame, type Key, Splitter, Type, type Welcome, WireError } from ".
 const ACK_EVERY = 32;
 const FIRST_PAUSE_MS = 10;
 const CLOSE_MS = 1_000;
+const MOST_DOUBLINGS = 3;
 const RUNNING = "Is `hsmcore gateway` running there?";
 const TRUSTED =
   "Can caFile, certFile and keyFile be read, are they in time, and of authorities that the two sides trust? " +
@@ -43,7 +44,9 @@ export interface LinkOwner {
   keysChanged(link: Link): void;
   credits(credits: number): void;
   /** A request is off the connection: its credits are free. */
-  released(weight: number): void;
+  released(job: Job): void;
+  /** Send it again as a new request, but not before so many milliseconds. */
+  later(job: Job, ms: number): void;
   /** Send it again as a new request, before others. */
   again(job: Job): void;
   /** The key that it was for is no longer the current one. */
@@ -79,7 +82,9 @@ export class Link {
   private heardAt = 0;
   private timer: NodeJS.Timeout | undefined;
   private pulse: NodeJS.Timeout | undefined;
-  private readonly pongs: (() => void)[] = [];
+  /** What is to be called with the outcome of each PING, by its number. */
+  private readonly pings = new Map<number, (error?: HsmError) => void>();
+  private pinged = 0;
 
   constructor(
     private readonly options: LinkOptions,
@@ -196,6 +201,7 @@ export class Link {
             cause: reason,
             hint: this.options.address.startsWith("tls:") ? `${RUNNING} ${TRUSTED}` : RUNNING,
           });
+    for (const settle of [...this.pings.values()]) settle(error);
     if (!this.closing) {
       const pause = Math.min(this.options.maxBackoffMs, FIRST_PAUSE_MS * 2 ** this.failures++);
       // Several that lost one gateway do not come back all at once.
@@ -208,13 +214,29 @@ export class Link {
     if (this.quiet) this.socket?.destroy(lost("no sign of life"));
     else if (this.ready && performance.now() - this.heardAt >= this.options.pingMs) {
       this.quiet = true;
-      void this.ping();
+      this.sendPing();
     }
   };
 
-  ping(): Promise<void> {
-    this.write(wire.ping(Buffer.alloc(8)));
-    return new Promise((resolve) => this.pongs.push(resolve));
+  private sendPing(): number {
+    const data = Buffer.alloc(8);
+    data.writeUInt32LE((this.pinged = (this.pinged + 1) >>> 0));
+    this.write(wire.ping(data));
+    return this.pinged;
+  }
+
+  /** Resolves when the gateway answers on this connection; rejects when the connection breaks, or the time is over. */
+  ping(timeoutMs: number): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const number = this.sendPing();
+      const timer = setTimeout(() => this.pings.get(number)?.(lost(`no answer within ${timeoutMs} ms`)), timeoutMs);
+      this.pings.set(number, (error) => {
+        clearTimeout(timer);
+        this.pings.delete(number);
+        if (error) reject(error);
+        else resolve();
+      });
+    });
   }
 
   /** One write for all frames of a turn of the event loop. */
@@ -236,7 +258,7 @@ export class Link {
     const problem = this.stamp(job);
     if (problem) {
       job.fail(problem);
-      this.owner.released(job.weight);
+      this.owner.released(job);
       return;
     }
     job.request = this.next++;
@@ -290,7 +312,7 @@ export class Link {
 
   private release(job: Job): void {
     this.open.delete(job.request);
-    this.owner.released(job.weight);
+    this.owner.released(job);
   }
 
   /** Send what is open again, on a new connection. */
@@ -334,9 +356,9 @@ export class Link {
       case Type.CREDIT:
         return this.owner.credits(wire.readCredit(body));
       case Type.PONG:
-        wire.readPong(body);
         this.failures = 0;
-        return this.pongs.shift()?.();
+        if (wire.readPong(body).length === 8) this.pings.get(body.readUInt32LE())?.();
+        return;
       case Type.GOAWAY:
         wire.readGoaway(body);
         this.draining = true;
@@ -408,11 +430,21 @@ export class Link {
     const clean = !error.maybeSigned && !job.uncertain && !job.done;
     if (clean) job.sentAt = 0;
     if (clean && this.draining && error.retryable) this.owner.again(job);
+    else if (clean && error.status === "QUEUE_FULL" && error.retryable && this.rests(job, error)) return;
     else if (clean && error.status === "KEY_NOT_CURRENT" && job.pin === undefined && !job.refusedBy && job.key) {
       job.refusedBy = job.key;
       job.refusal = error;
       this.owner.rekey(job);
     } else job.fail(error);
+  }
+
+  /** Whether a request for which there is no room is sent again: the gateway says when there may be some, and that is
+   * before the deadline. Each time it waits longer: many may have been told the same. */
+  private rests(job: Job, error: HsmError): boolean {
+    const ms = error.retryAfterMs * (1 + Math.random() / 2) * 2 ** Math.min(job.refusals++, MOST_DOUBLINGS);
+    if (ms === 0 || ms >= job.deadline - performance.now()) return false;
+    this.owner.later(job, ms);
+    return true;
   }
 
   /** End a connection that the gateway wants to end, once nothing is open on it. */

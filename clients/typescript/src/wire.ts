@@ -427,8 +427,10 @@ export const readCredit = (body: Buffer): number => whole(body, (fields) => fiel
 export const readVerified = (body: Buffer): boolean =>
   whole(body, (fields) => fields.named([false, true], fields.u8()));
 
-export function readPong(body: Buffer): void {
+/** What PING had. */
+export function readPong(body: Buffer): Buffer {
   if (body.length > MOST_PING) throw new WireError(`PONG of ${body.length} bytes`);
+  return body;
 }
 
 export const readText = (body: Buffer): string => text(body);

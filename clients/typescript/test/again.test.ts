@@ -115,6 +115,34 @@ suite("a connection that breaks", { timeout: 100_000 }, () => {
     assert.ok(gateway.greetings.length >= 2);
   });
 
+  test("a PONG that is lost with its connection keeps no later one from being awaited", async () => {
+    const client = await connected();
+    let pings = 0;
+    gateway.take = (one) => {
+      if (one.type !== 7) gateway.serve(one);
+      else pings++;
+    };
+    const asked = [client.ping(), client.ping()];
+    await until(() => pings === 2);
+    gateway.take = gateway.serve;
+    gateway.drop();
+    for (const one of asked) await assert.rejects(one, fails({ status: "HOST_LOST", retryable: true }));
+    assert.ok(valid(text("x"), await client.sign(text("x"))));
+    await client.ping();
+  });
+
+  test("a PONG belongs to its PING, and one that does not come is awaited until the deadline", async () => {
+    const client = await connected();
+    let first = true;
+    gateway.take = (one) => {
+      if (!first) gateway.serve(one);
+      first = false;
+    };
+    const lost = client.ping({ timeoutMs: 200 });
+    await client.ping();
+    await assert.rejects(lost, fails({ status: "HOST_LOST" }));
+  });
+
   test("a deadline that passes without a gateway says why there is none", async () => {
     const client = await connected();
     await gateway.stop();

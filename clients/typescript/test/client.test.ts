@@ -98,6 +98,58 @@ suite("answers", { timeout: 100_000 }, () => {
     assert.ok(valid(text("x"), await promise));
   });
 
+  test("what the gateway has no room for is sent again when it says so", async () => {
+    let refused = 0;
+    gateway.take = (one) => {
+      if (one.type === 6 || refused++ >= 30) return gateway.serve(one);
+      const full = error("QUEUE_FULL", { flags: 1, retryAfterMs: 10, kind: "RETRY" });
+      one.connection.send(134, one.request, full);
+    };
+    const client = await connected();
+    const promises = Array.from({ length: 10 }, (_, n) => client.sign(text(`${n}`)));
+    assert.equal(await client.manage("cache-stats"), '{"hits": 3}');
+    (await Promise.all(promises)).forEach((one, n) => assert.ok(valid(text(`${n}`), one)));
+    assert.ok(refused >= 41);
+    const numbers = gateway.seen.filter((one) => one.type === 2).map((one) => one.request);
+    assert.equal(new Set(numbers).size, numbers.length);
+  });
+
+  test("that it has no room is said at once if there is none before the deadline", async () => {
+    gateway.take = (one) =>
+      one.connection.send(134, one.request, error("QUEUE_FULL", { flags: 1, retryAfterMs: 90_000, kind: "RETRY" }));
+    const client = await connected();
+    const expected = { status: "QUEUE_FULL", retryable: true, retryAfterMs: 90_000, maybeSigned: false };
+    await assert.rejects(client.sign(text("x")), fails(expected));
+  });
+
+  test("requests for one key wait for none of another", async () => {
+    const held: Request[] = [];
+    gateway.names = ["default", "hangs"];
+    gateway.credits = 2;
+    gateway.take = (one) => (one.slot === 1 ? void held.push(one) : gateway.serve(one));
+    const client = await connected();
+    const hang = Array.from({ length: 5 }, () => client.sign(text("x"), { key: "hangs" }));
+    await until(() => held.length === 2);
+    const signed = await Promise.all(Array.from({ length: 20 }, (_, n) => client.sign(text(`${n}`))));
+    signed.forEach((one, n) => assert.ok(valid(text(`${n}`), one)));
+    assert.equal(held.length, 2);
+    gateway.take = gateway.serve;
+    held.forEach((one) => gateway.serve(one));
+    for (const one of hang) await assert.rejects(one, fails({ status: "KEY_NOT_CURRENT" })); // it has none
+  });
+
+  test("one signal may be that of many requests", async () => {
+    const warned: Error[] = [];
+    const note = (warning: Error): void => void warned.push(warning);
+    process.on("warning", note);
+    const client = await connected();
+    const { signal } = new AbortController();
+    await Promise.all(Array.from({ length: 50 }, (_, n) => client.sign(text(`${n}`), { signal })));
+    await new Promise((resolve) => setImmediate(resolve));
+    process.off("warning", note);
+    assert.deepEqual(warned, []);
+  });
+
   test("more requests than may wait are refused at once", async () => {
     gateway.credits = 1;
     gateway.take = () => undefined;

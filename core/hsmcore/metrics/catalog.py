@@ -141,7 +141,7 @@ GATEWAY_REQUESTS = _counter(
     "outcome",
 )
 GATEWAY_OPEN = _gauge("hsmcore_gateway_requests_open", "Messages of requests that are not answered.", "client")
-GATEWAY_WAITING = _gauge("hsmcore_gateway_requests_waiting", "Requests that wait for their turn, or for room.", "client")
+GATEWAY_WAITING = _gauge("hsmcore_gateway_requests_waiting", "Requests that wait for a turn or for room.", "client")
 GATEWAY_REPEATED = _counter("hsmcore_gateway_requests_repeated_total", "Requests that were sent again.")
 GATEWAY_CONNECTIONS = _gauge("hsmcore_gateway_connections", "Connections of hsmcore-wire/1.", "client")
 GATEWAY_REMEMBERED = _gauge("hsmcore_gateway_answers_remembered", "Answers that may be asked for again.", "client")
