@@ -5,15 +5,17 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from contextlib import asynccontextmanager
 
 import pytest
 from nacl.signing import VerifyKey
+from tests.support.authority import Authority
 from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.loops import one_loop
-from tests.support.managers import until
+from tests.support.managers import becomes, until
 from tests.support.wire_site import ME, Peer, document, sign
 
 from hsmcore.gateway import wire
@@ -163,6 +165,117 @@ async def test_a_drain_under_load_loses_no_answer(world, tmp_path):
                 refusal = wire.read_error(found.body)
                 assert (refusal.status, refusal.maybe_signed) == ("BUSY", False)
         assert (await process.ended())[0] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT])
+@one_loop
+async def test_no_signal_ends_it_without_the_answers(world, tmp_path, number):
+    config = document(world.config(maxCacheSize=0), tmp_path, {"app": {**ME["app"], "inFlight": 1000}})
+    async with gateway(tmp_path, config) as process, process.peer() as peer:
+        sent = range(1, 901)
+        peer.send(*(sign(each, b"%d" % each) for each in sent))
+        found = [await peer.next()]
+        process.child.send_signal(number)
+        while len(found) < len(sent):
+            found.append(await peer.next())
+            if found[-1].type is Type.GOAWAY:
+                found.pop()
+        answers = [wire.read_error(one.body).status if one.type is Type.ERROR else "OK" for one in found]
+        if number != signal.SIGQUIT:
+            assert set(answers) == {"OK"}
+            await peer.signed(sign(1000, M))
+            process.child.send_signal(signal.SIGTERM)
+        else:
+            assert set(answers) <= {"OK", "BUSY"}  # it drains
+        assert (await process.ended())[0] == 0
+
+
+TOKENS = ["t" * 32, "u" * 32, "v" * 32]
+
+
+async def status_of(authority, port, token):
+    """What the gateway answers to a request with this token over HTTPS."""
+    context = ssl.create_default_context(cafile=authority.file)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context)
+    head = f"GET /v1/auth/token/lookup-self HTTP/1.1\r\nHost: x\r\nX-Vault-Token: {token}\r\nConnection: close\r\n\r\n"
+    writer.write(head.encode())
+    said = await reader.read()
+    writer.close()
+    return int(said.split()[1])
+
+
+@one_loop
+async def test_sighup_has_clients_and_tokens_read_again(world, tmp_path):
+    authority, log = Authority(tmp_path), tmp_path / "audit.jsonl"
+    own, issued = authority.issue("gateway", ips=["127.0.0.1"]), authority.issue("named", dns=["named.example"])
+    context = ssl.create_default_context(cafile=authority.file)
+    context.load_cert_chain(issued.certificate, issued.key)
+    token = tmp_path / "token"
+    token.write_text(TOKENS[0])
+    token.chmod(0o600)
+    web = {"token": {"file": str(token)}, "keys": ["default"]}
+    app, named_too = {**ME["app"], "inFlight": 64}, {"names": ["dns:named.example"], "keys": ["default"]}
+    clients = {"app": app, "web": web, "named": named_too}
+    more = {
+        "listen": [f"unix:{tmp_path}/sign.sock", "tls:127.0.0.1:0", "https:127.0.0.1:0"],
+        "tls": {"certificateFile": own.certificate, "keyFile": own.key, "clientCaFile": authority.file},
+    }
+    config, nonce = world.config(auditLogFile=str(log)), os.urandom(16)
+    async with gateway(tmp_path, document(config, tmp_path, clients, **more)) as process, process.peer(nonce) as peer:
+        tls, https = (int(one.rsplit(":", 1)[1]) for one in process.shown["addresses"][1:])
+        first = await peer.signed(sign(1, M))
+        named = Peer(*await asyncio.open_connection("127.0.0.1", tls, ssl=context))
+        await named.hello()
+        await named.signed(sign(1, M))
+        assert [await status_of(authority, https, one) for one in TOKENS] == [200, 403, 403]
+
+        def again(text):
+            (tmp_path / "gateway.json").write_text(text)
+            process.child.send_signal(signal.SIGHUP)
+
+        async def is_told():
+            line = await asyncio.to_thread(process.child.stderr.readline)
+            assert b"cannot be used" in line
+            assert not any(one.encode() in line for one in TOKENS)
+
+        # The token's file is replaced: connections of others go on.
+        token.write_text(TOKENS[1])
+        again(json.dumps(document(config, tmp_path, clients, **more)))
+        await becomes(lambda: has_status(authority, https, TOKENS[1], 200))
+        assert await status_of(authority, https, TOKENS[0]) == 403
+        assert await peer.signed(sign(1, M, again=True)) == first
+        # What cannot be used changes nothing.
+        for bad in ("{", json.dumps(document(config, tmp_path, {"app": {"uid": [1], "keys": ["no"]}}, **more))):
+            again(bad)
+            await is_told()
+        token.write_text("short")
+        again(json.dumps(document(config, tmp_path, clients, **more)))
+        await is_told()
+        assert [await status_of(authority, https, one) for one in TOKENS] == [403, 200, 403]
+        token.write_text(TOKENS[2])
+        # One client is gone; one has other rules, and gets its answers on its next connection.
+        fewer = {"app": {**ME["app"], "inFlight": 8}, "web": web}
+        again(json.dumps(document(config, tmp_path, fewer, **more)))
+        assert (await peer.next()).type is Type.GOAWAY
+        assert await peer.signed(sign(1, M, again=True)) == first
+        assert (await peer.refused(sign(2, M))).status == "BUSY"
+        assert wire.read_error((await named.next()).body).status == "POLICY_REFUSED"
+        assert await named.ends() == b""
+        async with process.peer(nonce) as next_one:
+            assert next_one.welcome.credits == 8
+            assert await next_one.signed(sign(1, M, again=True)) == first
+            await next_one.signed(sign(2, M))
+        assert [await status_of(authority, https, one) for one in TOKENS] == [403, 403, 200]
+        stranger = Peer(*await asyncio.open_connection("127.0.0.1", tls, ssl=context))
+        assert wire.read_error((await stranger.next()).body).status == "POLICY_REFUSED"
+        await stranger.close()
+        await named.close()
+        process.child.send_signal(signal.SIGTERM)
+        assert await process.ended() == (0, "")
+
+
+async def has_status(authority, port, token, status):
+    return await status_of(authority, port, token) == status
 
 
 @one_loop

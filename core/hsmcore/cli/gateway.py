@@ -8,16 +8,21 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from hsmcore.cli.invocation import Invocation
 from hsmcore.cli.output import BadUsage, note, starting
+from hsmcore.cli.settings import load_configs
 
 if TYPE_CHECKING:
     from hsmcore.gateway.gateway import RunningGateway
     from hsmcore.manager.key_manager import KeyManager
+
+
+_SIGNALS: Final = {signal.SIGHUP: True, signal.SIGUSR1: False, signal.SIGUSR2: False}
+"""Those that do not end the gateway, and whether the clients are read again."""
 
 
 def gateway(
@@ -32,7 +37,8 @@ def gateway(
     ] = None,
 ) -> None:
     """Open the key managers of the configuration and serve them to other processes: hsmcore-wire/1 on Unix sockets and
-    TLS, Vault Transit's API on HTTPS. Ends with Ctrl-C or SIGTERM, after the answers of open requests.
+    TLS, Vault Transit's API on HTTPS. Ends with Ctrl-C, SIGTERM or SIGQUIT, after the answers of open requests. SIGHUP
+    has gateway.clients and their tokens read again.
 
     Who may have what signed stands in the configuration, in gateway.clients. A key manager with `monitoring` has the
     console and the metrics of `hsmcore serve` there. Sockets of a service manager (LISTEN_FDS) are used.
@@ -59,24 +65,42 @@ async def _serve(cli: Invocation, listen: tuple[str, ...]) -> None:
     from hsmcore.listening.service import Reports
 
     _allow_descriptors()
+    stop, again = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number, told in _SIGNALS.items():
+        loop.add_signal_handler(number, again.set if told else _nothing)
     async with AsyncExitStack() as rest:
         with starting():
             configs = cli.configs
             served = await rest.enter_async_context(running(configs, settings_of(configs, listen)))
             consoles = [await rest.enter_async_context(_console(one)) for one in _watched(served)]
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
             loop.add_signal_handler(number, stop.set)
         shown = {"addresses": served.addresses, "keyManagers": list(served.managers), "consoles": consoles}
         cli.show(shown, "\n".join([*served.addresses, *consoles]))
         sys.stdout.flush()  # a supervisor may wait for the lines
         settle()
         with Reports() as reports:
-            await stop.wait()
+            while not stop.is_set():
+                await _either(stop, again)
+                if again.is_set() and not stop.is_set():
+                    again.clear()
+                    await served.reload(lambda: settings_of(load_configs(cli.config_path, cli.state), listen))
             reports.stopping()
             if not await served.drain():
                 note("  not every request was answered in time")
+
+
+async def _either(*events: asyncio.Event) -> None:
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    for one in waiting:
+        one.cancel()
+    await asyncio.wait(waiting)
+
+
+def _nothing() -> None:
+    """For signals that ask for nothing here, and would end the process without the answers of open requests."""
 
 
 def _watched(served: RunningGateway) -> list[KeyManager]:

@@ -33,7 +33,7 @@ def serve(
     ] = False,
 ) -> None:
     """Open the key manager of the configuration and show its state: /metrics for Prometheus, /healthz and /readyz for
-    the supervisor, and a console at /. Ends with Ctrl-C or SIGTERM.
+    the supervisor, and a console at /. Ends with Ctrl-C, SIGTERM or SIGHUP.
 
     A sequencer that runs a key manager attaches the same server to it: `hsmcore.serve.attached(km)`. For one that does
     not, --watch shows levels, history, rotation and audit log from outside if it has failover, without rates and
@@ -93,7 +93,7 @@ async def _until_told(cli: Invocation, site: Site) -> None:
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         loop.add_signal_handler(number, stop.set)
     cli.show({"address": site.address, "name": cli.config.key_manager.name}, site.address)
     if not cli.as_json:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from hsmcore.audit.record import caller_context
-from hsmcore.config import Gateway, GatewayClient
+from hsmcore.config import GatewayClient
 from hsmcore.config.tokens import MAX_TOKEN_BYTES, TokenDigests
 from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError, ModuleBusy, QueueFull
 from hsmcore.gateway.held import Line
@@ -28,6 +28,10 @@ class Client:
         self.context = caller_context(name)
         """What runs in it is recorded as this client's."""
         self._rate = None if rules.per_second is None else Rate(rules.per_second)
+
+    def has_rules(self, rules: GatewayClient) -> bool:
+        """Whether these are its rules, apart from its token."""
+        return self.rules.model_dump(exclude={"token"}) == rules.model_dump(exclude={"token"})
 
     def spend(self, signatures: int) -> None:
         """Count signatures in the rate. Raises QueueFull, and counts none then."""
@@ -85,28 +89,29 @@ def ending() -> ModuleBusy:
 class Directory:
     """The clients, by what shows who they are. Each look-up returns None for a stranger."""
 
-    def __init__(self, clients: Mapping[str, GatewayClient]) -> None:
-        """Fetch the tokens. May block. Raises SecretUnavailable, and ConfigurationError for a token that is too short
-        or belongs to two clients."""
-        self.clients = {name: Client(name, rules) for name, rules in clients.items()}
+    def __init__(self, clients: Mapping[str, GatewayClient], before: Mapping[str, Client] | None = None) -> None:
+        """Fetch the tokens. `before`: those of another directory, of which the ones whose rules are the same are
+        taken over. May block. Raises SecretUnavailable, and ConfigurationError for a token that is too short or
+        belongs to two clients."""
+        same = {name: one for name, one in (before or {}).items() if name in clients and one.has_rules(clients[name])}
+        self.clients = {name: same.get(name) or Client(name, rules) for name, rules in clients.items()}
         known = self.clients.values()
         self._uids = {uid: client for client in known for uid in client.rules.uid}
         self._gids = {gid: client for client in known for gid in client.rules.gid}
         self._names = {name: client for client in known for name in client.rules.names}
         self._digests = TokenDigests()
         self._tokens: dict[bytes, Client] = {}
-        for client in known:
-            if client.rules.token is not None:
-                digest = self._digests.of_secret(client.rules.token)
+        for name, rules in clients.items():
+            if rules.token is not None:
+                digest = self._digests.of_secret(rules.token)
                 if digest in self._tokens:
                     problem = f"is the token of client {self._tokens[digest].name!r}, too"
-                    raise ConfigurationError.of([ConfigFault(client.rules.token.where, problem)])
-                self._tokens[digest] = client
+                    raise ConfigurationError.of([ConfigFault(rules.token.where, problem)])
+                self._tokens[digest] = self.clients[name]
 
-    @classmethod
-    def of(cls, settings: Gateway) -> Directory:
-        """Return the clients of a configuration."""
-        return cls(settings.clients)
+    def has(self, client: Client) -> bool:
+        """Whether a client is one of these, with the rules that it has."""
+        return self.clients.get(client.name) is client
 
     def by_peer(self, uid: int, gid: int) -> Client | None:
         """The client at the other end of a Unix socket. Its user counts before its group."""

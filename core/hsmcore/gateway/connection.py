@@ -82,6 +82,8 @@ class Connection(asyncio.Protocol):
         self._extra = 0
         """What the frames that are taken now cost, beside one each."""
         self._reads = True
+        self._leaving = False
+        """Whether it takes no new requests."""
         self._held: dict[int, tuple[Held, Line, Contents]] = {}
         """Requests that wait for room, by number."""
         self._held_bytes = 0
@@ -292,7 +294,7 @@ class Connection(asyncio.Protocol):
         try:
             known = session.find(number, contents)
             if known is None:
-                if self.server.draining:
+                if self.server.draining or self._leaving:
                     raise ending()
                 counter = self._counter(frame.slot)
                 account = counter.managing if frame.type is Type.MANAGE else counter.account
@@ -415,7 +417,7 @@ class Connection(asyncio.Protocol):
 
     def send_keys(self) -> None:
         """Send the keys, if they are others than those that were sent."""
-        if self.session is not None and self.client is not None:
+        if self.session is not None and self.client is not None and not self._leaving:
             keys = self.server.desk.keys(self.client)
             if keys != self._sent_keys:
                 self._sent_keys = keys
@@ -426,8 +428,16 @@ class Connection(asyncio.Protocol):
         self.server.refused(self.peer, self.client, why)
         self._end_with(BadArgument(why, hint=""))
 
+    def leave(self, seconds: float, reason: str) -> None:
+        """Take no new requests, have the client connect again, and close after so many seconds."""
+        self._leaving = True
+        self.send(wire.goaway(int(seconds * 1e3), reason))
+        self.refuse_held(ending)
+        self._loop.call_later(seconds, self.close)
+
     def turn_away(self, why: str) -> None:
         """It is nobody's: say so, and close."""
+        self._leaving = True
         self._end_with(PolicyRefused(why, hint=""))
 
     def _end_with(self, error: HsmError) -> None:

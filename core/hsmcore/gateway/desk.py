@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter as Count
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from itertools import chain
 from time import monotonic
 from typing import Any, Final
 
@@ -119,7 +120,7 @@ class Desk:
     def __init__(self, managers: KeyManagers, settings: Gateway) -> None:
         """As Directory: may block."""
         self.managers, self.settings = managers, settings
-        self.directory = Directory.of(settings)
+        self.directory = Directory(settings.clients)
         most = settings.in_flight
         self.queues = {
             name: Queue(_enough_for(manager), _ALONE) if most is None else Queue(most)
@@ -128,10 +129,9 @@ class Desk:
         """What is at one key manager, however slow, keeps nothing from another."""
         policies = [own.config.key_manager.policy for own in managers.values()]
         self._kinds = kinds_of(tuple(form for policy in policies if policy for form in policy.formats))
-        self._counters = {
-            client.name: {name: Counter(self, client, name, slot) for slot, name in enumerate(client.rules.keys)}
-            for client in self.directory.clients.values()
-        }
+        self._counters = {client.name: self._counters_of(client) for client in self.directory.clients.values()}
+        self._former: list[Account] = []
+        """Those of clients that are gone, or have other rules now."""
         self.requests: Count[tuple[str, str]] = Count()
         """Answered requests of all faces, by client and outcome; see `count`."""
         self.strangers = 0
@@ -146,7 +146,23 @@ class Desk:
     @property
     def open(self) -> int:
         """Requests of all clients that are not answered; each message of a batch is one."""
-        return sum(account.open for counters in self._counters.values() for account in accounts(counters.values()))
+        current = (account for counters in self._counters.values() for account in accounts(counters.values()))
+        return sum(account.open for account in chain(current, self._former))
+
+    def _counters_of(self, client: Client) -> dict[str, Counter]:
+        return {name: Counter(self, client, name, slot) for slot, name in enumerate(client.rules.keys)}
+
+    def follow(self, directory: Directory) -> None:
+        """Serve these clients from now on. What is open goes on as it began."""
+        before = self._counters
+        gone = [client for client in self.directory.clients.values() if not directory.has(client)]
+        self._former = [account for account in self._former if account.open]
+        self._former += [account for client in gone for account in accounts(before[client.name].values())]
+        self._counters = {
+            name: before[name] if self.directory.has(client) else self._counters_of(client)
+            for name, client in directory.clients.items()
+        }
+        self.directory = directory
 
     def kind_of(self, message: bytes) -> str:
         """Return the kind of payload that a message is."""
@@ -154,14 +170,14 @@ class Desk:
 
     def counter(self, client: Client, name: str) -> Counter:
         """Return what a client may do with a key manager. Raises PolicyRefused if it may not use it, or it is none."""
-        found = self._counters[client.name].get(name)
+        found = self._counters.get(client.name, {}).get(name)
         if found is None:
             raise PolicyRefused(f"client {client.name!r} may not use a key manager {name!r:.40}")
         return found
 
     def counters(self, client: Client) -> tuple[Counter, ...]:
         """Return those of a client, by slot."""
-        return tuple(self._counters[client.name].values())
+        return tuple(self._counters.get(client.name, {}).values())
 
     def manager(self, client: Client, name: str) -> KeyManager:
         """Return a key manager. Raises PolicyRefused, as `counter`."""

@@ -22,7 +22,7 @@ def read_gateway(reading: Reading, server: Server) -> None:
         reading.add(names.GATEWAY_OPEN, sum(account.open for account in own), client.name)
         reading.add(names.GATEWAY_WAITING, waiting, client.name)
         reading.add(names.GATEWAY_CONNECTIONS, connected[client.name], client.name)
-        reading.add(names.GATEWAY_REMEMBERED, remembered[client.name], client.name)
+        reading.add(names.GATEWAY_REMEMBERED, remembered.get(client.name, 0), client.name)
     reading.add(names.GATEWAY_REPEATED, server.repeated)
     reading.add(names.GATEWAY_REFUSED, server.desk.strangers)
     reading.add(names.GATEWAY_RECEIVED, server.bytes_in)

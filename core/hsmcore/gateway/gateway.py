@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hsmcore.config import Config, Gateway
 from hsmcore.config.load import changed
-from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
+from hsmcore.gateway.clients import Directory
 from hsmcore.gateway.desk import Desk
 from hsmcore.gateway.figures import read_gateway
 from hsmcore.gateway.server import Server
 from hsmcore.gateway.sockets import Bound, assigned, given_sockets
 from hsmcore.gateway.tls import Tls
+from hsmcore.log import get_logger, said
 from hsmcore.manager.key_managers import KeyManagers
 from hsmcore.metrics import also
 
@@ -32,8 +34,30 @@ class RunningGateway:
 
     def __init__(self, managers: KeyManagers, server: Server, addresses: list[str], settings: Gateway) -> None:
         self.managers, self.server, self.addresses, self.settings = managers, server, addresses, settings
+        self._reloading = asyncio.Lock()
         self.vaults: list[Face] = []
         self.bound: list[Bound] = []
+
+    async def reload(self, read: Callable[[], Gateway]) -> bool:
+        """Follow the clients and tokens of a configuration that is read again. One that cannot be used is logged, and
+        changes nothing. Returns whether it is followed."""
+        async with self._reloading:
+            known, log = self.server.desk.directory.clients, get_logger()
+            try:
+                settings = await asyncio.to_thread(read)
+                unknown = {key for client in settings.clients.values() for key in client.keys} - self.managers.keys()
+                if unknown:
+                    problem = f"names the key manager {min(unknown)!r}, which this process has not opened"
+                    raise ConfigurationError.of([ConfigFault(f"{settings.where}.clients", problem)])
+                directory = await asyncio.to_thread(Directory, settings.clients, known)
+            except (HsmError, OSError) as error:
+                log.warning("the changed configuration cannot be used; the clients stay as they are", error=said(error))
+                return False
+            self.server.follow(directory, self.settings.drain_ms / 1e3)
+            if _without_clients(settings) != _without_clients(self.settings):
+                log.warning("of the block gateway, only clients are read again: the rest needs a restart")
+            log.info("clients and tokens were read again", clients=list(directory.clients))
+            return True
 
     async def drain(self) -> bool:
         """Take no more requests, and answer the open ones within `drainMs`. Returns whether all were answered."""
@@ -52,6 +76,10 @@ def settings_of(configs: Mapping[str, Config], listen: tuple[str, ...] = ()) -> 
         problem = "is missing: it says who may have what signed"
         raise ConfigurationError.of([ConfigFault("$.gateway", problem)], hint="docs/GATEWAY.md has an example.")
     return changed(settings, settings.where, listen=listen) if listen else settings
+
+
+def _without_clients(settings: Gateway) -> dict[str, Any]:
+    return settings.model_dump(exclude={"clients"})
 
 
 @asynccontextmanager

@@ -178,6 +178,10 @@ class Sessions(Generic[T]):
         found.connections += 1
         return found
 
+    def resize(self, in_flight: int) -> None:
+        """Have the memory of a client that may have so many messages open."""
+        self._room.most = Room.of(in_flight).most
+
     def expire(self, before: float) -> None:
         """Forget the answers from before this time, and the processes of which nothing is left."""
         for nonce, session in list(self._sessions.items()):

@@ -11,7 +11,7 @@ from typing import Final
 from hsmcore.errors import PolicyRefused
 from hsmcore.gateway import wire
 from hsmcore.gateway.asked import Request, refusal_of
-from hsmcore.gateway.clients import COME_BACK_MS, Client, ending, refused
+from hsmcore.gateway.clients import COME_BACK_MS, Client, Directory, ending, refused
 from hsmcore.gateway.connection import Connection
 from hsmcore.gateway.desk import Desk
 from hsmcore.gateway.intake import Intake
@@ -110,6 +110,8 @@ class Server:
 
     def enter(self, connection: Connection, client: Client, hello: wire.Hello) -> Session[Request]:
         """Return the session of a connection that has said HELLO. Raises QueueFull."""
+        if not self.desk.directory.has(client):
+            raise PolicyRefused("the gateway's clients have changed", hint="Connect again.")
         own = sum(one.client is client and one.session is not None for one in self.connections)
         if own >= OF_ONE_CLIENT:
             raise refused(f"client {client.name!r} has {own} connections", COME_BACK_MS)
@@ -136,7 +138,7 @@ class Server:
 
     def remembered(self) -> dict[str, int]:
         """Return how many answers may be asked for again, by client. Any thread."""
-        return {name: sessions.remembered for name, sessions in self._sessions.items()}
+        return {name: sessions.remembered for name, sessions in tuple(self._sessions.items())}
 
     def refused(self, peer: str, client: Client | None, why: str, what: str = "connect") -> None:
         """Record that a connection was refused, or `what` it asked for."""
@@ -198,6 +200,26 @@ class Server:
         while self.connections and self.loop.time() < until:  # noqa: ASYNC110  # as above
             await asyncio.sleep(0.01)
         return done
+
+    def follow(self, directory: Directory, seconds: float) -> None:
+        """Serve these clients from now on. Connections of those that are gone are closed; those with other rules
+        connect again, and have `seconds` for what is open on the connection before."""
+        self.desk.follow(directory)
+        self._sessions = {
+            name: self._sessions.get(name) or Sessions(Room.of(client.rules.in_flight))
+            for name, client in directory.clients.items()
+        }
+        for name, sessions in self._sessions.items():
+            sessions.resize(directory.clients[name].rules.in_flight)
+        for connection in tuple(self.connections):
+            client = connection.client
+            if client is None or directory.has(client):
+                continue
+            if client.name in directory.clients and connection.session is not None:
+                connection.leave(seconds, "the rules of this client have changed")
+            else:
+                self.refused(connection.peer, client, "no longer a client")
+                connection.turn_away("this client is none of the gateway any more")
 
     def _taken(self) -> int:
         """Return how much has come and was taken."""
