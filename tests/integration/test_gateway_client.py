@@ -175,6 +175,22 @@ async def test_a_client_s_own_check_passes_nothing_that_one_of_its_key_managers_
 
 
 @one_loop
+async def test_a_key_is_backed_up_for_a_client_that_manages(fresh_token, tmp_path):
+    rotation = {"enabled": False, "backupEnabled": True, "backupLocation": str(tmp_path)}
+    config = fresh_token({"name": "p256", "kind": "ecdsa-p256"}).config("p256", keyRotation=rotation)
+    clients = {"test": {**ME["app"], "manages": True}}
+    async with site(config, tmp_path, clients) as served, Client(served.addresses[0]) as km:
+        made = await km.generate_key()
+        blob = await km.export_key_backup(made)
+        assert made.encode() in blob
+        with pytest.raises(KeyNotFound):
+            await km.export_key_backup("00ff")
+    async with site(config, tmp_path) as served, Client(served.addresses[0]) as km:
+        with pytest.raises(PolicyRefused, match="manage"):
+            await km.export_key_backup(made)
+
+
+@one_loop
 async def test_what_its_rate_does_not_allow_now_waits_within_the_timeout(world, tmp_path):
     clients = {"app": {**ME["app"], "perSecond": 20}}
     async with site(world.config(), tmp_path, clients) as served, Client(served.addresses[0], timeout=50) as km:

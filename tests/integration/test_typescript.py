@@ -26,6 +26,7 @@ from hsmcore.audit.query import Query
 
 pytestmark = pytest.mark.integration
 PACKAGE = Path(__file__).parents[2] / "clients" / "typescript"
+WITH_A_TOKEN = ("real", "rotation")
 ALONE = ("wire", "fuzz", "client", "again", "batched", "key-set", "key-manager", "sequencer")
 """Files of tests that need no gateway."""
 NODE = shutil.which("node")
@@ -81,7 +82,7 @@ def test_the_parser_at_length(built):
 @needs_node
 def test_every_file_of_tests_is_run(built):
     """A file that is added must be added here as well."""
-    assert {path.name for path in built.glob("*.test.js")} == {f"{name}.test.js" for name in (*ALONE, "real")}
+    assert {path.name for path in built.glob("*.test.js")} == {f"{name}.test.js" for name in (*ALONE, *WITH_A_TOKEN)}
 
 
 PROGRAM = """
@@ -161,6 +162,13 @@ def test_transactions_that_the_gateway_signs_are_executed(built, fresh_token, tm
 @needs_node
 def test_with_a_token(built, fresh_token, tmp_path):
     passes_against(built, "real", tmp_path, fresh_token().config(), options={"connections": 2})
+
+
+@needs_node
+def test_an_application_s_own_rotation_with_backups(built, fresh_token, tmp_path):
+    rotation = {"enabled": False, "backupEnabled": True, "backupLocation": str(tmp_path)}
+    config = fresh_token({"name": "p256", "kind": "ecdsa-p256"}).config("p256", keyRotation=rotation)
+    passes_against(built, "rotation", tmp_path, config)
 
 
 @needs_node

@@ -1,6 +1,6 @@
 /** A key manager behind the gateway, with the calls of the sequencer's own. */
 
-import type { Buffer } from "node:buffer";
+import { Buffer } from "node:buffer";
 import { EventEmitter, once } from "node:events";
 
 import { Client, type ClientEvents, type ClientOptions, DEFAULT_KEY, type Receipt } from "./client.js";
@@ -109,6 +109,11 @@ export class KeyManager extends EventEmitter<Events> {
 
   async deactivateKey(keyId: string, options?: Own<RequestOptions>): Promise<void> {
     await this.client.manage("deactivate", keyId, { ...options, key: this.key });
+  }
+
+  /** The private key of a version, wrapped by the HSM, never plain. */
+  async exportKeyBackup(keyId: string, options?: Own<RequestOptions>): Promise<Buffer> {
+    return Buffer.from(await this.client.manage("export", keyId, { ...options, key: this.key }), "base64");
   }
 
   /** Counters of the gateway's signature cache. */

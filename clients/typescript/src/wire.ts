@@ -52,7 +52,7 @@ export const KINDS = [
 ] as const;
 const ALGORITHMS = ["", "ed25519", "ecdsa-p256", "ecdsa-secp256k1"] as const;
 const LEVELS = ["", "primary", "secondary", "emergency"] as const;
-const OPERATIONS = ["", "generate", "set-current", "deactivate", "cache-stats"] as const;
+const OPERATIONS = ["", "generate", "set-current", "deactivate", "cache-stats", "export"] as const;
 
 /** What a message is; "" says nothing. */
 export type Kind = (typeof KINDS)[number];

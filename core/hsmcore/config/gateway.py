@@ -76,7 +76,7 @@ class GatewayClient(Model):
     kinds: Kinds | None = None
     """Default: what the key's policy allows."""
     manages: bool = False
-    """Whether it may also generate, choose and deactivate keys."""
+    """Whether it may also generate, choose, deactivate and back up keys."""
     per_second: Annotated[int, Whole(1, 10_000_000)] | None = None
     """Signatures a second, with bursts of as many."""
     in_flight: Annotated[int, Whole(1, 65_536)] = 256

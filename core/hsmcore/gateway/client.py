@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from base64 import b64decode
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic_ns
@@ -17,6 +18,7 @@ from hsmcore.errors import (
     EmptyMessage,
     EngineClosed,
     HsmError,
+    InternalError,
     KeyNotFound,
     MessageTooLarge,
     NotInitialized,
@@ -341,6 +343,15 @@ class Client:
     async def deactivate_key(self, key_id: str) -> None:
         """As KeyManager.deactivate_key, for a client that may manage keys; else PolicyRefused."""
         await self._manage("deactivate", key_id)
+
+    async def export_key_backup(self, key_id: str) -> bytes:
+        """As KeyManager.export_key_backup, for a client that may manage keys; else PolicyRefused. A gateway of an
+        earlier release closes the connection: what was open on it is sent again, and this raises HsmError."""
+        text = await self._manage("export", key_id)
+        try:
+            return b64decode(text, validate=True)
+        except ValueError:
+            raise InternalError("the gateway's answer is no wrapped key") from None
 
     async def get_cache_stats(self) -> dict[str, Any]:
         """Counters of the gateway's signature cache."""

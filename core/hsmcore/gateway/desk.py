@@ -7,6 +7,7 @@ which the plain ones cost no task.
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from collections import Counter as Count
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from itertools import chain
@@ -338,7 +339,8 @@ class Desk:
         return bool(await self._await(counter, verify, None))
 
     async def manage(self, client: Client, name: str, operation: str, key_id: str) -> str:
-        """Carry out one of wire.OPERATIONS. Returns the new key's id, or counters as JSON, or ""."""
+        """Carry out one of wire.OPERATIONS. Returns the new key's id, counters as JSON, a wrapped key in base64, or
+        ""."""
         counter = self.counter(client, name)
 
         async def manage(_left: float) -> str:
@@ -361,6 +363,8 @@ class Desk:
                 await manager.set_current_key_id(key_id)
             case "deactivate":
                 await manager.deactivate_key(key_id)
+            case "export":
+                return b64encode(await manager.export_key_backup(key_id)).decode()
             case _:
                 raise BadArgument(f"there is no operation {operation!r:.40}")
         return ""

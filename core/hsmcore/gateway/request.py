@@ -22,8 +22,8 @@ ANSWER: Final[Mapping[Type, Type]] = {
 }
 """What answers a request, unless it is ERROR."""
 _SIGNING: Final = (Type.SIGN, Type.SIGN_MANY, Type.SIGN_BATCHED)
-_HARMLESS: Final = "cache-stats"
-"""The operation that may be done twice."""
+_HARMLESS: Final = ("cache-stats", "export")
+"""The operations that may be done twice."""
 _MOST_RENEWALS: Final = 3
 _MOST_DOUBLINGS: Final = 3
 _FORGETS_EARLIER: Final = 0.8
@@ -129,7 +129,7 @@ class Request:
         """Return the frame to be sent. Raises the error that the request ends with if it must not be sent again."""
         again = self.sent > 0
         if self.type not in _SIGNING:
-            if again and not (self.type is Type.VERIFY or self.value.operation == _HARMLESS):
+            if again and not (self.type is Type.VERIFY or self.value.operation in _HARMLESS):
                 raise lost(self, "the connection broke; it may have been done")
             make = wire.verify if self.type is Type.VERIFY else wire.manage
             self.sent += 1

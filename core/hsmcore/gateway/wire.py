@@ -52,7 +52,7 @@ _KIND_NUMBERS: Final = {kind: number for number, kind in enumerate(KINDS)}
 ALGORITHMS: Final = ("", "ed25519", "ecdsa-p256", "ecdsa-secp256k1")
 LEVELS: Final = ("", "primary", "secondary", "emergency")
 _LEVEL_NUMBERS: Final = {name: number for number, name in enumerate(LEVELS)}
-OPERATIONS: Final = ("", "generate", "set-current", "deactivate", "cache-stats")
+OPERATIONS: Final = ("", "generate", "set-current", "deactivate", "cache-stats", "export")
 
 
 class Hello(NamedTuple):
