@@ -19,7 +19,7 @@ from tests.support.postgres import Cluster, cluster, fleet
 from hsmcore.config import Secret
 from hsmcore.policy.watermark import Watermark
 from hsmcore.state import Desired, Store, StoreError, StoreNotGenuine
-from hsmcore.state.seal import SEALED
+from hsmcore.state.sealed_rows import SEALED
 from hsmcore.state.server_link import take_turn
 
 pytestmark = [pytest.mark.integration, one_loop]

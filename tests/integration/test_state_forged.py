@@ -30,7 +30,7 @@ from hsmcore.rotation.approvals import by_signature, statement
 from hsmcore.rotation.steps import consent
 from hsmcore.state import Desired, Store, StoreNotGenuine
 from hsmcore.state.schema import BACKUP, insert_row
-from hsmcore.state.seal import SEALED, fingerprint
+from hsmcore.state.sealed_rows import SEALED, fingerprint
 
 pytestmark = [pytest.mark.integration, one_loop]
 SECRET = "s" * 32

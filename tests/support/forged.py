@@ -28,7 +28,7 @@ from hsmcore.state.schema import (
     SEAL,
     SNAPSHOT,
 )
-from hsmcore.state.seal import SEALED
+from hsmcore.state.sealed_rows import SEALED
 
 Work = Callable[[Raw], object]
 TABLES = tuple(table for tables in SEALED.values() for table in tables)

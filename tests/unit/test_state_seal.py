@@ -36,7 +36,8 @@ from hsmcore.state.schema import (
     ROTATION,
     ROTATION_STEP,
 )
-from hsmcore.state.seal import SEALED, Problems, Seal, _scopes, derive
+from hsmcore.state.seal import Problems, Seal, _scopes, derive
+from hsmcore.state.sealed_rows import SEALED
 
 SECRET, OTHER = Secret.plain("s" * 32), Secret.plain("o" * 32)
 

@@ -28,7 +28,7 @@ from hsmcore.log import get_logger
 from hsmcore.state import Store, StoreBehind, StoreNotGenuine, positions
 from hsmcore.state.positions import Mark, Row
 from hsmcore.state.schema import AUDIT_MARK, replace_row
-from hsmcore.state.seal import SEALED, fingerprint
+from hsmcore.state.sealed_rows import SEALED, fingerprint
 
 OPERATION: Final = "state-mark"
 MOST_BYTES: Final = 4 << 30

@@ -13,7 +13,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection
 
@@ -24,6 +24,7 @@ from hsmcore.fleet import rows
 from hsmcore.fleet.confirmations import Confirmations, EpochCheck
 from hsmcore.fleet.duties import Duties
 from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, boottime, enter, position_of
+from hsmcore.fleet.gate import Gate, describe
 from hsmcore.fleet.machine import Machine, Row, State
 from hsmcore.fleet.witness import Log, Witness
 from hsmcore.log import get_logger
@@ -32,10 +33,6 @@ from hsmcore.state.exchange import Question
 from hsmcore.state.seal import SealSecret
 
 T = TypeVar("T")
-
-PATIENCE: Final = 2
-"""Lives of a lease for which a host that is behind leaves a free epoch to hosts that are not. Then it claims all the
-same: what the fleet is at may be bound and never published, so that no host can ever have seen it."""
 
 
 class Membership:
@@ -56,13 +53,8 @@ class Membership:
         self._machine = Machine(instance, rules.ttl_ms * 1_000_000)
         self._witness: Witness | None = None
         self._duties: Duties | None = None
-        self._caught: set[str] = set()
-        """The domains in which this holder is known to be where the fleet is."""
-        self._words: dict[str, int] = {}
-        self._behind: tuple[Row, int] | None = None
-        """The free epoch that is left to others since this host is behind, and since when."""
-        self._trouble = ""
-        """Why this follower could not look at the fleet, until it can."""
+        self._gate = Gate(self._machine.ttl)
+        self._trouble = ""  # why this follower could not look at the fleet
         self._superseded = self._leaving = False
         self._acting = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -157,18 +149,7 @@ class Membership:
 
     def describe(self) -> dict[str, Any]:
         """The state as data for JSON."""
-        return {
-            "name": self.name,
-            "host": self.host,
-            "state": self.state,
-            "epoch": self.epoch,
-            "holder": self.holder,
-            "incident": self.incident,
-            "reason": self.reason,
-            "leaseSeconds": round(self.lease_seconds, 3),
-            "claims": self.claims,
-            "renewalsFailed": self.renewals_failed,
-        }
+        return describe(self)
 
     # What may be signed.
 
@@ -204,12 +185,12 @@ class Membership:
     def is_behind(self, domain: str, position: int, high: int) -> bool:
         """Whether a new payload of this domain shows that this host has not caught up with the fleet. In the store's
         thread."""
-        return domain not in self._caught and position < high
+        return domain not in self._gate.caught and position < high
 
     def has_bound(self, domain: str, position: int, digest: str, *, new: bool) -> None:
         """A payload may be signed at a position. `new`: it was bound now."""
         if new:
-            self._caught.add(domain)
+            self._gate.caught.add(domain)
         if self._witness is not None:
             self._witness.bound([positions.Row(domain, position, digest, self._machine.instance, 0)])
 
@@ -248,7 +229,7 @@ class Membership:
         self._machine.wakes()
         if not force:
             await self._until_free()
-        await self._claim(self._words if at_least is None else at_least, force=force, reason=reason)
+        await self._claim(self._gate.words if at_least is None else at_least, force=force, reason=reason)
         self._wake.set()
         if not self._machine.epoch:
             raise self._refusal()
@@ -277,7 +258,7 @@ class Membership:
 
     def caught_up(self, domain: str, position: int) -> None:
         """Say how far the application has followed a domain, for claims that this host makes by itself."""
-        self._words[domain] = max(position_of(position), self._words.get(domain, -1))
+        self._gate.follows(domain, position_of(position))
         self._wake.set()
 
     def confirm(self, until: float = math.inf, others: int = 0) -> asyncio.Future[None]:
@@ -296,8 +277,7 @@ class Membership:
                     await self._renew()
                 else:
                     await self._follow()
-                    if self._trouble and self._machine.reason == self._trouble:
-                        self._trouble = self._machine.reason = ""
+                    self._machine.reason = "" if self._machine.reason == self._trouble else self._machine.reason
             except HsmError as error:
                 self._doubt(str(error.args[0]))
             except Exception:  # noqa: BLE001  # rows may hold anything
@@ -351,16 +331,12 @@ class Membership:
         await self._see()
         free_at = self._machine.free_at()
         if self._claims_itself and not self._machine.epoch and free_at is not None and boottime() >= free_at:
-            row, since = self._behind or (None, 0)
-            patient = row != self._machine.row or boottime() < since + PATIENCE * self._machine.ttl
+            patient = self._gate.is_patient(self._machine.row, boottime())
             try:
-                await self._claim(self._words, force=False, reason="", patient=patient)
+                await self._claim(self._gate.words, force=False, reason="", patient=patient)
             except BadArgument as error:
-                self._machine.reason = why = str(error.args[0])
-                if row != self._machine.row:
-                    self._behind = self._machine.row, boottime()
-                    seconds = PATIENCE * self._machine.ttl / SECOND
-                    get_logger().warning("a host that is behind waits for others to claim", reason=why, seconds=seconds)
+                self._machine.reason = str(error.args[0])
+                self._gate.waits(self._machine.row, boottime(), self._machine.reason)
 
     async def _see(self) -> None:
         async with self._acting:
@@ -390,15 +366,14 @@ class Membership:
             await asyncio.sleep(min(free_at - boottime(), machine.ttl // LOOKS) / SECOND)
 
     async def _claim(self, at_least: Mapping[str, int], *, force: bool, reason: str, patient: bool = True) -> None:
-        """`patient`: raise BadArgument where this host is behind. Else it holds the epoch all the same, and the first
-        payload of such a domain must not be an old one."""
+        """`patient`: raise BadArgument where this host is behind, instead of holding the epoch all the same."""
         machine = self._machine
         async with self._acting:
             if machine.epoch or self._superseded or self._leaving:
                 return
             machine.claims()
             self._settle()
-            self._caught = set(at_least)
+            self._gate.caught = set(at_least)
             began = boottime()
 
             def work(connection: Connection) -> tuple[Row, BadArgument | None]:
@@ -406,14 +381,9 @@ class Membership:
                 self._compare(row)
                 if not force and not machine.may_claim(row, began, self._store.identity):
                     return row, None
-                highs = rows.highs(connection) if at_least and not force else {}
-                for domain, position in at_least.items():
-                    if position < highs.get(domain, -1):
-                        self._caught.discard(domain)
-                        if not patient:
-                            continue
-                        text = f"this host knows {domain} up to {position}, and the fleet is at {highs[domain]}"
-                        return row, BadArgument(text, hint="Let it catch up, or claim with force and a reason.")
+                refusal = self._gate.refusal({} if force else at_least, rows.highs(connection))
+                if refusal is not None and patient:
+                    return row, refusal
                 if self._witness is not None:
                     self._witness.before_claim(connection)
                 me, server = (machine.instance, self.host), self._store.identity

@@ -11,7 +11,7 @@ from hsmcore.fleet.machine import State
 from hsmcore.manager.describe import Snapshot
 from hsmcore.metrics import catalog as names
 from hsmcore.metrics.reading import Buckets, Reading
-from hsmcore.state.seal import SEALED
+from hsmcore.state.sealed_rows import SEALED
 
 _NS: Final = 1_000_000_000
 

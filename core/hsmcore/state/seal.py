@@ -8,56 +8,26 @@ is found by the processes that have seen a later counter; at a start the audit l
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 import orjson
-from sqlalchemy import Connection, Select, Table, insert, select, update
+from sqlalchemy import Connection, Table, insert, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.dml import UpdateBase
 
 from hsmcore.errors import SystemFailure
 from hsmcore.log import get_logger
-from hsmcore.state.schema import (
-    APPROVAL,
-    AUDIT_MARK,
-    BACKUP,
-    BOUND,
-    DESIRED_STATE,
-    EMERGENCY_EPISODE,
-    FLEET,
-    FLEET_FLOOR,
-    FLEET_HOST,
-    KEY_VERSION,
-    ROLE,
-    ROTATION,
-    ROTATION_SETTING,
-    ROTATION_STEP,
-    SEAL,
-    SPENT,
-    WATERMARK,
-)
+from hsmcore.state.schema import BOUND, SEAL
+from hsmcore.state.sealed_rows import SEALED, Known, digest_of, lacking, no_rows, whole
 
-SEALED: Final[Mapping[str, tuple[Table, ...]]] = {
-    "ring": (KEY_VERSION, ROTATION_SETTING, ROTATION),
-    "steps": (ROTATION_STEP, APPROVAL),
-    "backups": (BACKUP,),
-    "budget": (EMERGENCY_EPISODE,),
-    "orders": (DESIRED_STATE,),
-    "policy": (WATERMARK, SPENT),
-    "fleet": (FLEET, FLEET_HOST, FLEET_FLOOR, ROLE),
-    "witness": (AUDIT_MARK,),
-}
-"""The sealed tables, by scope. A statement that uses a table of a scope has the whole scope checked first. The rows of
-`bound`, which are many, have a MAC each; `watermark` says which of them there are."""
 GOES_BACK: Final = frozenset({"fleet", "policy"})
 """Scopes of which a fleet's database may lose the latest rows: its hosts put back what they know to be bound
 (fleet/witness.py). Rows of any other scope that went back stay refused: a key that was deactivated would sign again."""
@@ -67,7 +37,6 @@ LEAST_SECRET: Final = 32
 """Bytes."""
 _SCOPE: Final = {table.name: scope for scope, tables in SEALED.items() for table in tables}
 _ROW: Final = "store"
-_MINUTE_NS: Final = 60_000_000_000
 _ADOPTED: Final = 1_000_000_000
 """By more than this only an adoption raises the counter at once: it sets a time in nanoseconds."""
 _LABEL: Final = b"hsmcore: the seal of a state store, version 1\0"
@@ -112,17 +81,6 @@ class StoreBehind(StoreError):
         "Correct the token or stateFile that the configuration names, or put the newest store back; or raise this one "
         "to what the log says: `hsmcore state reconcile --reason TEXT`."
     )
-
-
-class _Known(NamedTuple):
-    """What a process knows of the last genuine state: digests by scope, and the rows that _lacking compares."""
-
-    digests: Mapping[str, str]
-    rows: Mapping[Table, list[Any]]
-
-    def after(self, digests: Mapping[str, str], rows: Mapping[Table, list[Any]] = MappingProxyType({})) -> _Known:
-        """Return this with what is known by now."""
-        return _Known({**self.digests, **digests}, {**self.rows, **rows})
 
 
 class Problems:
@@ -176,7 +134,7 @@ class Seal:
         self.note = problems.note
         self._noted = problems
         self._store, self._counter, self._last = "", 0, ""
-        self._known = self._writing = _Known({}, {})
+        self._known = self._writing = Known({}, {})
         """What the last genuine state had; what `write` has sealed, until `seen` says that it is durable."""
         self._held: Mapping[str, str] = {}
         """Of scopes that went back: their digests before. The next seal of this process has them, for all hosts."""
@@ -200,7 +158,7 @@ class Seal:
         if not empty or _seal_row(connection) is not None or self.foreign(connection):
             return 0
         self._store = secrets.token_hex(16)
-        return self.write(connection, {scope: _digest(connection, scope) for scope in SEALED}, self._store, 1)
+        return self.write(connection, {scope: digest_of(connection, scope) for scope in SEALED}, self._store, 1)
 
     def read(self, connection: Connection) -> tuple[str, dict[str, str]]:
         """Return the problem of the whole seal, or "" and the digests that it vouches for."""
@@ -242,8 +200,8 @@ class Seal:
         for scope in sorted(GOES_BACK):
             if problem := self._problem(connection, scope, vouched, rows):
                 return f"{scope}: {problem}"
-        if lacking := _lacking(self._known.rows, rows):
-            return f"it lacks {lacking}"
+        if missing := lacking(self._known.rows, rows):
+            return f"it lacks {missing}"
         strict = {scope: digest for scope, digest in self._known.digests.items() if scope not in GOES_BACK}
         self._held = {**self._held, **{scope: was for scope, was in strict.items() if vouched.get(scope) != was}}
         self._known = self._known.after(vouched | self._held, rows)
@@ -268,8 +226,8 @@ class Seal:
                     return f"table {table.name}: {found}"
         try:
             # A seal of a version that did not have the scope says that it has no rows.
-            sealed = self._held.get(scope) or vouched.get(scope) or _no_rows(scope)
-            same = hmac.compare_digest(_digest(connection, scope, rows), sealed)
+            sealed = self._held.get(scope) or vouched.get(scope) or no_rows(scope)
+            same = hmac.compare_digest(digest_of(connection, scope, rows), sealed)
         except OperationalError as error:
             _require_unreadable(error)
             same = False
@@ -278,7 +236,7 @@ class Seal:
     def renew(self, connection: Connection, vouched: Mapping[str, str], written: Iterable[str]) -> int:
         """Seal the scopes that were written, and the others as they were. Returns as `write`."""
         rows: dict[Table, list[Any]] = {}
-        fresh = {scope: _digest(connection, scope, rows) for scope in written}
+        fresh = {scope: digest_of(connection, scope, rows) for scope in written}
         return self.write(connection, {**vouched, **fresh, **self._held}, rows=rows)
 
     def write(
@@ -314,7 +272,7 @@ class Seal:
         return SealStatus(
             sealed=_seal_row(connection) is not None,
             counter=self._counter,
-            digest=_whole(connection),
+            digest=whole(connection),
             problems={scope: problem for scope, problem in problems.items() if problem},
         )
 
@@ -328,7 +286,7 @@ class Seal:
 
     def adopt(self, connection: Connection, digest: str) -> int:
         """Seal the rows as they are, if they have that digest. Returns the counter, for `seen`. Raises StoreError."""
-        if not hmac.compare_digest(_whole(connection), digest):
+        if not hmac.compare_digest(whole(connection), digest):
             raise StoreError(
                 "the state store does not have that digest", hint="Compare it again: `hsmcore state seal`."
             )
@@ -343,7 +301,7 @@ class Seal:
         self._store, counter = store, max(counter + 1, time.time_ns())
         self._held = {}
         self._vouch_for_bound(connection)
-        return self.write(connection, {scope: _digest(connection, scope) for scope in SEALED}, store, counter)
+        return self.write(connection, {scope: digest_of(connection, scope) for scope in SEALED}, store, counter)
 
     def vouch(self, *columns: object) -> str:
         """Return the MAC of a row that is sealed by itself, within a transaction that uses a table of a scope."""
@@ -466,64 +424,3 @@ def _require_unreadable(error: OperationalError) -> None:
 def _seal_row(connection: Connection) -> tuple[Any, ...] | None:
     row = connection.execute(_READ).first()
     return None if row is None else tuple(row)
-
-
-@cache
-def _rows_of(table: Table) -> Select[Any]:
-    return select(table).order_by(*table.primary_key)
-
-
-def _lacking(known: Mapping[Table, list[Any]], rows: Mapping[Table, list[Any]]) -> str:
-    """Return what an earlier state lacks that no host could put back, or "". `known`: rows of the later one."""
-    minute = time.time_ns() // _MINUTE_NS
-    hosts = {row.name for row in rows[FLEET_HOST] if not row.retired}
-    floors = {row.name: row.floor for row in rows[WATERMARK]}
-    spent = {row.name: (row.minute, row.amount) for row in rows[SPENT]}
-    for row in known.get(FLEET_HOST, ()):
-        if not row.retired and row.name not in hosts:
-            return f"host {row.name}, which may know of positions"
-    for row in known.get(WATERMARK, ()):
-        if row.floor > floors.get(row.name, -1):
-            return f"the floor {row.floor} of {row.name}"
-    for row in known.get(SPENT, ()):
-        if row.minute >= minute and (row.minute, row.amount) > spent.get(row.name, (0, 0)):
-            return f"what this minute has added to {row.name}"
-    return ""
-
-
-def _digest(connection: Connection, scope: str, kept: dict[Table, list[Any]] | None = None) -> str:
-    """Return the digest of the rows of a scope. `ascii` tells apart each value of each type, the same way in every
-    version of Python. A NULL at the end is left out, so that a migration may append a column which may be NULL. `kept`:
-    takes the rows that _lacking compares."""
-    digest = hashlib.sha256()
-    for table in SEALED[scope]:
-        digest.update(ascii(table.name).encode())
-        rows = connection.execute(_rows_of(table)).all()
-        for row in rows:
-            digest.update(ascii(_trimmed(row)).encode())
-        if kept is not None and table in (FLEET_HOST, WATERMARK, SPENT):
-            kept[table] = [*rows]
-    return digest.hexdigest()
-
-
-def fingerprint(connection: Connection, scopes: Iterable[str]) -> str:
-    """Return a digest of the rows of scopes, whoever wrote them: to see that they have changed."""
-    names = [table.name for scope in scopes for table in SEALED[scope]]
-    # Not by tables, which the guard would check: nothing is done for these rows.
-    rows = [list(map(tuple, connection.exec_driver_sql(f"SELECT * FROM {name} ORDER BY 1"))) for name in names]  # noqa: S608  # our names
-    return hashlib.sha256(ascii(rows).encode()).hexdigest()
-
-
-def _no_rows(scope: str) -> str:
-    return hashlib.sha256("".join(ascii(table.name) for table in SEALED[scope]).encode()).hexdigest()
-
-
-def _trimmed(row: Iterable[Any]) -> tuple[Any, ...]:
-    values = tuple(row)
-    while values and values[-1] is None:
-        values = values[:-1]
-    return values
-
-
-def _whole(connection: Connection) -> str:
-    return hashlib.sha256(ascii([_digest(connection, scope) for scope in SEALED]).encode()).hexdigest()

@@ -1,0 +1,116 @@
+"""The rows that a seal covers: their digests, and what of them no loss may take back unseen. For state/seal.py."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection, Select, Table, select
+
+from hsmcore.state.schema import (
+    APPROVAL,
+    AUDIT_MARK,
+    BACKUP,
+    DESIRED_STATE,
+    EMERGENCY_EPISODE,
+    FLEET,
+    FLEET_FLOOR,
+    FLEET_HOST,
+    KEY_VERSION,
+    ROLE,
+    ROTATION,
+    ROTATION_SETTING,
+    ROTATION_STEP,
+    SPENT,
+    WATERMARK,
+)
+
+SEALED: Final[Mapping[str, tuple[Table, ...]]] = {
+    "ring": (KEY_VERSION, ROTATION_SETTING, ROTATION),
+    "steps": (ROTATION_STEP, APPROVAL),
+    "backups": (BACKUP,),
+    "budget": (EMERGENCY_EPISODE,),
+    "orders": (DESIRED_STATE,),
+    "policy": (WATERMARK, SPENT),
+    "fleet": (FLEET, FLEET_HOST, FLEET_FLOOR, ROLE),
+    "witness": (AUDIT_MARK,),
+}
+"""The sealed tables, by scope. A statement that uses a table of a scope has the whole scope checked first. The rows of
+`bound`, which are many, have a MAC each; `watermark` says which of them there are."""
+_MINUTE_NS: Final = 60_000_000_000
+
+
+class Known(NamedTuple):
+    """What a process knows of the last genuine state: digests by scope, and the rows that lacking compares."""
+
+    digests: Mapping[str, str]
+    rows: Mapping[Table, list[Any]]
+
+    def after(self, digests: Mapping[str, str], rows: Mapping[Table, list[Any]] = MappingProxyType({})) -> Known:
+        """Return this with what is known by now."""
+        return Known({**self.digests, **digests}, {**self.rows, **rows})
+
+
+@cache
+def _rows_of(table: Table) -> Select[Any]:
+    return select(table).order_by(*table.primary_key)
+
+
+def lacking(known: Mapping[Table, list[Any]], rows: Mapping[Table, list[Any]]) -> str:
+    """Return what an earlier state lacks that no host could put back, or "". `known`: rows of the later one."""
+    minute = time.time_ns() // _MINUTE_NS
+    hosts = {row.name for row in rows[FLEET_HOST] if not row.retired}
+    floors = {row.name: row.floor for row in rows[WATERMARK]}
+    spent = {row.name: (row.minute, row.amount) for row in rows[SPENT]}
+    for row in known.get(FLEET_HOST, ()):
+        if not row.retired and row.name not in hosts:
+            return f"host {row.name}, which may know of positions"
+    for row in known.get(WATERMARK, ()):
+        if row.floor > floors.get(row.name, -1):
+            return f"the floor {row.floor} of {row.name}"
+    for row in known.get(SPENT, ()):
+        if row.minute >= minute and (row.minute, row.amount) > spent.get(row.name, (0, 0)):
+            return f"what this minute has added to {row.name}"
+    return ""
+
+
+def digest_of(connection: Connection, scope: str, kept: dict[Table, list[Any]] | None = None) -> str:
+    """Return the digest of the rows of a scope. `ascii` tells apart each value of each type, the same way in every
+    version of Python. A NULL at the end is left out, so that a migration may append a column which may be NULL. `kept`:
+    takes the rows that lacking compares."""
+    digest = hashlib.sha256()
+    for table in SEALED[scope]:
+        digest.update(ascii(table.name).encode())
+        rows = connection.execute(_rows_of(table)).all()
+        for row in rows:
+            digest.update(ascii(_trimmed(row)).encode())
+        if kept is not None and table in (FLEET_HOST, WATERMARK, SPENT):
+            kept[table] = [*rows]
+    return digest.hexdigest()
+
+
+def fingerprint(connection: Connection, scopes: Iterable[str]) -> str:
+    """Return a digest of the rows of scopes, whoever wrote them: to see that they have changed."""
+    names = [table.name for scope in scopes for table in SEALED[scope]]
+    # Not by tables, which the guard would check: nothing is done for these rows.
+    rows = [list(map(tuple, connection.exec_driver_sql(f"SELECT * FROM {name} ORDER BY 1"))) for name in names]  # noqa: S608  # our names
+    return hashlib.sha256(ascii(rows).encode()).hexdigest()
+
+
+def no_rows(scope: str) -> str:
+    return hashlib.sha256("".join(ascii(table.name) for table in SEALED[scope]).encode()).hexdigest()
+
+
+def _trimmed(row: Iterable[Any]) -> tuple[Any, ...]:
+    values = tuple(row)
+    while values and values[-1] is None:
+        values = values[:-1]
+    return values
+
+
+def whole(connection: Connection) -> str:
+    return hashlib.sha256(ascii([digest_of(connection, scope) for scope in SEALED]).encode()).hexdigest()
