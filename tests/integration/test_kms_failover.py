@@ -14,6 +14,8 @@ from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 from tests.support.verifiers import is_good
 
+import hsmcore
+
 pytestmark = [pytest.mark.integration, one_loop]
 STATES = ["Disabled", "PendingDeletion"]
 
