@@ -170,6 +170,7 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     hsm_status hsm_host_restart(hsm_host *host, hsm_error *error)
     hsm_status hsm_host_use_pin(hsm_host *host, const uint8_t *pin, size_t pin_len, hsm_error *error)
     void hsm_host_stop(hsm_host *host, uint64_t timeout_ns)
+
     ctypedef struct hsm_stats:
         uint64_t signatures
         uint64_t failures

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, TypeVar, cast, overload
 from hsmcore.audit import AuditLog
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.config import Config, KeyManagerConfig, PayloadFormat
-from hsmcore.errors import AccessDenied, HsmError, LoginError
+from hsmcore.errors import HsmError, LoginError
 from hsmcore.events import Callback, EventName, Events
 from hsmcore.fleet.membership import Membership
 from hsmcore.fleet.own_store import abandon, missing
@@ -23,7 +23,7 @@ from hsmcore.manager.background import BackgroundServices
 from hsmcore.manager.batched import BatchedSigning
 from hsmcore.manager.describe import Snapshot
 from hsmcore.manager.keys import KeyOperations
-from hsmcore.manager.lifecycle import Lifecycle, a_turn, ended, refuse_again
+from hsmcore.manager.lifecycle import Lifecycle, a_turn, ended, refuse_again, refused
 from hsmcore.manager.membership import confirmed, join, telling
 from hsmcore.manager.path import UNOPENED, SigningPath, open_path, running, signers
 from hsmcore.manager.prompt import Begun, begin
@@ -107,13 +107,11 @@ class KeyManager(BatchedSigning):
             self.audit.record("configuration-load", result="ok", config_sha256=self.config.sha256())
             self.fleet = await join(self.config)
             opening = BackgroundServices.open(self.config, self.audit, self._handover, rotates=self._rotates)
-            background = self._background = await opening
-            beside: Any = (self.audit, self._events, background.pinned, self.config)
-            path = await open_path(background.config, self._verify_version, *beside)
+            ring = self._background = await opening
+            path = await open_path(ring, self.config, self._verifiers.verify_one, self.audit, self._events)
             await self._begin(path)
         except BaseException as error:
-            if isinstance(error, LoginError) and not isinstance(error, AccessDenied):
-                self._refused = error.with_traceback(None)
+            self._refused = refused(error)
             async with AsyncExitStack() as rest:
                 rest.push_async_callback(abandon, unmade)
                 rest.push_async_callback(self.audit.close)
@@ -149,9 +147,6 @@ class KeyManager(BatchedSigning):
                 rest.push_async_callback(self._end_background)
                 rest.push_async_callback(ended, self._guard)
             raise
-
-    async def _verify_version(self, version: KeyVersion, message: bytes, signature: bytes) -> bool:
-        return await self._verifiers.verify([version], message, signature)
 
     async def _end_background(self) -> None:
         await self._background.close()

@@ -8,7 +8,15 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Literal, Protocol
 
 from hsmcore._native import fork_generation
-from hsmcore.errors import EngineClosed, EngineForked, HsmError, LoginError, NotInitialized, WrongEventLoop
+from hsmcore.errors import (
+    AccessDenied,
+    EngineClosed,
+    EngineForked,
+    HsmError,
+    LoginError,
+    NotInitialized,
+    WrongEventLoop,
+)
 from hsmcore.log import prepare
 from hsmcore.waiting import CallThread, finished
 
@@ -132,6 +140,13 @@ async def ended(part: Closable | None) -> None:
     """Close a part, if there is one."""
     if part is not None:
         await part.close()
+
+
+def refused(error: BaseException) -> LoginError | None:
+    """Return the error with which a start ended, if it is a refused login, which is not repeated."""
+    if isinstance(error, LoginError) and not isinstance(error, AccessDenied):
+        return error.with_traceback(None)
+    return None
 
 
 def refuse_again(refused: LoginError | None, member: str) -> None:

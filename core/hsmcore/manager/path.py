@@ -147,19 +147,20 @@ def signers(path: SigningPath) -> list[bytes]:
     return [version.public_key for version in path.signing() if version.algorithm == "ed25519"]
 
 
-async def open_path(
-    config: Config,
-    verify: Verify,
-    audit: AuditLog,
-    events: Events,
-    pinned: frozenset[str] = frozenset(),
-    configured: Config | None = None,
-) -> SigningPath:
-    """Start the members of a configuration. `pinned`: those that start with the key ring's current key; `configured`:
-    the configuration without it. Raises HsmError, and leaves nothing open then."""
-    if config.key_manager.has_levels:
-        return await FailoverService.open(config, verify, audit, events, pinned, configured)
-    return await SingleMember.open(config, audit, events)
+class Ring(Protocol):
+    """What the key ring makes of a configuration."""
+
+    config: Config
+    """The configuration, with the key ring's current key put into it."""
+    pinned: frozenset[str]
+    """Names of the members that start with that key."""
+
+
+async def open_path(ring: Ring, configured: Config, verify: Verify, audit: AuditLog, events: Events) -> SigningPath:
+    """Start the members of a configuration. Raises HsmError, and leaves nothing open then."""
+    if ring.config.key_manager.has_levels:
+        return await FailoverService.open(ring.config, verify, audit, events, ring.pinned, configured)
+    return await SingleMember.open(ring.config, audit, events)
 
 
 class _Unopened:

@@ -27,6 +27,10 @@ class VerifierPool:
             raise InvalidMessageType(f"a signature must be bytes-like, not {type(signature).__name__}")
         return await self._run(_any_good, versions, message, bytes(signature))
 
+    async def verify_one(self, version: KeyVersion, message: bytes, signature: bytes) -> bool:
+        """Whether the signature is valid under this key."""
+        return await self.verify([version], message, signature)
+
     async def recovery_id(self, public_key: bytes, digest: Digest, signature: bytes) -> int:
         """The recovery id of a secp256k1 signature. Raises SignatureInvalid."""
         return await self._run(recovery_id, public_key, digest, signature)
