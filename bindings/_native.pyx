@@ -73,6 +73,12 @@ cdef object _exception(hsm_status status, object member, uint64_t ckr=0, const c
     )
 
 
+cdef object _knowing(object error, object maybe_signed):
+    """The error, which knows whether a signature may exist; None: its status tells."""
+    error.maybe_signed = maybe_signed
+    return error
+
+
 cdef object _raised(const hsm_error *error, object member):
     return _exception(error.status, member, error.ckr, error.call, error.detail)
 

@@ -284,8 +284,7 @@ cdef extern from "hsmcore/requests.h" nogil:
         uint8_t told
         uint8_t shared
         uint8_t cached
-        uint8_t begun
-        uint8_t last
+        uint8_t begun, last
 
     ctypedef enum hsm_which:
         HSM_QUEUED_ONES

@@ -328,9 +328,7 @@ cdef class Requests(Publisher):
                 raise NotInitialized("used before initialize()", member=self._member)
             raise self._failure(HSM_CLOSED)
         if self._down is not None:
-            down = error_of(self._down, member=self._member)
-            down.maybe_signed = False
-            raise down
+            raise _knowing(error_of(self._down, member=self._member), False)
         # The running loop is the only one of its thread. Asking for it by asyncio.get_running_loop costs a getpid
         # system call in Python 3.11.
         if PyThread_get_thread_ident() != self._thread or not self._loop_is_running():
@@ -537,29 +535,20 @@ cdef class Requests(Publisher):
         # Spare the HSM what a batch that has failed would still ask of it.
         if batch.future.done() and self._batches.get(batch.future) is batch:
             if self._cancel_batch(batch.future, batch) and not batch.future.cancelled():
-                failed = batch.future.exception()
-                if isinstance(failed, HsmError):
-                    failed.maybe_signed = True  # of its messages, another one
+                if batch.future.exception() is not None:
+                    _knowing(batch.future.exception(), True)  # of its messages, another one
         return 0
 
     cdef object _error(self, const hsm_answer *answer):
-        """Its error, which says whether a signature may exist where its status alone does not tell."""
         detailed = self._detail if answer.slot != HSM_NO_SLOT else None
-        if answer.status == HSM_NOT_HOLDER:
-            made = self._lease.refusal(self._member)
-            made.maybe_signed = True  # it was withheld
-        elif answer.status == HSM_SYSTEM and answer.slot == HSM_NO_SLOT and self._recorder is not None:
-            made = self._recorder.journal._refusal(self._journal_failure)
-            made.maybe_signed = answer.begun or answer.seq != 0
-        elif detailed is not None:
+        if answer.status == HSM_NOT_HOLDER:  # it was withheld
+            return _knowing(self._lease.refusal(self._member), True)
+        if answer.status == HSM_SYSTEM and answer.slot == HSM_NO_SLOT and self._recorder is not None:
+            return _knowing(self._recorder.journal._refusal(self._journal_failure), bool(answer.begun or answer.seq))
+        if detailed is not None:
             return copy(detailed)  # one exception raised in several tasks would collect the tracebacks of all of them
-        else:
-            made = self._failure(answer.status, answer.ckr, answer.call)
-            if not answer.begun:
-                made.maybe_signed = False
-            elif answer.status == HSM_CLOSED:
-                made.maybe_signed = True
-        return made
+        known = None if answer.begun and answer.status != HSM_CLOSED else bool(answer.begun)
+        return _knowing(self._failure(answer.status, answer.ckr, answer.call), known)
 
     cdef int _release_durable(self, uint64_t kept) except -1:
         """For the journal: the records up to number `kept` are durable."""

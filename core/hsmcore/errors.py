@@ -80,7 +80,7 @@ class HsmError(Exception):
         )
 
     @maybe_signed.setter
-    def maybe_signed(self, known: bool) -> None:
+    def maybe_signed(self, known: bool | None) -> None:
         self._maybe_signed = known
 
     @property
