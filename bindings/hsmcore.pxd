@@ -1,7 +1,6 @@
 # The C boundary: native/include/hsmcore/*.h, declaration by declaration. No logic.
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 
-
 cdef extern from "hsmcore/status.h" nogil:
     ctypedef enum hsm_status:
         HSM_OK
@@ -284,7 +283,8 @@ cdef extern from "hsmcore/requests.h" nogil:
         uint8_t told
         uint8_t shared
         uint8_t cached
-        uint8_t begun, last
+        uint8_t begun
+        uint8_t last
 
     ctypedef enum hsm_which:
         HSM_QUEUED_ONES
