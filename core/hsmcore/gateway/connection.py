@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from math import inf
 from typing import Any, Final, Protocol
 
 from hsmcore.errors import BadArgument, HsmError, PolicyRefused, RequestCancelled
@@ -12,10 +13,10 @@ from hsmcore.gateway.asked import Request, refusal_of
 from hsmcore.gateway.clients import Client, ending
 from hsmcore.gateway.desk import Counter, Desk
 from hsmcore.gateway.frames import CLIENT_TYPES, MIN_BYTES, Frame, Splitter, Type, WireError
-from hsmcore.gateway.held import Held, Line
+from hsmcore.gateway.held import Held, Overflow
 from hsmcore.gateway.intake import Intake
 from hsmcore.gateway.jobs import late
-from hsmcore.gateway.memory import Contents, Session, contents_of
+from hsmcore.gateway.memory import Session, contents_of
 from hsmcore.listening.connections import Connection as Place
 
 HELLO_BYTES: Final = 512
@@ -84,9 +85,7 @@ class Connection(asyncio.Protocol):
         self._reads = True
         self._leaving = False
         """Whether it takes no new requests."""
-        self._held: dict[int, tuple[Held, Line, Contents]] = {}
-        """Requests that wait for room, by number."""
-        self._held_bytes = 0
+        self._held = Overflow()
         self._counters: tuple[Counter, ...] = ()
         self._sent_keys: tuple[wire.Key, ...] = ()
         self._handlers: dict[Type, Callable[[Frame], None]] = {
@@ -113,7 +112,8 @@ class Connection(asyncio.Protocol):
         """Its requests go on."""
         self._stop_waiting()
         self._transport = None
-        self._drop_held()
+        for number in self._held.due(inf):
+            self._held.withdraw(number)
         if self.session is not None:
             self.session.connections -= 1
         self.place.leave()
@@ -177,7 +177,7 @@ class Connection(asyncio.Protocol):
     def _takes(self) -> bool:
         """Whether more is wanted of the client: it reads its answers, and not too many of its requests wait."""
         lives = self._transport is not None and not self._transport.is_closing()
-        return lives and self._overdue is None and self._held_bytes < HELD_BYTES
+        return lives and self._overdue is None and self._held.size < HELD_BYTES
 
     def _offer(self) -> None:
         """Have what was read taken in the client's turn, and go on reading after that."""
@@ -306,13 +306,13 @@ class Connection(asyncio.Protocol):
                 elif cost <= account.most and (account.line or not account.has_room(cost)):
 
                     def go_on(held: Held) -> None:
-                        self._let_go(number)
+                        self._held.begun(number)
                         self._take(frame, what, begin, answer, signatures, held.until)
                         self._offer()
 
                     size = _HELD_ENTRY_BYTES + len(frame.body)
                     held = Held(cost, size, self._loop.time() + seconds, go_on)
-                    self._hold(number, held, account.line, contents)
+                    self._held.add(number, held, account.line, contents)
                     return
                 session.require_room(number, self.server.now)
                 request = Request(account, what, begin, answer, seconds, cost)
@@ -347,8 +347,7 @@ class Connection(asyncio.Protocol):
         known = self.session.open.get(frame.request) if self.session is not None else None
         if known is not None:
             known[1].counter.queue.cancel(known[1])
-        elif (held := self._let_go(frame.request)) is not None:
-            held[1].remove(held[0])
+        elif self._held.withdraw(frame.request):
             self._refuse(frame.request, RequestCancelled("withdrawn before there was room"))
 
     def _acknowledge(self, frame: Frame) -> None:
@@ -359,35 +358,11 @@ class Connection(asyncio.Protocol):
     def _ping(self, frame: Frame) -> None:
         self.send(wire.pong(frame.request, wire.read_bytes(frame.body, wire.MOST_PING)))
 
-    # Requests that wait for room.
-
-    def _hold(self, number: int, held: Held, line: Line, contents: Contents) -> None:
-        known = self._held.get(number)
-        if known is None:
-            self._held[number] = held, line, contents
-            self._held_bytes += held.size
-            line.add(held)
-        elif known[2] != contents:
-            raise BadArgument(f"request {number} waits, and was another one: each number means one request")
-
-    def _let_go(self, number: int) -> tuple[Held, Line, Contents] | None:
-        known = self._held.pop(number, None)
-        if known is not None:
-            self._held_bytes -= known[0].size
-        return known
-
-    def _drop_held(self) -> None:
-        for number in tuple(self._held):
-            if (known := self._let_go(number)) is not None:
-                known[1].remove(known[0])
-
-    def refuse_held(self, why: Callable[[], HsmError], before: float = float("inf")) -> None:
+    def refuse_held(self, why: Callable[[], HsmError], before: float = inf) -> None:
         """Refuse requests that wait for room, with deadlines before this time."""
-        for number, (held, line, _) in tuple(self._held.items()):
-            if held.until < before:
-                self._let_go(number)
-                line.remove(held)
-                self._refuse(number, why())
+        for number in self._held.due(before):
+            self._held.withdraw(number)
+            self._refuse(number, why())
         self._offer()
 
     # Answers.

@@ -1,6 +1,6 @@
 """Where a client's request meets a key manager: what the client may, how much, when it is its turn, under whose name.
 
-`sign`, `sign_many`, `verify` and `manage` are coroutines. The wire's connections use `take` and jobs of their own, of
+`sign`, `sign_many` and `verify` are coroutines. The wire's connections use `take` and jobs of their own, of
 which the plain ones cost no task.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from base64 import b64encode
 from collections import Counter as Count
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from itertools import chain
 from time import monotonic
 from typing import Any, Final
@@ -61,6 +61,7 @@ class Counter:
         self.queue = desk.queues[name]
         self.account = Account(client, client.rules.in_flight)
         self.managing = Account(client, MANAGING)
+        self.accounts = self.account, self.managing
         self.policy = self.manager.config.key_manager.policy
         self.timeout = self.manager.config.key_manager.request_timeout_ms / 1e3
         self.longest = max(desk.settings.max_timeout_ms / 1e3, self.timeout)
@@ -147,8 +148,8 @@ class Desk:
     @property
     def open(self) -> int:
         """Requests of all clients that are not answered; each message of a batch is one."""
-        current = (account for counters in self._counters.values() for account in accounts(counters.values()))
-        return sum(account.open for account in chain(current, self._former))
+        counters = chain.from_iterable(own.values() for own in self._counters.values())
+        return sum(one.open for one in chain(self._former, *(counter.accounts for counter in counters)))
 
     def _counters_of(self, client: Client) -> dict[str, Counter]:
         return {name: Counter(self, client, name, slot) for slot, name in enumerate(client.rules.keys)}
@@ -158,7 +159,7 @@ class Desk:
         before = self._counters
         gone = [client for client in self.directory.clients.values() if not directory.has(client)]
         self._former = [account for account in self._former if account.open]
-        self._former += [account for client in gone for account in accounts(before[client.name].values())]
+        self._former += [one for client in gone for counter in before[client.name].values() for one in counter.accounts]
         self._counters = {
             name: before[name] if self.directory.has(client) else self._counters_of(client)
             for name, client in directory.clients.items()
@@ -338,18 +339,9 @@ class Desk:
 
         return bool(await self._await(counter, verify, None))
 
-    async def manage(self, client: Client, name: str, operation: str, key_id: str) -> str:
+    async def manage_key(self, counter: Counter, operation: str, key_id: str) -> str:
         """Carry out one of wire.OPERATIONS. Returns the new key's id, counters as JSON, a wrapped key in base64, or
         ""."""
-        counter = self.counter(client, name)
-
-        async def manage(_left: float) -> str:
-            return await self.manage_key(counter, operation, key_id)
-
-        return str(await self._await(counter, manage, None, account=counter.managing, takes_turn=False))
-
-    async def manage_key(self, counter: Counter, operation: str, key_id: str) -> str:
-        """As `manage`, in its turn."""
         manager = counter.manager
         if operation == CACHE_STATS:
             return orjson.dumps(manager.get_cache_stats()).decode()
@@ -406,7 +398,6 @@ class Desk:
         cost: int = 1,
         signatures: int = 0,
         *,
-        account: Account | None = None,
         takes_turn: bool = True,
     ) -> Any:
         answered: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -419,7 +410,7 @@ class Desk:
                 answered.set_result(outcome)
 
         seconds = counter.timeout if timeout is None else min(timeout, counter.longest)
-        job = Job(account or counter.account, None, start, answer, seconds, cost)
+        job = Job(counter.account, None, start, answer, seconds, cost)
         job.takes_turn = takes_turn
         counter.queue.take(job, signatures)
         try:
@@ -434,11 +425,6 @@ class Desk:
 
 def _untouched(outcome: bytes | HsmError) -> bool:
     return isinstance(outcome, KeyNotCurrent) and not outcome.maybe_signed
-
-
-def accounts(counters: Iterable[Counter]) -> Iterator[Account]:
-    """Return the accounts of some counters."""
-    return (account for counter in counters for account in (counter.account, counter.managing))
 
 
 def _enough_for(manager: KeyManager) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hsmcore.gateway.desk import accounts
 from hsmcore.gateway.server import Server
 from hsmcore.metrics import catalog as names
 from hsmcore.metrics.reading import Reading
@@ -17,7 +16,7 @@ def read_gateway(reading: Reading, server: Server) -> None:
     connected = Counter(one.client.name for one in tuple(server.connections) if one.client is not None)
     remembered = server.remembered()
     for client in server.desk.directory.clients.values():
-        own = list(accounts(server.desk.counters(client)))
+        own = [account for counter in server.desk.counters(client) for account in counter.accounts]
         waiting = sum(len(account.flow.waiting) + len(account.line) for account in own)
         reading.add(names.GATEWAY_OPEN, sum(account.open for account in own), client.name)
         reading.add(names.GATEWAY_WAITING, waiting, client.name)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from hsmcore.errors import BadArgument
+
 AT_ONCE: Final = 16
 """Requests that begin in a turn of the event loop, at most."""
 
@@ -61,3 +63,39 @@ class Line:
             del self._held[first]
             first.begin(first)
         self.go_on()
+
+
+class Overflow:
+    """Those of one connection, by their numbers."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[Held, Line, object]] = {}
+        self.size = 0
+        """Bytes of memory."""
+
+    def add(self, number: int, held: Held, line: Line, contents: object) -> None:
+        """Let a request wait in a line. Idempotent; raises BadArgument for a number that waits with other contents."""
+        known = self._held.get(number)
+        if known is None:
+            self._held[number] = held, line, contents
+            self.size += held.size
+            line.add(held)
+        elif known[2] != contents:
+            raise BadArgument(f"request {number} waits, and was another one: each number means one request")
+
+    def begun(self, number: int) -> None:
+        """One that waited for its turn in the line has it."""
+        self.size -= self._held.pop(number)[0].size
+
+    def withdraw(self, number: int) -> bool:
+        """Let one wait no more. Returns whether it did."""
+        known = self._held.pop(number, None)
+        if known is None:
+            return False
+        self.size -= known[0].size
+        known[1].remove(known[0])
+        return True
+
+    def due(self, before: float) -> list[int]:
+        """Return those with deadlines before this time."""
+        return [number for number, (held, _, _) in self._held.items() if held.until < before]
