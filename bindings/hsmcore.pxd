@@ -33,7 +33,6 @@ cdef extern from "hsmcore/status.h" nogil:
     const char *hsm_status_text(hsm_status status)
     hsm_class hsm_status_class(hsm_status status)
     const char *hsm_class_name(hsm_class class_)
-    hsm_status hsm_status_of_ckr(uint64_t ckr)
     const char *hsm_ckr_name(uint64_t ckr)
     int hsm_ckr_row(size_t index, uint64_t *ckr, const char **name, hsm_status *status)
 
