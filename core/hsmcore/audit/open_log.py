@@ -32,7 +32,7 @@ from hsmcore.config.audit import AuditSettings
 from hsmcore.errors import AuditUnavailable, HsmError
 from hsmcore.log import get_logger
 from hsmcore.state.ownership import EXPOSED_HINT, exposed, make_folder
-from hsmcore.steady import STEP_NS, SteadyClock
+from hsmcore.steady import SteadyClock
 
 T = TypeVar("T")
 
@@ -429,11 +429,7 @@ class OpenLog:
         self._pruned_at = now
         sure = self._clock.sure()
         await self._run(lambda: replace(self._layout.clock, self._clock.mark.encode()))
-        if time.time_ns() - sure >= STEP_NS:
-            get_logger().warning(
-                "the clock is ahead: retention goes by an earlier time until it has held for a day",
-                file=str(self._layout.log), time_ns=sure,
-            )  # fmt: skip
+        retention.tell_if_ahead(self._layout, sure)
         before = sure - days * retention.DAY_NS
         newest = self.checkpoint
         if newest is None:

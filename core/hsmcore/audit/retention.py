@@ -9,6 +9,7 @@ other one, under the same checkpoint.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -23,6 +24,8 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query, parsed
 from hsmcore.audit.segment import Segment, segments
 from hsmcore.audit.tiles import WIDTH
+from hsmcore.log import get_logger
+from hsmcore.steady import STEP_NS
 
 PRUNE: Final = "audit-prune"
 VOID: Final = "audit-prune-void"
@@ -39,6 +42,13 @@ class Expired:
     first: int
     last: int
     more: bool = False
+
+
+def tell_if_ahead(layout: Layout, sure_ns: int) -> None:
+    """Log that the wall clock is ahead of the time by which records expire."""
+    if time.time_ns() - sure_ns >= STEP_NS:
+        problem = "the clock is ahead: retention goes by an earlier time until it has held for a day"
+        get_logger().warning(problem, file=str(layout.log), time_ns=sure_ns)
 
 
 def expired(layout: Layout, before_ns: int, checkpoint: Checkpoint) -> Expired | None:
