@@ -429,8 +429,7 @@ class OpenLog:
         self._pruned_at = now
         sure = self._clock.sure()
         await self._run(lambda: replace(self._layout.clock, self._clock.mark.encode()))
-        retention.tell_if_ahead(self._layout, sure)
-        before = sure - days * retention.DAY_NS
+        before = retention.before(self._layout, sure, days)
         newest = self.checkpoint
         if newest is None:
             return

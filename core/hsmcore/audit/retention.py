@@ -44,11 +44,13 @@ class Expired:
     more: bool = False
 
 
-def tell_if_ahead(layout: Layout, sure_ns: int) -> None:
-    """Log that the wall clock is ahead of the time by which records expire."""
+def before(layout: Layout, sure_ns: int, days: int) -> int:
+    """Return the time, in Unix nanoseconds, of the newest records that `days` of retention let go by now. Tells if the
+    wall clock is ahead of `sure_ns`, the time by which records expire."""
     if time.time_ns() - sure_ns >= STEP_NS:
         problem = "the clock is ahead: retention goes by an earlier time until it has held for a day"
         get_logger().warning(problem, file=str(layout.log), time_ns=sure_ns)
+    return sure_ns - days * DAY_NS
 
 
 def expired(layout: Layout, before_ns: int, checkpoint: Checkpoint) -> Expired | None:
