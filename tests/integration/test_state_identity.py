@@ -20,8 +20,9 @@ from tests.support.terminal import PROGRAM
 
 import hsmcore
 from hsmcore.config import load
+from hsmcore.doctor.places import check_places
 from hsmcore.errors import DoubleSign
-from hsmcore.state import Store, StoreError
+from hsmcore.state import StoreError
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 
@@ -220,30 +221,35 @@ async def test_two_stores_that_began_at_once_do_not_both_bind(world, tmp_path):
 
 
 @one_loop
-@pytest.mark.parametrize("broken", ["no folder", "not a folder", "not of our making"])
-async def test_without_a_register_nothing_is_promised_and_the_rest_goes_on(
+@pytest.mark.parametrize("broken", ["no folder", "not a folder"])
+async def test_without_a_place_for_the_register_it_is_said_and_the_key_signs(
     world, tmp_path, monkeypatch, state_home, broken
 ):
     config = policed(world, tmp_path)
-    if broken == "not of our making":
-        async with opened(config) as manager:
-            await manager.sign(ordered(7, b"A"))
-        [entry] = (state_home / "stores").glob("*.json")
-        entry.write_text("{}")
-        with pytest.raises(StoreError, match="not of hsmcore's making"):
-            await hsmcore.create_key_manager(config).initialize()
-        config = policed(world, tmp_path / "other")  # which keeps nothing yet
-    elif broken == "not a folder":
+    if broken == "not a folder":
         state_home.parent.write_text("")
     else:
         monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError()))
         monkeypatch.delenv("XDG_STATE_HOME")
-    for _ in range(2):
+    with structlog.testing.capture_logs() as told:
         async with opened(config) as manager:
-            with pytest.raises(StoreError):
+            await manager.sign(ordered(7, b"A"))
+            with pytest.raises(DoubleSign):
                 await manager.sign(ordered(7, b"B"))
-    store = await Store.open_to_read(load(config).key_manager.state_path)
-    try:
-        assert not await store.run(lambda on: on.exec_driver_sql("SELECT count(*) FROM bound").scalar())
-    finally:
-        await store.close()
+    assert any("is not remembered" in line["event"] for line in told)
+    [step] = [step for step in check_places(load(config)) if step.name == "state-register"]
+    assert step.outcome == "warn"
+
+
+@one_loop
+async def test_an_entry_that_cannot_be_read_stops_what_it_may_speak_of(world, tmp_path, state_home):
+    config = policed(world, tmp_path)
+    async with opened(config) as manager:
+        await manager.sign(ordered(7, b"A"))
+    [entry] = (state_home / "stores").glob("*.json")
+    entry.write_text("{}")
+    with pytest.raises(StoreError, match="not of hsmcore's making"):
+        await hsmcore.create_key_manager(config).initialize()
+    async with opened(policed(world, tmp_path / "other")) as manager:  # which keeps nothing yet
+        with pytest.raises(StoreError, match="not of hsmcore's making"):
+            await manager.sign(ordered(7, b"B"))

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Final
 
 from hsmcore.config import Config
-from hsmcore.doctor.report import Step, fail, ok
+from hsmcore.doctor.report import Step, fail, ok, warn
+from hsmcore.fleet.own_store import register
 from hsmcore.state.ownership import EXPOSED_HINT, exposed
 
+_HOME_HINT: Final = "Set XDG_STATE_HOME to a folder that lasts: an edited configuration is told apart by it."
 _HINT: Final = "Name another place, or make the folder for the key manager's user (mkdir, chown)."
 
 
@@ -23,6 +25,17 @@ def check_places(config: Config) -> Iterator[Step]:
         scheme, separator, rest = rotation.backup_location.partition("://")
         if not separator or scheme == "file":
             yield _folder("backup-location", Path(rest if separator else scheme))
+    if rules.fleet is None and rules.keeps_state and (problem := _unremembered()):
+        yield warn("state-register", f"which store keeps a key's promises is not remembered: {problem}", _HOME_HINT)
+
+
+def _unremembered() -> str:
+    """Return why this user's state folder cannot be written, or ""."""
+    folder = register().folder
+    if folder is None:
+        return "this user has no state folder"
+    step = _folder("state-register", folder)
+    return step.found if step.outcome == "fail" else ""
 
 
 def _folder(name: str, folder: Path) -> Step:

@@ -209,11 +209,20 @@ class Keeper:
         own, now = number_in(connection), time.time_ns()
         fresh = [Entry(key, self._path, own, self._log, now) for key in sorted(keys - self._noted)]
         if not all(self._is_noted(entry) for entry in fresh):
+            self._write(fresh)
+        self._noted |= keys
+
+    def _write(self, fresh: list[Entry]) -> None:
+        try:
             with self._register.turn():
                 for entry in fresh:
                     if not self._is_noted(entry):
                         self._register.write(entry)
-        self._noted |= keys
+        except StoreBehind:
+            raise
+        except StoreError as error:
+            # A process without a lasting home is no worse off than before there was a register; `doctor` warns of it.
+            get_logger().error("which store keeps a key's promises is not remembered", error=str(error))
 
     def _is_noted(self, wanted: Entry) -> bool:
         entry = self._register.read(wanted.public_key)
