@@ -107,7 +107,6 @@ def nothing_left(request: pytest.FixtureRequest, warm: None) -> Iterator[None]:
             request.getfixturevalue(name)
     before = holdings()
     yield
-    (_folder.path / "state" / "hsmcore" / "hsmcore-refused-logins.json").unlink(missing_ok=True)
     structlog.reset_defaults()  # a command line that ran in this process has set it up for a stream of its own
     if not request.node.stash.get(_failed, False):  # a failed test's frames are kept, and all that they hold
         assert surplus_since(before) == []

@@ -274,7 +274,8 @@ int hsm_client_begun(const hsm_client *client, uint32_t slot) {
     if (hsm_client_forked(client) || slot >= client->area->slots) {
         return 1;
     }
-    return atomic_load(&hsm_area_slot(client->area, slot)->stage) == HSM_STAGE_BEGUN;
+    uint32_t stage = atomic_load(&hsm_area_slot(client->area, slot)->stage);
+    return stage == HSM_STAGE_BEGUN || stage == HSM_STAGE_WITHDRAWN;
 }
 
 uint32_t hsm_client_queued(const hsm_client *client) {

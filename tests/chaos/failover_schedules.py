@@ -309,6 +309,7 @@ def run_chunk(seeds: Iterable[int]) -> dict[str, Any]:
         for seed in seeds:
             place = Path(folder) / str(seed)
             place.mkdir()
+            os.environ["XDG_STATE_HOME"] = str(place / "state-home")  # the keys are those of all schedules
             verdicts.append(runner.run(judged(Schedule(plan(seed), modules, place), HANGS)).as_dict())
     return added(verdicts)
 

@@ -170,7 +170,9 @@ class Attempts:
 
 def unsure(error: HsmError) -> bool:
     """Whether a signature may exist all the same: what PKCS#11 leaves open when a call ends so, or ends never."""
-    if error.status in ("DEADLINE_EXCEEDED", "HOST_LOST", "SIGNATURE_MALFORMED", "SIGNATURE_INVALID"):
+    if error.status == "DEADLINE_EXCEEDED":
+        return error.maybe_signed  # the engine knows whether a worker had begun, as it does of what is abandoned
+    if error.status in ("HOST_LOST", "SIGNATURE_MALFORMED", "SIGNATURE_INVALID"):
         return True
     return error.call == "C_Sign" and error.error_class == "MEMBER_DOWN"
 

@@ -294,6 +294,7 @@ def run_chunk(seeds: list[int]) -> NoReturn:
             # Of its own: every rotation makes a key.
             token = make_token(tokens, module, ({"name": "ed25519", "kind": "ed25519"},))
             folder = Path(tempfile.mkdtemp(prefix="hsmcore-looks-"))
+            os.environ["XDG_STATE_HOME"] = str(folder / "state-home")
             seed = Seed(number, folder, token)
             verdict: dict[str, Any] = {"schedules": 1, "faults": Counter()}
             try:

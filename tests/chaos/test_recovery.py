@@ -84,6 +84,10 @@ async def test_each_ckr_of_a_signature_has_its_class_s_action(world, tmp_path, c
 # ---- every CKR, once, while opening ----------------------------------------------------------------------------------
 
 
+def forget_refusals(manager):
+    manager.config.key_manager.refused_logins.unlink(missing_ok=True)
+
+
 @one_loop
 @pytest.mark.parametrize("function", FINDING)
 async def test_each_ckr_while_opening_is_reported_and_leaves_nothing(world, tmp_path, function):
@@ -111,6 +115,7 @@ async def test_each_ckr_while_opening_is_reported_and_leaves_nothing(world, tmp_
                     with pytest.raises(hsmcore.HsmError, match="another attempt"):
                         await manager.initialize()
                 assert chaos.calls("C_Login") <= logins + 1, name
+                forget_refusals(manager)  # it is the right PIN
                 chaos.clear()
         async with opened(config) as manager:
             await signs(manager, b"opened after all")

@@ -60,7 +60,6 @@ class AwsCloudHsmSettings(Pkcs11Settings):
     """
 
     PATHS = frozenset({"client_config"})
-    VARIABLES = frozenset()
 
     module_path: ModulePath = "/opt/cloudhsm/lib/libcloudhsm_pkcs11.so"
     quirks: Quirks | None = "aws-cloudhsm"

@@ -13,8 +13,6 @@ from hsmcore.config.secret import Secret
 class SoftHsmSettings(Pkcs11Settings):
     """SoftHSM 2, the embedded default."""
 
-    VARIABLES = frozenset({"SOFTHSM2_CONF"})
-
     module_path: ModulePath = "/usr/lib/softhsm/libsofthsm2.so"
     quirks: Quirks | None = "softhsm"
     pin: Secret

@@ -27,18 +27,9 @@ class YubiHsmSettings(Pkcs11Settings):
 
     PATHS = frozenset({"attestation_roots"})
     # The library reaches the connector as libcurl does.
-    VARIABLES = frozenset(
-        {
-            "YUBIHSM_PKCS11_CONF",
-            "http_proxy",
-            "https_proxy",
-            "HTTPS_PROXY",
-            "all_proxy",
-            "ALL_PROXY",
-            "no_proxy",
-            "NO_PROXY",
-        }
-    )
+    VARIABLES = Pkcs11Settings.VARIABLES | {
+        *("http_proxy", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy", "NO_PROXY")
+    }
 
     module_path: ModulePath = Field(default_factory=default_yubihsm_module)
     quirks: Quirks | None = "yubihsm"
