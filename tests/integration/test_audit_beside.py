@@ -25,6 +25,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.audit.segment import segments
 from hsmcore.audit.tiles import Tiles
+from hsmcore.steady import SteadyClock
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 
@@ -136,6 +137,7 @@ async def test_a_log_that_is_pruned_while_it_is_verified_is_good(tmp_path, monke
         if not attempts:
             attempts.append(done)
             turn_clock(time.time_ns() + 40 * 86_400 * 10**9, monkeypatch.setattr)
+            log._open._clock = SteadyClock()  # which believes it
             log.record("sign", result="ok")
             asyncio.run_coroutine_threadsafe(log._open.seal_or_say(prune=True), loop).result(50)
             assert segments(layout)[0].first > 1

@@ -61,6 +61,7 @@ def test_every_command_that_changes_something_is_recorded(place):
     run(config, "keys", "deactivate", made["id"])
     run(config, "keys", "deactivate", "00ff", code=1)
     run(config, "keys", "import", folder / "backup", code=1)
+    run(config, "sign", "--text", "its start makes the state store")
     run(config, "emergency", "reset", "--reason", "incident 42")
     run(config, "emergency", "disable", "--reason", "not on chain")
     run(config, "failover", "force", "emergency", "--reason", "game day")

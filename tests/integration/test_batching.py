@@ -545,7 +545,7 @@ async def test_batches_that_wait_are_bounded(fresh_token, tmp_path):
         assert kinds.count(hsmcore.BatchedSignature) >= 8
 
 
-async def test_leaves_are_kept_so_that_a_proof_can_be_made_again(world, tmp_path):
+async def test_leaves_are_kept_so_that_a_proof_can_be_made_again(world, tmp_path, monkeypatch):
     folder = tmp_path / "leaves"
     async with opened(batching(world, tmp_path, blind=True, keepLeaves=str(folder))) as manager:
         messages = [b"m%d" % i for i in range(50)]
@@ -559,6 +559,7 @@ async def test_leaves_are_kept_so_that_a_proof_can_be_made_again(world, tmp_path
         assert all(any(one.proof.endswith(row["note"].encode()) for row in rows) for one in signed)
     for place, domain in (("other", "a/../b"), ("third", "default")):  # of the same number, into the same folder
         (tmp_path / place).mkdir()
+        monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / place))  # another host, with the same key
         config = batching(world, tmp_path / place, keepLeaves=str(folder), policy={"domain": domain})
         async with opened(config) as manager:
             assert (await manager.sign_batched(b"m")).index == 0
@@ -566,6 +567,7 @@ async def test_leaves_are_kept_so_that_a_proof_can_be_made_again(world, tmp_path
     assert names == sorted([f"default-0-{0:019d}"] * 2 + [f"a%2F..%2Fb-0-{0:019d}"])
     blocked = tmp_path / "file"
     blocked.write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))
     async with opened(batching(world, tmp_path, keepLeaves=str(blocked / "leaves"))) as manager:
         with pytest.raises(AuditUnavailable) as failure:
             await manager.sign_batched(b"m")

@@ -16,7 +16,7 @@ from nacl.signing import VerifyKey
 from prometheus_client import CollectorRegistry, generate_latest
 from tests.support.audit_logs import keys_of
 from tests.support.chaos import Chaos, needs_chaos, wrap
-from tests.support.managers import start
+from tests.support.managers import start, until
 from tests.support.policed import key, moving
 from tests.support.scrapes import Scrape
 
@@ -141,6 +141,8 @@ async def test_what_each_has_is_its_own(fresh_token, tmp_path):
     async with managers:
         await managers["blocks"].generate_key()
         await managers["transactions"].sign(b"a")
+        rotations = [managers[name]._background.rotation for name in ("blocks", "transactions")]
+        await until(lambda: all(one is None or one.seen is not None for one in rotations))
         state = managers.describe()
         scrape = Scrape((await asyncio.to_thread(render, managers))[0])
         registry = CollectorRegistry()

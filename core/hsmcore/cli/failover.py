@@ -118,7 +118,8 @@ def readmit(cli: Invocation, member: MemberArgument, reason: RequiredReason) -> 
     Example: hsmcore failover readmit softhsm:sequencer --reason "the PIN in the vault is corrected"
     """
     rules, provider = cli.config.key_manager, _require_member(cli.config, member)
-    if rules.active_failover is not None:
+    begun = rules.fleet is not None or rules.state_path.is_file()  # a first start that was refused leaves no store
+    if rules.active_failover is not None and begun:
         _forget_refusals(rules, provider)
         _wish(cli, f"readmit:{member}", datetime.now(UTC).isoformat(), reason, member=member)
         return

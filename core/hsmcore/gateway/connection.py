@@ -348,7 +348,7 @@ class Connection(asyncio.Protocol):
         if known is not None:
             known[1].counter.queue.cancel(known[1])
         elif self._held.withdraw(frame.request):
-            self._refuse(frame.request, RequestCancelled("withdrawn before there was room"))
+            self._refuse(frame.request, RequestCancelled("withdrawn before there was room", maybe_signed=False))
 
     def _acknowledge(self, frame: Frame) -> None:
         wire.read_bytes(frame.body, 0)

@@ -101,7 +101,7 @@ class KeyManager(BatchedSigning):
         instrument(self)
         say_where(self._rules)
         refuse_again(self._refused, self._rules.name)
-        unmade = await asyncio.to_thread(missing, self._rules)
+        unmade = missing(self._rules)
         try:
             await self.audit.open()
             self.audit.record("configuration-load", result="ok", config_sha256=self.config.sha256())

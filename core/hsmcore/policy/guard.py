@@ -30,7 +30,7 @@ from hsmcore.errors import (
 )
 from hsmcore.policy.callers import Caller, Callers
 from hsmcore.policy.watermark import Charge, Fence, NotNext, Place, Want, Watermark, marks_of
-from hsmcore.state import Store, positions
+from hsmcore.state import Store, StoreNotGenuine, positions
 from hsmcore.state.positions import MOST_POSITION, Mark
 
 if TYPE_CHECKING:
@@ -296,8 +296,11 @@ class Admission:
 async def _require_no_other_spelling(rules: KeyManagerConfig, policy: Policy, store: Store) -> None:
     """Raise ConfigurationError if the store has positions of a domain that no configuration can name any more: the
     domain of today would begin without them."""
-    with positions.of_our_making("positions"):
-        marks = await marks_of(store)
+    try:
+        with positions.of_our_making("positions"):
+            marks = await marks_of(store)
+    except StoreNotGenuine:
+        return  # nothing is bound until it is, and other payloads are signed meanwhile
     for name, mark in sorted(marks.items()):
         kind, newest = policy.former_kind(name), max(mark.high, mark.floor)
         if kind not in policy.ordered or newest < 0:

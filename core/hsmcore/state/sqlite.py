@@ -190,6 +190,8 @@ def discard(path: Path) -> None:
     """Remove a store that no process uses and that keeps nothing. A process that has just begun to open it gets a
     StoreError with its first transaction. Raises StoreBusy if one uses it, or if it keeps something."""
     real = Path(os.path.realpath(path))
+    if not real.exists():
+        return
     try:
         _require_unused(real)
         with closing(sqlite3.connect(f"file:{quote(os.fsencode(real))}?mode=rw", uri=True, timeout=0)) as connection:
