@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hsmcore.errors import HsmError, LoginError, PinIncorrect
 from hsmcore.log import tell
-from hsmcore.state.ownership import make, make_folder
+from hsmcore.state.ownership import make_folder
+from hsmcore.state.ownership import replace as replace_file
 
 if TYPE_CHECKING:
     from hsmcore.control.records import TokenAccess, TokenRecord
@@ -188,17 +189,10 @@ class RefusedLogins:
             return
         path = Path(self._path)
         document = {"salt": salt.hex(), "refused": [asdict(one) for one in known[-_MOST:]]}
-        beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
             make_folder(path.parent, parents=True)
-            with os.fdopen(make(beside), "w") as file:
-                json.dump(document, file)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
+            replace_file(path, json.dumps(document).encode())
         except OSError as error:
-            with suppress(OSError):
-                beside.unlink()
             tell(
                 "error",
                 "refused PINs are remembered by this process only",

@@ -77,6 +77,27 @@ def make_empty(path: Path) -> None:
             os.unlink(beside, dir_fd=folder)
 
 
+def replace(path: Path, data: bytes) -> None:
+    """Replace a file's content atomically and durably, beside other processes that do the same: after a crash it is the
+    old or the new one. Mode 0600. Raises OSError."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(make(beside), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def open_or_make(path: Path, flags: int = os.O_RDWR) -> int:
     """Open a file that is not a link; make it (empty, mode 0600) if it is missing. Raises OSError."""
     flags |= os.O_NOFOLLOW | os.O_CLOEXEC

@@ -23,7 +23,8 @@ import orjson
 from sqlalchemy import Connection
 
 from hsmcore.log import get_logger
-from hsmcore.state.ownership import make, make_folder, open_or_make
+from hsmcore.state.ownership import make_folder, open_or_make
+from hsmcore.state.ownership import replace as replace_file
 from hsmcore.state.seal import StoreBehind, StoreError
 from hsmcore.state.sqlite import is_promised, number_in, number_of, ring_in, set_number
 
@@ -109,21 +110,9 @@ class Register:
         if path is None:
             raise StoreError("this user has no state folder", hint=_HINT)
         values = (_FORMAT, entry.public_key.hex(), str(entry.store), entry.id, entry.audit_log, entry.noted_ns)
-        beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
-            with os.fdopen(make(beside), "wb") as file:
-                file.write(orjson.dumps(dict(zip(_FIELDS, values, strict=True))) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-            folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+            replace_file(path, orjson.dumps(dict(zip(_FIELDS, values, strict=True))) + b"\n")
         except OSError as error:
-            with suppress(OSError):
-                beside.unlink()
             raise StoreError(f"{path}: {error.strerror}", call="write", hint=_HINT) from None
 
     @contextmanager
