@@ -6,6 +6,7 @@ import gc
 import inspect
 import os
 import shutil
+import signal
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from tests.support.terminal import Terminal
 
     from hsmcore.config import Fleet
+
+# A shell starts a job in its background with SIGINT ignored, and children inherit that: Ctrl-C is tested here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Here, and not in a fixture: SOFTHSM2_CONF must be set before anything initializes the module.
 _folder = Folder()
