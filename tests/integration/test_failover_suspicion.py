@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 from tests.support.chaos import needs_chaos, send_signal
@@ -86,6 +87,12 @@ async def test_a_probe_that_fails_begins_it(tmp_path, fresh_token, looks, monkey
     assert [kind for kind, _ in seen][:2] == ["member-down", "failover"]
 
 
+def states_of(process):
+    """The states of a process's threads, as in proc(5)."""
+    stats = [path.read_text() for path in Path(f"/proc/{process}/task").glob("*/stat")]
+    return [text.rpartition(")")[2].split()[0] for text in stats]
+
+
 @one_loop
 async def test_a_host_that_waits_for_a_processor_does_not_hang(fresh_token, tmp_path, looks):
     token = fresh_token(SAME)
@@ -102,6 +109,7 @@ async def test_a_host_that_waits_for_a_processor_does_not_hang(fresh_token, tmp_
         await until(lambda: engine.stats()["busy"] == 0)
         host = engine.host_pid
         assert send_signal(host, signal.SIGSTOP)
+        await until(lambda: set(states_of(host)) == {"T"})  # else a worker may still take the request, and stop inside
         asked = start(manager.sign_with_receipt(b"meanwhile", timeout=FOREVER))
         await some(looks)  # the supervisor may have ended it by now, and started another
         send_signal(host, signal.SIGCONT)

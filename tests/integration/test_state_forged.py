@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import sqlite3
 from contextlib import closing
 
@@ -28,7 +29,7 @@ from hsmcore.policy.watermark import Charge, Place, Watermark
 from hsmcore.rotation import service
 from hsmcore.rotation.approvals import by_signature, statement
 from hsmcore.rotation.steps import consent
-from hsmcore.state import Desired, Store, StoreNotGenuine
+from hsmcore.state import Desired, Store, StoreBehind, StoreNotGenuine
 from hsmcore.state.schema import BACKUP, insert_row
 from hsmcore.state.sealed_rows import SEALED, fingerprint
 
@@ -281,7 +282,9 @@ async def test_levels_without_rotation_tell_too_and_give_no_budget(token, tmp_pa
         original._write(lambda on: on.execute("UPDATE emergency_episode SET reserved = 0"))
         await until(lambda: told == ["budget"] and levels.emergency_spent)
         reading = read(manager).samples[STORE_NOT_GENUINE]
-        assert {labels[0]: value for labels, value in reading} == {scope: int(scope == "budget") for scope in SEALED}
+        assert {labels[0]: value for labels, value in reading} == {
+            scope: int(scope == "budget") for scope in (*SEALED, "file")
+        }
         with pytest.raises(StoreNotGenuine):
             await budget.reset("forged")
         original.put_back()
@@ -306,10 +309,10 @@ async def test_orders_that_are_forged_before_a_start_are_not_obeyed(token, tmp_p
         assert len(await manager._path.member.control.list_keys()) == 3
 
 
-async def test_what_remains_without_a_running_process(token, tmp_path):
-    """What docs/ROTATION.md says a writer can still do with a sealed store: remove it, so that the next start begins
-    again with the key that the configuration names; or put back the whole of an earlier one before a start. With an
-    audit log both are noticed."""
+async def test_what_remains_without_a_running_process(token, tmp_path, state_home):
+    """What docs/ROTATION.md says a writer can still do with a sealed store: remove it, and what the user's state folder
+    knows of it, so that the next start begins again with the key that the configuration names; or put back the whole of
+    an earlier one before a start. With an audit log both are noticed."""
     config = sealed(token, tmp_path, audit=False)
     async with opened(config) as manager:
         first = await manager.get_current_key_id()
@@ -326,6 +329,9 @@ async def test_what_remains_without_a_running_process(token, tmp_path):
         assert manager._background.store_problems == {}
     for file in tmp_path.glob("state.db*"):
         file.unlink()
+    with pytest.raises(StoreBehind):
+        await hsmcore.create_key_manager(config).initialize()
+    shutil.rmtree(state_home / "stores")
     async with opened(config) as manager:
         assert await manager.get_current_key_id() == first
         assert (await manager._path.budget.status()).episode is None

@@ -17,7 +17,7 @@ from hsmcore.doctor.report import DoctorReport, Identity, ProviderReport, Step, 
 from hsmcore.doctor.store import check_store
 from hsmcore.doctor.subject import Begun, Options, Probe, Subject
 from hsmcore.errors import HsmError
-from hsmcore.rotation.pinned import as_started
+from hsmcore.rotation.pinned import as_started, may_have_ring
 from hsmcore.state.keys import active_of
 
 _SHARED = (check_fleet_store, check_fleet, check_store, check_places, check_policy, check_emergency)
@@ -73,6 +73,8 @@ def probe(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
 
 def _ring(config: Config) -> tuple[Config, list[Step]]:
     """Return the configuration with the ring's current key, and what is to be said of the key that it names itself."""
+    if not may_have_ring(config):
+        return config, []
     try:
         current, keys = asyncio.run(as_started(config))
     except HsmError:

@@ -33,13 +33,18 @@ async def current_of(config: Config, keys: Keys) -> StoredKey | None:
     return current if current is None or await keys.setting("configured") == configured_as(config) else None
 
 
+def may_have_ring(config: Config) -> bool:
+    """Return whether keys are rotated, and there is a store that may have a key ring."""
+    rules = config.key_manager
+    return rules.active_rotation is not None and (rules.fleet is not None or rules.state_path.is_file())
+
+
 async def as_started(config: Config) -> tuple[Config, list[StoredKey]]:
     """Return the configuration that a key manager would sign with now, and the key ring; no ring if there is none, if
     it is not genuine, or if the configured key decides. The store is only read. Raises StoreError."""
-    rules = config.key_manager
-    if rules.active_rotation is None or (rules.fleet is None and not rules.state_path.is_file()):
+    if not may_have_ring(config):
         return config, []
-    store = await Store.open_to_read(rules.state_place, config.state_secret)
+    store = await Store.open_to_read(config.key_manager.state_place, config.state_secret)
     try:
         keys, seal = Keys(store), await store.seal_status()
         current = None if seal is not None and seal.problems else await current_of(config, keys)
