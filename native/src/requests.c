@@ -217,7 +217,7 @@ static uint32_t take(hsm_requests *table) {
     }
     at->entry = 0;
     at->owner = HSM_NONE;
-    r->answer.begun |= hsm_client_begun(table->client, done.slot) != 0;
+    r->answer.begun |= status == HSM_OK || hsm_client_begun(table->client, done.slot) != 0;
     hsm_client_release(table->client, done.slot);
     r->answer.slot = done.slot;
     r->slot = HSM_NONE;
