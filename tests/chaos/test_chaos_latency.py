@@ -123,7 +123,7 @@ def test_capacity_bounds_what_is_served_at_once(bench: Bench) -> None:
 
 
 def test_a_full_queue_overflows(bench: Bench) -> None:
-    latency = {"C_Sign": {"kind": "constant", "microseconds": 50000}}
+    latency = {"C_Sign": {"kind": "constant", "microseconds": 1_000_000}}
     capacity = {"servers": 2, "queue": 1, "overflow": "CKR_DEVICE_MEMORY"}
     arguments = {"control": str(bench.socket), "workers": 8, "each": 1}
     result = bench.noop(scenario_capacity, arguments, latency=latency, capacity=capacity, socket=str(bench.socket))
