@@ -138,8 +138,8 @@ class Pkcs11Member:
             # The engine does not select by these; another token with the label must not get the PIN.
             found = self._token = find_token(settings, self.name, self._hidden_variables)
             label, serial = found.label or None, found.serial or None
+        environment = child_environment(self._hidden_variables, settings.module_variables) if self._isolated else None
         pin = settings.resolve_pin()
-        environment = child_environment(self._hidden_variables, settings.module_variables)
         try:
             with self._logins.attempt(pin), self._inside():
                 self._presented = _mark(pin)
@@ -157,7 +157,7 @@ class Pkcs11Member:
                     patience_seconds=(settings.hang_after_ms or 0) / 1e3,
                     verify_every=VERIFY_EVERY[settings.verify_signatures],
                     host_program=str(HOST_PROGRAM) if self._isolated else None,
-                    environment=environment if self._isolated else None,
+                    environment=environment,
                     memory_limit=settings.host_memory_limit_bytes or 0,
                     host_timeout=settings.start_timeout_ms / 1e3,
                 )
