@@ -5,16 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hsmcore.state.ownership import make
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from hsmcore.state.ownership import make, sync
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

@@ -18,7 +18,7 @@ import orjson
 
 from hsmcore.audit import index
 from hsmcore.audit.checkpoint import Checkpoint, history
-from hsmcore.audit.files import replace, sync, write_new
+from hsmcore.audit.files import replace, write_new
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.note import Note, NoteError, VerifierKey
 from hsmcore.audit.retention import VOID, pruned
@@ -26,7 +26,7 @@ from hsmcore.audit.sealer import Damaged, Sealer
 from hsmcore.audit.segment import Segment, SegmentError, first_seq, first_seq_of, frame_table, segments, seq_of
 from hsmcore.audit.tiles import TileError, Tiles, TileWriter
 from hsmcore.errors import AuditUnavailable
-from hsmcore.state.ownership import adopt, make_folder
+from hsmcore.state.ownership import adopt, make_folder, sync
 
 
 @dataclass

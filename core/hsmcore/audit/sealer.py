@@ -13,12 +13,12 @@ from typing import Final
 from hsmcore._native import MerkleTree
 from hsmcore.audit import index
 from hsmcore.audit.checkpoint import Checkpoint
-from hsmcore.audit.files import append, replace, sync, write_new
+from hsmcore.audit.files import append, replace, write_new
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.retention import Prunes
 from hsmcore.audit.segment import CHUNK_BYTES, Segment, compress, first_seq_of
 from hsmcore.audit.tiles import Tiles, TileWriter
-from hsmcore.state.ownership import adopt
+from hsmcore.state.ownership import adopt, sync
 
 
 class Damaged(Exception):

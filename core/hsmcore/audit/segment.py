@@ -18,9 +18,8 @@ from typing import BinaryIO, Final
 
 import zstandard
 
-from hsmcore.audit.files import sync
 from hsmcore.audit.layout import Layout
-from hsmcore.state.ownership import make
+from hsmcore.state.ownership import make, sync
 
 CHUNK_BYTES: Final = 1 << 20
 MAX_FRAME_BYTES: Final = 1 << 27

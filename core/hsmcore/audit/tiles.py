@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from hsmcore._native import MerkleTree
-from hsmcore.audit.files import sync, write_beside
+from hsmcore.audit.files import write_beside
 from hsmcore.audit.layout import Layout
-from hsmcore.state.ownership import make_folder
+from hsmcore.state.ownership import make_folder, sync
 
 WIDTH: Final = 256
 HASH: Final = 32
@@ -61,15 +62,7 @@ class Tiles:
         if cached is not None:
             return cached
         wanted = self.width(level, number) * HASH
-        try:
-            path, data = self._content(level, number)
-        except (FileNotFoundError, NotADirectoryError):
-            try:
-                path, data = self._content(
-                    level, number
-                )  # a running writer has replaced a partial tile by the full one
-            except (FileNotFoundError, NotADirectoryError):
-                raise TileError(self._layout.tile(level, number), "is missing") from None
+        path, data = self._content(level, number)
         if len(data) < wanted or len(data) > FULL or len(data) % HASH:
             raise TileError(path, f"has {len(data)} bytes where {wanted} are needed")
         if len(self._cache) > 64:
@@ -78,9 +71,12 @@ class Tiles:
         return data[:wanted]
 
     def _content(self, level: int, number: int) -> tuple[Path, bytes]:
-        path = self.path(level, number)
-        with path.open("rb") as file:
-            return path, file.read(FULL + 1)
+        for _ in range(2):  # a running writer may replace a partial tile by the full one
+            with suppress(FileNotFoundError, NotADirectoryError):
+                path = self.path(level, number)
+                with path.open("rb") as file:
+                    return path, file.read(FULL + 1)
+        raise TileError(self._layout.tile(level, number), "is missing")
 
     def leaf(self, index: int) -> bytes:
         """Return the leaf hash of the record with this index, which counts from 0. Raises TileError, OSError."""

@@ -37,7 +37,7 @@ from hsmcore.state.database import (
     reason,
     require_known,
 )
-from hsmcore.state.ownership import EXPOSED_HINT, exposed, make_empty, make_folder, open_or_make
+from hsmcore.state.ownership import EXPOSED_HINT, exposed, make_empty, make_folder, open_or_make, sync
 from hsmcore.state.schema import METADATA, PROMISED
 from hsmcore.state.seal import StoreError
 
@@ -149,11 +149,7 @@ def install(copy: Path, path: Path, *, replace: bool) -> Path | None:
     real = Path(os.path.realpath(path))
     aside = None
     try:
-        descriptor = os.open(copy, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(copy)
         if os.path.lexists(real):
             if not replace:
                 raise StoreError(f"state store {path}: there is one", hint="It is kept beside the other: --replace.")
@@ -164,11 +160,7 @@ def install(copy: Path, path: Path, *, replace: bool) -> Path | None:
             with suppress(FileNotFoundError):
                 Path(f"{real}{end}").rename(f"{aside or real}{end}.before")
         copy.replace(real)
-        folder = os.open(real.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(real.parent)
     except OSError as error:
         raise StoreError(f"state store {path}: {error.strerror}", call="rename", hint=FILE_HINT) from None
     return aside

@@ -6,13 +6,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsmcore.audit.files import sync
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.segment import decompress, segments
 from hsmcore.audit.shipping.follow import last_seq
 from hsmcore.errors import BadArgument
-from hsmcore.state.ownership import make_folder
+from hsmcore.state.ownership import make_folder, sync
 
 
 @dataclass(frozen=True, slots=True)

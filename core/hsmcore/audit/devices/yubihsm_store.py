@@ -21,11 +21,11 @@ import orjson
 
 from hsmcore.audit.devices.yubihsm_chain import Anchor, Finding, LogEntry, verify_chain
 from hsmcore.audit.files import replace as replace_file
-from hsmcore.audit.files import sync, write_all
+from hsmcore.audit.files import write_all
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.errors import AuditUnavailable
-from hsmcore.state.ownership import make_folder, open_or_make
+from hsmcore.state.ownership import make_folder, open_or_make, sync
 
 _TAIL_BYTES: Final = 4096
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hsmcore.errors import HsmError, SystemFailure
 from hsmcore.extras import install
-from hsmcore.state.ownership import make, make_folder
+from hsmcore.state.ownership import make, make_folder, sync
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -87,11 +87,7 @@ class Folder:
         finally:
             with suppress(OSError):
                 temporary.unlink()
-        folder = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(self._path)
 
     async def read(self, name: str) -> bytes | None:
         try:
