@@ -19,7 +19,8 @@ STEP_NS: Final = 10 * 10**9
 """A smaller step forward counts at once, a smaller one back never: the clock goes back only by one that has held."""
 
 
-def _boot_time() -> int:
+def boottime() -> int:
+    """Return the nanoseconds since the boot, those in which the machine slept too: leases are measured with them."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
@@ -41,7 +42,7 @@ class SteadyClock:
         boot: Callable[[], int] | None = None,
         stepped: Callable[[int, int], None] | None = None,
     ) -> None:
-        self._wall, self._boot, self.stepped = wall or time.time_ns, boot or _boot_time, stepped
+        self._wall, self._boot, self.stepped = wall or time.time_ns, boot or boottime, stepped
         self._offset = self._wall() - self._boot()
         """From the boot clock to this one."""
         self._step: int | None = None

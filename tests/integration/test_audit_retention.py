@@ -288,9 +288,9 @@ class Turned:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ahead = self.passed = 0
-        wall, boot, put = time.time_ns, steady._boot_time, OpenLog._put
+        wall, boot, put = time.time_ns, steady.boottime, OpenLog._put
         monkeypatch.setattr(time, "time_ns", lambda: wall() + self.passed + self.ahead)
-        monkeypatch.setattr(steady, "_boot_time", lambda: boot() + self.passed)
+        monkeypatch.setattr(steady, "boottime", lambda: boot() + self.passed)
         monkeypatch.setattr(OpenLog, "_put", lambda log, _now, *record: put(log, time.time_ns(), *record))
 
 

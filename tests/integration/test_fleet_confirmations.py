@@ -13,9 +13,9 @@ from tests.support.postgres import Cluster, fleet
 
 from hsmcore.errors import DeadlineExceeded, NotHolder, error_of
 from hsmcore.fleet.confirmations import AT_ONCE, Confirmations, EpochCheck
-from hsmcore.fleet.entry import boottime
 from hsmcore.fleet.membership import Membership
 from hsmcore.state import StoreUnknown
+from hsmcore.steady import boottime
 
 pytestmark = [pytest.mark.integration, one_loop]
 

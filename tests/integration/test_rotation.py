@@ -99,7 +99,7 @@ def later(monkeypatch):
     passed = [0]
     monkeypatch.setattr(service, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(RotationService, "clock", staticmethod(lambda: time.time_ns() + passed[0]))
-    monkeypatch.setattr(RotationService, "boot", staticmethod(lambda: steady._boot_time() + passed[0]))
+    monkeypatch.setattr(RotationService, "boot", staticmethod(lambda: steady.boottime() + passed[0]))
 
     def pass_days(days):
         passed[0] += days * 86_400_000_000_000

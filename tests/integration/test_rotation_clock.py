@@ -31,7 +31,7 @@ class Clocks:
         monkeypatch.setattr(service, "LOOK_SECONDS", 0.02)
         monkeypatch.setattr(RotationService, "_see", look)
         monkeypatch.setattr(RotationService, "clock", staticmethod(lambda: time.time_ns() + self.passed + self.ahead))
-        monkeypatch.setattr(RotationService, "boot", staticmethod(lambda: steady._boot_time() + self.passed))
+        monkeypatch.setattr(RotationService, "boot", staticmethod(lambda: steady.boottime() + self.passed))
 
     async def some_looks(self):
         """Return when the rotation service has looked a few times more."""

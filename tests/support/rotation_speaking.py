@@ -28,7 +28,7 @@ def _move_clock(ahead: float) -> None:
     time.time = lambda: real() + ahead
     time.time_ns = lambda: real_ns() + int(ahead * 1_000_000_000)
     RotationService.clock = staticmethod(lambda: time.time_ns())  # noqa: PLW0108  # it was bound to the real one
-    boot = steady._boot_time
+    boot = steady.boottime
     RotationService.boot = staticmethod(lambda: boot() + int(ahead * 1_000_000_000))
 
 

@@ -256,7 +256,7 @@ async def test_a_seal_from_before_there_were_positions_says_that_there_are_none(
 async def test_sums_within_a_minute_outlast_a_restart(place, secret, monkeypatch):
     now, boot = [60_000_000_000 * 100], [0]
     monkeypatch.setattr("hsmcore.policy.watermark.time.time_ns", lambda: now[0])
-    monkeypatch.setattr("hsmcore.steady._boot_time", lambda: boot[0])
+    monkeypatch.setattr("hsmcore.steady.boottime", lambda: boot[0])
     async with Life(place, secret) as life:
         await life.mark.require(Charge("chain/lamports", 600, 1000))
         await life.mark.require(Charge("chain/tokens", 1000, 1000))

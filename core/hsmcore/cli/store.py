@@ -95,12 +95,10 @@ async def _in_state(
 
 
 def is_attended(config: Config) -> bool:
-    """Return whether a key manager runs on the state store of this host. Raises StoreError if it runs on a file that is
-    no longer at its place."""
-    from hsmcore.state.presence import is_attended
+    """As hsmcore.fleet.own_store.is_attended."""
+    from hsmcore.fleet.own_store import is_attended
 
-    rules = config.key_manager
-    return rules.fleet is None and is_attended(rules.state_path)
+    return is_attended(config.key_manager)
 
 
 async def not_genuine(store: Store) -> dict[str, str]:

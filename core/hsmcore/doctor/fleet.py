@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +18,7 @@ from hsmcore.fleet.overview import overview
 from hsmcore.fleet.witness import Witness
 from hsmcore.state import Store
 from hsmcore.state.store import now_ns
+from hsmcore.steady import boottime
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -94,9 +94,9 @@ async def _both_clocks(store: Store) -> tuple[int, int, int]:
 
 
 def _times(connection: Connection) -> tuple[int, int, int]:
-    begun = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    begun = boottime()
     theirs = now_ns(connection)
-    return begun, theirs, time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+    return begun, theirs, boottime()
 
 
 async def _behind(config: Config, rules: Fleet, store: Store, seen: dict[str, Any]) -> list[Step]:

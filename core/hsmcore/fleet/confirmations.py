@@ -12,10 +12,10 @@ from typing import Final
 
 from hsmcore.errors import DeadlineExceeded
 from hsmcore.fleet import rows
-from hsmcore.fleet.entry import boottime
 from hsmcore.fleet.machine import Machine
 from hsmcore.log import get_logger
 from hsmcore.state import Store, StoreError, StoreUnknown
+from hsmcore.steady import boottime
 
 AT_ONCE: Final = 3
 """Checks that are under way at the same time: none waits for the answer to the one before."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import time
 from typing import Any, Final, Protocol
 
 from sqlalchemy import Connection
@@ -14,6 +13,7 @@ from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError
 from hsmcore.fleet import rows
 from hsmcore.fleet.machine import Machine, Row
 from hsmcore.state import Store
+from hsmcore.steady import boottime
 
 RENEWALS: Final = 4
 """Renewals in the life of a lease; the database must answer in the time between two."""
@@ -27,11 +27,6 @@ class Tell(Protocol):
     details."""
 
     def __call__(self, record: str, **details: Any) -> object: ...
-
-
-def boottime() -> int:
-    """Nanoseconds of the clock that leases are measured with."""
-    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
 
 def position_of(given: object) -> int:

@@ -7,7 +7,7 @@ Safety rests on the fence, and on this: the first new payload of a domain in whi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Final
 
 from hsmcore.errors import BadArgument
 from hsmcore.fleet.entry import SECOND
@@ -54,41 +54,3 @@ class Gate:
             return None
         text = f"this host knows {behind[0]} up to {at_least[behind[0]]}, and the fleet is at {highs[behind[0]]}"
         return BadArgument(text, hint="Let it catch up, or claim with force and a reason.")
-
-
-class Described(Protocol):
-    """What `describe` shows: hsmcore.fleet.membership."""
-
-    name: str
-    host: str
-    claims: int
-    renewals_failed: int
-
-    @property
-    def state(self) -> str: ...
-    @property
-    def epoch(self) -> int: ...
-    @property
-    def holder(self) -> str: ...
-    @property
-    def incident(self) -> int: ...
-    @property
-    def reason(self) -> str: ...
-    @property
-    def lease_seconds(self) -> float: ...
-
-
-def describe(member: Described) -> dict[str, Any]:
-    """Return the state of a host as data for JSON."""
-    return {
-        "name": member.name,
-        "host": member.host,
-        "state": member.state,
-        "epoch": member.epoch,
-        "holder": member.holder,
-        "incident": member.incident,
-        "reason": member.reason,
-        "leaseSeconds": round(member.lease_seconds, 3),
-        "claims": member.claims,
-        "renewalsFailed": member.renewals_failed,
-    }

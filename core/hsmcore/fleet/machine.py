@@ -62,7 +62,9 @@ class Machine:
         self.until = 0
         """When the lease is over."""
         self.reason = ""
-        """Why it is doubtful, or was lost."""
+        """Why it is doubtful, was lost, or is not followed."""
+        self._trouble = ""
+        """Why the last look of a follower failed."""
         self._seen_at = -1
         """When the present renewal was seen first."""
         self._server = NOWHERE
@@ -165,6 +167,18 @@ class Machine:
         end."""
         if self.epoch:
             self.state, self.reason = "doubtful", reason
+
+    def fails(self, reason: str) -> bool:
+        """A look or a renewal has failed. Returns whether that is news of a follower."""
+        self.doubt(reason)
+        if self.epoch or self.reason == reason:
+            return False
+        self.reason = self._trouble = reason
+        return True
+
+    def looked(self) -> None:
+        """A look has an answer: a follower's trouble is over."""
+        self.reason = "" if self.reason == self._trouble else self.reason
 
     def gives_up(self, reason: str) -> None:
         """The epoch is about to be released, or another process speaks for this host: nothing is handed out any

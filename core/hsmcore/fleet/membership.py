@@ -23,14 +23,15 @@ from hsmcore.errors import BadArgument, FleetBehind, HsmError, NotHolder, error_
 from hsmcore.fleet import rows
 from hsmcore.fleet.confirmations import Confirmations, EpochCheck
 from hsmcore.fleet.duties import Duties
-from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, boottime, enter, position_of
-from hsmcore.fleet.gate import Gate, describe
+from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, enter, position_of
+from hsmcore.fleet.gate import Gate
 from hsmcore.fleet.machine import Machine, Row, State
 from hsmcore.fleet.witness import Log, Witness
 from hsmcore.log import get_logger
 from hsmcore.state import Store, positions
 from hsmcore.state.exchange import Question
 from hsmcore.state.seal import SealSecret
+from hsmcore.steady import boottime
 
 T = TypeVar("T")
 
@@ -54,7 +55,6 @@ class Membership:
         self._witness: Witness | None = None
         self._duties: Duties | None = None
         self._gate = Gate(self._machine.ttl)
-        self._trouble = ""  # why this follower could not look at the fleet
         self._superseded = self._leaving = False
         self._acting = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -149,7 +149,10 @@ class Membership:
 
     def describe(self) -> dict[str, Any]:
         """The state as data for JSON."""
-        return describe(self)
+        said: dict[str, Any] = {"name": self.name, "host": self.host, "state": self.state, "epoch": self.epoch}
+        said |= {"holder": self.holder, "incident": self.incident, "reason": self.reason}
+        said |= {"leaseSeconds": round(self.lease_seconds, 3), "claims": self.claims}
+        return said | {"renewalsFailed": self.renewals_failed}
 
     # What may be signed.
 
@@ -277,7 +280,7 @@ class Membership:
                     await self._renew()
                 else:
                     await self._follow()
-                    self._machine.reason = "" if self._machine.reason == self._trouble else self._machine.reason
+                    self._machine.looked()
             except HsmError as error:
                 self._doubt(str(error.args[0]))
             except Exception:  # noqa: BLE001  # rows may hold anything
@@ -428,10 +431,7 @@ class Membership:
         return result
 
     def _doubt(self, reason: str) -> None:
-        machine = self._machine
-        machine.doubt(reason)
-        if not machine.epoch and machine.reason != reason:
-            machine.reason = self._trouble = reason
+        if self._machine.fails(reason):
             get_logger().warning("the fleet is not followed", reason=reason)
         self._settle()
 

@@ -11,8 +11,7 @@ from typing import Self
 
 from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.config.root import default_state
-from hsmcore.state import Store, StoreBusy
-from hsmcore.state.presence import Presence
+from hsmcore.state import Store, StoreBusy, presence
 from hsmcore.state.register import Keeper, Register
 from hsmcore.state.sqlite import discard
 
@@ -28,9 +27,9 @@ def register() -> Register:
 class OwnStore:
     """Belongs to one event loop."""
 
-    def __init__(self, store: Store, path: Path, log: str, presence: Presence) -> None:
+    def __init__(self, store: Store, path: Path, log: str, here: presence.Presence) -> None:
         self.store = store
-        self._path, self._log, self._presence = path, log, presence
+        self._path, self._log, self._presence = path, log, here
         self._keeper: Keeper | None = None
         self._end: Callable[[], None] | None = None
 
@@ -43,11 +42,11 @@ class OwnStore:
         path = rules.state_path
         store = await Store.open(path, config.state_secret)
         try:
-            presence = await asyncio.to_thread(Presence, path)
+            here = await asyncio.to_thread(presence.Presence, path)
         except BaseException:
             await store.close()
             raise
-        return cls(store, path, rules.audit_log_file or "", presence)
+        return cls(store, path, rules.audit_log_file or "", here)
 
     async def claim(self, keys: Iterable[bytes]) -> None:
         """Compare with what is known of the keys, before anything is signed with them. Raises StoreBehind for a store
@@ -69,6 +68,12 @@ class OwnStore:
             await self.store.close()
         finally:
             self._presence.end()
+
+
+def is_attended(rules: KeyManagerConfig) -> bool:
+    """Return whether a key manager runs on the state store of this host; False of a fleet. May block. Raises StoreError
+    if it runs on a file that is no longer at its place."""
+    return rules.fleet is None and presence.is_attended(rules.state_path)
 
 
 def missing(rules: KeyManagerConfig) -> Path | None:

@@ -10,10 +10,10 @@ from typing import Any, Final
 
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
+from hsmcore.fleet.own_store import is_attended
 from hsmcore.rotation.service import ABORT, ROTATE
 from hsmcore.state import Desired, Store
 from hsmcore.state.desired import DRAIN, EMERGENCY, FORCE, READMIT
-from hsmcore.state.presence import is_attended
 
 MAX_REASON: Final = 400
 
@@ -108,9 +108,8 @@ async def carry_out(order: Order, config: Config, record: Callable[[str, str], A
     name, value = ACTIONS[order.name].wish(order.target)
     rules = config.key_manager
     try:
-        if rules.fleet is None:
-            await asyncio.to_thread(is_attended, rules.state_path)
-        store = await Store.open(config.key_manager.state_place, config.state_secret, makes=False)
+        await asyncio.to_thread(is_attended, rules)
+        store = await Store.open(rules.state_place, config.state_secret, makes=False)
         try:
             await Desired(store).set(name, value, order.reason)
         finally:
