@@ -101,6 +101,12 @@ static void await(hsm_journal *journal, uint64_t kept, int failure) {
     }
 }
 
+static void put_and_await(hsm_journal *journal, uint64_t number, uint64_t kept, int failure) {
+    put(journal, number);
+    hsm_journal_flush(journal, 0);
+    await(journal, kept, failure);
+}
+
 /* Wait until `lines` are in the file. */
 static void await_written(hsm_journal *journal, uint64_t lines) {
     uint64_t until = hsm_now_ns() + PATIENCE;
@@ -225,20 +231,23 @@ static void full_segments_are_moved_aside_under_their_first_number(void) {
     remove_folder();
 }
 
-static void a_disk_that_refuses_is_reported_and_used_again(void) {
-    make_folder();
+/* Open a journal and write a line to it; the disk has no room for the next one, of which it takes a part. `before`: gets
+ * the limit that has to be set again. */
+static hsm_journal *open_on_a_full_disk(struct rlimit *before) {
     (void)signal(SIGXFSZ, SIG_IGN);
     hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
-    put(journal, 1);
-    hsm_journal_flush(journal, 0);
-    await(journal, 1, 0);
-    struct rlimit before;
-    REQUIRE(getrlimit(RLIMIT_FSIZE, &before) == 0);
-    struct rlimit small = {.rlim_cur = 15, .rlim_max = before.rlim_max};
+    put_and_await(journal, 1, 1, 0);
+    REQUIRE(getrlimit(RLIMIT_FSIZE, before) == 0);
+    struct rlimit small = {.rlim_cur = 15, .rlim_max = before->rlim_max};
     REQUIRE(setrlimit(RLIMIT_FSIZE, &small) == 0);
-    put(journal, 2);
-    hsm_journal_flush(journal, 0);
-    await(journal, 1, EFBIG);
+    put_and_await(journal, 2, 1, EFBIG);
+    return journal;
+}
+
+static void a_disk_that_refuses_is_reported_and_used_again(void) {
+    make_folder();
+    struct rlimit before;
+    hsm_journal *journal = open_on_a_full_disk(&before);
     put(journal, 3); /* goes to the next group */
     hsm_journal_flush(journal, 0);
     hsm_journal_stats stats;
@@ -266,9 +275,7 @@ static void lines_that_cannot_be_written_at_the_end_are_counted(void) {
     REQUIRE(getrlimit(RLIMIT_FSIZE, &before) == 0);
     struct rlimit none = {.rlim_cur = 0, .rlim_max = before.rlim_max};
     REQUIRE(setrlimit(RLIMIT_FSIZE, &none) == 0);
-    put(journal, 1);
-    hsm_journal_flush(journal, 0);
-    await(journal, 0, EFBIG);
+    put_and_await(journal, 1, 0, EFBIG);
     put(journal, 2);
     CHECK_INT(hsm_journal_close(journal), ==, 2);
     REQUIRE(setrlimit(RLIMIT_FSIZE, &before) == 0);
@@ -278,15 +285,11 @@ static void lines_that_cannot_be_written_at_the_end_are_counted(void) {
 static void a_folder_that_is_moved_away_is_noticed_and_used_again_when_it_is_back(void) {
     make_folder();
     hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
-    put(journal, 1);
-    hsm_journal_flush(journal, 0);
-    await(journal, 1, 0);
+    put_and_await(journal, 1, 1, 0);
     char away[128];
     (void)snprintf(away, sizeof away, "%s-away", folder);
     REQUIRE(rename(folder, away) == 0);
-    put(journal, 2);
-    hsm_journal_flush(journal, 0);
-    await(journal, 1, ENOENT);
+    put_and_await(journal, 2, 1, ENOENT);
     REQUIRE(rename(away, folder) == 0);
     await(journal, 2, 0);
     /* Another file in its place is not ours. */
@@ -296,9 +299,7 @@ static void a_folder_that_is_moved_away_is_noticed_and_used_again_when_it_is_bac
     int other = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
     REQUIRE(other >= 0);
     (void)close(other);
-    put(journal, 3);
-    hsm_journal_flush(journal, 0);
-    await(journal, 2, ESTALE);
+    put_and_await(journal, 3, 2, ESTALE);
     REQUIRE(rename(old, path) == 0);
     await(journal, 3, 0);
     CHECK_INT(hsm_journal_close(journal), ==, 0);
@@ -322,20 +323,14 @@ static void nothing_is_written_behind_what_another_program_has_changed(void) {
     make_folder();
     hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
     put(journal, 1);
-    put(journal, 2);
-    hsm_journal_flush(journal, 0);
-    await(journal, 2, 0);
+    put_and_await(journal, 2, 2, 0);
     add_to_the_file(" ");
-    put(journal, 3);
-    hsm_journal_flush(journal, 0);
-    await(journal, 2, ESTALE);
+    put_and_await(journal, 3, 2, ESTALE);
     CHECK_INT(size_of_the_file(), ==, 21);
     REQUIRE(truncate(path, 20) == 0);
     await(journal, 3, 0);
     REQUIRE(truncate(path, 20) == 0); /* the last line is cut off */
-    put(journal, 4);
-    hsm_journal_flush(journal, 0);
-    await(journal, 3, ESTALE);
+    put_and_await(journal, 4, 3, ESTALE);
     CHECK_INT(size_of_the_file(), ==, 20);
     add_to_the_file("{\"seq\":3}\n");
     await(journal, 4, 0);
@@ -347,18 +342,8 @@ static void nothing_is_written_behind_what_another_program_has_changed(void) {
 /* A disk that refuses leaves a part of a group, which is cut off; where the file was cut further, nothing is. */
 static void a_file_that_was_cut_is_not_filled_with_zeros(void) {
     make_folder();
-    (void)signal(SIGXFSZ, SIG_IGN);
-    hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
-    put(journal, 1);
-    hsm_journal_flush(journal, 0);
-    await(journal, 1, 0);
     struct rlimit before;
-    REQUIRE(getrlimit(RLIMIT_FSIZE, &before) == 0);
-    struct rlimit small = {.rlim_cur = 15, .rlim_max = before.rlim_max};
-    REQUIRE(setrlimit(RLIMIT_FSIZE, &small) == 0);
-    put(journal, 2);
-    hsm_journal_flush(journal, 0);
-    await(journal, 1, EFBIG);
+    hsm_journal *journal = open_on_a_full_disk(&before);
     REQUIRE(truncate(path, 0) == 0);
     await(journal, 1, ESTALE);
     REQUIRE(setrlimit(RLIMIT_FSIZE, &before) == 0);
@@ -370,9 +355,7 @@ static void a_file_that_was_cut_is_not_filled_with_zeros(void) {
 static void a_condemned_journal_writes_no_more(void) {
     make_folder();
     hsm_journal *journal = open_journal(HSM_DURABLE_FSYNC, 1, UINT64_MAX);
-    put(journal, 1);
-    hsm_journal_flush(journal, 0);
-    await(journal, 1, 0);
+    put_and_await(journal, 1, 1, 0);
     hsm_journal_condemn(journal);
     await(journal, 1, ESTALE);
     put(journal, 2);
@@ -529,9 +512,7 @@ static void a_line_is_not_kept_before_the_name_of_its_file_is(void) {
     hsm_journal *journal = open_nearly_full();
     atomic_store(&folder_syncs, 0);
     atomic_store(&failing_folder_syncs, 2);
-    put(journal, 10);
-    hsm_journal_flush(journal, 0);
-    await(journal, 9, EIO);
+    put_and_await(journal, 10, 9, EIO);
     close_rotated(journal);
     CHECK_INT(atomic_load(&folder_syncs), ==, 2); /* the archive and the log's folder */
 }
@@ -542,9 +523,7 @@ static void a_rotation_goes_on_where_it_failed(void) {
     REQUIRE(getrlimit(RLIMIT_NOFILE, &before) == 0);
     struct rlimit none = {.rlim_cur = 3, .rlim_max = before.rlim_max};
     REQUIRE(setrlimit(RLIMIT_NOFILE, &none) == 0);
-    put(journal, 10);
-    hsm_journal_flush(journal, 0);
-    await(journal, 9, EMFILE);
+    put_and_await(journal, 10, 9, EMFILE);
     CHECK(access(path, F_OK) != 0); /* renamed, and no other made yet */
     REQUIRE(setrlimit(RLIMIT_NOFILE, &before) == 0);
     close_rotated(journal);
@@ -557,9 +536,7 @@ static void no_segment_begins_where_the_log_was_unmounted(void) {
     (void)snprintf(away, sizeof away, "%s-away", folder);
     REQUIRE(rename(folder, away) == 0);
     REQUIRE(mkdir(folder, 0700) == 0);
-    put(journal, 10);
-    hsm_journal_flush(journal, 0);
-    await(journal, 9, ENOENT);
+    put_and_await(journal, 10, 9, ENOENT);
     CHECK(access(path, F_OK) != 0);
     REQUIRE(rmdir(folder) == 0);
     REQUIRE(rename(away, folder) == 0);
@@ -569,9 +546,7 @@ static void no_segment_begins_where_the_log_was_unmounted(void) {
 static void a_missing_archive_is_waited_for(void) {
     hsm_journal *journal = open_nearly_full();
     REQUIRE(rmdir(archive) == 0);
-    put(journal, 10);
-    hsm_journal_flush(journal, 0);
-    await(journal, 9, ENOENT);
+    put_and_await(journal, 10, 9, ENOENT);
     REQUIRE(mkdir(archive, 0700) == 0);
     close_rotated(journal);
 }
@@ -583,9 +558,7 @@ static void a_segment_is_never_replaced(void) {
     (void)snprintf(name, sizeof name, "%s/%020d.jsonl", archive, 1);
     int other = open(name, O_CREAT | O_RDWR | O_CLOEXEC, 0600);
     REQUIRE(write(other, "theirs", 6) == 6);
-    put(journal, 10);
-    hsm_journal_flush(journal, 0);
-    await(journal, 9, EEXIST);
+    put_and_await(journal, 10, 9, EEXIST);
     REQUIRE(pread(other, text, sizeof text, 0) == 6);
     CHECK_TEXT(text, "theirs");
     (void)close(other);
