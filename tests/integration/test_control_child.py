@@ -21,6 +21,8 @@ from hsmcore.config import load
 from hsmcore.control import ControlError, ControlPlane, KeyNotExportable, TokenAccess, TokenSelector, wire
 from hsmcore.control.backup import ExportWrapped, ImportWrapped
 from hsmcore.control.keys import Deactivate, Destroy
+from hsmcore.control.provision import provision
+from hsmcore.control.softhsm import find_softhsm
 from hsmcore.control.verb import VERBS, Verb
 from hsmcore.errors import (
     EXCEPTION_OF_STATUS,
@@ -33,6 +35,7 @@ from hsmcore.errors import (
     TokenNotFound,
     error_of,
 )
+from hsmcore_bench.harness.softhsm import token_folder
 
 SOFTHSM = frozenset({"SOFTHSM2_CONF"})
 pytestmark = pytest.mark.integration
@@ -177,16 +180,29 @@ def test_errors_survive_the_way_with_all_that_they_know():
 # ---- secrets ----
 
 
-@one_loop
-async def test_no_secret_is_in_its_arguments_or_its_environment(fresh_token, tmp_path, monkeypatch):
-    token = fresh_token()
-    seen = tmp_path / "seen"
-    python = tmp_path / "python"
+@pytest.fixture
+def seen(tmp_path, monkeypatch):
+    """A file that gets the arguments and the environment of each Python child."""
+    seen, python = tmp_path / "seen", tmp_path / "python"
     python.write_text(f'#!/bin/sh\n{{ echo "$@"; env; }} > {seen}\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    monkeypatch.setenv("THE_PIN", token.pin)
     monkeypatch.setenv("ANOTHER", "not secret")
+    return seen
+
+
+def test_what_makes_a_token_gets_no_more_of_the_environment_than_its_module_reads(seen):
+    with token_folder("hsmcore-tests-") as folder:
+        provision(folder.request(find_softhsm(), "label", "key"), folder.conf)
+    text = seen.read_text()
+    assert "SOFTHSM2_CONF" in text
+    assert "not secret" not in text
+
+
+@one_loop
+async def test_no_secret_is_in_its_arguments_or_its_environment(seen, fresh_token, monkeypatch):
+    token = fresh_token()
+    monkeypatch.setenv("THE_PIN", token.pin)
     config = load(token.config(settings={"pin": {"env": "THE_PIN"}}))
     given = []
     resolve = type(config.key_manager.config).resolve_pin

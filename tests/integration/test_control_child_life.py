@@ -190,7 +190,7 @@ def test_a_request_larger_than_the_pipe_to_a_child_that_does_not_read(tmp_path, 
     python.write_text("#!/bin/sh\nexec sleep 30\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    child = control_process.Child(os.environb)
+    child = control_process.Child(os.environ)
     with pytest.raises(control_process.ChildLost, match="did not answer"):
         child.call({"call": "x", "data": "x" * 500_000}, 0.2)
     child.close()

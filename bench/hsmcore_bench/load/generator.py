@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +123,7 @@ def _start_native(target: Target, share: Share, *, raw: bool) -> Generator:
         raise ModuleMissing(f"{PROGRAM} was not built", hint="Build hsmcore again: make build.")
     lines = [*_member_settings(target), ("raw", "1" if raw else "0"), *_plan_settings(share)]
     inherited = module_environment(target.config.secret_variables, _settings_of(target).module_variables)
-    environment = dict(os.fsdecode(line).split("=", 1) for line in inherited) | dict(target.environment)
+    environment = inherited | dict(target.environment)
     pin = _settings_of(target).resolve_pin()
     generator = Generator([str(program)], environment)
     try:

@@ -46,15 +46,20 @@ _INHERITED: Final = frozenset(
 _INHERITED_KINDS: Final = ("LC_", "FAKETIME")
 
 
-def child_environment(hidden: frozenset[str], module: frozenset[str]) -> list[bytes]:
-    """The part of this process's environment, as NAME=value, that a child which loads a module gets: what any program
-    needs, and the variables that the module reads (`module`), without those that hold secrets (`hidden`)."""
+def child_environment(hidden: frozenset[str], module: frozenset[str]) -> dict[str, str]:
+    """Return the part of this process's environment that a child which loads a module gets: what any program needs, and
+    the variables that the module reads (`module`), without those that hold secrets (`hidden`)."""
     wanted = (_INHERITED | module) - hidden
-    return [
-        os.fsencode(name) + b"=" + os.fsencode(value)
+    return {
+        name: value
         for name, value in os.environ.items()
         if name in wanted or (name.startswith(_INHERITED_KINDS) and name not in hidden)
-    ]
+    }
+
+
+def lines(environment: Mapping[str, str]) -> list[bytes]:
+    """Return an environment as Engine.start takes it: NAME=value."""
+    return [os.fsencode(f"{name}={value}") for name, value in environment.items()]
 
 
 def python(*arguments: str) -> list[str]:
@@ -75,7 +80,7 @@ class Child:
 
     def __init__(
         self,
-        environment: Mapping[bytes, bytes],
+        environment: Mapping[str, str],
         stderr: IO[bytes] | None = None,
         *,
         main: str = "hsmcore.control.child",

@@ -25,7 +25,7 @@ from hsmcore.control.cryptoki import Cryptoki
 from hsmcore.control.curves import Algorithm
 from hsmcore.control.faults import ControlError, translated
 from hsmcore.control.keys import GenerateKey, ListKeys
-from hsmcore.control.process import Child, ChildLost
+from hsmcore.control.process import Child, ChildLost, child_environment
 from hsmcore.control.records import KeyRecord, TokenAccess, TokenSelector
 from hsmcore.control.sealed import create_pair
 from hsmcore.control.verb import Verb
@@ -73,7 +73,7 @@ class TokenRequest(Verb[KeyRecord]):
 
 def provision(request: TokenRequest, softhsm_conf: Path) -> KeyRecord:
     """Run the request in a child. Blocks for about a second. Idempotent, also after an interruption."""
-    environment = {**os.environb, b"SOFTHSM2_CONF": os.fsencode(softhsm_conf)}
+    environment = child_environment(frozenset(), frozenset()) | {"SOFTHSM2_CONF": str(softhsm_conf)}
     with tempfile.TemporaryFile() as errors, Child(environment, errors) as child:
         try:
             return request.result_of_json(child.call(request.to_json(), CHILD_SECONDS))

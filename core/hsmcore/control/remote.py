@@ -108,7 +108,7 @@ class RemoteAdmin:
 
     def _started(self) -> Child:
         try:
-            return Child(dict(line.split(b"=", 1) for line in child_environment(*self._environment)))
+            return Child(child_environment(*self._environment))
         except OSError as error:
             problem = f"the control child cannot be started: {error.strerror}"
             raise HostUnusable(problem, member=self._member) from error

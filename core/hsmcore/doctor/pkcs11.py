@@ -12,7 +12,7 @@ from typing import IO, Any, Final
 
 from hsmcore._native import wipe
 from hsmcore.config import Pkcs11Settings
-from hsmcore.control.process import Child, ChildLost, child_environment
+from hsmcore.control.process import Child, ChildLost, child_environment, lines
 from hsmcore.control.records import TokenAccess, TokenRecord, TokenSelector
 from hsmcore.control.refused import RefusedLogins
 from hsmcore.doctor.attestation import check_attestation
@@ -72,8 +72,7 @@ def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Begun
     outcomes: dict[str, bool] = {}
     token: TokenRecord | None = None
     environment = child_environment(subject.config.secret_variables, settings.module_variables)
-    variables = {name: value for name, _, value in (line.partition(b"=") for line in environment)}
-    with tempfile.TemporaryFile() as errors, Child(variables, errors, main="hsmcore.doctor.child") as child:
+    with tempfile.TemporaryFile() as errors, Child(environment, errors, main="hsmcore.doctor.child") as child:
         lost: ChildLost | None = None
         notes = deque(["the start of the process"], maxlen=1)
         try:
@@ -192,7 +191,7 @@ def _host(subject: Subject, settings: Pkcs11Settings, token: Step) -> Iterator[S
             slot_id=-1 if settings.slot_id is None else settings.slot_id,
             workers=1,
             host_program=str(HOST_PROGRAM),
-            environment=child_environment(subject.config.secret_variables, settings.module_variables),
+            environment=lines(child_environment(subject.config.secret_variables, settings.module_variables)),
             memory_limit=settings.host_memory_limit_bytes or 0,
             host_timeout=subject.options.timeout,
         )

@@ -18,7 +18,7 @@ from hsmcore.control import ControlPlane
 from hsmcore.control.advice import advise
 from hsmcore.control.nearby import near_keys
 from hsmcore.control.plane import find_token
-from hsmcore.control.process import child_environment
+from hsmcore.control.process import child_environment, lines
 from hsmcore.control.quirks import quirks_for
 from hsmcore.control.records import TokenAccess, TokenRecord
 from hsmcore.control.refused import RefusedLogins
@@ -138,7 +138,9 @@ class Pkcs11Member:
             # The engine does not select by these; another token with the label must not get the PIN.
             found = self._token = find_token(settings, self.name, self._hidden_variables)
             label, serial = found.label or None, found.serial or None
-        environment = child_environment(self._hidden_variables, settings.module_variables) if self._isolated else None
+        environment: list[bytes] | None = None
+        if self._isolated:
+            environment = lines(child_environment(self._hidden_variables, settings.module_variables))
         pin = settings.resolve_pin()
         try:
             with self._logins.attempt(pin), self._inside():
