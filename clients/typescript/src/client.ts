@@ -7,6 +7,7 @@ import { type BatchedSignature, readBatchProof } from "./batched.js";
 import { badArgument, closed, HsmError, lost } from "./errors.js";
 import { Job, type JobFields, type Settler } from "./job.js";
 import { hex, Link, type LinkOptions, type LinkOwner, type Slot } from "./link.js";
+import { Unsent } from "./unsent.js";
 import * as wire from "./wire.js";
 import type { Key, Kind, Level, Operation, Signed, Welcome } from "./wire.js";
 
@@ -70,7 +71,6 @@ const BOUNDS = {
   maxBackoffMs: [1, MOST_MS],
   pingMs: [10, MOST_MS],
 } as const;
-const LEAST_REST_MS = 5;
 const NO_KEY = Buffer.alloc(0);
 export const DEFAULT_KEY = "default";
 
@@ -79,13 +79,9 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
   private readonly timeoutMs: number;
   private readonly connectTimeoutMs: number;
   private readonly maxWaiting: number;
-  /** By key: what waits for one is no matter of another one. */
-  private readonly waiting = new Map<string, Set<Job>>();
+  private readonly unsent = new Unsent((jobs) => this.again(...jobs));
   /** Refused by a key that is no longer current, until the gateway says which one is. */
   private readonly parked = new Set<Job>();
-  /** The gateway had no room for them, and when there may be some. */
-  private readonly resting = new Map<Job, number>();
-  private restTimer: NodeJS.Timeout | undefined;
   private limits: Welcome | undefined;
   private most = 0;
   /** Credits that are in use, by key: the gateway grants them for each. */
@@ -145,10 +141,8 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
   close(): Promise<void> {
     this.closing ??= (async () => {
       this.opened?.reject(closed("The client is closed."));
-      const unsent = [...this.waiting.values()].flatMap((line) => [...line]);
-      for (const job of [...unsent, ...this.parked, ...this.resting.keys()])
-        job.fail(closed("The client was closed."), true);
-      clearTimeout(this.restTimer);
+      for (const job of [...this.unsent.all, ...this.parked]) job.fail(closed("The client was closed."), true);
+      this.unsent.end();
       if (this.unsettled > 0) await new Promise<void>((resolve) => (this.idle = resolve));
       await Promise.all(this.links.map((link) => link.close()));
     })();
@@ -241,9 +235,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     if (this.closing) throw closed("The client is closed.");
     if (!this.limits)
       throw closed("The client is not connected.", "Call initialize() or connect() first, and wait for it.");
-    let waits = this.resting.size;
-    for (const line of this.waiting.values()) waits += line.size;
-    if (waits >= this.maxWaiting) {
+    if (this.unsent.size >= this.maxWaiting) {
       const fault = { status: "QUEUE_FULL", class: "RETRY", retryable: true };
       throw new HsmError(`${this.maxWaiting} requests wait to be sent.`, fault);
     }
@@ -323,23 +315,13 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
 
   // ---- when requests are sent ----------------------------------------------------------------------------------
 
-  private line(slot: string): Set<Job> {
-    let found = this.waiting.get(slot);
-    if (!found) this.waiting.set(slot, (found = new Set()));
-    return found;
-  }
-
   private enqueue(job: Job): void {
-    this.line(job.slot).add(job);
+    this.unsent.line(job.slot).add(job);
     this.pump(job.slot);
   }
 
-  private pumpAll(): void {
-    for (const slot of this.waiting.keys()) this.pump(slot);
-  }
-
   private pump(slot: string): void {
-    const line = this.line(slot);
+    const line = this.unsent.line(slot);
     for (const job of line) {
       // A batch that is larger than all credits goes alone, and the gateway says what it thinks of it.
       const taken = this.taken.get(slot) ?? 0;
@@ -367,9 +349,8 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
   }
 
   settled(job: Job, early: boolean): void {
-    this.waiting.get(job.slot)?.delete(job);
+    this.unsent.delete(job);
     this.parked.delete(job);
-    this.resting.delete(job);
     if (early) for (const link of this.links) link.cancel(job);
     if (--this.unsettled === 0) this.idle?.();
   }
@@ -381,42 +362,17 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
 
   released({ slot, weight }: Job): void {
     this.taken.set(slot, (this.taken.get(slot) ?? 0) - weight);
-    if (this.waiting.get(slot)?.size) this.pump(slot);
+    this.pump(slot);
   }
 
   again(...jobs: Job[]): void {
-    for (const slot of new Set(jobs.map((job) => job.slot))) {
-      const line = this.line(slot);
-      const others = [...line];
-      line.clear();
-      for (const job of jobs) if (!job.done && job.slot === slot) line.add(job);
-      for (const job of others) line.add(job);
-      this.pump(slot);
-    }
+    this.unsent.addFirst(jobs);
+    for (const slot of new Set(jobs.map((job) => job.slot))) this.pump(slot);
   }
 
   later(job: Job, ms: number): void {
     if (this.closing) return job.fail(closed("The client was closed."));
-    this.resting.set(job, performance.now() + ms);
-    if (this.restTimer === undefined) this.rest();
-  }
-
-  /** Send those again for which there may be room by now: one timer for all. */
-  private rest(): void {
-    this.restTimer = undefined;
-    if (this.resting.size === 0) return;
-    let first = Infinity;
-    for (const when of this.resting.values()) first = Math.min(first, when);
-    this.restTimer = setTimeout(
-      () => {
-        const now = performance.now();
-        const due = [...this.resting].flatMap(([job, when]) => (when <= now ? [job] : []));
-        for (const job of due) this.resting.delete(job);
-        this.rest();
-        this.again(...due);
-      },
-      Math.max(first - performance.now(), LEAST_REST_MS),
-    );
+    this.unsent.rest(job, ms);
   }
 
   rekey(job: Job): void {
@@ -428,7 +384,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
 
   credits(credits: number): void {
     this.most = credits;
-    this.pumpAll();
+    for (const slot of this.unsent.slots) this.pump(slot);
   }
 
   // ---- connections and keys ------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import { connect as connectTls } from "node:tls";
 
 import { badArgument, HsmError, lost } from "./errors.js";
 import { type Job } from "./job.js";
+import { Pings } from "./pings.js";
 import * as wire from "./wire.js";
 import { type Frame, type Key, Splitter, Type, type Welcome, WireError } from "./wire.js";
 
@@ -82,9 +83,7 @@ export class Link {
   private heardAt = 0;
   private timer: NodeJS.Timeout | undefined;
   private pulse: NodeJS.Timeout | undefined;
-  /** What is to be called with the outcome of each PING, by its number. */
-  private readonly pings = new Map<number, (error?: HsmError) => void>();
-  private pinged = 0;
+  private readonly pings = new Pings((frame) => this.write(frame));
 
   constructor(
     private readonly options: LinkOptions,
@@ -201,7 +200,7 @@ export class Link {
             cause: reason,
             hint: this.options.address.startsWith("tls:") ? `${RUNNING} ${TRUSTED}` : RUNNING,
           });
-    for (const settle of [...this.pings.values()]) settle(error);
+    this.pings.lost(error);
     if (!this.closing) {
       const pause = Math.min(this.options.maxBackoffMs, FIRST_PAUSE_MS * 2 ** this.failures++);
       // Several that lost one gateway do not come back all at once.
@@ -214,29 +213,13 @@ export class Link {
     if (this.quiet) this.socket?.destroy(lost("no sign of life"));
     else if (this.ready && performance.now() - this.heardAt >= this.options.pingMs) {
       this.quiet = true;
-      this.sendPing();
+      this.pings.send();
     }
   };
 
-  private sendPing(): number {
-    const data = Buffer.alloc(8);
-    data.writeUInt32LE((this.pinged = (this.pinged + 1) >>> 0));
-    this.write(wire.ping(data));
-    return this.pinged;
-  }
-
   /** Resolves when the gateway answers on this connection; rejects when the connection breaks, or the time is over. */
   ping(timeoutMs: number): Promise<void> {
-    return new Promise((resolve, reject) => {
-      const number = this.sendPing();
-      const timer = setTimeout(() => this.pings.get(number)?.(lost(`no answer within ${timeoutMs} ms`)), timeoutMs);
-      this.pings.set(number, (error) => {
-        clearTimeout(timer);
-        this.pings.delete(number);
-        if (error) reject(error);
-        else resolve();
-      });
-    });
+    return this.pings.ask(timeoutMs);
   }
 
   /** One write for all frames of a turn of the event loop. */
@@ -357,8 +340,7 @@ export class Link {
         return this.owner.credits(wire.readCredit(body));
       case Type.PONG:
         this.failures = 0;
-        if (wire.readPong(body).length === 8) this.pings.get(body.readUInt32LE())?.();
-        return;
+        return this.pings.answered(wire.readPong(body));
       case Type.GOAWAY:
         wire.readGoaway(body);
         this.draining = true;
