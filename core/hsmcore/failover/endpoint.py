@@ -29,21 +29,9 @@ class Endpoint(MemberState):
     """Belongs to the event loop. `make` returns a new member: a stopped member cannot start again."""
 
     __slots__ = (
-        *(
-            "_complete",
-            "_stopping",
-            "busy_since",
-            "done",
-            "gives_way",
-            "index",
-            "lacks_key",
-            "level_name",
-            "lost",
-            "make",
-            "member",
-        ),
-        *("patience", "probing", "refused", "renewed", "signed", "signs", "submit", "submit_with_receipt"),
-        *("version", "versions", "watch", "where"),
+        *("_complete", "_stopping", "busy_since", "done", "gives_way", "index", "lacks_key", "level_name", "lost"),
+        *("make", "member", "patience", "probing", "refused", "renewed", "signed", "signs", "submit"),
+        *("submit_with_receipt", "version", "versions", "watch", "where"),
     )
 
     def __init__(

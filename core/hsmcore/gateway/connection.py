@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Any, Final, Protocol
 
@@ -304,14 +305,9 @@ class Connection(asyncio.Protocol):
                     if seconds <= 0:
                         raise late()
                 elif cost <= account.most and (account.line or not account.has_room(cost)):
-
-                    def go_on(held: Held) -> None:
-                        self._held.begun(number)
-                        self._take(frame, what, begin, answer, signatures, held.until)
-                        self._offer()
-
-                    size = _HELD_ENTRY_BYTES + len(frame.body)
-                    held = Held(cost, size, self._loop.time() + seconds, go_on)
+                    take = partial(self._take, frame, what, begin, answer, signatures)
+                    size, due = _HELD_ENTRY_BYTES + len(frame.body), self._loop.time() + seconds
+                    held = Held(cost, size, due, partial(self._go_on, number, take))
                     self._held.add(number, held, account.line, contents)
                     return
                 session.require_room(number, self.server.now)
@@ -335,6 +331,12 @@ class Connection(asyncio.Protocol):
             self.send(known)
         else:
             known.asked_on(self)
+
+    def _go_on(self, number: int, take: Callable[[float], None], held: Held) -> None:
+        """There is room for a request that has waited."""
+        self._held.begun(number)
+        take(held.until)
+        self._offer()
 
     def _counter(self, slot: int) -> Counter:
         if slot >= len(self._counters):

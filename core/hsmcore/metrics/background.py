@@ -25,9 +25,9 @@ def read_background(reading: Reading, snapshot: Snapshot) -> None:
         _read_batches(reading, snapshot)
         _read_fleet(reading, snapshot)
         if snapshot.store is not None:
-            config = snapshot.config
-            file = () if config.key_manager.fleet is not None else ("file",)
-            for scope in (*(() if config.state_secret is None else SEALED), *file):
+            scopes = [] if snapshot.config.state_secret is None else [*SEALED]
+            scopes += ["file"] if snapshot.config.key_manager.fleet is None else []
+            for scope in scopes:
                 reading.add(names.STORE_NOT_GENUINE, int(scope in snapshot.store), scope)
     _read_audit(reading, snapshot)
     if snapshot.state_backups is not None:

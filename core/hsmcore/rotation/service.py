@@ -39,6 +39,8 @@ ABORT: Final = "rotate-abort"
 """The wish to end the rotation that is under way."""
 LOOK_SECONDS: Final = 1.0
 _FAILED_HINT: Final = "The old key signs on; `hsmcore rotate history` names the step, and it is tried again later."
+_LEAST_PAUSE: Final = 0.01
+_REPORT_NS: Final = 5 * SECOND
 
 
 @dataclass(slots=True)
@@ -257,7 +259,7 @@ class RotationService:
         except HsmError:
             return LOOK_SECONDS
         soonest = (min(waits, default=0) - self._time.sure()) / SECOND
-        return min(LOOK_SECONDS, max(soonest, 0.01)) if waits else LOOK_SECONDS
+        return min(LOOK_SECONDS, max(soonest, _LEAST_PAUSE)) if waits else LOOK_SECONDS
 
     async def _must_follow(self) -> HsmError | None:
         """Return why this process does not lead: only a process that can end a rotation may lead it."""
@@ -442,6 +444,6 @@ class RotationService:
 
     async def _report(self) -> None:
         now = time.time_ns()
-        if now - self._reported >= 5 * SECOND:
+        if now - self._reported >= _REPORT_NS:
             self._reported = now
             await self._desired.report(self._name, {"rotation": True, "process": os.getpid()})

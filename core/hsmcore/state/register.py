@@ -132,12 +132,6 @@ class Register:
         finally:
             os.close(lock)
 
-    def command(self, entry: Entry) -> str:
-        """Return the command that lets another store begin for a key, as the key manager's user gives it."""
-        base = os.environ.get("XDG_STATE_HOME")
-        variable = f"XDG_STATE_HOME={base} " if base else ""
-        return f"{variable}hsmcore state begin {entry.public_key.hex()} --reason TEXT"
-
     def _path(self, public_key: bytes) -> Path | None:
         name = f"{hashlib.sha256(public_key).hexdigest()[:40]}.json"
         return None if self.folder is None else self.folder / name
@@ -237,8 +231,15 @@ class Keeper:
             f"state store {self._path}: it {what} that keeps what key {entry.public_key.hex()} has promised: that is "
             f"{entry.store}{log}, as of {when}",
             hint=f'Name that one: "stateFile": "{entry.store}". Only if it is lost, or this one is to go on in its '
-            f"place: {self._register.command(entry)}",
+            f"place: {_command(entry.public_key)}",
         )
+
+
+def _command(public_key: bytes) -> str:
+    """Return the command that lets another store begin for a key, as the key manager's user gives it."""
+    base = os.environ.get("XDG_STATE_HOME")
+    variable = f"XDG_STATE_HOME={base} " if base else ""
+    return f"{variable}hsmcore state begin {public_key.hex()} --reason TEXT"
 
 
 def _parsed(text: bytes, public_key: bytes | None) -> Entry:
