@@ -11,6 +11,7 @@ import pytest
 from tests.support.audit_logs import copy_of, keys_of, put_text, settings, text_of, write_log
 from tests.support.loops import one_loop
 from tests.support.managers import opened
+from tests.support.terminal import OWN_PROCESS
 
 from hsmcore.audit import AuditLog
 from hsmcore.audit.check.adopt import adopt
@@ -23,11 +24,10 @@ from hsmcore.errors import AuditUnavailable, BadArgument
 
 pytestmark = pytest.mark.integration
 RECORDS = 900
-MAIN = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
 
 
 def command(*arguments: str, code: int = 0) -> dict:
-    done = subprocess.run([*MAIN, *arguments, "--json"], capture_output=True, check=False, timeout=60)
+    done = subprocess.run([*OWN_PROCESS, *arguments, "--json"], capture_output=True, check=False, timeout=60)
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout or done.stderr)
 

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from tests.support.terminal import OWN_PROCESS
 
 from hsmcore import _native
 from hsmcore.cli.app import run
@@ -39,14 +40,13 @@ pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(not any(map(os.path.exists, SOFTHSM_PATHS)), reason="SoftHSM is not installed"),
 ]
-PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
 
 
 @pytest.fixture(scope="module")
 def state(tmp_path_factory):
     """A state folder that `init` made; the tests share it and clean up after themselves."""
     state = tmp_path_factory.mktemp("cli") / "state"
-    made = subprocess.run([*PROGRAM, "init", "--state", state, "--json"], capture_output=True, check=True)
+    made = subprocess.run([*OWN_PROCESS, "init", "--state", state, "--json"], capture_output=True, check=True)
     assert made.stderr == b""
     return state, json.loads(made.stdout)
 
@@ -109,7 +109,7 @@ def test_init_goes_on_where_it_was_interrupted(tmp_path):
 
 
 def test_init_twice_at_once_makes_one_key(tmp_path):
-    command = [*PROGRAM, "init", "--state", tmp_path / "state", "--json"]
+    command = [*OWN_PROCESS, "init", "--state", tmp_path / "state", "--json"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     answers = [json.loads(child.communicate(timeout=60)[0]) for child in both]
     assert sorted(answer["created"] for answer in answers) == [False, True]
@@ -319,7 +319,7 @@ def test_a_reader_that_has_gone_is_no_traceback(state):
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [*PROGRAM, "keys", "--state", state[0]], stdout=writing, stderr=subprocess.PIPE, check=False, timeout=60
+        [*OWN_PROCESS, "keys", "--state", state[0]], stdout=writing, stderr=subprocess.PIPE, check=False, timeout=60
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (1, b"")
@@ -403,7 +403,7 @@ def test_an_interrupted_demonstration_ends_at_once(state):
     # A shell that starts these tests in the background makes their children ignore the interrupt.
     minding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     child = subprocess.Popen(
-        [*PROGRAM[:-1], minding + PROGRAM[-1], "demo", "--state", state[0], "--transactions", "1000000"],
+        [*OWN_PROCESS[:-1], minding + OWN_PROCESS[-1], "demo", "--state", state[0], "--transactions", "1000000"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from nacl.signing import SigningKey
+from tests.support.terminal import OWN_PROCESS
 
 from hsmcore.control.softhsm import SOFTHSM_PATHS
 from hsmcore.errors import MemberDown
@@ -35,7 +36,6 @@ pytestmark = pytest.mark.integration
 needs_softhsm = pytest.mark.skipif(not any(map(os.path.exists, SOFTHSM_PATHS)), reason="SoftHSM is not installed")
 needs_raw = pytest.mark.skipif(native(RAW_SIGN) is None, reason=f"{RAW_SIGN} was not built")
 ONE_ACT = ("--no-failover", "--no-rotation")
-PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
 
 
 class SoftwareSigner:
@@ -78,7 +78,7 @@ def result_of(outcome: Outcome) -> dict:
 
 @needs_softhsm
 def test_the_demonstration_on_a_token(tmp_path):
-    command = [*PROGRAM, "demo", "--state", tmp_path / "state", "--transactions", "2000"]
+    command = [*OWN_PROCESS, "demo", "--state", tmp_path / "state", "--transactions", "2000"]
     done = subprocess.run([*command, "--json"], capture_output=True, check=True, timeout=100)
     result = json.loads(done.stdout)
     assert result["ok"] is True
@@ -109,9 +109,9 @@ def test_the_demonstration_on_a_token(tmp_path):
 @needs_softhsm
 def test_a_key_that_is_no_solana_account(tmp_path):
     state = ("--state", tmp_path / "state")
-    subprocess.run([*PROGRAM, "init", *state, "--algorithm", "ecdsa-p256"], capture_output=True, check=True)
+    subprocess.run([*OWN_PROCESS, "init", *state, "--algorithm", "ecdsa-p256"], capture_output=True, check=True)
     done = subprocess.run(
-        [*PROGRAM, "demo", *state, "--json", *ONE_ACT],
+        [*OWN_PROCESS, "demo", *state, "--json", *ONE_ACT],
         capture_output=True,
         check=False,
         timeout=60,

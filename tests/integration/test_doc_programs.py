@@ -20,11 +20,11 @@ from tests.support.loops import one_loop
 from tests.support.managers import opened
 from tests.support.paths import ROOT
 from tests.support.policed import ordered
+from tests.support.terminal import OWN_PROCESS
 
 import hsmcore
 
 pytestmark = pytest.mark.integration
-PROGRAM = [sys.executable, "-c", "import sys; from hsmcore.cli import main; sys.exit(main())"]
 ELSEWHERE = {
     "docs/SOLANA.md": "tests/integration/test_solana_docs.py",
     "docs/VAULT.md": "tests/integration/test_gateway_vault_docs.py",
@@ -74,7 +74,7 @@ async def run(program: str, /, **names: Any) -> dict[str, Any]:
 def state(tmp_path_factory) -> tuple[Path, str]:
     """A folder that `hsmcore init` made, with a name that a shell must quote, and what it printed."""
     folder = tmp_path_factory.mktemp("a b") / "state"
-    made = subprocess.run([*PROGRAM, "init", "--state", folder], capture_output=True, text=True, check=True)
+    made = subprocess.run([*OWN_PROCESS, "init", "--state", folder], capture_output=True, text=True, check=True)
     return folder, made.stdout
 
 
@@ -102,10 +102,10 @@ def test_the_command_that_init_prints_signs(state):
     command = re.search(r"^Sign on the command line: +hsmcore (.*)$", state[1], re.MULTILINE)[1]
     shell = f'exec "$0" -c "$1" {command}'
     ended = subprocess.run(
-        ["bash", "-ec", shell, sys.executable, PROGRAM[2]], env=bare(), capture_output=True, check=True
+        ["bash", "-ec", shell, sys.executable, OWN_PROCESS[2]], env=bare(), capture_output=True, check=True
     )
     assert ended.stdout
-    again = subprocess.run([*PROGRAM, "init", "--state", state[0]], capture_output=True, text=True, check=True)
+    again = subprocess.run([*OWN_PROCESS, "init", "--state", state[0]], capture_output=True, text=True, check=True)
     assert command in again.stdout, "a second init says it again"
 
 

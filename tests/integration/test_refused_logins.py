@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections import Counter
 
 import pytest
 from tests.support.chaos import Chaos, engine_of, send_signal, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, until
+from tests.support.terminal import OWN_PROCESS
 
 import hsmcore
 from hsmcore.config import load
@@ -22,7 +22,6 @@ from hsmcore.members.supervisor import LOGIN_SECONDS
 pytestmark = pytest.mark.integration
 WRONG = "wrong-pin"
 ISOLATIONS = ["thread", "process"]
-COMMAND = "import sys; from hsmcore.cli import main; sys.argv[0] = 'hsmcore'; main()"
 
 
 class Site:
@@ -53,7 +52,7 @@ class Site:
     def run(self, *arguments, config=None):
         path = self.folder / "hsmcore.json"
         path.write_text(json.dumps(config or self.config()))
-        command = [sys.executable, "-c", COMMAND, *arguments, "--config", str(path)]
+        command = [*OWN_PROCESS, *arguments, "--config", str(path)]
         return subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=120, stdin=subprocess.DEVNULL
         )
@@ -124,7 +123,7 @@ async def test_an_isolated_control_plane_remembers_it_too(site):
 def test_processes_that_start_at_once_send_it_once(site):
     path = site.folder / "hsmcore.json"
     path.write_text(json.dumps(site.config()))
-    command = [sys.executable, "-c", COMMAND, "sign", "--text", "m", "--config", str(path)]
+    command = [*OWN_PROCESS, "sign", "--text", "m", "--config", str(path)]
     running = [subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) for _ in range(4)]
     said = [process.communicate(timeout=120)[1].decode() for process in running]
     assert [process.returncode for process in running] == [1] * 4

@@ -18,6 +18,8 @@ SHARED = Path(tempfile.gettempdir()) / f"hsmcore-terminal-{os.getpid()}"
 PROGRAM = [str(SHARED / "hsmcore")]
 """What runs a command by the terminal of the fixture `terminal`, which its module must use. A signal to it reaches no
 command: where one is sent, the command is a process of its own."""
+OWN_PROCESS = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
+"""What runs a command as a process of its own."""
 # Without the site's packages: it only passes on its arguments, environment and streams.
 _CLIENT = """#!{python} -SE
 import json, os, socket, sys
