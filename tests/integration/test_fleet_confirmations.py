@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
+import signal
 from time import monotonic
 
 import pytest
@@ -15,6 +17,7 @@ from hsmcore.errors import DeadlineExceeded, NotHolder, error_of
 from hsmcore.fleet.confirmations import AT_ONCE, Confirmations, EpochCheck
 from hsmcore.fleet.membership import Membership
 from hsmcore.state import StoreUnknown
+from hsmcore.state.server_link import ANSWER_SECONDS
 from hsmcore.steady import boottime
 
 pytestmark = [pytest.mark.integration, one_loop]
@@ -154,6 +157,31 @@ async def test_a_check_waits_for_no_transaction_of_the_store(postgres: Cluster):
         await member.release("a test")
         with pytest.raises(NotHolder):
             await member.confirm()
+    finally:
+        await member.close()
+
+
+async def test_a_connection_that_is_reset_behind_a_question_costs_nobody_an_answer(postgres: Cluster):
+    """The server ends it without having read the question. What it says then and the reset reach the loop as one."""
+    url = postgres.database()
+    database = url.rsplit("/", 1)[1]
+    member = await Membership.open(fleet(url, ttlMs=60_000, unordered="strict"))
+    member.begin(lambda *_, **__: None)
+    try:
+        await until(lambda: member.state == "holder")
+        before = set(postgres.backends(database))
+        await member.confirm()
+        [asker] = set(postgres.backends(database)) - before
+        os.kill(asker, signal.SIGSTOP)
+        try:
+            postgres.execute(f"SELECT pg_terminate_backend({asker})")
+            confirmed = member.confirm()
+            free = member._confirmations._check._free
+            await until(lambda: len(free) < AT_ONCE)  # the question is sent
+        finally:
+            os.kill(asker, signal.SIGCONT)
+        async with asyncio.timeout(ANSWER_SECONDS / 3):
+            await confirmed
     finally:
         await member.close()
 

@@ -98,8 +98,8 @@ class Asker:
 
 
 async def _said(driver: Patient, socket: int, text: bytes) -> list[PGresult]:
-    """Send a message and return its results. Raises psycopg.Error. Waits in no call: the answer to the message before
-    is there, so that the kernel takes this one whole."""
+    """Send a message and return its results. Raises psycopg.Error; the connection is of no more use then. Waits in no
+    call: the answer to the message before is there, so that the kernel takes this one whole."""
     loop, server = asyncio.get_running_loop(), driver.pgconn
     done: asyncio.Future[None] = loop.create_future()
     results: list[PGresult] = []
@@ -109,11 +109,14 @@ async def _said(driver: Patient, socket: int, text: bytes) -> list[PGresult]:
             return
         try:
             server.consume_input()
+            server.consume_input()  # an error lies behind what came before it, and uvloop calls once where there is one
             while not server.is_busy():
                 result = server.get_result()
                 if result is None:
                     done.set_result(None)
                     return
+                if result.status == ExecStatus.FATAL_ERROR:
+                    raise psycopg.errors.error_from_result(result)
                 results.append(result)
         except psycopg.Error as error:
             done.set_exception(error)
@@ -127,6 +130,4 @@ async def _said(driver: Patient, socket: int, text: bytes) -> list[PGresult]:
         loop.remove_reader(socket)
     if not results:
         raise psycopg.OperationalError("the connection was lost")
-    if results[-1].status == ExecStatus.FATAL_ERROR:
-        raise psycopg.errors.error_from_result(results[-1])
     return results
