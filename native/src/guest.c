@@ -77,14 +77,18 @@ static void complete(hsm_guest *guest, hsm_worker_record *record, uint32_t slot,
     hsm_area_complete(guest->area, slot);
 }
 
+/* Whether the request may begin; it begins last, so that what is dropped is known not to have begun. */
 static hsm_status admit(const hsm_guest *guest, hsm_slot *slot, uint64_t now) {
-    if (!hsm_area_begin(slot)) {
+    if (atomic_load_explicit(&slot->stage, memory_order_relaxed) == HSM_STAGE_CANCELLED) {
         return HSM_CANCELLED;
     }
     if (now >= slot->deadline_ns) {
         return HSM_DEADLINE_EXCEEDED;
     }
-    return hsm_pinned_state(&guest->table->pinned, slot->key) == 1 ? HSM_OK : HSM_KEY_DEACTIVATED;
+    if (hsm_pinned_state(&guest->table->pinned, slot->key) != 1) {
+        return HSM_KEY_DEACTIVATED;
+    }
+    return hsm_area_begin(slot) ? HSM_OK : HSM_CANCELLED;
 }
 
 uint64_t hsm_guest_begin(hsm_guest *guest, uint32_t runner, uint32_t *key) {

@@ -154,16 +154,16 @@ static void settle(hsm_requests *table, uint32_t index, hsm_status status) {
 }
 
 /* The request in a slot has ended with `r`'s answer: so have those that follow it. What ended it alone, its deadline or
- * its waiter, does not end them: they ask again, before all others. */
-static void share(hsm_requests *table, hsm_list *followers, const hsm_request *r) {
+ * its waiter, does not end them: they ask again, before all others. `begun`: by a worker; `r` may have left before. */
+static void share(hsm_requests *table, hsm_list *followers, const hsm_request *r, bool begun) {
     bool alone = r->answer.status == HSM_CANCELLED || r->answer.status == HSM_DEADLINE_EXCEEDED;
     while (followers->count != 0) {
         uint32_t index = alone ? followers->last : followers->first;
         hsm_request *follower = &table->all[index];
         hsm_list_drop(table->links, followers, index);
         follower->slot = HSM_NONE;
+        follower->answer.begun |= begun;
         if (alone) {
-            follower->answer.begun |= r->answer.begun;
             follower->state = HSM_REQUEST_QUEUED;
             hsm_list_push(table->links, &table->queue, index, true);
             continue;
@@ -173,7 +173,6 @@ static void share(hsm_requests *table, hsm_list *followers, const hsm_request *r
         follower->answer.call = r->answer.call;
         follower->answer.slot = r->answer.slot;
         follower->answer.shared = true;
-        follower->answer.begun = r->answer.begun;
         follower->answer.signature_len = r->answer.signature_len;
         memcpy(follower->signature, r->signature, r->answer.signature_len);
         settle(table, index, (hsm_status)r->answer.status);
@@ -217,14 +216,15 @@ static uint32_t take(hsm_requests *table) {
     }
     at->entry = 0;
     at->owner = HSM_NONE;
-    r->answer.begun |= status == HSM_OK || hsm_client_begun(table->client, done.slot) != 0;
+    bool begun = status == HSM_OK || hsm_client_begun(table->client, done.slot) != 0;
+    r->answer.begun |= begun;
     hsm_client_release(table->client, done.slot);
     r->answer.slot = done.slot;
     r->slot = HSM_NONE;
     table->owed -= r->answer.claimed ? 1U : 0U;
     r->answer.status = status;
     if (at->followers.count != 0) {
-        share(table, &at->followers, r);
+        share(table, &at->followers, r, begun);
     }
     return index;
 }
@@ -333,7 +333,7 @@ int hsm_requests_cancel(hsm_requests *table, uint64_t request, int *begun) {
     r->answer.claimed = false;
     table->open--;
     if (r->state == HSM_REQUEST_FOLLOWING) {
-        *begun = unfollow(table, index);
+        *begun = unfollow(table, index) || r->answer.begun;
         hsm_requests_end(table, request);
         return 1;
     }
@@ -400,9 +400,13 @@ void hsm_requests_fail(hsm_requests *table, enum hsm_which which, hsm_status sta
 
 uint32_t hsm_requests_replay(hsm_requests *table) {
     for (uint32_t slot = 0; slot < hsm_client_slots(table->client); slot++) {
-        if (table->places[slot].owner != HSM_NONE) {
-            hsm_request *r = &table->all[table->places[slot].owner];
+        const hsm_place *at = &table->places[slot];
+        if (at->owner != HSM_NONE) {
+            hsm_request *r = &table->all[at->owner];
             r->answer.begun = true; /* by the host that is lost, for all that is known */
+            for (uint32_t index = at->followers.first; index != HSM_NONE; index = table->links[index].next) {
+                table->all[index].answer.begun = true;
+            }
             bool again =
                 hsm_algorithm_is_deterministic(table->pinned.keys[hsm_key_place(r->answer.key)].algorithm) != 0;
             hsm_client_restore(table->client, slot, r->answer.key, r->message, r->message_len, r->prehashed,

@@ -107,6 +107,41 @@ static void a_leader_that_expires_leaves_its_followers_their_time(void) {
     desk_end(&d);
 }
 
+/* What a guest drops for its deadline, or its key, was not begun, for whoever followed it too. */
+static void what_is_dropped_was_not_begun(void) {
+    struct desk d = desk_begin(1);
+    uint64_t late = ask_of(&d, "a", 1, false, HSM_OK);
+    uint64_t follower = ask(&d, "a");
+    begin(&d, 0, 0);
+    (void)hsm_requests_sweep(d.table,
+                             hsm_now_ns() + SECOND); /* its waiter is answered before its completion is taken */
+    (void)next_is(&d, late, HSM_DEADLINE_EXCEEDED);
+    (void)unclaimed(&d, late, HSM_DEADLINE_EXCEEDED);
+    nothing_more(&d);
+    CHECK_INT(cancel(&d, follower, 0), ==, 0);
+    begin(&d, 0, 0);
+    (void)unclaimed(&d, follower, HSM_CANCELLED);
+    uint64_t retired = ask(&d, "b");
+    hsm_requests_retire(d.table, d.key);
+    begin(&d, 0, 0);
+    CHECK_INT(answered(&d, retired, HSM_KEY_DEACTIVATED).begun, ==, 0);
+    desk_end(&d);
+}
+
+/* A host that is lost may have signed for the followers, too. */
+static void a_lost_host_may_have_begun_for_followers(void) {
+    struct desk d = desk_begin(1);
+    uint64_t leader = ask_of(&d, "a", 50 * MILLISECOND, false, HSM_OK);
+    uint64_t follower = ask(&d, "a");
+    CHECK_INT(hsm_requests_replay(d.table), ==, 0);
+    (void)hsm_requests_sweep(d.table, hsm_now_ns() + SECOND);
+    CHECK_INT(next_is(&d, leader, HSM_DEADLINE_EXCEEDED).begun, ==, 1);
+    CHECK_INT(cancel(&d, follower, 1), ==, 1);
+    begin(&d, 0, 0);
+    (void)unclaimed(&d, leader, HSM_CANCELLED);
+    desk_end(&d);
+}
+
 static void a_retired_key_ends_leader_and_follower(void) {
     struct desk d = desk_begin(4);
     uint64_t begun = ask(&d, "a");
@@ -233,6 +268,8 @@ static void a_message_without_room_in_a_slot_is_refused(void) {
 }
 
 static const struct test tests[] = {
+    TEST(what_is_dropped_was_not_begun),
+    TEST(a_lost_host_may_have_begun_for_followers),
     TEST(followers_share_the_leaders_signature),
     TEST(followers_share_the_leaders_failure),
     TEST(a_leader_that_leaves_still_signs_for_its_followers),
