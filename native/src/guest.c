@@ -77,7 +77,7 @@ static void complete(hsm_guest *guest, hsm_worker_record *record, uint32_t slot,
     hsm_area_complete(guest->area, slot);
 }
 
-/* Whether the request may begin; it begins last, so that what is dropped is known not to have begun. */
+/* Whether the request may begin. It begins last: a request that is dropped is known not to have begun. */
 static hsm_status admit(const hsm_guest *guest, hsm_slot *slot, uint64_t now) {
     if (atomic_load_explicit(&slot->stage, memory_order_relaxed) == HSM_STAGE_CANCELLED) {
         return HSM_CANCELLED;

@@ -107,14 +107,14 @@ static void a_leader_that_expires_leaves_its_followers_their_time(void) {
     desk_end(&d);
 }
 
-/* What a guest drops for its deadline, or its key, was not begun, for whoever followed it too. */
+/* A guest drops a request that is late, or whose key is retired: neither it nor its followers were begun. */
 static void what_is_dropped_was_not_begun(void) {
     struct desk d = desk_begin(1);
     uint64_t late = ask_of(&d, "a", 1, false, HSM_OK);
     uint64_t follower = ask(&d, "a");
     begin(&d, 0, 0);
-    (void)hsm_requests_sweep(d.table,
-                             hsm_now_ns() + SECOND); /* its waiter is answered before its completion is taken */
+    /* The waiter is answered before the completion is taken. */
+    (void)hsm_requests_sweep(d.table, hsm_now_ns() + SECOND);
     (void)next_is(&d, late, HSM_DEADLINE_EXCEEDED);
     (void)unclaimed(&d, late, HSM_DEADLINE_EXCEEDED);
     nothing_more(&d);
@@ -268,13 +268,13 @@ static void a_message_without_room_in_a_slot_is_refused(void) {
 }
 
 static const struct test tests[] = {
-    TEST(what_is_dropped_was_not_begun),
-    TEST(a_lost_host_may_have_begun_for_followers),
     TEST(followers_share_the_leaders_signature),
     TEST(followers_share_the_leaders_failure),
     TEST(a_leader_that_leaves_still_signs_for_its_followers),
     TEST(a_follower_of_a_withdrawn_leader_asks_again),
     TEST(a_leader_that_expires_leaves_its_followers_their_time),
+    TEST(what_is_dropped_was_not_begun),
+    TEST(a_lost_host_may_have_begun_for_followers),
     TEST(a_retired_key_ends_leader_and_follower),
     TEST(followers_leave_one_by_one),
     TEST(the_last_to_leave_withdraws_the_request),

@@ -239,8 +239,8 @@ class Cluster(_Server):
             time.sleep(0.01)
 
     def backends(self, database: str, where: str = "true") -> list[int]:
-        """The process ids of clients' connections to a database that fulfil a condition on pg_stat_activity: autovacuum
-        has some, too."""
+        """The process ids of clients' connections to a database that fulfil a condition on pg_stat_activity. Autovacuum
+        may have a connection, too."""
         clients = f"datname = '{database}' AND backend_type = 'client backend'"
         found = self.execute(f"SELECT pid FROM pg_stat_activity WHERE {clients} AND {where}")  # noqa: S608
         return [int(row[0]) for row in found]

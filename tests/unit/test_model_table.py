@@ -58,6 +58,8 @@ class TableMachine(RuleBasedStateMachine):
         self.seen: set[int] = set()
         self.runners: dict[int, tuple[int, bytes]] = {}
         self.keys: dict[int, bool] = {}
+        self.followed: set[int] = set()
+        """Keys of which one request may follow another one with the same message."""
         self.ahead = self.seq = self.tags = self.hits = self.misses = self.cancels = 0
         self.drained = True
         """Whether no answer can wait to be taken."""
@@ -94,6 +96,8 @@ class TableMachine(RuleBasedStateMachine):
         assert info.index not in self.keys
         assert info.index % 64 not in {key % 64 for key, _ in self.runners.values()}
         self.keys[info.index] = True
+        if cacheable and self.cache != self.ffi.NULL:
+            self.followed.add(info.index)
 
     @rule(which=st.integers(0, 79))
     def retire(self, which: int) -> None:
@@ -151,7 +155,7 @@ class TableMachine(RuleBasedStateMachine):
         self.drained = self.drained and not answer.cached
         deadline = lib.hsm_now_ns() + ask.timeout_ns
         request = Request(key, kept, ask.tag, deadline, hold)
-        for other in self.open.values():  # it may follow one whose answer nobody has taken yet
+        for other in self.open.values() if key in self.followed else ():  # whose answer may wait to be taken
             if (other.key, other.text) == (key, request.text):
                 request.possible |= other.possible & {"BUSY", "TOKEN_LOST"}
         if timeout is None:  # it has passed for whoever looks

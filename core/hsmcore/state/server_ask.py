@@ -108,8 +108,10 @@ async def _said(driver: Patient, socket: int, text: bytes) -> list[PGresult]:
         if done.done():
             return
         try:
+            # Twice: the second call finds the error behind the data that the first one has read. uvloop does not call
+            # again for a socket that has failed.
             server.consume_input()
-            server.consume_input()  # an error lies behind what came before it, and uvloop calls once where there is one
+            server.consume_input()
             while not server.is_busy():
                 result = server.get_result()
                 if result is None:
