@@ -154,8 +154,8 @@ static void settle(hsm_requests *table, uint32_t index, hsm_status status) {
 }
 
 /* The request in a slot has ended with `r`'s answer: so have those that follow it. What ended it alone, its deadline or
- * its waiter, does not end them: they ask again, before all others. `begun`: a worker has begun it; `r` says so of its own
- * waiter, who may have left before. */
+ * its waiter, does not end them: they ask again, before all others. `begun`: a worker has begun it. `r` has that of its
+ * own waiter, who may have left before. */
 static void share(hsm_requests *table, hsm_list *followers, const hsm_request *r, bool begun) {
     bool alone = r->answer.status == HSM_CANCELLED || r->answer.status == HSM_DEADLINE_EXCEEDED;
     while (followers->count != 0) {
