@@ -25,7 +25,7 @@ import orjson
 import uvloop
 
 import hsmcore
-from hsmcore.members.kms.sigv4 import Credentials, Signer
+from hsmcore.providers.kms.sigv4 import Credentials, Signer
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))

@@ -2,7 +2,7 @@
 
 from collections import namedtuple
 
-from hsmcore.base58 import base58
+from hsmcore.base.base58 import base58
 
 # By number.
 cdef tuple _PAYLOADS = ("raw", "digest32", "tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root",

@@ -4,7 +4,7 @@
     async with km:
         signature = await km.sign(message)
 
-Reading order: manager, members, keyring, then bindings/_native.pyx and native/include/hsmcore/hsmcore.h.
+Reading order: manager, failover, members, base, then bindings/_native.pyx and native/include/hsmcore/hsmcore.h.
 """
 
 import sys
@@ -25,13 +25,12 @@ if TYPE_CHECKING:
     from hsmcore import testing as testing
     from hsmcore import tracing as tracing
     from hsmcore._native import BatchedSignature
-    from hsmcore._version import __version__
     from hsmcore.audit import caller
     from hsmcore.audit import tagged as audit_tag
-    from hsmcore.audit.batch_proof import verify_batched
-    from hsmcore.audit.key_set import KeySet
+    from hsmcore.base.keyring import KeyVersion
+    from hsmcore.base.receipt import DigestSignature, Receipt
+    from hsmcore.base.version import __version__
     from hsmcore.config import Config, load
-    from hsmcore.control import KeyNotExportable
     from hsmcore.errors import (
         AccessDenied,
         AlgorithmUnsupported,
@@ -83,12 +82,13 @@ if TYPE_CHECKING:
         WrongEventLoop,
     )
     from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
-    from hsmcore.keyring import KeyVersion
     from hsmcore.manager.key_manager import KeyManager
     from hsmcore.manager.key_managers import KeyManagers, create_key_manager, create_key_managers
+    from hsmcore.members.control import KeyNotExportable
     from hsmcore.members.snapshot import MemberSnapshot
-    from hsmcore.receipt import DigestSignature, Receipt
     from hsmcore.state import NotApproved, StoreBehind, StoreBusy, StoreError, StoreNotGenuine
+    from hsmcore.tlog.batch_proof import verify_batched
+    from hsmcore.tlog.key_set import KeySet
 
 __all__ = [
     "AccessDenied",
@@ -172,27 +172,27 @@ _HOMES: Final = {
     "AllLevelsLate": "failover.errors",
     "BatchedSignature": "_native",
     "Config": "config",
-    "DigestSignature": "receipt",
+    "DigestSignature": "base.receipt",
     "EmergencyRefused": "failover.errors",
     "KeyManager": "manager.key_manager",
     "KeyManagers": "manager.key_managers",
-    "KeyNotExportable": "control",
-    "KeySet": "audit.key_set",
-    "KeyVersion": "keyring",
+    "KeyNotExportable": "members.control",
+    "KeySet": "tlog.key_set",
+    "KeyVersion": "base.keyring",
     "MemberSnapshot": "members.snapshot",
     "NotApproved": "state",
-    "Receipt": "receipt",
+    "Receipt": "base.receipt",
     "StoreBehind": "state",
     "StoreBusy": "state",
     "StoreError": "state",
     "StoreNotGenuine": "state",
-    "__version__": "_version",
+    "__version__": "base.version",
     "audit_tag": "audit",
     "caller": "audit",
     "create_key_manager": "manager.key_managers",
     "create_key_managers": "manager.key_managers",
     "load": "config",
-    "verify_batched": "audit.batch_proof",
+    "verify_batched": "tlog.batch_proof",
 }
 """Of the names that are not in errors.py."""
 

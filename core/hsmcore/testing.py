@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from hsmcore.control.curves import Algorithm
-from hsmcore.control.softhsm import StateFolder
+from hsmcore.members.control.curves import Algorithm
+from hsmcore.members.control.softhsm import StateFolder
 
 __all__ = ["fresh_token", "hsmcore_config", "hsmcore_token"]
 

@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from hsmcore._version import __version__
 from hsmcore.audit.record import current_tag, tagged
+from hsmcore.base.version import __version__
 from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:

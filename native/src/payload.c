@@ -8,7 +8,7 @@
 
 #define OFF_CHAIN_PREFIX "\xffsolana offchain"
 #define OWN_PREFIX "\xffhsmcore"
-#define KEY_TEST "hsmcore key test" /* and 32 random bytes: keytable.c, members/kms/keys.py */
+#define KEY_TEST "hsmcore key test" /* and 32 random bytes: keytable.c, providers/kms/keys.py */
 #define DOCTOR "hsmcore doctor"
 #define BATCH_LINE "hsmcore/batch-root/v1 "
 #define TIME_LINE "time "
@@ -179,7 +179,7 @@ static bool is_key_set(const uint8_t *message, size_t size) {
     return size > DIGEST && BEGINS(message, size, KEY_SET);
 }
 
-/* With a 0xff: failover/health.py, rotation/backup/drill.py and envelope.py. */
+/* With a 0xff: failover/health.py, manager/rotation/backup/drill.py and envelope.py. */
 static bool is_internal(const uint8_t *message, size_t size) {
     return BEGINS(message, size, OWN_PREFIX " ") ||
            (size == sizeof KEY_TEST - 1 + 32 && BEGINS(message, size, KEY_TEST)) ||

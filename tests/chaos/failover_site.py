@@ -19,13 +19,13 @@ from tests.support.chaos import CHAOS, Chaos, copy_of, wrap_noop
 from tests.support.levels_model import Reference
 
 from hsmcore._native import Routes
+from hsmcore.base.keyring import KeyVersion
 from hsmcore.errors import HsmError
 from hsmcore.failover import breaker, health, plan
 from hsmcore.failover import router as router_module
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.levels import Levels
 from hsmcore.failover.router import Router
-from hsmcore.keyring import KeyVersion
 
 Fault = Callable[[str, str], None]
 

@@ -36,8 +36,8 @@ import hsmcore
 from hsmcore.cli import main as command_line
 from hsmcore.failover import health
 from hsmcore.failover.history import History
-from hsmcore.rotation import service
-from hsmcore.rotation.store import Rotations
+from hsmcore.manager.rotation import service
+from hsmcore.manager.rotation.store import Rotations
 from hsmcore.serve import attached
 from hsmcore.state import Desired, Keys, Store
 

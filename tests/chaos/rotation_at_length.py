@@ -9,7 +9,7 @@ from tests.support.leaks import holdings, surplus_since
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened
 
-from hsmcore.rotation import service
+from hsmcore.manager.rotation import service
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos, pytest.mark.timeout(600)]
 

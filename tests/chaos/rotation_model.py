@@ -22,10 +22,10 @@ from tests.support.rotation_world import Broken, CutOff, Process, World
 from tests.support.seeds import added, parse, quiet, run_seeds
 
 from hsmcore.errors import HsmError, KeyNotFound
-from hsmcore.rotation.machine import NAMES
-from hsmcore.rotation.service import ABORT, ROTATE
-from hsmcore.rotation.steps import handover
-from hsmcore.rotation.store import Rotations
+from hsmcore.manager.rotation.machine import NAMES
+from hsmcore.manager.rotation.service import ABORT, ROTATE
+from hsmcore.manager.rotation.steps import handover
+from hsmcore.manager.rotation.store import Rotations
 from hsmcore.state import Keys
 
 CHUNK = 50

@@ -39,7 +39,7 @@ from tests.support.two_keys import FIRST, SECOND, THIRD, TwoKeys
 import hsmcore
 from hsmcore import _native
 from hsmcore.errors import KeyMismatch
-from hsmcore.statuses import STATUSES
+from hsmcore.errors.statuses import STATUSES
 
 REQUESTS = 200
 CHUNK = 50

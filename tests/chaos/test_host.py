@@ -36,8 +36,8 @@ from tests.support.paths import ROOT
 from tests.support.verifiers import is_good
 
 import hsmcore
-from hsmcore.control.process import _INHERITED, _INHERITED_KINDS
 from hsmcore.errors import DeadlineExceeded, HostUnusable, MemberDown
+from hsmcore.members.control.process import _INHERITED, _INHERITED_KINDS
 from hsmcore.members.supervisor import HOST_PROGRAM
 
 pytestmark = [

@@ -14,7 +14,7 @@ from tests.chaos.test_rotation_kills import BACK, FORWARD
 from tests.support.paths import ROOT
 from tests.support.rotation import Lives
 
-from hsmcore.audit.key_set import KeySet
+from hsmcore.tlog.key_set import KeySet
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 

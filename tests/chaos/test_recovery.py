@@ -25,7 +25,7 @@ from hsmcore.errors import (
     SignatureInvalid,
     SignatureMalformed,
 )
-from hsmcore.statuses import RETRYABLE_CLASSES, STATUSES
+from hsmcore.errors.statuses import RETRYABLE_CLASSES, STATUSES
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.support.rotation import Lives
 
-from hsmcore.rotation.machine import STEPS
+from hsmcore.manager.rotation.machine import STEPS
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos]
 MOMENTS = ("before", "begun", "effect", "recorded")

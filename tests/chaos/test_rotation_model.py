@@ -8,9 +8,9 @@ pytest.importorskip("solders")
 from tests.chaos import rotation_model
 
 from hsmcore.errors import BadArgument
-from hsmcore.rotation.context import skipped
-from hsmcore.rotation.service import RotationService
-from hsmcore.rotation.steps import handover
+from hsmcore.manager.rotation.context import skipped
+from hsmcore.manager.rotation.service import RotationService
+from hsmcore.manager.rotation.steps import handover
 
 pytestmark = [pytest.mark.integration, pytest.mark.chaos, pytest.mark.timeout(240)]
 

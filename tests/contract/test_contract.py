@@ -16,9 +16,9 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.control.backup import ImportWrapped
 from hsmcore.doctor import diagnose
 from hsmcore.errors import DeadlineExceeded, KeyDeactivated, KeyNotFound, LoginError
+from hsmcore.members.control.backup import ImportWrapped
 
 pytestmark = pytest.mark.integration
 

@@ -23,7 +23,7 @@ def _breakage(work: Callable[[], None]) -> Callable[[], None]:
 @_breakage
 def reclaimed_by_age() -> None:
     """A bound position is given up when it is so old that its signer must have failed."""
-    from hsmcore.policy.watermark import Watermark
+    from hsmcore.manager.policy.watermark import Watermark
     from hsmcore.state.schema import BOUND, WATERMARK
 
     taken = Watermark._taken
@@ -72,7 +72,7 @@ def unshared() -> None:
 def let_go() -> None:
     """A commit that the server lets go, because synchronous_standby_names is emptied, counts as one that has waited. A
     failover then loses it, as with `not_synchronous`."""
-    from hsmcore.state.server_link import Facts
+    from hsmcore.state.postgres.link import Facts
 
     unwitnessed()
     Facts.lasts = lambda self, after: True  # type: ignore[method-assign]
@@ -82,7 +82,7 @@ def let_go() -> None:
 def not_synchronous() -> None:
     """A commit is confirmed before the synchronous standby has it, as with synchronous_commit = local. A failover then
     loses it, which the audit logs would put right: so they are not compared."""
-    from hsmcore.state import server_link
+    from hsmcore.state.postgres import link as server_link
 
     unwitnessed()
     server_link._COMMIT_AT_LEAST = "'local'"  # type: ignore[misc]

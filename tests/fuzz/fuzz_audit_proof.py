@@ -7,9 +7,9 @@ from tests.fuzz.engine import main
 
 from hsmcore._native import MerkleTree
 from hsmcore.audit.check.prove import check_inclusion
-from hsmcore.audit.checkpoint import Checkpoint
-from hsmcore.audit.note import ED25519, Note, NoteError, VerifierKey, signed
-from hsmcore.tlog_proof import ProofError
+from hsmcore.tlog.checkpoint import Checkpoint
+from hsmcore.tlog.note import ED25519, Note, NoteError, VerifierKey, signed
+from hsmcore.tlog.proof import ProofError
 
 _SECRET = SigningKey(bytes(range(32)))
 KEY = VerifierKey("example.com/log", ED25519, bytes(_SECRET.verify_key))

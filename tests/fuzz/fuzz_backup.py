@@ -5,7 +5,7 @@ from __future__ import annotations
 from nacl.signing import SigningKey
 from tests.fuzz.engine import main
 
-from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
+from hsmcore.manager.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
 
 KEY = SigningKey(bytes(range(32)))
 

@@ -7,7 +7,7 @@ import json
 from tests.fuzz.engine import main
 
 from hsmcore.errors import BadArgument
-from hsmcore.fleet.interchange import parse, text_of
+from hsmcore.recovery.interchange import parse, text_of
 
 
 def seeds() -> list[bytes]:

@@ -15,9 +15,9 @@ from tests.fuzz.engine import main
 from hsmcore.errors import HsmError
 from hsmcore.failover.budget import Emergency, Limits
 from hsmcore.failover.history import History
-from hsmcore.fleet.interchange import export, text_of
-from hsmcore.policy.watermark import Charge, Place, Watermark, marks_of
-from hsmcore.rotation.store import Rotations
+from hsmcore.manager.policy.watermark import Charge, Place, Watermark, marks_of
+from hsmcore.manager.rotation.store import Rotations
+from hsmcore.recovery.interchange import export, text_of
 from hsmcore.state import Approval, Approvals, Backups, Desired, Keys, Store
 
 _FOLDER = tempfile.TemporaryDirectory(prefix="hsmcore-fuzz-")

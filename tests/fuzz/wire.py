@@ -19,7 +19,7 @@ from tests.fuzz.engine import changed
 from tests.support.paths import ROOT
 from tests.support.wire import encoded, read
 
-from hsmcore.gateway.frames import Frame, Splitter, Type, WireError
+from hsmcore.gateway.wire.frames import Frame, Splitter, Type, WireError
 
 CORPUS = ROOT / "tests" / "fuzz" / "corpus" / "wire"
 HEAD_BYTES = 16

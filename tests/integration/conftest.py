@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.support.yubihsm.rig import Rig
 
-from hsmcore.config.yubihsm import default_yubihsm_module
+from hsmcore.providers.yubihsm.settings import default_yubihsm_module
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from tests.support.yubihsm.codes import Kind
 from tests.support.yubihsm.objects import IMPORTED
 from tests.support.yubihsm.rig import DOMAIN, KEY_ID
 
-from hsmcore.audit.devices.yubihsm_attest import Claim, certificates, problem_of
 from hsmcore.cli.app import run as cli
 from hsmcore.config import load
 from hsmcore.doctor import diagnose
 from hsmcore.errors import RequestRejected
+from hsmcore.providers.yubihsm.attest import Claim, certificates, problem_of
 
 pytestmark = pytest.mark.integration
 ATTESTER = 0x0005

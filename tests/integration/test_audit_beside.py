@@ -25,7 +25,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.audit.segment import segments
 from hsmcore.audit.tiles import Tiles
-from hsmcore.steady import SteadyClock
+from hsmcore.base.steady import SteadyClock
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 

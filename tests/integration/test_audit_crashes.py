@@ -24,11 +24,11 @@ from hsmcore.audit import AuditLog, tagged
 from hsmcore.audit import open_log as audit_open_log
 from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import verify
-from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.audit.recover import open_log
 from hsmcore.audit.segment import segments
+from hsmcore.tlog.checkpoint import Checkpoint
 
 
 def records(layout: Layout) -> list[dict]:

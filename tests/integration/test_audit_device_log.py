@@ -13,9 +13,9 @@ from tests.support.terminal import PROGRAM
 from tests.support.yubihsm.rig import AUDITOR, KEY_ID, PASSWORDS
 
 from hsmcore.audit import AuditLog
-from hsmcore.audit.devices import yubihsm_audit
 from hsmcore.audit.layout import Layout
 from hsmcore.config import load
+from hsmcore.providers.yubihsm import audit as yubihsm_audit
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 
@@ -190,7 +190,7 @@ def test_a_crash_between_keeping_and_forgetting_doubles_nothing(place, monkeypat
         raise OSError("crash")
 
     with monkeypatch.context() as patch:
-        patch.setattr("hsmcore.audit.devices.yubihsm_log._Reader.forget", crash)
+        patch.setattr("hsmcore.providers.yubihsm.drain._Reader.forget", crash)
         with pytest.raises(OSError, match="crash"):
             place.examine()
     place.kept.write_text(place.kept.read_text() + '{"torn')

@@ -18,7 +18,6 @@ from tests.support.loops import one_loop
 from tests.support.terminal import PROGRAM
 
 import hsmcore
-from hsmcore import steady
 from hsmcore.audit import AuditLog, index
 from hsmcore.audit.check.findings import Report
 from hsmcore.audit.check.trust import Trust
@@ -28,6 +27,7 @@ from hsmcore.audit.open_log import OpenLog
 from hsmcore.audit.query import Query
 from hsmcore.audit.retention import DAY_NS
 from hsmcore.audit.segment import segments
+from hsmcore.base import steady
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 RECORDS = 900

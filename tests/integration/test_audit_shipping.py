@@ -560,7 +560,7 @@ async def test_records_that_were_not_shipped_are_not_pruned(tmp_path, logs):
     log = AuditLog(path, rules, [cloud(logs.url)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("time.time_ns", lambda real=time.time_ns: real() + 3 * 86_400 * 10**9)
-        patch.setattr("hsmcore.steady.HELD_NS", 0)
+        patch.setattr("hsmcore.base.steady.HELD_NS", 0)
         await log.open()
         log.record("sign", message=b"x")
         await log.flush()

@@ -20,7 +20,7 @@ import hsmcore
 from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.note import COSIGNATURE, ED25519, Note, VerifierKey, signature_line
+from hsmcore.tlog.note import COSIGNATURE, ED25519, Note, VerifierKey, signature_line
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 

@@ -16,9 +16,9 @@ from tests.support.aws import CREDENTIALS, OFFLINE, REGION, UNSET, moto_server
 from tests.support.loops import one_loop
 from tests.support.managers import opened
 
+from hsmcore.base.places import PlaceError, place_at
 from hsmcore.errors import HsmError
-from hsmcore.rotation.backup.envelope import open_envelope
-from hsmcore.rotation.backup.places import PlaceError, place_at
+from hsmcore.manager.rotation.backup.envelope import open_envelope
 
 pytestmark = pytest.mark.integration
 

@@ -21,7 +21,6 @@ from tests.support.policed import moving, ordered
 
 import hsmcore
 from hsmcore import metrics
-from hsmcore.audit import batch_proof
 from hsmcore.cli.app import run as cli
 from hsmcore.config.batching import MOST_ROOT_BYTES
 from hsmcore.errors import (
@@ -42,6 +41,7 @@ from hsmcore.errors import (
 )
 from hsmcore.state import StoreNotGenuine
 from hsmcore.state.positions import MOST_POSITION
+from hsmcore.tlog import batch_proof
 
 pytestmark = pytest.mark.integration
 KINDS = ["raw", "batch-root"]

@@ -28,13 +28,13 @@ from hsmcore.cli.app import run
 from hsmcore.cli.encoding import decode_signature
 from hsmcore.cli.settings import load_config, token_settings
 from hsmcore.config.root import default_state
-from hsmcore.control import TokenAccess, TokenSelector
-from hsmcore.control.admin import TokenAdmin
-from hsmcore.control.curves import ORDERS
-from hsmcore.control.keys import Destroy
-from hsmcore.control.provision import TokenRequest, provision
-from hsmcore.control.softhsm import SOFTHSM_PATHS, StateFolder, find_softhsm
 from hsmcore.errors import ModuleMissing, PinIncorrect, SystemFailure
+from hsmcore.members.control import TokenAccess, TokenSelector
+from hsmcore.members.control.admin import TokenAdmin
+from hsmcore.members.control.curves import ORDERS
+from hsmcore.members.control.keys import Destroy
+from hsmcore.members.control.provision import TokenRequest, provision
+from hsmcore.members.control.softhsm import SOFTHSM_PATHS, StateFolder, find_softhsm
 
 pytestmark = [
     pytest.mark.integration,
@@ -223,7 +223,7 @@ def test_default_paths(monkeypatch, tmp_path):
     assert default_state() == tmp_path / "hsmcore"
     monkeypatch.setenv("XDG_STATE_HOME", "")
     assert default_state() == Path.home() / ".local" / "state" / "hsmcore"
-    monkeypatch.setattr("hsmcore.control.softhsm.SOFTHSM_PATHS", ())
+    monkeypatch.setattr("hsmcore.members.control.softhsm.SOFTHSM_PATHS", ())
     with pytest.raises(ModuleMissing, match="not installed"):
         find_softhsm()
 

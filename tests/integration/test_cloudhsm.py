@@ -15,8 +15,6 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.control import ControlPlane
-from hsmcore.control.backup import ExportWrapped, ImportWrapped
 from hsmcore.errors import (
     BadArgument,
     ConfigurationError,
@@ -30,6 +28,8 @@ from hsmcore.errors import (
     TokenAmbiguous,
     TokenNotFound,
 )
+from hsmcore.members.control import ControlPlane
+from hsmcore.members.control.backup import ExportWrapped, ImportWrapped
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 

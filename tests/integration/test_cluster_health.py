@@ -17,9 +17,9 @@ from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 
 from hsmcore.cli.app import run as run_cli
-from hsmcore.members.cloudhsm import HealthPoller, describe_cluster
-from hsmcore.members.cloudhsm import poller as polling
-from hsmcore.members.cloudhsm.health import Expected
+from hsmcore.providers.cloudhsm import HealthPoller, describe_cluster
+from hsmcore.providers.cloudhsm import poller as polling
+from hsmcore.providers.cloudhsm.health import Expected
 
 REGION = "us-east-1"
 

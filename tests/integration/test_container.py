@@ -27,7 +27,7 @@ from tests.support.paths import ROOT
 from tests.support.wire_site import Peer, sign
 
 import hsmcore
-from hsmcore.gateway import wire
+from hsmcore.gateway.wire import messages as wire
 
 pytestmark = pytest.mark.integration
 CONTAINERFILE = (ROOT / "packaging" / "oci" / "Containerfile").read_text()

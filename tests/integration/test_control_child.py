@@ -18,12 +18,6 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.control import ControlError, ControlPlane, KeyNotExportable, TokenAccess, TokenSelector, wire
-from hsmcore.control.backup import ExportWrapped, ImportWrapped
-from hsmcore.control.keys import Deactivate, Destroy
-from hsmcore.control.provision import provision
-from hsmcore.control.softhsm import find_softhsm
-from hsmcore.control.verb import VERBS, Verb
 from hsmcore.errors import (
     EXCEPTION_OF_STATUS,
     InternalError,
@@ -35,6 +29,12 @@ from hsmcore.errors import (
     TokenNotFound,
     error_of,
 )
+from hsmcore.members.control import ControlError, ControlPlane, KeyNotExportable, TokenAccess, TokenSelector, wire
+from hsmcore.members.control.backup import ExportWrapped, ImportWrapped
+from hsmcore.members.control.keys import Deactivate, Destroy
+from hsmcore.members.control.provision import provision
+from hsmcore.members.control.softhsm import find_softhsm
+from hsmcore.members.control.verb import VERBS, Verb
 from hsmcore_bench.harness.softhsm import token_folder
 
 SOFTHSM = frozenset({"SOFTHSM2_CONF"})

@@ -17,9 +17,9 @@ from tests.support.loops import one_loop
 from tests.support.managers import start, until
 
 from hsmcore.config import load
-from hsmcore.control import ControlPlane, plane
-from hsmcore.control import process as control_process
 from hsmcore.errors import EngineClosed, HostUnusable, MemberDown
+from hsmcore.members.control import ControlPlane, plane
+from hsmcore.members.control import process as control_process
 
 pytestmark = pytest.mark.integration
 
@@ -152,7 +152,7 @@ def test_it_does_not_outlive_its_parent(chaos, tmp_path, hanging, sibling):
     program = f"""
         import asyncio, os, sys, time
         from hsmcore.config import load
-        from hsmcore.control import ControlPlane
+        from hsmcore.members.control import ControlPlane
 
         async def main():
             control = ControlPlane.for_settings(load({str(config)!r}).key_manager.config, isolated=True)

@@ -9,12 +9,12 @@ from pkcs11 import exceptions as p11
 
 from hsmcore import _native
 from hsmcore.config import pkcs11 as config
-from hsmcore.control import ALGORITHMS, ControlError, algorithm_of_params, decode_point
-from hsmcore.control.backup import ImportWrapped
-from hsmcore.control.cryptoki import CkrError
-from hsmcore.control.faults import _NUMBERS, ckr_of, translated
-from hsmcore.control.quirks import quirks_for
 from hsmcore.errors import HsmError, KeyUnusable, MemberDown, PinIncorrect
+from hsmcore.members.control import ALGORITHMS, ControlError, algorithm_of_params, decode_point
+from hsmcore.members.control.backup import ImportWrapped
+from hsmcore.members.control.cryptoki import CkrError
+from hsmcore.members.control.faults import _NUMBERS, ckr_of, translated
+from hsmcore.members.control.quirks import quirks_for
 
 KEY = bytes(range(32))
 POINT = b"\x04" + bytes(range(64))

@@ -16,12 +16,6 @@ from pkcs11.exceptions import PKCS11Error
 import hsmcore
 from hsmcore import _native
 from hsmcore.config import load
-from hsmcore.control import ALGORITHMS, ControlError, ControlPlane, KeyNotExportable, TokenAccess, TokenSelector
-from hsmcore.control.admin import TokenAdmin
-from hsmcore.control.adopt import AdoptedLibrary, adopt, hold_module
-from hsmcore.control.backup import ExportWrapped, ImportWrapped
-from hsmcore.control.keys import Deactivate, Destroy, GenerateKey, ListKeys
-from hsmcore.control.softhsm import SOFTHSM_PATHS, StateFolder
 from hsmcore.errors import (
     EngineClosed,
     EngineForked,
@@ -34,6 +28,12 @@ from hsmcore.errors import (
     TokenAmbiguous,
     TokenNotFound,
 )
+from hsmcore.members.control import ALGORITHMS, ControlError, ControlPlane, KeyNotExportable, TokenAccess, TokenSelector
+from hsmcore.members.control.admin import TokenAdmin
+from hsmcore.members.control.adopt import AdoptedLibrary, adopt, hold_module
+from hsmcore.members.control.backup import ExportWrapped, ImportWrapped
+from hsmcore.members.control.keys import Deactivate, Destroy, GenerateKey, ListKeys
+from hsmcore.members.control.softhsm import SOFTHSM_PATHS, StateFolder
 
 pytestmark = [
     pytest.mark.integration,
@@ -317,7 +317,7 @@ def test_a_wrong_pin_is_tried_once_and_wiped(settings):
 
 def test_a_locked_pin_is_not_tried(settings, monkeypatch):
     flags = SimpleNamespace(USER_PIN_LOCKED=0, USER_PIN_FINAL_TRY=TokenFlag.USER_PIN_INITIALIZED)
-    monkeypatch.setattr("hsmcore.control.admin.TokenFlag", flags)
+    monkeypatch.setattr("hsmcore.members.control.admin.TokenFlag", flags)
     selector = TokenSelector(label=settings.token_label)
     with pytest.raises(PinLocked):
         TokenAdmin(TokenAccess(settings.module_path, selector), pin=lambda: pytest.fail("the PIN was fetched")).open()

@@ -14,11 +14,11 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.control import ControlPlane, TokenAccess, TokenSelector
-from hsmcore.control.admin import TokenAdmin
-from hsmcore.control.adopt import hold_module
-from hsmcore.control.keys import Deactivate, Destroy, GenerateKey, ListKeys
 from hsmcore.errors import MemberDown, PinIncorrect, SessionFailed
+from hsmcore.members.control import ControlPlane, TokenAccess, TokenSelector
+from hsmcore.members.control.admin import TokenAdmin
+from hsmcore.members.control.adopt import hold_module
+from hsmcore.members.control.keys import Deactivate, Destroy, GenerateKey, ListKeys
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 

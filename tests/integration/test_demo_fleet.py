@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from tests.fleet.nodes import needs_postgres
 
-from hsmcore.control.softhsm import SOFTHSM_PATHS
 from hsmcore.errors import SystemFailure
+from hsmcore.members.control.softhsm import SOFTHSM_PATHS
 from hsmcore_bench.demo import postgres
 
 pytest.importorskip("solders")

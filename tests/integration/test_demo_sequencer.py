@@ -14,8 +14,8 @@ import pytest
 from nacl.signing import SigningKey
 from tests.support.terminal import OWN_PROCESS
 
-from hsmcore.control.softhsm import SOFTHSM_PATHS
 from hsmcore.errors import MemberDown
+from hsmcore.members.control.softhsm import SOFTHSM_PATHS
 from hsmcore_bench.harness.locate import RAW_SIGN, native
 
 pytest.importorskip("solders")

@@ -130,7 +130,7 @@ async def test_embedding_goes_on(world):
 @pytest.mark.parametrize("number", [1, 2])
 def test_logging(number, state):
     program = block("docs/LOGGING.md", "python", number) + (
-        "from hsmcore.log import get_logger\nget_logger().warning('failover', member='softhsm:a')\n"
+        "from hsmcore.base.log import get_logger\nget_logger().warning('failover', member='softhsm:a')\n"
         "get_logger().info('failback')\n"
     )
     ended = subprocess.run([sys.executable, "-c", program], env=bare(), capture_output=True, text=True, check=True)

@@ -16,13 +16,14 @@ from tests.support.shim import Shim
 from tests.support.verifiers import is_good
 
 import hsmcore
-from hsmcore.config import load, providers, softhsm
+from hsmcore.config import load, providers
 from hsmcore.doctor import DoctorReport, Options, ProviderReport, Step, diagnose
 from hsmcore.doctor.keychecks import evidence_step
-from hsmcore.doctor.kms import evidence_of
 from hsmcore.doctor.places import check_places
 from hsmcore.doctor.plan import CHECKS
 from hsmcore.doctor.report import ok
+from hsmcore.providers.kms.probe import evidence_of
+from hsmcore.providers.softhsm import settings as softhsm
 
 pytestmark = pytest.mark.integration
 

@@ -16,23 +16,23 @@ from tests.support.doc_blocks import block
 from tests.support.paths import ROOT
 
 import hsmcore
-from hsmcore.log import get_logger
+from hsmcore.base.log import get_logger
 
 pytestmark = pytest.mark.integration
 
 LOGS = """
-import hsmcore.log
-hsmcore.log.get_logger(member="a").warning("member down", reason="x")
+import hsmcore.base.log
+hsmcore.base.log.get_logger(member="a").warning("member down", reason="x")
 """
 CANNOT_IMPORT = """
 import sys
-import hsmcore.log
+import hsmcore.base.log
 sys.modules["structlog.stdlib"] = None  # as behind a changed user or root, where the interpreter's folder is not
-hsmcore.log.get_logger(member="a").warning("member down", reason="x", pin="1234")
+hsmcore.base.log.get_logger(member="a").warning("member down", reason="x", pin="1234")
 try:
     raise ValueError("broken")
 except ValueError:
-    hsmcore.log.get_logger().exception("cannot be followed")
+    hsmcore.base.log.get_logger().exception("cannot be followed")
 """
 FORGETS = """
 import asyncio, gc, sys, warnings

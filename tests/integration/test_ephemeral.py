@@ -19,8 +19,8 @@ from tests.support.managers import opened
 from tests.support.verifiers import is_good
 
 import hsmcore
-from hsmcore.control import KeyNotExportable
-from hsmcore.control.locked import LockedKey
+from hsmcore.members.control import KeyNotExportable
+from hsmcore.members.control.locked import LockedKey
 
 pytestmark = pytest.mark.integration
 

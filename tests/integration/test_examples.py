@@ -13,7 +13,7 @@ import pytest
 from nacl.signing import VerifyKey
 from tests.support import batches
 
-from hsmcore.base58 import base58
+from hsmcore.base.base58 import base58
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("softhsm")]
 

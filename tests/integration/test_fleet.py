@@ -20,9 +20,9 @@ from tests.support.softhsm import Token
 from tests.support.verifiers import is_good
 
 import hsmcore
-from hsmcore.audit import batch_proof
 from hsmcore.fleet import entry
 from hsmcore.fleet.membership import Membership
+from hsmcore.tlog import batch_proof
 
 pytestmark = [pytest.mark.integration, pytest.mark.alone]
 TTL = 1

@@ -14,7 +14,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.config import load
 from hsmcore.fleet import orders
-from hsmcore.policy.watermark import Place, Watermark
+from hsmcore.manager.policy.watermark import Place, Watermark
 from hsmcore.state import Store
 
 pytestmark = pytest.mark.integration

@@ -13,12 +13,12 @@ from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.postgres import Cluster, fleet
 
+from hsmcore.base.steady import boottime
 from hsmcore.errors import DeadlineExceeded, NotHolder, error_of
 from hsmcore.fleet.confirmations import AT_ONCE, Confirmations, EpochCheck
 from hsmcore.fleet.membership import Membership
 from hsmcore.state import StoreUnknown
-from hsmcore.state.server_link import ANSWER_SECONDS
-from hsmcore.steady import boottime
+from hsmcore.state.postgres.link import ANSWER_SECONDS
 
 pytestmark = [pytest.mark.integration, one_loop]
 

@@ -17,10 +17,10 @@ from tests.support.managers import until
 from tests.support.postgres import Cluster, cluster, fleet
 
 from hsmcore.config import Secret
-from hsmcore.policy.watermark import Watermark
+from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.state import Desired, Store, StoreError, StoreNotGenuine
+from hsmcore.state.postgres.link import take_turn
 from hsmcore.state.sealed_rows import SEALED
-from hsmcore.state.server_link import take_turn
 
 pytestmark = [pytest.mark.integration, one_loop]
 SECRET = Secret.plain("s" * 32)

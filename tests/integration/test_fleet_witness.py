@@ -16,7 +16,7 @@ from hsmcore.audit.backwards import newest_first
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.segment import segments
 from hsmcore.errors import AuditUnavailable, BadArgument, FleetBehind
-from hsmcore.fleet import incident, witness
+from hsmcore.recovery import incident, witness
 from hsmcore.state import StoreError
 
 pytestmark = [pytest.mark.integration, one_loop]

@@ -9,8 +9,8 @@ from tests.support.fleet_hosts import BLOCKS, FLEET, Host, digest
 from tests.support.loops import one_loop
 from tests.support.postgres import cluster, fleet
 
-from hsmcore.fleet import incident
-from hsmcore.fleet.interchange import export, import_
+from hsmcore.recovery import incident
+from hsmcore.recovery.interchange import export, import_
 from hsmcore.state import Store, StoreError
 
 pytestmark = [pytest.mark.integration, one_loop]

@@ -95,7 +95,7 @@ async def test_a_folder_that_everyone_may_write_is_refused(tmp_path, caplog, mod
 VOLUME = """
 import os, subprocess, sys
 from pathlib import Path
-from hsmcore.state.ownership import exposed
+from hsmcore.base.ownership import exposed
 
 place = Path(sys.argv[1])
 place.chmod(0o777)

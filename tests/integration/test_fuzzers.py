@@ -15,7 +15,7 @@ import yaml
 from tests.fuzz.engine import fuzz
 from tests.support.paths import ROOT
 
-from hsmcore.rotation.backup import envelope
+from hsmcore.manager.rotation.backup import envelope
 
 pytestmark = pytest.mark.integration
 FOLDER = ROOT / "tests" / "fuzz"

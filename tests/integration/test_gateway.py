@@ -15,8 +15,10 @@ from tests.support.wire_site import ME, many, refusals, sign, site
 
 from hsmcore._native import Digest, verify
 from hsmcore.errors import ConfigurationError
-from hsmcore.gateway import memory, tls, wire
-from hsmcore.gateway.frames import Type, frame
+from hsmcore.gateway import replay as memory
+from hsmcore.gateway import tls
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import Type, frame
 
 pytestmark = pytest.mark.integration
 M = b"a message"

@@ -11,8 +11,8 @@ from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.wire_site import ME, sign, site
 
-from hsmcore.gateway import wire
-from hsmcore.gateway.frames import Type
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import Type
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 LONG = {"timeout_ms": 60_000}

@@ -17,9 +17,10 @@ from tests.support.policed import ordered
 from tests.support.wire_site import one_of, refusals, sign, site
 
 from hsmcore.errors import BadArgument, DeadlineExceeded, HsmError, MemberDown, SignatureInvalid
-from hsmcore.gateway import Client, wire
-from hsmcore.gateway.batched import Batched, batched, read_batched
-from hsmcore.gateway.frames import Flag, Type, frame
+from hsmcore.gateway import Client
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.batched import Batched, batched, read_batched
+from hsmcore.gateway.wire.frames import Flag, Type, frame
 
 pytestmark = pytest.mark.integration
 LONG = {"timeout_ms": 120_000}

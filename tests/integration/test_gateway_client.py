@@ -33,7 +33,8 @@ from hsmcore.errors import (
     MessageTooLarge,
     PolicyRefused,
 )
-from hsmcore.gateway import Client, ClientTls, wire
+from hsmcore.gateway import Client, ClientTls
+from hsmcore.gateway.wire import messages as wire
 
 pytestmark = pytest.mark.integration
 TWO_KEYS = ({"name": "ed25519", "kind": "ed25519"}, {"name": "second", "kind": "ed25519"})

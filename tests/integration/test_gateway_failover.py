@@ -13,8 +13,8 @@ from tests.support.wire_site import sign, site
 
 import hsmcore
 from hsmcore.errors import EngineClosed
-from hsmcore.gateway import wire
-from hsmcore.gateway.frames import Type
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import Type
 from hsmcore.manager.membership import ConfirmedPath
 
 pytestmark = [pytest.mark.integration, needs_chaos]

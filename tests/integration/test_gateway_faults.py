@@ -25,8 +25,9 @@ from hsmcore.errors import (
     QueueFull,
     WrongEventLoop,
 )
-from hsmcore.gateway import Client, ClientTls, wire
-from hsmcore.gateway.frames import Type, frame
+from hsmcore.gateway import Client, ClientTls
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import Type, frame
 
 
 @pytest.fixture
@@ -302,7 +303,7 @@ async def test_errors_of_the_wire_are_those_of_the_library(path):
 
 
 async def test_a_silent_gateway_is_left(path, monkeypatch):
-    monkeypatch.setattr("hsmcore.gateway.keeping._PING_SECONDS", 0.05)
+    monkeypatch.setattr("hsmcore.gateway.client.connections._PING_SECONDS", 0.05)
     async with FakeGateway(path) as fake, Client(f"unix:{path}") as km:
         downs = []
         km.on("member-down", downs.append)

@@ -13,8 +13,9 @@ from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.wire_site import ME, bad_frames, refusals, sign, site
 
-from hsmcore.gateway import connection, server, wire
-from hsmcore.gateway.frames import Type, frame
+from hsmcore.gateway import connection, server
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import Type, frame
 
 pytestmark = pytest.mark.integration
 M = b"a message"

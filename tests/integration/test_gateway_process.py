@@ -18,8 +18,8 @@ from tests.support.loops import one_loop
 from tests.support.managers import becomes, until
 from tests.support.wire_site import ME, Peer, document, sign
 
-from hsmcore.gateway import wire
-from hsmcore.gateway.frames import Type
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import Type
 
 pytestmark = pytest.mark.integration
 M = b"a message"

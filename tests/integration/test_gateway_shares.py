@@ -16,9 +16,10 @@ from tests.support.managers import until
 from tests.support.vault_site import TOKEN, b64
 from tests.support.wire_site import ME, many, sign, site
 
-from hsmcore.gateway import Client, wire
-from hsmcore.gateway.frames import Type
+from hsmcore.gateway import Client
 from hsmcore.gateway.intake import FRAMES
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import Type
 
 pytestmark = pytest.mark.integration
 FLOOD, BATCH = [b"flood %d" % number for number in range(2000)], 250

@@ -22,8 +22,8 @@ from tests.support.vault_site import TOKEN, b64, called, site
 
 from hsmcore.errors import HsmError
 from hsmcore.gateway.desk import Desk
-from hsmcore.gateway.vault import Transit
-from hsmcore.gateway.versions import Versions
+from hsmcore.gateway.vault.face import Transit
+from hsmcore.gateway.vault.versions import Versions
 
 pytestmark = pytest.mark.integration
 M = b"a message"

@@ -20,11 +20,11 @@ from tests.support.policed import moving
 from tests.support.scrapes import Scrape
 from tests.support.vault_site import TOKEN, b64, called, site
 
+from hsmcore.base.listening import http
+from hsmcore.base.listening.connections import MAX_CONNECTIONS
 from hsmcore.gateway.desk import Desk
-from hsmcore.gateway.vault import MAX_BODY_BYTES, Transit
-from hsmcore.gateway.versions import Versions
-from hsmcore.listening import http
-from hsmcore.listening.connections import MAX_CONNECTIONS
+from hsmcore.gateway.vault.face import MAX_BODY_BYTES, Transit
+from hsmcore.gateway.vault.versions import Versions
 
 pytestmark = pytest.mark.integration
 M = b"a message"

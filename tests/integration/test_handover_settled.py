@@ -14,8 +14,8 @@ from tests.support.rotation import cancel_rotation_at
 import hsmcore
 from hsmcore.cli.app import run as run_command
 from hsmcore.errors import BadArgument, HsmError
-from hsmcore.rotation import service
-from hsmcore.rotation.steps import handover as step
+from hsmcore.manager.rotation import service
+from hsmcore.manager.rotation.steps import handover as step
 
 pytestmark = pytest.mark.integration
 NO_ANSWERS = ("unknown", None, "NEW", ["new"], HsmError("the node is away"), RuntimeError("a mistake"))

@@ -22,13 +22,13 @@ from tests.support.vault_site import site
 from tests.support.web import asked
 
 import hsmcore
-from hsmcore.audit.key_set import KeyEntry, KeySet, signer, split, text_of
-from hsmcore.audit.note import signature_line
 from hsmcore.cli.app import run as cli
 from hsmcore.errors import AlgorithmUnsupported, ConfigurationError, PolicyRefused
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.serve import attached
 from hsmcore.state import StoreBusy
+from hsmcore.tlog.key_set import KeyEntry, KeySet, signer, split, text_of
+from hsmcore.tlog.note import signature_line
 
 pytestmark = pytest.mark.integration
 

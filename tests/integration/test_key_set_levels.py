@@ -8,7 +8,7 @@ from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 
-from hsmcore.audit.key_set import KeySet
+from hsmcore.tlog.key_set import KeySet
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 

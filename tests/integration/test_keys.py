@@ -13,8 +13,8 @@ from tests.support.verifiers import is_good
 from tests.support.wire_site import site
 
 import hsmcore
-from hsmcore.control import KeyNotExportable
 from hsmcore.gateway import Client
+from hsmcore.members.control import KeyNotExportable
 
 pytestmark = pytest.mark.integration
 

@@ -15,8 +15,8 @@ from tests.support.managers import counters, opened, start, until
 from tests.support.verifiers import is_good, is_low_s
 
 import hsmcore
-from hsmcore.control import KeyNotExportable
 from hsmcore.errors import AlgorithmUnsupported, KeyUnusable, PublicKeyMissing, RequestRejected
+from hsmcore.members.control import KeyNotExportable
 
 pytestmark = pytest.mark.integration
 
@@ -260,7 +260,7 @@ async def test_an_endpoint_that_is_not_there_is_a_member_down(kms):
 
 
 def test_what_is_missing_says_how_to_install_it(monkeypatch):
-    from hsmcore.members.kms import aws
+    from hsmcore.providers.kms import aws
 
     monkeypatch.setattr(aws, "NEEDED", ("boto3", "no_such_package"))
     manager = hsmcore.create_key_manager({"keyManager": {"type": "aws-kms", "config": {"keyId": "alias/x"}}})

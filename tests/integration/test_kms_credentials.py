@@ -17,7 +17,7 @@ from tests.support.managers import opened, until
 from tests.support.verifiers import is_good
 
 import hsmcore
-from hsmcore.members.kms import member as kms_member
+from hsmcore.providers.kms import member as kms_member
 
 pytestmark = pytest.mark.integration
 

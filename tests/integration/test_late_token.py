@@ -10,7 +10,7 @@ from tests.support.wrapper import compile_wrapper
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.control.plane import ControlPlane
+from hsmcore.members.control.plane import ControlPlane
 
 pytestmark = pytest.mark.integration
 

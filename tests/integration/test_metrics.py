@@ -16,8 +16,8 @@ from tests.support.managers import becomes, counters, opened, until
 from tests.support.scrapes import Scrape
 
 import hsmcore
-from hsmcore.members.cloudhsm import poller as polling
 from hsmcore.metrics import collector, render
+from hsmcore.providers.cloudhsm import poller as polling
 
 pytestmark = pytest.mark.integration
 

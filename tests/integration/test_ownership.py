@@ -26,9 +26,10 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.query import Query
 from hsmcore.audit.segment import segments
+from hsmcore.base import ownership
+from hsmcore.base.places import place_at
 from hsmcore.cli.app import build
-from hsmcore.rotation.backup.places import place_at
-from hsmcore.state import Store, ownership
+from hsmcore.state import Store
 
 pytestmark = [
     pytest.mark.integration,

@@ -30,8 +30,8 @@ from hsmcore.errors import (
     NotInitialized,
     PolicyRefused,
 )
-from hsmcore.policy import Guard
-from hsmcore.policy.watermark import Place, Watermark
+from hsmcore.manager.policy import Guard
+from hsmcore.manager.policy.watermark import Place, Watermark
 from hsmcore.state import Store, StoreNotGenuine
 
 pytestmark = pytest.mark.integration

@@ -16,7 +16,7 @@ from tests.support.terminal import OWN_PROCESS
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.control import ControlPlane
+from hsmcore.members.control import ControlPlane
 from hsmcore.members.supervisor import LOGIN_SECONDS
 
 pytestmark = pytest.mark.integration

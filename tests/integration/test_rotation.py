@@ -11,12 +11,12 @@ from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
 
 import hsmcore
-from hsmcore import steady
+from hsmcore.base import steady
 from hsmcore.errors import BadArgument, HsmError, KeyDeactivated, KeyMismatch, KeyUnusable
-from hsmcore.rotation import service
-from hsmcore.rotation.machine import NAMES
-from hsmcore.rotation.service import RotationService
-from hsmcore.rotation.store import Rotations
+from hsmcore.manager.rotation import service
+from hsmcore.manager.rotation.machine import NAMES
+from hsmcore.manager.rotation.service import RotationService
+from hsmcore.manager.rotation.store import Rotations
 from hsmcore.state import Keys, Store, StoreBusy
 from hsmcore.state.schema import ROTATION
 

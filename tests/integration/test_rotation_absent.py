@@ -15,9 +15,9 @@ from tests.support.rotation import cancel_rotation_at
 
 from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
-from hsmcore.control import ControlPlane
 from hsmcore.errors import HsmError, KeyNotFound
-from hsmcore.rotation.steps import switch
+from hsmcore.manager.rotation.steps import switch
+from hsmcore.members.control import ControlPlane
 
 __all__ = ["later", "pair"]  # fixtures
 pytestmark = [pytest.mark.integration, one_loop]

@@ -17,14 +17,14 @@ from tests.support.loops import one_loop
 from tests.support.managers import opened
 from tests.support.softhsm import Token
 
+from hsmcore.base.places import PlaceError, place_at
 from hsmcore.config import load
-from hsmcore.control import ControlError, ControlPlane
-from hsmcore.control.admin import PAUSES
-from hsmcore.control.keys import ListKeys, Sweep
 from hsmcore.errors import HsmError, KeyUnusable
-from hsmcore.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
-from hsmcore.rotation.backup.inspect import look, opens, put_back
-from hsmcore.rotation.backup.places import PlaceError, place_at
+from hsmcore.manager.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
+from hsmcore.manager.rotation.backup.inspect import look, opens, put_back
+from hsmcore.members.control import ControlError, ControlPlane
+from hsmcore.members.control.admin import PAUSES
+from hsmcore.members.control.keys import ListKeys, Sweep
 from hsmcore.state import Backups, Store
 
 pytestmark = [pytest.mark.integration, one_loop]

@@ -104,7 +104,7 @@ def test_a_lost_key_is_put_back(fresh_token, tmp_path, hsmcore):
 
     async def lose():
         from hsmcore.config import load
-        from hsmcore.control import ControlPlane
+        from hsmcore.members.control import ControlPlane
 
         async with ControlPlane.for_settings(load(config).key_manager.config, log_in=True) as plane:
             await plane.destroy(backup["keyId"])

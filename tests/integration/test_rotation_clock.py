@@ -9,9 +9,9 @@ from tests.integration.test_rotation import rules, stored
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, until
 
-from hsmcore import steady
-from hsmcore.rotation import service
-from hsmcore.rotation.service import RotationService
+from hsmcore.base import steady
+from hsmcore.manager.rotation import service
+from hsmcore.manager.rotation.service import RotationService
 
 pytestmark = pytest.mark.integration
 DAY = 86_400_000_000_000

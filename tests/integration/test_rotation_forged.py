@@ -15,7 +15,7 @@ from tests.support.managers import becomes, opened, start
 
 import hsmcore
 from hsmcore.errors import HsmError
-from hsmcore.rotation import service
+from hsmcore.manager.rotation import service
 
 pytestmark = [pytest.mark.integration, one_loop]
 BOB, CAROL = SigningKey(bytes(range(32))), SigningKey(bytes(range(1, 33)))
@@ -188,7 +188,7 @@ async def test_a_key_is_not_destroyed_while_a_handover_to_it_was_called(token, t
 @pytest.mark.parametrize("given", [0, 1, 2])
 async def test_an_undo_asks_for_the_approvals_again(token, tmp_path, given):
     """Approved by two, then `given` of the approvals are left in the store when it fails."""
-    from hsmcore.rotation.approvals import by_signature, statement
+    from hsmcore.manager.rotation.approvals import by_signature, statement
 
     forger, config = Forger(tmp_path), rules(tmp_path, approvals=2, approvers=APPROVERS)
     manager = hsmcore.create_key_manager(token.config(**config))

@@ -22,7 +22,7 @@ from tests.support.rotation import Lives
 import hsmcore
 from hsmcore.cli.app import run as run_command
 from hsmcore.errors import BadArgument
-from hsmcore.rotation import service
+from hsmcore.manager.rotation import service
 from hsmcore.state import StoreBusy
 
 pytestmark = pytest.mark.integration

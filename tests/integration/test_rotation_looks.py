@@ -15,9 +15,9 @@ from tests.support.managers import becomes, opened, start
 import hsmcore
 from hsmcore.config.secret import Secret
 from hsmcore.errors import HsmError, KeyDeactivated, KeyUnusable, MemberDown
-from hsmcore.rotation import service
-from hsmcore.rotation.service import ABORT, RotationService
-from hsmcore.rotation.steps import consent
+from hsmcore.manager.rotation import service
+from hsmcore.manager.rotation.service import ABORT, RotationService
+from hsmcore.manager.rotation.steps import consent
 from hsmcore.state import Approval, Desired
 
 pytestmark = [pytest.mark.integration, one_loop]

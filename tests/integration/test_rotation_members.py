@@ -19,12 +19,12 @@ from tests.support.yubihsm.rig import ADMIN
 
 from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
-from hsmcore.control import ControlPlane
-from hsmcore.control.backup import ExportWrapped, ImportWrapped
-from hsmcore.control.sealed import ImportTransported
 from hsmcore.errors import HsmError
-from hsmcore.rotation.backup.envelope import open_envelope
-from hsmcore.rotation.backup.inspect import opens
+from hsmcore.manager.rotation.backup.envelope import open_envelope
+from hsmcore.manager.rotation.backup.inspect import opens
+from hsmcore.members.control import ControlPlane
+from hsmcore.members.control.backup import ExportWrapped, ImportWrapped
+from hsmcore.members.control.sealed import ImportTransported
 
 pytestmark = pytest.mark.integration
 WRAPPING = {"name": "wrapping", "kind": "aes", "label": "hsmcore-backup", "value": "5a" * 32}

@@ -24,7 +24,7 @@ from tests.support.loops import one_loop
 from tests.support.managers import opened
 
 import hsmcore
-from hsmcore import log
+from hsmcore.base import log
 from hsmcore.errors import HsmError
 
 pytestmark = [pytest.mark.integration, needs_chaos]

@@ -22,7 +22,7 @@ from tests.support.managers import opened
 from tests.support.web import ask, asked, raw
 
 import hsmcore
-from hsmcore.listening import http
+from hsmcore.base.listening import http
 from hsmcore.serve import attached
 
 pytestmark = pytest.mark.integration

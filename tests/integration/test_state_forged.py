@@ -21,14 +21,14 @@ from hsmcore.config import Secret
 from hsmcore.failover import health
 from hsmcore.failover.events import Event
 from hsmcore.failover.history import History
-from hsmcore.fleet import alone
 from hsmcore.manager import background, notices
+from hsmcore.manager.policy.watermark import Charge, Place, Watermark
+from hsmcore.manager.rotation import service
+from hsmcore.manager.rotation.approvals import by_signature, statement
+from hsmcore.manager.rotation.steps import consent
 from hsmcore.metrics import read
 from hsmcore.metrics.catalog import STORE_NOT_GENUINE
-from hsmcore.policy.watermark import Charge, Place, Watermark
-from hsmcore.rotation import service
-from hsmcore.rotation.approvals import by_signature, statement
-from hsmcore.rotation.steps import consent
+from hsmcore.recovery import marks as alone
 from hsmcore.state import Desired, Store, StoreBehind, StoreNotGenuine
 from hsmcore.state.schema import BACKUP, insert_row
 from hsmcore.state.sealed_rows import SEALED, fingerprint

@@ -15,9 +15,9 @@ from tests.support.postgres import fleet
 
 from hsmcore.config import load
 from hsmcore.config.secret import Secret
-from hsmcore.manager.state_backup import SUFFIX, StateBackups
+from hsmcore.recovery.state_backup import SUFFIX, StateBackups
 from hsmcore.state import Store, backup
-from hsmcore.state import server_link as link
+from hsmcore.state.postgres import link
 
 pytestmark = pytest.mark.integration
 MANY = 300_000

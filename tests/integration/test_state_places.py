@@ -12,7 +12,7 @@ from tests.support.managers import opened
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.rotation.store import Rotations
+from hsmcore.manager.rotation.store import Rotations
 from hsmcore.serve.ledger import Ledger
 from hsmcore.state import Approval, Approvals, Desired, Keys, Store
 

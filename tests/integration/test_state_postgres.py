@@ -28,10 +28,11 @@ from hsmcore.doctor.fleet_store import check_fleet_store
 from hsmcore.failover.budget import BLOCK
 from hsmcore.failover.events import Event
 from hsmcore.failover.history import History
-from hsmcore.state import Desired, Keys, RoleLost, Store, StoreBusy, StoreError, StoreUnknown, server_probe
-from hsmcore.state import server_link as link
+from hsmcore.state import Desired, Keys, RoleLost, Store, StoreBusy, StoreError, StoreUnknown
+from hsmcore.state.postgres import link
+from hsmcore.state.postgres import probe as server_probe
+from hsmcore.state.postgres.url import parse
 from hsmcore.state.schema import METADATA, MIGRATIONS, ROLE, SNAPSHOT
-from hsmcore.state.server_url import parse
 from hsmcore.state.store import now_ns
 
 pytestmark = [pytest.mark.integration, one_loop]

@@ -46,10 +46,11 @@ from hsmcore.config import load
 from hsmcore.doctor.store import check_store
 from hsmcore.errors import BadArgument, DoubleSign, HsmError, PolicyRefused
 from hsmcore.failover.budget import Emergency, Limits
-from hsmcore.fleet import alone, recovery
-from hsmcore.manager import state_backup
-from hsmcore.manager.reconcile import reconcile
-from hsmcore.manager.state_backup import StateBackups
+from hsmcore.recovery import marks as alone
+from hsmcore.recovery import restore as recovery
+from hsmcore.recovery import state_backup
+from hsmcore.recovery.reconcile import reconcile
+from hsmcore.recovery.state_backup import StateBackups
 from hsmcore.state import Desired, Keys, Store, StoreBusy, StoreError, backup
 from hsmcore.state.schema import EMERGENCY_EPISODE, MIGRATIONS
 from hsmcore.state.sqlite import FileDatabase

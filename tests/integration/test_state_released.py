@@ -18,7 +18,7 @@ from tests.support.loops import one_loop
 from tests.support.managers import becomes, start
 from tests.support.postgres import PASSWORD, USER, Bouncer, Cluster, fleet, newest
 
-from hsmcore.policy.watermark import Place, Watermark
+from hsmcore.manager.policy.watermark import Place, Watermark
 from hsmcore.state import Store, StoreError, StoreUnknown, positions
 from hsmcore.state.exchange import CHANGED, Question
 from hsmcore.state.schema import VERSION

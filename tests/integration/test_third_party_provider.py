@@ -206,7 +206,7 @@ def test_a_second_descriptor_of_a_type_is_refused_and_no_other_type(site, world)
     assert "acme-hsm (acme_hsm:PROVIDER)" in problem
     assert "emca (emca:PROVIDER)" in problem
     [problem] = built_in.values()
-    assert "hsmcore (hsmcore.config.softhsm:PROVIDER)" in problem
+    assert "hsmcore (hsmcore.providers.softhsm.settings:PROVIDER)" in problem
     assert "emca (emca:PROVIDER)" in problem
     assert other == {"name": "aws-kms:alias/a", "patience": 2000}
 

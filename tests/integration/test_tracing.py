@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from tests.support.managers import opened
 
 import hsmcore
-from hsmcore.log import add_trace, get_logger
+from hsmcore.base.log import add_trace, get_logger
 from hsmcore.tracing import instrument
 
 pytestmark = pytest.mark.integration

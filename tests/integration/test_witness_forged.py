@@ -18,10 +18,10 @@ from tests.support.policed import ordered
 from tests.support.state_rollbacks import Life, config_of, conflicts, copy_by_hand, put_back_by_hand
 
 from hsmcore.audit.check.verify import verify
-from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.layout import Layout
 from hsmcore.config import load
-from hsmcore.manager.reconcile import reconcile
+from hsmcore.recovery.reconcile import reconcile
+from hsmcore.tlog.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.integration
 

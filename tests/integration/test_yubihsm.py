@@ -12,10 +12,10 @@ from tests.support.yubihsm import Algorithm, Capability, Command
 from tests.support.yubihsm.rig import ADMIN, DOMAIN, KEY_ID, PASSWORDS, SIGNER
 
 import hsmcore
-from hsmcore.control import ControlPlane
-from hsmcore.control.backup import ExportWrapped, ImportWrapped
-from hsmcore.control.faults import ControlError, KeyNotExportable
 from hsmcore.errors import HsmError, KeyDeactivated, KeyNotFound, LoginError, PinIncorrect, RequestRejected
+from hsmcore.members.control import ControlPlane
+from hsmcore.members.control.backup import ExportWrapped, ImportWrapped
+from hsmcore.members.control.faults import ControlError, KeyNotExportable
 
 pytestmark = pytest.mark.integration
 

@@ -15,11 +15,11 @@ from tests.support.verifiers import is_good
 from tests.support.yubihsm import Connector, Device, Kind
 
 import hsmcore
-from hsmcore.audit.devices.yubihsm_log import drain
-from hsmcore.config.yubihsm import default_yubihsm_module
-from hsmcore.control import ControlPlane
-from hsmcore.control.backup import ExportWrapped, ImportWrapped
 from hsmcore.errors import HsmError
+from hsmcore.members.control import ControlPlane
+from hsmcore.members.control.backup import ExportWrapped, ImportWrapped
+from hsmcore.providers.yubihsm.drain import drain
+from hsmcore.providers.yubihsm.settings import default_yubihsm_module
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations" / "yubihsm.md").read_text()
 PASSWORDS = {

@@ -12,9 +12,9 @@ from tests.support.yubihsm import Command, Error
 from tests.support.yubihsm.rig import AUDITOR, KEY_ID, PASSWORDS, SIGNER
 
 import hsmcore
-from hsmcore.audit.devices.yubihsm_chain import LogEntry, join, verify_chain
-from hsmcore.audit.devices.yubihsm_log import LogSource, drain
 from hsmcore.errors import BadArgument, HsmError, LoginError, MemberDown, PinIncorrect, RequestRejected
+from hsmcore.providers.yubihsm.chain import LogEntry, join, verify_chain
+from hsmcore.providers.yubihsm.drain import LogSource, drain
 
 pytestmark = pytest.mark.integration
 

@@ -13,7 +13,7 @@ from hsmcore.audit import AuditLog
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import HsmError
 from hsmcore.fleet.membership import Membership
-from hsmcore.policy.watermark import Place, Watermark
+from hsmcore.manager.policy.watermark import Place, Watermark
 from hsmcore.state import Store
 from hsmcore.state.seal import SealSecret
 

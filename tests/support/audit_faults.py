@@ -25,8 +25,8 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.sealer import Damaged
 from hsmcore.audit.segment import SegmentError
 from hsmcore.audit.tiles import TileError
+from hsmcore.base.ownership import make_folder
 from hsmcore.errors import AuditUnavailable
-from hsmcore.state.ownership import make_folder
 
 disk = ctypes.CDLL(None)
 disk.disk_count.restype = ctypes.c_long

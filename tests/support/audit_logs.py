@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hsmcore import steady
 from hsmcore.audit import AuditLog, index
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.note import VerifierKey
 from hsmcore.audit.open_log import OpenLog
 from hsmcore.audit.segment import Segment, compress, segments
+from hsmcore.base import steady
 from hsmcore.config import AuditSettings
+from hsmcore.tlog.note import VerifierKey
 
 SMALLEST_SEGMENT = 1 << 16
 

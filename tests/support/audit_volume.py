@@ -6,13 +6,13 @@ import asyncio
 import hashlib
 from pathlib import Path
 
-from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.note import signed
 from hsmcore.audit.recover import add_key, open_log
 from hsmcore.audit.sealer import Sealer
 from hsmcore.audit.segment import segments
 from hsmcore.audit.signers import FileSigner
+from hsmcore.tlog.checkpoint import Checkpoint
+from hsmcore.tlog.note import signed
 
 SEGMENT_BYTES = 256 << 20
 BEGIN_NS = 1_790_000_000_000_000_000

@@ -11,7 +11,7 @@ from base64 import b64decode, b64encode
 from typing import Any
 
 import hsmcore
-from hsmcore.audit import batch_proof
+from hsmcore.tlog import batch_proof
 
 IN_FLIGHT = 64
 

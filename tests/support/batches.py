@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 
 from hsmcore import verify_batched
 from hsmcore._native import BatchedSignature, Gate, Leaves
-from hsmcore.audit import batch_proof, note
+from hsmcore.tlog import batch_proof, note
 
 KEY, OTHER_KEY = SigningKey(b"\1" * 32), SigningKey(b"\2" * 32)
 PUBLIC = bytes(KEY.verify_key)

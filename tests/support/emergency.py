@@ -18,8 +18,8 @@ from typing import Any, Self
 from tests.support.managers import until
 
 from hsmcore.audit import AuditLog
+from hsmcore.base.events import Events
 from hsmcore.config import load
-from hsmcore.events import Events
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.errors import AllLevelsFailed, EmergencyRefused
 from hsmcore.failover.levels import EMERGENCY, Level, Levels

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import hsmcore
-from hsmcore.control import locked
+from hsmcore.members.control import locked
 
 CONFIG = {"keyManager": {"type": "ephemeral", "config": {"allowEphemeralPrimary": True}}}
 CAP_IPC_LOCK = 14  # capabilities(7): a process with it is not bound by RLIMIT_MEMLOCK

@@ -13,8 +13,8 @@ from tests.support.audit_logs import settings
 
 from hsmcore.audit import AuditLog
 from hsmcore.errors import HsmError
-from hsmcore.fleet.witness import Witness
-from hsmcore.policy.watermark import Place, Watermark
+from hsmcore.manager.policy.watermark import Place, Watermark
+from hsmcore.recovery.witness import Witness
 from hsmcore.state import Store
 from hsmcore.state.positions import Row
 

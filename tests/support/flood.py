@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 
-from hsmcore.gateway import wire
-from hsmcore.gateway.frames import Type, frame
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import Type, frame
 
 _FRAMES = 4096
 KINDS: dict[str, Callable[[int], bytes]] = {

@@ -15,8 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Self
 
-from hsmcore.gateway import wire
-from hsmcore.gateway.frames import CLIENT_TYPES, Frame, Splitter, Type, frame
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import CLIENT_TYPES, Frame, Splitter, Type, frame
 
 _RUN = "import sys; from hsmcore.cli import main; sys.exit(main())"
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 from nacl.signing import SigningKey
 from tests.support.paths import ROOT
 
-from hsmcore.audit.key_set import FIRST_LINE, KeyEntry, KeySet, signer, text_of
-from hsmcore.audit.note import signature_line
+from hsmcore.tlog.key_set import FIRST_LINE, KeyEntry, KeySet, signer, text_of
+from hsmcore.tlog.note import signature_line
 
 EXAMPLES = ROOT / "examples"
 DOMAIN = "my-rollup"

@@ -26,7 +26,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-from hsmcore.statuses import STATUSES
+from hsmcore.errors.statuses import STATUSES
 
 MARGIN = 0.02
 """Time that a free session needs for a request, in seconds, on a busy machine."""

@@ -24,10 +24,10 @@ import pytest
 
 import hsmcore
 from hsmcore.errors import HsmError
+from hsmcore.manager.rotation import service
+from hsmcore.manager.rotation.machine import NAMES
+from hsmcore.manager.rotation.service import RotationService
 from hsmcore.members.tokens import sweep
-from hsmcore.rotation import service
-from hsmcore.rotation.machine import NAMES
-from hsmcore.rotation.service import RotationService
 from hsmcore.state import Backups, Desired, StoredKey
 
 DONE = "everything was done"

@@ -15,11 +15,11 @@ from typing import Any
 from tests.support.rotation import Chain
 
 import hsmcore
-from hsmcore import steady
+from hsmcore.base import steady
 from hsmcore.errors import HsmError
 from hsmcore.manager import key_sets
-from hsmcore.rotation import service
-from hsmcore.rotation.service import RotationService
+from hsmcore.manager.rotation import service
+from hsmcore.manager.rotation.service import RotationService
 
 
 def _move_clock(ahead: float) -> None:

@@ -19,18 +19,18 @@ from solders.litesvm import LiteSVM
 from solders.pubkey import Pubkey
 from tests.support.solana import Chain
 
+from hsmcore.base.events import Events
+from hsmcore.base.keyring import KeyVersion
 from hsmcore.config import load
-from hsmcore.control import Deactivation, KeyRecord
-from hsmcore.control.backup import ExportWrapped, ImportWrapped
-from hsmcore.control.keys import NewKeyId, Sweep
 from hsmcore.errors import HsmError, KeyDeactivated, KeyNotFound, MemberDown
-from hsmcore.events import Events
 from hsmcore.handover.client import Account, ChainRefused
 from hsmcore.handover.solana import MintAuthority, NonceAuthority, ProgramAuthority, SolanaHandover
-from hsmcore.keyring import KeyVersion
 from hsmcore.manager.keys import KeyOperations
+from hsmcore.manager.rotation.service import RotationService
 from hsmcore.members.base import Retired
-from hsmcore.rotation.service import RotationService
+from hsmcore.members.control import Deactivation, KeyRecord
+from hsmcore.members.control.backup import ExportWrapped, ImportWrapped
+from hsmcore.members.control.keys import NewKeyId, Sweep
 from hsmcore.state import Desired, Store
 
 FIRST = "0a0b0c0d"

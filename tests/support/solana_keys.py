@@ -18,8 +18,8 @@ from solders.system_program import TransferParams, transfer
 from solders.transaction import VersionedTransaction
 from solders.transaction_metadata import FailedTransactionMetadata
 
+from hsmcore.base.keyring import KeyVersion
 from hsmcore.errors import HsmError, KeyNotCurrent
-from hsmcore.keyring import KeyVersion
 
 VERSIONS = ("legacy", "v0", "v1")
 MEMO = Pubkey.from_string("MemoSq4gqABAXKb96qnH8TysNcWxMyWCqXgDLGmfcHr")

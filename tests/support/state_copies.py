@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hsmcore.config import Config
-from hsmcore.fleet.recovery import back_up
+from hsmcore.recovery.restore import back_up
 from hsmcore.state.backup import Statement
 
 

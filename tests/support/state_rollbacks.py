@@ -23,8 +23,8 @@ import hsmcore
 from hsmcore.audit import AuditLog
 from hsmcore.config import load
 from hsmcore.errors import DoubleSign, HsmError
-from hsmcore.fleet import recovery
-from hsmcore.manager.reconcile import reconcile
+from hsmcore.recovery import restore as recovery
+from hsmcore.recovery.reconcile import reconcile
 from hsmcore.state import Store
 from hsmcore.state.backup import parse
 from hsmcore.state.sqlite import everything

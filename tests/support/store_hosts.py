@@ -25,8 +25,8 @@ from hsmcore.errors import HsmError
 from hsmcore.failover.budget import Emergency, Limits
 from hsmcore.failover.events import Event
 from hsmcore.failover.history import History
-from hsmcore.rotation.machine import Run
-from hsmcore.rotation.store import Rotations
+from hsmcore.manager.rotation.machine import Run
+from hsmcore.manager.rotation.store import Rotations
 from hsmcore.state import Keys, Store
 from hsmcore.state.keys import activate_key
 from hsmcore.state.schema import SNAPSHOT, replace_row

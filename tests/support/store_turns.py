@@ -10,9 +10,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from hsmcore.control import admin
-from hsmcore.control.records import TokenAccess, TokenSelector
 from hsmcore.errors import HsmError
+from hsmcore.members.control import admin
+from hsmcore.members.control.records import TokenAccess, TokenSelector
 
 
 def failures(access: TokenAccess, pin_file: Path, rounds: int) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hsmcore.gateway import batched, wire
-from hsmcore.gateway.frames import Flag, Frame, Type, frame
+from hsmcore.gateway.wire import batched
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import Flag, Frame, Type, frame
 
 
 def _credit(one: Frame) -> int:

@@ -15,10 +15,11 @@ from typing import Any
 
 import hsmcore
 from hsmcore.config.load import load_each
-from hsmcore.gateway import batched, wire
-from hsmcore.gateway.frames import GATEWAY_TYPES, Frame, Splitter, Type, frame
 from hsmcore.gateway.gateway import RunningGateway, running, settings_of
 from hsmcore.gateway.server import Server
+from hsmcore.gateway.wire import batched
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import GATEWAY_TYPES, Frame, Splitter, Type, frame
 
 ME = {"app": {"uid": [os.getuid()], "keys": ["default"]}}
 """This process as the only client."""

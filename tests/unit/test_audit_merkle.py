@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from pymerkle import InclusionProof, InmemoryTree
 
 from hsmcore._native import MerkleTree
-from hsmcore.audit.check.proofs import check_consistency
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.tiles import Tiles, TileWriter, split
-from hsmcore.tlog_proof import ProofError, root_of_inclusion
+from hsmcore.tlog.consistency import check_consistency
+from hsmcore.tlog.proof import ProofError, root_of_inclusion
 
 MOST = 1500
 ENTRIES = [b"entry %d" % n for n in range(MOST)]

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
-from hsmcore.audit.checkpoint import Checkpoint, history
-from hsmcore.audit.note import COSIGNATURE, ED25519, Note, NoteError, VerifierKey, signature_line, signed
+from hsmcore.tlog.checkpoint import Checkpoint, history
+from hsmcore.tlog.note import COSIGNATURE, ED25519, Note, NoteError, VerifierKey, signature_line, signed
 
 LOGS_SIGNATURE = "Az3grlgtzPICa5OS8npVmf1Myq/5IZniMp+ZJurmRDeOoRDe4URYN7u5/Zhcyv2q1gGzGku9nTo+zyWE+xeMcTOAYQ8="
 WITNESS_SIGNATURE = (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
 
-from hsmcore.rotation.backup.envelope import MOST_BYTES, BackupInvalid, Statement, open_envelope
+from hsmcore.manager.rotation.backup.envelope import MOST_BYTES, BackupInvalid, Statement, open_envelope
 
 KEY = SigningKey(bytes(range(32)))
 OTHER = SigningKey(bytes(32))

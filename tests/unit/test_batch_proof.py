@@ -28,10 +28,10 @@ from tests.support.batches import (
 )
 
 import hsmcore
-from hsmcore import tlog_proof
 from hsmcore._native import Gate, Leaves, classify, leaks
-from hsmcore.audit import batch_proof, note
 from hsmcore.errors import EmptyMessage, InvalidMessageType, MessageTooLarge, WrongEventLoop
+from hsmcore.tlog import batch_proof, note
+from hsmcore.tlog import proof as tlog_proof
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="no Node.js")
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsmcore.config import load
-from hsmcore.control import TokenRecord, TokenSelector
-from hsmcore.members.cloudhsm.client import ClientUnreadable, check_client, read_client
+from hsmcore.members.control import TokenRecord, TokenSelector
+from hsmcore.providers.cloudhsm.client import ClientUnreadable, check_client, read_client
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=8),

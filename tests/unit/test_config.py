@@ -15,18 +15,12 @@ import pytest
 from pydantic import ValidationError
 from tests.support.configs import CLOUD, OTHER, SEED, SOFT, SOFTHSM, YUBI, everything, manager
 
-from hsmcore.config import (
-    AwsCloudHsmSettings,
-    AwsKmsSettings,
-    Failover,
-    GenericPkcs11Settings,
-    KeyRotation,
-    Secret,
-    SoftHsmSettings,
-    YubiHsmSettings,
-    load,
-)
+from hsmcore.config import Failover, GenericPkcs11Settings, KeyRotation, Secret, load
 from hsmcore.errors import ConfigurationError
+from hsmcore.providers.cloudhsm.settings import AwsCloudHsmSettings
+from hsmcore.providers.kms.settings import AwsKmsSettings
+from hsmcore.providers.softhsm.settings import SoftHsmSettings
+from hsmcore.providers.yubihsm.settings import YubiHsmSettings
 
 
 def test_the_customers_configuration_loads_as_it_stands() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from tests.support.configs import SOFT, faults, listed, manager, only
 
-from hsmcore.config import SoftHsmSettings, load
+from hsmcore.config import load
+from hsmcore.providers.softhsm.settings import SoftHsmSettings
 
 
 def test_a_member_may_stand_in_the_levels_once() -> None:

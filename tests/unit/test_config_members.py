@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from hsmcore.audit import AuditLog
-from hsmcore.config import Failover, YubiHsmSettings, all_members, load, members_of
+from hsmcore.base.events import Events
+from hsmcore.config import Failover, all_members, load, members_of
 from hsmcore.errors import ConfigurationError
-from hsmcore.events import Events
 from hsmcore.failover.plan import endpoints_and_levels
 from hsmcore.failover.service import FailoverService
 from hsmcore.manager.verification import VerifierPool
+from hsmcore.providers.yubihsm.settings import YubiHsmSettings
 from hsmcore.serve.actions import BadRequest, parse
 from hsmcore.state import Store
 

@@ -9,8 +9,11 @@ import pytest
 from tests.support.configs import CLOUD, SOFT, manager, only
 from tests.support.paths import ROOT
 
-from hsmcore.config import AwsCloudHsmSettings, EphemeralSettings, GenericPkcs11Settings, Secret, SoftHsmSettings, load
+from hsmcore.config import GenericPkcs11Settings, Secret, load
 from hsmcore.config.registry import BUILT_IN, descriptor_of
+from hsmcore.providers.cloudhsm.settings import AwsCloudHsmSettings
+from hsmcore.providers.ephemeral.settings import EphemeralSettings
+from hsmcore.providers.softhsm.settings import SoftHsmSettings
 
 
 def test_a_uri_sets_the_same_settings_as_keys(tmp_path: Path) -> None:

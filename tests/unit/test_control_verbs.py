@@ -16,16 +16,16 @@ import orjson
 import pytest
 from pkcs11.mechanisms import Mechanism
 
-from hsmcore import control
-from hsmcore.control import child
-from hsmcore.control.admin import TokenAdmin
-from hsmcore.control.keys import ListKeys
-from hsmcore.control.quirks import KeyForm
-from hsmcore.control.records import Deactivation, KeyRecord, TokenAccess, TokenRecord, TokenSelector
-from hsmcore.control.sealed import ImportSealed
-from hsmcore.control.verb import VERBS, Verb
-from hsmcore.control.wire import pack, unpack
 from hsmcore.errors import EngineClosed, HsmError, InternalError
+from hsmcore.members import control
+from hsmcore.members.control import child
+from hsmcore.members.control.admin import TokenAdmin
+from hsmcore.members.control.keys import ListKeys
+from hsmcore.members.control.quirks import KeyForm
+from hsmcore.members.control.records import Deactivation, KeyRecord, TokenAccess, TokenRecord, TokenSelector
+from hsmcore.members.control.sealed import ImportSealed
+from hsmcore.members.control.verb import VERBS, Verb
+from hsmcore.members.control.wire import pack, unpack
 
 SECRET = "5ec12e75ec12e7aa"
 EVERY = pytest.mark.parametrize("kind", VERBS.values(), ids=VERBS.keys())
@@ -52,9 +52,9 @@ def value_of(kind):
 
 
 def test_the_child_knows_them_all():
-    modules = [import_module(f"hsmcore.control.{found.name}") for found in iter_modules(control.__path__)]
+    modules = [import_module(f"hsmcore.members.control.{found.name}") for found in iter_modules(control.__path__)]
     kinds = {kind for module in modules for kind in vars(module).values() if _is_verb(kind)}
-    program = "from hsmcore.control import child; print(*child.VERBS)"
+    program = "from hsmcore.members.control import child; print(*child.VERBS)"
     known = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
     assert {kind.__name__ for kind in kinds} == set(known)
     assert len(kinds) == len(known) == 17

@@ -11,8 +11,8 @@ import pytest
 
 from hsmcore import errors
 from hsmcore.errors import EXCEPTION_OF_STATUS, ConfigFault, ConfigurationError, HsmError, error_of
+from hsmcore.errors.statuses import RETRYABLE_CLASSES, STATUSES
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
-from hsmcore.statuses import RETRYABLE_CLASSES, STATUSES
 
 HEADERS = Path(__file__).parents[2] / "native" / "include" / "hsmcore"
 ROWS = re.findall(r'^HSM_STATUS\((\w+), (\w+), "(.*)"\)$', (HEADERS / "status.def").read_text(), re.MULTILINE)

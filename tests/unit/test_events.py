@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from hsmcore.base.events import EVENTS, Events
 from hsmcore.errors import BadArgument
-from hsmcore.events import EVENTS, Events
 
 
 @pytest.mark.parametrize("name", EVENTS)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from tests.support.loops import one_loop
 
 from hsmcore.errors import BadArgument
-from hsmcore.fleet import interchange
-from hsmcore.fleet.interchange import Interchange, export, import_, parse, require_fleet, text_of
-from hsmcore.policy.watermark import Place, Watermark
+from hsmcore.manager.policy.watermark import Place, Watermark
+from hsmcore.recovery import interchange
+from hsmcore.recovery.interchange import Interchange, export, import_, parse, require_fleet, text_of
 from hsmcore.state import Store, StoreError
 
 A, B = (hashlib.sha256(text).hexdigest() for text in (b"a", b"b"))

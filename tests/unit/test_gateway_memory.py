@@ -5,9 +5,9 @@ from random import Random
 import pytest
 
 from hsmcore.errors import BadArgument, QueueFull
-from hsmcore.gateway.frames import Flag, Frame, Type
-from hsmcore.gateway.memory import NONCES, REMEMBER_SECONDS, Room, Session, Sessions, contents_of
-from hsmcore.gateway.numbers import GAPS, Numbers
+from hsmcore.gateway.replay import NONCES, REMEMBER_SECONDS, Room, Session, Sessions, contents_of
+from hsmcore.gateway.taken import GAPS, Numbers
+from hsmcore.gateway.wire.frames import Flag, Frame, Type
 
 LARGE = Room(1 << 30)
 

@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.support import batches
 
-from hsmcore.audit import batch_proof, note
 from hsmcore.errors import DeadlineExceeded, HsmError, KeyNotCurrent
-from hsmcore.gateway import batched, wire
-from hsmcore.gateway.frames import CLIENT_TYPES, GATEWAY_TYPES, Splitter, Type
-from hsmcore.gateway.outbox import Outbox
-from hsmcore.gateway.request import Request, Session
+from hsmcore.gateway.client.outbox import Outbox
+from hsmcore.gateway.client.request import Request, Session
+from hsmcore.gateway.wire import batched
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import CLIENT_TYPES, GATEWAY_TYPES, Splitter, Type
+from hsmcore.tlog import batch_proof, note
 
 REMEMBERS = 100.0
 KINDS = wire.BATCHES | 0x3FF

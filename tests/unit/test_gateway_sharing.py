@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsmcore.gateway.sharing import Flow, Turns
+from hsmcore.gateway.turns import Flow, Turns
 
 
 def run(turns, flows, count):

@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import gc, weakref, hsmcore
-from hsmcore.heap import settle
+from hsmcore.base.heap import settle
 
 class Node: pass
 

@@ -9,9 +9,9 @@ import tomllib
 
 from tests.support.paths import ROOT
 
+from hsmcore.base.extras import install
 from hsmcore.cli.app import _EXTRAS
 from hsmcore.config.registry import descriptor_of
-from hsmcore.extras import install
 
 # A requirement by its bare name. `hsmcore @ file:…`, `.[extra]` and a wheel's path are none.
 BARE = re.compile(r"""pip install\b[^\n`]*?[\s'"]hsmcore(-bench)?(\[[^\]]*\])?(?![\w./\[-])(?! @ file:)""")
@@ -23,7 +23,7 @@ def texts():
     """Each file that git knows, apart from the changelog, tests and what is no text."""
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in names.split("\0"):
-        if not name or name.startswith("tests/") or name in ("CHANGELOG.md", "core/hsmcore/extras.py"):
+        if not name or name.startswith("tests/") or name in ("CHANGELOG.md", "core/hsmcore/base/extras.py"):
             continue
         try:
             yield name, (ROOT / name).read_text()

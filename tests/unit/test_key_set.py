@@ -26,8 +26,8 @@ from tests.support.key_sets import (
     public,
 )
 
-from hsmcore.audit.key_set import KeySet
-from hsmcore.audit.note import NoteError
+from hsmcore.tlog.key_set import KeySet
+from hsmcore.tlog.note import NoteError
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is missing")
 SKEW = 300
@@ -196,14 +196,14 @@ def test_fifty_rotations_leave_no_gap_and_no_retired_key(seed):
 @pytest.mark.parametrize("broken", ["retired keys", "the clock", "no introduction"])
 def test_the_model_sees_what_would_be_wrong(broken, monkeypatch):
     if broken == "retired keys":
-        monkeypatch.setattr("hsmcore.audit.key_set.KeyEntry.accepts", lambda *_: True)
+        monkeypatch.setattr("hsmcore.tlog.key_set.KeyEntry.accepts", lambda *_: True)
     elif broken == "the clock":
         accepts = KeySet.accepts
         monkeypatch.setattr(
             KeySet, "accepts", lambda self, key, now, _skew, kind=None: accepts(self, key, now, 0, kind)
         )
     else:
-        monkeypatch.setattr("hsmcore.audit.key_set._ENDORSING", ())
+        monkeypatch.setattr("hsmcore.tlog.key_set._ENDORSING", ())
     world = World(Random(1))
 
     def rotate() -> None:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hsmcore.base.keyring import KeyRing, KeyVersion
 from hsmcore.errors import KeyDeactivated, KeyNotFound
-from hsmcore.keyring import KeyRing, KeyVersion
 
 
 def version(key_id: str, index: int = 0) -> KeyVersion:

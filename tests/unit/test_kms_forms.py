@@ -17,11 +17,11 @@ from tests.support.kms import sigv4
 from tests.support.kms.keys import Key
 from tests.support.verifiers import is_low_s
 
-from hsmcore.config.kms import identity_of, name_of
-from hsmcore.members.kms.errors import ROWS, row_for
-from hsmcore.members.kms.forms import FORMS, raw_public_key, raw_signature
-from hsmcore.members.kms.sigv4 import CONTENT_TYPE, Credentials, Signer
-from hsmcore.statuses import RETRYABLE_CLASSES, STATUSES
+from hsmcore.errors.statuses import RETRYABLE_CLASSES, STATUSES
+from hsmcore.providers.kms.errors import ROWS, row_for
+from hsmcore.providers.kms.forms import FORMS, raw_public_key, raw_signature
+from hsmcore.providers.kms.settings import identity_of, name_of
+from hsmcore.providers.kms.sigv4 import CONTENT_TYPE, Credentials, Signer
 
 HOST = "kms.eu-central-1.amazonaws.com"
 REGION = "eu-central-1"

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from hsmcore.listening.connections import FEW, RESERVE, Connection, Gate, spare_descriptors
+from hsmcore.base.listening.connections import FEW, RESERVE, Connection, Gate, spare_descriptors
 
 
 class Client(Connection):

@@ -18,7 +18,7 @@ from tests.support.verifiers import CURVES, Curve
 from hsmcore import _native
 from hsmcore.config.pkcs11 import Quirks
 from hsmcore.errors import EXCEPTION_OF_STATUS, BadArgument, InvalidMessage, error_of
-from hsmcore.statuses import RETRYABLE_CLASSES, STATUSES
+from hsmcore.errors.statuses import RETRYABLE_CLASSES, STATUSES
 
 INCLUDE = Path(__file__).parents[2] / "native" / "include" / "hsmcore"
 

@@ -40,12 +40,12 @@ from tests.support.payloads import (
 )
 
 from hsmcore._native import Gate, Look, classify, leaks
-from hsmcore.base58 import base58, from_base58
+from hsmcore.base.base58 import base58, from_base58
 from hsmcore.errors import BadArgument, InvalidMessageType
 from hsmcore.failover.health import PROBE_PREFIX
-from hsmcore.members.kms.keys import PROOF
-from hsmcore.rotation.backup.drill import DRILL_PREFIX
-from hsmcore.rotation.backup.envelope import PREFIX as BACKUP_PREFIX
+from hsmcore.manager.rotation.backup.drill import DRILL_PREFIX
+from hsmcore.manager.rotation.backup.envelope import PREFIX as BACKUP_PREFIX
+from hsmcore.providers.kms.keys import PROOF
 
 KINDS = ("tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root", "digest32", "raw")
 PAYER, TO, OTHER = (Pubkey(bytes([n]) * 32) for n in (1, 2, 3))

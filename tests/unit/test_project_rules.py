@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 import hsmcore
-from hsmcore.control.process import python
 from hsmcore.errors import EXCEPTION_OF_STATUS
+from hsmcore.members.control.process import python
 
 ROOT = Path(__file__).parents[2]
 HEADERS = sorted((ROOT / "native" / "include" / "hsmcore").glob("*.h"))
@@ -43,14 +43,14 @@ def without_comments(text: str) -> str:
 
 
 def test_python_children_are_started_in_one_way():
-    """`control/process.py: python`: a child imports nothing from the current folder."""
+    """`members/control/process.py: python`: a child imports nothing from the current folder."""
     starting = [
         path.relative_to(ROOT).as_posix()
         for folder in ("core/hsmcore", "bench/hsmcore_bench")
         for path in sources(folder, ".py")
         if re.search(r"\bsys\.executable\b", path.read_text())
     ]
-    assert starting == ["core/hsmcore/control/process.py"]
+    assert starting == ["core/hsmcore/members/control/process.py"]
 
 
 @pytest.mark.parametrize("module", ["hsmcore_bench.suite.child", "hsmcore_bench.demo.fleet_member"])
@@ -299,4 +299,14 @@ def test_the_layers_hold():
     linter = Path(sys.executable).with_name("lint-imports")
     found = subprocess.run([linter, "--no-cache", "--no-logo"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
-    assert "3 kept, 0 broken" in found.stdout
+    assert "4 kept, 0 broken" in found.stdout
+
+
+def test_the_library_has_few_doors():
+    """What a reader meets first: packages, modules, the stub and the marker of core/hsmcore."""
+    entries = {
+        path.name
+        for path in (ROOT / "core" / "hsmcore").iterdir()
+        if path.suffix != ".so" and path.name not in ("__pycache__", "_bin")
+    }
+    assert len(entries) <= 24, sorted(entries)

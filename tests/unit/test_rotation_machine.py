@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsmcore.rotation import machine
-from hsmcore.rotation.machine import NAMES, Run, next_action
+from hsmcore.manager.rotation import machine
+from hsmcore.manager.rotation.machine import NAMES, Run, next_action
 
 FATE = st.sampled_from(["well"] * 6 + ["fails", "crash-before", "crash-inside", "crash-after", "abort"])
 

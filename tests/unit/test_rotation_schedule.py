@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hsmcore.rotation.schedule import ON_TIME, Schedule, moment, nanoseconds, retry_at
+from hsmcore.manager.rotation.schedule import ON_TIME, Schedule, moment, nanoseconds, retry_at
 
 ZONES = (
     "UTC", "Europe/Zurich", "Europe/London", "Europe/Dublin", "America/New_York", "America/Los_Angeles",

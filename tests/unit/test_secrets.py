@@ -22,9 +22,10 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hsmcore import log
-from hsmcore.config import Config, Secret, YubiHsmSettings, load
+from hsmcore.base import log
+from hsmcore.config import Config, Secret, load
 from hsmcore.errors import ConfigurationError, SecretUnavailable
+from hsmcore.providers.yubihsm.settings import YubiHsmSettings
 
 # Long and of one alphabet, so that it cannot stand in an output by chance.
 SECRETS = st.text(string.ascii_uppercase + string.digits, min_size=12, max_size=40).map(lambda text: f"zq{text}")

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from hsmcore.listening.service import Reports, tell
+from hsmcore.base.listening.service import Reports, tell
 
 
 @pytest.fixture

@@ -36,8 +36,8 @@ from tests.support.solana_keys import (
 import hsmcore
 from hsmcore import errors
 from hsmcore._native import classify
+from hsmcore.base.keyring import KeyVersion
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
-from hsmcore.keyring import KeyVersion
 from hsmcore.solana import HsmcoreSigner, off_chain_message, sign_transactions, verify_transaction
 from hsmcore.solana.keychain import signer_error
 from hsmcore.state import StoreBusy, StoreError

@@ -19,9 +19,9 @@ from tests.support.postgres import fleet
 from hsmcore.config import Fleet, Secret
 from hsmcore.errors import SecretUnavailable
 from hsmcore.failover.budget import Emergency, Limits
-from hsmcore.policy.watermark import Charge, Place, Watermark, marks_of
-from hsmcore.rotation.machine import Run
-from hsmcore.rotation.store import Rotations
+from hsmcore.manager.policy.watermark import Charge, Place, Watermark, marks_of
+from hsmcore.manager.rotation.machine import Run
+from hsmcore.manager.rotation.store import Rotations
 from hsmcore.state import Approval, Approvals, Desired, Keys, Store, StoreError, StoreNotGenuine
 from hsmcore.state.schema import (
     APPROVAL,

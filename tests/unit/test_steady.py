@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hsmcore import steady
-from hsmcore.steady import HELD_NS, SteadyClock
+from hsmcore.base import steady
+from hsmcore.base.steady import HELD_NS, SteadyClock
 
 SECOND = 10**9
 DAY = 86_400 * SECOND

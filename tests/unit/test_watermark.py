@@ -12,7 +12,7 @@ from tests.support.loops import one_loop
 from tests.support.raw_store import beside
 
 from hsmcore.errors import BadArgument, DoubleSign, InternalError, PolicyRefused, RequestCancelled
-from hsmcore.policy.watermark import Charge, Place, Watermark, marks_of
+from hsmcore.manager.policy.watermark import Charge, Place, Watermark, marks_of
 from hsmcore.state import Store, StoreError, StoreNotGenuine, positions
 from hsmcore.state.positions import WINDOW, Mark
 
@@ -255,8 +255,8 @@ async def test_a_seal_from_before_there_were_positions_says_that_there_are_none(
 
 async def test_sums_within_a_minute_outlast_a_restart(place, secret, monkeypatch):
     now, boot = [60_000_000_000 * 100], [0]
-    monkeypatch.setattr("hsmcore.policy.watermark.time.time_ns", lambda: now[0])
-    monkeypatch.setattr("hsmcore.steady.boottime", lambda: boot[0])
+    monkeypatch.setattr("hsmcore.manager.policy.watermark.time.time_ns", lambda: now[0])
+    monkeypatch.setattr("hsmcore.base.steady.boottime", lambda: boot[0])
     async with Life(place, secret) as life:
         await life.mark.require(Charge("chain/lamports", 600, 1000))
         await life.mark.require(Charge("chain/tokens", 1000, 1000))

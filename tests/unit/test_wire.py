@@ -14,8 +14,9 @@ from tests.support.paths import ROOT
 from tests.support.wire import encoded, meaning, read
 from tests.wire.make_vectors import document
 
-from hsmcore.gateway import batched, frames, wire
-from hsmcore.gateway.frames import CLIENT_TYPES, GATEWAY_TYPES, MOST_BYTES, Splitter, Type, WireError
+from hsmcore.gateway.wire import batched, frames
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import CLIENT_TYPES, GATEWAY_TYPES, MOST_BYTES, Splitter, Type, WireError
 
 VECTORS = json.loads((ROOT / "tests/wire/vectors.json").read_text())
 TAKES = {"client": GATEWAY_TYPES, "gateway": CLIENT_TYPES}

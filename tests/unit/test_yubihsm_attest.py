@@ -13,7 +13,7 @@ from tests.support.yubihsm.attest import Attestation, Root, certificate
 from tests.support.yubihsm.codes import Algorithm, Kind
 from tests.support.yubihsm.objects import GENERATED, IMPORTED, IMPORTED_WRAPPED, Stored
 
-from hsmcore.audit.devices.yubihsm_attest import Claim, problem_of
+from hsmcore.providers.yubihsm.attest import Claim, problem_of
 
 SERIAL, KEY_ID = 9_000_001, 0x64
 DEVICE = Attestation(SERIAL)

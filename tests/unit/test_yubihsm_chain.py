@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.yubihsm.log import CAPACITY, AuditLog
 
-from hsmcore.audit.devices.yubihsm_chain import ENTRY_BYTES, Anchor, LogEntry, after, join, verify_chain
+from hsmcore.providers.yubihsm.chain import ENTRY_BYTES, Anchor, LogEntry, after, join, verify_chain
 
 SIGN = 0x6A
 

@@ -109,7 +109,7 @@ def _later_acts(*, failover: bool, rotation: bool, quiet: bool) -> dict[str, Any
 
 
 def _make_state(folder: Path, *, quiet: bool) -> None:
-    from hsmcore.control.softhsm import StateFolder
+    from hsmcore.members.control.softhsm import StateFolder
 
     if StateFolder(folder).create() is not None and not quiet:
         note(f"made a SoftHSM token, a key and a configuration in {folder}")

@@ -19,10 +19,10 @@ from solders.signature import Signature
 from solders.transaction import VersionedTransaction
 
 from hsmcore import _native
-from hsmcore.control.process import python
-from hsmcore.control.provision import provision
-from hsmcore.control.softhsm import KEY_LABEL, find_softhsm
 from hsmcore.errors import SystemFailure
+from hsmcore.members.control.process import python
+from hsmcore.members.control.provision import provision
+from hsmcore.members.control.softhsm import KEY_LABEL, find_softhsm
 from hsmcore_bench.demo.fleet_member import DOMAIN, LEAST, TRANSFERS, transfer_of
 from hsmcore_bench.demo.ledger import Ledger
 from hsmcore_bench.demo.postgres import private_postgres

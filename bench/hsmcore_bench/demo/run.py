@@ -11,9 +11,9 @@ import uvloop
 from solders.pubkey import Pubkey
 
 import hsmcore
+from hsmcore.base.log import get_logger
 from hsmcore.config import Config, Pkcs11Settings
 from hsmcore.errors import AlgorithmUnsupported
-from hsmcore.log import get_logger
 from hsmcore_bench.demo.builder import TransferBuilder
 from hsmcore_bench.demo.ledger import Ledger
 from hsmcore_bench.demo.rawloop import RawLoop, RawLoopError

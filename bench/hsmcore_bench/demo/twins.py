@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from hsmcore import MemberSnapshot
-from hsmcore.control.provision import provision_twins
-from hsmcore.control.softhsm import KEY_LABEL, find_softhsm
 from hsmcore.errors import SystemFailure
+from hsmcore.members.control.provision import provision_twins
+from hsmcore.members.control.softhsm import KEY_LABEL, find_softhsm
 from hsmcore_bench.harness.host import kill_host
 from hsmcore_bench.harness.softhsm import TokenFolder, token_folder, variable
 

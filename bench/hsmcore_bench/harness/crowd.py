@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from subprocess import PIPE, Popen
 from typing import Final
 
-from hsmcore.control.process import python
+from hsmcore.members.control.process import python
 from hsmcore_bench.harness.parent import die_with_parent
 from hsmcore_bench.harness.process import ChildError
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from hsmcore.control.process import python
+from hsmcore.members.control.process import python
 from hsmcore_bench.harness.certificate import Certificate
 from hsmcore_bench.harness.process import ChildError
 

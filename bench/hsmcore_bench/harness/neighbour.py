@@ -14,10 +14,10 @@ from itertools import count
 from subprocess import PIPE, Popen
 from typing import Final
 
-from hsmcore.control.process import python
 from hsmcore.errors import HsmError
 from hsmcore.gateway import Client
-from hsmcore.gateway.dialing import ClientTls
+from hsmcore.gateway.client.dialing import ClientTls
+from hsmcore.members.control.process import python
 from hsmcore_bench.harness.certificate import Certificate
 from hsmcore_bench.harness.parent import die_with_parent
 from hsmcore_bench.harness.process import ChildError

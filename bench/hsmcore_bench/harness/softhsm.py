@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from hsmcore.control.curves import Algorithm
-from hsmcore.control.provision import TokenRequest
+from hsmcore.members.control.curves import Algorithm
+from hsmcore.members.control.provision import TokenRequest
 
 
 @dataclass(frozen=True, slots=True)

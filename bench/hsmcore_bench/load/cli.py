@@ -176,7 +176,7 @@ class _Asked:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> _Asked:
-        from hsmcore.control.curves import ALGORITHMS
+        from hsmcore.members.control.curves import ALGORITHMS
         from hsmcore_bench.load.faults import fault_of, timeline_of
         from hsmcore_bench.load.generator import PATHS
         from hsmcore_bench.load.mix import DEFAULT, kinds_of

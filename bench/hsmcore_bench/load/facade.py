@@ -21,9 +21,9 @@ import orjson
 import uvloop
 
 import hsmcore
+from hsmcore.base.heap import settle
 from hsmcore.errors import HsmError
 from hsmcore.gateway import Client, ClientTls
-from hsmcore.heap import settle
 from hsmcore_bench.harness.parent import die_with_parent
 from hsmcore_bench.load.mix import Messages
 from hsmcore_bench.load.shapes import Segment, starts

@@ -13,11 +13,11 @@ import orjson
 
 from hsmcore._native import wipe
 from hsmcore.config import Pkcs11Settings
-from hsmcore.control.plane import find_token
-from hsmcore.control.process import child_environment as module_environment
-from hsmcore.control.process import python
 from hsmcore.errors import HsmError, MemberDown, ModuleMissing, SystemFailure
 from hsmcore.members.base import VERIFY_EVERY
+from hsmcore.members.control.plane import find_token
+from hsmcore.members.control.process import child_environment as module_environment
+from hsmcore.members.control.process import python
 from hsmcore_bench.harness.locate import native
 from hsmcore_bench.harness.process import READY_SECONDS, Child, child_environment
 from hsmcore_bench.load.mix import Kind, largest_of, table_of

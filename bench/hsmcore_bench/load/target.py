@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from hsmcore.config import Config, Pkcs11Settings, Provider, load
-from hsmcore.control.curves import Algorithm
-from hsmcore.control.provision import provision
-from hsmcore.control.softhsm import find_softhsm
 from hsmcore.errors import HsmError, ModuleMissing
-from hsmcore.rotation.pinned import as_started
+from hsmcore.manager.rotation.pinned import as_started
+from hsmcore.members.control.curves import Algorithm
+from hsmcore.members.control.provision import provision
+from hsmcore.members.control.softhsm import find_softhsm
 from hsmcore_bench.harness.locate import CHAOS_CONFIG_ENV, CHAOS_MODULE, NOOP_MODULE, native
 from hsmcore_bench.harness.softhsm import token_folder, variable, write_private
 from hsmcore_bench.load.problems import UsageProblem
@@ -118,7 +118,7 @@ def configured(config: Config, document: Mapping[str, Any], wanted: Wanted) -> I
 def behind_gateway(address: str, key_manager: str, connections: int, tls: str | None) -> Iterator[Target]:
     """The key manager that a running gateway serves. `tls`: the files of a client's certificate, its key, and the
     authorities, with commas between them. Raises UsageProblem."""
-    from hsmcore.gateway.dialing import Address, ClientTls
+    from hsmcore.gateway.client.dialing import Address, ClientTls
 
     files = tls.split(",") if tls is not None else []
     if tls is not None and len(files) != len(fields(ClientTls)):

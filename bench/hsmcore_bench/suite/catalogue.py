@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hsmcore.control.curves import Algorithm
+from hsmcore.members.control.curves import Algorithm
 from hsmcore_bench.suite.devices import DEVICES
 from hsmcore_bench.suite.model import (
     Contender,

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from hsmcore.cli.output import FAILED, INTERRUPTED, BadUsage, note
-from hsmcore.control.curves import ALGORITHMS
 from hsmcore.errors import MemberDown
+from hsmcore.members.control.curves import ALGORITHMS
 from hsmcore_bench.harness import environment, locate
 from hsmcore_bench.harness.process import ChildError
 from hsmcore_bench.harness.signals import raising

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import orjson
 
-from hsmcore.control.process import python
+from hsmcore.members.control.process import python
 from hsmcore_bench.harness import locate
 from hsmcore_bench.harness.process import Child, MissingError, child_environment
 from hsmcore_bench.suite.child.protocol import PIN_ENV, Job

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hsmcore.control.curves import Algorithm
+from hsmcore.members.control.curves import Algorithm
 
 TokenName = Literal["hsm", "noop", "none"]
 Isolation = Literal["thread", "process"]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from hsmcore.control.curves import ALGORITHMS
+from hsmcore.members.control.curves import ALGORITHMS
 from hsmcore_bench.harness import environment, locate
 from hsmcore_bench.harness.environment import ProcessorTimes
 from hsmcore_bench.harness.process import SLACK_SECONDS, Child, ChildError

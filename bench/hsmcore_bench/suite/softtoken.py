@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hsmcore.control.curves import Algorithm
-from hsmcore.control.provision import provision, provision_twins
 from hsmcore.errors import HsmError
+from hsmcore.members.control.curves import Algorithm
+from hsmcore.members.control.provision import provision, provision_twins
 from hsmcore_bench.harness.process import ChildError
 from hsmcore_bench.harness.softhsm import TokenFolder, token_folder
 from hsmcore_bench.suite.child.protocol import PIN_ENV

@@ -88,7 +88,7 @@ def tune(
 
 def _measured(config: Config, name: str | None, most: int, seconds: float) -> Results:
     """Sweep each member in turn. Raises HsmError."""
-    from hsmcore.rotation.pinned import as_started
+    from hsmcore.manager.rotation.pinned import as_started
     from hsmcore_bench.suite.child.tasks import event_loop
     from hsmcore_bench.tune.device import room, signers, tunable, with_sessions
     from hsmcore_bench.tune.sweep import PASSES, VISIT_SIGNATURES, Sweep, visits_at_most

@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 from typing import Final, cast
 
+from hsmcore.base.ownership import sync
 from hsmcore.errors import ConfigFault, ConfigurationError
-from hsmcore.state.ownership import sync
 
 _STEP: Final = re.compile(r"\.(\w+)|\[(\d+)\]")
 _SPACE: Final = re.compile(r"[\s\ufeff]*")

@@ -9,8 +9,8 @@ from typing import Final
 
 from hsmcore.audit import spool
 from hsmcore.audit.layout import Layout
+from hsmcore.base.log import get_logger
 from hsmcore.errors import AuditUnavailable
-from hsmcore.log import get_logger
 
 WATCH_SECONDS: Final = 0.5
 

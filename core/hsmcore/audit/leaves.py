@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 import orjson
 
-from hsmcore.audit.files import append, write_new
+from hsmcore.base.files import append, write_new
+from hsmcore.base.ownership import make_folder, sync
 from hsmcore.errors import AuditUnavailable
-from hsmcore.state.ownership import make_folder, sync
 
 MOST_BYTES = 1 << 28
 

@@ -7,8 +7,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from hsmcore.base.ownership import open_or_make
 from hsmcore.errors import AuditUnavailable
-from hsmcore.state.ownership import open_or_make
 
 
 class FolderInUse(AuditUnavailable):

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from hsmcore._native import Digest, Journal, digest_of
 from hsmcore.audit.backwards import newest_first
-from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.note import NoteError
 from hsmcore.audit.open_log import AuditStatus, OpenLog
 from hsmcore.audit.query import Moment, Query, Record
 from hsmcore.audit.record import tail
@@ -21,10 +19,12 @@ from hsmcore.audit.segment import SegmentError
 from hsmcore.audit.shipping import Destination, Shipping, ShippingStatus, destinations
 from hsmcore.audit.signers import HsmSigner, Members
 from hsmcore.audit.tiles import TileError
+from hsmcore.base.keyring import KeyVersion
+from hsmcore.base.log import get_logger, said
 from hsmcore.config.audit import AuditSettings
 from hsmcore.errors import AuditUnavailable, BadArgument, SystemFailure
-from hsmcore.keyring import KeyVersion
-from hsmcore.log import get_logger, said
+from hsmcore.tlog.checkpoint import Checkpoint
+from hsmcore.tlog.note import NoteError
 
 if TYPE_CHECKING:
     from hsmcore.config import KeyManagerConfig

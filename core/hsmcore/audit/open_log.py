@@ -16,23 +16,23 @@ from typing import Final, TypeVar
 
 from hsmcore._native import Journal, MerkleTree
 from hsmcore.audit import record, retention
-from hsmcore.audit.checkpoint import Checkpoint
-from hsmcore.audit.files import replace
 from hsmcore.audit.intake import Intake
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
-from hsmcore.audit.note import signed
 from hsmcore.audit.recover import Opened, add_key, open_log
 from hsmcore.audit.sealer import Damaged, Sealer
 from hsmcore.audit.segment import SegmentError, first_seq
 from hsmcore.audit.shipping import Shipping
 from hsmcore.audit.signers import CheckpointSigner, FileSigner
 from hsmcore.audit.tiles import TileError
+from hsmcore.base.files import replace
+from hsmcore.base.log import get_logger
+from hsmcore.base.ownership import EXPOSED_HINT, exposed, make_folder
+from hsmcore.base.steady import SteadyClock
 from hsmcore.config.audit import AuditSettings
 from hsmcore.errors import AuditUnavailable, HsmError
-from hsmcore.log import get_logger
-from hsmcore.state.ownership import EXPOSED_HINT, exposed, make_folder
-from hsmcore.steady import SteadyClock
+from hsmcore.tlog.checkpoint import Checkpoint
+from hsmcore.tlog.note import signed
 
 T = TypeVar("T")
 

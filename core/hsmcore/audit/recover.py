@@ -17,16 +17,16 @@ from typing import Any, NoReturn
 import orjson
 
 from hsmcore.audit import index
-from hsmcore.audit.checkpoint import Checkpoint, history
-from hsmcore.audit.files import replace, write_new
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.note import Note, NoteError, VerifierKey
 from hsmcore.audit.retention import VOID, pruned
 from hsmcore.audit.sealer import Damaged, Sealer
 from hsmcore.audit.segment import Segment, SegmentError, first_seq, first_seq_of, frame_table, segments, seq_of
 from hsmcore.audit.tiles import TileError, Tiles, TileWriter
+from hsmcore.base.files import replace, write_new
+from hsmcore.base.ownership import adopt, make_folder, sync
 from hsmcore.errors import AuditUnavailable
-from hsmcore.state.ownership import adopt, make_folder, sync
+from hsmcore.tlog.checkpoint import Checkpoint, history
+from hsmcore.tlog.note import Note, NoteError, VerifierKey
 
 
 @dataclass

@@ -17,15 +17,15 @@ from typing import Any, Final
 
 from hsmcore._native import MerkleTree
 from hsmcore.audit import index
-from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.genuine import Genuine
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query, parsed
 from hsmcore.audit.segment import Segment, segments
 from hsmcore.audit.tiles import WIDTH
-from hsmcore.log import get_logger
-from hsmcore.state.ownership import sync
-from hsmcore.steady import STEP_NS
+from hsmcore.base.log import get_logger
+from hsmcore.base.ownership import sync
+from hsmcore.base.steady import STEP_NS
+from hsmcore.tlog.checkpoint import Checkpoint
 
 PRUNE: Final = "audit-prune"
 VOID: Final = "audit-prune-void"

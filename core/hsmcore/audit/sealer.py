@@ -12,13 +12,13 @@ from typing import Final
 
 from hsmcore._native import MerkleTree
 from hsmcore.audit import index
-from hsmcore.audit.checkpoint import Checkpoint
-from hsmcore.audit.files import append, replace, write_new
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.retention import Prunes
 from hsmcore.audit.segment import CHUNK_BYTES, Segment, compress, first_seq_of
 from hsmcore.audit.tiles import Tiles, TileWriter
-from hsmcore.state.ownership import adopt, sync
+from hsmcore.base.files import append, replace, write_new
+from hsmcore.base.ownership import adopt, sync
+from hsmcore.tlog.checkpoint import Checkpoint
 
 
 class Damaged(Exception):

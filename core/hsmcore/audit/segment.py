@@ -19,7 +19,7 @@ from typing import BinaryIO, Final
 import zstandard
 
 from hsmcore.audit.layout import Layout
-from hsmcore.state.ownership import make, sync
+from hsmcore.base.ownership import make, sync
 
 CHUNK_BYTES: Final = 1 << 20
 MAX_FRAME_BYTES: Final = 1 << 27

@@ -10,10 +10,10 @@ from typing import Protocol
 
 from nacl.signing import SigningKey
 
-from hsmcore.audit.files import replace
-from hsmcore.audit.note import ED25519, NoteError, VerifierKey
+from hsmcore.base.files import replace
+from hsmcore.base.keyring import KeyVersion
 from hsmcore.errors import AuditUnavailable, HsmError, KeyMismatch, KeyNotFound
-from hsmcore.keyring import KeyVersion
+from hsmcore.tlog.note import ED25519, NoteError, VerifierKey
 
 _PREFIX = "PRIVATE+KEY+"
 _HSM_SECONDS = 10.0

@@ -22,11 +22,11 @@ from typing import Any, Final
 
 import orjson
 
-from hsmcore.audit.files import write_all
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.record import cleaned, this_process, user_name
-from hsmcore.log import get_logger
-from hsmcore.state.ownership import make_folder, owns, sync
+from hsmcore.base.files import write_all
+from hsmcore.base.log import get_logger
+from hsmcore.base.ownership import make_folder, owns, sync
 
 OPERATION: Final = "command"
 MAX_BYTES: Final = 1 << 16

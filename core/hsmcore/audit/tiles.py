@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from hsmcore._native import MerkleTree
-from hsmcore.audit.files import write_beside
 from hsmcore.audit.layout import Layout
-from hsmcore.state.ownership import make_folder, sync
+from hsmcore.base.files import write_beside
+from hsmcore.base.ownership import make_folder, sync
 
 WIDTH: Final = 256
 HASH: Final = 32

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import typer
 
+from hsmcore.base.extras import install
+from hsmcore.base.log import configure, get_logger
 from hsmcore.cli.invocation import command
 from hsmcore.cli.output import (
     BAD_USAGE,
@@ -22,8 +24,6 @@ from hsmcore.cli.output import (
 )
 from hsmcore.cli.streams import silence_broken
 from hsmcore.errors import HsmError
-from hsmcore.extras import install
-from hsmcore.log import configure, get_logger
 
 # The base of typer's usage errors, which has no public name of its own.
 _UsageError: Final[Any] = typer.BadParameter.__base__
@@ -53,18 +53,18 @@ _COMMANDS: Final = {
     "tune": _Command("", "Find how many sessions a device can use."),
     "metrics": _Command("metrics", "List metrics; print alert rules and dashboard; scrape.", "own"),
     "version": _Command("version", "Print versions.", "own"),
-    "tokens": _Command("tokens", "List the tokens that the module shows."),
-    "cluster": _Command("tokens", "Check a CloudHSM cluster with AWS."),
-    "keys": _Command("keys", "List, make, deactivate and back up the token's keys.", "group", "replicate"),
-    "rotate": _Command("rotate", "Rotate the signing key, plan, approve, abort.", "group"),
-    "backup": _Command("backup", "List, verify and restore backups of keys.", "group"),
-    "audit": _Command("audit", "Verify, prove and search the audit log.", "group"),
+    "tokens": _Command("keys.tokens", "List the tokens that the module shows."),
+    "cluster": _Command("keys.tokens", "Check a CloudHSM cluster with AWS."),
+    "keys": _Command("keys.keys", "List, make, deactivate and back up the token's keys.", "group", "keys.replicate"),
+    "rotate": _Command("rotate.rotate", "Rotate the signing key, plan, approve, abort.", "group"),
+    "backup": _Command("rotate.backup", "List, verify and restore backups of keys.", "group"),
+    "audit": _Command("audit.verify", "Verify, prove and search the audit log.", "group"),
     "config": _Command("config", "Show what a configuration file may contain.", "group"),
     "failover": _Command("failover", "Look at the levels, drain members, force a level.", "group"),
     "fleet": _Command("fleet", "Look at the hosts of a fleet, move the epoch, reconcile.", "group"),
     "emergency": _Command("emergency", "Look at the emergency budget, reset it, forbid its use.", "group"),
     "policy": _Command("policy", "Explain what may be signed; look at floors, raise them.", "group"),
-    "state": _Command("state", "Back up, restore, reconcile the state store; look at its seal.", "group"),
+    "state": _Command("state.seal", "Back up, restore, reconcile the state store; look at its seal.", "group"),
 }
 """One without a module is of the package hsmcore-bench, found by entry points: this package does not import that."""
 # The extra of hsmcore that brings a package which may be missing.
@@ -204,7 +204,7 @@ def _no_command(
 
 
 def _print_version() -> None:
-    from hsmcore._version import __version__
+    from hsmcore.base.version import __version__
 
     print("hsmcore", __version__)
 

@@ -11,7 +11,7 @@ from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import when
 from hsmcore.cli.recorded import recorded
 from hsmcore.cli.settings import RequiredReason
-from hsmcore.cli.store import not_genuine, on_levels
+from hsmcore.cli.state.opened import not_genuine, on_levels
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 if TYPE_CHECKING:

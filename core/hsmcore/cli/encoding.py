@@ -6,8 +6,8 @@ import base64
 import binascii
 from typing import Final, Literal
 
-from hsmcore.base58 import base58, from_base58
-from hsmcore.control.curves import der_integers
+from hsmcore.base.base58 import base58, from_base58
+from hsmcore.members.control.curves import der_integers
 
 __all__ = ["SIGNATURE_BYTES", "Format", "base58", "decode_signature", "encode", "from_base58"]
 

@@ -16,7 +16,7 @@ from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, cells, note, print_fields, print_json, print_table, when
 from hsmcore.cli.recorded import recorded
 from hsmcore.cli.settings import RequiredReason, YesOption
-from hsmcore.cli.store import is_attended, not_genuine, on_levels, print_not_genuine
+from hsmcore.cli.state.opened import is_attended, not_genuine, on_levels, print_not_genuine
 
 if TYPE_CHECKING:
     from hsmcore.config import Config, KeyManagerConfig, Provider
@@ -130,8 +130,8 @@ def readmit(cli: Invocation, member: MemberArgument, reason: RequiredReason) -> 
 
 def _forget_refusals(rules: KeyManagerConfig, provider: Provider) -> int:
     from hsmcore.config import Pkcs11Settings
-    from hsmcore.control.records import TokenAccess
-    from hsmcore.control.refused import RefusedLogins
+    from hsmcore.members.control.records import TokenAccess
+    from hsmcore.members.control.refused import RefusedLogins
 
     if not isinstance(provider.config, Pkcs11Settings):
         return 0

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hsmcore.cli import positions
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import FAILED, BadUsage, note, plain, print_fields, print_json, print_table
 from hsmcore.cli.recorded import recorded
 from hsmcore.cli.settings import RequiredReason
-from hsmcore.cli.store import in_state, on_state
+from hsmcore.cli.state import positions
+from hsmcore.cli.state.opened import in_state, on_state
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def reconcile(cli: Invocation, reason: RequiredReason, at_least: AtLeastOption =
 
     Example: hsmcore fleet reconcile --reason "signer-3 burned" --at-least my-rollup/block=1200345
     """
-    from hsmcore.fleet.incident import reconcile as reconciled
+    from hsmcore.recovery.incident import reconcile as reconciled
 
     rules = _fleet(cli.config)
     known = _positions(at_least)

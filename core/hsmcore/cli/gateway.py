@@ -60,9 +60,9 @@ def gateway(
 
 
 async def _serve(cli: Invocation, listen: tuple[str, ...]) -> None:
+    from hsmcore.base.heap import settle
+    from hsmcore.base.listening.service import Reports
     from hsmcore.gateway.gateway import running, settings_of
-    from hsmcore.heap import settle
-    from hsmcore.listening.service import Reports
 
     _allow_descriptors()
     stop, again = asyncio.Event(), asyncio.Event()

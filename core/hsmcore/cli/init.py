@@ -13,8 +13,8 @@ from hsmcore.cli.encoding import base58
 from hsmcore.cli.output import BadUsage, print_fields, print_json
 from hsmcore.cli.settings import JsonOption, StateOption
 from hsmcore.config.root import default_state
-from hsmcore.control.curves import Algorithm
-from hsmcore.control.softhsm import KEY_LABEL, TOKEN_LABEL, StateFolder
+from hsmcore.members.control.curves import Algorithm
+from hsmcore.members.control.softhsm import KEY_LABEL, TOKEN_LABEL, StateFolder
 
 
 def init(

@@ -46,7 +46,7 @@ class StartFailed(Exception):
 @contextmanager
 def starting() -> Iterator[None]:
     """Surround a service's start. Raises StartFailed, whose code says whether another attempt may mend it."""
-    from hsmcore.log import prepare
+    from hsmcore.base.log import prepare
 
     prepare(lasts=True)
     try:

@@ -13,7 +13,7 @@ from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import FAILED, BadUsage, print_fields, print_json, when
 from hsmcore.cli.recorded import recorded
 from hsmcore.cli.settings import RequiredReason
-from hsmcore.cli.store import on_state
+from hsmcore.cli.state.opened import on_state
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def explain(
 
       hsmcore policy explain ff68736d636f7265…
     """
-    from hsmcore.policy.explain import explained
+    from hsmcore.manager.policy.explain import explained
 
     policy = _policy(cli.config)
     data = _bytes_of(message)
@@ -70,7 +70,7 @@ def show(cli: Invocation) -> None:
 
     Example: hsmcore policy floor show --json
     """
-    from hsmcore.policy.watermark import marks_of
+    from hsmcore.manager.policy.watermark import marks_of
 
     _policy(cli.config)
     found: list[dict[str, Any]] = [
@@ -93,7 +93,7 @@ def set(  # noqa: A001  # the command's name
 
     Example: hsmcore policy floor set block 1200000 --reason "snapshot of November is final"
     """
-    from hsmcore.policy.watermark import Watermark
+    from hsmcore.manager.policy.watermark import Watermark
 
     policy = _policy(cli.config)
     if kind not in policy.ordered:

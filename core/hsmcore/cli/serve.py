@@ -89,7 +89,7 @@ async def _watch(cli: Invocation, settings: Monitoring) -> None:
 
 
 async def _until_told(cli: Invocation, site: Site) -> None:
-    from hsmcore.listening.service import Reports
+    from hsmcore.base.listening.service import Reports
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -42,7 +42,7 @@ RequiredReason = Annotated[str, typer.Option("--reason", help="Why; required, an
 def locate(config: Path | None, state: Path | None) -> Path:
     """Return the path of the configuration: that of --state, else --config, else of the default state folder."""
     from hsmcore.config.root import default_state
-    from hsmcore.control.softhsm import StateFolder
+    from hsmcore.members.control.softhsm import StateFolder
 
     if state is not None:  # before --config, which HSMCORE_CONFIG may set for all commands
         return StateFolder(state).config
@@ -62,7 +62,7 @@ def load_configs(config: Path | None, state: Path | None, *, warns: bool = True)
     A softhsm2.conf beside it is used, as by `create_key_manager`. `warns`: as of `load_each`.
     """
     from hsmcore.config import load_each
-    from hsmcore.control.softhsm import use_token_beside
+    from hsmcore.members.control.softhsm import use_token_beside
 
     path = locate(config, state)
     _require_file(path)

@@ -13,8 +13,8 @@ import typer
 from hsmcore.cli.encoding import Format, decode_signature, encode
 from hsmcore.cli.invocation import Invocation
 from hsmcore.cli.output import FAILED, BadUsage
-from hsmcore.control.curves import ORDERS, Algorithm, low_s
 from hsmcore.errors import BadArgument
+from hsmcore.members.control.curves import ORDERS, Algorithm, low_s
 
 if TYPE_CHECKING:
     from hsmcore.config import Config
@@ -159,8 +159,8 @@ def verify(
 def _verify_batched(
     cli: Invocation, message: bytes, proof: bytes, public_key: str | None, wanted: Mapping[str, str | int | None]
 ) -> None:
-    from hsmcore.audit.batch_proof import read
-    from hsmcore.tlog_proof import KINDS
+    from hsmcore.tlog.batch_proof import read
+    from hsmcore.tlog.proof import KINDS
 
     if wanted["kind"] not in (None, *filter(None, KINDS)):
         raise BadUsage(f"--kind: one of {', '.join(filter(None, KINDS))}")

@@ -6,7 +6,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-from hsmcore._version import __version__
+from hsmcore.base.version import __version__
 from hsmcore.cli.output import print_json
 from hsmcore.cli.settings import JsonOption
 

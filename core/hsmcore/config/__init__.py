@@ -1,19 +1,15 @@
 """Configuration: one tree of frozen models, loaded and checked as a whole before anything starts.
 
-Reading order: load, root, several, providers, descriptor, registry; pkcs11, softhsm, yubihsm, cloudhsm, kms, ephemeral;
-failover, fleet, policy, gateway, rotation, audit, monitoring, credentials, secret, tokens; then base, faults, uri,
-modules, secretsmanager, described, schema.
+Reading order: load, root, several, providers, descriptor, registry; pkcs11; failover, fleet, policy, gateway, rotation,
+audit, monitoring, credentials, secret, tokens; then base, faults, uri, modules, secretsmanager, described, schema.
 """
 
 from hsmcore.config.audit import AuditSettings, AuditSigningKey
 from hsmcore.config.batching import Batching
-from hsmcore.config.cloudhsm import AwsCloudHsmSettings
 from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
-from hsmcore.config.ephemeral import EphemeralSettings
 from hsmcore.config.failover import CloudWatchLogs, EmergencyModeRestrictions, Failover, LevelName
 from hsmcore.config.fleet import Fleet, FleetStore
 from hsmcore.config.gateway import Gateway, GatewayClient, GatewayTls
-from hsmcore.config.kms import AwsKmsSettings
 from hsmcore.config.load import Source, load, load_each
 from hsmcore.config.monitoring import Monitoring, MonitoringTls
 from hsmcore.config.pkcs11 import GenericPkcs11Settings, Pkcs11Settings
@@ -22,22 +18,17 @@ from hsmcore.config.providers import Provider, all_members, members_of
 from hsmcore.config.root import Config, KeyManagerConfig
 from hsmcore.config.rotation import Approver, KeyCeremony, KeyRotation, Notices
 from hsmcore.config.secret import AwsSecretsManagerReference, Secret
-from hsmcore.config.softhsm import SoftHsmSettings
-from hsmcore.config.yubihsm import YubiHsmSettings
 
 __all__ = [
     "Approver",
     "AuditSettings",
     "AuditSigningKey",
-    "AwsCloudHsmSettings",
-    "AwsKmsSettings",
     "AwsSecretsManagerReference",
     "Batching",
     "CallerRules",
     "CloudWatchLogs",
     "Config",
     "EmergencyModeRestrictions",
-    "EphemeralSettings",
     "Failover",
     "Fleet",
     "FleetStore",
@@ -59,10 +50,8 @@ __all__ = [
     "ProviderDescriptor",
     "ProviderSettings",
     "Secret",
-    "SoftHsmSettings",
     "Source",
     "TransactionRules",
-    "YubiHsmSettings",
     "all_members",
     "load",
     "load_each",

@@ -70,8 +70,11 @@ class ProviderDescriptor:
     """For `hsmcore audit device-log`: a coroutine function from provider and `audit.layout.Layout` to a report."""
     certificates: str | None = None
     """For evidence about a key: a function from settings and a key's id to the certificates (DER) by which the device
-    says that it holds the key, the key's first. It blocks. They are checked against `attestation_roots` of the
-    settings."""
+    says that it holds the key, the key's first. It blocks."""
+    judge: str | None = None
+    """For evidence about a key: a function from such certificates, settings, the public key, the key's id and the
+    token's serial number to why they do not show, by `attestation_roots` of the settings, that the device made the key;
+    "": they do. Raises OSError."""
     note_bytes: int | None = None
     """The longest text that the device signs, in bytes, if that is less than a note of a key set may have."""
     secret_variables: frozenset[str] = frozenset()

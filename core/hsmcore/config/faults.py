@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from hsmcore.base.log import looks_secret
 from hsmcore.config.base import CLASH, FAULT, HIDDEN, child_path
 from hsmcore.errors import ConfigFault
-from hsmcore.log import looks_secret
 
 _EXPECTED = {
     "missing": "is required",

@@ -10,6 +10,7 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from pydantic import ValidationError
 
+from hsmcore.base.log import get_logger
 from hsmcore.config.base import Model, child_path
 from hsmcore.config.faults import faults_of, unknown_key
 from hsmcore.config.placed import placed
@@ -17,7 +18,6 @@ from hsmcore.config.root import SINGLE, Config
 from hsmcore.config.secret import Secret
 from hsmcore.config.several import KeyManagersConfig, checked_names, choose, clashes
 from hsmcore.errors import ConfigFault, ConfigurationError
-from hsmcore.log import get_logger
 
 Source = Mapping[str, Any] | str | os.PathLike[str] | Config
 """The forms of a configuration: a dict, a path of a JSON file, or a Config."""

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 from pydantic_core import core_schema
 
+from hsmcore.base.log import get_logger
 from hsmcore.config.base import Text, Whole, as_tuple, clash, fault, is_placeholder
 from hsmcore.config.credentials import Credentials, PinCredentials
 from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
@@ -19,7 +20,6 @@ from hsmcore.config.modules import locate_module
 from hsmcore.config.secret import Secret
 from hsmcore.config.uri import UriParts, parse_uri
 from hsmcore.errors import ConfigFault, ConfigurationError
-from hsmcore.log import get_logger
 
 Algorithm = Literal["ed25519", "ecdsa-p256", "ecdsa-secp256k1"]
 Quirks = Literal["softhsm", "nss", "yubihsm", "aws-cloudhsm", "tpm2", "generic"]

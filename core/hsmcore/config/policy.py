@@ -7,7 +7,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
 
-from hsmcore.base58 import from_base58
+from hsmcore.base.base58 import from_base58
 from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault
 
 Kind = Literal[

@@ -17,11 +17,11 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, core_schema
 
+from hsmcore.base.extras import install
 from hsmcore.config.base import Model
 from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
 from hsmcore.config.registry import descriptor_of, known_types
 from hsmcore.errors import ModuleMissing
-from hsmcore.extras import install
 
 
 class Provider(Model):

@@ -11,12 +11,12 @@ from hsmcore.config.descriptor import ProviderDescriptor
 
 GROUP: Final = "hsmcore.providers"
 BUILT_IN: Final = {
-    "softhsm": "hsmcore.config.softhsm:PROVIDER",
-    "aws-cloudhsm": "hsmcore.config.cloudhsm:PROVIDER",
-    "yubihsm": "hsmcore.config.yubihsm:PROVIDER",
+    "softhsm": "hsmcore.providers.softhsm.settings:PROVIDER",
+    "aws-cloudhsm": "hsmcore.providers.cloudhsm.settings:PROVIDER",
+    "yubihsm": "hsmcore.providers.yubihsm.settings:PROVIDER",
     "pkcs11": "hsmcore.config.pkcs11:PROVIDER",
-    "aws-kms": "hsmcore.config.kms:PROVIDER",
-    "ephemeral": "hsmcore.config.ephemeral:PROVIDER",
+    "aws-kms": "hsmcore.providers.kms.settings:PROVIDER",
+    "ephemeral": "hsmcore.providers.ephemeral.settings:PROVIDER",
 }
 """The entry points of this distribution, as in pyproject.toml. Those of an installation may be older than this file."""
 _OWN: Final = "hsmcore"

@@ -217,7 +217,7 @@ class KeyManagerConfig(Provider):
 
     @property
     def refused_logins(self) -> Path:
-        """The file that remembers which PINs tokens have refused (`hsmcore.control.refused`): beside the state store,
+        """The file that remembers which PINs tokens have refused (members/control/refused.py): beside the state store,
         or where it would be. All key managers of a folder share it."""
         return (self.state_path.parent / "hsmcore-refused-logins.json").absolute()
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import GetJsonSchemaHandler, ValidationInfo, model_validator
 from pydantic_core import core_schema
 
+from hsmcore.base.log import get_logger
 from hsmcore.config.base import Model, Text, clash, hidden_fault, is_placeholder
 from hsmcore.errors import ConfigFault, SecretUnavailable
-from hsmcore.log import get_logger
 
 MAX_SECRET_BYTES = 4096
 AWS_VARIABLES = frozenset(

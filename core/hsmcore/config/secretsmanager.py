@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from hsmcore.extras import install
+from hsmcore.base.extras import install
 
 MAX_SECRET_BYTES: Final = 4096
 _ARN: Final = re.compile(r"arn:[^:]+:secretsmanager:([^:]+):")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
-from hsmcore.audit.devices.yubihsm_attest import Claim, problem_of
 from hsmcore.config import Provider
 from hsmcore.doctor.common import UNPROVEN_HINT
 from hsmcore.doctor.report import Step, ok, warn
@@ -18,14 +16,15 @@ def check_attestation(provider: Provider, found: Mapping[str, Step]) -> Iterator
     is asked before they show token and key."""
     token, key, public = (found.get(name) for name in ("token", "key", "public-key"))
     public_key = None if public is None else public.data.get("publicKey")
-    certificates, roots = provider.descriptor.certificates, getattr(provider.config, "attestation_roots", None)
-    if certificates is None or roots is None or token is None or key is None or not public_key:
+    certificates, judge = provider.descriptor.certificates, provider.descriptor.judge
+    roots = getattr(provider.config, "attestation_roots", None)
+    if not certificates or not judge or roots is None or token is None or key is None or not public_key:
         return
     yield Begun("attestation")
-    claim = Claim(bytes.fromhex(public_key), str(key.data["id"]), str(token.data["serial"]))
+    key_id, serial = str(key.data["id"]), str(token.data["serial"])
     try:
-        chain = provider.resolve(certificates)(provider.config, claim.key_id)
-        problem = problem_of(chain, map(Path, roots), claim)
+        chain = provider.resolve(certificates)(provider.config, key_id)
+        problem = provider.resolve(judge)(chain, provider.config, bytes.fromhex(public_key), key_id, serial)
     except HsmError as error:
         yield warn("attestation", f"no certificate was given: {error.args[0]}", error.hint)
     except OSError as error:

@@ -15,9 +15,9 @@ from typing import Any, Final
 from pkcs11 import Attribute
 
 from hsmcore._native import functions_of
-from hsmcore.control.cryptoki import CkrError
-from hsmcore.control.records import TokenRecord
 from hsmcore.doctor.report import printable
+from hsmcore.members.control.cryptoki import CkrError
+from hsmcore.members.control.records import TokenRecord
 
 # Positions in CK_FUNCTION_LIST after its CK_VERSION (PKCS#11 v2.40, pkcs11f.h; the order is the same in v3).
 _PLACES: Final = {
@@ -205,7 +205,7 @@ class Calls:
             ctypes.memset(buffer, 0, len(buffer))
 
     def find(self, session: int, class_: int, label: bytes | None = None, identity: bytes | None = None) -> list[int]:
-        """Find objects of one class, at most MAX_OBJECTS. Nothing else is in the template: see control/keys.py."""
+        """Find objects of one class, at most MAX_OBJECTS. The template has no more: see members/control/keys.py."""
         wanted = {Attribute.CLASS: bytes(c_ulong(class_)), Attribute.LABEL: label, Attribute.ID: identity}
         named = [(kind, ctypes.create_string_buffer(value, len(value))) for kind, value in wanted.items() if value]
         template = (_Attribute * len(named))()

@@ -12,16 +12,16 @@ from pkcs11 import TokenFlag
 
 from hsmcore._native import Turn
 from hsmcore.config.uri import build_uri
-from hsmcore.control.adopt import hold_module
-from hsmcore.control.cryptoki import CkrError
-from hsmcore.control.faults import translated
-from hsmcore.control.nearby import near_tokens
-from hsmcore.control.quirks import quirks_for
 from hsmcore.doctor.calls import Calls, TokenInfo
 from hsmcore.doctor.context import Context
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import HsmError, PinIncorrect
-from hsmcore.statuses import STATUSES
+from hsmcore.errors.statuses import STATUSES
+from hsmcore.members.control.adopt import hold_module
+from hsmcore.members.control.cryptoki import CkrError
+from hsmcore.members.control.faults import translated
+from hsmcore.members.control.nearby import near_tokens
+from hsmcore.members.control.quirks import quirks_for
 
 _SESSION_COUNT: Final = 0x0B1
 

@@ -11,12 +11,12 @@ from typing import IO, Any, NoReturn
 import orjson
 from pydantic import TypeAdapter
 
-from hsmcore.control.child import read_exactly, run
-from hsmcore.control.wire import error_to_json
 from hsmcore.doctor.context import Context, Question
 from hsmcore.doctor.plan import BY_NAME
 from hsmcore.doctor.report import Step, failed
 from hsmcore.errors import HsmError, InternalError
+from hsmcore.members.control.child import read_exactly, run
+from hsmcore.members.control.wire import error_to_json
 
 
 def main(parent: int) -> NoReturn:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from hsmcore.base58 import base58
+from hsmcore.base.base58 import base58
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.doctor.subject import Subject
 from hsmcore.errors import HsmError
-from hsmcore.statuses import STATUSES
+from hsmcore.errors.statuses import STATUSES
 
 UNPROVEN_HINT: Final = "Make a key on the device for what matters."
 """For a key of which nothing says that it was made there."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from hsmcore._native import Module
-from hsmcore.control.quirks import Quirks
-from hsmcore.control.records import TokenSelector
 from hsmcore.doctor.calls import Calls, ModuleInfo, TokenInfo
+from hsmcore.members.control.quirks import Quirks
+from hsmcore.members.control.records import TokenSelector
 
 _ULONG: Final = ctypes.sizeof(ctypes.c_ulong)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable
 from itertools import chain
 from typing import cast
 
-from hsmcore._version import __version__
+from hsmcore.base.version import __version__
 from hsmcore.config import Config, LevelName, Provider
 from hsmcore.doctor.fleet import check_fleet
 from hsmcore.doctor.fleet_store import check_fleet_store
@@ -17,7 +17,7 @@ from hsmcore.doctor.report import DoctorReport, Identity, ProviderReport, Step, 
 from hsmcore.doctor.store import check_store
 from hsmcore.doctor.subject import Begun, Options, Probe, Subject
 from hsmcore.errors import HsmError
-from hsmcore.rotation.pinned import as_started, may_have_ring
+from hsmcore.manager.rotation.pinned import as_started, may_have_ring
 from hsmcore.state.keys import active_of
 
 _SHARED = (check_fleet_store, check_fleet, check_store, check_places, check_policy, check_emergency)

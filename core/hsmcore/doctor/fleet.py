@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hsmcore.audit import AuditLog
+from hsmcore.base.steady import boottime
 from hsmcore.config import Config, Fleet
 from hsmcore.doctor.report import Step, fail, failed, ok, printable, warn
 from hsmcore.errors import AuditUnavailable, HsmError
 from hsmcore.fleet.overview import overview
-from hsmcore.fleet.witness import Witness
+from hsmcore.recovery.witness import Witness
 from hsmcore.state import Store
 from hsmcore.state.store import now_ns
-from hsmcore.steady import boottime
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from hsmcore.base.extras import install
 from hsmcore.config import Config
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import HsmError
-from hsmcore.extras import install
 from hsmcore.state import StoreError
 
 if TYPE_CHECKING:
-    from hsmcore.state.server_probe import Look
+    from hsmcore.state.postgres.probe import Look
 
 STORE: Final = "fleet-store"
 DURABILITY: Final = "fleet-durability"
@@ -27,7 +27,7 @@ def check_fleet_store(config: Config) -> Iterator[Step]:
         return
     try:
         try:
-            from hsmcore.state.server_probe import look_at
+            from hsmcore.state.postgres.probe import look_at
         except ImportError:
             raise StoreError("the package psycopg is not installed", hint=f"Run: {install('fleet')}") from None
         look = look_at(fleet)

@@ -7,15 +7,15 @@ from typing import Final
 
 from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
 
-from hsmcore.control.curves import algorithm_of_params, decode_point
-from hsmcore.control.faults import translated
-from hsmcore.control.nearby import near_keys
-from hsmcore.control.quirks import NO_COPY_HINT
 from hsmcore.doctor.checks import writable
 from hsmcore.doctor.common import UNPROVEN_HINT, compare_public_key
 from hsmcore.doctor.context import Context, FoundKey
 from hsmcore.doctor.report import Step, fail, ok, printable, warn
-from hsmcore.statuses import STATUSES
+from hsmcore.errors.statuses import STATUSES
+from hsmcore.members.control.curves import algorithm_of_params, decode_point
+from hsmcore.members.control.faults import translated
+from hsmcore.members.control.nearby import near_keys
+from hsmcore.members.control.quirks import NO_COPY_HINT
 
 _CANDIDATES: Final = 64
 

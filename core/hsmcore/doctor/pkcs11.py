@@ -12,9 +12,6 @@ from typing import IO, Any, Final
 
 from hsmcore._native import wipe
 from hsmcore.config import Pkcs11Settings
-from hsmcore.control.process import Child, ChildLost, child_environment, lines
-from hsmcore.control.records import TokenAccess, TokenRecord, TokenSelector
-from hsmcore.control.refused import RefusedLogins
 from hsmcore.doctor.attestation import check_attestation
 from hsmcore.doctor.common import check_configuration
 from hsmcore.doctor.context import Question
@@ -24,6 +21,9 @@ from hsmcore.doctor.report import Identity, Step, fail, failed, ok, printable, s
 from hsmcore.doctor.signing import small_engine
 from hsmcore.doctor.subject import Begun, Subject
 from hsmcore.errors import HsmError
+from hsmcore.members.control.process import Child, ChildLost, child_environment, lines
+from hsmcore.members.control.records import TokenAccess, TokenRecord, TokenSelector
+from hsmcore.members.control.refused import RefusedLogins
 from hsmcore.members.supervisor import HOST_PROGRAM
 
 _SIGN_SHARE: Final = 0.8

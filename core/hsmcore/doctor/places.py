@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from hsmcore.base.ownership import EXPOSED_HINT, exposed
 from hsmcore.config import Config
 from hsmcore.doctor.report import Step, fail, ok, warn
-from hsmcore.fleet.own_store import register
-from hsmcore.state.ownership import EXPOSED_HINT, exposed
+from hsmcore.recovery.own_store import register
 
 _HOME_HINT: Final = "Set XDG_STATE_HOME to a folder that lasts: an edited configuration is told apart by it."
 _HINT: Final = "Name another place, or make the folder for the key manager's user (mkdir, chown)."

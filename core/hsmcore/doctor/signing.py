@@ -13,7 +13,7 @@ from hsmcore._native import Engine, verify
 from hsmcore.doctor.context import Context
 from hsmcore.doctor.report import Step, fail, ok
 from hsmcore.errors import DeadlineExceeded
-from hsmcore.statuses import STATUSES
+from hsmcore.errors.statuses import STATUSES
 
 SIGNATURES: Final = 20
 """Signatures whose latency is measured, if the time of the check allows."""

@@ -11,7 +11,7 @@ from hsmcore.audit import AuditLog
 from hsmcore.config import Config
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import HsmError
-from hsmcore.fleet.alone import Alone, Standing, witness_of
+from hsmcore.recovery.marks import Alone, Standing, witness_of
 from hsmcore.state import Store, StoreBehind, StoreNotGenuine
 from hsmcore.state.seal import SealStatus
 

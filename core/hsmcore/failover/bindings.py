@@ -16,9 +16,9 @@ from sqlalchemy import delete, insert, select
 
 from hsmcore._native import Digest, digest_of
 from hsmcore.audit import AuditLog
+from hsmcore.base.log import get_logger
 from hsmcore.errors import UNSURE, HsmError, InvalidMessageType
 from hsmcore.failover.breaker import SECOND
-from hsmcore.log import get_logger
 from hsmcore.state.schema import KEY_BINDING as BINDING
 from hsmcore.state.store import Tables
 

@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 
 from sqlalchemy import Connection, select, update
 
+from hsmcore.base.steady import SteadyClock
 from hsmcore.config import Config, Failover
 from hsmcore.errors import BadArgument
 from hsmcore.failover.errors import EmergencyRefused
@@ -29,7 +30,6 @@ from hsmcore.state.schema import EMERGENCY_EPISODE as EPISODE
 from hsmcore.state.schema import insert_row
 from hsmcore.state.seal import StoreNotGenuine
 from hsmcore.state.store import Store
-from hsmcore.steady import SteadyClock
 
 BLOCK: Final = 16
 SECOND: Final = 1_000_000_000

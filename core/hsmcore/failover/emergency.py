@@ -8,14 +8,14 @@ from collections.abc import Callable, Coroutine
 from time import monotonic_ns
 from typing import Any, Final
 
+from hsmcore.base.keyring import KeyVersion
+from hsmcore.base.log import get_logger
 from hsmcore.errors import HsmError
 from hsmcore.failover.breaker import SECOND
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.events import Event
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.router import Router
-from hsmcore.keyring import KeyVersion
-from hsmcore.log import get_logger
 
 IDLE_S: Final = 10.0
 """Seconds for the emergency members to end their requests when the level is left."""

@@ -9,11 +9,11 @@ from time import monotonic_ns
 from typing import Any
 
 from hsmcore._native import Digest
+from hsmcore.base.keyring import KeyVersion
 from hsmcore.errors import HsmError, KeyNotFound, MemberDown, NotInitialized
 from hsmcore.failover.breaker import SECOND
 from hsmcore.failover.latency import LatencyWatch
 from hsmcore.failover.member_state import Idle, MemberState
-from hsmcore.keyring import KeyVersion
 from hsmcore.members.base import Member, NonExportable, SigningEngine
 from hsmcore.members.snapshot import MemberSnapshot
 

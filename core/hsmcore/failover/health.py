@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from time import monotonic_ns
 from typing import Any, Final
 
+from hsmcore.base.keyring import KeyVersion
+from hsmcore.base.log import get_logger
 from hsmcore.errors import HsmError, KeyMismatch, KeyNotFound, SignatureInvalid
 from hsmcore.failover.breaker import SECOND, kind_of
 from hsmcore.failover.emergency import EmergencyLevel
@@ -18,8 +20,6 @@ from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.latency import FACTOR, FLOOR_NS
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.router import Router
-from hsmcore.keyring import KeyVersion
-from hsmcore.log import get_logger
 from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.state import Desired, StoreNotGenuine, Wish
 from hsmcore.state.desired import own_report

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from hsmcore._native import Digest
+from hsmcore.base.keyring import KeyVersion
 from hsmcore.errors import HsmError
 from hsmcore.failover.breaker import Kind, kind_of
-from hsmcore.keyring import KeyVersion
 
 if TYPE_CHECKING:
     from hsmcore.failover.endpoint import Endpoint

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hsmcore._native import Digest
+from hsmcore.base.keyring import KeyVersion
+from hsmcore.base.receipt import Receipt
 from hsmcore.errors import HsmError, KeyNotCurrent, MemberDown
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import Attempts
-from hsmcore.keyring import KeyVersion
-from hsmcore.receipt import Receipt
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from time import monotonic_ns
 from typing import Any, Final
 
 from hsmcore._native import Digest, Routes, freeze, timeout_ns
+from hsmcore.base.keyring import KeyVersion
 from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, QueueFull
 from hsmcore.failover.bindings import KeyBindings
 from hsmcore.failover.breaker import SECOND, WITHHELD, Kind, kind_of
@@ -24,7 +25,6 @@ from hsmcore.failover.hedge import hedged
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import Attempts, GiveUp, Try, Wait, next_step
 from hsmcore.failover.request import Answer, Request, by_module, failure_of
-from hsmcore.keyring import KeyVersion
 
 LATE_NS: Final = SECOND // 10
 """A member that answered any request within this time is not late, even if deadlines have passed."""

@@ -12,9 +12,12 @@ from typing import Any, Self
 
 from hsmcore._native import Lease
 from hsmcore.audit import AuditLog
+from hsmcore.base.events import Events
+from hsmcore.base.keyring import KeyRing, KeyVersion
+from hsmcore.base.log import get_logger
+from hsmcore.base.receipt import Receipt
 from hsmcore.config import Config, Failover
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyMismatch, KeyNotFound
-from hsmcore.events import Events
 from hsmcore.failover.batch import sign_many
 from hsmcore.failover.bindings import KeyBindings, StoredBindings
 from hsmcore.failover.breaker import kind_of
@@ -28,11 +31,8 @@ from hsmcore.failover.plan import endpoints_and_levels
 from hsmcore.failover.router import Router
 from hsmcore.failover.short_way import ShortWay
 from hsmcore.failover.started import Started
-from hsmcore.keyring import KeyRing, KeyVersion
-from hsmcore.log import get_logger
 from hsmcore.members import Member
 from hsmcore.members.base import SIGN_SECONDS, Ask, Retired, Submit, refuse_closed
-from hsmcore.receipt import Receipt
 from hsmcore.state import Desired, Store
 
 _EMITTED = frozenset({"failover", "failback", "member-down", "member-up"})

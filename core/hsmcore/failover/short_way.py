@@ -8,12 +8,12 @@ from contextlib import suppress
 from typing import Any
 
 from hsmcore._native import freeze, verify
+from hsmcore.base.receipt import Signed
 from hsmcore.errors import HsmError, InvalidMessageType
 from hsmcore.failover.breaker import WITHHELD
 from hsmcore.failover.policy import Attempts
 from hsmcore.failover.request import Answer, Request
 from hsmcore.failover.router import Router
-from hsmcore.receipt import Signed
 
 
 class ShortWay:

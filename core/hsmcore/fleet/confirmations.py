@@ -10,12 +10,12 @@ from itertools import chain
 from time import monotonic
 from typing import Final
 
+from hsmcore.base.log import get_logger
+from hsmcore.base.steady import boottime
 from hsmcore.errors import DeadlineExceeded
 from hsmcore.fleet import rows
 from hsmcore.fleet.machine import Machine
-from hsmcore.log import get_logger
 from hsmcore.state import Store, StoreError, StoreUnknown
-from hsmcore.steady import boottime
 
 AT_ONCE: Final = 3
 """Checks that are under way at the same time: none waits for the answer to the one before."""

@@ -11,10 +11,10 @@ from typing import Final, Protocol
 
 from sqlalchemy import Connection, update
 
+from hsmcore.base.log import get_logger
 from hsmcore.errors import HsmError
 from hsmcore.fleet.orders import Order, Verb, fulfil, orders
-from hsmcore.fleet.witness import Witness
-from hsmcore.log import get_logger
+from hsmcore.recovery.witness import Witness
 from hsmcore.state import Store
 from hsmcore.state.schema import FLEET_HOST
 from hsmcore.state.seal import EARLIER

@@ -8,12 +8,12 @@ from typing import Any, Final, Protocol
 
 from sqlalchemy import Connection
 
+from hsmcore.base.steady import boottime
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError
 from hsmcore.fleet import rows
 from hsmcore.fleet.machine import Machine, Row
 from hsmcore.state import Store
-from hsmcore.steady import boottime
 
 RENEWALS: Final = 4
 """Renewals in the life of a lease; the database must answer in the time between two."""

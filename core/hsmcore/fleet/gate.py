@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from hsmcore.base.log import get_logger
 from hsmcore.errors import BadArgument
 from hsmcore.fleet.entry import SECOND
 from hsmcore.fleet.machine import Row
-from hsmcore.log import get_logger
 
 PATIENCE: Final = 2
 """Lives of a lease for which a host that is behind leaves a free epoch to hosts that are not."""

@@ -18,6 +18,8 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import Connection
 
 from hsmcore._native import Lease
+from hsmcore.base.log import get_logger
+from hsmcore.base.steady import boottime
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import BadArgument, FleetBehind, HsmError, NotHolder, error_of
 from hsmcore.fleet import rows
@@ -26,12 +28,10 @@ from hsmcore.fleet.duties import Duties
 from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, enter, position_of
 from hsmcore.fleet.gate import Gate
 from hsmcore.fleet.machine import Machine, Row, State
-from hsmcore.fleet.witness import Log, Witness
-from hsmcore.log import get_logger
+from hsmcore.recovery.witness import Log, Witness
 from hsmcore.state import Store, positions
 from hsmcore.state.exchange import Question
 from hsmcore.state.seal import SealSecret
-from hsmcore.steady import boottime
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from hsmcore.fleet.incident import count, word
+from hsmcore.recovery.incident import count, word
 from hsmcore.state import positions
 from hsmcore.state.positions import MOST_POSITION, Mark
 from hsmcore.state.schema import DESIRED_STATE, FLEET, FLEET_FLOOR, FLEET_HOST

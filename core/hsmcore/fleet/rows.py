@@ -12,8 +12,8 @@ from typing import Any, Final
 from sqlalchemy import Connection, Select, bindparam, exists, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from hsmcore.fleet.incident import count, word
 from hsmcore.fleet.machine import Row
+from hsmcore.recovery.incident import count, word
 from hsmcore.state.exchange import Question
 from hsmcore.state.schema import FLEET, FLEET_HOST, WATERMARK
 from hsmcore.state.store import now_ns

@@ -8,17 +8,19 @@ from functools import partial
 from math import inf
 from typing import Any, Final, Protocol
 
+from hsmcore.base.listening.connections import Connection as Place
 from hsmcore.errors import BadArgument, HsmError, PolicyRefused, RequestCancelled
-from hsmcore.gateway import asked, batched, wire
-from hsmcore.gateway.asked import Request, refusal_of
+from hsmcore.gateway import wire_requests as asked
 from hsmcore.gateway.clients import Client, ending
 from hsmcore.gateway.desk import Counter, Desk
-from hsmcore.gateway.frames import CLIENT_TYPES, MIN_BYTES, Frame, Splitter, Type, WireError
 from hsmcore.gateway.held import Held, Overflow
 from hsmcore.gateway.intake import Intake
 from hsmcore.gateway.jobs import late
-from hsmcore.gateway.memory import Session, contents_of
-from hsmcore.listening.connections import Connection as Place
+from hsmcore.gateway.replay import Session, contents_of
+from hsmcore.gateway.wire import batched
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import CLIENT_TYPES, MIN_BYTES, Frame, Splitter, Type, WireError
+from hsmcore.gateway.wire_requests import Request, refusal_of
 
 HELLO_BYTES: Final = 512
 """Longest HELLO: a stranger has no more memory of this process."""

@@ -17,6 +17,8 @@ from typing import Any, Final
 import orjson
 
 from hsmcore._native import Digest, verify
+from hsmcore.base.keyring import KeyVersion
+from hsmcore.base.receipt import Receipt, Signed
 from hsmcore.config import Gateway
 from hsmcore.config.policy import BATCH_ROOT, ORDERED, PREHASHED
 from hsmcore.errors import (
@@ -31,15 +33,13 @@ from hsmcore.errors import (
     PolicyRefused,
     SignatureInvalid,
 )
-from hsmcore.gateway import wire
 from hsmcore.gateway.clients import Account, Client, Directory
 from hsmcore.gateway.jobs import Job, Queue
 from hsmcore.gateway.slices import Batch
-from hsmcore.keyring import KeyVersion
+from hsmcore.gateway.wire import messages as wire
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.manager.key_managers import KeyManagers
-from hsmcore.policy.guard import kinds_of, refuse_claims
-from hsmcore.receipt import Receipt, Signed
+from hsmcore.manager.policy.guard import kinds_of, refuse_claims
 
 CACHE_STATS: Final = "cache-stats"
 _TRIES: Final = 3

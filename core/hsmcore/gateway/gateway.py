@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from hsmcore.base.log import get_logger, said
 from hsmcore.config import Config, Gateway
 from hsmcore.config.load import changed
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
@@ -18,12 +19,11 @@ from hsmcore.gateway.figures import read_gateway
 from hsmcore.gateway.server import Server
 from hsmcore.gateway.sockets import Bound, assigned, given_sockets
 from hsmcore.gateway.tls import Tls
-from hsmcore.log import get_logger, said
 from hsmcore.manager.key_managers import KeyManagers
 from hsmcore.metrics import also
 
 if TYPE_CHECKING:
-    from hsmcore.gateway.vault import Face
+    from hsmcore.gateway.vault.face import Face
 
 _TOLD: Final = ("key-generated", "key-changed", "key-deactivated", "failover", "failback", "member-up")
 """Events after which the keys may be others."""
@@ -112,7 +112,7 @@ async def running(configs: Mapping[str, Config], settings: Gateway) -> AsyncIter
 
 
 def _vault(desk: Desk, listening: socket.socket, settings: Gateway) -> Face:
-    from hsmcore.gateway.vault import Face  # it needs packages that the other face does not
+    from hsmcore.gateway.vault.face import Face  # it needs packages that the other face does not
 
     assert settings.tls is not None  # noqa: S101  # for the type checker: the configuration requires it
     tls = Tls(settings.tls, required=False, alpn=["http/1.1"])

@@ -9,10 +9,10 @@ from contextvars import Context, copy_context
 from time import monotonic
 from typing import Any, Final
 
+from hsmcore.base.log import get_logger
 from hsmcore.errors import DeadlineExceeded, HsmError, InternalError, RequestCancelled
 from hsmcore.gateway.clients import Account
-from hsmcore.gateway.sharing import Turns
-from hsmcore.log import get_logger
+from hsmcore.gateway.turns import Turns
 
 SWEEP_SECONDS: Final = 0.05
 """Seconds between two looks whether a request that waits for its turn has met its deadline."""

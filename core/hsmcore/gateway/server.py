@@ -8,20 +8,20 @@ import socket
 from struct import Struct
 from typing import Final
 
+from hsmcore.base.listening.connections import Connection as Place
+from hsmcore.base.listening.connections import Gate
+from hsmcore.base.listening.door import Door, address_of
+from hsmcore.base.log import get_logger
 from hsmcore.errors import PolicyRefused
-from hsmcore.gateway import wire
-from hsmcore.gateway.asked import Request, refusal_of
 from hsmcore.gateway.clients import COME_BACK_MS, Client, Directory, ending, refused
 from hsmcore.gateway.connection import Connection
 from hsmcore.gateway.desk import Desk
 from hsmcore.gateway.intake import Intake
 from hsmcore.gateway.jobs import late
-from hsmcore.gateway.memory import REMEMBER_SECONDS, Room, Session, Sessions
+from hsmcore.gateway.replay import REMEMBER_SECONDS, Room, Session, Sessions
 from hsmcore.gateway.tls import Tls, names_in
-from hsmcore.listening.connections import Connection as Place
-from hsmcore.listening.connections import Gate
-from hsmcore.listening.door import Door, address_of
-from hsmcore.log import get_logger
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire_requests import Request, refusal_of
 
 BATCH: Final = 1024
 """Most messages of a SIGN_MANY."""

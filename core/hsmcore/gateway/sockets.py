@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
+from hsmcore.base.listening.sockets import hint_for, host_and_port, tcp, unix
 from hsmcore.config import Gateway
 from hsmcore.config.gateway import Listen
 from hsmcore.errors import ConfigFault, ConfigurationError
-from hsmcore.listening.sockets import hint_for, host_and_port, tcp, unix
 
 FIRST_FD: Final = 3
 

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from hsmcore.base.listening.certificates import require_readable
+from hsmcore.base.log import get_logger, said
 from hsmcore.config import GatewayTls
 from hsmcore.errors import ConfigFault, ConfigurationError
-from hsmcore.listening.certificates import require_readable
-from hsmcore.log import get_logger, said
 
 LOOK_SECONDS: Final = 1.0
 _KINDS: Final = {"DNS": "dns:", "URI": ""}

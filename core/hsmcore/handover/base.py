@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
+from hsmcore.base.keyring import KeyVersion
 from hsmcore.errors import BadArgument
-from hsmcore.keyring import KeyVersion
 
 Settled = Literal["old", "new", "unknown"]
 """The key that the chain obeys at finality. "unknown": a part obeys each key, or the chain does not say."""

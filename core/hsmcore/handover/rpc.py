@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from hsmcore.base58 import base58, from_base58
+from hsmcore.base.base58 import base58, from_base58
 from hsmcore.errors import BadArgument
 from hsmcore.handover.client import Account, ChainRefused
 

@@ -9,18 +9,18 @@ from functools import partial
 from typing import Final, Self
 
 from hsmcore.audit import AuditLog
+from hsmcore.base.events import Events
+from hsmcore.base.keyring import KeyVersion
+from hsmcore.base.log import get_logger
 from hsmcore.config import Config
-from hsmcore.events import Events
-from hsmcore.fleet.alone import Alone
-from hsmcore.fleet.own_store import OwnStore
 from hsmcore.handover.base import ADD_SETTLED, Handover, can_be_asked, require_whole
-from hsmcore.keyring import KeyVersion
-from hsmcore.log import get_logger
 from hsmcore.manager.notices import NoticeService
 from hsmcore.manager.path import SigningPath
-from hsmcore.manager.state_backup import StateBackups
-from hsmcore.rotation.context import ManagerPort
-from hsmcore.rotation.service import RotationService
+from hsmcore.manager.rotation.context import ManagerPort
+from hsmcore.manager.rotation.service import RotationService
+from hsmcore.recovery.marks import Alone
+from hsmcore.recovery.own_store import OwnStore
+from hsmcore.recovery.state_backup import StateBackups
 from hsmcore.state import Store, StoreError
 from hsmcore.state.keys import require_no_other_ring
 

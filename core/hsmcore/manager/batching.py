@@ -16,14 +16,13 @@ from contextlib import ExitStack, suppress
 from contextvars import Context
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from hsmcore._native import BatchedSignature, Leaves, timeout_ns
-from hsmcore.audit import batch_proof
 from hsmcore.audit.leaves import LeafFiles
-from hsmcore.audit.note import signed
 from hsmcore.audit.record import current_caller
 from hsmcore.audit.record import extra as audit_extra
+from hsmcore.base.receipt import Receipt
 from hsmcore.config import Batching, KeyManagerConfig
 from hsmcore.config.policy import BATCH_ROOT
 from hsmcore.errors import (
@@ -36,15 +35,18 @@ from hsmcore.errors import (
     QueueFull,
     RequestCancelled,
 )
-from hsmcore.fleet.membership import Membership
 from hsmcore.manager.batch_figures import BatchFigures
 from hsmcore.manager.lifecycle import a_turn
 from hsmcore.manager.path import SigningPath
+from hsmcore.manager.policy import Guard
+from hsmcore.manager.policy.watermark import NotNext, Place
 from hsmcore.manager.recording import Recorder
-from hsmcore.policy import Guard
-from hsmcore.policy.watermark import NotNext, Place
-from hsmcore.receipt import Receipt
 from hsmcore.state.positions import MOST_POSITION
+from hsmcore.tlog import batch_proof
+from hsmcore.tlog.note import signed
+
+if TYPE_CHECKING:
+    from hsmcore.fleet.membership import Membership
 
 T = TypeVar("T")
 _WAITING: Final = 4

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hsmcore.audit import AuditLog
+from hsmcore.base.keyring import KeyRing, KeyVersion
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
-from hsmcore.fleet.membership import Membership
-from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.manager.batch_figures import BatchFigures
 from hsmcore.manager.lifecycle import State
 from hsmcore.manager.path import SigningPath
-from hsmcore.manager.state_backup import StateBackups
+from hsmcore.manager.policy import Guard
+from hsmcore.manager.rotation.service import RotationService
 from hsmcore.members import cache_summary
-from hsmcore.policy import Guard
-from hsmcore.rotation.service import RotationService
+from hsmcore.recovery.state_backup import StateBackups
+
+if TYPE_CHECKING:
+    from hsmcore.fleet.membership import Membership
 
 
 class Snapshot(NamedTuple):

@@ -7,13 +7,13 @@ from collections.abc import Awaitable
 from contextlib import ExitStack
 
 from hsmcore._native import Digest
+from hsmcore.base.keyring import KeyRing
+from hsmcore.base.receipt import DigestSignature, Receipt
 from hsmcore.config.policy import PREHASHED
 from hsmcore.errors import AlgorithmUnsupported, InvalidMessage, PolicyRefused
-from hsmcore.keyring import KeyRing
 from hsmcore.manager.path import SigningPath
+from hsmcore.manager.policy import Guard
 from hsmcore.manager.verification import VerifierPool
-from hsmcore.policy import Guard
-from hsmcore.receipt import DigestSignature, Receipt
 
 
 def shown(digest: object) -> object:

@@ -6,16 +6,15 @@ A document is made once for a key and kept as it is: a device's certificate diff
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from hsmcore.config import Pkcs11Settings, Provider
-from hsmcore.control import ControlPlane
-from hsmcore.control.attest import Attest
+from hsmcore.base.log import get_logger
+from hsmcore.config import Provider
 from hsmcore.errors import HsmError
-from hsmcore.log import get_logger
+from hsmcore.members.control import ControlPlane
+from hsmcore.members.control.attest import Attest
 
 FORMAT: Final = "hsmcore/key-evidence/v1"
 _MOST_BYTES: Final = 1 << 20
@@ -43,7 +42,7 @@ async def collect(plane: ControlPlane, provider: Provider, key_id: str) -> bytes
     return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
 
 
-def judged(document: bytes, settings: Pkcs11Settings, key_id: str, public_key: bytes | None) -> dict[str, Any]:
+def judged(document: bytes, provider: Provider, key_id: str, public_key: bytes | None) -> dict[str, Any]:
     """Return what a document says, and in `proven` whether certificates show that the device made this key; `problem`:
     why not. `public_key`: of the key that is asked about; None: the document comes from the token itself. Raises
     ValueError for a document of another form or key, OSError."""
@@ -53,11 +52,9 @@ def judged(document: bytes, settings: Pkcs11Settings, key_id: str, public_key: b
     if found["keyId"] != key_id or public_key not in (None, bytes.fromhex(found["publicKey"] or "")):
         raise ValueError("the evidence is about another key")
     problem = "the device gives no certificate: this is its own word"
-    if found["certificates"]:
-        from hsmcore.audit.devices.yubihsm_attest import Claim, problem_of
-
-        roots = getattr(settings, "attestation_roots", None) or ()
+    if found["certificates"] and provider.descriptor.judge is not None:
+        judge = provider.resolve(provider.descriptor.judge)
         chain = [bytes.fromhex(one) for one in found["certificates"]]
-        claim = Claim(bytes.fromhex(found["publicKey"] or ""), key_id, found["token"]["serial"])
-        problem = problem_of(chain, map(Path, roots), claim)
+        serial = found["token"]["serial"]
+        problem = judge(chain, provider.config, bytes.fromhex(found["publicKey"] or ""), key_id, serial)
     return {**found, "proven": not problem, "problem": problem or None}

@@ -7,17 +7,16 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, overload
 
 from hsmcore.audit import AuditLog
 from hsmcore.audit.record import extra as audit_extra
+from hsmcore.base.events import Callback, EventName, Events
+from hsmcore.base.keyring import KeyVersion, address_of
+from hsmcore.base.receipt import DigestSignature, Receipt
 from hsmcore.config import Config, KeyManagerConfig, PayloadFormat
 from hsmcore.errors import HsmError, LoginError
-from hsmcore.events import Callback, EventName, Events
-from hsmcore.fleet.membership import Membership
-from hsmcore.fleet.own_store import abandon, missing
 from hsmcore.handover.base import Handover
-from hsmcore.keyring import KeyVersion, address_of
 from hsmcore.manager import batching, digests
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.manager.batched import BatchedSigning
@@ -26,17 +25,20 @@ from hsmcore.manager.keys import KeyOperations
 from hsmcore.manager.lifecycle import Lifecycle, a_turn, ended, refuse_again, refused
 from hsmcore.manager.membership import confirmed, join, telling
 from hsmcore.manager.path import UNOPENED, SigningPath, open_path, running, signers
+from hsmcore.manager.policy import Guard
+from hsmcore.manager.policy.batch import submit_batch
+from hsmcore.manager.policy.guard import refuse_claims
 from hsmcore.manager.prompt import Begun, begin
 from hsmcore.manager.recording import Recorder, say_where
 from hsmcore.manager.verification import VerifierPool
 from hsmcore.members import cache_summary
 from hsmcore.members.base import refuse_closed
 from hsmcore.members.snapshot import MemberSnapshot
-from hsmcore.policy import Guard
-from hsmcore.policy.batch import submit_batch
-from hsmcore.policy.guard import refuse_claims
-from hsmcore.receipt import DigestSignature, Receipt
+from hsmcore.recovery.own_store import abandon, missing
 from hsmcore.tracing import instrument
+
+if TYPE_CHECKING:
+    from hsmcore.fleet.membership import Membership
 
 T = TypeVar("T")
 Message = bytes | bytearray | memoryview

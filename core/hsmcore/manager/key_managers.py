@@ -15,14 +15,14 @@ from typing import Any, Self
 
 from hsmcore._native import freeze
 from hsmcore.audit.shared import LogPart, SharedLog
+from hsmcore.base.events import Callback, EventName
 from hsmcore.config import Config, Provider, load, load_each
 from hsmcore.config.load import Source
-from hsmcore.control.softhsm import use_token_beside
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, PolicyRefused
-from hsmcore.events import Callback, EventName
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.manager.lifecycle import Lifecycle
-from hsmcore.policy.guard import kinds_of
+from hsmcore.manager.policy.guard import kinds_of
+from hsmcore.members.control.softhsm import use_token_beside
 
 Message = bytes | bytearray | memoryview
 

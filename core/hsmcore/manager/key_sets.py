@@ -2,7 +2,7 @@
 
 A set is bound to its serial before it is signed, so no serial has two texts, and kept before it is handed out. It is
 signed by the key that signs, and by the others of it that can: the next key, and the one before. So a verifier that
-knows one of them can follow. A rotation waits until a set lists its new key (rotation/steps/telling.py).
+knows one of them can follow. A rotation waits until a set lists its new key (manager/rotation/steps/telling.py).
 """
 
 from __future__ import annotations
@@ -15,31 +15,33 @@ from contextlib import AsyncExitStack, suppress
 from contextvars import Context
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from hsmcore.audit.key_set import KeyEntry, KeySet, KeyState, signer, text_of
-from hsmcore.audit.note import NoteError, signature_line
 from hsmcore.audit.record import extra as audit_extra
+from hsmcore.base.keyring import KeyVersion
+from hsmcore.base.log import get_logger
+from hsmcore.base.receipt import Receipt
 from hsmcore.config import Config
 from hsmcore.config.policy import KEY_SET
-from hsmcore.control import ControlPlane
 from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, MessageTooLarge, NotInitialized
 from hsmcore.failover.levels import EMERGENCY
-from hsmcore.fleet.membership import Membership
-from hsmcore.keyring import KeyVersion
-from hsmcore.log import get_logger
 from hsmcore.manager.evidence import collect
 from hsmcore.manager.path import SigningPath
+from hsmcore.manager.policy import Guard
+from hsmcore.manager.policy.watermark import NotNext, Place
 from hsmcore.manager.recording import Recorder
+from hsmcore.manager.rotation.context import ManagerPort
+from hsmcore.manager.rotation.service import RotationService
 from hsmcore.members.base import SIGN_SECONDS
-from hsmcore.policy import Guard
-from hsmcore.policy.watermark import NotNext, Place
-from hsmcore.receipt import Receipt
-from hsmcore.rotation.context import ManagerPort
-from hsmcore.rotation.service import RotationService
+from hsmcore.members.control import ControlPlane
 from hsmcore.state import RoleLost, Store, StoredKey
 from hsmcore.state.key_sets import KeySetNotes
 from hsmcore.state.positions import MOST_POSITION
+from hsmcore.tlog.key_set import KeyEntry, KeySet, KeyState, signer, text_of
+from hsmcore.tlog.note import NoteError, signature_line
+
+if TYPE_CHECKING:
+    from hsmcore.fleet.membership import Membership
 
 ROLE: Final = "key-set"
 """The store's role: one process has sets signed, the others hand them out."""

@@ -8,19 +8,19 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from hsmcore.audit import AuditLog
+from hsmcore.base.events import Events
+from hsmcore.base.keyring import KeyRing, KeyVersion, successor_label
 from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.errors import BadArgument, HsmError, KeyMismatch, MemberDown
-from hsmcore.events import Events
-from hsmcore.keyring import KeyRing, KeyVersion, successor_label
 from hsmcore.manager.key_sets import KeySets
 from hsmcore.manager.lifecycle import ended
 from hsmcore.manager.path import SigningPath
+from hsmcore.manager.policy import Guard
+from hsmcore.manager.rotation.context import ManagerPort
+from hsmcore.manager.rotation.service import RotationService
 from hsmcore.members import Member
 from hsmcore.members.base import Retired
 from hsmcore.members.tokens import export_key
-from hsmcore.policy import Guard
-from hsmcore.rotation.context import ManagerPort
-from hsmcore.rotation.service import RotationService
 from hsmcore.state import StoreBusy, StoredKey
 
 _ALARMING: Final = ("rotation-failed", "store-not-genuine")

@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Literal, Protocol
 
 from hsmcore._native import fork_generation
+from hsmcore.base.log import prepare
+from hsmcore.base.waiting import CallThread, finished
 from hsmcore.errors import (
     AccessDenied,
     EngineClosed,
@@ -17,8 +19,6 @@ from hsmcore.errors import (
     NotInitialized,
     WrongEventLoop,
 )
-from hsmcore.log import prepare
-from hsmcore.waiting import CallThread, finished
 
 State = Literal["new", "opening", "open", "closing", "closed"]
 Step = Callable[[], Coroutine[Any, Any, None]]

@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Sequence
 from time import monotonic
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from hsmcore.audit import AuditLog
+from hsmcore.base.events import Events
+from hsmcore.base.log import get_logger
+from hsmcore.base.receipt import Receipt
 from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.errors import HsmError
-from hsmcore.events import Events
-from hsmcore.fleet.entry import Tell
-from hsmcore.fleet.membership import Membership
-from hsmcore.log import get_logger
 from hsmcore.manager.path import SigningPath
 from hsmcore.manager.recording import Recorder
 from hsmcore.members.base import Submit
-from hsmcore.receipt import Receipt
+
+if TYPE_CHECKING:
+    from hsmcore.fleet.entry import Tell
+    from hsmcore.fleet.membership import Membership
 
 EVENT: Final = "fleet"
 _LOST: Final = "fleet-lost"
@@ -26,7 +28,11 @@ _LOST: Final = "fleet-lost"
 async def join(config: Config) -> Membership | None:
     """Enter the fleet of a configuration; None: it has none. As Membership.open."""
     rules = config.key_manager
-    return None if rules.fleet is None else await Membership.open(rules.fleet, config.state_secret, rules.where)
+    if rules.fleet is None:
+        return None
+    from hsmcore.fleet.membership import Membership
+
+    return await Membership.open(rules.fleet, config.state_secret, rules.where)
 
 
 def telling(audit: AuditLog, events: Events) -> Tell:

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, Final
 
+from hsmcore.base.extras import install
+from hsmcore.base.log import get_logger
 from hsmcore.config import Notices, Secret
 from hsmcore.errors import HsmError
-from hsmcore.extras import install
-from hsmcore.log import get_logger
 from hsmcore.state import Outbox, Store
 from hsmcore.state.outbox import Delivery
 

@@ -8,17 +8,17 @@ from typing import Any, Final, Protocol, cast
 
 from hsmcore._native import Lease
 from hsmcore.audit import AuditLog
+from hsmcore.base.events import Events
+from hsmcore.base.keyring import KeyRing, KeyVersion
+from hsmcore.base.receipt import Receipt, Signed
 from hsmcore.config import Config
 from hsmcore.errors import HsmError, NotInitialized
-from hsmcore.events import Events
 from hsmcore.failover.health import Verify
 from hsmcore.failover.service import FailoverService
-from hsmcore.keyring import KeyRing, KeyVersion
 from hsmcore.manager.single import SingleMember
 from hsmcore.members import Member
 from hsmcore.members.base import Ask, Retired, Submit
 from hsmcore.members.snapshot import MemberSnapshot
-from hsmcore.receipt import Receipt, Signed
 
 
 class SigningPath(Protocol):

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from hsmcore.audit.record import extra as audit_extra
+from hsmcore.base.receipt import Signed
 from hsmcore.errors import EngineClosed, HsmError
 from hsmcore.manager.path import SigningPath
+from hsmcore.manager.policy.guard import refuse_claims
 from hsmcore.manager.recording import Recorder
-from hsmcore.policy.guard import refuse_claims
-from hsmcore.receipt import Signed
 
 
 class Begun:

@@ -8,12 +8,12 @@ from typing import Any
 
 from hsmcore._native import Digest, freeze
 from hsmcore.audit import AuditLog
+from hsmcore.base.keyring import KeyVersion
+from hsmcore.base.log import get_logger
 from hsmcore.config import KeyManagerConfig
 from hsmcore.config.policy import PREHASHED
 from hsmcore.config.root import STATE_FILE
 from hsmcore.errors import AuditUnavailable, DoubleSign, HsmError, InvalidMessageType, LoginError, PolicyRefused
-from hsmcore.keyring import KeyVersion
-from hsmcore.log import get_logger
 from hsmcore.members.snapshot import MemberSnapshot
 
 

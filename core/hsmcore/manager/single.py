@@ -9,15 +9,15 @@ from typing import Any, Final, Self, TypeVar
 
 from hsmcore._native import Lease
 from hsmcore.audit import AuditLog
+from hsmcore.base.events import Events
+from hsmcore.base.keyring import KeyRing, KeyVersion
+from hsmcore.base.log import get_logger
+from hsmcore.base.receipt import Receipt, Signed
 from hsmcore.config import Config
 from hsmcore.errors import HsmError, KeyNotCurrent, KeyNotFound
-from hsmcore.events import Events
-from hsmcore.keyring import KeyRing, KeyVersion
-from hsmcore.log import get_logger
 from hsmcore.members import Member, make_member
 from hsmcore.members.base import SIGN_SECONDS, Ask, Retired, Submit, refuse_closed
 from hsmcore.members.snapshot import MemberSnapshot
-from hsmcore.receipt import Receipt, Signed
 
 T = TypeVar("T")
 

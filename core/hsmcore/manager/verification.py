@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from hsmcore._native import Digest, recovery_id, verify
+from hsmcore.base.keyring import KeyVersion
 from hsmcore.errors import InvalidMessageType
-from hsmcore.keyring import KeyVersion
 
 T = TypeVar("T")
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeVar
 
 from hsmcore._native import Digest, Lease
+from hsmcore.base.keyring import KeyVersion
 from hsmcore.config import KeyManagerConfig, Provider, ProviderSettings
-from hsmcore.control import ControlPlane, KeyNotExportable
-from hsmcore.control.curves import Algorithm
-from hsmcore.control.records import Deactivation, KeyRecord
 from hsmcore.errors import EngineClosed
-from hsmcore.keyring import KeyVersion
+from hsmcore.members.control import ControlPlane, KeyNotExportable
+from hsmcore.members.control.curves import Algorithm
+from hsmcore.members.control.records import Deactivation, KeyRecord
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog
@@ -130,6 +130,13 @@ class KeyAdmin(Protocol):
     ) -> KeyRecord: ...
     async def deactivate(self, key_id: str) -> Deactivation: ...
     async def destroy(self, key_id: str) -> None: ...
+
+
+class AliasAdmin(KeyAdmin, Protocol):
+    """Of a member whose settings have a `key_alias`."""
+
+    async def move_alias(self, alias: str, key_id: str) -> None:
+        """Point the alias to the key. Idempotent. Raises HsmError."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from hsmcore._native import Engine, wipe
+from hsmcore.base.keyring import KeyVersion
+from hsmcore.base.log import get_logger, tell
+from hsmcore.base.waiting import CallThread
 from hsmcore.config import Pkcs11Settings
 from hsmcore.config.pkcs11 import MAX_SESSIONS
-from hsmcore.control import ControlPlane
-from hsmcore.control.advice import advise
-from hsmcore.control.nearby import near_keys
-from hsmcore.control.plane import find_token
-from hsmcore.control.process import child_environment, lines
-from hsmcore.control.quirks import quirks_for
-from hsmcore.control.records import TokenAccess, TokenRecord
-from hsmcore.control.refused import RefusedLogins
 from hsmcore.errors import HsmError, KeyNotFound, LoginError, ModuleMissing, PinIncorrect, error_of
-from hsmcore.keyring import KeyVersion
-from hsmcore.log import get_logger, tell
 from hsmcore.members.base import VERIFY_EVERY, MemberSpec
+from hsmcore.members.control import ControlPlane
+from hsmcore.members.control.advice import advise
+from hsmcore.members.control.nearby import near_keys
+from hsmcore.members.control.plane import find_token
+from hsmcore.members.control.process import child_environment, lines
+from hsmcore.members.control.quirks import quirks_for
+from hsmcore.members.control.records import TokenAccess, TokenRecord
+from hsmcore.members.control.refused import RefusedLogins
 from hsmcore.members.supervisor import HOST_PROGRAM, LOGIN_AWS_SECONDS, LOGIN_SECONDS, Supervisor
-from hsmcore.waiting import CallThread
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog

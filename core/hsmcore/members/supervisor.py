@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from hsmcore.base.log import tell
 from hsmcore.errors import HsmError, LoginError
-from hsmcore.log import tell
 
 if TYPE_CHECKING:
     from hsmcore._native import Engine

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from hsmcore.control import ControlPlane, KeyNotExportable, KeyRecord
-from hsmcore.control.backup import ExportWrapped, ImportWrapped, WhyNoBackup
-from hsmcore.control.keys import NewKeyId, Sweep
 from hsmcore.members.base import Member, NonExportable
+from hsmcore.members.control import ControlPlane, KeyNotExportable, KeyRecord
+from hsmcore.members.control.backup import ExportWrapped, ImportWrapped, WhyNoBackup
+from hsmcore.members.control.keys import NewKeyId, Sweep
 
 _KEPT: Final = "its keys stay where they are made"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, get_args
 
-from hsmcore._version import __version__
+from hsmcore.base.version import __version__
 from hsmcore.failover.breaker import RULES
 from hsmcore.failover.member_state import Condition
 from hsmcore.manager.describe import Snapshot

@@ -5,7 +5,7 @@
 
 Needs the extra `serve`; docs/CONSOLE.md has the operator's view.
 
-Reading order: site (the thread) on hsmcore.listening (limits), app (routes), access (tokens), monitor (the
+Reading order: site (the thread) on hsmcore.base.listening (limits), app (routes), access (tokens), monitor (the
 state that every page shows) with source or watch, series, ledger, trail; checks, actions, feed.
 """
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
-from hsmcore.fleet.own_store import is_attended
-from hsmcore.rotation.service import ABORT, ROTATE
+from hsmcore.manager.rotation.service import ABORT, ROTATE
+from hsmcore.recovery.own_store import is_attended
 from hsmcore.state import Desired, Store
 from hsmcore.state.desired import DRAIN, EMERGENCY, FORCE, READMIT
 

@@ -17,11 +17,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from hsmcore.audit.key_set import serial_of
+from hsmcore.base.listening.http import MAX_HEAD_BYTES
+from hsmcore.base.log import get_logger
 from hsmcore.config import Monitoring
 from hsmcore.errors import BadArgument, HsmError
-from hsmcore.listening.http import MAX_HEAD_BYTES
-from hsmcore.log import get_logger
 from hsmcore.serve import trail
 from hsmcore.serve.access import Access, Role, Verdict
 from hsmcore.serve.actions import BadRequest, carry_out, parse
@@ -31,6 +30,7 @@ from hsmcore.serve.feed import Full, message
 from hsmcore.serve.monitor import Monitor
 from hsmcore.serve.refusals import Refusals
 from hsmcore.serve.source import Unanswered
+from hsmcore.tlog.key_set import serial_of
 
 MAX_BODY_BYTES: Final = 4096
 SEND_SECONDS: Final = 30.0

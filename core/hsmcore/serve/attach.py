@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from hsmcore._version import __version__
+from hsmcore.base.version import __version__
 from hsmcore.config import Config, Monitoring
 from hsmcore.config.load import changed
 from hsmcore.errors import BadArgument

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
-from hsmcore.rotation.schedule import ON_TIME
+from hsmcore.manager.rotation.schedule import ON_TIME
 
 Outcome = Literal["ok", "warn", "fail"]
 NAMES: Final = ("answers", "open", "members", "login", "key", "audit", "rotation", "store", "emergency")

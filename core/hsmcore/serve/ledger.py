@@ -9,8 +9,8 @@ from hsmcore.config import Config
 from hsmcore.errors import HsmError
 from hsmcore.failover.budget import Emergency
 from hsmcore.failover.history import History
-from hsmcore.rotation.schedule import Schedule
-from hsmcore.rotation.store import Rotations
+from hsmcore.manager.rotation.schedule import Schedule
+from hsmcore.manager.rotation.store import Rotations
 from hsmcore.state import Approvals, Desired, Keys, Store
 
 EVENTS: Final = 200

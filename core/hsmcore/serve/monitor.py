@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from hsmcore.audit.layout import Layout
-from hsmcore.log import get_logger
+from hsmcore.base.log import get_logger
 from hsmcore.serve import trail
 from hsmcore.serve.checks import Check, checks
 from hsmcore.serve.feed import Feed

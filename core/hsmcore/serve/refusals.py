@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from hsmcore.base.log import get_logger
 from hsmcore.errors import HsmError
-from hsmcore.log import get_logger
 from hsmcore.serve.source import Source, Unanswered
 
 BURST: Final = 20

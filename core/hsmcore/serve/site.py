@@ -10,12 +10,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from hsmcore.base.listening.certificates import require_readable
+from hsmcore.base.listening.http import Server
+from hsmcore.base.listening.sockets import hint_for, host_and_port, tcp, unix
+from hsmcore.base.log import get_logger, said
 from hsmcore.config import Monitoring
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
-from hsmcore.listening.certificates import require_readable
-from hsmcore.listening.http import Server
-from hsmcore.listening.sockets import hint_for, host_and_port, tcp, unix
-from hsmcore.log import get_logger, said
 from hsmcore.serve.access import Access
 from hsmcore.serve.app import Console
 from hsmcore.serve.monitor import Monitor

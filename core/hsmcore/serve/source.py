@@ -8,8 +8,8 @@ import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
+from hsmcore.base.events import EVENTS
 from hsmcore.config import Config
-from hsmcore.events import EVENTS
 from hsmcore.manager.key_manager import KeyManager
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ solana-keychain), off_chain. All but HsmcoreSigner need solders alone, of 0.26 o
 
 from typing import TYPE_CHECKING
 
-from hsmcore.lazy import names
+from hsmcore.base.lazy import names
 
 if TYPE_CHECKING:
     from hsmcore.solana.address import SigningKeys, sign_transactions

@@ -14,8 +14,8 @@ from solders.pubkey import Pubkey
 from solders.signature import Signature
 from solders.transaction import VersionedTransaction
 
+from hsmcore.base.keyring import KeyVersion, address_of
 from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent
-from hsmcore.keyring import KeyVersion, address_of
 from hsmcore.solana.off_chain import off_chain_message
 from hsmcore.solana.transactions import Slot, signers_of, slot_of
 

@@ -23,13 +23,13 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import Connection, select
 
-from hsmcore.state.ownership import make
+from hsmcore.base.ownership import make
+from hsmcore.base.waiting import whole
 from hsmcore.state.positions import marks
 from hsmcore.state.schema import MIGRATIONS, SEAL
 from hsmcore.state.seal import SealSecret, StoreError, derive
 from hsmcore.state.sqlite import FILE_HINT
 from hsmcore.state.store import Store
-from hsmcore.waiting import whole
 
 FORMAT: Final = "hsmcore-state-backup-1"
 SUFFIX: Final = ".hsmstate"
@@ -175,7 +175,7 @@ def parse(data: bytes | mmap, secret: SealSecret | None) -> tuple[Statement, mem
 
 
 def _is_well_formed(statement: Statement) -> bool:
-    """Return whether the values have their types; `audit` is looked at where it is compared (fleet/anchor.py)."""
+    """Return whether the values have their types; `audit` is looked at where it is compared (recovery/anchor.py)."""
     highest, manager = statement.highest, statement.manager
     return (
         all(type(each) is int and 0 <= each < _LIMIT for each in (statement.schema, statement.made_ns, statement.size))

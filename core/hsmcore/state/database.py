@@ -1,6 +1,6 @@
 """What the databases of a state store have in common: the thread, the seal, and the migrations.
 
-state/sqlite.py is one file on one host, state/postgres.py a schema that several hosts write.
+state/sqlite.py is one file on one host, state/postgres/database.py a schema that several hosts write.
 """
 
 from __future__ import annotations

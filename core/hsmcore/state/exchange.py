@@ -1,7 +1,7 @@
 """A transaction as an exchange: what it asks, and what it changes once all answers are there.
 
 Statements are made once, by SQLAlchemy. A file, and a store with a seal, have them executed one after the other; a
-server gets all questions in one message and all changes in another (state/server_text.py).
+server gets all questions in one message and all changes in another (state/postgres/text.py).
 """
 
 from __future__ import annotations

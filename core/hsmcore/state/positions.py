@@ -1,7 +1,7 @@
 """The positions of payloads that have one: what is bound to them, and up to where nothing is signed any more.
 
-The rules by which a position is bound are policy/watermark.py's. What is here is for all that write these tables: rows
-are only added, and floors only rise.
+The rules by which a position is bound are manager/policy/watermark.py's. What is here is for all that write these
+tables: rows are only added, and floors only rise.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from hsmcore.state.ownership import open_or_make
+from hsmcore.base.ownership import open_or_make
 from hsmcore.state.seal import StoreError
 from hsmcore.state.sqlite import OWNER_HINT
 

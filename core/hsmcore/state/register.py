@@ -22,9 +22,9 @@ from typing import Any, Final
 import orjson
 from sqlalchemy import Connection
 
-from hsmcore.log import get_logger
-from hsmcore.state.ownership import make_folder, open_or_make
-from hsmcore.state.ownership import replace as replace_file
+from hsmcore.base.log import get_logger
+from hsmcore.base.ownership import make_folder, open_or_make
+from hsmcore.base.ownership import replace as replace_file
 from hsmcore.state.seal import StoreBehind, StoreError
 from hsmcore.state.sqlite import is_promised, number_in, number_of, ring_in, set_number
 

@@ -62,7 +62,8 @@ ROTATION: Final = _table(
     "id:n* cause reason slot_ns:n? begun_ns:n ended_ns:n? old_version:n new_version:n status step step_begun:n "
     "wait_ns:n tries:n aborted:n error",
 )
-"""Rotations (rotation/machine.py). At most one is running or being undone; others may wait for an overlap to end."""
+"""Rotations (manager/rotation/machine.py). At most one is running or being undone; others may wait for an overlap to
+end."""
 
 ROTATION_STEP: Final = _table("rotation_step", "id:n* rotation_id:n time_ns:n step outcome details")
 """Steps of every rotation. Rows are only added. `outcome` is begun, done, failed, waiting, undoing or undone."""
@@ -74,8 +75,8 @@ BACKUP: Final = _table("backup", "id:n* key_id public_key place name method sha2
 """Backups that were written and read back. `method` is wrapped or sealed; `drilled_ns`: time of the last restore."""
 
 APPROVAL: Final = _table("approval", "id:n* rotation_id:n approver method totp_step:n? time_ns:n proof")
-"""Approvals of rotations, one for each approver; a one-time code counts once. `proof` (rotation/approvals.py) is data
-that only the approver can make; a row without it counts for nothing."""
+"""Approvals of rotations, one for each approver; a one-time code counts once. `proof` (manager/rotation/approvals.py)
+is data that only the approver can make; a row without it counts for nothing."""
 
 BOUND: Final = _table("bound", "domain* position:n* digest holder bound_ns:n mac")
 """What may be signed at a position: the digest that came first. Rows are only added, and removed at or below a floor.
@@ -87,7 +88,7 @@ WATERMARK: Final = _table("watermark", "name* floor:n high:n bits reason")
 `bound` is missed. `reason`: of the floor."""
 
 KEY_SET: Final = _table("key_set", "domain* serial:n* note")
-"""Signed sets of keys (audit/key_set.py). Rows are only added. `bound` has the serial of each, as a position."""
+"""Signed sets of keys (tlog/key_set.py). Rows are only added. `bound` has the serial of each, as a position."""
 
 KEY_EVIDENCE: Final = _table("key_evidence", "public_key* document made_ns:n")
 """What a device said of a key (manager/evidence.py), once for each, before a set first lists it; by hexadecimal public
@@ -114,8 +115,8 @@ ROLE: Final = _table("role", "name* epoch:n holder until_ns:n")
 each change of hands; what is written in a role is written under its epoch."""
 
 AUDIT_MARK: Final = _table("audit_mark", "name* logged pending marked_ns:n restored")
-"""The store's place in an audit log (fleet/alone.py), by the log's origin and key manager: the random mark that the log
-is known to have, and the one that goes into it next. The row "" is there in a store that was restored from a backup
+"""The store's place in an audit log (recovery/marks.py), by the log's origin and key manager: the random mark that the
+log is known to have, and the one that goes into it next. The row "" is there in a store that was restored from a backup
 and not reconciled yet; `restored` says from which."""
 
 SPENT: Final = _table("spent", "name* minute:n amount:n")

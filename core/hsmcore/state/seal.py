@@ -3,7 +3,7 @@ which cannot be undone. A writer of the file who does not know the secret can ma
 
 The rows of a scope have one digest; the seal is the MAC of all digests and of a counter that only grows. So a row that
 was changed, added, removed, or put back from an earlier time is found. The whole store as it once was, with its seal,
-is found by the processes that have seen a later counter; at a start the audit log shows it (fleet/alone.py).
+is found by the processes that have seen a later counter; at a start the audit log shows it (recovery/marks.py).
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.sql import visitors
 from sqlalchemy.sql.dml import UpdateBase
 
+from hsmcore.base.log import get_logger
 from hsmcore.errors import SystemFailure
-from hsmcore.log import get_logger
 from hsmcore.state.schema import BOUND, SEAL
 from hsmcore.state.sealed_rows import SEALED, Known, digest_of, lacking, no_rows, whole
 
 GOES_BACK: Final = frozenset({"fleet", "policy"})
 """Scopes of which a fleet's database may lose the latest rows: its hosts put back what they know to be bound
-(fleet/witness.py). Rows of any other scope that went back stay refused: a key that was deactivated would sign again."""
+(recovery/witness.py). Rows of any other scope that went back stay refused: a key that was deactivated would sign
+again."""
 EARLIER: Final = "it is an earlier state, which the fleet's hosts answer"
 """The problem that one transaction meets where a fleet's store has gone back. The next ones go on with it."""
 LEAST_SECRET: Final = 32

@@ -27,6 +27,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from hsmcore.base.ownership import EXPOSED_HINT, exposed, make_empty, make_folder, open_or_make, sync
 from hsmcore.state.database import (
     ABSENT_HINT,
     BUSY_SECONDS,
@@ -37,7 +38,6 @@ from hsmcore.state.database import (
     reason,
     require_known,
 )
-from hsmcore.state.ownership import EXPOSED_HINT, exposed, make_empty, make_folder, open_or_make, sync
 from hsmcore.state.schema import METADATA, PROMISED
 from hsmcore.state.seal import StoreError
 

@@ -3,7 +3,7 @@
 A transaction is durable when `run` returns. Transactions take turns, those of other processes too, and each sees the
 results of the one before. A role that one process at a time may have is taken with `exclusively`.
 
-The database is a file of one host (state/sqlite.py) or what the hosts of a fleet share (state/postgres.py).
+The database is a file of one host (state/sqlite.py) or what the hosts of a fleet share (state/postgres/database.py).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ import orjson
 from sqlalchemy import Connection, Select, Table
 from sqlalchemy.exc import SQLAlchemyError
 
-from hsmcore.extras import install
+from hsmcore.base.extras import install
+from hsmcore.base.waiting import whole
 from hsmcore.state.database import BUSY_SECONDS, Database, RoleLost, StoreBusy, StoreUnknown, join, now_ns, reason
 from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
-from hsmcore.state.roles import under_roles
+from hsmcore.state.postgres.roles import under_roles
 from hsmcore.state.seal import Listener, SealSecret, SealStatus, StoreError, StoreNotGenuine, derive
 from hsmcore.state.sqlite import FILE_HINT, OWNER_HINT, FileDatabase
-from hsmcore.waiting import whole
 
 if TYPE_CHECKING:
-    from hsmcore.state.postgres import Server
+    from hsmcore.state.postgres.database import Server
     from hsmcore.state.register import Keeper
 
     Place = str | os.PathLike[str] | Server
@@ -273,7 +273,7 @@ def _database_at(place: Place, *, writes: bool, makes: bool) -> Database:
     if isinstance(place, (str, os.PathLike)):
         return FileDatabase(Path(place), writes=writes, makes=makes)
     try:
-        from hsmcore.state.postgres import ServerDatabase
+        from hsmcore.state.postgres.database import ServerDatabase
     except ImportError:
         raise StoreError("the package psycopg is not installed", hint=f"Run: {install('fleet')}") from None
     return ServerDatabase(place, writes=writes)

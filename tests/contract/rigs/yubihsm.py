@@ -10,7 +10,7 @@ from tests.contract.rig import Rig
 from tests.support.yubihsm import Command
 from tests.support.yubihsm.rig import Rig as Simulated
 
-from hsmcore.config.yubihsm import default_yubihsm_module
+from hsmcore.providers.yubihsm.settings import default_yubihsm_module
 
 SIGN = {"ed25519": Command.SIGN_EDDSA}
 MANAGER, PASSWORD = 0x0005, "manager-password"

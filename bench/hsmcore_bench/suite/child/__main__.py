@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from importlib import import_module
 from pathlib import Path
 
-from hsmcore.heap import settle
+from hsmcore.base.heap import settle
 from hsmcore_bench.harness.parent import die_with_parent
 from hsmcore_bench.suite.child.protocol import Job, Replies, Signer, one_at_a_time, serve
 

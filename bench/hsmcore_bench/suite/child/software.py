@@ -12,7 +12,7 @@ from nacl.signing import SigningKey
 
 import hsmcore
 from hsmcore._native import Gate, Leaves
-from hsmcore.audit import batch_proof, note
+from hsmcore.tlog import batch_proof, note
 from hsmcore_bench.suite.child.protocol import Job, check_message
 from hsmcore_bench.suite.child.threads import threaded_slice
 

@@ -10,8 +10,8 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.segment import decompress, segments
 from hsmcore.audit.shipping.follow import last_seq
+from hsmcore.base.ownership import make_folder, sync
 from hsmcore.errors import BadArgument
-from hsmcore.state.ownership import make_folder, sync
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from hsmcore.audit import index
 from hsmcore.audit.check.findings import Report
 from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import Progress, verify
-from hsmcore.audit.files import replace
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.recover import rebuild
 from hsmcore.audit.segment import segments
+from hsmcore.base.files import replace
 
 
 def mend(layout: Layout, trust: Trust, progress: Progress | None) -> Report:

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from hsmcore._native import MerkleTree
-from hsmcore.audit.check.proofs import check_consistency
-from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.note import Note, NoteError, VerifierKey
 from hsmcore.audit.query import find
 from hsmcore.audit.tiles import Tiles
 from hsmcore.errors import BadArgument
-from hsmcore.tlog_proof import ProofError, root_of_inclusion
+from hsmcore.tlog.checkpoint import Checkpoint
+from hsmcore.tlog.consistency import check_consistency
+from hsmcore.tlog.note import Note, NoteError, VerifierKey
+from hsmcore.tlog.proof import ProofError, root_of_inclusion
 
 _HEADER: Final = "c2sp.org/tlog-proof@v1"
 _MAX_PATH: Final = 64

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hsmcore.audit.check.findings import Finding, Kind, Report
-from hsmcore.audit.checkpoint import Checkpoint, history
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.note import COSIGNATURE, Note, NoteError, VerifierKey
 from hsmcore.audit.retention import DAY_NS
+from hsmcore.tlog.checkpoint import Checkpoint, history
+from hsmcore.tlog.note import COSIGNATURE, Note, NoteError, VerifierKey
 
 _READS = 10
 """Most readings of the checkpoints until the newest one stays the same."""

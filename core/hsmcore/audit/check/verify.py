@@ -18,12 +18,12 @@ from hsmcore.audit.check.diagnose import diagnose
 from hsmcore.audit.check.findings import Finding, Kind, Report
 from hsmcore.audit.check.tilecheck import TileCheck, TileProblem
 from hsmcore.audit.check.trust import Trust, Trusted
-from hsmcore.audit.checkpoint import Checkpoint
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import parsed
 from hsmcore.audit.retention import Prunes
 from hsmcore.audit.segment import Segment, SegmentError, newest_segment, segments
 from hsmcore.audit.tiles import TileError, Tiles
+from hsmcore.tlog.checkpoint import Checkpoint
 
 Progress = Callable[[int, int], None]
 """Called with the number of records verified and of records in all."""

@@ -18,8 +18,8 @@ from typing import Any, Final
 import orjson
 
 from hsmcore.audit.shipping.destination import Destination, ShippingError
+from hsmcore.base.extras import install
 from hsmcore.config.failover import CloudWatchLogs
-from hsmcore.extras import install
 
 MAX_BATCH_BYTES: Final = 1_048_576
 MAX_BATCH_EVENTS: Final = 10_000

@@ -9,12 +9,12 @@ from typing import Final
 
 import orjson
 
-from hsmcore.audit.checkpoint import Checkpoint
-from hsmcore.audit.files import replace
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.note import NoteError
 from hsmcore.audit.query import find
-from hsmcore.log import get_logger
+from hsmcore.base.files import replace
+from hsmcore.base.log import get_logger
+from hsmcore.tlog.checkpoint import Checkpoint
+from hsmcore.tlog.note import NoteError
 
 _MAX_BYTES: Final = 4096
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from hsmcore.audit import index
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.segment import CHUNK_BYTES, Segment, SegmentError, segments, seq_of
-from hsmcore.state.ownership import sync
+from hsmcore.base.ownership import sync
 
 
 class Follower:

@@ -15,9 +15,9 @@ from hsmcore.audit.segment import SegmentError
 from hsmcore.audit.shipping.cursor import CursorFile
 from hsmcore.audit.shipping.destination import Destination, ShippingError, ShippingStatus
 from hsmcore.audit.shipping.follow import Follower
+from hsmcore.base.log import get_logger
+from hsmcore.base.ownership import make_folder
 from hsmcore.errors import AuditUnavailable
-from hsmcore.log import get_logger
-from hsmcore.state.ownership import make_folder
 
 POLL_SECONDS: Final = 0.2
 """Seconds between two looks for new records."""

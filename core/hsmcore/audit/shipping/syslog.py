@@ -15,8 +15,8 @@ import orjson
 from hsmcore.audit.query import parsed
 from hsmcore.audit.shipping.destination import ShippingError
 from hsmcore.audit.shipping.transport import Transport, transport
+from hsmcore.base.log import said
 from hsmcore.config.audit import Facility, Syslog
-from hsmcore.log import said
 
 _FACILITIES: Final[tuple[str, ...]] = get_args(Facility)
 _WARNING, _INFORMATIONAL = 4, 6

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from hsmcore.base.listening.certificates import require_readable
 from hsmcore.config.audit import Syslog, SyslogTls
-from hsmcore.listening.certificates import require_readable
 
 TIMEOUT_SECONDS: Final = 10.0
 """Timeout of a connection, and of a batch until it counts as sent."""

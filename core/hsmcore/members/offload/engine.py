@@ -8,8 +8,8 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from hsmcore._native import Digest, Guest
-from hsmcore.control.curves import Algorithm
-from hsmcore.keyring import KeyVersion
+from hsmcore.base.keyring import KeyVersion
+from hsmcore.members.control.curves import Algorithm
 from hsmcore.members.offload.runners import Backend, InstantBackend, InstantRunner, TaskRunner
 
 if TYPE_CHECKING:

@@ -1,1 +1,0 @@
-"""Audit logs that devices keep themselves."""

@@ -1,0 +1,145 @@
+"""HTTP/1.1 with limits: number of connections, time for a request to arrive, size of its head.
+
+An idle connection costs a descriptor, not a thread. When too many are open, the longest idle one gives way
+(connections.py), so idle connections, however many, lock no client out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from socket import socket
+from typing import Any, Final
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
+
+from hsmcore.base.listening.connections import Connection, Gate
+from hsmcore.base.listening.door import Door, address_of
+
+MAX_HEAD_BYTES: Final = 16_384
+REQUEST_SECONDS: Final = 10.0
+"""Seconds from accept(), or from the beginning of a request, to the end of its body."""
+KEEP_ALIVE_SECONDS: Final = 30
+HANDSHAKE_SECONDS: Final = 5.0
+SHUTDOWN_SECONDS: Final = 2
+
+
+class LimitedProtocol(H11Protocol):
+    """HTTP on one connection, after its handshake. The time limit runs from accept()."""
+
+    def __init__(
+        self,
+        place: Connection,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        refused: Callable[[str, str], object],
+    ) -> None:
+        super().__init__(config, server_state, app_state={})
+        self._place, self._refused = place, refused
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
+        super().connection_made(transport)
+        self.app_state["tls"] = transport.get_extra_info("ssl_object")  # an application finds it in scope["state"]
+        self._place.give_way = transport.abort
+        self._place.idle()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unset_keepalive_if_required()
+        self._place.leave()
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.transport.is_closing():
+            return
+        if self.conn.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
+            self._place.busy()
+        else:
+            self._place.arm(REQUEST_SECONDS)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refused(self.client[0] if self.client else "", "not HTTP")
+        super().send_400_response(msg)
+
+    def on_response_complete(self) -> None:
+        # A closing connection too: a client that reads nothing can delay the end for ever.
+        self._place.idle()
+        super().on_response_complete()
+
+
+class Server(uvicorn.Server):
+    """Serve on sockets that are bound already. `ready` is called when it listens."""
+
+    def __init__(
+        self,
+        app: Any,
+        sockets: list[socket],
+        tls: Callable[[], ssl.SSLContext] | None,
+        ready: Callable[[], None],
+        *,
+        drain_seconds: int = SHUTDOWN_SECONDS,
+        refused: Callable[[str, str], object] = lambda _peer, _why: None,
+    ) -> None:
+        """`tls` gives the context for each new connection. `drain_seconds`: how long the end waits for answers.
+        `refused` is told the address of a client whose TLS or HTTP is none, and why."""
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=LimitedProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level=logging.CRITICAL,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=drain_seconds,
+            )
+        )
+        self._sockets, self._tls, self._ready, self._refused = sockets, tls, ready, refused
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Leave them to the program, whose event loop this may be."""
+        yield
+
+    async def startup(self, sockets: list[socket] | None = None) -> None:
+        """As uvicorn's, but with Door for accepting."""
+        del sockets
+        gate = Gate()
+        self._doors = [Door(each, gate, REQUEST_SECONDS, self._connect, self._dismissed) for each in self._sockets]
+        self.servers = []
+        self.started = True
+        self._ready()
+
+    async def shutdown(self, sockets: list[socket] | None = None) -> None:
+        """As uvicorn's."""
+        for door in self._doors:
+            await door.close()
+        await super().shutdown(sockets)
+
+    def _dismissed(self, accepted: socket) -> None:
+        self._refused(address_of(accepted), "it said nothing")
+
+    async def _connect(self, accepted: socket, place: Connection) -> None:
+        peer = address_of(accepted)
+        tls = self._tls is not None
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: LimitedProtocol(place, self.config, self.server_state, self._refused),
+                accepted,
+                ssl=None if self._tls is None else self._tls(),
+                ssl_handshake_timeout=HANDSHAKE_SECONDS if tls else None,
+                ssl_shutdown_timeout=SHUTDOWN_SECONDS if tls else None,
+            )
+        except ssl.SSLError as error:
+            self._refused(peer, str(error.reason or "not TLS"))
+            raise

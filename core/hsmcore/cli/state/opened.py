@@ -1,0 +1,143 @@
+"""Work on the token and on the state store that a configuration names."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from hsmcore.cli.output import note
+from hsmcore.cli.settings import token_settings
+from hsmcore.errors import ConfigFault, ConfigurationError, SecretUnavailable
+
+if TYPE_CHECKING:
+    from hsmcore.config import Config, Fleet, KeyRotation, Pkcs11Settings
+    from hsmcore.members.control import ControlPlane
+    from hsmcore.state import Store
+
+T = TypeVar("T")
+
+
+def on_token(config: Config, work: Callable[[ControlPlane], Awaitable[T]]) -> T:
+    """Run `work` with the first member's token, logged in."""
+    return asyncio.run(with_token(config, work))
+
+
+async def with_token(
+    config: Config, work: Callable[[ControlPlane], Awaitable[T]], settings: Pkcs11Settings | None = None
+) -> T:
+    """Run `work` with a token, logged in. `settings`: another member's than the first."""
+    from hsmcore.members.control import ControlPlane
+
+    settings = settings or token_settings(config)
+    options: Any = {"hidden": config.secret_variables, "refused": config.key_manager.refused_logins}
+    async with ControlPlane.for_settings(settings, log_in=True, **options) as plane:
+        return await work(plane)
+
+
+Absent = Literal["refused", "made", "empty"]
+"""What a store that is missing is: an error; made now; nothing, as far as the work of the command goes."""
+
+
+def on_state(
+    config: Config, work: Callable[[Store], Awaitable[T]], *, shows: bool = False, absent: Absent = "refused"
+) -> T:
+    """Run `work` with the state store. `shows`: it only shows what is there, also if it is not genuine, or missing.
+    Raises StoreError also where key managers run on another file than this one."""
+    return asyncio.run(in_state(config, work, shows=shows, absent=absent))
+
+
+async def in_state(
+    config: Config, work: Callable[[Store], Awaitable[T]], *, shows: bool = False, absent: Absent = "refused"
+) -> T:
+    """Run `work` with the state store, within an event loop. As `on_state`."""
+    with ExitStack() as temporary:
+        place = config.key_manager.state_place
+        missing = isinstance(place, Path) and not place.is_file()
+        if missing or not shows:
+            is_attended(config)
+        if missing and (shows or absent == "empty"):
+            note(f"there is no state store yet: {place}")
+            place = _nothing(temporary)
+            absent = "made"
+        return await _in_state(config, place, work, shows=shows, makes=absent == "made")
+
+
+def _nothing(temporary: ExitStack) -> Path:
+    """Return the path of a store that goes away."""
+    from hsmcore.state.backup import folder
+
+    return temporary.enter_context(folder()) / "state.db"
+
+
+async def _in_state(
+    config: Config, place: Path | Fleet, work: Callable[[Store], Awaitable[T]], *, shows: bool, makes: bool
+) -> T:
+    from hsmcore.state import Store, StoreNotGenuine
+
+    try:
+        store = await Store.open(place, config.state_secret, shows=shows, makes=makes)
+    except SecretUnavailable as error:
+        if not shows:
+            raise
+        note(f"the seal of the state store is not checked: {error}")
+        store = await Store.open(place, makes=makes)
+    try:
+        return await work(store)
+    except (ValueError, TypeError, LookupError):
+        if not shows or not store.problems:
+            raise
+        raise StoreNotGenuine(f"{store.name}: a forged row cannot be shown") from None
+    finally:
+        await store.close()
+
+
+def is_attended(config: Config) -> bool:
+    """As hsmcore.recovery.own_store.is_attended."""
+    from hsmcore.recovery.own_store import is_attended
+
+    return is_attended(config.key_manager)
+
+
+async def not_genuine(store: Store) -> dict[str, str]:
+    """Return why rows of the store are not genuine, by scope."""
+    status = await store.seal_status()
+    return {} if status is None else dict(status.problems)
+
+
+def print_not_genuine(problems: dict[str, str]) -> None:
+    """Say that rows are not genuine."""
+    for scope, problem in problems.items():
+        print(f"NOT GENUINE: {scope}: {problem}: nothing is done for it; see: hsmcore state seal")
+
+
+def on_levels(config: Config, work: Callable[[Store], Awaitable[T]], *, shows: bool = False) -> T:
+    """Run `work` with the state store; `shows`: as `on_state`. Raises ConfigurationError without an enabled failover
+    block."""
+    rules = config.key_manager
+    if rules.active_failover is None:
+        raise ConfigurationError.of(
+            [ConfigFault(f"{rules.where}.failover", "is missing or not enabled, so there are no levels")],
+            hint="Add a failover block to the configuration.",
+        )
+    return on_state(config, work, shows=shows)
+
+
+def rotation_rules(config: Config) -> KeyRotation:
+    """Return the rules of key rotation. Raises ConfigurationError without an enabled keyRotation."""
+    rules = config.key_manager
+    if rules.active_rotation is None:
+        raise ConfigurationError.of(
+            [ConfigFault(f"{rules.where}.keyRotation", "is missing or not enabled, so no key is rotated")],
+            hint='Add "keyRotation": {"intervalDays": 30} to the configuration.',
+        )
+    return rules.active_rotation
+
+
+async def rotates_somewhere(store: Store) -> bool:
+    """Return whether a running key manager rotates the keys of this store."""
+    from hsmcore.state import Desired
+
+    return any("rotation" in report for report in await Desired(store).running())

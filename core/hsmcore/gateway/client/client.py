@@ -1,0 +1,387 @@
+"""A key manager at the other end of a gateway: signing for processes that must not hold the HSM."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from base64 import b64decode
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from time import monotonic_ns
+from types import TracebackType
+from typing import Any, Final, Literal, NamedTuple, Self, overload
+
+import orjson
+
+from hsmcore.base.events import Callback, EventName, Events
+from hsmcore.base.keyring import KeyVersion, address_of
+from hsmcore.base.receipt import Receipt
+from hsmcore.errors import (
+    BadArgument,
+    EmptyMessage,
+    EngineClosed,
+    HsmError,
+    InternalError,
+    KeyNotFound,
+    MessageTooLarge,
+    NotInitialized,
+    WrongEventLoop,
+)
+from hsmcore.gateway.client.arguments import as_bytes, cut, key_id_of, kind_of, position_of, seconds_of, whole
+from hsmcore.gateway.client.connections import Connections
+from hsmcore.gateway.client.dialing import Address, ClientTls
+from hsmcore.gateway.client.outbox import Outbox
+from hsmcore.gateway.client.request import Request, Session
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.batched import BatchedSignature, SignBatched
+from hsmcore.gateway.wire.frames import Type
+
+Message = bytes | bytearray | memoryview
+
+DEFAULT_ADDRESS: Final = "unix:/run/hsmcore/sign.sock"
+
+
+class GatewayMember(NamedTuple):
+    """A gateway, as the one member that its client has. `condition`: "ready", or "open": no connection to it."""
+
+    name: str
+    condition: str
+    signs: bool
+    public_key: bytes | None
+    key_id: str
+
+
+class Client:
+    """Signs with the current key of a key manager that `hsmcore gateway` serves. Holds no key and no PIN, and needs
+    neither a PKCS#11 module nor the native core.
+
+    As hsmcore.KeyManager, whose errors it raises: a failure behind the gateway is the same exception here. Belongs to
+    the event loop that runs `initialize()`. A broken connection is made again and costs no request: what was open is
+    sent again where that can give no second signature, else it fails and `.maybe_signed` of its error is true.
+    A message is never signed under two keys.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        key_manager: str = "default",
+        *,
+        tls: ClientTls | None = None,
+        connections: int = 1,
+        timeout: float = 10.0,
+        max_waiting: int = 65_536,
+        program: str = "",
+    ) -> None:
+        """`address`: "unix:/path" or "tls:host:port", the second with `tls`. `key_manager`: its name at the gateway.
+        `timeout`: that of requests without their own, in seconds. `max_waiting`: requests beyond those that the gateway
+        allows to be open at a time. `program`: what the gateway's log calls this one. Raises BadArgument."""
+        self._address = Address.parse(address)
+        if (tls is None) == (not self._address.path):
+            raise BadArgument('tls belongs to a "tls:" address, and only to one')
+        connections = whole(connections, "connections", 1, 64)
+        self._timeout = seconds_of(timeout)
+        self._most_waiting = whole(max_waiting, "max_waiting", 1, 1 << 24)
+        program = (program or Path(sys.argv[0]).name).encode()[:64].decode(errors="ignore")
+        self._events = Events()
+        self._connections = Connections(self._address, tls, key_manager, program, connections, self._events)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._outbox: Outbox | None = None
+        self._session: Session | None = None
+        self._told_id: str | None = None
+        self._opening = asyncio.Lock()
+        self._opened = self._closed = False
+
+    async def initialize(self) -> None:
+        """Connect. Raises MemberDown if no gateway answers, PolicyRefused and others if it refuses this client; the
+        call may be repeated then. Idempotent."""
+        async with self._opening:
+            await self._open()
+
+    async def _open(self) -> None:
+        if self._closed:
+            raise EngineClosed("the client is closed", hint="Make a new client.")
+        if self._opened:
+            return
+        self._loop = asyncio.get_running_loop()
+        self._outbox = Outbox(self._loop, self._most_waiting, self._connections.links, self._keys_changed)
+        await self._connections.open(self._outbox)
+        self._opened = True
+        self._events.emit("initialized", member=self._address.text, key_id=self._current_id())
+
+    async def close(self) -> None:
+        """Refuse new requests, wait until each open one has its answer or error, then disconnect. Idempotent."""
+        already, self._closed = self._closed, True
+        if already or self._outbox is None:
+            return
+        self._outbox.refuse()
+        try:
+            open_ones = list(self._outbox.unsettled())
+            if open_ones:
+                await asyncio.wait(open_ones)
+        finally:
+            await self._connections.close()
+        if self._opened:
+            self._events.emit("closed", member=self._address.text)
+
+    async def __aenter__(self) -> Self:
+        await self.initialize()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _keys_changed(self, session: Session) -> None:
+        first, previous = self._session is None, self._told_id
+        self._session = session
+        current = self._told_id = self._current_id()
+        if not first and current != previous:
+            self._events.emit("key-changed", key_id=current, previous=previous)
+
+    def _current_id(self) -> str | None:
+        current = self._session.current if self._session is not None else None
+        return current.id if current is not None else None
+
+    def _require_open(self) -> Outbox:
+        if self._outbox is None:
+            raise NotInitialized("used before initialize()")
+        return self._outbox
+
+    def _ready(self) -> Outbox:
+        outbox = self._require_open()
+        if asyncio.get_running_loop() is not self._loop:
+            raise WrongEventLoop("this client belongs to another event loop", hint="Make one for each event loop.")
+        return outbox
+
+    def _submit(
+        self, kind: Type, value: Any, timeout: float | None, *, key_id: str | None = None, full: bool = False
+    ) -> Request:
+        outbox, loop = self._ready(), self._loop
+        assert loop is not None  # noqa: S101
+        seconds = self._timeout if timeout is None else seconds_of(timeout)
+        count = len(value.messages) if kind is Type.SIGN_MANY else 1
+        asked = None if key_id is None else key_id_of(key_id)
+        request = Request(kind, value, loop.create_future(), loop.time() + seconds, count, asked, full)
+        outbox.submit(request)
+        return request
+
+    async def _ask(self, kind: Type, value: Any, timeout: float | None, **more: Any) -> Any:
+        try:
+            request = self._submit(kind, value, timeout, **more)
+        except HsmError:
+            await asyncio.sleep(0)  # who asks again and again leaves others a turn
+            raise
+        try:
+            return await request.future
+        except asyncio.CancelledError:
+            self._ready().withdraw(request)
+            raise
+
+    def _sign_value(self, message: Message, kind: str | None, position: int | None) -> wire.Sign:
+        data = self._checked(message)
+        if kind is None and position is None:
+            return wire.Sign("", 0, None, 0, data)
+        return wire.Sign(kind_of(kind), 0, position_of(position), 0, data)
+
+    def _checked(self, message: Message) -> bytes:
+        data = message if type(message) is bytes else as_bytes(message)
+        if not data:
+            raise EmptyMessage
+        if self._session is not None and len(data) > self._session.message_bytes:
+            raise MessageTooLarge(
+                f"the message has {len(data)} bytes; at most {self._session.message_bytes} are signed"
+            )
+        return data
+
+    async def sign(
+        self,
+        message: Message,
+        timeout: float | None = None,
+        *,
+        kind: str | None = None,
+        position: int | None = None,
+        key_id: str | None = None,
+    ) -> bytes:
+        """Sign one message with the current key; as KeyManager.sign.
+
+        `timeout` in seconds; None: that of the client. `key_id`: this version of the key or not at all: else
+        KeyNotCurrent. While as many requests are open as the gateway allows, the request waits within its timeout.
+        """
+        value = self._sign_value(message, kind, position)
+        return await self._ask(Type.SIGN, value, timeout, key_id=key_id)  # type: ignore[no-any-return]
+
+    async def sign_with_receipt(
+        self,
+        message: Message,
+        timeout: float | None = None,
+        *,
+        kind: str | None = None,
+        position: int | None = None,
+        key_id: str | None = None,
+    ) -> Receipt:
+        """Sign one message; as `sign`. Of the receipt, `member` is the gateway's address and `cached` is False:
+        neither is told."""
+        begun = monotonic_ns()
+        value = self._sign_value(message, kind, position)
+        signed, key = await self._ask(Type.SIGN, value, timeout, key_id=key_id, full=True)
+        return Receipt(
+            signature=signed.signature,
+            key_id=key.id if key is not None else "",
+            public_key=key.public_key if key is not None else b"",
+            member=self._address.text,
+            level=signed.level,
+            cached=False,
+            latency_ns=monotonic_ns() - begun,
+            audit_seq=signed.audit_seq,
+        )
+
+    async def sign_batched(
+        self, message: Message, timeout: float | None = None, kind: str | None = None
+    ) -> BatchedSignature:
+        """Sign a message with others; as KeyManager.sign_batched. The proof is verified here, under the key that the
+        gateway names. Another gateway process would give the message another place, so none is asked again. Raises
+        BadArgument where no batches are signed, SignatureInvalid for a proof that shows nothing."""
+        value = SignBatched(kind_of(kind), 0, self._checked(message))
+        return await self._ask(Type.SIGN_BATCHED, value, timeout)  # type: ignore[no-any-return]
+
+    @overload
+    async def sign_many(
+        self,
+        messages: Iterable[Message],
+        timeout: float | None = None,
+        return_exceptions: Literal[False] = False,
+        *,
+        kind: str | None = None,
+        key_id: str | None = None,
+    ) -> list[bytes]: ...
+    @overload
+    async def sign_many(
+        self,
+        messages: Iterable[Message],
+        timeout: float | None = None,
+        return_exceptions: bool = False,
+        *,
+        kind: str | None = None,
+        key_id: str | None = None,
+    ) -> list[bytes | HsmError]: ...
+    async def sign_many(
+        self,
+        messages: Iterable[Message],
+        timeout: float | None = None,
+        return_exceptions: bool = False,
+        *,
+        kind: str | None = None,
+        key_id: str | None = None,
+    ) -> Any:
+        """Sign a batch; as KeyManager.sign_many. One beyond the gateway's limits goes in several frames."""
+        outbox = self._ready()
+        named = kind_of(kind)
+        batch = [self._checked(message) for message in messages]
+        most = min(self._session.batch if self._session is not None else 1, max(outbox.credits, 1))
+        parts = [wire.SignMany(named, 0, 0, part) for part in cut(batch, most)]
+        requests: list[Request] = []
+        try:
+            requests.extend(self._submit(Type.SIGN_MANY, part, timeout, key_id=key_id) for part in parts)
+            found = [await _outcomes(request, return_exceptions) for request in requests]
+        finally:
+            for request in requests:
+                if not request.future.done():
+                    request.future.cancel()
+                    outbox.withdraw(request)
+                elif not request.future.cancelled():
+                    request.future.exception()  # it is known that there is one, or not
+        return [outcome for part in found for outcome in part]
+
+    async def verify(self, message: Message, signature: bytes, key_id: str | None = None) -> bool:
+        """Whether `signature` is valid for `message` under the given key, or under any version. The gateway verifies.
+        Raises KeyNotFound, InvalidMessage."""
+        value = wire.Verify(key_id_of(key_id) or "", bytes(signature), self._checked(message))
+        if len(value.signature) > 0xFFFF:
+            return False
+        return await self._ask(Type.VERIFY, value, None)  # type: ignore[no-any-return]
+
+    @property
+    def public_key(self) -> bytes:
+        """The current key's public key: 32 bytes (Ed25519) or 65 (0x04 || X || Y)."""
+        return self._current().public_key
+
+    @property
+    def address(self) -> str:
+        """As KeyManager.address."""
+        return address_of(self.public_key)
+
+    def keys(self) -> list[KeyVersion]:
+        """The versions that the gateway has told, oldest first. `index` is the gateway's number of the version; a label
+        is not told."""
+        self._require_open()
+        listed = self._session.keys if self._session is not None else ()
+        return [KeyVersion(key.id, "", key.algorithm, key.public_key, key.version) for key in listed]
+
+    def members(self) -> tuple[GatewayMember, ...]:
+        """The gateway itself, with the key that signs now: its own members are not told. Empty before
+        `initialize()`."""
+        if self._session is None:
+            return ()
+        current, ready = self._session.current, any(link.ready for link in self._connections.links)
+        signs = current is not None and not self._closed
+        key, key_id = (current.public_key, current.id) if current is not None else (None, "")
+        return (GatewayMember(self._address.text, "ready" if ready else "open", signs, key, key_id),)
+
+    async def get_current_key_id(self) -> str:
+        """The id of the key that signs."""
+        return self._current().id
+
+    async def set_current_key_id(self, key_id: str) -> None:
+        """As KeyManager.set_current_key_id, for a client that may manage keys; else PolicyRefused."""
+        await self._manage("set-current", key_id)
+
+    async def generate_key(self) -> str:
+        """As KeyManager.generate_key, for a client that may manage keys; else PolicyRefused."""
+        return await self._manage("generate", "")
+
+    async def deactivate_key(self, key_id: str) -> None:
+        """As KeyManager.deactivate_key, for a client that may manage keys; else PolicyRefused."""
+        await self._manage("deactivate", key_id)
+
+    async def export_key_backup(self, key_id: str) -> bytes:
+        """As KeyManager.export_key_backup, for a client that may manage keys; else PolicyRefused. A gateway of an
+        earlier release closes the connection: what was open on it is sent again, and this raises HsmError."""
+        text = await self._manage("export", key_id)
+        try:
+            return b64decode(text, validate=True)
+        except ValueError:
+            raise InternalError("the gateway's answer is no wrapped key") from None
+
+    async def get_cache_stats(self) -> dict[str, Any]:
+        """Counters of the gateway's signature cache."""
+        return orjson.loads(await self._manage("cache-stats", ""))  # type: ignore[no-any-return]
+
+    async def _manage(self, operation: str, key_id: str) -> str:
+        value = wire.Manage(operation, key_id_of(key_id) or "")
+        return await self._ask(Type.MANAGE, value, None)  # type: ignore[no-any-return]
+
+    def _current(self) -> wire.Key:
+        self._require_open()
+        current = self._session.current if self._session is not None else None
+        if current is None:
+            raise KeyNotFound("the gateway has no current key")
+        return current
+
+    def on(self, event: EventName, callback: Callback) -> Callable[[], None]:
+        """Call `callback(details)` in the event loop for each `event`: "key-changed", "member-down" and "member-up" of
+        the gateway itself, "initialized", "closed". Returns how to unsubscribe."""
+        return self._events.on(event, callback)
+
+
+async def _outcomes(request: Request, return_exceptions: bool) -> list[bytes | HsmError]:
+    try:
+        found: list[bytes | HsmError] = await request.future
+    except HsmError as error:
+        if not return_exceptions:
+            raise
+        return [error] * request.count
+    problem = next((one for one in found if isinstance(one, HsmError)), None)
+    if problem is not None and not return_exceptions:
+        raise problem
+    return found

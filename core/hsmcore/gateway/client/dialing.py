@@ -1,0 +1,65 @@
+"""Where a client finds its gateway, and how it shows who it is there."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Self
+
+from hsmcore.base.listening.certificates import require_readable
+from hsmcore.errors import BadArgument
+
+_HOST: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
+
+
+@dataclass(frozen=True, slots=True)
+class ClientTls:
+    """Files, PEM, of a client of a "tls:" address. They are read at each connection, so a renewed certificate is used
+    without a restart."""
+
+    certificate_file: str
+    """The client's certificate chain."""
+    key_file: str
+    """Its private key, without a passphrase."""
+    ca_file: str
+    """The authorities that vouch for the gateway."""
+
+    def context(self) -> ssl.SSLContext:
+        """Read the files. Blocks. Raises OSError, also for files that are not PEM."""
+        require_readable(self.ca_file, self.certificate_file, self.key_file)
+        context = ssl.create_default_context(cafile=self.ca_file)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(self.certificate_file, self.key_file)
+        return context
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """ "unix:/path" or "tls:host:port"."""
+
+    text: str
+    path: str = ""
+    host: str = ""
+    port: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse an address. Raises BadArgument."""
+        if text.startswith("unix:") and len(text) > len("unix:"):
+            return cls(text, path=text.removeprefix("unix:"))
+        found = _HOST.fullmatch(text.removeprefix("tls:"))
+        if not text.startswith("tls:") or found is None or int(found["port"]) > 65535:
+            raise BadArgument(f'the address of a gateway must be "unix:/path" or "tls:host:port", not {text!r:.100}')
+        return cls(text, host=found["six"] or found["host"], port=int(found["port"]))
+
+    async def dial(self, tls: ClientTls | None, protocol: Callable[[], asyncio.Protocol]) -> None:
+        """Connect. Raises OSError."""
+        loop = asyncio.get_running_loop()
+        if self.path:
+            await loop.create_unix_connection(protocol, self.path)
+        else:
+            context = await asyncio.to_thread(tls.context) if tls is not None else None
+            await loop.create_connection(protocol, self.host, self.port, ssl=context, server_hostname=self.host)

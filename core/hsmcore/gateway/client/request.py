@@ -1,0 +1,238 @@
+"""What a client has asked for, until it is answered; when it may be sent again; and errors from the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from hsmcore.errors import EXCEPTION_OF_STATUS, DeadlineExceeded, HsmError, KeyNotCurrent, KeyNotFound, MemberDown
+from hsmcore.errors.statuses import RETRYABLE_CLASSES, STATUSES
+from hsmcore.gateway.wire import batched
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import Type, frame
+
+ANSWER: Final[Mapping[Type, Type]] = {
+    Type.SIGN: Type.SIGNED,
+    Type.SIGN_MANY: Type.SIGNED_MANY,
+    Type.VERIFY: Type.VERIFIED,
+    Type.MANAGE: Type.DONE,
+    Type.SIGN_BATCHED: Type.BATCHED,
+}
+"""What answers a request, unless it is ERROR."""
+_SIGNING: Final = (Type.SIGN, Type.SIGN_MANY, Type.SIGN_BATCHED)
+_HARMLESS: Final = ("cache-stats", "export")
+"""The operations that may be done twice."""
+_MOST_RENEWALS: Final = 3
+_MOST_DOUBLINGS: Final = 3
+_FORGETS_EARLIER: Final = 0.8
+"""Of `remember_ms`, the part that is relied on."""
+
+
+@dataclass(slots=True)
+class Session:
+    """What a gateway process has said of itself and of one key manager."""
+
+    instance: bytes
+    slot: int
+    remembers: float
+    """Seconds for which answers are remembered."""
+    message_bytes: int
+    batch: int
+    keys: tuple[wire.Key, ...] = ()
+    current: wire.Key | None = None
+    by_public_key: dict[bytes, wire.Key] = field(default_factory=dict)
+    revision: int = 0
+    """How often it has said which keys there are."""
+    batches: bool = False
+    """Whether it signs batches."""
+
+    def learn(self, listed: tuple[wire.Key, ...]) -> None:
+        """Take the versions of all keys that the client may use."""
+        self.revision += 1
+        self.keys = tuple(key for key in listed if key.slot == self.slot)
+        self.current = next((key for key in self.keys if key.current), None)
+        self.by_public_key = {key.public_key: key for key in self.keys}
+        self.batches = any(key.batches for key in self.keys)
+
+    def by_id(self, key_id: str) -> wire.Key:
+        """Return a version. Raises KeyNotFound."""
+        for key in self.keys:
+            if key.id == key_id:
+                return key
+        known = ", ".join(key.id for key in self.keys) or "none"
+        raise KeyNotFound(f"the gateway has no key with id {key_id!r:.200} (known: {known})")
+
+
+class Request:
+    """One request. `value` is what `wire` makes a frame of, with the version left open.
+
+    It is sent with the version of the key that was current at the first time, and only with that one, for as long as
+    the gateway may have received it before.
+    """
+
+    __slots__ = (
+        "asked_id",
+        "count",
+        "deadline",
+        "first",
+        "full",
+        "future",
+        "instance",
+        "key",
+        "not_before",
+        "number",
+        "refusals",
+        "renewals",
+        "revision",
+        "sent",
+        "timeout_ms",
+        "type",
+        "value",
+    )
+
+    def __init__(
+        self,
+        kind: Type,
+        value: Any,
+        future: asyncio.Future[Any],
+        deadline: float,
+        count: int = 1,
+        asked_id: str | None = None,
+        full: bool = False,
+    ) -> None:
+        """`full`: the answer is all that SIGNED says, not only the signature."""
+        self.type, self.value, self.future, self.deadline = kind, value, future, deadline
+        self.count, self.asked_id, self.full = count, asked_id, full
+        self.renewals = 0
+        """How often it was refused for its key, and sent under another one."""
+        self.refusals = 0
+        """How often there was no room for it."""
+        self.not_before = 0.0
+        """When there may be, as the event loop's time."""
+        self.fresh()
+
+    def fresh(self) -> None:
+        """Make it as if it had never been sent."""
+        self.number = self.sent = self.timeout_ms = self.revision = 0
+        self.first = 0.0
+        self.instance = b""
+        self.key: wire.Key | None = None
+
+    @property
+    def signs(self) -> bool:
+        """Whether a signature may come of it."""
+        return self.type in _SIGNING
+
+    def send_on(self, session: Session, now: float) -> bytes:
+        """Return the frame to be sent. Raises the error that the request ends with if it must not be sent again."""
+        again = self.sent > 0
+        if self.type not in _SIGNING:
+            if again and not (self.type is Type.VERIFY or self.value.operation in _HARMLESS):
+                raise lost(self, "the connection broke; it may have been done")
+            make = wire.verify if self.type is Type.VERIFY else wire.manage
+            self.sent += 1
+            return make(self.number, self.value, slot=session.slot)
+        if not again:
+            self.instance, self.first = session.instance, now
+            if self.type is not Type.SIGN_BATCHED:  # whose key is the one that signs when the batch closes
+                self.key = session.by_id(self.asked_id) if self.asked_id is not None else session.current
+            elif not session.batches:
+                raise batched.unknown()
+            self.timeout_ms = self._left(now)
+        elif session.instance != self.instance or now - self.first > session.remembers * _FORGETS_EARLIER:
+            self._move(session, now)
+        self.sent += 1
+        self.revision = session.revision
+        if self.type is Type.SIGN_BATCHED:
+            value = self.value._replace(timeout_ms=self.timeout_ms)
+            return batched.sign_batched(self.number, value, slot=session.slot, again=again)
+        version = self.key.version if self.key is not None else 0
+        if self.type is Type.SIGN:
+            return wire.sign_as(self.number, self.value, session.slot, version, self.timeout_ms, again)
+        value = self.value._replace(version=version, timeout_ms=self.timeout_ms)
+        return wire.sign_many(self.number, value, slot=session.slot, again=again)
+
+    def _move(self, session: Session, now: float) -> None:
+        """Prepare for a gateway that remembers nothing of it."""
+        key = self.key
+        if self.type is Type.SIGN_BATCHED:
+            raise lost(self, "the gateway that it was sent to is gone, and the next one would give it another place")
+        if key is None or key.algorithm != "ed25519":
+            raise lost(self, "the gateway that it was sent to is gone, and another signature would differ from its own")
+        known = session.by_public_key.get(key.public_key)
+        if known is None:
+            raise lost(self, "the gateway that it was sent to is gone, and the next one does not have its key")
+        self.key, self.instance, self.first = known, session.instance, now
+        self.timeout_ms = self._left(now)
+
+    def _left(self, now: float) -> int:
+        return min(max(int((self.deadline - now) * 1000), 1), 2**32 - 1)
+
+    def renewable(self, refusal: wire.Refusal) -> bool:
+        """Whether it may be signed under another key, after this refusal: only if it cannot have been signed."""
+        if refusal.status != "KEY_NOT_CURRENT" or refusal.maybe_signed:
+            return False
+        return self.sent == 1 and self.renewals < _MOST_RENEWALS and self.asked_id is None
+
+    def waits(self, refusal: wire.Refusal, now: float) -> bool:
+        """Whether it is sent again after a refusal, at `not_before`: the gateway has no room for it, and says when it
+        may have, which is before the deadline. Each time it waits longer: many requests may have been told the same."""
+        if refusal.status != "QUEUE_FULL" or not refusal.retryable or refusal.maybe_signed:
+            return False
+        seconds = refusal.retry_after_ms / 1e3 * random.uniform(1, 1.5) * (1 << self.refusals)  # noqa: S311
+        self.refusals = min(self.refusals + 1, _MOST_DOUBLINGS)
+        self.not_before = now + seconds
+        return 0 < seconds < self.deadline - now
+
+    def late(self, outcomes: Sequence[bytes | HsmError]) -> list[int]:
+        """The places of a batch's messages that may be signed under another key, which became the current one before
+        they had begun."""
+        if self.asked_id is not None or self.renewals >= _MOST_RENEWALS:
+            return []
+        errors = ((at, one) for at, one in enumerate(outcomes) if isinstance(one, KeyNotCurrent))
+        return [at for at, one in errors if not one.maybe_signed]
+
+    def failed(self, refusal: wire.Refusal) -> HsmError:
+        """Return the error of a refusal."""
+        error = error_of_refusal(refusal)
+        # Not even the same gateway surely remembers the first time: it keeps so many answers and no more.
+        if self.signs and self.sent > 1:
+            error.maybe_signed = True
+        return error
+
+    def cut(self, frame_type: Type) -> bytes:
+        """Return a frame about this request: CANCEL."""
+        return frame(frame_type, self.number)
+
+
+def error_of_refusal(refusal: wire.Refusal) -> HsmError:
+    """Return the exception of an error from the wire. A status of another release is told by its class."""
+    status = refusal.status
+    if status not in EXCEPTION_OF_STATUS or status == "OK":
+        retry = RETRYABLE_CLASSES.get(refusal.error_class, refusal.retryable)
+        text = f"{refusal.text or 'refused by the gateway'} ({status:.64})"
+        error: HsmError = HsmError(text, status="HOST_LOST" if retry else "REQUEST_REJECTED", hint="")
+    else:
+        row = STATUSES[status]
+        error = EXCEPTION_OF_STATUS[status](refusal.text or f"{row.text}.", status=status, hint="")
+    error.told_retryable = refusal.retryable
+    error.maybe_signed = refusal.maybe_signed
+    error.retry_after_ms = refusal.retry_after_ms
+    return error
+
+
+def lost(request: Request, why: str) -> MemberDown:
+    """Return the error of a request that was sent and will not be answered."""
+    error = MemberDown(why, status="HOST_LOST")
+    error.maybe_signed = request.signs
+    return error
+
+
+def late(request: Request, why: str) -> DeadlineExceeded:
+    """Return the error of a request that was not answered in time."""
+    error = DeadlineExceeded(f"no answer of the gateway in time{f' ({why})' if why else ''}")
+    error.maybe_signed = request.signs and request.sent > 0
+    return error

@@ -1,0 +1,402 @@
+"""Vault's face: the signing part of Vault Transit's API over HTTPS, for clients that speak it already. docs/VAULT.md.
+
+Runs in the key managers' event loop. Next: transit.py (what requests and answers say), signing.py, and versions.py
+(`vault:vN:`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from socket import socket
+from typing import Any, Final
+
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from hsmcore._native import Digest
+from hsmcore.base.listening.http import MAX_HEAD_BYTES, Server
+from hsmcore.base.log import get_logger
+from hsmcore.base.version import __version__
+from hsmcore.errors import BadArgument, HsmError, InternalError, PolicyRefused, QueueFull
+from hsmcore.gateway.clients import Client
+from hsmcore.gateway.desk import Desk, current
+from hsmcore.gateway.tls import names_in
+from hsmcore.gateway.vault import text as transit
+from hsmcore.gateway.vault.signing import Signing
+from hsmcore.gateway.vault.versions import Versions
+from hsmcore.manager.key_manager import KeyManager
+from hsmcore.tlog.key_set import serial_of
+
+MAX_BODY_BYTES: Final = 1 << 20
+_STATUS: Final = {"POLICY_REFUSED": 403, "QUEUE_FULL": 429, "CLOSED": 503, "NOT_HOLDER": 503, "FLEET_BEHIND": 503}
+"""HTTP's, by ours. Else 503 if the same request may succeed later, 400 if the request is at fault, 500."""
+_DENIED: Final = "permission denied"
+_SERVING: Final = ("ready", "ramping")
+
+
+class Face:
+    """Serves the API on sockets that are bound already. Belongs to the key managers' event loop."""
+
+    def __init__(
+        self, desk: Desk, sockets: list[socket], tls: Callable[[], ssl.SSLContext], drain_seconds: int
+    ) -> None:
+        """`tls` gives the context for each new connection. `drain_seconds`: how long the end waits for answers."""
+        self._versions = {name: Versions(manager) for name, manager in desk.managers.items()}
+        self._listening = asyncio.Event()
+        app = Transit(desk, self._versions).app()
+        refused = partial(desk.refused, what="https")
+        self._server = Server(app, sockets, tls, self._listening.set, drain_seconds=drain_seconds, refused=refused)
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Listen from now on. The key managers are open."""
+        for versions in self._versions.values():
+            await versions.learn()
+        self._serving = asyncio.get_running_loop().create_task(self._server.serve())
+        await self._listening.wait()
+
+    async def close(self) -> None:
+        """Accept no more, answer the open requests, and end. Idempotent."""
+        serving, self._serving = self._serving, None
+        if serving is not None:
+            self._server.should_exit = True
+            await serving
+
+
+class Transit:
+    """The handlers."""
+
+    def __init__(self, desk: Desk, versions: Mapping[str, Versions]) -> None:
+        self._desk, self._versions = desk, versions
+
+    def app(self) -> ASGIApp:
+        """Return the whole application."""
+        write = ["POST", "PUT"]
+        sign, verify = self._counted(self.sign), self._counted(self.verify)
+        routes = [
+            Route("/keys", self.key_set, methods=["GET"]),
+            Route("/keys/{name}", self.key_set, methods=["GET"]),
+            Route("/v1/sys/health", self.health, methods=["GET"]),
+            Route("/v1/auth/token/lookup-self", self.lookup_self, methods=["GET"]),
+            Route("/v1/transit/keys", self.keys, methods=["GET", "LIST"]),
+            Route("/v1/transit/keys/", self.keys, methods=["GET", "LIST"]),
+            Route("/v1/transit/keys/{name}", self.key, methods=["GET"]),
+            Route("/v1/transit/sign/{name}", sign, methods=write),
+            Route("/v1/transit/sign/{name}/{hash}", sign, methods=write),
+            Route("/v1/transit/verify/{name}", verify, methods=write),
+            Route("/v1/transit/verify/{name}/{hash}", verify, methods=write),
+        ]
+        handlers: Any = {HTTPException: _http_error, HsmError: _hsm_error, ClientDisconnect: _gone, Exception: _failed}
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        app.router.redirect_slashes = False
+        return _Guarded(app)
+
+    async def health(self, request: Request) -> Response:
+        """Whether every key can sign. Needs no token; "sealed" is a key that cannot, "standby" a fleet's other host."""
+        managers = self._desk.managers.values()
+        sealed = not all(map(_can_sign, managers))
+        standby = any(manager.fleet is not None and manager.fleet.state != "holder" for manager in managers)
+        condition = "sealed" if sealed else "standby" if standby else "active"
+        asked = request.query_params
+        code = {"sealed": 503, "standby": 429, "active": 200}[condition]
+        if condition == "standby" and "standbyok" in asked:
+            condition, code = "active", 200
+        wanted = asked.get(f"{condition}code", "")
+        if wanted.isascii() and wanted.isdigit() and 200 <= int(wanted[:4]) < 600:
+            code = int(wanted)
+        state = {
+            "initialized": True,
+            "sealed": sealed,
+            "standby": standby,
+            "performance_standby": False,
+            "replication_performance_mode": "disabled",
+            "replication_dr_mode": "disabled",
+            "server_time_utc": int(datetime.now(UTC).timestamp()),
+            "version": f"hsmcore-{__version__}",
+        }
+        return _json(state, code)
+
+    async def key_set(self, request: Request) -> Response:
+        """The signed set of a key's versions, for anybody: it vouches for itself. `since`: all after a serial."""
+        managers = self._desk.managers
+        name = request.path_params.get("name") or (next(iter(managers)) if len(managers) == 1 else "")
+        since = serial_of(request.query_params.get("since"))
+        manager = managers.get(name)
+        notes = b"" if manager is None else manager.key_set(since)
+        if manager is None or not manager.key_set():
+            raise HTTPException(404, "there is no signed set of keys here")
+        return Response(notes, media_type="text/plain; charset=utf-8", headers={"cache-control": "no-store"})
+
+    async def lookup_self(self, request: Request) -> Response:
+        """What clients look at to see whether their token counts. The token itself is not repeated."""
+        client = self._client(request)
+        about = {
+            "id": "",
+            "accessor": "",
+            "display_name": client.name,
+            "policies": [client.name],
+            "path": "gateway.clients",
+            "type": "service",
+            "meta": None,
+            "entity_id": "",
+            "orphan": True,
+            "renewable": False,
+            "num_uses": 0,
+            "ttl": 0,
+            "creation_ttl": 0,
+            "explicit_max_ttl": 0,
+            "creation_time": 0,
+            "expire_time": None,
+        }
+        return _answer(about)
+
+    async def keys(self, request: Request) -> Response:
+        """The names of the keys that the client may use."""
+        client = self._client(request)
+        if request.method != "LIST" and request.query_params.get("list") != "true":
+            raise HTTPException(405, "unsupported operation")
+        return _answer({"keys": sorted(client.rules.keys)})
+
+    async def key(self, request: Request) -> Response:
+        """A key and its versions."""
+        client = self._client(request)
+        name, manager = self._manager(request, client)
+        versions = (await self._versions[name].all()).values()
+        signs = current(manager)
+        latest = await self._versions[name].of(signs.public_key)
+        return _answer(transit.key_data(name, signs.algorithm, versions, latest))
+
+    async def sign(self, request: Request, client: Client) -> Response:
+        """One signature, or those of a batch, in which each item has its own answer."""
+        name, manager = self._manager(request, client)
+        body = await _body(request)
+        key = current(manager)
+        options = transit.options(body, request.path_params.get("hash"), key.algorithm)
+        if options.version:
+            key = await self._versions[name].numbered(options.version)
+        work = Signing(self._desk, client, name, self._versions[name], options, key)
+        items = transit.batch(body)
+        if items is None:
+            signature, number = await work.one(transit.data(body), only=bool(options.version))
+            return _answer({"signature": signature, "key_version": number})
+        _require_room(client, items)
+        answers = await work.many([_read(item) for item in items])
+        return _answer({"batch_results": [_signed(item, a) for item, a in zip(items, answers, strict=True)]})
+
+    async def verify(self, request: Request, client: Client) -> Response:
+        """Whether a signature is good, or those of a batch."""
+        name, manager = self._manager(request, client)
+        body = await _body(request)
+        options = transit.options(body, request.path_params.get("hash"), current(manager).algorithm)
+        items = transit.batch(body)
+        if items is None:
+            return _answer({"valid": await self._good(client, name, body, options)})
+        _require_room(client, items)
+        found = await asyncio.gather(
+            *(self._good(client, name, item, options) for item in items), return_exceptions=True
+        )
+        return _answer({"batch_results": [_verified(item, a) for item, a in zip(items, found, strict=True)]})
+
+    async def _good(self, client: Client, name: str, item: Mapping[str, Any], options: transit.Options) -> bool:
+        message, (number, text) = transit.data(item), transit.parsed(item)
+        key = await self._versions[name].numbered(number)
+        signature = transit.signature_of(text, key.algorithm, jws=options.jws)
+        said: Any = Digest(message) if options.prehashed else message
+        return await self._desk.verify(client, name, said, signature, key.id)
+
+    def _counted(self, handler: Callable[[Request, Client], Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
+        """Count each answer to a client, as the wire's face does."""
+
+        async def counted(request: Request) -> Response:
+            client = self._client(request)
+            try:
+                answer = await handler(request, client)
+            except ClientDisconnect:
+                raise
+            except Exception as error:
+                self._desk.count(client, _counted_as(error))
+                raise
+            self._desk.count(client, None)
+            return answer
+
+        return counted
+
+    def _client(self, request: Request) -> Client:
+        """The client that sent a request: by its token, and if it sent none, by its certificate."""
+        token, directory = _token(request), self._desk.directory
+        if token:
+            client, why = directory.by_token(token), "unknown token"
+        else:
+            tls = request.scope["state"].get("tls")
+            certificate = None if tls is None else tls.getpeercert()
+            client, why = (
+                directory.by_names(names_in(certificate)),
+                "unknown certificate" if certificate else "no token",
+            )
+        if client is None:
+            self._refused(request, _peer(request), why)
+            raise HTTPException(403, _DENIED)
+        return client
+
+    def _manager(self, request: Request, client: Client) -> tuple[str, KeyManager]:
+        name = request.path_params["name"]
+        try:
+            return name, self._desk.manager(client, name)
+        except PolicyRefused as error:
+            self._refused(request, client.name, "key not listed")
+            raise HTTPException(403, _DENIED) from error
+
+    def _refused(self, request: Request, who: str, why: str) -> None:
+        self._desk.refused(who, why, f"{request.method} {request.scope['raw_path'].decode('latin-1')}"[:100])
+
+
+class _Guarded:
+    """The outermost layer: the size of the head, and an unforeseen error, which is answered by then, is logged."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            size = (
+                len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
+            )
+            too_long = size > MAX_HEAD_BYTES
+            await (_errors("the head of the request is too long", 431) if too_long else self._app)(scope, receive, send)
+        except Exception:  # noqa: BLE001  # whatever it is: logged here
+            get_logger().exception("a request to the gateway failed", path=scope["path"][:200])
+
+
+def _counted_as(error: Exception) -> HsmError:
+    """The error that the wire's face would answer with."""
+    if isinstance(error, HTTPException):
+        return error.__cause__ if isinstance(error.__cause__, HsmError) else BadArgument(error.detail)
+    return error if isinstance(error, HsmError) else InternalError()
+
+
+def _can_sign(manager: KeyManager) -> bool:
+    snapshot = manager.snapshot()
+    return snapshot.open and any(member.condition in _SERVING for member in manager.members())
+
+
+def _require_room(client: Client, items: Sequence[object]) -> None:
+    most = client.rules.in_flight
+    if len(items) > most:
+        raise BadArgument(f"batch_input has {len(items)} items; this client may have {most} open")
+
+
+def _read(item: Mapping[str, Any]) -> bytes | HsmError:
+    """The message of an item."""
+    try:
+        return transit.data(item)
+    except HsmError as error:
+        return error
+
+
+def _signed(item: Mapping[str, Any], answer: tuple[str, int] | BaseException) -> dict[str, Any]:
+    reference = item.get("reference", "")
+    if isinstance(answer, HsmError):
+        return {"error": str(answer), "key_version": 0, "reference": reference}
+    if isinstance(answer, BaseException):
+        raise answer
+    return {"signature": answer[0], "key_version": answer[1], "reference": reference}
+
+
+def _verified(item: Mapping[str, Any], answer: bool | BaseException) -> dict[str, Any]:
+    reference = item.get("reference", "")
+    if isinstance(answer, HsmError):
+        return {"valid": False, "error": str(answer), "reference": reference}
+    if isinstance(answer, BaseException):
+        raise answer
+    return {"valid": answer, "reference": reference}
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    if request.headers.get("x-vault-wrap-ttl"):
+        raise HTTPException(400, "X-Vault-Wrap-TTL is not supported: answers are not wrapped")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_BODY_BYTES:
+            raise HTTPException(413, f"a body has at most {MAX_BODY_BYTES} bytes", {"connection": "close"})
+    try:
+        found = orjson.loads(body) if body else {}
+    except orjson.JSONDecodeError:
+        raise HTTPException(400, "failed to parse JSON input") from None
+    if not isinstance(found, dict):
+        raise HTTPException(400, "failed to parse JSON input: it must be an object")
+    return found
+
+
+def _token(request: Request) -> str:
+    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
+    return request.headers.get("x-vault-token", "") or (bearer.strip() if scheme.lower() == "bearer" else "")
+
+
+def _peer(request: Request) -> str:
+    return request.client.host if request.client is not None else ""
+
+
+async def _hsm_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, HsmError):
+        raise error
+    status = _STATUS.get(error.status)
+    if status is None:
+        status = 503 if error.retryable else 400 if error.error_class == "REQUEST_FATAL" else 500
+    headers = {}
+    if isinstance(error, QueueFull):
+        headers["retry-after"] = str(-(-error.retry_after_ms // 1000) or 1)
+    return _errors(str(error), status, headers)
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    text = {404: "unsupported path", 405: "unsupported operation"}.get(error.status_code, error.detail)
+    return _errors(text, error.status_code, dict(error.headers or {}))
+
+
+async def _gone(_request: Request, _error: Exception) -> Response:
+    """For a client that hung up before it had sent its request: it reads nothing."""
+    return Response(status_code=400)
+
+
+async def _failed(_request: Request, _error: Exception) -> Response:
+    """For an unforeseen error, of which nothing goes out."""
+    return _errors("internal error", 500)
+
+
+def _errors(text: str, status: int, headers: dict[str, str] | None = None) -> Response:
+    return _json({"errors": [text]}, status, headers)
+
+
+def _answer(data: Mapping[str, Any]) -> Response:
+    """The envelope of all answers."""
+    return _json(
+        {
+            "request_id": str(uuid.uuid4()),
+            "lease_id": "",
+            "renewable": False,
+            "lease_duration": 0,
+            "data": data,
+            "wrap_info": None,
+            "warnings": None,
+            "auth": None,
+            "mount_type": "transit",
+        }
+    )
+
+
+def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    plain = {"cache-control": "no-store", **(headers or {})}
+    return Response(orjson.dumps(value), status, plain, media_type="application/json")

@@ -1,0 +1,139 @@
+"""A place in a batch, over the wire: the frames SIGN_BATCHED and BATCHED, and a client's look at the proof.
+
+A client believes no gateway: it hands out a proof only if that leads from its own message to a root which the key that
+is named with it has signed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import b64encode
+from binascii import Error as NotBase64
+from binascii import a2b_base64
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final, NamedTuple
+
+from hsmcore.errors import BadArgument, SignatureInvalid
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.fields import Fields, named, reading, text8
+from hsmcore.gateway.wire.frames import Flag, Type, frame
+from hsmcore.tlog.proof import Shown, shown
+
+_HEAD: Final = Struct("<BI")
+_RECORD: Final = Struct("<Q")
+_ED25519: Final = b"\1"
+_DASH: Final = "\u2014 ".encode()
+
+
+class SignBatched(NamedTuple):
+    """A request for a place in a batch of which only the root is signed."""
+
+    kind: str
+    timeout_ms: int
+    message: bytes
+
+
+class Batched(NamedTuple):
+    """A place in a batch. `audit_seq`: of the root's record; None: there is none. `proof`: a C2SP tlog-proof."""
+
+    audit_seq: int | None
+    key_id: str
+    public_key: bytes
+    proof: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class BatchedSignature:
+    """As hsmcore.BatchedSignature, of a message that a gateway put into a batch. The proof is verified."""
+
+    proof: bytes
+    index: int
+    root: bytes
+    key_id: str
+    public_key: bytes
+    audit_seq: int | None
+
+
+def sign_batched(request: int, one: SignBatched, *, slot: int = 0, again: bool = False) -> bytes:
+    """Return SIGN_BATCHED."""
+    body = _HEAD.pack(wire.KINDS.index(one.kind), one.timeout_ms) + one.message
+    return frame(Type.SIGN_BATCHED, request, body, slot=slot, flags=Flag.AGAIN if again else 0)
+
+
+def read_sign_batched(body: bytes) -> SignBatched:
+    """Read SIGN_BATCHED. Raises WireError."""
+    with reading():
+        fields = Fields(body)
+        kind, timeout = fields.take(_HEAD)
+        return SignBatched(named(wire.KINDS, kind), timeout, fields.rest())
+
+
+def batched(request: int, one: Batched, *, slot: int = 0) -> bytes:
+    """Return BATCHED."""
+    record = _RECORD.pack(wire.NO_RECORD if one.audit_seq is None else one.audit_seq)
+    body = record + text8(one.key_id) + bytes((len(one.public_key),)) + one.public_key + one.proof
+    return frame(Type.BATCHED, request, body, slot=slot)
+
+
+def read_batched(body: bytes) -> Batched:
+    """Read BATCHED. Raises WireError. Nothing is verified."""
+    with reading():
+        fields = Fields(body)
+        (record,) = fields.take(_RECORD)
+        return Batched(None if record == wire.NO_RECORD else record, fields.text8(), fields.bytes8(), fields.rest())
+
+
+def unknown() -> BadArgument:
+    """Return the error of a request to a gateway, or for a key manager, that signs no batches."""
+    return BadArgument(
+        "the gateway signs no batches with this key manager",
+        hint='Add "batch-root" to policy.kinds of its configuration, or update the gateway.',
+    )
+
+
+class Notes:
+    """Verifies answers. Remembers the last checkpoint that it found good: a batch's messages share it."""
+
+    def __init__(self) -> None:
+        self._good: tuple[bytes, bytes] | None = None
+
+    def verified(self, message: bytes, kind: str, answer: Batched) -> BatchedSignature:
+        """Return the place of a message. `kind`: what it must be of; "": any. Raises SignatureInvalid."""
+        found = shown(message, answer.proof)
+        if found is None or kind not in ("", found.says.kind) or not self._signed(found, answer.public_key):
+            error = SignatureInvalid("the gateway's proof does not show that this message was signed")
+            error.maybe_signed = True
+            raise error
+        return BatchedSignature(
+            answer.proof, found.says.index, found.says.root, answer.key_id, answer.public_key, answer.audit_seq
+        )
+
+    def _signed(self, found: Shown, public_key: bytes) -> bool:
+        if self._good == (found.note, public_key):
+            return True
+        good = _signature_of(found, public_key)
+        if good:
+            self._good = found.note, public_key
+        return good
+
+
+def _signature_of(found: Shown, public_key: bytes) -> bool:
+    """Whether a note has the signature of its origin, by this key, and no other."""
+    from nacl.exceptions import CryptoError
+    from nacl.signing import VerifyKey
+
+    name, _, _ = found.text.partition(b"\n")
+    begin = found.text + b"\n" + _DASH + name + b" "
+    try:
+        value = a2b_base64(found.note[len(begin) :])
+    except NotBase64:
+        return False
+    key_id = hashlib.sha256(name + b"\n" + _ED25519 + public_key).digest()[:4]
+    if found.note != begin + b64encode(value) + b"\n" or value[:4] != key_id or len(public_key) != 32:
+        return False
+    try:
+        VerifyKey(public_key).verify(found.text, value[4:])
+    except (CryptoError, ValueError):  # ValueError: another length
+        return False
+    return True

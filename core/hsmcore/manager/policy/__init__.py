@@ -1,0 +1,10 @@
+"""What a key may sign: kinds of payload, one digest for a position, callers, rules for transactions.
+
+Reading order: guard, callers, watermark, batch, explain.
+
+What a message is, native/src/payload.c says.
+"""
+
+from hsmcore.manager.policy.guard import Admission, Guard
+
+__all__ = ["Admission", "Guard"]

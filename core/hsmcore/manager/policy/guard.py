@@ -1,0 +1,322 @@
+"""The policy of one key: what stands between a caller and the way of a signature."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from hsmcore._native import Gate, freeze, timeout_ns
+from hsmcore.audit.record import extra as audit_extra
+from hsmcore.base.base58 import from_base58
+from hsmcore.config import Config, KeyManagerConfig, PayloadFormat, Policy, TransactionRules
+from hsmcore.config.policy import BATCH_ROOT, KEY_SET, ORDERED, OWN, PREHASHED
+from hsmcore.errors import (
+    BadArgument,
+    ConfigFault,
+    ConfigurationError,
+    DeadlineExceeded,
+    DoubleSign,
+    HsmError,
+    InternalError,
+    InvalidMessageType,
+    PolicyRefused,
+)
+from hsmcore.manager.policy.callers import Caller, Callers
+from hsmcore.manager.policy.watermark import Charge, Fence, NotNext, Place, Want, Watermark, marks_of
+from hsmcore.state import Store, StoreNotGenuine, positions
+from hsmcore.state.positions import MOST_POSITION, Mark
+
+if TYPE_CHECKING:
+    from hsmcore._native import Look
+
+_SECOND: Final = 1_000_000_000
+Signers = Callable[[], Sequence[bytes]]
+"""Returns the public keys that sign now."""
+
+
+def gate_of(policy: Policy, formats: Sequence[PayloadFormat] = (), *, role: str | None = None) -> Gate:
+    """Return what decides about payloads by their bytes alone. `formats`: instead of the policy's. `role`: another one
+    than the policy's."""
+    rules = policy.transactions or TransactionRules()
+    return Gate(
+        kinds=policy.kinds,
+        domain=policy.domain,
+        formats=_formats(formats or policy.formats),
+        programs=_addresses(rules.programs),
+        lookup_tables=_addresses(rules.lookup_tables),
+        role=role or rules.role,
+        counts=rules.counts,
+        callers=policy.callers is not None,
+    )
+
+
+def kinds_of(formats: Sequence[PayloadFormat]) -> Gate:
+    """Return what tells the kind of any message."""
+    return Gate(kinds=(), domain="", formats=_formats(formats))
+
+
+def _formats(formats: Sequence[PayloadFormat]) -> list[tuple[str, bytes, int, int, int, bool]]:
+    return [
+        (form.kind, bytes.fromhex(form.prefix), form.length, at.offset, at.bytes, at.order == "big")
+        for form in formats
+        for at in (form.position,)
+    ]
+
+
+def _addresses(listed: Sequence[str] | None) -> list[bytes] | None:
+    return None if listed is None else [from_base58(address) for address in listed]
+
+
+def place_of(policy: Policy, look: Look, message: bytes, kind: str | None, position: int | None) -> Place | None:
+    """Return where an ordered payload stands; None for one that has no position. It is the caller's word only where the
+    payload is a bare digest. Raises PolicyRefused."""
+    if look.kind == "digest32" and kind in policy.ordered and kind not in OWN:
+        if type(position) is not int or not 0 <= position <= MOST_POSITION:
+            raise PolicyRefused(f"a bare digest of kind {kind} needs its position: 0 to {MOST_POSITION}")
+        found = position
+    elif look.kind not in ORDERED:
+        if position is not None:
+            raise PolicyRefused(f"a payload of kind {look.kind} has no position")
+        return None
+    elif look.refusal is not None or look.position is None:
+        raise PolicyRefused(look.refusal or f"a payload of kind {look.kind} without a position")
+    elif position is not None and (type(position) is not int or position != look.position):
+        raise PolicyRefused(f"the payload says position {look.position}, its caller {position}")
+    else:
+        found = look.position
+    return Place(policy.chain(kind or look.kind), found, hashlib.sha256(message).hexdigest())
+
+
+class Guard:
+    """Admits requests. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        formats: Sequence[PayloadFormat],
+        store: Store | None,
+        signers: Signers,
+        default_timeout: float,
+        fence: Fence | None = None,
+    ) -> None:
+        self._policy, self._store, self._signers = policy, store, signers
+        self.batches = BATCH_ROOT in policy.kinds
+        self.domain = policy.domain
+        self._default = default_timeout
+        self.gate = gate_of(policy, formats)
+        self.passes = self.gate.passes
+        """Whether a message may be signed without `admit`: the fast way."""
+        self._callers = None if policy.callers is None else Callers(policy.callers, frozenset(policy.kinds))
+        holder = f"{socket.gethostname() if fence is None else fence.host}:{os.getpid()}"
+        self.watermark = None if store is None else Watermark(store, holder, fence, policy.max_ahead)
+        self.refused: Counter[str] = Counter()
+        """Count of refusals by kind of payload; "double-sign" for another payload at a bound position, "state" for what
+        else the state store said."""
+
+    @classmethod
+    async def open(
+        cls, config: Config, formats: Sequence[PayloadFormat], signers: Signers, fence: Fence | None = None
+    ) -> Self | None:
+        """Open what a configuration's policy needs; None: it has no policy. `formats`: as gate_of. `fence`: of the
+        fleet. Raises StoreError, ConfigurationError."""
+        rules = config.key_manager
+        if rules.policy is None:
+            return None
+        store = None
+        if rules.policy.needs_store:
+            store = await Store.open(rules.state_place, config.state_secret)
+            try:
+                await _require_no_other_spelling(rules, rules.policy, store)
+            except BaseException:
+                await store.close()
+                raise
+        guard = cls(rules.policy, formats, store, signers, rules.request_timeout_ms / 1e3, fence)
+        if guard.watermark is not None:
+            guard.watermark.begin()
+        return guard
+
+    async def close(self) -> None:
+        """Write what is under way, and close the store. Idempotent."""
+        if self.watermark is not None and self._store is not None:
+            await self.watermark.close()
+            await self._store.close()
+
+    def admit(self, message: Any, kind: str | None, position: int | None) -> Admission:
+        """Judge a message. It may be signed after `begin` of what is returned. Raises PolicyRefused,
+        InvalidMessageType."""
+        data = freeze(message)
+        if type(data) is not bytes:
+            raise InvalidMessageType("a digest is signed by sign_digest")
+        try:
+            return self._judge(data, kind, position)
+        except PolicyRefused:
+            self.refused[self.gate.look(data).kind] += 1
+            raise
+
+    @contextmanager
+    def admitted(self, message: Any, kind: str | None, position: int | None) -> Iterator[Admission]:
+        """As `admit`; the admission ends with the block."""
+        admission = self.admit(message, kind, position)
+        try:
+            yield admission
+        finally:
+            admission.end()
+
+    @contextmanager
+    def admitted_leaf(self, message: Any, kind: str | None) -> Iterator[Admission]:
+        """As `admitted`, for a message of a batch. Raises BadArgument for one that has a position."""
+        with self.admitted(message, kind, None) as admission:
+            if admission.kind in ORDERED:
+                raise BadArgument(
+                    f"a payload of kind {admission.kind} has a position, so it needs a signature of its own",
+                    hint="Sign it with `sign`.",
+                )
+            yield admission
+
+    async def bind_root(self, text: bytes, first: int, epoch: int, timeout: float) -> tuple[Place, float]:
+        """Bind the root of a batch, which is the next one and begins at `first`. Returns its place, and the seconds
+        that are left. Raises NotNext, and the errors of `require`."""
+        look = self.gate.look(text)
+        if look.kind != BATCH_ROOT or look.domain != self.domain or look.position is None:
+            raise InternalError(f"the text of a root is {look.kind}")
+        digest = hashlib.sha256(text).hexdigest()
+        place = Place(self._policy.chain(BATCH_ROOT), look.position, digest, first, epoch)
+        return place, await self.require([place], timeout)
+
+    async def bind_key_set(self, text: bytes, serial: int, epoch: int, timeout: float) -> tuple[Place, float]:
+        """Bind the text of a set of keys, which is the next one. As `bind_root`."""
+        if self.gate.look(text).kind != KEY_SET:
+            raise InternalError("the text of a set of keys is of another kind")
+        place = Place(self._policy.chain(KEY_SET), serial, hashlib.sha256(text).hexdigest(), serial, epoch)
+        return place, await self.require([place], timeout)
+
+    def _judge(self, message: bytes, kind: str | None, position: int | None) -> Admission:
+        look = self.gate.look(message, kind, self._signers())
+        place = place_of(self._policy, look, message, kind, position)
+        if place is None and look.refusal is not None:
+            raise PolicyRefused(look.refusal)
+        found = look.kind if place is None or kind is None else kind
+        caller = None if self._callers is None else self._callers.present()
+        if caller is not None:
+            caller.begin(found)
+        return Admission(self, message, found, place, self._charges(look), caller)
+
+    def _charges(self, look: Look) -> list[Want]:
+        rules = self._policy.transactions
+        if rules is None:
+            return []
+        limits = (
+            ("lamports", look.lamports, rules.lamports_per_minute),
+            ("tokens", look.tokens, rules.tokens_per_minute),
+        )
+        return [
+            Charge(self._policy.chain(name), some, most) for name, some, most in limits if some and most is not None
+        ]
+
+    @contextmanager
+    def admitted_digest(self) -> Iterator[None]:
+        """Judge a digest that is to be signed as it is. Raises PolicyRefused."""
+        if PREHASHED not in self._policy.kinds:
+            self.refused[PREHASHED] += 1
+            raise PolicyRefused(f'the policy does not list "{PREHASHED}": this key signs no digest as it is')
+        with ExitStack() as rest:
+            if self._callers is not None:
+                caller = self._callers.present()
+                caller.begin(PREHASHED)
+                rest.callback(caller.end)
+            yield
+
+    def shown(self, kind: str, place: Place) -> dict[str, object]:
+        """As Watermark.shown: once the place is bound."""
+        assert self.watermark is not None  # noqa: S101  # for the type checker: `needs_store`
+        return self.watermark.shown(kind, place)
+
+    async def require(self, wants: Sequence[Want], timeout: float | None) -> float:
+        """Have everything bound and counted. Returns the seconds that are left."""
+        assert self.watermark is not None  # noqa: S101  # for the type checker: `needs_store`
+        most = timeout_ns(self._default if timeout is None else timeout) / _SECOND
+        begun, asked = monotonic(), [self.watermark.require(want) for want in wants]
+        try:
+            async with asyncio.timeout(most):
+                await asyncio.gather(*asked)
+        except TimeoutError:
+            problem = "the state store did not take the position in time"
+            if any(one.begun for one in asked):
+                hint = "The position may be bound: ask for the same payload again, and for no other one."
+                raise DeadlineExceeded(f"{problem}, and may still", hint=hint, maybe_signed=False) from None
+            raise DeadlineExceeded(f"{problem}; it is not bound", maybe_signed=False) from None
+        except HsmError as error:
+            if not isinstance(error, NotNext):
+                self.refused["double-sign" if isinstance(error, DoubleSign) else "state"] += 1
+            raise
+        return max(most - (monotonic() - begun), 1e-3)
+
+
+class Admission:
+    """A request that may be signed once `begin` has returned. Call `end` after its answer."""
+
+    __slots__ = ("_caller", "_guard", "_place", "_wants", "kind", "message")
+
+    def __init__(
+        self, guard: Guard, message: bytes, kind: str, place: Place | None, charges: list[Want], caller: Caller | None
+    ) -> None:
+        self._guard, self.kind, self._place, self._caller = guard, kind, place, caller
+        self._wants: list[Want] = charges if place is None else [place, *charges]
+        self.message = message
+
+    @property
+    def waits(self) -> bool:
+        """Whether `begin` has anything to bind or count."""
+        return bool(self._wants)
+
+    async def begin(self, timeout: float | None) -> float | None:
+        """Bind and count what has to be. Returns the timeout that is left. Raises DoubleSign, PolicyRefused,
+        StoreError, StoreNotGenuine, DeadlineExceeded, InvalidTimeout."""
+        return await self._guard.require(self._wants, timeout) if self._wants else timeout
+
+    def extra(self) -> bytes | None:
+        """Return what goes into the audit record."""
+        if self._place is None:
+            return audit_extra()
+        return audit_extra(**self._guard.shown(self.kind, self._place))
+
+    def end(self) -> None:
+        """The request is answered, or was given up."""
+        if self._caller is not None:
+            self._caller.end()
+
+
+async def _require_no_other_spelling(rules: KeyManagerConfig, policy: Policy, store: Store) -> None:
+    """Raise ConfigurationError if the store has positions of a domain that no configuration can name any more: the
+    domain of today would begin without them."""
+    try:
+        with positions.of_our_making("positions"):
+            marks = await marks_of(store)
+    except StoreNotGenuine:
+        return  # nothing is bound until it is, and other payloads are signed meanwhile
+    for name, mark in sorted(marks.items()):
+        kind, newest = policy.former_kind(name), max(mark.high, mark.floor)
+        if kind not in policy.ordered or newest < 0:
+            continue
+        if marks.get(policy.chain(kind), Mark()).floor < newest:
+            problem = f"does not know what is bound to the positions of {name!r}, of which {newest} is the highest"
+            raise ConfigurationError.of(
+                [ConfigFault(f"{rules.where}.policy.domain", problem)],
+                hint=f"Have it begin behind them: `hsmcore policy floor set {kind} {newest} --reason TEXT`.",
+            )
+
+
+def refuse_claims(kind: str | None, position: int | None) -> None:
+    """Raise BadArgument if a kind or a position was given: there is no policy that would look at them."""
+    if kind is not None or position is not None:
+        raise BadArgument(
+            "kind and position need a policy, and the configuration has none",
+            hint="Add keyManager.policy, with the kinds that this key may sign.",
+        )

@@ -1,0 +1,411 @@
+"""One digest for a position: what is bound before it is signed, and the counters of the tripwire.
+
+A position takes the digest that comes first, for ever: the same one may be signed again, another one never. Nothing is
+reclaimed by age; only an operator's floor removes rows, and nothing is signed at or below it. The domain is the chain
+of positions and not a key, so each key that signs in a domain obeys what the others were bound to.
+
+All that wait are bound in one transaction, which is durable before the first of them is signed. In a fleet it is
+fenced: it reads the epoch, and keeps it until its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
+from functools import partial
+from typing import Any, Final, NamedTuple, Protocol
+
+from sqlalchemy import Connection, bindparam, delete, insert, select
+
+from hsmcore.base.log import get_logger
+from hsmcore.base.steady import SteadyClock
+from hsmcore.errors import BadArgument, DoubleSign, HsmError, InternalError, PolicyRefused, RequestCancelled
+from hsmcore.state import Store, StoreNotGenuine, StoreUnknown, positions
+from hsmcore.state.exchange import Answers, Change, Question
+from hsmcore.state.positions import WINDOW, Mark
+from hsmcore.state.schema import SPENT
+from hsmcore.state.store import Tables
+
+MOST: Final = 256
+"""Requests in one transaction."""
+_MINUTE_NS: Final = 60_000_000_000
+_PAUSE_SECONDS: Final = 0.01
+
+
+class Place(NamedTuple):
+    """A payload's place in its chain. `digest`: SHA-256 of the whole payload, in hexadecimal."""
+
+    domain: str
+    position: int
+    digest: str
+    first: int | None = None
+    """Of a payload that takes a range of positions up to `position`: where it begins, which must be the position behind
+    the highest one."""
+    epoch: int = 0
+    """Of such a payload: the fleet's epoch that it names; 0 without a fleet."""
+
+
+class Charge(NamedTuple):
+    """What a transaction adds to a sum that may reach `limit` within a minute."""
+
+    name: str
+    amount: int
+    limit: int
+
+
+Want = Place | Charge
+Outcome = Exception | bool | None
+"""Why it is refused; or whether it is new; None: it was given up before."""
+
+
+class Asked(asyncio.Future[None]):
+    """A want that is to be bound or counted. It ends once that is durable. To give it up, cancel it."""
+
+    def __init__(self, want: Want) -> None:
+        super().__init__()
+        self.want = want
+        self.begun = False
+        """Whether a transaction has taken it up: if it is given up after that, it may be bound all the same."""
+
+    def taken_up(self) -> bool:
+        """Note that a transaction takes it up; False if it was given up before. In the store's thread: who gives it up
+        does so before looking at `begun`."""
+        was, self.begun = self.begun, True
+        if self.done():
+            self.begun = was
+            return False
+        return True
+
+
+class NotNext(PolicyRefused):
+    """A range does not begin at the next position, or names another epoch than the fleet's. Nothing was bound."""
+
+    next: int = 0
+    """The position at which it must begin."""
+
+    @staticmethod
+    def behind(least: int) -> StoreNotGenuine:
+        """Return the error of a store that went back: it begins before `least`, up to which this process has bound."""
+        return StoreNotGenuine(f"the state store went back behind {least}, which was bound here")
+
+
+class Fence(Protocol):
+    """What keeps the hosts of a fleet apart: hsmcore.fleet.membership."""
+
+    @property
+    def host(self) -> str:
+        """This host's name."""
+
+    def require(self) -> None:
+        """Raise NotHolder or FleetBehind if positions are not to be tried now. In the event loop."""
+
+    @property
+    def asks(self) -> Question:
+        """What each transaction that binds asks first: who holds the epoch, which keeps it so until the end of the
+        transaction."""
+
+    def fence(self, rows: Sequence[Sequence[Any]]) -> int:
+        """Raise NotHolder or FleetBehind unless by these rows, the answer, this host holds the epoch. Returns the
+        epoch. In the store's thread."""
+
+    def require_kept(self, domain: str, position: int, mark: Mark, row: Mapping[str, Any] | None) -> None:
+        """Raise FleetBehind where the store lacks what this process knows to be bound: `mark` and `row` are what it
+        has. In the store's thread."""
+
+    def is_behind(self, domain: str, position: int, high: int) -> bool:
+        """Whether a new payload shows that this host has not caught up with the fleet. In the store's thread."""
+
+    def has_bound(self, domain: str, position: int, digest: str, *, new: bool) -> None:
+        """A payload may be signed at a position. `new`: it was bound now."""
+
+
+class Watermark(Tables):
+    """Binds positions, and counts. Belongs to one event loop. `holder`: who binds, for those who come later. `fence`:
+    None without a fleet. `most_ahead`: how far beyond the highest position, or the floor, a new one may lie; None: no
+    matter how far."""
+
+    def __init__(self, store: Store, holder: str, fence: Fence | None = None, most_ahead: int | None = None) -> None:
+        super().__init__(store)
+        self._most_ahead = most_ahead
+        self._holder, self._fence, self._clock = holder, fence, SteadyClock()
+        self._waiting: list[Asked] = []
+        self._writing: asyncio.Task[None] | None = None
+        self._removing: asyncio.Task[None] | None = None
+        self.bound = 0
+        """Count of positions that were bound here."""
+
+    def require(self, want: Want) -> Asked:
+        """Bind a position or add to a sum; it is durable when the future ends. Its errors: DoubleSign, PolicyRefused,
+        StoreNotGenuine, StoreError and RequestCancelled. What is given up before a transaction takes it up is neither
+        bound nor counted. Raises NotHolder and FleetBehind."""
+        if self._fence is not None and isinstance(want, Place):
+            self._fence.require()
+        asked = Asked(want)
+        self._waiting.append(asked)
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().create_task(self._write())
+        return asked
+
+    async def _write(self) -> None:
+        try:
+            while self._waiting:
+                group, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+                group = [asked for asked in group if not asked.done()]
+                if group:
+                    await self._write_group(group)
+        except BaseException as error:
+            waiting, self._waiting = self._waiting, []
+            _answer(waiting, [_given_up(error, asked) for asked in waiting])
+            raise
+        finally:
+            self._writing = None
+
+    async def _write_group(self, group: Sequence[Asked]) -> None:
+        outcomes: Sequence[Outcome]
+        try:
+            outcomes = await self._taken(group, self._clock.now())
+        except HsmError as error:
+            outcomes = [copy(error) for _ in group]
+        except Exception as error:  # noqa: BLE001  # whatever it is, the next group has its turn
+            get_logger().exception("positions were not bound")
+            outcomes = [InternalError(f"the position was not bound: {type(error).__name__}") for _ in group]
+        except BaseException as error:
+            _answer(group, [_given_up(error, asked) for asked in group])
+            raise
+        for outcome, asked in zip(outcomes, group, strict=True):
+            self.bound += outcome is True
+            if self._fence is not None and isinstance(outcome, bool) and isinstance(asked.want, Place):
+                self._fence.has_bound(*asked.want[:3], new=outcome)
+        _answer(group, outcomes)
+
+    async def _taken(self, group: Sequence[Asked], now: int) -> list[Outcome]:
+        wants = [asked.want for asked in group]
+        domains: dict[str, list[int]] = {}  # nearly always one
+        for want in wants:
+            if isinstance(want, Place):
+                domains.setdefault(want.domain, []).append(want.position)
+        questions = [positions.question(domain, places) for domain, places in domains.items()]
+        if self._fence is not None and domains:
+            questions.insert(0, self._fence.asks)
+        if not all(isinstance(want, Place) for want in wants):
+            questions.append(_SUMS)
+
+        def decide(answers: Answers) -> tuple[list[Outcome], list[Change]]:
+            with positions.of_our_making("positions"):
+                return self._take(iter(answers), list(domains), group, now)
+
+        # In a fleet, positions are bound without taking turns with the other hosts' transactions. That is safe: each
+        # one that binds has locked the fleet's row to share it before it reads, so it is of the one process that holds
+        # the epoch, which has one connection; and whatever else changes rows of a domain, such as `raise_floor`, locks
+        # the fleet's row for itself before it reads. Sums have no such lock.
+        turn = self._fence is None or not all(isinstance(want, Place) for want in wants)
+        try:
+            return await self._store.exchange(questions, decide, turn=turn)
+        except StoreUnknown:
+            # Read again before anything is answered. A row that is there with its digest goes on: this transaction
+            # locks rows, which is a write, so its end confirms to the synchronous standby all that came before.
+            return await self._store.exchange(questions, decide, turn=turn)
+
+    def _take(
+        self, answers: Iterator[Sequence[Sequence[Any]]], domains: Sequence[str], group: Sequence[Asked], now: int
+    ) -> tuple[list[Outcome], list[Change]]:
+        """Return for each one the reason to refuse it, or whether a row is added, or None if it was given up; and what
+        is to be written. `answers`: of the fence, of the domains, and of the sums, as far as they were asked for."""
+        epoch = self._fence.fence(next(answers)) if self._fence is not None and domains else None
+        holder = self._holder if epoch is None else f"{self._holder}#{epoch}"
+        marks: dict[str, Mark] = {}
+        known: dict[tuple[str, int], dict[str, Any]] = {}
+        unmarked = set[str]()
+        for domain in domains:
+            mark, rows = positions.read(next(answers))
+            if mark is None:
+                unmarked.add(domain)
+            marks[domain] = mark or Mark()
+            known |= {(domain, at): row for at, row in rows.items()}
+        for asked in group:
+            if self._fence is not None and isinstance(asked.want, Place):
+                self._fence.require_kept(*asked.want[:2], marks[asked.want.domain], known.get(asked.want[:2]))
+        sums = {str(name): (minute, amount) for name, minute, amount in next(answers, ())}
+        added: list[dict[str, Any]] = []
+        changed: set[str] = set()
+        outcomes: list[Outcome] = []
+        for asked in group:
+            want = asked.want
+            if not asked.taken_up():
+                outcomes.append(None)
+                continue
+            if isinstance(want, Charge):
+                outcomes.append(_charge(sums, want, now // _MINUTE_NS) or False)
+                changed.add(want.name)
+                continue
+            mark, row = marks[want.domain], known.get(want[:2])
+            refusal = self._refusal(mark, row, want, epoch or 0) or (
+                self._behind(mark, want) if row is None and want.domain not in changed else None
+            )
+            outcomes.append(refusal or row is None)
+            if refusal is None and row is None:
+                columns = (*want[:3], holder, now)
+                values = dict(zip(positions.COLUMNS, (*columns, self._store.vouch(*columns)), strict=True))
+                known[want[:2]] = values
+                added.append(values)
+                mark.add(want.position)
+                changed.add(want.domain)
+        changes = [Change(positions.BIND, added)] if added else []
+        for name in sorted(changed):
+            if name in sums:
+                minute, amount = sums[name]
+                changes.append(Change(_SPENT_NO_MORE, [{"sum": name}]))
+                changes.append(Change(_SPENT, [{"name": name, "minute": minute, "amount": amount}]))
+            else:
+                changes.append(positions.change_of(name, marks[name], is_new=name in unmarked))
+        return outcomes, changes
+
+    def _refusal(self, mark: Mark, row: dict[str, Any] | None, want: Place, epoch: int) -> Exception | None:
+        where = f"position {want.position} of {want.domain}"
+        if want.first is not None and (row is None or row["digest"] != want.digest):
+            following = max(mark.high, mark.floor) + 1
+            if (want.first, want.epoch) != (following, epoch):
+                moved = NotNext(f"{where}: the next one is {following}, in epoch {epoch}")
+                moved.next = following
+                return moved
+        if want.position <= mark.floor:
+            return PolicyRefused(f"{where} is at or below the floor {mark.floor} ({mark.reason})")
+        if row is not None:
+            if not positions.is_genuine(self._store.vouch, row):
+                return StoreNotGenuine(f"the state store is not genuine: the row of {where} was changed")
+            return None if row["digest"] == want.digest else _double(row)
+        if mark.has(want.position):
+            return StoreNotGenuine(f"the state store is not genuine: the row of {where} was removed")
+        newest = max(mark.high, mark.floor)
+        if self._most_ahead is not None and want.first is None and 0 <= newest < want.position - self._most_ahead:
+            return PolicyRefused(
+                f"{where} is more than maxAhead ({self._most_ahead}) beyond the highest, {newest}",
+                hint="If it is right, give up what lies before it: `hsmcore policy floor set --help`.",
+            )
+        if not mark.knows(want.position) and self._store.vouch():
+            return PolicyRefused(
+                f"{where} is more than {WINDOW} behind the newest, {mark.high}, and was not signed before",
+                hint="Nobody can tell any more whether its row was removed from the state store.",
+            )
+        return None
+
+    def _behind(self, mark: Mark, want: Place) -> PolicyRefused | None:
+        """Why a payload is refused that would be the first one after a claim."""
+        if self._fence is None or not self._fence.is_behind(want.domain, want.position, mark.high):
+            return None
+        return PolicyRefused(
+            f"position {want.position} of {want.domain} is behind the fleet's {mark.high}: this host has not caught up",
+            hint="Follow the chain, and say so with `fleet.caught_up`, or claim with `at_least`.",
+        )
+
+    def shown(self, kind: str, place: Place) -> dict[str, object]:
+        """Return what the audit record of a payload says of the place that it was bound to."""
+        said: dict[str, object] = {"kind": kind, "domain": place.domain, "position": place.position}
+        mac = self._store.attest(*place[:3])
+        return {**said, "mac": mac} if mac else said
+
+    async def look(self, place: Place) -> tuple[dict[str, Any] | None, Exception | None]:
+        """Return the row of a place, and why `require` would refuse it now; None: it would not. Binds nothing."""
+
+        def work(connection: Connection) -> tuple[dict[str, Any] | None, Exception | None]:
+            asked = positions.question(place.domain, [place.position])
+            mark, rows = positions.read(connection.execute(asked.statement, asked.values))
+            row = rows.get(place.position)
+            return row, self._refusal(mark or Mark(), row, place, 0)
+
+        return await self._store.run(work)
+
+    async def raise_floor(self, domain: str, floor: int, reason: str) -> int:
+        """Sign nothing at or below `floor` from now on, and remove the rows there, a portion after the other. Returns
+        the number of rows. Raises BadArgument for a floor below the present one."""
+
+        def work(connection: Connection) -> None:
+            positions.keep_holders_out(connection)
+            mark = positions.marks(connection, {domain}).get(domain, Mark())
+            if floor <= mark.floor:
+                raise BadArgument(f"the floor of {domain} is {mark.floor} already", hint="A floor only rises.")
+            positions.raise_floor(connection, domain, floor, reason)
+
+        await self._store.run(work)
+        return await remove_behind_floors(self._store)
+
+    def begin(self) -> None:
+        """Remove what earlier processes left behind the floors."""
+        self._removing = asyncio.get_running_loop().create_task(self._remove())
+
+    async def _remove(self) -> None:
+        try:
+            await remove_behind_floors(self._store)
+        except HsmError as error:
+            get_logger().warning("rows behind the floors stay for now", error=str(error))
+
+    async def close(self) -> None:
+        """Wait until everything that was asked for is written."""
+        if self._removing is not None:
+            self._removing.cancel()
+            await asyncio.wait({self._removing})
+        if self._writing is not None:
+            await asyncio.wait({self._writing})
+
+
+async def remove_behind_floors(store: Store) -> int:
+    """Remove the rows at or below the floors in portions, with a pause as long as each took: a bind, also of another
+    process, waits for a portion at most. Returns how many were removed. May be interrupted. Raises StoreError."""
+    count = 0
+    for domain, mark in (await marks_of(store)).items():
+        while True:
+            begun = time.monotonic()
+            gone = await store.run(partial(positions.remove_behind, domain=domain, floor=mark.floor), turn=False)
+            if not gone:
+                break
+            count += gone
+            await asyncio.sleep(max(_PAUSE_SECONDS, time.monotonic() - begun))
+    return count
+
+
+async def marks_of(store: Store) -> dict[str, Mark]:
+    """Return the watermark of each domain that has one."""
+    return await store.run(positions.marks)
+
+
+# Made once: to make a statement takes SQLAlchemy longer than SQLite takes to do it.
+_SUMS: Final = Question(select(SPENT))
+_SPENT: Final = insert(SPENT)
+_SPENT_NO_MORE: Final = delete(SPENT).where(SPENT.c.name == bindparam("sum"))
+
+
+def _answer(group: Iterable[Asked], outcomes: Iterable[Outcome]) -> None:
+    for asked, outcome in zip(group, outcomes, strict=True):
+        if asked.done():
+            continue
+        if isinstance(outcome, Exception):
+            asked.set_exception(outcome)
+        else:
+            asked.set_result(None)
+
+
+def _given_up(error: BaseException, asked: Asked) -> RequestCancelled:
+    known = "it may be bound all the same" if asked.begun else "nothing was bound"
+    return RequestCancelled(f"what binds positions was ended ({type(error).__name__}); {known}", maybe_signed=False)
+
+
+def _charge(sums: dict[str, tuple[int, int]], want: Charge, minute: int) -> PolicyRefused | None:
+    began, amount = sums.get(want.name, (minute, 0))
+    if minute > began:  # another process's clock may be behind
+        began, amount = minute, 0
+    if amount + want.amount > want.limit:
+        sums[want.name] = (began, amount)
+        return PolicyRefused(f"{want.name}: {amount} of {want.limit} a minute are used up, and this is {want.amount}")
+    sums[want.name] = (began, amount + want.amount)
+    return None
+
+
+def _double(row: dict[str, Any]) -> DoubleSign:
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(row["bound_ns"] / 1e9))
+    where = f"position {row['position']} of {row['domain']}"
+    error = DoubleSign(f"{where} was bound to another payload, {row['digest']}, by {row['holder']} at {when}")
+    error.domain, error.position, error.digest = row["domain"], row["position"], bytes.fromhex(row["digest"])
+    error.holder, error.bound_ns = row["holder"], row["bound_ns"]
+    return error

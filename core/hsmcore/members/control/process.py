@@ -1,0 +1,213 @@
+"""A child process that uses a PKCS#11 module in the place of this one. Requests and answers are JSON lines on its
+standard input and output; child.py is its other half.
+
+Secrets go over its standard input only, never into its arguments or its environment. It ends when its input ends or
+when this process does, even while its module hangs. It can be killed at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import IO, Any, Final, Self
+
+import orjson
+
+from hsmcore.members.control.wire import error_of_json
+
+CLOSE_SECONDS: Final = 3.0
+"""How long a child may take to end by itself."""
+_EXIT_SECONDS: Final = 1.0
+_CHUNK: Final = 65536
+# The child imports from the same places as this process; no argument or variable names them.
+_BOOT: Final = """\
+import json, sys
+parent, main, *sys.path[:] = json.loads(sys.stdin.buffer.raw.readline())
+import importlib
+importlib.import_module(main).main(parent)
+"""
+
+
+_INHERITED: Final = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONHOME"),
+        "HSMCORE_CHAOS_CONFIG",
+        # Of sanitizers, coverage and clocks that tests and developers put in front.
+        *("LD_PRELOAD", "ASAN_OPTIONS", "LSAN_OPTIONS", "TSAN_OPTIONS", "UBSAN_OPTIONS", "LLVM_PROFILE_FILE"),
+    }
+)
+_INHERITED_KINDS: Final = ("LC_", "FAKETIME")
+
+
+def child_environment(hidden: frozenset[str], module: frozenset[str]) -> dict[str, str]:
+    """Return the part of this process's environment that a child which loads a module gets: what any program needs, and
+    the variables that the module reads (`module`), without those that hold secrets (`hidden`)."""
+    wanted = (_INHERITED | module) - hidden
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in wanted or (name.startswith(_INHERITED_KINDS) and name not in hidden)
+    }
+
+
+def lines(environment: Mapping[str, str]) -> list[bytes]:
+    """Return an environment as Engine.start takes it: NAME=value."""
+    return [os.fsencode(f"{name}={value}") for name, value in environment.items()]
+
+
+def python(*arguments: str) -> list[str]:
+    """Return the command of a Python child. It imports nothing from the current folder, which may be anybody's."""
+    return [sys.executable, "-P", *arguments]
+
+
+class ChildLost(Exception):
+    """The child ended, did not answer in time or answered nonsense. It is gone; its last request may have been done."""
+
+
+class Child:
+    """One child. For one thread at a time, but for `kill`. Use it as a context manager, or call `close`.
+
+    `stderr` takes the messages of the child and its module; None: this process's own. The child runs the function
+    `main` of the module `main`.
+    """
+
+    def __init__(
+        self,
+        environment: Mapping[str, str],
+        stderr: IO[bytes] | None = None,
+        *,
+        main: str = "hsmcore.members.control.child",
+    ) -> None:
+        self._process = subprocess.Popen(
+            python("-c", _BOOT),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=environment,
+            bufsize=0,
+            start_new_session=True,  # Ctrl-C is for this process, which closes its children
+        )
+        for stream in (self._requests, self._answers):
+            os.set_blocking(stream.fileno(), False)
+        self._greeting = json.dumps([os.getpid(), main, *map(str, sys.path)]).encode() + b"\n"
+        self._pending = bytearray()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.close()
+
+    @property
+    def _requests(self) -> IO[bytes]:
+        assert self._process.stdin is not None  # noqa: S101  # for the type checker
+        return self._process.stdin
+
+    @property
+    def _answers(self) -> IO[bytes]:
+        assert self._process.stdout is not None  # noqa: S101  # for the type checker
+        return self._process.stdout
+
+    def call(
+        self,
+        request: Mapping[str, Any],
+        seconds: float,
+        secret: bytearray | None = None,
+        on_note: Callable[[str], None] | None = None,
+    ) -> Any:
+        """Send one request, then the bytes of `secret`, and wait for the result. The child's notes go to `on_note`.
+        Raises the HsmError in the child's answer, and ChildLost."""
+        until = time.monotonic() + max(0.0, seconds)
+        line = orjson.dumps(request, option=orjson.OPT_APPEND_NEWLINE)
+        try:
+            for piece in (self._greeting, line, secret or b""):
+                self._write(piece, until)
+            self._greeting = b""
+            while "note" in (answer := _parsed(self._read(until))):
+                if on_note is not None:
+                    on_note(str(answer["note"]))
+        except TimeoutError:
+            self._end()
+            raise ChildLost(f"it did not answer within {seconds:.3g} s and was killed") from None
+        except BaseException:
+            self._end()
+            raise
+        if "error" in answer:
+            raise error_of_json(answer["error"])
+        return answer["result"]
+
+    def close(self) -> None:
+        """Let it close its module and end; kill it if it does not. Idempotent."""
+        if not self._requests.closed:
+            with suppress(OSError):  # it has ended, or its input is full: see below
+                os.write(self._requests.fileno(), b'{"call":"close"}\n')
+            self._requests.close()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(CLOSE_SECONDS)
+        self._end()
+
+    def kill(self) -> None:
+        """End it at once. Any thread; a call under way raises ChildLost."""
+        self._process.kill()
+
+    def _end(self) -> None:
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):  # a child that waits in the kernel for a device ends later
+            self._process.wait(CLOSE_SECONDS)
+        self._requests.close()
+        self._answers.close()
+
+    def _write(self, data: bytes | bytearray, until: float) -> None:
+        with memoryview(data) as rest:
+            sent = 0
+            while sent < len(rest):
+                _wait(self._requests, select.POLLOUT, until)
+                try:
+                    sent += os.write(self._requests.fileno(), rest[sent:])
+                except BrokenPipeError:
+                    raise ChildLost(self._how_it_ended()) from None
+
+    def _read(self, until: float) -> bytes:
+        while (end := self._pending.find(b"\n")) < 0:
+            _wait(self._answers, select.POLLIN, until)
+            chunk = os.read(self._answers.fileno(), _CHUNK)
+            if not chunk:
+                raise ChildLost(self._how_it_ended())
+            self._pending += chunk
+        line = bytes(self._pending[:end])
+        del self._pending[: end + 1]
+        return line
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self._process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            return "it closed its output"
+        if code >= 0:
+            return f"it ended with exit code {code}"
+        name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+        return f"it was ended by {name}"
+
+
+def _wait(stream: IO[bytes], event: int, until: float) -> None:
+    poll = select.poll()
+    poll.register(stream.fileno(), event)
+    if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+        raise TimeoutError
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        answer = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        answer = None
+    if isinstance(answer, dict) and answer.keys() & {"result", "error", "note"}:
+        return answer
+    raise ChildLost("it answered nonsense and was killed")

@@ -1,0 +1,109 @@
+"""Make a SoftHSM token and its key, in a short-lived child process.
+
+SoftHSM reads its configuration, named by the environment variable SOFTHSM2_CONF, once when the module is initialized.
+The child gets that variable, while the environment and the modules of this process do not change. The PINs go over its
+standard input, so that no argument list has them.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, Final
+
+from nacl.signing import SigningKey
+from pkcs11 import TokenFlag
+from pkcs11.types import Token
+
+from hsmcore._native import Turn
+from hsmcore.errors import SystemFailure
+from hsmcore.members.control.admin import TokenAdmin
+from hsmcore.members.control.adopt import AdoptedLibrary, adopt, hold_module
+from hsmcore.members.control.cryptoki import Cryptoki
+from hsmcore.members.control.curves import Algorithm
+from hsmcore.members.control.faults import ControlError, translated
+from hsmcore.members.control.keys import GenerateKey, ListKeys
+from hsmcore.members.control.process import Child, ChildLost, child_environment
+from hsmcore.members.control.records import KeyRecord, TokenAccess, TokenSelector
+from hsmcore.members.control.sealed import create_pair
+from hsmcore.members.control.verb import Verb
+
+CHILD_SECONDS: Final = 120.0
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class TokenRequest(Verb[KeyRecord]):
+    """Make a token, its user PIN and its key, as far as they are missing. What is there already stays as it is."""
+
+    needs_token: ClassVar[bool] = False
+    module_path: str
+    token_label: str
+    key_label: str
+    algorithm: Algorithm
+    pin: str
+    so_pin: str
+    seed: str = ""
+    """The 32 bytes of an Ed25519 private key in hexadecimal; "": the token makes its own key."""
+    key_id: str = ""
+    """CKA_ID for the key of `seed`, in hexadecimal."""
+
+    def run(self, _admin: TokenAdmin) -> KeyRecord:
+        with Turn(self.module_path), hold_module(self.module_path):
+            library = adopt(self.module_path)
+            with translated(f"making token {self.token_label!r}"):
+                token = _token(library, self.token_label) or _init_token(library, self)
+                if not token.flags & TokenFlag.USER_PIN_INITIALIZED:
+                    with token.open(rw=True, so_pin=self.so_pin) as officer:
+                        officer.init_pin(self.pin)
+            access = TokenAccess(self.module_path, TokenSelector(label=self.token_label))
+            with TokenAdmin(access, pin=lambda: bytearray(self.pin.encode())) as admin:
+                found = [key for key in ListKeys().run(admin) if key.label == self.key_label]
+                if found:
+                    return found[0]
+                if not self.seed:
+                    return GenerateKey(self.algorithm, self.key_label).run(admin)[0]
+                key_id, seed = bytes.fromhex(self.key_id), bytes.fromhex(self.seed)
+                public_key = bytes(SigningKey(seed).verify_key)
+                with admin.session("putting a key on the token") as session:
+                    return create_pair(session, admin, self.key_label, key_id, public_key, seed)
+
+
+def provision(request: TokenRequest, softhsm_conf: Path) -> KeyRecord:
+    """Run the request in a child. Blocks for about a second. Idempotent, also after an interruption."""
+    environment = child_environment(frozenset(), frozenset()) | {"SOFTHSM2_CONF": str(softhsm_conf)}
+    with tempfile.TemporaryFile() as errors, Child(environment, errors) as child:
+        try:
+            return request.result_of_json(child.call(request.to_json(), CHILD_SECONDS))
+        except ChildLost as lost:
+            errors.seek(0)
+            last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            raise SystemFailure(f"making the token failed: {lost}{': ' if last else ''}{last}") from None
+
+
+def provision_twins(requests: Sequence[TokenRequest], softhsm_conf: Path) -> list[KeyRecord]:
+    """Make SoftHSM tokens that hold one and the same new Ed25519 key, for demonstrations, benchmarks and tests of
+    failover: the private key is outside of a token until then. A production key is copied by the vendor's way of
+    cloning or wrapped backups, never like this. Blocks for about a second for each."""
+    seed, key_id = os.urandom(32).hex(), os.urandom(16).hex()
+    return [provision(replace(request, seed=seed, key_id=key_id), softhsm_conf) for request in requests]
+
+
+def _token(library: AdoptedLibrary, label: str) -> Token | None:
+    for slot in library.get_slots(token_present=True):
+        token = slot.get_token()
+        if token.flags & TokenFlag.TOKEN_INITIALIZED and token.label == label:
+            return token
+    return None
+
+
+def _init_token(library: AdoptedLibrary, request: TokenRequest) -> Token:
+    for slot in library.get_slots(token_present=True):
+        if not slot.get_token().flags & TokenFlag.TOKEN_INITIALIZED:
+            Cryptoki(request.module_path).init_token(slot.slot_id, request.so_pin.encode(), request.token_label)
+            token = _token(library, request.token_label)  # SoftHSM gives the new token a slot of its own
+            if token is not None:
+                return token
+    raise ControlError("no slot is free for a new token", hint="Check directories.tokendir in softhsm2.conf.")

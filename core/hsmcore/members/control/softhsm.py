@@ -1,0 +1,165 @@
+"""The state folder: a SoftHSM token, its PINs and the configuration that names them.
+
+    softhsm2.conf   SoftHSM's configuration: where the token's files are
+    tokens/         the token
+    pin, so-pin     the user's and the security officer's PIN, mode 0600
+    config.json     the configuration for hsmcore; written last, so that it is there only with all the rest
+
+SoftHSM finds softhsm2.conf by SOFTHSM2_CONF only: `use_token_beside` sets it, for the command line and for an
+application that names a configuration's file.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from hsmcore.errors import ModuleMissing, SystemFailure
+from hsmcore.members.control.curves import Algorithm
+from hsmcore.members.control.provision import TokenRequest, provision
+from hsmcore.members.control.records import KeyRecord
+
+SOFTHSM_PATHS: Final = (
+    "/usr/lib/softhsm/libsofthsm2.so",
+    "/usr/lib/x86_64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
+    "/usr/lib64/pkcs11/libsofthsm2.so",
+    "/usr/lib64/softhsm/libsofthsm2.so",
+    "/usr/local/lib/softhsm/libsofthsm2.so",
+)
+TOKEN_LABEL: Final = "sequencer"
+KEY_LABEL: Final = "sequencer-key"
+_SECRET_BYTES: Final = 24
+_CONF: Final = """\
+directories.tokendir = {tokens}
+objectstore.backend = file
+log.level = ERROR
+slots.removable = false
+"""
+
+
+def find_softhsm() -> str:
+    """The path of SoftHSM's module on this machine. Raises ModuleMissing."""
+    for path in SOFTHSM_PATHS:
+        if Path(path).is_file():
+            return path
+    raise ModuleMissing("SoftHSM is not installed", hint="Install it (apt-get install softhsm2), or name its module.")
+
+
+def use_token_beside(config: str | os.PathLike[str]) -> None:
+    """If a softhsm2.conf lies beside a configuration, set SOFTHSM2_CONF to it in this process, whatever its value was:
+    the token that the configuration names exists only there. SoftHSM reads it when the module is initialized."""
+    beside = Path(config).resolve().parent / "softhsm2.conf"
+    if beside.is_file():
+        os.environ["SOFTHSM2_CONF"] = str(beside)
+
+
+@dataclass(frozen=True, slots=True)
+class StateFolder:
+    path: Path
+    config_name: str = "config.json"
+
+    @property
+    def config(self) -> Path:
+        return self.path / self.config_name
+
+    @property
+    def softhsm_conf(self) -> Path:
+        return self.path / "softhsm2.conf"
+
+    @property
+    def ready(self) -> bool:
+        return self.config.is_file()
+
+    def create(
+        self,
+        *,
+        module_path: str | None = None,
+        token_label: str = TOKEN_LABEL,
+        key_label: str = KEY_LABEL,
+        algorithm: Algorithm = "ed25519",
+        sessions: int | None = None,
+    ) -> KeyRecord | None:
+        """Make the parts that are missing; None if the folder was ready before. Blocks for about a second.
+
+        If two processes call this at once, the second one waits and finds the folder ready.
+        """
+        module = module_path or find_softhsm()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with self._locked():
+                if self.ready:
+                    return None
+                tokens = self.path / "tokens"
+                tokens.mkdir(exist_ok=True, mode=0o700)
+                if not self.softhsm_conf.exists():
+                    _write(self.softhsm_conf, _CONF.format(tokens=tokens.resolve()).encode())
+                pin, so_pin = self._secret("pin"), self._secret("so-pin")
+                request = TokenRequest(module, token_label, key_label, algorithm, pin, so_pin)
+                key = provision(request, self.softhsm_conf)
+                self._secret("state-secret")
+                config = _config(module, token_label, key_label, self.path, sessions or os.cpu_count() or 1)
+                _write(self.config, orjson.dumps(config, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+                return key
+        except OSError as error:
+            raise SystemFailure(
+                f"the state folder {self.path} cannot be written: {error.strerror}",
+                hint="Name another folder with --state.",
+            ) from error
+
+    def _secret(self, name: str) -> str:
+        path = self.path / name
+        if not path.exists():
+            _write(path, secrets.token_urlsafe(_SECRET_BYTES).encode())
+        return path.read_text()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+
+def _config(module: str, token: str, key: str, folder: Path, sessions: int) -> dict[str, Any]:
+    return {
+        "sequencer": {
+            "keyManager": {
+                "type": "softhsm",
+                "config": {
+                    "modulePath": module,
+                    "tokenLabel": token,
+                    "pin": {"file": str((folder / "pin").resolve())},
+                    "keyLabel": key,
+                    "sessions": sessions,
+                },
+                "maxCacheSize": 10000,
+            },
+            "stateSecret": {"file": str((folder / "state-secret").resolve())},
+        }
+    }
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink()
+        raise

@@ -1,0 +1,1 @@
+"""Keys that end with the process."""

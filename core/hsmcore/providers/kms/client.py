@@ -1,0 +1,190 @@
+"""One operation of AWS KMS: sign, send, retry where that can help, and parse the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from hsmcore.base.log import get_logger
+from hsmcore.errors import HsmError, error_of
+from hsmcore.providers.kms.errors import failure, row_for
+from hsmcore.providers.kms.http import Answer, ConnectFailed, ConnectionLost, HttpPool
+from hsmcore.providers.kms.sigv4 import Credentials, Signer
+
+TARGET: Final = "TrentService."
+PAUSE_FIRST: Final = 0.02
+PAUSE_MOST: Final = 1.0
+LOST: Final = "ConnectionLost"
+LOST_MOST: Final = 3
+"""New connections of one call that may end without an answer; after that KMS counts as unreachable."""
+NOT_REPEATED: Final = frozenset({"CreateKey", "CreateAlias"})
+"""Operations that are not idempotent: retried only if KMS says that it did nothing."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What is known of a signature for a caller, also after its call was cancelled."""
+
+    unsigned: bool = True
+    """Whether KMS has certainly made none: nothing was sent, or each try was throttled or its credentials refused."""
+
+
+class _Refused(Exception):
+    """The credentials were refused, and the request waits. `error`: what it would fail with."""
+
+    def __init__(self, error: HsmError) -> None:
+        super().__init__()
+        self.error = error
+
+
+class KmsClient:
+    """Calls KMS over a pool. `call` retries until it succeeds, fails for good or is cancelled, so give it a deadline.
+
+    `lost` is called when no connection can be made, `retried` with the name of each error that is retried, `refused`
+    when credentials are refused; `credentials` may be replaced at any time. `gives_way` is asked whether a signature
+    that KMS has certainly not made is to fail, since another member can make it; else it waits here. `signs` is called
+    with the first signature after that. The error of a signature that KMS may have made has `maybe_signed`.
+    """
+
+    def __init__(
+        self, pool: HttpPool, signer: Signer, credentials: Credentials, member: str, hint: str | None = None
+    ) -> None:
+        self._pool, self._signer, self._member, self._hint = pool, signer, member, hint
+        self.credentials = credentials
+        self._denials = 0
+        """How often in a row the credentials were refused."""
+        self._asking = asyncio.Lock()
+        """While they are refused, one request at a time asks."""
+        self._asked_way = False
+        self.lost: Callable[[], None] = lambda: None
+        self.retried: Callable[[str], None] = lambda _name: None
+        self.refused: Callable[[], None] = lambda: None
+        self.gives_way: Callable[[HsmError], bool] = lambda _error: False
+        self.signs: Callable[[], None] = lambda: None
+        self.renews = False
+        """Whether the SDK may have other credentials soon."""
+
+    async def call(self, operation: str, request: dict[str, Any], attempt: Attempt | None = None) -> dict[str, Any]:
+        """Return the answer to an operation. `attempt`: of a signature for a caller; without one, refused credentials
+        are an error at once. Raises HsmError."""
+        body = orjson.dumps(request)
+        pauses = lost = 0
+        unsure = False  # whether an earlier try may have signed
+        tried = attempt or Attempt()
+        while True:
+            try:
+                outcome = await self._in_turn(operation, body, tried, waits=attempt is not None)
+            except ConnectionLost as error:
+                unsure |= error.sent and operation == "Sign"
+                if error.kept:
+                    self.retried(LOST)
+                    continue  # the number of kept connections is bounded
+                lost += 1
+                if lost == LOST_MOST or operation in NOT_REPEATED:
+                    raise self._unreachable(operation, f"connection lost: {error}", unsure) from None
+                outcome = LOST
+            except ConnectFailed as error:
+                raise self._unreachable(operation, str(error), unsure) from None
+            except HsmError as error:
+                error.maybe_signed |= unsure
+                raise
+            if isinstance(outcome, dict):
+                return outcome
+            self.retried(outcome)
+            if attempt is not None and attempt.unsigned and self._gives_way(busy := self._busy(outcome, operation)):
+                raise busy
+            await self._pause(pauses)
+            pauses += 1
+
+    async def _in_turn(self, operation: str, body: bytes, tried: Attempt, *, waits: bool) -> dict[str, Any] | str:
+        """As `_attempt`; where credentials are refused, `waits` until they are not."""
+        try:
+            if not waits or not self._denials:
+                return await self._attempt(operation, body, tried)
+        except _Refused as refusal:
+            if not waits or (tried.unsigned and self._gives_way(refusal.error)):
+                raise refusal.error from None
+        async with self._asking:
+            while self._denials:
+                await self._pause(self._denials)
+                try:
+                    return await self._attempt(operation, body, tried)
+                except _Refused as refusal:
+                    if tried.unsigned and self._gives_way(refusal.error):
+                        raise refusal.error from None
+        return await self._in_turn(operation, body, tried, waits=waits)
+
+    async def _pause(self, before: int) -> None:
+        # Full jitter, so that clients that were throttled together do not retry together.
+        await asyncio.sleep(random.uniform(0, min(PAUSE_FIRST * 2.0 ** min(before, 10), PAUSE_MOST)))  # noqa: S311
+
+    def _gives_way(self, error: HsmError) -> bool:
+        self._asked_way = True
+        return self.gives_way(error)
+
+    def _busy(self, name: str, operation: str) -> HsmError:
+        return failure(row_for(name, 429), name, operation, self._member)
+
+    async def _attempt(self, operation: str, body: bytes, tried: Attempt) -> dict[str, Any] | str:
+        """Return the answer, or the name of an error that a retry may overcome. Raises _Refused for credentials."""
+        before, tried.unsigned = tried.unsigned, False
+        head = self._signer.head(self.credentials, TARGET + operation, body)
+        # An operation that must not be repeated gets a new connection, which the peer has no reason to close.
+        answer = await self._pool.post(head + body, fresh=operation in NOT_REPEATED)
+        if answer.status == 200:
+            self._denials = 0
+            if self._asked_way and operation == "Sign":
+                self._asked_way = False
+                self.signs()
+            return self._content(operation, answer)
+        tried.unsigned = before and answer.status < 500
+        name = _error_name(answer.body)
+        row = row_for(name, answer.status)
+        throttled = row.status == "BUSY" and answer.status < 500
+        if row.then == "refused":
+            if not self._denials:
+                get_logger().error("AWS KMS refuses the credentials", member=self._member, error=name)
+            self._denials += 1
+            self.refused()
+            error = failure(row, name, operation, self._member)
+            error.told_retryable = True if self.renews else None
+            raise _Refused(error)
+        if not throttled and answer.status < 500:
+            self._denials = 0
+        if row.then == "retry" and (throttled or operation not in NOT_REPEATED):
+            return name
+        raise failure(row, name or f"HTTP {answer.status}", operation, self._member)
+
+    def _content(self, operation: str, answer: Answer) -> dict[str, Any]:
+        try:
+            content = orjson.loads(answer.body or b"{}")
+        except orjson.JSONDecodeError:
+            content = b""
+        if content is None:  # an operation without a result
+            content = {}
+        if not isinstance(content, dict):
+            raise self._down(operation, "the answer is not a JSON object", operation == "Sign")
+        return content
+
+    def _unreachable(self, operation: str, detail: str, unsure: bool) -> HsmError:
+        self.lost()
+        return self._down(operation, detail, unsure)
+
+    def _down(self, operation: str, detail: str, unsure: bool) -> HsmError:
+        error = error_of("TOKEN_LOST", call=f"kms:{operation}", detail=detail, member=self._member, hint=self._hint)
+        error.maybe_signed = unsure
+        return error
+
+
+def _error_name(body: bytes) -> str:
+    """Return the error's name in an answer of AWS JSON 1.1: `__type` without namespace and URI; "" if there is none."""
+    try:
+        named = orjson.loads(body)["__type"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        named = None
+    return named.rpartition("#")[2].partition(":")[0][:80] if isinstance(named, str) else ""

@@ -1,0 +1,1 @@
+"""SoftHSM: a token in files."""

@@ -1,0 +1,1 @@
+"""YubiHSM 2: settings, the device's own log, attestation."""

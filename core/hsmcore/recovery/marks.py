@@ -1,0 +1,242 @@
+"""The second witness of a host without a fleet: whether the state store is the one that its audit log goes on from.
+
+An older copy of the store knows nothing of what was bound, spent and rotated since. Two things show it. Each position
+that was signed has a record, so a position that the log has and the store lacks was lost (witness.py). And a random
+mark goes into the store, then into the log, at each start and each end, and within a second of each change of key ring,
+rotations or emergency budget: a store without the log's last mark is an older one, or another one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any, Final, Self
+
+from sqlalchemy import Connection, delete, select
+
+from hsmcore.audit import AuditLog
+from hsmcore.base.log import get_logger
+from hsmcore.config import Config
+from hsmcore.errors import HsmError
+from hsmcore.recovery.witness import Witness
+from hsmcore.state import Store, StoreBehind, StoreNotGenuine, positions
+from hsmcore.state.positions import Mark, Row
+from hsmcore.state.schema import AUDIT_MARK, replace_row
+from hsmcore.state.sealed_rows import SEALED, fingerprint
+
+OPERATION: Final = "state-mark"
+MOST_BYTES: Final = 4 << 30
+"""Of the log's text that a reconciliation reads."""
+_LOOK_SECONDS: Final = 1.0
+_DAY_NS: Final = 86_400_000_000_000
+"""A mark is made at least so often, so that the log's retention leaves one."""
+_WATCHED: Final = ("ring", "steps", "budget")
+_RESTORED: Final = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a store stands to its log."""
+
+    problem: str
+    """Why it may be an older one, or another one; "": it is the one."""
+    since_ns: int = 0
+    """The time of its last mark that the log has: it has all that was written before. 0: it has none."""
+    missing: int = 0
+    """Positions that the log has and the store lacks, as far as was looked."""
+
+
+def witness_of(config: Config) -> bool:
+    """Whether a configuration has both: a store of this host, whatever is kept in it, and an audit log."""
+    rules = config.key_manager
+    return bool(rules.fleet is None and rules.audit_log_file and rules.keeps_state)
+
+
+class Alone:
+    """One key manager's. Belongs to one event loop."""
+
+    def __init__(self, store: Store, log: AuditLog, config: Config) -> None:
+        self._store, self._log = store, log
+        policy = config.key_manager.policy
+        self._ordered = policy is not None and bool(policy.ordered)
+        self.witness = Witness(store, "", socket.gethostname(), "", log)
+        self._logged = self._seen = ""
+        self._marked_ns = 0
+        self._compared = False
+        self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(cls, config: Config, log: AuditLog) -> Self | None:
+        """Compare store and log, which is open; None: the configuration lacks one of them. Raises StoreBehind,
+        StoreError, AuditUnavailable."""
+        if not witness_of(config):
+            return None
+        alone = cls(await Store.open(config.key_manager.state_place, config.state_secret), log, config)
+        try:
+            await alone._require_newest()
+        except BaseException:
+            await alone._store.close()
+            raise
+        return alone
+
+    async def _require_newest(self) -> None:
+        try:
+            standing = await self.standing()
+        except StoreNotGenuine as error:
+            await self._store.look()
+            if "policy" not in self._store.problems:
+                raise
+            get_logger().error("store and audit log are not compared; no position is bound", error=str(error))
+            return
+        if standing.problem:
+            self._log.note("state-behind", result="error", reason=standing.problem, count=standing.missing)
+            raise StoreBehind(f"{self._store.name}: {standing.problem}")
+        self._compared = True
+
+    async def begin(self) -> None:
+        """Make a mark, and one with each change from now on: before anything is changed or signed, and only at a start
+        that succeeds. One that fails since another store was meant must not bind the log to this one. Raises
+        StoreError, AuditUnavailable."""
+        if not self._compared:
+            return
+        await self._mark()
+        self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    async def standing(self) -> Standing:
+        """Compare store and log; changes nothing. Raises StoreError, AuditUnavailable."""
+        row, restored = await self._store.run(self._rows)
+        newest, since = await self._last_mark(row)
+        self._logged = newest
+        lacking: Sequence[Row] = ()
+        if self._ordered:  # else the whole log would be searched for positions at each start
+            lacking, _ = await self.witness.compare()
+            lacking = await self._store.run(partial(_unguarded, rows=lacking))
+        problem = ""
+        if restored:
+            problem = f"it was restored ({restored}) and not reconciled"
+        elif newest and (row is None or newest not in (row["logged"], row["pending"])):
+            problem = "the audit log goes on after it: it is an older copy, or another store"
+        elif lacking:
+            problem = f"position {lacking[0].position} of {lacking[0].domain}, which the audit log has, is not in it"
+        return Standing(problem, since, len(lacking))
+
+    def _rows(self, connection: Connection) -> tuple[dict[str, Any] | None, str]:
+        found = {row["name"]: dict(row) for row in connection.execute(select(AUDIT_MARK)).mappings()}
+        restored = found.get(_RESTORED)
+        return found.get(self._name), "" if restored is None else str(restored["restored"])
+
+    @property
+    def _name(self) -> str:
+        return "/".join((self._log.origin, *self._log.mark.values()))
+
+    async def _last_mark(self, row: dict[str, Any] | None) -> tuple[str, int]:
+        """Return the log's last mark, and the time of the newest one that the store has, or 0."""
+        newest = ""
+        known = () if row is None else (row["logged"], row["pending"])
+        async for record in self._log.newest(OPERATION):
+            state = str(record.get("state", ""))
+            newest = newest or state
+            if state in known:
+                return newest, int(record["time_ns"])
+        return newest, 0
+
+    async def _mark(self, seen: str | None = None) -> None:
+        """Make a mark: in the store first, so that the log never has one that the store did not have. `seen`: only if
+        what is watched is genuine, and another one than this."""
+        name, fresh, now = self._name, secrets.token_hex(16), time.time_ns()
+        values = {"logged": self._logged, "pending": fresh, "marked_ns": now, "restored": ""}
+
+        def work(connection: Connection) -> str:
+            present = fingerprint(connection, _WATCHED)
+            if seen is not None:
+                for table in chain.from_iterable(SEALED[scope] for scope in _WATCHED):
+                    connection.execute(select(table).limit(1))  # raises StoreNotGenuine
+            if present != seen:
+                replace_row(connection, AUDIT_MARK, name, **values)
+            return present
+
+        self._seen = await self._store.run(work)
+        if self._seen == seen:
+            return
+        self._marked_ns = now
+        seq = self._log.note(OPERATION, result="ok", state=fresh)
+        await self._log.durable(seq)
+        status = self._log.status
+        if seq is not None and status is not None and status.kept_seq >= seq:
+            self._logged = fresh
+
+    async def _watch(self) -> None:
+        said = ""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                seen = await self._store.run(lambda connection: fingerprint(connection, _WATCHED))
+                if time.time_ns() > self._marked_ns + _DAY_NS:
+                    await self._mark()
+                elif seen != self._seen:
+                    await self._mark(self._seen)
+            except HsmError as error:
+                if str(error) != said:
+                    get_logger().error("the state store's place in the audit log is not noted", error=str(error))
+                said = str(error)
+            else:
+                said = ""
+
+    async def reconcile(self) -> tuple[int, list[dict[str, Any]], dict[str, int]]:
+        """Put back what the store lacks of the log, and note that it is the one that the log goes on from. Only raises.
+        Returns the number of positions, those that are bound to another payload here, and the floors that were raised.
+        Raises StoreError, AuditUnavailable."""
+        standing = await self.standing()
+        added, conflicts, floors = await self.witness.put_back(standing.since_ns, MOST_BYTES)
+        name, newest = self._name, self._logged
+        values = {"logged": newest, "pending": newest, "marked_ns": time.time_ns(), "restored": ""}
+
+        def work(connection: Connection) -> None:
+            connection.execute(delete(AUDIT_MARK).where(AUDIT_MARK.c.name == _RESTORED))
+            replace_row(connection, AUDIT_MARK, name, **values)
+
+        await self._store.run(work)
+        shown = [
+            {"domain": row.domain, "position": row.position, "digest": row.digest, "bound": digest, "holder": holder}
+            for row, digest, holder in conflicts
+        ]
+        return added, shown, floors
+
+    async def close(self) -> None:
+        """Make a last mark, so that each earlier copy is an older one; then close the store. Idempotent."""
+        task, self._task = self._task, None
+        try:
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
+                await self._mark()
+        except HsmError as error:
+            get_logger().error("the state store's place in the audit log is not noted", error=str(error))
+        finally:
+            await self._store.close()
+
+
+def _unguarded(connection: Connection, *, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows without those whose watermark says that they were bound: they were removed, and the policy signs
+    nothing there. An older store has an older watermark."""
+    domains = {row.domain for row in rows}
+    marks = positions.marks(connection, domains)
+    there = {
+        name: positions.bound(connection, name, [r.position for r in rows if r.domain == name]) for name in domains
+    }
+    return [row for row in rows if row.position in there[row.domain] or not _has(marks, row)]
+
+
+def _has(marks: Mapping[str, Mark], row: Row) -> bool:
+    return row.domain in marks and marks[row.domain].has(row.position)
+
+
+def set_restored(connection: Connection, what: str) -> None:
+    """Note in a store that it was restored: nothing with a position is signed on it before it is reconciled."""
+    replace_row(connection, AUDIT_MARK, _RESTORED, logged="", pending="", marked_ns=time.time_ns(), restored=what)

@@ -1,0 +1,438 @@
+"""The second witness: what this host's audit log says was bound, against what the database still has.
+
+A database can lose commits that it had acknowledged: a standby that lagged is promoted, an older copy is put in its
+place. The audit log lies on another disk, and has each payload with a position that was signed, before the signature
+was handed out. So each host compares its log with the database at the start, at each reconnection and when the database
+is another one; what the database lacks opens an incident (incident.py), and is put back from the log.
+
+Whoever can write the log's files can append records. With a sealed store (stateSecret), each record of a bind has a
+MAC, and one without it is no witness, but for those that a checkpoint sealed before hsmcore wrote such MACs.
+
+The log is read from its end, until all that could have been lost was seen. A database loses a suffix of its commits, so
+a row of this host that is there proves that all that this host bound before is there, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
+
+from sqlalchemy import Connection, delete, insert, select
+
+from hsmcore.audit.segment import SegmentError
+from hsmcore.base.log import get_logger
+from hsmcore.errors import AuditUnavailable, BadArgument, FleetBehind
+from hsmcore.recovery import incident
+from hsmcore.recovery.incident import Standing, count, not_ours, word
+from hsmcore.state import Store, StoreError, StoreNotGenuine, positions
+from hsmcore.state.positions import MOST_POSITION, Mark, Row
+from hsmcore.state.schema import FLEET_FLOOR
+from hsmcore.state.store import now_ns
+
+T = TypeVar("T")
+
+MOST_BYTES: Final = 256 << 20
+"""Of the log's text that is read to answer: about two minutes at 4,000 signatures a second."""
+LEAST: Final = 1024
+"""Records that are compared at least, if there are so many."""
+REMEMBERED: Final = 65_536
+"""Positions that are kept in memory: those that were bound, and perhaps are not in the log yet."""
+_SLACK_NS: Final = 1_000_000_000
+"""By which the host's clock may have been set back between a bind and its record."""
+_NEAR_NS: Final = 60_000_000_000
+"""The longest time from a bind to its record. A record of another time is of a payload that was signed again, or the
+clock was set in between: its row says nothing of those that were bound before the record."""
+_MOST_OLD: Final = 1 << 18
+"""Records without a MAC that are remembered until one that has a MAC is found before them."""
+_GROUP: Final = 1000
+_TRIES: Final = 8
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
+
+
+class Log(Protocol):
+    """What the witness needs of hsmcore.audit.AuditLog."""
+
+    @property
+    def sealed_before(self) -> int: ...
+    async def flush(self) -> None: ...
+    def newest_ordered(self, most_bytes: int) -> Iterator[list[dict[str, Any]]]: ...
+    def note(self, operation: str, **fields: Any) -> object: ...
+
+
+class _Changed(Exception):
+    """Another server answers than the one that was compared, or it went back since."""
+
+
+@dataclass(slots=True)
+class _Compared:
+    """`lacking`: what the database lacks or contradicts, newest first. `cut`: older records may lack too. `doubts`:
+    those that there were before."""
+
+    doubts: int = 0
+    lacking: list[Row] = field(default_factory=list)
+    cut: bool = False
+    looked: int = 0
+    newest_own: int = 0
+    """The latest time of a row that this host bound and the database has."""
+
+
+class _Believed:
+    """Which records of the log, newest first, are witnesses. `rows`: of these. `doubtful`: without a MAC, and none that
+    has one was found before them: if there is none, they are of before hsmcore wrote MACs. `sealed`: the records up to
+    this one were under a checkpoint before this process opened the log."""
+
+    def __init__(self, store: Store, sealed: int) -> None:
+        self._store, self._sealed = store, sealed
+        self.rows: list[Row] = []
+        self.doubtful: list[tuple[int, Row]] = []
+        self.reached_ns = 0
+        """The time of the oldest witness."""
+        self._not_vouched, self._newest = 0, 0
+
+    def add(self, record: dict[str, Any], row: Row) -> None:
+        mac, said = self._store.attest(*row[:3]), record.get("mac")
+        if mac and not (isinstance(said, str) and hmac.compare_digest(said.encode(), mac.encode())):
+            self.doubtful.append((record["seq"], row))
+            if len(self.doubtful) > _MOST_OLD:
+                self.end()
+            return
+        for seq, _ in self.doubtful:
+            self._refuse(seq)
+        self.doubtful.clear()
+        self._take(row)
+
+    def end(self) -> None:
+        """No older record has a MAC."""
+        for seq, row in self.doubtful:
+            if seq <= self._sealed:
+                self._take(row)
+            else:
+                self._refuse(seq)
+        self.doubtful.clear()
+
+    def taken(self) -> list[Row]:
+        rows, self.rows = self.rows, []
+        return rows
+
+    def tell(self) -> None:
+        if self._not_vouched:
+            told = {"records": self._not_vouched, "newest": self._newest}
+            get_logger().error("records of the audit log are not vouched for: they count for nothing", **told)
+
+    def _take(self, row: Row) -> None:
+        self.rows.append(row)
+        self.reached_ns = row.bound_ns
+
+    def _refuse(self, seq: int) -> None:
+        self._not_vouched, self._newest = self._not_vouched + 1, max(self._newest, seq)
+
+
+class Witness:
+    """One host's witness. Belongs to one event loop. `instance`: this process, as the rows of the fleet name it."""
+
+    def __init__(self, store: Store, name: str, host: str, instance: str, log: Log) -> None:
+        self._store, self._name, self._host, self._instance, self._log = store, name, host, instance, log
+        self._bound: OrderedDict[tuple[str, int], Row] = OrderedDict()
+        self._highest: dict[str, Row] = {}
+        self._one = asyncio.Lock()
+        self._doubts, self._settled_at = 0, -1
+        self._incarnation = store.incarnation
+        self._loss = ""
+
+    def doubt(self) -> None:
+        """Bind nothing until `attend` has returned. Any thread."""
+        self._doubts += 1
+
+    def connected(self) -> None:
+        """For Store.on_connect: the server may be another one, or have begun again. One that runs on has lost nothing
+        with the connection."""
+        before, self._incarnation = self._incarnation, self._store.incarnation
+        if before != self._incarnation:
+            self.doubt()
+
+    def lost(self, what: str) -> None:
+        """The database was seen to have gone back, so each host is to say what it knows: open an incident. Any
+        thread."""
+        self._loss = what
+        self.doubt()
+
+    @property
+    def settled(self) -> bool:
+        """Whether the log was compared with the server that is connected: before, nothing is bound. Any thread."""
+        return self._settled_at == self._doubts
+
+    def bound(self, rows: Iterable[Row]) -> None:
+        """Remember what this process has bound, once that is committed. Any thread."""
+        for row in rows:
+            self._bound[row.domain, row.position] = row
+            self._note_highest(row)
+        while len(self._bound) > REMEMBERED:
+            self._bound.popitem(last=False)
+
+    def require_kept(self, domain: str, position: int, mark: Mark, row: Mapping[str, Any] | None) -> None:
+        """Raise FleetBehind, and have the loss answered, where the database lacks what this process knows of a domain.
+        `mark` and `row`: of the domain and of the position, as they are there. In the store's thread."""
+        highest, mine = self._highest.get(domain), self._bound.get((domain, position))
+        if highest is not None and max(mark.high, mark.floor) < highest.position:
+            what = f"{domain} ends at {mark.high}, and was bound up to {highest.position}"
+        elif mine is not None and position > mark.floor and (row is None or row["digest"] != mine.digest):
+            what = f"position {position} of {domain} is missing, or bound to another payload"
+        else:
+            return
+        self.lost(what)
+        raise FleetBehind(f"the fleet's database went back: {what}")
+
+    def require_settled(self, connection: Connection) -> None:
+        """Raise FleetBehind unless payloads with a position may be bound, as far as losses are concerned. For the
+        transaction of a bind, behind the statement that locks the fleet's row."""
+        self.require_server(incident.require_none(connection, self._name))
+
+    def require_server(self, settled_on: tuple[str, str]) -> None:
+        """As `require_settled`, of a row without an open incident: `settled_on` are its system and timeline."""
+        incident.require_same(settled_on, self._store.identity)
+        if not self.settled:
+            raise FleetBehind("the audit log is being compared with the fleet's database")
+
+    def before_claim(self, connection: Connection) -> None:
+        """In the transaction of a claim: note what this host knows of. Raises FleetBehind where the database is another
+        one than the fleet was settled on, which a claim would hide."""
+        now = self._standing(connection)
+        settled_on = (now.system, now.timeline)
+        if settled_on not in (self._store.identity, ("", "")):
+            incident.require_same(settled_on, self._store.identity)
+        self.write_floors(connection)
+
+    async def attend(self) -> Standing:
+        """Compare the log with the database; open an incident if something is missing or the database is another one;
+        answer the incident that is open. Returns how it stands then. Raises StoreError, AuditUnavailable."""
+        async with self._one:
+            for _ in range(_TRIES):
+                doubts, loss = self._doubts, self._loss
+                known = (await self._run(self._standing)).number
+                await self._log.flush()
+                compared = await self._compare(doubts)
+                try:
+                    now = await self._run(partial(self._begin, compared=compared, loss=loss))
+                    if self._loss == loss:
+                        self._loss = ""
+                    if now.answered < now.number:
+                        if now.number != known:
+                            continue  # what was there when it was compared may be what is lost: compare behind it
+                        await self._answer(now.number, compared)
+                        now = await self._run(self._standing)
+                except (BadArgument, _Changed):
+                    continue  # another incident was opened, or another server was compared
+                self._settled_at = doubts
+                if self.settled:
+                    return now
+            raise StoreError("the fleet's database changes faster than its incidents can be answered")
+
+    async def standing(self) -> Standing:
+        """Return how the last incident stands. Raises StoreError."""
+        return await self._run(self._standing)
+
+    def write_floors(self, connection: Connection) -> None:
+        """Write the highest positions that this host knows of: with each claim, at the end, and now and then."""
+        rows = {row.domain: row for row in _floors(connection) if row.holder == self._host}
+        for domain, row in sorted(self._highest.items()):
+            if domain not in rows or rows[domain].position < row.position:
+                mine = (FLEET_FLOOR.c.host == self._host) & (FLEET_FLOOR.c.domain == domain)
+                connection.execute(delete(FLEET_FLOOR).where(mine))
+                values = {"host": self._host, "domain": domain, "position": row.position, "digest": row.digest}
+                connection.execute(insert(FLEET_FLOOR).values(**values))
+
+    async def compare(self) -> tuple[list[Row], bool]:
+        """Return what the database lacks of the log, and whether older records were not looked at. Changes nothing."""
+        compared = await self._compare()
+        return compared.lacking, compared.cut
+
+    async def put_back(self, since_ns: int, most_bytes: int) -> tuple[int, list[tuple[Row, str, str]], dict[str, int]]:
+        """Without a fleet: put back what the store lacks of the log since a moment (0: of all). Returns how many rows,
+        those that another digest keeps out, and the floors that were raised since the log was not read so far back."""
+        compared = await self._compare(0, since_ns, most_bytes)
+        added, conflicts = 0, list[tuple[Row, str, str]]()
+        rows = compared.lacking[::-1]
+        for begin in range(0, len(rows), _GROUP):
+            group = rows[begin : begin + _GROUP]
+            done = await self._run(partial(_put_back, vouch=self._store.vouch, rows=group))
+            added, conflicts = added + done[0], conflicts + done[1]
+        lost = {domain: row.position for domain, row in self._highest.items()} if compared.cut else {}
+        why = "an older store was put back, and the audit log was not read so far back"
+        for domain, position in sorted(lost.items()):
+            await self._run(partial(positions.raise_floor, domain=domain, floor=position, reason=why))
+        return added, conflicts, lost
+
+    async def _run(self, work: Callable[[Connection], T]) -> T:
+        def checked(connection: Connection) -> T:
+            with positions.of_our_making("positions"):
+                return work(connection)
+
+        return await self._store.run(checked)
+
+    def _standing(self, connection: Connection) -> Standing:
+        return incident.standing(connection, self._name, self._host)
+
+    def _note_highest(self, row: Row) -> None:
+        known = self._highest.get(row.domain)
+        if known is None or known.position < row.position:
+            self._highest[row.domain] = row
+
+    async def _compare(self, doubts: int = 0, since_ns: int | None = None, most_bytes: int = 0) -> _Compared:
+        """`since_ns`: read back to that time, whatever agrees."""
+        compared = _Compared(doubts)
+        noted = await self._run(_floors)
+        remembered = [*noted, *self._highest.values(), *reversed(self._bound.values())]
+        for begin in range(0, len(remembered), _GROUP):
+            await self._run(partial(self._look, compared=compared, rows=remembered[begin : begin + _GROUP]))
+        compared.looked = 0
+        believed = _Believed(self._store, self._log.sealed_before)
+        blocks = self._log.newest_ordered(most_bytes or MOST_BYTES)
+        while (found := await _next(blocks)) is not None:
+            compared.cut = not found
+            for record in found:
+                if (row := self._row(record)) is not None:
+                    believed.add(record, row)
+            if len(believed.rows) >= LEAST or compared.cut:
+                lacked = len(compared.lacking)
+                await self._run(partial(self._look, compared=compared, rows=believed.taken()))
+                reached = believed.reached_ns
+                agrees = len(compared.lacking) == lacked and reached < compared.newest_own - _SLACK_NS
+                known = agrees and compared.looked >= LEAST if since_ns is None else reached < since_ns - _SLACK_NS
+                if known and not believed.doubtful:
+                    compared.cut = False
+                    believed.tell()
+                    return compared
+        believed.end()
+        await self._run(partial(self._look, compared=compared, rows=believed.taken()))
+        believed.tell()
+        return compared
+
+    def _look(self, connection: Connection, *, compared: _Compared, rows: Sequence[Row]) -> None:
+        """Compare some rows. Rows first, then floors: a floor that is raised in between explains what is missing."""
+        domains = {row.domain for row in rows}
+        there = {
+            name: positions.bound(connection, name, [row.position for row in rows if row.domain == name])
+            for name in domains
+        }
+        marks = positions.marks(connection, domains)
+        for row in rows:
+            self._note_highest(row)
+            mark, found = marks.get(row.domain, Mark()), there[row.domain].get(row.position)
+            compared.looked += 1
+            if row.position <= mark.floor:
+                continue
+            if found is None or found["digest"] != row.digest or mark.high < row.position:
+                compared.lacking.append(row)
+                continue
+            self._require_genuine(found)
+            bound_ns = count(found["bound_ns"])
+            if word(found["holder"]).startswith(f"{self._host}:") and abs(row.bound_ns - bound_ns) < _NEAR_NS:
+                compared.newest_own = max(compared.newest_own, bound_ns)
+
+    def _require_genuine(self, found: dict[str, Any]) -> None:
+        if not positions.is_genuine(self._store.vouch, found):
+            where = f"position {found['position']} of {found['domain']}"
+            raise StoreNotGenuine(f"the state store is not genuine: the row of {where} was changed")
+
+    def _row(self, record: dict[str, Any]) -> Row | None:
+        domain, position, digest = record["domain"], record["position"], record.get("message_sha256")
+        good = type(domain) is str and type(position) is int and 0 <= position <= MOST_POSITION
+        if record["operation"] != "sign" or not good or type(digest) is not str or not _DIGEST.match(digest):
+            return None
+        return Row(domain, position, digest, f"{self._host}:log#{record['seq']}", record["time_ns"])
+
+    def _require_same(self, compared: _Compared) -> None:
+        """In a transaction: raise _Changed unless it is on the server that was compared, as it was then."""
+        if compared.doubts != self._doubts:
+            raise _Changed
+
+    def _begin(self, connection: Connection, *, compared: _Compared, loss: str) -> Standing:
+        self._require_same(compared)
+        now, identity = self._standing(connection), self._store.identity
+        settled_on = (now.system, now.timeline)
+        why = loss and f"the fleet's database went back: {loss}"
+        if compared.lacking:
+            row = compared.lacking[0]
+            why = f"position {row.position} of {row.domain} is missing, or bound to another payload"
+        elif not why and settled_on == ("", "") != identity and not now.number:
+            incident.settle(connection, self._name, identity)
+        elif settled_on != identity:
+            why = f"the database is another one: timeline {identity[1]}, was {settled_on[1]}"
+        if why:
+            number = incident.begin(connection, self._name, self._host, why, identity)
+            if number != now.number:
+                get_logger().error("the fleet's database may have lost positions", incident=number, reason=why)
+                self._log.note("fleet-incident", result="ok", incident=number, reason=why)
+        return self._standing(connection) if why else now
+
+    async def _answer(self, number: int, compared: _Compared) -> None:
+        # The oldest first: a newer row that is there says that the older ones are.
+        rows = compared.lacking[::-1]
+        added, conflicts = 0, 0
+        for begin in range(0, len(rows), _GROUP):
+            work = partial(self._put_back, number=number, rows=rows[begin : begin + _GROUP])
+            count_of, contradicted = await self._run(work)
+            added += count_of
+            conflicts += len(contradicted)
+            for row, digest, holder in contradicted:
+                where = {"domain": row.domain, "position": row.position, "holder": holder}
+                get_logger().error("two payloads were bound to one position", **where, incident=number)
+                self._log.note("fleet-conflict", result="error", incident=number, sha256=digest, **where)
+        closed = await self._run(partial(self._say_answered, number=number, compared=compared))
+        get_logger().warning("the fleet's incident is answered", incident=number, put_back=added, closed=closed)
+        state = "closed" if closed else "open"
+        self._log.note("fleet-answer", result="ok", incident=number, count=added, failures=conflicts, state=state)
+
+    def _put_back(
+        self, connection: Connection, *, number: int, rows: Sequence[Row]
+    ) -> tuple[int, list[tuple[Row, str, str]]]:
+        """Put rows back, unless there is another incident by now."""
+        if self._standing(connection).number != number:
+            raise BadArgument("another incident was opened")
+        return _put_back(connection, self._store.vouch, rows)
+
+    def _say_answered(self, connection: Connection, *, number: int, compared: _Compared) -> bool:
+        self._require_same(compared)
+        if compared.cut and compared.lacking:
+            why = f"older positions were lost, and the audit log of {self._host} was not read so far back"
+            for domain in sorted({row.domain for row in compared.lacking}):
+                positions.raise_floor(connection, domain, self._highest[domain].position, why)
+        self.write_floors(connection)
+        now = now_ns(connection)
+        return incident.answer(connection, self._name, self._host, self._instance, number, now)
+
+
+def _put_back(
+    connection: Connection, vouch: Callable[..., str], rows: Sequence[Row]
+) -> tuple[int, list[tuple[Row, str, str]]]:
+    """Put rows back. A position of which the database says another digest is refused for ever: nobody can tell any more
+    which of the two was handed out, or that both were."""
+    added, conflicts = positions.put_back(connection, vouch, rows)
+    for row, _, holder in sorted(conflicts):
+        why = f"position {row.position} was bound to two payloads, by {row.holder} and {holder}"
+        positions.raise_floor(connection, row.domain, row.position, why)
+    return added, conflicts
+
+
+async def _next(blocks: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]] | None:
+    try:
+        return await asyncio.get_running_loop().run_in_executor(None, next, blocks, None)
+    except (OSError, SegmentError) as error:
+        raise AuditUnavailable(f"the audit log cannot be read: {error}", call="read") from None
+
+
+def _floors(connection: Connection) -> list[Row]:
+    """Return what the hosts have noted. Raises StoreError for what is none of ours."""
+    found = []
+    for row in connection.execute(select(FLEET_FLOOR)):
+        if not _DIGEST.match(word(row.digest)):
+            raise not_ours()
+        at = count(row.position, MOST_POSITION)
+        found.append(Row(word(row.domain), at, row.digest, word(row.host), 0))
+    return found

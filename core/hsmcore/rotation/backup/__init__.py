@@ -1,5 +1,0 @@
-"""Backups of keys.
-
-Reading order: envelope (the file, signed by the key in it), places (where files are kept), drill (the proof that a
-backup can be restored), inspect (the operator's commands).
-"""

@@ -1,0 +1,4 @@
+"""The store of a fleet, in PostgreSQL.
+
+Reading order: url, link, text, schema, database; then roles, ask, probe.
+"""

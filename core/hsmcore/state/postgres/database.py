@@ -1,0 +1,322 @@
+"""The state store of a fleet: a schema of a PostgreSQL database, which several hosts write.
+
+Semantics are those of the file. A transaction takes its turn by locking one row before all else; a host that stops in
+its turn loses it after a second. Each transaction sets what it needs for itself, so that a pooler may hand every one to
+another connection (PgBouncer in transaction mode): no prepared statements, no session's state.
+
+A server that may lose what it confirmed is refused, at each connection and in each transaction: what the others have
+bound must not be forgotten. When the confirmation itself is lost, whether a transaction lasts is unknown: StoreUnknown.
+
+Read next: state/postgres/link.py, one connection; state/postgres/url.py, what a URL may say; state/postgres/roles.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from traceback import clear_frames
+from typing import Any, Final, Protocol, TypeVar
+
+import psycopg
+from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from hsmcore.state.database import ABSENT_HINT, Database, StoreUnknown, Work, migrate, reason, require_known
+from hsmcore.state.exchange import Asking, Decide, Question
+from hsmcore.state.postgres.ask import Asker
+from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
+from hsmcore.state.postgres.roles import row_role
+from hsmcore.state.postgres.schema import Objects, foreign_of, marks_of, objects_of
+from hsmcore.state.postgres.url import parse
+from hsmcore.state.schema import METADATA
+from hsmcore.state.seal import SealSecret, StoreError
+from hsmcore.state.sqlite import fill
+
+T = TypeVar("T")
+
+ROLE_SECONDS: Final = 2.0
+"""The least time that a role lasts without being renewed."""
+PREFIX: Final = "hsmcore_"
+_SCHEMAS: Final = text("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, :prefix) ORDER BY 1")
+_SEARCH: Final = text("SELECT set_config('search_path', :path, true)")
+_TABLE: Final = text("SELECT to_regclass(:name)")
+_GROUP: Final = 1000
+_COPY_IDLE_MS: Final = 60_000
+_LONGEST: Final = 63
+"""Of a name in PostgreSQL."""
+_MIGRATING: Final = 0x68736D636F7265
+"""The lock of those that make or migrate tables; it ends with the transaction."""
+HINT: Final = "Check the database server, and the way to it."
+
+
+class FleetUrl(Protocol):
+    """Where the URL stands: hsmcore.config.FleetStore."""
+
+    @property
+    def url(self) -> SealSecret: ...
+
+
+class Server(Protocol):
+    """The database of a fleet: hsmcore.config.Fleet."""
+
+    @property
+    def store(self) -> FleetUrl: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def manager(self) -> str | None:
+        """The key manager, where there are several: each has a schema of its own."""
+
+    @property
+    def single_node(self) -> bool: ...
+    @property
+    def ttl_ms(self) -> int: ...
+
+
+def schema_name(fleet: str, manager: str | None = None) -> str:
+    """Return the schema of a fleet's key manager. A fleet's name has no two dashes in a row, and none at its end."""
+    both = PREFIX + (fleet if manager is None else f"{fleet}__{manager}").replace("-", "_")
+    if len(both) <= _LONGEST:
+        return both
+    return f"{both[: _LONGEST - 9]}_{hashlib.sha256(both.encode()).hexdigest()[:8]}"
+
+
+class ServerDatabase(Database):
+    """One fleet's schema."""
+
+    witnessed = True
+
+    def __init__(self, server: Server, *, writes: bool) -> None:
+        super().__init__(f"state store of fleet {server.name}", writes=writes)
+        self._server = server
+        self.schema = schema_name(server.name, server.manager)
+        self._engine: Engine | None = None
+        self._link: Link | None = None
+        self._facts: Facts | None = None
+        self._system = ""
+        self._prepared = False
+        self._made: Objects | None = None
+        self._genuine = ""
+        """The marks of a schema without foreign objects."""
+        self._begin = {turn: beginning(self.schema, writes=writes, turn=turn) for turn in (True, False)}
+        self._waits = writes and not server.single_node
+        """Whether what is committed must be on a standby."""
+
+    @property
+    def key(self) -> tuple[str, SealSecret, bool]:
+        return self.schema, self._server.store.url, self._server.single_node
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        return self._system, "" if self._facts is None else self._facts.timeline
+
+    @property
+    def incarnation(self) -> str:
+        return "" if self._facts is None else f"{self._system} {self._facts.timeline} {self._facts.started}"
+
+    def connect(self) -> None:
+        if self._link is None:
+            self._translated(self._connect)
+
+    def _connect(self) -> None:
+        if self._engine is None:
+            self._engine = create_engine(
+                "postgresql+psycopg://", creator=self._dial, poolclass=NullPool, use_native_hstore=False
+            )
+            if self.writes:
+                event.listen(self._engine, "before_execute", self.before_execute)
+        self._facts = None
+        link = self._link = Link(self._engine, waits=self._waits)
+        if not self._prepared:
+            # Only once: a server that was put in the place of the first one is not to begin without anything.
+            link.begin(beginning(self.schema, writes=self.writes, turn=False, exists=False), self._know)
+            link.finish(self._migrate if self.writes else self._find)
+            self._prepared = True
+
+    def _dial(self) -> Patient:
+        url = self._server.store.url.resolve()
+        try:
+            given = parse(url, self.shown)
+        finally:
+            url[:] = bytes(len(url))
+        self.shown = f"state store of fleet {self._server.name} at {given.where}"
+        try:
+            driver = Patient.connect(autocommit=True, prepare_threshold=None, **given.options())
+        except psycopg.Error as error:
+            # What psycopg gave up stays open as long as something of the error does. Where answers are slow, that would
+            # fill the server's places for connections with some that nobody uses.
+            clear_frames(error.__traceback__)
+            raise
+        driver.be_patient()
+        return driver
+
+    def _judge(self, facts: Facts) -> None:
+        for problem, hint in facts.problems(single_node=self._server.single_node):
+            raise StoreError(f"{self.shown}: {problem}", hint=hint)
+
+    def _know(self, facts: Facts, link: Link) -> None:
+        """Refuse a server that may lose what it confirms; to read, only a standby, which may lag behind. Notes the
+        identity of another server."""
+        if self.writes:
+            self._judge(facts)
+        elif facts.standby:
+            raise StoreError(f"{self.shown}: {STANDBY[0]}", hint=STANDBY[1])
+        before = self._facts
+        is_new = before is None or before.started != facts.started or before.timeline != facts.timeline
+        if is_new:
+            self._system = link.system()
+        self._facts = facts  # only now: what fails before is asked again
+        if is_new:
+            for listener in tuple(self.listeners):
+                listener()
+
+    def _migrate(self, connection: Connection) -> None:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATING})")
+        self._refuse_others(connection)
+        if self._exists(connection):
+            connection.exec_driver_sql(take_turn(self.schema))
+        else:
+            connection.exec_driver_sql(f'CREATE SCHEMA IF NOT EXISTS "{self.schema}"')
+        migrate(connection, self.shown, self.schema)
+
+    def _find(self, connection: Connection) -> None:
+        self._refuse_others(connection)
+        if not self._exists(connection):
+            raise StoreError(f"{self.shown}: there is none yet", call="open", hint=ABSENT_HINT)
+        require_known(connection, self.shown)
+
+    def _exists(self, connection: Connection) -> bool:
+        # Not by the search path: a table of this name elsewhere is another one.
+        return (
+            connection.exec_driver_sql(f"SELECT to_regclass('\"{self.schema}\".schema_version')").scalar() is not None
+        )
+
+    def _refuse_others(self, connection: Connection) -> None:
+        """Refuse the database of another fleet, and one whose fleet has another number of key managers: under a name
+        with a typing error, nothing would seem to be bound."""
+        own = schema_name(self._server.name)
+        schemas = connection.execute(_SCHEMAS, {"prefix": PREFIX}).scalars().all()
+        several = [other for other in schemas if other.startswith(f"{own}__")]
+        for other in schemas:
+            if self.schema not in schemas and other in (own, *several) and (other == own) != (self.schema == own):
+                raise StoreError(
+                    f"{self.shown}: it holds {other}, and {self.schema} would begin beside it",
+                    hint="Rename that schema if it is this key manager's: ALTER SCHEMA … RENAME TO …",
+                )
+            if other not in (own, *several):
+                raise StoreError(
+                    f"{self.shown}: it is the database of another fleet, {other.removeprefix(PREFIX)}",
+                    hint="Correct fleet.name; each fleet has a database of its own.",
+                )
+
+    def foreign(self, connection: Connection) -> str:
+        marks = marks_of(connection, self.schema)
+        if marks == self._genuine:
+            return ""
+        problem = foreign_of(objects_of(connection, self.schema), self._made)
+        if not problem:
+            self._genuine = marks
+        return problem
+
+    def open(self, key: bytearray | None = None) -> None:
+        self.connect()
+        if key is not None and self.writes and self._made is None:
+            self._made = self._translated(lambda: self._begun(self._begin[False]).try_out(self._try_out))
+        super().open(key)
+
+    def _try_out(self, connection: Connection) -> Objects:
+        """Return what the migrations make in this version of PostgreSQL. The transaction is taken back."""
+        schema = f"{PREFIX}{secrets.token_hex(8)}"
+        connection.exec_driver_sql(f'CREATE SCHEMA "{schema}"')
+        connection.execute(_SEARCH, {"path": schema})
+        migrate(connection, self.shown, schema)
+        return objects_of(connection, schema)
+
+    def exclusively(self, role: str) -> AbstractAsyncContextManager[None]:
+        return row_role(self, role, max(ROLE_SECONDS, self._server.ttl_ms / 1e3))
+
+    def is_unsealed(self) -> bool:
+        return self._link is not None and self._link.is_unsealed
+
+    def transact_unchecked(self, work: Work[T], *, turn: bool = True) -> T:
+        return self._translated(lambda: self._begun(self._begin[turn]).finish(work))
+
+    def exchange(self, questions: Sequence[Question], decide: Decide[T], *, turn: bool = True) -> T:
+        if self.seal is None:
+            link = self._translated(lambda: self._begun(self._begin[turn], questions))
+            if link.is_unsealed:
+                return self._translated(lambda: link.exchange(decide))
+            link.undo()
+        return super().exchange(questions, decide, turn=turn)  # the seal is checked before each statement
+
+    def asking(self) -> Asking | None:
+        # Under a seal, rows are checked in the transaction that reads them.
+        return None if self.seal is not None else Asker(self._dial, self._begin[False], self._judge, waits=self._waits)
+
+    def _begun(self, begin: bytes, questions: Sequence[Question] | None = None) -> Link:
+        link = self._link
+        if link is not None and link.is_open:
+            try:
+                link.begin(begin, self._know, questions)
+            except psycopg.OperationalError:
+                if link.is_open:
+                    raise
+                # The server was started again, or closed the connection, while nothing was under way.
+            else:
+                return link
+        self._connect()
+        assert self._link is not None  # noqa: S101  # for the type checker
+        self._link.begin(begin, self._know, questions)
+        return self._link
+
+    def copy_to(self, path: Path) -> None:
+        def work(connection: Connection) -> None:
+            assert self._link is not None  # noqa: S101  # for the type checker
+            # What came is written before the server is asked for more; such a reader holds nobody up.
+            connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {_COPY_IDLE_MS}")
+            fill(path, ((table, self._link.portions(table, _GROUP)) for table in METADATA.sorted_tables))
+
+        self.transact_unchecked(work)
+
+    def replace_all(self, rows: Mapping[Table, Sequence[Sequence[Any]]], aside: str) -> None:
+        """Put these rows in the place of all others, in one transaction. The former schema is kept under the name
+        `aside`; "": it is empty, and is used. Runs in the thread."""
+
+        def work(connection: Connection) -> None:
+            if aside:
+                connection.exec_driver_sql(f'ALTER SCHEMA "{self.schema}" RENAME TO "{aside}"')
+                connection.exec_driver_sql(f'CREATE SCHEMA "{self.schema}"')
+                migrate(connection, self.shown, self.schema)
+            for table, found in rows.items():
+                connection.exec_driver_sql(f'DELETE FROM "{table.name}"')  # noqa: S608  # our own names
+                names = ", ".join(f'"{name}"' for name in (column.name for column in table.columns))
+                marks = ", ".join(["%s"] * len(table.c))
+                put = f'INSERT INTO "{table.name}" ({names}) OVERRIDING SYSTEM VALUE VALUES ({marks})'  # noqa: S608
+                for begin in range(0, len(found), _GROUP):
+                    connection.exec_driver_sql(put, [tuple(row) for row in found[begin : begin + _GROUP]])
+                if "id" in table.c:
+                    place = f"pg_get_serial_sequence('\"{self.schema}\".\"{table.name}\"', 'id')"
+                    highest = f'SELECT coalesce(max(id), 0) + 1 FROM "{table.name}"'  # noqa: S608
+                    connection.exec_driver_sql(f"SELECT setval({place}, ({highest}), false)")
+
+        self.transact_unchecked(work)
+
+    def disconnect(self) -> None:
+        if self._link is not None:
+            self._link.close()
+        if self._engine is not None:
+            self._engine.dispose()
+
+    def _translated(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except CommitLost as error:
+            raise StoreUnknown(f"{self.shown}: {error}") from None
+        except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):  # BEGIN READ WRITE
+            raise StoreError(f"{self.shown}: {STANDBY[0]}", hint=STANDBY[1]) from None
+        except (SQLAlchemyError, psycopg.Error) as error:
+            raise StoreError(f"{self.shown}: {reason(error)}", hint=HINT) from None

@@ -1,0 +1,293 @@
+"""One connection to a fleet's database, and what is sent at the beginning and the end of its transactions."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, Self, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection, Engine, Table, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from hsmcore.state.database import BUSY_SECONDS, reason
+from hsmcore.state.exchange import AGAIN, CHANGED, Decide, Question
+from hsmcore.state.postgres.text import asked, said, said_then, written
+from hsmcore.state.seal import StoreError
+
+T = TypeVar("T")
+
+ANSWER_SECONDS: Final = 30.0
+"""The time after which a transaction that the server does not answer counts as failed."""
+IDLE_MS: Final = 1000
+"""The time after which the server ends a transaction whose host has stopped in it."""
+LEAST_VERSION: Final = 15
+
+
+class CommitLost(Exception):
+    """Whether a transaction was written, and lasts, is unknown."""
+
+
+class Link:
+    """A connection. A failure that leaves it in doubt closes it. Belongs to the store's thread. `waits`: whether
+    what it commits must be on a standby."""
+
+    def __init__(self, engine: Engine, *, waits: bool) -> None:
+        self._waits = waits
+        self._facts: Facts | None = None
+        self._connection = engine.connect()
+        driver = self._connection.connection.driver_connection
+        assert isinstance(driver, Patient)  # noqa: S101  # for the type checker
+        self._driver = driver
+        self._driver.add_notice_handler(self._noticed)
+        self._warned: list[str] = []
+        self._answers: list[list[tuple[Any, ...]]] = []
+        self.is_unsealed = False
+        """Whether the transaction has found no seal when it began."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may be used."""
+        return not self._driver.closed
+
+    def begin(
+        self,
+        statements: bytes,
+        know: Callable[[Facts, Link], None],
+        questions: Sequence[Question] | None = None,
+    ) -> None:
+        """Begin a transaction with the statements of `beginning`, for `finish`; with questions, which go into the same
+        message, for `exchange`. `know` may refuse the server."""
+        self._driver.be_patient()
+        if questions is None:
+            self._connection.begin()
+            questions = ()
+        try:
+            rows = said(self._driver, statements + asked(self._driver, questions))
+            self._facts = Facts.of(rows[FACTS_AT])
+            know(self._facts, self)
+            begun = len(rows) - len(questions)
+            self._answers = rows[begun:]
+            self.is_unsealed = rows[begun - 1][0][-1] is False
+        except BaseException:
+            self._undo()
+            raise
+
+    def system(self) -> str:
+        """Return the server's system identifier: its standbys have the same one."""
+        row = self._driver.execute(_SYSTEM).fetchone()
+        return str(row[0]) if row else ""
+
+    def finish(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` in the transaction, and commit it. Raises CommitLost."""
+        try:
+            result = work(self._connection)
+            self._require_sound()
+        except BaseException:
+            self._undo()
+            raise
+        self._commit()
+        return result
+
+    def portions(self, table: Table, most: int) -> Iterator[Sequence[Sequence[Any]]]:
+        """Yield the rows of a table in `work` of `finish`, at most so many at a time; each portion is waited for as a
+        transaction is."""
+        with self._driver.cursor(name="portions") as cursor:
+            cursor.execute(str(select(table).compile(dialect=self._connection.dialect)).encode())
+            while rows := cursor.fetchmany(most):
+                yield rows
+                self._driver.be_patient()
+
+    def exchange(self, decide: Decide[T]) -> T:
+        """Decide by the answers of `begin`, and send what is to be written together with COMMIT. Raises CommitLost."""
+        try:
+            result, changes = decide(self._answers)
+            self._require_sound()
+            statements = written(self._driver, changes)
+        except BaseException:
+            self._undo()
+            raise
+        self._commit(statements)
+        return result
+
+    def _commit(self, changes: Sequence[bytes] | None = None) -> None:
+        self._warned.clear()
+        after: Sequence[tuple[Any, ...]] = ()
+        try:
+            if changes is None:
+                self._connection.commit()
+                after = said(self._driver, AFTERWARDS)[0] if self._waits else ()
+            elif self._waits:
+                after = said_then(self._driver, [*changes, b"COMMIT"], AFTERWARDS)
+            else:
+                said(self._driver, b"; ".join([*changes, b"COMMIT"]))
+        except (SQLAlchemyError, psycopg.Error) as error:
+            if self._driver.info.transaction_status == TransactionStatus.INERROR:  # a change failed: before COMMIT
+                self._undo()
+                if isinstance(error, psycopg.errors.DivisionByZero):
+                    raise StoreError(CHANGED, hint=AGAIN) from None
+                raise
+            self.close()
+            raise CommitLost(f"the connection failed in COMMIT: {reason(error)}") from None
+        if self._warned:
+            # Such as: the wait for the synchronous standby was cancelled. It is visible, and may be lost.
+            raise CommitLost(f"COMMIT was confirmed with a warning: {self._warned[0]}")
+        if self._waits and (self._facts is None or not self._facts.lasts(after)):
+            raise CommitLost(RELEASED)
+
+    def undo(self) -> None:
+        """Take the transaction back."""
+        self._undo()
+
+    def try_out(self, work: Callable[[Connection], T]) -> T:
+        """Do `work` in the transaction, and take it back."""
+        try:
+            return work(self._connection)
+        finally:
+            self._undo()
+
+    def _require_sound(self) -> None:
+        if self._driver.info.transaction_status != TransactionStatus.INTRANS:
+            # COMMIT would roll it back, and say so in no error.
+            raise psycopg.errors.InFailedSqlTransaction("a statement of the transaction failed")
+
+    def _undo(self) -> None:
+        with suppress(SQLAlchemyError, psycopg.Error):
+            self._connection.rollback()
+            self._driver.rollback()
+        if self._driver.info.transaction_status != TransactionStatus.IDLE:
+            self.close()
+
+    def close(self) -> None:
+        """Close it. Idempotent."""
+        self._driver.close()
+        with suppress(SQLAlchemyError, psycopg.Error):
+            self._connection.invalidate()
+        with suppress(SQLAlchemyError, psycopg.Error):
+            self._connection.close()
+
+    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self._warned.append(notice.message_primary or "a warning")
+
+
+class Patient(psycopg.Connection[tuple[Any, ...]]):
+    """A connection that waits for answers until a moment. Then it is closed, as if the server had gone: a server that
+    was stopped keeps its connections."""
+
+    _until = math.inf
+    """By the monotonic clock."""
+
+    def be_patient(self) -> None:
+        """Wait for answers until ANSWER_SECONDS from now."""
+        self._until = time.monotonic() + ANSWER_SECONDS
+
+    def wait(self, gen: Generator[Any, Any, T], *args: Any, **options: Any) -> T:
+        """Wait as psycopg does, which returns from each wait for the server after a tenth of a second at most."""
+        return super().wait(self._limited(gen), *args, **options)
+
+    def _limited(self, steps: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+        try:
+            state = next(steps)
+            while True:
+                ready = yield state
+                if not ready and time.monotonic() >= self._until:
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError("the server does not answer")
+                state = steps.send(ready)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+
+class Facts(NamedTuple):
+    """What a server says of itself at the beginning of each transaction."""
+
+    standby: bool
+    fsync: str
+    full_page_writes: str
+    synchronous_standby_names: str
+    version: int
+    encoding: str
+    started: object
+    timeline: str
+    backend: int
+    loaded: str
+    """When this backend read the server's configuration."""
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[Any, ...]]) -> Self:
+        """Return those of FACTS, in whose row others may follow them."""
+        return cls(*rows[0][: len(cls._fields)])
+
+    def problems(self, *, single_node: bool) -> Iterator[tuple[str, str]]:
+        """Yield why the server may not be used, with what to do."""
+        if self.standby:
+            yield STANDBY
+        for name in ("fsync", "full_page_writes"):
+            if getattr(self, name) != "on":
+                yield f"{name} is off: a crash of the server loses what it confirmed", f"Set {name} = on."
+        if not self.synchronous_standby_names and not single_node:
+            yield (
+                "it has no synchronous standby: its loss loses what it confirmed",
+                "Set synchronous_standby_names, or fleet.singleNode if one server is to do.",
+            )
+        if self.version < LEAST_VERSION * 10_000:
+            yield f"it is PostgreSQL {self.version // 10_000}", f"Use PostgreSQL {LEAST_VERSION} or newer."
+        if self.encoding != "UTF8":
+            yield f"its encoding is {self.encoding}", "Make a database with ENCODING 'UTF8'."
+
+    def lasts(self, after: Sequence[tuple[Any, ...]]) -> bool:
+        """Whether a COMMIT since then has waited for the standby, by what AFTERWARDS has found behind it. When
+        synchronous_standby_names is emptied, all commits that wait are confirmed, without a warning; so a configuration
+        that was read meanwhile is one that may have been empty. A pooler may ask another backend: what that one has
+        read before says nothing."""
+        [(names, backend, loaded)] = after
+        return bool(names) and (backend != self.backend or loaded == self.loaded)
+
+
+STANDBY: Final = ("the server is a standby", "Name the primary, or all servers, in the URL.")
+_SETTINGS: Final = ("fsync", "full_page_writes", "synchronous_standby_names")
+FACTS: Final = f"""SELECT pg_is_in_recovery(), {", ".join(f"current_setting('{name}')" for name in _SETTINGS)},
+    current_setting('server_version_num')::int, current_setting('server_encoding'), pg_postmaster_start_time(),
+    CASE WHEN pg_is_in_recovery() THEN '' ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END,
+    pg_backend_pid(), pg_conf_load_time()"""
+AFTERWARDS: Final = b"SELECT current_setting('synchronous_standby_names'), pg_backend_pid(), pg_conf_load_time()"
+"""In a message of its own behind COMMIT: a backend reads a changed configuration between two messages only. The server
+tells its backends of it before the process that lets the commits go."""
+RELEASED: Final = "the server's configuration was loaded while COMMIT waited for the standby, perhaps without one"
+FACTS_AT: Final = 1
+_SYSTEM: Final = b"SELECT system_identifier FROM pg_control_system()"
+_COMMIT_AT_LEAST: Final = """CASE WHEN current_setting('synchronous_commit') = 'remote_apply'
+    THEN 'remote_apply' ELSE 'on' END"""
+
+
+def take_turn(schema: str) -> str:
+    """Return the statement that waits until no other transaction has its turn."""
+    return f'SELECT version FROM "{schema}".schema_version WHERE version = 1 FOR UPDATE'  # noqa: S608  # a name of ours
+
+
+def beginning(schema: str, *, writes: bool, turn: bool, exists: bool = True) -> bytes:
+    """Return the statements that begin a transaction, in one message. Their results: see FACTS_AT; the last column of
+    the last one, if the schema exists, says whether the store is sealed."""
+    settings = {
+        # A temporary table would come first if it were not named.
+        "search_path": f"'\"{schema}\", pg_temp'",
+        "synchronous_commit": _COMMIT_AT_LEAST,
+        "lock_timeout": f"'{int(BUSY_SECONDS * 1e3)}'",
+        "statement_timeout": "'0'",
+        "idle_in_transaction_session_timeout": f"'{IDLE_MS}'",
+    }
+    statements = [
+        "BEGIN ISOLATION LEVEL " + ("READ COMMITTED READ WRITE" if writes else "REPEATABLE READ READ ONLY"),
+        FACTS + "".join(f", set_config('{name}', {value}, true)" for name, value in settings.items()),
+    ]
+    sealed = f'EXISTS (SELECT FROM "{schema}".seal)'
+    if turn and writes:
+        statements.append(take_turn(schema))
+        statements += [f"SELECT {sealed}"] if exists else []  # only now does no other transaction seal it
+    elif exists and writes:
+        statements[-1] += f", {sealed}"
+    return "; ".join(statements).encode()

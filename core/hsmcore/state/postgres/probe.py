@@ -1,0 +1,74 @@
+"""A look at a fleet's database from outside: which server answers, how it is reached, and whether it keeps what it
+confirms. Makes and changes nothing, and needs no state store there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import psycopg
+
+from hsmcore.state.postgres.database import HINT, PREFIX, Server, schema_name
+from hsmcore.state.postgres.link import FACTS, Facts
+from hsmcore.state.postgres.url import parse
+from hsmcore.state.seal import StoreError
+
+_STATEMENT_TIMEOUT: Final = "SET LOCAL statement_timeout = 5000"
+_SYSTEM: Final = "SELECT system_identifier FROM pg_control_system()"
+_SCHEMAS: Final = "SELECT nspname FROM pg_namespace WHERE starts_with(nspname, %s)"
+_STANDBYS: Final = "SELECT count(*) FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')"
+_SEES_THEM: Final = "SELECT pg_has_role('pg_read_all_stats', 'USAGE')"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found."""
+
+    where: str
+    """Hosts with their ports, and the database."""
+    checks_server: bool
+    """Whether somebody between could not answer in the server's place: it is this host, or its certificate is
+    checked."""
+    system: str
+    timeline: str
+    version: int
+    exists: bool
+    """Whether the fleet has its tables there."""
+    synchronous: str
+    """The setting synchronous_standby_names."""
+    standbys: int | None
+    """Synchronous standbys that are connected; None: this user may not see them."""
+    problems: tuple[tuple[str, str], ...]
+    """Why the server may not be used, with what to do."""
+
+
+def look_at(server: Server) -> Look:
+    """Ask the server. Blocks. Raises StoreError, SecretUnavailable."""
+    shown = f"state store of fleet {server.name}"
+    url = server.store.url.resolve()
+    try:
+        given = parse(url, shown)
+    finally:
+        url[:] = bytes(len(url))
+    try:
+        with psycopg.connect(autocommit=True, prepare_threshold=None, **given.options()) as connection:
+            connection.execute("BEGIN READ ONLY")
+            connection.execute(_STATEMENT_TIMEOUT)
+            facts = Facts(*connection.execute(FACTS.encode()).fetchone() or ())
+            schemas = {name for (name,) in connection.execute(_SCHEMAS, (PREFIX,))}
+            [system] = connection.execute(_SYSTEM).fetchone() or ("",)
+            [sees] = connection.execute(_SEES_THEM).fetchone() or (False,)
+            [count] = connection.execute(_STANDBYS).fetchone() or (0,)
+    except (psycopg.Error, TypeError) as error:
+        raise StoreError(f"{shown} at {given.where}: {error}", hint=HINT) from None
+    return Look(
+        where=given.where,
+        checks_server=given.is_here or given.sslmode != "require",
+        system=str(system),
+        timeline=facts.timeline,
+        version=facts.version // 10_000,
+        exists=schema_name(server.name, server.manager) in schemas,
+        synchronous=facts.synchronous_standby_names,
+        standbys=int(count) if sees else None,
+        problems=tuple(facts.problems(single_node=server.single_node)),
+    )

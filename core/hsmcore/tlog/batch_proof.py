@@ -1,0 +1,63 @@
+"""The checkpoint of a batch and the proof of one message in it: made, and verified. docs/BATCHING.md has the formats.
+
+A proof has one form only: what differs by a byte is refused, save signatures of other names, which a signed note may
+have. hsmcore.tlog.proof reads it.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+
+from hsmcore._native import freeze
+from hsmcore.errors import InvalidMessageType
+from hsmcore.tlog.note import ED25519, Note, NoteError, VerifierKey
+from hsmcore.tlog.proof import BatchProof, shown
+
+
+def checkpoint(domain: str, epoch: int, size: int, root: bytes, first: int, time_ns: int) -> bytes:
+    """Return the text that is signed for a batch."""
+    lines = (f"{domain}/{epoch}", size, b64encode(root).decode(), f"hsmcore/batch-root/v1 {first}", f"time {time_ns}")
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def signer(text: bytes, public_key: bytes) -> VerifierKey:
+    """Return the key of a checkpoint, which has the origin for its name."""
+    return VerifierKey(text.partition(b"\n")[0].decode(), ED25519, public_key)
+
+
+def read(public_key: bytes, message: object, proof: object) -> BatchProof | None:
+    """Return what a proof says of a message; None unless this key signed the root, and the message is in its batch.
+    Raises InvalidMessageType."""
+    found = shown(_bytes(message), _bytes(proof))
+    if found is None or len(public_key) != 32:
+        return None
+    try:
+        signed = Note.parse(found.note).signers([signer(found.text, public_key)])
+    except NoteError:
+        return None
+    return found.says if signed else None
+
+
+def verify_batched(
+    public_key: bytes,
+    message: object,
+    proof: object,
+    *,
+    domain: str | None = None,
+    kind: str | None = None,
+    epoch: int | None = None,
+) -> bool:
+    """Return whether a proof shows that a message is in a batch whose root this Ed25519 key signed. `domain`, `kind`,
+    `epoch`: it must be of this one; a key that serves several domains signs for each. In software; opens nothing.
+    Raises InvalidMessageType."""
+    found = read(public_key, message, proof)
+    if found is None:
+        return False
+    return domain in (None, found.domain) and kind in (None, found.kind) and epoch in (None, found.epoch)
+
+
+def _bytes(value: object) -> bytes:
+    data = freeze(value)
+    if not isinstance(data, bytes):
+        raise InvalidMessageType("a digest has no place in a batch")
+    return data
