@@ -22,7 +22,7 @@ from tests.support.policed import moving, ordered
 import hsmcore
 from hsmcore import metrics
 from hsmcore.cli.app import run as cli
-from hsmcore.config.batching import MOST_ROOT_BYTES
+from hsmcore.config.policy import MOST_ROOT_BYTES
 from hsmcore.errors import (
     AlgorithmUnsupported,
     AuditUnavailable,

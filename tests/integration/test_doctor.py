@@ -19,9 +19,9 @@ import hsmcore
 from hsmcore.config import load, providers
 from hsmcore.doctor import DoctorReport, Options, ProviderReport, Step, diagnose
 from hsmcore.doctor.keychecks import evidence_step
-from hsmcore.doctor.places import check_places
 from hsmcore.doctor.plan import CHECKS
 from hsmcore.doctor.report import ok
+from hsmcore.doctor.store import check_places
 from hsmcore.providers.kms.probe import evidence_of
 from hsmcore.providers.softhsm import settings as softhsm
 

@@ -23,7 +23,7 @@ import hsmcore
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.config import load
-from hsmcore.doctor.places import check_places
+from hsmcore.doctor.store import check_places
 from hsmcore.errors import AuditUnavailable
 from hsmcore.state import Store, StoreError
 

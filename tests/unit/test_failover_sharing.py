@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hsmcore.failover.batch import share_out
 from hsmcore.failover.member_state import FULL, MemberState
-from hsmcore.failover.sharing import share_out
 
 
 @dataclass

@@ -11,7 +11,7 @@ from hsmcore.config.gateway import GatewayClient
 from hsmcore.errors import BadArgument, ConfigurationError, QueueFull
 from hsmcore.gateway.clients import Account, Client, Directory
 from hsmcore.gateway.tls import names_in
-from hsmcore.manager.policy import rate
+from hsmcore.manager.policy import callers as rate
 
 TOKEN = "t" * 32
 

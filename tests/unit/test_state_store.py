@@ -24,8 +24,7 @@ from tests.support.managers import until
 from hsmcore.errors import BadArgument
 from hsmcore.failover.budget import BLOCK, SECOND, Emergency, Limits
 from hsmcore.failover.errors import EmergencyRefused
-from hsmcore.failover.events import Event
-from hsmcore.failover.history import History
+from hsmcore.failover.history import Event, History
 from hsmcore.state import Desired, Store, StoreBusy, StoreError
 from hsmcore.state.schema import METADATA, MIGRATIONS
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic_core import PydanticCustomError
 
 from hsmcore.config import GenericPkcs11Settings, Secret, load
-from hsmcore.config.modules import locate_module
+from hsmcore.config.pkcs11 import locate_module
 from hsmcore.config.uri import build_uri, parse_uri
 from hsmcore.errors import ConfigurationError
 

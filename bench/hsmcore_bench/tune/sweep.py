@@ -22,7 +22,7 @@ from hsmcore.errors import HsmError, LoginError
 from hsmcore.failover.health import PROBE_PREFIX
 from hsmcore.members import Member
 from hsmcore.members.base import SIGN_SECONDS
-from hsmcore.members.histograms import added, quantile
+from hsmcore.members.snapshot import added, quantile
 from hsmcore_bench.tune.knee import bracket, knee
 
 PASSES: Final = 3

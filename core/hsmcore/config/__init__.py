@@ -5,7 +5,6 @@ audit, monitoring, credentials, secret, tokens; then base, faults, uri, modules,
 """
 
 from hsmcore.config.audit import AuditSettings, AuditSigningKey
-from hsmcore.config.batching import Batching
 from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
 from hsmcore.config.failover import CloudWatchLogs, EmergencyModeRestrictions, Failover, LevelName
 from hsmcore.config.fleet import Fleet, FleetStore
@@ -13,7 +12,7 @@ from hsmcore.config.gateway import Gateway, GatewayClient, GatewayTls
 from hsmcore.config.load import Source, load, load_each
 from hsmcore.config.monitoring import Monitoring, MonitoringTls
 from hsmcore.config.pkcs11 import GenericPkcs11Settings, Pkcs11Settings
-from hsmcore.config.policy import CallerRules, PayloadFormat, Policy, TransactionRules
+from hsmcore.config.policy import Batching, CallerRules, PayloadFormat, Policy, TransactionRules
 from hsmcore.config.providers import Provider, all_members, members_of
 from hsmcore.config.root import Config, KeyManagerConfig
 from hsmcore.config.rotation import Approver, KeyCeremony, KeyRotation, Notices

@@ -10,9 +10,9 @@ from pydantic import BeforeValidator, field_validator, model_validator
 
 from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault
 from hsmcore.config.monitoring import Address
+from hsmcore.config.placed import Variables
 from hsmcore.config.policy import Kinds
 from hsmcore.config.secret import Secret
-from hsmcore.config.variables import Variables
 
 DEFAULT_SOCKET: Final = "unix:/run/hsmcore/sign.sock"
 _SAYS: Final = 'must be "unix:/path", "tls:host:port" or "https:host:port"'

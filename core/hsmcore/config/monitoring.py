@@ -10,8 +10,8 @@ from typing import Annotated, Final, Self
 from pydantic import BeforeValidator, field_validator, model_validator
 
 from hsmcore.config.base import Model, Text, as_tuple, clash, fault
+from hsmcore.config.placed import Variables
 from hsmcore.config.secret import Secret
-from hsmcore.config.variables import Variables
 
 DEFAULT_LISTEN: Final = "127.0.0.1:9464"
 _FORM = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -16,7 +17,6 @@ from hsmcore.base.log import get_logger
 from hsmcore.config.base import Text, Whole, as_tuple, clash, fault, is_placeholder
 from hsmcore.config.credentials import Credentials, PinCredentials
 from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
-from hsmcore.config.modules import locate_module
 from hsmcore.config.secret import Secret
 from hsmcore.config.uri import UriParts, parse_uri
 from hsmcore.errors import ConfigFault, ConfigurationError
@@ -270,3 +270,31 @@ def _module_of(parts: UriParts) -> str | None:
     if parts.module_name is None or (parts.module_path is not None and not Path(parts.module_path).is_dir()):
         return parts.module_path
     return locate_module(parts.module_name, parts.module_path)
+
+
+_FOLDERS = (
+    "/usr/lib/{triplet}/pkcs11",
+    "/usr/lib64/pkcs11",
+    "/usr/lib/pkcs11",
+    "/usr/lib/softhsm",
+    "/usr/lib/{triplet}",
+    "/usr/lib64",
+    "/usr/lib",
+    "/usr/local/lib/pkcs11",
+    "/usr/local/lib",
+)
+_FORMS = ("lib{name}.so", "{name}.so", "{name}")
+
+
+def debian_triplet() -> str:
+    """Return the name of this machine's architecture in Debian's paths."""
+    machine = platform.machine()
+    return "arm-linux-gnueabihf" if machine.startswith("armv7") else f"{machine}-linux-gnu"
+
+
+def locate_module(name: str, folder: str | None = None) -> str:
+    """Return the path of module `name`: a file of that name, with or without "lib" and ".so", in `folder` or in the
+    usual places. If there is none, the first possible path."""
+    folders = [folder] if folder is not None else [place.format(triplet=debian_triplet()) for place in _FOLDERS]
+    candidates = [Path(place, form.format(name=name)) for place in folders for form in _FORMS]
+    return str(next((path for path in candidates if path.is_file()), candidates[0]))

@@ -23,17 +23,15 @@ from pydantic_core import core_schema
 
 from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
-from hsmcore.config.batching import MOST_ROOT_BYTES, Batching
 from hsmcore.config.failover import CloudWatchLogs, Failover, LevelName, require_lasting
 from hsmcore.config.fleet import Fleet
 from hsmcore.config.gateway import Gateway, require_keys
 from hsmcore.config.monitoring import Monitoring
-from hsmcore.config.policy import BATCH_ROOT, KEY_SET, Policy
+from hsmcore.config.placed import LogVariables, StateVariables
+from hsmcore.config.policy import BATCH_ROOT, KEY_SET, MOST_ROOT_BYTES, Batching, Policy
 from hsmcore.config.providers import Provider, all_members
-from hsmcore.config.rotation import KeyRotation, Notices
+from hsmcore.config.rotation import KeyRotation, Notices, StateBackup
 from hsmcore.config.secret import AWS_VARIABLES, Secret
-from hsmcore.config.state import StateBackup
-from hsmcore.config.variables import LogVariables, StateVariables
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 SINGLE = "default"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Final, Literal, NoReturn
 
 from pydantic import GetJsonSchemaHandler, ValidationInfo, model_validator
 from pydantic_core import core_schema
 
+from hsmcore._native import wipe
 from hsmcore.base.log import get_logger
 from hsmcore.config.base import Model, Text, clash, hidden_fault, is_placeholder
-from hsmcore.errors import ConfigFault, SecretUnavailable
+from hsmcore.errors import ConfigFault, ConfigurationError, SecretUnavailable
 
 MAX_SECRET_BYTES = 4096
 AWS_VARIABLES = frozenset(
@@ -302,3 +304,32 @@ def _validated(value: object, info: ValidationInfo) -> Secret:
     if reference.file is not None:
         return Secret.file(reference.file)
     return Secret("awsSecretsManager", aws=reference.aws_secrets_manager)
+
+
+MIN_TOKEN_BYTES: Final = 20
+"""Shortest accepted token. `openssl rand -hex 32` makes 64 characters; a token shorter than this can be guessed."""
+MAX_TOKEN_BYTES: Final = 4096
+
+
+class TokenDigests:
+    """Makes digests under a key of this object: who chooses a token does not choose what it is compared with."""
+
+    def __init__(self) -> None:
+        self._key = os.urandom(32)
+
+    def of(self, presented: bytes | bytearray) -> bytes:
+        """Return the digest of what a client presents."""
+        return hmac.digest(self._key, presented, hashlib.sha256)
+
+    def of_secret(self, secret: Secret) -> bytes:
+        """Fetch a token and return its digest; the token is wiped. May block. Raises SecretUnavailable, and
+        ConfigurationError for one that is too short or cannot stand in a header."""
+        token = secret.resolve()
+        try:
+            if len(token) < MIN_TOKEN_BYTES or any(not 0x20 < byte < 0x7F for byte in token):
+                problem = f"must be at least {MIN_TOKEN_BYTES} printable ASCII characters without spaces"
+                hint = "Make one with: openssl rand -hex 32"
+                raise ConfigurationError.of([ConfigFault(secret.where, problem)], hint=hint)
+            return self.of(token)
+        finally:
+            wipe(token)

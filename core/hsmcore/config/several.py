@@ -14,10 +14,10 @@ from hsmcore.config.audit import AuditSettings
 from hsmcore.config.base import Model, Text, child_path
 from hsmcore.config.failover import CloudWatchLogs
 from hsmcore.config.gateway import Gateway, require_keys
+from hsmcore.config.placed import LogVariables
 from hsmcore.config.policy import overlap
 from hsmcore.config.root import BESIDE_SEVERAL, SINGLE, Config, KeyManagerConfig, require_log
 from hsmcore.config.secret import Secret
-from hsmcore.config.variables import LogVariables
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9-]{0,31}")

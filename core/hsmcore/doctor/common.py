@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 from hsmcore.base.base58 import base58
+from hsmcore.config import Config
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.doctor.subject import Subject
 from hsmcore.errors import HsmError
@@ -54,3 +55,37 @@ def compare_public_key(algorithm: str | None, key: bytes, pinned: str | None) ->
         found = f"{shown}, and publicKey pins {pinned.lower()}"
         return fail("public-key", found, STATUSES["KEY_MISMATCH"].hint, **data)
     return ok("public-key", f"{data.get('address', shown)}, as pinned", **data)
+
+
+NAME: Final = "policy"
+
+
+def check_policy(config: Config) -> Iterator[Step]:
+    """Say what may be signed."""
+    policy = config.key_manager.policy
+    if policy is None:
+        yield ok(NAME, "there is none: the key signs any bytes that a caller gives it", kinds=None)
+        return
+    kinds = list(policy.kinds)
+    if "raw" in kinds:
+        yield warn(
+            NAME,
+            f"the key signs {', '.join(kinds)}: raw bytes may mean anything to another program",
+            'Leave "raw" out of policy.kinds; give the layer 2\'s own payloads a format (docs/POLICY.md).',
+            kinds=kinds,
+        )
+    else:
+        yield ok(NAME, f"the key signs {', '.join(kinds)}, and nothing else", kinds=kinds)
+
+
+def check_emergency(config: Config) -> Iterator[Step]:
+    """Warn of an emergency key that signs as soon as the only member is late."""
+    failover = config.key_manager.active_failover
+    if failover is None or not failover.emergency_mode_enabled or failover.emergency_delay_ms != 0:
+        return
+    if sum(level != "emergency" for level, _ in config.key_manager.members()) == 1:
+        yield warn(
+            "emergency",
+            "emergencyDelayMs is 0: the emergency key signs as soon as the only member is late, as on a busy machine",
+            "Leave emergencyDelayMs out: then it takes 2 s, a failed probe or an error of the device.",
+        )

@@ -9,12 +9,11 @@ from typing import cast
 
 from hsmcore.base.version import __version__
 from hsmcore.config import Config, LevelName, Provider
+from hsmcore.doctor.common import check_emergency, check_policy
 from hsmcore.doctor.fleet import check_fleet
 from hsmcore.doctor.fleet_store import check_fleet_store
-from hsmcore.doctor.places import check_places
-from hsmcore.doctor.policy import check_emergency, check_policy
 from hsmcore.doctor.report import DoctorReport, Identity, ProviderReport, Step, failed, ok
-from hsmcore.doctor.store import check_store
+from hsmcore.doctor.store import check_places, check_store
 from hsmcore.doctor.subject import Begun, Options, Probe, Subject
 from hsmcore.errors import HsmError
 from hsmcore.manager.rotation.pinned import as_started, may_have_ring

@@ -24,8 +24,7 @@ from hsmcore.base.steady import SteadyClock
 from hsmcore.config import Config, Failover
 from hsmcore.errors import BadArgument
 from hsmcore.failover.errors import EmergencyRefused
-from hsmcore.failover.events import Event
-from hsmcore.failover.history import insert_events
+from hsmcore.failover.history import Event, insert_events
 from hsmcore.state.schema import EMERGENCY_EPISODE as EPISODE
 from hsmcore.state.schema import insert_row
 from hsmcore.state.seal import StoreNotGenuine

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from hsmcore.members.histograms import Rows, added, quantile
+from hsmcore.members.snapshot import Rows, added, quantile
 
 WINDOW_MIN: Final = 20
 """Signatures that a window needs to count."""

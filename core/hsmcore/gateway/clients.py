@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from hsmcore.audit.record import caller_context
 from hsmcore.config import GatewayClient
-from hsmcore.config.tokens import MAX_TOKEN_BYTES, TokenDigests
+from hsmcore.config.secret import MAX_TOKEN_BYTES, TokenDigests
 from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError, ModuleBusy, QueueFull
 from hsmcore.gateway.held import Line
 from hsmcore.gateway.turns import Flow
-from hsmcore.manager.policy.rate import Rate
+from hsmcore.manager.policy.callers import Rate
 
 COME_BACK_MS: Final = 1000
 """When there may be room for one more connection, or a gateway after one that ends."""

@@ -35,7 +35,7 @@ from hsmcore.errors import (
     QueueFull,
     RequestCancelled,
 )
-from hsmcore.manager.batch_figures import BatchFigures
+from hsmcore.manager.describe import BatchFigures
 from hsmcore.manager.lifecycle import a_turn
 from hsmcore.manager.path import SigningPath
 from hsmcore.manager.policy import Guard

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hsmcore._native import Histogram, Leaves
 from hsmcore.audit import AuditLog
 from hsmcore.base.keyring import KeyRing, KeyVersion
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
-from hsmcore.manager.batch_figures import BatchFigures
 from hsmcore.manager.lifecycle import State
 from hsmcore.manager.path import SigningPath
 from hsmcore.manager.policy import Guard
@@ -95,3 +96,27 @@ def _key(version: KeyVersion) -> dict[str, Any]:
         "publicKey": version.public_key.hex(),
         "state": version.state,
     }
+
+
+class BatchFigures:
+    """Counts since the key manager was opened."""
+
+    def __init__(self) -> None:
+        self.closed: Counter[str] = Counter({"interval": 0, "full": 0, "close": 0})
+        """Batches by why they were closed."""
+        self.failed = 0
+        """Batches whose messages have no proofs."""
+        self.messages = 0
+        """Messages that were in a batch whose root was signed."""
+        self.open: Leaves | None = None
+        """The batch that collects."""
+        self.closed_waiting = 0
+        """Messages of batches that are closed and not answered."""
+        self.times = Histogram()
+        """From a batch's first message until its root was signed; of good ones."""
+
+    @property
+    def waiting(self) -> int:
+        """Messages of batches that are open, or not answered."""
+        leaves = self.open
+        return self.closed_waiting + (0 if leaves is None else leaves.count)

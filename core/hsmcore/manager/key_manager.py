@@ -26,8 +26,7 @@ from hsmcore.manager.lifecycle import Lifecycle, a_turn, ended, refuse_again, re
 from hsmcore.manager.membership import confirmed, join, telling
 from hsmcore.manager.path import UNOPENED, SigningPath, open_path, running, signers
 from hsmcore.manager.policy import Guard
-from hsmcore.manager.policy.batch import submit_batch
-from hsmcore.manager.policy.guard import refuse_claims
+from hsmcore.manager.policy.guard import refuse_claims, submit_batch
 from hsmcore.manager.prompt import Begun, begin
 from hsmcore.manager.recording import Recorder, say_where
 from hsmcore.manager.verification import VerifierPool

@@ -2,7 +2,7 @@
 
 A set is bound to its serial before it is signed, so no serial has two texts, and kept before it is handed out. It is
 signed by the key that signs, and by the others of it that can: the next key, and the one before. So a verifier that
-knows one of them can follow. A rotation waits until a set lists its new key (manager/rotation/steps/telling.py).
+knows one of them can follow. A rotation waits until a set lists its new key (manager/rotation/steps/handover.py).
 """
 
 from __future__ import annotations

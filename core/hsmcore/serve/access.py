@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from hsmcore.config import Monitoring
-from hsmcore.config.tokens import MAX_TOKEN_BYTES, TokenDigests
+from hsmcore.config.secret import MAX_TOKEN_BYTES, TokenDigests
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 Role = Literal["viewer", "operator"]

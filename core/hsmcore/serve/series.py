@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any, Final
 
-from hsmcore.members.histograms import added, quantile
+from hsmcore.members.snapshot import added, quantile
 
 POINTS: Final = 300
 """Seconds that are kept and that the charts show."""

@@ -10,8 +10,15 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from hsmcore.config.base import Whole, as_tuple, clash, hidden_fault
 from hsmcore.config.credentials import AuthKeyCredentials, AuthKeyId, joined
 from hsmcore.config.descriptor import ProviderDescriptor
-from hsmcore.config.modules import debian_triplet
-from hsmcore.config.pkcs11 import Isolation, ModulePath, Pkcs11Settings, Quirks, Sessions, VerifySignatures
+from hsmcore.config.pkcs11 import (
+    Isolation,
+    ModulePath,
+    Pkcs11Settings,
+    Quirks,
+    Sessions,
+    VerifySignatures,
+    debian_triplet,
+)
 from hsmcore.config.secret import Secret
 
 
