@@ -25,7 +25,7 @@ import orjson
 import uvloop
 
 import hsmcore
-from hsmcore.providers.kms.sigv4 import Credentials, Signer
+from hsmcore.providers.kms.sigv4 import AwsCredentials, Signer
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -91,7 +91,7 @@ async def wire(service: Service, count: int) -> tuple[float, float]:
                 "SigningAlgorithm": "ED25519_SHA_512",
             }
         )
-        requests.append(signer.head(Credentials(ACCESS_KEY, SECRET_KEY, None), "TrentService.Sign", body) + body)
+        requests.append(signer.head(AwsCredentials(ACCESS_KEY, SECRET_KEY, None), "TrentService.Sign", body) + body)
     clock.start()
     transports = [
         (await loop.create_connection(lambda r=request: Answers(r, left, done), "127.0.0.1", service.port))[0]

@@ -14,7 +14,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.config import load
 from hsmcore.fleet import orders
-from hsmcore.manager.policy.watermark import Place, Watermark
+from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
 from hsmcore.state import Store
 
 pytestmark = pytest.mark.integration
@@ -71,7 +71,7 @@ class Site:
         async def work(store):
             mark = Watermark(store, "signer-1:1")
             for position, digest in places:
-                await mark.require(Place(BLOCKS, position, digest))
+                await mark.require(PayloadPlace(BLOCKS, position, digest))
             await mark.close()
 
         self.on_store(work, config)

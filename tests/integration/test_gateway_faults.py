@@ -229,10 +229,10 @@ HOSTILE = {
     "garbage": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "a frame too long": struct.pack("<I", 2**31),
     "a client's frame": frame(Type.SIGN, 1, bytes(20)),
-    "an answer to nothing": wire.signed(10**6, wire.Signed(1, "", None, bytes(64))),
-    "another version": wire.signed(1, wire.Signed(7, "", None, bytes(64))),
+    "an answer to nothing": wire.signed(10**6, wire.SignedMessage(1, "", None, bytes(64))),
+    "another version": wire.signed(1, wire.SignedMessage(7, "", None, bytes(64))),
     "another type": wire.verified(1, True),
-    "half an answer": wire.signed(1, wire.Signed(1, "", None, bytes(64)))[:20] + b"\xff" * 100,
+    "half an answer": wire.signed(1, wire.SignedMessage(1, "", None, bytes(64)))[:20] + b"\xff" * 100,
     "hello again": wire.welcome(wire.Welcome(bytes(16), 1, 1, 1, 1, "", ("default",), ())),
     "more outcomes": wire.signed_many(1, 1, [bytes(64)] * 3),
 }

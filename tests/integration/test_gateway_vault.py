@@ -21,7 +21,7 @@ from tests.support.managers import becomes
 from tests.support.vault_site import TOKEN, b64, called, site
 
 from hsmcore.errors import HsmError
-from hsmcore.gateway.desk import Desk
+from hsmcore.gateway.admission import Admission
 from hsmcore.gateway.vault.face import Transit
 from hsmcore.gateway.vault.versions import Versions
 
@@ -322,7 +322,7 @@ async def test_a_rotation_shows_as_the_next_version(fresh_token, tmp_path):
 
 @one_loop
 async def test_a_batch_goes_to_the_key_that_became_current_meanwhile(fresh_token, tmp_path):
-    class Late(Desk):
+    class Late(Admission):
         """The key is rotated when the batch is about to be signed."""
 
         async def sign_many(self, *arguments, **options):

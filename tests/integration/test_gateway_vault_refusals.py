@@ -22,7 +22,7 @@ from tests.support.vault_site import TOKEN, b64, called, site
 
 from hsmcore.base.listening import http
 from hsmcore.base.listening.connections import MAX_CONNECTIONS
-from hsmcore.gateway.desk import Desk
+from hsmcore.gateway.admission import Admission
 from hsmcore.gateway.vault.face import MAX_BODY_BYTES, Transit
 from hsmcore.gateway.vault.versions import Versions
 
@@ -207,7 +207,7 @@ async def test_each_request_to_sign_or_verify_is_counted_once_by_outcome(world, 
         async def fails(*_arguments, **_options):
             raise RuntimeError
 
-        monkeypatch.setattr(Desk, "sign", fails)
+        monkeypatch.setattr(Admission, "sign", fails)
         assert await vault.refused(500, "POST", SIGN, {"input": b64(M)}) == "internal error"
         assert counted("app")["INTERNAL"] == 1
 
@@ -387,7 +387,7 @@ BODY = st.one_of(
 def test_no_body_brings_anything_but_an_answer_or_a_refusal(world, tmp_path, run):
     opened = site(world.config(), tmp_path)
     vault = run(opened.__aenter__())
-    desk = Desk(vault.served.managers, vault.served.settings)
+    desk = Admission(vault.served.managers, vault.served.settings)
     app = Transit(desk, {"default": Versions(vault.manager)}).app()
 
     @given(BODY, st.sampled_from([SIGN, VERIFY]))

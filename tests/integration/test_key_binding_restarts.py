@@ -107,7 +107,7 @@ async def test_what_the_store_refuses_is_written_later(place, monkeypatch):
     monkeypatch.setattr(bindings, "RETRY_NS", 1)
     keep, refused = StoredBindings.keep, []
 
-    async def refuses(stored: StoredBindings, some: list[bindings.Row]) -> None:
+    async def refuses(stored: StoredBindings, some: list[bindings.BindingRow]) -> None:
         if len(refused) < 3:
             refused.append(some)
             raise StoreError("the disk is full")

@@ -31,7 +31,7 @@ from hsmcore.errors import (
     PolicyRefused,
 )
 from hsmcore.manager.policy import Guard
-from hsmcore.manager.policy.watermark import Place, Watermark
+from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
 from hsmcore.state import Store, StoreNotGenuine
 
 pytestmark = pytest.mark.integration
@@ -414,7 +414,7 @@ async def test_a_domain_of_a_former_spelling_goes_on_behind_its_positions(world,
             hsmcore.create_key_manager(policed(world, tmp_path, domain=domain))
     store = await Store.open(tmp_path / "state.db", None)
     mark = Watermark(store, "host:1")
-    await mark.require(Place("My rollup/block", 7, "0" * 64))
+    await mark.require(PayloadPlace("My rollup/block", 7, "0" * 64))
     await mark.close()
     await store.close()
     config = policed(world, tmp_path, domain="My-rollup")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import insert, select
 from tests.support.postgres import Cluster, fleet
 
-from hsmcore.manager.policy.watermark import Place, Watermark
+from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
 from hsmcore.state import Store, StoreError, StoreUnknown, positions
 from hsmcore.state.exchange import CHANGED, Change, Question, one_by_one
 from hsmcore.state.positions import Mark
@@ -108,7 +108,7 @@ async def test_a_store_that_others_have_sealed_is_not_written(url, monkeypatch):
         on.execute("INSERT INTO hsmcore_tests.seal VALUES ('store', 'x', 1, '{}', 'forged')")
     mark = Watermark(store, "host:1")
     with pytest.raises(StoreError, match="the state store is sealed"):
-        await mark.require(Place("chain/block", 1, "0" * 64))
+        await mark.require(PayloadPlace("chain/block", 1, "0" * 64))
     await mark.close()
     await store.close()
 

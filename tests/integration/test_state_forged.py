@@ -21,7 +21,7 @@ from hsmcore.config import Secret
 from hsmcore.failover import health
 from hsmcore.failover.history import Event, History
 from hsmcore.manager import background, notices
-from hsmcore.manager.policy.watermark import Charge, Place, Watermark
+from hsmcore.manager.policy.watermark import Charge, PayloadPlace, Watermark
 from hsmcore.manager.rotation import service
 from hsmcore.manager.rotation.approvals import by_signature, statement
 from hsmcore.manager.rotation.steps import consent
@@ -150,7 +150,9 @@ async def test_no_forged_state_has_an_effect_and_each_is_told(token, tmp_path, m
         backup = {"key_id": "01", "public_key": "01", "place": "p", "name": "n", "method": "wrapped", "sha256": "00"}
         await manager._background._store.run(lambda on: insert_row(on, BACKUP, **backup, made_ns=1))
         mark = Watermark(manager._background._store, "host:1")
-        await asyncio.gather(mark.require(Place("chain/block", 1, "ab")), mark.require(Charge("chain/lamports", 1, 9)))
+        await asyncio.gather(
+            mark.require(PayloadPlace("chain/block", 1, "ab")), mark.require(Charge("chain/lamports", 1, 9))
+        )
         await manager._background._store.run(add_fleet)
         budget = manager._path.budget
         await budget.spend()
@@ -173,7 +175,7 @@ async def test_no_forged_state_has_an_effect_and_each_is_told(token, tmp_path, m
                         await budget._reserve(1)
                 if "policy" in expected:
                     with pytest.raises(StoreNotGenuine):
-                        await mark.require(Place("chain/block", 2, "ab"))
+                        await mark.require(PayloadPlace("chain/block", 2, "ab"))
             original.put_back()
             await until(lambda: not manager._background.store_problems)
         assert tried >= LEAST[table]

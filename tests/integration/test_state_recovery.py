@@ -177,7 +177,7 @@ async def crashed_alone(config):
     whole = load(config)
     log = AuditLog.of(whole.key_manager)
     await log.open()
-    found = await alone.Alone.open(whole, log)
+    found = await alone.Marks.open(whole, log)
     await found.begin()
     yield found, log
     found._task.cancel()

@@ -18,7 +18,7 @@ from tests.support.loops import one_loop
 from tests.support.managers import becomes, start
 from tests.support.postgres import PASSWORD, USER, Bouncer, Cluster, fleet, newest
 
-from hsmcore.manager.policy.watermark import Place, Watermark
+from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
 from hsmcore.state import Store, StoreError, StoreUnknown, positions
 from hsmcore.state.exchange import CHANGED, Question
 from hsmcore.state.schema import VERSION
@@ -128,13 +128,13 @@ async def test_a_bind_that_was_let_go_is_read_again_by_its_digest(postgres: Clus
         store = await Store.open(fleet(url, singleNode=False))
         marks = Watermark(store, "host:1")
         send_signal(standby.pid, signal.SIGSTOP)
-        waiting = marks.require(Place(CHAIN, 1, "a" * 64))
+        waiting = marks.require(PayloadPlace(CHAIN, 1, "a" * 64))
         await becomes(lambda: waits(postgres, database))
         postgres.change(synchronous_standby_names="")
         with pytest.raises(StoreError, match="no synchronous standby"):
             await waiting
         postgres.change(synchronous_standby_names=NAME)
-        again = marks.require(Place(CHAIN, 1, "a" * 64))
+        again = marks.require(PayloadPlace(CHAIN, 1, "a" * 64))
         await becomes(lambda: waits(postgres, database))
         assert not again.done()
         send_signal(standby.pid, signal.SIGCONT)

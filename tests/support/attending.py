@@ -13,7 +13,7 @@ from hsmcore.audit import AuditLog
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import HsmError
 from hsmcore.fleet.membership import Membership
-from hsmcore.manager.policy.watermark import Place, Watermark
+from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
 from hsmcore.state import Store
 from hsmcore.state.seal import SealSecret
 
@@ -29,7 +29,7 @@ class Host:
         """Bind a payload, and record it. Returns the name of the error, or ""."""
         payload = text or f"{BLOCKS} {position}"
         try:
-            await self.mark.require(Place(BLOCKS, position, digest(payload)))
+            await self.mark.require(PayloadPlace(BLOCKS, position, digest(payload)))
         except HsmError as error:
             return type(error).__name__
         self.log.record("sign", message=message(payload), result="ok", kind="block", domain=BLOCKS, position=position)

@@ -13,10 +13,10 @@ from tests.support.audit_logs import settings
 
 from hsmcore.audit import AuditLog
 from hsmcore.errors import HsmError
-from hsmcore.manager.policy.watermark import Place, Watermark
+from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
 from hsmcore.recovery.witness import Witness
 from hsmcore.state import Store
-from hsmcore.state.positions import Row
+from hsmcore.state.positions import BoundRow
 
 BLOCKS = "chain/block"
 FLEET = "sequencer"
@@ -82,15 +82,15 @@ class Host:
         """Have a payload bound, remembered and recorded, unless something refuses it."""
         payload = text or f"{domain} {position}"
         await self.store.run(self.witness.require_settled, turn=False)
-        place = Place(domain, position, digest(payload))
+        place = PayloadPlace(domain, position, digest(payload))
         await self.mark.require(place)
-        self.witness.bound([Row(*place[:3], f"{self.name}:1", 1)])
+        self.witness.bound([BoundRow(*place[:3], f"{self.name}:1", 1)])
         if recorded:
             self.record(position, payload, domain)
 
     def record(self, position: int, payload: object, domain: str = BLOCKS) -> None:
         """Record a signature."""
-        said = self.mark.shown("block", Place(domain, position, digest(payload)))
+        said = self.mark.shown("block", PayloadPlace(domain, position, digest(payload)))
         self.log.record("sign", message=message(payload), result="ok", **said)
 
     async def refused(self, position: int, text: object = "", domain: str = BLOCKS) -> str:

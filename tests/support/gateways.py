@@ -252,7 +252,7 @@ def honest(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
     version = len(served.public_keys)
     if one.type is Type.SIGN:
         signature = fake_signature(current, wire.read_sign(one).message)
-        answer = wire.signed(one.request, wire.Signed(version, "primary", None, signature))
+        answer = wire.signed(one.request, wire.SignedMessage(version, "primary", None, signature))
     elif one.type is Type.SIGN_MANY:
         made = [fake_signature(current, message) for message in wire.read_sign_many(one.body).messages]
         answer = wire.signed_many(one.request, version, made)

@@ -16,7 +16,7 @@ from typing import Any
 import hsmcore
 from hsmcore.config.load import load_each
 from hsmcore.gateway.gateway import RunningGateway, running, settings_of
-from hsmcore.gateway.server import Server
+from hsmcore.gateway.server import GatewayServer
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import GATEWAY_TYPES, Frame, Splitter, Type, frame
@@ -80,7 +80,7 @@ class Peer:
             pass
         return found
 
-    async def signed(self, data: bytes) -> wire.Signed:
+    async def signed(self, data: bytes) -> wire.SignedMessage:
         """Send a SIGN, and return its signature."""
         found = await self.ask(data)
         assert found.type is Type.SIGNED, wire.read_error(found.body)
@@ -117,7 +117,7 @@ class Site:
     addresses: list[str]
 
     @property
-    def server(self) -> Server:
+    def server(self) -> GatewayServer:
         """Its face."""
         return self.served.server
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.support.loops import one_loop
 
 from hsmcore.errors import BadArgument
-from hsmcore.manager.policy.watermark import Place, Watermark
+from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
 from hsmcore.recovery import interchange
 from hsmcore.recovery.interchange import Interchange, export, import_, parse, require_fleet, text_of
 from hsmcore.state import Store, StoreError
@@ -56,7 +56,7 @@ async def test_an_export_is_imported_into_another_store(tmp_path, secret):
     await import_(other, parse(text))
     assert text_of(await export(other, "sequencer")) == text
     mark = Watermark(other, "host:1")
-    await mark.require(Place("chain/block", 5, A))
+    await mark.require(PayloadPlace("chain/block", 5, A))
     assert await refused(mark, 5, B) == "DoubleSign"
     assert await refused(mark, 3, A) == "PolicyRefused"
     assert await refused(mark, 6, A) == ""
@@ -65,7 +65,7 @@ async def test_an_export_is_imported_into_another_store(tmp_path, secret):
 
 
 async def refused(mark, position, digest):
-    [error] = await asyncio.gather(mark.require(Place("chain/block", position, digest)), return_exceptions=True)
+    [error] = await asyncio.gather(mark.require(PayloadPlace("chain/block", position, digest)), return_exceptions=True)
     return "" if error is None else type(error).__name__
 
 
@@ -98,7 +98,7 @@ async def test_what_a_file_has_no_room_for_is_below_its_floor(tmp_path, monkeypa
     store = await Store.open(tmp_path / "one.db")
     mark = Watermark(store, "host:1")
     for position in range(10):
-        await mark.require(Place("chain/block", position, A))
+        await mark.require(PayloadPlace("chain/block", position, A))
     [found] = (await export(store, "sequencer")).domains
     assert (found.floor, [row.position for row in found.bound]) == (5, [6, 7, 8, 9])
     await mark.close()

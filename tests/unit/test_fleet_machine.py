@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from hsmcore.fleet.machine import RESTS, Machine, Row
+from hsmcore.fleet.machine import RESTS, EpochRow, Machine
 
 TTL = 2_000_000_000
 MS = 1_000_000
@@ -26,7 +26,7 @@ class Asked:
     kind: str
     began: int
     committed: bool = False
-    row: Row | None = None
+    row: EpochRow | None = None
     server: tuple[str, str] = ("", "")
     done: bool = False
 
@@ -54,7 +54,7 @@ class Fleet(RuleBasedStateMachine):
     )
     def begin(self, clocks, ttl):
         self.real = 0
-        self.row = Row()
+        self.row = EpochRow()
         self.server = ("4711", FIRST)
         self.latest = 0
         self.hosts = [
@@ -111,7 +111,7 @@ class Fleet(RuleBasedStateMachine):
         elif asked.kind == "release" and row.holder == me:
             row = row._replace(released=True)
         elif asked.kind == "claim" and self.is_settled and host.machine.may_claim(row, asked.began, self.server):
-            row, asked.done = Row(row.epoch + 1, me, me, 0, False, row.incident, self.server), True
+            row, asked.done = EpochRow(row.epoch + 1, me, me, 0, False, row.incident, self.server), True
         self.row = asked.row = row
         asked.server = self.server
         self.latest = max(self.latest, row.epoch)
@@ -182,7 +182,7 @@ class LosingFleet(Fleet):
 
     @initialize()
     def keep(self):
-        self.kept = [Row()]
+        self.kept = [EpochRow()]
 
     @rule(number=st.integers(0, 2))
     def commit(self, number):
@@ -231,23 +231,23 @@ def test_a_promoted_server_may_have_lost_the_first_claim():
     for timeline, free_at in ((FIRST, 0), ("00000002", 5 + TTL + TTL // 10)):
         machine = Machine("me", TTL)
         machine.answered(("4711", timeline), 5)
-        machine.saw(Row(), 5)
+        machine.saw(EpochRow(), 5)
         assert machine.free_at() == free_at
-        assert machine.may_claim(Row(), 6, ("4711", timeline)) == (free_at == 0)
+        assert machine.may_claim(EpochRow(), 6, ("4711", timeline)) == (free_at == 0)
 
 
 def holder(ttl: int = TTL) -> Machine:
     machine = Machine("me", ttl)
-    machine.saw(Row(), 5)
+    machine.saw(EpochRow(), 5)
     machine.claims()
-    machine.claimed(Row(1, "me", "host", 0, False), 10, 30)
+    machine.claimed(EpochRow(1, "me", "host", 0, False), 10, 30)
     return machine
 
 
 def test_a_lease_counts_from_before_its_renewal():
     machine = holder()
     assert (machine.state, machine.epoch, machine.until) == ("holder", 1, 10 + TTL - TTL // 10)
-    machine.renewed(Row(1, "me", "host", 1, False), 100, 900)
+    machine.renewed(EpochRow(1, "me", "host", 1, False), 100, 900)
     assert machine.until == 100 + TTL - TTL // 10
     assert machine.holds(machine.until - 1)
     assert not machine.holds(machine.until)
@@ -258,51 +258,51 @@ def test_doubt_leaves_the_lease_and_a_renewal_ends_it():
     until = machine.until
     machine.doubt("no answer")
     assert (machine.state, machine.binds, machine.until) == ("doubtful", False, until)
-    machine.renewed(Row(1, "me", "host", 1, False), until + 1, until + 2)
+    machine.renewed(EpochRow(1, "me", "host", 1, False), until + 1, until + 2)
     assert (machine.state, machine.reason) == ("holder", "")
 
 
 def test_another_s_claim_ends_it_at_once():
     machine = holder()
-    machine.renewed(Row(2, "other", "elsewhere", 0, False), 100, 101)
+    machine.renewed(EpochRow(2, "other", "elsewhere", 0, False), 100, 101)
     assert (machine.state, machine.epoch, machine.until) == ("follower", 0, 0)
     assert "other" in machine.reason
 
 
 def test_an_open_incident_stops_positions_only():
     machine = holder()
-    machine.renewed(Row(1, "me", "host", 1, False, incident=4), 100, 101)
+    machine.renewed(EpochRow(1, "me", "host", 1, False, incident=4), 100, 101)
     assert (machine.state, machine.binds) == ("doubtful", False)
     assert machine.until == 100 + TTL - TTL // 10
-    machine.renewed(Row(1, "me", "host", 2, False), 200, 201)
+    machine.renewed(EpochRow(1, "me", "host", 2, False), 200, 201)
     assert machine.binds
 
 
 def test_what_was_not_seen_for_long_enough_is_not_claimed():
     machine = Machine("me", TTL)
     assert machine.free_at() is None
-    assert not machine.may_claim(Row(3, "other", "x", 7, False), 10**12)
-    machine.saw(Row(3, "other", "x", 7, False), 1000)
+    assert not machine.may_claim(EpochRow(3, "other", "x", 7, False), 10**12)
+    machine.saw(EpochRow(3, "other", "x", 7, False), 1000)
     due = 1000 + TTL + TTL // 10
     assert machine.free_at() == due
-    assert not machine.may_claim(Row(3, "other", "x", 7, False), due - 1)
-    assert not machine.may_claim(Row(3, "other", "x", 8, False), due)
-    assert not machine.may_claim(Row(4, "other", "x", 7, False), due)
-    assert machine.may_claim(Row(3, "other", "x", 7, False), due)
-    machine.saw(Row(3, "other", "x", 8, False), due)
+    assert not machine.may_claim(EpochRow(3, "other", "x", 7, False), due - 1)
+    assert not machine.may_claim(EpochRow(3, "other", "x", 8, False), due)
+    assert not machine.may_claim(EpochRow(4, "other", "x", 7, False), due)
+    assert machine.may_claim(EpochRow(3, "other", "x", 7, False), due)
+    machine.saw(EpochRow(3, "other", "x", 8, False), due)
     assert machine.free_at() == due + TTL + TTL // 10
-    machine.saw(Row(3, "other", "x", 8, True), due + 10)
+    machine.saw(EpochRow(3, "other", "x", 8, True), due + 10)
     assert machine.free_at() == 0
 
 
 @pytest.mark.parametrize("written", [True, False])
 def test_a_claim_without_an_answer_is_read_again(written):
     machine = Machine("me", TTL)
-    machine.saw(Row(), 1)
+    machine.saw(EpochRow(), 1)
     machine.claims()
     machine.doubt("no answer")
     assert machine.state == "claiming"
-    found: Any = Row(1, "me", "host", 0, False) if written else Row()
+    found: Any = EpochRow(1, "me", "host", 0, False) if written else EpochRow()
     machine.saw(found, 2)
     assert (machine.state, machine.epoch, machine.until) == (("doubtful", 1, 0) if written else ("follower", 0, 0))
 
@@ -311,7 +311,7 @@ def test_an_epoch_that_a_database_went_back_to_is_not_taken_up_again():
     """It was lost to another one, whose lease may go on although the database has forgotten it."""
     machine = holder()
     mine = machine.row
-    machine.saw(Row(2, "other", "elsewhere", 7, False), 100)
+    machine.saw(EpochRow(2, "other", "elsewhere", 7, False), 100)
     machine.saw(mine, 200)
     assert (machine.state, machine.epoch) == ("follower", 0)
     due = 200 + TTL + TTL // 10
@@ -326,11 +326,11 @@ def test_a_lease_that_was_over_does_not_go_on_at_once_on_another_server():
     lapsed, due = machine.until, machine.until + 5 + TTL + TTL // 10
     machine.answered(("4711", "1"), 40)
     machine.answered(("4711", "2"), lapsed + 5)
-    machine.renewed(Row(1, "me", "host", 1, False), lapsed - 1, lapsed + 5)  # it began in time, and was not there
+    machine.renewed(EpochRow(1, "me", "host", 1, False), lapsed - 1, lapsed + 5)  # it began in time, and was not there
     assert (machine.state, machine.until, "forgotten" in machine.reason) == ("holder", lapsed, True)
-    machine.renewed(Row(1, "me", "host", 2, False), due - 1, due)
+    machine.renewed(EpochRow(1, "me", "host", 2, False), due - 1, due)
     assert not machine.holds(due)
-    machine.renewed(Row(1, "me", "host", 3, False), due, due + 1)
+    machine.renewed(EpochRow(1, "me", "host", 3, False), due, due + 1)
     assert (machine.holds(due + 1), machine.reason) == (True, "")
 
 
@@ -338,7 +338,7 @@ def test_a_lease_that_goes_on_goes_on_on_another_server():
     machine = holder()
     machine.answered(("4711", "1"), 40)
     machine.answered(("4711", "2"), 50)
-    machine.renewed(Row(1, "me", "host", 1, False), 45, 50)
+    machine.renewed(EpochRow(1, "me", "host", 1, False), 45, 50)
     assert machine.until == 45 + TTL - TTL // 10
 
 
@@ -346,7 +346,7 @@ def test_a_lease_that_goes_on_goes_on_on_another_server():
 def test_a_process_that_begins_in_an_incident_waits_for_a_lease_that_may_be_forgotten(settled_on):
     machine = Machine("me", TTL)
     machine.answered(("4711", "2"), 100)
-    free = Row(3, "other", "x", 7, True, 0 if settled_on[1] == "1" else 5, settled_on)
+    free = EpochRow(3, "other", "x", 7, True, 0 if settled_on[1] == "1" else 5, settled_on)
     machine.saw(free, 100)
     assert machine.free_at() == 100 + TTL + TTL // 10
     assert not machine.may_claim(free, 100 + TTL, ("4711", "2"))
@@ -354,9 +354,9 @@ def test_a_process_that_begins_in_an_incident_waits_for_a_lease_that_may_be_forg
 
 def test_what_went_back_to_nobody_s_is_not_free_at_once():
     machine = Machine("me", TTL)
-    machine.saw(Row(2, "other", "elsewhere", 7, False), 100)
-    assert not machine.may_claim(Row(1, "third", "x", 9, True), 10**12)  # in the transaction that finds it
-    machine.saw(Row(1, "third", "x", 9, True), 200)
+    machine.saw(EpochRow(2, "other", "elsewhere", 7, False), 100)
+    assert not machine.may_claim(EpochRow(1, "third", "x", 9, True), 10**12)  # in the transaction that finds it
+    machine.saw(EpochRow(1, "third", "x", 9, True), 200)
     assert machine.free_at() == 200 + TTL + TTL // 10
 
 
@@ -379,7 +379,7 @@ def test_a_release_leaves_the_next_epoch_to_others_for_a_time_or_one_claim(besid
         assert (machine.state, machine.until, machine.reason) == ("follower", 0, "a test")
     machine.saw(released, 100)
     assert (machine.rests(100 + RESTS * TTL - 1), machine.rests(100 + RESTS * TTL)) == (True, False)
-    machine.saw(Row(2, "other", "elsewhere", 0, False), 200)
+    machine.saw(EpochRow(2, "other", "elsewhere", 0, False), 200)
     assert not machine.rests(200)
     machine.saw(released, 300)
     machine.wakes()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hsmcore.audit.record import current_caller
 from hsmcore.config.gateway import GatewayClient
 from hsmcore.errors import BadArgument, ConfigurationError, QueueFull
-from hsmcore.gateway.clients import Account, Client, Directory
+from hsmcore.gateway.clients import Directory, KnownClient, OpenWork
 from hsmcore.gateway.tls import names_in
 from hsmcore.manager.policy import callers as rate
 
@@ -64,7 +64,7 @@ def test_a_token_is_one_client_s():
 
 
 def test_requests_in_flight_are_limited():
-    client = Account(Client("app", rules(uid=[1])), 3)
+    client = OpenWork(KnownClient("app", rules(uid=[1])), 3)
     client.begin(2)
     with pytest.raises(QueueFull) as caught:
         client.begin(2)
@@ -79,7 +79,7 @@ def test_requests_in_flight_are_limited():
 
 
 def test_a_rate_has_bursts_and_says_when_there_is_room(clock):
-    client = Account(Client("app", rules(uid=[1], perSecond=10)), 256)
+    client = OpenWork(KnownClient("app", rules(uid=[1], perSecond=10)), 256)
     client.begin(10, 10)
     with pytest.raises(QueueFull) as caught:
         client.begin(1, 1)
@@ -104,7 +104,7 @@ def test_whatever_sizes_come_the_rate_is_kept_and_each_is_granted_that_waits_as_
     """Batches larger than what a second allows are among them."""
     with patch.object(rate, "monotonic_ns") as clock:
         began = clock.return_value = 10**12
-        client = Account(Client("app", rules(uid=[1], perSecond=per_second)), 300)
+        client = OpenWork(KnownClient("app", rules(uid=[1], perSecond=per_second)), 300)
         granted = 0
         for count, later_ns in asked:
             clock.return_value += later_ns
@@ -127,7 +127,7 @@ def test_whatever_sizes_come_the_rate_is_kept_and_each_is_granted_that_waits_as_
 
 
 def test_what_runs_for_a_client_is_recorded_as_its(clock):
-    client = Client("app", rules(uid=[1]))
+    client = KnownClient("app", rules(uid=[1]))
     assert client.context.run(current_caller) == "app"
     assert current_caller() is None
 

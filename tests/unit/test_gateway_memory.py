@@ -5,11 +5,11 @@ from random import Random
 import pytest
 
 from hsmcore.errors import BadArgument, QueueFull
-from hsmcore.gateway.replay import NONCES, REMEMBER_SECONDS, Room, Session, Sessions, contents_of
-from hsmcore.gateway.taken import GAPS, Numbers
+from hsmcore.gateway.replay import NONCES, REMEMBER_SECONDS, MemoryBudget, ReplaySession, Sessions, contents_of
+from hsmcore.gateway.seen import GAPS, SeenIds
 from hsmcore.gateway.wire.frames import Flag, Frame, Type
 
-LARGE = Room(1 << 30)
+LARGE = MemoryBudget(1 << 30)
 
 
 def asked(body=b"m", flags=0, slot=0, kind=Type.SIGN):
@@ -43,12 +43,12 @@ def forgotten(session, number, contents=None):
 
 @pytest.fixture
 def room():
-    return Room(10_000)
+    return MemoryBudget(10_000)
 
 
 @pytest.fixture
 def session(room):
-    return Session(room)
+    return ReplaySession(room)
 
 
 def test_a_request_is_new_then_open_then_answered(session):
@@ -116,7 +116,7 @@ def test_no_answer_is_forgotten_for_want_of_memory(session, room):
     assert session.remembered == number - 1 > 10
     assert all(session.find(known, asked()) == b"%d" % known for known in range(1, number))
     with pytest.raises(QueueFull):
-        Session(room).require_room(1, 0.0)  # the memory is that of all processes of the client
+        ReplaySession(room).require_room(1, 0.0)  # the memory is that of all processes of the client
     session.acknowledge(number)
     answered(session, number)
     session.end()
@@ -144,7 +144,7 @@ def test_passed_over_numbers_are_bounded_and_give_way_when_they_are_old(session,
 
 
 def test_a_jump_to_the_last_number_costs_one_range():
-    numbers = Numbers()
+    numbers = SeenIds()
     numbers.take(2**64 - 1, 0.0)
     assert numbers.gaps == 1
     assert 1 not in numbers
@@ -177,8 +177,8 @@ class Model:
 
 def history(seed):
     """One of random requests, answers, acknowledgements and looks at the clock."""
-    chance, room, model, now = Random(seed), Room(6000), Model(), 0.0
-    session, top = Session(room), 40
+    chance, room, model, now = Random(seed), MemoryBudget(6000), Model(), 0.0
+    session, top = ReplaySession(room), 40
     for _ in range(600):
         now += chance.random() * 4
         number = chance.randrange(1, top + 1)

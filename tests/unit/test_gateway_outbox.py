@@ -23,8 +23,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.support import batches
 
 from hsmcore.errors import DeadlineExceeded, HsmError, KeyNotCurrent
-from hsmcore.gateway.client.outbox import Outbox
-from hsmcore.gateway.client.request import Request, Session
+from hsmcore.gateway.client.outbox import RequestOutbox
+from hsmcore.gateway.client.request import ClientRequest, GatewaySession
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import CLIENT_TYPES, GATEWAY_TYPES, Splitter, Type
@@ -60,8 +60,8 @@ class FakeChannel:
     """A connection: frames are under way until one end takes them."""
 
     process: Process
-    session: Session
-    open: dict[int, Request] = field(default_factory=dict)
+    session: GatewaySession
+    open: dict[int, ClientRequest] = field(default_factory=dict)
     withdrawn: list[int] = field(default_factory=list)
     ready: bool = True
     going: bool = False
@@ -92,7 +92,7 @@ class World(RuleBasedStateMachine):
         self.complaints: list[str] = []
         self.loop.set_exception_handler(lambda _, context: self.complaints.append(str(context)))
         self.channels: list[FakeChannel] = []
-        self.outbox = Outbox(self.loop, 10_000, self.channels, lambda _: None)
+        self.outbox = RequestOutbox(self.loop, 10_000, self.channels, lambda _: None)
         self.public_keys = [b"key-0" + bytes(27)]
         self.current = 0
         self.process = Process(bytes(16), {})
@@ -104,7 +104,7 @@ class World(RuleBasedStateMachine):
         """Gateway processes that signed a message."""
         self.places: dict[bytes, set[bytes]] = {}
         """Gateway processes that put a message into a batch."""
-        self.asked: list[tuple[bytes, Request]] = []
+        self.asked: list[tuple[bytes, ClientRequest]] = []
         self.settlements: dict[int, int] = {}
         self.highest_ack = 0
         self.full = False
@@ -140,7 +140,7 @@ class World(RuleBasedStateMachine):
         future = self.loop.create_future()
         number = len(self.asked)
         future.add_done_callback(lambda _: self.settlements.update({number: self.settlements.get(number, 0) + 1}))
-        request = Request(kind, one, future, self.loop.now + seconds)
+        request = ClientRequest(kind, one, future, self.loop.now + seconds)
         self.asked.append((message, request))
         self.outbox.submit(request)
         self.turn()
@@ -159,7 +159,7 @@ class World(RuleBasedStateMachine):
     @precondition(lambda self: len(self.channels) < 3)
     @rule()
     def connect(self) -> None:
-        session = Session(self.process.instance, 0, REMEMBERS, 1000, 100)
+        session = GatewaySession(self.process.instance, 0, REMEMBERS, 1000, 100)
         session.learn(self.keys(self.process))
         channel = FakeChannel(self.process, session)
         self.channels.append(channel)
@@ -215,7 +215,7 @@ class World(RuleBasedStateMachine):
             fresh = b"" if self.algorithm == "ed25519" else len(self.ledger).to_bytes(4, "big") + process.instance
             signature = hashlib.sha512(current + message + fresh).digest()
             self.made.setdefault(message, set()).add(signature)
-            one = wire.Signed(said.version, "primary", None, signature)
+            one = wire.SignedMessage(said.version, "primary", None, signature)
             answer = (
                 wire.signed_many(frame.request, said.version, [signature]) if many else wire.signed(frame.request, one)
             )
@@ -346,7 +346,7 @@ class World(RuleBasedStateMachine):
             if request.future.done() and not request.future.cancelled():
                 self.check(message, request)
 
-    def check(self, message: bytes, request: Request) -> None:
+    def check(self, message: bytes, request: ClientRequest) -> None:
         error = request.future.exception()
         if error is None:
             found = request.future.result()
@@ -409,7 +409,7 @@ def world() -> Iterator[World]:
     world.teardown()
 
 
-def started(world: World, algorithm: str = "ed25519") -> tuple[FakeChannel, Request]:
+def started(world: World, algorithm: str = "ed25519") -> tuple[FakeChannel, ClientRequest]:
     """A request that was received, signed and not answered."""
     world.begin(algorithm, 100)
     world.ask(500, kind=Type.SIGN)
@@ -539,9 +539,9 @@ def test_numbers_are_acknowledged_in_batches():
     """One ACK for many answers, and none that is above what is open."""
     loop = Clock()
     channels: list = []
-    outbox = Outbox(loop, 1000, channels, lambda _: None)
+    outbox = RequestOutbox(loop, 1000, channels, lambda _: None)
     outbox.credits = 50
-    session = Session(bytes(16), 0, REMEMBERS, 1000, 100)
+    session = GatewaySession(bytes(16), 0, REMEMBERS, 1000, 100)
     session.learn((wire.Key(0, 1, True, "ed25519", "00", bytes(32), 0xFFFF),))
     channel = FakeChannel(SimpleNamespace(), session)
     channels.append(channel)
@@ -551,7 +551,7 @@ def test_numbers_are_acknowledged_in_batches():
         loop.run_forever()
 
     for number in range(400):
-        request = Request(Type.SIGN, wire.Sign("", 0, None, 0, b"%d" % number), loop.create_future(), 2000.0)
+        request = ClientRequest(Type.SIGN, wire.Sign("", 0, None, 0, b"%d" % number), loop.create_future(), 2000.0)
         outbox.submit(request)
     turn()
     first, acks, sent = 1, [], 0
@@ -562,7 +562,7 @@ def test_numbers_are_acknowledged_in_batches():
         sent += len(asked)
         for number in asked:
             if number != first:  # the first one is answered last
-                answer = wire.signed(number, wire.Signed(1, "primary", None, bytes(64)))
+                answer = wire.signed(number, wire.SignedMessage(1, "primary", None, bytes(64)))
                 outbox.answered(channel, Splitter(GATEWAY_TYPES).feed(answer)[0])
         if not asked:
             break

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsmcore.gateway.turns import Flow, Turns
+from hsmcore.gateway.turns import FairQueue, Flow
 
 
 def run(turns, flows, count):
@@ -33,7 +33,7 @@ def device(asked, count, most=32, alone=0):
     """A device signs one message after the other, in the order in which they begin. `asked`: by name, how many requests
     each has open all the time, of how many messages; a piece is answered with its last message. Returns how many
     messages of each are signed when `count` are, and the most that were at the device."""
-    turns, flows, signed = Turns(most, alone), {name: Flow() for name in asked}, Counter()
+    turns, flows, signed = FairQueue(most, alone), {name: Flow() for name in asked}, Counter()
     at_it, left, peak, done = deque(), {}, 0, 0
 
     def ask(name):
@@ -74,13 +74,13 @@ def test_batches_take_no_more_than_single_messages_do(batch, alone):
 @pytest.mark.parametrize("weights", [(1, 1), (1, 2), (1, 10), (3, 5, 7)])
 def test_flows_that_wait_share_by_weight(weights):
     flows = {name: Flow(weight) for name, weight in enumerate(weights)}
-    served = run(Turns(8), flows, 2000)
+    served = run(FairQueue(8), flows, 2000)
     for name, weight in enumerate(weights):
         assert served[name] == pytest.approx(2000 * weight / sum(weights), rel=0.05)
 
 
 def test_one_that_asks_for_little_goes_before_one_that_floods():
-    turns, flood, quiet = Turns(4), Flow(), Flow()
+    turns, flood, quiet = FairQueue(4), Flow(), Flow()
     for number in range(1000):
         turns.take(flood, number)
     for number in range(500):
@@ -90,7 +90,7 @@ def test_one_that_asks_for_little_goes_before_one_that_floods():
 
 
 def test_a_flow_that_asked_for_nothing_has_saved_nothing():
-    turns, busy, late = Turns(1), Flow(), Flow()
+    turns, busy, late = FairQueue(1), Flow(), Flow()
     turns.take(busy, "first")
     for number in range(100):
         turns.take(busy, number)
@@ -103,7 +103,7 @@ def test_a_flow_that_asked_for_nothing_has_saved_nothing():
 
 
 def test_what_costs_much_begins_in_pieces():
-    turns, flow, other = Turns(8), Flow(), Flow()
+    turns, flow, other = FairQueue(8), Flow(), Flow()
     assert turns.take(flow, "large", 11) == [("large", 2)] * 4
     assert turns.take(flow, "behind it") == turns.take(other, "other", 3) == []
     assert turns.waiting == 3
@@ -116,13 +116,13 @@ def test_what_costs_much_begins_in_pieces():
 
 
 def test_one_that_is_alone_has_more_room_until_another_asks():
-    turns, first, other = Turns(2, 10), Flow(), Flow()
+    turns, first, other = FairQueue(2, 10), Flow(), Flow()
     assert [len(turns.take(first, number)) for number in range(12)] == [1] * 10 + [0] * 2
     assert not turns.take(other, "other")
     begun = [turns.free() for _ in range(9)]  # what is under way goes down to what two may have
     assert begun[:8] == [[]] * 8
     assert turns.under_way == 2
-    turns = Turns(2, 10)
+    turns = FairQueue(2, 10)
     turns.take(first, 0)
     turns.take(other, "other")
     for number in range(1, 60):  # for a while after the other one has asked
@@ -133,7 +133,7 @@ def test_one_that_is_alone_has_more_room_until_another_asks():
 
 
 def test_withdrawn_work_makes_room():
-    turns, flow = Turns(16), Flow()
+    turns, flow = FairQueue(16), Flow()
     for number in range(13):
         turns.take(flow, number)
     assert turns.take(flow, "large", 4) == turns.take(flow, "small", 1) == []
@@ -157,7 +157,7 @@ def test_withdrawn_work_makes_room():
     ),
 )
 def test_whatever_happens_each_piece_begins_once_and_in_order_and_none_is_stuck(most, steps):
-    turns = Turns(most)
+    turns = FairQueue(most)
     flows = [Flow(weight) for weight in (1, 3, 7)]
     left, owner, waiting, running, begun_of = {}, {}, [], [], {flow: [] for flow in range(3)}
 

@@ -21,7 +21,7 @@ from hsmcore.errors.statuses import RETRYABLE_CLASSES, STATUSES
 from hsmcore.providers.kms.errors import ROWS, row_for
 from hsmcore.providers.kms.forms import FORMS, raw_public_key, raw_signature
 from hsmcore.providers.kms.settings import identity_of, name_of
-from hsmcore.providers.kms.sigv4 import CONTENT_TYPE, Credentials, Signer
+from hsmcore.providers.kms.sigv4 import CONTENT_TYPE, AwsCredentials, Signer
 
 HOST = "kms.eu-central-1.amazonaws.com"
 REGION = "eu-central-1"
@@ -44,7 +44,7 @@ def parsed(head: bytes) -> dict[str, str]:
 def test_requests_are_signed_as_botocore_signs_them(key, secret, token, body, moment):
     moment = moment.replace(tzinfo=datetime.UTC, microsecond=0)
     head = Signer(REGION, "kms", HOST).head(
-        Credentials(key, secret, token), "TrentService.Sign", body, moment.timestamp()
+        AwsCredentials(key, secret, token), "TrentService.Sign", body, moment.timestamp()
     )
     theirs = AWSRequest(
         "POST",
@@ -68,10 +68,10 @@ def test_the_signing_key_is_derived_again_for_another_day_and_other_credentials(
     day = 86_400.0
     for moment in (0.0, day, 0.0):
         for secret in ("one", "two", "one"):
-            credentials = Credentials("key", secret, None)
+            credentials = AwsCredentials("key", secret, None)
             fresh = Signer(REGION, "kms", HOST).head(credentials, "t", b"", moment)
             assert signer.head(credentials, "t", b"", moment) == fresh
-    assert "one" not in repr(Credentials("key", "one", "one"))
+    assert "one" not in repr(AwsCredentials("key", "one", "one"))
 
 
 @pytest.mark.parametrize("spec", ECDSA)

@@ -9,13 +9,13 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from hsmcore.base.listening.connections import FEW, RESERVE, Connection, Gate, spare_descriptors
+from hsmcore.base.listening.connections import FEW, RESERVE, Connection, ConnectionLimit, spare_descriptors
 
 
 class Client(Connection):
     """One that closes when `close` is called, as a transport does a turn after it was told to."""
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: ConnectionLimit) -> None:
         super().__init__(gate, self.told)
         self.gone = False
 
@@ -26,7 +26,7 @@ class Client(Connection):
         self.leave()
 
 
-def entered(gate: Gate, count: int) -> list[Client]:
+def entered(gate: ConnectionLimit, count: int) -> list[Client]:
     clients = [Client(gate) for _ in range(count)]
     for client in clients:
         gate.enter(client)
@@ -34,7 +34,7 @@ def entered(gate: Gate, count: int) -> list[Client]:
 
 
 def test_the_longest_idle_connection_is_closed_first() -> None:
-    gate = Gate(3)
+    gate = ConnectionLimit(3)
     first, second, third = entered(gate, 3)
     first.busy()
     first.idle()
@@ -48,7 +48,7 @@ def test_the_longest_idle_connection_is_closed_first() -> None:
 
 
 def test_a_new_connection_is_closed_when_all_others_are_busy() -> None:
-    gate = Gate(3)
+    gate = ConnectionLimit(3)
     for client in entered(gate, 3):
         client.busy()
     [late] = entered(gate, 1)
@@ -56,7 +56,7 @@ def test_a_new_connection_is_closed_when_all_others_are_busy() -> None:
 
 
 def test_no_more_connections_are_accepted_while_many_are_closing() -> None:
-    gate = Gate(16)
+    gate = ConnectionLimit(16)
     clients = entered(gate, 16)
     newer: list[Client] = []
     while not gate.crowded:
@@ -69,7 +69,7 @@ def test_no_more_connections_are_accepted_while_many_are_closing() -> None:
 
 
 def test_a_closed_connection_frees_its_place_once() -> None:
-    gate = Gate(1)
+    gate = ConnectionLimit(1)
     [client] = entered(gate, 1)
     client.close()
     client.close()
@@ -110,7 +110,7 @@ def test_descriptors_are_counted(folder: str) -> None:
 def test_a_few_places_remain_when_descriptors_are_short() -> None:
     with limit(1024):
         with files(spare_descriptors() + 20):
-            gate = Gate()
+            gate = ConnectionLimit()
             for client in entered(gate, 4):
                 client.busy()
             gate = rested(gate)
@@ -120,7 +120,7 @@ def test_a_few_places_remain_when_descriptors_are_short() -> None:
         assert not any(client.gone for client in entered(gate, 3 * FEW))
 
 
-def rested(gate: Gate) -> Gate:
+def rested(gate: ConnectionLimit) -> ConnectionLimit:
     """Once it looks at the descriptors again."""
     gate._looked -= 1
     return gate

@@ -310,3 +310,19 @@ def test_the_library_has_few_doors():
         if path.suffix != ".so" and path.name not in ("__pycache__", "_bin")
     }
     assert len(entries) <= 24, sorted(entries)
+
+
+PRIVATE_TWICE = {"_Attribute", "_Guarded", "_Held", "_Number", "_Refused"}
+
+
+def test_a_class_name_has_one_home():
+    homes: dict[str, list[str]] = {}
+    for path in sources("core/hsmcore", ".py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    for path in sources("bindings", ".pyx", ".pxi"):
+        for name in re.findall(r"^(?:cdef )?class (\w+)", path.read_text(), re.MULTILINE):
+            homes.setdefault(name, []).append(path.relative_to(ROOT).as_posix())
+    twice = {name: places for name, places in homes.items() if len(places) > 1}
+    assert twice.keys() == PRIVATE_TWICE, twice

@@ -19,7 +19,7 @@ from tests.support.postgres import fleet
 from hsmcore.config import Fleet, Secret
 from hsmcore.errors import SecretUnavailable
 from hsmcore.failover.budget import Emergency, Limits
-from hsmcore.manager.policy.watermark import Charge, Place, Watermark, marks_of
+from hsmcore.manager.policy.watermark import Charge, PayloadPlace, Watermark, marks_of
 from hsmcore.manager.rotation.machine import Run
 from hsmcore.manager.rotation.store import Rotations
 from hsmcore.state import Approval, Approvals, Desired, Keys, Store, StoreError, StoreNotGenuine
@@ -65,7 +65,7 @@ async def filled(path: Path | Fleet, secret: Secret | None = SECRET) -> Store:
         await Desired(store).set(name, "primary", "a reason")
     mark = Watermark(store, "host:1")
     for number in (1, 2):
-        await mark.require(Place(f"chain-{number}/block", number, "ab"))
+        await mark.require(PayloadPlace(f"chain-{number}/block", number, "ab"))
         await mark.require(Charge(f"chain-{number}/lamports", 1, 10))
     await store.run(add_fleet)
     return store

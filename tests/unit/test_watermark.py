@@ -12,7 +12,7 @@ from tests.support.loops import one_loop
 from tests.support.raw_store import beside
 
 from hsmcore.errors import BadArgument, DoubleSign, InternalError, PolicyRefused, RequestCancelled
-from hsmcore.manager.policy.watermark import Charge, Place, Watermark, marks_of
+from hsmcore.manager.policy.watermark import Charge, PayloadPlace, Watermark, marks_of
 from hsmcore.state import Store, StoreError, StoreNotGenuine, positions
 from hsmcore.state.positions import WINDOW, Mark
 
@@ -48,7 +48,7 @@ class Life:
         await self.store.close()
 
     async def bind(self, position, digest=A, domain=BLOCKS):
-        await self.mark.require(Place(domain, position, digest))
+        await self.mark.require(PayloadPlace(domain, position, digest))
 
 
 async def test_the_first_digest_has_the_position_for_ever(place, secret):
@@ -88,17 +88,19 @@ async def test_a_new_position_lies_no_further_ahead_than_it_may(place, secret):
         for position in ((1 << 40) + 201, (1 << 63) - 1):
             with pytest.raises(PolicyRefused, match="maxAhead"):
                 await life.bind(position)
-            assert isinstance((await life.mark.look(Place(BLOCKS, position, A)))[1], PolicyRefused)
+            assert isinstance((await life.mark.look(PayloadPlace(BLOCKS, position, A)))[1], PolicyRefused)
         await life.bind((1 << 40) + 101)
         await life.mark.raise_floor(BLOCKS, 1 << 41, "after an outage")
         await life.bind((1 << 41) + 100)
         await life.bind((1 << 41) + 100)
-        await life.mark.require(Place(BLOCKS, (1 << 41) + 500, A, (1 << 41) + 101, 0))  # a range begins at the next one
+        await life.mark.require(
+            PayloadPlace(BLOCKS, (1 << 41) + 500, A, (1 << 41) + 101, 0)
+        )  # a range begins at the next one
 
 
 async def test_what_was_given_up_before_it_was_taken_up_is_neither_bound_nor_counted(place, secret):
     async with Life(place, secret) as life:
-        given_up = [life.mark.require(Place(BLOCKS, position, A)) for position in range(600)]
+        given_up = [life.mark.require(PayloadPlace(BLOCKS, position, A)) for position in range(600)]
         charges = [life.mark.require(Charge("chain/lamports", 1, 1000)) for _ in range(10)]
         for asked in (*given_up, *charges):
             asked.cancel()
@@ -119,7 +121,7 @@ async def test_a_fault_of_ours_and_the_end_of_its_task_are_the_callers_errors(pl
             await life.bind(1)
         monkeypatch.setattr(life.mark, "_take", take)
         await life.bind(1, B)
-        waiting = [life.mark.require(Place(BLOCKS, position, A)) for position in range(2, 600)]
+        waiting = [life.mark.require(PayloadPlace(BLOCKS, position, A)) for position in range(2, 600)]
         await asyncio.sleep(0)
         life.mark._writing.cancel()
         done = await asyncio.gather(*waiting, return_exceptions=True)
@@ -168,7 +170,7 @@ async def test_what_a_writer_of_the_file_changed_is_not_signed(place):
     async with Life(place, Bytes()) as life:
         for position in (1, 2, 3):
             for digest in (A, B):
-                assert isinstance((await life.mark.look(Place(BLOCKS, position, digest)))[1], StoreNotGenuine)
+                assert isinstance((await life.mark.look(PayloadPlace(BLOCKS, position, digest)))[1], StoreNotGenuine)
                 with pytest.raises(StoreNotGenuine):
                     await life.bind(position, digest)
         await life.bind(0)
@@ -278,7 +280,7 @@ async def test_sums_within_a_minute_outlast_a_restart(place, secret, monkeypatch
 
 async def test_the_store_s_trouble_is_each_request_s_own_error(place):
     async with Life(place, None) as life:
-        futures = [life.mark.require(Place(BLOCKS, n, A)) for n in range(3)]
+        futures = [life.mark.require(PayloadPlace(BLOCKS, n, A)) for n in range(3)]
         await life.store.close()
         done = await asyncio.gather(*futures, return_exceptions=True)
         assert len({id(error) for error in done}) == 3 or all(error is None for error in done)
@@ -286,11 +288,11 @@ async def test_the_store_s_trouble_is_each_request_s_own_error(place):
 
 async def test_a_caller_who_left_keeps_nobody_else_waiting(place, secret):
     async with Life(place, secret) as life:
-        gone = life.mark.require(Place(BLOCKS, 1, A))
-        other = life.mark.require(Place(BLOCKS, 2, A))
+        gone = life.mark.require(PayloadPlace(BLOCKS, 1, A))
+        other = life.mark.require(PayloadPlace(BLOCKS, 2, A))
         gone.cancel()
         await other
-        row, _ = await life.mark.look(Place(BLOCKS, 1, A))
+        row, _ = await life.mark.look(PayloadPlace(BLOCKS, 1, A))
         assert row is None, "no transaction had taken it up"
 
 

@@ -81,7 +81,7 @@ key = st.builds(
 keys = st.lists(key, max_size=4).map(tuple)
 refusal = st.builds(wire.Refusal, st.booleans(), st.booleans(), u32, short, short, st.text(max_size=200))
 slots = st.lists(short, max_size=4).map(tuple)
-signed = st.builds(wire.Signed, u32, st.sampled_from(wire.LEVELS), st.none() | st.integers(0, 2**64 - 2), blob)
+signed = st.builds(wire.SignedMessage, u32, st.sampled_from(wire.LEVELS), st.none() | st.integers(0, 2**64 - 2), blob)
 kinds = st.sampled_from(wire.KINDS)
 ANY_FRAME = st.one_of(
     st.builds(wire.hello, st.binary(min_size=16, max_size=16), short),

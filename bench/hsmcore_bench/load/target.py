@@ -118,14 +118,14 @@ def configured(config: Config, document: Mapping[str, Any], wanted: Wanted) -> I
 def behind_gateway(address: str, key_manager: str, connections: int, tls: str | None) -> Iterator[Target]:
     """The key manager that a running gateway serves. `tls`: the files of a client's certificate, its key, and the
     authorities, with commas between them. Raises UsageProblem."""
-    from hsmcore.gateway.client.dialing import Address, ClientTls
+    from hsmcore.gateway.client.dialing import ClientTls, GatewayAddress
 
     files = tls.split(",") if tls is not None else []
     if tls is not None and len(files) != len(fields(ClientTls)):
         raise UsageProblem("--tls: expected CERTIFICATE,KEY,AUTHORITIES")
-    if Address.parse(address).path and files:
+    if GatewayAddress.parse(address).path and files:
         raise UsageProblem('--tls belongs to a "tls:" address')
-    if not Address.parse(address).path and not files:
+    if not GatewayAddress.parse(address).path and not files:
         raise UsageProblem('a "tls:" address needs --tls')
     client = {"address": address, "key_manager": key_manager, "connections": connections, "tls": files}
     # Nothing is signed with it here; timeouts and the like are those of a key manager that says nothing.

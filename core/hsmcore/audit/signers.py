@@ -30,7 +30,7 @@ class CheckpointSigner(Protocol):
         """Return the signature (64 bytes). Raises HsmError."""
 
 
-class SigningEngine(Protocol):
+class CheckpointEngine(Protocol):
     """The part of a member's engine that signs checkpoints."""
 
     def submit_own(
@@ -43,7 +43,7 @@ class SigningMember(Protocol):
     """The part of a member that signs checkpoints."""
 
     @property
-    def engine(self) -> SigningEngine: ...
+    def engine(self) -> CheckpointEngine: ...
 
     async def load_key(self, key_id: bytes) -> KeyVersion:
         """Return the key with this id, known to the engine from now on. Raises KeyNotFound."""

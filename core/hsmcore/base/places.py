@@ -29,7 +29,7 @@ class PlaceError(SystemFailure):
     default_hint = "Check the location of the backups, the rights to it, and the room there."
 
 
-class Place(Protocol):
+class BackupPlace(Protocol):
     """A place. `location` is as configured. Every method raises PlaceError."""
 
     location: str
@@ -47,7 +47,7 @@ class Place(Protocol):
         """Return the names of all backups, sorted."""
 
 
-def place_at(location: str, endpoint: str | None = None, suffix: str = SUFFIX) -> Place:
+def place_at(location: str, endpoint: str | None = None, suffix: str = SUFFIX) -> BackupPlace:
     """Return the place that `backupLocation` names. `endpoint`: another S3 endpoint than AWS's. `suffix`: of the names
     that it lists. Nothing is connected yet."""
     scheme, separator, rest = location.partition("://")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from hsmcore.config import Config, LevelName, Provider
     from hsmcore.doctor import DoctorReport, Step
-    from hsmcore.doctor.subject import Begun
+    from hsmcore.doctor.subject import CheckBegun
 
     Members = tuple[tuple[LevelName, Provider], ...]
 
@@ -93,7 +93,7 @@ def _shown(config: Config, options: object, members: Members) -> DoctorReport:
         if not console.is_terminal:
             status.stop()
 
-        def watch(level: LevelName, member: Provider, event: Step | Begun | None) -> None:
+        def watch(level: LevelName, member: Provider, event: Step | CheckBegun | None) -> None:
             if event is None:
                 _print(f"\n{level}: {member.name}", status)
             elif isinstance(event, Step):

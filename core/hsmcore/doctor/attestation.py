@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from hsmcore.config import Provider
 from hsmcore.doctor.common import UNPROVEN_HINT
 from hsmcore.doctor.report import Step, ok, warn
-from hsmcore.doctor.subject import Begun
+from hsmcore.doctor.subject import CheckBegun
 from hsmcore.errors import HsmError
 
 
-def check_attestation(provider: Provider, found: Mapping[str, Step]) -> Iterator[Step | Begun]:
+def check_attestation(provider: Provider, found: Mapping[str, Step]) -> Iterator[Step | CheckBegun]:
     """Warn unless certificates lead to a root of `attestationRoots`, if there are any. `found`: steps, by name; nothing
     is asked before they show token and key."""
     token, key, public = (found.get(name) for name in ("token", "key", "public-key"))
@@ -20,7 +20,7 @@ def check_attestation(provider: Provider, found: Mapping[str, Step]) -> Iterator
     roots = getattr(provider.config, "attestation_roots", None)
     if not certificates or not judge or roots is None or token is None or key is None or not public_key:
         return
-    yield Begun("attestation")
+    yield CheckBegun("attestation")
     key_id, serial = str(key.data["id"]), str(token.data["serial"])
     try:
         chain = provider.resolve(certificates)(provider.config, key_id)

@@ -13,7 +13,7 @@ from pkcs11 import TokenFlag
 from hsmcore._native import Turn
 from hsmcore.config.uri import build_uri
 from hsmcore.doctor.calls import Calls, TokenInfo
-from hsmcore.doctor.context import Context
+from hsmcore.doctor.context import ProbeContext
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import HsmError, PinIncorrect
 from hsmcore.errors.statuses import STATUSES
@@ -26,7 +26,7 @@ from hsmcore.members.control.quirks import quirks_for
 _SESSION_COUNT: Final = 0x0B1
 
 
-def check_module(context: Context) -> Iterator[Step]:
+def check_module(context: ProbeContext) -> Iterator[Step]:
     """Load and initialize the module, and recognize it."""
     question = context.question
     _load(context)
@@ -58,7 +58,7 @@ def check_module(context: Context) -> Iterator[Step]:
         yield ok("module", found, **data)
 
 
-def _load(context: Context) -> None:
+def _load(context: ProbeContext) -> None:
     """Load the module in steps, so that a crash is told apart from one in C_Initialize. What is wrong with the file
     otherwise is found when the native core loads it."""
     context.announce("the library's loading")
@@ -68,7 +68,7 @@ def _load(context: Context) -> None:
         get_list(ctypes.byref(ctypes.c_void_p()))
 
 
-def check_token(context: Context) -> Iterator[Step]:
+def check_token(context: ProbeContext) -> Iterator[Step]:
     """Find the one token that the selectors name."""
     question = context.question
     seen: list[TokenInfo] = []
@@ -99,7 +99,7 @@ def check_token(context: Context) -> Iterator[Step]:
         )
 
 
-def check_token_state(context: Context) -> Iterator[Step]:
+def check_token_state(context: ProbeContext) -> Iterator[Step]:
     """Judge the token's flags, before any attempt to log in."""
     flag, flags = TokenFlag, context.token.flags
     login_required = bool(flags & flag.LOGIN_REQUIRED)
@@ -120,7 +120,7 @@ def check_token_state(context: Context) -> Iterator[Step]:
     yield from found or (ok("token-state", state, flags=flags, loginRequired=login_required),)
 
 
-def check_login(context: Context) -> Iterator[Step]:
+def check_login(context: ProbeContext) -> Iterator[Step]:
     """Log in, at most once; not at all if the token's flags advise against it."""
     question, flags = context.question, context.token.flags
     with translated("opening a session", question.member):
@@ -153,7 +153,7 @@ def check_login(context: Context) -> Iterator[Step]:
         yield ok("login", "the token took the PIN (one attempt)", attempts=1)
 
 
-def check_sessions(context: Context) -> Iterator[Step]:
+def check_sessions(context: ProbeContext) -> Iterator[Step]:
     """Open as many sessions as the configuration needs, beside the one that is logged in."""
     token, most_useful = context.token, context.quirks.sessions
     wanted = min(context.question.sessions, most_useful or context.question.sessions) + 1
@@ -192,7 +192,7 @@ def check_sessions(context: Context) -> Iterator[Step]:
             raise refused
 
 
-def writable(context: Context) -> bool:
+def writable(context: ProbeContext) -> bool:
     """Return whether the token accepts new objects."""
     return not context.token.flags & TokenFlag.WRITE_PROTECTED
 

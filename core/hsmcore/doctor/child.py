@@ -11,7 +11,7 @@ from typing import IO, Any, NoReturn
 import orjson
 from pydantic import TypeAdapter
 
-from hsmcore.doctor.context import Context, Question
+from hsmcore.doctor.context import ProbeContext, ProbeQuestion
 from hsmcore.doctor.plan import BY_NAME
 from hsmcore.doctor.report import Step, failed
 from hsmcore.errors import HsmError, InternalError
@@ -31,15 +31,15 @@ def serve(requests: io.FileIO, answers: IO[bytes]) -> None:
         answers.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
         answers.flush()
 
-    context: Context | None = None
+    context: ProbeContext | None = None
     try:
         while line := requests.readline():
             request = orjson.loads(line)
             if request["call"] == "close":
                 break
             if request["call"] == "begin":
-                question = TypeAdapter(Question).validate_python(request["question"])
-                context = Context(question, announce=lambda call: send({"note": call}))
+                question = TypeAdapter(ProbeQuestion).validate_python(request["question"])
+                context = ProbeContext(question, announce=lambda call: send({"note": call}))
                 send({"result": None})
                 continue
             pin = read_exactly(requests, request["pin_bytes"])
@@ -54,7 +54,7 @@ def serve(requests: io.FileIO, answers: IO[bytes]) -> None:
             context.close()
 
 
-def _steps(context: Context | None, name: str, pin: bytearray) -> list[dict[str, Any]]:
+def _steps(context: ProbeContext | None, name: str, pin: bytearray) -> list[dict[str, Any]]:
     if context is None:
         raise LookupError("a check before the question")
     context.pin = pin

@@ -17,7 +17,7 @@ _ULONG: Final = ctypes.sizeof(ctypes.c_ulong)
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ProbeQuestion:
     """What the parent asks its child. Plain data, serialized as JSON, without secrets."""
 
     member: str
@@ -63,10 +63,10 @@ class FoundKey:
 
 
 @dataclass(slots=True)
-class Context:
+class ProbeContext:
     """The findings so far. A check sets the fields without a value; only checks that need that check may read them."""
 
-    question: Question
+    question: ProbeQuestion
     announce: Callable[[str], None]
     pin: bytearray = field(default_factory=bytearray)
     """For the login check, and wiped after it."""

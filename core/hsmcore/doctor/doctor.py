@@ -14,14 +14,14 @@ from hsmcore.doctor.fleet import check_fleet
 from hsmcore.doctor.fleet_store import check_fleet_store
 from hsmcore.doctor.report import DoctorReport, Identity, ProviderReport, Step, failed, ok
 from hsmcore.doctor.store import check_places, check_store
-from hsmcore.doctor.subject import Begun, Options, Probe, Subject
+from hsmcore.doctor.subject import CheckBegun, Options, Probe, Subject
 from hsmcore.errors import HsmError
 from hsmcore.manager.rotation.pinned import as_started, may_have_ring
 from hsmcore.state.keys import active_of
 
 _SHARED = (check_fleet_store, check_fleet, check_store, check_places, check_policy, check_emergency)
 
-Watcher = Callable[[LevelName, Provider, Step | Begun | None], None]
+Watcher = Callable[[LevelName, Provider, Step | CheckBegun | None], None]
 """Called with None for each provider, then with each of its events."""
 
 
@@ -52,12 +52,12 @@ def diagnose(
     return DoctorReport.of(__version__, tuple(reports))
 
 
-def probe(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
+def probe(subject: Subject) -> Generator[Step | CheckBegun, None, Identity | None]:
     """Yield all steps of one provider, those of its surroundings first."""
     provider = subject.provider
     around = provider.descriptor.surroundings
     if around is not None:
-        yield Begun("surroundings")
+        yield CheckBegun("surroundings")
         try:
             yield from provider.resolve(around)(subject)
         except HsmError as error:

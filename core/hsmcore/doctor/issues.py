@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from hsmcore.doctor.context import Context
+from hsmcore.doctor.context import ProbeContext
 from hsmcore.doctor.report import Step, ok, warn
 
 
@@ -32,7 +32,7 @@ class Issue:
     note: bool = False
     """Every way around it has a price of its own, so it is told and not warned of."""
 
-    def concerns(self, context: Context) -> bool:
+    def concerns(self, context: ProbeContext) -> bool:
         question = context.question
         key = getattr(context, "key", None)  # not there unless the token showed it
         algorithm = question.algorithm or (None if key is None else key.algorithm)
@@ -121,7 +121,7 @@ ISSUES: Final = (
 )
 
 
-def check_issues(context: Context) -> Iterator[Step]:
+def check_issues(context: ProbeContext) -> Iterator[Step]:
     """Warn of each issue that concerns this module in this configuration."""
     found = [issue for issue in ISSUES if issue.concerns(context)]
     for issue in found:

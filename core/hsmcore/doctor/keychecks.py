@@ -9,7 +9,7 @@ from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
 
 from hsmcore.doctor.checks import writable
 from hsmcore.doctor.common import UNPROVEN_HINT, compare_public_key
-from hsmcore.doctor.context import Context, FoundKey
+from hsmcore.doctor.context import FoundKey, ProbeContext
 from hsmcore.doctor.report import Step, fail, ok, printable, warn
 from hsmcore.errors.statuses import STATUSES
 from hsmcore.members.control.curves import algorithm_of_params, decode_point
@@ -20,7 +20,7 @@ from hsmcore.members.control.quirks import NO_COPY_HINT
 _CANDIDATES: Final = 64
 
 
-def check_key(context: Context) -> Iterator[Step]:
+def check_key(context: ProbeContext) -> Iterator[Step]:
     """Find the one private key that the configuration names."""
     question = context.question
     with translated("looking for the key", question.member):
@@ -46,7 +46,7 @@ def check_key(context: Context) -> Iterator[Step]:
         yield ok("key", f"{key.label!r}, id {key.id or '-'}, {key.algorithm}", **data)
 
 
-def _not_one(context: Context, matching: list[int]) -> Step:
+def _not_one(context: ProbeContext, matching: list[int]) -> Step:
     """Report that no key or several keys match, with the candidates."""
     question = context.question
     names = {"label": question.key_label, "id": question.key_id}
@@ -61,7 +61,7 @@ def _not_one(context: Context, matching: list[int]) -> Step:
     return fail("key", f"no private key with {wanted}", hint, candidates=candidates)
 
 
-def check_mechanism(context: Context) -> Iterator[Step]:
+def check_mechanism(context: ProbeContext) -> Iterator[Step]:
     """Check that the token signs with the key's mechanism."""
     mechanism = Mechanism.EDDSA if context.key.algorithm == "ed25519" else Mechanism.ECDSA
     name = f"CKM_{mechanism.name}"
@@ -81,7 +81,7 @@ def evidence_step(local: bool | None) -> Step:
     return warn("evidence", f"{said}: nothing shows that the key is nowhere else", UNPROVEN_HINT)
 
 
-def check_attributes(context: Context) -> Iterator[Step]:
+def check_attributes(context: ProbeContext) -> Iterator[Step]:
     """Check that the private key cannot leave the token unwrapped, and is restricted to signing."""
     handle, question = context.key.handle, context.question
     with translated("reading the key's attributes", question.member):
@@ -119,7 +119,7 @@ def check_attributes(context: Context) -> Iterator[Step]:
         yield ok("always-authenticate", "signs without asking for the PIN again")
 
 
-def check_public_key(context: Context) -> Iterator[Step]:
+def check_public_key(context: ProbeContext) -> Iterator[Step]:
     """Check that the public key is known, and equals the pinned one."""
     key, pinned = context.key, context.question.public_key
     if key.public_key is not None:
@@ -131,7 +131,7 @@ def check_public_key(context: Context) -> Iterator[Step]:
         yield warn("public-key", found, "Put the public half on the token.")
 
 
-def check_privileges(context: Context) -> Iterator[Step]:
+def check_privileges(context: ProbeContext) -> Iterator[Step]:
     """Report what else this login may do, as far as flags show it. PKCS#11 has no query for rights; nothing is
     tried."""
     mechanisms = (Mechanism.EC_EDWARDS_KEY_PAIR_GEN, Mechanism.EC_KEY_PAIR_GEN)
@@ -154,7 +154,7 @@ def check_privileges(context: Context) -> Iterator[Step]:
         yield warn("privileges", f"as far as the token shows, the login may {rights} keys", hint, **data)
 
 
-def check_backup(context: Context) -> Iterator[Step]:
+def check_backup(context: ProbeContext) -> Iterator[Step]:
     """Check whether the token could wrap a key of this kind for a backup."""
     key, quirks, question = context.key, context.quirks, context.question
     why = quirks.why_not_wrapped(context.info.library, key.algorithm or "")
@@ -187,16 +187,16 @@ def check_backup(context: Context) -> Iterator[Step]:
         yield ok("backup", "the token can wrap this key", possible=True)
 
 
-def _label(context: Context, handle: int) -> str:
+def _label(context: ProbeContext, handle: int) -> str:
     raw = context.calls.attribute(context.session, handle, Attribute.LABEL) or b""
     return printable(raw.decode("utf-8", "replace"), 128)
 
 
-def _identity(context: Context, handle: int) -> bytes:
+def _identity(context: ProbeContext, handle: int) -> bytes:
     return context.calls.attribute(context.session, handle, Attribute.ID) or b""
 
 
-def _read(context: Context, handle: int) -> FoundKey:
+def _read(context: ProbeContext, handle: int) -> FoundKey:
     calls, session = context.calls, context.session
     identity, key_type = _identity(context, handle), context.number(handle, Attribute.KEY_TYPE)
     algorithm = algorithm_of_params(calls.attribute(session, handle, Attribute.EC_PARAMS) or b"")

@@ -14,11 +14,11 @@ from hsmcore._native import wipe
 from hsmcore.config import Pkcs11Settings
 from hsmcore.doctor.attestation import check_attestation
 from hsmcore.doctor.common import check_configuration
-from hsmcore.doctor.context import Question
+from hsmcore.doctor.context import ProbeQuestion
 from hsmcore.doctor.plan import CHECKS, Check
 from hsmcore.doctor.report import Identity, Step, fail, failed, ok, printable, skipped, warn
 from hsmcore.doctor.signing import small_engine
-from hsmcore.doctor.subject import Begun, Subject
+from hsmcore.doctor.subject import CheckBegun, Subject
 from hsmcore.errors import HsmError
 from hsmcore.members.control.process import Child, ChildLost, child_environment, lines
 from hsmcore.members.control.records import TokenAccess, TokenRecord, TokenSelector
@@ -31,10 +31,10 @@ _START_SECONDS: Final = 30.0
 """Timeout of the child's start, which depends on the machine and not on the module."""
 
 
-def probe_module(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
+def probe_module(subject: Subject) -> Generator[Step | CheckBegun, None, Identity | None]:
     """Yield all steps of one PKCS#11 provider. The module is never loaded into this process."""
     settings: Pkcs11Settings = subject.settings
-    yield Begun("configuration")
+    yield CheckBegun("configuration")
     steps = list(check_configuration(subject, settings.resolve_pin if settings.pin_secret is not None else None))
     steps.append(_module_file(subject, settings))
     yield from steps
@@ -47,7 +47,7 @@ def probe_module(subject: Subject) -> Generator[Step | Begun, None, Identity | N
             found.setdefault(event.name, event)
         yield event
     if found["token"].outcome == "ok" and settings.isolation == "process":
-        yield Begun("host")
+        yield CheckBegun("host")
         yield from _host(subject, settings, found["token"])
     yield from check_attestation(subject.provider, found)
     return _identity(found)
@@ -66,7 +66,7 @@ def _module_file(subject: Subject, settings: Pkcs11Settings) -> Step:
     return ok("module-file", str(path), path=str(path))
 
 
-def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Begun]:
+def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | CheckBegun]:
     """Run the checks of the plan in a child process."""
     outcomes: dict[str, bool] = {}
     token: TokenRecord | None = None
@@ -88,7 +88,7 @@ def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Begun
                 outcomes[check.name] = False
                 yield skipped(check.name, f"needs {', '.join(missing)}" if missing else "the module's process is gone")
                 continue
-            yield Begun(check.name)
+            yield CheckBegun(check.name)
             steps: list[Step] = []
             try:
                 steps = _asked(child, check, subject, token, notes)
@@ -137,9 +137,9 @@ def _how_it_was_lost(lost: ChildLost, notes: deque[str], errors: IO[bytes]) -> s
     return f"in {notes[-1]}: {printable(str(lost))}" + (f" ({printable(last, 200)})" if last else "")
 
 
-def _question(subject: Subject, settings: Pkcs11Settings) -> Question:
+def _question(subject: Subject, settings: Pkcs11Settings) -> ProbeQuestion:
     rotation = subject.config.key_manager.active_rotation
-    return Question(
+    return ProbeQuestion(
         member=subject.provider.name,
         module_path=settings.module_path,
         module_args=settings.initialize_args,

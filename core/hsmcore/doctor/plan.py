@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from hsmcore.doctor import checks, keychecks, signing
-from hsmcore.doctor.context import Context
+from hsmcore.doctor.context import ProbeContext
 from hsmcore.doctor.issues import check_issues
 from hsmcore.doctor.report import Step
 
@@ -18,7 +18,7 @@ class Check:
 
     name: str
     needs: tuple[str, ...]
-    work: Callable[[Context], Iterator[Step]]
+    work: Callable[[ProbeContext], Iterator[Step]]
     wants_pin: bool = False
 
 

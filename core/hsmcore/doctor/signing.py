@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from hsmcore._native import Engine, verify
-from hsmcore.doctor.context import Context
+from hsmcore.doctor.context import ProbeContext
 from hsmcore.doctor.report import Step, fail, ok
 from hsmcore.errors import DeadlineExceeded
 from hsmcore.errors.statuses import STATUSES
@@ -36,7 +36,7 @@ def small_engine(member: str, timeout: float) -> Engine:
     )
 
 
-def check_signature(context: Context) -> Iterator[Step]:
+def check_signature(context: ProbeContext) -> Iterator[Step]:
     """Make one signature and verify it, then measure the latency of more, one at a time."""
     question = context.question
     engine = small_engine(question.member, question.seconds)

@@ -14,7 +14,7 @@ from hsmcore.base.ownership import EXPOSED_HINT, exposed
 from hsmcore.config import Config
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import HsmError
-from hsmcore.recovery.marks import Alone, Standing, witness_of
+from hsmcore.recovery.marks import LogStanding, Marks, witness_of
 from hsmcore.recovery.own_store import register
 from hsmcore.state import Store, StoreBehind, StoreNotGenuine
 from hsmcore.state.seal import SealStatus
@@ -43,11 +43,11 @@ def check_store(config: Config) -> Iterator[Step]:
             yield ok(BEHIND, "the store is the one that the audit log goes on from")
 
 
-async def _standing(config: Config) -> Standing:
+async def _standing(config: Config) -> LogStanding:
     store = await Store.open_to_read(config.key_manager.state_place, config.state_secret)
     try:
         await store.seal_status()  # what the rows' MACs are made with
-        return await Alone(store, AuditLog.of(config.key_manager), config).standing()
+        return await Marks(store, AuditLog.of(config.key_manager), config).standing()
     finally:
         await store.close()
 

@@ -25,7 +25,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class CheckBegun:
     """Work that may take long has begun: for a progress display."""
 
     name: str
@@ -46,4 +46,4 @@ class Subject:
         return self.provider.config
 
 
-Probe = Callable[[Subject], Generator[Step | Begun, None, Identity | None]]
+Probe = Callable[[Subject], Generator[Step | CheckBegun, None, Identity | None]]

@@ -34,7 +34,7 @@ _DIGEST_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BindingRow:
     """A binding that lasts: `until_ns` in Unix nanoseconds."""
 
     digest: bytes
@@ -45,7 +45,7 @@ class Row:
 class StoredBindings(Tables):
     """Reads and writes `key_binding`."""
 
-    async def keep(self, rows: list[Row]) -> None:
+    async def keep(self, rows: list[BindingRow]) -> None:
         """Add rows, replacing those of the same messages, and delete those whose time is over."""
         values = [{"digest": row.digest.hex(), "public_key": row.key.hex(), "until_ns": row.until_ns} for row in rows]
         now = time.time_ns()
@@ -60,14 +60,14 @@ class StoredBindings(Tables):
 
         await self._store.run(work)
 
-    async def load(self) -> list[Row]:
+    async def load(self) -> list[BindingRow]:
         """The newest rows, at most BINDINGS_MAX, oldest first. What is no binding is left out."""
         newest = select(BINDING).order_by(BINDING.c.until_ns.desc()).limit(BINDINGS_MAX)
         found = [_row(row["digest"], row["public_key"], row["until_ns"]) for row in await self._store.rows(newest)]
         return [row for row in reversed(found) if row is not None]
 
 
-async def left_by_a_crash(audit: AuditLog) -> list[Row]:
+async def left_by_a_crash(audit: AuditLog) -> list[BindingRow]:
     """What the process before, if it was killed, may have signed without handing it out: the signatures, and the
     attempts with an unknown outcome, of the last HANDING_OUT_NS of its records."""
     records = await audit.cut_off(BINDING_NS / SECOND, BINDINGS_MAX)
@@ -82,10 +82,10 @@ async def left_by_a_crash(audit: AuditLog) -> list[Row]:
     return [row for row in found if row is not None]
 
 
-async def lately_unsure(audit: AuditLog, last_seq: int | None = None) -> list[Row]:
+async def lately_unsure(audit: AuditLog, last_seq: int | None = None) -> list[BindingRow]:
     """What may have been signed without an answer in the last BINDING_NS, as the log says, by records up to `last_seq`.
     Raises AuditUnavailable."""
-    since, found = time.time() - BINDING_NS / SECOND, list[Row | None]()
+    since, found = time.time() - BINDING_NS / SECOND, list[BindingRow | None]()
     async for record in audit.query(since, None, {"operation": "sign", "result": "error", **audit.mark}):
         if record.get("error") in UNSURE and (last_seq is None or record["seq"] <= last_seq):
             row = _row(record.get("message_sha256"), record.get("public_key"), record["time_ns"] + BINDING_NS)
@@ -97,12 +97,12 @@ def _may_be_signed(record: Mapping[str, Any]) -> bool:
     return "signature" in record or record.get("error") in UNSURE
 
 
-def _row(digest: object, key: object, until: object) -> Row | None:
+def _row(digest: object, key: object, until: object) -> BindingRow | None:
     """A row of the store, or of a record: whoever can write these may have written anything."""
     if not (isinstance(digest, str) and isinstance(key, str) and isinstance(until, int) and len(key) <= _MOST_HEX):
         return None
     try:
-        row = Row(bytes.fromhex(digest), bytes.fromhex(key), until)
+        row = BindingRow(bytes.fromhex(digest), bytes.fromhex(key), until)
     except ValueError:
         return None
     return row if len(row.digest) == _DIGEST_BYTES and row.key else None
@@ -116,7 +116,7 @@ class KeyBindings:
         self._keys: OrderedDict[bytes, tuple[bytes, int]] = OrderedDict()
         self._of_key: Counter[bytes] = Counter()
         self._stored = stored
-        self._unsaved: dict[bytes, Row] = {}
+        self._unsaved: dict[bytes, BindingRow] = {}
         self._saving: asyncio.Task[None] | None = None
         self._save_at = 0
 
@@ -145,7 +145,7 @@ class KeyBindings:
         digest = digest_of(message)
         self._bind(digest, key, now + BINDING_NS)
         if self._stored is not None:
-            self._unsaved[digest] = Row(digest, key, time.time_ns() + BINDING_NS)
+            self._unsaved[digest] = BindingRow(digest, key, time.time_ns() + BINDING_NS)
             self._save()
 
     def _bind(self, digest: bytes, key: bytes, until: int) -> None:

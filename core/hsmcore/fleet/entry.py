@@ -12,7 +12,7 @@ from hsmcore.base.steady import boottime
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError
 from hsmcore.fleet import rows
-from hsmcore.fleet.machine import Machine, Row
+from hsmcore.fleet.machine import EpochRow, Machine
 from hsmcore.state import Store
 
 RENEWALS: Final = 4
@@ -50,7 +50,7 @@ async def enter(store: Store, rules: Fleet, machine: Machine, where: str) -> Non
             raise _taken(rules, where, now[0])
         before = now
 
-    def work(connection: Connection) -> str | Row:
+    def work(connection: Connection) -> str | EpochRow:
         now = rows.host_life(connection, rules.host)
         if now is not None and now != before:
             return now[0]

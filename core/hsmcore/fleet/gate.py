@@ -12,13 +12,13 @@ from typing import Final
 from hsmcore.base.log import get_logger
 from hsmcore.errors import BadArgument
 from hsmcore.fleet.entry import SECOND
-from hsmcore.fleet.machine import Row
+from hsmcore.fleet.machine import EpochRow
 
 PATIENCE: Final = 2
 """Lives of a lease for which a host that is behind leaves a free epoch to hosts that are not."""
 
 
-class Gate:
+class ClaimGate:
     """One host's. `ttl` in nanoseconds."""
 
     def __init__(self, ttl: int) -> None:
@@ -27,19 +27,19 @@ class Gate:
         """How far the application follows, by domain."""
         self.caught: set[str] = set()
         """The domains in which this holder is known to be where the fleet is."""
-        self._since: tuple[Row, int] | None = None
+        self._since: tuple[EpochRow, int] | None = None
         """The free epoch that is left to others since this host is behind, and since when."""
 
     def follows(self, domain: str, position: int) -> None:
         """Note how far the application follows a domain."""
         self.words[domain] = max(position, self.words.get(domain, -1))
 
-    def is_patient(self, row: Row, now: int) -> bool:
+    def is_patient(self, row: EpochRow, now: int) -> bool:
         """Whether this epoch is still left to others, if this host is behind."""
         seen, since = self._since or (None, 0)
         return seen != row or now < since + self._patience
 
-    def waits(self, row: Row, now: int, why: str) -> None:
+    def waits(self, row: EpochRow, now: int, why: str) -> None:
         """Note that this epoch is left to others, and say so once."""
         if self._since is None or self._since[0] != row:
             self._since = row, now

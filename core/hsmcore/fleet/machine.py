@@ -23,7 +23,7 @@ NEVER_PROMOTED: Final = "", "00000001"
 file, and that of a server that was never promoted."""
 
 
-class Row(NamedTuple):
+class EpochRow(NamedTuple):
     """What the database says of the epoch. `holder`: the process that claimed it last; `incident`: the number of a loss
     that not every host has answered yet, or 0."""
 
@@ -57,7 +57,7 @@ class Machine:
         self.state: State = "follower"
         self.epoch = 0
         """The epoch that this process holds, or 0."""
-        self.row = Row()
+        self.row = EpochRow()
         """What was seen last."""
         self.until = 0
         """When the lease is over."""
@@ -86,7 +86,7 @@ class Machine:
             self._lost_at = now
         self._server = server
 
-    def saw(self, row: Row, now: int) -> None:
+    def saw(self, row: EpochRow, now: int) -> None:
         """The row was read; the answer was there at `now`."""
         known = row.server == self._server or (row.server == NOWHERE and self._server[1] in NEVER_PROMOTED)
         if self._seen_at < 0 and (row.incident or not known):
@@ -111,7 +111,7 @@ class Machine:
         if self.epoch and row.incident:
             self.doubt(f"incident {row.incident} is open")
 
-    def went_back(self, row: Row) -> bool:
+    def went_back(self, row: EpochRow) -> bool:
         """Whether the row is older than the one that was seen last: the database has lost commits."""
         if self._seen_at < 0:
             return (row.epoch, row.released) < (self.row.epoch, self.row.released)
@@ -129,7 +129,7 @@ class Machine:
         """Whether a holder that the database has forgotten may have a lease."""
         return self._lost_at >= 0 and at < self._lost_at + self.ttl + self.margin
 
-    def may_claim(self, row: Row, began: int, server: tuple[str, str] = NOWHERE) -> bool:
+    def may_claim(self, row: EpochRow, began: int, server: tuple[str, str] = NOWHERE) -> bool:
         """Whether the epoch may be claimed in a transaction that began at `began` and has locked this row, on this
         server."""
         if self.went_back(row) or server != self._server:
@@ -143,13 +143,13 @@ class Machine:
         """A claim is under way."""
         self.state, self.reason = "claiming", ""
 
-    def claimed(self, row: Row, began: int, now: int) -> None:
+    def claimed(self, row: EpochRow, began: int, now: int) -> None:
         """The claim that began at `began` is durable: the row as it is since then."""
         self.epoch = row.epoch
         self.saw(row, now)
         self.renewed(row, began, now)
 
-    def renewed(self, row: Row, began: int, now: int) -> None:
+    def renewed(self, row: EpochRow, began: int, now: int) -> None:
         """A renewal that began at `began` is durable: the row as it is since then."""
         self.saw(row, now)
         if not self.epoch:
@@ -207,5 +207,5 @@ class Machine:
         self.state, self.epoch, self.until, self.reason = "follower", 0, 0, reason
 
     @staticmethod
-    def _life(row: Row) -> tuple[int, str, int, bool]:
+    def _life(row: EpochRow) -> tuple[int, str, int, bool]:
         return row.epoch, row.holder, row.renewals, row.released

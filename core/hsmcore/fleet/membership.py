@@ -26,8 +26,8 @@ from hsmcore.fleet import rows
 from hsmcore.fleet.confirmations import Confirmations, EpochCheck
 from hsmcore.fleet.duties import Duties
 from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, enter, position_of
-from hsmcore.fleet.gate import Gate
-from hsmcore.fleet.machine import Machine, Row, State
+from hsmcore.fleet.gate import ClaimGate
+from hsmcore.fleet.machine import EpochRow, Machine, State
 from hsmcore.recovery.witness import Log, Witness
 from hsmcore.state import Store, positions
 from hsmcore.state.exchange import Question
@@ -54,7 +54,7 @@ class Membership:
         self._machine = Machine(instance, rules.ttl_ms * 1_000_000)
         self._witness: Witness | None = None
         self._duties: Duties | None = None
-        self._gate = Gate(self._machine.ttl)
+        self._gate = ClaimGate(self._machine.ttl)
         self._superseded = self._leaving = False
         self._acting = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -195,20 +195,20 @@ class Membership:
         if new:
             self._gate.caught.add(domain)
         if self._witness is not None:
-            self._witness.bound([positions.Row(domain, position, digest, self._machine.instance, 0)])
+            self._witness.bound([positions.BoundRow(domain, position, digest, self._machine.instance, 0)])
 
-    def _require(self, row: Row) -> None:
+    def _require(self, row: EpochRow) -> None:
         if row.incident:
             raise FleetBehind(f"incident {row.incident} of fleet {self.name} is open: bound positions were lost")
 
-    def _refusal(self, row: Row | None = None) -> NotHolder:
+    def _refusal(self, row: EpochRow | None = None) -> NotHolder:
         row = self._machine.row if row is None else row
         error = error_of("NOT_HOLDER", detail=self._why(row))
         assert isinstance(error, NotHolder)  # noqa: S101  # for the type checker
         error.holder, error.epoch = "" if row.is_free else row.holder, row.epoch
         return error
 
-    def _why(self, row: Row) -> str:
+    def _why(self, row: EpochRow) -> str:
         """Why this process may not sign."""
         if row.is_free:
             return "nobody holds the epoch"
@@ -310,7 +310,7 @@ class Membership:
                 return
             speaks = began >= self._spoke_at + machine.ttl // RENEWALS // 2
 
-            def work(connection: Connection) -> tuple[bool, bool, Row]:
+            def work(connection: Connection) -> tuple[bool, bool, EpochRow]:
                 renewed = rows.renew(connection, self.name, epoch, machine.instance)
                 spoke = not speaks or self._speak(machine.state)(connection)
                 return renewed is not None, spoke, renewed or rows.look(connection, self.name)
@@ -346,7 +346,7 @@ class Membership:
             began = boottime()
             speaks = began >= self._spoke_at + self._machine.ttl // RENEWALS
 
-            def work(connection: Connection) -> tuple[bool, Row]:
+            def work(connection: Connection) -> tuple[bool, EpochRow]:
                 spoke = not speaks or self._speak(self._machine.state)(connection)
                 return spoke, rows.look(connection, self.name)
 
@@ -379,7 +379,7 @@ class Membership:
             self._gate.caught = set(at_least)
             began = boottime()
 
-            def work(connection: Connection) -> tuple[Row, BadArgument | None]:
+            def work(connection: Connection) -> tuple[EpochRow, BadArgument | None]:
                 row = rows.lock(connection, self.name)
                 self._compare(row)
                 if not force and not machine.may_claim(row, began, self._store.identity):
@@ -403,7 +403,7 @@ class Membership:
         if refusal is not None:
             raise refusal
 
-    def _compare(self, row: Row) -> None:
+    def _compare(self, row: EpochRow) -> None:
         """Have a loss answered that the row shows. In the loop, or in a transaction."""
         if self._witness is not None and self._machine.went_back(row):
             was, now = (f"epoch {one.epoch}, renewal {one.renewals}" for one in (self._machine.row, row))

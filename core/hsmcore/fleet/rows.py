@@ -12,7 +12,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Select, bindparam, exists, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from hsmcore.fleet.machine import Row
+from hsmcore.fleet.machine import EpochRow
 from hsmcore.recovery.incident import count, word
 from hsmcore.state.exchange import Question
 from hsmcore.state.schema import FLEET, FLEET_HOST, WATERMARK
@@ -48,20 +48,20 @@ _ALIVE: Final = update(FLEET_HOST).where(
 _HIGHS: Final = select(WATERMARK.c.name, WATERMARK.c.high)
 
 
-def _one(connection: Connection, query: Select[Any], fleet: str) -> Row:
+def _one(connection: Connection, query: Select[Any], fleet: str) -> EpochRow:
     found = connection.execute(query, {"fleet": fleet}).one_or_none()
-    return Row() if found is None else _row(*found)
+    return EpochRow() if found is None else _row(*found)
 
 
 def _row(
     epoch: Any, holder: Any, host: Any, renewals: Any, released: Any, system: Any, timeline: Any, number: Any, new: Any
-) -> Row:
+) -> EpochRow:
     server = word(system), word(timeline)
     incident = count(number) if new else 0
-    return Row(count(epoch), word(holder), word(host), count(renewals), bool(count(released)), incident, server)
+    return EpochRow(count(epoch), word(holder), word(host), count(renewals), bool(count(released)), incident, server)
 
 
-def look(connection: Connection, fleet: str) -> Row:
+def look(connection: Connection, fleet: str) -> EpochRow:
     """Read the row of the epoch; waits for nobody."""
     return _one(connection, _LOOK, fleet)
 
@@ -77,29 +77,29 @@ def sharing(fleet: str) -> Question:
     return Question(_SHARE, {"fleet": fleet})
 
 
-def shared(found: Sequence[Sequence[Any]]) -> Row:
+def shared(found: Sequence[Sequence[Any]]) -> EpochRow:
     """Return the row that `looking` or `sharing` has found."""
-    return _row(*found[0]) if found else Row()
+    return _row(*found[0]) if found else EpochRow()
 
 
-def lock(connection: Connection, fleet: str) -> Row:
+def lock(connection: Connection, fleet: str) -> EpochRow:
     """Read the row to change it."""
     return _one(connection, _LOCK, fleet)
 
 
 def claim(
-    connection: Connection, fleet: str, seen: Row, instance: str, host: str, reason: str, server: tuple[str, str]
-) -> Row:
+    connection: Connection, fleet: str, seen: EpochRow, instance: str, host: str, reason: str, server: tuple[str, str]
+) -> EpochRow:
     """Take the epoch after the one that was locked. `server`: system and timeline of the database."""
     values = {"epoch": seen.epoch + 1, "holder": instance, "host": host, "claimed_ns": now_ns(connection)}
     rest = {"renewals": 0, "released": 0, "reason": reason, "system": server[0], "timeline": server[1]}
     changed = connection.execute(_CLAIM.values(**values, **rest), {"fleet": fleet, "seen": seen.epoch})
     if changed.rowcount != 1:
         return look(connection, fleet)
-    return Row(seen.epoch + 1, instance, host, 0, False, seen.incident, server)
+    return EpochRow(seen.epoch + 1, instance, host, 0, False, seen.incident, server)
 
 
-def renew(connection: Connection, fleet: str, epoch: int, instance: str) -> Row | None:
+def renew(connection: Connection, fleet: str, epoch: int, instance: str) -> EpochRow | None:
     """Show that the holder lives; confirmed when the synchronous standby has it, so that a primary that was cut off
     confirms none. Returns the row; None: it is not the holder."""
     found = connection.execute(_RENEW, {"fleet": fleet, "mine": epoch, "me": instance}).one_or_none()
@@ -130,7 +130,7 @@ def host_life(connection: Connection, host: str) -> tuple[str, int] | None:
     return None if row is None or row.state == CLOSED else (str(row.instance), int(row.seen_ns))
 
 
-def enter(connection: Connection, fleet: str, host: str, instance: str) -> Row:
+def enter(connection: Connection, fleet: str, host: str, instance: str) -> EpochRow:
     """Let a process speak for a host. A host that is new has nothing to say to incidents that are answered. Returns the
     row of the epoch."""
     row, now = lock(connection, fleet), now_ns(connection)

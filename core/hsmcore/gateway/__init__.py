@@ -3,8 +3,8 @@
     async with hsmcore.gateway.Client("unix:/run/hsmcore/sign.sock") as km:
         signature = await km.sign(message)
 
-Reading order: docs/WIRE.md and wire; then the gateway's side: clients, wire_requests, desk, server; then client and
-vault.
+Reading order: docs/WIRE.md and wire; then the gateway's side: clients, wire_requests, admission, server; then
+client and vault.
 """
 
 from typing import TYPE_CHECKING

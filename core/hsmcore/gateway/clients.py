@@ -20,7 +20,7 @@ ROOM_MS: Final = 100
 client that counts its credits never waits for it."""
 
 
-class Client:
+class KnownClient:
     """A client and what it has used up of its rules. Belongs to one event loop."""
 
     def __init__(self, name: str, rules: GatewayClient) -> None:
@@ -39,10 +39,10 @@ class Client:
             raise refused(f"client {self.name!r} has used up its {self._rate.per_second} signatures a second", wait)
 
 
-class Account:
+class OpenWork:
     """What a client has open at one key manager: what another one does is none of its business."""
 
-    def __init__(self, client: Client, most: int) -> None:
+    def __init__(self, client: KnownClient, most: int) -> None:
         """`most`: requests that may be open."""
         self.client, self.most = client, most
         self.open = 0
@@ -89,18 +89,18 @@ def ending() -> ModuleBusy:
 class Directory:
     """The clients, by what shows who they are. Each look-up returns None for a stranger."""
 
-    def __init__(self, clients: Mapping[str, GatewayClient], before: Mapping[str, Client] | None = None) -> None:
+    def __init__(self, clients: Mapping[str, GatewayClient], before: Mapping[str, KnownClient] | None = None) -> None:
         """Fetch the tokens. `before`: those of another directory, of which the ones whose rules are the same are
         taken over. May block. Raises SecretUnavailable, and ConfigurationError for a token that is too short or
         belongs to two clients."""
         same = {name: one for name, one in (before or {}).items() if name in clients and one.has_rules(clients[name])}
-        self.clients = {name: same.get(name) or Client(name, rules) for name, rules in clients.items()}
+        self.clients = {name: same.get(name) or KnownClient(name, rules) for name, rules in clients.items()}
         known = self.clients.values()
         self._uids = {uid: client for client in known for uid in client.rules.uid}
         self._gids = {gid: client for client in known for gid in client.rules.gid}
         self._names = {name: client for client in known for name in client.rules.names}
         self._digests = TokenDigests()
-        self._tokens: dict[bytes, Client] = {}
+        self._tokens: dict[bytes, KnownClient] = {}
         for name, rules in clients.items():
             if rules.token is not None:
                 digest = self._digests.of_secret(rules.token)
@@ -109,19 +109,19 @@ class Directory:
                     raise ConfigurationError.of([ConfigFault(rules.token.where, problem)])
                 self._tokens[digest] = self.clients[name]
 
-    def has(self, client: Client) -> bool:
+    def has(self, client: KnownClient) -> bool:
         """Whether a client is one of these, with the rules that it has."""
         return self.clients.get(client.name) is client
 
-    def by_peer(self, uid: int, gid: int) -> Client | None:
+    def by_peer(self, uid: int, gid: int) -> KnownClient | None:
         """The client at the other end of a Unix socket. Its user counts before its group."""
         return self._uids.get(uid) or self._gids.get(gid)
 
-    def by_names(self, names: Iterable[str]) -> Client | None:
+    def by_names(self, names: Iterable[str]) -> KnownClient | None:
         """The client whose certificate has these names. None also if they are several clients' names."""
         found = {client.name: client for name in names if (client := self._names.get(name)) is not None}
         return next(iter(found.values())) if len(found) == 1 else None
 
-    def by_token(self, token: str) -> Client | None:
+    def by_token(self, token: str) -> KnownClient | None:
         """The client that sends this token. The time that it takes says nothing about other tokens."""
         return self._tokens.get(self._digests.of(token[:MAX_TOKEN_BYTES].encode(errors="replace")))

@@ -11,16 +11,16 @@ from typing import Any, Final, Protocol
 from hsmcore.base.listening.connections import Connection as Place
 from hsmcore.errors import BadArgument, HsmError, PolicyRefused, RequestCancelled
 from hsmcore.gateway import wire_requests as asked
-from hsmcore.gateway.clients import Client, ending
-from hsmcore.gateway.desk import Counter, Desk
+from hsmcore.gateway.admission import Admission, ClientKey
+from hsmcore.gateway.clients import KnownClient, ending
 from hsmcore.gateway.held import Held, Overflow
-from hsmcore.gateway.intake import Intake
+from hsmcore.gateway.intake import FrameIntake
 from hsmcore.gateway.jobs import late
-from hsmcore.gateway.replay import Session, contents_of
+from hsmcore.gateway.replay import ReplaySession, contents_of
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import CLIENT_TYPES, MIN_BYTES, Frame, Splitter, Type, WireError
-from hsmcore.gateway.wire_requests import Request, refusal_of
+from hsmcore.gateway.wire_requests import ServedRequest, refusal_of
 
 HELLO_BYTES: Final = 512
 """Longest HELLO: a stranger has no more memory of this process."""
@@ -42,11 +42,11 @@ AT_ONCE: Final = 16
 one write, each side stands still while the other works."""
 
 
-class Host(Protocol):
+class ServerPort(Protocol):
     """What a connection needs of the server; see server.py."""
 
     loop: asyncio.AbstractEventLoop
-    desk: Desk
+    desk: Admission
     batch: int
     now: float
     draining: bool
@@ -54,23 +54,25 @@ class Host(Protocol):
     bytes_out: int
     repeated: int
 
-    def made(self, connection: Connection) -> None: ...
-    def lost(self, connection: Connection) -> None: ...
-    def enter(self, connection: Connection, client: Client, hello: wire.Hello) -> Session[Request]: ...
-    def intake(self, client: Client) -> Intake: ...
-    def welcome(self, client: Client, keys: tuple[wire.Key, ...]) -> wire.Welcome: ...
-    def refused(self, peer: str, client: Client | None, why: str, what: str = "connect") -> None: ...
+    def made(self, connection: GatewayConnection) -> None: ...
+    def lost(self, connection: GatewayConnection) -> None: ...
+    def enter(
+        self, connection: GatewayConnection, client: KnownClient, hello: wire.Hello
+    ) -> ReplaySession[ServedRequest]: ...
+    def intake(self, client: KnownClient) -> FrameIntake: ...
+    def welcome(self, client: KnownClient, keys: tuple[wire.Key, ...]) -> wire.Welcome: ...
+    def refused(self, peer: str, client: KnownClient | None, why: str, what: str = "connect") -> None: ...
     def silent(self, peer: str, why: str) -> None: ...
 
 
-class Connection(asyncio.Protocol):
+class GatewayConnection(asyncio.Protocol):
     """Belongs to the event loop of the key managers."""
 
-    def __init__(self, server: Host, place: Place, peer: str, client: Client | None) -> None:
+    def __init__(self, server: ServerPort, place: Place, peer: str, client: KnownClient | None) -> None:
         """`peer`: where it comes from, for records. `client`: None: its certificate will tell."""
         self.server, self.place, self.peer = server, place, peer
         self.client = client
-        self.session: Session[Request] | None = None
+        self.session: ReplaySession[ServedRequest] | None = None
         """None before HELLO."""
         self.frames = 0
         """Read so far."""
@@ -81,7 +83,7 @@ class Connection(asyncio.Protocol):
         self._begun = b""
         self._out: list[bytes] = []
         self._overdue: asyncio.TimerHandle | None = None
-        self._intake: Intake | None = None
+        self._intake: FrameIntake | None = None
         self._offered = False
         self._extra = 0
         """What the frames that are taken now cost, beside one each."""
@@ -89,7 +91,7 @@ class Connection(asyncio.Protocol):
         self._leaving = False
         """Whether it takes no new requests."""
         self._held = Overflow()
-        self._counters: tuple[Counter, ...] = ()
+        self._counters: tuple[ClientKey, ...] = ()
         self._sent_keys: tuple[wire.Key, ...] = ()
         self._handlers: dict[Type, Callable[[Frame], None]] = {
             Type.SIGN: self._sign,
@@ -313,7 +315,7 @@ class Connection(asyncio.Protocol):
                     self._held.add(number, held, account.line, contents)
                     return
                 session.require_room(number, self.server.now)
-                request = Request(account, what, begin, answer, seconds, cost)
+                request = ServedRequest(account, what, begin, answer, seconds, cost)
                 request.connection, request.others, request.number, request.session = self, (), number, session
                 request.counter = counter
                 request.takes_turn = frame.type not in _NO_TURN
@@ -340,7 +342,7 @@ class Connection(asyncio.Protocol):
         take(held.until)
         self._offer()
 
-    def _counter(self, slot: int) -> Counter:
+    def _counter(self, slot: int) -> ClientKey:
         if slot >= len(self._counters):
             self.server.refused(self.peer, self.client, "key not listed", f"number {slot}")
             raise PolicyRefused(f"a client may not use a key manager with the number {slot}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hsmcore.gateway.server import Server
+from hsmcore.gateway.server import GatewayServer
 from hsmcore.metrics import catalog as names
 from hsmcore.metrics.reading import Reading
 
 
-def read_gateway(reading: Reading, server: Server) -> None:
+def read_gateway(reading: Reading, server: GatewayServer) -> None:
     """Add the metrics of a gateway. Any thread."""
     for (name, outcome), count in list(server.desk.requests.items()):
         reading.add(names.GATEWAY_REQUESTS, count, name, outcome)

@@ -13,10 +13,10 @@ from hsmcore.base.log import get_logger, said
 from hsmcore.config import Config, Gateway
 from hsmcore.config.load import changed
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
+from hsmcore.gateway.admission import Admission
 from hsmcore.gateway.clients import Directory
-from hsmcore.gateway.desk import Desk
 from hsmcore.gateway.figures import read_gateway
-from hsmcore.gateway.server import Server
+from hsmcore.gateway.server import GatewayServer
 from hsmcore.gateway.sockets import Bound, assigned, given_sockets
 from hsmcore.gateway.tls import Tls
 from hsmcore.manager.key_managers import KeyManagers
@@ -32,7 +32,7 @@ _TOLD: Final = ("key-generated", "key-changed", "key-deactivated", "failover", "
 class RunningGateway:
     """A gateway that serves. `addresses`: where, with the ports that were chosen."""
 
-    def __init__(self, managers: KeyManagers, server: Server, addresses: list[str], settings: Gateway) -> None:
+    def __init__(self, managers: KeyManagers, server: GatewayServer, addresses: list[str], settings: Gateway) -> None:
         self.managers, self.server, self.addresses, self.settings = managers, server, addresses, settings
         self._reloading = asyncio.Lock()
         self.vaults: list[Face] = []
@@ -87,10 +87,10 @@ async def running(configs: Mapping[str, Config], settings: Gateway) -> AsyncIter
     """Open the key managers and serve them while the block runs. Raises HsmError; then nothing is left open."""
     managers = KeyManagers(configs)
     async with AsyncExitStack() as rest:
-        desk = await asyncio.to_thread(Desk, managers, settings)
+        desk = await asyncio.to_thread(Admission, managers, settings)
         tls = None if settings.tls is None else Tls(settings.tls, required=True)
         await rest.enter_async_context(managers)
-        server = Server(desk, tls)
+        server = GatewayServer(desk, tls)
         rest.push_async_callback(server.close)
         also(next(iter(managers.values())), partial(read_gateway, server=server))
         addresses: list[str] = []
@@ -111,7 +111,7 @@ async def running(configs: Mapping[str, Config], settings: Gateway) -> AsyncIter
         yield served
 
 
-def _vault(desk: Desk, listening: socket.socket, settings: Gateway) -> Face:
+def _vault(desk: Admission, listening: socket.socket, settings: Gateway) -> Face:
     from hsmcore.gateway.vault.face import Face  # it needs packages that the other face does not
 
     assert settings.tls is not None  # noqa: S101  # for the type checker: the configuration requires it

@@ -11,7 +11,7 @@ FRAMES: Final = 16
 """Frames of all connections of a client that are taken in a turn of the event loop."""
 
 
-class Source(Protocol):
+class FrameSource(Protocol):
     """A connection, as its client's intake needs it."""
 
     @property
@@ -22,7 +22,7 @@ class Source(Protocol):
         """Take so many frames at most. Returns what they cost, in frames."""
 
 
-class Intake:
+class FrameIntake:
     """Takes frames of one client's connections, by turns. Belongs to one event loop, in each turn of which every client
     has as much."""
 
@@ -30,10 +30,10 @@ class Intake:
         self._loop = loop
         self._left = FRAMES
         """Below 0: what was taken cost more than there was, which is owed."""
-        self._waiting: deque[Source] = deque()
+        self._waiting: deque[FrameSource] = deque()
         self._renewing = False
 
-    def offer(self, source: Source) -> None:
+    def offer(self, source: FrameSource) -> None:
         """A connection has frames, and is not waiting here."""
         if self._waiting or self._left <= 0:
             self._waiting.append(source)
@@ -41,7 +41,7 @@ class Intake:
             self._serve(source)
         self._renew_later()
 
-    def _serve(self, source: Source) -> None:
+    def _serve(self, source: FrameSource) -> None:
         self._left -= source.take(self._left)
         if source.behind:
             self._waiting.append(source)

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 from hsmcore.base.log import get_logger
 from hsmcore.errors import DeadlineExceeded, HsmError, InternalError, RequestCancelled
-from hsmcore.gateway.clients import Account
-from hsmcore.gateway.turns import Turns
+from hsmcore.gateway.clients import OpenWork
+from hsmcore.gateway.turns import FairQueue
 
 SWEEP_SECONDS: Final = 0.05
 """Seconds between two looks whether a request that waits for its turn has met its deadline."""
@@ -29,7 +29,7 @@ class Job:
 
     def __init__(
         self,
-        account: Account,
+        account: OpenWork,
         what: Any,
         start: Callable[[Any, float], None],
         answer: Callable[[Any, Any], None],
@@ -57,12 +57,12 @@ class Queue:
     """Admits jobs for one key manager, and lets each begin in its turn. Belongs to one event loop."""
 
     def __init__(self, most: int, alone: int = 0) -> None:
-        """`most`: messages that are at the key manager at a time; `alone`: of a client that is alone, see Turns."""
-        self.turns = Turns[Job](most, alone)
+        """`most`: messages that are at the key manager at a time; `alone`: of a client that is alone, see FairQueue."""
+        self.turns = FairQueue[Job](most, alone)
         self._ready: deque[tuple[Job, int]] = deque()
         self._starting = False
         self._sweeping: asyncio.TimerHandle | None = None
-        self._accounts: set[Account] = set()
+        self._accounts: set[OpenWork] = set()
         """Those that have something waiting."""
 
     def take(self, job: Job, signatures: int) -> None:

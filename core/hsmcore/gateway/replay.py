@@ -12,7 +12,7 @@ from typing import Final, Generic, NamedTuple, TypeVar
 
 from hsmcore.errors import BadArgument
 from hsmcore.gateway.clients import refused
-from hsmcore.gateway.taken import Numbers
+from hsmcore.gateway.seen import SeenIds
 from hsmcore.gateway.wire.frames import Flag, Frame, Type
 
 REMEMBER_SECONDS: Final = 120.0
@@ -50,7 +50,7 @@ class _Answered(NamedTuple):
         return _ENTRY_BYTES + len(self.answer) + len(self.contents[3])
 
 
-class Room:
+class MemoryBudget:
     """The memory of one client's answers."""
 
     def __init__(self, most: int) -> None:
@@ -58,20 +58,20 @@ class Room:
         self.most, self.used = most, 0
 
     @classmethod
-    def of(cls, in_flight: int) -> Room:
+    def of(cls, in_flight: int) -> MemoryBudget:
         """Return that of a client that may have so many messages open."""
         return cls(MEMORY_BYTES + CREDIT_BYTES * in_flight)
 
 
-class Session(Generic[T]):
+class ReplaySession(Generic[T]):
     """What one process of a client asked for, on all its connections. `T`: a request that is open."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: MemoryBudget) -> None:
         self._room = room
         self.connections = 0
         self.open: dict[int, tuple[Contents, T]] = {}
         self._answered: OrderedDict[int, _Answered] = OrderedDict()
-        self._taken = Numbers()
+        self._taken = SeenIds()
         """What is in it, and not known, was answered and is forgotten, or is asked for no more."""
         self._floor = 1
         """The lowest number that may be asked for again, by the client's word."""
@@ -162,11 +162,11 @@ def _require_same(number: int, asked: Contents, known: Contents) -> None:
 class Sessions(Generic[T]):
     """The sessions of one client, by nonce."""
 
-    def __init__(self, room: Room) -> None:
+    def __init__(self, room: MemoryBudget) -> None:
         self._room = room
-        self._sessions: dict[bytes, Session[T]] = {}
+        self._sessions: dict[bytes, ReplaySession[T]] = {}
 
-    def enter(self, nonce: bytes) -> Session[T]:
+    def enter(self, nonce: bytes) -> ReplaySession[T]:
         """Return the session of a process, which has a connection more. Raises QueueFull."""
         found = self._sessions.get(nonce)
         if found is None:
@@ -174,13 +174,13 @@ class Sessions(Generic[T]):
                 self.expire(0)
             if len(self._sessions) >= NONCES:
                 raise refused(f"this client has {NONCES} nonces", int(REMEMBER_SECONDS * 1e3))
-            found = self._sessions[nonce] = Session(self._room)
+            found = self._sessions[nonce] = ReplaySession(self._room)
         found.connections += 1
         return found
 
     def resize(self, in_flight: int) -> None:
         """Have the memory of a client that may have so many messages open."""
-        self._room.most = Room.of(in_flight).most
+        self._room.most = MemoryBudget.of(in_flight).most
 
     def expire(self, before: float) -> None:
         """Forget the answers from before this time, and the processes of which nothing is left."""

@@ -9,19 +9,19 @@ from struct import Struct
 from typing import Final
 
 from hsmcore.base.listening.connections import Connection as Place
-from hsmcore.base.listening.connections import Gate
-from hsmcore.base.listening.door import Door, address_of
+from hsmcore.base.listening.connections import ConnectionLimit
+from hsmcore.base.listening.door import Acceptor, address_of
 from hsmcore.base.log import get_logger
 from hsmcore.errors import PolicyRefused
-from hsmcore.gateway.clients import COME_BACK_MS, Client, Directory, ending, refused
-from hsmcore.gateway.connection import Connection
-from hsmcore.gateway.desk import Desk
-from hsmcore.gateway.intake import Intake
+from hsmcore.gateway.admission import Admission
+from hsmcore.gateway.clients import COME_BACK_MS, Directory, KnownClient, ending, refused
+from hsmcore.gateway.connection import GatewayConnection
+from hsmcore.gateway.intake import FrameIntake
 from hsmcore.gateway.jobs import late
-from hsmcore.gateway.replay import REMEMBER_SECONDS, Room, Session, Sessions
+from hsmcore.gateway.replay import REMEMBER_SECONDS, MemoryBudget, ReplaySession, Sessions
 from hsmcore.gateway.tls import Tls, names_in
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire_requests import Request, refusal_of
+from hsmcore.gateway.wire_requests import ServedRequest, refusal_of
 
 BATCH: Final = 1024
 """Most messages of a SIGN_MANY."""
@@ -38,10 +38,10 @@ LAST_SECONDS: Final = 2.0
 _CREDENTIALS: Final = Struct("iII")
 
 
-class Server:
+class GatewayServer:
     """Belongs to the event loop of the key managers."""
 
-    def __init__(self, desk: Desk, tls: Tls | None = None) -> None:
+    def __init__(self, desk: Admission, tls: Tls | None = None) -> None:
         self.desk, self._tls = desk, tls
         self.loop = asyncio.get_running_loop()
         self.instance = os.urandom(wire.NONCE_BYTES)
@@ -50,19 +50,19 @@ class Server:
         """Time of the last tick."""
         self.draining = False
         self.bytes_in = self.bytes_out = self.repeated = 0
-        self.connections: set[Connection] = set()
-        self._gate = Gate(CONNECTIONS)
-        self._doors: list[Door] = []
-        self._sessions: dict[str, Sessions[Request]] = {
-            client.name: Sessions(Room.of(client.rules.in_flight)) for client in desk.directory.clients.values()
+        self.connections: set[GatewayConnection] = set()
+        self._gate = ConnectionLimit(CONNECTIONS)
+        self._doors: list[Acceptor] = []
+        self._sessions: dict[str, Sessions[ServedRequest]] = {
+            client.name: Sessions(MemoryBudget.of(client.rules.in_flight)) for client in desk.directory.clients.values()
         }
-        self._intakes: dict[str, Intake] = {}
+        self._intakes: dict[str, FrameIntake] = {}
         self._ticking: asyncio.TimerHandle | None = None
 
     def listen(self, listening: socket.socket, *, tls: bool = False) -> None:
         """Accept connections at a bound socket: of TLS, or a Unix socket."""
         connect = self._connect_tls if tls else self._connect_unix
-        self._doors.append(Door(listening, self._gate, HELLO_SECONDS, connect, self._dismissed))
+        self._doors.append(Acceptor(listening, self._gate, HELLO_SECONDS, connect, self._dismissed))
         if self._ticking is None:
             self._tick()
 
@@ -74,7 +74,7 @@ class Server:
             self.refused(peer, None, "no client has this uid or gid")
             _say_no(accepted)
             raise ConnectionRefusedError
-        await self.loop.connect_accepted_socket(lambda: Connection(self, place, peer, client), accepted)
+        await self.loop.connect_accepted_socket(lambda: GatewayConnection(self, place, peer, client), accepted)
 
     async def _connect_tls(self, accepted: socket.socket, place: Place) -> None:
         assert self._tls is not None  # noqa: S101  # for the type checker
@@ -82,7 +82,7 @@ class Server:
         peer = str(accepted.getpeername()[0])
         try:
             await self.loop.connect_accepted_socket(
-                lambda: Connection(self, place, peer, None),
+                lambda: GatewayConnection(self, place, peer, None),
                 accepted,
                 ssl=self._tls.context,
                 ssl_handshake_timeout=HANDSHAKE_SECONDS,
@@ -94,7 +94,7 @@ class Server:
             self.refused(peer, None, f"the TLS handshake failed: {error.strerror or error}")
             raise
 
-    def made(self, connection: Connection) -> None:
+    def made(self, connection: GatewayConnection) -> None:
         """A connection has begun."""
         self.connections.add(connection)
         if connection.client is None:
@@ -104,11 +104,13 @@ class Server:
                 self.refused(f"{connection.peer} ({', '.join(names)[:128]})", None, "no client has such a name")
                 connection.turn_away("no client has a name of this certificate")
 
-    def lost(self, connection: Connection) -> None:
+    def lost(self, connection: GatewayConnection) -> None:
         """A connection has ended."""
         self.connections.discard(connection)
 
-    def enter(self, connection: Connection, client: Client, hello: wire.Hello) -> Session[Request]:
+    def enter(
+        self, connection: GatewayConnection, client: KnownClient, hello: wire.Hello
+    ) -> ReplaySession[ServedRequest]:
         """Return the session of a connection that has said HELLO. Raises QueueFull."""
         if not self.desk.directory.has(client):
             raise PolicyRefused("the gateway's clients have changed", hint="Connect again.")
@@ -118,11 +120,11 @@ class Server:
         get_logger().info("client connected", client=client.name, peer=connection.peer, program=hello.program)
         return self._sessions[client.name].enter(hello.nonce)
 
-    def intake(self, client: Client) -> Intake:
+    def intake(self, client: KnownClient) -> FrameIntake:
         """Return what takes the frames of a client's connections."""
-        return self._intakes.setdefault(client.name, Intake(self.loop))
+        return self._intakes.setdefault(client.name, FrameIntake(self.loop))
 
-    def welcome(self, client: Client, keys: tuple[wire.Key, ...]) -> wire.Welcome:
+    def welcome(self, client: KnownClient, keys: tuple[wire.Key, ...]) -> wire.Welcome:
         """Return what a client is told first."""
         counters = self.desk.counters(client)
         return wire.Welcome(
@@ -140,7 +142,7 @@ class Server:
         """Return how many answers may be asked for again, by client. Any thread."""
         return {name: sessions.remembered for name, sessions in tuple(self._sessions.items())}
 
-    def refused(self, peer: str, client: Client | None, why: str, what: str = "connect") -> None:
+    def refused(self, peer: str, client: KnownClient | None, why: str, what: str = "connect") -> None:
         """Record that a connection was refused, or `what` it asked for."""
         self.desk.refused(peer if client is None else f"{client.name} ({peer})", why, what)
 
@@ -206,7 +208,7 @@ class Server:
         connect again, and have `seconds` for what is open on the connection before."""
         self.desk.follow(directory)
         self._sessions = {
-            name: self._sessions.get(name) or Sessions(Room.of(client.rules.in_flight))
+            name: self._sessions.get(name) or Sessions(MemoryBudget.of(client.rules.in_flight))
             for name, client in directory.clients.items()
         }
         for name, sessions in self._sessions.items():

@@ -13,7 +13,7 @@ _PIECES = 4
 
 
 class Flow(Generic[T]):
-    """What one client asks for. `weight`: its share in relation to the others'. The rest is for Turns."""
+    """What one client asks for. `weight`: its share in relation to the others'. The rest is for FairQueue."""
 
     __slots__ = ("finish", "listed", "waiting", "weight")
 
@@ -26,7 +26,7 @@ class Flow(Generic[T]):
         self.listed = False
 
 
-class Turns(Generic[T]):
+class FairQueue(Generic[T]):
     """Lets work begin while less than `most` is under way, and else in its turn: start-time fair queueing. While
     several flows wait, each gets of what there is by its weight, whatever it asks for; one that asked for nothing has
     saved nothing. Work that costs much begins in pieces, between which others have their turns."""

@@ -14,9 +14,9 @@ from hsmcore._native import BatchedSignature
 from hsmcore.base.receipt import Receipt, Signed
 from hsmcore.config.policy import PREHASHED
 from hsmcore.errors import HsmError
-from hsmcore.gateway.desk import Counter
+from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.jobs import OUTSIDE, Job, outcome_of
-from hsmcore.gateway.replay import Session
+from hsmcore.gateway.replay import ReplaySession
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.manager.prompt import Begun
@@ -28,7 +28,7 @@ class Clock(Protocol):
     now: float
 
 
-class Asker(Protocol):
+class Peer(Protocol):
     """What an answer needs of a connection."""
 
     @property
@@ -43,20 +43,20 @@ class Asker(Protocol):
         """Send a frame; at once if it is the `last` one."""
 
 
-class Request(Job):
+class ServedRequest(Job):
     """A job of a connection. It goes on when the connection ends; its answer goes to each one that asked and lives."""
 
     __slots__ = ("begun", "connection", "counter", "number", "others", "session")
 
     begun: Begun
-    connection: Asker
-    counter: Counter
+    connection: Peer
+    counter: ClientKey
     number: int
-    others: tuple[Asker, ...]
+    others: tuple[Peer, ...]
     """Which have asked for the same."""
-    session: Session[Request]
+    session: ReplaySession[ServedRequest]
 
-    def asked_on(self, connection: Asker) -> None:
+    def asked_on(self, connection: Peer) -> None:
         """It was asked for again. Nobody knows which connection is the client's latest: what was sent on one that has
         broken since may be read after what was sent again on the next."""
         lives = (one for one in (self.connection, *self.others) if one is not connection and one.lives)
@@ -89,11 +89,11 @@ def refusal_of(error: HsmError) -> wire.Refusal:
     return wire.Refusal(error.retryable, maybe, after, error.status, error.error_class, str(error))
 
 
-def _run(request: Request, work: Coroutine[Any, Any, Any]) -> None:
+def _run(request: ServedRequest, work: Coroutine[Any, Any, Any]) -> None:
     request.counter.queue.run(request, work)
 
 
-def begin_sign(request: Request, left: float) -> None:
+def begin_sign(request: ServedRequest, left: float) -> None:
     """Have a message signed: without a task, if nothing must be awaited first."""
     what: wire.Sign = request.what
     counter, kind = request.counter, what.kind or None
@@ -116,7 +116,7 @@ def begin_sign(request: Request, left: float) -> None:
     )
 
 
-def begin_sign_many(request: Request, left: float) -> None:
+def begin_sign_many(request: ServedRequest, left: float) -> None:
     """Have several messages signed."""
     what: wire.SignMany = request.what
     counter = request.counter
@@ -124,7 +124,7 @@ def begin_sign_many(request: Request, left: float) -> None:
     _run(request, counter.desk.sign_batch(counter, what.messages, what.kind or None, left, key_id))
 
 
-def begin_sign_batched(request: Request, left: float) -> None:
+def begin_sign_batched(request: ServedRequest, left: float) -> None:
     """Put a message into the batch that is open, with those of other clients."""
     what: batched.SignBatched = request.what
     counter, kind = request.counter, what.kind or None
@@ -137,44 +137,46 @@ def begin_sign_batched(request: Request, left: float) -> None:
     placed.add_done_callback(request.placed, context=OUTSIDE)
 
 
-def begin_verify(request: Request, _left: float) -> None:
+def begin_verify(request: ServedRequest, _left: float) -> None:
     """Have a signature verified."""
     what: wire.Verify = request.what
     _run(request, request.counter.manager.verify(what.message, what.signature, what.key_id or None))
 
 
-def begin_manage(request: Request, _left: float) -> None:
+def begin_manage(request: ServedRequest, _left: float) -> None:
     """Carry out an operation on a key."""
     what: wire.Manage = request.what
     _run(request, request.counter.desk.manage_key(request.counter, what.operation, what.key_id))
 
 
-def _signed(request: Request, outcome: Receipt | Signed) -> bytes:
+def _signed(request: ServedRequest, outcome: Receipt | Signed) -> bytes:
     number = request.counter.desk.number(request.counter.name, outcome.public_key, outcome.key_id)
     level = outcome.level if outcome.level in wire.LEVELS else ""
-    return wire.signed(request.number, wire.Signed(number, level, outcome.audit_seq, outcome.signature))
+    return wire.signed(request.number, wire.SignedMessage(number, level, outcome.audit_seq, outcome.signature))
 
 
-def _signed_many(request: Request, outcome: tuple[int, list[bytes | HsmError]]) -> bytes:
+def _signed_many(request: ServedRequest, outcome: tuple[int, list[bytes | HsmError]]) -> bytes:
     version, outcomes = outcome
     shown = [refusal_of(one) if isinstance(one, HsmError) else one for one in outcomes]
     return wire.signed_many(request.number, version, shown)
 
 
-def _batched(request: Request, outcome: BatchedSignature) -> bytes:
+def _batched(request: ServedRequest, outcome: BatchedSignature) -> bytes:
     found = batched.Batched(outcome.audit_seq, outcome.key_id, outcome.public_key, outcome.proof)
     return batched.batched(request.number, found)
 
 
-def _verified(request: Request, outcome: bool) -> bytes:
+def _verified(request: ServedRequest, outcome: bool) -> bytes:
     return wire.verified(request.number, outcome)
 
 
-def _done(request: Request, outcome: str) -> bytes:
+def _done(request: ServedRequest, outcome: str) -> bytes:
     return wire.done(request.number, outcome)
 
 
-def _answer(request: Request, outcome: Any, made: Callable[[Request, Any], bytes], *, remembered: bool = True) -> None:
+def _answer(
+    request: ServedRequest, outcome: Any, made: Callable[[ServedRequest, Any], bytes], *, remembered: bool = True
+) -> None:
     """Answer a request: with an error, or with what `made` makes of the result."""
     connection, session = request.connection, request.session
     if isinstance(outcome, HsmError):

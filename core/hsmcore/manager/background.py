@@ -18,7 +18,7 @@ from hsmcore.manager.notices import NoticeService
 from hsmcore.manager.path import SigningPath
 from hsmcore.manager.rotation.context import ManagerPort
 from hsmcore.manager.rotation.service import RotationService
-from hsmcore.recovery.marks import Alone
+from hsmcore.recovery.marks import Marks
 from hsmcore.recovery.own_store import OwnStore
 from hsmcore.recovery.state_backup import StateBackups
 from hsmcore.state import Store, StoreError
@@ -52,7 +52,7 @@ class BackgroundServices:
         self.notices: NoticeService | None = None
         self._store: Store | None = None
         self._own: OwnStore | None = None
-        self._alone: Alone | None = None
+        self._alone: Marks | None = None
         self._audit: AuditLog | None = None
         self.state_backups: StateBackups | None = None
         self._subscriptions: list[Callable[[], None]] = []
@@ -76,7 +76,7 @@ class BackgroundServices:
         background._audit = audit
         try:
             background._own = await OwnStore.open(config)
-            background._alone = None if audit is None else await Alone.open(config, audit)
+            background._alone = None if audit is None else await Marks.open(config, audit)
             return await background._open(handover, rotates=rotates)
         except BaseException:
             await background.close()

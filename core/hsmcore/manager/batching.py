@@ -39,8 +39,8 @@ from hsmcore.manager.describe import BatchFigures
 from hsmcore.manager.lifecycle import a_turn
 from hsmcore.manager.path import SigningPath
 from hsmcore.manager.policy import Guard
-from hsmcore.manager.policy.watermark import NotNext, Place
-from hsmcore.manager.recording import Recorder
+from hsmcore.manager.policy.watermark import NotNext, PayloadPlace
+from hsmcore.manager.recording import AuditNotes
 from hsmcore.state.positions import MOST_POSITION
 from hsmcore.tlog import batch_proof
 from hsmcore.tlog.note import signed
@@ -69,7 +69,7 @@ class Batches:
         check: Callable[[], None],
         path: Callable[[], SigningPath],
         answer: Answer,
-        record: Recorder,
+        record: AuditNotes,
         fleet: Membership | None,
     ) -> None:
         self._rules = rules.batching or Batching()
@@ -317,7 +317,7 @@ class Batches:
             raise
         leaves.signed(note, receipt.key_id, receipt.public_key, receipt.audit_seq)
 
-    async def _bound(self, leaves: Leaves) -> tuple[bytes, Place, float]:
+    async def _bound(self, leaves: Leaves) -> tuple[bytes, PayloadPlace, float]:
         """Number the messages, and bind the root. Returns its text and place, and the seconds that are left: those of
         the most patient caller, but no more than any request has by default, since the next batch waits for this one.
         """

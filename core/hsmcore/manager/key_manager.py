@@ -28,7 +28,7 @@ from hsmcore.manager.path import UNOPENED, SigningPath, open_path, running, sign
 from hsmcore.manager.policy import Guard
 from hsmcore.manager.policy.guard import refuse_claims, submit_batch
 from hsmcore.manager.prompt import Begun, begin
-from hsmcore.manager.recording import Recorder, say_where
+from hsmcore.manager.recording import AuditNotes, say_where
 from hsmcore.manager.verification import VerifierPool
 from hsmcore.members import cache_summary
 from hsmcore.members.base import refuse_closed
@@ -68,7 +68,7 @@ class KeyManager(BatchedSigning):
         self._handover: Handover | None = None
         self._refused: LoginError | None = None
         self._audited = self.audit.enabled
-        self._record = Recorder(self.audit, self._rules.name)
+        self._record = AuditNotes(self.audit, self._rules.name)
         self._formats = formats
         self._guard: Guard | None = None
         self._passes: Callable[..., bool] | None = None

@@ -28,8 +28,8 @@ from hsmcore.failover.levels import EMERGENCY
 from hsmcore.manager.evidence import collect
 from hsmcore.manager.path import SigningPath
 from hsmcore.manager.policy import Guard
-from hsmcore.manager.policy.watermark import NotNext, Place
-from hsmcore.manager.recording import Recorder
+from hsmcore.manager.policy.watermark import NotNext, PayloadPlace
+from hsmcore.manager.recording import AuditNotes
 from hsmcore.manager.rotation.context import ManagerPort
 from hsmcore.manager.rotation.service import RotationService
 from hsmcore.members.base import SIGN_SECONDS
@@ -78,7 +78,7 @@ class KeySets:
         check: Callable[[], None],
         path: Callable[[], SigningPath],
         answer: Answer,
-        record: Recorder,
+        record: AuditNotes,
         fleet: Membership | None,
     ) -> None:
         rules = config.key_manager
@@ -400,7 +400,7 @@ class KeySets:
         self._bound, self._seen = None, max(self._seen, place.position)
         self._notes[place.position], self.latest = note, found
 
-    async def _bind(self, keys: tuple[KeyEntry, ...]) -> tuple[bytes, Place, float]:
+    async def _bind(self, keys: tuple[KeyEntry, ...]) -> tuple[bytes, PayloadPlace, float]:
         """Give the text a serial that no other text has, or had. A text that has one and was not signed keeps it."""
         least = 0 if self.latest is None else self.latest.serial + 1
         if self._bound is not None and self._bound[0] == keys and self._bound[2] >= least:

@@ -14,7 +14,7 @@ from hsmcore.base.receipt import Receipt
 from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.errors import HsmError
 from hsmcore.manager.path import SigningPath
-from hsmcore.manager.recording import Recorder
+from hsmcore.manager.recording import AuditNotes
 from hsmcore.members.base import Submit
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def telling(audit: AuditLog, events: Events) -> Tell:
     return tell
 
 
-def confirmed(path: SigningPath, fleet: Membership | None, rules: KeyManagerConfig, record: Recorder) -> SigningPath:
+def confirmed(path: SigningPath, fleet: Membership | None, rules: KeyManagerConfig, record: AuditNotes) -> SigningPath:
     """Return the path itself, or one whose answers wait for the database (`fleet.unordered`: "strict")."""
     if fleet is None or not fleet.strict:
         return path
@@ -61,7 +61,7 @@ class ConfirmedPath:
     """A path whose signatures are handed out once the database has said, after they were made, that the epoch is this
     host's. A signature that is not confirmed in time stays unseen, and its message bound to its key. As SigningPath."""
 
-    def __init__(self, path: SigningPath, fleet: Membership, default_timeout: float, record: Recorder) -> None:
+    def __init__(self, path: SigningPath, fleet: Membership, default_timeout: float, record: AuditNotes) -> None:
         self._path, self._fleet, self._default, self._record = path, fleet, default_timeout, record
         self._begun = 0
         """Signatures of `submit` that are being made, and are confirmed next."""

@@ -11,7 +11,7 @@ from hsmcore.base.receipt import Signed
 from hsmcore.errors import EngineClosed, HsmError
 from hsmcore.manager.path import SigningPath
 from hsmcore.manager.policy.guard import refuse_claims
-from hsmcore.manager.recording import Recorder
+from hsmcore.manager.recording import AuditNotes
 
 
 class Begun:
@@ -26,7 +26,7 @@ class Begun:
     def __init__(
         self,
         path: SigningPath,
-        record: Recorder,
+        record: AuditNotes,
         message: Any,
         extra: bytes | None,
         asked: asyncio.Future[Any],
@@ -68,7 +68,7 @@ class Begun:
 def begin(
     path: SigningPath,
     passes: Callable[..., bool] | None,
-    record: Recorder,
+    record: AuditNotes,
     message: bytes,
     timeout: float | None,
     kind: str | None,

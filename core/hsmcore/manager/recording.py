@@ -17,7 +17,7 @@ from hsmcore.errors import AuditUnavailable, DoubleSign, HsmError, InvalidMessag
 from hsmcore.members.snapshot import MemberSnapshot
 
 
-class Recorder:
+class AuditNotes:
     """Writes to the audit log, if there is one. `name`: the key manager's name."""
 
     def __init__(self, audit: AuditLog, name: str) -> None:

@@ -20,7 +20,7 @@ from hsmcore.config.base import Model, Text, Whole, as_tuple, clash
 from hsmcore.config.faults import faults_of
 from hsmcore.errors import BadArgument
 from hsmcore.state import Store, StoreError, positions
-from hsmcore.state.positions import MOST_POSITION, Mark, Row
+from hsmcore.state.positions import MOST_POSITION, BoundRow, Mark
 from hsmcore.state.schema import BOUND
 
 T = TypeVar("T")
@@ -155,7 +155,7 @@ async def import_(store: Store, found: Interchange) -> Imported:
     done, now = Imported(), time.time_ns()
     for domain in found.domains:
         await _run(store, partial(_raise, domain=domain, floors=done.floors))
-        rows = [Row(domain.domain, one.position, one.digest, "import", now) for one in domain.bound]
+        rows = [BoundRow(domain.domain, one.position, one.digest, "import", now) for one in domain.bound]
         for begin in range(0, len(rows), _GROUP):
             work = partial(positions.put_back, vouch=store.vouch, rows=rows[begin : begin + _GROUP])
             added, conflicts = await _run(store, work)

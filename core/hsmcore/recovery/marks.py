@@ -26,7 +26,7 @@ from hsmcore.config import Config
 from hsmcore.errors import HsmError
 from hsmcore.recovery.witness import Witness
 from hsmcore.state import Store, StoreBehind, StoreNotGenuine, positions
-from hsmcore.state.positions import Mark, Row
+from hsmcore.state.positions import BoundRow, Mark
 from hsmcore.state.schema import AUDIT_MARK, replace_row
 from hsmcore.state.sealed_rows import SEALED, fingerprint
 
@@ -41,7 +41,7 @@ _RESTORED: Final = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class LogStanding:
     """How a store stands to its log."""
 
     problem: str
@@ -58,7 +58,7 @@ def witness_of(config: Config) -> bool:
     return bool(rules.fleet is None and rules.audit_log_file and rules.keeps_state)
 
 
-class Alone:
+class Marks:
     """One key manager's. Belongs to one event loop."""
 
     def __init__(self, store: Store, log: AuditLog, config: Config) -> None:
@@ -108,12 +108,12 @@ class Alone:
         await self._mark()
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
-    async def standing(self) -> Standing:
+    async def standing(self) -> LogStanding:
         """Compare store and log; changes nothing. Raises StoreError, AuditUnavailable."""
         row, restored = await self._store.run(self._rows)
         newest, since = await self._last_mark(row)
         self._logged = newest
-        lacking: Sequence[Row] = ()
+        lacking: Sequence[BoundRow] = ()
         if self._ordered:  # else the whole log would be searched for positions at each start
             lacking, _ = await self.witness.compare()
             lacking = await self._store.run(partial(_unguarded, rows=lacking))
@@ -124,7 +124,7 @@ class Alone:
             problem = "the audit log goes on after it: it is an older copy, or another store"
         elif lacking:
             problem = f"position {lacking[0].position} of {lacking[0].domain}, which the audit log has, is not in it"
-        return Standing(problem, since, len(lacking))
+        return LogStanding(problem, since, len(lacking))
 
     def _rows(self, connection: Connection) -> tuple[dict[str, Any] | None, str]:
         found = {row["name"]: dict(row) for row in connection.execute(select(AUDIT_MARK)).mappings()}
@@ -222,7 +222,7 @@ class Alone:
             await self._store.close()
 
 
-def _unguarded(connection: Connection, *, rows: Sequence[Row]) -> list[Row]:
+def _unguarded(connection: Connection, *, rows: Sequence[BoundRow]) -> list[BoundRow]:
     """Return the rows without those whose watermark says that they were bound: they were removed, and the policy signs
     nothing there. An older store has an older watermark."""
     domains = {row.domain for row in rows}
@@ -233,7 +233,7 @@ def _unguarded(connection: Connection, *, rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.position in there[row.domain] or not _has(marks, row)]
 
 
-def _has(marks: Mapping[str, Mark], row: Row) -> bool:
+def _has(marks: Mapping[str, Mark], row: BoundRow) -> bool:
     return row.domain in marks and marks[row.domain].has(row.position)
 
 

@@ -14,7 +14,7 @@ from hsmcore.config import Config
 from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError
 from hsmcore.failover.bindings import StoredBindings, lately_unsure
 from hsmcore.failover.budget import Emergency
-from hsmcore.recovery.marks import Alone, witness_of
+from hsmcore.recovery.marks import Marks, witness_of
 from hsmcore.recovery.own_store import register
 from hsmcore.state import Store
 from hsmcore.state.sqlite import set_number
@@ -38,7 +38,7 @@ async def reconcile(config: Config, *, ring_compared: bool) -> dict[str, Any]:
     log = AuditLog.of(config.key_manager)
     store = await Store.open(config.key_manager.state_place, config.state_secret)
     try:
-        alone = Alone(store, log, config)
+        alone = Marks(store, log, config)
         standing = await alone.standing()
         since = standing.since_ns
         ring = [record for name in RING for record in await _records(log, since, operation=name)]

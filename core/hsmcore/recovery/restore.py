@@ -26,10 +26,10 @@ from hsmcore.base.waiting import whole
 from hsmcore.config import Config
 from hsmcore.recovery import incident
 from hsmcore.recovery.anchor import anchor_of, behind, last_of
-from hsmcore.recovery.marks import Alone, set_restored, witness_of
+from hsmcore.recovery.marks import Marks, set_restored, witness_of
 from hsmcore.recovery.own_store import register
 from hsmcore.state import Store, StoreBusy, StoreError, backup
-from hsmcore.state.backup import BackupUnusable, Statement
+from hsmcore.state.backup import BackupStatement, BackupUnusable
 from hsmcore.state.schema import FLEET_HOST, METADATA
 from hsmcore.state.sqlite import everything, give_number, install, number_of
 from hsmcore.state.store import now_ns
@@ -43,7 +43,7 @@ class Checked:
     """A backup that is whole. `problem`: why it is older than the audit log; "": it is not, as far as is known.
     `missing`: positions that the log has and it lacks. Both None: there is no log to compare with."""
 
-    statement: Statement
+    statement: BackupStatement
     problem: str | None = None
     missing: int | None = None
     records: int | None = None
@@ -57,7 +57,7 @@ def subject_of(config: Config) -> str:
 
 
 @asynccontextmanager
-async def back_up(config: Config) -> AsyncIterator[tuple[Statement, bytes, mmap]]:
+async def back_up(config: Config) -> AsyncIterator[tuple[BackupStatement, bytes, mmap]]:
     """Yield a backup of the store of a configuration, which other processes may use: what it says, and its two parts.
     Nothing of it is done in the event loop's thread. Raises StoreError."""
     rules = config.key_manager
@@ -82,15 +82,17 @@ async def check(config: Config, data: bytes | mmap, source: str | None = None) -
         async with backup.unpacked(body, place / "state.db", config.state_secret) as store:
             if not witness_of(config):
                 return Checked(statement, records=records)
-            standing = await Alone(store, AuditLog.of(config.key_manager), config).standing()
+            standing = await Marks(store, AuditLog.of(config.key_manager), config).standing()
             return Checked(statement, standing.problem, standing.missing, records)
 
 
-async def _ours(config: Config, data: bytes | mmap, source: str | None) -> tuple[Statement, memoryview, int | None]:
+async def _ours(
+    config: Config, data: bytes | mmap, source: str | None
+) -> tuple[BackupStatement, memoryview, int | None]:
     """Return what a backup says, its store, and by how many records it is behind. Raises BackupUnusable for one that is
     not this configuration's, StoreError."""
 
-    def work() -> tuple[Statement, memoryview, int | None]:
+    def work() -> tuple[BackupStatement, memoryview, int | None]:
         statement, body = backup.parse(data, config.state_secret)
         _require_ours(config, statement, source)
         return statement, body, behind(config, statement.audit, compares=source is None)
@@ -98,7 +100,7 @@ async def _ours(config: Config, data: bytes | mmap, source: str | None) -> tuple
     return await whole(asyncio.to_thread(work))
 
 
-def _require_ours(config: Config, statement: Statement, source: str | None) -> None:
+def _require_ours(config: Config, statement: BackupStatement, source: str | None) -> None:
     own = subject_of(config) if source is None else source
     if statement.subject != own or statement.manager != config.key_manager.manager:
         whose = f"{statement.subject or 'a store without audit log'}, key manager {statement.manager or 'default'}"
@@ -110,7 +112,7 @@ def _require_ours(config: Config, statement: Statement, source: str | None) -> N
 
 async def restore(
     config: Config, data: bytes | mmap, *, replace: bool, source: str | None = None
-) -> tuple[Statement, str]:
+) -> tuple[BackupStatement, str]:
     """Put the store of a backup in the place of the configuration's. Returns what the backup says, and where the former
     store is kept ("": there was none). After a crash it is the former store or the restored one. Raises BackupUnusable,
     StoreBusy while a process uses the store, StoreError."""

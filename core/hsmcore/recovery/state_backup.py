@@ -11,11 +11,11 @@ from typing import Any, Final
 
 from hsmcore.audit import AuditLog
 from hsmcore.base.log import get_logger
-from hsmcore.base.places import Place, PlaceError, place_at
+from hsmcore.base.places import BackupPlace, PlaceError, place_at
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
 from hsmcore.recovery.restore import back_up, check, subject_of
-from hsmcore.state.backup import SUFFIX, Statement, folder, mapped
+from hsmcore.state.backup import SUFFIX, BackupStatement, folder, mapped
 
 _LOOK_SECONDS: Final = 60.0
 _RETRY_SECONDS: Final = 2.0
@@ -26,13 +26,13 @@ _AHEAD_SECONDS: Final = 300.0
 _STAMP: Final = "%Y%m%dT%H%M%SZ"
 
 
-def place_of(config: Config, location: str) -> Place:
+def place_of(config: Config, location: str) -> BackupPlace:
     """Return a place for backups of the state store."""
     rules = config.key_manager.state_backup
     return place_at(location, None if rules is None else rules.endpoint_url, SUFFIX)
 
 
-def name_of(config: Config, statement: Statement) -> str:
+def name_of(config: Config, statement: BackupStatement) -> str:
     """Return a backup's name: whose it is, when it was made, and a part of its digest."""
     made = time.strftime(_STAMP, time.gmtime(statement.made_ns / 1e9))
     return f"{_prefix(config)}.{made}.{statement.sha256[:12]}{SUFFIX}"
@@ -44,7 +44,7 @@ def _prefix(config: Config) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class BackupsSeen:
     """For monitoring. Times are Unix seconds; 0: never, as far as this process knows."""
 
     backup: float = 0
@@ -60,7 +60,7 @@ class StateBackups:
         assert rules is not None  # noqa: S101  # for the type checker: `begin`
         self._config, self._rules, self._audit = config, rules, audit
         self._place = place_of(config, rules.location)
-        self.seen = Seen()
+        self.seen = BackupsSeen()
         """Any thread."""
         self._drilled: str | None = None
         """The backup that the last look has read back, or tried to."""
@@ -90,7 +90,7 @@ class StateBackups:
                     get_logger().error("the state store is not backed up", error=str(error))
                     self._record("state-backup" if self._drilled is None else "state-drill", error)
                 failures += 1
-                self.seen = Seen(self.seen.backup, self.seen.drill, failing=True)
+                self.seen = BackupsSeen(self.seen.backup, self.seen.drill, failing=True)
             await asyncio.sleep(_RETRY_SECONDS if 0 < failures < 10 else _LOOK_SECONDS)
 
     def _record(self, operation: str, error: HsmError | None = None, **fields: Any) -> None:
@@ -119,7 +119,7 @@ class StateBackups:
             checked = await check(self._config, found)
             self._record("state-drill", file=name, sha256=checked.statement.sha256, bytes=len(found))
             drill = time.time()
-        self.seen = Seen(made, drill)
+        self.seen = BackupsSeen(made, drill)
 
     async def _newest(self, now: float) -> str | None:
         """Return the newest backup, without those that a clock which was ahead has dated."""

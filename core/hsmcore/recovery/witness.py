@@ -31,7 +31,7 @@ from hsmcore.errors import AuditUnavailable, BadArgument, FleetBehind
 from hsmcore.recovery import incident
 from hsmcore.recovery.incident import Standing, count, not_ours, word
 from hsmcore.state import Store, StoreError, StoreNotGenuine, positions
-from hsmcore.state.positions import MOST_POSITION, Mark, Row
+from hsmcore.state.positions import MOST_POSITION, BoundRow, Mark
 from hsmcore.state.schema import FLEET_FLOOR
 from hsmcore.state.store import now_ns
 
@@ -75,7 +75,7 @@ class _Compared:
     those that there were before."""
 
     doubts: int = 0
-    lacking: list[Row] = field(default_factory=list)
+    lacking: list[BoundRow] = field(default_factory=list)
     cut: bool = False
     looked: int = 0
     newest_own: int = 0
@@ -89,13 +89,13 @@ class _Believed:
 
     def __init__(self, store: Store, sealed: int) -> None:
         self._store, self._sealed = store, sealed
-        self.rows: list[Row] = []
-        self.doubtful: list[tuple[int, Row]] = []
+        self.rows: list[BoundRow] = []
+        self.doubtful: list[tuple[int, BoundRow]] = []
         self.reached_ns = 0
         """The time of the oldest witness."""
         self._not_vouched, self._newest = 0, 0
 
-    def add(self, record: dict[str, Any], row: Row) -> None:
+    def add(self, record: dict[str, Any], row: BoundRow) -> None:
         mac, said = self._store.attest(*row[:3]), record.get("mac")
         if mac and not (isinstance(said, str) and hmac.compare_digest(said.encode(), mac.encode())):
             self.doubtful.append((record["seq"], row))
@@ -116,7 +116,7 @@ class _Believed:
                 self._refuse(seq)
         self.doubtful.clear()
 
-    def taken(self) -> list[Row]:
+    def taken(self) -> list[BoundRow]:
         rows, self.rows = self.rows, []
         return rows
 
@@ -125,7 +125,7 @@ class _Believed:
             told = {"records": self._not_vouched, "newest": self._newest}
             get_logger().error("records of the audit log are not vouched for: they count for nothing", **told)
 
-    def _take(self, row: Row) -> None:
+    def _take(self, row: BoundRow) -> None:
         self.rows.append(row)
         self.reached_ns = row.bound_ns
 
@@ -138,8 +138,8 @@ class Witness:
 
     def __init__(self, store: Store, name: str, host: str, instance: str, log: Log) -> None:
         self._store, self._name, self._host, self._instance, self._log = store, name, host, instance, log
-        self._bound: OrderedDict[tuple[str, int], Row] = OrderedDict()
-        self._highest: dict[str, Row] = {}
+        self._bound: OrderedDict[tuple[str, int], BoundRow] = OrderedDict()
+        self._highest: dict[str, BoundRow] = {}
         self._one = asyncio.Lock()
         self._doubts, self._settled_at = 0, -1
         self._incarnation = store.incarnation
@@ -167,7 +167,7 @@ class Witness:
         """Whether the log was compared with the server that is connected: before, nothing is bound. Any thread."""
         return self._settled_at == self._doubts
 
-    def bound(self, rows: Iterable[Row]) -> None:
+    def bound(self, rows: Iterable[BoundRow]) -> None:
         """Remember what this process has bound, once that is committed. Any thread."""
         for row in rows:
             self._bound[row.domain, row.position] = row
@@ -247,16 +247,18 @@ class Witness:
                 values = {"host": self._host, "domain": domain, "position": row.position, "digest": row.digest}
                 connection.execute(insert(FLEET_FLOOR).values(**values))
 
-    async def compare(self) -> tuple[list[Row], bool]:
+    async def compare(self) -> tuple[list[BoundRow], bool]:
         """Return what the database lacks of the log, and whether older records were not looked at. Changes nothing."""
         compared = await self._compare()
         return compared.lacking, compared.cut
 
-    async def put_back(self, since_ns: int, most_bytes: int) -> tuple[int, list[tuple[Row, str, str]], dict[str, int]]:
+    async def put_back(
+        self, since_ns: int, most_bytes: int
+    ) -> tuple[int, list[tuple[BoundRow, str, str]], dict[str, int]]:
         """Without a fleet: put back what the store lacks of the log since a moment (0: of all). Returns how many rows,
         those that another digest keeps out, and the floors that were raised since the log was not read so far back."""
         compared = await self._compare(0, since_ns, most_bytes)
-        added, conflicts = 0, list[tuple[Row, str, str]]()
+        added, conflicts = 0, list[tuple[BoundRow, str, str]]()
         rows = compared.lacking[::-1]
         for begin in range(0, len(rows), _GROUP):
             group = rows[begin : begin + _GROUP]
@@ -278,7 +280,7 @@ class Witness:
     def _standing(self, connection: Connection) -> Standing:
         return incident.standing(connection, self._name, self._host)
 
-    def _note_highest(self, row: Row) -> None:
+    def _note_highest(self, row: BoundRow) -> None:
         known = self._highest.get(row.domain)
         if known is None or known.position < row.position:
             self._highest[row.domain] = row
@@ -313,7 +315,7 @@ class Witness:
         believed.tell()
         return compared
 
-    def _look(self, connection: Connection, *, compared: _Compared, rows: Sequence[Row]) -> None:
+    def _look(self, connection: Connection, *, compared: _Compared, rows: Sequence[BoundRow]) -> None:
         """Compare some rows. Rows first, then floors: a floor that is raised in between explains what is missing."""
         domains = {row.domain for row in rows}
         there = {
@@ -340,12 +342,12 @@ class Witness:
             where = f"position {found['position']} of {found['domain']}"
             raise StoreNotGenuine(f"the state store is not genuine: the row of {where} was changed")
 
-    def _row(self, record: dict[str, Any]) -> Row | None:
+    def _row(self, record: dict[str, Any]) -> BoundRow | None:
         domain, position, digest = record["domain"], record["position"], record.get("message_sha256")
         good = type(domain) is str and type(position) is int and 0 <= position <= MOST_POSITION
         if record["operation"] != "sign" or not good or type(digest) is not str or not _DIGEST.match(digest):
             return None
-        return Row(domain, position, digest, f"{self._host}:log#{record['seq']}", record["time_ns"])
+        return BoundRow(domain, position, digest, f"{self._host}:log#{record['seq']}", record["time_ns"])
 
     def _require_same(self, compared: _Compared) -> None:
         """In a transaction: raise _Changed unless it is on the server that was compared, as it was then."""
@@ -390,8 +392,8 @@ class Witness:
         self._log.note("fleet-answer", result="ok", incident=number, count=added, failures=conflicts, state=state)
 
     def _put_back(
-        self, connection: Connection, *, number: int, rows: Sequence[Row]
-    ) -> tuple[int, list[tuple[Row, str, str]]]:
+        self, connection: Connection, *, number: int, rows: Sequence[BoundRow]
+    ) -> tuple[int, list[tuple[BoundRow, str, str]]]:
         """Put rows back, unless there is another incident by now."""
         if self._standing(connection).number != number:
             raise BadArgument("another incident was opened")
@@ -409,8 +411,8 @@ class Witness:
 
 
 def _put_back(
-    connection: Connection, vouch: Callable[..., str], rows: Sequence[Row]
-) -> tuple[int, list[tuple[Row, str, str]]]:
+    connection: Connection, vouch: Callable[..., str], rows: Sequence[BoundRow]
+) -> tuple[int, list[tuple[BoundRow, str, str]]]:
     """Put rows back. A position of which the database says another digest is refused for ever: nobody can tell any more
     which of the two was handed out, or that both were."""
     added, conflicts = positions.put_back(connection, vouch, rows)
@@ -427,12 +429,12 @@ async def _next(blocks: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]] 
         raise AuditUnavailable(f"the audit log cannot be read: {error}", call="read") from None
 
 
-def _floors(connection: Connection) -> list[Row]:
+def _floors(connection: Connection) -> list[BoundRow]:
     """Return what the hosts have noted. Raises StoreError for what is none of ours."""
     found = []
     for row in connection.execute(select(FLEET_FLOOR)):
         if not _DIGEST.match(word(row.digest)):
             raise not_ours()
         at = count(row.position, MOST_POSITION)
-        found.append(Row(word(row.domain), at, row.digest, word(row.host), 0))
+        found.append(BoundRow(word(row.domain), at, row.digest, word(row.host), 0))
     return found

@@ -23,7 +23,7 @@ class BadRequest(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
+class OperatorAction:
     """`command`: the record's word for it, the same as on the command line. `needs`: "member" or "level"."""
 
     command: str
@@ -33,21 +33,23 @@ class Action:
 
 
 ACTIONS: Final = {
-    "drain": Action("failover drain", "member", lambda member: (DRAIN + member, "yes")),
-    "resume": Action("failover drain --undo", "member", lambda member: (DRAIN + member, None)),
-    "readmit": Action("failover readmit", "member", lambda member: (READMIT + member, datetime.now(UTC).isoformat())),
-    "force": Action("failover force", "level", lambda level: (FORCE, level)),
-    "release": Action("failover force none", "", lambda _: (FORCE, None)),
-    "emergency-disable": Action("emergency disable", "", lambda _: (EMERGENCY, "disabled")),
-    "emergency-enable": Action("emergency enable", "", lambda _: (EMERGENCY, "enabled")),
-    "rotate": Action("rotate now", "", lambda _: (ROTATE, "now")),
-    "rotate-abort": Action("rotate abort", "", lambda _: (ABORT, "yes")),
+    "drain": OperatorAction("failover drain", "member", lambda member: (DRAIN + member, "yes")),
+    "resume": OperatorAction("failover drain --undo", "member", lambda member: (DRAIN + member, None)),
+    "readmit": OperatorAction(
+        "failover readmit", "member", lambda member: (READMIT + member, datetime.now(UTC).isoformat())
+    ),
+    "force": OperatorAction("failover force", "level", lambda level: (FORCE, level)),
+    "release": OperatorAction("failover force none", "", lambda _: (FORCE, None)),
+    "emergency-disable": OperatorAction("emergency disable", "", lambda _: (EMERGENCY, "disabled")),
+    "emergency-enable": OperatorAction("emergency enable", "", lambda _: (EMERGENCY, "enabled")),
+    "rotate": OperatorAction("rotate now", "", lambda _: (ROTATE, "now")),
+    "rotate-abort": OperatorAction("rotate abort", "", lambda _: (ABORT, "yes")),
 }
 _OF_ROTATION: Final = frozenset({"rotate", "rotate-abort"})
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class OperatorOrder:
     """A checked request."""
 
     name: str
@@ -58,7 +60,7 @@ class Order:
     """What the record says beside the command."""
 
 
-def parse(name: str, body: object, config: Config, state: Mapping[str, Any]) -> Order:
+def parse(name: str, body: object, config: Config, state: Mapping[str, Any]) -> OperatorOrder:
     """Return the order in a request's body, {"member" or "level": …, "reason": …}. Raises BadRequest."""
     action = ACTIONS.get(name)
     if action is None:
@@ -79,7 +81,7 @@ def parse(name: str, body: object, config: Config, state: Mapping[str, Any]) -> 
         target = given
     _require_configured(name, config)
     fields = {"reason": reason} | ({action.needs: target} if action.needs else {})
-    return Order(name, action.command, target, reason, fields)
+    return OperatorOrder(name, action.command, target, reason, fields)
 
 
 def _known(what: str, state: Mapping[str, Any]) -> list[str]:
@@ -101,7 +103,9 @@ def _require_configured(name: str, config: Config) -> None:
         raise BadRequest("emergencyModeEnabled is not true: only the configuration can say that the chain accepts it")
 
 
-async def carry_out(order: Order, config: Config, record: Callable[[str, str], Awaitable[int | None]]) -> int | None:
+async def carry_out(
+    order: OperatorOrder, config: Config, record: Callable[[str, str], Awaitable[int | None]]
+) -> int | None:
     """Record the order, then write the wish, which the key manager follows within a second. `record(result, error)`.
     Returns the record's number. Raises HsmError; an order that cannot be recorded is not carried out."""
     number = await record("ok", "")

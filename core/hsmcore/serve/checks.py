@@ -16,7 +16,7 @@ _SERVING: Final = frozenset({"ready", "ramping"})
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class HealthCheck:
     """`warn`: the key manager signs, but an operator should look."""
 
     name: str
@@ -27,14 +27,16 @@ class Check:
         return {"name": self.name, "outcome": self.outcome, "detail": self.detail}
 
 
-def checks(state: Mapping[str, Any], ledger: Mapping[str, Any], problem: str, store: str, now_ns: int) -> list[Check]:
+def checks(
+    state: Mapping[str, Any], ledger: Mapping[str, Any], problem: str, store: str, now_ns: int
+) -> list[HealthCheck]:
     """Run all checks. `state`: see KeyManager.describe; `ledger`: see Ledger.view; `problem`: why the key manager did
     not answer; `store`: why the state store could not be read."""
     if problem:
-        return [Check("answers", "fail", problem)]
-    found = [Check("answers", "ok", "the key manager's event loop answers")]
+        return [HealthCheck("answers", "fail", problem)]
+    found = [HealthCheck("answers", "ok", "the key manager's event loop answers")]
     life = state["life"]
-    found.append(Check("open", "ok" if life == "open" else "fail", f"the key manager is {life}"))
+    found.append(HealthCheck("open", "ok" if life == "open" else "fail", f"the key manager is {life}"))
     if life != "open":
         return found
     found += [_members(state), _login(state), _key(state), _audit(state.get("audit"), state)]
@@ -43,12 +45,12 @@ def checks(state: Mapping[str, Any], ledger: Mapping[str, Any], problem: str, st
     return [check for check in found if check.detail]
 
 
-def ready(found: list[Check], exclude: frozenset[str] = frozenset()) -> bool:
+def ready(found: list[HealthCheck], exclude: frozenset[str] = frozenset()) -> bool:
     """Return whether no check fails but the excluded ones."""
     return all(check.outcome != "fail" or check.name in exclude for check in found)
 
 
-def _members(state: Mapping[str, Any]) -> Check:
+def _members(state: Mapping[str, Any]) -> HealthCheck:
     members, failover = state["members"], state["failover"]
     serving = [member for member in members if member["condition"] in _SERVING]
     idle = [member for member in members if member not in serving and member["level"] != "emergency"]
@@ -56,65 +58,69 @@ def _members(state: Mapping[str, Any]) -> Check:
     lasting = [member for member in members if member["level"] != "emergency" or member in serving]
     said = f"{len(serving)} of {len(lasting)} can sign"
     if not serving or (failover is not None and failover["active"] is None):
-        return Check("members", "fail", "; ".join(["nobody can sign", *out]))
+        return HealthCheck("members", "fail", "; ".join(["nobody can sign", *out]))
     if failover is not None:
         said += f"; level {failover['active']} signs"
-    return Check("members", "warn" if out else "ok", "; ".join([said, *out]))
+    return HealthCheck("members", "warn" if out else "ok", "; ".join([said, *out]))
 
 
 def _said_of(member: str, reason: str) -> str:
     return reason if member in reason else f"{member}: {reason}"
 
 
-def _login(state: Mapping[str, Any]) -> Check:
+def _login(state: Mapping[str, Any]) -> HealthCheck:
     refused = [member["member"] for member in state["members"] if {"auth", "access"} & member["breakers"].keys()]
     if not refused:
-        return Check("login", "ok", "no login was refused")
+        return HealthCheck("login", "ok", "no login was refused")
     stopped = not any(member["condition"] in _SERVING for member in state["members"])
-    return Check("login", "fail" if stopped else "warn", f"refused by {', '.join(refused)}")
+    return HealthCheck("login", "fail" if stopped else "warn", f"refused by {', '.join(refused)}")
 
 
-def _key(state: Mapping[str, Any]) -> Check:
+def _key(state: Mapping[str, Any]) -> HealthCheck:
     current = next((key for key in state["keys"] if key["id"] == state["currentKey"]), None)
     if current is None:
-        return Check("key", "fail", "no key is current")
+        return HealthCheck("key", "fail", "no key is current")
     if current["state"] != "active":
-        return Check("key", "fail", f"key {current['id']} is {current['state']}")
-    return Check("key", "ok", f"key {current['id']} is current")
+        return HealthCheck("key", "fail", f"key {current['id']} is {current['state']}")
+    return HealthCheck("key", "ok", f"key {current['id']} is current")
 
 
-def _audit(audit: Mapping[str, Any] | None, state: Mapping[str, Any]) -> Check:
+def _audit(audit: Mapping[str, Any] | None, state: Mapping[str, Any]) -> HealthCheck:
     if audit is None:
         wanted = state.get("auditConfigured", False)
-        return Check("audit", "fail" if wanted else "ok", "the log is closed" if wanted else "no log is configured")
+        return HealthCheck(
+            "audit", "fail" if wanted else "ok", "the log is closed" if wanted else "no log is configured"
+        )
     if audit["failure"] is not None:
         closed = audit["onFailure"] == "closed"
-        return Check("audit", "fail" if closed else "warn", f"the log cannot be written: {audit['failure']}")
+        return HealthCheck("audit", "fail" if closed else "warn", f"the log cannot be written: {audit['failure']}")
     late = [f"{kind}: {status['error']}" for kind, status in audit["shipping"].items() if status["error"]]
-    return Check("audit", "warn" if late else "ok", "; ".join(["written", *late]))
+    return HealthCheck("audit", "warn" if late else "ok", "; ".join(["written", *late]))
 
 
-def _rotation(rotation: Mapping[str, Any] | None, now_ns: int) -> Check:
+def _rotation(rotation: Mapping[str, Any] | None, now_ns: int) -> HealthCheck:
     if rotation is None or rotation["dueNs"] is None:
-        return Check("rotation", "ok", "no rotation is configured" if rotation is None else "no key has signed yet")
+        return HealthCheck(
+            "rotation", "ok", "no rotation is configured" if rotation is None else "no key has signed yet"
+        )
     due = rotation["dueNs"]
     when = datetime.fromtimestamp(due / 1e9, UTC).strftime("%Y-%m-%d %H:%M UTC")
     failed = rotation["failedInARow"]
     said = f"{failed} failed in a row; " if failed else ""
     if rotation.get("waits"):  # for approvals, say: the key signs, and taking all signers away would help nobody
-        return Check("rotation", "warn", f"{said}a rotation waits; `hsmcore rotate status` says for what")
+        return HealthCheck("rotation", "warn", f"{said}a rotation waits; `hsmcore rotate status` says for what")
     if now_ns > due + _OVERDUE_NS:
-        return Check("rotation", "fail", f"{said}overdue since {when}")
-    return Check("rotation", "warn" if failed else "ok", f"{said}due at {when}")
+        return HealthCheck("rotation", "fail", f"{said}overdue since {when}")
+    return HealthCheck("rotation", "warn" if failed else "ok", f"{said}due at {when}")
 
 
-def _store(state: Mapping[str, Any], problem: str) -> Check:
+def _store(state: Mapping[str, Any], problem: str) -> HealthCheck:
     said = [f"not genuine: {scope}: {why}" for scope, why in state.get("storeNotGenuine", {}).items()]
-    return Check("store", "warn" if problem or said else "ok", problem or "; ".join(said) or "readable")
+    return HealthCheck("store", "warn" if problem or said else "ok", problem or "; ".join(said) or "readable")
 
 
-def _emergency(failover: Mapping[str, Any] | None, budget: Mapping[str, Any] | None) -> Check:
+def _emergency(failover: Mapping[str, Any] | None, budget: Mapping[str, Any] | None) -> HealthCheck:
     if failover is None or failover["active"] != "emergency":
-        return Check("emergency", "ok", "not in use")
+        return HealthCheck("emergency", "ok", "not in use")
     left = "" if budget is None else f"; {budget['left']} signatures are left"
-    return Check("emergency", "warn", f"the emergency key signs{left}")
+    return HealthCheck("emergency", "warn", f"the emergency key signs{left}")

@@ -10,7 +10,7 @@ from typing import Any, Final
 from hsmcore.audit.layout import Layout
 from hsmcore.base.log import get_logger
 from hsmcore.serve import trail
-from hsmcore.serve.checks import Check, checks
+from hsmcore.serve.checks import HealthCheck, checks
 from hsmcore.serve.feed import Feed
 from hsmcore.serve.ledger import Ledger
 from hsmcore.serve.series import Series
@@ -129,7 +129,7 @@ class Monitor:
         """Return whether the key manager's event loop has answered lately."""
         return not self.source.beside or time.monotonic() - max(self._answered, self._begun) < ALIVE_SECONDS
 
-    def checks(self) -> list[Check]:
+    def checks(self) -> list[HealthCheck]:
         """Return the checks of the present state."""
         return checks(self._state, self._view, self._problem, self._ledger.problem, time.time_ns())
 

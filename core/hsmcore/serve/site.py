@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hsmcore.base.listening.certificates import require_readable
-from hsmcore.base.listening.http import Server
+from hsmcore.base.listening.http import HttpServer
 from hsmcore.base.listening.sockets import hint_for, host_and_port, tcp, unix
 from hsmcore.base.log import get_logger, said
 from hsmcore.config import Monitoring
@@ -77,7 +77,7 @@ class Site:
         loop = asyncio.get_running_loop()
         monitor = self.monitor = Monitor(self._source, self._version)
         console = Console(monitor, self._access, self._settings)
-        server = Server(console.app(), [self._socket], self._tls, self._ready.set)
+        server = HttpServer(console.app(), [self._socket], self._tls, self._ready.set)
 
         def stop() -> None:
             monitor.feed.end()

@@ -47,7 +47,7 @@ class BackupUnusable(StoreError):
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class BackupStatement:
     """What a backup says of itself."""
 
     schema: int
@@ -94,7 +94,7 @@ def folder() -> Iterator[Path]:
 @asynccontextmanager
 async def made_backup(
     store: Store, subject: str, manager: str | None, audit: dict[str, Any] | None, secret: SealSecret | None
-) -> AsyncIterator[tuple[Statement, bytes, mmap]]:
+) -> AsyncIterator[tuple[BackupStatement, bytes, mmap]]:
     """Copy a store that is open, and yield the backup: what it says, and its two parts. The copy is a file that is
     mapped, and goes away at the end. `audit`: the checkpoint that was read before. Raises StoreError,
     SecretUnavailable."""
@@ -103,10 +103,10 @@ async def made_backup(
         highest = {name: mark.high for name, mark in marks(connection).items()}
         return highest, connection.execute(select(SEAL.c.name)).first() is not None
 
-    def seal(path: Path) -> tuple[Statement, bytes, mmap]:
+    def seal(path: Path) -> tuple[BackupStatement, bytes, mmap]:
         data = mapped(path)
         schema, digest = MIGRATIONS[-1].number, _sha256(data)
-        statement = Statement(schema, made, subject, manager, sealed, audit, highest, len(data), digest)
+        statement = BackupStatement(schema, made, subject, manager, sealed, audit, highest, len(data), digest)
         line = orjson.dumps(statement.as_data(), option=orjson.OPT_SORT_KEYS)
         vouched = f"{hashlib.sha256(line).hexdigest()} {_mac(line, secret)}\n"
         return statement, line + b"\n" + vouched.encode(), data
@@ -136,7 +136,7 @@ def _sha256(data: bytes | mmap, begin: int = 0) -> str:
     return digest.hexdigest()
 
 
-def parse(data: bytes | mmap, secret: SealSecret | None) -> tuple[Statement, memoryview]:
+def parse(data: bytes | mmap, secret: SealSecret | None) -> tuple[BackupStatement, memoryview]:
     """Return what a backup says and the store in it, all of it compared with digests and MAC. Blocks. Raises
     BackupUnusable, SecretUnavailable."""
     line, _, rest = data[:_MOST_LINE].partition(b"\n")
@@ -149,7 +149,7 @@ def parse(data: bytes | mmap, secret: SealSecret | None) -> tuple[Statement, mem
     try:
         found = orjson.loads(line)
         names = ("schema", "madeNs", "subject", "manager", "sealed", "audit", "highest", "bytes", "sha256")
-        statement = Statement(*(found[name] for name in names))
+        statement = BackupStatement(*(found[name] for name in names))
     except (orjson.JSONDecodeError, KeyError, TypeError):
         raise BackupUnusable("the backup was not made by hsmcore") from None
     if not _is_well_formed(statement):
@@ -174,7 +174,7 @@ def parse(data: bytes | mmap, secret: SealSecret | None) -> tuple[Statement, mem
     return statement, body
 
 
-def _is_well_formed(statement: Statement) -> bool:
+def _is_well_formed(statement: BackupStatement) -> bool:
     """Return whether the values have their types; `audit` is looked at where it is compared (recovery/anchor.py)."""
     highest, manager = statement.highest, statement.manager
     return (

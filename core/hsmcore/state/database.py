@@ -23,7 +23,7 @@ from sqlalchemy.sql.dml import UpdateBase
 from hsmcore.errors import HsmError
 from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
 from hsmcore.state.schema import MIGRATIONS, TYPES, VERSION
-from hsmcore.state.seal import Guard, Problems, RowInvalid, Seal, StoreError
+from hsmcore.state.seal import Problems, RowInvalid, Seal, SealGuard, StoreError
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -70,7 +70,7 @@ class Database(ABC):
         self._written = set[str]()
         self.listeners: list[Callable[[], None]] = []
         """Called in the thread after each connection."""
-        self._guard: Guard | None = None
+        self._guard: SealGuard | None = None
         self._process = os.getpid()
 
     @property
@@ -158,7 +158,7 @@ class Database(ABC):
         """Do `work` in one transaction, under the seal. Runs in the thread, for an open Store."""
 
         def guarded(connection: Connection) -> tuple[T, int]:
-            guard = self._guard = Guard(connection, self.seal, lenient=lenient, unsealed=self.is_unsealed())
+            guard = self._guard = SealGuard(connection, self.seal, lenient=lenient, unsealed=self.is_unsealed())
             self._written.clear()
             try:
                 result = work(connection)

@@ -57,7 +57,7 @@ class Mark:
             self.bits |= 1 << (self.high - position)
 
 
-class Row(NamedTuple):
+class BoundRow(NamedTuple):
     """A row of `bound`, without its MAC."""
 
     domain: str
@@ -206,13 +206,13 @@ def remove_behind(connection: Connection, domain: str, floor: int) -> int:
 
 
 def put_back(
-    connection: Connection, vouch: Callable[..., str], rows: Iterable[Row]
-) -> tuple[int, list[tuple[Row, str, str]]]:
+    connection: Connection, vouch: Callable[..., str], rows: Iterable[BoundRow]
+) -> tuple[int, list[tuple[BoundRow, str, str]]]:
     """Add rows that are missing above the floors. Returns how many, and the rows that another digest keeps out, with
     that digest and its holder. An existing row is never changed; the watermark is, if it went back behind one. `vouch`:
     Store.vouch."""
-    by_domain: dict[str, dict[int, Row]] = {}
-    conflicts: list[tuple[Row, str, str]] = []
+    by_domain: dict[str, dict[int, BoundRow]] = {}
+    conflicts: list[tuple[BoundRow, str, str]] = []
     for row in rows:
         first = by_domain.setdefault(row.domain, {}).setdefault(row.position, row)
         if first.digest != row.digest:

@@ -328,7 +328,7 @@ class Seal:
         return hmac.digest(key, ascii((counter, digests)).encode(), "sha256").hex().encode()
 
 
-class Guard:
+class SealGuard:
     """One transaction: checks each scope before its first use, and seals again those that it writes. `lenient`: rows of
     a scope that is not genuine may be read, to show them. `seal`: None if the configuration has no stateSecret.
     `unsealed`: whether the store is known to have no seal."""

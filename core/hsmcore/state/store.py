@@ -28,10 +28,10 @@ from hsmcore.state.seal import Listener, SealSecret, SealStatus, StoreError, Sto
 from hsmcore.state.sqlite import FILE_HINT, OWNER_HINT, FileDatabase
 
 if TYPE_CHECKING:
-    from hsmcore.state.postgres.database import Server
+    from hsmcore.state.postgres.database import DatabaseServer
     from hsmcore.state.register import Keeper
 
-    Place = str | os.PathLike[str] | Server
+    Place = str | os.PathLike[str] | DatabaseServer
     """A file's path, or a fleet."""
 
 __all__ = [

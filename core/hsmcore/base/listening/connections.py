@@ -29,7 +29,7 @@ _LOOK_SECONDS: Final = 0.1
 class Connection:
     """One accepted connection, until its descriptor is closed."""
 
-    def __init__(self, gate: Gate, give_way: Callable[[], object]) -> None:
+    def __init__(self, gate: ConnectionLimit, give_way: Callable[[], object]) -> None:
         self._gate = gate
         self._deadline: asyncio.TimerHandle | None = None
         self.give_way = give_way
@@ -63,7 +63,7 @@ class Connection:
             self._deadline = None
 
 
-class Gate:
+class ConnectionLimit:
     """The connections of one server, the longest idle first. For the server's event loop."""
 
     def __init__(self, most: int = MAX_CONNECTIONS) -> None:

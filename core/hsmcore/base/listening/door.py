@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
-from hsmcore.base.listening.connections import Connection, Gate
+from hsmcore.base.listening.connections import Connection, ConnectionLimit
 
 BACKLOG: Final = 1024
 """Length of the kernel's accept queue. A client in it holds no descriptor of this process."""
@@ -20,13 +20,13 @@ _AT_A_TURN: Final = 16
 _PAUSE_SECONDS: Final = 0.002
 
 
-class Door:
+class Acceptor:
     """The accept loop of one listening socket. For the server's event loop."""
 
     def __init__(
         self,
         listening: socket.socket,
-        gate: Gate,
+        gate: ConnectionLimit,
         seconds: float,
         connect: Callable[[socket.socket, Connection], Coroutine[Any, Any, object]],
         dismissed: Callable[[socket.socket], object],

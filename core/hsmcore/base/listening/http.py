@@ -19,8 +19,8 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
-from hsmcore.base.listening.connections import Connection, Gate
-from hsmcore.base.listening.door import Door, address_of
+from hsmcore.base.listening.connections import Connection, ConnectionLimit
+from hsmcore.base.listening.door import Acceptor, address_of
 
 MAX_HEAD_BYTES: Final = 16_384
 REQUEST_SECONDS: Final = 10.0
@@ -73,7 +73,7 @@ class LimitedProtocol(H11Protocol):
         super().on_response_complete()
 
 
-class Server(uvicorn.Server):
+class HttpServer(uvicorn.Server):
     """Serve on sockets that are bound already. `ready` is called when it listens."""
 
     def __init__(
@@ -114,8 +114,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket] | None = None) -> None:
         """As uvicorn's, but with Door for accepting."""
         del sockets
-        gate = Gate()
-        self._doors = [Door(each, gate, REQUEST_SECONDS, self._connect, self._dismissed) for each in self._sockets]
+        gate = ConnectionLimit()
+        self._doors = [Acceptor(each, gate, REQUEST_SECONDS, self._connect, self._dismissed) for each in self._sockets]
         self.servers = []
         self.started = True
         self._ready()

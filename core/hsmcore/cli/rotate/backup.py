@@ -19,7 +19,7 @@ from hsmcore.cli.state.opened import in_state, with_token
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
 
 if TYPE_CHECKING:
-    from hsmcore.base.places import Place
+    from hsmcore.base.places import BackupPlace
     from hsmcore.config import Config
     from hsmcore.manager.rotation.backup.inspect import Found
     from hsmcore.state import Store, StoredKey
@@ -149,7 +149,7 @@ async def _restore(config: Config, name: str, recovery_key: Path | None, to: str
     return record
 
 
-def _place(config: Config) -> Place:
+def _place(config: Config) -> BackupPlace:
     from hsmcore.base.places import place_at
 
     rules = config.key_manager.key_rotation

@@ -15,9 +15,9 @@ from hsmcore.cli.recorded import recorded
 from hsmcore.cli.settings import RequiredReason
 
 if TYPE_CHECKING:
-    from hsmcore.base.places import Place
+    from hsmcore.base.places import BackupPlace
     from hsmcore.config import Config
-    from hsmcore.state.backup import Statement
+    from hsmcore.state.backup import BackupStatement
 
 PathArgument = Annotated[str, typer.Argument(metavar="PATH", help="A backup: a file, or s3://bucket/prefix/name.")]
 FromOption = Annotated[
@@ -58,7 +58,7 @@ def backup(
     from hsmcore.recovery.restore import back_up
     from hsmcore.recovery.state_backup import name_of
 
-    async def made() -> tuple[Statement, Place, str, int]:
+    async def made() -> tuple[BackupStatement, BackupPlace, str, int]:
         async with back_up(cli.config) as (statement, head, body):
             location, name = _target(cli.config, to, name_of(cli.config, statement))
             await location.create(name, head, body)
@@ -175,7 +175,7 @@ def _conclude(done: dict[str, Any] | None, *, as_json: bool) -> None:
         raise typer.Exit(FAILED)
 
 
-def _print(statement: Statement, why: str | None, missing: int | None, records: int | None) -> None:
+def _print(statement: BackupStatement, why: str | None, missing: int | None, records: int | None) -> None:
     audit = statement.audit
     print_fields(
         {
@@ -190,7 +190,7 @@ def _print(statement: Statement, why: str | None, missing: int | None, records: 
     )
 
 
-def _target(config: Config, to: str, name: str) -> tuple[Place, str]:
+def _target(config: Config, to: str, name: str) -> tuple[BackupPlace, str]:
     """Return the place and the name that a path means."""
     from hsmcore.recovery.state_backup import place_of
 

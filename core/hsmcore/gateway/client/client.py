@@ -29,11 +29,11 @@ from hsmcore.errors import (
 )
 from hsmcore.gateway.client.arguments import as_bytes, cut, key_id_of, kind_of, position_of, seconds_of, whole
 from hsmcore.gateway.client.connections import Connections
-from hsmcore.gateway.client.dialing import Address, ClientTls
-from hsmcore.gateway.client.outbox import Outbox
-from hsmcore.gateway.client.request import Request, Session
+from hsmcore.gateway.client.dialing import ClientTls, GatewayAddress
+from hsmcore.gateway.client.outbox import RequestOutbox
+from hsmcore.gateway.client.request import ClientRequest, GatewaySession
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.batched import BatchedSignature, SignBatched
+from hsmcore.gateway.wire.batched import ClientBatchedSignature, SignBatched
 from hsmcore.gateway.wire.frames import Type
 
 Message = bytes | bytearray | memoryview
@@ -75,7 +75,7 @@ class Client:
         """`address`: "unix:/path" or "tls:host:port", the second with `tls`. `key_manager`: its name at the gateway.
         `timeout`: that of requests without their own, in seconds. `max_waiting`: requests beyond those that the gateway
         allows to be open at a time. `program`: what the gateway's log calls this one. Raises BadArgument."""
-        self._address = Address.parse(address)
+        self._address = GatewayAddress.parse(address)
         if (tls is None) == (not self._address.path):
             raise BadArgument('tls belongs to a "tls:" address, and only to one')
         connections = whole(connections, "connections", 1, 64)
@@ -85,8 +85,8 @@ class Client:
         self._events = Events()
         self._connections = Connections(self._address, tls, key_manager, program, connections, self._events)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._outbox: Outbox | None = None
-        self._session: Session | None = None
+        self._outbox: RequestOutbox | None = None
+        self._session: GatewaySession | None = None
         self._told_id: str | None = None
         self._opening = asyncio.Lock()
         self._opened = self._closed = False
@@ -103,7 +103,7 @@ class Client:
         if self._opened:
             return
         self._loop = asyncio.get_running_loop()
-        self._outbox = Outbox(self._loop, self._most_waiting, self._connections.links, self._keys_changed)
+        self._outbox = RequestOutbox(self._loop, self._most_waiting, self._connections.links, self._keys_changed)
         await self._connections.open(self._outbox)
         self._opened = True
         self._events.emit("initialized", member=self._address.text, key_id=self._current_id())
@@ -132,7 +132,7 @@ class Client:
     ) -> None:
         await self.close()
 
-    def _keys_changed(self, session: Session) -> None:
+    def _keys_changed(self, session: GatewaySession) -> None:
         first, previous = self._session is None, self._told_id
         self._session = session
         current = self._told_id = self._current_id()
@@ -143,12 +143,12 @@ class Client:
         current = self._session.current if self._session is not None else None
         return current.id if current is not None else None
 
-    def _require_open(self) -> Outbox:
+    def _require_open(self) -> RequestOutbox:
         if self._outbox is None:
             raise NotInitialized("used before initialize()")
         return self._outbox
 
-    def _ready(self) -> Outbox:
+    def _ready(self) -> RequestOutbox:
         outbox = self._require_open()
         if asyncio.get_running_loop() is not self._loop:
             raise WrongEventLoop("this client belongs to another event loop", hint="Make one for each event loop.")
@@ -156,13 +156,13 @@ class Client:
 
     def _submit(
         self, kind: Type, value: Any, timeout: float | None, *, key_id: str | None = None, full: bool = False
-    ) -> Request:
+    ) -> ClientRequest:
         outbox, loop = self._ready(), self._loop
         assert loop is not None  # noqa: S101
         seconds = self._timeout if timeout is None else seconds_of(timeout)
         count = len(value.messages) if kind is Type.SIGN_MANY else 1
         asked = None if key_id is None else key_id_of(key_id)
-        request = Request(kind, value, loop.create_future(), loop.time() + seconds, count, asked, full)
+        request = ClientRequest(kind, value, loop.create_future(), loop.time() + seconds, count, asked, full)
         outbox.submit(request)
         return request
 
@@ -238,7 +238,7 @@ class Client:
 
     async def sign_batched(
         self, message: Message, timeout: float | None = None, kind: str | None = None
-    ) -> BatchedSignature:
+    ) -> ClientBatchedSignature:
         """Sign a message with others; as KeyManager.sign_batched. The proof is verified here, under the key that the
         gateway names. Another gateway process would give the message another place, so none is asked again. Raises
         BadArgument where no batches are signed, SignatureInvalid for a proof that shows nothing."""
@@ -280,7 +280,7 @@ class Client:
         batch = [self._checked(message) for message in messages]
         most = min(self._session.batch if self._session is not None else 1, max(outbox.credits, 1))
         parts = [wire.SignMany(named, 0, 0, part) for part in cut(batch, most)]
-        requests: list[Request] = []
+        requests: list[ClientRequest] = []
         try:
             requests.extend(self._submit(Type.SIGN_MANY, part, timeout, key_id=key_id) for part in parts)
             found = [await _outcomes(request, return_exceptions) for request in requests]
@@ -374,7 +374,7 @@ class Client:
         return self._events.on(event, callback)
 
 
-async def _outcomes(request: Request, return_exceptions: bool) -> list[bytes | HsmError]:
+async def _outcomes(request: ClientRequest, return_exceptions: bool) -> list[bytes | HsmError]:
     try:
         found: list[bytes | HsmError] = await request.future
     except HsmError as error:

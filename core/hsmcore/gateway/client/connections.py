@@ -10,9 +10,9 @@ from typing import Final
 from hsmcore.base.events import Events
 from hsmcore.base.log import get_logger
 from hsmcore.errors import HsmError, MemberDown
-from hsmcore.gateway.client.dialing import Address, ClientTls
-from hsmcore.gateway.client.link import Link
-from hsmcore.gateway.client.outbox import Outbox
+from hsmcore.gateway.client.dialing import ClientTls, GatewayAddress
+from hsmcore.gateway.client.link import ClientLink
+from hsmcore.gateway.client.outbox import RequestOutbox
 from hsmcore.gateway.wire import messages as wire
 
 _CONNECT_SECONDS: Final = 10.0
@@ -34,18 +34,18 @@ class Connections:
     loop."""
 
     def __init__(
-        self, address: Address, tls: ClientTls | None, key_manager: str, program: str, count: int, events: Events
+        self, address: GatewayAddress, tls: ClientTls | None, key_manager: str, program: str, count: int, events: Events
     ) -> None:
         self._address, self._tls, self._key_manager, self._program = address, tls, key_manager, program
         self._count, self._events = count, events
         self._nonce = os.urandom(wire.NONCE_BYTES)
-        self.links: list[Link] = []
+        self.links: list[ClientLink] = []
         """Live ones."""
         self._keepers: list[asyncio.Task[None]] = []
-        self._outbox: Outbox | None = None
+        self._outbox: RequestOutbox | None = None
         self._opened = self._down = False
 
-    async def open(self, outbox: Outbox) -> None:
+    async def open(self, outbox: RequestOutbox) -> None:
         """Connect. Raises the error of the first connection that has an outcome, if that is one; the call may be
         repeated then."""
         self._outbox = outbox
@@ -77,12 +77,12 @@ class Connections:
             await asyncio.wait([link.ended for link in self.links], timeout=_ENDING_SECONDS)
         self.links.clear()
 
-    async def _keep(self, outbox: Outbox, first: asyncio.Future[None]) -> None:
+    async def _keep(self, outbox: RequestOutbox, first: asyncio.Future[None]) -> None:
         """Keep one connection. `first`: of all connections, the first to have an outcome settles it."""
         wait = _FIRST_WAIT
         while True:
             begun = asyncio.get_running_loop().time()
-            link = Link(outbox, self._key_manager, self._nonce, self._program)
+            link = ClientLink(outbox, self._key_manager, self._nonce, self._program)
             problem = await self._connect(link)
             if problem is None:
                 outbox.problem = ""
@@ -101,7 +101,7 @@ class Connections:
             await asyncio.sleep(random.uniform(wait / 2, wait))  # noqa: S311
             wait = min(wait * 2, _LONGEST_WAIT)
 
-    async def _connect(self, link: Link) -> Exception | None:
+    async def _connect(self, link: ClientLink) -> Exception | None:
         """Connect and wait for WELCOME. Returns why that failed."""
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
@@ -115,11 +115,11 @@ class Connections:
             link.fail(error)
         return link.problem
 
-    def _forget(self, link: Link) -> None:
+    def _forget(self, link: ClientLink) -> None:
         if link in self.links:
             self.links.remove(link)
 
-    async def _watch(self, link: Link) -> None:
+    async def _watch(self, link: ClientLink) -> None:
         """Wait until no more can be sent on a connection. One that is silent for long ends."""
         self._tell_state(None)
         pinged = False

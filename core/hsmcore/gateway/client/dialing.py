@@ -37,7 +37,7 @@ class ClientTls:
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class GatewayAddress:
     """ "unix:/path" or "tls:host:port"."""
 
     text: str

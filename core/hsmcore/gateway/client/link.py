@@ -6,8 +6,8 @@ import asyncio
 from typing import Final, cast
 
 from hsmcore.errors import HsmError, PolicyRefused
-from hsmcore.gateway.client.outbox import Outbox
-from hsmcore.gateway.client.request import Request, Session, error_of_refusal
+from hsmcore.gateway.client.outbox import RequestOutbox
+from hsmcore.gateway.client.request import ClientRequest, GatewaySession, error_of_refusal
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import GATEWAY_TYPES, Frame, Splitter, Type, WireError, frame
 
@@ -15,18 +15,18 @@ _HIGH_WATER: Final = 1 << 18
 _ANSWERS: Final = frozenset({Type.SIGNED, Type.SIGNED_MANY, Type.VERIFIED, Type.DONE, Type.BATCHED})
 
 
-class Link(asyncio.Protocol):
+class ClientLink(asyncio.Protocol):
     """One connection, from its first byte to its end; another one is another Link. Belongs to the event loop."""
 
-    def __init__(self, outbox: Outbox, key_manager: str, nonce: bytes, program: str) -> None:
+    def __init__(self, outbox: RequestOutbox, key_manager: str, nonce: bytes, program: str) -> None:
         self._outbox, self._key_manager = outbox, key_manager
         self._hello = wire.hello(nonce, program)
         self._splitter = Splitter(GATEWAY_TYPES)
         self._transport: asyncio.Transport | None = None
-        self._session: Session | None = None
+        self._session: GatewaySession | None = None
         self._paused = False
         self._heard = False
-        self.open: dict[int, Request] = {}
+        self.open: dict[int, ClientRequest] = {}
         self.withdrawn: list[int] = []
         self.going = False
         self.left_ms = 0
@@ -43,7 +43,7 @@ class Link(asyncio.Protocol):
         self.ended: asyncio.Future[None] = loop.create_future()
 
     @property
-    def session(self) -> Session:
+    def session(self) -> GatewaySession:
         """What the gateway has said of itself."""
         assert self._session is not None, "used before WELCOME"  # noqa: S101
         return self._session
@@ -108,7 +108,7 @@ class Link(asyncio.Protocol):
             self.fail(PolicyRefused(f"client {said.client!r} may not use a key manager {self._key_manager!r}"))
             return
         slot = said.slots.index(self._key_manager)
-        session = Session(said.instance, slot, said.remember_ms / 1000, said.message_bytes, said.batch)
+        session = GatewaySession(said.instance, slot, said.remember_ms / 1000, said.message_bytes, said.batch)
         session.learn(said.keys)
         self._session = session
         self._outbox.credits = said.credits

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 from hsmcore.errors import EngineClosed, HsmError, MessageTooLarge, QueueFull
-from hsmcore.gateway.client.request import ANSWER, Request, Session, late, lost
+from hsmcore.gateway.client.request import ANSWER, ClientRequest, GatewaySession, late, lost
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import MOST_BYTES, Frame, Type, WireError, frame
@@ -30,13 +30,13 @@ _NEVER: Final = float("inf")
 class Channel(Protocol):
     """A connection, as the outbox needs it."""
 
-    open: dict[int, Request]
+    open: dict[int, ClientRequest]
     """What was sent here and is not answered, by its number."""
     withdrawn: list[int]
     """Numbers of requests that are to be cancelled here."""
 
     @property
-    def session(self) -> Session: ...
+    def session(self) -> GatewaySession: ...
     @property
     def ready(self) -> bool:
         """Whether it takes requests now."""
@@ -48,7 +48,7 @@ class Channel(Protocol):
     def send(self, data: bytes) -> None: ...
 
 
-class Outbox:
+class RequestOutbox:
     """All requests of a client. Belongs to one event loop. Each future is settled once, by an answer, an error, or its
     deadline; a request that its caller withdraws has a cancelled future."""
 
@@ -57,7 +57,7 @@ class Outbox:
         loop: asyncio.AbstractEventLoop,
         most_waiting: int,
         channels: Sequence[Channel],
-        learned: Callable[[Session], None],
+        learned: Callable[[GatewaySession], None],
     ) -> None:
         """`channels`: live connections, all of them. `learned` is called when a gateway has said which keys there
         are."""
@@ -65,12 +65,12 @@ class Outbox:
         self._loop = loop
         self._most = most_waiting
         self._channels = channels
-        self._waiting: deque[Request] = deque()
-        self._again: deque[Request] = deque()
+        self._waiting: deque[ClientRequest] = deque()
+        self._again: deque[ClientRequest] = deque()
         """Sent on connections that broke: they go first."""
-        self._held: list[Request] = []
+        self._held: list[ClientRequest] = []
         """Refused for their key; the gateway has not told the next one yet."""
-        self._later: list[Request] = []
+        self._later: list[ClientRequest] = []
         """Refused for want of room; there may be some at their `not_before`."""
         self._resting: asyncio.TimerHandle | None = None
         self.credits = 0
@@ -86,7 +86,7 @@ class Outbox:
         self.problem = ""
         """Why there is no connection."""
 
-    def submit(self, request: Request) -> None:
+    def submit(self, request: ClientRequest) -> None:
         """Send a request as soon as there is room for it. Raises QueueFull, EngineClosed."""
         if self._closed:
             raise EngineClosed("the client is closed", hint="Make a new client.")
@@ -107,7 +107,7 @@ class Outbox:
             self._waiting = deque(request for request in self._waiting if not request.future.done())
         return len(self._waiting) < self._most
 
-    def withdraw(self, request: Request) -> None:
+    def withdraw(self, request: ClientRequest) -> None:
         """Its caller does not wait any more."""
         self._given_up = True
         for channel in self._channels:
@@ -209,10 +209,10 @@ class Outbox:
         else:
             request.future.set_result(result)
 
-    def _ask_for_rest(self, channel: Channel, request: Request, outcomes: list[Any], late: list[int]) -> None:
+    def _ask_for_rest(self, channel: Channel, request: ClientRequest, outcomes: list[Any], late: list[int]) -> None:
         """Have messages of a batch signed that another key has to sign: as a request of their own."""
         value = request.value._replace(messages=[request.value.messages[at] for at in late])
-        rest = Request(request.type, value, self._loop.create_future(), request.deadline, len(late))
+        rest = ClientRequest(request.type, value, self._loop.create_future(), request.deadline, len(late))
         rest.renewals, rest.revision = request.renewals + 1, request.revision
 
         def settle(_: object) -> None:
@@ -231,7 +231,7 @@ class Outbox:
         request.future.add_done_callback(withdraw)
         self._renew(channel, rest)
 
-    def _renew(self, channel: Channel, request: Request) -> None:
+    def _renew(self, channel: Channel, request: ClientRequest) -> None:
         """Send a request again with the key that signs now, as soon as that is known."""
         told = channel.session.revision != request.revision
         request.fresh()
@@ -241,7 +241,7 @@ class Outbox:
             self._held.append(request)
         self.wake()
 
-    def _batched(self, channel: Channel, request: Request, answer: batched.Batched) -> None:
+    def _batched(self, channel: Channel, request: ClientRequest, answer: batched.Batched) -> None:
         self._close(channel, request)
         if request.future.done():
             return
@@ -252,12 +252,12 @@ class Outbox:
         else:
             request.future.set_result(found)
 
-    def _close(self, channel: Channel, request: Request) -> None:
+    def _close(self, channel: Channel, request: ClientRequest) -> None:
         del channel.open[request.number]
         self._out -= request.count
         self._answered += 1
 
-    def _read(self, request: Request, answer: Frame) -> Any:
+    def _read(self, request: ClientRequest, answer: Frame) -> Any:
         wanted = request.key.version if request.key is not None else 0
         if answer.type is Type.SIGNED:
             signed = wire.read_signed(answer.body)
@@ -273,7 +273,7 @@ class Outbox:
             return bool(wire.read_number(answer.body, 1))
         return wire.read_text(answer.body)
 
-    def _refused(self, channel: Channel, request: Request, refusal: wire.Refusal) -> None:
+    def _refused(self, channel: Channel, request: ClientRequest, refusal: wire.Refusal) -> None:
         if request.renewable(refusal):
             request.renewals += 1
             self._renew(channel, request)
@@ -366,7 +366,7 @@ class Outbox:
 
     def unsettled(self) -> Iterator[asyncio.Future[Any]]:
         """The futures that are not settled."""
-        queues: list[Iterable[Request]] = [self._again, self._waiting, self._held, self._later]
+        queues: list[Iterable[ClientRequest]] = [self._again, self._waiting, self._held, self._later]
         queues += [channel.open.values() for channel in self._channels]
         return (request.future for queue in queues for request in queue if not request.future.done())
 

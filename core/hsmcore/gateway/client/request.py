@@ -32,7 +32,7 @@ _FORGETS_EARLIER: Final = 0.8
 
 
 @dataclass(slots=True)
-class Session:
+class GatewaySession:
     """What a gateway process has said of itself and of one key manager."""
 
     instance: bytes
@@ -66,7 +66,7 @@ class Session:
         raise KeyNotFound(f"the gateway has no key with id {key_id!r:.200} (known: {known})")
 
 
-class Request:
+class ClientRequest:
     """One request. `value` is what `wire` makes a frame of, with the version left open.
 
     It is sent with the version of the key that was current at the first time, and only with that one, for as long as
@@ -126,7 +126,7 @@ class Request:
         """Whether a signature may come of it."""
         return self.type in _SIGNING
 
-    def send_on(self, session: Session, now: float) -> bytes:
+    def send_on(self, session: GatewaySession, now: float) -> bytes:
         """Return the frame to be sent. Raises the error that the request ends with if it must not be sent again."""
         again = self.sent > 0
         if self.type not in _SIGNING:
@@ -155,7 +155,7 @@ class Request:
         value = self.value._replace(version=version, timeout_ms=self.timeout_ms)
         return wire.sign_many(self.number, value, slot=session.slot, again=again)
 
-    def _move(self, session: Session, now: float) -> None:
+    def _move(self, session: GatewaySession, now: float) -> None:
         """Prepare for a gateway that remembers nothing of it."""
         key = self.key
         if self.type is Type.SIGN_BATCHED:
@@ -224,14 +224,14 @@ def error_of_refusal(refusal: wire.Refusal) -> HsmError:
     return error
 
 
-def lost(request: Request, why: str) -> MemberDown:
+def lost(request: ClientRequest, why: str) -> MemberDown:
     """Return the error of a request that was sent and will not be answered."""
     error = MemberDown(why, status="HOST_LOST")
     error.maybe_signed = request.signs
     return error
 
 
-def late(request: Request, why: str) -> DeadlineExceeded:
+def late(request: ClientRequest, why: str) -> DeadlineExceeded:
     """Return the error of a request that was not answered in time."""
     error = DeadlineExceeded(f"no answer of the gateway in time{f' ({why})' if why else ''}")
     error.maybe_signed = request.signs and request.sent > 0

@@ -24,12 +24,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hsmcore._native import Digest
-from hsmcore.base.listening.http import MAX_HEAD_BYTES, Server
+from hsmcore.base.listening.http import MAX_HEAD_BYTES, HttpServer
 from hsmcore.base.log import get_logger
 from hsmcore.base.version import __version__
 from hsmcore.errors import BadArgument, HsmError, InternalError, PolicyRefused, QueueFull
-from hsmcore.gateway.clients import Client
-from hsmcore.gateway.desk import Desk, current
+from hsmcore.gateway.admission import Admission, current
+from hsmcore.gateway.clients import KnownClient
 from hsmcore.gateway.tls import names_in
 from hsmcore.gateway.vault import text as transit
 from hsmcore.gateway.vault.signing import Signing
@@ -48,14 +48,14 @@ class Face:
     """Serves the API on sockets that are bound already. Belongs to the key managers' event loop."""
 
     def __init__(
-        self, desk: Desk, sockets: list[socket], tls: Callable[[], ssl.SSLContext], drain_seconds: int
+        self, desk: Admission, sockets: list[socket], tls: Callable[[], ssl.SSLContext], drain_seconds: int
     ) -> None:
         """`tls` gives the context for each new connection. `drain_seconds`: how long the end waits for answers."""
         self._versions = {name: Versions(manager) for name, manager in desk.managers.items()}
         self._listening = asyncio.Event()
         app = Transit(desk, self._versions).app()
         refused = partial(desk.refused, what="https")
-        self._server = Server(app, sockets, tls, self._listening.set, drain_seconds=drain_seconds, refused=refused)
+        self._server = HttpServer(app, sockets, tls, self._listening.set, drain_seconds=drain_seconds, refused=refused)
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -76,7 +76,7 @@ class Face:
 class Transit:
     """The handlers."""
 
-    def __init__(self, desk: Desk, versions: Mapping[str, Versions]) -> None:
+    def __init__(self, desk: Admission, versions: Mapping[str, Versions]) -> None:
         self._desk, self._versions = desk, versions
 
     def app(self) -> ASGIApp:
@@ -176,7 +176,7 @@ class Transit:
         latest = await self._versions[name].of(signs.public_key)
         return _answer(transit.key_data(name, signs.algorithm, versions, latest))
 
-    async def sign(self, request: Request, client: Client) -> Response:
+    async def sign(self, request: Request, client: KnownClient) -> Response:
         """One signature, or those of a batch, in which each item has its own answer."""
         name, manager = self._manager(request, client)
         body = await _body(request)
@@ -193,7 +193,7 @@ class Transit:
         answers = await work.many([_read(item) for item in items])
         return _answer({"batch_results": [_signed(item, a) for item, a in zip(items, answers, strict=True)]})
 
-    async def verify(self, request: Request, client: Client) -> Response:
+    async def verify(self, request: Request, client: KnownClient) -> Response:
         """Whether a signature is good, or those of a batch."""
         name, manager = self._manager(request, client)
         body = await _body(request)
@@ -207,14 +207,18 @@ class Transit:
         )
         return _answer({"batch_results": [_verified(item, a) for item, a in zip(items, found, strict=True)]})
 
-    async def _good(self, client: Client, name: str, item: Mapping[str, Any], options: transit.Options) -> bool:
+    async def _good(
+        self, client: KnownClient, name: str, item: Mapping[str, Any], options: transit.TransitOptions
+    ) -> bool:
         message, (number, text) = transit.data(item), transit.parsed(item)
         key = await self._versions[name].numbered(number)
         signature = transit.signature_of(text, key.algorithm, jws=options.jws)
         said: Any = Digest(message) if options.prehashed else message
         return await self._desk.verify(client, name, said, signature, key.id)
 
-    def _counted(self, handler: Callable[[Request, Client], Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
+    def _counted(
+        self, handler: Callable[[Request, KnownClient], Awaitable[Response]]
+    ) -> Callable[..., Awaitable[Response]]:
         """Count each answer to a client, as the wire's face does."""
 
         async def counted(request: Request) -> Response:
@@ -231,7 +235,7 @@ class Transit:
 
         return counted
 
-    def _client(self, request: Request) -> Client:
+    def _client(self, request: Request) -> KnownClient:
         """The client that sent a request: by its token, and if it sent none, by its certificate."""
         token, directory = _token(request), self._desk.directory
         if token:
@@ -248,7 +252,7 @@ class Transit:
             raise HTTPException(403, _DENIED)
         return client
 
-    def _manager(self, request: Request, client: Client) -> tuple[str, KeyManager]:
+    def _manager(self, request: Request, client: KnownClient) -> tuple[str, KeyManager]:
         name = request.path_params["name"]
         try:
             return name, self._desk.manager(client, name)
@@ -289,7 +293,7 @@ def _can_sign(manager: KeyManager) -> bool:
     return snapshot.open and any(member.condition in _SERVING for member in manager.members())
 
 
-def _require_room(client: Client, items: Sequence[object]) -> None:
+def _require_room(client: KnownClient, items: Sequence[object]) -> None:
     most = client.rules.in_flight
     if len(items) > most:
         raise BadArgument(f"batch_input has {len(items)} items; this client may have {most} open")

@@ -9,8 +9,8 @@ from typing import Any
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.receipt import Receipt, Signed
 from hsmcore.errors import HsmError, KeyNotCurrent
-from hsmcore.gateway.clients import Client
-from hsmcore.gateway.desk import Desk, current
+from hsmcore.gateway.admission import Admission, current
+from hsmcore.gateway.clients import KnownClient
 from hsmcore.gateway.vault import text as transit
 from hsmcore.gateway.vault.versions import Versions
 
@@ -19,7 +19,13 @@ class Signing:
     """The signatures of one request. `key`: the version that is to sign."""
 
     def __init__(
-        self, desk: Desk, client: Client, name: str, versions: Versions, options: transit.Options, key: KeyVersion
+        self,
+        desk: Admission,
+        client: KnownClient,
+        name: str,
+        versions: Versions,
+        options: transit.TransitOptions,
+        key: KeyVersion,
     ) -> None:
         self._desk, self._client, self._name = desk, client, name
         self._versions, self._options, self._key = versions, options, key

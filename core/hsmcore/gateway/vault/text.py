@@ -40,7 +40,7 @@ _NEVER: Final = "0001-01-01T00:00:00Z"
 """A time that is not known, as Vault writes it."""
 
 
-class Options(NamedTuple):
+class TransitOptions(NamedTuple):
     """What a request says beside its input. `version` 0: the one that signs now."""
 
     version: int
@@ -48,7 +48,7 @@ class Options(NamedTuple):
     jws: bool
 
 
-def options(body: Mapping[str, Any], in_path: str | None, algorithm: str) -> Options:
+def options(body: Mapping[str, Any], in_path: str | None, algorithm: str) -> TransitOptions:
     """Read the parameters of a request. Raises BadArgument, which names what a key of this algorithm cannot do."""
     for name, why in _ONLY_ELSEWHERE.items():
         if body.get(name) not in (None, ""):
@@ -62,7 +62,7 @@ def options(body: Mapping[str, Any], in_path: str | None, algorithm: str) -> Opt
     prehashed = flag(body, "prehashed")
     if prehashed and algorithm == "ed25519":
         raise BadArgument("prehashed is not supported for a key of type ed25519: it signs the message itself")
-    return Options(whole(body, "key_version"), prehashed, marshaling == "jws")
+    return TransitOptions(whole(body, "key_version"), prehashed, marshaling == "jws")
 
 
 def _word(body: Mapping[str, Any], name: str) -> str:

@@ -44,7 +44,7 @@ class Batched(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class BatchedSignature:
+class ClientBatchedSignature:
     """As hsmcore.BatchedSignature, of a message that a gateway put into a batch. The proof is verified."""
 
     proof: bytes
@@ -98,14 +98,14 @@ class Notes:
     def __init__(self) -> None:
         self._good: tuple[bytes, bytes] | None = None
 
-    def verified(self, message: bytes, kind: str, answer: Batched) -> BatchedSignature:
+    def verified(self, message: bytes, kind: str, answer: Batched) -> ClientBatchedSignature:
         """Return the place of a message. `kind`: what it must be of; "": any. Raises SignatureInvalid."""
         found = shown(message, answer.proof)
         if found is None or kind not in ("", found.says.kind) or not self._signed(found, answer.public_key):
             error = SignatureInvalid("the gateway's proof does not show that this message was signed")
             error.maybe_signed = True
             raise error
-        return BatchedSignature(
+        return ClientBatchedSignature(
             answer.proof, found.says.index, found.says.root, answer.key_id, answer.public_key, answer.audit_seq
         )
 

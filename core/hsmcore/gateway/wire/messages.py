@@ -111,7 +111,7 @@ class SignMany(NamedTuple):
     messages: list[bytes]
 
 
-class Signed(NamedTuple):
+class SignedMessage(NamedTuple):
     """A signature. `audit_seq`: None: there is no record."""
 
     version: int
@@ -296,7 +296,7 @@ def read_manage(body: bytes) -> Manage:
         return found
 
 
-def signed(request: int, one: Signed, *, slot: int = 0) -> bytes:
+def signed(request: int, one: SignedMessage, *, slot: int = 0) -> bytes:
     """Return SIGNED."""
     version, level, record, signature = one
     length = MIN_BYTES + _SIGNED.size + len(signature)
@@ -305,13 +305,13 @@ def signed(request: int, one: Signed, *, slot: int = 0) -> bytes:
     return head + signature
 
 
-def read_signed(body: bytes) -> Signed:
+def read_signed(body: bytes) -> SignedMessage:
     """Read SIGNED. Raises WireError."""
     try:
         version, level, record = _SIGNED.unpack_from(body)
     except struct_error as error:
         raise WireError(str(error)) from None
-    return Signed(version, named(LEVELS, level), None if record == NO_RECORD else record, body[_SIGNED.size :])
+    return SignedMessage(version, named(LEVELS, level), None if record == NO_RECORD else record, body[_SIGNED.size :])
 
 
 def signed_many(request: int, version: int, outcomes: Sequence[bytes | Refusal], *, slot: int = 0) -> bytes:

@@ -5,6 +5,6 @@ Reading order: guard, callers, watermark, batch, explain.
 What a message is, native/src/payload.c says.
 """
 
-from hsmcore.manager.policy.guard import Admission, Guard
+from hsmcore.manager.policy.guard import Guard, Permit
 
-__all__ = ["Admission", "Guard"]
+__all__ = ["Guard", "Permit"]

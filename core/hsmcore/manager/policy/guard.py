@@ -29,7 +29,7 @@ from hsmcore.errors import (
     PolicyRefused,
 )
 from hsmcore.manager.policy.callers import Caller, Callers
-from hsmcore.manager.policy.watermark import Charge, Fence, NotNext, Place, Want, Watermark, marks_of
+from hsmcore.manager.policy.watermark import Charge, Fence, NotNext, PayloadPlace, Want, Watermark, marks_of
 from hsmcore.state import Store, StoreNotGenuine, positions
 from hsmcore.state.positions import MOST_POSITION, Mark
 
@@ -74,7 +74,7 @@ def _addresses(listed: Sequence[str] | None) -> list[bytes] | None:
     return None if listed is None else [from_base58(address) for address in listed]
 
 
-def place_of(policy: Policy, look: Look, message: bytes, kind: str | None, position: int | None) -> Place | None:
+def place_of(policy: Policy, look: Look, message: bytes, kind: str | None, position: int | None) -> PayloadPlace | None:
     """Return where an ordered payload stands; None for one that has no position. It is the caller's word only where the
     payload is a bare digest. Raises PolicyRefused."""
     if look.kind == "digest32" and kind in policy.ordered and kind not in OWN:
@@ -91,7 +91,7 @@ def place_of(policy: Policy, look: Look, message: bytes, kind: str | None, posit
         raise PolicyRefused(f"the payload says position {look.position}, its caller {position}")
     else:
         found = look.position
-    return Place(policy.chain(kind or look.kind), found, hashlib.sha256(message).hexdigest())
+    return PayloadPlace(policy.chain(kind or look.kind), found, hashlib.sha256(message).hexdigest())
 
 
 class Guard:
@@ -148,7 +148,7 @@ class Guard:
             await self.watermark.close()
             await self._store.close()
 
-    def admit(self, message: Any, kind: str | None, position: int | None) -> Admission:
+    def admit(self, message: Any, kind: str | None, position: int | None) -> Permit:
         """Judge a message. It may be signed after `begin` of what is returned. Raises PolicyRefused,
         InvalidMessageType."""
         data = freeze(message)
@@ -161,7 +161,7 @@ class Guard:
             raise
 
     @contextmanager
-    def admitted(self, message: Any, kind: str | None, position: int | None) -> Iterator[Admission]:
+    def admitted(self, message: Any, kind: str | None, position: int | None) -> Iterator[Permit]:
         """As `admit`; the admission ends with the block."""
         admission = self.admit(message, kind, position)
         try:
@@ -170,7 +170,7 @@ class Guard:
             admission.end()
 
     @contextmanager
-    def admitted_leaf(self, message: Any, kind: str | None) -> Iterator[Admission]:
+    def admitted_leaf(self, message: Any, kind: str | None) -> Iterator[Permit]:
         """As `admitted`, for a message of a batch. Raises BadArgument for one that has a position."""
         with self.admitted(message, kind, None) as admission:
             if admission.kind in ORDERED:
@@ -180,24 +180,24 @@ class Guard:
                 )
             yield admission
 
-    async def bind_root(self, text: bytes, first: int, epoch: int, timeout: float) -> tuple[Place, float]:
+    async def bind_root(self, text: bytes, first: int, epoch: int, timeout: float) -> tuple[PayloadPlace, float]:
         """Bind the root of a batch, which is the next one and begins at `first`. Returns its place, and the seconds
         that are left. Raises NotNext, and the errors of `require`."""
         look = self.gate.look(text)
         if look.kind != BATCH_ROOT or look.domain != self.domain or look.position is None:
             raise InternalError(f"the text of a root is {look.kind}")
         digest = hashlib.sha256(text).hexdigest()
-        place = Place(self._policy.chain(BATCH_ROOT), look.position, digest, first, epoch)
+        place = PayloadPlace(self._policy.chain(BATCH_ROOT), look.position, digest, first, epoch)
         return place, await self.require([place], timeout)
 
-    async def bind_key_set(self, text: bytes, serial: int, epoch: int, timeout: float) -> tuple[Place, float]:
+    async def bind_key_set(self, text: bytes, serial: int, epoch: int, timeout: float) -> tuple[PayloadPlace, float]:
         """Bind the text of a set of keys, which is the next one. As `bind_root`."""
         if self.gate.look(text).kind != KEY_SET:
             raise InternalError("the text of a set of keys is of another kind")
-        place = Place(self._policy.chain(KEY_SET), serial, hashlib.sha256(text).hexdigest(), serial, epoch)
+        place = PayloadPlace(self._policy.chain(KEY_SET), serial, hashlib.sha256(text).hexdigest(), serial, epoch)
         return place, await self.require([place], timeout)
 
-    def _judge(self, message: bytes, kind: str | None, position: int | None) -> Admission:
+    def _judge(self, message: bytes, kind: str | None, position: int | None) -> Permit:
         look = self.gate.look(message, kind, self._signers())
         place = place_of(self._policy, look, message, kind, position)
         if place is None and look.refusal is not None:
@@ -206,7 +206,7 @@ class Guard:
         caller = None if self._callers is None else self._callers.present()
         if caller is not None:
             caller.begin(found)
-        return Admission(self, message, found, place, self._charges(look), caller)
+        return Permit(self, message, found, place, self._charges(look), caller)
 
     def _charges(self, look: Look) -> list[Want]:
         rules = self._policy.transactions
@@ -233,7 +233,7 @@ class Guard:
                 rest.callback(caller.end)
             yield
 
-    def shown(self, kind: str, place: Place) -> dict[str, object]:
+    def shown(self, kind: str, place: PayloadPlace) -> dict[str, object]:
         """As Watermark.shown: once the place is bound."""
         assert self.watermark is not None  # noqa: S101  # for the type checker: `needs_store`
         return self.watermark.shown(kind, place)
@@ -259,13 +259,19 @@ class Guard:
         return max(most - (monotonic() - begun), 1e-3)
 
 
-class Admission:
+class Permit:
     """A request that may be signed once `begin` has returned. Call `end` after its answer."""
 
     __slots__ = ("_caller", "_guard", "_place", "_wants", "kind", "message")
 
     def __init__(
-        self, guard: Guard, message: bytes, kind: str, place: Place | None, charges: list[Want], caller: Caller | None
+        self,
+        guard: Guard,
+        message: bytes,
+        kind: str,
+        place: PayloadPlace | None,
+        charges: list[Want],
+        caller: Caller | None,
     ) -> None:
         self._guard, self.kind, self._place, self._caller = guard, kind, place, caller
         self._wants: list[Want] = charges if place is None else [place, *charges]
@@ -340,19 +346,19 @@ async def submit_batch(
     if guard.gate.passes_all(batch):
         return submit(batch, timeout, return_exceptions, extra)
     judged = [_judge(guard, message, admitted, return_exceptions) for message in batch]
-    waiting = [one for one in judged if isinstance(one, Admission) and one.waits]
+    waiting = [one for one in judged if isinstance(one, Permit) and one.waits]
     begun = await asyncio.gather(*(one.begin(timeout) for one in waiting), return_exceptions=True)
     ready: dict[Any, Any] = dict(zip(waiting, begun, strict=True))
     outcomes: list[bytes | HsmError] = []
     for one, message in zip(judged, batch, strict=True):
-        result = ready.get(one) if isinstance(one, Admission) else one
+        result = ready.get(one) if isinstance(one, Permit) else one
         if isinstance(result, BaseException):
             if not (return_exceptions and isinstance(result, HsmError)):
                 raise result
             record("sign", message, result)
             outcomes.append(result)
         else:
-            outcomes.append(one.message if isinstance(one, Admission) else message)
+            outcomes.append(one.message if isinstance(one, Permit) else message)
     good = [one for one in outcomes if not isinstance(one, HsmError)]
     left = min((left for left in begun if isinstance(left, float)), default=timeout)
     return _in_order(outcomes, submit(good, left, return_exceptions, extra) if good else None)
@@ -363,7 +369,7 @@ async def _in_order(outcomes: Sequence[bytes | HsmError], answer: Awaitable[list
     return [one if isinstance(one, HsmError) else next(answers) for one in outcomes]
 
 
-def _judge(guard: Guard, message: Any, admitted: ExitStack, return_exceptions: bool) -> Admission | HsmError | None:
+def _judge(guard: Guard, message: Any, admitted: ExitStack, return_exceptions: bool) -> Permit | HsmError | None:
     """Return None for a message that the gate passes."""
     if guard.passes(message, None):
         return None

@@ -34,7 +34,7 @@ _MINUTE_NS: Final = 60_000_000_000
 _PAUSE_SECONDS: Final = 0.01
 
 
-class Place(NamedTuple):
+class PayloadPlace(NamedTuple):
     """A payload's place in its chain. `digest`: SHA-256 of the whole payload, in hexadecimal."""
 
     domain: str
@@ -55,7 +55,7 @@ class Charge(NamedTuple):
     limit: int
 
 
-Want = Place | Charge
+Want = PayloadPlace | Charge
 Outcome = Exception | bool | None
 """Why it is refused; or whether it is new; None: it was given up before."""
 
@@ -140,7 +140,7 @@ class Watermark(Tables):
         """Bind a position or add to a sum; it is durable when the future ends. Its errors: DoubleSign, PolicyRefused,
         StoreNotGenuine, StoreError and RequestCancelled. What is given up before a transaction takes it up is neither
         bound nor counted. Raises NotHolder and FleetBehind."""
-        if self._fence is not None and isinstance(want, Place):
+        if self._fence is not None and isinstance(want, PayloadPlace):
             self._fence.require()
         asked = Asked(want)
         self._waiting.append(asked)
@@ -176,7 +176,7 @@ class Watermark(Tables):
             raise
         for outcome, asked in zip(outcomes, group, strict=True):
             self.bound += outcome is True
-            if self._fence is not None and isinstance(outcome, bool) and isinstance(asked.want, Place):
+            if self._fence is not None and isinstance(outcome, bool) and isinstance(asked.want, PayloadPlace):
                 self._fence.has_bound(*asked.want[:3], new=outcome)
         _answer(group, outcomes)
 
@@ -184,12 +184,12 @@ class Watermark(Tables):
         wants = [asked.want for asked in group]
         domains: dict[str, list[int]] = {}  # nearly always one
         for want in wants:
-            if isinstance(want, Place):
+            if isinstance(want, PayloadPlace):
                 domains.setdefault(want.domain, []).append(want.position)
         questions = [positions.question(domain, places) for domain, places in domains.items()]
         if self._fence is not None and domains:
             questions.insert(0, self._fence.asks)
-        if not all(isinstance(want, Place) for want in wants):
+        if not all(isinstance(want, PayloadPlace) for want in wants):
             questions.append(_SUMS)
 
         def decide(answers: Answers) -> tuple[list[Outcome], list[Change]]:
@@ -200,7 +200,7 @@ class Watermark(Tables):
         # one that binds has locked the fleet's row to share it before it reads, so it is of the one process that holds
         # the epoch, which has one connection; and whatever else changes rows of a domain, such as `raise_floor`, locks
         # the fleet's row for itself before it reads. Sums have no such lock.
-        turn = self._fence is None or not all(isinstance(want, Place) for want in wants)
+        turn = self._fence is None or not all(isinstance(want, PayloadPlace) for want in wants)
         try:
             return await self._store.exchange(questions, decide, turn=turn)
         except StoreUnknown:
@@ -225,7 +225,7 @@ class Watermark(Tables):
             marks[domain] = mark or Mark()
             known |= {(domain, at): row for at, row in rows.items()}
         for asked in group:
-            if self._fence is not None and isinstance(asked.want, Place):
+            if self._fence is not None and isinstance(asked.want, PayloadPlace):
                 self._fence.require_kept(*asked.want[:2], marks[asked.want.domain], known.get(asked.want[:2]))
         sums = {str(name): (minute, amount) for name, minute, amount in next(answers, ())}
         added: list[dict[str, Any]] = []
@@ -262,7 +262,7 @@ class Watermark(Tables):
                 changes.append(positions.change_of(name, marks[name], is_new=name in unmarked))
         return outcomes, changes
 
-    def _refusal(self, mark: Mark, row: dict[str, Any] | None, want: Place, epoch: int) -> Exception | None:
+    def _refusal(self, mark: Mark, row: dict[str, Any] | None, want: PayloadPlace, epoch: int) -> Exception | None:
         where = f"position {want.position} of {want.domain}"
         if want.first is not None and (row is None or row["digest"] != want.digest):
             following = max(mark.high, mark.floor) + 1
@@ -291,7 +291,7 @@ class Watermark(Tables):
             )
         return None
 
-    def _behind(self, mark: Mark, want: Place) -> PolicyRefused | None:
+    def _behind(self, mark: Mark, want: PayloadPlace) -> PolicyRefused | None:
         """Why a payload is refused that would be the first one after a claim."""
         if self._fence is None or not self._fence.is_behind(want.domain, want.position, mark.high):
             return None
@@ -300,13 +300,13 @@ class Watermark(Tables):
             hint="Follow the chain, and say so with `fleet.caught_up`, or claim with `at_least`.",
         )
 
-    def shown(self, kind: str, place: Place) -> dict[str, object]:
+    def shown(self, kind: str, place: PayloadPlace) -> dict[str, object]:
         """Return what the audit record of a payload says of the place that it was bound to."""
         said: dict[str, object] = {"kind": kind, "domain": place.domain, "position": place.position}
         mac = self._store.attest(*place[:3])
         return {**said, "mac": mac} if mac else said
 
-    async def look(self, place: Place) -> tuple[dict[str, Any] | None, Exception | None]:
+    async def look(self, place: PayloadPlace) -> tuple[dict[str, Any] | None, Exception | None]:
         """Return the row of a place, and why `require` would refuse it now; None: it would not. Binds nothing."""
 
         def work(connection: Connection) -> tuple[dict[str, Any] | None, Exception | None]:

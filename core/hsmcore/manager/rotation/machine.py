@@ -28,14 +28,14 @@ StepName = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class RotationStep:
     name: StepName
     undone: bool = False
     """Whether undoing it has an effect."""
 
 
 NAMES: Final[tuple[StepName, ...]] = get_args(StepName)
-STEPS: Final = tuple(Step(name, undone=name in ("generate", "drill", "handover")) for name in NAMES)
+STEPS: Final = tuple(RotationStep(name, undone=name in ("generate", "drill", "handover")) for name in NAMES)
 _SWITCH: Final = NAMES.index("activate")
 OPEN: Final = ("running", "undoing", "overlap")
 """Statuses with which a run goes on after a restart."""

@@ -53,7 +53,7 @@ class _Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class KeyDates:
     """The current key and its dates, for monitoring. Times are Unix nanoseconds; None: never."""
 
     created_ns: int
@@ -100,7 +100,7 @@ class RotationService:
         self._drill: ControlPlane | None = None
         self._reported, self._name = 0, own_report("rotation")
         self._verdicts: Verdicts = {}
-        self.seen: Seen | None = None
+        self.seen: KeyDates | None = None
         """The ring at the last look."""
         self._port: ManagerPort
 
@@ -432,7 +432,7 @@ class RotationService:
         if current is None:
             return
         backups = await self._backups.of(current.public_key)
-        self.seen = Seen(
+        self.seen = KeyDates(
             created_ns=current.created_ns,
             due_ns=self.schedule.due_ns(current.counts_from_ns),
             running=any(rotation.run.status != "overlap" for rotation in await self.rotations.open()),

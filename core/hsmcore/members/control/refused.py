@@ -62,7 +62,7 @@ class _Refusal:
         return datetime.fromtimestamp(self.time_ns / 1e9, UTC).isoformat(timespec="seconds")
 
 
-class Attempt:
+class LoginAttempt:
     """One login. Set what was found otherwise than by an exception."""
 
     sent = True
@@ -85,11 +85,11 @@ class RefusedLogins:
         self._name = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
 
     @contextmanager
-    def attempt(self, pin: bytes | bytearray | None, *, force: bool = False) -> Iterator[Attempt]:
+    def attempt(self, pin: bytes | bytearray | None, *, force: bool = False) -> Iterator[LoginAttempt]:
         """Surround the only call that presents this PIN to the token. Raises PinIncorrect, before anything is sent, if
         the token has refused it, and what `find` raises. `force`: an operator knows better. Other processes take
         turns."""
-        attempt = Attempt()
+        attempt = LoginAttempt()
         if pin is None or self._path is None:
             yield attempt
             return

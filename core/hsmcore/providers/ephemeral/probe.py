@@ -12,15 +12,15 @@ from nacl.signing import SigningKey
 from hsmcore._native import verify
 from hsmcore.doctor.common import check_configuration
 from hsmcore.doctor.report import Identity, Step, fail, ok, warn
-from hsmcore.doctor.subject import Begun, Subject
+from hsmcore.doctor.subject import CheckBegun, Subject
 
 _LOCKED_BYTES: Final = 64 << 10
 """Below this limit of locked memory, in bytes, the key may be written to swap."""
 
 
-def probe_ephemeral(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
+def probe_ephemeral(subject: Subject) -> Generator[Step | CheckBegun, None, Identity | None]:
     """Check whether such a key can be made and locked here. It has no identity before it is made."""
-    yield Begun("configuration")
+    yield CheckBegun("configuration")
     yield from check_configuration(subject, None)
     soft, _hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft != resource.RLIM_INFINITY and soft < _LOCKED_BYTES:

@@ -10,7 +10,7 @@ from hsmcore.base.listening.certificates import require_readable
 from hsmcore.base.log import said
 from hsmcore.errors import AccessDenied, ConfigFault, ConfigurationError, ModuleMissing
 from hsmcore.providers.kms.settings import AwsKmsSettings
-from hsmcore.providers.kms.sigv4 import Credentials
+from hsmcore.providers.kms.sigv4 import AwsCredentials
 
 NEEDED: Final = ("boto3", "botocore", "httptools")
 
@@ -41,7 +41,7 @@ class AwsSession:
         self._session: Any = None
         self._source: Any = None
 
-    def open(self) -> tuple[Surroundings, Credentials]:
+    def open(self) -> tuple[Surroundings, AwsCredentials]:
         """Find endpoint and credentials. Raises ConfigurationError without a region, AccessDenied without
         credentials."""
         import botocore.session
@@ -95,7 +95,7 @@ class AwsSession:
         """Whether the credentials are temporary, so that `credentials` renews them."""
         return hasattr(self._source, "refresh_needed")
 
-    def credentials(self) -> Credentials:
+    def credentials(self) -> AwsCredentials:
         """Return the credentials, renewed if it is time. Raises AccessDenied."""
         if self._source is None:
             raise self._no_credentials("no provider of the AWS SDK's chain has any")
@@ -103,7 +103,7 @@ class AwsSession:
             frozen = self._source.get_frozen_credentials()
         except Exception as error:  # noqa: BLE001  # a provider of the SDK's chain may raise anything
             raise self._no_credentials(type(error).__name__) from None
-        return Credentials(frozen.access_key, frozen.secret_key, frozen.token)
+        return AwsCredentials(frozen.access_key, frozen.secret_key, frozen.token)
 
     def _no_credentials(self, why: str) -> AccessDenied:
         return AccessDenied(

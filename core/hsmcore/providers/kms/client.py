@@ -13,8 +13,8 @@ import orjson
 from hsmcore.base.log import get_logger
 from hsmcore.errors import HsmError, error_of
 from hsmcore.providers.kms.errors import failure, row_for
-from hsmcore.providers.kms.http import Answer, ConnectFailed, ConnectionLost, HttpPool
-from hsmcore.providers.kms.sigv4 import Credentials, Signer
+from hsmcore.providers.kms.http import ConnectFailed, ConnectionLost, HttpAnswer, HttpPool
+from hsmcore.providers.kms.sigv4 import AwsCredentials, Signer
 
 TARGET: Final = "TrentService."
 PAUSE_FIRST: Final = 0.02
@@ -52,7 +52,7 @@ class KmsClient:
     """
 
     def __init__(
-        self, pool: HttpPool, signer: Signer, credentials: Credentials, member: str, hint: str | None = None
+        self, pool: HttpPool, signer: Signer, credentials: AwsCredentials, member: str, hint: str | None = None
     ) -> None:
         self._pool, self._signer, self._member, self._hint = pool, signer, member, hint
         self.credentials = credentials
@@ -160,7 +160,7 @@ class KmsClient:
             return name
         raise failure(row, name or f"HTTP {answer.status}", operation, self._member)
 
-    def _content(self, operation: str, answer: Answer) -> dict[str, Any]:
+    def _content(self, operation: str, answer: HttpAnswer) -> dict[str, Any]:
         try:
             content = orjson.loads(answer.body or b"{}")
         except orjson.JSONDecodeError:

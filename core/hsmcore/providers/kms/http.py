@@ -29,7 +29,7 @@ class ConnectionLost(Exception):
         self.kept, self.sent = kept, sent
 
 
-class Answer(NamedTuple):
+class HttpAnswer(NamedTuple):
     """An HTTP status and a body."""
 
     status: int
@@ -40,7 +40,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self.transport: asyncio.Transport | None = None
         self.used = False
-        self._waiter: asyncio.Future[Answer] | None = None
+        self._waiter: asyncio.Future[HttpAnswer] | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._body: list[bytes] = []
         self._size = 0
@@ -49,7 +49,7 @@ class _Connection(asyncio.Protocol):
     def open(self) -> bool:
         return self.transport is not None and not self.transport.is_closing()
 
-    def send(self, data: bytes) -> asyncio.Future[Answer]:
+    def send(self, data: bytes) -> asyncio.Future[HttpAnswer]:
         waiter = self._waiter = asyncio.get_running_loop().create_future()
         self._body, self._size = [], 0
         self._parser = httptools.HttpResponseParser(self)
@@ -95,7 +95,7 @@ class _Connection(asyncio.Protocol):
         if not parser.should_keep_alive():
             self.close()
         if not waiter.done():
-            waiter.set_result(Answer(parser.get_status_code(), b"".join(self._body)))
+            waiter.set_result(HttpAnswer(parser.get_status_code(), b"".join(self._body)))
 
     def _fail(self, text: str, *, sent: bool = True) -> None:
         waiter, self._waiter, self._parser = self._waiter, None, None
@@ -115,7 +115,7 @@ class HttpPool:
         self._free: list[_Connection] = []  # last in, first out, so that surplus connections age and end
         self._taken: set[_Connection] = set()
 
-    async def post(self, request: bytes, *, fresh: bool = False) -> Answer:
+    async def post(self, request: bytes, *, fresh: bool = False) -> HttpAnswer:
         """Send a request and return its answer; `fresh`: on a new connection. Raises ConnectFailed, ConnectionLost."""
         connection = await self._take(fresh)
         self._taken.add(connection)

@@ -22,7 +22,7 @@ from hsmcore.providers.kms.forms import MAX_RAW_MESSAGE
 from hsmcore.providers.kms.http import HttpPool
 from hsmcore.providers.kms.keys import KmsKey, KmsKeys
 from hsmcore.providers.kms.settings import AwsKmsSettings, name_of
-from hsmcore.providers.kms.sigv4 import Credentials, Signer
+from hsmcore.providers.kms.sigv4 import AwsCredentials, Signer
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog
@@ -106,7 +106,7 @@ class KmsMember:
         )
         return key
 
-    def _assemble(self, surroundings: Surroundings, credentials: Credentials) -> None:
+    def _assemble(self, surroundings: Surroundings, credentials: AwsCredentials) -> None:
         settings = self._settings
         parts = urlsplit(surroundings.url)
         hint = "Check the network to the endpoint (endpointUrl, VPC endpoint, DNS, security group)."

@@ -11,7 +11,7 @@ from hsmcore._native import verify
 from hsmcore.base.extras import install
 from hsmcore.doctor.common import UNPROVEN_HINT, check_configuration, compare_public_key
 from hsmcore.doctor.report import Identity, Step, fail, ok, printable, skipped, warn
-from hsmcore.doctor.subject import Begun, Subject
+from hsmcore.doctor.subject import CheckBegun, Subject
 from hsmcore.errors.statuses import STATUSES
 from hsmcore.providers.kms.forms import FORMS, Form, raw_public_key, raw_signature
 from hsmcore.providers.kms.settings import AwsKmsSettings
@@ -35,7 +35,7 @@ class _Stop(Exception):
         self.step = step
 
 
-def probe_kms(subject: Subject) -> Generator[Step | Begun, None, Identity | None]:
+def probe_kms(subject: Subject) -> Generator[Step | CheckBegun, None, Identity | None]:
     """Yield all steps of one KMS key. Each request has the check's timeout and is not repeated."""
     done: list[str] = []
     identity: Identity | None = None
@@ -54,7 +54,7 @@ def probe_kms(subject: Subject) -> Generator[Step | Begun, None, Identity | None
     return identity
 
 
-def _steps(subject: Subject) -> Iterator[Step | Begun | Identity]:
+def _steps(subject: Subject) -> Iterator[Step | CheckBegun | Identity]:
     settings: AwsKmsSettings = subject.settings
     for step in check_configuration(subject, None):
         if step.outcome == "fail":
@@ -64,16 +64,16 @@ def _steps(subject: Subject) -> Iterator[Step | Begun | Identity]:
         yield from _of_key(client, settings)
 
 
-def _of_key(client: Any, settings: AwsKmsSettings) -> Iterator[Step | Begun | Identity]:
-    yield Begun("key")
+def _of_key(client: Any, settings: AwsKmsSettings) -> Iterator[Step | CheckBegun | Identity]:
+    yield CheckBegun("key")
     described = _described(client, settings)
     yield from described
     spec = str(described[0].data["keySpec"])
     form = FORMS[spec]
-    yield Begun("public-key")
+    yield CheckBegun("public-key")
     step, public_key = _public_key(client, settings, form)
     yield step
-    yield Begun("signature")
+    yield CheckBegun("signature")
     yield from _signature(client, settings, form, public_key)
     yield Identity(
         fixed=True,
@@ -85,8 +85,8 @@ def _of_key(client: Any, settings: AwsKmsSettings) -> Iterator[Step | Begun | Id
     )
 
 
-def _client(subject: Subject, settings: AwsKmsSettings) -> Generator[Step | Begun, None, Any]:
-    yield Begun("sdk")
+def _client(subject: Subject, settings: AwsKmsSettings) -> Generator[Step | CheckBegun, None, Any]:
+    yield CheckBegun("sdk")
     try:
         import boto3
         from botocore.config import Config
@@ -94,7 +94,7 @@ def _client(subject: Subject, settings: AwsKmsSettings) -> Generator[Step | Begu
     except ImportError:
         raise _Stop(fail("sdk", "boto3 is not installed", f"Install it with: {install('aws')}")) from None
     yield ok("sdk", f"boto3 {boto3.__version__}")
-    yield Begun("credentials")
+    yield CheckBegun("credentials")
     seconds = subject.options.timeout
     session = boto3.Session(region_name=settings.region)
     try:

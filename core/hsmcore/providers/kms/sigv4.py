@@ -15,7 +15,7 @@ CONTENT_TYPE: Final = "application/x-amz-json-1.1"
 _ALGORITHM: Final = "AWS4-HMAC-SHA256"
 
 
-class Credentials(NamedTuple):
+class AwsCredentials(NamedTuple):
     """Credentials of requests. They are compared to detect a renewal, and never shown."""
 
     access_key: str
@@ -31,10 +31,10 @@ class Signer:
 
     def __init__(self, region: str, service: str, host: str, path: str = "/") -> None:
         self._region, self._service, self._host, self._path = region, service, host, path
-        self._kept: tuple[str, Credentials] | None = None
+        self._kept: tuple[str, AwsCredentials] | None = None
         self._key = b""
 
-    def head(self, credentials: Credentials, target: str, body: bytes, now: float | None = None) -> bytes:
+    def head(self, credentials: AwsCredentials, target: str, body: bytes, now: float | None = None) -> bytes:
         """Return the head of an HTTP/1.1 request with `body`, including the empty line. `target`: X-Amz-Target."""
         moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
         day = moment[:8]
@@ -56,7 +56,7 @@ class Signer:
             f"Signature={signature}\r\n\r\n"
         ).encode("latin-1")
 
-    def _signing_key(self, day: str, credentials: Credentials) -> bytes:
+    def _signing_key(self, day: str, credentials: AwsCredentials) -> bytes:
         if self._kept != (day, credentials):
             key = f"AWS4{credentials.secret_key}".encode()
             for part in (day, self._region, self._service, "aws4_request"):

@@ -16,7 +16,7 @@ from typing import Any, Final
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.config import Provider
-from hsmcore.providers.yubihsm.chain import Finding, Joined, LogEntry, join
+from hsmcore.providers.yubihsm.chain import ChainFinding, Joined, LogEntry, join
 from hsmcore.providers.yubihsm.drain import drain
 from hsmcore.providers.yubihsm.settings import YubiHsmSettings
 from hsmcore.providers.yubihsm.store import EntryStore, opened
@@ -44,7 +44,7 @@ class DeviceReport:
     waiting: int = 0
     """Records whose entry is expected by the next reading."""
     commands: Counter[str] = field(default_factory=Counter)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[ChainFinding] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready data."""
@@ -142,11 +142,11 @@ class _Joiner:
         own = entry.session_key == self._settings.auth_key_id
         return own and entry.message_bytes in (None, KEY_TEST_BYTES)
 
-    def _unrecorded(self, entry: LogEntry) -> Finding:
+    def _unrecorded(self, entry: LogEntry) -> ChainFinding:
         who = f"user {entry.session_key:#06x} signed with key {entry.target_key:#06x}"
         if entry.session_key != self._settings.auth_key_id:
-            return Finding("foreign", entry.number, f"{who}, which is not the user of the configuration")
-        return Finding("unrecorded", entry.number, f"{who}, and there is no record of it")
+            return ChainFinding("foreign", entry.number, f"{who}, which is not the user of the configuration")
+        return ChainFinding("unrecorded", entry.number, f"{who}, and there is no record of it")
 
     def _missing(self, joined: Joined, report: DeviceReport) -> tuple[int, list[Any]]:
         """Report records that should have an entry by now. Return how many are forgiven, because they were written
@@ -157,6 +157,6 @@ class _Joiner:
         forgiven = [r for r in settled if r["seq"] <= progress.slack_seq][: progress.slack]
         for record in [record for record in settled if record not in forgiven]:
             detail = f"record {record['seq']} speaks of a signature that the device's log does not have"
-            report.findings.append(Finding("missing", 0, detail))
+            report.findings.append(ChainFinding("missing", 0, detail))
         report.waiting = len(late)
         return len(forgiven), late

@@ -131,7 +131,7 @@ class Anchor:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class ChainFinding:
     """Something in a log that needs an explanation. `number`: the entry at which it shows."""
 
     kind: Kind
@@ -139,7 +139,7 @@ class Finding:
     detail: str
 
 
-def verify_chain(entries: Sequence[LogEntry], anchor: Anchor | LogEntry | None = None) -> list[Finding]:
+def verify_chain(entries: Sequence[LogEntry], anchor: Anchor | LogEntry | None = None) -> list[ChainFinding]:
     """Return what is wrong with consecutive entries of a log.
 
     With an anchor the first entry must follow it; without one the first entry is trusted. After a finding the check
@@ -153,18 +153,18 @@ def verify_chain(entries: Sequence[LogEntry], anchor: Anchor | LogEntry | None =
     return findings
 
 
-def _break(entry: LogEntry, before: Anchor | LogEntry) -> Finding | None:
+def _break(entry: LogEntry, before: Anchor | LogEntry) -> ChainFinding | None:
     number = before.number
     step = entry.number - number & 0xFFFF
     if step == 1:
         if hmac.compare_digest(entry.digest_after(before.digest), entry.digest):
             return None
-        return Finding("tampered", entry.number, f"entry {entry.number} or the one before it was changed")
+        return ChainFinding("tampered", entry.number, f"entry {entry.number} or the one before it was changed")
     if entry.command == _INITIALIZED and entry.number == 1:
-        return Finding("reset", entry.number, f"the device was reset after entry {number}; its log began anew")
+        return ChainFinding("reset", entry.number, f"the device was reset after entry {number}; its log began anew")
     if 1 < step < _HALF:
-        return Finding("gap", entry.number, f"{step - 1} entries are missing between {number} and {entry.number}")
-    return Finding("order", entry.number, f"entry {entry.number} stands behind entry {number}")
+        return ChainFinding("gap", entry.number, f"{step - 1} entries are missing between {number} and {entry.number}")
+    return ChainFinding("order", entry.number, f"entry {entry.number} stands behind entry {number}")
 
 
 def after(entries: Sequence[LogEntry], anchor: Anchor | None) -> Sequence[LogEntry]:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 from hsmcore.base.extras import install
 from hsmcore.config import Secret
 from hsmcore.errors import BadArgument, HsmError, error_of
-from hsmcore.providers.yubihsm.chain import ENTRY_BYTES, Anchor, Finding, LogEntry, after, verify_chain
+from hsmcore.providers.yubihsm.chain import ENTRY_BYTES, Anchor, ChainFinding, LogEntry, after, verify_chain
 from hsmcore.providers.yubihsm.settings import YubiHsmSettings
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class DrainResult:
     entries: Sequence[LogEntry]
     anchor: Anchor | None
     """The `since` of the next reading; None if the log never held an entry."""
-    findings: Sequence[Finding] = field(default=())
+    findings: Sequence[ChainFinding] = field(default=())
     """What is wrong with the chain. The entries are kept nevertheless, as evidence."""
     unlogged_boots: int = 0
     unlogged_authentications: int = 0
@@ -125,7 +125,7 @@ def _judge(reading: _Reading, since: Anchor | None, source: LogSource) -> DrainR
     if boots or authentications:
         number = entries[-1].number if entries else 0
         missed = f"{boots} boots and {authentications} authentications found the log full"
-        findings.append(Finding("unlogged", number, missed))
+        findings.append(ChainFinding("unlogged", number, missed))
     anchor = Anchor(serial, entries[-1].number, entries[-1].digest) if entries else since
     return DrainResult(entries, anchor, findings, boots, authentications)
 

@@ -25,7 +25,7 @@ from hsmcore.base.files import replace as replace_file
 from hsmcore.base.files import write_all
 from hsmcore.base.ownership import make_folder, open_or_make, sync
 from hsmcore.errors import AuditUnavailable
-from hsmcore.providers.yubihsm.chain import Anchor, Finding, LogEntry, verify_chain
+from hsmcore.providers.yubihsm.chain import Anchor, ChainFinding, LogEntry, verify_chain
 
 _TAIL_BYTES: Final = 4096
 
@@ -75,7 +75,7 @@ class EntryStore:
         self._state = path.with_name(path.name + ".json")
         self.anchor: Anchor | None = None
         self.progress = Progress()
-        self.findings: list[Finding] = []
+        self.findings: list[ChainFinding] = []
         """What is wrong with the kept files."""
         self._load()
 
@@ -93,7 +93,9 @@ class EntryStore:
             os.truncate(self._entries, whole)  # a crash cut the line off; the device still has the entry
         if last is None:
             if self.anchor is not None:
-                self.findings.append(Finding("cut", self.anchor.number, f"the end of {self._entries.name} is no entry"))
+                self.findings.append(
+                    ChainFinding("cut", self.anchor.number, f"the end of {self._entries.name} is no entry")
+                )
             return
         entry, serial = last
         known = self.anchor
@@ -101,7 +103,7 @@ class EntryStore:
         moved = known is not None and (entry.number, entry.digest) != (known.number, known.digest)
         if known is not None and moved and not self._holds(known):
             detail = f"{self._entries.name} does not hold entry {known.number}, which was kept in it"
-            self.findings.append(Finding("cut", known.number, detail))
+            self.findings.append(ChainFinding("cut", known.number, detail))
             return
         self.anchor = Anchor(serial, entry.number, entry.digest)
 
@@ -157,14 +159,14 @@ class EntryStore:
                     parsed = _parsed(line)
                     yield None if parsed is None else parsed[0]
 
-    def verify(self) -> tuple[int, list[Finding]]:
+    def verify(self) -> tuple[int, list[ChainFinding]]:
         """Return the number of lines, and what is wrong with the chain of all kept entries. Raises OSError."""
-        found: list[Finding] = []
+        found: list[ChainFinding] = []
         before: LogEntry | None = None
         count = 0
         for count, entry in enumerate(self._lines(), 1):
             if entry is None:
-                found.append(Finding("tampered", 0, f"line {count} of {self._entries.name} is no entry"))
+                found.append(ChainFinding("tampered", 0, f"line {count} of {self._entries.name} is no entry"))
                 continue
             found += verify_chain([entry], before)
             before = entry

@@ -60,7 +60,7 @@ class FleetUrl(Protocol):
     def url(self) -> SealSecret: ...
 
 
-class Server(Protocol):
+class DatabaseServer(Protocol):
     """The database of a fleet: hsmcore.config.Fleet."""
 
     @property
@@ -90,7 +90,7 @@ class ServerDatabase(Database):
 
     witnessed = True
 
-    def __init__(self, server: Server, *, writes: bool) -> None:
+    def __init__(self, server: DatabaseServer, *, writes: bool) -> None:
         super().__init__(f"state store of fleet {server.name}", writes=writes)
         self._server = server
         self.schema = schema_name(server.name, server.manager)

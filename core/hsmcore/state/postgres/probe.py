@@ -8,7 +8,7 @@ from typing import Final
 
 import psycopg
 
-from hsmcore.state.postgres.database import HINT, PREFIX, Server, schema_name
+from hsmcore.state.postgres.database import HINT, PREFIX, DatabaseServer, schema_name
 from hsmcore.state.postgres.link import FACTS, Facts
 from hsmcore.state.postgres.url import parse
 from hsmcore.state.seal import StoreError
@@ -42,7 +42,7 @@ class Look:
     """Why the server may not be used, with what to do."""
 
 
-def look_at(server: Server) -> Look:
+def look_at(server: DatabaseServer) -> Look:
     """Ask the server. Blocks. Raises StoreError, SecretUnavailable."""
     shown = f"state store of fleet {server.name}"
     url = server.store.url.resolve()

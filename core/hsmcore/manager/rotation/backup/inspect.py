@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 
 from hsmcore._native import verify
-from hsmcore.base.places import Place
+from hsmcore.base.places import BackupPlace
 from hsmcore.errors import BadArgument, HsmError
 from hsmcore.manager.rotation.backup.drill import DRILL_PREFIX, keep
 from hsmcore.manager.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
@@ -28,7 +28,7 @@ class Found:
     problem: str | None
 
 
-async def look(place: Place, name: str, keys: list[StoredKey], rows: list[BackupRow]) -> Found:
+async def look(place: BackupPlace, name: str, keys: list[StoredKey], rows: list[BackupRow]) -> Found:
     """Read a file and compare it with itself, with the key ring and with the record of its writing. Raises
     PlaceError."""
     data = await place.read(name)

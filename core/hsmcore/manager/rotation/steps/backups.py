@@ -6,7 +6,7 @@ import hashlib
 from typing import Final
 
 from hsmcore.base.log import get_logger
-from hsmcore.base.places import Place, PlaceError, name_for, place_at
+from hsmcore.base.places import BackupPlace, PlaceError, name_for, place_at
 from hsmcore.errors import HsmError, RequestRejected
 from hsmcore.manager.rotation.backup import drill as drills
 from hsmcore.manager.rotation.backup.envelope import BackupInvalid, Statement, open_envelope
@@ -197,5 +197,5 @@ def _token(ctx: Context) -> ControlPlane:
     return token_of(ctx.first) if ctx.drill is None else ctx.drill
 
 
-def _place(ctx: Context) -> Place:
+def _place(ctx: Context) -> BackupPlace:
     return place_at(ctx.rules.backup_location or "", ctx.rules.backup_endpoint_url)

@@ -33,9 +33,9 @@ from hsmcore.errors import (
     PolicyRefused,
     SignatureInvalid,
 )
-from hsmcore.gateway.clients import Account, Client, Directory
+from hsmcore.gateway.chunks import ChargedBatch
+from hsmcore.gateway.clients import Directory, KnownClient, OpenWork
 from hsmcore.gateway.jobs import Job, Queue
-from hsmcore.gateway.slices import Batch
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.manager.key_managers import KeyManagers
@@ -52,15 +52,15 @@ _RECORDS: Final = 10.0
 """Refusals of strangers that are recorded at once; then one in a second."""
 
 
-class Counter:
+class ClientKey:
     """What one client may do with one key manager. `slot`: its number for this client."""
 
-    def __init__(self, desk: Desk, client: Client, name: str, slot: int) -> None:
+    def __init__(self, desk: Admission, client: KnownClient, name: str, slot: int) -> None:
         self.desk, self.client, self.name, self.slot = desk, client, name, slot
         self.manager: KeyManager = desk.managers[name]
         self.queue = desk.queues[name]
-        self.account = Account(client, client.rules.in_flight)
-        self.managing = Account(client, MANAGING)
+        self.account = OpenWork(client, client.rules.in_flight)
+        self.managing = OpenWork(client, MANAGING)
         self.accounts = self.account, self.managing
         self.policy = self.manager.config.key_manager.policy
         self.timeout = self.manager.config.key_manager.request_timeout_ms / 1e3
@@ -95,7 +95,7 @@ class Counter:
             raise PolicyRefused(f"client {self.client.name!r} may not have a payload of kind {kind} signed")
 
     def refused(self, why: str, what: str) -> None:
-        """Record that the client was refused; as Desk.refused."""
+        """Record that the client was refused; as Admission.refused."""
         self.desk.refused(self.client.name, why, f"{what} {self.name}")
 
     def refusal(self, message: bytes, kind: str | None) -> HsmError | None:
@@ -115,7 +115,7 @@ class Counter:
         return None
 
 
-class Desk:
+class Admission:
     """Takes clients' requests to the key managers. Belongs to their event loop. Errors are HsmError; one for which
     there is no room now is QueueFull, with `retry_after_ms` where that is known."""
 
@@ -132,7 +132,7 @@ class Desk:
         policies = [own.config.key_manager.policy for own in managers.values()]
         self._kinds = kinds_of(tuple(form for policy in policies if policy for form in policy.formats))
         self._counters = {client.name: self._counters_of(client) for client in self.directory.clients.values()}
-        self._former: list[Account] = []
+        self._former: list[OpenWork] = []
         """Those of clients that are gone, or have other rules now."""
         self.requests: Count[tuple[str, str]] = Count()
         """Answered requests of all faces, by client and outcome; see `count`."""
@@ -151,8 +151,8 @@ class Desk:
         counters = chain.from_iterable(own.values() for own in self._counters.values())
         return sum(one.open for one in chain(self._former, *(counter.accounts for counter in counters)))
 
-    def _counters_of(self, client: Client) -> dict[str, Counter]:
-        return {name: Counter(self, client, name, slot) for slot, name in enumerate(client.rules.keys)}
+    def _counters_of(self, client: KnownClient) -> dict[str, ClientKey]:
+        return {name: ClientKey(self, client, name, slot) for slot, name in enumerate(client.rules.keys)}
 
     def follow(self, directory: Directory) -> None:
         """Serve these clients from now on. What is open goes on as it began."""
@@ -170,22 +170,22 @@ class Desk:
         """Return the kind of payload that a message is."""
         return self._kinds.look(message).kind
 
-    def counter(self, client: Client, name: str) -> Counter:
+    def counter(self, client: KnownClient, name: str) -> ClientKey:
         """Return what a client may do with a key manager. Raises PolicyRefused if it may not use it, or it is none."""
         found = self._counters.get(client.name, {}).get(name)
         if found is None:
             raise PolicyRefused(f"client {client.name!r} may not use a key manager {name!r:.40}")
         return found
 
-    def counters(self, client: Client) -> tuple[Counter, ...]:
+    def counters(self, client: KnownClient) -> tuple[ClientKey, ...]:
         """Return those of a client, by slot."""
         return tuple(self._counters.get(client.name, {}).values())
 
-    def manager(self, client: Client, name: str) -> KeyManager:
+    def manager(self, client: KnownClient, name: str) -> KeyManager:
         """Return a key manager. Raises PolicyRefused, as `counter`."""
         return self.counter(client, name).manager
 
-    def keys(self, client: Client) -> tuple[wire.Key, ...]:
+    def keys(self, client: KnownClient) -> tuple[wire.Key, ...]:
         """Return the versions of the keys that a client may use; `slot` counts in the order of its `keys`."""
         return tuple(
             wire.Key(
@@ -211,22 +211,22 @@ class Desk:
             found = self._numbers[public_key] = len(self._versions)
         return found
 
-    def key_id(self, counter: Counter, number: int) -> str | None:
+    def key_id(self, counter: ClientKey, number: int) -> str | None:
         """Return the key id of a version; None for 0. Raises KeyNotFound."""
         return self._version(counter, number)[1] if number else None
 
-    def public_key(self, counter: Counter, number: int) -> bytes | None:
+    def public_key(self, counter: ClientKey, number: int) -> bytes | None:
         """Return the public key of a version; None for 0. Raises KeyNotFound."""
         return self._version(counter, number)[2] if number else None
 
-    def _version(self, counter: Counter, number: int) -> tuple[str, str, bytes]:
+    def _version(self, counter: ClientKey, number: int) -> tuple[str, str, bytes]:
         if not 0 < number <= len(self._versions) or self._versions[number - 1][0] != counter.name:
             raise KeyNotFound(f"key manager {counter.name!r} has no version {number}")
         return self._versions[number - 1]
 
     async def sign(
         self,
-        client: Client,
+        client: KnownClient,
         name: str,
         message: bytes,
         *,
@@ -245,7 +245,7 @@ class Desk:
         found: Receipt = await self._await(counter, sign, timeout, signatures=1)
         return found
 
-    async def sign_digest(self, client: Client, name: str, digest: bytes, only: bytes | None = None) -> Signed:
+    async def sign_digest(self, client: KnownClient, name: str, digest: bytes, only: bytes | None = None) -> Signed:
         """As KeyManager.sign_digest, for a client; `only` as in `sign_prehashed`."""
         counter = self.counter(client, name)
         counter.require_listed(PREHASHED)
@@ -256,7 +256,7 @@ class Desk:
         found: Signed = await self._await(counter, sign, None, signatures=1)
         return found
 
-    async def sign_prehashed(self, counter: Counter, digest: bytes, timeout: float, only: bytes | None) -> Signed:
+    async def sign_prehashed(self, counter: ClientKey, digest: bytes, timeout: float, only: bytes | None) -> Signed:
         """Sign a digest as it is, in its turn. `only`: with the key of this public key or not at all; None: with the
         current one. Which key it was, the signature itself says: another one may have become current meanwhile."""
         before = current(counter.manager)
@@ -272,7 +272,7 @@ class Desk:
 
     async def sign_many(
         self,
-        client: Client,
+        client: KnownClient,
         name: str,
         messages: Sequence[bytes],
         *,
@@ -292,7 +292,7 @@ class Desk:
         return found
 
     async def sign_batch(
-        self, counter: Counter, messages: Sequence[bytes], kind: str | None, timeout: float, key_id: str | None
+        self, counter: ClientKey, messages: Sequence[bytes], kind: str | None, timeout: float, key_id: str | None
     ) -> tuple[int, list[bytes | HsmError]]:
         """Sign a batch under one version of the key, in slices that take turns with what others ask for. Returns its
         number, and a signature or an error for each: KeyNotCurrent for those that came too late for this version."""
@@ -307,7 +307,7 @@ class Desk:
         return self.number(counter.name, version.public_key, version.id), found
 
     async def _sign_batch(
-        self, counter: Counter, messages: list[bytes], timeout: float, key_id: str | None
+        self, counter: ClientKey, messages: list[bytes], timeout: float, key_id: str | None
     ) -> tuple[str, list[bytes | HsmError]]:
         """Under the current key if none is named. Another one may be current by the time when they are signed."""
         manager, tries, until = counter.manager, _TRIES if key_id is None else 1, monotonic() + timeout
@@ -320,7 +320,7 @@ class Desk:
                 chosen = chosen or await manager.get_current_key_id()
                 return await manager.sign_many(some, left, return_exceptions=True, key_id=chosen)
 
-            batch = Batch(counter.queue, counter.account, messages, sign)
+            batch = ChargedBatch(counter.queue, counter.account, messages, sign)
             signed = await batch.signed(until - monotonic())
             if tries and signed and all(_untouched(one) for one in signed):
                 continue
@@ -329,7 +329,7 @@ class Desk:
             return chosen or await manager.get_current_key_id(), signed
 
     async def verify(
-        self, client: Client, name: str, message: bytes, signature: bytes, key_id: str | None = None
+        self, client: KnownClient, name: str, message: bytes, signature: bytes, key_id: str | None = None
     ) -> bool:
         """As KeyManager.verify, for a client."""
         counter = self.counter(client, name)
@@ -339,7 +339,7 @@ class Desk:
 
         return bool(await self._await(counter, verify, None))
 
-    async def manage_key(self, counter: Counter, operation: str, key_id: str) -> str:
+    async def manage_key(self, counter: ClientKey, operation: str, key_id: str) -> str:
         """Carry out one of wire.OPERATIONS. Returns the new key's id, counters as JSON, a wrapped key in base64, or
         ""."""
         manager = counter.manager
@@ -361,7 +361,7 @@ class Desk:
                 raise BadArgument(f"there is no operation {operation!r:.40}")
         return ""
 
-    def count(self, client: Client, error: HsmError | None) -> None:
+    def count(self, client: KnownClient, error: HsmError | None) -> None:
         """Count a request that a face has answered; a batch is one. `error`: None is a good answer."""
         outcome = "OK" if error is None else "INTERNAL" if isinstance(error, InternalError) else error.status
         self.requests[client.name, outcome] += 1
@@ -392,7 +392,7 @@ class Desk:
 
     async def _await(
         self,
-        counter: Counter,
+        counter: ClientKey,
         work: Callable[[float], Coroutine[Any, Any, Any]],
         timeout: float | None,
         cost: int = 1,

@@ -9,7 +9,7 @@ GAPS: Final = 4096
 """Ranges of numbers that were not taken and lie below one that was: so many at most."""
 
 
-class Numbers:
+class SeenIds:
     """The numbers that were taken. Connections of one process race, so a number may come behind a higher one; those
     that have not come yet are kept as ranges."""
 

@@ -7,37 +7,37 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from hsmcore.errors import HsmError, RequestCancelled
-from hsmcore.gateway.clients import Account
+from hsmcore.gateway.clients import OpenWork
 from hsmcore.gateway.jobs import Job, Queue
 
 Sign = Callable[[Sequence[bytes], float], Coroutine[Any, Any, Sequence[Any]]]
 
 
-class Slice(Job):
+class Chunk(Job):
     """Messages of a batch, from `at`: those that wait, until they are split off, and those that begin together."""
 
     __slots__ = ("at", "batch")
 
-    def __init__(self, batch: Batch, at: int, count: int, timeout: float) -> None:
+    def __init__(self, batch: ChargedBatch, at: int, count: int, timeout: float) -> None:
         super().__init__(batch.account, None, batch.start, batch.answer, timeout, count)
         self.batch, self.at = batch, at
         self.counts = False
         batch.slices.append(self)
 
-    def split(self, count: int) -> Slice:
-        first = Slice(self.batch, self.at, count, self.timeout)
+    def split(self, count: int) -> Chunk:
+        first = Chunk(self.batch, self.at, count, self.timeout)
         first.until = self.until
         self.at += count
         self.cost -= count
         return first
 
 
-class Batch:
+class ChargedBatch:
     """Messages of a client that is charged for them already."""
 
-    def __init__(self, queue: Queue, account: Account, messages: Sequence[bytes], sign: Sign) -> None:
+    def __init__(self, queue: Queue, account: OpenWork, messages: Sequence[bytes], sign: Sign) -> None:
         """`sign(messages, seconds)` has some of them signed; it returns an outcome for each, or raises HsmError."""
-        self.account, self.slices = account, list[Slice]()
+        self.account, self.slices = account, list[Chunk]()
         self.failed: HsmError | None = None
         """What `sign` raised, if it did each time."""
         self._queue, self._messages, self._sign = queue, messages, sign
@@ -50,7 +50,7 @@ class Batch:
         """Return an outcome for each message, an HsmError if it is not signed: its `maybe_signed` is true wherever a
         signature may exist."""
         if self._messages:
-            self._queue.enter(Slice(self, 0, len(self._messages), timeout))
+            self._queue.enter(Chunk(self, 0, len(self._messages), timeout))
             await self._answered()
         return self._outcomes
 
@@ -64,12 +64,12 @@ class Batch:
                 raise RequestCancelled("withdrawn before its turn", maybe_signed=False) from None
             raise
 
-    def start(self, one: Slice, left: float) -> None:
+    def start(self, one: Chunk, left: float) -> None:
         """Have a slice signed: for Job."""
         self._begun = True
         self._queue.run(one, self._sign(self._messages[one.at : one.at + one.cost], left))
 
-    def answer(self, one: Slice, outcome: Any) -> None:
+    def answer(self, one: Chunk, outcome: Any) -> None:
         """Take the outcomes of a slice: for Job."""
         if not isinstance(outcome, HsmError):
             self._returned, self.failed = True, None
