@@ -22,6 +22,7 @@ Kind = Literal[
     "pykcs11",
     "sign",  # ours: await km.sign
     "sign-many",  # ours: await km.sign_many
+    "sign-receipt",  # ours: await km.sign_with_receipt
     "cache-hit",  # ours: await km.sign of messages that the cache holds
     "cache-lookup",  # the cache's C function alone
     "gateway",  # ours: await sign of a client, through a gateway in a process of its own

@@ -78,6 +78,14 @@ TARGETS: tuple[Target, ...] = (
         "policy-noop-none",
     ),
     relative(
+        *("policy-noop-many", "the same, `sign_many` of 256", "× no policy", 0.85),
+        *("policy-noop-many", "policy-noop-many-none"),
+    ),
+    relative(
+        *("policy-noop-receipt", "the same, receipts, 256 in flight", "× no policy", 0.97),
+        *("policy-noop-receipt", "policy-noop-receipt-none"),
+    ),
+    relative(
         "policy-blocks-rate", "1 % blocks, SoftHSM, 64 in flight", "× no blocks", 0.9, "policy-blocks", "policy-none"
     ),
     added("policy-bind", "one block bound to its position, one in flight", 2000.0, "policy-1-blocks", "policy-1-none"),
