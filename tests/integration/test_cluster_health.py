@@ -148,7 +148,8 @@ async def test_missing_credentials_end_the_polling_with_one_error():
 
     poller = HealthPoller(EXPECTED, 0.001, member="m", client=factory)
     poller.start()
-    await until(lambda: poller._task is not None and poller._task.done())
+    await until(lambda: poller.health.error is not None and asked)
+    await asyncio.sleep(0.05)
     await poller.stop()
     assert len(asked) == 1
     assert poller.health.error == "AWS was not asked: NoCredentialsError"

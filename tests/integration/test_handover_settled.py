@@ -59,7 +59,7 @@ async def cut_off(token, tmp_path, monkeypatch, chain, point):
             rotating = start(manager.rotate_key())
 
             async def ended():
-                return bool(reached) and manager._background.rotation._task.done()
+                return bool(reached) and not manager._background.rotation._scope.is_open
 
             await becomes(ended)
         await asyncio.wait({rotating})

@@ -84,7 +84,7 @@ async def test_a_set_is_made_at_each_step_of_a_rotation_and_none_without(fresh_t
         bound = [record["position"] for record in signed if record.get("kind") == "key-set"]
         assert bound == [0, 1, 2, 3]
     async with opened(config) as manager:  # which says the same
-        await until(lambda: manager._keys._sets._leads)
+        await until(lambda: manager._keys._sets._role.held)
         await manager._keys._sets.look()
         assert manager.key_set(since=-1) == notes
 
@@ -136,7 +136,7 @@ async def test_a_host_of_a_fleet_that_lost_the_role_takes_it_again(fresh_token, 
     async with opened(config) as manager:
         old = await first(manager)
         sets = manager._keys._sets
-        await until(lambda: sets._leads)
+        await until(lambda: sets._role.held)
         taken = "UPDATE hsmcore_tests.role SET epoch = epoch + 1, holder = 'other', until_ns = 0 WHERE name = 'key-set'"
         postgres.execute(taken, database)
         with pytest.raises(StoreBusy, match="other has it now"):

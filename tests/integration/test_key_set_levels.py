@@ -53,7 +53,7 @@ async def test_an_emergency_key_is_listed_as_soon_as_another_key_can_vouch_for_i
         assert not over.accepts(made.public_key)
         assert over.serial == first.serial + 1, "none was bound in vain"
     async with opened(config_of(site)) as manager:  # which says the same
-        await until(lambda: manager._keys._sets._leads)
+        await until(lambda: manager._keys._sets._role.held)
         await manager._keys._sets.look()
         assert manager.key_set() == over.note
 

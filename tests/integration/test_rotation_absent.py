@@ -122,7 +122,7 @@ async def test_a_rotation_is_undone_after_a_member_has_left_the_configuration(pa
             rotating = start(manager.rotate_key())
 
             async def cut_off():
-                return manager._background.rotation._task.done()
+                return not manager._background.rotation._scope.is_open
 
             await becomes(cut_off)
         await asyncio.wait({rotating})

@@ -120,7 +120,8 @@ async def test_a_rotation_cancelled_at_any_step_resumes_and_loses_no_key(kms, tm
         def no_alias(request):
             if not reached:
                 reached.append(request)
-                manager._background.rotation._task.cancel()
+                for task in manager._background.rotation._scope._tasks:
+                    task.cancel()
                 return {}
             return alias(request)
 
@@ -129,7 +130,7 @@ async def test_a_rotation_cancelled_at_any_step_resumes_and_loses_no_key(kms, tm
     given["keyManager"]["requestTimeoutMs"] = 500
     async with opened(given) as manager:
         rotation = start(manager.rotate_key())
-        await until(lambda: bool(reached) and manager._background.rotation._task.done())
+        await until(lambda: bool(reached) and not manager._background.rotation._scope.is_open)
         if not rotation.done():
             rotation.cancel()
         await asyncio.wait({rotation})

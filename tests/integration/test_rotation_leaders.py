@@ -170,7 +170,7 @@ async def test_a_step_that_an_earlier_version_began_counts_as_a_call(fresh_token
         rotating = start(manager.rotate_key())
 
         async def cut_off():
-            return manager._background.rotation._task.done()
+            return not manager._background.rotation._scope.is_open
 
         await becomes(cut_off)
     await asyncio.wait({rotating})

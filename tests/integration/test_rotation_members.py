@@ -197,7 +197,7 @@ async def test_a_ceremony_cancelled_at_any_step_ends_with_the_same_keys_on_all_m
                 raise asyncio.CancelledError
 
             token.do = taken
-        await until(lambda: bool(reached) and manager._background.rotation._task.done())
+        await until(lambda: bool(reached) and not manager._background.rotation._scope.is_open)
         rotation.cancel()
         await asyncio.wait({rotation})
     async with opened(config) as manager:

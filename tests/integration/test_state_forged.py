@@ -72,7 +72,7 @@ def sealed(token, tmp_path, secret=SECRET, *, audit=True, **block):
 
 async def marked(manager):
     """Until the changes so far have their mark: who puts back what was before it has an older store."""
-    found = manager._background._alone
+    found = manager._background._marks
 
     async def settled():
         return found._seen == await found._store.run(lambda connection: fingerprint(connection, alone._WATCHED))

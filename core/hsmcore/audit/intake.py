@@ -9,8 +9,7 @@ from typing import Final
 
 from hsmcore.audit import spool
 from hsmcore.audit.layout import Layout
-from hsmcore.base.log import get_logger
-from hsmcore.errors import AuditUnavailable
+from hsmcore.base.scope import Scope
 
 WATCH_SECONDS: Final = 0.5
 
@@ -24,12 +23,12 @@ class Intake:
     def __init__(self, layout: Layout, record: Record, durable: Callable[[int], Awaitable[None]]) -> None:
         self._layout, self._record, self._durable = layout, record, durable
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-audit-spool")
-        self._task: asyncio.Task[None] | None = None
+        self._scope = Scope()
 
     async def begin(self) -> None:
         """Record the spooled commands, then poll for new ones every WATCH_SECONDS. Raises AuditUnavailable, OSError."""
         await self._take()
-        self._task = asyncio.get_running_loop().create_task(self._watch())
+        self._scope.every(WATCH_SECONDS, self._take, "records of commands were not taken in", at_once=False)
 
     async def _take(self) -> None:
         loop = asyncio.get_running_loop()
@@ -39,22 +38,7 @@ class Intake:
                 await self._durable(seq)
                 await loop.run_in_executor(self._thread, command.done)
 
-    async def _watch(self) -> None:
-        problem: str | None = None
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            try:
-                await self._take()
-            except (OSError, AuditUnavailable) as error:
-                if str(error) != problem:
-                    get_logger().error("records of commands were not taken in", error=str(error))
-                problem = str(error)
-            else:
-                problem = None
-
     async def end(self) -> None:
         """Stop polling."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        await self._scope.close()
         self._thread.shutdown(wait=False)

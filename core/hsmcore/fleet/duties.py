@@ -4,7 +4,7 @@ orders."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import Final, Protocol
@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from sqlalchemy import Connection, update
 
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope, log_failure
 from hsmcore.errors import HsmError
 from hsmcore.fleet.orders import Order, Verb, fulfil, orders
 from hsmcore.recovery.witness import Witness
@@ -45,6 +46,9 @@ class Host(Protocol):
     def drain(self, on: bool) -> None: ...
 
 
+_FAILED: Final = "a duty of the fleet's host has failed"
+
+
 class Duties:
     """One host's. Belongs to one event loop. `ttl_ms`: of the lease."""
 
@@ -53,9 +57,8 @@ class Duties:
         self._seconds = ttl_ms / 1e3 / LOOKS
         self._answered = -1
         self._due = FLOORS
-        self._problems: dict[str, str] = {}
         self._wake = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._scope = Scope()
         self._unsubscribe: Callable[[], object] = lambda: None
 
     async def begin(self) -> None:
@@ -78,45 +81,24 @@ class Duties:
         self._unsubscribe = lambda: [end() for end in ends]
         try:
             for work in (self._watch, self._look_at_drain):
-                await self._once(work)
+                try:
+                    await work()
+                except Exception as error:  # noqa: BLE001  # rows and records may hold anything; the next look may find them mended
+                    log_failure(error, _FAILED)
         except BaseException:
             self._unsubscribe()
             raise
         # Two tasks: a claim may wait for the end of a lease, and must not keep an incident unanswered.
-        for work, wake in ((self._watch, self._wake), (self._obey, asyncio.Event())):
-            self._tasks.append(loop.create_task(self._repeat(work, wake)))
+        self._scope.every(self._seconds, self._watch, _FAILED, wake=self._wake, at_once=False)
+        self._scope.every(self._seconds, self._obey, _FAILED, at_once=False)
 
     async def close(self) -> None:
         """Stop. Idempotent."""
         self._unsubscribe()
-        tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        if self._scope.is_open:
+            await self._scope.close()
             with suppress(HsmError):
                 await self._store.run(self._witness.write_floors, turn=False)
-
-    async def _repeat(self, work: Callable[[], Awaitable[object]], wake: asyncio.Event) -> None:
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._seconds):
-                    await wake.wait()
-            wake.clear()
-            await self._once(work)
-
-    async def _once(self, work: Callable[[], Awaitable[object]]) -> None:
-        name = work.__name__
-        try:
-            await work()
-        except HsmError as error:
-            if self._problems.get(name) != str(error):
-                get_logger().error("a duty of the fleet's host has failed", error=str(error))
-            self._problems[name] = str(error)
-        except Exception:  # noqa: BLE001  # rows and records may hold anything; the next look may find them mended
-            get_logger().exception("a duty of the fleet's host has failed")
-        else:
-            self._problems.pop(name, None)
 
     async def _watch(self) -> None:
         if not self._witness.settled or self._host.incident not in (0, self._answered):

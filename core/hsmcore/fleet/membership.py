@@ -12,13 +12,13 @@ import math
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import Connection
 
 from hsmcore._native import Lease
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope
 from hsmcore.base.steady import boottime
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import BadArgument, FleetBehind, HsmError, NotHolder, error_of
@@ -58,7 +58,7 @@ class Membership:
         self._superseded = self._leaving = False
         self._acting = asyncio.Lock()
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._scope = Scope()
         self._check = EpochCheck(store, rules.name, self._machine, self._wake.set, single_node=rules.single_node)
         self._confirmations = Confirmations(self._check, self._refusal)
         self._spoke_at = 0
@@ -88,17 +88,15 @@ class Membership:
     def begin(self, tell: Tell) -> None:
         """The members can sign: follow the epoch, claim it if that is to be done, renew it."""
         self._tell = tell
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        seconds = self._rules.ttl_ms / 1e3 / LOOKS
+        self._scope.every(seconds, self._look, "the fleet's database is not understood", wake=self._wake)
 
     async def close(self) -> None:
         """Give the epoch up, and leave. Idempotent."""
         if self._leaving:
             return
         self._leaving = True
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+        await self._scope.close()
         await self._confirmations.close()
         await self._check.close()
         if self._duties is not None:
@@ -271,24 +269,20 @@ class Membership:
 
     # What goes on by itself.
 
-    async def _run(self) -> None:
-        while True:
-            self._wake.clear()
-            begun = boottime()
-            try:
-                if self._machine.epoch:
-                    await self._renew()
-                else:
-                    await self._follow()
-                    self._machine.looked()
-            except HsmError as error:
-                self._doubt(str(error.args[0]))
-            except Exception:  # noqa: BLE001  # rows may hold anything
-                get_logger().exception("the fleet's database is not understood")
-                self._doubt("the database is not understood")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(max(self._next(begun) - boottime(), 0) / SECOND):
-                    await self._wake.wait()
+    async def _look(self) -> float:
+        begun = boottime()
+        try:
+            if self._machine.epoch:
+                await self._renew()
+            else:
+                await self._follow()
+                self._machine.looked()
+        except HsmError as error:
+            self._doubt(str(error.args[0]))
+        except Exception:  # rows may hold anything
+            self._doubt("the database is not understood")
+            raise
+        return max(self._next(begun) - boottime(), 0) / SECOND
 
     def _next(self, begun: int) -> int:
         machine = self._machine

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Final, Self
 
@@ -12,6 +12,7 @@ from hsmcore.audit import AuditLog
 from hsmcore.base.events import Events
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope
 from hsmcore.config import Config
 from hsmcore.handover.base import ADD_SETTLED, Handover, can_be_asked, require_whole
 from hsmcore.manager.notices import NoticeService
@@ -52,11 +53,10 @@ class BackgroundServices:
         self.notices: NoticeService | None = None
         self._store: Store | None = None
         self._own: OwnStore | None = None
-        self._alone: Marks | None = None
+        self._marks: Marks | None = None
         self._audit: AuditLog | None = None
         self.state_backups: StateBackups | None = None
-        self._subscriptions: list[Callable[[], None]] = []
-        self._looking: asyncio.Task[None] | None = None
+        self._scope = Scope()
 
     def announce_with(self, handover: Handover) -> None:
         """As KeyManager.on_rotation."""
@@ -75,8 +75,12 @@ class BackgroundServices:
         background = cls(config)
         background._audit = audit
         try:
-            background._own = await OwnStore.open(config)
-            background._alone = None if audit is None else await Marks.open(config, audit)
+            if (own := await OwnStore.open(config)) is not None:
+                background._own = own
+                background._scope.defer(own.close)
+            if audit is not None and (marks := await Marks.open(config, audit)) is not None:
+                background._marks = marks
+                background._scope.defer(marks.close)
             return await background._open(handover, rotates=rotates)
         except BaseException:
             await background.close()
@@ -95,10 +99,13 @@ class BackgroundServices:
         if rotation is None and rules.notices is None and not (sealed and rules.has_levels):
             return self
         self._store = store = await Store.open(rules.state_place, config.state_secret)
+        self._scope.defer(store.close)
         notices = self.notices = NoticeService(store, rules.notices)
+        self._scope.defer(notices.close)
         if rotation is not None:
             before = rules.notices.before_hours * _HOUR_NS if rules.notices is not None else 0
             self.rotation = RotationService(config, rotation, store, notices.announce, before, rotates=rotates)
+            self._scope.defer(self.rotation.close)
             self.rotation.handover = handover
             self.config, self.pinned = await self.rotation.configured()
         return self
@@ -113,18 +120,20 @@ class BackgroundServices:
         """The members run: resume an unfinished rotation, deliver notices, watch the seal of the store. Raises
         KeyMismatch, StoreNotGenuine."""
         self.state_backups = StateBackups.begin(self.config, self._audit)
+        if self.state_backups is not None:
+            self._scope.defer(self.state_backups.close)
         if self.notices is not None:
             notices = self.notices
             for event, kind in _NOTICED.items():
-                self._subscriptions.append(events.on(event, partial(notices.note, kind, event)))
+                self._scope.defer(events.on(event, partial(notices.note, kind, event)))
             notices.begin()
         watched = self._store or (None if self._own is None else self._own.store)
         if watched is not None:
             await self._watch(watched, port)
         if self.rotation is not None and self._store is not None and self.config.key_manager.state_file is None:
             await require_no_other_ring(self._store, started.public_key)
-        if self._alone is not None:
-            await self._alone.begin()
+        if self._marks is not None:
+            await self._marks.begin()
         if self.rotation is not None and self._store is not None:
             await self.rotation.begin(port, started)
 
@@ -144,18 +153,17 @@ class BackgroundServices:
                 loop.call_soon_threadsafe(self._tell, port, scope, problem)
 
         await store.look()
-        self._subscriptions.append(store.watch(told))
+        self._scope.defer(store.watch(told))
         for scope, problem in store.problems.items():
             self._tell(port, scope, problem)
-        self._looking = loop.create_task(self._look(store))
+        failed = "the state store was not looked at"
+        self._scope.every(_LOOK_SECONDS, partial(self._look, store), failed, at_once=False)
 
     async def _look(self, store: Store) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            with suppress(StoreError):  # an act that needs the store says so
-                await store.look()
-                if self._own is not None:
-                    await self._own.look()
+        with suppress(StoreError):  # an act that needs the store says so
+            await store.look()
+            if self._own is not None:
+                await self._own.look()
 
     @staticmethod
     def _tell(port: ManagerPort, scope: str, problem: str) -> None:
@@ -164,24 +172,4 @@ class BackgroundServices:
 
     async def close(self) -> None:
         """Stop all services; the next start resumes unfinished work. Idempotent."""
-        async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
-            if self._own is not None:
-                rest.push_async_callback(self._own.close)
-            if self._alone is not None:
-                rest.push_async_callback(self._alone.close)
-            if self._store is not None:
-                rest.push_async_callback(self._store.close)
-            if self.notices is not None:
-                rest.push_async_callback(self.notices.close)
-            if self.state_backups is not None:
-                rest.push_async_callback(self.state_backups.close)
-            if self.rotation is not None:
-                rest.push_async_callback(self.rotation.close)
-            rest.push_async_callback(self._end_looking)
-            for end in self._subscriptions:
-                rest.callback(end)
-
-    async def _end_looking(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
-            await asyncio.wait({self._looking})
+        await self._scope.close()

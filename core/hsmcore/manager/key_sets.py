@@ -11,8 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, suppress
-from contextvars import Context
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -21,6 +20,7 @@ from hsmcore.audit.record import extra as audit_extra
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger
 from hsmcore.base.receipt import Receipt
+from hsmcore.base.scope import Scope
 from hsmcore.config import Config
 from hsmcore.config.policy import KEY_SET
 from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, MessageTooLarge, NotInitialized
@@ -48,6 +48,7 @@ ROLE: Final = "key-set"
 LOOK_SECONDS: Final = 1.0
 _MOST_SECONDS: Final = 60.0
 _OPENING_SECONDS: Final = 0.02
+_CLOSED: Final = "the sets of keys are closed"
 _ROOM: Final = 60_000
 """Bytes of a note's text; `note_bytes` of the members' providers may be less."""
 _SECOND: Final = 1_000_000_000
@@ -104,9 +105,11 @@ class KeySets:
         self._wake = asyncio.Event()
         self._callers: list[asyncio.Future[None]] = []
         """Who waits for the end of a look that has not begun."""
-        self._role = AsyncExitStack()
-        self._leads = False
-        self._task: asyncio.Task[None] | None = None
+        self._role = store.leading(ROLE)
+        self._scope = Scope()
+        self._scope.defer(store.close)
+        self._scope.defer(self._role.leave)
+        self._scope.defer(lambda: _answer(self._callers, EngineClosed(_CLOSED)))
 
     @classmethod
     async def open(
@@ -122,9 +125,10 @@ class KeySets:
             made._require_ed25519()
             await made._read()
         except BaseException:
-            await store.close()
+            await made.close()
             raise
-        made._task = asyncio.get_running_loop().create_task(made._run(), context=Context())
+        pauses: Any = {"retry_seconds": 2 * LOOK_SECONDS, "most_seconds": _MOST_SECONDS}
+        made._scope.every(LOOK_SECONDS, made._look_for_all, "the set of keys was not signed", wake=made._wake, **pauses)
         return made
 
     def _require_ed25519(self) -> None:
@@ -153,8 +157,8 @@ class KeySets:
 
     async def look(self) -> None:
         """Look now. The one task of this does it, since only that task has the role. Raises HsmError."""
-        if self._task is None or self._task.done():
-            raise EngineClosed("the sets of keys are closed")
+        if not self._scope.is_open:
+            raise EngineClosed(_CLOSED)
         looked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._callers.append(looked)
         self._wake.set()
@@ -167,48 +171,30 @@ class KeySets:
 
     async def close(self) -> None:
         """Stop. What is not signed yet is signed after the next start. Idempotent."""
-        async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
-            rest.push_async_callback(self._store.close)
-            rest.push_async_callback(self._role.aclose)
-            if self._task is not None:
-                self._task.cancel()
-                await asyncio.wait({self._task})
+        await self._scope.close()
 
-    async def _run(self) -> None:
-        failures = 0
-        closed = EngineClosed("the sets of keys are closed")
+    async def _look_for_all(self) -> float | None:
+        callers, self._callers = self._callers, []
+        ended: Exception | None = EngineClosed(_CLOSED)
         try:
-            while True:
-                self._wake.clear()
-                callers, self._callers = self._callers, []
-                ended: Exception | None = closed
-                pause = LOOK_SECONDS
-                try:
-                    await self._look()
-                    ended, failures = None, 0
-                except NotInitialized:  # the key manager is being opened: nothing is signed before it is
-                    callers, self._callers = [], callers + self._callers
-                    pause = _OPENING_SECONDS
-                except EngineClosed:
-                    return
-                except HsmError as error:
-                    ended, failures = error, failures + 1
-                    get_logger().error("the set of keys was not signed", error=str(error))
-                except Exception as error:  # noqa: BLE001  # a mistake of ours: no reason to sign none any more
-                    ended, failures = error, failures + 1
-                    get_logger().exception("the set of keys was not signed")
-                finally:
-                    _answer(callers, ended)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(min(pause * 2 ** min(failures, 6), _MOST_SECONDS)):
-                        await self._wake.wait()
+            await self._look()
+            ended = None
+        except NotInitialized:  # the key manager is being opened: nothing is signed before it is
+            callers, self._callers = [], callers + self._callers
+            return _OPENING_SECONDS
+        except EngineClosed:
+            return _MOST_SECONDS
+        except Exception as error:
+            ended = error
+            raise
         finally:
-            _answer(self._callers, closed)
+            _answer(callers, ended)
+        return None
 
     async def _look(self) -> None:
         try:
             await self._read()
-            led = self._leads
+            led = self._role.held
             self._check()
             if not self._rotates or not await self._lead():
                 return
@@ -219,12 +205,8 @@ class KeySets:
             if keys is not None and (last is None or (last.keys, last.kinds) != (keys, self._kinds)):
                 await self._have_signed(keys)
         except RoleLost:
-            await self._step_down()  # another process took it while this one was held up; it may be free again later
+            await self._role.leave()  # another process took it while this one was held up; it may be free again later
             raise
-
-    async def _step_down(self) -> None:
-        self._leads = False
-        await self._role.aclose()
 
     async def _read(self) -> None:
         for serial, note in await self._rows.since(self._domain, self._seen):
@@ -240,13 +222,12 @@ class KeySets:
     async def _lead(self) -> bool:
         """Whether this process has sets signed: in a fleet the holder, else the first one that can."""
         holds = self._fleet is None or self._fleet.state == "holder"
-        if self._leads and not holds:
-            await self._step_down()
-        elif not self._leads and holds:
+        if not holds:
+            await self._role.leave()
+        else:
             with suppress(HsmError):
-                await self._role.enter_async_context(self._store.exclusively(ROLE))
-                self._leads = True
-        return self._leads
+                await self._role.take()
+        return self._role.held
 
     async def _wanted(self) -> tuple[KeyEntry, ...] | None:
         """What a set says now; None while the key of the ring does not sign here, or another level signs."""

@@ -7,11 +7,11 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any, Final
 
 from hsmcore.base.extras import install
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope
 from hsmcore.config import Notices, Secret
 from hsmcore.errors import HsmError
 from hsmcore.state import Outbox, Store
@@ -38,25 +38,22 @@ class NoticeService:
     def __init__(self, store: Store, rules: Notices | None) -> None:
         self.outbox = Outbox(store)
         self._rules = rules
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._scope = Scope()
+        self._wake: asyncio.Event | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._noting: set[asyncio.Task[bool]] = set()
         self._targets: dict[str, Secret] | None = None
 
     def begin(self) -> None:
         """Start to deliver."""
-        if self._rules is not None and self._task is None:
+        if self._rules is not None and self._wake is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-notices")
-            self._task = asyncio.get_running_loop().create_task(self._run())
+            self._wake = self._scope.every(_LOOK_SECONDS, self._deliver, "notices are not delivered")
 
     async def close(self) -> None:
         """Stop delivering, after the attempt under way (some seconds at most). Undelivered notices stay in the outbox;
         one that the store does not take within CLOSE_SECONDS is lost, with a line in the log. Idempotent."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+        await self._scope.close()
         if self._noting:
             _, late = await asyncio.wait(tuple(self._noting), timeout=CLOSE_SECONDS)
             for noting in late:
@@ -74,7 +71,7 @@ class NoticeService:
         if rules is None or kind not in rules.kinds:
             return False
         new = await self.outbox.add(kind, occasion, f"hsmcore: {title}", body, await self._names())
-        if new:
+        if new and self._wake is not None:
             self._wake.set()
         return new
 
@@ -100,19 +97,6 @@ class NoticeService:
                 None, lambda: {_fingerprint(secret): secret for secret in secrets}
             )
         return list(self._targets or ())
-
-    async def _run(self) -> None:
-        while True:
-            self._wake.clear()
-            try:
-                await self._deliver()
-            except HsmError as error:
-                get_logger().error("notices are not delivered", error=str(error))
-            except Exception:  # noqa: BLE001  # a row that is not sealed may hold anything: said, and tried again
-                get_logger().exception("notices are not delivered")
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_LOOK_SECONDS):
-                    await self._wake.wait()
 
     async def _deliver(self) -> None:
         await self._names()

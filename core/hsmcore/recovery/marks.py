@@ -8,7 +8,6 @@ rotations or emergency budget: a store without the log's last mark is an older o
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import socket
 import time
@@ -22,6 +21,7 @@ from sqlalchemy import Connection, delete, select
 
 from hsmcore.audit import AuditLog
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
 from hsmcore.recovery.witness import Witness
@@ -69,7 +69,7 @@ class Marks:
         self._logged = self._seen = ""
         self._marked_ns = 0
         self._compared = False
-        self._task: asyncio.Task[None] | None = None
+        self._scope = Scope()
 
     @classmethod
     async def open(cls, config: Config, log: AuditLog) -> Self | None:
@@ -106,7 +106,8 @@ class Marks:
         if not self._compared:
             return
         await self._mark()
-        self._task = asyncio.get_running_loop().create_task(self._watch())
+        failed = "the state store's place in the audit log is not noted"
+        self._scope.every(_LOOK_SECONDS, self._look, failed, at_once=False)
 
     async def standing(self) -> LogStanding:
         """Compare store and log; changes nothing. Raises StoreError, AuditUnavailable."""
@@ -171,22 +172,12 @@ class Marks:
         if seq is not None and status is not None and status.kept_seq >= seq:
             self._logged = fresh
 
-    async def _watch(self) -> None:
-        said = ""
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            try:
-                seen = await self._store.run(lambda connection: fingerprint(connection, _WATCHED))
-                if time.time_ns() > self._marked_ns + _DAY_NS:
-                    await self._mark()
-                elif seen != self._seen:
-                    await self._mark(self._seen)
-            except HsmError as error:
-                if str(error) != said:
-                    get_logger().error("the state store's place in the audit log is not noted", error=str(error))
-                said = str(error)
-            else:
-                said = ""
+    async def _look(self) -> None:
+        seen = await self._store.run(lambda connection: fingerprint(connection, _WATCHED))
+        if time.time_ns() > self._marked_ns + _DAY_NS:
+            await self._mark()
+        elif seen != self._seen:
+            await self._mark(self._seen)
 
     async def reconcile(self) -> tuple[int, list[dict[str, Any]], dict[str, int]]:
         """Put back what the store lacks of the log, and note that it is the one that the log goes on from. Only raises.
@@ -210,11 +201,10 @@ class Marks:
 
     async def close(self) -> None:
         """Make a last mark, so that each earlier copy is an older one; then close the store. Idempotent."""
-        task, self._task = self._task, None
+        marks = self._scope.is_open
         try:
-            if task is not None:
-                task.cancel()
-                await asyncio.wait({task})
+            await self._scope.close()
+            if marks:
                 await self._mark()
         except HsmError as error:
             get_logger().error("the state store's place in the audit log is not noted", error=str(error))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import calendar
 import re
 import time
@@ -10,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from hsmcore.audit import AuditLog
-from hsmcore.base.log import get_logger
 from hsmcore.base.places import BackupPlace, PlaceError, place_at
+from hsmcore.base.scope import Scope
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
 from hsmcore.recovery.restore import back_up, check, subject_of
@@ -19,7 +18,7 @@ from hsmcore.state.backup import SUFFIX, BackupStatement, folder, mapped
 
 _LOOK_SECONDS: Final = 60.0
 _RETRY_SECONDS: Final = 2.0
-"""Between two looks while it fails; a minute after the tenth one."""
+"""Until the next look after a failure."""
 _HOUR: Final = 3600
 _AHEAD_SECONDS: Final = 300.0
 """By how much another host's clock may be ahead."""
@@ -64,7 +63,7 @@ class StateBackups:
         """Any thread."""
         self._drilled: str | None = None
         """The backup that the last look has read back, or tried to."""
-        self._task: asyncio.Task[None] | None = None
+        self._scope = Scope()
 
     @classmethod
     def begin(cls, config: Config, audit: AuditLog | None) -> StateBackups | None:
@@ -77,21 +76,17 @@ class StateBackups:
 
     def start(self) -> None:
         """Look now, and from now on."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        failed = "the state store is not backed up"
+        self._scope.every(_LOOK_SECONDS, self._look, failed, retry_seconds=_RETRY_SECONDS)
 
-    async def _run(self) -> None:
-        failures = 0
-        while True:
-            try:
-                await self.look()
-                failures = 0
-            except HsmError as error:
-                if not failures:
-                    get_logger().error("the state store is not backed up", error=str(error))
-                    self._record("state-backup" if self._drilled is None else "state-drill", error)
-                failures += 1
-                self.seen = BackupsSeen(self.seen.backup, self.seen.drill, failing=True)
-            await asyncio.sleep(_RETRY_SECONDS if 0 < failures < 10 else _LOOK_SECONDS)
+    async def _look(self) -> None:
+        try:
+            await self.look()
+        except HsmError as error:
+            if not self.seen.failing:
+                self._record("state-backup" if self._drilled is None else "state-drill", error)
+            self.seen = BackupsSeen(self.seen.backup, self.seen.drill, failing=True)
+            raise
 
     def _record(self, operation: str, error: HsmError | None = None, **fields: Any) -> None:
         if self._audit is not None:
@@ -129,10 +124,7 @@ class StateBackups:
 
     async def close(self) -> None:
         """Stop. Idempotent."""
-        task, self._task = self._task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.wait({task})
+        await self._scope.close()
 
 
 _FORM: Final = rf"[0-9]{{8}}T[0-9]{{6}}Z\.[0-9a-f]{{12}}{re.escape(SUFFIX)}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -239,6 +239,10 @@ class Store:
         async with self._database.exclusively(role):
             yield
 
+    def leading(self, role: str) -> Role:
+        """Return the role for a service that has it now and then."""
+        return Role(self, role)
+
     async def close(self) -> None:
         """Close the Store after all work given to `run` before. The last Store on the database closes the connection.
         Idempotent; does nothing in a forked child."""
@@ -247,6 +251,30 @@ class Store:
         self._closed = True
         if self._database.is_own_process:
             await asyncio.shield(asyncio.wrap_future(self._database.leave()))
+
+
+class Role:
+    """A role, as `Store.exclusively`, that is taken and left. Used by one task, whose `run` needs it."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store, self._name = store, name
+        self._hold = AsyncExitStack()
+        self.held = False
+
+    async def take(self) -> bool:
+        """Take the role, if it is not held; return whether it was free. Raises StoreError."""
+        if not self.held:
+            try:
+                await self._hold.enter_async_context(self._store.exclusively(self._name))
+            except StoreBusy:
+                return False
+            self.held = True
+        return True
+
+    async def leave(self) -> None:
+        """Let another process have it. Idempotent."""
+        self.held = False
+        await self._hold.aclose()
 
 
 class _InTurn:

@@ -102,8 +102,8 @@ class OurSigner:
         pool = (transactions if job.transactions else distinct_messages)(size, job.message_bytes)
         own = [pool[i :: job.in_flight] for i in range(job.in_flight)]
         sign = with_blocks(manager.sign, job.blocks) if job.blocks else manager.sign
-        other = {"sign-batched": manager.sign_batched, "sign-receipt": manager.sign_with_receipt}
-        sign = other.get(job.kind, sign)
+        sign = manager.sign_batched if job.kind == "sign-batched" else sign
+        sign = manager.sign_with_receipt if job.kind == "sign-receipt" else sign
         return lambda seconds: saturate(sign, own, seconds, timed_every=job.timed_every, watch_lag=job.watch_lag)
 
     async def _at_rate(self, pool: Sequence[bytes], seconds: float) -> dict[str, Any]:

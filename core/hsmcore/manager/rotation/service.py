@@ -6,13 +6,13 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 from hsmcore.base.keyring import KeyVersion, successor_label
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope, log_failure
 from hsmcore.config import Config, KeyRotation, Pkcs11Settings, members_of
 from hsmcore.errors import BadArgument, EngineClosed, HsmError, InternalError, KeyMismatch
 from hsmcore.handover.base import Handover
@@ -38,6 +38,7 @@ ROTATE: Final = "rotate"
 ABORT: Final = "rotate-abort"
 """The wish to end the rotation that is under way."""
 LOOK_SECONDS: Final = 1.0
+_FAILED: Final = "rotation is held up"
 _FAILED_HINT: Final = "The old key signs on; `hsmcore rotate history` names the step, and it is tried again later."
 _LEAST_PAUSE: Final = 0.01
 _REPORT_NS: Final = 5 * SECOND
@@ -91,10 +92,12 @@ class RotationService:
         self._known: list[StoredKey] = []
         self._signed: set[str] = set()
         self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
         self._asked: _Asked | None = None
-        self._role = AsyncExitStack()
-        self._leads = self._joined = False
+        self._role = store.leading(ROLE)
+        self._scope = Scope()
+        self._scope.defer(self._role.leave)
+        self._scope.defer(lambda: self._answer(EngineClosed("the key manager was closed during the rotation")))
+        self._joined = False
         self._held: set[int] = set()
         self._lost: RoleLost | None = None
         self._drill: ControlPlane | None = None
@@ -125,7 +128,7 @@ class RotationService:
         if self._rotates and self._rules.require_handover and self.handover is None:
             text, hint = handover.NONE_REGISTERED, handover.NONE_REGISTERED_HINT
             get_logger().warning(f"no key is rotated here: {text}", hint=hint)
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._scope.every(LOOK_SECONDS, self._look, _FAILED, wake=self._wake)
 
     async def _join(self, started: KeyVersion) -> None:
         """Find the key that signs in the ring, or begin the ring with it; then sign with the ring's current key."""
@@ -145,19 +148,11 @@ class RotationService:
 
     async def close(self) -> None:
         """Stop; a rotation under way continues at the next start. Idempotent."""
-        async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
-            if self._drill is not None:
-                rest.push_async_callback(self._drill.close)
-            rest.push_async_callback(self._role.aclose)
-            rest.callback(self._answer, EngineClosed("the key manager was closed during the rotation"))
-            rest.push_async_callback(self._end)
+        if self._scope.is_open:
+            self._scope.defer(self._report_end)
+        await self._scope.close()
 
-    async def _end(self) -> None:
-        if self._task is None:
-            return
-        self._task.cancel()
-        await asyncio.wait({self._task})
-        self._task = None
+    async def _report_end(self) -> None:
         try:
             await self._desired.report(self._name, None)
         except HsmError as error:  # it keeps nothing open: the report is stale soon
@@ -209,26 +204,19 @@ class RotationService:
         current = await self.keys.current()
         return [] if current is None else self.schedule.plan(current.counts_from_ns, self.clock(), count)
 
-    async def _run(self) -> None:
-        while True:
-            self._wake.clear()
-            for part in (self._work, self._see):  # no finally: its own error would take the place of a cancellation
-                try:
-                    await part()
-                except StoreNotGenuine as error:
-                    self._answer(error)  # the store has told of it
-                except HsmError as error:
-                    get_logger().error("rotation is held up", error=str(error))
-                    self._answer(error)
-                    self._lost = error if isinstance(error, RoleLost) else self._lost
-                except Exception as error:  # noqa: BLE001  # a mistake of ours: said, and no reason to rotate never again
-                    get_logger().exception("rotation is held up")
-                    self._answer(InternalError(f"{type(error).__name__}: {error}"))
-            pause = await self._pause()
-            # Not wait_for, which loses a cancellation that comes at the same moment as the event (Python 3.11).
-            with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._wake.wait()
+    async def _look(self) -> float:
+        for part in (self._work, self._see):  # no finally: its own error would take the place of a cancellation
+            try:
+                await part()
+            except StoreNotGenuine as error:
+                self._answer(error)  # the store has told of it
+            except Exception as error:  # noqa: BLE001  # a mistake of ours: no reason to rotate never again
+                log_failure(error, _FAILED)
+                self._answer(
+                    error if isinstance(error, HsmError) else InternalError(f"{type(error).__name__}: {error}")
+                )
+                self._lost = error if isinstance(error, RoleLost) else self._lost
+        return await self._pause()
 
     async def _work(self) -> None:
         self._store.require_genuine()
@@ -255,7 +243,7 @@ class RotationService:
     async def _pause(self) -> float:
         """Return the seconds until the next look."""
         try:
-            waits = [rotation.run.wait_ns for rotation in await self.rotations.open()] if self._leads else []
+            waits = [rotation.run.wait_ns for rotation in await self.rotations.open()] if self._role.held else []
         except HsmError:
             return LOOK_SECONDS
         soonest = (min(waits, default=0) - self._time.sure()) / SECOND
@@ -288,18 +276,15 @@ class RotationService:
 
     async def _step_down(self) -> None:
         """Let another process lead."""
-        if self._leads or self._lost is not None:
-            self._leads, self._lost = False, None
-            await self._role.aclose()
+        if self._role.held or self._lost is not None:
+            self._lost = None
+            await self._role.leave()
             await self._desired.report(self._name, None)
 
     async def _lead(self) -> bool:
-        if not self._leads:
-            try:
-                await self._role.enter_async_context(self._store.exclusively(ROLE))
-            except StoreBusy:
+        if not self._role.held:
+            if not await self._role.take():
                 return False
-            self._leads = True
             await self.rotations.account_for_displaced(self.clock())
         return True
 
@@ -401,6 +386,7 @@ class RotationService:
             options: Any = {"isolated": provider.config.isolation == "process", "hidden": self._config.secret_variables}
             options |= {"member": member.name, "refused": self._config.key_manager.refused_logins}
             self._drill = ControlPlane.for_settings(provider.config, log_in=True, **options)
+            self._scope.defer(self._drill.close)
         return self._drill
 
     async def _follow(self) -> None:

@@ -12,12 +12,14 @@ from typing import Any, Final
 
 from hsmcore.base.extras import install
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope
 from hsmcore.providers.cloudhsm.health import ClusterHealth, Expected, describe_cluster
 
 CONNECT_SECONDS: Final = 5
 READ_SECONDS: Final = 5
 ATTEMPTS: Final = 2
 BACKOFF_MAX_SECONDS: Final = 900.0
+_DAY_SECONDS: Final = 86_400.0
 _NO_CREDENTIALS: Final = ("NoCredentialsError", "PartialCredentialsError", "NoRegionError")
 
 ClientFactory = Callable[[str | None], Any]
@@ -58,22 +60,21 @@ class HealthPoller:
         self._changed = changed
         self._factory = client
         self._client: Any = None
-        self._task: asyncio.Task[None] | None = None
+        self._scope = Scope()
+        self._failures = 0
         self._thread: ThreadPoolExecutor | None = None
 
     def start(self) -> None:
         """Start, with the first request immediately."""
-        if self._task is None:
+        if not self._scope.is_open:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hsmcore-health-{self._member}")
-            self._task = asyncio.get_running_loop().create_task(self._poll())
+            failed = f"the health of the cluster of {self._member} is not known"
+            self._scope.every(self._seconds, self._poll, failed)
 
     async def stop(self) -> None:
         """Stop polling. Does not wait for a request under way: its thread ends with it, within half a minute."""
-        task, self._task = self._task, None
         thread, self._thread = self._thread, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await self._scope.close()
         if thread is not None:
             thread.submit(self._close)
             thread.shutdown(wait=False)
@@ -86,17 +87,14 @@ class HealthPoller:
             self._close()
         return self.health
 
-    async def _poll(self) -> None:
-        loop = asyncio.get_running_loop()
-        failures = 0
-        while self._thread is not None:
-            health, last = await loop.run_in_executor(self._thread, self._ask)
-            self._take(health)
-            if last:
-                return
-            failures = failures + 1 if health.error is not None else 0
-            pause = min(max(self._seconds, BACKOFF_MAX_SECONDS), self._seconds * 2 ** min(failures, 20))
-            await asyncio.sleep(pause * random.uniform(0.9, 1.1))  # noqa: S311  # so that many processes do not ask at once
+    async def _poll(self) -> float:
+        health, useless = await asyncio.get_running_loop().run_in_executor(self._thread, self._ask)
+        self._take(health)
+        if useless:
+            return _DAY_SECONDS
+        self._failures = self._failures + 1 if health.error is not None else 0
+        pause: float = min(max(self._seconds, BACKOFF_MAX_SECONDS), self._seconds * 2 ** min(self._failures, 20))
+        return pause * random.uniform(0.9, 1.1)  # noqa: S311  # so that many processes do not ask at once
 
     def _ask(self) -> tuple[ClusterHealth, bool]:
         """Return the health, and whether another request would be useless. Blocks."""

@@ -1,0 +1,132 @@
+"""What goes on by itself, and how it ends: tasks, work that is done again and again, and what must be closed.
+
+A service is a Scope and what it does. The scope owns every task; closing it ends them and closes the rest, the last
+first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
+from contextvars import Context
+from inspect import isawaitable
+from typing import Any, Final, TypeVar
+
+from hsmcore.base.log import get_logger
+from hsmcore.errors import HsmError
+
+T = TypeVar("T")
+
+_SPREAD: Final = 0.1
+"""By this part a pause after a failure is longer or shorter, so that many processes do not ask at once."""
+
+
+class Scope:
+    """Belongs to one event loop. `every` and `start` may be called until it is closed."""
+
+    def __init__(self) -> None:
+        self._rest = AsyncExitStack()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a task of it runs."""
+        return bool(self._tasks)
+
+    def start(
+        self, work: Coroutine[Any, Any, T], *, failed: str = "", context: Context | None = None
+    ) -> asyncio.Task[T]:
+        """Run work to its end, or until the scope is closed. `failed`: how its error is logged; "": its caller asks for
+        it. `context`: None for the caller's."""
+        task = asyncio.get_running_loop().create_task(work, context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if failed:
+            task.add_done_callback(lambda task: _log(task, failed))
+        return task
+
+    def every(
+        self,
+        seconds: float,
+        work: Callable[[], Awaitable[float | None]],
+        failed: str,
+        *,
+        wake: asyncio.Event | None = None,
+        at_once: bool = True,
+        retry_seconds: float | None = None,
+        most_seconds: float = 0.0,
+    ) -> asyncio.Event:
+        """Do `work` now, or else first after `seconds`, and again `seconds` after its end, or as many as it returned.
+        Setting `wake`, or the event that is returned, ends a pause. After an error the pause is `retry_seconds` (None:
+        `seconds`), and doubles with each further one, up to `most_seconds` or `seconds`. The error is logged as
+        `failed` once, and once when it is over. Nothing but the end of the scope ends it. It is no caller's: its
+        context is empty."""
+        wake = asyncio.Event() if wake is None else wake
+        pauses = (seconds, retry_seconds or seconds, max(most_seconds, seconds))
+        self.start(_again_and_again(wake, pauses, work, failed, at_once=at_once), context=Context())
+        return wake
+
+    def defer(self, close: Callable[[], object]) -> None:
+        """Call `close`, and await what it returns, when the scope ends: after the tasks, the last one first."""
+
+        async def closing() -> None:
+            ended = close()
+            if isawaitable(ended):
+                await ended
+
+        self._rest.push_async_callback(closing)
+
+    async def close(self) -> None:
+        """End the tasks and wait for them, then close the rest; the error of one keeps no other one open, and is raised
+        at the end. Idempotent."""
+        try:
+            while self._tasks:
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.wait(self._tasks)
+        finally:
+            await self._rest.aclose()
+
+
+async def _again_and_again(
+    wake: asyncio.Event,
+    pauses: tuple[float, float, float],
+    work: Callable[[], Awaitable[float | None]],
+    failed: str,
+    *,
+    at_once: bool,
+) -> None:
+    seconds, retry, most = pauses
+    failures, said = 0, ""
+    pause: float | None = 0.0 if at_once else seconds
+    while True:
+        # Not wait_for, which loses a cancellation that comes at the same moment as the event (Python 3.11).
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds if pause is None else pause):
+                await wake.wait()
+        wake.clear()
+        try:
+            pause = await work()
+        except Exception as error:  # noqa: BLE001  # rows and records may hold anything; the next look may find them mended
+            failures += 1
+            pause = min(retry * 2 ** min(failures - 1, 30), most) * random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311
+            if str(error) != said:
+                log_failure(error, failed)
+            said = str(error)
+        else:
+            if failures:
+                get_logger().info(f"over: {failed}", failures=failures)
+            failures, said = 0, ""
+
+
+def _log(task: asyncio.Task[Any], failed: str) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log_failure(error, failed)
+
+
+def log_failure(error: BaseException, failed: str) -> None:
+    """Log an error; with its traceback if it is a mistake of ours."""
+    ours = None if isinstance(error, (HsmError, OSError)) else error
+    get_logger().error(failed, error=str(error), exc_info=ours)

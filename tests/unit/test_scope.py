@@ -1,0 +1,139 @@
+"""A service's tasks and how they end: repeated work survives its errors, and closing closes everything."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import ContextVar
+from itertools import pairwise
+
+import pytest
+from structlog.testing import capture_logs
+from tests.support.managers import until
+
+from hsmcore.base.scope import Scope
+
+FAILED = "the work failed"
+CALLER: ContextVar[str] = ContextVar("caller")
+
+
+class Work:
+    """Fails as often as it is told to, then succeeds."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors, self.calls = list(errors), 0
+
+    async def __call__(self) -> float | None:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return None
+
+
+async def test_work_is_done_at_once_and_again_when_it_is_woken():
+    work, scope = Work(), Scope()
+    wake = scope.every(3600, work, FAILED)
+    await until(lambda: work.calls == 1)
+    wake.set()
+    await until(lambda: work.calls == 2)
+    await scope.close()
+    assert not scope.is_open
+
+
+async def test_work_that_waits_first_waits():
+    work, scope = Work(), Scope()
+    scope.every(3600, work, FAILED, at_once=False)
+    await asyncio.sleep(0.02)
+    assert work.calls == 0
+    await scope.close()
+
+
+async def test_an_error_is_logged_once_and_once_when_it_is_over():
+    errors = [OSError("gone"), OSError("gone"), OSError("gone"), ZeroDivisionError("ours")]
+    work, scope = Work(*errors), Scope()
+    with capture_logs() as logs:
+        scope.every(0.001, work, FAILED)
+        await until(lambda: work.calls > 6)
+        await scope.close()
+    said = [(line["event"], line.get("error"), bool(line.get("exc_info"))) for line in logs]
+    assert said == [(FAILED, "gone", False), (FAILED, "ours", True), (f"over: {FAILED}", None, False)]
+
+
+async def test_pauses_grow_with_failures_up_to_the_longest_one():
+    times: list[float] = []
+    loop, scope = asyncio.get_running_loop(), Scope()
+
+    async def work() -> None:
+        times.append(loop.time())
+        raise OSError("gone")
+
+    scope.every(0.01, work, FAILED, most_seconds=0.04)
+    await until(lambda: len(times) == 6)
+    await scope.close()
+    pauses = [after - before for before, after in pairwise(times)]
+    for pause, least in zip(pauses, (0.01, 0.02, 0.04, 0.04, 0.04), strict=True):
+        assert pause >= 0.89 * least
+
+
+async def test_work_that_goes_on_by_itself_is_no_callers():
+    seen: list[str] = []
+    scope = Scope()
+
+    async def work() -> None:
+        seen.append(CALLER.get("nobody"))
+
+    CALLER.set("neighbour")
+    scope.every(3600, work, FAILED)
+    await until(lambda: bool(seen))
+    await scope.close()
+    assert seen == ["nobody"]
+
+
+async def test_closing_ends_tasks_first_and_then_the_rest_the_last_one_first():
+    ended: list[str] = []
+    scope = Scope()
+
+    async def task() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.append("task")
+
+    async def closed() -> None:
+        ended.append("coroutine")
+
+    scope.defer(lambda: ended.append("first"))
+    scope.defer(closed)
+    scope.start(task())
+    await asyncio.sleep(0)
+    await scope.close()
+    assert ended == ["task", "coroutine", "first"]
+
+
+async def test_what_cannot_be_closed_keeps_nothing_else_open():
+    ended: list[str] = []
+    scope = Scope()
+
+    def fails() -> None:
+        raise OSError("held")
+
+    scope.defer(lambda: ended.append("first"))
+    scope.defer(fails)
+    scope.defer(lambda: ended.append("last"))
+    with pytest.raises(OSError, match="held"):
+        await scope.close()
+    assert ended == ["last", "first"]
+    await scope.close()
+    assert ended == ["last", "first"]
+
+
+async def test_the_error_of_a_task_that_nobody_waits_for_is_logged():
+    scope = Scope()
+
+    async def task() -> None:
+        raise OSError("gone")
+
+    with capture_logs() as logs:
+        scope.start(task(), failed=FAILED)
+        await until(lambda: bool(logs))
+    assert [(line["event"], line["error"]) for line in logs] == [(FAILED, "gone")]
+    await scope.close()
