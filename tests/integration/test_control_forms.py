@@ -12,7 +12,7 @@ from hsmcore.config import pkcs11 as config
 from hsmcore.errors import HsmError, KeyUnusable, MemberDown, PinIncorrect
 from hsmcore.members.control import ALGORITHMS, ControlError, algorithm_of_params, decode_point
 from hsmcore.members.control.backup import ImportWrapped
-from hsmcore.members.control.cryptoki import CkrError
+from hsmcore.members.control.calls import CkrError
 from hsmcore.members.control.faults import _NUMBERS, ckr_of, translated
 from hsmcore.members.control.quirks import quirks_for
 

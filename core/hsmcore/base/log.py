@@ -204,3 +204,9 @@ def said(error: Exception) -> str:
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
+def printable(text: str, most: int = 400) -> str:
+    """Return untrusted text fit for a terminal: one line, without control characters, at most `most` characters."""
+    clean = "".join(char if char.isprintable() else "?" for char in text.replace("\n", " "))
+    return clean if len(clean) <= most else f"{clean[: most - 1]}…"

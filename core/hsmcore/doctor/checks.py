@@ -12,13 +12,12 @@ from pkcs11 import TokenFlag
 
 from hsmcore._native import Turn
 from hsmcore.config.uri import build_uri
-from hsmcore.doctor.calls import Calls, TokenInfo
 from hsmcore.doctor.context import ProbeContext
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import HsmError, PinIncorrect
 from hsmcore.errors.statuses import STATUSES
 from hsmcore.members.control.adopt import hold_module
-from hsmcore.members.control.cryptoki import CkrError
+from hsmcore.members.control.calls import Calls, CkrError, TokenInfo
 from hsmcore.members.control.faults import translated
 from hsmcore.members.control.nearby import near_tokens
 from hsmcore.members.control.quirks import quirks_for
@@ -34,10 +33,11 @@ def check_module(context: ProbeContext) -> Iterator[Step]:
     with Turn(question.module_path, question.quirks):
         context.holder = hold_module(question.module_path, question.module_args)
     with translated("asking the module who it is", question.member):
-        context.calls = Calls(question.module_path, context.announce)
+        context.calls = Calls(question.module_path, question.quirks, context.announce)
         info = context.info = context.calls.info()
     recognized = quirks_for(None, f"{info.manufacturer} {info.description}").name
     context.quirks = quirks_for(question.quirks or recognized)
+    context.calls.quirks = context.quirks.name
     version = ".".join(map(str, info.library))
     found = (
         f"{info.description or 'no description'} {version} by {info.manufacturer or 'nobody'}, "
@@ -142,7 +142,7 @@ def check_login(context: ProbeContext) -> Iterator[Step]:
         )
         return
     try:
-        with translated("logging in", question.member), Turn(question.module_path, context.quirks.name):
+        with translated("logging in", question.member):
             context.calls.login(context.session, context.pin)
     except HsmError as error:
         if isinstance(error, PinIncorrect):

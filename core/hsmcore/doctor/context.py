@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from hsmcore._native import Module
-from hsmcore.doctor.calls import Calls, ModuleInfo, TokenInfo
+from hsmcore.members.control.calls import Calls, ModuleInfo, TokenInfo
 from hsmcore.members.control.quirks import Quirks
 from hsmcore.members.control.records import TokenSelector
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hsmcore.audit import AuditLog
+from hsmcore.base.log import printable
 from hsmcore.base.steady import boottime
 from hsmcore.config import Config, Fleet
-from hsmcore.doctor.report import Step, fail, failed, ok, printable, warn
+from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import AuditUnavailable, HsmError
 from hsmcore.fleet.overview import overview
 from hsmcore.recovery.witness import Witness

@@ -7,10 +7,11 @@ from typing import Final
 
 from pkcs11 import Attribute, KeyType, Mechanism, MechanismFlag, ObjectClass
 
+from hsmcore.base.log import printable
 from hsmcore.doctor.checks import writable
 from hsmcore.doctor.common import UNPROVEN_HINT, compare_public_key
 from hsmcore.doctor.context import FoundKey, ProbeContext
-from hsmcore.doctor.report import Step, fail, ok, printable, warn
+from hsmcore.doctor.report import Step, fail, ok, warn
 from hsmcore.errors.statuses import STATUSES
 from hsmcore.members.control.curves import algorithm_of_params, decode_point
 from hsmcore.members.control.faults import translated

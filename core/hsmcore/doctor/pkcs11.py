@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from hsmcore._native import wipe
+from hsmcore.base.log import printable
 from hsmcore.config import Pkcs11Settings
 from hsmcore.doctor.attestation import check_attestation
 from hsmcore.doctor.common import check_configuration
 from hsmcore.doctor.context import ProbeQuestion
 from hsmcore.doctor.plan import CHECKS, Check
-from hsmcore.doctor.report import Identity, Step, fail, failed, ok, printable, skipped, warn
+from hsmcore.doctor.report import Identity, Step, fail, failed, ok, skipped, warn
 from hsmcore.doctor.signing import small_engine
 from hsmcore.doctor.subject import CheckBegun, Subject
 from hsmcore.errors import HsmError

@@ -10,12 +10,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from hsmcore.base.log import printable
 from hsmcore.config import LevelName
 from hsmcore.errors import ConfigurationError, HsmError
 
 Outcome = Literal["ok", "warn", "fail", "skipped"]
-
-_SHOWN = 400
 
 
 class _Model(BaseModel):
@@ -116,9 +115,3 @@ def failed(name: str, error: HsmError) -> Step:
         configuration=isinstance(error, ConfigurationError),
         data=data,
     )
-
-
-def printable(text: str, most: int = _SHOWN) -> str:
-    """Return untrusted text fit for a terminal: one line, without control characters, at most `most` characters."""
-    clean = "".join(char if char.isprintable() else "?" for char in text.replace("\n", " "))
-    return clean if len(clean) <= most else f"{clean[: most - 1]}…"

@@ -14,7 +14,7 @@ from pkcs11.types import Session, Token
 from hsmcore._native import Module, Turn
 from hsmcore.errors import EngineClosed, HsmError, LoginError, TokenNotFound, error_of
 from hsmcore.members.control.adopt import AdoptedLibrary, Attributes, adopt, hold_module
-from hsmcore.members.control.cryptoki import Cryptoki, handle_of
+from hsmcore.members.control.calls import Calls, handle_of
 from hsmcore.members.control.faults import refused_before, translated
 from hsmcore.members.control.locked import TransportKey
 from hsmcore.members.control.quirks import quirks_for
@@ -166,8 +166,8 @@ class TokenAdmin:
         return major, minor
 
     @property
-    def cryptoki(self) -> Cryptoki:
-        return Cryptoki(self._access.module_path, self.quirks.name)
+    def calls(self) -> Calls:
+        return Calls(self._access.module_path, self.quirks.name)
 
     def make_transport_key(self) -> TransportKey:
         """A new transport key in the place of the last one."""
@@ -209,7 +209,7 @@ class TokenAdmin:
             with RefusedLogins(self._access, lambda: record).attempt(pin):
                 self.logins += 1
                 with translated("logging in", self.member):
-                    self.cryptoki.login(handle_of(session), pin)
+                    self.calls.login(handle_of(session), pin)
         except LoginError as error:
             if not remembers(self._access, error):
                 self._refused = error
@@ -219,4 +219,4 @@ class TokenAdmin:
         return True
 
     def _logged_in(self, session: Session) -> bool:
-        return self.cryptoki.logged_in(handle_of(session))
+        return self.calls.logged_in(handle_of(session))

@@ -15,7 +15,7 @@ from pkcs11 import exceptions as p11
 
 from hsmcore._native import ckr_table
 from hsmcore.errors import HsmError, KeyNotFound, KeyUnusable, LoginError, RequestRejected, error_of
-from hsmcore.members.control.cryptoki import CkrError
+from hsmcore.members.control.calls import CkrError
 
 _NUMBERS: Final[dict[type[p11.PKCS11Error], int]] = {
     p11.HostMemory: 0x002,

@@ -22,7 +22,7 @@ from hsmcore._native import Turn
 from hsmcore.errors import SystemFailure
 from hsmcore.members.control.admin import TokenAdmin
 from hsmcore.members.control.adopt import AdoptedLibrary, adopt, hold_module
-from hsmcore.members.control.cryptoki import Cryptoki
+from hsmcore.members.control.calls import Calls
 from hsmcore.members.control.curves import Algorithm
 from hsmcore.members.control.faults import ControlError, translated
 from hsmcore.members.control.keys import GenerateKey, ListKeys
@@ -102,7 +102,7 @@ def _token(library: AdoptedLibrary, label: str) -> Token | None:
 def _init_token(library: AdoptedLibrary, request: TokenRequest) -> Token:
     for slot in library.get_slots(token_present=True):
         if not slot.get_token().flags & TokenFlag.TOKEN_INITIALIZED:
-            Cryptoki(request.module_path).init_token(slot.slot_id, request.so_pin.encode(), request.token_label)
+            Calls(request.module_path).init_token(slot.slot_id, request.so_pin.encode(), request.token_label)
             token = _token(library, request.token_label)  # SoftHSM gives the new token a slot of its own
             if token is not None:
                 return token

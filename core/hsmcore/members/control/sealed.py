@@ -16,7 +16,7 @@ from pkcs11.types import Session
 
 from hsmcore.errors import EngineClosed
 from hsmcore.members.control.admin import TokenAdmin
-from hsmcore.members.control.cryptoki import handle_of
+from hsmcore.members.control.calls import handle_of
 from hsmcore.members.control.faults import ControlError
 from hsmcore.members.control.keys import describe_key, find_key, key_forms, require_free
 from hsmcore.members.control.locked import SEED_BYTES, LockedKey, TransportKey
@@ -131,7 +131,7 @@ def create_pair(
         public[Attribute.PRIVATE] = _FALSE
     # The public half first: a crash must not leave a private key without one.
     for template in (public, private):
-        admin.cryptoki.create_object(handle_of(session), template)
+        admin.calls.create_object(handle_of(session), template)
     return describe_key(*find_key(session, key_id.hex()))
 
 

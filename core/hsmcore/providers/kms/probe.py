@@ -9,8 +9,9 @@ from typing import Any, Final
 
 from hsmcore._native import verify
 from hsmcore.base.extras import install
+from hsmcore.base.log import printable
 from hsmcore.doctor.common import UNPROVEN_HINT, check_configuration, compare_public_key
-from hsmcore.doctor.report import Identity, Step, fail, ok, printable, skipped, warn
+from hsmcore.doctor.report import Identity, Step, fail, ok, skipped, warn
 from hsmcore.doctor.subject import CheckBegun, Subject
 from hsmcore.errors.statuses import STATUSES
 from hsmcore.providers.kms.forms import FORMS, Form, raw_public_key, raw_signature

@@ -1,22 +1,25 @@
-"""The probe's C_* calls, through the module's function list. Each call is announced before it is made.
+"""The C_* calls that python-pkcs11 lacks or couples to something else, through the module's function list.
 
-python-pkcs11 supplies the constants only: it couples calls that the probe must tell apart, and does not say in which of
-them a module hangs. Values from the module are untrusted: lengths and counts are bounded, text is cleaned.
+python-pkcs11 has no C_InitToken and no C_GetSessionInfo, and C_Login only together with C_OpenSession: if the login
+fails, the new session stays open without a handle to it. Its C_CreateObject takes the values as Python bytes, which
+cannot be wiped. The doctor must tell calls apart that python-pkcs11 makes as one. ctypes releases the GIL during each
+call. Values from the module are untrusted: lengths and counts are bounded, text is cleaned.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from ctypes import Structure, byref, c_char, c_ubyte, c_ulong, c_void_p
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pkcs11 import Attribute
+from pkcs11.types import Session
 
-from hsmcore._native import functions_of
-from hsmcore.doctor.report import printable
-from hsmcore.members.control.cryptoki import CkrError
+from hsmcore._native import Turn, functions_of
+from hsmcore.base.log import printable
 from hsmcore.members.control.records import TokenRecord
 
 # Positions in CK_FUNCTION_LIST after its CK_VERSION (PKCS#11 v2.40, pkcs11f.h; the order is the same in v3).
@@ -26,9 +29,12 @@ _PLACES: Final = {
     "C_GetSlotInfo": 5,
     "C_GetTokenInfo": 6,
     "C_GetMechanismInfo": 8,
+    "C_InitToken": 9,
     "C_OpenSession": 12,
     "C_CloseSession": 13,
+    "C_GetSessionInfo": 15,
     "C_Login": 18,
+    "C_CreateObject": 20,
     "C_GetAttributeValue": 24,
     "C_FindObjectsInit": 26,
     "C_FindObjects": 27,
@@ -38,9 +44,11 @@ _FUNCTIONS: Final = 68
 _SERIAL: Final = 0x4  # CKF_SERIAL_SESSION
 _READ_WRITE: Final = 0x2  # CKF_RW_SESSION
 _USER: Final = 1  # CKU_USER
+_USER_FUNCTIONS: Final = (1, 3)  # CKS_RO_USER_FUNCTIONS, CKS_RW_USER_FUNCTIONS
 _UNAVAILABLE: Final = c_ulong(-1).value  # CK_UNAVAILABLE_INFORMATION
 _NO_ATTRIBUTE: Final = (0x011, 0x012)  # CKR_ATTRIBUTE_SENSITIVE, CKR_ATTRIBUTE_TYPE_INVALID
 _NO_MECHANISM: Final = (0x070,)  # CKR_MECHANISM_INVALID
+_LABEL_BYTES: Final = 32
 
 MAX_SLOTS: Final = 4096
 MAX_OBJECTS: Final = 4096
@@ -90,8 +98,21 @@ class _MechanismInfo(Structure):
     _fields_ = (("smallest", c_ulong), ("largest", c_ulong), ("flags", c_ulong))
 
 
+class _SessionInfo(Structure):
+    _fields_ = (("slot", c_ulong), ("state", c_ulong), ("flags", c_ulong), ("device_error", c_ulong))
+
+
 class _Attribute(Structure):
-    _fields_ = (("type", c_ulong), ("value", c_void_p), ("length", c_ulong))
+    _fields_ = (("kind", c_ulong), ("value", c_void_p), ("size", c_ulong))
+
+
+class CkrError(Exception):
+    """A call returned something other than CKR_OK."""
+
+    def __init__(self, call: str, ckr: int) -> None:
+        super().__init__(f"{call} returned 0x{ckr:x}")
+        self.call = call
+        self.ckr = ckr
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,12 +136,17 @@ class TokenInfo(TokenRecord):
 
 
 class Calls:
-    """The function list of a module that this process has loaded and initialized. For one thread.
+    """A module that this process has loaded and initialized, with its quirks' name (`quirks`) where the path does not
+    tell. Any thread; a session in the arguments belongs to the caller's thread.
 
     `announce` is called with the name of each function before the call.
     """
 
-    def __init__(self, path: str, announce: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: str, quirks: str | None = None, announce: Callable[[str], object] = lambda _: None
+    ) -> None:
+        self._path = path
+        self.quirks = quirks
         self._announce = announce
         listed = functions_of(path)
         if not listed:
@@ -185,6 +211,15 @@ class Calls:
         arguments = (c_ulong(slot), c_ulong(mechanism), byref(info))
         return int(info.flags) if self._call("C_GetMechanismInfo", *arguments, absent=_NO_MECHANISM) else None
 
+    def init_token(self, slot: int, so_pin: bytes | bytearray, label: str) -> None:
+        """Erase the token in `slot` and give it a new security officer PIN and label (32 bytes at most)."""
+        padded = label.encode().ljust(_LABEL_BYTES)
+        if len(padded) > _LABEL_BYTES:
+            raise ValueError(f"a token label has at most {_LABEL_BYTES} bytes")
+        name = ctypes.create_string_buffer(padded, _LABEL_BYTES)
+        with _secret(so_pin) as (pin, size), Turn(self._path, self.quirks):
+            self._call("C_InitToken", c_ulong(slot), pin, size, name)
+
     def open(self, slot: int, *, read_write: bool = False) -> int:
         """Open a session and return its handle."""
         session = c_ulong()
@@ -196,22 +231,31 @@ class Calls:
         """Close a session. Ignores the result: the session may be gone already."""
         self._try("C_CloseSession", c_ulong(session))
 
-    def login(self, session: int, pin: bytearray) -> None:
-        """Call C_Login as the token's user, once. The caller wipes `pin`; this method wipes the copy for the call."""
-        buffer = (c_ubyte * (len(pin) + 1))(*pin)
-        try:
-            self._call("C_Login", c_ulong(session), c_ulong(_USER), buffer, c_ulong(len(pin)))
-        finally:
-            ctypes.memset(buffer, 0, len(buffer))
+    def logged_in(self, session: int) -> bool:
+        """Whether the token behind a session is logged in as its user; that holds for the whole process."""
+        info = _SessionInfo()
+        self._call("C_GetSessionInfo", c_ulong(session), byref(info))
+        return info.state in _USER_FUNCTIONS
+
+    def login(self, session: int, pin: bytes | bytearray) -> None:
+        """Log the process in as the token's user, by one C_Login, until the last session on the token is closed."""
+        with _secret(pin) as (copy, size), Turn(self._path, self.quirks):
+            self._call("C_Login", c_ulong(session), c_ulong(_USER), copy, size)
+
+    def create_object(self, session: int, template: Mapping[int, bytes | tuple[int, int]]) -> int:
+        """Make an object and return its handle. A value is bytes, or address and size of the memory that holds it."""
+        array, kept = _template(template)
+        handle = c_ulong()
+        self._call("C_CreateObject", c_ulong(session), array, c_ulong(len(array)), byref(handle))
+        del kept
+        return handle.value
 
     def find(self, session: int, class_: int, label: bytes | None = None, identity: bytes | None = None) -> list[int]:
-        """Find objects of one class, at most MAX_OBJECTS. The template has no more: see members/control/keys.py."""
+        """Find objects of one class, at most MAX_OBJECTS. The template has no more: see keys.py."""
         wanted = {Attribute.CLASS: bytes(c_ulong(class_)), Attribute.LABEL: label, Attribute.ID: identity}
-        named = [(kind, ctypes.create_string_buffer(value, len(value))) for kind, value in wanted.items() if value]
-        template = (_Attribute * len(named))()
-        for row, (kind, value) in zip(template, named, strict=True):
-            row.type, row.value, row.length = kind, ctypes.addressof(value), ctypes.sizeof(value)
-        self._call("C_FindObjectsInit", c_ulong(session), template, c_ulong(len(named)))
+        array, kept = _template({kind: value for kind, value in wanted.items() if value})
+        self._call("C_FindObjectsInit", c_ulong(session), array, c_ulong(len(array)))
+        del kept
         found: list[int] = []
         try:
             while len(found) < MAX_OBJECTS:
@@ -231,7 +275,36 @@ class Calls:
         asked = _Attribute(kind, ctypes.addressof(room), size)
         arguments = (c_ulong(session), c_ulong(item), byref(asked), c_ulong(1))
         shown = self._call("C_GetAttributeValue", *arguments, absent=_NO_ATTRIBUTE)
-        return bytes(room[: asked.length]) if shown and asked.length <= size else None
+        return bytes(room[: asked.size]) if shown and asked.size <= size else None
+
+
+def handle_of(session: Session) -> int:
+    """The handle of a session of python-pkcs11's."""
+    handle: int = session.handle  # type: ignore[attr-defined]  # the implementation has it, its types don't
+    return handle
+
+
+@contextmanager
+def _secret(pin: bytes | bytearray) -> Iterator[tuple[Any, c_ulong]]:
+    """A copy of a PIN, which is overwritten afterwards, and its length."""
+    buffer = (c_ubyte * (len(pin) + 1))(*pin)
+    try:
+        yield buffer, c_ulong(len(pin))
+    finally:
+        ctypes.memset(buffer, 0, len(buffer))
+
+
+def _template(values: Mapping[int, bytes | tuple[int, int]]) -> tuple[Any, list[Any]]:
+    """An array of CK_ATTRIBUTE, and what must live as long."""
+    array, kept = (_Attribute * len(values))(), []
+    for entry, (kind, value) in zip(array, values.items(), strict=True):
+        entry.kind = kind
+        if isinstance(value, bytes):
+            kept.append(ctypes.create_string_buffer(value, len(value)))
+            entry.value, entry.size = ctypes.addressof(kept[-1]), len(value)
+        else:
+            entry.value, entry.size = value
+    return array, kept
 
 
 def _text(info: Structure, field: Any) -> str:
