@@ -1,159 +1,19 @@
 """The store's tables, and the migrations that make them.
 
 A migration is a number and a list of statements in SQL that SQLite and PostgreSQL both understand; `{serial}` is a key
-that counts up by itself. A released migration is never changed: another one is added. The tables below are the result
-of all of them. Times are nanoseconds since 1970; JSON is text. A column that is added to a sealed table (state/seal.py)
-comes last and may be NULL: rows that were sealed before keep their digest.
+that counts up by itself. A released migration is never changed: another one is added. The tables have the columns that
+all of them give. Times are nanoseconds since 1970; JSON is text. A column that is added to a sealed table
+(state/seal.py) comes last and may be NULL: rows that were sealed before keep their digest.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, Table, Text, delete, insert
-
-METADATA: Final = MetaData()
-
-
-def _table(name: str, columns: str) -> Table:
-    """Return a table. `columns`: names; `:n` marks a number (else text), `?` a column that may be NULL, `*` the key."""
-    made = []
-    for column, number, mark in re.findall(r"(\w+)(:n)?([*?]?)", columns):
-        kind = Text if not number else Integer if mark == "*" and column == "id" else BigInteger
-        made.append(Column(column, kind, primary_key=mark == "*", nullable=mark == "?"))
-    return Table(name, METADATA, *made)
-
-
-VERSION: Final = _table("schema_version", "version:n* applied_ns:n")
-
-FAILOVER_EVENT: Final = _table("failover_event", "id:n* time_ns:n kind level_from? level_to? member? reason details")
-"""History. Rows are only added."""
-
-EMERGENCY_EPISODE: Final = _table(
-    "emergency_episode",
-    "id:n* began_ns:n first_ns:n? latest_ns:n max_transactions:n max_seconds:n reserved:n ended_ns:n? end_reason?",
-)
-"""Emergency budgets. At most one has not ended. `reserved`: units that may have been used; `first_ns`: time of the
-first reservation, from which the time limit counts; `latest_ns`: the latest time seen, so that a clock set back gains
-nothing."""
-
-KEY_BINDING: Final = _table("key_binding", "digest* public_key until_ns:n")
-"""Messages, by SHA-256, that may be signed under a key although no caller got the signature. In hexadecimal."""
-
-DESIRED_STATE: Final = _table("desired_state", "name* value reason set_ns:n")
-"""Operators' wishes: "drain:MEMBER", "readmit:MEMBER", "force", "emergency"."""
-
-SNAPSHOT: Final = _table("snapshot", "name* value written_ns:n")
-"""Reports of running key managers, by process."""
-
-KEY_VERSION: Final = _table(
-    "key_version",
-    "id:n* key_id public_key algorithm label members origin state created_ns:n base_ns:n? activated_ns:n? "
-    "retire_ns:n? deactivated_ns:n? destroyed_ns:n? note",
-)
-"""The key ring. `state` is pending, active, overlap, deactivated or destroyed; at most one is active. `public_key` is
-hexadecimal, "" until the key is pinned; `members` a JSON list of the members that hold it; `base_ns` the time from
-which its interval counts; `retire_ns` the time until which it verifies beside its successor."""
-
-ROTATION: Final = _table(
-    "rotation",
-    "id:n* cause reason slot_ns:n? begun_ns:n ended_ns:n? old_version:n new_version:n status step step_begun:n "
-    "wait_ns:n tries:n aborted:n error",
-)
-"""Rotations (manager/rotation/machine.py). At most one is running or being undone; others may wait for an overlap to
-end."""
-
-ROTATION_STEP: Final = _table("rotation_step", "id:n* rotation_id:n time_ns:n step outcome details")
-"""Steps of every rotation. Rows are only added. `outcome` is begun, done, failed, waiting, undoing or undone."""
-
-ROTATION_SETTING: Final = _table("rotation_setting", "name* value")
-"""Settings of the key ring: "configured" is the key that the configuration named at the beginning."""
-
-BACKUP: Final = _table("backup", "id:n* key_id public_key place name method sha256 made_ns:n drilled_ns:n?")
-"""Backups that were written and read back. `method` is wrapped or sealed; `drilled_ns`: time of the last restore."""
-
-APPROVAL: Final = _table("approval", "id:n* rotation_id:n approver method totp_step:n? time_ns:n proof")
-"""Approvals of rotations, one for each approver; a one-time code counts once. `proof` (manager/rotation/approvals.py)
-is data that only the approver can make; a row without it counts for nothing."""
-
-BOUND: Final = _table("bound", "domain* position:n* digest holder bound_ns:n mac")
-"""What may be signed at a position: the digest that came first. Rows are only added, and removed at or below a floor.
-`mac` (Seal.vouch) vouches for the other columns; "" in a store that was not sealed."""
-
-WATERMARK: Final = _table("watermark", "name* floor:n high:n bits reason")
-"""By domain: the floor, at and below which nothing is signed; the highest position that was bound; -1: there is none.
-`bits` is a hexadecimal number whose bit i says whether position high - i was bound, so that a row that was taken out of
-`bound` is missed. `reason`: of the floor."""
-
-KEY_SET: Final = _table("key_set", "domain* serial:n* note")
-"""Signed sets of keys (tlog/key_set.py). Rows are only added. `bound` has the serial of each, as a position."""
-
-KEY_EVIDENCE: Final = _table("key_evidence", "public_key* document made_ns:n")
-"""What a device said of a key (manager/evidence.py), once for each, before a set first lists it; by hexadecimal public
-key."""
-
-FLEET: Final = _table(
-    "fleet",
-    "name* epoch:n holder host claimed_ns:n renewals:n released:n timeline system incident:n reason",
-)
-"""One row: who holds the epoch. `epoch` only rises; `renewals` counts up with each renewal of the lease, so that others
-see that it lives without believing a clock; `released`: 1 after the holder gave it up. `system` and `timeline` of the
-database at the claim. `incident` is the number of the last loss that was found; `reason`: of the last claim or
-release."""
-
-FLEET_HOST: Final = _table("fleet_host", "name* instance seen_ns:n state incident:n retired:n note")
-"""The hosts of the fleet. `instance`: the process that speaks for it. `incident`: the last one that this host has
-answered with all that its audit log has; `retired`: 1 for one that never comes back, on an operator's word."""
-
-FLEET_FLOOR: Final = _table("fleet_floor", "host* domain* position:n digest")
-"""The second witness: the highest position of a domain that a host's audit log has, with the payload's digest."""
-
-ROLE: Final = _table("role", "name* epoch:n holder until_ns:n")
-"""Roles that one process of a fleet may have at a time (Store.exclusively), by the database's clock. `epoch` rises with
-each change of hands; what is written in a role is written under its epoch."""
-
-AUDIT_MARK: Final = _table("audit_mark", "name* logged pending marked_ns:n restored")
-"""The store's place in an audit log (recovery/marks.py), by the log's origin and key manager: the random mark that the
-log is known to have, and the one that goes into it next. The row "" is there in a store that was restored from a backup
-and not reconciled yet; `restored` says from which."""
-
-SPENT: Final = _table("spent", "name* minute:n amount:n")
-"""What transactions have moved within the present minute, counted from 1970."""
-
-SEAL: Final = _table("seal", "name* store counter:n digests mac")
-"""The seal (state/seal.py), one row: `digests` is JSON, by scope; `mac` vouches for the other columns."""
-
-NOTICE: Final = _table("notice", "id:n* time_ns:n kind occasion title body")
-"""Notices. `occasion` is unique, so an event that is repeated after a crash is told once."""
-
-NOTICE_DELIVERY: Final = _table(
-    "notice_delivery",
-    "id:n* notice_id:n target attempts:n next_ns:n done_ns:n? given_up_ns:n? error",
-)
-"""The outbox: a row for each notice and target. `target` is a fingerprint: the address itself may be a secret."""
-
-PROMISED: Final = """SELECT EXISTS (SELECT 1 FROM bound) OR EXISTS (SELECT 1 FROM watermark)
-    OR EXISTS (SELECT 1 FROM rotation) OR EXISTS (SELECT 1 FROM key_version WHERE state <> 'active')
-    OR EXISTS (SELECT 1 FROM emergency_episode WHERE reserved > 0 OR ended_ns IS NOT NULL)
-    OR EXISTS (SELECT 1 FROM desired_state WHERE name IN ('force', 'emergency') OR name LIKE 'drain:%')"""
-"""Whether a store keeps a promise: what would be broken if the key began again with nothing. What is over within
-minutes by itself is none: messages that are bound to a key, sums of a minute."""
-
-
-def insert_row(connection: Connection, table: Table, **values: Any) -> int:
-    """Insert a row and return its key."""
-    made = connection.execute(insert(table).values(**values))
-    assert made.inserted_primary_key is not None  # noqa: S101  # for the type checker
-    return int(made.inserted_primary_key[0])
-
-
-def replace_row(connection: Connection, table: Table, name: str, **values: Any) -> None:
-    """Replace the row of that name; without values, delete it."""
-    connection.execute(delete(table).where(table.c.name == name))
-    if values:
-        connection.execute(insert(table).values(name=name, **values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,3 +152,145 @@ MIGRATIONS: Final = (
         ),
     ),
 )
+
+METADATA: Final = MetaData()
+_TABLE: Final = re.compile(r"CREATE TABLE (\w+) \((.*)\)", re.DOTALL)
+_ADDED: Final = re.compile(r"ALTER TABLE (\w+) ADD COLUMN (.*)")
+_KEY: Final = "PRIMARY KEY"
+
+
+def _table(name: str) -> Table:
+    """Return a table with the columns that the migrations give it."""
+    parts: list[str] = []
+    for statement in (statement for migration in MIGRATIONS for statement in migration.statements):
+        if (made := _TABLE.fullmatch(statement)) and made[1] == name:
+            parts = re.split(r",\s+(?![^(]*\))", made[2])
+        elif (added := _ADDED.fullmatch(statement)) and added[1] == name:
+            parts.append(added[2])
+    keys = [column for part in parts if part.startswith(_KEY) for column in re.findall(r"\w+", part.removeprefix(_KEY))]
+    return Table(name, METADATA, *(_column(part, keys) for part in parts if not part.startswith(_KEY)))
+
+
+def _column(text: str, keys: Sequence[str]) -> Column[Any]:
+    name, kind, *_ = text.split()
+    is_key = kind == "{serial}" or _KEY in text or name in keys
+    type_ = {"{serial}": Integer, "TEXT": Text}.get(kind, BigInteger)
+    return Column(name, type_, primary_key=is_key, nullable=not is_key and "NOT NULL" not in text)
+
+
+VERSION: Final = Table(
+    "schema_version",
+    METADATA,
+    Column("version", BigInteger, primary_key=True),
+    Column("applied_ns", BigInteger, nullable=False),
+)
+
+FAILOVER_EVENT: Final = _table("failover_event")
+"""History. Rows are only added."""
+
+EMERGENCY_EPISODE: Final = _table("emergency_episode")
+"""Emergency budgets. At most one has not ended. `reserved`: units that may have been used; `first_ns`: time of the
+first reservation, from which the time limit counts; `latest_ns`: the latest time seen, so that a clock set back gains
+nothing."""
+
+KEY_BINDING: Final = _table("key_binding")
+"""Messages, by SHA-256, that may be signed under a key although no caller got the signature. In hexadecimal."""
+
+DESIRED_STATE: Final = _table("desired_state")
+"""Operators' wishes: "drain:MEMBER", "readmit:MEMBER", "force", "emergency"."""
+
+SNAPSHOT: Final = _table("snapshot")
+"""Reports of running key managers, by process."""
+
+KEY_VERSION: Final = _table("key_version")
+"""The key ring. `state` is pending, active, overlap, deactivated or destroyed; at most one is active. `public_key` is
+hexadecimal, "" until the key is pinned; `members` a JSON list of the members that hold it; `base_ns` the time from
+which its interval counts; `retire_ns` the time until which it verifies beside its successor."""
+
+ROTATION: Final = _table("rotation")
+"""Rotations (manager/rotation/machine.py). At most one is running or being undone; others may wait for an overlap to
+end."""
+
+ROTATION_STEP: Final = _table("rotation_step")
+"""Steps of every rotation. Rows are only added. `outcome` is begun, done, failed, waiting, undoing or undone."""
+
+ROTATION_SETTING: Final = _table("rotation_setting")
+"""Settings of the key ring: "configured" is the key that the configuration named at the beginning."""
+
+BACKUP: Final = _table("backup")
+"""Backups that were written and read back. `method` is wrapped or sealed; `drilled_ns`: time of the last restore."""
+
+APPROVAL: Final = _table("approval")
+"""Approvals of rotations, one for each approver; a one-time code counts once. `proof` (manager/rotation/approvals.py)
+is data that only the approver can make; a row without it counts for nothing."""
+
+BOUND: Final = _table("bound")
+"""What may be signed at a position: the digest that came first. Rows are only added, and removed at or below a floor.
+`mac` (Seal.vouch) vouches for the other columns; "" in a store that was not sealed."""
+
+WATERMARK: Final = _table("watermark")
+"""By domain: the floor, at and below which nothing is signed; the highest position that was bound; -1: there is none.
+`bits` is a hexadecimal number whose bit i says whether position high - i was bound, so that a row that was taken out of
+`bound` is missed. `reason`: of the floor."""
+
+KEY_SET: Final = _table("key_set")
+"""Signed sets of keys (tlog/key_set.py). Rows are only added. `bound` has the serial of each, as a position."""
+
+KEY_EVIDENCE: Final = _table("key_evidence")
+"""What a device said of a key (manager/evidence.py), once for each, before a set first lists it; by hexadecimal public
+key."""
+
+FLEET: Final = _table("fleet")
+"""One row: who holds the epoch. `epoch` only rises; `renewals` counts up with each renewal of the lease, so that others
+see that it lives without believing a clock; `released`: 1 after the holder gave it up. `system` and `timeline` of the
+database at the claim. `incident` is the number of the last loss that was found; `reason`: of the last claim or
+release."""
+
+FLEET_HOST: Final = _table("fleet_host")
+"""The hosts of the fleet. `instance`: the process that speaks for it. `incident`: the last one that this host has
+answered with all that its audit log has; `retired`: 1 for one that never comes back, on an operator's word."""
+
+FLEET_FLOOR: Final = _table("fleet_floor")
+"""The second witness: the highest position of a domain that a host's audit log has, with the payload's digest."""
+
+ROLE: Final = _table("role")
+"""Roles that one process of a fleet may have at a time (Store.exclusively), by the database's clock. `epoch` rises with
+each change of hands; what is written in a role is written under its epoch."""
+
+AUDIT_MARK: Final = _table("audit_mark")
+"""The store's place in an audit log (recovery/marks.py), by the log's origin and key manager: the random mark that the
+log is known to have, and the one that goes into it next. The row "" is there in a store that was restored from a backup
+and not reconciled yet; `restored` says from which."""
+
+SPENT: Final = _table("spent")
+"""What transactions have moved within the present minute, counted from 1970."""
+
+SEAL: Final = _table("seal")
+"""The seal (state/seal.py), one row: `digests` is JSON, by scope; `mac` vouches for the other columns."""
+
+NOTICE: Final = _table("notice")
+"""Notices. `occasion` is unique, so an event that is repeated after a crash is told once."""
+
+NOTICE_DELIVERY: Final = _table("notice_delivery")
+"""The outbox: a row for each notice and target. `target` is a fingerprint: the address itself may be a secret."""
+
+PROMISED: Final = """SELECT EXISTS (SELECT 1 FROM bound) OR EXISTS (SELECT 1 FROM watermark)
+    OR EXISTS (SELECT 1 FROM rotation) OR EXISTS (SELECT 1 FROM key_version WHERE state <> 'active')
+    OR EXISTS (SELECT 1 FROM emergency_episode WHERE reserved > 0 OR ended_ns IS NOT NULL)
+    OR EXISTS (SELECT 1 FROM desired_state WHERE name IN ('force', 'emergency') OR name LIKE 'drain:%')"""
+"""Whether a store keeps a promise: what would be broken if the key began again with nothing. What is over within
+minutes by itself is none: messages that are bound to a key, sums of a minute."""
+
+
+def insert_row(connection: Connection, table: Table, **values: Any) -> int:
+    """Insert a row and return its key."""
+    made = connection.execute(insert(table).values(**values))
+    assert made.inserted_primary_key is not None  # noqa: S101  # for the type checker
+    return int(made.inserted_primary_key[0])
+
+
+def replace_row(connection: Connection, table: Table, name: str, **values: Any) -> None:
+    """Replace the row of that name; without values, delete it."""
+    connection.execute(delete(table).where(table.c.name == name))
+    if values:
+        connection.execute(insert(table).values(name=name, **values))
