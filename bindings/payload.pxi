@@ -126,10 +126,10 @@ cdef class Gate:
         caller is asked for. The fast way: most transactions."""
         return position is None and self._passing(message, kind) >= 0
 
-    def passes_all(self, list messages):
-        """Whether each of these messages passes."""
+    def passes_all(self, list messages, kind=None):
+        """Whether each of these messages passes, as `kind` unless that is None."""
         for message in messages:
-            if self._passing(message, None) < 0:
+            if self._passing(message, kind) < 0:
                 return False
         return True
 

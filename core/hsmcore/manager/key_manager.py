@@ -254,6 +254,8 @@ class KeyManager(BatchedSigning):
         timeout: float | None = None,
         return_exceptions: Literal[False] = False,
         key_id: str | None = None,
+        *,
+        kind: str | None = None,
     ) -> list[bytes]: ...
     @overload
     async def sign_many(
@@ -262,6 +264,8 @@ class KeyManager(BatchedSigning):
         timeout: float | None = None,
         return_exceptions: bool = False,
         key_id: str | None = None,
+        *,
+        kind: str | None = None,
     ) -> list[bytes | HsmError]: ...
     async def sign_many(
         self,
@@ -269,20 +273,23 @@ class KeyManager(BatchedSigning):
         timeout: float | None = None,
         return_exceptions: bool = False,
         key_id: str | None = None,
+        *,
+        kind: str | None = None,
     ) -> Any:
         """Sign a batch in one crossing to the workers. Returns the signatures in order.
 
         The first error is raised at once, unless `return_exceptions` puts errors into the list. An invalid message is
-        refused before anything is signed. `timeout` covers the whole batch. `key_id`: as in `sign`.
+        refused before anything is signed. `timeout` covers the whole batch. `kind`, of each one, and `key_id`: see `sign`.
         """
         batch = list(messages)
 
         async def submit(extra: bytes | None, admitted: ExitStack) -> Awaitable[list[Any]]:
             send = partial(self._path.submit_many, only=self._keys.public_key_of(key_id))
             if self._guard is None:
+                refuse_claims(kind, None)
                 return send(batch, timeout, return_exceptions, extra)
-            record = self._record.failure
-            return await submit_batch(self._guard, send, batch, timeout, return_exceptions, extra, admitted, record)
+            claims, record = (batch, kind, timeout, return_exceptions, extra, admitted), self._record.failure
+            return await submit_batch(self._guard, send, *claims, record)
 
         return await self._answer("sign-many", None, submit)
 

@@ -335,17 +335,19 @@ async def submit_batch(
     guard: Guard,
     submit: SubmitMany,
     batch: list[Any],
+    kind: str | None,
     timeout: float | None,
     return_exceptions: bool,
     extra: bytes | None,
     admitted: ExitStack,
     record: Callable[[str, Any, HsmError], object],
 ) -> Awaitable[list[Any]]:
-    """Admit a batch and submit it; the result is what SigningPath.submit_many returns. Without `return_exceptions`, a
-    refusal is raised before anything is signed; else `record` gets each. The admissions end with `admitted`."""
-    if guard.gate.passes_all(batch):
+    """Admit a batch, each message as `kind` unless that is None, and submit it; the result is what
+    SigningPath.submit_many returns. Without `return_exceptions`, a refusal is raised before anything is signed; else
+    `record` gets each. The admissions end with `admitted`."""
+    if guard.gate.passes_all(batch, kind):
         return submit(batch, timeout, return_exceptions, extra)
-    judged = [_judge(guard, message, admitted, return_exceptions) for message in batch]
+    judged = [_judge(guard, message, kind, admitted, return_exceptions) for message in batch]
     waiting = [one for one in judged if isinstance(one, Permit) and one.waits]
     begun = await asyncio.gather(*(one.begin(timeout) for one in waiting), return_exceptions=True)
     ready: dict[Any, Any] = dict(zip(waiting, begun, strict=True))
@@ -369,12 +371,14 @@ async def _in_order(outcomes: Sequence[bytes | HsmError], answer: Awaitable[list
     return [one if isinstance(one, HsmError) else next(answers) for one in outcomes]
 
 
-def _judge(guard: Guard, message: Any, admitted: ExitStack, return_exceptions: bool) -> Permit | HsmError | None:
+def _judge(
+    guard: Guard, message: Any, kind: str | None, admitted: ExitStack, return_exceptions: bool
+) -> Permit | HsmError | None:
     """Return None for a message that the gate passes."""
-    if guard.passes(message, None):
+    if guard.passes(message, kind):
         return None
     try:
-        return admitted.enter_context(guard.admitted(message, None, None))
+        return admitted.enter_context(guard.admitted(message, kind, None))
     except HsmError as error:
         if not return_exceptions:
             raise
