@@ -24,7 +24,7 @@ IDLE_S: Final = 10.0
 class EmergencyLevel:
     """Belongs to the event loop. `spawn` runs a coroutine that ends with the health monitor."""
 
-    def __init__(self, router: Router, spawn: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+    def __init__(self, router: Router, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
         self._router = router
         self._levels = router.levels
         self._spawn = spawn

@@ -7,12 +7,13 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from time import monotonic_ns
 from typing import Any, Final
 
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope
 from hsmcore.errors import HsmError, KeyMismatch, KeyNotFound, SignatureInvalid
 from hsmcore.failover.breaker import SECOND, kind_of
 from hsmcore.failover.emergency import EmergencyLevel
@@ -71,7 +72,7 @@ class HealthMonitor:
         self._each_second = each_second
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._scope = Scope()
         self._looked = monotonic_ns()
         self._followed = self._looked
         self._reported = 0
@@ -79,7 +80,7 @@ class HealthMonitor:
         self._following = False
         self._orders: dict[str, str] = {}
         self._obeyed = False
-        self.emergency = EmergencyLevel(router, self._spawn)
+        self.emergency = EmergencyLevel(router, self._scope.start)
         self._ended = False
         for endpoint in self._levels.members:
             endpoint.lost = self._host_lost
@@ -101,10 +102,7 @@ class HealthMonitor:
         self._ended = True
         if self._timer is not None:
             self._timer.cancel()
-        for task in tuple(self._tasks):
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(tuple(self._tasks))
+        await self._scope.close()
         await self.emergency.end()
 
     async def report_end(self) -> None:
@@ -113,11 +111,6 @@ class HealthMonitor:
 
     def _later(self) -> None:
         self._timer = self._loop.call_later(TICK_S, self._tick)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     def _tick(self) -> None:
         self._later()  # first, so that no error below ends the ticks
@@ -133,14 +126,14 @@ class HealthMonitor:
             for endpoint in self._levels.probes_due(now):
                 if not endpoint.probing and self._levels.levels[endpoint.level].name != EMERGENCY:
                     endpoint.probing = True
-                    self._spawn(self._probe(endpoint))
+                    self._scope.start(self._probe(endpoint))
             self.emergency.supervise(now)
         self._router.forget_bindings(now)
         self._router.settle()
         if not self._following and now - self._followed >= FOLLOW_S * SECOND:
             self._following = True
             self._followed = now
-            self._spawn(self._follow_and_report(now))
+            self._scope.start(self._follow_and_report(now))
 
     def _look(self, endpoint: Endpoint, now: int, *, judge: bool) -> None:
         stats = endpoint.signing.stats()

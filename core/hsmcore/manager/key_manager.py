@@ -279,7 +279,7 @@ class KeyManager(BatchedSigning):
         """Sign a batch in one crossing to the workers. Returns the signatures in order.
 
         The first error is raised at once, unless `return_exceptions` puts errors into the list. An invalid message is
-        refused before anything is signed. `timeout` covers the whole batch. `kind`, of each one, and `key_id`: see `sign`.
+        refused before anything is signed. `timeout` covers the whole batch. `kind`, `key_id`: of each, as in `sign`.
         """
         batch = list(messages)
 

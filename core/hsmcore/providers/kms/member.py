@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope
 from hsmcore.errors import AlgorithmUnsupported, HsmError, KeyMismatch, KeyNotFound, NotInitialized
 from hsmcore.members.base import VERIFY_EVERY, MemberSpec, NonExportable
 from hsmcore.members.offload.engine import OffloadEngine
@@ -59,7 +59,7 @@ class KmsMember:
         self._keys: KmsKeys | None = None
         self._engine: OffloadEngine | None = None
         self._control: KmsControl | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._scope = Scope()
         self._probing = False
         self._stale = asyncio.Event()  # the credentials were refused
         self.renewed: Callable[[], None] = lambda: None
@@ -93,7 +93,8 @@ class KmsMember:
         key = await self._load(self._settings.key_id, self._settings)
         self.engine.start(loop)
         if self._session.renews:
-            self._spawn(self._renew())
+            failed = f"AWS credentials of {self.name} cannot be renewed"
+            self._scope.every(RENEW_SECONDS, self._renew, failed, wake=self._stale, at_once=False)
         get_logger().info(
             "member started",
             member=self.name,
@@ -170,7 +171,7 @@ class KmsMember:
         self._probing = True
         get_logger().error("member down: AWS KMS cannot be reached", member=self.name)
         self._engine.lose("TOKEN_LOST")
-        self._spawn(self._probe())
+        self._scope.start(self._probe())
 
     async def _probe(self) -> None:
         pause = PROBE_FIRST
@@ -194,32 +195,15 @@ class KmsMember:
 
     async def _renew(self) -> None:
         """Have the SDK renew temporary credentials in time, or when they were refused, in the member's thread."""
-        loop = asyncio.get_running_loop()
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(RENEW_SECONDS):
-                    await self._stale.wait()
-            self._stale.clear()
-            try:
-                credentials = await loop.run_in_executor(self._thread, self._session.credentials)
-            except HsmError as error:
-                get_logger().error("AWS credentials cannot be renewed", member=self.name, error=str(error))
-                continue
-            client = _made(self._client)
-            if credentials != client.credentials:
-                client.credentials = credentials
-                self.renewed()
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        credentials = await asyncio.get_running_loop().run_in_executor(self._thread, self._session.credentials)
+        client = _made(self._client)
+        if credentials != client.credentials:
+            client.credentials = credentials
+            self.renewed()
 
     async def stop(self) -> None:
         """Answer every caller and close the connections. Idempotent."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._scope.close()
         if self._engine is not None:
             await self._engine.stop(STOP_SECONDS)
         if self._pool is not None:
