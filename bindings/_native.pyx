@@ -17,7 +17,7 @@ from cpython.buffer cimport PyObject_CheckBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.list cimport PyList_GET_SIZE, PyList_SET_ITEM
 from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
-from cpython.object cimport PyObject, PyObject_Call
+from cpython.object cimport PyObject, PyObject_Call, PyObject_GenericSetAttr
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
@@ -28,6 +28,7 @@ cimport cython
 
 from hsmcore cimport *
 
+from hsmcore.base.receipt import Receipt
 from hsmcore.errors import (
     BadArgument,
     EmptyMessage,

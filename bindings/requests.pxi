@@ -40,6 +40,8 @@ cdef class Requests(Publisher):
     cdef dict _limits  # by key: most bytes of a message, and the limit's name
     cdef public object place
     """What the engine is to whoever routes requests to it: see Routes."""
+    cdef dict _signers  # of receipts, by key: (its id, public key, member, level)
+    cdef object _fall_back  # of Routes
     cdef readonly uint64_t completed
     cdef readonly uint64_t rejected
     cdef readonly uint64_t abandoned
@@ -65,7 +67,7 @@ cdef class Requests(Publisher):
         self._waiters = Waiters.__new__(Waiters)
         self._batches, self._missed = {}, {}
         self._details = {}
-        self._limits = {}
+        self._limits, self._signers = {}, {}
         if cache_size or single_flight:
             self._cache = Cache.__new__(Cache, cache_size)
             cache = self._cache._cache
@@ -114,6 +116,10 @@ cdef class Requests(Publisher):
         if self._recorder is not None:
             self._recorder.set_tail(key, tail)
 
+    def signs_as(self, uint32_t key, version, str member, str level):
+        """Say what receipts of this key tell."""
+        self._signers[key] = version.id, version.public_key, member, level
+
     def refuse(self):
         """Take no further requests."""
         self._open = False
@@ -158,37 +164,32 @@ cdef class Requests(Publisher):
         self._check_idle()
         return self._idle
 
-    def submit(self, message, timeout=None, uint32_t key=0, bytes extra=None):
+    def submit(self, message, timeout=None, uint32_t key=0, bytes extra=None, bint own=False):
         """Sign one message, or a Digest: its signature if the cache holds it and nothing is recorded, else a future of
-        it. `extra` goes into its record: members of a JSON object, beginning with a comma; b"": write no record. Raises
+        it. `extra` goes into its record: members of a JSON object, beginning with a comma; b"": write no record. `own`:
+        hsmcore itself has it signed, which needs no lease. Raises HsmError."""
+        return self._submit(message, timeout, key, extra, OWN if own else 0)
+
+    def ask(self, message, timeout=None, uint32_t key=0, bytes extra=None, bint gather=False):
+        """Sign one message: a future of its Receipt. `gather`: the workers are told once, at the end of this turn of the
+        event loop: the caller may take longer from one message to the next than a fast module needs to sign. Raises
         HsmError."""
-        return self._submit(message, timeout, key, extra, 0)
-
-    def submit_own(self, message, timeout=None, uint32_t key=0, bytes extra=None):
-        """As `submit`, for what hsmcore itself has signed: it needs no lease."""
-        return self._submit(message, timeout, key, extra, OWN)
-
-    def submit_with_receipt(self, message, timeout=None, uint32_t key=0, bytes extra=None):
-        """Sign one message: a future of (signature, number of its audit record or None, cached). Raises HsmError."""
-        return self._submit(message, timeout, key, extra, RECEIPT)
-
-    def ask(self, message, timeout=None, uint32_t key=0, bytes extra=None):
-        """As `submit_with_receipt`, but the workers are told once, at the end of this turn of the event loop: the caller
-        may take longer from one message to the next than a fast module needs to sign."""
-        self._gather(self._counts().slots)
+        if gather:
+            self._gather(self._counts().slots)
         return self._submit(message, timeout, key, extra, RECEIPT)
 
     cdef object _submit(self, object message, object timeout, uint32_t key, bytes extra, uint64_t tag):
-        return self._ask(message, self._timeout_ns(timeout), key, extra, tag)
+        return self._ask(message, self._timeout_ns(timeout), key, extra, tag, None)
 
     cdef inline uint64_t _timeout_ns(self, object timeout) except? 0:
         return self._default_timeout if timeout is None else _timeout_ns(timeout)
 
-    cdef object _ask(self, object message, uint64_t timeout_ns, uint32_t key, bytes extra, uint64_t tag):
+    cdef object _ask(self, object message, uint64_t timeout_ns, uint32_t key, bytes extra, uint64_t tag, bytes only):
         cdef hsm_ask ask
         cdef hsm_answer answer
         cdef bytes data
         cdef bint prehashed = type(message) is Digest
+        cdef uint64_t begun = hsm_now_ns() if tag & RECEIPT else 0
         self._check(extra, tag)
         if prehashed and not self._takes_digests:
             raise PolicyRefused("this key signs no digest as it is", member=self._member)
@@ -201,6 +202,10 @@ cdef class Requests(Publisher):
             _replace(self._waiters.messages, <Py_ssize_t><uint32_t>answer.request, message)
         if answer.request == 0:
             return PyBytes_FromStringAndSize(<const char *>answer.signature, answer.signature_len)
+        if tag & RECEIPT:
+            self._waiters.begun[<uint32_t>answer.request] = begun
+            if only is not None:
+                _replace(self._waiters.onlys, <Py_ssize_t><uint32_t>answer.request, only)
         future = self._new_waiter(answer.request)
         if self._pump is not None:
             self._pump()
@@ -469,8 +474,12 @@ cdef class Requests(Publisher):
 
     cdef int _answered(self, const hsm_answer *answer) except -1:
         cdef Py_ssize_t i = <uint32_t>answer.request
-        cdef object waiter, message
+        cdef object waiter
+        cdef object message = None
+        cdef object extra = None
+        cdef object only = None
         cdef object error = None
+        cdef uint64_t begun
         cdef bint taken
         cdef hsm_answer late
         cdef uint64_t seq = answer.seq
@@ -494,7 +503,9 @@ cdef class Requests(Publisher):
                 if seq == <uint64_t>-1:
                     return 0
         waiter = self._waiters.take(answer.request) if answer.claimed else None
-        message = self._waiters.messages[i] if answer.tag & ROUTED else None
+        begun = self._waiters.begun[i]
+        if answer.tag & ROUTED:
+            message, extra, only = self._waiters.messages[i], self._waiters.extras[i], self._waiters.onlys[i]
         if answer.last:
             self._waiters.forget(answer.request)
             hsm_requests_end(self._table, answer.request)
@@ -504,13 +515,16 @@ cdef class Requests(Publisher):
             return 0
         if answer.status == HSM_OK and error is None:
             taken = _answer(waiter, answer.tag, PyBytes_FromStringAndSize(<const char *>answer.signature,
-                                                                          answer.signature_len), seq, answer.cached,
-                            self.place, answer.key)
+                                                                          answer.signature_len),
+                            self._signers, answer, seq, begun)
         else:
             error = self._error(answer) if error is None else error
-            if answer.tag & ROUTED:
-                error.attempt = self.place, answer.key, answer.tag & LATEST, message, True
-            taken = _refuse(waiter, answer.tag, error)
+            taken = not answer.tag & ROUTED or not waiter.done()
+            if answer.tag & ROUTED and taken:
+                self._fall_back(waiter, self.place, answer.key, answer.tag & LATEST, message, error, extra, only,
+                                begun if answer.tag & RECEIPT else 0)
+            elif taken:
+                taken = _refuse(waiter, answer.tag, error)
         if answer.tag & ROUTED and not taken:
             # Its caller's task was cancelled in this turn of the loop, and asks in the next which key may have signed.
             self._missed[waiter] = answer.key, message

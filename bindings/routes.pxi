@@ -14,12 +14,12 @@ cdef class Routes:
 
     `submit` costs what the member's own submit costs, and picks the member before: a ramping one in its turn, else the
     one with the fewest requests. It takes the long way, which is a coroutine, while no member may take a request at
-    once, and for the messages that `decide` names. An attempt that fails has said so in `attempt` of its error: (place
-    of the member, index of the key, deadline of the whole request in ns of CLOCK_MONOTONIC, message, whether the member
-    took it)."""
+    once, and for the messages that `decide` names. An attempt that fails goes on by `fall_back`, which gives the future
+    its answer in the end."""
 
     cdef object _long_way
     cdef object _long_way_with_receipt
+    cdef object _fall_back
     cdef object _decide
     cdef list _engines
     cdef _Share *_shares
@@ -27,9 +27,13 @@ cdef class Routes:
     cdef uint64_t _round  # a ramping member has its turn when its weights add up to this
     cdef bint _halve
 
-    def __cinit__(self, long_way, long_way_with_receipt):
-        """Coroutine functions of (message, timeout, extra)."""
+    def __cinit__(self, long_way, long_way_with_receipt, fall_back):
+        """Coroutine functions of (message, timeout, extra), the second one also of `only`; and a function of (future, place of the member, index of the
+        key, deadline of the whole request in ns of CLOCK_MONOTONIC, message, error, extra, the only public key
+        or None, when the request came if its answer is to be a Receipt, else 0). The future is None if the member did not take the request; a new one is
+        returned then, or the error raised."""
         self._long_way, self._long_way_with_receipt = long_way, long_way_with_receipt
+        self._fall_back = fall_back
         self._engines = []
 
     def __dealloc__(self):
@@ -48,6 +52,7 @@ cdef class Routes:
         if shares == NULL:
             raise MemoryError()
         for i, (engine, key, weight) in enumerate(members):
+            (<Requests>engine)._fall_back = self._fall_back
             shares[i] = _Share(key, weight, turns.get(engine, 0))
         PyMem_Free(self._shares)
         self._shares, self._engines = shares, engines
@@ -84,32 +89,26 @@ cdef class Routes:
         """Sign one message: its signature, or an awaitable of it. As Requests.submit; each member has a key of its own.
         Raises HsmError."""
         cdef Py_ssize_t i = self._place_for(message)
-        return self._long_way(message, timeout, extra) if i < 0 else self._attempt(i, message, timeout, extra, 0)
+        return self._long_way(message, timeout, extra) if i < 0 else self._attempt(i, message, timeout, extra, 0, None)
 
-    def submit_with_receipt(self, message, timeout=None, bytes extra=None):
-        """Sign one message: a future of (signature, number of its audit record or None, cached, place of the member,
-        index of the key), or the coroutine of the long way. Raises HsmError."""
-        cdef Py_ssize_t i = self._place_for(message)
-        if i < 0:
-            return self._long_way_with_receipt(message, timeout, extra)
-        return self._attempt(i, message, timeout, extra, RECEIPT)
-
-    def ask(self, message, timeout=None, bytes extra=None):
-        """As `submit_with_receipt`; the workers are told as by Requests.ask."""
+    def ask(self, message, timeout=None, uint32_t _key=0, bytes extra=None, bint gather=False, bytes only=None):
+        """Sign one message: a future of its Receipt, or the coroutine of the long way. `only`: the public key that signs
+        it, if the first attempt fails; that one's is the caller's care. `gather` as in Requests.ask. Raises HsmError."""
         cdef Requests engine
         cdef Py_ssize_t i = self._place_for(message)
         if i < 0:
-            return self._long_way_with_receipt(message, timeout, extra)
-        engine = <Requests>self._engines[i]
-        engine._gather(engine._counts().slots)
-        return self._attempt(i, message, timeout, extra, RECEIPT)
+            return self._long_way_with_receipt(message, timeout, extra, only)
+        if gather:
+            engine = <Requests>self._engines[i]
+            engine._gather(engine._counts().slots)
+        return self._attempt(i, message, timeout, extra, RECEIPT, only)
 
     cdef inline Py_ssize_t _place_for(self, object message) except -2:
         if self._decide is not None and (self._decide is True or self._decide(message)):
             return -1
         return self._pick()
 
-    cdef object _attempt(self, Py_ssize_t i, object message, object timeout, bytes extra, uint64_t tag):
+    cdef object _attempt(self, Py_ssize_t i, object message, object timeout, bytes extra, uint64_t tag, bytes only):
         cdef Requests engine = <Requests>self._engines[i]
         cdef uint64_t timeout_ns = engine._timeout_ns(timeout)
         cdef uint64_t deadline = hsm_now_ns() + timeout_ns
@@ -117,7 +116,7 @@ cdef class Routes:
         cdef object data = freeze(message)
         try:
             return engine._ask(data, timeout_ns - timeout_ns // 2 if self._halve else timeout_ns, key, extra,
-                               tag | ROUTED | deadline)
+                               tag | ROUTED | deadline, only)
         except HsmError as error:
-            error.attempt = engine.place, key, deadline, data, False
-            raise
+            return self._fall_back(None, engine.place, key, deadline, data, error, extra, only,
+                                   deadline - timeout_ns if tag & RECEIPT else 0)

@@ -1,10 +1,9 @@
 # Part of _native.pyx: the waiters, by the numbers that the request table gives to requests. A waiter is a future or a
 # Batch. A future that is done already, because its caller has left, takes no answer.
 
-# Tags of a request with a future of its own. RECEIPT: the future gets (signature, number of the audit record or None,
-# cached). ROUTED: its error says which attempt failed, see Routes; the rest of the tag is the deadline of the whole
-# request, in ns of CLOCK_MONOTONIC. OWN, if it is not ROUTED: it is hsmcore's own, and needs no lease. The tag of a
-# batch's request is its position.
+# Tags of a request with a future of its own. RECEIPT: the future gets a Receipt. ROUTED: another member may go on with
+# it, see Routes; the rest of the tag is the deadline of the whole request, in ns of CLOCK_MONOTONIC. OWN, if it is not
+# ROUTED: it is hsmcore's own, and needs no lease. The tag of a batch's request is its position.
 cdef uint64_t ROUTED = <uint64_t>1 << 63
 cdef uint64_t RECEIPT = <uint64_t>1 << 62
 cdef uint64_t OWN = <uint64_t>1 << 61
@@ -62,17 +61,30 @@ cdef inline bint _set_exception(object future, object error) except -1:
     return True
 
 
-cdef inline bint _answer(object waiter, uint64_t tag, bytes signature, uint64_t seq, bint cached, object place,
-                         uint32_t key) except -1:
-    """Give a waiter its signature; returns whether it took it. `seq`: the number of its audit record, or 0. A receipt of
-    Routes names `place` and `key`."""
+cdef inline bint _answer(object waiter, uint64_t tag, bytes signature, dict signers, const hsm_answer *answer,
+                         uint64_t seq, uint64_t begun) except -1:
+    """Give a waiter its signature; returns whether it took it. `seq`: the number of its audit record, or 0."""
     if type(waiter) is Batch:
         return (<Batch>waiter).put(<Py_ssize_t>tag, signature)
     if tag & RECEIPT == 0:
         return _set_result(waiter, signature)
-    if tag & ROUTED == 0:
-        return _set_result(waiter, (signature, seq or None, cached))
-    return _set_result(waiter, (signature, seq or None, cached, place, key))
+    return _set_result(waiter, _receipt(signature, signers.get(answer.key), answer, seq, begun))
+
+
+cdef object _receipt(bytes signature, tuple signer, const hsm_answer *answer, uint64_t seq, uint64_t begun):
+    """Made without a call of Python's. `signer`: what `signs_as` has said, if it has."""
+    if signer is None:
+        signer = "", b"", "", ""
+    receipt = Receipt.__new__(Receipt)
+    PyObject_GenericSetAttr(receipt, "signature", signature)
+    PyObject_GenericSetAttr(receipt, "key_id", signer[0])
+    PyObject_GenericSetAttr(receipt, "public_key", signer[1])
+    PyObject_GenericSetAttr(receipt, "member", signer[2])
+    PyObject_GenericSetAttr(receipt, "level", signer[3])
+    PyObject_GenericSetAttr(receipt, "cached", bool(answer.cached))
+    PyObject_GenericSetAttr(receipt, "latency_ns", hsm_now_ns() - begun)
+    PyObject_GenericSetAttr(receipt, "audit_seq", seq or None)
+    return receipt
 
 
 cdef bint _refuse(object waiter, uint64_t tag, object error) except -1:
@@ -106,23 +118,29 @@ cdef class Waiters:
     cdef list messages
     """What the request table points to: bytes, or the Digest that holds them."""
     cdef list extras
+    cdef list onlys
+    """Public keys: whoever goes on with the request uses this key or none; None: any."""
+    cdef uint64_t *begun
+    """When requests with a receipt came, in ns of CLOCK_MONOTONIC."""
     # A hash table with linear probing, half full at most. Python's own dictionary takes four times as long.
     cdef _Named *_named
     cdef size_t _mask
     cdef size_t _count
 
     def __cinit__(self):
-        self.waiters, self.messages, self.extras = [], [], []
+        self.waiters, self.messages, self.extras, self.onlys = [], [], [], []
         self._rehash(512)
 
     def __dealloc__(self):
+        PyMem_Free(self.begun)
         PyMem_Free(self._named)
 
     cdef inline int put(self, uint64_t number, object waiter, bytes message, bytes extra) except -1:
         cdef Py_ssize_t i = <uint32_t>number
         if i >= PyList_GET_SIZE(self.extras):
             try:
-                for of in (self.waiters, self.messages, self.extras):
+                self._lengthen(2 * i + 1)
+                for of in (self.waiters, self.messages, self.onlys, self.extras):
                     of.extend([None] * (i + 1))
             except BaseException:
                 Py_INCREF(message)  # for ever: the request points to it
@@ -132,6 +150,13 @@ cdef class Waiters:
             _replace(self.waiters, i, waiter)
         if extra is not None:
             _replace(self.extras, i, extra)
+        return 0
+
+    cdef int _lengthen(self, Py_ssize_t count) except -1:
+        cdef void *longer = PyMem_Realloc(self.begun, count * sizeof(uint64_t))
+        if longer == NULL:
+            raise MemoryError()
+        self.begun = <uint64_t *>longer
         return 0
 
     cdef inline int name(self, uint64_t number, object future) except -1:
@@ -159,6 +184,8 @@ cdef class Waiters:
         _replace(self.messages, i, None)
         if PyList_GET_ITEM(self.extras, i) != <PyObject *>None:
             _replace(self.extras, i, None)
+        if PyList_GET_ITEM(self.onlys, i) != <PyObject *>None:
+            _replace(self.onlys, i, None)
 
     cdef inline size_t _home(self, PyObject *future) noexcept:
         return (<uint64_t>future >> 4) * <uint64_t>0x9e3779b97f4a7c15 >> 32 & self._mask

@@ -1,9 +1,11 @@
 """Types of the extension module. The docstrings in bindings/ say what each call does, in which thread, its errors."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Any, NamedTuple, Self, final
 
+from hsmcore.base.keyring import KeyVersion
+from hsmcore.base.receipt import Receipt
 from hsmcore.errors import HsmError
 
 @final
@@ -39,21 +41,21 @@ class Requests:
     def set_down(self, down: bool, status: str | None = None) -> None: ...
     def signs_with(self, index: int) -> bool: ...
     def attach(self, loop: asyncio.AbstractEventLoop, on_overdue: Callable[[], None] | None = None) -> None: ...
+    def signs_as(self, key: int, version: KeyVersion, member: str, level: str) -> None: ...
     def refuse(self) -> None: ...
     def detach(self) -> None: ...
     def idle(self) -> asyncio.Future[None]: ...
     def submit(
-        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
+        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None, own: bool = False
     ) -> bytes | asyncio.Future[bytes]: ...
-    def submit_own(
-        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
-    ) -> bytes | asyncio.Future[bytes]: ...
-    def submit_with_receipt(
-        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
-    ) -> asyncio.Future[tuple[bytes, int | None, bool]]: ...
     def ask(
-        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
-    ) -> asyncio.Future[tuple[bytes, int | None, bool]]: ...
+        self,
+        message: object,
+        timeout: float | None = None,
+        key: int = 0,
+        extra: bytes | None = None,
+        gather: bool = False,
+    ) -> asyncio.Future[Receipt]: ...
     def hand_out_under(self, lease: Lease | None) -> None: ...
     def record_in(self, journal: Journal) -> None: ...
     def set_tail(self, key: int, tail: bytes) -> None: ...
@@ -159,7 +161,8 @@ class Routes:
     def __init__(
         self,
         long_way: Callable[[Any, float | None, bytes | None], Awaitable[bytes]],
-        long_way_with_receipt: Callable[[Any, float | None, bytes | None], Awaitable[Any]],
+        long_way_with_receipt: Callable[[Any, float | None, bytes | None, bytes | None], Coroutine[Any, Any, Receipt]],
+        fall_back: Callable[..., asyncio.Future[Any] | None],
     ) -> None: ...
     def aim(
         self,
@@ -174,10 +177,15 @@ class Routes:
     def submit(
         self, message: object, timeout: float | None = None, _key: int = 0, extra: bytes | None = None
     ) -> bytes | Awaitable[bytes]: ...
-    def submit_with_receipt(
-        self, message: object, timeout: float | None = None, extra: bytes | None = None
-    ) -> Awaitable[Any]: ...
-    def ask(self, message: object, timeout: float | None = None, extra: bytes | None = None) -> Awaitable[Any]: ...
+    def ask(
+        self,
+        message: object,
+        timeout: float | None = None,
+        _key: int = 0,
+        extra: bytes | None = None,
+        gather: bool = False,
+        only: bytes | None = None,
+    ) -> asyncio.Future[Receipt] | Coroutine[Any, Any, Receipt]: ...
 
 @final
 class Journal:

@@ -14,12 +14,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from tests.support.chaos import CHAOS, Chaos, copy_of, wrap_noop
 from tests.support.levels_model import Reference
 
 from hsmcore._native import Routes
 from hsmcore.base.keyring import KeyVersion
+from hsmcore.base.receipt import Receipt
 from hsmcore.errors import HsmError
 from hsmcore.failover import breaker, health, plan
 from hsmcore.failover import router as router_module
@@ -191,9 +193,9 @@ def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
 
     async def start(endpoint: Endpoint) -> KeyVersion:
         version = await was[1](endpoint)
-        endpoint.submit, endpoint.submit_with_receipt = (
+        endpoint.submit, endpoint.ask = (
             _watched(attempts, endpoint, endpoint.submit),
-            _watched(attempts, endpoint, endpoint.submit_with_receipt),
+            _watched(attempts, endpoint, endpoint.ask),
         )
         return version
 
@@ -239,9 +241,12 @@ def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
 class WatchedRoutes:
     """The short way, whose attempts are noted. Members that share requests have one key."""
 
-    def __init__(self, attempts: Attempts, *ways: Callable[..., Any]) -> None:
+    def __init__(self, attempts: Attempts, long: Callable[..., Any], ask: Callable[..., Any], fall: Callable[..., Any]):
         self._attempts = attempts
-        self._native = Routes(*ways)
+        self._native = Routes(long, ask, self._fell)
+        self._fall = fall
+        self._fallen: WeakSet[Any] = WeakSet()
+        """Futures whose attempt has failed: what they end with is another one's."""
         self._key: bytes | None = None
         self.pick = self._native.pick
 
@@ -255,17 +260,40 @@ class WatchedRoutes:
     def submit(self, message: Any, timeout: float | None = None, key: int = 0, extra: bytes | None = None) -> Any:
         return self._noted(message, self._native.submit(message, timeout, key, extra))
 
-    def submit_with_receipt(self, message: Any, timeout: float | None = None, extra: bytes | None = None) -> Any:
-        return self._noted(message, self._native.submit_with_receipt(message, timeout, extra))
-
-    def ask(self, message: Any, timeout: float | None = None, extra: bytes | None = None) -> Any:
-        return self._noted(message, self._native.ask(message, timeout, extra))
+    def ask(self, message: Any, *arguments: Any) -> Any:
+        return self._noted(message, self._native.ask(message, *arguments))
 
     def _noted(self, message: Any, asked: Any) -> Any:
         if asyncio.iscoroutine(asked):
             return asked  # the long way goes to the endpoints
-        self._attempts.begun(message, self._key)
-        return _to_be_noted(self._attempts, message, self._key, asked)
+        if asked not in self._fallen:
+            self._attempts.begun(message, self._key)
+            self._to_be_noted(message, self._key, asked)
+        return asked
+
+    def _to_be_noted(self, message: Any, key: bytes | None, asked: Any) -> None:
+        def ended(done: asyncio.Future[Any]) -> None:
+            if done not in self._fallen:
+                self._attempts.ended(done, message, key, _outcome(done))
+
+        if isinstance(asked, bytes):
+            self._attempts.ended(None, message, key, asked)
+        else:
+            asked.add_done_callback(ended)
+
+    def _fell(
+        self, asked: Any, place: Any, index: int, deadline: int, message: Any, error: HsmError, *more: Any
+    ) -> Any:
+        key = place.version_at(index).public_key
+        if asked is None:
+            self._attempts.begun(message, key)
+        self._attempts.ended(object(), message, key, error)
+        if asked is not None:
+            self._fallen.add(asked)
+        found = self._fall(asked, place, index, deadline, message, error, *more)
+        if found is not None:
+            self._fallen.add(found)
+        return found
 
 
 def _to_be_noted(attempts: Attempts, message: Any, key: bytes | None, asked: Any) -> Any:
@@ -291,7 +319,7 @@ def _outcome(future: asyncio.Future[Any]) -> object:
     if future.cancelled():
         return None
     result = future.exception() or future.result()
-    return result[0] if isinstance(result, tuple) else result  # one with a receipt has its record's number, too
+    return result.signature if isinstance(result, Receipt) else result
 
 
 class Modules:

@@ -134,7 +134,7 @@ async def test_what_hsmcore_itself_has_signed_needs_no_lease(world, tmp_path):
         engine_of(manager).hand_out_under(Lease())
         signature = await manager._path.sign_as(manager.keys()[0], b"a probe")
         assert is_good("ed25519", manager.public_key, b"a probe", signature)
-        own = engine_of(manager).submit_own(b"shared", None, manager.keys()[0].index, b"")
+        own = engine_of(manager).submit(b"shared", None, manager.keys()[0].index, b"", own=True)
         assert is_good("ed25519", manager.public_key, b"shared", own if isinstance(own, bytes) else await own)
         with pytest.raises(NotHolder):
             await manager.sign(b"a probe")

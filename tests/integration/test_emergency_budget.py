@@ -35,8 +35,8 @@ async def test_single_requests_with_pauses_get_the_whole_budget(fresh_token, tmp
         await rig.drop()
         service = rig.service
         for number in range(10):
-            answer = await service.router.sign_with_receipt(b"%d" % number)
-            assert answer.endpoint.level_name == "emergency"
+            answer = await service.router.ask(b"%d" % number)
+            assert answer.level == "emergency"
             await service.health._follow()
             assert service.levels.emergency_spent == (number == 9)
         with pytest.raises(AllLevelsFailed) as caught:
@@ -98,10 +98,10 @@ async def test_leaving_destroys_the_key_and_keeps_the_count(fresh_token, tmp_pat
         for round_ in range(2):
             await rig.drop()
             for number in range(5):
-                answer = await router.sign_with_receipt(f"{round_} {number}".encode())
-                assert answer.endpoint.level_name == "emergency"
+                answer = await router.ask(f"{round_} {number}".encode())
+                assert answer.level == "emergency"
             await rig.restore()
-            assert (await router.sign_with_receipt(b"back")).endpoint.level_name == "primary"
+            assert (await router.ask(b"back")).level == "primary"
         assert len(operations) == 10
         assert {o["operation"] for o in operations} == {"sign"}
         assert (await rig.service.budget.status()).left <= 10

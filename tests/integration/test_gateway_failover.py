@@ -12,7 +12,8 @@ from tests.support.managers import until
 from tests.support.wire_site import sign, site
 
 import hsmcore
-from hsmcore.errors import EngineClosed
+from hsmcore.base.receipt import Receipt
+from hsmcore.errors import EngineClosed, KeyNotCurrent
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
 from hsmcore.manager.membership import ConfirmedPath
@@ -85,24 +86,37 @@ async def test_what_is_begun_can_be_given_up_and_is_refused_after_the_end(levels
 
     async with hsmcore.create_key_manager(place.config()) as manager:
         key = manager.public_key
-        begun = manager.submit(M, 5.0, None, None, key)
-        await asyncio.wait([begun.asked])
-        assert begun.outcome().public_key == key
-        assert manager.submit(M, 5.0, None, None, b"\0" * 32) is None  # what is to be said needs a coroutine
+        assert (await manager.submit(M, 5.0, None, None, key)).public_key == key
+        with pytest.raises(KeyNotCurrent):
+            await manager.submit(M, 5.0, None, None, b"\0" * 32)
         before = place.members[0].calls("C_Sign")
         place.members[0].fault("C_Sign", "hang", forever=True)
-        begun = manager.submit(b"hangs", 60.0, None, None, None)
+        asked = manager.submit(b"hangs", 60.0, None, None, None)
         await until(lambda: place.members[0].calls("C_Sign") > before)
-        begun.asked.cancel()
-        begun.abandon()
+        asked.cancel()
+        manager.abandon(asked, b"hangs")
         place.members[0].release()
     with pytest.raises(EngineClosed):
         manager.submit(M, None, None, None, None)
 
 
-def test_no_answer_that_a_fleet_must_confirm_takes_the_fast_way():
-    class Path:
-        def ask(self, *_request):
-            raise AssertionError("an answer would be handed out that nothing has confirmed")
+async def test_no_answer_that_a_fleet_must_confirm_is_handed_out_before():
+    loop = asyncio.get_running_loop()
+    receipt = Receipt(bytes(64), "0a", bytes(32), "a", "primary", False, 0, None)
+    confirmed: asyncio.Future[None] = loop.create_future()
 
-    assert ConfirmedPath(Path(), None, 1.0, None).ask(M, 1.0, None, None) is None
+    class Path:
+        def ask(self, *_request, **_options):
+            asked = loop.create_future()
+            asked.set_result(receipt)
+            return asked
+
+    class Fleet:
+        def confirm(self, _until, _others):
+            return confirmed
+
+    asked = ConfirmedPath(Path(), Fleet(), 1.0, None).ask(M, 1.0, None)
+    await asyncio.sleep(0.01)
+    assert not asked.done()
+    confirmed.set_result(None)
+    assert await asked is receipt

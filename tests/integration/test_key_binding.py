@@ -458,17 +458,17 @@ async def test_a_caller_that_leaves_in_the_turn_of_its_answer_is_bound(kind, sit
     """The task is cancelled after its answer came and before it ran: the engine has forgotten the request."""
     place = site(SAME, OTHER)
     async with opened(place.config(failover=LEVELS)) as manager:
-        way, router = manager._path._short_way, manager._path.failover.router
+        path, router = manager._path, manager._path.failover.router
         if kind == "error":
             place.members[0].fault("C_Sign", "hang", forever=True, every=1)
         if kind == "receipt":
-            asked = way._submit_with_receipt(b"m")
+            asked = path.ask(b"m", None, None)
         else:
-            asked = way.submit(bytearray(b"m"), 0.2 if kind == "error" else None)
+            asked = path.submit(bytearray(b"m"), 0.2 if kind == "error" else None)
         await asyncio.wait([asked], timeout=5.0)
         assert asked.done()
         assert manager._path.endpoints[0].engine.asked_for(asked) is None
-        way.abandon(asked, bytearray(b"m"))
+        path.abandon(asked, bytearray(b"m"))
         assert router.any_bound_elsewhere([b"m"], key_of(place, 1))
         assert not router.any_bound_elsewhere([b"m"], key_of(place, 0))
         if kind == "error":

@@ -1,20 +1,34 @@
-"""Routes: which member takes a request, and what an attempt that fails says of itself."""
+"""Routes: which member takes a request, and who goes on with an attempt that fails."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import FrozenInstanceError, replace
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsmcore._native import Guest, Routes
+from hsmcore.base.keyring import KeyVersion
+from hsmcore.base.receipt import Receipt
 from hsmcore.errors import DeadlineExceeded, HsmError, MemberDown, MessageTooLarge, QueueFull
 
 FULL = 256
+KEY = KeyVersion("0a", "a key", "ed25519", bytes(32), index=0)
+
+
+class Place(NamedTuple):
+    """What receipts say of a member."""
+
+    name: str
+    level_name: str = "primary"
+
+    def version_at(self, index: int) -> KeyVersion:
+        return replace(KEY, index=index)
 
 
 class Member:
@@ -34,7 +48,8 @@ class Member:
         )
         self.engine.serve(1, 0, lambda: None)
         self.key = self.engine.pin("ed25519", bytes(32), max_message, "a name")
-        self.engine.place = name
+        self.place = self.engine.place = Place(name)
+        self.engine.signs_as(self.key, self.place.version_at(self.key), name, "primary")
         self.engine.attach(asyncio.get_running_loop())
 
     def route(self, weight: int = FULL) -> tuple[Guest, int, int]:
@@ -55,6 +70,37 @@ async def _nobody(*_request: Any) -> Any:
     raise AssertionError("this was not to be the long way")
 
 
+class Fallen(NamedTuple):
+    """What goes on with an attempt that failed."""
+
+    asked: asyncio.Future[Any] | None
+    place: Place
+    key: int
+    deadline: int
+    message: bytes
+    error: HsmError
+    extra: bytes | None
+    only: bytes | None
+    begun: int
+
+
+def routes_of(*members: Member, fallen: list[Fallen] | None = None, **how: Any) -> Routes:
+    """Routes to members; an attempt that fails ends with its error, and is noted."""
+
+    def fall_back(*arguments: Any) -> Any:
+        found = Fallen(*arguments)
+        if fallen is not None:
+            fallen.append(found)
+        if found.asked is None:
+            raise found.error
+        found.asked.set_exception(found.error)
+        return None
+
+    routes = Routes(_nobody, _nobody, fall_back)
+    routes.aim([], [member.route() for member in members], **how)
+    return routes
+
+
 def running(test: Callable[[], Any]) -> Any:
     return asyncio.run(test())
 
@@ -62,12 +108,11 @@ def running(test: Callable[[], Any]) -> Any:
 def test_a_request_goes_to_the_member_with_the_fewest():
     async def main() -> None:
         members = [Member(name) for name in "abc"]
-        routes = Routes(_nobody, _nobody)
-        routes.aim([], [member.route() for member in members])
+        routes = routes_of(*members)
         asked = [routes.submit(b"%d" % n) for n in range(6)]
         assert [member.engine.in_flight for member in members] == [2, 2, 2]
         members[1].serve(bytes(64))
-        assert routes.pick() == "b"
+        assert routes.pick() == members[1].place
         assert await asked[1] == bytes(64)
         asked.append(routes.submit(b"the next"))
         assert members[1].engine.in_flight == 2
@@ -107,7 +152,7 @@ def test_the_pick_is_the_model_s(weights, steady, count, again):
     async def main() -> None:
         members = [Member(str(number)) for number in range(len(weights) + steady)]
         whole = FULL * (len(weights) + 1)
-        model, routes = Model(weights, steady, whole), Routes(_nobody, _nobody)
+        model, routes = Model(weights, steady, whole), routes_of()
         ramping = [m.route(weight) for m, weight in zip(members, weights, strict=False)]
         others = [member.route() for member in members[len(weights) :]]
         routes.aim(ramping, others, round=whole)
@@ -127,38 +172,41 @@ def test_the_pick_is_the_model_s(weights, steady, count, again):
     running(main)
 
 
-def test_an_attempt_that_fails_says_which_it_was():
+def test_who_goes_on_with_an_attempt_knows_which_it_was():
     async def main() -> None:
-        member, routes = Member("a"), Routes(_nobody, _nobody)
-        routes.aim([], [member.route()])
+        member, fallen = Member("a"), list[Fallen]()
+        routes = routes_of(member, fallen=fallen)
         before = time.monotonic_ns()
-        asked, with_receipt = routes.submit(bytearray(b"m"), 5.0), routes.submit_with_receipt(b"n", 5.0)
+        asked = routes.submit(bytearray(b"m"), 5.0, 0, b",x")
+        with_receipt = routes.ask(b"n", 5.0, only=bytes(32))
         for error in (MemberDown("gone"), MemberDown("gone, too")):
             member.serve(error)
-        for future, message in ((asked, b"m"), (with_receipt, b"n")):
+        for future, found, message in ((asked, fallen[0], b"m"), (with_receipt, fallen[1], b"n")):
             with pytest.raises(MemberDown) as caught:
                 await future
-            place, key, deadline, signed, taken = caught.value.attempt
-            assert (place, key, signed, taken) == ("a", member.key, message, True)
-            assert before + 5e9 <= deadline <= time.monotonic_ns() + 5e9
+            assert (found.asked, found.place, found.key, found.message) == (future, member.place, member.key, message)
+            assert found.error is caught.value
+            assert before + 5e9 <= found.deadline <= time.monotonic_ns() + 5e9
+        assert (fallen[0].extra, fallen[0].only, fallen[0].begun) == (b",x", None, 0)
+        assert (fallen[1].extra, fallen[1].only) == (None, bytes(32))
+        assert before <= fallen[1].begun <= time.monotonic_ns()
         member.engine.set_down(True, "QUEUE_FULL")
-        with pytest.raises(QueueFull) as refused:
+        with pytest.raises(QueueFull):
             routes.submit(b"m")
-        assert refused.value.attempt[0] == "a"
-        assert refused.value.attempt[3:] == (b"m", False), "nobody has begun with it"
+        assert fallen[2][:2] == (None, member.place), "nobody has begun with it"
         member.close()
 
     running(main)
 
 
-def test_a_request_that_no_route_took_says_nothing_of_an_attempt():
+def test_nobody_goes_on_with_a_request_whose_caller_has_left():
     async def main() -> None:
-        member = Member("a")
-        asked = member.engine.submit(b"m")
+        member, fallen = Member("a"), list[Fallen]()
+        asked = routes_of(member, fallen=fallen).submit(b"m")
+        asked.cancel()
         member.serve(MemberDown("gone"))
-        with pytest.raises(MemberDown) as caught:
-            await asked
-        assert caught.value.attempt is None
+        assert fallen == []
+        assert member.engine.asked_for(asked) == (member.key, b"m")
         member.close()
 
     running(main)
@@ -166,11 +214,16 @@ def test_a_request_that_no_route_took_says_nothing_of_an_attempt():
 
 def test_a_receipt_names_the_member_and_the_key():
     async def main() -> None:
-        member, routes = Member("a"), Routes(_nobody, _nobody)
-        routes.aim([], [member.route()])
-        asked = routes.submit_with_receipt(b"m")
+        member = Member("a")
+        before = time.monotonic_ns()
+        asked = routes_of(member).ask(b"m")
         member.serve(bytes(64))
-        assert await asked == (bytes(64), None, False, "a", member.key)
+        receipt = await asked
+        assert 0 <= receipt.latency_ns <= time.monotonic_ns() - before
+        own = member.place.version_at(member.key)
+        assert receipt == Receipt(bytes(64), own.id, own.public_key, "a", "primary", False, receipt.latency_ns, None)
+        with pytest.raises(FrozenInstanceError):
+            receipt.signature = b""
         member.close()
 
     running(main)
@@ -179,13 +232,13 @@ def test_a_receipt_names_the_member_and_the_key():
 @pytest.mark.parametrize("halve", [False, True], ids=["alone", "with-another"])
 def test_an_attempt_leaves_time_for_another_one(halve):
     async def main() -> None:
-        member, routes = Member("a"), Routes(_nobody, _nobody)
-        routes.aim([], [member.route()], halve=halve)
+        member, fallen = Member("a"), list[Fallen]()
         begun = time.monotonic()
-        with pytest.raises(DeadlineExceeded) as caught:
-            await routes.submit(b"m", 0.4)
+        with pytest.raises(DeadlineExceeded):
+            await routes_of(member, fallen=fallen, halve=halve).submit(b"m", 0.4)
         assert time.monotonic() - begun >= (0.2 if halve else 0.4)
-        assert (caught.value.attempt[2] > time.monotonic_ns()) == halve, "the deadline of the whole request"
+        [found] = fallen
+        assert (found.deadline > time.monotonic_ns()) == halve, "the deadline of the whole request"
         member.close()
 
     running(main)
@@ -195,21 +248,21 @@ def test_the_long_way_is_for_what_needs_a_decision():
     async def main() -> None:
         member = Member("a")
 
-        async def long_way(message: bytes, timeout: float | None, extra: bytes | None) -> Any:
-            return message, timeout, extra
+        async def long_way(message: bytes, timeout: float, extra: bytes | None, only: bytes | None = None) -> Any:
+            return message, timeout, extra, only
 
-        routes = Routes(long_way, long_way)
+        routes = Routes(long_way, long_way, _nobody)
         assert routes.pick() is None
-        assert await routes.submit(b"m", 1.0, 0, b"x") == (b"m", 1.0, b"x"), "there is no member"
-        assert await routes.submit_with_receipt(b"m", 1.0) == (b"m", 1.0, None)
+        assert await routes.submit(b"m", 1.0, 0, b"x") == (b"m", 1.0, b"x", None), "there is no member"
+        assert await routes.ask(b"m", 1.0, only=b"k") == (b"m", 1.0, None, b"k")
         routes.aim([], [member.route()], decide=lambda message: message == b"this one")
-        assert await routes.submit(b"this one") == (b"this one", None, None)
+        assert await routes.submit(b"this one") == (b"this one", None, None, None)
         asked = routes.submit(b"that one")
         member.serve(bytes(64))
         assert await asked == bytes(64)
         routes.aim([], [member.route()], decide=True)
-        assert await routes.submit(b"that one") == (b"that one", None, None)
-        assert routes.pick() == "a", "the long way asks who is next, too"
+        assert await routes.submit(b"that one") == (b"that one", None, None, None)
+        assert routes.pick() == member.place, "the long way asks who is next, too"
         member.close()
 
     running(main)
@@ -217,13 +270,13 @@ def test_the_long_way_is_for_what_needs_a_decision():
 
 def test_a_member_s_own_limit_of_a_message_holds_on_every_way():
     async def main() -> None:
-        member, routes = Member("a", max_message=8), Routes(_nobody, _nobody)
-        routes.aim([], [member.route()])
+        member = Member("a", max_message=8)
+        routes = routes_of(member)
         ways: list[Callable[[bytes], Any]] = [
             routes.submit,
-            routes.submit_with_receipt,
+            routes.ask,
             member.engine.submit,
-            member.engine.submit_with_receipt,
+            member.engine.ask,
             lambda message: member.engine.submit_many([b"m", message]),
         ]
         for way in ways:
@@ -237,17 +290,17 @@ def test_a_member_s_own_limit_of_a_message_holds_on_every_way():
 
 def test_a_member_that_hangs_gives_its_requests_away():
     async def main() -> None:
-        member, routes = Member("a"), Routes(_nobody, _nobody)
-        routes.aim([], [member.route()])
+        member, fallen = Member("a"), list[Fallen]()
+        routes = routes_of(member, fallen=fallen)
         asked = [routes.submit(b"%d" % n) for n in range(100)]
-        asked += [routes.submit_with_receipt(b"r"), member.engine.submit_many([b"b", b"c"], return_exceptions=True)]
+        asked += [routes.ask(b"r"), member.engine.submit_many([b"b", b"c"], return_exceptions=True)]
         assert member.engine.begin(0) is not None
         assert (member.engine.in_flight, member.engine.waiting) == (64, 39)
         assert member.engine.asked_for(asked[99]) == (member.key, b"99")
         member.engine.move()
         ended = await asyncio.gather(*asked, return_exceptions=True)
         assert {type(error) for error in ended[:-1]} == {DeadlineExceeded}
-        assert all(error.attempt[3] == b"%d" % n for n, error in enumerate(ended[:100]))
+        assert sorted(found.message for found in fallen) == sorted([*(b"%d" % n for n in range(100)), b"r"])
         assert {type(error) for error in ended[-1]} == {DeadlineExceeded}
         assert member.engine.asked_for(asked[99]) is None
         member.engine.end(0, bytes(64))  # an answer that nobody waits for any more

@@ -33,10 +33,11 @@ class CheckpointSigner(Protocol):
 class CheckpointEngine(Protocol):
     """The part of a member's engine that signs checkpoints."""
 
-    def submit_own(
-        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
+    def submit(
+        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None, own: bool = False
     ) -> bytes | asyncio.Future[bytes]:
-        """Sign with the key at this index, within `timeout` seconds. `extra` b"": without a record."""
+        """Sign with the key at this index, within `timeout` seconds. `extra` b"": without a record; `own`: without a
+        lease."""
 
 
 class SigningMember(Protocol):
@@ -143,5 +144,5 @@ class HsmSigner:
                 raise KeyMismatch(f"audit key {self._key_id.hex()} is not the same one on all members")
             self._index[member] = version.index
         # Not recorded: the record of a checkpoint's signature would need a checkpoint itself.
-        signature = member.engine.submit_own(text, _HSM_SECONDS, self._index[member], b"")
+        signature = member.engine.submit(text, _HSM_SECONDS, self._index[member], b"", own=True)
         return signature if isinstance(signature, bytes) else await signature

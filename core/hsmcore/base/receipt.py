@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self
+
+from hsmcore.base.keyring import KeyVersion
+
+
+class Signs(Protocol):
+    """A member, as receipts name it."""
+
+    name: str
+    level_name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +36,10 @@ class Receipt:
     audit_seq: int | None
     """The sequence number of the audit record; None if nothing is recorded."""
 
-
-class Signed(NamedTuple):
-    """A signature with what a program in another process is told: less than a receipt, and quicker made."""
-
-    signature: bytes
-    key_id: str
-    public_key: bytes
-    level: str
-    audit_seq: int | None
+    @classmethod
+    def of(cls, signature: bytes, version: KeyVersion, place: Signs, *, cached: bool = False) -> Self:
+        """Return one that has no audit record and no latency yet."""
+        return cls(signature, version.id, version.public_key, place.name, place.level_name, cached, 0, None)
 
 
 class DigestSignature(NamedTuple):

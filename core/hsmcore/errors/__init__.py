@@ -32,8 +32,6 @@ class HsmError(Exception):
     """Milliseconds after which the same call may succeed, where `hsmcore gateway` knows it; 0: it is not known."""
     told_retryable: bool | None = None
     """What a gateway said of `retryable`; None: the status says it."""
-    attempt: Any = None
-    """The attempt of several that failed, for who tries the next one: see Routes in _native.pyi."""
 
     def __init_subclass__(cls, status: str | None = None) -> None:
         super().__init_subclass__()

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from hsmcore._native import freeze
+from hsmcore.base.receipt import Receipt
 from hsmcore.errors import EmptyMessage, HsmError
 from hsmcore.failover.breaker import WITHHELD
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.member_state import FULL, MemberState
 from hsmcore.failover.policy import Attempts
-from hsmcore.failover.request import Answer, Request
+from hsmcore.failover.request import Request
 
 if TYPE_CHECKING:
     from hsmcore.failover.endpoint import Endpoint
@@ -29,9 +30,8 @@ async def sign_many(
     only: bytes | None = None,
 ) -> list[Any]:
     """Signatures, or errors with `return_exceptions`, in order. `extra` goes into the audit records. `only`: as
-    Router.sign_with_receipt."""
-    batch = [freeze(message) for message in messages]
-    router.check()
+    Router.ask."""
+    batch = list(map(freeze, messages))
     endpoint = router.pick()
     deadline = router.deadline(timeout)
     if endpoint is None or endpoint.level_name == EMERGENCY or router.any_bound_elsewhere(batch, endpoint.key):
@@ -62,7 +62,7 @@ async def sign_many(
     except asyncio.CancelledError as error:
         ended, answers = error, []
     for index, answer in zip(again, answers, strict=False):
-        if isinstance(answer, Answer):
+        if isinstance(answer, Receipt):
             results[index] = answer.signature
         elif isinstance(answer, HsmError) and return_exceptions:
             results[index] = answer
@@ -76,12 +76,12 @@ async def sign_many(
     return results
 
 
-def _throw_away(router: Router, batch: list[Any], tasks: Mapping[int, asyncio.Task[Answer]]) -> None:
+def _throw_away(router: Router, batch: list[Any], tasks: Mapping[int, asyncio.Task[Receipt]]) -> None:
     """The caller gets none of these answers: bind the messages that they signed. A failed or cancelled request bound
     its message itself."""
     for index, task in tasks.items():
         if task.done() and not task.cancelled() and task.exception() is None:
-            router.bind((batch[index],), task.result().version.public_key)
+            router.bind((batch[index],), task.result().public_key)
 
 
 @dataclass(slots=True)
@@ -157,9 +157,11 @@ async def _ask(
 ) -> None:
     """Sign each part. Raises the request's own errors."""
     # The part with the longest message first: if that message is too long, nothing is signed.
-    longest = max(range(len(batch)), key=lambda index: len(batch[index]), default=0)
+    if len(parts) > 1:
+        longest = max(range(len(batch)), key=lambda index: len(batch[index]))
+        parts = sorted(parts, key=lambda part: not part.first <= longest < part.end)
     try:
-        for part in sorted(parts, key=lambda part: not part.first <= longest < part.end):
+        for part in parts:
             part.begin(router, batch, timeout, extra)
         await asyncio.gather(*(part.asked for part in parts if part.asked is not None), return_exceptions=True)
         for part in parts:
@@ -187,7 +189,7 @@ async def _one_by_one(
 ) -> list[Any]:
     """For messages that each need a decision: a bound key, or a unit of the emergency budget."""
     _check(batch)
-    tasks = [asyncio.ensure_future(router.sign_with_receipt(one, timeout, extra, only=only)) for one in batch]
+    tasks = [asyncio.ensure_future(router.ask(one, timeout, extra, only=only)) for one in batch]
     try:
         answers = await asyncio.gather(*tasks, return_exceptions=return_exceptions)
     except BaseException:
@@ -199,7 +201,7 @@ async def _one_by_one(
     for answer in answers:
         if isinstance(answer, BaseException) and not isinstance(answer, HsmError):
             raise answer
-    return [answer.signature if isinstance(answer, Answer) else answer for answer in answers]
+    return [answer.signature if isinstance(answer, Receipt) else answer for answer in answers]
 
 
 WORTH_SHARING: Final = 16

@@ -10,6 +10,7 @@ from typing import Any
 
 from hsmcore._native import Digest
 from hsmcore.base.keyring import KeyVersion
+from hsmcore.base.receipt import Receipt
 from hsmcore.errors import HsmError, KeyNotFound, MemberDown, NotInitialized
 from hsmcore.failover.breaker import SECOND
 from hsmcore.failover.latency import LatencyWatch
@@ -18,7 +19,7 @@ from hsmcore.members.base import Member, NonExportable, SigningEngine
 from hsmcore.members.snapshot import MemberSnapshot
 
 Submit = Callable[..., bytes | asyncio.Future[bytes]]
-WithReceipt = Callable[..., asyncio.Future[tuple[bytes, int | None, bool]]]
+Ask = Callable[..., asyncio.Future[Receipt]]
 
 
 def _not_started(*_arguments: object) -> Any:
@@ -29,9 +30,20 @@ class Endpoint(MemberState):
     """Belongs to the event loop. `make` returns a new member: a stopped member cannot start again."""
 
     __slots__ = (
-        *("_complete", "_stopping", "busy_since", "done", "gives_way", "index", "lacks_key", "level_name", "lost"),
+        *(
+            "_complete",
+            "_stopping",
+            "ask",
+            "busy_since",
+            "done",
+            "gives_way",
+            "index",
+            "lacks_key",
+            "level_name",
+            "lost",
+        ),
         *("make", "member", "patience", "probing", "refused", "renewed", "signed", "signs", "submit"),
-        *("submit_with_receipt", "version", "versions", "watch", "where"),
+        *("version", "versions", "watch", "where"),
     )
 
     def __init__(
@@ -60,7 +72,7 @@ class Endpoint(MemberState):
         """The member's keys by public key; `index` is the index in the engine's key table."""
         self.index = 0
         self.submit: Submit = _not_started
-        self.submit_with_receipt: WithReceipt = _not_started
+        self.ask: Ask = _not_started
         self.watch = LatencyWatch()
         self.lost: Callable[[Endpoint], None] = lambda _endpoint: None
         """Called when the member's host process has ended."""
@@ -111,7 +123,7 @@ class Endpoint(MemberState):
         self.member = member
         self.engine = engine = member.engine
         engine.place = self
-        self.submit, self.submit_with_receipt = engine.submit, engine.submit_with_receipt
+        self.submit, self.ask = engine.submit, engine.ask
         supervisor = getattr(member, "supervisor", None)
         if supervisor is not None:
             supervisor.lost = lambda: self.lost(self)
@@ -125,17 +137,22 @@ class Endpoint(MemberState):
         self.signed = self.done = 0
         self.busy_since = monotonic_ns()
         self.watch = LatencyWatch()
-        self.versions = {version.public_key: version}
+        self.versions = {}
         self.use(version)
         return version
 
     def use(self, version: KeyVersion) -> None:
         """Sign with this key from now on."""
-        self.versions[version.public_key] = version
+        self.knows(version)
         self.version = version
         self.index = version.index
         if self.key is not None:
             self.key = version.public_key
+
+    def knows(self, version: KeyVersion) -> None:
+        """Note a key that the member has loaded."""
+        self.versions[version.public_key] = version
+        self.signing.signs_as(version.index, version, self.name, self.level_name)
 
     def version_at(self, index: int) -> KeyVersion:
         """The key of an index at the time a request was submitted; by now another key may sign."""
@@ -185,7 +202,7 @@ class Endpoint(MemberState):
         if self.member is not None:
             self._stopping.append(self.member)
         self.member = None
-        self.submit = self.submit_with_receipt = _not_started
+        self.submit = self.ask = _not_started
         self.engine = Idle()
         for member in tuple(self._stopping):
             await member.stop()

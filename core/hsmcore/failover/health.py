@@ -251,9 +251,8 @@ class HealthMonitor:
         """Sign once, and verify in software. Raises HsmError."""
         version = endpoint.key_version
         message, begun = probe_message(), monotonic_ns()
-        signed = endpoint.signing.submit_own(
-            message, max(0.05, min(endpoint.interval / SECOND, PROBE_S)), version.index, b""
-        )
+        seconds = max(0.05, min(endpoint.interval / SECOND, PROBE_S))
+        signed = endpoint.signing.submit(message, seconds, version.index, b"", own=True)
         signature = signed if isinstance(signed, bytes) else await signed
         took = monotonic_ns() - begun
         if not await self._verify(version, message, signature):

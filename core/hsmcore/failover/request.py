@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from time import monotonic_ns
 
 from hsmcore._native import Digest
 from hsmcore.base.keyring import KeyVersion
@@ -14,31 +15,6 @@ from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import Attempts
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A signature, with the member and the key that made it."""
-
-    signature: bytes
-    endpoint: Endpoint
-    version: KeyVersion
-    cached: bool
-    audit_seq: int | None = None
-
-    def receipt(self, latency_ns: int) -> Receipt:
-        """For the caller."""
-        key, endpoint = self.version, self.endpoint
-        return Receipt(
-            self.signature,
-            key.id,
-            key.public_key,
-            endpoint.name,
-            endpoint.level_name,
-            self.cached,
-            latency_ns,
-            self.audit_seq,
-        )
-
-
 @dataclass(slots=True)
 class Request:
     """`deadline`: monotonic ns. `message` never changes."""
@@ -48,6 +24,8 @@ class Request:
     allow_other_key: bool
     extra: bytes | None = None
     """The caller's addition to the audit records."""
+    begun: int = field(default_factory=monotonic_ns)
+    """When it came, monotonic ns."""
     attempts: Attempts[Endpoint] = field(default_factory=Attempts)
     causes: dict[str, HsmError] = field(default_factory=dict)
     refused: tuple[Endpoint, HsmError] | None = None
@@ -69,6 +47,10 @@ class Request:
     def fits(self, version: KeyVersion) -> bool:
         """Whether a key signs such a message: Ed25519 hashes by itself, so it signs no digest."""
         return version.algorithm != "ed25519" or not isinstance(self.message, Digest)
+
+    def answered(self, receipt: Receipt) -> Receipt:
+        """Return the receipt with the time that the whole request took."""
+        return replace(receipt, latency_ns=monotonic_ns() - self.begun)
 
     def failed_at(self, endpoint: Endpoint, error: HsmError) -> None:
         """Note a failed attempt on this member."""

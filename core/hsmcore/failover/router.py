@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
 from time import monotonic_ns
 from typing import Any, Final
 
-from hsmcore._native import Digest, Routes, freeze, timeout_ns
+from hsmcore._native import Digest, Routes, freeze, timeout_ns, verify
 from hsmcore.base.keyring import KeyVersion
-from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, QueueFull
+from hsmcore.base.receipt import Receipt
+from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, InvalidMessageType, QueueFull
 from hsmcore.failover.bindings import KeyBindings
 from hsmcore.failover.breaker import SECOND, WITHHELD, Kind, kind_of
 from hsmcore.failover.budget import Emergency
@@ -24,7 +27,7 @@ from hsmcore.failover.hedge import hedged
 from hsmcore.failover.history import Event
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import Attempts, GiveUp, Try, Wait, next_step
-from hsmcore.failover.request import Answer, Request, by_module, failure_of
+from hsmcore.failover.request import Request, by_module, failure_of
 
 LATE_NS: Final = SECOND // 10
 """A member that answered any request within this time is not late, even if deadlines have passed."""
@@ -59,8 +62,10 @@ class Router:
         self._version = -1
         self._elsewhere = False
         """Whether a message is bound to another key than that of the members that sign now."""
-        self.routes = Routes(self.sign, self.sign_with_receipt)
+        self.routes = Routes(self.sign, self.ask, self._fall_back)
         """What the key manager submits to: the way of a request while all is well."""
+        self._resumed: dict[asyncio.Future[Any], asyncio.Task[Receipt]] = {}
+        """What goes on with requests whose first attempt failed, by the future that their callers have."""
         self._waiters: set[asyncio.Future[None]] = set()
         self.version: KeyVersion | None = None
         """The key that signs now, or that signed last while no member can."""
@@ -81,30 +86,30 @@ class Router:
         self, message: Any, timeout: float | None = None, extra: bytes | None = None, allow_other_key: bool = False
     ) -> bytes:
         """Sign with a decision for this message: whose turn it is, which key it is bound to."""
-        return (await self.sign_with_receipt(message, timeout, extra, allow_other_key)).signature
+        return (await self.ask(message, timeout, extra, None, allow_other_key)).signature
 
-    async def sign_with_receipt(
+    async def ask(
         self,
         message: Any,
         timeout: float | None = None,
         extra: bytes | None = None,
-        allow_other_key: bool = False,
         only: bytes | None = None,
-    ) -> Answer:
-        """As `sign`; the answer names member and key. `extra` goes into the audit records. `only`: the public key that
+        allow_other_key: bool = False,
+    ) -> Receipt:
+        """As `sign`; the receipt names member and key. `extra` goes into the audit records. `only`: the public key that
         signs it, or none does. Raises KeyNotCurrent."""
         self.check()
         if type(message) is not bytes:
             message = freeze(message)
-        request = Request(message, self.deadline(timeout), allow_other_key, extra, Attempts(only=only))
+        request = Request(message, self.deadline(timeout), allow_other_key, extra, attempts=Attempts(only=only))
         self._look_up(request)
         endpoint = self.pick()
         if endpoint is not None:
             request.require_key(endpoint.key)
             if request.attempts.key in (None, endpoint.key):
-                answer = await self._attempt(endpoint, request)
-                if answer is not None:
-                    return answer
+                receipt = await self._attempt(endpoint, request)
+                if receipt is not None:
+                    return request.answered(receipt)
         return await self._route(request)
 
     def deadline(self, timeout: float | None) -> int:
@@ -126,13 +131,95 @@ class Router:
 
     async def resume(
         self, request: Request, endpoint: Endpoint, key: bytes, error: HsmError, *, taken: bool = True
-    ) -> Answer:
+    ) -> Receipt:
         """Go on with a request whose attempt on `endpoint` with this public key failed. `taken`: the member had taken
         it."""
         if taken and isinstance(error, WITHHELD):
             self.bind((request.message,), key)
         self._failed(endpoint, key, error, request)
         return await self._route(request)
+
+    def _fall_back(
+        self,
+        asked: asyncio.Future[Any] | None,
+        endpoint: Endpoint,
+        index: int,
+        deadline: int,
+        message: bytes | Digest,
+        error: HsmError,
+        extra: bytes | None,
+        only: bytes | None,
+        begun: int,
+    ) -> asyncio.Future[Any] | None:
+        """For `routes`: go on with a request whose first attempt failed, and give `asked` its answer; see Routes."""
+        key = endpoint.version_at(index).public_key
+        request = Request(message, deadline, allow_other_key=False, extra=extra, attempts=Attempts(only=only))
+        try:
+            if asked is not None and isinstance(error, WITHHELD):
+                self.bind((message,), key)
+            self._failed(endpoint, key, error, request)
+        except HsmError:
+            if asked is None:
+                raise
+            asked.set_exception(error)
+            return None
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future() if asked is None else asked
+        request.begun = begun or request.begun
+        task = self._resumed[answer] = loop.create_task(self._route(request))
+        task.add_done_callback(partial(self._fell_back, answer, message, bool(begun)))
+        return answer
+
+    def _fell_back(
+        self, answer: asyncio.Future[Any], message: bytes | Digest, with_receipt: bool, task: asyncio.Task[Receipt]
+    ) -> None:
+        del self._resumed[answer]
+        if task.cancelled():
+            answer.cancel()
+        elif (error := task.exception()) is not None:
+            if not answer.done():
+                answer.set_exception(error)
+        elif answer.done():  # its caller has left in this turn of the loop
+            self.bind((message,), task.result().public_key)
+        else:
+            answer.set_result(task.result() if with_receipt else task.result().signature)
+
+    def abandon(self, asked: Any, message: Any) -> None:
+        """The caller of `asked` has left: no other key may sign the message, unless nobody has begun with it."""
+        task = asked if isinstance(asked, asyncio.Task) else self._resumed.get(asked)
+        if task is not None:
+            task.cancel()  # it binds the message itself
+            return
+        for endpoint in self.levels.members:
+            found = endpoint.asked_for(asked)
+            if found is not None:
+                index, message = found
+                if endpoint.abandon(asked):
+                    self.bind((message,), endpoint.version_at(index).public_key)
+                return
+        if isinstance(asked, asyncio.Future) and asked.done() and not asked.cancelled() and asked.exception() is None:
+            with suppress(InvalidMessageType):  # a buffer that was released since
+                self._bind_answered(asked.result(), freeze(message))
+
+    def _bind_answered(self, result: bytes | Receipt, message: bytes | Digest) -> None:
+        """The answer was there when its caller left."""
+        if isinstance(result, Receipt):
+            self.bind((message,), result.public_key)
+            return
+        # A signature does not say who made it, for the few whose caller leaves now: it tells.
+        keys = {version.public_key: version for one in self.levels.members for version in one.versions.values()}
+        for version in keys.values():
+            if verify(version.algorithm, version.public_key, message, result):
+                self.bind((message,), version.public_key)
+
+    def keep(self, message: bytes | Digest, public_key: bytes) -> None:
+        """As SigningPath."""
+        self.bind((message,), public_key)
+
+    async def idle(self) -> None:
+        """Wait for the requests that go on after a failure."""
+        while self._resumed:
+            await asyncio.wait(self._resumed.values())
 
     def bind(self, messages: Iterable[bytes | Digest], key: bytes) -> None:
         """Let no other key sign these messages for BINDING_NS: a signature may exist that no caller got."""
@@ -149,7 +236,7 @@ class Router:
         """Whether the error is the request's own, so that no other member helps."""
         return kind_of(error) is None and not self._left(error)
 
-    async def _route(self, request: Request) -> Answer:
+    async def _route(self, request: Request) -> Receipt:
         try:
             while True:
                 if self.closing:
@@ -163,9 +250,9 @@ class Router:
                 if not isinstance(step, Try):
                     request.require_key(self._signs_now())
                 if isinstance(step, Try):
-                    answer = await self._attempt(step.member, request)
-                    if answer is not None:
-                        return answer
+                    receipt = await self._attempt(step.member, request)
+                    if receipt is not None:
+                        return request.answered(receipt)
                 elif isinstance(step, Wait):
                     await self._wait(min(step.until, request.deadline), step.eager)
                 elif isinstance(step, GiveUp):
@@ -187,7 +274,7 @@ class Router:
         endpoint = self.pick()
         return None if endpoint is None else endpoint.key
 
-    async def _attempt(self, endpoint: Endpoint, request: Request) -> Answer | None:
+    async def _attempt(self, endpoint: Endpoint, request: Request) -> Receipt | None:
         """Try one member. None: the attempt failed, and the levels have counted it."""
         version = endpoint.key_version
         episode = 0
@@ -202,19 +289,19 @@ class Router:
                     raise EngineClosed("the emergency key was destroyed meanwhile", member=endpoint.name)
             left = max(request.deadline - monotonic_ns(), 1) / SECOND
             share = left / 2 if self._halve else left
-            seq, cached = None, False
             if self._hedging and version.algorithm == "ed25519":
                 signed = endpoint.submit(request.message, share, version.index, request.extra)
                 if isinstance(signed, bytes):
-                    return self._answered(endpoint, Answer(signed, endpoint, version, cached=True), episode)
+                    return self._answered(endpoint, Receipt.of(signed, version, endpoint, cached=True), episode)
                 try:
                     signature, endpoint, version = await hedged(self, endpoint, version, signed, request, share)
+                    receipt = Receipt.of(signature, version, endpoint)
                 except (asyncio.CancelledError, *WITHHELD):
                     self.bind(request.bindable, version.public_key)
                     raise
             else:
-                asked = endpoint.submit_with_receipt(request.message, share, version.index, request.extra)
-                signature, seq, cached = await self._answered_by(endpoint, asked, request.bindable, version.public_key)
+                asked = endpoint.ask(request.message, share, version.index, request.extra)
+                receipt = await self._answered_by(endpoint, asked, request.bindable, version.public_key)
         except HsmError as error:
             if episode and not error.maybe_signed:
                 self.budget.give_back(episode)
@@ -226,12 +313,12 @@ class Router:
         if request.refused is not None and request.refused[0] is not endpoint:
             refuser, refusal = request.refused
             self.report(refuser, "session", refusal)  # the request was valid: the refusal counts against the member
-        return self._answered(endpoint, Answer(signature, endpoint, version, cached, seq), episode)
+        return self._answered(endpoint, receipt, episode)
 
-    def _answered(self, endpoint: Endpoint, answer: Answer, episode: int) -> Answer:
+    def _answered(self, endpoint: Endpoint, receipt: Receipt, episode: int) -> Receipt:
         if episode:
             self._on_emergency("sign", endpoint)
-        return answer
+        return receipt
 
     async def _spend(self, endpoint: Endpoint, request: Request) -> int:
         self.check_operation("sign")
@@ -249,8 +336,8 @@ class Router:
             raise
 
     async def _answered_by(
-        self, endpoint: Endpoint, future: asyncio.Future[Any], messages: Iterable[bytes | Digest], key: bytes
-    ) -> Any:
+        self, endpoint: Endpoint, future: asyncio.Future[Receipt], messages: Iterable[bytes | Digest], key: bytes
+    ) -> Receipt:
         try:
             return await future
         except asyncio.CancelledError:

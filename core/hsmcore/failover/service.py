@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -28,10 +28,9 @@ from hsmcore.failover.history import ALARMING, Event, History
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.plan import endpoints_and_levels
 from hsmcore.failover.router import Router
-from hsmcore.failover.short_way import ShortWay
 from hsmcore.failover.started import Started
 from hsmcore.members import Member
-from hsmcore.members.base import SIGN_SECONDS, Ask, Retired, Submit, refuse_closed
+from hsmcore.members.base import SIGN_SECONDS, Retired, Submit, WithReceipt, refuse_closed
 from hsmcore.state import Desired, Store
 
 _EMITTED = frozenset({"failover", "failback", "member-down", "member-up"})
@@ -86,11 +85,10 @@ class FailoverService:
         self.members = self.health.members
         # As SigningPath.
         self.key_index = 0
-        self._short_way = ShortWay(self.router)
-        self.submit: Submit = self._short_way.submit
-        self.ask: Ask = self._short_way.ask
-        self.answered, self.go_on = self._short_way.answered, self._short_way.go_on
-        self.abandon = self._short_way.abandon
+        self.submit: Submit = self.router.routes.submit
+        self.receipt: WithReceipt = self.router.routes.ask
+        self.abandon = self.router.abandon
+        self.keep = self.router.keep
         self.submit_many = partial(sign_many, self.router)
         self.check_operation = self.router.check_operation
         self._unwritten: list[tuple[int, Event]] = []
@@ -193,28 +191,24 @@ class FailoverService:
         endpoint.use(disambiguated(endpoint.key_version, list(self._ring), endpoint.name))
         self._ring.add(endpoint.key_version)
 
-    def submit_any_key(
-        self, message: object, timeout: float | None, _key: int, extra: bytes | None
-    ) -> Awaitable[bytes]:
+    def ask(
+        self,
+        message: Any,
+        timeout: float | None,
+        extra: bytes | None,
+        only: bytes | None = None,
+        *,
+        any_key: bool = False,
+        gather: bool = False,
+    ) -> asyncio.Future[Receipt]:
         """As SigningPath."""
-        if self.router.closing:
+        router = self.router
+        if router.closing:
             refuse_closed()
-        return self.router.sign(message, timeout, extra, allow_other_key=True)
-
-    async def again(self, error: HsmError, extra: bytes | None) -> bytes:
-        """As SigningPath."""
-        return (await self._short_way.again(error, extra)).signature
-
-    async def submit_with_receipt(
-        self, message: Any, timeout: float | None, allow_other_key: bool, extra: bytes | None, only: bytes | None = None
-    ) -> Receipt:
-        """As SigningPath."""
-        begun = time.perf_counter_ns()
-        if allow_other_key or only is not None:
-            answer = await self.router.sign_with_receipt(message, timeout, extra, allow_other_key, only)
-        else:
-            answer = await self._short_way.answer(message, timeout, extra)
-        return answer.receipt(time.perf_counter_ns() - begun)
+        sharing = router.levels.sharing
+        if any_key or (only is not None and any(one.key_version.public_key != only for one in sharing)):
+            return asyncio.ensure_future(router.ask(message, timeout, extra, only, any_key))
+        return asyncio.ensure_future(router.routes.ask(message, timeout, 0, extra, gather, only))
 
     @property
     def failover(self) -> Self:
@@ -270,7 +264,7 @@ class FailoverService:
             except KeyNotFound as error:
                 missing = error
                 continue
-            endpoint.versions[version.public_key] = version
+            endpoint.knows(version)
             found.append(version)
         if not found:
             raise missing
@@ -307,7 +301,7 @@ class FailoverService:
         """Sign with a key that need not be the current one, on the first member that has loaded it."""
         for endpoint, own in self._loaded(version):
             if endpoint.level_name != EMERGENCY:
-                signed = endpoint.signing.submit_own(message, SIGN_SECONDS, own.index)
+                signed = endpoint.signing.submit(message, SIGN_SECONDS, own.index, own=True)
                 return signed if isinstance(signed, bytes) else await signed
         raise KeyNotFound(f"no running member has loaded key {version.id}")
 
@@ -339,7 +333,7 @@ class FailoverService:
 
     def refuse(self) -> None:
         """As SigningPath; requests that wait for a member end with EngineClosed."""
-        self.submit = self.ask = refuse_closed
+        self.submit = self.receipt = refuse_closed
         self.router.closing = True
         if not self._audit.needs_member:  # else a member signs the last checkpoint; `stop` refuses then
             for endpoint in self.running():
@@ -353,6 +347,7 @@ class FailoverService:
                 emergency = endpoint.level_name == EMERGENCY
                 rest.push_async_callback(self.health.emergency.destroy if emergency else _idle, endpoint)
             rest.push_async_callback(self.health.end)
+            rest.push_async_callback(self.router.idle)
 
     async def close(self) -> None:
         """Answer every request, then close members and store. Idempotent; called again after an error, it closes the

@@ -18,7 +18,7 @@ import orjson
 
 from hsmcore._native import Digest, verify
 from hsmcore.base.keyring import KeyVersion
-from hsmcore.base.receipt import Receipt, Signed
+from hsmcore.base.receipt import Receipt
 from hsmcore.config import Gateway
 from hsmcore.config.policy import BATCH_ROOT, ORDERED, PREHASHED
 from hsmcore.errors import (
@@ -245,18 +245,18 @@ class Admission:
         found: Receipt = await self._await(counter, sign, timeout, signatures=1)
         return found
 
-    async def sign_digest(self, client: KnownClient, name: str, digest: bytes, only: bytes | None = None) -> Signed:
+    async def sign_digest(self, client: KnownClient, name: str, digest: bytes, only: bytes | None = None) -> Receipt:
         """As KeyManager.sign_digest, for a client; `only` as in `sign_prehashed`."""
         counter = self.counter(client, name)
         counter.require_listed(PREHASHED)
 
-        async def sign(left: float) -> Signed:
+        async def sign(left: float) -> Receipt:
             return await self.sign_prehashed(counter, digest, left, only)
 
-        found: Signed = await self._await(counter, sign, None, signatures=1)
+        found: Receipt = await self._await(counter, sign, None, signatures=1)
         return found
 
-    async def sign_prehashed(self, counter: ClientKey, digest: bytes, timeout: float, only: bytes | None) -> Signed:
+    async def sign_prehashed(self, counter: ClientKey, digest: bytes, timeout: float, only: bytes | None) -> Receipt:
         """Sign a digest as it is, in its turn. `only`: with the key of this public key or not at all; None: with the
         current one. Which key it was, the signature itself says: another one may have become current meanwhile."""
         before = current(counter.manager)
@@ -267,7 +267,7 @@ class Admission:
             if await asyncio.to_thread(verify, key.algorithm, key.public_key, Digest(digest), signature):
                 if only is not None and only != key.public_key:
                     raise KeyNotCurrent.of(only, key.public_key, bound=True)
-                return Signed(signature, key.id, key.public_key, "", None)
+                return Receipt(signature, key.id, key.public_key, "", "", False, 0, None)
         raise SignatureInvalid("no key of the ring made this signature")
 
     async def sign_many(

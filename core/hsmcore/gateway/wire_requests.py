@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from hsmcore._native import BatchedSignature
-from hsmcore.base.receipt import Receipt, Signed
+from hsmcore.base.receipt import Receipt
 from hsmcore.config.policy import PREHASHED
 from hsmcore.errors import HsmError
 from hsmcore.gateway.admission import ClientKey
@@ -19,7 +19,6 @@ from hsmcore.gateway.jobs import OUTSIDE, Job, outcome_of
 from hsmcore.gateway.replay import ReplaySession
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.manager.prompt import Begun
 
 
 class Clock(Protocol):
@@ -46,9 +45,8 @@ class Peer(Protocol):
 class ServedRequest(Job):
     """A job of a connection. It goes on when the connection ends; its answer goes to each one that asked and lives."""
 
-    __slots__ = ("begun", "connection", "counter", "number", "others", "session")
+    __slots__ = ("connection", "counter", "number", "others", "session")
 
-    begun: Begun
     connection: Peer
     counter: ClientKey
     number: int
@@ -66,17 +64,8 @@ class ServedRequest(Job):
         """The member of `begun` has answered, or the client withdrew the request."""
         queue = self.counter.queue
         if asked.cancelled():
-            self.begun.abandon()
-            queue.end(self, outcome_of(asked))
-            return
-        try:
-            outcome: Any = self.begun.outcome()
-        except HsmError as error:
-            outcome = error
-        if outcome is None:
-            queue.run(self, self.begun.go_on())
-        else:
-            queue.end(self, outcome)
+            self.counter.manager.abandon(asked, self.what.message)
+        queue.end(self, outcome_of(asked))
 
     def placed(self, place: asyncio.Future[Any]) -> None:
         """The batch that the message was put into has ended, or its deadline has passed."""
@@ -104,10 +93,10 @@ def begin_sign(request: ServedRequest, left: float) -> None:
         return
     counter.require_kind(what.message, kind)
     only = desk.public_key(counter, what.version)
-    begun = request.account.client.context.run(manager.submit, what.message, left, kind, what.position, only)
-    if begun is not None:
-        request.begun, request.running = begun, begun.asked
-        begun.asked.add_done_callback(request.answered, context=OUTSIDE)
+    asked = request.account.client.context.run(manager.submit, what.message, left, kind, what.position, only)
+    if asked is not None:
+        request.running = asked
+        asked.add_done_callback(request.answered, context=OUTSIDE)
         return
     key_id = desk.key_id(counter, what.version)
     _run(
@@ -149,7 +138,7 @@ def begin_manage(request: ServedRequest, _left: float) -> None:
     _run(request, request.counter.desk.manage_key(request.counter, what.operation, what.key_id))
 
 
-def _signed(request: ServedRequest, outcome: Receipt | Signed) -> bytes:
+def _signed(request: ServedRequest, outcome: Receipt) -> bytes:
     number = request.counter.desk.number(request.counter.name, outcome.public_key, outcome.key_id)
     level = outcome.level if outcome.level in wire.LEVELS else ""
     return wire.signed(request.number, wire.SignedMessage(number, level, outcome.audit_seq, outcome.signature))

@@ -304,7 +304,7 @@ class Batches:
         async def submit(_extra: bytes | None, _admitted: object) -> Awaitable[Receipt]:
             more = {"first": place.first, "count": leaves.count, **_who_asked(leaves)}
             extra = audit_extra(**self._guard.shown(BATCH_ROOT, place), **more) if self._record.enabled else None
-            return self._path().submit_with_receipt(text, left, False, extra)
+            return self._path().ask(text, left, extra)
 
         receipt = await self._answer("sign", text, submit)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable
 from contextlib import ExitStack
 
@@ -41,7 +40,7 @@ async def submit(
         raise AlgorithmUnsupported("an Ed25519 key signs no digest: it hashes the message by itself", hint=hint)
     whole = digest if isinstance(digest, Digest) else Digest(digest)
     extra = (extra or b"") + b',"kind":"%s"' % PREHASHED.encode()
-    return path.submit_with_receipt(whole, timeout, False, extra)
+    return path.ask(whole, timeout, extra)
 
 
 async def finish(
@@ -53,9 +52,6 @@ async def finish(
             return DigestSignature(receipt.signature, None)
         found = await verifiers.recovery_id(receipt.public_key, digest, receipt.signature)
     except BaseException:
-        # The signature exists and its caller does not get it, as when the wait for it had ended.
-        signed: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        signed.set_result(receipt.signature)
-        path.abandon(signed, digest)
+        path.keep(digest, receipt.public_key)
         raise
     return DigestSignature(receipt.signature, found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from types import TracebackType
@@ -15,7 +15,7 @@ from hsmcore.base.events import Callback, EventName, Events
 from hsmcore.base.keyring import KeyVersion, address_of
 from hsmcore.base.receipt import DigestSignature, Receipt
 from hsmcore.config import Config, KeyManagerConfig, PayloadFormat
-from hsmcore.errors import HsmError, LoginError
+from hsmcore.errors import EngineClosed, HsmError, LoginError
 from hsmcore.handover.base import Handover
 from hsmcore.manager import batching, digests
 from hsmcore.manager.background import BackgroundServices
@@ -27,7 +27,6 @@ from hsmcore.manager.membership import confirmed, join, telling
 from hsmcore.manager.path import UNOPENED, SigningPath, open_path, running, signers
 from hsmcore.manager.policy import Guard
 from hsmcore.manager.policy.guard import refuse_claims, submit_batch
-from hsmcore.manager.prompt import Begun, begin
 from hsmcore.manager.recording import AuditNotes, say_where
 from hsmcore.manager.verification import VerifierPool
 from hsmcore.members import cache_summary
@@ -190,6 +189,7 @@ class KeyManager(BatchedSigning):
         position: int | None = None,
         allow_other_key: bool = False,
         key_id: str | None = None,
+        _receipt: bool = False,
     ) -> bytes:
         """Sign one message with the current key.
 
@@ -206,43 +206,37 @@ class KeyManager(BatchedSigning):
         another payload at a bound position. `kind`: what the caller takes the message for. `position`: that of a bare
         digest of an ordered kind; a payload with its position in it must agree.
         """
-        if key_id is not None:
-            claims: Any = {"kind": kind, "position": position, "allow_other_key": allow_other_key, "key_id": key_id}
-            return (await self.sign_with_receipt(message, timeout, **claims)).signature
+        if key_id is not None or allow_other_key:
+            receipt = await self._sign_otherwise(message, timeout, kind, position, allow_other_key, key_id)
+            return cast("bytes", receipt) if _receipt else receipt.signature
         extra = audit_extra() if self._audited else None
         path, submitted, admission = self._path, False, None
         try:
+            passes = self._passes
+            if passes is not None:
+                if not passes(message, kind, position):
+                    admission = cast("Guard", self._guard).admit(message, kind, position)
+                    timeout = await admission.begin(timeout)
+                    message, extra = admission.message, admission.extra() if self._audited else None
+            elif kind is not None or position is not None:
+                self._life.check()
+                refuse_claims(kind, position)
+            submit = path.receipt if _receipt else path.submit
+            signed = submit(message, timeout, path.key_index, extra)
+            if type(signed) is bytes:  # cheaper than isinstance where `signed` is an awaitable
+                return signed
+            submitted = True
             try:
-                passes = self._passes
-                if passes is not None:
-                    if not passes(message, kind, position):
-                        admission = cast("Guard", self._guard).admit(message, kind, position)
-                        timeout = await admission.begin(timeout)
-                        message, extra = admission.message, admission.extra() if self._audited else None
-                elif kind is not None or position is not None:
-                    self._life.check()
-                    refuse_claims(kind, position)
-                submit = path.submit_any_key if allow_other_key else path.submit
-                signed = submit(message, timeout, path.key_index, extra)
-                if type(signed) is bytes:  # cheaper than isinstance where `signed` is an awaitable
-                    return signed
-                submitted = True
-                try:
-                    return await signed  # type: ignore[misc,no-any-return]  # the line above excludes bytes
-                except asyncio.CancelledError:
-                    path.abandon(signed, message)
-                    raise
-            except HsmError as error:
-                failure = error
-            # If nothing was attempted, the log may be sealed already.
-            unrecorded = not path.answers_recorded if submitted else self._life.state == "open"
-            try:
-                return await path.again(failure, extra)
-            except HsmError as error:
-                if unrecorded:
-                    self._record.failure("sign", message, error)
-                await a_turn(error)
+                return await signed  # type: ignore[misc,no-any-return]  # the line above excludes bytes
+            except asyncio.CancelledError:
+                path.abandon(signed, message)
                 raise
+        except HsmError as error:
+            # If nothing was attempted, the log may be sealed already.
+            if not path.answers_recorded if submitted else self._life.state == "open":
+                self._record.failure("sign", message, error)
+            await a_turn(error)
+            raise
         finally:
             if admission is not None:
                 admission.end()
@@ -293,7 +287,7 @@ class KeyManager(BatchedSigning):
 
         return await self._answer("sign-many", None, submit)
 
-    async def sign_with_receipt(
+    def sign_with_receipt(
         self,
         message: Message,
         timeout: float | None = None,
@@ -302,9 +296,20 @@ class KeyManager(BatchedSigning):
         position: int | None = None,
         allow_other_key: bool = False,
         key_id: str | None = None,
-    ) -> Receipt:
+    ) -> Coroutine[Any, Any, Receipt]:
         """Sign one message; the receipt names member, level and key. As `sign`."""
+        claims: Any = {"kind": kind, "position": position, "allow_other_key": allow_other_key, "key_id": key_id}
+        return cast("Coroutine[Any, Any, Receipt]", KeyManager.sign(self, message, timeout, **claims, _receipt=True))
 
+    async def _sign_otherwise(
+        self,
+        message: Message,
+        timeout: float | None,
+        kind: str | None,
+        position: int | None,
+        allow_other_key: bool,
+        key_id: str | None,
+    ) -> Receipt:
         async def submit(extra: bytes | None, admitted: ExitStack) -> Awaitable[Receipt]:
             data, left = message, timeout
             if self._guard is None:
@@ -313,15 +318,33 @@ class KeyManager(BatchedSigning):
                 admission = admitted.enter_context(self._guard.admitted(message, kind, position))
                 data, left = admission.message, await admission.begin(timeout)
                 extra = admission.extra() if self._audited else None
-            return self._path.submit_with_receipt(data, left, allow_other_key, extra, self._keys.public_key_of(key_id))
+            return self._path.ask(data, left, extra, self._keys.public_key_of(key_id), any_key=allow_other_key)
 
         return await self._answer("sign", message, submit)
 
     def submit(
         self, message: bytes, timeout: float | None, kind: str | None, position: int | None, only: bytes | None
-    ) -> Begun | None:
-        """Begin to sign, without a coroutine; `only`: with this public key. None: something must be awaited first."""
-        return begin(self._path, self._passes, self._record, message, timeout, kind, position, only)
+    ) -> asyncio.Future[Receipt] | None:
+        """Begin to sign, without a coroutine, for those that take many answers by callbacks; `only`: with this public
+        key. None: something must be awaited first. Cancel the future and call `abandon` to give the request up."""
+        extra = audit_extra() if self._audited else None
+        try:
+            if self._passes is None:
+                refuse_claims(kind, position)
+            elif not self._passes(message, kind, position):
+                return None
+            asked = self._path.ask(message, timeout, extra, only, gather=True)
+        except HsmError as error:
+            if not isinstance(error, EngineClosed):  # then the log may be sealed already
+                self._record.failure("sign", message, error)
+            raise
+        if self._audited and not self._path.answers_recorded:
+            asked.add_done_callback(partial(self._record.outcome, message))
+        return asked
+
+    def abandon(self, asked: asyncio.Future[Receipt], message: bytes) -> None:
+        """No answer of `submit` is wanted any more. A message that may have been signed stays bound to its key."""
+        self._path.abandon(asked, message)
 
     async def sign_digest(self, digest: Message, timeout: float | None = None) -> DigestSignature:
         """Sign a digest of 32 bytes as it is, without hashing it, with an ECDSA key.
@@ -345,7 +368,11 @@ class KeyManager(BatchedSigning):
             with ExitStack() as admitted:
                 answer = await submit(audit_extra() if self._audited else None, admitted)
                 recorded = self._path.answers_recorded
-                return await answer
+                try:
+                    return await answer
+                except asyncio.CancelledError:
+                    self._path.abandon(answer, message)
+                    raise
         except HsmError as error:
             if not recorded:
                 self._record.failure(operation, message, error)

@@ -364,7 +364,7 @@ class KeySets:
 
         async def submit(_extra: bytes | None, _admitted: object) -> Awaitable[Receipt]:
             extra = audit_extra(**self._guard.shown(KEY_SET, place)) if self._record.enabled else None
-            return self._path().submit_with_receipt(text, left, False, extra, current)
+            return self._path().ask(text, left, extra, current)
 
         receipt = await self._answer("sign", text, submit)
         note = text + b"\n" + signature_line(signer(self._domain, receipt.public_key), receipt.signature)

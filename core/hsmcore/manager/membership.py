@@ -15,7 +15,7 @@ from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.errors import HsmError
 from hsmcore.manager.path import SigningPath
 from hsmcore.manager.recording import AuditNotes
-from hsmcore.members.base import Submit
+from hsmcore.members.base import Submit, WithReceipt
 
 if TYPE_CHECKING:
     from hsmcore.fleet.entry import Tell
@@ -69,52 +69,55 @@ class ConfirmedPath:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._path, name)
 
-    def ask(self, *_request: object) -> None:
-        """The database must be awaited for each answer."""
-
     @property
     def submit(self) -> Submit:
-        return self._confirming(self._path.submit)
+        def asked(message: object, timeout: float | None, _key: int, extra: bytes | None) -> Awaitable[bytes]:
+            return self._signature(message, timeout, extra)
+
+        return asked
 
     @property
-    def submit_any_key(self) -> Submit:
-        return self._confirming(self._path.submit_any_key)
+    def receipt(self) -> WithReceipt:
+        return lambda message, timeout, _key, extra: self.ask(message, timeout, extra)
 
-    def _confirming(self, submit: Submit) -> Submit:
-        def asked(message: object, timeout: float | None, key: int, extra: bytes | None) -> Awaitable[bytes]:
-            until = self._until(timeout)
-            return self._signed(message, submit(message, timeout, key, extra), until)
+    async def _signature(self, message: object, timeout: float | None, extra: bytes | None) -> bytes:
+        return (await self.ask(message, timeout, extra)).signature
 
-        return cast("Submit", asked)
+    def ask(
+        self,
+        message: Any,
+        timeout: float | None,
+        extra: bytes | None,
+        only: bytes | None = None,
+        *,
+        any_key: bool = False,
+        gather: bool = False,
+    ) -> asyncio.Future[Receipt]:
+        until = self._until(timeout)
+        asked = self._path.ask(message, timeout, extra, only, any_key=any_key, gather=gather)
+        return asyncio.ensure_future(self._signed(message, asked, until))
 
-    async def _signed(self, message: Any, asked: bytes | Awaitable[bytes], until: float) -> bytes:
+    async def _signed(self, message: Any, asked: asyncio.Future[Receipt], until: float) -> Receipt:
         self._begun += 1
         try:
-            signature = asked if isinstance(asked, bytes) else await asked
+            receipt = await asked
         except asyncio.CancelledError:
             self._path.abandon(asked, message)
             raise
         finally:
             self._begun -= 1
         try:
-            await self._fleet.confirm(until, self._begun)
+            await self._confirm(until)
         except BaseException as error:
-            self._withhold(message, signature, error)
+            self._path.keep(message, receipt.public_key)  # its caller does not get it
+            self._record_failure(message, error)
             raise
-        return signature
+        return receipt
 
-    def abandon(self, answer: Any, message: Any) -> None:
-        """`_signed` did it."""
-        if not asyncio.iscoroutine(answer):
-            self._path.abandon(answer, message)
-
-    async def again(self, error: HsmError, extra: bytes | None) -> bytes:
-        if error.attempt is None:
-            return await self._path.again(error, extra)  # raises it
-        _, _, deadline, message, _ = error.attempt
-        signature = await self._path.again(error, extra)
-        await self._confirm([(message, signature)], deadline / 1e9)
-        return signature
+    def abandon(self, asked: Any, _message: Any) -> None:
+        """`_signed` does it."""
+        if isinstance(asked, asyncio.Task):
+            asked.cancel()
 
     async def submit_many(
         self,
@@ -126,49 +129,33 @@ class ConfirmedPath:
     ) -> list[Any]:
         until = self._until(timeout)
         answers = await self._path.submit_many(messages, timeout, return_exceptions, extra, only)
-        signed = [
-            (message, answer) for message, answer in zip(messages, answers, strict=True) if isinstance(answer, bytes)
-        ]
+        if not any(isinstance(answer, bytes) for answer in answers):
+            return answers
         try:
-            if signed:
-                await self._confirm(signed, until)
-        except HsmError as error:
-            if not return_exceptions:
+            await self._confirm(until)
+        except BaseException as error:
+            for message, answer in zip(messages, answers, strict=True):
+                if isinstance(answer, bytes):
+                    signed: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+                    signed.set_result(answer)
+                    self._path.abandon(signed, message)  # it says under which key
+                    self._record_failure(message, error)
+            if not return_exceptions or not isinstance(error, HsmError):
                 raise
             return [error if isinstance(answer, bytes) else answer for answer in answers]
         return answers
-
-    async def submit_with_receipt(
-        self,
-        message: Any,
-        timeout: float | None,
-        allow_other_key: bool,
-        extra: bytes | None,
-        only: bytes | None = None,
-    ) -> Receipt:
-        until = self._until(timeout)
-        receipt = await self._path.submit_with_receipt(message, timeout, allow_other_key, extra, only)
-        await self._confirm([(message, receipt.signature)], until)
-        return receipt
 
     def _until(self, timeout: Any) -> float:
         valid = type(timeout) in (int, float)  # what is not, the engine refuses
         return monotonic() + (timeout if valid else self._default)
 
-    async def _confirm(self, signed: Sequence[tuple[Any, bytes]], until: float) -> None:
+    async def _confirm(self, until: float) -> None:
         try:
             await self._fleet.confirm(until, self._begun)
-        except BaseException as error:
-            for message, signature in signed:
-                self._withhold(message, signature, error)
+        except HsmError as error:
+            error.maybe_signed = True
             raise
 
-    def _withhold(self, message: Any, signature: bytes, error: BaseException) -> None:
-        """The signature exists and its caller does not get it, as when the wait for it had ended."""
-        if isinstance(error, HsmError):
-            error.maybe_signed = True
-        asked: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        asked.set_result(signature)
-        self._path.abandon(asked, message)
+    def _record_failure(self, message: Any, error: BaseException) -> None:
         if isinstance(error, HsmError) and self._path.answers_recorded:  # else the key manager records it
             self._record.failure("sign", message, error)

@@ -10,14 +10,14 @@ from hsmcore._native import Lease
 from hsmcore.audit import AuditLog
 from hsmcore.base.events import Events
 from hsmcore.base.keyring import KeyRing, KeyVersion
-from hsmcore.base.receipt import Receipt, Signed
+from hsmcore.base.receipt import Receipt
 from hsmcore.config import Config
-from hsmcore.errors import HsmError, NotInitialized
+from hsmcore.errors import NotInitialized
 from hsmcore.failover.health import Verify
 from hsmcore.failover.service import FailoverService
 from hsmcore.manager.single import SingleMember
 from hsmcore.members import Member
-from hsmcore.members.base import Ask, Retired, Submit
+from hsmcore.members.base import Retired, Submit, WithReceipt
 from hsmcore.members.snapshot import MemberSnapshot
 
 
@@ -27,22 +27,28 @@ class SigningPath(Protocol):
     # On the way of every signature: attributes, so that a signature costs no further call.
     @property
     def submit(self) -> Submit: ...
-    @property
-    def submit_any_key(self) -> Submit:
-        """As `submit`; another key may sign the message although a signature under the first one may exist."""
 
+    @property
+    def receipt(self) -> WithReceipt: ...
     @property
     def key_index(self) -> int: ...
     @property
     def answers_recorded(self) -> bool:
         """Whether the engine records an answer that is an error; else the key manager does."""
 
-    def abandon(self, answer: Any, message: Any) -> object:
-        """Called when the wait for an answer of `submit` to this message was cancelled."""
-
-    def again(self, error: HsmError, extra: bytes | None) -> Awaitable[bytes]:
-        """Called when `submit` or its answer ended with this error: have another member sign. Raises the error if none
-        helps."""
+    def ask(
+        self,
+        message: Any,
+        timeout: float | None,
+        extra: bytes | None,
+        only: bytes | None = None,
+        *,
+        any_key: bool = False,
+        gather: bool = False,
+    ) -> asyncio.Future[Receipt]:
+        """Submit a message. `only`: the public key that signs, or none does; raises KeyNotCurrent. `any_key`: another
+        key may sign although a signature under the first one may exist. `gather`: more come in this turn of the
+        loop."""
 
     def submit_many(
         self,
@@ -52,28 +58,13 @@ class SigningPath(Protocol):
         extra: bytes | None,
         only: bytes | None = None,
     ) -> Awaitable[list[Any]]:
-        """`only`: the public key that signs, or none does. Raises KeyNotCurrent."""
+        """`only`: as `ask`."""
 
-    def submit_with_receipt(
-        self,
-        message: Any,
-        timeout: float | None,
-        allow_other_key: bool,
-        extra: bytes | None,
-        only: bytes | None = None,
-    ) -> Awaitable[Receipt]:
-        """`only`: as submit_many."""
+    def abandon(self, asked: Any, message: Any) -> object:
+        """Called when the wait for an answer of `submit` or `ask` to this message was cancelled."""
 
-    @property
-    def ask(self) -> Ask:
-        """Submit a message without a coroutine: return a future, and what `answered` needs beside it. None: something
-        must be awaited for the answer, so use submit_with_receipt. `only` (the last argument): as submit_many."""
-
-    def answered(self, asked: asyncio.Future[Any], about: Any) -> Signed:
-        """Return what the future of `ask` ended with. An error with an `attempt` is for `go_on`."""
-
-    async def go_on(self, error: HsmError, extra: bytes | None, about: Any) -> Signed:
-        """As `again`, after `answered`."""
+    def keep(self, message: Any, public_key: bytes) -> object:
+        """A signature of the message under this key exists that its caller does not get: no other key may sign it."""
 
     # Keys.
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,11 @@ class AuditNotes:
         if self.enabled:
             self._audit.note("verify", message=freeze(message), signature=signature, key_id=key_id, valid=valid)
         return valid
+
+    def outcome(self, message: Any, asked: asyncio.Future[Any]) -> None:
+        """Record a request that has ended, if it failed: `failure`."""
+        if not asked.cancelled() and (error := asked.exception()) is not None:
+            self.failure("sign", message, error)
 
     def failure(self, operation: str, message: Any, error: BaseException) -> int | None:
         """Record a request that failed before a member tried it, or on all levels. The engine records every attempt of

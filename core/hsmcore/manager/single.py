@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from time import perf_counter_ns
 from typing import Any, Final, Self, TypeVar
 
 from hsmcore._native import Lease
@@ -12,11 +11,11 @@ from hsmcore.audit import AuditLog
 from hsmcore.base.events import Events
 from hsmcore.base.keyring import KeyRing, KeyVersion
 from hsmcore.base.log import get_logger
-from hsmcore.base.receipt import Receipt, Signed
+from hsmcore.base.receipt import Receipt
 from hsmcore.config import Config
 from hsmcore.errors import HsmError, KeyNotCurrent, KeyNotFound
 from hsmcore.members import Member, make_member
-from hsmcore.members.base import SIGN_SECONDS, Ask, Retired, Submit, refuse_closed
+from hsmcore.members.base import SIGN_SECONDS, Retired, Submit, WithReceipt, refuse_closed
 from hsmcore.members.snapshot import MemberSnapshot
 
 T = TypeVar("T")
@@ -39,9 +38,9 @@ class SingleMember:
         self._look_again: asyncio.TimerHandle | None = None
         self._engine = engine = member.engine
         self.submit: Submit = engine.submit
-        self.submit_any_key: Submit = engine.submit
-        self.ask: Ask = self._ask
+        self.receipt: WithReceipt = engine.ask
         self.idle = engine.idle
+        self._know(version)
 
     @classmethod
     async def open(cls, config: Config, audit: AuditLog, events: Events) -> Self:
@@ -99,45 +98,23 @@ class SingleMember:
         self._require(only)
         return self._awaited(self._engine.submit_many(messages, timeout, return_exceptions, self.key_index, extra))
 
-    def submit_with_receipt(
+    def ask(
         self,
         message: Any,
         timeout: float | None,
-        _allow_other_key: bool,
         extra: bytes | None,
         only: bytes | None = None,
-    ) -> Awaitable[Receipt]:
+        *,
+        any_key: bool = False,
+        gather: bool = False,
+    ) -> asyncio.Future[Receipt]:
+        del any_key
         self._require(only)
-        begun, version = perf_counter_ns(), self.version
-        return self._receipt(self._engine.submit_with_receipt(message, timeout, version.index, extra), begun, version)
-
-    def _ask(
-        self, message: Any, timeout: float | None, extra: bytes | None, only: bytes | None
-    ) -> tuple[asyncio.Future[Any], KeyVersion]:
-        version = self.version
-        if only is not None:
-            self._require(only)
-        return self._engine.ask(message, timeout, version.index, extra), version
-
-    def answered(self, asked: asyncio.Future[Any], version: KeyVersion) -> Signed:
-        """As SigningPath."""
-        signature, sequence, _ = asked.result()
-        return Signed(signature, version.id, version.public_key, self.member.level, sequence)
-
-    async def go_on(self, error: HsmError, _extra: bytes | None, _about: object) -> Signed:
-        """There is no other member."""
-        raise error
+        return self._engine.ask(message, timeout, self.version.index, extra, gather)
 
     def _require(self, only: bytes | None) -> None:
         if only is not None and only != self.version.public_key:
             raise KeyNotCurrent.of(only, self.version.public_key)
-
-    async def _receipt(
-        self, answer: asyncio.Future[tuple[bytes, int | None, bool]], begun: int, version: KeyVersion
-    ) -> Receipt:
-        signature, sequence, cached = await self._awaited(answer)
-        latency, member = perf_counter_ns() - begun, self.member
-        return Receipt(signature, version.id, version.public_key, member.name, member.level, cached, latency, sequence)
 
     async def _awaited(self, answer: asyncio.Future[T]) -> T:
         try:
@@ -149,9 +126,8 @@ class SingleMember:
     def abandon(self, answer: Any, _message: Any) -> None:
         self._engine.abandon(answer)
 
-    async def again(self, error: HsmError, _extra: bytes | None) -> bytes:
-        """There is no other member."""
-        raise error
+    def keep(self, message: Any, public_key: bytes) -> None:
+        """There is no other key."""
 
     def check_operation(self, operation: str) -> None:
         """There is no emergency level."""
@@ -159,6 +135,10 @@ class SingleMember:
     def use(self, version: KeyVersion) -> None:
         self._engine.clear_cache()
         self.version, self.key_index = version, version.index
+        self._know(version)
+
+    def _know(self, version: KeyVersion) -> None:
+        self._engine.signs_as(version.index, version, self.member.name, self.member.level)
 
     async def load_key(self, identity: bytes, known: KeyVersion | None = None) -> KeyVersion:
         if known is not None and known.index >= 0 and known.state == "active":
@@ -166,7 +146,7 @@ class SingleMember:
         return await self.member.load_key(identity)
 
     async def sign_as(self, version: KeyVersion, message: bytes) -> bytes:
-        signed = self._engine.submit_own(message, SIGN_SECONDS, version.index)
+        signed = self._engine.submit(message, SIGN_SECONDS, version.index, own=True)
         return signed if isinstance(signed, bytes) else await signed
 
     def lasting(self) -> list[Member]:
@@ -210,6 +190,6 @@ class SingleMember:
         )
 
     def refuse(self) -> None:
-        self.submit = self.submit_any_key = self.ask = refuse_closed
+        self.submit = self.receipt = refuse_closed
         if not self._audit.needs_member:
             self._engine.refuse()

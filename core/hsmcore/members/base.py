@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeV
 
 from hsmcore._native import Digest, Lease
 from hsmcore.base.keyring import KeyVersion
+from hsmcore.base.receipt import Receipt
 from hsmcore.config import KeyManagerConfig, Provider, ProviderSettings
 from hsmcore.errors import EngineClosed
 from hsmcore.members.control import ControlPlane, KeyNotExportable
@@ -28,8 +29,8 @@ Submit = Callable[[object, float | None, int, bytes | None], bytes | Awaitable[b
 """As SigningEngine.submit: message, timeout, key index, and what is added to the audit record."""
 
 
-Ask = Callable[[Any, float | None, bytes | None, bytes | None], tuple[asyncio.Future[Any], Any] | None]
-"""As SigningPath.ask."""
+WithReceipt = Callable[[object, float | None, int, bytes | None], Awaitable[Receipt]]
+"""As SigningEngine.ask."""
 
 
 def refuse_closed(*_request: object) -> NoReturn:
@@ -53,30 +54,26 @@ class SigningEngine(Protocol):
         """Requests that wait for a slot."""
 
     def submit(
-        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
+        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None, own: bool = False
     ) -> bytes | asyncio.Future[bytes]:
         """Sign one message, or a Digest. Returns the signature if the cache holds it and no record is written, else a
         future of it.
-        `extra` is added to the audit record: members of a JSON object, beginning with a comma; b"": write no record."""
-
-    def submit_own(
-        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
-    ) -> bytes | asyncio.Future[bytes]:
-        """As `submit`, for what hsmcore itself has signed: it needs no lease."""
+        `extra` is added to the audit record: members of a JSON object, beginning with a comma; b"": write no record.
+        `own`: hsmcore itself has it signed, which needs no lease."""
 
     def hand_out_under(self, lease: Lease | None) -> None:
         """Refuse the requests of callers with NotHolder while `lease` is over, and their answers that come then."""
 
-    def submit_with_receipt(
-        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
-    ) -> asyncio.Future[tuple[bytes, int | None, bool]]:
-        """Sign one message. Returns a future of (signature, number of its audit record or None, whether it was
-        cached)."""
-
     def ask(
-        self, message: object, timeout: float | None = None, key: int = 0, extra: bytes | None = None
-    ) -> asyncio.Future[tuple[bytes, int | None, bool]]:
-        """As `submit_with_receipt`; workers may be told at the end of this turn of the event loop."""
+        self,
+        message: object,
+        timeout: float | None = None,
+        key: int = 0,
+        extra: bytes | None = None,
+        gather: bool = False,
+    ) -> asyncio.Future[Receipt]:
+        """Sign one message. Returns a future of its Receipt. `gather`: workers may be told at the end of this turn of
+        the event loop."""
 
     def submit_many(
         self,
@@ -90,6 +87,9 @@ class SigningEngine(Protocol):
 
     place: Any
     """What the engine is to whoever routes requests to it."""
+
+    def signs_as(self, key: int, version: KeyVersion, member: str, level: str) -> None:
+        """Say what receipts of the key at this index tell."""
 
     def abandon(self, future: asyncio.Future[Any]) -> bool | None:
         """Give up `future`. Returns False if nothing was or will be signed for it; otherwise a signature may exist."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hsmcore.base.keyring import KeyVersion
-from hsmcore.base.receipt import Receipt, Signed
+from hsmcore.base.receipt import Receipt
 from hsmcore.errors import HsmError, KeyNotCurrent
 from hsmcore.gateway.admission import Admission, current
 from hsmcore.gateway.clients import KnownClient
@@ -32,7 +32,7 @@ class Signing:
 
     async def one(self, message: bytes, *, only: bool) -> tuple[str, int]:
         """Return a signature as text, and its version. `only`: of no other key."""
-        signed: Signed | Receipt
+        signed: Receipt
         if self._options.prehashed:
             only_key = self._key.public_key if only else None
             signed = await self._desk.sign_digest(self._client, self._name, message, only_key)
