@@ -191,23 +191,23 @@ class Schedule:
                 await asyncio.to_thread(member.ask, "release", 0.5)
 
     async def _wish(self, manager: hsmcore.KeyManager, value: str | None) -> None:
-        monitor = manager._path.failover.health
-        for endpoint in manager._path.failover.endpoints:
+        monitor = manager._path.health
+        for endpoint in manager._path.endpoints:
             if endpoint.level_name == "primary":
                 await monitor._desired.set(f"drain:{endpoint.name}", value, "a schedule")
         await monitor._follow()
 
     async def _fail_over(self, manager: hsmcore.KeyManager) -> None:
         await self._wish(manager, "yes")
-        await until(lambda: manager._path.failover.levels.active == 1)
+        await until(lambda: manager._path.levels.active == 1)
         self.verdict.doings["failover"] += 1
 
     async def _fail_back(self, manager: hsmcore.KeyManager) -> None:
         await self._wish(manager, None)
-        for endpoint in manager._path.failover.endpoints:
+        for endpoint in manager._path.endpoints:
             if endpoint.fenced:
-                await manager._path.failover.health.readmit(endpoint, "a schedule")
-        await until(lambda: manager._path.failover.levels.active == 0)
+                await manager._path.health.readmit(endpoint, "a schedule")
+        await until(lambda: manager._path.levels.active == 0)
 
     # ---- callers ----
 

@@ -180,7 +180,7 @@ class Schedule:
             manager = hsmcore.create_key_manager(self.config())
             await manager.initialize()
             try:
-                keys = {endpoint.key for endpoint in manager._path.failover.endpoints if endpoint.key}
+                keys = {endpoint.key for endpoint in manager._path.endpoints if endpoint.key}
                 asking = Asking(manager, asked, verdict, attempts, keys)
                 for number in range(asked.members):
                     await self._suffer(number)
@@ -235,22 +235,22 @@ class Schedule:
 
     async def _crash(self, manager: hsmcore.KeyManager, number: int, _details: Any) -> None:
         for isolated in self.plan.isolated:
-            member = manager._path.failover.endpoints[isolated].member
+            member = manager._path.endpoints[isolated].member
             if isinstance(member, Pkcs11Member) and member.engine.host_pid:
                 send_signal(member.engine.host_pid, 9)
 
     # ---- what people do ----
 
     async def _wish(self, manager: hsmcore.KeyManager, name: str, value: str | None) -> None:
-        monitor = manager._path.failover.health
+        monitor = manager._path.health
         await monitor._desired.set(name, value, "a schedule")
         await monitor._follow()
 
     async def _drain(self, manager: hsmcore.KeyManager, number: int, _details: Any) -> None:
-        await self._wish(manager, f"drain:{manager._path.failover.endpoints[number].name}", "yes")
+        await self._wish(manager, f"drain:{manager._path.endpoints[number].name}", "yes")
 
     async def _resume(self, manager: hsmcore.KeyManager, number: int, _details: Any) -> None:
-        await self._wish(manager, f"drain:{manager._path.failover.endpoints[number].name}", None)
+        await self._wish(manager, f"drain:{manager._path.endpoints[number].name}", None)
 
     async def _force(self, manager: hsmcore.KeyManager, _number: int, level: Any) -> None:
         await self._wish(manager, "force", level)
@@ -265,13 +265,13 @@ class Schedule:
         await self._wish(manager, "emergency", None)
 
     async def _readmit(self, manager: hsmcore.KeyManager, number: int, _details: Any) -> None:
-        await self._wish(manager, f"readmit:{manager._path.failover.endpoints[number].name}", str(time.monotonic_ns()))
+        await self._wish(manager, f"readmit:{manager._path.endpoints[number].name}", str(time.monotonic_ns()))
 
     # ---- afterwards ----
 
     async def _heal(self, manager: hsmcore.KeyManager) -> None:
         """Without faults and wishes the primary level signs again, with every member, and no emergency key is left."""
-        service = manager._path.failover
+        service = manager._path
         begun = time.monotonic()
         for number in range(self.plan.members):
             self.modules.members[number].write()

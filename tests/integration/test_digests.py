@@ -194,7 +194,7 @@ async def test_an_ed25519_key_signs_none(world, shim):
 async def test_it_is_refused_before_a_member_is_looked_for(world, tmp_path, algorithm, policy, error):
     given = world.config(algorithm, failover=QUICK, stateFile=str(tmp_path / "state.db"), policy=policy)
     async with opened(given) as manager:
-        service = manager._path.failover
+        service = manager._path
         await service.health._desired.set(f"drain:{service.endpoints[0].name}", "yes", "a test")
         await service.health._follow()
         with pytest.raises(error):
@@ -247,7 +247,7 @@ def bound(place: Site) -> dict[str, Any]:
 
 
 async def fail_over(manager: hsmcore.KeyManager) -> None:
-    service = manager._path.failover
+    service = manager._path
     await until(lambda: all(endpoint.trusted for endpoint in service.endpoints))  # also on a machine that was busy
     await service.health._desired.set(f"drain:{service.endpoints[0].name}", "yes", "a test")
     await service.health._follow()
@@ -271,7 +271,7 @@ async def test_another_member_with_the_key_signs(site):
         place.kill(0)
         for _ in range(8):
             require_good("ecdsa-secp256k1", manager.public_key, DIGEST, await manager.sign_digest(DIGEST, 10))
-        assert manager._path.failover.levels.active == 1
+        assert manager._path.levels.active == 1
         assert manager.public_key == bytes.fromhex(str(SAME["public_key"]))
 
 
@@ -304,7 +304,7 @@ async def test_a_digest_that_may_be_signed_is_signed_under_no_other_key(site):
 async def test_a_caller_that_leaves_before_the_recovery_id_is_there(site):
     place = site(SAME, OTHER)
     async with opened(bound(place)) as manager:
-        engine = manager._path.failover.endpoints[0].signing
+        engine = manager._path.endpoints[0].signing
         busy = [start(manager.verify(bytes(1_000_000), bytes(64))) for _ in range(3000)]
         await asyncio.sleep(0)
         before = engine.stats()["signatures"]
@@ -334,7 +334,7 @@ async def test_an_emergency_key_of_another_kind_is_no_help(world, tmp_path):
         "ecdsa-p256", failover=block, stateFile=str(tmp_path / "state.db"), maxCacheSize=0, policy=ALLOWED
     )
     async with opened(given) as manager:
-        service = manager._path.failover
+        service = manager._path
         await service.health._desired.set(f"drain:{service.endpoints[0].name}", "yes", "a test")
         await service.health._follow()
         await until(lambda: service.router.in_emergency)

@@ -187,11 +187,11 @@ async def test_the_customer_s_flat_form_from_the_first_failure_to_the_return(fre
             for refused in (manager.generate_key(), manager.export_key_backup(receipt.key_id)):
                 with pytest.raises(EmergencyRefused, match="allowedOperations"):
                     await refused
-            left.append((await manager._path.failover.budget.status()).left)
+            left.append((await manager._path.budget.status()).left)
             place.revive(0)
-            await until(lambda m=manager: m._path.failover.levels.active == 0)
+            await until(lambda m=manager: m._path.levels.active == 0)
             assert manager.public_key == usual
-            await until(lambda m=manager: not m._path.failover.endpoints[-1].member)
+            await until(lambda m=manager: not m._path.endpoints[-1].member)
             records = [record async for record in manager.audit.query(match={"operation": "emergency-left"})]
             assert [record["public_key"] for record in records] == [key.hex() for key in keys]
     assert keys[0] != keys[1]
@@ -213,7 +213,7 @@ async def test_a_signature_is_credited_to_the_key_that_made_it(fresh_token, tmp_
     """Also if the emergency key is destroyed, and another one made, while a request waits for its unit."""
     place = Site(tmp_path, fresh_token, SAME)
     async with opened(place.config(failover={"emergencyModeEnabled": True})) as manager:
-        router, emergency = manager._path.failover.router, manager._path.failover.endpoints[-1]
+        router, emergency = manager._path.router, manager._path.endpoints[-1]
         place.kill(0)
         first = (await manager.sign_with_receipt(b"first", 20.0)).public_key
         begun, gate = asyncio.Event(), asyncio.Event()

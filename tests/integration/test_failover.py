@@ -80,7 +80,7 @@ def heard(manager):
 
 def conditions(manager):
     """The members' conditions, in the order of the levels."""
-    return [member["condition"] for member in manager._path.failover.health.describe()["members"]]
+    return [member["condition"] for member in manager._path.health.describe()["members"]]
 
 
 async def test_no_request_fails_when_the_primary_dies_under_load(site, capsys):
@@ -102,7 +102,7 @@ async def test_no_request_fails_when_the_primary_dies_under_load(site, capsys):
         assert load.errors == []
         assert moves == [("primary", "secondary"), ("secondary", "primary")]
         assert load.good[-1][1].member == place.name(0)
-        kinds = [row["kind"] for row in await manager._path.failover.history.query()]
+        kinds = [row["kind"] for row in await manager._path.history.query()]
         assert [kind for kind in kinds if kind.startswith("fail")] == ["failover", "failback"]
         with capsys.disabled():
             print(f"\nlongest time without a signature after the primary died: {gap * 1e3:.1f} ms")  # noqa: T201
@@ -171,7 +171,7 @@ async def test_all_levels_dead_is_one_error_that_names_each_cause(site):
         assert time.monotonic() - begun < 20
         assert all(isinstance(result, AllLevelsFailed) for result in results)
         place.revive(1)
-        await until(lambda: manager._path.failover.levels.ready)
+        await until(lambda: manager._path.levels.ready)
         assert (await manager.sign_with_receipt(b"again")).level == "secondary"
 
 
@@ -295,7 +295,7 @@ async def test_what_one_key_may_have_signed_no_other_one_signs_unless_allowed(si
         hung = [asyncio.ensure_future(manager.sign(b"%d" % n, 1.0)) for n in range(2)]
         for error in await asyncio.gather(*hung, return_exceptions=True):
             assert isinstance(error, AllLevelsFailed), error
-        await until(lambda: manager._path.failover.levels.active == 1)
+        await until(lambda: manager._path.levels.active == 1)
         with pytest.raises(AllLevelsFailed, match="allow_other_key"):
             await manager.sign(b"1", 1.0)
         receipt = await manager.sign_with_receipt(b"1", 5.0, allow_other_key=True)
@@ -324,7 +324,7 @@ async def test_members_that_all_fail_to_start_at_once_are_started_in_turn(site, 
     monkeypatch.setattr(Endpoint, "start", starting)
     async with opened(place.config()) as manager:
         assert ended[2:] == [place.name(0), place.name(1)]
-        assert {one.condition for one in manager._path.failover.endpoints} == {"ready"}
+        assert {one.condition for one in manager._path.endpoints} == {"ready"}
         assert await manager.sign(b"m", 5.0)
 
 
@@ -391,7 +391,7 @@ async def test_requests_of_a_dead_host_process_move_to_others_at_once(site):
     config["sequencer"]["keyManager"]["config"]["isolation"] = "process"
     async with opened(config) as manager:
         moves = heard(manager)
-        endpoint = manager._path.failover.endpoints[0]
+        endpoint = manager._path.endpoints[0]
         async with Load(manager) as load:
             restarts = endpoint.member.supervisor.restarts
             send_signal(endpoint.member.engine.host_pid, signal.SIGKILL)
@@ -432,7 +432,7 @@ async def test_literal_mode_gives_each_level_its_retries_at_its_interval(site):
         assert (await manager.sign_with_receipt(b"who now?", 30.0)).level == "secondary"
         assert time.monotonic() - begun < 1.2, "the level that failed is not tried again"
         place.revive(0)
-        await until(lambda: manager._path.failover.levels.active == 0)
+        await until(lambda: manager._path.levels.active == 0)
 
 
 @one_loop
@@ -446,7 +446,7 @@ async def test_hedged_requests_do_not_wait_for_a_straggler(site):
         receipt = await manager.sign_with_receipt(b"straggler", 30.0)
         assert time.monotonic() - begun < 5.0
         assert receipt.member == place.name(1)
-        assert manager._path.failover.router.hedges >= 1
+        assert manager._path.router.hedges >= 1
         assert is_good("ed25519", receipt.public_key, b"straggler", receipt.signature)
 
 

@@ -116,7 +116,7 @@ async def test_a_drained_member_signs_nothing_more_while_the_store_takes_its_tim
     """The order was obeyed, and requests went to the member until the next reads of the store had ended."""
     config = place.config(failover={"emergencyModeEnabled": True})
     async with opened(config) as manager:
-        failover = manager._path.failover
+        failover = manager._path
         assert (await manager.sign_with_receipt(b"a")).level == "primary"
         answers = asyncio.Event()
         status = failover.budget.status
@@ -153,28 +153,28 @@ async def test_a_running_key_manager_follows(place, tmp_path):
     async with opened(config) as manager:
         assert (await manager.sign_with_receipt(b"a")).level == "primary"
         await ask("failover", "drain", place.name(0), "--reason", "firmware")
-        await until(lambda: manager._path.failover.levels.active == 1)
+        await until(lambda: manager._path.levels.active == 1)
         assert (await manager.sign_with_receipt(b"b")).level == "secondary"
         found = {}
         while not found or found["active"] != "secondary":
             [found] = (await ask("failover", "status"))["running"]
         assert [m["condition"] for m in found["members"]] == ["drained", "ready"]
         await ask("failover", "drain", place.name(0), "--undo")
-        await until(lambda: manager._path.failover.levels.active == 0)
+        await until(lambda: manager._path.levels.active == 0)
         await ask("failover", "force", "secondary", "--reason", "game day")
-        await until(lambda: manager._path.failover.levels.active == 1)
+        await until(lambda: manager._path.levels.active == 1)
         kinds = [event["kind"] for event in await ask("failover", "history")]
         assert kinds == ["member-drained", "failover", "member-resumed", "failback", "level-forced", "failover"]
         await ask("failover", "force", "none")
-        endpoint = manager._path.failover.endpoints[0]
-        manager._path.failover.levels.failed(endpoint, "auth", "the login was refused", 1)
-        manager._path.failover.router.settle()
+        endpoint = manager._path.endpoints[0]
+        manager._path.levels.failed(endpoint, "auth", "the login was refused", 1)
+        manager._path.router.settle()
         assert (await manager.sign_with_receipt(b"c")).level == "secondary"
         first = endpoint.member
         await ask("failover", "readmit", place.name(0), "--reason", "the PIN is right again")
         await until(lambda: endpoint.trusted)
         assert endpoint.member is not first, "it has logged in again"
-        await until(lambda: manager._path.failover.levels.active == 0)
+        await until(lambda: manager._path.levels.active == 0)
         [order] = await ask("failover", "history", "--kind", "member-readmitted")
         assert order["details"]["why"] == "the PIN is right again"
         await ask("emergency", "reset", "--reason", "drill")

@@ -63,7 +63,7 @@ async def test_a_suspicion_does_not_begin_the_emergency(tmp_path, fresh_token, l
         place.members[0].clear()
         place.members[0].release()
         signed = [await each for each in asked]
-        status = await manager._path.failover.budget.status()
+        status = await manager._path.budget.status()
     assert [kind for kind, _ in seen] == ["member-down"]
     assert len({good, *signed}) == 5
     assert (status.episode, status.reserved) == (None, 0)
@@ -105,7 +105,7 @@ async def test_a_host_that_waits_for_a_processor_does_not_hang(fresh_token, tmp_
     async with opened(config) as manager:
         seen = went(manager)
         assert is_good("ed25519", token.keys["ed25519"].public_key, b"before", await manager.sign(b"before"))
-        engine = manager._path.failover.levels.members[0].member.engine
+        engine = manager._path.levels.members[0].member.engine
         await until(lambda: engine.stats()["busy"] == 0)
         host = engine.host_pid
         assert send_signal(host, signal.SIGSTOP)

@@ -94,7 +94,7 @@ def key_of(place: Site, number: int) -> bytes:
 
 async def fail_over(manager: hsmcore.KeyManager) -> None:
     """Have the secondary level sign, and the primary members nothing."""
-    service = manager._path.failover
+    service = manager._path
     for endpoint in service.endpoints:
         if endpoint.level_name == "primary":
             await service.health._desired.set(f"drain:{endpoint.name}", "yes", "a test")
@@ -104,7 +104,7 @@ async def fail_over(manager: hsmcore.KeyManager) -> None:
 
 async def fail_back(manager: hsmcore.KeyManager) -> None:
     """Have the primary level sign again."""
-    service = manager._path.failover
+    service = manager._path
     for endpoint in service.endpoints:
         await service.health._desired.set(f"drain:{endpoint.name}", None, "a test")
     await service.health._follow()
@@ -157,7 +157,7 @@ async def test_a_request_abandoned_while_being_signed_is_bound(site):
         await asyncio.gather(*asked)
         place.members[0].clear()
         place.members[0].release()
-        await until(lambda: not manager._path.failover.endpoints[0].engine.in_flight)
+        await until(lambda: not manager._path.endpoints[0].engine.in_flight)
         await fail_over(manager)
         assert await signers(manager, every) == dict.fromkeys(every, None)
         assert (await manager.sign_with_receipt(b"another", 5)).public_key == key_of(place, 1)
@@ -175,7 +175,7 @@ async def test_a_request_abandoned_between_two_attempts_is_bound(site):
         # A signature that does not verify may be one all the same, and its member is waited for: no other may sign it.
         place.members[0].fault("C_Sign", "wrong-signature", every=1)
         asked = start(manager.sign(b"m", 20))
-        await until(lambda: bool(manager._path.failover.router._waiters))
+        await until(lambda: bool(manager._path.router._waiters))
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
         await fail_over(manager)
@@ -189,7 +189,7 @@ async def test_an_abandoned_batch_is_bound_wherever_its_parts_were(site):
         place.members[1].fault("C_Sign", "hang", forever=True, every=1)
         messages = [b"message %d" % n for n in range(32)]
         asked = start(manager.sign_many(messages, 20))
-        done = manager._path.failover.endpoints[0].signing
+        done = manager._path.endpoints[0].signing
         await until(lambda: done.stats()["signatures"] == 16 and place.members[1].stats()["hung"] == 2)
         await asyncio.sleep(0)  # until the half that is done has been taken
         asked.cancel()
@@ -222,11 +222,11 @@ async def test_an_abandoned_part_of_a_batch_is_bound(site):
     """One member refuses its part, and the caller gets that error at once."""
     place = site(SAME, SAME, OTHER)
     async with opened(place.config(primary=2, failover=LEVELS)) as manager:
-        manager._path.failover.endpoints[1].signing.retire_key(0)
+        manager._path.endpoints[1].signing.retire_key(0)
         messages = [b"message %d" % n + b" and a long one" * (n == 0) for n in range(32)]
         with pytest.raises(hsmcore.KeyDeactivated):
             await manager.sign_many(messages, 20)
-        engine = manager._path.failover.endpoints[0].signing
+        engine = manager._path.endpoints[0].signing
         await until(lambda: engine.in_flight == 0)
         begun = engine.stats()["cancelled"] < 16
         await fail_over(manager)
@@ -249,20 +249,20 @@ async def test_what_is_signed_one_by_one_and_thrown_away_is_bound(site):
         place.members[0].release()
         place.kill(0)
         await manager.sign(b"who?", 5)
-        assert manager._path.failover.levels.active == 1
+        assert manager._path.levels.active == 1
         before = signatures_of(manager, 1)  # with the probes that it had on standby
         with pytest.raises(AllLevelsFailed):
             await manager.sign_many([b"x", b"y", b"bound"], 0.5)
         assert signatures_of(manager, 1) == before + 2
         place.revive(0)
-        await until(lambda: manager._path.failover.levels.active == 0)
+        await until(lambda: manager._path.levels.active == 0)
         other, first = key_of(place, 1), key_of(place, 0)
         assert await signers(manager, [b"x", b"y", b"bound"]) == {b"x": other, b"y": other, b"bound": first}
 
 
 def signatures_of(manager: hsmcore.KeyManager, number: int) -> int:
     """Signatures that a member has made."""
-    count: int = manager._path.failover.endpoints[number].signing.stats()["signatures"]
+    count: int = manager._path.endpoints[number].signing.stats()["signatures"]
     return count
 
 
@@ -330,7 +330,7 @@ async def test_what_was_signed_and_could_not_be_recorded_no_other_key_signs(site
     path = place.folder / "audit.log"
     async with opened(place.config(failover=LEVELS, auditLogFile=str(path))) as manager:
         # SoftHSM may fail to start one member while another one starts; a probe brings it back.
-        await until(lambda: manager._path.failover.levels.active == 0)
+        await until(lambda: manager._path.levels.active == 0)
         await manager.sign(b"before")
         messages = [b"message %d" % n for n in range(BATCH if way == "sign_many" else 1)]
         with files_at_most(path.stat().st_size + 10), pytest.raises(hsmcore.AuditUnavailable):
@@ -358,7 +358,7 @@ async def test_with_a_bound_message_about_batches_still_cross_in_one_piece(site)
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
         place.members[0].release()
-        router = manager._path.failover.router
+        router = manager._path.router
         assert router.any_bound_elsewhere([b"bound"], b"another key")
         with pytest.raises(hsmcore.InvalidMessage):
             await manager.sign_with_receipt("text")
@@ -385,7 +385,7 @@ async def test_requests_that_only_queued_are_not_bound_where_that_is_known(kms, 
             task.cancel()
         await asyncio.gather(begun, *in_line, return_exceptions=True)
         kms.release()
-        service = manager._path.failover
+        service = manager._path
         await service.health._desired.set("force", "secondary", "a test")
         await service.health._follow()
         found = await signers(manager, [b"begun", b"in line", b"a", b"b"])
@@ -407,7 +407,7 @@ async def test_a_signature_that_kms_may_have_made_binds_its_message(kms, tmp_pat
         assert not kms.faults.queue
         assert receipt.public_key == first.raw_public
         assert is_good("ed25519", receipt.public_key, b"m", receipt.signature)
-        refused = manager._path.failover.endpoints[0]
+        refused = manager._path.endpoints[0]
         assert "down" in refused.breakers, "its breaker saw the failure"
 
 
@@ -442,7 +442,7 @@ async def test_a_request_whose_member_was_closed_in_the_middle_is_bound(kms, tmp
     block = {**QUICK, **PATIENT, "secondary": [kms_config(kms, second)["keyManager"]]}
     rules = {"failover": block, "stateFile": str(tmp_path / "state.db"), "maxCacheSize": 0}
     async with opened(kms_config(kms, first, **rules)) as manager:
-        levels, endpoint = manager._path.failover.levels, manager._path.failover.endpoints[0]
+        levels, endpoint = manager._path.levels, manager._path.endpoints[0]
         kms.hold()
         asked = start(manager.sign_with_receipt(b"m", 20))
         await until(lambda: endpoint.engine.in_flight > 0)
@@ -458,7 +458,7 @@ async def test_a_caller_that_leaves_in_the_turn_of_its_answer_is_bound(kind, sit
     """The task is cancelled after its answer came and before it ran: the engine has forgotten the request."""
     place = site(SAME, OTHER)
     async with opened(place.config(failover=LEVELS)) as manager:
-        path, router = manager._path, manager._path.failover.router
+        path, router = manager._path, manager._path.router
         if kind == "error":
             place.members[0].fault("C_Sign", "hang", forever=True, every=1)
         if kind == "receipt":
@@ -482,7 +482,7 @@ async def test_a_caller_that_leaves_in_the_turn_before_its_answer_is_bound(way, 
     """The task is cancelled, then its answer comes, then it runs: the future has taken no answer."""
     place = site(SAME, OTHER)
     async with opened(place.config(failover=LEVELS)) as manager:
-        router, engine = manager._path.failover.router, manager._path.endpoints[0].member.engine
+        router, engine = manager._path.router, manager._path.endpoints[0].member.engine
         place.members[0].fault("C_Sign", "hang", forever=True, every=1)
         asked = start(WAYS[way](manager, [b"m"]))
         await until(lambda: place.members[0].stats()["hung"] == 1)

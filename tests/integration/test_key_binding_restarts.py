@@ -41,7 +41,7 @@ def configured(place: Site, **rules: Any) -> dict[str, Any]:
 
 
 async def secondary_signs(manager: hsmcore.KeyManager) -> None:
-    service = manager._path.failover
+    service = manager._path
     await service.health._desired.set(f"drain:{service.endpoints[0].name}", "yes", "a test")
     await service.health._follow()
     assert service.levels.active == 1
@@ -88,7 +88,7 @@ async def test_it_is_dropped_when_its_time_is_over(place, monkeypatch):
     monkeypatch.setattr(bindings, "BINDING_NS", 1)
     async with opened(configured(place)) as manager:
         await abandon(place, manager, b"m")
-        await until(lambda: not manager._path.failover.router.any_bound_elsewhere([b"m"], None))
+        await until(lambda: not manager._path.router.any_bound_elsewhere([b"m"], None))
     async with opened(configured(place)) as manager:
         await secondary_signs(manager)
         assert (await manager.sign_with_receipt(b"m", 5)).level == "secondary"
@@ -138,7 +138,7 @@ async def test_a_writer_of_the_store_can_delay_and_no_more(place):
     with closing(sqlite3.connect(place.folder / "state.db")) as connection, connection:
         connection.executemany("INSERT INTO key_binding VALUES (?, ?, ?)", forged)
     async with opened(configured(place)) as manager:
-        found = manager._path.failover.bindings._keys
+        found = manager._path.bindings._keys
         assert list(found) == [hashlib.sha256(b"m").digest()]
         assert all(until_ns <= time.monotonic_ns() + BINDING_NS for _, until_ns in found.values())
         with pytest.raises(AllLevelsFailed):
@@ -157,7 +157,7 @@ def test_what_a_killed_process_has_signed_no_other_key_signs(place, run):
     async def after() -> None:
         async with opened(config) as manager:
             records = [r async for r in manager.audit.query(match={"operation": "sign"}) if "signature" in r]
-            service = manager._path.failover
+            service = manager._path
             newest = records[-1]["time_ns"] - bindings.HANDING_OUT_NS
             signed = {bytes.fromhex(r["message_sha256"]) for r in records if r["time_ns"] >= newest}
             assert signed == service.bindings._keys.keys()
@@ -167,7 +167,7 @@ def test_what_a_killed_process_has_signed_no_other_key_signs(place, run):
             late = [m for m in answered if hashlib.sha256(m).digest() in signed]
             await assert_bound(manager, late[-50:])
         async with opened(config) as manager:  # it was closed: only what was taken over binds still
-            assert manager._path.failover.bindings._keys.keys() == signed
+            assert manager._path.bindings._keys.keys() == signed
 
     run(after())
 
@@ -178,7 +178,7 @@ async def test_what_a_closed_process_has_answered_binds_nothing(place):
     async with opened(config) as manager:
         await manager.sign(b"m")
     async with opened(config) as manager:
-        assert not manager._path.failover.bindings
+        assert not manager._path.bindings
         await secondary_signs(manager)
         assert (await manager.sign_with_receipt(b"m", 5)).level == "secondary"
 

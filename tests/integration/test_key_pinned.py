@@ -120,9 +120,9 @@ async def test_it_waits_while_nothing_signs(site):
     place = site(SAME, OTHER)
     async with opened(place.config(failover={**QUICK, **LEVELS})) as manager:
         one = id_of(manager, key_of(place, 0))
-        for endpoint in manager._path.failover.endpoints:
-            await manager._path.failover.health._desired.set(f"drain:{endpoint.name}", "yes", "a test")
-        await manager._path.failover.health._follow()
+        for endpoint in manager._path.endpoints:
+            await manager._path.health._desired.set(f"drain:{endpoint.name}", "yes", "a test")
+        await manager._path.health._follow()
         with pytest.raises(AllLevelsFailed) as failed:
             await manager.sign(b"message", 0.2, key_id=one)
         assert not isinstance(failed.value, hsmcore.KeyNotCurrent)

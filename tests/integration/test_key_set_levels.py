@@ -70,7 +70,7 @@ async def test_a_level_with_a_key_of_its_own_is_listed_before_it_signs_and_an_em
         found = first.verify(b"from the secondary level", made.signature, kind="raw")
         assert (found.state, found.public_key) == ("other", made.public_key)
         site.revive(0)
-        failover = manager._path.failover
+        failover = manager._path
         await until(lambda: failover.levels.active == 0)
         for _ in range(2):
             await failover.health._desired.set("force", "emergency", "a drill")

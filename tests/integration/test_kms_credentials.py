@@ -114,7 +114,7 @@ async def test_new_credentials_are_fetched_and_tried_as_soon_as_the_old_ones_are
         async with opened(two_levels(kms, elsewhere, tmp_path, **hour)) as manager:
             issue("ASIASECOND")
             kms.secrets = {"ASIASECOND": "temporary"}
-            primary = manager._path.failover.endpoints[0]
+            primary = manager._path.endpoints[0]
             assert (await manager.sign_with_receipt(b"x", 5)).level == "secondary"
             await until(lambda: primary.half_open)
             assert primary.member._client.credentials.access_key == "ASIASECOND"

@@ -59,7 +59,7 @@ async def test_it_signs_and_keeps_its_members(configured, tokens):
         receipt = await manager.sign_with_receipt(M)
         assert is_good("ed25519", tokens[0].keys["ed25519"].public_key, M, receipt.signature)
         assert (receipt.level, receipt.member) == ("primary", names[0])
-        assert [endpoint.name for endpoint in manager._path.failover.endpoints] == names
+        assert [endpoint.name for endpoint in manager._path.endpoints] == names
         assert manager.describe()["name"] == names[0]
     async with opened(configured(enabled=False)) as manager:  # pinned to the key that the ring has
         assert manager.public_key == tokens[0].keys["ed25519"].public_key

@@ -114,7 +114,7 @@ async def test_a_member_that_starts_and_cannot_load_the_current_key_is_started_a
         old, made = await manager.get_current_key_id(), await manager.generate_key()
         for key_id in (made, old):
             await manager.set_current_key_id(key_id)
-        service = manager._path.failover
+        service = manager._path
         endpoint = service.endpoints[1]
         asked = []
 
@@ -138,7 +138,7 @@ async def test_a_member_that_starts_and_cannot_load_the_current_key_is_started_a
 async def test_a_probe_that_meets_the_closing_calls_no_member_down(tmp_path, fresh_token):
     place = Site(tmp_path, fresh_token, SAME, SAME)
     async with opened(place.config()) as manager:
-        service = manager._path.failover
+        service = manager._path
         service.refuse()
         await service.health._probe(service.endpoints[1])
         service.endpoints[1].checked_at = 0  # a probe is due

@@ -284,14 +284,14 @@ async def test_too_much_for_the_primary_is_no_failure_of_it(tmp_path, fresh_toke
         assert moves == []
         spilt = manager.get_stats()[site.name(1)]["signatures"] - before
         assert spilt <= 0.05 * kinds[bytes], "the secondary level is for a primary that fails"
-        assert [member["condition"] for member in manager._path.failover.health.describe()["members"]] == ["ready"] * 2
+        assert [member["condition"] for member in manager._path.health.describe()["members"]] == ["ready"] * 2
 
 
 @one_loop
 async def test_what_is_too_much_for_one_member_goes_to_another_of_its_level(tmp_path, fresh_token):
     site = Site(tmp_path, fresh_token, SAME, SAME, SAME)
     async with opened(site.config(primary=2)) as manager:
-        levels: Levels = manager._path.failover.router.levels
+        levels: Levels = manager._path.router.levels
         levels.members[0].engine.set_down(True, "QUEUE_FULL")
         makers = {(await manager.sign_with_receipt(b"%d" % n)).member for n in range(40)}
         assert makers == {site.name(1)}
@@ -301,7 +301,7 @@ async def test_what_is_too_much_for_one_member_goes_to_another_of_its_level(tmp_
             with pytest.raises(hsmcore.QueueFull):
                 await manager.sign(b"y %d" % n)
         assert manager.get_stats()[site.name(2)]["signatures"] == 0
-        assert all(member["condition"] == "ready" for member in manager._path.failover.health.describe()["members"])
+        assert all(member["condition"] == "ready" for member in manager._path.health.describe()["members"])
         for member in levels.members[:2]:
             member.engine.set_down(False)
         assert len({(await manager.sign_with_receipt(b"z %d" % n)).level for n in range(40)}) == 1

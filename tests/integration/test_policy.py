@@ -255,7 +255,7 @@ async def test_every_key_of_the_domain_obeys(fresh_token, tmp_path):
         assert len({receipt.public_key for receipt in receipts}) == 3
         site.revive(0)
         site.revive(1)
-        await until(lambda: manager._path.failover.levels.active == 0)
+        await until(lambda: manager._path.levels.active == 0)
         for position in (1, 2, 3):
             with pytest.raises(DoubleSign):
                 await manager.sign(ordered(position, b"b"))

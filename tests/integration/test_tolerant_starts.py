@@ -143,7 +143,7 @@ async def test_a_restart_costs_the_member_that_is_spoilt_and_no_other(site, what
         assert await manager.sign(b"n")
         fault.mend(site, level)
         if getattr(fault, "readmitted", False):
-            failover = manager._path.failover
+            failover = manager._path
             [endpoint] = [one for one in failover.endpoints if one.level_name == level]
             await failover.health.readmit(endpoint, "it is mended")
         await until(lambda: all(member.condition == "ready" for member in manager.members()))

@@ -27,7 +27,7 @@ from hsmcore.handover.client import Account, ChainRefused
 from hsmcore.handover.solana import MintAuthority, NonceAuthority, ProgramAuthority, SolanaHandover
 from hsmcore.manager.keys import KeyOperations
 from hsmcore.manager.rotation.service import RotationService
-from hsmcore.members.base import Retired
+from hsmcore.members.base import TokensTold
 from hsmcore.members.control import Deactivation, KeyRecord
 from hsmcore.members.control.backup import ExportWrapped, ImportWrapped
 from hsmcore.members.control.keys import NewKeyId, Sweep
@@ -266,8 +266,7 @@ class Signing:
     def signing(self) -> list[KeyVersion]:
         return [self.version]
 
-    async def load_key(self, identity: bytes, known: KeyVersion | None = None) -> KeyVersion:
-        del known
+    async def load_key(self, identity: bytes) -> KeyVersion:
         self.world.tick("load")
         found = [(d, d.held[identity.hex()].record) for d in self.lasting() if identity.hex() in d.held]
         if not found:
@@ -290,18 +289,18 @@ class Signing:
     def use(self, version: KeyVersion) -> None:
         self.version = version
 
-    def retire(self, version: KeyVersion) -> None:
+    def retire_key(self, version: KeyVersion) -> None:
         self._retired.add(version.public_key)
 
-    forget = retire
+    forget = retire_key
 
-    async def deactivate(self, version: KeyVersion) -> Retired:
-        self.retire(version)
+    async def deactivate(self, version: KeyVersion) -> TokensTold:
+        self.retire_key(version)
         for device in self.lasting():
             if version.id in device.held:
                 await device.deactivate(version.id)
         untold = tuple(device.name for device in self._members if device.away)
-        return Retired(not untold, untold)
+        return TokensTold(not untold, untold)
 
 
 class Silent:

@@ -212,10 +212,6 @@ class Router:
             if verify(version.algorithm, version.public_key, message, result):
                 self.bind((message,), version.public_key)
 
-    def keep(self, message: bytes | Digest, public_key: bytes) -> None:
-        """As SigningPath."""
-        self.bind((message,), public_key)
-
     async def idle(self) -> None:
         """Wait for the requests that go on after a failure."""
         while self._resumed:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import replace
-from functools import partial
 from typing import Any, Self
 
 from hsmcore._native import Lease
@@ -17,7 +15,7 @@ from hsmcore.base.keyring import KeyRing, KeyVersion
 from hsmcore.base.log import get_logger
 from hsmcore.base.receipt import Receipt
 from hsmcore.config import Config, Failover
-from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyMismatch, KeyNotFound
+from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyNotFound
 from hsmcore.failover.batch import sign_many
 from hsmcore.failover.bindings import KeyBindings, StoredBindings
 from hsmcore.failover.breaker import kind_of
@@ -26,11 +24,13 @@ from hsmcore.failover.endpoint import Endpoint, require_ready, start_all
 from hsmcore.failover.health import HealthMonitor, Verify
 from hsmcore.failover.history import ALARMING, Event, History
 from hsmcore.failover.levels import EMERGENCY, Levels
+from hsmcore.failover.path import SigningPath
 from hsmcore.failover.plan import endpoints_and_levels
 from hsmcore.failover.router import Router
 from hsmcore.failover.started import Started
 from hsmcore.members import Member
-from hsmcore.members.base import SIGN_SECONDS, Retired, Submit, WithReceipt, refuse_closed
+from hsmcore.members.base import refuse_closed
+from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.state import Desired, Store
 
 _EMITTED = frozenset({"failover", "failback", "member-down", "member-up"})
@@ -38,11 +38,8 @@ MOST_UNWRITTEN = 1000
 """Events that are kept while the store cannot be written; older ones are in the log only."""
 
 
-class FailoverService:
-    """Levels, router, health monitor and state store of one key manager. Belongs to the event loop that opens it.
-
-    The key manager uses it as its SigningPath.
-    """
+class FailoverService(SigningPath):
+    """Levels, router, health monitor and state store of one key manager. Belongs to the event loop that opens it."""
 
     answers_recorded = False
 
@@ -60,7 +57,8 @@ class FailoverService:
         rules = config.key_manager
         failover = rules.active_failover or Failover()
         limits = failover.emergency_mode_restrictions
-        self._audit, self._events = audit, events
+        super().__init__(levels.members, audit)
+        self._events = events
         self._store, self._pinned = store, pinned
         self.history = History(store)
         self.budget = Emergency.of(config, store)
@@ -82,15 +80,7 @@ class FailoverService:
         self.health = HealthMonitor(
             self.router, verify, self._desired, rules.name, failover.emergency_mode_enabled, self._each_second
         )
-        self.members = self.health.members
-        # As SigningPath.
-        self.key_index = 0
-        self.submit: Submit = self.router.routes.submit
-        self.receipt: WithReceipt = self.router.routes.ask
-        self.abandon = self.router.abandon
-        self.keep = self.router.keep
-        self.submit_many = partial(sign_many, self.router)
-        self.check_operation = self.router.check_operation
+        self.submit, self.receipt = self.router.routes.submit, self.router.routes.ask
         self._unwritten: list[tuple[int, Event]] = []
         self._writing: asyncio.Task[None] | None = None
 
@@ -120,11 +110,6 @@ class FailoverService:
             await service.close()
             raise
         return service
-
-    @property
-    def endpoints(self) -> Sequence[Endpoint]:
-        """Every member, in the order of the levels."""
-        return self.levels.members
 
     async def _start(self) -> None:
         endpoints = [endpoint for endpoint in self.endpoints if endpoint.level_name != EMERGENCY]
@@ -177,19 +162,14 @@ class FailoverService:
 
     def begin(self, ring: KeyRing, check: Callable[[], object], lease: Lease | None = None) -> None:
         """As SigningPath.begin, and the same for each member that starts later."""
-        self._ring, self._lease = ring, lease
         self.router.check = check
         self.router.on_key = self._learn_key
-        for endpoint in self.running():
-            self._learn_key(endpoint)
-        ring.make_current(self.version.id)
+        super().begin(ring, check, lease)
 
-    def _learn_key(self, endpoint: Endpoint) -> None:
-        endpoint.signing.hand_out_under(self._lease)
-        if self._audit.enabled and endpoint.member is not None:
-            endpoint.member.record_in(self._audit)
-        endpoint.use(disambiguated(endpoint.key_version, list(self._ring), endpoint.name))
-        self._ring.add(endpoint.key_version)
+    def retire_key(self, version: KeyVersion) -> None:
+        """As SigningPath, also on members that start later."""
+        self.router.retired.add(version.public_key)
+        super().retire_key(version)
 
     def ask(
         self,
@@ -201,7 +181,7 @@ class FailoverService:
         any_key: bool = False,
         gather: bool = False,
     ) -> asyncio.Future[Receipt]:
-        """As SigningPath."""
+        """As Way."""
         router = self.router
         if router.closing:
             refuse_closed()
@@ -210,10 +190,32 @@ class FailoverService:
             return asyncio.ensure_future(router.ask(message, timeout, extra, only, any_key))
         return asyncio.ensure_future(router.routes.ask(message, timeout, 0, extra, gather, only))
 
-    @property
-    def failover(self) -> Self:
+    def submit_many(
+        self,
+        messages: Sequence[Any],
+        timeout: float | None,
+        return_exceptions: bool,
+        extra: bytes | None,
+        only: bytes | None = None,
+    ) -> Awaitable[list[Any]]:
+        """As Way."""
+        return sign_many(self.router, messages, timeout, return_exceptions, extra, only)
+
+    def abandon(self, asked: Any, message: Any) -> None:
+        """As Way: no other key may sign the message, unless nobody has begun with it."""
+        self.router.abandon(asked, message)
+
+    def keep(self, message: Any, public_key: bytes) -> None:
+        """As Way."""
+        self.router.bind((message,), public_key)
+
+    def check_operation(self, operation: str) -> None:
         """As SigningPath."""
-        return self
+        self.router.check_operation(operation)
+
+    def members(self) -> tuple[MemberSnapshot, ...]:
+        """As SigningPath."""
+        return self.health.members()
 
     @property
     def version(self) -> KeyVersion:
@@ -225,71 +227,15 @@ class FailoverService:
 
     @property
     def member(self) -> Member:
-        """The member for rare work on keys: the first one that signs now."""
-        for endpoint in (*self.levels.ready, *self.endpoints):
-            if endpoint.member is not None:
-                return endpoint.member
-        raise HsmError("no member has started", status="TOKEN_LOST")
-
-    def running(self) -> list[Endpoint]:
-        """The members that have started."""
-        return [endpoint for endpoint in self.endpoints if endpoint.member is not None]
-
-    def _lasting(self) -> list[tuple[Endpoint, Member]]:
-        """The running members of all levels but the emergency level."""
-        return [
-            (endpoint, endpoint.member)
-            for endpoint in self.endpoints
-            if endpoint.member is not None and endpoint.level_name != EMERGENCY
-        ]
-
-    def _loaded(self, version: KeyVersion) -> list[tuple[Endpoint, KeyVersion]]:
-        """The running members that have loaded a key, each with its own version of that key."""
-        return [
-            (endpoint, own)
-            for endpoint in self.running()
-            if (own := endpoint.versions.get(version.public_key)) is not None
-        ]
-
-    async def load_key(self, identity: bytes, _known: KeyVersion | None = None) -> KeyVersion:
-        """Load a key on every member that holds it. Raises KeyNotFound if no member does, KeyMismatch if the id means
-        different keys."""
-        found: list[KeyVersion] = []
-        missing = KeyNotFound(f"no member holds a key with id {identity.hex()}")
-        for endpoint, member in self._lasting():
-            if endpoint.member is not member:
-                continue  # it stopped while another member loaded the key
-            try:
-                version = await member.load_key(identity)
-            except KeyNotFound as error:
-                missing = error
-                continue
-            endpoint.knows(version)
-            found.append(version)
-        if not found:
-            raise missing
-        if len({version.public_key for version in found}) > 1:
-            raise KeyMismatch(f"key {identity.hex()} is not the same one on all members")
-        return found[0]
+        """As SigningPath: the first one that signs now."""
+        return next((one.member for one in self.levels.ready if one.member is not None), None) or super().member
 
     def use(self, version: KeyVersion) -> None:
         """Sign with this key from now on, where a member holds it."""
         self.router.use(version)
-        for endpoint, own in self._loaded(version):
-            endpoint.use(own)
-        for endpoint in self.running():
-            endpoint.signing.clear_cache()
+        super().use(version)
         self.levels.use_key(version.public_key, time.monotonic_ns())
         self.router.settle()
-
-    def lasting(self) -> list[Member]:
-        """As ManagerPort.members."""
-        return [member for _, member in self._lasting()]
-
-    def holders(self, public_key: bytes | None = None) -> list[Member]:
-        """As ManagerPort.holders, but empty if there is none."""
-        key = public_key or (self.router.current or self.version).public_key
-        return [member for endpoint, member in self._lasting() if key in endpoint.versions]
 
     def signing(self) -> list[KeyVersion]:
         """As ManagerPort.signing."""
@@ -297,47 +243,10 @@ class FailoverService:
         others = [one.version for one in self.running() if one.version is not None and levels[one.level].other_keys]
         return [self.router.current or self.version, *others]
 
-    async def sign_as(self, version: KeyVersion, message: bytes) -> bytes:
-        """Sign with a key that need not be the current one, on the first member that has loaded it."""
-        for endpoint, own in self._loaded(version):
-            if endpoint.level_name != EMERGENCY:
-                signed = endpoint.signing.submit(message, SIGN_SECONDS, own.index, own=True)
-                return signed if isinstance(signed, bytes) else await signed
-        raise KeyNotFound(f"no running member has loaded key {version.id}")
-
-    def forget(self, version: KeyVersion) -> None:
-        """Retire a key that never was current and was destroyed."""
-        for endpoint, own in self._loaded(version):
-            del endpoint.versions[version.public_key]
-            endpoint.signing.retire_key(own.index)
-
-    def retire(self, version: KeyVersion) -> None:
-        """Refuse every further signature with this key, also on members that start later."""
-        self.router.retired.add(version.public_key)
-        for endpoint, own in self._loaded(version):
-            endpoint.signing.retire_key(own.index)
-
-    async def deactivate(self, version: KeyVersion) -> Retired:
-        """Retire a key and deactivate it on every token that holds it, also where it is not loaded."""
-        self.retire(version)
-        enforced, untold = True, []
-        for endpoint in self.endpoints:
-            if endpoint.level_name == EMERGENCY:
-                continue
-            try:
-                enforced &= await endpoint.deactivate(version)
-            except HsmError as error:
-                untold.append(endpoint.name)
-                get_logger().error("the token was not told to refuse a key", member=endpoint.name, error=str(error))
-        return Retired(enforced and not untold, tuple(untold))
-
     def refuse(self) -> None:
         """As SigningPath; requests that wait for a member end with EngineClosed."""
-        self.submit = self.receipt = refuse_closed
+        super().refuse()
         self.router.closing = True
-        if not self._audit.needs_member:  # else a member signs the last checkpoint; `stop` refuses then
-            for endpoint in self.running():
-                endpoint.signing.refuse()
         self.router.wake()
 
     async def idle(self) -> None:
@@ -434,9 +343,3 @@ class FailoverService:
 async def _idle(endpoint: Endpoint) -> None:
     if endpoint.member is not None:
         await endpoint.member.engine.idle()
-
-
-def disambiguated(version: KeyVersion, others: Sequence[KeyVersion], member: str) -> KeyVersion:
-    """The version with an id of its own, if another member has another key with the same id."""
-    same_id = any(other.id == version.id and other.public_key != version.public_key for other in others)
-    return replace(version, id=f"{version.id}@{member}") if same_id else version

@@ -14,9 +14,9 @@ from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
 from hsmcore.config import Config
+from hsmcore.failover.path import SigningPath
 from hsmcore.handover.base import ADD_SETTLED, Handover, can_be_asked, require_whole
 from hsmcore.manager.notices import NoticeService
-from hsmcore.manager.path import SigningPath
 from hsmcore.manager.rotation.context import ManagerPort
 from hsmcore.manager.rotation.service import RotationService
 from hsmcore.recovery.marks import Marks

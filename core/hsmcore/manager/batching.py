@@ -10,19 +10,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from contextvars import Context
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from hsmcore._native import BatchedSignature, Leaves, timeout_ns
 from hsmcore.audit.leaves import LeafFiles
 from hsmcore.audit.record import current_caller
 from hsmcore.audit.record import extra as audit_extra
-from hsmcore.base.receipt import Receipt
 from hsmcore.config import Batching, KeyManagerConfig
 from hsmcore.config.policy import BATCH_ROOT
 from hsmcore.errors import (
@@ -37,16 +36,14 @@ from hsmcore.errors import (
 )
 from hsmcore.manager.describe import BatchFigures
 from hsmcore.manager.lifecycle import a_turn
-from hsmcore.manager.path import SigningPath
-from hsmcore.manager.policy import Guard
+from hsmcore.manager.path import OwnTexts
 from hsmcore.manager.policy.watermark import NotNext, PayloadPlace
-from hsmcore.manager.recording import AuditNotes
 from hsmcore.state.positions import MOST_POSITION
 from hsmcore.tlog import batch_proof
 from hsmcore.tlog.note import signed
 
 if TYPE_CHECKING:
-    from hsmcore.fleet.membership import Membership
+    pass
 
 T = TypeVar("T")
 _WAITING: Final = 4
@@ -55,8 +52,6 @@ _SLICE: Final = 1024
 """Callers that are answered before the event loop has its turn."""
 _CALLERS: Final = 64
 """Callers that the record of a root names: those with the most messages."""
-Answer = Callable[..., Awaitable[Receipt]]
-"""KeyManager._answer."""
 
 
 class Batches:
@@ -65,16 +60,11 @@ class Batches:
     def __init__(
         self,
         rules: KeyManagerConfig,
-        guard: Guard,
-        check: Callable[[], None],
-        path: Callable[[], SigningPath],
-        answer: Answer,
-        record: AuditNotes,
-        fleet: Membership | None,
+        parts: OwnTexts,
     ) -> None:
         self._rules = rules.batching or Batching()
-        self._guard, self._check, self._path, self._answer = guard, check, path, answer
-        self._record, self._fleet = record, fleet
+        self._guard, self._check, self._have = parts.guard, parts.check, parts.sign
+        self._record, self._fleet = parts.record, parts.fleet
         self._most = self._rules.max_leaves
         self._most_bytes, self._timeout = rules.max_message_bytes, rules.request_timeout_ms * 1_000_000
         self._kept = None if self._rules.keep_leaves is None else LeafFiles(Path(self._rules.keep_leaves))
@@ -90,13 +80,10 @@ class Batches:
         """Where the next batch begins, as far as this process knows."""
 
     @classmethod
-    def of(cls, rules: KeyManagerConfig, guard: Guard | None, check: Callable[[], None], *parts: Any) -> AnyBatches:
-        """Return what signs batches, if the policy lists their roots. Raises AlgorithmUnsupported."""
-        if guard is None or not guard.batches:
-            return NoBatches(check)
-        made = cls(rules, guard, check, *parts)
-        _require_ed25519(made._path().version.public_key)
-        return made
+    def of(cls, rules: KeyManagerConfig, parts: OwnTexts) -> Self:
+        """Return what signs batches. Raises AlgorithmUnsupported."""
+        _require_ed25519(parts.path.version.public_key)
+        return cls(rules, parts)
 
     async def sign(self, message: Any, timeout: float | None, kind: str | None) -> BatchedSignature:
         """As KeyManager.sign_batched."""
@@ -300,13 +287,9 @@ class Batches:
 
     async def _have_signed(self, leaves: Leaves) -> None:
         text, place, left = await self._bound(leaves)
-
-        async def submit(_extra: bytes | None, _admitted: object) -> Awaitable[Receipt]:
-            more = {"first": place.first, "count": leaves.count, **_who_asked(leaves)}
-            extra = audit_extra(**self._guard.shown(BATCH_ROOT, place), **more) if self._record.enabled else None
-            return self._path().ask(text, left, extra)
-
-        receipt = await self._answer("sign", text, submit)
+        more = {"first": place.first, "count": leaves.count, **_who_asked(leaves)}
+        extra = audit_extra(**self._guard.shown(BATCH_ROOT, place), **more) if self._record.enabled else None
+        receipt = await self._have(text, left, extra, None)
         try:
             _require_ed25519(receipt.public_key)
             note = signed(text, batch_proof.signer(text, receipt.public_key), receipt.signature)

@@ -12,8 +12,9 @@ from hsmcore.audit import AuditLog
 from hsmcore.base.keyring import KeyRing, KeyVersion
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
+from hsmcore.failover.path import SigningPath
+from hsmcore.failover.service import FailoverService
 from hsmcore.manager.lifecycle import State
-from hsmcore.manager.path import SigningPath
 from hsmcore.manager.policy import Guard
 from hsmcore.manager.rotation.service import RotationService
 from hsmcore.members import cache_summary
@@ -48,6 +49,11 @@ class Snapshot(NamedTuple):
         return self.life == "open"
 
     @property
+    def levels(self) -> FailoverService | None:
+        """What only levels have: counters, budget, history; None: there is one member, or it is not open."""
+        return self.path if isinstance(self.path, FailoverService) else None
+
+    @property
     def key(self) -> KeyVersion | None:
         """The key that signs, if there is one."""
         try:
@@ -75,12 +81,12 @@ class Snapshot(NamedTuple):
         }
         if not self.open:
             return shown
-        key, failover, members = self.key, self.path.failover, self.path.members()
+        key, levels, members = self.key, self.levels, self.path.members()
         shown["keys"] = [_key(version) for version in self.ring]
         shown["currentKey"] = None if key is None else key.id
-        if failover is not None:
-            names = [level.name for level in failover.levels.levels]
-            shown["failover"] = {**failover.health.describe_levels(), "levels": names}
+        if levels is not None:
+            names = [level.name for level in levels.levels.levels]
+            shown["failover"] = {**levels.health.describe_levels(), "levels": names}
         shown["members"] = [member.to_json() for member in members]
         engines = {member.name: member.member.engine for member in members if member.member is not None}
         shown["stats"] = {name: engine.stats() for name, engine in engines.items()}

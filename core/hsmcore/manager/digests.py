@@ -10,7 +10,7 @@ from hsmcore.base.keyring import KeyRing
 from hsmcore.base.receipt import DigestSignature, Receipt
 from hsmcore.config.policy import PREHASHED
 from hsmcore.errors import AlgorithmUnsupported, InvalidMessage, PolicyRefused
-from hsmcore.manager.path import SigningPath
+from hsmcore.failover.path import SigningPath, Way
 from hsmcore.manager.policy import Guard
 from hsmcore.manager.verification import VerifierPool
 
@@ -25,6 +25,7 @@ def shown(digest: object) -> object:
 
 async def submit(
     path: SigningPath,
+    way: Way,
     guard: Guard | None,
     digest: object,
     timeout: float | None,
@@ -40,18 +41,16 @@ async def submit(
         raise AlgorithmUnsupported("an Ed25519 key signs no digest: it hashes the message by itself", hint=hint)
     whole = digest if isinstance(digest, Digest) else Digest(digest)
     extra = (extra or b"") + b',"kind":"%s"' % PREHASHED.encode()
-    return path.ask(whole, timeout, extra)
+    return way.ask(whole, timeout, extra)
 
 
-async def finish(
-    path: SigningPath, verifiers: VerifierPool, ring: KeyRing, digest: Digest, receipt: Receipt
-) -> DigestSignature:
+async def finish(way: Way, verifiers: VerifierPool, ring: KeyRing, digest: Digest, receipt: Receipt) -> DigestSignature:
     """Add the recovery id, off the event loop: it takes as long as a verification. Raises SignatureInvalid."""
     try:
         if ring.get(receipt.key_id).algorithm != "ecdsa-secp256k1":
             return DigestSignature(receipt.signature, None)
         found = await verifiers.recovery_id(receipt.public_key, digest, receipt.signature)
     except BaseException:
-        path.keep(digest, receipt.public_key)
+        way.keep(digest, receipt.public_key)
         raise
     return DigestSignature(receipt.signature, found)

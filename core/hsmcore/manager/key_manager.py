@@ -16,6 +16,7 @@ from hsmcore.base.keyring import KeyVersion, address_of
 from hsmcore.base.receipt import DigestSignature, Receipt
 from hsmcore.config import Config, KeyManagerConfig, PayloadFormat
 from hsmcore.errors import EngineClosed, HsmError, LoginError
+from hsmcore.failover.path import SigningPath, Way
 from hsmcore.handover.base import Handover
 from hsmcore.manager import batching, digests
 from hsmcore.manager.background import BackgroundServices
@@ -24,7 +25,7 @@ from hsmcore.manager.describe import Snapshot
 from hsmcore.manager.keys import KeyOperations
 from hsmcore.manager.lifecycle import Lifecycle, a_turn, ended, refuse_again, refused
 from hsmcore.manager.membership import confirmed, join, telling
-from hsmcore.manager.path import UNOPENED, SigningPath, open_path, running, signers
+from hsmcore.manager.path import UNOPENED, OwnTexts, open_path, running, signers
 from hsmcore.manager.policy import Guard
 from hsmcore.manager.policy.guard import refuse_claims, submit_batch
 from hsmcore.manager.recording import AuditNotes, say_where
@@ -74,14 +75,14 @@ class KeyManager(BatchedSigning):
         self._batches: batching.AnyBatches = batching.NoBatches(self._life.check)
         self.fleet: Membership | None = None
         """This host in its fleet, while the key manager is open; None: there is no fleet."""
-        self._sign_on(UNOPENED)
+        self._sign_on(UNOPENED, UNOPENED)
 
     def __repr__(self) -> str:
         signs = f", {self._path.version.algorithm} key {self._path.version.id}" if self._life.state == "open" else ""
         return f"<KeyManager {self._rules.name}: {self._life.state}{signs}>"
 
-    def _sign_on(self, path: SigningPath) -> None:
-        self._path = path
+    def _sign_on(self, path: SigningPath, way: Way) -> None:
+        self._path, self._way = path, way
         self._keys = KeyOperations(path, self._background.rotation, self._rules, self.audit, self._events)
 
     async def initialize(self) -> None:
@@ -130,11 +131,15 @@ class KeyManager(BatchedSigning):
             fleet = self.fleet
             guard = self._guard = await Guard.open(self.config, self._formats, partial(signers, path), fleet)
             self._passes = None if guard is None else guard.passes  # before anything can be signed
-            self._sign_on(confirmed(path, fleet, self._rules, self._record))
+            self._sign_on(path, confirmed(path, fleet, self._rules, self._record))
             path.begin(self._keys.ring, self._life.check, None if fleet is None else fleet.lease)
-            parts, port = (lambda: self._path, self._answer, self._record, fleet), self._keys.port(self)
-            self._batches = batching.Batches.of(self._rules, guard, self._life.check, *parts)
-            await self._keys.open_sets(self.config, guard, port, self._life.check, *parts, rotates=self._rotates)
+            port = self._keys.port(self)
+            self._batches = batching.NoBatches(self._life.check)
+            if guard is not None:
+                texts = OwnTexts(guard, self._life.check, path, self._sign_own, self._record, fleet)
+                if guard.batches:
+                    self._batches = batching.Batches.of(self._rules, texts)
+                await self._keys.open_sets(self.config, port, texts, rotates=self._rotates)
             await self._background.begin(port, path.version, self._events)
             if fleet is not None:
                 await fleet.watch_over(self.audit)
@@ -142,7 +147,7 @@ class KeyManager(BatchedSigning):
         except BaseException:
             async with AsyncExitStack() as rest:
                 rest.push_async_callback(path.close)
-                rest.callback(self._sign_on, UNOPENED)
+                rest.callback(self._sign_on, UNOPENED, UNOPENED)
                 rest.push_async_callback(self._keys.close)
                 rest.push_async_callback(self._end_background)
                 rest.push_async_callback(ended, self._guard)
@@ -210,7 +215,7 @@ class KeyManager(BatchedSigning):
             receipt = await self._sign_otherwise(message, timeout, kind, position, allow_other_key, key_id)
             return cast("bytes", receipt) if _receipt else receipt.signature
         extra = audit_extra() if self._audited else None
-        path, submitted, admission = self._path, False, None
+        way, submitted, admission = self._way, False, None
         try:
             passes = self._passes
             if passes is not None:
@@ -221,19 +226,19 @@ class KeyManager(BatchedSigning):
             elif kind is not None or position is not None:
                 self._life.check()
                 refuse_claims(kind, position)
-            submit = path.receipt if _receipt else path.submit
-            signed = submit(message, timeout, path.key_index, extra)
+            submit = way.receipt if _receipt else way.submit
+            signed = submit(message, timeout, way.key_index, extra)
             if type(signed) is bytes:  # cheaper than isinstance where `signed` is an awaitable
                 return signed
             submitted = True
             try:
                 return await signed  # type: ignore[misc,no-any-return]  # the line above excludes bytes
             except asyncio.CancelledError:
-                path.abandon(signed, message)
+                way.abandon(signed, message)
                 raise
         except HsmError as error:
             # If nothing was attempted, the log may be sealed already.
-            if not path.answers_recorded if submitted else self._life.state == "open":
+            if not way.answers_recorded if submitted else self._life.state == "open":
                 self._record.failure("sign", message, error)
             await a_turn(error)
             raise
@@ -278,7 +283,7 @@ class KeyManager(BatchedSigning):
         batch = list(messages)
 
         async def submit(extra: bytes | None, admitted: ExitStack) -> Awaitable[list[Any]]:
-            send = partial(self._path.submit_many, only=self._keys.public_key_of(key_id))
+            send = partial(self._way.submit_many, only=self._keys.public_key_of(key_id))
             if self._guard is None:
                 refuse_claims(kind, None)
                 return send(batch, timeout, return_exceptions, extra)
@@ -318,7 +323,7 @@ class KeyManager(BatchedSigning):
                 admission = admitted.enter_context(self._guard.admitted(message, kind, position))
                 data, left = admission.message, await admission.begin(timeout)
                 extra = admission.extra() if self._audited else None
-            return self._path.ask(data, left, extra, self._keys.public_key_of(key_id), any_key=allow_other_key)
+            return self._way.ask(data, left, extra, self._keys.public_key_of(key_id), any_key=allow_other_key)
 
         return await self._answer("sign", message, submit)
 
@@ -333,18 +338,18 @@ class KeyManager(BatchedSigning):
                 refuse_claims(kind, position)
             elif not self._passes(message, kind, position):
                 return None
-            asked = self._path.ask(message, timeout, extra, only, gather=True)
+            asked = self._way.ask(message, timeout, extra, only, gather=True)
         except HsmError as error:
             if not isinstance(error, EngineClosed):  # then the log may be sealed already
                 self._record.failure("sign", message, error)
             raise
-        if self._audited and not self._path.answers_recorded:
+        if self._audited and not self._way.answers_recorded:
             asked.add_done_callback(partial(self._record.outcome, message))
         return asked
 
     def abandon(self, asked: asyncio.Future[Receipt], message: bytes) -> None:
         """No answer of `submit` is wanted any more. A message that may have been signed stays bound to its key."""
-        self._path.abandon(asked, message)
+        self._way.abandon(asked, message)
 
     async def sign_digest(self, digest: Message, timeout: float | None = None) -> DigestSignature:
         """Sign a digest of 32 bytes as it is, without hashing it, with an ECDSA key.
@@ -354,8 +359,9 @@ class KeyManager(BatchedSigning):
         AlgorithmUnsupported for an Ed25519 key, InvalidMessage, and the errors of `sign`.
         """
         asked: Any = digests.shown(digest)
-        receipt = await self._answer("sign", asked, partial(digests.submit, self._path, self._guard, asked, timeout))
-        return await digests.finish(self._path, self._verifiers, self._keys.ring, asked, receipt)
+        submit = partial(digests.submit, self._path, self._way, self._guard, asked, timeout)
+        receipt = await self._answer("sign", asked, submit)
+        return await digests.finish(self._way, self._verifiers, self._keys.ring, asked, receipt)
 
     async def _answer(
         self, operation: str, message: Any, submit: Callable[[bytes | None, ExitStack], Awaitable[Awaitable[T]]]
@@ -367,17 +373,25 @@ class KeyManager(BatchedSigning):
             recorded = False
             with ExitStack() as admitted:
                 answer = await submit(audit_extra() if self._audited else None, admitted)
-                recorded = self._path.answers_recorded
+                recorded = self._way.answers_recorded
                 try:
                     return await answer
                 except asyncio.CancelledError:
-                    self._path.abandon(answer, message)
+                    self._way.abandon(answer, message)
                     raise
         except HsmError as error:
             if not recorded:
                 self._record.failure(operation, message, error)
             await a_turn(error)
             raise
+
+    async def _sign_own(self, text: bytes, timeout: float, extra: bytes | None, only: bytes | None) -> Receipt:
+        """As OwnTexts.sign."""
+
+        async def submit(_extra: bytes | None, _admitted: ExitStack) -> Awaitable[Receipt]:
+            return self._way.ask(text, timeout, extra, only)
+
+        return await self._answer("sign", text, submit)
 
     async def verify(self, message: Message, signature: bytes, key_id: str | None = None) -> bool:
         """Whether `signature` is valid for `message` under the given key, or under any key of the ring. An ECDSA

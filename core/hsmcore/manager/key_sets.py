@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
@@ -19,17 +19,14 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger
-from hsmcore.base.receipt import Receipt
 from hsmcore.base.scope import Scope
 from hsmcore.config import Config
 from hsmcore.config.policy import KEY_SET
 from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, MessageTooLarge, NotInitialized
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.manager.evidence import collect
-from hsmcore.manager.path import SigningPath
-from hsmcore.manager.policy import Guard
+from hsmcore.manager.path import OwnTexts
 from hsmcore.manager.policy.watermark import NotNext, PayloadPlace
-from hsmcore.manager.recording import AuditNotes
 from hsmcore.manager.rotation.context import ManagerPort
 from hsmcore.manager.rotation.service import RotationService
 from hsmcore.members.base import SIGN_SECONDS
@@ -41,7 +38,7 @@ from hsmcore.tlog.key_set import KeyEntry, KeySet, KeyState, signer, text_of
 from hsmcore.tlog.note import NoteError, signature_line
 
 if TYPE_CHECKING:
-    from hsmcore.fleet.membership import Membership
+    pass
 
 ROLE: Final = "key-set"
 """The store's role: one process has sets signed, the others hand them out."""
@@ -60,8 +57,6 @@ _STATES: Final[Mapping[str, KeyState]] = {
     "destroyed": "retired",
 }
 """By the ring's."""
-Answer = Callable[..., Awaitable[Receipt]]
-"""KeyManager._answer."""
 
 
 class KeySets:
@@ -73,19 +68,15 @@ class KeySets:
         config: Config,
         rotates: bool,
         store: Store,
-        guard: Guard,
         rotation: RotationService,
         port: ManagerPort,
-        check: Callable[[], None],
-        path: Callable[[], SigningPath],
-        answer: Answer,
-        record: AuditNotes,
-        fleet: Membership | None,
+        parts: OwnTexts,
     ) -> None:
         rules = config.key_manager
         assert rules.policy is not None  # noqa: S101  # for the type checker: the guard is of it
-        self._guard, self._rotation, self._port, self._check, self._path = guard, rotation, port, check, path
-        self._answer, self._record, self._fleet, self._rotates = answer, record, fleet, rotates
+        self._rotation, self._port, self._rotates = rotation, port, rotates
+        self._guard, self._check, self._path, self._have = parts.guard, parts.check, parts.path, parts.sign
+        self._record, self._fleet = parts.record, parts.fleet
         self._domain, self._kinds = rules.policy.domain, tuple(rules.policy.kinds)
         self._providers = {provider.name: provider for _, provider in rules.members()}
         most = (provider.descriptor.note_bytes for provider in self._providers.values())
@@ -113,14 +104,14 @@ class KeySets:
 
     @classmethod
     async def open(
-        cls, config: Config, guard: Guard | None, rotation: RotationService | None, *parts: Any, rotates: bool
+        cls, config: Config, rotation: RotationService, port: ManagerPort, parts: OwnTexts, *, rotates: bool
     ) -> Self | None:
         """Open, and look from now on, if the policy lists the kind; None: it does not. Raises HsmError."""
         rules = config.key_manager
-        if guard is None or rules.policy is None or KEY_SET not in rules.policy.kinds or rotation is None:
+        if rules.policy is None or KEY_SET not in rules.policy.kinds:
             return None
         store = await Store.open(rules.state_place, config.state_secret)
-        made = cls(config, rotates, store, guard, rotation, *parts)
+        made = cls(config, rotates, store, rotation, port, parts)
         try:
             made._require_ed25519()
             await made._read()
@@ -132,7 +123,7 @@ class KeySets:
         return made
 
     def _require_ed25519(self) -> None:
-        if self._path().version.algorithm != "ed25519":
+        if self._path.version.algorithm != "ed25519":
             raise AlgorithmUnsupported("a set of keys is signed with Ed25519, and the key is of another algorithm")
 
     def wake(self) -> None:
@@ -243,7 +234,7 @@ class KeySets:
         [signs, *others] = self._port.signing()
         emergency = self._of_emergencies(others)
         current = any(entry.state == "current" and entry.public_key == signs.public_key for entry in found)
-        if not current or self._path().version.public_key != signs.public_key:
+        if not current or self._path.version.public_key != signs.public_key:
             return None
         listed = {entry.public_key for entry in found}
         beside: list[tuple[KeyVersion, KeyState]] = [(key, "other") for key in self._others.values()]
@@ -257,7 +248,7 @@ class KeySets:
     def _of_emergencies(self, others: Iterable[KeyVersion]) -> list[KeyEntry]:
         """The keys of the emergency level, those of emergencies that are over as retired. While one lasts, no other key
         can sign a set as a rule: so they are noted here, and listed as soon as the current key signs again."""
-        levels = {one.public_key: one.level for one in self._path().members()}
+        levels = {one.public_key: one.level for one in self._path.members()}
         now, running = int(time.time()), set()
         for entry in () if self.latest is None else self.latest.keys:
             if entry.version is None and entry.state in ("emergency", "retired"):
@@ -361,12 +352,8 @@ class KeySets:
     async def _have_signed(self, keys: tuple[KeyEntry, ...]) -> None:
         text, place, left = await self._bind(keys)
         [current] = (key.public_key for key in keys if key.state == "current")
-
-        async def submit(_extra: bytes | None, _admitted: object) -> Awaitable[Receipt]:
-            extra = audit_extra(**self._guard.shown(KEY_SET, place)) if self._record.enabled else None
-            return self._path().ask(text, left, extra, current)
-
-        receipt = await self._answer("sign", text, submit)
+        extra = audit_extra(**self._guard.shown(KEY_SET, place)) if self._record.enabled else None
+        receipt = await self._have(text, left, extra, current)
         note = text + b"\n" + signature_line(signer(self._domain, receipt.public_key), receipt.signature)
         for key in keys:
             if key.state in ("next", "overlap") and key.algorithm == "ed25519":

@@ -12,14 +12,14 @@ from hsmcore.base.events import Events
 from hsmcore.base.keyring import KeyRing, KeyVersion, successor_label
 from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.errors import BadArgument, HsmError, KeyMismatch, MemberDown
+from hsmcore.failover.path import SigningPath
 from hsmcore.manager.key_sets import KeySets
 from hsmcore.manager.lifecycle import ended
-from hsmcore.manager.path import SigningPath
-from hsmcore.manager.policy import Guard
+from hsmcore.manager.path import OwnTexts
 from hsmcore.manager.rotation.context import ManagerPort
 from hsmcore.manager.rotation.service import RotationService
 from hsmcore.members import Member
-from hsmcore.members.base import Retired
+from hsmcore.members.base import TokensTold
 from hsmcore.members.tokens import export_key
 from hsmcore.state import StoreBusy, StoredKey
 
@@ -58,7 +58,7 @@ class KeyOperations:
             signing=self._path.signing,
             load=self._load,
             sign=self._path.sign_as,
-            retire=self._retire,
+            deactivate=self._deactivate,
             forget=self._forget,
             learn=self._learn,
             switch=self._switch,
@@ -82,9 +82,10 @@ class KeyOperations:
         self._audit.record("set-current-key", result="ok", key_id=current.id, previous=previous, member=member.name)
         self._events.emit("key-changed", key_id=current.id, previous=previous)
 
-    async def open_sets(self, config: Config, guard: Guard | None, *parts: Any, rotates: bool) -> None:
+    async def open_sets(self, config: Config, port: ManagerPort, parts: OwnTexts, *, rotates: bool) -> None:
         """Begin to have sets of the keys signed, if the policy lists that."""
-        self._sets = await KeySets.open(config, guard, self._rotation, *parts, rotates=rotates)
+        if self._rotation is not None:
+            self._sets = await KeySets.open(config, self._rotation, port, parts, rotates=rotates)
 
     async def close(self) -> None:
         """End that. Idempotent."""
@@ -132,7 +133,7 @@ class KeyOperations:
             version = self.ring.get(key_id)
             if self._rotation is not None:
                 await self._rotation.keys.deactivate(version.public_key)
-            enforced = (await self._retire(version.id)).enforced
+            enforced = (await self._deactivate(version.id)).enforced
         self._audit.record("deactivate-key", result="ok", key_id=version.id, enforced=enforced, member=member.name)
         self._events.emit("key-deactivated", key_id=version.id, enforced=enforced)
 
@@ -167,14 +168,14 @@ class KeyOperations:
     async def _load(self, key_id: str) -> KeyVersion:
         """Load a key on every member that should hold it, and add it to the ring."""
         known = self.ring.get(key_id) if key_id in self.ring else None
-        version = await self._path.load_key(_bytes_of(key_id), known)
+        version = await self._path.load_key(_bytes_of(key_id))
         if known is not None and known.public_key != version.public_key:
             raise KeyMismatch(f"key {key_id} on the token is not the one that the key ring knows")
         if known is None or known.state == "active":
             self.ring.add(version)
         return version
 
-    async def _retire(self, key_id: str) -> Retired:
+    async def _deactivate(self, key_id: str) -> TokensTold:
         """The key need not be loaded in this process, and may be destroyed."""
         self._look_at_sets()
         return await self._path.deactivate(self.ring.deactivate(key_id))
@@ -195,7 +196,7 @@ class KeyOperations:
                 self.ring.add(KeyVersion(key.key_id, key.label, key.algorithm, key.public_key, -1))
             version = self.ring.get(key.key_id)
             if key.state in ("deactivated", "destroyed") and version.state == "active":
-                self._path.retire(self.ring.deactivate(key.key_id))
+                self._path.retire_key(self.ring.deactivate(key.key_id))
 
     def _switch(self, version: KeyVersion) -> None:
         previous = self._path.version.id

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from hsmcore.audit import AuditLog
 from hsmcore.base.events import Events
@@ -13,9 +13,8 @@ from hsmcore.base.log import get_logger
 from hsmcore.base.receipt import Receipt
 from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.errors import HsmError
-from hsmcore.manager.path import SigningPath
+from hsmcore.failover.path import SigningPath, Way
 from hsmcore.manager.recording import AuditNotes
-from hsmcore.members.base import Submit, WithReceipt
 
 if TYPE_CHECKING:
     from hsmcore.fleet.entry import Tell
@@ -50,38 +49,33 @@ def telling(audit: AuditLog, events: Events) -> Tell:
     return tell
 
 
-def confirmed(path: SigningPath, fleet: Membership | None, rules: KeyManagerConfig, record: AuditNotes) -> SigningPath:
-    """Return the path itself, or one whose answers wait for the database (`fleet.unordered`: "strict")."""
+def confirmed(path: SigningPath, fleet: Membership | None, rules: KeyManagerConfig, record: AuditNotes) -> Way:
+    """Return the path itself, or a way whose answers wait for the database (`fleet.unordered`: "strict")."""
     if fleet is None or not fleet.strict:
         return path
-    return cast("SigningPath", ConfirmedPath(path, fleet, rules.request_timeout_ms / 1e3, record))
+    return ConfirmedWay(path, fleet, rules.request_timeout_ms / 1e3, record)
 
 
-class ConfirmedPath:
-    """A path whose signatures are handed out once the database has said, after they were made, that the epoch is this
-    host's. A signature that is not confirmed in time stays unseen, and its message bound to its key. As SigningPath."""
+class ConfirmedWay(Way):
+    """The way of signatures that are handed out once the database has said, after they were made, that the epoch is
+    this host's. A signature that is not confirmed in time stays unseen, and its message bound to its key."""
+
+    key_index = 0
 
     def __init__(self, path: SigningPath, fleet: Membership, default_timeout: float, record: AuditNotes) -> None:
         self._path, self._fleet, self._default, self._record = path, fleet, default_timeout, record
+        self.submit, self.receipt = self._submit, self._receipt
+        self.answers_recorded = path.answers_recorded
         self._begun = 0
         """Signatures of `submit` that are being made, and are confirmed next."""
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._path, name)
-
-    @property
-    def submit(self) -> Submit:
-        def asked(message: object, timeout: float | None, _key: int, extra: bytes | None) -> Awaitable[bytes]:
-            return self._signature(message, timeout, extra)
-
-        return asked
-
-    @property
-    def receipt(self) -> WithReceipt:
-        return lambda message, timeout, _key, extra: self.ask(message, timeout, extra)
-
-    async def _signature(self, message: object, timeout: float | None, extra: bytes | None) -> bytes:
+    async def _submit(self, message: object, timeout: float | None, _key: int, extra: bytes | None) -> bytes:
         return (await self.ask(message, timeout, extra)).signature
+
+    def _receipt(
+        self, message: object, timeout: float | None, _key: int, extra: bytes | None
+    ) -> asyncio.Future[Receipt]:
+        return self.ask(message, timeout, extra)
 
     def ask(
         self,
@@ -114,10 +108,14 @@ class ConfirmedPath:
             raise
         return receipt
 
-    def abandon(self, asked: Any, _message: Any) -> None:
+    def abandon(self, asked: Any, message: Any) -> None:
         """`_signed` does it."""
+        del message
         if isinstance(asked, asyncio.Task):
             asked.cancel()
+
+    def keep(self, message: Any, public_key: bytes) -> None:
+        self._path.keep(message, public_key)
 
     async def submit_many(
         self,

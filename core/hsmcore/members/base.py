@@ -154,7 +154,7 @@ class NonExportable:
 
 
 @dataclass(frozen=True, slots=True)
-class Retired:
+class TokensTold:
     """What the tokens know of a key that signs no more."""
 
     enforced: bool

@@ -40,7 +40,7 @@ def read_background(reading: Reading, snapshot: Snapshot) -> None:
 
 
 def _read_emergency(reading: Reading, snapshot: Snapshot) -> None:
-    budget = None if snapshot.path.failover is None else snapshot.path.failover.budget.seen
+    budget = None if snapshot.levels is None else snapshot.levels.budget.seen
     if budget is None:
         return
     reading.add(names.EMERGENCY_LEFT, 0 if budget.expired else budget.left)

@@ -45,8 +45,7 @@ def read_manager(reading: Reading, snapshot: Snapshot, members: Sequence[MemberS
     for level in dict.fromkeys(member.level for member in members):
         signs = snapshot.open and any(member.signs for member in members if member.level == level)
         reading.add(names.LEVEL, int(signs), level)
-    failover = snapshot.path.failover
-    if failover is not None:
+    if (failover := snapshot.levels) is not None:
         reading.add(names.UNSIGNED, failover.router.unsigned)
         reading.add(names.HEDGES, failover.router.hedges)
         reading.add(names.EMERGENCY_ALLOWED, int(failover.levels.emergency_permitted))

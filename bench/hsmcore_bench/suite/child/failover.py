@@ -177,7 +177,7 @@ class Switching:
         """Bring the primary back as an operator does, without waiting for a back-off."""
         if self._job.kind != "failover-host":
             await self._restore()
-        service = self._manager.snapshot().path.failover
+        service = self._manager.snapshot().levels
         assert service is not None
         primary = service.endpoints[0]
         await service.health.readmit(primary, "mended")

@@ -52,7 +52,7 @@ class Versions:
     def _configured(self) -> bytes | None:
         """The public key of the first member, before another key is chosen; None while it has never run."""
         snapshot = self._manager.snapshot()
-        if snapshot.path.failover is None:
+        if snapshot.levels is None:
             return next(iter(snapshot.ring)).public_key
         return snapshot.path.members()[0].public_key
 

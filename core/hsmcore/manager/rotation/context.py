@@ -14,7 +14,7 @@ from hsmcore.errors import MemberDown
 from hsmcore.manager.rotation.schedule import Schedule
 from hsmcore.manager.rotation.store import Rotation, Rotations
 from hsmcore.members import Member
-from hsmcore.members.base import Retired
+from hsmcore.members.base import TokensTold
 from hsmcore.members.control import ControlPlane
 from hsmcore.state import Approvals, Keys, StoredKey
 
@@ -37,7 +37,7 @@ class ManagerPort:
     """Have the members find a key by its id and prove it by a signature."""
     sign: Callable[[KeyVersion, bytes], Awaitable[bytes]]
     """Sign with a key that need not be the current one."""
-    retire: Callable[[str], Awaitable[Retired]]
+    deactivate: Callable[[str], Awaitable[TokensTold]]
     """Never sign with a key again, and have the tokens refuse it."""
     forget: Callable[[str], None]
     """Remove a key that was never current from the ring."""

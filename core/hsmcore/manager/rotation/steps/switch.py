@@ -85,14 +85,14 @@ async def deactivate(ctx: Context) -> Done | Pending:
     waits = await _still_away(ctx, "deactivate")
     if waits is not None:
         return waits
-    retired = await ctx.port.retire(old.key_id)
-    untold = sorted(ctx.named(old) & set(retired.untold))
+    told = await ctx.port.deactivate(old.key_id)
+    untold = sorted(ctx.named(old) & set(told.untold))
     if untold:
         return await _wait_for(ctx, "deactivate", untold)
     days = ctx.rules.destroy_after_days
     since = old.deactivated_ns or ctx.wall()
     return Done(
-        {"keyId": old.key_id, "enforced": retired.enforced},
+        {"keyId": old.key_id, "enforced": told.enforced},
         wait_ns=0 if days is None or ctx.rotation.by_hand else since + days * _DAY_NS,
     )
 
