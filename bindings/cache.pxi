@@ -71,3 +71,9 @@ cdef class Cache:
         hsm_cache_stats_read(self._cache, &stats)
         return {"hits": stats.hits, "misses": stats.misses, "joined": stats.joined, "evictions": stats.evictions,
                 "entries": stats.entries, "in_flight": stats.in_flight, "bytes": stats.bytes}
+
+
+cdef dict _cache_stats(Cache cache):
+    """As Cache.stats; all 0 where there is no cache."""
+    return cache.stats() if cache is not None else dict.fromkeys(
+        ("hits", "misses", "joined", "evictions", "entries", "in_flight", "bytes"), 0)

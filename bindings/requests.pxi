@@ -1,7 +1,6 @@
 # Part of _native.pyx: requests on their way to the workers, and their answers on the way back. The request table
 # (native/include/hsmcore/requests.h) has the rules; here numbers become futures and answers become results.
 
-cdef tuple _CACHE_FIGURES = ("hits", "misses", "joined", "evictions", "entries", "in_flight", "bytes")
 # The loop gets its turn after so many ns of answers.
 cdef uint64_t SLICE_NS = 2000000
 
@@ -168,7 +167,7 @@ cdef class Requests(Publisher):
         """Sign one message, or a Digest: its signature if the cache holds it and nothing is recorded, else a future of
         it. `extra` goes into its record: members of a JSON object, beginning with a comma; b"": write no record. `own`:
         hsmcore itself has it signed, which needs no lease. Raises HsmError."""
-        return self._submit(message, timeout, key, extra, OWN if own else 0)
+        return self._ask(message, self._timeout_ns(timeout), key, extra, OWN if own else 0, None)
 
     def ask(self, message, timeout=None, uint32_t key=0, bytes extra=None, bint gather=False):
         """Sign one message: a future of its Receipt. `gather`: the workers are told once, at the end of this turn of the
@@ -176,10 +175,7 @@ cdef class Requests(Publisher):
         HsmError."""
         if gather:
             self._gather(self._counts().slots)
-        return self._submit(message, timeout, key, extra, RECEIPT)
-
-    cdef object _submit(self, object message, object timeout, uint32_t key, bytes extra, uint64_t tag):
-        return self._ask(message, self._timeout_ns(timeout), key, extra, tag, None)
+        return self._ask(message, self._timeout_ns(timeout), key, extra, RECEIPT, None)
 
     cdef inline uint64_t _timeout_ns(self, object timeout) except? 0:
         return self._default_timeout if timeout is None else _timeout_ns(timeout)
@@ -206,7 +202,12 @@ cdef class Requests(Publisher):
             self._waiters.begun[<uint32_t>answer.request] = begun
             if only is not None:
                 _replace(self._waiters.onlys, <Py_ssize_t><uint32_t>answer.request, only)
-        future = self._new_waiter(answer.request)
+        try:
+            future = self._new_future()
+            self._waiters.name(answer.request, future)
+        except BaseException:
+            self._cancel(answer.request)
+            raise
         if self._pump is not None:
             self._pump()
         if answer.cached or hsm_client_catch_up(self._client):
@@ -228,7 +229,7 @@ cdef class Requests(Publisher):
         # With `return_exceptions` or a cache, a part of the results is of use; else the last one must be in time.
         count = 1 if return_exceptions or hsm_requests_cacheable(self._table, key) else len(data)
         if data and hsm_requests_refuses(self._table, count, ask.timeout_ns):
-            self._raise_refused(HSM_QUEUE_FULL, ask.timeout_ns)
+            raise self._refusal(HSM_QUEUE_FULL, ask.timeout_ns)
         future = self._new_future()
         batch = Batch.__new__(Batch, future, len(data), return_exceptions)
         if not data:
@@ -380,7 +381,7 @@ cdef class Requests(Publisher):
         ask.message_len = <uint32_t>PyBytes_GET_SIZE(data)
         status = hsm_requests_submit(self._table, ask, answer)
         if status != HSM_OK:
-            self._raise_refused(status, ask.timeout_ns)
+            raise self._refusal(status, ask.timeout_ns)
         if answer.request:
             self._waiters.put(answer.request, batch, data, extra)
             if not self._deadlines.covers(answer.deadline_ns):
@@ -391,26 +392,11 @@ cdef class Requests(Publisher):
         # With the keywords made beforehand; Future takes its loop by keyword only.
         return PyObject_Call(Future, (), self._future_keywords)
 
-    cdef inline object _new_waiter(self, uint64_t number):
-        """The future of a request that has been started."""
-        try:
-            future = self._new_future()
-            self._waiters.name(number, future)
-        except BaseException:
-            self._cancel(number)
-            raise
-        return future
-
-    cdef int _raise_refused(self, hsm_status status, uint64_t timeout_ns) except -1:
-        cdef hsm_requests_counts counts
+    cdef object _refusal(self, hsm_status status, uint64_t timeout_ns):
         if status != HSM_QUEUE_FULL:
-            raise self._failure(status)
+            return self._failure(status)
         self.refused += 1
-        counts = self._counts()
-        ahead = counts.owed + counts.queued
-        raise error_of("QUEUE_FULL", member=self._member,
-                       detail=f"{ahead} requests wait, which takes about {ahead * counts.each_ns / NS:.3g} s; the "
-                              f"timeout is {timeout_ns / NS:.3g} s")
+        return _queue_full(self._member, self._counts(), timeout_ns)
 
     cdef object _failure(self, hsm_status status, uint64_t ckr=0, uint64_t call=0):
         return _exception(status, self._member, ckr, hsm_call_name(call))
@@ -611,4 +597,4 @@ cdef class Requests(Publisher):
 
     def cache_stats(self):
         """Counters of the signature cache; all 0 when it is switched off."""
-        return self._cache.stats() if self._cache is not None else dict.fromkeys(_CACHE_FIGURES, 0)
+        return _cache_stats(self._cache)

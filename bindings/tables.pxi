@@ -183,3 +183,11 @@ def quirks():
     while hsm_quirks_name(<size_t>len(names)) != NULL:
         names.append(_text(hsm_quirks_name(<size_t>len(names))))
     return names
+
+
+cdef object _queue_full(str member, hsm_requests_counts counts, uint64_t timeout_ns):
+    """The refusal of a request that cannot be answered in time."""
+    ahead = counts.owed + counts.queued
+    return error_of("QUEUE_FULL", member=member,
+                    detail=f"{ahead} requests wait, which takes about {ahead * counts.each_ns / NS:.3g} s; the "
+                           f"timeout is {timeout_ns / NS:.3g} s")

@@ -157,9 +157,9 @@ async def test_no_other_member_is_asked_and_the_message_stays_bound(tmp_path, fr
         with pytest.raises(NotHolder):
             await asked
         assert second.calls("C_Sign") == before
-        assert manager._path.router.any_bound_elsewhere((b"bound",), b"another key")
+        assert manager._path.router.bindings.any_elsewhere((b"bound",), b"another key")
         with pytest.raises(NotHolder):
             await WAYS[way](manager, b"never begun")
-        assert not manager._path.router.any_bound_elsewhere((b"never begun",), b"another key")
+        assert not manager._path.router.bindings.any_elsewhere((b"never begun",), b"another key")
         assert all(member.condition == "ready" for member in manager.members())
         assert "error" in await errors_of(manager)

@@ -175,7 +175,7 @@ async def test_a_request_abandoned_between_two_attempts_is_bound(site):
         # A signature that does not verify may be one all the same, and its member is waited for: no other may sign it.
         place.members[0].fault("C_Sign", "wrong-signature", every=1)
         asked = start(manager.sign(b"m", 20))
-        await until(lambda: bool(manager._path.router._waiters))
+        await until(lambda: bool(manager._path.router._changed._waiters))
         asked.cancel()
         await asyncio.gather(asked, return_exceptions=True)
         await fail_over(manager)
@@ -359,7 +359,7 @@ async def test_with_a_bound_message_about_batches_still_cross_in_one_piece(site)
         await asyncio.gather(asked, return_exceptions=True)
         place.members[0].release()
         router = manager._path.router
-        assert router.any_bound_elsewhere([b"bound"], b"another key")
+        assert router.bindings.any_elsewhere([b"bound"], b"another key")
         with pytest.raises(hsmcore.InvalidMessage):
             await manager.sign_with_receipt("text")
         crossings = []
@@ -469,8 +469,8 @@ async def test_a_caller_that_leaves_in_the_turn_of_its_answer_is_bound(kind, sit
         assert asked.done()
         assert manager._path.endpoints[0].engine.asked_for(asked) is None
         path.abandon(asked, bytearray(b"m"))
-        assert router.any_bound_elsewhere([b"m"], key_of(place, 1))
-        assert not router.any_bound_elsewhere([b"m"], key_of(place, 0))
+        assert router.bindings.any_elsewhere([b"m"], key_of(place, 1))
+        assert not router.bindings.any_elsewhere([b"m"], key_of(place, 0))
         if kind == "error":
             assert isinstance(asked.exception(), hsmcore.DeadlineExceeded)
             place.members[0].release()
@@ -494,8 +494,8 @@ async def test_a_caller_that_leaves_in_the_turn_before_its_answer_is_bound(way, 
             engine._drain()
         with pytest.raises(asyncio.CancelledError):
             await asked
-        assert router.any_bound_elsewhere([b"m"], key_of(place, 1))
-        assert not router.any_bound_elsewhere([b"m"], key_of(place, 0))
+        assert router.bindings.any_elsewhere([b"m"], key_of(place, 1))
+        assert not router.bindings.any_elsewhere([b"m"], key_of(place, 0))
 
 
 @one_loop

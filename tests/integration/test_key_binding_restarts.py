@@ -88,7 +88,7 @@ async def test_it_is_dropped_when_its_time_is_over(place, monkeypatch):
     monkeypatch.setattr(bindings, "BINDING_NS", 1)
     async with opened(configured(place)) as manager:
         await abandon(place, manager, b"m")
-        await until(lambda: not manager._path.router.any_bound_elsewhere([b"m"], None))
+        await until(lambda: not manager._path.router.bindings.any_elsewhere([b"m"], None))
     async with opened(configured(place)) as manager:
         await secondary_signs(manager)
         assert (await manager.sign_with_receipt(b"m", 5)).level == "secondary"

@@ -34,12 +34,12 @@ async def sign_many(
     batch = list(map(freeze, messages))
     endpoint = router.pick()
     deadline = router.deadline(timeout)
-    if endpoint is None or endpoint.level_name == EMERGENCY or router.any_bound_elsewhere(batch, endpoint.key):
+    if endpoint is None or endpoint.level_name == EMERGENCY or router.bindings.any_elsewhere(batch, endpoint.key):
         return await _one_by_one(router, batch, timeout, return_exceptions, extra, only)
     parts = _parts(router, endpoint, batch)
     if only is not None and any(part.key != only for part in parts):
         return await _one_by_one(router, batch, timeout, return_exceptions, extra, only)
-    await _ask(router, batch, parts, timeout, extra)
+    await _ask(router, batch, parts, deadline, extra)
     results = [result for part in parts for result in part.results]
     again = {
         index: asyncio.ensure_future(
@@ -99,10 +99,10 @@ class _Part:
     def of(cls, endpoint: Endpoint, first: int, end: int) -> Self:
         return cls(endpoint, first, end, endpoint.key_version.public_key)
 
-    def begin(self, router: Router, batch: list[Any], timeout: float | None, extra: bytes | None) -> None:
+    def begin(self, router: Router, batch: list[Any], deadline: int, extra: bytes | None) -> None:
         """Submit to the member. Raises the request's own errors."""
         try:
-            self.asked = router.begin_many(self.endpoint, batch[self.first : self.end], timeout, extra)
+            self.asked = router.begin_many(self.endpoint, batch[self.first : self.end], deadline, extra)
         except HsmError as error:
             self.fail(router, error)
 
@@ -152,9 +152,7 @@ def _parts(router: Router, endpoint: Endpoint, batch: list[Any]) -> list[_Part]:
     return parts
 
 
-async def _ask(
-    router: Router, batch: list[Any], parts: list[_Part], timeout: float | None, extra: bytes | None
-) -> None:
+async def _ask(router: Router, batch: list[Any], parts: list[_Part], deadline: int, extra: bytes | None) -> None:
     """Sign each part. Raises the request's own errors."""
     # The part with the longest message first: if that message is too long, nothing is signed.
     if len(parts) > 1:
@@ -162,7 +160,7 @@ async def _ask(
         parts = sorted(parts, key=lambda part: not part.first <= longest < part.end)
     try:
         for part in parts:
-            part.begin(router, batch, timeout, extra)
+            part.begin(router, batch, deadline, extra)
         await asyncio.gather(*(part.asked for part in parts if part.asked is not None), return_exceptions=True)
         for part in parts:
             part.take(router)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Any, Final
@@ -169,6 +169,10 @@ class KeyBindings:
         except InvalidMessageType:
             return None  # no message: the engine raises the error
         return None if found is None else found[0]
+
+    def any_elsewhere(self, messages: Iterable[Any], key: bytes | None) -> bool:
+        """Whether one of the messages is bound to another key."""
+        return bool(self) and any(self.get(message) not in (None, key) for message in messages)
 
     def forget(self, now: int) -> None:
         """Remove bindings older than BINDING_NS. Save what the store has refused before."""

@@ -10,14 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
 from time import monotonic_ns
 from typing import Any, Final
 
-from hsmcore._native import Digest, Routes, freeze, timeout_ns, verify
+from hsmcore._native import Digest, Routes, freeze, timeout_ns
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.receipt import Receipt
-from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, InvalidMessageType, QueueFull
+from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, QueueFull
 from hsmcore.failover.bindings import KeyBindings
 from hsmcore.failover.breaker import SECOND, WITHHELD, Kind, kind_of
 from hsmcore.failover.budget import Emergency
@@ -28,6 +27,7 @@ from hsmcore.failover.history import Event
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import Attempts, GiveUp, Try, Wait, next_step
 from hsmcore.failover.request import Request, by_module, failure_of
+from hsmcore.failover.resumed import Resumed
 
 LATE_NS: Final = SECOND // 10
 """A member that answered any request within this time is not late, even if deadlines have passed."""
@@ -57,16 +57,16 @@ class Router:
         self._on_emergency = on_emergency
         self._default = default_timeout
         self._hedging = hedging
-        self._bindings = bindings
+        self.bindings = bindings
         self._halve = False
         self._version = -1
         self._elsewhere = False
         """Whether a message is bound to another key than that of the members that sign now."""
-        self.routes = Routes(self.sign, self.ask, self._fall_back)
+        self.resumed = Resumed(levels, self.bind, self._failed, self._route)
+        self.routes = Routes(self.sign, self.ask, self.resumed.fall_back)
         """What the key manager submits to: the way of a request while all is well."""
-        self._resumed: dict[asyncio.Future[Any], asyncio.Task[Receipt]] = {}
-        """What goes on with requests whose first attempt failed, by the future that their callers have."""
-        self._waiters: set[asyncio.Future[None]] = set()
+        self._changed = asyncio.Event()
+        """Set at the next change of the levels, and replaced then."""
         self.version: KeyVersion | None = None
         """The key that signs now, or that signed last while no member can."""
         self.current: KeyVersion | None = None
@@ -124,10 +124,11 @@ class Router:
         return endpoint
 
     def begin_many(
-        self, endpoint: Endpoint, batch: list[Any], timeout: float | None, extra: bytes | None = None
+        self, endpoint: Endpoint, batch: list[Any], deadline: int, extra: bytes | None
     ) -> asyncio.Future[list[Any]]:
         """Submit a batch to one member."""
-        return endpoint.signing.submit_many(batch, self._share(timeout), True, endpoint.index, extra)
+        seconds = self.share(max(deadline - monotonic_ns(), 1) / SECOND)
+        return endpoint.signing.submit_many(batch, seconds, True, endpoint.index, extra)
 
     async def resume(
         self, request: Request, endpoint: Endpoint, key: bytes, error: HsmError, *, taken: bool = True
@@ -139,94 +140,12 @@ class Router:
         self._failed(endpoint, key, error, request)
         return await self._route(request)
 
-    def _fall_back(
-        self,
-        asked: asyncio.Future[Any] | None,
-        endpoint: Endpoint,
-        index: int,
-        deadline: int,
-        message: bytes | Digest,
-        error: HsmError,
-        extra: bytes | None,
-        only: bytes | None,
-        begun: int,
-    ) -> asyncio.Future[Any] | None:
-        """For `routes`: go on with a request whose first attempt failed, and give `asked` its answer; see Routes."""
-        key = endpoint.version_at(index).public_key
-        request = Request(message, deadline, allow_other_key=False, extra=extra, attempts=Attempts(only=only))
-        try:
-            if asked is not None and isinstance(error, WITHHELD):
-                self.bind((message,), key)
-            self._failed(endpoint, key, error, request)
-        except HsmError:
-            if asked is None:
-                raise
-            asked.set_exception(error)
-            return None
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = loop.create_future() if asked is None else asked
-        request.begun = begun or request.begun
-        task = self._resumed[answer] = loop.create_task(self._route(request))
-        task.add_done_callback(partial(self._fell_back, answer, message, bool(begun)))
-        return answer
-
-    def _fell_back(
-        self, answer: asyncio.Future[Any], message: bytes | Digest, with_receipt: bool, task: asyncio.Task[Receipt]
-    ) -> None:
-        del self._resumed[answer]
-        if task.cancelled():
-            answer.cancel()
-        elif (error := task.exception()) is not None:
-            if not answer.done():
-                answer.set_exception(error)
-        elif answer.done():  # its caller has left in this turn of the loop
-            self.bind((message,), task.result().public_key)
-        else:
-            answer.set_result(task.result() if with_receipt else task.result().signature)
-
-    def abandon(self, asked: Any, message: Any) -> None:
-        """The caller of `asked` has left: no other key may sign the message, unless nobody has begun with it."""
-        task = asked if isinstance(asked, asyncio.Task) else self._resumed.get(asked)
-        if task is not None:
-            task.cancel()  # it binds the message itself
-            return
-        for endpoint in self.levels.members:
-            found = endpoint.asked_for(asked)
-            if found is not None:
-                index, message = found
-                if endpoint.abandon(asked):
-                    self.bind((message,), endpoint.version_at(index).public_key)
-                return
-        if isinstance(asked, asyncio.Future) and asked.done() and not asked.cancelled() and asked.exception() is None:
-            with suppress(InvalidMessageType):  # a buffer that was released since
-                self._bind_answered(asked.result(), freeze(message))
-
-    def _bind_answered(self, result: bytes | Receipt, message: bytes | Digest) -> None:
-        """The answer was there when its caller left."""
-        if isinstance(result, Receipt):
-            self.bind((message,), result.public_key)
-            return
-        # A signature does not say who made it, for the few whose caller leaves now: it tells.
-        keys = {version.public_key: version for one in self.levels.members for version in one.versions.values()}
-        for version in keys.values():
-            if verify(version.algorithm, version.public_key, message, result):
-                self.bind((message,), version.public_key)
-
-    async def idle(self) -> None:
-        """Wait for the requests that go on after a failure."""
-        while self._resumed:
-            await asyncio.wait(self._resumed.values())
-
     def bind(self, messages: Iterable[bytes | Digest], key: bytes) -> None:
         """Let no other key sign these messages for BINDING_NS: a signature may exist that no caller got."""
         now = monotonic_ns()
         for message in messages:
-            self._bindings.add(message, key, now)
+            self.bindings.add(message, key, now)
         self._look_elsewhere()
-
-    def any_bound_elsewhere(self, messages: Iterable[Any], key: bytes | None) -> bool:
-        """Whether one of the messages is bound to another key."""
-        return bool(self._bindings) and any(self._bindings.get(message) not in (None, key) for message in messages)
 
     def is_request_s_own(self, error: HsmError) -> bool:
         """Whether the error is the request's own, so that no other member helps."""
@@ -244,7 +163,8 @@ class Router:
                 step = next_step(self.levels, request.attempts, now)
                 self.settle()
                 if not isinstance(step, Try):
-                    request.require_key(self._signs_now())
+                    picked = self.pick()
+                    request.require_key(None if picked is None else picked.key)
                 if isinstance(step, Try):
                     receipt = await self._attempt(step.member, request)
                     if receipt is not None:
@@ -262,13 +182,9 @@ class Router:
 
     def _look_up(self, request: Request) -> None:
         """Bind a request to the key of an earlier request for the same message. Raises KeyNotCurrent."""
-        if self._bindings and not request.allow_other_key and request.attempts.bound_to is None:
-            request.attempts.bound_to = self._bindings.get(request.message)
+        if self.bindings and not request.allow_other_key and request.attempts.bound_to is None:
+            request.attempts.bound_to = self.bindings.get(request.message)
             request.require_key(None)
-
-    def _signs_now(self) -> bytes | None:
-        endpoint = self.pick()
-        return None if endpoint is None else endpoint.key
 
     async def _attempt(self, endpoint: Endpoint, request: Request) -> Receipt | None:
         """Try one member. None: the attempt failed, and the levels have counted it."""
@@ -284,7 +200,7 @@ class Router:
                 if endpoint.key != version.public_key:
                     raise EngineClosed("the emergency key was destroyed meanwhile", member=endpoint.name)
             left = max(request.deadline - monotonic_ns(), 1) / SECOND
-            share = left / 2 if self._halve else left
+            share = self.share(left)
             if self._hedging and version.algorithm == "ed25519":
                 signed = endpoint.submit(request.message, share, version.index, request.extra)
                 if isinstance(signed, bytes):
@@ -397,15 +313,9 @@ class Router:
         if not eager or seconds <= 0:
             await asyncio.sleep(max(seconds, 0))
             return
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        timer = loop.call_later(seconds, _wake, waiter)
-        self._waiters.add(waiter)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
-            self._waiters.discard(waiter)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
 
     def settle(self) -> None:
         """Pass on the levels' events, and wake waiting requests if the levels changed."""
@@ -443,11 +353,11 @@ class Router:
 
     def _is_bound_elsewhere(self, message: Any) -> bool:
         ready = self.levels.ready
-        return not ready or self.any_bound_elsewhere((message,), ready[0].key)
+        return not ready or self.bindings.any_elsewhere((message,), ready[0].key)
 
     def _any_elsewhere(self) -> bool:
         ready = self.levels.ready
-        return bool(ready) and self._bindings.elsewhere(ready[0].key)
+        return bool(ready) and self.bindings.elsewhere(ready[0].key)
 
     def _look_elsewhere(self) -> None:
         """Messages were bound, or are no longer."""
@@ -461,13 +371,13 @@ class Router:
 
     def wake(self) -> None:
         """Wake every waiting request."""
-        for waiter in tuple(self._waiters):
-            _wake(waiter)
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def forget_bindings(self, now: int) -> None:
         """Remove old bindings."""
-        if self._bindings:
-            self._bindings.forget(now)
+        if self.bindings:
+            self.bindings.forget(now)
             self._look_elsewhere()
 
     @property
@@ -484,17 +394,6 @@ class Router:
                 hint="Wait until a primary or secondary member is back.",
             )
 
-    def _share(self, timeout: float | None) -> Any:
-        """The timeout of a first attempt: half the request's time, if another member could sign afterwards."""
-        if not self._halve:
-            return timeout
-        if timeout is None:
-            return self._default / 2
-        if type(timeout) in (int, float) and timeout > 0:
-            return timeout / 2
-        return timeout  # the engine raises the error
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+    def share(self, seconds: float) -> float:
+        """The time of an attempt: half of what is left, if another member could sign afterwards."""
+        return seconds / 2 if self._halve else seconds

@@ -203,7 +203,7 @@ class FailoverService(SigningPath):
 
     def abandon(self, asked: Any, message: Any) -> None:
         """As Way: no other key may sign the message, unless nobody has begun with it."""
-        self.router.abandon(asked, message)
+        self.router.resumed.abandon(asked, message)
 
     def keep(self, message: Any, public_key: bytes) -> None:
         """As Way."""
@@ -256,7 +256,7 @@ class FailoverService(SigningPath):
                 emergency = endpoint.level_name == EMERGENCY
                 rest.push_async_callback(self.health.emergency.destroy if emergency else _idle, endpoint)
             rest.push_async_callback(self.health.end)
-            rest.push_async_callback(self.router.idle)
+            rest.push_async_callback(self.router.resumed.idle)
 
     async def close(self) -> None:
         """Answer every request, then close members and store. Idempotent; called again after an error, it closes the

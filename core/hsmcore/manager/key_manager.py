@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, overload
 from hsmcore.audit import AuditLog
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.base.events import Callback, EventName, Events
-from hsmcore.base.keyring import KeyVersion, address_of
 from hsmcore.base.receipt import DigestSignature, Receipt
 from hsmcore.config import Config, KeyManagerConfig, PayloadFormat
 from hsmcore.errors import EngineClosed, HsmError, LoginError
@@ -22,6 +21,7 @@ from hsmcore.manager import batching, digests
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.manager.batched import BatchedSigning
 from hsmcore.manager.describe import Snapshot
+from hsmcore.manager.key_work import KeyWork
 from hsmcore.manager.keys import KeyOperations
 from hsmcore.manager.lifecycle import Lifecycle, a_turn, ended, refuse_again, refused
 from hsmcore.manager.membership import confirmed, join, telling
@@ -44,7 +44,7 @@ Message = bytes | bytearray | memoryview
 Formats = Sequence[PayloadFormat]
 
 
-class KeyManager(BatchedSigning):
+class KeyManager(BatchedSigning, KeyWork):
     """Signs with the current key of a key ring on an HSM.
 
     Belongs to the event loop that runs `initialize()`: use in another loop raises WrongEventLoop, in a forked child
@@ -403,61 +403,11 @@ class KeyManager(BatchedSigning):
         valid = await self._verifiers.verify(versions, message, signature)
         return self._record.verification(message, signature, key_id, valid)
 
-    @property
-    def public_key(self) -> bytes:
-        """The current key's public key: 32 bytes (Ed25519) or 65 (0x04 || X || Y)."""
-        return self._path.version.public_key
-
-    @property
-    def address(self) -> str:
-        """The Solana address that the current Ed25519 key is, in base58. Other keys have none: AlgorithmUnsupported."""
-        return address_of(self.public_key)
-
-    def keys(self) -> list[KeyVersion]:
-        """The key ring, oldest version first."""
-        return list(self._keys.ring)
-
-    def key_set(self, since: int | None = None) -> bytes:
-        """The signed set of its keys, as a note (docs/KEYSET.md); b"" while there is none. `since`: all notes after a
-        serial instead, one after the other. Any thread."""
-        return self._keys.key_set(since)
-
-    async def get_current_key_id(self) -> str:
-        """The id (CKA_ID in hexadecimal) of the key that signs."""
-        return self._path.version.id
-
-    async def set_current_key_id(self, key_id: str) -> None:
-        """Sign with another key from now on: of the ring, or any other on the token. Queued requests keep their key.
-        The cache is wiped. Raises KeyNotFound, KeyDeactivated, StoreBusy."""
-        await self._open_keys().set_current(key_id)
-
-    async def generate_key(self) -> str:
-        """Generate a key pair of the current key's algorithm on the token. Returns its id; the current key stays."""
-        return await self._open_keys().generate()
-
-    async def deactivate_key(self, key_id: str) -> None:
-        """Never sign with this key again; refuse requests that are queued for it. If it is current, signing fails with
-        KeyDeactivated until another one is. The token enforces it too, if it can. Raises KeyNotFound."""
-        await self._open_keys().deactivate(key_id)
-
-    async def export_key_backup(self, key_id: str) -> bytes:
-        """The private key, wrapped by the HSM, never plain. Raises KeyNotExportable if key or token do not allow it."""
-        return await self._open_keys().export_backup(key_id)
-
-    async def rotate_key(self, reason: str = "") -> str:
-        """Rotate now. Returns the new key's id once it signs; the old key still verifies for `overlapDays`. Raises the
-        error of a failed rotation (the old key signs on), StoreBusy during one, BadArgument without `keyRotation`."""
-        return await self._open_keys().rotate(reason)
-
     def on_rotation(self, handover: Handover) -> None:
         """Set the handover that announces each new key to the chain before it signs (see hsmcore.handover). Call it
         before initialize(): an interrupted rotation waits for it. Raises BadArgument for one that is not whole."""
         self._background.announce_with(handover)
         self._handover = handover
-
-    def _open_keys(self) -> KeyOperations:
-        self._life.check()
-        return self._keys
 
     def on(self, event: EventName, callback: Callback) -> Callable[[], None]:
         """Call `callback(details)` in the event loop for each `event` of EVENTS. Returns how to unsubscribe."""
