@@ -101,6 +101,13 @@ def test_the_defaults_of_the_key_manager_are_those_of_the_configuration():
     assert [(key, json.loads(default)) for key, default in rows] == [(key, known[key]) for key, _ in rows]
 
 
+def test_the_list_of_decisions_has_their_titles():
+    folder = ROOT / "docs" / "decisions"
+    listed = re.findall(r"^- \[(\d+)\]\((.+)\) (.+)$", (folder / "README.md").read_text(), re.MULTILINE)
+    found = [(path.name[:4], path.name, path.read_text().partition("\n")[0]) for path in sorted(folder.glob("0*.md"))]
+    assert [(number, name, f"# {number}. {title}") for number, name, title in listed] == found
+
+
 def read_in_order(text: str) -> list[str]:
     """What the sections called "Reading order" of a document name as files or folders."""
     sections = re.findall(r"^#+ [^\n]*[Rr]eading order[^\n]*\n(.*?)(?=^#|\Z)", text, re.DOTALL | re.MULTILINE)

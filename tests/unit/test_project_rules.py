@@ -302,6 +302,17 @@ def test_the_layers_hold():
     assert "4 kept, 0 broken" in found.stdout
 
 
+def test_the_architecture_says_how_large_the_signing_core_is():
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    [wall] = [contract for contract in contracts if contract["name"].startswith("The signing core")]
+    folders = [f"core/{module.replace('.', '/')}" for module in wall["source_modules"]]
+    lines = sum(len(path.read_text().splitlines()) for folder in folders for path in sources(folder, ".py"))
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    said = re.search(r"The signing core is about\s+([\d,]+) lines", page)
+    assert said is not None
+    assert abs(int(said[1].replace(",", "")) - lines) <= 0.03 * lines, lines
+
+
 def test_the_library_has_few_doors():
     """What a reader meets first: packages, modules, the stub and the marker of core/hsmcore."""
     entries = {

@@ -1,7 +1,7 @@
 """Configuration: one tree of frozen models, loaded and checked as a whole before anything starts.
 
 Reading order: load, root, several, providers, descriptor, registry; pkcs11; failover, fleet, policy, gateway, rotation,
-audit, monitoring, credentials, secret, tokens; then base, faults, uri, modules, secretsmanager, described, schema.
+audit, monitoring, credentials, secret; then base, faults, uri, placed, secretsmanager, described, schema.
 """
 
 from hsmcore.config.audit import AuditSettings, AuditSigningKey
