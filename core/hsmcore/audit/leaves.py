@@ -1,4 +1,4 @@
-"""The leaves of batches in files of their own: with them, each proof can be made again.
+"""The leaves of batches in separate files: with them, each proof can be made again.
 
 A line is one batch, as JSON: `note`, its signed checkpoint; `leaves`, in base64: for each the kind, the SHA-256 of the
 message, and the blinder if there is one; and `callers`: who asked for how many of them, in their order, or null. A

@@ -93,7 +93,7 @@ class AuditLog:
 
     @property
     def mark(self) -> dict[str, str]:
-        """What tells this key manager's records apart, where several share the log."""
+        """The fields that name this key manager in its records, where several share the log."""
         return dict(self._mark)
 
     @property

@@ -70,7 +70,7 @@ _LOOK_SECONDS: Final = 1.0
 
 
 def _problem(failure: int) -> str:
-    """What an errno of the journal means; see native/include/hsmcore/journal.h."""
+    """The text of an errno of the journal; see native/include/hsmcore/journal.h."""
     return _CHANGED if failure == errno.ESTALE else os.strerror(failure)
 
 
@@ -129,7 +129,7 @@ class OpenLog:
         if key is None or key.file is not None:
             path = self._layout.default_key if key is None or key.file is None else Path(key.file)
             await self.use(await self._run(lambda: FileSigner.load(path, self.origin)))
-        self._clock.now()  # one that is ahead at the start is no step: the machine may have been off
+        self._clock.now()  # a clock that is ahead at the start has not stepped: the machine may have been off
         self._clock.stepped = self._note_step
         await self._intake.begin()
 
@@ -413,8 +413,8 @@ class OpenLog:
             await self._advance(sealer, size)
 
     async def _advance(self, sealer: Sealer, size: int) -> None:
-        """Read the lines up to record `size`. Lines that are no records can never be sealed, nor any behind them: then
-        the log fails from now on. Raises AuditUnavailable, TileError, OSError."""
+        """Read the lines up to record `size`. A line that is not a record can never be sealed, nor any line behind it:
+        the log then fails from now on. Raises AuditUnavailable, TileError, OSError."""
         try:
             await self._run(lambda: sealer.advance(size))
         except Damaged as error:

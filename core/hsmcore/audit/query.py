@@ -95,7 +95,7 @@ class Query:
 def _records(text: bytes) -> list[Record]:
     text = text.removesuffix(b"\n")
     try:
-        # Parsing all lines at once takes half the time, but fails if one line is no record.
+        # Parsing all lines at once takes half the time, but fails if one line is not a record.
         found = orjson.loads(b"[" + text.replace(b"\n", b",") + b"]")
         if len(found) == text.count(b"\n") + 1 and all(map(_is_record, found)):
             return list(found)
@@ -109,7 +109,7 @@ def _is_record(value: object) -> bool:
 
 
 def parsed(line: bytes) -> Record | None:
-    """Return the record of a line; None if it is none, as a line that a crash cut off."""
+    """Return the record of a line; None for a line that is not a record (cut off by a crash)."""
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:

@@ -64,7 +64,7 @@ def caller(name: str) -> Iterator[None]:
 
 
 def caller_context(name: str) -> Context:
-    """Return a context of its own for what this caller asks for: what runs in it is as within `caller`."""
+    """Return a separate context for a caller's requests: code that runs in it is as within `caller`."""
     made = Context()
     made.run(_caller.set, name)
     return made
@@ -257,8 +257,8 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
 
 
 def cleaned(fields: Mapping[Any, object], depth: int = 0) -> dict[str, object]:
-    """Return the fields with every value that the list does not allow redacted. A name that is no identifier may itself
-    be a secret, so it is redacted too."""
+    """Return the fields with every value that the list does not allow redacted. A name that is not an identifier may
+    itself be a secret, so it is redacted too."""
     result: dict[str, object] = {}
     for name, value in fields.items():
         check = ALLOWED.get(name)

@@ -269,7 +269,7 @@ def rebuild(layout: Layout, size: int) -> None:
 
 
 def _take_tail(layout: Layout, opened: Opened) -> None:
-    """Take in the lines after the checkpoint, up to the first one that is no record; store the rest in `lost/`."""
+    """Take in the lines after the checkpoint, up to the first one that is not a record; store the rest in `lost/`."""
     sealer = opened.sealer
     while sealer.segment.path != layout.log:
         try:

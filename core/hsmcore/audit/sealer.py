@@ -1,7 +1,7 @@
 """Reads the lines of a log and derives its tiles, its index and the text of its checkpoints.
 
-It only reads the lines, so it is independent of their writer. What it derives may lag behind and is derived again after
-a crash.
+It only reads the lines, so it is independent of their writer. The derived files may lag behind and are derived again
+after a crash.
 """
 
 from __future__ import annotations

@@ -30,13 +30,11 @@ class SharedLog(AuditLog):
         self._joinable = self._closing = False
 
     async def open(self) -> None:
-        """As AuditLog.open."""
         await super().open()
         self._joinable, self._closing = True, False
         self._all_written.clear()
 
     async def close(self) -> None:
-        """As AuditLog.close."""
         self._joinable = False
         await super().close()
 

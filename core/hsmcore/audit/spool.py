@@ -105,7 +105,7 @@ class Spooled:
 
 def spooled(layout: Layout) -> list[Spooled]:
     """Return the records that are ready, oldest first. The folder's content is not trusted: a record names its file's
-    owner as user, and a file that is no record becomes one with the result "unreadable". Raises OSError."""
+    owner as user, and a file that is not a record becomes one with the result "unreadable". Raises OSError."""
     try:
         paths = sorted(path for path in layout.spool.iterdir() if path.suffix in (".json", ".pending"))
     except FileNotFoundError:

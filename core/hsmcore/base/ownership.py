@@ -78,7 +78,7 @@ def make_empty(path: Path) -> None:
 
 
 def replace(path: Path, data: bytes) -> None:
-    """Replace a file's content atomically and durably, beside other processes that do the same: after a crash it is the
+    """Replace a file's content atomically and durably, also while other processes do the same: after a crash it is the
     old or the new one. Mode 0600. Raises OSError."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:

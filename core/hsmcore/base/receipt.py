@@ -1,4 +1,4 @@
-"""What a caller gets beside a signature."""
+"""Receipts: a signature with its circumstances."""
 
 from __future__ import annotations
 

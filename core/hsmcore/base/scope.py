@@ -1,4 +1,4 @@
-"""What goes on by itself, and how it ends: tasks, work that is done again and again, and what must be closed.
+"""Background work and its end: tasks, work that is repeated, and what must be closed.
 
 A service is a Scope and what it does. The scope owns every task; closing it ends them and closes the rest, the last
 first.
@@ -61,8 +61,8 @@ class Scope:
         """Do `work` now, or else first after `seconds`, and again `seconds` after its end, or as many as it returned.
         Setting `wake`, or the event that is returned, ends a pause. After an error the pause is `retry_seconds` (None:
         `seconds`), and doubles with each further one, up to `most_seconds` or `seconds`. The error is logged as
-        `failed` once, and once when it is over. Nothing but the end of the scope ends it. It is no caller's: its
-        context is empty."""
+        `failed` once, and once when it is over. Nothing but the end of the scope ends it. Its context is empty: no
+        caller's."""
         wake = asyncio.Event() if wake is None else wake
         pauses = (seconds, retry_seconds or seconds, max(most_seconds, seconds))
         self.start(_again_and_again(wake, pauses, work, failed, at_once=at_once), context=Context())

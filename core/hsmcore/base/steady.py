@@ -1,8 +1,8 @@
 """The time for acts that cannot be undone: a step of the wall clock counts once it has held for a day.
 
 A wall clock that is wrong for a moment must not destroy a key, delete a record, begin a rotation or use up a budget.
-CLOCK_BOOTTIME has no steps, but begins at each boot. So this clock runs by it, and its `mark`, kept beside what it
-serves, carries it over restarts.
+CLOCK_BOOTTIME has no steps, but begins at each boot. So this clock runs by it, and its `mark`, stored with the data
+that it serves, carries it over restarts.
 """
 
 from __future__ import annotations

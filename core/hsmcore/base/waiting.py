@@ -31,7 +31,7 @@ async def whole(work: Awaitable[T]) -> T:
     except asyncio.CancelledError:
         await finished(task)
         if not task.cancelled():
-            task.exception()  # or the loop would complain that nobody asked for it
+            task.exception()  # or the loop would report an exception that was never retrieved
         raise
 
 

@@ -1,4 +1,4 @@
-"""Settings of the audit log: `keyManager.audit`, beside `auditLogFile`."""
+"""Settings of the audit log: `keyManager.audit`, which goes with `auditLogFile`."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class Syslog(Model):
     enterprise_number: Annotated[int, Whole(1, 2**31 - 1)] = 32473
     """In the name of the structured data; 32473 is reserved for examples (RFC 5612)."""
     max_message_bytes: Annotated[int, Whole(480, 65_507)] = 8192
-    """Of a whole message. Of a longer record only its number, time, operation and leaf hash are sent."""
+    """Most bytes of a whole message. For a longer record only its number, time, operation and leaf hash are sent."""
     tls: SyslogTls | None = None
     """Certificates for an address that begins with tls://."""
 
@@ -140,4 +140,4 @@ class AuditSettings(Model):
     origin: Annotated[str, Text(200, form=r"[^\s+]+", says="a name without spaces and +")] | None = None
     """The log's name in its checkpoints, such as "example.com/sequencer-1". Default: host name and a random number."""
     syslog: Syslog | None = None
-    """A further destination of copies, beside `cloudWatchLogs`."""
+    """A further destination of copies, in addition to `cloudWatchLogs`."""

@@ -19,7 +19,7 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError, core_schema
 
-# Error types of our own. HIDDEN: the value that was given may hold a secret, so not even a part of it is shown.
+# hsmcore's error types. HIDDEN: the value that was given may hold a secret, so not even a part of it is shown.
 FAULT = "hsmcore_fault"
 HIDDEN = "hsmcore_hidden"
 # CLASH: several keys contradict each other; the text names them, so the given value is not repeated.

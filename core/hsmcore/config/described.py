@@ -1,4 +1,4 @@
-"""What the source of the models says about their keys. Read when a JSON Schema is made: importing costs nothing."""
+"""Descriptions of the keys, from the source of the models. Read when a JSON Schema is made: importing costs nothing."""
 
 from __future__ import annotations
 

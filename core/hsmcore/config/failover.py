@@ -60,8 +60,8 @@ class Failover(Model):
     lists add members. Intervals are milliseconds. Without an `emergency` list that level is one ephemeral key.
 
     A member signs with another key than the current one only if `acceptOtherKeys` names its level: it says that the
-    chain accepts the keys of that level. The emergency level always has a key of its own; `emergencyModeEnabled` says
-    that the chain accepts it."""
+    chain accepts the keys of that level. The emergency level always has its own key; `emergencyModeEnabled` says that
+    the chain accepts it."""
 
     enabled: bool = True
     """Whether there are levels. False: the key manager has its own provider only."""
@@ -90,7 +90,7 @@ class Failover(Model):
     hedging: bool = False
     """Whether a second member with the same key is asked when the first is slower than its 99th percentile."""
     primary: Members | None = None
-    """Further members of the primary level; all of them, if the key manager names no provider of its own."""
+    """Further members of the primary level; all of them, if the key manager names no provider."""
     secondary: Members | None = None
     """The members of the secondary level. Default: there is none."""
     emergency: Members | None = None

@@ -34,7 +34,7 @@ def faults_of(
     for item in error.errors(include_url=False):
         location = item["loc"]
         if item["type"] == "default_factory_not_called":
-            continue  # follows from another fault, which is listed by itself
+            continue  # follows from another fault, which is listed separately
         where = path
         for step in location:
             where = child_path(where, step)

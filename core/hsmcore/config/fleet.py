@@ -40,13 +40,13 @@ class Fleet(Model):
     single_node: bool = False
     """Whether a database without a synchronous standby will do: its loss loses positions."""
     claim: Literal["auto", "manual"] = "auto"
-    """Whether this host claims the epoch by itself when nobody holds it."""
+    """Whether this host claims the epoch without an operator when no host holds it."""
 
     _manager: str | None = PrivateAttr(default=None)
 
     @property
     def manager(self) -> str | None:
-        """The key manager's name, where there are several: each has tables of its own."""
+        """The key manager's name, where there are several: each has its own tables."""
         return self._manager
 
     def among(self, manager: str) -> Fleet:

@@ -70,7 +70,7 @@ class GatewayClient(Model):
     names: Annotated[tuple[_PeerName, ...], BeforeValidator(as_tuple)] = ()
     """Names in a certificate that clientCaFile vouches for."""
     token: Secret | None = None
-    """What the client sends as X-Vault-Token to an "https:" address."""
+    """The X-Vault-Token that the client sends to an "https:" address."""
     keys: Annotated[tuple[Annotated[str, Text(32)], ...], BeforeValidator(as_tuple)]
     """The key managers that it may use, by their names in `keyManagers`; "default" is the one at `keyManager`."""
     kinds: Kinds | None = None
@@ -94,7 +94,7 @@ class GatewayClient(Model):
 
 
 class Gateway(Model):
-    """`gateway`: the addresses, and the clients by name. Whoever is none of them is refused."""
+    """`gateway`: the addresses, and the clients by name. All others are refused."""
 
     listen: Annotated[tuple[Annotated[str, Text(256), Variables], ...], BeforeValidator(as_tuple)] = (DEFAULT_SOCKET,)
     """The addresses: "unix:/path", "tls:host:port" or "https:host:port"."""
@@ -111,8 +111,8 @@ class Gateway(Model):
     key manager is not overtaken. Default: twice as many as its HSM sessions, and at least 32; 1,024 while one
     client is the only one that asks."""
     max_timeout_ms: Annotated[int, Whole(100, 3_600_000)] = 60_000
-    """The longest time for a request, whatever its client says; a key manager's requestTimeoutMs, if that is more. What
-    waits for a device that hangs keeps its place for so long."""
+    """The longest time for a request, whatever its client says; a key manager's requestTimeoutMs, if that is more. A
+    request for a device that hangs keeps its place for so long."""
     drain_ms: Annotated[int, Whole(0, 600_000)] = 10_000
     """How long an end by SIGTERM waits for the answers of open requests."""
 

@@ -155,7 +155,7 @@ def _locate(value: object, path: str) -> None:
     if isinstance(value, Model):
         value.locate(path)
         for name, key, part in value.parts():
-            # A PIN that is set but not given comes from the PKCS#11 URI beside it.
+            # A PIN that is set but not given comes from the PKCS#11 URI of the same block.
             from_uri = name == "pin" and name not in value.model_fields_set
             _locate(part, child_path(path, "uri" if from_uri else key))
     elif isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""Settings of all PKCS#11 modules, and the provider for a module that has no file of its own."""
+"""Settings of all PKCS#11 modules, and the provider for a module without a provider's folder."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class Pkcs11Settings(KeyPin):
     key_handle: Annotated[int | str, _Handle()] | None = None
     """The object handle of the key, for modules whose handles last."""
     sessions: Sessions = Field(default_factory=default_sessions)
-    """Sessions that sign, each with a thread of its own. Default: one per processor."""
+    """Sessions that sign, each with its own thread. Default: one per processor."""
     isolation: Isolation = "thread"
     """Whether the module is loaded into this process or into a host process, which can be killed when it hangs and is
     started again after a crash."""
@@ -144,11 +144,11 @@ class Pkcs11Settings(KeyPin):
     host_memory_limit_bytes: Annotated[int, Whole(16 << 20, 1 << 50)] | None = None
     """With isolation "process": the resident memory at which the host process is started again; None: no limit."""
     module_environment: Annotated[tuple[VariableName, ...], BeforeValidator(as_tuple)] = ()
-    """Further environment variables that the module reads. A process of its own that loads it gets these, those that
-    are known for the provider, and what any program needs; no others."""
+    """Further environment variables that the module reads. A separate process that loads it gets these, those that are
+    known for the provider, and what any program needs; no others."""
     admin_credentials: Credentials | None = None
     """The user that makes, destroys, deactivates and backs up keys, if the signing user has no right to. Such work is
-    done in a process of its own, because a process has one login on a token."""
+    done in a separate process, because a process has one login on a token."""
 
     @model_validator(mode="after")
     def _names_a_key(self) -> Pkcs11Settings:

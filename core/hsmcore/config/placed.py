@@ -20,7 +20,7 @@ def placed(part: M, folder: Path) -> M:
     """Return a part of a configuration with its paths made absolute."""
     changes: dict[str, Any] = {}
     for name, _, value in part.parts():
-        if name in part.model_fields_set:  # a default is no path of the document; nor is what a PKCS#11 URI says
+        if name in part.model_fields_set:  # a default is not a path of the document; nor is a PKCS#11 URI's
             new = _placed(value, name in part.PATHS, folder)
             if new is not value:
                 changes[name] = new

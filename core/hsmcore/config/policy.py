@@ -38,7 +38,7 @@ _COUNT: Final = 3
 _TAKEN: Final = (b"\xffsolana offchain", b"\xffhsmcore")
 Kinds = Annotated[tuple[Kind, ...], BeforeValidator(as_tuple)]
 _NOTE_NAME: Final = r"[!-*,-~]+"
-"""What C2SP's signed notes may have for a name. No two of them look alike, and none is shown other than it is."""
+"""Names that C2SP's signed notes allow. No two of them look alike, and none is shown other than it is."""
 Hex = Annotated[str, Text(512, form=r"([0-9a-f]{2})+", says="bytes in lower-case hexadecimal")]
 
 
@@ -108,7 +108,7 @@ class CallerRules(Model):
     per_second: Annotated[int, Whole(1, 10_000_000)] | None = None
     """Requests a second, with bursts of as many."""
     in_flight: Annotated[int, Whole(1, 65_536)] | None = None
-    """Requests that are open at a time. Default: no limit of its own."""
+    """Requests that are open at a time. Default: no separate limit."""
 
 
 class TransactionRules(Model):
@@ -124,7 +124,8 @@ class TransactionRules(Model):
     lamports_per_minute: Annotated[int, Whole(0, 2**63 - 1)] | None = None
     """Lamports that System transfers of all signed transactions move in a minute. Default: any number."""
     tokens_per_minute: Annotated[int, Whole(0, 2**63 - 1)] | None = None
-    """Of all mints together, in their smallest units."""
+    """Tokens of all mints together, in their smallest units, that signed transactions move in a minute. Default: any
+    number."""
 
     @property
     def counts(self) -> bool:
@@ -182,7 +183,7 @@ class Policy(Model):
                 f"{'ordered kinds' if self.ordered else 'rules for transactions'}: use a key of its own for it"
             )
         if "digest32" in self.kinds and self.ordered - set(OWN):
-            # Callers with kinds of their own do not help: who verifies a signature sees the key and not the caller.
+            # Separate kinds for callers do not help: a verifier of a signature sees the key and not the caller.
             raise clash(
                 'kinds lists "digest32" beside ordered kinds, and the bare digest of a block is signed at its position '
                 "only: list one of them, and use a key of its own for the other"

@@ -46,7 +46,7 @@ class Provider(Model):
     @field_validator("config", mode="wrap")
     @classmethod
     def _by_type(cls, value: Any, _handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-        # Without a type, `config` cannot be checked; the fault in `type` is reported by itself.
+        # Without a type, `config` cannot be checked; the fault in `type` is reported separately.
         if "type" not in info.data:
             return value
         return descriptor_of(info.data["type"]).settings.model_validate(value, context=info.context)

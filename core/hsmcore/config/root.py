@@ -39,7 +39,7 @@ SINGLE = "default"
 STATE_FILE = "hsmcore-state.db"
 """The store that all configurations of a folder shared before each got its own."""
 BESIDE_SEVERAL = ("auditLogFile", "audit", "cloudWatchLogs")
-"""The keys of a key manager that stand once, beside `keyManagers`, where there are several."""
+"""The keys of a key manager that stand once, at the level of `keyManagers`, where there are several."""
 MAX_MESSAGE_BYTES = 1_048_575
 MAX_QUEUE_SIZE = 65_536
 # The rings are one mapping of queueSize * maxMessageBytes: a larger one is a mistake.
@@ -83,8 +83,8 @@ class KeyManagerConfig(Provider):
     """Settings of the audit log. Default: its defaults."""
     state_file: Annotated[str, Text(4096), StateVariables] | None = None
     """The store of what survives a crash: key ring, rotations, emergency budget, history of failovers. In a file, a
-    relative path starts at the file's folder. Default: `hsmcore-state-TOKEN.db` beside auditLogFile, or in the user's
-    state folder (see `state_path`)."""
+    relative path starts at the file's folder. Default: `hsmcore-state-TOKEN.db` in the folder of auditLogFile, or in
+    the user's state folder (see `state_path`)."""
     state_backup: StateBackup | None = None
     """Backups of that store on schedule. Default: none."""
     cloud_watch_logs: CloudWatchLogs | None = None
@@ -100,7 +100,7 @@ class KeyManagerConfig(Provider):
     fleet: Fleet | None = None
     """Hosts that share this key. Default: there is one host."""
     notices: Notices | None = None
-    """Who is told of rotations and failovers. Default: nobody."""
+    """Receivers of notices of rotations and failovers. Default: none."""
     monitoring: Monitoring | None = None
     """Settings of `hsmcore serve` and `hsmcore.serve.attached`. Default: their defaults."""
 
@@ -112,8 +112,8 @@ class KeyManagerConfig(Provider):
     def _first_of_primary(
         cls, value: Any, handler: ModelWrapValidatorHandler[KeyManagerConfig], info: ValidationInfo
     ) -> KeyManagerConfig:
-        # Without a provider of its own, the key manager has the first one of failover.primary, which is checked at its
-        # own path. A provider without faults takes its place until then.
+        # Without its own provider, the key manager has the first one of failover.primary, which is checked at its own
+        # path. A provider without faults takes its place until then.
         if not isinstance(value, dict) or value.keys() & {"type", "config"} or not _lists_primary(value):
             return handler(value)
         cls.note_known_keys(value, info)
@@ -172,7 +172,7 @@ class KeyManagerConfig(Provider):
         return self._manager
 
     def among(self, name: str, **beside: object) -> KeyManagerConfig:
-        """Return a copy that has this name in `keyManagers`, with the fields that stand beside them."""
+        """Return a copy that has this name in `keyManagers`, with the fields that stand at their level."""
         own = {} if self.fleet is None else {"fleet": self.fleet.among(name)}
         copy = self.model_copy(update=beside | own)
         copy._manager = name  # noqa: SLF001  # a copy of our own
@@ -190,9 +190,9 @@ class KeyManagerConfig(Provider):
 
     @property
     def state_path(self) -> Path:
-        """The path of the state store. By default it lies beside auditLogFile, or in the user's state folder, and is
-        named after the token that signs, not after its key: a configuration that names another key must meet the ring
-        that it leaves. One of several key managers has its name in front: each has a store of its own. A store of the
+        """The path of the state store. By default it lies in the folder of auditLogFile, or in the user's state folder,
+        and is named after the token that signs, not after its key: a configuration that names another key must meet the
+        ring that it leaves. One of several key managers has its name in front: each has its own store. A store of the
         name that all shared is used on: it may hold the ring and the budget."""
         if self.state_file is not None:
             return Path(self.state_file)
@@ -215,8 +215,8 @@ class KeyManagerConfig(Provider):
 
     @property
     def refused_logins(self) -> Path:
-        """The file that remembers which PINs tokens have refused (members/control/refused.py): beside the state store,
-        or where it would be. All key managers of a folder share it."""
+        """The file that remembers which PINs tokens have refused (members/control/refused.py): in the folder of the
+        state store, also if there is no store. All key managers of a folder share it."""
         return (self.state_path.parent / "hsmcore-refused-logins.json").absolute()
 
     @property
@@ -243,7 +243,7 @@ class KeyManagerConfig(Provider):
     @property
     def own(self) -> Provider:
         """The provider that signs first, as it stands in the document: this one, or the first one of failover.primary
-        if the key manager names none of its own."""
+        if the key manager names none."""
         return self._listed_primary[0] if self._first_is_listed else self
 
     @property

@@ -59,7 +59,7 @@ def fetch(secret_id: str, *, key: str | None = None, region: str | None = None) 
             read_timeout=_READ_SECONDS,
             retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
         )
-        # A session of its own: boto3's default one is not for several threads.
+        # A separate session: boto3's default one is not thread-safe.
         client = boto3.session.Session().client("secretsmanager", region_name=region, config=limits)
         try:
             with _unlogged():

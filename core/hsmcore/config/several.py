@@ -1,4 +1,5 @@
-"""Several key managers in one document: their names, what stands beside them, and faults of one against another."""
+"""Several key managers in one document: their names, the settings that they share, and faults of one against
+another."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ class KeyManagersConfig(Model):
     """A document with `keyManagers`: key managers by name, and the one audit log of all."""
 
     key_managers: dict[str, KeyManagerConfig]
-    """Several key managers, by name. Each has a key of its own."""
+    """Several key managers, by name. Each has its own key."""
     audit_log_file: Annotated[str, Text(4096), LogVariables] | None = None
     """The one audit log of all key managers. In a file, a relative path starts at the file's folder."""
     audit: AuditSettings | None = None
@@ -87,7 +88,7 @@ def clashes(configs: Mapping[str, Config]) -> Iterator[ConfigFault]:
         yield from _kinds(one, other)
         yield from _members(one, other)
         if one.fleet is not None or other.fleet is not None:
-            continue  # each key manager of a fleet has a schema of its own
+            continue  # each key manager of a fleet has its own schema
         if os.path.realpath(one.state_path) == os.path.realpath(other.state_path):
             yield ConfigFault(
                 f"{other.where}.stateFile", f"is the store of {one.where}.stateFile, too: a store holds one key ring"

@@ -59,8 +59,8 @@ def check_module(context: ProbeContext) -> Iterator[Step]:
 
 
 def _load(context: ProbeContext) -> None:
-    """Load the module in steps, so that a crash is told apart from one in C_Initialize. What is wrong with the file
-    otherwise is found when the native core loads it."""
+    """Load the module in steps, so that a crash is told apart from one in C_Initialize. Other faults of the file are
+    found when the native core loads it."""
     context.announce("the library's loading")
     with suppress(OSError, AttributeError):
         get_list = ctypes.CDLL(context.question.module_path).C_GetFunctionList
@@ -74,7 +74,7 @@ def check_token(context: ProbeContext) -> Iterator[Step]:
     seen: list[TokenInfo] = []
     with translated("looking for the token", question.member), Turn(question.module_path, context.quirks.name):
         for slot in context.calls.slots():
-            with suppress(CkrError):  # a slot whose token does not answer is no candidate
+            with suppress(CkrError):  # a slot whose token does not answer is not a candidate
                 seen.append(context.calls.token(slot))
     wanted = question.token
     matching = wanted.choose(seen)
@@ -154,7 +154,7 @@ def check_login(context: ProbeContext) -> Iterator[Step]:
 
 
 def check_sessions(context: ProbeContext) -> Iterator[Step]:
-    """Open as many sessions as the configuration needs, beside the one that is logged in."""
+    """Open as many sessions as the configuration needs, in addition to the one that is logged in."""
     token, most_useful = context.token, context.quirks.sessions
     wanted = min(context.question.sessions, most_useful or context.question.sessions) + 1
     most, used = token.max_sessions or None, token.sessions

@@ -1,4 +1,4 @@
-"""What the checks of one module share: the question, the findings of earlier checks, and the C_* calls."""
+"""The state that the checks of one module share: the question, the findings of earlier checks, and the C_* calls."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ULONG: Final = ctypes.sizeof(ctypes.c_ulong)
 
 @dataclass(frozen=True, slots=True)
 class ProbeQuestion:
-    """What the parent asks its child. Plain data, serialized as JSON, without secrets."""
+    """The parent's question to its child. Plain data, serialized as JSON, without secrets."""
 
     member: str
     module_path: str

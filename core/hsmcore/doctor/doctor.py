@@ -35,7 +35,8 @@ def diagnose(
     """Probe `members` (default: all of them). Blocks; no event loop may run in this thread.
 
     The key that is examined is the key ring's current one, where there is a ring. An HsmError of a probe becomes a step
-    of the report. What all share (state store, audit log, backups, policy, fleet) is checked with the first.
+    of the report. The shared parts (state store, audit log, backups, policy, fleet) are checked with the first
+    provider.
     """
     reports: list[ProviderReport] = []
     current, ring = _ring(config)
@@ -77,7 +78,7 @@ def _ring(config: Config) -> tuple[Config, list[Step]]:
     try:
         current, keys = asyncio.run(as_started(config))
     except HsmError:
-        return config, []  # the state store has steps of its own
+        return config, []  # the state store has its own steps
     signs, first = active_of(keys), keys[0] if keys else None
     if signs is None or first is None:
         return config, []

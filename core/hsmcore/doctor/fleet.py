@@ -1,5 +1,5 @@
-"""The checks of a fleet's hosts: this one's clock beside the database's, what its audit log says was bound, and who
-else there is. They read, and change nothing; fleet_store.py looks at the database itself."""
+"""The checks of a fleet's hosts: this one's clock against the database's, its audit log's bound positions, and the
+other hosts. They read, and change nothing; fleet_store.py looks at the database itself."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 CLOCK_SECONDS: Final = 1.0
-"""Between the two looks at both clocks."""
+"""Seconds between the two looks at both clocks."""
 MOST_DRIFT: Final = 0.05
-"""Of a clock against the database's: two hosts then run apart by less than the margins of a lease."""
+"""Largest drift of a clock against the database's: two hosts then run apart by less than the margins of a lease."""
 _ASKED: Final = 8
 _FRESH_LEASES: Final = 3
 _LOST_SECONDS: Final = 60.0
@@ -73,8 +73,8 @@ async def _clock(store: Store) -> Step:
 
 
 def clock_step(passed: int, theirs: int, unsure: int) -> Step:
-    """Judge how far two clocks went meanwhile, in nanoseconds: this host's, the database's; `unsure`: what the way to
-    the database may have taken of it."""
+    """Judge how far two clocks went between two looks, in nanoseconds: this host's, the database's; `unsure`: what the
+    way to the database may have taken of it."""
     drift = abs(theirs - passed)
     data: dict[str, Any] = {"ratio": theirs / passed, "seconds": passed / 1e9, "unsureSeconds": unsure / 1e9}
     text = f"in {passed / 1e9:.2f} s of this host the database counted {theirs / 1e9:.2f} s"

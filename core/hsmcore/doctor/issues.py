@@ -30,7 +30,7 @@ class Issue:
     """Only if the configuration says how many sessions."""
     rotates: bool = False
     note: bool = False
-    """Every way around it has a price of its own, so it is told and not warned of."""
+    """Every workaround has its own price, so it is told and not warned of."""
 
     def concerns(self, context: ProbeContext) -> bool:
         question = context.question

@@ -233,7 +233,7 @@ _SINCE: Final = {
     2: "the module cannot move or link a file into another folder (Linux 5.19)",
     6: "this version keeps signals from no other process: signals only by the filter (Linux 6.12)",
 }
-"""What a version of Landlock brought, and what is without it."""
+"""By version of Landlock: the consequence of a kernel that lacks it."""
 
 
 def ptrace_scope() -> int | None:

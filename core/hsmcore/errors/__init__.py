@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions: one tree, one table from the native core's statuses to it.
+"""The exceptions: one tree, and one table from the native core's statuses to it.
 
 Every exception says whether trying again can help (`retryable`), which status of `native/include/hsmcore/status.def` it
 stands for (`status`), which module call and return value were behind it, on which member, and what to do next (`hint`).
@@ -31,7 +31,7 @@ class HsmError(Exception):
     retry_after_ms: int = 0
     """Milliseconds after which the same call may succeed, where `hsmcore gateway` knows it; 0: it is not known."""
     told_retryable: bool | None = None
-    """What a gateway said of `retryable`; None: the status says it."""
+    """The `retryable` that a gateway told; None: the status decides."""
 
     def __init_subclass__(cls, status: str | None = None) -> None:
         super().__init_subclass__()
@@ -61,7 +61,7 @@ class HsmError(Exception):
         self._maybe_signed = maybe_signed
 
     def __str__(self) -> str:
-        """The message and, as a sentence of its own, the hint; so a hint that is set later is shown too."""
+        """The message and, as a separate sentence, the hint; so a hint that is set later is shown too."""
         message = str(self.args[0]) if self.args else ""
         if not self.hint or message.endswith(self.hint):
             return message

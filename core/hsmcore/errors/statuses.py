@@ -23,7 +23,8 @@ RETRYABLE_CLASSES: dict[str, bool] = {
 }
 
 
-# Not retryable, since the same call is no use a moment later; yet what is absent may come, and a service relent.
+# Not retryable, since the same call fails again a moment later; yet an absent part may come, and a service may accept
+# it later.
 MAY_PASS = frozenset({"TOKEN_NOT_FOUND", "ACCESS_DENIED"})
 
 

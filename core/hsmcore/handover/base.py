@@ -42,7 +42,7 @@ class Handover(Protocol):
     return values of `handover` and `revert` go into the rotation's history. An exception rolls the rotation back
     (`handover`), is tried again later (`revert`), or counts as "unknown" (`settled`).
 
-    `settled` decides: the new key signs only after "new", and is destroyed only after "old". Of an object without it
+    `settled` decides: the new key signs only after "new", and is destroyed only after "old". For an object without it
     the return of `handover` or `revert` counts, and a key that was handed over is never destroyed.
     """
 

@@ -34,13 +34,11 @@ class RpcClient:
         self._numbers = itertools.count(1)
 
     async def account(self, address: bytes) -> Account | None:
-        """As SolanaClient."""
         options = {"encoding": "base64", "commitment": COMMITMENT}
         value = (await self._call("getAccountInfo", base58(address), options))["value"]
         return None if value is None else Account(_key(value["owner"]), b64decode(value["data"][0]))
 
     async def blockhash(self) -> bytes:
-        """As SolanaClient."""
         return _key((await self._call("getLatestBlockhash", {"commitment": COMMITMENT}))["value"]["blockhash"])
 
     async def settle(self) -> None:

@@ -116,7 +116,7 @@ class NonceAuthority:
 
 
 class SolanaHandover:
-    """Moves authorities one after the other, each in a transaction of its own. The key that holds an authority pays the
+    """Moves authorities one after the other, each in a separate transaction. The key that holds an authority pays the
     fee, so both need some lamports (the new one only for the way back). Raises BadArgument without an authority."""
 
     def __init__(self, client: SolanaClient, authorities: Sequence[Authority]) -> None:

@@ -86,7 +86,7 @@ class SigningEngine(Protocol):
         """Sign a batch. Returns a future of the list of signatures, in order."""
 
     place: Any
-    """What the engine is to whoever routes requests to it."""
+    """The object by which the router knows the engine: its Endpoint; see Routes."""
 
     def signs_as(self, key: int, version: KeyVersion, member: str, level: str) -> None:
         """Say what receipts of the key at this index tell."""
@@ -133,7 +133,7 @@ class KeyAdmin(Protocol):
 
 
 class AliasAdmin(KeyAdmin, Protocol):
-    """Of a member whose settings have a `key_alias`."""
+    """The control plane of a member whose settings have a `key_alias`."""
 
     async def move_alias(self, alias: str, key_id: str) -> None:
         """Point the alias to the key. Idempotent. Raises HsmError."""
@@ -155,7 +155,7 @@ class NonExportable:
 
 @dataclass(frozen=True, slots=True)
 class TokensTold:
-    """What the tokens know of a key that signs no more."""
+    """The result of a deactivation on the tokens."""
 
     enforced: bool
     """Whether every token refuses it."""

@@ -37,7 +37,7 @@ T = TypeVar("T")
 # Seconds that `stop` waits for calls inside the module. One that hangs in the member's thread has half of them.
 STOP_TIMEOUT = 5.0
 LEAST_PATIENCE_MS = 500
-"""`hangAfterMs` of a module that has none of its own."""
+"""`hangAfterMs` of a module whose settings do not give one."""
 _MARK_KEY: Final = secrets.token_bytes(32)
 
 
@@ -61,7 +61,7 @@ class Pkcs11Member:
             # Room to replace every worker once.
             max_workers=min(2 * settings.sessions, MAX_SESSIONS),
             coalesce_seconds=rules.wake_coalesce_micros / 1e6,
-            # What a host process says of a message is not recorded.
+            # The text of a host process about a message is not recorded.
             digests=rules.audit_log_file is not None and settings.isolation != "process",
         )
         self._known: dict[str, KeyVersion] = {}
@@ -81,7 +81,7 @@ class Pkcs11Member:
         """The error of the last login, if it was refused."""
         self._remembered = False
         self._presented: bytes | None = None
-        """What tells the PIN that the engine has from another one, in this process."""
+        """The mark of the PIN that the engine has; see `_mark`."""
         self._inside_since: float | None = None
         """When the member's thread entered the module for what is limited by `startTimeoutMs`."""
         # An isolated module is not loaded into this process for the control plane either.
@@ -171,9 +171,9 @@ class Pkcs11Member:
                 wipe(pin)
 
     def restart_host(self) -> str | None:
-        """As Engine.restart_host, with the PIN that the configuration gives by now: one that was changed on the token
-        and at its place since the start is no repeated one. AWS is asked only after a refusal: it may be slow or away,
-        and the host signs again without it. Blocks."""
+        """As Engine.restart_host, with the PIN that the configuration gives by now: a PIN that was changed on the token
+        and at its place since the start does not count as a repetition. AWS is asked only after a refusal: it may be
+        slow or away, and the host signs again without it. Blocks."""
         secret = self._settings.pin_secret
         pin = None if secret is None or (secret.asks_aws and self.refused_pin is None) else self._pin_by_now()
         try:
@@ -374,5 +374,5 @@ class Pkcs11Member:
 
 
 def _mark(pin: bytearray | None) -> bytes | None:
-    """What tells PINs apart in this process, and nowhere else."""
+    """Return a keyed hash that distinguishes PINs in this process, and nowhere else."""
     return None if pin is None else hashlib.blake2b(pin, key=_MARK_KEY).digest()

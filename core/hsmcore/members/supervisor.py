@@ -31,7 +31,7 @@ RESTARTS_AT_ONCE = 5
 """Restarts within WINDOW_SECONDS that begin immediately; each later one waits twice as long as the one before."""
 WINDOW_SECONDS = 10.0
 START_SECONDS = 0.2
-"""What a restart takes beside calls of the module."""
+"""Seconds that a restart takes apart from calls of the module."""
 PAUSE_FIRST_SECONDS = 0.05
 PAUSE_MAX_SECONDS = 2.0
 
@@ -148,7 +148,7 @@ class Supervisor:
             self._say("error", "host process killed: it hangs", pid=pid)
 
     def _set_down(self, down: bool, status: str | None = None) -> None:
-        """`status`: that of the requests which are refused meanwhile."""
+        """`status`: that of the requests which are refused while the member is down."""
         was, self._down = self._down, down
         self._engine.set_down(down, status)
         if down and not was:

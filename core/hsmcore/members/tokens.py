@@ -1,4 +1,4 @@
-"""What a member's token can do beyond signing and making keys: copies of keys, ceremonies, trials.
+"""Work of a member's token beyond signing and making keys: copies of keys, ceremonies, trials.
 
 A member has a token (`Member.token`, a ControlPlane) or states why it has none (NonExportable).
 """

@@ -27,8 +27,7 @@ _also: WeakKeyDictionary[KeyManager, Callable[[Reading], object]] = WeakKeyDicti
 
 
 def also(manager: KeyManager, read: Callable[[Reading], object]) -> None:
-    """Have `read` add to every reading of this key manager: what serves it has metrics of its own. Any thread calls
-    it."""
+    """Have `read` add to every reading of this key manager, for the metrics of its gateway. Any thread calls it."""
     _also[manager] = read
 
 

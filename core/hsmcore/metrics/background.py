@@ -1,4 +1,4 @@
-"""Readings beside signing: emergency budget, rotation, backups, the fleet, the audit log and the disks."""
+"""Readings apart from signing: emergency budget, rotation, backups, the fleet, the audit log and the disks."""
 
 from __future__ import annotations
 

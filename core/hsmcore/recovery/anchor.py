@@ -1,5 +1,5 @@
 """The checkpoint of the audit log that a backup of a state store is bound to: what it must say, and what the log must
-say of it. Of two that contradict each other, one was changed, cut off, or is another one's."""
+say of it. If they contradict each other, one of them was changed or cut off, or belongs to another store."""
 
 from __future__ import annotations
 

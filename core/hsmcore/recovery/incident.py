@@ -4,7 +4,7 @@ audit log has, no payload with a position is signed on any host.
 It is opened by raising `fleet.incident`, which waits for the binds that are under way and is seen by each later one. It
 is closed by the last answer: an answer and the rows that it puts back are one transaction, so whatever sees the answer
 sees the rows. The identity of the database stands in the same row: who connects to another one, such as a standby that
-was promoted, opens an incident first, since nobody can tell which commits came over.
+was promoted, opens an incident first, since which commits came over is not known.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WAITING: Final = (
     .scalar_subquery()
     .label("waiting")
 )
-"""A column beside those of `fleet`: the hosts that have not answered the incident. Not 0: it is open."""
+"""A further column of `fleet`: the hosts that have not answered the incident. Not 0: it is open."""
 MOST: Final = (1 << 62) - 1
 """The largest count that is believed."""
 _FOREIGN: Final = "Find out who can write the fleet's database."
@@ -65,7 +65,7 @@ def count(value: Any, most: int = MOST) -> int:
 
 
 def word(value: Any) -> str:
-    """Return a text of the database. Raises StoreError for what is none."""
+    """Return a text of the database. Raises StoreError for any other type."""
     if type(value) is not str:
         raise not_ours()
     return value
@@ -137,7 +137,7 @@ def settle(connection: Connection, name: str, identity: tuple[str, str]) -> None
 
 def answer(connection: Connection, name: str, host: str, instance: str, number: int, now_ns: int) -> bool:
     """Note that a host has put back all that it knows of. Returns whether that closed the incident; a host that was
-    retired belongs to the fleet again. Raises BadArgument if another incident was opened meanwhile."""
+    retired belongs to the fleet again. Raises BadArgument if another incident was opened in between."""
     before = standing(connection, name, host)
     if before.number != number:
         raise BadArgument(f"incident {before.number} was opened while {number} was being answered")

@@ -26,9 +26,9 @@ from hsmcore.state.schema import BOUND
 T = TypeVar("T")
 
 MOST_BYTES: Final = 64 << 20
-"""Of a file."""
+"""Most bytes of a file."""
 MOST_ROWS: Final = 400_000
-"""Of a file: those of the highest positions of a domain, in equal parts."""
+"""Most rows of a file: the highest positions of each domain, in equal parts."""
 MOST_DOMAINS: Final = 1024
 _GROUP: Final = 2000
 _SHOWN: Final = 5
@@ -54,7 +54,7 @@ class Domain(Model):
     high: Below
     """The highest position that was bound; -1: there is none."""
     reason: Annotated[str, Text(_REASON)] | None = None
-    """Of the floor."""
+    """Why the floor was set."""
     bound: Annotated[tuple[BoundPosition, ...], BeforeValidator(as_tuple)] = ()
     """In ascending order, above the floor."""
 
@@ -91,7 +91,7 @@ class Interchange(Model):
 
 @dataclass(slots=True)
 class Imported:
-    """What an import has done."""
+    """The result of an import."""
 
     added: int = 0
     floors: dict[str, int] = field(default_factory=dict)
@@ -124,8 +124,8 @@ def text_of(found: Interchange) -> bytes:
 
 
 async def export(store: Store, fleet: str | None) -> Interchange:
-    """Return the positions of a store. Of a domain with more rows than a file may have, the file's floor is above those
-    that were left out. Raises StoreError."""
+    """Return the positions of a store. Where a domain has more rows than a file may have, the file's floor is above the
+    rows that are left out. Raises StoreError."""
 
     def work(connection: Connection) -> Interchange:
         marks = positions.marks(connection)

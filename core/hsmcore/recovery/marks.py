@@ -32,7 +32,7 @@ from hsmcore.state.sealed_rows import SEALED, fingerprint
 
 OPERATION: Final = "state-mark"
 MOST_BYTES: Final = 4 << 30
-"""Of the log's text that a reconciliation reads."""
+"""Most bytes of the log's text that a reconciliation reads."""
 _LOOK_SECONDS: Final = 1.0
 _DAY_NS: Final = 86_400_000_000_000
 """A mark is made at least so often, so that the log's retention leaves one."""

@@ -1,7 +1,7 @@
 """Raise an older state store to what its audit log says: positions, emergency budget, bindings of messages to keys.
 
-The key ring cannot be put back from the log: which key signs now, the tokens and the chain say. What happened to it
-since is shown, and an operator says that it was compared.
+The key ring cannot be put back from the log: the tokens and the chain say which key signs now. Later changes of the
+ring are shown, and an operator confirms that they were compared.
 """
 
 from __future__ import annotations

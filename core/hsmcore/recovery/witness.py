@@ -5,8 +5,9 @@ place. The audit log lies on another disk, and has each payload with a position 
 was handed out. So each host compares its log with the database at the start, at each reconnection and when the database
 is another one; what the database lacks opens an incident (incident.py), and is put back from the log.
 
-Whoever can write the log's files can append records. With a sealed store (stateSecret), each record of a bind has a
-MAC, and one without it is no witness, but for those that a checkpoint sealed before hsmcore wrote such MACs.
+A process that can write the log's files can append records. With a sealed store (stateSecret), each record of a bind
+has a MAC, and a record without it does not count as a witness, except those that a checkpoint sealed before hsmcore
+wrote such MACs.
 
 The log is read from its end, until all that could have been lost was seen. A database loses a suffix of its commits, so
 a row of this host that is there proves that all that this host bound before is there, too.
@@ -38,13 +39,13 @@ from hsmcore.state.store import now_ns
 T = TypeVar("T")
 
 MOST_BYTES: Final = 256 << 20
-"""Of the log's text that is read to answer: about two minutes at 4,000 signatures a second."""
+"""Most bytes of the log's text that are read to answer: about two minutes at 4,000 signatures a second."""
 LEAST: Final = 1024
 """Records that are compared at least, if there are so many."""
 REMEMBERED: Final = 65_536
 """Positions that are kept in memory: those that were bound, and perhaps are not in the log yet."""
 _SLACK_NS: Final = 1_000_000_000
-"""By which the host's clock may have been set back between a bind and its record."""
+"""How far the host's clock may have been set back between a bind and its record."""
 _NEAR_NS: Final = 60_000_000_000
 """The longest time from a bind to its record. A record of another time is of a payload that was signed again, or the
 clock was set in between: its row says nothing of those that were bound before the record."""
@@ -56,7 +57,7 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class Log(Protocol):
-    """What the witness needs of hsmcore.audit.AuditLog."""
+    """The part of hsmcore.audit.AuditLog that the witness uses."""
 
     @property
     def sealed_before(self) -> int: ...
@@ -83,9 +84,9 @@ class _Compared:
 
 
 class _Believed:
-    """Which records of the log, newest first, are witnesses. `rows`: of these. `doubtful`: without a MAC, and none that
-    has one was found before them: if there is none, they are of before hsmcore wrote MACs. `sealed`: the records up to
-    this one were under a checkpoint before this process opened the log."""
+    """Which records of the log, newest first, are witnesses. `rows`: of these. `doubtful`: records without a MAC before
+    which no record with one was found yet; if there is none, they are from before hsmcore wrote MACs. `sealed`: the
+    records up to this one were under a checkpoint before this process opened the log."""
 
     def __init__(self, store: Store, sealed: int) -> None:
         self._store, self._sealed = store, sealed
@@ -413,8 +414,8 @@ class Witness:
 def _put_back(
     connection: Connection, vouch: Callable[..., str], rows: Sequence[BoundRow]
 ) -> tuple[int, list[tuple[BoundRow, str, str]]]:
-    """Put rows back. A position of which the database says another digest is refused for ever: nobody can tell any more
-    which of the two was handed out, or that both were."""
+    """Put rows back. A position of which the database says another digest is refused for ever: which of the two was
+    handed out, or whether both were, cannot be told any more."""
     added, conflicts = positions.put_back(connection, vouch, rows)
     for row, _, holder in sorted(conflicts):
         why = f"position {row.position} was bound to two payloads, by {row.holder} and {holder}"
@@ -430,7 +431,7 @@ async def _next(blocks: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]] 
 
 
 def _floors(connection: Connection) -> list[BoundRow]:
-    """Return what the hosts have noted. Raises StoreError for what is none of ours."""
+    """Return what the hosts have noted. Raises StoreError for a text that hsmcore does not write."""
     found = []
     for row in connection.execute(select(FLEET_FLOOR)):
         if not _DIGEST.match(word(row.digest)):

@@ -57,7 +57,7 @@ class OperatorOrder:
     target: str
     reason: str
     fields: dict[str, str]
-    """What the record says beside the command."""
+    """The other fields of the record."""
 
 
 def parse(name: str, body: object, config: Config, state: Mapping[str, Any]) -> OperatorOrder:

@@ -107,7 +107,7 @@ def _rotation(rotation: Mapping[str, Any] | None, now_ns: int) -> HealthCheck:
     when = datetime.fromtimestamp(due / 1e9, UTC).strftime("%Y-%m-%d %H:%M UTC")
     failed = rotation["failedInARow"]
     said = f"{failed} failed in a row; " if failed else ""
-    if rotation.get("waits"):  # for approvals, say: the key signs, and taking all signers away would help nobody
+    if rotation.get("waits"):  # for approvals, say: the key signs, and taking all signers away would not help
         return HealthCheck("rotation", "warn", f"{said}a rotation waits; `hsmcore rotate status` says for what")
     if now_ns > due + _OVERDUE_NS:
         return HealthCheck("rotation", "fail", f"{said}overdue since {when}")

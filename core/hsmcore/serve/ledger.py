@@ -1,4 +1,5 @@
-"""What the state store holds: history of failovers, rotations, wishes, budget. Read only, in a thread of its own."""
+"""The contents of the state store: history of failovers, rotations, wishes, budget. Read only, in a dedicated
+thread."""
 
 from __future__ import annotations
 
@@ -112,6 +113,6 @@ class Ledger:
 
 
 async def _approvers(store: Store, rotation: int) -> list[dict[str, str]]:
-    """Without the proofs: a signature or the step of a one-time code is no one's to see."""
+    """Without the proofs: a signature or the step of a one-time code is not shown."""
     given = await Approvals(store).of(rotation)
     return [{"approver": each.approver, "method": each.method} for each in given]

@@ -1,4 +1,4 @@
-"""The server's thread, with an event loop of its own."""
+"""The server's thread, with its own event loop."""
 
 from __future__ import annotations
 

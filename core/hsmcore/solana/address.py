@@ -26,7 +26,7 @@ _PROBE_SECONDS: Final = 5.0  # as long as solana-keychain waits
 
 
 class ServingMember(Protocol):
-    """What is_available asks about a member."""
+    """The state of a member that is_available reads."""
 
     @property
     def signs(self) -> bool: ...
@@ -37,7 +37,8 @@ class ServingMember(Protocol):
 
 
 class SigningKeys(Protocol):
-    """What signs: a KeyManager, a gateway.Client, or another client with these methods. Errors are HsmError."""
+    """The signer behind an address: a KeyManager, a gateway.Client, or another client with these methods. Errors are
+    HsmError."""
 
     @property
     def public_key(self) -> bytes: ...
@@ -64,8 +65,8 @@ class AddressKey:
     """The key of one address. Belongs to the key manager's event loop."""
 
     def __init__(self, manager: SigningKeys, address: Pubkey | None = None) -> None:
-        """`address`: None is that of the key that signs now. Raises AlgorithmUnsupported for a key that is no Ed25519
-        key, NotInitialized."""
+        """`address`: None is that of the key that signs now. Raises AlgorithmUnsupported for a key that is not an
+        Ed25519 key, NotInitialized."""
         if address is None:
             address = Pubkey.from_string(address_of(manager.public_key))
         self.address = address
@@ -82,8 +83,8 @@ class AddressKey:
         return bool(mine)
 
     async def sign(self, message: bytes, timeout: float | None) -> Signature:
-        """Sign bytes. Raises BadArgument for an address that is no key of the key ring, KeyNotCurrent while another key
-        signs, and the errors of KeyManager.sign."""
+        """Sign bytes. Raises BadArgument for an address that is not a key of the key ring, KeyNotCurrent while another
+        key signs, and the errors of KeyManager.sign."""
         key_id = self._key_id()
         try:
             return Signature(await self._manager.sign(message, timeout, key_id=key_id))
@@ -194,7 +195,7 @@ async def sign_transactions(
     """Sign transactions in one crossing to the workers, in place, and return them in order.
 
     `address`: the signer whose slots are filled; None is that of the key that signs now. Legacy, version 0 and 1. Other
-    signatures and messages stay as they are. Raises, before the HSM is asked, BadArgument where the address is no
+    signatures and messages stay as they are. Raises, before the HSM is asked, BadArgument where the address is not a
     required signer and MessageTooLarge beyond 1,232 bytes (4,096 for version 1); KeyNotCurrent where another key signs
     than the one that a message was built for; and the errors of KeyManager.sign_many. The first error is raised, and
     then no transaction is changed, unless `return_exceptions` puts errors into the list. `timeout` covers the batch.

@@ -43,7 +43,8 @@ CODES: Final[dict[type[HsmError], SignerErrorCode]] = {
     errors.TokenAmbiguous: SignerErrorCode.CONFIG_ERROR,
     errors.TokenNotFound: SignerErrorCode.CONFIG_ERROR,
 }
-"""Of an error or its nearest base. Every other one is NOT_AVAILABLE if it is retryable, else SIGNING_FAILED."""
+"""The code of an error, by its class or nearest base. Every other error is NOT_AVAILABLE if it is retryable, else
+SIGNING_FAILED."""
 
 
 def signer_error(error: HsmError) -> SignerError:

@@ -1,4 +1,4 @@
-"""What is signed of a transaction, where the signature stands, and whether all of them are good. No I/O."""
+"""The signed bytes of a transaction, the places of its signatures, and their verification. No I/O."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hsmcore.errors import BadArgument, MessageTooLarge
 
 VERSION_1: Final = 0x81
 MOST_BYTES: Final = 1232
-"""Of a legacy transaction, and of version 0: what a packet holds."""
+"""Most bytes of a transaction of the legacy form or version 0: a packet's."""
 MOST_BYTES_1: Final = 4096
-"""Of version 1 (SIMD-0385)."""
+"""Most bytes of a transaction of version 1 (SIMD-0385)."""
 UNSIGNED: Final = Signature.default()
-"""What a slot holds before its signer has signed."""
+"""The content of a slot before its signer has signed."""
 
 
 class Slot(NamedTuple):
@@ -25,9 +25,9 @@ class Slot(NamedTuple):
 
     transaction: VersionedTransaction
     payload: bytes
-    """What is signed: the message behind its version byte."""
+    """The signed bytes: the message behind its version byte."""
     number: int
-    """Of the signer, from 0."""
+    """The signer's place, from 0."""
     required: int
     """Signatures that the message requires."""
 
@@ -46,8 +46,8 @@ def signers_of(message: VersionedMessage) -> list[Pubkey]:
 
 
 def slot_of(transaction: Any, address: Pubkey) -> Slot:
-    """Find the signer's slot. Raises BadArgument for what is no transaction that needs its signature, MessageTooLarge
-    for a transaction that no node would take."""
+    """Find the signer's slot. Raises BadArgument for anything but a transaction that needs its signature,
+    MessageTooLarge for a transaction that no node would take."""
     if not isinstance(transaction, VersionedTransaction):
         hint = "VersionedTransaction.from_legacy makes one." if isinstance(transaction, Transaction) else ""
         raise BadArgument(f"a transaction must be a VersionedTransaction, not {type(transaction).__name__}", hint=hint)

@@ -1,6 +1,6 @@
 """State that survives a crash: one small store, its schema, and the tables that several policies share.
 
-A policy's own tables lie beside it: failover/budget.py, failover/history.py, manager/rotation/store.py.
+The tables of a policy are defined with it: failover/budget.py, failover/history.py, manager/rotation/store.py.
 
 Reading order: schema, seal, exchange, database, sqlite, postgres, store; then keys, positions,
 desired, backups, approvals, outbox; backup is of the store itself.

@@ -41,14 +41,14 @@ _LIMIT: Final = 1 << 63
 
 
 class BackupUnusable(StoreError):
-    """A file is no backup of this store, or was changed. Nothing of it is restored."""
+    """A file is not a backup of this store, or was changed. Nothing of it is restored."""
 
     default_hint = "Take another backup, and find out what happened to this one."
 
 
 @dataclass(frozen=True, slots=True)
 class BackupStatement:
-    """What a backup says of itself."""
+    """The header of a backup."""
 
     schema: int
     made_ns: int

@@ -1,4 +1,4 @@
-"""What the databases of a state store have in common: the thread, the seal, and the migrations.
+"""The common base of a state store's databases: the thread, the seal, and the migrations.
 
 state/sqlite.py is one file on one host, state/postgres/database.py a schema that several hosts write.
 """
@@ -46,7 +46,7 @@ class RoleLost(StoreBusy):
 
 
 class StoreUnknown(StoreError):
-    """The connection failed while a transaction was being committed: whether it was written, and lasts, is unknown."""
+    """The connection failed while a transaction was being committed: whether it was written durably is unknown."""
 
     default_hint = "Read again: a transaction that reads after it says what was written."
 
@@ -76,7 +76,7 @@ class Database(ABC):
     @property
     @abstractmethod
     def key(self) -> Hashable:
-        """What tells it apart from other databases."""
+        """A value that no other database has."""
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -168,7 +168,7 @@ class Database(ABC):
             except (TypeError, ValueError, KeyError, OverflowError) as error:
                 if isinstance(error, HsmError):
                     raise
-                # What the row says is not repeated: it is not to reach a terminal or a log.
+                # The row's content must not reach a terminal or a log.
                 raise RowInvalid(f"{self.shown}: a row is not as hsmcore writes it ({type(error).__name__})") from None
             finally:
                 self._guard = None
@@ -184,7 +184,7 @@ class Database(ABC):
         return self.transact(one_by_one(questions, decide), lenient=False, turn=turn)
 
     def asking(self) -> Asking | None:
-        """Return what asks beside the thread; None: the thread is asked."""
+        """Return the connection that asks without the thread; None: the thread is asked."""
         return None
 
     def before_execute(self, _connection: Connection, statement: Any, *_: Any) -> None:
@@ -214,7 +214,7 @@ class Database(ABC):
 
 _LOCK: Final = threading.Lock()
 _DATABASES: Final[WeakValueDictionary[tuple[Hashable, bool], Database]] = WeakValueDictionary()
-"""What this process has open. A Store that is dropped without `close` takes its entry along."""
+"""The open databases of this process. A Store that is dropped without `close` takes its entry along."""
 # A child forked while another thread is in here would find the lock held for ever.
 os.register_at_fork(before=_LOCK.acquire, after_in_parent=_LOCK.release, after_in_child=_LOCK.release)
 

@@ -70,7 +70,7 @@ class Desired(Tables):
 
         def work(connection: Connection) -> None:
             replace_row(connection, SNAPSHOT, name, **row)
-            # Of a key manager that was killed: `own_report`.
+            # A key manager that was killed leaves its row: `own_report`.
             old = SNAPSHOT.c.name.contains(":") & (SNAPSHOT.c.written_ns < now - _FORGET_NS)
             connection.execute(delete(SNAPSHOT).where(old))
 

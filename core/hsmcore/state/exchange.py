@@ -50,7 +50,7 @@ class Asking(Protocol):
         """Return the answer, once its transaction is committed. Raises StoreError, StoreUnknown."""
 
     async def close(self) -> None:
-        """End what it has of its own. Idempotent."""
+        """Close its own connection, if it has one. Idempotent."""
 
 
 def one_by_one(questions: Sequence[Question], decide: Decide[T]) -> Callable[[Connection], T]:

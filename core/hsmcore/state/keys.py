@@ -231,11 +231,11 @@ class Keys(Tables):
         await self._store.run(work)
 
     async def end_overlap(self, version: int, now_ns: int, sure_ns: int) -> StoredKey:
-        """Run `end_overlap` in a transaction of its own."""
+        """Run `end_overlap` in a separate transaction."""
         return await self._store.run(lambda connection: end_overlap(connection, version, now_ns, sure_ns))
 
     async def change(self, version: int, **values: Any) -> None:
-        """Run `change_key` in a transaction of its own."""
+        """Run `change_key` in a separate transaction."""
         await self._store.run(lambda connection: change_key(connection, version, **values))
 
     async def setting(self, name: str) -> str | None:
@@ -249,7 +249,7 @@ class Keys(Tables):
 
 
 async def require_no_other_ring(store: Store, public_key: bytes) -> None:
-    """Before a ring is begun: raise KeyMismatch if another store beside this one has the key in its ring. The
+    """Before a ring is begun: raise KeyMismatch if another store in the same folder has the key in its ring. The
     configuration may have got another default name. A file that cannot be read is left out."""
     try:
         begun = await store.run(lambda connection: connection.execute(select(KEY.c.id).limit(1)).scalar()) is not None

@@ -1,7 +1,7 @@
 """The positions of payloads that have one: what is bound to them, and up to where nothing is signed any more.
 
-The rules by which a position is bound are manager/policy/watermark.py's. What is here is for all that write these
-tables: rows are only added, and floors only rise.
+The rules by which a position is bound are manager/policy/watermark.py's. This file has the rules for all writers of
+these tables: rows are only added, and floors only rise.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def read(rows: Iterable[Sequence[Any]]) -> tuple[Mark | None, dict[int, dict[str
 
 
 def keep_holders_out(connection: Connection) -> None:
-    """Wait for a transaction that binds positions without its turn, and let none begin until this one ends: before
+    """Wait for a transaction that binds positions without the row lock, and let none begin until this one ends: before
     watermarks are read to be changed."""
     connection.execute(_KEEP_HOLDERS_OUT)
 
@@ -200,8 +200,8 @@ def raise_floor(connection: Connection, domain: str, floor: int, reason: str) ->
 
 
 def remove_behind(connection: Connection, domain: str, floor: int) -> int:
-    """Remove some rows at or below a floor that holds already. Returns how many; a transaction of its own, which needs
-    no turn: nothing reads these rows."""
+    """Remove some rows at or below a floor that holds already. Returns how many; a separate transaction, which takes no
+    row lock: nothing reads these rows."""
     return connection.execute(_REMOVE, {"domain": domain, "floor": floor}).rowcount
 
 

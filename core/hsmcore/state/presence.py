@@ -1,5 +1,5 @@
-"""Whether a key manager runs on a store's file, and on which file: each holds a shared lock beside it. A report in the
-store may be old, or be in another file."""
+"""Whether a key manager runs on a store's file, and on which file: each holds a shared lock on a file in the store's
+folder. A report in the store may be old, or be in another file."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 says. An edited configuration, a moved log or folder must not begin with nothing.
 
 There is a small file for each key, below the user's state folder. It is made once a store keeps a promise for the key,
-before the promise counts: `Keeper`. A start compares: `require`. It is no seal: it protects against accidents, and
-leaves a hostile writer to the seal and the audit log. A fleet's database has a witness of its own.
+before the promise counts: `Keeper`. A start compares: `require`. It does not seal: it protects against accidents, and
+leaves a hostile writer to the seal and the audit log. A fleet's database has its own witness.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _HINT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What is known of a key."""
+    """The entry of a key."""
 
     public_key: bytes
     store: Path
@@ -204,7 +204,7 @@ class Keeper:
         except StoreBehind:
             raise
         except StoreError as error:
-            # A process without a lasting home is no worse off than before there was a register; `doctor` warns of it.
+            # A process without a durable home has no register; `doctor` warns of it.
             get_logger().error("which store keeps a key's promises is not remembered", error=str(error))
 
     def _is_noted(self, wanted: Entry) -> bool:

@@ -1,8 +1,8 @@
 """The store's tables, and the migrations that make them.
 
 A migration is a number and a list of statements in SQL that SQLite and PostgreSQL both understand; `{serial}` is a key
-that counts up by itself. A released migration is never changed: another one is added. The tables have the columns that
-all of them give. Times are nanoseconds since 1970; JSON is text. A column that is added to a sealed table
+that the database counts up. A released migration is never changed: another one is added. The tables have the columns
+that all of them give. Times are nanoseconds since 1970; JSON is text. A column that is added to a sealed table
 (state/seal.py) comes last and may be NULL: rows that were sealed before keep their digest.
 """
 
@@ -30,7 +30,7 @@ TYPES: Final = {
         (r"\bTEXT\b", 'TEXT COLLATE "C"'),
     ),
 }
-"""What the statements of a migration say otherwise in a dialect, as regular expressions."""
+"""Replacements in the statements of a migration for a dialect, as regular expressions."""
 
 MIGRATIONS: Final = (
     Migration(
@@ -205,7 +205,7 @@ SNAPSHOT: Final = _table("snapshot")
 KEY_VERSION: Final = _table("key_version")
 """The key ring. `state` is pending, active, overlap, deactivated or destroyed; at most one is active. `public_key` is
 hexadecimal, "" until the key is pinned; `members` a JSON list of the members that hold it; `base_ns` the time from
-which its interval counts; `retire_ns` the time until which it verifies beside its successor."""
+which its interval counts; `retire_ns` the time until which it verifies together with its successor."""
 
 ROTATION: Final = _table("rotation")
 """Rotations (manager/rotation/machine.py). At most one is running or being undone; others may wait for an overlap to
@@ -225,8 +225,8 @@ APPROVAL: Final = _table("approval")
 is data that only the approver can make; a row without it counts for nothing."""
 
 BOUND: Final = _table("bound")
-"""What may be signed at a position: the digest that came first. Rows are only added, and removed at or below a floor.
-`mac` (Seal.vouch) vouches for the other columns; "" in a store that was not sealed."""
+"""The payload of a position: the digest that came first. Rows are only added, and removed at or below a floor. `mac`
+(Seal.vouch) vouches for the other columns; "" in a store that was not sealed."""
 
 WATERMARK: Final = _table("watermark")
 """By domain: the floor, at and below which nothing is signed; the highest position that was bound; -1: there is none.
@@ -237,7 +237,7 @@ KEY_SET: Final = _table("key_set")
 """Signed sets of keys (tlog/key_set.py). Rows are only added. `bound` has the serial of each, as a position."""
 
 KEY_EVIDENCE: Final = _table("key_evidence")
-"""What a device said of a key (manager/evidence.py), once for each, before a set first lists it; by hexadecimal public
+"""A device's evidence of a key (manager/evidence.py), once for each, before a set first lists it; by hexadecimal public
 key."""
 
 FLEET: Final = _table("fleet")
@@ -263,7 +263,7 @@ log is known to have, and the one that goes into it next. The row "" is there in
 and not reconciled yet; `restored` says from which."""
 
 SPENT: Final = _table("spent")
-"""What transactions have moved within the present minute, counted from 1970."""
+"""Amounts that transactions have moved within the present minute, counted from 1970."""
 
 SEAL: Final = _table("seal")
 """The seal (state/seal.py), one row: `digests` is JSON, by scope; `mac` vouches for the other columns."""
@@ -278,8 +278,8 @@ PROMISED: Final = """SELECT EXISTS (SELECT 1 FROM bound) OR EXISTS (SELECT 1 FRO
     OR EXISTS (SELECT 1 FROM rotation) OR EXISTS (SELECT 1 FROM key_version WHERE state <> 'active')
     OR EXISTS (SELECT 1 FROM emergency_episode WHERE reserved > 0 OR ended_ns IS NOT NULL)
     OR EXISTS (SELECT 1 FROM desired_state WHERE name IN ('force', 'emergency') OR name LIKE 'drain:%')"""
-"""Whether a store keeps a promise: what would be broken if the key began again with nothing. What is over within
-minutes by itself is none: messages that are bound to a key, sums of a minute."""
+"""Whether a store keeps a promise: what would be broken if the key began again with nothing. Rows that expire within
+minutes are not promises: messages that are bound to a key, sums of a minute."""
 
 
 def insert_row(connection: Connection, table: Table, **values: Any) -> int:

@@ -59,8 +59,8 @@ class StoreError(SystemFailure):
 
 
 class RowInvalid(StoreError, ValueError):
-    """A row of the state store is none that hsmcore writes: SQLite keeps a text in a column of numbers, if another
-    writer puts it there."""
+    """hsmcore does not write such a row: SQLite keeps a text in a column of numbers, if another writer puts it
+    there."""
 
     default_hint = "Find out who else writes there; docs/RECOVERY.md has the ways back."
 
@@ -115,12 +115,12 @@ class SealSecret(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SealStatus:
-    """What a seal says of its store."""
+    """The state of a store's seal."""
 
     sealed: bool
     counter: int
     digest: str
-    """Of all sealed rows as they are now, in hexadecimal."""
+    """The digest of all sealed rows as they are now, in hexadecimal."""
     problems: Mapping[str, str]
     """By scope."""
 
@@ -136,9 +136,9 @@ class Seal:
         self._noted = problems
         self._store, self._counter, self._last = "", 0, ""
         self._known = self._writing = Known({}, {})
-        """What the last genuine state had; what `write` has sealed, until `seen` says that it is durable."""
+        """The last genuine state; and the state that `write` has sealed, until `seen` says that it is durable."""
         self._held: Mapping[str, str] = {}
-        """Of scopes that went back: their digests before. The next seal of this process has them, for all hosts."""
+        """The earlier digests of scopes that went back. The next seal of this process has them, for all hosts."""
         self._looked = -1
 
     def __repr__(self) -> str:
@@ -195,8 +195,8 @@ class Seal:
         return "", found
 
     def _go_back(self, connection: Connection, vouched: dict[str, str]) -> str:
-        """Take an earlier state, whose seal is of our making, for the present one, and return EARLIER; or why it is
-        none that a loss of commits and nothing else could have left."""
+        """Take an earlier state, whose seal is of our making, for the present one, and return EARLIER; or why a loss of
+        commits alone could not have left it."""
         rows: dict[Table, list[Any]] = {}
         for scope in sorted(GOES_BACK):
             if problem := self._problem(connection, scope, vouched, rows):
@@ -305,7 +305,7 @@ class Seal:
         return self.write(connection, {scope: digest_of(connection, scope) for scope in SEALED}, store, counter)
 
     def vouch(self, *columns: object) -> str:
-        """Return the MAC of a row that is sealed by itself, within a transaction that uses a table of a scope."""
+        """Return the MAC of a row that is sealed separately, within a transaction that uses a table of a scope."""
         key = hmac.digest(self._key, _ROW_LABEL + self._store.encode(), "sha256")
         return hmac.digest(key, ascii(columns).encode(), "sha256").hex()
 

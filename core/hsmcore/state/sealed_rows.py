@@ -45,7 +45,7 @@ _MINUTE_NS: Final = 60_000_000_000
 
 
 class Known(NamedTuple):
-    """What a process knows of the last genuine state: digests by scope, and the rows that lacking compares."""
+    """A process's memory of the last genuine state: digests by scope, and the rows that lacking compares."""
 
     digests: Mapping[str, str]
     rows: Mapping[Table, list[Any]]
@@ -94,7 +94,7 @@ def digest_of(connection: Connection, scope: str, kept: dict[Table, list[Any]] |
 
 
 def fingerprint(connection: Connection, scopes: Iterable[str]) -> str:
-    """Return a digest of the rows of scopes, whoever wrote them: to see that they have changed."""
+    """Return a digest of the rows of scopes, from any writer, to see that they have changed."""
     names = [table.name for scope in scopes for table in SEALED[scope]]
     # Not by tables, which the guard would check: nothing is done for these rows.
     rows = [list(map(tuple, connection.exec_driver_sql(f"SELECT * FROM {name} ORDER BY 1"))) for name in names]  # noqa: S608  # our names

@@ -144,8 +144,9 @@ class FileDatabase(Database):
 
 
 def install(copy: Path, path: Path, *, replace: bool) -> Path | None:
-    """Put a copy, a file beside `path`, in the place of a store. Returns where the former one is kept; None: there was
-    none. Raises StoreBusy if a process uses the store, StoreError if there is one and `replace` is not set."""
+    """Put a copy, a file in the folder of `path`, in the place of a store. Returns where the former one is kept;
+    None: there was none. Raises StoreBusy if a process uses the store, StoreError if there is one and `replace` is
+    not set."""
     real = Path(os.path.realpath(path))
     aside = None
     try:
@@ -156,7 +157,7 @@ def install(copy: Path, path: Path, *, replace: bool) -> Path | None:
             _require_unused(real)
             aside = real.with_name(f"{real.name}.before-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}")
             os.link(real, aside)
-        for end in ("-wal", "-shm"):  # of a store that nobody could close: they would be taken for the copy's
+        for end in ("-wal", "-shm"):  # of a store that no process could close: they would be taken for the copy's
             with suppress(FileNotFoundError):
                 Path(f"{real}{end}").rename(f"{aside or real}{end}.before")
         copy.replace(real)
@@ -197,7 +198,7 @@ def discard(path: Path) -> None:
 
 
 def number_of(path: Path) -> int:
-    """Return the id of a store's file; 0: it has none, or is none."""
+    """Return the id of a store's file; 0: it has none, or is not a store."""
     with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro", uri=True)) as on:
         return int(on.execute("PRAGMA user_version").fetchone()[0])
     return 0
@@ -316,7 +317,7 @@ def _connected(engine: Engine, path: Path, check: Callable[[Connection, str], No
 
 
 def _prepare(connection: Any, _record: Any) -> None:
-    # The driver would begin transactions by itself, late and without the write lock.
+    # The driver would begin transactions implicitly, late and without the write lock.
     connection.isolation_level = None
     _use_wal(connection)
     for pragma in ("synchronous = FULL", "foreign_keys = ON"):

@@ -58,7 +58,7 @@ class Store:
 
     def __init__(self, path: Path | None, database: Database, *, shows: bool = False) -> None:
         self.path = path
-        """None: it is no file."""
+        """None: it is not a file."""
         self._database = database
         self._shows = shows
         self._closed = False
@@ -77,8 +77,8 @@ class Store:
 
     @classmethod
     async def open_to_read(cls, place: Place, secret: SealSecret | None = None) -> Self:
-        """Open a database that other processes write: this one makes and changes nothing, and blocks no writer. What it
-        reads is not checked; `secret`: for `seal_status`. Raises StoreError, also if there is no database."""
+        """Open a database that other processes write: this one makes and changes nothing, and blocks no writer. Rows
+        are read unchecked; `secret`: for `seal_status`. Raises StoreError, also if there is no database."""
         key = None if secret is None else await asyncio.to_thread(derive, secret)
         return await cls._opened(place, key, writes=False, makes=False)
 

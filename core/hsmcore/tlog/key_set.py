@@ -47,7 +47,7 @@ class KeyEntry:
     public_key: bytes
     state: KeyState
     """"next": it signs after the current one. "overlap": signatures of it are accepted until `not_after`. "other",
-    "emergency": of a level with a key of its own."""
+    "emergency": of a level with its own key."""
     not_before: int
     not_after: int | None
     successor: int | None
@@ -106,7 +106,7 @@ class KeySet:
     """The kinds of payload that the keys sign."""
     keys: tuple[KeyEntry, ...]
     note: bytes
-    """What was signed, with its signatures."""
+    """The signed text, with its signatures."""
 
     @classmethod
     def trust(cls, note: bytes, public_key: bytes, domain: str | None = None) -> Self:
@@ -145,7 +145,7 @@ class KeySet:
 
     @property
     def text(self) -> bytes:
-        """What the signatures are of."""
+        """The text that the signatures cover."""
         return Note.parse(self.note).text
 
     @property

@@ -35,7 +35,7 @@ class ProofError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class BatchProof:
-    """What a valid proof of a batched message says."""
+    """The statement of a valid proof of a batched message."""
 
     domain: str
     epoch: int
@@ -50,7 +50,8 @@ class BatchProof:
 
 
 class Shown(NamedTuple):
-    """What a proof says, if its checkpoint is signed. `text`: of the checkpoint, which `note` has with signatures."""
+    """The statement of a proof, if its checkpoint is signed. `text`: of the checkpoint, which `note` has with
+    signatures."""
 
     says: BatchProof
     text: bytes

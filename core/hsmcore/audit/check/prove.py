@@ -24,7 +24,7 @@ _MAX_PATH: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """What a proof shows. `line`: the record; `keys`: those that signed the checkpoint."""
+    """The content of a verified proof. `line`: the record; `keys`: those that signed the checkpoint."""
 
     seq: int
     line: bytes

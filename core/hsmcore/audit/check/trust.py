@@ -20,8 +20,8 @@ _MOST = 100
 
 @dataclass(frozen=True)
 class Trust:
-    """What the verifier supplies: keys, witnesses' keys, older checkpoints, and what may be missing or unproven.
-    Without `keys` the folder's keys are used."""
+    """The verifier's input: keys, witnesses' keys, older checkpoints, and what may be missing or unproven. Without
+    `keys` the folder's keys are used."""
 
     keys: Sequence[VerifierKey] = ()
     witnesses: Sequence[VerifierKey] = ()

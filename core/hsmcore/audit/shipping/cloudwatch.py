@@ -124,7 +124,7 @@ class CloudWatch(Destination):
                 max_pool_connections=1,
                 parameter_validation=False,
             )
-            # A session of its own, because boto3's default session is not thread-safe.
+            # A separate session, because boto3's default session is not thread-safe.
             self._client = boto3.session.Session().client(
                 "logs",
                 region_name=self._settings.region,
@@ -135,7 +135,7 @@ class CloudWatch(Destination):
         return self._client
 
     def _put_body(self, params: dict[str, Any], **_more: object) -> None:
-        # The SDK's own serialization takes twice as long, beside a signing loop.
+        # The SDK's own serialization takes twice as long while a loop signs.
         params["body"] = self._body
 
 

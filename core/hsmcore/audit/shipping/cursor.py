@@ -1,4 +1,4 @@
-"""Progress of a destination, stored beside the log."""
+"""Progress of a destination, stored in the log's folder."""
 
 from __future__ import annotations
 

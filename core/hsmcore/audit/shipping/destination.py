@@ -48,7 +48,7 @@ class Destination(Protocol):
     def close(self) -> None:
         """Close the connections. `send` opens them again."""
 
-    # The defaults are for a destination that acknowledges each batch, with timeouts of its own.
+    # The defaults are for a destination that acknowledges each batch and has its own timeouts.
 
     def check(self) -> None:
         """Raise ShippingError if the connection ended since the last batch. Called when there is nothing to send."""

@@ -19,7 +19,7 @@ CLOSE_SECONDS = 2.0
 
 
 class Shipping:
-    """Ships beside a signing loop, in one thread for each destination."""
+    """Ships in the signing process, in one thread for each destination."""
 
     def __init__(self, layout: Layout, places: Iterable[Destination], newest: Callable[[], int]) -> None:
         """`newest`: returns the newest durable record; called in the threads."""

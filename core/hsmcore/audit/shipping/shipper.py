@@ -1,4 +1,4 @@
-"""Ships a log to one destination: at least once, in order, from the files, in a thread of its own."""
+"""Ships a log to one destination: at least once, in order, from the files, in a dedicated thread."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Shipper:
     def __init__(
         self, layout: Layout, destination: Destination, newest: Callable[[], int], *, beside: bool = False
     ) -> None:
-        """`beside`: in the process that signs."""
+        """`beside`: it runs in the process that signs."""
         self._layout, self.destination, self._newest = layout, destination, newest
         self._beside = beside
         self._cursor = CursorFile(layout, destination.kind, destination.identity)

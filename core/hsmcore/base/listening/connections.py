@@ -18,7 +18,8 @@ from typing import Final
 
 MAX_CONNECTIONS: Final = 256
 FEW: Final = 8
-"""Connections that are always allowed beside the busy ones: a process short of descriptors still answers /healthz."""
+"""Connections that are always allowed in addition to the busy ones: a process short of descriptors still answers
+/healthz."""
 RESERVE: Final = 128
 """Descriptors kept for the signer; an eighth of the process's limit, if that is less."""
 _LEAVING: Final = 8

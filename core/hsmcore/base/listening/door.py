@@ -2,7 +2,7 @@
 
 asyncio's own server accepts every waiting connection at each turn and reports none before its TLS handshake ends. Here
 a connection is a bare socket until its client sends a byte. Such a socket can be closed at once; a transport closes its
-own a turn or two later, so no connection is accepted while several are still closing.
+own one or two iterations of the loop later, so no connection is accepted while several are still closing.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Acceptor:
                 self._loop.call_exception_handler({"message": "a connection was not made", "exception": error})
 
     def _let_go(self, accepted: socket.socket, place: Connection, turns: int = 10) -> None:
-        """Release the connection when its transport has closed it, a turn or two from now."""
+        """Release the connection when its transport has closed it, one or two iterations of the loop from now."""
         if accepted.fileno() >= 0 and turns:
             self._loop.call_soon(self._let_go, accepted, place, turns - 1)
             return

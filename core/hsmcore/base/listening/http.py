@@ -87,7 +87,7 @@ class HttpServer(uvicorn.Server):
         refused: Callable[[str, str], object] = lambda _peer, _why: None,
     ) -> None:
         """`tls` gives the context for each new connection. `drain_seconds`: how long the end waits for answers.
-        `refused` is told the address of a client whose TLS or HTTP is none, and why."""
+        `refused` is told the address of a client whose TLS or HTTP is not valid, and why."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -121,7 +121,6 @@ class HttpServer(uvicorn.Server):
         self._ready()
 
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
-        """As uvicorn's."""
         for door in self._doors:
             await door.close()
         await super().shutdown(sockets)

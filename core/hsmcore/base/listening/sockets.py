@@ -23,7 +23,7 @@ def tcp(host: str, port: int) -> socket.socket:
 
 
 def unix(path: str, mode: int) -> socket.socket:
-    """Return a Unix socket with a new file of these permissions, in the place of one at which nobody listens. Raises
+    """Return a Unix socket with a new file of these permissions, in the place of one without a listener. Raises
     OSError."""
     with suppress(FileNotFoundError):
         if Path(path).is_socket() and not _answers(path):

@@ -61,7 +61,8 @@ class TokenAdmin:
 
     def open(self) -> Self:
         """Hold the module, find the token, log in if that is needed. Idempotent. As the engine, it looks again for a
-        token that is not there, and after a passing error: the module is initialized again if nobody else holds it."""
+        token that is not there, and after a passing error: the module is initialized again if this is its only
+        holder."""
         for pause in PAUSES:
             if self._holder is not None:
                 return self

@@ -1,4 +1,4 @@
-"""What a token says of the origin of a key: evidence, as far as the token is believed."""
+"""A token's statement of the origin of a key: evidence, as far as the token is believed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class KeyStatement:
     token: Mapping[str, str]
     """Manufacturer, model and serial number."""
     says: Mapping[str, str]
-    """By PKCS#11's name: "true", "false"; a mechanism as "0x1055". What the token does not show is missing."""
+    """By PKCS#11's name: "true", "false"; a mechanism as "0x1055". An attribute that the token does not show is
+    missing."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -102,7 +102,7 @@ def _done(
 def _opened(requests: io.FileIO, access: Any, pin_bytes: int | None) -> TokenAdmin:
     """The token, logged in with the PIN that follows the request on the same stream."""
     pin = None if pin_bytes is None else read_exactly(requests, pin_bytes)
-    left = [pin]  # given out once: what was wiped after its use is no PIN
+    left = [pin]  # given out once: it is wiped after its use
     try:
         source = None if pin is None else lambda: left.pop() if left else None
         return TokenAdmin(unpack(TokenAccess, access), pin=source).open()
@@ -126,7 +126,7 @@ def read_exactly(requests: io.FileIO, size: int) -> bytearray:
 
 
 def _take_output() -> IO[bytes]:
-    """The stream for answers. What anything else (the module) writes to standard output goes to standard error."""
+    """The stream for answers. Output of the module to standard output goes to standard error."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return answers

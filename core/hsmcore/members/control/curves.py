@@ -55,7 +55,7 @@ def decode_point(algorithm: Algorithm, point: bytes) -> bytes | None:
 
 
 def low_s(algorithm: str, signature: bytes) -> bytes:
-    """Of the two equivalent ECDSA signatures the one that the signing engine makes."""
+    """Return the one of the two equivalent ECDSA signatures that the signing engine makes: that with the low s."""
     r, s = signature[:32], int.from_bytes(signature[32:], "big")
     return r + min(s, ORDERS[algorithm] - s).to_bytes(32, "big")
 

@@ -38,7 +38,7 @@ def near_tokens(
 
 
 def _differing(wanted: TokenSelector, present: Sequence[TokenRecord]) -> str:
-    """What would have to be given for the token that matches most; "" if none matches in anything."""
+    """The settings that would select the token that matches most; "" if no token matches in any setting."""
     given = [name for name in _KEYS if getattr(wanted, name) is not None]
     wrong = [[name for name in given if getattr(wanted, name) != getattr(token, name)] for token in present]
     least = min(range(len(present)), key=lambda index: len(wrong[index]))

@@ -150,7 +150,6 @@ class ControlPlane:
         return await self.do(ListTokens(self._access.module_path, self._access.module_args))
 
     async def list_keys(self) -> list[KeyRecord]:
-        """As ListKeys."""
         return await self.do(ListKeys())
 
     async def generate_key(
@@ -162,11 +161,9 @@ class ControlPlane:
         return record
 
     async def deactivate(self, key_id: str) -> Deactivation:
-        """As Deactivate."""
         return await self.do(Deactivate(key_id))
 
     async def destroy(self, key_id: str) -> None:
-        """As Destroy."""
         await self.do(Destroy(key_id))
 
     async def _run(self, work: Callable[[], T]) -> T:

@@ -23,7 +23,7 @@ import orjson
 from hsmcore.members.control.wire import error_of_json
 
 CLOSE_SECONDS: Final = 3.0
-"""How long a child may take to end by itself."""
+"""How long a child may take to end without a signal."""
 _EXIT_SECONDS: Final = 1.0
 _CHUNK: Final = 65536
 # The child imports from the same places as this process; no argument or variable names them.
@@ -39,7 +39,7 @@ _INHERITED: Final = frozenset(
     {
         *("PATH", "HOME", "USER", "LOGNAME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONHOME"),
         "HSMCORE_CHAOS_CONFIG",
-        # Of sanitizers, coverage and clocks that tests and developers put in front.
+        # For sanitizers, coverage and clocks of tests and developers.
         *("LD_PRELOAD", "ASAN_OPTIONS", "LSAN_OPTIONS", "TSAN_OPTIONS", "UBSAN_OPTIONS", "LLVM_PROFILE_FILE"),
     }
 )

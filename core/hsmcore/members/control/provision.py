@@ -36,7 +36,7 @@ CHILD_SECONDS: Final = 120.0
 
 @dataclass(frozen=True, slots=True, repr=False)
 class TokenRequest(Verb[KeyRecord]):
-    """Make a token, its user PIN and its key, as far as they are missing. What is there already stays as it is."""
+    """Make a token, its user PIN and its key, as far as they are missing. Existing ones stay as they are."""
 
     needs_token: ClassVar[bool] = False
     module_path: str
@@ -103,7 +103,7 @@ def _init_token(library: AdoptedLibrary, request: TokenRequest) -> Token:
     for slot in library.get_slots(token_present=True):
         if not slot.get_token().flags & TokenFlag.TOKEN_INITIALIZED:
             Calls(request.module_path).init_token(slot.slot_id, request.so_pin.encode(), request.token_label)
-            token = _token(library, request.token_label)  # SoftHSM gives the new token a slot of its own
+            token = _token(library, request.token_label)  # SoftHSM gives the new token a new slot
             if token is not None:
                 return token
     raise ControlError("no slot is free for a new token", hint="Check directories.tokendir in softhsm2.conf.")

@@ -97,7 +97,7 @@ class Quirks:
     """Whether the vendor can give a user the right to sign and not the right to make or destroy keys."""
 
     def wrong_pin_hint(self, secret: str) -> str:
-        """What to do after the token refused a PIN; `secret` says where the PIN came from."""
+        """The hint after the token refused a PIN; `secret` says where the PIN came from."""
         counts = "the token counts wrong attempts" if self.counts_wrong_pins else "the device counts no wrong attempts"
         return f"Check {secret} before you start again: {counts}."
 

@@ -1,10 +1,10 @@
-"""The PINs that tokens have refused, in a file beside the state store: a token that counts wrong attempts gets no PIN
-twice, whatever starts again and again and how.
+"""The PINs that tokens have refused, in a file in the folder of the state store: a token that counts wrong attempts
+gets no PIN twice, however often processes start again.
 
 The file names each token, when it refused, and a digest of the PIN: two bytes of scrypt (32 MiB of memory, some 0.1 s a
 guess) under a salt of the file. They do not tell a PIN: of a million PINs of six digits fifteen have the digest of the
 refused one, which is a wrong PIN for this token anyway. The price is that one new PIN in 65,536 is taken for a refused
-one. The file is no secret and no evidence: its writer can have a PIN sent once more, or keep it from being sent.
+one. The file is neither secret nor evidence: its writer can have a PIN sent once more, or keep it from being sent.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class RefusedLogins:
 
 
 def remembers(access: TokenAccess, error: LoginError) -> bool:
-    """Whether the memory beside the state keeps this refused login from being repeated."""
+    """Whether the stored memory keeps this refused login from being repeated."""
     return access.refused is not None and isinstance(error, PinIncorrect)
 
 

@@ -26,7 +26,7 @@ class RemoteAdmin:
     The first call starts the child, which logs in; it stays until `close`, or until an error that is not the request's
     fault: then the next call starts another. It gets the part of this process's environment that `child_environment`
     says of `hidden` and `variables`. A call that takes longer than `timeout` seconds fails, and the child is killed.
-    What a killed child was doing may be done.
+    The work of a killed child may be done.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class RemoteAdmin:
         if verb.needs_token:
             answer = self._ask(self._opened(until), request, until, verb.secret)
         else:
-            # In a child of its own: the other one has opened its token, and logged in.
+            # In a separate child: the other one has opened its token, and logged in.
             with self._started() as child:
                 answer = self._answer(child, request, until, verb.secret)
         try:

@@ -56,8 +56,9 @@ def find_softhsm() -> str:
 
 
 def use_token_beside(config: str | os.PathLike[str]) -> None:
-    """If a softhsm2.conf lies beside a configuration, set SOFTHSM2_CONF to it in this process, whatever its value was:
-    the token that the configuration names exists only there. SoftHSM reads it when the module is initialized."""
+    """If a softhsm2.conf lies in the folder of a configuration, set SOFTHSM2_CONF to it in this process, whatever its
+    value was: the token that the configuration names exists only there. SoftHSM reads it when the module is
+    initialized."""
     beside = Path(config).resolve().parent / "softhsm2.conf"
     if beside.is_file():
         os.environ["SOFTHSM2_CONF"] = str(beside)

@@ -47,8 +47,8 @@ class Verb(ABC, Generic[T_co]):
         return f"{type(self).__name__}(…)"  # an argument may be a secret
 
     def perform(self, admin: TokenAdmin, /) -> T_co:
-        """Do it; a repeatable verb again, each time in a session of its own, after errors that may have been passing
-        ones (PASSING). A PIN is presented at most once. Raises HsmError."""
+        """Do it; a repeatable verb again, each time in a new session, after errors that may have been passing ones
+        (PASSING). A PIN is presented at most once. Raises HsmError."""
         logins = admin.logins if self.repeatable else 0
         for pause in PAUSES if self.repeatable else ():
             try:

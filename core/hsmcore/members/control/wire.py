@@ -1,7 +1,7 @@
 """The JSON that a control child and its parent exchange. No PIN is in it.
 
-Types decide the form: bytes are hexadecimal, a dataclass is an object with a member for each field. What a child or a
-parent sends is checked against the type, and refused unless it fits exactly.
+Types decide the form: bytes are hexadecimal, a dataclass is an object with a member for each field. A message of a
+child or a parent is checked against the type, and refused unless it fits exactly.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Backend(Protocol):
 
     def sign(self, key: int, message: bytes | Digest) -> Coroutine[Any, Any, bytes]:
         """Return the signature, 64 bytes. Raises HsmError. The call is cancelled when its deadline has passed and at
-        the stop, and must then release its resources. `key` is what `add_key` returned. A Digest, which is no bytes,
+        the stop, and must then release its resources. `key` is what `add_key` returned. A Digest, which is not bytes,
         comes for an ECDSA key where the policy lists "prehashed": its `value` is signed as it is.
 
         A back end may have `unsigned(call)`: whether a call of `sign`, by its task, has certainly made no signature,
@@ -165,7 +165,6 @@ class InstantRunner:
         """Do nothing: no call lasts beyond its slice."""
 
     def unsigned(self, _key: int, _message: bytes | Digest) -> bool:
-        """As TaskRunner.unsigned."""
         return False
 
     async def stop(self, _timeout: float, _idle: Callable[[], bool]) -> int:

@@ -1,5 +1,5 @@
-"""An AWS CloudHSM cluster beside its PKCS#11 library: the library's own configuration file, and AWS's view of the
-cluster's HSMs. Nothing here takes part in signing."""
+"""Parts of an AWS CloudHSM cluster apart from its PKCS#11 library: the library's own configuration file, and AWS's view
+of the cluster's HSMs. Nothing here takes part in signing."""
 
 from hsmcore.errors import ConfigurationError
 from hsmcore.providers.cloudhsm.client import ClientCluster, check_client, read_client

@@ -42,7 +42,7 @@ class ClusterHealth:
     hsm_type: str | None = None
     hsms: tuple[HsmHealth, ...] = ()
     problems: tuple[str, ...] = ()
-    """What needs an operator's attention."""
+    """Problems that need an operator's attention."""
     checked_at: float | None = None
     """Unix time of the last answer, in seconds."""
     error: str | None = None

@@ -65,7 +65,6 @@ class CloudHsmMember(Pkcs11Member):
             raise
 
     async def stop(self) -> None:
-        """As Pkcs11Member.stop."""
         if self._poller is not None:
             await self._poller.stop()
         await super().stop()

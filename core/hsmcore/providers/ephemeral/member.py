@@ -43,7 +43,6 @@ class EphemeralKeys:
         self._closed = False
 
     def sign_now(self, key: int, message: bytes) -> bytes:
-        """As InstantBackend."""
         return self._by_index[key].sign(message)
 
     def enter(self, key_id: str, engine: OffloadEngine) -> KeyVersion:
@@ -121,7 +120,6 @@ class EphemeralMember:
         self.engine = OffloadEngine.before(self.control, queue_size=spec.rules.queue_size, **spec.engine_rules())
 
     def record_in(self, audit: AuditLog) -> None:
-        """As Member.record_in."""
         self.engine.record(audit, self.level)
 
     def require_ready(self) -> None:

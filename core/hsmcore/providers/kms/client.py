@@ -28,7 +28,7 @@ NOT_REPEATED: Final = frozenset({"CreateKey", "CreateAlias"})
 
 @dataclass(slots=True)
 class Attempt:
-    """What is known of a signature for a caller, also after its call was cancelled."""
+    """The state of a signature for a caller, also after its call was cancelled."""
 
     unsigned: bool = True
     """Whether KMS has certainly made none: nothing was sent, or each try was throttled or its credentials refused."""

@@ -104,7 +104,7 @@ class _Connection(asyncio.Protocol):
 
 
 class HttpPool:
-    """Connections to the host of `url`; each call has one of its own. `connect_timeout` in seconds."""
+    """Connections to the host of `url`; each call has its own. `connect_timeout` in seconds."""
 
     def __init__(self, url: str, connect_timeout: float, tls: ssl.SSLContext | None) -> None:
         parts = urlsplit(url)

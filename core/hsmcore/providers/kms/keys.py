@@ -56,12 +56,10 @@ class KmsKeys:
         """Returns whether a key was retired."""
 
     async def sign(self, key: int, message: bytes | Digest) -> bytes:
-        """As Backend."""
         attempt = self._attempts[asyncio.current_task()] = Attempt()
         return await self._sign(self.by_index[key], message, attempt)
 
     def unsigned(self, call: asyncio.Task[bytes]) -> bool:
-        """As Backend."""
         attempt = self._attempts.get(call)
         return attempt is None or attempt.unsigned  # none: it has not begun
 

@@ -74,7 +74,6 @@ class KmsMember:
         return _made(self._engine)
 
     def record_in(self, audit: AuditLog) -> None:
-        """As Member.record_in."""
         self.engine.record(audit, self.level)
 
     @property

@@ -26,7 +26,7 @@ class AwsKmsSettings(KeyPin):
     endpoint_url: EndpointUrl | None = None
     """Another endpoint than the region's public one, such as that of a VPC endpoint."""
     concurrency: Annotated[int, Whole(1, 1024)] = 64
-    """Requests to KMS at once, each on a connection of its own."""
+    """Requests to KMS at once, each on its own connection."""
     connect_timeout_ms: Annotated[int, Whole(1, 60_000)] = 2000
     """The longest time to make a connection."""
     verify_signatures: VerifySignatures = "sample"
@@ -90,7 +90,7 @@ def identity_of(arn: str) -> str | None:
 
 
 def name_of(identity: bytes) -> str | None:
-    """Return the KMS id of an `identity_of`; None if it is no such id."""
+    """Return the KMS id of an `identity_of`; None if it is not such an id."""
     if len(identity) == 16:
         text = identity.hex()
         return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

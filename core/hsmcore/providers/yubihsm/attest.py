@@ -26,7 +26,7 @@ _VENDOR: Final = "1.3.6.1.4.1.41482.4"
 """The arc of the vendor's extensions; those in a device's own certificate are firmware and serial number alone."""
 _SERIAL, _ORIGIN, _OBJECT_ID = 2, 3, 6
 _GENERATED: Final = b"\x03\x02\x00\x01"
-"""The bit string 0x01. 0x02 is imported, and 0x10 beside one of them: it came back under a wrapping key."""
+"""The bit string 0x01. 0x02 is imported, and 0x10, with one of them, came back under a wrapping key."""
 
 
 def certificates(settings: YubiHsmSettings, key_id: str) -> list[bytes]:
@@ -52,13 +52,13 @@ def judge(chain: Sequence[bytes], settings: YubiHsmSettings, public_key: bytes, 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What certificates are to show: that this device made this key, under this object id."""
+    """The claim that certificates must show: this device made this key, under this object id."""
 
     public_key: bytes
     key_id: str
     """Four hexadecimal digits."""
     serial: str
-    """Of the device, in decimal, as its token shows it."""
+    """The device's serial number, in decimal, as its token shows it."""
 
 
 class _Refused(Exception):

@@ -73,7 +73,7 @@ class DrainResult:
     anchor: Anchor | None
     """The `since` of the next reading; None if the log never held an entry."""
     findings: Sequence[ChainFinding] = field(default=())
-    """What is wrong with the chain. The entries are kept nevertheless, as evidence."""
+    """Faults of the chain. The entries are kept nevertheless, as evidence."""
     unlogged_boots: int = 0
     unlogged_authentications: int = 0
     """Events that a full log under force-audit had no room for."""

@@ -1,4 +1,4 @@
-"""Keeps the entries of a YubiHSM's log beside our audit log, each as a line of JSON.
+"""Keeps the entries of a YubiHSM's log in the folder of our audit log, each as a line of JSON.
 
 devices/<member>.jsonl   the entries, in the form of LogEntry.to_json
 devices/<member>.json    the anchor (the last kept entry), and how far the entries were joined
@@ -76,7 +76,7 @@ class EntryStore:
         self.anchor: Anchor | None = None
         self.progress = Progress()
         self.findings: list[ChainFinding] = []
-        """What is wrong with the kept files."""
+        """Faults of the kept files."""
         self._load()
 
     def _load(self) -> None:

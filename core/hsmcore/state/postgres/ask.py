@@ -1,4 +1,4 @@
-"""A connection of its own on which an event loop asks a server, without a thread: one question in a transaction, which
+"""A dedicated connection on which an event loop asks a server, without a thread: one question in a transaction, which
 goes there and back in one message. For what is asked so often that turns of threads would cost more than the answer."""
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Asker:
 
     async def ask(self, question: Question) -> list[tuple[Any, ...]]:
         """Return the rows of the answer, once its transaction is committed. Raises StoreError; StoreUnknown if there is
-        no answer, or the server warns that it may not last: the next call connects again."""
+        no answer, or the server warns that it may not be durable: the next call connects again."""
         async with self._one:
             try:
                 try:

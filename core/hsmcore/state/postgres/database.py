@@ -1,11 +1,12 @@
 """The state store of a fleet: a schema of a PostgreSQL database, which several hosts write.
 
-Semantics are those of the file. A transaction takes its turn by locking one row before all else; a host that stops in
-its turn loses it after a second. Each transaction sets what it needs for itself, so that a pooler may hand every one to
-another connection (PgBouncer in transaction mode): no prepared statements, no session's state.
+Semantics are those of the file. A transaction locks one row before all else; a host that stops while it holds the lock
+loses it after a second. Each transaction sets what it needs for itself, so that a pooler may hand every one to another
+connection (PgBouncer in transaction mode): no prepared statements, no session's state.
 
 A server that may lose what it confirmed is refused, at each connection and in each transaction: what the others have
-bound must not be forgotten. When the confirmation itself is lost, whether a transaction lasts is unknown: StoreUnknown.
+bound must not be forgotten. When the confirmation itself is lost, whether a transaction is durable is unknown:
+StoreUnknown.
 
 Read next: state/postgres/link.py, one connection; state/postgres/url.py, what a URL may say; state/postgres/roles.py.
 """
@@ -39,7 +40,7 @@ from hsmcore.state.sqlite import fill
 T = TypeVar("T")
 
 ROLE_SECONDS: Final = 2.0
-"""The least time that a role lasts without being renewed."""
+"""The least time that a role is held without being renewed."""
 PREFIX: Final = "hsmcore_"
 _SCHEMAS: Final = text("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, :prefix) ORDER BY 1")
 _SEARCH: Final = text("SELECT set_config('search_path', :path, true)")
@@ -47,7 +48,7 @@ _TABLE: Final = text("SELECT to_regclass(:name)")
 _GROUP: Final = 1000
 _COPY_IDLE_MS: Final = 60_000
 _LONGEST: Final = 63
-"""Of a name in PostgreSQL."""
+"""Most bytes of a name in PostgreSQL."""
 _MIGRATING: Final = 0x68736D636F7265
 """The lock of those that make or migrate tables; it ends with the transaction."""
 HINT: Final = "Check the database server, and the way to it."
@@ -69,7 +70,7 @@ class DatabaseServer(Protocol):
     def name(self) -> str: ...
     @property
     def manager(self) -> str | None:
-        """The key manager, where there are several: each has a schema of its own."""
+        """The key manager, where there are several: each has its own schema."""
 
     @property
     def single_node(self) -> bool: ...
@@ -147,8 +148,8 @@ class ServerDatabase(Database):
         try:
             driver = Patient.connect(autocommit=True, prepare_threshold=None, **given.options())
         except psycopg.Error as error:
-            # What psycopg gave up stays open as long as something of the error does. Where answers are slow, that would
-            # fill the server's places for connections with some that nobody uses.
+            # A connection that psycopg gave up stays open as long as a frame of the error lives. Where answers are
+            # slow, unused connections would fill the server's places.
             clear_frames(error.__traceback__)
             raise
         driver.be_patient()
@@ -276,7 +277,7 @@ class ServerDatabase(Database):
     def copy_to(self, path: Path) -> None:
         def work(connection: Connection) -> None:
             assert self._link is not None  # noqa: S101  # for the type checker
-            # What came is written before the server is asked for more; such a reader holds nobody up.
+            # A portion is written before the server is asked for the next; such a reader blocks no other one.
             connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {_COPY_IDLE_MS}")
             fill(path, ((table, self._link.portions(table, _GROUP)) for table in METADATA.sorted_tables))
 

@@ -28,7 +28,7 @@ LEAST_VERSION: Final = 15
 
 
 class CommitLost(Exception):
-    """Whether a transaction was written, and lasts, is unknown."""
+    """Whether a transaction was written durably is unknown."""
 
 
 class Link:
@@ -203,7 +203,7 @@ class Patient(psycopg.Connection[tuple[Any, ...]]):
 
 
 class Facts(NamedTuple):
-    """What a server says of itself at the beginning of each transaction."""
+    """A server's settings, read at the beginning of each transaction."""
 
     standby: bool
     fsync: str
@@ -242,8 +242,8 @@ class Facts(NamedTuple):
     def lasts(self, after: Sequence[tuple[Any, ...]]) -> bool:
         """Whether a COMMIT since then has waited for the standby, by what AFTERWARDS has found behind it. When
         synchronous_standby_names is emptied, all commits that wait are confirmed, without a warning; so a configuration
-        that was read meanwhile is one that may have been empty. A pooler may ask another backend: what that one has
-        read before says nothing."""
+        that was read since may have been empty. A pooler may ask another backend: what that one has read before says
+        nothing."""
         [(names, backend, loaded)] = after
         return bool(names) and (backend != self.backend or loaded == self.loaded)
 
@@ -255,7 +255,7 @@ FACTS: Final = f"""SELECT pg_is_in_recovery(), {", ".join(f"current_setting('{na
     CASE WHEN pg_is_in_recovery() THEN '' ELSE left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) END,
     pg_backend_pid(), pg_conf_load_time()"""
 AFTERWARDS: Final = b"SELECT current_setting('synchronous_standby_names'), pg_backend_pid(), pg_conf_load_time()"
-"""In a message of its own behind COMMIT: a backend reads a changed configuration between two messages only. The server
+"""In a separate message behind COMMIT: a backend reads a changed configuration between two messages only. The server
 tells its backends of it before the process that lets the commits go."""
 RELEASED: Final = "the server's configuration was loaded while COMMIT waited for the standby, perhaps without one"
 FACTS_AT: Final = 1
@@ -265,7 +265,7 @@ _COMMIT_AT_LEAST: Final = """CASE WHEN current_setting('synchronous_commit') = '
 
 
 def take_turn(schema: str) -> str:
-    """Return the statement that waits until no other transaction has its turn."""
+    """Return the statement that waits until no other transaction holds the row lock."""
     return f'SELECT version FROM "{schema}".schema_version WHERE version = 1 FOR UPDATE'  # noqa: S608  # a name of ours
 
 

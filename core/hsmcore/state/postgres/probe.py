@@ -22,13 +22,12 @@ _SEES_THEM: Final = "SELECT pg_has_role('pg_read_all_stats', 'USAGE')"
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What was found."""
+    """The findings of a probe."""
 
     where: str
     """Hosts with their ports, and the database."""
     checks_server: bool
-    """Whether somebody between could not answer in the server's place: it is this host, or its certificate is
-    checked."""
+    """Whether no third party can answer in the server's place: it is this host, or its certificate is checked."""
     system: str
     timeline: str
     version: int

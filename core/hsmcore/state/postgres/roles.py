@@ -1,7 +1,7 @@
 """Roles in a fleet's database: a row for each, held for a while by one process of one host.
 
 The holder renews its row; when it has been silent for longer than `seconds`, another process may take the role, which
-raises the row's epoch. What the former holder writes is refused from then on: each transaction of the task that holds
+raises the row's epoch. Writes of the former holder are refused from then on: each transaction of the task that holds
 the role, and of the tasks begun in it, first reads whether the epoch is still its own. So it does not matter whose
 clock is right, or how long a process was stopped.
 """
@@ -81,7 +81,7 @@ async def row_role(database: Database, role: str, seconds: float) -> AsyncIterat
         renewing.cancel()
         with suppress(asyncio.CancelledError):
             await renewing
-        with suppress(HsmError):  # its time ends by itself
+        with suppress(HsmError):  # its time runs out
             await asyncio.shield(_in_thread(database, lambda connection: _give_back(connection, held)))
 
 

@@ -1,5 +1,6 @@
-"""The objects of a fleet's schema, as PostgreSQL's catalogs describe them. What could change rows while they are
-sealed, such as a trigger, a rule or a function that a statement would call, is none of those that migrations make."""
+"""The objects of a fleet's schema, as PostgreSQL's catalogs describe them. An object that could change rows while they
+are sealed, such as a trigger, a rule or a function that a statement would call, is not among those that migrations
+make."""
 
 from __future__ import annotations
 
@@ -8,12 +9,12 @@ from typing import Final
 from sqlalchemy import Connection, text
 
 Objects = frozenset[tuple[str, str, str, str]]
-"""Of each object: its kind, name, table, and what else makes it what it is."""
+"""Kind, name, table and definition of each object."""
 
 _HARMLESS: Final = ("relation", "column", "constraint", "index")
-"""Of a table that is none of ours."""
+"""Kinds of objects that may exist in a table that is not ours."""
 _ACTIVE: Final = ("trigger", "rule", "policy", "function", "operator", "heir")
-"""Kinds of which the migrations make nothing."""
+"""Kinds of objects that the migrations do not make."""
 # Names of types are those of pg_catalog only: format_type writes the schema of any other one.
 _OBJECTS: Final = text("""
 WITH here AS (SELECT to_regnamespace(:schema)::oid AS oid),

@@ -18,7 +18,7 @@ from hsmcore.state.exchange import Change, Question
 
 _DIALECT: Final = dialects.dialect()  # type: ignore[no-untyped-call]
 _READ: Final[Mapping[int, Callable[[bytes], Any]]] = {16: b"t".__eq__, 20: int, 21: int, 23: int}
-"""What makes a value of a column, by the type's number: bool, int8, int2 and int4; of others, the text."""
+"""How a column's text becomes a value, by the type's number: bool, int8, int2 and int4. Other types stay text."""
 
 
 def said(driver: psycopg.Connection[Any], text: bytes) -> list[list[tuple[Any, ...]]]:
@@ -32,9 +32,9 @@ def said(driver: psycopg.Connection[Any], text: bytes) -> list[list[tuple[Any, .
 
 
 def said_then(driver: psycopg.Connection[Any], statements: Sequence[bytes], then: bytes) -> list[tuple[Any, ...]]:
-    """Send statements of a transaction, and one more that the server begins only after them: it has read by then what
-    came in meanwhile, such as another configuration. It goes in the same message. Returns the rows of that one. Raises
-    psycopg.Error for the first that fails: none of the statements behind it was executed."""
+    """Send statements of a transaction, and one more that the server begins only after them: it has read by then
+    messages that came in between, such as another configuration. It goes in the same message. Returns the rows of that
+    one. Raises psycopg.Error for the first that fails: none of the statements behind it was executed."""
     server = driver.pgconn
     server.enter_pipeline_mode()
     for statement in statements:
@@ -100,6 +100,6 @@ def _literal(escape: Callable[[bytes], Any], value: object) -> str:
 
 @lru_cache(maxsize=64)
 def _text(statement: Any, keys: tuple[str, ...] | None = None) -> tuple[str, dict[str, Any]]:
-    """Return a statement in psycopg's words, and the values that it has by itself. `keys`: the names of its values."""
+    """Return a statement in psycopg's form, and its constant values. `keys`: the names of its values."""
     compiled = statement.compile(dialect=_DIALECT, column_keys=keys)
     return str(compiled), dict(compiled.params)

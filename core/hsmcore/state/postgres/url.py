@@ -55,7 +55,7 @@ class ServerUrl:
 
     def options(self) -> dict[str, Any]:
         """Return the arguments of psycopg's `connect`."""
-        # Of several servers, the one that is not a standby; also to read, since a standby may lag behind.
+        # With several servers, use the one that is not a standby; also to read, since a standby may lag behind.
         several = {"target_session_attrs": "read-write"} if "," in str(self.given["host"]) else {}
         return {**_DEFAULTS, **several, **self.given, **_FIXED}
 
