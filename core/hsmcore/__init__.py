@@ -4,7 +4,7 @@
     async with km:
         signature = await km.sign(message)
 
-Reading order: manager, failover, members, base, then bindings/_native.pyx and native/include/hsmcore/hsmcore.h.
+Reading order: manager, failover, members, audit, base, then bindings/_native.pyx and native/include/hsmcore/hsmcore.h.
 """
 
 import sys

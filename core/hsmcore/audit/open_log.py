@@ -57,7 +57,7 @@ class AuditStatus:
     commits_ns: int
     """Sum of the commit times, in nanoseconds."""
     overdue_s: float
-    """For how many seconds a checkpoint has been due that is not there; 0: none is."""
+    """Seconds for which a checkpoint has been overdue; 0: none is."""
 
 
 MAX_PENDING: Final = 56 << 20

@@ -45,7 +45,7 @@ class Segment:
     first: int
     path: Path
     moves: tuple[Path, ...] = field(default=(), compare=False, repr=False)
-    """Where a running writer may have moved the records since the segment was listed."""
+    """Files to which a running writer may have moved the records since the segment was listed."""
 
     @property
     def compressed(self) -> bool:

@@ -193,7 +193,7 @@ class TileWriter:
         self._unsynced: list[int] = []
         """Descriptors of files whose content may not be on the disk."""
         self._folders: dict[Path, None] = {}
-        """Those whose entries may not be."""
+        """Folders whose entries may not be on the disk."""
         self._partial: dict[Path, None] = {}
         """Folders of partial tiles. They are needed until the full tile is on the disk."""
         for level in range(MAX_LEVEL + 1):

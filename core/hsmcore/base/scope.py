@@ -20,7 +20,7 @@ from hsmcore.errors import HsmError
 T = TypeVar("T")
 
 _SPREAD: Final = 0.1
-"""By this part a pause after a failure is longer or shorter, so that many processes do not ask at once."""
+"""The part by which a pause after a failure varies, so that many processes do not ask at once."""
 
 
 class Scope:

@@ -44,7 +44,7 @@ class SteadyClock:
     ) -> None:
         self._wall, self._boot, self.stepped = wall or time.time_ns, boot or boottime, stepped
         self._offset = self._wall() - self._boot()
-        """From the boot clock to this one."""
+        """Nanoseconds from the boot clock to this one."""
         self._step: int | None = None
         """As `_offset`, of a step that has not held for long enough; it was seen at `_since` of the boot clock."""
         self._since = 0

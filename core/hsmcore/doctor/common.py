@@ -13,7 +13,7 @@ from hsmcore.errors import HsmError
 from hsmcore.errors.statuses import STATUSES
 
 UNPROVEN_HINT: Final = "Make a key on the device for what matters."
-"""For a key of which nothing says that it was made there."""
+"""The hint for a key without evidence that it was made on the device."""
 
 
 def check_configuration(subject: Subject, fetch: Callable[[], bytearray | None] | None) -> Iterator[Step]:

@@ -69,7 +69,7 @@ class ProbeContext:
     question: ProbeQuestion
     announce: Callable[[str], None]
     pin: bytearray = field(default_factory=bytearray)
-    """For the login check, and wiped after it."""
+    """The PIN for the login check, wiped after it."""
     holder: Module | None = None
     session: int = 0
     """The session that is logged in. Closing a token's last session logs out."""

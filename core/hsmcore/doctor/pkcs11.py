@@ -166,7 +166,7 @@ def _question(subject: Subject, settings: Pkcs11Settings) -> ProbeQuestion:
 
 
 def _tokens(subject: Subject) -> int:
-    """How many tokens the key ring has, as far as the configuration tells."""
+    """Return the number of tokens that hold the key ring's keys, by the configuration."""
     members = [member.config for level, member in subject.config.key_manager.members() if level != "emergency"]
     return len(
         {(s.module_path, s.initialize_args, TokenSelector.of(s)) for s in members if isinstance(s, Pkcs11Settings)}

@@ -42,7 +42,7 @@ _RESTORED: Final = ""
 
 @dataclass(frozen=True, slots=True)
 class LogStanding:
-    """How a store stands to its log."""
+    """The relation of a store to its log."""
 
     problem: str
     """Why it may be an older one, or another one; "": it is the one."""

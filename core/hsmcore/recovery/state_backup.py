@@ -18,10 +18,10 @@ from hsmcore.state.backup import SUFFIX, BackupStatement, folder, mapped
 
 _LOOK_SECONDS: Final = 60.0
 _RETRY_SECONDS: Final = 2.0
-"""Until the next look after a failure."""
+"""Seconds until the next look after a failure."""
 _HOUR: Final = 3600
 _AHEAD_SECONDS: Final = 300.0
-"""By how much another host's clock may be ahead."""
+"""Seconds by which another host's clock may be ahead."""
 _STAMP: Final = "%Y%m%dT%H%M%SZ"
 
 

@@ -53,7 +53,7 @@ class BackupStatement:
     schema: int
     made_ns: int
     subject: str
-    """Whose it is: the fleet's name, or the origin of the audit log; "": there is no log."""
+    """The owner: the fleet's name, or the origin of the audit log; "": there is no log."""
     manager: str | None
     """The key manager, where there are several."""
     sealed: bool

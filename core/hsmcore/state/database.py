@@ -30,7 +30,7 @@ Work = Callable[[Connection], T]
 Keep = Callable[[Connection, set[str]], None]
 
 ABSENT_HINT: Final = "The first start of a key manager makes it."
-"""Where a reader finds no store."""
+"""The hint where a reader finds no store."""
 BUSY_SECONDS: Final = 10.0
 """Wait of a transaction for another process's, in seconds."""
 

@@ -32,7 +32,7 @@ class Presence:
             raise StoreError(f"state store {path}: {lock}: {error.strerror}", hint=OWNER_HINT) from None
 
     def end(self) -> None:
-        """End it. Idempotent."""
+        """Release the lock. Idempotent."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -39,7 +39,7 @@ LEAST_SECRET: Final = 32
 _SCOPE: Final = {table.name: scope for scope, tables in SEALED.items() for table in tables}
 _ROW: Final = "store"
 _ADOPTED: Final = 1_000_000_000
-"""By more than this only an adoption raises the counter at once: it sets a time in nanoseconds."""
+"""Only an adoption raises the counter by more than this at once: it sets a time in nanoseconds."""
 _LABEL: Final = b"hsmcore: the seal of a state store, version 1\0"
 _ROW_LABEL: Final = b"hsmcore: a row of a state store, version 1\0"
 _RECORD_LABEL: Final = b"hsmcore: a record of what a state store has bound, version 1\0"

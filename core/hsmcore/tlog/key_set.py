@@ -42,7 +42,7 @@ class KeyEntry:
     """A key of a set. Times are Unix seconds."""
 
     version: int | None
-    """In the key ring; None: the key is in no ring."""
+    """The version in the key ring; None: the key is in no ring."""
     algorithm: str
     public_key: bytes
     state: KeyState

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 KINDS: Final[Sequence[str]] = ("", "tx-legacy", "tx-v0", "tx-v1", "off-chain", "", "", "digest32", "raw")
-"""By the number in a leaf; "" is of none."""
+"""Names of kinds by the number in a leaf; "": no kind has the number."""
 MOST_BYTES: Final = 1 << 16
 _LAST: Final = rb"[AEIMQUYcgkosw048]="
 """The end of 32 bytes in base64, whose last two bits are 0."""

@@ -89,7 +89,7 @@ class ConnectionLimit:
             self.dismiss(oldest)
 
     def dismiss(self, place: Connection) -> None:
-        """Tell it to give way."""
+        """Tell a connection to give way."""
         self._idle.pop(place, None)
         if place in self._open:
             self._leaving.add(place)

@@ -55,7 +55,7 @@ class TokenAdmin:
         self._refused: LoginError | None = None
         self.transport: TransportKey | None = None
         self.logins = 0
-        """How often it has presented a PIN."""
+        """The number of PINs that were presented."""
         self._inside = 0  # series of calls that are nested in one another
         self._initialization = -1  # the module's, when it was last entered
 

@@ -154,7 +154,7 @@ class Child:
         self._end()
 
     def kill(self) -> None:
-        """End it at once. Any thread; a call under way raises ChildLost."""
+        """Kill the child at once. Any thread; a call under way raises ChildLost."""
         self._process.kill()
 
     def _end(self) -> None:

@@ -61,7 +61,7 @@ class Verb(ABC, Generic[T_co]):
 
     @abstractmethod
     def run(self, admin: TokenAdmin, /) -> T_co:
-        """Do it. Blocks as long as the module does. Raises HsmError."""
+        """Do the work. Blocks as long as the module does. Raises HsmError."""
 
     @property
     def secret(self) -> bytearray | None:

@@ -41,7 +41,7 @@ class OffloadEngine(Guest):
         return engine
 
     recoveries: Counter[str]
-    """How often the back end helped itself, by error class."""
+    """Recoveries of the back end without the engine, by error class."""
     _versions: list[KeyVersion]
     _audit: tuple[AuditLog, str] | None
     _lost: str

@@ -57,7 +57,7 @@ class KmsClient:
         self._pool, self._signer, self._member, self._hint = pool, signer, member, hint
         self.credentials = credentials
         self._denials = 0
-        """How often in a row the credentials were refused."""
+        """The number of consecutive refusals of the credentials."""
         self._asking = asyncio.Lock()
         """While they are refused, one request at a time asks."""
         self._asked_way = False

@@ -32,7 +32,7 @@ _TAIL_BYTES: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far entries and records were joined."""
+    """The progress of joining entries with records."""
 
     begun_ns: int = 0
     """Time of the first reading, which is trusted; 0: there was none."""

@@ -133,7 +133,7 @@ class Link:
             self.close()
             raise CommitLost(f"the connection failed in COMMIT: {reason(error)}") from None
         if self._warned:
-            # Such as: the wait for the synchronous standby was cancelled. It is visible, and may be lost.
+            # For example, the wait for the synchronous standby was cancelled: the commit is visible, and may be lost.
             raise CommitLost(f"COMMIT was confirmed with a warning: {self._warned[0]}")
         if self._waits and (self._facts is None or not self._facts.lasts(after)):
             raise CommitLost(RELEASED)
@@ -179,7 +179,7 @@ class Patient(psycopg.Connection[tuple[Any, ...]]):
     was stopped keeps its connections."""
 
     _until = math.inf
-    """By the monotonic clock."""
+    """The moment, by the monotonic clock."""
 
     def be_patient(self) -> None:
         """Wait for answers until ANSWER_SECONDS from now."""
@@ -215,7 +215,7 @@ class Facts(NamedTuple):
     timeline: str
     backend: int
     loaded: str
-    """When this backend read the server's configuration."""
+    """The time at which this backend read the server's configuration."""
 
     @classmethod
     def of(cls, rows: Sequence[tuple[Any, ...]]) -> Self:
