@@ -1,9 +1,9 @@
 """The leaves of batches in separate files: with them, each proof can be made again.
 
 A line is one batch, as JSON: `note`, its signed checkpoint; `leaves`, in base64: for each the kind, the SHA-256 of the
-message, and the blinder if there is one; and `callers`: who asked for how many of them, in their order, or null. A
-process begins files of its own, named after domain, epoch and first index, and with a part that is random: key managers
-may share a folder, and even a domain.
+message, and the blinder if there is one; and `callers`: each caller with the number of its leaves, in their order, or
+null. Each process begins new files, named after domain, epoch and first index, and with a part that is random: key
+managers may share a folder, and even a domain.
 """
 
 from __future__ import annotations

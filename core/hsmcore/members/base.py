@@ -72,8 +72,8 @@ class SigningEngine(Protocol):
         extra: bytes | None = None,
         gather: bool = False,
     ) -> asyncio.Future[Receipt]:
-        """Sign one message. Returns a future of its Receipt. `gather`: workers may be told at the end of this turn of
-        the event loop."""
+        """Sign one message. Returns a future of its Receipt. `gather`: workers may be told at the end of this iteration
+        of the event loop."""
 
     def submit_many(
         self,

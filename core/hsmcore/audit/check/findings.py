@@ -29,8 +29,8 @@ Status = Literal["ok", "derived", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that is wrong in records `first` to `last` (None: no particular record), found in the file `where`.
-    `derived`: `where` can be derived again if the records are whole."""
+    """A fault in records `first` to `last` (None: no particular record), found in the file `where`. `derived`: `where`
+    can be derived again if the records are whole."""
 
     kind: Kind
     text: str
