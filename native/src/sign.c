@@ -49,7 +49,8 @@ hsm_status hsm_sign(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, CK_OBJECT_
     if (outcome->ckr != CKR_OK) {
         return hsm_status_of_ckr(outcome->ckr);
     }
-    if (length != sizeof out.bytes || is_nothing(out.bytes) || !hsm_normalize_s(algorithm, out.bytes)) {
+    bool normal = !info->prehashed || hsm_normalize_s(algorithm, out.bytes);
+    if (length != sizeof out.bytes || is_nothing(out.bytes) || !normal) {
         return HSM_SIGNATURE_MALFORMED;
     }
     memcpy(signature, out.bytes, sizeof out.bytes);

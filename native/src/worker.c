@@ -84,6 +84,9 @@ static hsm_status sign_once(hsm_worker *worker, uint32_t key, size_t message_len
             atomic_fetch_add_explicit(&worker->record->wrong, 1, memory_order_relaxed);
         }
     }
+    if (status == HSM_OK) {
+        return HSM_OK;
+    }
     return hsm_quirks_judge(engine->quirks, status, outcome->ckr, (hsm_algorithm)pinned->algorithm, message_len);
 }
 
