@@ -145,8 +145,8 @@ async def test_a_request_that_cannot_meet_its_deadline_is_rejected_at_once(slow_
         # A first queue fills before the service rate is known.
         late = flood.kinds(since=2.0)
         all_of_them = flood.kinds()
-    # On a busy machine the simulated service of KMS, which is Python, is slower, and some that it was to answer are late;
-    # without admission all the rest is, three for each that is signed.
+    # On a busy machine the simulated service of KMS, which is Python, is slower, and some that it was to answer are
+    # late; without admission all the rest is, three for each that is signed.
     assert late[bytes] >= 0.1 * RATE * 2.0
     assert late[hsmcore.DeadlineExceeded] <= late[bytes]
     assert late[hsmcore.QueueFull] > late[bytes]
