@@ -170,9 +170,9 @@ cdef class Requests(Publisher):
         return self._ask(message, self._timeout_ns(timeout), key, extra, OWN if own else 0, None)
 
     def ask(self, message, timeout=None, uint32_t key=0, bytes extra=None, bint gather=False):
-        """Sign one message: a future of its Receipt. `gather`: the workers are told once, at the end of this turn of the
-        event loop: the caller may take longer from one message to the next than a fast module needs to sign. Raises
-        HsmError."""
+        """Sign one message: a future of its Receipt. `gather`: the workers are told once, at the end of this iteration
+        of the event loop: the caller may take longer from one message to the next than a fast module needs to sign.
+        Raises HsmError."""
         if gather:
             self._gather(self._counts().slots)
         return self._ask(message, self._timeout_ns(timeout), key, extra, RECEIPT, None)

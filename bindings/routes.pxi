@@ -28,10 +28,10 @@ cdef class Routes:
     cdef bint _halve
 
     def __cinit__(self, long_way, long_way_with_receipt, fall_back):
-        """Coroutine functions of (message, timeout, extra), the second one also of `only`; and a function of (future, place of the member, index of the
-        key, deadline of the whole request in ns of CLOCK_MONOTONIC, message, error, extra, the only public key
-        or None, when the request came if its answer is to be a Receipt, else 0). The future is None if the member did not take the request; a new one is
-        returned then, or the error raised."""
+        """Coroutine functions of (message, timeout, extra), the second one also of `only`; and a function of (future,
+        place of the member, index of the key, deadline of the whole request in ns of CLOCK_MONOTONIC, message, error,
+        extra, the only public key or None, when the request came if its answer is to be a Receipt, else 0). The future
+        is None if the member did not take the request; a new one is returned then, or the error raised."""
         self._long_way, self._long_way_with_receipt = long_way, long_way_with_receipt
         self._fall_back = fall_back
         self._engines = []
@@ -42,8 +42,8 @@ cdef class Routes:
     def aim(self, ramping, steady, *, uint64_t round=1, bint halve=False, decide=None):
         """Send requests to these members from now on: (engine, index of its key, weight) each. `round`: the sum of
         weights at which a ramping member has its turn. `halve`: an attempt gets half of a request's time, since another
-        member could sign afterwards. `decide(message)`: whether a message takes the long way; None: none does; True: each
-        one does."""
+        member could sign afterwards. `decide(message)`: whether a message takes the long way; None: none does; True:
+        each one does."""
         cdef Py_ssize_t i
         cdef list members = [*ramping, *steady]
         cdef list engines = [<Requests?>engine for engine, _, _ in members]
@@ -92,8 +92,9 @@ cdef class Routes:
         return self._long_way(message, timeout, extra) if i < 0 else self._attempt(i, message, timeout, extra, 0, None)
 
     def ask(self, message, timeout=None, uint32_t _key=0, bytes extra=None, bint gather=False, bytes only=None):
-        """Sign one message: a future of its Receipt, or the coroutine of the long way. `only`: the public key that signs
-        it, if the first attempt fails; that one's is the caller's care. `gather` as in Requests.ask. Raises HsmError."""
+        """Sign one message: a future of its Receipt, or the coroutine of the long way. `only`: the public key that
+        signs it, if the first attempt fails; that one's is the caller's care. `gather` as in Requests.ask. Raises
+        HsmError."""
         cdef Requests engine
         cdef Py_ssize_t i = self._place_for(message)
         if i < 0:

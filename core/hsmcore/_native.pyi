@@ -162,7 +162,7 @@ class Routes:
         self,
         long_way: Callable[[Any, float | None, bytes | None], Awaitable[bytes]],
         long_way_with_receipt: Callable[[Any, float | None, bytes | None, bytes | None], Coroutine[Any, Any, Receipt]],
-        fall_back: Callable[..., asyncio.Future[Any] | None],
+        fall_back: Callable[..., asyncio.Future[Any]],
     ) -> None: ...
     def aim(
         self,

@@ -22,7 +22,7 @@ import orjson
 import pytest
 from tests.support.commands import commands
 from tests.support.loops import one_loop
-from tests.support.managers import becomes, opened, until
+from tests.support.managers import becomes, cut_off, opened, until
 from tests.support.paths import ROOT
 from tests.support.policed import ordered
 from tests.support.postgres import cluster
@@ -180,8 +180,7 @@ async def crashed_alone(config):
     found = await alone.Marks.open(whole, log)
     await found.begin()
     yield found, log
-    found._task.cancel()
-    await asyncio.wait({found._task})
+    await cut_off(found._scope)
     await found._store.close()
     await log.close()
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import hsmcore
+from hsmcore.base.scope import Scope
 
 
 @asynccontextmanager
@@ -26,6 +27,14 @@ def counters(manager: hsmcore.KeyManager) -> dict[str, Any]:
 def start(coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
     """A task for the coroutine."""
     return asyncio.get_running_loop().create_task(coroutine)
+
+
+async def cut_off(scope: Scope) -> None:
+    """End the tasks of a service as the end of its process does: nothing is closed, and nothing is said."""
+    tasks = tuple(scope._tasks)
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from nacl.signing import SigningKey, VerifyKey
 from solders.litesvm import LiteSVM
 from solders.pubkey import Pubkey
+from tests.support.managers import cut_off
 from tests.support.solana import Chain
 
 from hsmcore.base.events import Events
@@ -316,10 +317,11 @@ class Silent:
 class Service(RotationService):
     """A service whose turns the test takes."""
 
-    async def _run(self) -> None: ...
+    async def _look(self) -> float:
+        return 3600.0
 
     async def turn(self) -> None:
-        """One look, as `_run` takes them."""
+        """One look."""
         try:
             try:
                 await self._work()
@@ -358,7 +360,6 @@ class Process:
         keys.ring.add(self.path.version)
         keys.ring.make_current(self.path.version.id)
         await service.begin(keys.port(None), self.path.version)
-        await asyncio.wait({service._task})
 
     def register(self) -> None:
         """As KeyManager.on_rotation."""
@@ -377,7 +378,8 @@ class Process:
         """End in order, or as by kill -9: the lock goes, and nothing is said."""
         self.world.disarm()
         if killed:
-            await self.service._role.aclose()
+            await cut_off(self.service._scope)
+            await self.service._role.leave()
         else:
             await self.service.close()
         await self.store.close()

@@ -43,36 +43,45 @@ class Resumed:
         extra: bytes | None,
         only: bytes | None,
         begun: int,
-    ) -> asyncio.Future[Any] | None:
+    ) -> asyncio.Future[Any]:
         """Go on with a request, and give `asked` its answer: see Routes."""
         key = endpoint.version_at(index).public_key
         request = Request(message, deadline, allow_other_key=False, extra=extra, attempts=Attempts(only=only))
-        try:
-            if asked is not None and isinstance(error, WITHHELD):
-                self._bind((message,), key)
-            self._failed(endpoint, key, error, request)
-        except HsmError:
-            if asked is None:
-                raise
-            asked.set_exception(error)
-            return None
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = loop.create_future() if asked is None else asked
         request.begun = begun or request.begun
-        task = self._going_on[answer] = loop.create_task(self._route(request))
-        task.add_done_callback(partial(self._fell_back, answer, message, bool(begun)))
+        loop = asyncio.get_running_loop()
+        if asked is None:
+            self._failed(endpoint, key, error, request)
+            answer, work = loop.create_future(), self._route(request)
+        else:
+            if isinstance(error, WITHHELD):
+                self._bind((message,), key)
+            answer, work = asked, self._go_on(endpoint, key, error, request)
+        task = self._going_on[answer] = loop.create_task(work)
+        task.add_done_callback(partial(self._fell_back, answer, (message, key, error), bool(begun)))
         return answer
 
+    async def _go_on(self, endpoint: Endpoint, key: bytes, error: HsmError, request: Request) -> Receipt:
+        """Judge the failure, an iteration of the loop after it: by then the member knows what its call has left."""
+        self._failed(endpoint, key, error, request)
+        return await self._route(request)
+
     def _fell_back(
-        self, answer: asyncio.Future[Any], message: bytes | Digest, with_receipt: bool, task: asyncio.Task[Receipt]
+        self,
+        answer: asyncio.Future[Any],
+        first: tuple[bytes | Digest, bytes, HsmError],
+        with_receipt: bool,
+        task: asyncio.Task[Receipt],
     ) -> None:
         del self._going_on[answer]
+        message, key, failed = first
         if task.cancelled():
+            if failed.maybe_signed:  # its caller may have left before it was judged
+                self._bind((message,), key)
             answer.cancel()
         elif (error := task.exception()) is not None:
             if not answer.done():
                 answer.set_exception(error)
-        elif answer.done():  # its caller has left in this turn of the loop
+        elif answer.done():  # its caller has left in this iteration of the loop
             self._bind((message,), task.result().public_key)
         else:
             answer.set_result(task.result() if with_receipt else task.result().signature)
