@@ -474,6 +474,17 @@ async def test_the_keys_of_all_members_change_together(site):
 
 
 @one_loop
+async def test_a_key_whose_id_is_another_key_s_elsewhere_is_deactivated_on_its_token(site):
+    place = site({**SAME, "id": "0a"}, {**OTHER, "id": "0a"})
+    async with opened(place.config(failover={"acceptOtherKeys": ["secondary"]})) as manager:
+        [first, second] = [key.id for key in manager.keys()]
+        assert (first, second.partition("@")[0]) == ("0a", "0a")
+        await manager.deactivate_key(second)
+        records = [await endpoint.member.control.list_keys() for endpoint in manager._path.endpoints]
+        assert [[key.can_sign for key in keys] for keys in records] == [[True], [False]]
+
+
+@one_loop
 async def test_bad_requests_are_refused_at_once_and_harm_no_member(site):
     place = site(SAME, SAME)
     async with opened(place.config()) as manager:

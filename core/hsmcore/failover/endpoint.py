@@ -216,7 +216,7 @@ class Endpoint(MemberState):
         if member is None:
             raise MemberDown("the member is not running", member=self.name)
         if own is not None:
-            names = [own.id]
+            names = [own.id.partition("@")[0]]  # what path.py puts behind an id, no token knows
         else:
             lists_none = isinstance(member.token, NonExportable)  # no public keys, and each id is used once
             names = [

