@@ -24,10 +24,10 @@ from nacl.signing import VerifyKey
 from scripts import sbom
 from tests.support.loops import one_loop
 from tests.support.paths import ROOT
+from tests.support.wire import read_signed
 from tests.support.wire_site import Peer, sign
 
 import hsmcore
-from hsmcore.gateway.wire import messages as wire
 
 pytestmark = pytest.mark.integration
 CONTAINERFILE = (ROOT / "packaging" / "oci" / "Containerfile").read_text()
@@ -227,7 +227,7 @@ async def test_the_gateway_signs_in_the_image(image, world, tmp_path):
         assert os.statvfs(f"{path}/usr").f_flag & os.ST_RDONLY
         peer = Peer(*await asyncio.open_unix_connection(f"{path}/run/hsmcore/sign.sock"))
         welcome = await peer.hello()
-        found = wire.read_signed((await peer.ask(sign(1, b"m"))).body)
+        found = read_signed((await peer.ask(sign(1, b"m"))).body)
         VerifyKey(welcome.keys[0].public_key).verify(b"m", found.signature)
         await peer.close()
         os.kill(inside, 15)

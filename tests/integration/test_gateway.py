@@ -11,6 +11,7 @@ from tests.support.authority import Authority
 from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import until
+from tests.support.wire import read_signed
 from tests.support.wire_site import ME, many, refusals, sign, site
 
 from hsmcore._native import Digest, verify
@@ -46,7 +47,7 @@ async def test_answers_come_for_every_request_of_one_read(world, tmp_path):
         answers = [await peer.next() for _ in range(200)]
         assert {one.request for one in answers} == set(range(1, 201))
         for one in answers:
-            signature = wire.read_signed(one.body).signature
+            signature = read_signed(one.body).signature
             VerifyKey(gateway.manager.public_key).verify(b"%d" % one.request, signature)
         assert gateway.server.desk.open == 0
 
@@ -130,7 +131,7 @@ async def test_a_request_goes_on_when_its_connection_breaks_and_its_answer_waits
             peer.send(sign(1, M, again=True, **LONG))  # while it is open
             await until(lambda: gateway.server.repeated == 1)
             chaos.release()
-            found = wire.read_signed((await peer.next()).body)
+            found = read_signed((await peer.next()).body)
             VerifyKey(gateway.manager.public_key).verify(M, found.signature)
         async with gateway.peer(nonce) as peer:
             assert await peer.signed(sign(1, M, again=True, **LONG)) == found
@@ -154,7 +155,7 @@ async def test_what_was_sent_first_and_is_read_last_takes_no_answer_away(world, 
                     broken.send(sign(1, M, **LONG))
                     await until(lambda: gateway.server.repeated == repeated)  # noqa: B023  # waited for here
             chaos.release()
-            found = wire.read_signed((await latest.next()).body)
+            found = read_signed((await latest.next()).body)
             VerifyKey(gateway.manager.public_key).verify(M, found.signature)
         assert chaos.calls("C_Sign") == before + 1
 

@@ -14,12 +14,13 @@ from tests.support.gateways import FakeGateway, gateway
 from tests.support.loops import one_loop
 from tests.support.managers import counters, start, until
 from tests.support.policed import ordered
+from tests.support.wire import placed
 from tests.support.wire_site import one_of, refusals, sign, site
 
 from hsmcore.errors import BadArgument, DeadlineExceeded, HsmError, MemberDown, SignatureInvalid
 from hsmcore.gateway import Client
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.batched import Batched, batched, read_batched
+from hsmcore.gateway.wire.batched import read_batched
 from hsmcore.gateway.wire.frames import Flag, Type, frame
 
 pytestmark = pytest.mark.integration
@@ -224,12 +225,12 @@ async def test_what_is_lost_with_a_gateway_is_told(world, tmp_path):
 class Liar:
     """A gateway that answers SIGN_BATCHED with `answer`."""
 
-    def __init__(self, answer: Batched) -> None:
+    def __init__(self, answer: tuple[int, str, bytes, bytes]) -> None:
         self.answer = answer
 
     def __call__(self, _served, connection, one):
         if one.type is Type.SIGN_BATCHED:
-            connection.transport.write(batched(one.request, self.answer))
+            connection.transport.write(placed(one.request, *self.answer))
 
 
 @one_loop
@@ -247,26 +248,26 @@ async def test_a_client_believes_no_gateway(tmp_path):
     async with FakeGateway(path) as fake:
         fake.kinds = wire.BATCHES | 1 << 8
         async with Client(f"unix:{path}", timeout=20) as km:
-            fake.answer = liar = Liar(Batched(3, "01", batches.PUBLIC, good.proof))
+            fake.answer = liar = Liar((3, "01", batches.PUBLIC, good.proof))
             for _ in range(2):  # the second time, the signature of the root is known
                 found = await km.sign_batched(b"message")
                 assert (found.index, found.root, found.audit_seq, found.key_id) == (7, good.root, 3, "01")
                 for proof in wrong:
-                    liar.answer = Batched(3, "01", batches.PUBLIC, proof)
+                    liar.answer = (3, "01", batches.PUBLIC, proof)
                     with pytest.raises(SignatureInvalid) as failure:
                         await km.sign_batched(b"message")
                     assert failure.value.maybe_signed
                 for key in (bytes(batches.OTHER_KEY.verify_key), batches.PUBLIC[:-1], b""):
-                    liar.answer = Batched(3, "01", key, good.proof)
+                    liar.answer = (3, "01", key, good.proof)
                     with pytest.raises(SignatureInvalid):
                         await km.sign_batched(b"message")
-                liar.answer = Batched(3, "01", batches.PUBLIC, good.proof)
+                liar.answer = (3, "01", batches.PUBLIC, good.proof)
                 for message, kind in ((b"message!", None), (b"other", None), (b"message", "tx-v0")):
                     with pytest.raises(SignatureInvalid):
                         await km.sign_batched(message, kind=kind)
             for case in cases:
                 if case.message:
-                    liar.answer = Batched(3, "01", case.public_key, case.proof)
+                    liar.answer = (3, "01", case.public_key, case.proof)
                     with pytest.raises(SignatureInvalid):
                         await km.sign_batched(case.message)
             assert fake.accepted == 1  # a bad proof costs its own request only

@@ -9,6 +9,7 @@ from tests.support.chaos import needs_chaos
 from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import until
+from tests.support.wire import read_signed
 from tests.support.wire_site import sign, site
 
 import hsmcore
@@ -46,7 +47,7 @@ async def test_no_request_fails_when_the_primary_dies_under_load(levels, tmp_pat
             for _ in sent:
                 found = await peer.next()
                 assert found.type is Type.SIGNED, wire.read_error(found.body)
-                answer = wire.read_signed(found.body)
+                answer = read_signed(found.body)
                 VerifyKey(key.public_key).verify(b"%d" % found.request, answer.signature)
                 assert answer.version == key.version
                 seen.add(answer.level)
@@ -71,7 +72,7 @@ async def test_a_version_is_not_replaced_by_another_level_s(levels, tmp_path):
             found = await peer.ask(sign(number, b"any %d" % number, **LONG))
             while found.type is not Type.SIGNED:
                 found = await peer.next()
-            if wire.read_signed(found.body).level == "secondary":
+            if read_signed(found.body).level == "secondary":
                 break
         number += 1
         peer.send(sign(number, b"pinned", version=first.version, timeout_ms=300))

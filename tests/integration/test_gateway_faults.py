@@ -9,6 +9,7 @@ import struct
 import pytest
 from tests.support.gateways import PUBLIC_KEY, FakeGateway, fake_signature, honest
 from tests.support.managers import becomes, start
+from tests.support.wire import signed
 
 from hsmcore.errors import (
     BadArgument,
@@ -229,10 +230,10 @@ HOSTILE = {
     "garbage": b"HTTP/1.1 400 Bad Request\r\n\r\n",
     "a frame too long": struct.pack("<I", 2**31),
     "a client's frame": frame(Type.SIGN, 1, bytes(20)),
-    "an answer to nothing": wire.signed(10**6, wire.SignedMessage(1, "", None, bytes(64))),
-    "another version": wire.signed(1, wire.SignedMessage(7, "", None, bytes(64))),
+    "an answer to nothing": signed(10**6),
+    "another version": signed(1, version=7),
     "another type": wire.verified(1, True),
-    "half an answer": wire.signed(1, wire.SignedMessage(1, "", None, bytes(64)))[:20] + b"\xff" * 100,
+    "half an answer": signed(1)[:20] + b"\xff" * 100,
     "hello again": wire.welcome(wire.Welcome(bytes(16), 1, 1, 1, 1, "", ("default",), ())),
     "more outcomes": wire.signed_many(1, 1, [bytes(64)] * 3),
 }

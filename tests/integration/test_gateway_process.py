@@ -16,6 +16,7 @@ from tests.support.authority import Authority
 from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, until
+from tests.support.wire import read_signed
 from tests.support.wire_site import ME, Peer, document, sign
 
 from hsmcore.gateway.wire import messages as wire
@@ -160,7 +161,7 @@ async def test_a_drain_under_load_loses_no_answer(world, tmp_path):
         assert len(answers) == len(sent) - 1
         for number, found in answers.items():
             if found.type is Type.SIGNED:
-                VerifyKey(key).verify(b"%d" % number, wire.read_signed(found.body).signature)
+                VerifyKey(key).verify(b"%d" % number, read_signed(found.body).signature)
             else:
                 refusal = wire.read_error(found.body)
                 assert (refusal.status, refusal.maybe_signed) == ("BUSY", False)
@@ -342,7 +343,7 @@ async def test_killed_under_load_no_message_is_signed_under_two_keys(world, tmp_
                 while True:
                     found = await peer.next()
                     assert found.type is Type.SIGNED, wire.read_error(found.body)
-                    signature = wire.read_signed(found.body).signature
+                    signature = read_signed(found.body).signature
                     VerifyKey(current.public_key).verify(open_requests.pop(found.request), signature)
                     assert settled.setdefault(found.request, signature) == signature
                     answered += 1

@@ -14,6 +14,7 @@ from tests.support.flood import KINDS
 from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.vault_site import TOKEN, b64
+from tests.support.wire import read_signed
 from tests.support.wire_site import ME, many, sign, site
 
 from hsmcore.gateway import Client
@@ -32,7 +33,7 @@ async def signed_one_by_one(peer, _vault):
     peer.send(*(sign(number, message) for number, message in enumerate(FLOOD, 1)))
     found = [await peer.next() for _ in FLOOD]
     assert {one.type for one in found} == {Type.SIGNED}
-    return [wire.read_signed(one.body).signature for one in sorted(found, key=lambda one: one.request)]
+    return [read_signed(one.body).signature for one in sorted(found, key=lambda one: one.request)]
 
 
 async def signed_many(peer, _vault):

@@ -22,8 +22,10 @@ from tests.support.vault_site import TOKEN, b64, called, site
 
 from hsmcore.errors import HsmError
 from hsmcore.gateway.admission import Admission
+from hsmcore.gateway.operations import SIGN_MANY, ask
+from hsmcore.gateway.vault import signing
 from hsmcore.gateway.vault.face import Transit
-from hsmcore.gateway.vault.versions import Versions
+from hsmcore.gateway.versions import Versions
 
 pytestmark = pytest.mark.integration
 M = b"a message"
@@ -321,30 +323,32 @@ async def test_a_rotation_shows_as_the_next_version(fresh_token, tmp_path):
 
 
 @one_loop
-async def test_a_batch_goes_to_the_key_that_became_current_meanwhile(fresh_token, tmp_path):
-    class Late(Admission):
+async def test_a_batch_goes_to_the_key_that_became_current_meanwhile(fresh_token, tmp_path, monkeypatch):
+    seen = []
+
+    async def late(counter, operation, what):
         """The key is rotated when the batch is about to be signed."""
+        assert operation is SIGN_MANY
+        if not seen:
+            await vault.manager.rotate_key("test")
+        seen.append(what.version)
+        return await ask(counter, operation, what)
 
-        async def sign_many(self, *arguments, **options):
-            if len(seen := self.__dict__.setdefault("seen", [])) < 1:
-                await vault.manager.rotate_key("test")
-            seen.append(options["key_id"])
-            return await super().sign_many(*arguments, **options)
-
+    monkeypatch.setattr(signing, "ask", late)
     async with site(fresh_token().config(**rules(tmp_path)), tmp_path) as vault:
         for version in (0, 2):  # any version, and the one that is current before
-            desk = Late(vault.served.managers, vault.served.settings)
-            app = Transit(desk, {"default": Versions(vault.manager)}).app()
+            seen.clear()
+            app = Transit(Admission(vault.served.managers, vault.served.settings)).app()
             items = [{"input": b64(b"%d" % number)} for number in range(5)]
             status, said = await called(app, SIGN, json.dumps({"batch_input": items, "key_version": version}).encode())
             assert status == 200
             results = said["data"]["batch_results"]
             if version:
                 assert all("was asked for" in one["error"] for one in results)
-                assert len(desk.seen) == 1
+                assert seen == [2]
                 continue
             assert [one["key_version"] for one in results] == [2] * 5
-            assert len(set(desk.seen)) == len(desk.seen) == 2
+            assert seen == [1, 2]
             for item, one in zip(items, results, strict=True):
                 message, signature = (base64.b64decode(text) for text in (item["input"], parts(one["signature"])[1]))
                 VerifyKey(vault.manager.public_key).verify(message, signature)
@@ -389,7 +393,8 @@ async def test_a_signature_is_labelled_while_the_store_does_not_answer(fresh_tok
             patched.setattr("hsmcore.state.keys.Keys.all", silent)
             number = await found.of(public_key)
         assert await found.of(public_key) == 1 != number
-        assert (await found.numbered(number)).public_key == (await found.numbered(1)).public_key == public_key
+        assert found.key(number).public_key == found.key(1).public_key == public_key
+        assert found.public_key(number) == found.public_key(1) == public_key
 
 
 @one_loop

@@ -24,7 +24,6 @@ from hsmcore.base.listening import http
 from hsmcore.base.listening.connections import MAX_CONNECTIONS
 from hsmcore.gateway.admission import Admission
 from hsmcore.gateway.vault.face import MAX_BODY_BYTES, Transit
-from hsmcore.gateway.vault.versions import Versions
 
 pytestmark = pytest.mark.integration
 M = b"a message"
@@ -207,7 +206,7 @@ async def test_each_request_to_sign_or_verify_is_counted_once_by_outcome(world, 
         async def fails(*_arguments, **_options):
             raise RuntimeError
 
-        monkeypatch.setattr(Admission, "sign", fails)
+        monkeypatch.setattr("hsmcore.gateway.vault.signing.ask", fails)
         assert await vault.refused(500, "POST", SIGN, {"input": b64(M)}) == "internal error"
         assert counted("app")["INTERNAL"] == 1
 
@@ -388,7 +387,7 @@ def test_no_body_brings_anything_but_an_answer_or_a_refusal(world, tmp_path, run
     opened = site(world.config(), tmp_path)
     vault = run(opened.__aenter__())
     desk = Admission(vault.served.managers, vault.served.settings)
-    app = Transit(desk, {"default": Versions(vault.manager)}).app()
+    app = Transit(desk).app()
 
     @given(BODY, st.sampled_from([SIGN, VERIFY]))
     @settings(max_examples=300)

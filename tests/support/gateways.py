@@ -15,6 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, Self
 
+from tests.support.wire import signed
+
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import CLIENT_TYPES, Frame, Splitter, Type, frame
 
@@ -252,7 +254,7 @@ def honest(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
     version = len(served.public_keys)
     if one.type is Type.SIGN:
         signature = fake_signature(current, wire.read_sign(one).message)
-        answer = wire.signed(one.request, wire.SignedMessage(version, "primary", None, signature))
+        answer = signed(one.request, signature, version, "primary")
     elif one.type is Type.SIGN_MANY:
         made = [fake_signature(current, message) for message in wire.read_sign_many(one.body).messages]
         answer = wire.signed_many(one.request, version, made)

@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+from hsmcore.base.receipt import Receipt
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Flag, Frame, Type, frame
+
+
+class Signed(NamedTuple):
+    """What a SIGNED says."""
+
+    version: int
+    level: str
+    audit_seq: int | None
+    signature: bytes
+
+
+def read_signed(body: bytes) -> Signed:
+    """Read SIGNED."""
+    version, found = wire.read_signed(body)
+    assert (found.key_id, found.public_key, found.member, found.latency_ns) == ("", b"", "", 0)
+    return Signed(version, found.level, found.audit_seq, found.signature)
+
+
+def signed(
+    number: int, signature: bytes = bytes(64), version: int = 1, level: str = "", seq: int | None = None, **more: Any
+) -> bytes:
+    """A SIGNED. `more`: of wire.signed."""
+    return wire.signed(number, version, Receipt(signature, "00", b"key", "member", level, False, 1, seq), **more)
+
+
+def placed(number: int, audit_seq: int | None, key_id: str, public_key: bytes, proof: bytes, **more: Any) -> bytes:
+    """A BATCHED. `more`: of batched.batched."""
+    one = batched.ClientBatchedSignature(proof, -1, b"", key_id, public_key, audit_seq)
+    return batched.batched(number, one, **more)
 
 
 def _credit(one: Frame) -> int:
@@ -33,7 +63,7 @@ READERS: dict[Type, Callable[[Frame], Any]] = {
     Type.PING: _echo,
     Type.MANAGE: lambda one: wire.read_manage(one.body),
     Type.WELCOME: lambda one: wire.read_welcome(one.body),
-    Type.SIGNED: lambda one: wire.read_signed(one.body),
+    Type.SIGNED: lambda one: read_signed(one.body),
     Type.SIGNED_MANY: lambda one: wire.read_signed_many(one.body),
     Type.BATCHED: lambda one: batched.read_batched(one.body),
     Type.VERIFIED: lambda one: bool(wire.read_number(one.body, 1)),
@@ -65,7 +95,7 @@ def encoded(one: Frame) -> bytes:
         Type.VERIFY: lambda: wire.verify(request, found, slot=slot),
         Type.MANAGE: lambda: wire.manage(request, found, slot=slot),
         Type.WELCOME: lambda: wire.welcome(found),
-        Type.SIGNED: lambda: wire.signed(request, found, slot=slot),
+        Type.SIGNED: lambda: signed(request, found.signature, *found[:3], slot=slot),
         Type.SIGNED_MANY: lambda: wire.signed_many(request, *found, slot=slot),
         Type.BATCHED: lambda: batched.batched(request, found, slot=slot),
         Type.VERIFIED: lambda: wire.verified(request, found),
@@ -110,7 +140,12 @@ def meaning(one: Frame) -> dict[str, Any]:
         Type.SIGN: lambda: _plain(found._asdict()) | {"position": _text(found.position)} | again,
         Type.SIGN_MANY: lambda: found._asdict() | {"messages": [each.hex() for each in found.messages]} | again,
         Type.SIGN_BATCHED: lambda: _plain(found._asdict()) | again,
-        Type.BATCHED: lambda: _plain(found._asdict()) | {"audit_seq": _text(found.audit_seq)},
+        Type.BATCHED: lambda: {
+            "audit_seq": _text(found.audit_seq),
+            "key_id": found.key_id,
+            "public_key": found.public_key.hex(),
+            "proof": found.proof.hex(),
+        },
         Type.WELCOME: lambda: _plain(found._asdict()) | {"slots": list(found.slots), "keys": _keys(found.keys)},
         Type.SIGNED: lambda: _plain(found._asdict()) | {"audit_seq": _text(found.audit_seq)},
         Type.SIGNED_MANY: lambda: _outcomes(found),

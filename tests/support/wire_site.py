@@ -13,6 +13,8 @@ from pathlib import Path
 from ssl import SSLContext
 from typing import Any
 
+from tests.support.wire import Signed, read_signed
+
 import hsmcore
 from hsmcore.config.load import load_each
 from hsmcore.gateway.gateway import RunningGateway, running, settings_of
@@ -80,11 +82,11 @@ class Peer:
             pass
         return found
 
-    async def signed(self, data: bytes) -> wire.SignedMessage:
+    async def signed(self, data: bytes) -> Signed:
         """Send a SIGN, and return its signature."""
         found = await self.ask(data)
         assert found.type is Type.SIGNED, wire.read_error(found.body)
-        return wire.read_signed(found.body)
+        return read_signed(found.body)
 
     async def refused(self, data: bytes) -> wire.Refusal:
         """Send a request, and return its error."""

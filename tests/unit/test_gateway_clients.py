@@ -80,19 +80,19 @@ def test_requests_in_flight_are_limited():
 
 def test_a_rate_has_bursts_and_says_when_there_is_room(clock):
     client = OpenWork(KnownClient("app", rules(uid=[1], perSecond=10)), 256)
-    client.begin(10, 10)
+    client.begin(10, signs=True)
     with pytest.raises(QueueFull) as caught:
-        client.begin(1, 1)
+        client.begin(1, signs=True)
     assert caught.value.retry_after_ms == 100
     assert client.open == 10  # what is refused is not counted
     clock[0] += 100_000_000
-    client.begin(1, 1)
+    client.begin(1, signs=True)
     with pytest.raises(QueueFull):
-        client.begin(1, 1)
+        client.begin(1, signs=True)
     clock[0] += 3_600_000_000_000
-    client.begin(10, 10)
+    client.begin(10, signs=True)
     with pytest.raises(QueueFull):
-        client.begin(1, 1)
+        client.begin(1, signs=True)
     client.begin(1)  # what is no signature has no rate
 
 
@@ -109,21 +109,21 @@ def test_whatever_sizes_come_the_rate_is_kept_and_each_is_granted_that_waits_as_
         for count, later_ns in asked:
             clock.return_value += later_ns
             try:
-                client.begin(count, count)
+                client.begin(count, signs=True)
             except QueueFull as refusal:
                 told = refusal.retry_after_ms
                 clock.return_value += (told - 1) * 1_000_000
                 with pytest.raises(QueueFull):  # what it was told is not too long
-                    client.begin(count, count)
+                    client.begin(count, signs=True)
                 clock.return_value += 1_000_000
-                client.begin(count, count)
+                client.begin(count, signs=True)
             client.end(count)
             granted += count
             # Without the last one, whatever it was: no more than the rate and a burst.
             assert granted - count < per_second * ((clock.return_value - began) / 10**9 + 1) + 1e-6
         owed = max(granted - per_second, 0)
         clock.return_value += owed * 10**9 // per_second + 10**9
-        client.begin(per_second, per_second)  # all is paid back by then, and not before
+        client.begin(per_second, signs=True)  # all is paid back by then, and not before
 
 
 def test_what_runs_for_a_client_is_recorded_as_its(clock):

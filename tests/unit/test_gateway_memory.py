@@ -28,8 +28,7 @@ def began(session, number, at=0.0, contents=None):
     contents = contents or asked()
     assert session.find(number, contents) is None
     session.require_room(number, at)
-    session.open[number] = contents, object()
-    session.take(number, at)
+    session.begin(number, contents, object(), at)
 
 
 def forgotten(session, number, contents=None):
@@ -214,9 +213,8 @@ def history(seed):
             except QueueFull:
                 assert room.used >= room.most
             else:
-                request = model.open[number] = object()
-                session.open[number] = asked(), request
-                session.take(number, now)
+                model.open[number] = object()
+                session.begin(number, asked(), model.open[number], now)
                 model.taken.add(number)
     assert len(model.taken) > 50
 

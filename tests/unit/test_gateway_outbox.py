@@ -21,6 +21,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.support import batches
+from tests.support.wire import placed, signed
 
 from hsmcore.errors import DeadlineExceeded, HsmError, KeyNotCurrent
 from hsmcore.gateway.client.outbox import RequestOutbox
@@ -215,9 +216,10 @@ class World(RuleBasedStateMachine):
             fresh = b"" if self.algorithm == "ed25519" else len(self.ledger).to_bytes(4, "big") + process.instance
             signature = hashlib.sha512(current + message + fresh).digest()
             self.made.setdefault(message, set()).add(signature)
-            one = wire.SignedMessage(said.version, "primary", None, signature)
             answer = (
-                wire.signed_many(frame.request, said.version, [signature]) if many else wire.signed(frame.request, one)
+                wire.signed_many(frame.request, said.version, [signature])
+                if many
+                else signed(frame.request, signature, said.version, "primary")
             )
         process.answers[frame.request] = answer
         return answer
@@ -230,7 +232,7 @@ class World(RuleBasedStateMachine):
         self.ledger.setdefault(message, set()).add(batches.PUBLIC)
         proof = alone(message, len(self.places))
         self.made.setdefault(message, set()).add(proof)
-        return batched.batched(number, batched.Batched(None, "01", batches.PUBLIC, proof))
+        return placed(number, None, "01", batches.PUBLIC, proof)
 
     @precondition(lambda self: any(channel.back for channel in self.channels))
     @rule(data=st.data())
@@ -562,7 +564,7 @@ def test_numbers_are_acknowledged_in_batches():
         sent += len(asked)
         for number in asked:
             if number != first:  # the first one is answered last
-                answer = wire.signed(number, wire.SignedMessage(1, "primary", None, bytes(64)))
+                answer = signed(number)
                 outbox.answered(channel, Splitter(GATEWAY_TYPES).feed(answer)[0])
         if not asked:
             break

@@ -14,6 +14,7 @@ from tests.support.paths import ROOT
 from tests.support.wire import encoded, meaning, read
 from tests.wire.make_vectors import document
 
+from hsmcore.base.receipt import Receipt
 from hsmcore.gateway.wire import batched, frames
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import CLIENT_TYPES, GATEWAY_TYPES, MOST_BYTES, Splitter, Type, WireError
@@ -81,7 +82,10 @@ key = st.builds(
 keys = st.lists(key, max_size=4).map(tuple)
 refusal = st.builds(wire.Refusal, st.booleans(), st.booleans(), u32, short, short, st.text(max_size=200))
 slots = st.lists(short, max_size=4).map(tuple)
-signed = st.builds(wire.SignedMessage, u32, st.sampled_from(wire.LEVELS), st.none() | st.integers(0, 2**64 - 2), blob)
+seq = st.none() | st.integers(0, 2**64 - 2)
+receipt = st.builds(
+    Receipt, blob, st.just(""), st.just(b""), st.just(""), st.sampled_from(wire.LEVELS), st.just(False), st.just(0), seq
+)
 kinds = st.sampled_from(wire.KINDS)
 ANY_FRAME = st.one_of(
     st.builds(wire.hello, st.binary(min_size=16, max_size=16), short),
@@ -103,7 +107,7 @@ ANY_FRAME = st.one_of(
         wire.welcome,
         st.builds(wire.Welcome, st.binary(min_size=16, max_size=16), u32, u32, u16, u32, short, slots, keys),
     ),
-    st.builds(wire.signed, u64, signed, slot=u16),
+    st.builds(wire.signed, u64, u32, receipt, slot=u16),
     st.builds(wire.signed_many, u64, u32, st.lists(blob | refusal, max_size=5)),
     st.builds(wire.verified, u64, st.booleans()),
     st.builds(
@@ -112,7 +116,7 @@ ANY_FRAME = st.one_of(
     st.builds(
         batched.batched,
         u64,
-        st.builds(batched.Batched, st.none() | st.integers(0, 2**64 - 2), short, blob, blob),
+        st.builds(batched.ClientBatchedSignature, blob, st.just(-1), st.just(b""), short, blob, seq),
         slot=u16,
     ),
     st.builds(wire.error, u64, refusal),

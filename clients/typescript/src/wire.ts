@@ -61,7 +61,7 @@ export type Algorithm = (typeof ALGORITHMS)[number];
 export type Level = (typeof LEVELS)[number];
 export type Operation = (typeof OPERATIONS)[number];
 
-/** A version of a key. `version` is the gateway process's own number, `kinds` has bit n for kind n; see `batches`. */
+/** A version of a key. `version` is its number, `kinds` has bit n for kind n; see `batches`. */
 export interface Key {
   readonly slot: number;
   readonly version: number;

@@ -3,7 +3,7 @@
     async with hsmcore.gateway.Client("unix:/run/hsmcore/sign.sock") as km:
         signature = await km.sign(message)
 
-Reading order: docs/WIRE.md and wire; then the gateway's side: clients, wire_requests, admission, server; then
+Reading order: docs/WIRE.md and wire; then the gateway's side: clients, admission, operations, connection, server; then
 client and vault.
 """
 

@@ -19,10 +19,13 @@ class Chunk(Job):
     __slots__ = ("at", "batch")
 
     def __init__(self, batch: ChargedBatch, at: int, count: int, timeout: float) -> None:
-        super().__init__(batch.account, None, batch.start, batch.answer, timeout, count)
+        super().__init__(batch.queue, batch.account, batch.start, timeout, count)
         self.batch, self.at = batch, at
         self.counts = False
         batch.slices.append(self)
+
+    def answer(self, outcome: Any) -> None:
+        self.batch.take(self.at, self.cost, outcome)
 
     def split(self, count: int) -> Chunk:
         first = Chunk(self.batch, self.at, count, self.timeout)
@@ -40,7 +43,7 @@ class ChargedBatch:
         self.account, self.slices = account, list[Chunk]()
         self.failed: HsmError | None = None
         """What `sign` raised, if it did each time."""
-        self._queue, self._messages, self._sign = queue, messages, sign
+        self.queue, self._messages, self._sign = queue, messages, sign
         self._outcomes: list[Any] = [None] * len(messages)
         self._left = len(messages)
         self._begun = self._returned = False
@@ -50,7 +53,7 @@ class ChargedBatch:
         """Return an outcome for each message, an HsmError if it is not signed: its `maybe_signed` is true wherever a
         signature may exist."""
         if self._messages:
-            self._queue.enter(Chunk(self, 0, len(self._messages), timeout))
+            self.queue.enter(Chunk(self, 0, len(self._messages), timeout))
             await self._answered()
         return self._outcomes
 
@@ -59,7 +62,7 @@ class ChargedBatch:
             await self._done
         except asyncio.CancelledError:
             for one in self.slices:
-                self._queue.cancel(one)
+                self.queue.cancel(one)
             if not self._begun:
                 raise RequestCancelled("withdrawn before its turn", maybe_signed=False) from None
             raise
@@ -67,16 +70,16 @@ class ChargedBatch:
     def start(self, one: Chunk, left: float) -> None:
         """Have a slice signed: for Job."""
         self._begun = True
-        self._queue.run(one, self._sign(self._messages[one.at : one.at + one.cost], left))
+        one.run(self._sign(self._messages[one.at : one.at + one.cost], left))
 
-    def answer(self, one: Chunk, outcome: Any) -> None:
-        """Take the outcomes of a slice: for Job."""
+    def take(self, at: int, count: int, outcome: Any) -> None:
+        """Take the outcomes of a slice, or its error."""
         if not isinstance(outcome, HsmError):
             self._returned, self.failed = True, None
         else:
             self.failed = None if self._returned else self.failed or outcome
-            outcome = [outcome] * one.cost
-        self._outcomes[one.at : one.at + one.cost] = outcome
-        self._left -= one.cost
+            outcome = [outcome] * count
+        self._outcomes[at : at + count] = outcome
+        self._left -= count
         if not self._left and not self._done.done():
             self._done.set_result(None)

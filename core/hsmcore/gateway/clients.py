@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from hsmcore.audit.record import caller_context
 from hsmcore.config import GatewayClient
 from hsmcore.config.secret import MAX_TOKEN_BYTES, TokenDigests
 from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError, ModuleBusy, QueueFull
-from hsmcore.gateway.held import Line
 from hsmcore.gateway.turns import Flow
 from hsmcore.manager.policy.callers import Rate
 
@@ -18,6 +19,8 @@ COME_BACK_MS: Final = 1000
 ROOM_MS: Final = 100
 """When to come back to a client's own limit of open requests: as long as few signatures take, many for a fast HSM. A
 client that counts its credits never waits for it."""
+AT_ONCE: Final = 16
+"""Requests that waited for room and go on in a turn of the event loop, at most."""
 
 
 class KnownClient:
@@ -28,6 +31,7 @@ class KnownClient:
         self.context = caller_context(name)
         """What runs in it is recorded as this client's."""
         self._rate = None if rules.per_second is None else Rate(rules.per_second)
+        self.limited = self._rate is not None
 
     def has_rules(self, rules: GatewayClient) -> bool:
         """Whether these are its rules, apart from its token."""
@@ -35,41 +39,72 @@ class KnownClient:
 
     def spend(self, signatures: int) -> None:
         """Count signatures in the rate. Raises QueueFull, and counts none then."""
-        if self._rate is not None and signatures and (wait := self._rate.take(signatures)):
+        if self._rate is not None and (wait := self._rate.take(signatures)):
             raise refused(f"client {self.name!r} has used up its {self._rate.per_second} signatures a second", wait)
 
 
-class OpenWork:
-    """What a client has open at one key manager: what another one does is none of its business."""
+class Held(Protocol):
+    """A request for which there is no room. `cost`: messages."""
+
+    cost: int
+
+    def go_on(self) -> None:
+        """There is room for it: release it, and have it admitted."""
+
+
+class OpenWork(Flow[Any]):
+    """What a client has open at one key manager, its share of the turns there, and its requests for which there is no
+    room: they wait, and are not refused. What another client does is none of its business."""
 
     def __init__(self, client: KnownClient, most: int) -> None:
         """`most`: requests that may be open."""
+        super().__init__(client.rules.weight)
         self.client, self.most = client, most
         self.open = 0
         """Requests that are not answered, on all the client's connections; each message of a batch is one."""
-        self.flow: Flow[Any] = Flow(client.rules.weight)
-        self.line = Line(self.has_room)
-        """Requests of its connections for which there is no room."""
+        self.held: OrderedDict[Held, None] = OrderedDict()
+        self._going_on = False
 
-    def has_room(self, count: int) -> bool:
-        """Whether so many more may be open now."""
-        return self.open + count <= self.most
+    def must_hold(self, count: int) -> bool:
+        """Whether so many more must wait for room, behind others or first."""
+        return count <= self.most and (bool(self.held) or self.open + count > self.most)
 
-    def begin(self, count: int = 1, signatures: int = 0) -> None:
-        """Count requests as open, and these signatures in the client's rate. Raises QueueFull, BadArgument for more
+    def release(self, held: Held) -> None:
+        """A request waits no more."""
+        del self.held[held]
+        self._go_on_later()
+
+    def _go_on_later(self) -> None:
+        if self.held and not self._going_on:
+            self._going_on = True
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self._going_on = False
+        for _ in range(AT_ONCE):
+            first = next(iter(self.held), None)
+            if first is None or self.open + first.cost > self.most:
+                return
+            first.go_on()
+        self._go_on_later()
+
+    def begin(self, count: int, *, signs: bool = False) -> None:
+        """Count requests as open, and those for signatures in the client's rate. Raises QueueFull, BadArgument for more
         than can ever be open, and counts nothing then."""
         name = self.client.name
         if count > self.most:
             raise BadArgument(f"a batch of {count}; client {name!r} may have {self.most} requests open")
         if self.open + count > self.most:
             raise refused(f"client {name!r} has {self.open} requests open and may have {self.most}", ROOM_MS)
-        self.client.spend(signatures)
+        if signs and self.client.limited:
+            self.client.spend(count)
         self.open += count
 
-    def end(self, count: int = 1) -> None:
+    def end(self, count: int) -> None:
         """They are answered."""
         self.open -= count
-        self.line.go_on()
+        if self.held:
+            self._go_on_later()
 
 
 def refused(text: str, retry_after_ms: int) -> QueueFull:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
 from math import inf
 from typing import Any, Final, Protocol
 
 from hsmcore.base.listening.connections import Connection as Place
 from hsmcore.errors import BadArgument, HsmError, PolicyRefused, RequestCancelled
-from hsmcore.gateway import wire_requests as asked
 from hsmcore.gateway.admission import Admission, ClientKey
 from hsmcore.gateway.clients import KnownClient, ending
-from hsmcore.gateway.held import Held, Overflow
 from hsmcore.gateway.intake import FrameIntake
 from hsmcore.gateway.jobs import late
-from hsmcore.gateway.replay import ReplaySession, contents_of
-from hsmcore.gateway.wire import batched
+from hsmcore.gateway.operations import OPERATIONS, Operation, cost_of, refusal_of
+from hsmcore.gateway.replay import ReplaySession
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import CLIENT_TYPES, MIN_BYTES, Frame, Splitter, Type, WireError
-from hsmcore.gateway.wire_requests import ServedRequest, refusal_of
+from hsmcore.gateway.wire_requests import ServedRequest
 
 HELLO_BYTES: Final = 512
 """Longest HELLO: a stranger has no more memory of this process."""
@@ -30,13 +27,9 @@ UNREAD_SECONDS: Final = 30.0
 """Seconds after which such a connection is closed. Its answers are remembered."""
 HELD_BYTES: Final = 1 << 18
 """Requests that wait for room; beyond it, its frames are not read. Until then CANCEL, ACK and PING behind them are."""
-_HELD_ENTRY_BYTES: Final = 256
-"""Of a request that waits, beside its frame."""
 _MESSAGES_A_FRAME: Final = 4
 """So many messages of a SIGN_MANY cost the event loop as much as another frame."""
 _LENGTH: Final = 4
-_NO_TURN: Final = (Type.SIGN_BATCHED, Type.SIGN_MANY, Type.MANAGE)
-"""What takes no turn as a whole: the root and the slices of a batch do, and MANAGE keeps no session busy."""
 AT_ONCE: Final = 16
 """Answers that are sent together, at most: while their client takes them, the next ones are made. With all of a turn in
 one write, each side stands still while the other works."""
@@ -84,21 +77,20 @@ class GatewayConnection(asyncio.Protocol):
         self._out: list[bytes] = []
         self._overdue: asyncio.TimerHandle | None = None
         self._intake: FrameIntake | None = None
-        self._offered = False
-        self._extra = 0
-        """What the frames that are taken now cost, beside one each."""
+        self.behind = False
+        self._cost = 0
+        """Of the frames that are taken now, in frames."""
         self._reads = True
         self._leaving = False
         """Whether it takes no new requests."""
-        self._held = Overflow()
+        self._ended = False
+        """Whether what comes now is ignored."""
+        self._held: dict[int, ServedRequest] = {}
+        """Requests for which there is no room, by their numbers."""
+        self._held_bytes = 0
         self._counters: tuple[ClientKey, ...] = ()
         self._sent_keys: tuple[wire.Key, ...] = ()
         self._handlers: dict[Type, Callable[[Frame], None]] = {
-            Type.SIGN: self._sign,
-            Type.SIGN_MANY: self._sign_many,
-            Type.VERIFY: self._verify,
-            Type.MANAGE: self._manage,
-            Type.SIGN_BATCHED: self._sign_batched,
             Type.CANCEL: self._cancel,
             Type.ACK: self._acknowledge,
             Type.PING: self._ping,
@@ -117,8 +109,8 @@ class GatewayConnection(asyncio.Protocol):
         """Its requests go on."""
         self._stop_waiting()
         self._transport = None
-        for number in self._held.due(inf):
-            self._held.withdraw(number)
+        for request in tuple(self._held.values()):
+            self._release(request)
         if self.session is not None:
             self.session.connections -= 1
         self.place.leave()
@@ -128,7 +120,7 @@ class GatewayConnection(asyncio.Protocol):
         """The client does not read: read no more requests of it."""
         if self._transport is not None:
             self._overdue = self._loop.call_later(UNREAD_SECONDS, self._transport.abort)
-            self._read_or_not()
+            self._offer()
 
     def resume_writing(self) -> None:
         """It reads again."""
@@ -158,47 +150,53 @@ class GatewayConnection(asyncio.Protocol):
         self._offer()
 
     def take(self, most: int) -> int:
-        """Take so many frames at most: for Intake. Returns what they cost, in frames."""
-        self._offered, self._extra, frames = False, 0, []
-        if not self.behind:
-            return 0
-        try:
-            frames = self._splitter.cut(most)
-            for frame in frames:
-                self.frames += 1
-                self._handlers[frame.type](frame)
-        except WireError as error:
-            self.fail(str(error))
-        self._offered = self.behind
-        self._read_or_not()
-        return len(frames) + self._extra
-
-    @property
-    def behind(self) -> bool:
-        """Whether it has read frames that can be taken now."""
-        return self._takes and self._splitter.ready
+        """Take so many frames at most: for FrameIntake. Returns what they cost, in frames."""
+        self._cost = 0
+        if self._takes:
+            try:
+                for frame in self._splitter.cut(most):
+                    if self._ended:
+                        break
+                    self.frames += 1
+                    self._cost += 1
+                    operation = OPERATIONS.get(frame.type)
+                    if operation is None:
+                        self._handlers[frame.type](frame)
+                    else:
+                        self._ask(frame, operation)
+            except WireError as error:
+                self.fail(str(error))
+        takes, ready = self._takes, self._splitter.ready
+        self.behind = takes and ready
+        if self._reads != (takes and not ready):
+            self._read(not self._reads)
+        return self._cost
 
     @property
     def _takes(self) -> bool:
         """Whether more is wanted of the client: it reads its answers, and not too many of its requests wait."""
-        lives = self._transport is not None and not self._transport.is_closing()
-        return lives and self._overdue is None and self._held.size < HELD_BYTES
+        lasts = self._transport is not None and not self._transport.is_closing()
+        return lasts and self._overdue is None and self._held_bytes < HELD_BYTES
 
     def _offer(self) -> None:
         """Have what was read taken in the client's turn, and go on reading after that."""
-        if self._intake is not None and self.behind and not self._offered:
-            self._offered = True
+        ready = self._splitter.ready
+        if ready and not self.behind and self._intake is not None:
+            self.behind = True
             self._intake.offer(self)
-        self._read_or_not()
+            if not self.behind:
+                return  # `take` has seen to the rest
+        if self._reads != (not ready and self._takes):
+            self._read(not self._reads)
 
-    def _read_or_not(self) -> None:
-        reads = self._takes and not self._splitter.ready
-        if reads != self._reads and self._transport is not None and not self._transport.is_closing():
+    def _read(self, reads: bool) -> None:
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
             self._reads = reads
             if reads:
-                self._transport.resume_reading()
+                transport.resume_reading()
             else:
-                self._transport.pause_reading()
+                transport.pause_reading()
 
     @property
     def lives(self) -> bool:
@@ -259,101 +257,83 @@ class GatewayConnection(asyncio.Protocol):
 
     # Requests.
 
-    def _sign(self, frame: Frame) -> None:
-        self._take(frame, wire.read_sign(frame), asked.begin_sign, asked.ANSWER_SIGN, signatures=1)
-
-    def _sign_many(self, frame: Frame) -> None:
-        what = wire.read_sign_many(frame.body)
-        count = len(what.messages)
-        if not 1 <= count <= self.server.batch:
-            self._refuse(frame.request, BadArgument(f"a batch of {count}; at most {self.server.batch}"))
-            return
-        self._extra += count // _MESSAGES_A_FRAME
-        self._take(frame, what, asked.begin_sign_many, asked.ANSWER_SIGN_MANY, signatures=count)
-
-    def _verify(self, frame: Frame) -> None:
-        self._take(frame, wire.read_verify(frame.body), asked.begin_verify, asked.ANSWER_VERIFY)
-
-    def _manage(self, frame: Frame) -> None:
-        self._take(frame, wire.read_manage(frame.body), asked.begin_manage, asked.ANSWER_MANAGE)
-
-    def _sign_batched(self, frame: Frame) -> None:
-        what = batched.read_sign_batched(frame.body)
-        self._take(frame, what, asked.begin_sign_batched, asked.ANSWER_SIGN_BATCHED, signatures=1)
-
-    def _take(
-        self,
-        frame: Frame,
-        what: Any,
-        begin: Callable[[Any, float], None],
-        answer: Callable[[Any, Any], None],
-        signatures: int = 0,
-        until: float = 0.0,
-    ) -> None:
-        """Take a request. `until`: the deadline of one that has waited for room, and has it now."""
-        session, number, cost = self.session, frame.request, signatures or 1
+    def _ask(self, frame: Frame, operation: Operation) -> None:
+        """Take a request."""
+        session, number, what = self.session, frame.request, operation.decode(frame)
         assert session is not None  # noqa: S101  # for the type checker
         if not number:
             raise WireError("a request without a number")
-        contents = contents_of(frame)
+        cost = cost_of(operation, what)
+        self._cost += cost // _MESSAGES_A_FRAME
         try:
-            known = session.find(number, contents)
-            if known is None:
-                if self.server.draining or self._leaving:
-                    raise ending()
-                counter = self._counter(frame.slot)
-                account = counter.managing if frame.type is Type.MANAGE else counter.account
-                seconds = min(getattr(what, "timeout_ms", 0) / 1e3, counter.longest) or counter.timeout
-                if until:
-                    seconds = until - self._loop.time()
-                    if seconds <= 0:
-                        raise late()
-                elif cost <= account.most and (account.line or not account.has_room(cost)):
-                    take = partial(self._take, frame, what, begin, answer, signatures)
-                    size, due = _HELD_ENTRY_BYTES + len(frame.body), self._loop.time() + seconds
-                    held = Held(cost, size, due, partial(self._go_on, number, take))
-                    self._held.add(number, held, account.line, contents)
-                    return
-                session.require_room(number, self.server.now)
-                request = ServedRequest(account, what, begin, answer, seconds, cost)
-                request.connection, request.others, request.number, request.session = self, (), number, session
-                request.counter = counter
-                request.takes_turn = frame.type not in _NO_TURN
-                session.open[number] = contents, request
-                try:
-                    counter.queue.take(request, signatures)
-                except HsmError:
-                    del session.open[number]
-                    raise
-                session.take(number, self.server.now)
-                return
+            if not 1 <= cost <= self.server.batch:
+                raise BadArgument(f"a batch of {cost}; at most {self.server.batch}")
+            if frame.slot >= len(self._counters):
+                self.server.refused(self.peer, self.client, "key not listed", f"number {frame.slot}")
+                raise PolicyRefused(f"a client may not use a key manager with the number {frame.slot}")
+            counter = self._counters[frame.slot]
+            self._admit(ServedRequest(counter, operation, what, cost, self, session, frame))
         except HsmError as error:
             self._refuse(number, error)
+
+    def _admit(self, request: ServedRequest) -> None:
+        """Admit a request, hold it until there is room, or answer it as the first time. Raises HsmError if nothing is
+        begun."""
+        session, number, account, now = request.session, request.number, request.account, self.server.now
+        known = session.find(number, request.contents)
+        if known is not None:
+            self.server.repeated += 1
+            if isinstance(known, bytes):
+                self.send(known)
+            else:
+                known.asked_on(self)
             return
-        self.server.repeated += 1
-        if isinstance(known, bytes):
-            self.send(known)
-        else:
-            known.asked_on(self)
+        if self.server.draining or self._leaving:
+            raise ending()
+        if request.held_until:
+            request.timeout = request.held_until - self._loop.time()
+            if request.timeout <= 0:
+                raise late()
+        elif account.must_hold(request.cost):
+            self._hold(request)
+            return
+        session.require_room(number, now)
+        account.begin(request.cost, signs=request.operation.signs)
+        session.begin(number, request.contents, request, now)
+        request.queue.enter(request)
 
-    def _go_on(self, number: int, take: Callable[[float], None], held: Held) -> None:
+    def _hold(self, request: ServedRequest) -> None:
+        known = self._held.setdefault(request.number, request)
+        if known is request:
+            request.held_until = self._loop.time() + request.timeout
+            self._held_bytes += request.size
+            request.account.held[request] = None
+        elif known.contents != request.contents:
+            text = f"request {request.number} waits, and was another one: each number means one request"
+            raise BadArgument(text)
+
+    def _release(self, request: ServedRequest) -> None:
+        """A request waits for room no more."""
+        del self._held[request.number]
+        self._held_bytes -= request.size
+        request.account.release(request)
+
+    def go_on(self, request: ServedRequest) -> None:
         """There is room for a request that has waited."""
-        self._held.begun(number)
-        take(held.until)
+        self._release(request)
+        try:
+            self._admit(request)
+        except HsmError as error:
+            self._refuse(request.number, error)
         self._offer()
-
-    def _counter(self, slot: int) -> ClientKey:
-        if slot >= len(self._counters):
-            self.server.refused(self.peer, self.client, "key not listed", f"number {slot}")
-            raise PolicyRefused(f"a client may not use a key manager with the number {slot}")
-        return self._counters[slot]
 
     def _cancel(self, frame: Frame) -> None:
         wire.read_bytes(frame.body, 0)
         known = self.session.open.get(frame.request) if self.session is not None else None
         if known is not None:
-            known[1].counter.queue.cancel(known[1])
-        elif self._held.withdraw(frame.request):
+            known[1].queue.cancel(known[1])
+        elif frame.request in self._held:
+            self._release(self._held[frame.request])
             self._refuse(frame.request, RequestCancelled("withdrawn before there was room", maybe_signed=False))
 
     def _acknowledge(self, frame: Frame) -> None:
@@ -366,9 +346,9 @@ class GatewayConnection(asyncio.Protocol):
 
     def refuse_held(self, why: Callable[[], HsmError], before: float = inf) -> None:
         """Refuse requests that wait for room, with deadlines before this time."""
-        for number in self._held.due(before):
-            self._held.withdraw(number)
-            self._refuse(number, why())
+        for request in [one for one in self._held.values() if one.held_until < before]:
+            self._release(request)
+            self._refuse(request.number, why())
         self._offer()
 
     # Answers.
@@ -428,7 +408,7 @@ class GatewayConnection(asyncio.Protocol):
     def close(self) -> None:
         """Send what is to be sent, then close."""
         self._flush()
-        self._handlers = dict.fromkeys(self._handlers, _ignore)
+        self._ended = True
         if self._transport is not None:
             self._transport.close()
 
@@ -436,7 +416,3 @@ class GatewayConnection(asyncio.Protocol):
         """Close at once."""
         if self._transport is not None:
             self._transport.abort()
-
-
-def _ignore(_frame: Frame) -> None:
-    """What comes behind a frame that ended the connection."""

@@ -17,7 +17,7 @@ def read_gateway(reading: Reading, server: GatewayServer) -> None:
     remembered = server.remembered()
     for client in server.desk.directory.clients.values():
         own = [account for counter in server.desk.counters(client) for account in counter.accounts]
-        waiting = sum(len(account.flow.waiting) + len(account.line) for account in own)
+        waiting = sum(len(account.waiting) + len(account.held) for account in own)
         reading.add(names.GATEWAY_OPEN, sum(account.open for account in own), client.name)
         reading.add(names.GATEWAY_WAITING, waiting, client.name)
         reading.add(names.GATEWAY_CONNECTIONS, connected[client.name], client.name)

@@ -90,6 +90,7 @@ async def running(configs: Mapping[str, Config], settings: Gateway) -> AsyncIter
         desk = await asyncio.to_thread(Admission, managers, settings)
         tls = None if settings.tls is None else Tls(settings.tls, required=True)
         await rest.enter_async_context(managers)
+        await desk.learn_versions()
         server = GatewayServer(desk, tls)
         rest.push_async_callback(server.close)
         also(next(iter(managers.values())), partial(read_gateway, server=server))
@@ -107,7 +108,7 @@ async def running(configs: Mapping[str, Config], settings: Gateway) -> AsyncIter
                 server.listen(bound.socket, tls=one.face == "tls")
             addresses.append(bound.shown)
         for event in _TOLD:
-            rest.callback(managers.on(event, lambda _details: server.loop.call_soon(server.tell_keys)))
+            rest.callback(managers.on(event, lambda _details: server.loop.call_soon(server.keys_changed)))
         yield served
 
 

@@ -14,9 +14,8 @@ FRAMES: Final = 16
 class FrameSource(Protocol):
     """A connection, as its client's intake needs it."""
 
-    @property
-    def behind(self) -> bool:
-        """Whether it has read frames that can be taken now."""
+    behind: bool
+    """Whether it has read frames that can be taken, and is here for it."""
 
     def take(self, most: int) -> int:
         """Take so many frames at most. Returns what they cost, in frames."""
@@ -35,18 +34,16 @@ class FrameIntake:
 
     def offer(self, source: FrameSource) -> None:
         """A connection has frames, and is not waiting here."""
-        if self._waiting or self._left <= 0:
-            self._waiting.append(source)
-        else:
-            self._serve(source)
-        self._renew_later()
+        self._waiting.append(source)
+        if len(self._waiting) == 1:
+            self._serve()
 
-    def _serve(self, source: FrameSource) -> None:
-        self._left -= source.take(self._left)
-        if source.behind:
-            self._waiting.append(source)
-
-    def _renew_later(self) -> None:
+    def _serve(self) -> None:
+        while self._waiting and self._left > 0:
+            source = self._waiting.popleft()
+            self._left -= source.take(self._left)
+            if source.behind:
+                self._waiting.append(source)
         if not self._renewing:
             self._renewing = True
             self._loop.call_soon(self._renew)
@@ -54,7 +51,5 @@ class FrameIntake:
     def _renew(self) -> None:
         self._renewing = False
         self._left = min(self._left + FRAMES, FRAMES)
-        while self._waiting and self._left > 0:
-            self._serve(self._waiting.popleft())
         if self._waiting:
-            self._renew_later()
+            self._serve()

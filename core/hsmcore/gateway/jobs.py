@@ -19,42 +19,49 @@ SWEEP_SECONDS: Final = 0.05
 
 
 class Job:
-    """A request, or messages of one. `start(job, seconds)` begins it, with what is left of its timeout, and sets
-    `running`; `answer(job, outcome)` is called once, with a result or an HsmError."""
+    """A request, or messages of one. `start(job, seconds)` begins it, with what is left of its timeout, and has it
+    `follow` what was begun."""
 
-    __slots__ = (
-        "account", "answer", "cost", "counts", "ended", "running", "start", "started", "takes_turn", "timeout", "until",
-        "what",
-    )  # fmt: skip
+    __slots__ = ("account", "cost", "counts", "ended", "queue", "running", "start", "takes_turn", "timeout", "until")
 
     def __init__(
-        self,
-        account: OpenWork,
-        what: Any,
-        start: Callable[[Any, float], None],
-        answer: Callable[[Any, Any], None],
-        timeout: float,
-        cost: int = 1,
+        self, queue: Queue, account: OpenWork, start: Callable[[Any, float], None], timeout: float, cost: int = 1
     ) -> None:
-        """`what`: for `start`. `timeout` in seconds. `cost`: messages."""
-        self.account, self.what, self.start, self.answer = account, what, start, answer
-        self.timeout, self.cost = timeout, cost
+        """`timeout` in seconds. `cost`: messages. The account counts them as open already."""
+        self.queue, self.account, self.start, self.timeout, self.cost = queue, account, start, timeout, cost
         self.running: asyncio.Future[Any] | None = None
         self.until = 0.0
         """Deadline of a request that waits for its turn, as time.monotonic()."""
-        self.started = self.ended = False
+        self.ended = False
         self.takes_turn = True
         """Whether it begins in its turn: it keeps a key manager busy by itself."""
         self.counts = True
         """Whether its messages count as open: those of a slice are counted with its batch."""
 
+    def answer(self, outcome: Any) -> None:
+        """Take the result, or an HsmError. Is called once."""
+        raise NotImplementedError
+
     def split(self, count: int) -> Job:
         """Take so many messages off, as a job of their own. Only jobs of more than one message are split."""
         raise NotImplementedError
 
+    def run(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Have a coroutine carry it out, under its client's name."""
+        self.follow(asyncio.get_running_loop().create_task(work, context=self.account.client.context.copy()))
+
+    def follow(self, future: asyncio.Future[Any]) -> None:
+        """End with this future. Cancelling the job cancels it."""
+        self.running = future
+        future.add_done_callback(self.settled, context=OUTSIDE)
+
+    def settled(self, future: asyncio.Future[Any]) -> None:
+        """What was begun has ended."""
+        self.queue.end(self, outcome_of(future))
+
 
 class Queue:
-    """Admits jobs for one key manager, and lets each begin in its turn. Belongs to one event loop."""
+    """Lets admitted jobs for one key manager begin, each in its turn. Belongs to one event loop."""
 
     def __init__(self, most: int, alone: int = 0) -> None:
         """`most`: messages that are at the key manager at a time; `alone`: of a client that is alone, see FairQueue."""
@@ -65,24 +72,16 @@ class Queue:
         self._accounts: set[OpenWork] = set()
         """Those that have something waiting."""
 
-    def take(self, job: Job, signatures: int) -> None:
-        """Admit a job that asks for so many signatures. Raises QueueFull, and then never answers."""
-        job.account.begin(job.cost, signatures)
-        if job.takes_turn:
-            self.enter(job)
-        else:
-            self._run(job)
-
     def enter(self, job: Job) -> None:
         """Let a job that is admitted begin in its turn, as a whole or in pieces."""
         account = job.account
-        begun = self.turns.take(account.flow, job, job.cost)
+        begun = self.turns.take(account, job, job.cost) if job.takes_turn else [(job, job.cost)]
         if len(begun) == 1 and begun[0] == (job, job.cost):
             self._run(job)
             return
         job.until = monotonic() + job.timeout
         self._start(begun)
-        if account.flow.waiting:
+        if account.waiting:
             self._accounts.add(account)
             if self._sweeping is None:
                 self._sweep_later()
@@ -95,7 +94,7 @@ class Queue:
         if job.counts:
             job.account.end(job.cost)
         begun = self.turns.free(job.cost) if job.takes_turn else []
-        job.answer(job, outcome)
+        job.answer(outcome)
         if begun:
             self._start(begun)
 
@@ -103,15 +102,15 @@ class Queue:
         """Withdraw a job. One that has begun is answered when it has ended; a signature may exist then."""
         if job.running is not None:
             job.running.cancel()
-        elif job in job.account.flow.waiting:
+        elif job in job.account.waiting:
             self._withdraw(job, RequestCancelled("withdrawn before its turn", maybe_signed=False))
 
     def _withdraw(self, job: Job, error: HsmError) -> None:
-        begun = self.turns.withdraw(job.account.flow, job)
+        begun = self.turns.withdraw(job.account, job)
         job.ended = True
         if job.counts:
             job.account.end(job.cost)
-        job.answer(job, error)
+        job.answer(error)
         self._start(begun)
 
     def _start(self, begun: list[tuple[Job, int]]) -> None:
@@ -132,7 +131,6 @@ class Queue:
         if left <= 0:
             self.end(job, late())
             return
-        job.started = True
         try:
             job.start(job, left)
         except HsmError as error:
@@ -140,32 +138,23 @@ class Queue:
         except Exception as error:  # noqa: BLE001  # whatever it is, the client has its answer
             self.end(job, _unexpected(error))
 
-    def run(self, job: Job, work: Coroutine[Any, Any, Any]) -> None:
-        """Have a coroutine carry out a job, under its client's name."""
-        task = asyncio.get_running_loop().create_task(work, context=job.account.client.context.copy())
-        job.running = task
-        task.add_done_callback(lambda task: self._ran(job, task), context=OUTSIDE)
-
-    def _ran(self, job: Job, task: asyncio.Future[Any]) -> None:
-        self.end(job, outcome_of(task))
-
     def _sweep_later(self) -> None:
         self._sweeping = asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
 
     def _sweep(self) -> None:
         self._sweeping = None
         now = monotonic()
-        for account in [account for account in self._accounts if account.flow.waiting]:
-            for job in [job for job in account.flow.waiting if job.until <= now]:
+        for account in [account for account in self._accounts if account.waiting]:
+            for job in [job for job in account.waiting if job.until <= now]:
                 self._withdraw(job, late())
-        self._accounts = {account for account in self._accounts if account.flow.waiting}
+        self._accounts = {account for account in self._accounts if account.waiting}
         if self._accounts:
             self._sweep_later()
 
     def close(self) -> None:
         """Answer what waits: the key managers are about to close."""
         for account in tuple(self._accounts):
-            for job in tuple(account.flow.waiting):
+            for job in tuple(account.waiting):
                 self._withdraw(job, RequestCancelled("the gateway ended before its turn", maybe_signed=False))
         if self._sweeping is not None:
             self._sweeping.cancel()

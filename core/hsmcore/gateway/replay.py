@@ -44,10 +44,7 @@ class _Answered(NamedTuple):
     contents: Contents
     answer: bytes
     at: float
-
-    @property
-    def size(self) -> int:
-        return _ENTRY_BYTES + len(self.answer) + len(self.contents[3])
+    size: int
 
 
 class MemoryBudget:
@@ -99,7 +96,7 @@ class ReplaySession(Generic[T]):
         if answered is not None:
             _require_same(number, contents, answered.contents)
             return answered.answer
-        if number in self._taken and contents[0] != Type.VERIFY:  # which may be done twice
+        if number <= self._taken.newest and number in self._taken and contents[0] != Type.VERIFY:  # it may be repeated
             error = BadArgument(f"what request {number} was answered is forgotten")
             error.maybe_signed = True
             raise error
@@ -109,22 +106,26 @@ class ReplaySession(Generic[T]):
         """Raise QueueFull if a new request cannot be remembered: nothing is forgotten for it."""
         if self._room.used >= self._room.most:
             raise refused("the answers that are not acknowledged fill this client's memory", _RETRY_MS)
+        if number == self._taken.newest + 1:
+            return
         found = self._taken.has_room(number, now - REMEMBER_SECONDS)
         self._count_gaps()
         if not found:
             raise refused("too many request numbers were passed over, and not acknowledged", _RETRY_MS)
 
-    def take(self, number: int, now: float) -> None:
-        """A new request is begun, and may be answered already. There is room for it."""
-        self._taken.take(number, now)
-        self._count_gaps()
+    def begin(self, number: int, contents: Contents, request: T, now: float) -> None:
+        """A new request is open from now on. There is room for it."""
+        self.open[number] = contents, request
+        if self._taken.take(number, now):
+            self._count_gaps()
 
     def close(self, number: int, answer: bytes | None, now: float) -> None:
         """An open request is answered. None: the answer need not be remembered, nothing was done."""
         contents, _ = self.open.pop(number)
         if answer is not None and number >= self._floor:
-            known = self._answered[number] = _Answered(contents, answer, now)
-            self._room.used += known.size
+            size = _ENTRY_BYTES + len(answer) + len(contents[3])
+            self._answered[number] = _Answered(contents, answer, now, size)
+            self._room.used += size
 
     def acknowledge(self, number: int) -> None:
         """Nothing below this number is asked for again."""

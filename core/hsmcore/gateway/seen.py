@@ -15,14 +15,15 @@ class SeenIds:
 
     def __init__(self, most: int = GAPS) -> None:
         self._most = most
-        self._newest = 0
+        self.newest = 0
+        """The highest number that was taken."""
         self._lows: list[int] = []
         self._highs: list[int] = []
         self._since: list[float] = []
         """When a higher number was taken for the first time. It grows with the range."""
 
     def __contains__(self, number: int) -> bool:
-        return number <= self._newest and self._gap(number) is None
+        return number <= self.newest and self._gap(number) is None
 
     @property
     def gaps(self) -> int:
@@ -32,25 +33,26 @@ class SeenIds:
     def has_room(self, number: int, before: float) -> bool:
         """Whether a number can be taken. Where there are too many ranges, those from before this time count as
         taken."""
-        if number == self._newest + 1 or len(self._lows) < self._most:
+        if number == self.newest + 1 or len(self._lows) < self._most:
             return True
         old = bisect_right(self._since, before)
         if old:
             self._drop(old)
         return len(self._lows) < self._most or self._shrinks(number)
 
-    def take(self, number: int, now: float) -> None:
-        """A request with this number, which was not taken, is begun."""
-        if number > self._newest:
-            if number > self._newest + 1:
-                self._lows.append(self._newest + 1)
-                self._highs.append(number - 1)
-                self._since.append(now)
-            self._newest = number
-            return
+    def take(self, number: int, now: float) -> bool:
+        """A request with this number, which was not taken, is begun. Returns whether the ranges are others now."""
+        if number > self.newest:
+            before, self.newest = self.newest, number
+            if number == before + 1:
+                return False
+            self._lows.append(before + 1)
+            self._highs.append(number - 1)
+            self._since.append(now)
+            return True
         at = self._gap(number)
         if at is None:
-            return
+            return False
         low, high = self._lows[at], self._highs[at]
         if low == high:
             del self._lows[at], self._highs[at], self._since[at]
@@ -63,10 +65,11 @@ class SeenIds:
             self._lows.insert(at + 1, number + 1)
             self._highs.insert(at + 1, high)
             self._since.insert(at + 1, self._since[at])
+        return True
 
     def take_below(self, number: int) -> None:
         """All numbers below this one count as taken."""
-        self._newest = max(self._newest, number - 1)
+        self.newest = max(self.newest, number - 1)
         whole = bisect_right(self._highs, number - 1)
         self._drop(whole)
         if self._lows and self._lows[0] < number:

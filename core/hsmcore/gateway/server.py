@@ -12,16 +12,18 @@ from hsmcore.base.listening.connections import Connection as Place
 from hsmcore.base.listening.connections import ConnectionLimit
 from hsmcore.base.listening.door import Acceptor, address_of
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope
 from hsmcore.errors import PolicyRefused
 from hsmcore.gateway.admission import Admission
 from hsmcore.gateway.clients import COME_BACK_MS, Directory, KnownClient, ending, refused
 from hsmcore.gateway.connection import GatewayConnection
 from hsmcore.gateway.intake import FrameIntake
 from hsmcore.gateway.jobs import late
+from hsmcore.gateway.operations import refusal_of
 from hsmcore.gateway.replay import REMEMBER_SECONDS, MemoryBudget, ReplaySession, Sessions
 from hsmcore.gateway.tls import Tls, names_in
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire_requests import ServedRequest, refusal_of
+from hsmcore.gateway.wire_requests import ServedRequest
 
 BATCH: Final = 1024
 """Most messages of a SIGN_MANY."""
@@ -58,6 +60,7 @@ class GatewayServer:
         }
         self._intakes: dict[str, FrameIntake] = {}
         self._ticking: asyncio.TimerHandle | None = None
+        self._scope = Scope()
 
     def listen(self, listening: socket.socket, *, tls: bool = False) -> None:
         """Accept connections at a bound socket: of TLS, or a Unix socket."""
@@ -158,6 +161,14 @@ class GatewayServer:
         else:
             self.silent(address_of(accepted), "it said nothing")
 
+    def keys_changed(self) -> None:
+        """The keys may be others: have their numbers read, and send them."""
+        self._scope.start(self._learn(), failed="the numbers of new keys were not read")
+
+    async def _learn(self) -> None:
+        await self.desk.learn_versions()
+        self.tell_keys()
+
     def tell_keys(self) -> None:
         """Send each client its keys, if they have changed."""
         for connection in self.connections:
@@ -230,6 +241,7 @@ class GatewayServer:
     async def close(self) -> None:
         """Close what is left."""
         await self.stop_listening()
+        await self._scope.close()
         self.desk.close()
         if self._ticking is not None:
             self._ticking.cancel()

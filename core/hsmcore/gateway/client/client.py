@@ -6,6 +6,7 @@ import asyncio
 import sys
 from base64 import b64decode
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic_ns
 from types import TracebackType
@@ -224,17 +225,8 @@ class Client:
         neither is told."""
         begun = monotonic_ns()
         value = self._sign_value(message, kind, position)
-        signed, key = await self._ask(Type.SIGN, value, timeout, key_id=key_id, full=True)
-        return Receipt(
-            signature=signed.signature,
-            key_id=key.id if key is not None else "",
-            public_key=key.public_key if key is not None else b"",
-            member=self._address.text,
-            level=signed.level,
-            cached=False,
-            latency_ns=monotonic_ns() - begun,
-            audit_seq=signed.audit_seq,
-        )
+        signed: Receipt = await self._ask(Type.SIGN, value, timeout, key_id=key_id, full=True)
+        return replace(signed, member=self._address.text, latency_ns=monotonic_ns() - begun)
 
     async def sign_batched(
         self, message: Message, timeout: float | None = None, kind: str | None = None

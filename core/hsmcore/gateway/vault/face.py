@@ -1,6 +1,6 @@
 """Vault's face: the signing part of Vault Transit's API over HTTPS, for clients that speak it already. docs/VAULT.md.
 
-Runs in the key managers' event loop. Next: transit.py (what requests and answers say), signing.py, and versions.py
+Runs in the key managers' event loop. Next: transit.py (what requests and answers say), signing.py, and ../versions.py
 (`vault:vN:`).
 """
 
@@ -28,12 +28,13 @@ from hsmcore.base.listening.http import MAX_HEAD_BYTES, HttpServer
 from hsmcore.base.log import get_logger
 from hsmcore.base.version import __version__
 from hsmcore.errors import BadArgument, HsmError, InternalError, PolicyRefused, QueueFull
-from hsmcore.gateway.admission import Admission, current
+from hsmcore.gateway.admission import Admission, ClientKey
 from hsmcore.gateway.clients import KnownClient
+from hsmcore.gateway.operations import VERIFY, ask, current
 from hsmcore.gateway.tls import names_in
 from hsmcore.gateway.vault import text as transit
 from hsmcore.gateway.vault.signing import Signing
-from hsmcore.gateway.vault.versions import Versions
+from hsmcore.gateway.wire import messages as wire
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.tlog.key_set import serial_of
 
@@ -51,17 +52,14 @@ class Face:
         self, desk: Admission, sockets: list[socket], tls: Callable[[], ssl.SSLContext], drain_seconds: int
     ) -> None:
         """`tls` gives the context for each new connection. `drain_seconds`: how long the end waits for answers."""
-        self._versions = {name: Versions(manager) for name, manager in desk.managers.items()}
         self._listening = asyncio.Event()
-        app = Transit(desk, self._versions).app()
+        app = Transit(desk).app()
         refused = partial(desk.refused, what="https")
         self._server = HttpServer(app, sockets, tls, self._listening.set, drain_seconds=drain_seconds, refused=refused)
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Listen from now on. The key managers are open."""
-        for versions in self._versions.values():
-            await versions.learn()
         self._serving = asyncio.get_running_loop().create_task(self._server.serve())
         await self._listening.wait()
 
@@ -76,8 +74,8 @@ class Face:
 class Transit:
     """The handlers."""
 
-    def __init__(self, desk: Admission, versions: Mapping[str, Versions]) -> None:
-        self._desk, self._versions = desk, versions
+    def __init__(self, desk: Admission) -> None:
+        self._desk = desk
 
     def app(self) -> ASGIApp:
         """Return the whole application."""
@@ -169,25 +167,25 @@ class Transit:
 
     async def key(self, request: Request) -> Response:
         """A key and its versions."""
-        client = self._client(request)
-        name, manager = self._manager(request, client)
-        versions = (await self._versions[name].all()).values()
-        signs = current(manager)
-        latest = await self._versions[name].of(signs.public_key)
-        return _answer(transit.key_data(name, signs.algorithm, versions, latest))
+        counter = self._counter(request, self._client(request))
+        await counter.versions.learn_all()
+        signs, versions = current(counter.manager), counter.versions
+        latest = versions.number(signs.public_key)
+        return _answer(transit.key_data(counter.name, signs.algorithm, versions.all(), latest))
 
     async def sign(self, request: Request, client: KnownClient) -> Response:
         """One signature, or those of a batch, in which each item has its own answer."""
-        name, manager = self._manager(request, client)
+        counter = self._counter(request, client)
         body = await _body(request)
-        key = current(manager)
+        key = current(counter.manager)
         options = transit.options(body, request.path_params.get("hash"), key.algorithm)
         if options.version:
-            key = await self._versions[name].numbered(options.version)
-        work = Signing(self._desk, client, name, self._versions[name], options, key)
+            await counter.versions.learn_all()
+            key = counter.versions.key(options.version)
+        work = Signing(counter, options, key)
         items = transit.batch(body)
         if items is None:
-            signature, number = await work.one(transit.data(body), only=bool(options.version))
+            signature, number = await work.one(transit.data(body))
             return _answer({"signature": signature, "key_version": number})
         _require_room(client, items)
         answers = await work.many([_read(item) for item in items])
@@ -195,26 +193,16 @@ class Transit:
 
     async def verify(self, request: Request, client: KnownClient) -> Response:
         """Whether a signature is good, or those of a batch."""
-        name, manager = self._manager(request, client)
+        counter = self._counter(request, client)
         body = await _body(request)
-        options = transit.options(body, request.path_params.get("hash"), current(manager).algorithm)
+        options = transit.options(body, request.path_params.get("hash"), current(counter.manager).algorithm)
+        await counter.versions.learn_all()
         items = transit.batch(body)
         if items is None:
-            return _answer({"valid": await self._good(client, name, body, options)})
+            return _answer({"valid": await _good(counter, body, options)})
         _require_room(client, items)
-        found = await asyncio.gather(
-            *(self._good(client, name, item, options) for item in items), return_exceptions=True
-        )
+        found = await asyncio.gather(*(_good(counter, item, options) for item in items), return_exceptions=True)
         return _answer({"batch_results": [_verified(item, a) for item, a in zip(items, found, strict=True)]})
-
-    async def _good(
-        self, client: KnownClient, name: str, item: Mapping[str, Any], options: transit.TransitOptions
-    ) -> bool:
-        message, (number, text) = transit.data(item), transit.parsed(item)
-        key = await self._versions[name].numbered(number)
-        signature = transit.signature_of(text, key.algorithm, jws=options.jws)
-        said: Any = Digest(message) if options.prehashed else message
-        return await self._desk.verify(client, name, said, signature, key.id)
 
     def _counted(
         self, handler: Callable[[Request, KnownClient], Awaitable[Response]]
@@ -252,10 +240,9 @@ class Transit:
             raise HTTPException(403, _DENIED)
         return client
 
-    def _manager(self, request: Request, client: KnownClient) -> tuple[str, KeyManager]:
-        name = request.path_params["name"]
+    def _counter(self, request: Request, client: KnownClient) -> ClientKey:
         try:
-            return name, self._desk.manager(client, name)
+            return self._desk.counter(client, request.path_params["name"])
         except PolicyRefused as error:
             self._refused(request, client.name, "key not listed")
             raise HTTPException(403, _DENIED) from error
@@ -286,6 +273,14 @@ def _counted_as(error: Exception) -> HsmError:
     if isinstance(error, HTTPException):
         return error.__cause__ if isinstance(error.__cause__, HsmError) else BadArgument(error.detail)
     return error if isinstance(error, HsmError) else InternalError()
+
+
+async def _good(counter: ClientKey, item: Mapping[str, Any], options: transit.TransitOptions) -> bool:
+    message, (number, text) = transit.data(item), transit.parsed(item)
+    key = counter.versions.key(number)
+    signature = transit.signature_of(text, key.algorithm, jws=options.jws)
+    said: Any = Digest(message) if options.prehashed else message
+    return bool(await ask(counter, VERIFY, wire.Verify(key.id, signature, said)))
 
 
 def _can_sign(manager: KeyManager) -> bool:

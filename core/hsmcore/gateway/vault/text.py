@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from hsmcore.errors import BadArgument
-from hsmcore.gateway.vault.versions import Version
+from hsmcore.gateway.versions import Version
 
 _TYPES: Final = {
     "ed25519": ("ed25519", "ed25519"),

@@ -10,15 +10,18 @@ import hashlib
 from base64 import b64encode
 from binascii import Error as NotBase64
 from binascii import a2b_base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hsmcore.errors import BadArgument, SignatureInvalid
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.fields import Fields, named, reading, text8
 from hsmcore.gateway.wire.frames import Flag, Type, frame
 from hsmcore.tlog.proof import Shown, shown
+
+if TYPE_CHECKING:
+    from hsmcore._native import BatchedSignature
 
 _HEAD: Final = Struct("<BI")
 _RECORD: Final = Struct("<Q")
@@ -34,18 +37,10 @@ class SignBatched(NamedTuple):
     message: bytes
 
 
-class Batched(NamedTuple):
-    """A place in a batch. `audit_seq`: of the root's record; None: there is none. `proof`: a C2SP tlog-proof."""
-
-    audit_seq: int | None
-    key_id: str
-    public_key: bytes
-    proof: bytes
-
-
 @dataclass(frozen=True, slots=True)
 class ClientBatchedSignature:
-    """As hsmcore.BatchedSignature, of a message that a gateway put into a batch. The proof is verified."""
+    """As hsmcore.BatchedSignature, of a message that a gateway put into a batch. `index` and `root` are what a verified
+    proof says; before that, -1 and nothing."""
 
     proof: bytes
     index: int
@@ -69,19 +64,20 @@ def read_sign_batched(body: bytes) -> SignBatched:
         return SignBatched(named(wire.KINDS, kind), timeout, fields.rest())
 
 
-def batched(request: int, one: Batched, *, slot: int = 0) -> bytes:
+def batched(request: int, one: BatchedSignature | ClientBatchedSignature, *, slot: int = 0) -> bytes:
     """Return BATCHED."""
     record = _RECORD.pack(wire.NO_RECORD if one.audit_seq is None else one.audit_seq)
     body = record + text8(one.key_id) + bytes((len(one.public_key),)) + one.public_key + one.proof
     return frame(Type.BATCHED, request, body, slot=slot)
 
 
-def read_batched(body: bytes) -> Batched:
+def read_batched(body: bytes) -> ClientBatchedSignature:
     """Read BATCHED. Raises WireError. Nothing is verified."""
     with reading():
         fields = Fields(body)
         (record,) = fields.take(_RECORD)
-        return Batched(None if record == wire.NO_RECORD else record, fields.text8(), fields.bytes8(), fields.rest())
+        seq, key_id, public_key = None if record == wire.NO_RECORD else record, fields.text8(), fields.bytes8()
+        return ClientBatchedSignature(fields.rest(), -1, b"", key_id, public_key, seq)
 
 
 def unknown() -> BadArgument:
@@ -98,16 +94,14 @@ class Notes:
     def __init__(self) -> None:
         self._good: tuple[bytes, bytes] | None = None
 
-    def verified(self, message: bytes, kind: str, answer: Batched) -> ClientBatchedSignature:
-        """Return the place of a message. `kind`: what it must be of; "": any. Raises SignatureInvalid."""
+    def verified(self, message: bytes, kind: str, answer: ClientBatchedSignature) -> ClientBatchedSignature:
+        """Return the place of a message, verified. `kind`: what it must be of; "": any. Raises SignatureInvalid."""
         found = shown(message, answer.proof)
         if found is None or kind not in ("", found.says.kind) or not self._signed(found, answer.public_key):
             error = SignatureInvalid("the gateway's proof does not show that this message was signed")
             error.maybe_signed = True
             raise error
-        return ClientBatchedSignature(
-            answer.proof, found.says.index, found.says.root, answer.key_id, answer.public_key, answer.audit_seq
-        )
+        return replace(answer, index=found.says.index, root=found.says.root)
 
     def _signed(self, found: Shown, public_key: bytes) -> bool:
         if self._good == (found.note, public_key):

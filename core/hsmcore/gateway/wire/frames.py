@@ -75,6 +75,8 @@ class Splitter:
         self._data: bytes | bytearray = b""
         self._at = 0  # what stands before is cut
         self._wanted = _LENGTH.size  # bytes that must be left before it is worth a look
+        self.ready = False
+        """Whether there may be a frame for `cut`."""
 
     def feed(self, data: bytes) -> list[Frame]:
         """Return the frames that are whole now. Raises WireError."""
@@ -83,17 +85,13 @@ class Splitter:
 
     def push(self, data: bytes) -> None:
         """Take bytes, for `cut`."""
-        if not self.pending:
+        if self._at == len(self._data):
             self._data, self._at = data, 0
-            return
-        if not isinstance(self._data, bytearray):
-            self._data, self._at = bytearray(self._data[self._at :]), 0
-        self._data += data
-
-    @property
-    def ready(self) -> bool:
-        """Whether there may be a frame for `cut`."""
-        return self.pending >= self._wanted
+        else:
+            if not isinstance(self._data, bytearray):
+                self._data, self._at = bytearray(self._data[self._at :]), 0
+            self._data += data
+        self.ready = len(self._data) - self._at >= self._wanted
 
     def cut(self, most: int = sys.maxsize) -> list[Frame]:
         """Return frames that are whole now, at most so many; the others stay. Raises WireError."""
@@ -123,7 +121,7 @@ class Splitter:
                 raise WireError(f"a frame of {length} bytes")
             wanted = _HEAD.size
         self._data, self._at = (data, at) if at < end else (b"", 0)
-        self._wanted = wanted
+        self._wanted, self.ready = wanted, end - at >= wanted
         return frames
 
     @property

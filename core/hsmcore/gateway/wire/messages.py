@@ -8,6 +8,7 @@ from struct import Struct
 from struct import error as struct_error
 from typing import Final, NamedTuple
 
+from hsmcore.base.receipt import Receipt
 from hsmcore.gateway.wire.fields import U16, Fields, bytes16, named, reading, text8
 from hsmcore.gateway.wire.frames import MIN_BYTES, Flag, Frame, Type, WireError, frame
 
@@ -109,15 +110,6 @@ class SignMany(NamedTuple):
     timeout_ms: int
     version: int
     messages: list[bytes]
-
-
-class SignedMessage(NamedTuple):
-    """A signature. `audit_seq`: None: there is no record."""
-
-    version: int
-    level: str
-    audit_seq: int | None
-    signature: bytes
 
 
 class Refusal(NamedTuple):
@@ -260,10 +252,14 @@ def sign_many(request: int, one: SignMany, *, slot: int = 0, again: bool = False
 def read_sign_many(body: bytes) -> SignMany:
     """Read SIGN_MANY. Raises WireError."""
     with reading():
-        fields = Fields(body)
-        kind, timeout, version, count = fields.take(_MANY)
-        messages = [fields.raw(*fields.take(_LENGTH)) for _ in range(count)]
-        fields.end()
+        kind, timeout, version, count = _MANY.unpack_from(body)
+        messages, end = list[bytes](), _MANY.size
+        for _ in range(count):  # without Fields: a batch has many
+            (size,) = _LENGTH.unpack_from(body, end)
+            begin, end = end + _LENGTH.size, end + _LENGTH.size + size
+            messages.append(body[begin:end])
+        if end != len(body):
+            raise WireError("a field ends behind the frame" if end > len(body) else "bytes behind the last field")
         return SignMany(named(KINDS, kind), timeout, version, messages)
 
 
@@ -296,30 +292,30 @@ def read_manage(body: bytes) -> Manage:
         return found
 
 
-def signed(request: int, one: SignedMessage, *, slot: int = 0) -> bytes:
-    """Return SIGNED."""
-    version, level, record, signature = one
+def signed(request: int, version: int, one: Receipt, *, slot: int = 0) -> bytes:
+    """Return SIGNED. `version`: of the key that the receipt names."""
+    signature, level = one.signature, _LEVEL_NUMBERS.get(one.level, 0)
     length = MIN_BYTES + _SIGNED.size + len(signature)
-    seq = NO_RECORD if record is None else record
-    head = _SIGNED_FRAME.pack(length, _SIGNED_TYPE, 0, slot, request, version, _LEVEL_NUMBERS[level], seq)
-    return head + signature
+    seq = NO_RECORD if one.audit_seq is None else one.audit_seq
+    return _SIGNED_FRAME.pack(length, _SIGNED_TYPE, 0, slot, request, version, level, seq) + signature
 
 
-def read_signed(body: bytes) -> SignedMessage:
-    """Read SIGNED. Raises WireError."""
+def read_signed(body: bytes) -> tuple[int, Receipt]:
+    """Read SIGNED: the version, and a receipt without what is not told: key, member and time. Raises WireError."""
     try:
         version, level, record = _SIGNED.unpack_from(body)
     except struct_error as error:
         raise WireError(str(error)) from None
-    return SignedMessage(version, named(LEVELS, level), None if record == NO_RECORD else record, body[_SIGNED.size :])
+    name, seq = named(LEVELS, level), None if record == NO_RECORD else record
+    return version, Receipt(body[_SIGNED.size :], "", b"", "", name, False, 0, seq)
 
 
 def signed_many(request: int, version: int, outcomes: Sequence[bytes | Refusal], *, slot: int = 0) -> bytes:
     """Return SIGNED_MANY, with an outcome for each message."""
     parts = [_SIGNED_MANY.pack(version, len(outcomes))]
     for outcome in outcomes:
-        good = isinstance(outcome, bytes)
-        parts += bytes((not good,)), bytes16(outcome if isinstance(outcome, bytes) else _refusal(outcome))
+        bad, data = (b"\0", outcome) if isinstance(outcome, bytes) else (b"\1", _refusal(outcome))
+        parts += bad, U16.pack(len(data)), data
     return frame(Type.SIGNED_MANY, request, b"".join(parts), slot=slot)
 
 

@@ -1,5 +1,6 @@
-"""The numbers of a key's versions as Vault's face shows them: `vault:v2:…`. They are the same after a restart, and on
-every host of a fleet, so that a signature that was stored with its number verifies for as long as the key is known.
+"""The numbers of a key's versions, on the wire and as Vault's face shows them: `vault:v2:…`. They are the same after a
+restart, and on every host of a fleet, so that a signature that was stored with its number verifies for as long as the
+key is known.
 
 The number of a version is that of the key ring in the state store. Without one (`keyRotation` is not enabled), the
 configured key is 1. Any other key, such as that of an emergency, has a number made of its public key.
@@ -8,7 +9,6 @@ configured key is 1. Any other key, such as that of an emergency, has a number m
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -35,6 +35,8 @@ class Versions:
     def __init__(self, manager: KeyManager) -> None:
         self._manager = manager
         self._stored: dict[bytes, tuple[int, int]] = {}
+        self._given: dict[int, bytes] = {}
+        """Public keys by each number that was told."""
 
     async def learn(self) -> None:
         """Read the key ring. If the state store does not answer, what is known stays, and is asked for again."""
@@ -56,36 +58,45 @@ class Versions:
             return next(iter(snapshot.ring)).public_key
         return snapshot.path.members()[0].public_key
 
-    async def all(self) -> Mapping[int, Version]:
-        """Return the versions that sign or verify, by number."""
+    async def learn_all(self) -> None:
+        """Read the key ring, if a version that signs or verifies is not known to be in it."""
         keys = self._manager.keys()
         if any(key.public_key not in self._stored for key in keys):
             await self.learn()
-        return {version.number: version for version in map(self._version, keys)}
+
+    def all(self) -> list[Version]:
+        """Return the versions that sign or verify."""
+        keys, created = self._manager.keys(), self._stored.get
+        once = {key.public_key: key for key in keys}  # members may have one key under several ids
+        return [Version(self.number(one), key, created(one, (0, 0))[1] or None) for one, key in once.items()]
 
     async def of(self, public_key: bytes) -> int:
-        """Return the number of the version with this public key."""
+        """Return the number of the version with this public key, as the key ring has it by now."""
         if public_key not in self._stored:
             await self.learn()
-        return self._number(public_key)
+        return self.number(public_key)
 
-    async def numbered(self, number: int) -> KeyVersion:
-        """Return a version by its number. Raises KeyNotFound."""
-        versions = await self.all()
+    def number(self, public_key: bytes) -> int:
+        """Return the number of a version, as far as the key ring was read. It holds for as long as the key is known."""
+        known = self._stored.get(public_key)
+        number = _own(public_key) if known is None else known[0]
+        self._given[number] = public_key
+        return number
+
+    def public_key(self, number: int) -> bytes:
+        """Return the public key of a version, also of one that was told and is in the ring no more. Raises
+        KeyNotFound."""
+        return self._given.get(number) or self.key(number).public_key
+
+    def key(self, number: int) -> KeyVersion:
+        """Return a version that signs or verifies. Raises KeyNotFound."""
         # A number that was made of the public key holds, also when the key ring has given the key another one since.
-        made = {_own(version.key.public_key): version for version in versions.values()}
-        found = versions.get(number) or made.get(number)
-        if found is None:
-            raise KeyNotFound(f"the key has no version {number}", hint="")
-        return found.key
-
-    def _version(self, key: KeyVersion) -> Version:
-        _, created = self._stored.get(key.public_key, (0, 0))
-        return Version(self._number(key.public_key), key, created or None)
-
-    def _number(self, public_key: bytes) -> int:
-        number, _ = self._stored.get(public_key, (0, 0))
-        return number or _own(public_key)
+        keys = self._manager.keys()
+        for number_of in (self.number, _own):
+            for key in keys:
+                if number_of(key.public_key) == number:
+                    return key
+        raise KeyNotFound(f"the key has no version {number}", hint="")
 
 
 def _own(public_key: bytes) -> int:
