@@ -50,6 +50,7 @@ class Versions:
             for stored in await rotation.keys.all():
                 if stored.public_key:  # the first row of a key counts: it may have been chosen again
                     self._stored.setdefault(stored.public_key, (stored.version, stored.created_ns))
+                    self.number(stored.public_key)  # one that signs no more is refused as that
 
     def _configured(self) -> bytes | None:
         """The public key of the first member, before another key is chosen; None while it has never run."""
