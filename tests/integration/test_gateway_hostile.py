@@ -176,7 +176,7 @@ async def test_idle_connections_keep_no_client_out(world, tmp_path, count, monke
 
 @one_loop
 async def test_the_connections_of_one_client_are_limited(world, tmp_path, monkeypatch):
-    monkeypatch.setattr(server, "OF_ONE_CLIENT", 2)
+    monkeypatch.setattr(connection, "OF_ONE_CLIENT", 2)
     async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer, gateway.peer():
         async with gateway.connection() as one_more:
             refusal = await one_more.refused(wire.hello(bytes(16), "x"))

@@ -122,7 +122,7 @@ class Admission:
         policies = [own.config.key_manager.policy for own in managers.values()]
         self.look = kinds_of(tuple(form for policy in policies if policy for form in policy.formats)).look
         """Says of what `kind` a message is."""
-        self._counters = {client.name: self._counters_of(client) for client in self.directory.clients.values()}
+        self._counters = {name: self._counters_of(client) for name, client in self.directory.clients.items()}
         self._former: list[OpenWork] = []
         """Those of clients that are gone, or have other rules now."""
         self.requests: Count[tuple[str, str]] = Count()
@@ -140,6 +140,7 @@ class Admission:
         return sum(one.open for one in chain(self._former, *(counter.accounts for counter in counters)))
 
     def _counters_of(self, client: KnownClient) -> dict[str, ClientKey]:
+        client.sessions.resize(client.rules.in_flight)
         return {name: ClientKey(self, client, name, slot) for slot, name in enumerate(client.rules.keys)}
 
     def follow(self, directory: Directory) -> None:

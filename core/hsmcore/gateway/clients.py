@@ -10,7 +10,9 @@ from typing import Any, Final, Protocol
 from hsmcore.audit.record import caller_context
 from hsmcore.config import GatewayClient
 from hsmcore.config.secret import MAX_TOKEN_BYTES, TokenDigests
-from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError, ModuleBusy, QueueFull
+from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError, ModuleBusy
+from hsmcore.gateway.intake import FrameIntake
+from hsmcore.gateway.replay import MemoryBudget, Sessions, refused
 from hsmcore.gateway.turns import Flow
 from hsmcore.manager.policy.callers import Rate
 
@@ -26,8 +28,15 @@ AT_ONCE: Final = 16
 class KnownClient:
     """A client and what it has used up of its rules. Belongs to one event loop."""
 
-    def __init__(self, name: str, rules: GatewayClient) -> None:
+    def __init__(self, name: str, rules: GatewayClient, before: KnownClient | None = None) -> None:
+        """`before`: the same client with other rules, of which the answers are kept."""
         self.name, self.rules = name, rules
+        self.connections = 0
+        """Those that have said HELLO."""
+        self.sessions: Sessions[Any] = Sessions(MemoryBudget(0)) if before is None else before.sessions
+        """Its answers that may be asked for again. They have no memory until these rules hold."""
+        self.intake: FrameIntake = FrameIntake() if before is None else before.intake
+        """Takes the frames of its connections."""
         self.context = caller_context(name)
         """What runs in it is recorded as this client's."""
         self._rate = None if rules.per_second is None else Rate(rules.per_second)
@@ -107,13 +116,6 @@ class OpenWork(Flow[Any]):
             self._go_on_later()
 
 
-def refused(text: str, retry_after_ms: int) -> QueueFull:
-    """Return the refusal of a request for which there is no room now."""
-    error = QueueFull(text, hint="Send the request again later.")
-    error.retry_after_ms = retry_after_ms
-    return error
-
-
 def ending() -> ModuleBusy:
     """Return the refusal of a gateway that ends."""
     error = ModuleBusy("the gateway ends", hint="Connect again.")
@@ -128,8 +130,11 @@ class Directory:
         """Fetch the tokens. `before`: those of another directory, of which the ones whose rules are the same are
         taken over. May block. Raises SecretUnavailable, and ConfigurationError for a token that is too short or
         belongs to two clients."""
-        same = {name: one for name, one in (before or {}).items() if name in clients and one.has_rules(clients[name])}
-        self.clients = {name: same.get(name) or KnownClient(name, rules) for name, rules in clients.items()}
+        former = before or {}
+        same = {name: one for name, one in former.items() if name in clients and one.has_rules(clients[name])}
+        self.clients = {
+            name: same.get(name) or KnownClient(name, rules, former.get(name)) for name, rules in clients.items()
+        }
         known = self.clients.values()
         self._uids = {uid: client for client in known for uid in client.rules.uid}
         self._gids = {gid: client for client in known for gid in client.rules.gid}

@@ -5,20 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from math import inf
-from typing import Any, Final, Protocol
+from typing import Final
 
 from hsmcore.base.listening.connections import Connection as Place
+from hsmcore.base.log import get_logger
 from hsmcore.errors import BadArgument, HsmError, PolicyRefused, RequestCancelled
-from hsmcore.gateway.admission import Admission, ClientKey
-from hsmcore.gateway.clients import KnownClient, ending
+from hsmcore.gateway.admission import ClientKey
+from hsmcore.gateway.clients import COME_BACK_MS, KnownClient, ending
 from hsmcore.gateway.intake import FrameIntake
 from hsmcore.gateway.jobs import late
 from hsmcore.gateway.operations import OPERATIONS, Operation, cost_of, refusal_of
-from hsmcore.gateway.replay import ReplaySession
+from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession, refused
+from hsmcore.gateway.tls import names_in
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import CLIENT_TYPES, MIN_BYTES, Frame, Splitter, Type, WireError
-from hsmcore.gateway.wire_requests import ServedRequest
+from hsmcore.gateway.wire_requests import ServedRequest, WireFace
 
+BATCH: Final = 1024
+"""Most messages of a SIGN_MANY."""
+OF_ONE_CLIENT: Final = 256
 HELLO_BYTES: Final = 512
 """Longest HELLO: a stranger has no more memory of this process."""
 UNREAD_BYTES: Final = 1 << 18
@@ -35,35 +40,15 @@ AT_ONCE: Final = 16
 one write, each side stands still while the other works."""
 
 
-class ServerPort(Protocol):
-    """What a connection needs of the server; see server.py."""
-
-    loop: asyncio.AbstractEventLoop
-    desk: Admission
-    batch: int
-    now: float
-    draining: bool
-    bytes_in: int
-    bytes_out: int
-    repeated: int
-
-    def made(self, connection: GatewayConnection) -> None: ...
-    def lost(self, connection: GatewayConnection) -> None: ...
-    def enter(
-        self, connection: GatewayConnection, client: KnownClient, hello: wire.Hello
-    ) -> ReplaySession[ServedRequest]: ...
-    def intake(self, client: KnownClient) -> FrameIntake: ...
-    def welcome(self, client: KnownClient, keys: tuple[wire.Key, ...]) -> wire.Welcome: ...
-    def refused(self, peer: str, client: KnownClient | None, why: str, what: str = "connect") -> None: ...
-    def silent(self, peer: str, why: str) -> None: ...
-
-
 class GatewayConnection(asyncio.Protocol):
     """Belongs to the event loop of the key managers."""
 
-    def __init__(self, server: ServerPort, place: Place, peer: str, client: KnownClient | None) -> None:
-        """`peer`: where it comes from, for records. `client`: None: its certificate will tell."""
-        self.server, self.place, self.peer = server, place, peer
+    def __init__(
+        self, server: WireFace, open_ones: set[GatewayConnection], place: Place, peer: str, client: KnownClient | None
+    ) -> None:
+        """`open_ones`: where it stands while it is open. `peer`: where it comes from, for records. `client`: None: its
+        certificate will tell."""
+        self.server, self._open_ones, self.place, self.peer = server, open_ones, place, peer
         self.client = client
         self.session: ReplaySession[ServedRequest] | None = None
         """None before HELLO."""
@@ -103,7 +88,13 @@ class GatewayConnection(asyncio.Protocol):
         transport.set_write_buffer_limits(high=UNREAD_BYTES)
         self.place.give_way = self._give_way
         self.place.idle()
-        self.server.made(self)
+        self._open_ones.add(self)
+        if self.client is None:
+            names = names_in(transport.get_extra_info("peercert"))
+            self.client = self.server.desk.directory.by_names(names)
+            if self.client is None:
+                self.server.refused(f"{self.peer} ({', '.join(names)[:128]})", None, "no client has such a name")
+                self.turn_away("no client has a name of this certificate")
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Its requests go on."""
@@ -111,10 +102,11 @@ class GatewayConnection(asyncio.Protocol):
         self._transport = None
         for request in tuple(self._held.values()):
             self._release(request)
-        if self.session is not None:
+        if self.session is not None and self.client is not None:
             self.session.connections -= 1
+            self.client.connections -= 1
         self.place.leave()
-        self.server.lost(self)
+        self._open_ones.discard(self)
 
     def pause_writing(self) -> None:
         """The client does not read: read no more requests of it."""
@@ -203,11 +195,6 @@ class GatewayConnection(asyncio.Protocol):
         """Whether an answer can still be sent, as far as is known."""
         return self._transport is not None
 
-    @property
-    def certificate(self) -> Any:
-        """The client's, as SSLObject.getpeercert(); None without TLS."""
-        return self._transport.get_extra_info("peercert") if self._transport is not None else None
-
     def stalls(self) -> int:
         """Return in how many looks, one after the other, a frame that has begun got no further."""
         moved = self._moved
@@ -238,19 +225,28 @@ class GatewayConnection(asyncio.Protocol):
         return begun[whole:] if self.session is not None else b""
 
     def _enter(self, hello: wire.Hello) -> None:
-        client = self.client
+        client, desk = self.client, self.server.desk
         if client is None or self._transport is None:
             return
         try:
-            self.session = self.server.enter(self, client, hello)
+            if not desk.directory.has(client):
+                raise PolicyRefused("the gateway's clients have changed", hint="Connect again.")
+            if client.connections >= OF_ONE_CLIENT:
+                raise refused(f"client {client.name!r} has {client.connections} connections", COME_BACK_MS)
+            get_logger().info("client connected", client=client.name, peer=self.peer, program=hello.program)
+            self.session = client.sessions.enter(hello.nonce)
         except HsmError as error:
             self._end_with(error)
             return
+        client.connections += 1
         self.place.busy()
-        self._intake = self.server.intake(client)
-        self._counters = self.server.desk.counters(client)
-        self._sent_keys = self.server.desk.keys(client)
-        self.send(wire.welcome(self.server.welcome(client, self._sent_keys)))
+        self._intake = client.intake
+        counters = self._counters = desk.counters(client)
+        keys = self._sent_keys = desk.keys(client)
+        most, size = client.rules.in_flight, min(one.message_bytes for one in counters)
+        limits = most, size, min(BATCH, most), int(REMEMBER_SECONDS * 1e3)
+        slots = tuple(one.name for one in counters)
+        self.send(wire.welcome(wire.Welcome(self.server.instance, *limits, client.name, slots, keys)))
 
     def _late_hello(self, _frame: Frame) -> None:
         raise WireError("HELLO again")
@@ -266,8 +262,8 @@ class GatewayConnection(asyncio.Protocol):
         cost = cost_of(operation, what)
         self._cost += cost // _MESSAGES_A_FRAME
         try:
-            if not 1 <= cost <= self.server.batch:
-                raise BadArgument(f"a batch of {cost}; at most {self.server.batch}")
+            if not 1 <= cost <= BATCH:
+                raise BadArgument(f"a batch of {cost}; at most {BATCH}")
             if frame.slot >= len(self._counters):
                 self.server.refused(self.peer, self.client, "key not listed", f"number {frame.slot}")
                 raise PolicyRefused(f"a client may not use a key manager with the number {frame.slot}")

@@ -108,7 +108,7 @@ async def running(configs: Mapping[str, Config], settings: Gateway) -> AsyncIter
                 server.listen(bound.socket, tls=one.face == "tls")
             addresses.append(bound.shown)
         for event in _TOLD:
-            rest.callback(managers.on(event, lambda _details: server.loop.call_soon(server.keys_changed)))
+            rest.callback(managers.on(event, lambda _details: server.keys_changed()))
         yield served
 
 

@@ -25,8 +25,7 @@ class FrameIntake:
     """Takes frames of one client's connections, by turns. Belongs to one event loop, in each turn of which every client
     has as much."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._left = FRAMES
         """Below 0: what was taken cost more than there was, which is owed."""
         self._waiting: deque[FrameSource] = deque()
@@ -46,7 +45,7 @@ class FrameIntake:
                 self._waiting.append(source)
         if not self._renewing:
             self._renewing = True
-            self._loop.call_soon(self._renew)
+            asyncio.get_running_loop().call_soon(self._renew)
 
     def _renew(self) -> None:
         self._renewing = False

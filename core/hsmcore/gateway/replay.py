@@ -10,8 +10,7 @@ import hashlib
 from collections import OrderedDict
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from hsmcore.errors import BadArgument
-from hsmcore.gateway.clients import refused
+from hsmcore.errors import BadArgument, QueueFull
 from hsmcore.gateway.seen import SeenIds
 from hsmcore.gateway.wire.frames import Flag, Frame, Type
 
@@ -195,3 +194,10 @@ class Sessions(Generic[T]):
     def remembered(self) -> int:
         """Answers that may be asked for again."""
         return sum(session.remembered for session in list(self._sessions.values()))
+
+
+def refused(text: str, retry_after_ms: int) -> QueueFull:
+    """Return the refusal of a request for which there is no room now."""
+    error = QueueFull(text, hint="Send the request again later.")
+    error.retry_after_ms = retry_after_ms
+    return error

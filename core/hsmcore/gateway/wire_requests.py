@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from typing import Any, Final, Protocol
 
 from hsmcore.errors import HsmError
-from hsmcore.gateway.admission import ClientKey
+from hsmcore.gateway.admission import Admission, ClientKey
+from hsmcore.gateway.clients import KnownClient
 from hsmcore.gateway.operations import GatewayRequest, Operation, refusal_of
 from hsmcore.gateway.replay import ReplaySession, contents_of
 from hsmcore.gateway.wire import messages as wire
@@ -15,18 +18,32 @@ _ENTRY_BYTES: Final = 256
 """Of a request that waits for room, beside its frame."""
 
 
-class Clock(Protocol):
-    """What an answer needs of the server."""
+class WireFace:
+    """What all connections share. Belongs to the event loop of the key managers."""
 
-    now: float
+    def __init__(self, desk: Admission) -> None:
+        self.desk = desk
+        self.loop = asyncio.get_running_loop()
+        self.instance = os.urandom(wire.NONCE_BYTES)
+        self.now = self.loop.time()
+        """Time of the last tick."""
+        self.listening = self.draining = False
+        self.bytes_in = self.bytes_out = self.repeated = 0
+
+    def refused(self, peer: str, client: KnownClient | None, why: str, what: str = "connect") -> None:
+        """Record that a connection was refused, or `what` it asked for."""
+        self.desk.refused(peer if client is None else f"{client.name} ({peer})", why, what)
+
+    def silent(self, peer: str, why: str) -> None:
+        """Record that a connection was closed before it said who it is, unless the gateway ends."""
+        if self.listening:
+            self.refused(peer, None, why)
 
 
 class Peer(Protocol):
     """What a request needs of a connection."""
 
-    @property
-    def server(self) -> Clock:
-        """Its server."""
+    server: WireFace
 
     @property
     def lives(self) -> bool:
