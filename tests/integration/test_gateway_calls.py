@@ -15,8 +15,8 @@ pytestmark = pytest.mark.integration
 OF_A_SIGNATURE = 54
 OF_A_BATCH = 104
 """Of a SIGN_MANY, beside OF_A_MESSAGE for each message."""
-OF_A_MESSAGE = 2
-"""Where the client's kinds are listed: what it is, and whether that is listed."""
+OF_A_MESSAGE = 1
+"""Where the client's kinds are listed: which of them it is."""
 
 
 async def calls(gateway, peer, number, data):

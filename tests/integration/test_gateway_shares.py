@@ -18,6 +18,7 @@ from tests.support.wire import read_signed
 from tests.support.wire_site import ME, many, sign, site
 
 from hsmcore.gateway import Client
+from hsmcore.gateway.connection import GatewayConnection
 from hsmcore.gateway.intake import FRAMES
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
@@ -154,3 +155,22 @@ async def test_workers_of_one_client_refuse_each_other_nothing(world, tmp_path):
         await asyncio.gather(*(worker.close() for worker in workers))
         outcomes = {outcome for _, outcome in gateway.server.desk.requests}
         assert outcomes == {"OK"}
+
+
+@pytest.mark.parametrize("slot", [0, 9])
+@one_loop
+async def test_a_batch_that_is_refused_costs_its_client_what_reading_it_did(world, tmp_path, slot, monkeypatch):
+    costs, take = [], GatewayConnection.take
+
+    def noted(connection, most):
+        costs.append(take(connection, most))
+        return costs[-1]
+
+    monkeypatch.setattr(GatewayConnection, "take", noted)
+    async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer:
+        for count in (2, 2000):
+            costs.clear()
+            batch = wire.SignMany("", 0, 0, [b"m"] * count)
+            found = await peer.ask(wire.sign_many(count, batch, slot=slot))
+            assert found.type is (Type.SIGNED_MANY if (count, slot) == (2, 0) else Type.ERROR)
+            assert sum(costs) == 1 + count // 4

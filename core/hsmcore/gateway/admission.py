@@ -66,13 +66,16 @@ class ClientKey:
             if found == "digest32" and kind in ORDERED:
                 found = kind
             if found not in self._allowed:
-                self.require_listed(found)
+                raise self._unlisted(found)
 
     def require_listed(self, kind: str) -> None:
         """Raise PolicyRefused, and record it, for a kind that this client may not have signed."""
         if self._allowed is not None and kind not in self._allowed:
-            self.refused(f"kind {kind} not listed", "sign")
-            raise PolicyRefused(f"client {self.client.name!r} may not have a payload of kind {kind} signed")
+            raise self._unlisted(kind)
+
+    def _unlisted(self, kind: str) -> PolicyRefused:
+        self.refused(f"kind {kind} not listed", "sign")
+        return PolicyRefused(f"client {self.client.name!r} may not have a payload of kind {kind} signed")
 
     def refused(self, why: str, what: str) -> None:
         """Record that the client was refused; as Admission.refused."""
@@ -94,10 +97,8 @@ class ClientKey:
 
     def _judged(self, message: bytes, kind: str | None) -> HsmError | None:
         found = self.desk.look(message).kind
-        try:
-            self.require_listed(found)
-        except HsmError as error:
-            return error
+        if self._allowed is not None and found not in self._allowed:
+            return self._unlisted(found)
         if kind is not None and found != kind:
             self.refused(f"kind {found} claimed as {kind}", "sign")
             return PolicyRefused(f"the message is of kind {found}, not {kind}")
