@@ -14,13 +14,12 @@ from tests.support.gateways import FakeGateway, gateway
 from tests.support.loops import one_loop
 from tests.support.managers import counters, start, until
 from tests.support.policed import ordered
-from tests.support.wire import placed
+from tests.support.wire import placed, read_batched
 from tests.support.wire_site import one_of, refusals, sign, site
 
 from hsmcore.errors import BadArgument, DeadlineExceeded, HsmError, MemberDown, SignatureInvalid
 from hsmcore.gateway import Client
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.batched import read_batched
 from hsmcore.gateway.wire.frames import Flag, Type, frame
 
 pytestmark = pytest.mark.integration

@@ -20,11 +20,23 @@ class Signed(NamedTuple):
     signature: bytes
 
 
+class Placed(NamedTuple):
+    """What a BATCHED says."""
+
+    audit_seq: int | None
+    key_id: str
+    public_key: bytes
+    proof: bytes
+
+
+def read_batched(body: bytes) -> Placed:
+    """Read BATCHED."""
+    return Placed(*batched.read_batched(body))
+
+
 def read_signed(body: bytes) -> Signed:
     """Read SIGNED."""
-    version, found = wire.read_signed(body)
-    assert (found.key_id, found.public_key, found.member, found.latency_ns) == ("", b"", "", 0)
-    return Signed(version, found.level, found.audit_seq, found.signature)
+    return Signed(*wire.read_signed(body))
 
 
 def signed(
@@ -36,7 +48,7 @@ def signed(
 
 def placed(number: int, audit_seq: int | None, key_id: str, public_key: bytes, proof: bytes, **more: Any) -> bytes:
     """A BATCHED. `more`: of batched.batched."""
-    one = batched.ClientBatchedSignature(proof, -1, b"", key_id, public_key, audit_seq)
+    one = batched.ClientBatchedSignature(proof, 0, b"", key_id, public_key, audit_seq)
     return batched.batched(number, one, **more)
 
 
@@ -65,7 +77,7 @@ READERS: dict[Type, Callable[[Frame], Any]] = {
     Type.WELCOME: lambda one: wire.read_welcome(one.body),
     Type.SIGNED: lambda one: read_signed(one.body),
     Type.SIGNED_MANY: lambda one: wire.read_signed_many(one.body),
-    Type.BATCHED: lambda one: batched.read_batched(one.body),
+    Type.BATCHED: lambda one: read_batched(one.body),
     Type.VERIFIED: lambda one: bool(wire.read_number(one.body, 1)),
     Type.PONG: _echo,
     Type.ERROR: lambda one: wire.read_error(one.body),
@@ -97,7 +109,7 @@ def encoded(one: Frame) -> bytes:
         Type.WELCOME: lambda: wire.welcome(found),
         Type.SIGNED: lambda: signed(request, found.signature, *found[:3], slot=slot),
         Type.SIGNED_MANY: lambda: wire.signed_many(request, *found, slot=slot),
-        Type.BATCHED: lambda: batched.batched(request, found, slot=slot),
+        Type.BATCHED: lambda: placed(request, *found, slot=slot),
         Type.VERIFIED: lambda: wire.verified(request, found),
         Type.ERROR: lambda: wire.error(request, found),
         Type.KEYS: lambda: wire.keys(found),
@@ -140,12 +152,7 @@ def meaning(one: Frame) -> dict[str, Any]:
         Type.SIGN: lambda: _plain(found._asdict()) | {"position": _text(found.position)} | again,
         Type.SIGN_MANY: lambda: found._asdict() | {"messages": [each.hex() for each in found.messages]} | again,
         Type.SIGN_BATCHED: lambda: _plain(found._asdict()) | again,
-        Type.BATCHED: lambda: {
-            "audit_seq": _text(found.audit_seq),
-            "key_id": found.key_id,
-            "public_key": found.public_key.hex(),
-            "proof": found.proof.hex(),
-        },
+        Type.BATCHED: lambda: _plain(found._asdict()) | {"audit_seq": _text(found.audit_seq)},
         Type.WELCOME: lambda: _plain(found._asdict()) | {"slots": list(found.slots), "keys": _keys(found.keys)},
         Type.SIGNED: lambda: _plain(found._asdict()) | {"audit_seq": _text(found.audit_seq)},
         Type.SIGNED_MANY: lambda: _outcomes(found),

@@ -116,7 +116,7 @@ ANY_FRAME = st.one_of(
     st.builds(
         batched.batched,
         u64,
-        st.builds(batched.ClientBatchedSignature, blob, st.just(-1), st.just(b""), short, blob, seq),
+        st.builds(batched.ClientBatchedSignature, blob, st.just(0), st.just(b""), short, blob, seq),
         slot=u16,
     ),
     st.builds(wire.error, u64, refusal),

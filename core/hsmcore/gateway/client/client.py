@@ -6,7 +6,6 @@ import asyncio
 import sys
 from base64 import b64decode
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from time import monotonic_ns
 from types import TracebackType
@@ -225,8 +224,9 @@ class Client:
         neither is told."""
         begun = monotonic_ns()
         value = self._sign_value(message, kind, position)
-        signed: Receipt = await self._ask(Type.SIGN, value, timeout, key_id=key_id, full=True)
-        return replace(signed, member=self._address.text, latency_ns=monotonic_ns() - begun)
+        signature, level, seq, key = await self._ask(Type.SIGN, value, timeout, key_id=key_id, full=True)
+        signed_by, public_key = ("", b"") if key is None else (key.id, key.public_key)
+        return Receipt(signature, signed_by, public_key, self._address.text, level, False, monotonic_ns() - begun, seq)
 
     async def sign_batched(
         self, message: Message, timeout: float | None = None, kind: str | None = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from hsmcore.errors import EngineClosed, HsmError, MessageTooLarge, QueueFull
@@ -242,7 +241,7 @@ class RequestOutbox:
             self._held.append(request)
         self.wake()
 
-    def _batched(self, channel: Channel, request: ClientRequest, answer: batched.ClientBatchedSignature) -> None:
+    def _batched(self, channel: Channel, request: ClientRequest, answer: batched.Place) -> None:
         self._close(channel, request)
         if request.future.done():
             return
@@ -261,13 +260,10 @@ class RequestOutbox:
     def _read(self, request: ClientRequest, answer: Frame) -> Any:
         wanted = request.key.version if request.key is not None else 0
         if answer.type is Type.SIGNED:
-            version, signed = wire.read_signed(answer.body)
+            version, level, seq, signature = wire.read_signed(answer.body)
             if wanted not in (0, version):
                 raise WireError(f"signed with version {version} instead of {wanted}")
-            if not request.full:
-                return signed.signature
-            key = request.key
-            return signed if key is None else replace(signed, key_id=key.id, public_key=key.public_key)
+            return (signature, level, seq, request.key) if request.full else signature
         if answer.type is Type.SIGNED_MANY:
             version, outcomes = wire.read_signed_many(answer.body)
             if wanted not in (0, version) or len(outcomes) != request.count:

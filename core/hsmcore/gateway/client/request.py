@@ -103,7 +103,7 @@ class ClientRequest:
         asked_id: str | None = None,
         full: bool = False,
     ) -> None:
-        """`full`: the answer is a receipt, not only the signature."""
+        """`full`: the answer is all that SIGNED says, and its key, not only the signature."""
         self.type, self.value, self.future, self.deadline = kind, value, future, deadline
         self.count, self.asked_id, self.full = count, asked_id, full
         self.renewals = 0

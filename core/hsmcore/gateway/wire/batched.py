@@ -10,7 +10,7 @@ import hashlib
 from base64 import b64encode
 from binascii import Error as NotBase64
 from binascii import a2b_base64
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -28,6 +28,9 @@ _RECORD: Final = Struct("<Q")
 _ED25519: Final = b"\1"
 _DASH: Final = "\u2014 ".encode()
 
+Place = tuple[int | None, str, bytes, bytes]
+"""What BATCHED says: number of the root's record or None, key id, public key, C2SP tlog-proof."""
+
 
 class SignBatched(NamedTuple):
     """A request for a place in a batch of which only the root is signed."""
@@ -39,8 +42,7 @@ class SignBatched(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClientBatchedSignature:
-    """As hsmcore.BatchedSignature, of a message that a gateway put into a batch. `index` and `root` are what a verified
-    proof says; before that, -1 and nothing."""
+    """As hsmcore.BatchedSignature, of a message that a gateway put into a batch. The proof is verified."""
 
     proof: bytes
     index: int
@@ -71,13 +73,12 @@ def batched(request: int, one: BatchedSignature | ClientBatchedSignature, *, slo
     return frame(Type.BATCHED, request, body, slot=slot)
 
 
-def read_batched(body: bytes) -> ClientBatchedSignature:
+def read_batched(body: bytes) -> Place:
     """Read BATCHED. Raises WireError. Nothing is verified."""
     with reading():
         fields = Fields(body)
         (record,) = fields.take(_RECORD)
-        seq, key_id, public_key = None if record == wire.NO_RECORD else record, fields.text8(), fields.bytes8()
-        return ClientBatchedSignature(fields.rest(), -1, b"", key_id, public_key, seq)
+        return None if record == wire.NO_RECORD else record, fields.text8(), fields.bytes8(), fields.rest()
 
 
 def unknown() -> BadArgument:
@@ -94,14 +95,15 @@ class Notes:
     def __init__(self) -> None:
         self._good: tuple[bytes, bytes] | None = None
 
-    def verified(self, message: bytes, kind: str, answer: ClientBatchedSignature) -> ClientBatchedSignature:
+    def verified(self, message: bytes, kind: str, answer: Place) -> ClientBatchedSignature:
         """Return the place of a message, verified. `kind`: what it must be of; "": any. Raises SignatureInvalid."""
-        found = shown(message, answer.proof)
-        if found is None or kind not in ("", found.says.kind) or not self._signed(found, answer.public_key):
+        seq, key_id, public_key, proof = answer
+        found = shown(message, proof)
+        if found is None or kind not in ("", found.says.kind) or not self._signed(found, public_key):
             error = SignatureInvalid("the gateway's proof does not show that this message was signed")
             error.maybe_signed = True
             raise error
-        return replace(answer, index=found.says.index, root=found.says.root)
+        return ClientBatchedSignature(proof, found.says.index, found.says.root, key_id, public_key, seq)
 
     def _signed(self, found: Shown, public_key: bytes) -> bool:
         if self._good == (found.note, public_key):

@@ -300,14 +300,13 @@ def signed(request: int, version: int, one: Receipt, *, slot: int = 0) -> bytes:
     return _SIGNED_FRAME.pack(length, _SIGNED_TYPE, 0, slot, request, version, level, seq) + signature
 
 
-def read_signed(body: bytes) -> tuple[int, Receipt]:
-    """Read SIGNED: the version, and a receipt without what is not told: key, member and time. Raises WireError."""
+def read_signed(body: bytes) -> tuple[int, str, int | None, bytes]:
+    """Read SIGNED: version, level, number of the record or None, signature. Raises WireError."""
     try:
         version, level, record = _SIGNED.unpack_from(body)
     except struct_error as error:
         raise WireError(str(error)) from None
-    name, seq = named(LEVELS, level), None if record == NO_RECORD else record
-    return version, Receipt(body[_SIGNED.size :], "", b"", "", name, False, 0, seq)
+    return version, named(LEVELS, level), None if record == NO_RECORD else record, body[_SIGNED.size :]
 
 
 def signed_many(request: int, version: int, outcomes: Sequence[bytes | Refusal], *, slot: int = 0) -> bytes:
