@@ -12,8 +12,8 @@ from tests.support.wire_site import ME, many, sign, site
 from hsmcore.gateway.wire.frames import Type
 
 pytestmark = pytest.mark.integration
-OF_A_SIGNATURE = 54
-OF_A_BATCH = 104
+OF_A_SIGNATURE = 53
+OF_A_BATCH = 103
 """Of a SIGN_MANY, beside OF_A_MESSAGE for each message."""
 OF_A_MESSAGE = 1
 """Where the client's kinds are listed: which of them it is."""

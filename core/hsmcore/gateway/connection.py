@@ -14,7 +14,7 @@ from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.clients import COME_BACK_MS, KnownClient, ending
 from hsmcore.gateway.intake import FrameIntake
 from hsmcore.gateway.jobs import late
-from hsmcore.gateway.operations import OPERATIONS, Operation, cost_of, refusal_of
+from hsmcore.gateway.operations import OPERATIONS, Operation, refusal_of
 from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession, refused
 from hsmcore.gateway.tls import names_in
 from hsmcore.gateway.wire import messages as wire
@@ -259,7 +259,7 @@ class GatewayConnection(asyncio.Protocol):
         assert session is not None  # noqa: S101  # for the type checker
         if not number:
             raise WireError("a request without a number")
-        cost = cost_of(operation, what)
+        cost = len(what.messages) if operation.many else 1
         self._cost += cost // _MESSAGES_A_FRAME
         try:
             if not 1 <= cost <= BATCH:

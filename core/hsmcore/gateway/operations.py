@@ -56,7 +56,7 @@ class GatewayRequest(Job):
     __slots__ = ("counter", "operation", "what")
 
     def __init__(self, counter: ClientKey, operation: Operation, what: Any, timeout_ms: int, cost: int) -> None:
-        """`timeout_ms`: 0: that of the key manager."""
+        """`timeout_ms`: 0: that of the key manager. `cost`: as how many requests it counts: its messages."""
         account = counter.managing if operation.manages else counter.account
         seconds = min(timeout_ms / 1e3, counter.longest) or counter.timeout
         super().__init__(counter.queue, account, operation.begin, seconds, cost)
@@ -82,7 +82,7 @@ class _AwaitedRequest(GatewayRequest):
 
 async def ask(counter: ClientKey, operation: Operation, what: Any) -> Any:
     """Have a request carried out, in its turn. Return its result; raises HsmError."""
-    request = _AwaitedRequest(counter, operation, what, 0, cost_of(operation, what))
+    request = _AwaitedRequest(counter, operation, what, 0, len(what.messages) if operation.many else 1)
     request.account.begin(request.cost, signs=operation.signs)
     request.answered = asyncio.get_running_loop().create_future()
     counter.queue.enter(request)
@@ -94,11 +94,6 @@ async def ask(counter: ClientKey, operation: Operation, what: Any) -> Any:
     if isinstance(outcome, HsmError):
         raise outcome
     return outcome
-
-
-def cost_of(operation: Operation, what: Any) -> int:
-    """Return how many requests a request counts as."""
-    return len(what.messages) if operation.many else 1
 
 
 def refusal_of(error: HsmError) -> wire.Refusal:
