@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hsmcore.errors import HsmError, RequestCancelled
-from hsmcore.gateway.clients import OpenWork
-from hsmcore.gateway.jobs import Job, Queue
-
-Sign = Callable[[Sequence[bytes], float], Coroutine[Any, Any, Sequence[Any]]]
+from hsmcore.gateway.admission import ClientKey
+from hsmcore.gateway.jobs import Job
 
 
 class Chunk(Job):
@@ -19,7 +17,7 @@ class Chunk(Job):
     __slots__ = ("at", "batch")
 
     def __init__(self, batch: ChargedBatch, at: int, count: int, timeout: float) -> None:
-        super().__init__(batch.queue, batch.account, batch.start, timeout, count)
+        super().__init__(batch.counter.queue, batch.counter.account, batch.start, timeout, count)
         self.batch, self.at = batch, at
         self.counts = False
         batch.slices.append(self)
@@ -38,12 +36,12 @@ class Chunk(Job):
 class ChargedBatch:
     """Messages of a client that is charged for them already."""
 
-    def __init__(self, queue: Queue, account: OpenWork, messages: Sequence[bytes], sign: Sign) -> None:
-        """`sign(messages, seconds)` has some of them signed; it returns an outcome for each, or raises HsmError."""
-        self.account, self.slices = account, list[Chunk]()
+    def __init__(self, counter: ClientKey, messages: Sequence[bytes], key_id: str | None) -> None:
+        """`key_id`: None: that of the key that signs when the first slice begins."""
+        self.counter, self.key_id, self.slices = counter, key_id, list[Chunk]()
         self.failed: HsmError | None = None
-        """What `sign` raised, if it did each time."""
-        self.queue, self._messages, self._sign = queue, messages, sign
+        """What the key manager raised, if it did for each slice."""
+        self._messages = messages
         self._outcomes: list[Any] = [None] * len(messages)
         self._left = len(messages)
         self._begun = self._returned = False
@@ -53,7 +51,7 @@ class ChargedBatch:
         """Return an outcome for each message, an HsmError if it is not signed: its `maybe_signed` is true wherever a
         signature may exist."""
         if self._messages:
-            self.queue.enter(Chunk(self, 0, len(self._messages), timeout))
+            self.counter.queue.enter(Chunk(self, 0, len(self._messages), timeout))
             await self._answered()
         return self._outcomes
 
@@ -62,7 +60,7 @@ class ChargedBatch:
             await self._done
         except asyncio.CancelledError:
             for one in self.slices:
-                self.queue.cancel(one)
+                self.counter.queue.cancel(one)
             if not self._begun:
                 raise RequestCancelled("withdrawn before its turn", maybe_signed=False) from None
             raise
@@ -71,6 +69,11 @@ class ChargedBatch:
         """Have a slice signed: for Job."""
         self._begun = True
         one.run(self._sign(self._messages[one.at : one.at + one.cost], left))
+
+    async def _sign(self, some: Sequence[bytes], left: float) -> list[bytes | HsmError]:
+        manager = self.counter.manager
+        self.key_id = self.key_id or await manager.get_current_key_id()
+        return await manager.sign_many(some, left, return_exceptions=True, key_id=self.key_id)
 
     def take(self, at: int, count: int, outcome: Any) -> None:
         """Take the outcomes of a slice, or its error."""

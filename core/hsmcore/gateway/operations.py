@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
@@ -139,18 +139,14 @@ async def _sign_prehashed(manager: KeyManager, digest: bytes, timeout: float, on
 
 
 def _sign_many(request: GatewayRequest, left: float) -> None:
-    """Have several messages signed."""
-    what: wire.SignMany = request.what
-    key_id = request.counter.versions.key(what.version).id if what.version else None
-    request.run(_sign_batch(request.counter, what, left, key_id))
+    request.run(_sign_batch(request.counter, request.what, left))
 
 
-async def _sign_batch(
-    counter: ClientKey, what: wire.SignMany, timeout: float, key_id: str | None
-) -> tuple[int, list[bytes | HsmError]]:
+async def _sign_batch(counter: ClientKey, what: wire.SignMany, timeout: float) -> tuple[int, list[bytes | HsmError]]:
     """Sign a batch under one version of the key, in slices that take turns with what others ask for. Returns its
     number, and a signature or an error for each: KeyNotCurrent for those that came too late for this version."""
-    messages, kind = what.messages, what.kind or None
+    messages, kind, number = what.messages, what.kind or None, what.version
+    key_id = counter.versions.key(number).id if number else None
     if kind is not None and counter.policy is None:
         refuse_claims(kind, None)
     outcomes = counter.refusals(messages, kind)
@@ -159,31 +155,23 @@ async def _sign_batch(
     answers = iter(signed)
     found = [next(answers) if outcome is None else outcome for outcome in outcomes]
     keys = counter.manager.keys()
-    public_key = next(one.public_key for one in keys if one.id == chosen)
-    return what.version or counter.versions.number(public_key), found
+    return number or counter.versions.number(next(one.public_key for one in keys if one.id == chosen)), found
 
 
 async def _sign_charged(
     counter: ClientKey, messages: list[bytes], timeout: float, key_id: str | None
 ) -> tuple[str, list[bytes | HsmError]]:
     """Under the current key if none is named. Another one may be current by the time when they are signed."""
-    manager, tries, until = counter.manager, _TRIES if key_id is None else 1, monotonic() + timeout
+    tries, until = _TRIES if key_id is None else 1, monotonic() + timeout
     while True:
         tries -= 1
-        chosen = key_id
-
-        async def sign(some: Sequence[bytes], left: float) -> list[bytes | HsmError]:
-            nonlocal chosen
-            chosen = chosen or await manager.get_current_key_id()
-            return await manager.sign_many(some, left, return_exceptions=True, key_id=chosen)
-
-        batch = ChargedBatch(counter.queue, counter.account, messages, sign)
+        batch = ChargedBatch(counter, messages, key_id)
         signed = await batch.signed(until - monotonic())
         if tries and signed and all(isinstance(one, KeyNotCurrent) and not one.maybe_signed for one in signed):
             continue
         if batch.failed is not None:
             raise batch.failed
-        return chosen or await manager.get_current_key_id(), signed
+        return batch.key_id or await counter.manager.get_current_key_id(), signed
 
 
 def _sign_batched(request: GatewayRequest, left: float) -> None:
