@@ -9,7 +9,9 @@ from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.wire_site import ME, many, sign, site
 
+from hsmcore.gateway import server
 from hsmcore.gateway.wire.frames import Type
+from hsmcore.manager import single
 
 pytestmark = pytest.mark.integration
 OF_A_SIGNATURE = 53
@@ -44,14 +46,16 @@ async def calls(gateway, peer, number, data):
 
 
 @one_loop
-async def test_a_signature_and_a_batch_cost_the_gateway_so_many_calls(world, tmp_path):
+async def test_a_signature_and_a_batch_cost_the_gateway_so_many_calls(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "TICK_SECONDS", 3600)  # what is done by the clock is no part of a request's way
+    monkeypatch.setattr(single, "LOOK_SECONDS", 3600)
     settings = {"policy": {"kinds": ["raw"]}, "auditLogFile": str(tmp_path / "audit.jsonl")}
     config = world.config(**settings, stateFile=str(tmp_path / "state.db"))
     clients = {"app": {**ME["app"], "kinds": ["raw"]}}
     async with site(config, tmp_path, clients) as gateway, gateway.peer() as peer:
         [key] = peer.welcome.keys
         one, batch = [], []
-        for number in range(1, 11, 2):  # the first ones make what the later ones find; a clock may tick in any
+        for number in range(1, 11, 2):  # the first ones make what the later ones find
             data = sign(number, b"message %d" % number * 20, version=key.version)
             one.append(await calls(gateway, peer, number, data))
             messages = [b"%d of %d" % (number, each) for each in range(64)]
