@@ -477,7 +477,7 @@ async def test_the_keys_of_all_members_change_together(site):
 async def test_a_key_whose_id_is_another_key_s_elsewhere_is_deactivated_on_its_token(site):
     place = site({**SAME, "id": "0a"}, {**OTHER, "id": "0a"})
     async with opened(place.config(failover={"acceptOtherKeys": ["secondary"]})) as manager:
-        [first, second] = [key.id for key in manager.keys()]
+        first, second = (key.id for key in list(manager.keys()))
         assert (first, second.partition("@")[0]) == ("0a", "0a")
         await manager.deactivate_key(second)
         records = [await endpoint.member.control.list_keys() for endpoint in manager._path.endpoints]
