@@ -2,7 +2,9 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 # The recipes use all cores themselves, and two package managers at once would only wait for each other.
+ifndef LINTING
 .NOTPARALLEL:
+endif
 .PHONY: help run run-fleet test lint quick matrix check check-deep proofs cross-test build bench reference micro guard guard-update soak scrape-cost schedules fleet-long failover-long audit-long native-test sanitize-test sbom docs screenshots clean FORCE
 
 CLANG ?= clang-19
@@ -33,15 +35,14 @@ run: .venv/.built ## Install what is missing, then run the demonstration
 run-fleet: .venv/.setup-test .venv/.built ## Two sequencers on a private PostgreSQL; the one that signs is stopped and killed in turn
 	$(BIN)/hsmcore demo --fleet $(ARGS)
 
-test: lint native-test sanitize-test .venv/.built ## Install what is missing, lint, then run every test, native and Python
+test: lint sanitize-test native-libraries .venv/.built ## Install what is missing, lint, then run every test: the native ones under sanitizers, and Python's
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py \
 	    $(if $(ARGS),$(ARGS),-m "not alone and not deep")
 	$(if $(ARGS),,$(BIN)/python -m pytest -m "alone and not deep")
 
-quick: native-configure .venv/.built ## A first look at a change of Python: lint, and the unit tests
+quick: native-libraries .venv/.built ## A first look at a change of Python: lint, and the unit tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	cmake --build build/test --target hsmcore_shared hsmcore_noop
 	$(BIN)/python -m pytest -n $(JOBS) tests/unit -m "not alone and not deep" $(ARGS)
 
 matrix: .venv/.setup-run ## `make quick` of the last commit under each CPython 3.11 to 3.14 that is found here, in build/matrix
@@ -52,19 +53,31 @@ matrix: .venv/.setup-run ## `make quick` of the last commit under each CPython 3
 	    git -C $$copy reset -q --hard FETCH_HEAD && PYTHON=$$python $(MAKE) -C $$copy quick < /dev/null || exit 1; \
 	done
 
-lint: .venv/.setup-test native-configure ## Look at the form and the types of everything, but for clang-tidy
+LINTS := lint-types lint-layers lint-typescript lint-python lint-c
+
+lint: .venv/.setup-test ## Look at the form and the types of everything, but for clang-tidy
+	@$(MAKE) --no-print-directory --jobs $(JOBS) --output-sync=target LINTING=yes $(LINTS)
+
+# Only read, so that they may run at once; each prints when it has ended.
+.PHONY: $(LINTS)
+lint-types:
+	$(BIN)/mypy
+lint-layers:
+	$(BIN)/lint-imports --no-cache
+lint-typescript:
+	cd clients/typescript && node_modules/.bin/tsc --noEmit && node_modules/.bin/prettier --check --log-level warn .
+lint-python:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-cache
-	cd clients/typescript && node_modules/.bin/tsc --noEmit && node_modules/.bin/prettier --check --log-level warn .
+lint-c:
 	@$(CLANG_FORMAT) --dry-run --Werror $(C_FILES)
 
-check: lint ## Lint and type-check everything
+check: lint native-test ## Lint and type-check everything, and run the native tests as they ship
 	printf '%s\0' native/src/*.c native/host/*.c bench/native/load/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
 
-check-deep: sanitize-test guard proofs cross-test ## Run the proofs, the native tests for AArch64 and under every sanitizer, and the fuzzers
-	$(BIN)/python -m pytest -n $(JOBS) -m deep
+check-deep: sanitize-test guard proofs cross-test native-libraries .venv/.built ## Run every test at full size, the proofs, the native tests for AArch64 and under every sanitizer, and the fuzzers
+	HSMCORE_TESTS=full $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py -m "not alone"
+	HSMCORE_TESTS=full $(BIN)/python -m pytest --ignore tests/chaos/test_rotation_kills.py -m alone
 	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/chaos/rotation_at_length.py --timeout 1200
 	$(BIN)/python -m tests.chaos.looks --seeds 0-199
 	$(BIN)/python -m tests.fleet.schedules --seeds 0-99 --jobs 2
@@ -176,7 +189,10 @@ clean: ## Delete everything that was built; .venv stays
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
 	find core bench tests -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: native-configure
+.PHONY: native-configure native-libraries
+native-libraries: native-configure # what tests in Python load
+	cmake --build build/test --target hsmcore_shared hsmcore_noop
+
 native-configure: .venv/.setup-test
 	$(CONFIGURE) build/test -DCMAKE_BUILD_TYPE=Debug
 

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 from tests.support.leaks import LASTING, holdings, surplus_since
 from tests.support.loops import FACTORIES, LoopRunner, warm_up
 from tests.support.shim import Shim, compile_shim
+from tests.support.size import share
 from tests.support.softhsm import WORLD_KEYS, Folder, Token, find_module, make_token
 
 if TYPE_CHECKING:
@@ -39,7 +40,11 @@ os.environ["XDG_STATE_HOME"] = str(_folder.path / "state-home")
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
 settings.register_profile(
-    "hsmcore", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    "hsmcore",
+    max_examples=share(100),
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("hsmcore")
 

@@ -25,6 +25,7 @@ from tests.support.cloudwatch import logs_server
 from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.rfc5424 import parse, receiver
+from tests.support.size import share
 
 from hsmcore.audit import AuditLog
 from hsmcore.audit.layout import Layout
@@ -83,7 +84,7 @@ def quick(_failures: int) -> float:
 # ---- reading the files ----
 
 
-@hypothesis.settings(max_examples=40)
+@hypothesis.settings(max_examples=share(40))
 @given(
     plan=st.lists(st.tuples(st.integers(0, 400), st.integers(1, 300)), min_size=1, max_size=4),
     compress=st.booleans(),

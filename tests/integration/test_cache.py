@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.managers import counters, opened, settle, start, until
+from tests.support.size import share
 from tests.support.verifiers import is_good
 
 import hsmcore
@@ -294,7 +295,7 @@ def test_no_key_ever_answers_for_another(run, world):
     run(manager.initialize())
     try:
 
-        @settings(max_examples=60)
+        @settings(max_examples=share(60))
         @given(STEPS)
         def holds(steps: list[tuple[str, Any]]) -> None:
             run(scenario(steps))

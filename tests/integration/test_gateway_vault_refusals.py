@@ -18,6 +18,7 @@ from tests.support.loops import one_loop
 from tests.support.managers import becomes
 from tests.support.policed import moving
 from tests.support.scrapes import Scrape
+from tests.support.size import share
 from tests.support.vault_site import TOKEN, b64, called, site
 
 from hsmcore.base.listening import http
@@ -390,14 +391,14 @@ def test_no_body_brings_anything_but_an_answer_or_a_refusal(world, tmp_path, run
     app = Transit(desk).app()
 
     @given(BODY, st.sampled_from([SIGN, VERIFY]))
-    @settings(max_examples=300)
+    @settings(max_examples=share(300))
     def check(body, path):
         status, said = run(called(app, path, json.dumps(body).encode()))
         assert status in (200, 400), (status, said)
         assert said.keys() == {"errors"} or "data" in said
 
     @given(st.binary(max_size=200), st.sampled_from([SIGN, VERIFY]))
-    @settings(max_examples=100)
+    @settings(max_examples=share(100))
     def check_bytes(body, path):
         assert run(called(app, path, body))[0] in (200, 400)
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from tests.support.certificates import self_signed
 from tests.support.loops import one_loop
 from tests.support.managers import opened
+from tests.support.size import share
 from tests.support.web import ask, asked, raw
 
 import hsmcore
@@ -131,7 +132,7 @@ def lasting():
 
 
 @given(st.binary(max_size=300), st.sampled_from([b"", b"GET ", b"POST /api/actions/", b"GET /api/audit/"]))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=share(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_bytes_bring_anything_but_refusals(lasting, data, start):
     answer = raw(lasting, start + data + b"\r\n\r\n")
     assert not answer or (answer.startswith(b"HTTP/1.1 ") and int(answer.split()[1]) in (400, 401, 403, 404, 405, 421))
@@ -139,7 +140,7 @@ def test_no_bytes_bring_anything_but_refusals(lasting, data, start):
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=share(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_path_opens_a_file(lasting, path):
     from urllib.parse import quote
 

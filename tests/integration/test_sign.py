@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.managers import counters, opened, start
+from tests.support.size import share
 from tests.support.softhsm import ALGORITHMS
 from tests.support.verifiers import is_good, is_low_s, verify_ecdsa
 
@@ -168,7 +169,7 @@ def test_any_message_gets_its_signature(run, world):
     run(manager.initialize())
     try:
 
-        @settings(max_examples=80)
+        @settings(max_examples=share(80))
         @given(st.lists(st.binary(min_size=1, max_size=700) | st.sampled_from([b"a", b"b", b"a\0"]), max_size=12))
         def holds(messages: list[bytes]) -> None:
             async def scenario() -> list[bytes]:

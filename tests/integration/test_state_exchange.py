@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, select
 from tests.support.postgres import Cluster, fleet
+from tests.support.size import share
 
 from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
 from hsmcore.state import Store, StoreError, StoreUnknown, positions
@@ -44,7 +45,7 @@ class Session:
         return found
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=share(60), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.dictionaries(TEXTS, st.tuples(NUMBERS, NUMBERS), min_size=1, max_size=4))
 def test_values_arrive_as_they_are_whatever_they_hold(url, values):
     async def both() -> None:

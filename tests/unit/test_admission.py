@@ -8,6 +8,7 @@ import time
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tests.native import abi
+from tests.support.size import share
 
 MS = 1_000_000
 SECOND = 1_000_000_000
@@ -59,7 +60,7 @@ def known(each: int, until: int = 10**13) -> AdmissionControl:
     at_once=st.integers(1, 40),
     seed=st.integers(0, 2**32),
 )
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=share(20))
 def test_a_steady_server_is_measured(each, at_once, seed):
     admission, dice = AdmissionControl(), random.Random(seed)
     now = SECOND
@@ -71,7 +72,7 @@ def test_a_steady_server_is_measured(each, at_once, seed):
 
 
 @given(each=st.integers(1_000, 100 * MS), ahead=st.integers(0, 100_000), limit=st.integers(1, 100 * SECOND))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=share(20))
 def test_a_request_is_late_beyond_four_fifths_of_its_time(each, ahead, limit):
     admission = known(each)
     assert admission.is_late(ahead, limit) == ((ahead + 1) * admission.each_ns > limit - limit // 5)
@@ -90,7 +91,7 @@ def test_nothing_is_late_before_anything_was_measured():
     pause=st.integers(SECOND, 3600 * SECOND),
     answers=st.integers(1, 64),
 )
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=share(20))
 def test_a_pause_of_the_module_refuses_no_request(each, pause, answers):
     """Only what is slow in four windows counts, however long one of them took."""
     admission = known(each)
@@ -113,7 +114,7 @@ def test_an_outage_in_the_first_windows_refuses_no_request():
 
 
 @given(slow=st.integers(MS, SECOND), fast=st.integers(1_000, 100_000))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=share(20))
 def test_the_service_rate_recovers_without_load(slow, fast):
     """While everything but one request at a time is refused, those that come show how fast it has become."""
     admission = known(slow)
@@ -129,7 +130,7 @@ def test_the_service_rate_recovers_without_load(slow, fast):
     ahead=st.integers(0, 200),
     count=st.integers(1, 200),
 )
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=share(50))
 def test_no_request_is_refused_that_an_idle_server_could_serve(each, servers, ahead, count):
     admission = known(each, time.monotonic_ns())
     admission.serve_with(servers)
@@ -160,7 +161,7 @@ def test_lone_requests_do_not_keep_a_measurement_alive():
 
 
 @given(before=st.integers(10_000, MS), factor=st.floats(1.0, 8.0))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=share(20))
 def test_a_server_that_becomes_slower_is_followed(before, factor):
     admission = known(before)
     now, after = 7200 * SECOND, round(before * factor)
@@ -176,7 +177,7 @@ def test_a_server_that_becomes_slower_is_followed(before, factor):
     timeout=st.floats(0.05, 2.0),
     seed=st.integers(0, 2**32),
 )
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=share(25))
 def test_nearly_all_admitted_requests_meet_their_deadline(capacity, load, timeout, seed):
     """A queue before one server, callers that come at random, at up to five times its rate."""
     assume(capacity * timeout > 20)  # a single signature may take half as long again, which a fifth must cover

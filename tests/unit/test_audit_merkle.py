@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymerkle import InclusionProof, InmemoryTree
+from tests.support.size import share
 
 from hsmcore._native import MerkleTree
 from hsmcore.audit.layout import Layout
@@ -110,7 +111,7 @@ def test_consistency_proofs_agree(layout, theirs, new, data):
 
 
 @given(st.lists(st.integers(1, 700), min_size=1, max_size=5))
-@settings(max_examples=25)
+@settings(max_examples=share(25))
 def test_tiles_are_those_of_the_standard(steps):
     """However the records came, the tiles of level l are MTH(D[(n*256+i)*256**l : (n*256+i+1)*256**l])."""
     with tempfile.TemporaryDirectory() as folder:

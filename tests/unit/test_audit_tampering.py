@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 from tests.support.audit_logs import copy_of
 from tests.support.audit_tampering import RECORDS, World, tamper
+from tests.support.size import share
 
 from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import verify
 
-FEW = 132
+FEW = share(132)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.size import share
 
 from hsmcore_bench.suite.catalogue import FOLDER, ContenderRow, entries, expand, failures, kills, read, shipped
 from hsmcore_bench.suite.contenders import contenders
@@ -142,7 +143,7 @@ def test_a_file_that_is_not_there_or_no_text_is_named(tmp_path):
         read(tmp_path / "binary.toml")
 
 
-@settings(max_examples=60)
+@settings(max_examples=share(60))
 @given(
     st.sampled_from(sorted(path.name for path in FOLDER.glob("*.toml"))),
     st.text(string.ascii_lowercase + "_", min_size=1, max_size=12),

@@ -12,6 +12,7 @@ from statistics import NormalDist
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.size import share
 
 from hsmcore_bench.suite.html import predictions
 from hsmcore_bench.suite.results import KEPT, newest, was_idle
@@ -61,7 +62,7 @@ def test_the_chance_to_wait_is_erlangs(sessions, load):
     assert forecast(ideal(sessions), sessions, load / 0.005).waits == pytest.approx(erlang, rel=1e-3)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=share(25), deadline=None)
 @given(st.integers(1, 32), st.floats(0.05, 0.9), st.floats(0.01, 0.8))
 def test_more_requests_wait_longer_and_more_sessions_less(sessions, busy, sigma):
     curve = ideal(32, sigma=sigma)
@@ -82,7 +83,7 @@ def test_a_rate_between_two_points_lies_between_them_and_never_beyond_the_last()
     assert [curve.rate(k) for k in (1, 2, 3, 9)] == [10.0, 15.0, 20.0, 20.0]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=share(15), deadline=None)
 @given(st.floats(50.0, 20_000.0), st.floats(0.006, 0.1), st.integers(0, 2))
 def test_a_size_meets_the_target_and_a_smaller_one_does_not(rate, p99, spare):
     curve = ideal(32, sigma=0.05)

@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.native import abi
+from tests.support.size import share
 
 TICK = 1 << 22
 BLOCK = TICK << 8
@@ -100,7 +101,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=share(300), deadline=None)
 @given(STARTS, STEPS)
 def test_nothing_expires_early_or_late(start: int, steps: Any):
     with wheel_at(start) as wheel:
@@ -122,7 +123,7 @@ def test_nothing_expires_early_or_late(start: int, steps: Any):
         assert not wheel.watched
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=share(100), deadline=None)
 @given(STARTS, st.lists(SPANS, min_size=1, max_size=20), st.integers(0, 5_000_000))
 def test_a_caller_that_sleeps_until_the_next_look_does_not_spin(start: int, spans: list[int], oversleeps: int):
     with wheel_at(start) as wheel:
@@ -137,7 +138,7 @@ def test_a_caller_that_sleeps_until_the_next_look_does_not_spin(start: int, span
         assert looks <= 2 * len(spans) + (max(spans) // (255 * BLOCK) + 1) * len(spans)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=share(50), deadline=None)
 @given(STARTS, st.lists(st.integers(1, 30 * SECOND), min_size=1, max_size=300))
 def test_deadlines_expire_tick_by_tick(start: int, spans: list[int]):
     with wheel_at(start) as wheel:

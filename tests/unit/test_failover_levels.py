@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.support.levels_model import Reference
+from tests.support.size import share
 
 from hsmcore.failover.breaker import RULES, SECOND
 from hsmcore.failover.levels import EMERGENCY, Level, Levels
@@ -180,7 +181,7 @@ class LevelsMachine(RuleBasedStateMachine):
             assert last.level_to == (None if active is None else names[active])
 
 
-LevelsMachine.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+LevelsMachine.TestCase.settings = settings(max_examples=share(300), stateful_step_count=40, deadline=None)
 TestLevels = LevelsMachine.TestCase
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.loops import one_loop
+from tests.support.size import share
 
 from hsmcore.errors import BadArgument
 from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
@@ -207,7 +208,7 @@ def document(chains):
     return {"hsmcoreFleet": 1, "fleet": "sequencer", "domains": domains}
 
 
-@settings(max_examples=30)
+@settings(max_examples=share(30))
 @given(CHAINS)
 def test_what_was_imported_is_exported(tmp_path_factory, chains):
     asyncio.run(_round_trip(tmp_path_factory.mktemp("stores"), document(chains)))
@@ -225,7 +226,7 @@ async def _round_trip(folder, given_):
     }
 
 
-@settings(max_examples=15)
+@settings(max_examples=share(15))
 @given(CHAINS, CHAINS)
 def test_the_order_of_two_imports_changes_no_refusal(tmp_path_factory, one, other):
     asyncio.run(_both_orders(tmp_path_factory.mktemp("stores"), document(one), document(other)))

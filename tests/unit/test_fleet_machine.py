@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from tests.support.size import share
 
 from hsmcore.fleet.machine import RESTS, EpochRow, Machine
 
@@ -222,9 +223,9 @@ class LosingFleet(Fleet):
 
 
 TestFleet = Fleet.TestCase
-TestFleet.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestFleet.settings = settings(max_examples=share(200), stateful_step_count=50, deadline=None)
 TestLosingFleet = LosingFleet.TestCase
-TestLosingFleet.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+TestLosingFleet.settings = settings(max_examples=share(80), stateful_step_count=50, deadline=None)
 
 
 def test_a_promoted_server_may_have_lost_the_first_claim():

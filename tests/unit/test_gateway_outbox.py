@@ -21,6 +21,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.support import batches
+from tests.support.size import share
 from tests.support.wire import placed, signed
 
 from hsmcore.errors import DeadlineExceeded, HsmError, KeyNotCurrent
@@ -400,7 +401,7 @@ class World(RuleBasedStateMachine):
 
 
 TestWorld = World.TestCase
-TestWorld.settings = settings(max_examples=60, stateful_step_count=50)
+TestWorld.settings = settings(max_examples=share(60), stateful_step_count=50)
 
 
 @pytest.fixture

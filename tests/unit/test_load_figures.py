@@ -12,6 +12,7 @@ from hdrh.log import HistogramLogReader
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.paths import CHAOS_SOURCE
+from tests.support.size import share
 
 from hsmcore_bench.load.buckets import HIGHEST_NS, PERCENTILES, SIGNIFICANT_DIGITS, Histogram
 from hsmcore_bench.load.facade import _Series
@@ -44,7 +45,7 @@ def test_a_bucket_holds_its_durations_and_no_others(ns):
 
 
 @given(st.lists(durations, min_size=1, max_size=200))
-@settings(max_examples=12)
+@settings(max_examples=share(12))
 def test_what_generators_count_has_the_percentiles_of_hdrhistogram(values):
     ours, theirs = counted(*values), HdrHistogram(1, HIGHEST_NS, SIGNIFICANT_DIGITS)
     for value in values:
@@ -62,7 +63,7 @@ def test_a_histogram_of_nothing_has_no_figures():
 
 
 @given(st.lists(st.lists(durations, max_size=50), min_size=1, max_size=5))
-@settings(max_examples=25)
+@settings(max_examples=share(25))
 def test_a_log_is_read_back_by_hdrhistograms_own_reader(tmp_path_factory, intervals):
     path = tmp_path_factory.mktemp("hdr") / "a.hlog"
     log = HdrLog(path)

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.size import share
 
 from hsmcore_bench.harness.locate import native
 from hsmcore_bench.load.generator import PROGRAM
@@ -57,7 +58,7 @@ def test_processes_share_a_plan_without_a_gap_or_a_crowd(parts, processes):
 
 
 @given(seeds)
-@settings(max_examples=15)
+@settings(max_examples=share(15))
 def test_poisson_arrivals_are_as_many_and_as_irregular_as_they_should_be(seed):
     planned = list(starts([Segment(2.0, 1000.0, 1000.0)], poisson=True, seed=seed))
     gaps = [(b - a) / 1e6 for a, b in itertools.pairwise(planned)]
@@ -79,7 +80,7 @@ def test_shapes(name):
 
 
 @given(seeds)
-@settings(max_examples=20)
+@settings(max_examples=share(20))
 def test_shares_of_a_mix_are_exact_and_no_repeat_leads_to_another_one(seed):
     kinds = kinds_of(MIX)
     table = table_of(kinds, seed)
@@ -95,7 +96,7 @@ def test_shares_of_a_mix_are_exact_and_no_repeat_leads_to_another_one(seed):
 
 
 @given(seeds)
-@settings(max_examples=8)
+@settings(max_examples=share(8))
 def test_only_repeats_are_repeated(seed):
     table = table_of(kinds_of(MIX), seed)
     messages = Messages(table, 300, seed)
@@ -149,7 +150,7 @@ def native_plan(parts, *, phase, poisson, seed, mix):
 
 
 @given(segments, st.floats(min_value=0.0, max_value=0.999), st.booleans(), seeds)
-@settings(max_examples=25)
+@settings(max_examples=share(25))
 def test_the_generator_in_c_plans_the_same(parts, phase, poisson, seed):
     planned = native_plan(parts, phase=phase, poisson=poisson, seed=seed, mix=MIX)
     kinds = kinds_of(MIX)

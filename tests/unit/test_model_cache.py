@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 from tests.native import abi
+from tests.support.size import share
 
 MOST = abi.constant("HSM_MAX_SIGNATURE")
 
@@ -161,7 +162,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert abi.leaks()["allocations"] == 0
 
 
-CacheMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+CacheMachine.TestCase.settings = settings(max_examples=share(100), stateful_step_count=60, deadline=None)
 
 
 class TestCache(CacheMachine.TestCase):

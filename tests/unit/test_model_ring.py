@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.native import abi
+from tests.support.size import share
 
 SLOTS = 64
 GROUP = 32  # requests after which a batch is shown to the workers in any case
@@ -236,7 +237,7 @@ class RingMachine(RuleBasedStateMachine):
         assert abi.leaks() == dict.fromkeys(abi.leaks(), 0)
 
 
-RingMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+RingMachine.TestCase.settings = settings(max_examples=share(50), stateful_step_count=40, deadline=None)
 
 
 class TestRing(RingMachine.TestCase):

@@ -15,6 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.native import abi
+from tests.support.size import share
 
 RUNNERS = 3
 MS = 10**6
@@ -337,7 +338,7 @@ class TableMachine(RuleBasedStateMachine):
         assert abi.leaks() == dict.fromkeys(abi.leaks(), 0)
 
 
-TableMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TableMachine.TestCase.settings = settings(max_examples=share(60), stateful_step_count=50, deadline=None)
 
 
 @pytest.mark.timeout(600)  # cut off, it leaves its engines to the tests behind it

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nacl.signing import SigningKey
+from tests.support.size import share
 from tests.support.verifiers import CURVES, Curve
 
 from hsmcore import _native
@@ -92,7 +93,7 @@ def public_of(curve: Curve, secret: int) -> bytes:
     return b"\x04" + point[0].to_bytes(32) + point[1].to_bytes(32)
 
 
-@settings(max_examples=50)
+@settings(max_examples=share(50))
 @given(st.binary(min_size=32, max_size=32), st.binary(max_size=300), st.integers(0, 511))
 def test_ed25519_agrees_with_pynacl(seed, message, bit):
     key = SigningKey(seed)
@@ -108,7 +109,7 @@ def test_ed25519_agrees_with_pynacl(seed, message, bit):
 def test_ecdsa_agrees_with_integers(algorithm):
     curve = CURVES[algorithm]
 
-    @settings(max_examples=15)
+    @settings(max_examples=share(15))
     @given(st.integers(1, curve.n - 1), st.integers(1, curve.n - 1), st.binary(max_size=100))
     def holds(secret: int, nonce: int, message: bytes) -> None:
         public_key = public_of(curve, secret)

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.managers import until
+from tests.support.size import share
 
 from hsmcore._native import Histogram, Journal
 from hsmcore.errors import (
@@ -95,7 +96,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=share(60))
 @given(
     steps=STEPS,
     seed=st.integers(0, 2**32),

@@ -337,3 +337,13 @@ def test_a_class_name_has_one_home():
             homes.setdefault(name, []).append(path.relative_to(ROOT).as_posix())
     twice = {name: places for name, places in homes.items() if len(places) > 1}
     assert twice.keys() == PRIVATE_TWICE, twice
+
+
+def test_every_number_of_examples_is_for_make_check_deep_to_raise():
+    found = [
+        f"{path.relative_to(ROOT)}:{number}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r"\bmax_examples=(?!share\()", line)
+    ]
+    assert found == []

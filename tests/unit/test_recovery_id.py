@@ -8,6 +8,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.size import share
 from tests.support.verifiers import SECP256K1, recovered
 
 from hsmcore._native import Digest, recovery_id
@@ -53,7 +54,7 @@ def test_published_recovery_ids():
     assert recovery_id(key, Digest(digest), signature) == 1
 
 
-@settings(max_examples=40)
+@settings(max_examples=share(40))
 @given(st.integers(1, N - 1), st.integers(1, N - 1), st.binary(min_size=32, max_size=32))
 def test_the_id_gives_the_key_back(secret, nonce, digest):
     signature = signed(secret, nonce, digest)

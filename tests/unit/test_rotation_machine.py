@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.size import share
 
 from hsmcore.manager.rotation import machine
 from hsmcore.manager.rotation.machine import NAMES, Run, next_action
@@ -45,7 +46,7 @@ class World:
         assert self.signing in self.token
 
 
-@settings(max_examples=500)
+@settings(max_examples=share(500))
 @given(st.lists(FATE, max_size=40), st.booleans())
 def test_whatever_happens_one_key_signs_and_no_other_is_left(fates, slow):
     world, run, now = World(), Run(), 1

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tests.support.size import share
 
 from hsmcore.manager.rotation.schedule import ON_TIME, Schedule, moment, nanoseconds, retry_at
 
@@ -57,7 +58,7 @@ def test_ten_years_without_a_rotation_missed_doubled_or_early(zone):
         assert len(skipped) <= 22, "only where the clocks leave the time out"
 
 
-@settings(max_examples=200)
+@settings(max_examples=share(200))
 @given(
     zone=st.sampled_from(ZONES),
     at=TIMES,

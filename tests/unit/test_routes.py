@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.size import share
 
 from hsmcore._native import Guest, Routes
 from hsmcore.base.keyring import KeyVersion
@@ -141,7 +142,7 @@ class Model:
         return min(range(first, first + self.steady), key=lambda number: self.loads[number])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=share(40), deadline=None)
 @given(
     weights=st.lists(st.integers(16, 255), max_size=3),
     steady=st.integers(1, 3),

@@ -10,6 +10,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.size import share
 
 from hsmcore.config import Monitoring, Secret
 from hsmcore.config.monitoring import Address
@@ -202,7 +203,7 @@ class Recording:
 
 
 @given(st.lists(st.floats(0, 3), max_size=200))
-@settings(max_examples=50)
+@settings(max_examples=share(50))
 def test_a_flood_of_refusals_is_counted_and_not_written_one_by_one(pauses):
     source, clock = Recording(), Clock()
     refusals = Refusals(source, clock)
@@ -221,7 +222,7 @@ def test_a_flood_of_refusals_is_counted_and_not_written_one_by_one(pauses):
 
 
 @given(st.lists(st.one_of(st.integers(1, 400), st.just("read")), max_size=20))
-@settings(max_examples=60)
+@settings(max_examples=share(60))
 def test_a_watcher_gets_all_events_in_order_or_the_count_of_missed_ones(steps):
     async def run():
         feed = Feed()

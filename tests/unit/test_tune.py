@@ -11,6 +11,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.size import share
 
 from hsmcore.errors import ConfigurationError
 from hsmcore_bench.tune.document import replace, with_sessions
@@ -42,7 +43,7 @@ def test_the_knee_of_an_ideal_device_is_its_servers(servers):
     assert knee(measured(servers)) == servers
 
 
-@settings(max_examples=400)
+@settings(max_examples=share(400))
 @given(Servers, Noise)
 def test_noise_of_three_percent_moves_the_knee_by_an_eighth_at_most(servers, noise):
     exact = measured(servers)
