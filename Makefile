@@ -17,6 +17,8 @@ BIN := .venv/bin
 SOURCES := CMakeLists.txt setup.py $(shell find native bench/native bindings -type f)
 C_FILES := $(shell find native bench/native tests/native tests/fuzz tests/reference tests/proofs -name '*.[ch]')
 JOBS := $(shell nproc)
+# The files that have tests marked `alone`: to collect all others for these few takes as long as some of them.
+ALONE = $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
 CONFIGURE := cmake --log-level=NOTICE -S . -B
 CTEST := ctest --output-on-failure --no-tests=error --parallel $(JOBS) --test-dir
 
@@ -38,7 +40,7 @@ run-fleet: .venv/.setup-test .venv/.built ## Two sequencers on a private Postgre
 test: lint sanitize-test native-libraries .venv/.built ## Install what is missing, lint, then run every test: the native ones under sanitizers, and Python's
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py \
 	    $(if $(ARGS),$(ARGS),-m "not alone and not deep")
-	$(if $(ARGS),,$(BIN)/python -m pytest -m "alone and not deep")
+	$(if $(ARGS),,$(BIN)/python -m pytest -m "alone and not deep" $(ALONE))
 
 quick: native-libraries .venv/.built ## A first look at a change of Python: lint, and the unit tests
 	$(BIN)/ruff check .
@@ -77,7 +79,7 @@ check: lint native-test ## Lint and type-check everything, and run the native te
 
 check-deep: sanitize-test guard proofs cross-test native-libraries .venv/.built ## Run every test at full size, the proofs, the native tests for AArch64 and under every sanitizer, and the fuzzers
 	HSMCORE_TESTS=full $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py -m "not alone"
-	HSMCORE_TESTS=full $(BIN)/python -m pytest --ignore tests/chaos/test_rotation_kills.py -m alone
+	HSMCORE_TESTS=full $(BIN)/python -m pytest -m alone $(ALONE)
 	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/chaos/rotation_at_length.py --timeout 1200
 	$(BIN)/python -m tests.chaos.looks --seeds 0-199
 	$(BIN)/python -m tests.fleet.schedules --seeds 0-99 --jobs 2

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
+from tests.support import provision
 from tests.support.leaks import LASTING, holdings, surplus_since
 from tests.support.loops import FACTORIES, LoopRunner, warm_up
+from tests.support.run_folder import Keeper, run_folder
 from tests.support.shim import Shim, compile_shim
 from tests.support.size import share
+from tests.support.slow import SECONDS, long_first, reasonless, unmarked
 from tests.support.softhsm import WORLD_KEYS, Folder, Token, find_module, make_token
 
 if TYPE_CHECKING:
@@ -32,6 +35,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Here, and not in a fixture: SOFTHSM2_CONF must be set before anything initializes the module.
+_keeper = Keeper() if run_folder() is None else None  # a worker's is its controller's
+if _keeper is not None:
+    LASTING.append(_keeper)
 _folder = Folder()
 
 # Of what lasts longer than a test; each test has its own: `state_home`.
@@ -49,9 +55,18 @@ settings.register_profile(
 settings.load_profile("hsmcore")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests write to the folder of the run."""
+    if _keeper is not None and config.option.basetemp is None:
+        config.option.basetemp = str(_keeper.folder / "t")
+
+
 def pytest_unconfigure() -> None:
-    """Delete the tokens."""
+    """Delete the tokens, and what the run has written."""
     _folder.remove()
+    if _keeper is not None:
+        _keeper.close()
 
 
 # ---- coroutine tests run in an event loop of each kind ---------------------------------------------------------------
@@ -112,7 +127,7 @@ def nothing_left(request: pytest.FixtureRequest, warm: None) -> Iterator[None]:
     """Fail a test that leaves native resources, threads, descriptors or child processes."""
     # What lasts longer than the test is made before the first picture.
     asked = {*request.fixturenames, *_behind_place(request)}
-    for name in ("world", "shim_library", "postgres", "pooler"):
+    for name in ("softhsm", "world", "shim_library", "postgres", "pooler"):
         if name in asked:
             request.getfixturevalue(name)
     before = holdings()
@@ -179,7 +194,7 @@ _BOTH_LOOPS = ("test_sign.py", "test_lifecycle.py", "test_cache.py", "test_gatew
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Through the pooler, `make test` runs the tests of the store itself; what lies on it is for `make check-deep`. So
-    is the second event loop of a test with devices or faults, except for _BOTH_LOOPS."""
+    is the second event loop of a test with devices or faults, except for _BOTH_LOOPS. Long tests come first."""
     names = {item.nodeid for item in items}
     for item in items:
         callspec = getattr(item, "callspec", None)
@@ -190,6 +205,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         second = callspec.params.get("run") == "asyncio" and item.nodeid.replace("asyncio", "uvloop") in names
         if second and item.path.name not in _BOTH_LOOPS and item.path.parent.name != "unit":
             item.add_marker(pytest.mark.deep)
+    long_first(items)
+    if found := reasonless(items):
+        raise pytest.UsageError(f"slow gives no reason: {found[0]}")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Name the long tests that do not say that they are."""
+    stats = terminalreporter.stats
+    if lines := unmarked(report for kind in ("passed", "failed") for report in stats.get(kind, ())):
+        terminalreporter.section(f"over {SECONDS:.0f} s without the marker slow")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(params=["file", "postgres", "pooled"])
@@ -207,12 +234,17 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | Fleet:
 
 
 @pytest.fixture(scope="session")
-def softhsm() -> Path:
-    """SoftHSM's module."""
+def softhsm() -> Iterator[Path]:
+    """SoftHSM's module, and the server that makes tokens and keys of it."""
     module = find_module()
     if module is None:
         pytest.skip("SoftHSM is not installed")
-    return module
+    making = provision.server()
+    LASTING.append(making)
+    yield module
+    LASTING.remove(making)
+    provision.server.cache_clear()
+    making.close()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from hsmcore.audit.check.prove import inclusion_proof
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.query import Query
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow("thousands of tamperings and kills"), pytest.mark.timeout(1800)]
 
 RECORDS = 10_000_000
 HOUR = 3600.0

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.rotation_world import Broken, CutOff, Process, World
+from tests.support.run_folder import fast_folder
 from tests.support.seeds import added, parse, quiet, run_seeds
 
 from hsmcore.errors import HsmError, KeyNotFound
@@ -149,8 +150,7 @@ def run_one(seed: int) -> dict[str, Any]:
     """Run one seed. Returns its verdict."""
     faults: dict[str, int] = {}
     notes, counts = [], {}
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+    with tempfile.TemporaryDirectory(dir=fast_folder()) as folder:
         try:
             counts = dict(asyncio.run(schedule(seed, Path(folder))).counts)
         except Broken as error:

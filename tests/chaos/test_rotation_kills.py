@@ -58,7 +58,7 @@ def test_two_kills_at_every_point(fresh_token, tmp_path):
     lives(fresh_token, tmp_path, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("twenty kills at every point of a rotation")
 @pytest.mark.timeout(1800)
 def test_twenty_kills_at_every_point(fresh_token, tmp_path):
     lives(fresh_token, tmp_path, 20)

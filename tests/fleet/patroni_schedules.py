@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.fleet.patroni import PatroniCluster, PatroniNode, patroni
-from tests.fleet.schedules import DOINGS, Schedule, fast_folder, plan
+from tests.fleet.schedules import DOINGS, Schedule, plan
 from tests.fleet.site import Signer
+from tests.support.run_folder import fast_folder
 from tests.support.seeds import added, parse, run_seeds
 
 CHUNK = 10

@@ -28,9 +28,9 @@ import structlog
 import uvloop
 from tests.fleet.cluster import Cluster, Template, cluster
 from tests.fleet.proxy import Proxy
-from tests.fleet.schedules import fast_folder
 from tests.support.attending import Host, attending
 from tests.support.postgres import PASSWORD, USER, fleet
+from tests.support.run_folder import fast_folder
 
 from hsmcore.errors import HsmError
 

@@ -36,6 +36,7 @@ from tests.fleet.history import lines_since, true_boottime
 from tests.fleet.nodes import DATABASE
 from tests.fleet.proxy import Proxy
 from tests.fleet.site import HOSTS, Pooler, Signer, faketime, floors_of, holder_of, latest_epoch, rows_of
+from tests.support.run_folder import fast_folder
 from tests.support.seeds import added, parse, run_seeds
 
 CHUNK = 4
@@ -479,11 +480,6 @@ def run_chunk(
 ) -> dict[str, Any]:
     """Some schedules one after the other. `keep`: a folder for the files of those that fail."""
     return added(asyncio.run(_run_chunk(seeds, broken, keep, seconds)))
-
-
-def fast_folder() -> str | None:
-    """Where databases lie: in memory if possible, which no power cut of these tests reaches either."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 async def _run_chunk(

@@ -11,7 +11,7 @@ from tests.fleet.nodes import needs_postgres
 from tests.support.chaos import needs_chaos
 from tests.support.paths import ROOT
 
-pytestmark = [pytest.mark.chaos, pytest.mark.slow, needs_chaos, needs_postgres]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow("whole schedules for each broken build"), needs_chaos, needs_postgres]
 
 
 def caught(breakage: str, seeds: str, seconds: float = 590) -> set[str]:

@@ -12,7 +12,7 @@ from tests.fleet.promotions import promote
 
 from hsmcore.fleet.membership import Membership
 
-pytestmark = [pytest.mark.chaos, pytest.mark.slow, needs_postgres]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow("standbys that are promoted"), needs_postgres]
 
 
 @pytest.mark.timeout(300)

@@ -14,7 +14,12 @@ SEEDS = (153, 617)
 """Two whose plans have everything between them but `lose`, which test_promotions.py does."""
 PLAYED = {*schedules.DOINGS, *schedules.CHANGES, schedules.LATE, schedules.EMPTIED} - {"", "lose"}
 
-pytestmark = [pytest.mark.chaos, pytest.mark.slow, needs_chaos, needs_postgres]
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.slow("hosts and databases under faults"),
+    needs_chaos,
+    needs_postgres,
+]
 
 
 def test_the_schedules_are_of_every_kind():

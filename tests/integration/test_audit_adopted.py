@@ -11,7 +11,7 @@ import pytest
 from tests.support.audit_logs import copy_of, keys_of, put_text, settings, text_of, write_log
 from tests.support.loops import one_loop
 from tests.support.managers import opened
-from tests.support.terminal import OWN_PROCESS
+from tests.support.terminal import PROGRAM
 
 from hsmcore.audit import AuditLog
 from hsmcore.audit.check.adopt import adopt
@@ -22,12 +22,12 @@ from hsmcore.audit.query import Query
 from hsmcore.audit.segment import segments
 from hsmcore.errors import AuditUnavailable, BadArgument
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 RECORDS = 900
 
 
 def command(*arguments: str, code: int = 0) -> dict:
-    done = subprocess.run([*OWN_PROCESS, *arguments, "--json"], capture_output=True, check=False, timeout=60)
+    done = subprocess.run([*PROGRAM, *arguments, "--json"], capture_output=True, check=False, timeout=60)
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout or done.stderr)
 

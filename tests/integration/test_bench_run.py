@@ -140,7 +140,7 @@ def test_resilience_is_measured():
 @needs_chaos
 @needs_ours
 @pytest.mark.deep
-@pytest.mark.slow
+@pytest.mark.slow("members that fail and come back")
 def test_failover_is_measured():
     result = run(
         Options(

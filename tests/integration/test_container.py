@@ -21,7 +21,6 @@ from pathlib import Path
 
 import pytest
 from nacl.signing import VerifyKey
-from scripts import sbom
 from tests.support.loops import one_loop
 from tests.support.paths import ROOT
 from tests.support.wire import read_signed
@@ -109,6 +108,8 @@ def test_a_builder_is_not_sent_what_git_ignores():
 
 def installed(folder):
     """What `pip install --target` of the extras would give, from what is installed here."""
+    from scripts import sbom  # reads all schemas of CycloneDX
+
     for name in dict.fromkeys(sbom.reachable("hsmcore", EXTRAS)):
         for file in metadata.files(name) or ():
             if ".." not in file.parts and "__pycache__" not in file.parts:

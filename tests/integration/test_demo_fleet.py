@@ -30,7 +30,7 @@ PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
 
 
 @needs_postgres
-@pytest.mark.slow
+@pytest.mark.slow("leases that end by themselves")
 @pytest.mark.timeout(240)
 @pytest.mark.skipif(not any(map(os.path.exists, SOFTHSM_PATHS)), reason="SoftHSM is not installed")
 def test_the_holder_is_stopped_and_killed_and_nothing_comes_twice():

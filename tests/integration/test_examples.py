@@ -110,7 +110,7 @@ def test_batch():
     assert found(r"^refused +(.+)$", text) == "MESSAGE_TOO_LARGE"
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a token that goes and comes back")
 def test_failover():
     text = run("failover")
     happened = [line for line in text.splitlines() if line.startswith(("token", "failover", "failback"))]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 from tests.support.chaos import Chaos, Wrapped, needs_chaos
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened
 from tests.support.nss import KEYS, Nss, make_nss
+from tests.support.terminal import PROGRAM
 
 import hsmcore
 from hsmcore.errors import PinIncorrect
@@ -23,7 +23,7 @@ def nss(tmp_path_factory: pytest.TempPathFactory) -> Nss:
     return make_nss(tmp_path_factory.mktemp("nss"))
 
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
@@ -91,8 +91,7 @@ def test_a_key_for_key_agreement_is_not_shown_as_one_that_signs(tmp_path):
     made = ["certutil", "-G", "-k", "ec", "-q", "curve25519", "-d", f"sql:{tmp_path}", "-f", nss.pin_file, "-z", noise]
     subprocess.run(made, check=True, capture_output=True, timeout=60)
     (tmp_path / "hsm.json").write_text(json.dumps(nss.config("ed25519")))
-    program = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
-    command = [*program, "keys", "list", "--json", "--config", tmp_path / "hsm.json"]
+    command = [*PROGRAM, "keys", "list", "--json", "--config", tmp_path / "hsm.json"]
     shown = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
     algorithms = {key["id"]: key["algorithm"] for key in shown}
     assert {name: algorithms.pop(identity) for name, identity in KEYS.items()} == {name: name for name in KEYS}

@@ -20,6 +20,7 @@ import typer
 from tests.support.as_nobody import USER
 from tests.support.audit_logs import write_log
 from tests.support.loops import one_loop
+from tests.support.terminal import PROGRAM
 
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
@@ -33,10 +34,10 @@ from hsmcore.state import Store
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.usefixtures("terminal"),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files for others"),
 ]
 NOBODY = pwd.getpwnam(USER)
-PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
 
 
 @pytest.fixture

@@ -12,14 +12,14 @@ import pytest
 from tests.support.chaos import Chaos, engine_of, send_signal, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, until
-from tests.support.terminal import OWN_PROCESS
+from tests.support.terminal import OWN_PROCESS, PROGRAM
 
 import hsmcore
 from hsmcore.config import load
 from hsmcore.members.control import ControlPlane
 from hsmcore.members.supervisor import LOGIN_SECONDS
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 WRONG = "wrong-pin"
 ISOLATIONS = ["thread", "process"]
 
@@ -52,7 +52,7 @@ class Site:
     def run(self, *arguments, config=None):
         path = self.folder / "hsmcore.json"
         path.write_text(json.dumps(config or self.config()))
-        command = [*OWN_PROCESS, *arguments, "--config", str(path)]
+        command = [*PROGRAM, *arguments, "--config", str(path)]
         return subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=120, stdin=subprocess.DEVNULL
         )

@@ -18,6 +18,7 @@ from tests.integration.test_rotation import Handover, M, rules, stored
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start
 from tests.support.rotation import Lives
+from tests.support.terminal import PROGRAM
 
 import hsmcore
 from hsmcore.cli.app import run as run_command
@@ -25,7 +26,7 @@ from hsmcore.errors import BadArgument
 from hsmcore.manager.rotation import service
 from hsmcore.state import StoreBusy
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-c", "import sys; from hsmcore.cli import main; sys.exit(main())"]
 
@@ -57,7 +58,7 @@ def read(tmp_path, query):
 
 def command(token, *arguments):
     """One command in a process of its own: exit code, output and error."""
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=environment(token), check=False)
+    done = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, env=token.environment, check=False)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -12,7 +12,7 @@ from tests.integration.test_rotation import rules
 from tests.support.loops import one_loop
 from tests.support.managers import opened, start
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow("seconds of load around a rotation")]
 RATE, SECONDS = 2000, float(os.environ.get("ROTATION_LOAD_SECONDS", "1"))
 
 

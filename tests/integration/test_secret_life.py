@@ -10,7 +10,6 @@ import os
 import pickle
 import resource
 import subprocess
-import sys
 import traceback
 from pathlib import Path
 from urllib.parse import quote
@@ -22,18 +21,18 @@ from tests.support.cloudhsm import ADMIN, DENIED, SIGNER, Cluster
 from tests.support.leaks import children
 from tests.support.loops import one_loop
 from tests.support.managers import opened
+from tests.support.terminal import PROGRAM
 
 import hsmcore
 from hsmcore.base import log
 from hsmcore.errors import HsmError
 
-pytestmark = [pytest.mark.integration, needs_chaos]
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal"), needs_chaos]
 
 # Quotes, a backslash and letters beyond ASCII: each way of writing text down writes these in its own way.
 SIGNER_SECRET = "zq\"Sign'r\\ßé-4711"
 ADMIN_SECRET = "zq\"Keep'r\\ßé-0815"
 WRONG_SECRET = "zq\"Wrong'\\ßé-9999"
-PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
 
 
 def spellings(secret: str) -> set[bytes]:

@@ -73,7 +73,7 @@ async def backed_up(config):
 # ---- detection -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a process for each life of a store")
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("times", [8, pytest.param(200, marks=pytest.mark.deep)])
 def test_each_older_store_is_detected_and_conflicts_with_nothing(tmp_path, times):
@@ -82,7 +82,7 @@ def test_each_older_store_is_detected_and_conflicts_with_nothing(tmp_path, times
     assert counts["positions"] > times
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a database that is put back, and leases that end")
 @pytest.mark.alone
 @pytest.mark.timeout(6000)
 @pytest.mark.parametrize("times", [2, pytest.param(200, marks=pytest.mark.deep)])
@@ -623,7 +623,7 @@ async def test_a_damaged_store_is_replaced(tmp_path):
     assert not await refused(config)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a process for each kill")
 def test_a_kill_in_the_middle_of_a_backup_or_a_restore_leaves_no_half(tmp_path):
     config = config_of(tmp_path)
     signed = signed_before(config, 200)

@@ -93,13 +93,13 @@ def test_the_wheel_signs_and_plays_the_demo_in_an_empty_root(installed):
 
 
 @pytest.mark.deep
-@pytest.mark.slow
+@pytest.mark.slow("the whole demonstration")
 def test_the_whole_demo_in_an_empty_root(installed):
     assert json.loads(installed("/opt/site/bin/hsmcore", "demo", "--transactions", "2000", "--json"))["ok"]
 
 
 @pytest.mark.deep
-@pytest.mark.slow
+@pytest.mark.slow("two builds of everything")
 @pytest.mark.timeout(1800)
 def test_the_last_commit_built_twice_gives_the_same_bytes():
     interpreter = Path(sys.base_prefix, "bin", f"python{sys.version_info.major}.{sys.version_info.minor}")

@@ -34,7 +34,7 @@ async def rate(members, signatures):
     return signatures / elapsed
 
 
-@pytest.mark.slow
+@pytest.mark.slow("devices as slow as the real ones")
 @one_loop
 async def test_four_devices_sign_four_times_as_fast_as_one(yubihsm, capsys):
     secret = os.urandom(32)
@@ -66,7 +66,7 @@ def test_the_members_of_one_provider_can_be_named(yubihsm):
     assert names == [f"yubihsm:{rig.connector.url}", "yubihsm:http://127.0.0.1:9"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow("devices as slow as the real ones")
 @one_loop
 async def test_a_key_manager_uses_all_connectors_and_starts_without_one_that_is_dead(yubihsm, tmp_path, capsys):
     secret = os.urandom(32)

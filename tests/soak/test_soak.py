@@ -14,7 +14,7 @@ SECONDS = 5
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.slow,
+    pytest.mark.slow("a load of seconds in each way of signing"),
     pytest.mark.skipif(not (BIN / "libhsmcore_noop.so").is_file(), reason="the tools are not built"),
 ]
 

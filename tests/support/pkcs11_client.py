@@ -120,8 +120,8 @@ class Module:
         return self("C_Initialize", ctypes.byref(InitArgs(flags=flags, reserved=reserved)))
 
     def slots(self, present: bool = True) -> list[int]:
-        count = ctypes.c_ulong(16)
-        found = (ctypes.c_ulong * 16)()
+        count = ctypes.c_ulong(64)
+        found = (ctypes.c_ulong * 64)()
         assert self("C_GetSlotList", int(present), found, ctypes.byref(count)) == CKR_OK
         return list(found[: count.value])
 

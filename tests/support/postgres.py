@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import psycopg
 from tests.support.authority import Issued
+from tests.support.run_folder import run_folder
 
 from hsmcore.config.fleet import Fleet
 from hsmcore_bench.demo.postgres import free_port, unprivileged
@@ -65,7 +66,13 @@ class _Server:
     def _launch(self, command: Sequence[str | Path], answers: Callable[[], bool]) -> None:
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=_environment(), **unprivileged()
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=_environment(),
+                cwd=self.folder,
+                **unprivileged(),
             )
         end = time.monotonic() + SECONDS
         while not answers():
@@ -305,7 +312,7 @@ class Bouncer(_Server):
 
 def _folder() -> Path:
     """A temporary folder that the servers' user may enter. Its path is short enough for a socket."""
-    folder = Path(tempfile.mkdtemp(prefix="hsmcore-pg-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="pg-", dir=run_folder() or "/tmp"))
     folder.chmod(0o755)
     return folder
 

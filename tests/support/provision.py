@@ -1,19 +1,26 @@
-"""Put keys on a token with python-pkcs11 alone, in a child process; nothing of hsmcore takes part.
+"""Make tokens and keys of SoftHSM with python-pkcs11 alone, in child processes; nothing of hsmcore takes part.
 
-Standard input: {"module", "token", "pin", "keys": [{"label", "id", "kind", …}]}; standard output: the same keys with
-their public keys in hexadecimal. A child, because SoftHSM is initialized once per process and the tests' own process
-belongs to hsmcore.
+A child, because SoftHSM is initialized once per process and the tests' own process belongs to hsmcore. The server has
+imported everything and forks a child for each request, a line of JSON: {"conf", "module", "token", "pin", "so_pin"?,
+"keys": [{"label", "id", "kind", …}]}. The token is made if the SO's PIN is given. The answer, a line as well: {"keys":
+the same keys with their public keys in hexadecimal}, or {"error"}.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
+import traceback
+from functools import cache
 from typing import Any
 
 import pkcs11
 from pkcs11 import Attribute, KeyType, Mechanism, ObjectClass
 from pkcs11.types import Session
+from tests.support.paths import ROOT
+from tests.support.pkcs11_client import CKR_OK, Module
 
 CURVES = {
     "ed25519": (KeyType.EC_EDWARDS, Mechanism.EC_EDWARDS_KEY_PAIR_GEN, "06032b6570"),
@@ -100,16 +107,70 @@ def import_key(session: Session, key: dict[str, Any], kind: KeyType, identity: b
     return point
 
 
-def main() -> None:
-    """Read the request, make the keys, write the answer."""
-    request = json.load(sys.stdin)
-    library = pkcs11.lib(request["module"])
-    token = library.get_token(token_label=request["token"])
-    with token.open(rw=True, user_pin=request["pin"]) as session:
-        for key in request["keys"]:
-            key["public_key"] = make_key(session, key).hex()
-    json.dump(request["keys"], sys.stdout)
+def make_token(path: str, label: str, pin: str, so_pin: str) -> None:
+    """Initialize the slot that has no token yet; the module is initialized already."""
+    module, so = Module(path), 0
+    slot = module.slots()[-1]
+    assert module("C_InitToken", slot, so_pin.encode(), len(so_pin), label.ljust(32).encode()) == CKR_OK
+    session = module.session(slot)
+    assert module("C_Login", session, so, so_pin.encode(), len(so_pin)) == CKR_OK
+    assert module("C_InitPIN", session, pin.encode(), len(pin)) == CKR_OK
+    assert module("C_CloseSession", session) == CKR_OK
 
 
-if __name__ == "__main__":
-    main()
+def answer(asked: dict[str, Any]) -> dict[str, Any]:
+    """Do what is asked."""
+    os.environ["SOFTHSM2_CONF"] = asked["conf"]
+    library = pkcs11.lib(asked["module"])
+    if "so_pin" in asked:
+        make_token(asked["module"], asked["token"], asked["pin"], asked["so_pin"])
+    if asked["keys"]:
+        with library.get_token(token_label=asked["token"]).open(rw=True, user_pin=asked["pin"]) as session:
+            for key in asked["keys"]:
+                key["public_key"] = make_key(session, key).hex()
+    return {"keys": asked["keys"]}
+
+
+def serve() -> None:
+    """Answer requests until standard input ends."""
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            try:
+                answered = answer(json.loads(line))
+            except BaseException:  # noqa: BLE001  # the test says what happened, whatever it was
+                answered = {"error": traceback.format_exc()}
+            print(json.dumps(answered), flush=True)  # noqa: T201
+            os._exit(0)
+        if os.waitpid(child, 0)[1]:
+            print(json.dumps({"error": "the child died"}), flush=True)  # noqa: T201
+
+
+class Server:
+    """The server's other end, for one thread at a time. `pid`: its process, which ends with this one."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", "from tests.support.provision import serve; serve()"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+        self.pid = self._process.pid
+
+    def ask(self, **asked: Any) -> list[dict[str, Any]]:
+        """Returns the keys."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(asked) + "\n")
+        self._process.stdin.flush()
+        answered = json.loads(self._process.stdout.readline() or '{"error": "the server ended"}')
+        assert "keys" in answered, answered["error"]
+        found: list[dict[str, Any]] = answered["keys"]
+        return found
+
+    def close(self) -> None:
+        """End it."""
+        self._process.communicate()
+
+
+@cache
+def server() -> Server:
+    """The one of this process."""
+    return Server()

@@ -6,17 +6,18 @@ variable; conftest.py does so before anything can load the module. Tokens and ke
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.support import provision
+from tests.support.run_folder import run_folder
 
 PATHS = (
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -24,7 +25,6 @@ PATHS = (
     "/usr/lib/aarch64-linux-gnu/softhsm/libsofthsm2.so",
     "/usr/lib64/pkcs11/libsofthsm2.so",
 )
-PROVISION = Path(__file__).with_name("provision.py")
 ALGORITHMS = ("ed25519", "ecdsa-p256", "ecdsa-secp256k1")
 
 # RFC 8032 section 7.1, the key of TEST 2.
@@ -50,7 +50,7 @@ class Folder:
         return found
 
     def __init__(self) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="hsmcore-tests-"))
+        self.path = Path(tempfile.mkdtemp(prefix="softhsm-", dir=run_folder()))
         self.tokens = self.path / "tokens"
         self.tokens.mkdir()
         self.conf = self.path / "softhsm2.conf"
@@ -95,19 +95,12 @@ class Token:
 
     def add_keys(self, specs: Iterable[Mapping[str, Any]]) -> None:
         """Make keys; each spec has a `name` in `keys`, a `kind`, and what provision.make_key knows."""
+        self._provision(specs)
+
+    def _provision(self, specs: Iterable[Mapping[str, Any]], **more: str) -> None:
         wanted = [{"id": secrets.token_hex(8), "label": f"{spec['name']}-key"} | dict(spec) for spec in specs]
-        request = {"module": self.module, "token": self.label, "pin": self.pin, "keys": wanted}
-        done = subprocess.run(
-            [sys.executable, str(PROVISION)],
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-            env=self.environment,
-        )
-        assert done.returncode == 0, done.stderr
-        for key in json.loads(done.stdout):
+        asked = {"conf": self.environment["SOFTHSM2_CONF"], "module": self.module, "token": self.label, "pin": self.pin}
+        for key in provision.server().ask(**asked, **more, keys=wanted):
             self.keys[key["name"]] = Key(key["label"], key["id"], key["kind"], bytes.fromhex(key["public_key"]))
 
     def config(
@@ -154,28 +147,13 @@ def make_token(
     label = label or f"test-{secrets.token_hex(6)}"
     pin, so_pin = pin or secrets.token_hex(8), secrets.token_hex(8)
     environment = {**os.environ, "SOFTHSM2_CONF": str(folder.conf)}
-    _util(["--init-token", "--free", "--label", label, "--so-pin", so_pin, "--pin", pin], str(module), environment)
-    [made] = set(folder.tokens.iterdir()) - before
     pin_file = folder.path / f"{label}.pin"
     pin_file.touch(mode=0o600)
     pin_file.write_text(pin)
-    token = Token(str(module), label, pin, so_pin, pin_file, made, environment)
-    keys = list(keys)
-    if keys:
-        token.add_keys(keys)
+    token = Token(str(module), label, pin, so_pin, pin_file, folder.tokens, environment)
+    token._provision(keys, so_pin=so_pin)
+    [token.folder] = set(folder.tokens.iterdir()) - before
     return token
-
-
-def _util(arguments: list[str], module: str, environment: dict[str, str]) -> None:
-    done = subprocess.run(
-        ["softhsm2-util", *arguments, "--module", module],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 WORLD_KEYS: tuple[dict[str, Any], ...] = (

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -101,8 +102,7 @@ class Systemd:
 @contextmanager
 def booted(folder: Path, files: Mapping[str, bytes | Path]) -> Iterator[Systemd]:
     """Start one with these files; a path stands for a folder's copy. Everything is gone after the block."""
-    layers, top, log = folder / "layers", folder / "files", folder / "systemd.log"
-    layers.mkdir()
+    top, log = folder / "files", folder / "systemd.log"
     wanted = {
         "/usr/bin/hsmcore": _PROGRAM.encode(),
         **{f"/srv/units/{name}.target": b"[Unit]\nDefaultDependencies=no\n" for name in _TARGETS},
@@ -120,17 +120,17 @@ def booted(folder: Path, files: Mapping[str, bytes | Path]) -> Iterator[Systemd]
             place.chmod(0o755 if path.startswith("/usr/bin/") else 0o600 if path == "/etc/hsmcore/pin" else 0o644)
     environment = {
         "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-        "LAYERS": str(layers),
         "FILES": str(top),
         "PYTHON": sys.base_prefix,
         "SITE": sysconfig.get_path("purelib"),
         "CORE": str(Path(hsmcore.__file__).parents[1]),
     }
-    with _group() as group, log.open("wb") as out:
+    # Not in the run's folder, which may lie in /dev/shm: systemd deletes there what the user of a unit that ends owns.
+    with tempfile.TemporaryDirectory(dir="/tmp") as layers, _group() as group, log.open("wb") as out:
         unshare = 'exec unshare --pid --fork --kill-child --mount --cgroup --uts --ipc sh -c "$BOOT"'
         child = subprocess.Popen(
             ["sh", "-c", f'echo $$ > "{group}/cgroup.procs" && {unshare}'],
-            env={**environment, "BOOT": _BOOT},
+            env={**environment, "LAYERS": layers, "BOOT": _BOOT},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,

@@ -35,7 +35,10 @@ def examples() -> Iterator[str]:
 def hints() -> Iterator[str]:
     """Commands in backticks in what the program says, docstrings apart."""
     for path in sorted(CORE.rglob("*.py")):
-        tree = ast.parse(path.read_text())
+        text = path.read_text()
+        if "`hsmcore" not in text:
+            continue
+        tree = ast.parse(text)
         documentation = {
             id(node.value)
             for node in ast.walk(tree)
