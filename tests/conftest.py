@@ -7,6 +7,7 @@ import inspect
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from hypothesis import HealthCheck, settings
 from tests.support import provision
 from tests.support.leaks import LASTING, holdings, surplus_since
 from tests.support.loops import FACTORIES, LoopRunner, warm_up
+from tests.support.paths import ROOT
 from tests.support.run_folder import Keeper, run_folder
 from tests.support.shim import Shim, compile_shim
 from tests.support.size import share
@@ -45,6 +47,9 @@ os.environ["XDG_STATE_HOME"] = str(_folder.path / "state-home")
 # The AWS SDK looks for credentials at an address outside this machine unless it is told not to.
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
+FAILED = ROOT / "build" / "failed"
+_some_failed = pytest.StashKey[bool]()
+
 settings.register_profile(
     "hsmcore",
     max_examples=share(100),
@@ -62,10 +67,18 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.basetemp = str(_keeper.folder / "t")
 
 
-def pytest_unconfigure() -> None:
-    """Delete the tokens, and what the run has written."""
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Note whether a test failed."""
+    session.config.stash[_some_failed] = exitstatus == pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Delete the tokens, and what the run has written, but for what failed tests have: that goes to build/failed."""
     _folder.remove()
     if _keeper is not None:
+        if config.stash.get(_some_failed, False) and (written := _keeper.folder / "t").is_dir():
+            shutil.rmtree(FAILED, ignore_errors=True)
+            subprocess.run(["cp", "-a", written, FAILED], check=False)  # sockets, too
         _keeper.close()
 
 
