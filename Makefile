@@ -17,6 +17,8 @@ BIN := .venv/bin
 SOURCES := CMakeLists.txt setup.py $(shell find native bench/native bindings -type f)
 C_FILES := $(shell find native bench/native tests/native tests/fuzz tests/reference tests/proofs -name '*.[ch]')
 JOBS := $(shell nproc)
+# Of those that run tests in Python one more than there are cores: tests also wait for timers and for other processes.
+WORKERS := $(shell expr $(JOBS) + 1)
 # The files that have tests marked `alone`: to collect all others for these few takes as long as some of them.
 ALONE = $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
 CONFIGURE := cmake --log-level=NOTICE -S . -B
@@ -38,14 +40,14 @@ run-fleet: .venv/.setup-test .venv/.built ## Two sequencers on a private Postgre
 	$(BIN)/hsmcore demo --fleet $(ARGS)
 
 test: lint sanitize-test native-libraries .venv/.built ## Install what is missing, lint, then run every test: the native ones under sanitizers, and Python's
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py \
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py \
 	    $(if $(ARGS),$(ARGS),-m "not alone and not deep")
 	$(if $(ARGS),,$(BIN)/python -m pytest -m "alone and not deep" $(ALONE))
 
 quick: native-libraries .venv/.built ## A first look at a change of Python: lint, and the unit tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n $(JOBS) tests/unit -m "not alone and not deep" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) tests/unit -m "not alone and not deep" $(ARGS)
 
 matrix: .venv/.setup-run ## `make quick` of the last commit under each CPython 3.11 to 3.14 that is found here, in build/matrix
 	$(BIN)/python -c 'from scripts.wheels import found_interpreters; print(*found_interpreters(), sep="\n")' | \
@@ -78,7 +80,7 @@ check: lint native-test ## Lint and type-check everything, and run the native te
 	printf '%s\0' native/src/*.c native/host/*.c bench/native/load/*.c | xargs -0 -P $(JOBS) -n 1 $(CLANG_TIDY) --quiet -p build/test
 
 check-deep: sanitize-test guard proofs cross-test native-libraries .venv/.built ## Run every test at full size, the proofs, the native tests for AArch64 and under every sanitizer, and the fuzzers
-	HSMCORE_TESTS=full $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py -m "not alone"
+	HSMCORE_TESTS=full $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py -m "not alone"
 	HSMCORE_TESTS=full $(BIN)/python -m pytest -m alone $(ALONE)
 	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/chaos/rotation_at_length.py --timeout 1200
 	$(BIN)/python -m tests.chaos.looks --seeds 0-199

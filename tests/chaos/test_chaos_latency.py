@@ -15,8 +15,6 @@ from tests.support.paths import CHAOS, NOOP, PROFILES
 from tests.support.pkcs11_client import CKR_DEVICE_MEMORY, CKR_OK, Module
 from tests.support.scenarios import Bench, Control, ready, scenario_initialize
 
-pytestmark = pytest.mark.alone
-
 
 def scenario_latency(module: Module, count: int, sizes: list[int] | None = None) -> Any:
     """Milliseconds of each C_Sign, and of how late the machine wakes a thread that sleeps for one, measured in turn."""

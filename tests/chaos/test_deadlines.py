@@ -20,7 +20,7 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.errors import DeadlineExceeded, MemberDown
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone, needs_chaos]
+pytestmark = [pytest.mark.integration, needs_chaos]
 
 SOON = {"hangAfterMs": 50}
 """What hangs is known to hang soon, so that the tests need not wait."""

@@ -52,6 +52,7 @@ def run(config, *arguments, code=0):
     return done
 
 
+@pytest.mark.slow("each command that changes something")
 def test_every_command_that_changes_something_is_recorded(place):
     config, _, folder = place
     layout = Layout(folder / "audit.log")

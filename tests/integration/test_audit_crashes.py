@@ -17,6 +17,7 @@ from tests.support.audit_kills import kill_again_and_again, kill_at_segment_ends
 from tests.support.audit_logs import copy_of, files_at_most, keys_of, settings, turn_clock, write_log
 from tests.support.child import in_fork
 from tests.support.loops import one_loop
+from tests.support.size import share
 
 import hsmcore
 from hsmcore._native import Journal
@@ -42,7 +43,7 @@ async def opened(path: Path, **more) -> AuditLog:
 
 
 def test_a_log_verifies_after_every_kill(tmp_path):
-    kill_again_and_again(tmp_path / "audit.log", 12, seed=1)
+    kill_again_and_again(tmp_path / "audit.log", share(12), seed=1)
 
 
 async def fill(log: AuditLog) -> None:
@@ -265,7 +266,7 @@ async def test_an_index_that_a_kill_left_empty_is_made_again_and_its_segment_com
 
 
 def test_kills_at_the_ends_of_files_leave_logs_that_verify(tmp_path):
-    assert kill_at_segment_ends(tmp_path, 8, seed=1) == 8
+    assert kill_at_segment_ends(tmp_path, share(8), seed=1) == share(8)
 
 
 @one_loop

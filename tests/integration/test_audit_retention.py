@@ -257,6 +257,7 @@ async def test_retention_goes_on_while_records_come(layout, monkeypatch):
     assert verify(layout, EXPECTED).ok
 
 
+@pytest.mark.slow("a process for each point")
 def test_after_a_kill_at_each_point_of_a_pruning_the_log_verifies_and_goes_on(original, tmp_path, monkeypatch):
     folder = tmp_path / "killed"
     folder.mkdir()

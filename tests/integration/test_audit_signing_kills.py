@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 from tests.chaos.load import tell
 from tests.support.signing_kills import kill_signers
+from tests.support.size import share
 
 pytestmark = pytest.mark.integration
 
 
 def test_no_signature_gets_out_without_its_record(world, tmp_path, capsys):
-    out, records = kill_signers(tmp_path, world.config(maxCacheSize=1000), kills=8, seed=1)
-    assert out > 1000
-    tell(capsys, f"8 kills: {out} signatures got out, {records} records")
+    kills = share(8)
+    out, records = kill_signers(tmp_path, world.config(maxCacheSize=1000), kills=kills, seed=1)
+    assert out > 125 * kills
+    tell(capsys, f"{kills} kills: {out} signatures got out, {records} records")

@@ -82,6 +82,7 @@ def test_raw_signs_with_ecdsa():
 
 @needs_raw
 @needs_ours
+@pytest.mark.slow("thousands of objects on a token")
 def test_ours_takes_part():
     result = run(
         Options(

@@ -77,6 +77,7 @@ def result_of(outcome: Outcome) -> dict:
 
 
 @needs_softhsm
+@pytest.mark.slow("the whole demonstration")
 def test_the_demonstration_on_a_token(tmp_path):
     command = [*OWN_PROCESS, "demo", "--state", tmp_path / "state", "--transactions", "2000"]
     done = subprocess.run([*command, "--json"], capture_output=True, check=True, timeout=100)

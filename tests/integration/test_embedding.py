@@ -95,6 +95,7 @@ def test_a_manager_says_what_it_is(world):
     assert world.pin not in new + opened + closed
 
 
+@pytest.mark.slow("pytest within pytest")
 def test_a_token_for_the_tests_of_an_application(tmp_path):
     """The two files of the document, under pytest as it is: none of its plug-ins runs coroutines."""
     for number, name in enumerate(("conftest.py", "test_it.py"), 1):

@@ -11,6 +11,7 @@ from tests.support.emergency import Rig
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
+from tests.support.size import share
 from tests.support.verifiers import is_good
 
 from hsmcore.failover.budget import Emergency, Limits
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.integration
 @pytest.mark.timeout(120)
 def test_so_many_and_not_one_more_leave_whatever_is_killed(fresh_token, tmp_path):
     """Twenty kills and a thousand: tests/chaos/budget_at_length.py."""
-    spend_under_kills(fresh_token, tmp_path / "state.db", most=200, kills=4)
+    spend_under_kills(fresh_token, tmp_path / "state.db", most=200, kills=share(4, 2))
 
 
 @one_loop

@@ -138,6 +138,7 @@ async def test_a_drained_member_signs_nothing_more_while_the_store_takes_its_tim
 
 
 @one_loop
+@pytest.mark.slow("a command for each wish")
 async def test_a_running_key_manager_follows(place, tmp_path):
     async def ask(*arguments):
         child = await asyncio.create_subprocess_exec(

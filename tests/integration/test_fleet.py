@@ -24,7 +24,7 @@ from hsmcore.fleet import entry
 from hsmcore.fleet.membership import Membership
 from hsmcore.tlog import batch_proof
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone]
+pytestmark = pytest.mark.integration
 TTL = 1
 """Seconds, where the end of a lease is waited for; else it is longer than a busy machine stalls."""
 KINDS = ["block", "raw"]

@@ -11,7 +11,7 @@ from tests.support.commands import commands
 from tests.support.policed import ordered
 from tests.support.postgres import cluster
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone]
+pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def command(place, capfdbinary):
         yield partial(command, config="first.json")
 
 
+@pytest.mark.slow("a wait for each order")
 def test_hosts_follow_orders(command, place):
     _, hosts = place
     first, second = hosts.two()

@@ -68,6 +68,7 @@ async def adopted(store: Store) -> None:
             await store.adopt(status.digest)
 
 
+@pytest.mark.slow("a standby is made and promoted")
 async def test_a_standby_that_lagged_is_promoted(tmp_path):
     """As without a seal: messages go on, and positions once each host has put back what its log has."""
     with cluster() as server:

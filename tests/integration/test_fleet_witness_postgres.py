@@ -32,6 +32,7 @@ async def members(host):
     )
 
 
+@pytest.mark.slow("a standby is made and promoted")
 async def test_a_standby_that_lagged_is_promoted(tmp_path):
     with cluster() as server:
         standby = server.standby(synchronous=False)
@@ -64,6 +65,7 @@ async def test_a_standby_that_lagged_is_promoted(tmp_path):
             assert timeline != "1"
 
 
+@pytest.mark.slow("a server that starts again")
 async def test_a_server_that_was_only_started_again_stops_nobody(tmp_path):
     with cluster() as server:
         async with Host(tmp_path, "a", place=fleet(server.database(), FLEET)) as host:

@@ -197,6 +197,7 @@ def test_every_command_is_tried_as_root_or_makes_no_file():
     assert sorted(commands_of(typer.main.get_command(build(bench="")))) == sorted(USES)
 
 
+@pytest.mark.slow("each command, as root and as the service")
 def test_no_command_of_root_leaves_a_file_that_the_service_cannot_use(place):
     config, before, member = service(place)
     folder = place / "service"

@@ -294,6 +294,7 @@ async def test_a_member_of_a_level_comes_back_with_its_new_pin(site, world, tmp_
 
 
 @pytest.mark.parametrize("command", [["gateway"], ["serve"]], ids=" ".join)
+@pytest.mark.slow("a process for each start")
 def test_a_start_that_no_attempt_mends_has_an_exit_code_of_its_own(site, command):
     config = site.config()
     config["sequencer"]["gateway"] = {

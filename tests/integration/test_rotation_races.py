@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 from tests.support.postgres import fleet
 from tests.support.rotation_racer import Racer
+from tests.support.size import share
 
 from hsmcore.state import Keys, Store
 
@@ -23,7 +24,8 @@ async def keys_of(url):
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("races", [5, pytest.param(50, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("races", [share(5), pytest.param(50, marks=pytest.mark.deep)])
+@pytest.mark.slow("three processes for each race")
 def test_key_managers_of_three_hosts_that_race_make_one_key_each(fresh_token, tmp_path, postgres, races):
     token, url = fresh_token(), postgres.database()
     with ExitStack() as stack:

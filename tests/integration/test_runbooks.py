@@ -32,7 +32,11 @@ from tests.support.terminal import Terminal
 import hsmcore
 from hsmcore.errors import AuditUnavailable, DoubleSign, FleetBehind, HsmError, NotHolder, PolicyRefused
 
-pytestmark = [pytest.mark.integration, needs_promtool]
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.slow("each alert fires, its runbook is followed, and it ends"),
+    needs_promtool,
+]
 LEVELS = {
     "primaryRetryIntervalMs": 500,
     "secondaryRetryIntervalMs": 500,

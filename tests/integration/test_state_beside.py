@@ -55,6 +55,7 @@ def test_what_is_written_after_a_look_survives_a_kill(hsmcore, tmp_path):
     assert deleted == []
 
 
+@pytest.mark.slow("a process for each life")
 def test_a_key_that_was_rotated_after_a_look_signs_after_a_kill(hsmcore, tmp_path):
     with Holder("manager", tmp_path / "config.json") as manager:
         old = manager.ask("key")

@@ -20,6 +20,7 @@ from tests.support.child import in_fork
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start
 from tests.support.postgres import PASSWORD, cluster, fleet
+from tests.support.size import share
 from tests.support.store_hosts import Host, add_one
 
 from hsmcore.config import load
@@ -103,6 +104,7 @@ async def test_the_migrations_make_the_tables_that_the_code_knows(postgres, url)
     assert versions == [(migration.number,) for migration in MIGRATIONS]
 
 
+@pytest.mark.slow("each schema of before")
 async def test_a_newer_store_is_refused_and_an_older_one_migrated(postgres, url):
     database = database_of(url)
     async with stores(url):
@@ -287,6 +289,7 @@ async def test_a_connection_that_is_lost_before_commit_has_written_nothing(postg
         assert await store.run(add_one) == 1
 
 
+@pytest.mark.slow("a server that starts again")
 async def test_a_restart_of_the_server_costs_at_most_what_was_under_way():
     with cluster() as own:
         async with stores(own.database()) as [store]:
@@ -331,6 +334,7 @@ async def test_a_server_that_does_not_answer_in_commit_is_given_up(postgres, url
         assert await noted(store) == ["unknown"]
 
 
+@pytest.mark.slow("a standby is made and promoted")
 async def test_an_acknowledged_write_is_on_the_promoted_standby_under_another_timeline():
     with cluster() as own:
         standby = own.standby()
@@ -563,12 +567,13 @@ async def test_a_role_is_renewed_while_it_is_held_and_free_once_it_is_given_back
             await note(first, "without a role, no matter whose it is")
 
 
-async def test_fifty_rotation_races_of_three_hosts_make_one_key_each(url):
+async def test_rotation_races_of_three_hosts_make_one_key_each(url):
+    races = share(50)
     async with stores(url) as [store]:
         await Keys(store).begin("aa", b"\1" * 32, "ed25519", "key", ["softhsm:primary"], "as configured")
         with ExitStack() as stack:
             hosts = [stack.enter_context(Host(url)).await_open() for _ in range(3)]
-            for race in range(50):
+            for race in range(races):
                 before = {key.version for key in await Keys(store).all()}
                 current = (await Keys(store).current()).version
                 for host in hosts:
@@ -577,7 +582,7 @@ async def test_fifty_rotation_races_of_three_hosts_make_one_key_each(url):
                 [made] = [answer for answer in answers if isinstance(answer, int)]
                 assert {key.version for key in await Keys(store).all()} - before == {made}
                 assert (await Keys(store).current()).version == made
-        assert len(await Keys(store).all()) == 51
+        assert len(await Keys(store).all()) == races + 1
 
 
 @pytest.mark.deep
@@ -660,6 +665,7 @@ def managed(token, tmp_path, url, **fields):
     return config
 
 
+@pytest.mark.slow("rotations with all their steps")
 async def test_a_key_manager_keeps_ring_rotations_and_wishes_in_the_database(fresh_token, tmp_path, postgres, url):
     config = managed(fresh_token(), tmp_path, url)
     async with opened(config) as manager:

@@ -27,6 +27,7 @@ from tests.support.paths import ROOT
 from tests.support.policed import ordered
 from tests.support.postgres import cluster
 from tests.support.scrapes import Scrape
+from tests.support.size import share
 from tests.support.state_copies import backed_up as backed_up_whole
 from tests.support.state_rollbacks import (
     Fleet,
@@ -75,7 +76,7 @@ async def backed_up(config):
 
 @pytest.mark.slow("a process for each life of a store")
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("times", [8, pytest.param(200, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("times", [share(8), pytest.param(200, marks=pytest.mark.deep)])
 def test_each_older_store_is_detected_and_conflicts_with_nothing(tmp_path, times):
     counts = roll_back(tmp_path, times=times, seed=22)
     assert (counts["restores"], counts["detected"], counts["conflicts"]) == (times, times, 0)
@@ -83,7 +84,6 @@ def test_each_older_store_is_detected_and_conflicts_with_nothing(tmp_path, times
 
 
 @pytest.mark.slow("a database that is put back, and leases that end")
-@pytest.mark.alone
 @pytest.mark.timeout(6000)
 @pytest.mark.parametrize("times", [2, pytest.param(200, marks=pytest.mark.deep)])
 def test_each_older_database_is_detected_and_conflicts_with_nothing(tmp_path, times):
@@ -910,7 +910,7 @@ async def test_a_disk_without_room_is_a_failure_that_is_told_and_tried_again(tmp
 # ---- a fleet ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.alone
+@pytest.mark.slow("a process for each life of a store")
 def test_a_fleets_database_is_backed_up_and_restored_into_a_new_one(tmp_path):
     """docs/RECOVERY.md: the fleet's database."""
     with cluster() as server:

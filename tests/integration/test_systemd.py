@@ -81,6 +81,7 @@ async def test_the_gateway_signs_under_its_unit(world, tmp_path):
 
 
 @pytest.mark.skipif(PROBLEM != "", reason=PROBLEM)
+@pytest.mark.slow("a systemd that boots")
 def test_a_wrong_pin_is_sent_once_and_the_unit_stays_down(world, tmp_path):
     """Neither systemd nor whoever starts the unit again by hand costs the token a second attempt."""
     chaos = {

@@ -20,6 +20,7 @@ from tests.support import key_sets
 from tests.support.authority import Authority
 from tests.support.batches import Case, by_node, lines_of_signatures, malformed, manipulated, of
 from tests.support.gateways import Cutter, gateway
+from tests.support.size import share
 
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
@@ -67,7 +68,15 @@ def against(options: Mapping[str, Any], transactions: int = 1000) -> dict[str, s
 
 
 @needs_node
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow("the client in every state of its connections"))
+        if name == "client"
+        else name
+        for name in ALONE
+    ],
+)
 def test_of_its_own(built, name):
     passes(built, name)
 
@@ -154,7 +163,7 @@ def passes_against(built: Path, name: str, folder: Path, config: Mapping[str, An
 
 
 @needs_node
-@pytest.mark.parametrize("transactions", [1000, pytest.param(10_000, marks=AT_LENGTH)])
+@pytest.mark.parametrize("transactions", [share(1000), pytest.param(10_000, marks=AT_LENGTH)])
 def test_transactions_that_the_gateway_signs_are_executed(built, fresh_token, tmp_path, transactions):
     passes_against(built, "sequencer", tmp_path, fresh_token().config(), transactions=transactions)
 
@@ -232,7 +241,7 @@ def signers(log: Path) -> dict[str, Counter[str]]:
 
 
 @needs_node
-@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=AT_LENGTH)])
+@pytest.mark.parametrize("kills", [share(4, 2), pytest.param(20, marks=AT_LENGTH)])
 def test_kills_of_the_gateway_lose_nothing_and_sign_nothing_with_two_keys(built, fresh_token, tmp_path, kills):
     # With rotation, the ring outlasts the process, whose successor numbers its versions in another way.
     rules = {"stateFile": str(tmp_path / "state.db"), "keyRotation": {"intervalDays": 30, "overlapDays": 2}}

@@ -76,6 +76,7 @@ def test_the_wheel_has_what_it_needs(wheels):
     assert {"libsodium23", "libjansson4"} <= listed or not Path("/etc/debian_version").exists()
 
 
+@pytest.mark.slow("a wheel is built, and the demonstration played")
 def test_the_wheel_signs_and_plays_the_demo_in_an_empty_root(installed):
     hsmcore = "/opt/site/bin/hsmcore"
     installed(installed.python, hsmcore, "init", "--state", "/tmp/state")
