@@ -9,9 +9,9 @@ from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.wire_site import ME, many, sign, site
 
+from hsmcore.failover import single
 from hsmcore.gateway import server
 from hsmcore.gateway.wire.frames import Type
-from hsmcore.manager import single
 
 pytestmark = pytest.mark.integration
 OF_A_SIGNATURE = 53

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 import os
 import random
 import subprocess
@@ -27,6 +28,8 @@ from hsmcore.errors import (
     DeadlineExceeded,
     EmptyMessage,
     HsmError,
+    InvalidMessageType,
+    InvalidTimeout,
     KeyNotCurrent,
     KeyNotFound,
     MemberDown,
@@ -362,6 +365,24 @@ async def kill_nine(fresh_token, tmp_path, kills):
 
 async def _more(outcomes, than):
     return len(outcomes) > than
+
+
+@one_loop
+async def test_what_is_no_message_timeout_or_signature_is_refused_as_by_a_key_manager(world, tmp_path):
+    released = memoryview(b"released")
+    released.release()
+    async with gateway(tmp_path, world.config()) as served, Client(served.addresses[0]) as km:
+        for timeout in (0, -1, math.nan, math.inf, True, "1", 10**400):
+            for call in (km.sign(b"m", timeout), km.sign_many([b"m"], timeout)):
+                with pytest.raises(InvalidTimeout):
+                    await call
+            with pytest.raises(InvalidTimeout):
+                Client(served.addresses[0], timeout=timeout)
+        for what in (released, "text", None, 7, [1, 2]):
+            for call in (km.sign(what), km.sign_many([what]), km.verify(what, bytes(64)), km.verify(b"m", what)):
+                with pytest.raises(InvalidMessageType):
+                    await call
+        assert VerifyKey(km.public_key).verify(b"aa", await km.sign(memoryview(b"abab")[::2]))
 
 
 @one_loop

@@ -14,10 +14,10 @@ from tests.support.wire_site import sign, site
 
 import hsmcore
 from hsmcore.base.receipt import Receipt
-from hsmcore.errors import EngineClosed, KeyNotCurrent
+from hsmcore.errors import EngineClosed, InvalidTimeout, KeyNotCurrent
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
-from hsmcore.manager.membership import ConfirmedPath
+from hsmcore.manager.membership import ConfirmedWay
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 M = b"a message"
@@ -107,6 +107,8 @@ async def test_no_answer_that_a_fleet_must_confirm_is_handed_out_before():
     confirmed: asyncio.Future[None] = loop.create_future()
 
     class Path:
+        answers_recorded = True
+
         def ask(self, *_request, **_options):
             asked = loop.create_future()
             asked.set_result(receipt)
@@ -116,7 +118,10 @@ async def test_no_answer_that_a_fleet_must_confirm_is_handed_out_before():
         def confirm(self, _until, _others):
             return confirmed
 
-    asked = ConfirmedPath(Path(), Fleet(), 1.0, None).ask(M, 1.0, None)
+    way = ConfirmedWay(Path(), Fleet(), 1.0, None)
+    with pytest.raises(InvalidTimeout):
+        way.ask(M, 10**400, None)
+    asked = way.ask(M, 1.0, None)
     await asyncio.sleep(0.01)
     assert not asked.done()
     confirmed.set_result(None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, Self
 
 from hsmcore.base.keyring import KeyVersion
+from hsmcore.errors import InvalidMessageType
 
 
 class Signs(Protocol):
@@ -40,6 +41,16 @@ class Receipt:
     def of(cls, signature: bytes, version: KeyVersion, place: Signs, *, cached: bool = False) -> Self:
         """Return one that has no audit record and no latency yet."""
         return cls(signature, version.id, version.public_key, place.name, place.level_name, cached, 0, None)
+
+
+def signature_bytes(signature: object) -> bytes:
+    """Return a caller's signature. Raises InvalidMessageType."""
+    if not isinstance(signature, (bytes, bytearray, memoryview)):
+        raise InvalidMessageType(f"a signature must be bytes-like, not {type(signature).__name__}")
+    try:
+        return bytes(signature)
+    except ValueError as error:
+        raise InvalidMessageType(f"a signature must be bytes-like: {error}") from None
 
 
 class DigestSignature(NamedTuple):

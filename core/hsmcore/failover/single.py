@@ -103,8 +103,9 @@ class SingleMember(SigningPath):
         return self._engine.ask(message, timeout, self.key_index, extra, gather)
 
     def _require(self, only: bytes | None) -> None:
-        if only is not None and only != self.version.public_key:
-            raise KeyNotCurrent.of(only, self.version.public_key)
+        current = self._endpoint.version
+        if only is not None and current is not None and only != current.public_key:
+            raise KeyNotCurrent.of(only, current.public_key)
 
     async def _awaited(self, answer: asyncio.Future[T]) -> T:
         try:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
+from hsmcore._native import timeout_ns
 from hsmcore.audit import AuditLog
 from hsmcore.base.events import Events
 from hsmcore.base.log import get_logger
@@ -144,8 +145,7 @@ class ConfirmedWay(Way):
         return answers
 
     def _until(self, timeout: Any) -> float:
-        valid = type(timeout) in (int, float)  # what is not, the engine refuses
-        return monotonic() + (timeout if valid else self._default)
+        return monotonic() + (self._default if timeout is None else timeout_ns(timeout) / 1e9)
 
     async def _confirm(self, until: float) -> None:
         try:

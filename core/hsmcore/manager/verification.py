@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from hsmcore._native import Digest, recovery_id, verify
 from hsmcore.base.keyring import KeyVersion
-from hsmcore.errors import InvalidMessageType
+from hsmcore.base.receipt import signature_bytes
 
 T = TypeVar("T")
 
@@ -23,9 +23,7 @@ class VerifierPool:
 
     async def verify(self, versions: Sequence[KeyVersion], message: object, signature: object) -> bool:
         """Whether the signature is valid under any of the keys."""
-        if not isinstance(signature, (bytes, bytearray, memoryview)):
-            raise InvalidMessageType(f"a signature must be bytes-like, not {type(signature).__name__}")
-        return await self._run(_any_good, versions, message, bytes(signature))
+        return await self._run(_any_good, versions, message, signature_bytes(signature))
 
     async def verify_one(self, version: KeyVersion, message: bytes, signature: bytes) -> bool:
         """Whether the signature is valid under this key."""

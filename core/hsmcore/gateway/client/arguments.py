@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Final
 
+from hsmcore._native import freeze, timeout_ns
 from hsmcore.base.keyring import canonical
-from hsmcore.errors import BadArgument, InvalidMessageType, InvalidTimeout
+from hsmcore.errors import BadArgument, InvalidMessageType
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import MOST_BYTES
 
@@ -27,22 +27,15 @@ def cut(batch: list[bytes], most: int) -> list[list[bytes]]:
 
 def as_bytes(message: object) -> bytes:
     """Return a message. Raises InvalidMessageType."""
-    try:
-        view = memoryview(message)  # type: ignore[arg-type]  # what is no buffer is refused
-    except TypeError:
-        raise InvalidMessageType(
-            f"a message must be bytes, bytearray or memoryview, not {type(message).__name__}"
-        ) from None
-    if not view.contiguous:
-        raise InvalidMessageType("a message must be contiguous")
-    return bytes(view)
+    data = freeze(message)
+    if type(data) is not bytes:
+        raise InvalidMessageType("a digest is signed by sign_digest")
+    return data
 
 
 def seconds_of(timeout: float) -> float:
     """Return a timeout. Raises InvalidTimeout."""
-    if type(timeout) not in {int, float} or not math.isfinite(timeout) or timeout <= 0:
-        raise InvalidTimeout("a timeout must be a positive, finite number of seconds")
-    return float(timeout)
+    return timeout_ns(timeout) / 1e9
 
 
 def kind_of(kind: str | None) -> str:

@@ -15,7 +15,7 @@ import orjson
 
 from hsmcore.base.events import Callback, EventName, Events
 from hsmcore.base.keyring import KeyVersion, address_of
-from hsmcore.base.receipt import Receipt
+from hsmcore.base.receipt import Receipt, signature_bytes
 from hsmcore.errors import (
     BadArgument,
     EmptyMessage,
@@ -288,7 +288,7 @@ class Client:
     async def verify(self, message: Message, signature: bytes, key_id: str | None = None) -> bool:
         """Whether `signature` is valid for `message` under the given key, or under any version. The gateway verifies.
         Raises KeyNotFound, InvalidMessage."""
-        value = wire.Verify(key_id_of(key_id) or "", bytes(signature), self._checked(message))
+        value = wire.Verify(key_id_of(key_id) or "", signature_bytes(signature), self._checked(message))
         if len(value.signature) > 0xFFFF:
             return False
         return await self._ask(Type.VERIFY, value, None)  # type: ignore[no-any-return]
