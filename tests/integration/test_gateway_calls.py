@@ -15,7 +15,7 @@ from hsmcore.gateway.wire.frames import Type
 
 pytestmark = pytest.mark.integration
 OF_A_SIGNATURE = 53
-OF_A_BATCH = 103
+OF_A_BATCH = 105
 """Of a SIGN_MANY, beside OF_A_MESSAGE for each message."""
 OF_A_MESSAGE = 1
 """Where the client's kinds are listed: which of them it is."""
