@@ -28,6 +28,8 @@ from hsmcore_bench.demo.postgres import free_port, unprivileged
 
 SECONDS = 60.0
 """The longest wait for a server."""
+MOST_DATABASES = 20
+"""More than a test makes: those of tests before it are dropped. Each takes 8 MB, which may be memory."""
 USER = "hsmcore"
 PASSWORD = "corner/of:the@room"  # of a server that is gone when the test is
 _ENCODED = "corner%2Fof%3Athe%40room"
@@ -113,6 +115,7 @@ class Cluster(_Server):
         self.primary = primary
         self.data = folder / "data"
         self._parts: list[_Server] = []
+        self._databases: list[str] = []
 
     @classmethod
     def make(cls, **settings: str) -> Self:
@@ -126,8 +129,8 @@ class Cluster(_Server):
         with (made.data / "pg_hba.conf").open("a") as rules:
             rules.write("host replication all 127.0.0.1/32 scram-sha-256\n")
         # Not in /dev/shm, where a server that is killed leaves it.
-        memory = {"dynamic_shared_memory_type": "mmap"}
-        made.configure(**memory | {"max_connections": "100", "wal_keep_size": "256MB"} | settings)
+        memory = {"dynamic_shared_memory_type": "mmap", "max_wal_size": "128MB", "wal_keep_size": "64MB"}
+        made.configure(**memory | {"max_connections": "100"} | settings)
         made.start()
         made.execute(f"CREATE ROLE {USER} LOGIN REPLICATION PASSWORD '{PASSWORD}'")
         made.execute(f"GRANT pg_signal_backend TO {USER}")
@@ -219,7 +222,10 @@ class Cluster(_Server):
     def database(self, name: str | None = None) -> str:
         """Make an empty database and return its URL."""
         name = name or f"d_{secrets.token_hex(6)}"
+        while len(self._databases) >= MOST_DATABASES:
+            self.execute(f"DROP DATABASE IF EXISTS {self._databases.pop(0)} WITH (FORCE)")
         self.execute(f"CREATE DATABASE {name} OWNER {USER}")
+        self._databases.append(name)
         return self.url(name)
 
     def url(self, database: str) -> str:

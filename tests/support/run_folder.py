@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 _MEMORY = Path("/dev/shm")
-_ROOM = 2 << 30  # bytes
+_ROOM = 3 << 30  # bytes; the server of each worker may come to 400 MB
 _VARIABLE = "HSMCORE_TESTS_FOLDER"
 # A server that a killed run left works in the folder.
 _KEEPER = """
