@@ -66,6 +66,7 @@ def command(token, *arguments):
     ("required", "fails"), [(True, False), pytest.param(False, False, marks=pytest.mark.deep), (False, True)]
 )
 @pytest.mark.timeout(120)
+@pytest.mark.slow("processes that rotate, one killed in each")
 def test_a_process_without_the_handover_does_not_resume_a_rotation_killed_in_it(
     fresh_token, tmp_path, capsys, required, fails
 ):
