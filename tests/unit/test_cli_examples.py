@@ -11,7 +11,7 @@ import pytest
 from tests.support.paths import ROOT
 from tests.unit.test_doc_blocks import BENCH, application, first_command, parsed
 
-from hsmcore.cli.state.restore import _NEXT as _NEXT_STEP
+from hsmcore.cli.state import _NEXT as _NEXT_STEP
 
 CORE = ROOT / "core" / "hsmcore"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import closing
 
+from hsmcore.cli.opened import in_state
 from hsmcore.cli.output import BadUsage
-from hsmcore.cli.state.opened import in_state
 from hsmcore.config import Config, LevelName, Pkcs11Settings, Provider
 from hsmcore.config.pkcs11 import MAX_SESSIONS
 from hsmcore.doctor import Options

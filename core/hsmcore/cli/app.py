@@ -34,14 +34,15 @@ class _Command(NamedTuple):
 
     module: str
     short_help: str
-    form: Literal["common", "own", "group"] = "common"
-    """Whether `command` gives it the common options, it has its own, or its module's `app` is a group."""
-    more: str = ""
-    """A module that adds commands to the group."""
+    form: Literal["common", "json", "group"] = "common"
+    """Whether it has all the common options, --json alone, or its module's `app` is a group."""
+    more: tuple[str, ...] = ()
+    """Modules that add commands to the group."""
 
 
+_AUDIT: Final = ("audit.records", "audit.ship")
 _COMMANDS: Final = {
-    "init": _Command("init", "Make a SoftHSM token, a key and a configuration.", "own"),
+    "init": _Command("init", "Make a SoftHSM token, a key and a configuration.", "json"),
     "doctor": _Command("doctor", "Check every provider, step by step."),
     "sign": _Command("signing", "Sign one message."),
     "verify": _Command("signing", "Verify a signature in software."),
@@ -51,20 +52,20 @@ _COMMANDS: Final = {
     "bench": _Command("", "Measure signing beside raw C and other libraries."),
     "load": _Command("", "Load a token at a given rate, with faults, and judge how it did."),
     "tune": _Command("", "Find how many sessions a device can use."),
-    "metrics": _Command("metrics", "List metrics; print alert rules and dashboard; scrape.", "own"),
-    "version": _Command("version", "Print versions.", "own"),
-    "tokens": _Command("keys.tokens", "List the tokens that the module shows."),
-    "cluster": _Command("keys.tokens", "Check a CloudHSM cluster with AWS."),
-    "keys": _Command("keys.keys", "List, make, deactivate and back up the token's keys.", "group", "keys.replicate"),
-    "rotate": _Command("rotate.rotate", "Rotate the signing key, plan, approve, abort.", "group"),
-    "backup": _Command("rotate.backup", "List, verify and restore backups of keys.", "group"),
-    "audit": _Command("audit.verify", "Verify, prove and search the audit log.", "group"),
-    "config": _Command("config", "Show what a configuration file may contain.", "group"),
+    "metrics": _Command("metrics", "List metrics; print alert rules and dashboard; scrape.", "json"),
+    "version": _Command("about", "Print versions.", "json"),
+    "tokens": _Command("tokens", "List the tokens that the module shows."),
+    "cluster": _Command("tokens", "Check a CloudHSM cluster with AWS."),
+    "keys": _Command("keys", "List, make, deactivate and back up the token's keys.", "group"),
+    "rotate": _Command("rotate", "Rotate the signing key, plan, approve, abort.", "group"),
+    "backup": _Command("backup", "List, verify and restore backups of keys.", "group"),
+    "audit": _Command("audit.verify", "Verify, prove and search the audit log.", "group", _AUDIT),
+    "config": _Command("about", "Show what a configuration file may contain.", "group"),
     "failover": _Command("failover", "Look at the levels, drain members, force a level.", "group"),
     "fleet": _Command("fleet", "Look at the hosts of a fleet, move the epoch, reconcile.", "group"),
     "emergency": _Command("emergency", "Look at the emergency budget, reset it, forbid its use.", "group"),
     "policy": _Command("policy", "Explain what may be signed; look at floors, raise them.", "group"),
-    "state": _Command("state.seal", "Back up, restore, reconcile the state store; look at its seal.", "group"),
+    "state": _Command("state", "Back up, restore, reconcile the state store; look at its seal.", "group"),
 }
 """One without a module is of the package hsmcore-bench, found by entry points: this package does not import that."""
 # The extra of hsmcore that brings a package which may be missing.
@@ -106,14 +107,14 @@ def build(*, bench: str = "", only: str | None = None) -> typer.Typer:
 
 def _add(app: typer.Typer, name: str, found: _Command) -> None:
     module = import_module(f"hsmcore.cli.{found.module}")
-    if found.more:
-        import_module(f"hsmcore.cli.{found.more}")
+    for more in found.more:
+        import_module(f"hsmcore.cli.{more}")
     if found.form == "group":
-        app.add_typer(module.app)
+        app.add_typer(module.app, name=name, help=found.short_help, no_args_is_help=True)
     elif found.form == "common":
         command(app, found.short_help)(getattr(module, name))
     else:
-        app.command(short_help=found.short_help)(getattr(module, name))
+        command(app, found.short_help, takes="as_json")(getattr(module, name))
 
 
 def run(arguments: list[str]) -> int:

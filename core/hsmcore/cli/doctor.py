@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Final
 
 import orjson
 import typer
 
 from hsmcore.cli.invocation import Invocation
-from hsmcore.cli.output import BadUsage, print_json, print_table
+from hsmcore.cli.output import BadUsage, print_table
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -26,18 +27,10 @@ _NAME_WIDTH: Final = 21
 
 def doctor(
     cli: Invocation,
-    provider: Annotated[
-        str | None, typer.Option("--provider", metavar="NAME", help="Only this one: its name, type or level.")
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option("--timeout", min=1.0, max=600.0, metavar="S", help="Seconds that one check may take.")
-    ] = 10.0,
-    force_login: Annotated[
-        bool, typer.Option("--force-login", help="Present the PIN even if a wrong one would lock the token.")
-    ] = False,
-    schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON Schema of --json, and check nothing.")
-    ] = False,
+    provider: Annotated[str | None, "NAME: Only this one: its name, type or level."] = None,
+    timeout: Annotated[float, "S: Seconds that one check may take.", {"min": 1.0, "max": 600.0}] = 10.0,
+    force_login: Annotated[bool, "Present the PIN even if a wrong one would lock the token."] = False,
+    schema: Annotated[bool, "Print the JSON Schema of --json, and check nothing."] = False,
 ) -> None:
     """Check every provider of a configuration, step by step: module, token, login, key, signature.
 
@@ -65,11 +58,10 @@ def doctor(
     options = Options(timeout=timeout, force_login=force_login)
     if cli.as_json:
         report = diagnose(config, options, members=members)
-        print_json(report.model_dump(mode="json", by_alias=True))
+        cli.show(report.model_dump(mode="json", by_alias=True))
     else:
         report = _shown(config, options, members)
-    if report.exit_code:
-        raise typer.Exit(report.exit_code)
+    raise typer.Exit(report.exit_code)
 
 
 def _chosen(members: Members, name: str | None) -> Members:
@@ -124,19 +116,16 @@ def _print_step(step: Step, status: Status) -> None:
 def _print_identities(report: DoctorReport) -> None:
     rows = []
     for member in report.providers:
-        key = member.identity
-        if key is None:
-            rows.append((member.level, member.name, "-", "unknown: see above"))
-        elif not key.fixed:
-            rows.append((member.level, member.name, key.algorithm, "none before it is needed, another one each time"))
-        else:
-            rows.append((member.level, member.name, key.algorithm, key.address or key.public_key or "unknown"))
+        key, algorithm, shown = member.identity, "-", "unknown: see above"
+        if key is not None:
+            algorithm, shown = key.algorithm, key.address or key.public_key or "unknown"
+            shown = shown if key.fixed else "none before it is needed, another one each time"
+        rows.append((member.level, member.name, algorithm, shown))
     print("\nidentities")
     print_table(("LEVEL", "PROVIDER", "ALGORITHM", "PUBLIC KEY"), rows)
 
 
 def _print_verdict(report: DoctorReport) -> None:
-    steps = [step for member in report.providers for step in member.steps]
-    counts = {outcome: sum(step.outcome == outcome for step in steps) for outcome in ("ok", "warn", "fail", "skipped")}
-    words = {"ok": "good", "warn": "warnings", "fail": "failed", "skipped": "skipped"}
-    print("\n" + ", ".join(f"{count} {words[outcome]}" for outcome, count in counts.items() if count))
+    counts: Counter[str] = Counter(step.outcome for member in report.providers for step in member.steps)
+    words = (("ok", "good"), ("warn", "warnings"), ("fail", "failed"), ("skipped", "skipped"))
+    print("\n" + ", ".join(f"{count} {word}" for outcome, word in words if (count := counts[outcome])))

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hsmcore.cli.failover import note_follower, write_wish
+from hsmcore.cli.failover import note_follower, on_levels, write_wish
 from hsmcore.cli.invocation import Invocation, command
+from hsmcore.cli.opened import not_genuine
 from hsmcore.cli.output import when
-from hsmcore.cli.recorded import recorded
-from hsmcore.cli.settings import RequiredReason
-from hsmcore.cli.state.opened import not_genuine, on_levels
-from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.cli.settings import RequiredReason, misconfigured
 
 if TYPE_CHECKING:
     from hsmcore.config import Config
     from hsmcore.state import Store
 
-app = typer.Typer(
-    name="emergency", help="Look at the emergency budget, reset it, forbid its use.", no_args_is_help=True
-)
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is kept in the history and in the audit log.")]
+app = typer.Typer()
+ReasonOption = Annotated[str, "Why; it is kept in the history and in the audit log."]
+_ONLY: Final = "Only the configuration can say that the chain accepts an emergency key."
 
 
 @command(app, "Show the emergency budget.")
@@ -51,7 +48,7 @@ def status(cli: Invocation) -> None:
             "notGenuine": [f"{scope}: {problem}" for scope, problem in problems.items()],
         }
 
-    cli.show(on_levels(config, read, shows=True))
+    cli.show(on_levels(cli, read, shows=True))
 
 
 @command(app, "Allow the emergency level again after `disable`.")
@@ -61,10 +58,8 @@ def enable(cli: Invocation, reason: ReasonOption = "") -> None:
     Example: hsmcore emergency enable --reason "inquiry is over"
     """
     if not _configured(cli.config):
-        raise ConfigurationError.of(
-            [ConfigFault(f"{cli.config.key_manager.where}.failover.emergencyModeEnabled", "is not true")],
-            hint="Only the configuration can say that the chain accepts an emergency key.",
-        )
+        where = f"{cli.config.key_manager.where}.failover.emergencyModeEnabled"
+        raise misconfigured(where, "is not true", _ONLY)
     _permit(cli, "enabled", reason)
 
 
@@ -85,19 +80,16 @@ def reset(cli: Invocation, reason: RequiredReason) -> None:
 
     Example: hsmcore emergency reset --reason "incident 42 is closed"
     """
-    config = cli.config
-    with recorded(config.key_manager, "emergency reset", reason=reason) as entry:
-        ended = on_levels(config, lambda store: _budget(config, store).reset(reason))
+    with cli.recorded("emergency reset", reason=reason) as entry:
+        ended = on_levels(cli, lambda store: _budget(cli.config, store).reset(reason))
         entry["signatures"] = ended.reserved
-    cli.show(
-        {"endedEpisode": ended.episode, "reserved": ended.reserved, "reason": reason},
-        f"reset: {ended.reserved} signatures had been reserved",
-    )
+    shown = {"endedEpisode": ended.episode, "reserved": ended.reserved, "reason": reason}
+    cli.show(shown, f"reset: {ended.reserved} signatures had been reserved")
 
 
 def _permit(cli: Invocation, value: str, reason: str) -> None:
-    with recorded(cli.config.key_manager, f"emergency {value.removesuffix('d')}", reason=reason):
-        running = write_wish(cli.config, "emergency", value, reason)
+    with cli.recorded(f"emergency {value.removesuffix('d')}", reason=reason):
+        running = write_wish(cli, "emergency", value, reason)
     cli.show({"emergency": value, "reason": reason}, f"emergency level: {value}")
     note_follower(cli, running)
 

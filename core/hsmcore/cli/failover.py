@@ -7,25 +7,32 @@ the commands need no access to its process.
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.output import BadUsage, cells, note, print_fields, print_json, print_table, when
-from hsmcore.cli.recorded import recorded
-from hsmcore.cli.settings import RequiredReason, YesOption
-from hsmcore.cli.state.opened import is_attended, not_genuine, on_levels, print_not_genuine
+from hsmcore.cli.opened import is_attended, not_genuine, print_not_genuine
+from hsmcore.cli.output import BadUsage, fields, table, views
+from hsmcore.cli.settings import RequiredReason, YesOption, misconfigured
 
 if TYPE_CHECKING:
     from hsmcore.config import Config, KeyManagerConfig, Provider
     from hsmcore.state import Store
 
-app = typer.Typer(name="failover", help="Look at the levels, drain members, force a level.", no_args_is_help=True)
+T = TypeVar("T")
+app = typer.Typer()
 
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is kept with the wish.")]
+ReasonOption = Annotated[str, "Why; it is kept with the wish."]
 MemberArgument = Annotated[str, typer.Argument(metavar="MEMBER", help="The member's name, as in `failover status`.")]
+
+_REPORT: Final = views(
+    fields("process, mode, active level active, forced level forced, public key publicKey, said ago:ago"),
+    table("MEMBER member, LEVEL level, CONDITION condition, IN FLIGHT inFlight, REASON reason", "members"),
+)
+_HISTORY: Final = table("TIME time_ns:ms, EVENT kind, FROM level_from, TO level_to, MEMBER member, REASON reason")
 
 
 @command(app, "Show how the levels and their members stand.")
@@ -34,40 +41,28 @@ def status(cli: Invocation) -> None:
 
     Example: hsmcore failover status --json
     """
-    running, wishes, problems = on_levels(cli.config, _read_status, shows=True)
-    if cli.as_json:
-        print_json({"running": running, "wishes": wishes, "storeNotGenuine": problems})
-        return
-    print_not_genuine(problems)
-    if not running:
-        who = "a key manager that has not said how it stands" if is_attended(cli.config) else "no key manager"
-        print(f"{who} is running on this state store")
-    for report in running:
-        age = max(time.time() - float(report["written_ns"]) / 1e9, 0.0)
-        print_fields(
-            {
-                "process": report["process"],
-                "mode": report["mode"],
-                "active level": report["active"] or "none: nobody can sign",
-                "forced level": report["forced"],
-                "public key": report["publicKey"],
-                "said": f"{age:.0f} s ago",
-            }
-        )
-        rows = [
-            (m["member"], m["level"], m["condition"], str(m["inFlight"]), m["reason"] or "-") for m in report["members"]
-        ]
-        print_table(("MEMBER", "LEVEL", "CONDITION", "IN FLIGHT", "REASON"), rows)
-    for name, wish in wishes.items():
-        print(f"asked for: {name} = {wish['value']} ({wish['reason']})")
+    running, wishes, problems = on_levels(cli, _read_status, shows=True)
+
+    def print_status(_: Any) -> None:
+        print_not_genuine(problems)
+        if not running:
+            who = "a key manager that has not said how it stands" if is_attended(cli.config) else "no key manager"
+            print(f"{who} is running on this state store")
+        for report in running:
+            age = max(time.time() - float(report["written_ns"]) / 1e9, 0.0)
+            _REPORT(report | {"active": report["active"] or "none: nobody can sign", "ago": age})
+        for name, wish in wishes.items():
+            print(f"asked for: {name} = {wish['value']} ({wish['reason']})")
+
+    cli.show({"running": running, "wishes": wishes, "storeNotGenuine": problems}, print_status)
 
 
 @command(app, "Show what happened.")
 def history(
     cli: Invocation,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=100_000, help="At most so many, the latest.")] = 50,
-    kind: Annotated[list[str] | None, typer.Option("--kind", help="Only this kind; may be repeated.")] = None,
-    member: Annotated[str | None, typer.Option("--member", help="Only of this member.")] = None,
+    limit: Annotated[int, "At most so many, the latest.", {"min": 1, "max": 100_000}] = 50,
+    kind: Annotated[list[str] | None, "Only this kind; may be repeated."] = None,
+    member: Annotated[str | None, "Only of this member."] = None,
 ) -> None:
     """Show transitions of levels and members, and events of the emergency level, oldest first.
 
@@ -79,10 +74,7 @@ def history(
 
         return await History(store).query(kinds=kind or (), member=member, limit=limit)
 
-    events = on_levels(cli.config, read, shows=True)
-    fields = ("time", "kind", "level_from", "level_to", "member", "reason")
-    rows = [cells(e | {"time": when(e["time_ns"], "milliseconds")}, *fields) for e in events]
-    cli.show_table(events, ("TIME", "EVENT", "FROM", "TO", "MEMBER", "REASON"), rows)
+    cli.show(on_levels(cli, read, shows=True), _HISTORY)
 
 
 @command(app, "Take a member out of service, or put it back.")
@@ -90,7 +82,7 @@ def drain(
     cli: Invocation,
     member: MemberArgument,
     reason: ReasonOption = "",
-    undo: Annotated[bool, typer.Option("--undo", help="Put it back into service.")] = False,
+    undo: Annotated[bool, "Put it back into service."] = False,
     yes: YesOption = False,
 ) -> None:
     """Send a member no further requests, for maintenance. It completes those in flight. Holds until --undo, also over
@@ -99,7 +91,7 @@ def drain(
     Example: hsmcore failover drain softhsm:sequencer --reason "firmware update"
     """
     _require_member(cli.config, member)
-    if not undo and not _others_in_service(cli.config, member):
+    if not undo and not _others_in_service(cli, member):
         levels = [level for level, _ in cli.config.key_manager.members()]
         after = "requests go to the emergency key" if "emergency" in levels else "no request is signed"
         cli.confirm(f"{member} is the last member in service: without it {after}", "Drain it?", yes=yes)
@@ -123,7 +115,7 @@ def readmit(cli: Invocation, member: MemberArgument, reason: RequiredReason) -> 
         _forget_refusals(rules, provider)
         _wish(cli, f"readmit:{member}", datetime.now(UTC).isoformat(), reason, member=member)
         return
-    with recorded(rules, "failover readmit", state="forgotten", reason=reason, member=member):
+    with cli.recorded("failover readmit", state="forgotten", reason=reason, member=member):
         forgotten = _forget_refusals(rules, provider)
     cli.show({"member": member, "forgotten": forgotten}, f"{member}: refused PINs that are forgotten: {forgotten}")
 
@@ -160,17 +152,17 @@ def force(
     _wish(cli, "force", value, reason, level=value)
 
 
-def _others_in_service(config: Config, member: str) -> list[str]:
+def _others_in_service(cli: Invocation, member: str) -> list[str]:
     """The members beside one that are not drained, the emergency level's aside."""
 
     async def read(store: Store) -> list[str]:
         from hsmcore.state import Desired
 
         wishes = await Desired(store).all()
-        names = [provider.name for level, provider in config.key_manager.members() if level != "emergency"]
+        names = [provider.name for level, provider in cli.config.key_manager.members() if level != "emergency"]
         return [name for name in names if name != member and f"drain:{name}" not in wishes]
 
-    return on_levels(config, read, shows=True)
+    return on_levels(cli, read, shows=True)
 
 
 def _require_member(config: Config, member: str) -> Provider:
@@ -182,13 +174,13 @@ def _require_member(config: Config, member: str) -> Provider:
 
 def _wish(cli: Invocation, name: str, value: str | None, reason: str, **subject: str | None) -> None:
     command = f"failover {name.partition(':')[0]}"
-    with recorded(cli.config.key_manager, command, state=value or "none", reason=reason, **subject):
-        running = write_wish(cli.config, name, value, reason)
+    with cli.recorded(command, state=value or "none", reason=reason, **subject):
+        running = write_wish(cli, name, value, reason)
     cli.show({"name": name, "value": value, "reason": reason}, f"{name}: {value or 'no longer asked for'}")
     note_follower(cli, running)
 
 
-def write_wish(config: Config, name: str, value: str | None, reason: str) -> list[dict[str, Any]]:
+def write_wish(cli: Invocation, name: str, value: str | None, reason: str) -> list[dict[str, Any]]:
     """Write a wish, or withdraw it (None). Returns the reports of the running key managers."""
 
     async def write(store: Store) -> list[dict[str, Any]]:
@@ -198,18 +190,24 @@ def write_wish(config: Config, name: str, value: str | None, reason: str) -> lis
         await desired.set(name, value, reason)
         return await desired.running()
 
-    return on_levels(config, write)
+    return on_levels(cli, write)
 
 
 def note_follower(cli: Invocation, running: list[dict[str, Any]]) -> None:
     """Print when a wish takes effect, unless the output is JSON."""
-    if not cli.as_json:
-        follows = any("members" in report for report in running) or is_attended(cli.config)
-        note(
-            "  the running key manager follows within a second"
-            if follows
-            else "  no key manager is running; it holds from the next start on"
-        )
+    if not cli.as_json and (any("members" in report for report in running) or is_attended(cli.config)):
+        cli.note("the running key manager follows within a second")
+    else:
+        cli.note("no key manager is running; it holds from the next start on")
+
+
+def on_levels(cli: Invocation, work: Callable[[Store], Awaitable[T]], *, shows: bool = False) -> T:
+    """As `Invocation.on_state`. Raises ConfigurationError without an enabled failover block."""
+    rules = cli.config.key_manager
+    if rules.active_failover is None:
+        problem = "is missing or not enabled, so there are no levels"
+        raise misconfigured(f"{rules.where}.failover", problem, "Add a failover block to the configuration.")
+    return cli.on_state(work, shows=shows)
 
 
 async def _read_status(store: Store) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, str]]:

@@ -12,32 +12,28 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from hsmcore.cli import positions
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.output import FAILED, BadUsage, note, plain, print_fields, print_json, print_table
-from hsmcore.cli.recorded import recorded
-from hsmcore.cli.settings import RequiredReason
-from hsmcore.cli.state import positions
-from hsmcore.cli.state.opened import in_state, on_state
-from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.cli.output import FAILED, BadUsage, fields, lines, table
+from hsmcore.cli.settings import RequiredReason, misconfigured
 
 if TYPE_CHECKING:
     from hsmcore.config import Config, Fleet
     from hsmcore.fleet.orders import Verb
     from hsmcore.state import Store
 
-app = typer.Typer(name="fleet", help="Look at the hosts of a fleet, move the epoch, reconcile.", no_args_is_help=True)
+app = typer.Typer()
 
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is kept, and recorded.")]
+ReasonOption = Annotated[str, "Why; it is kept, and recorded."]
 HostArgument = Annotated[
     str | None, typer.Argument(metavar="HOST", help="As in `fleet status`. Default: this configuration's.")
 ]
-AtLeastOption = Annotated[
-    list[str] | None,
-    typer.Option("--at-least", metavar="DOMAIN=POSITION", help="Up to where the chain is known; may be repeated."),
-]
-WaitOption = Annotated[
-    float, typer.Option("--wait", min=0, max=3600, metavar="SECONDS", help="For the host to follow; 0: do not wait.")
-]
+AtLeastOption = Annotated[list[str] | None, "DOMAIN=POSITION: Up to where the chain is known; may be repeated."]
+WaitOption = Annotated[float, "SECONDS: For the host to follow; 0: do not wait.", {"min": 0, "max": 3600}]
+_HEAD: Final = "fleet, epoch, holder holder:none, renewed just now renewed, reason, incident incident.state"
+_HOSTS: Final = table("HOST name, STATE state, SEEN seenSecondsAgo:ago, PROCESS instance, NOTE note", "hosts")
+_DOMAINS: Final = table("DOMAIN domain, FLOOR floor:position, HIGHEST highest:position", "domains")
+_ORDERS: Final = lines("asked for: {name} ({reason})", "orders")
 _LOOK_SECONDS: Final = 0.05
 _MOST_SECONDS: Final = 2.0
 
@@ -50,11 +46,7 @@ def status(cli: Invocation) -> None:
     Example: hsmcore fleet status --json
     """
     rules = _fleet(cli.config)
-    found = on_state(cli.config, lambda store: _observed(store, rules), shows=True)
-    if cli.as_json:
-        print_json(found)
-    else:
-        _print(found)
+    cli.show(cli.on_state(lambda store: _observed(store, rules), shows=True), _print)
 
 
 @command(app, "Have a host take the epoch.")
@@ -63,9 +55,7 @@ def claim(
     host: HostArgument = None,
     reason: ReasonOption = "",
     at_least: AtLeastOption = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Do not wait for the holder's lease, nor for the host to catch up.")
-    ] = False,
+    force: Annotated[bool, "Do not wait for the holder's lease, nor for the host to catch up."] = False,
     wait: WaitOption = 10.0,
 ) -> None:
     """Have a host claim the epoch: if nobody holds it, or the holder's lease is over. With --force it takes the epoch
@@ -105,7 +95,7 @@ def drain(
     cli: Invocation,
     host: HostArgument = None,
     reason: ReasonOption = "",
-    off: Annotated[bool, typer.Option("--off", help="Let it claim the epoch again.")] = False,
+    off: Annotated[bool, "Let it claim the epoch again."] = False,
     wait: WaitOption = 10.0,
 ) -> None:
     """Have a host give the epoch up and not claim it again, for maintenance. Holds until --off, also over restarts;
@@ -135,12 +125,12 @@ def reconcile(cli: Invocation, reason: RequiredReason, at_least: AtLeastOption =
 
     rules = _fleet(cli.config)
     known = _positions(at_least)
-    with recorded(cli.config.key_manager, "fleet reconcile", reason=reason) as entry:
+    with cli.recorded("fleet reconcile", reason=reason) as entry:
 
         async def work(store: Store) -> tuple[list[str], dict[str, int]]:
             return await store.run(lambda connection: reconciled(connection, rules.name, reason, known.items()))
 
-        retired, floors = on_state(cli.config, work)
+        retired, floors = cli.on_state(work)
         entry["count"] = len(retired)
     text = [f"retired: {host}" for host in retired]
     text += [f"{domain}: nothing is signed at or below {position} any more" for domain, position in floors.items()]
@@ -153,10 +143,8 @@ positions.add_to(app)
 def _fleet(config: Config) -> Fleet:
     rules = config.key_manager
     if rules.fleet is None:
-        raise ConfigurationError.of(
-            [ConfigFault(f"{rules.where}.fleet", "is missing, so one host signs")],
-            hint='Add "fleet": {"store": {"url": {"env": "PG_URL"}}, "name": "…"} to it; see docs/FLEET.md.',
-        )
+        hint = 'Add "fleet": {"store": {"url": {"env": "PG_URL"}}, "name": "…"} to it; see docs/FLEET.md.'
+        raise misconfigured(f"{rules.where}.fleet", "is missing, so one host signs", hint)
     return rules.fleet
 
 
@@ -176,20 +164,16 @@ def _order(
     rules = _fleet(cli.config)
     host = host or rules.host
     state = "none" if value is None else verb
-    with recorded(cli.config.key_manager, f"fleet {verb}", hostname=host, state=state, reason=reason, **subject):
+    with cli.recorded(f"fleet {verb}", hostname=host, state=state, reason=reason, **subject):
         work = partial(_written, rules=rules, verb=verb, host=host, value=value, reason=reason, wait=wait)
-        done, said = asyncio.run(in_state(cli.config, work))
+        done, said = cli.on_state(work)
     shown = {"host": host, "order": verb, "withdrawn": value is None, "reason": reason, "followed": done, "note": said}
-    text = f"{host}: {verb}" + (" no longer asked for" if value is None else " asked for")
-    cli.show(shown, text)
+    cli.show(shown, f"{host}: {verb}" + (" no longer asked for" if value is None else " asked for"))
     if value is None or done is None:
         return
+    cli.note("the host has followed" if done else said or "the host has not followed; it does so as soon as it can")
     if not done:
-        if not cli.as_json:
-            note(f"  {said or 'the host has not followed; it does so as soon as it can'}")
         raise typer.Exit(FAILED)
-    if not cli.as_json:
-        note("  the host has followed")
 
 
 async def _written(
@@ -248,34 +232,10 @@ async def _observed(store: Store, rules: Fleet) -> dict[str, Any]:
 def _print(found: dict[str, Any]) -> None:
     incident = found["incident"]
     is_open = f"incident {incident['number']} is open: waiting for {', '.join(incident['waiting'])}"
-    print_fields(
-        {
-            "fleet": found["fleet"],
-            "epoch": found["epoch"],
-            "holder": found["holder"] or "none",
-            "renewed just now": found["renewed"],
-            "reason": found["reason"] or None,
-            "incident": is_open if incident["open"] else "none is open",
-        }
-    )
+    fields(_HEAD)(found | {"incident": {"state": is_open if incident["open"] else "none is open"}})
     print()
-    rows = [
-        [
-            host["name"],
-            "retired" if host["retired"] else host["state"] or "-",
-            "-" if host["seenSecondsAgo"] is None else f"{host['seenSecondsAgo']:.0f} s ago",
-            host["instance"] or "-",
-            host["note"] or "-",
-        ]
-        for host in found["hosts"]
-    ]
-    print_table(("HOST", "STATE", "SEEN", "PROCESS", "NOTE"), rows)
+    _HOSTS({"hosts": [host | ({"state": "retired"} if host["retired"] else {}) for host in found["hosts"]]})
     if found["domains"]:
         print()
-        domains = [
-            [each["domain"], *("-" if each[at] < 0 else str(each[at]) for at in ("floor", "highest"))]
-            for each in found["domains"]
-        ]
-        print_table(("DOMAIN", "FLOOR", "HIGHEST"), domains)
-    for order in found["orders"]:
-        print(f"asked for: {plain(order['name'])} ({plain(order['reason'])})")
+        _DOMAINS(found)
+    _ORDERS(found)

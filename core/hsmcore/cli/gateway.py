@@ -10,8 +10,6 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Final
 
-import typer
-
 from hsmcore.cli.invocation import Invocation
 from hsmcore.cli.output import BadUsage, note, starting
 from hsmcore.cli.settings import load_configs
@@ -29,11 +27,7 @@ def gateway(
     cli: Invocation,
     listen: Annotated[
         list[str] | None,
-        typer.Option(
-            "--listen",
-            metavar="ADDRESS",
-            help="unix:/path, tls:host:port or https:host:port, any number of times (default: gateway.listen).",
-        ),
+        "ADDRESS: unix:/path, tls:host:port or https:host:port, any number of times (default: gateway.listen).",
     ] = None,
 ) -> None:
     """Open the key managers of the configuration and serve them to other processes: hsmcore-wire/1 on Unix sockets and

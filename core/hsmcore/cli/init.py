@@ -7,29 +7,24 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from hsmcore.cli.encoding import base58
-from hsmcore.cli.output import BadUsage, print_fields, print_json
-from hsmcore.cli.settings import JsonOption, StateOption
+from hsmcore.base.base58 import base58
+from hsmcore.cli.invocation import Invocation
+from hsmcore.cli.output import BadUsage
+from hsmcore.cli.settings import StateOption
 from hsmcore.config.root import default_state
 from hsmcore.members.control.curves import Algorithm
 from hsmcore.members.control.softhsm import KEY_LABEL, TOKEN_LABEL, StateFolder
 
 
 def init(
+    cli: Invocation,
     state: StateOption = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", metavar="PATH", help="Write the configuration here, the token beside it.")
-    ] = None,
-    module: Annotated[Path | None, typer.Option("--module", metavar="PATH", help="SoftHSM's PKCS#11 module.")] = None,
-    token_label: Annotated[str, typer.Option(help="Label of the new token.")] = TOKEN_LABEL,
-    key_label: Annotated[str, typer.Option(help="Label of the new key.")] = KEY_LABEL,
-    algorithm: Annotated[Algorithm, typer.Option(help="Algorithm of the new key.")] = "ed25519",
-    sessions: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Signing sessions (default: one per processor).")
-    ] = None,
-    as_json: JsonOption = False,
+    config: Annotated[Path | None, "PATH: Write the configuration here, the token beside it."] = None,
+    module: Annotated[Path | None, "PATH: SoftHSM's PKCS#11 module."] = None,
+    token_label: Annotated[str, "Label of the new token."] = TOKEN_LABEL,
+    key_label: Annotated[str, "Label of the new key."] = KEY_LABEL,
+    algorithm: Annotated[Algorithm, "Algorithm of the new key."] = "ed25519",
+    sessions: Annotated[int | None, "Signing sessions (default: one per processor).", {"min": 1, "max": 1024}] = None,
 ) -> None:
     """Make a SoftHSM token, a key and a configuration in a folder of their own.
 
@@ -58,14 +53,9 @@ def init(
         made |= {"keyId": key.id, "algorithm": key.algorithm, "publicKey": key.public_key.hex()}
         if key.algorithm == "ed25519":
             made["address"] = base58(key.public_key)
-    if as_json:
-        print_json(made)
-        return
-    if key is None:
-        print(f"{folder.path} was ready before; nothing was changed.")
-    else:
-        print_fields(made)
-    print(_use(folder, [] if config is None and state is None else ["--config", str(folder.config)]))
+    cli.show(made, None if key is not None else f"{folder.path} was ready before; nothing was changed.")
+    if not cli.as_json:
+        print(_use(folder, [] if config is None and state is None else ["--config", str(folder.config)]))
 
 
 def _use(folder: StateFolder, options: list[str]) -> str:

@@ -1,32 +1,41 @@
-"""The options that every command has, and the forms in which a command prints its result.
+"""What every command has: its options as data, and the forms in which it reads its configuration and prints a result.
 
-A command is a function whose first argument is an `Invocation`; `command` gives it --config, --state and --json.
+A command is a function whose first argument is an `Invocation`; `command` gives it --config, --state and --json. An
+option is `Annotated[type, "-o PATH: What it is for.", {"min": 1}]`: its names beside that of the parameter and its
+metavar, if it has any, its help, and more words for typer.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from hsmcore.cli.output import FAILED, note, print_fields, print_json, print_table
+from hsmcore.cli import recorded
+from hsmcore.cli.opened import Absent, in_state, with_token
+from hsmcore.cli.output import FAILED, View, note, print_fields, print_json
 from hsmcore.cli.settings import ConfigOption, JsonOption, KeyManagerOption, StateOption, load_configs
 
 if TYPE_CHECKING:
     from hsmcore.config import Config
+    from hsmcore.members.control import ControlPlane
+    from hsmcore.state import Store
 
-_COMMON: Final = [
-    Parameter("config_path", Parameter.KEYWORD_ONLY, default=None, annotation=ConfigOption),
-    Parameter("state", Parameter.KEYWORD_ONLY, default=None, annotation=StateOption),
-    Parameter("key_manager", Parameter.KEYWORD_ONLY, default=None, annotation=KeyManagerOption),
-    Parameter("as_json", Parameter.KEYWORD_ONLY, default=False, annotation=JsonOption),
-]
+T = TypeVar("T")
+
+_COMMON: Final = {"config": ConfigOption, "state": StateOption, "key_manager": KeyManagerOption, "as_json": JsonOption}
+_ABSENT: Final = {"config": None, "state": None, "key_manager": None, "as_json": False}
+_OPTION: Final = re.compile(r"(?:((?:-[-\w/]+ ?)*)([^a-z ]*): )?(.*)")
+"""Names, metavar and help."""
 
 
 @dataclass(frozen=True)
@@ -56,49 +65,75 @@ class Invocation:
         """As `config`, of every key manager, by name."""
         return load_configs(self.config_path, self.state)
 
+    def recorded(self, command: str, **fields: object) -> AbstractContextManager[dict[str, object]]:
+        """As `hsmcore.cli.recorded.recorded`, in the log of the configuration."""
+        return recorded.recorded(self.config.key_manager, command, **fields)
+
+    def on_state(self, work: Callable[[Store], Awaitable[T]], *, shows: bool = False, absent: Absent = "refused") -> T:
+        """Run `work` with the state store, as `hsmcore.cli.opened.in_state`."""
+        return asyncio.run(in_state(self.config, work, shows=shows, absent=absent))
+
+    def on_token(self, work: Callable[[ControlPlane], Awaitable[T]]) -> T:
+        """Run `work` with the first member's token, logged in."""
+        return asyncio.run(with_token(self.config, work))
+
     def confirm(self, warning: str, question: str, *, yes: bool) -> None:
         """Print a warning, and at a terminal ask before the command goes on, unless `yes`. Raises typer.Exit."""
-        if warning and not self.as_json:
-            note(f"  {warning}")
+        self.note(warning)
         if yes or self.as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
             return
         if not typer.confirm(question, err=True):
             note("hsmcore: nothing was done")
             raise typer.Exit(FAILED)
 
-    def show(self, result: Mapping[str, Any], text: str | None = None) -> None:
-        """Print a result: as JSON, else as `text`, else one field a line."""
+    def show(self, result: Any, view: str | View | None = None, *, ok: bool = True) -> None:
+        """Print a result: as JSON; else as the text, or by the view; else one field a line. Raises typer.Exit unless
+        `ok`."""
         if self.as_json:
             print_json(result)
-        elif text is not None:
-            print(text)
+        elif isinstance(view, str):
+            print(view)
         else:
-            print_fields(result)
+            (view or print_fields)(result)
+        if not ok:
+            raise typer.Exit(FAILED)
 
-    def show_table(self, result: Any, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print a result: as JSON, else as a table."""
-        if self.as_json:
-            print_json(result)
-        else:
-            print_table(header, rows)
+    def note(self, text: str) -> None:
+        """Print what comes next on standard error, unless the output is JSON."""
+        if text and not self.as_json:
+            note(f"  {text}")
 
 
 def command(
-    app: typer.Typer, short_help: str, name: str | None = None
+    app: typer.Typer, short_help: str | None, name: str | None = None, takes: str = "config state key_manager as_json"
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Return a decorator that adds a function to `app` as a command with the common options behind its own. Its name
-    is the function's if it has no other."""
+    """Return a decorator that adds a function to `app` as a command, with the common options that it `takes` behind its
+    own. Its name is the function's if it has no other."""
+    taken = takes.split()
+    shared = [Parameter(one, Parameter.KEYWORD_ONLY, default=_ABSENT[one], annotation=_COMMON[one]) for one in taken]
 
     def add(function: Callable[..., None]) -> Callable[..., None]:
         @wraps(function)
-        def run(
-            *, config_path: Path | None, state: Path | None, key_manager: str | None, as_json: bool, **own: Any
-        ) -> None:
-            function(Invocation(config_path, state, key_manager, as_json), **own)
+        def run(**given: Any) -> None:
+            common: dict[str, Any] = {one: given.pop(one) if one in taken else _ABSENT[one] for one in _ABSENT}
+            function(Invocation(*common.values()), **given)
 
-        own = [*signature(function, eval_str=True).parameters.values()][1:]
-        run.__signature__ = Signature([*own, *_COMMON])  # type: ignore[attr-defined]  # typer reads it
+        own = [_option(one) for one in [*signature(function, eval_str=True).parameters.values()][1:]]
+        run.__signature__ = Signature([*own, *shared])  # type: ignore[attr-defined]  # typer reads it
         app.command(name, short_help=short_help)(run)
         return function
 
     return add
+
+
+def _option(parameter: Parameter) -> Parameter:
+    """Return a parameter as typer reads it."""
+    text, more = (*getattr(parameter.annotation, "__metadata__", ()), {}, {})[:2]
+    found = _OPTION.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        return parameter
+    names = (found[1] or "").split()
+    if not any(name.startswith("--") for name in names):
+        names.insert(0, "--" + parameter.name.replace("_", "-"))
+    option = typer.Option(*names, metavar=found[2] or None, help=found[3], **more)
+    return parameter.replace(annotation=Annotated[parameter.annotation.__origin__, option])

@@ -5,34 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
-from hsmcore.cli.output import BadUsage, print_json, print_table
-from hsmcore.cli.settings import JsonOption
+from hsmcore.cli.invocation import Invocation
+from hsmcore.cli.output import BadUsage, table
 from hsmcore.errors import HsmError
 
 _MOST_BYTES = 64 << 20
 _SECONDS = 10.0
+_RUNBOOKS = "The page that the alerts of --rules lead to (default: that of the package, if it has one)."
 
 
 def metrics(
-    scrape: Annotated[
-        str | None, typer.Option("--scrape", metavar="URL", help="Fetch the metrics of a running process once.")
-    ] = None,
-    token_file: Annotated[
-        Path | None, typer.Option("--token-file", metavar="PATH", help="A file with the bearer token for --scrape.")
-    ] = None,
-    rules: Annotated[bool, typer.Option("--rules", help="Print the alert rules for Prometheus (YAML).")] = False,
-    runbooks: Annotated[
-        str | None,
-        typer.Option(
-            "--runbooks",
-            metavar="URL",
-            help="The page that the alerts of --rules lead to (default: that of the package, if it has one).",
-        ),
-    ] = None,
-    dashboard: Annotated[bool, typer.Option("--dashboard", help="Print the dashboard for Grafana (JSON).")] = False,
-    as_json: JsonOption = False,
+    cli: Invocation,
+    scrape: Annotated[str | None, "URL: Fetch the metrics of a running process once."] = None,
+    token_file: Annotated[Path | None, "PATH: A file with the bearer token for --scrape."] = None,
+    rules: Annotated[bool, "Print the alert rules for Prometheus (YAML)."] = False,
+    runbooks: Annotated[str | None, "URL: " + _RUNBOOKS] = None,
+    dashboard: Annotated[bool, "Print the dashboard for Grafana (JSON)."] = False,
 ) -> None:
     """List the metrics that a key manager has; print alert rules or dashboard; or scrape a running process.
 
@@ -55,22 +43,15 @@ def metrics(
     if runbooks is not None and (not rules or not _is_address(runbooks)):
         raise BadUsage("--runbooks wants an http:// or https:// URL, and belongs to --rules")
     if scrape is not None:
-        _print_scrape(_fetch(scrape, token_file), as_json=as_json)
+        text = _fetch(scrape, token_file)
+        cli.show(_samples(text) if cli.as_json else None, lambda _: print(text, end=""))
     elif rules or dashboard:
-        _print_file(runbooks, dashboard=dashboard, as_json=as_json)
+        _print_file(runbooks, dashboard=dashboard, as_json=cli.as_json)
     else:
-        _print_list(as_json=as_json)
+        from hsmcore.metrics.catalog import METRICS
 
-
-def _print_list(*, as_json: bool) -> None:
-    from hsmcore.metrics.catalog import METRICS
-
-    if as_json:
-        print_json([{"name": m.name, "type": m.kind, "labels": list(m.labels), "help": m.help} for m in METRICS])
-        return
-    print_table(
-        ("METRIC", "TYPE", "LABELS", "MEANING"), [(m.name, m.kind, ",".join(m.labels) or "-", m.help) for m in METRICS]
-    )
+        shown = [{"name": m.name, "type": m.kind, "labels": list(m.labels), "help": m.help} for m in METRICS]
+        cli.show(shown, table("METRIC name, TYPE type, LABELS labels, MEANING help"))
 
 
 def _is_address(url: str) -> bool:
@@ -91,21 +72,17 @@ def _print_file(runbooks: str | None, *, dashboard: bool, as_json: bool) -> None
     print(rules.alert_rules(address), end="")
 
 
-def _print_scrape(text: str, *, as_json: bool) -> None:
-    if not as_json:
-        print(text, end="")
-        return
+def _samples(text: str) -> list[dict[str, Any]]:
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
-        found: list[dict[str, Any]] = [
+        return [
             {"name": sample.name, "labels": sample.labels, "value": sample.value}
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         ]
     except (ValueError, KeyError, IndexError):
         raise HsmError("what was fetched are no metrics", hint="Name the path too, such as /metrics.") from None
-    print_json(found)
 
 
 def _fetch(url: str, token_file: Path | None) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
+
+import typer
 
 from hsmcore.errors import ConfigurationError, HsmError, SecretUnavailable
 
@@ -86,10 +88,78 @@ def print_fields(fields: Mapping[str, Any]) -> None:
     """Print names and values, one pair a line; a time in nanoseconds as a time."""
     width = max(map(len, fields))
     for name, value in fields.items():
-        shown: str | None = _shown(value)
         if name.endswith(("Ns", "_ns")) and isinstance(value, int) and value > _LONGEST_DURATION_NS:
-            name, shown = name.removesuffix("Ns").removesuffix("_ns"), when(value)  # noqa: PLW2901
-        print(f"{plain(name):<{width}}  {plain(shown or '-')}")
+            name, value = name.removesuffix("Ns").removesuffix("_ns"), when(value)  # noqa: PLW2901
+        print(f"{plain(name):<{width}}  {plain(_shown(value))}")
+
+
+View = Callable[[Any], object]
+"""How people see a document that programs get as JSON: it prints it."""
+
+
+def fields(columns: str) -> View:
+    """Return a view of some values of a document: "label place, label place:form", as of `table`."""
+    return lambda document: print_fields(dict(_cells(columns, document)))
+
+
+def table(columns: str, of: str = "") -> View:
+    """Return a view of a list of records, or of the one that a document has as `of`, with columns such as
+    "HEADER key, NEXT HEADER outer.inner:form". A form is one of `_FORMS`, or the word for a value that is missing; what
+    ends in Ns is a time."""
+
+    def print_records(document: Any) -> None:
+        header = [label for label, _ in _cells(columns, {})]
+        records = document[of] if of else document
+        print_table(header, [[value for _, value in _cells(columns, record)] for record in records])
+
+    return print_records
+
+
+def views(*parts: View) -> View:
+    """Return a view that is several, one after the other."""
+
+    def print_parts(document: Any) -> None:
+        for part in parts:
+            part(document)
+
+    return print_parts
+
+
+def lines(template: str, of: str) -> View:
+    """Return a view of a list of records that a document has as `of`: a line for each."""
+
+    def print_lines(document: Any) -> None:
+        for record in document[of]:
+            print(plain(template.format_map(record)))
+
+    return print_lines
+
+
+def when(time_ns: int | None, timespec: str = "seconds") -> str | None:
+    """Return Unix nanoseconds as ISO 8601 in UTC; None for None."""
+    return None if time_ns is None else datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(timespec=timespec)
+
+
+_FORMS: Final[Mapping[str, Callable[[Any], Any]]] = {
+    "ago": lambda seconds: None if seconds is None else f"{seconds:.0f} s ago",
+    "ms": lambda time_ns: when(time_ns, "milliseconds"),
+    "position": lambda number: None if number is None or number < 0 else number,
+}
+
+
+def _cells(columns: str, record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the label of each column and its value in a record."""
+    for column in columns.split(", "):
+        label, _, place = column.rpartition(" ")
+        place, _, form = place.partition(":")
+        value: Any = record
+        for name in place.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if form in _FORMS:
+            value = _FORMS[form](value)
+        elif place.endswith(("Ns", "_ns")):
+            value = when(value)
+        yield label or place, _shown(form if form not in _FORMS and value in (None, "") else value)
 
 
 def _shown(value: Any) -> str:
@@ -100,17 +170,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         value = ", ".join(map(_shown, value))
     return "-" if value in (None, "") else str(value)
-
-
-def when(time_ns: int | None, timespec: str = "seconds") -> str | None:
-    """Return Unix nanoseconds as ISO 8601 in UTC; None for None."""
-    return None if time_ns is None else datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(timespec=timespec)
-
-
-def cells(record: Mapping[str, Any], *names: str) -> list[str]:
-    """Return fields of a record as cells of a table: "-" for a missing value, a time for nanoseconds."""
-    found = [when(record.get(name)) if name.endswith(("Ns", "_ns")) else record.get(name) for name in names]
-    return ["-" if value is None else str(value) for value in found]
 
 
 def note(text: str) -> None:
@@ -125,6 +184,16 @@ def problem(what: str, next_step: str = "") -> None:
     note(f"hsmcore: {what}")
     if next_step:
         note(f"  next: {next_step}")
+
+
+def fail(problems: Iterable[str], next_step: str = "") -> None:
+    """Print on standard error what is wrong. Raises typer.Exit if there is anything."""
+    code = 0
+    for one in problems:
+        problem(one, next_step)
+        code = FAILED
+    if code:
+        raise typer.Exit(code)
 
 
 def report(error: HsmError, otherwise: str, *, as_json: bool, code: int | None = None) -> int:

@@ -10,31 +10,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.output import FAILED, BadUsage, print_fields, print_json, when
-from hsmcore.cli.recorded import recorded
-from hsmcore.cli.settings import RequiredReason
-from hsmcore.cli.state.opened import on_state
-from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.cli.output import BadUsage, print_fields, table, when
+from hsmcore.cli.settings import RequiredReason, misconfigured
 
 if TYPE_CHECKING:
     from hsmcore.config import Config, Policy
     from hsmcore.state import Store
 
-app = typer.Typer(name="policy", help="Explain what may be signed; look at floors, raise them.", no_args_is_help=True)
+app = typer.Typer()
 floor = typer.Typer(name="floor", help="The positions at and below which nothing is signed.", no_args_is_help=True)
 app.add_typer(floor)
 
-KindOption = Annotated[str | None, typer.Option("--kind", help="What the caller takes the message for.")]
+_REMEDY = 'Add "policy": {"kinds": ["tx-v0"]} to the configuration; see docs/POLICY.md.'
 
 
 @command(app, "Say what a message is, and whether it would be signed.")
 def explain(
     cli: Invocation,
     message: Annotated[str, typer.Argument(metavar="FILE|HEX", help="The message: a file, or hexadecimal.")],
-    kind: KindOption = None,
-    position: Annotated[
-        int | None, typer.Option("--position", min=0, help="Of a bare digest of an ordered kind.")
-    ] = None,
+    kind: Annotated[str | None, "What the caller takes the message for."] = None,
+    position: Annotated[int | None, "Of a bare digest of an ordered kind.", {"min": 0}] = None,
 ) -> None:
     """Say what a message is, whether the configured key would sign it, and why not. Nothing is signed or bound. Ends
     with 1 if it would be refused. Limits of callers and of amounts a minute are not looked at.
@@ -50,18 +45,17 @@ def explain(
     policy = _policy(cli.config)
     data = _bytes_of(message)
     if policy.ordered:
-        found = on_state(cli.config, lambda store: explained(policy, data, kind, position, store), shows=True)
+        found = cli.on_state(lambda store: explained(policy, data, kind, position, store), shows=True)
     else:
         found = asyncio.run(explained(policy, data, kind, position, None))
-    if cli.as_json:
-        print_json(found)
-    else:
-        shown = {name: value for name, value in found.items() if value is not None}
-        if "boundNs" in shown:
-            shown["bound at"] = when(shown.pop("boundNs"), "milliseconds")
-        print_fields(shown)
-    if not found["signed"]:
-        raise typer.Exit(FAILED)
+    cli.show(found, _print_explained, ok=found["signed"])
+
+
+def _print_explained(found: dict[str, Any]) -> None:
+    shown = {name: value for name, value in found.items() if value is not None}
+    if "boundNs" in shown:
+        shown["bound at"] = when(shown.pop("boundNs"), "milliseconds")
+    print_fields(shown)
 
 
 @command(floor, "Show the floor and the highest position of each domain.")
@@ -73,12 +67,11 @@ def show(cli: Invocation) -> None:
     from hsmcore.manager.policy.watermark import marks_of
 
     _policy(cli.config)
-    found: list[dict[str, Any]] = [
+    found = [
         {"domain": name, "floor": mark.floor, "highest": mark.high, "reason": mark.reason}
-        for name, mark in sorted(on_state(cli.config, marks_of, shows=True).items())
+        for name, mark in sorted(cli.on_state(marks_of, shows=True).items())
     ]
-    rows = [(row["domain"], _shown(row["floor"]), _shown(row["highest"]), str(row["reason"]) or "-") for row in found]
-    cli.show_table(found, ("DOMAIN", "FLOOR", "HIGHEST", "REASON"), rows)
+    cli.show(found, table("DOMAIN domain, FLOOR floor:position, HIGHEST highest:position, REASON reason"))
 
 
 @command(floor, "Raise a floor; it never goes down.")
@@ -105,8 +98,8 @@ def set(  # noqa: A001  # the command's name
     async def work(store: Store) -> int:
         return await Watermark(store, "").raise_floor(domain, position, reason)
 
-    with recorded(cli.config.key_manager, "policy floor set", domain=domain, position=position, reason=reason):
-        gone = on_state(cli.config, work, absent="made")
+    with cli.recorded("policy floor set", domain=domain, position=position, reason=reason):
+        gone = cli.on_state(work, absent="made")
     shown = {"domain": domain, "floor": position, "reason": reason, "forgotten": gone}
     cli.show(shown, f"{domain}: nothing is signed at or below {position} any more; {gone} positions are forgotten")
 
@@ -114,10 +107,7 @@ def set(  # noqa: A001  # the command's name
 def _policy(config: Config) -> Policy:
     rules = config.key_manager
     if rules.policy is None:
-        raise ConfigurationError.of(
-            [ConfigFault(f"{rules.where}.policy", "is missing, so the key signs any bytes")],
-            hint='Add "policy": {"kinds": ["tx-v0"]} to the configuration; see docs/POLICY.md.',
-        )
+        raise misconfigured(f"{rules.where}.policy", "is missing, so the key signs any bytes", _REMEDY)
     return rules.policy
 
 
@@ -128,7 +118,3 @@ def _bytes_of(given: str) -> bytes:
         return Path(given).read_bytes()
     except OSError as error:
         raise BadUsage(f"{given!r} is neither hexadecimal nor a file that can be read: {error.strerror}") from None
-
-
-def _shown(position: int) -> str:
-    return "-" if position < 0 else str(position)

@@ -8,10 +8,8 @@ import sys
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from hsmcore.cli.invocation import Invocation
-from hsmcore.cli.output import note, starting
+from hsmcore.cli.output import starting
 
 if TYPE_CHECKING:
     from hsmcore.config import Monitoring
@@ -22,15 +20,9 @@ def serve(
     cli: Invocation,
     listen: Annotated[
         str | None,
-        typer.Option(
-            "--listen",
-            metavar="ADDRESS",
-            help="host:port, [address]:port or unix:/path (default: monitoring.listen, else 127.0.0.1:9464).",
-        ),
+        "ADDRESS: host:port, [address]:port or unix:/path (default: monitoring.listen, else 127.0.0.1:9464).",
     ] = None,
-    watch: Annotated[
-        bool, typer.Option("--watch", help="Open no key manager: show those that run, by their state store.")
-    ] = False,
+    watch: Annotated[bool, "Open no key manager: show those that run, by their state store."] = False,
 ) -> None:
     """Open the key manager of the configuration and show its state: /metrics for Prometheus, /healthz and /readyz for
     the supervisor, and a console at /. Ends with Ctrl-C, SIGTERM or SIGHUP.
@@ -96,8 +88,7 @@ async def _until_told(cli: Invocation, site: Site) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         loop.add_signal_handler(number, stop.set)
     cli.show({"address": site.address, "name": cli.config.key_manager.name}, site.address)
-    if not cli.as_json:
-        note("  the console is at /, then /metrics, /healthz and /readyz; Ctrl-C ends it")
+    cli.note("the console is at /, then /metrics, /healthz and /readyz; Ctrl-C ends it")
     sys.stdout.flush()  # a supervisor may wait for the line
     with Reports():
         await stop.wait()

@@ -86,6 +86,11 @@ def _require_file(path: Path) -> None:
     raise ConfigurationError.of([ConfigFault("$", problem)], source=f"configuration {path}", hint=hint)
 
 
+def misconfigured(where: str, problem: str, hint: str | None = None) -> ConfigurationError:
+    """Return the error for a configuration that a command cannot work with."""
+    return ConfigurationError.of([ConfigFault(where, problem)], hint=hint)
+
+
 def token_settings(config: Config) -> Pkcs11Settings:
     """Return the first member's settings. Raises ConfigurationError if it has no PKCS#11 module, or is incomplete."""
     from hsmcore.config import Pkcs11Settings
@@ -93,6 +98,6 @@ def token_settings(config: Config) -> Pkcs11Settings:
     provider = config.key_manager.own
     if not isinstance(provider.config, Pkcs11Settings):
         problem = f"keys of a provider of type {provider.type} are not managed by this command"
-        raise ConfigurationError.of([ConfigFault(provider.where, problem)], hint="Use the provider's own tools.")
+        raise misconfigured(provider.where, problem, "Use the provider's own tools.")
     config.require_complete()
     return provider.config

@@ -12,7 +12,7 @@ import typer
 
 from hsmcore.cli.encoding import Format, decode_signature, encode
 from hsmcore.cli.invocation import Invocation
-from hsmcore.cli.output import FAILED, BadUsage
+from hsmcore.cli.output import BadUsage
 from hsmcore.errors import BadArgument
 from hsmcore.members.control.curves import ORDERS, Algorithm, low_s
 
@@ -27,8 +27,8 @@ _HIGH_S: Final = "s is not low; with the lower one of the two equivalent s it wo
 FileArgument = Annotated[
     Path | None, typer.Argument(metavar="[FILE]", help="The message; - or nothing: standard input.")
 ]
-TextOption = Annotated[str | None, typer.Option("--text", help="The message itself, as text (UTF-8).")]
-HexOption = Annotated[str | None, typer.Option("--hex", help="The message itself, in hexadecimal.")]
+TextOption = Annotated[str | None, "The message itself, as text (UTF-8)."]
+HexOption = Annotated[str | None, "--hex: The message itself, in hexadecimal."]
 
 
 def sign(
@@ -36,13 +36,9 @@ def sign(
     file: FileArgument = None,
     text: TextOption = None,
     hex_: HexOption = None,
-    form: Annotated[Format, typer.Option("--format", help="How the signature is printed.")] = "hex",
-    kind: Annotated[
-        str | None, typer.Option("--kind", help="What it is, for a policy: another kind is refused.")
-    ] = None,
-    position: Annotated[
-        int | None, typer.Option("--position", min=0, help="Of a bare digest of an ordered kind.")
-    ] = None,
+    form: Annotated[Format, "--format: How the signature is printed."] = "hex",
+    kind: Annotated[str | None, "What it is, for a policy: another kind is refused."] = None,
+    position: Annotated[int | None, "Of a bare digest of an ordered kind.", {"min": 0}] = None,
 ) -> None:
     """Sign one message with the configured key and print the signature.
 
@@ -81,29 +77,17 @@ def sign(
 def verify(
     cli: Invocation,
     file: FileArgument = None,
-    signature: Annotated[
-        str | None, typer.Option("--signature", help="In hex, base64 or base58; ECDSA also in DER.")
-    ] = None,
-    signature_file: Annotated[
-        Path | None, typer.Option("--signature-file", metavar="PATH", help="A file with it in any form; -: stdin.")
-    ] = None,
-    batched: Annotated[
-        Path | None, typer.Option("--batched", metavar="PATH", help="A file with the proof of a batched signature.")
-    ] = None,
-    domain: Annotated[
-        str | None, typer.Option("--domain", help="With --batched: the domain that it must be of.")
-    ] = None,
-    kind: Annotated[str | None, typer.Option("--kind", help="With --batched: the kind that it must be of.")] = None,
-    epoch: Annotated[
-        int | None, typer.Option("--epoch", min=0, help="With --batched: the fleet's epoch that it must be of.")
-    ] = None,
+    signature: Annotated[str | None, "In hex, base64 or base58; ECDSA also in DER."] = None,
+    signature_file: Annotated[Path | None, "PATH: A file with it in any form; -: stdin."] = None,
+    batched: Annotated[Path | None, "PATH: A file with the proof of a batched signature."] = None,
+    domain: Annotated[str | None, "With --batched: the domain that it must be of."] = None,
+    kind: Annotated[str | None, "With --batched: the kind that it must be of."] = None,
+    epoch: Annotated[int | None, "With --batched: the fleet's epoch that it must be of.", {"min": 0}] = None,
     text: TextOption = None,
     hex_: HexOption = None,
-    public_key: Annotated[
-        str | None, typer.Option("--public-key", metavar="HEX", help="Verify with this key: no token is needed.")
-    ] = None,
-    algorithm: Annotated[Algorithm, typer.Option(help="Algorithm of --public-key.")] = "ed25519",
-    key_id: Annotated[str | None, typer.Option("--key-id", help="One of the token's keys (default: current).")] = None,
+    public_key: Annotated[str | None, "HEX: Verify with this key: no token is needed."] = None,
+    algorithm: Annotated[Algorithm, "Algorithm of --public-key."] = "ed25519",
+    key_id: Annotated[str | None, "One of the token's keys (default: current)."] = None,
 ) -> None:
     """Verify a signature in software. Exit code 0: it is good, 1: it is not.
 
@@ -149,11 +133,13 @@ def verify(
         good = _with_manager(cli.config, ask)
     if good:
         cli.show({"valid": True}, "valid")
-        return
-    problem = _HIGH_S if _has_high_s(keys, message, claimed) else ""
+    else:
+        _refuse(cli, _HIGH_S if _has_high_s(keys, message, claimed) else "")
+
+
+def _refuse(cli: Invocation, problem: str = "") -> None:
     found = {"valid": False} | ({"problem": problem} if problem else {})
-    cli.show(found, f"NOT valid: {problem}" if problem else "NOT valid")
-    raise typer.Exit(FAILED)
+    cli.show(found, f"NOT valid: {problem}" if problem else "NOT valid", ok=False)
 
 
 def _verify_batched(
@@ -171,13 +157,11 @@ def _verify_batched(
     keys = _with_manager(cli.config, ask) if public_key is None else [_from_hex(public_key, "--public-key")]
     found = next(filter(None, (read(key, message, proof) for key in keys)), None)
     if found is None:
-        cli.show({"valid": False}, "NOT valid")
-        raise typer.Exit(FAILED)
+        _refuse(cli)
+        return
     others = [name for name, value in wanted.items() if value not in (None, getattr(found, name))]
     if others:
-        problem = f"it is of {', '.join(f'{name} {getattr(found, name)}' for name in others)}"
-        cli.show({"valid": False, "problem": problem}, f"NOT valid: {problem}")
-        raise typer.Exit(FAILED)
+        _refuse(cli, f"it is of {', '.join(f'{name} {getattr(found, name)}' for name in others)}")
     shown = {name: getattr(found, name) for name in ("domain", "epoch", "index", "kind", "size")}
     shown |= {"root": found.root.hex(), "timeNs": found.time_ns}
     cli.show(

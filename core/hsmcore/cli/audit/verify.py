@@ -1,80 +1,62 @@
-"""The `audit` commands that work on a plain copy of a log. A configuration only names their default log."""
+"""The `audit` commands that judge a plain copy of a log. A configuration only names their default log. Those that read
+its records are in records.py."""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from hsmcore.cli.audit import shared as support
-from hsmcore.cli.audit import ship as audit_running
-from hsmcore.cli.output import BadUsage, print_fields, print_json
-from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption
-from hsmcore.errors import SystemFailure
+from hsmcore.cli.encoding import read
+from hsmcore.cli.invocation import Invocation, command
+from hsmcore.cli.output import DERIVED, FAILED, BadUsage, fields, note
+from hsmcore.cli.recorded import spooled
+from hsmcore.errors import BadArgument, HsmError, SystemFailure
 
-app = typer.Typer(name="audit", help="Verify, prove and search the audit log.", no_args_is_help=True)
+if TYPE_CHECKING:
+    from hsmcore.audit.check.findings import Report
+    from hsmcore.audit.layout import Layout
+    from hsmcore.tlog.checkpoint import Checkpoint
+    from hsmcore.tlog.note import VerifierKey
+
+T = TypeVar("T")
+app = typer.Typer()
+TAKES: Final = "config state as_json"
+"""All key managers of a configuration have one log."""
 
 FolderArgument = Annotated[
     Path | None,
     typer.Argument(metavar="[FOLDER]", help="The log, or the folder it lies in (default: the configuration's log)."),
 ]
-FolderOption = Annotated[
-    Path | None, typer.Option("--folder", "-f", metavar="PATH", help="The log, or the folder it lies in.")
-]
-OutputOption = Annotated[Path | None, typer.Option("--output", "-o", metavar="PATH", help="Default: standard output.")]
-KeyOption = Annotated[
-    list[str] | None,
-    typer.Option("--key", metavar="VKEY", help="A key to trust instead of the folder's own; may be given again."),
-]
-
+KeyOption = Annotated[list[str] | None, "VKEY: A key to trust instead of the folder's own; may be given again."]
 RetentionOption = Annotated[
     str | None,
-    typer.Option(
-        "--expect-retention",
-        metavar="DAYS|SEQ",
-        help="Records that retention may have deleted: those older than so many days, such as 90d, or those up to a "
-        "sequence number. Default: none, or the configuration's retainDays where it names the log.",
-    ),
+    "DAYS|SEQ: Records that retention may have deleted: those older than so many days, such as 90d, or those up to a "
+    "sequence number. Default: none, or the configuration's retainDays where it names the log.",
 ]
-AdoptedOption = Annotated[
-    int,
-    typer.Option(
-        "--expect-adopted",
-        metavar="RECORDS",
-        min=0,
-        help="So many records were in the log before its first checkpoint.",
-    ),
-]
+AdoptedOption = Annotated[int, "RECORDS: So many records were in the log before its first checkpoint.", {"min": 0}]
+_REPORT: Final = "log origin, records, not yet sealed unsealed, kept as hashes only pruned, checkpoints, root, seconds"
 
 
-@app.command(short_help="Find what was changed in a log.")
+@command(app, "Find what was changed in a log.", takes=TAKES)
 def verify(
+    cli: Invocation,
     folder: FolderArgument = None,
     key: KeyOption = None,
     against: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--against", metavar="CHECKPOINT", help="A checkpoint kept from before: the log may only have grown."
-        ),
+        list[Path] | None, "CHECKPOINT: A checkpoint kept from before: the log may only have grown."
     ] = None,
     witness: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--witness",
-            metavar="VKEY",
-            help="A witness whose cosignature a checkpoint of the log, or of --against, must carry.",
-        ),
+        list[str] | None, "VKEY: A witness whose cosignature a checkpoint of the log, or of --against, must carry."
     ] = None,
-    proof: Annotated[
-        Path | None, typer.Option("--proof", metavar="FILE", help="Check a proof of `audit prove` instead of a log.")
-    ] = None,
+    proof: Annotated[Path | None, "FILE: Check a proof of `audit prove` instead of a log."] = None,
     expect_retention: RetentionOption = None,
     expect_adopted: AdoptedOption = 0,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Find every record that was changed, removed, inserted, moved or cut off, and say where.
 
@@ -93,28 +75,25 @@ def verify(
     from hsmcore.audit.check.trust import Trust
     from hsmcore.audit.check.verify import verify
 
-    keys, witnesses = support.keys(key), support.keys(witness)
+    keys, witnesses = _keys(key), _keys(witness)
     if proof is not None:
-        support.check_proof(proof, keys, folder, as_json=as_json)
+        _check_proof(cli, proof, keys, folder)
         return
-    layout, days = support.log_and_retention(folder, config, state)
-    known = [support.checkpoint(path).note for path in against or []]
-    retain_days, pruned = support.retention(expect_retention, days)
-    trust = Trust(keys, witnesses, known, retain_days, pruned, expect_adopted)
-    with support.progress_bar(as_json) as progress:
-        report = support.reading(lambda: verify(layout, trust, progress))
-    support.conclude(report, layout, as_json=as_json)
+    layout, days = log_and_retention(cli, folder)
+    known = [checkpoint_of(path).note for path in against or []]
+    trust = Trust(keys, witnesses, known, *_retention(expect_retention, days), expect_adopted)
+    with progress_bar(cli.as_json) as progress:
+        report = reading(lambda: verify(layout, trust, progress))
+    _conclude(cli, report, layout)
 
 
-@app.command(short_help="Make index and tiles again from the records.")
+@command(app, "Make index and tiles again from the records.", takes=TAKES)
 def mend(
+    cli: Invocation,
     folder: FolderArgument = None,
     key: KeyOption = None,
     expect_retention: RetentionOption = None,
     expect_adopted: AdoptedOption = 0,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Verify a log; if only files that are made from the records are wrong, make them again. The exit codes are those
     of `audit verify`. Nothing is changed if the records are not whole, or while a key manager writes the log: a key
@@ -125,22 +104,17 @@ def mend(
     from hsmcore.audit.check.mend import mend
     from hsmcore.audit.check.trust import Trust
 
-    keys = support.keys(key)
-    layout, days = support.log_and_retention(folder, config, state)
-    retain_days, pruned = support.retention(expect_retention, days)
+    keys = _keys(key)
+    layout, days = log_and_retention(cli, folder)
+    retain_days, pruned = _retention(expect_retention, days)
     trust = Trust(keys, retain_days=retain_days, pruned=pruned, adopted=expect_adopted)
-    with support.progress_bar(as_json) as progress:
-        report = support.reading(lambda: mend(layout, trust, progress))
-    support.conclude(report, layout, as_json=as_json)
+    with progress_bar(cli.as_json) as progress:
+        report = reading(lambda: mend(layout, trust, progress))
+    _conclude(cli, report, layout)
 
 
-@app.command(short_help="Go on with a log whose checkpoints are missing.")
-def adopt(
-    folder: FolderArgument = None,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
-) -> None:
+@command(app, "Go on with a log whose checkpoints are missing.", takes=TAKES)
+def adopt(cli: Invocation, folder: FolderArgument = None) -> None:
     """Let the next key manager go on with a log whose checkpoints are missing. It takes the records as they are and
     records that as `audit-adopted`, which `audit verify` reports until it gets --expect-adopted. Without this command
     the start is refused, because an attacker that changes records deletes the checkpoints first. Keys and tiles of
@@ -149,136 +123,133 @@ def adopt(
     Example: hsmcore audit adopt /var/lib/hsmcore/audit.log
     """
     from hsmcore.audit.check.adopt import Adopted, adopt
-    from hsmcore.cli.recorded import spooled
 
-    layout = support.layout(folder, config, state)
+    layout, _ = log_and_retention(cli, folder)
 
     def work() -> Adopted:
         with spooled(layout, "audit adopt"):
             return adopt(layout)
 
-    done = support.reading(work)
-    if as_json:
-        print_json({"records": done.records, "kept": str(done.kept)})
+    done = reading(work)
+    text = f"the next start of the key manager adopts {done.records} records; keys and tiles are in {done.kept}"
+    cli.show({"records": done.records, "kept": str(done.kept)}, text)
+
+
+def log_and_retention(cli: Invocation, folder: Path | None) -> tuple[Layout, int | None]:
+    """Return a log, and the configuration's `retainDays` if the configuration names the log."""
+    from hsmcore.audit.layout import Layout
+
+    path: str | Path | None = folder
+    days = None
+    if path is None:
+        rules = next(iter(cli.configs.values())).key_manager  # all have one log
+        path, days = rules.audit_log_file, None if rules.audit is None else rules.audit.retain_days
+    if path is None:
+        raise BadUsage("the configuration has no auditLogFile; name the log's folder")
+    try:
+        return Layout.find(path), days
+    except BadArgument as error:
+        raise BadUsage(str(error)) from None
+
+
+def _retention(text: str | None, default: int | None) -> tuple[int | None, int]:
+    """Return the days after which retention may delete records, and the last record that it may have deleted whatever
+    its age. `default`: the days where `text` says nothing."""
+    if text is None:
+        return default, 0
+    found = re.fullmatch(r"([0-9]{1,18})(d?)", text)
+    if found is None:
+        raise BadUsage(f"--expect-retention: {text!r} is neither days, such as 90d, nor a sequence number")
+    return (int(found[1]), 0) if found[2] else (None, int(found[1]))
+
+
+def _keys(texts: list[str] | None) -> list[VerifierKey]:
+    from hsmcore.tlog.note import NoteError, VerifierKey
+
+    try:
+        return [VerifierKey.parse(text) for text in texts or []]
+    except NoteError as error:
+        raise BadUsage(str(error)) from None
+
+
+def checkpoint_of(path: Path) -> Checkpoint:
+    from hsmcore.tlog.checkpoint import Checkpoint
+    from hsmcore.tlog.note import NoteError
+
+    try:
+        return Checkpoint.parse(read(path))
+    except NoteError as error:
+        raise BadUsage(f"{path}: {error}") from None
+
+
+def reading(work: Callable[[], T]) -> T:
+    """Run `work`, which reads a log. Raises SystemFailure for a damaged or unreadable file."""
+    from hsmcore.audit.segment import SegmentError
+    from hsmcore.audit.tiles import TileError
+    from hsmcore.tlog.proof import ProofError
+
+    try:
+        return work()
+    except (HsmError, BrokenPipeError):
+        raise
+    except (ProofError, SegmentError, TileError) as error:
+        raise SystemFailure(str(error), hint="Run `hsmcore audit verify` on the log.") from None
+    except OSError as error:
+        raise SystemFailure(f"{error.filename}: {error.strerror}", hint="Check that the log can be read.") from None
+
+
+def _conclude(cli: Invocation, report: Report, layout: Layout) -> None:
+    """Print what was found and the next step. Raises typer.Exit unless nothing was found."""
+    derived = report.status == "derived"
+    next_step = f"hsmcore audit mend {layout.log}" if derived else None
+    cli.show(report.as_dict() | {"next": next_step}, _print_report)
+    if not report.ok:
+        raise typer.Exit(DERIVED if derived else FAILED)
+
+
+def _print_report(shown: dict[str, Any]) -> None:
+    fields(_REPORT)(shown)
+    for key_text in shown["keys"]:
+        print(f"key  {key_text}")
+    for finding in shown["findings"]:
+        where = f"  ({finding['where']})" if finding["where"] else ""
+        print(f"{finding['kind'].upper()}  {finding['text']}{where}")
+    count = len(shown["findings"])
+    if shown["ok"]:
+        print("OK: nothing was changed")
+    elif shown["next"] is None:
+        print(f"FAILED: {count} finding(s)")
     else:
-        print(f"the next start of the key manager adopts {done.records} records; keys and tiles are in {done.kept}")
+        print(f"DERIVED: the records are whole and sealed; {count} finding(s) in files made from them")
+        note(f"  next: {shown['next']} makes these files again (not while a key manager writes the log)")
+    for text in shown["notes"]:
+        note(f"note: {text}")
 
 
-@app.command(short_help="Write a proof that stands alone.")
-def prove(
-    seq: Annotated[int | None, typer.Argument(metavar="SEQ", help="The record's sequence number.")] = None,
-    since: Annotated[
-        Path | None,
-        typer.Option("--since", metavar="CHECKPOINT", help="Prove instead that the log only grew since a checkpoint."),
-    ] = None,
-    output: OutputOption = None,
-    folder: FolderOption = None,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Write a proof that a record is in the log (C2SP tlog-proof, with the record in it). Its reader needs only the
-    log's key.
+def _check_proof(cli: Invocation, path: Path, keys: list[VerifierKey], folder: Path | None) -> None:
+    from hsmcore.audit.check.prove import check_inclusion
+    from hsmcore.audit.recover import read_keys
 
-    Example: hsmcore audit prove 1234 --output 1234.tlog-proof
-    """
-    from hsmcore.audit.check.prove import consistency_proof, inclusion_proof
-
-    if (seq is None) == (since is None):
-        raise BadUsage("give either SEQ or --since")
-    layout = support.layout(folder, config, state)
-    if since is not None:
-        old = support.checkpoint(since)
-        data = support.reading(lambda: consistency_proof(layout, old))
-    else:
-        number = seq or 0
-        data = support.reading(lambda: inclusion_proof(layout, number))
-    shown = {"seq": seq, "output": None if output is None else str(output), "proof": data.decode()}
-    support.deliver(data, output, shown if as_json else None, f"{len(data)} bytes")
+    if not keys:
+        if folder is None:
+            raise BadUsage("a proof needs the log's key: give --key")
+        keys = read_keys(log_and_retention(cli, folder)[0])
+    proven = reading(lambda: check_inclusion(read(path), keys))
+    about, record = proven.checkpoint, proven.line.decode("utf-8", "replace")
+    cli.show({"ok": True, "seq": proven.seq, "origin": about.origin, "size": about.size, "record": record}, record)
+    if not cli.as_json:
+        note(f"OK: record {proven.seq} is in the log {about.origin} of {about.size} records")
 
 
-@app.command(short_help="Search the records.")
-def query(
-    since: Annotated[
-        str | None,
-        typer.Option("--since", metavar="TIME", help="From: ISO 8601 (UTC if no zone), or 90s, 15m, 2h, 7d ago."),
-    ] = None,
-    until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Up to, in the same forms.")] = None,
-    operation: Annotated[str | None, typer.Option(help="Only this operation, such as sign or login.")] = None,
-    key: Annotated[str | None, typer.Option(help="Only this key id (CKA_ID in hexadecimal).")] = None,
-    where: Annotated[
-        list[str] | None, typer.Option("--where", metavar="FIELD=VALUE", help="Only where a field has a value.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many, the latest.")] = None,
-    folder: FolderOption = None,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Print the records that match, oldest first. They are not verified; `audit verify` does that.
-
-    Example: hsmcore audit query --since 1h --operation sign --where result=error --json
-    """
-    from hsmcore.audit.query import Query
-
-    match = dict(support.condition(text) for text in where or [])
-    match |= {name: value for name, value in (("operation", operation), ("key_id", key)) if value is not None}
-    search = Query(
-        support.layout(folder, config, state), support.moment(since, "--since"), support.moment(until, "--until"), match
-    )
-
-    def show() -> None:
-        for block in search.blocks() if limit is None else [search.latest(limit)]:
-            for record in block:
-                print_json(record) if as_json else print(support.in_words(record))
-
-    support.reading(show)
-
-
-@app.command(short_help="Print the newest checkpoint.")
-def checkpoint(
-    output: OutputOption = None,
-    folder: FolderOption = None,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Print the newest checkpoint, a signed note. Store it where the log's host cannot write, and have it time-stamped
-    or cosigned: `audit verify --against` needs it.
-
-    Example: hsmcore audit checkpoint --output /mnt/worm/today.checkpoint
-    """
-    from hsmcore.audit.check.prove import latest
-
-    newest = latest(support.layout(folder, config, state))
-    shown = {"origin": newest.origin, "size": newest.size, "root": newest.root.hex(), "note": newest.note.decode()}
-    support.deliver(newest.note, output, shown if as_json else None, f"checkpoint over {newest.size} records")
-
-
-@app.command(short_help="Say what a log consists of, or print a record.")
-def show(
-    seq: Annotated[int | None, typer.Argument(metavar="[SEQ]", help="Print this record instead.")] = None,
-    folder: FolderOption = None,
-    config: ConfigOption = None,
-    state: StateOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Summarize a log; with a sequence number, print that record.
-
-    Example: hsmcore audit show 1234
-    """
-    from hsmcore.audit.check.overview import overview
-    from hsmcore.audit.query import find
-
-    layout = support.layout(folder, config, state)
-    if seq is None:
-        summary = support.reading(lambda: overview(layout))
-        print_json(summary) if as_json else print_fields({k: support.plain(v) for k, v in summary.items()})
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Show progress on standard error while the block runs; it gets None if `quiet`, or if that is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
         return
-    line = support.reading(lambda: find(layout, seq))
-    if line is None:
-        raise SystemFailure(f"audit log {layout.log}: record {seq} is not there", hint="See `hsmcore audit show`.")
-    sys.stdout.write(line.decode("utf-8", "replace") + "\n")
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-
-audit_running.add_to(app)
+    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("records")
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 from typer.core import TyperGroup
 
-from hsmcore.cli.encoding import base58
+from hsmcore.cli.encoding import base58, write
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.output import FAILED, BadUsage, print_json, print_table, problem, when
-from hsmcore.cli.recorded import key_fields, recorded
+from hsmcore.cli.opened import in_state
+from hsmcore.cli.output import BadUsage, fail, table, when
+from hsmcore.cli.recorded import key_fields
 from hsmcore.cli.settings import token_settings
-from hsmcore.cli.state.opened import on_state, on_token
-from hsmcore.errors import KeyAmbiguous, KeyNotFound, KeyUnusable, SystemFailure
+from hsmcore.errors import KeyAmbiguous, KeyMismatch, KeyNotFound, KeyUnusable
 from hsmcore.members.control.curves import Algorithm
 
 if TYPE_CHECKING:
-    from hsmcore.config import Config, Pkcs11Settings
+    from hsmcore.config import Config, Pkcs11Settings, Provider
     from hsmcore.members.control import ControlPlane, KeyRecord
-    from hsmcore.state import StoredKey
+    from hsmcore.state import Store, StoredKey
     from hsmcore.tlog.key_set import KeySet
 
 
@@ -38,9 +39,11 @@ class _ListByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(name="keys", cls=_ListByDefault, help="List, make, deactivate and back up the token's keys.")
+app = typer.Typer(cls=_ListByDefault)
 
 KeyIdArgument = Annotated[str, typer.Argument(metavar="ID", help="CKA_ID in hexadecimal, as `keys list` prints it.")]
+_KEYS: Final = "ID id, LABEL label, ALGORITHM algorithm:unsupported, SIGNS canSign, PUBLIC KEY publicKey"
+_RING: Final = _KEYS.replace(", PUBLIC", ", VERSION version, STATE state, PUBLIC")
 
 
 @command(app, "List the private keys.", "list")
@@ -50,30 +53,20 @@ def list_(cli: Invocation) -> None:
 
     Example: hsmcore keys list --json
     """
-    records = on_token(cli.config, lambda plane: plane.list_keys())
-    known = {key.public_key: key for key in ring(cli.config)}
-    if cli.as_json:
-        shown = [shown_key(record) | _validity(known.pop(record.public_key or b"", None)) for record in records]
-        print_json(shown + [shown_key(_gone(key)) | _validity(key) for key in known.values()])
-        return
-    header, rows = ["ID", "LABEL", "ALGORITHM", "SIGNS"], []
-    for record in records:
-        row = [record.id, record.label, record.algorithm or "unsupported", "yes" if record.can_sign else "no"]
-        if known:
-            key = known.get(record.public_key or b"")
-            row.append("-" if key is None else f"{key.version} ({key.state})")
-        rows.append([*row, record.public_key.hex() if record.public_key else "-"])
-    print_table([*header, *(["VERSION"] if known else []), "PUBLIC KEY"], rows)
+    records = cli.on_token(lambda plane: plane.list_keys())
+    versions = ring(cli)
+    known = {key.public_key: key for key in versions}
+    shown = [shown_key(record) | _validity(known.pop(record.public_key or b"", None)) for record in records]
+    gone = [shown_key(_gone(key)) | _validity(key) for key in known.values()]
+    cli.show(shown + gone, lambda _: table(_RING if versions else _KEYS)(shown))
 
 
 @command(app, "Make a key pair.")
 def generate(
     cli: Invocation,
-    label: Annotated[str, typer.Option("--label", help="CKA_LABEL of the new key.")],
-    algorithm: Annotated[Algorithm, typer.Option(help="Algorithm of the new key.")] = "ed25519",
-    extractable: Annotated[
-        bool, typer.Option("--extractable", help="Let the HSM wrap it for a backup; can't be changed later.")
-    ] = False,
+    label: Annotated[str, "CKA_LABEL of the new key."],
+    algorithm: Annotated[Algorithm, "Algorithm of the new key."] = "ed25519",
+    extractable: Annotated[bool, "Let the HSM wrap it for a backup; can't be changed later."] = False,
 ) -> None:
     """Make a key pair on the token; the private half never leaves it in the clear.
 
@@ -85,8 +78,8 @@ def generate(
             raise KeyAmbiguous(f"a key with the label {label!r} is there already", hint="Choose another label.")
         return await plane.generate_key(algorithm, label, extractable=extractable)
 
-    with recorded(cli.config.key_manager, "keys generate", label=label, algorithm=algorithm) as entry:
-        record = on_token(cli.config, make)
+    with cli.recorded("keys generate", label=label, algorithm=algorithm) as entry:
+        record = cli.on_token(make)
         entry.update(key_fields(record))
     cli.show(shown_key(record))
 
@@ -95,7 +88,7 @@ def generate(
 def deactivate(
     cli: Invocation,
     key_id: KeyIdArgument,
-    force: Annotated[bool, typer.Option("--force", help="Even the key that the configuration signs with.")] = False,
+    force: Annotated[bool, "Even the key that the configuration signs with."] = False,
 ) -> None:
     """Take the right to sign away from a key, for every program that uses the token.
 
@@ -114,28 +107,22 @@ def deactivate(
             )
         return await plane.deactivate(key_id.lower())
 
-    with recorded(cli.config.key_manager, "keys deactivate", key_id=key_id.lower(), forced=force) as entry:
-        done = on_token(cli.config, work)
+    with cli.recorded("keys deactivate", key_id=key_id.lower(), forced=force) as entry:
+        done = cli.on_token(work)
         entry |= {"enforced": done.enforced, "reason": done.reason}
+    shown = {"keyId": done.key_id, "enforced": done.enforced, "reason": done.reason}
     if done.enforced or cli.as_json:
-        cli.show(
-            {"keyId": done.key_id, "enforced": done.enforced, "reason": done.reason},
-            f"key {done.key_id} signs no more: the token refuses it",
-        )
+        cli.show(shown, f"key {done.key_id} signs no more: the token refuses it", ok=done.enforced)
     else:
-        problem(
-            f"key {done.key_id} still signs: {done.reason}",
-            "Deactivate it through the key manager, and destroy it when it is no longer needed.",
-        )
-    if not done.enforced:
-        raise typer.Exit(FAILED)
+        next_step = "Deactivate it through the key manager, and destroy it when it is no longer needed."
+        fail([f"key {done.key_id} still signs: {done.reason}"], next_step)
 
 
 @command(app, "Write a wrapped backup of a key.")
 def export(
     cli: Invocation,
     key_id: KeyIdArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="The backup; -: standard output.")],
+    output: Annotated[Path, "-o PATH: The backup; -: standard output."],
 ) -> None:
     """Write a backup of a key, wrapped inside the HSM by a key that never leaves it.
 
@@ -145,16 +132,15 @@ def export(
     """
     from hsmcore.members.control.backup import ExportWrapped
 
-    with recorded(cli.config.key_manager, "keys export", key_id=key_id.lower(), file=str(output)) as entry:
-        blob = on_token(cli.config, lambda plane: plane.do(ExportWrapped(key_id.lower())))
+    with cli.recorded("keys export", key_id=key_id.lower(), file=str(output)) as entry:
+        blob = cli.on_token(lambda plane: plane.do(ExportWrapped(key_id.lower())))
         entry |= {"bytes": len(blob), "backup_sha256": hashlib.sha256(blob).digest()}
     if str(output) == "-":
         sys.stdout.buffer.write(blob + b"\n")
         return
     write(output, blob)
-    cli.show(
-        {"keyId": key_id.lower(), "output": str(output), "bytes": len(blob)}, f"{len(blob)} bytes written to {output}"
-    )
+    shown = {"keyId": key_id.lower(), "output": str(output), "bytes": len(blob)}
+    cli.show(shown, f"{len(blob)} bytes written to {output}")
 
 
 @command(app, "Put a key back from its backup.", "import")
@@ -170,8 +156,8 @@ def import_(
 
     backup = file.read_bytes()
     digest = hashlib.sha256(backup).digest()
-    with recorded(cli.config.key_manager, "keys import", file=str(file), backup_sha256=digest) as entry:
-        record = on_token(cli.config, lambda plane: plane.do(ImportWrapped(backup)))
+    with cli.recorded("keys import", file=str(file), backup_sha256=digest) as entry:
+        record = cli.on_token(lambda plane: plane.do(ImportWrapped(backup)))
         entry.update(key_fields(record))
     cli.show(shown_key(record))
 
@@ -180,12 +166,8 @@ def import_(
 def attest(
     cli: Invocation,
     key_id: KeyIdArgument,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="PATH", help="Write the evidence to a file, too.")
-    ] = None,
-    kept: Annotated[
-        bool, typer.Option("--kept", help="What was kept when the key came into the key set; asks no device.")
-    ] = False,
+    output: Annotated[Path | None, "-o PATH: Write the evidence to a file, too."] = None,
+    kept: Annotated[bool, "What was kept when the key came into the key set; asks no device."] = False,
 ) -> None:
     """Ask the device for evidence about a key: whether it was made there and could ever leave it. A YubiHSM 2 gives a
     certificate, which is checked against the roots of `attestationRoots`; what other tokens say is their own word.
@@ -200,28 +182,22 @@ def attest(
     token_settings(cli.config)
     public_key: bytes | None = None
     if kept:
-        document, public_key = _kept_evidence(cli.config, key_id.lower())
+        document, public_key = _kept_evidence(cli, key_id.lower())
     else:
-        with recorded(cli.config.key_manager, "keys attest", key_id=key_id.lower()) as entry:
-            document = on_token(cli.config, lambda plane: collect(plane, provider, key_id.lower()))
+        with cli.recorded("keys attest", key_id=key_id.lower()) as entry:
+            document = cli.on_token(lambda plane: collect(plane, provider, key_id.lower()))
             entry["evidence_sha256"] = hashlib.sha256(document).digest()
     found = judged(document, provider, key_id.lower(), public_key)
     if output is not None:
         write(output, document)
-    cli.show({**found, "sha256": hashlib.sha256(document).hexdigest()})
-    if not found["proven"]:
-        raise typer.Exit(FAILED)
+    cli.show({**found, "sha256": hashlib.sha256(document).hexdigest()}, ok=found["proven"])
 
 
 @command(app, "Print the signed set of the keys.", "set")
 def set_(
     cli: Invocation,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="PATH", help="Write the note to a file instead.")
-    ] = None,
-    since: Annotated[
-        int | None, typer.Option("--since", metavar="SERIAL", min=-1, help="All notes after this serial; -1: all.")
-    ] = None,
+    output: Annotated[Path | None, "-o PATH: Write the note to a file instead."] = None,
+    since: Annotated[int | None, "SERIAL: All notes after this serial; -1: all.", {"min": -1}] = None,
 ) -> None:
     """Print the newest signed set of the keys, as the key manager keeps it: a note that says which keys are good, from
     when to when. Verifiers elsewhere check it: docs/KEYSET.md. No token is needed.
@@ -240,7 +216,7 @@ def set_(
     if policy is None or KEY_SET not in policy.kinds:
         raise BadUsage(f'the policy does not list "{KEY_SET}": no set is signed')
     least = -1 if since is None else since
-    rows = on_state(cli.config, lambda store: KeySetNotes(store).since(policy.domain, least), shows=True)
+    rows = cli.on_state(lambda store: KeySetNotes(store).since(policy.domain, least), shows=True)
     notes = [note for _, note in (rows if since is not None else rows[-1:])]
     if not notes and since is None:
         raise KeyNotFound("no set was signed yet", hint="A running key manager that may rotate keys has one signed.")
@@ -248,20 +224,38 @@ def set_(
     if output is not None:
         write(output, data)
         cli.show({"output": str(output), "bytes": len(data)}, f"{len(data)} bytes written to {output}")
-    elif cli.as_json:
-        print_json([shown_set(KeySet.remembered(note)) for note in notes])
     else:
-        sys.stdout.buffer.write(data)
+        shown = [shown_set(KeySet.remembered(note)) for note in notes] if cli.as_json else []
+        cli.show(shown, lambda _: sys.stdout.buffer.write(data))
 
 
-def _kept_evidence(config: Config, key_id: str) -> tuple[bytes, bytes]:
+@command(app, "Put a key on another member, too.")
+def replicate(
+    cli: Invocation,
+    to: Annotated[str, "MEMBER: The member, as in `failover status`."],
+    key_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="CKA_ID (default: the key that signs).")] = None,
+) -> None:
+    """Copy a key from the first member to another one, wrapped by a key that both hold.
+
+    Example: hsmcore keys replicate --to yubihsm:http://10.0.0.2:12345
+    """
+    target = pkcs11_member(cli.config, to)
+    identity = key_id.lower() if key_id is not None else _current(cli)
+    with cli.recorded("keys replicate", key_id=identity, to_member=to) as entry:
+        record, copied = asyncio.run(_replicate(cli.config, target, identity))
+        entry.update(key_fields(record))
+    shown = shown_key(record) | {"member": to, "copied": copied}
+    cli.show(shown, f"{to} holds key {record.id}{'' if copied else ' already'}")
+
+
+def _kept_evidence(cli: Invocation, key_id: str) -> tuple[bytes, bytes]:
     """Return what is kept about a version of the key ring, and its public key. The document is in no sealed row: it
     counts if the newest set that lists the key, which a key of the ring has signed, has its digest."""
     from hsmcore.state import StoreNotGenuine
     from hsmcore.state.key_sets import KeySetNotes
     from hsmcore.tlog.key_set import KeySet
 
-    versions, policy = ring(config), config.key_manager.policy
+    versions, policy = ring(cli), cli.config.key_manager.policy
     known = next((key for key in versions if key.key_id == key_id), None)
 
     async def read(store: Any) -> tuple[bytes | None, list[tuple[int, bytes]]]:
@@ -269,7 +263,7 @@ def _kept_evidence(config: Config, key_id: str) -> tuple[bytes, bytes]:
         asked = b"" if known is None else known.public_key
         return await rows.evidence(asked), [] if policy is None else await rows.since(policy.domain, -1)
 
-    document, notes = on_state(config, read, shows=True)
+    document, notes = cli.on_state(read, shows=True)
     if known is None or document is None:
         raise KeyNotFound(f"nothing is kept about key {key_id}", hint="Ask the device: leave --kept out.")
     signers = {key.public_key for key in versions}
@@ -304,15 +298,6 @@ def shown_set(found: KeySet) -> dict[str, Any]:
     return {**head, "kinds": list(found.kinds), "keys": keys, "note": found.note.decode()}
 
 
-def write(output: Path, data: bytes) -> None:
-    """Write a file that its owner alone can read. Raises SystemFailure."""
-    try:
-        output.touch(mode=0o600)
-        output.write_bytes(data)
-    except OSError as error:
-        raise SystemFailure(f"{output} cannot be written: {error.strerror}", hint="Name another file.") from error
-
-
 def is_configured(settings: Pkcs11Settings, record: KeyRecord) -> bool:
     """Return whether the configuration names this key."""
     return settings.key_label in (None, record.label) and (settings.key_id or record.id).lower() == record.id
@@ -334,14 +319,14 @@ def shown_key(record: KeyRecord) -> dict[str, Any]:
     return shown
 
 
-def ring(config: Config) -> list[StoredKey]:
+def ring(cli: Invocation) -> list[StoredKey]:
     """Return the versions of the key ring that have signed; none without rotation."""
     from hsmcore.state import Keys
 
-    rules = config.key_manager
+    rules = cli.config.key_manager
     if rules.active_rotation is None or (rules.fleet is None and not rules.state_path.is_file()):
         return []
-    return [key for key in on_state(config, lambda store: Keys(store).all()) if key.activated_ns is not None]
+    return [key for key in cli.on_state(lambda store: Keys(store).all()) if key.activated_ns is not None]
 
 
 def _validity(key: StoredKey | None) -> dict[str, Any]:
@@ -360,3 +345,69 @@ def _gone(key: StoredKey) -> KeyRecord:
     from hsmcore.members.control import KeyRecord
 
     return KeyRecord(key.key_id, key.label, cast("Algorithm", key.algorithm), key.public_key, False, True, False)
+
+
+def _current(cli: Invocation) -> str:
+    found = [key.key_id for key in ring(cli) if key.state == "active"]
+    settings = token_settings(cli.config)
+    if not found:
+        records = cli.on_token(lambda plane: plane.list_keys())
+        found = [record.id for record in records if is_configured(settings, record)]
+    if len(found) != 1:
+        raise KeyAmbiguous(f"{len(found)} keys may be meant", hint="Give the key's id.")
+    return found[0]
+
+
+def pkcs11_member(config: Config, name: str) -> Provider:
+    """Return the PKCS#11 member of that name. Raises BadUsage."""
+    from hsmcore.config import Pkcs11Settings
+
+    members = {member.name: member for _, member in config.key_manager.members()}
+    found = members.get(name)
+    if found is None or not isinstance(found.config, Pkcs11Settings):
+        raise BadUsage(f"there is no PKCS#11 member {name!r}; the configuration has {', '.join(members)}")
+    return found
+
+
+async def _replicate(config: Config, target: Provider, key_id: str) -> tuple[KeyRecord, bool]:
+    from hsmcore.config import Pkcs11Settings, all_members
+    from hsmcore.members.control import ControlPlane
+    from hsmcore.members.control.backup import ExportWrapped, ImportWrapped
+
+    [source] = all_members((config.key_manager.own,))[:1]
+    if not isinstance(source.config, Pkcs11Settings) or not isinstance(target.config, Pkcs11Settings):
+        raise BadUsage("only keys behind PKCS#11 modules are copied")
+    # Isolated: two modules may not tolerate each other in one process.
+    options: Any = {"log_in": True, "hidden": config.secret_variables, "isolated": True}
+    options["refused"] = config.key_manager.refused_logins
+    async with (
+        ControlPlane.for_settings(source.config, member=source.name, **options) as here,
+        ControlPlane.for_settings(target.config, member=target.name, **options) as there,
+    ):
+        known = {record.id: record for record in await here.list_keys()}
+        if key_id not in known:
+            raise KeyNotFound(f"{source.name} holds no key {key_id}")
+        present = [record for record in await there.list_keys() if record.id == key_id]
+        record = present[0] if present else await there.do(ImportWrapped(await here.do(ExportWrapped(key_id))))
+        if record.public_key != known[key_id].public_key:
+            if not present:
+                await there.destroy(key_id)
+            raise KeyMismatch(f"{target.name} has another key under the id {key_id}", member=target.name)
+    await note_holder(config, key_id, target.name)
+    return record, not present
+
+
+async def note_holder(config: Config, key_id: str, member: str) -> None:
+    """Note in the key ring that a member holds a key."""
+    from hsmcore.state import Keys
+
+    if config.key_manager.active_rotation is None:
+        return
+
+    async def work(store: Store) -> None:
+        keys = Keys(store)
+        for key in await keys.all():
+            if key.key_id == key_id and member not in key.members:
+                await keys.change(key.version, members=[*key.members, member])
+
+    await in_state(config, work, absent="empty")

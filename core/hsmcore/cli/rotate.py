@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from hsmcore.cli.encoding import read
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.keys.keys import is_configured
-from hsmcore.cli.output import FAILED, cells, note, print_fields, print_json, print_table, when
-from hsmcore.cli.recorded import recorded
-from hsmcore.cli.rotate.approve import approvals_of, approve, under_way
-from hsmcore.cli.settings import YesOption, token_settings
-from hsmcore.cli.state.opened import (
+from hsmcore.cli.keys import is_configured
+from hsmcore.cli.opened import (
     in_state,
     is_attended,
     not_genuine,
-    on_state,
     print_not_genuine,
     rotates_somewhere,
     rotation_rules,
     with_token,
 )
+from hsmcore.cli.output import BadUsage, fields, note, table
+from hsmcore.cli.settings import YesOption, token_settings
 from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
@@ -32,18 +32,54 @@ if TYPE_CHECKING:
     from hsmcore.members.control import ControlPlane
     from hsmcore.state import Store
 
-app = typer.Typer(name="rotate", help="Rotate the signing key, plan, approve, abort.", no_args_is_help=True)
-ReasonOption = Annotated[str, typer.Option("--reason", help="Why; it is kept in the history.")]
-command(app, "Approve a rotation.")(approve)
+app = typer.Typer()
+_HEAD: Final = (
+    "current key current.id, public key current.publicKey, signs since current.validFromNs, next rotation next, "
+    "key manager running, failed in a row failedInARow"
+)
+_KEYS: Final = "VERSION version, KEY id, STATE state, FROM validFromNs, UNTIL validUntilNs, WHY why"
+_ROTATIONS: Final = "ROTATION id, BEGUN begunNs, ENDED endedNs, CAUSE cause, STATUS status, ERROR error"
+_STEPS: Final = "TIME time_ns, STEP step, OUTCOME outcome, DETAILS text"
+
+
+@command(app, "Approve a rotation.")
+def approve(
+    cli: Invocation,
+    rotation: Annotated[
+        int | None, typer.Argument(metavar="ROTATION", help="Its number (default: the one under way).")
+    ] = None,
+    name: Annotated[str | None, "--as NAME: The approver's name."] = None,
+    code: Annotated[str | None, "A one-time code."] = None,
+    signature: Annotated[Path | None, "FILE: An Ed25519 signature: 64 bytes, or hexadecimal."] = None,
+) -> None:
+    """Approve a rotation with a one-time code or a signature; without either, print the text that is to be signed.
+
+    Examples:
+
+      hsmcore rotate approve --as alice --code 123456
+
+      hsmcore rotate approve > statement; sign it; hsmcore rotate approve --as bob --signature statement.sig
+    """
+    rules = rotation_rules(cli.config)
+    if code is None and signature is None:
+        print(cli.on_state(partial(_statement, number=rotation), absent="empty").decode(), end="")
+        return
+    if name is None or (code is not None and signature is not None):
+        raise BadUsage("give --as NAME and one of --code and --signature")
+    with cli.recorded("rotate approve", approver=name) as entry:
+        work = partial(_approve, rules=rules, number=rotation, name=name, code=code, signature=signature)
+        given = cli.on_state(work, absent="empty")
+        entry["rotation_id"] = str(given["rotation"])
+    cli.show(given)
 
 
 @command(app, "Rotate now.")
 def now(
     cli: Invocation,
-    reason: ReasonOption = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; change nothing.")] = False,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until the new key signs.")] = True,
-    timeout: Annotated[float, typer.Option("--timeout", min=1, help="Seconds to wait.")] = 300.0,
+    reason: Annotated[str, "Why; it is kept in the history."] = "",
+    dry_run: Annotated[bool, "Say what would be done; change nothing."] = False,
+    wait: Annotated[bool, "--wait/--no-wait: Wait until the new key signs."] = True,
+    timeout: Annotated[float, "Seconds to wait.", {"min": 1}] = 300.0,
     yes: YesOption = False,
 ) -> None:
     """Replace the signing key now. A running key manager does it; if none runs, this command does, unless
@@ -54,28 +90,24 @@ def now(
     rules = rotation_rules(cli.config)
     if dry_run:
         found = asyncio.run(_dry_run(cli.config, rules))
-        cli.show(found)
-        if found["stops"] is not None:
-            raise typer.Exit(FAILED)
+        cli.show(found, ok=found["stops"] is None)
         return
-    if rules.require_handover and not on_state(cli.config, rotates_somewhere, absent="empty"):
+    if rules.require_handover and not cli.on_state(rotates_somewhere, absent="empty"):
         raise HsmError(
             "keyRotation.requireHandover is true: only the application, which has the handover, may rotate",
             hint="Start the application, then repeat this command.",
         )
     cli.confirm("", "Replace the signing key now?", yes=yes)
-    with recorded(cli.config.key_manager, "rotate now", reason=reason) as entry:
+    with cli.recorded("rotate now", reason=reason) as entry:
         done = asyncio.run(_rotate(cli.config, reason, timeout if wait else 0.0))
         entry |= {"rotation_id": str(done.get("id", "")), "status": done["status"]}
-        cli.show(done)
-        if done["status"] in ("failed", "aborted"):
-            raise typer.Exit(FAILED)
+        cli.show(done, ok=done["status"] not in ("failed", "aborted"))
 
 
 @command(app, "Show the coming rotations.", "plan")
 def plan_(
     cli: Invocation,
-    count: Annotated[int, typer.Option("--count", min=1, max=10_000, help="How many.")] = 12,
+    count: Annotated[int, "How many.", {"min": 1, "max": 10_000}] = 12,
 ) -> None:
     """Show when the coming rotations are, if each is on time.
 
@@ -90,12 +122,9 @@ def plan_(
         current = await Keys(store).current()
         return [] if current is None else Schedule.of(rules).plan(current.counts_from_ns, time.time_ns(), count)
 
-    found = on_state(cli.config, read, shows=True)
-    if not found and not cli.as_json:
-        print("no key has signed yet: the first start of a key manager begins the key ring")
-        return
-    header = ("ROTATION", f"IN {rules.time_zone}", "OLD KEY VERIFIES UNTIL")
-    cli.show_table(found, header, [(row["at"], row["local"], row["oldKeyVerifiesUntil"]) for row in found])
+    found = cli.on_state(read, shows=True)
+    coming = table(f"ROTATION at, IN {rules.time_zone} local, OLD KEY VERIFIES UNTIL oldKeyVerifiesUntil")
+    cli.show(found, coming if found else "no key has signed yet: the first start of a key manager begins the key ring")
 
 
 @command(app, "Show the key that signs and what is under way.")
@@ -106,40 +135,27 @@ def status(cli: Invocation) -> None:
     Example: hsmcore rotate status --json
     """
     rules = rotation_rules(cli.config)
-    found = on_state(cli.config, lambda store: _status(store, rules), shows=True)
-    if cli.as_json:
-        print_json(found)
-        return
-    current = found["current"] or {}
-    print_fields(
-        {
-            "current key": current.get("id"),
-            "public key": current.get("publicKey"),
-            "signs since": when(current.get("validFromNs")),
-            "next rotation": found["next"],
-            "key manager": "running" if found["running"] else "none runs",
-            "failed in a row": found["failedInARow"],
-        }
-    )
+    cli.show(cli.on_state(lambda store: _status(store, rules), shows=True), _print_status)
+
+
+def _print_status(found: dict[str, Any]) -> None:
+    fields(_HEAD)(found | {"running": "running" if found["running"] else "none runs"})
     print_not_genuine(found["storeNotGenuine"])
     for entry in found["open"]:
-        waits = f", {len(entry['approvedBy'])} of {rules.approvals} approvals" if entry["step"] == "approve" else ""
+        approved = f"{len(entry['approvedBy'])} of {found['approvals']} approvals"
+        waits = f", {approved}" if entry["step"] == "approve" else ""
         waits += f"; NOT GENUINE: {', '.join(entry['notGenuine'])}" if entry["notGenuine"] else ""
         waits += "; its handover was called, only the application goes on with it" if entry["needsHandover"] else ""
         waits += f"; it waits for {entry['waitsFor']}" if entry["waitsFor"] else ""
         print(f"rotation {entry['id']} ({entry['cause']}): {entry['status']} at step {entry['step']}{waits}")
-    keys = [key | {"id": key["id"] or None, "why": key["note"] or key["origin"]} for key in found["keys"]]
-    print_table(
-        ("VERSION", "KEY", "STATE", "FROM", "UNTIL", "WHY"),
-        [cells(key, "version", "id", "state", "validFromNs", "validUntilNs", "why") for key in keys],
-    )
+    table(_KEYS)([key | {"why": key["note"] or key["origin"]} for key in found["keys"]])
 
 
 @command(app, "Show past rotations.")
 def history(
     cli: Invocation,
-    rotation: Annotated[int | None, typer.Option("--rotation", help="All steps of this one.")] = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="At most so many, the latest.")] = 20,
+    rotation: Annotated[int | None, "All steps of this one."] = None,
+    limit: Annotated[int, "At most so many, the latest.", {"min": 1, "max": 10_000}] = 20,
 ) -> None:
     """Show past rotations, or every step of one, oldest first.
 
@@ -156,14 +172,12 @@ def history(
             return await rotations.steps(rotation)
         return [entry.to_json() for entry in await rotations.last(limit)]
 
-    found = on_state(cli.config, read, shows=True)
-    if rotation is not None:
-        details = [", ".join(f"{k}={v}" for k, v in row["details"].items() if k != "sealed") for row in found]
-        rows = [[*cells(row, "time_ns", "step", "outcome"), text] for row, text in zip(found, details, strict=True)]
-        cli.show_table(found, ("TIME", "STEP", "OUTCOME", "DETAILS"), rows)
-    else:
-        rows = [cells(row, "id", "begunNs", "endedNs", "cause", "status", "error") for row in found]
-        cli.show_table(found, ("ROTATION", "BEGUN", "ENDED", "CAUSE", "STATUS", "ERROR"), rows)
+    cli.show(cli.on_state(read, shows=True), table(_ROTATIONS) if rotation is None else _print_steps)
+
+
+def _print_steps(found: list[dict[str, Any]]) -> None:
+    details = [", ".join(f"{k}={v}" for k, v in row["details"].items() if k != "sealed") for row in found]
+    table(_STEPS)([row | {"text": text} for row, text in zip(found, details, strict=True)])
 
 
 @command(app, "End the rotation that is under way.")
@@ -181,7 +195,7 @@ def abort(cli: Invocation) -> None:
         from hsmcore.manager.rotation.store import Rotations
         from hsmcore.state import Desired
 
-        found = await under_way(store, None)
+        found = await _under_way(store, None)
         if not can_abort(found.run):
             raise HsmError(f"rotation {found.id} is about to switch the key", hint="See `hsmcore rotate status`.")
         await Desired(store).set(ABORT, "yes", "")
@@ -190,8 +204,8 @@ def abort(cli: Invocation) -> None:
         running = await rotates_somewhere(store) or await asyncio.to_thread(is_attended, cli.config)
         return found, "" if running else "no key manager is running; it is undone at the next start"
 
-    with recorded(cli.config.key_manager, "rotate abort") as entry:
-        found, why = on_state(cli.config, work)
+    with cli.recorded("rotate abort") as entry:
+        found, why = cli.on_state(work)
         entry["rotation_id"] = str(found.id)
     cli.show({"rotation": found.id, "status": "aborting"})
     if why:
@@ -206,7 +220,7 @@ def adopt(cli: Invocation) -> None:
     Example: hsmcore rotate adopt --config new-key.json
     """
     rules = rotation_rules(cli.config)
-    with recorded(cli.config.key_manager, "rotate adopt") as entry:
+    with cli.recorded("rotate adopt") as entry:
         adopted = asyncio.run(_adopt(cli.config, rules))
         entry |= {"key_id": adopted["id"], "public_key": adopted["publicKey"]}
     cli.show(adopted)
@@ -312,7 +326,7 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
                 "needsHandover": held is not None and held.id == entry.id,
                 "waitsFor": await _waits_for(rotations, entry),
             }
-            | dict(zip(("approvedBy", "notGenuine"), await approvals_of(store, rules, entry), strict=True))
+            | dict(zip(("approvedBy", "notGenuine"), await _approvals_of(store, rules, entry), strict=True))
             for entry in await rotations.open()
         ],
     }
@@ -347,3 +361,59 @@ async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
         return chosen.to_json()
 
     return await in_state(config, write)
+
+
+async def _approvals_of(store: Store, rules: KeyRotation, entry: Rotation) -> tuple[list[str], list[str]]:
+    """Return the names of approvers whose approval counts, and of those whose stored approval is not genuine."""
+    from hsmcore.manager.rotation.approvals import genuine
+    from hsmcore.state import Approvals
+
+    return genuine(rules.approvers, await _statement(store, entry), await Approvals(store).of(entry.id))
+
+
+async def _under_way(store: Store, number: int | None) -> Rotation:
+    """Return the rotation of that number (None: the only one) while its key does not sign yet. Raises HsmError."""
+    from hsmcore.manager.rotation.store import Rotations
+
+    for entry in await Rotations(store).open():
+        if entry.run.status == "running" and number in (None, entry.id):
+            return entry
+    what = "no rotation is under way" if number is None else f"rotation {number} is not under way"
+    raise HsmError(f"{what}, or its key signs already", hint="See `hsmcore rotate status`.")
+
+
+async def _statement(store: Store, entry: Rotation | None = None, number: int | None = None) -> bytes:
+    """Return the text that an approver of a rotation signs, or of the one of that number, as of `_under_way`."""
+    from hsmcore.manager.rotation.approvals import statement
+    from hsmcore.state import Keys
+
+    entry = entry or await _under_way(store, number)
+    return statement(entry, next(key for key in await Keys(store).all() if key.version == entry.old))
+
+
+async def _approve(
+    store: Store, *, rules: KeyRotation, number: int | None, name: str, code: str | None, signature: Path | None
+) -> dict[str, Any]:
+    from hsmcore.manager.rotation.approvals import by_code, by_signature
+    from hsmcore.state import Approvals
+
+    approver = next((approver for approver in rules.approvers if approver.name == name), None)
+    if approver is None:
+        known = ", ".join(approver.name for approver in rules.approvers) or "nobody"
+        raise BadUsage(f"{name} is no approver; the configuration has {known}")
+    entry = await _under_way(store, number)
+    text = await _statement(store, entry)
+    good = by_signature(approver, text, _signature(signature)) if code is None else by_code(approver, text, code)
+    await Approvals(store).add(entry.id, good)
+    given, _ = await _approvals_of(store, rules, entry)
+    return {"rotation": entry.id, "approvedBy": given, "needed": rules.approvals}
+
+
+def _signature(path: Path | None) -> bytes:
+    raw = b"" if path is None else read(path)
+    if len(raw) == 64:
+        return raw
+    try:
+        return bytes.fromhex(raw.decode("ascii"))
+    except ValueError:
+        return b""

@@ -6,17 +6,17 @@ import asyncio
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.keys.keys import shown_key
-from hsmcore.cli.keys.replicate import note_holder, pkcs11_member
-from hsmcore.cli.output import FAILED, BadUsage, cells, note, when
-from hsmcore.cli.recorded import key_fields, recorded
-from hsmcore.cli.state.opened import in_state, with_token
-from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
+from hsmcore.cli.keys import note_holder, pkcs11_member, shown_key
+from hsmcore.cli.opened import in_state, with_token
+from hsmcore.cli.output import BadUsage, fail, table
+from hsmcore.cli.recorded import key_fields
+from hsmcore.cli.settings import misconfigured
+from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
     from hsmcore.base.places import BackupPlace
@@ -25,12 +25,11 @@ if TYPE_CHECKING:
     from hsmcore.state import Store, StoredKey
     from hsmcore.state.backups import BackupRow
 
-app = typer.Typer(name="backup", help="List, verify and restore backups of keys.", no_args_is_help=True)
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The backup's name, as `backup list` prints it.")]
+app = typer.Typer()
 RecoveryOption = Annotated[
-    Path | None,
-    typer.Option("--recovery-key", metavar="FILE", help="The X25519 private key for sealed ones: 32 bytes, or hex."),
+    Path | None, "--recovery-key FILE: The X25519 private key for sealed ones: 32 bytes, or hex."
 ]
+_BACKUPS: Final = "NAME name, METHOD method, MADE madeNs, RESTORED FOR A TRY drilledNs:never, STATE problem:good"
 
 
 @command(app, "List the backups at backupLocation.", "list")
@@ -71,12 +70,9 @@ def verify(
 @command(app, "Put a key back on the token.")
 def restore(
     cli: Invocation,
-    name: NameArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The backup's name, as `backup list` prints it.")],
     recovery_key: RecoveryOption = None,
-    to: Annotated[
-        str | None,
-        typer.Option("--to", metavar="MEMBER", help="Another member than the first, as in `failover status`."),
-    ] = None,
+    to: Annotated[str | None, "MEMBER: Another member than the first, as in `failover status`."] = None,
 ) -> None:
     """Restore a key on the token. A signature must prove that it is the one that the backup names; else it is destroyed
     again. A damaged backup, or one of another key than the key ring has, is not imported.
@@ -87,7 +83,7 @@ def restore(
 
       hsmcore backup restore NAME --recovery-key recovery.key --to softhsm:second
     """
-    with recorded(cli.config.key_manager, "backup restore", file=name) as entry:
+    with cli.recorded("backup restore", file=name) as entry:
         record = asyncio.run(_restore(cli.config, name, recovery_key, to))
         entry.update(key_fields(record))
     shown = shown_key(record)
@@ -97,7 +93,7 @@ def restore(
 @command(app, "Make a key pair for keyCeremony.", "recovery-key")
 def recovery_key_(
     cli: Invocation,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="A new file for the private key.")],
+    output: Annotated[Path, "-o FILE: A new file for the private key."],
 ) -> None:
     """Make an X25519 key pair for keyRotation.keyCeremony: print the public key, which the configuration gets, and
     write the private key, in hexadecimal, to a file that only you may read. It opens every key that is sealed to it:
@@ -155,7 +151,7 @@ def _place(config: Config) -> BackupPlace:
     rules = config.key_manager.key_rotation
     if rules is None or rules.backup_location is None:
         where = f"{config.key_manager.where}.keyRotation.backupLocation"
-        raise ConfigurationError.of([ConfigFault(where, "is missing, so there is no place for backups")])
+        raise misconfigured(where, "is missing, so there is no place for backups")
     return place_at(rules.backup_location, rules.backup_endpoint_url)
 
 
@@ -190,12 +186,6 @@ def _print(cli: Invocation, found: list[Found], rows: list[BackupRow]) -> None:
         }
         for file in found
     ]
-    table = [
-        [*cells(row, "name", "method", "madeNs"), when(row["drilledNs"]) or "never", row["problem"] or "good"]
-        for row in shown
-    ]
-    cli.show_table(shown, ("NAME", "METHOD", "MADE", "RESTORED FOR A TRY", "STATE"), table)
+    cli.show(shown, table(_BACKUPS))
     bad = [row for row in shown if not row["ok"]]
-    if bad:
-        note(f"hsmcore: {len(bad)} of {len(shown)} backups are no good")
-        raise typer.Exit(FAILED)
+    fail([f"{len(bad)} of {len(shown)} backups are no good"] if bad else [])

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
-
-import typer
+from typing import TYPE_CHECKING, Any, Final
 
 from hsmcore.cli.invocation import Invocation
-from hsmcore.cli.output import FAILED, problem
-from hsmcore.cli.settings import token_settings
-from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.cli.output import fail, print_fields, problem, table
+from hsmcore.cli.settings import misconfigured, token_settings
 
 if TYPE_CHECKING:
     from hsmcore.providers.cloudhsm import ClusterHealth
+
+_TOKENS: Final = "NAMED matches, SLOT slotId, LABEL label, SERIAL serial, MODEL model, SLOT DESCRIPTION slotDescription"
+_SHOWN: Final = ("clusterId", "region", "state", "mode", "hsmType", "active", "error")
 
 
 def tokens(cli: Invocation) -> None:
@@ -42,15 +42,11 @@ def tokens(cli: Invocation) -> None:
     chosen = selector.choose(found)
     names = {"slot_id": "slotId", "slot_description": "slotDescription"}
     shown = [{names.get(k, k): v for k, v in asdict(t).items()} | {"matches": t in chosen} for t in found]
-    cli.show_table(
-        {"tokens": shown, "chosen": chosen[0].slot_id if len(chosen) == 1 else None},
-        ("", "SLOT", "LABEL", "SERIAL", "MODEL", "SLOT DESCRIPTION"),
-        [("*" if t in chosen else "", str(t.slot_id), t.label, t.serial, t.model, t.slot_description) for t in found],
-    )
+    one = chosen[0].slot_id if len(chosen) == 1 else None
+    cli.show({"tokens": shown, "chosen": one}, table(_TOKENS, "tokens"))
     if len(chosen) != 1:
         what = f"{len(chosen)} of {len(found)} tokens match {selector}"
-        problem(what, "Set slotId, tokenSerial or tokenLabel to what is listed.")
-        raise typer.Exit(FAILED)
+        fail([what], "Set slotId, tokenSerial or tokenLabel to what is listed.")
 
 
 def cluster(cli: Invocation) -> None:
@@ -64,16 +60,12 @@ def cluster(cli: Invocation) -> None:
     provider = cli.config.key_manager.own
     ask = provider.descriptor.cluster
     if ask is None:
-        what = f"is {provider.type}: a provider of this type has no cluster"
-        raise ConfigurationError.of([ConfigFault(f"{provider.where}.type", what)])
+        raise misconfigured(f"{provider.where}.type", f"is {provider.type}: a provider of this type has no cluster")
     health: ClusterHealth = provider.resolve(ask)(provider.config)
-    shown = health.to_json()
-    if not cli.as_json:
-        names = ("clusterId", "region", "state", "mode", "hsmType", "active", "error")
-        zones = {zone: [f"{n} {state}" for state, n in states.items()] for zone, states in health.zones.items()}
-        shown = {name: shown[name] for name in names} | zones
-    cli.show(shown)
-    for fault in () if cli.as_json else health.problems:
+    cli.show(health.to_json(), _print_health, ok=health.ok)
+
+
+def _print_health(shown: dict[str, Any]) -> None:
+    print_fields({name: shown[name] for name in _SHOWN} | shown["zones"])
+    for fault in shown["problems"]:
         problem(fault)
-    if not health.ok:
-        raise typer.Exit(FAILED)

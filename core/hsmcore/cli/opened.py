@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from hsmcore.cli.output import note
-from hsmcore.cli.settings import token_settings
-from hsmcore.errors import ConfigFault, ConfigurationError, SecretUnavailable
+from hsmcore.cli.settings import misconfigured, token_settings
+from hsmcore.errors import SecretUnavailable
 
 if TYPE_CHECKING:
     from hsmcore.config import Config, Fleet, KeyRotation, Pkcs11Settings
@@ -18,11 +17,6 @@ if TYPE_CHECKING:
     from hsmcore.state import Store
 
 T = TypeVar("T")
-
-
-def on_token(config: Config, work: Callable[[ControlPlane], Awaitable[T]]) -> T:
-    """Run `work` with the first member's token, logged in."""
-    return asyncio.run(with_token(config, work))
 
 
 async def with_token(
@@ -41,18 +35,11 @@ Absent = Literal["refused", "made", "empty"]
 """What a store that is missing is: an error; made now; nothing, as far as the work of the command goes."""
 
 
-def on_state(
+async def in_state(
     config: Config, work: Callable[[Store], Awaitable[T]], *, shows: bool = False, absent: Absent = "refused"
 ) -> T:
     """Run `work` with the state store. `shows`: it only shows what is there, also if it is not genuine, or missing.
     Raises StoreError also where key managers run on another file than this one."""
-    return asyncio.run(in_state(config, work, shows=shows, absent=absent))
-
-
-async def in_state(
-    config: Config, work: Callable[[Store], Awaitable[T]], *, shows: bool = False, absent: Absent = "refused"
-) -> T:
-    """Run `work` with the state store, within an event loop. As `on_state`."""
     with ExitStack() as temporary:
         place = config.key_manager.state_place
         missing = isinstance(place, Path) and not place.is_file()
@@ -113,26 +100,13 @@ def print_not_genuine(problems: dict[str, str]) -> None:
         print(f"NOT GENUINE: {scope}: {problem}: nothing is done for it; see: hsmcore state seal")
 
 
-def on_levels(config: Config, work: Callable[[Store], Awaitable[T]], *, shows: bool = False) -> T:
-    """Run `work` with the state store; `shows`: as `on_state`. Raises ConfigurationError without an enabled failover
-    block."""
-    rules = config.key_manager
-    if rules.active_failover is None:
-        raise ConfigurationError.of(
-            [ConfigFault(f"{rules.where}.failover", "is missing or not enabled, so there are no levels")],
-            hint="Add a failover block to the configuration.",
-        )
-    return on_state(config, work, shows=shows)
-
-
 def rotation_rules(config: Config) -> KeyRotation:
     """Return the rules of key rotation. Raises ConfigurationError without an enabled keyRotation."""
     rules = config.key_manager
     if rules.active_rotation is None:
-        raise ConfigurationError.of(
-            [ConfigFault(f"{rules.where}.keyRotation", "is missing or not enabled, so no key is rotated")],
-            hint='Add "keyRotation": {"intervalDays": 30} to the configuration.',
-        )
+        problem = "is missing or not enabled, so no key is rotated"
+        hint = 'Add "keyRotation": {"intervalDays": 30} to the configuration.'
+        raise misconfigured(f"{rules.where}.keyRotation", problem, hint)
     return rules.active_rotation
 
 

@@ -1,1 +1,0 @@
-"""hsmcore rotate."""
