@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hsmcore.cli.failover import note_follower, on_levels, write_wish
+from hsmcore.cli.failover import on_levels, wish
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.opened import not_genuine
 from hsmcore.cli.output import when
@@ -34,9 +34,9 @@ def status(cli: Invocation) -> None:
         from hsmcore.state import Desired
 
         found, problems = await _budget(config, store).status(), await not_genuine(store)
-        wish = (await Desired(store).all()).get("emergency")
+        asked = (await Desired(store).all()).get("emergency")
         return {
-            "enabled": enabled and (wish is None or wish.value != "disabled"),
+            "enabled": enabled and (asked is None or asked.value != "disabled"),
             "episode": found.episode,
             "firstSignature": when(found.first_ns),
             "expires": when(found.expires_ns),
@@ -88,10 +88,8 @@ def reset(cli: Invocation, reason: RequiredReason) -> None:
 
 
 def _permit(cli: Invocation, value: str, reason: str) -> None:
-    with cli.recorded(f"emergency {value.removesuffix('d')}", reason=reason):
-        running = write_wish(cli, "emergency", value, reason)
-    cli.show({"emergency": value, "reason": reason}, f"emergency level: {value}")
-    note_follower(cli, running)
+    shown, order = {"emergency": value, "reason": reason}, ("emergency", value, reason)
+    wish(cli, f"emergency {value.removesuffix('d')}", order, shown, f"emergency level: {value}", reason=reason)
 
 
 def _budget(config: Config, store: Store) -> Any:

@@ -43,10 +43,10 @@ def write(path: Path, data: bytes, mode: int = 0o600) -> None:
         raise SystemFailure(f"{path} cannot be written: {error.strerror}", hint="Name another file.") from error
 
 
-def deliver(cli: Invocation, data: bytes, output: Path | None, shown: dict[str, Any] | None, what: str) -> None:
+def deliver(cli: Invocation, data: bytes, output: Path | None, shown: Any, what: str, mode: int = 0o666) -> None:
     """Write `data` to a file and say so, or to standard output. `shown`: what is printed with --json instead."""
     if output is not None:
-        write(output, data, 0o666)
+        write(output, data, mode)
     if shown is None or (output is None and not cli.as_json):
         sys.stdout.write(data.decode())
     else:

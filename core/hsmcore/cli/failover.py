@@ -15,7 +15,7 @@ import typer
 
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.opened import is_attended, not_genuine, print_not_genuine
-from hsmcore.cli.output import BadUsage, fields, table, views
+from hsmcore.cli.output import BadUsage, fields, table
 from hsmcore.cli.settings import RequiredReason, YesOption, misconfigured
 
 if TYPE_CHECKING:
@@ -28,10 +28,8 @@ app = typer.Typer()
 ReasonOption = Annotated[str, "Why; it is kept with the wish."]
 MemberArgument = Annotated[str, typer.Argument(metavar="MEMBER", help="The member's name, as in `failover status`.")]
 
-_REPORT: Final = views(
-    fields("process, mode, active level active, forced level forced, public key publicKey, said ago:ago"),
-    table("MEMBER member, LEVEL level, CONDITION condition, IN FLIGHT inFlight, REASON reason", "members"),
-)
+_REPORT: Final = fields("process, mode, active level active, forced level forced, public key publicKey, said ago:ago")
+_MEMBERS: Final = table("MEMBER member, LEVEL level, CONDITION condition, IN FLIGHT inFlight, REASON reason", "members")
 _HISTORY: Final = table("TIME time_ns:ms, EVENT kind, FROM level_from, TO level_to, MEMBER member, REASON reason")
 
 
@@ -51,6 +49,7 @@ def status(cli: Invocation) -> None:
         for report in running:
             age = max(time.time() - float(report["written_ns"]) / 1e9, 0.0)
             _REPORT(report | {"active": report["active"] or "none: nobody can sign", "ago": age})
+            _MEMBERS(report)
         for name, wish in wishes.items():
             print(f"asked for: {name} = {wish['value']} ({wish['reason']})")
 
@@ -68,13 +67,12 @@ def history(
 
     Example: hsmcore failover history --kind failover --kind failback --limit 20
     """
+    from hsmcore.failover.history import History
 
-    async def read(store: Store) -> list[dict[str, Any]]:
-        from hsmcore.failover.history import History
-
-        return await History(store).query(kinds=kind or (), member=member, limit=limit)
-
-    cli.show(on_levels(cli, read, shows=True), _HISTORY)
+    events = on_levels(
+        cli, lambda store: History(store).query(kinds=kind or (), member=member, limit=limit), shows=True
+    )
+    cli.show(events, _HISTORY)
 
 
 @command(app, "Take a member out of service, or put it back.")
@@ -154,15 +152,11 @@ def force(
 
 def _others_in_service(cli: Invocation, member: str) -> list[str]:
     """The members beside one that are not drained, the emergency level's aside."""
+    from hsmcore.state import Desired
 
-    async def read(store: Store) -> list[str]:
-        from hsmcore.state import Desired
-
-        wishes = await Desired(store).all()
-        names = [provider.name for level, provider in cli.config.key_manager.members() if level != "emergency"]
-        return [name for name in names if name != member and f"drain:{name}" not in wishes]
-
-    return on_levels(cli, read, shows=True)
+    wishes = on_levels(cli, lambda store: Desired(store).all(), shows=True)
+    names = [provider.name for level, provider in cli.config.key_manager.members() if level != "emergency"]
+    return [name for name in names if name != member and f"drain:{name}" not in wishes]
 
 
 def _require_member(config: Config, member: str) -> Provider:
@@ -173,28 +167,26 @@ def _require_member(config: Config, member: str) -> Provider:
 
 
 def _wish(cli: Invocation, name: str, value: str | None, reason: str, **subject: str | None) -> None:
-    command = f"failover {name.partition(':')[0]}"
-    with cli.recorded(command, state=value or "none", reason=reason, **subject):
-        running = write_wish(cli, name, value, reason)
-    cli.show({"name": name, "value": value, "reason": reason}, f"{name}: {value or 'no longer asked for'}")
-    note_follower(cli, running)
+    shown, text = {"name": name, "value": value, "reason": reason}, f"{name}: {value or 'no longer asked for'}"
+    record = {"state": value or "none", "reason": reason, **subject}
+    wish(cli, f"failover {name.partition(':')[0]}", (name, value, reason), shown, text, **record)
 
 
-def write_wish(cli: Invocation, name: str, value: str | None, reason: str) -> list[dict[str, Any]]:
-    """Write a wish, or withdraw it (None). Returns the reports of the running key managers."""
+def wish(
+    cli: Invocation, command: str, order: tuple[str, str | None, str], shown: Any, text: str, **record: object
+) -> None:
+    """Write a wish: its name, its value (None withdraws it) and the reason. Record and print it, and when it takes
+    effect."""
 
     async def write(store: Store) -> list[dict[str, Any]]:
         from hsmcore.state import Desired
 
-        desired = Desired(store)
-        await desired.set(name, value, reason)
-        return await desired.running()
+        await Desired(store).set(*order)
+        return await Desired(store).running()
 
-    return on_levels(cli, write)
-
-
-def note_follower(cli: Invocation, running: list[dict[str, Any]]) -> None:
-    """Print when a wish takes effect, unless the output is JSON."""
+    with cli.recorded(command, **record):
+        running = on_levels(cli, write)
+    cli.show(shown, text)
     if not cli.as_json and (any("members" in report for report in running) or is_attended(cli.config)):
         cli.note("the running key manager follows within a second")
     else:

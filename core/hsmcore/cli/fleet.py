@@ -14,7 +14,7 @@ import typer
 
 from hsmcore.cli import positions
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.output import FAILED, BadUsage, fields, lines, table
+from hsmcore.cli.output import FAILED, BadUsage, fields, plain, table
 from hsmcore.cli.settings import RequiredReason, misconfigured
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ WaitOption = Annotated[float, "SECONDS: For the host to follow; 0: do not wait."
 _HEAD: Final = "fleet, epoch, holder holder:none, renewed just now renewed, reason, incident incident.state"
 _HOSTS: Final = table("HOST name, STATE state, SEEN seenSecondsAgo:ago, PROCESS instance, NOTE note", "hosts")
 _DOMAINS: Final = table("DOMAIN domain, FLOOR floor:position, HIGHEST highest:position", "domains")
-_ORDERS: Final = lines("asked for: {name} ({reason})", "orders")
 _LOOK_SECONDS: Final = 0.05
 _MOST_SECONDS: Final = 2.0
 
@@ -126,11 +125,9 @@ def reconcile(cli: Invocation, reason: RequiredReason, at_least: AtLeastOption =
     rules = _fleet(cli.config)
     known = _positions(at_least)
     with cli.recorded("fleet reconcile", reason=reason) as entry:
-
-        async def work(store: Store) -> tuple[list[str], dict[str, int]]:
-            return await store.run(lambda connection: reconciled(connection, rules.name, reason, known.items()))
-
-        retired, floors = cli.on_state(work)
+        retired, floors = cli.on_state(
+            lambda store: store.run(lambda connection: reconciled(connection, rules.name, reason, known.items()))
+        )
         entry["count"] = len(retired)
     text = [f"retired: {host}" for host in retired]
     text += [f"{domain}: nothing is signed at or below {position} any more" for domain, position in floors.items()]
@@ -182,13 +179,9 @@ async def _written(
     """Write an order, and wait for the host to follow. Returns whether it did (None: nothing to wait for), and what the
     host says. Raises BadUsage for a host that the fleet does not have."""
     from hsmcore.fleet.orders import order_name
-    from hsmcore.fleet.overview import overview
     from hsmcore.state import Desired
 
-    async def look() -> dict[str, Any]:
-        return await store.run(lambda connection: overview(connection, rules.name))
-
-    hosts = {each["name"]: each for each in (await look())["hosts"]}
+    hosts = {each["name"]: each for each in (await _look(store, rules))["hosts"]}
     if host not in hosts:
         raise BadUsage(f"the fleet has no host {host!r}; it has {', '.join(map(repr, hosts)) or 'none yet'}")
     await Desired(store).set(order_name(verb, host), value, reason)
@@ -198,7 +191,7 @@ async def _written(
     loop = asyncio.get_running_loop()
     until = loop.time() + wait
     while True:
-        found = await look()
+        found = await _look(store, rules)
         waits = any(each["name"] == order_name(verb, host) for each in found["orders"])
         holds = found["holderHost"] == host
         if {"claim": holds, "release": not waits, "drain": not holds}[verb]:
@@ -211,19 +204,20 @@ async def _written(
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-async def _observed(store: Store, rules: Fleet) -> dict[str, Any]:
-    """Return how the fleet stands, and whether the lease was renewed while this looked."""
+async def _look(store: Store, rules: Fleet) -> dict[str, Any]:
     from hsmcore.fleet.overview import overview
 
-    async def look() -> dict[str, Any]:
-        return await store.run(lambda connection: overview(connection, rules.name))
+    return await store.run(lambda connection: overview(connection, rules.name))
 
-    first = found = await look()
+
+async def _observed(store: Store, rules: Fleet) -> dict[str, Any]:
+    """Return how the fleet stands, and whether the lease was renewed while this looked."""
+    first = found = await _look(store, rules)
     loop = asyncio.get_running_loop()
     until = loop.time() + min(rules.ttl_ms / 2e3, _MOST_SECONDS)
     while found["holder"] is not None and loop.time() < until:
         await asyncio.sleep(_LOOK_SECONDS)
-        found = await look()
+        found = await _look(store, rules)
         if found["renewals"] != first["renewals"] or found["epoch"] != first["epoch"]:
             return found | {"renewed": True}
     return found | {"renewed": False if found["holder"] is not None else None}
@@ -238,4 +232,5 @@ def _print(found: dict[str, Any]) -> None:
     if found["domains"]:
         print()
         _DOMAINS(found)
-    _ORDERS(found)
+    for order in found["orders"]:
+        print(f"asked for: {plain(order['name'])} ({plain(order['reason'])})")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 from typer.core import TyperGroup
 
-from hsmcore.cli.encoding import base58, write
+from hsmcore.cli.encoding import base58, deliver, write
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.opened import in_state
 from hsmcore.cli.output import BadUsage, fail, table, when
@@ -221,12 +221,9 @@ def set_(
     if not notes and since is None:
         raise KeyNotFound("no set was signed yet", hint="A running key manager that may rotate keys has one signed.")
     data = b"".join(notes)
-    if output is not None:
-        write(output, data)
-        cli.show({"output": str(output), "bytes": len(data)}, f"{len(data)} bytes written to {output}")
-    else:
-        shown = [shown_set(KeySet.remembered(note)) for note in notes] if cli.as_json else []
-        cli.show(shown, lambda _: sys.stdout.buffer.write(data))
+    written = {"output": str(output), "bytes": len(data)}
+    sets = [shown_set(KeySet.remembered(note)) for note in notes] if output is None and cli.as_json else written
+    deliver(cli, data, output, sets, f"{len(data)} bytes", 0o600)
 
 
 @command(app, "Put a key on another member, too.")

@@ -115,26 +115,6 @@ def table(columns: str, of: str = "") -> View:
     return print_records
 
 
-def views(*parts: View) -> View:
-    """Return a view that is several, one after the other."""
-
-    def print_parts(document: Any) -> None:
-        for part in parts:
-            part(document)
-
-    return print_parts
-
-
-def lines(template: str, of: str) -> View:
-    """Return a view of a list of records that a document has as `of`: a line for each."""
-
-    def print_lines(document: Any) -> None:
-        for record in document[of]:
-            print(plain(template.format_map(record)))
-
-    return print_lines
-
-
 def when(time_ns: int | None, timespec: str = "seconds") -> str | None:
     """Return Unix nanoseconds as ISO 8601 in UTC; None for None."""
     return None if time_ns is None else datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(timespec=timespec)
@@ -200,19 +180,11 @@ def report(error: HsmError, otherwise: str, *, as_json: bool, code: int | None =
     """Print an expected error and return the exit code. `otherwise`: the next step if the error has no hint."""
     what = str(error).removesuffix(error.hint).rstrip()
     code = code or (BAD_USAGE if isinstance(error, ConfigurationError) else FAILED)
-    fault: dict[str, Any] = {
-        "type": type(error).__name__,
-        "message": what,
-        "hint": error.hint or otherwise,
-        "retryable": error.retryable,
-        "exitCode": code,
-    }
-    if error.ckr is not None:
-        fault |= {"ckr": error.ckr, "ckrName": error.ckr_name}
+    more: dict[str, Any] = {} if error.ckr is None else {"ckr": error.ckr, "ckrName": error.ckr_name}
     if isinstance(error, ConfigurationError):
-        fault["faults"] = [{"path": item.path, "problem": item.problem} for item in error.faults]
-    _print_error(fault, as_json=as_json)
-    return code
+        more["faults"] = [{"path": item.path, "problem": item.problem} for item in error.faults]
+    fault = _fault(type(error).__name__, what, error.hint or otherwise, code) | {"retryable": error.retryable}
+    return _report(fault | more, as_json=as_json)
 
 
 def report_system(error: OSError, *, as_json: bool) -> int:
@@ -220,19 +192,19 @@ def report_system(error: OSError, *, as_json: bool) -> int:
     reason = error.strerror or type(error).__name__
     what = reason if error.filename is None else f"{error.filename}: {reason}"
     hint = _SYSTEM_HINTS.get(error.errno or 0, "HSMCORE_LOG=DEBUG shows where it happened.")
-    fault = {"type": "SystemFailure", "message": what, "hint": hint, "retryable": False, "exitCode": FAILED}
-    _print_error(fault, as_json=as_json)
-    return FAILED
+    return _report(_fault("SystemFailure", what, hint, FAILED), as_json=as_json)
 
 
 def report_usage(what: str, next_step: str, *, as_json: bool) -> int:
     """Print that the command line itself is wrong and return the exit code."""
-    fault = {"type": "UsageError", "message": what, "hint": next_step, "retryable": False, "exitCode": BAD_USAGE}
-    _print_error(fault, as_json=as_json)
-    return BAD_USAGE
+    return _report(_fault("UsageError", what, next_step, BAD_USAGE), as_json=as_json)
 
 
-def _print_error(fault: Mapping[str, Any], *, as_json: bool) -> None:
+def _fault(kind: str, what: str, hint: str, code: int) -> dict[str, Any]:
+    return {"type": kind, "message": what, "hint": hint, "retryable": False, "exitCode": code}
+
+
+def _report(fault: Mapping[str, Any], *, as_json: bool) -> int:
     if as_json:
         import orjson
 
@@ -240,3 +212,5 @@ def _print_error(fault: Mapping[str, Any], *, as_json: bool) -> None:
             print(orjson.dumps({"error": fault}).decode(), file=sys.stderr)
     else:
         problem(fault["message"], fault["hint"])
+    code: int = fault["exitCode"]
+    return code

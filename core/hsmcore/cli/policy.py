@@ -15,7 +15,6 @@ from hsmcore.cli.settings import RequiredReason, misconfigured
 
 if TYPE_CHECKING:
     from hsmcore.config import Config, Policy
-    from hsmcore.state import Store
 
 app = typer.Typer()
 floor = typer.Typer(name="floor", help="The positions at and below which nothing is signed.", no_args_is_help=True)
@@ -94,12 +93,8 @@ def set(  # noqa: A001  # the command's name
             f"{kind!r} is no ordered kind of the policy; it has {', '.join(sorted(policy.ordered)) or 'none'}"
         )
     domain = policy.chain(kind)
-
-    async def work(store: Store) -> int:
-        return await Watermark(store, "").raise_floor(domain, position, reason)
-
     with cli.recorded("policy floor set", domain=domain, position=position, reason=reason):
-        gone = cli.on_state(work, absent="made")
+        gone = cli.on_state(lambda store: Watermark(store, "").raise_floor(domain, position, reason), absent="made")
     shown = {"domain": domain, "floor": position, "reason": reason, "forgotten": gone}
     cli.show(shown, f"{domain}: nothing is signed at or below {position} any more; {gone} positions are forgotten")
 
