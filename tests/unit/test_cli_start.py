@@ -6,9 +6,11 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import typer
@@ -16,8 +18,8 @@ import typer
 import hsmcore
 from hsmcore.cli import app
 from hsmcore.cli.app import build, run
-from hsmcore.cli.invocation import Invocation
-from hsmcore.cli.output import print_fields
+from hsmcore.cli.invocation import Invocation, command
+from hsmcore.cli.output import fail, fields, print_fields, table
 
 MAIN = "from hsmcore.cli import main; main()"
 LOADED = """
@@ -241,3 +243,83 @@ def test_values_are_words_and_no_forms_of_python(capsys):
         "certificates  -",
         "why           -",
     ]
+
+
+# ---- views of a document, and options as text ----
+
+RECORD = {"name": "a\n", "madeNs": 1795623049125447750, "floor": -1, "key": {"id": "5d"}, "seen": 1.6, "ok": False}
+
+
+def test_a_table_is_columns_of_records(capsys):
+    columns = "NAME name, MADE madeNs, FLOOR floor:position, KEY ID key.id, SEEN seen:ago, ok, WHY key.why:good"
+    table(columns, "rows")({"rows": [RECORD, {}]})
+    assert [re.split(r" {2,}", line) for line in capsys.readouterr().out.splitlines()] == [
+        ["NAME", "MADE", "FLOOR", "KEY ID", "SEEN", "ok", "WHY"],
+        ["a\\n", "2026-11-25T16:10:49+00:00", "-", "5d", "2 s ago", "no", "good"],
+        ["-", "-", "-", "-", "-", "-", "good"],
+    ]
+
+
+def test_fields_are_some_values_of_a_document(capsys):
+    fields("key key.id, last made madeNs, time madeNs:ms, held by holder:none")(RECORD)
+    assert capsys.readouterr().out.splitlines() == [
+        "key        5d",
+        "last made  2026-11-25T16:10:49+00:00",
+        "time       2026-11-25T16:10:49.125+00:00",
+        "held by    none",
+    ]
+
+
+@pytest.mark.parametrize(("as_json", "printed"), [(True, '{"a":1}\n'), (False, "text\n")])
+def test_a_result_that_is_no_good_is_printed_and_ends_with_1(as_json, printed, capsys):
+    cli = Invocation(None, None, None, as_json)
+    cli.show({"a": 1}, "text")
+    with pytest.raises(typer.Exit) as caught:
+        cli.show({"a": 1}, "text", ok=False)
+    assert (caught.value.exit_code, capsys.readouterr().out) == (1, printed * 2)
+
+
+def test_problems_are_printed_and_end_with_1(capsys):
+    fail([])
+    with pytest.raises(typer.Exit) as caught:
+        fail(["one", "two"], "Mend it.")
+    assert caught.value.exit_code == 1
+    assert capsys.readouterr().err == "hsmcore: one\n  next: Mend it.\nhsmcore: two\n  next: Mend it.\n"
+
+
+def test_an_option_is_its_names_metavar_and_help_as_text():
+    app = typer.Typer()
+
+    @command(app, "Try.", takes="as_json")
+    def run(
+        cli: Invocation,
+        to_file: Annotated[Path, "-o PATH: Where: default none."],
+        most: Annotated[int, "At most.", {"min": 1}] = 3,
+        source: Annotated[str, "--from A|B=C: Whence."] = "",
+        wait: Annotated[bool, "--wait/--no-wait: Wait."] = True,
+    ) -> None:
+        pass
+
+    built = typer.main.get_command(app)
+    found = {one.name: one for one in built.params}
+    shown = {name: (one.opts, one.secondary_opts, one.metavar, one.help) for name, one in found.items()}
+    assert shown["to_file"] == (["--to-file", "-o"], [], "PATH", "Where: default none.")
+    assert shown["most"] == (["--most"], [], None, "At most.")
+    assert shown["source"] == (["--from"], [], "A|B=C", "Whence.")
+    assert shown["wait"] == (["--wait"], ["--no-wait"], None, "Wait.")
+    assert found["to_file"].required
+    assert "as_json" in found
+    assert "config" not in found
+    with pytest.raises(typer.BadParameter, match="greater than or equal to 1"):
+        built(["--to-file", "a", "--most", "0"], standalone_mode=False)
+
+
+def test_no_help_of_an_option_begins_with_its_declaration():
+    def below(one):
+        yield one
+        for inner in getattr(one, "commands", {}).values():
+            yield from below(inner)
+
+    helps = [parameter.help or "" for one in below(typer.main.get_command(build())) for parameter in one.params]
+    assert len(helps) > 200
+    assert [text for text in helps if re.match(r"-|[A-Z|=\[\]]+: ", text)] == []

@@ -36,11 +36,8 @@ class _Command(NamedTuple):
     short_help: str
     form: Literal["common", "json", "group"] = "common"
     """Whether it has all the common options, --json alone, or its module's `app` is a group."""
-    more: tuple[str, ...] = ()
-    """Modules that add commands to the group."""
 
 
-_AUDIT: Final = ("audit.records", "audit.ship")
 _COMMANDS: Final = {
     "init": _Command("init", "Make a SoftHSM token, a key and a configuration.", "json"),
     "doctor": _Command("doctor", "Check every provider, step by step."),
@@ -59,7 +56,7 @@ _COMMANDS: Final = {
     "keys": _Command("keys", "List, make, deactivate and back up the token's keys.", "group"),
     "rotate": _Command("rotate", "Rotate the signing key, plan, approve, abort.", "group"),
     "backup": _Command("backup", "List, verify and restore backups of keys.", "group"),
-    "audit": _Command("audit.verify", "Verify, prove and search the audit log.", "group", _AUDIT),
+    "audit": _Command("audit", "Verify, prove and search the audit log.", "group"),
     "config": _Command("about", "Show what a configuration file may contain.", "group"),
     "failover": _Command("failover", "Look at the levels, drain members, force a level.", "group"),
     "fleet": _Command("fleet", "Look at the hosts of a fleet, move the epoch, reconcile.", "group"),
@@ -107,8 +104,6 @@ def build(*, bench: str = "", only: str | None = None) -> typer.Typer:
 
 def _add(app: typer.Typer, name: str, found: _Command) -> None:
     module = import_module(f"hsmcore.cli.{found.module}")
-    for more in found.more:
-        import_module(f"hsmcore.cli.{more}")
     if found.form == "group":
         app.add_typer(module.app, name=name, help=found.short_help, no_args_is_help=True)
     elif found.form == "common":
