@@ -91,10 +91,7 @@ def restore(
 
 
 @command(app, "Make a key pair for keyCeremony.", "recovery-key")
-def recovery_key_(
-    cli: Invocation,
-    output: Annotated[Path, "-o FILE: A new file for the private key."],
-) -> None:
+def recovery_key_(cli: Invocation, output: Annotated[Path, "-o FILE: A new file for the private key."]) -> None:
     """Make an X25519 key pair for keyRotation.keyCeremony: print the public key, which the configuration gets, and
     write the private key, in hexadecimal, to a file that only you may read. It opens every key that is sealed to it:
     make it where it is kept, offline. No configuration is read.

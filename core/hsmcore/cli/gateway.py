@@ -6,8 +6,7 @@ import asyncio
 import resource
 import signal
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Annotated, Final
 
 from hsmcore.cli.invocation import Invocation
@@ -15,7 +14,6 @@ from hsmcore.cli.output import BadUsage, note, starting
 from hsmcore.cli.settings import load_configs
 
 if TYPE_CHECKING:
-    from hsmcore.gateway.gateway import RunningGateway
     from hsmcore.manager.key_manager import KeyManager
 
 
@@ -67,7 +65,8 @@ async def _serve(cli: Invocation, listen: tuple[str, ...]) -> None:
         with starting():
             configs = cli.configs
             served = await rest.enter_async_context(running(configs, settings_of(configs, listen)))
-            consoles = [await rest.enter_async_context(_console(one)) for one in _watched(served)]
+            watched = [one for one in served.managers.values() if one.config.key_manager.monitoring is not None]
+            consoles = [await _console(rest, one) for one in watched]
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT):
             loop.add_signal_handler(number, stop.set)
         shown = {"addresses": served.addresses, "keyManagers": list(served.managers), "consoles": consoles}
@@ -97,16 +96,10 @@ def _nothing() -> None:
     """For signals that ask for nothing here, and would end the process without the answers of open requests."""
 
 
-def _watched(served: RunningGateway) -> list[KeyManager]:
-    return [one for one in served.managers.values() if one.config.key_manager.monitoring is not None]
-
-
-@asynccontextmanager
-async def _console(manager: KeyManager) -> AsyncIterator[str]:
+async def _console(rest: AsyncExitStack, manager: KeyManager) -> str:
     from hsmcore.serve import attached
 
-    async with attached(manager) as site:
-        yield site.address
+    return (await rest.enter_async_context(attached(manager))).address
 
 
 def _allow_descriptors() -> None:

@@ -23,7 +23,7 @@ import typer
 from hsmcore.cli import recorded
 from hsmcore.cli.opened import Absent, in_state, with_token
 from hsmcore.cli.output import FAILED, View, note, print_fields, print_json
-from hsmcore.cli.settings import ConfigOption, JsonOption, KeyManagerOption, StateOption, load_configs
+from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_configs
 
 if TYPE_CHECKING:
     from hsmcore.config import Config
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_COMMON: Final = {"config": ConfigOption, "state": StateOption, "key_manager": KeyManagerOption, "as_json": JsonOption}
+_NAME: Final = Annotated[str | None, "NAME: Which one, if the configuration has several."]
+_COMMON: Final = {"config": ConfigOption, "state": StateOption, "key_manager": _NAME, "as_json": JsonOption}
 _ABSENT: Final = {"config": None, "state": None, "key_manager": None, "as_json": False}
 _OPTION: Final = re.compile(r"(?:((?:-[-\w/]+ ?)*)([^a-z ]*): )?(.*)")
 """Names, metavar and help."""
@@ -118,8 +119,8 @@ def command(
             common: dict[str, Any] = {one: given.pop(one) if one in taken else _ABSENT[one] for one in _ABSENT}
             function(Invocation(*common.values()), **given)
 
-        own = [_option(one) for one in [*signature(function, eval_str=True).parameters.values()][1:]]
-        run.__signature__ = Signature([*own, *shared])  # type: ignore[attr-defined]  # typer reads it
+        own = [*signature(function, eval_str=True).parameters.values()][1:]
+        run.__signature__ = Signature([_option(one) for one in (*own, *shared)])  # type: ignore[attr-defined]  # typer reads it
         app.command(name, short_help=short_help)(run)
         return function
 

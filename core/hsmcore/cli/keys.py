@@ -120,9 +120,7 @@ def deactivate(
 
 @command(app, "Write a wrapped backup of a key.")
 def export(
-    cli: Invocation,
-    key_id: KeyIdArgument,
-    output: Annotated[Path, "-o PATH: The backup; -: standard output."],
+    cli: Invocation, key_id: KeyIdArgument, output: Annotated[Path, "-o PATH: The backup; -: standard output."]
 ) -> None:
     """Write a backup of a key, wrapped inside the HSM by a key that never leaves it.
 

@@ -40,6 +40,8 @@ async def in_state(
 ) -> T:
     """Run `work` with the state store. `shows`: it only shows what is there, also if it is not genuine, or missing.
     Raises StoreError also where key managers run on another file than this one."""
+    from hsmcore.state.backup import folder
+
     with ExitStack() as temporary:
         place = config.key_manager.state_place
         missing = isinstance(place, Path) and not place.is_file()
@@ -47,16 +49,9 @@ async def in_state(
             is_attended(config)
         if missing and (shows or absent == "empty"):
             note(f"there is no state store yet: {place}")
-            place = _nothing(temporary)
+            place = temporary.enter_context(folder()) / "state.db"  # it goes away
             absent = "made"
         return await _in_state(config, place, work, shows=shows, makes=absent == "made")
-
-
-def _nothing(temporary: ExitStack) -> Path:
-    """Return the path of a store that goes away."""
-    from hsmcore.state.backup import folder
-
-    return temporary.enter_context(folder()) / "state.db"
 
 
 async def _in_state(

@@ -25,10 +25,7 @@ def add_to(app: typer.Typer) -> None:
     command(app, "Take over what is bound to positions from a file.", "import")(import_)
 
 
-def export(
-    cli: Invocation,
-    output: OutputOption = None,
-) -> None:
+def export(cli: Invocation, output: OutputOption = None) -> None:
     """Write the floors of all domains and what is bound above them into a file, for another database or an archive, of
     a fleet or of a single host. The file has no secrets.
 

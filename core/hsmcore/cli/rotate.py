@@ -105,10 +105,7 @@ def now(
 
 
 @command(app, "Show the coming rotations.", "plan")
-def plan_(
-    cli: Invocation,
-    count: Annotated[int, "How many.", {"min": 1, "max": 10_000}] = 12,
-) -> None:
+def plan_(cli: Invocation, count: Annotated[int, "How many.", {"min": 1, "max": 10_000}] = 12) -> None:
     """Show when the coming rotations are, if each is on time.
 
     Example: hsmcore rotate plan --count 24 --json
@@ -292,13 +289,8 @@ async def _rotate(config: Config, reason: str, seconds: float) -> dict[str, Any]
                 await manager.rotate_key(reason)
         except TimeoutError:
             note("hsmcore: not done in time; it goes on when a key manager runs")
-    return await in_state(config, _last)
-
-
-async def _last(store: Store) -> dict[str, Any]:
-    from hsmcore.manager.rotation.store import Rotations
-
-    return (await Rotations(store).last(1))[0].to_json()
+    [done] = await in_state(config, lambda store: Rotations(store).last(1))
+    return done.to_json()
 
 
 async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:

@@ -20,13 +20,9 @@ ConfigOption = Annotated[
     ),
 ]
 StateOption = Annotated[
-    Path | None,
-    typer.Option("--state", metavar="DIR", help="State folder (default: hsmcore under $XDG_STATE_HOME)."),
+    Path | None, typer.Option("--state", metavar="DIR", help="State folder (default: hsmcore under $XDG_STATE_HOME).")
 ]
-KeyManagerOption = Annotated[
-    str | None, typer.Option("--key-manager", metavar="NAME", help="Which one, if the configuration has several.")
-]
-YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask at a terminal.")]
+YesOption = Annotated[bool, "-y: Do not ask at a terminal."]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result, and errors, as JSON.")]
 
 

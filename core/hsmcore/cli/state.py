@@ -41,10 +41,7 @@ _CHECKED: Final = (
 
 
 @command(app, "Back up the state store, while it is in use.")
-def backup(
-    cli: Invocation,
-    to: Annotated[str, "PATH: A file, a folder, or s3://bucket/prefix."],
-) -> None:
+def backup(cli: Invocation, to: Annotated[str, "PATH: A file, a folder, or s3://bucket/prefix."]) -> None:
     """Back up the state store, a file or a fleet's database, as it is at one moment. Key managers go on meanwhile. The
     backup has digests, with stateSecret also a MAC, and names the audit log's last checkpoint. It has no secrets.
 
@@ -153,8 +150,7 @@ positions.add_to(app)
 
 @command(app, "Show what the state store says, or adopt it.")
 def seal(
-    cli: Invocation,
-    adopt: Annotated[str | None, "DIGEST: Seal the rows with this digest, as it was shown."] = None,
+    cli: Invocation, adopt: Annotated[str | None, "DIGEST: Seal the rows with this digest, as it was shown."] = None
 ) -> None:
     """Show whether the seal of the state store holds, and what the store says: keys, open rotations, emergency budget,
     orders. Ends with 1 if a row is not one that hsmcore has sealed.
