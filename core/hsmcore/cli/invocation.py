@@ -7,7 +7,6 @@ metavar, if it has any, its help, and more words for typer.
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
 from collections.abc import Awaitable, Callable
@@ -20,12 +19,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from hsmcore.cli import recorded
-from hsmcore.cli.opened import Absent, in_state, with_token
 from hsmcore.cli.output import FAILED, View, note, print_fields, print_json
 from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_configs
 
 if TYPE_CHECKING:
+    from hsmcore.cli.opened import Absent
     from hsmcore.config import Config
     from hsmcore.members.control import ControlPlane
     from hsmcore.state import Store
@@ -68,14 +66,24 @@ class Invocation:
 
     def recorded(self, command: str, **fields: object) -> AbstractContextManager[dict[str, object]]:
         """As `hsmcore.cli.recorded.recorded`, in the log of the configuration."""
-        return recorded.recorded(self.config.key_manager, command, **fields)
+        from hsmcore.cli.recorded import recorded
+
+        return recorded(self.config.key_manager, command, **fields)
 
     def on_state(self, work: Callable[[Store], Awaitable[T]], *, shows: bool = False, absent: Absent = "refused") -> T:
         """Run `work` with the state store, as `hsmcore.cli.opened.in_state`."""
+        import asyncio
+
+        from hsmcore.cli.opened import in_state
+
         return asyncio.run(in_state(self.config, work, shows=shows, absent=absent))
 
     def on_token(self, work: Callable[[ControlPlane], Awaitable[T]]) -> T:
         """Run `work` with the first member's token, logged in."""
+        import asyncio
+
+        from hsmcore.cli.opened import with_token
+
         return asyncio.run(with_token(self.config, work))
 
     def confirm(self, warning: str, question: str, *, yes: bool) -> None:
