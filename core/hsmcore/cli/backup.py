@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.keys import note_holder, pkcs11_member, shown_key
+from hsmcore.cli.keys import note_holder, shown_key
 from hsmcore.cli.opened import in_state, with_token
 from hsmcore.cli.output import BadUsage, fail, table
 from hsmcore.cli.recorded import key_fields
-from hsmcore.cli.settings import misconfigured
+from hsmcore.cli.settings import member_named, misconfigured
 from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ async def _restore(config: Config, name: str, recovery_key: Path | None, to: str
         names = None if found.sha256 else "`hsmcore backup list` shows those that are there."
         raise BackupInvalid(f"{name}: {found.problem}; nothing was restored", hint=names)
     statement = found.statement
-    settings: Any = None if to is None else pkcs11_member(config, to).config
+    settings: Any = None if to is None else member_named(config, to, pkcs11=True).config
     recovery = None if recovery_key is None else _recovery(recovery_key)
     record = await with_token(config, lambda plane: put_back(statement, plane, recovery), settings)
     if to is not None:

@@ -16,10 +16,10 @@ import typer
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.opened import is_attended, not_genuine, print_not_genuine
 from hsmcore.cli.output import BadUsage, fields, table
-from hsmcore.cli.settings import RequiredReason, YesOption, misconfigured
+from hsmcore.cli.settings import RequiredReason, YesOption, member_named, misconfigured
 
 if TYPE_CHECKING:
-    from hsmcore.config import Config, KeyManagerConfig, Provider
+    from hsmcore.config import KeyManagerConfig, Provider
     from hsmcore.state import Store
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def drain(
 
     Example: hsmcore failover drain softhsm:sequencer --reason "firmware update"
     """
-    _require_member(cli.config, member)
+    member_named(cli.config, member)
     if not undo and not _others_in_service(cli, member):
         levels = [level for level, _ in cli.config.key_manager.members()]
         after = "requests go to the emergency key" if "emergency" in levels else "no request is signed"
@@ -107,7 +107,7 @@ def readmit(cli: Invocation, member: MemberArgument, reason: RequiredReason) -> 
 
     Example: hsmcore failover readmit softhsm:sequencer --reason "the PIN in the vault is corrected"
     """
-    rules, provider = cli.config.key_manager, _require_member(cli.config, member)
+    rules, provider = cli.config.key_manager, member_named(cli.config, member)
     begun = rules.fleet is not None or rules.state_path.is_file()  # a first start that was refused leaves no store
     if rules.active_failover is not None and begun:
         _forget_refusals(rules, provider)
@@ -157,13 +157,6 @@ def _others_in_service(cli: Invocation, member: str) -> list[str]:
     wishes = on_levels(cli, lambda store: Desired(store).all(), shows=True)
     names = [provider.name for level, provider in cli.config.key_manager.members() if level != "emergency"]
     return [name for name in names if name != member and f"drain:{name}" not in wishes]
-
-
-def _require_member(config: Config, member: str) -> Provider:
-    known = {provider.name: provider for _, provider in config.key_manager.members()}
-    if member not in known:
-        raise BadUsage(f"there is no member {member!r}; the configuration has {', '.join(known)}")
-    return known[member]
 
 
 def _wish(cli: Invocation, name: str, value: str | None, reason: str, **subject: str | None) -> None:

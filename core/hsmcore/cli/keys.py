@@ -16,7 +16,7 @@ from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.opened import in_state
 from hsmcore.cli.output import BadUsage, fail, table, when
 from hsmcore.cli.recorded import key_fields
-from hsmcore.cli.settings import token_settings
+from hsmcore.cli.settings import member_named, token_settings
 from hsmcore.errors import KeyAmbiguous, KeyMismatch, KeyNotFound, KeyUnusable
 from hsmcore.members.control.curves import Algorithm
 
@@ -234,7 +234,7 @@ def replicate(
 
     Example: hsmcore keys replicate --to yubihsm:http://10.0.0.2:12345
     """
-    target = pkcs11_member(cli.config, to)
+    target = member_named(cli.config, to, pkcs11=True)
     identity = key_id.lower() if key_id is not None else _current(cli)
     with cli.recorded("keys replicate", key_id=identity, to_member=to) as entry:
         record, copied = asyncio.run(_replicate(cli.config, target, identity))
@@ -351,17 +351,6 @@ def _current(cli: Invocation) -> str:
     if len(found) != 1:
         raise KeyAmbiguous(f"{len(found)} keys may be meant", hint="Give the key's id.")
     return found[0]
-
-
-def pkcs11_member(config: Config, name: str) -> Provider:
-    """Return the PKCS#11 member of that name. Raises BadUsage."""
-    from hsmcore.config import Pkcs11Settings
-
-    members = {member.name: member for _, member in config.key_manager.members()}
-    found = members.get(name)
-    if found is None or not isinstance(found.config, Pkcs11Settings):
-        raise BadUsage(f"there is no PKCS#11 member {name!r}; the configuration has {', '.join(members)}")
-    return found
 
 
 async def _replicate(config: Config, target: Provider, key_id: str) -> tuple[KeyRecord, bool]:

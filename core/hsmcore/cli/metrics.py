@@ -11,7 +11,6 @@ from hsmcore.errors import HsmError
 
 _MOST_BYTES = 64 << 20
 _SECONDS = 10.0
-_RUNBOOKS = "The page that the alerts of --rules lead to (default: that of the package, if it has one)."
 
 
 def metrics(
@@ -19,7 +18,9 @@ def metrics(
     scrape: Annotated[str | None, "URL: Fetch the metrics of a running process once."] = None,
     token_file: Annotated[Path | None, "PATH: A file with the bearer token for --scrape."] = None,
     rules: Annotated[bool, "Print the alert rules for Prometheus (YAML)."] = False,
-    runbooks: Annotated[str | None, "URL: " + _RUNBOOKS] = None,
+    runbooks: Annotated[
+        str | None, "URL: The page that the alerts of --rules lead to (default: that of the package, if it has one)."
+    ] = None,
     dashboard: Annotated[bool, "Print the dashboard for Grafana (JSON)."] = False,
 ) -> None:
     """List the metrics that a key manager has; print alert rules or dashboard; or scrape a running process.

@@ -11,7 +11,7 @@ from hsmcore.cli.output import BadUsage
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 if TYPE_CHECKING:
-    from hsmcore.config import Config, Pkcs11Settings
+    from hsmcore.config import Config, Pkcs11Settings, Provider
 
 ConfigOption = Annotated[
     Path | None,
@@ -97,3 +97,15 @@ def token_settings(config: Config) -> Pkcs11Settings:
         raise misconfigured(provider.where, problem, "Use the provider's own tools.")
     config.require_complete()
     return provider.config
+
+
+def member_named(config: Config, name: str, *, pkcs11: bool = False) -> Provider:
+    """Return the member of that name, which has a PKCS#11 module if `pkcs11`. Raises BadUsage."""
+    from hsmcore.config import Pkcs11Settings
+
+    members = {member.name: member for _, member in config.key_manager.members()}
+    found = members.get(name)
+    if found is None or (pkcs11 and not isinstance(found.config, Pkcs11Settings)):
+        what = "PKCS#11 member" if pkcs11 else "member"
+        raise BadUsage(f"there is no {what} {name!r}; the configuration has {', '.join(members)}")
+    return found
