@@ -1,56 +1,19 @@
-"""What a command reads and writes: files, and the text forms of signatures and keys."""
+"""The text forms of signatures and keys."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import Final, Literal
 
 from hsmcore.base.base58 import base58, from_base58
-from hsmcore.cli.output import BadUsage
-from hsmcore.errors import SystemFailure
 from hsmcore.members.control.curves import der_integers
 
-__all__ = ["SIGNATURE_BYTES", "Format", "base58", "decode_signature", "encode", "from_base58", "read", "write"]
-
-if TYPE_CHECKING:
-    from hsmcore.cli.invocation import Invocation
-
-OutputOption = Annotated[Path | None, "-o PATH: Default: standard output."]
+__all__ = ["SIGNATURE_BYTES", "Format", "base58", "decode_signature", "encode", "from_base58"]
 
 Format = Literal["hex", "base64", "base58", "raw"]
 
 SIGNATURE_BYTES: Final = 64
-
-
-def read(path: Path, most: int = -1) -> bytes:
-    """Return what a file holds, at most `most` bytes. Raises BadUsage."""
-    try:
-        with path.open("rb") as file:
-            return file.read(most)
-    except OSError as error:
-        raise BadUsage(f"{path} cannot be read: {error.strerror}") from None
-
-
-def write(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write a file, which a new one's owner alone can read unless `mode` says more. Raises SystemFailure."""
-    try:
-        path.touch(mode)
-        path.write_bytes(data)
-    except OSError as error:
-        raise SystemFailure(f"{path} cannot be written: {error.strerror}", hint="Name another file.") from error
-
-
-def deliver(cli: Invocation, data: bytes, output: Path | None, shown: Any, what: str, mode: int = 0o666) -> None:
-    """Write `data` to a file and say so, or to standard output. `shown`: what is printed with --json instead."""
-    if output is not None:
-        write(output, data, mode)
-    if shown is None or (output is None and not cli.as_json):
-        sys.stdout.write(data.decode())
-    else:
-        cli.show(shown, f"{what} written to {output}")
 
 
 def encode(data: bytes, form: Format) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 from typer.core import TyperGroup
 
-from hsmcore.cli.encoding import base58, deliver, write
+from hsmcore.base.base58 import base58
+from hsmcore.cli.files import deliver, write
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.opened import in_state
 from hsmcore.cli.output import BadUsage, fail, table, when

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from hsmcore.cli.encoding import OutputOption, deliver, read
+from hsmcore.cli.files import OutputOption, deliver, read
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import fail
 from hsmcore.cli.settings import misconfigured

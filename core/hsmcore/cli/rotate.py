@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hsmcore.cli.encoding import read
+from hsmcore.cli.files import read
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.keys import is_configured
 from hsmcore.cli.opened import (

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from hsmcore.cli.audit.verify import TAKES, app, checkpoint_of, log_and_retention, reading
-from hsmcore.cli.encoding import OutputOption, deliver
+from hsmcore.cli.files import OutputOption, deliver
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, print_json, when
 from hsmcore.errors import SystemFailure

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from hsmcore.cli.encoding import read
+from hsmcore.cli.files import read
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import DERIVED, FAILED, BadUsage, fields, note
 from hsmcore.cli.recorded import spooled
