@@ -23,7 +23,7 @@ def read(path: Path, most: int = -1) -> bytes:
 
 
 def write(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write a file, which a new one's owner alone can read unless `mode` says more. Raises SystemFailure."""
+    """Write a file; a new one gets `mode`, by default for its owner alone. Raises SystemFailure."""
     try:
         path.touch(mode)
         path.write_bytes(data)
