@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hsmcore.audit.record import current_tag, tagged
-from hsmcore.base.version import __version__
 from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
@@ -53,6 +52,8 @@ def instrument(manager: _Signer, provider: TracerProvider | None = None) -> None
     provider = provider or configured_provider()
     if provider is None or "sign" in vars(manager):
         return
+    from hsmcore.base.version import __version__  # it parses what the distribution says of itself
+
     spans = _Spans(provider.get_tracer("hsmcore", __version__), manager)
     # On the instance: without a provider, callers use the class's methods at no extra cost.
     vars(manager).update(sign=spans.sign, sign_many=spans.sign_many, sign_with_receipt=spans.sign_with_receipt)

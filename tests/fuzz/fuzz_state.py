@@ -15,7 +15,8 @@ from tests.fuzz.engine import main
 from hsmcore.errors import HsmError
 from hsmcore.failover.budget import Emergency, Limits
 from hsmcore.failover.history import History
-from hsmcore.manager.policy.watermark import Charge, PayloadPlace, Watermark, marks_of
+from hsmcore.manager.policy.wants import Charge, PayloadPlace
+from hsmcore.manager.policy.watermark import Watermark, marks_of
 from hsmcore.manager.rotation.store import Rotations
 from hsmcore.recovery.interchange import export, text_of
 from hsmcore.state import Approval, Approvals, Backups, Desired, Keys, Store

@@ -40,7 +40,7 @@ from hsmcore.errors import (
     RequestCancelled,
 )
 from hsmcore.state import StoreNotGenuine
-from hsmcore.state.positions import MOST_POSITION
+from hsmcore.state.mark import MOST_POSITION
 from hsmcore.tlog import batch_proof
 
 pytestmark = pytest.mark.integration

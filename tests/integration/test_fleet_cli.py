@@ -14,7 +14,8 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.config import load
 from hsmcore.fleet import orders
-from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
+from hsmcore.manager.policy.wants import PayloadPlace
+from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.state import Store
 
 pytestmark = pytest.mark.integration

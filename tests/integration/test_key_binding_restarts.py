@@ -22,7 +22,8 @@ import hsmcore
 from hsmcore.failover import bindings
 from hsmcore.failover.bindings import BINDING_NS, KeyBindings, StoredBindings
 from hsmcore.failover.errors import AllLevelsFailed
-from hsmcore.state.store import Store, StoreError
+from hsmcore.state.errors import StoreError
+from hsmcore.state.store import Store
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 

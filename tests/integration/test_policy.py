@@ -31,7 +31,8 @@ from hsmcore.errors import (
     PolicyRefused,
 )
 from hsmcore.manager.policy import Guard
-from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
+from hsmcore.manager.policy.wants import PayloadPlace
+from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.state import Store, StoreNotGenuine
 
 pytestmark = pytest.mark.integration

@@ -14,10 +14,11 @@ from sqlalchemy import insert, select
 from tests.support.postgres import Cluster, fleet
 from tests.support.size import share
 
-from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
+from hsmcore.manager.policy.wants import PayloadPlace
+from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.state import Store, StoreError, StoreUnknown, positions
 from hsmcore.state.exchange import CHANGED, Change, Question, one_by_one
-from hsmcore.state.positions import Mark
+from hsmcore.state.mark import Mark
 from hsmcore.state.schema import SPENT
 
 pytestmark = pytest.mark.integration

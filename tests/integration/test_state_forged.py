@@ -21,7 +21,8 @@ from hsmcore.config import Secret
 from hsmcore.failover import health
 from hsmcore.failover.history import Event, History
 from hsmcore.manager import background, notices
-from hsmcore.manager.policy.watermark import Charge, PayloadPlace, Watermark
+from hsmcore.manager.policy.wants import Charge, PayloadPlace
+from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.manager.rotation import service
 from hsmcore.manager.rotation.approvals import by_signature, statement
 from hsmcore.manager.rotation.steps import consent

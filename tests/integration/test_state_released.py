@@ -18,9 +18,11 @@ from tests.support.loops import one_loop
 from tests.support.managers import becomes, start
 from tests.support.postgres import PASSWORD, USER, Bouncer, Cluster, fleet, newest
 
-from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
+from hsmcore.manager.policy.wants import PayloadPlace
+from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.state import Store, StoreError, StoreUnknown, positions
 from hsmcore.state.exchange import CHANGED, Question
+from hsmcore.state.mark import Mark
 from hsmcore.state.schema import VERSION
 
 pytestmark = [pytest.mark.integration, one_loop]
@@ -53,7 +55,7 @@ async def waits(postgres: Cluster, database: str) -> bool:
 async def bind(store: Store) -> None:
     """As Watermark does, but what is unknown is not read again."""
     row = dict(zip(positions.COLUMNS, (CHAIN, 1, "a" * 64, "host:1", 1, ""), strict=True))
-    changes = [positions.Change(positions.BIND, [row]), positions.change_of(CHAIN, positions.Mark(), is_new=True)]
+    changes = [positions.Change(positions.BIND, [row]), positions.change_of(CHAIN, Mark(), is_new=True)]
     await store.exchange([QUESTION], lambda _: (None, changes), turn=False)
 
 
@@ -108,8 +110,8 @@ async def test_what_fails_in_the_message_of_commit_writes_nothing(postgres: Clus
     """As in test_state_exchange.py, where the server has no standby."""
     with receiver(postgres, tmp_path):
         store = await Store.open(fleet(postgres.database(), singleNode=False))
-        added = positions.change_of(CHAIN, positions.Mark(-1, 5, 1), is_new=True)
-        missing = positions.change_of("nowhere", positions.Mark(-1, 5, 1), is_new=False)
+        added = positions.change_of(CHAIN, Mark(-1, 5, 1), is_new=True)
+        missing = positions.change_of("nowhere", Mark(-1, 5, 1), is_new=False)
         for changes, why in (([added, missing], CHANGED), ([added, added], "duplicate key")):
             with pytest.raises(StoreError, match=why) as caught:
                 await store.exchange([QUESTION], lambda _, changes=changes: (None, changes), turn=False)  # type: ignore[misc]

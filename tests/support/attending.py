@@ -13,7 +13,8 @@ from hsmcore.audit import AuditLog
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import HsmError
 from hsmcore.fleet.membership import Membership
-from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
+from hsmcore.manager.policy.wants import PayloadPlace
+from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.state import Store
 from hsmcore.state.seal import SealSecret
 

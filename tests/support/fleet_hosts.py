@@ -13,7 +13,8 @@ from tests.support.audit_logs import settings
 
 from hsmcore.audit import AuditLog
 from hsmcore.errors import HsmError
-from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
+from hsmcore.manager.policy.wants import PayloadPlace
+from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.recovery.witness import Witness
 from hsmcore.state import Store
 from hsmcore.state.positions import BoundRow

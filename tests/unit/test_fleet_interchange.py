@@ -16,7 +16,8 @@ from tests.support.loops import one_loop
 from tests.support.size import share
 
 from hsmcore.errors import BadArgument
-from hsmcore.manager.policy.watermark import PayloadPlace, Watermark
+from hsmcore.manager.policy.wants import PayloadPlace
+from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.recovery import interchange
 from hsmcore.recovery.interchange import Interchange, export, import_, parse, require_fleet, text_of
 from hsmcore.state import Store, StoreError

@@ -19,7 +19,8 @@ from tests.support.postgres import fleet
 from hsmcore.config import Fleet, Secret
 from hsmcore.errors import SecretUnavailable
 from hsmcore.failover.budget import Emergency, Limits
-from hsmcore.manager.policy.watermark import Charge, PayloadPlace, Watermark, marks_of
+from hsmcore.manager.policy.wants import Charge, PayloadPlace
+from hsmcore.manager.policy.watermark import Watermark, marks_of
 from hsmcore.manager.rotation.machine import Run
 from hsmcore.manager.rotation.store import Rotations
 from hsmcore.state import Approval, Approvals, Desired, Keys, Store, StoreError, StoreNotGenuine

@@ -13,9 +13,10 @@ from tests.support.raw_store import beside
 from tests.support.size import share
 
 from hsmcore.errors import BadArgument, DoubleSign, InternalError, PolicyRefused, RequestCancelled
-from hsmcore.manager.policy.watermark import Charge, PayloadPlace, Watermark, marks_of
+from hsmcore.manager.policy.wants import Charge, PayloadPlace
+from hsmcore.manager.policy.watermark import Watermark, marks_of
 from hsmcore.state import Store, StoreError, StoreNotGenuine, positions
-from hsmcore.state.positions import WINDOW, Mark
+from hsmcore.state.mark import WINDOW, Mark
 
 A, B = (hashlib.sha256(text).hexdigest() for text in (b"a", b"b"))
 BLOCKS = "chain/block"

@@ -48,7 +48,8 @@ def descriptor_of(type_: str) -> ProviderDescriptor:
 def _offers() -> dict[str, list[EntryPoint]]:
     offers = {name: [EntryPoint(name, value, GROUP)] for name, value in BUILT_IN.items()}
     for point in sorted(entry_points(group=GROUP)):
-        if point.dist is None or point.dist.name != _OWN:
+        # To ask for a distribution's name is to parse all that it says of itself: only of offers that are not our own.
+        if point.value != BUILT_IN.get(point.name) and (point.dist is None or point.dist.name != _OWN):
             offers.setdefault(point.name, []).append(point)
     return offers
 

@@ -25,9 +25,9 @@ from hsmcore.config import Config, Failover
 from hsmcore.errors import BadArgument
 from hsmcore.failover.errors import EmergencyRefused
 from hsmcore.failover.history import Event, insert_events
+from hsmcore.state.errors import StoreNotGenuine
 from hsmcore.state.schema import EMERGENCY_EPISODE as EPISODE
 from hsmcore.state.schema import insert_row
-from hsmcore.state.seal import StoreNotGenuine
 from hsmcore.state.store import Store
 
 BLOCK: Final = 16

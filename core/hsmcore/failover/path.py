@@ -74,6 +74,8 @@ class SigningPath(Way, ABC):
     receipt: WithReceipt
     key_index = 0
     answers_recorded = True
+    has_levels = False
+    """Whether it is a FailoverService."""
 
     def __init__(self, endpoints: Sequence[Endpoint], audit: AuditLog) -> None:
         self.endpoints = endpoints

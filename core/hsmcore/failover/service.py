@@ -42,6 +42,7 @@ class FailoverService(SigningPath):
     """Levels, router, health monitor and state store of one key manager. Belongs to the event loop that opens it."""
 
     answers_recorded = False
+    has_levels = True
 
     def __init__(
         self,

@@ -31,6 +31,7 @@ from hsmcore.fleet.machine import EpochRow, Machine, State
 from hsmcore.recovery.witness import Log, Witness
 from hsmcore.state import Store, positions
 from hsmcore.state.exchange import Question
+from hsmcore.state.mark import Mark
 from hsmcore.state.seal import SealSecret
 
 T = TypeVar("T")
@@ -178,7 +179,7 @@ class Membership:
             self._witness.require_server(row.server)
         return row.epoch
 
-    def require_kept(self, domain: str, position: int, mark: positions.Mark, row: Mapping[str, Any] | None) -> None:
+    def require_kept(self, domain: str, position: int, mark: Mark, row: Mapping[str, Any] | None) -> None:
         """Raise FleetBehind where the database lacks what this process knows to be bound. In the store's thread."""
         if self._witness is not None:
             self._witness.require_kept(domain, position, mark, row)

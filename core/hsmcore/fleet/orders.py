@@ -17,7 +17,7 @@ import orjson
 from sqlalchemy import Connection, select
 
 from hsmcore.state.desired import withdraw
-from hsmcore.state.positions import MOST_POSITION
+from hsmcore.state.mark import MOST_POSITION
 from hsmcore.state.schema import DESIRED_STATE
 
 Verb = Literal["claim", "release", "drain"]

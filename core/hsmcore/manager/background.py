@@ -6,24 +6,28 @@ import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from typing import Final, Self
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
 
 from hsmcore.audit import AuditLog
 from hsmcore.base.events import Events
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
-from hsmcore.config import Config
+from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.failover.path import SigningPath
 from hsmcore.handover.base import ADD_SETTLED, Handover, can_be_asked, require_whole
-from hsmcore.manager.notices import NoticeService
 from hsmcore.manager.rotation.context import ManagerPort
-from hsmcore.manager.rotation.service import RotationService
-from hsmcore.recovery.marks import Marks
-from hsmcore.recovery.own_store import OwnStore
-from hsmcore.recovery.state_backup import StateBackups
-from hsmcore.state import Store, StoreError
-from hsmcore.state.keys import require_no_other_ring
+from hsmcore.state import StoreBusy, StoreError
+
+if TYPE_CHECKING:
+    from hsmcore.manager.notices import NoticeService
+    from hsmcore.manager.rotation.service import RotationService
+    from hsmcore.recovery.marks import Marks
+    from hsmcore.recovery.own_store import OwnStore
+    from hsmcore.recovery.state_backup import StateBackups
+    from hsmcore.state import Store
 
 _LOOK_SECONDS: Final = 1.0
 _HOUR_NS: Final = 3_600_000_000_000
@@ -38,6 +42,11 @@ _NOTICED: Final = {
     STORE_NOT_GENUINE: "failure",
 }
 """Events that become notices, and the kind of notice."""
+_KEPT: Final = (
+    "failover.service", "manager.key_sets", "manager.notices", "manager.policy.watermark", "manager.rotation.service",
+    "recovery.own_store", "recovery.state_backup",
+)  # fmt: skip
+"""What only a key manager that keeps state needs, with SQLAlchemy behind it."""
 
 
 class BackgroundServices:
@@ -45,6 +54,8 @@ class BackgroundServices:
     `stateSecret`. Belongs to the event loop that opens it."""
 
     def __init__(self, config: Config) -> None:
+        for name in _KEPT if config.key_manager.keeps_state else ():
+            import_module(f"hsmcore.{name}")  # now: to load it later would hold the event loop up
         self.config = config
         """The configuration that the members start with."""
         self.pinned: frozenset[str] = frozenset()
@@ -74,6 +85,11 @@ class BackgroundServices:
         signed. `rotates`: see create_key_manager. Raises HsmError, and leaves nothing open then."""
         background = cls(config)
         background._audit = audit
+        if not config.key_manager.keeps_state:
+            return background
+        from hsmcore.recovery.marks import Marks
+        from hsmcore.recovery.own_store import OwnStore
+
         try:
             if (own := await OwnStore.open(config)) is not None:
                 background._own = own
@@ -87,6 +103,10 @@ class BackgroundServices:
             raise
 
     async def _open(self, handover: Handover | None, *, rotates: bool) -> Self:
+        from hsmcore.manager.notices import NoticeService
+        from hsmcore.manager.rotation.service import RotationService
+        from hsmcore.state import Store
+
         config = self.config
         rules = config.key_manager
         rotation = rules.active_rotation
@@ -119,6 +139,11 @@ class BackgroundServices:
     async def begin(self, port: ManagerPort, started: KeyVersion, events: Events) -> None:
         """The members run: resume an unfinished rotation, deliver notices, watch the seal of the store. Raises
         KeyMismatch, StoreNotGenuine."""
+        if not self.config.key_manager.keeps_state:
+            return
+        from hsmcore.recovery.state_backup import StateBackups
+        from hsmcore.state.keys import require_no_other_ring
+
         self.state_backups = StateBackups.begin(self.config, self._audit)
         if self.state_backups is not None:
             self._scope.defer(self.state_backups.close)
@@ -173,3 +198,19 @@ class BackgroundServices:
     async def close(self) -> None:
         """Stop all services; the next start resumes unfinished work. Idempotent."""
         await self._scope.close()
+
+
+def missing(rules: KeyManagerConfig) -> Path | None:
+    """Return the path of a store of this host that the first start makes; None: there is one, or none is kept."""
+    kept = rules.fleet is None and rules.keeps_state
+    return rules.state_path if kept and not rules.state_path.exists() else None
+
+
+async def abandon(path: Path | None) -> None:
+    """Remove a store that a start has made, which was refused; not if something is in it, or another process uses it:
+    an operator who restores a backup is not to find one there."""
+    if path is not None:
+        from hsmcore.state.sqlite import discard
+
+        with suppress(StoreBusy):
+            await asyncio.to_thread(discard, path)

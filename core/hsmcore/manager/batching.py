@@ -37,8 +37,8 @@ from hsmcore.errors import (
 from hsmcore.manager.describe import BatchFigures
 from hsmcore.manager.lifecycle import a_turn
 from hsmcore.manager.path import OwnTexts
-from hsmcore.manager.policy.watermark import NotNext, PayloadPlace
-from hsmcore.state.positions import MOST_POSITION
+from hsmcore.manager.policy.wants import NotNext, PayloadPlace
+from hsmcore.state.mark import MOST_POSITION
 from hsmcore.tlog import batch_proof
 from hsmcore.tlog.note import signed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from hsmcore._native import Histogram, Leaves
 from hsmcore.audit import AuditLog
@@ -13,15 +13,15 @@ from hsmcore.base.keyring import KeyRing, KeyVersion
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
 from hsmcore.failover.path import SigningPath
-from hsmcore.failover.service import FailoverService
 from hsmcore.manager.lifecycle import State
 from hsmcore.manager.policy import Guard
-from hsmcore.manager.rotation.service import RotationService
 from hsmcore.members import cache_summary
-from hsmcore.recovery.state_backup import StateBackups
 
 if TYPE_CHECKING:
+    from hsmcore.failover.service import FailoverService
     from hsmcore.fleet.membership import Membership
+    from hsmcore.manager.rotation.service import RotationService
+    from hsmcore.recovery.state_backup import StateBackups
 
 
 class Snapshot(NamedTuple):
@@ -51,7 +51,7 @@ class Snapshot(NamedTuple):
     @property
     def levels(self) -> FailoverService | None:
         """What only levels have: counters, budget, history; None: there is one member, or it is not open."""
-        return self.path if isinstance(self.path, FailoverService) else None
+        return cast("FailoverService", self.path) if self.path.has_levels else None
 
     @property
     def key(self) -> KeyVersion | None:

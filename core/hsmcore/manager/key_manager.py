@@ -18,7 +18,7 @@ from hsmcore.errors import EngineClosed, HsmError, LoginError
 from hsmcore.failover.path import SigningPath, Way
 from hsmcore.handover.base import Handover
 from hsmcore.manager import batching, digests
-from hsmcore.manager.background import BackgroundServices
+from hsmcore.manager.background import BackgroundServices, abandon, missing
 from hsmcore.manager.batched import BatchedSigning
 from hsmcore.manager.describe import Snapshot
 from hsmcore.manager.key_work import KeyWork
@@ -33,7 +33,6 @@ from hsmcore.manager.verification import VerifierPool
 from hsmcore.members import cache_summary
 from hsmcore.members.base import refuse_closed
 from hsmcore.members.snapshot import MemberSnapshot
-from hsmcore.recovery.own_store import abandon, missing
 from hsmcore.tracing import instrument
 
 if TYPE_CHECKING:

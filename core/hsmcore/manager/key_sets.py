@@ -26,14 +26,14 @@ from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, Message
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.manager.evidence import collect
 from hsmcore.manager.path import OwnTexts
-from hsmcore.manager.policy.watermark import NotNext, PayloadPlace
+from hsmcore.manager.policy.wants import NotNext, PayloadPlace
 from hsmcore.manager.rotation.context import ManagerPort
 from hsmcore.manager.rotation.service import RotationService
 from hsmcore.members.base import SIGN_SECONDS
 from hsmcore.members.control import ControlPlane
 from hsmcore.state import RoleLost, Store, StoredKey
 from hsmcore.state.key_sets import KeySetNotes
-from hsmcore.state.positions import MOST_POSITION
+from hsmcore.state.mark import MOST_POSITION
 from hsmcore.tlog.key_set import KeyEntry, KeySet, KeyState, signer, text_of
 from hsmcore.tlog.note import NoteError, signature_line
 

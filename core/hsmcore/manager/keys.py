@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hsmcore.audit import AuditLog
 from hsmcore.base.events import Events
@@ -13,15 +13,18 @@ from hsmcore.base.keyring import KeyRing, KeyVersion, successor_label
 from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.errors import BadArgument, HsmError, KeyMismatch, MemberDown
 from hsmcore.failover.path import SigningPath
-from hsmcore.manager.key_sets import KeySets
 from hsmcore.manager.lifecycle import ended
 from hsmcore.manager.path import OwnTexts
 from hsmcore.manager.rotation.context import ManagerPort
-from hsmcore.manager.rotation.service import RotationService
 from hsmcore.members import Member
 from hsmcore.members.base import TokensTold
 from hsmcore.members.tokens import export_key
-from hsmcore.state import StoreBusy, StoredKey
+from hsmcore.state import StoreBusy
+
+if TYPE_CHECKING:
+    from hsmcore.manager.key_sets import KeySets
+    from hsmcore.manager.rotation.service import RotationService
+    from hsmcore.state import StoredKey
 
 _ALARMING: Final = ("rotation-failed", "store-not-genuine")
 
@@ -84,8 +87,11 @@ class KeyOperations:
 
     async def open_sets(self, config: Config, port: ManagerPort, parts: OwnTexts, *, rotates: bool) -> None:
         """Begin to have sets of the keys signed, if the policy lists that."""
-        if self._rotation is not None:
-            self._sets = await KeySets.open(config, self._rotation, port, parts, rotates=rotates)
+        if self._rotation is None:
+            return
+        from hsmcore.manager.key_sets import KeySets
+
+        self._sets = await KeySets.open(config, self._rotation, port, parts, rotates=rotates)
 
     async def close(self) -> None:
         """End that. Idempotent."""

@@ -11,15 +11,14 @@ from hsmcore.base.events import Events
 from hsmcore.base.receipt import Receipt
 from hsmcore.config import Config
 from hsmcore.errors import NotInitialized
-from hsmcore.failover.health import Verify
 from hsmcore.failover.path import SigningPath
-from hsmcore.failover.service import FailoverService
 from hsmcore.failover.single import SingleMember
 from hsmcore.manager.policy import Guard
 from hsmcore.manager.recording import AuditNotes
 from hsmcore.members import Member
 
 if TYPE_CHECKING:
+    from hsmcore.failover.health import Verify
     from hsmcore.fleet.membership import Membership
 
 
@@ -60,6 +59,8 @@ class Ring(Protocol):
 async def open_path(ring: Ring, configured: Config, verify: Verify, audit: AuditLog, events: Events) -> SigningPath:
     """Start the members of a configuration. Raises HsmError, and leaves nothing open then."""
     if ring.config.key_manager.has_levels:
+        from hsmcore.failover.service import FailoverService
+
         return await FailoverService.open(ring.config, verify, audit, events, ring.pinned, configured)
     return await SingleMember.open(ring.config, audit, events)
 

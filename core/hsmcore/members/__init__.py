@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hsmcore.config import KeyManagerConfig, Provider
-from hsmcore.members.base import Member, MemberSpec, SigningEngine
-from hsmcore.members.pkcs11 import Pkcs11Member
+from hsmcore.base.lazy import names
+
+if TYPE_CHECKING:
+    from hsmcore.config import KeyManagerConfig, Provider
+    from hsmcore.members.base import Member, MemberSpec, SigningEngine
+    from hsmcore.members.pkcs11 import Pkcs11Member
 
 __all__ = [
     "Member",
@@ -19,9 +22,14 @@ __all__ = [
     "make_member",
 ]
 
+if not TYPE_CHECKING:  # a command's help, and a child that serves one module, need modules of `control` alone
+    __getattr__ = names(__name__, {"base": ["Member", "MemberSpec", "SigningEngine"], "pkcs11": ["Pkcs11Member"]})
+
 
 def make_member(provider: Provider, rules: KeyManagerConfig, level: str, hidden_variables: frozenset[str]) -> Member:
     """Return the member for a provider. Loads and connects nothing."""
+    from hsmcore.members.base import MemberSpec
+
     made: Member = provider.resolve(provider.descriptor.member)(
         MemberSpec(provider, provider.config, rules, level, hidden_variables)
     )

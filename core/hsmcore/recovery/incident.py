@@ -17,6 +17,7 @@ from sqlalchemy import Connection, func, insert, select, update
 
 from hsmcore.errors import BadArgument, FleetBehind
 from hsmcore.state import StoreError, positions
+from hsmcore.state.mark import MOST_POSITION
 from hsmcore.state.schema import FLEET, FLEET_FLOOR, FLEET_HOST
 
 WAITING: Final = (
@@ -156,7 +157,7 @@ def highest(connection: Connection) -> dict[str, int]:
     """Return the highest position of each domain that the database knows of: bound, or noted by a host."""
     found = {name: mark.high for name, mark in positions.marks(connection).items()}
     for row in connection.execute(select(FLEET_FLOOR.c.domain, FLEET_FLOOR.c.position)):
-        at = count(row.position, positions.MOST_POSITION)
+        at = count(row.position, MOST_POSITION)
         found[word(row.domain)] = max(found.get(row.domain, -1), at)
     return found
 

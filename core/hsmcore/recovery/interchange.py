@@ -20,7 +20,8 @@ from hsmcore.config.base import Model, Text, Whole, as_tuple, clash
 from hsmcore.config.faults import faults_of
 from hsmcore.errors import BadArgument
 from hsmcore.state import Store, StoreError, positions
-from hsmcore.state.positions import MOST_POSITION, BoundRow, Mark
+from hsmcore.state.mark import MOST_POSITION, Mark
+from hsmcore.state.positions import BoundRow
 from hsmcore.state.schema import BOUND
 
 T = TypeVar("T")

@@ -26,7 +26,8 @@ from hsmcore.config import Config
 from hsmcore.errors import HsmError
 from hsmcore.recovery.witness import Witness
 from hsmcore.state import Store, StoreBehind, StoreNotGenuine, positions
-from hsmcore.state.positions import BoundRow, Mark
+from hsmcore.state.mark import Mark
+from hsmcore.state.positions import BoundRow
 from hsmcore.state.schema import AUDIT_MARK, replace_row
 from hsmcore.state.sealed_rows import SEALED, fingerprint
 

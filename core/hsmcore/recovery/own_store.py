@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.config.root import default_state
-from hsmcore.state import Store, StoreBusy, presence
+from hsmcore.state import Store, presence
 from hsmcore.state.register import Keeper, Register
-from hsmcore.state.sqlite import discard
 
 
 def register() -> Register:
@@ -74,17 +72,3 @@ def is_attended(rules: KeyManagerConfig) -> bool:
     """Return whether a key manager runs on the state store of this host; False of a fleet. May block. Raises StoreError
     if it runs on a file that is no longer at its place."""
     return rules.fleet is None and presence.is_attended(rules.state_path)
-
-
-def missing(rules: KeyManagerConfig) -> Path | None:
-    """Return the path of a store of this host that the first start makes; None: there is one, or none is kept."""
-    kept = rules.fleet is None and rules.keeps_state
-    return rules.state_path if kept and not rules.state_path.exists() else None
-
-
-async def abandon(path: Path | None) -> None:
-    """Remove a store that a start has made, which was refused; not if something is in it, or another process uses it:
-    an operator who restores a backup is not to find one there."""
-    if path is not None:
-        with suppress(StoreBusy):
-            await asyncio.to_thread(discard, path)

@@ -32,7 +32,8 @@ from hsmcore.errors import AuditUnavailable, BadArgument, FleetBehind
 from hsmcore.recovery import incident
 from hsmcore.recovery.incident import Standing, count, not_ours, word
 from hsmcore.state import Store, StoreError, StoreNotGenuine, positions
-from hsmcore.state.positions import MOST_POSITION, BoundRow, Mark
+from hsmcore.state.mark import MOST_POSITION, Mark
+from hsmcore.state.positions import BoundRow
 from hsmcore.state.schema import FLEET_FLOOR
 from hsmcore.state.store import now_ns
 

@@ -2,17 +2,30 @@
 
 The tables of a policy are defined with it: failover/budget.py, failover/history.py, manager/rotation/store.py.
 
-Reading order: schema, seal, exchange, database, sqlite, postgres, store; then keys, positions,
+Reading order: errors, schema, seal, exchange, database, sqlite, postgres, store; then keys, mark, positions,
 desired, backups, approvals, outbox; backup is of the store itself.
 """
 
-from hsmcore.state.approvals import Approval, Approvals, NotApproved
-from hsmcore.state.backups import Backups
-from hsmcore.state.desired import Desired, Wish
-from hsmcore.state.keys import Keys, StoredKey
-from hsmcore.state.outbox import Outbox
-from hsmcore.state.seal import StoreBehind, StoreError, StoreNotGenuine
-from hsmcore.state.store import RoleLost, Store, StoreBusy, StoreUnknown
+from typing import TYPE_CHECKING
+
+from hsmcore.base.lazy import names
+from hsmcore.state.errors import (
+    NotApproved,
+    RoleLost,
+    StoreBehind,
+    StoreBusy,
+    StoreError,
+    StoreNotGenuine,
+    StoreUnknown,
+)
+
+if TYPE_CHECKING:
+    from hsmcore.state.approvals import Approval, Approvals
+    from hsmcore.state.backups import Backups
+    from hsmcore.state.desired import Desired, Wish
+    from hsmcore.state.keys import Keys, StoredKey
+    from hsmcore.state.outbox import Outbox
+    from hsmcore.state.store import Store
 
 __all__ = [
     "Approval",
@@ -32,3 +45,17 @@ __all__ = [
     "StoredKey",
     "Wish",
 ]
+
+if not TYPE_CHECKING:
+    # Most key managers keep no state, and SQLAlchemy takes as long to load as all the rest.
+    __getattr__ = names(
+        __name__,
+        {
+            "approvals": ["Approval", "Approvals"],
+            "backups": ["Backups"],
+            "desired": ["Desired", "Wish"],
+            "keys": ["Keys", "StoredKey"],
+            "outbox": ["Outbox"],
+            "store": ["Store"],
+        },
+    )

@@ -7,15 +7,9 @@ from dataclasses import asdict, dataclass
 
 from sqlalchemy import Connection, delete, func, not_, select
 
-from hsmcore.errors import HsmError
+from hsmcore.state.errors import NotApproved
 from hsmcore.state.schema import APPROVAL, insert_row
 from hsmcore.state.store import Tables
-
-
-class NotApproved(HsmError):
-    """An approval was refused."""
-
-    default_hint = "See `hsmcore rotate status` for what is to be approved, and by whom."
 
 
 @dataclass(frozen=True, slots=True)

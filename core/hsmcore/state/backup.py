@@ -25,9 +25,10 @@ from sqlalchemy import Connection, select
 
 from hsmcore.base.ownership import make
 from hsmcore.base.waiting import whole
+from hsmcore.state.errors import StoreError
 from hsmcore.state.positions import marks
 from hsmcore.state.schema import MIGRATIONS, SEAL
-from hsmcore.state.seal import SealSecret, StoreError, derive
+from hsmcore.state.seal import SealSecret, derive
 from hsmcore.state.sqlite import FILE_HINT
 from hsmcore.state.store import Store
 

@@ -21,9 +21,10 @@ from sqlalchemy import Connection, Table, insert, inspect, select, text
 from sqlalchemy.sql.dml import UpdateBase
 
 from hsmcore.errors import HsmError
+from hsmcore.state.errors import RowInvalid, StoreError
 from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
 from hsmcore.state.schema import MIGRATIONS, TYPES, VERSION
-from hsmcore.state.seal import Problems, RowInvalid, Seal, SealGuard, StoreError
+from hsmcore.state.seal import Problems, Seal, SealGuard
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -33,22 +34,6 @@ ABSENT_HINT: Final = "The first start of a key manager makes it."
 """The hint where a reader finds no store."""
 BUSY_SECONDS: Final = 10.0
 """Wait of a transaction for another process's, in seconds."""
-
-
-class StoreBusy(HsmError, status="BUSY"):
-    """Another process has the role."""
-
-    default_hint = "Let the other process end it, or stop that process."
-
-
-class RoleLost(StoreBusy):
-    """Another process has taken a role of this one, which was silent for too long. Nothing was written in it."""
-
-
-class StoreUnknown(StoreError):
-    """The connection failed while a transaction was being committed: whether it was written durably is unknown."""
-
-    default_hint = "Read again: a transaction that reads after it says what was written."
 
 
 class Database(ABC):

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Select
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.selectable import CompoundSelect
 
-from hsmcore.state.seal import StoreError
+from hsmcore.state.errors import StoreError
 
 T = TypeVar("T")
 

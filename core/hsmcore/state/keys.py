@@ -11,10 +11,10 @@ import orjson
 from sqlalchemy import Connection, select, update
 
 from hsmcore.errors import KeyDeactivated, KeyMismatch, KeyNotFound
+from hsmcore.state.errors import StoreError, StoreNotGenuine
 from hsmcore.state.schema import KEY_VERSION as KEY
 from hsmcore.state.schema import ROTATION_SETTING as SETTING
 from hsmcore.state.schema import insert_row, replace_row
-from hsmcore.state.seal import StoreError, StoreNotGenuine
 from hsmcore.state.store import Store, Tables
 
 KeyState = Literal["pending", "active", "overlap", "deactivated", "destroyed"]

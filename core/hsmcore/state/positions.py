@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from hmac import compare_digest
 from typing import Any, Final, NamedTuple
@@ -17,44 +16,14 @@ from sqlalchemy import Connection, bindparam, delete, insert, literal, select, u
 from sqlalchemy.sql.selectable import CompoundSelect
 
 from hsmcore.errors import HsmError
+from hsmcore.state.errors import StoreError
 from hsmcore.state.exchange import Change, Question
+from hsmcore.state.mark import Mark
 from hsmcore.state.schema import BOUND, FLEET, WATERMARK
-from hsmcore.state.seal import StoreError
 
-MOST_POSITION: Final = (1 << 63) - 1
-WINDOW: Final = 1024
-"""Positions behind the highest one of which the watermark knows whether they are bound."""
 _FOREIGN: Final = "Find out who can write the state store; give it a seal (stateSecret)."
-_MASK: Final = (1 << WINDOW) - 1
 _GROUP: Final = 500
 """Positions that one statement asks for: SQLite takes so many parameters at least."""
-
-
-@dataclass(slots=True)
-class Mark:
-    """A row of `watermark`."""
-
-    floor: int = -1
-    high: int = -1
-    bits: int = 0
-    reason: str = ""
-
-    def knows(self, position: int) -> bool:
-        """Return whether `bits` says if the position is bound."""
-        return self.high - WINDOW < position
-
-    def has(self, position: int) -> bool:
-        """Return whether the position is bound, as far as `knows` says."""
-        return self.high >= position and bool(self.bits >> (self.high - position) & 1)
-
-    def add(self, position: int) -> None:
-        """Note that the position is bound."""
-        if position > self.high:
-            step = position - self.high
-            self.bits = (self.bits << step | 1) & _MASK if step < WINDOW else 1
-            self.high = position
-        elif self.knows(position):
-            self.bits |= 1 << (self.high - position)
 
 
 class BoundRow(NamedTuple):

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from hsmcore.base.ownership import open_or_make
-from hsmcore.state.seal import StoreError
+from hsmcore.state.errors import StoreError
 from hsmcore.state.sqlite import OWNER_HINT
 
 _END = ".running.lock"

@@ -25,7 +25,7 @@ from sqlalchemy import Connection
 from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import make_folder, open_or_make
 from hsmcore.base.ownership import replace as replace_file
-from hsmcore.state.seal import StoreBehind, StoreError
+from hsmcore.state.errors import StoreBehind, StoreError
 from hsmcore.state.sqlite import is_promised, number_in, number_of, ring_in, set_number
 
 FOLDER: Final = "stores"

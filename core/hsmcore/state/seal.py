@@ -24,7 +24,7 @@ from sqlalchemy.sql import visitors
 from sqlalchemy.sql.dml import UpdateBase
 
 from hsmcore.base.log import get_logger
-from hsmcore.errors import SystemFailure
+from hsmcore.state.errors import StoreError, StoreNotGenuine
 from hsmcore.state.schema import BOUND, SEAL
 from hsmcore.state.sealed_rows import SEALED, Known, digest_of, lacking, no_rows, whole
 
@@ -50,38 +50,6 @@ Listener = Callable[[str, str], None]
 """Called in the store's thread with a scope and its problem, or "" once it is genuine again."""
 Foreign = Callable[[Connection], str]
 """Returns an object of the database that is missing, or that could change rows on its own; "": there is none."""
-
-
-class StoreError(SystemFailure):
-    """The state store cannot be opened, read or written. No operation that depends on it is carried out."""
-
-    default_hint = "`hsmcore doctor` looks at the state store, and says what to do."
-
-
-class RowInvalid(StoreError, ValueError):
-    """hsmcore does not write such a row: SQLite keeps a text in a column of numbers, if another writer puts it
-    there."""
-
-    default_hint = "Find out who else writes there; docs/RECOVERY.md has the ways back."
-
-
-class StoreNotGenuine(StoreError):
-    """Rows of the state store are not those that hsmcore wrote. Nothing is done for them; signing goes on."""
-
-    default_hint = (
-        "Find out who can write the state store; compare what `hsmcore state seal` shows, and then adopt it or put a "
-        "good copy in its place."
-    )
-
-
-class StoreBehind(StoreError):
-    """The audit log goes on after the state store: an older copy was put in its place, or another store. No key manager
-    starts on it."""
-
-    default_hint = (
-        "Correct the token or stateFile that the configuration names, or put the newest store back; or raise this one "
-        "to what the log says: `hsmcore state reconcile --reason TEXT`."
-    )
 
 
 class Problems:

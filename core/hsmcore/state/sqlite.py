@@ -28,18 +28,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.base.ownership import EXPOSED_HINT, exposed, make_empty, make_folder, open_or_make, sync
-from hsmcore.state.database import (
-    ABSENT_HINT,
-    BUSY_SECONDS,
-    Database,
-    StoreBusy,
-    Work,
-    migrate,
-    reason,
-    require_known,
-)
+from hsmcore.state.database import ABSENT_HINT, BUSY_SECONDS, Database, Work, migrate, reason, require_known
+from hsmcore.state.errors import StoreBusy, StoreError
 from hsmcore.state.schema import METADATA, PROMISED
-from hsmcore.state.seal import StoreError
 
 T = TypeVar("T")
 

@@ -21,10 +21,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hsmcore.base.extras import install
 from hsmcore.base.waiting import whole
-from hsmcore.state.database import BUSY_SECONDS, Database, RoleLost, StoreBusy, StoreUnknown, join, now_ns, reason
+from hsmcore.state.database import BUSY_SECONDS, Database, join, now_ns, reason
+from hsmcore.state.errors import StoreBusy, StoreError, StoreNotGenuine
 from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
 from hsmcore.state.postgres.roles import under_roles
-from hsmcore.state.seal import Listener, SealSecret, SealStatus, StoreError, StoreNotGenuine, derive
+from hsmcore.state.seal import Listener, SealSecret, SealStatus, derive
 from hsmcore.state.sqlite import FILE_HINT, OWNER_HINT, FileDatabase
 
 if TYPE_CHECKING:
@@ -37,11 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUSY_SECONDS",
     "OWNER_HINT",
-    "RoleLost",
     "Store",
-    "StoreBusy",
-    "StoreError",
-    "StoreUnknown",
     "Tables",
     "now_ns",
 ]

@@ -1,6 +1,6 @@
 """What a key may sign: kinds of payload, one digest for a position, callers, rules for transactions.
 
-Reading order: guard, callers, watermark, explain.
+Reading order: guard, callers, wants, watermark, explain.
 
 What a message is, native/src/payload.c says.
 """

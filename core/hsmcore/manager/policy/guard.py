@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
-import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,12 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from hsmcore._native import Gate, freeze, timeout_ns
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.base.base58 import from_base58
-from hsmcore.config import Config, KeyManagerConfig, PayloadFormat, Policy, TransactionRules
+from hsmcore.config import Config, PayloadFormat, Policy, TransactionRules
 from hsmcore.config.policy import BATCH_ROOT, KEY_SET, ORDERED, OWN, PREHASHED
 from hsmcore.errors import (
     BadArgument,
-    ConfigFault,
-    ConfigurationError,
     DeadlineExceeded,
     DoubleSign,
     HsmError,
@@ -29,12 +25,12 @@ from hsmcore.errors import (
     PolicyRefused,
 )
 from hsmcore.manager.policy.callers import Caller, Callers
-from hsmcore.manager.policy.watermark import Charge, Fence, NotNext, PayloadPlace, Want, Watermark, marks_of
-from hsmcore.state import Store, StoreNotGenuine, positions
-from hsmcore.state.positions import MOST_POSITION, Mark
+from hsmcore.manager.policy.wants import Charge, Fence, NotNext, PayloadPlace, Want
+from hsmcore.state.mark import MOST_POSITION
 
 if TYPE_CHECKING:
     from hsmcore._native import Look
+    from hsmcore.manager.policy.watermark import Watermark
 
 _SECOND: Final = 1_000_000_000
 Signers = Callable[[], Sequence[bytes]]
@@ -101,12 +97,11 @@ class Guard:
         self,
         policy: Policy,
         formats: Sequence[PayloadFormat],
-        store: Store | None,
+        watermark: Watermark | None,
         signers: Signers,
         default_timeout: float,
-        fence: Fence | None = None,
     ) -> None:
-        self._policy, self._store, self._signers = policy, store, signers
+        self._policy, self.watermark, self._signers = policy, watermark, signers
         self.batches = BATCH_ROOT in policy.kinds
         self.domain = policy.domain
         self._default = default_timeout
@@ -114,8 +109,6 @@ class Guard:
         self.passes = self.gate.passes
         """Whether a message may be signed without `admit`: the fast way."""
         self._callers = None if policy.callers is None else Callers(policy.callers, frozenset(policy.kinds))
-        holder = f"{socket.gethostname() if fence is None else fence.host}:{os.getpid()}"
-        self.watermark = None if store is None else Watermark(store, holder, fence, policy.max_ahead)
         self.refused: Counter[str] = Counter()
         """Count of refusals by kind of payload; "double-sign" for another payload at a bound position, "state" for what
         else the state store said."""
@@ -129,24 +122,17 @@ class Guard:
         rules = config.key_manager
         if rules.policy is None:
             return None
-        store = None
+        watermark = None
         if rules.policy.needs_store:
-            store = await Store.open(rules.state_place, config.state_secret)
-            try:
-                await _require_no_other_spelling(rules, rules.policy, store)
-            except BaseException:
-                await store.close()
-                raise
-        guard = cls(rules.policy, formats, store, signers, rules.request_timeout_ms / 1e3, fence)
-        if guard.watermark is not None:
-            guard.watermark.begin()
-        return guard
+            from hsmcore.manager.policy.watermark import Watermark
+
+            watermark = await Watermark.open(config, rules.policy, fence)
+        return cls(rules.policy, formats, watermark, signers, rules.request_timeout_ms / 1e3)
 
     async def close(self) -> None:
         """Write what is under way, and close the store. Idempotent."""
-        if self.watermark is not None and self._store is not None:
-            await self.watermark.close()
-            await self._store.close()
+        if self.watermark is not None:
+            await self.watermark.leave()
 
     def admit(self, message: Any, kind: str | None, position: int | None) -> Permit:
         """Judge a message. It may be signed after `begin` of what is returned. Raises PolicyRefused,
@@ -297,26 +283,6 @@ class Permit:
         """The request is answered, or was given up."""
         if self._caller is not None:
             self._caller.end()
-
-
-async def _require_no_other_spelling(rules: KeyManagerConfig, policy: Policy, store: Store) -> None:
-    """Raise ConfigurationError if the store has positions of a domain that no configuration can name any more: the
-    domain of today would begin without them."""
-    try:
-        with positions.of_our_making("positions"):
-            marks = await marks_of(store)
-    except StoreNotGenuine:
-        return  # nothing is bound until it is, and other payloads are signed meanwhile
-    for name, mark in sorted(marks.items()):
-        kind, newest = policy.former_kind(name), max(mark.high, mark.floor)
-        if kind not in policy.ordered or newest < 0:
-            continue
-        if marks.get(policy.chain(kind), Mark()).floor < newest:
-            problem = f"does not know what is bound to the positions of {name!r}, of which {newest} is the highest"
-            raise ConfigurationError.of(
-                [ConfigFault(f"{rules.where}.policy.domain", problem)],
-                hint=f"Have it begin behind them: `hsmcore policy floor set {kind} {newest} --reason TEXT`.",
-            )
 
 
 def refuse_claims(kind: str | None, position: int | None) -> None:

@@ -11,20 +11,33 @@ fenced: it reads the epoch, and keeps it until its end.
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Self
 
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from hsmcore.base.log import get_logger
 from hsmcore.base.steady import SteadyClock
-from hsmcore.errors import BadArgument, DoubleSign, HsmError, InternalError, PolicyRefused, RequestCancelled
+from hsmcore.config import Config, KeyManagerConfig, Policy
+from hsmcore.errors import (
+    BadArgument,
+    ConfigFault,
+    ConfigurationError,
+    DoubleSign,
+    HsmError,
+    InternalError,
+    PolicyRefused,
+    RequestCancelled,
+)
+from hsmcore.manager.policy.wants import Charge, Fence, NotNext, PayloadPlace, Want
 from hsmcore.state import Store, StoreNotGenuine, StoreUnknown, positions
 from hsmcore.state.exchange import Answers, Change, Question
-from hsmcore.state.positions import WINDOW, Mark
+from hsmcore.state.mark import WINDOW, Mark
 from hsmcore.state.schema import SPENT
 from hsmcore.state.store import Tables
 
@@ -34,28 +47,6 @@ _MINUTE_NS: Final = 60_000_000_000
 _PAUSE_SECONDS: Final = 0.01
 
 
-class PayloadPlace(NamedTuple):
-    """A payload's place in its chain. `digest`: SHA-256 of the whole payload, in hexadecimal."""
-
-    domain: str
-    position: int
-    digest: str
-    first: int | None = None
-    """Of a payload that takes a range of positions up to `position`: where it begins, which must be the position behind
-    the highest one."""
-    epoch: int = 0
-    """Of such a payload: the fleet's epoch that it names; 0 without a fleet."""
-
-
-class Charge(NamedTuple):
-    """What a transaction adds to a sum that may reach `limit` within a minute."""
-
-    name: str
-    amount: int
-    limit: int
-
-
-Want = PayloadPlace | Charge
 Outcome = Exception | bool | None
 """Why it is refused; or whether it is new; None: it was given up before."""
 
@@ -79,48 +70,6 @@ class Asked(asyncio.Future[None]):
         return True
 
 
-class NotNext(PolicyRefused):
-    """A range does not begin at the next position, or names another epoch than the fleet's. Nothing was bound."""
-
-    next: int = 0
-    """The position at which it must begin."""
-
-    @staticmethod
-    def behind(least: int) -> StoreNotGenuine:
-        """Return the error of a store that went back: it begins before `least`, up to which this process has bound."""
-        return StoreNotGenuine(f"the state store went back behind {least}, which was bound here")
-
-
-class Fence(Protocol):
-    """What keeps the hosts of a fleet apart: hsmcore.fleet.membership."""
-
-    @property
-    def host(self) -> str:
-        """This host's name."""
-
-    def require(self) -> None:
-        """Raise NotHolder or FleetBehind if positions are not to be tried now. In the event loop."""
-
-    @property
-    def asks(self) -> Question:
-        """What each transaction that binds asks first: who holds the epoch, which keeps it so until the end of the
-        transaction."""
-
-    def fence(self, rows: Sequence[Sequence[Any]]) -> int:
-        """Raise NotHolder or FleetBehind unless by these rows, the answer, this host holds the epoch. Returns the
-        epoch. In the store's thread."""
-
-    def require_kept(self, domain: str, position: int, mark: Mark, row: Mapping[str, Any] | None) -> None:
-        """Raise FleetBehind where the store lacks what this process knows to be bound: `mark` and `row` are what it
-        has. In the store's thread."""
-
-    def is_behind(self, domain: str, position: int, high: int) -> bool:
-        """Whether a new payload shows that this host has not caught up with the fleet. In the store's thread."""
-
-    def has_bound(self, domain: str, position: int, digest: str, *, new: bool) -> None:
-        """A payload may be signed at a position. `new`: it was bound now."""
-
-
 class Watermark(Tables):
     """Binds positions, and counts. Belongs to one event loop. `holder`: who binds, for those who come later. `fence`:
     None without a fleet. `most_ahead`: how far beyond the highest position, or the floor, a new one may lie; None: no
@@ -135,6 +84,22 @@ class Watermark(Tables):
         self._removing: asyncio.Task[None] | None = None
         self.bound = 0
         """Count of positions that were bound here."""
+
+    @classmethod
+    async def open(cls, config: Config, policy: Policy, fence: Fence | None) -> Self:
+        """Open what a policy binds in, and remove what earlier processes left behind the floors. Raises StoreError,
+        ConfigurationError."""
+        rules = config.key_manager
+        store = await Store.open(rules.state_place, config.state_secret)
+        try:
+            await _require_no_other_spelling(rules, policy, store)
+        except BaseException:
+            await store.close()
+            raise
+        holder = f"{socket.gethostname() if fence is None else fence.host}:{os.getpid()}"
+        made = cls(store, holder, fence, policy.max_ahead)
+        made.begin()
+        return made
 
     def require(self, want: Want) -> Asked:
         """Bind a position or add to a sum; it is durable when the future ends. Its errors: DoubleSign, PolicyRefused,
@@ -348,6 +313,31 @@ class Watermark(Tables):
             await asyncio.wait({self._removing})
         if self._writing is not None:
             await asyncio.wait({self._writing})
+
+    async def leave(self) -> None:
+        """`close`, and close the store, of what `open` has returned. Idempotent."""
+        await self.close()
+        await self._store.close()
+
+
+async def _require_no_other_spelling(rules: KeyManagerConfig, policy: Policy, store: Store) -> None:
+    """Raise ConfigurationError if the store has positions of a domain that no configuration can name any more: the
+    domain of today would begin without them."""
+    try:
+        with positions.of_our_making("positions"):
+            marks = await marks_of(store)
+    except StoreNotGenuine:
+        return  # nothing is bound until it is, and other payloads are signed meanwhile
+    for name, mark in sorted(marks.items()):
+        kind, newest = policy.former_kind(name), max(mark.high, mark.floor)
+        if kind not in policy.ordered or newest < 0:
+            continue
+        if marks.get(policy.chain(kind), Mark()).floor < newest:
+            problem = f"does not know what is bound to the positions of {name!r}, of which {newest} is the highest"
+            raise ConfigurationError.of(
+                [ConfigFault(f"{rules.where}.policy.domain", problem)],
+                hint=f"Have it begin behind them: `hsmcore policy floor set {kind} {newest} --reason TEXT`.",
+            )
 
 
 async def remove_behind_floors(store: Store) -> int:

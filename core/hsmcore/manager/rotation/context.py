@@ -6,20 +6,20 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Connection
-
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.config import KeyCeremony, KeyRotation
 from hsmcore.errors import MemberDown
-from hsmcore.manager.rotation.schedule import Schedule
-from hsmcore.manager.rotation.store import Rotation, Rotations
 from hsmcore.members import Member
 from hsmcore.members.base import TokensTold
 from hsmcore.members.control import ControlPlane
-from hsmcore.state import Approvals, Keys, StoredKey
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from hsmcore.handover.base import Handover
+    from hsmcore.manager.rotation.schedule import Schedule
+    from hsmcore.manager.rotation.store import Rotation, Rotations
+    from hsmcore.state import Approvals, Keys, StoredKey
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,11 @@ from sqlalchemy.exc import IntegrityError
 
 from hsmcore.errors import HsmError
 from hsmcore.manager.rotation.machine import OPEN, Run
+from hsmcore.state.errors import StoreBusy
 from hsmcore.state.keys import StoredKey, activate_key, active_key, change_key, get_key, insert_key, known_version
 from hsmcore.state.schema import KEY_VERSION as KEY
 from hsmcore.state.schema import ROTATION, ROTATION_STEP, insert_row
-from hsmcore.state.store import StoreBusy, Tables
+from hsmcore.state.store import Tables
 
 Work = Callable[[Connection], None]
 

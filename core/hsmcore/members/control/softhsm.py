@@ -19,14 +19,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from hsmcore.errors import ModuleMissing, SystemFailure
 from hsmcore.members.control.curves import Algorithm
-from hsmcore.members.control.provision import TokenRequest, provision
-from hsmcore.members.control.records import KeyRecord
+
+if TYPE_CHECKING:
+    from hsmcore.members.control.records import KeyRecord
 
 SOFTHSM_PATHS: Final = (
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -94,6 +95,8 @@ class StateFolder:
 
         If two processes call this at once, the second one waits and finds the folder ready.
         """
+        from hsmcore.members.control.provision import TokenRequest, provision
+
         module = module_path or find_softhsm()
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)

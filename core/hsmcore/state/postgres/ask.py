@@ -12,14 +12,15 @@ import psycopg
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
 
-from hsmcore.state.database import StoreUnknown, reason
+from hsmcore.state.database import reason
+from hsmcore.state.errors import StoreUnknown
 from hsmcore.state.exchange import Question
 from hsmcore.state.postgres.link import AFTERWARDS, ANSWER_SECONDS, FACTS_AT, RELEASED, Facts, Patient
 from hsmcore.state.postgres.text import asked, rows_of
 
 
 class Asker:
-    """Belongs to one event loop. `dial` connects, in a thread; `begin`: server_link.beginning; `judge` refuses a server
+    """Belongs to one event loop. `dial` connects, in a thread; `begin`: link.beginning; `judge` refuses a server
     that may lose what it confirms; `waits`: as for Link, which costs a second message."""
 
     def __init__(

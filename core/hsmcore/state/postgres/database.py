@@ -26,7 +26,8 @@ from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from hsmcore.state.database import ABSENT_HINT, Database, StoreUnknown, Work, migrate, reason, require_known
+from hsmcore.state.database import ABSENT_HINT, Database, Work, migrate, reason, require_known
+from hsmcore.state.errors import StoreError, StoreUnknown
 from hsmcore.state.exchange import Asking, Decide, Question
 from hsmcore.state.postgres.ask import Asker
 from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
@@ -34,7 +35,7 @@ from hsmcore.state.postgres.roles import row_role
 from hsmcore.state.postgres.schema import Objects, foreign_of, marks_of, objects_of
 from hsmcore.state.postgres.url import parse
 from hsmcore.state.schema import METADATA
-from hsmcore.state.seal import SealSecret, StoreError
+from hsmcore.state.seal import SealSecret
 from hsmcore.state.sqlite import fill
 
 T = TypeVar("T")

@@ -14,9 +14,9 @@ from sqlalchemy import Connection, Engine, Table, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from hsmcore.state.database import BUSY_SECONDS, reason
+from hsmcore.state.errors import StoreError
 from hsmcore.state.exchange import AGAIN, CHANGED, Decide, Question
 from hsmcore.state.postgres.text import asked, said, said_then, written
-from hsmcore.state.seal import StoreError
 
 T = TypeVar("T")
 

@@ -8,10 +8,10 @@ from typing import Final
 
 import psycopg
 
+from hsmcore.state.errors import StoreError
 from hsmcore.state.postgres.database import HINT, PREFIX, DatabaseServer, schema_name
 from hsmcore.state.postgres.link import FACTS, Facts
 from hsmcore.state.postgres.url import parse
-from hsmcore.state.seal import StoreError
 
 _STATEMENT_TIMEOUT: Final = "SET LOCAL statement_timeout = 5000"
 _SYSTEM: Final = "SELECT system_identifier FROM pg_control_system()"

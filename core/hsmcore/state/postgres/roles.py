@@ -22,7 +22,8 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from hsmcore.base.log import get_logger
 from hsmcore.errors import HsmError
-from hsmcore.state.database import Database, RoleLost, StoreBusy, Work, now_ns
+from hsmcore.state.database import Database, Work, now_ns
+from hsmcore.state.errors import RoleLost, StoreBusy
 from hsmcore.state.schema import ROLE
 
 T = TypeVar("T")

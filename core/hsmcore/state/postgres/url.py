@@ -13,7 +13,7 @@ from typing import Any, Final
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from hsmcore.state.seal import StoreError
+from hsmcore.state.errors import StoreError
 
 ENCRYPTED: Final = ("require", "verify-ca", "verify-full")
 """Values of sslmode with which a server elsewhere may be asked."""

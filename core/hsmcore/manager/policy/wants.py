@@ -1,0 +1,79 @@
+"""What a payload asks of the state store before it is signed, and what keeps the hosts of a fleet apart there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from hsmcore.errors import PolicyRefused
+from hsmcore.state import StoreNotGenuine
+
+if TYPE_CHECKING:
+    from hsmcore.state.exchange import Question
+    from hsmcore.state.mark import Mark
+
+
+class PayloadPlace(NamedTuple):
+    """A payload's place in its chain. `digest`: SHA-256 of the whole payload, in hexadecimal."""
+
+    domain: str
+    position: int
+    digest: str
+    first: int | None = None
+    """Of a payload that takes a range of positions up to `position`: where it begins, which must be the position behind
+    the highest one."""
+    epoch: int = 0
+    """Of such a payload: the fleet's epoch that it names; 0 without a fleet."""
+
+
+class Charge(NamedTuple):
+    """What a transaction adds to a sum that may reach `limit` within a minute."""
+
+    name: str
+    amount: int
+    limit: int
+
+
+Want = PayloadPlace | Charge
+
+
+class NotNext(PolicyRefused):
+    """A range does not begin at the next position, or names another epoch than the fleet's. Nothing was bound."""
+
+    next: int = 0
+    """The position at which it must begin."""
+
+    @staticmethod
+    def behind(least: int) -> StoreNotGenuine:
+        """Return the error of a store that went back: it begins before `least`, up to which this process has bound."""
+        return StoreNotGenuine(f"the state store went back behind {least}, which was bound here")
+
+
+class Fence(Protocol):
+    """What keeps the hosts of a fleet apart: hsmcore.fleet.membership."""
+
+    @property
+    def host(self) -> str:
+        """This host's name."""
+
+    def require(self) -> None:
+        """Raise NotHolder or FleetBehind if positions are not to be tried now. In the event loop."""
+
+    @property
+    def asks(self) -> Question:
+        """What each transaction that binds asks first: who holds the epoch, which keeps it so until the end of the
+        transaction."""
+
+    def fence(self, rows: Sequence[Sequence[Any]]) -> int:
+        """Raise NotHolder or FleetBehind unless by these rows, the answer, this host holds the epoch. Returns the
+        epoch. In the store's thread."""
+
+    def require_kept(self, domain: str, position: int, mark: Mark, row: Mapping[str, Any] | None) -> None:
+        """Raise FleetBehind where the store lacks what this process knows to be bound: `mark` and `row` are what it
+        has. In the store's thread."""
+
+    def is_behind(self, domain: str, position: int, high: int) -> bool:
+        """Whether a new payload shows that this host has not caught up with the fleet. In the store's thread."""
+
+    def has_bound(self, domain: str, position: int, digest: str, *, new: bool) -> None:
+        """A payload may be signed at a position. `new`: it was bound now."""
