@@ -177,7 +177,7 @@ async def test_a_host_that_never_comes_back_is_reconciled_away(tmp_path):
         join(tmp_path, "gone")
         for position in (1, 2, 5):
             await gone.sign(position)
-        await gone.store.run(gone.witness.write_floors)
+        await gone.witness.write_floors()
     lose_from(tmp_path, 2)
     async with Host(tmp_path, "a", at=SECOND) as host:
         standing = await host.witness.attend()
@@ -247,7 +247,7 @@ async def test_what_a_host_noted_in_the_database_is_missed_by_the_others(tmp_pat
         await one.witness.attend()
         await other.witness.attend()
         await one.sign(4)
-        await one.store.run(one.witness.write_floors)
+        await one.witness.write_floors()
         beside(tmp_path, "DELETE FROM bound", "DELETE FROM watermark")
         other.witness.doubt()
         assert (await other.witness.attend()).number == 1

@@ -10,16 +10,19 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 from tests.support.postgres import Cluster, fleet
 from tests.support.size import share
 
+from hsmcore.fleet.membership import Membership
 from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark
-from hsmcore.state import Store, StoreError, StoreUnknown, positions
+from hsmcore.state import RoleLost, Store, StoreError, StoreUnknown, positions
 from hsmcore.state.exchange import CHANGED, Change, Question, one_by_one
 from hsmcore.state.mark import Mark
-from hsmcore.state.schema import SPENT
+from hsmcore.state.postgres import link
+from hsmcore.state.postgres import text as text_to_server
+from hsmcore.state.schema import FLEET, FLEET_HOST, ROLE, SPENT
 
 pytestmark = pytest.mark.integration
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=40)
@@ -97,6 +100,55 @@ async def test_no_value_is_sent_that_is_neither_text_nor_number(url):
             await store.exchange([], lambda _, changed=changed: (None, [changed]))
     assert await Session(store).rows() == []
     await store.close()
+
+
+@pytest.fixture
+def messages(monkeypatch) -> list[bytes]:
+    """What is sent to the server by exchanges, from now on."""
+    sent: list[bytes] = []
+
+    def said(driver: Any, text: bytes) -> Any:
+        sent.append(text)
+        return text_to_server.said(driver, text)
+
+    monkeypatch.setattr(link, "said", said)
+    return sent
+
+
+async def test_an_exchange_in_a_role_asks_for_the_role_in_its_two_messages_and_is_refused_without_it(url, messages):
+    store, other = await Store.open(fleet(url)), await Store.open(fleet(url))
+    added = [Change(insert(SPENT), [{"name": "a", "minute": 1, "amount": 2}])]
+    async with store.exclusively("rotation"):
+        messages.clear()
+        assert await store.exchange([ALL], lambda answers: (answers, added), turn=False) == [[]]
+        asked, written = messages
+        assert b"FOR UPDATE" in asked, "it takes its turn: else the role could be taken before it is committed"
+        assert b".role" in asked or b"role." in asked
+        assert written.endswith(b"; COMMIT")
+        await other.run(lambda on: on.execute(update(ROLE).values(holder="another")))
+        with pytest.raises(RoleLost, match="another has it now"):
+            await store.exchange([ALL], lambda answers: (answers, added))
+    assert await Session(store).rows() == [("a", 1, 2)]
+    for each in (store, other):
+        await each.close()
+
+
+async def test_a_renewal_of_the_epoch_is_two_messages_also_when_its_host_speaks(url, messages):
+    """The time of both is the database's, within the statements: to ask for it would be a message of its own."""
+    rules, both = fleet(url, host="a", ttlMs=60_000), select(FLEET.c.renewals, FLEET_HOST.c.seen_ns)
+    both = both.select_from(FLEET.join(FLEET_HOST, FLEET_HOST.c.name == "a"))
+    membership = await Membership.open(rules)
+    await membership.claim()
+    for spoke_at in (membership._spoke_at, 0):
+        membership._spoke_at = spoke_at
+        before = await membership._store.rows(both)
+        messages.clear()
+        await membership._renew()
+        assert [message.endswith(b"; COMMIT") for message in messages] == [False, True]
+        after = await membership._store.rows(both)
+        assert after[0]["renewals"] == before[0]["renewals"] + 1
+        assert (after[0]["seen_ns"] > before[0]["seen_ns"]) == (spoke_at == 0)
+    await membership.close()
 
 
 async def test_a_store_that_others_have_sealed_is_not_written(url, monkeypatch):

@@ -12,7 +12,7 @@ from typing import Any, Self
 from tests.support.audit_logs import settings
 
 from hsmcore.audit import AuditLog
-from hsmcore.errors import HsmError
+from hsmcore.errors import FleetBehind, HsmError
 from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.recovery.witness import Witness
@@ -82,7 +82,10 @@ class Host:
     async def sign(self, position: int, text: object = "", domain: str = BLOCKS, *, recorded: bool = True) -> None:
         """Have a payload bound, remembered and recorded, unless something refuses it."""
         payload = text or f"{domain} {position}"
-        await self.store.run(self.witness.require_settled, turn=False)
+        standing = await self.witness.standing()
+        if standing.open:
+            raise FleetBehind(f"incident {standing.number} is open")
+        self.witness.require_server((standing.system, standing.timeline))
         place = PayloadPlace(domain, position, digest(payload))
         await self.mark.require(place)
         self.witness.bound([BoundRow(*place[:3], f"{self.name}:1", 1)])

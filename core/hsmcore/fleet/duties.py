@@ -98,7 +98,7 @@ class Duties:
         if self._scope.is_open:
             await self._scope.close()
             with suppress(HsmError):
-                await self._store.run(self._witness.write_floors, turn=False)
+                await self._witness.write_floors()
 
     async def _watch(self) -> None:
         if not self._witness.settled or self._host.incident not in (0, self._answered):
@@ -106,7 +106,7 @@ class Duties:
         self._due -= 1
         if self._due <= 0:
             self._due = FLOORS
-            await self._store.run(self._witness.write_floors, turn=False)
+            await self._witness.write_floors()
 
     async def _attend(self) -> None:
         self._answered = (await self._witness.attend()).number

@@ -67,7 +67,7 @@ async def _measure(store: Store, rules: Fleet, machine: Machine, where: str) -> 
     trips = []
     for _ in range(3):
         begun = boottime()
-        await store.run(lambda connection: rows.look(connection, rules.name), turn=False)
+        await store.exchange([rows.looking(rules.name)], lambda _: (None, []), turn=False)
         trips.append(boottime() - begun)
     if min(trips) * RENEWALS > machine.ttl:
         trip = min(trips) / 1e6

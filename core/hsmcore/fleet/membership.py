@@ -11,10 +11,8 @@ import asyncio
 import math
 import os
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar
-
-from sqlalchemy import Connection
 
 from hsmcore._native import Lease
 from hsmcore.base.log import get_logger
@@ -28,9 +26,10 @@ from hsmcore.fleet.duties import Duties
 from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, enter, position_of
 from hsmcore.fleet.gate import ClaimGate
 from hsmcore.fleet.machine import EpochRow, Machine, State
-from hsmcore.recovery.witness import Log, Witness
+from hsmcore.recovery.incident import word
+from hsmcore.recovery.witness import FLOORS, Log, Witness
 from hsmcore.state import Store, positions
-from hsmcore.state.exchange import Question
+from hsmcore.state.exchange import Answers, Change, Decide, Question
 from hsmcore.state.mark import Mark
 from hsmcore.state.seal import SealSecret
 
@@ -108,7 +107,7 @@ class Membership:
             if self._machine.epoch:
                 await self.release("closed")
             if not self._superseded:
-                await self._store.run(self._speak(rows.CLOSED))
+                await self._store.exchange(self._host_row, lambda found: (None, self._spoken(found, rows.CLOSED)[1]))
         except HsmError as error:
             get_logger().warning("the fleet is not told that this host closes", error=str(error.args[0]))
         finally:
@@ -246,9 +245,8 @@ class Membership:
                 raise self._refusal()
             machine.releases(reason or "released", boottime())  # before the database says so
             self._settle("fleet-release", epoch=epoch, reason=reason)
-            await self._store.run(
-                lambda connection: rows.release(connection, self.name, epoch, machine.instance, reason), turn=False
-            )
+            given_up = rows.release(self.name, epoch, machine.instance, reason)
+            await self._store.exchange([], lambda _: (None, [given_up]), turn=False)
             machine.saw(machine.row._replace(released=True), boottime())
             self._settle()
 
@@ -305,13 +303,17 @@ class Membership:
                 return
             speaks = began >= self._spoke_at + machine.ttl // RENEWALS // 2
 
-            def work(connection: Connection) -> tuple[bool, bool, EpochRow]:
-                renewed = rows.renew(connection, self.name, epoch, machine.instance)
-                spoke = not speaks or self._speak(machine.state)(connection)
-                return renewed is not None, spoke, renewed or rows.look(connection, self.name)
+            def decide(answers: Answers) -> tuple[tuple[bool, bool, EpochRow], list[Change]]:
+                row, (spoke, changes) = rows.shared(answers[0]), self._spoken(answers[1:], machine.state)
+                good = (row.epoch, row.holder, row.released) == (epoch, machine.instance, False)
+                if good:
+                    row, renewed = rows.renew(self.name, row)
+                    changes = [renewed, *changes]
+                return (good, spoke, row), changes
 
+            asked = [rows.locking(self.name), *(self._host_row if speaks else ())]
             try:
-                good, spoke, row = await self._answered(work)
+                good, spoke, row = await self._answered(asked, decide)
             except HsmError:
                 self.renewals_failed += 1
                 raise
@@ -341,11 +343,12 @@ class Membership:
             began = boottime()
             speaks = began >= self._spoke_at + self._machine.ttl // RENEWALS
 
-            def work(connection: Connection) -> tuple[bool, EpochRow]:
-                spoke = not speaks or self._speak(self._machine.state)(connection)
-                return spoke, rows.look(connection, self.name)
+            def decide(answers: Answers) -> tuple[tuple[bool, EpochRow], list[Change]]:
+                spoke, changes = self._spoken(answers[1:], self._machine.state)
+                return (spoke, rows.shared(answers[0])), changes
 
-            spoke, row = await self._answered(work)
+            asked = [rows.looking(self.name), *(self._host_row if speaks else ())]
+            spoke, row = await self._answered(asked, decide)
             self._heard(spoke, began if speaks else self._spoke_at)
             self._compare(row)
             self._machine.saw(row, boottime())
@@ -374,20 +377,20 @@ class Membership:
             self._gate.caught = set(at_least)
             began = boottime()
 
-            def work(connection: Connection) -> tuple[EpochRow, BadArgument | None]:
-                row = rows.lock(connection, self.name)
+            def decide(answers: Answers) -> tuple[tuple[EpochRow, BadArgument | None], list[Change]]:
+                row, server = rows.shared(answers[0]), self._store.identity
                 self._compare(row)
-                if not force and not machine.may_claim(row, began, self._store.identity):
-                    return row, None
-                refusal = self._gate.refusal({} if force else at_least, rows.highs(connection))
+                if not force and not machine.may_claim(row, began, server):
+                    return (row, None), []
+                highs = {word(name): int(high) for name, high in answers[1]}
+                refusal = self._gate.refusal({} if force else at_least, highs)
                 if refusal is not None and patient:
-                    return row, refusal
-                if self._witness is not None:
-                    self._witness.before_claim(connection)
-                me, server = (machine.instance, self.host), self._store.identity
-                return rows.claim(connection, self.name, row, *me, reason, server), None
+                    return (row, refusal), []
+                noted = [] if self._witness is None else self._witness.before_claim(row.server, answers[2])
+                row, claimed = rows.claim(self.name, row, machine.instance, self.host, reason, server)
+                return (row, None), [*noted, claimed]
 
-            row, refusal = await self._answered(work)
+            row, refusal = await self._answered([rows.locking(self.name), rows.HIGHS, FLOORS], decide)
             if row.holder == machine.instance and not row.released:
                 machine.claimed(row, began, boottime())
                 self.claims += 1
@@ -404,8 +407,14 @@ class Membership:
             was, now = (f"epoch {one.epoch}, renewal {one.renewals}" for one in (self._machine.row, row))
             self._witness.lost(f"{was} is {now} now")
 
-    def _speak(self, state: str) -> Callable[[Connection], bool]:
-        return lambda connection: rows.speak(connection, self.host, self._machine.instance, state)
+    @property
+    def _host_row(self) -> list[Question]:
+        return [rows.of_host(self.host)]
+
+    def _spoken(self, answers: Answers, state: str) -> tuple[bool, list[Change]]:
+        """Return whether this process speaks for its host, by the answer to `_host_row` if that was asked."""
+        changes = [rows.speak(found, self.host, self._machine.instance, state) for found in answers]
+        return None not in changes, [change for change in changes if change is not None]
 
     def _heard(self, spoke: bool, at: int) -> None:
         self._spoke_at = at
@@ -415,9 +424,14 @@ class Membership:
         if self._superseded and self._machine.epoch:
             self._machine.gives_up("another process speaks for this host")
 
-    async def _answered(self, work: Callable[[Connection], T]) -> T:
+    async def _answered(self, questions: Sequence[Question], decide: Decide[T]) -> T:
         """Run a transaction; a holder that waits for it longer than between two renewals is in doubt."""
-        asked = asyncio.ensure_future(self._store.run(lambda on: (work(on), self._store.identity), turn=False))
+
+        def noted(answers: Answers) -> tuple[tuple[T, tuple[str, str]], Sequence[Change]]:
+            result, changes = decide(answers)
+            return (result, self._store.identity), changes
+
+        asked = asyncio.ensure_future(self._store.exchange(questions, noted, turn=False))
         asked.add_done_callback(lambda done: done.cancelled() or done.exception())
         if not (await asyncio.wait({asked}, timeout=self._machine.ttl / RENEWALS / SECOND))[0]:
             self._doubt("the database does not answer")

@@ -13,22 +13,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from hsmcore.errors import BadArgument, FleetBehind
 from hsmcore.state import StoreError, positions
 from hsmcore.state.mark import MOST_POSITION
 from hsmcore.state.schema import FLEET, FLEET_FLOOR, FLEET_HOST
 
-WAITING: Final = (
-    select(func.count())
-    .select_from(FLEET_HOST)
-    .where(FLEET_HOST.c.retired == 0, FLEET_HOST.c.incident < FLEET.c.incident)
-    .correlate(FLEET)
-    .scalar_subquery()
-    .label("waiting")
-)
-"""A further column of `fleet`: the hosts that have not answered the incident. Not 0: it is open."""
 MOST: Final = (1 << 62) - 1
 """The largest count that is believed."""
 _FOREIGN: Final = "Find out who can write the fleet's database."
@@ -98,18 +89,6 @@ def standing(connection: Connection, name: str, host: str = "") -> Standing:
 
 
 _HOSTS: Final = select(FLEET_HOST)
-
-
-def require_none(connection: Connection, name: str) -> tuple[str, str]:
-    """Raise FleetBehind while an incident is open. Returns system and timeline of the database that the fleet was
-    settled on."""
-    query = select(FLEET.c.incident, FLEET.c.system, FLEET.c.timeline, WAITING).where(FLEET.c.name == name)
-    row = connection.execute(query).first()
-    if row is None:
-        raise StoreError("the row of the fleet is gone", hint=_FOREIGN)
-    if count(row.waiting):
-        raise FleetBehind(f"incident {count(row.incident)} of the fleet is open: {row.waiting} hosts have to answer it")
-    return word(row.system), word(row.timeline)
 
 
 def require_same(settled_on: tuple[str, str], identity: tuple[str, str]) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from hsmcore.audit.segment import SegmentError
 from hsmcore.base.log import get_logger
@@ -32,6 +32,7 @@ from hsmcore.errors import AuditUnavailable, BadArgument, FleetBehind
 from hsmcore.recovery import incident
 from hsmcore.recovery.incident import Standing, count, not_ours, word
 from hsmcore.state import Store, StoreError, StoreNotGenuine, positions
+from hsmcore.state.exchange import Change, Question, one_by_one
 from hsmcore.state.mark import MOST_POSITION, Mark
 from hsmcore.state.positions import BoundRow
 from hsmcore.state.schema import FLEET_FLOOR
@@ -55,6 +56,11 @@ _MOST_OLD: Final = 1 << 18
 _GROUP: Final = 1000
 _TRIES: Final = 8
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}\Z")
+FLOORS: Final = Question(select(FLEET_FLOOR))
+_FLOOR: Final = insert(FLEET_FLOOR)
+_NO_FLOOR: Final = delete(FLEET_FLOOR).where(
+    FLEET_FLOOR.c.host == bindparam("own"), FLEET_FLOOR.c.domain == bindparam("of")
+)
 
 
 class Log(Protocol):
@@ -190,25 +196,19 @@ class Witness:
         self.lost(what)
         raise FleetBehind(f"the fleet's database went back: {what}")
 
-    def require_settled(self, connection: Connection) -> None:
-        """Raise FleetBehind unless payloads with a position may be bound, as far as losses are concerned. For the
-        transaction of a bind, behind the statement that locks the fleet's row."""
-        self.require_server(incident.require_none(connection, self._name))
-
     def require_server(self, settled_on: tuple[str, str]) -> None:
-        """As `require_settled`, of a row without an open incident: `settled_on` are its system and timeline."""
+        """Raise FleetBehind unless payloads with a position may be bound, as far as losses are concerned. `settled_on`:
+        system and timeline of a row without an open incident, which the transaction of a bind has locked."""
         incident.require_same(settled_on, self._store.identity)
         if not self.settled:
             raise FleetBehind("the audit log is being compared with the fleet's database")
 
-    def before_claim(self, connection: Connection) -> None:
-        """In the transaction of a claim: note what this host knows of. Raises FleetBehind where the database is another
-        one than the fleet was settled on, which a claim would hide."""
-        now = self._standing(connection)
-        settled_on = (now.system, now.timeline)
-        if settled_on not in (self._store.identity, ("", "")):
+    def before_claim(self, settled_on: tuple[str, str], found: Sequence[Sequence[Any]]) -> list[Change]:
+        """Return what the transaction of a claim notes of what this host knows. `found`: the answer to FLOORS. Raises
+        FleetBehind where the database is another one than the fleet was settled on, which a claim would hide."""
+        if settled_on != ("", ""):
             incident.require_same(settled_on, self._store.identity)
-        self.write_floors(connection)
+        return self._noted(found)
 
     async def attend(self) -> Standing:
         """Compare the log with the database; open an incident if something is missing or the database is another one;
@@ -239,15 +239,18 @@ class Witness:
         """Return how the last incident stands. Raises StoreError."""
         return await self._run(self._standing)
 
-    def write_floors(self, connection: Connection) -> None:
+    async def write_floors(self) -> None:
         """Write the highest positions that this host knows of: with each claim, at the end, and now and then."""
-        rows = {row.domain: row for row in _floors(connection) if row.holder == self._host}
+        await self._store.exchange([FLOORS], lambda answers: (None, self._noted(answers[0])), turn=False)
+
+    def _noted(self, found: Sequence[Sequence[Any]]) -> list[Change]:
+        rows = {row.domain: row for row in _floors(found) if row.holder == self._host}
+        changes = []
         for domain, row in sorted(self._highest.items()):
             if domain not in rows or rows[domain].position < row.position:
-                mine = (FLEET_FLOOR.c.host == self._host) & (FLEET_FLOOR.c.domain == domain)
-                connection.execute(delete(FLEET_FLOOR).where(mine))
                 values = {"host": self._host, "domain": domain, "position": row.position, "digest": row.digest}
-                connection.execute(insert(FLEET_FLOOR).values(**values))
+                changes += [Change(_NO_FLOOR, [{"own": self._host, "of": domain}]), Change(_FLOOR, [values])]
+        return changes
 
     async def compare(self) -> tuple[list[BoundRow], bool]:
         """Return what the database lacks of the log, and whether older records were not looked at. Changes nothing."""
@@ -290,7 +293,7 @@ class Witness:
     async def _compare(self, doubts: int = 0, since_ns: int | None = None, most_bytes: int = 0) -> _Compared:
         """`since_ns`: read back to that time, whatever agrees."""
         compared = _Compared(doubts)
-        noted = await self._run(_floors)
+        noted = await self._run(lambda connection: _floors(connection.execute(FLOORS.statement)))
         remembered = [*noted, *self._highest.values(), *reversed(self._bound.values())]
         for begin in range(0, len(remembered), _GROUP):
             await self._run(partial(self._look, compared=compared, rows=remembered[begin : begin + _GROUP]))
@@ -407,7 +410,7 @@ class Witness:
             why = f"older positions were lost, and the audit log of {self._host} was not read so far back"
             for domain in sorted({row.domain for row in compared.lacking}):
                 positions.raise_floor(connection, domain, self._highest[domain].position, why)
-        self.write_floors(connection)
+        one_by_one([FLOORS], lambda answers: (None, self._noted(answers[0])))(connection)
         now = now_ns(connection)
         return incident.answer(connection, self._name, self._host, self._instance, number, now)
 
@@ -431,12 +434,11 @@ async def _next(blocks: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]] 
         raise AuditUnavailable(f"the audit log cannot be read: {error}", call="read") from None
 
 
-def _floors(connection: Connection) -> list[BoundRow]:
-    """Return what the hosts have noted. Raises StoreError for a text that hsmcore does not write."""
-    found = []
-    for row in connection.execute(select(FLEET_FLOOR)):
-        if not _DIGEST.match(word(row.digest)):
+def _floors(found: Iterable[Sequence[Any]]) -> list[BoundRow]:
+    """Return what the hosts have noted, by the answer to FLOORS. Raises StoreError for a text that hsmcore does not write."""
+    rows = []
+    for host, domain, position, digest in found:
+        if not _DIGEST.match(word(digest)):
             raise not_ours()
-        at = count(row.position, MOST_POSITION)
-        found.append(BoundRow(word(row.domain), at, row.digest, word(row.host), 0))
-    return found
+        rows.append(BoundRow(word(domain), count(position, MOST_POSITION), digest, word(host), 0))
+    return rows

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
-from sqlalchemy import Connection, Table, insert, inspect, select, text
+from sqlalchemy import ColumnElement, Connection, Table, insert, inspect, literal_column, select, text
 from sqlalchemy.sql.dml import UpdateBase
 
 from hsmcore.errors import HsmError
@@ -164,9 +164,9 @@ class Database(ABC):
             self.seal.seen(counter)
         return result
 
-    def exchange(self, questions: Sequence[Question], decide: Decide[T], *, turn: bool = True) -> T:
+    def exchange(self, questions: Sequence[Question], decide: Decide[T], *, lenient: bool, turn: bool = True) -> T:
         """Ask, decide and write in one transaction, under the seal. Runs in the thread, for an open Store."""
-        return self.transact(one_by_one(questions, decide), lenient=False, turn=turn)
+        return self.transact(one_by_one(questions, decide), lenient=lenient, turn=turn)
 
     def asking(self) -> Asking | None:
         """Return the connection that asks without the thread; None: the thread is asked."""
@@ -263,10 +263,12 @@ def now_ns(connection: Connection) -> int:
     """Return the time by the database's clock, in Unix nanoseconds: all hosts of a fleet have the same."""
     if connection.dialect.name == "sqlite":
         return time.time_ns()
-    return int(connection.exec_driver_sql(_NOW).scalar_one())
+    return int(connection.execute(_NOW).scalar_one())
 
 
-_NOW: Final = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000000)::bigint"
+NOW: Final[ColumnElement[int]] = literal_column("(extract(epoch FROM clock_timestamp()) * 1000000000)::bigint")
+"""As now_ns, in a statement for a server."""
+_NOW: Final = select(NOW)
 
 
 def reason(error: Exception) -> str:

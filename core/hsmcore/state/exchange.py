@@ -1,7 +1,9 @@
 """A transaction as an exchange: what it asks, and what it changes once all answers are there.
 
 Statements are made once, by SQLAlchemy. A file, and a store with a seal, have them executed one after the other; a
-server gets all questions in one message and all changes in another (state/postgres/text.py).
+server gets all questions in one message and all changes in another (state/postgres/text.py). What guards a signature
+in a fleet is done this way: a bind, a claim and a renewal of the epoch, a role. Store.exchange adds the questions about
+the roles of the task; the seal is checked before each statement.
 """
 
 from __future__ import annotations
@@ -53,11 +55,16 @@ class Asking(Protocol):
         """Close its own connection, if it has one. Idempotent."""
 
 
+def answered(connection: Connection, questions: Sequence[Question]) -> Answers:
+    """Ask one question after the other."""
+    return [connection.execute(asked.statement, asked.values).all() for asked in questions]
+
+
 def one_by_one(questions: Sequence[Question], decide: Decide[T]) -> Callable[[Connection], T]:
     """Return the work of a transaction that executes one statement after the other."""
 
     def work(connection: Connection) -> T:
-        result, changes = decide([connection.execute(asked.statement, asked.values).all() for asked in questions])
+        result, changes = decide(answered(connection, questions))
         for change in changes:
             values = change.values if len(change.values) > 1 else change.values[0]
             if connection.execute(change.statement, values).rowcount == 0 and change.required:

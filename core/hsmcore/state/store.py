@@ -23,8 +23,8 @@ from hsmcore.base.extras import install
 from hsmcore.base.waiting import whole
 from hsmcore.state.database import BUSY_SECONDS, Database, join, now_ns, reason
 from hsmcore.state.errors import StoreBusy, StoreError, StoreNotGenuine
-from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
-from hsmcore.state.postgres.roles import under_roles
+from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, answered
+from hsmcore.state.postgres.roles import fence
 from hsmcore.state.seal import Listener, SealSecret, SealStatus, derive
 from hsmcore.state.sqlite import FILE_HINT, OWNER_HINT, FileDatabase
 
@@ -122,17 +122,26 @@ class Store:
         role (`exclusively`) that another process has taken. Cancelling the caller does not stop a transaction that has
         begun.
         """
-        checked = under_roles(self._database, work)
-        turn = turn or checked is not work  # else the role could be taken between the check and COMMIT
+        asked, require = fence(self._database)
+
+        def checked(connection: Connection) -> T:
+            require(answered(connection, asked))
+            return work(connection)
+
+        turn = turn or bool(asked)  # else the role could be taken between the check and COMMIT
         return await self._run(lambda: self._database.transact(checked, lenient=shows or self._shows, turn=turn))
 
     async def exchange(self, questions: Sequence[Question], decide: Decide[T], *, turn: bool = True) -> T:
         """As `run`, for a transaction that asks everything first and then writes: a server is sent two messages.
         `decide` runs in the store's thread."""
-        work = one_by_one(questions, decide)
-        if self._shows or under_roles(self._database, work) is not work:
-            return await self.run(work, turn=turn)
-        return await self._run(lambda: self._database.exchange(questions, decide, turn=turn))
+        asked, require = fence(self._database)
+
+        def checked(answers: Answers) -> tuple[T, Sequence[Change]]:
+            require(answers)
+            return decide(answers[len(asked) :])
+
+        turn, every, lenient = turn or bool(asked), [*asked, *questions], self._shows
+        return await self._run(lambda: self._database.exchange(every, checked, lenient=lenient, turn=turn))
 
     def asking(self) -> Asking:
         """Return what asks single questions without waiting for the store's transactions, if the database can do that.

@@ -247,13 +247,13 @@ class ServerDatabase(Database):
     def transact_unchecked(self, work: Work[T], *, turn: bool = True) -> T:
         return self._translated(lambda: self._begun(self._begin[turn]).finish(work))
 
-    def exchange(self, questions: Sequence[Question], decide: Decide[T], *, turn: bool = True) -> T:
+    def exchange(self, questions: Sequence[Question], decide: Decide[T], *, lenient: bool, turn: bool = True) -> T:
         if self.seal is None:
             link = self._translated(lambda: self._begun(self._begin[turn], questions))
             if link.is_unsealed:
                 return self._translated(lambda: link.exchange(decide))
             link.undo()
-        return super().exchange(questions, decide, turn=turn)  # the seal is checked before each statement
+        return super().exchange(questions, decide, lenient=lenient, turn=turn)  # it checks before each
 
     def asking(self) -> Asking | None:
         # Under a seal, rows are checked in the transaction that reads them.

@@ -12,24 +12,27 @@ import asyncio
 import os
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import bindparam, insert, select, update
 
 from hsmcore.base.log import get_logger
 from hsmcore.errors import HsmError
-from hsmcore.state.database import Database, Work, now_ns
+from hsmcore.state.database import NOW, Database
 from hsmcore.state.errors import RoleLost, StoreBusy
+from hsmcore.state.exchange import Answers, Change, Decide, Question
 from hsmcore.state.schema import ROLE
 
 T = TypeVar("T")
 
 _FREE: Final = 0
 _READ: Final = select(ROLE.c.epoch, ROLE.c.holder, ROLE.c.until_ns).where(ROLE.c.name == bindparam("role"))
+_NOW: Final = Question(select(NOW))
+_ADD: Final = insert(ROLE)
 _CHANGE: Final = update(ROLE).where(ROLE.c.name == bindparam("role"), ROLE.c.epoch == bindparam("before"))
 
 
@@ -41,37 +44,47 @@ class _Held:
     holder: str
     over: bool = False
 
-    def require(self, connection: Connection) -> None:
-        """Raise RoleLost if another process has taken the role."""
-        row = connection.execute(_READ, {"role": self.role}).first()
+    @property
+    def question(self) -> Question:
+        """What reads the role's row."""
+        return Question(_READ, {"role": self.role})
+
+    def require(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Raise RoleLost if by the answer another process has taken the role."""
         # A database that has lost commits may have counted to this epoch again, for another process.
-        if row is None or (row.epoch, row.holder) != (self.epoch, self.holder):
-            holder = "no process" if row is None else row.holder
+        if not rows or tuple(rows[0][:2]) != (self.epoch, self.holder):
+            holder = rows[0][1] if rows else "no process"
             raise RoleLost(f"{self.database.shown}: the role {self.role!r} was lost: {holder} has it now")
+
+    def until(self, answers: Answers, seconds: float | None = None) -> tuple[None, list[Change]]:
+        """Return what has the role end so long after now; without `seconds`, at once. Raises as `require`."""
+        self.require(answers[0])
+        until = _FREE if seconds is None else answers[1][0][0] + int(seconds * 1e9)
+        values = {"role": self.role, "before": self.epoch, "until_ns": until}
+        return None, [Change(_CHANGE, [values], required=True)]
 
 
 _ROLES: Final[ContextVar[tuple[_Held, ...]]] = ContextVar("roles", default=())
 
 
-def under_roles(database: Database, work: Work[T]) -> Work[T]:
-    """Return `work` after a check of the roles that this task has in the database."""
+def fence(database: Database) -> tuple[list[Question], Callable[[Answers], None]]:
+    """Return what each transaction of this task asks first, for the roles that it has in the database; and what raises
+    RoleLost by the answers, behind which others may follow."""
     held = [role for role in _ROLES.get() if role.database is database and not role.over]
-    if not held:
-        return work
 
-    def checked(connection: Connection) -> T:
-        for role in held:
-            role.require(connection)
-        return work(connection)
+    def require(answers: Answers) -> None:
+        for role, rows in zip(held, answers, strict=False):
+            role.require(rows)
 
-    return checked
+    return [role.question for role in held], require
 
 
 @asynccontextmanager
 async def row_role(database: Database, role: str, seconds: float) -> AsyncIterator[None]:
     """Hold a role of a fleet's database. Raises StoreBusy, StoreError."""
     holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-    taken = await _in_thread(database, lambda connection: _take(connection, database, role, holder, seconds))
+    asked = [Question(_READ, {"role": role}), _NOW]
+    taken = await _in_thread(database, asked, lambda answers: _taken(answers, database, role, holder, seconds))
     held = _Held(database, role, taken, holder)
     _ROLES.set((*(other for other in _ROLES.get() if not other.over), held))
     renewing = asyncio.create_task(_renew(held, seconds))
@@ -83,28 +96,26 @@ async def row_role(database: Database, role: str, seconds: float) -> AsyncIterat
         with suppress(asyncio.CancelledError):
             await renewing
         with suppress(HsmError):  # its time runs out
-            await asyncio.shield(_in_thread(database, lambda connection: _give_back(connection, held)))
+            await asyncio.shield(_in_thread(database, [held.question], held.until))
 
 
-def _take(connection: Connection, database: Database, role: str, holder: str, seconds: float) -> int:
-    now = now_ns(connection)
-    row = connection.execute(_READ, {"role": role}).first()
+def _taken(answers: Answers, database: Database, role: str, holder: str, seconds: float) -> tuple[int, list[Change]]:
+    [rows, [[now]]] = answers
     until = now + int(seconds * 1e9)
-    if row is None:
-        connection.execute(insert(ROLE), {"name": role, "epoch": 1, "holder": holder, "until_ns": until})
-        return 1
-    if row.until_ns > now:
-        raise StoreBusy(f"{database.shown}: another process, {row.holder}, has the role {role!r}")
-    values = {"epoch": row.epoch + 1, "holder": holder, "until_ns": until}
-    connection.execute(_CHANGE, {"role": role, "before": row.epoch} | values)
-    return int(row.epoch) + 1
+    if not rows:
+        return 1, [Change(_ADD, [{"name": role, "epoch": 1, "holder": holder, "until_ns": until}])]
+    epoch, other, over = rows[0]
+    if over > now:
+        raise StoreBusy(f"{database.shown}: another process, {other}, has the role {role!r}")
+    values = {"role": role, "before": epoch, "epoch": epoch + 1, "holder": holder, "until_ns": until}
+    return epoch + 1, [Change(_CHANGE, [values], required=True)]
 
 
 async def _renew(held: _Held, seconds: float) -> None:
     while True:
         await asyncio.sleep(seconds / 3)
         try:
-            await _in_thread(held.database, lambda connection: _extend(connection, held, seconds))
+            await _in_thread(held.database, [held.question, _NOW], lambda found: held.until(found, seconds))
         except RoleLost as error:
             get_logger().error("a role was lost", role=held.role, reason=str(error))
             return
@@ -112,18 +123,7 @@ async def _renew(held: _Held, seconds: float) -> None:
             get_logger().warning("a role could not be renewed", role=held.role, reason=str(error))
 
 
-def _extend(connection: Connection, held: _Held, seconds: float) -> None:
-    held.require(connection)
-    until = now_ns(connection) + int(seconds * 1e9)
-    connection.execute(_CHANGE, {"role": held.role, "before": held.epoch, "until_ns": until})
-
-
-def _give_back(connection: Connection, held: _Held) -> None:
-    held.require(connection)
-    connection.execute(_CHANGE, {"role": held.role, "before": held.epoch, "until_ns": _FREE})
-
-
-async def _in_thread(database: Database, work: Callable[[Connection], T]) -> T:
+async def _in_thread(database: Database, questions: Sequence[Question], decide: Decide[T]) -> T:
     database.require_own_process()
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(database.thread, lambda: database.transact(work, lenient=False))
+    return await loop.run_in_executor(database.thread, lambda: database.exchange(questions, decide, lenient=False))
