@@ -50,7 +50,7 @@ class EpochCheck:
             row = rows.shared(await asking.ask(self._question))
         finally:
             self._free.append(asking)
-        if (row.epoch, row.holder, row.released) != (epoch, self._machine.instance, False):
+        if not row.is_held_by(self._machine.instance, epoch):
             self._lost()
             return False
         # An answer that was held up is no proof: since then the lease may have ended and another host have claimed.

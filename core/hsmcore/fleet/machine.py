@@ -46,6 +46,10 @@ class EpochRow(NamedTuple):
         """Whether nobody holds the epoch."""
         return self.released or not self.holder
 
+    def is_held_by(self, instance: str, epoch: int) -> bool:
+        """Whether a process holds this epoch."""
+        return (self.epoch, self.holder, self.released) == (epoch, instance, False)
+
 
 class Machine:
     """`instance` names this process in the fleet. `ttl` in nanoseconds."""

@@ -50,6 +50,7 @@ class Membership:
         self.drained = False
         """Whether this host claims no epoch by itself, on an operator's word."""
         self._rules, self._store = rules, store
+        self._host_row = [rows.of_host(self.host)]
         instance = f"{self.host}:{os.getpid()}:{secrets.token_hex(4)}"
         self._machine = Machine(instance, rules.ttl_ms * 1_000_000)
         self._witness: Witness | None = None
@@ -171,8 +172,7 @@ class Membership:
         row = rows.shared(found)
         self._compare(row)
         self._require(row)
-        mine = row.holder == self._machine.instance and not row.released
-        if not mine or row.epoch != self._machine.epoch:
+        if not row.is_held_by(self._machine.instance, self._machine.epoch):
             raise self._refusal(row)
         if self._witness is not None:
             self._witness.require_server(row.server)
@@ -301,24 +301,11 @@ class Membership:
             machine, began, epoch = self._machine, boottime(), self._machine.epoch
             if not epoch:
                 return
-            speaks = began >= self._spoke_at + machine.ttl // RENEWALS // 2
-
-            def decide(answers: Answers) -> tuple[tuple[bool, bool, EpochRow], list[Change]]:
-                row, (spoke, changes) = rows.shared(answers[0]), self._spoken(answers[1:], machine.state)
-                good = (row.epoch, row.holder, row.released) == (epoch, machine.instance, False)
-                if good:
-                    row, renewed = rows.renew(self.name, row)
-                    changes = [renewed, *changes]
-                return (good, spoke, row), changes
-
-            asked = [rows.locking(self.name), *(self._host_row if speaks else ())]
             try:
-                good, spoke, row = await self._answered(asked, decide)
+                good, row = await self._looked(began, epoch)
             except HsmError:
                 self.renewals_failed += 1
                 raise
-            self._heard(spoke, began if speaks else self._spoke_at)
-            self._compare(row)
             if good:
                 machine.renewed(row, began, boottime())
                 if self._witness is not None and not self._witness.settled:
@@ -326,6 +313,26 @@ class Membership:
             else:
                 machine.saw(row, boottime())
             self._settle()
+
+    async def _looked(self, began: int, epoch: int = 0) -> tuple[bool, EpochRow]:
+        """Read the row, and renew it if this process holds that epoch by it; say now and then that the host lives.
+        Returns whether it was renewed, and the row as it is then."""
+        machine = self._machine
+        speaks = began >= self._spoke_at + machine.ttl // RENEWALS // (2 if epoch else 1)
+
+        def decide(answers: Answers) -> tuple[tuple[bool, bool, EpochRow], list[Change]]:
+            row, (spoke, changes) = rows.shared(answers[0]), self._spoken(answers[1:], machine.state)
+            good = epoch > 0 and row.is_held_by(machine.instance, epoch)
+            if good:
+                row, renewed = rows.renew(self.name, row)
+                changes = [renewed, *changes]
+            return (good, spoke, row), changes
+
+        asked = [(rows.locking if epoch else rows.looking)(self.name), *(self._host_row if speaks else ())]
+        good, spoke, row = await self._answered(asked, decide)
+        self._heard(spoke, began if speaks else self._spoke_at)
+        self._compare(row)
+        return good, row
 
     async def _follow(self) -> None:
         await self._see()
@@ -340,17 +347,7 @@ class Membership:
 
     async def _see(self) -> None:
         async with self._acting:
-            began = boottime()
-            speaks = began >= self._spoke_at + self._machine.ttl // RENEWALS
-
-            def decide(answers: Answers) -> tuple[tuple[bool, EpochRow], list[Change]]:
-                spoke, changes = self._spoken(answers[1:], self._machine.state)
-                return (spoke, rows.shared(answers[0])), changes
-
-            asked = [rows.looking(self.name), *(self._host_row if speaks else ())]
-            spoke, row = await self._answered(asked, decide)
-            self._heard(spoke, began if speaks else self._spoke_at)
-            self._compare(row)
+            _, row = await self._looked(boottime())
             self._machine.saw(row, boottime())
             self._settle()
 
@@ -407,14 +404,8 @@ class Membership:
             was, now = (f"epoch {one.epoch}, renewal {one.renewals}" for one in (self._machine.row, row))
             self._witness.lost(f"{was} is {now} now")
 
-    @property
-    def _host_row(self) -> list[Question]:
-        return [rows.of_host(self.host)]
-
     def _spoken(self, answers: Answers, state: str) -> tuple[bool, list[Change]]:
-        """Return whether this process speaks for its host, by the answer to `_host_row` if that was asked."""
-        changes = [rows.speak(found, self.host, self._machine.instance, state) for found in answers]
-        return None not in changes, [change for change in changes if change is not None]
+        return rows.speak(answers, self.host, self._machine.instance, state)
 
     def _heard(self, spoke: bool, at: int) -> None:
         self._spoke_at = at

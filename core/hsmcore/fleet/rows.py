@@ -16,7 +16,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from hsmcore.fleet.machine import EpochRow
 from hsmcore.recovery.incident import count, word
 from hsmcore.state.database import NOW, now_ns
-from hsmcore.state.exchange import Change, Question
+from hsmcore.state.exchange import Answers, Change, Question
 from hsmcore.state.schema import FLEET, FLEET_HOST, WATERMARK
 
 CLOSED: Final = "closed"
@@ -111,15 +111,18 @@ def of_host(host: str) -> Question:
     return Question(_HOST, {"own": host})
 
 
-def speak(found: Sequence[Sequence[Any]], host: str, instance: str, state: str) -> Change | None:
-    """Write down the state of a host, whose row `of_host` has found; also of one that the database has lost, which then
-    has each incident to answer. None: another process speaks for it now."""
-    if not found:
-        return Change(_NEW_HOST, [{"name": host, "instance": instance, "state": state}])
-    before = word(found[0][1])
-    if before not in (instance, ""):  # without a process: it was lost, and is there again by an incident of this one
-        return None
-    return Change(_ALIVE, [{"own": host, "before": before, "instance": instance, "state": state}], required=True)
+def speak(answers: Answers, host: str, instance: str, state: str) -> tuple[bool, list[Change]]:
+    """Write down the state of a host, if its row was asked for with `of_host`; also of one that the database has lost,
+    which then has each incident to answer. Returns False if another process speaks for it now."""
+    values = {"instance": instance, "state": state}
+    for found in answers:
+        if not found:
+            return True, [Change(_NEW_HOST, [{"name": host, **values}])]
+        before = word(found[0][1])
+        # Without a process: it was lost, and is there again by an incident that this one began.
+        mine = before in (instance, "")
+        return mine, [Change(_ALIVE, [{"own": host, "before": before, **values}], required=True)] if mine else []
+    return True, []
 
 
 def prepare(connection: Connection, fleet: str) -> None:
