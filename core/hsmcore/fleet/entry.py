@@ -6,14 +6,13 @@ import asyncio
 import math
 from typing import Any, Final, Protocol
 
-from sqlalchemy import Connection
-
 from hsmcore.base.steady import boottime
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError
 from hsmcore.fleet import rows
 from hsmcore.fleet.machine import EpochRow, Machine
 from hsmcore.state import Store
+from hsmcore.state.exchange import Answers, Change
 
 RENEWALS: Final = 4
 """Renewals in the life of a lease; the database must answer in the time between two."""
@@ -39,7 +38,7 @@ def position_of(given: object) -> int:
 async def enter(store: Store, rules: Fleet, machine: Machine, where: str) -> None:
     """Let this process speak for its host, at the end of the lease that a former one may have had. `where`: the JSON
     path of `fleet`. Raises ConfigurationError, StoreError."""
-    await store.run(lambda connection: rows.prepare(connection, rules.name))
+    await store.exchange([rows.looking(rules.name)], lambda found: (None, rows.prepare(found[0], rules.name)))
     await _measure(store, rules, machine, where)
     before = await _former(store, rules.host)
     until = boottime() + machine.ttl + machine.margin
@@ -50,13 +49,14 @@ async def enter(store: Store, rules: Fleet, machine: Machine, where: str) -> Non
             raise _taken(rules, where, now[0])
         before = now
 
-    def work(connection: Connection) -> str | EpochRow:
-        now = rows.host_life(connection, rules.host)
+    def decide(answers: Answers) -> tuple[str | EpochRow, list[Change]]:
+        now = rows.life_of(answers[1])
         if now is not None and now != before:
-            return now[0]
-        return rows.enter(connection, rules.name, rules.host, machine.instance)
+            return now[0], []
+        row, entered = rows.enter(answers, rules.host, machine.instance)
+        return row, [entered]
 
-    found = await store.run(work)
+    found = await store.exchange([rows.locking(rules.name), rows.of_host(rules.host)], decide)
     if isinstance(found, str):
         raise _taken(rules, where, found)
     machine.answered(store.identity, boottime())
@@ -77,7 +77,7 @@ async def _measure(store: Store, rules: Fleet, machine: Machine, where: str) -> 
 
 
 async def _former(store: Store, host: str) -> tuple[str, int] | None:
-    return await store.run(lambda connection: rows.host_life(connection, host), turn=False)
+    return await store.exchange([rows.of_host(host)], lambda found: (rows.life_of(found[0]), []), turn=False)
 
 
 def _taken(rules: Fleet, where: str, other: str) -> ConfigurationError:

@@ -1,5 +1,4 @@
-"""The rows of a fleet in its database: who holds the epoch, and which hosts there are. For Store.exchange, and the
-entry of a host for Store.run.
+"""The rows of a fleet in its database: who holds the epoch, and which hosts there are. For Store.exchange.
 
 A payload with a position is bound in a transaction that has locked the row of the epoch to share it; a claim changes
 that row. So each bind is before a claim or after it, never across.
@@ -10,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, exists, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import bindparam, exists, insert, select, update
 
 from hsmcore.fleet.machine import EpochRow
 from hsmcore.recovery.incident import count, word
-from hsmcore.state.database import NOW, now_ns
+from hsmcore.state.database import NOW
 from hsmcore.state.exchange import Answers, Change, Question
 from hsmcore.state.schema import FLEET, FLEET_HOST, WATERMARK
 
@@ -52,7 +50,8 @@ _ALIVE: Final = (
     .where(FLEET_HOST.c.name == bindparam("own"), FLEET_HOST.c.instance == bindparam("before"))
     .values(seen_ns=NOW)
 )
-_NEW_HOST: Final = insert(FLEET_HOST).values(seen_ns=NOW, incident=0, retired=0, note="")
+_NEW_HOST: Final = insert(FLEET_HOST).values(seen_ns=NOW, retired=0, note="")
+_NEW_FLEET: Final = insert(FLEET)
 HIGHS: Final = Question(select(WATERMARK.c.name, WATERMARK.c.high))
 """The highest position of each domain that is bound."""
 
@@ -117,7 +116,7 @@ def speak(answers: Answers, host: str, instance: str, state: str) -> tuple[bool,
     values = {"instance": instance, "state": state}
     for found in answers:
         if not found:
-            return True, [Change(_NEW_HOST, [{"name": host, **values}])]
+            return True, [Change(_NEW_HOST, [{"name": host, "incident": 0, **values}])]
         before = word(found[0][1])
         # Without a process: it was lost, and is there again by an incident that this one began.
         mine = before in (instance, "")
@@ -125,31 +124,26 @@ def speak(answers: Answers, host: str, instance: str, state: str) -> tuple[bool,
     return True, []
 
 
-def prepare(connection: Connection, fleet: str) -> None:
-    """Make the row of the epoch, if it is missing."""
+def prepare(found: Sequence[Sequence[Any]], fleet: str) -> list[Change]:
+    """Make the row of the epoch, if `looking` has found none."""
     first = {"epoch": 0, "holder": "", "host": "", "claimed_ns": 0, "renewals": 0, "released": 1}
     rest = {"timeline": "", "system": "", "incident": 0, "reason": ""}
-    _add(connection, FLEET, {"name": fleet} | first | rest)
+    return [] if found else [Change(_NEW_FLEET, [{"name": fleet} | first | rest])]
 
 
-def host_life(connection: Connection, host: str) -> tuple[str, int] | None:
-    """Return who speaks for a host and when it did last, by the database's clock; None: nobody does."""
-    row = connection.execute(_HOST, {"own": host}).one_or_none()
-    return None if row is None or row.state == CLOSED else (str(row.instance), int(row.seen_ns))
+def life_of(found: Sequence[Sequence[Any]]) -> tuple[str, int] | None:
+    """Return who speaks for a host and when it did last, by the database's clock, by its row; None: nobody does."""
+    if not found:
+        return None
+    _, instance, seen_ns, state, *_ = found[0]
+    return None if state == CLOSED else (str(instance), int(seen_ns))
 
 
-def enter(connection: Connection, fleet: str, host: str, instance: str) -> EpochRow:
-    """Let a process speak for a host. A host that is new has nothing to say to incidents that are answered. Returns the
-    row of the epoch."""
-    row, now = shared(connection.execute(_LOCK, {"fleet": fleet}).all()), now_ns(connection)
-    past = 0 if row.incident else connection.execute(select(FLEET.c.incident).where(FLEET.c.name == fleet)).scalar_one()
-    values = {"instance": instance, "seen_ns": now, "state": "follower"}
-    _add(connection, FLEET_HOST, {"name": host, "incident": past, "retired": 0, "note": "", **values})
-    connection.execute(update(FLEET_HOST).where(FLEET_HOST.c.name == host).values(**values))
-    return row
-
-
-def _add(connection: Connection, table: Any, values: dict[str, Any]) -> None:
-    """Add a row unless its key is there."""
-    made = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    connection.execute(made(table).values(**values).on_conflict_do_nothing())
+def enter(answers: Answers, host: str, instance: str) -> tuple[EpochRow, Change]:
+    """Let a process speak for a host, by the answers to `locking` and `of_host`. A host that is new has nothing to say
+    to incidents that are answered. Returns the row of the epoch."""
+    row, values = shared(answers[0]), {"instance": instance, "state": "follower"}
+    if answers[1]:
+        return row, Change(_ALIVE, [{"own": host, "before": answers[1][0][1], **values}], required=True)
+    past = 0 if row.incident or not answers[0] else count(answers[0][0][7])
+    return row, Change(_NEW_HOST, [{"name": host, "incident": past, **values}])
