@@ -159,13 +159,15 @@ def bound(connection: Connection, domain: str, positions: Sequence[int]) -> dict
     return found
 
 
-def raise_floor(connection: Connection, domain: str, floor: int, reason: str) -> None:
-    """Have nothing signed at or below a floor. A floor that is not above the present one changes nothing. The rows
-    there mean nothing any more: `remove_behind` takes them away afterwards, since a bind waits for this transaction."""
+def raise_floor(connection: Connection, domain: str, floor: int, reason: str) -> int:
+    """Have nothing signed at or below a floor. A floor that is not above the present one, which is returned, changes
+    nothing. The rows there mean nothing any more: `remove_behind` takes them away afterwards, since a bind waits for
+    this transaction."""
     keep_holders_out(connection)
     mark = marks(connection, [domain]).get(domain, Mark())
     if floor > mark.floor:
         set_mark(connection, domain, Mark(floor, mark.high, mark.bits, reason))
+    return mark.floor
 
 
 def remove_behind(connection: Connection, domain: str, floor: int) -> int:

@@ -285,15 +285,10 @@ class Watermark(Tables):
     async def raise_floor(self, domain: str, floor: int, reason: str) -> int:
         """Sign nothing at or below `floor` from now on, and remove the rows there, a portion after the other. Returns
         the number of rows. Raises BadArgument for a floor below the present one."""
-
-        def work(connection: Connection) -> None:
-            positions.keep_holders_out(connection)
-            mark = positions.marks(connection, {domain}).get(domain, Mark())
-            if floor <= mark.floor:
-                raise BadArgument(f"the floor of {domain} is {mark.floor} already", hint="A floor only rises.")
-            positions.raise_floor(connection, domain, floor, reason)
-
-        await self._store.run(work)
+        raised = partial(positions.raise_floor, domain=domain, floor=floor, reason=reason)
+        before = await self._store.run(raised)
+        if floor <= before:
+            raise BadArgument(f"the floor of {domain} is {before} already", hint="A floor only rises.")
         return await remove_behind_floors(self._store)
 
     def begin(self) -> None:
