@@ -436,9 +436,9 @@ def test_every_form_of_statement_shows_the_tables_that_it_uses(statement, scopes
 
 def test_every_writer_of_a_sealed_table_goes_through_the_guard():
     """The guard sees statements of SQLAlchemy Core. SQL as text stands only where tables are made and sealed."""
+    allowed = {"database.py", "sqlite.py", "seal.py", "sealed_rows.py"}
+    allowed |= {"postgres/database.py", "postgres/link.py", "postgres/schema.py"}
     state = ROOT / "core/hsmcore/state"
-    names = ("database", "sqlite", "seal", "sealed_rows", "postgres/database", "postgres/link", "postgres/schema")
-    allowed = {state / f"{name}.py" for name in names}
     for file in sorted((ROOT / "core/hsmcore").rglob("*.py")):
         names = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
         imported = {
@@ -447,8 +447,8 @@ def test_every_writer_of_a_sealed_table_goes_through_the_guard():
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sqlalchemy")
             for alias in node.names
         }
-        raw = {"exec_driver_sql", "driver_connection"} & names | {"text", "DDL"} & imported
-        assert not raw or file in allowed, (file, raw)
+        raw = {"exec_driver_sql", "driver_connection"} & names | {"text", "DDL", "literal_column"} & imported
+        assert not raw or file in {state / name for name in allowed}, (file, raw)
 
 
 def test_every_open_store_of_the_library_gets_the_secret():
