@@ -19,7 +19,8 @@ from tests.support.managers import becomes, opened, start, until
 import hsmcore
 from hsmcore.config import Secret
 from hsmcore.failover import health
-from hsmcore.failover.history import Event, History
+from hsmcore.failover.events import Event
+from hsmcore.failover.history import History
 from hsmcore.manager import background, notices
 from hsmcore.manager.policy.wants import Charge, PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark

@@ -27,7 +27,8 @@ from hsmcore.config import load
 from hsmcore.config.fleet import Fleet
 from hsmcore.doctor.fleet_store import check_fleet_store
 from hsmcore.failover.budget import BLOCK
-from hsmcore.failover.history import Event, History
+from hsmcore.failover.events import Event
+from hsmcore.failover.history import History
 from hsmcore.state import Desired, Keys, RoleLost, Store, StoreBusy, StoreError, StoreUnknown
 from hsmcore.state.postgres import link
 from hsmcore.state.postgres import probe as server_probe

@@ -18,7 +18,8 @@ from typing import Any, Self
 from tests.support.told import Told
 
 import hsmcore
-from hsmcore.failover.history import Event, History
+from hsmcore.failover.events import Event
+from hsmcore.failover.history import History
 from hsmcore.state import Store
 
 Answer = Callable[[str], Awaitable[Any]]

@@ -23,7 +23,8 @@ from tests.support.told import Told
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import HsmError
 from hsmcore.failover.budget import Emergency, Limits
-from hsmcore.failover.history import Event, History
+from hsmcore.failover.events import Event
+from hsmcore.failover.history import History
 from hsmcore.manager.rotation.machine import Run
 from hsmcore.manager.rotation.store import Rotations
 from hsmcore.state import Keys, Store

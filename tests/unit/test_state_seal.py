@@ -458,5 +458,5 @@ def test_every_open_store_of_the_library_gets_the_secret():
             opens = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "open"
             if opens and isinstance(node.func.value, ast.Name) and node.func.value.id == "Store":
                 given = ast.unparse(node.args[1]) if len(node.args) > 1 else ""
-                shows_unchecked = file == ROOT / "core/hsmcore/cli/state/opened.py" and not given
+                shows_unchecked = file == ROOT / "core/hsmcore/cli/opened.py" and not given
                 assert given.endswith("state_secret") or shows_unchecked, (file, ast.unparse(node))

@@ -26,7 +26,8 @@ from tests.support.size import share
 from hsmcore.errors import BadArgument
 from hsmcore.failover.budget import BLOCK, SECOND, Emergency, Limits
 from hsmcore.failover.errors import EmergencyRefused
-from hsmcore.failover.history import Event, History
+from hsmcore.failover.events import Event
+from hsmcore.failover.history import History
 from hsmcore.state import Desired, Store, StoreBusy, StoreError
 from hsmcore.state.schema import METADATA, MIGRATIONS
 

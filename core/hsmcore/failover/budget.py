@@ -24,7 +24,8 @@ from hsmcore.base.steady import SteadyClock
 from hsmcore.config import Config, Failover
 from hsmcore.errors import BadArgument
 from hsmcore.failover.errors import EmergencyRefused
-from hsmcore.failover.history import Event, insert_events
+from hsmcore.failover.events import Event
+from hsmcore.failover.history import insert_events
 from hsmcore.state.errors import StoreNotGenuine
 from hsmcore.state.schema import EMERGENCY_EPISODE as EPISODE
 from hsmcore.state.schema import insert_row

@@ -13,7 +13,7 @@ from hsmcore.base.log import get_logger
 from hsmcore.errors import HsmError
 from hsmcore.failover.breaker import SECOND
 from hsmcore.failover.endpoint import Endpoint
-from hsmcore.failover.history import Event
+from hsmcore.failover.events import Event
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.router import Router
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any
 
 import orjson
 from sqlalchemy import Connection, delete, insert, select
 
+from hsmcore.failover.events import Event
 from hsmcore.state.schema import FAILOVER_EVENT as EVENT
 from hsmcore.state.store import Tables
 
@@ -74,50 +74,3 @@ class History(Tables):
         """Delete older events. Returns the number of rows."""
         old = delete(EVENT).where(EVENT.c.time_ns < before_ns)
         return await self._store.run(lambda connection: int(connection.execute(old).rowcount))
-
-
-EventKind = Literal[
-    "failover",
-    "failback",
-    "outage",
-    "recovered",
-    "member-down",
-    "member-up",
-    "member-drained",
-    "member-resumed",
-    "member-readmitted",
-    "level-forced",
-    "level-released",
-    "emergency-entered",
-    "emergency-left",
-    "emergency-exhausted",
-    "emergency-enabled",
-    "emergency-disabled",
-    "emergency-reset",
-]
-
-ALARMING: Final = frozenset({"failover", "outage", "member-down", "emergency-entered", "emergency-exhausted"})
-"""These are logged as warnings, the others as information."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One transition. `level_from` and `level_to` are levels' names, or None where no level could sign. Holds no
-    secret: `details` has public keys in hexadecimal, counts and texts of errors."""
-
-    kind: EventKind
-    level_from: str | None = None
-    level_to: str | None = None
-    member: str | None = None
-    reason: str = ""
-    details: dict[str, Any] = field(default_factory=dict)
-
-    def described(self) -> dict[str, Any]:
-        """Return the fields that have a value, and the details, as one mapping."""
-        fields = {
-            "from_level": self.level_from,
-            "to_level": self.level_to,
-            "member": self.member,
-            "reason": self.reason,
-        }
-        return {name: value for name, value in (fields | self.details).items() if value not in (None, "")}

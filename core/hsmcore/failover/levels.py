@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, Literal, TypeVar
 
 from hsmcore.failover.breaker import Kind
-from hsmcore.failover.history import Event, EventKind
+from hsmcore.failover.events import Event, EventKind
 from hsmcore.failover.member_state import FULL, MemberState
 
 Mode = Literal["smart", "literal"]

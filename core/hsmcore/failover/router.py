@@ -22,8 +22,8 @@ from hsmcore.failover.breaker import SECOND, WITHHELD, Kind, kind_of
 from hsmcore.failover.budget import Emergency
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.errors import EmergencyRefused
+from hsmcore.failover.events import Event
 from hsmcore.failover.hedge import hedged
-from hsmcore.failover.history import Event
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.policy import Attempts, GiveUp, Try, Wait, next_step
 from hsmcore.failover.request import Request, by_module, failure_of

@@ -21,8 +21,9 @@ from hsmcore.failover.bindings import KeyBindings, StoredBindings
 from hsmcore.failover.breaker import kind_of
 from hsmcore.failover.budget import Emergency
 from hsmcore.failover.endpoint import Endpoint, require_ready, start_all
+from hsmcore.failover.events import ALARMING, Event
 from hsmcore.failover.health import HealthMonitor, Verify
-from hsmcore.failover.history import ALARMING, Event, History
+from hsmcore.failover.history import History
 from hsmcore.failover.levels import EMERGENCY, Levels
 from hsmcore.failover.path import SigningPath
 from hsmcore.failover.plan import endpoints_and_levels

@@ -435,7 +435,7 @@ async def _next(blocks: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]] 
 
 
 def _floors(found: Iterable[Sequence[Any]]) -> list[BoundRow]:
-    """Return what the hosts have noted, by the answer to FLOORS. Raises StoreError for a text that hsmcore does not write."""
+    """Return the rows that hosts have noted, by the answer to FLOORS. Raises StoreError for a text of other writers."""
     rows = []
     for host, domain, position, digest in found:
         if not _DIGEST.match(word(digest)):
