@@ -120,7 +120,7 @@ async def test_the_next_batch_collects_while_a_root_is_signed(fresh_token, tmp_p
     async with opened(config) as manager:
         before = counters(manager)["signatures"]
         first = start(manager.sign_batched(b"first"))
-        await until(lambda: manager._batches._open is None and manager._batches._task is not None)
+        await until(lambda: manager._batches._open is None and manager._batches._signing.is_open)
         more = [start(manager.sign_batched(b"m%d" % i)) for i in range(500)]
         assert said(await first, b"first").size == 1
         assert {said(await one, b"m%d" % i).size for i, one in enumerate(more)} == {500}
@@ -227,7 +227,7 @@ async def test_cancelling_one_caller_does_not_touch_the_others(world, tmp_path):
         alone = start(manager.sign_batched(b"alone"))
         await until(lambda: manager._batches._open is not None)
         alone.cancel()
-        await until(lambda: manager._batches._task is None)
+        await until(lambda: not manager._batches._signing.is_open)
         assert counters(manager)["signatures"] == before  # nobody waited for that root
         assert manager._batches.figures.closed.total() == 1
 
@@ -264,8 +264,8 @@ async def test_a_task_that_an_application_cancels_leaves_no_caller_waiting(world
     async with opened(batching(world, tmp_path, **rules)) as manager:
         batches = manager._batches
         tasks = [start(manager.sign_batched(b"m%d" % i)) for i in range(25 if open_batch else 5)]
-        await until(lambda: batches._task is not None)
-        batches._task.cancel()
+        await until(lambda: batches._signing.is_open)
+        await batches._signing.close()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert {type(one) for one in outcomes} == {RequestCancelled}
         assert all(one.maybe_signed for one in outcomes)
@@ -335,7 +335,7 @@ async def test_a_list_is_signed_as_its_messages_are(world, tmp_path):
             with pytest.raises(HsmError) as refused:
                 await manager.sign_batched_many(wrong)
             assert not refused.value.maybe_signed
-        await until(lambda: manager._batches._task is None)
+        await until(lambda: not manager._batches._signing.is_open)
         assert counters(manager)["signatures"] == before
         assert (await manager.sign_batched(b"next")).index == 953  # none of those beside what was refused has a number
         lists = [start(manager.sign_batched_many([b"%d %d" % (k, i) for i in range(30)])) for k in range(3)]

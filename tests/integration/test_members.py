@@ -142,6 +142,6 @@ async def test_a_probe_that_meets_the_closing_calls_no_member_down(tmp_path, fre
         service.refuse()
         await service.health._probe(service.endpoints[1])
         service.endpoints[1].checked_at = 0  # a probe is due
-        service.health._tick()
+        await service.health._tick()
         assert not service.endpoints[1].probing
         assert manager.members()[1].breakers == {}

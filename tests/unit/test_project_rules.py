@@ -323,6 +323,38 @@ def test_the_library_has_few_doors():
     assert len(entries) <= 24, sorted(entries)
 
 
+# Files that may start tasks themselves: one request's tasks, one step's, and a server's. Services have a Scope.
+# The list only gets shorter.
+TASKS_OF_THEIR_OWN = {
+    "base/scope.py",
+    "base/waiting.py",
+    "cli/gateway.py",
+    "failover/batch.py",
+    "failover/router.py",
+    "failover/service.py",
+    "fleet/membership.py",
+    "gateway/jobs.py",
+    "gateway/vault/face.py",
+    "manager/key_managers.py",
+    "manager/lifecycle.py",
+    "manager/membership.py",
+    "members/offload/runners.py",
+    "members/pkcs11.py",
+    "serve/app.py",
+    "state/backup.py",
+}
+
+
+def test_a_service_leaves_its_tasks_to_its_scope():
+    """`base/scope.py: Scope` starts them, and ends them when the service is closed."""
+    starting = set()
+    for path in sources("core/hsmcore", ".py"):
+        names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+        if names & {"create_task", "ensure_future", "TaskGroup"}:
+            starting.add(path.relative_to(ROOT / "core" / "hsmcore").as_posix())
+    assert starting == TASKS_OF_THEIR_OWN
+
+
 PRIVATE_TWICE = {"_Guarded", "_Held", "_Number", "_Refused"}
 
 

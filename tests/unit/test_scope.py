@@ -137,3 +137,53 @@ async def test_the_error_of_a_task_that_nobody_waits_for_is_logged():
         await until(lambda: bool(logs))
     assert [(line["event"], line["error"]) for line in logs] == [(FAILED, "gone")]
     await scope.close()
+
+
+async def test_finishing_lets_tasks_come_to_their_end_and_those_that_they_start():
+    ended: list[str] = []
+    scope = Scope()
+    go_on = asyncio.Event()
+
+    async def second() -> None:
+        await go_on.wait()
+        ended.append("second")
+
+    async def first() -> None:
+        scope.start(second())
+        ended.append("first")
+
+    scope.defer(lambda: ended.append("rest"))
+    scope.start(first())
+    finishing = asyncio.ensure_future(scope.finish())
+    await until(lambda: ended == ["first"])
+    assert not finishing.done()
+    go_on.set()
+    assert await finishing == 0
+    assert ended == ["first", "second", "rest"]
+    assert await scope.finish() == 0
+
+
+async def test_what_has_no_end_is_ended_when_its_time_is_over_and_counted():
+    scope = Scope()
+
+    async def done() -> None:
+        return
+
+    endless = [scope.start(asyncio.sleep(3600)) for _ in range(2)]
+    scope.start(done())
+    assert await scope.finish(0.01) == 2
+    assert all(task.cancelled() for task in endless)
+
+
+async def test_a_scope_is_open_until_its_last_task_has_returned():
+    """What starts a task unless one runs must see its end at once: what comes right after it would wait for ever."""
+    seen: list[bool] = []
+    scope = Scope()
+
+    async def task() -> None:
+        asyncio.get_running_loop().call_soon(lambda: seen.append(scope.is_open))  # before its callbacks
+
+    scope.start(task())
+    assert scope.is_open
+    await scope.finish()
+    assert seen == [False]

@@ -125,7 +125,7 @@ async def test_a_fault_of_ours_and_the_end_of_its_task_are_the_callers_errors(pl
         await life.bind(1, B)
         waiting = [life.mark.require(PayloadPlace(BLOCKS, position, A)) for position in range(2, 600)]
         await asyncio.sleep(0)
-        life.mark._writing.cancel()
+        await life.mark._writing.close()
         done = await asyncio.gather(*waiting, return_exceptions=True)
         assert {type(one) for one in done} == {RequestCancelled}
         await life.bind(600)

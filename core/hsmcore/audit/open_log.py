@@ -28,6 +28,7 @@ from hsmcore.audit.tiles import TileError
 from hsmcore.base.files import replace
 from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import EXPOSED_HINT, exposed, make_folder
+from hsmcore.base.scope import Scope
 from hsmcore.base.steady import SteadyClock
 from hsmcore.config.audit import AuditSettings
 from hsmcore.errors import AuditUnavailable, HsmError
@@ -89,7 +90,7 @@ class OpenLog:
         self.process = record.this_process()
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._seals = Scope()
         self.failure: str | None = None
         """Why the log cannot be written at present; None if it can."""
         self._errno = 0
@@ -225,8 +226,7 @@ class OpenLog:
             rest.push_async_callback(self._intake.end)
 
     async def _end_sealing(self) -> None:
-        if self._task is not None:
-            await asyncio.wait({self._task})
+        await self._seals.finish()
         if self._timer is not None:
             self._timer.cancel()
 
@@ -353,7 +353,7 @@ class OpenLog:
         unsealed = self.durable_seq - self.sealed
         if unsealed > 0 and self._unsealed_at is None:
             self._unsealed_at = time.monotonic()
-        if self._task is not None and not self._task.done():
+        if self._seals.is_open:
             return
         if unsealed >= self._settings.checkpoint_every_records:
             self._begin_seal()
@@ -364,8 +364,8 @@ class OpenLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self.journal is not None and (self._task is None or self._task.done()):
-            self._task = self._loop.create_task(self.seal_or_say(prune=True))
+        if self.journal is not None and not self._seals.is_open:
+            self._seals.start(self.seal_or_say(prune=True), failed="the audit log was not sealed")
 
     async def seal_or_say(self, *, prune: bool) -> None:
         try:

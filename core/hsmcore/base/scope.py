@@ -33,7 +33,7 @@ class Scope:
     @property
     def is_open(self) -> bool:
         """Whether a task of it runs."""
-        return bool(self._tasks)
+        return any(not task.done() for task in self._tasks)
 
     def start(
         self, work: Coroutine[Any, Any, T], *, failed: str = "", context: Context | None = None
@@ -77,6 +77,17 @@ class Scope:
                 await ended
 
         self._rest.push_async_callback(closing)
+
+    async def finish(self, seconds: float | None = None) -> int:
+        """As `close`, but first let the tasks come to their own end, for at most `seconds`; None: however long they
+        take. Returns how many did not. Not for `every`, which has no end of its own."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
+        late = sum(not task.done() for task in self._tasks)
+        await self.close()
+        return late
 
     async def close(self) -> None:
         """End the tasks and wait for them, then close the rest; the error of one keeps no other one open, and is raised

@@ -4,7 +4,6 @@ signatures that a process left when it was killed."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from sqlalchemy import delete, insert, select
 from hsmcore._native import Digest, digest_of
 from hsmcore.audit import AuditLog
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope
 from hsmcore.errors import UNSURE, HsmError, InvalidMessageType
 from hsmcore.failover.breaker import SECOND
 from hsmcore.state.schema import KEY_BINDING as BINDING
@@ -117,7 +117,7 @@ class KeyBindings:
         self._of_key: Counter[bytes] = Counter()
         self._stored = stored
         self._unsaved: dict[bytes, BindingRow] = {}
-        self._saving: asyncio.Task[None] | None = None
+        self._saving = Scope()
         self._save_at = 0
 
     def __bool__(self) -> bool:
@@ -184,8 +184,8 @@ class KeyBindings:
             self._save()
 
     def _save(self) -> None:
-        if self._unsaved and (self._saving is None or self._saving.done()):
-            self._saving = asyncio.get_running_loop().create_task(self._save_all())
+        if self._unsaved and not self._saving.is_open:
+            self._saving.start(self._save_all())
 
     async def _save_all(self) -> None:
         while self._stored is not None and self._unsaved:
@@ -200,6 +200,5 @@ class KeyBindings:
 
     async def close(self) -> None:
         """Save what is not saved, if the store takes it."""
-        if self._saving is not None:
-            await asyncio.wait((self._saving,))
+        await self._saving.finish()
         await self._save_all()

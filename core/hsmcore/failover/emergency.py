@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope
 from hsmcore.errors import HsmError
 from hsmcore.failover.breaker import SECOND
 from hsmcore.failover.endpoint import Endpoint
@@ -29,7 +30,7 @@ class EmergencyLevel:
         self._levels = router.levels
         self._spawn = spawn
         self._arming = False
-        self._leaving: asyncio.Task[None] | None = None
+        self._leaving = Scope()
         self._rearm_at = 0
         self._complaint = ""
 
@@ -44,11 +45,11 @@ class EmergencyLevel:
         elif wanted and not self._arming and any(endpoint.member is None for endpoint in endpoints):
             self._arming = True
             self._spawn(self._arm(endpoints))
-        elif not wanted and not self._router.in_emergency and self._leaving is None and not self._arming:
+        elif not wanted and not self._router.in_emergency and not self._leaving.is_open and not self._arming:
             left = [endpoint for endpoint in endpoints if endpoint.member is not None]
             if left:
                 # Not spawned: if it were cancelled halfway, the end of a key would be told to nobody.
-                self._leaving = asyncio.get_running_loop().create_task(self._leave(left))
+                self._leaving.start(self._leave(left), failed="the emergency level was not left")
 
     async def _arm(self, endpoints: list[Endpoint]) -> None:
         try:
@@ -86,13 +87,11 @@ class EmergencyLevel:
             for endpoint in endpoints:
                 await self.destroy(endpoint)
         finally:
-            self._leaving = None
             self._router.settle()
 
     async def end(self) -> None:
         """Wait for members that are being stopped."""
-        if self._leaving is not None:
-            await asyncio.wait({self._leaving})
+        await self._leaving.finish()
 
     async def destroy(self, endpoint: Endpoint) -> None:
         """Stop an emergency member, which destroys its key, after its requests have ended."""

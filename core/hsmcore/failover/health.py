@@ -3,7 +3,6 @@ and follow the operators' orders in the state store."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import time
@@ -12,7 +11,6 @@ from time import monotonic_ns
 from typing import Any, Final
 
 from hsmcore.base.keyring import KeyVersion
-from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
 from hsmcore.errors import HsmError, KeyMismatch, KeyNotFound, SignatureInvalid
 from hsmcore.failover.breaker import SECOND, kind_of
@@ -70,14 +68,10 @@ class HealthMonitor:
         self._report_name = own_report(name)
         self._permitted = permitted
         self._each_second = each_second
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
         self._scope = Scope()
         self._looked = monotonic_ns()
-        self._followed = self._looked
         self._reported = 0
         self._reported_version = -1
-        self._following = False
         self._orders: dict[str, str] = {}
         self._obeyed = False
         self.emergency = EmergencyLevel(router, self._scope.start)
@@ -94,14 +88,13 @@ class HealthMonitor:
         # Orders that earlier processes have followed.
         self._orders = {name: wish.value for name, wish in (await self._genuine_wishes() or {}).items()}
         await self._follow()
-        self._later()
+        self._scope.every(TICK_S, self._tick, "the members were not looked at", at_once=False)
+        self._scope.every(FOLLOW_S, self._follow_and_report, "the state store cannot be followed", at_once=False)
 
     async def end(self) -> None:
         """Stop, and wait for the cancelled tasks. The members stay as they are; those that are being stopped end.
         Idempotent."""
         self._ended = True
-        if self._timer is not None:
-            self._timer.cancel()
         await self._scope.close()
         await self.emergency.end()
 
@@ -109,11 +102,7 @@ class HealthMonitor:
         """Remove the report from the store: it is that of a key manager which runs. Raises StoreError."""
         await self._desired.report(self._report_name, None)
 
-    def _later(self) -> None:
-        self._timer = self._loop.call_later(TICK_S, self._tick)
-
-    def _tick(self) -> None:
-        self._later()  # first, so that no error below ends the ticks
+    async def _tick(self) -> None:
         now = monotonic_ns()
         # After a stall of the loop itself, members that answered look as if they had not.
         late = now - self._looked > 3 * TICK_S * SECOND
@@ -130,10 +119,6 @@ class HealthMonitor:
             self.emergency.supervise(now)
         self._router.forget_bindings(now)
         self._router.settle()
-        if not self._following and now - self._followed >= FOLLOW_S * SECOND:
-            self._following = True
-            self._followed = now
-            self._scope.start(self._follow_and_report(now))
 
     def _look(self, endpoint: Endpoint, now: int, *, judge: bool) -> None:
         stats = endpoint.signing.stats()
@@ -269,18 +254,12 @@ class HealthMonitor:
         self._levels.readmit(endpoint, reason, monotonic_ns())
         self._router.settle()
 
-    async def _follow_and_report(self, now: int) -> None:
-        try:
-            await self._follow()
-            if self._levels.version != self._reported_version or now - self._reported >= REPORT_S * SECOND:
-                self._reported, self._reported_version = now, self._levels.version
-                await self._desired.report(self._report_name, self.describe())
-        except HsmError as error:
-            get_logger().error("the state store cannot be followed", error=str(error))
-        except Exception:  # noqa: BLE001  # a row that is not sealed may hold anything: said, and followed again
-            get_logger().exception("the state store cannot be followed")
-        finally:
-            self._following = False
+    async def _follow_and_report(self) -> None:
+        now = monotonic_ns()
+        await self._follow()
+        if self._levels.version != self._reported_version or now - self._reported >= REPORT_S * SECOND:
+            self._reported, self._reported_version = now, self._levels.version
+            await self._desired.report(self._report_name, self.describe())
 
     async def _follow(self) -> None:
         now = monotonic_ns()

@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Final
 
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope
 from hsmcore.base.steady import boottime
 from hsmcore.errors import DeadlineExceeded
 from hsmcore.fleet import rows
@@ -71,6 +72,7 @@ class Confirmations:
         self._waiting: list[_Waiter] = []
         self._checks: dict[asyncio.Task[None], list[_Waiter]] = {}
         """The checks that are under way, and for whom."""
+        self._scope = Scope()
         self._task: asyncio.Task[None] | None = None
         self._soon = asyncio.Event()
         """Whether the next check is worth what it costs."""
@@ -82,22 +84,21 @@ class Confirmations:
         """Return what ends when a check that began after this call is good. Its errors: that of `refusal`, also if
         there is no answer; DeadlineExceeded at `until`, of the monotonic clock. `others`: how many are about to call
         this. The check may wait for them, MOST_PACE, but not until the device has none of them left to sign."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[None] = loop.create_future()
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((until, future))
         if others <= len(self._waiting):
             self._soon.set()
         if until < self._due:
             self._watch(until)
         if self._task is None:
-            self._task = loop.create_task(self._run())
+            self._task = self._scope.start(self._run())
         return future
 
     async def _run(self) -> None:
         try:
             while self._waiting:
                 group, self._waiting = self._waiting, []
-                check = asyncio.get_running_loop().create_task(self._answer(group))
+                check = self._scope.start(self._answer(group))
                 self._checks[check] = group
                 check.add_done_callback(self._checks.pop)
                 self._soon.clear()
@@ -155,11 +156,7 @@ class Confirmations:
 
     async def close(self) -> None:
         """Answer those that wait."""
-        tasks = [task for task in (self._task, *self._checks) if task is not None]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await self._scope.close()
         self._watch(math.inf)
         for _, future in self._waiting:
             future.cancel()

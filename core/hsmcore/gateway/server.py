@@ -43,16 +43,15 @@ class GatewayServer(WireFace):
         self.connections: set[GatewayConnection] = set()
         self._gate = ConnectionLimit(CONNECTIONS)
         self._doors: list[Acceptor] = []
-        self._ticking: asyncio.TimerHandle | None = None
         self._scope = Scope()
 
     def listen(self, listening: socket.socket, *, tls: bool = False) -> None:
         """Accept connections at a bound socket: of TLS, or a Unix socket."""
         connect = self._connect_tls if tls else self._connect_unix
         self.listening = True
+        if not self._doors:
+            self._scope.every(TICK_SECONDS, self._tick, "the gateway did not look at its connections")
         self._doors.append(Acceptor(listening, self._gate, HELLO_SECONDS, connect, self._dismissed))
-        if self._ticking is None:
-            self._tick()
 
     async def _connect_unix(self, accepted: socket.socket, place: Place) -> None:
         uid, gid = _user_of(accepted)
@@ -108,9 +107,8 @@ class GatewayServer(WireFace):
         for connection in self.connections:
             connection.send_keys()
 
-    def _tick(self) -> None:
+    async def _tick(self) -> None:
         self.now = self.loop.time()
-        self._ticking = self.loop.call_later(TICK_SECONDS, self._tick)
         for client in self.desk.directory.clients.values():
             client.sessions.expire(self.now - REMEMBER_SECONDS)
         for connection in tuple(self.connections):
@@ -172,8 +170,7 @@ class GatewayServer(WireFace):
         await self.stop_listening()
         await self._scope.close()
         self.desk.close()
-        if self._ticking is not None:
-            self._ticking.cancel()
+        await self._scope.close()
         while self.connections:
             for connection in tuple(self.connections):
                 connection.abort()

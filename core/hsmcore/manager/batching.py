@@ -22,6 +22,7 @@ from hsmcore._native import BatchedSignature, Leaves, timeout_ns
 from hsmcore.audit.leaves import LeafFiles
 from hsmcore.audit.record import current_caller
 from hsmcore.audit.record import extra as audit_extra
+from hsmcore.base.scope import Scope
 from hsmcore.config import Batching, KeyManagerConfig
 from hsmcore.config.policy import BATCH_ROOT
 from hsmcore.errors import (
@@ -73,7 +74,7 @@ class Batches:
         self._closes_at = 0.0
         self._full: deque[Leaves] = deque()
         self._hurry = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._signing = Scope()
         self._closing = False
         self.figures = BatchFigures()
         self._next = 0
@@ -204,8 +205,8 @@ class Batches:
         loop = asyncio.get_running_loop()
         self._closes_at = loop.time() + self._rules.interval_ms / 1e3
         self._open = self.figures.open = Leaves(loop)
-        if self._task is None:
-            self._task = loop.create_task(self._run(), context=Context())  # a root is no caller's
+        if not self._signing.is_open:
+            self._signing.start(self._run(), context=Context())  # a root is no caller's
         return self._open
 
     def _close_full(self, leaves: Leaves) -> None:
@@ -237,8 +238,6 @@ class Batches:
         except BaseException as error:
             self._give_up(error)
             raise
-        finally:
-            self._task = None
 
     def _give_up(self, error: BaseException) -> None:
         """The task was cancelled, as an application does with all its tasks: fail what waits, or it waits in vain."""
@@ -343,8 +342,7 @@ class Batches:
         """Take no more messages, and answer those that were taken. Idempotent."""
         self._closing = True
         self._close_open("close")
-        while self._task is not None:
-            await asyncio.wait({self._task})
+        await self._signing.finish()
         self._thread.shutdown(wait=False)
 
 

@@ -41,7 +41,7 @@ class NoticeService:
         self._scope = Scope()
         self._wake: asyncio.Event | None = None
         self._thread: ThreadPoolExecutor | None = None
-        self._noting: set[asyncio.Task[bool]] = set()
+        self._noting = Scope()
         self._targets: dict[str, Secret] | None = None
 
     def begin(self) -> None:
@@ -54,13 +54,8 @@ class NoticeService:
         """Stop delivering, after the attempt under way (some seconds at most). Undelivered notices stay in the outbox;
         one that the store does not take within CLOSE_SECONDS is lost, with a line in the log. Idempotent."""
         await self._scope.close()
-        if self._noting:
-            _, late = await asyncio.wait(tuple(self._noting), timeout=CLOSE_SECONDS)
-            for noting in late:
-                noting.cancel()
-            if late:
-                get_logger().error("the state store does not take notices", lost=len(late))
-                await asyncio.wait(late)
+        if lost := await self._noting.finish(CLOSE_SECONDS):
+            get_logger().error("the state store does not take notices", lost=lost)
         if self._thread is not None:
             thread, self._thread = self._thread, None
             await asyncio.get_running_loop().run_in_executor(None, thread.shutdown)
@@ -78,16 +73,8 @@ class NoticeService:
     def note(self, kind: str, event: str, details: Mapping[str, Any]) -> None:
         """As `announce`, from a callback of Events: an event and its details."""
         lines = [f"{name}: {value.hex() if isinstance(value, bytes) else value}" for name, value in details.items()]
-        task = asyncio.get_running_loop().create_task(
-            self.announce(kind, event, "\n".join(lines) or event, f"{event}-{time.time_ns()}")
-        )
-        self._noting.add(task)
-        task.add_done_callback(self._noted)
-
-    def _noted(self, task: asyncio.Task[bool]) -> None:
-        self._noting.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            get_logger().error("a notice was not written", error=str(error))
+        announced = self.announce(kind, event, "\n".join(lines) or event, f"{event}-{time.time_ns()}")
+        self._noting.start(announced, failed="a notice was not written")
 
     async def _names(self) -> list[str]:
         """The targets' fingerprints. Resolving a secret may block, so it runs in a thread."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from hsmcore.base.log import tell
+from hsmcore.base.scope import Scope
 from hsmcore.errors import HsmError, LoginError
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ class Supervisor:
         self._watch_until = 0.0
         self._stuck = 0
         self._down = False
-        self._heartbeat: asyncio.TimerHandle | None = None
         self._watched = -1
+        self._scope = Scope()
         self._restarting: asyncio.Task[None] | None = None
         self._attempts: deque[float] = deque()
         self.restarts = 0
@@ -98,28 +99,24 @@ class Supervisor:
         """Attach the engine to the loop and start watching it."""
         self._engine.attach(self._loop, self._overdue)
         if self._engine.host_fd >= 0:
-            self._beat()
+            self._scope.every(HEARTBEAT_SECONDS, self._beat, f"the host process of {self._name} was not checked")
         self._watch_host()
 
     async def end(self) -> None:
         """Stop watching. Cancels a restart and waits for its end."""
-        for timer in (self._supervising, self._heartbeat):
-            if timer is not None:
-                timer.cancel()
-        self._supervising = self._heartbeat = None
+        if self._supervising is not None:
+            self._supervising.cancel()
+            self._supervising = None
         self._unwatch_host()
-        if self._restarting is not None:
-            self._restarting.cancel()
-            await asyncio.gather(self._restarting, return_exceptions=True)
+        await self._scope.close()
 
     def _overdue(self) -> None:
         """Handle a request past its deadline. Whether its call hangs may show only later."""
         self._watch_until = self._loop.time() + WATCH_SECONDS
         self._look()
 
-    def _beat(self) -> None:
+    async def _beat(self) -> None:
         """Check a host process with requests in flight: it may be stopped (SIGSTOP) before their first deadline."""
-        self._heartbeat = self._loop.call_later(HEARTBEAT_SECONDS, self._beat)
         if self._engine.in_flight and self._supervising is None:
             self._look()
 
@@ -175,7 +172,7 @@ class Supervisor:
             replayed = self._engine.recover()
             self.lost()
         finally:  # whatever was raised above, it is started again
-            self._restarting = self._loop.create_task(self._restart())
+            self._restarting = self._scope.start(self._restart())
         self._say("error", "host process ended; starting it again", replayed=replayed)
 
     def _pause(self) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from hsmcore.audit.layout import Layout
-from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope
 from hsmcore.serve import trail
 from hsmcore.serve.checks import HealthCheck, checks
 from hsmcore.serve.feed import Feed
@@ -26,7 +26,7 @@ _ASKED_SECONDS: Final = 2.0
 
 
 class Monitor:
-    """For the server's event loop. `run` ends when it is cancelled."""
+    """For the server's event loop."""
 
     def __init__(self, source: Source, version: str) -> None:
         self.source = source
@@ -42,6 +42,7 @@ class Monitor:
         self._begun = time.monotonic()
         self.loop = asyncio.get_running_loop()
         self._newest = 0
+        self._scope = Scope()
 
     @property
     def layout(self) -> Layout | None:
@@ -49,23 +50,19 @@ class Monitor:
         manager = self.source.config.key_manager
         return None if manager.audit_log_file is None else Layout(manager.audit_log_file)
 
-    async def run(self) -> None:
-        loop = asyncio.get_running_loop()
+    def begin(self) -> None:
+        """Follow the key manager, and look every LOOK_SECONDS, until `close`."""
 
         def tell(event: str, details: Mapping[str, Any]) -> None:
-            loop.call_soon_threadsafe(self.told, event, details)
+            self.loop.call_soon_threadsafe(self.told, event, details)
 
-        off = self.source.listen(tell)
-        try:
-            while True:
-                try:
-                    await self.look()
-                except Exception:  # noqa: BLE001  # a mistake of ours must not stop the watching
-                    get_logger().exception("the console could not look")
-                await asyncio.sleep(LOOK_SECONDS)
-        finally:
-            off()
-            await self._ledger.close()
+        self._scope.defer(self._ledger.close)
+        self._scope.defer(self.source.listen(tell))
+        self._scope.every(LOOK_SECONDS, self.look, "the console could not look")
+
+    async def close(self) -> None:
+        """End that. Idempotent."""
+        await self._scope.close()
 
     def told(self, event: str, details: Mapping[str, Any]) -> None:
         """Publish an event of the key manager."""

@@ -84,12 +84,11 @@ class Site:
             server.should_exit = True
 
         self._stop = lambda: _in(loop, stop)
-        looking = loop.create_task(monitor.run())
         try:
+            monitor.begin()
             await server.serve()
         finally:
-            looking.cancel()
-            await asyncio.wait({looking})
+            await monitor.close()
 
 
 def _in(loop: asyncio.AbstractEventLoop, work: Callable[[], None]) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from hsmcore.base.listening.connections import Connection, ConnectionLimit
+from hsmcore.base.scope import Scope
 
 BACKLOG: Final = 1024
 """Length of the kernel's accept queue. A client in it holds no descriptor of this process."""
@@ -38,7 +39,7 @@ class Acceptor:
         self._listening, self._gate, self._seconds, self._connect = listening, gate, seconds, connect
         self._dismissed = dismissed
         self._paused: asyncio.TimerHandle | None = None
-        self._connecting: set[asyncio.Task[object]] = set()
+        self._connecting = Scope()
         self._strangers: set[Connection] = set()
         listening.setblocking(False)
         listening.listen(BACKLOG)
@@ -53,8 +54,7 @@ class Acceptor:
         self._listening.close()
         for place in tuple(self._strangers):
             self._gate.dismiss(place)
-        if self._connecting:
-            await asyncio.wait(self._connecting)
+        await self._connecting.finish()
 
     def _accept(self) -> None:
         for _ in range(_AT_A_TURN):
@@ -108,14 +108,12 @@ class Acceptor:
             self._shut(accepted, place)
             return
         self._loop.remove_reader(accepted)
-        task = self._loop.create_task(self._connect(accepted, place))
-        self._connecting.add(task)
+        task = self._connecting.start(self._connect(accepted, place))
         place.give_way = task.cancel
         place.idle()
         task.add_done_callback(lambda task: self._connected(accepted, place, task))
 
     def _connected(self, accepted: socket.socket, place: Connection, task: asyncio.Task[object]) -> None:
-        self._connecting.discard(task)
         self._strangers.discard(place)
         if task.cancelled():
             self._let_go(accepted, place)

@@ -9,6 +9,7 @@ from typing import Final
 
 from hsmcore.base.events import Events
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope
 from hsmcore.errors import HsmError, MemberDown
 from hsmcore.gateway.client.dialing import ClientTls, GatewayAddress
 from hsmcore.gateway.client.link import ClientLink
@@ -41,7 +42,7 @@ class Connections:
         self._nonce = os.urandom(wire.NONCE_BYTES)
         self.links: list[ClientLink] = []
         """Live ones."""
-        self._keepers: list[asyncio.Task[None]] = []
+        self._scope = Scope()
         self._outbox: RequestOutbox | None = None
         self._opened = self._down = False
 
@@ -49,9 +50,9 @@ class Connections:
         """Connect. Raises the error of the first connection that has an outcome, if that is one; the call may be
         repeated then."""
         self._outbox = outbox
-        loop = asyncio.get_running_loop()
-        first: asyncio.Future[None] = loop.create_future()
-        self._keepers = [loop.create_task(self._keep(outbox, first)) for _ in range(self._count)]
+        first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        for _ in range(self._count):
+            self._scope.start(self._keep(outbox, first), failed="a connection is not kept")
         try:
             await first
         except BaseException:
@@ -61,10 +62,7 @@ class Connections:
 
     async def close(self) -> None:
         """Disconnect; what is open fails. Idempotent."""
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
-        self._keepers.clear()
+        await self._scope.close()
         ready = next((link for link in self.links if link.ready), None)
         if ready is not None and self._outbox is not None:
             ready.send(self._outbox.acknowledgement())  # so that the gateway need not keep the last answers

@@ -22,6 +22,7 @@ from typing import Any, Final, Self
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope
 from hsmcore.base.steady import SteadyClock
 from hsmcore.config import Config, KeyManagerConfig, Policy
 from hsmcore.errors import (
@@ -80,8 +81,7 @@ class Watermark(Tables):
         self._most_ahead = most_ahead
         self._holder, self._fence, self._clock = holder, fence, SteadyClock()
         self._waiting: list[Asked] = []
-        self._writing: asyncio.Task[None] | None = None
-        self._removing: asyncio.Task[None] | None = None
+        self._writing, self._removing = Scope(), Scope()
         self.bound = 0
         """Count of positions that were bound here."""
 
@@ -109,8 +109,8 @@ class Watermark(Tables):
             self._fence.require()
         asked = Asked(want)
         self._waiting.append(asked)
-        if self._writing is None:
-            self._writing = asyncio.get_running_loop().create_task(self._write())
+        if not self._writing.is_open:
+            self._writing.start(self._write())
         return asked
 
     async def _write(self) -> None:
@@ -124,8 +124,6 @@ class Watermark(Tables):
             waiting, self._waiting = self._waiting, []
             _answer(waiting, [_given_up(error, asked) for asked in waiting])
             raise
-        finally:
-            self._writing = None
 
     async def _write_group(self, group: Sequence[Asked]) -> None:
         outcomes: Sequence[Outcome]
@@ -293,7 +291,7 @@ class Watermark(Tables):
 
     def begin(self) -> None:
         """Remove what earlier processes left behind the floors."""
-        self._removing = asyncio.get_running_loop().create_task(self._remove())
+        self._removing.start(self._remove())
 
     async def _remove(self) -> None:
         try:
@@ -303,11 +301,8 @@ class Watermark(Tables):
 
     async def close(self) -> None:
         """Wait until everything that was asked for is written."""
-        if self._removing is not None:
-            self._removing.cancel()
-            await asyncio.wait({self._removing})
-        if self._writing is not None:
-            await asyncio.wait({self._writing})
+        await self._removing.close()
+        await self._writing.finish()
 
     async def leave(self) -> None:
         """`close`, and close the store, of what `open` has returned. Idempotent."""

@@ -21,6 +21,7 @@ from typing import Any, Final, TypeVar
 from sqlalchemy import bindparam, insert, select, update
 
 from hsmcore.base.log import get_logger
+from hsmcore.base.scope import Scope
 from hsmcore.errors import HsmError
 from hsmcore.state.database import NOW, Database
 from hsmcore.state.errors import RoleLost, StoreBusy
@@ -87,16 +88,14 @@ async def row_role(database: Database, role: str, seconds: float) -> AsyncIterat
     taken = await _in_thread(database, asked, lambda answers: _taken(answers, database, role, holder, seconds))
     held = _Held(database, role, taken, holder)
     _ROLES.set((*(other for other in _ROLES.get() if not other.over), held))
-    renewing = asyncio.create_task(_renew(held, seconds))
+    scope = Scope()
+    scope.defer(lambda: _give_back(held))
+    scope.start(_renew(held, seconds))
     try:
         yield
     finally:
         held.over = True
-        renewing.cancel()
-        with suppress(asyncio.CancelledError):
-            await renewing
-        with suppress(HsmError):  # its time runs out
-            await asyncio.shield(_in_thread(database, [held.question], held.until))
+        await scope.close()
 
 
 def _taken(answers: Answers, database: Database, role: str, holder: str, seconds: float) -> tuple[int, list[Change]]:
@@ -121,6 +120,11 @@ async def _renew(held: _Held, seconds: float) -> None:
             return
         except HsmError as error:
             get_logger().warning("a role could not be renewed", role=held.role, reason=str(error))
+
+
+async def _give_back(held: _Held) -> None:
+    with suppress(HsmError):  # its time runs out
+        await asyncio.shield(_in_thread(held.database, [held.question], held.until))
 
 
 async def _in_thread(database: Database, questions: Sequence[Question], decide: Decide[T]) -> T:
