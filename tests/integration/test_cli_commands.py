@@ -205,7 +205,9 @@ def test_the_pin_is_in_no_argument_list_or_environment(tmp_path, monkeypatch):
 
 def test_a_token_that_has_another_pin_is_left_alone(state):
     folder = StateFolder(state[0])
-    request = TokenRequest(find_softhsm(), "sequencer", "another", "ed25519", "wrong-pin", "wrong-so-pin")
+    request = TokenRequest(
+        find_softhsm(), "sequencer", "another", "ed25519", bytearray(b"wrong-pin"), bytearray(b"wrong-so-pin")
+    )
     assert "wrong-pin" not in repr(request)
     with pytest.raises(PinIncorrect):
         provision(request, folder.softhsm_conf)
@@ -213,7 +215,7 @@ def test_a_token_that_has_another_pin_is_left_alone(state):
 
 def test_a_child_that_dies_is_reported_with_its_exit_code(state, monkeypatch):
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
-    request = TokenRequest(find_softhsm(), "sequencer", "k", "ed25519", "1234", "1234")
+    request = TokenRequest(find_softhsm(), "sequencer", "k", "ed25519", bytearray(b"1234"), bytearray(b"1234"))
     with pytest.raises(SystemFailure, match="exit code"):
         provision(request, StateFolder(state[0]).softhsm_conf)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 
 import orjson
 import pytest
@@ -17,9 +18,10 @@ from tests.support.loops import one_loop
 from tests.support.managers import start, until
 
 from hsmcore.config import load
-from hsmcore.errors import EngineClosed, HostUnusable, MemberDown
+from hsmcore.errors import EngineClosed, HostUnusable, MemberDown, ModuleBusy, error_of
 from hsmcore.members.control import ControlPlane, plane
 from hsmcore.members.control import process as control_process
+from hsmcore.members.control.wire import error_to_json, unpack
 
 pytestmark = pytest.mark.integration
 
@@ -192,7 +194,65 @@ def test_a_request_larger_than_the_pipe_to_a_child_that_does_not_read(tmp_path, 
     monkeypatch.setattr(sys, "executable", str(python))
     child = control_process.Child(os.environ)
     with pytest.raises(control_process.ChildLost, match="did not answer"):
-        child.call({"call": "x", "data": "x" * 500_000}, 0.2)
+        child.call("x", "x" * 500_000, str, 0.2)
     child.close()
     child.close()
     child.kill()
+
+
+def answering(tmp_path, monkeypatch, *answers, then="exec sleep 30"):
+    """In the place of Python, a program that answers its requests with these lines."""
+    python = tmp_path / "python"
+    lines = [f"read -r request; printf '%s\\n' '{answer}'" for answer in answers]
+    python.write_text("\n".join(["#!/bin/sh", "read -r greeting", *lines, then, ""]))
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+
+
+ERROR = orjson.loads(orjson.dumps(error_to_json(error_of("BUSY", ckr=5))))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "no JSON",
+        "null",
+        "[]",
+        "{}",
+        '{"answer": 1}',
+        '{"result": "x", "note": "C_Sign"}',
+        '{"note": 7}',
+        '{"result": 7}',
+        '{"error": "BUSY"}',
+        '{"error": {}}',
+        *(orjson.dumps({"error": {**ERROR, name: {}}}).decode() for name in ERROR),
+        *(orjson.dumps({"error": {**ERROR, "status": status}}).decode() for status in ("", "NO_SUCH_STATUS")),
+        orjson.dumps({"error": {**ERROR, "more": 1}}).decode(),
+    ],
+)
+def test_an_answer_of_another_form_ends_the_child(tmp_path, monkeypatch, answer):
+    answering(tmp_path, monkeypatch, answer)
+    child = control_process.Child(os.environ)
+    with pytest.raises(control_process.ChildLost, match="nonsense"):
+        child.call("x", None, partial(unpack, str), 10.0)
+    assert child._process.poll() is not None
+    child.close()
+
+
+def test_an_error_that_fits_is_raised_and_the_child_goes_on(tmp_path, monkeypatch):
+    answering(tmp_path, monkeypatch, orjson.dumps({"error": ERROR}).decode(), '{"result": "x"}')
+    with control_process.Child(os.environ) as child:
+        with pytest.raises(ModuleBusy):
+            child.call("x", None, partial(unpack, str), 10.0)
+        assert child.call("x", None, partial(unpack, str), 10.0) == "x"
+        child.kill()
+
+
+def test_an_answer_without_an_end_ends_the_child(tmp_path, monkeypatch):
+    monkeypatch.setattr(control_process, "MOST_BYTES", 1 << 20)
+    answering(tmp_path, monkeypatch, then="exec tr '\\0' x </dev/zero")
+    child = control_process.Child(os.environ)
+    with pytest.raises(control_process.ChildLost, match="more than 1048576 bytes"):
+        child.call("x", None, str, 30.0)
+    assert child._process.poll() is not None
+    child.close()

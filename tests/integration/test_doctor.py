@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -313,6 +314,29 @@ def test_a_module_that_crashes_takes_only_its_own_process_along(world, tmp_path,
     report = probed(chaos.config())
     assert failures(report) == [check]
     assert f"in {function}: it was ended by SIG" in step(report, check).found
+
+
+FINE = '{"name": "%s", "outcome": "ok", "found": "all is well"}'
+
+
+@pytest.mark.parametrize(
+    ("answers", "check"),
+    [
+        (["[]"], "module"),
+        (['[{"name": "module", "outcome": "fine"}]'], "module"),
+        ([f"[{FINE % 'module'}]", f"[{FINE % 'token'}]"], "token"),
+    ],
+)
+def test_a_child_that_does_not_say_what_it_found_has_found_nothing_good(world, tmp_path, monkeypatch, answers, check):
+    python = tmp_path / "python"
+    lines = [f"read -r request; echo '{{\"result\": {answer}}}'" for answer in ("null", *answers)]
+    python.write_text("\n".join(["#!/bin/sh", "read -r greeting", *lines, "exec sleep 30", ""]))
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    report = probed(world.config())
+    assert failures(report) == [check]
+    assert "nonsense" in step(report, check).found
+    assert step(report, "signature").outcome == "skipped"
 
 
 LIAR = r"""

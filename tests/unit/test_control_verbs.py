@@ -82,30 +82,29 @@ def test_verbs_cannot_be_changed(kind):
 def test_a_verb_survives_the_way_and_its_secret_goes_another(kind):
     verb = value_of(kind)
     sent = orjson.loads(orjson.dumps(verb.to_json()))
-    assert sent["call"] == kind.__name__
-    names = {field.name for field in fields(kind) if get_type_hints(kind)[field.name] is not bytearray}
-    assert sent["arguments"].keys() == names
-    assert sent["secret_bytes"] == (None if verb.secret is None else len(SECRET) // 2)
-    assert kind.of_json(sent["arguments"], verb.secret) == verb
+    secrets = {field.name for field in fields(kind) if get_type_hints(kind)[field.name] is bytearray}
+    assert sent.keys() == {field.name for field in fields(kind)} - secrets
+    assert verb.secrets == [bytearray.fromhex(SECRET)] * len(secrets)
+    assert kind.of_json(sent, verb.secrets) == verb
 
 
 @EVERY
 def test_arguments_of_another_type_are_refused(kind):
     verb = value_of(kind)
-    good = orjson.loads(orjson.dumps(verb.to_json()))["arguments"]
+    good = orjson.loads(orjson.dumps(verb.to_json()))
     refused = (TypeError, ValueError)
     for wrong in (None, [], "x", {**good, "more": 1}):
         with pytest.raises(refused):
-            kind.of_json(wrong, verb.secret)
+            kind.of_json(wrong, verb.secrets)
     with pytest.raises(refused):
-        kind.of_json(good, None if verb.secret is not None else bytearray(3))
+        kind.of_json(good, [*verb.secrets, bytearray(3)])
     for name in good:
         with pytest.raises(refused):
-            kind.of_json({other: value for other, value in good.items() if other != name}, verb.secret)
+            kind.of_json({other: value for other, value in good.items() if other != name}, verb.secrets)
         for wrong in WRONG:
             with suppress(*refused):  # else it is of the right type
-                read = kind.of_json({**good, name: wrong}, verb.secret)
-                assert read.to_json()["arguments"][name] == wrong
+                read = kind.of_json({**good, name: wrong}, verb.secrets)
+                assert read.to_json()[name] == wrong
     for name in good:
         object.__setattr__(verb, name, object())
         with pytest.raises(refused):
@@ -139,17 +138,17 @@ def answers_to(tmp_path, request, secret=b""):
 @pytest.mark.parametrize(
     ("request_", "said"),
     [
-        ({"call": "nonsense", "arguments": {}, "secret_bytes": None}, "nonsense: KeyError"),
+        ({"call": "nonsense", "arguments": {}, "secrets": []}, "nonsense: KeyError"),
         ({"call": "ListKeys"}, "ListKeys: TypeError"),
-        ({"call": "Destroy", "arguments": {"key_id": 7}, "secret_bytes": None}, "a int is no str"),
-        ({"call": "Destroy", "arguments": {"key_id": "00"}, "secret_bytes": 2}, "one too many"),
-        ({"call": "ImportSealed", "arguments": {}, "secret_bytes": None}, "a secret is missing"),
-        ({"call": "ListKeys", "arguments": {}, "secret_bytes": None, "more": 1}, "ListKeys: TypeError"),
-        ({"call": "ListKeys", "arguments": {}, "secret_bytes": None}, "the token is closed"),
+        ({"call": "Destroy", "arguments": {"key_id": 7}, "secrets": []}, "a int is no str"),
+        ({"call": "Destroy", "arguments": {"key_id": "00"}, "secrets": [2]}, "ValueError"),
+        ({"call": "ImportSealed", "arguments": {}, "secrets": []}, "ImportSealed: TypeError"),
+        ({"call": "ListKeys", "arguments": {}, "secrets": [], "more": 1}, "ListKeys: TypeError"),
+        ({"call": "ListKeys", "arguments": {}, "secrets": []}, "the token is closed"),
     ],
 )
 def test_the_child_refuses_what_is_no_verb(tmp_path, request_, said):
-    [answer] = answers_to(tmp_path, request_, b"x" * (request_.get("secret_bytes") or 0))
+    [answer] = answers_to(tmp_path, request_, b"x" * sum(request_.get("secrets", [])))
     assert said in answer["error"]["message"]
     assert answer["error"]["class"] in (InternalError.__name__, EngineClosed.__name__)
 
@@ -164,8 +163,9 @@ def test_the_child_wipes_a_secret_whatever_comes_of_it(tmp_path, monkeypatch):
 
     monkeypatch.setattr(ImportSealed, "run", fail)
     monkeypatch.setattr(ImportSealed, "needs_token", False)
-    sent = value_of(ImportSealed).to_json()
-    [answer] = answers_to(tmp_path, sent, bytes.fromhex(SECRET))
+    verb = value_of(ImportSealed)
+    request = {"call": "ImportSealed", "arguments": verb.to_json(), "secrets": [len(one) for one in verb.secrets]}
+    [answer] = answers_to(tmp_path, request, b"".join(verb.secrets))
     [(given, left)] = seen
     assert (given, left) == (bytes.fromhex(SECRET), bytearray(len(given)))
     assert answer["error"]["message"] == "ImportSealed: RuntimeError: "

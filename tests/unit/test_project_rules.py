@@ -53,6 +53,14 @@ def test_python_children_are_started_in_one_way():
     assert starting == ["core/hsmcore/members/control/process.py"]
 
 
+def test_the_library_starts_children_in_one_place():
+    """`members/control/process.py: Child`; the host process is started by the native core."""
+    ways = re.compile(r"\b(import|from) (subprocess|multiprocessing)\b|\b(create_subprocess_|posix_spawn|spawn[lv])")
+    paths = sources("core/hsmcore", ".py")
+    starting = [path.relative_to(ROOT).as_posix() for path in paths if ways.search(path.read_text())]
+    assert starting == ["core/hsmcore/members/control/process.py"]
+
+
 @pytest.mark.parametrize("module", ["hsmcore_bench.suite.child", "hsmcore_bench.demo.fleet_member"])
 def test_a_child_runs_no_code_of_the_current_folder(tmp_path, module):
     (tmp_path / "hsmcore_bench").mkdir()

@@ -37,7 +37,8 @@ class TokenFolder:
 
     def request(self, module: str, token: str, key: str, algorithm: Algorithm = "ed25519") -> TokenRequest:
         """What provision() takes to make a token with that label, or another key on it."""
-        return TokenRequest(module, token, key, algorithm, self.pin, secrets.token_hex(8))
+        pins = (bytearray(self.pin.encode()), bytearray(secrets.token_hex(8).encode()))
+        return TokenRequest(module, token, key, algorithm, *pins)
 
 
 @contextmanager

@@ -7,8 +7,12 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
+
+from pydantic.alias_generators import to_camel
 
 from hsmcore._native import wipe
 from hsmcore.base.log import printable
@@ -21,9 +25,10 @@ from hsmcore.doctor.report import Identity, Step, fail, failed, ok, skipped, war
 from hsmcore.doctor.signing import small_engine
 from hsmcore.doctor.subject import CheckBegun, Subject
 from hsmcore.errors import HsmError
-from hsmcore.members.control.process import Child, ChildLost, child_environment, lines
+from hsmcore.members.control.process import Child, ChildLost, child_environment, last_line, lines
 from hsmcore.members.control.records import TokenAccess, TokenRecord, TokenSelector
 from hsmcore.members.control.refused import RefusedLogins
+from hsmcore.members.control.wire import pack, unpack, unpack_fields
 from hsmcore.members.supervisor import HOST_PROGRAM
 
 _SIGN_SHARE: Final = 0.8
@@ -76,7 +81,8 @@ def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Check
         lost: ChildLost | None = None
         notes = deque(["the start of the process"], maxlen=1)
         try:
-            child.call({"call": "begin", "question": _question(subject, settings)}, _START_SECONDS)
+            question = pack(ProbeQuestion, _question(subject, settings))
+            child.call("begin", question, partial(unpack, type(None)), _START_SECONDS)
         except ChildLost as error:
             lost = error
             yield fail("module", _how_it_was_lost(error, notes, errors), "Look at the process's memory limits.")
@@ -108,9 +114,17 @@ def _inside(subject: Subject, settings: Pkcs11Settings) -> Iterator[Step | Check
             yield from steps
 
 
+def _read(answer: Any) -> list[Step]:
+    """The steps of a check: at least one, and a token in one that has found it."""
+    steps = [Step.model_validate(step) for step in answer]
+    if steps[0].name == "token" and steps[0].outcome == "ok":
+        _record(steps[0])
+    return steps
+
+
 def _record(step: Step) -> TokenRecord:
-    names = ("slotId", "label", "serial", "manufacturer", "model", "slotDescription")
-    return TokenRecord(*(step.data[name] for name in names))
+    found = {one.name: step.data[to_camel(one.name)] for one in fields(TokenRecord)}
+    return TokenRecord(**unpack_fields(TokenRecord, found))
 
 
 def _asked(child: Child, check: Check, subject: Subject, token: TokenRecord | None, notes: deque[str]) -> list[Step]:
@@ -120,9 +134,8 @@ def _asked(child: Child, check: Check, subject: Subject, token: TokenRecord | No
     access = TokenAccess.of(settings, subject.provider.name, refused)
     try:
         with RefusedLogins(access, lambda: token).attempt(pin, force=subject.options.force_login) as attempt:
-            request = {"call": check.name, "pin_bytes": 0 if pin is None else len(pin)}
-            answer = child.call(request, subject.options.timeout, pin, notes.append)
-            steps = [Step.model_validate(step) for step in answer]
+            secrets = [] if pin is None else [pin]
+            steps = child.call(check.name, None, _read, subject.options.timeout, secrets, notes.append)
             attempt.sent = any(step.data.get("attempts") for step in steps)
             attempt.refused = any(step.data.get("status") == "PIN_INCORRECT" for step in steps)
     finally:
@@ -133,9 +146,8 @@ def _asked(child: Child, check: Check, subject: Subject, token: TokenRecord | No
 
 def _how_it_was_lost(lost: ChildLost, notes: deque[str], errors: IO[bytes]) -> str:
     """Return where the child was, how it ended, and its last line on standard error."""
-    errors.seek(0)
-    last = errors.read(1 << 16).decode(errors="replace").strip().rpartition("\n")[2]
-    return f"in {notes[-1]}: {printable(str(lost))}" + (f" ({printable(last, 200)})" if last else "")
+    last = last_line(errors)
+    return f"in {printable(notes[-1])}: {printable(str(lost))}" + (f" ({last})" if last else "")
 
 
 def _question(subject: Subject, settings: Pkcs11Settings) -> ProbeQuestion:

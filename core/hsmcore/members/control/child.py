@@ -15,7 +15,7 @@ import select
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import IO, Any, Final, NoReturn, cast
 
@@ -25,8 +25,11 @@ from hsmcore.errors import EngineClosed, HsmError, InternalError
 from hsmcore.members.control import attest, backup, keys, provision, sealed  # noqa: F401  # they fill VERBS
 from hsmcore.members.control.admin import TokenAdmin
 from hsmcore.members.control.records import TokenAccess
-from hsmcore.members.control.verb import VERBS, Verb
+from hsmcore.members.control.verb import VERBS
 from hsmcore.members.control.wire import error_to_json, unpack
+
+Work = Callable[[str, Any, list[bytearray]], Any]
+"""Does what a request asks for, by its name, arguments and secrets. Returns what JSON can carry."""
 
 _GRACE_SECONDS: Final = 2.0
 """How long a call may go on after the parent has ended."""
@@ -34,20 +37,15 @@ _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
 
-def main(parent: int) -> NoReturn:
-    """Run the child; `parent` is its parent's process id."""
-    run(parent, serve)
-
-
-def run(parent: int, work: Callable[[io.FileIO, IO[bytes]], None]) -> NoReturn:
-    """Have `work` answer requests, without a core file or a debugger, and no longer than the parent lives."""
+def run(parent: int, serve: Callable[[io.FileIO, IO[bytes]], None]) -> NoReturn:
+    """Have `serve` answer requests, without a core file or a debugger, and no longer than process `parent` lives."""
     code = 1
     try:
         _harden()
         answers = _take_output()
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         # Unbuffered: it reads no byte ahead, so a PIN that follows a line is in no other buffer.
-        work(io.FileIO(0), answers)
+        serve(io.FileIO(0), answers)
         code = 0
     except BrokenPipeError:
         pass  # the parent reads no more
@@ -58,61 +56,69 @@ def run(parent: int, work: Callable[[io.FileIO, IO[bytes]], None]) -> NoReturn:
 
 
 def serve(requests: io.FileIO, answers: IO[bytes]) -> None:
-    """Answer each line of `requests` with one of `answers`, until the last or the request to close."""
+    """Run verbs on one token."""
     admin: TokenAdmin | None = None
+
+    def work(call: str, arguments: Any, secrets: list[bytearray]) -> Any:
+        nonlocal admin
+        if call == "open":
+            admin = _opened(arguments, secrets)
+            return None
+        verb = VERBS[call].of_json(arguments, secrets)
+        if admin is None and verb.needs_token:
+            raise EngineClosed("the token is closed")
+        return verb.result_to_json(verb.perform(cast("TokenAdmin", admin)))
+
     try:
-        while line := requests.readline():
-            request = orjson.loads(line)
-            call = request.pop("call")
-            if call == "close":
-                break
-            try:
-                result = None
-                if call == "open":
-                    admin = _opened(requests, **request)
-                else:
-                    result = _done(requests, admin, VERBS[call], **request)
-                answer: dict[str, Any] = {"result": result}
-            except HsmError as error:
-                answer = {"error": error_to_json(error)}
-            except Exception as error:  # noqa: BLE001  # the parent gets every error
-                answer = {"error": error_to_json(InternalError(f"{call}: {type(error).__name__}: {error}"))}
-            answers.write(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE))
-            answers.flush()
+        respond(requests, answers, work)
     finally:
         if admin is not None:
             admin.close()
 
 
-def _done(
-    requests: io.FileIO, admin: TokenAdmin | None, kind: type[Verb[Any]], arguments: Any, secret_bytes: int | None
-) -> Any:
-    """The result of a verb. Its secret follows the request on the same stream."""
-    secret = None if secret_bytes is None else read_exactly(requests, secret_bytes)
+def _opened(access: Any, pins: list[bytearray]) -> TokenAdmin:
+    """The token, logged in with the PIN, if there is one."""
+    left = list(pins)  # given out once: what was wiped after its use is no PIN
     try:
-        verb = kind.of_json(arguments, secret)
-        if admin is None and verb.needs_token:
-            raise EngineClosed("the token is closed")
-        return verb.result_to_json(verb.perform(cast("TokenAdmin", admin)))
+        source = (lambda: left.pop() if left else None) if pins else None
+        return TokenAdmin(unpack(TokenAccess, access), pin=source).open()
     finally:
-        if secret is not None:
+        left.clear()
+
+
+def respond(requests: io.FileIO, answers: IO[bytes], work: Work) -> None:
+    """Answer each line of `requests` with one of `answers`, until the last or the request to close. The secrets of a
+    request follow it on the same stream, and are wiped when it is answered."""
+    while line := requests.readline():
+        request = orjson.loads(line)
+        call = request.pop("call")
+        if call == "close":
+            return
+        try:
+            answer: dict[str, Any] = {"result": _done(requests, work, call, **request)}
+        except HsmError as error:
+            answer = {"error": error_to_json(error)}
+        except Exception as error:  # noqa: BLE001  # the parent gets every error
+            answer = {"error": error_to_json(InternalError(f"{call}: {type(error).__name__}: {error}"))}
+        send(answers, answer)
+
+
+def _done(requests: io.FileIO, work: Work, call: str, arguments: Any, secrets: list[int]) -> Any:
+    given = [_read_exactly(requests, size) for size in secrets]
+    try:
+        return work(call, arguments, given)
+    finally:
+        for secret in given:
             secret[:] = bytes(len(secret))
 
 
-def _opened(requests: io.FileIO, access: Any, pin_bytes: int | None) -> TokenAdmin:
-    """The token, logged in with the PIN that follows the request on the same stream."""
-    pin = None if pin_bytes is None else read_exactly(requests, pin_bytes)
-    left = [pin]  # given out once: it is wiped after its use
-    try:
-        source = None if pin is None else lambda: left.pop() if left else None
-        return TokenAdmin(unpack(TokenAccess, access), pin=source).open()
-    finally:
-        if pin is not None:
-            pin[:] = bytes(len(pin))
-            left.clear()
+def send(answers: IO[bytes], answer: Mapping[str, Any]) -> None:
+    """Write an answer, or a note."""
+    answers.write(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE))
+    answers.flush()
 
 
-def read_exactly(requests: io.FileIO, size: int) -> bytearray:
+def _read_exactly(requests: io.FileIO, size: int) -> bytearray:
     """The next `size` bytes, straight into memory that the caller wipes."""
     data = bytearray(size)
     read = 0

@@ -14,24 +14,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import IO, Any, Final, Self
+from functools import partial
+from typing import IO, Any, Final, Self, TypeVar
 
 import orjson
 
-from hsmcore.members.control.wire import error_of_json
+from hsmcore.base.log import printable
+from hsmcore.members.control.wire import error_of_json, unpack
+
+T = TypeVar("T")
 
 CLOSE_SECONDS: Final = 3.0
 """How long a child may take to end without a signal."""
 _EXIT_SECONDS: Final = 1.0
 _CHUNK: Final = 65536
+MOST_BYTES: Final = 16 << 20
+"""Most bytes of an answer. The list of 4096 keys takes a tenth of it."""
 # The child imports from the same places as this process; no argument or variable names them.
 _BOOT: Final = """\
 import json, sys
 parent, main, *sys.path[:] = json.loads(sys.stdin.buffer.raw.readline())
-import importlib
-importlib.import_module(main).main(parent)
+from importlib import import_module
+from hsmcore.members.control.child import run
+run(parent, import_module(main).serve)
 """
 
 
@@ -75,7 +82,7 @@ class Child:
     """One child. For one thread at a time, but for `kill`. Use it as a context manager, or call `close`.
 
     `stderr` takes the messages of the child and its module; None: this process's own. The child runs the function
-    `main` of the module `main`.
+    `serve` of the module `main`.
     """
 
     def __init__(
@@ -117,31 +124,37 @@ class Child:
 
     def call(
         self,
-        request: Mapping[str, Any],
+        name: str,
+        arguments: Any,
+        read: Callable[[Any], T],
         seconds: float,
-        secret: bytearray | None = None,
-        on_note: Callable[[str], None] | None = None,
-    ) -> Any:
-        """Send one request, then the bytes of `secret`, and wait for the result. The child's notes go to `on_note`.
-        Raises the HsmError in the child's answer, and ChildLost."""
+        secrets: Sequence[bytearray] = (),
+        on_note: Callable[[str], None] = lambda _note: None,
+    ) -> T:
+        """Send one request, then the bytes of `secrets`, and wait for the result, which `read` checks: it raises
+        TypeError, ValueError or LookupError for nonsense. The child's notes go to `on_note`. Raises the HsmError in the
+        child's answer, and ChildLost."""
         until = time.monotonic() + max(0.0, seconds)
+        request = {"call": name, "arguments": arguments, "secrets": [len(secret) for secret in secrets]}
         line = orjson.dumps(request, option=orjson.OPT_APPEND_NEWLINE)
         try:
-            for piece in (self._greeting, line, secret or b""):
+            pieces: list[bytes | bytearray] = [self._greeting, line, *secrets]
+            for piece in pieces:
                 self._write(piece, until)
             self._greeting = b""
-            while "note" in (answer := _parsed(self._read(until))):
-                if on_note is not None:
-                    on_note(str(answer["note"]))
+            while (answer := _parsed(self._read(until), read))[0] == "note":
+                on_note(answer[1])
         except TimeoutError:
             self._end()
             raise ChildLost(f"it did not answer within {seconds:.3g} s and was killed") from None
         except BaseException:
             self._end()
             raise
-        if "error" in answer:
-            raise error_of_json(answer["error"])
-        return answer["result"]
+        kind, said = answer
+        if kind == "error":
+            raise said
+        result: T = said
+        return result
 
     def close(self) -> None:
         """Let it close its module and end; kill it if it does not. Idempotent."""
@@ -181,6 +194,8 @@ class Child:
             if not chunk:
                 raise ChildLost(self._how_it_ended())
             self._pending += chunk
+            if len(self._pending) > MOST_BYTES:
+                raise ChildLost(f"it answered more than {MOST_BYTES} bytes and was killed")
         line = bytes(self._pending[:end])
         del self._pending[: end + 1]
         return line
@@ -203,11 +218,17 @@ def _wait(stream: IO[bytes], event: int, until: float) -> None:
         raise TimeoutError
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
+def _parsed(line: bytes, read: Callable[[Any], Any]) -> tuple[str, Any]:
+    """What kind of answer a line is, and what it says."""
+    forms: dict[str, Callable[[Any], Any]] = {"note": partial(unpack, str), "error": error_of_json, "result": read}
     try:
-        answer = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        answer = None
-    if isinstance(answer, dict) and answer.keys() & {"result", "error", "note"}:
-        return answer
-    raise ChildLost("it answered nonsense and was killed")
+        [(kind, said)] = orjson.loads(line).items()
+        return kind, forms[kind](said)
+    except (TypeError, ValueError, LookupError, AttributeError):  # their texts are the child's
+        raise ChildLost("it answered nonsense and was killed") from None
+
+
+def last_line(errors: IO[bytes]) -> str:
+    """The last line that a child wrote to `errors`; "": none."""
+    errors.seek(max(0, errors.seek(0, os.SEEK_END) - _CHUNK))
+    return printable(errors.read(_CHUNK).decode(errors="replace").strip().rpartition("\n")[2], 200)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -26,7 +26,7 @@ from hsmcore.members.control.calls import Calls
 from hsmcore.members.control.curves import Algorithm
 from hsmcore.members.control.faults import ControlError, translated
 from hsmcore.members.control.keys import GenerateKey, ListKeys
-from hsmcore.members.control.process import Child, ChildLost, child_environment
+from hsmcore.members.control.process import Child, ChildLost, child_environment, last_line
 from hsmcore.members.control.records import KeyRecord, TokenAccess, TokenSelector
 from hsmcore.members.control.sealed import create_pair
 from hsmcore.members.control.verb import Verb
@@ -43,12 +43,12 @@ class TokenRequest(Verb[KeyRecord]):
     token_label: str
     key_label: str
     algorithm: Algorithm
-    pin: str
-    so_pin: str
-    seed: str = ""
-    """The 32 bytes of an Ed25519 private key in hexadecimal; "": the token makes its own key."""
-    key_id: str = ""
-    """CKA_ID for the key of `seed`, in hexadecimal."""
+    pin: bytearray
+    so_pin: bytearray
+    seed: bytearray = field(default_factory=bytearray)
+    """The 32 bytes of an Ed25519 private key; empty: the token makes its own key."""
+    key_id: bytes = b""
+    """CKA_ID for the key of `seed`."""
 
     def run(self, _admin: TokenAdmin) -> KeyRecord:
         with Turn(self.module_path), hold_module(self.module_path):
@@ -56,19 +56,19 @@ class TokenRequest(Verb[KeyRecord]):
             with translated(f"making token {self.token_label!r}"):
                 token = _token(library, self.token_label) or _init_token(library, self)
                 if not token.flags & TokenFlag.USER_PIN_INITIALIZED:
-                    with token.open(rw=True, so_pin=self.so_pin) as officer:
-                        officer.init_pin(self.pin)
+                    with token.open(rw=True, so_pin=self.so_pin.decode()) as officer:
+                        officer.init_pin(self.pin.decode())
             access = TokenAccess(self.module_path, TokenSelector(label=self.token_label))
-            with TokenAdmin(access, pin=lambda: bytearray(self.pin.encode())) as admin:
+            with TokenAdmin(access, pin=lambda: bytearray(self.pin)) as admin:
                 found = [key for key in ListKeys().run(admin) if key.label == self.key_label]
                 if found:
                     return found[0]
                 if not self.seed:
                     return GenerateKey(self.algorithm, self.key_label).run(admin)[0]
-                key_id, seed = bytes.fromhex(self.key_id), bytes.fromhex(self.seed)
+                seed = bytes(self.seed)
                 public_key = bytes(SigningKey(seed).verify_key)
                 with admin.session("putting a key on the token") as session:
-                    return create_pair(session, admin, self.key_label, key_id, public_key, seed)
+                    return create_pair(session, admin, self.key_label, self.key_id, public_key, seed)
 
 
 def provision(request: TokenRequest, softhsm_conf: Path) -> KeyRecord:
@@ -76,10 +76,10 @@ def provision(request: TokenRequest, softhsm_conf: Path) -> KeyRecord:
     environment = child_environment(frozenset(), frozenset()) | {"SOFTHSM2_CONF": str(softhsm_conf)}
     with tempfile.TemporaryFile() as errors, Child(environment, errors) as child:
         try:
-            return request.result_of_json(child.call(request.to_json(), CHILD_SECONDS))
+            name, secrets = type(request).__name__, request.secrets
+            return child.call(name, request.to_json(), request.result_of_json, CHILD_SECONDS, secrets)
         except ChildLost as lost:
-            errors.seek(0)
-            last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+            last = last_line(errors)
             raise SystemFailure(f"making the token failed: {lost}{': ' if last else ''}{last}") from None
 
 
@@ -87,7 +87,7 @@ def provision_twins(requests: Sequence[TokenRequest], softhsm_conf: Path) -> lis
     """Make SoftHSM tokens that hold one and the same new Ed25519 key, for demonstrations, benchmarks and tests of
     failover: the private key is outside of a token until then. A production key is copied by the vendor's way of
     cloning or wrapped backups, never like this. Blocks for about a second for each."""
-    seed, key_id = os.urandom(32).hex(), os.urandom(16).hex()
+    seed, key_id = bytearray(os.urandom(32)), os.urandom(16)
     return [provision(replace(request, seed=seed, key_id=key_id), softhsm_conf) for request in requests]
 
 
@@ -102,7 +102,7 @@ def _token(library: AdoptedLibrary, label: str) -> Token | None:
 def _init_token(library: AdoptedLibrary, request: TokenRequest) -> Token:
     for slot in library.get_slots(token_present=True):
         if not slot.get_token().flags & TokenFlag.TOKEN_INITIALIZED:
-            Calls(request.module_path).init_token(slot.slot_id, request.so_pin.encode(), request.token_label)
+            Calls(request.module_path).init_token(slot.slot_id, request.so_pin, request.token_label)
             token = _token(library, request.token_label)  # SoftHSM gives the new token a new slot
             if token is not None:
                 return token

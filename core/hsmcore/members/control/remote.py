@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Self, TypeVar
 
 from hsmcore.errors import EngineClosed, HostUnusable, HsmError, LoginError, error_of
@@ -12,9 +14,11 @@ from hsmcore.members.control.process import Child, ChildLost, child_environment
 from hsmcore.members.control.records import TokenAccess
 from hsmcore.members.control.refused import remembers
 from hsmcore.members.control.verb import Verb
-from hsmcore.members.control.wire import pack
+from hsmcore.members.control.wire import pack, unpack
 
 T = TypeVar("T")
+_Asked = tuple[str, Any, Callable[[Any], T], float, list[bytearray]]
+"""As Child.call, but for the time, when it is over."""
 
 CALL_SECONDS: Final = 30.0
 """How long one call may take, the start of the child included."""
@@ -68,18 +72,12 @@ class RemoteAdmin:
     def do(self, verb: Verb[T]) -> T:
         """As verb.run, in the child. Raises TypeError for an argument of a wrong type, before it reaches the child."""
         until = time.monotonic() + self._seconds
-        request = verb.to_json()
+        asked = (type(verb).__name__, verb.to_json(), verb.result_of_json, until, verb.secrets)
         if verb.needs_token:
-            answer = self._ask(self._opened(until), request, until, verb.secret)
-        else:
-            # In a separate child: the other one has opened its token, and logged in.
-            with self._started() as child:
-                answer = self._answer(child, request, until, verb.secret)
-        try:
-            return verb.result_of_json(answer)
-        except (TypeError, ValueError) as error:
-            self.close()
-            raise error_of("HOST_LOST", detail="control child: it answered nonsense", member=self._member) from error
+            return self._ask(self._opened(until), *asked)
+        # In a separate child: the other one has opened its token, and logged in.
+        with self._started() as child:
+            return self._answer(child, *asked)
 
     def _opened(self, until: float) -> Child:
         if self._child is not None:
@@ -91,9 +89,8 @@ class RemoteAdmin:
         pin = self._pin() if self._pin is not None else None
         try:
             child = self._child = self._started()
-            size = None if pin is None else len(pin)
-            request = {"call": "open", "access": pack(TokenAccess, self._access), "pin_bytes": size}
-            self._ask(child, request, until, pin)
+            access = pack(TokenAccess, self._access)
+            self._ask(child, "open", access, partial(unpack, type(None)), until, [] if pin is None else [pin])
         except LoginError as error:
             if not remembers(self._access, error):
                 self._refused = error
@@ -113,16 +110,17 @@ class RemoteAdmin:
             problem = f"the control child cannot be started: {error.strerror}"
             raise HostUnusable(problem, member=self._member) from error
 
-    def _ask(self, child: Child, request: dict[str, Any], until: float, secret: bytearray | None = None) -> Any:
+    def _ask(self, child: Child, *asked: *_Asked[T]) -> T:
         try:
-            return self._answer(child, request, until, secret)
+            return self._answer(child, *asked)
         except HsmError as error:
             if error.error_class != "REQUEST_FATAL":
                 self.close()
             raise
 
-    def _answer(self, child: Child, request: dict[str, Any], until: float, secret: bytearray | None) -> Any:
+    def _answer(self, child: Child, *asked: *_Asked[T]) -> T:
+        name, arguments, read, until, secrets = asked
         try:
-            return child.call(request, until - time.monotonic(), secret)
+            return child.call(name, arguments, read, until - time.monotonic(), secrets)
         except ChildLost as lost:
             raise error_of("HOST_LOST", detail=f"control child: {lost}", member=self._member) from lost

@@ -107,8 +107,8 @@ class StateFolder:
                 tokens.mkdir(exist_ok=True, mode=0o700)
                 if not self.softhsm_conf.exists():
                     _write(self.softhsm_conf, _CONF.format(tokens=tokens.resolve()).encode())
-                pin, so_pin = self._secret("pin"), self._secret("so-pin")
-                request = TokenRequest(module, token_label, key_label, algorithm, pin, so_pin)
+                pins = self._secret("pin"), self._secret("so-pin")
+                request = TokenRequest(module, token_label, key_label, algorithm, *pins)
                 key = provision(request, self.softhsm_conf)
                 self._secret("state-secret")
                 config = _config(module, token_label, key_label, self.path, sessions or os.cpu_count() or 1)
@@ -120,11 +120,11 @@ class StateFolder:
                 hint="Name another folder with --state.",
             ) from error
 
-    def _secret(self, name: str) -> str:
+    def _secret(self, name: str) -> bytearray:
         path = self.path / name
         if not path.exists():
             _write(path, secrets.token_urlsafe(_SECRET_BYTES).encode())
-        return path.read_text()
+        return bytearray(path.read_bytes())
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -8,6 +8,7 @@ refused on both sides. The verbs are in keys.py, backup.py, sealed.py and provis
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import sleep
 from typing import Any, ClassVar, Final, Generic, Self, TypeVar, get_args
@@ -19,7 +20,7 @@ from hsmcore.members.control.adopt import adopt, hold_module
 from hsmcore.members.control.faults import translated
 from hsmcore.members.control.records import TokenRecord
 from hsmcore.members.control.tokens import present
-from hsmcore.members.control.wire import pack, secret_of, unpack, unpack_fields
+from hsmcore.members.control.wire import pack, secrets_of, unpack, unpack_fields
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -64,23 +65,18 @@ class Verb(ABC, Generic[T_co]):
         """Do the work. Blocks as long as the module does. Raises HsmError."""
 
     @property
-    def secret(self) -> bytearray | None:
-        """The secret among the arguments."""
-        name = secret_of(type(self))
-        return None if name is None else getattr(self, name)
+    def secrets(self) -> list[bytearray]:
+        """The secrets among the arguments."""
+        return [getattr(self, name) for name in secrets_of(type(self))]
 
-    def to_json(self) -> dict[str, Any]:
-        """The request to a child, without the secret. Raises TypeError for an argument of a wrong type."""
-        size = None if self.secret is None else len(self.secret)
-        return {"call": type(self).__name__, "arguments": pack(type(self), self), "secret_bytes": size}
+    def to_json(self) -> Any:
+        """The arguments for a child, without the secrets. Raises TypeError for an argument of a wrong type."""
+        return pack(type(self), self)
 
     @classmethod
-    def of_json(cls, arguments: Any, secret: bytearray | None = None) -> Self:
-        """The verb with what `to_json` wrote. Raises TypeError or ValueError for anything else."""
-        name = secret_of(cls)
-        if (name is None) != (secret is None):
-            raise TypeError("a secret is missing or is one too many")
-        return cls(**unpack_fields(cls, arguments), **({} if name is None else {name: secret}))
+    def of_json(cls, arguments: Any, secrets: Sequence[bytearray] = ()) -> Self:
+        """The verb with what `to_json` wrote, and its secrets. Raises TypeError or ValueError for anything else."""
+        return cls(**unpack_fields(cls, arguments), **dict(zip(secrets_of(cls), secrets, strict=True)))
 
     @classmethod
     def result_to_json(cls, result: Any) -> Any:

@@ -14,10 +14,12 @@ from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hi
 
 from pkcs11.mechanisms import Mechanism
 
-from hsmcore.errors import EXCEPTION_OF_STATUS, ConfigurationError, HsmError, InternalError
+from hsmcore.errors import EXCEPTION_OF_STATUS, ConfigurationError, HsmError
 
 _UNIONS: Final = (Union, UnionType)  # of which the second member is None
-_ERROR_FIELDS: Final = ("status", "ckr", "ckr_name", "call", "member", "hint")
+_PLAIN: Final = (str, int, bool, float, type(None))
+_TEXT: Final = str | None
+_ERROR_FIELDS: Final = {"status": str, "ckr": int | None, "ckr_name": _TEXT, "call": str, "member": _TEXT, "hint": str}
 
 
 @cache
@@ -26,9 +28,9 @@ def _hints(kind: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in fields(kind)}
 
 
-def secret_of(kind: type) -> str | None:
-    """The name of a dataclass's secret, which is in no JSON: its field of type bytearray."""
-    return next((name for name, hint in _hints(kind).items() if hint is bytearray), None)
+def secrets_of(kind: type) -> list[str]:
+    """The names of a dataclass's secrets, which are in no JSON: its fields of type bytearray."""
+    return [name for name, hint in _hints(kind).items() if hint is bytearray]
 
 
 def _fields(kind: type) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def pack(kind: Any, value: Any) -> Any:
         return value.hex()
     if kind is Mechanism and isinstance(value, Mechanism):
         return int(value)
-    if value in inner if origin is Literal else kind in (str, int, bool, type(None)) and isinstance(value, kind):
+    if value in inner if origin is Literal else kind in _PLAIN and isinstance(value, kind):
         return value
     raise _unfit(kind, value)
 
@@ -74,13 +76,13 @@ def unpack(kind: Any, data: Any) -> Any:
         return bytes.fromhex(data)
     if kind is Mechanism and type(data) is int:
         return int.__new__(Mechanism, data)  # which has no member for a vendor's number
-    if data in inner if origin is Literal else kind in (str, int, bool, type(None)) and type(data) is kind:
+    if data in inner if origin is Literal else kind in _PLAIN and type(data) is kind:
         return data
     raise _unfit(kind, data)
 
 
 def unpack_fields(kind: type, data: Any) -> dict[str, Any]:
-    """The fields of a dataclass by name, all of them and no other; but for its secret."""
+    """The fields of a dataclass by name, all of them and no other; but for its secrets."""
     hints = _fields(kind)
     if not isinstance(data, dict) or data.keys() != hints.keys():
         raise _unfit(kind, data)
@@ -98,14 +100,16 @@ def error_to_json(error: HsmError) -> dict[str, Any]:
     return {"class": type(error).__name__, "message": message} | {name: getattr(error, name) for name in _ERROR_FIELDS}
 
 
-def error_of_json(data: dict[str, Any]) -> HsmError:
-    """The error that `error_to_json` wrote, of the same class."""
-    message, name = data["message"], data["class"]
-    known = {key: data[key] for key in _ERROR_FIELDS}
-    kind = next((kind for kind in _kinds(HsmError) if kind.__name__ == name), None)
-    if kind is None or issubclass(kind, ConfigurationError):  # its constructor takes other arguments
-        kind = EXCEPTION_OF_STATUS.get(known["status"], InternalError)
-    return kind(message, **known)
+def error_of_json(data: Any) -> HsmError:
+    """The error that `error_to_json` wrote, of the same class. Raises TypeError or LookupError for anything else."""
+    if not isinstance(data, dict) or data.keys() != {"class", "message", *_ERROR_FIELDS}:
+        raise _unfit(HsmError, data)
+    message, name = unpack(str, data["message"]), unpack(str, data["class"])
+    known = {key: unpack(hint, data[key]) for key, hint in _ERROR_FIELDS.items()}
+    by_status = EXCEPTION_OF_STATUS[known["status"]]
+    kind = next((kind for kind in _kinds(HsmError) if kind.__name__ == name), by_status)
+    # A configuration's error takes other arguments.
+    return (by_status if issubclass(kind, ConfigurationError) else kind)(message, **known)
 
 
 def _kinds(root: type[HsmError]) -> Iterator[type[HsmError]]:
