@@ -170,11 +170,11 @@ class GatewayServer(WireFace):
         await self.stop_listening()
         await self._scope.close()
         self.desk.close()
-        await self._scope.close()
         while self.connections:
             for connection in tuple(self.connections):
                 connection.abort()
             await asyncio.sleep(0)
+        await self._scope.close()
 
 
 def _user_of(accepted: socket.socket) -> tuple[int, int]:

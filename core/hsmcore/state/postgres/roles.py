@@ -90,7 +90,7 @@ async def row_role(database: Database, role: str, seconds: float) -> AsyncIterat
     _ROLES.set((*(other for other in _ROLES.get() if not other.over), held))
     scope = Scope()
     scope.defer(lambda: _give_back(held))
-    scope.start(_renew(held, seconds))
+    scope.start(_renew(held, seconds), failed="a role is not renewed")
     try:
         yield
     finally:
