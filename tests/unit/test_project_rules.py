@@ -61,6 +61,14 @@ def test_the_library_starts_children_in_one_place():
     assert starting == ["core/hsmcore/members/control/process.py"]
 
 
+def test_python_calls_modules_from_one_place():
+    """`members/control/calls.py`; libc is called for locked memory, and by a child that hardens itself."""
+    ways = re.compile(r"\b(CDLL|CFUNCTYPE|functions_of)\(")
+    paths = sources("core/hsmcore", ".py")
+    calling = {path.relative_to(ROOT).as_posix() for path in paths if ways.search(path.read_text())}
+    assert calling == {f"core/hsmcore/members/control/{name}.py" for name in ("adopt", "calls", "child", "locked")}
+
+
 @pytest.mark.parametrize("module", ["hsmcore_bench.suite.child", "hsmcore_bench.demo.fleet_member"])
 def test_a_child_runs_no_code_of_the_current_folder(tmp_path, module):
     (tmp_path / "hsmcore_bench").mkdir()

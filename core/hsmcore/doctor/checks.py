@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +16,7 @@ from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import HsmError, PinIncorrect
 from hsmcore.errors.statuses import STATUSES
 from hsmcore.members.control.adopt import hold_module
-from hsmcore.members.control.calls import Calls, CkrError, TokenInfo
+from hsmcore.members.control.calls import Calls, CkrError, TokenInfo, try_load
 from hsmcore.members.control.faults import translated
 from hsmcore.members.control.nearby import near_tokens
 from hsmcore.members.control.quirks import quirks_for
@@ -28,7 +27,7 @@ _SESSION_COUNT: Final = 0x0B1
 def check_module(context: ProbeContext) -> Iterator[Step]:
     """Load and initialize the module, and recognize it."""
     question = context.question
-    _load(context)
+    try_load(question.module_path, context.announce)
     context.announce("C_Initialize")
     with Turn(question.module_path, question.quirks):
         context.holder = hold_module(question.module_path, question.module_args)
@@ -56,16 +55,6 @@ def check_module(context: ProbeContext) -> Iterator[Step]:
         yield warn("module", f"{found}; the module looks like {recognized}", hint, **data)
     else:
         yield ok("module", found, **data)
-
-
-def _load(context: ProbeContext) -> None:
-    """Load the module in steps, so that a crash is told apart from one in C_Initialize. Other faults of the file are
-    found when the native core loads it."""
-    context.announce("the library's loading")
-    with suppress(OSError, AttributeError):
-        get_list = ctypes.CDLL(context.question.module_path).C_GetFunctionList
-        context.announce("C_GetFunctionList")
-        get_list(ctypes.byref(ctypes.c_void_p()))
 
 
 def check_token(context: ProbeContext) -> Iterator[Step]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ctypes import Structure, byref, c_char, c_ubyte, c_ulong, c_void_p
 from dataclasses import dataclass
 from typing import Any, Final
@@ -133,6 +133,16 @@ class TokenInfo(TokenRecord):
     max_sessions: int | None
     sessions: int | None
     firmware: tuple[int, int]
+
+
+def try_load(path: str, announce: Callable[[str], object]) -> None:
+    """Load a module in steps, so that a crash is told apart from one in C_Initialize. What is wrong with the file
+    otherwise is found when the native core loads it."""
+    announce("the library's loading")
+    with suppress(OSError, AttributeError):
+        get_list = ctypes.CDLL(path).C_GetFunctionList
+        announce("C_GetFunctionList")
+        get_list(byref(c_void_p()))
 
 
 class Calls:
