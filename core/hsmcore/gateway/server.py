@@ -168,7 +168,6 @@ class GatewayServer(WireFace):
     async def close(self) -> None:
         """Close what is left."""
         await self.stop_listening()
-        await self._scope.close()
         self.desk.close()
         while self.connections:
             for connection in tuple(self.connections):
