@@ -15,6 +15,7 @@ from tests.support.wire_site import sign, site
 import hsmcore
 from hsmcore.base.receipt import Receipt
 from hsmcore.errors import EngineClosed, InvalidTimeout, KeyNotCurrent
+from hsmcore.failover.path import Ask
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
 from hsmcore.manager.membership import ConfirmedWay
@@ -109,7 +110,7 @@ async def test_no_answer_that_a_fleet_must_confirm_is_handed_out_before():
     class Path:
         answers_recorded = True
 
-        def ask(self, *_request, **_options):
+        def ask(self, _asked):
             asked = loop.create_future()
             asked.set_result(receipt)
             return asked
@@ -120,8 +121,8 @@ async def test_no_answer_that_a_fleet_must_confirm_is_handed_out_before():
 
     way = ConfirmedWay(Path(), Fleet(), 1.0, None)
     with pytest.raises(InvalidTimeout):
-        way.ask(M, 10**400, None)
-    asked = way.ask(M, 1.0, None)
+        way.ask(Ask(M, 10**400, None))
+    asked = way.ask(Ask(M, 1.0, None))
     await asyncio.sleep(0.01)
     assert not asked.done()
     confirmed.set_result(None)

@@ -23,6 +23,7 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.failover.errors import AllLevelsFailed
+from hsmcore.failover.path import Ask
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 
@@ -31,10 +32,10 @@ PATIENT = {**LEVELS, "maxPrimaryRetries": 1000}
 """A request that is bound to a key waits for a member that holds it."""
 BATCH = 3
 
-Ask = Callable[[hsmcore.KeyManager, list[bytes]], Awaitable[Any]]
+Asking = Callable[[hsmcore.KeyManager, list[bytes]], Awaitable[Any]]
 GiveUp = Callable[[Awaitable[Any], asyncio.Event], Awaitable[None]]
 
-WAYS: dict[str, Ask] = {
+WAYS: dict[str, Asking] = {
     "sign": lambda manager, messages: manager.sign(messages[0], 20),
     "sign_many": lambda manager, messages: manager.sign_many(messages, 20),
     "sign_with_receipt": lambda manager, messages: manager.sign_with_receipt(messages[0], 20),
@@ -462,7 +463,7 @@ async def test_a_caller_that_leaves_in_the_turn_of_its_answer_is_bound(kind, sit
         if kind == "error":
             place.members[0].fault("C_Sign", "hang", forever=True, every=1)
         if kind == "receipt":
-            asked = path.ask(b"m", None, None)
+            asked = path.ask(Ask(b"m", None, None))
         else:
             asked = path.submit(bytearray(b"m"), 0.2 if kind == "error" else None)
         await asyncio.wait([asked], timeout=5.0)

@@ -346,7 +346,7 @@ TASKS_OF_THEIR_OWN = {
     "base/waiting.py",
     "cli/gateway.py",
     "failover/batch.py",
-    "failover/router.py",
+    "failover/resumed.py",
     "failover/service.py",
     "fleet/membership.py",
     "gateway/jobs.py",

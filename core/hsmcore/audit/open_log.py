@@ -353,11 +353,9 @@ class OpenLog:
         unsealed = self.durable_seq - self.sealed
         if unsealed > 0 and self._unsealed_at is None:
             self._unsealed_at = time.monotonic()
-        if self._seals.is_open:
-            return
         if unsealed >= self._settings.checkpoint_every_records:
             self._begin_seal()
-        elif self._timer is None and unsealed > 0:
+        elif self._timer is None and unsealed > 0 and not self._seals.is_open:
             self._timer = self._loop.call_later(self._settings.checkpoint_every_seconds, self._begin_seal)
 
     def _begin_seal(self) -> None:

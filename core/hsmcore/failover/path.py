@@ -7,7 +7,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from hsmcore._native import Lease
 from hsmcore.audit import AuditLog
@@ -22,6 +22,22 @@ from hsmcore.members.base import SIGN_SECONDS, Submit, TokensTold, WithReceipt, 
 from hsmcore.members.snapshot import MemberSnapshot
 
 
+class Ask(NamedTuple):
+    """What a caller asks for."""
+
+    message: Any
+    timeout: float | None
+    """Seconds; None: `requestTimeoutMs`."""
+    extra: bytes | None
+    """The addition to its audit records."""
+    only: bytes | None = None
+    """The public key that signs it, or none does."""
+    any_key: bool = False
+    """Whether another key may sign although a signature under the first one may exist."""
+    gather: bool = False
+    """Whether more come in this iteration of the loop."""
+
+
 class Way(Protocol):
     """The way of requests to the members. Belongs to the event loop. Errors are HsmError."""
 
@@ -33,19 +49,8 @@ class Way(Protocol):
     """Whether the engine records an answer that is an error; else the key manager does."""
 
     @abstractmethod
-    def ask(
-        self,
-        message: Any,
-        timeout: float | None,
-        extra: bytes | None,
-        only: bytes | None = None,
-        *,
-        any_key: bool = False,
-        gather: bool = False,
-    ) -> asyncio.Future[Receipt]:
-        """Submit a message. `only`: the public key that signs, or none does; raises KeyNotCurrent. `any_key`: another
-        key may sign although a signature under the first one may exist. `gather`: more come in this turn of the
-        loop."""
+    def ask(self, asked: Ask) -> asyncio.Future[Receipt]:
+        """Submit a message. Raises KeyNotCurrent if only one key may sign it, which is not the current one."""
 
     @abstractmethod
     def submit_many(
@@ -56,7 +61,7 @@ class Way(Protocol):
         extra: bytes | None,
         only: bytes | None = None,
     ) -> Awaitable[list[Any]]:
-        """`only`: as `ask`."""
+        """`only`: as of Ask."""
 
     @abstractmethod
     def abandon(self, asked: Any, message: Any) -> object:

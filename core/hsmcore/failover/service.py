@@ -25,7 +25,7 @@ from hsmcore.failover.events import ALARMING, Event
 from hsmcore.failover.health import HealthMonitor, Verify
 from hsmcore.failover.history import History
 from hsmcore.failover.levels import EMERGENCY, Levels
-from hsmcore.failover.path import SigningPath
+from hsmcore.failover.path import Ask, SigningPath
 from hsmcore.failover.plan import endpoints_and_levels
 from hsmcore.failover.router import Router
 from hsmcore.failover.started import Started
@@ -173,21 +173,13 @@ class FailoverService(SigningPath):
         self.router.retired.add(version.public_key)
         super().retire_key(version)
 
-    def ask(
-        self,
-        message: Any,
-        timeout: float | None,
-        extra: bytes | None,
-        only: bytes | None = None,
-        *,
-        any_key: bool = False,
-        gather: bool = False,
-    ) -> asyncio.Future[Receipt]:
+    def ask(self, asked: Ask) -> asyncio.Future[Receipt]:
         """As Way."""
         router = self.router
         if router.closing:
             refuse_closed()
         sharing = router.levels.sharing
+        message, timeout, extra, only, any_key, gather = asked
         if any_key or (only is not None and any(one.key_version.public_key != only for one in sharing)):
             return asyncio.ensure_future(router.ask(message, timeout, extra, only, any_key))
         return asyncio.ensure_future(router.routes.ask(message, timeout, 0, extra, gather, only))

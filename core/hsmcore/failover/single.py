@@ -17,7 +17,7 @@ from hsmcore.base.scope import Scope
 from hsmcore.config import Config
 from hsmcore.errors import HsmError, KeyNotCurrent, KeyNotFound
 from hsmcore.failover.endpoint import Endpoint
-from hsmcore.failover.path import SigningPath
+from hsmcore.failover.path import Ask, SigningPath
 from hsmcore.members import make_member
 from hsmcore.members.base import TokensTold
 from hsmcore.members.snapshot import MemberSnapshot
@@ -88,19 +88,9 @@ class SingleMember(SigningPath):
         self._require(only)
         return self._awaited(self._engine.submit_many(messages, timeout, return_exceptions, self.key_index, extra))
 
-    def ask(
-        self,
-        message: Any,
-        timeout: float | None,
-        extra: bytes | None,
-        only: bytes | None = None,
-        *,
-        any_key: bool = False,
-        gather: bool = False,
-    ) -> asyncio.Future[Receipt]:
-        del any_key
-        self._require(only)
-        return self._engine.ask(message, timeout, self.key_index, extra, gather)
+    def ask(self, asked: Ask) -> asyncio.Future[Receipt]:
+        self._require(asked.only)
+        return self._engine.ask(asked.message, asked.timeout, self.key_index, asked.extra, asked.gather)
 
     def _require(self, only: bytes | None) -> None:
         current = self._endpoint.version

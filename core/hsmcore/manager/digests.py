@@ -10,7 +10,7 @@ from hsmcore.base.keyring import KeyRing
 from hsmcore.base.receipt import DigestSignature, Receipt
 from hsmcore.config.policy import PREHASHED
 from hsmcore.errors import AlgorithmUnsupported, InvalidMessage, PolicyRefused
-from hsmcore.failover.path import SigningPath, Way
+from hsmcore.failover.path import Ask, SigningPath, Way
 from hsmcore.manager.policy import Guard
 from hsmcore.manager.verification import VerifierPool
 
@@ -41,7 +41,7 @@ async def submit(
         raise AlgorithmUnsupported("an Ed25519 key signs no digest: it hashes the message by itself", hint=hint)
     whole = digest if isinstance(digest, Digest) else Digest(digest)
     extra = (extra or b"") + b',"kind":"%s"' % PREHASHED.encode()
-    return way.ask(whole, timeout, extra)
+    return way.ask(Ask(whole, timeout, extra))
 
 
 async def finish(way: Way, verifiers: VerifierPool, ring: KeyRing, digest: Digest, receipt: Receipt) -> DigestSignature:

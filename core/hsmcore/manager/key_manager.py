@@ -15,7 +15,7 @@ from hsmcore.base.events import Callback, EventName, Events
 from hsmcore.base.receipt import DigestSignature, Receipt
 from hsmcore.config import Config, KeyManagerConfig, PayloadFormat
 from hsmcore.errors import EngineClosed, HsmError, LoginError
-from hsmcore.failover.path import SigningPath, Way
+from hsmcore.failover.path import Ask, SigningPath, Way
 from hsmcore.handover.base import Handover
 from hsmcore.manager import batching, digests
 from hsmcore.manager.background import BackgroundServices, abandon, missing
@@ -322,7 +322,7 @@ class KeyManager(BatchedSigning, KeyWork):
                 admission = admitted.enter_context(self._guard.admitted(message, kind, position))
                 data, left = admission.message, await admission.begin(timeout)
                 extra = admission.extra() if self._audited else None
-            return self._way.ask(data, left, extra, self._keys.public_key_of(key_id), any_key=allow_other_key)
+            return self._way.ask(Ask(data, left, extra, self._keys.public_key_of(key_id), allow_other_key))
 
         return await self._answer("sign", message, submit)
 
@@ -337,7 +337,7 @@ class KeyManager(BatchedSigning, KeyWork):
                 refuse_claims(kind, position)
             elif not self._passes(message, kind, position):
                 return None
-            asked = self._way.ask(message, timeout, extra, only, gather=True)
+            asked = self._way.ask(Ask(message, timeout, extra, only, gather=True))
         except HsmError as error:
             if not isinstance(error, EngineClosed):  # then the log may be sealed already
                 self._record.failure("sign", message, error)
@@ -388,7 +388,7 @@ class KeyManager(BatchedSigning, KeyWork):
         """As OwnTexts.sign."""
 
         async def submit(_extra: bytes | None, _admitted: ExitStack) -> Awaitable[Receipt]:
-            return self._way.ask(text, timeout, extra, only)
+            return self._way.ask(Ask(text, timeout, extra, only))
 
         return await self._answer("sign", text, submit)
 

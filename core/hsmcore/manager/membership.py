@@ -14,7 +14,7 @@ from hsmcore.base.log import get_logger
 from hsmcore.base.receipt import Receipt
 from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.errors import HsmError
-from hsmcore.failover.path import SigningPath, Way
+from hsmcore.failover.path import Ask, SigningPath, Way
 from hsmcore.manager.recording import AuditNotes
 
 if TYPE_CHECKING:
@@ -71,26 +71,16 @@ class ConfirmedWay(Way):
         """Signatures of `submit` that are being made, and are confirmed next."""
 
     async def _submit(self, message: object, timeout: float | None, _key: int, extra: bytes | None) -> bytes:
-        return (await self.ask(message, timeout, extra)).signature
+        return (await self.ask(Ask(message, timeout, extra))).signature
 
     def _receipt(
         self, message: object, timeout: float | None, _key: int, extra: bytes | None
     ) -> asyncio.Future[Receipt]:
-        return self.ask(message, timeout, extra)
+        return self.ask(Ask(message, timeout, extra))
 
-    def ask(
-        self,
-        message: Any,
-        timeout: float | None,
-        extra: bytes | None,
-        only: bytes | None = None,
-        *,
-        any_key: bool = False,
-        gather: bool = False,
-    ) -> asyncio.Future[Receipt]:
-        until = self._until(timeout)
-        asked = self._path.ask(message, timeout, extra, only, any_key=any_key, gather=gather)
-        return asyncio.ensure_future(self._signed(message, asked, until))
+    def ask(self, asked: Ask) -> asyncio.Future[Receipt]:
+        until = self._until(asked.timeout)
+        return asyncio.ensure_future(self._signed(asked.message, self._path.ask(asked), until))
 
     async def _signed(self, message: Any, asked: asyncio.Future[Receipt], until: float) -> Receipt:
         self._begun += 1
