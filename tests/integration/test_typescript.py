@@ -68,15 +68,7 @@ def against(options: Mapping[str, Any], transactions: int = 1000) -> dict[str, s
 
 
 @needs_node
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow("the client in every state of its connections"))
-        if name == "client"
-        else name
-        for name in ALONE
-    ],
-)
+@pytest.mark.parametrize("name", ALONE)
 def test_of_its_own(built, name):
     passes(built, name)
 
