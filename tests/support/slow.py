@@ -10,8 +10,10 @@ SECONDS = 5.0
 
 
 def long_first(items: list[Any]) -> None:
-    """Order tests so that no long one is left for one worker when all others have ended."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    """Order tests so that no long one is left for one worker when all others have ended. Those of a file stay together,
+    with what they share."""
+    files = {item.path for item in items if item.get_closest_marker("slow") is not None}
+    items.sort(key=lambda item: item.path not in files)
 
 
 def reasonless(items: Iterable[Any]) -> list[str]:

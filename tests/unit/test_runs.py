@@ -28,7 +28,7 @@ sys.stdin.read()
 
 def item(name, *reasons, marked=True):
     mark = SimpleNamespace(args=reasons) if marked else None
-    return SimpleNamespace(nodeid=name, get_closest_marker=lambda _: mark)
+    return SimpleNamespace(nodeid=name, path=name[0], get_closest_marker=lambda _: mark)
 
 
 @pytest.mark.parametrize(("size", "counts"), [(None, [1, 1, 2, 25]), ("full", [1, 4, 5, 100])])
@@ -41,10 +41,11 @@ def test_a_share_is_a_quarter_and_never_nothing(size, counts):
 
 
 def test_long_tests_come_first_and_say_why():
-    items = [item("a", marked=False), item("b", "waits"), item("c", marked=False), item("d")]
-    assert reasonless(items) == ["d"]
+    items = [item("a1", marked=False), item("b1", marked=False), item("b2", "waits"), item("c1", marked=False)]
+    items.append(item("d1"))
+    assert reasonless(items) == ["d1"]
     long_first(items)
-    assert [one.nodeid for one in items] == ["b", "d", "a", "c"]
+    assert [one.nodeid for one in items] == ["b1", "b2", "d1", "a1", "c1"]
 
 
 def test_a_run_names_long_tests_that_do_not_say_it():
