@@ -14,6 +14,7 @@ from sqlalchemy import insert, select, update
 from tests.support.postgres import Cluster, fleet
 from tests.support.size import share
 
+from hsmcore.fleet import rows
 from hsmcore.fleet.membership import Membership
 from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark
@@ -195,3 +196,21 @@ async def test_two_that_bind_one_position_at_the_same_time_have_one_winner(url):
     assert mark is None
     assert rows[1]["holder"] == "host:2"
     await first.close()
+
+
+async def test_hosts_that_start_at_once_on_a_new_database_all_enter_their_fleet(url, monkeypatch):
+    """Each finds no row of the fleet, and one of them makes it."""
+    looks = asyncio.Barrier(3)
+    inner = Store.exchange
+
+    async def together(store: Store, questions: Any, decide: Any, **rest: Any) -> Any:
+        if [question.statement for question in questions] != [rows.looking("").statement] or rest:
+            return await inner(store, questions, decide, **rest)
+        found = await inner(store, questions, lambda answers: (answers, []))
+        await looks.wait()
+        return await inner(store, [], lambda _: decide(found))
+
+    monkeypatch.setattr(Store, "exchange", together)
+    hosts = [fleet(url, host=name) for name in ("a", "b", "c")]
+    members = await asyncio.gather(*(Membership.open(host) for host in hosts))
+    await asyncio.gather(*(member.close() for member in members))

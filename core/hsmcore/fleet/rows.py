@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from sqlalchemy import bindparam, exists, insert, select, update
+from sqlalchemy.dialects import postgresql
 
 from hsmcore.fleet.machine import EpochRow
 from hsmcore.recovery.incident import count, word
@@ -51,7 +52,8 @@ _ALIVE: Final = (
     .values(seen_ns=NOW)
 )
 _NEW_HOST: Final = insert(FLEET_HOST).values(seen_ns=NOW, retired=0, note="")
-_NEW_FLEET: Final = insert(FLEET)
+# Hosts that start at once on a new database all find no row, and one of them makes it.
+_NEW_FLEET: Final = postgresql.insert(FLEET).on_conflict_do_nothing()
 HIGHS: Final = Question(select(WATERMARK.c.name, WATERMARK.c.high))
 """The highest position of each domain that is bound."""
 
