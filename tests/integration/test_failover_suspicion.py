@@ -26,9 +26,9 @@ def looks(monkeypatch):
     """The number of looks at the members so far. Neither a probe nor a suspicion ends by itself."""
     count, tick = [0], HealthMonitor._tick
 
-    def counted(monitor):
+    async def counted(monitor):
         count[0] += 1
-        tick(monitor)
+        return await tick(monitor)
 
     monkeypatch.setattr(HealthMonitor, "_tick", counted)
     monkeypatch.setattr(health, "PROBE_S", FOREVER)

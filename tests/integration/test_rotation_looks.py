@@ -103,10 +103,10 @@ async def test_a_follower_that_cannot_load_the_new_key_signs_no_more_with_the_on
     async with hsmcore.create_key_manager(config, rotates=False) as follower, opened(config) as leader:
         load, away = follower._path.load_key, [True]
 
-        async def loads(identity, known=None):
+        async def loads(identity):
             if away:
                 raise MemberDown("the member is away")
-            return await load(identity, known)
+            return await load(identity)
 
         monkeypatch.setattr(follower._path, "load_key", loads)
         new = await leader.rotate_key()

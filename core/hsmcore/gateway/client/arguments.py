@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from typing import Final
 
-from hsmcore._native import freeze, timeout_ns
 from hsmcore.base.keyring import canonical
-from hsmcore.errors import BadArgument, InvalidMessageType
+from hsmcore.errors import BadArgument, InvalidMessageType, InvalidTimeout
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import MOST_BYTES
 
@@ -27,15 +28,19 @@ def cut(batch: list[bytes], most: int) -> list[list[bytes]]:
 
 def as_bytes(message: object) -> bytes:
     """Return a message. Raises InvalidMessageType."""
-    data = freeze(message)
-    if type(data) is not bytes:
-        raise InvalidMessageType("a digest is signed by sign_digest")
-    return data
+    try:
+        return bytes(memoryview(message))  # type: ignore[arg-type]  # what is no buffer is refused
+    except (TypeError, ValueError) as error:
+        what = f"a message must be bytes, bytearray or memoryview, not {type(message).__name__}"
+        raise InvalidMessageType(what if isinstance(error, TypeError) else f"a message was released: {error}") from None
 
 
 def seconds_of(timeout: float) -> float:
     """Return a timeout. Raises InvalidTimeout."""
-    return timeout_ns(timeout) / 1e9
+    if type(timeout) in {int, float} and 0 < timeout < math.inf:
+        with suppress(OverflowError):  # beyond any float
+            return float(timeout)
+    raise InvalidTimeout("a timeout must be a positive, finite number of seconds")
 
 
 def kind_of(kind: str | None) -> str:
