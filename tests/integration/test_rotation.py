@@ -95,8 +95,14 @@ async def test_a_key_that_is_chosen_by_hand_signs_after_a_restart_too(fresh_toke
 
 @pytest.fixture
 def later(monkeypatch):
-    """Let so many days pass for rotations."""
-    passed = [0]
+    """Let so many days pass for rotations, whose clock has left its mark before: without one, a day is believed."""
+    passed, begin = [0], RotationService.begin
+
+    async def begins(rotation, *arguments):
+        await begin(rotation, *arguments)
+        await rotation._time.look()
+
+    monkeypatch.setattr(RotationService, "begin", begins)
     monkeypatch.setattr(service, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(RotationService, "clock", staticmethod(lambda: time.time_ns() + passed[0]))
     monkeypatch.setattr(RotationService, "boot", staticmethod(lambda: steady.boottime() + passed[0]))
