@@ -342,6 +342,7 @@ async def test_a_destroyed_key_fails_its_own_requests_as_not_found(fresh_token, 
 # ---- a token that stays away -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @one_loop
 async def test_an_absent_token_is_only_probed_and_used_again_when_it_is_back(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))

@@ -34,9 +34,8 @@ ROOM = 0.5
 """Time in which a request that is served meets a session that signs, however often the sessions have to be mended."""
 RECENT = 128
 """Answers that the measurement of admission control goes back to: a few of its windows."""
-OUTAGE = 0.03
-"""Time without a signature after which a member may be down, in seconds: 0.05 for the member, whose last answers a busy
-event loop sees later than they were made."""
+OUTAGE = 0.05
+"""Time without a signature after which a member may be down, in seconds."""
 OWN_CLASSES = frozenset({"REQUEST_FATAL", "PROCESS_FATAL"})
 
 
