@@ -14,7 +14,7 @@ from tests.support.wire_site import sign, site
 
 import hsmcore
 from hsmcore.base.receipt import Receipt
-from hsmcore.errors import EngineClosed, InvalidTimeout, KeyNotCurrent
+from hsmcore.errors import EmptyMessage, EngineClosed, InvalidTimeout, KeyNotCurrent
 from hsmcore.failover.path import Ask
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
@@ -106,14 +106,20 @@ async def test_no_answer_that_a_fleet_must_confirm_is_handed_out_before():
     loop = asyncio.get_running_loop()
     receipt = Receipt(bytes(64), "0a", bytes(32), "a", "primary", False, 0, None)
     confirmed: asyncio.Future[None] = loop.create_future()
+    abandoned: list[bytes] = []
 
     class Path:
         answers_recorded = True
 
-        def ask(self, _asked):
+        def ask(self, given):
+            if not given.message:
+                raise EmptyMessage
             asked = loop.create_future()
             asked.set_result(receipt)
             return asked
+
+        def abandon(self, _asked, message):
+            abandoned.append(message)
 
     class Fleet:
         def confirm(self, _until, _others):
@@ -122,6 +128,13 @@ async def test_no_answer_that_a_fleet_must_confirm_is_handed_out_before():
     way = ConfirmedWay(Path(), Fleet(), 1.0, None)
     with pytest.raises(InvalidTimeout):
         way.ask(Ask(M, 10**400, None))
+    with pytest.raises(EmptyMessage):
+        way.submit(b"", 1.0, 0, None)  # before anything is awaited: it counts as not submitted
+    leaves = way.ask(Ask(M, 1.0, None))
+    leaves.cancel()  # before its first step
+    await asyncio.wait({leaves})
+    await asyncio.sleep(0)
+    assert abandoned == [M]
     asked = way.ask(Ask(M, 1.0, None))
     await asyncio.sleep(0.01)
     assert not asked.done()

@@ -101,10 +101,10 @@ class SigningPath(Way, ABC):
     @property
     def member(self) -> Member:
         """The member for rare work on keys. Raises HsmError while none runs."""
-        for endpoint in self.running():
-            if endpoint.member is not None:
-                return endpoint.member
-        raise HsmError("no member has started", status="TOKEN_LOST")
+        started = [endpoint.member for endpoint in self.endpoints if endpoint.member is not None]
+        if not started:
+            raise HsmError("no member has started", status="TOKEN_LOST")
+        return started[0]
 
     def check_operation(self, operation: str) -> None:
         """Raise EmergencyRefused if the emergency level is active and does not allow the operation."""

@@ -14,6 +14,7 @@ from hsmcore.base.events import Events
 from hsmcore.base.keyring import KeyRing, KeyVersion
 from hsmcore.base.log import get_logger
 from hsmcore.base.receipt import Receipt
+from hsmcore.base.scope import Scope
 from hsmcore.config import Config, Failover
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyNotFound
 from hsmcore.failover.batch import sign_many
@@ -84,7 +85,7 @@ class FailoverService(SigningPath):
         )
         self.submit, self.receipt = self.router.routes.submit, self.router.routes.ask
         self._unwritten: list[tuple[int, Event]] = []
-        self._writing: asyncio.Task[None] | None = None
+        self._writing = Scope()
 
     @classmethod
     async def open(
@@ -272,8 +273,7 @@ class FailoverService(SigningPath):
         """Leave in the store what it should know. What it does not take keeps nothing open: units of the emergency
         budget stay spent, events are in the log."""
         try:
-            if self._writing is not None:
-                await asyncio.wait((self._writing,))
+            await self._writing.finish()
             await self.bindings.close()
             await self.budget.close()
             await self._write()
@@ -286,8 +286,8 @@ class FailoverService(SigningPath):
         details = event.described()
         (log.warning if event.kind in ALARMING else log.info)(event.kind, **details)
         self._unwritten.append((time.time_ns(), event))
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.get_running_loop().create_task(self._write_safely())
+        if not self._writing.is_open:
+            self._writing.start(self._write_safely())
         self._audit.note(event.kind, result="ok", **details)
         if event.kind in _EMITTED:
             self._events.emit(event.kind, **details)
@@ -303,7 +303,7 @@ class FailoverService(SigningPath):
         )
 
     async def _each_second(self) -> None:
-        if self._unwritten and (self._writing is None or self._writing.done()):
+        if self._unwritten and not self._writing.is_open:
             await self._write()
         await self._started.note(endpoint.name for endpoint in self.running())
         await self._audit_resets()

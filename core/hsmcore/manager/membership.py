@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -69,20 +69,33 @@ class ConfirmedWay(Way):
         self.answers_recorded = path.answers_recorded
         self._begun = 0
         """Signatures of `submit` that are being made, and are confirmed next."""
+        self._unawaited: set[asyncio.Future[Receipt]] = set()
+        """Requests of `ask` whose task has not taken its first step."""
 
-    async def _submit(self, message: object, timeout: float | None, _key: int, extra: bytes | None) -> bytes:
-        return (await self.ask(Ask(message, timeout, extra))).signature
+    def _submit(self, message: object, timeout: float | None, _key: int, extra: bytes | None) -> Awaitable[bytes]:
+        return _signature_of(self._receipt(message, timeout, _key, extra))
 
-    def _receipt(
-        self, message: object, timeout: float | None, _key: int, extra: bytes | None
-    ) -> asyncio.Future[Receipt]:
-        return self.ask(Ask(message, timeout, extra))
+    def _receipt(self, message: object, timeout: float | None, _key: int, extra: bytes | None) -> Awaitable[Receipt]:
+        """What the members refuse is raised here: nothing was submitted."""
+        until = self._until(timeout)
+        return self._signed(message, self._path.ask(Ask(message, timeout, extra)), until)
 
     def ask(self, asked: Ask) -> asyncio.Future[Receipt]:
         until = self._until(asked.timeout)
-        return asyncio.ensure_future(self._signed(asked.message, self._path.ask(asked), until))
+        future = self._path.ask(asked)
+        self._unawaited.add(future)
+        task = asyncio.get_running_loop().create_task(self._signed(asked.message, future, until))
+        task.add_done_callback(lambda _: self._drop(future, asked.message))
+        return task
+
+    def _drop(self, asked: asyncio.Future[Receipt], message: Any) -> None:
+        """A task that is cancelled before its first step never gives its request up."""
+        if asked in self._unawaited:
+            self._unawaited.discard(asked)
+            self._path.abandon(asked, message)
 
     async def _signed(self, message: Any, asked: asyncio.Future[Receipt], until: float) -> Receipt:
+        self._unawaited.discard(asked)
         self._begun += 1
         try:
             receipt = await asked
@@ -147,3 +160,7 @@ class ConfirmedWay(Way):
     def _record_failure(self, message: Any, error: BaseException) -> None:
         if isinstance(error, HsmError) and self._path.answers_recorded:  # else the key manager records it
             self._record.failure("sign", message, error)
+
+
+async def _signature_of(receipt: Awaitable[Receipt]) -> bytes:
+    return (await receipt).signature
