@@ -127,6 +127,28 @@ async def test_a_checkpoint_that_cannot_be_stored_is_overdue_until_it_is(world, 
     assert verify(Layout(log)).ok
 
 
+@one_loop
+async def test_what_is_written_while_a_checkpoint_is_made_is_covered_by_the_next(tmp_path, monkeypatch):
+    log = AuditLog(str(tmp_path / "audit.log"), settings(checkpointEverySeconds=1))
+    await log.open()
+    begun, held = asyncio.Event(), asyncio.Event()
+    sign = log._open._signer.sign
+
+    async def slowly(text):
+        begun.set()
+        await held.wait()
+        return await sign(text)
+
+    monkeypatch.setattr(log._open._signer, "sign", slowly)
+    log.record("sign", message=b"before", result="ok")
+    await begun.wait()
+    log.record("sign", message=b"meanwhile", result="ok")
+    await log.flush()
+    held.set()
+    await until(lambda: log.status.sealed == log.status.last_seq)  # no further record is needed
+    await log.close()
+
+
 async def unsealed_copy(tmp_path: Path) -> Layout:
     """What a kill leaves: records, most of them behind the last checkpoint."""
     log = AuditLog(str(tmp_path / "log" / "audit.log"), settings(checkpointEveryRecords=10**6))

@@ -297,7 +297,9 @@ async def test_garbage_is_refused_and_recorded(world, tmp_path, monkeypatch):
     async with site(world.config(auditLogFile=str(tmp_path / "audit.log")), tmp_path) as vault:
         for data in GARBAGE:
             answer = await asyncio.to_thread(talk, vault, data)
-            assert not answer or answer.startswith(b"HTTP/1.1 400 "), (data[:80], answer[:200])
+            # 431 is for a head that is too long, if it came whole: of one in pieces h11 says 400
+            statuses = (b"HTTP/1.1 400 ", b"HTTP/1.1 431 ") if len(data) > http.MAX_HEAD_BYTES else b"HTTP/1.1 400 "
+            assert not answer or answer.startswith(statuses), (data[:80], answer[:200])
             assert b"Traceback" not in answer
         await asyncio.to_thread(knock, vault, b"GET / HTTP/1.1\r\n\r\n")
         await vault.data("GET", KEY)

@@ -366,14 +366,16 @@ class OpenLog:
             self._seals.start(self.seal_or_say(prune=True), failed="the audit log was not sealed")
 
     async def seal_or_say(self, *, prune: bool) -> None:
+        again = True  # even if no further record comes
         try:
             await self.seal()
             if prune:
                 await self._prune()
+            again = self.durable_seq > self.sealed  # they came meanwhile
         except (HsmError, OSError, TileError, SegmentError) as error:
             get_logger().error("no audit checkpoint could be made", file=str(self._layout.log), error=str(error))
-            if prune and self._timer is None:  # again, even if no further record comes
-                self._timer = self._loop.call_later(self._settings.checkpoint_every_seconds, self._begin_seal)
+        if again and prune and self._timer is None:
+            self._timer = self._loop.call_later(self._settings.checkpoint_every_seconds, self._begin_seal)
 
     async def seal(self) -> None:
         """Sign a checkpoint over all durable records, if it covers more than the last one. Raises HsmError, TileError,
