@@ -14,6 +14,7 @@ import pytest
 from tests.support.audit_logs import settings, turn_clock
 from tests.support.loops import one_loop
 from tests.support.paths import NOOP
+from tests.support.size import share
 from tests.support.terminal import PROGRAM
 
 from hsmcore.audit import AuditLog
@@ -162,7 +163,7 @@ def test_verify_beside_a_signer_ends_with_0(tmp_path):
         for _ in range(20_000):
             assert signer.stdout.readline()
         drain = subprocess.Popen(["cat"], stdin=signer.stdout, stdout=subprocess.DEVNULL)
-        for _ in range(5):
+        for _ in range(share(8)):
             done = subprocess.run(
                 [*PROGRAM, "audit", "verify", str(tmp_path / "audit.log")],
                 capture_output=True, text=True, check=False, timeout=120,

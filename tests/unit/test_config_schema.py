@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jsonschema
 import pytest
 
 import hsmcore
@@ -20,6 +19,8 @@ DOCUMENT = {"sequencer": {"keyManager": {"type": "softhsm", "config": TOKEN}}}
 
 
 def faults(document):
+    import jsonschema  # here: it takes more than a second
+
     return [error.message for error in jsonschema.Draft202012Validator(document_schema()).iter_errors(document)]
 
 
@@ -34,6 +35,8 @@ def changed(path, value):
 
 
 def test_it_is_a_schema():
+    import jsonschema
+
     jsonschema.Draft202012Validator.check_schema(document_schema())
     assert {"keyManager", "gateway"} <= hsmcore.Config.model_json_schema()["properties"].keys()
 
