@@ -119,7 +119,7 @@ def test_a_failover_arrives_without_reloading_and_a_page_outlives_its_server(sce
     made.wait_for_selector("#timeline p:has-text('emergency')")
     made.wait_for_function(
         """() => { const bands = [...document.querySelectorAll('#timeline .band')].map((band) => band.classList[1]);
-        return bands[0] === 'good' && bands[1] === 'warn' && bands.at(-1) === 'bad'; }"""
+        return bands[0] === 'good' && bands.includes('warn') && bands.at(-1) === 'bad'; }"""
     )
     running.site.revive(0)
     made.wait_for_selector("#events .tone:text-is('failback')")
