@@ -17,6 +17,7 @@ from tests.support.managers import opened
 from tests.support.policed import ordered
 from tests.support.state_rollbacks import Life, config_of, conflicts, copy_by_hand, put_back_by_hand
 
+from hsmcore import StoreBehind, create_key_manager
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.config import load
@@ -121,3 +122,22 @@ async def test_records_of_before_there_were_macs_are_witnesses_if_a_checkpoint_c
     async with Host(tmp_path, "a", Bytes(), **rules) as host:
         assert (await host.witness.attend()).number == (1 if sealed else 0)
         assert len(await host.digests()) == (20 if sealed else 10)
+
+
+@one_loop
+async def test_an_older_store_stays_one_whatever_is_appended_to_its_log(tmp_path):
+    """The mark that the older store knows, copied to the log's end, vouches for nothing."""
+    config = config_of(tmp_path, policy={"kinds": ["tx-v0"]}, failover={"emergencyModeEnabled": True})
+    layout = Layout(tmp_path / "audit.log")
+    async with opened(config):
+        pass
+    copy_by_hand(tmp_path, tmp_path / "older")
+    [*_, known] = [line for line in layout.log.read_bytes().splitlines() if b'"state-mark"' in line]
+    async with opened(config):
+        pass
+    put_back_by_hand(tmp_path, tmp_path / "older")
+    following = len(layout.log.read_bytes().splitlines()) + 1
+    with layout.log.open("ab") as file:
+        file.write(json.dumps(json.loads(known) | {"seq": following}, separators=(",", ":")).encode() + b"\n")
+    with pytest.raises(StoreBehind, match="goes on after it"):
+        await create_key_manager(config).initialize()

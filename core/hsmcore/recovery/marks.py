@@ -8,6 +8,7 @@ rotations or emergency budget: a store without the log's last mark is an older o
 
 from __future__ import annotations
 
+import hmac
 import secrets
 import socket
 import time
@@ -20,6 +21,7 @@ from typing import Any, Final, Self
 from sqlalchemy import Connection, delete, select
 
 from hsmcore.audit import AuditLog
+from hsmcore.audit.query import Record
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
 from hsmcore.config import Config
@@ -139,14 +141,40 @@ class Marks:
 
     async def _last_mark(self, row: dict[str, Any] | None) -> tuple[str, int]:
         """Return the log's last mark, and the time of the newest one that the store has, or 0."""
-        newest = ""
         known = () if row is None else (row["logged"], row["pending"])
+        read, vouched, before, reached = list[Record](), list[Record](), set[str](), False
         async for record in self._log.newest(OPERATION):
-            state = str(record.get("state", ""))
-            newest = newest or state
-            if state in known:
-                return newest, int(record["time_ns"])
-        return newest, 0
+            read.append(record)
+            if self._vouches(record):
+                vouched.append(record)
+                before.discard(record["state"])
+                if not reached:
+                    before.add(str(record.get("previous", "")))
+                reached = reached or record["state"] in known
+                if reached and not before - {""}:
+                    break
+        # Those that this version's key managers made; or, if there are none yet, what a checkpoint covered.
+        marks = vouched or [record for record in read if self._is_plain or record["seq"] <= self._log.sealed_before]
+        # One that an older record has, too, was copied by another writer.
+        first = {str(record.get("state", "")): record for record in marks}
+        if len(first) < len(read) and not self._is_plain:
+            told = {"newest": max(record["seq"] for record in read if record not in first.values())}
+            get_logger().error("marks in the audit log are not vouched for: they count for nothing", **told)
+        newest = sorted(first.values(), key=lambda record: int(record["seq"]), reverse=True)
+        since = next((int(record["time_ns"]) for record in newest if record.get("state") in known), 0)
+        return (str(newest[0].get("state", "")) if newest else "", since)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether no secret seals the store: then any writer is believed."""
+        return not self._store.attest()
+
+    def _vouches(self, record: Record) -> bool:
+        mac, said = self._attest(record.get("state"), record.get("previous")), record.get("mac")
+        return not mac or (isinstance(said, str) and hmac.compare_digest(said.encode(), mac.encode()))
+
+    def _attest(self, state: object, previous: object) -> str:
+        return self._store.attest(OPERATION, self._name, state, previous)
 
     async def _mark(self, seen: str | None = None) -> None:
         """Make a mark: in the store first, so that the log never has one that the store did not have. `seen`: only if
@@ -167,7 +195,9 @@ class Marks:
         if self._seen == seen:
             return
         self._marked_ns = now
-        seq = self._log.note(OPERATION, result="ok", state=fresh)
+        mac, previous = self._attest(fresh, self._logged), self._logged
+        vouched = {"previous": previous, "mac": mac} if mac else {}
+        seq = self._log.note(OPERATION, result="ok", state=fresh, **vouched)
         await self._log.durable(seq)
         status = self._log.status
         if seq is not None and status is not None and status.kept_seq >= seq:
