@@ -195,8 +195,9 @@ class Marks:
         if self._seen == seen:
             return
         self._marked_ns = now
-        mac, previous = self._attest(fresh, self._logged), self._logged
-        vouched = {"previous": previous, "mac": mac} if mac else {}
+        previous = self._logged
+        mac = self._attest(fresh, previous)
+        vouched: dict[str, Any] = {"previous": previous, "mac": mac} if mac else {}
         seq = self._log.note(OPERATION, result="ok", state=fresh, **vouched)
         await self._log.durable(seq)
         status = self._log.status
