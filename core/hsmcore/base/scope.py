@@ -65,7 +65,7 @@ class Scope:
         caller's."""
         wake = asyncio.Event() if wake is None else wake
         pauses = (seconds, retry_seconds or seconds, max(most_seconds, seconds))
-        self.start(_again_and_again(wake, pauses, work, failed, at_once=at_once), context=Context())
+        self.start(_again_and_again(wake, pauses, work, failed, at_once=at_once), context=Context()).set_name(failed)
         return wake
 
     def defer(self, close: Callable[[], object]) -> None:
