@@ -56,8 +56,8 @@ const yOf = (point: Uint8Array): bigint =>
  * keys of a second spelling, and points of small order. */
 export function isEd25519(publicKey: Uint8Array, message: Uint8Array, signature: Uint8Array): boolean {
   if (publicKey.length !== 32 || signature.length !== 64) return false;
-  const key = yOf(publicKey);
-  if (key >= P || SMALL.includes(key) || SMALL.includes(yOf(signature.subarray(0, 32)))) return false;
+  const y = yOf(publicKey);
+  if (y >= P || SMALL.includes(y) || SMALL.includes(yOf(signature.subarray(0, 32)))) return false;
   try {
     const key = createPublicKey({ key: Buffer.concat([SPKI, publicKey]), format: "der", type: "spki" });
     return verifySignature(null, message, key, signature);
