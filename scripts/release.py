@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Make the provenance of a release, signed by a key in an HSM: dist/hsmcore-VERSION.intoto.jsonl.
+"""Put run.txt beside the wheels, and make the provenance of a release, signed by a key in an HSM:
+dist/hsmcore-VERSION.intoto.jsonl.
 
     .venv/bin/python scripts/release.py CONFIG [--dist dist] [--rehearsal]
 
@@ -19,6 +20,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -47,6 +49,7 @@ def main() -> int:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     if not options.rehearsal:
         check_ready(version, options.dist)
+    shutil.copyfile(ROOT / "requirements" / "run.txt", options.dist / "run.txt")
     payload = json.dumps(statement(options.dist, version, rehearsal=options.rehearsal), sort_keys=True).encode()
     public_key, envelope = asyncio.run(sealed(options.config, payload))
     target = options.dist / f"hsmcore-{version}.intoto.jsonl"
@@ -92,10 +95,10 @@ def without_bill(dist: Path) -> list[str]:
 
 def statement(dist: Path, version: str, *, rehearsal: bool) -> dict[str, Any]:
     """The in-toto statement about the release's files."""
-    files = sorted(path for path in dist.iterdir() if path.suffix in {".whl", ".gz", ".json"})
+    files = sorted(path for path in dist.iterdir() if path.suffix in {".whl", ".gz", ".json"} or path.name == "run.txt")
     if not any(path.suffix == ".whl" and path.name.startswith(f"hsmcore-{version}-") for path in files):
         raise SystemExit(f"release: {dist} has no wheel of hsmcore {version}; run make wheel")
-    others = [path.name for path in files if path.suffix != ".json" and f"-{version}" not in path.name]
+    others = [path.name for path in files if path.suffix in {".whl", ".gz"} and f"-{version}" not in path.name]
     if others:
         raise SystemExit(f"release: {dist} has files of another version: {', '.join(others)}")
     commit = git("rev-parse", "HEAD")

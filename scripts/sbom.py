@@ -35,7 +35,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 PROJECT = "hsmcore"
-NOT_PRODUCTION = {"all", "bench", "test"}
+NOT_PRODUCTION = {"all", "docs", "test"}
 PACKAGE = Path(str(find_spec(PROJECT).origin)).parent
 
 

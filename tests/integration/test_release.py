@@ -42,7 +42,8 @@ def release(tmp_path, world):
 def test_what_was_signed_is_verified(release):
     dist, public_key = release
     said = script("verify_release.py", public_key, "--dist", dist, "--rehearsal")
-    assert (said.returncode, said.stdout) == (0, "verified: 2 files\n"), said.stderr
+    assert (said.returncode, said.stdout) == (0, "verified: 3 files\n"), said.stderr
+    assert (dist / "run.txt").read_bytes() == (ROOT / "requirements" / "run.txt").read_bytes()
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     said = script("verify_release.py", public_key, "--dist", dist, "--rehearsal", "--commit", commit.strip())
     assert said.returncode == 0, said.stderr
@@ -58,6 +59,10 @@ def change_file(dist):
 
 def remove_file(dist):
     next(dist.glob("*.tar.gz")).unlink()
+
+
+def change_hashes(dist):
+    (dist / "run.txt").write_text("idna\n")
 
 
 def add_file(dist):
@@ -96,6 +101,7 @@ def test_what_is_not_as_signed_is_refused(release, tmp_path):
     dist, public_key = release
     for tamper, reason in (
         (change_file, "is not the file that was signed"),
+        (change_hashes, "run.txt is not the file that was signed"),
         (remove_file, "is missing"),
         (add_file, "is in no statement"),
         (change_statement, "that key has not signed it"),

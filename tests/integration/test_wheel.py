@@ -49,8 +49,11 @@ def installed(wheels, tmp_path):
         assert said.returncode == 0, said.stdout + said.stderr
         return said.stdout
 
+    root.add(ROOT / "requirements" / "run.txt", Path("/opt/run.txt"))
+    install = [str(root.python), "-m", "pip", "-q", "install", "--no-index"]
+    run(*install, "--require-hashes", "-r", "/opt/run.txt")  # it is there, so pip asks for nothing
     names = [f"/opt/{wheel.name}" for wheel in wheels]
-    run(str(root.python), "-m", "pip", "-q", "install", "--no-index", "--no-deps", "--target", "/opt/site", *names)
+    run(*install, "--no-deps", "--target", "/opt/site", *names)
     run.root, run.python = root, str(root.python)
     return run
 

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import tomllib
 
+import pytest
 from tests.support.paths import ROOT
 
 from hsmcore.base.extras import install
@@ -46,6 +47,22 @@ def test_no_line_asks_an_index_for_hsmcore():
     assert {name: found[0] for name, text in texts() if (found := BARE.search(text))} == {}
 
 
+def test_no_extra_asks_an_index_for_hsmcore():
+    """All but the extra that names the others, which pip takes from the same file."""
+    others = {extra: listed for extra, listed in EXTRAS.items() if extra != "all"}
+    assert not [each for listed in (PROJECT["dependencies"], *others.values()) for each in listed if "hsmcore" in each]
+    [every] = EXTRAS["all"]
+    assert set(re.fullmatch(r"hsmcore\[(.+)\]", every)[1].split(",")) == {*others}
+
+
+@pytest.mark.parametrize("name", ["packaging/oci/Containerfile", "docs/DEPLOY.md"])
+def test_a_signer_gets_from_an_index_what_has_a_known_hash_and_no_more(name):
+    lines = (ROOT / name).read_text().replace("\\\n", "").splitlines()
+    found = [each for line in lines for each in re.findall(r"bin/pip (?:install|download) [^&]+", line)]
+    assert any("requirements/run.txt" in each or "/path/to/run.txt" in each for each in found)
+    assert not [each for each in found if "--require-hashes" not in each and "--no-index" not in each]
+
+
 def test_the_wheels_of_the_documents_are_of_this_version():
     found = {(name, v) for name, text in texts() if name.endswith(".md")
              for v in re.findall(r"hsmcore(?:_bench)?-(\d+\.\d+\.\d+)-", text)}  # fmt: skip
@@ -54,7 +71,7 @@ def test_the_wheels_of_the_documents_are_of_this_version():
 
 
 def test_a_hint_names_the_packages_themselves():
-    for extra in {*EXTRAS} - {"all", "bench"}:
+    for extra in {*EXTRAS} - {"all"}:
         program, verb, *packages = shlex.split(install(extra))
         assert (program, verb) == ("pip", "install")
         names = [re.match(r"[\w-]+", each)[0] for each in packages]

@@ -193,14 +193,6 @@ def test_parts_of_the_benchmarks_share_only_the_harness(part, others):
         assert not re.search(rf"\bhsmcore_bench\.({others})\b", path.read_text()), path
 
 
-def test_the_two_packages_name_each_other_by_the_version_they_have():
-    library, bench = (
-        tomllib.loads((ROOT / folder / "pyproject.toml").read_text())["project"] for folder in (".", "bench")
-    )
-    assert bench["dependencies"][0] == f"hsmcore=={library['version']}"
-    assert library["optional-dependencies"]["bench"] == [f"hsmcore-bench[full]=={bench['version']}"]
-
-
 def test_the_core_knows_nothing_of_python():
     for path in sources("native/src", ".c", ".h"):
         assert not re.search(r"#include\s*[<\"]Python\.h", path.read_text()), path

@@ -43,9 +43,21 @@ export function isSigned(
   return own.every(({ value }) => isEd25519(publicKey, data, value.subarray(4))) ? own.length > 0 : undefined;
 }
 
-/** Whether an Ed25519 key (32 bytes) made a signature. */
+// 2^255 - 19, and the y of a point of order eight.
+const P = (1n << 255n) - 19n;
+const EIGHTH = 0x7a03ac9277fdc74ec6cc392cfa53202a0f67100d760b3cba4fd84d3d706a17c7n;
+const SMALL = [0n, 1n, P - 1n, EIGHTH, P - EIGHTH];
+
+/** The y of a point, as it is spelled. */
+const yOf = (point: Uint8Array): bigint =>
+  BigInt(`0x${Buffer.from(point).reverse().toString("hex")}`) & ((1n << 255n) - 1n);
+
+/** Whether an Ed25519 key (32 bytes) made a signature, by Solana's rule. OpenSSL compares S and the spelling of R, and takes
+ * keys of a second spelling, and points of small order. */
 export function isEd25519(publicKey: Uint8Array, message: Uint8Array, signature: Uint8Array): boolean {
-  if (signature.length !== 64) return false;
+  if (publicKey.length !== 32 || signature.length !== 64) return false;
+  const y = yOf(publicKey);
+  if (y >= P || SMALL.includes(y) || SMALL.includes(yOf(signature.subarray(0, 32)))) return false;
   try {
     const key = createPublicKey({ key: Buffer.concat([SPKI, publicKey]), format: "der", type: "spki" });
     return verifySignature(null, message, key, signature);
