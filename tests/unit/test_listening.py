@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from hsmcore.base.listening.connections import FEW, RESERVE, Connection, ConnectionLimit, spare_descriptors
+from hsmcore.base.listening.http import LimitedProtocol
 
 
 class Client(Connection):
@@ -124,3 +129,46 @@ def rested(gate: ConnectionLimit) -> ConnectionLimit:
     """Once it looks at the descriptors again."""
     gate._looked -= 1
     return gate
+
+
+class Wire(asyncio.Transport):
+    """The other end of a connection, which takes everything."""
+
+    def write(self, data: Any) -> None:
+        del data
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+def test_more_bytes_of_a_client_whose_request_waits_do_not_keep_its_place() -> None:
+    async def run() -> None:
+        gate, waits = ConnectionLimit(1), asyncio.Event()
+
+        async def app(scope: Any, _receive: Any, _send: Any) -> None:
+            scope["state"]["connection"].idle()
+            waits.set()
+            await asyncio.Event().wait()
+
+        config = uvicorn.Config(app, lifespan="off", log_config=None)
+        config.load()
+        [place] = entered(gate, 1)
+        protocol = LimitedProtocol(place, config, ServerState(), lambda _peer, _why: None)
+        protocol.connection_made(Wire())
+        place.give_way = place.told
+        protocol.data_received(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await waits.wait()
+        protocol.data_received(b"GET / HTTP/1.1\r\n")
+        entered(gate, 1)
+        assert place.gone
+
+    asyncio.run(run())

@@ -101,7 +101,8 @@ class Console:
             Route("/api/actions/{name}", self.action, methods=post),
             *(Route(path, self.page, methods=get) for path in self._static),
         ]
-        return _Guarded(Starlette(routes=routes, exception_handlers={HTTPException: _plain_error}), self._hosts)
+        routed = Starlette(routes=routes, exception_handlers={HTTPException: _plain_error})
+        return _Guarded(routed, self._hosts, self._access)
 
     def verdict(self, request: Request, wanted: Role) -> Verdict:
         """Decide whether a request may view or act."""
@@ -290,10 +291,10 @@ class Stream:
 
 
 class _Guarded:
-    """The outermost layer: the Host header, security headers, and no traceback to any client."""
+    """The outermost layer: turns of strangers, the Host header, security headers, and no traceback to any client."""
 
-    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None) -> None:
-        self._app, self._hosts = app, hosts
+    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None, access: Access) -> None:
+        self._app, self._hosts, self._access = app, hosts, access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = False
@@ -310,12 +311,27 @@ class _Guarded:
             await send(message)
 
         try:
+            if not await self._has_turn(scope):
+                await _disconnected(receive)
+                return
             refused = self._refused(scope)
             await (refused or self._app)(scope, receive, guarded)
         except Exception:  # noqa: BLE001  # whatever it is: logged here, and nothing of it goes out
             get_logger().exception("a request to the console failed", path=scope["path"][:200])
             if not started:
                 await _json({"error": "internal", "message": "see the log"}, 500)(scope, receive, guarded)
+
+    async def _has_turn(self, scope: Scope) -> bool:
+        """Wait for the request's turn; or close its connection, and return False."""
+        request, place = Request(scope), scope["state"]["connection"]
+        wait = self._access.turn(request.headers.get("authorization"), _peer(request))
+        if wait is None:
+            place.give_way()
+        elif wait:
+            place.idle()  # those that wait give way to a client with a token
+            await asyncio.sleep(wait)
+            place.busy()
+        return wait is not None
 
     def _refused(self, scope: Scope) -> Response | None:
         size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])

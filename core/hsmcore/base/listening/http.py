@@ -40,8 +40,10 @@ class LimitedProtocol(H11Protocol):
         server_state: ServerState,
         refused: Callable[[str, str], object],
     ) -> None:
-        super().__init__(config, server_state, app_state={})
+        super().__init__(config, server_state, app_state={"connection": place})
         self._place, self._refused = place, refused
+        self._counted: object = None
+        """The request that the place is busy with."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
         super().connection_made(transport)
@@ -59,7 +61,9 @@ class LimitedProtocol(H11Protocol):
         if self.transport.is_closing():
             return
         if self.conn.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
-            self._place.busy()
+            if self._counted is not self.cycle:  # else it is data of the next one, and the place may be idle again
+                self._counted = self.cycle
+                self._place.busy()
         else:
             self._place.arm(REQUEST_SECONDS)
 
