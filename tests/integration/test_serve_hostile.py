@@ -25,6 +25,7 @@ from tests.support.web import ask, asked, connection, raw
 import hsmcore
 from hsmcore.base.listening import http
 from hsmcore.serve import attached
+from hsmcore.serve.checks import NAMES
 
 pytestmark = pytest.mark.integration
 OPERATOR = "o" * 40
@@ -160,6 +161,13 @@ def test_another_host_or_origin_gets_nothing(lasting):
     ):
         answer = ask(lasting, "/api/actions/x", "POST", token=OPERATOR, body=b"{}", headers={"Origin": origin})
         assert answer.status == status, origin
+
+
+def test_a_query_that_takes_long_to_read_is_refused_before(lasting):
+    for path in ("/readyz", "/keys", "/nothing"):
+        assert ask(lasting, f"{path}?{'a&' * 513}").status == 414
+    checks = "&".join(f"exclude={name}" for name in NAMES)
+    assert ask(lasting, f"/readyz?{checks}&{checks}").status == 200
 
 
 # ---- connections ----

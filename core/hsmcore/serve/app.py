@@ -33,6 +33,8 @@ from hsmcore.serve.source import Unanswered
 from hsmcore.tlog.key_set import serial_of
 
 MAX_BODY_BYTES: Final = 4096
+MAX_QUERY_BYTES: Final = 1024
+"""To read 16 KiB of them takes 8 ms, in which no other thread has the interpreter."""
 SEND_SECONDS: Final = 30.0
 """Seconds after which a watcher that reads nothing is disconnected."""
 POLICY: Final = (
@@ -337,6 +339,8 @@ class _Guarded:
         size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
         if size > MAX_HEAD_BYTES:  # the protocol limits only heads that come in several pieces
             return _json({"error": "too large", "message": f"a head has at most {MAX_HEAD_BYTES} bytes"}, 431)
+        if len(scope["query_string"]) > MAX_QUERY_BYTES:
+            return _json({"error": "too large", "message": f"a query has at most {MAX_QUERY_BYTES} bytes"}, 414)
         headers = dict(scope["headers"])
         host = headers.get(b"host", b"").decode("latin-1").lower()
         name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
