@@ -84,6 +84,7 @@ check-deep: sanitize-test guard proofs cross-test native-libraries .venv/.built 
 	HSMCORE_TESTS=full $(BIN)/python -m pytest -m alone $(ALONE)
 	$(BIN)/python -m pytest tests/chaos/test_rotation_kills.py tests/chaos/rotation_at_length.py --timeout 1200
 	$(BIN)/python -m tests.chaos.looks --seeds 0-199
+	$(BIN)/python -m tests.chaos.emergency_at_length
 	$(BIN)/python -m tests.fleet.schedules --seeds 0-99 --jobs 2
 	$(BIN)/python -m tests.fleet.patroni_schedules --seeds 0-9 --jobs 1
 	$(BIN)/python -m tests.fleet.promotions --times 100

@@ -20,11 +20,12 @@ from tests.support.certificates import self_signed
 from tests.support.loops import one_loop
 from tests.support.managers import opened
 from tests.support.size import share
-from tests.support.web import ask, asked, raw
+from tests.support.web import ask, asked, connection, raw
 
 import hsmcore
 from hsmcore.base.listening import http
 from hsmcore.serve import attached
+from hsmcore.serve.checks import NAMES
 
 pytestmark = pytest.mark.integration
 OPERATOR = "o" * 40
@@ -162,6 +163,13 @@ def test_another_host_or_origin_gets_nothing(lasting):
         assert answer.status == status, origin
 
 
+def test_a_query_that_takes_long_to_read_is_refused_before(lasting):
+    for path in ("/readyz", "/keys", "/nothing"):
+        assert ask(lasting, f"{path}?{'a&' * 513}").status == 414
+    checks = "&".join(f"exclude={name}" for name in NAMES)
+    assert ask(lasting, f"/readyz?{checks}&{checks}").status == 200
+
+
 # ---- connections ----
 
 
@@ -264,6 +272,31 @@ async def test_streams_are_counted_and_their_end_is_noticed(world):
         assert await asyncio.to_thread(fill) == 503
         while len(site.monitor.feed):  # noqa: ASYNC110  # what is waited for happens in the server's thread
             await asyncio.sleep(0.01)
+
+
+# ---- floods ----
+
+
+@one_loop
+async def test_a_stranger_gets_so_many_answers_and_its_connection_is_closed_a_right_token_gets_all(world, monkeypatch):
+    monkeypatch.setattr("hsmcore.serve.access.STRANGERS", 3)
+    async with opened(world.config(**RULES)) as manager, attached(manager) as site:
+        site._access._strangers._clock = lambda: 0.0  # no turn comes back
+
+        def flood():
+            statuses, client = [], connection(site.address)
+            with suppress(ConnectionError):
+                for _ in range(9):
+                    client.request("GET", "/healthz")
+                    answer = client.getresponse()
+                    statuses.append((answer.status, len(answer.read()) > 0))
+            client.close()
+            return statuses
+
+        assert await asyncio.to_thread(flood) == [(200, True)] * 4  # the last one waits for a third of a second
+        assert await asyncio.to_thread(flood) == []
+        for _ in range(9):
+            assert (await asked(site.address, "/healthz", token=OPERATOR)).status == 200
 
 
 # ---- guessing ----

@@ -15,7 +15,8 @@ from tests.support.size import share
 from hsmcore.config import Monitoring, Secret
 from hsmcore.config.monitoring import Address
 from hsmcore.errors import ConfigurationError
-from hsmcore.serve.access import FAILURES, Access
+from hsmcore.serve.access import FAILURES, STRANGERS, WAIT_SECONDS, Access
+from hsmcore.serve.app import _Guarded
 from hsmcore.serve.attach import settings_of
 from hsmcore.serve.checks import checks, ready
 from hsmcore.serve.feed import KEPT, MAX_QUEUED, MAX_WATCHERS, Feed, Full
@@ -171,7 +172,7 @@ def test_failed_guesses_lock_out_no_token_that_came_from_there_before():
 def test_right_wrong_and_missing_tokens_take_the_same_time():
     """Nothing like a proof, but an early return or a comparison that stops at the first difference would show."""
     found = access(clock=lambda: 0.0)
-    found._failures.note = lambda _peer: None
+    found._failures.take = lambda _peer: None
     times = {name: [] for name in ("right", "wrong", "near", "missing")}
     headers = {"right": f"Bearer {OPERATOR}", "wrong": "Bearer " + "w" * 32, "near": f"Bearer {OPERATOR[:-1]}x"}
     headers["missing"] = None
@@ -189,6 +190,70 @@ def test_tokens_are_nowhere_in_the_object():
     found = access()
     assert VIEWER.encode() not in repr(vars(found)).encode()
     assert all(VIEWER.encode() != value for value in vars(found).values())
+
+
+# ---- turns ----
+
+
+def test_requests_without_a_right_token_have_so_many_turns_and_those_with_one_are_not_counted():
+    clock = Clock()
+    found = access(clock=clock)
+
+    def turns(count, token=None, peer="peer"):
+        return [found.turn(None if token is None else f"Bearer {token}", peer) for _ in range(count)]
+
+    assert turns(3 * STRANGERS, VIEWER) + turns(3 * STRANGERS, OPERATOR) == [0.0] * 6 * STRANGERS
+    assert turns(STRANGERS - 1) + turns(1, "w" * 32) == [0.0] * STRANGERS
+    late = round(WAIT_SECONDS * STRANGERS)
+    assert turns(late) == pytest.approx([(number + 1) / STRANGERS for number in range(late)])
+    assert turns(2 * STRANGERS) + turns(1, "w" * 32) == [None] * (2 * STRANGERS + 1)
+    assert turns(1, VIEWER) + turns(1, OPERATOR) + turns(1, peer="another") == [0.0] * 3
+    clock.now += 1.0
+    assert turns(2 * STRANGERS).count(None) == STRANGERS
+    clock.now += 3600.0
+    assert turns(2 * STRANGERS).count(0.0) == STRANGERS
+
+
+def test_where_the_page_is_open_to_all_its_requests_are_counted_too():
+    found = access(viewer=None, operator=None, clock=Clock())
+    assert [found.turn(None, "peer") for _ in range(9 * STRANGERS)].count(None) == round((8 - WAIT_SECONDS) * STRANGERS)
+
+
+def test_the_wait_tells_no_guesser_that_a_token_is_right():
+    found = access(clock=Clock())
+    for _ in range(FAILURES):
+        judged(found, "w" * 32, "viewer")
+    for token in (OPERATOR, "w" * 32):
+        assert [found.turn(f"Bearer {token}", "peer") for _ in range(STRANGERS // 2)] == [0.0] * (STRANGERS // 2)
+    assert found.turn(f"Bearer {OPERATOR}", "peer") > 0
+
+
+def test_a_request_that_waits_for_its_turn_gives_way_and_one_without_a_turn_is_not_answered(monkeypatch):
+    done = []
+
+    class Place:
+        def __getattr__(self, name):
+            return lambda: done.append(name)
+
+    async def app(_scope, _receive, _send):
+        done.append("answered")
+
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    async def slept(seconds):
+        done.append(seconds)
+
+    monkeypatch.setattr("hsmcore.serve.app.asyncio.sleep", slept)
+    found = access(clock=Clock())
+    scope = {"type": "http", "method": "GET", "path": "/", "raw_path": b"/", "query_string": b"", "headers": []}
+    scope |= {"state": {"connection": Place()}, "client": ("192.0.2.1", 1)}
+    guarded = _Guarded(app, None, found)
+    for wait, what in ((0.0, ["answered"]), (0.25, ["idle", 0.25, "busy", "answered"]), (None, ["give_way"])):
+        found.turn = lambda _header, _peer, wait=wait: wait
+        asyncio.run(guarded(scope, gone, None))
+        assert done == what
+        done.clear()
 
 
 # ---- records of refusals ----

@@ -1,4 +1,5 @@
-"""Authorization: bearer tokens compared in constant time, and a rate limit on wrong ones."""
+"""Authorization: bearer tokens compared in constant time, a rate limit on wrong ones, and one on requests without a
+right one: the server shares the interpreter with the signer."""
 
 from __future__ import annotations
 
@@ -18,6 +19,11 @@ Role = Literal["viewer", "operator"]
 FAILURES: Final = 10
 """Wrong tokens that an address may send at once; then one in REFILL_SECONDS."""
 REFILL_SECONDS: Final = 1.0
+STRANGERS: Final = 200
+"""Requests without a right token that an address may send at once; as many come back in a second."""
+WAIT_SECONDS: Final = 0.5
+"""The most seconds that such a request waits for its turn. A short wait holds a flood back, which a closed connection
+does not: its client makes another, at a higher price than an answer's. And a probe of /healthz gets its turn."""
 _MAX_PEERS: Final = 1024
 
 
@@ -44,7 +50,8 @@ class Access:
             problem = "is the same token as viewerToken: whoever may look could act"
             raise ConfigurationError.of([ConfigFault(f"{settings.where}.operatorToken", problem)])
         self._nobody = os.urandom(32)  # the digest of no token
-        self._failures = _Failures(clock)
+        self._failures = _Failures(FAILURES, REFILL_SECONDS, clock)
+        self._strangers = _Buckets(STRANGERS, 1 / STRANGERS, clock)
 
     @property
     def open_to_view(self) -> bool:
@@ -60,12 +67,7 @@ class Access:
         """Decide whether a request with this Authorization header has the role `wanted`. The work is the same for a
         right, a wrong and a missing token."""
         presented = self._presented(header)
-        digest = self._digests.of(presented)
-        is_operator = hmac.compare_digest(digest, self._operator or self._nobody)
-        is_viewer = hmac.compare_digest(digest, self._viewer or self._nobody)
-        right: Role | None = "operator" if is_operator else "viewer" if is_viewer else None
-        limited = self._failures.spent(peer) and not self._failures.is_known(peer, right)
-        role = right if not limited else None
+        role, limited = self._granted(presented, peer)
         if role is not None:
             self._failures.know(peer, role)
         elif self._viewer is None and not presented:
@@ -77,8 +79,28 @@ class Access:
         if limited:
             return Verdict(None, "limited")
         if presented:
-            self._failures.note(peer)
+            self._failures.take(peer)
         return Verdict(None, "wrong" if presented else "missing")
+
+    def turn(self, header: str | None, peer: str) -> float | None:
+        """Count a request, unless its token is right. Return how many seconds it waits for its turn; None: there were
+        so many from this address that it gets none."""
+        if self._granted(self._presented(header), peer)[0] is not None:
+            return 0.0
+        wait = (1 - self._strangers.left(peer)) * self._strangers.seconds
+        if wait > WAIT_SECONDS:
+            return None
+        self._strangers.take(peer)
+        return max(wait, 0.0)
+
+    def _granted(self, presented: bytes, peer: str) -> tuple[Role | None, bool]:
+        """The role of a token, and whether it has none because too many wrong ones came before."""
+        digest = self._digests.of(presented)
+        is_operator = hmac.compare_digest(digest, self._operator or self._nobody)
+        is_viewer = hmac.compare_digest(digest, self._viewer or self._nobody)
+        right: Role | None = "operator" if is_operator else "viewer" if is_viewer else None
+        limited = self._failures.left(peer) < 1 and not self._failures.is_known(peer, right)
+        return None if limited else right, limited
 
     def _presented(self, header: str | None) -> bytes:
         scheme, _, token = (header or "").partition(" ")
@@ -87,26 +109,34 @@ class Access:
         return token.strip().encode("latin-1", "replace")[:MAX_TOKEN_BYTES]
 
 
-class _Failures:
-    """Token buckets, one for each address that has sent a wrong token lately; and the addresses that have sent a right
-    one, which goes on working there: behind a proxy all clients have one address, and no one's guesses may lock out the
-    others."""
+class _Buckets:
+    """Token buckets, one for each address; that of an address not heard of lately is full."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, most: float, seconds: float, clock: Callable[[], float]) -> None:
+        """`seconds`: in which one is refilled."""
+        self._most, self.seconds, self._clock = float(most), seconds, clock
         self._peers: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """Attempts left, and at what time; the latest address last."""
-        self._known: OrderedDict[tuple[str, Role], None] = OrderedDict()
-        """Addresses with the role of a right token that came from there; the latest last."""
+        """What is left, and at what time; the latest address last."""
 
-    def spent(self, peer: str) -> bool:
-        return self._left(peer) < 1
+    def left(self, peer: str) -> float:
+        left, then = self._peers.get(peer, (self._most, 0.0))
+        return min(self._most, left + (self._clock() - then) / self.seconds)
 
-    def note(self, peer: str) -> None:
-        self._peers[peer] = (self._left(peer) - 1, self._clock())
+    def take(self, peer: str) -> None:
+        self._peers[peer] = (self.left(peer) - 1, self._clock())
         self._peers.move_to_end(peer)
         if len(self._peers) > _MAX_PEERS:
             self._peers.popitem(last=False)
+
+
+class _Failures(_Buckets):
+    """Wrong tokens; and the addresses that have sent a right one, which goes on working there: behind a proxy all
+    clients have one address, and no one's guesses may lock out the others."""
+
+    def __init__(self, most: float, seconds: float, clock: Callable[[], float]) -> None:
+        super().__init__(most, seconds, clock)
+        self._known: OrderedDict[tuple[str, Role], None] = OrderedDict()
+        """Addresses with the role of a right token that came from there; the latest last."""
 
     def is_known(self, peer: str, role: Role | None) -> bool:
         return role is not None and (peer, role) in self._known
@@ -116,7 +146,3 @@ class _Failures:
         self._known.move_to_end((peer, role))
         if len(self._known) > _MAX_PEERS:
             self._known.popitem(last=False)
-
-    def _left(self, peer: str) -> float:
-        left, then = self._peers.get(peer, (float(FAILURES), 0.0))
-        return min(float(FAILURES), left + (self._clock() - then) / REFILL_SECONDS)

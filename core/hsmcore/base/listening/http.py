@@ -1,4 +1,4 @@
-"""HTTP/1.1 with limits: number of connections, time for a request to arrive, size of its head.
+"""HTTP/1.1 with limits: number of connections, time for a request to arrive, size of its head, and time to read it.
 
 An idle connection costs a descriptor, not a thread. When too many are open, the longest idle one gives way
 (connections.py), so idle connections, however many, lock no client out.
@@ -23,11 +23,39 @@ from hsmcore.base.listening.connections import Connection, ConnectionLimit
 from hsmcore.base.listening.door import Acceptor, address_of
 
 MAX_HEAD_BYTES: Final = 16_384
+MAX_HEAD_LINES: Final = 100
+PIECE_BYTES: Final = 64
+"""Least bytes of a body's chunk, on the average."""
+FREE_PIECES: Final = 16
+"""Chunks of a body whose size does not matter."""
 REQUEST_SECONDS: Final = 10.0
 """Seconds from accept(), or from the beginning of a request, to the end of its body."""
 KEEP_ALIVE_SECONDS: Final = 30
 HANDSHAKE_SECONDS: Final = 5.0
 SHUTDOWN_SECONDS: Final = 2
+
+
+class LimitedReader(h11.Connection):
+    """Refuses what takes h11 far longer to read than its size lets expect: a head of a few thousand lines takes 5 ms, a
+    packet of chunks of one byte 200 ms, and all that time no other thread has the interpreter."""
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEAD_BYTES)
+        self._paid = 0
+
+    def next_event(self) -> Any:
+        """As h11's."""
+        if self.their_state is h11.IDLE:
+            head, _, _ = self.trailing_data[0].partition(b"\r\n\r\n")
+            if head.count(b"\n") > MAX_HEAD_LINES:
+                raise h11.RemoteProtocolError("the head has too many lines", 431)
+            self._paid = FREE_PIECES * PIECE_BYTES
+        event = super().next_event()
+        if isinstance(event, h11.Data):
+            self._paid += len(event.data) - PIECE_BYTES
+            if self._paid < 0:
+                raise h11.RemoteProtocolError("the chunks of the body are too small")
+        return event
 
 
 class LimitedProtocol(H11Protocol):
@@ -40,8 +68,11 @@ class LimitedProtocol(H11Protocol):
         server_state: ServerState,
         refused: Callable[[str, str], object],
     ) -> None:
-        super().__init__(config, server_state, app_state={})
+        super().__init__(config, server_state, app_state={"connection": place})
+        self.conn = LimitedReader()
         self._place, self._refused = place, refused
+        self._counted: object = None
+        """The request that the place is busy with."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
         super().connection_made(transport)
@@ -59,13 +90,20 @@ class LimitedProtocol(H11Protocol):
         if self.transport.is_closing():
             return
         if self.conn.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
-            self._place.busy()
+            if self._counted is not self.cycle:  # else it is data of the next one, and the place may be idle again
+                self._counted = self.cycle
+                self._place.busy()
         else:
             self._place.arm(REQUEST_SECONDS)
 
     def send_400_response(self, msg: str) -> None:
         self._refused(self.client[0] if self.client else "", "not HTTP")
-        super().send_400_response(msg)
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            if self.cycle is not None:
+                self.cycle.disconnected = True  # a request whose body is not valid is answered by this alone
+            super().send_400_response(msg)
+        else:  # it was answered before its end
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         # A closing connection too: a client that reads nothing can delay the end for ever.
@@ -99,7 +137,6 @@ class HttpServer(uvicorn.Server):
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
-                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=drain_seconds,
             )
