@@ -14,7 +14,7 @@ T = TypeVar("T")
 one_loop = pytest.mark.parametrize("run", ["uvloop"], indirect=True)
 """For a coroutine test of something that no event loop has a part in: run it under one kind only."""
 
-TIMEOUT = 60.0
+TIMEOUT = 240.0
 FACTORIES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.SelectorEventLoop,
     "uvloop": uvloop.new_event_loop,
