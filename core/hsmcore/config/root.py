@@ -85,6 +85,9 @@ class KeyManagerConfig(Provider):
     """The store of what survives a crash: key ring, rotations, emergency budget, history of failovers. In a file, a
     relative path starts at the file's folder. Default: `hsmcore-state-TOKEN.db` in the folder of auditLogFile, or in
     the user's state folder (see `state_path`)."""
+    require_state: bool = False
+    """Whether a start with an empty store is refused until `hsmcore state begin`: in a container, a volume may not be
+    mounted."""
     state_backup: StateBackup | None = None
     """Backups of that store on schedule. Default: none."""
     cloud_watch_logs: CloudWatchLogs | None = None
@@ -141,6 +144,8 @@ class KeyManagerConfig(Provider):
         require_log(self.audit_log_file, self.audit, self.cloud_watch_logs)
         if self.fleet is not None and self.state_file is not None:
             raise clash("has stateFile and fleet: the fleet's database is the state store")
+        if self.require_state and (self.fleet is not None or not self.keeps_state):
+            raise clash("has requireState, but keeps nothing in a state store of this host")
         if self.batching is not None and (self.policy is None or BATCH_ROOT not in self.policy.kinds):
             raise clash(f'has batching, but policy.kinds does not list "{BATCH_ROOT}"')
         if self.policy is not None and KEY_SET in self.policy.kinds and self.active_rotation is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Self
 
 from hsmcore.config import Config, KeyManagerConfig
@@ -25,9 +24,9 @@ def register() -> Register:
 class OwnStore:
     """Belongs to one event loop."""
 
-    def __init__(self, store: Store, path: Path, log: str, here: presence.Presence) -> None:
+    def __init__(self, store: Store, rules: KeyManagerConfig, here: presence.Presence) -> None:
         self.store = store
-        self._path, self._log, self._presence = path, log, here
+        self._rules, self._presence = rules, here
         self._keeper: Keeper | None = None
         self._end: Callable[[], None] | None = None
 
@@ -37,19 +36,20 @@ class OwnStore:
         rules = config.key_manager
         if rules.fleet is not None or not rules.keeps_state:
             return None
-        path = rules.state_path
-        store = await Store.open(path, config.state_secret)
+        store = await Store.open(rules.state_path, config.state_secret)
         try:
-            here = await asyncio.to_thread(presence.Presence, path)
+            here = await asyncio.to_thread(presence.Presence, rules.state_path)
         except BaseException:
             await store.close()
             raise
-        return cls(store, path, rules.audit_log_file or "", here)
+        return cls(store, rules, here)
 
     async def claim(self, keys: Iterable[bytes]) -> None:
         """Compare with what is known of the keys, before anything is signed with them. Raises StoreBehind for a store
-        that is not the one of a key, StoreError."""
-        self._keeper = Keeper(register(), self._path, self._log, keys)
+        that is not the one of a key, or that is empty and may not be, StoreError."""
+        rules = self._rules
+        log, begins = rules.audit_log_file or "", not rules.require_state
+        self._keeper = Keeper(register(), rules.state_path, log, keys, begins=begins)
         self._end = await self.store.keep(self._keeper)
 
     async def look(self) -> None:

@@ -88,10 +88,12 @@ class Register:
         here = [entry for entry in self.all() if entry.store == Path(os.path.realpath(path))]
         return max(here, key=lambda entry: entry.noted_ns).id if here else 0
 
-    def begin(self, public_key: bytes, path: Path) -> Entry:
+    def begin(self, public_key: bytes, path: Path, *, first: bool = False) -> Entry | None:
         """Let the store at a place be the one of a key, and of each key of the store that was it, whatever is in it.
-        Returns the former entry."""
+        Returns the former entry; None: there is none, which is an error unless the store is the `first` one."""
         before = self.read(public_key)
+        if before is None and first:
+            return None
         if before is None:
             raise StoreError(
                 f"no store is known of key {public_key.hex()} in {self.folder}",
@@ -139,10 +141,11 @@ class Register:
 
 class Keeper:
     """Notes the store of a key manager in the register. Runs in the store's thread, within a transaction, so what is
-    promised there counts only once it is noted. `path`: the store's; `log`: the audit log's place, or ""."""
+    promised there counts only once it is noted. `path`: the store's; `log`: the audit log's place, or ""; `begins`:
+    whether it may be an empty one."""
 
-    def __init__(self, register: Register, path: Path, log: str, keys: Iterable[bytes]) -> None:
-        self._register = register
+    def __init__(self, register: Register, path: Path, log: str, keys: Iterable[bytes], *, begins: bool = True) -> None:
+        self._register, self._begins = register, begins
         self._path, self._log = Path(os.path.realpath(path)), log
         self._keys = frozenset(keys)
         self._noted: frozenset[bytes] = frozenset()
@@ -170,9 +173,19 @@ class Keeper:
                 self._require(entry, own)
                 known = True
         if not own:
-            set_number(connection, 1 + secrets.randbelow((1 << 31) - 1))
-            if not known and not promised:
+            if begins := not known and not promised:
+                self._require_begun()
+            identify(connection)
+            if begins:
                 get_logger().info("a state store begins: no other one is known of the key", store=str(self._path))
+
+    def _require_begun(self) -> None:
+        if not self._begins:
+            raise StoreBehind(
+                f"state store {self._path}: it is empty, and the configuration has requireState",
+                hint="Put the one that is missing in its place: is its volume mounted? Only if this is the key's first "
+                f"start: {_command(min(self._keys))}",
+            )
 
     def settle(self, connection: Connection) -> None:
         """Note what the store keeps already. Raises as `look`."""
@@ -233,6 +246,12 @@ class Keeper:
             hint=f'Name that one: "stateFile": "{entry.store}". Only if it is lost, or this one is to go on in its '
             f"place: {_command(entry.public_key)}",
         )
+
+
+def identify(connection: Connection) -> None:
+    """Give a store that has none an id, in a transaction: it has begun."""
+    if not number_in(connection):
+        set_number(connection, 1 + secrets.randbelow((1 << 31) - 1))
 
 
 def _command(public_key: bytes) -> str:
