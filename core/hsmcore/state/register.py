@@ -25,10 +25,10 @@ from sqlalchemy import Connection
 from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import make_folder, open_or_make
 from hsmcore.base.ownership import replace as replace_file
+from hsmcore.state import REGISTER
 from hsmcore.state.errors import StoreBehind, StoreError
 from hsmcore.state.sqlite import is_promised, number_in, number_of, ring_in, set_number
 
-FOLDER: Final = "stores"
 ANY: Final = 0
 """The id of a store that an operator let begin: the first one at its place."""
 _FORMAT: Final = "hsmcore-key-1"
@@ -58,7 +58,7 @@ class Register:
 
     def __init__(self, home: Path | None) -> None:
         self._home = home
-        self.folder = None if home is None else home / FOLDER
+        self.folder = None if home is None else home / REGISTER
 
     def read(self, public_key: bytes) -> Entry | None:
         """Return what is known of a key; None: nothing."""
