@@ -54,6 +54,11 @@ def default_state() -> Path:
     return (Path(base) if base else Path.home() / ".local" / "state") / "hsmcore"
 
 
+def default_register() -> Path:
+    """The folder that remembers which store keeps a key's promises (state/register.py)."""
+    return default_state() / "stores"
+
+
 class KeyManagerConfig(Provider):
     """`keyManager`: the provider that signs, and how requests, cache, audit, failover and rotation behave."""
 

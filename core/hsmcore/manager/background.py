@@ -17,11 +17,11 @@ from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
 from hsmcore.config import Config, KeyManagerConfig
-from hsmcore.config.root import default_state
+from hsmcore.config.root import default_register
 from hsmcore.failover.path import SigningPath
 from hsmcore.handover.base import ADD_SETTLED, Handover, can_be_asked, require_whole
 from hsmcore.manager.rotation.context import ManagerPort
-from hsmcore.state import REGISTER, StoreBusy, StoreError
+from hsmcore.state import StoreBusy, StoreError
 
 if TYPE_CHECKING:
     from hsmcore.manager.notices import NoticeService
@@ -210,8 +210,7 @@ class BackgroundServices:
 def _may_know(rules: KeyManagerConfig) -> bool:
     """Return whether a store of this host may have a key ring, though this key manager keeps nothing."""
     with suppress(RuntimeError):  # a user without a home
-        known = default_state() / REGISTER
-        return os.path.exists(rules.state_path) or os.path.isdir(known)  # noqa: PTH110, PTH112  # they never raise
+        return any(map(os.path.exists, (rules.state_path, default_register())))  # which never raises
     return False
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Self
 
 from hsmcore.config import Config, KeyManagerConfig
-from hsmcore.config.root import default_state
+from hsmcore.config.root import default_register
 from hsmcore.errors import KeyMismatch
 from hsmcore.state import Store, StoreBehind, StoreError, presence
 from hsmcore.state.register import Keeper, Register
@@ -20,7 +20,7 @@ from hsmcore.state.sqlite import number_of, successor_in
 def register() -> Register:
     """Return the register of this user."""
     try:
-        return Register(default_state())
+        return Register(default_register())
     except RuntimeError:  # a user without a home
         return Register(None)
 

@@ -6,7 +6,7 @@ Reading order: errors, schema, seal, exchange, database, sqlite, postgres, store
 desired, backups, approvals, outbox; backup is of the store itself.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from hsmcore.base.lazy import names
 from hsmcore.state.errors import (
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from hsmcore.state.keys import Keys, StoredKey
     from hsmcore.state.outbox import Outbox
     from hsmcore.state.store import Store
-
-REGISTER: Final = "stores"
-"""The folder of `register`, in the user's state folder."""
 
 __all__ = [
     "Approval",

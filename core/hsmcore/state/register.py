@@ -25,7 +25,6 @@ from sqlalchemy import Connection
 from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import make_folder, open_or_make
 from hsmcore.base.ownership import replace as replace_file
-from hsmcore.state import REGISTER
 from hsmcore.state.errors import StoreBehind, StoreError
 from hsmcore.state.sqlite import is_promised, number_in, number_of, ring_in, set_number
 
@@ -53,12 +52,11 @@ class Entry:
 
 
 class Register:
-    """The entries of one user. Its methods block; raise StoreError unless they say otherwise. `home`: the user's state
-    folder; None: there is none."""
+    """The entries of one user. Its methods block; raise StoreError unless they say otherwise. `folder`: where they
+    are, in the user's state folder; None: there is none."""
 
-    def __init__(self, home: Path | None) -> None:
-        self._home = home
-        self.folder = None if home is None else home / REGISTER
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
 
     def read(self, public_key: bytes) -> Entry | None:
         """Return what is known of a key; None: nothing."""
@@ -120,11 +118,10 @@ class Register:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Have entries read and written by one process at a time, for a moment."""
-        if self._home is None or self.folder is None:
+        if self.folder is None:
             raise StoreError("this user has no state folder", hint=_HINT)
         try:
-            make_folder(self._home, parents=True)
-            make_folder(self.folder)
+            make_folder(self.folder, parents=True)
             lock = open_or_make(self.folder / ".lock")
         except OSError as error:
             raise StoreError(f"{self.folder}: {error.strerror}", call="open", hint=_HINT) from None
