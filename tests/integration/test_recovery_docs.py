@@ -170,6 +170,23 @@ def test_both_store_and_log(loss, left):
     loss.whole()
 
 
+@pytest.mark.parametrize("left", ["a backup", "an export"])
+def test_both_after_starts_in_vain(fresh_token, tmp_path, run, left):
+    """This host remembers the store by the key."""
+    kept = {"auditLogFile": str(tmp_path / "audit.log"), "stateFile": str(tmp_path / "state.db"), "maxCacheSize": 0}
+    loss = Loss(tmp_path, run, fresh_token().config(policy={"kinds": ["block"]}, **kept))
+    loss.prepare()
+    loss.lose("state.db", "audit.log")
+    loss.start_in_vain()
+    for line in WAYS[f"both, and {left} is left"]:
+        loss.done(line)
+    if left == "an export":
+        with pytest.raises(hsmcore.StoreBehind) as error:
+            asyncio.run(_current(loss.config))
+        loss.done(re.search(r"hsmcore (state begin .*)", str(error.value.hint))[1])
+    loss.whole()
+
+
 def test_the_secret(loss):
     loss.prepare()
     show, adopt = WAYS["`stateSecret`"]
