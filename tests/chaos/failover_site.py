@@ -340,4 +340,4 @@ class Modules:
         config = member.config(settings={"verifySignatures": "always", **settings})["sequencer"]["keyManager"]
         if key is not None:
             config["config"]["moduleArgs"] = f"{member.args} args=key={key}"
-        return {"type": config["type"], "config": config["config"]}
+        return {"name": f"member-{number}", "type": config["type"], "config": config["config"]}

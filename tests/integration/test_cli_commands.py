@@ -27,6 +27,7 @@ from hsmcore import _native
 from hsmcore.cli.app import run
 from hsmcore.cli.encoding import decode_signature
 from hsmcore.cli.settings import load_config, token_settings
+from hsmcore.config import load
 from hsmcore.config.root import default_state
 from hsmcore.errors import ModuleMissing, PinIncorrect, SystemFailure
 from hsmcore.members.control import TokenAccess, TokenSelector
@@ -98,6 +99,38 @@ def test_init_again_changes_nothing(state, cli):
     code, out, err = cli("init", "--json")
     assert (code, json.loads(out)["created"], err) == (0, False, b"")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_state_folder_may_be_copied_and_moved(tmp_path, cli):
+    place, other = tmp_path / "place", tmp_path / "other"
+    StateFolder(place).create()
+    assert str(tmp_path) not in (place / "config.json").read_text()
+
+    def key(at):
+        assert load(at / "config.json").state_secret.resolve()
+        code, out, _ = cli("sign", "--text", "hello", "--json", at=at)
+        return code, code or json.loads(out)["publicKey"]
+
+    first = key(place)
+    shutil.copytree(place, other)
+    shutil.rmtree(other / "tokens")
+    shutil.move(place, tmp_path / "moved")
+    assert key(tmp_path / "moved") == first
+    shutil.copytree(tmp_path / "moved" / "tokens", other / "tokens")
+    shutil.rmtree(tmp_path / "moved")
+    assert key(other) == first
+    assert stat.S_IMODE((other / "softhsm2.conf").stat().st_mode) == 0o600
+
+
+def test_a_softhsm2_conf_of_somebody_else_stays_as_it_is(tmp_path, cli):
+    StateFolder(tmp_path / "place").create()
+    conf = tmp_path / "place" / "softhsm2.conf"
+    for text in (conf.read_text() + "# mine\n", conf.read_text().replace("/tokens", "/elsewhere")):
+        conf.write_text(text)
+        shutil.move(tmp_path / "place", tmp_path / "moved")
+        assert cli("sign", "--text", "hello", at=tmp_path / "moved")[0] == 1
+        shutil.move(tmp_path / "moved", tmp_path / "place")
+        assert conf.read_text() == text
 
 
 def test_init_goes_on_where_it_was_interrupted(tmp_path):

@@ -7,6 +7,7 @@ import json
 import subprocess
 
 import pytest
+from structlog.testing import capture_logs
 from tests.support.chaos import needs_chaos
 from tests.support.commands import commands
 from tests.support.levels import SAME, Site
@@ -15,7 +16,7 @@ from tests.support.managers import opened, until
 from tests.support.terminal import PROGRAM
 
 from hsmcore.config import load
-from hsmcore.state import Store
+from hsmcore.state import Desired, Store
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal"), needs_chaos]
 
@@ -185,3 +186,24 @@ async def test_a_running_key_manager_follows(place, tmp_path):
         assert len([r async for r in manager.audit.query(match={"operation": "emergency-reset"})]) == 1
         assert records[0]["reason"] == "drill"
     assert (await ask("failover", "status"))["running"] == []
+
+
+@one_loop
+async def test_an_order_follows_the_name_and_not_the_place(place):
+    async def conditions(*numbers, **rules):
+        first, *others = ({**place.provider(number), **rules.get(f"member_{number}", {})} for number in numbers)
+        config = {**place.config()["sequencer"]["keyManager"], **first, "failover": {"primary": others}}
+        with capture_logs() as told:
+            async with opened({"keyManager": config}) as manager:
+                await until(lambda: manager._path.health._obeyed)
+                found = {member.name: member.condition for member in manager.members()}
+        return found, [line["member"] for line in told if "is to be drained" in line["event"]]
+
+    names = {f"member_{number}": {"name": name} for number, name in enumerate(("rack 1", "rack 2"))}
+    store = await Store.open(place.folder / "state.db")
+    await Desired(store).set("drain:rack 2", "yes", "it signs wrongly")
+    await store.close()
+    for order in ((0, 1), (1, 0)):
+        assert await conditions(*order, **names) == ({"rack 1": "ready", "rack 2": "drained"}, [])
+    found = {place.name(0): "ready", place.name(1): "ready"}
+    assert await conditions(0, 1) == (found, ["rack 2"])  # an order for a name that nothing has any more is told

@@ -68,7 +68,7 @@ def test_a_token_that_differs_in_one_thing_is_meant_by_that(world, wrong, meant)
 
 def test_two_members_that_cannot_share_a_new_key_fail_the_doctor(world):
     settings = world.config()["sequencer"]["keyManager"]["config"]
-    there = {"type": "softhsm", "config": {**settings, "slotId": 77}}
+    there = {"name": "there", "type": "softhsm", "config": {**settings, "slotId": 77}}
     failover = {"enabled": True, "secondary": [there]}
     rotation = {"intervalDays": 30, "backupPolicy": "warn", "backupEnabled": True, "backupLocation": "/nowhere"}
     report = diagnose(load(world.config(failover=failover, keyRotation=rotation, stateFile="/nowhere/s.db")))

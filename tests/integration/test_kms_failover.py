@@ -49,7 +49,7 @@ async def test_a_replica_signs_all_while_the_other_one_is_disabled(kms, elsewher
     twin = replace(key)
     twin.private = key.private
     elsewhere.store.keys[twin.id] = twin
-    members = [config(server, key.id)["keyManager"] for server in (kms, elsewhere)]
+    members = [config(server, key.id)["keyManager"] | {"name": f"region {server.url}"} for server in (kms, elsewhere)]
     rules = {"maxCacheSize": 0, "stateFile": str(tmp_path / "state.db"), "failover": {**QUICK, "primary": members}}
     async with opened({"keyManager": rules}) as manager:
         key.state = "Disabled"

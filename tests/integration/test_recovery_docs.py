@@ -74,6 +74,11 @@ class Loss:
             for path in [*self.folder.glob(f"{name}*")]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
+    def start_in_vain(self):
+        """As a service manager does before anybody looks: a start that is refused leaves no store in the way."""
+        assert all(asyncio.run(refused(self.config)) for _ in range(10))
+        assert not (self.folder / "state.db").exists()
+
     def run(self, line):
         """A command as the document has it, with its words in capitals replaced."""
         line = re.sub(r"\b[A-Z]{4,}\b", lambda found: self.values.get(found[0], found[0]), line)
@@ -124,6 +129,7 @@ def test_the_state_store(loss):
     restore, reconcile, status = WAYS["the state store"]
     for line in (restore, reconcile):
         loss.lose("state.db")
+        loss.start_in_vain()
         loss.done(line)
         loss.whole()
     assert status == "rotate status"  # with a ring: below
@@ -164,6 +170,23 @@ def test_both_store_and_log(loss, left):
     loss.whole()
 
 
+@pytest.mark.parametrize("left", ["a backup", "an export"])
+def test_both_after_starts_in_vain(fresh_token, tmp_path, run, left):
+    """This host remembers the store by the key."""
+    kept = {"auditLogFile": str(tmp_path / "audit.log"), "stateFile": str(tmp_path / "state.db"), "maxCacheSize": 0}
+    loss = Loss(tmp_path, run, fresh_token().config(policy={"kinds": ["block"]}, **kept))
+    loss.prepare()
+    loss.lose("state.db", "audit.log")
+    loss.start_in_vain()
+    for line in WAYS[f"both, and {left} is left"]:
+        loss.done(line)
+    if left == "an export":
+        with pytest.raises(hsmcore.StoreBehind) as error:
+            asyncio.run(_current(loss.config))
+        loss.done(re.search(r"hsmcore (state begin .*)", str(error.value.hint))[1])
+    loss.whole()
+
+
 def test_the_secret(loss):
     loss.prepare()
     show, adopt = WAYS["`stateSecret`"]
@@ -188,6 +211,7 @@ def test_a_ring_that_was_rotated_since(fresh_token, tmp_path, run):
     compared = next(line for line in ring_commands() if "--ring-compared" in line)
     adopt = next(line for line in ring_commands() if line == "rotate adopt")
     loss.lose("state.db")
+    loss.start_in_vain()
     code, _, err = loss.run(restore)
     assert (code, "the key ring changed" in err) == (1, True), err
     assert [key["id"] for key in loss.done(status)["keys"] if key["state"] == "active"] == [first]

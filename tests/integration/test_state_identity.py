@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -208,6 +209,52 @@ async def test_an_operator_lets_another_store_begin_with_one_command(world, tmp_
         await hsmcore.create_key_manager(config).initialize()
     async with opened(moved) as manager:
         await manager.sign(ordered(9))
+
+
+@one_loop
+@pytest.mark.parametrize("rules", [{"policy": {"kinds": ["block"]}}, {"keyRotation": {"overlapDays": 1}}])
+async def test_with_require_state_nothing_empty_begins_by_itself(
+    fresh_token, tmp_path, hsmcore_state, state_home, rules
+):
+    config = fresh_token().config(auditLogFile=str(tmp_path / "audit" / "audit.log"), requireState=True, **rules)
+    store = load(config).key_manager.state_path
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    async def begins():
+        """The start is refused, and the command that it prints lets it begin."""
+        for _ in range(2):
+            with pytest.raises(
+                hsmcore.StoreBehind, match="is empty, and the configuration has requireState"
+            ) as refused:
+                await hsmcore.create_key_manager(config).initialize()
+            assert not store.exists()
+        hint = str(refused.value.hint)
+        command = re.search(r"hsmcore state begin ([0-9a-f]+) --reason TEXT$", hint)
+        code, shown, _ = await asyncio.to_thread(hsmcore_state, "begin", command[1], "--reason", "its first start")
+        assert (code, shown["formerStore"], shown["store"]) == (0, None, str(store))
+
+    await begins()
+    for _ in range(2):  # it has begun, though it keeps no promise yet
+        shutil.rmtree(state_home, ignore_errors=True)
+        async with opened(config):
+            pass
+    async with opened(config) as manager:
+        if "policy" in rules:
+            await manager.sign(ordered(7, b"A"))
+        else:
+            await manager.rotate_key()
+    shutil.rmtree(state_home)  # the container's home; the store is on a volume
+    async with opened(config):
+        pass
+    shutil.rmtree(state_home)
+    shutil.rmtree(store.parent)  # another volume
+    if "policy" in rules:
+        await begins()
+
+
+def test_require_state_is_of_a_store_that_is_kept(world):
+    with pytest.raises(hsmcore.ConfigurationError, match="requireState, but keeps nothing in a state store"):
+        load(world.config(requireState=True))
 
 
 @one_loop

@@ -41,7 +41,8 @@ def noops(folder: Path, count: int) -> dict[str, Any]:
     for number in range(count):
         (folder / str(number)).mkdir()
         module = copy_of(Path(wrapped.module), folder / str(number))
-        providers.append({"type": "pkcs11", "config": {**wrapped.settings, "modulePath": str(module), "sessions": 2}})
+        config = {**wrapped.settings, "modulePath": str(module), "sessions": 2}
+        providers.append({"name": f"member-{number}", "type": "pkcs11", "config": config})
     rules = {"maxCacheSize": 0, "stateFile": str(folder / "state.db"), "failover": {"primary": providers[1:]}}
     return {"keyManager": {**providers[0], **rules}}
 

@@ -112,3 +112,59 @@ def test_the_auditor_s_password_is_a_secret_like_any_other():
 def test_signatures_are_verified_unless_asked_otherwise():
     assert key_manager().config.verify_signatures == "always"
     assert key_manager(verifySignatures="never").config.verify_signatures == "never"
+
+
+def token(module, **more):
+    config = {"modulePath": module, "pin": {"env": "P"}, "tokenLabel": "seq", "keyLabel": "k"}
+    return {"type": "pkcs11", "config": config, **more}
+
+
+LAYOUTS = {
+    "primary": lambda first, second: {**first, "failover": {"primary": [second]}},
+    "secondary": lambda first, second: {**first, "failover": {"secondary": [second]}},
+    "both listed": lambda first, second: {"failover": {"primary": [first], "secondary": [second]}},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_two_members_of_one_name_are_refused_until_each_has_its_own(layout):
+    def loaded(*members):
+        return load({"keyManager": LAYOUTS[layout](*members)}).key_manager
+
+    with pytest.raises(ConfigurationError) as refused:
+        loaded(token("/a"), token("/b"))
+    [fault] = refused.value.faults
+    first = "$.keyManager.failover.primary[0]" if layout == "both listed" else "$.keyManager"
+    level = "primary" if layout == "primary" else "secondary"
+    assert fault.path == f"$.keyManager.failover.{level}[0]"
+    assert f'is named "pkcs11:seq", as {first} is: give each a "name"' in fault.problem
+    for names in (("a", "b"), ("pkcs11:seq", "pkcs11:seq#2")):
+        rules = loaded(*(token(f"/{name}", name=name) for name in names))
+        assert [member.name for _, member in rules.members()] == [*names]
+        assert rules.name == names[0]
+    for name in ("pkcs11:seq", "a"):  # that of another one's default, and of another one's own
+        with pytest.raises(ConfigurationError, match=f'is named "{name}", as'):
+            loaded(token("/a", **({} if name != "a" else {"name": "a"})), token("/b", name=name))
+
+
+def test_a_name_of_several_connectors_is_what_theirs_begin_with():
+    config = {"authKeyId": 1, "password": {"env": "YUBI"}, "keyId": "0064", "connectors": URLS[:2]}
+    rules = load({"keyManager": {"type": "yubihsm", "name": "vault", "config": config}}).key_manager
+    assert [member.name for member in rules.primary] == [f"vault:{url}" for url in URLS[:2]]
+
+
+def test_a_name_is_short_and_printable_and_of_a_provider():
+    for name in ("", " a", "a ", "x" * 65, "pé", "a\nb", 7):
+        with pytest.raises(ConfigurationError, match=r"keyManager\.name: must be 1 to 64 characters"):
+            load({"keyManager": token("/a", name=name)})
+    assert load({"keyManager": token("/a", name="rack 4")}).key_manager.name == "rack 4"
+    with pytest.raises(ConfigurationError, match=r"keyManager\.type: is required"):
+        load({"keyManager": {"name": "a", "failover": {"primary": [token("/a")]}}})
+
+
+def test_the_key_that_no_list_names_keeps_its_name_beside_an_ephemeral_member():
+    own = {"type": "ephemeral", "config": {"allowEphemeralPrimary": True}}
+    rules = load({"keyManager": {**own, "failover": {"emergencyModeEnabled": True}}}).key_manager
+    assert [member.name for _, member in rules.members()] == ["ephemeral", "ephemeral#2"]
+    with pytest.raises(ConfigurationError, match='is named "ephemeral", as'):
+        load({"keyManager": {**own, "failover": {"emergencyModeEnabled": True, "emergency": [{"type": "ephemeral"}]}}})

@@ -181,20 +181,24 @@ def begin(
     """Let the store that the configuration names go on, or begin with nothing, although this host knows another one
     that keeps what the key has promised: positions, key ring, budget, orders. What only that one knows is forgotten:
     compare with the chain first, and raise what can be raised (`state restore`, `state reconcile`, `policy floor set`).
-    Run it as the key manager's user.
+    Run it as the key manager's user. With `requireState` it is also what lets a key's first store begin.
 
     Example: hsmcore state begin 5c0fae23d9bd… --reason "the disk is gone, and the chain is at 4711"
     """
     from hsmcore.recovery.own_store import register
+    from hsmcore.state.register import identify
 
     rules = cli.config.key_manager
     if rules.fleet is not None or not rules.keeps_state:
         raise misconfigured(rules.where, "keeps nothing in a state store of this host")
     with cli.recorded("state begin", reason=reason, public_key=_key(key)) as entry:
-        before = register().begin(_key(key), rules.state_path)
-        entry["previous"] = str(before.store)
-    shown = {"publicKey": key, "store": rules.state_name, "formerStore": str(before.store), "reason": reason}
-    cli.show(shown, f"the store at {rules.state_name} may begin; {before.store} no longer counts for the key")
+        before = register().begin(_key(key), rules.state_path, first=rules.require_state)
+        if rules.require_state:
+            cli.on_state(lambda store: store.run(identify), absent="made")
+        former = entry["previous"] = None if before is None else str(before.store)
+    shown = {"publicKey": key, "store": rules.state_name, "formerStore": former, "reason": reason}
+    text = f"the store at {rules.state_name} may begin"
+    cli.show(shown, text if former is None else f"{text}; {former} no longer counts for the key")
 
 
 def _reconciled(cli: Invocation, reason: str, *, ring_compared: bool) -> dict[str, Any]:

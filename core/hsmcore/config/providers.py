@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pkgutil import resolve_name
-from typing import Any, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import (
     Field,
@@ -18,10 +18,12 @@ from pydantic import (
 from pydantic_core import PydanticCustomError, core_schema
 
 from hsmcore.base.extras import install
-from hsmcore.config.base import Model
+from hsmcore.config.base import Model, Text
 from hsmcore.config.descriptor import ProviderDescriptor, ProviderSettings
 from hsmcore.config.registry import descriptor_of, known_types
 from hsmcore.errors import ModuleMissing
+
+_NAME: Final = Text(64, form="[!-~]([ -~]*[!-~])?", says="1 to 64 characters of printable ASCII, without spaces around")
 
 
 class Provider(Model):
@@ -31,6 +33,9 @@ class Provider(Model):
     """The type of the provider."""
     config: SerializeAsAny[ProviderSettings] = Field(default_factory=dict, validate_default=True)
     """Settings of the provider; their keys depend on the type."""
+    given_name: Annotated[str, _NAME] | None = Field(default=None, alias="name")
+    """The member's name in orders, receipts, metrics and logs, unique over all levels. Of a provider with several
+    members it is what their names begin with. Default: the type, and what tells the device or key apart."""
 
     @field_validator("type", mode="before")
     @classmethod
@@ -83,8 +88,7 @@ class Provider(Model):
         """The member's name in messages, receipts and logs, such as "softhsm:sequencer". Holds no secret."""
         if self._name is not None:
             return self._name
-        part = self.config.name_part
-        return self.type if part is None else f"{self.type}:{part}"
+        return self.given_name or _told_apart(self.type, self.config)
 
     @property
     def descriptor(self) -> ProviderDescriptor:
@@ -121,10 +125,16 @@ def members_of(provider: Provider) -> tuple[Provider, ...]:
     for settings in parts:
         member = Provider.model_construct(type=provider.type, config=settings)
         member.locate(provider.where)
-        members.append(member)
+        prefix = provider.given_name
+        members.append(member if prefix is None else member.named(_told_apart(prefix, settings)))
     return tuple(members)
 
 
 def all_members(providers: Iterable[Provider]) -> tuple[Provider, ...]:
     """Return the members of a level."""
     return tuple(member for provider in providers for member in members_of(provider))
+
+
+def _told_apart(prefix: str, settings: ProviderSettings) -> str:
+    part = settings.name_part
+    return prefix if part is None else f"{prefix}:{part}"

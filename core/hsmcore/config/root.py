@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Final, Self, TypeVar
 
 import orjson
 from pydantic import (
@@ -44,6 +43,7 @@ MAX_MESSAGE_BYTES = 1_048_575
 MAX_QUEUE_SIZE = 65_536
 # The rings are one mapping of queueSize * maxMessageBytes: a larger one is a mistake.
 MAX_RING_BYTES = 4 << 30
+_PROVIDER: Final = tuple(Provider.model_fields)
 
 T = TypeVar("T")
 
@@ -52,6 +52,11 @@ def default_state() -> Path:
     """hsmcore's folder under the user's state directory."""
     base = os.environ.get("XDG_STATE_HOME")
     return (Path(base) if base else Path.home() / ".local" / "state") / "hsmcore"
+
+
+def default_register() -> Path:
+    """The folder that remembers which store keeps a key's promises (state/register.py)."""
+    return default_state() / "stores"
 
 
 class KeyManagerConfig(Provider):
@@ -85,6 +90,9 @@ class KeyManagerConfig(Provider):
     """The store of what survives a crash: key ring, rotations, emergency budget, history of failovers. In a file, a
     relative path starts at the file's folder. Default: `hsmcore-state-TOKEN.db` in the folder of auditLogFile, or in
     the user's state folder (see `state_path`)."""
+    require_state: bool = False
+    """Whether a start with an empty store is refused until `hsmcore state begin`: in a container, a volume may not be
+    mounted."""
     state_backup: StateBackup | None = None
     """Backups of that store on schedule. Default: none."""
     cloud_watch_logs: CloudWatchLogs | None = None
@@ -114,7 +122,7 @@ class KeyManagerConfig(Provider):
     ) -> KeyManagerConfig:
         # Without its own provider, the key manager has the first one of failover.primary, which is checked at its own
         # path. A provider without faults takes its place until then.
-        if not isinstance(value, dict) or value.keys() & {"type", "config"} or not _lists_primary(value):
+        if not isinstance(value, dict) or value.keys() & {"type", "config", "name"} or not _lists_primary(value):
             return handler(value)
         cls.note_known_keys(value, info)
         made = handler({**value, "type": "ephemeral", "config": {"allowEphemeralPrimary": True}})
@@ -141,6 +149,8 @@ class KeyManagerConfig(Provider):
         require_log(self.audit_log_file, self.audit, self.cloud_watch_logs)
         if self.fleet is not None and self.state_file is not None:
             raise clash("has stateFile and fleet: the fleet's database is the state store")
+        if self.require_state and (self.fleet is not None or not self.keeps_state):
+            raise clash("has requireState, but keeps nothing in a state store of this host")
         if self.batching is not None and (self.policy is None or BATCH_ROOT not in self.policy.kinds):
             raise clash(f'has batching, but policy.kinds does not list "{BATCH_ROOT}"')
         if self.policy is not None and KEY_SET in self.policy.kinds and self.active_rotation is None:
@@ -254,35 +264,32 @@ class KeyManagerConfig(Provider):
         return all_members(self._listed_primary if self._first_is_listed else (self, *self._listed_primary))
 
     def members(self) -> tuple[tuple[LevelName, Provider], ...]:
-        """Return every member with its level, in the order of the levels. Names are distinct: the second member of a
-        name gets "#2"."""
+        """Return every member with its level, in the order of the levels. Names are distinct: the loader refuses
+        others."""
         failover = self.active_failover
         found: list[tuple[LevelName, Provider]] = [("primary", member) for member in self.primary]
         if failover is not None:
             found += [("secondary", member) for member in all_members(failover.secondary or ())]
             if failover.emergency_mode_enabled:
-                found += [("emergency", member) for member in failover.emergency_level]
-        seen: Counter[str] = Counter()
-        distinct: list[tuple[LevelName, Provider]] = []
-        for level, member in found:
-            seen[member.name] += 1
-            number = seen[member.name]
-            distinct.append((level, member if number == 1 else member.named(f"{member.name}#{number}")))
-        return tuple(distinct)
+                level = failover.emergency_level
+                if failover.emergency is None and level[0].name in {member.name for _, member in found}:
+                    level = (level[0].named(f"{level[0].name}#2"),)  # it stands in no list, so its number is no order
+                found += [("emergency", member) for member in level]
+        return tuple(found)
 
     def with_first_listed(self) -> Self:
         """Return a copy whose provider is the first one of failover.primary."""
         self._first_is_listed = True
         first = self._listed_primary[0]
-        return self.model_copy(update={"type": first.type, "config": first.config})
+        return self.model_copy(update={name: getattr(first, name) for name in _PROVIDER})
 
     @property
     def _listed_primary(self) -> tuple[Provider, ...]:
         return (self.failover.primary if self.failover is not None else None) or ()
 
     def parts(self) -> Iterator[tuple[str, str, object]]:
-        """Yield as Model.parts, without type and config if failover.primary has them."""
-        borrowed = ("type", "config") if self._first_is_listed else ()
+        """Yield as Model.parts, without the provider's own if failover.primary has them."""
+        borrowed = _PROVIDER if self._first_is_listed else ()
         return (part for part in super().parts() if part[0] not in borrowed)
 
 
@@ -321,7 +328,7 @@ class Config(Model):
 
     def redacted(self) -> dict[str, Any]:
         """Return everything, defaults included, as JSON-ready data with the document's keys and without secrets."""
-        borrowed = {"type", "config"} if self.key_manager.own is not self.key_manager else set()
+        borrowed = set(_PROVIDER) if self.key_manager.own is not self.key_manager else set()
         return self.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"key_manager": borrowed})
 
     def sha256(self) -> str:

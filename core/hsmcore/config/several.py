@@ -1,5 +1,5 @@
 """Several key managers in one document: their names, the settings that they share, and faults of one against
-another."""
+another, or of members that have one name."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def checked_names(body: dict[Any, Any], path: str) -> tuple[dict[Any, Any], list
 
 
 def clashes(configs: Mapping[str, Config]) -> Iterator[ConfigFault]:
-    """Yield the faults of key managers against each other."""
+    """Yield the faults of members and of key managers against each other."""
+    for config in configs.values():
+        yield from _names(config.key_manager)
     for one, other in combinations((config.key_manager for config in configs.values()), 2):
         yield from _kinds(one, other)
         yield from _members(one, other)
@@ -107,6 +109,16 @@ def _kinds(one: KeyManagerConfig, other: KeyManagerConfig) -> Iterator[ConfigFau
             if overlap(before, form):
                 problem = f"a message could be of {one.where}.policy.formats[{place}], too"
                 yield ConfigFault(f"{other.where}.policy.formats[{number}]", problem)
+
+
+def _names(rules: KeyManagerConfig) -> Iterator[ConfigFault]:
+    # Numbers would follow the order of the document: after an exchange, the other device would be drained.
+    named: dict[str, str] = {}
+    for _, member in rules.members():
+        if member.name in named:
+            problem = f'is named "{member.name}", as {named[member.name]} is: give each a "name" of its own'
+            yield ConfigFault(member.where, f'{problem} beside "type"; orders, receipts and the key ring go by it')
+        named[member.name] = member.where
 
 
 def _members(one: KeyManagerConfig, other: KeyManagerConfig) -> Iterator[ConfigFault]:

@@ -15,8 +15,8 @@ from hsmcore.config import Config
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import HsmError
 from hsmcore.recovery.marks import LogStanding, Marks, witness_of
-from hsmcore.recovery.own_store import register
-from hsmcore.state import Store, StoreBehind, StoreNotGenuine
+from hsmcore.recovery.own_store import behind_hint, register
+from hsmcore.state import Store, StoreNotGenuine
 from hsmcore.state.seal import SealStatus
 
 NAME: Final = "state-store"
@@ -38,7 +38,7 @@ def check_store(config: Config) -> Iterator[Step]:
             yield failed(BEHIND, error)
             return
         if problem:
-            yield fail(BEHIND, problem, StoreBehind.default_hint)
+            yield fail(BEHIND, problem, behind_hint(config.key_manager))
         else:
             yield ok(BEHIND, "the store is the one that the audit log goes on from")
 

@@ -11,6 +11,7 @@ from time import monotonic_ns
 from typing import Any, Final
 
 from hsmcore.base.keyring import KeyVersion
+from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
 from hsmcore.errors import HsmError, KeyMismatch, KeyNotFound, SignatureInvalid
 from hsmcore.failover.breaker import SECOND, kind_of
@@ -21,7 +22,7 @@ from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.router import Router
 from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.state import Desired, StoreNotGenuine, Wish
-from hsmcore.state.desired import own_report
+from hsmcore.state.desired import DRAIN, own_report
 
 TICK_S: Final = 0.1
 """Seconds between two looks at the members."""
@@ -286,6 +287,8 @@ class HealthMonitor:
             return None
 
     async def _obey(self, wishes: dict[str, Wish], now: int) -> None:
+        if not self._obeyed:
+            self._tell_of_strangers(wishes)
         self._obeyed = True
         nothing = Wish("", "")
         for endpoint in self._levels.members:
@@ -300,6 +303,11 @@ class HealthMonitor:
         self._levels.force(names.index(forced.value) if forced.value in names else None, forced.reason, now)
         emergency = wishes.get("emergency", nothing)
         self._levels.permit_emergency(self._permitted and emergency.value != "disabled", emergency.reason, now)
+
+    def _tell_of_strangers(self, wishes: dict[str, Wish]) -> None:
+        drained = {name.removeprefix(DRAIN) for name in wishes if name.startswith(DRAIN)}
+        for name in sorted(drained - {endpoint.name for endpoint in self._levels.members}):
+            get_logger().warning("a member that is to be drained is not in the configuration", member=name)
 
     def members(self) -> tuple[MemberSnapshot, ...]:
         """Every member, in the order of the levels. Any thread."""

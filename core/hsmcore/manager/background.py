@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -16,6 +17,7 @@ from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
 from hsmcore.config import Config, KeyManagerConfig
+from hsmcore.config.root import default_register
 from hsmcore.failover.path import SigningPath
 from hsmcore.handover.base import ADD_SETTLED, Handover, can_be_asked, require_whole
 from hsmcore.manager.rotation.context import ManagerPort
@@ -132,9 +134,14 @@ class BackgroundServices:
 
     async def claim(self, path: SigningPath) -> None:
         """The members run: compare the store with what this host knows of their keys, before anything is signed. Raises
-        StoreBehind, StoreError."""
-        if self._own is not None and not self.config.key_manager.own.descriptor.ephemeral:
+        StoreBehind, StoreError, KeyMismatch for a key that was replaced."""
+        rules = self.config.key_manager
+        if rules.own.descriptor.ephemeral:
+            return
+        if self._own is not None:
             await self._own.claim({version.public_key for version in path.signing()})
+        if rules.fleet is None and rules.active_rotation is None and (self._own is not None or _may_know(rules)):
+            await asyncio.to_thread(_require_current, rules, path.version.public_key)
 
     async def begin(self, port: ManagerPort, started: KeyVersion, events: Events) -> None:
         """The members run: resume an unfinished rotation, deliver notices, watch the seal of the store. Raises
@@ -198,6 +205,19 @@ class BackgroundServices:
     async def close(self) -> None:
         """Stop all services; the next start resumes unfinished work. Idempotent."""
         await self._scope.close()
+
+
+def _may_know(rules: KeyManagerConfig) -> bool:
+    """Return whether a store of this host may have a key ring, though this key manager keeps nothing."""
+    with suppress(RuntimeError):  # a user without a home
+        return any(map(os.path.exists, (rules.state_path, default_register())))  # which never raises
+    return False
+
+
+def _require_current(rules: KeyManagerConfig, public_key: bytes) -> None:
+    from hsmcore.recovery.own_store import require_current  # loaded outside the event loop
+
+    require_current(rules, public_key)
 
 
 def missing(rules: KeyManagerConfig) -> Path | None:

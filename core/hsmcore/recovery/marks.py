@@ -8,6 +8,7 @@ rotations or emergency budget: a store without the log's last mark is an older o
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import secrets
 import socket
@@ -26,6 +27,7 @@ from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
+from hsmcore.recovery.own_store import behind_hint
 from hsmcore.recovery.witness import Witness
 from hsmcore.state import Store, StoreBehind, StoreNotGenuine, positions
 from hsmcore.state.mark import Mark
@@ -66,7 +68,8 @@ class Marks:
 
     def __init__(self, store: Store, log: AuditLog, config: Config) -> None:
         self._store, self._log = store, log
-        policy = config.key_manager.policy
+        self._rules = config.key_manager
+        policy = self._rules.policy
         self._ordered = policy is not None and bool(policy.ordered)
         self.witness = Witness(store, "", socket.gethostname(), "", log)
         self._logged = self._seen = ""
@@ -99,7 +102,8 @@ class Marks:
             return
         if standing.problem:
             self._log.note("state-behind", result="error", reason=standing.problem, count=standing.missing)
-            raise StoreBehind(f"{self._store.name}: {standing.problem}")
+            hint = await asyncio.to_thread(behind_hint, self._rules)
+            raise StoreBehind(f"{self._store.name}: {standing.problem}", hint=hint)
         self._compared = True
 
     async def begin(self) -> None:

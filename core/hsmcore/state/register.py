@@ -28,7 +28,6 @@ from hsmcore.base.ownership import replace as replace_file
 from hsmcore.state.errors import StoreBehind, StoreError
 from hsmcore.state.sqlite import is_promised, number_in, number_of, ring_in, set_number
 
-FOLDER: Final = "stores"
 ANY: Final = 0
 """The id of a store that an operator let begin: the first one at its place."""
 _FORMAT: Final = "hsmcore-key-1"
@@ -53,12 +52,11 @@ class Entry:
 
 
 class Register:
-    """The entries of one user. Its methods block; raise StoreError unless they say otherwise. `home`: the user's state
-    folder; None: there is none."""
+    """The entries of one user. Its methods block; raise StoreError unless they say otherwise. `folder`: where they
+    are, in the user's state folder; None: there is none."""
 
-    def __init__(self, home: Path | None) -> None:
-        self._home = home
-        self.folder = None if home is None else home / FOLDER
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
 
     def read(self, public_key: bytes) -> Entry | None:
         """Return what is known of a key; None: nothing."""
@@ -88,10 +86,12 @@ class Register:
         here = [entry for entry in self.all() if entry.store == Path(os.path.realpath(path))]
         return max(here, key=lambda entry: entry.noted_ns).id if here else 0
 
-    def begin(self, public_key: bytes, path: Path) -> Entry:
+    def begin(self, public_key: bytes, path: Path, *, first: bool = False) -> Entry | None:
         """Let the store at a place be the one of a key, and of each key of the store that was it, whatever is in it.
-        Returns the former entry."""
+        Returns the former entry; None: there is none, which is an error unless the store is the `first` one."""
         before = self.read(public_key)
+        if before is None and first:
+            return None
         if before is None:
             raise StoreError(
                 f"no store is known of key {public_key.hex()} in {self.folder}",
@@ -118,11 +118,10 @@ class Register:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Have entries read and written by one process at a time, for a moment."""
-        if self._home is None or self.folder is None:
+        if self.folder is None:
             raise StoreError("this user has no state folder", hint=_HINT)
         try:
-            make_folder(self._home, parents=True)
-            make_folder(self.folder)
+            make_folder(self.folder, parents=True)
             lock = open_or_make(self.folder / ".lock")
         except OSError as error:
             raise StoreError(f"{self.folder}: {error.strerror}", call="open", hint=_HINT) from None
@@ -139,10 +138,11 @@ class Register:
 
 class Keeper:
     """Notes the store of a key manager in the register. Runs in the store's thread, within a transaction, so what is
-    promised there counts only once it is noted. `path`: the store's; `log`: the audit log's place, or ""."""
+    promised there counts only once it is noted. `path`: the store's; `log`: the audit log's place, or ""; `begins`:
+    whether it may be an empty one."""
 
-    def __init__(self, register: Register, path: Path, log: str, keys: Iterable[bytes]) -> None:
-        self._register = register
+    def __init__(self, register: Register, path: Path, log: str, keys: Iterable[bytes], *, begins: bool = True) -> None:
+        self._register, self._begins = register, begins
         self._path, self._log = Path(os.path.realpath(path)), log
         self._keys = frozenset(keys)
         self._noted: frozenset[bytes] = frozenset()
@@ -170,9 +170,19 @@ class Keeper:
                 self._require(entry, own)
                 known = True
         if not own:
-            set_number(connection, 1 + secrets.randbelow((1 << 31) - 1))
-            if not known and not promised:
+            if begins := not known and not promised:
+                self._require_begun()
+            identify(connection)
+            if begins:
                 get_logger().info("a state store begins: no other one is known of the key", store=str(self._path))
+
+    def _require_begun(self) -> None:
+        if not self._begins:
+            raise StoreBehind(
+                f"state store {self._path}: it is empty, and the configuration has requireState",
+                hint="Put the one that is missing in its place: is its volume mounted? Only if this is the key's first "
+                f"start: {_command(min(self._keys))}",
+            )
 
     def settle(self, connection: Connection) -> None:
         """Note what the store keeps already. Raises as `look`."""
@@ -233,6 +243,12 @@ class Keeper:
             hint=f'Name that one: "stateFile": "{entry.store}". Only if it is lost, or this one is to go on in its '
             f"place: {_command(entry.public_key)}",
         )
+
+
+def identify(connection: Connection) -> None:
+    """Give a store that has none an id, in a transaction: it has begun."""
+    if not number_in(connection):
+        set_number(connection, 1 + secrets.randbelow((1 << 31) - 1))
 
 
 def _command(public_key: bytes) -> str:

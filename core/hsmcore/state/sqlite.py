@@ -43,6 +43,8 @@ _RETRY_SECONDS: Final = 0.01
 _KEPT: Final = f"{PROMISED} OR EXISTS (SELECT 1 FROM audit_mark) OR EXISTS (SELECT 1 FROM key_binding)"  # noqa: S608  # our own
 """Whether a store may not be removed: the audit log may go on after it, too."""
 _RING: Final = "SELECT public_key FROM key_version WHERE public_key <> ''"
+_SUCCESSOR: Final = """SELECT key_id FROM key_version WHERE state = 'active'
+    AND EXISTS (SELECT 1 FROM key_version WHERE public_key = ? AND state <> 'active')"""
 _STATISTICS: Final = ("sqlite_stat1", "sqlite_stat4")
 
 
@@ -190,9 +192,20 @@ def discard(path: Path) -> None:
 
 def number_of(path: Path) -> int:
     """Return the id of a store's file; 0: it has none, or is not a store."""
+    return int(str(_looked_up(path, "PRAGMA user_version") or 0))
+
+
+def successor_in(path: Path, public_key: bytes) -> str:
+    """Return the id of the key that signs in the place of another one, by the key ring in a store's file; "": the ring
+    does not say so, or it is not a store. The seal is not looked at."""
+    return str(_looked_up(path, _SUCCESSOR, public_key.hex()) or "")
+
+
+def _looked_up(path: Path, query: str, *values: str) -> object:
     with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro", uri=True)) as on:
-        return int(on.execute("PRAGMA user_version").fetchone()[0])
-    return 0
+        found = on.execute(query, values).fetchone()
+        return None if found is None else found[0]
+    return None
 
 
 def give_number(path: Path, number: int) -> None:

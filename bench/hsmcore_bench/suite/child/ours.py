@@ -36,7 +36,7 @@ def configuration(job: Job) -> dict[str, Any]:
     if job.rotate:
         manager |= {"stateFile": job.state, "keyRotation": {"backupPolicy": "warn"}}
     if job.places:
-        providers = [_provider(job, place) for place in job.places]
+        providers = [_provider(job, place) | {"name": f"member-{n}"} for n, place in enumerate(job.places)]
         manager |= {**providers[0], "stateFile": job.state, "failover": {"enabled": True}}
         if providers[1:]:
             level = "secondary" if job.kind.startswith("failover-") else "primary"

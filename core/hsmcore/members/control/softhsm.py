@@ -14,15 +14,15 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from hsmcore.base.ownership import replace
 from hsmcore.errors import ModuleMissing, SystemFailure
 from hsmcore.members.control.curves import Algorithm
 
@@ -59,10 +59,20 @@ def find_softhsm() -> str:
 def use_token_beside(config: str | os.PathLike[str]) -> None:
     """If a softhsm2.conf lies in the folder of a configuration, set SOFTHSM2_CONF to it in this process, whatever its
     value was: the token that the configuration names exists only there. SoftHSM reads it when the module is
-    initialized."""
+    initialized. Of a state folder that was moved or copied, the file is made to name the tokens in the folder."""
     beside = Path(config).resolve().parent / "softhsm2.conf"
     if beside.is_file():
         os.environ["SOFTHSM2_CONF"] = str(beside)
+        with suppress(OSError):  # where it cannot be written, SoftHSM says that it finds no token
+            _follow(beside)
+
+
+def _follow(conf: Path) -> None:
+    # SoftHSM takes a relative folder from the working directory, so its file names the whole path.
+    text, tokens = os.fsdecode(conf.read_bytes()), conf.parent / "tokens"
+    named = Path(text.partition("\n")[0].rpartition(" = ")[2])
+    if text == _CONF.format(tokens=named) and named.name == "tokens" and named != tokens and tokens.is_dir():
+        replace(conf, os.fsencode(_CONF.format(tokens=tokens)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +116,13 @@ class StateFolder:
                 tokens = self.path / "tokens"
                 tokens.mkdir(exist_ok=True, mode=0o700)
                 if not self.softhsm_conf.exists():
-                    _write(self.softhsm_conf, _CONF.format(tokens=tokens.resolve()).encode())
+                    replace(self.softhsm_conf, os.fsencode(_CONF.format(tokens=tokens.resolve())))
                 pins = self._secret("pin"), self._secret("so-pin")
                 request = TokenRequest(module, token_label, key_label, algorithm, *pins)
                 key = provision(request, self.softhsm_conf)
                 self._secret("state-secret")
-                config = _config(module, token_label, key_label, self.path, sessions or os.cpu_count() or 1)
-                _write(self.config, orjson.dumps(config, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+                config = _config(module, token_label, key_label, sessions or os.cpu_count() or 1)
+                replace(self.config, orjson.dumps(config, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
                 return key
         except OSError as error:
             raise SystemFailure(
@@ -123,7 +133,7 @@ class StateFolder:
     def _secret(self, name: str) -> bytearray:
         path = self.path / name
         if not path.exists():
-            _write(path, secrets.token_urlsafe(_SECRET_BYTES).encode())
+            replace(path, secrets.token_urlsafe(_SECRET_BYTES).encode())
         return bytearray(path.read_bytes())
 
     @contextmanager
@@ -136,34 +146,20 @@ class StateFolder:
             os.close(lock)
 
 
-def _config(module: str, token: str, key: str, folder: Path, sessions: int) -> dict[str, Any]:
-    return {
+def _config(module: str, token: str, key: str, sessions: int) -> dict[str, Any]:
+    return {  # with relative paths: the folder may be moved
         "sequencer": {
             "keyManager": {
                 "type": "softhsm",
                 "config": {
                     "modulePath": module,
                     "tokenLabel": token,
-                    "pin": {"file": str((folder / "pin").resolve())},
+                    "pin": {"file": "pin"},
                     "keyLabel": key,
                     "sessions": sessions,
                 },
                 "maxCacheSize": 10000,
             },
-            "stateSecret": {"file": str((folder / "state-secret").resolve())},
+            "stateSecret": {"file": "state-secret"},
         }
     }
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that only its owner may read, whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
