@@ -456,7 +456,13 @@ class AnotherHolds:
 @one_loop
 async def test_positions_far_behind_get_a_floor_by_themselves(place, secret, monkeypatch):
     monkeypatch.setattr(watermark, "_LOOK_SECONDS", 0.01)
-    log = Recorded()
+    log, looks, let_go = Recorded(), [], positions.let_go
+
+    def counted(connection, domain, kept, reason):
+        looks.append(domain)
+        return let_go(connection, domain, kept, reason)
+
+    monkeypatch.setattr(positions, "let_go", counted)
     async with Life(place, secret) as life:
         await life.store.run(lambda connection: connection.exec_driver_sql(many(1, 5000)))
         await life.bind(5001)
@@ -466,6 +472,9 @@ async def test_positions_far_behind_get_a_floor_by_themselves(place, secret, mon
         with pytest.raises(PolicyRefused, match=r"floor 3401 \(keepPositions 1600\)"):
             await life.bind(3401)
         await life.bind(5100)  # not worth a step yet
+        seen = len(looks)
+        await until(lambda: len(looks) > seen + 4)
+        assert len(log.floors) == 1
         await life.bind(5101)
         await becomes(life.has(1600 - 99 + 1))
         assert log.floors[1:] == [(BLOCKS, 3501, "keepPositions 1600")]
