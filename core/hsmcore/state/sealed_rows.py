@@ -96,7 +96,8 @@ def digest_of(connection: Connection, scope: str, kept: dict[Table, list[Any]] |
 
 
 def fingerprint(connection: Connection, scopes: Iterable[str]) -> str:
-    """Return a digest of the rows of scopes, from any writer, to see that they have changed."""
+    """Return a digest of the rows of scopes, from any writer, to see that they have changed; of what only grows, of the
+    number of its newest row: it is asked for each second."""
     asked = [
         f"SELECT {'max(id)' if table in _IN_ORDER else '*'} FROM {table.name} ORDER BY 1"  # noqa: S608  # our names
         for scope in scopes
