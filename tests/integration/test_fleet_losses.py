@@ -18,11 +18,13 @@ from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.postgres import Cluster, cluster, fleet
 
+from hsmcore.config import Policy
 from hsmcore.config.fleet import Fleet
 from hsmcore.fleet import machine
 from hsmcore.fleet.confirmations import Confirmations
 from hsmcore.fleet.membership import Membership
 from hsmcore.fleet.orders import order_name
+from hsmcore.manager.policy import watermark
 from hsmcore.state import Desired, Store, StoreError
 
 pytestmark = [pytest.mark.integration, one_loop]
@@ -264,3 +266,25 @@ async def test_a_bind_whose_answer_was_lost_is_not_undone_by_the_next_one(shared
         assert await lower == "StoreError"
         assert await a.sign(7) == ""
         assert shared.ask("SELECT high, bits FROM watermark") == [(9, "15")]
+
+
+async def test_the_holder_gives_up_positions_and_no_other_host(shared, monkeypatch):
+    monkeypatch.setattr(watermark, "_LOOK_SECONDS", 0.05)
+    domain = BLOCKS.partition("/")[0]
+    policy = Policy.model_validate({"kinds": ["block"], "domain": domain, "maxAhead": 1024, "keepPositions": 1024})
+    looks = []
+    async with shared.host("a", ttlMs=60_000) as a, shared.host("b", ttlMs=60_000, claim="manual") as b:
+        await until(lambda: a.member.state == "holder")
+        for position in (100, 1100, 2100, 3100):
+            assert await a.sign(position) == ""
+        require = b.member.require
+        monkeypatch.setattr(b.member, "require", lambda: looks.append(1) or require())
+        b.mark.begin(policy, b.log)
+        await until(lambda: len(looks) > 2)
+        assert shared.ask("SELECT floor FROM watermark") == [(-1,)]
+        a.mark.begin(policy, a.log)
+        await until(lambda: shared.ask("SELECT min(position), count(*) FROM bound") == [(2100, 2)])
+        assert shared.ask("SELECT floor, reason FROM watermark") == [(1100, "keepPositions 1024")]
+        assert [await a.sign(position) for position in (1100, 3100, 3101)] == ["PolicyRefused", "", ""]
+        await a.mark.close()
+        await b.mark.close()

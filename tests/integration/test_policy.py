@@ -14,7 +14,7 @@ from solders.pubkey import Pubkey
 from tests.integration.test_rotation import rules
 from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
-from tests.support.managers import counters, opened, until
+from tests.support.managers import becomes, counters, opened, until
 from tests.support.policed import calling, key, moving, ordered
 from tests.support.verifiers import is_good
 
@@ -30,7 +30,7 @@ from hsmcore.errors import (
     NotInitialized,
     PolicyRefused,
 )
-from hsmcore.manager.policy import Guard
+from hsmcore.manager.policy import Guard, watermark
 from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.state import Store, StoreNotGenuine
@@ -406,6 +406,29 @@ async def test_one_call_does_not_end_a_domain(world, tmp_path, capfd):
         floor = ["policy", "floor", "set", "block", "2000000", "--reason", "after an outage"]
         assert await asyncio.to_thread(cli, [*floor, "--config", str(tmp_path / "config.json")]) == 0
         await manager.sign(ordered(2_000_001))
+
+
+@one_loop
+async def test_what_is_not_kept_gets_a_floor_that_is_recorded(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(watermark, "_LOOK_SECONDS", 0.05)
+    async with opened(policed(world, tmp_path, maxAhead=1024, keepPositions=1024)) as manager:
+        for position in (100, 1100, 2100, 3100):
+            await manager.sign(ordered(position))
+
+        async def recorded():
+            return [(record["position"], record["reason"]) for record in await records(manager, operation="command")]
+
+        async def given_up():
+            return (1100, "keepPositions 1024") in await recorded()
+
+        await becomes(given_up)
+        with pytest.raises(PolicyRefused, match=r"the floor \d+ \(keepPositions 1024\)"):
+            await manager.sign(ordered(1100))
+        await manager.sign(ordered(3100))
+        [first, *_] = await records(manager, operation="command")
+        assert {name: first[name] for name in ("command", "domain", "result")} == {
+            "command": "policy floor set", "domain": "default/block", "result": "ok",
+        }  # fmt: skip
 
 
 async def test_a_domain_of_a_former_spelling_goes_on_behind_its_positions(world, tmp_path):

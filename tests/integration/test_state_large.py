@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -58,7 +59,12 @@ async def fill(config):
 async def test_a_backup_and_its_drill_do_nothing_in_the_loops_thread(config, monkeypatch):
     await fill(config)
     where = []
-    resolve, sha256 = Secret.resolve, backup.hashlib.sha256
+    resolve, sha256, cleanup = Secret.resolve, backup.hashlib.sha256, tempfile.TemporaryDirectory.cleanup
+
+    class Mapped(backup.mmap):
+        def close(self):
+            where.append(("unmap", threading.current_thread()))
+            super().close()
 
     def resolved(secret):
         where.append(("stateSecret", threading.current_thread()))
@@ -69,6 +75,12 @@ async def test_a_backup_and_its_drill_do_nothing_in_the_loops_thread(config, mon
             where.append(("digest", threading.current_thread()))
         return sha256(*data)
 
+    def removed(folder):
+        where.append(("remove", threading.current_thread()))
+        return cleanup(folder)
+
+    monkeypatch.setattr(backup, "mmap", Mapped)
+    monkeypatch.setattr(tempfile.TemporaryDirectory, "cleanup", removed)
     monkeypatch.setattr(Secret, "resolve", resolved)
     monkeypatch.setattr(backup.hashlib, "sha256", digested)
     tracemalloc.start()
@@ -77,7 +89,7 @@ async def test_a_backup_and_its_drill_do_nothing_in_the_loops_thread(config, mon
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert {what for what, _ in where} == {"stateSecret", "digest"}
+    assert {what for what, _ in where} == {"stateSecret", "digest", "unmap", "remove"}
     assert threading.main_thread() not in {thread for _, thread in where}
     assert peak < MEMORY
     [made] = backups_of(config)

@@ -58,6 +58,9 @@ def form(**changes):
             for name in ("", "a b", "a+b", "\xe4", "a\xa0b", "a\u200db", "a" * 65)
         ),
         ({"maxAhead": 0}, ".maxAhead", "whole number"),
+        ({"maxAhead": 1, "keepPositions": 1023}, ".keepPositions", "whole number"),
+        ({"keepPositions": 999_999}, "", "at least maxAhead (1000000)"),
+        ({"kinds": ["tx-v0"], "keepPositions": 1_000_000}, "", "no kind with a position"),
         ({"unknown": 1}, "", "unknown"),
     ],
 )

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,13 +24,20 @@ from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.size import share
 
+from hsmcore.config.secret import Secret
 from hsmcore.errors import BadArgument
+from hsmcore.failover import history as module
 from hsmcore.failover.budget import BLOCK, SECOND, Emergency, Limits
 from hsmcore.failover.errors import EmergencyRefused
 from hsmcore.failover.events import Event
 from hsmcore.failover.history import History
-from hsmcore.state import Desired, Store, StoreBusy, StoreError
+from hsmcore.manager.rotation import store as rotation_store
+from hsmcore.manager.rotation.machine import Run
+from hsmcore.manager.rotation.store import Rotations
+from hsmcore.state import Desired, Keys, Outbox, Store, StoreBusy, StoreError, schema
+from hsmcore.state import outbox as outbox_module
 from hsmcore.state.schema import METADATA, MIGRATIONS
+from hsmcore.state.sealed_rows import fingerprint
 
 
 async def test_it_is_private_and_survives(tmp_path):
@@ -504,8 +512,120 @@ async def test_history_is_queried_by_time_kind_and_member(place):
     assert await numbers(5, 7) == [5, 6, 7]
     assert await numbers(kinds=["failover"], limit=2) == [24, 27]
     assert await numbers(member="m1", since_ns=26) == [27, 29]
-    assert await history.forget(10) == 10
-    assert await numbers() == list(range(10, 30))
+    assert await numbers(after=28) == [28, 29]
+    assert await history.newest() == 30
+    await store.close()
+
+
+DAY = 86_400 * SECOND
+
+
+async def looked(what):
+    return [row["id"] for row in await what]
+
+
+@one_loop
+async def test_history_is_kept_by_age_and_number(place, monkeypatch):
+    """The newest events stay whatever a clock says, and the oldest go however young they are; in portions."""
+    now = 1000 * DAY
+    monkeypatch.setattr(module, "LEAST", 10)
+    monkeypatch.setattr(module, "MOST", 20)
+    monkeypatch.setattr(schema, "PORTION", 4)
+    store = await Store.open(place)
+    history, portions = History(store), []
+
+    def removed(connection, table, where):
+        portions.append(schema.remove_oldest(connection, table, where))
+        return portions[-1]
+
+    monkeypatch.setattr(module, "remove_oldest", removed)
+    await history.append([(now - (30 - n) * SECOND, Event("member-up")) for n in range(1, 31)])
+    await history.forget(now)
+    assert await looked(history.query()) == list(range(11, 31))
+    assert portions == [4, 4, 2, 0]
+    await history.forget(now + 500 * DAY)
+    assert await looked(history.query()) == list(range(21, 31))
+    await store.close()
+
+
+@one_loop
+async def test_the_steps_of_open_rotations_and_of_the_newest_ones_are_kept(place, monkeypatch):
+    monkeypatch.setattr(rotation_store, "LEAST", 2)
+    monkeypatch.setattr(rotation_store, "MOST", 4)
+    store = await Store.open(place, Secret.plain("s" * 32))
+    keys, rotations = Keys(store), Rotations(store)
+    current = await keys.begin("aa" * 8, b"\1" * 32, "ed25519", "key", [], "as configured")
+    for number in range(1, 8):
+        made = await rotations.begin("manual", current.version, f"key-{number}", None)
+        status = "overlap" if number == 2 else "failed"
+        await rotations.record(made.id, Run(status, "generate"), "generate", "done", {})
+    now = time.time_ns()
+
+    async def with_steps():
+        return sorted({step["rotation_id"] for step in await rotations.steps()})
+
+    await rotations.forget(now)
+    assert await with_steps() == [2, 4, 5, 6, 7]
+    await rotations.forget(now + 500 * DAY)
+    assert await with_steps() == [2, 6, 7]
+    assert len(await rotations.last()) == 7
+    store.require_genuine()
+    await store.close()
+
+
+@one_loop
+async def test_notices_that_are_to_be_delivered_are_kept(place, monkeypatch):
+    monkeypatch.setattr(outbox_module, "LEAST", 1)
+    monkeypatch.setattr(outbox_module, "MOST", 3)
+    store = await Store.open(place)
+    outbox = Outbox(store)
+    for number in range(1, 7):
+        assert await outbox.add("failure", f"occasion {number}", "title", "body", ["one", "other"])
+    for delivery in await outbox.due(time.time_ns(), 100):
+        if delivery.id > 2:
+            await outbox.change(delivery.id, done_ns=1)
+    await outbox.forget(time.time_ns())
+
+    async def occasions():
+        return [row["occasion"][-1] for row in await outbox.all()]
+
+    assert await occasions() == list("11445566")
+    assert await outbox.add("failure", "occasion 6", "title", "body", []) is False
+    await outbox.forget(time.time_ns() + 500 * DAY)
+    assert await occasions() == list("1166")
+    left = await store.run(lambda on: on.exec_driver_sql("SELECT count(*) FROM notice_delivery").scalar())
+    assert left == 4
+    await store.close()
+
+
+@one_loop
+async def test_a_look_reads_no_more_of_the_steps_the_more_there_are(place):
+    store = await Store.open(place)
+    rotations, keys = Rotations(store), Keys(store)
+    current = await keys.begin("aa" * 8, b"\1" * 32, "ed25519", "key", [], "as configured")
+    made = await rotations.begin("manual", current.version, "key-2", None)
+    asked = []
+
+    def look(connection):
+        execute = connection.exec_driver_sql
+
+        def noted(query):
+            rows = execute(query).all()
+            asked.append(len(rows))
+            return rows
+
+        connection.exec_driver_sql = noted
+        try:
+            return fingerprint(connection, ("steps",))
+        finally:
+            del connection.exec_driver_sql
+
+    before = await store.run(look)
+    assert await store.run(look) == before
+    for number in range(20):
+        await rotations.note(made.id, "generate", "done", {"number": number})
+    assert await store.run(look) != before
+    assert set(asked) == {1}
     await store.close()
 
 

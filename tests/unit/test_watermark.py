@@ -8,14 +8,19 @@ import hashlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import literal, select
 from tests.support.loops import one_loop
+from tests.support.managers import becomes, until
 from tests.support.raw_store import beside
 from tests.support.size import share
 
-from hsmcore.errors import BadArgument, DoubleSign, InternalError, PolicyRefused, RequestCancelled
+from hsmcore.config import Policy
+from hsmcore.errors import BadArgument, DoubleSign, InternalError, NotHolder, PolicyRefused, RequestCancelled
+from hsmcore.manager.policy import watermark
 from hsmcore.manager.policy.wants import Charge, PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark, marks_of
 from hsmcore.state import Store, StoreError, StoreNotGenuine, positions
+from hsmcore.state.exchange import Question
 from hsmcore.state.mark import WINDOW, Mark
 
 A, B = (hashlib.sha256(text).hexdigest() for text in (b"a", b"b"))
@@ -48,6 +53,14 @@ class Life:
     async def __aexit__(self, *_):
         await self.mark.close()
         await self.store.close()
+
+    def has(self, count):
+        """Whether there are so many positions."""
+
+        async def looked():
+            return await self.store.run(lambda on: on.exec_driver_sql("SELECT count(*) FROM bound").scalar()) == count
+
+        return looked
 
     async def bind(self, position, digest=A, domain=BLOCKS):
         await self.mark.require(PayloadPlace(domain, position, digest))
@@ -400,12 +413,106 @@ async def test_what_was_left_behind_a_floor_is_removed_by_the_next_life(place):
         with pytest.raises(PolicyRefused, match="floor"):
             await life.bind(7)
     async with Life(place, None) as life:
-        life.mark.begin()
-
-        def left(connection):
-            return connection.exec_driver_sql("SELECT count(*) FROM bound").scalar()
-
-        while await life.store.run(left) > 10_000:  # noqa: ASYNC110  # what is waited for happens in another task
-            await asyncio.sleep(0.01)
+        life.mark.begin(KEEPS_ALL, Recorded())
+        await becomes(life.has(10_000))
         await life.bind(20_001)
-        assert await life.store.run(left) == 10_001
+        assert await life.has(10_001)()
+
+
+KEEPS_ALL = Policy.model_validate({"kinds": ["block"], "domain": "chain"})
+KEEPS = Policy.model_validate(
+    {"kinds": ["block", "state-root"], "domain": "chain", "maxAhead": 1, "keepPositions": 1600}
+)
+
+
+class Recorded:
+    """An audit log."""
+
+    def __init__(self):
+        self.floors = []
+
+    def note(self, operation, *, command, result, domain, position, reason):
+        assert (operation, command, result) == ("command", "policy floor set", "ok")
+        self.floors.append((domain, position, reason))
+
+
+class AnotherHolds:
+    """The fence of a host that does not hold the epoch; `early`: it knows that."""
+
+    asks = Question(select(literal(1)))
+
+    def __init__(self, *, early):
+        self.early, self.asked = early, 0
+
+    def require(self):
+        self.asked += 1
+        if self.early:
+            raise NotHolder("held elsewhere")
+
+    def fence(self, rows):
+        raise NotHolder("held elsewhere")
+
+
+@one_loop
+async def test_positions_far_behind_get_a_floor_by_themselves(place, secret, monkeypatch):
+    monkeypatch.setattr(watermark, "_LOOK_SECONDS", 0.01)
+    log, looks, let_go = Recorded(), [], positions.let_go
+
+    def counted(connection, domain, kept, reason):
+        looks.append(domain)
+        return let_go(connection, domain, kept, reason)
+
+    monkeypatch.setattr(positions, "let_go", counted)
+    async with Life(place, secret) as life:
+        await life.store.run(lambda connection: connection.exec_driver_sql(many(1, 5000)))
+        await life.bind(5001)
+        life.mark.begin(KEEPS, log)
+        await becomes(life.has(1601 - 1))  # 3402 to 5001
+        assert log.floors == [(BLOCKS, 3401, "keepPositions 1600")]
+        with pytest.raises(PolicyRefused, match=r"floor 3401 \(keepPositions 1600\)"):
+            await life.bind(3401)
+        await life.bind(5100)  # not worth a step yet
+        seen = len(looks)
+        await until(lambda: len(looks) > seen + 4)
+        assert len(log.floors) == 1
+        await life.bind(5101)
+        await becomes(life.has(1600 - 99 + 1))
+        assert log.floors[1:] == [(BLOCKS, 3501, "keepPositions 1600")]
+        await life.mark.raise_floor(BLOCKS, 4500, "final")  # an operator's is obeyed
+        await life.bind(5102)
+        await becomes(life.has(501 + 3))
+        assert (await marks_of(life.store))[BLOCKS].floor == 4500
+
+
+@one_loop
+async def test_a_position_far_ahead_by_mistake_gives_up_none_that_is_to_come(place, secret):
+    """A floor rises to a position that was bound, or the chain could not go on."""
+    log = Recorded()
+    async with Life(place, secret) as life:
+        await life.store.run(lambda connection: connection.exec_driver_sql(many(1, 200)))
+        for position in (201, 1 << 40):
+            await life.bind(position)
+        life.mark.begin(KEEPS, log)
+        await becomes(life.has(1))
+        assert log.floors == [(BLOCKS, 201, "keepPositions 1600")]
+        if secret is None:
+            await life.bind(202)
+        else:
+            with pytest.raises(PolicyRefused, match="behind the newest"):  # as without keepPositions
+                await life.bind(202)
+
+
+@one_loop
+@pytest.mark.parametrize("early", [True, False])
+async def test_only_the_holder_of_the_epoch_gives_up_positions(place, early, monkeypatch):
+    monkeypatch.setattr(watermark, "_LOOK_SECONDS", 0.01)
+    log, fence = Recorded(), AnotherHolds(early=early)
+    async with Life(place, None) as life:
+        await life.store.run(lambda connection: connection.exec_driver_sql(many(1, 5000)))
+        await life.bind(5001)
+        follower = Watermark(life.store, "host:2", fence)
+        follower.begin(KEEPS, log)
+        await until(lambda: fence.asked > 4)
+        await follower.close()
+        assert (log.floors, (await marks_of(life.store))[BLOCKS].floor) == ([], -1)
+        assert await life.has(5001)()

@@ -151,6 +151,9 @@ class Policy(Model):
     """The chain of positions that ordered kinds count in; in hsmcore's own format it stands in the payload."""
     max_ahead: Annotated[int, Whole(1, 2**63 - 1)] = 1_000_000
     """How far beyond the highest position, or the floor, a new one may lie. The first one of a chain is free."""
+    keep_positions: Annotated[int, Whole(1024, 2**63 - 1)] | None = None
+    """How far behind the highest position one lies that is given up by itself: its chain gets a floor. At least
+    `maxAhead`. Default: none is given up."""
     formats: Annotated[tuple[PayloadFormat, ...], BeforeValidator(as_tuple)] = ()
     """A layer 2's own formats of ordered kinds."""
     callers: dict[str, CallerRules] | None = None
@@ -188,6 +191,11 @@ class Policy(Model):
                 'kinds lists "digest32" beside ordered kinds, and the bare digest of a block is signed at its position '
                 "only: list one of them, and use a key of its own for the other"
             )
+        if self.keep_positions is not None and not self.ordered:
+            raise clash("has keepPositions, but kinds lists no kind with a position")
+        if self.keep_positions is not None and self.keep_positions < self.max_ahead:
+            # A position that is too far ahead by mistake would give up those that the chain has come to.
+            raise clash(f"keepPositions must be at least maxAhead ({self.max_ahead}): raise one, or lower the other")
         if self.transactions is not None and not any(kind.startswith("tx-") for kind in self.kinds):
             raise clash("has transactions, but kinds lists no kind of transaction")
         return self

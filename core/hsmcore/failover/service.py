@@ -15,6 +15,7 @@ from hsmcore.base.keyring import KeyRing, KeyVersion
 from hsmcore.base.log import get_logger
 from hsmcore.base.receipt import Receipt
 from hsmcore.base.scope import Scope
+from hsmcore.base.steady import SteadyClock
 from hsmcore.config import Config, Failover
 from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, KeyNotFound
 from hsmcore.failover.batch import sign_many
@@ -34,6 +35,7 @@ from hsmcore.members import Member
 from hsmcore.members.base import refuse_closed
 from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.state import Desired, Store
+from hsmcore.state.schema import FORGET_SECONDS
 
 _EMITTED = frozenset({"failover", "failback", "member-down", "member-up"})
 MOST_UNWRITTEN = 1000
@@ -85,7 +87,9 @@ class FailoverService(SigningPath):
         )
         self.submit, self.receipt = self.router.routes.submit, self.router.routes.ask
         self._unwritten: list[tuple[int, Event]] = []
-        self._writing = Scope()
+        self._looked_at = 0
+        """The newest event of which it is known whether it is a reset to be audited."""
+        self._writing, self._forgetting = Scope(), Scope()
 
     @classmethod
     async def open(
@@ -109,6 +113,10 @@ class FailoverService(SigningPath):
         try:
             await service._start()
             await service.health.begin()
+            clock = SteadyClock()
+            service._forgetting.every(
+                FORGET_SECONDS, lambda: service.history.forget(clock.sure()), "old events are not removed"
+            )
         except BaseException:
             await service.close()
             raise
@@ -262,6 +270,7 @@ class FailoverService(SigningPath):
             rest.push_async_callback(self._report_end)
             rest.push_async_callback(self._stop_members)
             rest.push_async_callback(self.idle)
+            rest.push_async_callback(self._forgetting.close)
 
     async def _stop_members(self) -> None:
         done = await asyncio.gather(*(endpoint.stop() for endpoint in self.endpoints), return_exceptions=True)
@@ -312,11 +321,17 @@ class FailoverService(SigningPath):
         """Copy resets of the budget by other processes to the audit log, each once."""
         if not self._audit.enabled:
             return
+        newest = await self.history.newest()
+        if newest == self._looked_at:
+            return
         seen = next((r for r in await self._desired.reports() if "auditedReset" in r), {"auditedReset": 0})
-        for row in await self.history.query(after=seen["auditedReset"], kinds=("emergency-reset",)):
+        since = self._looked_at if newest > self._looked_at else 0  # a fleet's database may have gone back
+        after = max(seen["auditedReset"], since)
+        for row in await self.history.query(after=after, kinds=("emergency-reset",)):
             self._audit.record("emergency-reset", result="ok", reason=row["reason"], **row["details"])
             await self._audit.flush()
             await self._desired.report("audit", {"auditedReset": row["id"]})
+        self._looked_at = newest
 
     async def _write(self) -> None:
         taken, self._unwritten = self._unwritten, []

@@ -128,7 +128,8 @@ class KeyManager(BatchedSigning, KeyWork):
             await self._background.claim(path)
             await self.audit.use_members(partial(running, path))
             fleet = self.fleet
-            guard = self._guard = await Guard.open(self.config, self._formats, partial(signers, path), fleet)
+            opening = Guard.open(self.config, self._formats, partial(signers, path), fleet, self.audit)
+            guard = self._guard = await opening
             self._passes = None if guard is None else guard.passes  # before anything can be signed
             self._sign_on(path, confirmed(path, fleet, self._rules, self._record))
             path.begin(self._keys.ring, self._life.check, None if fleet is None else fleet.lease)

@@ -12,10 +12,12 @@ from typing import Any, Final
 from hsmcore.base.extras import install
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
+from hsmcore.base.steady import SteadyClock
 from hsmcore.config import Notices, Secret
 from hsmcore.errors import HsmError
 from hsmcore.state import Outbox, Store
 from hsmcore.state.outbox import Delivery
+from hsmcore.state.schema import FORGET_SECONDS
 
 SECOND: Final = 1_000_000_000
 GIVE_UP_NS: Final = 3 * 86400 * SECOND
@@ -49,6 +51,8 @@ class NoticeService:
         if self._rules is not None and self._wake is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-notices")
             self._wake = self._scope.every(_LOOK_SECONDS, self._deliver, "notices are not delivered")
+            clock = SteadyClock(self.clock)
+            self._scope.every(FORGET_SECONDS, lambda: self.outbox.forget(clock.sure()), "old notices are not removed")
 
     async def close(self) -> None:
         """Stop delivering, after the attempt under way (some seconds at most). Undelivered notices stay in the outbox;

@@ -78,8 +78,11 @@ async def check(config: Config, data: bytes | mmap, source: str | None = None) -
     """Restore a backup into a temporary place, and compare it with the audit log. `source`: whose it is, if not this
     configuration's. Raises BackupUnusable, StoreError."""
     statement, body, records = await _ours(config, data, source)
-    with backup.folder() as place:
-        async with backup.unpacked(body, place / "state.db", config.state_secret) as store:
+    with body:
+        async with (
+            backup.folder_aside() as place,
+            backup.unpacked(body, place / "state.db", config.state_secret) as store,
+        ):
             if not witness_of(config):
                 return Checked(statement, records=records)
             standing = await Marks(store, AuditLog.of(config.key_manager), config).standing()

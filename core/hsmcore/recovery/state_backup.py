@@ -14,7 +14,7 @@ from hsmcore.base.scope import Scope
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
 from hsmcore.recovery.restore import back_up, check, subject_of
-from hsmcore.state.backup import SUFFIX, BackupStatement, folder, mapped
+from hsmcore.state.backup import SUFFIX, BackupStatement, folder_aside, mapping
 
 _LOOK_SECONDS: Final = 60.0
 _RETRY_SECONDS: Final = 2.0
@@ -107,12 +107,12 @@ class StateBackups:
         drill = self.seen.drill
         if self.seen.failing or now >= drill + self._rules.drill_hours * _HOUR:
             self._drilled = name
-            with folder() as place:
+            async with folder_aside() as place:
                 if not await self._place.fetch(name, place / "backup"):
                     raise PlaceError(f"backups at {self._rules.location}: {name} is gone")
-                found = mapped(place / "backup")
-            checked = await check(self._config, found)
-            self._record("state-drill", file=name, sha256=checked.statement.sha256, bytes=len(found))
+                async with mapping(place / "backup") as found:
+                    checked = await check(self._config, found)
+                    self._record("state-drill", file=name, sha256=checked.statement.sha256, bytes=len(found))
             drill = time.time()
         self.seen = BackupsSeen(made, drill)
 

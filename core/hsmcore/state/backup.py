@@ -14,7 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from mmap import ACCESS_READ, MADV_DONTNEED, mmap
 from pathlib import Path
@@ -93,6 +93,31 @@ def folder() -> Iterator[Path]:
 
 
 @asynccontextmanager
+async def folder_aside() -> AsyncIterator[Path]:
+    """As `folder`, made and removed outside the event loop's thread: to remove a large file takes long."""
+    made = folder()
+
+    async def leave(*raised: Any) -> bool | None:
+        return await whole(asyncio.to_thread(made.__exit__, *raised))
+
+    async with AsyncExitStack() as rest:
+        place = await whole(asyncio.to_thread(made.__enter__))
+        rest.push_async_exit(leave)
+        yield place
+
+
+@asynccontextmanager
+async def mapping(path: Path) -> AsyncIterator[mmap]:
+    """As `mapped`, also until it is closed: the last use of a file that was removed frees its room."""
+    data = await whole(asyncio.to_thread(mapped, path))
+    try:
+        yield data
+    finally:
+        with suppress(BufferError):  # an error's traceback has a part of it
+            await whole(asyncio.to_thread(data.close))
+
+
+@asynccontextmanager
 async def made_backup(
     store: Store, subject: str, manager: str | None, audit: dict[str, Any] | None, secret: SealSecret | None
 ) -> AsyncIterator[tuple[BackupStatement, bytes, mmap]]:
@@ -104,8 +129,7 @@ async def made_backup(
         highest = {name: mark.high for name, mark in marks(connection).items()}
         return highest, connection.execute(select(SEAL.c.name)).first() is not None
 
-    def seal(path: Path) -> tuple[BackupStatement, bytes, mmap]:
-        data = mapped(path)
+    def seal(data: mmap) -> tuple[BackupStatement, bytes, mmap]:
         schema, digest = MIGRATIONS[-1].number, _sha256(data)
         statement = BackupStatement(schema, made, subject, manager, sealed, audit, highest, len(data), digest)
         line = orjson.dumps(statement.as_data(), option=orjson.OPT_SORT_KEYS)
@@ -113,10 +137,11 @@ async def made_backup(
         return statement, line + b"\n" + vouched.encode(), data
 
     made, (highest, sealed) = time.time_ns(), await store.run(look, shows=True)
-    with folder() as place:
+    async with folder_aside() as place:
         path = place / "state.db"
         await store.copy_to(path)
-        yield await whole(asyncio.to_thread(seal, path))
+        async with mapping(path) as data:
+            yield await whole(asyncio.to_thread(seal, data))
 
 
 def mapped(path: Path) -> mmap:

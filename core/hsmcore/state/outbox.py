@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, select, update
+from sqlalchemy import Connection, Select, delete, select, update
 
-from hsmcore.state.schema import NOTICE, NOTICE_DELIVERY, insert_row
+from hsmcore.state.schema import NOTICE, NOTICE_DELIVERY, insert_row, is_old, remove_oldest
 from hsmcore.state.store import Tables
 
+LEAST, MOST = 1_000, 10_000
+"""Notices that stay whatever their age, so that their occasions are told once, and the most that are kept."""
 _DELIVERY, _NOTICES = NOTICE_DELIVERY.c, NOTICE.c
 
 
@@ -59,6 +61,20 @@ class Outbox(Tables):
         """Set columns of a delivery."""
         statement = update(NOTICE_DELIVERY).where(NOTICE_DELIVERY.c.id == delivery).values(**values)
         await self._store.run(lambda connection: connection.execute(statement))
+
+    async def forget(self, now_ns: int) -> None:
+        """Remove the oldest notices (schema.is_old), in portions, but none that is still to be delivered."""
+        to_do = select(_DELIVERY.notice_id).where(_DELIVERY.done_ns.is_(None), _DELIVERY.given_up_ns.is_(None))
+        old = is_old(_NOTICES.id, _NOTICES.time_ns, LEAST, MOST, now_ns) & _NOTICES.id.not_in(to_do)
+        alone = delete(NOTICE_DELIVERY).where(_DELIVERY.notice_id.not_in(select(_NOTICES.id)))
+
+        def work(connection: Connection) -> int:
+            gone = remove_oldest(connection, NOTICE, old)
+            if gone:
+                connection.execute(alone)
+            return gone
+
+        await self._store.run_out(work)
 
     async def all(self) -> list[dict[str, Any]]:
         """Return every delivery with its notice, oldest first."""

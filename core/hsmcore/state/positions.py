@@ -12,14 +12,14 @@ from functools import cache
 from hmac import compare_digest
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, insert, literal, select, union_all, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, literal, select, union_all, update
 from sqlalchemy.sql.selectable import CompoundSelect
 
 from hsmcore.errors import HsmError
 from hsmcore.state.errors import StoreError
 from hsmcore.state.exchange import Change, Question
 from hsmcore.state.mark import Mark
-from hsmcore.state.schema import BOUND, FLEET, WATERMARK
+from hsmcore.state.schema import BOUND, FLEET, PORTION, WATERMARK
 
 _FOREIGN: Final = "Find out who can write the state store; give it a seal (stateSecret)."
 _GROUP: Final = 500
@@ -50,16 +50,17 @@ _NEW_MARK: Final = insert(WATERMARK)
 _BOUND: Final = select(BOUND).where(
     BOUND.c.domain == bindparam("domain"), BOUND.c.position.in_(bindparam("positions", expanding=True))
 )
-_PORTION: Final = 5000
-"""Rows that one transaction removes."""
 _HERE: Final = BOUND.c.domain == bindparam("domain")
+_LAST: Final = select(func.max(BOUND.c.position)).where(_HERE, BOUND.c.position <= bindparam("most"))
+_STEPS: Final = 16
+"""A floor that rises by itself does so in so many steps for what is kept: each is a record of the audit log."""
 _REMOVE: Final = delete(BOUND).where(
     _HERE,
     BOUND.c.position.in_(
         select(BOUND.c.position)
         .where(_HERE, BOUND.c.position <= bindparam("floor"))
         .order_by(BOUND.c.position)
-        .limit(_PORTION)
+        .limit(PORTION)
         .scalar_subquery()
     ),
 )
@@ -168,6 +169,19 @@ def raise_floor(connection: Connection, domain: str, floor: int, reason: str) ->
     if floor > mark.floor:
         set_mark(connection, domain, Mark(floor, mark.high, mark.bits, reason))
     return mark.floor
+
+
+def let_go(connection: Connection, domain: str, kept: int, reason: str) -> int | None:
+    """Raise the floor to the last position that was bound `kept` behind the highest one or further. Returns the floor;
+    None: that is not worth a step. Never to one that was not bound: if the highest one is a mistake, the chain goes on
+    from where it is."""
+    keep_holders_out(connection)
+    mark = marks(connection, [domain]).get(domain, Mark())
+    last = connection.execute(_LAST, {"domain": domain, "most": mark.high - kept}).scalar()
+    if last is None or last - mark.floor < max(kept // _STEPS, 1):
+        return None
+    raise_floor(connection, domain, last, reason)
+    return int(last)
 
 
 def remove_behind(connection: Connection, domain: str, floor: int) -> int:

@@ -13,7 +13,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, Table, Text, delete, insert
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    ColumnElement,
+    Connection,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    and_,
+    delete,
+    func,
+    insert,
+    or_,
+    select,
+)
+
+PORTION: Final = 2000
+"""Rows that one transaction removes of those that mean nothing any more."""
+FORGET_SECONDS: Final = 3600.0
+KEPT_NS: Final = 400 * 86_400 * 10**9
+"""How long history is kept, if it is not too much: last year's is there to compare with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +207,7 @@ VERSION: Final = Table(
 )
 
 FAILOVER_EVENT: Final = _table("failover_event")
-"""History. Rows are only added."""
+"""History. Rows are only added, and the oldest ones removed."""
 
 EMERGENCY_EPISODE: Final = _table("emergency_episode")
 """Emergency budgets. At most one has not ended. `reserved`: units that may have been used; `first_ns`: time of the
@@ -212,7 +233,8 @@ ROTATION: Final = _table("rotation")
 end."""
 
 ROTATION_STEP: Final = _table("rotation_step")
-"""Steps of every rotation. Rows are only added. `outcome` is begun, done, failed, waiting, undoing or undone."""
+"""Steps of rotations. Rows are only added, and those of the oldest rotations removed. `outcome` is begun, done, failed,
+waiting, undoing or undone."""
 
 ROTATION_SETTING: Final = _table("rotation_setting")
 """Settings of the key ring: "configured" is the key that the configuration named at the beginning."""
@@ -294,3 +316,18 @@ def replace_row(connection: Connection, table: Table, name: str, **values: Any) 
     connection.execute(delete(table).where(table.c.name == name))
     if values:
         connection.execute(insert(table).values(name=name, **values))
+
+
+def is_old(
+    ids: ColumnElement[int], when: ColumnElement[int], least: int, most: int, now_ns: int
+) -> ColumnElement[bool]:
+    """Return whether a row of history may go: the `least` newest ones stay, whatever the clock says; of the others, up
+    to `most`, those of the last KEPT_NS."""
+    newest = select(func.max(ids)).scalar_subquery()
+    return and_(ids <= newest - least, or_(ids <= newest - most, when < now_ns - KEPT_NS))
+
+
+def remove_oldest(connection: Connection, table: Table, where: ColumnElement[bool]) -> int:
+    """Remove a portion of rows, the oldest first. Returns how many."""
+    oldest = select(table.c.id).where(where).order_by(table.c.id).limit(PORTION).scalar_subquery()
+    return connection.execute(delete(table).where(table.c.id.in_(oldest))).rowcount

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import orjson
 from sqlalchemy import Connection, Select, Table
@@ -44,6 +45,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+_LEAST_PAUSE: Final = 0.01
 
 
 class Store:
@@ -130,6 +133,19 @@ class Store:
 
         turn = turn or bool(asked)  # else the role could be taken between the check and COMMIT
         return await self._run(lambda: self._database.transact(checked, lenient=shows or self._shows, turn=turn))
+
+    async def run_out(self, work: Callable[[Connection], int]) -> int:
+        """Do `work`, which removes a portion of rows that mean nothing any more and returns their number, until there
+        are none, with a pause as long as each took: another transaction, also of another process, waits for a portion
+        at most. Returns the number of rows. May be interrupted. Raises StoreError."""
+        count = 0
+        while True:
+            begun = time.monotonic()
+            gone = await self.run(work, turn=False)
+            if not gone:
+                return count
+            count += gone
+            await asyncio.sleep(max(_LEAST_PAUSE, time.monotonic() - begun))
 
     async def exchange(self, questions: Sequence[Question], decide: Decide[T], *, turn: bool = True) -> T:
         """As `run`, for a transaction that asks everything first and then writes: a server is sent two messages.

@@ -30,6 +30,7 @@ from hsmcore.state.mark import MOST_POSITION
 
 if TYPE_CHECKING:
     from hsmcore._native import Look
+    from hsmcore.audit import AuditLog
     from hsmcore.manager.policy.watermark import Watermark
 
 _SECOND: Final = 1_000_000_000
@@ -115,10 +116,15 @@ class Guard:
 
     @classmethod
     async def open(
-        cls, config: Config, formats: Sequence[PayloadFormat], signers: Signers, fence: Fence | None = None
+        cls,
+        config: Config,
+        formats: Sequence[PayloadFormat],
+        signers: Signers,
+        fence: Fence | None,
+        audit: AuditLog,
     ) -> Self | None:
         """Open what a configuration's policy needs; None: it has no policy. `formats`: as gate_of. `fence`: of the
-        fleet. Raises StoreError, ConfigurationError."""
+        fleet. `audit`: where a floor that is raised by itself is recorded. Raises StoreError, ConfigurationError."""
         rules = config.key_manager
         if rules.policy is None:
             return None
@@ -126,7 +132,7 @@ class Guard:
         if rules.policy.needs_store:
             from hsmcore.manager.policy.watermark import Watermark
 
-            watermark = await Watermark.open(config, rules.policy, fence)
+            watermark = await Watermark.open(config, rules.policy, fence, audit)
         return cls(rules.policy, formats, watermark, signers, rules.request_timeout_ms / 1e3)
 
     async def close(self) -> None:

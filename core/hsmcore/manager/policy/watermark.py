@@ -1,8 +1,9 @@
 """One digest for a position: what is bound before it is signed, and the counters of the tripwire.
 
 A position takes the digest that comes first, for ever: the same one may be signed again, another one never. Nothing is
-reclaimed by age; only an operator's floor removes rows, and nothing is signed at or below it. The domain is the chain
-of positions and not a key, so each key that signs in a domain obeys what the others were bound to.
+reclaimed by age; only a floor removes rows, an operator's or that of `keepPositions`, and nothing is signed at or below
+it. The domain is the chain of positions and not a key, so each key that signs in a domain obeys what the others were
+bound to.
 
 All that wait are bound in one transaction, which is durable before the first of them is signed. In a fleet it is
 fenced: it reads the epoch, and keeps it until its end.
@@ -21,6 +22,7 @@ from typing import Any, Final, Self
 
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
+from hsmcore.audit import AuditLog
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
 from hsmcore.base.steady import SteadyClock
@@ -30,14 +32,16 @@ from hsmcore.errors import (
     ConfigFault,
     ConfigurationError,
     DoubleSign,
+    FleetBehind,
     HsmError,
     InternalError,
+    NotHolder,
     PolicyRefused,
     RequestCancelled,
 )
 from hsmcore.manager.policy.wants import Charge, Fence, NotNext, PayloadPlace, Want
 from hsmcore.state import Store, StoreNotGenuine, StoreUnknown, positions
-from hsmcore.state.exchange import Answers, Change, Question
+from hsmcore.state.exchange import Answers, Change, Question, answered
 from hsmcore.state.mark import WINDOW, Mark
 from hsmcore.state.schema import SPENT
 from hsmcore.state.store import Tables
@@ -45,8 +49,7 @@ from hsmcore.state.store import Tables
 MOST: Final = 256
 """Requests in one transaction."""
 _MINUTE_NS: Final = 60_000_000_000
-_PAUSE_SECONDS: Final = 0.01
-
+_LOOK_SECONDS: Final = 60.0
 
 Outcome = Exception | bool | None
 """Why it is refused; or whether it is new; None: it was given up before."""
@@ -81,14 +84,14 @@ class Watermark(Tables):
         self._most_ahead = most_ahead
         self._holder, self._fence, self._clock = holder, fence, SteadyClock()
         self._waiting: list[Asked] = []
-        self._writing, self._removing = Scope(), Scope()
+        self._writing, self._background = Scope(), Scope()
         self.bound = 0
         """Count of positions that were bound here."""
 
     @classmethod
-    async def open(cls, config: Config, policy: Policy, fence: Fence | None) -> Self:
-        """Open what a policy binds in, and remove what earlier processes left behind the floors. Raises StoreError,
-        ConfigurationError."""
+    async def open(cls, config: Config, policy: Policy, fence: Fence | None, audit: AuditLog) -> Self:
+        """Open what a policy binds in; give up what it does not keep, and remove what lies behind the floors, also what
+        earlier processes left there, from now on. Raises StoreError, ConfigurationError."""
         rules = config.key_manager
         store = await Store.open(rules.state_place, config.state_secret)
         try:
@@ -98,7 +101,7 @@ class Watermark(Tables):
             raise
         holder = f"{socket.gethostname() if fence is None else fence.host}:{os.getpid()}"
         made = cls(store, holder, fence, policy.max_ahead)
-        made.begin()
+        made.begin(policy, audit)
         return made
 
     def require(self, want: Want) -> Asked:
@@ -287,21 +290,48 @@ class Watermark(Tables):
         before = await self._store.run(raised)
         if floor <= before:
             raise BadArgument(f"the floor of {domain} is {before} already", hint="A floor only rises.")
-        return await remove_behind_floors(self._store)
+        return await self._remove()
 
-    def begin(self) -> None:
-        """Remove what earlier processes left behind the floors."""
-        self._removing.start(self._remove())
+    def begin(self, policy: Policy, audit: AuditLog) -> None:
+        """Give up what the policy does not keep, and remove what lies behind the floors: now, and each minute."""
 
-    async def _remove(self) -> None:
+        async def look() -> None:
+            if policy.keep_positions is not None:
+                for kind in sorted(policy.ordered):
+                    await self._give_up(policy.chain(kind), policy.keep_positions, audit)
+            await self._remove()
+
+        self._background.every(_LOOK_SECONDS, look, "rows behind the floors stay for now")
+
+    async def _give_up(self, domain: str, kept: int, audit: AuditLog) -> None:
+        reason = f"keepPositions {kept}"
+
+        def work(connection: Connection) -> int | None:
+            if self._fence is not None:
+                positions.keep_holders_out(connection)
+                self._fence.fence(answered(connection, [self._fence.asks])[0])
+            return positions.let_go(connection, domain, kept, reason)
+
         try:
-            await remove_behind_floors(self._store)
-        except HsmError as error:
-            get_logger().warning("rows behind the floors stay for now", error=str(error))
+            if self._fence is not None:
+                self._fence.require()
+            floor = await self._store.run(work)
+        except (NotHolder, FleetBehind):
+            return  # the process that holds the epoch does it
+        if floor is not None:
+            fields: dict[str, Any] = {"domain": domain, "position": floor, "reason": reason}
+            get_logger().info("positions were given up", **fields)
+            audit.note("command", command="policy floor set", result="ok", **fields)
+
+    async def _remove(self) -> int:
+        gone = 0
+        for domain, mark in (await marks_of(self._store)).items():
+            gone += await self._store.run_out(partial(positions.remove_behind, domain=domain, floor=mark.floor))
+        return gone
 
     async def close(self) -> None:
         """Wait until everything that was asked for is written."""
-        await self._removing.close()
+        await self._background.close()
         await self._writing.finish()
 
     async def leave(self) -> None:
@@ -328,21 +358,6 @@ async def _require_no_other_spelling(rules: KeyManagerConfig, policy: Policy, st
                 [ConfigFault(f"{rules.where}.policy.domain", problem)],
                 hint=f"Have it begin behind them: `hsmcore policy floor set {kind} {newest} --reason TEXT`.",
             )
-
-
-async def remove_behind_floors(store: Store) -> int:
-    """Remove the rows at or below the floors in portions, with a pause as long as each took: a bind, also of another
-    process, waits for a portion at most. Returns how many were removed. May be interrupted. Raises StoreError."""
-    count = 0
-    for domain, mark in (await marks_of(store)).items():
-        while True:
-            begun = time.monotonic()
-            gone = await store.run(partial(positions.remove_behind, domain=domain, floor=mark.floor), turn=False)
-            if not gone:
-                break
-            count += gone
-            await asyncio.sleep(max(_PAUSE_SECONDS, time.monotonic() - begun))
-    return count
 
 
 async def marks_of(store: Store) -> dict[str, Mark]:

@@ -30,6 +30,7 @@ from hsmcore.members.tokens import why_no_backup
 from hsmcore.state import Approvals, Backups, Desired, Keys, RoleLost, Store, StoreBusy, StoredKey, StoreNotGenuine
 from hsmcore.state.desired import own_report, withdraw
 from hsmcore.state.keys import active_of
+from hsmcore.state.schema import FORGET_SECONDS
 
 ROLE: Final = "rotation"
 """The store's role: one process rotates, the others follow."""
@@ -129,6 +130,8 @@ class RotationService:
             text, hint = handover.NONE_REGISTERED, handover.NONE_REGISTERED_HINT
             get_logger().warning(f"no key is rotated here: {text}", hint=hint)
         self._scope.every(LOOK_SECONDS, self._look, _FAILED, wake=self._wake)
+        failed = "old steps of rotations are not removed"
+        self._scope.every(FORGET_SECONDS, lambda: self.rotations.forget(self._time.sure()), failed)
 
     async def _join(self, started: KeyVersion) -> None:
         """Find the key that signs in the ring, or begin the ring with it; then sign with the ring's current key."""

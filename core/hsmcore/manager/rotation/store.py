@@ -16,10 +16,13 @@ from hsmcore.manager.rotation.machine import OPEN, Run
 from hsmcore.state.errors import StoreBusy
 from hsmcore.state.keys import StoredKey, activate_key, active_key, change_key, get_key, insert_key, known_version
 from hsmcore.state.schema import KEY_VERSION as KEY
-from hsmcore.state.schema import ROTATION, ROTATION_STEP, insert_row
+from hsmcore.state.schema import ROTATION, ROTATION_STEP, insert_row, is_old, remove_oldest
 from hsmcore.state.store import Tables
 
 Work = Callable[[Connection], None]
+LEAST, MOST = 30, 100
+"""Rotations whose steps stay whatever their age, and the most that have them: a seal digests all steps with each one
+that is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +213,12 @@ class Rotations(Tables):
         if names:
             query = query.where(ROTATION_STEP.c.step.in_(names))
         return await self._store.rows(query, "details")
+
+    async def forget(self, now_ns: int) -> None:
+        """Remove the steps of the oldest rotations that have ended (schema.is_old), in portions."""
+        old = is_old(ROTATION.c.id, ROTATION.c.begun_ns, LEAST, MOST, now_ns) & ROTATION.c.status.not_in(OPEN)
+        of_old = ROTATION_STEP.c.rotation_id.in_(select(ROTATION.c.id).where(old))
+        await self._store.run_out(lambda connection: remove_oldest(connection, ROTATION_STEP, of_old))
 
     async def detail(self, rotation: int, step: str, name: str) -> Any:
         """Return the latest value of a detail of a step; None if the step has noted none."""
