@@ -130,7 +130,7 @@ async def undo(ctx: Context) -> Done | Pending:
     await destruction.keep(ctx, ctx.new, why)
     return Done(
         {"destroyed": destroyed, "kept": kept},
-        also=lambda connection: keep_key(connection, ctx.new.version, ctx.wall(), f"it stays on the token: {why}"),
+        also=lambda connection: keep_key(connection, ctx.new.version, ctx.late(), f"it stays on the token: {why}"),
     )
 
 
