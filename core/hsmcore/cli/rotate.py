@@ -334,6 +334,7 @@ async def _waits_for(rotations: Rotations, entry: Rotation) -> str | None:
 
 async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.errors import KeyNotFound
+    from hsmcore.manager.rotation.clock import RotationClock
     from hsmcore.manager.rotation.pinned import configured_as
     from hsmcore.manager.rotation.schedule import Schedule
     from hsmcore.manager.rotation.store import Rotations
@@ -344,11 +345,14 @@ async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
     if len(found) != 1 or found[0].public_key is None or found[0].algorithm is None:
         raise KeyNotFound(f"the configuration names {len(found)} keys of the token that can be adopted, not one")
     key, public_key, algorithm = found[0], found[0].public_key, found[0].algorithm
-    retire = Schedule.of(rules).overlap_ends_ns(time.time_ns())
 
     async def write(store: Store) -> dict[str, Any]:
         name = config.key_manager.name
-        chosen = await Rotations(store).choose("adopted", key.id, public_key, algorithm, key.label, [name], retire)
+        clock = RotationClock(Keys(store))
+        await clock.take_up()
+        retire = Schedule.of(rules).overlap_ends_ns(clock.late())
+        rotations = Rotations(store, clock.late)
+        chosen = await rotations.choose("adopted", key.id, public_key, algorithm, key.label, [name], retire)
         await Keys(store).set_setting("configured", configured_as(config))
         return chosen.to_json()
 

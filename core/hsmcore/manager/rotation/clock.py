@@ -18,7 +18,9 @@ _KEEP_NS: Final = 3_600 * 10**9
 class RotationClock(SteadyClock):
     """A steady clock whose mark lies in the key ring's store. `wall`, `boot`: the machine's clocks."""
 
-    def __init__(self, keys: Keys, wall: Callable[[], int], boot: Callable[[], int] | None) -> None:
+    def __init__(
+        self, keys: Keys, wall: Callable[[], int] | None = None, boot: Callable[[], int] | None = None
+    ) -> None:
         super().__init__(wall, boot, _say)
         self._keys, self._begun, self._kept, self._agreed = keys, False, 0, False
 

@@ -205,8 +205,8 @@ class Rotations(Tables):
                     retire = min(retire, retire_ns)
                     change_key(connection, old.version, retire_ns=retire)
                 most = max({"deactivate": retire, "destroy": destroy_ns}.get(run.step, 0), now_ns + MOST_WAIT_NS)
-                values = {"wait_ns": min(run.wait_ns, most), "begun_ns": min(rotation.begun_ns, now_ns)}
-                connection.execute(update(ROTATION).where(ROTATION.c.id == rotation.id).values(**values))
+                wait = update(ROTATION).where(ROTATION.c.id == rotation.id).values(wait_ns=min(run.wait_ns, most))
+                connection.execute(wait)
             for date in (KEY.c.activated_ns, KEY.c.base_ns, KEY.c.deactivated_ns):
                 done = connection.execute(update(KEY).where(date > now_ns).values({date.name: now_ns}))
                 ahead |= done.rowcount > 0

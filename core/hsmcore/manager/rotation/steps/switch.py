@@ -30,7 +30,7 @@ async def activate(ctx: Context) -> Done:
     not_moved = await _move_aliases(ctx, ctx.new)
     now = ctx.late()
     slot = None if ctx.rotation.slot_ns is None else moment(ctx.rotation.slot_ns)
-    base = nanoseconds(ctx.schedule.base(slot, moment(ctx.rotation.begun_ns)))
+    base = nanoseconds(ctx.schedule.base(slot, moment(min(ctx.rotation.begun_ns, now))))
     retire = max(ctx.schedule.overlap_ends_ns(now), now + ctx.grace_ns)
 
     def also(connection: Connection) -> None:
