@@ -23,7 +23,7 @@ from hsmcore.cli.opened import (
     with_token,
 )
 from hsmcore.cli.output import BadUsage, fields, note, table
-from hsmcore.cli.settings import YesOption, token_settings
+from hsmcore.cli.settings import RequiredReason, YesOption, token_settings
 from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
@@ -207,6 +207,26 @@ def abort(cli: Invocation) -> None:
     cli.show({"rotation": found.id, "status": "aborting"})
     if why:
         note(f"  {why}")
+
+
+@command(app, "Say that this machine's clock is right.")
+def clock(cli: Invocation, reason: RequiredReason) -> None:
+    """Vouch for the clock of this machine: rotations, the end of an overlap and the destruction of keys go by it at
+    once, and not after a day. For a machine that was off for long, or whose clock was put right. It cannot be undone.
+
+    Example: hsmcore rotate clock --reason "off for a week; compared with the time servers"
+    """
+    from hsmcore.base.steady import SteadyClock
+    from hsmcore.manager.rotation.clock import ACCEPTED
+    from hsmcore.manager.rotation.schedule import moment
+    from hsmcore.state import Keys
+
+    rotation_rules(cli.config)
+    vouched = SteadyClock()
+    shown = {"accepted": moment(vouched.now()).isoformat()}
+    with cli.recorded("rotate clock", reason=reason, **shown):
+        cli.on_state(lambda store: Keys(store).set_setting(ACCEPTED, vouched.mark))
+    cli.show(shown)
 
 
 @command(app, "Go on with the key that the configuration names.")

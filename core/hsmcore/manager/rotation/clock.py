@@ -12,6 +12,8 @@ from hsmcore.state import Keys
 
 _KEPT: Final = "clock"
 """The ring's setting that holds the mark."""
+ACCEPTED: Final = "clock-accepted"
+"""The setting that holds the mark of a clock which an operator vouches for, until it is taken up; or ""."""
 _KEEP_NS: Final = 3_600 * 10**9
 
 
@@ -28,6 +30,10 @@ class RotationClock(SteadyClock):
         """Look at the clocks, and keep the mark once an hour. Returns whether they agree since this look. Raises
         StoreError."""
         await self.take_up()
+        if accepted := await self._keys.setting(ACCEPTED):
+            self.resume(accepted, 0)
+            await self._keys.set_setting(ACCEPTED, "")
+            self._kept = 0
         now = self.now()
         if abs(now - self._kept) >= _KEEP_NS:
             await self._keys.set_setting(_KEPT, self.mark)
