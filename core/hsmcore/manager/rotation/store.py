@@ -71,7 +71,7 @@ def _of(row: Any) -> Rotation:
 
 class Rotations(Tables):
     """Reads and writes `rotation` and `rotation_step`. A caller that changes a rotation holds the store's role
-    "rotation". `clock`: by which its dates are, in Unix nanoseconds."""
+    "rotation". `clock`: by which its dates are, in Unix nanoseconds; called in the event loop's thread."""
 
     def __init__(self, store: Store, clock: Callable[[], int] = time.time_ns) -> None:
         super().__init__(store)
@@ -82,6 +82,7 @@ class Rotations(Tables):
     ) -> Rotation:
         """Begin a rotation of version `old`; the next key gets its place in the ring. `also` is written in the same
         transaction. Raises StoreBusy if one is under way, HsmError if `old` does not sign any more."""
+        now = self._clock()
 
         def work(connection: Connection) -> Rotation:
             if also is not None:
@@ -99,7 +100,7 @@ class Rotations(Tables):
                 origin="rotation",
             )
             try:
-                made = _insert(connection, Run(), cause, old, new, self._clock(), reason, slot_ns)
+                made = _insert(connection, Run(), cause, old, new, now, reason, slot_ns)
             except IntegrityError:
                 raise StoreBusy("a rotation is under way", hint="See `hsmcore rotate status`.") from None
             return _get(connection, made)
@@ -119,7 +120,7 @@ class Rotations(Tables):
         """Make a key current on request; an unknown one joins the ring. The former one verifies until `retire_ns` and
         is then deactivated, as after a rotation. Durable when this returns. Raises StoreBusy while a rotation is under
         way, KeyDeactivated."""
-        holders = list(members)
+        holders, now = list(members), self._clock()
 
         def work(connection: Connection) -> StoredKey:
             busy = select(ROTATION.c.id).where(ROTATION.c.status.in_(("running", "undoing")))
@@ -134,7 +135,7 @@ class Rotations(Tables):
                 members=holders,
                 origin="chosen",
             )
-            now, old = self._clock(), active_key(connection)
+            old = active_key(connection)
             activate_key(connection, version, now, now, retire_ns, f"displaced by hand: version {version} was {cause}")
             new = get_key(connection, version)
             if old is not None and old.version != version:
@@ -169,9 +170,9 @@ class Rotations(Tables):
         also: Work | None = None,
     ) -> Rotation:
         """Note the result of a step and the state of the rotation, with the writes of `also`, in one transaction."""
+        now = self._clock()
 
         def work(connection: Connection) -> Rotation:
-            now = self._clock()
             if also is not None:
                 also(connection)
             values: dict[str, Any] = _columns(run)
@@ -216,9 +217,8 @@ class Rotations(Tables):
 
     async def note(self, rotation: int, step: str, outcome: str, details: dict[str, Any]) -> None:
         """Add to the history of a rotation whose state does not change."""
-        await self._store.run(
-            lambda connection: insert_step(connection, rotation, step, outcome, details, self._clock())
-        )
+        now = self._clock()
+        await self._store.run(lambda connection: insert_step(connection, rotation, step, outcome, details, now))
 
     async def open(self) -> list[Rotation]:
         """Return the rotations that have not ended, oldest first."""
