@@ -14,7 +14,7 @@ from tests.support.managers import becomes, opened, until
 
 from hsmcore.config import Notices
 from hsmcore.manager import notices as service
-from hsmcore.manager.notices import GIVE_UP_NS, NoticeService
+from hsmcore.manager.notices import NoticeService
 from hsmcore.state import Outbox, Store
 
 pytestmark = pytest.mark.integration
@@ -110,7 +110,8 @@ async def test_a_notice_that_no_attempt_delivers_is_dropped(tmp_path, monkeypatc
     }  # fmt: skip
     assert "hunter2" not in json.dumps(rows)
     late = NoticeService(store, notices(secret))
-    monkeypatch.setattr(late, "clock", lambda: rows[0]["time_ns"] + GIVE_UP_NS + 10**13)
+    monkeypatch.setattr(service, "GIVE_UP", 2)
+    monkeypatch.setattr(late, "clock", lambda: rows[0]["time_ns"] + 10**13)
     late.begin()
 
     async def given_up():

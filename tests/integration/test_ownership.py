@@ -166,6 +166,7 @@ USES: dict[str, list[str] | str] = {
     "rotate abort": ["--reason", "x"],
     "rotate adopt": ["none"],
     "rotate approve": ["--as", "none"],
+    "rotate clock": ["--reason", "x"],
     "rotate history": [],
     "rotate now": ["--reason", "x"],
     "rotate plan": [],

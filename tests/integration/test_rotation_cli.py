@@ -318,6 +318,8 @@ def test_what_changes_something_is_recorded(fresh_token, tmp_path, hsmcore):
     config["sequencer"]["keyManager"]["auditLogFile"] = str(tmp_path / "audit" / "audit.log")
     assert hsmcore("rotate", "now", config=config)[0] == 0
     assert hsmcore("rotate", "abort")[0] == 1
+    assert hsmcore("rotate", "clock")[0] == 2
+    assert hsmcore("rotate", "clock", "--reason", "compared")[0] == 0
 
     async def operations():
         manager = create_key_manager(load(config))
@@ -325,7 +327,7 @@ def test_what_changes_something_is_recorded(fresh_token, tmp_path, hsmcore):
 
     found = asyncio.run(operations())
     commands = {record["command"]: record["result"] for record in found if record["operation"] == "command"}
-    assert commands == {"rotate now": "ok", "rotate abort": "error"}
+    assert commands == {"rotate now": "ok", "rotate abort": "error", "rotate clock": "ok"}
     rotated = [record["operation"] for record in found if "rotat" in record["operation"]]
     assert rotated == ["rotation-begun", "key-rotated"]
 

@@ -11,6 +11,7 @@ from tests.support.managers import becomes, opened, until
 
 from hsmcore.base import steady
 from hsmcore.manager.rotation import service
+from hsmcore.manager.rotation.clock import ACCEPTED
 from hsmcore.manager.rotation.service import RotationService
 
 pytestmark = pytest.mark.integration
@@ -95,6 +96,25 @@ async def test_a_step_ends_an_overlap_and_begins_a_rotation_once_it_has_held_for
 
         await becomes(goes_on)
         assert await manager.sign(b"m")
+
+
+@one_loop
+async def test_an_operator_vouches_for_the_clock(fresh_token, tmp_path, clocks):
+    config = fresh_token().config(**rules(tmp_path, overlapDays=2))
+    async with opened(config) as manager:
+        await manager.rotate_key()
+        clocks.ahead = 3 * DAY
+        await clocks.some_looks()
+        assert (await stored(tmp_path))[0][0].state == "overlap"
+        vouched = steady.SteadyClock(RotationService.clock, RotationService.boot)
+        keys = manager._background.rotation.keys
+        await keys.set_setting(ACCEPTED, vouched.mark)
+
+        async def ended():
+            return (await stored(tmp_path))[0][0].state == "deactivated"
+
+        await becomes(ended)
+        assert await keys.setting(ACCEPTED) == ""
 
 
 @one_loop

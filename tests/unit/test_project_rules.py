@@ -363,6 +363,73 @@ def test_a_service_leaves_its_tasks_to_its_scope():
     assert starting == TASKS_OF_THEIR_OWN
 
 
+# Files that may read the wall clock, and why. What is due, and what cannot be undone, goes by base/steady.py. The list
+# only gets shorter.
+READ_THE_WALL_CLOCK = {
+    "given to a steady clock": {"base/steady.py", "manager/rotation/service.py", "manager/rotation/store.py"},
+    "a date that is shown or recorded": {
+        "cli/failover.py",
+        "cli/rotate.py",
+        "failover/budget.py",
+        "failover/health.py",
+        "failover/history.py",
+        "failover/service.py",
+        "fleet/orders.py",
+        "gateway/vault/face.py",
+        "manager/batching.py",
+        "manager/describe.py",
+        "members/control/refused.py",
+        "providers/cloudhsm/health.py",
+        "providers/yubihsm/audit.py",
+        "recovery/interchange.py",
+        "recovery/marks.py",
+        "serve/ledger.py",
+        "serve/monitor.py",
+        "serve/watch.py",
+        "state/approvals.py",
+        "state/backup.py",
+        "state/backups.py",
+        "state/database.py",
+        "state/key_sets.py",
+        "state/keys.py",
+        "state/register.py",
+    },
+    "a name, or a number, that is to be new": {
+        "audit/check/adopt.py",
+        "audit/spool.py",
+        "cli/failover.py",
+        "serve/actions.py",
+        "state/seal.py",
+    },
+    "a word of another party's clock": {
+        "audit/shipping/cloudwatch.py",
+        "manager/rotation/approvals.py",
+        "providers/yubihsm/attest.py",
+        "tlog/key_set.py",
+    },
+    "which records are read": {"audit/log.py", "cli/audit/records.py", "failover/bindings.py"},
+    "tells that it is ahead": {"audit/retention.py"},
+    "due or stale, and a date that lies far ahead counts as none": {
+        "manager/notices.py",
+        "recovery/state_backup.py",
+        "state/desired.py",
+        "state/outbox.py",
+        "state/sealed_rows.py",
+    },
+}
+
+
+def test_nothing_is_due_by_the_wall_clock():
+    reading = {
+        path.relative_to(ROOT / "core" / "hsmcore").as_posix()
+        for path in sources("core/hsmcore", ".py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("time", "time_ns", "now")
+        if ast.unparse(node) in ("time.time", "time.time_ns", "datetime.now")
+    }
+    assert reading == set().union(*READ_THE_WALL_CLOCK.values())
+
+
 PRIVATE_TWICE = {"_Guarded", "_Held", "_Number", "_Refused"}
 
 

@@ -32,11 +32,13 @@ def test_a_step_counts_once_it_has_held_for_a_day(step):
     world = World()
     clock = world.clock()
     world.wall += step
-    assert (clock.now(), clock.sure()) == (BEGIN, min(BEGIN, BEGIN + step))
+    assert (clock.now(), clock.sure(), clock.late()) == (BEGIN, min(BEGIN, BEGIN + step), max(BEGIN, BEGIN + step))
+    assert not clock.agrees
     world.passes(HELD_NS - 1)
     assert clock.now() == BEGIN + HELD_NS - 1
     world.passes(1)
     assert clock.now() == clock.sure() == world.wall
+    assert clock.agrees
     assert world.steps == [(BEGIN, BEGIN + step)]
 
 
@@ -64,7 +66,7 @@ def test_small_steps_go_forward_only():
         assert clock.now() == world.wall
     before = world.wall
     world.wall -= 5 * SECOND
-    assert (clock.now(), clock.sure()) == (before, world.wall)
+    assert (clock.now(), clock.sure(), clock.late()) == (before, world.wall, before)
     assert world.steps == []
 
 

@@ -293,6 +293,22 @@ async def test_sums_within_a_minute_outlast_a_restart(place, secret, monkeypatch
         await life.mark.require(Charge("chain/lamports", 1000, 1000))
 
 
+async def test_a_sum_that_a_clock_which_was_ahead_has_dated_is_over_with_the_minute(place, secret, monkeypatch):
+    now = [60_000_000_000 * 10**6]
+    monkeypatch.setattr("hsmcore.manager.policy.watermark.time.time_ns", lambda: now[0])
+    monkeypatch.setattr("hsmcore.base.steady.boottime", lambda: 0)
+    now[0] += 400 * 86_400_000_000_000
+    async with Life(place, secret) as life:
+        await life.mark.require(Charge("chain/lamports", 1000, 1000))
+    now[0] -= 400 * 86_400_000_000_000
+    async with Life(place, secret) as life:
+        with pytest.raises(PolicyRefused, match="1000 of 1000"):
+            await life.mark.require(Charge("chain/lamports", 1, 1000))
+    now[0] += 60_000_000_000
+    async with Life(place, secret) as life:
+        await life.mark.require(Charge("chain/lamports", 1000, 1000))
+
+
 async def test_the_store_s_trouble_is_each_request_s_own_error(place):
     async with Life(place, None) as life:
         futures = [life.mark.require(PayloadPlace(BLOCKS, n, A)) for n in range(3)]

@@ -69,6 +69,15 @@ class SteadyClock:
         """Return the earlier of this time and the wall clock's: what cannot be undone is due when both say so."""
         return min(self._wall(), self.now())
 
+    def late(self) -> int:
+        """Return the later of this time and the wall clock's: a wait that is counted from it does not end early."""
+        return max(self._wall(), self.now())
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the wall clock had this time at the last `now`."""
+        return self._step is None
+
     def reach(self, moment: int) -> None:
         """Go on from `moment`, a time that was durably known, if it is later than this clock's."""
         self._offset += max(moment - self.now(), 0)

@@ -23,7 +23,7 @@ from hsmcore.cli.opened import (
     with_token,
 )
 from hsmcore.cli.output import BadUsage, fields, note, table
-from hsmcore.cli.settings import YesOption, token_settings
+from hsmcore.cli.settings import RequiredReason, YesOption, token_settings
 from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
@@ -209,6 +209,26 @@ def abort(cli: Invocation) -> None:
         note(f"  {why}")
 
 
+@command(app, "Say that this machine's clock is right.")
+def clock(cli: Invocation, reason: RequiredReason) -> None:
+    """Vouch for the clock of this machine: rotations, the end of an overlap and the destruction of keys go by it at
+    once, and not after a day. For a machine that was off for long, or whose clock was put right. It cannot be undone.
+
+    Example: hsmcore rotate clock --reason "off for a week; compared with the time servers"
+    """
+    from hsmcore.base.steady import SteadyClock
+    from hsmcore.manager.rotation.clock import ACCEPTED
+    from hsmcore.manager.rotation.schedule import moment
+    from hsmcore.state import Keys
+
+    rotation_rules(cli.config)
+    vouched = SteadyClock()
+    shown = {"accepted": moment(vouched.now()).isoformat()}
+    with cli.recorded("rotate clock", reason=reason, **shown):
+        cli.on_state(lambda store: Keys(store).set_setting(ACCEPTED, vouched.mark))
+    cli.show(shown)
+
+
 @command(app, "Go on with the key that the configuration names.")
 def adopt(cli: Invocation) -> None:
     """Take the key that the configuration names into the key ring and let it sign from now on. The key that signed
@@ -334,6 +354,7 @@ async def _waits_for(rotations: Rotations, entry: Rotation) -> str | None:
 
 async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.errors import KeyNotFound
+    from hsmcore.manager.rotation.clock import RotationClock
     from hsmcore.manager.rotation.pinned import configured_as
     from hsmcore.manager.rotation.schedule import Schedule
     from hsmcore.manager.rotation.store import Rotations
@@ -344,11 +365,14 @@ async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
     if len(found) != 1 or found[0].public_key is None or found[0].algorithm is None:
         raise KeyNotFound(f"the configuration names {len(found)} keys of the token that can be adopted, not one")
     key, public_key, algorithm = found[0], found[0].public_key, found[0].algorithm
-    retire = Schedule.of(rules).overlap_ends_ns(time.time_ns())
 
     async def write(store: Store) -> dict[str, Any]:
         name = config.key_manager.name
-        chosen = await Rotations(store).choose("adopted", key.id, public_key, algorithm, key.label, [name], retire)
+        clock = RotationClock(Keys(store))
+        await clock.take_up()
+        retire = Schedule.of(rules).overlap_ends_ns(clock.late())
+        rotations = Rotations(store, clock.late)
+        chosen = await rotations.choose("adopted", key.id, public_key, algorithm, key.label, [name], retire)
         await Keys(store).set_setting("configured", configured_as(config))
         return chosen.to_json()
 

@@ -17,10 +17,11 @@ from hsmcore._native import Digest, digest_of
 from hsmcore.audit import AuditLog
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
+from hsmcore.base.steady import SteadyClock
 from hsmcore.errors import UNSURE, HsmError, InvalidMessageType
 from hsmcore.failover.breaker import SECOND
 from hsmcore.state.schema import KEY_BINDING as BINDING
-from hsmcore.state.store import Tables
+from hsmcore.state.store import Store, Tables
 
 BINDING_NS: Final = 120 * SECOND
 """How long a message stays bound to the key of an attempt with an unknown outcome: longer than a Solana transaction is
@@ -45,10 +46,14 @@ class BindingRow:
 class StoredBindings(Tables):
     """Reads and writes `key_binding`."""
 
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.clock = SteadyClock()
+
     async def keep(self, rows: list[BindingRow]) -> None:
         """Add rows, replacing those of the same messages, and delete those whose time is over."""
         values = [{"digest": row.digest.hex(), "public_key": row.key.hex(), "until_ns": row.until_ns} for row in rows]
-        now = time.time_ns()
+        now = self.clock.now()
 
         def work(connection: Any) -> None:
             connection.execute(delete(BINDING).where(BINDING.c.until_ns <= now))
@@ -145,7 +150,7 @@ class KeyBindings:
         digest = digest_of(message)
         self._bind(digest, key, now + BINDING_NS)
         if self._stored is not None:
-            self._unsaved[digest] = BindingRow(digest, key, time.time_ns() + BINDING_NS)
+            self._unsaved[digest] = BindingRow(digest, key, self._stored.clock.now() + BINDING_NS)
             self._save()
 
     def _bind(self, digest: bytes, key: bytes, until: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -249,7 +248,7 @@ class KeySets:
         """The keys of the emergency level, those of emergencies that are over as retired. While one lasts, no other key
         can sign a set as a rule: so they are noted here, and listed as soon as the current key signs again."""
         levels = {one.public_key: one.level for one in self._path.members()}
-        now, running = int(time.time()), set()
+        now, running = self._rotation.sure() // _SECOND, set()
         for entry in () if self.latest is None else self.latest.keys:
             if entry.version is None and entry.state in ("emergency", "retired"):
                 self._emergencies.setdefault(entry.public_key, entry)
@@ -316,7 +315,7 @@ class KeySets:
     def _beside(self, key: KeyVersion, state: KeyState) -> KeyEntry:
         """What a set says of a key that is in no ring: it is good since a set first said so."""
         was = None if self.latest is None else self.latest.entry(key.public_key)
-        begun = int(time.time()) if was is None else was.not_before
+        begun = self._rotation.sure() // _SECOND if was is None else was.not_before
         return KeyEntry(None, key.algorithm, key.public_key, state, begun, None, None)
 
     def _loaded(self) -> list[KeyVersion]:
@@ -377,7 +376,7 @@ class KeySets:
             text, serial = b"", least
         while True:
             epoch = 0 if self._fleet is None else self._fleet.epoch
-            text = text or text_of(self._domain, serial, int(time.time()), self._kinds, keys)
+            text = text or text_of(self._domain, serial, self._rotation.sure() // _SECOND, self._kinds, keys)
             try:
                 place, left = await self._guard.bind_key_set(text, serial, epoch, SIGN_SECONDS)
             except NotNext as moved:

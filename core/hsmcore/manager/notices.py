@@ -20,8 +20,8 @@ from hsmcore.state.outbox import Delivery
 from hsmcore.state.schema import FORGET_SECONDS
 
 SECOND: Final = 1_000_000_000
-GIVE_UP_NS: Final = 3 * 86400 * SECOND
-"""Nanoseconds until an undelivered notice is given up, and logged."""
+GIVE_UP: Final = 81
+"""Attempts, about three days, after which an undelivered notice is given up, and logged. A clock would lose one."""
 _FIRST_RETRY_NS: Final = 5 * SECOND
 _LAST_RETRY_NS: Final = 3600 * SECOND
 _LOOK_SECONDS: Final = 5.0
@@ -91,7 +91,7 @@ class NoticeService:
 
     async def _deliver(self) -> None:
         await self._names()
-        while due := await self.outbox.due(self.clock()):
+        while due := await self.outbox.due(self.clock(), _LAST_RETRY_NS):
             for delivery in due:
                 await self._attempt(delivery, (self._targets or {}).get(delivery.target))
 
@@ -105,7 +105,7 @@ class NoticeService:
         values: dict[str, Any] = {"attempts": attempts, "error": error}
         if not error:
             values["done_ns"] = now
-        elif now - delivery.time_ns > GIVE_UP_NS or target is None:
+        elif attempts >= GIVE_UP or target is None:
             values["given_up_ns"] = now
             get_logger().error("a notice was given up", title=delivery.title, target=delivery.target, error=error)
         else:

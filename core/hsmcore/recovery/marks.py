@@ -25,6 +25,7 @@ from hsmcore.audit import AuditLog
 from hsmcore.audit.query import Record
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
+from hsmcore.base.steady import boottime
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
 from hsmcore.recovery.own_store import behind_hint
@@ -73,7 +74,7 @@ class Marks:
         self._ordered = policy is not None and bool(policy.ordered)
         self.witness = Witness(store, "", socket.gethostname(), "", log)
         self._logged = self._seen = ""
-        self._marked_ns = 0
+        self._marked_at = 0
         self._compared = False
         self._scope = Scope()
 
@@ -183,8 +184,8 @@ class Marks:
     async def _mark(self, seen: str | None = None) -> None:
         """Make a mark: in the store first, so that the log never has one that the store did not have. `seen`: only if
         what is watched is genuine, and another one than this."""
-        name, fresh, now = self._name, secrets.token_hex(16), time.time_ns()
-        values = {"logged": self._logged, "pending": fresh, "marked_ns": now, "restored": ""}
+        name, fresh = self._name, secrets.token_hex(16)
+        values = {"logged": self._logged, "pending": fresh, "marked_ns": time.time_ns(), "restored": ""}
 
         def work(connection: Connection) -> str:
             present = fingerprint(connection, _WATCHED)
@@ -198,7 +199,7 @@ class Marks:
         self._seen = await self._store.run(work)
         if self._seen == seen:
             return
-        self._marked_ns = now
+        self._marked_at = boottime()
         previous = self._logged
         mac = self._attest(fresh, previous)
         vouched: dict[str, Any] = {"previous": previous, "mac": mac} if mac else {}
@@ -210,7 +211,7 @@ class Marks:
 
     async def _look(self) -> None:
         seen = await self._store.run(lambda connection: fingerprint(connection, _WATCHED))
-        if time.time_ns() > self._marked_ns + _DAY_NS:
+        if boottime() > self._marked_at + _DAY_NS:
             await self._mark()
         elif seen != self._seen:
             await self._mark(self._seen)

@@ -11,6 +11,7 @@ from typing import Any, Final
 from hsmcore.audit import AuditLog
 from hsmcore.base.places import BackupPlace, PlaceError, place_at
 from hsmcore.base.scope import Scope
+from hsmcore.base.steady import boottime
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
 from hsmcore.recovery.restore import back_up, check, subject_of
@@ -63,6 +64,8 @@ class StateBackups:
         """Any thread."""
         self._drilled: str | None = None
         """The backup that the last look has read back, or tried to."""
+        self._drilled_at: int | None = None
+        """When the last drill was, in nanoseconds since the boot."""
         self._scope = Scope()
 
     @classmethod
@@ -96,7 +99,7 @@ class StateBackups:
     async def look(self) -> None:
         """Make a backup if it is time, and have the newest one restored if it is time. Raises HsmError."""
         self._drilled = None
-        now = time.time()
+        now, boot = time.time(), boottime()
         name = await self._newest(now)
         made = 0.0 if name is None else _made(name)
         if name is None or now >= made + self._rules.every_hours * _HOUR:
@@ -104,8 +107,8 @@ class StateBackups:
                 name, made = name_of(self._config, statement), statement.made_ns / 1e9
                 await self._place.create(name, head, body)
                 self._record("state-backup", file=name, sha256=statement.sha256, bytes=len(head) + len(body))
-        drill = self.seen.drill
-        if self.seen.failing or now >= drill + self._rules.drill_hours * _HOUR:
+        drill, every = self.seen.drill, self._rules.drill_hours * _HOUR * 10**9
+        if self.seen.failing or self._drilled_at is None or boot >= self._drilled_at + every:
             self._drilled = name
             async with folder_aside() as place:
                 if not await self._place.fetch(name, place / "backup"):
@@ -113,7 +116,7 @@ class StateBackups:
                 async with mapping(place / "backup") as found:
                     checked = await check(self._config, found)
                     self._record("state-drill", file=name, sha256=checked.statement.sha256, bytes=len(found))
-            drill = time.time()
+            drill, self._drilled_at = time.time(), boot
         self.seen = BackupsSeen(made, drill)
 
     async def _newest(self, now: float) -> str | None:

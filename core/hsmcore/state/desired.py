@@ -29,6 +29,8 @@ FORCE: Final = "force"
 EMERGENCY: Final = "emergency"
 """"enabled" or "disabled"."""
 _FORGET_NS: Final = 86_400_000_000_000
+_AHEAD_NS: Final = 3_600_000_000_000
+"""Another host's clock may be ahead; a report from later than that is of a clock that was wrong."""
 STALE_SECONDS: Final = 15.0
 """A key manager whose report is older is not running any more."""
 
@@ -71,7 +73,8 @@ class Desired(Tables):
         def work(connection: Connection) -> None:
             replace_row(connection, SNAPSHOT, name, **row)
             # A key manager that was killed leaves its row: `own_report`.
-            old = SNAPSHOT.c.name.contains(":") & (SNAPSHOT.c.written_ns < now - _FORGET_NS)
+            foreign = ~SNAPSHOT.c.written_ns.between(now - _FORGET_NS, now + _FORGET_NS)
+            old = SNAPSHOT.c.name.contains(":") & foreign
             connection.execute(delete(SNAPSHOT).where(old))
 
         await self._store.run(work)
@@ -87,5 +90,6 @@ class Desired(Tables):
 
     async def running(self) -> list[dict[str, Any]]:
         """Return the reports of the key managers that are running."""
-        fresh = time.time_ns() - STALE_SECONDS * 1e9
-        return [report for report in await self.reports() if report["written_ns"] > fresh]
+        now = time.time_ns()
+        found = [(report, now - report["written_ns"]) for report in await self.reports()]
+        return [report for report, age in found if -_AHEAD_NS < age < STALE_SECONDS * 1e9]

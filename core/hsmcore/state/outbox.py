@@ -24,7 +24,6 @@ class Delivery:
     id: int
     target: str
     attempts: int
-    time_ns: int
     kind: str
     title: str
     body: str
@@ -44,16 +43,18 @@ class Outbox(Tables):
             notice = insert_row(connection, NOTICE, time_ns=now, kind=kind, occasion=occasion, title=title, body=body)
             for target in to:
                 insert_row(
-                    connection, NOTICE_DELIVERY, notice_id=notice, target=target, attempts=0, next_ns=now, error=""
+                    connection, NOTICE_DELIVERY, notice_id=notice, target=target, attempts=0, next_ns=0, error=""
                 )
             return True
 
         return await self._store.run(work)
 
-    async def due(self, now_ns: int, limit: int = 20) -> list[Delivery]:
-        """Return the deliveries that are due, oldest first."""
-        columns = (*NOTICE_DELIVERY.c["id", "target", "attempts"], *NOTICE.c["time_ns", "kind", "title", "body"])
-        open_ = (_DELIVERY.done_ns.is_(None), _DELIVERY.given_up_ns.is_(None), _DELIVERY.next_ns <= now_ns)
+    async def due(self, now_ns: int, most_ns: int, limit: int = 20) -> list[Delivery]:
+        """Return the deliveries that are due, oldest first; also those that are more than `most_ns` ahead, since a
+        clock that was ahead has dated them."""
+        columns = (*NOTICE_DELIVERY.c["id", "target", "attempts"], *NOTICE.c["kind", "title", "body"])
+        due = (_DELIVERY.next_ns <= now_ns) | (_DELIVERY.next_ns > now_ns + most_ns)
+        open_ = (_DELIVERY.done_ns.is_(None), _DELIVERY.given_up_ns.is_(None), due)
         query = _joined(*columns).where(*open_).limit(limit)
         return [Delivery(**row) for row in await self._store.rows(query)]
 

@@ -44,6 +44,8 @@ SEALED: Final[Mapping[str, tuple[Table, ...]]] = {
 _MINUTE_NS: Final = 60_000_000_000
 _IN_ORDER: Final = (ROTATION_STEP, APPROVAL)
 """Tables to which rows are only added: the newest one tells whether there is a new one."""
+AHEAD_MINUTES: Final = 60
+"""A sum of a minute further ahead was dated by a clock that was wrong: it is this minute's."""
 
 
 class Known(NamedTuple):
@@ -75,7 +77,7 @@ def lacking(known: Mapping[Table, list[Any]], rows: Mapping[Table, list[Any]]) -
         if row.floor > floors.get(row.name, -1):
             return f"the floor {row.floor} of {row.name}"
     for row in known.get(SPENT, ()):
-        if row.minute >= minute and (row.minute, row.amount) > spent.get(row.name, (0, 0)):
+        if minute <= row.minute <= minute + AHEAD_MINUTES and (row.minute, row.amount) > spent.get(row.name, (0, 0)):
             return f"what this minute has added to {row.name}"
     return ""
 

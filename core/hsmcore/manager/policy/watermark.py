@@ -44,6 +44,7 @@ from hsmcore.state import Store, StoreNotGenuine, StoreUnknown, positions
 from hsmcore.state.exchange import Answers, Change, Question, answered
 from hsmcore.state.mark import WINDOW, Mark
 from hsmcore.state.schema import SPENT
+from hsmcore.state.sealed_rows import AHEAD_MINUTES
 from hsmcore.state.store import Tables
 
 MOST: Final = 256
@@ -390,6 +391,8 @@ def _charge(sums: dict[str, tuple[int, int]], want: Charge, minute: int) -> Poli
     began, amount = sums.get(want.name, (minute, 0))
     if minute > began:  # another process's clock may be behind
         began, amount = minute, 0
+    elif began > minute + AHEAD_MINUTES:
+        began = minute
     if amount + want.amount > want.limit:
         sums[want.name] = (began, amount)
         return PolicyRefused(f"{want.name}: {amount} of {want.limit} a minute are used up, and this is {want.amount}")

@@ -89,8 +89,8 @@ class Context:
     """What the last look at a rotation's approvals has found: it fetches secrets."""
     grace_ns: int
     """Longest time that a request routed to the old key may still be under way."""
-    wall: Callable[[], int]
-    """Return the time that is written down."""
+    late: Callable[[], int]
+    """Return the time from which a wait counts: the later one, if the clocks differ (see clock.py)."""
     clock: Callable[[], int]
     """Return the time by which something is due: no step of the wall clock that has not held (see clock.py)."""
     resumed: bool = False

@@ -40,6 +40,8 @@ _SWITCH: Final = NAMES.index("activate")
 OPEN: Final = ("running", "undoing", "overlap")
 """Statuses with which a run goes on after a restart."""
 SECOND: Final = 1_000_000_000
+MOST_WAIT_NS: Final = 3600 * SECOND
+"""Longest wait of a step that failed, or that waits for something else than a date."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +102,7 @@ def failed(run: Run, now_ns: int) -> Run:
     if can_abort(run):
         return _undo_from(run, NAMES.index(run.step))
     tries = run.tries + 1
-    return replace(run, tries=tries, wait_ns=now_ns + min(SECOND * 2 ** min(tries, 12), 3600 * SECOND))
+    return replace(run, tries=tries, wait_ns=now_ns + min(SECOND * 2 ** min(tries, 12), MOST_WAIT_NS))
 
 
 def abort(run: Run) -> Run:

@@ -83,13 +83,14 @@ class RotationService:
         self._config, self._rules, self._rotates = config, rules, rotates
         self._store, self._announce, self._before_ns = store, announce, before_ns
         self.schedule = Schedule.of(rules)
-        self.keys, self.rotations = Keys(store), Rotations(store)
+        self.keys = Keys(store)
         self._time = RotationClock(self.keys, self.clock, self.boot)
+        self.rotations = Rotations(store, self._time.late)
         self._approvals, self._desired, self._backups = Approvals(store), Desired(store), Backups(store)
         self.handover: Handover | None = None
         self._grace_ns = config.key_manager.request_timeout_ms * 1_000_000
-        sure = self._time.sure
-        self._runner = Runner(self.rotations, self._context, self._failed, sure, self.trace, self._wants_abort)
+        self.sure = self._time.sure
+        self._runner = Runner(self.rotations, self._context, self._failed, self.sure, self.trace, self._wants_abort)
         self._known: list[StoredKey] = []
         self._signed: set[str] = set()
         self._wake = asyncio.Event()
@@ -147,6 +148,7 @@ class RotationService:
         if added:
             await self.keys.change(current.version, members=[*current.members, *added])
         self._joined = True
+        await self._time.take_up()
         await self._look_at_backups(current)
 
     async def close(self) -> None:
@@ -194,7 +196,7 @@ class RotationService:
 
     async def chosen(self, version: KeyVersion) -> None:
         """Make a key current on request: durable before it signs. Raises StoreBusy during a rotation."""
-        now = self.clock()
+        now = self._time.late()
         retire = max(self.schedule.overlap_ends_ns(now), now + self._grace_ns)
         holders = [member.name for member in self._port.holders(version.public_key)]  # those that have loaded it
         await self.rotations.choose(
@@ -233,7 +235,8 @@ class RotationService:
             self._answer(why or StoreBusy("another process rotates the keys of this state store"))
             return
         await self._report()
-        await self._time.look()
+        if await self._time.look():
+            await self._redate(self._time.now())
         for rotation in await self.rotations.open():
             await self._advance(rotation)
         await self._follow()
@@ -242,6 +245,12 @@ class RotationService:
         if ABORT in wishes and not any(machine.can_abort(each.run) for each in await self.rotations.open()):
             await self._desired.set(ABORT, None, "")  # what it meant has ended
         await self._begin_what_is_due(wishes[ROTATE].reason if ROTATE in wishes else None)
+
+    async def _redate(self, now: int) -> None:
+        days = self._rules.destroy_after_days or 0
+        retire = max(self.schedule.overlap_ends_ns(now), now + self._grace_ns)
+        if await self.rotations.redate(now, retire, now + days * 86_400 * SECOND):
+            get_logger().warning("dates that a clock which was ahead had written count from now")
 
     async def _pause(self) -> float:
         """Return the seconds until the next look."""
@@ -288,7 +297,7 @@ class RotationService:
         if not self._role.held:
             if not await self._role.take():
                 return False
-            await self.rotations.account_for_displaced(self.clock())
+            await self.rotations.account_for_displaced(self._time.late())
         return True
 
     async def _begin_what_is_due(self, wish: str | None) -> None:
@@ -302,7 +311,7 @@ class RotationService:
         by_hand = asked.reason if asked is not None else wish
         if by_hand is not None:
             await self._rotate(current, "manual", by_hand, None)
-        elif now >= due and self.clock() >= await self._retry_ns():
+        elif now >= due and await self._may_retry():
             await self._rotate(current, "schedule", "", due)
         elif now >= due - self._before_ns:
             text = f"key {current.key_id} is replaced at {moment(due).isoformat()}"
@@ -318,9 +327,10 @@ class RotationService:
         self.trace("begun")
         await self._advance(rotation)
 
-    async def _retry_ns(self) -> int:
+    async def _may_retry(self) -> bool:
         failures, ended = await self.rotations.failures_in_a_row()
-        return nanoseconds(retry_at(moment(ended), failures)) if failures else 0
+        now = self._time.late()
+        return not failures or ended > now or now >= nanoseconds(retry_at(moment(ended), failures))
 
     async def _advance(self, rotation: Rotation) -> None:
         before = rotation.run.status
@@ -376,7 +386,7 @@ class RotationService:
             signed=frozenset(self._signed),
             verdicts=self._verdicts,
             grace_ns=self._grace_ns,
-            wall=self.clock,
+            late=self._time.late,
             clock=self._time.sure,
         )
 
@@ -432,7 +442,7 @@ class RotationService:
         )
 
     async def _report(self) -> None:
-        now = time.time_ns()
+        now = time.monotonic_ns()
         if now - self._reported >= _REPORT_NS:
             self._reported = now
             await self._desired.report(self._name, {"rotation": True, "process": os.getpid()})

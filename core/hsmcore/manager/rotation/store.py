@@ -8,16 +8,17 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import orjson
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from hsmcore.errors import HsmError
-from hsmcore.manager.rotation.machine import OPEN, Run
+from hsmcore.manager.rotation.machine import MOST_WAIT_NS, OPEN, Run
 from hsmcore.state.errors import StoreBusy
 from hsmcore.state.keys import StoredKey, activate_key, active_key, change_key, get_key, insert_key, known_version
 from hsmcore.state.schema import KEY_VERSION as KEY
-from hsmcore.state.schema import ROTATION, ROTATION_STEP, insert_row, is_old, remove_oldest
-from hsmcore.state.store import Tables
+from hsmcore.state.schema import ROTATION, insert_row, is_old, remove_oldest
+from hsmcore.state.schema import ROTATION_STEP as STEP
+from hsmcore.state.store import Store, Tables
 
 Work = Callable[[Connection], None]
 LEAST, MOST = 30, 100
@@ -73,13 +74,18 @@ def _of(row: Any) -> Rotation:
 
 class Rotations(Tables):
     """Reads and writes `rotation` and `rotation_step`. A caller that changes a rotation holds the store's role
-    "rotation"."""
+    "rotation". `clock`: by which its dates are, in Unix nanoseconds; called in the event loop's thread."""
+
+    def __init__(self, store: Store, clock: Callable[[], int] = time.time_ns) -> None:
+        super().__init__(store)
+        self._clock = clock
 
     async def begin(
         self, cause: str, old: int, label: str, slot_ns: int | None, reason: str = "", also: Work | None = None
     ) -> Rotation:
         """Begin a rotation of version `old`; the next key gets its place in the ring. `also` is written in the same
         transaction. Raises StoreBusy if one is under way, HsmError if `old` does not sign any more."""
+        now = self._clock()
 
         def work(connection: Connection) -> Rotation:
             if also is not None:
@@ -97,7 +103,7 @@ class Rotations(Tables):
                 origin="rotation",
             )
             try:
-                made = _insert(connection, Run(), cause, old, new, time.time_ns(), reason, slot_ns)
+                made = _insert(connection, Run(), cause, old, new, now, reason, slot_ns)
             except IntegrityError:
                 raise StoreBusy("a rotation is under way", hint="See `hsmcore rotate status`.") from None
             return _get(connection, made)
@@ -117,7 +123,7 @@ class Rotations(Tables):
         """Make a key current on request; an unknown one joins the ring. The former one verifies until `retire_ns` and
         is then deactivated, as after a rotation. Durable when this returns. Raises StoreBusy while a rotation is under
         way, KeyDeactivated."""
-        holders = list(members)
+        holders, now = list(members), self._clock()
 
         def work(connection: Connection) -> StoredKey:
             busy = select(ROTATION.c.id).where(ROTATION.c.status.in_(("running", "undoing")))
@@ -132,7 +138,7 @@ class Rotations(Tables):
                 members=holders,
                 origin="chosen",
             )
-            now, old = time.time_ns(), active_key(connection)
+            old = active_key(connection)
             activate_key(connection, version, now, now, retire_ns, f"displaced by hand: version {version} was {cause}")
             new = get_key(connection, version)
             if old is not None and old.version != version:
@@ -167,9 +173,9 @@ class Rotations(Tables):
         also: Work | None = None,
     ) -> Rotation:
         """Note the result of a step and the state of the rotation, with the writes of `also`, in one transaction."""
+        now = self._clock()
 
         def work(connection: Connection) -> Rotation:
-            now = time.time_ns()
             if also is not None:
                 also(connection)
             values: dict[str, Any] = _columns(run)
@@ -185,11 +191,37 @@ class Rotations(Tables):
 
         return await self._store.run(work)
 
+    async def redate(self, now_ns: int, retire_ns: int, destroy_ns: int) -> bool:
+        """Let what a clock that was ahead has dated count from now: a moment of the past cannot lie ahead. `retire_ns`,
+        `destroy_ns`: when an overlap and a deactivation that began now would be over. Returns whether there was any."""
+
+        def work(connection: Connection) -> bool:
+            ahead = False
+            opened = connection.execute(select(ROTATION).where(ROTATION.c.status.in_(OPEN))).mappings()
+            for rotation in [_of(row) for row in opened]:
+                old, new, run = get_key(connection, rotation.old), get_key(connection, rotation.new), rotation.run
+                last = select(func.max(STEP.c.time_ns)).where(STEP.c.rotation_id == rotation.id)
+                dates = (rotation.begun_ns, old.deactivated_ns, new.activated_ns, connection.execute(last).scalar())
+                if max(date or 0 for date in dates) <= now_ns:
+                    continue
+                ahead, retire = True, old.retire_ns or 0
+                if old.state == "overlap" and (new.activated_ns or 0) > now_ns:
+                    retire = min(retire, retire_ns)
+                    change_key(connection, old.version, retire_ns=retire)
+                most = max({"deactivate": retire, "destroy": destroy_ns}.get(run.step, 0), now_ns + MOST_WAIT_NS)
+                wait = update(ROTATION).where(ROTATION.c.id == rotation.id).values(wait_ns=min(run.wait_ns, most))
+                connection.execute(wait)
+            for date in (KEY.c.activated_ns, KEY.c.base_ns, KEY.c.deactivated_ns):
+                done = connection.execute(update(KEY).where(date > now_ns).values({date.name: now_ns}))
+                ahead |= done.rowcount > 0
+            return ahead
+
+        return await self._store.run(work)
+
     async def note(self, rotation: int, step: str, outcome: str, details: dict[str, Any]) -> None:
         """Add to the history of a rotation whose state does not change."""
-        await self._store.run(
-            lambda connection: insert_step(connection, rotation, step, outcome, details, time.time_ns())
-        )
+        now = self._clock()
+        await self._store.run(lambda connection: insert_step(connection, rotation, step, outcome, details, now))
 
     async def open(self) -> list[Rotation]:
         """Return the rotations that have not ended, oldest first."""
@@ -207,18 +239,18 @@ class Rotations(Tables):
 
     async def steps(self, rotation: int | None = None, names: Sequence[str] = ()) -> list[dict[str, Any]]:
         """Return the steps done, oldest first: rotation_id, time_ns, step, outcome, details."""
-        query = select(ROTATION_STEP).order_by(ROTATION_STEP.c.id)
+        query = select(STEP).order_by(STEP.c.id)
         if rotation is not None:
-            query = query.where(ROTATION_STEP.c.rotation_id == rotation)
+            query = query.where(STEP.c.rotation_id == rotation)
         if names:
-            query = query.where(ROTATION_STEP.c.step.in_(names))
+            query = query.where(STEP.c.step.in_(names))
         return await self._store.rows(query, "details")
 
     async def forget(self, now_ns: int) -> None:
         """Remove the steps of the oldest rotations that have ended (schema.is_old), in portions."""
         old = is_old(ROTATION.c.id, ROTATION.c.begun_ns, LEAST, MOST, now_ns) & ROTATION.c.status.not_in(OPEN)
-        of_old = ROTATION_STEP.c.rotation_id.in_(select(ROTATION.c.id).where(old))
-        await self._store.run_out(lambda connection: remove_oldest(connection, ROTATION_STEP, of_old))
+        of_old = STEP.c.rotation_id.in_(select(ROTATION.c.id).where(old))
+        await self._store.run_out(lambda connection: remove_oldest(connection, STEP, of_old))
 
     async def detail(self, rotation: int, step: str, name: str) -> Any:
         """Return the latest value of a detail of a step; None if the step has noted none."""
@@ -231,7 +263,7 @@ class Rotations(Tables):
         for rotation in reversed(await self.last(100)):
             if rotation.run.status != "failed":
                 break
-            count, ended = count + 1, max(ended, rotation.ended_ns or 0)
+            count, ended = count + 1, ended or rotation.ended_ns or 0
         return count, ended
 
 
@@ -272,7 +304,7 @@ def insert_step(
 ) -> None:
     """Add a row to the history."""
     text = orjson.dumps(details).decode()
-    insert_row(connection, ROTATION_STEP, rotation_id=rotation, time_ns=now, step=step, outcome=outcome, details=text)
+    insert_row(connection, STEP, rotation_id=rotation, time_ns=now, step=step, outcome=outcome, details=text)
 
 
 def _account(connection: Connection, version: int, now: int, status: str) -> None:

@@ -98,7 +98,7 @@ async def _envelope(ctx: Context, key: StoredKey) -> bytes:
         method="wrapped" if sealed is None else "sealed",
         wrapping_key=WRAPPING_KEY_LABEL if sealed is None or ceremony is None else ceremony.recovery_public_key.lower(),
         member=member.name,
-        made_ns=ctx.wall(),
+        made_ns=ctx.late(),
         payload=await export_key(member, key.key_id) if sealed is None else bytes.fromhex(sealed),
     )
     return statement.enclose(await ctx.port.sign(await ctx.port.load(key.key_id), statement.to_sign()))

@@ -126,11 +126,11 @@ async def undo(ctx: Context) -> Done | Pending:
             await sweep(member, ctx.new.key_id, nameless=ctx.resumed)
     if not kept:
         return Done({"destroyed": destroyed} | ({"gone": gone} if gone else {}))
-    why = kept[0]["why"]
+    why, now = kept[0]["why"], ctx.late()
     await destruction.keep(ctx, ctx.new, why)
     return Done(
         {"destroyed": destroyed, "kept": kept},
-        also=lambda connection: keep_key(connection, ctx.new.version, ctx.wall(), f"it stays on the token: {why}"),
+        also=lambda connection: keep_key(connection, ctx.new.version, now, f"it stays on the token: {why}"),
     )
 
 

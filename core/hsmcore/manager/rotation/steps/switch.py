@@ -28,9 +28,9 @@ async def activate(ctx: Context) -> Done:
     if version.public_key != ctx.new.public_key:
         raise KeyMismatch(f"key {ctx.new.key_id} is not the one that was pinned")
     not_moved = await _move_aliases(ctx, ctx.new)
-    now = ctx.wall()
+    now = ctx.late()
     slot = None if ctx.rotation.slot_ns is None else moment(ctx.rotation.slot_ns)
-    base = nanoseconds(ctx.schedule.base(slot, moment(ctx.rotation.begun_ns)))
+    base = nanoseconds(ctx.schedule.base(slot, moment(min(ctx.rotation.begun_ns, now))))
     retire = max(ctx.schedule.overlap_ends_ns(now), now + ctx.grace_ns)
 
     def also(connection: Connection) -> None:
@@ -69,7 +69,7 @@ async def deactivate(ctx: Context) -> Done | Pending:
     """End the overlap: the old key signs no more, and tokens that can do so refuse it. The store deactivates it first,
     so that from then on no caller can make it current."""
     now = ctx.clock()
-    old = await ctx.keys.end_overlap(ctx.old.version, ctx.wall(), now)
+    old = await ctx.keys.end_overlap(ctx.old.version, ctx.late(), now)
     if old.state == "active":
         return skipped("somebody has made the key current again")
     if old.state == "overlap":
@@ -90,7 +90,7 @@ async def deactivate(ctx: Context) -> Done | Pending:
     if untold:
         return await _wait_for(ctx, "deactivate", untold)
     days = ctx.rules.destroy_after_days
-    since = old.deactivated_ns or ctx.wall()
+    since = old.deactivated_ns or ctx.late()
     return Done(
         {"keyId": old.key_id, "enforced": told.enforced},
         wait_ns=0 if days is None or ctx.rotation.by_hand else since + days * _DAY_NS,
@@ -124,7 +124,7 @@ async def destroy(ctx: Context) -> Done | Pending:
     away = ctx.away(ctx.old)
     if away:
         return await _wait_for(ctx, "destroy", away, members=gone)
-    now = ctx.wall()
+    now = ctx.late()
     return Done(
         {"keyId": ctx.old.key_id, "members": gone},
         also=lambda connection: change_key(connection, ctx.old.version, state="destroyed", destroyed_ns=now),
