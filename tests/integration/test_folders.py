@@ -19,6 +19,7 @@ from tests.support.loops import one_loop
 from tests.support.managers import opened
 from tests.support.policed import ordered
 from tests.support.state_rollbacks import config_of
+from tests.support.terminal import OWN_PROCESS
 
 import hsmcore
 from hsmcore.audit.check.verify import verify
@@ -290,16 +291,23 @@ def test_init_takes_nothing_that_another_user_has_put_there(tmp_path):
     refused(tmp_path / "link", "is a link")
 
 
-@one_loop
-async def test_a_pin_of_ones_own_may_end_with_a_newline(tmp_path):
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gets into the folder that is made with this umask")
+def test_what_init_makes_can_be_used_whatever_the_umask_is(tmp_path):
+    made = [*OWN_PROCESS, "init", "--state", tmp_path / "state"]
+    subprocess.run(made, check=True, capture_output=True, timeout=100, umask=0o777)
+    found = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in (tmp_path / "state").iterdir()}
+    assert set(found.values()) == {"0o600", "0o700"}, found
+
+
+def test_a_pin_of_ones_own_may_end_with_a_newline(tmp_path):
     """As `echo 123456 > pin` makes it."""
     place = tmp_path / "place"
     place.mkdir(0o700)
     (place / "pin").touch(0o600)
     (place / "pin").write_text("123456\n")
     assert StateFolder(place).create() is not None
-    async with opened(place / "config.json") as manager:
-        await manager.sign(b"message")
+    signs = [*OWN_PROCESS, "sign", "--text", "message", "--config", place / "config.json"]
+    subprocess.run(signs, check=True, capture_output=True, timeout=100)
     (tmp_path / "other").mkdir(0o700)
     (tmp_path / "other" / "pin").write_text("123456\n")
     (tmp_path / "other" / "pin").chmod(0o644)

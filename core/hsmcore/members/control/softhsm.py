@@ -14,7 +14,6 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from hsmcore._native import wipe
-from hsmcore.base.ownership import foreign, open_or_make
+from hsmcore.base.ownership import foreign, make_folder, open_or_make, replace
 from hsmcore.config.secret import Secret
 from hsmcore.errors import ModuleMissing, SystemFailure
 from hsmcore.members.control.curves import Algorithm
@@ -110,15 +109,15 @@ class StateFolder:
                 if self.ready:
                     return None
                 tokens = self.path / "tokens"
-                tokens.mkdir(exist_ok=True, mode=0o700)
+                make_folder(tokens)
                 if not self.softhsm_conf.exists():
-                    _write(self.softhsm_conf, _CONF.format(tokens=tokens.resolve()).encode())
+                    replace(self.softhsm_conf, _CONF.format(tokens=tokens.resolve()).encode())
                 pin, so_pin, seal = map(self._secret, _SECRETS)
                 wipe(seal)
                 request = TokenRequest(module, token_label, key_label, algorithm, pin, so_pin)
                 key = provision(request, self.softhsm_conf)
                 config = _config(module, token_label, key_label, self.path, sessions or os.cpu_count() or 1)
-                _write(self.config, orjson.dumps(config, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+                replace(self.config, orjson.dumps(config, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
                 return key
         except OSError as error:
             raise SystemFailure(
@@ -129,7 +128,7 @@ class StateFolder:
     def _secret(self, name: str) -> bytearray:
         path = self.path / name
         if not path.exists():
-            _write(path, secrets.token_urlsafe(_SECRET_BYTES).encode())
+            replace(path, secrets.token_urlsafe(_SECRET_BYTES).encode())
         return Secret.file(str(path)).resolve()  # as the configuration will read it
 
     @contextmanager
@@ -168,17 +167,3 @@ def _config(module: str, token: str, key: str, folder: Path, sessions: int) -> d
             "stateSecret": {"file": str((folder / "state-secret").resolve())},
         }
     }
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that only its owner may read, whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
