@@ -247,7 +247,8 @@ class Seed:
 
     def drain(self, signer: Signer, *, back: bool = False) -> None:
         """Drain the member, or put it back, and wait until the signer has followed."""
-        assert self.command("failover", "drain", self.member, *(("--undo",) if back else ("--reason", "an act"))) == 0
+        more = ("--undo",) if back else ("--reason", "an act", "--yes")
+        assert self.command("failover", "drain", self.member, *more) == 0
         self.drained = not back
         level = "primary" if back else "emergency"
         self.wait(lambda: signer.ask(f"level {self.chance.random()}") == level, f"{level} signs")

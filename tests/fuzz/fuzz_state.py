@@ -37,7 +37,7 @@ async def _filled() -> Store:
     assert current is not None
     rotation = await rotations.begin("manual", current.version, "key-2", None)
     await rotations.note(rotation.id, "generate", "done", {"keyId": "bb" * 8})
-    await Approvals(store).add(rotation.id, Approval("bob", "totp", 1, "ab"))
+    await Approvals(store).add(rotation.id, Approval("bob", "ab"))
     await Emergency(store, Limits(100, 3600)).spend()
     await Desired(store).set("drain:softhsm:primary", "primary", "a reason")
     await Desired(store).report("host:1", {"members": []})

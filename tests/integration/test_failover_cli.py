@@ -79,8 +79,13 @@ def test_operator_commands_are_stored_and_undone(command, place, store):
 def test_to_drain_the_last_member_is_said_to_be_that(command, place, store):
     first, second = place.name(0), place.name(1)
     assert "last member" not in command("failover", "drain", first, plain=True)[2]
-    said = command("failover", "drain", second, plain=True)[2]
-    assert f"{second} is the last member in service: without it requests go to the emergency key" in said
+    last = f"{second} is the last member in service: without it requests go to the emergency key"
+    for plain in (True, False):  # a script, which has no terminal to be asked at
+        code, _, said = command("failover", "drain", second, plain=plain)
+        assert (code, last in said, "give --yes" in said) == (2, True, True)
+    assert list(command("failover", "status")[1]["wishes"]) == [f"drain:{first}"]
+    code, _, said = command("failover", "drain", second, "--yes", plain=True)
+    assert (code, last in said) == (0, True)
     assert "last member" not in command("failover", "drain", second, "--undo", plain=True)[2]
     assert "signs with another key" in command("failover", "force", "emergency", plain=True)[2]
 
@@ -98,6 +103,10 @@ def test_a_reset_is_recorded_with_its_reason(command, store):
         (("emergency", "reset"), "config.json", "--reason"),
         (("emergency", "reset", "--reason", " "), "config.json", "--reason"),
         (("failover", "drain", "nobody"), "config.json", "there is no member"),
+        (("failover", "drain", "nobody", "--reason", "\x1b[31mred"), "config.json", "printable"),
+        (("failover", "force", "none", "--reason", "\u202edeiugsid"), "config.json", "printable"),
+        (("emergency", "disable", "--reason", "two\nlines"), "config.json", "printable"),
+        (("emergency", "reset", "--reason", "x" * 401), "config.json", "1 to 400"),
         (("failover", "readmit", "nobody", "--reason", "x"), "config.json", "there is no member"),
         (("failover", "readmit", "nobody"), "config.json", "--reason"),
         (("failover", "force", "tertiary"), "config.json", "primary, secondary"),

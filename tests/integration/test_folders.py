@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -18,13 +19,17 @@ from tests.support.loops import one_loop
 from tests.support.managers import opened
 from tests.support.policed import ordered
 from tests.support.state_rollbacks import config_of
+from tests.support.terminal import OWN_PROCESS
 
 import hsmcore
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.config import load
+from hsmcore.config.secret import Secret
+from hsmcore.doctor import diagnose
 from hsmcore.doctor.store import check_places
-from hsmcore.errors import AuditUnavailable
+from hsmcore.errors import AuditUnavailable, ConfigurationError, ModuleInvalid
+from hsmcore.members.control.softhsm import StateFolder
 from hsmcore.state import Store, StoreError
 
 pytestmark = pytest.mark.integration
@@ -157,3 +162,154 @@ async def test_what_is_no_file_of_one_name_is_not_taken_for_the_log(tmp_path, pu
     if put is fifo:
         with pytest.raises(OSError, match="Illegal seek"):
             verify(Layout(log))
+
+
+@pytest.mark.parametrize(
+    ("mode", "refused", "warned"),
+    [(0o666, True, False), (0o602, True, False), (0o660, False, True), (0o644, False, False), (0o400, False, False)],
+)
+def test_a_configuration_that_others_may_write_is_refused(tmp_path, caplog, mode, refused, warned):
+    """It names the module that is loaded. A link's own mode says nothing, as in a volume of Kubernetes."""
+    (tmp_path / "..data").mkdir()
+    path, real = tmp_path / "hsm.json", tmp_path / "..data" / "hsm.json"
+    real.write_text(json.dumps(config_of(tmp_path)))
+    real.chmod(mode)
+    path.symlink_to("..data/hsm.json")
+    if refused:
+        with pytest.raises(ConfigurationError, match=f"everyone may write .*{mode:04o}.*chmod go-w"):
+            load(path)
+    else:
+        load(path)
+    assert ("others may write what is loaded or obeyed" in caplog.text) == warned
+
+
+OWNERS = """
+import json, os, subprocess, sys
+from pathlib import Path
+from hsmcore.base.ownership import foreign
+
+def looked(user):
+    if not os.fork():
+        os.setgroups([])
+        os.setgid(user or 0)
+        os.setuid(user or 0)
+        found = bool(foreign(path)), bool(foreign(path, root_takes_all=True))
+        print(json.dumps([user, path.parent.name, *found]), flush=True)
+        os._exit(0)
+    os.wait()
+
+place = Path(sys.argv[1])
+place.chmod(0o755)
+(place / "volume").mkdir()
+(place / "folder").mkdir()
+subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=0755", "none", str(place / "volume")], check=True)
+for path in (place / "folder" / "file", place / "volume" / "file"):
+    path.touch(0o644)
+    os.chown(path, 4711, 4711)
+subprocess.run(["mount", "-o", "remount,ro", str(place / "volume")], check=True)
+for path in (place / "folder" / "file", place / "volume" / "file"):
+    for user in (0, 4711, 4712):
+        looked(user)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_file_of_another_user_is_obeyed_from_a_read_only_volume_only():
+    """A developer's file in a container, which nobody writes there. Root's commands obey the configuration of a
+    service's user; what it names to be loaded must be root's own."""
+    with tempfile.TemporaryDirectory() as place:  # which another user can reach
+        command = ["unshare", "--mount", sys.executable, "-c", OWNERS, place]
+        done = subprocess.run(command, text=True, capture_output=True, check=False, timeout=60)
+    if "unshare failed" in done.stderr or "mount: " in done.stderr:
+        pytest.skip("mounting is not permitted here")
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert found == [
+        [0, "folder", True, False],
+        [4711, "folder", False, False],
+        [4712, "folder", True, True],
+        *([user, "volume", False, False] for user in (0, 4711, 4712)),
+    ], done.stderr
+
+
+@one_loop
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+async def test_a_module_that_others_may_write_is_not_loaded(world, tmp_path, isolation, monkeypatch):
+    """Nor is a PIN read for it; nor does a host process that has died begin again with it."""
+    path = tmp_path / "module.so"
+    shutil.copy(world.module, path)
+    (tmp_path / "link.so").symlink_to(path)
+    config = world.config(settings={"modulePath": str(tmp_path / "link.so"), "isolation": isolation})
+    path.chmod(0o755)
+    manager = hsmcore.create_key_manager(config)
+    async with manager:
+        await manager.sign(b"message")
+        path.chmod(0o757)
+        if isolation == "process":
+            with pytest.raises(ModuleInvalid, match="everyone may write"):
+                manager._path.member.restart_host()
+        with pytest.raises(ModuleInvalid, match="everyone may write"):
+            await manager._path.member.control.list_tokens()
+    resolved = []
+    monkeypatch.setattr(Secret, "resolve", resolved.append)
+    with pytest.raises(ModuleInvalid, match=r"everyone may write .*0757.*chmod go-w"):
+        await hsmcore.create_key_manager(config).initialize()
+    assert resolved == []
+    monkeypatch.undo()
+    [step] = [step for step in diagnose(load(config)).providers[0].steps if step.name == "module-file"]
+    assert (step.outcome, "everyone may write" in step.found) == ("fail", True)
+
+
+def test_init_takes_nothing_that_another_user_has_put_there(tmp_path):
+    """Its PIN would be that user's, or its token lie where that one wants it."""
+
+    def refused(place, says):
+        with pytest.raises(hsmcore.HsmError, match=says):
+            StateFolder(place).create()
+        assert not (place / "so-pin").exists()
+
+    for name in ("pin", "softhsm2.conf", "config.json", "tokens"):
+        place = tmp_path / f"with {name}"
+        place.mkdir(0o700)
+        (place / name).symlink_to("/etc/hostname")
+        refused(place, "is a link")
+        (place / name).unlink()
+        (place / name).touch(0o666)
+        (place / name).chmod(0o666)
+        refused(place, "everyone may write")
+        if os.geteuid() == 0:
+            (place / name).chmod(0o600)
+            os.chown(place / name, 4711, 4711)
+            refused(place, "user 4711 may write")
+            os.chown(place / name, 0, 0)
+            os.chown(place, 4711, 4711)
+            refused(place, "user 4711 may write")
+    place = tmp_path / "everyone's"
+    place.mkdir()
+    place.chmod(0o777)
+    refused(place, "everyone may write")
+    (tmp_path / "link").symlink_to(tmp_path / "with pin")
+    refused(tmp_path / "link", "is a link")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gets into the folder that is made with this umask")
+def test_what_init_makes_can_be_used_whatever_the_umask_is(tmp_path):
+    made = [*OWN_PROCESS, "init", "--state", tmp_path / "state"]
+    subprocess.run(made, check=True, capture_output=True, timeout=100, umask=0o777)
+    found = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in (tmp_path / "state").iterdir()}
+    assert set(found.values()) == {"0o600", "0o700"}, found
+
+
+def test_a_pin_of_ones_own_may_end_with_a_newline(tmp_path):
+    """As `echo 123456 > pin` makes it."""
+    place = tmp_path / "place"
+    place.mkdir(0o700)
+    (place / "pin").touch(0o600)
+    (place / "pin").write_text("123456\n")
+    assert StateFolder(place).create() is not None
+    signs = [*OWN_PROCESS, "sign", "--text", "message", "--config", place / "config.json"]
+    subprocess.run(signs, check=True, capture_output=True, timeout=100)
+    (tmp_path / "other").mkdir(0o700)
+    (tmp_path / "other" / "pin").write_text("123456\n")
+    (tmp_path / "other" / "pin").chmod(0o644)
+    with pytest.raises(hsmcore.HsmError, match="open to everyone"):
+        StateFolder(tmp_path / "other").create()

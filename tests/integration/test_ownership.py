@@ -97,7 +97,7 @@ def test_a_service_starts_and_signs_after_commands_of_root(place):
     layout = Layout(folder / "audit.log")
     for number in range(2):  # where nothing was made yet, and where the service and a key manager of root's have been
         code = 0 if number else 1  # no command makes the store; both leave a record
-        run(*PROGRAM, "failover", "drain", member, "--reason", "by root", "--config", config, code=code)
+        run(*PROGRAM, "failover", "drain", member, "--yes", "--reason", "by root", "--config", config, code=code)
         run(*PROGRAM, "failover", "drain", member, "--undo", "--reason", "by root", "--config", config, code=code)
         waiting = of_root(folder)
         assert len(waiting) == 2
@@ -136,7 +136,7 @@ USES: dict[str, list[str] | str] = {
     "emergency enable": ["--reason", "x"],
     "emergency reset": ["--reason", "x"],
     "emergency status": [],
-    "failover drain": ["MEMBER", "--reason", "x"],
+    "failover drain": ["MEMBER", "--yes", "--reason", "x"],
     "failover force": ["primary", "--reason", "x"],
     "failover history": [],
     "failover readmit": ["MEMBER", "--reason", "x"],

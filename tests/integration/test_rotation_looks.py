@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
 
-import pyotp
 import pytest
 from tests.integration.test_rotation import M, rules, stored
 from tests.support.loops import one_loop
-from tests.support.managers import becomes, opened, start
+from tests.support.managers import becomes, opened
 
 import hsmcore
-from hsmcore.config.secret import Secret
 from hsmcore.errors import HsmError, KeyDeactivated, KeyUnusable, MemberDown
 from hsmcore.manager.rotation import service
 from hsmcore.manager.rotation.service import ABORT, RotationService
-from hsmcore.manager.rotation.steps import consent
-from hsmcore.state import Approval, Desired
+from hsmcore.state import Desired
 
 pytestmark = [pytest.mark.integration, one_loop]
-SECRET = pyotp.random_base32()
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +23,8 @@ def quick(monkeypatch):
     monkeypatch.setattr(service, "LOOK_SECONDS", 0.02)
 
 
-def approved(tmp_path, approvals=1):
-    return rules(tmp_path, approvals=approvals, approvers=[{"name": "alice", "totp": SECRET}])
+def approved(tmp_path):
+    return rules(tmp_path, approvals=1, approvers=[{"name": "alice", "publicKey": "3d" * 32}])
 
 
 async def test_an_abort_that_comes_between_two_looks_is_followed(fresh_token, tmp_path, monkeypatch):
@@ -52,48 +46,6 @@ async def test_an_abort_that_comes_between_two_looks_is_followed(fresh_token, tm
             return await manager._background.rotation._desired.all() == {}
 
         await becomes(withdrawn)
-
-
-async def test_a_slow_secret_of_an_approver_stops_no_signature_and_is_not_fetched_each_second(
-    fresh_token, tmp_path, monkeypatch
-):
-    resolve, fetched = Secret.resolve, []
-
-    def slow(secret):
-        if secret.where.endswith("totp"):
-            fetched.append(threading.current_thread())
-            time.sleep(0.4)
-        return resolve(secret)
-
-    monkeypatch.setattr(consent, "LOOK_AGAIN_NS", 5_000_000)
-    async with opened(fresh_token().config(**approved(tmp_path, 1))) as manager:
-        monkeypatch.setattr(Secret, "resolve", slow)
-        rotation, old = manager._background.rotation, await manager.get_current_key_id()
-        rotating = start(manager.rotate_key())
-
-        async def waits():
-            return any(each.run.step == "approve" for each in await rotation.rotations.open())
-
-        await becomes(waits)
-        [entry] = await rotation.rotations.open()
-        await rotation._approvals.add(entry.id, Approval("alice", "totp", 1, "00" * 32))
-        looks, look = [], consent._looked_up
-
-        async def counted(ctx):
-            looks.append(1)
-            return await look(ctx)
-
-        monkeypatch.setattr(consent, "_looked_up", counted)
-        longest = 0.0
-        while len(looks) < 12:
-            begun = asyncio.get_running_loop().time()
-            await manager.sign(M)
-            longest = max(longest, asyncio.get_running_loop().time() - begun)
-        assert 1 <= len(fetched) <= 2, "once for these rows: for the proof, and to tell secrets apart"
-        assert threading.main_thread() not in fetched
-        assert await manager.get_current_key_id() == old
-        rotating.cancel()
-        await asyncio.wait({rotating})
 
 
 async def test_a_follower_that_cannot_load_the_new_key_signs_no_more_with_the_one_that_has_ended(

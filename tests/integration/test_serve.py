@@ -329,6 +329,10 @@ async def test_tls(world, tmp_path):
         assert site.address.startswith("https://")
         answer = await asked(site.address, "/api/state", token=VIEWER, tls=trusting)
         assert answer.status == 200
+        for origin, status in ((site.address, 400), (site.address.replace("https:", "http:"), 403)):
+            order = {"token": OPERATOR, "body": b"{}", "headers": {"Origin": origin}, "tls": trusting}
+            answer = await asked(site.address, "/api/actions/nonsense", "POST", **order)
+            assert answer.status == status, origin
         old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
         with pytest.warns(DeprecationWarning, match="TLSv1_1"):

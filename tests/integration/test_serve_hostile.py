@@ -26,6 +26,7 @@ import hsmcore
 from hsmcore.base.listening import http
 from hsmcore.serve import attached
 from hsmcore.serve.checks import NAMES
+from hsmcore.serve.feed import MAX_OF_ADDRESS
 
 pytestmark = pytest.mark.integration
 OPERATOR = "o" * 40
@@ -158,6 +159,9 @@ def test_another_host_or_origin_gets_nothing(lasting):
         ("http://evil.example", 403),
         ("null", 403),
         (f"http://localhost:{port}", 403),
+        (f"ftp://127.0.0.1:{port}", 403),
+        (f"127.0.0.1:{port}", 403),
+        (f"https://127.0.0.1:{port}", 400),  # a proxy has taken TLS off
     ):
         answer = ask(lasting, "/api/actions/x", "POST", token=OPERATOR, body=b"{}", headers={"Origin": origin})
         assert answer.status == status, origin
@@ -263,11 +267,13 @@ async def test_streams_are_counted_and_their_end_is_noticed(world):
 
         def fill():
             with ExitStack() as stack:
-                for _ in range(32):
+                for head in [b""] * MAX_OF_ADDRESS + [f"Authorization: Bearer {OPERATOR}\r\n".encode()] * 16:
                     client = stack.enter_context(link(site.address))
-                    client.sendall(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                    client.sendall(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n")
                     assert client.recv(12) == b"HTTP/1.1 200"
-                return ask(site.address, "/api/events").status
+                    if not head and len(site.monitor.feed) == MAX_OF_ADDRESS:
+                        assert ask(site.address, "/api/events").status == 503
+                return ask(site.address, "/api/events", token=OPERATOR).status
 
         assert await asyncio.to_thread(fill) == 503
         while len(site.monitor.feed):  # noqa: ASYNC110  # what is waited for happens in the server's thread

@@ -72,7 +72,7 @@ def test_a_key_that_was_rotated_after_a_look_signs_after_a_kill(hsmcore, tmp_pat
 def test_emergency_signatures_after_a_look_are_counted_after_a_kill(hsmcore, tmp_path):
     with Holder("manager", tmp_path / "config.json") as manager:
         hsmcore("failover", "status")
-        hsmcore("failover", "drain", hsmcore.member, "--reason", "firmware")
+        hsmcore("failover", "drain", hsmcore.member, "--reason", "firmware", "--yes")
         until(lambda: manager.ask("sign 1") == "emergency", "the drain is followed")
         assert manager.ask("sign 300") == "emergency"
         manager.kill()

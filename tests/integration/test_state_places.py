@@ -85,12 +85,12 @@ async def test_what_the_console_shows_of_approvals_proves_nothing(world, tmp_pat
     store = await Store.open(tmp_path / "state.db")
     current = await Keys(store).begin("aa" * 8, b"\1" * 32, "ed25519", "key", ["softhsm:primary"], "as configured")
     rotation = await Rotations(store).begin("manual", current.version, "key-2", None)
-    await Approvals(store).add(rotation.id, Approval("alice", "totp", 58_000_000, "a proof"))
+    await Approvals(store).add(rotation.id, Approval("alice", "a proof"))
     await store.close()
     ledger = Ledger(config)
     shown = await ledger.view()
     await ledger.close()
-    assert shown["rotation"]["approvals"] == {str(rotation.id): [{"approver": "alice", "method": "totp"}]}
+    assert shown["rotation"]["approvals"] == {str(rotation.id): [{"approver": "alice", "method": "signature"}]}
     assert "a proof" not in str(shown)
 
 

@@ -19,7 +19,7 @@ from hsmcore.serve.access import FAILURES, STRANGERS, WAIT_SECONDS, Access
 from hsmcore.serve.app import _Guarded
 from hsmcore.serve.attach import settings_of
 from hsmcore.serve.checks import checks, ready
-from hsmcore.serve.feed import KEPT, MAX_QUEUED, MAX_WATCHERS, Feed, Full
+from hsmcore.serve.feed import KEPT, MAX_OF_ADDRESS, MAX_QUEUED, MAX_VIEWERS, MAX_WATCHERS, Feed, Full
 from hsmcore.serve.refusals import BURST, Refusals
 from hsmcore.serve.series import POINTS, Series, quantiles
 
@@ -343,6 +343,27 @@ def test_a_page_that_comes_back_gets_what_it_missed_and_no_more_pages_than_there
         for watcher in held:
             feed.forget(watcher)
         feed.forget(feed.watch())
+
+    asyncio.run(run())
+
+
+def test_viewers_take_no_operators_place_and_no_address_takes_all():
+    async def run():
+        feed = Feed()
+        held = [feed.watch(viewer="10.0.0.1") for _ in range(MAX_OF_ADDRESS)]
+        with pytest.raises(Full):
+            feed.watch(viewer="10.0.0.1")
+        held += [feed.watch(viewer="10.0.0.2") for _ in range(MAX_VIEWERS - MAX_OF_ADDRESS)]
+        with pytest.raises(Full):
+            feed.watch(viewer="10.0.0.3")
+        for _ in range(MAX_WATCHERS - MAX_VIEWERS):
+            feed.watch()
+        with pytest.raises(Full):
+            feed.watch()
+        feed.forget(held[-1])
+        with pytest.raises(Full):
+            feed.watch(viewer="10.0.0.1")
+        feed.watch(viewer="10.0.0.2")
 
     asyncio.run(run())
 

@@ -53,8 +53,8 @@ async def filled(path: Path | Fleet, secret: Secret | None = SECRET) -> Store:
         rotation = await rotations.begin("manual", current.version, label, None)
         await keys.change(rotation.new, key_id="bb" * 8, public_key=rotation.new.to_bytes(32))
         await rotations.note(rotation.id, "generate", "done", {"keyId": "bb" * 8})
-        for number, name in enumerate(("bob", "carol")):
-            await Approvals(store).add(rotation.id, Approval(name, "totp", 10 * rotation.id + number, "ab"))
+        for name in ("bob", "carol"):
+            await Approvals(store).add(rotation.id, Approval(name, "ab"))
         await rotations.record(rotation.id, Run("done", "destroy"), "destroy", "done", {})
     values = {"key_id": "bb" * 8, "public_key": "01", "place": "p", "method": "wrapped", "sha256": "00", "made_ns": 1}
     await store.run(lambda on: on.execute(insert(BACKUP).values(name="n", **values)))
@@ -415,7 +415,7 @@ async def test_a_transaction_that_fails_leaves_the_seal_as_it_was(place):
     ("statement", "scopes"),
     [
         (select(KEY_VERSION), {"ring"}),
-        (select(func.max(APPROVAL.c.totp_step)), {"steps"}),
+        (select(func.max(APPROVAL.c.time_ns)), {"steps"}),
         (select(NOTICE.c.id).where(NOTICE.c.id.in_(select(BACKUP.c.id))), {"backups"}),
         (select(NOTICE.c.id).where(select(DESIRED_STATE.c.name).exists()), {"orders"}),
         (select(NOTICE.c.id).join(ROTATION, ROTATION.c.id == NOTICE.c.id), {"ring"}),

@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor
@@ -204,6 +204,15 @@ def said(error: Exception) -> str:
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+
+
+MAX_REASON: Final = 400
+"""Most characters of an operator's reason."""
+
+
+def is_reason(text: str) -> bool:
+    """Return whether a text may be recorded as an operator's reason. It is shown at terminals, as it is."""
+    return bool(text.strip()) and len(text) <= MAX_REASON and text.isprintable()
 
 
 def printable(text: str, most: int = 400) -> str:

@@ -18,11 +18,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from hsmcore.base.log import get_logger
+from hsmcore.base.log import get_logger, printable
 
 EXPOSED_HINT: Final = (
     "Run chmod 700 on the folder, or name one that does not exist: hsmcore makes it for this user alone."
 )
+FOREIGN_HINT: Final = "Who may write the file has the rights of this process: see who has written it."
 _NEW = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -128,6 +129,30 @@ def exposed(folder: Path) -> str:
         get_logger().warning("everyone may write to a volume of hsmcore's", folder=str(folder), mode=mode)
     elif found.st_mode & stat.S_IWGRP and not lent:
         get_logger().warning("its group may write to a folder of hsmcore's", folder=str(folder), mode=mode)
+    return ""
+
+
+def foreign(path: Path, opened: int | None = None, *, root_takes_all: bool = False) -> str:
+    """Return what is wrong with a file that this process is to load or to obey, or a folder of such files, and what
+    mends it, else "": everyone may write it, or it belongs to neither this user nor root. Links are followed; `opened`
+    is a descriptor of the file. Warned about are a file that its group may write, and one of another user's on a
+    read-only volume, as container platforms mount them, or for root with `root_takes_all`. Raises OSError."""
+    found = path.stat() if opened is None else os.fstat(opened)
+    name, mode, root = printable(str(path)), f"{stat.S_IMODE(found.st_mode):04o}", os.geteuid() == 0
+    if stat.S_ISDIR(found.st_mode):
+        if problem := exposed(path):
+            return problem
+    elif found.st_mode & stat.S_IWOTH:
+        return f"everyone may write {name} (mode {mode}): run chmod go-w on it"
+    warns = found.st_mode & stat.S_IWGRP and (root or found.st_uid != 0) and not stat.S_ISDIR(found.st_mode)
+    if found.st_uid not in (0, os.geteuid()):
+        # systemd may show a service the whole root file system as read-only, which others write.
+        fixed = os.statvfs(path).f_flag & os.ST_RDONLY and found.st_dev != Path("/").stat().st_dev
+        warns = fixed or (root and root_takes_all)
+        if not warns:
+            return f"user {found.st_uid} may write {name}: run chown root and chmod go-w on it"
+    if warns:
+        get_logger().warning("others may write what is loaded or obeyed", path=name, mode=mode, owner=found.st_uid)
     return ""
 
 

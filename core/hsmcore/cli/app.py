@@ -74,7 +74,6 @@ _EXTRAS: Final = {
     "boto3": "aws",
     "psycopg": "fleet",
     "obstore": "backup",
-    "pyotp": "rotation",
     "starlette": "serve",
     "uvicorn": "serve",
 }

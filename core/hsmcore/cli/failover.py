@@ -84,7 +84,7 @@ def drain(
     yes: YesOption = False,
 ) -> None:
     """Send a member no further requests, for maintenance. It completes those in flight. Holds until --undo, also over
-    restarts. If it is the last one in service, a terminal is asked first.
+    restarts. If it is the last one in service, a terminal is asked first; without one, --yes must be given.
 
     Example: hsmcore failover drain softhsm:sequencer --reason "firmware update"
     """
@@ -92,7 +92,7 @@ def drain(
     if not undo and not _others_in_service(cli, member):
         levels = [level for level, _ in cli.config.key_manager.members()]
         after = "requests go to the emergency key" if "emergency" in levels else "no request is signed"
-        cli.confirm(f"{member} is the last member in service: without it {after}", "Drain it?", yes=yes)
+        cli.confirm(f"{member} is the last member in service: without it {after}", "Drain it?", yes=yes, required=True)
     _wish(cli, f"drain:{member}", None if undo else "yes", reason, member=member)
 
 

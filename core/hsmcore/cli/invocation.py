@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from hsmcore.cli.output import FAILED, View, note, print_fields, print_json
-from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, load_configs
+from hsmcore.cli.output import FAILED, BadUsage, View, note, print_fields, print_json
+from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, checked_reason, load_configs
 
 if TYPE_CHECKING:
     from hsmcore.cli.opened import Absent
@@ -86,10 +86,15 @@ class Invocation:
 
         return asyncio.run(with_token(self.config, work))
 
-    def confirm(self, warning: str, question: str, *, yes: bool) -> None:
-        """Print a warning, and at a terminal ask before the command goes on, unless `yes`. Raises typer.Exit."""
+    def confirm(self, warning: str, question: str, *, yes: bool, required: bool = False) -> None:
+        """Print a warning, and at a terminal ask before the command goes on, unless `yes`. Raises typer.Exit, and
+        BadUsage without a terminal, if the answer is `required`."""
         self.note(warning)
-        if yes or self.as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if yes:
+            return
+        if self.as_json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            if required:
+                raise BadUsage(f"{warning}; give --yes if that is meant")
             return
         if not typer.confirm(question, err=True):
             note("hsmcore: nothing was done")
@@ -144,5 +149,7 @@ def _option(parameter: Parameter) -> Parameter:
     names = (found[1] or "").split()
     if not any(name.startswith("--") for name in names):
         names.insert(0, "--" + parameter.name.replace("_", "-"))
+    if parameter.name == "reason":
+        more = {"callback": checked_reason, **more}
     option = typer.Option(*names, metavar=found[2] or None, help=found[3], **more)
     return parameter.replace(annotation=Annotated[parameter.annotation.__origin__, option])

@@ -49,25 +49,20 @@ def approve(
         int | None, typer.Argument(metavar="ROTATION", help="Its number (default: the one under way).")
     ] = None,
     name: Annotated[str | None, "--as NAME: The approver's name."] = None,
-    code: Annotated[str | None, "A one-time code."] = None,
     signature: Annotated[Path | None, "FILE: An Ed25519 signature: 64 bytes, or hexadecimal."] = None,
 ) -> None:
-    """Approve a rotation with a one-time code or a signature; without either, print the text that is to be signed.
+    """Approve a rotation with a signature; without one, print the text that is to be signed.
 
-    Examples:
-
-      hsmcore rotate approve --as alice --code 123456
-
-      hsmcore rotate approve > statement; sign it; hsmcore rotate approve --as bob --signature statement.sig
+    Example: hsmcore rotate approve > statement; sign it; hsmcore rotate approve --as bob --signature statement.sig
     """
     rules = rotation_rules(cli.config)
-    if code is None and signature is None:
+    if signature is None:
         print(cli.on_state(partial(_statement, number=rotation), absent="empty").decode(), end="")
         return
-    if name is None or (code is not None and signature is not None):
-        raise BadUsage("give --as NAME and one of --code and --signature")
+    if name is None:
+        raise BadUsage("give --as NAME with --signature")
     with cli.recorded("rotate approve", approver=name) as entry:
-        work = partial(_approve, rules=rules, number=rotation, name=name, code=code, signature=signature)
+        work = partial(_approve, rules=rules, number=rotation, name=name, signature=signature)
         given = cli.on_state(work, absent="empty")
         entry["rotation_id"] = str(given["rotation"])
     cli.show(given)
@@ -408,9 +403,9 @@ async def _statement(store: Store, entry: Rotation | None = None, number: int | 
 
 
 async def _approve(
-    store: Store, *, rules: KeyRotation, number: int | None, name: str, code: str | None, signature: Path | None
+    store: Store, *, rules: KeyRotation, number: int | None, name: str, signature: Path
 ) -> dict[str, Any]:
-    from hsmcore.manager.rotation.approvals import by_code, by_signature
+    from hsmcore.manager.rotation.approvals import by_signature
     from hsmcore.state import Approvals
 
     approver = next((approver for approver in rules.approvers if approver.name == name), None)
@@ -418,15 +413,14 @@ async def _approve(
         known = ", ".join(approver.name for approver in rules.approvers) or "nobody"
         raise BadUsage(f"{name} is no approver; the configuration has {known}")
     entry = await _under_way(store, number)
-    text = await _statement(store, entry)
-    good = by_signature(approver, text, _signature(signature)) if code is None else by_code(approver, text, code)
+    good = by_signature(approver, await _statement(store, entry), _signature(signature))
     await Approvals(store).add(entry.id, good)
     given, _ = await _approvals_of(store, rules, entry)
     return {"rotation": entry.id, "approvedBy": given, "needed": rules.approvals}
 
 
-def _signature(path: Path | None) -> bytes:
-    raw = b"" if path is None else read(path)
+def _signature(path: Path) -> bytes:
+    raw = read(path)
     if len(raw) == 64:
         return raw
     try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hsmcore.base.log import MAX_REASON, is_reason
 from hsmcore.cli.output import BadUsage
 from hsmcore.errors import ConfigFault, ConfigurationError
 
@@ -26,10 +27,17 @@ YesOption = Annotated[bool, "-y: Do not ask at a terminal."]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result, and errors, as JSON.")]
 
 
+def checked_reason(reason: str) -> str:
+    """Return a reason that was given, or "". Raises BadUsage."""
+    if reason and not is_reason(reason):
+        raise BadUsage(f"a reason has 1 to {MAX_REASON} printable characters")
+    return reason
+
+
 def _said(reason: str) -> str:
     if not reason.strip():
         raise BadUsage("it is done for a reason, which is recorded: --reason TEXT")
-    return reason
+    return checked_reason(reason)
 
 
 RequiredReason = Annotated[str, typer.Option("--reason", help="Why; required, and recorded.", callback=_said)]

@@ -11,6 +11,7 @@ from typing import Any, Final, NoReturn, TypeVar
 from pydantic import ValidationError
 
 from hsmcore.base.log import get_logger
+from hsmcore.base.ownership import foreign
 from hsmcore.config.base import Model, child_path
 from hsmcore.config.faults import faults_of, unknown_key
 from hsmcore.config.placed import placed
@@ -198,6 +199,7 @@ def _read(path: str) -> object:
     problem = ""
     try:
         with Path(path).open("rb") as file:
+            problem = foreign(Path(path), file.fileno(), root_takes_all=True)
             raw = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:
         problem = f"the file cannot be read: {os.strerror(error.errno or 0)}"

@@ -29,21 +29,23 @@ def backup_place(value: str) -> str:
 
 
 class Approver(Model):
-    """A person who may approve rotations: by a one-time code (RFC 6238; `totp` is its secret in base32), or by signing
-    the request with the Ed25519 key whose public half is `publicKey` (hexadecimal)."""
+    """A person who may approve rotations, by signing the request with the Ed25519 key whose public half is `publicKey`
+    (hexadecimal)."""
 
     name: Annotated[str, Text(64)]
     """The name in approvals and in the audit log."""
-    totp: Secret | None = None
-    """The secret of the one-time codes, in base32. Default: no codes."""
-    public_key: Annotated[str, _KEY] | None = None
-    """The Ed25519 key whose signature of a request approves it. Default: none."""
+    public_key: Annotated[str, _KEY]
+    """The Ed25519 key whose signature of a request approves it."""
 
-    @model_validator(mode="after")
-    def _some_way(self) -> Approver:
-        if self.totp is None and self.public_key is None:
-            raise clash("needs totp or publicKey")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _no_codes(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "totp" in value:
+            raise clash(
+                "totp is gone: an approval is a signature. Name publicKey instead, the approver's Ed25519 key; "
+                "`hsmcore rotate approve` prints the statement that is to be signed"
+            )
+        return value
 
 
 class KeyCeremony(Model):
@@ -142,12 +144,8 @@ class KeyRotation(Model):
         names = [approver.name for approver in self.approvers]
         if len(set(names)) != len(names):
             raise clash("approvers must have different names")
-        keys = [approver.public_key.lower() for approver in self.approvers if approver.public_key is not None]
-        if len(set(keys)) != len(keys):
+        if len({approver.public_key.lower() for approver in self.approvers}) != len(names):
             raise clash("approvers must have different publicKeys: the same key is the same person")
-        secrets = [approver.totp for approver in self.approvers if approver.totp is not None]
-        if len(set(secrets)) != len(secrets):
-            raise clash("approvers must have different totp secrets: the same secret is the same person")
         if self.approvals > len(names):
             raise clash(f"approvals is {self.approvals}, but approvers names {len(names)}")
         return self

@@ -16,6 +16,7 @@ from pydantic.alias_generators import to_camel
 
 from hsmcore._native import wipe
 from hsmcore.base.log import printable
+from hsmcore.base.ownership import FOREIGN_HINT, foreign
 from hsmcore.config import Pkcs11Settings
 from hsmcore.doctor.attestation import check_attestation
 from hsmcore.doctor.common import check_configuration
@@ -63,12 +64,14 @@ def _module_file(subject: Subject, settings: Pkcs11Settings) -> Step:
     path = Path(settings.module_path)
     try:
         with path.open("rb") as file:
-            magic = file.read(4)
+            magic, problem = file.read(4), foreign(path, file.fileno())
     except OSError as error:
         hint = subject.provider.install_hint
         return fail("module-file", f"{path}: {error.strerror}", hint, path=str(path))
     if magic != b"\x7fELF":
         return fail("module-file", f"{path} is no shared library", "Correct modulePath.", path=str(path))
+    if problem:
+        return fail("module-file", problem, FOREIGN_HINT, path=str(path))
     return ok("module-file", str(path), path=str(path))
 
 

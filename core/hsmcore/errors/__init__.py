@@ -143,7 +143,7 @@ class ModuleMissing(HsmError, status="MODULE_MISSING"):
 
 
 class ModuleInvalid(HsmError, status="MODULE_INVALID"):
-    """The library is not a PKCS#11 module."""
+    """The library is not a PKCS#11 module, or other users may write it."""
 
 
 class HostUnusable(HsmError, status="HOST_MISSING"):

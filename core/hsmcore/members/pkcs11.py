@@ -20,6 +20,7 @@ from hsmcore.config.pkcs11 import MAX_SESSIONS
 from hsmcore.errors import HsmError, KeyNotFound, LoginError, ModuleMissing, PinIncorrect, error_of
 from hsmcore.members.base import VERIFY_EVERY, MemberSpec
 from hsmcore.members.control import ControlPlane
+from hsmcore.members.control.adopt import require_safe
 from hsmcore.members.control.advice import advise
 from hsmcore.members.control.nearby import near_keys
 from hsmcore.members.control.plane import find_token
@@ -94,7 +95,8 @@ class Pkcs11Member:
         )
 
     def require_ready(self) -> None:
-        """Raise ModuleMissing, with the installation hint, if the module's file does not exist."""
+        """Raise ModuleMissing, with the installation hint, if the module's file does not exist, ModuleInvalid if others
+        may write it."""
         path = self._settings.module_path
         if not Path(path).is_file():
             raise ModuleMissing(
@@ -102,6 +104,7 @@ class Pkcs11Member:
                 member=self.name,
                 hint=self._provider.install_hint,
             )
+        require_safe(path, self.name)
 
     async def start(self) -> KeyVersion:
         """Load the module, log in once, start the workers, find and prove the configured key. After a failure or a
@@ -174,6 +177,7 @@ class Pkcs11Member:
         """As Engine.restart_host, with the PIN that the configuration gives by now: a PIN that was changed on the token
         and at its place since the start does not count as a repetition. AWS is asked only after a refusal: it may be
         slow or away, and the host signs again without it. Blocks."""
+        require_safe(self._settings.module_path, self.name)
         secret = self._settings.pin_secret
         pin = None if secret is None or (secret.asks_aws and self.refused_pin is None) else self._pin_by_now()
         try:

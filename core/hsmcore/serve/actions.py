@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from hsmcore.base.log import MAX_REASON, is_reason
 from hsmcore.config import Config
 from hsmcore.errors import HsmError
 from hsmcore.manager.rotation.service import ABORT, ROTATE
 from hsmcore.recovery.own_store import is_attended
 from hsmcore.state import Desired, Store
 from hsmcore.state.desired import DRAIN, EMERGENCY, FORCE, READMIT
-
-MAX_REASON: Final = 400
 
 
 class BadRequest(Exception):
@@ -71,7 +70,7 @@ def parse(name: str, body: object, config: Config, state: Mapping[str, Any]) -> 
     if unknown or "" in body:
         raise BadRequest(f"unknown: {', '.join(sorted(map(repr, unknown)))}")
     reason = body.get("reason")
-    if not isinstance(reason, str) or not reason.strip() or len(reason) > MAX_REASON or not reason.isprintable():
+    if not isinstance(reason, str) or not is_reason(reason):
         raise BadRequest(f"a reason of 1 to {MAX_REASON} printable characters is needed")
     target = ""
     if action.needs:

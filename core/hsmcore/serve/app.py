@@ -244,9 +244,10 @@ class Console:
         body, kind = self._static[request.url.path]
         return Response(body, headers={"content-type": kind})
 
-    async def stream(self, request: Request, send: Send) -> None:
+    async def stream(self, request: Request, send: Send, role: Role | None) -> None:
         """Send server-sent events until either side ends them."""
-        watcher = self._monitor.feed.watch(request.headers.get("last-event-id", ""))
+        viewer = None if role == "operator" else _peer(request)
+        watcher = self._monitor.feed.watch(request.headers.get("last-event-id", ""), viewer)
         try:
             headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -277,7 +278,7 @@ class Stream:
             await response(scope, receive, send)
             return
         gone = asyncio.ensure_future(_disconnected(receive))
-        sending = asyncio.ensure_future(self._console.stream(request, send))
+        sending = asyncio.ensure_future(self._console.stream(request, send, verdict.role))
         try:
             await asyncio.wait((gone, sending), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -350,7 +351,9 @@ class _Guarded:
             return _json({"error": "host", "message": text}, 421)
         if scope["method"] == "POST":
             origin = headers.get(b"origin")
-            if origin is not None and origin.decode("latin-1").partition("://")[2].lower() != host:
+            # A proxy may have taken TLS off; a page without TLS is not the one that TLS protects here.
+            ours = (f"https://{host}", f"{scope['scheme']}://{host}")
+            if origin is not None and origin.decode("latin-1").lower() not in ours:
                 return _json({"error": "origin", "message": "not from this page"}, 403)
         return None
 

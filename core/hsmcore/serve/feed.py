@@ -11,6 +11,10 @@ from typing import Any, Final
 import orjson
 
 MAX_WATCHERS: Final = 32
+MAX_VIEWERS: Final = 28
+"""Watchers that are not operators: they take no operator's place."""
+MAX_OF_ADDRESS: Final = 16
+"""Viewers of one address."""
 MAX_QUEUED: Final = 256
 KEPT: Final = 500
 """Events kept for watchers that connect or reconnect later."""
@@ -19,13 +23,14 @@ BEAT_SECONDS: Final = 15.0
 
 
 class Full(Exception):
-    """MAX_WATCHERS watch already."""
+    """As many watch already as may."""
 
 
 class Watcher:
     """One open page."""
 
-    def __init__(self) -> None:
+    def __init__(self, viewer: str | None) -> None:
+        self.viewer = viewer
         self._queue: deque[bytes] = deque(maxlen=MAX_QUEUED)
         self._shown: dict[str, bytes] = {}
         self._missed = 0
@@ -83,12 +88,14 @@ class Feed:
     def __len__(self) -> int:
         return len(self._watchers)
 
-    def watch(self, after: str = "") -> Watcher:
+    def watch(self, after: str = "", viewer: str | None = None) -> Watcher:
         """Return a new watcher. It first gets the events after `after`, the id that it saw last; all kept ones if that
-        id is not of this server. Raises Full."""
-        if len(self._watchers) >= MAX_WATCHERS:
+        id is not of this server. `viewer`: the address of a viewer, None for an operator. Raises Full."""
+        viewers = [each.viewer for each in self._watchers if each.viewer is not None]
+        taken = viewer is not None and (len(viewers) >= MAX_VIEWERS or viewers.count(viewer) >= MAX_OF_ADDRESS)
+        if taken or len(self._watchers) >= MAX_WATCHERS:
             raise Full
-        watcher = Watcher()
+        watcher = Watcher(viewer)
         self._watchers.add(watcher)
         name, _, count = after.partition("-")
         begin = int(count) if name == self._name and count.isascii() and count.isdigit() and len(count) < 19 else 0

@@ -13,6 +13,7 @@ from hsmcore.failover.history import History
 from hsmcore.manager.rotation.schedule import Schedule
 from hsmcore.manager.rotation.store import Rotations
 from hsmcore.state import Approvals, Desired, Keys, Store
+from hsmcore.state.approvals import METHOD
 
 EVENTS: Final = 200
 """Events of the history that a console gets at first."""
@@ -113,6 +114,5 @@ class Ledger:
 
 
 async def _approvers(store: Store, rotation: int) -> list[dict[str, str]]:
-    """Without the proofs: a signature or the step of a one-time code is not shown."""
-    given = await Approvals(store).of(rotation)
-    return [{"approver": each.approver, "method": each.method} for each in given]
+    """Without the proofs: a signature is not shown."""
+    return [{"approver": each.approver, "method": METHOD} for each in await Approvals(store).of(rotation)]

@@ -243,8 +243,9 @@ BACKUP: Final = _table("backup")
 """Backups that were written and read back. `method` is wrapped or sealed; `drilled_ns`: time of the last restore."""
 
 APPROVAL: Final = _table("approval")
-"""Approvals of rotations, one for each approver; a one-time code counts once. `proof` (manager/rotation/approvals.py)
-is data that only the approver can make; a row without it counts for nothing."""
+"""Approvals of rotations, one for each approver. `proof` (manager/rotation/approvals.py) is data that only the approver
+can make; a row without it counts for nothing. `totp_step` is NULL: it and the method "totp" are of an older version,
+whose approvals by one-time codes count for nothing."""
 
 BOUND: Final = _table("bound")
 """The payload of a position: the digest that came first. Rows are only added, and removed at or below a floor. `mac`

@@ -56,8 +56,6 @@ class ManagerPort:
 
 LOOK_AGAIN_NS: Final = 1_000_000_000
 """Nanoseconds until a step that waits looks again."""
-Verdicts = dict[object, tuple[int, tuple[list[str], list[str]]]]
-"""By what was judged: when (nanoseconds), and the names of genuine approvals and of the others."""
 Announce = Callable[[str, str, str, str], Awaitable[object]]
 """Put a notice into the outbox: kind, title, body, occasion."""
 
@@ -85,8 +83,6 @@ class Context:
     """The token for restore drills; None: the key's own."""
     signed: frozenset[str]
     """Ids and public keys (hexadecimal) of keys that have signed, as far as this process has seen them in the ring."""
-    verdicts: Verdicts
-    """What the last look at a rotation's approvals has found: it fetches secrets."""
     grace_ns: int
     """Longest time that a request routed to the old key may still be under way."""
     late: Callable[[], int]

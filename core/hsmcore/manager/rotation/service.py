@@ -18,7 +18,7 @@ from hsmcore.errors import BadArgument, EngineClosed, HsmError, InternalError, K
 from hsmcore.handover.base import Handover
 from hsmcore.manager.rotation import machine
 from hsmcore.manager.rotation.clock import RotationClock
-from hsmcore.manager.rotation.context import Announce, Context, ManagerPort, Verdicts, ceremony_for
+from hsmcore.manager.rotation.context import Announce, Context, ManagerPort, ceremony_for
 from hsmcore.manager.rotation.pinned import aliases, configured_as, current_of, pinned, require_same_key
 from hsmcore.manager.rotation.runner import Runner
 from hsmcore.manager.rotation.schedule import SECOND, Schedule, moment, nanoseconds, retry_at
@@ -104,7 +104,6 @@ class RotationService:
         self._lost: RoleLost | None = None
         self._drill: ControlPlane | None = None
         self._reported, self._name = 0, own_report("rotation")
-        self._verdicts: Verdicts = {}
         self.seen: KeyDates | None = None
         """The ring at the last look."""
         self._port: ManagerPort
@@ -384,7 +383,6 @@ class RotationService:
             configured=frozenset(member.name for _, member in self._config.key_manager.members()),
             drill=self._drill_token(),
             signed=frozenset(self._signed),
-            verdicts=self._verdicts,
             grace_ns=self._grace_ns,
             late=self._time.late,
             clock=self._time.sure,

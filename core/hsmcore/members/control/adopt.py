@@ -7,14 +7,28 @@ CKF_OS_LOCKING_OK, and finalizes; python-pkcs11 uses the initialized module, by 
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
 from pkcs11 import Attribute, _pkcs11
 from pkcs11.attributes import AttributeMapper
 
 from hsmcore._native import Module, functions_of
 from hsmcore._native import __file__ as native_file
-from hsmcore.errors import HsmError
+from hsmcore.base.ownership import FOREIGN_HINT, foreign
+from hsmcore.errors import HsmError, ModuleInvalid
 from hsmcore.members.control.advice import advise
 from hsmcore.members.control.faults import ControlError
+
+
+def require_safe(path: str, member: str | None = None) -> None:
+    """Check that only this user and root may write a module's file: what it holds gets the rights of this process.
+    Raises ModuleInvalid. A file that is not there is the loader's to report."""
+    problem = ""
+    with suppress(OSError):
+        problem = foreign(Path(path))
+    if problem:
+        raise ModuleInvalid(f"the PKCS#11 module is not loaded: {problem}", member=member, hint=FOREIGN_HINT)
 
 
 def hold_module(path: str, args: str | None = None) -> Module:
@@ -25,6 +39,7 @@ def hold_module(path: str, args: str | None = None) -> Module:
     opened before exists, and its handle may be that of another one. `args` is CK_C_INITIALIZE_ARGS.pReserved. Raises an
     HsmError that says what is wrong with the path.
     """
+    require_safe(path)
     try:
         return Module(path, args)
     except HsmError as error:

@@ -22,7 +22,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from hsmcore.base.ownership import replace
+from hsmcore._native import wipe
+from hsmcore.base.ownership import foreign, make_folder, open_or_make, replace
+from hsmcore.config.secret import Secret
 from hsmcore.errors import ModuleMissing, SystemFailure
 from hsmcore.members.control.curves import Algorithm
 
@@ -39,6 +41,7 @@ SOFTHSM_PATHS: Final = (
 )
 TOKEN_LABEL: Final = "sequencer"
 KEY_LABEL: Final = "sequencer-key"
+_SECRETS: Final = ("pin", "so-pin", "state-secret")
 _SECRET_BYTES: Final = 24
 _CONF: Final = """\
 directories.tokendir = {tokens}
@@ -110,17 +113,19 @@ class StateFolder:
         module = module_path or find_softhsm()
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for path in (self.path, self.config, self.softhsm_conf, *map(self.path.joinpath, ("tokens", *_SECRETS))):
+                _require_ours(path)
             with self._locked():
                 if self.ready:
                     return None
                 tokens = self.path / "tokens"
-                tokens.mkdir(exist_ok=True, mode=0o700)
+                make_folder(tokens)
                 if not self.softhsm_conf.exists():
                     replace(self.softhsm_conf, os.fsencode(_CONF.format(tokens=tokens.resolve())))
-                pins = self._secret("pin"), self._secret("so-pin")
-                request = TokenRequest(module, token_label, key_label, algorithm, *pins)
+                pin, so_pin, seal = map(self._secret, _SECRETS)
+                wipe(seal)
+                request = TokenRequest(module, token_label, key_label, algorithm, pin, so_pin)
                 key = provision(request, self.softhsm_conf)
-                self._secret("state-secret")
                 config = _config(module, token_label, key_label, sessions or os.cpu_count() or 1)
                 replace(self.config, orjson.dumps(config, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
                 return key
@@ -134,16 +139,25 @@ class StateFolder:
         path = self.path / name
         if not path.exists():
             replace(path, secrets.token_urlsafe(_SECRET_BYTES).encode())
-        return bytearray(path.read_bytes())
+        return Secret.file(str(path)).resolve()  # as the configuration will read it
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = open_or_make(self.path / ".lock")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
         finally:
             os.close(lock)
+
+
+def _require_ours(path: Path) -> None:
+    """Raise SystemFailure for what another user has put here, or may write: it would choose PINs or the token."""
+    problem = "is a link" if path.is_symlink() else ""
+    if not problem and path.exists():
+        problem = foreign(path)
+    if problem:
+        raise SystemFailure(f"init makes no token here: {path}: {problem}", hint="Name a new folder with --state.")
 
 
 def _config(module: str, token: str, key: str, sessions: int) -> dict[str, Any]:

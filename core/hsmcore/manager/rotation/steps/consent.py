@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Final
-
 from hsmcore.base.log import get_logger
 from hsmcore.manager.rotation.approvals import genuine, statement
 from hsmcore.manager.rotation.context import LOOK_AGAIN_NS, Context, Done, Pending, skipped
 from hsmcore.state import NotApproved
-
-KEPT_NS: Final = 60_000_000_000
-"""Nanoseconds that a verdict over approvals is kept while a rotation waits."""
 
 
 async def do(ctx: Context) -> Done | Pending:
     """Count the approvals of the approvers that are configured now."""
     if not ctx.rules.approvals:
         return skipped("no approvals are asked for")
-    approved, refused = await _looked_up(ctx)
+    approved, refused = await _given(ctx)
     details: dict[str, object] = {"approvedBy": approved, "needed": ctx.rules.approvals}
     for name in refused:
         details["notGenuine"] = refused
@@ -27,7 +21,7 @@ async def do(ctx: Context) -> Done | Pending:
             "failure",
             f"rotation {ctx.rotation.id}: an approval is not genuine",
             f"the state store has an approval by {name} that {name} did not give to this rotation, or that repeats "
-            "another one (the same person, key or secret); it does not count. Find out who can write the store.",
+            "another one; it does not count. Find out who can write the store.",
             f"rotation-{ctx.rotation.id}-not-genuine-{name}",
         )
     if len(approved) >= ctx.rules.approvals:
@@ -59,18 +53,5 @@ async def why_not(ctx: Context) -> str | None:
     return None if len(approved) >= needed else f"rotation {ctx.rotation.id} has {len(approved)} of {needed} approvals"
 
 
-async def _looked_up(ctx: Context) -> tuple[list[str], list[str]]:
-    """As `_given`, for a step that looks each second. A verdict is kept while the rows are the same, but not for long:
-    a secret may not have been there."""
-    judged, now = (statement(ctx.rotation, ctx.old), *await ctx.approvals.of(ctx.rotation.id)), ctx.clock()
-    kept = ctx.verdicts.get(judged)
-    if kept is None or now - kept[0] >= KEPT_NS:
-        ctx.verdicts.clear()
-        kept = ctx.verdicts[judged] = now, await _given(ctx)
-    return kept[1]
-
-
 async def _given(ctx: Context) -> tuple[list[str], list[str]]:
-    text = statement(ctx.rotation, ctx.old)
-    rows = await ctx.approvals.of(ctx.rotation.id)
-    return await asyncio.to_thread(genuine, ctx.rules.approvers, text, rows)  # it fetches secrets, also from AWS
+    return genuine(ctx.rules.approvers, statement(ctx.rotation, ctx.old), await ctx.approvals.of(ctx.rotation.id))
