@@ -146,6 +146,8 @@ class Keeper:
         self._path, self._log = Path(os.path.realpath(path)), log
         self._keys = frozenset(keys)
         self._noted: frozenset[bytes] = frozenset()
+        self.number = 0
+        """The id of the store, once it has begun."""
 
     @property
     def has_noted(self) -> bool:
@@ -169,8 +171,9 @@ class Keeper:
             if entry is not None:
                 self._require(entry, own)
                 known = True
+        self.number = own or 1 + secrets.randbelow((1 << 31) - 1)
         if not own:
-            set_number(connection, 1 + secrets.randbelow((1 << 31) - 1))
+            set_number(connection, self.number)
             if not known and not promised:
                 get_logger().info("a state store begins: no other one is known of the key", store=str(self._path))
 
