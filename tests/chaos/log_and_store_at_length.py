@@ -3,15 +3,12 @@ in which that happens, and what came of it. `make check-deep`; test_log_and_stor
 
 from __future__ import annotations
 
-import asyncio
-
 import pytest
-from tests.support.log_and_store import CHANGES, Trial
+from tests.support.log_and_store import CHANGES, judged
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_change_is_told_and_nothing_is_signed_after_it(world, tmp_path, capsys, name):
-    trial = Trial(world, tmp_path / "place")
-    seen = asyncio.run(trial.run(CHANGES[name]))
+def test_each_change(world, tmp_path, capsys, name):
+    seen = judged(world, tmp_path / "place", name)
     with capsys.disabled():
-        print(f"\n{name}\n    {seen}")  # noqa: T201
+        print(f"\n{name}: {seen.after} after; {seen.told[:40]}; {seen.found[:60]}; {seen.start[:40]}")  # noqa: T201

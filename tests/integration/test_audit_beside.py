@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.support.audit_beside import look, signing
 from tests.support.audit_logs import settings, turn_clock
 from tests.support.loops import one_loop
-from tests.support.paths import NOOP
 from tests.support.size import share
-from tests.support.terminal import PROGRAM
 
 from hsmcore.audit import AuditLog
 from hsmcore.audit.check.overview import overview
@@ -149,28 +145,8 @@ async def test_a_log_that_is_pruned_while_it_is_verified_is_good(tmp_path, monke
     assert report.pruned > attempts[0]
 
 
-def test_verify_beside_a_signer_ends_with_0(tmp_path):
-    """The program, beside a key manager that signs as fast as the module allows."""
-    pkcs11 = {"modulePath": str(NOOP), "tokenLabel": "noop", "keyLabel": "noop-key", "pin": "1234", "quirks": "softhsm"}
-    rules = {"rotateBytes": 1 << 18, "durability": "write", "checkpointEveryRecords": 2000}
-    manager = {"type": "softhsm", "config": pkcs11, "auditLogFile": str(tmp_path / "audit.log"), "audit": rules}
-    config = {"sequencer": {"keyManager": {**manager, "maxCacheSize": 0}}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    signer = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.signing_victim", str(tmp_path / "config.json")], stdout=subprocess.PIPE
-    )
-    try:
-        for _ in range(20_000):
-            assert signer.stdout.readline()
-        drain = subprocess.Popen(["cat"], stdin=signer.stdout, stdout=subprocess.DEVNULL)
-        for _ in range(share(8)):
-            done = subprocess.run(
-                [*PROGRAM, "audit", "verify", str(tmp_path / "audit.log")],
-                capture_output=True, text=True, check=False, timeout=120,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stdout + done.stderr
-        assert signer.poll() is None
-    finally:
-        signer.kill()
-        signer.communicate()
-    drain.wait(60)
+def test_what_reads_beside_a_signer_finds_nothing_wrong(tmp_path):
+    """The program, beside a key manager that signs as fast as the module allows; audit_beside_at_length.py has more."""
+    with signing(tmp_path) as layout:
+        for number, verb in enumerate(["verify", "query", "prove", "mend", *["verify"] * share(4)]):
+            assert look(layout, verb, number) == ""

@@ -190,6 +190,36 @@ async def test_what_is_left_is_sealed_at_once_and_not_after_an_interval(tmp_path
 
 
 @one_loop
+async def test_records_that_no_key_can_seal_yet_keep_nothing_waiting(tmp_path):
+    rules = settings(checkpointEveryRecords=100, checkpointEverySeconds=3600, signingKey={"hsmKeyId": "01"})
+    log = AuditLog(str(tmp_path / "audit.log"), rules)
+    await write_records(log, 300)
+    await write_records(log, 300, is_open=True)
+    assert (log.status.sealed, log.status.last_seq) == (0, 600)
+    await log.close()
+
+
+@one_loop
+@pytest.mark.parametrize("name", ["checkpoints", "keys", "origin"])
+async def test_what_is_deleted_beside_the_checkpoints_is_told_by_the_next_one(tmp_path, name):
+    """None is made until it is put back: a file of all checkpoints that began anew would lack the earlier ones."""
+    rules = settings(checkpointEverySeconds=1)
+    log = AuditLog(str(tmp_path / "audit.log"), rules)
+    await write_records(log, 10)
+    await log.checkpoint()
+    layout = Layout(tmp_path / "audit.log")
+    aside = (layout.folder / name).rename(tmp_path / name)
+    await write_records(log, 10, is_open=True)
+    await until(lambda: name in (log.status.not_sealed or ""))
+    assert not (layout.folder / name).exists()
+    aside.rename(layout.folder / name)
+    await until(lambda: log.status.sealed == log.status.last_seq)
+    await log.close()
+    report = verify(layout)
+    assert report.ok, report.findings
+
+
+@one_loop
 async def test_a_log_that_is_closed_leaves_to_the_next_start_what_would_take_long(tmp_path, monkeypatch):
     monkeypatch.setattr("hsmcore.audit.open_log.MOST_SEALED", 300)
     monkeypatch.setattr("hsmcore.audit.open_log.CLOSE_SECONDS", 0.0)

@@ -160,7 +160,6 @@ STORE: Final[dict[str, Callable[[Place], object]]] = {
     "store replaced by an older copy": lambda at: _replace(at.store, (at.earlier / "state.db").read_bytes()),
     "store replaced by its own copy": lambda at: _replace(at.store, at.store.read_bytes()),
     "store replaced by an empty file": lambda at: _replace(at.store, b""),
-    "a link in the store's place": lambda at: _link(at, at.store),
     "the folder above the store deleted": lambda at: shutil.rmtree(at.stores),
     "the folder above the store renamed": lambda at: _away(at, at.stores),
 }
@@ -175,15 +174,13 @@ WITHIN: Final[dict[str, Callable[[Place], object]]] = {
     "the store's log emptied": lambda at: _cut(at.of_store()[1], 0),
     "the store's index deleted": lambda at: _unlink(at.of_store()[2]),
 }
-"""What SQLite sees, or does not, in a file that is the same one."""
+"""What a running key manager does not notice: SQLite has the pages in its log and in memory."""
 
 LATER: Final[dict[str, Callable[[Place], object]]] = {
     "a byte of the log changed": lambda at: _change_a_byte(at.log),
     "full files deleted": lambda at: shutil.rmtree(at.parts.segments),
     "tiles deleted": lambda at: shutil.rmtree(at.parts.tiles),
-    "newest checkpoint deleted": lambda at: _unlink(at.parts.checkpoint),
     "all checkpoints deleted": lambda at: _unlink(at.parts.checkpoint, at.parts.history),
-    "older checkpoint": _older_checkpoint,
     "verifier keys deleted": lambda at: _unlink(at.parts.keys),
     "origin deleted": lambda at: _unlink(at.parts.origin),
     "all but the log older": _older_folder,
@@ -191,12 +188,15 @@ LATER: Final[dict[str, Callable[[Place], object]]] = {
 """What a later checkpoint, a verification or the next start sees."""
 
 HARMLESS: Final[dict[str, Callable[[Place], object]]] = {
+    "newest checkpoint deleted": lambda at: _unlink(at.parts.checkpoint),
+    "older checkpoint": _older_checkpoint,
+    "a link in the store's place": lambda at: _link(at, at.store),
     "log not to be read": lambda at: at.log.chmod(0),
     "the log's folder not to be written": lambda at: at.parts.folder.chmod(0o500),
     "store not to be read": lambda at: at.store.chmod(0),
     "the log's lock deleted": lambda at: _unlink(at.parts.lock),
 }
-"""What takes nothing from a process that has the files open, or that is root."""
+"""What takes nothing: the process has the files open, may be root, or writes what is gone again."""
 
 
 @dataclass
@@ -228,8 +228,8 @@ class Trial:
         self._changed = False
         self.seen = Seen()
 
-    async def run(self, change: Callable[[Place], object]) -> Seen:
-        """Sign, change, sign, start again."""
+    async def run(self, change: Callable[[Place], object], *, tells: bool) -> Seen:
+        """Sign, change, sign, start again. `tells`: the key manager must say something; wait for it."""
         try:
             async with opened(self._config) as manager:
                 manager.on("store-not-genuine", lambda event: self._tell(f"event: {event['scope']}"))
@@ -242,7 +242,7 @@ class Trial:
                 change(self.place)
                 self._changed = True
                 await asyncio.gather(*callers)
-                await self._look(manager)
+                await self._look(manager, tells=tells)
         except (HsmError, OSError) as error:
             self.seen.told = self.seen.told or f"at the end: {type(error).__name__}"
         self._verify()
@@ -268,17 +268,17 @@ class Trial:
     def _tell(self, how: str) -> None:
         self.seen.told = self.seen.told or how
 
-    async def _look(self, manager: hsmcore.KeyManager) -> None:
-        """Wait for a moment for what is told by other threads and by the next checkpoint."""
-        for _ in range(300):
+    async def _look(self, manager: hsmcore.KeyManager, *, tells: bool) -> None:
+        """Note what is told. `tells`: it is, after a moment."""
+        try:
+            await manager.audit.checkpoint()
+        except (HsmError, OSError) as error:
+            self._tell(f"no checkpoint: {error}")
+        while tells and not self.seen.told:
+            await asyncio.sleep(0.01)
             status = manager.audit.status
             if status is not None and status.failing:
                 self._tell(f"failing: {status.failure}")
-            elif status is not None and status.not_sealed:
-                self._tell(f"not sealed: {status.not_sealed}")
-            if self.seen.told:
-                return
-            await asyncio.sleep(0.01)
 
     def _verify(self) -> None:
         try:
@@ -300,3 +300,23 @@ class Trial:
 
 
 CHANGES: Final = LOG | STORE | WITHIN | LATER | HARMLESS
+
+
+def judged(token: Token, folder: Path, name: str) -> Seen:
+    """Make a change, and judge what came of it: nothing is signed that was asked for after a change that can be
+    noticed, it is told, and no later life signs a position twice."""
+    is_noticed = name in LOG or name in STORE
+    seen = asyncio.run(Trial(token, folder).run(CHANGES[name], tells=is_noticed))
+    assert seen.twice == 0, seen
+    if is_noticed:
+        assert seen.after == 0, seen
+        assert seen.refused, seen
+        assert seen.told, seen
+    if name in STORE or name in WITHIN or name in HARMLESS:
+        assert not seen.found, seen  # the log is whole
+    if name in LATER:
+        assert seen.found, seen
+    if name in HARMLESS:
+        assert (seen.told, seen.start) == ("", ""), seen
+        assert seen.after >= ENOUGH, seen
+    return seen

@@ -40,12 +40,12 @@ T = TypeVar("T")
 
 MOST_SEALED: Final = 1 << 15
 """Most records that one checkpoint adds. Under full load, when the sealing thread mostly waits for the interpreter's
-lock, some 40,000 are sealed in a second: so a checkpoint is stored about once a second."""
+lock, some 40,000 are sealed in a second: so a checkpoint is stored every second or two."""
 CLOSE_SECONDS: Final = 2.0
 """How long the last checkpoints are made before the members stop, and once more after the last record; the next start
 seals what is left then."""
 _TOO_SLOW: Final = "the disk does not answer, or is slower than records come"
-_NOT_STORED: Final = "it is being made"
+_SLOW: Final = "it takes longer than checkpointEverySeconds"
 _PRUNE_SECONDS: Final = 3600
 _LOOK_SECONDS: Final = 1.0
 """Least seconds between two looks at the clock while records come."""
@@ -148,8 +148,9 @@ class OpenLog:
         journal, since = self.journal, self._unsealed_at
         if journal is None:
             return None
-        late = 0.0 if since is None else time.monotonic() - since - self._settings.checkpoint_every_seconds
-        why = (self._not_sealed or _NOT_STORED) if late > 0 else None
+        interval = self._settings.checkpoint_every_seconds
+        late = 0.0 if since is None else max(0.0, time.monotonic() - since - interval)
+        why = (late > 0 and self._not_sealed) or (_SLOW if late > interval else None)
         try:
             times = journal.stats()
             last, kept, pending = journal.next - 1, journal.kept, journal.pending
@@ -157,9 +158,7 @@ class OpenLog:
         except ValueError:  # closed since `journal` was read
             return None
         octaves, total = times["commit_octaves"], times["commit_sum_ns"]
-        return AuditStatus(
-            last, kept, self.sealed, pending, failure, times["oldest_ns"], octaves, total, max(0.0, late), why
-        )
+        return AuditStatus(last, kept, self.sealed, pending, failure, times["oldest_ns"], octaves, total, late, why)
 
     async def use(self, signer: CheckpointSigner) -> None:
         """Sign checkpoints with this key. Record `audit-key` if another key signed before. Raises HsmError, OSError."""
@@ -328,8 +327,11 @@ class OpenLog:
     async def _keep_sealed(self) -> None:
         """Seal until less than `checkpointEveryRecords` is left, then later, even if no further record comes."""
         most = self._settings.checkpoint_every_records
-        while await self.seal_or_say(prune=True) and self.durable_seq - self.sealed >= most and not self._must_end:
-            pass
+        before = -1  # without a signer, say, nothing is sealed
+        while before < self.sealed and not self._must_end:
+            before = self.sealed
+            if not await self.seal_or_say(prune=True) or self.durable_seq - self.sealed < most:
+                break
         if (self._not_sealed or self.durable_seq > self.sealed) and self._timer is None:
             self._timer = self._loop.call_later(self._settings.checkpoint_every_seconds, self._begin_seal)
 

@@ -6,6 +6,7 @@ after a crash.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -165,13 +166,18 @@ class Sealer:
         return Checkpoint(origin, self.size, self.tree.root())
 
     def store(self, checkpoint: Checkpoint) -> None:
-        """Store a signed checkpoint, durably. Raises OSError."""
+        """Store a signed checkpoint, durably. Raises OSError, also if another program has removed or cut what this one
+        has written beside it."""
         layout = self._layout
-        if not layout.history.exists():
-            write_new(layout.history, b"")
-            sync(layout.folder)
         if self._history is None:
+            if not layout.history.exists():
+                write_new(layout.history, b"")
+                sync(layout.folder)
             self._history = layout.history.stat().st_size
+        else:
+            for path, size in ((layout.history, self._history), (layout.keys, 1), (layout.origin, 1)):
+                if path.stat().st_size < size:
+                    raise OSError(errno.ESTALE, "another program has cut it", str(path))
         os.truncate(layout.history, self._history)  # an earlier attempt may have failed after it had written
         append(layout.history, checkpoint.note + b"\n", durable=True)
         replace(layout.checkpoint, checkpoint.note)

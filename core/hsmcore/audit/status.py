@@ -33,7 +33,7 @@ class AuditStatus:
     overdue_s: float
     """Seconds for which a checkpoint has been overdue; 0: none is."""
     not_sealed: str | None
-    """Why a checkpoint is overdue; None: none is."""
+    """Why a checkpoint is overdue; None: none is, or one is being made that is late by less than its interval."""
 
     @property
     def failing(self) -> bool:
