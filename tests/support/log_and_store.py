@@ -52,6 +52,7 @@ class Place:
         shutil.copytree(self.logs, self.earlier / "audit")
         with closing(sqlite3.connect(self.store)) as now, closing(sqlite3.connect(self.earlier / "state.db")) as copy:
             now.backup(copy)
+            now.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # from here on the store's file counts, too
 
     def of_store(self) -> list[Path]:
         """The files of the store."""

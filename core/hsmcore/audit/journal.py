@@ -36,7 +36,7 @@ def open_journal(layout: Layout, rules: AuditSettings, opened: Opened) -> Journa
     )
 
 
-class Waiters:
+class RecordWaiters:
     """The operations that wait for a record. Belongs to one event loop."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from typing import Final, TypeVar
 from hsmcore._native import Journal, MerkleTree
 from hsmcore.audit import record, retention
 from hsmcore.audit.intake import Intake
-from hsmcore.audit.journal import Waiters, open_journal
+from hsmcore.audit.journal import RecordWaiters, open_journal
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.recover import Opened, add_key, open_log
@@ -64,7 +64,7 @@ class OpenLog:
         self.journal: Journal | None = None
         self._signer: CheckpointSigner | None = None
         self.process = record.this_process()
-        self._waiting = Waiters()
+        self._waiting = RecordWaiters()
         self._timer: asyncio.TimerHandle | None = None
         self._seals = Scope()
         self._compressing: asyncio.Future[None] | None = None
