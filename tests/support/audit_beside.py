@@ -59,7 +59,7 @@ def look(layout: Layout, verb: str, seed: int) -> str:
         [*PROGRAM, "audit", verb, *arguments, "--json"], capture_output=True, text=True, check=False, timeout=300
     )
     if verb == "mend":  # it changes files, so it leaves those of a key manager alone
-        return "" if "FolderInUse" in done.stdout and done.returncode == 1 else f"mend: {done}"
+        return "" if "FolderInUse" in done.stderr and done.returncode == 1 else f"mend: {done}"
     if done.returncode:
         return f"{verb}: {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
     if verb == "query":
