@@ -102,6 +102,17 @@ async def test_what_was_listed_can_be_read_wherever_it_is_by_now(tmp_path):
     await writing(tmp_path / "audit.log", work)
 
 
+def test_a_file_that_was_empty_when_it_was_listed_stays_so(tmp_path):
+    """The writer has rotated once more since: there are records between."""
+    layout = Layout(tmp_path / "audit.log")
+    layout.segments.mkdir(parents=True)
+    layout.log.touch()
+    listed = segments(layout)
+    layout.log.write_bytes(b'{"seq":900,"time_ns":1,"operation":"sign"}\n')
+    assert [b"".join(segment.chunks()) for segment in listed] == [b""]
+    assert [b"".join(segment.chunks()) for segment in segments(layout)] == [layout.log.read_bytes()]
+
+
 @one_loop
 async def test_a_tile_that_becomes_full_while_it_is_read_is_read(tmp_path):
     def work(layout: Layout, grow: Callable[[int], None]) -> None:
