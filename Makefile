@@ -96,6 +96,8 @@ check-deep: sanitize-test guard proofs cross-test native-libraries .venv/.built 
 	$(BIN)/python -m pytest tests/chaos/rotation_leaders_at_length.py
 	$(BIN)/python -m pytest tests/chaos/tune_at_length.py
 	$(BIN)/python -m pytest tests/chaos/policy_kills_at_length.py
+	$(BIN)/python -m pytest tests/chaos/log_and_store_at_length.py
+	$(BIN)/python -m pytest tests/chaos/audit_beside_at_length.py --timeout 7200
 	$(BIN)/python -m pytest tests/browser/console_at_length.py --timeout 600
 	$(BIN)/python -m pytest tests/proofs/faults/audit_at_length.py --timeout 1200
 	$(BIN)/python -m tests.soak.upkeep --most-ms 20

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.support.audit_beside import look, signing
 from tests.support.audit_logs import settings, turn_clock
 from tests.support.loops import one_loop
-from tests.support.paths import NOOP
 from tests.support.size import share
-from tests.support.terminal import PROGRAM
 
 from hsmcore.audit import AuditLog
 from hsmcore.audit.check.overview import overview
@@ -106,6 +102,17 @@ async def test_what_was_listed_can_be_read_wherever_it_is_by_now(tmp_path):
     await writing(tmp_path / "audit.log", work)
 
 
+def test_a_file_that_was_empty_when_it_was_listed_stays_so(tmp_path):
+    """The writer has rotated once more since: there are records between."""
+    layout = Layout(tmp_path / "audit.log")
+    layout.segments.mkdir(parents=True)
+    layout.log.touch()
+    listed = segments(layout)
+    layout.log.write_bytes(b'{"seq":900,"time_ns":1,"operation":"sign"}\n')
+    assert [b"".join(segment.chunks()) for segment in listed] == [b""]
+    assert [b"".join(segment.chunks()) for segment in segments(layout)] == [layout.log.read_bytes()]
+
+
 @one_loop
 async def test_a_tile_that_becomes_full_while_it_is_read_is_read(tmp_path):
     def work(layout: Layout, grow: Callable[[int], None]) -> None:
@@ -149,28 +156,8 @@ async def test_a_log_that_is_pruned_while_it_is_verified_is_good(tmp_path, monke
     assert report.pruned > attempts[0]
 
 
-def test_verify_beside_a_signer_ends_with_0(tmp_path):
-    """The program, beside a key manager that signs as fast as the module allows."""
-    pkcs11 = {"modulePath": str(NOOP), "tokenLabel": "noop", "keyLabel": "noop-key", "pin": "1234", "quirks": "softhsm"}
-    rules = {"rotateBytes": 1 << 18, "durability": "write", "checkpointEveryRecords": 2000}
-    manager = {"type": "softhsm", "config": pkcs11, "auditLogFile": str(tmp_path / "audit.log"), "audit": rules}
-    config = {"sequencer": {"keyManager": {**manager, "maxCacheSize": 0}}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    signer = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.signing_victim", str(tmp_path / "config.json")], stdout=subprocess.PIPE
-    )
-    try:
-        for _ in range(20_000):
-            assert signer.stdout.readline()
-        drain = subprocess.Popen(["cat"], stdin=signer.stdout, stdout=subprocess.DEVNULL)
-        for _ in range(share(8)):
-            done = subprocess.run(
-                [*PROGRAM, "audit", "verify", str(tmp_path / "audit.log")],
-                capture_output=True, text=True, check=False, timeout=120,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stdout + done.stderr
-        assert signer.poll() is None
-    finally:
-        signer.kill()
-        signer.communicate()
-    drain.wait(60)
+def test_what_reads_beside_a_signer_finds_nothing_wrong(tmp_path):
+    """The program, beside a key manager that signs as fast as the module allows; audit_beside_at_length.py has more."""
+    with signing(tmp_path) as layout:
+        for number, verb in enumerate(["verify", "query", "prove", "mend", *["verify"] * share(4)]):
+            assert look(layout, verb, number) == ""

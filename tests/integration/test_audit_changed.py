@@ -21,6 +21,7 @@ import hsmcore
 from hsmcore.audit import AuditLog
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
+from hsmcore.tlog.checkpoint import history
 
 pytestmark = pytest.mark.integration
 
@@ -120,10 +121,12 @@ async def test_a_checkpoint_that_cannot_be_stored_is_overdue_until_it_is(world, 
         await manager.sign(b"it is recorded, and not sealed")
         await until(lambda: Scrape.of(manager)("hsmcore_audit_checkpoint_overdue_seconds") > 0)
         assert not manager.audit.status.failing
+        await until(lambda: "checkpoints" in (manager.audit.describe()["notSealed"] or ""))
         Layout(log).history.rmdir()
         aside.rename(Layout(log).history)
         await until(lambda: manager.audit.status.overdue_s == 0)  # no further record is needed
         assert manager.audit.status.sealed == manager.audit.status.last_seq
+        assert manager.audit.describe()["notSealed"] is None
     assert verify(Layout(log)).ok
 
 
@@ -147,6 +150,101 @@ async def test_what_is_written_while_a_checkpoint_is_made_is_covered_by_the_next
     held.set()
     await until(lambda: log.status.sealed == log.status.last_seq)  # no further record is needed
     await log.close()
+
+
+def sizes_of(layout: Layout) -> list[int]:
+    return [checkpoint.size for checkpoint in history(layout.history)[0]]
+
+
+@one_loop
+async def test_one_checkpoint_covers_so_many_records_and_the_next_ones_the_rest(tmp_path, monkeypatch):
+    monkeypatch.setattr("hsmcore.audit.open_log.MOST_SEALED", 300)
+    log = AuditLog(str(tmp_path / "audit.log"), settings(checkpointEveryRecords=10**6, checkpointEverySeconds=3600))
+    await write_records(log, 1000)
+    await log.checkpoint()
+    assert log.status.sealed == log.status.last_seq == 1000
+    await log.close()
+    assert sizes_of(Layout(tmp_path / "audit.log")) == [0, 300, 600, 900, 1000]
+    report = verify(Layout(tmp_path / "audit.log"))
+    assert report.ok, report.findings
+    assert report.checkpoints == 5
+
+
+@one_loop
+async def test_what_is_left_is_sealed_at_once_and_not_after_an_interval(tmp_path, monkeypatch):
+    """Records that came while a checkpoint was made, more than `checkpointEveryRecords`, wait for no timer."""
+    log = AuditLog(str(tmp_path / "audit.log"), settings(checkpointEveryRecords=100, checkpointEverySeconds=3600))
+    await log.open()
+    seal, more = log._open.seal, [500]
+
+    async def slowly() -> None:
+        await seal()
+        for n in range(more.pop() if more else 0):
+            log.record("sign", message=b"%d" % n, result="ok")
+        await log.flush()
+
+    monkeypatch.setattr(log._open, "seal", slowly)
+    await write_records(log, 100, is_open=True)
+    await until(lambda: log.status.sealed == log.status.last_seq == 600)
+    await log.close()
+
+
+@one_loop
+async def test_records_that_no_key_can_seal_yet_keep_nothing_waiting(tmp_path):
+    rules = settings(checkpointEveryRecords=100, checkpointEverySeconds=3600, signingKey={"hsmKeyId": "01"})
+    log = AuditLog(str(tmp_path / "audit.log"), rules)
+    await write_records(log, 300)
+    await write_records(log, 300, is_open=True)
+    assert (log.status.sealed, log.status.last_seq) == (0, 600)
+    await log.close()
+
+
+@one_loop
+@pytest.mark.parametrize("name", ["checkpoints", "keys", "origin"])
+async def test_what_is_deleted_beside_the_checkpoints_is_told_by_the_next_one(tmp_path, name):
+    """None is made until it is put back: a file of all checkpoints that began anew would lack the earlier ones."""
+    rules = settings(checkpointEverySeconds=1)
+    log = AuditLog(str(tmp_path / "audit.log"), rules)
+    await write_records(log, 10)
+    await log.checkpoint()
+    layout = Layout(tmp_path / "audit.log")
+    aside = (layout.folder / name).rename(tmp_path / name)
+    await write_records(log, 10, is_open=True)
+    await until(lambda: name in (log.status.not_sealed or ""))
+    assert not (layout.folder / name).exists()
+    aside.rename(layout.folder / name)
+    await until(lambda: log.status.sealed == log.status.last_seq)
+    await log.close()
+    report = verify(layout)
+    assert report.ok, report.findings
+
+
+@one_loop
+async def test_a_log_that_is_closed_leaves_to_the_next_start_what_would_take_long(tmp_path, monkeypatch):
+    monkeypatch.setattr("hsmcore.audit.open_log.MOST_SEALED", 300)
+    monkeypatch.setattr("hsmcore.audit.open_log.CLOSE_SECONDS", 0.0)
+    rules = settings(checkpointEveryRecords=10**6, checkpointEverySeconds=3600)
+    log = AuditLog(str(tmp_path / "audit.log"), rules)
+    await write_records(log, 1000)
+    await log.close()
+    layout = Layout(tmp_path / "audit.log")
+    assert sizes_of(layout) == [0, 300]
+    assert verify(layout).unsealed == 700
+    log = AuditLog(str(tmp_path / "audit.log"), rules)
+    await log.open()
+    await log.checkpoint()
+    await log.close()
+    report = verify(layout)
+    assert report.ok, report.findings
+    assert (report.records, report.unsealed) == (1000, 0)
+
+
+async def write_records(log: AuditLog, records: int, *, is_open: bool = False) -> None:
+    if not is_open:
+        await log.open()
+    for n in range(records):
+        log.record("sign", message=b"%d" % n, result="ok", signature=bytes(64))
+    await log.flush()
 
 
 async def unsealed_copy(tmp_path: Path) -> Layout:

@@ -81,7 +81,7 @@ async def test_while_nothing_can_be_written_nothing_goes_unrecorded(tmp_path):
 
 @one_loop
 async def test_an_open_log_goes_on_and_says_what_it_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr("hsmcore.audit.open_log.MAX_PENDING", 100)
+    monkeypatch.setattr("hsmcore.audit.journal.MAX_PENDING", 100)
     log = await opened(tmp_path / "audit.log", rotateBytes=1 << 20, onFailure="open")
     given = 0
     with files_at_most(60_000):

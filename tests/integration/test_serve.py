@@ -26,6 +26,7 @@ from tests.support.web import ask, asked, happenings
 import hsmcore
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
+from hsmcore.audit.open_log import OpenLog
 from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
 from hsmcore.errors import ConfigurationError
@@ -217,18 +218,18 @@ async def _holds(look, condition):
 
 @needs_chaos
 @one_loop
-async def test_what_cannot_be_recorded_is_not_done(tmp_path, fresh_token):
+async def test_what_cannot_be_recorded_is_not_done(tmp_path, fresh_token, monkeypatch):
     site = Site(tmp_path, fresh_token, SAME, SAME)
     config = site.config(auditLogFile=str(tmp_path / "audit.log"), monitoring={**HERE, **TOKENS})
     async with opened(config) as manager, attached(manager) as served:
-        manager.audit._open.failure = "no space left on device"
+        monkeypatch.setattr(OpenLog, "failure", "no space left on device")
         body = json.dumps({"reason": "x", "member": site.name(0)}).encode()
         answer = await asked(served.address, "/api/actions/drain", "POST", token=OPERATOR, body=body)
         assert answer.status == 503
         assert "no space left" in answer.json()["message"]
         assert await wishes(config) == {}
         await becomes(lambda: _unready(served))
-        manager.audit._open.failure = None
+        monkeypatch.undo()
 
 
 async def _unready(site):

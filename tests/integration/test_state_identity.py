@@ -24,8 +24,10 @@ from hsmcore.config import load
 from hsmcore.doctor.store import check_places
 from hsmcore.errors import DoubleSign
 from hsmcore.state import StoreError
+from hsmcore.state.sqlite import number_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
+NAMING = ("configuration-load", "open")
 
 
 @pytest.fixture
@@ -50,6 +52,27 @@ def edited(config, **changes):
 
 def policed(token, folder, **more):
     return token.config(policy={"kinds": ["block"]}, auditLogFile=str(folder / "one" / "audit.log"), **more)
+
+
+@one_loop
+async def test_the_log_names_the_store_that_it_went_with(world, tmp_path):
+    config = policed(world, tmp_path)
+    for _ in range(2):
+        async with opened(config):
+            pass
+    store = load(config).key_manager.state_path
+    lines = map(json.loads, (tmp_path / "one" / "audit.log").read_bytes().splitlines())
+    found = [(line.get("state_store"), line.get("state_store_id")) for line in lines if line["operation"] in NAMING]
+    number = number_of(store)
+    assert number
+    assert found == [(str(store), None), *[(str(store), number)] * 3]  # at first the file has none yet
+
+
+@one_loop
+async def test_a_log_without_a_store_names_none(world, tmp_path):
+    async with opened(world.config(auditLogFile=str(tmp_path / "audit.log"))):
+        pass
+    assert b"state_store" not in (tmp_path / "audit.log").read_bytes()
 
 
 EDITS = {

@@ -35,7 +35,7 @@ def write_volume(path: Path, records: int, *, checkpoint_every: int = 100_000) -
         bare = sealer.finish(opened.origin)
         note = signed(bare.text, signer.key, asyncio.run(signer.sign(bare.text)))
         sealer.store(Checkpoint(bare.origin, bare.size, bare.root, note))
-        sealer.compress_full(size)
+        sealer.compress_full(lambda size=size: size)
     sealer.close()
     return layout
 

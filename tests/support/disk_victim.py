@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import hsmcore
-from hsmcore.audit import open_log
+from hsmcore.audit import journal
 
 CALLERS = 64
 BATCH = 128
@@ -26,7 +26,7 @@ BATCH = 128
 async def main(given: dict[str, Any]) -> dict[str, Any]:
     """Hang and come back once."""
     disk = ctypes.CDLL(None)
-    open_log.MAX_PENDING = given["most_pending"]  # type: ignore[misc]  # a smaller bound is reached sooner
+    journal.MAX_PENDING = given["most_pending"]  # type: ignore[misc]  # a smaller bound is reached sooner
     numbers = itertools.count()
     done: Counter[str] = Counter()
     refusals: set[str] = set()

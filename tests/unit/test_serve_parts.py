@@ -429,7 +429,7 @@ def state(**changes):
         "life": "open", "members": [member, {**member, "member": "b", "level": "secondary"}],
         "failover": {"active": "primary", "levels": ["primary", "secondary"]},
         "keys": [{"id": "01", "state": "active"}], "currentKey": "01", "auditConfigured": True,
-        "audit": {"failure": None, "onFailure": "closed", "shipping": {}},
+        "audit": {"failure": None, "notSealed": None, "onFailure": "closed", "shipping": {}},
     }  # fmt: skip
     return {**found, **changes}
 
@@ -455,9 +455,21 @@ OK = {"member": "b", "level": "secondary", "condition": "ready", "reason": "", "
         ("login", {"members": [{**OUT, "breakers": {"access": "open"}}, OK]}, "warn"),
         ("key", {"currentKey": None}, "fail"),
         ("key", {"keys": [{"id": "01", "state": "deactivated"}]}, "fail"),
-        ("audit", {"audit": {"failure": "no space", "onFailure": "closed", "shipping": {}}}, "fail"),
-        ("audit", {"audit": {"failure": "no space", "onFailure": "open", "shipping": {}}}, "warn"),
-        ("audit", {"audit": {"failure": None, "onFailure": "open", "shipping": {"syslog": {"error": "x"}}}}, "warn"),
+        ("audit", {"audit": {"failure": "no space", "notSealed": None, "onFailure": "closed", "shipping": {}}}, "fail"),
+        ("audit", {"audit": {"failure": "no space", "notSealed": None, "onFailure": "open", "shipping": {}}}, "warn"),
+        (
+            "audit",
+            {
+                "audit": {
+                    "failure": None,
+                    "notSealed": None,
+                    "onFailure": "open",
+                    "shipping": {"syslog": {"error": "x"}},
+                }
+            },
+            "warn",
+        ),
+        ("audit", {"audit": {"failure": None, "notSealed": "x", "onFailure": "closed", "shipping": {}}}, "warn"),
         ("audit", {"audit": None}, "fail"),
         ("audit", {"audit": None, "auditConfigured": False}, "ok"),
         ("open", {"life": "closing"}, "fail"),

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from hsmcore._native import Digest, Journal, digest_of
 from hsmcore.audit.backwards import newest_first
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.open_log import AuditStatus, OpenLog
+from hsmcore.audit.open_log import OpenLog
 from hsmcore.audit.query import Moment, Query, Record
 from hsmcore.audit.record import tail
 from hsmcore.audit.segment import SegmentError
 from hsmcore.audit.shipping import Destination, Shipping, ShippingStatus, destinations
 from hsmcore.audit.signers import HsmSigner, Members
+from hsmcore.audit.status import AuditStatus
 from hsmcore.audit.tiles import TileError
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger, said
@@ -103,20 +104,21 @@ class AuditLog:
 
     @property
     def status(self) -> AuditStatus | None:
-        """Progress of the journal and its commit times; None while the log is closed. From any thread."""
+        """Progress of the log, and what is wrong with it; None while the log is closed. From any thread."""
         log = self._open
         return None if log is None else log.status()
 
     def describe(self) -> dict[str, Any] | None:
         """Return the state of the log as JSON-ready data; None while it is closed. In the event loop only."""
-        log = self._open
-        if log is None:
+        log, status = self._open, self.status
+        if log is None or status is None:
             return None
         return {
-            "lastSeq": log.last_seq,
+            "lastSeq": status.last_seq,
             "durableSeq": log.durable_seq,
-            "sealed": log.sealed,
-            "failure": log.failure,
+            "sealed": status.sealed,
+            "failure": status.failure,
+            "notSealed": status.not_sealed,
             "onFailure": self._settings.on_failure,
             "shipping": {kind: status.as_dict() for kind, status in self.shipping.items()},
         }
@@ -200,6 +202,7 @@ class AuditLog:
         if self._open is None:
             return None
         await self._open.seal()
+        await self._open.compressed()
         newest = self._open.checkpoint
         return None if newest is None else newest.note
 
@@ -210,7 +213,7 @@ class AuditLog:
                 await self.flush()
             except AuditUnavailable as error:
                 get_logger().error("not all was recorded", error=str(error))
-            await self._open.seal_or_say(prune=False)
+            await self._open.seal_last()
 
     async def close(self) -> None:
         """Write all records, sign a last checkpoint, ship for at most CLOSE_SECONDS, and close the files.

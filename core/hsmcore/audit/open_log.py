@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import os
+import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from hsmcore._native import Journal, MerkleTree
 from hsmcore.audit import record, retention
 from hsmcore.audit.intake import Intake
+from hsmcore.audit.journal import RecordWaiters, open_journal
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.lock import FolderLock
 from hsmcore.audit.recover import Opened, add_key, open_log
 from hsmcore.audit.sealer import Damaged, Sealer
-from hsmcore.audit.segment import SegmentError, first_seq
+from hsmcore.audit.segment import SegmentError
 from hsmcore.audit.shipping import Shipping
 from hsmcore.audit.signers import CheckpointSigner, FileSigner
+from hsmcore.audit.status import AuditStatus, problem_of
 from hsmcore.audit.tiles import TileError
 from hsmcore.base.files import replace
 from hsmcore.base.log import get_logger
@@ -38,41 +38,17 @@ from hsmcore.tlog.note import signed
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class AuditStatus:
-    """Progress of an open log."""
-
-    last_seq: int
-    """The newest record, durable or not."""
-    kept_seq: int
-    """The newest record that is as durable as `durability` requires."""
-    sealed: int
-    """Records that a checkpoint covers."""
-    pending_bytes: int
-    failing: bool
-    oldest_ns: int
-    """Age, in nanoseconds, of the oldest record that is not in the file; 0: none."""
-    commits: list[int]
-    """Commit times, from a group's first record until the group is durable: a count for each octave (see
-    Engine.stats)."""
-    commits_ns: int
-    """Sum of the commit times, in nanoseconds."""
-    overdue_s: float
-    """Seconds for which a checkpoint has been overdue; 0: none is."""
-
-
-MAX_PENDING: Final = 56 << 20
-"""Most bytes of records that may wait for the disk; those of requests that an HSM has begun by then come on top."""
+MOST_SEALED: Final = 1 << 15
+"""Most records that one checkpoint adds. Under full load, when the sealing thread mostly waits for the interpreter's
+lock, some 40,000 are sealed in a second: so a checkpoint is stored every second or two."""
+CLOSE_SECONDS: Final = 2.0
+"""How long the last checkpoints are made before the members stop, and once more after the last record; the next start
+seals what is left then."""
 _TOO_SLOW: Final = "the disk does not answer, or is slower than records come"
-_CHANGED: Final = "another program has changed, moved or replaced its file"
+_SLOW: Final = "it takes longer than checkpointEverySeconds"
 _PRUNE_SECONDS: Final = 3600
 _LOOK_SECONDS: Final = 1.0
 """Least seconds between two looks at the clock while records come."""
-
-
-def _problem(failure: int) -> str:
-    """The text of an errno of the journal; see native/include/hsmcore/journal.h."""
-    return _CHANGED if failure == errno.ESTALE else os.strerror(failure)
 
 
 class OpenLog:
@@ -88,12 +64,16 @@ class OpenLog:
         self.journal: Journal | None = None
         self._signer: CheckpointSigner | None = None
         self.process = record.this_process()
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting = RecordWaiters()
         self._timer: asyncio.TimerHandle | None = None
         self._seals = Scope()
-        self.failure: str | None = None
-        """Why the log cannot be written at present; None if it can."""
-        self._errno = 0
+        self._compressing: asyncio.Future[None] | None = None
+        self._seal_until = math.inf
+        """The time (monotonic) after which no further checkpoint is begun."""
+        self._told = 0
+        """The journal's errno that its waiters were told of."""
+        self._not_sealed: str | None = None
+        """Why the newest attempt at a checkpoint failed; None: it did not."""
         self._unsealed_at: float | None = None
         """Since when there has been a record that no checkpoint covers; None: there is none."""
         self._clock = SteadyClock()
@@ -144,21 +124,7 @@ class OpenLog:
         opened = self._opened = open_log(self._layout, self._settings.origin)
         mark = self._layout.clock.read_bytes() if self._layout.clock.is_file() else b""
         self._clock.resume(mark, opened.last_time_ns)
-        rules, log = self._settings, self._layout.log
-        following = opened.sealer.size + 1
-        self.journal = Journal(
-            path=str(log),
-            archive=str(self._layout.segments),
-            first_seq=first_seq(log) if log.exists() and log.stat().st_size else following,
-            next_seq=following,
-            rotate_bytes=rules.rotate_bytes,
-            interval_seconds=rules.flush_interval_ms / 1e3,
-            durability=rules.durability,
-            fail_open=rules.on_failure == "open",
-            wait_seconds=rules.wait_ms / 1e3,
-            max_pending=MAX_PENDING,
-            last_time_ns=opened.last_time_ns,
-        )
+        self.journal = open_journal(self._layout, self._settings, opened)
         return opened
 
     @property
@@ -172,23 +138,27 @@ class OpenLog:
         checkpoint = self.checkpoint
         return 0 if checkpoint is None else checkpoint.size
 
+    @property
+    def failure(self) -> str | None:
+        """Why the log cannot be written at present; None if it can."""
+        return None if self.journal is None else problem_of(self.journal.failure)
+
     def status(self) -> AuditStatus | None:
-        """Return the progress of the log; None if it is closed. From any thread."""
-        journal, sealed = self.journal, self.sealed
+        """Return the state of the log; None if it is closed. From any thread."""
+        journal, since = self.journal, self._unsealed_at
         if journal is None:
             return None
+        interval = self._settings.checkpoint_every_seconds
+        late = 0.0 if since is None else max(0.0, time.monotonic() - since - interval)
+        why = (late > 0 and self._not_sealed) or (_SLOW if late > interval else None)
         try:
             times = journal.stats()
             last, kept, pending = journal.next - 1, journal.kept, journal.pending
-            failing = journal.failure != 0
+            failure = self.failure
         except ValueError:  # closed since `journal` was read
             return None
         octaves, total = times["commit_octaves"], times["commit_sum_ns"]
-        return AuditStatus(last, kept, sealed, pending, failing, times["oldest_ns"], octaves, total, self._overdue())
-
-    def _overdue(self) -> float:
-        since = self._unsealed_at
-        return 0.0 if since is None else max(0.0, time.monotonic() - since - self._settings.checkpoint_every_seconds)
+        return AuditStatus(last, kept, self.sealed, pending, failure, times["oldest_ns"], octaves, total, late, why)
 
     async def use(self, signer: CheckpointSigner) -> None:
         """Sign checkpoints with this key. Record `audit-key` if another key signed before. Raises HsmError, OSError."""
@@ -218,6 +188,7 @@ class OpenLog:
         self.checkpoint = checkpoint
 
     async def close(self) -> None:
+        self._seal_until = time.monotonic() + CLOSE_SECONDS
         async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
             rest.callback(self._thread.shutdown, wait=False)
             rest.push_async_callback(self._run, self._close_files)
@@ -240,9 +211,13 @@ class OpenLog:
             if left:
                 get_logger().error("audit records were lost", file=str(self._layout.log), records=left)
             self.durable_seq = last - left
-            self._release_waiting()
-            self._fail_waiting("it was closed before the record was written")
+            self._waiting.release(self.durable_seq)
+            self._waiting.fail(partial(self._unavailable, "it was closed before the record was written"))
             await self.seal_or_say(prune=False)
+            await self.compressed()
+            if self.sealed < self.durable_seq and self._signer is not None:
+                left = self.durable_seq - self.sealed
+                get_logger().warning("the next start seals the rest", file=str(self._layout.log), records=left)
 
     def _close_files(self) -> None:
         if self._opened is not None:
@@ -258,12 +233,13 @@ class OpenLog:
         journal = self.journal
         if journal is None:
             return None
-        if self._settings.on_failure == "closed" and (self.failure is not None or journal.late):
-            raise self._unavailable(self.failure or _TOO_SLOW)
+        failure = self.failure
+        if self._settings.on_failure == "closed" and (failure is not None or journal.late):
+            raise self._unavailable(failure or _TOO_SLOW)
         if journal.full:
             journal.dropped += 1
             return None
-        if self.failure is None:
+        if failure is None:
             self._note_dropped()
         self._put(journal.stamp(), operation, fields, process)
         return self.last_seq
@@ -293,10 +269,9 @@ class OpenLog:
         if seq <= self.durable_seq or self.journal is None:
             return
         try:
-            if self.failure is not None:
-                raise self._unavailable(self.failure)
-            future: asyncio.Future[None] = self._loop.create_future()
-            self._waiting.append((seq, future))
+            if (failure := self.failure) is not None:
+                raise self._unavailable(failure)
+            future = self._waiting.add(seq)
             try:
                 async with asyncio.timeout(self._settings.wait_ms / 1e3):
                     await future
@@ -310,11 +285,11 @@ class OpenLog:
         return AuditUnavailable(f"audit log {self._layout.log}: {problem}")
 
     def _changed(self, written: int, failure: int) -> None:
-        if failure != self._errno:
-            self._errno = failure
-            self._note_failure(failure)
+        if failure != self._told:
+            self._told = failure
+            self._note_failure(problem_of(failure))
         self.durable_seq = max(written, self.durable_seq)
-        self._release_waiting()
+        self._waiting.release(self.durable_seq)
         self._schedule()
         if self._loop.time() - self._looked_at > _LOOK_SECONDS:
             self._looked_at = self._loop.time()
@@ -323,30 +298,14 @@ class OpenLog:
             self._note_dropped()
 
     def _refusal(self, failure: int) -> AuditUnavailable:
-        return self._unavailable(_problem(failure) if failure else _TOO_SLOW)
+        return self._unavailable(problem_of(failure) or _TOO_SLOW)
 
-    def _release_waiting(self) -> None:
-        waiting = self._waiting
-        # The queue is in order of arrival, so an early record that is waited for late may be released with a later one.
-        while waiting and waiting[0][0] <= self.durable_seq:
-            future = waiting.popleft()[1]
-            if not future.done():
-                future.set_result(None)
-
-    def _note_failure(self, failure: int) -> None:
-        if not failure:
-            self.failure = None
+    def _note_failure(self, problem: str | None) -> None:
+        if problem is None:
             get_logger().warning("the audit log is written again", file=str(self._layout.log))
             return
-        self.failure = _problem(failure)
-        get_logger().error("the audit log cannot be written", file=str(self._layout.log), error=self.failure)
-        self._fail_waiting(self.failure)
-
-    def _fail_waiting(self, problem: str) -> None:
-        for _, future in self._waiting:
-            if not future.done():
-                future.set_exception(self._unavailable(problem))
-        self._waiting.clear()
+        get_logger().error("the audit log cannot be written", file=str(self._layout.log), error=problem)
+        self._waiting.fail(partial(self._unavailable, problem))
 
     def _schedule(self) -> None:
         """Seal now if enough records are unsealed, else when the first of them is old enough."""
@@ -363,39 +322,75 @@ class OpenLog:
             self._timer.cancel()
             self._timer = None
         if self.journal is not None and not self._seals.is_open:
-            self._seals.start(self.seal_or_say(prune=True), failed="the audit log was not sealed")
+            self._seals.start(self._keep_sealed(), failed="the audit log was not sealed")
 
-    async def seal_or_say(self, *, prune: bool) -> None:
-        again = True  # even if no further record comes
+    async def _keep_sealed(self) -> None:
+        """Seal until less than `checkpointEveryRecords` is left, then later, even if no further record comes."""
+        most = self._settings.checkpoint_every_records
+        before = -1  # without a signer, say, nothing is sealed
+        while before < self.sealed and not self._must_end:
+            before = self.sealed
+            if not await self.seal_or_say(prune=True) or self.durable_seq - self.sealed < most:
+                break
+        if (self._not_sealed or self.durable_seq > self.sealed) and self._timer is None:
+            self._timer = self._loop.call_later(self._settings.checkpoint_every_seconds, self._begin_seal)
+
+    @property
+    def _must_end(self) -> bool:
+        return time.monotonic() >= self._seal_until
+
+    async def seal_last(self) -> None:
+        """Seal what there is, for at most about CLOSE_SECONDS. Errors are only logged."""
+        before = self._seal_until
+        self._seal_until = min(before, time.monotonic() + CLOSE_SECONDS)
+        try:
+            await self.seal_or_say(prune=False)
+        finally:
+            self._seal_until = before
+
+    async def seal_or_say(self, *, prune: bool) -> bool:
         try:
             await self.seal()
             if prune:
                 await self._prune()
-            again = self.durable_seq > self.sealed  # they came meanwhile
+            self._not_sealed = None
         except (HsmError, OSError, TileError, SegmentError) as error:
+            self._not_sealed = str(error)
             get_logger().error("no audit checkpoint could be made", file=str(self._layout.log), error=str(error))
-        if again and prune and self._timer is None:
-            self._timer = self._loop.call_later(self._settings.checkpoint_every_seconds, self._begin_seal)
+        return self._not_sealed is None
 
     async def seal(self) -> None:
-        """Sign a checkpoint over all durable records, if it covers more than the last one. Raises HsmError, TileError,
-        SegmentError, OSError."""
+        """Sign checkpoints until they cover all records that are durable now. Raises HsmError, TileError, SegmentError,
+        OSError."""
         async with self._sealing:
-            opened, signer = self._opened, self._signer
-            size, begun = self.durable_seq, time.monotonic()
-            if opened is None or signer is None or (self.checkpoint is not None and self.sealed >= size):
+            opened, signer, size = self._opened, self._signer, self.durable_seq
+            if opened is None or signer is None:
                 return
-            sealer = opened.sealer
-            await self._advance(sealer, size)
-            await self._disown_prunes(sealer)
-            bare = await self._run(lambda: sealer.finish(self.origin))
-            note = signed(bare.text, signer.key, await signer.sign(bare.text))
-            checkpoint = Checkpoint(bare.origin, bare.size, bare.root, note)
-            await self._run(lambda: sealer.store(checkpoint))
-            self.checkpoint = checkpoint
-            self._unsealed_at = begun if self.durable_seq > checkpoint.size else None
-            if self._settings.compress:
-                await self._run(lambda: sealer.compress_full(checkpoint.size))
+            while self.checkpoint is None or self.sealed < size:
+                await self._seal_to(min(size, self.sealed + MOST_SEALED), opened.sealer, signer)
+                if self._settings.compress and (self._compressing is None or self._compressing.done()):
+                    # In a thread of its own: the next checkpoint does not wait for it.
+                    compress = partial(opened.sealer.compress_full, lambda: 0 if self._must_end else self.sealed)
+                    self._compressing = self._loop.run_in_executor(None, compress)
+                if self._must_end:
+                    return
+
+    async def _seal_to(self, size: int, sealer: Sealer, signer: CheckpointSigner) -> None:
+        """Sign a checkpoint over the first `size` records, or those that the tree holds already."""
+        begun = time.monotonic()
+        await self._advance(sealer, size)
+        await self._disown_prunes(sealer)
+        bare = await self._run(lambda: sealer.finish(self.origin))
+        note = signed(bare.text, signer.key, await signer.sign(bare.text))
+        checkpoint = Checkpoint(bare.origin, bare.size, bare.root, note)
+        await self._run(lambda: sealer.store(checkpoint))
+        self.checkpoint = checkpoint
+        self._unsealed_at = begun if self.durable_seq > checkpoint.size else None
+
+    async def compressed(self) -> None:
+        """Wait until the full files that are being compressed are."""
+        if self._compressing is not None:
+            await self._compressing
 
     async def _disown_prunes(self, sealer: Sealer) -> None:
         """Record as void each prune record that this log's own retention did not write, before a checkpoint covers it:
@@ -427,6 +422,7 @@ class OpenLog:
         if days is None or (self._pruned_at is not None and now - self._pruned_at < _PRUNE_SECONDS):
             return
         self._pruned_at = now
+        await self.compressed()  # a file that is deleted meanwhile would come back
         sure = self._clock.sure()
         await self._run(lambda: replace(self._layout.clock, self._clock.mark.encode()))
         before = retention.before(self._layout, sure, days)

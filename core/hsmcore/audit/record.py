@@ -167,6 +167,7 @@ ALLOWED: Final[dict[str, Callable[[object], object]]] = {
         "approver",
         "scope",
         "manager",
+        "state_store",
     ),
     **dict.fromkeys(
         (
@@ -212,6 +213,7 @@ ALLOWED: Final[dict[str, Callable[[object], object]]] = {
             "signatures",
             "seconds",
             "incident",
+            "state_store_id",
         ),
         _number,
     ),

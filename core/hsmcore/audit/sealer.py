@@ -6,7 +6,9 @@ after a crash.
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +16,10 @@ from hsmcore._native import MerkleTree
 from hsmcore.audit import index
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.retention import Prunes
-from hsmcore.audit.segment import CHUNK_BYTES, Segment, compress, first_seq_of
+from hsmcore.audit.segment import CHUNK_BYTES, Segment, SegmentError, compress, first_seq_of
 from hsmcore.audit.tiles import Tiles, TileWriter
 from hsmcore.base.files import append, replace, write_new
+from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import adopt, sync
 from hsmcore.tlog.checkpoint import Checkpoint
 
@@ -163,25 +166,35 @@ class Sealer:
         return Checkpoint(origin, self.size, self.tree.root())
 
     def store(self, checkpoint: Checkpoint) -> None:
-        """Store a signed checkpoint, durably. Raises OSError."""
+        """Store a signed checkpoint, durably. Raises OSError, also if another program has removed or cut what this one
+        has written beside it."""
         layout = self._layout
-        if not layout.history.exists():
-            write_new(layout.history, b"")
-            sync(layout.folder)
         if self._history is None:
+            if not layout.history.exists():
+                write_new(layout.history, b"")
+                sync(layout.folder)
             self._history = layout.history.stat().st_size
+        else:
+            for path, size in ((layout.history, self._history), (layout.keys, 1), (layout.origin, 1)):
+                if path.stat().st_size < size:
+                    raise OSError(errno.ESTALE, "another program has cut it", str(path))
         os.truncate(layout.history, self._history)  # an earlier attempt may have failed after it had written
         append(layout.history, checkpoint.note + b"\n", durable=True)
         replace(layout.checkpoint, checkpoint.note)
         self._history += len(checkpoint.note) + 1
         self.prunes.clear()
 
-    def compress_full(self, size: int) -> None:
-        """Compress the full segments that a signed checkpoint over `size` records covers. Raises SegmentError,
-        OSError."""
-        for entry in [entry for entry in self._full if entry[2] <= size + 1]:
-            compress(self._layout, entry[0], entry[1])
-            self._full.remove(entry)
+    def compress_full(self, sealed: Callable[[], int]) -> None:
+        """Compress the full segments whose records a signed checkpoint covers, `sealed` of them by now. In any thread,
+        but in one at a time. Errors are only logged: the next call tries again."""
+        try:
+            while found := next((entry for entry in list(self._full) if entry[2] <= sealed() + 1), None):
+                compress(self._layout, found[0], found[1])
+                self._full.remove(found)
+        except (OSError, SegmentError) as error:
+            get_logger().error(
+                "a full file of the audit log was not compressed", file=str(self._layout.log), error=str(error)
+            )
 
     def close(self) -> None:
         """Close the files. Idempotent."""

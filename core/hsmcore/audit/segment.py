@@ -62,6 +62,9 @@ class Segment:
 
     def _open(self) -> BinaryIO:
         file = _existing(self.path)
+        if file is not None and not self.first and first_seq_of(file.fileno()):
+            file.close()  # it had no record when it was listed; by now there may be others between
+            return Path(os.devnull).open("rb")
         if file is not None and (not self.moves or first_seq_of(file.fileno()) == self.first):
             return file
         moved = next(filter(None, map(_existing, self.moves)), None)

@@ -170,6 +170,11 @@ class BackgroundServices:
             await self.rotation.begin(port, started)
 
     @property
+    def store_number(self) -> int:
+        """The id of the state store's file; 0: there is none."""
+        return 0 if self._own is None else self._own.number
+
+    @property
     def store_problems(self) -> Mapping[str, str] | None:
         """Why the state store is not genuine, by scope; None: there is none, or a fleet's without a seal. Any
         thread."""

@@ -28,7 +28,7 @@ from hsmcore.manager.membership import confirmed, join, telling
 from hsmcore.manager.path import UNOPENED, OwnTexts, open_path, running, signers
 from hsmcore.manager.policy import Guard
 from hsmcore.manager.policy.guard import refuse_claims, submit_batch
-from hsmcore.manager.recording import AuditNotes, say_where
+from hsmcore.manager.recording import AuditNotes, found_store, named_store, say_where
 from hsmcore.manager.verification import VerifierPool
 from hsmcore.members import cache_summary
 from hsmcore.members.base import refuse_closed
@@ -104,7 +104,8 @@ class KeyManager(BatchedSigning, KeyWork):
         unmade = missing(self._rules)
         try:
             await self.audit.open()
-            self.audit.record("configuration-load", result="ok", config_sha256=self.config.sha256())
+            store = await found_store(self._rules)
+            self.audit.record("configuration-load", result="ok", config_sha256=self.config.sha256(), **store)
             self.fleet = await join(self.config)
             opening = BackgroundServices.open(self.config, self.audit, self._handover, rotates=self._rotates)
             ring = self._background = await opening
@@ -119,7 +120,7 @@ class KeyManager(BatchedSigning, KeyWork):
                 rest.push_async_callback(ended, self.fleet)
                 rest.push_async_callback(self._end_background)
             raise
-        self._record.opened(path.members(), path.version)
+        self._record.opened(path.members(), path.version, named_store(self._rules, self._background.store_number))
         self._events.emit("initialized", member=path.member.name, key_id=path.version.id)
 
     async def _begin(self, path: SigningPath) -> None:

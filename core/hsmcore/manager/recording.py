@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ class AuditNotes:
         self._name = name
         self.enabled = audit.enabled
 
-    def opened(self, members: Iterable[MemberSnapshot], key: KeyVersion) -> None:
-        """Record the members that logged in, and the key that signs."""
+    def opened(self, members: Iterable[MemberSnapshot], key: KeyVersion, store: Mapping[str, Any]) -> None:
+        """Record the members that logged in, the key that signs, and the state store, as `named_store` has it."""
         running = [member for member in members if member.running]
         for member in running:
             self._audit.note("login", result="ok", member=member.name, level=member.level)
-        self._audit.note("open", result="ok", member=running[0].name, key_id=key.id)
+        self._audit.note("open", result="ok", member=running[0].name, key_id=key.id, **store)
 
     def evidence(self, key_id: str, public_key: bytes, digest: bytes, member: str) -> None:
         """Record what a device said of a key: the digest of the document that is kept."""
@@ -76,6 +76,24 @@ class AuditNotes:
             **fields,
             **({"kind": PREHASHED} if isinstance(shown, Digest) else {}),
         )
+
+
+def named_store(rules: KeyManagerConfig, number: int = 0) -> dict[str, Any]:
+    """Return the fields of a record that name the state store, as people know it; `number`: the id of its file, if it
+    is known."""
+    if not rules.keeps_state:
+        return {}
+    return {"state_store": rules.state_name, **({"state_store_id": number} if number else {})}
+
+
+async def found_store(rules: KeyManagerConfig) -> dict[str, Any]:
+    """As named_store, with the id that is in the file before the store is opened."""
+    number = 0
+    if rules.keeps_state and rules.fleet is None:
+        from hsmcore.state.sqlite import number_of
+
+        number = await asyncio.to_thread(number_of, rules.state_path)
+    return named_store(rules, number)
 
 
 def say_where(rules: KeyManagerConfig) -> None:

@@ -87,6 +87,11 @@ class OwnStore:
         self._keeper = Keeper(register(), rules.state_path, log, keys, begins=begins)
         self._end = await self.store.keep(self._keeper)
 
+    @property
+    def number(self) -> int:
+        """The store's id; 0 before `claim`."""
+        return 0 if self._keeper is None else self._keeper.number
+
     async def look(self) -> None:
         """Note what another process has promised in the store. Raises StoreBehind, StoreError."""
         if self._keeper is not None and not self._keeper.has_noted:

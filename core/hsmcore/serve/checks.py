@@ -94,7 +94,8 @@ def _audit(audit: Mapping[str, Any] | None, state: Mapping[str, Any]) -> HealthC
     if audit["failure"] is not None:
         closed = audit["onFailure"] == "closed"
         return HealthCheck("audit", "fail" if closed else "warn", f"the log cannot be written: {audit['failure']}")
-    late = [f"{kind}: {status['error']}" for kind, status in audit["shipping"].items() if status["error"]]
+    late = [f"no checkpoint: {audit['notSealed']}"] if audit["notSealed"] else []
+    late += [f"{kind}: {status['error']}" for kind, status in audit["shipping"].items() if status["error"]]
     return HealthCheck("audit", "warn" if late else "ok", "; ".join(["written", *late]))
 
 

@@ -146,6 +146,8 @@ class Keeper:
         self._path, self._log = Path(os.path.realpath(path)), log
         self._keys = frozenset(keys)
         self._noted: frozenset[bytes] = frozenset()
+        self.number = 0
+        """The id of the store, once it has begun."""
 
     @property
     def has_noted(self) -> bool:
@@ -175,6 +177,7 @@ class Keeper:
             identify(connection)
             if begins:
                 get_logger().info("a state store begins: no other one is known of the key", store=str(self._path))
+        self.number = number_in(connection)
 
     def _require_begun(self) -> None:
         if not self._begins:
