@@ -151,6 +151,10 @@ def test_doctor_says_whether_the_log_goes_on_after_the_store(tmp_path):
     put_back_by_hand(tmp_path, tmp_path / "copy.db")
     assert (found().outcome, "goes on after it" in found().found) == ("fail", True)
     assert "hsmcore state reconcile" in found().model_dump_json()
+    with closing(sqlite3.connect(tmp_path / "state.db")) as connection, connection:
+        connection.execute("DELETE FROM schema_version WHERE version = (SELECT max(version) FROM schema_version)")
+    steps = [step for step in check_store(load(config)) if "an older version of hsmcore" in step.found]
+    assert [step.name for step in steps] == ["state-store"], "once"
 
 
 @one_loop

@@ -248,6 +248,7 @@ def test_a_module_may_need_no_login() -> None:
         (True, "pin", "a boolean was given"),
         (["1234"], "pin", "a list was given"),
         (None, "pin", "null was given"),
+        ("", "pin", "or a string that is not empty; an empty string was given"),
         ({}, "pin", 'must be {"env"'),
         ({"env": "A", "file": "b"}, "pin", "exactly one of env, file and awsSecretsManager"),
         ({"env": None}, "pin", "exactly one"),
