@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
+from hsmcore.base.scope import Scope
 from hsmcore.cli.opened import in_state, rotates_somewhere, rotation_rules
 from hsmcore.cli.output import note
 
@@ -47,15 +48,15 @@ async def rotate(cli: Invocation, reason: str, seconds: float) -> dict[str, Any]
     from hsmcore.manager.key_managers import create_key_manager
 
     async with create_key_manager(config) as manager:
-        watch = asyncio.create_task(in_state(config, said.watch, absent="empty"))
+        watch = Scope()
+        watch.start(in_state(config, said.watch, absent="empty"), failed="what the rotation waits for is not known")
         try:
             async with asyncio.timeout(seconds or None):
                 await manager.rotate_key(reason)
         except TimeoutError:
             note("hsmcore: not done in time; it goes on when a key manager runs")
         finally:
-            watch.cancel()
-            await asyncio.wait([watch])
+            await watch.close()
     [done] = await in_state(config, lambda store: Rotations(store).last(1))
     return done.to_json()
 
