@@ -474,3 +474,10 @@ def _destroy(key_id: str) -> None:
         TokenAccess(settings.module_path, TokenSelector(label="sequencer")), pin=settings.resolve_pin
     ) as admin:
         Destroy(key_id).run(admin)
+
+
+def test_a_message_that_is_not_given_is_asked_for(cli):
+    code, out, err = cli("sign", stdin=b"")
+    assert (code, out) == (1, b"")
+    assert b"standard input is empty" in err
+    assert b"give --text or --hex" in err

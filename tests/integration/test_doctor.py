@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,16 +15,18 @@ from typing import Any
 
 import pytest
 from tests.support.chaos import TPM2, Chaos, destroy_key, needs_chaos, wrap
+from tests.support.managers import opened
 from tests.support.shim import Shim
 from tests.support.verifiers import is_good
 
 import hsmcore
+from hsmcore.cli.app import run
 from hsmcore.config import load, providers
 from hsmcore.doctor import DoctorReport, Options, ProviderReport, Step, diagnose
 from hsmcore.doctor.keychecks import evidence_step
+from hsmcore.doctor.places import check_listening, check_places
 from hsmcore.doctor.plan import CHECKS
 from hsmcore.doctor.report import ok
-from hsmcore.doctor.store import check_places
 from hsmcore.providers.kms.probe import evidence_of
 from hsmcore.providers.softhsm import settings as softhsm
 
@@ -279,6 +283,61 @@ def test_places_that_cannot_be_written_are_found_before_the_first_record_and_bac
     assert sorted(tmp_path.iterdir()) == [taken], "doctor makes nothing"
     report = probed(world.config(auditLogFile=str(taken / "audit.log")))
     assert failures(report) == ["audit-log"]
+    # Where no permission says that it cannot be done, as for root.
+    assert places("/proc/hsmcore/audit.log", tmp_path) == [("audit-log", "fail"), ("backup-location", "ok")]
+
+
+CLIENTS = {"clients": {"one": {"uid": [0], "keys": ["default"]}}}
+
+
+async def test_addresses_are_tried_and_those_of_a_running_key_manager_are_in_use(world, tmp_path):
+    path = tmp_path / "run" / "sign.sock"
+
+    def listening(port, **more):
+        found = world.config(monitoring={"listen": f"127.0.0.1:{port}"}, **more)
+        found["sequencer"]["gateway"] = {"listen": [f"unix:{path}"], **CLIENTS}
+        return found
+
+    def outcomes(document):
+        return [(step.name, step.outcome) for step in check_listening(load(document))]
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        mine = listening(
+            taken.getsockname()[1],
+            stateFile=str(tmp_path / "state.db"),
+            keyRotation={"overlapDays": 2},
+        )
+        assert outcomes(mine) == [("monitoring-listen", "warn"), ("gateway-listen", "warn")]  # no folder for it yet
+        path.parent.mkdir()
+        assert outcomes(mine)[1] == ("gateway-listen", "ok")
+        with socket.socket(socket.AF_UNIX) as gateway:
+            gateway.bind(str(path))
+            assert outcomes(mine)[1] == ("gateway-listen", "ok"), "the file of one that was killed"
+            gateway.listen()
+            assert outcomes(mine)[1] == ("gateway-listen", "warn")
+            async with opened(mine):
+                running = await asyncio.to_thread(outcomes, mine)
+            assert running == [("monitoring-listen", "ok"), ("gateway-listen", "ok")]
+        assert list(path.parent.iterdir()) == [path], "doctor leaves nothing, and takes nothing away"
+        path.unlink()
+        path.mkdir()
+        assert outcomes(mine)[1] == ("gateway-listen", "warn")
+    assert outcomes(listening(0))[0] == ("monitoring-listen", "ok")
+    away = world.config(monitoring={"listen": "unix:/proc/metrics.sock"})
+    assert [step.outcome for step in check_listening(load(away))] == ["warn"]
+
+
+def test_an_issue_that_is_only_told_has_a_mark_of_its_own(world, tmp_path, capsys):
+    config = tmp_path / "hsm.json"
+    config.write_text(json.dumps(world.config()))
+    run(["doctor", "--config", str(config)])
+    lines = capsys.readouterr().out.splitlines()
+    told = [line for line in lines if line.split()[1:2] == ["known-issues"]]
+    assert told
+    assert {line.split()[0] for line in told} == {"i"}
+    assert f"{len(told)} known issues" in lines[-1]
 
 
 @needs_chaos

@@ -149,14 +149,14 @@ async def test_a_drained_member_signs_nothing_more_while_the_store_takes_its_tim
 @one_loop
 @pytest.mark.slow("a command for each wish")
 async def test_a_running_key_manager_follows(place, tmp_path, monkeypatch):
-    async def ask(*arguments):
+    async def ask(*arguments, plain=False):
         child = await asyncio.create_subprocess_exec(
-            *PROGRAM, *arguments, "--json", "--config", str(tmp_path / "running.json"),
+            *PROGRAM, *arguments, *([] if plain else ["--json"]), "--config", str(tmp_path / "running.json"),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
         out, err = await child.communicate()
         assert child.returncode == 0, err
-        return json.loads(out)
+        return out.decode() if plain else json.loads(out)
 
     config = place.config(auditLogFile=str(tmp_path / "audit.log"))
     (tmp_path / "running.json").write_text(json.dumps(config))
@@ -185,6 +185,8 @@ async def test_a_running_key_manager_follows(place, tmp_path, monkeypatch):
         await until(lambda: endpoint.trusted)
         assert endpoint.member is not first, "it has logged in again"
         await until(lambda: manager._path.levels.active == 0)
+        assert [*(await ask("failover", "status"))["wishes"]] == [f"readmit:{place.name(0)}"]
+        assert "asked for" not in await ask("failover", "status", plain=True), "it is done"
         [order] = await ask("failover", "history", "--kind", "member-readmitted")
         assert order["details"]["why"] == "the PIN is right again"
         await ask("emergency", "reset", "--reason", "drill")

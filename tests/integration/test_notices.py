@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import structlog
 from tests.integration.test_rotation import rules
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, until
 
-from hsmcore.config import Notices
+from hsmcore.cli.app import run
+from hsmcore.config import Notices, load
+from hsmcore.doctor.common import check_notices
+from hsmcore.errors import ConfigurationError
 from hsmcore.manager import notices as service
 from hsmcore.manager.notices import NoticeService
 from hsmcore.state import Outbox, Store
@@ -91,9 +96,10 @@ async def test_an_unreachable_target_holds_nothing_up_and_gets_it_later(fresh_to
 
 @one_loop
 async def test_a_notice_that_no_attempt_delivers_is_dropped(tmp_path, monkeypatch):
+    monkeypatch.setenv("TARGET", "nonsense://x")
     store = await Store.open(tmp_path / "state.db")
     secret = "json://user:hunter2@127.0.0.1:1/"
-    told = NoticeService(store, notices(secret, "nonsense://x"))
+    told = NoticeService(store, notices(secret, {"env": "TARGET"}))
     assert await told.announce("failure", "title", "body", "once")
     assert not await told.announce("failure", "title", "body", "once")
     assert not await NoticeService(store, notices(secret, kinds=["before"])).announce("failure", "t", "b", "other")
@@ -106,7 +112,7 @@ async def test_a_notice_that_no_attempt_delivers_is_dropped(tmp_path, monkeypatc
     await told.close()
     rows = await told.outbox.all()
     assert {row["error"] for row in rows} == {
-        "the target did not take it", "apprise does not understand the target's URL",
+        "the target did not take it", "is no address that apprise understands",
     }  # fmt: skip
     assert "hunter2" not in json.dumps(rows)
     late = NoticeService(store, notices(secret))
@@ -134,3 +140,86 @@ async def test_failover_sends_a_notice(fresh_token, tmp_path):
             await asyncio.sleep(0)
         assert hook.taken[0]["title"] == "hsmcore: failover"
         assert "secondary" in hook.taken[0]["message"]
+
+
+WRONG = "slak://hunter2@a/b"
+TARGETS = "$.sequencer.keyManager.notices.targets"
+
+
+def with_targets(*targets):
+    token = {"tokenLabel": "a", "pin": {"env": "HSM_PIN"}, "keyLabel": "k"}
+    rules = {"type": "softhsm", "config": token, "notices": {"targets": list(targets)}}
+    return {"sequencer": {"keyManager": rules}}
+
+
+def test_an_address_that_apprise_does_not_understand_is_a_fault_of_the_configuration(monkeypatch, caplog):
+    with pytest.raises(ConfigurationError) as caught:
+        load(with_targets("json://127.0.0.1:9/", WRONG))
+    [fault] = caught.value.faults
+    assert fault.path == f"{TARGETS}[1]"
+    assert fault.problem.startswith("is no address that apprise understands")
+    assert "hunter2" not in str(caught.value) + caplog.text
+    assert load(with_targets("<address>")).placeholders == (f"{TARGETS}[0]",)
+    monkeypatch.setitem(sys.modules, "apprise", None)  # it is not installed: the key manager signs without
+    load(with_targets(WRONG))
+
+
+@pytest.mark.parametrize(
+    ("target", "wrong", "said"),
+    [
+        (WRONG, True, "is no address that apprise understands"),
+        (None, True, "environment variable TARGET is not set"),
+        ("json://127.0.0.1:9/", False, ""),
+    ],
+)
+def test_doctor_looks_at_the_targets_behind_references(target, wrong, said, monkeypatch, caplog):
+    caplog.set_level("DEBUG")
+    monkeypatch.delenv("TARGET", raising=False)
+    if target is not None:
+        monkeypatch.setenv("TARGET", target)
+    [step] = check_notices(load(with_targets({"env": "TARGET"})))
+    assert (step.outcome, step.configuration) == ("fail" if wrong else "ok", wrong)
+    assert step.data == {"targets": [{"path": f"{TARGETS}[0]", "problem": said}]}
+    assert "hunter2" not in repr(step) + caplog.text
+    monkeypatch.setitem(sys.modules, "apprise", None)
+    [step] = check_notices(load(with_targets({"env": "TARGET"})))
+    assert (step.outcome, step.configuration) == ("fail", target is None)
+
+
+@one_loop
+async def test_the_start_logs_a_target_that_cannot_be_told(fresh_token, tmp_path, monkeypatch):
+    monkeypatch.setenv("TARGET", WRONG)
+    config = fresh_token().config(notices={"targets": [{"env": "TARGET"}]}, stateFile=str(tmp_path / "state.db"))
+    with structlog.testing.capture_logs() as lines:
+        async with opened(config) as manager:
+            await until(lambda: any(line.get("path", "").endswith("targets[0]") for line in lines))
+            assert await manager.sign(b"a target that is wrong does not keep the key from signing")
+    assert "hunter2" not in repr(lines)
+
+
+def test_the_command_sends_to_each_target_and_says_which_took_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("TARGET", raising=False)
+    path = tmp_path / "hsm.json"
+
+    def tried(*targets):
+        path.write_text(json.dumps(with_targets(*targets)))
+        code = run(["notices", "test", "--json", "--config", str(path)])
+        out, err = capsys.readouterr()
+        assert "hunter2" not in out + err
+        return code, json.loads(out) if out else json.loads(err.splitlines()[-1])["error"]["faults"]
+
+    with Hook() as hook, Hook() as other:
+        one, two = (each.url.replace("//", "//u:hunter2@") for each in (hook, other))
+        taken = [{"path": f"{TARGETS}[{number}]", "taken": True, "problem": ""} for number in range(2)]
+        assert tried(one, two) == (0, taken)
+        assert hook.titles == other.titles == ["hsmcore: a test"]
+        other.status = 503
+        code, found = tried(one, two, {"env": "TARGET"})
+        assert (code, [each["taken"] for each in found]) == (1, [True, False, False])
+        assert found[2]["problem"] == "environment variable TARGET is not set"
+    code, [fault] = tried(WRONG)
+    assert (code, fault["path"]) == (2, f"{TARGETS}[0]")
+    document = with_targets()
+    del document["sequencer"]["keyManager"]["notices"]
+    path.write_text(json.dumps(document))
+    assert run(["notices", "test", "--config", str(path)]) == 2

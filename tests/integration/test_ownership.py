@@ -160,6 +160,7 @@ USES: dict[str, list[str] | str] = {
     "keys set": [],
     "load": "a package of its own, and its files are where its options say",
     "metrics": [],
+    "notices test": [],
     "policy explain": ["00"],
     "policy floor set": ["block", "1", "--reason", "x"],
     "policy floor show": [],

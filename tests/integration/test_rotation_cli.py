@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 from functools import partial
+from subprocess import DEVNULL, PIPE
+from unittest.mock import ANY
 
 import pytest
 from nacl.public import PrivateKey
 from nacl.signing import SigningKey
 from tests.support.managers import becomes, opened, start
+from tests.support.terminal import OWN_PROCESS
 
 from hsmcore import create_key_manager
 from hsmcore.cli.app import run as run_command
+from hsmcore.config import load
 
 pytestmark = pytest.mark.integration
 ALICE, BOB = SigningKey(bytes(range(32))), SigningKey(bytes(range(1, 33)))
@@ -113,6 +118,43 @@ def test_a_lost_key_is_put_back(fresh_token, tmp_path, hsmcore):
     assert hsmcore("backup", "restore", backup["name"])[0] == 1
     code, back = hsmcore("backup", "restore", backup["name"], "--recovery-key", str(tmp_path / "recovery.key"))
     assert (code, back["publicKey"]) == (0, backup["publicKey"])
+
+
+@pytest.mark.parametrize("here", [False, True], ids=["a key manager runs", "the command rotates"])
+@pytest.mark.slow("a process for each command, beside a key manager")
+@pytest.mark.timeout(120)
+def test_rotate_now_says_at_once_what_it_waits_for_and_how_to_go_on(fresh_token, tmp_path, hsmcore, here):
+    """The signed set of keys wants a signature, and the last member is drained."""
+    config = configured(fresh_token(), "ed25519", tmp_path)
+    rules = config["sequencer"]["keyManager"]
+    rules |= {"failover": {"enabled": True}, "policy": {"kinds": ["raw", "key-set"], "domain": "my-rollup"}}
+    member = load(config).key_manager.own.name
+
+    async def once():
+        async with opened(config):
+            pass
+
+    asyncio.run(once())
+    assert hsmcore("failover", "drain", member, config=config)[0] == 0
+    arguments = ("rotate", "now", "--yes", "--config", str(tmp_path / "hsm.json"))
+
+    async def rotated():
+        process = await asyncio.create_subprocess_exec(
+            *OWN_PROCESS, *arguments, stdout=DEVNULL, stderr=PIPE, env={**os.environ, "HSMCORE_LOG": "CRITICAL"}
+        )
+        said = [(await process.stderr.readline()).decode() for _ in range(2)]
+        assert await asyncio.to_thread(hsmcore, "failover", "drain", member, "--undo", text=True) == (0, ANY)
+        rest = await process.stderr.read()
+        return await process.wait(), said, rest.decode()
+
+    async def beside_a_key_manager():
+        async with opened(config):
+            return await rotated()
+
+    code, [what, how], rest = asyncio.run(rotated() if here else beside_a_key_manager())
+    assert "rotation 1 waits at step notify for a signed set of keys that lists the new key" in what
+    assert f"hsmcore failover drain {member} --undo, hsmcore rotate abort" in how
+    assert (code, "waits at step" in rest) == (0, False), rest
 
 
 def test_bad_usage(world, fresh_token, tmp_path, hsmcore):

@@ -151,6 +151,10 @@ def test_doctor_says_whether_the_log_goes_on_after_the_store(tmp_path):
     put_back_by_hand(tmp_path, tmp_path / "copy.db")
     assert (found().outcome, "goes on after it" in found().found) == ("fail", True)
     assert "hsmcore state reconcile" in found().model_dump_json()
+    with closing(sqlite3.connect(tmp_path / "state.db")) as connection, connection:
+        connection.execute("DELETE FROM schema_version WHERE version = (SELECT max(version) FROM schema_version)")
+    steps = [step for step in check_store(load(config)) if "an older version of hsmcore" in step.found]
+    assert [step.name for step in steps] == ["state-store"], "once"
 
 
 @one_loop
@@ -825,8 +829,13 @@ async def test_backups_on_schedule_and_their_drill(tmp_path):
     async with opened(config) as manager:
         await until(lambda: Scrape.of(manager)("hsmcore_state_drill_timestamp_seconds") > 0)
         [made] = place.glob("*.hsmstate")
-        assert Scrape.of(manager)("hsmcore_state_backup_failing") == 0
+        scrape = Scrape.of(manager)
+        assert scrape("hsmcore_state_backup_failing") == 0
+        due = scrape("hsmcore_state_backup_due_timestamp_seconds")
+        assert due == scrape("hsmcore_state_backup_timestamp_seconds") + 3600
         service = manager._background.state_backups
+        begun = StateBackups(load(config))  # one whose place hangs never gets further
+        assert 0 < begun.due <= time.time() < due
         await service.look()  # it is not time yet
         assert list(place.glob("*.hsmstate")) == [made]
         log, digest = manager.audit, hashlib.sha256(made.read_bytes().split(b"\n", 2)[2]).hexdigest()

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -60,6 +61,21 @@ async def signs(system):
         VerifyKey(welcome.keys[0].public_key).verify(b"m", found.signature)
     finally:
         await peer.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+def test_the_lines_for_softhsm_make_a_token_that_the_services_user_owns(tmp_path, terminal):
+    """As they are printed, but for the places and the user."""
+    text = (UNITS.parents[1] / "docs" / "DEPLOY.md").read_text()
+    [block] = re.findall(r"```console\n(# hsmcore init --state .*?)```", text, re.DOTALL)
+    lines = block.replace("\n# ", "\n").removeprefix("# ").replace("hsmcore: ", "nobody: ")
+    lines = lines.replace("/var/lib/hsmcore", str(tmp_path / "var")).replace("/etc/hsmcore", str(tmp_path))
+    environment = {**os.environ, "PATH": f"{terminal.folder}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-euc", lines], env=environment, check=True, capture_output=True, timeout=120)
+    assert {path.owner() for path in ((tmp_path / "var"), *(tmp_path / "var").rglob("*"))} == {"nobody"}
+    pin = tmp_path / "pin"
+    assert (pin.owner(), pin.stat().st_mode & 0o777) == ("root", 0o600)
+    assert pin.read_bytes() == (tmp_path / "var" / "pin").read_bytes()
 
 
 @pytest.mark.skipif(PROBLEM != "", reason=PROBLEM)

@@ -161,6 +161,11 @@ def test_no_field_that_is_unknown_is_taken(tmp_path_factory, name, field):
         read(place)
 
 
+def test_a_misspelt_field_is_recognized(written):
+    with pytest.raises(ValueError, match=r'ordre: no such field; did you mean "order"\?'):
+        read(written(f"ordre = 9\n{HEAD}{ROW}"))
+
+
 def test_contenders_of_an_own_file_take_part(written):
     path = str(written(HEAD + ROW + 'reference = "raw"\n'))
     assert "mine" in {c.name for c in contenders(2, (path,))}

@@ -115,6 +115,11 @@ def test_a_key_that_is_no_string_is_refused() -> None:
     [
         (b'{"keyManager": {\n  "type": softhsm}}', "$", "not JSON at line 2, column 11: Expecting value"),
         (b"", "$", "not JSON at line 1, column 1"),
+        (b"// what it is for\n{}", "$", "not JSON at line 1, column 1: JSON has no comments"),
+        (b"# what it is for\n{}", "$", "not JSON at line 1, column 1: JSON has no comments"),
+        (b'{"keyManager": /* mine */ {}}', "$", "JSON has no comments"),
+        (b'{"keyManager": {},\n}', "$", "JSON has no comma behind the last member"),
+        (b'{"keyManager": [1, ]}', "$", "JSON has no comma behind the last member"),
         (b'{"a": "\xff"}', "$", "the file is not UTF-8 (byte 7)"),
         (b'{"a": NaN}', "$", "NaN, Infinity and numbers of thousands of digits are not allowed"),
         (b'{"a": ' + b"9" * 5000 + b"}", "$", "numbers of thousands of digits"),

@@ -70,7 +70,7 @@ def test_a_token_for_drills_need_name_no_key_and_is_given_no_second_name(setting
 def test_notices_need_a_target_and_show_none():
     with pytest.raises(ConfigurationError, match="at least one target"):
         loaded(notices={"targets": []})
-    config = loaded(notices={"targets": ["slack://T0/hunter2", {"env": "MAIL_URL"}]})
+    config = loaded(notices={"targets": ["jsons://u:hunter2@127.0.0.1:9/", {"env": "MAIL_URL"}]})
     assert "hunter2" not in repr(config) + str(config.redacted())
     assert "MAIL_URL" in config.secret_variables
 

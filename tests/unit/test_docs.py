@@ -12,6 +12,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from hsmcore.cli.app import _COMMANDS
 from hsmcore.config import KeyManagerConfig
 
 ROOT = Path(__file__).parents[2]
@@ -161,6 +162,14 @@ def test_the_site_lists_every_document():
     listed = re.findall(r"^(?:[^\n<]+<)?(docs/[A-Z]+)>?$", index, re.MULTILINE)
     assert sorted(listed) == sorted(f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md"))
     assert "**[Run it](docs/DEPLOY.md)**" in index
+
+
+def test_the_readme_lists_every_command():
+    [listed] = re.findall(
+        r"^On the command line: (.*?); each has", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    names = re.findall(r"`(?:hsmcore )?(\w+)`", listed)
+    assert sorted(names) == sorted(name for name in _COMMANDS if name != "version")
 
 
 def test_the_readme_is_short_and_its_programs_parse():

@@ -25,6 +25,9 @@ def test_callbacks_are_called_in_the_order_of_registration(name):
 def test_an_event_that_does_not_exist_is_refused():
     with pytest.raises(BadArgument, match=r"failovr.*failover"):
         Events().on("failovr", print)
+    with pytest.raises(BadArgument) as caught:
+        Events().on("rotation", print)
+    assert caught.value.hint == 'Did you mean "key-rotated"?'
 
 
 def test_a_removed_callback_is_not_called():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 
 import pytest
 from tests.support.paths import ROOT
 
+from hsmcore import solana
 from hsmcore.base.extras import install
 from hsmcore.cli.app import _EXTRAS
 from hsmcore.config.registry import descriptor_of
@@ -30,6 +32,17 @@ def texts():
             yield name, (ROOT / name).read_text()
         except (UnicodeDecodeError, OSError):
             continue
+
+
+def test_a_name_whose_package_is_missing_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "solders", None)
+    monkeypatch.setitem(sys.modules, "solders.pubkey", None)
+    for module in ("address", "keychain", "off_chain", "transactions"):
+        monkeypatch.delitem(sys.modules, f"hsmcore.solana.{module}", raising=False)
+    monkeypatch.delitem(vars(solana), "HsmcoreSigner", raising=False)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        solana.HsmcoreSigner  # noqa: B018  # it is loaded when it is used
+    assert install("solana") in str(caught.value)
 
 
 def test_the_pattern_finds_what_asks_an_index():

@@ -20,7 +20,9 @@ from hsmcore_bench.load.faults import ACTIONS, fault_of, timeline_of
 from hsmcore_bench.load.hdrlog import HdrLog
 from hsmcore_bench.load.memory import Growth
 from hsmcore_bench.load.objectives import METRICS, objective_of
+from hsmcore_bench.load.picture import _charts
 from hsmcore_bench.load.problems import UsageProblem
+from hsmcore_bench.load.run import Timeline
 from hsmcore_bench.load.units import positive_seconds, rate_of, seconds_of
 
 durations = st.integers(min_value=1, max_value=HIGHEST_NS)
@@ -34,6 +36,30 @@ def counted(*values):
     histogram = Histogram()
     histogram.add_pairs(itertools.chain.from_iterable(series.items()))
     return histogram
+
+
+def reports(*ats, each=300):
+    """What a process says of its seconds, and at the end of the rest."""
+    return [{"end": at == ats[-1], "at": at, "signed": each, "failed": 0, "corrected": []} for at in ats]
+
+
+def test_the_picture_shows_a_constant_rate_as_one_and_marks_the_faults():
+    """Reports of two processes, which are heard late and all at once; the rest of the last second is none."""
+    line = Timeline()
+    for number in range(2):
+        for report in reports(1.0, 2.02, 3.0, 4.01, 4.2):
+            line.add(number, report)
+        line.add(number, {"keys": []})
+    points = line.points()
+    assert [point["at"] for point in points] == [1.0, 2.0, 3.0, 4.0]
+    assert all(580 < point["rate"] < 620 for point in points), points
+    told = [{"at": 2.0, "fault": "C_Sign:<hang>", "modules": 1}, {"at": 3.0, "fault": "nowhere", "modules": 0}]
+    [(caption, chart)] = _charts(points, told)
+    assert "A mark is an injected fault" in caption
+    assert chart.inside.count('class="mark"') == 1
+    assert "<title>C_Sign:&lt;hang&gt;</title>" in chart.inside
+    [(caption, chart)] = _charts(points, [])
+    assert "mark" not in caption + chart.inside
 
 
 @given(durations)

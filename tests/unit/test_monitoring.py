@@ -13,7 +13,8 @@ import yaml
 from tests.support.promtool import ALERTS, check, firing, needs_promtool, run
 from tests.support.runbooks import RUNBOOKS, anchors
 
-from hsmcore.metrics.catalog import METRICS
+from hsmcore.metrics import catalog
+from hsmcore.metrics.catalog import METRICS, Metric
 from hsmcore.metrics.rules import alert_rules, dashboard
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +99,13 @@ def test_the_table_of_metrics_is_the_catalogue():
     ]
 
 
+def test_every_metric_of_the_catalogue_is_written():
+    """Some code reads its value: a row alone would be a metric that no scrape has."""
+    sources = [path.read_text() for path in (ROOT / "core" / "hsmcore").rglob("*.py")]
+    written = {name for text in sources for name in re.findall(r"\bnames\.([A-Z_]+)\b", text)}
+    assert {name for name, value in vars(catalog).items() if isinstance(value, Metric)} - written == set()
+
+
 def test_the_alerts_page_lists_every_alert():
     rows = re.findall(r"^\| (Hsmcore\w+) \| (\w+) \|", DOC.read_text(), re.MULTILINE)
     assert rows == [(rule["alert"], rule["labels"]["severity"]) for rule in RULES]
@@ -143,6 +151,16 @@ HEALTHY = [
             "HsmcoreAuditNotShipped",
             [*HEALTHY, series("hsmcore_audit_shipping_failing", "0x3 1x190", destination="syslog")],
             900,
+        ),
+        ("HsmcoreStateNotBackedUp", [*HEALTHY, series("hsmcore_state_backup_failing", "0x3 1x190")], 45),
+        (
+            "HsmcoreStateNotBackedUp",  # nothing has failed
+            [
+                *HEALTHY,
+                series("hsmcore_state_backup_failing", "0x190"),
+                series("hsmcore_state_backup_due_timestamp_seconds", "-2500x190"),
+            ],
+            1115,
         ),
         ("HsmcoreRotationOverdue", [*HEALTHY, series("hsmcore_rotation_due_timestamp_seconds", "-20000x190")], 1590),
         (

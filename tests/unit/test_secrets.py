@@ -170,6 +170,27 @@ def test_the_group_of_a_file_of_roots_may_be_how_it_is_read(
     assert ("open to its group" in done.stderr + done.stdout) is bool(warned)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes files of root's and reads them as another user")
+@pytest.mark.parametrize("folder_mode", [0o700, 0o711])
+def test_a_file_of_another_user_is_said_to_be_that(tmp_path: Path, folder_mode: int) -> None:
+    tmp_path.chmod(0o711)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = secret_file(folder, b"1234", 0o600)
+    folder.chmod(folder_mode)
+    program = (
+        "import os\n"
+        "from hsmcore.config.secret import Secret\n"
+        "os.setgroups([]); os.setgid(4711); os.setuid(4711)\n"
+        "try: Secret.file('folder/pin').resolve()\n"
+        "except Exception as error: print(error.hint)\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    place, mode = (folder, "0700") if folder_mode == 0o700 else (path, "0600")
+    assert f"{place} belongs to root (mode {mode}), and this process runs as uid 4711. Give what" in done.stdout
+
+
 def test_what_is_no_readable_file_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(SecretUnavailable, match="cannot be opened: No such file"):
         Secret.file(str(tmp_path / "absent")).resolve()
@@ -227,6 +248,7 @@ def test_a_module_may_need_no_login() -> None:
         (True, "pin", "a boolean was given"),
         (["1234"], "pin", "a list was given"),
         (None, "pin", "null was given"),
+        ("", "pin", "or a string that is not empty; an empty string was given"),
         ({}, "pin", 'must be {"env"'),
         ({"env": "A", "file": "b"}, "pin", "exactly one of env, file and awsSecretsManager"),
         ({"env": None}, "pin", "exactly one"),

@@ -109,9 +109,11 @@ def lines(
     log_y: bool = False,
     dots: bool = True,
     colours: Mapping[str, str] = MappingProxyType({}),
+    marks: Sequence[tuple[float, str]] = (),
 ) -> Chart:
     """Lines over a logarithmic x axis, or with `log_x` False over an even one; those of 99th percentiles are dashed, in
-    the colour of their medians. A name that is not in `colours` gets the next one."""
+    the colour of their medians. A name that is not in `colours` gets the next one. `marks`: what happened at a place of
+    the x axis."""
     left, right, top, bottom = 84, WIDTH - 250, 26, 250
     points = [point for own in series.values() for point in own]
     xs = _Scale([x for x, _ in points], left, right, log_x)
@@ -119,6 +121,10 @@ def lines(
     parts = [*ys.rows(left, right, y_tick)]
     parts += xs.columns(top, bottom, [x for x, _ in points]) if log_x else xs.grid(top, bottom, plain)
     parts += [_text(left, 14, y_name), _text(right, bottom + 34, x_name, "end")]
+    for x, what in marks:
+        if left <= xs(x) <= right:
+            title = f"<title>{escape(what)}</title>"
+            parts.append(f'<path class="mark" d="M{xs(x):.1f} {top}V{bottom}">{title}</path>')
     kin = list(dict.fromkeys(name.removesuffix(DASHED) for name in series))
     for number, (name, own) in enumerate(series.items()):
         base = name.removesuffix(DASHED)

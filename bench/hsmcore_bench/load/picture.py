@@ -16,7 +16,7 @@ MOST_POINTS: Final = 600
 def page(result: Mapping[str, Any]) -> str:
     """The whole document."""
     title = f"hsmcore load, {result['target']['name']}"
-    charts = "".join(chart.figure(caption) for caption, chart in _charts(result["timeline"]))
+    charts = "".join(chart.figure(caption) for caption, chart in _charts(result["timeline"], result["faults"]["told"]))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{escape(title)}</title><style>{svg.STYLE.read_text()}</style></head><body><h1>{escape(title)}</h1>"
@@ -25,8 +25,13 @@ def page(result: Mapping[str, Any]) -> str:
     )
 
 
-def _charts(timeline: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, svg.Chart]]:
+def _charts(
+    timeline: Sequence[Mapping[str, Any]], faults: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[str, svg.Chart]]:
     points = _thinned(timeline)
+    marks = [(float(fault["at"]), str(fault["fault"])) for fault in faults if fault["modules"]]
+    marks = marks[:: -(-len(marks) // MOST_POINTS) or 1]
+    told = " A mark is an injected fault." if marks else ""
     if len(points) < 2:
         return
     for caption, unit, tick, names in (
@@ -46,7 +51,8 @@ def _charts(timeline: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, svg.Ch
         if series:
             # Latencies are held against each other by orders of magnitude; rates, which may be 0, are not.
             logarithmic = tick is svg.time_tick
-            yield caption, svg.lines(series, "seconds", unit, tick, log_x=False, log_y=logarithmic, dots=False)
+            chart = svg.lines(series, "seconds", unit, tick, log_x=False, log_y=logarithmic, dots=False, marks=marks)
+            yield caption + told, chart
 
 
 def _thinned(timeline: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

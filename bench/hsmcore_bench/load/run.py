@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,7 +182,8 @@ class _Drive:
         self._plan, self._outcome, self._log = plan, outcome, log
         self._running = dict(enumerate(generators))
         self._fresh = {name: Histogram() for name in SERIES}
-        self._ticked, self._signed, self._failed = 0.0, 0, 0
+        self._ticked, self._signed = 0.0, 0
+        self._seconds = Timeline()
         self.begin = time.monotonic_ns() + round(_LEAD_SECONDS * 1e9)
         if log is not None:
             log.begin(time.time() + _LEAD_SECONDS)
@@ -213,6 +214,7 @@ class _Drive:
         last = False
         for line in generator.lines():
             last = _take(line, self._outcome, self._fresh)
+            self._seconds.add(number, line)
         if last:
             del self._running[number]
         elif generator.at_end:
@@ -225,19 +227,45 @@ class _Drive:
             outcome.memory.sample([generator.pid for generator in self._running.values()])
         length = max(now - self._ticked, 1e-3)
         rate = (outcome.counts["signed"] - self._signed) / length
-        if now - self._ticked >= _TICK_SECONDS / 2:  # not the rest of a second, in which there is little of anything
-            failed = (outcome.counts["failed"] - self._failed) / length
-            latencies = {f"p{percent:g}": fresh["corrected"].percentile(percent) for percent in (50.0, 99.0)}
-            outcome.timeline.append(
-                {"at": round(now, 3), "rate": round(rate, 1), "failed": round(failed, 1), **latencies}
-            )
+        outcome.timeline = self._seconds.points()
         watch(Tick("signing", min(now, seconds), seconds, outcome.counts, rate, fresh["corrected"]))
         if self._log is not None and fresh["start"].count:
             self._log.write(self._ticked, now, fresh)
         for name, histogram in fresh.items():
             outcome.histograms[name].add_all(histogram)
         self._fresh = {name: Histogram() for name in SERIES}
-        self._ticked, self._signed, self._failed = now, outcome.counts["signed"], outcome.counts["failed"]
+        self._ticked, self._signed = now, outcome.counts["signed"]
+
+
+class Timeline:
+    """The seconds of a test, by the clocks of the processes that sign: a report is heard late, and what it counts was
+    signed in a second of its own."""
+
+    def __init__(self) -> None:
+        self._heard: dict[int, float] = {}
+        self._seconds: dict[int, tuple[dict[str, float], Histogram]] = {}
+
+    def add(self, number: int, line: Mapping[str, Any]) -> None:
+        """Take a report of a process in. A rest that is shorter than half a second is none."""
+        if "end" not in line:
+            return
+        length = line["at"] - self._heard.get(number, 0.0)
+        self._heard[number] = line["at"]
+        if length < _TICK_SECONDS / 2:
+            return
+        second = round(line["at"] / _TICK_SECONDS)
+        rates, latencies = self._seconds.setdefault(second, ({"signed": 0.0, "failed": 0.0}, Histogram()))
+        for name in rates:
+            rates[name] += line[name] / length
+        latencies.add_pairs(line["corrected"])
+
+    def points(self) -> list[dict[str, Any]]:
+        """Return when each second ended, its rates, and percentiles of its latencies in nanoseconds."""
+        return [
+            {"at": second * _TICK_SECONDS, "rate": round(rates["signed"], 1), "failed": round(rates["failed"], 1)}
+            | {f"p{percent:g}": latencies.percentile(percent) for percent in (50.0, 99.0)}
+            for second, (rates, latencies) in sorted(self._seconds.items())
+        ]
 
 
 def _take(line: dict[str, Any], outcome: Outcome, fresh: dict[str, Histogram]) -> bool:

@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -256,6 +257,8 @@ def _place(document: Any, location: tuple[str | int, ...]) -> str:
 
 def _problem(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
-        return "no such field"
+        known = {name for row in (ScenarioFile, ContenderRow, KillRow, FailureRow) for name in row.model_fields}
+        near = get_close_matches(str(error["loc"][-1]), known, 1)
+        return f'no such field; did you mean "{near[0]}"?' if near else "no such field"
     text: str = error["msg"]
     return text.removeprefix("Value error, ").replace("Input should", "should")

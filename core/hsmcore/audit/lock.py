@@ -30,10 +30,8 @@ class FolderLock:
             os.close(self._file)
             if not isinstance(error, BlockingIOError):
                 raise
-            raise FolderInUse(
-                f"audit log {path.parent}: process {holder} is {doing}",
-                hint=hint,
-            ) from None
+            who = "this process" if holder == str(os.getpid()) else f"process {holder}"
+            raise FolderInUse(f"audit log {path.parent}: {who} is {doing}", hint=hint) from None
         with suppress(OSError):  # the number is only for the error of another process
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, b"%d\n" % os.getpid(), 0)

@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import math
 import os
-import pwd
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import Any, Final
 
 import orjson
 
+from hsmcore.base.ownership import user_name
 from hsmcore.errors import InternalError
 
 MAX_LINE_BYTES: Final = 65_535
@@ -276,14 +276,6 @@ def this_process() -> dict[str, Any]:
     """Return the origin of this process's records: the fields `user` and `source`."""
     source = {"hostname": socket.gethostname()[:256], "pid": os.getpid(), "ip": _address()}
     return {"user": user_name(os.geteuid()), "source": source}
-
-
-def user_name(uid: int) -> str:
-    """Return the name of a user, or "uid <uid>" if it has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
 
 
 def _address() -> str:

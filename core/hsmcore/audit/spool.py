@@ -23,10 +23,10 @@ from typing import Any, Final
 import orjson
 
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.record import cleaned, this_process, user_name
+from hsmcore.audit.record import cleaned, this_process
 from hsmcore.base.files import write_all
 from hsmcore.base.log import get_logger
-from hsmcore.base.ownership import make_folder, owns, sync
+from hsmcore.base.ownership import make_folder, owns, sync, user_name
 
 OPERATION: Final = "command"
 MAX_BYTES: Final = 1 << 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, Final, Literal, get_args
 
 from hsmcore.base.log import get_logger
@@ -29,6 +30,8 @@ EventName = Literal[
 ]
 EVENTS: Final[tuple[EventName, ...]] = get_args(EventName)
 
+_MEANT: Final = {"rotation": "key-rotated"}
+"""What a name means that looks more like another one's."""
 Callback = Callable[[Mapping[str, Any]], object]
 
 
@@ -42,7 +45,9 @@ class Events:
     def on(self, event: str, callback: Callback) -> Callable[[], None]:
         """Call `callback(details)` for each `event`. Returns a function that unsubscribes. Raises BadArgument."""
         if event not in self._callbacks:
-            raise BadArgument(f"no event named {event!r}; there are {', '.join(EVENTS)}")
+            near = _MEANT.get(event) or next(iter(get_close_matches(event, EVENTS, 1)), None)
+            hint = None if near is None else f'Did you mean "{near}"?'
+            raise BadArgument(f"no event named {event!r}; there are {', '.join(EVENTS)}", hint=hint)
         callbacks = self._callbacks[event]
         callbacks.append(callback)
 

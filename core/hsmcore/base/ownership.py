@@ -11,6 +11,7 @@ there before is never given away, with one exception: `adopt`.
 from __future__ import annotations
 
 import os
+import pwd
 import secrets
 import stat
 from collections.abc import Callable, Iterator
@@ -207,6 +208,26 @@ def adopt(path: Path, is_ours: Callable[[int], bool]) -> None:
                 _give(descriptor, folder)
         finally:
             os.close(descriptor)
+
+
+def user_name(uid: int) -> str:
+    """Return the name of a user, or "uid <uid>" if it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
+
+
+def ownership_of(path: Path) -> str:
+    """Return whose a file is that this user may not open, or the first folder above it that may be looked at, and who
+    this user is."""
+    me = f"this process runs as {user_name(os.geteuid())}"
+    for place in (path, *path.parents):
+        with suppress(OSError):
+            found = place.stat()
+            owner, mode = user_name(found.st_uid), stat.S_IMODE(found.st_mode)
+            return f"{place.absolute()} belongs to {owner} (mode {mode:04o}), and {me}"
+    return me
 
 
 def owns(folder: Path) -> bool:

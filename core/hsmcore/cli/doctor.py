@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Members = tuple[tuple[LevelName, Provider], ...]
 
-MARKS: Final = {"ok": "✔", "warn": "!", "fail": "✘", "skipped": "–"}
+MARKS: Final = {"ok": "✔", "known": "i", "warn": "!", "fail": "✘", "skipped": "–"}
 _NAME_WIDTH: Final = 21
 
 
@@ -107,10 +107,15 @@ def _print(text: str, status: Status) -> None:
 
 
 def _print_step(step: Step, status: Status) -> None:
-    lines = [f"  {MARKS[step.outcome]} {step.name:<{_NAME_WIDTH}}{step.found}"]
+    lines = [f"  {MARKS[_kind(step)]} {step.name:<{_NAME_WIDTH}}{step.found}"]
     if step.hint and step.outcome in ("warn", "fail"):
         lines.append(f"    {'':<{_NAME_WIDTH}}→ {step.hint}")
     _print("\n".join(lines), status)
+
+
+def _kind(step: Step) -> str:
+    """The outcome as people see it: an issue of a module that is told without a warning is not good either."""
+    return "known" if step.outcome == "ok" and "issue" in step.data else step.outcome
 
 
 def _print_identities(report: DoctorReport) -> None:
@@ -126,6 +131,12 @@ def _print_identities(report: DoctorReport) -> None:
 
 
 def _print_verdict(report: DoctorReport) -> None:
-    counts: Counter[str] = Counter(step.outcome for member in report.providers for step in member.steps)
-    words = (("ok", "good"), ("warn", "warnings"), ("fail", "failed"), ("skipped", "skipped"))
+    counts: Counter[str] = Counter(_kind(step) for member in report.providers for step in member.steps)
+    words = (
+        ("ok", "good"),
+        ("known", "known issues"),
+        ("warn", "warnings"),
+        ("fail", "failed"),
+        ("skipped", "skipped"),
+    )
     print("\n" + ", ".join(f"{count} {word}" for outcome, word in words if (count := counts[outcome])))

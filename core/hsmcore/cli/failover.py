@@ -51,7 +51,8 @@ def status(cli: Invocation) -> None:
             _REPORT(report | {"active": report["active"] or "none: nobody can sign", "ago": age})
             _MEMBERS(report)
         for name, wish in wishes.items():
-            print(f"asked for: {name} = {wish['value']} ({wish['reason']})")
+            if not (name.startswith("readmit:") and running):  # those that run have tried the member by now
+                print(f"asked for: {name} = {wish['value']} ({wish['reason']})")
 
     cli.show({"running": running, "wishes": wishes, "storeNotGenuine": problems}, print_status)
 

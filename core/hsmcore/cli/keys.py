@@ -14,11 +14,11 @@ from typer.core import TyperGroup
 from hsmcore.base.base58 import base58
 from hsmcore.cli.files import deliver, write
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.opened import in_state
+from hsmcore.cli.opened import in_state, with_token
 from hsmcore.cli.output import BadUsage, fail, table, when
 from hsmcore.cli.recorded import key_fields
 from hsmcore.cli.settings import member_named, token_settings
-from hsmcore.errors import KeyAmbiguous, KeyMismatch, KeyNotFound, KeyUnusable
+from hsmcore.errors import HsmError, KeyAmbiguous, KeyMismatch, KeyNotFound, KeyUnusable
 from hsmcore.members.control.curves import Algorithm
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def list_(cli: Invocation) -> None:
 
     Example: hsmcore keys list --json
     """
-    records = cli.on_token(lambda plane: plane.list_keys())
+    records = asyncio.run(_listed(cli))
     versions = ring(cli)
     known = {key.public_key: key for key in versions}
     shown = [shown_key(record) | _validity(known.pop(record.public_key or b"", None)) for record in records]
@@ -98,10 +98,12 @@ def deactivate(
     Example: hsmcore keys deactivate 0f3a…
     """
     settings = token_settings(cli.config)
+    # Not with --force: a store that is damaged keeps no key from being stopped.
+    active = [] if force else [key.key_id for key in ring(cli) if key.state == "active"]
 
     async def work(plane: ControlPlane) -> Any:
         found = [record for record in await plane.list_keys() if record.id == key_id.lower()]
-        if found and not force and is_configured(settings, found[0]):
+        if found and not active and not force and is_configured(settings, found[0]):
             raise KeyUnusable(
                 f"key {key_id} is the one that the configuration signs with",
                 hint="Name another key in the configuration first, or give --force.",
@@ -109,6 +111,8 @@ def deactivate(
         return await plane.deactivate(key_id.lower())
 
     with cli.recorded("keys deactivate", key_id=key_id.lower(), forced=force) as entry:
+        if key_id.lower() in active:
+            raise KeyUnusable(f"key {key_id} is the one that signs", hint="Rotate it first, or give --force.")
         done = cli.on_token(work)
         entry |= {"enforced": done.enforced, "reason": done.reason}
     shown = {"keyId": done.key_id, "enforced": done.enforced, "reason": done.reason}
@@ -242,6 +246,23 @@ def replicate(
         entry.update(key_fields(record))
     shown = shown_key(record) | {"member": to, "copied": copied}
     cli.show(shown, f"{to} holds key {record.id}{'' if copied else ' already'}")
+
+
+async def _listed(cli: Invocation) -> list[KeyRecord]:
+    """Return the keys of the first member's token, or of the next one that answers."""
+    from hsmcore.config import Pkcs11Settings
+
+    token_settings(cli.config)
+    signing = [member for level, member in cli.config.key_manager.members() if level != "emergency"]
+    *others, last = [(each.name, each.config) for each in signing if isinstance(each.config, Pkcs11Settings)]
+    for name, settings in others:
+        try:
+            return await with_token(cli.config, lambda plane: plane.list_keys(), settings)
+        except HsmError as error:
+            if not error.retryable:
+                raise
+            cli.note(f"{name} does not answer: the next member's keys are listed")
+    return await with_token(cli.config, lambda plane: plane.list_keys(), last[1])
 
 
 def _kept_evidence(cli: Invocation, key_id: str) -> tuple[bytes, bytes]:

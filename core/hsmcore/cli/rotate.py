@@ -23,12 +23,13 @@ from hsmcore.cli.opened import (
     with_token,
 )
 from hsmcore.cli.output import BadUsage, fields, note, table
+from hsmcore.cli.rotating import rotate, waits_for
 from hsmcore.cli.settings import RequiredReason, YesOption, token_settings
 from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
     from hsmcore.config import Config, KeyRotation
-    from hsmcore.manager.rotation.store import Rotation, Rotations
+    from hsmcore.manager.rotation.store import Rotation
     from hsmcore.members.control import ControlPlane
     from hsmcore.state import Store
 
@@ -94,7 +95,7 @@ def now(
         )
     cli.confirm("", "Replace the signing key now?", yes=yes)
     with cli.recorded("rotate now", reason=reason) as entry:
-        done = asyncio.run(_rotate(cli.config, reason, timeout if wait else 0.0))
+        done = asyncio.run(rotate(cli, reason, timeout if wait else 0.0))
         entry |= {"rotation_id": str(done.get("id", "")), "status": done["status"]}
         cli.show(done, ok=done["status"] not in ("failed", "aborted"))
 
@@ -271,43 +272,6 @@ async def _dry_run(config: Config, rules: KeyRotation) -> dict[str, Any]:
     }
 
 
-async def _rotate(config: Config, reason: str, seconds: float) -> dict[str, Any]:
-    from hsmcore.manager.rotation.service import ROTATE
-    from hsmcore.manager.rotation.steps import handover
-    from hsmcore.manager.rotation.store import Rotations
-    from hsmcore.state import Desired
-
-    async def ask(store: Store) -> dict[str, Any] | None:
-        held = await handover.waiting(Rotations(store))
-        if held is not None:
-            raise handover.refusal(held)
-        if not await rotates_somewhere(store):
-            return None
-        rotations, until = Rotations(store), time.monotonic() + seconds
-        before = max((entry.id for entry in await rotations.last(1)), default=0)
-        await Desired(store).set(ROTATE, "now", reason)
-        while time.monotonic() < until:
-            for entry in await rotations.last():
-                if entry.id > before and entry.cause == "manual" and entry.run.status not in ("running", "undoing"):
-                    return entry.to_json()
-            await asyncio.sleep(0.1)
-        return {"status": "asked for", "reason": reason}
-
-    asked = await in_state(config, ask, absent="empty")
-    if asked is not None:
-        return asked
-    from hsmcore.manager.key_managers import create_key_manager
-
-    async with create_key_manager(config) as manager:
-        try:
-            async with asyncio.timeout(seconds or None):
-                await manager.rotate_key(reason)
-        except TimeoutError:
-            note("hsmcore: not done in time; it goes on when a key manager runs")
-    [done] = await in_state(config, lambda store: Rotations(store).last(1))
-    return done.to_json()
-
-
 async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
     from hsmcore.manager.rotation.schedule import Schedule
     from hsmcore.manager.rotation.steps import handover
@@ -331,20 +295,12 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
             entry.to_json()
             | {
                 "needsHandover": held is not None and held.id == entry.id,
-                "waitsFor": await _waits_for(rotations, entry),
+                "waitsFor": await waits_for(rotations, entry),
             }
             | dict(zip(("approvedBy", "notGenuine"), await _approvals_of(store, rules, entry), strict=True))
             for entry in await rotations.open()
         ],
     }
-
-
-async def _waits_for(rotations: Rotations, entry: Rotation) -> str | None:
-    """Return what a step that cannot be done yet waits for, and why."""
-    [*_, last] = [{"outcome": "", "details": {}}, *await rotations.steps(entry.id)]
-    found = last["details"].get("waitsFor") if last["outcome"] == "waiting" else None
-    why = last["details"].get("why")
-    return f"{found}: {why}" if found and why else found
 
 
 async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import typer
 from hsmcore.cli.encoding import Format, decode_signature, encode
 from hsmcore.cli.invocation import Invocation
 from hsmcore.cli.output import BadUsage
-from hsmcore.errors import BadArgument
+from hsmcore.errors import BadArgument, EmptyMessage
 from hsmcore.members.control.curves import ORDERS, Algorithm, low_s
 
 if TYPE_CHECKING:
@@ -208,7 +208,10 @@ def _message(file: Path | None, text: str | None, hex_: str | None) -> bytes:
         return _from_hex(hex_, "--hex")
     if file is None and sys.stdin.isatty():
         raise BadUsage("no message: name a FILE, pipe one in, or give --text or --hex")
-    return _read(file or Path("-"))
+    message = _read(file or Path("-"))
+    if file is None and not message:
+        raise EmptyMessage("standard input is empty", hint="Name a FILE, pipe one in, or give --text or --hex.")
+    return message
 
 
 def _read(path: Path) -> bytes:

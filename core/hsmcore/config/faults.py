@@ -93,7 +93,7 @@ def _given(value: object, hidden: bool) -> str:
     elif isinstance(value, (int, float)):
         shown = "a number" if hidden else f"the number {value!r}" if len(repr(value)) <= 40 else "a very long number"
     elif isinstance(value, str):
-        shown = "a string" if hidden or len(value) > 40 else f"the string {value!r}"
+        shown = "an empty string" if not value else "a string" if hidden or len(value) > 40 else f"the string {value!r}"
     elif isinstance(value, (list, tuple)):
         shown = "a list"
     elif isinstance(value, dict):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
@@ -227,11 +228,21 @@ def _parse(raw: bytes) -> tuple[object, str]:
     except UnicodeDecodeError as error:
         return None, f"the file is not UTF-8 (byte {error.start})"
     except json.JSONDecodeError as error:
-        return None, f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}"
+        return None, f"not JSON at line {error.lineno}, column {error.colno}: {_meant(error)}"
     except RecursionError:
         return None, "the document is nested too deeply"
     except ValueError:
         return None, "NaN, Infinity and numbers of thousands of digits are not allowed"
+
+
+def _meant(error: json.JSONDecodeError) -> str:
+    """Return what is wrong in a text that is nearly JSON: each version of Python words it in its own way."""
+    before, rest = error.doc[: error.pos].rstrip(), error.doc[error.pos :]
+    if rest.startswith(("//", "/*", "#")):
+        return "JSON has no comments"
+    if re.match(r"[\s,]*[}\]]", rest) and "," in (before[-1:], rest[:1]):
+        return "JSON has no comma behind the last member"
+    return error.msg
 
 
 def _find_repeated(value: object, path: str, faults: list[ConfigFault]) -> None:

@@ -8,12 +8,13 @@ import re
 import zoneinfo
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
 
 from hsmcore.config.base import EndpointUrl, Model, Text, Whole, as_tuple, clash, fault, hidden_fault
 from hsmcore.config.providers import Provider
 from hsmcore.config.registry import descriptor_of, known_types
 from hsmcore.config.secret import Secret
+from hsmcore.config.targets import UNKNOWN, problem_of
 
 BackupPolicy = Literal["require", "warn"]
 NoticeKind = Literal["before", "rotation", "failure", "failover", "emergency"]
@@ -161,11 +162,19 @@ class KeyRotation(Model):
         return zoneinfo.ZoneInfo(self.time_zone)
 
 
+def _understood(target: Secret) -> Secret:
+    """Return a target. Raises a fault for one in plain text that apprise, where it is installed, does not understand; a
+    reference is not resolved before the start."""
+    if target.kind == "plain" and not target.is_placeholder and problem_of(target) == UNKNOWN:
+        raise hidden_fault(UNKNOWN)
+    return target
+
+
 class Notices(Model):
     """The recipients of notices of rotations and failovers. A target is an apprise URL (https://appriseit.com), such as
     "mailto://…", "slack://…", "sns://…" or "jsons://host/path" for a webhook: a secret, since it holds credentials."""
 
-    targets: Annotated[tuple[Secret, ...], BeforeValidator(as_tuple)]
+    targets: Annotated[tuple[Annotated[Secret, AfterValidator(_understood)], ...], BeforeValidator(as_tuple)]
     """The recipients, each an apprise URL."""
     kinds: Annotated[tuple[NoticeKind, ...], BeforeValidator(as_tuple)] = get_args(NoticeKind)
     """The kinds of notices that are sent. Default: all of them."""

@@ -13,6 +13,7 @@ from pydantic_core import core_schema
 
 from hsmcore._native import wipe
 from hsmcore.base.log import get_logger
+from hsmcore.base.ownership import ownership_of
 from hsmcore.config.base import Model, Text, clash, hidden_fault, is_placeholder
 from hsmcore.errors import ConfigFault, ConfigurationError, SecretUnavailable
 
@@ -27,6 +28,7 @@ _MODE_HINT = (
     "Set it where the volume is described: `mode: 0400` for a Docker secret, `defaultMode: 0400` for a Kubernetes "
     "volume (with an fsGroup it becomes 0440, which is accepted). docs/DEPLOY.md has both."
 )
+_OWNER_HINT = "Give what is in the folder to the user that runs hsmcore (chown -R), or run hsmcore as its owner."
 _ALLOWED = 'must be {"env": "NAME"}, {"file": "path"}, {"awsSecretsManager": {…}} or a string that is not empty'
 
 
@@ -186,7 +188,10 @@ class Secret:
             # Non-blocking, so that a pipe put there by mistake cannot hang the start.
             descriptor = os.open(self._name, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
-            self._fail(f"file {self._name} cannot be opened: {os.strerror(error.errno or 0)}")
+            problem, hint = f"file {self._name} cannot be opened: {os.strerror(error.errno or 0)}", None
+            if isinstance(error, PermissionError):
+                hint = f"{ownership_of(Path(self._name))}. {_OWNER_HINT}"
+            self._fail(problem, hint)
         try:
             self._check_file(os.fstat(descriptor), descriptor)
             buffer = bytearray(MAX_SECRET_BYTES + 1)

@@ -7,6 +7,7 @@ from typing import Final
 
 from hsmcore.base.base58 import base58
 from hsmcore.config import Config
+from hsmcore.config.targets import MISSING, problem_of
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.doctor.subject import Subject
 from hsmcore.errors import HsmError
@@ -89,3 +90,21 @@ def check_emergency(config: Config) -> Iterator[Step]:
             "emergencyDelayMs is 0: the emergency key signs as soon as the only member is late, as on a busy machine",
             "Leave emergencyDelayMs out: then it takes 2 s, a failed probe or an error of the device.",
         )
+
+
+def check_notices(config: Config) -> Iterator[Step]:
+    """Check that notices can be sent to each target; none is."""
+    rules = config.key_manager.notices
+    if rules is None:
+        return
+    found = [(target.where, problem_of(target)) for target in rules.targets]
+    data = {"targets": [{"path": path, "problem": problem} for path, problem in found]}
+    problems = "; ".join(f"{path}: {problem}" for path, problem in found if problem)
+    if problems:
+        wrong = any(problem not in ("", MISSING) for _, problem in found)
+        yield fail("notices", problems, _TARGET_HINT, **data).model_copy(update={"configuration": wrong})
+    else:
+        yield ok("notices", f"apprise understands {len(found)} targets: hsmcore notices test sends to each", **data)
+
+
+_TARGET_HINT: Final = "Write the address as its service's page of appriseit.com says, then: hsmcore notices test"

@@ -9,17 +9,27 @@ from typing import cast
 
 from hsmcore.base.version import __version__
 from hsmcore.config import Config, LevelName, Provider
-from hsmcore.doctor.common import check_emergency, check_policy
+from hsmcore.doctor.common import check_emergency, check_notices, check_policy
 from hsmcore.doctor.fleet import check_fleet
 from hsmcore.doctor.fleet_store import check_fleet_store
+from hsmcore.doctor.places import check_listening, check_places
 from hsmcore.doctor.report import DoctorReport, Identity, ProviderReport, Step, failed, ok
-from hsmcore.doctor.store import check_places, check_store
+from hsmcore.doctor.store import check_store
 from hsmcore.doctor.subject import CheckBegun, Options, Probe, Subject
 from hsmcore.errors import HsmError
 from hsmcore.manager.rotation.pinned import as_started, may_have_ring
 from hsmcore.state.keys import active_of
 
-_SHARED = (check_fleet_store, check_fleet, check_store, check_places, check_policy, check_emergency)
+_SHARED = (
+    check_fleet_store,
+    check_fleet,
+    check_store,
+    check_places,
+    check_listening,
+    check_policy,
+    check_emergency,
+    check_notices,
+)
 
 Watcher = Callable[[LevelName, Provider, Step | CheckBegun | None], None]
 """Called with None for each provider, then with each of its events."""

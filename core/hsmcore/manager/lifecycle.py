@@ -12,6 +12,7 @@ from hsmcore.base.log import prepare
 from hsmcore.base.waiting import CallThread, finished
 from hsmcore.errors import (
     AccessDenied,
+    BadArgument,
     EngineClosed,
     EngineForked,
     HsmError,
@@ -56,10 +57,10 @@ class Lifecycle:
             )
 
     async def open(self) -> None:
-        """Open. Raises the errors of `open`; HsmError on a second call; EngineClosed if close() interrupts."""
+        """Open. Raises the errors of `open`; BadArgument on a second call; EngineClosed if close() interrupts."""
         self.check_process()
         if self.state in ("opening", "open", "closing"):
-            raise HsmError(f"initialize() was called already; it is {self.state}", status="BAD_ARGUMENT")
+            raise BadArgument(f"initialize() was called already; it is {self.state}", hint="Leave the second call out.")
         self._loop = asyncio.get_running_loop()
         self.state = "opening"
         task = self._task = self._loop.create_task(self._open_step())

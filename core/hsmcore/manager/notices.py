@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from hsmcore.base.extras import install
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
 from hsmcore.base.steady import SteadyClock
 from hsmcore.config import Notices, Secret
+from hsmcore.config.targets import problem_of, send
 from hsmcore.errors import HsmError
 from hsmcore.state import Outbox, Store
 from hsmcore.state.outbox import Delivery
@@ -27,8 +27,6 @@ _LAST_RETRY_NS: Final = 3600 * SECOND
 _LOOK_SECONDS: Final = 5.0
 CLOSE_SECONDS: Final = 10.0
 """How long closing waits for the store to take notices."""
-
-Send = Callable[[bytearray, str, str], str]
 
 
 class NoticeService:
@@ -85,7 +83,7 @@ class NoticeService:
         if self._targets is None and self._rules is not None:
             secrets = self._rules.targets
             self._targets = await asyncio.get_running_loop().run_in_executor(
-                None, lambda: {_fingerprint(secret): secret for secret in secrets}
+                None, lambda: {_looked_at(secret): secret for secret in secrets}
             )
         return list(self._targets or ())
 
@@ -100,7 +98,7 @@ class NoticeService:
             error = "the configuration does not have this target any more"
         else:
             loop = asyncio.get_running_loop()
-            error = await loop.run_in_executor(self._thread, _sent, target, delivery.title, delivery.body)
+            error = await loop.run_in_executor(self._thread, send, target, delivery.title, delivery.body)
         now, attempts = self.clock(), delivery.attempts + 1
         values: dict[str, Any] = {"attempts": attempts, "error": error}
         if not error:
@@ -126,28 +124,8 @@ def _fingerprint(secret: Secret) -> str:
         value[:] = bytes(len(value))
 
 
-def _sent(target: Secret, title: str, body: str) -> str:
-    try:
-        return send(target.resolve(), title, body)
-    except HsmError as error:
-        return str(error.args[0])
-
-
-def send(url: bytearray, title: str, body: str) -> str:
-    """Send to an apprise URL, and wipe the URL. Returns "" if the target accepted, else the reason, without any part of
-    the URL. Blocks; apprise has time limits for each service."""
-    try:
-        import apprise
-    except ImportError:
-        return f"apprise is not installed: {install('notices')}"
-    try:
-        # The plug-in itself, in this thread: apprise.Apprise would start threads that never end.
-        asset = apprise.AppriseAsset(app_id="hsmcore", async_mode=False)
-        target = apprise.Apprise.instantiate(url.decode("utf-8", "replace"), asset=asset)
-        if target is None:
-            return "apprise does not understand the target's URL"
-        return "" if target.notify(title=title, body=body) else "the target did not take it"
-    except Exception as error:  # noqa: BLE001  # any error of a plug-in; its text may hold the URL
-        return f"sending failed: {type(error).__name__}"
-    finally:
-        url[:] = bytes(len(url))
+def _looked_at(target: Secret) -> str:
+    """Return a target's fingerprint; log it if nothing can be sent there. Blocks."""
+    if problem := problem_of(target):
+        get_logger().error("notices cannot be sent to a target", path=target.where, problem=problem)
+    return _fingerprint(target)

@@ -33,6 +33,7 @@ def read_background(reading: Reading, snapshot: Snapshot) -> None:
     if snapshot.state_backups is not None:
         seen = snapshot.state_backups.seen
         reading.add(names.STATE_BACKUP, seen.backup)
+        reading.add(names.STATE_BACKUP_DUE, snapshot.state_backups.due)
         reading.add(names.STATE_DRILL, seen.drill)
         reading.add(names.STATE_BACKUP_FAILING, int(seen.failing))
     for use, path in _places(snapshot):

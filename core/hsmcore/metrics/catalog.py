@@ -99,6 +99,7 @@ STORE_NOT_GENUINE = _gauge(
 STATE_BACKUP = _gauge(
     "hsmcore_state_backup_timestamp_seconds", "When the state store was last backed up, Unix time; 0: never."
 )
+STATE_BACKUP_DUE = _gauge("hsmcore_state_backup_due_timestamp_seconds", "When its next backup is due, Unix time.")
 STATE_DRILL = _gauge(
     "hsmcore_state_drill_timestamp_seconds",
     "When this process last restored such a backup into a temporary place, Unix time; 0: never.",

@@ -62,6 +62,7 @@ class StateBackups:
         self._place = place_of(config, rules.location)
         self.seen = BackupsSeen()
         """Any thread."""
+        self._begun = time.time()
         self._drilled: str | None = None
         """The backup that the last look has read back, or tried to."""
         self._drilled_at: int | None = None
@@ -76,6 +77,12 @@ class StateBackups:
         backups = cls(config, audit)
         backups.start()
         return backups
+
+    @property
+    def due(self) -> float:
+        """When the next backup is due, Unix seconds; before the first one is known: the start. Any thread."""
+        made = self.seen.backup
+        return made + self._rules.every_hours * _HOUR if made else self._begun
 
     def start(self) -> None:
         """Look now, and from now on."""

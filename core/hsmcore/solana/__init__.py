@@ -29,4 +29,5 @@ if not TYPE_CHECKING:
             "off_chain": ["off_chain_message"],
             "transactions": ["verify_transaction"],
         },
+        "solana",
     )

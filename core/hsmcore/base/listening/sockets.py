@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -36,6 +38,16 @@ def unix(path: str, mode: int) -> socket.socket:
         made.close()
         raise
     return made
+
+
+def try_out(host: str, port: int, path: str) -> None:
+    """Raise OSError unless a socket of TCP, or one with a file at `path`, could be bound. Nothing is left behind."""
+    if path and Path(path).exists() and (_answers(path) or not Path(path).is_socket()):
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    beside = f"{path}~"  # in the same folder: at the path itself, a gateway that starts now would find it
+    (unix(beside, 0o600) if path else tcp(host, port)).close()
+    if path:
+        Path(beside).unlink()
 
 
 def hint_for(error: OSError) -> str:

@@ -31,7 +31,7 @@ async def back_up_old(ctx: Context) -> Done:
     why = await why_no_backup(ctx.first, ctx.old.algorithm)
     if why is not None and ctx.ceremony is None and ctx.rules.backup_policy == "require":
         # Raised before a key is made.
-        raise KeyNotExportable(f"the new key could not be backed up: {why}", hint=NO_BACKUP_HINT)
+        raise KeyNotExportable(f"neither the old key nor the new one could be backed up: {why}", hint=NO_BACKUP_HINT)
     try:
         return await _back_up(ctx, ctx.old)
     except KeyNotExportable as error:
