@@ -35,7 +35,11 @@ def fresh_token(algorithm: Algorithm = "ed25519") -> Iterator[dict[str, Any]]:
         state.create(algorithm=algorithm, sessions=1)
         os.environ[_VARIABLE] = str(state.softhsm_conf)
         try:
-            yield json.loads(state.config.read_bytes())
+            made: dict[str, Any] = json.loads(state.config.read_bytes())
+            # As a dictionary it has no folder at which the paths in it could start.
+            made["sequencer"]["keyManager"]["config"]["pin"] = {"file": str(state.path / "pin")}
+            made["sequencer"]["stateSecret"] = {"file": str(state.path / "state-secret")}
+            yield made
         finally:
             if before is None:
                 del os.environ[_VARIABLE]

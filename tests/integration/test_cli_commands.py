@@ -193,7 +193,8 @@ def test_doctor_as_json(state, cli):
 
 def test_doctor_of_a_configuration_that_is_wrong(state, cli, tmp_path):
     config = json.loads((state[0] / "config.json").read_text())
-    settings = config["sequencer"]["keyManager"]["config"]
+    settings = config["sequencer"]["keyManager"]["config"] | {"pin": {"file": str(state[0] / "pin")}}
+    config["sequencer"]["stateSecret"] = {"file": str(state[0] / "state-secret")}
     path = tmp_path / "config.json"
     shutil.copy(state[0] / "softhsm2.conf", tmp_path)
     for change, expected in (

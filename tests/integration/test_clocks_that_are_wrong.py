@@ -201,7 +201,7 @@ async def has_dates(manager):
 async def test_a_notice_is_neither_given_up_nor_put_off(tmp_path, error):
     now = [time.time_ns() + error]
     store = await Store.open(tmp_path / "state.db")
-    service = NoticeService(store, notices("nonsense://x"))
+    service = NoticeService(store, notices("jsons://127.0.0.1:9/nowhere"))
     service.clock = lambda: now[0]
     await service.announce("failure", "title", "body", "once")
     await service._deliver()

@@ -9,7 +9,7 @@ import pytest
 from tests.integration.test_rotation import Handover, M, rules, stored
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, start
-from tests.support.rotation import cancel_rotation_at
+from tests.support.rotation import cancel_rotation_at, is_rotating
 
 import hsmcore
 from hsmcore.cli.app import run as run_command
@@ -59,7 +59,7 @@ async def cut_off(token, tmp_path, monkeypatch, chain, point):
             rotating = start(manager.rotate_key())
 
             async def ended():
-                return bool(reached) and not manager._background.rotation._scope.is_open
+                return bool(reached) and not is_rotating(manager)
 
             await becomes(ended)
         await asyncio.wait({rotating})

@@ -11,7 +11,7 @@ from tests.integration.test_rotation import M, later, rules, stored
 from tests.integration.test_rotation_members import pair, same_p256, two_members
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start
-from tests.support.rotation import cancel_rotation_at
+from tests.support.rotation import cancel_rotation_at, is_rotating
 
 from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
@@ -122,7 +122,7 @@ async def test_a_rotation_is_undone_after_a_member_has_left_the_configuration(pa
             rotating = start(manager.rotate_key())
 
             async def cut_off():
-                return not manager._background.rotation._scope.is_open
+                return not is_rotating(manager)
 
             await becomes(cut_off)
         await asyncio.wait({rotating})

@@ -135,7 +135,7 @@ def test_rotate_now_says_at_once_what_it_waits_for_and_how_to_go_on(fresh_token,
             pass
 
     asyncio.run(once())
-    assert hsmcore("failover", "drain", member, config=config)[0] == 0
+    assert hsmcore("failover", "drain", member, "--yes", config=config)[0] == 0
     arguments = ("rotate", "now", "--yes", "--config", str(tmp_path / "hsm.json"))
 
     async def rotated():

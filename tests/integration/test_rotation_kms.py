@@ -9,7 +9,7 @@ from tests.integration.test_rotation import Handover, M, later, rules, stored  #
 from tests.support.kms import config
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
-from tests.support.rotation import cancel_rotation_at
+from tests.support.rotation import cancel_rotation_at, is_rotating
 
 from hsmcore.errors import HsmError
 
@@ -130,7 +130,7 @@ async def test_a_rotation_cancelled_at_any_step_resumes_and_loses_no_key(kms, tm
     given["keyManager"]["requestTimeoutMs"] = 500
     async with opened(given) as manager:
         rotation = start(manager.rotate_key())
-        await until(lambda: bool(reached) and not manager._background.rotation._scope.is_open)
+        await until(lambda: bool(reached) and not is_rotating(manager))
         if not rotation.done():
             rotation.cancel()
         await asyncio.wait({rotation})

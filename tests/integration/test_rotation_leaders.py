@@ -17,7 +17,7 @@ import pytest
 from tests.integration.test_rotation import Handover, M, rules, stored
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start
-from tests.support.rotation import Lives
+from tests.support.rotation import Lives, is_rotating
 from tests.support.terminal import PROGRAM
 
 import hsmcore
@@ -172,7 +172,7 @@ async def test_a_step_that_an_earlier_version_began_counts_as_a_call(fresh_token
         rotating = start(manager.rotate_key())
 
         async def cut_off():
-            return not manager._background.rotation._scope.is_open
+            return not is_rotating(manager)
 
         await becomes(cut_off)
     await asyncio.wait({rotating})

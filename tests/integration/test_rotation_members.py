@@ -10,7 +10,7 @@ from nacl.public import PrivateKey
 from tests.integration.test_rotation import M, rules, stored
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start, until
-from tests.support.rotation import cancel_rotation_at
+from tests.support.rotation import cancel_rotation_at, is_rotating
 from tests.support.softhsm import RFC8032_PUBLIC, RFC8032_SEED
 from tests.support.yubihsm import Algorithm, Capability, Device
 from tests.support.yubihsm.codes import ALL_CAPABILITIES, Kind
@@ -197,7 +197,7 @@ async def test_a_ceremony_cancelled_at_any_step_ends_with_the_same_keys_on_all_m
                 raise asyncio.CancelledError
 
             token.do = taken
-        await until(lambda: bool(reached) and not manager._background.rotation._scope.is_open)
+        await until(lambda: bool(reached) and not is_rotating(manager))
         rotation.cancel()
         await asyncio.wait({rotation})
     async with opened(config) as manager:

@@ -155,7 +155,9 @@ def test_init_makes_a_secret_and_the_first_use_a_seal(tmp_path, command, capfdbi
     assert stat.S_IMODE(secret.stat().st_mode) == 0o600
     assert len(secret.read_bytes()) >= 32
     made = json.loads((tmp_path / "made" / "config.json").read_text())
-    assert made["sequencer"]["stateSecret"] == {"file": str(secret)}
+    assert made["sequencer"]["stateSecret"] == {"file": secret.name}
+    made["sequencer"]["stateSecret"] = {"file": str(secret)}
+    made["sequencer"]["keyManager"]["config"]["pin"] = {"file": str(tmp_path / "made" / "pin")}
     made["sequencer"]["keyManager"] |= rules(tmp_path / "made")
     (tmp_path / "config.json").write_text(json.dumps(made))
     assert command("state", "seal")[1]["sealed"] is True

@@ -21,7 +21,7 @@ from tests.support.terminal import PROGRAM
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.doctor.store import check_places
+from hsmcore.doctor.places import check_places
 from hsmcore.errors import DoubleSign
 from hsmcore.state import StoreError
 from hsmcore.state.sqlite import number_of

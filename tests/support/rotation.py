@@ -47,6 +47,14 @@ def cancel_rotation_at(monkeypatch: pytest.MonkeyPatch, point: str) -> list[str]
     return reached
 
 
+def is_rotating(manager: hsmcore.KeyManager) -> bool:
+    """Whether the task that rotates runs: it ends when it is cancelled, and others of the service go on."""
+    background = manager._background
+    assert background is not None
+    assert background.rotation is not None
+    return any(task.get_name() == service._FAILED for task in background.rotation._scope._tasks)
+
+
 class Chain:
     """A chain with one authority, in a file, so that it outlasts the processes that are killed."""
 

@@ -403,7 +403,6 @@ READ_THE_WALL_CLOCK = {
     },
     "a word of another party's clock": {
         "audit/shipping/cloudwatch.py",
-        "manager/rotation/approvals.py",
         "providers/yubihsm/attest.py",
         "tlog/key_set.py",
     },
