@@ -343,6 +343,8 @@ async def test_an_acknowledged_write_is_on_the_promoted_standby_under_another_ti
         here = "127.0.0.1"
         both = url.replace(f"{here}:{own.port}", f"{here}:{standby.port},{here}:{own.port},{here}")
         store = await Store.open(fleet(both, singleNode=False))
+        kept = own.execute("SELECT pg_current_wal_lsn()")[0][0]
+        standby.until(f"SELECT pg_last_wal_replay_lsn() >= '{kept}'", True)  # before, it does not know the database
         for opener in (Store.open, Store.open_to_read):
             with pytest.raises(StoreError, match="the server is a standby") as refused:
                 await opener(fleet(standby.url(database_of(url))))
