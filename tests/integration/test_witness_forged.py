@@ -21,6 +21,7 @@ from hsmcore import StoreBehind, create_key_manager
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.config import load
+from hsmcore.recovery.marks import Marks
 from hsmcore.recovery.reconcile import reconcile
 from hsmcore.tlog.checkpoint import Checkpoint
 
@@ -125,19 +126,45 @@ async def test_records_of_before_there_were_macs_are_witnesses_if_a_checkpoint_c
 
 
 @one_loop
-async def test_an_older_store_stays_one_whatever_is_appended_to_its_log(tmp_path):
+@pytest.mark.parametrize("which", ["first", "last"])
+async def test_an_older_store_stays_one_whatever_is_appended_to_its_log(tmp_path, which):
     """The mark that the older store knows, copied to the log's end, vouches for nothing."""
     config = config_of(tmp_path, policy={"kinds": ["tx-v0"]}, failover={"emergencyModeEnabled": True})
     layout = Layout(tmp_path / "audit.log")
     async with opened(config):
-        pass
-    copy_by_hand(tmp_path, tmp_path / "older")
-    [*_, known] = [line for line in layout.log.read_bytes().splitlines() if b'"state-mark"' in line]
+        if which == "first":
+            copy_by_hand(tmp_path, tmp_path / "older")
+            known = marks_in(layout)[0]
+    if which == "last":
+        copy_by_hand(tmp_path, tmp_path / "older")
+        known = marks_in(layout)[-1]
     async with opened(config):
         pass
     put_back_by_hand(tmp_path, tmp_path / "older")
     following = len(layout.log.read_bytes().splitlines()) + 1
     with layout.log.open("ab") as file:
-        file.write(json.dumps(json.loads(known) | {"seq": following}, separators=(",", ":")).encode() + b"\n")
+        file.write(json.dumps(known | {"seq": following}, separators=(",", ":")).encode() + b"\n")
     with pytest.raises(StoreBehind, match="goes on after it"):
         await create_key_manager(config).initialize()
+
+
+def marks_in(layout: Layout) -> list[dict[str, object]]:
+    return [json.loads(line) for line in layout.log.read_bytes().splitlines() if b'"state-mark"' in line]
+
+
+@one_loop
+async def test_marks_of_before_there_were_macs_are_followed_by_some_that_have_one(tmp_path, monkeypatch, caplog):
+    config = config_of(tmp_path, policy={"kinds": ["tx-v0"]}, failover={"emergencyModeEnabled": True})
+    with monkeypatch.context() as earlier:
+        earlier.setattr(Marks, "_attest", lambda *_: "")
+        earlier.setattr(Marks, "_is_plain", True)
+        for _ in range(2):
+            async with opened(config):
+                pass
+    for _ in range(3):
+        async with opened(config):
+            pass
+    assert "not vouched for" not in caplog.text
+    made = marks_in(Layout(tmp_path / "audit.log"))
+    assert ["mac" in mark for mark in made] == [False] * 4 + [True] * 6
+    assert [mark["previous"] for mark in made[4:]] == ["", *(mark["state"] for mark in made[4:-1])]

@@ -74,6 +74,8 @@ class Marks:
         self._ordered = policy is not None and bool(policy.ordered)
         self.witness = Witness(store, "", socket.gethostname(), "", log)
         self._logged = self._seen = ""
+        self._chained = ""
+        """As `_logged`, if that mark has a MAC: the next one names it."""
         self._marked_at = 0
         self._compared = False
         self._scope = Scope()
@@ -152,20 +154,23 @@ class Marks:
             read.append(record)
             if self._vouches(record):
                 vouched.append(record)
-                before.discard(record["state"])
+                before.discard(str(record.get("state", "")))
                 if not reached:
-                    before.add(str(record.get("previous", "")))
-                reached = reached or record["state"] in known
-                if reached and not before - {""}:
+                    before.add(str(record.get("previous", "")))  # of the first one "", which is found nowhere
+                reached = reached or record.get("state") in known
+                if reached and (self._is_plain or not before):
                     break
         # Those that this version's key managers made; or, if there are none yet, what a checkpoint covered.
         marks = vouched or [record for record in read if self._is_plain or record["seq"] <= self._log.sealed_before]
         # One that an older record has, too, was copied by another writer.
         first = {str(record.get("state", "")): record for record in marks}
-        if len(first) < len(read) and not self._is_plain:
-            told = {"newest": max(record["seq"] for record in read if record not in first.values())}
-            get_logger().error("marks in the audit log are not vouched for: they count for nothing", **told)
         newest = sorted(first.values(), key=lambda record: int(record["seq"]), reverse=True)
+        self._chained = str(newest[0].get("state", "")) if vouched else ""
+        oldest = int(newest[-1]["seq"]) if newest else 0
+        others = [record for record in read if record["seq"] > oldest and record not in newest]
+        if others and not self._is_plain:
+            told = {"records": len(others), "newest": others[0]["seq"]}
+            get_logger().error("marks in the audit log are not vouched for: they count for nothing", **told)
         since = next((int(record["time_ns"]) for record in newest if record.get("state") in known), 0)
         return (str(newest[0].get("state", "")) if newest else "", since)
 
@@ -200,14 +205,13 @@ class Marks:
         if self._seen == seen:
             return
         self._marked_at = boottime()
-        previous = self._logged
-        mac = self._attest(fresh, previous)
-        vouched: dict[str, Any] = {"previous": previous, "mac": mac} if mac else {}
+        mac = self._attest(fresh, self._chained)
+        vouched: dict[str, Any] = {"previous": self._chained, "mac": mac} if mac else {}
         seq = self._log.note(OPERATION, result="ok", state=fresh, **vouched)
         await self._log.durable(seq)
         status = self._log.status
         if seq is not None and status is not None and status.kept_seq >= seq:
-            self._logged = fresh
+            self._logged = self._chained = fresh
 
     async def _look(self) -> None:
         seen = await self._store.run(lambda connection: fingerprint(connection, _WATCHED))
