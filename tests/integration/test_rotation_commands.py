@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -79,7 +80,9 @@ def the_commands_mean(command, key, monkeypatch, *, token, algorithm, member=0):
     assert command("backup", "verify")[0] == 0
     monkeypatch.setenv("HSM_PIN", token.pin)
     named = ("--token", token.label, "--label", key.label, "--algorithm", algorithm)
-    code, found = command("bench", *BRIEF, "--only", ",".join(SIGNERS[algorithm]), *named, config=None)
+    with tempfile.TemporaryDirectory() as out:
+        contenders = ("--only", ",".join(SIGNERS[algorithm]))
+        code, found = command("bench", *BRIEF, *contenders, *named, "--out", out, config=None)
     assert (code, found["failed"]) == (0, {})
     assert {one["contender"] for one in found["summaries"]} >= {*SIGNERS[algorithm]}, found["skipped"]
 
