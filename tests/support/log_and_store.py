@@ -93,7 +93,11 @@ def _replace(path: Path, text: bytes) -> None:
 
 
 def _link(place: Place, path: Path) -> None:
-    path.symlink_to(_away(place, path))
+    """In one step, as a program does that means well: there is no moment without the file."""
+    aside, beside = place.aside / path.name, path.with_name(path.name + ".other")
+    aside.hardlink_to(path)
+    beside.symlink_to(aside)
+    beside.replace(path)
 
 
 def _older_folder(place: Place) -> None:
