@@ -258,6 +258,54 @@ def test_processes_that_make_a_store_at_the_same_time_share_it(tmp_path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_checkpoints_of_several_processes_are_not_taken_for_those_of_another_program(tmp_path, monkeypatch):
+    monkeypatch.setattr("hsmcore.state.sqlite._CHECKPOINT_EVERY", 2)
+    path = tmp_path / "state.db"
+    rounds, notes = 6, 8
+
+    async def use():
+        for _ in range(rounds):  # the file is opened and closed between others' checkpoints, too
+            store = await Store.open(path)
+            for _ in range(notes):
+                await History(store).note(Event("outage", reason="noted"))
+            assert not store.problems
+            await store.close()
+
+    def one():
+        try:
+            asyncio.run(use())
+            os._exit(0)
+        finally:
+            os._exit(1)
+
+    children = [os.fork() or one() for _ in range(4)]
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert len(noted(path)) == 4 * rounds * notes
+
+
+@pytest.mark.parametrize("is_killed", [False, True], ids=["alone", "after a checkpoint that was cut short"])
+@one_loop
+async def test_a_file_that_another_program_has_written_to_takes_nothing_more(tmp_path, monkeypatch, is_killed):
+    path = tmp_path / "state.db"
+    if is_killed:
+        store = await Store.open(path)
+        await History(store).note(Event("outage", reason="first"))
+        await store.run(lambda connection: connection.exec_driver_sql("PRAGMA application_id = 0"))
+        await store.close()
+    first = await Store.open(path)
+    await History(first).note(Event("outage", reason="kept"))
+    with path.open("ab") as file:
+        file.write(bytes(4096))
+    for _ in range(2):
+        with pytest.raises(StoreError, match="another program has written to it"):
+            await History(first).note(Event("outage", reason="lost"))
+    assert list(first.problems) == ["file"]
+    await first.close()
+    again = await Store.open(path)  # by its rows, a later start judges it
+    await History(again).note(Event("outage", reason="later"))
+    await again.close()
+
+
 @one_loop
 async def test_a_role_is_held_by_one_whatever_the_file_is_called(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)

@@ -6,6 +6,9 @@ processes on one file take turns, and each sees the results of the one before.
 A process has one connection to a file for each mode, whatever the number of Stores: POSIX locks belong to the process,
 so a second opener must not be able to undo the first one's. Only SQLite may open the file: closing any descriptor of it
 drops all of SQLite's locks in this process, and the next process to finish deletes the WAL that is in use.
+
+Between two checkpoints nothing but the WAL is written to. So the file's size and time after the last one are kept in
+its header, and each transaction compares: SQLite itself would not see that another program has written to the file.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import fcntl
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
@@ -40,6 +44,10 @@ GONE_HINT: Final = (
 )
 OWNER_HINT: Final = "All files beside the state file must belong to the key manager's user: chown them."
 _RETRY_SECONDS: Final = 0.01
+_CHECKPOINT_EVERY: Final = 256
+"""Transactions of a process. Each writes some pages of 4 KiB; SQLite's own default is 1,000 pages."""
+_UNDER_WAY: Final = 0
+"""The application_id while a checkpoint changes the file, and of a file that no hsmcore has closed."""
 _KEPT: Final = f"{PROMISED} OR EXISTS (SELECT 1 FROM audit_mark) OR EXISTS (SELECT 1 FROM key_binding)"  # noqa: S608  # our own
 """Whether a store may not be removed: the audit log may go on after it, too."""
 _RING: Final = "SELECT public_key FROM key_version WHERE public_key <> ''"
@@ -64,6 +72,10 @@ class FileDatabase(Database):
         super().__init__(f"state store {path}", writes=writes)
         self._file = _file_at(path, makes=makes)
         self._opened: tuple[Engine, Connection] | None = None
+        self._beside: dict[str, tuple[int, int]] = {}
+        """Inode and size of the files of SQLite beside it: while one has them open, they are not made anew or cut."""
+        self._print, self._overwritten = _UNDER_WAY, ""
+        self._until_checkpoint = _CHECKPOINT_EVERY
 
     @property
     def key(self) -> _File:
@@ -74,6 +86,7 @@ class FileDatabase(Database):
             self._opened = (_open if self.writes else _open_to_read)(self._file.path)
             if self.writes:
                 event.listen(self._opened[1], "before_execute", self.before_execute)
+                self._settle(self._opened[1], checkpoint=False)
 
     def foreign(self, connection: Connection) -> str:
         found, made = _schema_of(connection), _made()
@@ -91,8 +104,13 @@ class FileDatabase(Database):
         connection = self._opened[1]
         self.require_in_place()
         with connection.begin():
+            if self.writes:
+                self._compare(connection)
             result = work(connection)
         self.require_in_place()  # else what was written may be in a file that no start will find
+        self._until_checkpoint -= 1
+        if self.writes and self._until_checkpoint <= 0:
+            self._settle(connection, checkpoint=True)
         return result
 
     def require_in_place(self) -> None:
@@ -100,12 +118,51 @@ class FileDatabase(Database):
         try:
             found = os.stat(self._file.path)  # noqa: PTH116  # each transaction does it
             same = (found.st_dev, found.st_ino) == (self._file.device, self._file.inode)
-            problem = "" if same else "another file is in its place"
+            problem = self._overwritten if same else "another file is in its place"
+            for end in ("-wal", "-shm") if self.writes and not problem else ():
+                beside = os.stat(f"{self._file.path}{end}")  # noqa: PTH116
+                inode, size = self._beside.setdefault(end, (beside.st_ino, 0))
+                if beside.st_ino != inode or beside.st_size < size:
+                    problem = f"another program has changed {self._file.path.name}{end}"
+                self._beside[end] = (inode, max(size, beside.st_size))
         except OSError as error:
             problem = f"its file is gone: {error.strerror}"
+        self._require_no(problem)
+
+    def _require_no(self, problem: str) -> None:
         self.problems.note("file", problem, GONE_HINT)
         if problem:
             raise StoreError(f"{self.shown}: {problem}", call="stat", hint=GONE_HINT)
+
+    def _compare(self, connection: Connection) -> None:
+        """Raise StoreError if another program has written to the file. In a transaction, so that no checkpoint begins
+        or ends meanwhile."""
+        now = _print_of(self._file.path)
+        if now == self._print:
+            return
+        written = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
+        if written not in (_UNDER_WAY, now):
+            self._overwritten = "another program has written to it"
+            self._require_no(self._overwritten)
+        self._print = written
+
+    def _settle(self, connection: Connection, *, checkpoint: bool) -> None:
+        """Have the header say what the file is now; `checkpoint`: first, move the WAL's pages to it. Does nothing while
+        another process does it."""
+        self._until_checkpoint = _CHECKPOINT_EVERY
+        driver: Any = connection.connection.driver_connection
+        folder = os.open(self._file.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if checkpoint:
+                driver.execute(f"PRAGMA application_id = {_UNDER_WAY}")
+                driver.execute("PRAGMA wal_checkpoint").fetchall()
+            self._print = _print_of(self._file.path)
+            driver.execute(f"PRAGMA application_id = {self._print}")
+        except (OSError, sqlite3.Error):
+            pass  # what was committed is; the next one tries again
+        finally:
+            os.close(folder)
 
     def copy_to(self, path: Path) -> None:
         assert self._opened is not None  # noqa: S101  # for the type checker
@@ -287,6 +344,12 @@ def _file_at(path: Path, *, makes: bool) -> _File:
     return _File(real, found.st_dev, found.st_ino)
 
 
+def _print_of(path: Path) -> int:
+    """Return a number of 31 bits, not 0, for the size and the time of a file's last change."""
+    found = os.stat(path)  # noqa: PTH116  # each transaction does it
+    return zlib.crc32(b"%d %d" % (found.st_size, found.st_mtime_ns)) & 0x7FFF_FFFF or 1
+
+
 def _open(path: Path) -> tuple[Engine, Connection]:
     # Not "rwc": SQLite would make a file that was just removed with other permissions.
     engine = _engine(path, "rw")
@@ -324,7 +387,7 @@ def _prepare(connection: Any, _record: Any) -> None:
     # The driver would begin transactions implicitly, late and without the write lock.
     connection.isolation_level = None
     _use_wal(connection)
-    for pragma in ("synchronous = FULL", "foreign_keys = ON"):
+    for pragma in ("synchronous = FULL", "foreign_keys = ON", "wal_autocheckpoint = 0"):
         connection.execute(f"PRAGMA {pragma}")
 
 
