@@ -44,6 +44,7 @@ typedef struct hsm_ladder {
     uint64_t wait_ns; /* until the rung may be tried again; 0: it was tried */
     uint64_t due_ns;  /* put the request aside, and try again then; 0: do not */
     bool last_attempt;
+    bool again;         /* the remedy for a failure of this class has not helped before */
     bool healed;        /* heal was tried */
     bool reinitialized; /* this worker has initialized the module again */
     bool unhealed;      /* the last heal or reinit failed, or the token signs nothing in spite of it */
@@ -202,6 +203,10 @@ void hsm_engine_note_apart(hsm_engine *engine, uint32_t place, bool apart);
 hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint32_t place, CK_OBJECT_HANDLE *handle,
                              hsm_error *error);
 
+/* Log in again if need be and find every key again. A key whose search fails has no handle afterwards; if no key is
+ * found, that failure is returned. */
+hsm_status hsm_engine_heal(hsm_engine *engine, hsm_error *error);
+
 /* ---- recover.c ---- */
 
 /* The request in the slot `index` failed for the first time at `now`, or for the first time since it was put aside. */
@@ -220,14 +225,11 @@ hsm_status hsm_ladder_verdict(const hsm_worker *worker, hsm_status status);
  */
 void hsm_engine_join(hsm_engine *engine);
 void hsm_engine_leave(hsm_engine *engine);
-/* Initialize the module again, for all engines that use it: each of them must heal then, and its workers come to know
- * of it with their next request. This engine's gate may be closed afterwards, so that it can heal first. Returns
- * HSM_BUSY at once or after a moment, with nothing done, if a user comes or goes, or another engine logs in or looks
- * for keys; and HSM_TOKEN_LOST if a call inside does not end. Call with `control` held, as a worker that counts as
- * inside. */
-hsm_status hsm_engines_reinitialize(hsm_worker *worker, hsm_error *error);
-/* Let workers into the module again. */
-void hsm_gate_open(hsm_engine *engine);
+/* Initialize the module again, for all engines that use it, and heal this one; the others must heal then, and their
+ * workers come to know of it with their next request. HSM_BUSY at once or after a moment, with nothing done, if a user
+ * comes or goes, another engine logs in or looks for keys, or healing met something that another attempt may mend;
+ * HSM_TOKEN_LOST if a call inside does not end. Call with `control` held, as a worker that counts as inside. */
+hsm_status hsm_engine_reinitialize(hsm_worker *worker, hsm_error *error);
 
 /* ---- aside.c ---- */
 

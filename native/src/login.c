@@ -142,3 +142,51 @@ hsm_status hsm_engine_refind(hsm_engine *engine, CK_SESSION_HANDLE session, uint
     }
     return status;
 }
+
+/* Find the key of a place again and note its handle. Returns HSM_OK also for a key that is missing or deactivated: only
+ * a fault of the token is a failure. Call with `control` held. */
+static hsm_status look_up(hsm_engine *engine, uint32_t place, bool *found, hsm_error *error) {
+    hsm_engine_key *key = &engine->keys[place];
+    CK_OBJECT_HANDLE handle = 0;
+    hsm_status status = hsm_engine_refind(engine, engine->login_session, place, &handle, error);
+    bool logged_in;
+    status = hsm_engine_unless_hidden(engine, engine->login_session, status, &logged_in);
+    *found = status == HSM_OK;
+    /* A deactivated key keeps its handle, and the token refuses it. Another key, or several, leave the place without
+     * one. A key that was not read may be the pinned one. */
+    bool there = status == HSM_OK || status == HSM_KEY_DEACTIVATED;
+    bool own = there || status == HSM_KEY_NOT_FOUND || status == HSM_KEY_MISMATCH ||
+               (logged_in && error->ckr == CKR_OK && status != HSM_KEY_HANDLE_STALE);
+    atomic_store_explicit(&key->handle, there ? handle : 0, memory_order_release);
+    atomic_store(&key->gone, own && !there);
+    return own ? HSM_OK : status;
+}
+
+hsm_status hsm_engine_heal(hsm_engine *engine, hsm_error *error) {
+    hsm_status status = hsm_engine_ready(engine, error);
+    hsm_status failure = HSM_OK;
+    uint32_t keys_found = 0;
+    for (uint32_t place = 0; place < HSM_MAX_KEYS && status == HSM_OK; place++) {
+        uint32_t state = atomic_load(&engine->area->shared->keys[place].state);
+        if (engine->keys[place].label == NULL || (state != HSM_KEY_ACTIVE && state != HSM_KEY_MISMATCHED)) {
+            continue;
+        }
+        bool found;
+        hsm_status looked = look_up(engine, place, &found, error);
+        keys_found += found ? 1U : 0U;
+        if (looked != HSM_OK) {
+            /* The session may be stuck in a search, which its state does not show: go on with another one. */
+            failure = looked;
+            hsm_engine_close_login(engine);
+            status = hsm_engine_ready(engine, error);
+        }
+    }
+    if (status == HSM_OK && keys_found == 0) {
+        status = failure;
+    }
+    atomic_store(&engine->keys_found, status == HSM_OK ? keys_found : 0);
+    if (status == HSM_OK) {
+        atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
+    }
+    return status;
+}

@@ -73,7 +73,7 @@ static bool close_gates(const hsm_worker *own, uint64_t until) {
     return true;
 }
 
-void hsm_gate_open(hsm_engine *engine) {
+static void open_gate(hsm_engine *engine) {
     atomic_store(&engine->gate, 0);
     hsm_futex_wake(&engine->gate, INT32_MAX, true);
 }
@@ -94,7 +94,8 @@ static void let_go(hsm_engine *engine) {
     atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
 }
 
-hsm_status hsm_engines_reinitialize(hsm_worker *worker, hsm_error *error) {
+/* This engine's gate may be closed afterwards, so that it can heal first. */
+static hsm_status reinitialize(hsm_worker *worker, hsm_error *error) {
     hsm_engine *engine = worker->engine;
     hsm_module *module = engine->module;
     hsm_status status = HSM_BUSY;
@@ -115,11 +116,23 @@ hsm_status hsm_engines_reinitialize(hsm_worker *worker, hsm_error *error) {
         }
         for (hsm_engine *user = module->first; user != NULL; user = user->next) {
             if (user != engine) {
-                hsm_gate_open(user);
+                open_gate(user);
             }
         }
         unlock_engines(engine, NULL);
     }
     hsm_module_disclaim(module);
+    return status;
+}
+
+hsm_status hsm_engine_reinitialize(hsm_worker *worker, hsm_error *error) {
+    hsm_engine *engine = worker->engine;
+    hsm_status status = reinitialize(worker, error);
+    if (status == HSM_OK || status == HSM_BUSY) {
+        hsm_status healed = hsm_engine_heal(engine, error);
+        bool passes = healed != HSM_OK && hsm_status_class(healed) < HSM_CLASS_AUTH_FATAL;
+        status = status == HSM_BUSY && passes ? HSM_BUSY : healed;
+    }
+    open_gate(engine);
     return status;
 }

@@ -87,6 +87,13 @@ PROOFS = [
     ),
     Proof("histogram", "prove_bucket", 1, "hist.c", mutant=("hist.c", "octave - STEP_BITS + 1U", "octave - STEP_BITS")),
     Proof("histogram", "prove_upper", 1, "hist.c", mutant=("hist.c", "<< shift) - 1U", "<< shift)")),
+    Proof(
+        "ladder",
+        "prove_walk",
+        31,
+        "ladder.c",
+        mutant=("ladder.c", "if (calls->over(on)) {", "if (false) {"),
+    ),
     Proof("audit_line", "prove_number", 22, mutant=("journal_line.c", "char digits[20]", "char digits[19]")),
     Proof("audit_line", "prove_hex", 8, mutant=("journal_line.c", "('a' - '0' - 10)", "('a' - '0' - 9)")),
     Proof(
