@@ -77,11 +77,11 @@ async def test_a_call_that_hangs_fails_no_other_request(world, tmp_path, capsys)
 @pytest.mark.parametrize("isolation", ["thread", "process"])
 @one_loop
 async def test_short_deadlines_do_not_mark_workers_as_stuck(world, tmp_path, isolation):
-    chaos = Chaos(tmp_path, wrap(world), latency={"C_Sign": {"kind": "constant", "microseconds": 30_000}})
+    chaos = Chaos(tmp_path, wrap(world), latency={"C_Sign": {"kind": "constant", "microseconds": 100_000}})
     async with opened(chaos.config(settings={"sessions": 2, "isolation": isolation, "hangAfterMs": 500})) as manager:
         await manager.sign(b"before")
         pid = engine_of(manager).host_pid
-        for number in range(10):
+        for number in range(4):
             hasty = (lateness(manager, f"{number} {n}".encode(), 0.005) for n in range(4))
             await asyncio.gather(*hasty)
         await until(lambda: counters(manager)["in_flight"] == 0)
