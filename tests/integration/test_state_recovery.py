@@ -315,7 +315,7 @@ async def test_what_lies_further_back_than_is_read_is_given_up(tmp_path, monkeyp
 # ---- backups ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("secret", [True, False], ids=["sealed", "plain"])
+@pytest.mark.parametrize("secret", [True, pytest.param(False, marks=pytest.mark.deep)], ids=["sealed", "plain"])
 def test_a_backup_under_write_load_is_one_moment(tmp_path, secret):
     config = config_of(tmp_path)
     if not secret:
