@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# What collecting makes stays: the collector would only look at more of it each time.
+gc.disable()
+
 # Here, and not in a fixture: SOFTHSM2_CONF must be set before anything initializes the module.
 _keeper = Keeper() if run_folder() is None else None  # a worker's is its controller's
 if _keeper is not None:
@@ -65,6 +68,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tests write to the folder of the run."""
     if _keeper is not None and config.option.basetemp is None:
         config.option.basetemp = str(_keeper.folder / "t")
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector work while tests run."""
+    gc.enable()
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -10,6 +10,7 @@ from tests.chaos import binding_schedules as schedules
 from tests.support.chaos import needs_chaos
 from tests.support.paths import NOOP
 from tests.support.seeds import run_command
+from tests.support.size import share
 
 pytestmark = [
     pytest.mark.chaos,
@@ -31,13 +32,14 @@ def test_the_schedules_are_of_every_kind():
 
 @pytest.mark.timeout(240)
 def test_no_message_is_signed_by_two_keys_however_its_caller_gave_up():
-    code, total = run_command("tests.chaos.binding_schedules", "0-15", 200)
+    count = share(32)
+    code, total = run_command("tests.chaos.binding_schedules", f"0-{count - 1}", 200)
     assert (code, total["faults"]) == (0, {}), total["notes"]
     # Messages were bound, over restarts too, and others were not.
-    assert total["schedules"] == 16
-    assert total["doings"]["bound"] > 50
-    assert total["doings"]["restart"] > 4
-    assert total["answers"]["signed"] > 200
+    assert total["schedules"] == count
+    assert total["doings"]["bound"] > 3 * count
+    assert total["doings"]["restart"] > count // 4
+    assert total["answers"]["signed"] > 12 * count
 
 
 @pytest.mark.timeout(120)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 import threading
 import time
 from typing import Any
@@ -16,6 +15,7 @@ from tests.support.chaos import Chaos, engine_of, needs_chaos, supervisor_of, wr
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, until
 from tests.support.verifiers import is_good
+from tests.support.zygote import Forked
 
 import hsmcore
 from hsmcore.errors import DeadlineExceeded, MemberDown
@@ -223,8 +223,8 @@ def test_closing_does_not_wait_for_another_call_that_hangs(fresh_token, tmp_path
     if what == "start":
         chaos.write(faults=[{"function": "C_FindObjectsInit", "action": "hang", "forever": True, "nth": 1}])
     arguments = [what, token.keys["other"].id] if what == "search" else [what]
-    command = [sys.executable, "-m", "tests.support.closing_victim", *arguments]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as victim:
+    command = ["tests.support.closing_victim", *arguments]
+    with Forked(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as victim:
         assert victim.stdin is not None
         assert victim.stdout is not None
         try:

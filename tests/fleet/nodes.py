@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,15 @@ def give(path: Path) -> Path:
 class Process:
     """A process that a test has started."""
 
-    def __init__(self, command: Iterable[str | Path], log: Path, **more: Any) -> None:
+    def __init__(
+        self,
+        command: Iterable[str | Path],
+        log: Path,
+        start: Callable[..., subprocess.Popen[Any]] = subprocess.Popen,
+        **more: Any,
+    ) -> None:
         with log.open("ab") as output:
-            self._popen = subprocess.Popen(
-                list(command), stdout=output, stderr=output, stdin=subprocess.DEVNULL, **more
-            )
+            self._popen = start(list(command), stdout=output, stderr=output, stdin=subprocess.DEVNULL, **more)
         self.pid = self._popen.pid
 
     @property

@@ -27,6 +27,7 @@ from tests.fleet.proxy import Proxy
 from tests.support.chaos import Chaos, wrap_noop
 from tests.support.paths import ROOT
 from tests.support.postgres import PASSWORD, USER, Bouncer
+from tests.support.zygote import Forked
 
 FLEET: Final = "campaign"
 HOSTS: Final = ("x", "y", "z")
@@ -84,8 +85,11 @@ class Signer:
         elif library is not None and self.clock.exists():
             environment |= {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(self.clock)}
             environment |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_CACHE_DURATION": "1"}
-        command = [sys.executable, "-m", "tests.fleet.signer", str(path)]
-        self.process = Process(command, self.folder / "out", cwd=ROOT, env=environment)
+        command, out = ["tests.fleet.signer", str(path)], self.folder / "out"
+        if "LD_PRELOAD" in environment:
+            self.process = Process([sys.executable, "-m", *command], out, cwd=ROOT, env=environment)
+        else:
+            self.process = Process(command, out, Forked, cwd=ROOT, env=environment)
 
     def step_clock(self, seconds: int) -> None:
         """Set the clock that it is shown."""

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from tests.support.audit_logs import copy_of, settings, write_log
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 from tests.support.scrapes import Scrape
+from tests.support.zygote import Forked
 
 import hsmcore
 from hsmcore.audit import AuditLog
@@ -305,8 +305,7 @@ async def test_a_torn_end_is_put_aside_as_before(tmp_path, rest):
 
 
 def start(config: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "tests.support.signing_victim", str(config)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return Forked(["tests.support.signing_victim", str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 async def test_every_signature_of_a_killed_signer_is_in_the_log_or_the_next_start_refuses(world, tmp_path):

@@ -61,7 +61,9 @@ def check(said: dict[str, Any], folder: Path, most_pending: int) -> None:
 HANGS = [("fsync", SYNC), ("write", WRITE), ("interval", SYNC), ("interval", WRITE)]
 
 
-@pytest.mark.parametrize(("durability", "calls"), HANGS)
+@pytest.mark.parametrize(
+    ("durability", "calls"), [HANGS[0], *(pytest.param(*one, marks=pytest.mark.deep) for one in HANGS[1:-1]), HANGS[-1]]
+)
 def test_pending_bytes_are_bounded_while_the_disk_hangs(disk, tmp_path, durability, calls):
     bound = 4 << 20
     said = hang(disk, tmp_path, calls, 2, bound, durability=durability)

@@ -21,6 +21,7 @@ import structlog
 from hsmcore.cli import app as cli
 from hsmcore_bench.harness.locate import BIN_DIR_ENV, CHAOS_MODULE, NOOP_MODULE, RAW_SIGN, SOFTHSM_MODULE, native
 from hsmcore_bench.harness.process import child_environment
+from hsmcore_bench.suite import runner
 from hsmcore_bench.suite.failover import CASES
 from hsmcore_bench.suite.html import page
 from hsmcore_bench.suite.model import HsmToken, Options
@@ -48,6 +49,12 @@ def temporary_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", None)
     yield place
     assert list(place.iterdir()) == []
+
+
+@pytest.fixture(autouse=True)
+def short_warm_up(monkeypatch):
+    """What is measured here is held against nothing."""
+    monkeypatch.setattr(runner, "WARM_UP_SECONDS", 0.02)
 
 
 @needs_raw
@@ -88,7 +95,7 @@ def test_ours_takes_part():
         Options(
             patience=0,
             rounds=1,
-            seconds=0.1,
+            seconds=0.03,
             only="raw-1,hand-over,sign-1,sign-64,sign-64-lag,sign-p256,sign-secp256k1,audit-fsync,audit-1,flush,batch-4,open-960,open-80-token",
         )
     )
@@ -164,7 +171,7 @@ def test_failover_is_measured():
 @needs_chaos
 @needs_ours
 def test_the_whole_stack_signs():
-    result = run(Options(patience=0, rounds=1, seconds=0.1, only="stack"))
+    result = run(Options(patience=0, rounds=1, seconds=0.03, only="stack-64,stack-256,stack-noop-256"))
     assert (result.failed, result.skipped) == ({}, {})
     found = {sample.contender: sample for sample in result.samples}
     assert all(found[name].signatures > 0 for name in ("stack-64", "stack-256", "stack-noop-256"))

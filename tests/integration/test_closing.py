@@ -18,6 +18,7 @@ from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import opened, start, until
+from tests.support.zygote import Forked
 
 import hsmcore
 from hsmcore.audit.check.trust import Trust
@@ -139,8 +140,8 @@ def test_a_hung_device_keeps_nothing_open(fresh_token, tmp_path, isolation, what
     token = fresh_token()
     chaos = Chaos(tmp_path, wrap(token))
     config = everything(chaos.config(settings={"isolation": isolation, "hangAfterMs": 50}), tmp_path)
-    command = [sys.executable, "-m", "tests.support.closing_victim", what]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as victim:
+    command = ["tests.support.closing_victim", what]
+    with Forked(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as victim:
         try:
             print(json.dumps(config), file=victim.stdin, flush=True)
             assert victim.stdout.readline() == "ready\n"

@@ -18,6 +18,7 @@ from tests.support.loops import one_loop
 from tests.support.managers import becomes, until
 from tests.support.wire import read_signed
 from tests.support.wire_site import ME, Peer, document, sign
+from tests.support.zygote import CLI, Forked
 
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
@@ -31,17 +32,16 @@ GIVEN = "import os; os.environ['LISTEN_PID'] = str(os.getpid()); os.dup2({fd}, 3
 class Process:
     """A gateway in a process of its own."""
 
-    def __init__(self, folder, config, *, script=START, fds=(), **environment):
+    def __init__(self, folder, config, *, script="", fds=(), **environment):
         self.path = str(folder / "sign.sock")
         file = folder / "gateway.json"
         file.write_text(json.dumps(config))
-        self.child = subprocess.Popen(
-            [sys.executable, "-c", script, "gateway", "--config", str(file), "--json"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=fds,
-            env={**os.environ, **environment},
-        )
+        line, env = ["gateway", "--config", str(file), "--json"], {**os.environ, **environment}
+        if script:
+            line = [sys.executable, "-c", script, *line]
+            self.child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, pass_fds=fds)
+        else:
+            self.child = Forked([CLI, *line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
 
     async def said(self):
         """The line that it prints once it listens."""

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from moto.server import ThreadedMotoServer
 from tests.support.kms import ACCESS_KEY, REGION, SECRET_KEY, KmsServer, config, set_credentials
 from tests.support.kms.tls import make_certificate
 from tests.support.loops import one_loop
@@ -123,6 +122,8 @@ async def test_an_endpoint_must_have_a_trusted_certificate_for_its_name(monkeypa
 def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """moto's server: an independent imitation of AWS."""
     set_credentials(monkeypatch)
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

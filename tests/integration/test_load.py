@@ -371,7 +371,9 @@ def begun(log: Path) -> bool:
     return log.exists() and "Tag=" in log.read_text()
 
 
-@pytest.mark.parametrize(("path", "number"), [("facade", signal.SIGINT), ("ring", signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("path", "number"), [("facade", signal.SIGINT), pytest.param("ring", signal.SIGTERM, marks=pytest.mark.deep)]
+)
 def test_an_interruption_ends_it_in_good_order_and_nothing_secret_was_shown(place, tmp_path, path, number):
     """What was started is answered; the PIN was in no argument, no environment and no output."""
     log = tmp_path / "run.hlog"

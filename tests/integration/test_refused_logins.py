@@ -12,7 +12,8 @@ import pytest
 from tests.support.chaos import Chaos, engine_of, send_signal, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, until
-from tests.support.terminal import OWN_PROCESS, PROGRAM
+from tests.support.terminal import PROGRAM
+from tests.support.zygote import CLI, Forked
 
 import hsmcore
 from hsmcore.config import load
@@ -123,8 +124,8 @@ async def test_an_isolated_control_plane_remembers_it_too(site):
 def test_processes_that_start_at_once_send_it_once(site):
     path = site.folder / "hsmcore.json"
     path.write_text(json.dumps(site.config()))
-    command = [*OWN_PROCESS, "sign", "--text", "m", "--config", str(path)]
-    running = [subprocess.Popen(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) for _ in range(4)]
+    command = [CLI, "sign", "--text", "m", "--config", str(path)]
+    running = [Forked(command, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL) for _ in range(4)]
     said = [process.communicate(timeout=120)[1].decode() for process in running]
     assert [process.returncode for process in running] == [1] * 4
     assert sum("not sent again" in text for text in said) == 3

@@ -19,6 +19,7 @@ from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start
 from tests.support.rotation import Lives, is_rotating
 from tests.support.terminal import PROGRAM
+from tests.support.zygote import CLI, Forked
 
 import hsmcore
 from hsmcore.cli.app import run as run_command
@@ -39,9 +40,9 @@ def environment(token):
 @contextmanager
 def serving(token, path, log):
     """`hsmcore serve` while the body runs; what it logs is in the file `log`."""
-    line = [*COMMAND, "serve", "--config", str(path), "--listen", "127.0.0.1:0", "--json"]
+    line = [CLI, "serve", "--config", str(path), "--listen", "127.0.0.1:0", "--json"]
     with log.open("w") as errors:
-        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=errors, env=environment(token), text=True)
+        process = Forked(line, stdout=subprocess.PIPE, stderr=errors, env=environment(token), text=True)
     try:
         assert "address" in process.stdout.readline(), log.read_text()
         yield

@@ -12,7 +12,6 @@ import signal
 import sqlite3
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -23,7 +22,6 @@ import pytest
 from tests.support.commands import commands
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, cut_off, opened, until
-from tests.support.paths import ROOT
 from tests.support.policed import ordered
 from tests.support.postgres import cluster
 from tests.support.scrapes import Scrape
@@ -40,6 +38,7 @@ from tests.support.state_rollbacks import (
     roll_back,
     roll_back_fleet,
 )
+from tests.support.zygote import CLI, Forked
 
 import hsmcore
 from hsmcore.audit import AuditLog
@@ -316,7 +315,7 @@ async def test_what_lies_further_back_than_is_read_is_given_up(tmp_path, monkeyp
 # ---- backups ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("secret", [True, False], ids=["sealed", "plain"])
+@pytest.mark.parametrize("secret", [True, pytest.param(False, marks=pytest.mark.deep)], ids=["sealed", "plain"])
 def test_a_backup_under_write_load_is_one_moment(tmp_path, secret):
     config = config_of(tmp_path)
     if not secret:
@@ -639,11 +638,7 @@ def test_a_kill_in_the_middle_of_a_backup_or_a_restore_leaves_no_half(tmp_path):
     killed = 0
     for trial in range(10):
         command = [*(backup_ if trial % 2 else restore), "--config", str(tmp_path / "config.json")]
-        child = subprocess.Popen(
-            [sys.executable, "-c", "from hsmcore.cli import main; main()", *command],
-            cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT / "core")}, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        child = Forked([CLI, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         before = set(tmp_path.iterdir())
         while child.poll() is None and chance.random() > (0.0005 if set(tmp_path.iterdir()) == before else 0.02):
             pass

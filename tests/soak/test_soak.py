@@ -25,7 +25,7 @@ SOUND, CHAOS = [], ["--chaos"]
 @pytest.mark.parametrize(
     ("module", "faults", "isolation"),
     [
-        pytest.param("softhsm", CHAOS, "thread", id="softhsm-chaos-thread"),
+        pytest.param("softhsm", CHAOS, "thread", id="softhsm-chaos-thread", marks=pytest.mark.deep),
         pytest.param("softhsm", CHAOS, "process", id="softhsm-chaos-process"),
         pytest.param("noop", SOUND, "process", id="noop-sound-process"),
         pytest.param("softhsm", SOUND, "thread", id="softhsm-sound-thread", marks=pytest.mark.deep),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from tests.support.paths import NOOP
 from tests.support.terminal import PROGRAM
+from tests.support.zygote import Forked
 
 from hsmcore.audit.check.prove import latest
 from hsmcore.audit.layout import Layout
@@ -26,8 +26,7 @@ def signing(folder: Path) -> Iterator[Layout]:
     manager = {"type": "softhsm", "config": pkcs11, "auditLogFile": str(folder / "audit.log"), "audit": rules}
     config = {"sequencer": {"keyManager": {**manager, "maxCacheSize": 0}}}
     (folder / "config.json").write_text(json.dumps(config))
-    command = [sys.executable, "-m", "tests.support.signing_victim", str(folder / "config.json")]
-    signer = subprocess.Popen(command, stdout=subprocess.PIPE)
+    signer = Forked(["tests.support.signing_victim", str(folder / "config.json")], stdout=subprocess.PIPE)
     assert signer.stdout is not None
     drain = None
     try:

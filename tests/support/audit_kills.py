@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.support.audit_logs import keys_of, write_log
+from tests.support.zygote import Forked
 
 from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import verify
@@ -53,9 +54,7 @@ def kill_at_segment_ends(folder: Path, kills: int, seed: int) -> int:
 
 def _run_and_kill(path: Path, acknowledgements: int) -> int:
     """Kill the writer right after so many acknowledgements; returns the last one it printed."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.support.audit_victim", str(path)], stdout=subprocess.PIPE, text=True
-    ) as victim:
+    with Forked(["tests.support.audit_victim", str(path)], stdout=subprocess.PIPE, text=True) as victim:
         assert victim.stdout is not None
         last = 0
         for _, line in zip(range(acknowledgements), victim.stdout, strict=False):

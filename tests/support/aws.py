@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from moto.server import ThreadedMotoServer
-
 REGION = "us-east-1"
 OFFLINE = {
     "AWS_EC2_METADATA_DISABLED": "true",
@@ -22,6 +20,8 @@ UNSET = ("AWS_PROFILE", "AWS_REGION", "AWS_SESSION_TOKEN", *CREDENTIALS)
 @contextmanager
 def moto_server() -> Iterator[str]:
     """The address of a server on the loopback interface."""
+    from moto.server import ThreadedMotoServer  # here: collecting tests need not import it
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     try:

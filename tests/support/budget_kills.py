@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.support.chaos import send_signal
 from tests.support.paths import ROOT
 from tests.support.softhsm import Token
+from tests.support.zygote import Forked
 
 from hsmcore.failover.budget import BLOCK
 
@@ -22,12 +23,12 @@ def spend_under_kills(fresh_token: Callable[..., Token], store: Path, most: int,
     """Signers of a budget of `most` are killed so often; the last ones end by themselves, refused."""
     token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
     configs = json.dumps([token.config(name, settings={"sessions": 1}, maxCacheSize=0) for name in "ab"])
-    command = [sys.executable, "-m", "tests.support.emergency", str(store), configs, str(most)]
+    command = ["tests.support.emergency", str(store), configs, str(most)]
     environment = {**token.environment, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     chance = random.Random(7)
     released, killed, ended = 0, 0, False
     for _ in range(kills + 2):
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment)
+        child = Forked(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment)
         assert child.stdout is not None
         assert child.stderr is not None
         try:

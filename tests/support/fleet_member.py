@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import uvloop
 from tests.support.paths import ROOT
+from tests.support.zygote import Forked
 
 import hsmcore
 from hsmcore.errors import HsmError
@@ -32,11 +33,14 @@ class FleetMember:
         path = folder / f"{host}.json"
         path.touch(0o600)
         path.write_text(json.dumps(whole))
-        command = [sys.executable, "-m", "tests.support.fleet_member", str(path)]
         self.host, self.log = host, folder / f"{host}.stderr"
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log
+            self._process = Forked(
+                ["tests.support.fleet_member", str(path)],
+                cwd=ROOT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
             )
 
     def begun(self) -> Self:

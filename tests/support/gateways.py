@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,11 +15,10 @@ from random import Random
 from typing import Any, Self
 
 from tests.support.wire import signed
+from tests.support.zygote import CLI, Forked
 
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import CLIENT_TYPES, Frame, Splitter, Type, frame
-
-_RUN = "import sys; from hsmcore.cli import main; sys.exit(main())"
 
 
 def document_of(config: Mapping[str, Any], address: str, **gateway: Any) -> dict[str, Any]:
@@ -41,8 +39,8 @@ class GatewayProcess:
 
     async def start(self) -> None:
         """Start, and wait until it listens."""
-        command = [sys.executable, "-c", _RUN, "gateway", "--config", str(self._file), "--json"]
-        process = await asyncio.to_thread(subprocess.Popen, command, stdout=subprocess.PIPE)
+        command = [CLI, "gateway", "--config", str(self._file), "--json"]
+        process = await asyncio.to_thread(Forked, command, stdout=subprocess.PIPE)
         self._process = process
         assert process.stdout is not None
         line = await asyncio.to_thread(process.stdout.readline)

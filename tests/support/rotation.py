@@ -21,6 +21,7 @@ import traceback
 from typing import Any, Self
 
 import pytest
+from tests.support.zygote import Forked
 
 import hsmcore
 from hsmcore.errors import HsmError
@@ -187,8 +188,8 @@ class Lives:
         self._environment = environment
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.rotation"],
+        self._process = Forked(
+            ["tests.support.rotation"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment,
         )  # fmt: skip
         return self

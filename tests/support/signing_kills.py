@@ -6,11 +6,11 @@ import hashlib
 import json
 import random
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 from tests.support.audit_logs import keys_of
+from tests.support.zygote import Forked
 
 from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import verify
@@ -20,8 +20,7 @@ from hsmcore.audit.query import Query
 
 def run_and_kill(config: Path, signatures: int) -> list[tuple[bytes, str]]:
     """What got out before the victim was killed, right after so many signatures."""
-    command = [sys.executable, "-m", "tests.support.signing_victim", str(config)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as victim:
+    with Forked(["tests.support.signing_victim", str(config)], stdout=subprocess.PIPE) as victim:
         assert victim.stdout is not None
         lines = [line for _, line in zip(range(signatures), victim.stdout, strict=False)]
         victim.kill()

@@ -18,6 +18,7 @@ from typing import Any
 from tests.support.paths import ROOT
 from tests.support.policed import ordered
 from tests.support.state_copies import backed_up as backed_up_whole
+from tests.support.zygote import Forked
 
 import hsmcore
 from hsmcore.audit import AuditLog
@@ -50,11 +51,10 @@ class Life:
     """A signer in a process of its own: it signs one position after another, and says which."""
 
     def __init__(self, config: dict[str, Any], first: int) -> None:
-        # Not forked: a thread of this process may be within a lock, of libcrypto for one.
-        command = [sys.executable, "-m", "tests.support.state_rollbacks"]
+        # Not forked from here: a thread of this process may be within a lock, of libcrypto for one.
         self._said = tempfile.TemporaryFile()  # noqa: SIM115  # `end` closes it
         pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=self._said)
+        self._process = Forked(["tests.support.state_rollbacks"], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=self._said)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._stop, self._answers = self._process.stdin, self._process.stdout

@@ -4,27 +4,23 @@ standard output an answer, as JSON."""
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from typing import Any, Self
 
 from tests.support.chaos import send_signal
 from tests.support.paths import ROOT
+from tests.support.zygote import Forked
 
 
 class Told:
     """Such a process. Use as a context manager; at the end it is killed if it still runs."""
 
     def __init__(self, module: str, *arguments: str) -> None:
-        self._command = [sys.executable, "-m", module, *arguments]
+        self._command = [module, *arguments]
 
     def __enter__(self) -> Self:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self.process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
-        )
+        self.process = Forked(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT)
         return self
 
     def __exit__(self, *_exc: object) -> None:
