@@ -23,7 +23,7 @@ from hsmcore.audit.backwards import newest_first
 from hsmcore.audit.check.overview import overview
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query, find
-from hsmcore.audit.segment import compress
+from hsmcore.audit.segment import compress, segments
 from hsmcore.audit.shipping.follow import Follower, last_seq
 from hsmcore.cli.app import run
 
@@ -198,6 +198,17 @@ def test_no_step_of_the_writer_makes_an_answer_wrong(tmp_path, monkeypatch, read
         if not is_right(reader, answer, kept):
             wrong.append((number, kept, answer))
     assert wrong == []
+
+
+def test_a_newest_file_without_a_record_stays_empty_while_it_is_read(tmp_path):
+    """The writer is one file further when it is opened: that one is empty, too, and has a record before it is read."""
+    writer = Writer(tmp_path, 2 * STEPS - 2)
+    listed = segments(writer.layout)[-1]
+    writer.go(STEPS)
+    assert (listed.first, writer.layout.log.read_bytes()) == (0, b"")
+    with listed.opened() as file:
+        writer.go(1)
+        assert (file.read(), writer.layout.log.read_bytes()) == (b"", line(writer.kept))
 
 
 def test_a_command_line_may_name_a_log_in_the_moment_of_a_rotation(tmp_path, monkeypatch, capsys):

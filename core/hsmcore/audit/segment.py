@@ -26,6 +26,8 @@ MAX_FRAME_BYTES: Final = 1 << 27
 _SKIPPABLE: Final = 0x184D2A5E
 _SEEKABLE: Final = 0x8F92EAB1
 _LEVEL: Final = 3
+_HEAD: Final = 64
+"""Bytes that hold a line's sequence number."""
 _LOOKS: Final = 5
 """Looks at a log without its newest file: a running writer makes another one in a moment."""
 
@@ -62,11 +64,12 @@ class Segment:
 
     def _open(self) -> BinaryIO:
         file = _existing(self.path)
-        if not self.first and (file is None or not (head := os.pread(file.fileno(), 64, 0)) or seq_of(head)):
+        head = b"" if file is None else os.pread(file.fileno(), _HEAD, 0)
+        if not self.first and (not head or seq_of(head)):
             if file is not None:
                 file.close()  # it had no record when it was listed; by now there may be others between
             return Path(os.devnull).open("rb")
-        if file is not None and (not self.moves or first_seq_of(file.fileno()) == self.first):
+        if file is not None and (not self.moves or seq_of(head) == self.first):
             return file
         moved = next(filter(None, map(_existing, self.moves)), None)
         if moved is not None and file is not None:
@@ -166,7 +169,7 @@ def first_seq(path: Path) -> int:
 
 def first_seq_of(descriptor: int) -> int:
     """Return the sequence number of an open file's first line; 0 if there is none. Raises OSError."""
-    return seq_of(os.pread(descriptor, 64, 0))
+    return seq_of(os.pread(descriptor, _HEAD, 0))
 
 
 def seq_of(line: bytes) -> int:
