@@ -10,7 +10,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -26,8 +26,10 @@ MAX_FRAME_BYTES: Final = 1 << 27
 _SKIPPABLE: Final = 0x184D2A5E
 _SEEKABLE: Final = 0x8F92EAB1
 _LEVEL: Final = 3
-_LISTINGS: Final = 10
-"""Most listings until two agree."""
+_HEAD: Final = 64
+"""Bytes that hold a line's sequence number."""
+_LOOKS: Final = 5
+"""Looks at a log without its newest file: a running writer makes another one in a moment."""
 
 
 class SegmentError(ValueError):
@@ -50,7 +52,7 @@ class Segment:
     @property
     def compressed(self) -> bool:
         """Whether the file consists of Zstandard frames."""
-        return _is_compressed(self.path)
+        return is_compressed(self.path)
 
     @contextmanager
     def opened(self) -> Iterator[BinaryIO]:
@@ -62,10 +64,12 @@ class Segment:
 
     def _open(self) -> BinaryIO:
         file = _existing(self.path)
-        if file is not None and not self.first and first_seq_of(file.fileno()):
-            file.close()  # it had no record when it was listed; by now there may be others between
+        head = b"" if file is None else os.pread(file.fileno(), _HEAD, 0)
+        if not self.first and (not head or seq_of(head)):
+            if file is not None:
+                file.close()  # it had no record when it was listed; by now there may be others between
             return Path(os.devnull).open("rb")
-        if file is not None and (not self.moves or first_seq_of(file.fileno()) == self.first):
+        if file is not None and (not self.moves or seq_of(head) == self.first):
             return file
         moved = next(filter(None, map(_existing, self.moves)), None)
         if moved is not None and file is not None:
@@ -78,12 +82,12 @@ class Segment:
         """Yield the text from an offset on, in pieces of whole lines; text without a newline comes last. Raises
         SegmentError, OSError."""
         with self.opened() as file:
-            yield from (_frames if _is_compressed(Path(file.name)) else _plain)(file, offset)
+            yield from (_frames if is_compressed(file.name) else _plain)(file, offset)
 
     def read(self, offset: int, length: int) -> bytes:
         """Return `length` bytes of the text from an offset on. Raises SegmentError, OSError."""
         with self.opened() as file:
-            if not _is_compressed(Path(file.name)):
+            if not is_compressed(file.name):
                 file.seek(offset)
                 return file.read(length)
             found = b""
@@ -94,8 +98,9 @@ class Segment:
             return found[:length]
 
 
-def _is_compressed(path: Path) -> bool:
-    return path.suffix == ".zst"
+def is_compressed(path: str | Path) -> bool:
+    """Return whether a segment's file consists of Zstandard frames."""
+    return str(path).endswith(".zst")
 
 
 def _existing(path: Path) -> BinaryIO | None:
@@ -116,22 +121,28 @@ def newest_segment(layout: Layout, first: int) -> Segment:
 
 
 def segments(layout: Layout) -> list[Segment]:
-    """Return the full segments in order, then the newest one. If a crash left a segment plain and compressed, the plain
-    file is returned. Raises OSError."""
-    before: list[Segment] | None = None
-    ordered: list[Segment] = []
-    for _ in range(_LISTINGS):  # a running writer renames the newest file and makes another one; files are compressed
-        newest = []
-        with suppress(FileNotFoundError):
-            newest = [newest_segment(layout, first_seq(layout.log))]
-        ordered = [*_full_segments(layout), *newest]
-        if ordered == before and newest:
-            break
-        before = ordered
-    return ordered
+    """Return the full segments in order, then the newest one: each one that there is when the call begins, and none
+    twice, also while a writer runs. If a crash left a segment plain and compressed, the plain file is returned. Raises
+    OSError."""
+    full: dict[int, Segment] = {}
+    for _ in range(_LOOKS):
+        file = _existing(layout.log)
+        with file or nullcontext():
+            # What is compressed during a listing may be missing from it, but not from the next one, too.
+            full = {**_full_segments(layout), **_full_segments(layout)}
+            if file is not None:
+                first = first_seq_of(file.fileno())
+                if first and not _is_at(file, layout.log):  # it is full by now, and others may be
+                    full = {number: segment for number, segment in full.items() if number < first}
+                return [*_in_order(full), newest_segment(layout, first)]
+    return _in_order(full)
 
 
-def _full_segments(layout: Layout) -> list[Segment]:
+def _in_order(full: dict[int, Segment]) -> list[Segment]:
+    return [full[first] for first in sorted(full)]
+
+
+def _full_segments(layout: Layout) -> dict[int, Segment]:
     found: dict[int, Segment] = {}
     if layout.segments.is_dir():
         for path in layout.segments.iterdir():
@@ -141,7 +152,13 @@ def _full_segments(layout: Layout) -> list[Segment]:
                 first = int(number)
                 if plain or first not in found:
                     found[first] = Segment(first, path, (path.with_name(path.name + ".zst"),) if plain else ())
-    return [found[first] for first in sorted(found)]
+    return found
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    return False
 
 
 def first_seq(path: Path) -> int:
@@ -152,7 +169,7 @@ def first_seq(path: Path) -> int:
 
 def first_seq_of(descriptor: int) -> int:
     """Return the sequence number of an open file's first line; 0 if there is none. Raises OSError."""
-    return seq_of(os.pread(descriptor, 64, 0))
+    return seq_of(os.pread(descriptor, _HEAD, 0))
 
 
 def seq_of(line: bytes) -> int:

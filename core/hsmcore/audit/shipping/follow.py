@@ -8,8 +8,7 @@ from pathlib import Path
 
 from hsmcore.audit import index
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.segment import CHUNK_BYTES, Segment, SegmentError, segments, seq_of
-from hsmcore.base.ownership import sync
+from hsmcore.audit.segment import CHUNK_BYTES, Segment, SegmentError, is_compressed, segments, seq_of
 
 
 class Follower:
@@ -26,7 +25,6 @@ class Follower:
         self._offset = 0
         self._chunks: Iterator[bytes] | None = None
         self._text: list[bytes] = []
-        self._suspected = 0
 
     def take(self, upto: int, most_bytes: int, most_records: int) -> list[bytes]:
         """Return the next lines, without newline, up to record `upto`, within the limits but at least one if there is
@@ -91,17 +89,13 @@ class Follower:
             chosen = here[-1] if here else None
             if chosen is not None and (self._segment is None or chosen.first != self._segment.first):
                 self._open(chosen)
-                self._suspected = 0
                 return True
         except FileNotFoundError:
-            return False  # renamed or compressed since it was listed
+            return False  # pruned since it was listed
         later = [segment.first for segment in candidates if segment.first > self.next]
         if later:
-            # A file that is renamed during the listing may be missing from one listing, but not from two.
-            if self._suspected == later[0]:
-                self.missing.append((self.next, later[0] - 1))
-                self.next = later[0]
-            self._suspected = later[0]
+            self.missing.append((self.next, later[0] - 1))
+            self.next = later[0]
             return self._advance()
         return False
 
@@ -112,11 +106,11 @@ class Follower:
             if block.first > self.next:
                 break
             offset = block.offset
-        if segment.compressed:
-            self._chunks = segment.chunks(offset)
-        else:
-            self._file = os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC)
-            self._offset = offset
+        with segment.opened() as file:
+            if is_compressed(file.name):
+                self._chunks = segment.chunks(offset)
+            else:
+                self._file, self._offset = os.dup(file.fileno()), offset
         self._segment = segment
 
 
@@ -126,8 +120,8 @@ def last_seq(layout: Layout) -> int:
     for segment in reversed(segments(layout)):
         if segment.first == 0:
             continue  # a new file without a first line
-        if not segment.compressed:
-            sync(segment.path)
+        with segment.opened() as file:
+            os.fsync(file.fileno())
         offset = 0
         for block in index.blocks(layout, segment):
             offset = block.offset

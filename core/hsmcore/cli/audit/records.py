@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from hsmcore.cli.audit.verify import TAKES, app, checkpoint_of, log_and_retention, reading
+from hsmcore.cli.audit.verify import LOG, TAKES, app, checkpoint_of, log_and_retention, reading
 from hsmcore.cli.files import OutputOption, deliver
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, print_json, when
 from hsmcore.errors import SystemFailure
 
-FolderOption = Annotated[Path | None, "-f PATH: The log, or the folder it lies in."]
+FolderOption = Annotated[Path | None, "-f PATH: The log, or the folder it lies in.", LOG]
 
 
 @command(app, "Write a proof that stands alone.", takes=TAKES)

@@ -29,9 +29,13 @@ app = typer.Typer()
 TAKES: Final = "config state as_json"
 """All key managers of a configuration have one log."""
 
+LOG: Final[dict[str, Any]] = {"readable": False}
+"""A log's file is not looked at while the command line is read: a running writer may rename it in that moment."""
 FolderArgument = Annotated[
     Path | None,
-    typer.Argument(metavar="[FOLDER]", help="The log, or the folder it lies in (default: the configuration's log)."),
+    typer.Argument(
+        metavar="[FOLDER]", help="The log, or the folder it lies in (default: the configuration's log).", **LOG
+    ),
 ]
 KeyOption = Annotated[list[str] | None, "VKEY: A key to trust instead of the folder's own; may be given again."]
 RetentionOption = Annotated[
