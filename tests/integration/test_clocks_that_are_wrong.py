@@ -4,6 +4,7 @@ a day once the clock is right."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from itertools import product
 from types import SimpleNamespace
@@ -290,3 +291,56 @@ async def test_a_clock_that_is_ahead_for_a_moment_deletes_no_binding(tmp_path, m
         await bindings.keep([])
     assert await bindings.load() == [row]
     await store.close()
+
+
+class Slow(Handover):
+    """A chain that takes its time."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def handover(self, old, new, km):
+        self.begun.set()
+        await self.may_end.wait()
+        return await super().handover(old, new, km)
+
+
+@pytest.mark.parametrize("error", ERRORS if FULL else ERRORS[::4])
+@one_loop
+async def test_a_scheduled_handover_begins_when_it_is_due_and_is_done_once(fresh_token, tmp_path, monkeypatch, error):
+    world = World(monkeypatch, fresh_token().config(**rules(tmp_path, overlapDays=2)))
+    manager, slow = hsmcore.create_key_manager(world.config), Slow()
+    manager.on_rotation(slow)
+    async with manager:
+        await becomes(lambda: has_dates(manager))
+        due = manager._background.rotation.seen.due_ns
+        await world.at(due - 2 * HOUR)
+        world.ahead = error
+        await world.some_looks()
+        assert not slow.begun.is_set(), "a wrong clock began it"
+        world.ahead = 0
+        world.passed += due + HOUR - world.now
+        await slow.begun.wait()  # the service looks at nothing else meanwhile
+        world.ahead = error  # and wrong while it is under way
+        world.passed += HOUR
+        slow.may_end.set()
+
+        async def is_done():
+            return (await stored(tmp_path))[1][-1].run.step == "deactivate"
+
+        await becomes(is_done)
+        await world.some_looks()
+        assert [call[0] for call in slow.calls] == ["handover"]
+        assert [key.state for key in (await stored(tmp_path))[0]] == ["overlap", "active"]
+        world.ahead = 0
+        await world.at(due + 2 * DAY - HOUR)
+        assert [key.state for key in (await stored(tmp_path))[0]] == ["overlap", "active"]
+        for _ in range(3):  # a date of a clock that was ahead counts once they agree
+            await world.at(world.now + DAY)
+
+        async def is_over():
+            return (await stored(tmp_path))[0][0].state == "deactivated"
+
+        await becomes(is_over)
+        assert [call[0] for call in slow.calls] == ["handover"]

@@ -406,7 +406,7 @@ READ_THE_WALL_CLOCK = {
         "providers/yubihsm/attest.py",
         "tlog/key_set.py",
     },
-    "which records are read": {"audit/log.py", "cli/audit/records.py", "failover/bindings.py"},
+    "which records are read": {"cli/audit/records.py"},
     "tells that it is ahead": {"audit/retention.py"},
     "due or stale, and a date that lies far ahead counts as none": {
         "manager/notices.py",

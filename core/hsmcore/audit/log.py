@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -228,12 +227,12 @@ class AuditLog:
                 await asyncio.get_running_loop().run_in_executor(None, shipping.close)
 
     async def cut_off(self, seconds: float, most: int) -> list[Record]:
-        """Return this key manager's newest records of signatures, at most `most`, of the last `seconds` that an earlier
-        process wrote and that no "close" follows: it was killed, and may not have handed out the newest ones. Raises
-        AuditUnavailable."""
+        """Return this key manager's newest records of signatures, at most `most`, that an earlier process
+        wrote in its last `seconds` and that no "close" follows: it was killed, and may not have handed out the newest
+        ones. Raises AuditUnavailable."""
         if self._open is None:
             return []
-        before, start = self._open.found, time.time() - seconds
+        before, start = self._open.found, self._open.found_ns / 1e9 - seconds
         closed = 0
         found: deque[Record] = deque(maxlen=most)
         try:

@@ -86,6 +86,8 @@ class OpenLog:
         """The newest record that is as durable as `durability` requires. From any thread."""
         self.found = 0
         """The newest record that earlier processes wrote."""
+        self.found_ns = 0
+        """The Unix time of that record, and not later than this start."""
         self.found_sealed = 0
         """Records that a checkpoint covered when the log was opened: those that this process seals, another writer may
         have appended."""
@@ -101,7 +103,8 @@ class OpenLog:
         opened = await self._run(self._open_files)
         self.origin, self.checkpoint = opened.origin, opened.checkpoint
         self.durable_seq = self.found = opened.sealer.size
-        self.found_sealed = self.sealed
+        self.found_sealed, sure = self.sealed, self._clock.sure()
+        self.found_ns = min(opened.last_time_ns or sure, sure)
         if self.journal is not None:
             self.journal.attach(self._loop, self._changed, self._refusal, self._note_clock_step)
         for operation, fields in opened.events:
@@ -429,7 +432,8 @@ class OpenLog:
         newest = self.checkpoint
         if newest is None:
             return
-        old = await self._run(lambda: retention.expired(self._layout, before, newest))
+        most = sure if self._clock.agrees else retention.FOREVER
+        old = await self._run(lambda: retention.expired(self._layout, before, newest, most))
         shipped = None if self.keep_from is None else self.keep_from.everywhere
         if old is None or (shipped is not None and shipped < old.last):
             return

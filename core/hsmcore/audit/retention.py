@@ -31,6 +31,7 @@ PRUNE: Final = "audit-prune"
 VOID: Final = "audit-prune-void"
 _MARK: Final = b'"operation":"audit-prune'  # prefix of both
 DAY_NS: Final = 86_400 * 10**9
+FOREVER: Final = 2**63 - 1
 MOST_SEGMENTS: Final = 8
 """Most segments that one call of `expired` reads, because sealing waits for it."""
 
@@ -53,40 +54,47 @@ def before(layout: Layout, sure_ns: int, days: int) -> int:
     return sure_ns - days * DAY_NS
 
 
-def expired(layout: Layout, before_ns: int, checkpoint: Checkpoint) -> Expired | None:
+def expired(layout: Layout, before_ns: int, checkpoint: Checkpoint, most_ns: int) -> Expired | None:
     """Return the oldest full segments whose records, and the one that follows, are all older than `before_ns`, and
-    which `checkpoint` covers. Raises SegmentError, OSError."""
+    which `checkpoint` covers. A record from after `most_ns` was dated by a clock that was wrong: it is as old as the
+    one that follows the segment. Raises SegmentError, OSError."""
+    young = range(before_ns, most_ns + 1)
     genuine = Genuine(layout, checkpoint.size, checkpoint.root)
     first = last = count = 0
     for segment, following in pairwise(segments(layout)):
-        if count == MOST_SEGMENTS:
+        if count == MOST_SEGMENTS and last:
             return Expired(first, last, more=True)
         blocks = list(index.blocks(layout, segment))
-        if not blocks or any(block.max_time_ns >= before_ns for block in blocks):
+        if not blocks or any(block.max_time_ns in young for block in blocks):
             break
         # The index is not evidence: it only saves reading a segment that is not old enough.
-        end = _sealed_before(segment, before_ns, genuine)
-        if end is None or not _begins_before(following, before_ns):
+        end = _sealed_before(segment, young, genuine)
+        begins = _time_of(next(following.chunks(), b"").partition(b"\n")[0])
+        if end is None or begins is None or begins in young:
             break
-        first, last, count = first or segment.first, end, count + 1
+        first, count = first or segment.first, count + 1
+        if begins < before_ns:  # the only evidence of the age of records that are deleted
+            last = end
     return Expired(first, last) if last else None
 
 
-def _begins_before(segment: Segment, before_ns: int) -> bool:
-    """Return whether a segment's first record is older: the only evidence of the age of records that are deleted."""
-    first = parsed(next(segment.chunks(), b"").partition(b"\n")[0])
-    return first is not None and bool(first["time_ns"] < before_ns)
+def _time_of(line: bytes) -> int | None:
+    record = parsed(line)
+    return None if record is None else int(record["time_ns"])
 
 
-def _sealed_before(segment: Segment, before_ns: int, genuine: Genuine) -> int | None:
-    """Return a segment's last record if all of them are older and hash to the sealed leaves; else None."""
+def _sealed_before(segment: Segment, young: range, genuine: Genuine) -> int | None:
+    """Return a segment's last record if none of them is young and all hash to the sealed leaves; else None."""
     scanner, following = MerkleTree(), segment.first
     for text in segment.chunks():
         used = 0
         while used < len(text):
             most = WIDTH - (following - 1) % WIDTH
             why, consumed, leaves, (count, _, newest, *_rest) = scanner.scan(text, used, following, most)
-            if why not in ("end", "limit") or newest >= before_ns or leaves != genuine.leaves(following, count):
+            if why not in ("end", "limit") or newest in young or leaves != genuine.leaves(following, count):
+                return None
+            lines = text[used : used + consumed].splitlines() if newest >= young.stop else []
+            if any(_time_of(line) in young for line in lines):
                 return None
             used += consumed
             following += count

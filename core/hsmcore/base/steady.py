@@ -48,6 +48,8 @@ class SteadyClock:
         self._step: int | None = None
         """As `_offset`, of a step that has not held for long enough; it was seen at `_since` of the boot clock."""
         self._since = 0
+        self.counted = False
+        """Whether the boot clock has counted since the mark; else how long a stop took is the wall clock's word."""
 
     def now(self) -> int:
         """Return the time. Call it regularly: a step holds from when it is seen."""
@@ -100,6 +102,7 @@ class SteadyClock:
             known = at + offset
             if was["boot"] and was["boot"] == _boot() and at <= boot:
                 self._offset, self._step, self._since = offset, step, min(since, boot)
+                self.counted = True
                 return
         except (ValueError, TypeError, KeyError, OverflowError):
             pass  # there is none

@@ -319,7 +319,7 @@ async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
 
     async def write(store: Store) -> dict[str, Any]:
         name = config.key_manager.name
-        clock = RotationClock(Keys(store))
+        clock = RotationClock(store)
         await clock.take_up()
         retire = Schedule.of(rules).overlap_ends_ns(clock.late())
         rotations = Rotations(store, clock.late)

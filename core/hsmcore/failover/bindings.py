@@ -4,7 +4,6 @@ signatures that a process left when it was killed."""
 
 from __future__ import annotations
 
-import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,9 +16,9 @@ from hsmcore._native import Digest, digest_of
 from hsmcore.audit import AuditLog
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
-from hsmcore.base.steady import SteadyClock
 from hsmcore.errors import UNSURE, HsmError, InvalidMessageType
 from hsmcore.failover.breaker import SECOND
+from hsmcore.state.clock import StoreClock
 from hsmcore.state.schema import KEY_BINDING as BINDING
 from hsmcore.state.store import Store, Tables
 
@@ -48,12 +47,12 @@ class StoredBindings(Tables):
 
     def __init__(self, store: Store) -> None:
         super().__init__(store)
-        self.clock = SteadyClock()
+        self.clock = StoreClock(store)
 
     async def keep(self, rows: list[BindingRow]) -> None:
         """Add rows, replacing those of the same messages, and delete those whose time is over."""
         values = [{"digest": row.digest.hex(), "public_key": row.key.hex(), "until_ns": row.until_ns} for row in rows]
-        now = self.clock.now()
+        now = await self.clock.follow()
 
         def work(connection: Any) -> None:
             connection.execute(delete(BINDING).where(BINDING.c.until_ns <= now))
@@ -87,10 +86,10 @@ async def left_by_a_crash(audit: AuditLog) -> list[BindingRow]:
     return [row for row in found if row is not None]
 
 
-async def lately_unsure(audit: AuditLog, last_seq: int | None = None) -> list[BindingRow]:
-    """What may have been signed without an answer in the last BINDING_NS, as the log says, by records up to `last_seq`.
-    Raises AuditUnavailable."""
-    since, found = time.time() - BINDING_NS / SECOND, list[BindingRow | None]()
+async def lately_unsure(audit: AuditLog, now_ns: int, last_seq: int | None = None) -> list[BindingRow]:
+    """What may have been signed without an answer in the BINDING_NS before `now_ns`, as the log says, by records up to
+    `last_seq`. Raises AuditUnavailable."""
+    since, found = (now_ns - BINDING_NS) / SECOND, list[BindingRow | None]()
     async for record in audit.query(since, None, {"operation": "sign", "result": "error", **audit.mark}):
         if record.get("error") in UNSURE and (last_seq is None or record["seq"] <= last_seq):
             row = _row(record.get("message_sha256"), record.get("public_key"), record["time_ns"] + BINDING_NS)
@@ -136,13 +135,18 @@ class KeyBindings:
         """Take up the bindings that earlier processes left. Raises StoreError, AuditUnavailable."""
         if self._stored is None:
             return
-        now, unix = monotonic_ns(), time.time_ns()
-        lost = await left_by_a_crash(audit) if audit.enabled else []
-        for row in sorted([*await self._stored.load(), *lost], key=lambda row: row.until_ns):
-            left = min(row.until_ns - unix, BINDING_NS)  # a clock that was set back makes no binding last longer
-            if left > 0:
-                self._bind(row.digest, row.key, now + left)
-        self._unsaved |= {row.digest: row for row in lost}  # the next crash may come before their time is over
+        unix, now = await self._stored.clock.follow(), monotonic_ns()
+        stored, lost = await self._stored.load(), await left_by_a_crash(audit) if audit.enabled else []
+        left = {row.digest: min(row.until_ns - unix, BINDING_NS) for row in stored}
+        # How long ago is not known after another boot, nor of records, which have the wall clock's time: they stay
+        # bound for the whole time from now on. Written again: the next crash may come before that is over.
+        again = lost if self._stored.clock.counted else [*stored, *lost]
+        left |= {row.digest: BINDING_NS for row in again}
+        keys = {row.digest: row.key for row in [*stored, *lost]}
+        for digest in sorted(left, key=left.__getitem__):
+            if left[digest] > 0:
+                self._bind(digest, keys[digest], now + left[digest])
+        self._unsaved |= {row.digest: BindingRow(row.digest, row.key, unix + BINDING_NS) for row in again}
         self._save()
 
     def add(self, message: bytes | Digest, key: bytes, now: int) -> None:

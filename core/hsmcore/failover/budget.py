@@ -16,16 +16,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 from sqlalchemy import Connection, select, update
 
-from hsmcore.base.steady import SteadyClock
+from hsmcore.base.steady import HELD_NS
 from hsmcore.config import Config, Failover
 from hsmcore.errors import BadArgument
 from hsmcore.failover.errors import EmergencyRefused
 from hsmcore.failover.events import Event
 from hsmcore.failover.history import insert_events
+from hsmcore.state.clock import StoreClock
 from hsmcore.state.errors import StoreNotGenuine
 from hsmcore.state.schema import EMERGENCY_EPISODE as EPISODE
 from hsmcore.state.schema import insert_row
@@ -33,6 +34,7 @@ from hsmcore.state.store import Store
 
 BLOCK: Final = 16
 SECOND: Final = 1_000_000_000
+FOREVER: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class EmergencyStatus:
 
 
 class Emergency:
-    """Spends one budget. Belongs to one event loop. `wall`, `boot`: the machine's clocks, see SteadyClock."""
+    """Spends one budget. Belongs to one event loop. `wall`, `boot`: the machine's clocks, see StoreClock."""
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class Emergency:
     ) -> None:
         self._store = store
         self._limits = limits
-        self._clock = SteadyClock(wall, boot)
+        self._clock = StoreClock(store, wall, boot)
         self._reserving = asyncio.Lock()
         self._episode = 0
         self._units = 0  # of the present block: reserved durably, not used
@@ -94,10 +96,15 @@ class Emergency:
 
     async def begin(self) -> EmergencyStatus:
         """Begin an episode, or continue the present one. Starts no clock."""
-        now = self._clock.now()
+        await self._clock.follow()
+        now = self._now()
         return self._with_own(
             await self._store.run(lambda connection: _status(connection, self._limits, now, begin=True))
         )
+
+    def _now(self) -> _Now:
+        now = self._clock.now()
+        return _Now(now, now + HELD_NS if self._clock.agrees else FOREVER)
 
     def try_spend(self, units: int = 1) -> int:
         """Use units of the reserved block. Returns the episode's number; 0: `spend` must reserve more units."""
@@ -119,7 +126,8 @@ class Emergency:
         return episode
 
     async def _reserve(self, units: int) -> None:
-        now, own, left = self._clock.now(), self._episode, self._units
+        await self._clock.follow()
+        now, own, left = self._now(), self._episode, self._units
         self._asked += units
         try:
             found = await self._store.run(lambda connection: _reserve(connection, self._limits, now, units, own, left))
@@ -159,12 +167,13 @@ class Emergency:
         audit log. Raises BadArgument without a reason."""
         if not reason.strip():
             raise BadArgument("a reset of the emergency budget needs a reason")
-        now = self._clock.now()
+        await self._clock.follow()
+        now = self._now()
 
         def work(connection: Connection) -> EmergencyStatus:
             before = _status(connection, self._limits, now)
             connection.execute(
-                update(EPISODE).where(EPISODE.c.ended_ns.is_(None)).values(ended_ns=now, end_reason=reason)
+                update(EPISODE).where(EPISODE.c.ended_ns.is_(None)).values(ended_ns=now.ns, end_reason=reason)
             )
             details = {"episode": before.episode, "reserved": before.reserved, "first_ns": before.first_ns}
             insert_events(connection, [(time.time_ns(), Event("emergency-reset", reason=reason, details=details))])
@@ -175,10 +184,11 @@ class Emergency:
 
     async def count(self, used: int, first_ns: int) -> int:
         """Count units that the store has forgotten: those of signatures since `first_ns`. Returns how many are left."""
-        now = self._clock.now()
+        await self._clock.follow()
+        now = self._now()
 
         def work(connection: Connection) -> int:
-            row = _row(connection, self._limits, now, begin=True)
+            row = _row(connection, self._limits, now.ns, begin=True)
             reserved, first = min(row.reserved + used, row.max_transactions), min(row.first_ns or first_ns, first_ns)
             connection.execute(update(EPISODE).where(EPISODE.c.id == row.id).values(reserved=reserved, first_ns=first))
             return _status(connection, self._limits, now).left
@@ -187,7 +197,9 @@ class Emergency:
 
     async def status(self) -> EmergencyStatus:
         """The present episode. Units of the present block count as reserved."""
-        now = self._clock.now()
+        with suppress(StoreNotGenuine):
+            await self._clock.take_up()  # and keeps nothing: a reader of the store changes nothing
+        now = self._now()
         found = await self._store.run(lambda connection: _status(connection, self._limits, now))
         self.seen = self._with_own(found)
         return self.seen
@@ -207,12 +219,24 @@ class _Reserved:
     until: int = 0
 
 
-def _reserve(connection: Connection, limits: Limits, now: int, units: int, own: int, left: int) -> _Reserved:
-    row = _row(connection, limits, now, begin=True)
+class _Now(NamedTuple):
+    ns: int
+    most_ns: int
+    """A later moment of the past was dated by a clock that was wrong."""
+
+    def times(self, row: Any) -> tuple[int | None, int]:
+        """Return an episode's first signature and its latest known time, which is now or later."""
+        if row.latest_ns > self.most_ns:
+            return None if row.first_ns is None else self.ns, self.ns
+        return row.first_ns, max(self.ns, row.latest_ns)
+
+
+def _reserve(connection: Connection, limits: Limits, at: _Now, units: int, own: int, left: int) -> _Reserved:
+    row = _row(connection, limits, at.ns, begin=True)
     wanted = units - (left if row.id == own else 0)
     most, seconds = min(row.max_transactions, limits.max_transactions), min(row.max_seconds, limits.max_seconds)
-    now = max(now, row.latest_ns)
-    first = now if row.first_ns is None else row.first_ns
+    begun, now = at.times(row)
+    first = now if begun is None else begun
     until = first + seconds * SECOND
     if now >= until:
         return _Reserved(row.id, now, f"the emergency key's time of {seconds} s is over")
@@ -245,13 +269,14 @@ def _row(connection: Connection, limits: Limits, now: int, *, begin: bool) -> An
     return row
 
 
-def _status(connection: Connection, limits: Limits, now: int, *, begin: bool = False) -> EmergencyStatus:
-    row = _row(connection, limits, now, begin=begin)
+def _status(connection: Connection, limits: Limits, at: _Now, *, begin: bool = False) -> EmergencyStatus:
+    row = _row(connection, limits, at.ns, begin=begin)
     if row is None:
         most, seconds = limits.max_transactions, limits.max_seconds
         return EmergencyStatus(None, None, None, None, most, seconds, 0, most, expired=False)
     most, seconds = min(row.max_transactions, limits.max_transactions), min(row.max_seconds, limits.max_seconds)
-    expires = None if row.first_ns is None else row.first_ns + seconds * SECOND
-    expired = expires is not None and max(now, row.latest_ns) >= expires
+    first, now = at.times(row)
+    expires = None if first is None else first + seconds * SECOND
+    expired = expires is not None and now >= expires
     left = max(most - row.reserved, 0)
-    return EmergencyStatus(row.id, row.began_ns, row.first_ns, expires, most, seconds, row.reserved, left, expired)
+    return EmergencyStatus(row.id, row.began_ns, first, expires, most, seconds, row.reserved, left, expired)

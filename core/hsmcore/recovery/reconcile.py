@@ -57,9 +57,11 @@ async def reconcile(config: Config, *, ring_compared: bool) -> dict[str, Any]:
             used = [record for record in used if last_seq is None or record["seq"] <= last_seq]
         if used:
             left = await Emergency.of(config, store).count(len(used), used[0]["time_ns"])
-        unsure = await lately_unsure(log, last_seq)
+        stored = StoredBindings(store)
+        await stored.clock.follow()
+        unsure = await lately_unsure(log, stored.clock.sure(), last_seq)
         if unsure:
-            await StoredBindings(store).keep(unsure)
+            await stored.keep(unsure)
         added, conflicts, floors = await alone.reconcile()
         number = await asyncio.to_thread(register().number_at, config.key_manager.state_path)
         await store.run(lambda connection: set_number(connection, number))

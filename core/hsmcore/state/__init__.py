@@ -2,7 +2,7 @@
 
 The tables of a policy are defined with it: failover/budget.py, failover/history.py, manager/rotation/store.py.
 
-Reading order: errors, schema, seal, exchange, database, sqlite, postgres, store; then keys, mark, positions,
+Reading order: errors, schema, seal, exchange, database, sqlite, postgres, store; then keys, clock, mark, positions,
 desired, backups, approvals, outbox; backup is of the store itself.
 """
 

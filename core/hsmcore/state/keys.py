@@ -166,14 +166,18 @@ def end_overlap(connection: Connection, version: int, now_ns: int, sure_ns: int)
     return key
 
 
+def all_keys(connection: Connection) -> list[StoredKey]:
+    """Return every version, oldest first."""
+    return [_of(row) for row in connection.execute(select(KEY).order_by(KEY.c.id)).mappings()]
+
+
 class Keys(Tables):
     """Reads and writes `key_version` and `rotation_setting`."""
 
     async def all(self) -> list[StoredKey]:
         """Return every version, oldest first."""
-        query = select(KEY).order_by(KEY.c.id)
         # Made in the store's thread: a key manager looks each second, and after years there are many versions.
-        return await self._store.run(lambda connection: [_of(row) for row in connection.execute(query).mappings()])
+        return await self._store.run(all_keys)
 
     async def current(self) -> StoredKey | None:
         """Return the version that signs; None before the first start."""

@@ -25,7 +25,6 @@ from sqlalchemy import Connection, bindparam, delete, insert, select
 from hsmcore.audit import AuditLog
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
-from hsmcore.base.steady import SteadyClock
 from hsmcore.config import Config, KeyManagerConfig, Policy
 from hsmcore.errors import (
     BadArgument,
@@ -41,6 +40,7 @@ from hsmcore.errors import (
 )
 from hsmcore.manager.policy.wants import Charge, Fence, NotNext, PayloadPlace, Want
 from hsmcore.state import Store, StoreNotGenuine, StoreUnknown, positions
+from hsmcore.state.clock import StoreClock
 from hsmcore.state.exchange import Answers, Change, Question, answered
 from hsmcore.state.mark import WINDOW, Mark
 from hsmcore.state.schema import SPENT
@@ -83,7 +83,9 @@ class Watermark(Tables):
     def __init__(self, store: Store, holder: str, fence: Fence | None = None, most_ahead: int | None = None) -> None:
         super().__init__(store)
         self._most_ahead = most_ahead
-        self._holder, self._fence, self._clock = holder, fence, SteadyClock()
+        self._holder, self._fence, self._clock = holder, fence, StoreClock(store)
+        self._since = 0
+        """The minute to which sums of before belong, where how long ago that was is not known."""
         self._waiting: list[Asked] = []
         self._writing, self._background = Scope(), Scope()
         self.bound = 0
@@ -132,6 +134,9 @@ class Watermark(Tables):
     async def _write_group(self, group: Sequence[Asked]) -> None:
         outcomes: Sequence[Outcome]
         try:
+            if any(isinstance(asked.want, Charge) for asked in group):
+                minute = await self._clock.follow() // _MINUTE_NS
+                self._since = 0 if self._clock.counted else self._since or minute
             outcomes = await self._taken(group, self._clock.now())
         except HsmError as error:
             outcomes = [copy(error) for _ in group]
@@ -194,7 +199,7 @@ class Watermark(Tables):
         for asked in group:
             if self._fence is not None and isinstance(asked.want, PayloadPlace):
                 self._fence.require_kept(*asked.want[:2], marks[asked.want.domain], known.get(asked.want[:2]))
-        sums = {str(name): (minute, amount) for name, minute, amount in next(answers, ())}
+        sums = {str(name): (max(minute, self._since), amount) for name, minute, amount in next(answers, ())}
         added: list[dict[str, Any]] = []
         changed: set[str] = set()
         outcomes: list[Outcome] = []

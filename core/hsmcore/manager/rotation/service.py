@@ -84,7 +84,7 @@ class RotationService:
         self._store, self._announce, self._before_ns = store, announce, before_ns
         self.schedule = Schedule.of(rules)
         self.keys = Keys(store)
-        self._time = RotationClock(self.keys, self.clock, self.boot)
+        self._time = RotationClock(store, self.clock, self.boot)
         self.rotations = Rotations(store, self._time.late)
         self._approvals, self._desired, self._backups = Approvals(store), Desired(store), Backups(store)
         self.handover: Handover | None = None

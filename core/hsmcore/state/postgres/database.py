@@ -31,7 +31,7 @@ from hsmcore.state.errors import StoreError, StoreUnknown
 from hsmcore.state.exchange import Asking, Decide, Question
 from hsmcore.state.postgres.ask import Asker
 from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
-from hsmcore.state.postgres.roles import row_role
+from hsmcore.state.postgres.roles import RolesSeen, row_role
 from hsmcore.state.postgres.schema import Objects, foreign_of, marks_of, objects_of
 from hsmcore.state.postgres.url import parse
 from hsmcore.state.schema import METADATA
@@ -94,7 +94,7 @@ class ServerDatabase(Database):
 
     def __init__(self, server: DatabaseServer, *, writes: bool) -> None:
         super().__init__(f"state store of fleet {server.name}", writes=writes)
-        self._server = server
+        self._server, self._roles_seen = server, RolesSeen(self.shown)
         self.schema = schema_name(server.name, server.manager)
         self._engine: Engine | None = None
         self._link: Link | None = None
@@ -239,7 +239,7 @@ class ServerDatabase(Database):
         return objects_of(connection, schema)
 
     def exclusively(self, role: str) -> AbstractAsyncContextManager[None]:
-        return row_role(self, role, max(ROLE_SECONDS, self._server.ttl_ms / 1e3))
+        return row_role(self, role, max(ROLE_SECONDS, self._server.ttl_ms / 1e3), self._roles_seen)
 
     def is_unsealed(self) -> bool:
         return self._link is not None and self._link.is_unsealed

@@ -1,9 +1,12 @@
 """Roles in a fleet's database: a row for each, held for a while by one process of one host.
 
 The holder renews its row; when it has been silent for longer than `seconds`, another process may take the role, which
-raises the row's epoch. Writes of the former holder are refused from then on: each transaction of the task that holds
-the role, and of the tasks begun in it, first reads whether the epoch is still its own. So it does not matter whose
-clock is right, or how long a process was stopped.
+raises the row's epoch. A process that sees the row for the first time goes by the database's clock; one that has seen a
+renewal waits that long by its own boot clock; and a row that stays the same for so long is free whatever its date says.
+
+Writes of the former holder are refused from then on: each transaction of the task that holds the role, and of the tasks
+begun in it, first reads whether the epoch is still its own. So it does not matter whose clock is right, or how long a
+process was stopped.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from sqlalchemy import bindparam, insert, select, update
 
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
+from hsmcore.base.steady import boottime
 from hsmcore.errors import HsmError
 from hsmcore.state.database import NOW, Database
 from hsmcore.state.errors import RoleLost, StoreBusy
@@ -80,12 +84,32 @@ def fence(database: Database) -> tuple[list[Question], Callable[[Answers], None]
     return [role.question for role in held], require
 
 
+class RolesSeen:
+    """The rows of roles that others hold, as a process sees them. Belongs to the store's thread. `shown`: the database,
+    for people."""
+
+    def __init__(self, shown: str) -> None:
+        self.shown = shown
+        self._seen: dict[str, tuple[Sequence[Any], int, bool]] = {}
+
+    def is_free(self, role: str, row: Sequence[Any], now: int, seconds: float) -> bool:
+        """Whether a role may be taken. `now`: by the database's clock, which may be wrong."""
+        if row[2] == _FREE:
+            self._seen.pop(role, None)
+            return True
+        before = self._seen.get(role)
+        if before is None or before[0] != row:
+            self._seen[role] = row, boottime(), before is not None
+        _, since, is_renewed = self._seen[role]
+        return boottime() - since >= seconds * 1e9 or (row[2] <= now and not is_renewed)
+
+
 @asynccontextmanager
-async def row_role(database: Database, role: str, seconds: float) -> AsyncIterator[None]:
+async def row_role(database: Database, role: str, seconds: float, seen: RolesSeen) -> AsyncIterator[None]:
     """Hold a role of a fleet's database. Raises StoreBusy, StoreError."""
     holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
     asked = [Question(_READ, {"role": role}), _NOW]
-    taken = await _in_thread(database, asked, lambda answers: _taken(answers, database, role, holder, seconds))
+    taken = await _in_thread(database, asked, lambda answers: _taken(answers, seen, role, holder, seconds))
     held = _Held(database, role, taken, holder)
     _ROLES.set((*(other for other in _ROLES.get() if not other.over), held))
     scope = Scope()
@@ -98,14 +122,14 @@ async def row_role(database: Database, role: str, seconds: float) -> AsyncIterat
         await scope.close()
 
 
-def _taken(answers: Answers, database: Database, role: str, holder: str, seconds: float) -> tuple[int, list[Change]]:
+def _taken(answers: Answers, seen: RolesSeen, role: str, holder: str, seconds: float) -> tuple[int, list[Change]]:
     [rows, [[now]]] = answers
     until = now + int(seconds * 1e9)
     if not rows:
         return 1, [Change(_ADD, [{"name": role, "epoch": 1, "holder": holder, "until_ns": until}])]
-    epoch, other, over = rows[0]
-    if over > now:
-        raise StoreBusy(f"{database.shown}: another process, {other}, has the role {role!r}")
+    epoch, other, _ = rows[0]
+    if not seen.is_free(role, tuple(rows[0]), now, seconds):
+        raise StoreBusy(f"{seen.shown}: another process, {other}, has the role {role!r}")
     values = {"role": role, "before": epoch, "epoch": epoch + 1, "holder": holder, "until_ns": until}
     return epoch + 1, [Change(_CHANGE, [values], required=True)]
 
