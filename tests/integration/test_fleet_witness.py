@@ -143,7 +143,7 @@ async def test_an_incident_is_answered_by_what_was_compared_behind_it(tmp_path, 
         join(tmp_path, *"ab")
         for position in (1, 2, 3):
             await one.sign(position)
-        signed, compare, answer = [], one.witness._compare, one.witness._answer
+        signed, compare, answer = [], one.witness.compare, one.witness._answer
 
         async def compares(*args):
             found = await compare(*args)
@@ -164,7 +164,7 @@ async def test_an_incident_is_answered_by_what_was_compared_behind_it(tmp_path, 
             await other.witness.attend()
             signed.append(await other.refused(2, "another"))
 
-        one.witness._compare, one.witness._answer = compares, answers
+        one.witness.compare, one.witness._answer = compares, answers
         one.witness.doubt()
         assert not (await one.witness.attend()).open
         assert signed[1:]

@@ -21,8 +21,8 @@ from hsmcore import StoreBehind, create_key_manager
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.config import load
-from hsmcore.recovery.marks import Marks
 from hsmcore.recovery.reconcile import reconcile
+from hsmcore.state import Store
 from hsmcore.tlog.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.integration
@@ -156,8 +156,7 @@ def marks_in(layout: Layout) -> list[dict[str, object]]:
 async def test_marks_of_before_there_were_macs_are_followed_by_some_that_have_one(tmp_path, monkeypatch, caplog):
     config = config_of(tmp_path, policy={"kinds": ["tx-v0"]}, failover={"emergencyModeEnabled": True})
     with monkeypatch.context() as earlier:
-        earlier.setattr(Marks, "_attest", lambda *_: "")
-        earlier.setattr(Marks, "_is_plain", True)
+        earlier.setattr(Store, "attest", lambda *_: "")
         for _ in range(2):
             async with opened(config):
                 pass

@@ -217,10 +217,15 @@ class Fleet:
 
         return asyncio.run(count())
 
-    async def put_back(self, rows: Any) -> None:
+    async def put_back(self, copy: Path) -> None:
         """Put rows of an older moment into the database, as tools do that know nothing of hsmcore."""
         rules = load(self.config).key_manager.fleet
         assert rules is not None
+        older = await Store.open_to_read(copy)
+        try:
+            rows = await older.run(everything)
+        finally:
+            await older.close()
         store = await Store.open(rules, load(self.config).state_secret, shows=True)
         try:
             await store.replace_all(rows, "")
@@ -245,7 +250,7 @@ def roll_back_fleet(folder: Path, url: str, *, times: int, seed: int) -> dict[st
         if chance.random() < 0.5:
             copy = folder / "copy.db"
             copy.write_bytes(parse(data, load(fleet.config).state_secret)[1])
-            asyncio.run(fleet.put_back(everything(copy)))
+            asyncio.run(fleet.put_back(copy))
         else:
             asyncio.run(recovery.restore(load(fleet.config), data, replace=True))
         before = fleet.incidents()

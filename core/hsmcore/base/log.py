@@ -12,8 +12,9 @@ import itertools
 import logging
 import re
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -30,6 +31,23 @@ _SECRET_PAIRS = frozenset({("private", "key"), ("secret", "key"), ("api", "key")
 
 # What `configure` was told before structlog, which is slow to import, was needed: most commands log nothing.
 _deferred: list[tuple[bool, int]] = []
+
+
+@contextmanager
+def muted(names: Iterable[str]) -> Iterator[None]:
+    """Drop what this thread logs to these loggers of the standard library."""
+    thread, loggers = get_ident(), [logging.getLogger(name) for name in names]
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    for logger in loggers:
+        logger.addFilter(others)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(others)
 
 
 def looks_secret(key: str) -> bool:

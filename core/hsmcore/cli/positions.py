@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -51,7 +52,7 @@ def import_(
 
     Example: hsmcore state import positions.json --from sequencer-old
     """
-    from hsmcore.recovery.interchange import MOST_BYTES, as_data, parse, require_fleet
+    from hsmcore.recovery.interchange import MOST_BYTES, parse, require_fleet
     from hsmcore.recovery.interchange import import_ as imported
 
     rules = _policed(cli.config)
@@ -65,7 +66,7 @@ def import_(
         entry |= {"count": done.added, "failures": len(done.conflicts)}
     lines = [f"{done.added} positions were added"]
     lines += [f"{domain}: the floor is {floor} now" for domain, floor in done.floors.items()]
-    cli.show(as_data(done), "\n".join(lines))
+    cli.show(asdict(done), "\n".join(lines))
     fail(_CONFLICT.format_map(one) for one in done.conflicts)
 
 

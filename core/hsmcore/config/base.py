@@ -120,6 +120,22 @@ class Model(BaseModel):
             info.context[id(value)] = tuple(field.alias or name for name, field in cls.model_fields.items())
 
 
+def located(value: object, path: str) -> Iterator[tuple[str, object]]:
+    """Yield a part of a configuration, which stands at `path`, and each part of it, with its JSON path."""
+    yield path, value
+    if isinstance(value, Model):
+        for name, key, part in value.parts():
+            # A PIN that is set but not given comes from the PKCS#11 URI of the same block.
+            from_uri = name == "pin" and name not in value.model_fields_set
+            yield from located(part, child_path(path, "uri" if from_uri else key))
+    elif isinstance(value, (tuple, list, frozenset)):
+        for index, item in enumerate(value):
+            yield from located(item, child_path(path, index))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from located(item, child_path(path, key))
+
+
 class Whole:
     """Annotation for int: a whole number from `low` to `high`, no bool, float or string of digits."""
 
@@ -178,6 +194,18 @@ EndpointUrl = Annotated[
     str, Text(2048, form=r"https?://[^\s@?#]+", says="an http(s) URL"), AfterValidator(_no_clear_text)
 ]
 """The address of an AWS service."""
+
+
+def each_once(what: str, *, least: int = 1) -> AfterValidator:
+    """Return an annotation for a tuple: `least` ones at least, each once."""
+    problem = f"must list at least one {what}, each once" if least else f"must list each {what} once"
+
+    def check(value: tuple[object, ...]) -> tuple[object, ...]:
+        if len(value) < least or len(set(value)) != len(value):
+            raise clash(problem)
+        return value
+
+    return AfterValidator(check)
 
 
 def as_tuple(value: object) -> object:

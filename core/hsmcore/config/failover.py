@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
 
-from hsmcore.config.base import EndpointUrl, Model, Text, Whole, as_tuple, clash
+from hsmcore.config.base import EndpointUrl, Model, Text, Whole, as_tuple, clash, each_once
 from hsmcore.config.pkcs11 import Region
 from hsmcore.config.providers import Provider
 
@@ -42,14 +42,12 @@ class EmergencyModeRestrictions(Model):
     """Signatures that one emergency key may make."""
     max_time_seconds: Annotated[int, Whole(1, 366 * 86400)] = 3600
     """The time in which one emergency key may sign."""
-    allowed_operations: Annotated[tuple[Operation, ...], BeforeValidator(as_tuple)] = ("sign",)
+    allowed_operations: Annotated[tuple[Operation, ...], BeforeValidator(as_tuple), each_once("operation")] = ("sign",)
     """The operations that are allowed while the emergency level signs."""
 
     @field_validator("allowed_operations")
     @classmethod
     def _allow_something(cls, value: tuple[Operation, ...]) -> tuple[Operation, ...]:
-        if not value or len(set(value)) != len(value):
-            raise clash("must list at least one operation, each once")
         if "sign" not in value:
             raise clash('must list "sign": an emergency key that may not sign is of no use')
         return value
@@ -83,7 +81,7 @@ class Failover(Model):
     emergency_delay_ms: Annotated[int, Whole(0, _HOUR_MS)] | None = None
     """The shortest time that all other levels are down before the emergency level is entered. Default: none after an
     error or a failed probe, 2000 while a member is only suspected, since it is late."""
-    accept_other_keys: Annotated[tuple[KeyLevel, ...], BeforeValidator(as_tuple)] = ()
+    accept_other_keys: Annotated[tuple[KeyLevel, ...], BeforeValidator(as_tuple), each_once("level", least=0)] = ()
     """Levels whose members may hold another key than the current one."""
     failback_ramp_ms: Annotated[int, Whole(0, _HOUR_MS)] = 10_000
     """The time in which the load of a restored member grows to its whole share; 0: at once."""
@@ -106,13 +104,6 @@ class Failover(Model):
                 require_lasting(member, f"member {index}")
             elif not member.descriptor.ephemeral:
                 raise clash('must list only providers of type "ephemeral", or others whose keys end with the process')
-        return value
-
-    @field_validator("accept_other_keys")
-    @classmethod
-    def _levels_once(cls, value: tuple[KeyLevel, ...]) -> tuple[KeyLevel, ...]:
-        if len(set(value)) != len(value):
-            raise clash("must list each level once")
         return value
 
     @model_validator(mode="after")

@@ -26,9 +26,7 @@ class Fleet(Model):
 
     store: FleetStore
     """The database that the hosts share."""
-    name: Annotated[
-        str, Text(32, form=r"[a-z](-?[a-z0-9])*", says="a lower-case letter, then letters, digits and single dashes")
-    ]
+    name: Annotated[str, _NAME]
     """The fleet's name; hosts of one name share one key."""
     host: Annotated[str, Text(64)] = Field(default_factory=socket.gethostname)
     """This host's name in the fleet: no other one has it. Default: the machine's."""

@@ -123,10 +123,7 @@ class Gateway(Model):
             try:
                 Listen.parse(text)
             except ValueError as error:
-                problem = f"{text!r} {error}"
-            else:
-                continue
-            raise fault(problem)
+                raise fault(f"{text!r} {error}") from None
         if not value or len(set(value)) != len(value):
             raise clash("must list at least one address, each once")
         return value

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import foreign
-from hsmcore.config.base import Model, child_path
+from hsmcore.config.base import Model, child_path, located
 from hsmcore.config.faults import faults_of, unknown_key
 from hsmcore.config.placed import placed
 from hsmcore.config.root import SINGLE, Config
@@ -29,6 +29,8 @@ M = TypeVar("M", bound=Model)
 SCHEMA: Final = "$schema"
 """The key of a document that names its JSON Schema: see `schema`."""
 _MAX_FILE_BYTES = 4 << 20
+_PLAIN: Final = 'secret in plain text in the configuration: use {"env": …}, {"file": …} or {"awsSecretsManager": …}'
+_BLANK: Final = "placeholder in the configuration: put in the real value"
 _NAME_ONE: Final = "Name one: load(config, name). All of them together: create_key_managers(config)."
 
 
@@ -55,17 +57,11 @@ def load_each(source: Source, *, warns: bool = True) -> dict[str, Config]:
 
 def warn_of(configs: Iterable[Config], reported: tuple[str, ...] = ()) -> None:
     """Log secrets in plain text and placeholders, apart from those below the JSON paths that are reported otherwise."""
-    plain = [path for config in configs for path in config.plain_secrets]
-    blank = [path for config in configs for path in config.placeholders]
-    for path in dict.fromkeys(plain):
+    plain = [(_PLAIN, path) for config in configs for path in config.plain_secrets]
+    blank = [(_BLANK, path) for config in configs for path in config.placeholders]
+    for warning, path in dict.fromkeys(plain + blank):
         if not path.startswith(reported):
-            get_logger().warning(
-                'secret in plain text in the configuration: use {"env": …}, {"file": …} or {"awsSecretsManager": …}',
-                path=path,
-            )
-    for path in dict.fromkeys(blank):
-        if not path.startswith(reported):
-            get_logger().warning("placeholder in the configuration: put in the real value", path=path)
+            get_logger().warning(warning, path=path)
 
 
 def _each(source: Source) -> dict[str, Config]:
@@ -76,7 +72,7 @@ def _each(source: Source) -> dict[str, Config]:
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if isinstance(path, str):
-            source = f"configuration {path}" if path.isprintable() else "configuration"
+            source = _named(path)
             folder = Path(os.path.abspath(path)).parent  # noqa: PTH100  # no links are resolved: one may be exchanged
             configs = {key: placed(config, folder) for key, config in _checked(_read(path), source).items()}
             return _apart(configs, source)
@@ -125,7 +121,9 @@ def _valid(model: type[M], body: object, path: str, source: str, faults: list[Co
     # Raised outside the handler: pydantic's error holds the document and its secrets, and must not be the context.
     if made is None or faults:
         raise ConfigurationError.of(faults, source=source)
-    _locate(made, path)
+    for where, part in located(made, path):
+        if isinstance(part, (Model, Secret)):
+            part.locate(where)
     return made
 
 
@@ -133,16 +131,7 @@ def changed(part: M, where: str, **changes: object) -> M:
     """Return a part of a configuration, which stands at `where`, with other values for some of the document's keys.
     Raises ConfigurationError if they contradict the rest of it."""
     given = {field.alias or name: getattr(part, name) for name, field in type(part).model_fields.items()} | changes
-    faults: list[ConfigFault] = []
-    made: M | None = None
-    try:
-        made = type(part).model_validate(given)
-    except ValidationError as error:
-        faults = faults_of(error, given, where, {})
-    if made is None:  # raised outside the handler, as in _valid
-        raise ConfigurationError.of(faults)
-    made.locate(where)
-    return made
+    return _valid(type(part), given, where, "configuration", [])
 
 
 def _apart(configs: dict[str, Config], source: str) -> dict[str, Config]:
@@ -150,24 +139,6 @@ def _apart(configs: dict[str, Config], source: str) -> dict[str, Config]:
     if faults := list(clashes(configs)):
         raise ConfigurationError.of(faults, source=source)
     return configs
-
-
-def _locate(value: object, path: str) -> None:
-    """Set every part's JSON path."""
-    if isinstance(value, Model):
-        value.locate(path)
-        for name, key, part in value.parts():
-            # A PIN that is set but not given comes from the PKCS#11 URI of the same block.
-            from_uri = name == "pin" and name not in value.model_fields_set
-            _locate(part, child_path(path, "uri" if from_uri else key))
-    elif isinstance(value, tuple):
-        for index, item in enumerate(value):
-            _locate(item, child_path(path, index))
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _locate(item, child_path(path, key))
-    elif isinstance(value, Secret):
-        value.locate(path)
 
 
 def _refuse(path: str, problem: str, source: str) -> NoReturn:
@@ -192,11 +163,14 @@ def _not_a_number(_name: str) -> NoReturn:
     raise ValueError
 
 
+def _named(path: str) -> str:
+    return f"configuration {path}" if path.isprintable() else "configuration"
+
+
 def _read(path: str) -> object:
     if path.lstrip().startswith("{"):
         raise ConfigurationError.of([ConfigFault("$", "is JSON text; give a dict, or the path of a file")])
-    source = f"configuration {path}" if path.isprintable() else "configuration"
-    raw = b""
+    source, raw = _named(path), b""
     problem = ""
     try:
         with Path(path).open("rb") as file:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Annotated, Final, Self
 
 from pydantic import BeforeValidator, field_validator, model_validator
 
+from hsmcore.base.listening.sockets import is_loopback
 from hsmcore.config.base import Model, Text, as_tuple, clash, fault
 from hsmcore.config.placed import Variables
 from hsmcore.config.secret import Secret
@@ -42,12 +42,7 @@ class Address:
     @property
     def local(self) -> bool:
         """Whether no other machine can reach it."""
-        if self.path or self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return bool(self.path) or is_loopback(self.host)
 
 
 class MonitoringTls(Model):
@@ -84,10 +79,8 @@ class Monitoring(Model):
         try:
             Address.parse(value)
         except ValueError as error:
-            problem = str(error)
-        else:
-            return value
-        raise fault(problem)
+            raise fault(str(error)) from None
+        return value
 
     @property
     def address(self) -> Address:

@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
 
 from hsmcore.base.base58 import from_base58
-from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault
+from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, each_once, fault
 
 Kind = Literal[
     "tx-legacy",
@@ -143,7 +143,7 @@ class TransactionRules(Model):
 class Policy(Model):
     """`policy`: a message that is of none of `kinds` is refused before any member is asked."""
 
-    kinds: Kinds
+    kinds: Annotated[Kinds, each_once("kind")]
     """The kinds of payload that the key signs."""
     domain: Annotated[
         str, Text(64, form=_NOTE_NAME, says='1 to 64 characters of printable ASCII, without spaces and "+"')
@@ -161,13 +161,6 @@ class Policy(Model):
     policy allows."""
     transactions: TransactionRules | None = None
     """Rules for the transactions that are signed. Default: none."""
-
-    @field_validator("kinds")
-    @classmethod
-    def _some_once(cls, value: tuple[Kind, ...]) -> tuple[Kind, ...]:
-        if not value or len(set(value)) != len(value):
-            raise clash("must list at least one kind, each once")
-        return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> Policy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self, TypeVar
 
@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from hsmcore.config.audit import AuditSettings
-from hsmcore.config.base import Model, Text, Whole, child_path, clash, is_placeholder
+from hsmcore.config.base import Model, Text, Whole, clash, is_placeholder, located
 from hsmcore.config.failover import CloudWatchLogs, Failover, LevelName, require_lasting
 from hsmcore.config.fleet import Fleet
 from hsmcore.config.gateway import Gateway, require_keys
@@ -397,28 +397,12 @@ def _lists_primary(value: dict[Any, Any]) -> bool:
 
 def _all(kind: type[T], value: object) -> Iterator[T]:
     """Yield every part of that class."""
-    if isinstance(value, kind):
-        yield value
-    inner: Iterable[object] = value if isinstance(value, (tuple, list, frozenset)) else ()
-    if isinstance(value, Model):
-        inner = (part for _, _, part in value.parts())
-    elif isinstance(value, dict):
-        inner = value.values()
-    for part in inner:
-        yield from _all(kind, part)
+    return (part for _, part in located(value, "$") if isinstance(part, kind))
 
 
 def _placeholders(value: object, path: str) -> Iterator[str]:
-    if isinstance(value, Model):
-        for _, key, part in value.parts():
-            yield from _placeholders(part, child_path(path, key))
-    elif isinstance(value, tuple):
-        for index, item in enumerate(value):
-            yield from _placeholders(item, child_path(path, index))
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _placeholders(item, child_path(path, key))
-    elif is_placeholder(value):
-        yield path
-    elif isinstance(value, Secret) and value.is_placeholder:
-        yield value.where
+    for where, part in located(value, path):
+        if is_placeholder(part):
+            yield where
+        elif isinstance(part, Secret) and part.is_placeholder:
+            yield part.where

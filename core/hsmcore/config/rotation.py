@@ -29,6 +29,9 @@ def backup_place(value: str) -> str:
     return value
 
 
+Place = Annotated[str, Text(2048, hidden=True), AfterValidator(backup_place)]
+
+
 class Approver(Model):
     """A person who may approve rotations, by signing the request with the Ed25519 key whose public half is `publicKey`
     (hexadecimal)."""
@@ -75,7 +78,7 @@ class KeyRotation(Model):
     """An IANA time zone, such as "Europe/Zurich"."""
     backup_enabled: bool = False
     """Whether each new key is backed up before it signs."""
-    backup_location: Annotated[str, Text(2048, hidden=True)] | None = None
+    backup_location: Place | None = None
     """The place of the backups: a folder, or s3://, gs://, az:// or file://. Required with backupEnabled."""
     backup_endpoint_url: EndpointUrl | None = None
     """Another S3 endpoint than the region's public one."""
@@ -128,11 +131,6 @@ class KeyRotation(Model):
         if "key_label" not in descriptor_of(value["type"]).settings.model_fields:
             return value
         return value | {"config": {"keyLabel": "hsmcore-drill"} | config}
-
-    @field_validator("backup_location")
-    @classmethod
-    def _place_is_known(cls, value: str | None) -> str | None:
-        return None if value is None else backup_place(value)
 
     @model_validator(mode="after")
     def _fits_together(self) -> KeyRotation:
@@ -195,7 +193,7 @@ class StateBackup(Model):
 
     PATHS = frozenset({"location"})
 
-    location: Annotated[str, Text(2048, hidden=True)]
+    location: Place
     """The place of the backups: a folder, or s3://, gs://, az:// or file://."""
     endpoint_url: EndpointUrl | None = None
     """Another S3 endpoint than the region's public one."""
@@ -203,8 +201,3 @@ class StateBackup(Model):
     """Hours between two backups."""
     drill_hours: Annotated[int, Whole(1, 8760)] = 24
     """Hours between two restores of the newest backup into a temporary place."""
-
-    @field_validator("location")
-    @classmethod
-    def _place_is_known(cls, value: str) -> str:
-        return backup_place(value)

@@ -104,9 +104,7 @@ class Secret:
     def moved(self, path: str) -> Secret:
         """Return this secret of a file as that of another file, at the same place of the configuration. For the
         loader."""
-        other = Secret.file(path)
-        other.locate(self._where)
-        return other
+        return _restore("file", path, None, self._where)
 
     @property
     def where(self) -> str:

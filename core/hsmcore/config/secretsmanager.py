@@ -11,15 +11,14 @@ import importlib.util
 import json
 import logging
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
 from hsmcore.base.extras import install
+from hsmcore.base.log import muted
 
 MAX_SECRET_BYTES: Final = 4096
 _ARN: Final = re.compile(r"arn:[^:]+:secretsmanager:([^:]+):")
+_SDK: Final = ("boto3", "botocore", "urllib3")
 _CONNECT_SECONDS: Final = 5
 _READ_SECONDS: Final = 5
 _ATTEMPTS: Final = 3
@@ -62,7 +61,8 @@ def fetch(secret_id: str, *, key: str | None = None, region: str | None = None) 
         # A separate session: boto3's default one is not thread-safe.
         client = boto3.session.Session().client("secretsmanager", region_name=region, config=limits)
         try:
-            with _unlogged():
+            # At level DEBUG the SDK logs whole responses.
+            with muted(name for name in [*logging.root.manager.loggerDict] if name.partition(".")[0] in _SDK):
                 response = client.get_secret_value(SecretId=secret_id)
         finally:
             client.close()
@@ -106,31 +106,3 @@ def _value(response: dict[str, Any], key: str | None) -> bytearray:
         found[:] = bytes(len(found))
         raise SecretProblem(f"it is longer than {MAX_SECRET_BYTES} bytes")
     return found
-
-
-class _Mute(logging.Filter):
-    """Drop the log records of one thread."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._thread = threading.get_ident()
-
-    def filter(self, _record: logging.LogRecord) -> bool:
-        return threading.get_ident() != self._thread
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """Nothing of this thread's conversation with AWS is logged: at level DEBUG the SDK logs whole responses."""
-    mute = _Mute()
-    names = [
-        n for n in list(logging.root.manager.loggerDict) if n.partition(".")[0] in ("boto3", "botocore", "urllib3")
-    ]
-    loggers = [logging.getLogger(name) for name in names]
-    for logger in loggers:
-        logger.addFilter(mute)
-    try:
-        yield
-    finally:
-        for logger in loggers:
-            logger.removeFilter(mute)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from threading import get_ident
 from typing import Any, Final
 
 from hsmcore._native import wipe
 from hsmcore.base.extras import install
+from hsmcore.base.log import muted
 from hsmcore.config.secret import Secret
 from hsmcore.errors import SecretUnavailable
 
@@ -22,14 +19,14 @@ _TALK: Final = ("apprise", "urllib3.connectionpool")
 def problem_of(target: Secret) -> str:
     """Return why no notice can be sent to a target, or "". Blocks: the first call loads apprise's plug-ins, which takes
     a second."""
-    with _hushed():
+    with muted(_TALK):
         return _plug_in(target)[1]
 
 
 def send(target: Secret, title: str, body: str) -> str:
     """Send a notice. Returns "" if the target accepted, else the reason. Blocks; apprise has time limits for each
     service."""
-    with _hushed():
+    with muted(_TALK):
         plug_in, problem = _plug_in(target)
         if problem:
             return problem
@@ -37,23 +34,6 @@ def send(target: Secret, title: str, body: str) -> str:
             return "" if plug_in.notify(title=title, body=body) else "the target did not take it"
         except Exception as error:  # noqa: BLE001  # any error of a plug-in; its text may hold the URL
             return f"sending failed: {type(error).__name__}"
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """Drop what this thread logs about addresses."""
-    thread = get_ident()
-
-    def others(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
-    for name in _TALK:
-        logging.getLogger(name).addFilter(others)
-    try:
-        yield
-    finally:
-        for name in _TALK:
-            logging.getLogger(name).removeFilter(others)
 
 
 def _plug_in(target: Secret) -> tuple[Any, str]:

@@ -11,17 +11,7 @@ from urllib.parse import quote, unquote_to_bytes
 from hsmcore.config.base import hidden_fault
 from hsmcore.config.secret import Secret
 
-# Attribute of the URI's path: its name in UriParts.
-_PATH: Final = {
-    "token": "token_label",
-    "serial": "token_serial",
-    "manufacturer": "token_manufacturer",
-    "model": "token_model",
-    "slot-id": "slot_id",
-    "object": "key_label",
-    "id": "key_id",
-    "type": "",
-}
+_PATH: Final = frozenset({"token", "serial", "manufacturer", "model", "slot-id", "object", "id", "type"})
 _QUERY: Final = frozenset({"module-path", "module-name", "pin-source", "pin-value"})
 # RFC 7512, section 2.3: the form of a vendor's attribute.
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]+\Z")
@@ -62,8 +52,7 @@ def parse_uri(uri: str) -> UriParts:
         raise hidden_fault('must be a PKCS#11 URI (RFC 7512) such as "pkcs11:token=sequencer;object=key"')
     path, _, query = rest.partition("?")
     found = _attributes(path, ";")
-    unknown = found.keys() - _PATH.keys()
-    if unknown:
+    if found.keys() - _PATH:
         raise hidden_fault(f"has an attribute that is not supported here; allowed: {', '.join(sorted(_PATH))}")
     asked = _attributes(query, "&")
     if "pin-value" in asked and asked.keys() - _QUERY:

@@ -115,7 +115,7 @@ async def _behind(config: Config, rules: Fleet, store: Store, seen: dict[str, An
         found = 'with durability "interval", a signature may be handed out before its record is durable'
         steps.append(warn(name, found, 'Set audit.durability to "fsync".'))
     try:
-        lacking, _ = await Witness(store, rules.name, rules.host, "", log).compare()
+        lacking = (await Witness(store, rules.name, rules.host, "", log).compare()).lacking
     except AuditUnavailable as error:
         return [*steps, warn(name, printable(str(error.args[0])))]
     if lacking:

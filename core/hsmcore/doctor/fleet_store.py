@@ -34,7 +34,8 @@ def check_fleet_store(config: Config) -> Iterator[Step]:
     except HsmError as error:
         yield failed(STORE, error)
         return
-    data = {"system": look.system, "timeline": look.timeline, "version": look.version, "exists": look.exists}
+    version = look.facts.version // 10_000
+    data = {"system": look.system, "timeline": look.facts.timeline, "version": version, "exists": look.exists}
     if not look.checks_server:
         yield warn(STORE, f"{look.where} is not asked who it is: sslmode=require", _TLS_HINT, **data)
     else:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from hsmcore._native import Lease
+from hsmcore.audit import AuditLog
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
 from hsmcore.base.steady import boottime
@@ -27,7 +28,7 @@ from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, enter, position_o
 from hsmcore.fleet.gate import ClaimGate
 from hsmcore.fleet.machine import EpochRow, Machine, State
 from hsmcore.recovery.incident import word
-from hsmcore.recovery.witness import FLOORS, Log, Witness
+from hsmcore.recovery.witness import FLOORS, Witness
 from hsmcore.state import Store, positions
 from hsmcore.state.exchange import Answers, Change, Decide, Question
 from hsmcore.state.mark import Mark
@@ -80,7 +81,7 @@ class Membership:
             raise
         return membership
 
-    async def watch_over(self, log: Log) -> None:
+    async def watch_over(self, log: AuditLog) -> None:
         """Before `begin`: compare the database with this host's audit log, and follow operators' orders."""
         self._witness = Witness(self._store, self.name, self.host, self._machine.instance, log)
         self._duties = Duties(self, self._store, self._witness, self._rules.ttl_ms)
@@ -293,8 +294,7 @@ class Membership:
 
     @property
     def _claims_itself(self) -> bool:
-        kept = self._superseded or self.drained or self._machine.rests(boottime())
-        return self._rules.claim == "auto" and not kept
+        return self._rules.claim == "auto" and not (self._superseded or self.drained or self._machine.rests(boottime()))
 
     async def _renew(self) -> None:
         async with self._acting:

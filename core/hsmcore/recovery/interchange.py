@@ -7,10 +7,9 @@ digest here keeps it and is listed. So a file that is old, or is imported twice,
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 import orjson
 from pydantic import BeforeValidator, ValidationError, field_validator, model_validator
@@ -23,8 +22,6 @@ from hsmcore.state import Store, StoreError, positions
 from hsmcore.state.mark import MOST_POSITION, Mark
 from hsmcore.state.positions import BoundRow
 from hsmcore.state.schema import BOUND
-
-T = TypeVar("T")
 
 MOST_BYTES: Final = 64 << 20
 """Most bytes of a file."""
@@ -136,7 +133,7 @@ async def export(store: Store, fleet: str | None) -> Interchange:
         domains = [_domain(connection, name, mark, most) for name, mark in sorted(marks.items())]
         return Interchange.model_validate({"hsmcoreFleet": 1, "fleet": fleet, "domains": domains})
 
-    return await _run(store, work)
+    return await store.run(work)
 
 
 def _domain(connection: Connection, name: str, mark: Mark, most: int) -> dict[str, Any]:
@@ -155,28 +152,14 @@ async def import_(store: Store, found: Interchange) -> Imported:
     """Add the positions of a file to a store. The holder's binds wait for each part. Raises StoreError."""
     done, now = Imported(), time.time_ns()
     for domain in found.domains:
-        await _run(store, partial(_raise, domain=domain, floors=done.floors))
+        await store.run(partial(_raise, domain=domain, floors=done.floors))
         rows = [BoundRow(domain.domain, one.position, one.digest, "import", now) for one in domain.bound]
         for begin in range(0, len(rows), _GROUP):
             work = partial(positions.put_back, vouch=store.vouch, rows=rows[begin : begin + _GROUP])
-            added, conflicts = await _run(store, work)
+            added, conflicts = await store.run(work)
             done.added += added
-            done.conflicts += [
-                {
-                    "domain": row.domain,
-                    "position": row.position,
-                    "digest": row.digest,
-                    "bound": digest,
-                    "holder": holder,
-                }
-                for row, digest, holder in conflicts
-            ]
+            done.conflicts += [one.as_data() for one in conflicts]
     return done
-
-
-async def _run(store: Store, work: Callable[[Connection], T]) -> T:
-    with positions.of_our_making("positions"):  # a ValidationError is a ValueError
-        return await store.run(work)
 
 
 def _raise(connection: Connection, *, domain: Domain, floors: dict[str, int]) -> None:
@@ -196,8 +179,3 @@ def require_fleet(found: Interchange, expected: str | None) -> None:
     """Raise BadArgument for a file of another fleet than the one that is expected."""
     if found.fleet is not None and found.fleet != expected:
         raise BadArgument(f"the file is of the fleet {found.fleet!r}, not of {expected!r}", hint="See --from.")
-
-
-def as_data(done: Imported) -> Mapping[str, Any]:
-    """Return the result of an import as data for JSON."""
-    return {"added": done.added, "floors": done.floors, "conflicts": done.conflicts}

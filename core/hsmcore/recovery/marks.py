@@ -9,13 +9,11 @@ rotations or emergency budget: a store without the log's last mark is an older o
 from __future__ import annotations
 
 import asyncio
-import hmac
 import secrets
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 from typing import Any, Final, Self
 
@@ -30,8 +28,7 @@ from hsmcore.config import Config
 from hsmcore.errors import HsmError
 from hsmcore.recovery.own_store import behind_hint
 from hsmcore.recovery.witness import Witness
-from hsmcore.state import Store, StoreBehind, StoreNotGenuine, positions
-from hsmcore.state.mark import Mark
+from hsmcore.state import Store, StoreBehind, StoreNotGenuine
 from hsmcore.state.positions import BoundRow
 from hsmcore.state.schema import AUDIT_MARK, replace_row
 from hsmcore.state.sealed_rows import SEALED, fingerprint
@@ -126,8 +123,10 @@ class Marks:
         self._logged = newest
         lacking: Sequence[BoundRow] = ()
         if self._ordered:  # else the whole log would be searched for positions at each start
-            lacking, _ = await self.witness.compare()
-            lacking = await self._store.run(partial(_unguarded, rows=lacking))
+            compared = await self.witness.compare()
+            # What the watermark says to be bound was removed, and the policy signs nothing there: an older store has an
+            # older watermark.
+            lacking = [row for row in compared.lacking if row not in compared.guarded]
         problem = ""
         if restored:
             problem = f"it was restored ({restored}) and not reconciled"
@@ -180,11 +179,8 @@ class Marks:
         return not self._store.attest()
 
     def _vouches(self, record: Record) -> bool:
-        mac, said = self._attest(record.get("state"), record.get("previous")), record.get("mac")
-        return not mac or (isinstance(said, str) and hmac.compare_digest(said.encode(), mac.encode()))
-
-    def _attest(self, state: object, previous: object) -> str:
-        return self._store.attest(OPERATION, self._name, state, previous)
+        said = record.get("state"), record.get("previous")
+        return self._store.attests(record.get("mac"), OPERATION, self._name, *said)
 
     async def _mark(self, seen: str | None = None) -> None:
         """Make a mark: in the store first, so that the log never has one that the store did not have. `seen`: only if
@@ -205,7 +201,7 @@ class Marks:
         if self._seen == seen:
             return
         self._marked_at = boottime()
-        mac = self._attest(fresh, self._chained)
+        mac = self._store.attest(OPERATION, name, fresh, self._chained)
         vouched: dict[str, Any] = {"previous": self._chained, "mac": mac} if mac else {}
         seq = self._log.note(OPERATION, result="ok", state=fresh, **vouched)
         await self._log.durable(seq)
@@ -220,11 +216,10 @@ class Marks:
         elif seen != self._seen:
             await self._mark(self._seen)
 
-    async def reconcile(self) -> tuple[int, list[dict[str, Any]], dict[str, int]]:
+    async def reconcile(self, standing: LogStanding) -> tuple[int, list[dict[str, Any]], dict[str, int]]:
         """Put back what the store lacks of the log, and note that it is the one that the log goes on from. Only raises.
-        Returns the number of positions, those that are bound to another payload here, and the floors that were raised.
-        Raises StoreError, AuditUnavailable."""
-        standing = await self.standing()
+        `standing`: as it was found. Returns the number of positions, those that are bound to another payload here, and
+        the floors that were raised. Raises StoreError, AuditUnavailable."""
         added, conflicts, floors = await self.witness.put_back(standing.since_ns, MOST_BYTES)
         name, newest = self._name, self._logged
         values = {"logged": newest, "pending": newest, "marked_ns": time.time_ns(), "restored": ""}
@@ -234,11 +229,7 @@ class Marks:
             replace_row(connection, AUDIT_MARK, name, **values)
 
         await self._store.run(work)
-        shown = [
-            {"domain": row.domain, "position": row.position, "digest": row.digest, "bound": digest, "holder": holder}
-            for row, digest, holder in conflicts
-        ]
-        return added, shown, floors
+        return added, [one.as_data() for one in conflicts], floors
 
     async def close(self) -> None:
         """Make a last mark, so that each earlier copy is an older one; then close the store. Idempotent."""
@@ -251,21 +242,6 @@ class Marks:
             get_logger().error("the state store's place in the audit log is not noted", error=str(error))
         finally:
             await self._store.close()
-
-
-def _unguarded(connection: Connection, *, rows: Sequence[BoundRow]) -> list[BoundRow]:
-    """Return the rows without those whose watermark says that they were bound: they were removed, and the policy signs
-    nothing there. An older store has an older watermark."""
-    domains = {row.domain for row in rows}
-    marks = positions.marks(connection, domains)
-    there = {
-        name: positions.bound(connection, name, [r.position for r in rows if r.domain == name]) for name in domains
-    }
-    return [row for row in rows if row.position in there[row.domain] or not _has(marks, row)]
-
-
-def _has(marks: Mapping[str, Mark], row: BoundRow) -> bool:
-    return row.domain in marks and marks[row.domain].has(row.position)
 
 
 def set_restored(connection: Connection, what: str) -> None:

@@ -62,7 +62,7 @@ async def reconcile(config: Config, *, ring_compared: bool) -> dict[str, Any]:
         unsure = await lately_unsure(log, stored.clock.sure(), last_seq)
         if unsure:
             await stored.keep(unsure)
-        added, conflicts, floors = await alone.reconcile()
+        added, conflicts, floors = await alone.reconcile(standing)
         number = await asyncio.to_thread(register().number_at, config.key_manager.state_path)
         await store.run(lambda connection: set_number(connection, number))
     finally:

@@ -1,7 +1,7 @@
 """Backups of a state store, and the way back: what a backup lacks of the audit log, and restoring it.
 
 A store that was restored is older than the log, as a rule. It says of itself that it was restored: on one host no
-payload with a position is signed before it is reconciled (alone.py); in a fleet it has an incident that each host
+payload with a position is signed before it is reconciled (marks.py); in a fleet it has an incident that each host
 answers (incident.py).
 """
 
@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from mmap import mmap
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +32,7 @@ from hsmcore.recovery.own_store import register
 from hsmcore.state import Store, StoreBusy, StoreError, backup
 from hsmcore.state.backup import BackupStatement, BackupUnusable
 from hsmcore.state.schema import FLEET_HOST, METADATA
-from hsmcore.state.sqlite import everything, give_number, install, number_of
+from hsmcore.state.sqlite import everything, install, number_of, set_number
 from hsmcore.state.store import now_ns
 
 _ALIVE: Final = 2
@@ -124,31 +125,31 @@ async def restore(
     made = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(statement.made_ns / 1e9))
     why = f"from a backup of {made}"
 
-    def mark(connection: Connection) -> None:
+    def number() -> int:
+        # An operator puts the copy in the place of a store: it is that one for the keys' next start.
+        return 0 if rules.fleet else register().number_at(rules.state_path) or number_of(rules.state_path)
+
+    def mark(connection: Connection, taken: int) -> None:
         if rules.fleet is None:
             set_restored(connection, why)
+            set_number(connection, taken)
         else:
             incident.begin(connection, rules.fleet.name, rules.fleet.host, f"it was restored {why}", ("", ""))
 
     with _beside(config) as copy:
         async with backup.unpacked(body, copy, config.state_secret) as store:
-            await store.run(mark)
+            await store.run(partial(mark, taken=await asyncio.to_thread(number)))
+            rows = await store.run(everything) if rules.fleet is not None else {}
         if rules.fleet is None:
-            await asyncio.to_thread(_take_its_number, copy, rules.state_path)
             aside = await asyncio.to_thread(install, copy, rules.state_path, replace=replace)
             return statement, "" if aside is None else str(aside)
         target = await Store.open(rules.fleet, config.state_secret, shows=True)
         try:
             name = await _free_place(target, rules.fleet.ttl_ms, replace=replace)
-            await target.replace_all(await asyncio.to_thread(everything, copy), name)
+            await target.replace_all(rows, name)
         finally:
             await target.close()
     return statement, name
-
-
-def _take_its_number(copy: Path, path: Path) -> None:
-    """Have a copy that an operator puts in the place of a store be that one for the keys' next start."""
-    give_number(copy, register().number_at(path) or number_of(path))
 
 
 @contextmanager

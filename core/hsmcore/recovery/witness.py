@@ -16,16 +16,16 @@ a row of this host that is there proves that all that this host bound before is 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
+from hsmcore.audit import AuditLog
 from hsmcore.audit.segment import SegmentError
 from hsmcore.base.log import get_logger
 from hsmcore.errors import AuditUnavailable, BadArgument, FleetBehind
@@ -34,7 +34,7 @@ from hsmcore.recovery.incident import Standing, count, not_ours, word
 from hsmcore.state import Store, StoreError, StoreNotGenuine, positions
 from hsmcore.state.exchange import Change, Question, one_by_one
 from hsmcore.state.mark import MOST_POSITION, Mark
-from hsmcore.state.positions import BoundRow
+from hsmcore.state.positions import BoundRow, Conflict
 from hsmcore.state.schema import FLEET_FLOOR
 from hsmcore.state.store import now_ns
 
@@ -63,59 +63,78 @@ _NO_FLOOR: Final = delete(FLEET_FLOOR).where(
 )
 
 
-class Log(Protocol):
-    """The part of hsmcore.audit.AuditLog that the witness uses."""
-
-    @property
-    def sealed_before(self) -> int: ...
-    async def flush(self) -> None: ...
-    def newest_ordered(self, most_bytes: int) -> Iterator[list[dict[str, Any]]]: ...
-    def note(self, operation: str, **fields: Any) -> object: ...
-
-
 class _Changed(Exception):
     """Another server answers than the one that was compared, or it went back since."""
 
 
 @dataclass(slots=True)
-class _Compared:
-    """`lacking`: what the database lacks or contradicts, newest first. `cut`: older records may lack too. `doubts`:
-    those that there were before."""
+class Compared:
+    """`lacking`: what the database lacks or contradicts, newest first. `guarded`: those of which its watermark says
+    that they were bound. `cut`: older records may lack too. `doubts`: those that there were before."""
 
     doubts: int = 0
     lacking: list[BoundRow] = field(default_factory=list)
+    guarded: set[BoundRow] = field(default_factory=set)
     cut: bool = False
     looked: int = 0
     newest_own: int = 0
     """The latest time of a row that this host bound and the database has."""
 
 
-class _Believed:
-    """Which records of the log, newest first, are witnesses. `rows`: of these. `doubtful`: records without a MAC before
-    which no record with one was found yet; if there is none, they are from before hsmcore wrote MACs. `sealed`: the
-    records up to this one were under a checkpoint before this process opened the log."""
+class _LoggedRows:
+    """What the audit log says was bound: the rows of its records that are witnesses. `doubtful`: records without a MAC
+    before which no record with one was found yet; if there is none, they are from before hsmcore wrote MACs, and those
+    count that were under a checkpoint before this process opened the log."""
 
-    def __init__(self, store: Store, sealed: int) -> None:
-        self._store, self._sealed = store, sealed
-        self.rows: list[BoundRow] = []
+    def __init__(self, store: Store, log: AuditLog, host: str, most_bytes: int) -> None:
+        self._store, self._host, self._sealed = store, host, log.sealed_before
+        self._blocks = log.newest_ordered(most_bytes)
+        self._rows: list[BoundRow] = []
         self.doubtful: list[tuple[int, BoundRow]] = []
         self.reached_ns = 0
         """The time of the oldest witness."""
+        self.cut = self.ended = False
+        """Whether older records were not read; whether the log was read as far as it is to be."""
         self._not_vouched, self._newest = 0, 0
 
-    def add(self, record: dict[str, Any], row: BoundRow) -> None:
-        mac, said = self._store.attest(*row[:3]), record.get("mac")
-        if mac and not (isinstance(said, str) and hmac.compare_digest(said.encode(), mac.encode())):
+    async def portion(self) -> list[BoundRow]:
+        """Return the next rows, newest first: LEAST at least, until the log has `ended`. Raises AuditUnavailable."""
+        while not self.ended:
+            found = await _next(self._blocks)
+            if found is None:
+                self._end()
+                self.ended = True
+                break
+            self.cut = not found
+            for record in found:
+                self._add(record)
+            if self.cut or len(self._rows) >= LEAST:
+                break
+        rows, self._rows = self._rows, []
+        return rows
+
+    def tell(self) -> None:
+        if self._not_vouched:
+            told = {"records": self._not_vouched, "newest": self._newest}
+            get_logger().error("records of the audit log are not vouched for: they count for nothing", **told)
+
+    def _add(self, record: dict[str, Any]) -> None:
+        domain, position, digest = record["domain"], record["position"], record.get("message_sha256")
+        good = type(domain) is str and type(position) is int and 0 <= position <= MOST_POSITION
+        if record["operation"] != "sign" or not good or type(digest) is not str or not _DIGEST.match(digest):
+            return
+        row = BoundRow(domain, position, digest, f"{self._host}:log#{record['seq']}", record["time_ns"])
+        if not self._store.attests(record.get("mac"), *row[:3]):
             self.doubtful.append((record["seq"], row))
             if len(self.doubtful) > _MOST_OLD:
-                self.end()
+                self._end()
             return
         for seq, _ in self.doubtful:
             self._refuse(seq)
         self.doubtful.clear()
         self._take(row)
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """No older record has a MAC."""
         for seq, row in self.doubtful:
             if seq <= self._sealed:
@@ -124,17 +143,8 @@ class _Believed:
                 self._refuse(seq)
         self.doubtful.clear()
 
-    def taken(self) -> list[BoundRow]:
-        rows, self.rows = self.rows, []
-        return rows
-
-    def tell(self) -> None:
-        if self._not_vouched:
-            told = {"records": self._not_vouched, "newest": self._newest}
-            get_logger().error("records of the audit log are not vouched for: they count for nothing", **told)
-
     def _take(self, row: BoundRow) -> None:
-        self.rows.append(row)
+        self._rows.append(row)
         self.reached_ns = row.bound_ns
 
     def _refuse(self, seq: int) -> None:
@@ -144,7 +154,7 @@ class _Believed:
 class Witness:
     """One host's witness. Belongs to one event loop. `instance`: this process, as the rows of the fleet name it."""
 
-    def __init__(self, store: Store, name: str, host: str, instance: str, log: Log) -> None:
+    def __init__(self, store: Store, name: str, host: str, instance: str, log: AuditLog) -> None:
         self._store, self._name, self._host, self._instance, self._log = store, name, host, instance, log
         self._bound: OrderedDict[tuple[str, int], BoundRow] = OrderedDict()
         self._highest: dict[str, BoundRow] = {}
@@ -218,7 +228,7 @@ class Witness:
                 doubts, loss = self._doubts, self._loss
                 known = (await self._run(self._standing)).number
                 await self._log.flush()
-                compared = await self._compare(doubts)
+                compared = await self.compare(doubts)
                 try:
                     now = await self._run(partial(self._begin, compared=compared, loss=loss))
                     if self._loss == loss:
@@ -252,23 +262,13 @@ class Witness:
                 changes += [Change(_NO_FLOOR, [{"own": self._host, "of": domain}]), Change(_FLOOR, [values])]
         return changes
 
-    async def compare(self) -> tuple[list[BoundRow], bool]:
-        """Return what the database lacks of the log, and whether older records were not looked at. Changes nothing."""
-        compared = await self._compare()
-        return compared.lacking, compared.cut
-
-    async def put_back(
-        self, since_ns: int, most_bytes: int
-    ) -> tuple[int, list[tuple[BoundRow, str, str]], dict[str, int]]:
+    async def put_back(self, since_ns: int, most_bytes: int) -> tuple[int, list[Conflict], dict[str, int]]:
         """Without a fleet: put back what the store lacks of the log since a moment (0: of all). Returns how many rows,
         those that another digest keeps out, and the floors that were raised since the log was not read so far back."""
-        compared = await self._compare(0, since_ns, most_bytes)
-        added, conflicts = 0, list[tuple[BoundRow, str, str]]()
-        rows = compared.lacking[::-1]
-        for begin in range(0, len(rows), _GROUP):
-            group = rows[begin : begin + _GROUP]
-            done = await self._run(partial(_put_back, vouch=self._store.vouch, rows=group))
-            added, conflicts = added + done[0], conflicts + done[1]
+        compared = await self.compare(0, since_ns, most_bytes)
+        added, conflicts = 0, list[Conflict]()
+        async for some, others in self._put_all(compared.lacking):
+            added, conflicts = added + some, conflicts + others
         lost = {domain: row.position for domain, row in self._highest.items()} if compared.cut else {}
         why = "an older store was put back, and the audit log was not read so far back"
         for domain, position in sorted(lost.items()):
@@ -290,76 +290,57 @@ class Witness:
         if known is None or known.position < row.position:
             self._highest[row.domain] = row
 
-    async def _compare(self, doubts: int = 0, since_ns: int | None = None, most_bytes: int = 0) -> _Compared:
-        """`since_ns`: read back to that time, whatever agrees."""
-        compared = _Compared(doubts)
+    async def compare(self, doubts: int = 0, since_ns: int | None = None, most_bytes: int = 0) -> Compared:
+        """Compare log and database; changes nothing. `since_ns`: read back to that time, whatever agrees. Raises
+        StoreError, AuditUnavailable."""
+        compared = Compared(doubts)
         noted = await self._run(lambda connection: _floors(connection.execute(FLOORS.statement)))
         remembered = [*noted, *self._highest.values(), *reversed(self._bound.values())]
         for begin in range(0, len(remembered), _GROUP):
             await self._run(partial(self._look, compared=compared, rows=remembered[begin : begin + _GROUP]))
         compared.looked = 0
-        believed = _Believed(self._store, self._log.sealed_before)
-        blocks = self._log.newest_ordered(most_bytes or MOST_BYTES)
-        while (found := await _next(blocks)) is not None:
-            compared.cut = not found
-            for record in found:
-                if (row := self._row(record)) is not None:
-                    believed.add(record, row)
-            if len(believed.rows) >= LEAST or compared.cut:
-                lacked = len(compared.lacking)
-                await self._run(partial(self._look, compared=compared, rows=believed.taken()))
-                reached = believed.reached_ns
-                agrees = len(compared.lacking) == lacked and reached < compared.newest_own - _SLACK_NS
-                known = agrees and compared.looked >= LEAST if since_ns is None else reached < since_ns - _SLACK_NS
-                if known and not believed.doubtful:
-                    compared.cut = False
-                    believed.tell()
-                    return compared
-        believed.end()
-        await self._run(partial(self._look, compared=compared, rows=believed.taken()))
-        believed.tell()
+        logged = _LoggedRows(self._store, self._log, self._host, most_bytes or MOST_BYTES)
+        while not logged.ended:
+            lacked = len(compared.lacking)
+            rows = await logged.portion()
+            await self._run(partial(self._look, compared=compared, rows=rows))
+            reached = logged.reached_ns
+            agrees = len(compared.lacking) == lacked and reached < compared.newest_own - _SLACK_NS
+            known = agrees and compared.looked >= LEAST if since_ns is None else reached < since_ns - _SLACK_NS
+            if known and not logged.doubtful and not logged.ended:
+                break
+        else:
+            compared.cut = logged.cut
+        logged.tell()
         return compared
 
-    def _look(self, connection: Connection, *, compared: _Compared, rows: Sequence[BoundRow]) -> None:
+    def _look(self, connection: Connection, *, compared: Compared, rows: Sequence[BoundRow]) -> None:
         """Compare some rows. Rows first, then floors: a floor that is raised in between explains what is missing."""
-        domains = {row.domain for row in rows}
-        there = {
-            name: positions.bound(connection, name, [row.position for row in rows if row.domain == name])
-            for name in domains
-        }
-        marks = positions.marks(connection, domains)
+        there, marks = positions.bound_of(connection, rows), positions.marks(connection, {row.domain for row in rows})
         for row in rows:
             self._note_highest(row)
-            mark, found = marks.get(row.domain, Mark()), there[row.domain].get(row.position)
+            mark, found = marks.get(row.domain, Mark()), there.get((row.domain, row.position))
             compared.looked += 1
             if row.position <= mark.floor:
                 continue
             if found is None or found["digest"] != row.digest or mark.high < row.position:
                 compared.lacking.append(row)
+                if found is None and mark.has(row.position):
+                    compared.guarded.add(row)
                 continue
-            self._require_genuine(found)
+            if not positions.is_genuine(self._store.vouch, found):
+                where = f"position {row.position} of {row.domain}"
+                raise StoreNotGenuine(f"the state store is not genuine: the row of {where} was changed")
             bound_ns = count(found["bound_ns"])
             if word(found["holder"]).startswith(f"{self._host}:") and abs(row.bound_ns - bound_ns) < _NEAR_NS:
                 compared.newest_own = max(compared.newest_own, bound_ns)
 
-    def _require_genuine(self, found: dict[str, Any]) -> None:
-        if not positions.is_genuine(self._store.vouch, found):
-            where = f"position {found['position']} of {found['domain']}"
-            raise StoreNotGenuine(f"the state store is not genuine: the row of {where} was changed")
-
-    def _row(self, record: dict[str, Any]) -> BoundRow | None:
-        domain, position, digest = record["domain"], record["position"], record.get("message_sha256")
-        good = type(domain) is str and type(position) is int and 0 <= position <= MOST_POSITION
-        if record["operation"] != "sign" or not good or type(digest) is not str or not _DIGEST.match(digest):
-            return None
-        return BoundRow(domain, position, digest, f"{self._host}:log#{record['seq']}", record["time_ns"])
-
-    def _require_same(self, compared: _Compared) -> None:
+    def _require_same(self, compared: Compared) -> None:
         """In a transaction: raise _Changed unless it is on the server that was compared, as it was then."""
         if compared.doubts != self._doubts:
             raise _Changed
 
-    def _begin(self, connection: Connection, *, compared: _Compared, loss: str) -> Standing:
+    def _begin(self, connection: Connection, *, compared: Compared, loss: str) -> Standing:
         self._require_same(compared)
         now, identity = self._standing(connection), self._store.identity
         settled_on = (now.system, now.timeline)
@@ -378,17 +359,13 @@ class Witness:
                 self._log.note("fleet-incident", result="ok", incident=number, reason=why)
         return self._standing(connection) if why else now
 
-    async def _answer(self, number: int, compared: _Compared) -> None:
-        # The oldest first: a newer row that is there says that the older ones are.
-        rows = compared.lacking[::-1]
+    async def _answer(self, number: int, compared: Compared) -> None:
         added, conflicts = 0, 0
-        for begin in range(0, len(rows), _GROUP):
-            work = partial(self._put_back, number=number, rows=rows[begin : begin + _GROUP])
-            count_of, contradicted = await self._run(work)
-            added += count_of
+        async for some, contradicted in self._put_all(compared.lacking, number):
+            added += some
             conflicts += len(contradicted)
             for row, digest, holder in contradicted:
-                where = {"domain": row.domain, "position": row.position, "holder": holder}
+                where: dict[str, Any] = {"domain": row.domain, "position": row.position, "holder": holder}
                 get_logger().error("two payloads were bound to one position", **where, incident=number)
                 self._log.note("fleet-conflict", result="error", incident=number, sha256=digest, **where)
         closed = await self._run(partial(self._say_answered, number=number, compared=compared))
@@ -396,15 +373,30 @@ class Witness:
         state = "closed" if closed else "open"
         self._log.note("fleet-answer", result="ok", incident=number, count=added, failures=conflicts, state=state)
 
-    def _put_back(
-        self, connection: Connection, *, number: int, rows: Sequence[BoundRow]
-    ) -> tuple[int, list[tuple[BoundRow, str, str]]]:
-        """Put rows back, unless there is another incident by now."""
-        if self._standing(connection).number != number:
-            raise BadArgument("another incident was opened")
-        return _put_back(connection, self._store.vouch, rows)
+    async def _put_all(
+        self, lacking: Sequence[BoundRow], number: int | None = None
+    ) -> AsyncIterator[tuple[int, list[Conflict]]]:
+        """Put rows back, the oldest first: a newer row that is there says that the older ones are. Yields the result of
+        one transaction after the other."""
+        rows = lacking[::-1]
+        for begin in range(0, len(rows), _GROUP):
+            yield await self._run(partial(self._put_back, number=number, rows=rows[begin : begin + _GROUP]))
 
-    def _say_answered(self, connection: Connection, *, number: int, compared: _Compared) -> bool:
+    def _put_back(
+        self, connection: Connection, *, number: int | None, rows: Sequence[BoundRow]
+    ) -> tuple[int, list[Conflict]]:
+        """Put rows back, unless there is another incident than this `number` by now. A position of which the database
+        says another digest is refused for ever: which of the two was handed out, or whether both were, cannot be told
+        any more."""
+        if number is not None and self._standing(connection).number != number:
+            raise BadArgument("another incident was opened")
+        added, conflicts = positions.put_back(connection, self._store.vouch, rows)
+        for row, _, holder in sorted(conflicts):
+            why = f"position {row.position} was bound to two payloads, by {row.holder} and {holder}"
+            positions.raise_floor(connection, row.domain, row.position, why)
+        return added, conflicts
+
+    def _say_answered(self, connection: Connection, *, number: int, compared: Compared) -> bool:
         self._require_same(compared)
         if compared.cut and compared.lacking:
             why = f"older positions were lost, and the audit log of {self._host} was not read so far back"
@@ -413,18 +405,6 @@ class Witness:
         one_by_one([FLOORS], lambda answers: (None, self._noted(answers[0])))(connection)
         now = now_ns(connection)
         return incident.answer(connection, self._name, self._host, self._instance, number, now)
-
-
-def _put_back(
-    connection: Connection, vouch: Callable[..., str], rows: Sequence[BoundRow]
-) -> tuple[int, list[tuple[BoundRow, str, str]]]:
-    """Put rows back. A position of which the database says another digest is refused for ever: which of the two was
-    handed out, or whether both were, cannot be told any more."""
-    added, conflicts = positions.put_back(connection, vouch, rows)
-    for row, _, holder in sorted(conflicts):
-        why = f"position {row.position} was bound to two payloads, by {row.holder} and {holder}"
-        positions.raise_floor(connection, row.domain, row.position, why)
-    return added, conflicts
 
 
 async def _next(blocks: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]] | None:

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from mmap import ACCESS_READ, MADV_DONTNEED, mmap
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,8 @@ from hsmcore.state.store import Store
 
 FORMAT: Final = "hsmcore-state-backup-1"
 SUFFIX: Final = ".hsmstate"
+_KEYS: Final = ("schema", "madeNs", "subject", "manager", "sealed", "audit", "highest", "bytes", "sha256")
+"""The fields of BackupStatement, as the file names them."""
 _LABEL: Final = b"hsmcore: a backup of a state store, version 1\0"
 _MOST_LINE: Final = 1 << 20
 _CHUNK: Final = 1 << 22
@@ -67,18 +69,7 @@ class BackupStatement:
 
     def as_data(self) -> dict[str, Any]:
         """Return it as data for JSON, as it stands in the file."""
-        return {
-            "format": FORMAT,
-            "schema": self.schema,
-            "madeNs": self.made_ns,
-            "subject": self.subject,
-            "manager": self.manager,
-            "sealed": self.sealed,
-            "audit": self.audit,
-            "highest": self.highest,
-            "bytes": self.size,
-            "sha256": self.sha256,
-        }
+        return {"format": FORMAT, **dict(zip(_KEYS, astuple(self), strict=True))}
 
 
 @contextmanager
@@ -174,8 +165,7 @@ def parse(data: bytes | mmap, secret: SealSecret | None) -> tuple[BackupStatemen
         raise BackupUnusable("the backup was changed or cut off: its first line has another digest")
     try:
         found = orjson.loads(line)
-        names = ("schema", "madeNs", "subject", "manager", "sealed", "audit", "highest", "bytes", "sha256")
-        statement = BackupStatement(*(found[name] for name in names))
+        statement = BackupStatement(*(found[name] for name in _KEYS))
     except (orjson.JSONDecodeError, KeyError, TypeError):
         raise BackupUnusable("the backup was not made by hsmcore") from None
     if not _is_well_formed(statement):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, select, update
 
+from hsmcore.state.keys import StoredKey
 from hsmcore.state.schema import BACKUP, insert_row
 from hsmcore.state.store import Tables
 
@@ -26,22 +27,12 @@ class BackupRow:
     drilled_ns: int | None
 
 
-def insert_backup(
-    connection: Connection, key_id: str, public_key: bytes, place: str, name: str, method: str, sha256: str
-) -> None:
-    """Note a backup that was written and read back. It replaces one of the same place and name."""
+def insert_backup(connection: Connection, key: StoredKey, place: str, name: str, **columns: str) -> None:
+    """Note a backup of a key that was written and read back, with `method` and `sha256`. It replaces one of the same
+    place and name."""
     connection.execute(delete(BACKUP).where(BACKUP.c.place == place, BACKUP.c.name == name))
-    insert_row(
-        connection,
-        BACKUP,
-        key_id=key_id,
-        public_key=public_key.hex(),
-        place=place,
-        name=name,
-        method=method,
-        sha256=sha256,
-        made_ns=time.time_ns(),
-    )
+    own = {"key_id": key.key_id, "public_key": key.public_key.hex(), "made_ns": time.time_ns()}
+    insert_row(connection, BACKUP, place=place, name=name, **columns, **own)
 
 
 def note_drill(connection: Connection, place: str, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -87,7 +87,6 @@ def _of(row: Any) -> StoredKey:
 
 def insert_key(
     connection: Connection,
-    *,
     key_id: str,
     public_key: bytes,
     algorithm: str,
@@ -96,19 +95,19 @@ def insert_key(
     origin: str,
 ) -> int:
     """Add a pending version. Returns its number."""
-    return insert_row(
-        connection,
-        KEY,
-        key_id=key_id,
-        public_key=public_key.hex(),
-        algorithm=algorithm,
-        label=label,
-        members=orjson.dumps(list(members)).decode(),
-        origin=origin,
-        state="pending",
-        created_ns=time.time_ns(),
-        note="",
-    )
+    own = {"key_id": key_id, "public_key": public_key, "algorithm": algorithm, "label": label, "members": members}
+    values = _columns({**own, "origin": origin, "state": "pending", "created_ns": time.time_ns(), "note": ""})
+    return insert_row(connection, KEY, **values)
+
+
+def _columns(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as they are stored: `members` are names, `public_key` bytes."""
+    stored = dict(values)
+    if "members" in stored:
+        stored["members"] = orjson.dumps(list(stored["members"])).decode()
+    if "public_key" in stored:
+        stored["public_key"] = stored["public_key"].hex()
+    return stored
 
 
 def get_key(connection: Connection, version: int) -> StoredKey:
@@ -127,11 +126,7 @@ def active_key(connection: Connection) -> StoredKey | None:
 
 def change_key(connection: Connection, version: int, **values: Any) -> None:
     """Set columns of a version; `members` as names, `public_key` as bytes."""
-    if "members" in values:
-        values["members"] = orjson.dumps(list(values["members"])).decode()
-    if "public_key" in values:
-        values["public_key"] = values["public_key"].hex()
-    connection.execute(update(KEY).where(KEY.c.id == version).values(**values))
+    connection.execute(update(KEY).where(KEY.c.id == version).values(**_columns(values)))
 
 
 def activate_key(
@@ -200,15 +195,7 @@ class Keys(Tables):
                     hint="Name another key of the token in the configuration.",
                 )
             if current is None:
-                version = insert_key(
-                    connection,
-                    key_id=key_id,
-                    public_key=public_key,
-                    algorithm=algorithm,
-                    label=label,
-                    members=holders,
-                    origin="configured",
-                )
+                version = insert_key(connection, key_id, public_key, algorithm, label, holders, "configured")
                 activate_key(connection, version, now, now, now)
                 current = get_key(connection, version)
             elif known is None:

@@ -36,6 +36,19 @@ class BoundRow(NamedTuple):
     bound_ns: int
 
 
+class Conflict(NamedTuple):
+    """A row that is not added, and what its position is bound to."""
+
+    row: BoundRow
+    bound: str
+    holder: str
+
+    def as_data(self) -> dict[str, Any]:
+        """Return it as data for JSON."""
+        domain, position, digest = self.row[:3]
+        return {"domain": domain, "position": position, "digest": digest, "bound": self.bound, "holder": self.holder}
+
+
 # Made once: to make a statement takes SQLAlchemy longer than SQLite takes to do it.
 COLUMNS: Final = tuple(BOUND.c.keys())
 BIND: Final = insert(BOUND)
@@ -92,9 +105,8 @@ def is_genuine(vouch: Callable[..., str], row: dict[str, Any]) -> bool:
 
 def marks(connection: Connection, names: Iterable[str] | None = None) -> dict[str, Mark]:
     """Return the watermarks of these domains, of all without `names`. Raises ValueError for a foreign row."""
-    return _marks(
-        connection.execute(_ALL_MARKS) if names is None else connection.execute(_MARKS, {"names": list(names)})
-    )
+    rows = connection.execute(_ALL_MARKS) if names is None else connection.execute(_MARKS, {"names": list(names)})
+    return {name: Mark(int(floor), int(high), int(bits, 16), str(reason)) for name, floor, high, bits, reason in rows}
 
 
 def question(domain: str, places: Sequence[int]) -> Question:
@@ -131,10 +143,6 @@ def keep_holders_out(connection: Connection) -> None:
     connection.execute(_KEEP_HOLDERS_OUT)
 
 
-def _marks(rows: Iterable[Any]) -> dict[str, Mark]:
-    return {name: Mark(int(floor), int(high), int(bits, 16), str(reason)) for name, floor, high, bits, reason in rows}
-
-
 def set_mark(connection: Connection, domain: str, mark: Mark) -> None:
     """Write the watermark of a domain."""
     changed, added = (change_of(domain, mark, is_new=is_new) for is_new in (False, True))
@@ -150,13 +158,17 @@ def change_of(domain: str, mark: Mark, *, is_new: bool) -> Change:
     return Change(_CHANGE, [{"domain": domain, "least": mark.high, **values}], required=True)
 
 
-def bound(connection: Connection, domain: str, positions: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Return the rows of these positions that there are, as columns by name."""
-    found: dict[int, dict[str, Any]] = {}
-    for begin in range(0, len(positions), _GROUP):
-        asked = {"domain": domain, "positions": list(positions[begin : begin + _GROUP])}
-        for row in connection.execute(_BOUND, asked):
-            found[row[1]] = dict(zip(COLUMNS, row, strict=True))
+def bound_of(connection: Connection, rows: Iterable[BoundRow]) -> dict[tuple[str, int], dict[str, Any]]:
+    """Return what is bound to the positions of these rows, as columns by name, by domain and position."""
+    places: dict[str, list[int]] = {}
+    for wanted in rows:
+        places.setdefault(wanted.domain, []).append(wanted.position)
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for domain, positions in places.items():
+        for begin in range(0, len(positions), _GROUP):
+            asked = {"domain": domain, "positions": positions[begin : begin + _GROUP]}
+            for row in connection.execute(_BOUND, asked):
+                found[domain, row[1]] = dict(zip(COLUMNS, row, strict=True))
     return found
 
 
@@ -190,34 +202,31 @@ def remove_behind(connection: Connection, domain: str, floor: int) -> int:
     return connection.execute(_REMOVE, {"domain": domain, "floor": floor}).rowcount
 
 
-def put_back(
-    connection: Connection, vouch: Callable[..., str], rows: Iterable[BoundRow]
-) -> tuple[int, list[tuple[BoundRow, str, str]]]:
-    """Add rows that are missing above the floors. Returns how many, and the rows that another digest keeps out, with
-    that digest and its holder. An existing row is never changed; the watermark is, if it went back behind one. `vouch`:
-    Store.vouch."""
-    by_domain: dict[str, dict[int, BoundRow]] = {}
-    conflicts: list[tuple[BoundRow, str, str]] = []
+def put_back(connection: Connection, vouch: Callable[..., str], rows: Iterable[BoundRow]) -> tuple[int, list[Conflict]]:
+    """Add rows that are missing above the floors. Returns how many, and the rows that another digest keeps out. An
+    existing row is never changed; the watermark is, if it went back behind one. `vouch`: Store.vouch."""
+    wanted: dict[tuple[str, int], BoundRow] = {}
+    conflicts: list[Conflict] = []
     for row in rows:
-        first = by_domain.setdefault(row.domain, {}).setdefault(row.position, row)
+        first = wanted.setdefault((row.domain, row.position), row)
         if first.digest != row.digest:
-            conflicts.append((row, first.digest, first.holder))
-    added: list[dict[str, Any]] = []
+            conflicts.append(Conflict(row, first.digest, first.holder))
     keep_holders_out(connection)
-    known = marks(connection, by_domain)
-    for domain, wanted in sorted(by_domain.items()):
-        mark = known.get(domain, Mark())
-        there = bound(connection, domain, [position for position in wanted if position > mark.floor])
-        fresh = [row for position, row in sorted(wanted.items()) if position > mark.floor and position not in there]
-        for position, found in there.items():
-            if found["digest"] != wanted[position].digest:
-                conflicts.append((wanted[position], str(found["digest"]), str(found["holder"])))
-        added += [dict(zip(COLUMNS, (*row, vouch(*row)), strict=True)) for row in fresh]
-        unknown = [row.position for row in fresh] + [position for position in sorted(there) if position > mark.high]
-        for position in unknown:
-            mark.add(position)
-        if unknown:
-            set_mark(connection, domain, mark)
+    known = marks(connection, {domain for domain, _ in wanted})
+    above = [row for row in sorted(wanted.values()) if row.position > known.setdefault(row.domain, Mark()).floor]
+    there = bound_of(connection, above)
+    added, changed = list[dict[str, Any]](), set[str]()
+    for row in above:
+        mark, found = known[row.domain], there.get((row.domain, row.position))
+        if found is None:
+            added.append(dict(zip(COLUMNS, (*row, vouch(*row)), strict=True)))
+        elif found["digest"] != row.digest:
+            conflicts.append(Conflict(row, str(found["digest"]), str(found["holder"])))
+        if found is None or row.position > mark.high:
+            mark.add(row.position)
+            changed.add(row.domain)
+    for domain in sorted(changed):
+        set_mark(connection, domain, known[domain])
     if added:
         connection.execute(BIND, added)
     return len(added), conflicts

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -123,7 +124,9 @@ class Seal:
     def begin(self, connection: Connection) -> int:
         """Seal a store in which no row is to be sealed yet. Another one without a seal waits for `adopt`. Returns the
         counter, for `seen`, or 0."""
-        empty = not any(connection.execute(select(table).limit(1)).first() for table in map(_table, _SCOPE))
+        empty = not any(
+            connection.execute(select(table).limit(1)).first() for table in chain.from_iterable(SEALED.values())
+        )
         if not empty or _seal_row(connection) is not None or self.foreign(connection):
             return 0
         self._store = secrets.token_hex(16)
@@ -220,8 +223,7 @@ class Seal:
         store, counter = store or self._store, counter or self._counter + 1
         self._writing = self._known.after(digests, rows)
         text = orjson.dumps(digests, option=orjson.OPT_SORT_KEYS).decode()
-        mac = self._mac(store, counter, text).decode()
-        values = {"store": store, "counter": counter, "digests": text, "mac": mac}
+        values = {"store": store, "counter": counter, "digests": text, "mac": self._mac(store, counter, text)}
         if connection.execute(_WRITE, values).rowcount == 0:
             connection.execute(insert(SEAL), {"name": _ROW} | values)
         return counter
@@ -274,14 +276,12 @@ class Seal:
 
     def vouch(self, *columns: object) -> str:
         """Return the MAC of a row that is sealed separately, within a transaction that uses a table of a scope."""
-        key = hmac.digest(self._key, _ROW_LABEL + self._store.encode(), "sha256")
-        return hmac.digest(key, ascii(columns).encode(), "sha256").hex()
+        return self._under(_ROW_LABEL + self._store.encode(), columns)
 
     def attest(self, *columns: object) -> str:
         """Return the MAC of what a record of the audit log says was bound. It is of the secret alone: another store
         under it must believe the record, too. Any thread."""
-        key = hmac.digest(self._key, _RECORD_LABEL, "sha256")
-        return hmac.digest(key, ascii(columns).encode(), "sha256").hex()
+        return self._under(_RECORD_LABEL, columns)
 
     def _vouch_for_bound(self, connection: Connection) -> None:
         for row in connection.execute(select(BOUND)).all():
@@ -289,11 +289,15 @@ class Seal:
             connection.execute(update(BOUND).where(here).values(mac=self.vouch(*row[:-1])))
 
     def _made(self, store: Any, counter: Any, digests: Any, mac: Any) -> bool:
-        return isinstance(mac, str) and hmac.compare_digest(mac.encode(), self._mac(store, counter, digests))
+        return isinstance(mac, str) and hmac.compare_digest(mac.encode(), self._mac(store, counter, digests).encode())
 
-    def _mac(self, store: object, counter: object, digests: object) -> bytes:
-        key = hmac.digest(self._key, _LABEL + ascii(store).encode(), "sha256")
-        return hmac.digest(key, ascii((counter, digests)).encode(), "sha256").hex().encode()
+    def _mac(self, store: object, counter: object, digests: object) -> str:
+        return self._under(_LABEL + ascii(store).encode(), (counter, digests))
+
+    def _under(self, label: bytes, values: tuple[object, ...]) -> str:
+        """Return the MAC of values under the key of a label."""
+        key = hmac.digest(self._key, label, "sha256")
+        return hmac.digest(key, ascii(values).encode(), "sha256").hex()
 
 
 class SealGuard:
@@ -370,10 +374,6 @@ def derive(secret: SealSecret) -> bytearray:
 
 def _is_sqlite(connection: Connection) -> bool:
     return connection.dialect.name == "sqlite"
-
-
-def _table(name: str) -> Table:
-    return next(table for table in SEALED[_SCOPE[name]] if table.name == name)
 
 
 @lru_cache(maxsize=256)  # some statements are made once and used for every transaction

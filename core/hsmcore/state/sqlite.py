@@ -265,20 +265,13 @@ def _looked_up(path: Path, query: str, *values: str) -> object:
     return None
 
 
-def give_number(path: Path, number: int) -> None:
-    """Have the store of a file take the place of the one with that id; 0: it keeps its own. Raises sqlite3.Error."""
-    if number:
-        with closing(sqlite3.connect(path)) as on:
-            on.execute(f"PRAGMA user_version = {number:d}")
-
-
 def number_in(connection: Connection) -> int:
     """As number_of, in a transaction."""
     return int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
 
 
 def set_number(connection: Connection, number: int) -> None:
-    """As give_number, in a transaction."""
+    """Have the store take the place of the one with that id, in a transaction; 0: it keeps its own."""
     if number:
         connection.exec_driver_sql(f"PRAGMA user_version = {number:d}")
 
@@ -314,15 +307,9 @@ def fill(path: Path, rows: Iterable[tuple[Table, Iterable[Sequence[Sequence[Any]
         engine.dispose()
 
 
-def everything(path: Path) -> dict[Table, list[tuple[Any, ...]]]:
-    """Return all rows of a store that no process uses."""
-    engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
-    try:
-        with engine.begin() as connection:
-            tables = METADATA.sorted_tables
-            return {table: [tuple(row) for row in connection.execute(select(table))] for table in tables}
-    finally:
-        engine.dispose()
+def everything(connection: Connection) -> dict[Table, list[tuple[Any, ...]]]:
+    """Return all rows of a store."""
+    return {table: [tuple(row) for row in connection.execute(select(table))] for table in METADATA.sorted_tables}
 
 
 def _file_at(path: Path, *, makes: bool) -> _File:

@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from hmac import compare_digest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
@@ -196,6 +197,11 @@ class Store:
     def attest(self, *columns: object) -> str:
         """As Seal.attest; "" in a store without a seal. Any thread."""
         return "" if self._database.seal is None else self._database.seal.attest(*columns)
+
+    def attests(self, mac: object, *columns: object) -> bool:
+        """Return whether a MAC is that of `attest`; in a store without a seal, any is. Any thread."""
+        made = self.attest(*columns)
+        return not made or (isinstance(mac, str) and compare_digest(mac.encode(), made.encode()))
 
     def require_genuine(self) -> None:
         """Raise StoreNotGenuine if there are problems."""

@@ -1,12 +1,24 @@
-"""Sockets that are bound, and do not listen yet: no client can connect before Door has it listen."""
+"""Sockets that are bound, and do not listen yet: no client can connect before Door has it listen. And which hosts are
+this machine's own."""
 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import os
 import socket
 from contextlib import suppress
 from pathlib import Path
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host, by name or address, is this machine and reached by no other one."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def tcp(host: str, port: int) -> socket.socket:

@@ -93,15 +93,7 @@ class Rotations(Tables):
             current = active_key(connection)
             if current is None or current.version != old:
                 raise HsmError(f"key version {old} is no longer the one that signs; nothing is rotated")
-            new = insert_key(
-                connection,
-                key_id="",
-                public_key=b"",
-                algorithm=current.algorithm,
-                label=label,
-                members=(),
-                origin="rotation",
-            )
+            new = insert_key(connection, "", b"", current.algorithm, label, (), "rotation")
             try:
                 made = _insert(connection, Run(), cause, old, new, now, reason, slot_ns)
             except IntegrityError:
@@ -130,13 +122,7 @@ class Rotations(Tables):
             if connection.execute(busy).first() is not None:
                 raise StoreBusy("a rotation is under way", hint="Wait for its end, or `hsmcore rotate abort`.")
             version = known_version(connection, public_key) or insert_key(
-                connection,
-                key_id=key_id,
-                public_key=public_key,
-                algorithm=algorithm,
-                label=label,
-                members=holders,
-                origin="chosen",
+                connection, key_id, public_key, algorithm, label, holders, "chosen"
             )
             old = active_key(connection)
             activate_key(connection, version, now, now, retire_ns, f"displaced by hand: version {version} was {cause}")

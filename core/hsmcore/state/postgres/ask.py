@@ -31,7 +31,6 @@ class Asker:
         self._socket = -1
         """The driver's, under a number that stays ours when the driver closes its own."""
         self._one = asyncio.Lock()
-        self._warned = ""
 
     async def ask(self, question: Question) -> list[tuple[Any, ...]]:
         """Return the rows of the answer, once its transaction is committed. Raises StoreError; StoreUnknown if there is
@@ -52,8 +51,8 @@ class Asker:
             except BaseException:
                 self._drop()
                 raise
-            if self._warned:
-                raise StoreUnknown(f"COMMIT was confirmed with a warning: {self._warned}")
+            if self._driver is not None and self._driver.warned:
+                raise StoreUnknown(f"COMMIT was confirmed with a warning: {self._driver.warned}")
             facts = Facts.of(rows_of(results[FACTS_AT]))
             self._judge(facts)
             if self._waits and not facts.lasts(after):
@@ -62,12 +61,11 @@ class Asker:
 
     async def _answered(self, question: Question, *, again: bool) -> list[PGresult]:
         """Send the question, and drop a connection that was used before (`again`) and turns out to be lost."""
-        self._warned = ""
         driver = self._driver
         if driver is None:
             driver = self._driver = await asyncio.to_thread(self._dial)
             self._socket = os.dup(driver.pgconn.socket)
-            driver.add_notice_handler(self._noticed)
+        driver.warned = ""
         try:
             return await self._told(self._begin + asked(driver, [question]) + b"; COMMIT")
         except psycopg.OperationalError:
@@ -79,10 +77,6 @@ class Asker:
         assert self._driver is not None  # noqa: S101  # for the type checker
         async with asyncio.timeout(ANSWER_SECONDS):
             return await _said(self._driver, self._socket, text)
-
-    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
-        if notice.severity_nonlocalized == "WARNING":
-            self._warned = notice.message_primary or "a warning"
 
     def _drop(self) -> None:
         driver, self._driver = self._driver, None

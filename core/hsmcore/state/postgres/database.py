@@ -33,7 +33,7 @@ from hsmcore.state.postgres.ask import Asker
 from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
 from hsmcore.state.postgres.roles import RolesSeen, row_role
 from hsmcore.state.postgres.schema import Objects, foreign_of, marks_of, objects_of
-from hsmcore.state.postgres.url import parse
+from hsmcore.state.postgres.url import resolved
 from hsmcore.state.schema import METADATA
 from hsmcore.state.seal import SealSecret
 from hsmcore.state.sqlite import fill
@@ -140,11 +140,7 @@ class ServerDatabase(Database):
             self._prepared = True
 
     def _dial(self) -> Patient:
-        url = self._server.store.url.resolve()
-        try:
-            given = parse(url, self.shown)
-        finally:
-            url[:] = bytes(len(url))
+        given = resolved(self._server.store.url, self.shown)
         self.shown = f"state store of fleet {self._server.name} at {given.where}"
         try:
             driver = Patient.connect(autocommit=True, prepare_threshold=None, **given.options())

@@ -42,8 +42,6 @@ class Link:
         driver = self._connection.connection.driver_connection
         assert isinstance(driver, Patient)  # noqa: S101  # for the type checker
         self._driver = driver
-        self._driver.add_notice_handler(self._noticed)
-        self._warned: list[str] = []
         self._answers: list[list[tuple[Any, ...]]] = []
         self.is_unsealed = False
         """Whether the transaction has found no seal when it began."""
@@ -73,7 +71,7 @@ class Link:
             self._answers = rows[begun:]
             self.is_unsealed = rows[begun - 1][0][-1] is False
         except BaseException:
-            self._undo()
+            self.undo()
             raise
 
     def system(self) -> str:
@@ -87,7 +85,7 @@ class Link:
             result = work(self._connection)
             self._require_sound()
         except BaseException:
-            self._undo()
+            self.undo()
             raise
         self._commit()
         return result
@@ -108,13 +106,13 @@ class Link:
             self._require_sound()
             statements = written(self._driver, changes)
         except BaseException:
-            self._undo()
+            self.undo()
             raise
         self._commit(statements)
         return result
 
     def _commit(self, changes: Sequence[bytes] | None = None) -> None:
-        self._warned.clear()
+        self._driver.warned = ""
         after: Sequence[tuple[Any, ...]] = ()
         try:
             if changes is None:
@@ -126,35 +124,32 @@ class Link:
                 said(self._driver, b"; ".join([*changes, b"COMMIT"]))
         except (SQLAlchemyError, psycopg.Error) as error:
             if self._driver.info.transaction_status == TransactionStatus.INERROR:  # a change failed: before COMMIT
-                self._undo()
+                self.undo()
                 if isinstance(error, psycopg.errors.DivisionByZero):
                     raise StoreError(CHANGED, hint=AGAIN) from None
                 raise
             self.close()
             raise CommitLost(f"the connection failed in COMMIT: {reason(error)}") from None
-        if self._warned:
+        if self._driver.warned:
             # For example, the wait for the synchronous standby was cancelled: the commit is visible, and may be lost.
-            raise CommitLost(f"COMMIT was confirmed with a warning: {self._warned[0]}")
+            raise CommitLost(f"COMMIT was confirmed with a warning: {self._driver.warned}")
         if self._waits and (self._facts is None or not self._facts.lasts(after)):
             raise CommitLost(RELEASED)
-
-    def undo(self) -> None:
-        """Take the transaction back."""
-        self._undo()
 
     def try_out(self, work: Callable[[Connection], T]) -> T:
         """Do `work` in the transaction, and take it back."""
         try:
             return work(self._connection)
         finally:
-            self._undo()
+            self.undo()
 
     def _require_sound(self) -> None:
         if self._driver.info.transaction_status != TransactionStatus.INTRANS:
             # COMMIT would roll it back, and say so in no error.
             raise psycopg.errors.InFailedSqlTransaction("a statement of the transaction failed")
 
-    def _undo(self) -> None:
+    def undo(self) -> None:
+        """Take the transaction back."""
         with suppress(SQLAlchemyError, psycopg.Error):
             self._connection.rollback()
             self._driver.rollback()
@@ -169,10 +164,6 @@ class Link:
         with suppress(SQLAlchemyError, psycopg.Error):
             self._connection.close()
 
-    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
-        if notice.severity_nonlocalized == "WARNING":
-            self._warned.append(notice.message_primary or "a warning")
-
 
 class Patient(psycopg.Connection[tuple[Any, ...]]):
     """A connection that waits for answers until a moment. Then it is closed, as if the server had gone: a server that
@@ -180,6 +171,16 @@ class Patient(psycopg.Connection[tuple[Any, ...]]):
 
     _until = math.inf
     """The moment, by the monotonic clock."""
+    warned = ""
+    """The first warning since this was emptied."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.add_notice_handler(self._noticed)
+
+    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized == "WARNING":
+            self.warned = self.warned or notice.message_primary or "a warning"
 
     def be_patient(self) -> None:
         """Wait for answers until ANSWER_SECONDS from now."""

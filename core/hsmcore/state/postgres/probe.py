@@ -11,7 +11,7 @@ import psycopg
 from hsmcore.state.errors import StoreError
 from hsmcore.state.postgres.database import HINT, PREFIX, DatabaseServer, schema_name
 from hsmcore.state.postgres.link import FACTS, Facts
-from hsmcore.state.postgres.url import parse
+from hsmcore.state.postgres.url import resolved
 
 _STATEMENT_TIMEOUT: Final = "SET LOCAL statement_timeout = 5000"
 _SYSTEM: Final = "SELECT system_identifier FROM pg_control_system()"
@@ -29,8 +29,7 @@ class Look:
     checks_server: bool
     """Whether no third party can answer in the server's place: it is this host, or its certificate is checked."""
     system: str
-    timeline: str
-    version: int
+    facts: Facts
     exists: bool
     """Whether the fleet has its tables there."""
     synchronous: str
@@ -44,11 +43,7 @@ class Look:
 def look_at(server: DatabaseServer) -> Look:
     """Ask the server. Blocks. Raises StoreError, SecretUnavailable."""
     shown = f"state store of fleet {server.name}"
-    url = server.store.url.resolve()
-    try:
-        given = parse(url, shown)
-    finally:
-        url[:] = bytes(len(url))
+    given = resolved(server.store.url, shown)
     try:
         with psycopg.connect(autocommit=True, prepare_threshold=None, **given.options()) as connection:
             connection.execute("BEGIN READ ONLY")
@@ -64,8 +59,7 @@ def look_at(server: DatabaseServer) -> Look:
         where=given.where,
         checks_server=given.is_here or given.sslmode != "require",
         system=str(system),
-        timeline=facts.timeline,
-        version=facts.version // 10_000,
+        facts=facts,
         exists=schema_name(server.name, server.manager) in schemas,
         synchronous=facts.synchronous_standby_names,
         standbys=int(count) if sees else None,

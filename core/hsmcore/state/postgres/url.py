@@ -3,7 +3,6 @@ password that is not percent-encoded may stand in any of them."""
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -13,7 +12,9 @@ from typing import Any, Final
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
+from hsmcore.base.listening.sockets import is_loopback
 from hsmcore.state.errors import StoreError
+from hsmcore.state.seal import SealSecret
 
 ENCRYPTED: Final = ("require", "verify-ca", "verify-full")
 """Values of sslmode with which a server elsewhere may be asked."""
@@ -78,6 +79,15 @@ def parse(url: bytes | bytearray, shown: str) -> ServerUrl:
     return ServerUrl(where, is_here, sslmode, given)
 
 
+def resolved(secret: SealSecret, shown: str) -> ServerUrl:
+    """Fetch a URL, and parse it. Blocks. Raises as `parse`, and SecretUnavailable."""
+    url = secret.resolve()
+    try:
+        return parse(url, shown)
+    finally:
+        url[:] = bytes(len(url))
+
+
 def _parts(url: bytes | bytearray) -> dict[str, Any] | None:
     try:
         text = url.decode()
@@ -104,9 +114,4 @@ def _ports(given: Mapping[str, Any]) -> list[str]:
 
 
 def _is_here(host: str) -> bool:
-    if host == "localhost" or host.startswith(("/", "@")):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return host.startswith(("/", "@")) or is_loopback(host)

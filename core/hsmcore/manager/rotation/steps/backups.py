@@ -74,12 +74,8 @@ async def _back_up(ctx: Context, key: StoredKey) -> Done:
     # An existing file is that of an earlier rotation, or of an attempt that a crash cut off.
     statement = open_envelope(there, key.public_key)
     digest = hashlib.sha256(there).hexdigest()
-    return Done(
-        {"place": place.location, "name": name, "method": statement.method, "sha256": digest},
-        also=lambda connection: insert_backup(
-            connection, key.key_id, key.public_key, place.location, name, statement.method, digest
-        ),
-    )
+    details = {"place": place.location, "name": name, "method": statement.method, "sha256": digest}
+    return Done(details, also=lambda connection: insert_backup(connection, key, **details))
 
 
 async def _envelope(ctx: Context, key: StoredKey) -> bytes:
