@@ -232,7 +232,10 @@ async def test_an_answer_that_fails_says_nothing_of_why_and_the_others_go_on(mon
         raise RuntimeError("a word of the inside")
 
     monkeypatch.setattr(Answers, "_metrics", fails)
+    others = children()
     async with opened({"keyManager": EPHEMERAL}) as manager, attached(manager, "127.0.0.1:0") as site:
+        server = started_since(others)
         answer = await asked(site.address, "/metrics")
         assert (answer.status, b"inside" in answer.body) == (503, False)
-        assert (await asked(site.address, "/readyz")).status == 200
+        assert (await asked(site.address, "/keys")).status == 404  # it has none, says the signer
+        assert started_since(others) == server

@@ -5,9 +5,9 @@
 
 Needs the extra `serve`; docs/CONSOLE.md has the operator's view.
 
-Reading order: in the process that is shown, site with source or watch, answers, ledger, actions. In the server's own
-process child on hsmcore.base.listening (limits), app (routes), access (tokens), questions, monitor (the state that
-every page shows) with series, checks, trail, feed.
+Reading order: site (in the process that is shown) with source or watch, answers, ledger, actions; child (the server's
+process) on hsmcore.base.listening (limits), app (routes), access (tokens), questions, monitor (the state that every
+page shows) with series, checks, trail, feed.
 """
 
 from typing import TYPE_CHECKING
