@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 from tests.browser.test_console import flood
 from tests.support.chaos import needs_chaos
+from tests.support.console import served_here
 
 pytestmark = [pytest.mark.browser, needs_chaos]
 
 
 @pytest.mark.timeout(600)
-def test_a_day_of_events_leaves_page_and_server_as_they_were(scene, page):
-    grown = flood(scene(callers=0), page, 86_400)
+def test_a_day_of_events_leaves_page_and_server_as_they_were(scene, page, monkeypatch):
+    servers = served_here(monkeypatch)
+    grown = flood(scene(callers=0), servers, page, 86_400)
     assert grown["rows"] <= 200
     assert grown["heap_bytes"] < 3 << 20
     assert grown["nodes"] < 2000

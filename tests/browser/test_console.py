@@ -7,6 +7,7 @@ import json
 
 import pytest
 from tests.support.chaos import needs_chaos
+from tests.support.console import in_server, served_here
 
 pytestmark = [pytest.mark.browser, needs_chaos]
 
@@ -222,8 +223,9 @@ def tamper(log, seq):
         file.write(b"S")
 
 
-def test_no_column_of_the_key_ring_is_cut_off(scene, page):
+def test_no_column_of_the_key_ring_is_cut_off(scene, page, monkeypatch):
     """As it is at its longest: versions of other days, and labels as long as rotation makes them."""
+    servers = served_here(monkeypatch)
     running, day = scene(), 86_400 * 10**9
 
     async def age(monitor):
@@ -240,7 +242,7 @@ def test_no_column_of_the_key_ring_is_cut_off(scene, page):
 
         monitor.state = aged
 
-    running.in_server(age)
+    in_server(servers[0], age)
     made = opened(page, running, viewport={"width": 1280, "height": 800})
     made.wait_for_selector("#keys tbody tr:first-child td:nth-child(8):not(:text-is('–'))")
     cut = made.evaluate(
@@ -329,15 +331,16 @@ def test_a_viewer_token_is_asked_for_and_the_policy_holds(scene, page, tmp_path)
     assert ran == [False, True]
 
 
-def test_ten_thousand_events_leave_page_and_server_as_they_were(scene, page):
-    grown = flood(scene(callers=0), page, 10_000)
+def test_ten_thousand_events_leave_page_and_server_as_they_were(scene, page, monkeypatch):
+    servers = served_here(monkeypatch)
+    grown = flood(scene(callers=0), servers, page, 10_000)
     assert grown["rows"] <= 200
     assert grown["heap_bytes"] < 3 << 20
     assert grown["nodes"] < 2000
     assert grown["rss_bytes"] < 16 << 20
 
 
-def flood(running, page, count):
+def flood(running, servers, page, count):
     """Have `count` events happen, as fast as the page takes them; returns how much page and server have grown."""
     made = opened(page, running)
     devtools = made.context.new_cdp_session(made)
@@ -363,7 +366,7 @@ def flood(running, page, count):
                     monitor.feed.show("state", monitor.state())
                     await asyncio.sleep(0.005)
 
-        running.in_server(work)
+        in_server(servers[0], work)
         made.wait_for_selector(f"#events li:first-child:has-text('member {last - 1}')")
 
     happen(0, 2000)  # until all bounded things are full

@@ -32,7 +32,7 @@ from tests.support.run_folder import fast_folder
 from tests.support.softhsm import Folder, Token, find_module, make_token
 
 import hsmcore
-from hsmcore.serve import access, attached
+from hsmcore.serve import attached
 
 PRESSURES = ("burners", "flood", "late loop", "all")
 BLOCKED_SECONDS, PAUSE_SECONDS = 0.3, 0.7
@@ -110,7 +110,6 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=6.0, help="of one slice")
     chosen = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    access.STRANGERS = 10**9  # type: ignore[misc]  # a flood that is not held back presses more
     kinds = list(itertools.product(("process", "thread"), (0, None)))
     rounds = -(-chosen.slices // len(kinds))
     pressures = list(itertools.islice(itertools.cycle(PRESSURES), rounds))

@@ -17,7 +17,7 @@ import sys
 import pytest
 from tests.support.certificates import self_signed
 from tests.support.chaos import needs_chaos
-from tests.support.console import Scene
+from tests.support.console import Scene, served_here
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened
@@ -95,6 +95,7 @@ async def _life(site, life):
 
 @one_loop
 async def test_a_blocked_event_loop_is_not_alive(world, monkeypatch):
+    served_here(monkeypatch)
     monkeypatch.setattr("hsmcore.serve.monitor.ALIVE_SECONDS", 0.5)
     monkeypatch.setattr("hsmcore.serve.source.ANSWER_SECONDS", 0.2)
     async with opened(world.config()) as manager, attached(manager, "127.0.0.1:0") as site:

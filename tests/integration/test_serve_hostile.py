@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.certificates import self_signed
+from tests.support.console import served_here
 from tests.support.loops import one_loop
 from tests.support.managers import opened
 from tests.support.size import share
@@ -36,6 +37,7 @@ LEAKS = (b"Traceback", b"hsmcore/serve", b"site-packages", b'File "')
 
 @pytest.fixture
 def no_answer_hangs(monkeypatch):
+    served_here(monkeypatch)
     monkeypatch.setattr(http, "REQUEST_SECONDS", 0.5)
 
 
@@ -262,7 +264,8 @@ async def test_it_ends_whatever_its_clients_do(world, tmp_path):
 
 
 @one_loop
-async def test_streams_are_counted_and_their_end_is_noticed(world):
+async def test_streams_are_counted_and_their_end_is_noticed(world, monkeypatch):
+    servers = served_here(monkeypatch)
     async with opened(world.config(**RULES)) as manager, attached(manager) as site:
 
         def fill():
@@ -271,12 +274,12 @@ async def test_streams_are_counted_and_their_end_is_noticed(world):
                     client = stack.enter_context(link(site.address))
                     client.sendall(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n" + head + b"\r\n")
                     assert client.recv(12) == b"HTTP/1.1 200"
-                    if not head and len(site.monitor.feed) == MAX_OF_ADDRESS:
+                    if not head and len(servers[0].monitor.feed) == MAX_OF_ADDRESS:
                         assert ask(site.address, "/api/events").status == 503
                 return ask(site.address, "/api/events", token=OPERATOR).status
 
         assert await asyncio.to_thread(fill) == 503
-        while len(site.monitor.feed):  # noqa: ASYNC110  # what is waited for happens in the server's thread
+        while len(servers[0].monitor.feed):  # noqa: ASYNC110  # what is waited for happens in the server's thread
             await asyncio.sleep(0.01)
 
 
@@ -285,9 +288,10 @@ async def test_streams_are_counted_and_their_end_is_noticed(world):
 
 @one_loop
 async def test_a_stranger_gets_so_many_answers_and_its_connection_is_closed_a_right_token_gets_all(world, monkeypatch):
+    servers = served_here(monkeypatch)
     monkeypatch.setattr("hsmcore.serve.access.STRANGERS", 3)
     async with opened(world.config(**RULES)) as manager, attached(manager) as site:
-        site._access._strangers._clock = lambda: 0.0  # no turn comes back
+        servers[0].console._access._strangers._clock = lambda: 0.0  # no turn comes back
 
         def flood():
             statuses, client = [], connection(site.address)
@@ -336,6 +340,7 @@ async def test_guesses_are_limited_recorded_and_cost_the_log_little(world, tmp_p
 @one_loop
 async def test_wrong_and_missing_tokens_take_the_same_time(world, monkeypatch):
     """Coarse: what is compared is in test_serve_parts; here nothing else may differ grossly on the way."""
+    served_here(monkeypatch)
     monkeypatch.setattr("hsmcore.serve.access.FAILURES", 10**6)
     async with opened(world.config(**RULES)) as manager, attached(manager) as site:
 

@@ -1,24 +1,81 @@
-"""A signer with its console, in a thread of its own: two SoftHSM members with one key, failover, rotation, audit."""
+"""A signer with its console, in a thread of its own: two SoftHSM members with one key, failover, rotation, audit. And a
+console's server in the process of the test, which may then reach into it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import orjson
+import pytest
 from tests.support.levels import SAME, Site
 from tests.support.softhsm import Token
 
 import hsmcore
 import hsmcore.serve
 from hsmcore.serve.attach import settings_of
+from hsmcore.serve.child import ConsoleServer
 from hsmcore.serve.source import ManagerSource
 
 T = TypeVar("T")
+
+
+class _Here:
+    """In the place of Child: the same calls and the same JSON, and the server in a thread of this process."""
+
+    def __init__(self, _environment: Mapping[str, str], *, main: str, descriptors: Sequence[int]) -> None:
+        assert main == ConsoleServer.__module__
+        assert len(descriptors) == 1
+        self._ends = os.pipe()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="console's server")
+        self._thread.start()
+        self.server = self._run(self._made())
+
+    async def _made(self) -> ConsoleServer:
+        return ConsoleServer(self._ends[0])
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def call(self, name: str, arguments: Any, read: Callable[[Any], T], _seconds: float) -> T:
+        asked = orjson.loads(orjson.dumps(arguments))
+        if name == "begin":
+            asked["socket"] = os.dup(asked["socket"])  # as a child has a descriptor of its own
+        return read(orjson.loads(orjson.dumps(self.server.work(name, asked, []))))
+
+    def close(self) -> None:
+        self._run(self.server.close())
+        self._run(self._loop.shutdown_default_executor())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        for each in self._ends:
+            os.close(each)
+
+
+def in_server(server: ConsoleServer, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    """Do `work(monitor)` in the server's event loop."""
+    return asyncio.run_coroutine_threadsafe(work(server.monitor), server.monitor.loop).result(300)
+
+
+def served_here(monkeypatch: pytest.MonkeyPatch) -> list[ConsoleServer]:
+    """Have consoles run their servers in this process. Returns a list that each of them comes into."""
+    servers: list[ConsoleServer] = []
+
+    def start(*arguments: Any, **options: Any) -> _Here:
+        made = _Here(*arguments, **options)
+        servers.append(made.server)
+        return made
+
+    monkeypatch.setattr("hsmcore.serve.site.Child", start)
+    return servers
 
 
 class Scene:
@@ -78,12 +135,6 @@ class Scene:
     def run(self, work: Coroutine[Any, Any, T], seconds: float = 30.0) -> T:
         """Do something in the signer's event loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(seconds)
-
-    def in_server(self, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
-        """Do `work(monitor)` in the server's event loop."""
-        found = self.served.monitor
-        assert found is not None
-        return asyncio.run_coroutine_threadsafe(work(found), found.loop).result(300)
 
     def end_server(self) -> None:
         """The signer signs on."""

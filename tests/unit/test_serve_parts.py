@@ -15,7 +15,7 @@ from tests.support.size import share
 from hsmcore.config import Monitoring, Secret
 from hsmcore.config.monitoring import Address
 from hsmcore.errors import ConfigurationError
-from hsmcore.serve.access import FAILURES, STRANGERS, WAIT_SECONDS, Access
+from hsmcore.serve.access import FAILURES, STRANGERS, WAIT_SECONDS, Access, HeldTokens
 from hsmcore.serve.app import _Guarded
 from hsmcore.serve.attach import settings_of
 from hsmcore.serve.checks import checks, ready
@@ -38,7 +38,7 @@ def access(viewer=VIEWER, operator=OPERATOR, clock=time.monotonic):
     tokens = {
         name: Secret.plain(value) for name, value in (("viewerToken", viewer), ("operatorToken", operator)) if value
     }
-    return Access(Monitoring.model_validate(tokens), clock)
+    return Access(HeldTokens.of(Monitoring.model_validate(tokens)), clock)
 
 
 # ---- where it listens ----
@@ -112,7 +112,7 @@ def test_one_token_for_both_roles_is_refused_wherever_it_comes_from(monkeypatch)
     monkeypatch.setenv("CONSOLE_TOKEN", OPERATOR)
     same = Monitoring.model_validate({"viewerToken": OPERATOR, "operatorToken": {"env": "CONSOLE_TOKEN"}})
     with pytest.raises(ConfigurationError, match="whoever may look could act"):
-        Access(same)
+        HeldTokens.of(same)
     with pytest.raises(ValueError, match="whoever may look could act"):
         Monitoring.model_validate({"viewerToken": OPERATOR, "operatorToken": OPERATOR})
 
@@ -263,8 +263,8 @@ class Recording:
     def __init__(self):
         self.said = []
 
-    async def record(self, action, result, fields):
-        self.said.append((action, result, fields["count"]))
+    async def order(self, *refusal):
+        self.said.append(refusal)
 
 
 @given(st.lists(st.floats(0, 3), max_size=200))
@@ -280,7 +280,7 @@ def test_a_flood_of_refusals_is_counted_and_not_written_one_by_one(pauses):
 
     asyncio.run(run())
     assert len(source.said) <= BURST + sum(pauses) + 1
-    assert sum(count for _, _, count in source.said) + refusals._unsaid == len(pauses)
+    assert sum(count for *_, count in source.said) + refusals._unsaid == len(pauses)
 
 
 # ---- the stream ----

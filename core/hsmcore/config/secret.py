@@ -315,14 +315,14 @@ MAX_TOKEN_BYTES: Final = 4096
 
 
 class TokenDigests:
-    """Makes digests under a key of this object: who chooses a token does not choose what it is compared with."""
+    """Makes digests under a key that is made here: who chooses a token does not choose what it is compared with."""
 
-    def __init__(self) -> None:
-        self._key = os.urandom(32)
+    def __init__(self, key: bytes | None = None) -> None:
+        self.key = os.urandom(32) if key is None else key
 
     def of(self, presented: bytes | bytearray) -> bytes:
         """Return the digest of what a client presents."""
-        return hmac.digest(self._key, presented, hashlib.sha256)
+        return hmac.digest(self.key, presented, hashlib.sha256)
 
     def of_secret(self, secret: Secret) -> bytes:
         """Fetch a token and return its digest; the token is wiped. May block. Raises SecretUnavailable, and

@@ -5,11 +5,21 @@
 
 Needs the extra `serve`; docs/CONSOLE.md has the operator's view.
 
-Reading order: site (the thread) on hsmcore.base.listening (limits), app (routes), access (tokens), monitor (the
-state that every page shows) with source or watch, series, ledger, trail; checks, actions, feed.
+Reading order: site (in the process that is shown) with source or watch, answers, ledger, actions; child (the server's
+process) on hsmcore.base.listening (limits), app (routes), access (tokens), questions, monitor (the state that every
+page shows) with series, checks, trail, feed.
 """
 
-from hsmcore.serve.attach import attached
-from hsmcore.serve.site import Site
+from typing import TYPE_CHECKING
+
+from hsmcore.base.lazy import names
+
+if TYPE_CHECKING:
+    from hsmcore.serve.attach import attached
+    from hsmcore.serve.site import Site
 
 __all__ = ["Site", "attached"]
+
+# Loaded when they are used: the server's process needs nothing of the key manager.
+if not TYPE_CHECKING:
+    __getattr__ = names(__name__, {"attach": ["attached"], "site": ["Site"]}, "serve")

@@ -1,5 +1,5 @@
 """Authorization: bearer tokens compared in constant time, a rate limit on wrong ones, and one on requests without a
-right one: the server shares the interpreter with the signer."""
+right one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from hsmcore.config import Monitoring
 from hsmcore.config.secret import MAX_TOKEN_BYTES, TokenDigests
@@ -36,19 +36,35 @@ class Verdict:
     problem: Literal["", "missing", "wrong", "forbidden", "limited"] = ""
 
 
-class Access:
-    """Holds digests of the tokens only, under a key of this process. For the server's thread."""
+@dataclass(frozen=True, slots=True)
+class HeldTokens:
+    """The digests of the tokens, and their key: what the process that compares them gets. None: no such token."""
 
-    def __init__(self, settings: Monitoring, clock: Callable[[], float] = time.monotonic) -> None:
+    key: bytes
+    viewer: bytes | None
+    operator: bytes | None
+
+    @classmethod
+    def of(cls, settings: Monitoring) -> Self:
         """Fetch the tokens. May block. Raises SecretUnavailable, and ConfigurationError for a token that is too
         short."""
-        self._digests = digests = TokenDigests()
-        viewer, operator = settings.viewer_token, settings.operator_token
-        self._viewer = None if viewer is None else digests.of_secret(viewer)
-        self._operator = None if operator is None else digests.of_secret(operator)
-        if self._viewer is not None and self._viewer == self._operator:
+        digests = TokenDigests()
+        viewer, operator = (
+            None if token is None else digests.of_secret(token)
+            for token in (settings.viewer_token, settings.operator_token)
+        )
+        if viewer is not None and viewer == operator:
             problem = "is the same token as viewerToken: whoever may look could act"
             raise ConfigurationError.of([ConfigFault(f"{settings.where}.operatorToken", problem)])
+        return cls(digests.key, viewer, operator)
+
+
+class Access:
+    """Holds digests of the tokens only. For one event loop."""
+
+    def __init__(self, tokens: HeldTokens, clock: Callable[[], float] = time.monotonic) -> None:
+        self._digests = TokenDigests(tokens.key)
+        self._viewer, self._operator = tokens.viewer, tokens.operator
         self._nobody = os.urandom(32)  # the digest of no token
         self._failures = _Failures(FAILURES, REFILL_SECONDS, clock)
         self._strangers = _Buckets(STRANGERS, 1 / STRANGERS, clock)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 from collections.abc import Callable
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any, Final
 
@@ -19,18 +20,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hsmcore.base.listening.http import MAX_HEAD_BYTES
 from hsmcore.base.log import get_logger
-from hsmcore.config import Monitoring
-from hsmcore.errors import BadArgument, HsmError
+from hsmcore.errors import BadArgument
 from hsmcore.serve import trail
 from hsmcore.serve.access import Access, Role, Verdict
-from hsmcore.serve.actions import BadRequest, carry_out, parse
 from hsmcore.serve.checks import ready
-from hsmcore.serve.exposition import Exposition, NoMetrics
 from hsmcore.serve.feed import Full, message
 from hsmcore.serve.monitor import Monitor
 from hsmcore.serve.refusals import Refusals
 from hsmcore.serve.source import Unanswered
-from hsmcore.tlog.key_set import serial_of
+from hsmcore.tlog.key_set import KeySet, serial_of, split
 
 MAX_BODY_BYTES: Final = 4096
 MAX_QUERY_BYTES: Final = 1024
@@ -52,7 +50,6 @@ _HEADERS: Final = (
     (b"cache-control", b"no-store"),
 )
 _PAGE: Final = "index.html"
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 _STATUS: Final = {"missing": 401, "wrong": 401, "forbidden": 403, "limited": 429}
 _SAID: Final = {
     "missing": "a token is needed: Authorization: Bearer …",
@@ -74,15 +71,12 @@ register_url_convertor("number", _Number())
 class Console:
     """The handlers. For the server's event loop."""
 
-    def __init__(self, monitor: Monitor, access: Access, settings: Monitoring) -> None:
-        self._monitor, self._access = monitor, access
-        self._refusals = Refusals(monitor.source)
-        self._exposition = Exposition(monitor.source)
+    def __init__(self, monitor: Monitor, access: Access, hosts: frozenset[str] | None) -> None:
+        """`hosts`: names in the Host header; None: any."""
+        self._monitor, self._access, self._hosts = monitor, access, hosts
+        self._questions = monitor.questions
+        self._refusals = Refusals(self._questions)
         self._disk = asyncio.Semaphore(2)
-        address = settings.address
-        self._hosts: frozenset[str] | None = None
-        if address.local and not address.path:
-            self._hosts = _LOOPBACK | {address.host, *settings.hosts}
         self._static = _static_files()
 
     def app(self) -> ASGIApp:
@@ -150,9 +144,12 @@ class Console:
         if (refused := await self._may_look(request)) is not None:
             return refused
         try:
-            text, kind = await self._exposition.read(request.headers.get("accept", "")[:200])
-        except NoMetrics as error:
-            return _json({"error": "no metrics", "message": str(error)}, 404)
+            text, kind = await self._questions.learn("metrics", request.headers.get("accept", "")[:200])
+        except Unanswered as error:
+            return _json({"error": "no answer", "message": str(error)}, 503)
+        if not text:
+            said = "metrics are counted in the process that signs: attach hsmcore.serve there"
+            return _json({"error": "no metrics", "message": said}, 404)
         return Response(text, media_type=None, headers={"content-type": kind})
 
     async def key_set(self, request: Request) -> Response:
@@ -161,10 +158,15 @@ class Console:
             since = serial_of(request.query_params.get("since") or None)
         except BadArgument as error:
             return _json({"error": "bad request", "message": str(error)}, 400)
-        manager = self._monitor.source.manager
-        if manager is None or not manager.key_set():
+        try:
+            newest, every = await self._questions.learn("keys")
+        except Unanswered as error:
+            return _json({"error": "no answer", "message": str(error)}, 503)
+        if not newest:
             return _json({"error": "no set", "message": "there is no signed set of keys here"}, 404)
-        return Response(manager.key_set(since), media_type="text/plain; charset=utf-8")
+        if since is not None:
+            newest = "".join(note for serial, note in _by_serial(every) if serial > since)
+        return Response(newest, media_type="text/plain; charset=utf-8")
 
     async def state(self, request: Request) -> Response:
         """Return the whole state."""
@@ -218,26 +220,16 @@ class Console:
         verdict = self.verdict(request, "operator")
         if verdict.problem:
             return await self.refusal(request, "operator", verdict)
+        header, name = request.headers["authorization"], request.path_params["name"]
+        body = (await _body(request)).decode("latin-1")
         try:
-            body = orjson.loads(await _body(request))
-            await self._monitor.fresh()
-            name = request.path_params["name"]
-            order = parse(name, body, self._monitor.source.config, self._monitor.state())
-        except (orjson.JSONDecodeError, BadRequest) as error:
-            text = "the body is not JSON" if isinstance(error, orjson.JSONDecodeError) else str(error)
+            status, answer = await self._questions.order("act", header, _peer(request), name, body)
+        except Unanswered as error:
+            status, answer = 503, {"error": "not done", "message": str(error)}
+        if status == 400:
             await self._refusals.note(_peer(request), "bad request", _path(request))
-            return _json({"error": "bad request", "message": text}, 400)
-
-        async def record(result: str, error: str) -> int | None:
-            fields: dict[str, Any] = {**order.fields, "ip": _peer(request)} | ({"error": error} if error else {})
-            return await self._monitor.source.record(order.command, result, fields)
-
-        try:
-            number = await carry_out(order, self._monitor.source.config, record)
-        except (HsmError, Unanswered) as error:
-            return _json({"error": "not done", "message": str(error)}, 503)
         self._monitor.forget_view()
-        return _json({"asked": order.command, "auditSeq": number, **order.fields}, 202)
+        return _json(answer, status)
 
     async def page(self, request: Request) -> Response:
         """Return HTML, styles and modules of the console."""
@@ -385,6 +377,11 @@ async def _plain_error(_request: Request, error: Exception) -> Response:
 
 def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(orjson.dumps(value), status, headers, media_type="application/json")
+
+
+@lru_cache(maxsize=1)
+def _by_serial(notes: str) -> list[tuple[int, str]]:
+    return [(KeySet.remembered(note).serial, note.decode()) for note in split(notes.encode())]
 
 
 def _is_number(text: str) -> bool:

@@ -26,7 +26,6 @@ class Ledger:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._store: Store | None = None
-        self._last_event = 0
         self.problem = ""
         """Why the last read failed."""
 
@@ -45,17 +44,16 @@ class Ledger:
             self._store = await Store.open_to_read(self._config.key_manager.state_place)
         return self._store
 
-    async def events(self) -> list[dict[str, Any]]:
-        """Return the history since the last call; at first the latest EVENTS."""
+    async def events(self, after: int) -> list[dict[str, Any]]:
+        """Return the history after an event's id; after 0, the latest EVENTS."""
         if not self.used:
             return []
         try:
             store = await self._opened()
-            rows = await History(store).query(after=self._last_event or None, limit=EVENTS)
+            rows = await History(store).query(after=after or None, limit=EVENTS)
         except HsmError as error:
             self.problem = str(error)
             return []
-        self._last_event = max([self._last_event, *(row["id"] for row in rows)])
         return rows
 
     async def view(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from hsmcore.audit.layout import Layout
@@ -12,9 +13,9 @@ from hsmcore.base.scope import Scope
 from hsmcore.serve import trail
 from hsmcore.serve.checks import HealthCheck, checks
 from hsmcore.serve.feed import Feed
-from hsmcore.serve.ledger import Ledger
+from hsmcore.serve.questions import Questions
 from hsmcore.serve.series import Series
-from hsmcore.serve.source import Source, Unanswered
+from hsmcore.serve.source import Unanswered
 
 LOOK_SECONDS: Final = 1.0
 FRESH_SECONDS: Final = 0.5
@@ -28,11 +29,13 @@ _ASKED_SECONDS: Final = 2.0
 class Monitor:
     """For the server's event loop."""
 
-    def __init__(self, source: Source, version: str) -> None:
-        self.source = source
+    def __init__(self, questions: Questions, version: str, layout: Layout | None, *, beside: bool) -> None:
+        """`layout`: where the audit log is. `beside`: see Source."""
+        self.questions, self.layout, self._beside = questions, layout, beside
         self.feed = Feed()
         self.version = version
-        self._ledger = Ledger(source.config)
+        self._store_problem = ""
+        self._last_event = 0
         self._looking = asyncio.Lock()
         self._state: dict[str, Any] = {}
         self._view: dict[str, Any] = {}
@@ -44,37 +47,29 @@ class Monitor:
         self._newest = 0
         self._scope = Scope()
 
-    @property
-    def layout(self) -> Layout | None:
-        """Where the audit log is."""
-        manager = self.source.config.key_manager
-        return None if manager.audit_log_file is None else Layout(manager.audit_log_file)
-
     def begin(self) -> None:
         """Follow the key manager, and look every LOOK_SECONDS, until `close`."""
-
-        def tell(event: str, details: Mapping[str, Any]) -> None:
-            self.loop.call_soon_threadsafe(self.told, event, details)
-
-        self._scope.defer(self._ledger.close)
-        self._scope.defer(self.source.listen(tell))
+        self.questions.tell = self.told
         self._scope.every(LOOK_SECONDS, self.look, "the console could not look")
 
     async def close(self) -> None:
         """End that. Idempotent."""
         await self._scope.close()
 
-    def told(self, event: str, details: Mapping[str, Any]) -> None:
-        """Publish an event of the key manager."""
-        shown = {name: value.hex() if isinstance(value, bytes) else value for name, value in details.items()}
-        self.feed.tell("happened", {"timeNs": time.time_ns(), "kind": event, **_plain(shown)})
+    def told(self, event: Mapping[str, Any]) -> None:
+        """Publish an event of the key manager. Its `monotonicNs` is of the clock that all processes have."""
+        at_ns = time.time_ns() - time.monotonic_ns() + event["monotonicNs"]
+        self.feed.tell("happened", {"timeNs": at_ns, **{key: event[key] for key in event.keys() - {"monotonicNs"}}})
 
     async def look(self) -> None:
         """Read the whole state and show it to all watchers."""
         async with self._looking:
             await self._read(_ASKED_SECONDS if len(self.feed) else _IDLE_SECONDS)
-        for row in await self._ledger.events():
-            self.feed.tell("happened", _event(row))
+        with suppress(Unanswered):
+            for row in await self.questions.learn("events", self._last_event):
+                if row["id"] > self._last_event:
+                    self._last_event = row["id"]
+                    self.feed.tell("happened", _event(row))
         self.feed.show("state", self.state())
         layout = self.layout
         if layout is not None and len(self.feed):
@@ -93,18 +88,18 @@ class Monitor:
 
     async def _read(self, patience: float) -> None:
         """`patience`: allowed age of the state store's part in seconds."""
+        views = time.monotonic() - self._viewed >= patience
         try:
-            self._state = await self.source.describe()
+            found = await self.questions.learn("look", views)
         except Unanswered as error:
-            self._problem = str(error)
-        else:
-            self._problem = ""
-            self._answered = time.monotonic()
-            self._measure()
+            found = {"problem": str(error), "view": None}
         self._looked = time.monotonic()
-        if self._looked - self._viewed >= patience:
-            self._view = await self._ledger.view()
-            self._viewed = self._looked
+        self._problem = found["problem"]
+        if not self._problem:
+            self._state, self._answered = found["state"], self._looked
+            self._measure()
+        if found["view"] is not None:
+            self._view, self._store_problem, self._viewed = found["view"], found["storeProblem"], self._looked
 
     def _measure(self) -> None:
         stats = self._state.pop("stats")
@@ -124,11 +119,11 @@ class Monitor:
     @property
     def alive(self) -> bool:
         """Return whether the key manager's event loop has answered lately."""
-        return not self.source.beside or time.monotonic() - max(self._answered, self._begun) < ALIVE_SECONDS
+        return not self._beside or time.monotonic() - max(self._answered, self._begun) < ALIVE_SECONDS
 
     def checks(self) -> list[HealthCheck]:
         """Return the checks of the present state."""
-        return checks(self._state, self._view, self._problem, self._ledger.problem, time.time_ns())
+        return checks(self._state, self._view, self._problem, self._store_problem, time.time_ns())
 
     def state(self) -> dict[str, Any]:
         """Return the whole state, ready for JSON."""
@@ -160,8 +155,3 @@ def _event(row: Mapping[str, Any]) -> dict[str, Any]:
         "member": row["member"],
         "reason": row["reason"],
     }
-
-
-def _plain(details: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep only text, numbers and truth values: the result goes to a page."""
-    return {name: value for name, value in details.items() if isinstance(value, str | int | float | bool)}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
-from hsmcore.base.log import get_logger
-from hsmcore.errors import HsmError
-from hsmcore.serve.source import Source, Unanswered
+from hsmcore.serve.questions import Questions
+from hsmcore.serve.source import Unanswered
 
 BURST: Final = 20
 REFILL_SECONDS: Final = 1.0
@@ -17,8 +17,8 @@ REFILL_SECONDS: Final = 1.0
 class Refusals:
     """Records up to BURST at once, then one in REFILL_SECONDS, which says how many it stands for (`count`)."""
 
-    def __init__(self, source: Source, clock: Callable[[], float] = time.monotonic) -> None:
-        self._source, self._clock = source, clock
+    def __init__(self, questions: Questions, clock: Callable[[], float] = time.monotonic) -> None:
+        self._questions, self._clock = questions, clock
         self._left, self._then = float(BURST), clock()
         self._unsaid = 0
 
@@ -32,8 +32,5 @@ class Refusals:
             return
         self._left -= 1
         count, self._unsaid = self._unsaid, 0
-        fields = {"ip": peer, "error": problem, "file": path, "count": count}
-        try:
-            await self._source.record("console", "refused", fields)
-        except (HsmError, Unanswered) as error:
-            get_logger().error("a refusal was not recorded", error=str(error), peer=peer, problem=problem)
+        with suppress(Unanswered):  # the answering side has logged it
+            await self._questions.order("refused", peer, problem, path, count)

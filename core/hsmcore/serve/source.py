@@ -1,16 +1,17 @@
-"""The source of the state: a key manager in this process, which the server's thread asks in the manager's event
-loop."""
+"""The source of the state: a key manager in this process, which Site's thread asks in the manager's event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from hsmcore.base.events import EVENTS
-from hsmcore.config import Config
-from hsmcore.manager.key_manager import KeyManager
+
+if TYPE_CHECKING:
+    from hsmcore.config import Config
+    from hsmcore.manager.key_manager import KeyManager
 
 T = TypeVar("T")
 ANSWER_SECONDS: Final = 2.0
@@ -27,7 +28,7 @@ class Unanswered(Exception):
 
 
 class Source(Protocol):
-    """Interface of a source. Used in the server's event loop."""
+    """Interface of a source. Used in the event loop of Site's thread."""
 
     config: Config
     manager: KeyManager | None

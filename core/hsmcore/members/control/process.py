@@ -82,7 +82,7 @@ class Child:
     """One child. For one thread at a time, but for `kill`. Use it as a context manager, or call `close`.
 
     `stderr` takes the messages of the child and its module; None: this process's own. The child runs the function
-    `serve` of the module `main`.
+    `serve` of the module `main`, and has `descriptors` under their numbers here.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class Child:
         stderr: IO[bytes] | None = None,
         *,
         main: str = "hsmcore.members.control.child",
+        descriptors: Sequence[int] = (),
     ) -> None:
         self._process = subprocess.Popen(
             python("-c", _BOOT),
@@ -99,6 +100,7 @@ class Child:
             stderr=stderr,
             env=environment,
             bufsize=0,
+            pass_fds=descriptors,
             start_new_session=True,  # Ctrl-C is for this process, which closes its children
         )
         for stream in (self._requests, self._answers):
