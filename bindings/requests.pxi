@@ -224,7 +224,12 @@ cdef class Requests(Publisher):
         cdef Py_ssize_t i
         cdef uint64_t count
         self._check(extra, 0)
-        data = [self._checked(message, key) for message in messages]
+        data = []
+        try:
+            for message in messages:
+                data.append(self._checked(message, key))
+        except HsmError as error:
+            raise of_batch(error, len(data))
         self._fill(&ask, self._timeout_ns(timeout), key, self._recorder is not None and extra != b"")
         # With `return_exceptions` or a cache, a part of the results is of use; else the last one must be in time.
         count = 1 if return_exceptions or hsm_requests_cacheable(self._table, key) else len(data)
