@@ -40,7 +40,9 @@ class _ListByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(cls=_ListByDefault)
+app = typer.Typer(
+    cls=_ListByDefault, epilog="`hsmcore keys` alone is `hsmcore keys list`, with its options: --json, --config …"
+)
 
 KeyIdArgument = Annotated[str, typer.Argument(metavar="ID", help="CKA_ID in hexadecimal, as `keys list` prints it.")]
 _KEYS: Final = "ID id, LABEL label, ALGORITHM algorithm:unsupported, SIGNS canSign, PUBLIC KEY publicKey"
