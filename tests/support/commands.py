@@ -13,6 +13,7 @@ from typing import Any
 
 import structlog
 import typer
+from typer.core import TyperGroup
 
 from hsmcore.cli.app import build
 from hsmcore.cli.app import run as cli
@@ -39,7 +40,7 @@ def tree() -> Iterator[tuple[tuple[str, ...], Any]]:
 
 def _below(words: tuple[str, ...], command: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     below = getattr(command, "commands", {})
-    if not below or command.invoke_without_command or not command.no_args_is_help:
+    if not below or command.invoke_without_command or type(command) is not TyperGroup:  # a class of its own: `keys`
         yield words, command
     for name, one in below.items():
         yield from _below((*words, name), one)

@@ -41,8 +41,9 @@ class _ListByDefault(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_ListByDefault, epilog="`hsmcore keys` alone is `hsmcore keys list`, with its options: --json, --config …"
+    cls=_ListByDefault, epilog="`hsmcore keys` alone is `hsmcore keys list`, with its options: --json too."
 )
+
 
 KeyIdArgument = Annotated[str, typer.Argument(metavar="ID", help="CKA_ID in hexadecimal, as `keys list` prints it.")]
 _KEYS: Final = "ID id, LABEL label, ALGORITHM algorithm:unsupported, SIGNS canSign, PUBLIC KEY publicKey"
