@@ -347,9 +347,11 @@ async def test_a_batch_goes_on_where_it_can(site):
 
 
 @one_loop
-async def test_a_batch_that_no_member_signs_names_a_message(site):
-    place = site(SAME, SAME)
+async def test_while_no_member_signs_a_batch_names_a_message_and_the_application_is_told(site):
+    place, told = site(SAME, SAME), []
     async with opened(place.config()) as manager:
+        for kind in ("outage", "recovered"):
+            manager.on(kind, lambda details, kind=kind: told.append((kind, details)))
         await manager.sign(b"m")
         place.kill(0)
         place.kill(1)
@@ -358,7 +360,11 @@ async def test_a_batch_that_no_member_signs_names_a_message(site):
                 await manager.sign_many([b"a", b"b"], 0.2)
             assert failed.value.index in (0, 1), crossing
             assert failed.value.__notes__ == [f"message {failed.value.index} of the batch"]
-        place.revive(0)
+        assert [kind for kind, _ in told] == ["outage"]
+        place.revive(1)
+        await until(lambda: len(told) > 1)
+        assert [kind for kind, _ in told] == ["outage", "recovered"]
+        assert (told[0][1]["from_level"], told[1][1]["to_level"]) == ("secondary", "secondary")
 
 
 @one_loop

@@ -51,8 +51,9 @@ def commands(folder: Path, captured: Any, *words: str) -> Iterator[Command]:
     """Run commands that begin with `words`: exit code, what was printed (as JSON unless `plain`), standard error.
     `config`: a file in `folder`; `captured`: pytest's capfdbinary."""
 
-    def command(*arguments: str, config: str = "config.json", plain: bool = False) -> tuple[int, Any, str]:
-        code = cli([*words, *arguments, "--config", str(folder / config), *([] if plain else ["--json"])])
+    def command(*arguments: str, config: str | None = "config.json", plain: bool = False) -> tuple[int, Any, str]:
+        named = () if config is None else ("--config", str(folder / config))
+        code = cli([*words, *arguments, *named, *([] if plain else ["--json"])])
         sys.stdout.flush()
         sys.stderr.flush()
         out, err = captured.readouterr()

@@ -262,7 +262,7 @@ async def _listed(cli: Invocation) -> list[KeyRecord]:
         try:
             return await with_token(cli.config, lambda plane: plane.list_keys(), settings)
         except HsmError as error:
-            if not error.retryable:
+            if not error.may_pass:  # a device that is gone takes its slot along
                 raise
             cli.note(f"{name} does not answer: the next member's keys are listed")
     return await with_token(cli.config, lambda plane: plane.list_keys(), last[1])
