@@ -42,6 +42,7 @@ from hsmcore.errors import (
     WrongEventLoop,
     error_of,
 )
+from hsmcore.errors.batch import of_batch
 
 cdef extern from "Python.h":
     PyObject *PyList_GET_ITEM(object items, Py_ssize_t i)  # borrowed, and no reference taken

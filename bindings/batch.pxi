@@ -15,13 +15,13 @@ cdef extern from "hsmcore/batch.h" nogil:
     size_t hsm_batch_proof(const uint8_t *nodes, size_t count, size_t index, uint8_t kind, uint64_t first,
                            const uint8_t *blinder, char *text)
 
-cdef int _require_size(bytes message, Py_ssize_t most) except -1:
+cdef int _require_size(bytes message, Py_ssize_t most, Py_ssize_t index=-1) except -1:
+    """`index`: in the list that the caller has; -1: there is none."""
     cdef Py_ssize_t size = PyBytes_GET_SIZE(message)
-    if size == 0:
-        raise EmptyMessage()
-    if size > most:
-        raise MessageTooLarge(f"the message has {size} bytes; maxMessageBytes is {most}")
-    return 0
+    if 0 < size <= most:
+        return 0
+    error = MessageTooLarge(f"the message has {size} bytes; maxMessageBytes is {most}") if size else EmptyMessage()
+    raise error if index < 0 else of_batch(error, index)
 
 
 # The number of a kind in hsmcore-wire/1, by its number here; 0: it is not batched.
@@ -156,17 +156,17 @@ cdef class Leaves:
     @staticmethod
     def passing(Gate gate, list messages, kind, Py_ssize_t most):
         """Whether the gate passes all of these messages, as in `add`. Raises EmptyMessage, MessageTooLarge."""
-        for message in messages:
+        for index, message in enumerate(messages):
             if gate._passing(message, kind) < 0:
                 return False
-            _require_size(<bytes>message, most)
+            _require_size(<bytes>message, most, index)
         return True
 
     @staticmethod
     def fitting(list messages, Py_ssize_t most):
         """Raise EmptyMessage or MessageTooLarge for the first message that cannot be added: all are bytes."""
-        for message in messages:
-            _require_size(<bytes?>message, most)
+        for index, message in enumerate(messages):
+            _require_size(<bytes?>message, most, index)
 
     cdef int _require_place(self) except -1:
         if self._generation != hsm_fork_generation():

@@ -100,8 +100,7 @@ cdef class Requests(Publisher):
         self._open = True
 
     def record_in(self, Journal journal not None):
-        """Record every signature from now on, and hand it out once its record is durable. In the event loop, once,
-        after `attach`."""
+        """Record every signature from now on, and hand it out once its record is durable. Once, after `attach`."""
         self._recorder = Recorder.__new__(Recorder, journal)
         journal._engines.append(self)
 
@@ -124,8 +123,7 @@ cdef class Requests(Publisher):
         self._open = False
 
     def set_down(self, bint down, str status=None):
-        """While down, requests fail at once: with this status, or as HOST_LOST, or without a host process as
-        TOKEN_LOST."""
+        """While down, requests fail at once: with this status; None: HOST_LOST, without a host process TOKEN_LOST."""
         self._down = None if not down else status or ("HOST_LOST" if self._isolated else "TOKEN_LOST")
 
     def detach(self):
@@ -215,8 +213,7 @@ cdef class Requests(Publisher):
         return future
 
     def submit_many(self, messages, timeout=None, bint return_exceptions=False, uint32_t key=0, bytes extra=None):
-        """Sign a batch: a future of the list of signatures, in order. `extra` as in `submit`, for each. Raises
-        HsmError."""
+        """Sign a batch: a future of its signatures, in order. `extra` as in `submit`, for each. Raises HsmError."""
         cdef hsm_ask ask
         cdef hsm_answer answer
         cdef Batch batch
@@ -224,7 +221,12 @@ cdef class Requests(Publisher):
         cdef Py_ssize_t i
         cdef uint64_t count
         self._check(extra, 0)
-        data = [self._checked(message, key) for message in messages]
+        data = []
+        try:
+            for message in messages:
+                data.append(self._checked(message, key))
+        except HsmError as error:
+            raise of_batch(error, len(data))
         self._fill(&ask, self._timeout_ns(timeout), key, self._recorder is not None and extra != b"")
         # With `return_exceptions` or a cache, a part of the results is of use; else the last one must be in time.
         count = 1 if return_exceptions or hsm_requests_cacheable(self._table, key) else len(data)
@@ -300,8 +302,7 @@ cdef class Requests(Publisher):
         return hsm_requests_key(self._table, number), self._waiters.messages[<Py_ssize_t><uint32_t>number]
 
     def move(self):
-        """Answer every caller whose message is not signed with DeadlineExceeded: this member does not answer, others
-        can."""
+        """Answer each caller whose message is not signed with DeadlineExceeded: others than this member may sign it."""
         if self._table != NULL:
             hsm_requests_fail(self._table, HSM_UNSIGNED_ONES, HSM_DEADLINE_EXCEEDED)
             self._take()
@@ -519,8 +520,7 @@ cdef class Requests(Publisher):
         return 0
 
     cdef uint64_t _record(self, const hsm_answer *answer) except? 0:
-        """Record an answer. Returns the number of its record; 0: it has none, -1: the answer is held until it is
-        durable."""
+        """Record an answer. Returns its record's number; 0: it has none, -1: the answer is held until it is durable."""
         cdef Py_ssize_t i = <uint32_t>answer.request
         cdef object waiter = self._waiters.waiters[i]
         cdef bint claimed = answer.claimed and waiter is not None and not _gone(waiter)

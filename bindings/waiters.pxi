@@ -42,7 +42,7 @@ cdef class Batch:
         if self.return_exceptions:
             return self.put(position, error)
         self.remaining -= 1
-        return _set_exception(self.future, error)
+        return _set_exception(self.future, of_batch(error, position))
 
 
 cdef inline bint _set_result(object future, object result) except -1:

@@ -329,12 +329,13 @@ async def test_a_list_is_signed_as_its_messages_are(world, tmp_path):
         assert [said(one, bytes(m)).kind for m, one in zip(mixed, await manager.sign_batched_many(mixed), strict=True)]
         before = counters(manager)["signatures"]
         for wrong, error in (([b"m", b""], EmptyMessage), ([b"m", b"x" * 206], MessageTooLarge)):
-            with pytest.raises(error):
+            with pytest.raises(error) as refused:
                 await manager.sign_batched_many(wrong)
-        for wrong in ([b"m", bytes(32)], [b"m", b"n", bytes(32), b"o"], [b"m", "text"], [bytearray(b"m"), b""]):
+            assert refused.value.index == 1
+        for wrong in ([b"m", bytes(32)], [b"n", bytes(32), b"o"], [b"m", "text"], [bytearray(b"m"), b""]):
             with pytest.raises(HsmError) as refused:
                 await manager.sign_batched_many(wrong)
-            assert not refused.value.maybe_signed
+            assert (refused.value.maybe_signed, refused.value.index) == (False, 1)
         await until(lambda: not manager._batches._signing.is_open)
         assert counters(manager)["signatures"] == before
         assert (await manager.sign_batched(b"next")).index == 953  # none of those beside what was refused has a number

@@ -329,6 +329,26 @@ async def test_addresses_are_tried_and_those_of_a_running_key_manager_are_in_use
     assert [step.outcome for step in check_listening(load(away))] == ["warn"]
 
 
+@pytest.mark.parametrize(
+    ("wrong", "skips", "counted"),
+    [
+        ({"modulePath": "/nowhere.so"}, ["– module … backup (13) something before it failed"], 13),
+        (
+            {"keyLabel": "absent"},
+            ["– mechanism … public-key (3) needs key", "– signature needs mechanism, public-key"],
+            6,
+        ),
+    ],
+)
+def test_what_is_skipped_for_one_reason_is_one_line(world, tmp_path, capsys, wrong, skips, counted):
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(world.config(settings=wrong)))
+    run(["doctor", "--config", str(config)])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in lines if line.startswith("– ")][: len(skips)] == skips
+    assert lines[-1].endswith(f", {counted} skipped")
+
+
 def test_an_issue_that_is_only_told_has_a_mark_of_its_own(world, tmp_path, capsys):
     config = tmp_path / "hsm.json"
     config.write_text(json.dumps(world.config()))

@@ -347,6 +347,27 @@ async def test_a_batch_goes_on_where_it_can(site):
 
 
 @one_loop
+async def test_while_no_member_signs_a_batch_names_a_message_and_the_application_is_told(site):
+    place, told = site(SAME, SAME), []
+    async with opened(place.config()) as manager:
+        for kind in ("outage", "recovered"):
+            manager.on(kind, lambda details, kind=kind: told.append((kind, details)))
+        await manager.sign(b"m")
+        place.kill(0)
+        place.kill(1)
+        for crossing in ("one", "one for each message"):
+            with pytest.raises(hsmcore.HsmError) as failed:
+                await manager.sign_many([b"a", b"b"], 0.2)
+            assert failed.value.index in (0, 1), crossing
+            assert failed.value.__notes__ == [f"message {failed.value.index} of the batch"]
+        assert [kind for kind, _ in told] == ["outage"]
+        place.revive(1)
+        await until(lambda: len(told) > 1)
+        assert [kind for kind, _ in told] == ["outage", "recovered"]
+        assert (told[0][1]["from_level"], told[1][1]["to_level"]) == ("secondary", "secondary")
+
+
+@one_loop
 async def test_a_batch_is_shared_out_over_the_level(site):
     place = site(SAME, SAME)
     async with opened(place.config(primary=2)) as manager:
@@ -357,8 +378,10 @@ async def test_a_batch_is_shared_out_over_the_level(site):
         signed = [stats["signatures"] for stats in manager.get_stats().values()]
         assert min(signed) > 150
         before = sum(signed)
-        with pytest.raises(hsmcore.MessageTooLarge):
-            await manager.sign_many([*messages, b"x" * 99_999], 20.0)
+        for wrong, error in ((b"x" * 99_999, hsmcore.MessageTooLarge), (b"", hsmcore.EmptyMessage)):
+            with pytest.raises(error) as refused:
+                await manager.sign_many([*messages, wrong, b"m"], 20.0)
+            assert refused.value.index == 400
         assert sum(stats["signatures"] for stats in manager.get_stats().values()) == before, "nothing was signed"
         # One of them dies in the middle of it.
         batch = asyncio.ensure_future(manager.sign_many([f"more {n}".encode() for n in range(3000)], 20.0))
@@ -495,8 +518,9 @@ async def test_bad_requests_are_refused_at_once_and_harm_no_member(site):
         ):
             with pytest.raises(error):
                 await manager.sign(bad)
-            with pytest.raises(error):
+            with pytest.raises(error) as refused:
                 await manager.sign_many([b"good", bad])
+            assert refused.value.index == 1
         for timeout in (0, -1, float("nan"), "1", True):
             with pytest.raises(hsmcore.InvalidTimeout):
                 await manager.sign(b"m", timeout)

@@ -22,6 +22,7 @@ from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.gateways import Cutter, GatewayProcess, Staller, gateway
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, counters, start, until
+from tests.support.policed import ordered
 from tests.support.wire_site import ME, many, sign, site
 
 from hsmcore.errors import (
@@ -135,6 +136,7 @@ async def test_an_empty_message_is_refused_in_the_same_words_everywhere(world, t
                 with pytest.raises(EmptyMessage) as refused:
                     await work
                 told.append(str(refused.value))
+                assert refused.value.index == (1 if work.__name__ == "sign_many" else None)
         told.append(wire.read_error((await peer.ask(sign(1, b""))).body).text)
         _, [good, empty] = wire.read_signed_many((await peer.ask(many(2, b"m", b""))).body)
         assert len(good) == 64
@@ -142,6 +144,17 @@ async def test_an_empty_message_is_refused_in_the_same_words_everywhere(world, t
         assert {*told} == {"a message must have at least one byte"}
         assert counters(served.manager)["signatures"] == 1
         assert not await served.manager.verify(b"", bytes(64))
+
+
+async def test_a_batch_that_fails_names_its_message_also_where_it_went_in_several_frames(world, tmp_path):
+    rules = {"policy": {"kinds": ["raw"]}, "maxCacheSize": 0}
+    clients = {"app": {**ME["app"], "kinds": ["raw", "block"], "inFlight": 4}}
+    async with site(world.config(**rules), tmp_path, clients) as served, Client(f"unix:{served.path}") as km:
+        with pytest.raises(PolicyRefused) as refused:
+            await km.sign_many([*(b"%d" % number for number in range(9)), ordered(1), b"m"])
+        assert refused.value.index == 9
+        found = await km.sign_many([b"m", ordered(1)], return_exceptions=True)
+        assert (type(found[1]), found[1].index) == (PolicyRefused, None)
 
 
 async def test_keys_are_generated_chosen_and_told(fresh_token, tmp_path):

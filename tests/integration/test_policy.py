@@ -81,8 +81,9 @@ async def test_what_is_refused_costs_no_call_and_is_recorded(world, shim, tmp_pa
             await manager.sign_with_receipt(ordered(1, b"other"))
         refused = await manager.sign_many([b"raw", ordered(2)], return_exceptions=True)
         assert [type(one) for one in refused] == [PolicyRefused, bytes]
-        with pytest.raises(PolicyRefused):
+        with pytest.raises(PolicyRefused) as raised:
             await manager.sign_many([ordered(3), b"raw"])
+        assert raised.value.index == 1
         assert (shim.calls("C_Sign"), shim.calls("C_SignInit")) == (calls[0] + 1, calls[1] + 1)
         assert counters(manager)["failures"] == 0
         found = await records(manager, error="POLICY_REFUSED")
@@ -103,8 +104,9 @@ async def test_one_digest_for_a_position(world, tmp_path):
             with pytest.raises(DoubleSign) as caught:
                 await manager.sign(message)
         assert await manager.sign(ordered(5, b"b", kind="state-root"))
-        with pytest.raises(DoubleSign):
+        with pytest.raises(DoubleSign) as caught:
             await manager.sign_many([ordered(6, b"a"), ordered(6, b"b")])
+        assert caught.value.index == 1
         done = await manager.sign_many([ordered(7, b"a"), ordered(7, b"b")], return_exceptions=True)
         assert [type(one) for one in done] == [bytes, DoubleSign]
     async with opened(config) as manager:

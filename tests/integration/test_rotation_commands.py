@@ -1,29 +1,79 @@
-"""Every command that names a key, after a rotation whose overlap is over, after a failover and after a restore: the key
-is the one that signs."""
+"""Every command, after a rotation whose overlap is over, after a failover, and after a restore elsewhere: the key
+is the one that signs, and what cannot be done says what to do next."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
+import shlex
+import shutil
 import subprocess
-import tempfile
 from types import SimpleNamespace
 
 import pytest
 from nacl.public import PrivateKey
+from tests.integration.test_recovery_docs import WAYS
 from tests.integration.test_rotation import rules, stored
-from tests.integration.test_runbooks import Members
-from tests.support.chaos import needs_chaos
-from tests.support.levels import SAME
+from tests.support.commands import commands, tree
+from tests.support.every_command import APART, LINES, LONG, lines, path_of, walk
+from tests.support.levels import QUICK, SAME
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened
-from tests.support.terminal import PROGRAM
+from tests.support.terminal import OWN_PROCESS
+
+from hsmcore.config import load
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow("every command, after what changes the key or the member")]
 TEXT = "what every command signs"
 P256 = {"name": "p256", "kind": "ecdsa-p256"}
-BRIEF = ("--rounds", "1", "--seconds", "0.02", "--patience", "0")
-SIGNERS = {"ed25519": ["raw-1", "sign-64"], "ecdsa-p256": ["raw-p256", "sign-p256"]}
+SIGNERS = {"ed25519": "raw-1,sign-64", "ecdsa-p256": "raw-p256,sign-p256"}
+FORMS = pytest.mark.parametrize("text", [LINES, pytest.param(LONG, marks=pytest.mark.deep)], ids=["short", "long"])
+NO_LEVELS = {line for line in lines(LINES) if line.startswith(("failover", "emergency"))} - {
+    "failover readmit MEMBER --reason WHY"  # holds without levels, too
+}
+NO_FLEET = {line for line in lines(LINES) if re.match(r"fleet (status|claim|release|drain|reconcile)", line)}
+REFUSED = NO_FLEET | {
+    "cluster",  # of CloudHSM
+    "keys attest KEY",  # SoftHSM gives no certificate
+    "keys set",  # the policy lists none
+    "keys deactivate KEY",
+    "rotate approve",
+    "rotate abort",
+    "notices test",
+    "state seal",
+    "state restore FOLDER/later.hsmstate --reason WHY",  # there is a store
+    "keys import FOLDER/key.backup",  # the key is there
+    "backup restore BACKUP",  # likewise
+    "audit adopt",
+    "audit ship",
+    "audit device-log",
+}
+"""Refused in each of the worlds."""
+GONE = (
+    REFUSED
+    | {line for line in lines(LINES) if line.startswith("audit")}
+    | {
+        "doctor",
+        "tokens",
+        "keys export KEY --output FOLDER/key.backup",
+        "keys generate --label beside",
+        "keys replicate --to MEMBER KEY",
+        "rotate now --dry-run",
+        "rotate adopt",
+        "emergency enable --reason WHY",
+        "state reconcile --reason WHY",
+    }
+)
+"""Beside a first member that is gone, and without a log."""
+WHOLE = {"load --path ring --rate 20 --duration 1s", "tune --seconds 0.05 --most 2"}
+"""Several members are loaded as a whole; the first one is tuned."""
+
+
+def test_every_command_is_run_or_has_its_reason():
+    run = {path_of(line) for line in lines(LINES + LONG)}
+    assert run & {*APART} == set()
+    assert {" ".join(words) for words, _ in tree()} == run | {*APART}
 
 
 async def rotated(config, tmp_path):
@@ -41,61 +91,42 @@ async def rotated(config, tmp_path):
 
 
 @pytest.fixture
-def command(tmp_path, terminal):
-    """Runs a command in a process of its own: exit code, and its output or error as JSON."""
-
-    def run(*arguments, config="hsm.json"):
-        named = () if config is None else ("--config", str(tmp_path / config))
-        done = subprocess.run([*PROGRAM, *arguments, *named, "--json"], capture_output=True, check=False, timeout=120)
-        return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr.decode()
-
-    return run
+def command(tmp_path, capfdbinary):
+    """Runs a command in this process."""
+    (tmp_path / "config.json").write_text("{}")
+    with commands(tmp_path, capfdbinary) as run:
+        yield run
 
 
 def steps_of(provider, outcome):
     return {step["name"] for step in provider["steps"] if step["outcome"] == outcome}
 
 
-def the_commands_mean(command, key, monkeypatch, *, token, algorithm, member=0):
-    """Run each of them. `member`: the number of the first one that is well."""
-    code, report = command("doctor")
+def the_commands_mean(command, key, *, member=0):
+    """What they show is of the key that signs. `member`: the number of the first one that is well."""
+    code, report, _ = command("doctor")
     provider = report["providers"][member]
     assert code == (0 if member == 0 else 1)
     assert steps_of(provider, "fail") == set(), report
     assert (provider["identity"]["keyId"], provider["identity"]["publicKey"]) == (key.id, key.public)
-
-    code, signed = command("sign", "--text", TEXT)
-    assert code == 0, signed
-    assert signed["publicKey"] == key.public
-    assert command("verify", "--text", TEXT, "--signature", signed["signature"])[0] == 0
-    code, keys = command("keys", "list")
-    assert code == 0, keys
+    code, keys, err = command("keys", "list")
+    assert code == 0, err
     [row] = [row for row in keys if row.get("state") == "active"]
     assert row["id"] == key.id
-    for path in ("facade", "ring")[: 2 - member]:  # several members are loaded as a whole
-        code, found = command("load", "--path", path, "--rate", "20", "--duration", "1s")
-        assert code == 0, found
-    code, backups = command("backup", "list")
+    code, backups, _ = command("backup", "list")
     assert (code, [backup["keyId"] for backup in backups]) == (0, key.backups)
-    assert command("backup", "verify")[0] == 0
-    monkeypatch.setenv("HSM_PIN", token.pin)
-    named = ("--token", token.label, "--label", key.label, "--algorithm", algorithm)
-    with tempfile.TemporaryDirectory() as out:
-        contenders = ("--only", ",".join(SIGNERS[algorithm]))
-        code, found = command("bench", *BRIEF, *contenders, *named, "--out", out, config=None)
-    assert (code, found["failed"]) == (0, {})
-    assert {one["contender"] for one in found["summaries"]} >= {*SIGNERS[algorithm]}, found["skipped"]
+    return report
 
 
-def with_backups(token, tmp_path):
-    block = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
-    beside = rules(tmp_path, **block) | {
-        "auditLogFile": str(tmp_path / "audit" / "audit.log"),
+def config_in(folder, token, text):
+    """With backups, a log, and positions; `load` signs what only a key without a policy does."""
+    block = {"backupEnabled": True, "backupLocation": str(folder / "backups")}
+    beside = rules(folder, **block) | {
+        "auditLogFile": str(folder / "audit" / "audit.log"),
         "requestTimeoutMs": 5000,
+        "policy": {"kinds": ["raw", "block"]} if text is LINES else None,
     }
-    config = token.config("p256", **beside)
-    (tmp_path / "hsm.json").write_text(json.dumps(config))
-    return config
+    return token.config("p256", **beside)
 
 
 def as_key(stored, *backups):
@@ -104,62 +135,143 @@ def as_key(stored, *backups):
     )
 
 
+def values_of(folder, config, token, key, algorithm, number=0):
+    member = load(config).key_manager.members()[number][1].name
+    return {
+        "KEY": key.id, "PUBLIC": key.public, "LABEL": key.label, "MEMBER": member, "FOLDER": str(folder),
+        "TOKEN": f"--token {token.label} --label {key.label} --algorithm {algorithm}",
+        "CONTENDERS": SIGNERS[algorithm],
+        "BACKUP": f"{key.label}.{key.id}.hsmbackup",
+    }  # fmt: skip
+
+
+def as_text(command):
+    """The same commands, for `walk`: `bench` takes no configuration."""
+
+    def run(*arguments):
+        return command(*arguments, "--json", config=None if arguments[0] == "bench" else "config.json", plain=True)
+
+    return run
+
+
+def signed_in(log, first):
+    """The keys that signed, going by the records from that one on."""
+    records = map(json.loads, log.read_text().splitlines())
+    return {one["key_id"] for one in records if one["seq"] >= first and one["operation"] == "sign"}
+
+
+def walked(folder, command, config, token, key, text):
+    """Run all, with the key that signs only. Return the lines that were refused."""
+    log = folder / "audit" / "audit.log"
+    first = len(log.read_text().splitlines())
+    refused = walk(as_text(command), values_of(folder, config, token, key, "ecdsa-p256"), text)
+    assert signed_in(log, first) == {key.id}
+    return refused
+
+
+@FORMS
 @pytest.mark.timeout(600)
-def test_after_a_rotation_each_command_means_the_key_that_signs(fresh_token, tmp_path, command, monkeypatch):
+def test_after_a_rotation_each_command_means_the_key_that_signs(fresh_token, tmp_path, command, monkeypatch, text):
     token = fresh_token(dict(P256))
-    config = with_backups(token, tmp_path)
-    code, before = command("doctor")
+    monkeypatch.setenv("HSM_PIN", token.pin)
+    config = config_in(tmp_path, token, text)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code, before, _ = command("doctor")
     assert (code, before["providers"][0]["identity"]["publicKey"]) == (0, token.keys["p256"].public_key.hex())
     current = asyncio.run(rotated(config, tmp_path))
-    the_commands_mean(command, as_key(current), monkeypatch, token=token, algorithm="ecdsa-p256")
-    [provider] = command("doctor")[1]["providers"]
-    [ring] = [step["found"] for step in provider["steps"] if step["name"] == "key-ring"]
+    report = the_commands_mean(command, as_key(current))
+    [ring] = [step["found"] for step in report["providers"][0]["steps"] if step["name"] == "key-ring"]
     assert "version 1, is deactivated: as it should be" in ring
-    code, refused = command("keys", "deactivate", current.key_id)
-    assert (code, "is the one that signs" in refused) == (1, True), "the token would refuse the key that signs"
-    assert command("tune", "--seconds", "0.05", "--most", "2")[0] == 0
+    code, _, err = command("rotate", "adopt")
+    assert (code, "Name the key that is to sign in the configuration" in err) == (1, True)
+    refused = walked(tmp_path, command, config, token, as_key(current), text)
+    assert refused == (REFUSED | NO_LEVELS | {"rotate adopt"} if text is LINES else set())
+    the_commands_mean(command, as_key(current))
 
 
+@pytest.mark.parametrize(
+    ("way", "text"),
+    [
+        pytest.param("the state store", LINES, id="store"),
+        pytest.param("both, and a backup is left", LINES, id="both"),
+        pytest.param("the state store", LONG, id="long", marks=pytest.mark.deep),
+    ],
+)
 @pytest.mark.timeout(600)
-def test_after_a_restore_each_command_means_the_key_that_signs(fresh_token, tmp_path, command, monkeypatch):
+def test_after_a_restore_each_command_means_the_key_that_signs(fresh_token, tmp_path, command, monkeypatch, text, way):
     token = fresh_token(dict(P256))
-    config = with_backups(token, tmp_path)
+    monkeypatch.setenv("HSM_PIN", token.pin)
+    config = config_in(tmp_path, token, text)
+    (tmp_path / "config.json").write_text(json.dumps(config))
     current = asyncio.run(rotated(config, tmp_path))
-    saved = tmp_path / "saved.hsmstate"
-    assert command("state", "backup", "--to", str(saved))[0] == 0
-    (tmp_path / "state.db").unlink()
-    for left in tmp_path.glob("state.db-*"):
+    code, made, err = command("state", "backup", "--to", str(tmp_path / "saved.hsmstate"))
+    assert code == 0, err
+    other = tmp_path / "other"
+    for name in ("audit", "backups") if way == "the state store" else ("backups",):
+        shutil.copytree(tmp_path / name, other / name)
+    shutil.rmtree(tmp_path / "audit")
+    for left in tmp_path.glob("state.db*"):
         left.unlink()
-    code, done = command("state", "restore", str(saved), "--reconcile", "--reason", "the disk is gone")
-    assert code == 0, done
-    the_commands_mean(command, as_key(current), monkeypatch, token=token, algorithm="ecdsa-p256")
+    config = config_in(other, token, text)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    named = {"BACKUP": str(tmp_path / "saved.hsmstate"), "TEXT": "lost", "NAME": made["subject"], "KIND": "block"}
+    named["HEAD"] = "7"
+    for line in WAYS[way][:1] if way == "the state store" else WAYS[way]:
+        said = re.sub(r"\b[A-Z]{4,}\b", lambda word: named[word[0]], line)
+        code, done, err = command(*shlex.split(said))
+        assert code == 0, (said, done, err)
+    the_commands_mean(command, as_key(current))
+    refused = walked(other, command, config, token, as_key(current), text)
+    assert refused == (REFUSED | NO_LEVELS | {"rotate adopt"} if text is LINES else set())
 
 
-@needs_chaos
 @one_loop
+@FORMS
 @pytest.mark.timeout(600)
 async def test_after_a_failover_each_command_goes_by_the_member_that_signs(
-    fresh_token, tmp_path, command, terminal, monkeypatch
+    fresh_token, tmp_path, command, monkeypatch, text
 ):
-    site = Members(tmp_path, fresh_token, SAME, SAME)
-    block = {"enabled": True, "backupEnabled": True, "backupLocation": str(tmp_path / "backups")}
+    first, token = fresh_token(dict(SAME)), fresh_token(dict(SAME))
+    monkeypatch.setenv("HSM_PIN", token.pin)
     ceremony = {"recoveryPublicKey": bytes(PrivateKey.generate().public_key).hex()}
-    config = site.config(keyRotation={**block, "keyCeremony": ceremony}, requestTimeoutMs=5000)
-    site.settle(terminal, config)
-    token = site.tokens[1]
+    block = {"backupEnabled": True, "backupLocation": str(tmp_path / "backups"), "keyCeremony": ceremony}
+    beside = rules(tmp_path, **block) | {"requestTimeoutMs": 5000}
+    if text is LINES:
+        beside["policy"] = {"kinds": ["raw", "block"]}
+    config = first.config(**beside)
+    second = token.config()["sequencer"]["keyManager"]
+    config["sequencer"]["keyManager"]["failover"] = {**QUICK, "secondary": [second]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    names = [member.name for _, member in load(config).key_manager.members()]
+    found = token.keys["ed25519"]
+    key = SimpleNamespace(id=found.id, public=found.public_key.hex(), label=found.label, backups=[])
 
-    def here(*arguments, config="config.json"):
-        return command(*arguments, config=config)
+    def apart(*arguments, config, plain):
+        """In a process of its own: `load` and `tune` take signals."""
+        named = () if config is None else ("--config", str(tmp_path / config))
+        done = subprocess.run(
+            [*OWN_PROCESS, *arguments, *named], capture_output=True, text=True, check=False, timeout=300
+        )
+        return done.returncode, done.stdout, done.stderr
 
     async with opened(config) as manager:
         await manager.sign(b"m")
-        site.kill(0)
-        assert (await manager.sign_with_receipt(b"n")).member == site.name(1)
-        key = SimpleNamespace(
-            id=token.keys["ed25519"].id,
-            public=token.keys["ed25519"].public_key.hex(),
-            label=token.keys["ed25519"].label,
-            backups=[],
+        first.folder.rename(tmp_path / "gone")
+
+        async def fails_over():
+            return (await manager.sign_with_receipt(b"n")).member == names[1]
+
+        await becomes(fails_over)
+        await asyncio.to_thread(the_commands_mean, command, key, member=1)
+        values = values_of(tmp_path, config, token, key, "ed25519")
+        code, _, err = await asyncio.to_thread(command, "keys", "generate", "--label", "another")
+        assert (code, json.loads(err)["error"]["type"], f"first member, {names[0]}" in err) == (
+            1,
+            "TokenNotFound",
+            True,
         )
-        given = {"token": token, "algorithm": "ed25519", "member": 1}
-        await asyncio.to_thread(the_commands_mean, here, key, monkeypatch, **given)
+        run = as_text(command if text is LINES else apart)
+        refused = await asyncio.to_thread(walk, run, values, text)
+        assert refused == (GONE if text is LINES else WHOLE)
+        assert await fails_over(), "no command has changed what signs"
+    (tmp_path / "gone").rename(first.folder)

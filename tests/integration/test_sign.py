@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import copy
 import ctypes
 import hashlib
 import mmap
@@ -239,10 +240,12 @@ async def test_an_invalid_message_is_refused_before_anything_is_signed(world, sh
     async with opened(world.config(settings={"modulePath": shim.path})) as manager:
         before = shim.calls("C_SignInit")
         for return_exceptions in (False, True):
-            with pytest.raises(hsmcore.InvalidMessage):
+            with pytest.raises(hsmcore.InvalidMessage) as refused:
                 await manager.sign_many([b"good", b"", b"good too"], return_exceptions=return_exceptions)
-        with pytest.raises(InvalidMessageType):
+            assert (refused.value.index, refused.value.__notes__) == (1, ["message 1 of the batch"])
+        with pytest.raises(InvalidMessageType) as refused:
             await manager.sign_many(b"not a list of messages")
+        assert refused.value.index == 0
         assert shim.calls("C_SignInit") == before
         assert counters(manager)["in_flight"] == 0
 
@@ -259,6 +262,7 @@ async def test_return_exceptions_puts_each_failure_in_its_place(world, shim):
         assert failed[0].ckr == CKR_DATA_LEN_RANGE
         assert failed[0].call == "C_Sign"
         assert not failed[0].retryable
+        assert failed[0].index is None, "its place in the list says it"
         for message, result in zip(messages, results, strict=True):
             assert isinstance(result, hsmcore.HsmError) or is_good("ed25519", manager.public_key, message, result)
         assert counters(manager)["failures"] == 5
@@ -267,9 +271,12 @@ async def test_return_exceptions_puts_each_failure_in_its_place(world, shim):
 async def test_without_it_the_first_failure_is_raised_and_nothing_stays_behind(world, shim):
     config = world.config(settings={"modulePath": shim.path, "sessions": 1}, maxCacheSize=0)
     async with opened(config) as manager:
+        assert len(await manager.sign_many([b"well", b"and well"])) == 2
         shim.fail("C_Sign", CKR_DATA_LEN_RANGE, times=2)
-        with pytest.raises(RequestRejected, match="CKR_DATA_LEN_RANGE"):
+        with pytest.raises(RequestRejected, match="CKR_DATA_LEN_RANGE") as failed:
             await manager.sign_many([n.to_bytes(2) for n in range(1, 41)])
+        assert failed.value.index == 0, "one session signs them in order"
+        assert copy.copy(failed.value).index == 0
         shim.fail("C_Sign", 0, times=0)  # the second message may have been given up before it was tried
         assert is_good("ed25519", manager.public_key, b"next", await manager.sign(b"next"))
         await manager.close()

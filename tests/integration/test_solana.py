@@ -204,8 +204,9 @@ async def test_a_key_that_was_rotated_away_gets_no_signature(fresh_token):
         assert f"the key that signs now is {address(new.public_key)}" in cause(caught.value)
         assert not await signer.is_available()
         # The key that signs now has another address, and says for which key the message was built.
-        with pytest.raises(hsmcore.HsmError, match=f"built for {address(old.public_key)}"):
+        with pytest.raises(hsmcore.HsmError, match=f"built for {address(old.public_key)}") as caught:
             await sign_transactions(km, batch)
+        assert caught.value.index == 0
         assert counters(km)["signatures"] == before
         assert [one.signatures for one in batch] == [[UNSIGNED]] * 3
         await km.set_current_key_id(old.id)

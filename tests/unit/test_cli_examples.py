@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.support.commands import BENCH, application
 from tests.support.paths import ROOT
-from tests.unit.test_doc_blocks import BENCH, application, first_command, parsed
+from tests.unit.test_doc_blocks import first_command, parsed
 
 from hsmcore.cli.state import _NEXT as _NEXT_STEP
 

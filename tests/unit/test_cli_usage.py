@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import structlog
+from tests.support.commands import tree
 
 import hsmcore
 from hsmcore.cli import app
@@ -174,13 +175,17 @@ def test_the_configuration_may_be_named_by_the_environment(monkeypatch, capsys):
     assert "from-environment.json" in failure(capsys)["message"]
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command, capsys):
-    assert run([command, "--help"]) == 0
+SAME = {"fleet export": "state export", "fleet import": "state import"}
+"""One command in two groups: its example is that of the first."""
+
+
+@pytest.mark.parametrize("words", [" ".join(words) for words, _ in tree()])
+def test_every_command_prints_for_programs_and_its_help_says_so_with_an_example(words, capsys):
+    assert run([*words.split(), "--help"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"Usage: hsmcore {command}")
-    assert "--json" in text or command == "keys"
-    assert "hsmcore " + command in text.partition("\n")[2] or command == "keys"
+    assert text.startswith(f"Usage: hsmcore {words}")
+    assert "--json" in text
+    assert f"hsmcore {SAME.get(words, words)}" in text.partition("\n")[2]
 
 
 def test_the_log_level_comes_from_the_environment(monkeypatch, capsys):

@@ -10,16 +10,14 @@ import re
 import shlex
 import subprocess
 import tomllib
-from functools import cache
 from typing import Any
 
 import pytest
-import typer
 import yaml
+from tests.support.commands import BENCH, application
 from tests.support.doc_blocks import SHELLS, Block, blocks
 from tests.support.paths import ROOT
 
-from hsmcore.cli.app import build
 from hsmcore.config import load_each
 
 TOKEN = {"tokenLabel": "sequencer", "pin": {"env": "HSM_PIN"}, "keyLabel": "sequencer-key"}
@@ -44,7 +42,6 @@ ONLY_READ = {
     "docs/FLEET.md:sql-1": "for an administrator of PostgreSQL; the tests make their roles and databases otherwise",
 }
 """Blocks of a language that no test here reads, and why."""
-BENCH = ("bench", "demo", "load", "tune")
 CHECKED = ("json", "yaml", "toml", "python", "mermaid", "text", *SHELLS)
 
 
@@ -137,12 +134,6 @@ def first_command(line: str) -> list[str]:
     while re.match(r"\w+=", words[0]):
         words.pop(0)
     return words
-
-
-@cache
-def application(bench: str) -> Any:
-    """The program's commands."""
-    return typer.main.get_command(build(bench=bench))
 
 
 def parsed(words: list[str]) -> None:

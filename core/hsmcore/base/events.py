@@ -23,6 +23,8 @@ EventName = Literal[
     "member-up",
     "failover",
     "failback",
+    "outage",
+    "recovered",
     "emergency-operation",
     "operator-action",
     "store-not-genuine",

@@ -81,12 +81,19 @@ def _shown(config: Config, options: object, members: Members) -> DoctorReport:
     from hsmcore.doctor import Step, diagnose
 
     console = Console(stderr=True)
+    skipped: list[Step] = []
     with console.status("") as status:
         if not console.is_terminal:
             status.stop()
 
         def watch(level: LevelName, member: Provider, event: Step | CheckBegun | None) -> None:
-            if event is None:
+            one = event if isinstance(event, Step) and event.outcome == "skipped" else None
+            if skipped and (one is None or one.found != skipped[0].found):
+                _print_skipped(skipped, status)
+                skipped.clear()
+            if one is not None:
+                skipped.append(one)
+            elif event is None:
                 _print(f"\n{level}: {member.name}", status)
             elif isinstance(event, Step):
                 _print_step(event, status)
@@ -94,6 +101,8 @@ def _shown(config: Config, options: object, members: Members) -> DoctorReport:
                 status.update(f"{member.name}: {event.name} …")
 
         report = diagnose(config, options, members=members, watch=watch)  # type: ignore[arg-type]  # lazily imported
+        if skipped:
+            _print_skipped(skipped, status)
     _print_identities(report)
     _print_verdict(report)
     return report
@@ -107,10 +116,16 @@ def _print(text: str, status: Status) -> None:
 
 
 def _print_step(step: Step, status: Status) -> None:
-    lines = [f"  {MARKS[_kind(step)]} {step.name:<{_NAME_WIDTH}}{step.found}"]
+    lines = [f"  {MARKS[_kind(step)]} {step.name:<{_NAME_WIDTH - 1}} {step.found}"]
     if step.hint and step.outcome in ("warn", "fail"):
         lines.append(f"    {'':<{_NAME_WIDTH}}→ {step.hint}")
     _print("\n".join(lines), status)
+
+
+def _print_skipped(steps: list[Step], status: Status) -> None:
+    """Print what several have in common once."""
+    names = steps[0].name if len(steps) == 1 else f"{steps[0].name} … {steps[-1].name} ({len(steps)})"
+    _print_step(steps[0].model_copy(update={"name": names}), status)
 
 
 def _kind(step: Step) -> str:

@@ -40,7 +40,10 @@ class _ListByDefault(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(cls=_ListByDefault)
+app = typer.Typer(
+    cls=_ListByDefault, epilog="`hsmcore keys` alone is `hsmcore keys list`, with its options: --json too."
+)
+
 
 KeyIdArgument = Annotated[str, typer.Argument(metavar="ID", help="CKA_ID in hexadecimal, as `keys list` prints it.")]
 _KEYS: Final = "ID id, LABEL label, ALGORITHM algorithm:unsupported, SIGNS canSign, PUBLIC KEY publicKey"
@@ -259,7 +262,7 @@ async def _listed(cli: Invocation) -> list[KeyRecord]:
         try:
             return await with_token(cli.config, lambda plane: plane.list_keys(), settings)
         except HsmError as error:
-            if not error.retryable:
+            if not error.may_pass:  # a device that is gone takes its slot along
                 raise
             cli.note(f"{name} does not answer: the next member's keys are listed")
     return await with_token(cli.config, lambda plane: plane.list_keys(), last[1])

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 from hsmcore.cli.output import note
 from hsmcore.cli.settings import misconfigured, token_settings
-from hsmcore.errors import SecretUnavailable
+from hsmcore.errors import HsmError, SecretUnavailable
 
 if TYPE_CHECKING:
     from hsmcore.config import Config, Fleet, KeyRotation, Pkcs11Settings
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+_FIRST: Final = (
+    "This needs the token of the first member, {}: bring it back, or name a configuration that begins with another one."
+)
+
+
 async def with_token(
     config: Config, work: Callable[[ControlPlane], Awaitable[T]], settings: Pkcs11Settings | None = None
 ) -> T:
@@ -26,9 +31,16 @@ async def with_token(
     from hsmcore.members.control import ControlPlane
 
     settings = settings or token_settings(config)
+    members = [member for _, member in config.key_manager.members()]
+    name = next((member.name for member in members if member.config is settings), None)
     options: Any = {"hidden": config.secret_variables, "refused": config.key_manager.refused_logins}
-    async with ControlPlane.for_settings(settings, log_in=True, **options) as plane:
-        return await work(plane)
+    try:
+        async with ControlPlane.for_settings(settings, member=name, log_in=True, **options) as plane:
+            return await work(plane)
+    except HsmError as error:
+        if error.may_pass and len(members) > 1 and name == members[0].name:
+            error.hint = f"{_FIRST.format(name)} {error.hint}"
+        raise
 
 
 Absent = Literal["refused", "made", "empty"]

@@ -304,7 +304,7 @@ async def _status(store: Store, rules: KeyRotation) -> dict[str, Any]:
 
 
 async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
-    from hsmcore.errors import KeyNotFound
+    from hsmcore.errors import KeyDeactivated, KeyNotFound
     from hsmcore.manager.rotation.clock import RotationClock
     from hsmcore.manager.rotation.pinned import configured_as
     from hsmcore.manager.rotation.schedule import Schedule
@@ -323,7 +323,11 @@ async def _adopt(config: Config, rules: KeyRotation) -> dict[str, Any]:
         await clock.take_up()
         retire = Schedule.of(rules).overlap_ends_ns(clock.late())
         rotations = Rotations(store, clock.late)
-        chosen = await rotations.choose("adopted", key.id, public_key, algorithm, key.label, [name], retire)
+        try:
+            chosen = await rotations.choose("adopted", key.id, public_key, algorithm, key.label, [name], retire)
+        except KeyDeactivated as error:
+            error.hint = "Name the key that is to sign in the configuration; `hsmcore rotate status` shows the ring's."
+            raise
         await Keys(store).set_setting("configured", configured_as(config))
         return chosen.to_json()
 

@@ -32,6 +32,8 @@ class HsmError(Exception):
     """Milliseconds after which the same call may succeed, where `hsmcore gateway` knows it; 0: it is not known."""
     told_retryable: bool | None = None
     """The `retryable` that a gateway told; None: the status decides."""
+    index: int | None = None
+    """Where a batch failed as a whole: the place, from 0, of the message that it failed for; None: no single one."""
 
     def __init_subclass__(cls, status: str | None = None) -> None:
         super().__init_subclass__()

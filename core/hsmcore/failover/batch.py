@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from hsmcore._native import freeze
 from hsmcore.base.receipt import Receipt
 from hsmcore.errors import EmptyMessage, HsmError
+from hsmcore.errors.batch import each, of_batch
 from hsmcore.failover.breaker import WITHHELD
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.member_state import FULL, MemberState
@@ -31,7 +32,7 @@ async def sign_many(
 ) -> list[Any]:
     """Signatures, or errors with `return_exceptions`, in order. `extra` goes into the audit records. `only`: as
     Router.ask."""
-    batch = list(map(freeze, messages))
+    batch = each(freeze, messages)
     endpoint = router.pick()
     deadline = router.deadline(timeout)
     if endpoint is None or endpoint.level_name == EMERGENCY or router.bindings.any_elsewhere(batch, endpoint.key):
@@ -67,7 +68,7 @@ async def sign_many(
         elif isinstance(answer, HsmError) and return_exceptions:
             results[index] = answer
         elif ended is None:
-            ended = answer
+            ended = of_batch(answer, index)
     if ended is not None:
         for part in parts:
             part.throw_away(router, batch)
@@ -119,6 +120,8 @@ class _Part:
             raise error
 
     def fail(self, router: Router, error: HsmError) -> None:
+        if error.index is not None:
+            of_batch(error, self.first + error.index)
         self.results = [error] * (self.end - self.first)
         if router.is_request_s_own(error):
             raise error
@@ -172,9 +175,9 @@ async def _ask(router: Router, batch: list[Any], parts: list[_Part], deadline: i
 
 def _check(batch: list[bytes]) -> None:
     """Refuse an empty message before anything is signed."""
-    for message in batch:
+    for index, message in enumerate(batch):
         if not message:
-            raise EmptyMessage
+            raise of_batch(EmptyMessage(), index)
 
 
 async def _one_by_one(
@@ -190,7 +193,10 @@ async def _one_by_one(
     tasks = [asyncio.ensure_future(router.ask(one, timeout, extra, only=only)) for one in batch]
     try:
         answers = await asyncio.gather(*tasks, return_exceptions=return_exceptions)
-    except BaseException:
+    except BaseException as error:
+        for index, task in enumerate(tasks):
+            if task.done() and not task.cancelled() and task.exception() is error:
+                of_batch(error, index)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

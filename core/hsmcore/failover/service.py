@@ -37,7 +37,7 @@ from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.state import Desired, Store
 from hsmcore.state.schema import FORGET_SECONDS
 
-_EMITTED = frozenset({"failover", "failback", "member-down", "member-up"})
+_EMITTED = frozenset({"failover", "failback", "outage", "recovered", "member-down", "member-up"})
 MOST_UNWRITTEN = 1000
 """Events that are kept while the store cannot be written; older ones are in the log only."""
 

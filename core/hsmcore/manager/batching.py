@@ -35,6 +35,7 @@ from hsmcore.errors import (
     QueueFull,
     RequestCancelled,
 )
+from hsmcore.errors.batch import each
 from hsmcore.manager.describe import BatchFigures
 from hsmcore.manager.lifecycle import a_turn
 from hsmcore.manager.path import OwnTexts
@@ -134,7 +135,8 @@ class Batches:
         self, messages: list[Any], timeout: float | None, kind: str | None, admitted: ExitStack
     ) -> tuple[list[bytes], list[str]]:
         """Admit all messages, or none. Returns them and their kinds. The admissions end with `admitted`."""
-        admissions = [admitted.enter_context(self._guard.admitted_leaf(message, kind)) for message in messages]
+        guard = self._guard
+        admissions = each(lambda message: admitted.enter_context(guard.admitted_leaf(message, kind)), messages)
         frozen = [one.message for one in admissions]
         Leaves.fitting(frozen, self._most_bytes)
         await asyncio.gather(*(one.begin(timeout) for one in admissions if one.waits))

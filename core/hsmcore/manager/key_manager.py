@@ -278,8 +278,9 @@ class KeyManager(BatchedSigning, KeyWork):
     ) -> Any:
         """Sign a batch in one crossing to the workers. Returns the signatures in order.
 
-        The first error is raised at once, unless `return_exceptions` puts errors into the list. An invalid message is
-        refused before anything is signed. `timeout` covers the whole batch. `kind`, `key_id`: of each, as in `sign`.
+        The first error is raised at once, with the `index` of its message, unless `return_exceptions` puts errors into
+        the list. An invalid message is refused before anything is signed. `timeout` covers the whole batch. `kind`,
+        `key_id`: of each, as in `sign`.
         """
         batch = list(messages)
 

@@ -17,7 +17,9 @@ T = TypeVar("T")
 ANSWER_SECONDS: Final = 2.0
 """Timeout in seconds for an answer of the key manager's event loop."""
 RECORD_SECONDS: Final = 15.0
-_IN_THE_HISTORY: Final = ("member-down", "member-up", "failover", "failback", "emergency-operation")
+_IN_THE_HISTORY: Final = (
+    "member-down", "member-up", "failover", "failback", "outage", "recovered", "emergency-operation",
+)  # fmt: skip
 TOLD: Final = tuple(name for name in EVENTS if name not in _IN_THE_HISTORY)
 """Events passed on as they come. Those of failover are read from its history, which holds all of them."""
 Tell = Callable[[str, Mapping[str, Any]], None]

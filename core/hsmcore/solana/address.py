@@ -16,6 +16,7 @@ from solders.transaction import VersionedTransaction
 
 from hsmcore.base.keyring import KeyVersion, address_of
 from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent
+from hsmcore.errors.batch import of_batch
 from hsmcore.solana.off_chain import off_chain_message
 from hsmcore.solana.transactions import Slot, signers_of, slot_of
 
@@ -101,6 +102,7 @@ class AddressKey:
                 asked.append(self._slot(transaction))
             except HsmError as error:
                 if not return_exceptions:
+                    of_batch(error, len(asked))
                     raise
                 asked.append(error)
         slots = [one for one in asked if isinstance(one, Slot)]
@@ -149,7 +151,7 @@ class AddressKey:
             return error
         explained = self._not_current(self.address)
         explained.maybe_signed = error.maybe_signed
-        return explained
+        return explained if error.index is None else of_batch(explained, error.index)
 
     def _not_current(self, built_for: Pubkey) -> HsmError:
         hint = "Build it again for the key that signs now, or have its own key sign again."

@@ -27,6 +27,7 @@ from hsmcore.errors import (
     NotInitialized,
     WrongEventLoop,
 )
+from hsmcore.errors.batch import each, of_batch
 from hsmcore.gateway.client.arguments import as_bytes, cut, key_id_of, kind_of, position_of, seconds_of, whole
 from hsmcore.gateway.client.connections import Connections
 from hsmcore.gateway.client.dialing import ClientTls, GatewayAddress
@@ -269,13 +270,15 @@ class Client:
         """Sign a batch; as KeyManager.sign_many. One beyond the gateway's limits goes in several frames."""
         outbox = self._ready()
         named = kind_of(kind)
-        batch = [self._checked(message) for message in messages]
+        batch = each(self._checked, messages)
         most = min(self._session.batch if self._session is not None else 1, max(outbox.credits, 1))
         parts = [wire.SignMany(named, 0, 0, part) for part in cut(batch, most)]
         requests: list[ClientRequest] = []
         try:
             requests.extend(self._submit(Type.SIGN_MANY, part, timeout, key_id=key_id) for part in parts)
-            found = [await _outcomes(request, return_exceptions) for request in requests]
+            found: list[bytes | HsmError] = []
+            for request in requests:
+                found += await _outcomes(request, return_exceptions, len(found))
         finally:
             for request in requests:
                 if not request.future.done():
@@ -283,7 +286,7 @@ class Client:
                     outbox.withdraw(request)
                 elif not request.future.cancelled():
                     request.future.exception()  # it is known that there is one, or not
-        return [outcome for part in found for outcome in part]
+        return found
 
     async def verify(self, message: Message, signature: bytes, key_id: str | None = None) -> bool:
         """Whether `signature` is valid for `message` under the given key, or under any version. The gateway verifies.
@@ -366,14 +369,16 @@ class Client:
         return self._events.on(event, callback)
 
 
-async def _outcomes(request: ClientRequest, return_exceptions: bool) -> list[bytes | HsmError]:
+async def _outcomes(request: ClientRequest, return_exceptions: bool, first: int) -> list[bytes | HsmError]:
+    """`first`: the place in the batch of the request's first message."""
     try:
         found: list[bytes | HsmError] = await request.future
     except HsmError as error:
         if not return_exceptions:
             raise
         return [error] * request.count
-    problem = next((one for one in found if isinstance(one, HsmError)), None)
-    if problem is not None and not return_exceptions:
-        raise problem
+    if not return_exceptions:
+        for index, one in enumerate(found, first):
+            if isinstance(one, HsmError):
+                raise of_batch(one, index)
     return found

@@ -24,6 +24,7 @@ from hsmcore.errors import (
     InvalidMessageType,
     PolicyRefused,
 )
+from hsmcore.errors.batch import each, of_batch
 from hsmcore.manager.policy.callers import Caller, Callers
 from hsmcore.manager.policy.wants import Charge, Fence, NotNext, PayloadPlace, Want
 from hsmcore.state.mark import MOST_POSITION
@@ -319,16 +320,16 @@ async def submit_batch(
     `record` gets each. The admissions end with `admitted`."""
     if guard.gate.passes_all(batch, kind):
         return submit(batch, timeout, return_exceptions, extra)
-    judged = [_judge(guard, message, kind, admitted, return_exceptions) for message in batch]
+    judged = each(lambda message: _judge(guard, message, kind, admitted, return_exceptions), batch)
     waiting = [one for one in judged if isinstance(one, Permit) and one.waits]
     begun = await asyncio.gather(*(one.begin(timeout) for one in waiting), return_exceptions=True)
     ready: dict[Any, Any] = dict(zip(waiting, begun, strict=True))
     outcomes: list[bytes | HsmError] = []
-    for one, message in zip(judged, batch, strict=True):
+    for index, (one, message) in enumerate(zip(judged, batch, strict=True)):
         result = ready.get(one) if isinstance(one, Permit) else one
         if isinstance(result, BaseException):
             if not (return_exceptions and isinstance(result, HsmError)):
-                raise result
+                raise of_batch(result, index)
             record("sign", message, result)
             outcomes.append(result)
         else:
