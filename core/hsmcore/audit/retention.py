@@ -21,7 +21,7 @@ from hsmcore.audit.genuine import Genuine
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query, parsed
 from hsmcore.audit.segment import Segment, segments
-from hsmcore.audit.tiles import WIDTH
+from hsmcore.audit.tiles import HASH, WIDTH
 from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import sync
 from hsmcore.base.steady import STEP_NS
@@ -85,8 +85,9 @@ def _sealed_before(segment: Segment, before_ns: int, genuine: Genuine) -> int | 
         used = 0
         while used < len(text):
             most = WIDTH - (following - 1) % WIDTH
-            why, consumed, leaves, (count, _, newest, *_rest) = scanner.scan(text, used, following, most)
-            if why not in ("end", "limit") or newest >= before_ns or leaves != genuine.leaves(following, count):
+            why, consumed, leaves, rows = scanner.scan(text, used, following, most)
+            count, old = len(leaves) // HASH, all(row[3] < before_ns for row in rows)
+            if why not in ("end", "limit") or not old or leaves != genuine.leaves(following, count):
                 return None
             used += consumed
             following += count
