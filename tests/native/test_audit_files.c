@@ -13,6 +13,8 @@ static _Atomic unsigned begun;    /* calls that have the disk begin */
 static _Atomic unsigned flushed;  /* calls of fsync */
 static _Atomic unsigned too_soon; /* of them, those before the disk had begun with every file */
 static _Atomic unsigned wanted;
+static _Atomic unsigned folders; /* calls of fsync for one */
+static _Atomic uint64_t folder_flushed;
 static _Atomic unsigned failing; /* the call of fsync that fails, from 1 on; 0: none */
 
 int posix_fadvise(int fd, off_t offset, off_t len, int advice) {
@@ -25,6 +27,12 @@ int posix_fadvise(int fd, off_t offset, off_t len, int advice) {
 }
 
 int fsync(int fd) {
+    struct stat there;
+    if (fstat(fd, &there) == 0 && S_ISDIR(there.st_mode)) {
+        atomic_fetch_add(&folders, 1);
+        folder_flushed = there.st_ino;
+        return (int)syscall(SYS_fsync, fd);
+    }
     atomic_fetch_add(&too_soon, atomic_load(&begun) < atomic_load(&wanted) ? 1U : 0U);
     if (atomic_fetch_add(&flushed, 1) + 1 == atomic_load(&failing)) {
         errno = EIO;
@@ -48,7 +56,7 @@ static size_t room(hsm_audit_file *files, size_t count) {
         (void)snprintf(paths[i], sizeof paths[i], "%s/%03zu", folder, i);
         files[i] = (hsm_audit_file){.path = paths[i], .data = content, .size = sizeof content - i};
     }
-    begun = flushed = too_soon = failing = 0;
+    begun = flushed = too_soon = failing = folders = 0;
     wanted = (unsigned)count;
     return count;
 }
@@ -58,6 +66,11 @@ static void clear(size_t count) {
         (void)unlink(paths[i]);
     }
     CHECK_INT(rmdir(folder), ==, 0); /* and nothing else is left in it */
+}
+
+static uint64_t inode(const char *path) {
+    struct stat there;
+    return stat(path, &there) == 0 ? there.st_ino : 0;
 }
 
 static uid_t owner(const char *path) {
@@ -90,16 +103,13 @@ static void all_begin_before_the_first_is_waited_for(void) {
     CHECK_INT(begun, ==, count);
     CHECK_INT(flushed, ==, count);
     CHECK_INT(too_soon, ==, 0);
+    CHECK_INT(folders, ==, 1);
+    CHECK(folder_flushed == inode(folder));
     for (size_t i = 0; i < count; i++) {
         check(&files[i]);
     }
     CHECK_INT(hsm_audit_store(files, 0, &failed), ==, 0);
     clear(count);
-}
-
-static uint64_t inode(const char *path) {
-    struct stat there;
-    return stat(path, &there) == 0 ? there.st_ino : 0;
 }
 
 static void what_is_there_is_flushed_again_and_what_differs_is_replaced(void) {
@@ -148,7 +158,7 @@ static void more_files_than_may_be_open_are_stored(void) {
     size_t count = room(files, MANY);
     struct rlimit before;
     CHECK_INT(getrlimit(RLIMIT_NOFILE, &before), ==, 0);
-    struct rlimit few = {.rlim_cur = GROUP + 16, .rlim_max = before.rlim_max};
+    struct rlimit few = {.rlim_cur = GROUP + 32, .rlim_max = before.rlim_max};
     CHECK_INT(setrlimit(RLIMIT_NOFILE, &few), ==, 0);
     size_t failed;
     CHECK_INT(hsm_audit_store(files, count, &failed), ==, 0);

@@ -38,8 +38,10 @@ from hsmcore.tlog.note import signed
 T = TypeVar("T")
 
 
-MOST_SEALED: Final = 1 << 18
-"""Most records that one checkpoint adds: with many of them left, one is stored every second or so."""
+MOST_SEALED: Final = 1 << 20
+"""Most records that one checkpoint adds: with many of them left, one is stored every few seconds."""
+_WHOLE: Final = 1 << 16
+"""A checkpoint that adds more than so many records ends with a multiple of it: then but one tile is partial."""
 CLOSE_SECONDS: Final = 2.0
 """How long the last checkpoints are made before the members stop, and once more after the last record; the next start
 seals what is left then."""
@@ -366,7 +368,9 @@ class OpenLog:
             if opened is None or signer is None:
                 return
             while self.checkpoint is None or self.sealed < size:
-                await self._seal_to(min(size, self.sealed + MOST_SEALED), opened.sealer, signer)
+                upto = min(self.durable_seq, self.sealed + MOST_SEALED)
+                whole = upto - self.sealed > _WHOLE
+                await self._seal_to(upto - upto % _WHOLE if whole else upto, opened.sealer, signer)
                 if self._settings.compress and (self._compressing is None or self._compressing.done()):
                     # In a thread of its own: the next checkpoint does not wait for it.
                     compress = partial(opened.sealer.compress_full, lambda: 0 if self._must_end else self.sealed)

@@ -23,7 +23,7 @@ from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import adopt, sync
 from hsmcore.tlog.checkpoint import Checkpoint
 
-_READ_BYTES: Final = 1 << 23
+_READ_BYTES: Final = 1 << 24
 """What is read and hashed at once: after each part the thread may wait for the interpreter's lock."""
 
 

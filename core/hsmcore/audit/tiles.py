@@ -186,8 +186,8 @@ class TileWriter:
         self._layout = layout
         self._builder = TileBuilder()
         self._full: list[tuple[int, int, bytes]] = []
-        self._folders: dict[Path, None] = {}
-        """Folders whose entries may not be on the disk."""
+        self._made: dict[Path, None] = {}
+        """Folders in which others were made, whose entries may not be on the disk."""
         self._partial: dict[Path, None] = {}
         """Folders of partial tiles. They are needed until the full tile is on the disk."""
         for level in range(MAX_LEVEL + 1):
@@ -205,16 +205,15 @@ class TileWriter:
         self._full.clear()
 
     def _store(self, tiles: list[tuple[int, int, bytes]]) -> None:
-        """Have tiles on the disk, but for their folders' entries. One that a signed checkpoint may rest on is never
-        rewritten; one that a crash left incomplete is replaced."""
+        """Have tiles on the disk. One that a signed checkpoint may rest on is never rewritten; one that a crash left
+        incomplete is replaced."""
         files = [(self._layout.tile(level, number, len(hashes) // HASH), hashes) for level, number, hashes in tiles]
         for folder in dict.fromkeys(path.parent for path, _ in files):
-            if not folder.is_dir():
-                make_folder(folder, parents=True)
-                self._folders[folder.parent] = None
             if folder.suffix == ".p":
                 self._partial[folder] = None
-            self._folders[folder] = None
+            if not folder.is_dir():
+                make_folder(folder, parents=True)
+                self._made[folder.parent] = None
         store_files([(os.fsencode(path), hashes) for path, hashes in files])
 
     def finish(self) -> None:
@@ -222,9 +221,9 @@ class TileWriter:
         OSError."""
         self._store([*self._full, *self._builder.partial()])
         self._full.clear()
-        for folder in self._folders:
+        for folder in self._made:
             sync(folder)
-        self._folders.clear()
+        self._made.clear()
         for folder in [folder for folder in self._partial if folder.with_suffix("").exists()]:
             shutil.rmtree(folder, ignore_errors=True)
             del self._partial[folder]

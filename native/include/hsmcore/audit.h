@@ -91,11 +91,11 @@ typedef struct hsm_audit_file {
     size_t size;
 } hsm_audit_file;
 
-/* Write files whole and flush them; one that holds this content already is only flushed. In groups of at
- * most 64, which are open at once: all are on their way to the disk before the first is waited for. A file comes under its name by a rename, from <path>.new, has mode 0600 and
- * belongs to the owner of its folder. The folders' entries are not flushed. Any thread; blocks on the disk, in a few
- * threads of its own. Returns 0, or the errno for the file `failed`: the others may be written by then, and the call may
- * be repeated. */
+/* Write files whole and flush them and the folders' entries; one that holds this content already is only flushed. In
+ * groups of 64, whose files are open at once: all are on their way to the disk before the first is waited for. A file
+ * comes under its name by a rename, from <path>.new, has mode 0600 and belongs to the owner of its folder. Any thread;
+ * blocks on the disk, in a few threads of its own. Returns 0, or the errno for the file `failed`: others may be written
+ * by then, and the call may be repeated. */
 int hsm_audit_store(const hsm_audit_file *files, size_t count, size_t *failed);
 
 #endif
