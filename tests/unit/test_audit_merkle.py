@@ -283,6 +283,38 @@ def test_what_is_sealed_in_parts_is_what_the_slowest_way_gives(sizes, piece):
         sealed_in(Path(folder), sorted(set(sizes)), piece)
 
 
+def test_reading_ends_with_a_part_when_it_must(tmp_path, monkeypatch):
+    monkeypatch.setattr("hsmcore.audit.sealer._READ_BYTES", 5000)
+    layout = Layout(tmp_path / "log")
+    layout.segments.mkdir(parents=True)
+    layout.log.write_bytes(b"".join(record + b"\n" for record in RECORDS[:1000]))
+    with closing(Sealer(layout, Segment(1, layout.log), 0)) as sealer:
+        sealer.advance(1000, lambda: True)
+        assert 0 < sealer.size < 100
+        checkpoint = sealer.finish("origin")
+        assert (checkpoint.size, checkpoint.root) == (sealer.size, mth(HASHED[: sealer.size]))
+        sealer.advance(1000)
+        assert sealer.size == 1000
+
+
+def test_tiles_that_wait_for_their_folder_are_bounded(tmp_path, monkeypatch):
+    """Each attempt first writes what the one before has left; it takes no further lines until that is done."""
+    monkeypatch.setattr("hsmcore.audit.sealer._READ_BYTES", 100_000)
+    layout = Layout(tmp_path / "log")
+    layout.segments.mkdir(parents=True)
+    layout.log.write_bytes(b"".join(record + b"\n" for record in RECORDS))
+    layout.tiles.write_bytes(b"a file in its place")
+    with closing(Sealer(layout, Segment(1, layout.log), 0)) as sealer:
+        for _ in range(5):
+            with pytest.raises(OSError, match="tile"):
+                sealer.advance(len(RECORDS))
+        assert sealer.size * 60 < 100_000
+        layout.tiles.unlink()
+        sealer.advance(len(RECORDS))
+        assert sealer.finish("origin").root == mth(HASHED)
+    assert stored(layout) == tiles_of(HASHED)
+
+
 def test_an_index_that_is_made_again_is_the_same_wherever_its_segment_begins(tmp_path):
     for first in (1, 1000, 1024, 1025, 5000):
         path = tmp_path / f"{first}.jsonl"

@@ -42,7 +42,7 @@ MOST_SEALED: Final = 1 << 20
 """Most records that one checkpoint adds: with many of them left, one is stored every few seconds."""
 _WHOLE: Final = 1 << 16
 """A checkpoint that adds more than so many records ends with a multiple of it: then but one tile is partial."""
-CLOSE_SECONDS: Final = 2.0
+CLOSE_SECONDS: Final = 1.5
 """How long the last checkpoints are made before the members stop, and once more after the last record; the next start
 seals what is left then."""
 _TOO_SLOW: Final = "the disk does not answer, or is slower than records come"
