@@ -32,11 +32,14 @@ static bool holds(int fd, const hsm_audit_file *file) {
     return size >= 0 && (size_t)size == file->size && memcmp(found, file->data, file->size) == 0;
 }
 
-/* A new file of mode 0600 that belongs to the owner of its folder, as base/ownership.py makes it: the folder's owner may
- * be hostile to root, so nothing is followed, and no file that was there before is given away. */
+/* A new file of mode 0600 that belongs to the owner of its folder, as base/ownership.py makes it: the owner may be
+ * hostile to root, so nothing is followed, and no file that was there before is given away. */
 static int make(int folder, const char *name, int *fd) {
     struct stat above;
     struct stat made;
+    if (folder < 0) {
+        return EBADF;
+    }
     *fd = hsm_counted(openat(folder, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600));
     if (*fd < 0 || fchmod(*fd, 0600) != 0 || fstat(folder, &above) != 0 || fstat(*fd, &made) != 0) {
         return errno;
