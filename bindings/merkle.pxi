@@ -34,6 +34,13 @@ cdef extern from "hsmcore/audit.h" nogil:
                                   uint8_t *leaves, hsm_audit_summary *summary, size_t *consumed, size_t *lines)
     uint64_t hsm_audit_fnv1a(const char *text, size_t size)
 
+    ctypedef struct hsm_audit_file:
+        const char *path
+        const uint8_t *data
+        size_t size
+
+    int hsm_audit_store(const hsm_audit_file *files, size_t count, size_t *failed)
+
 cdef tuple _STOPS = ("end", "limit", "torn", "foreign", "order", "long")
 
 
@@ -92,16 +99,27 @@ cdef class MerkleTree:
         hsm_merkle_node(self._tree, _hashes(left, 1), _hashes(right, 1), hash)
         return PyBytes_FromStringAndSize(<char *>hash, 32)
 
-    def over(self, bytes hashes):
-        """The root over hashes of one height. The tree does not change."""
-        cdef uint8_t hash[32]
+    def over(self, bytes hashes, Py_ssize_t width=0):
+        """The root over hashes of one height; with `width`, the roots over each so many. The tree does not change.
+        Releases the GIL."""
         cdef Py_ssize_t count = PyBytes_GET_SIZE(hashes) // 32
-        hsm_merkle_over(self._tree, _hashes(hashes, count), <size_t>count, hash)
-        return PyBytes_FromStringAndSize(<char *>hash, 32)
+        cdef Py_ssize_t each = width if width and count else count
+        cdef const uint8_t *below = _hashes(hashes, count)
+        cdef Py_ssize_t many = count // each if count else 1
+        if each < 0 or (count and count % each):
+            raise BadArgument("the hashes are no multiple of the width")
+        cdef bytes roots = PyBytes_FromStringAndSize(NULL, 32 * many)
+        cdef uint8_t *out = <uint8_t *>PyBytes_AS_STRING(roots)
+        cdef Py_ssize_t i
+        with nogil:
+            for i in range(many):
+                hsm_merkle_over(self._tree, below + 32 * i * each, <size_t>each, out + 32 * i)
+        return roots
 
     def scan(self, bytes text, Py_ssize_t offset, uint64_t next_seq, Py_ssize_t max_lines):
-        """Append the lines of `text` from `offset` on. Returns (why it stopped, bytes, leaf hashes, summary); the
-        summary is (count, min_time_ns, max_time_ns, operations, four words of keys). Releases the GIL."""
+        """Append the lines of `text` from `offset` on. Returns (why it stopped, bytes, leaf hashes, rows): for each
+        1,024 records, counted from record 1, the (bytes, count, min_time_ns, max_time_ns, operations, four words of
+        keys) of those that are in the text. Releases the GIL."""
         if not 0 <= offset <= PyBytes_GET_SIZE(text) or max_lines < 0:
             raise BadArgument("outside the text")
         cdef const char *begin = PyBytes_AS_STRING(text) + offset
@@ -110,15 +128,54 @@ cdef class MerkleTree:
         cdef size_t most = min(<size_t>max_lines, size // 32 + 1)
         cdef bytes leaves = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(32 * most))
         cdef uint8_t *out = <uint8_t *>PyBytes_AS_STRING(leaves)
-        cdef hsm_audit_summary s
-        cdef size_t consumed, lines
-        cdef hsm_audit_stop why
-        s.count = s.min_time_ns = s.max_time_ns = s.operations = 0
-        s.keys[0] = s.keys[1] = s.keys[2] = s.keys[3] = 0
+        cdef size_t room = most // 1024 + 2, used = 0, done = 0, count = 0, consumed, lines
+        cdef hsm_audit_summary *s = <hsm_audit_summary *>PyMem_Calloc(room, sizeof(hsm_audit_summary))
+        cdef size_t *lengths = <size_t *>PyMem_Calloc(room, sizeof(size_t))
+        cdef hsm_audit_stop why = HSM_AUDIT_LIMIT
+        try:
+            if s == NULL or lengths == NULL:
+                raise MemoryError
+            with nogil:
+                while True:
+                    why = hsm_audit_scan(self._tree, begin + used, size - used, next_seq + done,
+                                         min(most - done, 1024 - (next_seq + done - 1) % 1024), out + 32 * done,
+                                         &s[count], &consumed, &lines)
+                    lengths[count] = consumed
+                    used += consumed
+                    done += lines
+                    count += lines > 0
+                    if why != HSM_AUDIT_LIMIT or done == most:
+                        break
+            rows = [(lengths[i], s[i].count, s[i].min_time_ns, s[i].max_time_ns, s[i].operations,
+                     s[i].keys[0], s[i].keys[1], s[i].keys[2], s[i].keys[3]) for i in range(count)]
+        finally:
+            PyMem_Free(s)
+            PyMem_Free(lengths)
+        return _STOPS[<int>why], used, leaves[:32 * done], rows
+
+
+def store_files(list files):
+    """Write small files, given as (path, content), whole and flush them: see hsm_audit_store. Releases the GIL. Raises
+    OSError; then the call may be repeated."""
+    cdef tuple kept = tuple(files)  # another thread may change the list
+    cdef size_t failed = 0, i = 0, count = <size_t>len(kept)
+    cdef int failure
+    cdef bytes path, content
+    cdef hsm_audit_file *array = <hsm_audit_file *>PyMem_Calloc(count, sizeof(hsm_audit_file))
+    if array == NULL:
+        raise MemoryError
+    try:
+        for path, content in kept:
+            array[i].path = path
+            array[i].data = <const uint8_t *>PyBytes_AS_STRING(content)
+            array[i].size = <size_t>PyBytes_GET_SIZE(content)
+            i += 1
         with nogil:
-            why = hsm_audit_scan(self._tree, begin, size, next_seq, most, out, &s, &consumed, &lines)
-        summary = (s.count, s.min_time_ns, s.max_time_ns, s.operations, s.keys[0], s.keys[1], s.keys[2], s.keys[3])
-        return _STOPS[<int>why], consumed, leaves[:32 * lines], summary
+            failure = hsm_audit_store(array, count, &failed)
+    finally:
+        PyMem_Free(array)
+    if failure:
+        raise OSError(failure, os.strerror(failure), os.fsdecode(kept[failed][0]))
 
 
 def fnv1a(bytes text):

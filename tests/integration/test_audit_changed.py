@@ -21,6 +21,7 @@ import hsmcore
 from hsmcore.audit import AuditLog
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
+from hsmcore.audit.segment import Segment, compress
 from hsmcore.tlog.checkpoint import history
 
 pytestmark = pytest.mark.integration
@@ -157,8 +158,10 @@ def sizes_of(layout: Layout) -> list[int]:
 
 
 @one_loop
-async def test_one_checkpoint_covers_so_many_records_and_the_next_ones_the_rest(tmp_path, monkeypatch):
-    monkeypatch.setattr("hsmcore.audit.open_log.MOST_SEALED", 300)
+@pytest.mark.parametrize(("most", "whole"), [(300, 1 << 16), (350, 100)])
+async def test_one_checkpoint_covers_so_many_records_and_the_next_ones_the_rest(tmp_path, monkeypatch, most, whole):
+    monkeypatch.setattr("hsmcore.audit.open_log.MOST_SEALED", most)
+    monkeypatch.setattr("hsmcore.audit.open_log._WHOLE", whole)
     log = AuditLog(str(tmp_path / "audit.log"), settings(checkpointEveryRecords=10**6, checkpointEverySeconds=3600))
     await write_records(log, 1000)
     await log.checkpoint()
@@ -228,8 +231,9 @@ async def test_a_log_that_is_closed_leaves_to_the_next_start_what_would_take_lon
     await write_records(log, 1000)
     await log.close()
     layout = Layout(tmp_path / "audit.log")
-    assert sizes_of(layout) == [0, 300]
-    assert verify(layout).unsealed == 700
+    _, sealed = sizes_of(layout)
+    assert 0 < sealed <= 300  # those of one file, or what is read at once
+    assert verify(layout).unsealed == 1000 - sealed
     log = AuditLog(str(tmp_path / "audit.log"), rules)
     await log.open()
     await log.checkpoint()
@@ -237,6 +241,21 @@ async def test_a_log_that_is_closed_leaves_to_the_next_start_what_would_take_lon
     report = verify(layout)
     assert report.ok, report.findings
     assert (report.records, report.unsealed) == (1000, 0)
+
+
+def test_a_file_whose_compressing_is_cut_short_stays_as_it_is(tmp_path):
+    layout = Layout(tmp_path / "audit.log")
+    layout.segments.mkdir(parents=True)
+    plain = layout.archived(1, compressed=False)
+    lengths, text = [7, 5, 6], b"frame1\nand2\nlast.\n"
+    plain.write_bytes(text)
+    answers = iter([False, True])
+    assert not compress(layout, 1, lengths, lambda: next(answers))
+    assert list(layout.segments.iterdir()) == [plain]
+    assert plain.read_bytes() == text
+    assert compress(layout, 1, lengths)
+    (made,) = layout.segments.iterdir()
+    assert list(Segment(1, made).chunks()) == [b"frame1\n", b"and2\n", b"last.\n"]
 
 
 async def write_records(log: AuditLog, records: int, *, is_open: bool = False) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-import stat
+import struct
 import tempfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 from pymerkle import InclusionProof, InmemoryTree
 from tests.support.size import share
 
-from hsmcore._native import MerkleTree
+from hsmcore._native import MerkleTree, fnv1a
+from hsmcore.audit import index
 from hsmcore.audit.layout import Layout
+from hsmcore.audit.sealer import Sealer
+from hsmcore.audit.segment import Segment
 from hsmcore.audit.tiles import Tiles, TileWriter, split
 from hsmcore.tlog.consistency import check_consistency
 from hsmcore.tlog.proof import ProofError, root_of_inclusion
@@ -150,10 +154,10 @@ def test_any_text_can_be_scanned(text, offset, lines, seq):
         with pytest.raises(ValueError, match="outside"):
             tree.scan(text, offset, seq, lines)
         return
-    why, consumed, leaves, summary = tree.scan(text, offset, seq, lines)
+    why, consumed, leaves, rows = tree.scan(text, offset, seq, lines)
     assert why in ("end", "limit", "torn", "foreign", "order", "long")
-    assert consumed <= len(text) - offset
-    assert len(leaves) == 32 * summary[0] == 32 * tree.size
+    assert consumed == sum(row[0] for row in rows) <= len(text) - offset
+    assert len(leaves) == 32 * sum(row[1] for row in rows) == 32 * tree.size
 
 
 def test_a_tree_needs_the_hashes_of_its_size():
@@ -163,42 +167,167 @@ def test_a_tree_needs_the_hashes_of_its_size():
         MerkleTree().append(b"short")
 
 
-def test_all_tiles_are_on_their_way_before_the_first_is_waited_for_and_on_the_disk_in_the_end(tmp_path, monkeypatch):
-    begun, files, folders = [], [], []
+def test_a_new_folder_of_tiles_is_on_the_disk_too(tmp_path, monkeypatch):
+    """tests/native/test_audit_files.c sees the files themselves, and the folders they are in."""
+    folders = []
 
-    def fsync(descriptor: int) -> None:
-        there = os.fstat(descriptor)
-        if stat.S_ISDIR(there.st_mode):
-            folders.append((there.st_ino, set(os.listdir(descriptor))))
-        else:
-            files.append((there.st_ino, len(begun)))
+    def fsync(folder: int) -> None:
+        folders.append((os.fstat(folder).st_ino, {entry.name for entry in os.scandir(folder)}))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(os, "posix_fadvise", lambda descriptor, *_: begun.append(os.fstat(descriptor).st_ino))
     layout = Layout(tmp_path / "log")
     layout.folder.mkdir()
     writer = TileWriter(layout, Tiles(layout, 0))
     writer.append(b"".join(LEAVES))
     writer.finish()
-    tiles = [path for path in layout.tiles.rglob("*") if path.is_file()]
-    assert len(tiles) == MOST // 256 + 2  # and the two partial ones
-    assert {inode for inode, _ in files} == set(begun) == {path.stat().st_ino for path in tiles}
-    assert all(on_their_way == len(tiles) for _, on_their_way in files)
-    for path in [*tiles, *(tile.parent for tile in tiles)]:
+    made = [path for path in layout.tiles.rglob("*") if path.is_dir()]
+    assert len(made) == 4  # of two levels, and of the partial tile of each
+    for path in made:
         assert any(inode == path.parent.stat().st_ino and path.name in names for inode, names in folders), path
 
 
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def test_files_that_wait_for_their_flush_are_bounded_and_closed(tmp_path):
+def test_tiles_that_cannot_be_written_are_told_and_written_later(tmp_path):
     layout = Layout(tmp_path / "log")
     layout.folder.mkdir()
-    before = descriptors()
     writer = TileWriter(layout, Tiles(layout, 0))
-    writer.append(b"".join(LEAVES) * 20)
-    assert descriptors() - before < 64
-    writer.append(b"".join(LEAVES))
-    writer.close()
-    assert descriptors() == before
+    layout.tiles.joinpath("0").mkdir(parents=True)
+    (layout.tiles / "0" / "003").mkdir()  # a file cannot take its place
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(IsADirectoryError, match="003"):
+        writer.append(b"".join(LEAVES) * 20)
+    (layout.tiles / "0" / "003").rmdir()
+    writer.append(b"")
+    writer.finish()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert stored(layout) == tiles_of(LEAVES * 20)
+
+
+def tiles_of(leaves: list[bytes]) -> dict[str, bytes]:
+    """Each tile of a tree by its path, in the slowest way."""
+    found, level = {}, 0
+    while leaves:
+        for number in range((len(leaves) + 255) // 256):
+            part = leaves[number * 256 :][:256]
+            name = f"{number:03d}" if number < 1000 else f"x{number // 1000:03d}/{number % 1000:03d}"
+            found[f"{level}/{name}" + ("" if len(part) == 256 else f".p/{len(part)}")] = b"".join(part)
+        leaves = [mth(leaves[at : at + 256]) for at in range(0, len(leaves) - 255, 256)]
+        level += 1
+    return found
+
+
+def stored(layout: Layout) -> dict[str, bytes]:
+    files = (path for path in layout.tiles.rglob("*") if path.is_file())
+    return {str(path.relative_to(layout.tiles)): path.read_bytes() for path in files}
+
+
+def rows_of(lines: list[bytes], first: int) -> bytes:
+    """The index of a segment, in the slowest way."""
+    rows, offset = b"", 0
+    while lines:
+        here = lines[: 1024 - (first - 1) % 1024]
+        length = sum(len(line) + 1 for line in here)
+        times = [int(line.split(b",")[1].partition(b":")[2]) for line in here]
+        operations = keys = 0
+        for line in here:
+            operations |= 1 << fnv1a(line.split(b'"')[7]) % 64
+            key = fnv1a(line.split(b'"')[11])
+            keys |= 1 << key % 256 | 1 << (key >> 32) % 256
+        rows += struct.pack("<QQIIQQQ", first, offset, length, len(here), min(times), max(times), operations)
+        rows += keys.to_bytes(32, "little")
+        lines, first, offset = lines[len(here) :], first + len(here), offset + length
+    return rows
+
+
+RECORDS = [
+    b'{"seq":%d,"time_ns":%d,"operation":"%s","key_id":"%d"}'
+    % (n, n * 7919 % 100_003, (b"sign", b"login")[n % 500 == 0], n // 900)
+    for n in range(1, 65_538)
+]
+HASHED = [hashlib.sha256(b"\0" + record).digest() for record in RECORDS]
+BORDERS = [1, 255, 256, 257, 1023, 1024, 1025, 16_384, 16_640, 65_535, 65_536, 65_537]
+
+
+def sealed_in(folder: Path, sizes: list[int], piece: int) -> None:
+    """Seal a log at each of these sizes; the sealer reads it in pieces of so many bytes, and begins again at times."""
+    layout = Layout(folder / "log")
+    layout.folder.mkdir()
+    layout.segments.mkdir()
+    layout.log.write_bytes(b"".join(record + b"\n" for record in RECORDS))
+    segment = Segment(1, layout.log)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hsmcore.audit.sealer._READ_BYTES", piece)
+        with closing(Sealer(layout, segment, 0)) as sealer:
+            for size in sizes:
+                sealer.advance(size)
+                checkpoint = sealer.finish("origin")
+                assert (checkpoint.size, checkpoint.root) == (size, mth(HASHED[:size]))
+                for name, tile in tiles_of(HASHED[:size]).items():
+                    assert (layout.tiles / name).read_bytes() == tile, name
+                whole = size // 1024 * index.ROW_BYTES
+                assert layout.index(1).read_bytes() == rows_of(RECORDS[:size], 1)[:whole]
+                assert Tiles(layout, size).root() == checkpoint.root
+
+
+@pytest.mark.parametrize("size", BORDERS)
+def test_what_is_sealed_at_once_is_what_the_slowest_way_gives(tmp_path, size):
+    sealed_in(tmp_path, [size], 1 << 23)
+    assert stored(Layout(tmp_path / "log")) == tiles_of(HASHED[:size])
+
+
+@given(
+    st.lists(st.integers(1, len(RECORDS)) | st.sampled_from(BORDERS), min_size=1, max_size=3), st.integers(80, 99_999)
+)
+@settings(max_examples=share(10), deadline=None)
+def test_what_is_sealed_in_parts_is_what_the_slowest_way_gives(sizes, piece):
+    with tempfile.TemporaryDirectory() as folder:
+        sealed_in(Path(folder), sorted(set(sizes)), piece)
+
+
+def test_reading_ends_with_a_part_when_it_must(tmp_path, monkeypatch):
+    monkeypatch.setattr("hsmcore.audit.sealer._READ_BYTES", 5000)
+    layout = Layout(tmp_path / "log")
+    layout.segments.mkdir(parents=True)
+    layout.log.write_bytes(b"".join(record + b"\n" for record in RECORDS[:1000]))
+    with closing(Sealer(layout, Segment(1, layout.log), 0)) as sealer:
+        sealer.advance(1000, lambda: True)
+        assert 0 < sealer.size < 100
+        checkpoint = sealer.finish("origin")
+        assert (checkpoint.size, checkpoint.root) == (sealer.size, mth(HASHED[: sealer.size]))
+        sealer.advance(1000)
+        assert sealer.size == 1000
+
+
+def test_tiles_that_wait_for_their_folder_are_bounded(tmp_path, monkeypatch):
+    """Each attempt first writes what the one before has left; it takes no further lines until that is done."""
+    monkeypatch.setattr("hsmcore.audit.sealer._READ_BYTES", 100_000)
+    layout = Layout(tmp_path / "log")
+    layout.segments.mkdir(parents=True)
+    layout.log.write_bytes(b"".join(record + b"\n" for record in RECORDS))
+    layout.tiles.write_bytes(b"a file in its place")
+    with closing(Sealer(layout, Segment(1, layout.log), 0)) as sealer:
+        for _ in range(5):
+            with pytest.raises(OSError, match="tile"):
+                sealer.advance(len(RECORDS))
+        assert sealer.size * 60 < 100_000
+        layout.tiles.unlink()
+        sealer.advance(len(RECORDS))
+        assert sealer.finish("origin").root == mth(HASHED)
+    assert stored(layout) == tiles_of(HASHED)
+
+
+def test_an_index_that_is_made_again_is_the_same_wherever_its_segment_begins(tmp_path):
+    for first in (1, 1000, 1024, 1025, 5000):
+        path = tmp_path / f"{first}.jsonl"
+        path.write_bytes(b"".join(record + b"\n" for record in RECORDS[first - 1 : first + 4000]))
+        blocks, whole = index.made(Segment(first, path))
+        assert whole
+        assert index.packed(blocks) == rows_of(RECORDS[first - 1 : first + 4000], first)
+
+
+def test_roots_over_parts_are_those_of_the_standard():
+    tree = MerkleTree()
+    assert tree.over(b"".join(LEAVES[:1024]), 256) == b"".join(mth(LEAVES[n : n + 256]) for n in range(0, 1024, 256))
+    assert tree.over(b"") == tree.over(b"", 256) == hashlib.sha256(b"").digest()
+    for width in (-1, 5):
+        with pytest.raises(ValueError, match="width"):
+            tree.over(b"".join(LEAVES[:256]), width)

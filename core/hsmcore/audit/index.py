@@ -16,11 +16,13 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.segment import Segment
 
 BLOCK: Final = 1024
-"""Records in a block. A block begins at sequence number n * BLOCK + 1, or where its segment begins."""
+"""Records in a block. A block begins at sequence number n * BLOCK + 1, or where its segment begins; so do the rows of
+MerkleTree.scan."""
 _ROW: Final = struct.Struct("<QQIIQQQ4Q")
 ROW_BYTES: Final = _ROW.size
-Summary = tuple[int, int, int, int, int, int, int, int]
-_EMPTY: Final[Summary] = (0, 0, 0, 0, 0, 0, 0, 0)
+Scanned = tuple[int, int, int, int, int, int, int, int, int]
+"""A row of MerkleTree.scan."""
+_EMPTY: Final[Scanned] = (0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,46 +89,25 @@ class IndexBuilder:
     def __init__(self, first: int) -> None:
         """`first`: the segment's first record."""
         self.blocks: list[Block] = []
-        self._first, self._offset, self._length, self._sum = first, 0, 0, _EMPTY
+        self._first, self._offset, self._sum = first, 0, _EMPTY
 
-    @property
-    def next(self) -> int:
-        """The record that comes next."""
-        return self._first + self._sum[0]
-
-    @property
-    def room(self) -> int:
-        """Most records that the next scan may add; at least one."""
-        return BLOCK - (self.next - 1) % BLOCK
-
-    def add(self, length: int, summary: Summary) -> None:
-        """Add a scan of at most `room` records: the bytes it consumed and its summary."""
-        old = self._sum
-        if summary[0] == 0:
-            return
-        self._length += length
-        low, high = (min(old[1], summary[1]), max(old[2], summary[2])) if old[0] else summary[1:3]
-        self._sum = (
-            old[0] + summary[0],
-            low,
-            high,
-            old[3] | summary[3],
-            old[4] | summary[4],
-            old[5] | summary[5],
-            old[6] | summary[6],
-            old[7] | summary[7],
-        )
-        if (self.next - 1) % BLOCK == 0:
-            self.end()
+    def add(self, rows: list[Scanned]) -> None:
+        """Add the rows of a scan, which continues the one before."""
+        for row in rows:
+            old = self._sum
+            low, high = (min(old[2], row[2]), max(old[3], row[3])) if old[1] else row[2:4]
+            a, b, c, d = (had | has for had, has in zip(old[5:], row[5:], strict=True))
+            self._sum = (old[0] + row[0], old[1] + row[1], low, high, old[4] | row[4], a, b, c, d)
+            if (self._first + self._sum[1] - 1) % BLOCK == 0:
+                self.end()
 
     def end(self) -> list[Block]:
         """End the present block if it has records. Return all rows."""
-        count, low, high, operations, a, b, c, d = self._sum
+        length, count, low, high, operations, *keys = self._sum
         if count:
-            keys = (a, b, c, d)
-            self.blocks.append(Block(self._first, self._offset, self._length, count, low, high, operations, keys))
-            self._first, self._offset = self._first + count, self._offset + self._length
-            self._length, self._sum = 0, _EMPTY
+            a, b, c, d = keys
+            self.blocks.append(Block(self._first, self._offset, length, count, low, high, operations, (a, b, c, d)))
+            self._first, self._offset, self._sum = self._first + count, self._offset + length, _EMPTY
         return self.blocks
 
 
@@ -145,11 +126,8 @@ def made(segment: Segment) -> tuple[list[Block], bool]:
     OSError."""
     scanner, builder = MerkleTree(), IndexBuilder(segment.first)
     for text in segment.chunks():
-        used = 0
-        while used < len(text):
-            why, consumed, _, summary = scanner.scan(text, used, builder.next, builder.room)
-            builder.add(consumed, summary)
-            used += consumed
-            if why not in ("end", "limit"):
-                return builder.blocks, False
+        why, _, _, rows = scanner.scan(text, 0, segment.first + scanner.size, len(text))
+        builder.add(rows)
+        if why != "end":
+            return builder.blocks, False
     return builder.end(), True

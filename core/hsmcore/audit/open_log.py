@@ -38,10 +38,11 @@ from hsmcore.tlog.note import signed
 T = TypeVar("T")
 
 
-MOST_SEALED: Final = 1 << 15
-"""Most records that one checkpoint adds. Under full load, when the sealing thread mostly waits for the interpreter's
-lock, some 40,000 are sealed in a second: so a checkpoint is stored every second or two."""
-CLOSE_SECONDS: Final = 2.0
+MOST_SEALED: Final = 1 << 20
+"""Most records that one checkpoint adds: with many of them left, one is stored every few seconds."""
+_WHOLE: Final = 1 << 16
+"""A checkpoint that adds more than so many records ends with a multiple of it: then but one tile is partial."""
+CLOSE_SECONDS: Final = 1.5
 """How long the last checkpoints are made before the members stop, and once more after the last record; the next start
 seals what is left then."""
 _TOO_SLOW: Final = "the disk does not answer, or is slower than records come"
@@ -370,7 +371,9 @@ class OpenLog:
             if opened is None or signer is None:
                 return
             while self.checkpoint is None or self.sealed < size:
-                await self._seal_to(min(size, self.sealed + MOST_SEALED), opened.sealer, signer)
+                upto = min(self.durable_seq, self.sealed + MOST_SEALED)
+                whole = upto - self.sealed > _WHOLE
+                await self._seal_to(upto - upto % _WHOLE if whole else upto, opened.sealer, signer)
                 if self._settings.compress and (self._compressing is None or self._compressing.done()):
                     # In a thread of its own: the next checkpoint does not wait for it.
                     compress = partial(opened.sealer.compress_full, lambda: 0 if self._must_end else self.sealed)
@@ -381,7 +384,7 @@ class OpenLog:
     async def _seal_to(self, size: int, sealer: Sealer, signer: CheckpointSigner) -> None:
         """Sign a checkpoint over the first `size` records, or those that the tree holds already."""
         begun = time.monotonic()
-        await self._advance(sealer, size)
+        await self._advance(sealer, size, lambda: self._must_end)
         await self._disown_prunes(sealer)
         bare = await self._run(lambda: sealer.finish(self.origin))
         note = signed(bare.text, signer.key, await signer.sign(bare.text))
@@ -410,11 +413,11 @@ class OpenLog:
                 raise self._unavailable(f"record {foreign[0]} cannot be called void")
             await self._advance(sealer, size)
 
-    async def _advance(self, sealer: Sealer, size: int) -> None:
-        """Read the lines up to record `size`. A line that is not a record can never be sealed, nor any line behind it:
-        the log then fails from now on. Raises AuditUnavailable, TileError, OSError."""
+    async def _advance(self, sealer: Sealer, size: int, must_end: Callable[[], bool] = lambda: False) -> None:
+        """Read the lines up to record `size`, or some if it `must_end`. A line that is not a record can never be
+        sealed, nor any line behind it: the log then fails from now on. Raises AuditUnavailable, TileError, OSError."""
         try:
-            await self._run(lambda: sealer.advance(size))
+            await self._run(lambda: sealer.advance(size, must_end))
         except Damaged as error:
             if self.journal is not None:
                 self.journal.condemn()

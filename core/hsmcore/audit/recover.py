@@ -8,7 +8,6 @@ import os
 import secrets
 import socket
 import stat
-from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -254,19 +253,15 @@ def rebuild(layout: Layout, size: int) -> None:
         writer, tree = TileWriter(layout, tiles), tiles.tree()
     except TileError as error:
         refuse(layout, f"the tiles of records that were pruned cannot be made again ({error})")
-    with closing(writer):
-        for segment in ordered:
-            for text in segment.chunks():
-                used = 0
-                while used < len(text) and tree.size < size:
-                    why, consumed, leaves, _ = tree.scan(text, used, tree.size + 1, min(size - tree.size, 65536))
-                    writer.append(leaves)
-                    used += consumed
-                    if why not in ("end", "limit"):
-                        refuse(layout, f"its tiles are missing, and record {tree.size + 1} is not in {segment.path}")
-        if tree.size != size:
-            refuse(layout, f"its tiles are missing, and so are the records from {tree.size + 1} on")
-        writer.finish()
+    for segment in ordered:
+        for text in segment.chunks():
+            why, _, leaves, _ = tree.scan(text, 0, tree.size + 1, size - tree.size)
+            writer.append(leaves)
+            if why not in ("end", "limit"):
+                refuse(layout, f"its tiles are missing, and record {tree.size + 1} is not in {segment.path}")
+    if tree.size != size:
+        refuse(layout, f"its tiles are missing, and so are the records from {tree.size + 1} on")
+    writer.finish()
 
 
 def _take_tail(layout: Layout, opened: Opened) -> None:

@@ -21,7 +21,7 @@ from hsmcore.audit.genuine import Genuine
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query, parsed
 from hsmcore.audit.segment import Segment, segments
-from hsmcore.audit.tiles import WIDTH
+from hsmcore.audit.tiles import HASH, WIDTH
 from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import sync
 from hsmcore.base.steady import STEP_NS
@@ -90,7 +90,8 @@ def _sealed_before(segment: Segment, young: range, genuine: Genuine) -> int | No
         used = 0
         while used < len(text):
             most = WIDTH - (following - 1) % WIDTH
-            why, consumed, leaves, (count, _, newest, *_rest) = scanner.scan(text, used, following, most)
+            why, consumed, leaves, rows = scanner.scan(text, used, following, most)
+            count, newest = len(leaves) // HASH, max((row[3] for row in rows), default=0)
             if why not in ("end", "limit") or newest in young or leaves != genuine.leaves(following, count):
                 return None
             lines = text[used : used + consumed].splitlines() if newest >= young.stop else []

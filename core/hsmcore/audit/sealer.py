@@ -16,12 +16,15 @@ from hsmcore._native import MerkleTree
 from hsmcore.audit import index
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.retention import Prunes
-from hsmcore.audit.segment import CHUNK_BYTES, Segment, SegmentError, compress, first_seq_of
+from hsmcore.audit.segment import Segment, SegmentError, compress, first_seq_of
 from hsmcore.audit.tiles import Tiles, TileWriter
 from hsmcore.base.files import append, replace, write_new
 from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import adopt, sync
 from hsmcore.tlog.checkpoint import Checkpoint
+
+_READ_BYTES: Final = 1 << 24
+"""What is read and hashed at once: after each part the thread may wait for the interpreter's lock."""
 
 
 class Damaged(Exception):
@@ -63,7 +66,7 @@ class Sealer:
         self._use(segment, os.open(segment.path, os.O_RDONLY | os.O_CLOEXEC))
 
     def _use(self, segment: Segment, descriptor: int) -> None:
-        self._close_file()
+        self.close()
         self.segment = segment
         self._file = descriptor
         self.offset = 0
@@ -76,33 +79,25 @@ class Sealer:
         """Records in the tree."""
         return self.tree.size
 
-    def advance(self, size: int) -> None:
-        """Read lines until the tree has `size` records. Raises Damaged if the next line is not the next record,
-        OSError."""
+    def advance(self, size: int, must_end: Callable[[], bool] = lambda: False) -> None:
+        """Read lines until the tree has `size` records, or some and `must_end`. Raises Damaged if the next line is not
+        the next record, OSError."""
+        self._tiles.append(b"")  # what an earlier attempt has left: else each would leave more
         while self.size < size:
-            text = os.pread(self._file, CHUNK_BYTES, self.offset)
-            newline = text.rfind(b"\n")
-            if newline < 0:
-                if text:
-                    why = "long" if len(text) == CHUNK_BYTES else "torn"
-                    raise Damaged(self.segment, self.offset, self.size + 1, why)
+            text = os.pread(self._file, _READ_BYTES, self.offset)
+            if not text:
                 self._next_segment()
                 continue
-            self._take(text[: newline + 1], size)
-
-    def _take(self, text: bytes, size: int) -> None:
-        used, why = 0, "end"
-        while used < len(text) and self.size < size and why in ("end", "limit"):
-            why, consumed, leaves, summary = self.tree.scan(
-                text, used, self.size + 1, min(self._rows.room, size - self.size)
-            )
-            self._rows.add(consumed, summary)
-            self.prunes.take(text, used, used + consumed)
-            used += consumed
-            self.offset += consumed
+            why, used, leaves, rows = self.tree.scan(text, 0, self.size + 1, size - self.size)
+            self._rows.add(rows)
+            self.prunes.take(text, 0, used)
+            self.offset += used
             self._tiles.append(leaves)  # last, because it may fail: the lines are taken by now
-        if why not in ("end", "limit"):
-            raise Damaged(self.segment, self.offset, self.size + 1, why)
+            if why not in ("end", "limit") and (why != "torn" or not used):
+                long = why == "torn" and len(text) == _READ_BYTES
+                raise Damaged(self.segment, self.offset, self.size + 1, "long" if long else why)
+            if must_end():
+                return
 
     def _next_segment(self) -> None:
         """Open the segment that follows one that is read to its end. Raises Damaged if it is missing, OSError."""
@@ -185,23 +180,19 @@ class Sealer:
         self.prunes.clear()
 
     def compress_full(self, sealed: Callable[[], int]) -> None:
-        """Compress the full segments whose records a signed checkpoint covers, `sealed` of them by now. In any thread,
-        but in one at a time. Errors are only logged: the next call tries again."""
+        """Compress the full segments whose records a signed checkpoint covers, `sealed` of them by now; 0: end at
+        once. In any thread, but in one at a time. Errors are only logged: the next call tries again."""
         try:
             while found := next((entry for entry in list(self._full) if entry[2] <= sealed() + 1), None):
-                compress(self._layout, found[0], found[1])
-                self._full.remove(found)
+                if compress(self._layout, found[0], found[1], lambda: not sealed()):
+                    self._full.remove(found)
         except (OSError, SegmentError) as error:
             get_logger().error(
                 "a full file of the audit log was not compressed", file=str(self._layout.log), error=str(error)
             )
 
     def close(self) -> None:
-        """Close the files. Idempotent."""
-        self._close_file()
-        self._tiles.close()
-
-    def _close_file(self) -> None:
+        """Close the file. Idempotent."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -254,9 +254,10 @@ def decompress(layout: Layout, segment: Segment) -> None:
     segment.path.unlink()
 
 
-def compress(layout: Layout, first: int, lengths: list[int]) -> None:
+def compress(layout: Layout, first: int, lengths: list[int], must_end: Callable[[], bool] = lambda: False) -> bool:
     """Compress a full segment, a frame for each length in bytes of text, and delete its plain file. After a crash one
-    of the two files is complete. Raises SegmentError, OSError."""
+    of the two files is complete. Return False, with nothing done, if it `must_end` before. Raises SegmentError,
+    OSError."""
     plain, final = layout.archived(first, compressed=False), layout.archived(first, compressed=True)
     if sum(lengths) != plain.stat().st_size:
         raise SegmentError(plain, "is not what its index says")
@@ -266,6 +267,9 @@ def compress(layout: Layout, first: int, lengths: list[int]) -> None:
     beside.unlink(missing_ok=True)
     with plain.open("rb") as source, os.fdopen(make(beside), "wb") as target:
         for length in lengths:
+            if must_end():
+                beside.unlink()
+                return False
             frame = compressor.compress(source.read(length))
             target.write(frame)
             rows += struct.pack("<II", len(frame), length)
@@ -276,3 +280,4 @@ def compress(layout: Layout, first: int, lengths: list[int]) -> None:
     beside.replace(final)
     sync(layout.segments)
     plain.unlink()
+    return True

@@ -10,16 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from hsmcore._native import MerkleTree
+from hsmcore._native import MerkleTree, store_files
 from hsmcore.audit.layout import Layout
-from hsmcore.base.files import write_beside
 from hsmcore.base.ownership import make_folder, sync
 
 WIDTH: Final = 256
 HASH: Final = 32
 FULL: Final = WIDTH * HASH
-_MOST_OPEN: Final = 64
-"""Most files that wait for their flush together."""
 MAX_LEVEL: Final = 7
 """256 ** 8 records: the sequence number has no more."""
 
@@ -165,15 +162,14 @@ class TileBuilder:
         """Add hashes to a level. Yield level, number and hashes of each tile that becomes full."""
         tail = self.tails[level]
         tail += hashes
-        above = bytearray()
-        while len(tail) >= FULL:
-            full = bytes(tail[:FULL])
-            del tail[:FULL]
-            yield level, self.numbers[level], full
-            self.numbers[level] += 1
-            above += self._hasher.over(full)
-        if above:
-            yield from self.append(bytes(above), level + 1)
+        full = bytes(tail[: len(tail) // FULL * FULL])
+        if full:
+            del tail[: len(full)]
+            above = self._hasher.over(full, WIDTH)
+            for begin in range(0, len(full), FULL):
+                yield level, self.numbers[level], full[begin : begin + FULL]
+                self.numbers[level] += 1
+            yield from self.append(above, level + 1)
 
     def partial(self) -> Iterator[tuple[int, int, bytes]]:
         """Yield level, number and hashes of each tile that is neither full nor empty."""
@@ -190,10 +186,8 @@ class TileWriter:
         self._layout = layout
         self._builder = TileBuilder()
         self._full: list[tuple[int, int, bytes]] = []
-        self._unsynced: list[int] = []
-        """Descriptors of files whose content may not be on the disk."""
-        self._folders: dict[Path, None] = {}
-        """Folders whose entries may not be on the disk."""
+        self._made: dict[Path, None] = {}
+        """Folders in which others were made, whose entries may not be on the disk."""
         self._partial: dict[Path, None] = {}
         """Folders of partial tiles. They are needed until the full tile is on the disk."""
         for level in range(MAX_LEVEL + 1):
@@ -207,50 +201,29 @@ class TileWriter:
         """Add the hashes of records. Raises OSError; they are added all the same, and the next call writes what is
         left."""
         self._full += self._builder.append(leaves)
-        while self._full:
-            self._write(*self._full[0])
-            del self._full[0]
+        self._store(self._full)
+        self._full.clear()
 
-    def _write(self, level: int, number: int, hashes: bytes) -> None:
-        path = self._layout.tile(level, number, len(hashes) // HASH)
-        if not path.parent.is_dir():
-            make_folder(path.parent, parents=True)
-            self._folders[path.parent.parent] = None
-        if path.parent.suffix == ".p":
-            self._partial[path.parent] = None
-        # A tile that a signed checkpoint may rest on is never rewritten; one that a crash left incomplete is replaced.
-        if path.exists() and path.read_bytes() == hashes:
-            self._unsynced.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
-        else:
-            beside, descriptor = write_beside(path, hashes)
-            self._unsynced.append(descriptor)
-            beside.replace(path)
-            # The disk begins now; waiting for each file in turn would be a commit of the file system for each.
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        self._folders[path.parent] = None
-        if len(self._unsynced) >= _MOST_OPEN:
-            self._sync_files()
-
-    def _sync_files(self) -> None:
-        while self._unsynced:
-            os.fsync(self._unsynced[0])
-            os.close(self._unsynced.pop(0))
+    def _store(self, tiles: list[tuple[int, int, bytes]]) -> None:
+        """Have tiles on the disk. One that a signed checkpoint may rest on is never rewritten; one that a crash left
+        incomplete is replaced."""
+        files = [(self._layout.tile(level, number, len(hashes) // HASH), hashes) for level, number, hashes in tiles]
+        for folder in dict.fromkeys(path.parent for path, _ in files):
+            if folder.suffix == ".p":
+                self._partial[folder] = None
+            if not folder.is_dir():
+                make_folder(folder, parents=True)
+                self._made[folder.parent] = None
+        store_files([(os.fsencode(path), hashes) for path, hashes in files])
 
     def finish(self) -> None:
         """Write the partial tiles and flush all tiles to the disk, so that a checkpoint may be signed. Raises
         OSError."""
-        self.append(b"")
-        for tile in self._builder.partial():
-            self._write(*tile)
-        self._sync_files()
-        for folder in self._folders:
+        self._store([*self._full, *self._builder.partial()])
+        self._full.clear()
+        for folder in self._made:
             sync(folder)
-        self._folders.clear()
+        self._made.clear()
         for folder in [folder for folder in self._partial if folder.with_suffix("").exists()]:
             shutil.rmtree(folder, ignore_errors=True)
             del self._partial[folder]
-
-    def close(self) -> None:
-        """Close the files. Idempotent."""
-        while self._unsynced:
-            os.close(self._unsynced.pop())

@@ -1,10 +1,11 @@
 /* The audit log's cryptography: an RFC 6962 Merkle tree over the lines of the log, and the scan that turns lines into
- * leaves. Batches of messages have trees of their own (batch.h). docs/AUDIT.md describes the files; nothing here
- * touches one.
+ * leaves. Batches of messages have trees of their own (batch.h). docs/AUDIT.md describes the files; of them only
+ * hsm_audit_store touches any.
  *
  * A leaf is a record's line without its newline. Hashes are SHA-256 (FIPS 180-4), 32 bytes, as RFC 6962 section 2.1
  * has them: leaf = H(0x00 || line), node = H(0x01 || left || right), empty tree = H(""). A tree is for one thread at a
- * time; different trees may be used at once. No function takes a lock or blocks; all abort without a SHA-256. */
+ * time; different trees may be used at once. No other function takes a lock or blocks; those of trees abort without a
+ * SHA-256. */
 #ifndef HSMCORE_AUDIT_H
 #define HSMCORE_AUDIT_H
 
@@ -79,5 +80,22 @@ hsm_audit_stop hsm_audit_scan(hsm_merkle *tree, const char *text, size_t len, ui
                               uint8_t *leaves, hsm_audit_summary *summary, size_t *consumed, size_t *lines);
 /* 64-bit FNV-1a. */
 uint64_t hsm_audit_fnv1a(const char *text, size_t len);
+
+/* ---- files ---- */
+
+#define HSM_AUDIT_MAX_FILE 8192 /* bytes: a full tile */
+
+typedef struct hsm_audit_file {
+    const char *path; /* in a folder that is there */
+    const uint8_t *data;
+    size_t size;
+} hsm_audit_file;
+
+/* Write files whole and flush them and the folders' entries; one that holds this content already is only flushed. In
+ * groups of 64, whose files are open at once: all are on their way to the disk before the first is waited for. A file
+ * comes under its name by a rename, from <path>.new, has mode 0600 and belongs to the owner of its folder. Any thread;
+ * blocks on the disk, in a few threads of its own. Returns 0, or the errno for the file `failed`: others may be written
+ * by then, and the call may be repeated. */
+int hsm_audit_store(const hsm_audit_file *files, size_t count, size_t *failed);
 
 #endif

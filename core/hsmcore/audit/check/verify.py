@@ -27,7 +27,7 @@ from hsmcore.tlog.checkpoint import Checkpoint
 
 Progress = Callable[[int, int], None]
 """Called with the number of records verified and of records in all."""
-_STEP: Final = 1024
+_ALL: Final = 1 << 62
 _ATTEMPTS: Final = 10
 """Most attempts to read a log whose files are pruned while it is read."""
 _ADOPTED: Final = b'"operation":"audit-adopted"'
@@ -135,11 +135,9 @@ class _Pass:
             if self.oldest_ns is None and (oldest := parsed(text.partition(b"\n")[0])) is not None:
                 self.oldest_ns = oldest["time_ns"]
             while used < len(text):
-                why, consumed, leaves, summary = self.tree.scan(
-                    text, used, self.tree.size + 1, min(builder.room, self.to_stop())
-                )
+                why, consumed, leaves, rows_here = self.tree.scan(text, used, self.tree.size + 1, self.to_stop())
                 self.take(leaves)
-                builder.add(consumed, summary)
+                builder.add(rows_here)
                 used += consumed
                 offset += consumed
                 sealed = used if self.tree.size <= self.size else sealed
@@ -162,7 +160,7 @@ class _Pass:
         size = self.tree.size
         while self.stops and self.stops[0] <= size:
             self.stops.pop(0)
-        return min(self.stops[0] - size if self.stops else _STEP, _STEP)
+        return self.stops[0] - size if self.stops else _ALL
 
     def take(self, leaves: bytes) -> None:
         if self.tree.size <= self.size:  # only sealed records have tiles
