@@ -186,7 +186,7 @@ LATER: Final[dict[str, Callable[[Place], object]]] = {
     "origin deleted": lambda at: _unlink(at.parts.origin),
     "all but the log older": _older_folder,
 }
-"""What a later checkpoint, a verification or the next start sees."""
+"""What a later checkpoint sees, a verification and the next start. The log itself is whole: signing goes on."""
 
 HARMLESS: Final[dict[str, Callable[[Place], object]]] = {
     "newest checkpoint deleted": lambda at: _unlink(at.parts.checkpoint),
@@ -318,6 +318,7 @@ def judged(token: Token, folder: Path, name: str) -> Seen:
         assert not seen.found, seen  # the log is whole
     if name in LATER:
         assert seen.found, seen
+        assert seen.told, seen
     if name in HARMLESS:
         assert (seen.told, seen.start) == ("", ""), seen
         assert seen.after >= ENOUGH, seen

@@ -17,7 +17,7 @@ from hsmcore.audit import index
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.retention import Prunes
 from hsmcore.audit.segment import Segment, SegmentError, compress, first_seq_of
-from hsmcore.audit.tiles import Tiles, TileWriter
+from hsmcore.audit.tiles import FULL, WIDTH, Tiles, TileWriter
 from hsmcore.base.files import append, replace, write_new
 from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import adopt, sync
@@ -170,7 +170,8 @@ class Sealer:
                 sync(layout.folder)
             self._history = layout.history.stat().st_size
         else:
-            for path, size in ((layout.history, self._history), (layout.keys, 1), (layout.origin, 1)):
+            oldest = (layout.tile(0, 0), FULL) if checkpoint.size >= WIDTH else (layout.tiles, 0)
+            for path, size in ((layout.history, self._history), (layout.keys, 1), (layout.origin, 1), oldest):
                 if path.stat().st_size < size:
                     raise OSError(errno.ESTALE, "another program has cut it", str(path))
         os.truncate(layout.history, self._history)  # an earlier attempt may have failed after it had written
