@@ -419,14 +419,14 @@ static uint64_t keep(hsm_journal *journal, uint64_t number, int urgent) {
 static uint64_t least_time_of_two_lines(int urgent) {
     hsm_journal *journal = open_on_a_quick_disk();
     uint64_t least = UINT64_MAX;
-    uint64_t before = 0;
-    for (uint64_t n = 1; n <= 100; n++) {
+    for (uint64_t n = 1; n <= 40; n += 2) {
+        hsm_sleep(2 * HSM_JOURNAL_PACE_NS); /* so that the first of the two meets no pause */
         uint64_t begun = keep(journal, n, urgent);
-        uint64_t took = hsm_now_ns() - before;
+        (void)keep(journal, n + 1, urgent);
+        uint64_t took = hsm_now_ns() - begun;
         least = took < least ? took : least;
-        before = begun;
     }
-    end_on_a_quick_disk(journal, 100);
+    end_on_a_quick_disk(journal, 40);
     return least;
 }
 
