@@ -402,9 +402,7 @@ class OpenLog:
         """Record as void each prune record that this log's own retention did not write, before a checkpoint covers it:
         any process that can write the file could have appended it. Raises AuditUnavailable."""
         while foreign := [seq for seq, last in sealer.prunes.items() if self._own_prunes.get(seq) != last]:
-            get_logger().error(
-                "the audit log holds prune records of another's", file=str(self._layout.log), seq=foreign
-            )
+            get_logger().error("the audit log holds another's prune records", file=str(self._layout.log), seq=foreign)
             for seq in foreign:
                 self.record(retention.VOID, {"first": seq, "last": seq})
             size = self.last_seq
@@ -432,10 +430,9 @@ class OpenLog:
         sure = self._clock.sure()
         await self._run(lambda: replace(self._layout.clock, self._clock.mark.encode()))
         before = retention.before(self._layout, sure, days)
-        newest = self.checkpoint
-        if newest is None:
-            return
         most = sure if self._clock.agrees else retention.FOREVER
+        if (newest := self.checkpoint) is None:
+            return
         old = await self._run(lambda: retention.expired(self._layout, before, newest, most))
         shipped = None if self.keep_from is None else self.keep_from.everywhere
         if old is None or (shipped is not None and shipped < old.last):
