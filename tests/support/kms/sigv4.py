@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import hashlib
 import hmac
 import re
+import time
 from collections.abc import Mapping
 
 _AUTHORIZATION = re.compile(
@@ -14,8 +16,15 @@ _AUTHORIZATION = re.compile(
 )
 
 
-def refusal(secrets: Mapping[str, str], region: str, headers: Mapping[str, str], body: bytes) -> str | None:
-    """Which error of AWS the request earns; None if its signature is good. Header names are in small letters."""
+TOLERANCE = 300.0
+"""Seconds by which a request's time may differ from the service's."""
+
+
+def refusal(
+    secrets: Mapping[str, str], region: str, headers: Mapping[str, str], body: bytes, ahead: float = 0.0
+) -> str | None:
+    """Which error of AWS the request earns; None if its signature is good. Header names are in small letters. `ahead`:
+    of the service's clock, in seconds."""
     found = _AUTHORIZATION.fullmatch(headers.get("authorization", ""))
     if found is None:
         return "MissingAuthenticationTokenException"
@@ -32,6 +41,9 @@ def refusal(secrets: Mapping[str, str], region: str, headers: Mapping[str, str],
     text = f"AWS4-HMAC-SHA256\n{moment}\n{found['scope']}\n{digest}"
     signature = hmac.digest(_signing_key(secrets[found["key"]], found["day"], region), text.encode(), "sha256").hex()
     if not moment.startswith(found["day"]) or not hmac.compare_digest(signature, found["signature"]):
+        return "InvalidSignatureException"
+    signed = datetime.datetime.strptime(moment, "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.UTC).timestamp()
+    if abs(time.time() + ahead - signed) > TOLERANCE:
         return "InvalidSignatureException"
     return None
 
