@@ -70,8 +70,7 @@ class Share:
         """Wait for the turn. A cancelled wait takes nothing from the share."""
         clock = asyncio.get_running_loop().time
         async with self._turn:
-            while (wait := self._next - clock()) > 0:
-                await asyncio.sleep(wait)
+            await asyncio.sleep(max(0.0, self._next - clock()))
             self._next = max(self._next, clock() - CATCH_UP_SECONDS) + self._gap
 
 
