@@ -164,6 +164,20 @@ def test_a_daemon_that_does_not_run_is_named(monkeypatch):
         assert "pkcsslotd" in hint
 
 
+STOCK = Path("/etc/opencryptoki/opencryptoki.conf")
+
+
+@pytest.mark.skipif(not STOCK.exists(), reason="openCryptoki is not installed")
+def test_the_recipe_finds_the_soft_token_s_slot():
+    """Debian's first slot is a TPM's."""
+    recipe = (Path(__file__).parents[2] / "docs" / "operations" / "any-pkcs11.md").read_text()
+    [line] = re.findall(r"^\$ (slot=.*)$", recipe, re.MULTILINE)
+    found = subprocess.run(["sh", "-c", f'{line}; echo "$slot"'], capture_output=True, text=True, check=True).stdout
+    [stock] = re.findall(r"slot (\d+)\s*\{[^}]*libpkcs11_sw", STOCK.read_text())
+    assert found.strip() == stock
+    assert '--init-token --slot "$slot"' in recipe
+
+
 def test_each_module_is_known_by_its_file(monkeypatch):
     for path in PATHS:
         assert "SOFTHSM2_CONF" in advice("start", path)
