@@ -147,8 +147,13 @@ class KmsServer:
         else:
             wire.send(status, answer)
 
+    @property
+    def now(self) -> float:
+        """The service's time."""
+        return time.time() + self.faults.clock_ahead
+
     def _refusal(self, headers: dict[str, str], body: bytes) -> str | None:
-        return sigv4.refusal(self.secrets, self.store.region, headers, body, self.faults.clock_ahead)
+        return sigv4.refusal(self.secrets, self.store.region, headers, body, self.now)
 
     def _result(self, operation: str, headers: dict[str, str], body: bytes, fault: Fault | None) -> dict[str, Any]:
         if (refused := self._refusal(headers, body)) is not None:
@@ -195,7 +200,7 @@ class _Wire(asyncio.Protocol):
         head = (
             f"HTTP/1.1 {status} {'OK' if status == 200 else 'Error'}\r\nContent-Type: {_TYPE}\r\n"
             f"x-amzn-RequestId: 00000000-0000-0000-0000-000000000000\r\nx-amz-crc32: {zlib.crc32(body)}\r\n"
-            f"Date: {formatdate(time.time() + self._server.faults.clock_ahead, usegmt=True)}\r\n"
+            f"Date: {formatdate(self._server.now, usegmt=True)}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         if not self.transport.is_closing():  # the caller may have gone
