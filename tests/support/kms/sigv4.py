@@ -22,8 +22,8 @@ TOLERANCE = 300.0
 def refusal(
     secrets: Mapping[str, str], region: str, headers: Mapping[str, str], body: bytes, now: float | None = None
 ) -> str | None:
-    """Which error of AWS the request earns; None if its signature is good. Header names are in small letters. `now`: the
-    service's time; None: any time will do."""
+    """Which error of AWS the request earns; None if its signature is good. Header names are in small letters. `now` is
+    the service's time; None: any time will do."""
     found = _AUTHORIZATION.fullmatch(headers.get("authorization", ""))
     if found is None:
         return "MissingAuthenticationTokenException"
