@@ -26,6 +26,8 @@ void hsm_keys_begin(hsm_engine *engine) {
 /* How long a test signature is repeated, from the first failure on, and the first pause. */
 #define PROVE_NS UINT64_C(2000000000)
 #define PROVE_PAUSE_NS UINT64_C(2000000)
+/* How long reading the store again is tried. */
+#define STORE_NS UINT64_C(5000000000)
 
 /* Sign a message that can be no transaction, and verify it: this proves that both halves of the key belong together,
  * and that the token signs. */
@@ -95,6 +97,24 @@ static hsm_status find_and_prove(hsm_engine *engine, const hsm_key_selector *sel
         hsm_sleep(pause);
         hsm_engine_lock(engine);
     }
+}
+
+/* As find_and_prove, in a store that the module has read again if the key is not there: another process may have made
+ * it. Calls that are inside the module end first. */
+static hsm_status find_in_store(hsm_engine *engine, const hsm_key_selector *selector, CK_OBJECT_HANDLE *handle,
+                                hsm_key_info *info, hsm_error *error) {
+    hsm_status status = find_and_prove(engine, selector, handle, info, error);
+    if (status != HSM_KEY_NOT_FOUND || !engine->quirks->reads_store_once) {
+        return status;
+    }
+    uint64_t until = hsm_now_ns() + STORE_NS;
+    while ((status = hsm_engine_reinitialize(engine, NULL, error)) != HSM_OK && may_pass(engine, status) &&
+           hsm_now_ns() < until) {
+        hsm_engine_unlock(engine);
+        hsm_sleep(PROVE_PAUSE_NS);
+        hsm_engine_lock(engine);
+    }
+    return status != HSM_OK ? status : find_and_prove(engine, selector, handle, info, error);
 }
 
 /* Whether a worker may still serve a request for the key in this place. A worker sets `serving` before it reads the
@@ -188,7 +208,7 @@ hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *sel
     }
     hsm_engine_lock(engine);
     CK_OBJECT_HANDLE handle;
-    status = find_and_prove(engine, selector, &handle, info, error);
+    status = (index == HSM_ANY_INDEX ? find_in_store : find_and_prove)(engine, selector, &handle, info, error);
     if (status == HSM_SIGNATURE_INVALID && index == HSM_ANY_INDEX) {
         /* It never made a good one: its halves are two keys'. One that did is as it was, and its token is at fault. */
         status = hsm_fail_as(error, HSM_KEY_MISMATCH);

@@ -19,7 +19,8 @@ static const hsm_quirks rows[] = {
      .open_pause_ms = 50, .patience_ms = 1000}, /* its library repeats throttled calls by itself */
     /* Its sessions disturb each other, up to a crash, and a TPM works on one command at a time. A chip takes up to some
      * hundred ms. */
-    {.name = "tpm2", .library_contains = "TPM2.0 Cryptoki", .sessions = 1, .patience_ms = 2000},
+    {.name = "tpm2", .library_contains = "TPM2.0 Cryptoki", .reads_store_once = true, .sessions = 1,
+     .patience_ms = 2000},
     {.name = "generic", .patience_ms = 500},
 };
 // clang-format on

@@ -14,6 +14,7 @@ typedef struct hsm_quirks {
     bool handles_per_session;     /* object handles mean nothing in another session */
     bool memory_error_is_logout;  /* CKR_HOST_MEMORY from C_SignInit after a logout */
     bool users_are_objects;       /* CKR_OBJECT_HANDLE_INVALID from C_Login: there is no such user */
+    bool reads_store_once;        /* at C_Initialize: keys that another process makes are found after the next one */
     bool login_hides_token;       /* from a C_Initialize in another process: its file is half written */
     uint32_t open_pause_ms;       /* between two C_OpenSession calls */
     uint32_t keepalive_s;         /* idle sessions die after somewhat longer; 0: they do not */

@@ -127,7 +127,7 @@ static enum result attempt(hsm_worker *worker, enum hsm_rung rung) {
     hsm_error error = {.status = HSM_OK};
     *last = now;
     atomic_store(&worker->record->call_started_ns, now);
-    hsm_status status = whole ? hsm_engine_reinitialize(worker, &error) : hsm_engine_heal(engine, &error);
+    hsm_status status = whole ? hsm_engine_reinitialize(engine, worker, &error) : hsm_engine_heal(engine, &error);
     atomic_store(&worker->record->call_started_ns, 0);
     (void)hsm_worker_catch_up(worker); /* with its own work */
     ladder->reinitialized = ladder->reinitialized || whole;

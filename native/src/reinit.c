@@ -54,15 +54,14 @@ static bool lock_engines(const hsm_engine *engine, uint64_t until) {
 
 /* Keep other workers than `own` out of the module and wait until those inside have come out. Returns false if one does
  * not. */
-static bool close_gates(const hsm_worker *own, uint64_t until) {
-    hsm_engine *first = own->engine->module->first;
+static bool close_gates(hsm_engine *first, const hsm_worker *own, uint64_t until) {
     for (hsm_engine *engine = first; engine != NULL; engine = engine->next) {
         atomic_store(&engine->gate, 1);
     }
     for (hsm_engine *engine = first; engine != NULL; engine = engine->next) {
         for (uint32_t i = 0; i < engine->worker_slots; i++) {
             hsm_worker_record *record = hsm_area_worker(engine->area, i);
-            while (record != own->record && atomic_load(&record->call_started_ns) != 0) {
+            while ((own == NULL || record != own->record) && atomic_load(&record->call_started_ns) != 0) {
                 if (hsm_now_ns() >= until) {
                     return false;
                 }
@@ -95,8 +94,7 @@ static void let_go(hsm_engine *engine) {
 }
 
 /* This engine's gate may be closed afterwards, so that it can heal first. */
-static hsm_status reinitialize(hsm_worker *worker, hsm_error *error) {
-    hsm_engine *engine = worker->engine;
+static hsm_status reinitialize(hsm_engine *engine, const hsm_worker *own, hsm_error *error) {
     hsm_module *module = engine->module;
     hsm_status status = HSM_BUSY;
     uint64_t until = hsm_now_ns() + QUIESCE_NS;
@@ -105,7 +103,7 @@ static hsm_status reinitialize(hsm_worker *worker, hsm_error *error) {
     }
     if (lock_engines(engine, until)) {
         status = HSM_TOKEN_LOST;
-        if (close_gates(worker, until)) {
+        if (close_gates(module->first, own, until)) {
             for (hsm_engine *user = module->first; user != NULL; user = user->next) {
                 let_go(user);
                 user->last_reinit_ns = engine->last_reinit_ns;
@@ -125,9 +123,8 @@ static hsm_status reinitialize(hsm_worker *worker, hsm_error *error) {
     return status;
 }
 
-hsm_status hsm_engine_reinitialize(hsm_worker *worker, hsm_error *error) {
-    hsm_engine *engine = worker->engine;
-    hsm_status status = reinitialize(worker, error);
+hsm_status hsm_engine_reinitialize(hsm_engine *engine, const hsm_worker *own, hsm_error *error) {
+    hsm_status status = reinitialize(engine, own, error);
     if (status == HSM_OK || status == HSM_BUSY) {
         hsm_status healed = hsm_engine_heal(engine, error);
         bool passes = healed != HSM_OK && hsm_status_class(healed) < HSM_CLASS_AUTH_FATAL;

@@ -360,14 +360,6 @@ def test_an_issue_that_is_only_told_has_a_mark_of_its_own(world, tmp_path, capsy
     assert f"{len(told)} known issues" in lines[-1]
 
 
-@needs_chaos
-def test_a_rotation_is_warned_of_a_module_that_reads_its_store_once(world, tmp_path):
-    chaos = Chaos(tmp_path, wrap(world), library=TPM2)
-    settings = {"quirks": "tpm2", "isolation": "process", "sessions": 1}
-    report = probed(chaos.config(settings=settings, keyRotation={"enabled": True}))
-    assert [step.data.get("issue") for step in report.steps if step.name == "known-issues"] == ["store-read-once"]
-
-
 # ---- modules that hang or crash ----
 
 

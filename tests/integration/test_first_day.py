@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import http.server
+import json
 import os
 import re
 import subprocess
@@ -127,6 +128,18 @@ def test_softhsm_without_its_configuration(world, conf, says, monkeypatch, tmp_p
         assert says in hint
 
 
+def test_tokens_without_any_says_what_to_do(world, monkeypatch, tmp_path, capfd):
+    (tmp_path / "conf").write_text(f"directories.tokendir = {tmp_path}\n")
+    monkeypatch.setenv("SOFTHSM2_CONF", str(tmp_path / "conf"))
+    given = tmp_path / "config.json"
+    given.write_text(json.dumps(world.config(settings={"isolation": "process"})))
+    assert cli(["tokens", "--config", str(given)]) == 1
+    said = capfd.readouterr().err
+    assert "initialize one" in said
+    assert f"SOFTHSM2_CONF is {tmp_path / 'conf'}" in said
+    assert "what is listed" not in said
+
+
 def test_softhsm_with_a_store_that_is_not_compiled_in(world, monkeypatch, tmp_path):
     (tmp_path / "conf").write_text(f"directories.tokendir = {tmp_path}\nobjectstore.backend = db\n")
     monkeypatch.setenv("SOFTHSM2_CONF", str(tmp_path / "conf"))
@@ -151,6 +164,20 @@ def test_a_daemon_that_does_not_run_is_named(monkeypatch):
         assert "pkcsslotd" in hint
 
 
+STOCK = Path("/etc/opencryptoki/opencryptoki.conf")
+
+
+@pytest.mark.skipif(not STOCK.exists(), reason="openCryptoki is not installed")
+def test_the_recipe_finds_the_soft_token_s_slot():
+    """Debian's first slot is a TPM's."""
+    recipe = (Path(__file__).parents[2] / "docs" / "operations" / "any-pkcs11.md").read_text()
+    [line] = re.findall(r"^\$ (slot=.*)$", recipe, re.MULTILINE)
+    found = subprocess.run(["sh", "-c", f'{line}; echo "$slot"'], capture_output=True, text=True, check=True).stdout
+    [stock] = re.findall(r"slot (\d+)\s*\{[^}]*libpkcs11_sw", STOCK.read_text())
+    assert found.strip() == stock
+    assert '--init-token --slot "$slot"' in recipe
+
+
 def test_each_module_is_known_by_its_file(monkeypatch):
     for path in PATHS:
         assert "SOFTHSM2_CONF" in advice("start", path)
@@ -158,6 +185,8 @@ def test_each_module_is_known_by_its_file(monkeypatch):
     assert "P11_KIT_SERVER_ADDRESS is unix:path=/run/p11" in advice("empty", str(FOREIGN / "pkcs11/p11-kit-client.so"))
     monkeypatch.delenv("TPM2_PKCS11_STORE", raising=False)
     assert "TPM2_PKCS11_STORE is not set" in advice("start", str(FOREIGN / "libtpm2_pkcs11.so.1"))
+    for said in ("configure-pkcs11", "customerCA.crt", "2223", "/opt/cloudhsm/run/cloudhsm-pkcs11.log"):
+        assert said in advice("start", "/opt/cloudhsm/lib/libcloudhsm_pkcs11.so")
     assert advice("start", "/opt/other.so") == ""
 
 

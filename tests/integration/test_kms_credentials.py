@@ -14,6 +14,7 @@ from tests.support.kms import SECRET_KEY, KmsServer, config, set_credentials
 from tests.support.levels import QUICK
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
+from tests.support.scrapes import Scrape
 from tests.support.verifiers import is_good
 
 import hsmcore
@@ -178,3 +179,90 @@ async def test_a_manager_that_was_refused_may_be_initialized_again(kms, monkeypa
     async with manager:
         assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
     assert SECRET_KEY not in repr(caught.value)
+
+
+# ---- the clock -------------------------------------------------------------------------------------------------------
+
+OFF = [600.0, -600.0, 86_400.0]
+
+
+@pytest.mark.parametrize("ahead", OFF)
+@one_loop
+async def test_a_clock_that_is_off_refuses_no_request(kms, ahead, caplog):
+    """Each answer has KMS's time: what it refused for the time is signed again once, with that."""
+    async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
+        kms.calls.clear()
+        kms.faults.clock_ahead = ahead
+        messages = [b"%d" % number for number in range(20)]
+        signatures = await asyncio.gather(*(manager.sign(message, 30) for message in messages))
+        for message, signature in zip(messages, signatures, strict=True):
+            assert is_good("ed25519", manager.public_key, message, signature)
+        assert kms.calls["Sign"] <= len(messages) + 8, "only what was with KMS is sent twice"
+        assert caplog.text.count("clock and AWS KMS's differ") == 1
+        kms.faults.clock_ahead = 0.0  # this machine's was stepped
+        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x", 30))
+
+
+@one_loop
+async def test_a_start_with_a_clock_that_is_off_starts(kms):
+    kms.faults.clock_ahead = 600.0
+    async with opened(config(kms, kms.store.make())) as manager:
+        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x"))
+
+
+@one_loop
+async def test_a_wrong_secret_is_not_taken_for_a_wrong_clock(kms, monkeypatch):
+    set_credentials(monkeypatch, secret_key="another one")
+    kms.faults.clock_ahead = 600.0
+    with pytest.raises(hsmcore.AccessDenied, match="InvalidSignatureException"):
+        await hsmcore.create_key_manager(config(kms, kms.store.make())).initialize()
+    assert sum(kms.calls.values()) == 2, "one more try, with KMS's time"
+
+
+# ---- the share of the quota ------------------------------------------------------------------------------------------
+
+
+@one_loop
+async def test_requests_beyond_the_share_wait_in_the_order_in_which_they_came(kms):
+    given = config(kms, kms.store.make(), {"maxPerSecond": 50, "concurrency": 4}, maxCacheSize=0)
+    async with opened(given) as manager:
+        loop, signed = asyncio.get_running_loop(), kms.store.signed
+        signed.clear()
+        begun = loop.time()
+        messages = [b"%d" % number for number in range(30)]
+        await asyncio.gather(*(manager.sign(message, 30) for message in messages))
+        assert loop.time() - begun >= 28 / 50, "never faster, whatever the machine"
+        assert [message for _, message in signed] == messages
+
+
+@one_loop
+async def test_what_waited_for_the_share_to_its_deadline_took_nothing_of_it(kms):
+    given = config(kms, kms.store.make(), {"maxPerSecond": 1}, maxCacheSize=0)
+    async with opened(given) as manager:  # its proof took the first place
+        kms.calls.clear()
+        await asyncio.gather(*(manager.sign(b"%d" % n, 0.05) for n in range(9)), return_exceptions=True)
+        assert kms.calls["Sign"] <= 1
+        assert is_good("ed25519", manager.public_key, b"x", await manager.sign(b"x", 30))
+        assert kms.calls["Sign"] <= 2
+
+
+@one_loop
+async def test_requests_are_counted_by_operation_and_outcome(kms):
+    async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
+
+        def count(operation: str, outcome: str) -> float:
+            scrape = Scrape.of(manager)
+            return scrape("hsmcore_kms_requests_total", operation=operation, outcome=outcome)
+
+        assert (count("DescribeKey", "ok"), count("GetPublicKey", "ok"), count("Sign", "ok")) == (1, 1, 1)
+        kms.faults.error("ThrottlingException", times=3)
+        kms.faults.error("ExpiredTokenException")
+        kms.faults.error("KMSInternalException", status=500)
+        kms.faults.add("drop")
+        await manager.sign(b"x", 30)
+        outcomes = {name: count("Sign", name) for name in ("ok", "throttled", "refused", "failed", "lost")}
+        assert outcomes == {"ok": 2, "throttled": 3, "refused": 1, "failed": 1, "lost": 1}
+        kms.faults.add("hang")
+        with pytest.raises(hsmcore.DeadlineExceeded):
+            await manager.sign(b"y", 0.2)
+        await until(lambda: count("Sign", "cancelled") == 1)

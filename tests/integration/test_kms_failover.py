@@ -118,3 +118,22 @@ async def test_what_kms_may_have_signed_stays_bound_though_it_is_throttled_after
         kms.faults.queue.clear()
         await until(lambda: manager.members()[0].condition in ("ready", "ramping"))  # no request waits for it so long
         assert (await manager.sign_with_receipt(b"x", 30)).level == "primary"
+
+
+async def test_what_was_never_sent_is_bound_to_no_key(kms, elsewhere, tmp_path, monkeypatch):
+    """The deadline passed while a connection was made: another key may sign it."""
+    given = two_levels(kms, elsewhere, tmp_path)
+    async with opened(given) as manager:
+        elsewhere.stop_listening()
+        await until(lambda: manager.members()[1].condition == "open")
+        primary = manager._path.endpoints[0].member
+        primary._client._pool.drop()
+        loop = asyncio.get_running_loop()
+
+        async def unreachable(*_args: object, **_named: object) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(type(loop), "create_connection", unreachable, raising=False)
+        with pytest.raises(hsmcore.DeadlineExceeded) as caught:
+            await manager.sign(b"x", 0.3)
+        assert not caught.value.maybe_signed

@@ -62,6 +62,7 @@ static void the_rows_say_what_the_vendors_say(void) {
     CHECK_INT(yubihsm->keepalive_s, <, 30);
     CHECK(hsm_quirks_of_name("nss")->memory_error_is_logout);
     CHECK_INT(hsm_quirks_of_name("tpm2")->sessions, ==, 1);
+    CHECK(hsm_quirks_of_name("tpm2")->reads_store_once && !hsm_quirks_of_name("softhsm")->reads_store_once);
     const hsm_quirks *generic = hsm_quirks_of_name("generic");
     CHECK(!generic->read_write_sessions && !generic->handles_per_session && !generic->memory_error_is_logout);
     CHECK_INT(generic->open_pause_ms + generic->keepalive_s + generic->calls_in_flight + generic->sessions, ==, 0);

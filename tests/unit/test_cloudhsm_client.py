@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsmcore.config import load
+from hsmcore.doctor.subject import Subject
 from hsmcore.members.control import TokenRecord, TokenSelector
+from hsmcore.providers.cloudhsm import probe
 from hsmcore.providers.cloudhsm.client import ClientUnreadable, check_client, read_client
 
 JSON = st.recursive(
@@ -127,3 +129,18 @@ def test_other_selectors_come_first() -> None:
     assert TokenSelector(slot_id=2, text=A).choose(tokens) == []
     assert TokenSelector(label="hsm1").choose(tokens) == tokens
     assert "slot 0" in str(tokens[0])
+
+
+def test_doctor_does_not_call_good_what_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "client.cfg"
+    monkeypatch.setattr(probe, "CLIENT_CONFIG", str(path))
+    monkeypatch.setattr("hsmcore.providers.cloudhsm.client.CLIENT_CONFIG", str(path))
+    given = {"username": "u", "password": {"env": "P"}, "keyLabel": "k", "clusterHealthIntervalMs": 0}
+    config = load({"keyManager": {"type": "aws-cloudhsm", "config": given}})
+    subject = Subject(config.key_manager.own, config, "primary")
+    [step] = probe.probe_cluster(subject)
+    assert (step.outcome, step.found) == ("warn", f"there is no {path}")
+    assert "configure-pkcs11" in step.hint
+    path.write_text(json.dumps({"clusters": [entry("10.0.0.1")]}))
+    [step] = probe.probe_cluster(subject)
+    assert (step.outcome, step.found) == ("ok", f"{path} does not contradict the configuration")

@@ -403,6 +403,7 @@ READ_THE_WALL_CLOCK = {
     },
     "a word of another party's clock": {
         "audit/shipping/cloudwatch.py",
+        "providers/kms/client.py",
         "providers/yubihsm/attest.py",
         "tlog/key_set.py",
     },

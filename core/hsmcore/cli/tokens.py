@@ -25,6 +25,7 @@ def tokens(cli: Invocation) -> None:
     Example: hsmcore tokens --config hsm.json
     """
     from hsmcore.members.control import ControlPlane, TokenSelector
+    from hsmcore.members.control.nearby import near_tokens
 
     config = cli.config
     settings = token_settings(config)
@@ -46,7 +47,11 @@ def tokens(cli: Invocation) -> None:
     cli.show({"tokens": shown, "chosen": one}, table(_TOKENS, "tokens"))
     if len(chosen) != 1:
         what = f"{len(chosen)} of {len(found)} tokens match {selector}"
-        fail([what], "Set slotId, tokenSerial or tokenLabel to what is listed.")
+        if any(token.label or token.serial for token in found):
+            hint = "Set slotId, tokenSerial or tokenLabel to what is listed."
+        else:
+            hint = near_tokens(selector, [], settings.module_path, settings.initialize_args)
+        fail([what], hint)
 
 
 def cluster(cli: Invocation) -> None:

@@ -28,7 +28,6 @@ class Issue:
     more_sessions_than: int = 0
     sessions_given: bool = False
     """Only if the configuration says how many sessions."""
-    rotates: bool = False
     note: bool = False
     """Every workaround has its own price, so it is told and not warned of."""
 
@@ -43,7 +42,6 @@ class Issue:
             and (self.algorithm is None or algorithm in (None, self.algorithm))
             and question.sessions > self.more_sessions_than
             and question.sessions_given >= self.sessions_given
-            and question.rotates >= self.rotates
         )
 
 
@@ -109,14 +107,6 @@ ISSUES: Final = (
         "tpm2-pkcs11 can crash while two threads are inside it, such as one that makes a key beside one that signs",
         'Use isolation "process": a crash then costs a restart of the host and not of the application.',
         isolation="thread",
-    ),
-    Issue(
-        "tpm2",
-        "store-read-once",
-        "tpm2-pkcs11 reads its store once: the host process does not find a key that was made after its start",
-        "Start the application again after a new key was made, and before it is to sign.",
-        isolation="process",
-        rotates=True,
     ),
 )
 

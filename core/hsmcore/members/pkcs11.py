@@ -75,6 +75,7 @@ class Pkcs11Member:
         self._stopping: asyncio.Task[None] | None = None
         self._released = False
         self._token: TokenRecord | None = None
+        self._holds_few = False
         self._logins = RefusedLogins(TokenAccess.of(settings, self.name, str(rules.refused_logins)), self._find_token)
         secret = settings.pin_secret
         self.login_seconds = LOGIN_AWS_SECONDS if secret is not None and secret.asks_aws else LOGIN_SECONDS
@@ -121,6 +122,7 @@ class Pkcs11Member:
         self._token = TokenRecord(
             token["slot_id"], token["label"], token["serial"], token["manufacturer"], token["model"], ""
         )
+        self._holds_few = quirks_for(token["quirks"]).holds_few
         get_logger().info(
             "member started",
             member=self.name,
@@ -273,6 +275,8 @@ class Pkcs11Member:
         known = self._known.get(key_id.hex())
         if known is not None and self.engine.signs_with(known.index):
             return known
+        if self._holds_few:
+            await self.control.rest()
         return await self._add_key(id=key_id)
 
     async def _add_key(self, **selector: Any) -> KeyVersion:

@@ -71,6 +71,13 @@ CACHE_JOINED = _counter("hsmcore_cache_joined_total", "Requests that joined one 
 CACHE_EVICTIONS = _counter("hsmcore_cache_evictions_total", "Signatures evicted from the cache.", *_MEMBER)
 CACHE_ENTRIES = _gauge("hsmcore_cache_entries", "Signatures in the cache.", *_MEMBER)
 CACHE_BYTES = _gauge("hsmcore_cache_bytes", "Memory of the cache.", *_MEMBER)
+KMS_REQUESTS = _counter(
+    "hsmcore_kms_requests_total",
+    "Requests sent to AWS KMS: ok, throttled, refused (credentials, clock), failed, lost (connection), cancelled.",
+    *_MEMBER,
+    "operation",
+    "outcome",
+)
 CLUSTER_OK = _gauge("hsmcore_cloudhsm_cluster_ok", "1 while AWS knows no problem of the cluster.", "member")
 CLUSTER_CHECKED = _gauge("hsmcore_cloudhsm_checked_timestamp_seconds", "When AWS last answered, Unix time.", "member")
 CLUSTER_HSMS = _gauge("hsmcore_cloudhsm_hsms", "HSMs of the cluster.", "member", "zone", "state")

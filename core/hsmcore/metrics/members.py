@@ -72,6 +72,8 @@ def read_member(reading: Reading, member: MemberSnapshot) -> None:
         reading.add(metric, cache[name], *labels)
     if supervisor is not None:
         reading.add(names.RESTARTS, supervisor.restarts, *labels)
+    for (operation, outcome), count in getattr(member.member, "requests", {}).items():
+        reading.add(names.KMS_REQUESTS, count, *labels, operation, outcome)
     _read_cluster(reading, member)
 
 

@@ -72,7 +72,8 @@ class Tpm2Thread(Tpm2):
 
 
 class Tpm2Process(Tpm2):
-    """The module reads its store once: a key that another process has made is there after the next start only."""
+    """A key more than the first, in two processes, is more than this TPM has room for without a resource manager. See
+    tests/integration/test_tpm2.py."""
 
     name = "tpm2-process"
     can = Tpm2Thread.can - {"generates"}

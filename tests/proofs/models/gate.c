@@ -2,7 +2,7 @@
  * open again. `module` stands for what C_Finalize ends: a data race on it is a call inside. */
 #include "area_model.h"
 
-/* For close_gates and hsm_gate_open. */
+/* For close_gates and open_gate. */
 #include "reinit.c"
 
 static hsm_engine engine;
@@ -17,10 +17,10 @@ uint64_t hsm_now_ns(void) {
 }
 
 static void closer(void) {
-    if (close_gates(&workers[1], hsm_now_ns() + QUIESCE_NS)) {
+    if (close_gates(&engine, &workers[1], hsm_now_ns() + QUIESCE_NS)) {
         module++;
     }
-    hsm_gate_open(&engine);
+    open_gate(&engine);
 }
 
 static void worker(void) {

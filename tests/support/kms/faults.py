@@ -27,6 +27,8 @@ class Faults:
     def __init__(self) -> None:
         self.latency = 0.0
         """Seconds that every answer takes."""
+        self.clock_ahead = 0.0
+        """Seconds by which the service's clock is ahead of this machine's."""
         self.ceiling: int | None = None
         """Requests served at once; more are throttled."""
         self.queue: deque[Fault] = deque()

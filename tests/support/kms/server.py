@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
+import time
 import zlib
 from collections import Counter
 from collections.abc import Coroutine
+from email.utils import formatdate
 from types import TracebackType
 from typing import Any, Self
 
@@ -145,8 +147,16 @@ class KmsServer:
         else:
             wire.send(status, answer)
 
+    @property
+    def now(self) -> float:
+        """The service's time."""
+        return time.time() + self.faults.clock_ahead
+
+    def _refusal(self, headers: dict[str, str], body: bytes) -> str | None:
+        return sigv4.refusal(self.secrets, self.store.region, headers, body, self.now)
+
     def _result(self, operation: str, headers: dict[str, str], body: bytes, fault: Fault | None) -> dict[str, Any]:
-        if (refused := sigv4.refusal(self.secrets, self.store.region, headers, body)) is not None:
+        if (refused := self._refusal(headers, body)) is not None:
             raise KmsFailure(refused, "The security token included in the request is invalid.")
         if fault is not None and fault.kind == "error":
             raise KmsFailure(fault.error, status=fault.status)
@@ -190,6 +200,7 @@ class _Wire(asyncio.Protocol):
         head = (
             f"HTTP/1.1 {status} {'OK' if status == 200 else 'Error'}\r\nContent-Type: {_TYPE}\r\n"
             f"x-amzn-RequestId: 00000000-0000-0000-0000-000000000000\r\nx-amz-crc32: {zlib.crc32(body)}\r\n"
+            f"Date: {formatdate(self._server.now, usegmt=True)}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         if not self.transport.is_closing():  # the caller may have gone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import hashlib
 import hmac
@@ -14,8 +15,15 @@ _AUTHORIZATION = re.compile(
 )
 
 
-def refusal(secrets: Mapping[str, str], region: str, headers: Mapping[str, str], body: bytes) -> str | None:
-    """Which error of AWS the request earns; None if its signature is good. Header names are in small letters."""
+TOLERANCE = 300.0
+"""Seconds by which a request's time may differ from the service's."""
+
+
+def refusal(
+    secrets: Mapping[str, str], region: str, headers: Mapping[str, str], body: bytes, now: float | None = None
+) -> str | None:
+    """Which error of AWS the request earns; None if its signature is good. Header names are in small letters. `now` is
+    the service's time; None: any time will do."""
     found = _AUTHORIZATION.fullmatch(headers.get("authorization", ""))
     if found is None:
         return "MissingAuthenticationTokenException"
@@ -32,6 +40,9 @@ def refusal(secrets: Mapping[str, str], region: str, headers: Mapping[str, str],
     text = f"AWS4-HMAC-SHA256\n{moment}\n{found['scope']}\n{digest}"
     signature = hmac.digest(_signing_key(secrets[found["key"]], found["day"], region), text.encode(), "sha256").hex()
     if not moment.startswith(found["day"]) or not hmac.compare_digest(signature, found["signature"]):
+        return "InvalidSignatureException"
+    signed = datetime.datetime.strptime(moment, "%Y%m%dT%H%M%SZ").replace(tzinfo=datetime.UTC).timestamp()
+    if now is not None and abs(now - signed) > TOLERANCE:
         return "InvalidSignatureException"
     return None
 

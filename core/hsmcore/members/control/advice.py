@@ -45,6 +45,13 @@ _ROWS: Final = (
         ("start",),
         "Check that openCryptoki's daemon runs (pkcsslotd), and that this user is in the group pkcs11.",
     ),
+    Advice(
+        "cloudhsm_pkcs11",
+        ("start", "empty"),
+        "Check that configure-pkcs11 was run with the cluster's address, that its certificate is at "
+        "/opt/cloudhsm/etc/customerCA.crt, and that TCP 2223 to 2225 reach its HSMs; the client says why in its log, "
+        "by default /opt/cloudhsm/run/cloudhsm-pkcs11.log.",
+    ),
     Advice("yubihsm_pkcs11", ("start", "empty"), "Check that a connector with a device answers at {connector}."),
     Advice(
         "tpm2_pkcs11",

@@ -188,6 +188,11 @@ class ControlPlane:
             self._resting.cancel()
         self._resting = loop.call_later(IDLE_SECONDS, self._rest)
 
+    async def rest(self) -> None:
+        """End an isolated module's child now, after the verbs under way. The next verb starts another."""
+        if self._thread is not None and self._remote is not None:
+            await self._thread.run(self._admin.close)
+
     def _rest(self) -> None:
         self._resting = None
         if self._thread is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from hsmcore.doctor.report import Step, fail, ok, warn
 from hsmcore.doctor.subject import Subject
@@ -15,12 +16,15 @@ from hsmcore.providers.cloudhsm.settings import CLIENT_CONFIG, AwsCloudHsmSettin
 def probe_cluster(subject: Subject) -> Iterator[Step]:
     """Yield up to two steps. AWS is not asked if clusterHealthIntervalMs is 0."""
     settings: AwsCloudHsmSettings = subject.settings
+    path = settings.client_config or CLIENT_CONFIG
     faults = check_client(settings)
     if faults:
         found = "; ".join(f"{fault.path} {fault.problem}" for fault in faults)
         yield fail("client-config", found, "Correct the configuration, or run configure-pkcs11 for this cluster.")
+    elif not Path(path).exists():  # the library looks there, and nowhere else
+        yield warn("client-config", f"there is no {path}", "Run configure-pkcs11 for this cluster.")
     else:
-        yield ok("client-config", f"{settings.client_config or CLIENT_CONFIG} does not contradict the configuration")
+        yield ok("client-config", f"{path} does not contradict the configuration")
     if settings.cluster_health_interval_ms:
         yield _judged(HealthPoller(Expected.of(settings), 1.0, member=subject.provider.name).ask())
 

@@ -91,6 +91,11 @@ class AwsSession:
         return context
 
     @property
+    def method(self) -> str:
+        """The place in the SDK's chain where the credentials are from."""
+        return str(self._source.method)
+
+    @property
     def renews(self) -> bool:
         """Whether the credentials are temporary, so that `credentials` renews them."""
         return hasattr(self._source, "refresh_needed")

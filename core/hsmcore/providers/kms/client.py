@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import orjson
 
 from hsmcore.base.log import get_logger
 from hsmcore.errors import HsmError, error_of
-from hsmcore.providers.kms.errors import failure, row_for
+from hsmcore.providers.kms.aws import Surroundings
+from hsmcore.providers.kms.errors import BAD_SIGNATURE, failure, row_for
 from hsmcore.providers.kms.http import ConnectFailed, ConnectionLost, HttpAnswer, HttpPool
+from hsmcore.providers.kms.settings import AwsKmsSettings
 from hsmcore.providers.kms.sigv4 import AwsCredentials, Signer
 
 TARGET: Final = "TrentService."
@@ -22,6 +28,10 @@ PAUSE_MOST: Final = 1.0
 LOST: Final = "ConnectionLost"
 LOST_MOST: Final = 3
 """New connections of one call that may end without an answer; after that KMS counts as unreachable."""
+SKEW_SECONDS: Final = 60.0
+"""A clock that is off by less is not why a request was refused: AWS allows five minutes."""
+CATCH_UP_SECONDS: Final = 0.02
+"""What a share makes up for, as much as an event loop is late now and then."""
 NOT_REPEATED: Final = frozenset({"CreateKey", "CreateAlias"})
 """Operations that are not idempotent: retried only if KMS says that it did nothing."""
 
@@ -32,6 +42,36 @@ class Attempt:
 
     unsigned: bool = True
     """Whether KMS has certainly made none: nothing was sent, or each try was throttled or its credentials refused."""
+
+
+def connect(
+    settings: AwsKmsSettings, surroundings: Surroundings, credentials: AwsCredentials, member: str
+) -> KmsClient:
+    """Make the client of a member. It sends nothing yet."""
+    parts = urlsplit(surroundings.url)
+    hint = "Check the network to the endpoint (endpointUrl, VPC endpoint, DNS, security group)."
+    if surroundings.proxied:
+        hint += " The environment names a proxy, which hsmcore does not use: signing needs a direct way."
+    pool = HttpPool(surroundings.url, settings.connect_timeout_ms / 1e3, surroundings.tls)
+    signer = Signer(surroundings.region, "kms", parts.netloc, parts.path or "/")
+    share = None if settings.max_per_second is None else Share(settings.max_per_second)
+    return KmsClient(pool, signer, credentials, member, hint, share)
+
+
+class Share:
+    """The requests in a second that are this member's; they wait in the order in which they came."""
+
+    def __init__(self, per_second: int) -> None:
+        self._gap = 1 / per_second
+        self._next = 0.0
+        self._turn = asyncio.Lock()
+
+    async def turn(self) -> None:
+        """Wait for the turn. A cancelled wait takes nothing from the share."""
+        clock = asyncio.get_running_loop().time
+        async with self._turn:
+            await asyncio.sleep(max(0.0, self._next - clock()))
+            self._next = max(self._next, clock() - CATCH_UP_SECONDS) + self._gap
 
 
 class _Refused(Exception):
@@ -52,10 +92,21 @@ class KmsClient:
     """
 
     def __init__(
-        self, pool: HttpPool, signer: Signer, credentials: AwsCredentials, member: str, hint: str | None = None
+        self,
+        pool: HttpPool,
+        signer: Signer,
+        credentials: AwsCredentials,
+        member: str,
+        hint: str | None = None,
+        share: Share | None = None,
     ) -> None:
         self._pool, self._signer, self._member, self._hint = pool, signer, member, hint
+        self._share = share
         self.credentials = credentials
+        self.ahead = 0.0
+        """Seconds by which KMS's clock is ahead of this machine's, where that had a request refused; else 0."""
+        self.requests: Counter[tuple[str, str]] = Counter()
+        """Requests that were sent, by operation and outcome."""
         self._denials = 0
         """The number of consecutive refusals of the credentials."""
         self._asking = asyncio.Lock()
@@ -130,13 +181,17 @@ class KmsClient:
     def _busy(self, name: str, operation: str) -> HsmError:
         return failure(row_for(name, 429), name, operation, self._member)
 
-    async def _attempt(self, operation: str, body: bytes, tried: Attempt) -> dict[str, Any] | str:
+    async def _attempt(
+        self, operation: str, body: bytes, tried: Attempt, *, corrected: bool = False
+    ) -> dict[str, Any] | str:
         """Return the answer, or the name of an error that a retry may overcome. Raises _Refused for credentials."""
-        before, tried.unsigned = tried.unsigned, False
-        head = self._signer.head(self.credentials, TARGET + operation, body)
-        # An operation that must not be repeated gets a new connection, which the peer has no reason to close.
-        answer = await self._pool.post(head + body, fresh=operation in NOT_REPEATED)
+        if self._share is not None and operation == "Sign":
+            await self._share.turn()
+        before, ahead = tried.unsigned, self.ahead
+        head = self._signer.head(self.credentials, TARGET + operation, body, time.time() + ahead)
+        answer = await self._sent(operation, head + body, tried)
         if answer.status == 200:
+            self.requests[operation, "ok"] += 1
             self._denials = 0
             if self._asked_way and operation == "Sign":
                 self._asked_way = False
@@ -146,6 +201,11 @@ class KmsClient:
         name = _error_name(answer.body)
         row = row_for(name, answer.status)
         throttled = row.status == "BUSY" and answer.status < 500
+        outcome = "throttled" if throttled else "refused" if row.then == "refused" else "failed"
+        self.requests[operation, outcome] += 1
+        if row is BAD_SIGNATURE and not corrected and self._corrects_clock(answer.date, ahead):
+            tried.unsigned = before
+            return await self._attempt(operation, body, tried, corrected=True)
         if row.then == "refused":
             if not self._denials:
                 get_logger().error("AWS KMS refuses the credentials", member=self._member, error=name)
@@ -159,6 +219,42 @@ class KmsClient:
         if row.then == "retry" and (throttled or operation not in NOT_REPEATED):
             return name
         raise failure(row, name or f"HTTP {answer.status}", operation, self._member)
+
+    async def _sent(self, operation: str, request: bytes, tried: Attempt) -> HttpAnswer:
+        sent = False
+
+        def sending() -> None:
+            nonlocal sent
+            sent, tried.unsigned = True, False
+
+        try:
+            # An operation that must not be repeated gets a new connection, which the peer has no reason to close.
+            return await self._pool.post(request, fresh=operation in NOT_REPEATED, sending=sending)
+        except ConnectionLost:
+            self.requests[operation, "lost"] += 1
+            raise
+        except asyncio.CancelledError:
+            if sent:
+                self.requests[operation, "cancelled"] += 1
+            raise
+
+    def _corrects_clock(self, date: bytes, used: float) -> bool:
+        """Return whether a request that was signed with this correction is to be signed again with another one."""
+        try:
+            ahead = parsedate_to_datetime(date.decode("latin-1")).timestamp() - time.time()
+        except ValueError:
+            return False
+        if abs(ahead - used) < SKEW_SECONDS:
+            return False
+        if abs(ahead - self.ahead) >= SKEW_SECONDS:
+            self.ahead = ahead
+            text = "this machine's clock and AWS KMS's differ: requests to it are signed with its time"
+            get_logger().error(text, member=self._member, ahead_seconds=round(ahead))
+        return True
+
+    async def close(self) -> None:
+        """Close every connection; calls under way fail."""
+        await self._pool.close()
 
     def _content(self, operation: str, answer: HttpAnswer) -> dict[str, Any]:
         try:

@@ -25,14 +25,14 @@ _CREDENTIALS: Final = (
 )
 _POLICY: Final = "Allow kms:Sign, kms:GetPublicKey and kms:DescribeKey for this key in its policy or the role's."
 _STATE: Final = "See the key's state in KMS: enable it or cancel its deletion, or sign with another key."
-_CLOCK: Final = "Check this machine's clock, and the secret access key; the credentials are tried again now and then."
+_CLOCK: Final = "Check the secret access key, and this machine's clock; the credentials are tried again now and then."
 _QUOTA: Final = "Lower the rate, or ask AWS for a higher quota of cryptographic operations (ECC)."
 
 _BUSY: Final = ErrorRow("BUSY", "retry", _QUOTA)
 _TROUBLE: Final = ErrorRow("BUSY", "retry", "See the AWS Health Dashboard if it lasts.")
 _NOT_ALLOWED: Final = ErrorRow("ACCESS_DENIED", "fail", _POLICY)
 _REFUSED: Final = ErrorRow("ACCESS_DENIED", "refused", _CREDENTIALS)
-_BAD_SIGNATURE: Final = ErrorRow("ACCESS_DENIED", "refused", _CLOCK)
+BAD_SIGNATURE: Final = ErrorRow("ACCESS_DENIED", "refused", _CLOCK)
 _UNKNOWN: Final = ErrorRow("REQUEST_REJECTED", "fail")
 
 _MEANINGS: Final = (
@@ -56,7 +56,8 @@ _MEANINGS: Final = (
     (_NOT_ALLOWED, "AccessDeniedException AccessDenied NotAuthorized"),
     (_REFUSED, "OptInRequired UnrecognizedClientException InvalidClientTokenId ExpiredTokenException ExpiredToken"),
     (_REFUSED, "MissingAuthenticationTokenException MissingAuthenticationToken"),
-    (_BAD_SIGNATURE, "InvalidSignatureException IncompleteSignatureException IncompleteSignature RequestExpired"),
+    (BAD_SIGNATURE, "InvalidSignatureException IncompleteSignatureException IncompleteSignature RequestExpired"),
+    (BAD_SIGNATURE, "RequestTimeTooSkewed"),
 )
 ROWS: Final[dict[str, ErrorRow]] = {name: row for row, names in _MEANINGS for name in names.split()}
 

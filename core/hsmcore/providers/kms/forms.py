@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from typing import Final, NamedTuple
 
 from hsmcore.members.control.curves import ORDERS, Algorithm, der_integers
@@ -60,3 +62,11 @@ def raw_signature(form: Form, signature: bytes) -> bytes | None:
         return None
     r, s = numbers
     return r.to_bytes(32) + min(s, form.order - s).to_bytes(32)
+
+
+def decoded(value: object) -> bytes:
+    """Decode base64 of an answer; b"" for anything else."""
+    try:
+        return base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+    except binascii.Error:
+        return b""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -30,10 +31,11 @@ class ConnectionLost(Exception):
 
 
 class HttpAnswer(NamedTuple):
-    """An HTTP status and a body."""
+    """An HTTP status, a body and the header Date; b"": there was none."""
 
     status: int
     body: bytes
+    date: bytes = b""
 
 
 class _Connection(asyncio.Protocol):
@@ -44,6 +46,7 @@ class _Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser | None = None
         self._body: list[bytes] = []
         self._size = 0
+        self._date = b""
 
     @property
     def open(self) -> bool:
@@ -51,7 +54,7 @@ class _Connection(asyncio.Protocol):
 
     def send(self, data: bytes) -> asyncio.Future[HttpAnswer]:
         waiter = self._waiter = asyncio.get_running_loop().create_future()
-        self._body, self._size = [], 0
+        self._body, self._size, self._date = [], 0, b""
         self._parser = httptools.HttpResponseParser(self)
         if self.transport is None or self.transport.is_closing():
             self._fail("closed", sent=False)
@@ -80,6 +83,10 @@ class _Connection(asyncio.Protocol):
         self.transport = None
         self._fail("closed by the peer" if error is None else type(error).__name__)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"date":
+            self._date = value
+
     def on_body(self, body: bytes) -> None:
         self._size += len(body)
         if self._size > MAX_ANSWER:
@@ -95,7 +102,7 @@ class _Connection(asyncio.Protocol):
         if not parser.should_keep_alive():
             self.close()
         if not waiter.done():
-            waiter.set_result(HttpAnswer(parser.get_status_code(), b"".join(self._body)))
+            waiter.set_result(HttpAnswer(parser.get_status_code(), b"".join(self._body), self._date))
 
     def _fail(self, text: str, *, sent: bool = True) -> None:
         waiter, self._waiter, self._parser = self._waiter, None, None
@@ -115,9 +122,13 @@ class HttpPool:
         self._free: list[_Connection] = []  # last in, first out, so that surplus connections age and end
         self._taken: set[_Connection] = set()
 
-    async def post(self, request: bytes, *, fresh: bool = False) -> HttpAnswer:
-        """Send a request and return its answer; `fresh`: on a new connection. Raises ConnectFailed, ConnectionLost."""
+    async def post(
+        self, request: bytes, *, fresh: bool = False, sending: Callable[[], None] = lambda: None
+    ) -> HttpAnswer:
+        """Send a request and return its answer; `fresh`: on a new connection; `sending` is called once there is one.
+        Raises ConnectFailed, ConnectionLost."""
         connection = await self._take(fresh)
+        sending()
         self._taken.add(connection)
         try:
             answer = await connection.send(request)

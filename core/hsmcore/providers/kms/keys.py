@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -24,7 +23,7 @@ from hsmcore.errors import (
     SignatureMalformed,
 )
 from hsmcore.providers.kms.client import Attempt, KmsClient
-from hsmcore.providers.kms.forms import FORMS, MAX_RAW_MESSAGE, Form, raw_public_key, raw_signature
+from hsmcore.providers.kms.forms import FORMS, MAX_RAW_MESSAGE, Form, decoded, raw_public_key, raw_signature
 from hsmcore.providers.kms.settings import identity_of
 
 CALL_SECONDS: Final = 30.0
@@ -81,7 +80,7 @@ class KmsKeys:
             mismatch = KeyMismatch("kms:Sign answered for another key", call="kms:Sign", member=self._member)
             mismatch.maybe_signed = True
             raise mismatch
-        signature = raw_signature(held.form, _bytes(answer.get("Signature")))
+        signature = raw_signature(held.form, decoded(answer.get("Signature")))
         if signature is None:
             raise SignatureMalformed("kms:Sign returned no signature of this key's form", member=self._member)
         return signature
@@ -127,7 +126,7 @@ class KmsKeys:
             raise AlgorithmUnsupported(f"key {arn} does not sign with {form.signing}", member=self._member)
         if not _names(answer, arn):
             raise KeyMismatch(f"kms:GetPublicKey answered for another key than {arn}", member=self._member)
-        public_key = raw_public_key(form, _bytes(answer.get("PublicKey")))
+        public_key = raw_public_key(form, decoded(answer.get("PublicKey")))
         if public_key is None:
             hint = "Check endpointUrl: this is not what AWS KMS returns."
             raise PublicKeyMissing(f"kms:GetPublicKey returned no {form.algorithm} key", member=self._member, hint=hint)
@@ -166,11 +165,3 @@ def _names(answer: dict[str, Any], arn: str) -> bool:
     """Return whether an answer is about that key. AWS returns the ARN, as documented; an emulator may return the id."""
     named = answer.get("KeyId")
     return isinstance(named, str) and named in (arn, arn.rpartition("/")[2])
-
-
-def _bytes(value: object) -> bytes:
-    """Decode base64; b"" for anything else."""
-    try:
-        return base64.b64decode(value, validate=True) if isinstance(value, str) else b""
-    except binascii.Error:
-        return b""

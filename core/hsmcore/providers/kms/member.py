@@ -7,7 +7,6 @@ import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, TypeVar
-from urllib.parse import urlsplit
 
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger
@@ -16,13 +15,12 @@ from hsmcore.errors import AlgorithmUnsupported, HsmError, KeyMismatch, KeyNotFo
 from hsmcore.members.base import VERIFY_EVERY, MemberSpec, NonExportable
 from hsmcore.members.offload.engine import OffloadEngine
 from hsmcore.providers.kms.aws import AwsSession, Surroundings, require_installed
-from hsmcore.providers.kms.client import LOST, KmsClient
+from hsmcore.providers.kms.client import LOST, KmsClient, connect
 from hsmcore.providers.kms.control import KmsControl
 from hsmcore.providers.kms.forms import MAX_RAW_MESSAGE
-from hsmcore.providers.kms.http import HttpPool
 from hsmcore.providers.kms.keys import KmsKey, KmsKeys
 from hsmcore.providers.kms.settings import AwsKmsSettings, name_of
-from hsmcore.providers.kms.sigv4 import AwsCredentials, Signer
+from hsmcore.providers.kms.sigv4 import AwsCredentials
 
 if TYPE_CHECKING:
     from hsmcore.audit import AuditLog
@@ -54,7 +52,6 @@ class KmsMember:
         self._spec, self._settings = spec, spec.settings
         self._session = AwsSession(spec.settings, self.name)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"hsmcore-{self.name}")
-        self._pool: HttpPool | None = None
         self._client: KmsClient | None = None
         self._keys: KmsKeys | None = None
         self._engine: OffloadEngine | None = None
@@ -75,6 +72,11 @@ class KmsMember:
 
     def record_in(self, audit: AuditLog) -> None:
         self.engine.record(audit, self.level)
+
+    @property
+    def requests(self) -> dict[tuple[str, str], int]:
+        """Requests that were sent to KMS, by operation and outcome. Any thread."""
+        return {} if self._client is None else self._client.requests.copy()
 
     @property
     def control(self) -> KmsControl:
@@ -108,13 +110,7 @@ class KmsMember:
 
     def _assemble(self, surroundings: Surroundings, credentials: AwsCredentials) -> None:
         settings = self._settings
-        parts = urlsplit(surroundings.url)
-        hint = "Check the network to the endpoint (endpointUrl, VPC endpoint, DNS, security group)."
-        if surroundings.proxied:
-            hint += " The environment names a proxy, which hsmcore does not use: signing needs a direct way."
-        self._pool = HttpPool(surroundings.url, settings.connect_timeout_ms / 1e3, surroundings.tls)
-        signer = Signer(surroundings.region, "kms", parts.netloc, parts.path or "/")
-        self._client = KmsClient(self._pool, signer, credentials, self.name, hint)
+        self._client = connect(settings, surroundings, credentials, self.name)
         self._keys = KmsKeys(self._client, settings.concurrency, self.name)
         self._control = KmsControl(self._keys, self.name)
         self._engine = engine = OffloadEngine.before(
@@ -205,8 +201,8 @@ class KmsMember:
         await self._scope.close()
         if self._engine is not None:
             await self._engine.stop(STOP_SECONDS)
-        if self._pool is not None:
-            await self._pool.close()
+        if self._client is not None:
+            await self._client.close()
         self._thread.shutdown(wait=False)
 
 

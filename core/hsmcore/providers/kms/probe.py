@@ -1,21 +1,27 @@
-"""The probe of a key in AWS KMS: credentials, endpoint, key, public key, one signature."""
+"""The probe of a key in AWS KMS: credentials, endpoint, key, public key, one signature; by the client that signs."""
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import re
 import time
-from collections.abc import Generator, Iterator
-from contextlib import closing
-from typing import Any, Final
+from collections.abc import Coroutine, Generator, Iterator
+from typing import Any, Final, Self, TypeVar
 
 from hsmcore._native import verify
-from hsmcore.base.extras import install
 from hsmcore.base.log import printable
 from hsmcore.doctor.common import UNPROVEN_HINT, check_configuration, compare_public_key
-from hsmcore.doctor.report import Identity, Step, fail, ok, skipped, warn
+from hsmcore.doctor.report import Identity, Step, fail, failed, ok, skipped, warn
 from hsmcore.doctor.subject import CheckBegun, Subject
+from hsmcore.errors import HsmError
 from hsmcore.errors.statuses import STATUSES
-from hsmcore.providers.kms.forms import FORMS, Form, raw_public_key, raw_signature
+from hsmcore.providers.kms.aws import AwsSession, Surroundings, require_installed
+from hsmcore.providers.kms.forms import FORMS, Form, decoded, raw_public_key, raw_signature
 from hsmcore.providers.kms.settings import AwsKmsSettings
+from hsmcore.providers.kms.sigv4 import AwsCredentials
+
+T = TypeVar("T")
 
 _PLAN: Final = ("sdk", "credentials", "endpoint", "key", "public-key", "signature")
 
@@ -25,7 +31,6 @@ _KEY_HINTS: Final = {
     "PendingImport": "Import its key material first.",
     "Unavailable": "Its custom key store is not connected.",
 }
-_DENIED: Final = "Give the signing role kms:DescribeKey, kms:GetPublicKey and kms:Sign on this key, and nothing else."
 
 
 class _Stop(Exception):
@@ -37,7 +42,7 @@ class _Stop(Exception):
 
 
 def probe_kms(subject: Subject) -> Generator[Step | CheckBegun, None, Identity | None]:
-    """Yield all steps of one KMS key. Each request has the check's timeout and is not repeated."""
+    """Yield all steps of one KMS key. Each request has the check's timeout; what KMS throttles is repeated in it."""
     done: list[str] = []
     identity: Identity | None = None
     try:
@@ -61,13 +66,16 @@ def _steps(subject: Subject) -> Iterator[Step | CheckBegun | Identity]:
         if step.outcome == "fail":
             raise _Stop(step)
         yield step
-    with closing((yield from _client(subject, settings))) as client:
-        yield from _of_key(client, settings)
+    surroundings, client = yield from _client(subject, settings)
+    with client:
+        yield from _of_key(client, settings, surroundings)
 
 
-def _of_key(client: Any, settings: AwsKmsSettings) -> Iterator[Step | CheckBegun | Identity]:
+def _of_key(
+    client: _Client, settings: AwsKmsSettings, surroundings: Surroundings
+) -> Iterator[Step | CheckBegun | Identity]:
     yield CheckBegun("key")
-    described = _described(client, settings)
+    described = _described(client, settings, surroundings)
     yield from described
     spec = str(described[0].data["keySpec"])
     form = FORMS[spec]
@@ -86,41 +94,90 @@ def _of_key(client: Any, settings: AwsKmsSettings) -> Iterator[Step | CheckBegun
     )
 
 
-def _client(subject: Subject, settings: AwsKmsSettings) -> Generator[Step | CheckBegun, None, Any]:
+class _Client:
+    """The client of the member, for one request at a time. `seconds`: the timeout of each."""
+
+    def __init__(
+        self, settings: AwsKmsSettings, found: tuple[Surroundings, AwsCredentials], member: str, seconds: float
+    ) -> None:
+        from hsmcore.providers.kms.client import connect  # it needs httptools
+
+        self._client = connect(settings, *found, member)
+        self._seconds = seconds
+        self._runner = asyncio.Runner()
+        self._again = ""
+        self._client.retried = self._note
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        with self._runner:
+            self._runner.run(self._client.close())
+
+    @property
+    def ahead(self) -> float:
+        """Seconds by which KMS's clock is ahead of this machine's, if that matters."""
+        return self._client.ahead
+
+    def ask(self, step: str, operation: str, **request: Any) -> dict[str, Any]:
+        """Make one request. Raises _Stop if it fails."""
+        self._again = ""
+        try:
+            return self._runner.run(self._within(self._client.call(operation, request)))
+        except HsmError as error:
+            found = failed("endpoint" if error.status == "TOKEN_LOST" else step, error)
+            if (name := re.search(r"\((\w+)\)\.$", str(error.args[0]))) is not None:
+                found = found.model_copy(update={"data": {**found.data, "code": name[1]}})
+            raise _Stop(found) from None
+        except TimeoutError:
+            said = f"kms:{operation}: no answer within {self._seconds:g} s"
+            if self._again:
+                raise _Stop(fail(step, f"{said} but {self._again}", STATUSES["BUSY"].hint, code=self._again)) from None
+            raise _Stop(fail("endpoint", said, STATUSES["TOKEN_LOST"].hint)) from None
+
+    async def _within(self, work: Coroutine[Any, Any, T]) -> T:
+        async with asyncio.timeout(self._seconds):
+            return await work
+
+    def _note(self, name: str) -> None:
+        self._again = name
+
+
+def _client(
+    subject: Subject, settings: AwsKmsSettings
+) -> Generator[Step | CheckBegun, None, tuple[Surroundings, _Client]]:
     yield CheckBegun("sdk")
+    name = subject.provider.name
     try:
+        require_installed(name, subject.provider.install_hint)
         import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError
-    except ImportError:
-        raise _Stop(fail("sdk", "boto3 is not installed", f"Install it with: {install('aws')}")) from None
+    except HsmError as error:
+        raise _Stop(failed("sdk", error)) from None
     yield ok("sdk", f"boto3 {boto3.__version__}")
     yield CheckBegun("credentials")
-    seconds = subject.options.timeout
-    session = boto3.Session(region_name=settings.region)
+    session = AwsSession(settings, name)
     try:
-        credentials = session.get_credentials()
-    except BotoCoreError as error:
-        raise _Stop(fail("credentials", _said(error), "Correct the AWS SDK's settings.")) from None
-    if credentials is None:
-        hint = "Give the process a role, a profile (AWS_PROFILE) or keys; see the AWS SDK's credential chain."
-        raise _Stop(fail("credentials", "the AWS SDK finds none", hint))
-    if session.region_name is None:
-        raise _Stop(fail("credentials", "no region is configured", "Set region, or AWS_REGION."))
-    yield ok("credentials", f"from {credentials.method}, region {session.region_name}", method=credentials.method)
-    limits = Config(connect_timeout=seconds, read_timeout=seconds, retries={"total_max_attempts": 1})
-    return session.client("kms", config=limits, endpoint_url=settings.endpoint_url)
+        found = surroundings, _ = session.open()
+    except HsmError as error:
+        raise _Stop(failed("credentials", error)) from None
+    said = f"from {session.method}, region {surroundings.region}"
+    yield ok("credentials", said, method=session.method)
+    return surroundings, _Client(settings, found, name, subject.options.timeout)
 
 
-def _described(client: Any, settings: AwsKmsSettings) -> list[Step]:
+def _described(client: _Client, settings: AwsKmsSettings, surroundings: Surroundings) -> list[Step]:
     begun = time.monotonic()
-    answer = _ask("key", client.describe_key, KeyId=settings.key_id)
+    key = client.ask("key", "DescribeKey", KeyId=settings.key_id).get("KeyMetadata")
     milliseconds = (time.monotonic() - begun) * 1e3
-    key = answer["KeyMetadata"]
+    key = key if isinstance(key, dict) else {}
     state, usage = key.get("KeyState", "?"), key.get("KeyUsage", "?")
     spec = key.get("KeySpec") or key.get("CustomerMasterKeySpec", "?")
     data = {"arn": key.get("Arn"), "keyState": state, "keySpec": spec, "keyUsage": usage, "origin": key.get("Origin")}
-    reached = ok("endpoint", f"{client.meta.endpoint_url} answers in {milliseconds:.0f} ms")
+    reached = ok("endpoint", f"{surroundings.url} answers in {milliseconds:.0f} ms")
+    if client.ahead:
+        off = f"this machine's clock and that of {surroundings.url} differ by {abs(client.ahead):.0f} s"
+        reached = warn("endpoint", off, "Correct this machine's clock. hsmcore signs its requests with KMS's time.")
     found = f"{data['arn']}, {spec}, {usage}, {state}"
     if state != "Enabled":
         hint = _KEY_HINTS.get(state, "Look at the key in KMS.")
@@ -144,8 +201,8 @@ def evidence_of(origin: str) -> Step:
     return warn("evidence", f"{said}: nothing shows that the key is nowhere else", UNPROVEN_HINT)
 
 
-def _public_key(client: Any, settings: AwsKmsSettings, form: Form) -> tuple[Step, bytes]:
-    der = bytes(_ask("public-key", client.get_public_key, KeyId=settings.key_id)["PublicKey"])
+def _public_key(client: _Client, settings: AwsKmsSettings, form: Form) -> tuple[Step, bytes]:
+    der = decoded(client.ask("public-key", "GetPublicKey", KeyId=settings.key_id).get("PublicKey"))
     key = raw_public_key(form, der)
     if key is None:
         text = f"KMS gave {len(der)} bytes that are no {form.algorithm} key"
@@ -156,19 +213,19 @@ def _public_key(client: Any, settings: AwsKmsSettings, form: Form) -> tuple[Step
     return step, key
 
 
-def _signature(client: Any, settings: AwsKmsSettings, form: Form, public_key: bytes) -> Iterator[Step]:
+def _signature(client: _Client, settings: AwsKmsSettings, form: Form, public_key: bytes) -> Iterator[Step]:
     message = b"hsmcore doctor"
     begun = time.monotonic()
-    answer = _ask(
+    answer = client.ask(
         "signature",
-        client.sign,
+        "Sign",
         KeyId=settings.key_id,
-        Message=message,
+        Message=base64.b64encode(message).decode(),
         MessageType="RAW",
         SigningAlgorithm=form.signing,
     )
     milliseconds = (time.monotonic() - begun) * 1e3
-    signature = raw_signature(form, bytes(answer["Signature"]))
+    signature = raw_signature(form, decoded(answer.get("Signature")))
     if signature is None or not verify(form.algorithm, public_key, message, signature):
         raise _Stop(fail("signature", "the signature does not verify", STATUSES["SIGNATURE_INVALID"].hint))
     yield ok("signature", f"verified in software, {milliseconds:.0f} ms", milliseconds=round(milliseconds))
@@ -176,25 +233,3 @@ def _signature(client: Any, settings: AwsKmsSettings, form: Form, public_key: by
         yield warn(
             "latency", f"one signature took {milliseconds:.0f} ms", "Use an endpoint in the region of the process."
         )
-
-
-def _ask(step: str, call: Any, **arguments: Any) -> dict[str, Any]:
-    """Make one request. Raises _Stop, with a hint, if it fails."""
-    from botocore.exceptions import BotoCoreError, ClientError, ConnectTimeoutError, EndpointConnectionError
-
-    try:
-        answer: dict[str, Any] = call(**arguments)
-    except ClientError as error:
-        code = str(error.response.get("Error", {}).get("Code", "?"))
-        hint = _DENIED if "Denied" in code else "Check keyId and region." if "NotFound" in code else ""
-        raise _Stop(fail(step, _said(error), hint, code=code)) from None
-    except (EndpointConnectionError, ConnectTimeoutError) as error:
-        hint = "Check region, VPC endpoint, security groups and proxy."
-        raise _Stop(fail("endpoint", _said(error), hint)) from None
-    except BotoCoreError as error:
-        raise _Stop(fail(step, _said(error), "Correct the AWS SDK's settings, or try again.")) from None
-    return answer
-
-
-def _said(error: Exception) -> str:
-    return printable(str(error).removesuffix("."))

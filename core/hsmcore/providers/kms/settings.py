@@ -27,6 +27,8 @@ class AwsKmsSettings(KeyPin):
     """Another endpoint than the region's public one, such as that of a VPC endpoint."""
     concurrency: Annotated[int, Whole(1, 1024)] = 64
     """Requests to KMS at once, each on its own connection."""
+    max_per_second: Annotated[int, Whole(1, 1_000_000)] | None = None
+    """Signing requests to KMS in a second, repeats included: a share of the account's quota. Default: no limit."""
     connect_timeout_ms: Annotated[int, Whole(1, 60_000)] = 2000
     """The longest time to make a connection."""
     verify_signatures: VerifySignatures = "sample"
