@@ -28,7 +28,7 @@ DEVICE = {"latency": {"C_Sign": {"kind": "constant", "microseconds": 5000}}, "ca
 RATE = 400
 """Signatures per second that the device makes."""
 PLACES = ["pkcs11", pytest.param("aws-kms", marks=pytest.mark.deep)]
-"""Admission is the same code for both: `make test` floods both, and asks the rest of one."""
+"""Admission is the same code for both: `make test` holds one of them against the clock."""
 
 
 class Flood:
@@ -140,6 +140,7 @@ async def test_admission_does_not_count_a_call_that_hangs(world, tmp_path):
 
 
 @pytest.mark.alone
+@pytest.mark.parametrize("slow_place", PLACES, indirect=True)
 @one_loop
 async def test_a_request_that_cannot_meet_its_deadline_is_rejected_at_once(slow_place, capsys):
     async with opened(slow_place()) as manager:
@@ -289,10 +290,10 @@ async def test_too_much_for_the_primary_is_no_failure_of_it(tmp_path, fresh_toke
         # A second, of which an attempt has half: what a busy machine holds up is short beside it.
         await Flood(manager, 4 * RATE, 1.5, timeout=1.0).run()
         before = manager.get_stats()[site.name(1)]["signatures"]
-        flood = Flood(manager, 4 * RATE, 2.0, timeout=1.0)
+        flood = Flood(manager, 4 * RATE, 1.5, timeout=1.0)
         await flood.run()
         kinds = flood.kinds()
-        assert kinds[bytes] >= 0.25 * 2 * RATE
+        assert kinds[bytes] >= 0.25 * 1.5 * RATE
         assert kinds[hsmcore.QueueFull] > kinds[bytes]
         assert moves == []
         spilt = manager.get_stats()[site.name(1)]["signatures"] - before
