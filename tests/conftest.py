@@ -148,7 +148,7 @@ def nothing_left(request: pytest.FixtureRequest, warm: None) -> Iterator[None]:
     """Fail a test that leaves native resources, threads, descriptors or child processes."""
     # What lasts longer than the test is made before the first picture.
     asked = {*request.fixturenames, *_behind_place(request)}
-    for name in ("softhsm", "world", "shim_library", "postgres", "pooler"):
+    for name in ("softhsm", "world", "shim_library", "postgres", "pooler", "chromium"):
         if name in asked:
             request.getfixturevalue(name)
     before = holdings()
@@ -215,7 +215,7 @@ _BOTH_LOOPS = ("test_sign.py", "test_lifecycle.py", "test_cache.py", "test_gatew
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Through the pooler, `make test` runs the tests of the store itself; what lies on it is for `make check-deep`. So
-    is the second event loop of a test with devices or faults, except for _BOTH_LOOPS. Long tests come first."""
+    is the second event loop of a test with devices, faults or a server, but for _BOTH_LOOPS. Long tests come first."""
     names = {item.nodeid for item in items}
     for item in items:
         callspec = getattr(item, "callspec", None)
@@ -224,7 +224,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if callspec.params.get("place") == "pooled" and "test_state_store" not in item.nodeid:
             item.add_marker(pytest.mark.deep)
         second = callspec.params.get("run") == "asyncio" and item.nodeid.replace("asyncio", "uvloop") in names
-        if second and item.path.name not in _BOTH_LOOPS and item.path.parent.name != "unit":
+        served = item.path.parent.name != "unit" or callspec.params.get("place") == "postgres"
+        if second and served and item.path.name not in _BOTH_LOOPS:
             item.add_marker(pytest.mark.deep)
     long_first(items)
     if found := reasonless(items):

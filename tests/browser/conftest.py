@@ -14,10 +14,10 @@ from tests.support.console import Scene
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The browser, for one test: while playwright runs, the thread has an event loop, in which no other test could run
-    its own."""
+    """The browser, for the tests of a file: while playwright runs, the thread has an event loop, in which no test of
+    another file could run its own. What a page keeps is in its context, which is its test's own."""
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
     from playwright.sync_api import sync_playwright

@@ -10,6 +10,7 @@ from tests.support.cloudhsm import Cluster
 from tests.support.paths import CHAOS, PROFILES
 from tests.support.pkcs11_client import CKR_GENERAL_ERROR, Module
 from tests.support.scenarios import Bench, random_schedule, scenario_initialize
+from tests.support.size import each
 
 GOOD_FAULT = {"function": "C_Sign", "nth": 1, "action": "return", "ckr": "CKR_DEVICE_ERROR"}
 
@@ -20,7 +21,7 @@ def faulty(**changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("fields", "reason"),
-    [
+    each(4, [
         ({"modul": "x"}, "$.modul: unknown field"),
         ({"module": None}, "$.module: must be a string, not null"),
         ({"module": 3}, "$.module: must be a string, not an integer"),
@@ -86,7 +87,7 @@ def faulty(**changes: Any) -> dict[str, Any]:
         ({"random": random_schedule(1) | {"functions": ["C_Login"], "actions": ["crash", "long-signature"]}},
          "$.random.actions[1]: long-signature can't strike any"),
         ({"random": random_schedule(1) | {"seed": 1.5}}, "$.random.seed: must be an integer"),
-    ],
+    ]),
     ids=lambda v: v if isinstance(v, str) else "",
 )  # fmt: skip
 def test_bad_configuration_is_refused_with_its_place(bench: Bench, fields: dict[str, Any], reason: str) -> None:

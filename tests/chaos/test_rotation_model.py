@@ -6,6 +6,7 @@ import pytest
 
 pytest.importorskip("solders")
 from tests.chaos import rotation_model
+from tests.support.size import share
 
 from hsmcore.errors import BadArgument
 from hsmcore.manager.rotation.context import skipped
@@ -20,7 +21,7 @@ def verdicts(seeds):
 
 
 def test_the_key_that_the_chain_obeys_signs_whatever_leads_and_wherever_it_ends():
-    found = rotation_model.added(verdicts(range(6)))
+    found = rotation_model.added(verdicts(range(share(12))))
     assert found["faults"] == {}, found["notes"]
     assert found["counts"]["took over in a handover"] > 0
     assert found["counts"]["rotations done"] > 0

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pytest
 from tests.chaos.load import tell
@@ -24,6 +24,7 @@ from tests.support.hostile import compile_hostile_host
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, settle, start, until
 from tests.support.paths import NOOP, ROOT
+from tests.support.size import share
 
 import hsmcore
 from hsmcore.members import pkcs11
@@ -146,9 +147,10 @@ def test_a_signal_to_the_process_group_loses_nothing(world, tmp_path, number):
 # ---- admission control -----------------------------------------------------------------------------------------------
 
 
-async def _callers(manager: hsmcore.KeyManager, count: int, timeout: float, over: asyncio.Event) -> list[Any]:
-    """Callers that sign without a pause until `over`. Returns when each answer came, and its status."""
-    answers: list[tuple[float, str]] = []
+async def _callers(
+    manager: hsmcore.KeyManager, count: int, timeout: float, over: asyncio.Event, answers: list[tuple[float, str]]
+) -> None:
+    """Callers that sign without a pause until `over`; `answers` gets when each answer came, and its status."""
 
     async def caller(number: int) -> None:
         while not over.is_set():
@@ -161,13 +163,13 @@ async def _callers(manager: hsmcore.KeyManager, count: int, timeout: float, over
                 answers.append((time.monotonic(), "OK"))
 
     await asyncio.gather(*(caller(number) for number in range(count)))
-    return answers
 
 
 @one_loop
-@pytest.mark.alone
 async def test_refusals_end_within_one_timeout_after_a_brown_out(world, tmp_path, capsys):
-    """All timeouts are equal, so no request with a longer one measures for the others that the device is back."""
+    """All timeouts are equal, so no request with a longer one measures for the others that the device is back. There
+    are so few callers that a tenth of the device's rate serves them all in time; a machine that is busy may take the
+    rest, and what it holds up the test's own loop is allowed on top."""
     chaos = Chaos(tmp_path, wrap(world))
 
     def takes(milliseconds: int) -> None:
@@ -176,21 +178,25 @@ async def test_refusals_end_within_one_timeout_after_a_brown_out(world, tmp_path
     timeout, over = 0.5, asyncio.Event()
     async with opened(chaos.config(settings={"sessions": 4})) as manager:
         await asyncio.to_thread(takes, 5)
-        load = start(_callers(manager, 200, timeout, over))
-        await asyncio.sleep(1.0)
+        answers: list[tuple[float, str]] = []
+        load = start(_callers(manager, 40, timeout, over, answers))
+        await until(lambda: len(answers) > 400)
         await asyncio.to_thread(takes, 200)
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(1.2)  # so that every window of the measurement lies in the brown-out
+        await until(lambda: sum(status == "QUEUE_FULL" for _, status in answers) > 10)
         await asyncio.to_thread(takes, 5)
-        back = time.monotonic()
-        await asyncio.sleep(3.0)
+        back, late = time.monotonic(), 0.0
+        while (last := time.monotonic()) - back - late < 1.2:
+            await asyncio.sleep(0.005)
+            late += time.monotonic() - last - 0.005
         over.set()
-        answers = await load
+        await load
     refused = [when for when, status in answers if status == "QUEUE_FULL"]
     after = [when - back for when in refused if when > back]
-    tell(capsys, f"brown-out: {len(refused)} refused; the last one {max(after, default=0.0):.2f} s after it")
-    assert len([when for when in refused if when <= back]) > 10  # it was a brown-out
+    last_one = max(after, default=0.0)
+    tell(capsys, f"brown-out: {len(refused)} refused, the last one {last_one:.2f} s after it; held up by {late:.2f} s")
     # The calls that had begun take 0.2 s.
-    assert max(after, default=0.0) <= timeout + 0.2
+    assert last_one <= timeout + 0.2 + late
 
 
 @one_loop
@@ -201,16 +207,17 @@ async def test_no_request_is_refused_because_the_host_was_away_for_a_moment(worl
     kinds: Counter[str] = Counter()
     pauses = []
     async with opened(chaos.config(settings={"sessions": 4, "isolation": "process"}, queueSize=256)) as manager:
-        for kills in range(1, 6):
+        for kills in range(1, 1 + share(6)):
             over = asyncio.Event()
-            load = start(_callers(manager, 200, 1.0, over))
+            answers: list[tuple[float, str]] = []
+            load = start(_callers(manager, 200, 1.0, over, answers))
             await asyncio.sleep(0.5)
             killed = time.monotonic()
             assert send_signal(engine_of(manager).host_pid, signal.SIGKILL)
             await until(lambda kills=kills: supervisor_of(manager).restarts == kills)
             await asyncio.sleep(1.0)
             over.set()
-            answers = await load
+            await load
             pauses.append(min(when for when, status in answers if status == "OK" and when > killed + 0.01) - killed)
             kinds.update(status for _, status in answers)
     tell(capsys, f"host killed under load, away for {max(pauses) * 1e3:.0f} ms at most: {dict(kinds)}")

@@ -1,4 +1,5 @@
-"""Builds that are broken on purpose are caught, so the checker and the schedules see what they are for."""
+"""Builds that are broken on purpose are caught, so the checker and the schedules see what they are for. test_checker.py
+gives the checker such histories in `make test`."""
 
 from __future__ import annotations
 
@@ -11,7 +12,13 @@ from tests.fleet.nodes import needs_postgres
 from tests.support.chaos import needs_chaos
 from tests.support.paths import ROOT
 
-pytestmark = [pytest.mark.chaos, pytest.mark.slow("whole schedules for each broken build"), needs_chaos, needs_postgres]
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.deep,
+    pytest.mark.slow("whole schedules for each broken build"),
+    needs_chaos,
+    needs_postgres,
+]
 
 
 def caught(breakage: str, seeds: str, seconds: float = 590) -> set[str]:
@@ -27,13 +34,11 @@ def test_a_row_that_is_reclaimed_by_age_is_seen():
     assert caught("reclaimed_by_age", "3") & {"two digests", "not bound"}
 
 
-@pytest.mark.deep
 @pytest.mark.timeout(600)
 def test_a_bind_that_locks_nothing_is_seen():
     assert "epoch went back" in caught("unshared", "0-1")
 
 
-@pytest.mark.deep
 @pytest.mark.timeout(600)
 def test_a_bind_without_fence_is_seen():
     assert "two holders" in caught("unfenced", "5")

@@ -38,7 +38,7 @@ WINDOW: Final = 2 * PER_FILE
 ALL: Final = 1 << 30
 MOST_POINTS: Final = 150
 """Points of a reader at which the writer goes on: then it rests, for a reader that would follow it for ever."""
-EACH: Final = 1 if FULL else 9
+EACH: Final = 1 if FULL else 18
 """Of how many schedules one is tried."""
 
 

@@ -84,7 +84,7 @@ class World(Clocks):
         await self.some_looks()
 
 
-@pytest.mark.parametrize(("error", "point", "life", "lasts"), CASES if FULL else CASES[::19])
+@pytest.mark.parametrize(("error", "point", "life", "lasts"), CASES if FULL else CASES[::37])
 @one_loop
 async def test_nothing_ends_early_and_nothing_is_missed(fresh_token, tmp_path, monkeypatch, error, point, life, lasts):
     token = fresh_token()

@@ -77,11 +77,10 @@ def result_of(outcome: Outcome) -> dict:
 
 
 @needs_softhsm
-@pytest.mark.alone
 @pytest.mark.slow("the whole demonstration")
 def test_the_demonstration_on_a_token(tmp_path):
     command = [*OWN_PROCESS, "demo", "--state", tmp_path / "state", "--transactions", "2000"]
-    done = subprocess.run([*command, "--json"], capture_output=True, check=False, timeout=100)
+    done = subprocess.run([*command, "--json"], capture_output=True, check=False, timeout=250)
     print(done.stdout.decode(), done.stderr.decode())  # noqa: T201
     assert done.returncode == 0
     result = json.loads(done.stdout)

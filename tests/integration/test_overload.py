@@ -22,11 +22,13 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.failover.levels import Levels
 
-pytestmark = [pytest.mark.integration, pytest.mark.alone, needs_chaos]
+pytestmark = [pytest.mark.integration, needs_chaos]
 
 DEVICE = {"latency": {"C_Sign": {"kind": "constant", "microseconds": 5000}}, "capacity": {"servers": 2}}
 RATE = 400
 """Signatures per second that the device makes."""
+PLACES = ["pkcs11", pytest.param("aws-kms", marks=pytest.mark.deep)]
+"""Admission is the same code for both: `make test` holds one of them against the clock."""
 
 
 class Flood:
@@ -77,7 +79,7 @@ def slow_place(request, tmp_path, world) -> Callable[..., dict]:
     return lambda **rules: kms_config(kms, key, {"concurrency": 2}, **{"maxCacheSize": 0, **rules})
 
 
-@pytest.fixture(params=["pkcs11", "aws-kms"])
+@pytest.fixture(params=PLACES)
 def changing_place(request, tmp_path, world) -> tuple[dict, Callable[[float], None]]:
     """A configuration of a member that makes two signatures at once, and a way to say how many seconds one takes."""
     if request.param == "pkcs11":
@@ -92,6 +94,7 @@ def changing_place(request, tmp_path, world) -> tuple[dict, Callable[[float], No
     return kms_config(kms, key, {"concurrency": 2}, maxCacheSize=0), partial(setattr, kms.faults, "latency")
 
 
+@pytest.mark.alone
 @one_loop
 async def test_no_request_is_refused_while_nothing_is_in_flight(changing_place):
     """What was measured once does not keep requests from showing that it has changed."""
@@ -112,6 +115,7 @@ async def test_no_request_is_refused_while_nothing_is_in_flight(changing_place):
         assert counters(manager)["refused"] == 0
 
 
+@pytest.mark.alone
 @one_loop
 async def test_admission_does_not_count_a_call_that_hangs(world, tmp_path):
     """Once its caller has been answered and another worker has taken its place."""
@@ -135,19 +139,21 @@ async def test_admission_does_not_count_a_call_that_hangs(world, tmp_path):
         assert chaos.release() == 1
 
 
+@pytest.mark.alone
+@pytest.mark.parametrize("slow_place", PLACES, indirect=True)
 @one_loop
 async def test_a_request_that_cannot_meet_its_deadline_is_rejected_at_once(slow_place, capsys):
     async with opened(slow_place()) as manager:
-        flood = Flood(manager, 4 * RATE, 4.0, timeout=1.0)
+        flood = Flood(manager, 4 * RATE, 3.0, timeout=1.0)
         await flood.run()
         await settle(manager)
         stats = counters(manager)
         # A first queue fills before the service rate is known.
-        late = flood.kinds(since=2.0)
+        late = flood.kinds(since=1.5)
         all_of_them = flood.kinds()
     # On a busy machine the simulated service of KMS, which is Python, is slower, and some that it was to answer are
     # late; without admission all the rest is, three for each that is signed.
-    assert late[bytes] >= 0.1 * RATE * 2.0
+    assert late[bytes] >= 0.1 * RATE * 1.5
     assert late[hsmcore.DeadlineExceeded] <= late[bytes]
     assert late[hsmcore.QueueFull] > late[bytes]
     assert late.keys() <= {bytes, hsmcore.QueueFull, hsmcore.DeadlineExceeded}
@@ -158,9 +164,11 @@ async def test_a_request_that_cannot_meet_its_deadline_is_rejected_at_once(slow_
     assert isinstance(refusal, hsmcore.DeadlineExceeded), "a caller that handles deadlines handles it"
     assert re.search(r"[1-9]\d* requests wait, which takes about [\d.]+ s; the timeout is 1 s", str(refusal))
     with capsys.disabled():
-        print(f"\nfour times its rate: {late[bytes] / 2.0:.0f}/s of {RATE}/s signed, {late}")  # noqa: T201
+        print(f"\nfour times its rate: {late[bytes] / 1.5:.0f}/s of {RATE}/s signed, {late}")  # noqa: T201
 
 
+@pytest.mark.alone
+@pytest.mark.parametrize("slow_place", PLACES, indirect=True)
 @one_loop
 async def test_no_request_is_refused_while_all_can_be_answered(slow_place):
     async with opened(slow_place()) as manager:
@@ -172,6 +180,8 @@ async def test_no_request_is_refused_while_all_can_be_answered(slow_place):
         assert all(is_good("ed25519", manager.public_key, b"%d" % n, got) for n, got in enumerate(signatures))
 
 
+@pytest.mark.alone
+@pytest.mark.parametrize("slow_place", PLACES, indirect=True)
 @one_loop
 async def test_a_batch_is_refused_as_a_whole_or_served_in_part(slow_place):
     async with opened(slow_place()) as manager:
@@ -193,9 +203,9 @@ async def test_a_batch_is_refused_as_a_whole_or_served_in_part(slow_place):
 @one_loop
 async def test_what_the_cache_knows_is_never_refused(slow_place):
     async with opened(slow_place(maxCacheSize=10)) as manager:
-        await manager.sign_many([b"%d" % n for n in range(RATE)], timeout=10)  # now its speed is known
+        await manager.sign_many([b"%d" % n for n in range(RATE)], timeout=60)  # now its speed is known
         known = await manager.sign(b"known")
-        waiting = [start(manager.sign(b"x %d" % n, timeout=10)) for n in range(RATE)]
+        waiting = [start(manager.sign(b"x %d" % n, timeout=60)) for n in range(RATE)]
         await asyncio.sleep(0)
         with pytest.raises(hsmcore.QueueFull):
             await manager.sign(b"unknown", timeout=0.02)
@@ -210,7 +220,7 @@ async def test_a_pause_refuses_no_request(world, shim):
         await manager.sign_many([b"%d" % n for n in range(3000)])
         for _ in range(3):
             shim.hold()
-            tasks = [start(manager.sign(b"%d" % n, timeout=5)) for n in range(300)]
+            tasks = [start(manager.sign(b"%d" % n, timeout=10)) for n in range(300)]
             await asyncio.sleep(0.5)
             shim.release()
             assert len(await asyncio.gather(*tasks)) == 300
@@ -243,6 +253,7 @@ async def test_each_queued_request_has_its_own_deadline(world, shim):
         assert len(await asyncio.gather(first, *patient)) == 6
 
 
+@pytest.mark.alone
 @one_loop
 async def test_a_worker_that_hangs_makes_no_other_answer_late(world, tmp_path, capsys):
     """An answer may wait a moment for another that is about to come, but not for one that does not."""
@@ -267,6 +278,7 @@ async def test_a_worker_that_hangs_makes_no_other_answer_late(world, tmp_path, c
 # ---- levels ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @one_loop
 async def test_too_much_for_the_primary_is_no_failure_of_it(tmp_path, fresh_token):
     site = Site(tmp_path, fresh_token, SAME, SAME)
@@ -276,12 +288,12 @@ async def test_too_much_for_the_primary_is_no_failure_of_it(tmp_path, fresh_toke
         manager.on("failover", moves.append)
         # A first queue fills before the service rate is known; requests that are late there are tried elsewhere.
         # A second, of which an attempt has half: what a busy machine holds up is short beside it.
-        await Flood(manager, 4 * RATE, 2.0, timeout=1.0).run()
+        await Flood(manager, 4 * RATE, 1.5, timeout=1.0).run()
         before = manager.get_stats()[site.name(1)]["signatures"]
-        flood = Flood(manager, 4 * RATE, 2.0, timeout=1.0)
+        flood = Flood(manager, 4 * RATE, 1.5, timeout=1.0)
         await flood.run()
         kinds = flood.kinds()
-        assert kinds[bytes] >= 0.25 * 2 * RATE
+        assert kinds[bytes] >= 0.25 * 1.5 * RATE
         assert kinds[hsmcore.QueueFull] > kinds[bytes]
         assert moves == []
         spilt = manager.get_stats()[site.name(1)]["signatures"] - before
@@ -290,6 +302,7 @@ async def test_too_much_for_the_primary_is_no_failure_of_it(tmp_path, fresh_toke
         assert [member["condition"] for member in manager._path.health.describe()["members"]] == ["ready"] * 2
 
 
+@pytest.mark.alone
 @one_loop
 async def test_what_is_too_much_for_one_member_goes_to_another_of_its_level(tmp_path, fresh_token):
     site = Site(tmp_path, fresh_token, SAME, SAME, SAME)

@@ -58,7 +58,10 @@ def lost(status: str) -> Change:
     return lambda manager: manager._path.member.engine.lose(status)
 
 
-@pytest.fixture(params=["pkcs11", "pkcs11, levels", "aws-kms", "aws-kms, levels", "ephemeral", "ephemeral, levels"])
+PLACES = ["pkcs11", "pkcs11, levels", "aws-kms", "aws-kms, levels", "ephemeral", "ephemeral, levels"]
+
+
+@pytest.fixture(params=PLACES)
 def place(request, tmp_path, fresh_token) -> Place:
     """Each kind of member, with levels and without."""
     kind, _, levels = request.param.partition(", ")
@@ -98,7 +101,15 @@ async def turning() -> AsyncIterator[Callable[[], int]]:
         await asyncio.gather(counting, return_exceptions=True)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("place", "way"),
+    [
+        pytest.param(place, way, marks=[pytest.mark.deep] if (number - turn) % len(WAYS) else [])
+        for number, place in enumerate(PLACES)
+        for turn, way in enumerate(WAYS)
+    ],
+    indirect=["place"],
+)
 async def test_the_loop_turns_and_the_outage_ends_with_the_device_s(place, way):
     async with opened(place.config) as manager, turning() as turns:
         assert await WAYS[way](manager, b"before")

@@ -192,7 +192,7 @@ def test_after_a_rotation_each_command_means_the_key_that_signs(fresh_token, tmp
 @pytest.mark.parametrize(
     ("way", "text"),
     [
-        pytest.param("the state store", LINES, id="store"),
+        pytest.param("the state store", LINES, id="store", marks=pytest.mark.deep),
         pytest.param("both, and a backup is left", LINES, id="both"),
         pytest.param("the state store", LONG, id="long", marks=pytest.mark.deep),
     ],

@@ -6,12 +6,14 @@ from __future__ import annotations
 import sqlite3
 import time
 from contextlib import closing
+from itertools import product
 
 import pytest
 from nacl.signing import SigningKey
 from tests.integration.test_rotation import Handover, M, rules, stored
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened, start
+from tests.support.size import each
 
 import hsmcore
 from hsmcore.errors import HsmError
@@ -115,8 +117,7 @@ FORGERIES = (undone, undone_of_current, undone_by_label, undone_while_active, ma
              expired_after_signing)  # fmt: skip
 
 
-@pytest.mark.parametrize("approvals", [0, 2])
-@pytest.mark.parametrize("forge", FORGERIES)
+@pytest.mark.parametrize(("approvals", "forge"), [*product([0], FORGERIES), *each(4, product([2], FORGERIES))])
 async def test_no_key_is_destroyed_for_a_forged_row(token, tmp_path, caplog, forge, approvals):
     block = {"overlapDays": 0, "destroyAfterDays": 0, "approvals": approvals, "approvers": APPROVERS}
     forger = Forger(tmp_path)

@@ -134,7 +134,7 @@ def breaker(name: str, kind: str) -> Callable[[Scrape], bool]:
 
 @needs_chaos
 @one_loop
-@pytest.mark.parametrize("isolation", ["process", "thread"])
+@pytest.mark.parametrize("isolation", ["process", pytest.param("thread", marks=pytest.mark.deep)])
 async def test_pin_refused_or_locked(site, terminal, isolation):
     """The security officer sets another PIN; then the module is initialized again, and the login is refused."""
     config = site.config(failover=LEVELS)

@@ -44,7 +44,7 @@ def tuned(capsys, *arguments: object, code: int = 0) -> tuple[dict[str, Any], st
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("profile", ["yubihsm2", "cloudhsm-hsm2m-x2"])
+@pytest.mark.parametrize("profile", [pytest.param("yubihsm2", marks=pytest.mark.deep), "cloudhsm-hsm2m-x2"])
 def test_the_knee_of_a_simulated_device_is_found(profile, world, tmp_path, capsys):
     """tests/chaos/tune_at_length.py does it with five. The slow one is SoftHSM in its time; a SoftHSM that makes 3,000
     signatures a second needs a machine without other work."""

@@ -19,7 +19,7 @@ from hsmcore.members.control.faults import ControlError, KeyNotExportable
 
 pytestmark = pytest.mark.integration
 
-isolations = pytest.mark.parametrize("isolation", ["thread", "process"])
+isolations = pytest.mark.parametrize("isolation", [pytest.param("thread", marks=pytest.mark.deep), "process"])
 ALGORITHMS = {
     "ed25519": Algorithm.ED25519,
     "ecdsa-p256": Algorithm.EC_P256,

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.skipif(not HOST_PROGRAM.is_file(), reason="the host program is not built"),
 ]
 
-isolations = pytest.mark.parametrize("isolation", ["thread", "process"])
+isolations = pytest.mark.parametrize("isolation", [pytest.param("thread", marks=pytest.mark.deep), "process"])
 SIGN = Command.SIGN_EDDSA
 
 
@@ -143,7 +143,7 @@ async def test_a_connector_that_hangs_for_a_module_in_this_process_holds_no_dead
         await until_it_signs(manager, seconds=20.0)
 
 
-@isolations
+@pytest.mark.parametrize("isolation", ["thread", "process"])
 @one_loop
 async def test_a_wrong_signature_is_never_handed_out(rig, isolation):
     async with opened(rig.config(settings={"isolation": isolation, "verifySignatures": "always"})) as manager:

@@ -27,7 +27,7 @@ SOUND, CHAOS = [], ["--chaos"]
     [
         pytest.param("softhsm", CHAOS, "thread", id="softhsm-chaos-thread", marks=pytest.mark.deep),
         pytest.param("softhsm", CHAOS, "process", id="softhsm-chaos-process"),
-        pytest.param("noop", SOUND, "process", id="noop-sound-process"),
+        pytest.param("noop", SOUND, "process", id="noop-sound-process", marks=pytest.mark.deep),
         pytest.param("softhsm", SOUND, "thread", id="softhsm-sound-thread", marks=pytest.mark.deep),
         pytest.param("softhsm", SOUND, "process", id="softhsm-sound-process", marks=pytest.mark.deep),
         pytest.param("noop", SOUND, "thread", id="noop-sound-thread", marks=pytest.mark.deep),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from typing import Any
 
 VARIABLE = "HSMCORE_TESTS"
 FULL = os.environ.get(VARIABLE) == "full"
@@ -12,3 +14,15 @@ assert FULL or VARIABLE not in os.environ, f"{VARIABLE} is full or not set"
 def share(count: int, least: int = 1) -> int:
     """How many of `count` examples, seeds or rounds to try now, at least `least`."""
     return count if FULL else max(least, -(-count // 4))
+
+
+def each(every: int, cases: Iterable[Any]) -> list[Any]:
+    """Cases for parametrize: of `every` of them `make test` tries the first one, and `make check-deep` the others, too.
+    For cases without a code path of their own."""
+    import pytest
+
+    deep = pytest.mark.deep
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else [case]), marks=[deep] if number % every else [])
+        for number, case in enumerate(cases)
+    ]
