@@ -215,9 +215,11 @@ cdef class Engine(Requests):
                 status = hsm_engine_add_key(self._engine, &selector, &info, &error)
         if status != HSM_OK:
             raise _raised(&error, self._member)
-        if hsm_requests_pin(self._table, &info, self._cache_all or hsm_algorithm_is_deterministic(info.algorithm) != 0,
-                            self._verify_every) != HSM_OK:
-            raise MemoryError()
+        status = hsm_requests_pin(self._table, &info,
+                                  self._cache_all or hsm_algorithm_is_deterministic(info.algorithm) != 0,
+                                  self._verify_every)
+        if status != HSM_OK:
+            raise self._failure(status)
         return {
             "index": info.index,
             "label": _text(info.label),

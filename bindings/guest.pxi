@@ -53,7 +53,7 @@ cdef class Guest(Requests):
         if self._guest == NULL or self._fds is None:
             return None
         number = hsm_guest_begin(self._guest, runner, &key)
-        if hsm_client_catch_up(self._client):  # it completed some that need no runner
+        if hsm_requests_catch_up(self._table):  # it completed some that need no runner
             self._loop.call_soon(self._continue)
         return (key, self._waiters.messages[<Py_ssize_t><uint32_t>number]) if number else None
 

@@ -11,11 +11,9 @@ cdef extern from "hsmcore/status.h" nogil:
         HSM_CLOSED
         HSM_FORKED
         HSM_BAD_ARGUMENT
-        HSM_TOKEN_LOST
         HSM_NOT_HOLDER
         HSM_OUT_OF_MEMORY
         HSM_SYSTEM
-        HSM_SIGNATURE_INVALID
         HSM_SIGNATURE_MALFORMED
         HSM_CKR_UNKNOWN
         HSM_STATUS_COUNT
@@ -72,9 +70,6 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
 
     hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **client, hsm_error *error)
     void hsm_client_free(hsm_client *client)
-    void hsm_client_wake_fds(const hsm_client *client, int *event_fd, int *timer_fd)
-    void hsm_client_wake_clear(hsm_client *client)
-    int hsm_client_catch_up(hsm_client *client)
     uint32_t hsm_client_queued(const hsm_client *client)
     void hsm_client_batch_begin(hsm_client *client)
     void hsm_client_batch_end(hsm_client *client)
@@ -310,6 +305,10 @@ cdef extern from "hsmcore/requests.h" nogil:
     bint hsm_requests_starving(const hsm_requests *table, uint64_t waiting)
     int hsm_requests_refuses(hsm_requests *table, uint64_t count, uint64_t timeout_ns)
     hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answer *answer)
+    void hsm_requests_wake_fds(const hsm_requests *table, int *event_fd, int *timer_fd)
+    void hsm_requests_wake_clear(hsm_requests *table)
+    int hsm_requests_catch_up(hsm_requests *table)
+    void hsm_requests_settle(hsm_requests *table)
     int hsm_requests_next(hsm_requests *table, hsm_answer *answer)
     void hsm_requests_end(hsm_requests *table, uint64_t request)
     void hsm_requests_hold(hsm_requests *table, uint64_t request, uint64_t seq)

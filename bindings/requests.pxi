@@ -83,18 +83,17 @@ cdef class Requests(Publisher):
     def attach(self, loop, on_overdue=None):
         """Serve the running `loop`: from now on `submit` works, in this loop only. `on_overdue()` is called when
         requests have passed their deadlines: it is time to `supervise`."""
-        cdef int event_fd
-        cdef int timer_fd
+        cdef int event_fd, timer_fd
         if self._client == NULL:
             raise self._failure(HSM_CLOSED)
-        hsm_client_wake_fds(self._client, &event_fd, &timer_fd)
+        hsm_requests_wake_fds(self._table, &event_fd, &timer_fd)
         self._loop = loop
         self._on_overdue = on_overdue
         self._loop_is_running = loop.is_running
         self._thread = PyThread_get_thread_ident()
         self._future_keywords = {"loop": loop}
         self._deadlines = DeadlineTimer.__new__(DeadlineTimer, loop, self._sweep)
-        self._fds = (event_fd, timer_fd)
+        self._fds = [fd for fd in [event_fd, timer_fd] if fd >= 0]
         for fd in self._fds:
             loop.add_reader(fd, self._drain)
         self._open = True
@@ -134,6 +133,7 @@ cdef class Requests(Publisher):
         for fd in self._fds:
             self._loop.remove_reader(fd)
         self._fds = None  # from now on, every answer is taken at once
+        hsm_requests_settle(self._table)
         self._drain()
         self._deadlines.cancel()
         self._journal_failure = 0
@@ -208,7 +208,7 @@ cdef class Requests(Publisher):
             raise
         if self._pump is not None:
             self._pump()
-        if answer.cached or hsm_client_catch_up(self._client):
+        if answer.cached or hsm_requests_catch_up(self._table):
             self._take()
         return future
 
@@ -412,7 +412,7 @@ cdef class Requests(Publisher):
 
     def _drain(self):
         """Called by the loop when the rings' descriptor is readable."""
-        hsm_client_wake_clear(self._client)
+        hsm_requests_wake_clear(self._table)
         self._take()
 
     cdef int _take(self) except -1:

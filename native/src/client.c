@@ -40,7 +40,7 @@ hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, h
     }
     if (status == HSM_OK) {
         client->free_slots = hsm_alloc(client->area->slots * sizeof *client->free_slots);
-        client->use = hsm_alloc(client->area->slots);
+        client->use = hsm_alloc(client->area->slots * sizeof *client->use);
         client->seen = hsm_alloc(client->area->slots);
         if (client->free_slots == NULL || client->use == NULL || client->seen == NULL) {
             status = hsm_fail(error, HSM_OUT_OF_MEMORY, "", "free slots");
@@ -173,7 +173,8 @@ static inline hsm_status put(hsm_client *client, uint32_t key, const uint8_t *me
         return HSM_QUEUE_FULL;
     }
     uint32_t index = client->free_slots[--client->free_count];
-    client->use[index] = HSM_USE_TAKEN;
+    /* Release: what the caller has noted of the request before, a thread that takes its completion can see. */
+    atomic_store_explicit(&client->use[index], HSM_USE_TAKEN, memory_order_release);
     note_open(client, 1);
     hsm_slot *slot = hsm_area_slot(area, index);
     atomic_store_explicit(&slot->submitted_ns, now, memory_order_relaxed);
@@ -224,14 +225,16 @@ int hsm_client_next(hsm_client *client, hsm_completion *completion) {
     }
     hsm_area *area = client->area;
     uint32_t index;
+    uint8_t use = HSM_USE_FREE;
     do {
         if (!hsm_area_take(area, client->head, &index)) {
             return 0;
         }
         client->head++;
         /* The area may be shared with a process that misbehaves: skip answers to no request. */
-    } while (index >= area->slots || client->use[index] == HSM_USE_FREE || client->use[index] == HSM_USE_ANSWERED);
-    client->use[index] = HSM_USE_ANSWERED;
+        use = index < area->slots ? atomic_load_explicit(&client->use[index], memory_order_acquire) : HSM_USE_FREE;
+    } while (use == HSM_USE_FREE || use == HSM_USE_ANSWERED);
+    atomic_store_explicit(&client->use[index], HSM_USE_ANSWERED, memory_order_relaxed);
     hsm_slot *slot = hsm_area_slot(area, index);
     completion->slot = index;
     completion->key = slot->key;
@@ -249,8 +252,9 @@ int hsm_client_next(hsm_client *client, hsm_completion *completion) {
 }
 
 void hsm_client_release(hsm_client *client, uint32_t slot) {
-    if (!hsm_client_forked(client) && slot < client->area->slots && client->use[slot] != HSM_USE_FREE) {
-        client->use[slot] = HSM_USE_FREE;
+    if (!hsm_client_forked(client) && slot < client->area->slots &&
+        atomic_load_explicit(&client->use[slot], memory_order_relaxed) != HSM_USE_FREE) {
+        atomic_store_explicit(&client->use[slot], HSM_USE_FREE, memory_order_relaxed);
         client->free_slots[client->free_count++] = slot;
         note_open(client, UINT32_MAX);
     }

@@ -21,9 +21,14 @@ struct hsm_client {
     uint64_t taken_at_ns; /* our own copy: what is in the area others may overwrite */
     bool batching;
     uint8_t *seen;        /* by slot, for hsm_client_replay, which must not fail */
-    uint8_t *use;         /* by slot: enum hsm_slot_use */
+    _Atomic uint8_t *use; /* by slot: enum hsm_slot_use; see hsm_client_next */
     uint32_t *free_slots; /* a stack, so that the slots in use stay few and warm */
 };
+
+/* The slot that hsm_client_write takes next; UINT32_MAX: there is none. */
+static inline uint32_t hsm_client_next_slot(const hsm_client *client) {
+    return client->free_count != 0 ? client->free_slots[client->free_count - 1U] : UINT32_MAX;
+}
 
 static inline bool hsm_client_forked(const hsm_client *client) {
     return client->fork_generation != hsm_fork_generation();

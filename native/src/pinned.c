@@ -30,7 +30,13 @@ void hsm_pinned_free(hsm_pinned *pinned) {
 hsm_status hsm_pinned_check(hsm_pinned *pinned, uint32_t index, const uint8_t *message, size_t message_len,
                             bool prehashed, const uint8_t *signature, size_t signature_len) {
     hsm_pinned_key *key = &pinned->keys[hsm_key_place(index)];
-    if (key->verifier == NULL || key->index != index || ++key->unverified < key->verify_every) {
+    if (key->verifier == NULL) {
+        return HSM_OK;
+    }
+    if (key->index != index) {
+        return HSM_KEY_DEACTIVATED;
+    }
+    if (++key->unverified < key->verify_every) {
         return HSM_OK;
     }
     key->unverified = 0;

@@ -1,5 +1,5 @@
 /* The keys as the client's side knows them: what the area's key table says, another process could overwrite. One thread
- * at a time. */
+ * at a time; see hsm_verdicts_pause. */
 #ifndef HSM_PINNED_H
 #define HSM_PINNED_H
 
@@ -21,7 +21,8 @@ typedef struct hsm_pinned {
 /* As hsm_requests_pin. */
 hsm_status hsm_pinned_add(hsm_pinned *pinned, const hsm_key_info *info, bool cacheable, uint32_t verify_every);
 void hsm_pinned_free(hsm_pinned *pinned);
-/* HSM_OK, or HSM_SIGNATURE_INVALID if it was this signature's turn to be verified and it does not fit. */
+/* HSM_OK, or HSM_SIGNATURE_INVALID if it was this signature's turn to be verified and it does not fit;
+ * HSM_KEY_DEACTIVATED if its key was retired and another one has its place: it cannot be verified any more. */
 hsm_status hsm_pinned_check(hsm_pinned *pinned, uint32_t index, const uint8_t *message, size_t message_len,
                             bool prehashed, const uint8_t *signature, size_t signature_len);
 

@@ -28,6 +28,16 @@ static void forget_entry(hsm_requests *table, uint64_t entry) {
     }
 }
 
+/* Write a request into a slot. Returns false if there is none. */
+static bool send(hsm_requests *table, hsm_request *r, uint64_t now) {
+    if (table->verdicts != NULL && hsm_client_next_slot(table->client) != HSM_NONE) {
+        hsm_verdicts_expect(table->verdicts, hsm_client_next_slot(table->client), r->answer.key, r->message,
+                            r->message_len, r->prehashed);
+    }
+    return hsm_client_write(table->client, r->answer.key, r->message, r->message_len, r->prehashed, now, r->deadline_ns,
+                            &r->slot) == HSM_OK;
+}
+
 /* Go on with a request that is in no list, after the cache was asked for it. */
 static void proceed(hsm_requests *table, uint32_t index, enum hsm_cache_result found, uint64_t leader, uint64_t entry,
                     uint64_t now) {
@@ -39,8 +49,7 @@ static void proceed(hsm_requests *table, uint32_t index, enum hsm_cache_result f
     } else if (found == HSM_CACHE_JOINED) {
         r->slot = (uint32_t)leader;
         hsm_table_move(table, index, HSM_REQUEST_FOLLOWING);
-    } else if (hsm_client_write(table->client, r->answer.key, r->message, r->message_len, r->prehashed, now,
-                                r->deadline_ns, &r->slot) == HSM_OK) {
+    } else if (send(table, r, now)) {
         hsm_place *at = &table->places[r->slot];
         at->owner = index;
         at->entry = entry;
@@ -183,7 +192,8 @@ static void share(hsm_requests *table, hsm_list *followers, const hsm_request *r
 /* Take one completion. Returns the request that it answers; HSM_NONE: there is none. */
 static uint32_t take(hsm_requests *table) {
     hsm_completion done;
-    if (hsm_client_next(table->client, &done) == 0) {
+    if (table->verdicts != NULL ? !hsm_verdicts_next(table->verdicts, &done)
+                                : hsm_client_next(table->client, &done) == 0) {
         return HSM_NONE;
     }
     hsm_place *at = &table->places[done.slot];
@@ -191,19 +201,12 @@ static uint32_t take(hsm_requests *table) {
     hsm_request *r = &table->all[index];
     hsm_status status = done.status < HSM_STATUS_COUNT ? done.status : HSM_CKR_UNKNOWN;
     table->taken += done.hsm_ns != 0 ? 1U : 0U; /* what was dropped says nothing about the service */
-    if (status == HSM_OK) { /* copied once: what is checked, kept, recorded and handed out is the same */
-        r->answer.signature_len = done.signature_len;
+    r->answer.signature_len = 0;
+    if (status == HSM_OK && done.signature_len != HSM_MAX_SIGNATURE) {
+        status = HSM_SIGNATURE_MALFORMED;
+    } else if (status == HSM_OK) { /* copied once: what is kept, recorded and handed out is the same */
+        r->answer.signature_len = HSM_MAX_SIGNATURE;
         memcpy(r->signature, done.signature, sizeof r->signature);
-        if (r->answer.signature_len != HSM_MAX_SIGNATURE) {
-            status = HSM_SIGNATURE_MALFORMED;
-        } else if (table->verifies) { /* a guest has verified it */
-            status = hsm_pinned_check(&table->pinned, r->answer.key, r->message, r->message_len, r->prehashed,
-                                      r->signature, r->answer.signature_len);
-            table->wrong += status == HSM_SIGNATURE_INVALID ? 1U : 0U;
-        }
-    }
-    if (status != HSM_OK) {
-        r->answer.signature_len = 0;
     }
     r->answer.ckr = done.ckr;
     r->answer.call = done.call;
@@ -400,6 +403,12 @@ void hsm_requests_fail(hsm_requests *table, enum hsm_which which, hsm_status sta
 }
 
 uint32_t hsm_requests_replay(hsm_requests *table) {
+    if (hsm_client_forked(table->client)) {
+        return 0;
+    }
+    if (table->verdicts != NULL) {
+        hsm_verdicts_pause(table->verdicts);
+    }
     for (uint32_t slot = 0; slot < hsm_client_slots(table->client); slot++) {
         const hsm_place *at = &table->places[slot];
         if (at->owner != HSM_NONE) {
@@ -414,5 +423,9 @@ uint32_t hsm_requests_replay(hsm_requests *table) {
                                r->deadline_ns, again);
         }
     }
-    return hsm_client_replay(table->client);
+    uint32_t again = hsm_client_replay(table->client);
+    if (table->verdicts != NULL) {
+        hsm_verdicts_resume(table->verdicts);
+    }
+    return again;
 }

@@ -95,6 +95,7 @@ hsm_status hsm_requests_new(hsm_client *client, hsm_cache *cache, hsm_requests *
 
 void hsm_requests_free(hsm_requests *table) {
     if (table != NULL) {
+        hsm_verdicts_free(table->verdicts);
         hsm_deadlines_free(&table->deadlines);
         hsm_pinned_free(&table->pinned);
         hsm_free(table->places);
@@ -105,8 +106,49 @@ void hsm_requests_free(hsm_requests *table) {
 }
 
 hsm_status hsm_requests_pin(hsm_requests *table, const hsm_key_info *key, int cacheable, uint32_t verify_every) {
-    table->verifies = table->verifies || verify_every != 0;
-    return hsm_pinned_add(&table->pinned, key, cacheable != 0, verify_every);
+    if (hsm_client_forked(table->client)) {
+        return HSM_FORKED;
+    }
+    if (verify_every != 0 && table->verdicts == NULL) {
+        hsm_status status = hsm_verdicts_new(table->client, &table->pinned, table->admission.servers, &table->verdicts);
+        if (status != HSM_OK) {
+            return status;
+        }
+    }
+    if (table->verdicts == NULL) {
+        return hsm_pinned_add(&table->pinned, key, cacheable != 0, verify_every);
+    }
+    hsm_verdicts_pause(table->verdicts);
+    hsm_status status = hsm_pinned_add(&table->pinned, key, cacheable != 0, verify_every);
+    hsm_verdicts_resume(table->verdicts);
+    return status;
+}
+
+void hsm_requests_wake_fds(const hsm_requests *table, int *event_fd, int *timer_fd) {
+    if (table->verdicts == NULL) {
+        hsm_client_wake_fds(table->client, event_fd, timer_fd);
+    } else {
+        *event_fd = hsm_verdicts_fd(table->verdicts);
+        *timer_fd = -1;
+    }
+}
+
+void hsm_requests_wake_clear(hsm_requests *table) {
+    if (table->verdicts == NULL) {
+        hsm_client_wake_clear(table->client);
+    } else if (!hsm_client_forked(table->client)) {
+        hsm_verdicts_wake_clear(table->verdicts);
+    }
+}
+
+int hsm_requests_catch_up(hsm_requests *table) {
+    return table->verdicts == NULL ? hsm_client_catch_up(table->client) : hsm_verdicts_wait(table->verdicts);
+}
+
+void hsm_requests_settle(hsm_requests *table) {
+    if (table->verdicts != NULL) {
+        hsm_verdicts_end(table->verdicts);
+    }
 }
 
 void hsm_requests_retire(hsm_requests *table, uint32_t key) {
@@ -143,7 +185,7 @@ void hsm_requests_count(const hsm_requests *table, hsm_requests_counts *counts) 
         .slots = hsm_client_slots(table->client) - hsm_client_free_slots(table->client),
         .held = table->held.count,
         .owed = table->owed,
-        .wrong = table->wrong,
+        .wrong = table->verdicts != NULL ? hsm_verdicts_wrong(table->verdicts) : 0,
         .each_ns = table->admission.each_ns,
     };
 }

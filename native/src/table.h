@@ -11,6 +11,7 @@
 #include "deadlines.h"
 #include "list.h"
 #include "pinned.h"
+#include "verdicts.h"
 
 /* GIVEN: its answer was taken; the caller ends it or holds it next. SENT: it is with the workers. */
 enum hsm_request_state {
@@ -47,15 +48,14 @@ struct hsm_requests {
     hsm_admission admission;
     hsm_deadlines deadlines; /* by index of a request */
     hsm_pinned pinned;
-    hsm_place *places; /* by slot */
+    hsm_verdicts *verdicts; /* NULL: nothing is verified on this side */
+    hsm_place *places;      /* by slot */
     hsm_request *all;
     hsm_link *links; /* by index of a request */
     uint32_t room;
     hsm_list free, queue, ready, held;
     uint32_t open;  /* waiters without an answer */
     uint32_t owed;  /* of these, those whose request is with the workers */
-    bool verifies;  /* signatures are verified on this side */
-    uint64_t wrong; /* of these, those that did not fit */
     uint64_t taken; /* completions of calls since admission control was told */
 };
 

@@ -25,6 +25,7 @@ from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, settle, start, until
 from tests.support.paths import NOOP, ROOT
 from tests.support.size import share
+from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.members import pkcs11
@@ -74,12 +75,19 @@ def hostile_host(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @one_loop
-@pytest.mark.parametrize("kind", ["random", "rings", "answers", "flood", "silence", "hang-up", "end", "blocking"])
-async def test_a_hostile_host_denies_service_and_no_more(hostile_host, monkeypatch, kind):
-    """Each request ends once, in time, the loop goes on, and nothing is left."""
+@pytest.mark.parametrize(
+    ("kind", "verify"),
+    [
+        *((kind, "never") for kind in ("random", "rings", "answers", "flood", "silence", "hang-up", "end", "blocking")),
+        *((kind, "always") for kind in ("random", "rings", "answers", "flood")),
+    ],
+)
+async def test_a_hostile_host_denies_service_and_no_more(hostile_host, monkeypatch, kind, verify):
+    """Each request ends once, in time, the loop goes on, and nothing is left. Where signatures are verified, none is
+    wrong."""
     monkeypatch.setattr(pkcs11, "HOST_PROGRAM", hostile_host)
     config = {"modulePath": str(NOOP), "moduleArgs": f"{kind} 1 40", "tokenLabel": "hostile", "keyLabel": "hostile"}
-    config |= {"pin": "1234", "sessions": 2, "isolation": "process", "hangAfterMs": 100}
+    config |= {"pin": "1234", "sessions": 2, "isolation": "process", "hangAfterMs": 100, "verifySignatures": verify}
     rules = {"type": "pkcs11", "config": config, "maxCacheSize": 0, "queueSize": 64}
     answers: Counter[str] = Counter()
     async with opened({"sequencer": {"keyManager": rules}}) as manager, Standstill() as loop:
@@ -87,11 +95,13 @@ async def test_a_hostile_host_denies_service_and_no_more(hostile_host, monkeypat
         async def one(number: int) -> None:
             begun = time.monotonic()
             try:
-                await manager.sign(b"hostile %d" % number, 0.4)
+                signature = await manager.sign(b"hostile %d" % number, 0.4)
             except hsmcore.HsmError as error:
                 answers[error.status] += 1
             else:
                 answers["signed"] += 1
+                if verify == "always":
+                    assert is_good("ed25519", manager.public_key, b"hostile %d" % number, signature)
             assert time.monotonic() - begun < 0.4 + 1.0
 
         for first in range(0, 120, 40):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from tests.support.leaks import holdings, surplus_since
-from tests.support.managers import counters, opened, start
+from tests.support.managers import counters, opened, start, until
 from tests.support.verifiers import is_good
 
 import hsmcore
@@ -238,17 +239,58 @@ async def test_the_module_may_be_named_by_a_link(world, tmp_path):
         assert is_good("ed25519", other.public_key, b"x", await other.sign(b"x"))
 
 
+@pytest.mark.parametrize("isolation", ["thread", "process"])
 @pytest.mark.parametrize("verify", ["always", "sample", "never"])
-async def test_signatures_are_verified_as_often_as_asked(world, verify):
+async def test_signatures_are_verified_as_often_as_asked(world, verify, isolation):
     messages = [b"%d" % n for n in range(200)]
-    async with opened(world.config(settings={"verifySignatures": verify}, maxCacheSize=0)) as manager:
+    settings = {"verifySignatures": verify, "isolation": isolation}
+    async with opened(world.config(settings=settings, maxCacheSize=0)) as manager:
         for pair in zip(messages, await manager.sign_many(messages), strict=True):
             assert is_good("ed25519", manager.public_key, *pair)
 
 
+VERIFIED = {"verifySignatures": "always", "isolation": "process"}
+
+
+def verifying_threads() -> int:
+    return sum(path.read_text() == "hsm-verifier\n" for path in Path("/proc/self/task").glob("*/comm"))
+
+
+async def test_a_close_while_signatures_are_verified_answers_every_caller(world):
+    manager = hsmcore.create_key_manager(world.config(settings=VERIFIED, maxCacheSize=0))
+    for n in range(5):
+        await manager.initialize()
+        await until(lambda: verifying_threads() == 1)
+        messages = [b"%d" % n for n in range(300)]
+        callers = [start(manager.sign(message)) for message in messages]
+        await asyncio.wait(callers, return_when=asyncio.FIRST_COMPLETED)
+        for caller in callers[n::7]:
+            caller.cancel()
+        await manager.close()
+        for message, answer in zip(messages, await asyncio.gather(*callers, return_exceptions=True), strict=True):
+            if isinstance(answer, bytes):
+                assert is_good("ed25519", manager.public_key, message, answer)
+            else:
+                assert isinstance(answer, hsmcore.EngineClosed | asyncio.CancelledError)
+        await until(lambda: verifying_threads() == 0)
+
+
+async def test_a_deadline_holds_while_signatures_are_verified(world):
+    async with opened(world.config(settings=VERIFIED, maxCacheSize=0)) as manager:
+        messages = [b"%d" % n for n in range(300)]
+        signing = (manager.sign(message, 0.002 * (1 + n % 5)) for n, message in enumerate(messages))
+        for message, answer in zip(messages, await asyncio.gather(*signing, return_exceptions=True), strict=True):
+            if isinstance(answer, bytes):
+                assert is_good("ed25519", manager.public_key, message, answer)
+            else:
+                assert isinstance(answer, hsmcore.DeadlineExceeded | hsmcore.QueueFull)
+        assert is_good("ed25519", manager.public_key, b"after", await manager.sign(b"after"))
+
+
+@pytest.mark.parametrize("settings", [{}, VERIFIED], ids=["bare", "verified"])
 @pytest.mark.parametrize("rules", [{"spinMicros": 0}, {"wakeCoalesceMicros": 0}, {"wakeCoalesceMicros": 1_000_000}])
-async def test_all_requests_are_answered_with_any_tuning(world, rules):
-    async with opened(world.config(maxCacheSize=0, **rules)) as manager:
+async def test_all_requests_are_answered_with_any_tuning(world, rules, settings):
+    async with opened(world.config(settings=settings, maxCacheSize=0, **rules)) as manager:
         for n in range(20):
             assert await manager.sign(b"%d" % n)
         assert len(await asyncio.gather(*(manager.sign(b"%d" % n) for n in range(200)))) == 200

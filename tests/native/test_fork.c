@@ -6,6 +6,7 @@
 
 #include "engine.h"
 #include "engine_fixture.h"
+#include "table.h"
 
 /* Run `check` in a child. It reports like everything else and must end by itself. */
 static void in_child(void (*check)(struct fixture *), struct fixture *fixture) {
@@ -243,6 +244,42 @@ static void the_table_is_dead_in_the_child(void) {
     hsm_client_free(f.client);
 }
 
+static hsm_key_info verified = {.algorithm = HSM_ED25519, .public_key_len = 32};
+
+static void use_verdicts(struct fixture *f) {
+    hsm_answer answer;
+    CHECK_INT(hsm_requests_next(table, &answer), ==, 0);
+    CHECK_INT(hsm_requests_replay(table), ==, 0); /* nor does it wait for a thread that is the parent's */
+    CHECK_STATUS(hsm_requests_pin(table, &verified, 0, 1), HSM_FORKED);
+    hsm_requests_wake_clear(table);
+    hsm_requests_settle(table);
+    hsm_requests_free(table);
+    hsm_client_free(f->client);
+}
+
+static void the_verifying_thread_is_the_parent_s(void) {
+    struct fixture f = {.client = new_client(&small_client)};
+    REQUIRE(hsm_requests_new(f.client, NULL, &table) == HSM_OK);
+    REQUIRE(hsm_requests_pin(table, &verified, 0, 1) == HSM_OK);
+    hsm_verdicts_pause(table->verdicts);
+    in_child(use_verdicts, &f);
+    hsm_verdicts_resume(table->verdicts);
+    hsm_answer answer;
+    CHECK_STATUS(hsm_requests_submit(table, &question, &answer), HSM_OK);
+    uint32_t slot;
+    REQUIRE(hsm_area_claim(f.client->area, &slot));
+    hsm_area_fail(f.client->area, slot, HSM_TOKEN_LOST);
+    hsm_event_set(f.client->event_fd);
+    int fds[2];
+    hsm_requests_wake_fds(table, &fds[0], &fds[1]);
+    CHECK(readable(fds[0], (int)(PATIENCE / MILLISECOND)));
+    CHECK_INT(hsm_requests_next(table, &answer), ==, 1);
+    CHECK_STATUS(answer.status, HSM_TOKEN_LOST);
+    hsm_requests_end(table, answer.request);
+    hsm_requests_free(table);
+    hsm_client_free(f.client);
+}
+
 /* ---- a cache is plain memory of one thread, and goes on ---- */
 
 static hsm_cache *shared_cache;
@@ -271,6 +308,7 @@ static const struct test tests[] = {
     TEST(the_child_may_free_its_copy),       TEST(the_engine_is_dead_in_the_child),
     TEST(no_engine_starts_on_a_dead_client), TEST(the_module_is_dead_in_the_child),
     TEST(releasing_it_there_does_nothing),   TEST(a_child_may_begin_anew),
-    TEST(the_table_is_dead_in_the_child),    TEST(a_cache_goes_on_in_the_child),
+    TEST(the_table_is_dead_in_the_child),    TEST(the_verifying_thread_is_the_parent_s),
+    TEST(a_cache_goes_on_in_the_child),
 };
 HARNESS_MAIN(tests)

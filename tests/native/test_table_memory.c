@@ -100,6 +100,12 @@ static void a_table_that_cannot_be_made_leaves_nothing(void) {
     hsm_guest *guest = NULL;
     allocations_left = 0;
     CHECK_STATUS(hsm_guest_new(table, 1, 0, &guest), HSM_OUT_OF_MEMORY);
+    const hsm_key_info key = {.algorithm = HSM_ED25519, .public_key_len = 32};
+    for (unsigned left = 0; left < 4; left++) { /* the verifying thread's three, and the verifier */
+        allocations_left = left;
+        CHECK_STATUS(hsm_requests_pin(table, &key, 0, 1), HSM_OUT_OF_MEMORY);
+        CHECK_INT(hsm_requests_knows(table, 0), ==, -1);
+    }
     allocations_left = UINT32_MAX;
     hsm_requests_free(table);
     hsm_client_free(client);

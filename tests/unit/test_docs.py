@@ -14,6 +14,7 @@ import pytest
 
 from hsmcore.cli.app import _COMMANDS
 from hsmcore.config import KeyManagerConfig
+from hsmcore.config.registry import descriptor_of, known_types
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("native", "bindings", "core", "bench", "clients", "examples", "tests", "docs", "scripts", "requirements")
@@ -173,6 +174,16 @@ def test_the_readme_lists_every_command():
     )
     names = re.findall(r"`(?:hsmcore )?(\w+)`", listed)
     assert sorted(names) == sorted(name for name in _COMMANDS if name != "version")
+
+
+def test_the_readme_says_how_often_each_provider_verifies():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    [listed] = re.findall(r'"always"` no wrong one is handed out\. By default it is (.*?)\.', text)
+    found = {}
+    for often, providers in re.findall(r"`(always|sample|never)`[^,]*? for ((?:`[\w-]+`(?:, | and |$))+)", listed):
+        found |= dict.fromkeys(re.findall(r"`([\w-]+)`", providers), often)
+    fields = {name: descriptor_of(name).settings.model_fields.get("verify_signatures") for name in known_types()}
+    assert found == {name: field.default for name, field in fields.items() if field is not None}
 
 
 def test_the_readme_is_short_and_its_programs_parse():

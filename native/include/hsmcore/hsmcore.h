@@ -113,7 +113,8 @@ int hsm_client_catch_up(hsm_client *client);
 /* Copy `message` into a free slot and hand it to the workers. `key` is an index from hsm_engine_add_key. A request that
  * no worker has begun within `timeout_ns` (0: no limit) costs no module call. Returns HSM_OK, the slot, which names the
  * request until it is released, and its deadline (0: none); HSM_QUEUE_FULL when every slot is in use;
- * HSM_MESSAGE_TOO_LARGE; HSM_FORKED. One thread at a time, the one that also calls hsm_client_next. */
+ * HSM_MESSAGE_TOO_LARGE; HSM_FORKED. One thread at a time, the one that also releases slots. Another one may take the
+ * completions: hsm_client_wake_clear, hsm_client_catch_up, hsm_client_next. */
 hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *message, size_t message_len,
                              uint64_t timeout_ns, uint32_t *slot, uint64_t *deadline_ns);
 /* Between these two calls, requests are published in groups and not one by one, so that a batch costs few wakes. Pairs

@@ -56,7 +56,9 @@ HSM_NODISCARD hsm_status hsm_requests_new(hsm_client *client, hsm_cache *cache, 
 /* Answers nothing. NULL is allowed. */
 void hsm_requests_free(hsm_requests *table);
 /* Know a key. `cacheable`: identical messages may get the same signature. `verify_every`: verify each n-th signature
- * of this key on this side, with the public key given here; 0: none. */
+ * of this key on this side, with the public key given here; 0: none. The first key that is verified starts a thread for
+ * that: pin it after hsm_requests_serve, and before hsm_requests_wake_fds or any request. HSM_OUT_OF_MEMORY,
+ * HSM_SYSTEM, HSM_FORKED. */
 HSM_NODISCARD hsm_status hsm_requests_pin(hsm_requests *table, const hsm_key_info *key, int cacheable,
                                           uint32_t verify_every);
 /* Refuse further requests for a key, and keep no signature of it. Idempotent. */
@@ -80,7 +82,15 @@ int hsm_requests_refuses(hsm_requests *table, uint64_t count, uint64_t timeout_n
  * HSM_ALGORITHM_UNSUPPORTED (a key that signs no digest), HSM_BAD_ARGUMENT (a digest of not 32 bytes),
  * HSM_OUT_OF_MEMORY, HSM_FORKED. Put many between hsm_client_batch_begin and hsm_client_batch_end. */
 hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answer *answer);
-/* Take one answer, after hsm_client_wake_clear. Returns 0 when there is none now. */
+/* As hsm_client_wake_fds, hsm_client_wake_clear and hsm_client_catch_up, for answers: those of the client where nothing
+ * is verified on this side. `timer_fd` receives -1 where there is none. */
+void hsm_requests_wake_fds(const hsm_requests *table, int *event_fd, int *timer_fd);
+void hsm_requests_wake_clear(hsm_requests *table);
+int hsm_requests_catch_up(hsm_requests *table);
+/* Before the last answers are taken, after the workers have ended: wait until each signature that has come is verified,
+ * and end the thread that does it. Idempotent. */
+void hsm_requests_settle(hsm_requests *table);
+/* Take one answer, after hsm_requests_wake_clear. Returns 0 when there is none now. */
 int hsm_requests_next(hsm_requests *table, hsm_answer *answer);
 /* A request whose last answer was taken is over: its number may be given to another. */
 void hsm_requests_end(hsm_requests *table, uint64_t request);
