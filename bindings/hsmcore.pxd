@@ -150,7 +150,8 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint64_t memory_limit
         uint64_t timeout_ns
 
-    hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **host, hsm_error *error)
+    hsm_status hsm_host_new(hsm_client *client, const hsm_host_options *options, hsm_host **host, hsm_error *error)
+    hsm_status hsm_host_begin(hsm_host *host, hsm_error *error)
     int hsm_host_fd(const hsm_host *host)
     int64_t hsm_host_pid(const hsm_host *host)
     uint32_t hsm_host_hardening(const hsm_host *host, int32_t *landlock_abi)

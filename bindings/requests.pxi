@@ -21,7 +21,7 @@ cdef class Requests(Publisher):
     cdef uint64_t _default_timeout
     cdef bint _cache_all
     cdef bint _takes_digests
-    cdef bint _abandoned  # workers may still write into the area
+    cdef bint _abandoned  # by `stop`, during a start, which still uses the client
     cdef bint _isolated  # the workers are in a host process
     cdef object _down  # the status of requests while the member is down, or None
     cdef uint32_t _max_message
@@ -77,8 +77,7 @@ cdef class Requests(Publisher):
 
     def __dealloc__(self):
         hsm_requests_free(self._table)
-        if not self._abandoned:
-            hsm_client_free(self._client)
+        hsm_client_free(self._client)
 
     def attach(self, loop, on_overdue=None):
         """Serve the running `loop`: from now on `submit` works, in this loop only. `on_overdue()` is called when

@@ -15,6 +15,9 @@
 #define HSM_CACHE_LINE 64
 #define HSM_ALIGNED _Alignas(HSM_CACHE_LINE)
 
+/* Take the next step, whose status it is then, unless one before it has failed. */
+#define HSM_THEN(status, step) ((status) = (status) != HSM_OK ? (status) : (step))
+
 /* Zeroed memory that hsm_leaks counts. NULL when there is none. */
 void *hsm_alloc(size_t size);
 void hsm_free(void *memory);

@@ -27,8 +27,8 @@ T = TypeVar("T")
 
 IDLE_SECONDS: Final = 5.0
 """How long an idle child process is kept."""
-CLOSE_SECONDS: Final = 5.0
-"""How long closing waits for a call."""
+CLOSE_SECONDS: Final = 1.5
+"""How long closing waits for calls inside a module."""
 
 
 class ControlPlane:
@@ -187,6 +187,11 @@ class ControlPlane:
         if self._resting is not None:
             self._resting.cancel()
         self._resting = loop.call_later(IDLE_SECONDS, self._rest)
+
+    async def rest(self) -> None:
+        """End an isolated module's child now, after the verbs under way. The next verb starts another."""
+        if self._thread is not None and self._remote is not None:
+            await self._thread.run(self._admin.close)
 
     def _rest(self) -> None:
         self._resting = None

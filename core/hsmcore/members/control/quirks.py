@@ -93,6 +93,9 @@ class Quirks:
 
     counts_wrong_pins: bool = True
     """Whether wrong PINs, one after the other, lock the user out."""
+    holds_few: bool = False
+    """Whether the device has no room for what two processes load: the one that manages keys ends before the other looks
+    for a key."""
     rights_can_be_fewer: bool = True
     """Whether the vendor can give a user the right to sign and not the right to make or destroy keys."""
 
@@ -157,6 +160,7 @@ _TABLE: Final[dict[str, Quirks]] = {
             "tpm2",
             "TPM2.0 Cryptoki",
             sessions=1,
+            holds_few=True,
             usage_in_template=False,
             wrap_mechanisms=(),
             rights_can_be_fewer=False,
