@@ -379,6 +379,7 @@ cdef class Requests(Publisher):
         cdef hsm_status status
         ask.message = <const uint8_t *>PyBytes_AS_STRING(data)
         ask.message_len = <uint32_t>PyBytes_GET_SIZE(data)
+        self._waiters.reserve(hsm_requests_room(self._table))
         status = hsm_requests_submit(self._table, ask, answer)
         if status != HSM_OK:
             raise self._refusal(status, ask.timeout_ns)

@@ -1,6 +1,6 @@
-/* Which rung of the recovery ladder comes next: a table, and what reads it. Nothing here calls a module, waits, or keeps
- * anything: recover.c has the rungs. tests/native/test_ladder.c walks every row, and tests/proofs/bounded/ladder.c proves
- * that each walk ends. */
+/* Which rung of the recovery ladder comes next: a table, and what reads it. Nothing here calls a module, waits, or
+ * keeps anything: recover.c has the rungs. tests/native/test_ladder.c walks every row, and
+ * tests/proofs/bounded/ladder.c proves that each walk ends. */
 #ifndef HSM_LADDER_H
 #define HSM_LADDER_H
 
