@@ -20,6 +20,8 @@
 
 /* Zeroed memory that hsm_leaks counts. NULL when there is none. */
 void *hsm_alloc(size_t size);
+/* The same in pages of its own that core dumps leave out. */
+void *hsm_alloc_undumped(size_t size);
 void hsm_free(void *memory);
 /* A counted copy; NULL for NULL. */
 char *hsm_strdup(const char *text);

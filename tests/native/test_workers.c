@@ -122,6 +122,27 @@ static void a_worker_wipes_its_message_when_it_ends(void) {
     fixture_end(&f);
 }
 
+static void core_dumps_leave_messages_out(void) {
+    struct fixture f = noop_begin(1);
+    uintptr_t message = (uintptr_t)f.engine->workers[0].message;
+    FILE *maps = fopen("/proc/self/smaps", "re");
+    REQUIRE(maps != NULL);
+    char line[512];
+    bool within = false;
+    bool undumped = false;
+    while (fgets(line, sizeof line, maps) != NULL) {
+        unsigned long first;
+        unsigned long end;
+        if (sscanf(line, "%lx-%lx ", &first, &end) == 2) { // NOLINT(cert-err34-c)
+            within = message >= first && message < end;
+        }
+        undumped = undumped || (within && strncmp(line, "VmFlags:", 8) == 0 && strstr(line, " dd") != NULL);
+    }
+    (void)fclose(maps);
+    CHECK(undumped);
+    fixture_end(&f);
+}
+
 /* A module's data of a thread, and what takes it away when the thread ends. */
 static pthread_key_t of_thread;
 static _Atomic bool hold_ends;
@@ -401,6 +422,7 @@ static const struct test tests[] = {
     TEST(a_quarantined_worker_passes_its_wake_on),
     TEST(a_worker_that_sleeps_when_it_is_quarantined_ends_and_is_replaced),
     TEST(a_worker_wipes_its_message_when_it_ends),
+    TEST(core_dumps_leave_messages_out),
     TEST(supervising_waits_for_no_thread_that_is_about_to_end),
     TEST(idle_workers_sleep),
     TEST(no_worker_polls_between_the_calls_of_a_slow_device),
