@@ -74,7 +74,7 @@ class NativeBuildExt(build_ext):
         for ext in self.extensions:
             archive = str(native / "libhsmcore.a")
             # The archive is newer than every C source by now, so it alone decides whether to link again.
-            ext.extra_objects, ext.depends = [archive], [archive]
+            ext.extra_objects, ext.depends = [archive], [archive, "bindings/native.map"]
             ext.sources = self.translate(ext).sources
             for stale in package.glob(ext.name.rpartition(".")[2] + ".*.so"):
                 # An extension with another suffix would be imported instead of the new one.
@@ -173,7 +173,7 @@ setup(
             include_dirs=["native/include"],
             libraries=["crypto", "sodium"],
             extra_compile_args=["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=3", "-fstack-protector-strong", *PROTECTION],
-            extra_link_args=["-Wl,-z,relro,-z,now"],
+            extra_link_args=["-Wl,-z,relro,-z,now", "-Wl,--version-script=bindings/native.map"],
             depends=["CMakeLists.txt", *NATIVE],
         )
     ],

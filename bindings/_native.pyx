@@ -115,14 +115,9 @@ cdef class Engine(Requests):
     cdef bint _starting
 
     def __dealloc__(self):
-        if self._engine != NULL and self._generation == hsm_fork_generation():
-            # Never closed. Its threads use the area: if they do not end within a second, the area must stay.
-            with nogil:
-                if hsm_engine_stop(self._engine, 1000000000) != 0:
-                    self._abandoned = True
-        with nogil:
+        with nogil:  # never closed
+            hsm_engine_stop(self._engine, 1000000000)
             hsm_host_stop(self._host, 1000000000)
-
 
     def start(self, *, str module_path, str module_args=None, str quirks=None, str token_label=None,
               str token_serial=None, int64_t slot_id=-1, bytearray pin=None, uint32_t workers=1,
@@ -167,6 +162,8 @@ cdef class Engine(Requests):
             if self._abandoned:  # by `stop`, while the module hung
                 with nogil:
                     hsm_engine_stop(engine, 0)
+                self._abandoned = False
+                self.release()
                 raise self._failure(HSM_CLOSED)
         else:
             options.program = program
@@ -179,13 +176,19 @@ cdef class Engine(Requests):
             for i, variable in enumerate(environment):
                 variables[i] = <bytes>variable
             options.environment = variables
-            with nogil:
-                status = hsm_host_start(self._client, &options, &host, &error)
+            status = hsm_host_new(self._client, &options, &host, &error)
             PyMem_Free(variables)
+            if status == HSM_OK:
+                self._host = host  # from now on kill_host ends the start
+                with nogil:
+                    status = hsm_host_begin(host, &error)
+                if status != HSM_OK:
+                    self._host = NULL
+                    with nogil:
+                        hsm_host_stop(host, 0)
         if status != HSM_OK:
             raise _raised(&error, self._member)
         self._engine = engine
-        self._host = host
         self._isolated = host != NULL
         # What a host process says of its signatures is not believed: they are verified on this side too.
         self._verify_every = verify_every if host != NULL else 0
@@ -215,6 +218,8 @@ cdef class Engine(Requests):
                 status = hsm_engine_add_key(self._engine, &selector, &info, &error)
         if status != HSM_OK:
             raise _raised(&error, self._member)
+        if self._table == NULL:  # `stop` did not wait for this call
+            raise self._failure(HSM_CLOSED)
         status = hsm_requests_pin(self._table, &info,
                                   self._cache_all or hsm_algorithm_is_deterministic(info.algorithm) != 0,
                                   self._verify_every)
@@ -244,8 +249,9 @@ cdef class Engine(Requests):
         self.clear_cache()
 
     def stop(self, double timeout):
-        """Stop the workers. Returns how many threads are still inside the module after `timeout` seconds. Idempotent. May
-        be called beside an `add_key` or a `start` in this process that hangs."""
+        """Stop the workers. Returns how many threads are still inside the module after `timeout` seconds; they free what
+        they use when they come out. Idempotent. May be called beside an `add_key` or a `start` in this process that
+        hangs."""
         cdef uint32_t left
         cdef hsm_engine *engine = self._engine
         cdef hsm_host *host = self._host
@@ -255,11 +261,8 @@ cdef class Engine(Requests):
         with nogil:
             hsm_host_stop(host, limit)
             left = hsm_engine_stop(engine, limit)
-        left += self._starting
-        # The area must outlive workers that may still write into it.
-        self._abandoned = self._abandoned or left != 0
-        return left
-
+        self._abandoned = self._starting
+        return left + self._starting
 
     @property
     def host_fd(self):

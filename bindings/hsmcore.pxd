@@ -5,14 +5,12 @@ cdef extern from "hsmcore/status.h" nogil:
     ctypedef enum hsm_status:
         HSM_OK
         HSM_QUEUE_FULL
-        HSM_MESSAGE_TOO_LARGE
         HSM_KEY_DEACTIVATED
         HSM_DEADLINE_EXCEEDED
         HSM_CLOSED
         HSM_FORKED
         HSM_BAD_ARGUMENT
         HSM_NOT_HOLDER
-        HSM_OUT_OF_MEMORY
         HSM_SYSTEM
         HSM_SIGNATURE_MALFORMED
         HSM_CKR_UNKNOWN
@@ -145,7 +143,8 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint64_t memory_limit
         uint64_t timeout_ns
 
-    hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **host, hsm_error *error)
+    hsm_status hsm_host_new(hsm_client *client, const hsm_host_options *options, hsm_host **host, hsm_error *error)
+    hsm_status hsm_host_begin(hsm_host *host, hsm_error *error)
     int hsm_host_fd(const hsm_host *host)
     int64_t hsm_host_pid(const hsm_host *host)
     uint32_t hsm_host_hardening(const hsm_host *host, int32_t *landlock_abi)
@@ -299,6 +298,7 @@ cdef extern from "hsmcore/requests.h" nogil:
     void hsm_requests_free(hsm_requests *table)
     hsm_status hsm_requests_pin(hsm_requests *table, const hsm_key_info *key, int cacheable, uint32_t verify_every)
     void hsm_requests_retire(hsm_requests *table, uint32_t key)
+    uint32_t hsm_requests_room(hsm_requests *table)
     int hsm_requests_knows(const hsm_requests *table, uint32_t key)
     int hsm_requests_cacheable(const hsm_requests *table, uint32_t key)
     void hsm_requests_serve(hsm_requests *table, uint32_t workers)

@@ -21,7 +21,7 @@ cdef class Requests(Publisher):
     cdef uint64_t _default_timeout
     cdef bint _cache_all
     cdef bint _takes_digests
-    cdef bint _abandoned  # workers may still write into the area
+    cdef bint _abandoned  # by `stop`, during a start, which still uses the client
     cdef bint _isolated  # the workers are in a host process
     cdef object _down  # the status of requests while the member is down, or None
     cdef uint32_t _max_message
@@ -77,8 +77,7 @@ cdef class Requests(Publisher):
 
     def __dealloc__(self):
         hsm_requests_free(self._table)
-        if not self._abandoned:
-            hsm_client_free(self._client)
+        hsm_client_free(self._client)
 
     def attach(self, loop, on_overdue=None):
         """Serve the running `loop`: from now on `submit` works, in this loop only. `on_overdue()` is called when
@@ -380,6 +379,7 @@ cdef class Requests(Publisher):
         cdef hsm_status status
         ask.message = <const uint8_t *>PyBytes_AS_STRING(data)
         ask.message_len = <uint32_t>PyBytes_GET_SIZE(data)
+        self._waiters.reserve(hsm_requests_room(self._table))
         status = hsm_requests_submit(self._table, ask, answer)
         if status != HSM_OK:
             raise self._refusal(status, ask.timeout_ns)

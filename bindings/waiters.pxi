@@ -135,28 +135,25 @@ cdef class Waiters:
         PyMem_Free(self.begun)
         PyMem_Free(self._named)
 
-    cdef inline int put(self, uint64_t number, object waiter, bytes message, bytes extra) except -1:
+    cdef inline int reserve(self, uint32_t count) except -1:
+        """Before a request is taken: for `put`, which cannot fail, make places for so many."""
+        return self._lengthen(count) if <Py_ssize_t>count > PyList_GET_SIZE(self.extras) else 0
+
+    cdef inline void put(self, uint64_t number, object waiter, bytes message, bytes extra) noexcept:
         cdef Py_ssize_t i = <uint32_t>number
-        if i >= PyList_GET_SIZE(self.extras):
-            try:
-                self._lengthen(2 * i + 1)
-                for of in (self.waiters, self.messages, self.onlys, self.extras):
-                    of.extend([None] * (i + 1))
-            except BaseException:
-                Py_INCREF(message)  # for ever: the request points to it
-                raise
         _replace(self.messages, i, message)
         if waiter is not None:
             _replace(self.waiters, i, waiter)
         if extra is not None:
             _replace(self.extras, i, extra)
-        return 0
 
     cdef int _lengthen(self, Py_ssize_t count) except -1:
         cdef void *longer = PyMem_Realloc(self.begun, count * sizeof(uint64_t))
         if longer == NULL:
             raise MemoryError()
         self.begun = <uint64_t *>longer
+        for of in (self.waiters, self.messages, self.onlys, self.extras):  # the last one has the length of all
+            of.extend([None] * (count - PyList_GET_SIZE(of)))
         return 0
 
     cdef inline int name(self, uint64_t number, object future) except -1:

@@ -38,6 +38,7 @@ static hsm_status attach(hsm_client *client) {
     client->event_fd = HSM_FD_EVENT;
     client->timer_fd = HSM_FD_TIMER;
     client->fork_generation = hsm_fork_generation();
+    atomic_store(&client->users, 1); /* it is no engine's to free */
     return hsm_area_attach(HSM_FD_AREA, client->area);
 }
 

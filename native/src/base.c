@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -34,6 +35,18 @@ uint32_t hsm_fork_generation(void) {
 void *hsm_alloc(size_t size) {
     void *memory = calloc(1, size == 0 ? 1 : size);
     if (memory != NULL) {
+        atomic_fetch_add_explicit(&allocations, 1, memory_order_relaxed);
+    }
+    return memory;
+}
+
+void *hsm_alloc_undumped(size_t size) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    size_t whole = (size + page - 1U) / page * page;
+    void *memory = aligned_alloc(page, whole);
+    if (memory != NULL) {
+        memset(memory, 0, whole);
+        (void)madvise(memory, whole, MADV_DONTDUMP);
         atomic_fetch_add_explicit(&allocations, 1, memory_order_relaxed);
     }
     return memory;

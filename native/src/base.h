@@ -15,8 +15,13 @@
 #define HSM_CACHE_LINE 64
 #define HSM_ALIGNED _Alignas(HSM_CACHE_LINE)
 
+/* Take the next step, whose status it is then, unless one before it has failed. */
+#define HSM_THEN(status, step) ((status) = (status) != HSM_OK ? (status) : (step))
+
 /* Zeroed memory that hsm_leaks counts. NULL when there is none. */
 void *hsm_alloc(size_t size);
+/* The same in pages of its own that core dumps leave out. */
+void *hsm_alloc_undumped(size_t size);
 void hsm_free(void *memory);
 /* A counted copy; NULL for NULL. */
 char *hsm_strdup(const char *text);

@@ -17,8 +17,8 @@ static hsm_status check_range(const char *name, uint32_t value, uint32_t most, h
 hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, hsm_error *error) {
     *out = NULL;
     hsm_status status = check_range("slots", options->slots, HSM_MAX_SLOTS, error);
-    status = status != HSM_OK ? status : check_range("max_message", options->max_message, HSM_MAX_MESSAGE, error);
-    status = status != HSM_OK ? status : check_range("max_workers", options->max_workers, HSM_MAX_WORKERS, error);
+    HSM_THEN(status, check_range("max_message", options->max_message, HSM_MAX_MESSAGE, error));
+    HSM_THEN(status, check_range("max_workers", options->max_workers, HSM_MAX_WORKERS, error));
     if (status != HSM_OK) {
         return status;
     }
@@ -28,6 +28,7 @@ hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, h
     }
     client->area_fd = client->event_fd = client->timer_fd = -1;
     client->fork_generation = hsm_fork_generation();
+    atomic_store(&client->users, 1);
     client->area = &client->own_area;
     status = hsm_area_create(options, client->area, &client->area_fd, error);
     if (status == HSM_OK) {
@@ -59,7 +60,7 @@ hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **out, h
 }
 
 void hsm_client_free(hsm_client *client) {
-    if (client == NULL) {
+    if (client == NULL || (!hsm_client_forked(client) && atomic_fetch_sub(&client->users, 1) != 1)) {
         return;
     }
     /* A forked child has no mapping of the area, and the descriptors are its parent's to close. */

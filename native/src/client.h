@@ -12,6 +12,7 @@ struct hsm_client {
     hsm_area own_area;
     int area_fd, event_fd, timer_fd;
     uint32_t fork_generation;
+    _Atomic uint32_t users; /* its owner, and the engine; the last one frees it */
     uint32_t free_count;
     uint32_t open; /* slots in use, and held answers */
     uint32_t held;

@@ -136,6 +136,7 @@ static hsm_engine *allocate(hsm_client *client, const hsm_engine_options *option
         return NULL;
     }
     engine->client = client;
+    atomic_fetch_add(&client->users, 1);
     engine->area = client->area;
     engine->spin_ns = options->spin_ns;
     engine->patience_ns = options->patience_ns;
@@ -144,7 +145,11 @@ static hsm_engine *allocate(hsm_client *client, const hsm_engine_options *option
     pthread_condattr_t attributes;
     (void)pthread_condattr_init(&attributes);
     (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    (void)pthread_mutex_init(&engine->control, NULL);
+    pthread_mutexattr_t owned;
+    (void)pthread_mutexattr_init(&owned);
+    (void)pthread_mutexattr_settype(&owned, PTHREAD_MUTEX_ERRORCHECK); /* see give_up in worker.c */
+    (void)pthread_mutex_init(&engine->control, &owned);
+    (void)pthread_mutexattr_destroy(&owned);
     (void)pthread_mutex_init(&engine->state, NULL);
     (void)pthread_mutex_init(&engine->aside_lock, NULL);
     (void)pthread_cond_init(&engine->changed, &attributes);
@@ -177,17 +182,16 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
         status = hsm_fail(error, HSM_OUT_OF_MEMORY, "sodium_malloc", "locked memory for the PIN");
     }
     hsm_turn_begin(options->quirks, options->module_path);
-    status = status != HSM_OK ? status
-                              : hsm_module_acquire(options->module_path, options->module_args, &engine->module, error);
+    HSM_THEN(status, hsm_module_acquire(options->module_path, options->module_args, &engine->module, error));
     hsm_engine_lock(engine); /* no other engine initializes the module again until the workers run */
     if (status == HSM_OK) {
         hsm_engine_join(engine);
         engine->p11 = engine->module->p11;
         status = open_token(engine, options, error);
     }
-    status = status != HSM_OK ? status : hsm_engine_login(engine, error);
+    HSM_THEN(status, hsm_engine_login(engine, error));
     hsm_turn_end();
-    status = status != HSM_OK ? status : start_workers(engine, error);
+    HSM_THEN(status, start_workers(engine, error));
     hsm_engine_unlock(engine);
     if (status != HSM_OK) {
         /* A host that does not start leaves queued requests to the next one. */
@@ -222,44 +226,24 @@ static void complete_queued(hsm_engine *engine) {
 
 /* How many threads use the engine. Call with `state` held. */
 static uint32_t inside(const hsm_engine *engine) {
-    return engine->running + engine->starting + engine->visitors + (engine->closing_token && !engine->token_closed);
+    return engine->running + engine->starting + engine->visitors;
 }
 
-/* Wait until no thread uses the engine, or until a time. Returns how many do. */
-static uint32_t wait_for_threads(hsm_engine *engine, uint64_t until_ns) {
+/* Wait until no thread uses the engine and, if `ended`, nothing of it is left in the module; or until a time. Call with
+ * `state` held. Returns how many threads are in its way. */
+static uint32_t wait_for_threads(hsm_engine *engine, bool ended, uint64_t until_ns) {
     struct timespec until = hsm_timespec(until_ns);
-    (void)pthread_mutex_lock(&engine->state);
-    while (inside(engine) > 0) {
+    uint32_t left;
+    while ((left = inside(engine)) > 0 || (left = ended && !engine->ended) > 0) {
         if (pthread_cond_timedwait(&engine->changed, &engine->state, &until) == ETIMEDOUT) {
             break;
         }
     }
-    uint32_t left = inside(engine);
-    (void)pthread_mutex_unlock(&engine->state);
     return left;
-}
-
-/* The last calls of the module: close the login session, and finalize it if this was its last user. No C_Logout: it
- * would end the login for every other user of the token in this process. Closing the last session ends it too. */
-static void *close_token(void *argument) {
-    hsm_engine *engine = argument;
-    hsm_engine_lock(engine); /* another engine may be about to initialize the module again */
-    hsm_engine_close_login(engine);
-    hsm_engine_unlock(engine);
-    if (engine->module != NULL) {
-        hsm_engine_leave(engine);
-        hsm_module_release(engine->module);
-    }
-    (void)pthread_mutex_lock(&engine->state);
-    engine->token_closed = true;
-    (void)pthread_cond_broadcast(&engine->changed);
-    (void)pthread_mutex_unlock(&engine->state);
-    return NULL;
 }
 
 static void destroy(hsm_engine *engine) {
     for (uint32_t i = 0; i < engine->worker_slots; i++) {
-        hsm_worker_reap(&engine->workers[i]);
         hsm_free(engine->workers[i].message);
     }
     hsm_free(engine->workers);
@@ -276,7 +260,43 @@ static void destroy(hsm_engine *engine) {
     (void)pthread_mutex_destroy(&engine->state);
     (void)pthread_mutex_destroy(&engine->aside_lock);
     (void)pthread_mutex_destroy(&engine->control);
+    hsm_client_free(engine->client);
     hsm_free(engine);
+}
+
+/* The last calls of the module: close the login session, and finalize it if this was its last user. No C_Logout: it
+ * would end the login for every other user of the token in this process. Closing the last session ends it too. */
+static void close_token(hsm_engine *engine) {
+    hsm_engine_lock(engine); /* another engine may be about to initialize the module again */
+    hsm_engine_close_login(engine);
+    hsm_engine_unlock(engine);
+    if (engine->module != NULL) {
+        hsm_engine_leave(engine);
+        hsm_module_release(engine->module);
+    }
+}
+
+/* The ender's thread: when no thread uses the engine any more, end what it has in the module; free an engine that was
+ * left behind. */
+static void *end(void *argument) {
+    hsm_engine *engine = argument;
+    (void)pthread_mutex_lock(&engine->state);
+    (void)wait_for_threads(engine, false, UINT64_MAX);
+    (void)pthread_mutex_unlock(&engine->state);
+    close_token(engine);
+    for (uint32_t i = 0; i < engine->worker_slots; i++) {
+        hsm_worker_reap(&engine->workers[i]);
+    }
+    (void)pthread_mutex_lock(&engine->state);
+    engine->ended = true;
+    bool left_behind = engine->left_behind;
+    (void)pthread_cond_broadcast(&engine->changed);
+    (void)pthread_mutex_unlock(&engine->state);
+    if (left_behind) {
+        destroy(engine);
+        hsm_count(HSM_RESOURCE_THREAD, -1);
+    }
+    return NULL;
 }
 
 uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns) {
@@ -292,24 +312,32 @@ uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns) {
     hsm_warmer_stop(engine);
     uint64_t now = hsm_now_ns();
     uint64_t until = timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns;
-    uint32_t left = wait_for_threads(engine, until);
+    pthread_t ender;
+    bool started = hsm_thread_start(&ender, end, engine) == 0;
+    (void)pthread_mutex_lock(&engine->state);
+    uint32_t left = wait_for_threads(engine, false, until);
+    (void)pthread_mutex_unlock(&engine->state);
     if (!engine->keep_queued) {
         complete_queued(engine);
     }
-    if (left == 0 && !engine->closing_token) {
-        /* In a thread of its own: the module may hang in these calls too. */
-        engine->closing_token = hsm_thread_start(&engine->closer, close_token, engine) == 0;
-        if (!engine->closing_token) {
-            (void)close_token(engine);
-        }
-        left = wait_for_threads(engine, until);
+    if (!started && left == 0) {
+        (void)end(engine);
     }
+    (void)pthread_mutex_lock(&engine->state);
+    left = wait_for_threads(engine, true, until);
+    engine->left_behind = left > 0;
     if (left > 0) {
         hsm_engine_wipe_pin(engine); /* a thread may still point to the engine, but logs in no more */
+        if (started) {
+            (void)pthread_detach(ender);
+        }
+    }
+    (void)pthread_mutex_unlock(&engine->state);
+    if (left > 0) {
         return left;
     }
-    if (engine->closing_token) {
-        hsm_thread_join(engine->closer);
+    if (started) {
+        hsm_thread_join(ender);
     }
     destroy(engine);
     return 0;

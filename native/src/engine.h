@@ -26,7 +26,7 @@ typedef struct hsm_engine_key {
     uint32_t next;     /* index for the next key in this place; under `control` */
 } hsm_engine_key;
 
-/* Only supervise.c and hsm_engine_stop join a thread. */
+/* Only supervise.c and the thread that ends the engine join a thread. */
 enum hsm_thread_state { HSM_THREAD_NONE, HSM_THREAD_STARTED, HSM_THREAD_ENDED };
 
 /* One request on the ladder, from its first failure on. */
@@ -63,6 +63,10 @@ typedef struct hsm_worker {
     pthread_t thread;
     _Atomic uint32_t thread_state;
     bool replacement; /* started for a quarantined one: no thread waits for its start */
+    bool announced;   /* the engine knows how its start went */
+    bool running;     /* the engine counts it; under `state` */
+    bool returned;    /* by itself: the module has not ended its thread */
+    uint32_t slot;    /* the request that it serves, or HSM_NONE */
     bool session_open;
     CK_SESSION_HANDLE session;
     uint32_t epoch;                         /* of the handles below */
@@ -143,10 +147,9 @@ struct hsm_engine {
     pthread_mutex_t state;
     pthread_cond_t changed;
     uint32_t starting, running;
-    uint32_t visitors;  /* other threads inside: hsm_engine_add_key */
-    bool closing_token; /* the thread `closer` was started, */
-    bool token_closed;  /* and has ended its work */
-    pthread_t closer;
+    uint32_t visitors; /* other threads inside: hsm_engine_add_key */
+    bool ended;        /* nothing of it is left in the module */
+    bool left_behind;  /* hsm_engine_stop did not wait for that: the thread that ends it frees it */
     hsm_error start_error;
     uint32_t worker_count; /* that should be running */
     uint32_t worker_slots; /* places in `workers`, replacements included */

@@ -168,7 +168,7 @@ static bool copy_options(hsm_host *host, const hsm_host_options *options) {
            all;
 }
 
-hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **out, hsm_error *error) {
+hsm_status hsm_host_new(hsm_client *client, const hsm_host_options *options, hsm_host **out, hsm_error *error) {
     *out = NULL;
     if (options->program == NULL || options->engine.module_path == NULL) {
         return hsm_fail(error, HSM_BAD_ARGUMENT, "", "no host program or module");
@@ -182,26 +182,34 @@ hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, h
     host->pid = -1;
     host->fork_generation = hsm_fork_generation();
     (void)pthread_mutex_init(&host->lock, NULL);
-    hsm_status status = copy_options(host, options) ? HSM_OK : hsm_fail(error, HSM_OUT_OF_MEMORY, "", "host");
-    client->area->one_process = false;
-    atomic_store(&client->area->shared->mode, HSM_MODE_RUN);
-    status = status != HSM_OK ? status : hsm_process_start(host, error);
-    status = status != HSM_OK ? status : begin(host, error);
-    if (status != HSM_OK) {
-        (void)hsm_process_end(host);
+    if (!copy_options(host, options)) {
         free_host(host);
-        return status;
+        return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "host");
     }
     *out = host;
     return HSM_OK;
 }
 
-int hsm_host_fd(const hsm_host *host) {
-    return host->pidfd;
+hsm_status hsm_host_begin(hsm_host *host, hsm_error *error) {
+    hsm_area *area = host->client->area;
+    area->one_process = false;
+    atomic_store(&area->shared->mode, HSM_MODE_RUN);
+    hsm_status status = hsm_process_start(host, error);
+    HSM_THEN(status, begin(host, error));
+    if (status != HSM_OK) {
+        (void)hsm_process_end(host);
+    }
+    return status;
 }
 
-int64_t hsm_host_pid(const hsm_host *host) {
-    return host->pid;
+hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **out, hsm_error *error) {
+    hsm_status status = hsm_host_new(client, options, out, error);
+    HSM_THEN(status, hsm_host_begin(*out, error));
+    if (status != HSM_OK) {
+        hsm_host_stop(*out, 0);
+        *out = NULL;
+    }
+    return status;
 }
 
 uint32_t hsm_host_hardening(const hsm_host *host, int32_t *landlock_abi) {
@@ -217,7 +225,7 @@ static hsm_status check_fork(const hsm_host *host, hsm_error *error) {
 
 hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info, hsm_error *error) {
     hsm_status status = check_fork(host, error);
-    status = status != HSM_OK ? status : send_key(host, selector, HSM_ANY_INDEX, info, error);
+    HSM_THEN(status, send_key(host, selector, HSM_ANY_INDEX, info, error));
     if (status != HSM_OK) {
         return status;
     }
@@ -398,8 +406,8 @@ hsm_status hsm_host_restart(hsm_host *host, hsm_error *error) {
     hsm_close(&host->control);
     restore_key_table(host);
     status = hsm_process_start(host, error);
-    status = status != HSM_OK ? status : begin(host, error);
-    status = status != HSM_OK ? status : find_all_again(host, error);
+    HSM_THEN(status, begin(host, error));
+    HSM_THEN(status, find_all_again(host, error));
     if (status != HSM_OK) {
         (void)hsm_process_end(host);
         return status;
@@ -432,7 +440,7 @@ void hsm_host_stop(hsm_host *host, uint64_t timeout_ns) {
         hsm_request_message message = {.operation = HSM_OP_STOP};
         hsm_reply_message reply;
         message.timeout_ns = timeout_ns;
-        host->options.timeout_ns = timeout_ns + 500000000U;
+        host->options.timeout_ns = timeout_ns + 250000000U;
         (void)call(host, &message, &reply, NULL);
     }
     (void)hsm_process_end(host);

@@ -217,12 +217,12 @@ hsm_status hsm_key_find(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, const 
                         CK_OBJECT_HANDLE *handle, hsm_key_info *info, hsm_error *error) {
     memset(info, 0, sizeof *info);
     hsm_status status = find_private(p11, session, selector, handle, error);
-    status = status != HSM_OK ? status : read_attributes(p11, session, *handle, info, error);
+    HSM_THEN(status, read_attributes(p11, session, *handle, info, error));
     if (status == HSM_OK && selector->algorithm != HSM_ALGORITHM_NONE && selector->algorithm != info->algorithm) {
         status = hsm_fail(error, HSM_KEY_UNUSABLE, "C_GetAttributeValue", "'%s' is an %s key, not %s", info->label,
                           hsm_algorithm_name(info->algorithm), hsm_algorithm_name(selector->algorithm));
     }
-    status = status != HSM_OK ? status : read_public_key(p11, session, selector, *handle, info, error);
+    HSM_THEN(status, read_public_key(p11, session, selector, *handle, info, error));
     return status;
 }
 

@@ -75,18 +75,17 @@ static hsm_status find_and_prove(hsm_engine *engine, const hsm_key_selector *sel
     *handle = 0;
     for (uint64_t pause = PROVE_PAUSE_NS;; pause *= 2) {
         hsm_status status = hsm_engine_ready(engine, error);
-        status =
-            status != HSM_OK ? status : hsm_key_find(engine->p11, engine->login_session, selector, handle, info, error);
+        HSM_THEN(status, hsm_key_find(engine->p11, engine->login_session, selector, handle, info, error));
         bool logged_in;
         status = hsm_engine_unless_hidden(engine, engine->login_session, status, &logged_in);
         if (!logged_in) {
             (void)hsm_fail(error, status, "C_FindObjects", "the login was lost during the search");
         }
-        status = status != HSM_OK ? status : hsm_key_check_mechanism(engine->p11, engine->slot, info->algorithm, error);
+        HSM_THEN(status, hsm_key_check_mechanism(engine->p11, engine->slot, info->algorithm, error));
         if (status != HSM_OK && until == 0 && logged_in) {
             return status;
         }
-        status = status != HSM_OK ? status : prove(engine, *handle, info, error);
+        HSM_THEN(status, prove(engine, *handle, info, error));
         uint64_t now = hsm_now_ns();
         until = until == 0 ? now + PROVE_NS : until;
         bool again = status == HSM_SIGNATURE_INVALID ? ++wrong < HSM_MAX_WRONG : now + pause < until;

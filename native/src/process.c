@@ -13,6 +13,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+int hsm_host_fd(const hsm_host *host) {
+    return host->pidfd;
+}
+
+int64_t hsm_host_pid(const hsm_host *host) {
+    return host->pid;
+}
+
 void hsm_host_kill(hsm_host *host) {
     (void)pthread_mutex_lock(&host->lock);
     if (host->pid > 0) {

@@ -56,7 +56,7 @@ static void proceed(hsm_requests *table, uint32_t index, enum hsm_cache_result f
         if (entry != 0) {
             hsm_cache_set_leader(table->cache, entry, r->slot);
         }
-        r->state = HSM_REQUEST_SENT;
+        hsm_request_becomes(r, HSM_REQUEST_SENT);
         table->owed++;
     } else { /* it asks the cache again when it gets a slot */
         forget_entry(table, entry);
@@ -110,7 +110,7 @@ hsm_status hsm_requests_submit(hsm_requests *table, const hsm_ask *ask, hsm_answ
     }
     uint64_t now = hsm_now_ns();
     hsm_list_drop(table->links, &table->free, index);
-    r->state = HSM_REQUEST_GIVEN; /* in no list */
+    hsm_request_becomes(r, HSM_REQUEST_GIVEN);
     r->deadline_ns = ask->timeout_ns <= UINT64_MAX - now ? now + ask->timeout_ns : UINT64_MAX;
     r->message = ask->message;
     r->message_len = ask->message_len;
@@ -147,7 +147,7 @@ static bool refill(hsm_requests *table) {
         enum hsm_cache_result found = look_up(table, r->answer.key, r->message, r->message_len, r->prehashed,
                                               r->signature, &r->answer.signature_len, &leader, &entry);
         hsm_list_drop(table->links, &table->queue, index);
-        r->state = HSM_REQUEST_GIVEN;
+        hsm_request_becomes(r, HSM_REQUEST_GIVEN);
         proceed(table, index, found, leader, entry, now);
     }
     hsm_client_batch_end(table->client);
@@ -174,11 +174,11 @@ static void share(hsm_requests *table, hsm_list *followers, const hsm_request *r
         follower->slot = HSM_NONE;
         follower->answer.begun |= begun;
         if (alone) {
-            follower->state = HSM_REQUEST_QUEUED;
+            hsm_request_becomes(follower, HSM_REQUEST_QUEUED);
             hsm_list_push(table->links, &table->queue, index, true);
             continue;
         }
-        follower->state = HSM_REQUEST_GIVEN;
+        hsm_request_becomes(follower, HSM_REQUEST_GIVEN);
         follower->answer.ckr = r->answer.ckr;
         follower->answer.call = r->answer.call;
         follower->answer.slot = r->answer.slot;
@@ -264,7 +264,7 @@ int hsm_requests_next(hsm_requests *table, hsm_answer *answer) {
     hsm_request *r = &table->all[index];
     r->answer.last = r->slot == HSM_NONE;
     r->answer.signature = r->signature;
-    r->state = r->answer.last != 0 ? HSM_REQUEST_GIVEN : HSM_REQUEST_SENT;
+    hsm_request_becomes(r, r->answer.last != 0 ? HSM_REQUEST_GIVEN : HSM_REQUEST_SENT);
     *answer = r->answer;
     if (r->answer.status != HSM_OK) {
         answer->signature_len = 0;

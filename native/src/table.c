@@ -5,6 +5,19 @@
 
 #define FIRST_ROOM 256U
 
+#define TO(state) (1U << HSM_REQUEST_##state)
+
+const uint8_t hsm_request_moves[] = {
+    [HSM_REQUEST_FREE] = TO(GIVEN),
+    [HSM_REQUEST_QUEUED] = TO(READY) | TO(GIVEN),
+    [HSM_REQUEST_FOLLOWING] = TO(QUEUED) | TO(GIVEN),
+    /* It stays with the workers when its waiter leaves, or was answered before them. */
+    [HSM_REQUEST_SENT] = TO(SENT) | TO(READY) | TO(GIVEN),
+    [HSM_REQUEST_READY] = TO(SENT) | TO(GIVEN),
+    [HSM_REQUEST_GIVEN] = TO(FREE) | TO(QUEUED) | TO(FOLLOWING) | TO(SENT) | TO(READY) | TO(HELD),
+    [HSM_REQUEST_HELD] = TO(READY) | TO(GIVEN),
+};
+
 bool hsm_table_grow(hsm_requests *table) {
     uint32_t room = table->room == 0 ? FIRST_ROOM : table->room * 2U;
     hsm_request *all = room > table->room ? hsm_alloc(room * sizeof *all) : NULL;
@@ -54,7 +67,7 @@ void hsm_table_move(hsm_requests *table, uint32_t index, enum hsm_request_state 
     if (list != NULL) {
         hsm_list_drop(table->links, list, index);
     }
-    request->state = (uint8_t)state;
+    hsm_request_becomes(request, state);
     list = list_of(table, request);
     if (list != NULL) { /* a free one goes first: few requests that stay warm, not all in turn */
         hsm_list_push(table->links, list, index, state == HSM_REQUEST_FREE);

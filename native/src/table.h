@@ -7,6 +7,8 @@
 #include <hsmcore/requests.h>
 
 #include "admission.h"
+#include <assert.h>
+
 #include "client.h"
 #include "deadlines.h"
 #include "list.h"
@@ -61,6 +63,20 @@ struct hsm_requests {
 
 /* Make room for more requests. Returns false when memory is short. */
 bool hsm_table_grow(hsm_requests *table);
+/* By state, a bit for each state that may come next. */
+extern const uint8_t hsm_request_moves[HSM_REQUEST_HELD + 1];
+
+/* Note the next state of a request that is in no list. What no request may do is a defect: it gets no signature. */
+static inline void hsm_request_becomes(hsm_request *request, enum hsm_request_state state) {
+    bool legal = (hsm_request_moves[request->state] >> state & 1U) != 0;
+    assert(legal);
+    if (!legal) {
+        request->answer.status = HSM_SYSTEM;
+        request->answer.signature_len = 0;
+    }
+    request->state = (uint8_t)state;
+}
+
 /* Take a request out of its list and put it into the one that goes with `state`. */
 void hsm_table_move(hsm_requests *table, uint32_t index, enum hsm_request_state state);
 /* The index of a request by its number; HSM_NONE if it is over. */

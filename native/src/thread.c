@@ -1,5 +1,6 @@
 /* A worker's thread: start it, join it. */
 #include "engine.h"
+#include "list.h"
 
 #include <errno.h>
 
@@ -8,8 +9,10 @@ hsm_status hsm_worker_start(hsm_engine *engine, uint32_t index, bool replacement
     worker->engine = engine;
     worker->index = index;
     worker->replacement = replacement;
+    worker->announced = worker->running = worker->returned = false;
+    worker->slot = HSM_NONE;
     worker->record = hsm_area_worker(engine->area, index);
-    worker->message = worker->message != NULL ? worker->message : hsm_alloc(engine->area->max_message);
+    worker->message = worker->message != NULL ? worker->message : hsm_alloc_undumped(engine->area->max_message);
     if (worker->message == NULL) {
         return HSM_OUT_OF_MEMORY;
     }

@@ -44,3 +44,9 @@ void hsm_turn_end(void) {
         hsm_close(&turn.file);
     }
 }
+
+void hsm_turn_drop(void) {
+    while (turn.depth > 0) {
+        hsm_turn_end();
+    }
+}

@@ -1,5 +1,6 @@
 /* A worker's loop: claim a request, sign, complete, wake the client; sleep when there is nothing to claim. Read
  * session.c and sign.c next, then recover.c. */
+#include "list.h"
 #include "session.h"
 
 #include <string.h>
@@ -188,7 +189,6 @@ static bool put_aside(hsm_worker *worker, uint32_t index) {
 /* Serve one request, which was claimed at `begun`. Returns the time of its end. */
 static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     hsm_area *area = worker->engine->area;
-    index &= area->slots - 1U; /* the area may be shared with a process that misbehaves */
     hsm_slot *slot = hsm_area_slot(area, index);
     uint64_t submitted = atomic_load_explicit(&slot->submitted_ns, memory_order_relaxed);
     hsm_outcome outcome = {HSM_CALL_NONE, CKR_OK};
@@ -336,7 +336,9 @@ static void run(hsm_worker *worker) {
     worker->last_used_ns = now;
     while (next_request(worker, &index, &waited)) {
         uint64_t begun = waited ? hsm_now_ns() : now;
-        now = serve(worker, index, begun);
+        worker->slot = index & (area->slots - 1U); /* the area may be shared with a process that misbehaves */
+        now = serve(worker, worker->slot, begun);
+        worker->slot = HSM_NONE;
         worker->last_used_ns = now;
         worker->took_ns = now - begun;
         bool urgent = hsm_is_urgent(worker, begun, now);
@@ -350,10 +352,12 @@ static bool announce(hsm_worker *worker, hsm_status status, const hsm_error *err
     hsm_engine *engine = worker->engine;
     /* A replacement goes on without a session: it opens one with the first request, on the ladder. */
     bool goes_on = status == HSM_OK || worker->replacement;
+    worker->announced = true;
     (void)pthread_mutex_lock(&engine->state);
     engine->starting--;
     if (goes_on) {
         engine->running++;
+        worker->running = true;
         atomic_store(&worker->record->running, 1);
     } else if (engine->start_error.status == HSM_OK) {
         engine->start_error = *error;
@@ -363,26 +367,59 @@ static bool announce(hsm_worker *worker, hsm_status status, const hsm_error *err
     return goes_on;
 }
 
-/* Tell the engine that this thread ends; `running` says whether the worker had gone on. */
-static void *finish(hsm_worker *worker, bool running) {
+/* The module has ended this thread in a call. Answer its request, and let go of what others would wait for. */
+static void give_up(hsm_worker *worker) {
     hsm_engine *engine = worker->engine;
+    hsm_error error;
+    hsm_turn_drop();
+    (void)pthread_mutex_unlock(&engine->control); /* fails unless this thread holds it */
+    if (worker->probing_ns != 0) {
+        hsm_probe_end(worker);
+    }
+    if (worker->session_open) { /* it is the module's to close */
+        hsm_count(HSM_RESOURCE_SESSION, -1);
+        worker->session_open = false;
+    }
+    hsm_worker_leave(worker);
+    atomic_store(&worker->record->call_deadline_ns, 0);
+    atomic_store(&worker->serving, 0);
+    if (worker->slot != HSM_NONE) {
+        hsm_area_fail(engine->area, worker->slot, HSM_TOKEN_LOST);
+        hsm_notify(engine->area, engine->client->event_fd, engine->client->timer_fd, true, 0, worker->record);
+    }
+    if (!worker->announced) {
+        (void)hsm_fail(&error, HSM_TOKEN_LOST, "C_OpenSession", "the module ended the thread that called it");
+        (void)announce(worker, HSM_TOKEN_LOST, &error);
+    }
+}
+
+/* The end of the thread, also of one that the module ends. */
+static void finish(void *argument) {
+    hsm_worker *worker = argument;
+    hsm_engine *engine = worker->engine;
+    if (!worker->returned) {
+        give_up(worker);
+    }
+    for (size_t i = 0; i < HSM_MAX_KEYS; i++) {
+        hsm_verifier_free(worker->verifiers[i]);
+        worker->verifiers[i] = NULL;
+    }
+    hsm_wipe(worker->message, worker->used);
     (void)pthread_mutex_lock(&engine->state);
-    if (running) {
+    if (worker->running) {
         engine->running--;
+        worker->running = false;
         atomic_store(&worker->record->running, 0);
         atomic_store(&worker->record->quarantined, 0);
     }
     atomic_store(&worker->thread_state, HSM_THREAD_ENDED);
     (void)pthread_cond_broadcast(&engine->changed);
     (void)pthread_mutex_unlock(&engine->state);
-    return NULL;
 }
 
-void *hsm_worker_main(void *argument) {
-    hsm_worker *worker = argument;
+static void work(hsm_worker *worker) {
     hsm_engine *engine = worker->engine;
     hsm_error error = {.status = HSM_OK};
-    (void)prctl(PR_SET_NAME, "hsm-worker");
     if (engine->quirks->open_pause_ms != 0 && !worker->replacement) {
         hsm_sleep((uint64_t)worker->index * engine->quirks->open_pause_ms * 1000000U);
     }
@@ -390,17 +427,19 @@ void *hsm_worker_main(void *argument) {
     hsm_status status = hsm_worker_open(worker, &error);
     hsm_worker_leave(worker);
     atomic_store(&worker->record->call_deadline_ns, 0); /* see hsm_worker_start */
-    if (!announce(worker, status, &error)) {
-        return finish(worker, false);
+    if (announce(worker, status, &error)) {
+        run(worker);
+        hsm_worker_enter(worker, hsm_now_ns());
+        hsm_worker_close(worker);
+        hsm_worker_leave(worker);
     }
-    run(worker);
-    hsm_worker_enter(worker, hsm_now_ns());
-    hsm_worker_close(worker);
-    hsm_worker_leave(worker);
-    for (size_t i = 0; i < HSM_MAX_KEYS; i++) {
-        hsm_verifier_free(worker->verifiers[i]);
-        worker->verifiers[i] = NULL;
-    }
-    hsm_wipe(worker->message, worker->used);
-    return finish(worker, true);
+    worker->returned = true;
+}
+
+void *hsm_worker_main(void *argument) {
+    (void)prctl(PR_SET_NAME, "hsm-worker");
+    pthread_cleanup_push(finish, argument);
+    work(argument);
+    pthread_cleanup_pop(1);
+    return NULL;
 }

@@ -17,7 +17,7 @@ from tests.support.audit_logs import files_at_most, keys_of
 from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.levels import SAME, Site
 from tests.support.loops import one_loop
-from tests.support.managers import opened, start, until
+from tests.support.managers import becomes, opened, start, until
 from tests.support.zygote import Forked
 
 import hsmcore
@@ -164,6 +164,27 @@ def test_a_hung_device_keeps_nothing_open(fresh_token, tmp_path, isolation, what
             )
         finally:
             victim.kill()
+
+
+@needs_chaos
+@one_loop
+@pytest.mark.parametrize("function", ["C_Sign", "C_GenerateKeyPair", "C_FindObjects"])
+async def test_a_call_that_hangs_holds_nothing_once_it_returns(fresh_token, tmp_path, function):
+    """In this process: threads, sessions, memory and descriptors that close() left behind go by themselves."""
+    chaos = Chaos(tmp_path, wrap(fresh_token()))
+    manager = hsmcore.create_key_manager(chaos.config(settings={"hangAfterMs": 50}))
+    await manager.initialize()
+    calls = {
+        "C_Sign": lambda: manager.sign(b"m", 0.2),
+        "C_GenerateKeyPair": manager.generate_key,
+        "C_FindObjects": lambda: manager.set_current_key_id("ff"),
+    }
+    chaos.fault(function, "hang", forever=True)
+    call = start(calls[function]())
+    await becomes(lambda: asyncio.to_thread(lambda: chaos.stats()["hung"] == 1))
+    await close_within(manager, 20.0)
+    assert (await asyncio.to_thread(chaos.release)) == 1, "close() waited for it"
+    await asyncio.gather(call, return_exceptions=True)
 
 
 def children_of(pid):

@@ -1,4 +1,4 @@
-"""A module that hangs in a start: the start has an end, and so has the process, by itself and by Ctrl-C."""
+"""A module that hangs in a start or in an end: both have an end, and so has the process, by itself and by Ctrl-C."""
 
 import json
 import signal
@@ -20,7 +20,12 @@ _BODY = r"""
 #include <stdio.h>
 #include <unistd.h>
 
-static CK_RV hang(void) {
+typedef CK_RV (*any)(CK_ULONG, CK_ULONG, CK_ULONG, CK_ULONG, CK_ULONG, CK_ULONG);
+
+static CK_RV hang(CK_ULONG a, CK_ULONG b, CK_ULONG c, CK_ULONG d, CK_ULONG e, CK_ULONG f) {
+    if (access(WHEN, F_OK) != 0) {
+        return ((any)theirs->FUNCTION)(a, b, c, d, e, f);
+    }
     FILE *told = fopen(TOLD, "w");
     (void)fclose(told);
     for (;;) {
@@ -32,7 +37,19 @@ static void change(void) {
     *(void **)&own.FUNCTION = (void *)hang;
 }
 """
-CALLS = ["C_Initialize", "C_GetTokenInfo", "C_OpenSession", "C_Login", "C_FindObjects", "C_Sign"]
+CALLS = ["C_Initialize", "C_GetSlotList", "C_GetTokenInfo", "C_OpenSession", "C_Login"]
+CALLS += ["C_FindObjectsInit", "C_FindObjects", "C_GetAttributeValue", "C_Sign"]
+LAST_CALLS = ["C_CloseSession", "C_Finalize"]
+"""Of an end; it calls no C_Logout."""
+ISOLATIONS = ["thread", "process"]
+
+
+def cases(calls, *often):
+    """Each call in both isolations; in every run those that are named."""
+    both = [(call, isolation) for call in calls for isolation in ISOLATIONS]
+    return [case if case in often else pytest.param(*case, marks=pytest.mark.deep) for case in both]
+
+
 EMBEDDED = """
 import asyncio, json, sys, hsmcore
 
@@ -47,16 +64,30 @@ async def main():
 
 asyncio.run(main())
 """
+ENDING = """
+import asyncio, json, pathlib, sys, hsmcore
+
+async def main():
+    manager = hsmcore.create_key_manager(json.loads(sys.argv[1]))
+    await manager.initialize()
+    await manager.sign(b"m")
+    pathlib.Path(sys.argv[2]).touch()
+    await manager.close()
+    print("closed")
+
+asyncio.run(main())
+"""
 
 
 @pytest.fixture
 def hanging(fresh_token, tmp_path):
-    """Makes a configuration whose module hangs in one function, and the path of a file that is there when it does."""
+    """Makes a configuration whose module hangs in one function, once the file `when` is there, and the path of a file
+    that is there when it does."""
     token = fresh_token()
 
-    def make(function, **settings):
+    def make(function, *, when="/", **settings):
         told = tmp_path / "told"
-        defines = {"FUNCTION": function, "TOLD": json.dumps(str(told))}
+        defines = {"FUNCTION": function, "TOLD": json.dumps(str(told)), "WHEN": json.dumps(str(when))}
         module = compile_wrapper(_BODY, token.module, tmp_path / "hangs.so", **defines)
         return token.config(settings={"modulePath": str(module), **settings}), told
 
@@ -64,22 +95,43 @@ def hanging(fresh_token, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "call",
-    [call if call in ("C_Initialize", "C_Sign") else pytest.param(call, marks=pytest.mark.deep) for call in CALLS],
+    ("call", "isolation"), cases(CALLS, ("C_Initialize", "thread"), ("C_Sign", "thread"), ("C_Login", "process"))
 )
-def test_a_start_ends_after_its_time_and_the_process_with_it(hanging, call):
-    config, told = hanging(call, startTimeoutMs=500)
+def test_a_start_ends_after_its_time_and_the_process_with_it(hanging, call, isolation):
+    config, told = hanging(call, startTimeoutMs=500, isolation=isolation)
     command = [sys.executable, "-c", EMBEDDED, json.dumps(config)]
     ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert (ran.stdout, ran.returncode) == ("MemberDown True\n", 0), ran.stderr
     assert told.exists()
 
 
+@pytest.mark.parametrize(("call", "isolation"), cases(LAST_CALLS, ("C_CloseSession", "thread")))
+def test_an_end_that_hangs_has_an_end_and_the_process_with_it(hanging, call, isolation, tmp_path):
+    when = tmp_path / "when"
+    config, told = hanging(call, when=when, isolation=isolation)
+    command = [sys.executable, "-c", ENDING, json.dumps(config), str(when)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert (ran.stdout, ran.returncode) == ("closed\n", 0), ran.stderr
+    assert told.exists()
+    assert ("left behind" in ran.stderr) == (isolation == "thread")
+
+
 @pytest.mark.parametrize(
-    ("call", "command"), [("C_Login", "sign --text m"), ("C_Sign", "sign --text m"), ("C_Login", "keys list")]
+    ("call", "isolation"), cases(CALLS, ("C_Login", "thread"), ("C_Sign", "thread"), ("C_Login", "process"))
 )
-def test_control_c_ends_a_command_whose_module_hangs(hanging, call, command, tmp_path):
-    config, told = hanging(call)
+def test_control_c_ends_a_command_whose_module_hangs(hanging, call, isolation, tmp_path):
+    config, told = hanging(call, isolation=isolation, startTimeoutMs=600_000)
+    interrupt(config, told, "sign --text m", tmp_path)
+
+
+@pytest.mark.parametrize("isolation", ["thread", pytest.param("process", marks=pytest.mark.deep)])
+def test_control_c_ends_a_command_that_looks_at_keys(hanging, isolation, tmp_path):
+    config, told = hanging("C_Login", isolation=isolation)
+    interrupt(config, told, "keys list", tmp_path)
+
+
+def interrupt(config, told, command, tmp_path):
+    """Start a command, and send it SIGINT when its module hangs."""
     path = tmp_path / "hsmcore.json"
     path.write_text(json.dumps(config))
     line = [*OWN_PROCESS, *command.split(), "--config", str(path)]

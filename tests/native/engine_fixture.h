@@ -58,6 +58,18 @@ static inline void fixture_end(struct fixture *fixture) {
     hsm_client_free(fixture->client);
 }
 
+/* After hsm_engine_stop has left an engine behind, whose call has returned by now: it goes by itself, and the client
+ * with it. What is left then, the harness finds. */
+static inline void fixture_left(struct fixture *fixture) {
+    hsm_leaks left;
+    uint64_t until = hsm_now_ns() + PATIENCE;
+    hsm_client_free(fixture->client);
+    do {
+        hsm_sleep(MILLISECOND / 10);
+        hsm_leaks_read(&left);
+    } while (left.threads != 0 && hsm_now_ns() < until);
+}
+
 static inline uint32_t submit_text(struct fixture *fixture, const char *text, uint64_t timeout_ns) {
     uint32_t slot = UINT32_MAX;
     uint64_t deadline;

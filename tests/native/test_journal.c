@@ -430,22 +430,32 @@ static uint64_t least_time_of_two_lines(int urgent) {
     return least;
 }
 
-static void a_lone_line_is_flushed_at_once(void) {
+/* The least time that a line takes which comes after a rest, and the longest: how late this machine is by itself. */
+static uint64_t least_time_of_a_lone_line(uint64_t *longest) {
     hsm_journal *journal = open_on_a_quick_disk();
     uint64_t least = UINT64_MAX;
+    *longest = 0;
     for (uint64_t n = 1; n <= 20; n++) {
         hsm_sleep(2 * HSM_JOURNAL_PACE_NS);
         uint64_t took = hsm_now_ns() - keep(journal, n, 0);
         least = took < least ? took : least;
+        *longest = took > *longest ? took : *longest;
     }
     end_on_a_quick_disk(journal, 20);
-    CHECK_INT(least, <, HSM_JOURNAL_PACE_NS);
+    return least;
+}
+
+static void a_lone_line_is_flushed_at_once(void) {
+    uint64_t longest;
+    CHECK_INT(least_time_of_a_lone_line(&longest), <, HSM_JOURNAL_PACE_NS);
 }
 
 static void a_line_behind_another_waits_for_no_longer_than_the_pause(void) {
+    uint64_t late;
+    (void)least_time_of_a_lone_line(&late);
     uint64_t least = least_time_of_two_lines(0);
     CHECK_INT(least, >=, HSM_JOURNAL_PACE_NS);
-    CHECK_INT(least, <, 2 * HSM_JOURNAL_PACE_NS);
+    CHECK_INT(least, <, 3 * HSM_JOURNAL_PACE_NS / 2 + late);
 }
 
 static void an_urgent_flush_ends_a_pause(void) {

@@ -149,10 +149,11 @@ static bool stop_at(enum point point, CK_RV ckr) {
         CHECK_INT(left, >=, 1);
         atomic_store(&hooks.held, -1);
         (void)finish(&f, slot);
-        CHECK_INT(hsm_engine_stop(f.engine, PATIENCE), ==, 0);
+        fixture_left(&f);
     } else {
         CHECK_INT(left, ==, 0);
         hsm_client_release(f.client, done.slot);
+        hsm_client_free(f.client);
     }
     /* A login that is under way ends, with the PIN; none begins. */
     bool logging_in = point == POINT_C_OpenSession || point == POINT_C_GetTokenInfo;
@@ -161,7 +162,6 @@ static bool stop_at(enum point point, CK_RV ckr) {
     }
     CHECK_INT(atomic_load(&hooks.wrong_pins), ==, 0);
     CHECK_INT(atomic_load(&hooks.inside), ==, 0);
-    hsm_client_free(f.client);
     hooks_end();
     return reached;
 }

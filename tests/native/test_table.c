@@ -1,4 +1,8 @@
 /* The request table: held answers, deadlines, cancellation, numbers, replay, verification. */
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
 #include "desk.h"
 
 /* ---- held answers ---- */
@@ -241,7 +245,45 @@ static void workers_starve_when_the_held_answers_leave_one_idle_or_half_the_requ
     desk_end(&d);
 }
 
+/* ---- moves that no request makes ---- */
+
+/* Whether a child process that makes this move stops there, or, in a build for use, gives an error and no signature. */
+static bool is_refused(struct desk *d, uint32_t index, enum hsm_request_state from, enum hsm_request_state to) {
+    pid_t child = fork();
+    REQUIRE(child >= 0);
+    if (child == 0) {
+        hsm_request *request = &d->table->all[index];
+        const struct rlimit none = {0, 0};
+        (void)setrlimit(RLIMIT_CORE, &none);
+        REQUIRE(freopen("/dev/null", "w", stderr) != NULL); /* for what assert says */
+        request->answer.status = HSM_OK;
+        request->answer.signature_len = HSM_MAX_SIGNATURE;
+        request->state = (uint8_t)from;
+        hsm_request_becomes(request, to);
+        _exit(request->answer.status == HSM_SYSTEM && request->answer.signature_len == 0 ? 3 : 0);
+    }
+    int ended;
+    REQUIRE(waitpid(child, &ended, 0) == child);
+    return (WIFSIGNALED(ended) && WTERMSIG(ended) == SIGABRT) || (WIFEXITED(ended) && WEXITSTATUS(ended) == 3);
+}
+
+static void a_move_that_no_request_makes_hands_nothing_out(void) {
+    static const enum hsm_request_state moves[][2] = {
+        {HSM_REQUEST_FREE, HSM_REQUEST_READY}, {HSM_REQUEST_QUEUED, HSM_REQUEST_HELD},
+        {HSM_REQUEST_FOLLOWING, HSM_REQUEST_SENT}, {HSM_REQUEST_SENT, HSM_REQUEST_HELD},
+        {HSM_REQUEST_READY, HSM_REQUEST_READY}, {HSM_REQUEST_GIVEN, HSM_REQUEST_GIVEN},
+        {HSM_REQUEST_HELD, HSM_REQUEST_FREE},
+    };
+    struct desk d = desk_begin(4);
+    for (size_t i = 0; i < COUNT_OF(moves); i++) {
+        CHECK(is_refused(&d, 0, moves[i][0], moves[i][1]));
+    }
+    CHECK(!is_refused(&d, 0, HSM_REQUEST_HELD, HSM_REQUEST_READY));
+    desk_end(&d);
+}
+
 static const struct test tests[] = {
+    TEST(a_move_that_no_request_makes_hands_nothing_out),
     TEST(workers_starve_when_the_held_answers_leave_one_idle_or_half_the_requests_wait),
     TEST(held_answers_wait_for_their_records),
     TEST(a_held_answer_has_its_deadline),

@@ -122,6 +122,27 @@ static void a_worker_wipes_its_message_when_it_ends(void) {
     fixture_end(&f);
 }
 
+static void core_dumps_leave_messages_out(void) {
+    struct fixture f = noop_begin(1);
+    uintptr_t message = (uintptr_t)f.engine->workers[0].message;
+    FILE *maps = fopen("/proc/self/smaps", "re");
+    REQUIRE(maps != NULL);
+    char line[512];
+    bool within = false;
+    bool undumped = false;
+    while (fgets(line, sizeof line, maps) != NULL) {
+        unsigned long first;
+        unsigned long end;
+        if (sscanf(line, "%lx-%lx ", &first, &end) == 2) { // NOLINT(cert-err34-c)
+            within = message >= first && message < end;
+        }
+        undumped = undumped || (within && strncmp(line, "VmFlags:", 8) == 0 && strstr(line, " dd") != NULL);
+    }
+    (void)fclose(maps);
+    CHECK(undumped);
+    fixture_end(&f);
+}
+
 /* A module's data of a thread, and what takes it away when the thread ends. */
 static pthread_key_t of_thread;
 static _Atomic bool hold_ends;
@@ -273,8 +294,7 @@ static void stop_does_not_wait_for_c_finalize(void) {
     CHECK_INT(hsm_now_ns() - begun, <, 10 * SECOND);
     CHECK_INT(atomic_load(&intercept.inside_finalize), ==, 1);
     atomic_store(&intercept.hold_finalize, false);
-    CHECK_INT(hsm_engine_stop(f.engine, PATIENCE), ==, 0);
-    hsm_client_free(f.client);
+    fixture_left(&f);
 }
 
 static void *look_for_a_key(void *engine) {
@@ -295,8 +315,104 @@ static void stop_does_not_wait_for_a_search_that_hangs(void) {
     CHECK_INT(hsm_engine_stop(f.engine, 10 * MILLISECOND), ==, 1);
     atomic_store(&intercept.hold_find, false);
     (void)pthread_join(adds, NULL);
-    CHECK_INT(hsm_engine_stop(f.engine, PATIENCE), ==, 0);
-    hsm_client_free(f.client);
+    fixture_left(&f);
+    intercept_end();
+}
+
+static void a_client_outlives_the_worker_that_was_left_behind(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(2);
+    gate_set(true);
+    (void)submit_text(&f, SIGNED, 0);
+    gate_await(1);
+    CHECK_INT(hsm_engine_stop(f.engine, 10 * MILLISECOND), ==, 1);
+    hsm_leaks left;
+    hsm_leaks_read(&left);
+    CHECK_INT(left.threads, ==, 3); /* they are counted until they are joined: two workers, and the thread that waits */
+    atomic_fetch_add(&f.client->users, 1);
+    hsm_client_free(f.client); /* as its owner */
+    gate_set(false);
+    fixture_left(&f); /* and as the test, which looked at it */
+    intercept_end();
+}
+
+/* ---- threads that the module ends ---- */
+
+static _Atomic unsigned to_end; /* so many calls end their thread */
+
+static CK_RV sign_and_end(CK_SESSION_HANDLE session, CK_BYTE *data, CK_ULONG length, CK_BYTE *signature,
+                          CK_ULONG *signature_len) {
+    if (intercept_take(&to_end)) {
+        pthread_exit(NULL);
+    }
+    return intercept.real->C_Sign(session, data, length, signature, signature_len);
+}
+
+static CK_RV log_in_and_end(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF8CHAR *pin, CK_ULONG length) {
+    if (intercept_take(&to_end)) {
+        pthread_exit(NULL);
+    }
+    return intercept_Login(session, user, pin, length);
+}
+
+static CK_RV open_and_end(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_NOTIFY notify,
+                          CK_SESSION_HANDLE *session) {
+    if (atomic_load(&intercept.opened) != 0 && intercept_take(&to_end)) { /* not that of the login: it is our thread */
+        pthread_exit(NULL);
+    }
+    return intercept_OpenSession(slot, flags, application, notify, session);
+}
+
+static void a_worker_that_the_module_ends_is_replaced(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    intercept.list.C_Sign = sign_and_end;
+    struct fixture f = noop_begin(1);
+    for (int i = 0; i < 3; i++) {
+        atomic_store(&to_end, 1);
+        CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_TOKEN_LOST);
+        while (atomic_load(&f.engine->workers[0].thread_state) != HSM_THREAD_ENDED) {
+            intercept_pause();
+        }
+        for (uint32_t healthy = 0; healthy == 0;) {
+            CHECK_INT(hsm_engine_supervise(f.engine, &healthy), ==, 0);
+            intercept_pause();
+        }
+        CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    }
+    atomic_store(&to_end, 1);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_TOKEN_LOST);
+    fixture_end(&f); /* nothing is inside */
+    intercept_end();
+}
+
+/* A worker that logs in again holds the engine's lock, which others wait for. */
+static void a_thread_that_ends_in_a_login_keeps_no_other_from_it(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(2);
+    intercept.list.C_Login = log_in_and_end;
+    atomic_store(&to_end, 1);
+    atomic_store(&intercept.ckr, CKR_USER_NOT_LOGGED_IN);
+    (void)f.engine->p11->C_CloseSession(f.engine->login_session); /* the login is over */
+    atomic_store(&intercept.fail_sign_init, 1);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_TOKEN_LOST);
+    CHECK_INT(atomic_load(&to_end), ==, 0);
+    CHECK_INT(pthread_mutex_trylock(&f.engine->control), ==, 0);
+    hsm_engine_unlock(f.engine);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    fixture_end(&f);
+    intercept_end();
+}
+
+static void a_start_whose_worker_the_module_ends_fails(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    intercept.list.C_OpenSession = open_and_end;
+    atomic_store(&to_end, 1);
+    hsm_client *client = new_client(&small_client);
+    hsm_engine_options options = noop_options(2);
+    hsm_engine *engine = NULL;
+    hsm_error error;
+    CHECK_STATUS(hsm_engine_start(client, &options, &engine, &error), HSM_TOKEN_LOST);
+    hsm_client_free(client);
     intercept_end();
 }
 
@@ -306,11 +422,16 @@ static const struct test tests[] = {
     TEST(a_quarantined_worker_passes_its_wake_on),
     TEST(a_worker_that_sleeps_when_it_is_quarantined_ends_and_is_replaced),
     TEST(a_worker_wipes_its_message_when_it_ends),
+    TEST(core_dumps_leave_messages_out),
     TEST(supervising_waits_for_no_thread_that_is_about_to_end),
     TEST(idle_workers_sleep),
     TEST(no_worker_polls_between_the_calls_of_a_slow_device),
     TEST(a_worker_does_not_search_in_a_session_that_was_closed),
     TEST(stop_does_not_wait_for_c_finalize),
     TEST(stop_does_not_wait_for_a_search_that_hangs),
+    TEST(a_client_outlives_the_worker_that_was_left_behind),
+    TEST(a_worker_that_the_module_ends_is_replaced),
+    TEST(a_thread_that_ends_in_a_login_keeps_no_other_from_it),
+    TEST(a_start_whose_worker_the_module_ends_fails),
 };
 HARNESS_MAIN(tests)

@@ -24,6 +24,12 @@ def readelf(option: str, path: Path) -> str:
     return subprocess.run(["readelf", "--wide", option, path], check=True, capture_output=True, text=True).stdout
 
 
+def test_the_extension_shows_what_others_look_for_and_nothing_else():
+    rows = [line.split() for line in readelf("--dyn-syms", Path(_native.__file__)).splitlines()]
+    shown = {row[7] for row in rows if len(row) > 7 and row[4] in ("GLOBAL", "WEAK") and row[6].isdigit()}
+    assert shown == {"PyInit__native", "C_GetFunctionList"}
+
+
 @pytest.mark.parametrize("path", [HOST, Path(_native.__file__), CHAOS], ids=lambda path: path.name)
 def test_the_compiler_s_protections_are_on(path):
     producers = {line for line in readelf("--debug-dump=info", path).splitlines() if "DW_AT_producer" in line}

@@ -23,7 +23,7 @@ from hsmcore.members.control import ControlPlane
 from hsmcore.members.control.adopt import require_safe
 from hsmcore.members.control.advice import advise
 from hsmcore.members.control.nearby import near_keys
-from hsmcore.members.control.plane import find_token
+from hsmcore.members.control.plane import CLOSE_SECONDS, find_token
 from hsmcore.members.control.process import child_environment, lines
 from hsmcore.members.control.quirks import quirks_for
 from hsmcore.members.control.records import TokenAccess, TokenRecord
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Seconds that `stop` waits for calls inside the module. One that hangs in the member's thread has half of them.
-STOP_TIMEOUT = 5.0
+KILL_AGAIN_SECONDS = 0.05
 LEAST_PATIENCE_MS = 500
 """`hangAfterMs` of a module whose settings do not give one."""
 _MARK_KEY: Final = secrets.token_bytes(32)
@@ -314,8 +313,10 @@ class Pkcs11Member:
     async def _stop(self) -> None:
         self.engine.refuse()
         async with AsyncExitStack() as rest:  # from the last line to the first, whatever one of them raises
+            # At once: a module that hangs may do so in both.
+            control = asyncio.ensure_future(self.control.close())
+            rest.push_async_callback(lambda: control)
             rest.push_async_callback(self._release)
-            rest.push_async_callback(self.control.close)
             if self.supervisor is not None:
                 rest.push_async_callback(self.supervisor.end)
 
@@ -333,19 +334,18 @@ class Pkcs11Member:
             )
 
     async def _stop_engine(self) -> int:
-        """Stop the workers within STOP_TIMEOUT, even if a call hangs in the member's thread. Returns how many threads
-        are left inside the module."""
+        """Stop the workers within CLOSE_SECONDS, even if a call hangs in the member's thread. Returns how many threads
+        are left inside the module; they free what they use."""
+        until = time.monotonic() + CLOSE_SECONDS
         idle = asyncio.ensure_future(self.run(lambda: None))
-        await asyncio.wait([idle], timeout=STOP_TIMEOUT / 2)
-        timeout = STOP_TIMEOUT
+        await asyncio.wait([idle], timeout=CLOSE_SECONDS / 2)
+        while self._isolated and not idle.done():  # again and again: a start may not have come to its process yet
+            self.engine.kill_host()  # which ends the call
+            await asyncio.wait([idle], timeout=KILL_AGAIN_SECONDS)
         if not idle.done():
             idle.cancel()
-            if self._isolated:
-                self.engine.kill_host()  # which ends the call
-            else:
-                self._thread.leave()
-                timeout /= 2
-        return await self.run(lambda: self.engine.stop(timeout))
+            self._thread.leave()
+        return await self.run(lambda: self.engine.stop(max(until - time.monotonic(), 0.0)))
 
     async def run(self, work: Callable[[], T]) -> T:
         """Make a blocking call in the member's thread."""

@@ -99,7 +99,8 @@ typedef struct hsm_completion {
 
 /* Make the shared area and its two wake descriptors. The process that calls this owns the client. */
 HSM_NODISCARD hsm_status hsm_client_new(const hsm_client_options *options, hsm_client **client, hsm_error *error);
-/* Free everything. The engine must have been stopped. NULL is allowed. */
+/* Free everything, once an engine that was left behind has ended. The engine must have been stopped. NULL is allowed.
+ */
 void hsm_client_free(hsm_client *client);
 /* Descriptors that become readable when completions wait: an eventfd, and a timerfd should the workers hang. Both are
  * non-blocking and close-on-exec; watch both and call hsm_client_wake_clear on either. */
@@ -203,8 +204,9 @@ typedef struct hsm_key_info {
 HSM_NODISCARD hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *options, hsm_engine **engine,
                                           hsm_error *error);
 /* Stop taking requests, let each worker end its call, close the sessions, finalize the module if this was its last
- * user, wipe the PIN. Requests still queued complete as HSM_CLOSED. Waits at most `timeout_ns`, then leaves the workers
- * that are inside the module behind, with their memory, and returns their number. */
+ * user, wipe the PIN. Requests still queued complete as HSM_CLOSED. Waits at most `timeout_ns`, then returns how many
+ * threads are inside the module. They are left behind, and free the engine when the last of them has come out. Call it
+ * once. */
 uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns);
 void hsm_engine_token(const hsm_engine *engine, hsm_token_info *info);
 /* Quarantine each worker whose call has outlasted its request's deadline and the patience: it takes no further request
@@ -243,8 +245,13 @@ enum hsm_hardening {
     HSM_LANDLOCK = 16 /* other processes' memory and descriptors; of /proc, all but what modules read */
 };
 
-/* Start the process and in it the engine. On failure nothing is left. Returns HSM_HOST_MISSING if the program cannot be
- * run, HSM_HOST_MISMATCH if it is another version's. */
+/* A host without a process yet; hsm_host_stop frees it. */
+HSM_NODISCARD hsm_status hsm_host_new(hsm_client *client, const hsm_host_options *options, hsm_host **host,
+                                      hsm_error *error);
+/* Start its process and in it the engine. On failure the process has ended. Returns HSM_HOST_MISSING if the program
+ * cannot be run, HSM_HOST_MISMATCH if it is another version's, HSM_HOST_LOST after hsm_host_kill. */
+HSM_NODISCARD hsm_status hsm_host_begin(hsm_host *host, hsm_error *error);
+/* Both. On failure nothing is left. */
 HSM_NODISCARD hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **host,
                                         hsm_error *error);
 /* A descriptor (a pidfd) that becomes readable when the process has ended. Owned by the host. */
@@ -374,6 +381,8 @@ void *hsm_module_functions(const char *path);
  * they nest. */
 void hsm_turn_begin(const char *quirks, const char *module_path);
 void hsm_turn_end(void);
+/* End all that this thread has begun. */
+void hsm_turn_drop(void);
 /* "softhsm", "nss", "yubihsm", "aws-cloudhsm", "tpm2", "generic"; NULL past the end. Static storage. */
 const char *hsm_quirks_name(size_t index);
 

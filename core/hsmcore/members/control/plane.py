@@ -27,8 +27,8 @@ T = TypeVar("T")
 
 IDLE_SECONDS: Final = 5.0
 """How long an idle child process is kept."""
-CLOSE_SECONDS: Final = 5.0
-"""How long closing waits for a call."""
+CLOSE_SECONDS: Final = 1.5
+"""How long closing waits for calls inside a module."""
 
 
 class ControlPlane:

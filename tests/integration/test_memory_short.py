@@ -1,0 +1,37 @@
+"""Memory that runs out while a request is taken: it is refused, and all others have their answers."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from tests.support.loops import one_loop
+from tests.support.managers import opened
+
+_testcapi = pytest.importorskip("_testcapi", reason="this Python has no module that lets allocations fail")
+pytestmark = pytest.mark.integration
+FIRST_ROOM = 256
+"""Requests for which the tables have places at first."""
+
+
+@one_loop
+async def test_a_request_that_finds_no_memory_is_not_taken(world):
+    async with opened(world.config(maxCacheSize=0, queueSize=64)) as manager:
+        [engine] = [endpoint.member.engine for endpoint in manager._path.endpoints]
+        futures = [engine.submit(b"%d" % n, 30.0) for n in range(FIRST_ROOM)]
+        refused = 0
+        for failing in range(1, 1000):
+            _testcapi.set_nomemory(failing, failing + 1)
+            try:
+                future = engine.submit(b"more", 30.0)
+            except MemoryError:
+                refused += 1
+            else:
+                _testcapi.remove_mem_hooks()
+                futures.append(future)
+                break
+            finally:
+                _testcapi.remove_mem_hooks()
+        assert refused > 4, "each growth was to fail once"
+        futures.append(engine.submit(b"last", 30.0))
+        assert all(len(signature) == 64 for signature in await asyncio.gather(*futures))
