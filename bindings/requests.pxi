@@ -101,6 +101,8 @@ cdef class Requests(Publisher):
 
     def record_in(self, Journal journal not None):
         """Record every signature from now on, and hand it out once its record is durable. Once, after `attach`."""
+        if journal._journal == NULL:
+            raise self._failure(HSM_CLOSED)
         self._recorder = Recorder.__new__(Recorder, journal)
         journal._engines.append(self)
 
@@ -309,7 +311,7 @@ cdef class Requests(Publisher):
 
     def signs_with(self, uint32_t index):
         """Whether a key was added under this index and not retired."""
-        return hsm_requests_knows(self._table, index) == 1
+        return self._table != NULL and hsm_requests_knows(self._table, index) == 1
 
     def clear_cache(self):
         """Wipe all cached signatures."""
@@ -412,8 +414,9 @@ cdef class Requests(Publisher):
 
     def _drain(self):
         """Called by the loop when the rings' descriptor is readable."""
-        hsm_client_wake_clear(self._client)
-        self._take()
+        if self._client != NULL:
+            hsm_client_wake_clear(self._client)
+            self._take()
 
     cdef int _take(self) except -1:
         """Take every answer and give it to its waiter."""
@@ -577,7 +580,10 @@ cdef class Requests(Publisher):
 
     def _sweep(self):
         """Answer every waiter whose deadline has passed, and plan the next look."""
-        cdef uint32_t overdue = hsm_requests_sweep(self._table, hsm_now_ns())
+        cdef uint32_t overdue
+        if self._table == NULL:
+            return
+        overdue = hsm_requests_sweep(self._table, hsm_now_ns())
         self._take()
         if self._deadlines is not None:
             self._deadlines.watch(hsm_requests_sweep_at(self._table))
