@@ -135,7 +135,7 @@ void hsm_client_note_held(hsm_client *client, uint32_t held) {
 void hsm_client_publish(hsm_client *client) {
     hsm_area *area = client->area;
     uint64_t count = client->tail - client->published;
-    if (count == 0) {
+    if (count == 0 || client->suspects != 0) {
         return;
     }
     client->published = client->tail;
@@ -202,8 +202,8 @@ hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *me
 void hsm_client_restore(hsm_client *client, uint32_t slot, uint32_t key, const uint8_t *message, size_t message_len,
                         bool prehashed, uint64_t deadline_ns, bool again) {
     fill(client, slot, key, message, message_len, prehashed, deadline_ns);
-    if (!again && client->use[slot] == HSM_USE_TAKEN) {
-        client->use[slot] = HSM_USE_REPLAYED;
+    if (!again && (client->use[slot] == HSM_USE_TAKEN || client->use[slot] == HSM_USE_REPLAYED)) {
+        client->use[slot] = HSM_USE_ONCE;
     }
 }
 
@@ -232,6 +232,9 @@ int hsm_client_next(hsm_client *client, hsm_completion *completion) {
         /* The area may be shared with a process that misbehaves: skip answers to no request. */
     } while (index >= area->slots || client->use[index] == HSM_USE_FREE || client->use[index] == HSM_USE_ANSWERED);
     client->use[index] = HSM_USE_ANSWERED;
+    if (client->suspects != 0 && index == client->tried) {
+        hsm_client_acquit(client);
+    }
     hsm_slot *slot = hsm_area_slot(area, index);
     completion->slot = index;
     completion->key = slot->key;
