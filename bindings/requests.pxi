@@ -101,7 +101,7 @@ cdef class Requests(Publisher):
 
     def record_in(self, Journal journal not None):
         """Record every signature from now on, and hand it out once its record is durable. Once, after `attach`."""
-        if journal._journal == NULL:
+        if journal._journal == NULL or self._fds is None:
             raise self._failure(HSM_CLOSED)
         self._recorder = Recorder.__new__(Recorder, journal)
         journal._engines.append(self)
@@ -555,11 +555,15 @@ cdef class Requests(Publisher):
 
     cdef int _release_durable(self, uint64_t kept) except -1:
         """For the journal: the records up to number `kept` are durable."""
+        if self._table == NULL:
+            return 0
         hsm_requests_release(self._table, kept)
         return self._take()
 
     cdef int _refuse_durable(self, int failure) except -1:
         """For the journal: it is failing (`failure`: an errno), or is about to be closed (0)."""
+        if self._table == NULL:
+            return 0
         self._journal_failure = failure
         hsm_requests_fail(self._table, HSM_HELD_ONES, HSM_SYSTEM)
         return self._take()
@@ -567,6 +571,8 @@ cdef class Requests(Publisher):
     cdef int _leave_journal(self) except -1:
         """For the journal, before it is closed: what cannot be recorded any more is not handed out."""
         self._open = False
+        if self._table == NULL:
+            return 0
         self._refuse_durable(0)
         hsm_requests_fail(self._table, HSM_ALL, HSM_CLOSED)
         self._take()

@@ -282,15 +282,10 @@ static void a_module_is_initialized_again_while_another_one_hangs(void) {
 }
 
 static const struct test tests[] = {
-    TEST(a_pin_that_might_lock_is_not_tried),
-    TEST(one_login_serves_all_workers),
-    TEST(a_stopped_engine_does_not_log_in_again),
-    TEST(the_pin_is_not_wiped_under_a_login),
-    TEST(every_ckr_gets_what_its_class_says),
-    TEST(what_never_mends_is_given_up),
-    TEST(sessions_that_were_closed_are_opened_again),
-    TEST(no_engine_is_inside_while_another_finalizes_the_module),
-    TEST(reinit_notes_whether_other_engines_sign),
-    TEST(a_module_is_initialized_again_while_another_one_hangs),
+    TEST(a_pin_that_might_lock_is_not_tried),         TEST(one_login_serves_all_workers),
+    TEST(a_stopped_engine_does_not_log_in_again),     TEST(the_pin_is_not_wiped_under_a_login),
+    TEST(every_ckr_gets_what_its_class_says),         TEST(what_never_mends_is_given_up),
+    TEST(sessions_that_were_closed_are_opened_again), TEST(no_engine_is_inside_while_another_finalizes_the_module),
+    TEST(reinit_notes_whether_other_engines_sign),    TEST(a_module_is_initialized_again_while_another_one_hangs),
 };
 HARNESS_MAIN(tests)

@@ -404,6 +404,20 @@ async def test_calls_after_the_stop_and_of_runners_without_a_request_reach_nothi
             refused()
 
 
+async def test_an_engine_that_is_stopped_is_not_recorded(tmp_path):
+    """A member may be stopped while it is opened: the journal would tell its engine of what is written."""
+    with stalled(tmp_path) as journal:
+        engine = engine_for(Backend(1, 0))
+        assert await engine.stop(5) == 0
+        with pytest.raises(EngineClosed):
+            engine.record_in(journal)
+        journal.attach(asyncio.get_running_loop(), lambda *_: None, lambda _: EngineClosed("refused"), lambda *_: None)
+        journal.put(b'{"seq":1}\n')
+        await until(lambda: journal.written == 1)
+        journal._ready()
+        journal.detach()
+
+
 async def test_an_engine_is_not_recorded_in_a_journal_that_is_closed(tmp_path):
     with stalled(tmp_path) as journal:
         pass
