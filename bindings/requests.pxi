@@ -61,12 +61,9 @@ cdef class Requests(Publisher):
         self._max_message = max_message
         self._default_timeout = <uint64_t>(default_timeout * NS)
         self._cache_all = cache_nondeterministic
-        self._takes_digests = takes_digests
-        self._member = member
+        self._takes_digests, self._member = takes_digests, member
         self._waiters = Waiters.__new__(Waiters)
-        self._batches, self._missed = {}, {}
-        self._details = {}
-        self._limits, self._signers = {}, {}
+        self._batches, self._missed, self._details, self._limits, self._signers = {}, {}, {}, {}, {}
         if cache_size or single_flight:
             self._cache = Cache.__new__(Cache, cache_size)
             cache = self._cache._cache
@@ -555,15 +552,11 @@ cdef class Requests(Publisher):
 
     cdef int _release_durable(self, uint64_t kept) except -1:
         """For the journal: the records up to number `kept` are durable."""
-        if self._table == NULL:
-            return 0
         hsm_requests_release(self._table, kept)
         return self._take()
 
     cdef int _refuse_durable(self, int failure) except -1:
         """For the journal: it is failing (`failure`: an errno), or is about to be closed (0)."""
-        if self._table == NULL:
-            return 0
         self._journal_failure = failure
         hsm_requests_fail(self._table, HSM_HELD_ONES, HSM_SYSTEM)
         return self._take()
@@ -571,8 +564,6 @@ cdef class Requests(Publisher):
     cdef int _leave_journal(self) except -1:
         """For the journal, before it is closed: what cannot be recorded any more is not handed out."""
         self._open = False
-        if self._table == NULL:
-            return 0
         self._refuse_durable(0)
         hsm_requests_fail(self._table, HSM_ALL, HSM_CLOSED)
         self._take()
@@ -586,11 +577,8 @@ cdef class Requests(Publisher):
 
     def _sweep(self):
         """Answer every waiter whose deadline has passed, and plan the next look."""
-        cdef uint32_t overdue
-        if self._table == NULL:
-            return
-        overdue = hsm_requests_sweep(self._table, hsm_now_ns())
-        self._take()
+        cdef uint32_t overdue = hsm_requests_sweep(self._table, hsm_now_ns()) if self._table != NULL else 0
+        self._continue()
         if self._deadlines is not None:
             self._deadlines.watch(hsm_requests_sweep_at(self._table))
         if overdue and self._on_overdue is not None:

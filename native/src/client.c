@@ -8,6 +8,9 @@
 /* A batch is published in groups of this size, so that workers start while the rest is being copied. */
 #define BATCH_GROUP 32U
 
+/* A suspect that has been with a worker for so long is no longer awaited: it hangs, or was put aside. */
+#define TRIAL_NS UINT64_C(1000000000)
+
 static hsm_status check_range(const char *name, uint32_t value, uint32_t most, hsm_error *error) {
     return value >= 1 && value <= most
                ? HSM_OK
@@ -148,6 +151,36 @@ void hsm_client_publish(hsm_client *client) {
     }
 }
 
+void hsm_client_try(hsm_client *client, uint64_t head) {
+    hsm_area *area = client->area;
+    client->tried = atomic_load(&area->requests[head & (area->slots - 1U)]) & (area->slots - 1U);
+    client->alone_ns = 0;
+    client->published = head + 1U;
+    atomic_store(&area->shared->request_tail, client->published);
+    atomic_thread_fence(memory_order_seq_cst);
+    hsm_area_unpark(area, 1);
+}
+
+/* The suspect that was tried has its answer: show the workers the next one, or what waits behind the last one. */
+static void acquit(hsm_client *client) {
+    if (--client->suspects != 0) {
+        hsm_client_try(client, client->published);
+    } else {
+        hsm_client_publish(client);
+    }
+}
+
+void hsm_client_look(hsm_client *client, uint64_t now) {
+    if (client->suspects == 0 || hsm_area_queued(client->area) != 0) {
+        client->alone_ns = 0;
+    } else if (client->alone_ns == 0) {
+        client->alone_ns = now;
+    } else if (now - client->alone_ns >= TRIAL_NS) {
+        client->suspects = 0;
+        hsm_client_publish(client);
+    }
+}
+
 static inline void fill(hsm_client *client, uint32_t index, uint32_t key, const uint8_t *message, size_t message_len,
                         bool prehashed, uint64_t deadline_ns) {
     hsm_slot *slot = hsm_area_slot(client->area, index);
@@ -233,7 +266,7 @@ int hsm_client_next(hsm_client *client, hsm_completion *completion) {
     } while (index >= area->slots || client->use[index] == HSM_USE_FREE || client->use[index] == HSM_USE_ANSWERED);
     client->use[index] = HSM_USE_ANSWERED;
     if (client->suspects != 0 && index == client->tried) {
-        hsm_client_acquit(client);
+        acquit(client);
     }
     hsm_slot *slot = hsm_area_slot(area, index);
     completion->slot = index;

@@ -44,8 +44,8 @@ void hsm_client_restore(hsm_client *client, uint32_t slot, uint32_t key, const u
 void hsm_client_note_held(hsm_client *client, uint32_t held);
 /* Let workers see what was queued, and wake as many as there is work for. While there are suspects: nothing. */
 void hsm_client_publish(hsm_client *client);
-/* The suspect that was tried has its answer: let workers see the next one, or what waits behind the last one. */
-void hsm_client_acquit(hsm_client *client);
+/* Show the workers the first suspect, and nothing else. */
+void hsm_client_try(hsm_client *client, uint64_t head);
 /* Now and then: a suspect that has kept its worker for long has not crashed the module; the others wait no longer. */
 void hsm_client_look(hsm_client *client, uint64_t now);
 

@@ -7,39 +7,6 @@
 
 #include <string.h>
 
-/* A suspect that has been with a worker for so long is no longer awaited: it hangs, or was put aside. */
-#define TRIAL_NS UINT64_C(1000000000)
-
-/* Show the workers the first suspect. */
-static void try_first(hsm_client *client, uint64_t head) {
-    hsm_area *area = client->area;
-    client->tried = atomic_load(&area->requests[head & (area->slots - 1U)]) & (area->slots - 1U);
-    client->alone_ns = 0;
-    client->published = head + 1U;
-    atomic_store(&area->shared->request_tail, client->published);
-    atomic_thread_fence(memory_order_seq_cst);
-    hsm_area_unpark(area, 1);
-}
-
-void hsm_client_acquit(hsm_client *client) {
-    if (--client->suspects != 0) {
-        try_first(client, client->published);
-    } else {
-        hsm_client_publish(client);
-    }
-}
-
-void hsm_client_look(hsm_client *client, uint64_t now) {
-    if (client->suspects == 0 || hsm_area_queued(client->area) != 0) {
-        client->alone_ns = 0;
-    } else if (client->alone_ns == 0) {
-        client->alone_ns = now;
-    } else if (now - client->alone_ns >= TRIAL_NS) {
-        client->suspects = 0;
-        hsm_client_publish(client);
-    }
-}
-
 /* Close a completion ring up that may have holes: places that a worker had reserved and not filled. Marks the slots
  * that were answered before the end in `seen`. */
 static void close_completions(hsm_client *client, uint8_t *seen) {
@@ -126,7 +93,7 @@ uint32_t hsm_client_replay(hsm_client *client) {
     }
     atomic_store(&area->shared->request_head, head);
     if (client->suspects != 0) {
-        try_first(client, head);
+        hsm_client_try(client, head);
     } else {
         atomic_store(&area->shared->request_tail, client->published);
         hsm_client_publish(client);
