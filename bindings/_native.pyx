@@ -113,6 +113,7 @@ cdef class Engine(Requests):
     cdef hsm_host *_host  # or in a host process; at most one of the two
     cdef uint32_t _verify_every  # on this side of the boundary; 0: none
     cdef bint _starting
+    cdef bint _stopped
 
     def __dealloc__(self):
         with nogil:  # never closed
@@ -141,6 +142,8 @@ cdef class Engine(Requests):
         label = None if token_label is None else token_label.encode()
         serial = None if token_serial is None else token_serial.encode()
         program = None if host_program is None else host_program.encode()
+        if self._stopped or self._client == NULL:  # it waited for its turn, or for a lock, beyond `stop` and `release`
+            raise self._failure(HSM_CLOSED)
         options.engine.module_path = path
         options.engine.module_args = <const char *>args if args is not None else NULL
         options.engine.quirks = <const char *>names if names is not None else NULL
@@ -201,7 +204,9 @@ cdef class Engine(Requests):
         cdef hsm_key_selector selector
         cdef hsm_key_info info
         cdef hsm_status status
-        if self._engine == NULL and self._host == NULL:
+        cdef hsm_engine *engine = self._engine  # `stop` may take them away while this thread waits for the GIL
+        cdef hsm_host *host = self._host
+        if engine == NULL and host == NULL:
             raise NotInitialized("the engine is not started", member=self._member)
         name = None if label is None else label.encode()
         selector.label = <const char *>name if name is not None else NULL
@@ -212,10 +217,10 @@ cdef class Engine(Requests):
         selector.public_key = <const uint8_t *><char *>public_key if public_key is not None else NULL
         selector.public_key_len = len(public_key) if public_key is not None else 0
         with nogil:
-            if self._host != NULL:
-                status = hsm_host_add_key(self._host, &selector, &info, &error)
+            if host != NULL:
+                status = hsm_host_add_key(host, &selector, &info, &error)
             else:
-                status = hsm_engine_add_key(self._engine, &selector, &info, &error)
+                status = hsm_engine_add_key(engine, &selector, &info, &error)
         if status != HSM_OK:
             raise _raised(&error, self._member)
         if self._table == NULL:  # `stop` did not wait for this call
@@ -237,7 +242,7 @@ cdef class Engine(Requests):
         """Refuse every further and every queued request for this key, and wipe all cached signatures. The index is
         never given to another key. Idempotent. Raises BadArgument."""
         cdef hsm_status status
-        if hsm_requests_knows(self._table, index) == 0:
+        if self._table == NULL or hsm_requests_knows(self._table, index) == 0:
             return
         if self._host != NULL:
             status = hsm_host_retire_key(self._host, index)
@@ -258,6 +263,7 @@ cdef class Engine(Requests):
         cdef uint64_t limit = <uint64_t>(timeout * NS)
         self._engine = NULL
         self._host = NULL
+        self._stopped = True
         with nogil:
             hsm_host_stop(host, limit)
             left = hsm_engine_stop(engine, limit)
@@ -338,13 +344,15 @@ cdef class Engine(Requests):
         cdef hsm_token_info info
         cdef hsm_error error
         cdef hsm_status status = HSM_OK
-        if self._engine == NULL and self._host == NULL:
+        cdef hsm_engine *engine = self._engine  # as in add_key
+        cdef hsm_host *host = self._host
+        if engine == NULL and host == NULL:
             raise NotInitialized("the engine is not started", member=self._member)
         with nogil:
-            if self._host != NULL:
-                status = hsm_host_token(self._host, &info, &error)
+            if host != NULL:
+                status = hsm_host_token(host, &info, &error)
             else:
-                hsm_engine_token(self._engine, &info)
+                hsm_engine_token(engine, &info)
         if status != HSM_OK:
             raise _raised(&error, self._member)
         return {"slot_id": info.slot_id, "flags": info.flags, "max_sessions": info.max_sessions,

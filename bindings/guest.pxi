@@ -16,6 +16,8 @@ cdef class Guest(Requests):
     def serve(self, uint32_t runners, uint32_t verify_every, pump):
         """Once, before `attach`. `pump()` is called when requests wait to be begun. Each `verify_every`-th signature is
         verified before it is handed out; 0: none, 1: all."""
+        if self._table == NULL:
+            raise self._failure(HSM_CLOSED)
         if hsm_guest_new(self._table, runners, verify_every, &self._guest) != HSM_OK:
             raise BadArgument(f"{runners} runners", member=self._member)
         self._pump = pump
@@ -41,6 +43,8 @@ cdef class Guest(Requests):
     def retire_key(self, uint32_t index):
         """Refuse every further and every queued request for this key, and wipe all cached signatures. Idempotent.
         Raises BadArgument."""
+        if self._table == NULL:  # it signs no more
+            return
         if hsm_requests_knows(self._table, index) < 0:
             raise BadArgument(f"no key with index {index}", member=self._member)
         hsm_requests_retire(self._table, index)
@@ -65,17 +69,17 @@ cdef class Guest(Requests):
         cdef uint32_t slot
         if self._guest == NULL:
             return
-        if type(result) is not bytes:
+        if isinstance(result, HsmError):
             status = <hsm_status><int>_STATUS_NUMBERS.get(result.status, HSM_CKR_UNKNOWN)
             if status == HSM_OK:  # of an InternalError, which no status stands for
                 status = HSM_CKR_UNKNOWN
             ckr = result.ckr or 0
-        elif PyBytes_GET_SIZE(result) != HSM_MAX_SIGNATURE:
+        elif type(result) is not bytes or PyBytes_GET_SIZE(result) != HSM_MAX_SIGNATURE:
             status = HSM_SIGNATURE_MALFORMED
         else:
             signature = result
         slot = hsm_guest_end(self._guest, runner, status, ckr, <const uint8_t *>PyBytes_AS_STRING(signature))
-        if type(result) is not bytes:
+        if isinstance(result, HsmError) and slot != HSM_NO_SLOT:
             self._details[slot] = result
 
     def deliver(self):

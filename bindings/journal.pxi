@@ -183,6 +183,7 @@ cdef class Journal:
     cdef object _unwritable(self):
         """The exception for a request whose record could not be kept at present; None: it could, or `fail_open`."""
         cdef int failure
+        self._check()
         if self.fail_open:
             return None
         failure = hsm_journal_failure(self._journal)

@@ -41,6 +41,7 @@ cdef class Recorder:
         cdef uint64_t seq
         cdef bint prehashed = type(message) is Digest
         cdef bytes data = (<Digest>message).value if prehashed else message
+        self.journal._check()
         if self.journal.fail_open and self.journal._full():
             self.journal.dropped += 1
             return 0
@@ -73,6 +74,7 @@ cdef class Recorder:
         """Start writing the records, without a pause for more if the workers need what the answers of `table` bring.
         Returns whether answers do not wait for the disk now."""
         cdef hsm_journal *journal = self.journal._journal
+        self.journal._check()
         hsm_journal_flush(journal, hsm_requests_starving(table, hsm_journal_waiting(journal)))
         return self.journal._hands_out()
 

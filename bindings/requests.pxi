@@ -61,12 +61,9 @@ cdef class Requests(Publisher):
         self._max_message = max_message
         self._default_timeout = <uint64_t>(default_timeout * NS)
         self._cache_all = cache_nondeterministic
-        self._takes_digests = takes_digests
-        self._member = member
+        self._takes_digests, self._member = takes_digests, member
         self._waiters = Waiters.__new__(Waiters)
-        self._batches, self._missed = {}, {}
-        self._details = {}
-        self._limits, self._signers = {}, {}
+        self._batches, self._missed, self._details, self._limits, self._signers = {}, {}, {}, {}, {}
         if cache_size or single_flight:
             self._cache = Cache.__new__(Cache, cache_size)
             cache = self._cache._cache
@@ -99,6 +96,8 @@ cdef class Requests(Publisher):
 
     def record_in(self, Journal journal not None):
         """Record every signature from now on, and hand it out once its record is durable. Once, after `attach`."""
+        if journal._journal == NULL or self._fds is None:
+            raise self._failure(HSM_CLOSED)
         self._recorder = Recorder.__new__(Recorder, journal)
         journal._engines.append(self)
 
@@ -308,7 +307,7 @@ cdef class Requests(Publisher):
 
     def signs_with(self, uint32_t index):
         """Whether a key was added under this index and not retired."""
-        return hsm_requests_knows(self._table, index) == 1
+        return self._table != NULL and hsm_requests_knows(self._table, index) == 1
 
     def clear_cache(self):
         """Wipe all cached signatures."""
@@ -412,8 +411,9 @@ cdef class Requests(Publisher):
 
     def _drain(self):
         """Called by the loop when the rings' descriptor is readable."""
-        hsm_requests_wake_clear(self._table)
-        self._take()
+        if self._client != NULL:
+            hsm_requests_wake_clear(self._table)
+            self._take()
 
     cdef int _take(self) except -1:
         """Take every answer and give it to its waiter."""
@@ -577,8 +577,8 @@ cdef class Requests(Publisher):
 
     def _sweep(self):
         """Answer every waiter whose deadline has passed, and plan the next look."""
-        cdef uint32_t overdue = hsm_requests_sweep(self._table, hsm_now_ns())
-        self._take()
+        cdef uint32_t overdue = hsm_requests_sweep(self._table, hsm_now_ns()) if self._table != NULL else 0
+        self._continue()
         if self._deadlines is not None:
             self._deadlines.watch(hsm_requests_sweep_at(self._table))
         if overdue and self._on_overdue is not None:

@@ -8,6 +8,9 @@
 /* A batch is published in groups of this size, so that workers start while the rest is being copied. */
 #define BATCH_GROUP 32U
 
+/* A suspect that has been with a worker for so long is no longer awaited: it hangs, or was put aside. */
+#define TRIAL_NS UINT64_C(1000000000)
+
 static hsm_status check_range(const char *name, uint32_t value, uint32_t most, hsm_error *error) {
     return value >= 1 && value <= most
                ? HSM_OK
@@ -136,7 +139,7 @@ void hsm_client_note_held(hsm_client *client, uint32_t held) {
 void hsm_client_publish(hsm_client *client) {
     hsm_area *area = client->area;
     uint64_t count = client->tail - client->published;
-    if (count == 0) {
+    if (count == 0 || client->suspects != 0) {
         return;
     }
     client->published = client->tail;
@@ -146,6 +149,36 @@ void hsm_client_publish(hsm_client *client) {
     count -= atomic_load_explicit(&area->shared->spinning, memory_order_relaxed) != 0 ? 1U : 0U;
     if (count > 0) {
         hsm_area_unpark(area, count);
+    }
+}
+
+void hsm_client_try(hsm_client *client, uint64_t head) {
+    hsm_area *area = client->area;
+    client->tried = atomic_load(&area->requests[head & (area->slots - 1U)]) & (area->slots - 1U);
+    client->alone_ns = 0;
+    client->published = head + 1U;
+    atomic_store(&area->shared->request_tail, client->published);
+    atomic_thread_fence(memory_order_seq_cst);
+    hsm_area_unpark(area, 1);
+}
+
+/* The suspect that was tried has its answer: show the workers the next one, or what waits behind the last one. */
+static void acquit(hsm_client *client) {
+    if (--client->suspects != 0) {
+        hsm_client_try(client, client->published);
+    } else {
+        hsm_client_publish(client);
+    }
+}
+
+void hsm_client_look(hsm_client *client, uint64_t now) {
+    if (client->suspects == 0 || hsm_area_queued(client->area) != 0) {
+        client->alone_ns = 0;
+    } else if (client->alone_ns == 0) {
+        client->alone_ns = now;
+    } else if (now - client->alone_ns >= TRIAL_NS) {
+        client->suspects = 0;
+        hsm_client_publish(client);
     }
 }
 
@@ -204,8 +237,8 @@ hsm_status hsm_client_submit(hsm_client *client, uint32_t key, const uint8_t *me
 void hsm_client_restore(hsm_client *client, uint32_t slot, uint32_t key, const uint8_t *message, size_t message_len,
                         bool prehashed, uint64_t deadline_ns, bool again) {
     fill(client, slot, key, message, message_len, prehashed, deadline_ns);
-    if (!again && client->use[slot] == HSM_USE_TAKEN) {
-        client->use[slot] = HSM_USE_REPLAYED;
+    if (!again && (client->use[slot] == HSM_USE_TAKEN || client->use[slot] == HSM_USE_REPLAYED)) {
+        client->use[slot] = HSM_USE_ONCE;
     }
 }
 
@@ -258,6 +291,9 @@ void hsm_client_release(hsm_client *client, uint32_t slot) {
         atomic_store_explicit(&client->use[slot], HSM_USE_FREE, memory_order_relaxed);
         client->free_slots[client->free_count++] = slot;
         note_open(client, UINT32_MAX);
+        if (client->suspects != 0 && slot == client->tried) {
+            acquit(client); /* here, and not where its completion is taken: that may be the verifying thread's work */
+        }
     }
 }
 

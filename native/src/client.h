@@ -4,8 +4,8 @@
 
 #include "area.h"
 
-/* What a slot is to the client: REPLAYED is taken, and was begun by a host that died. */
-enum hsm_slot_use { HSM_USE_FREE, HSM_USE_TAKEN, HSM_USE_REPLAYED, HSM_USE_ANSWERED };
+/* What a slot is to the client: REPLAYED is taken, and was begun by a host that died; ONCE may not be begun again. */
+enum hsm_slot_use { HSM_USE_FREE, HSM_USE_TAKEN, HSM_USE_REPLAYED, HSM_USE_ONCE, HSM_USE_ANSWERED };
 
 struct hsm_client {
     hsm_area *area; /* &own_area, or in a host process that of its own */
@@ -20,6 +20,9 @@ struct hsm_client {
     uint64_t published;   /* the tail that workers can see */
     uint64_t head;        /* of the completion ring */
     uint64_t taken_at_ns; /* our own copy: what is in the area others may overwrite */
+    uint32_t suspects; /* at the head of the ring, tried one at a time: workers see the first one only; see replay.c */
+    uint32_t tried;    /* the slot of that one */
+    uint64_t alone_ns; /* since when it is seen to be with a worker; 0: it was not */
     bool batching;
     uint8_t *seen;        /* by slot, for hsm_client_replay, which must not fail */
     _Atomic uint8_t *use; /* by slot: enum hsm_slot_use; see hsm_client_next */
@@ -45,7 +48,11 @@ void hsm_client_restore(hsm_client *client, uint32_t slot, uint32_t key, const u
                         bool prehashed, uint64_t deadline_ns, bool again);
 /* So many answers are held: they have no slot, and their requests are open. */
 void hsm_client_note_held(hsm_client *client, uint32_t held);
-/* Let workers see what was queued, and wake as many as there is work for. */
+/* Let workers see what was queued, and wake as many as there is work for. While there are suspects: nothing. */
 void hsm_client_publish(hsm_client *client);
+/* Show the workers the first suspect, and nothing else. */
+void hsm_client_try(hsm_client *client, uint64_t head);
+/* Now and then: a suspect that has kept its worker for long has not crashed the module; the others wait no longer. */
+void hsm_client_look(hsm_client *client, uint64_t now);
 
 #endif

@@ -40,7 +40,7 @@ static hsm_status find_token(hsm_engine *engine, const hsm_token_selector *selec
         if (!hsm_module_claim(engine->module)) {
             return status;
         }
-        bool alone = atomic_load(&engine->module->engines) == 1;
+        bool alone = engine->module->first == engine && engine->next == NULL;
         hsm_status initialized = alone ? hsm_module_reinitialize(engine->module, error) : status;
         hsm_module_disclaim(engine->module);
         if (initialized != HSM_OK) {

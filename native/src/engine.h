@@ -120,6 +120,7 @@ struct hsm_engine {
     /* 1 while the module is initialized again: workers wait outside. A futex. */
     _Atomic uint32_t gate;
     _Atomic uint32_t heal_failures; /* since the last success */
+    bool stops_others;              /* the last reinit stopped engines that signed; under `control` */
     uint32_t fruitless;             /* reinits in a row that brought no signature; under `control` */
     _Atomic uint32_t keys_found;    /* by the last search */
     _Atomic uint32_t probe_failures;

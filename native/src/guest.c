@@ -44,6 +44,14 @@ void hsm_guest_free(hsm_guest *guest) {
     hsm_free(guest);
 }
 
+/* The runner of this number, if it is with a request. A call that ends after the guest or its rings, or ends twice, has
+ * none: the slot that it had may be another request's. */
+static guest_runner *busy(hsm_guest *guest, uint32_t runner) {
+    bool serves = guest != NULL && runner < guest->count && guest->runners[runner].slot != HSM_NONE &&
+                  !hsm_client_forked(guest->table->client);
+    return serves ? &guest->runners[runner] : NULL;
+}
+
 /* Whether a runner is with a request for the key in this place. */
 static bool serves(const hsm_guest *guest, uint32_t place) {
     for (uint32_t i = 0; i < guest->count; i++) {
@@ -57,6 +65,9 @@ static bool serves(const hsm_guest *guest, uint32_t place) {
 }
 
 hsm_status hsm_guest_add_key(hsm_guest *guest, hsm_key_info *info, int cacheable) {
+    if (guest == NULL) {
+        return HSM_CLOSED;
+    }
     for (uint32_t place = 0; place < HSM_MAX_KEYS; place++) {
         const hsm_pinned_key *key = &guest->table->pinned.keys[place];
         if (!key->known || (key->retired && key->index < UINT32_MAX - HSM_MAX_KEYS && !serves(guest, place))) {
@@ -92,6 +103,9 @@ static hsm_status admit(const hsm_guest *guest, hsm_slot *slot, uint64_t now) {
 }
 
 uint64_t hsm_guest_begin(hsm_guest *guest, uint32_t runner, uint32_t *key) {
+    if (guest == NULL || runner >= guest->count || guest->runners[runner].slot != HSM_NONE) {
+        return 0;
+    }
     hsm_worker_record *record = hsm_area_worker(guest->area, runner);
     uint32_t index;
     while (!hsm_client_forked(guest->table->client) && hsm_area_claim(guest->area, &index)) {
@@ -116,11 +130,11 @@ uint64_t hsm_guest_begin(hsm_guest *guest, uint32_t runner, uint32_t *key) {
 }
 
 int hsm_guest_overran(hsm_guest *guest, uint32_t runner) {
-    uint32_t slot = guest->runners[runner].slot;
-    if (slot == HSM_NONE || hsm_client_forked(guest->table->client)) {
+    const guest_runner *called = busy(guest, runner);
+    if (called == NULL) {
         return 0;
     }
-    const hsm_place *place = &guest->table->places[slot];
+    const hsm_place *place = &guest->table->places[called->slot];
     const hsm_request *request = &guest->table->all[place->owner];
     if (request->answer.claimed || place->followers.count != 0 || hsm_now_ns() < request->deadline_ns) {
         return 0;
@@ -130,14 +144,15 @@ int hsm_guest_overran(hsm_guest *guest, uint32_t runner) {
 }
 
 uint32_t hsm_guest_end(hsm_guest *guest, uint32_t runner, hsm_status status, uint64_t ckr, const uint8_t *signature) {
-    uint32_t index = guest->runners[runner].slot;
-    if (hsm_client_forked(guest->table->client)) {
-        return index;
+    guest_runner *called = busy(guest, runner);
+    if (called == NULL) {
+        return HSM_NONE;
     }
+    uint32_t index = called->slot;
     hsm_worker_record *record = hsm_area_worker(guest->area, runner);
     hsm_slot *slot = hsm_area_slot(guest->area, index);
     uint64_t now = hsm_now_ns();
-    slot->hsm_ns = now - guest->runners[runner].begun_ns;
+    slot->hsm_ns = now - called->begun_ns;
     hsm_histogram_add(&record->hsm, slot->hsm_ns);
     if (status == HSM_OK) {
         const hsm_request *request = &guest->table->all[guest->table->places[index].owner];
@@ -151,7 +166,7 @@ uint32_t hsm_guest_end(hsm_guest *guest, uint32_t runner, hsm_status status, uin
     if (status == HSM_SIGNATURE_INVALID) {
         hsm_add_relaxed(&record->wrong, 1);
     }
-    guest->runners[runner].slot = HSM_NONE;
+    called->slot = HSM_NONE;
     atomic_store_explicit(&record->call_started_ns, 0, memory_order_relaxed);
     atomic_store_explicit(&record->quarantined, 0, memory_order_relaxed);
     complete(guest, record, index, status, ckr);
@@ -159,6 +174,9 @@ uint32_t hsm_guest_end(hsm_guest *guest, uint32_t runner, hsm_status status, uin
 }
 
 void hsm_guest_refuse(hsm_guest *guest, hsm_status status) {
+    if (guest == NULL) {
+        return;
+    }
     uint32_t index;
     while (!hsm_client_forked(guest->table->client) && hsm_area_claim(guest->area, &index)) {
         hsm_slot *slot = hsm_area_slot(guest->area, index);

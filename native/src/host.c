@@ -302,6 +302,7 @@ uint32_t hsm_host_supervise(hsm_host *host, uint32_t *healthy) {
     hsm_area *area = host->client->area;
     uint64_t now = hsm_now_ns();
     uint32_t stuck = 0;
+    hsm_client_look(host->client, now);
     bool stopped = unattended(host, now);
     for (uint32_t i = 0; i < area->max_workers; i++) {
         const hsm_worker_record *record = hsm_area_worker(area, i);

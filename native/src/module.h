@@ -18,7 +18,6 @@ struct hsm_module {
     pthread_mutex_t state;    /* held while the module is loaded, initialized or finalized; taken after `outside` */
     bool initialized;         /* by the last C_Initialize; under `state` */
     hsm_engine *first;        /* the engines among the users, in no order; under `state` */
-    _Atomic unsigned engines; /* how many they are; changed under `state` */
     uint32_t fork_generation;
 };
 

@@ -30,8 +30,9 @@
 /* The longest step of the wait for a rung's turn. */
 #define STEP_NS (20 * MS)
 
-/* The shortest time between two attempts at a rung: it doubles with each failure in a row. Beside other engines, which
- * reinit stops for a moment, a token that is away for good must not cost them more than the last one says. */
+/* The shortest time between two attempts at a rung: it doubles with each failure in a row. Beside other engines that
+ * sign, which reinit stops for a moment, a token that is away for good must not cost them more than the last one
+ * says. */
 static const struct pace {
     uint64_t first_ns, most_ns, most_shared_ns;
 } paces[] = {
@@ -43,7 +44,7 @@ static const struct pace {
 
 static uint64_t interval_of(const hsm_engine *engine, enum hsm_rung rung) {
     uint32_t failures = atomic_load(&engine->heal_failures);
-    bool shared = rung == HSM_RUNG_REINIT && atomic_load(&engine->module->engines) > 1;
+    bool shared = rung == HSM_RUNG_REINIT && engine->stops_others;
     if (shared || (rung == HSM_RUNG_REINIT && engine->fruitless > failures)) {
         failures = engine->fruitless;
     }

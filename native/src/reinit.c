@@ -11,7 +11,6 @@ void hsm_engine_join(hsm_engine *engine) {
     (void)pthread_mutex_lock(&module->state); /* after a C_Finalize that is under way */
     engine->next = module->first;
     module->first = engine;
-    atomic_fetch_add(&module->engines, 1);
     (void)pthread_mutex_unlock(&module->state);
 }
 
@@ -23,7 +22,6 @@ void hsm_engine_leave(hsm_engine *engine) {
         link = &(*link)->next;
     }
     *link = engine->next;
-    atomic_fetch_sub(&module->engines, 1);
     (void)pthread_mutex_unlock(&module->state);
 }
 
@@ -93,6 +91,15 @@ static void let_go(hsm_engine *engine) {
     atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
 }
 
+/* Note whether any other engine of the module has signed since its last reinit. */
+static void note_others(hsm_engine *engine) {
+    engine->stops_others = false;
+    for (const hsm_engine *other = engine->module->first; other != NULL; other = other->next) {
+        bool signs = other != engine && hsm_token_answered_since(other, other->last_reinit_ns);
+        engine->stops_others = engine->stops_others || signs;
+    }
+}
+
 /* This engine's gate may be closed afterwards, so that it can heal first. */
 static hsm_status reinitialize(hsm_engine *engine, const hsm_worker *own, hsm_error *error) {
     hsm_module *module = engine->module;
@@ -102,6 +109,7 @@ static hsm_status reinitialize(hsm_engine *engine, const hsm_worker *own, hsm_er
         return status;
     }
     if (lock_engines(engine, until)) {
+        note_others(engine);
         status = HSM_TOKEN_LOST;
         if (close_gates(module->first, own, until)) {
             for (hsm_engine *user = module->first; user != NULL; user = user->next) {

@@ -1,4 +1,8 @@
-/* After a host process has died: the requests that it had begun and not answered are queued again, or fail. */
+/* After a host process has died: the requests that it had begun and not answered are queued again, or fail.
+ *
+ * A message that crashes the module must not do so for ever, and must not take along those that were beside it. So what
+ * two hosts had begun as they died is a suspect. Suspects stand at the head of the ring, and workers see one at a time:
+ * the one that was alone when a further host dies is guilty. */
 #include "client.h"
 
 #include <string.h>
@@ -35,7 +39,9 @@ uint32_t hsm_client_replay(hsm_client *client) {
     uint64_t head = atomic_load(&area->shared->request_head);
     if (client->published - head > area->slots) {
         head = client->published; /* no worker of ours leaves such a head */
-        atomic_store(&area->shared->request_head, head);
+    }
+    if (client->suspects != 0 && head == client->published) {
+        client->suspects--; /* the one that was tried was begun */
     }
     for (uint64_t i = head; i != client->tail; i++) { /* an open batch included */
         seen[atomic_load(&area->requests[i & (area->slots - 1U)]) & (area->slots - 1U)] = 1;
@@ -43,7 +49,6 @@ uint32_t hsm_client_replay(hsm_client *client) {
     atomic_store(&area->shared->spinning, 0);
     atomic_store(&area->shared->down, 0); /* the next host finds out by itself */
     atomic_store(&area->shared->notify, HSM_NOTIFY_IDLE);
-    atomic_store(&area->shared->request_tail, client->published);
     atomic_store(&area->shared->waiting_since_ns, 0);
     atomic_store(&area->shared->alarm_at_ns, 0);
     atomic_store(&area->shared->probe_at_ns, 0);
@@ -61,6 +66,10 @@ uint32_t hsm_client_replay(hsm_client *client) {
         uint32_t begun = HSM_STAGE_BEGUN;
         (void)atomic_compare_exchange_strong(&hsm_area_slot(area, index)->stage, &begun, HSM_STAGE_QUEUED);
     }
+    uint32_t begun = 0;
+    for (uint32_t index = 0; index < area->slots; index++) {
+        begun += seen[index] == 0 && client->use[index] != HSM_USE_FREE && client->use[index] != HSM_USE_ANSWERED;
+    }
     uint32_t again = 0;
     bool answers = atomic_load(&area->shared->completion_tail) != client->head;
     for (uint32_t index = 0; index < area->slots; index++) {
@@ -68,17 +77,27 @@ uint32_t hsm_client_replay(hsm_client *client) {
             continue;
         }
         const hsm_key_record *key = &area->shared->keys[hsm_key_place(hsm_area_slot(area, index)->key)];
-        /* Once only: a message that crashes the module must not do so for ever. */
-        if (client->use[index] == HSM_USE_TAKEN && hsm_algorithm_is_deterministic((hsm_algorithm)key->algorithm)) {
+        bool deterministic = hsm_algorithm_is_deterministic((hsm_algorithm)key->algorithm) != 0;
+        if (client->use[index] == HSM_USE_TAKEN && deterministic) {
             client->use[index] = HSM_USE_REPLAYED;
             hsm_area_publish(area, client->tail++, index);
+            again++;
+        } else if (client->use[index] == HSM_USE_REPLAYED && deterministic && begun > 1) {
+            hsm_area_publish(area, --head, index);
+            client->suspects++;
             again++;
         } else {
             hsm_area_fail(area, index, HSM_HOST_LOST);
             answers = true;
         }
     }
-    hsm_client_publish(client);
+    atomic_store(&area->shared->request_head, head);
+    if (client->suspects != 0) {
+        hsm_client_try(client, head);
+    } else {
+        atomic_store(&area->shared->request_tail, client->published);
+        hsm_client_publish(client);
+    }
     if (answers) {
         atomic_store(&area->shared->notify, HSM_NOTIFY_FIRED);
         hsm_event_clear(client->event_fd); /* the host may have filled the counter: then a write would block */

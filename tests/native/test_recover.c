@@ -228,6 +228,33 @@ static void no_engine_is_inside_while_another_finalizes_the_module(void) {
     }
 }
 
+static bool reinit_stops_others(struct fixture *f) {
+    atomic_store(&intercept.ckr, CKR_CRYPTOKI_NOT_INITIALIZED);
+    atomic_store(&intercept.fail_sign_init, 1);
+    unsigned before = atomic_load(&intercept.finalized);
+    CHECK_STATUS(finish(f, submit_text(f, SIGNED, PATIENCE)).status, HSM_OK);
+    CHECK_INT(atomic_load(&intercept.finalized), >, before);
+    hsm_engine_lock(f->engine);
+    bool stops = f->engine->stops_others;
+    hsm_engine_unlock(f->engine);
+    return stops;
+}
+
+/* Where none signs, an outage of the whole module, reinit costs none and is tried as often as for one engine. */
+static void reinit_notes_whether_other_engines_sign(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(1);
+    struct fixture other = noop_begin(1);
+    for (unsigned round = 0; round < 3; round++) {
+        CHECK_STATUS(finish(&other, submit_text(&other, SIGNED, 0)).status, HSM_OK);
+        CHECK(reinit_stops_others(&f));
+        CHECK(!reinit_stops_others(&f));
+    }
+    fixture_end(&other);
+    fixture_end(&f);
+    intercept_end();
+}
+
 static void *hang_in_reinitialize(void *module) {
     hsm_error error = {.status = HSM_OK};
     CHECK_STATUS(hsm_module_reinitialize(module, &error), HSM_OK);
@@ -255,14 +282,10 @@ static void a_module_is_initialized_again_while_another_one_hangs(void) {
 }
 
 static const struct test tests[] = {
-    TEST(a_pin_that_might_lock_is_not_tried),
-    TEST(one_login_serves_all_workers),
-    TEST(a_stopped_engine_does_not_log_in_again),
-    TEST(the_pin_is_not_wiped_under_a_login),
-    TEST(every_ckr_gets_what_its_class_says),
-    TEST(what_never_mends_is_given_up),
-    TEST(sessions_that_were_closed_are_opened_again),
-    TEST(no_engine_is_inside_while_another_finalizes_the_module),
-    TEST(a_module_is_initialized_again_while_another_one_hangs),
+    TEST(a_pin_that_might_lock_is_not_tried),         TEST(one_login_serves_all_workers),
+    TEST(a_stopped_engine_does_not_log_in_again),     TEST(the_pin_is_not_wiped_under_a_login),
+    TEST(every_ckr_gets_what_its_class_says),         TEST(what_never_mends_is_given_up),
+    TEST(sessions_that_were_closed_are_opened_again), TEST(no_engine_is_inside_while_another_finalizes_the_module),
+    TEST(reinit_notes_whether_other_engines_sign),    TEST(a_module_is_initialized_again_while_another_one_hangs),
 };
 HARNESS_MAIN(tests)

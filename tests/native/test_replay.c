@@ -80,6 +80,100 @@ static void what_was_begun_is_queued_again_once(void) {
     hsm_client_free(client);
 }
 
+/* Four requests, of which two hosts had begun the first three as they died: these are suspects. */
+static hsm_client *suspecting(uint32_t slots[4]) {
+    hsm_client *client = make_client();
+    for (size_t i = 0; i < 4; i++) {
+        slots[i] = submit(client, DETERMINISTIC);
+        CHECK_INT(claim(client), ==, slots[i]);
+        if (i == 2) {
+            CHECK_INT(hsm_client_replay(client), ==, 3);
+            for (size_t k = 0; k < 3; k++) {
+                (void)claim(client);
+            }
+        }
+    }
+    (void)submit(client, DETERMINISTIC);
+    CHECK_INT(hsm_client_replay(client), ==, 4);
+    return client;
+}
+
+/* The only request that workers see. */
+static uint32_t claim_alone(hsm_client *client) {
+    uint32_t index = claim(client);
+    uint32_t other;
+    CHECK(!hsm_area_claim(client->area, &other));
+    return index;
+}
+
+static void only_what_was_alone_inside_is_guilty(void) {
+    uint32_t slots[4];
+    hsm_client *client = suspecting(slots);
+    (void)submit(client, RANDOMIZED); /* workers do not see it yet */
+    uint32_t innocent = claim_alone(client);
+    CHECK_INT(innocent, <=, slots[2]);
+    answer(client, innocent);
+    check_next(client, innocent, HSM_OK);
+    CHECK_INT(hsm_client_replay(client), ==, 0); /* the next host dies before it begins anything */
+    uint32_t guilty = claim_alone(client);
+    CHECK_INT(guilty, !=, innocent);
+    CHECK_INT(hsm_client_replay(client), ==, 0);
+    check_next(client, guilty, HSM_HOST_LOST);
+    uint32_t last = claim_alone(client);
+    answer(client, last);
+    /* The answer of the last suspect is in the ring as the host dies: the others are not tried. */
+    CHECK_INT(hsm_client_replay(client), ==, 0);
+    check_next(client, last, HSM_OK);
+    CHECK_INT(innocent + guilty + last, ==, slots[0] + slots[1] + slots[2]);
+    for (size_t i = 0; i < 3; i++) { /* the fourth, and those that came after */
+        uint32_t slot = claim(client);
+        answer(client, slot);
+        check_next(client, slot, HSM_OK);
+    }
+    check_empty(client);
+    hsm_client_free(client);
+}
+
+static void a_suspect_that_keeps_its_worker_is_not_awaited(void) {
+    uint32_t slots[4];
+    hsm_client *client = suspecting(slots);
+    hsm_client_look(client, 10 * SECOND); /* no worker has it yet */
+    hsm_client_look(client, 20 * SECOND);
+    uint32_t suspect = claim_alone(client);
+    hsm_client_look(client, 30 * SECOND);
+    hsm_client_look(client, 31 * SECOND - 1);
+    uint32_t slot;
+    CHECK(!hsm_area_claim(client->area, &slot));
+    hsm_client_look(client, 31 * SECOND);
+    for (size_t i = 0; i < 4; i++) {
+        slot = claim(client);
+        CHECK_INT(slot, !=, suspect);
+        answer(client, slot);
+        check_next(client, slot, HSM_OK);
+    }
+    answer(client, suspect);
+    check_next(client, suspect, HSM_OK);
+    check_empty(client);
+    hsm_client_free(client);
+}
+
+/* Also if the host that died has written into the key table that this key's signatures do not differ. */
+static void what_may_be_begun_once_is_no_suspect(void) {
+    hsm_client *client = make_client();
+    uint32_t once = submit(client, RANDOMIZED);
+    uint32_t slot = submit(client, DETERMINISTIC);
+    (void)claim(client);
+    (void)claim(client);
+    client->area->shared->keys[RANDOMIZED].algorithm = HSM_ED25519;
+    hsm_client_restore(client, once, RANDOMIZED, (const uint8_t *)"text", 4, false, 0, false);
+    CHECK_INT(hsm_client_replay(client), ==, 1);
+    check_next(client, once, HSM_HOST_LOST);
+    answer(client, claim(client));
+    check_next(client, slot, HSM_OK);
+    check_empty(client);
+    hsm_client_free(client);
+}
+
 static void a_signature_that_would_differ_is_not_made_twice(void) {
     hsm_client *client = make_client();
     uint32_t slot = submit(client, RANDOMIZED);
@@ -222,9 +316,16 @@ static void rubble_is_cleared(void) {
 }
 
 static const struct test tests[] = {
-    TEST(nothing_under_way_is_nothing_to_take_back),       TEST(what_was_begun_is_queued_again_once),
-    TEST(a_signature_that_would_differ_is_not_made_twice), TEST(what_was_not_begun_stays_queued),
-    TEST(what_was_answered_is_kept_across_a_hole),         TEST(an_open_batch_is_not_doubled),
-    TEST(a_completion_that_was_taken_is_not_taken_back),   TEST(rubble_is_cleared),
+    TEST(nothing_under_way_is_nothing_to_take_back),
+    TEST(what_was_begun_is_queued_again_once),
+    TEST(a_signature_that_would_differ_is_not_made_twice),
+    TEST(what_was_not_begun_stays_queued),
+    TEST(what_was_answered_is_kept_across_a_hole),
+    TEST(an_open_batch_is_not_doubled),
+    TEST(a_completion_that_was_taken_is_not_taken_back),
+    TEST(rubble_is_cleared),
+    TEST(only_what_was_alone_inside_is_guilty),
+    TEST(a_suspect_that_keeps_its_worker_is_not_awaited),
+    TEST(what_may_be_begun_once_is_no_suspect),
 };
 HARNESS_MAIN(tests)

@@ -89,7 +89,8 @@ def raw(place: Place) -> Iterator[Raw]:
     """A transaction, which is committed at the end."""
     if isinstance(place, Path):
         with closing(sqlite3.connect(place, timeout=10)) as file, file:
-            file.execute("PRAGMA ignore_check_constraints = ON")
+            for pragma in ("ignore_check_constraints = ON", "wal_autocheckpoint = 0"):
+                file.execute(f"PRAGMA {pragma}")
             file.execute("BEGIN IMMEDIATE")
             yield Raw(file, is_file=True)
         return

@@ -371,3 +371,57 @@ async def test_stopping_answers_what_waits_to_be_taken(tmp_path):
         assert sum(future.done() for future in futures) == FOLLOWERS
         with pytest.raises(EngineClosed):
             await leader
+
+
+async def test_calls_after_the_stop_and_of_runners_without_a_request_reach_nothing():
+    """A call may outlast the engine, so may a task that proves a key: rings and table are gone."""
+    engine = engine_for(Backend(2, 0))
+    for runner in (0, 1, 2, 2**32 - 1):
+        engine.end(runner, bytes(64))
+        assert not engine.overran(runner)
+        assert engine.begin(runner) is None
+    stays = engine.submit(b"x")
+    for result in (None, bytearray(64), bytes(63)):  # what is no signature is handed to nobody
+        engine.end(0, result)
+    assert await stays == answer_for(0, b"x")
+    assert await engine.stop(5) == 0
+    for runner in (0, 1, 2, 2**32 - 1):
+        engine.end(runner, bytes(64))
+        assert not engine.overran(runner)
+        assert engine.begin(runner) is None
+    engine._sweep()
+    engine._drain()
+    engine.deliver()
+    engine.lose("TOKEN_LOST")
+    engine.retire_key(0)
+    assert not engine.signs_with(0)
+    for refused in (
+        lambda: engine.add_key("ed25519", bytes(32)),
+        lambda: engine.submit(b"x"),
+        lambda: engine.serve(1, 0, lambda: None),
+    ):
+        with pytest.raises(EngineClosed):
+            refused()
+
+
+async def test_an_engine_that_is_stopped_is_not_recorded(tmp_path):
+    """A member may be stopped while it is opened: the journal would tell its engine of what is written."""
+    with stalled(tmp_path) as journal:
+        engine = engine_for(Backend(1, 0))
+        assert await engine.stop(5) == 0
+        with pytest.raises(EngineClosed):
+            engine.record_in(journal)
+        journal.attach(asyncio.get_running_loop(), lambda *_: None, lambda _: EngineClosed("refused"), lambda *_: None)
+        journal.put(b'{"seq":1}\n')
+        await until(lambda: journal.written == 1)
+        journal._ready()
+        journal.detach()
+
+
+async def test_an_engine_is_not_recorded_in_a_journal_that_is_closed(tmp_path):
+    with stalled(tmp_path) as journal:
+        pass
+    engine = engine_for(Backend(1, 0))
+    with pytest.raises(EngineClosed):
+        engine.record_in(journal)
+    assert await engine.stop(5) == 0

@@ -163,12 +163,14 @@ async def test_the_tables_that_lead_to_acts_are_sealed():
 async def test_nothing_is_written_into_a_scope_that_is_not_genuine(place):
     """Else the next seal would vouch for the forged row."""
     store = await filled(place)
+    budget = Emergency(store, Limits(100, 3600))
+    await budget.reset("so that the ring has the clock's mark")
     original = Original(place)
     writes = {
         "ring": lambda: Keys(store).set_setting("configured", "other"),
         "steps": lambda: Rotations(store).note(1, "generate", "done", {}),
         "backups": lambda: store.run(lambda on: on.execute(update(BACKUP).values(drilled_ns=1))),
-        "budget": lambda: Emergency(store, Limits(100, 3600)).reset("again"),
+        "budget": lambda: budget.reset("again"),
         "orders": lambda: Desired(store).set("force", None, ""),
     }
     for scope, table in (("ring", "key_version"), ("steps", "approval"), ("backups", "backup"),

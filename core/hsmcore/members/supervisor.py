@@ -185,11 +185,15 @@ class Supervisor:
         return 0.0 if surplus <= 0 else min(PAUSE_FIRST_SECONDS * 2.0 ** (surplus - 1), PAUSE_MAX_SECONDS)
 
     async def _restart(self) -> None:
+        # A host that has run is about to run again: requests wait for it, within their deadlines.
+        await asyncio.sleep(self._pause())
         # The module that hung may hang in its start too. A start after a crash may take its time.
         hanging = self._loop.call_later(self._patience + START_SECONDS, self._set_down, True) if self._hung else None
         try:
             while not await self._start_again(hanging):
-                pass
+                if pause := self._pause():
+                    self._set_down(True, None if self.refusal is None else self.refusal.status)
+                    await asyncio.sleep(pause)
         finally:
             if hanging is not None:
                 hanging.cancel()
@@ -206,10 +210,6 @@ class Supervisor:
     async def _start_again(self, hanging: asyncio.TimerHandle | None) -> bool:
         """Try once to start the host process; return whether it runs. After a refused login, wait until another one may
         be tried."""
-        pause = self._pause()
-        if pause:
-            self._set_down(True, None if self.refusal is None else self.refusal.status)
-            await asyncio.sleep(pause)
         try:
             missing = await self._member.run(self._member.restart_host)
         except Exception as error:  # noqa: BLE001  # none ends the restarts

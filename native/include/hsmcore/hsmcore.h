@@ -311,8 +311,9 @@ typedef struct hsm_stats {
 /* A merged copy of all workers' counters; workers go on counting. Any thread. */
 void hsm_client_stats(const hsm_client *client, hsm_stats *stats);
 /* After the host process has died: take back the requests that it had begun and not answered. Those with a
- * deterministic key are queued again, once; the others complete as HSM_HOST_LOST. No worker may use the area. The
- * thread that submits. Returns how many were queued again. */
+ * deterministic key are queued again; one that an earlier host had begun, too, is tried alone then, and completes as
+ * HSM_HOST_LOST if it was the only one begun as a host died. Those with another key do so immediately. No worker may
+ * use the area. The thread that submits. Returns how many were queued again. */
 uint32_t hsm_client_replay(hsm_client *client);
 /* The bucket that a duration in ns falls into, and the largest duration of a bucket. Any thread. */
 uint32_t hsm_histogram_bucket(uint64_t ns);
