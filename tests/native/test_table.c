@@ -356,9 +356,9 @@ static bool is_refused(struct desk *d, uint32_t index, enum hsm_request_state fr
 
 static void a_move_that_no_request_makes_hands_nothing_out(void) {
     static const enum hsm_request_state moves[][2] = {
-        {HSM_REQUEST_FREE, HSM_REQUEST_READY}, {HSM_REQUEST_QUEUED, HSM_REQUEST_HELD},
+        {HSM_REQUEST_FREE, HSM_REQUEST_READY},     {HSM_REQUEST_QUEUED, HSM_REQUEST_HELD},
         {HSM_REQUEST_FOLLOWING, HSM_REQUEST_SENT}, {HSM_REQUEST_SENT, HSM_REQUEST_HELD},
-        {HSM_REQUEST_READY, HSM_REQUEST_READY}, {HSM_REQUEST_GIVEN, HSM_REQUEST_GIVEN},
+        {HSM_REQUEST_READY, HSM_REQUEST_READY},    {HSM_REQUEST_GIVEN, HSM_REQUEST_GIVEN},
         {HSM_REQUEST_HELD, HSM_REQUEST_FREE},
     };
     struct desk d = desk_begin(4);
