@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.support.chaos import Chaos, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import opened
 
@@ -15,8 +16,10 @@ FIRST_ROOM = 256
 
 
 @one_loop
-async def test_a_request_that_finds_no_memory_is_not_taken(world):
-    async with opened(world.config(maxCacheSize=0, queueSize=64)) as manager:
+async def test_a_request_that_finds_no_memory_is_not_taken(world, tmp_path):
+    chaos = Chaos(tmp_path, wrap(world))
+    async with opened(chaos.config(queueSize=64)) as manager:
+        chaos.fault("C_Sign", "hang", every=1, forever=True)  # so that no answer gives its place back meanwhile
         [engine] = [endpoint.member.engine for endpoint in manager._path.endpoints]
         futures = [engine.submit(b"%d" % n, 30.0) for n in range(FIRST_ROOM)]
         refused = 0
@@ -34,4 +37,6 @@ async def test_a_request_that_finds_no_memory_is_not_taken(world):
                 _testcapi.remove_mem_hooks()
         assert refused > 4, "each growth was to fail once"
         futures.append(engine.submit(b"last", 30.0))
+        chaos.clear()
+        chaos.release()
         assert all(len(signature) == 64 for signature in await asyncio.gather(*futures))

@@ -62,9 +62,10 @@ async def rotate(cli: Invocation, reason: str, seconds: float) -> dict[str, Any]
 
 
 async def waits_for(rotations: Rotations, entry: Rotation) -> str | None:
-    """Return what a step that cannot be done yet waits for, and why."""
+    """Return what the step of `entry` waits for that cannot be done yet, and why."""
     [*_, last] = [{"outcome": "", "details": {}}, *await rotations.steps(entry.id)]
-    found = last["details"].get("waitsFor") if last["outcome"] == "waiting" else None
+    is_its = last["outcome"] == "waiting" and last["step"] == entry.run.step  # it may have gone on since it was read
+    found = last["details"].get("waitsFor") if is_its else None
     why = last["details"].get("why")
     return f"{found}: {why}" if found and why else found
 
