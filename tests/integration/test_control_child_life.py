@@ -250,7 +250,7 @@ def test_an_error_that_fits_is_raised_and_the_child_goes_on(tmp_path, monkeypatc
 
 def test_an_answer_without_an_end_ends_the_child(tmp_path, monkeypatch):
     monkeypatch.setattr(control_process, "MOST_BYTES", 1 << 20)
-    answering(tmp_path, monkeypatch, then="exec tr '\\0' x </dev/zero")
+    answering(tmp_path, monkeypatch, then="read -r request; exec tr '\\0' x </dev/zero")
     child = control_process.Child(os.environ)
     with pytest.raises(control_process.ChildLost, match="more than 1048576 bytes"):
         child.call("x", None, str, 30.0)
