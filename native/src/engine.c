@@ -145,11 +145,7 @@ static hsm_engine *allocate(hsm_client *client, const hsm_engine_options *option
     pthread_condattr_t attributes;
     (void)pthread_condattr_init(&attributes);
     (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    pthread_mutexattr_t owned;
-    (void)pthread_mutexattr_init(&owned);
-    (void)pthread_mutexattr_settype(&owned, PTHREAD_MUTEX_ERRORCHECK); /* see give_up in worker.c */
-    (void)pthread_mutex_init(&engine->control, &owned);
-    (void)pthread_mutexattr_destroy(&owned);
+    (void)pthread_mutex_init(&engine->control, NULL);
     (void)pthread_mutex_init(&engine->state, NULL);
     (void)pthread_mutex_init(&engine->aside_lock, NULL);
     (void)pthread_cond_init(&engine->changed, &attributes);

@@ -184,6 +184,8 @@ bool hsm_is_urgent(const hsm_worker *worker, uint64_t begun, uint64_t now);
 void hsm_engine_lock(hsm_engine *engine);
 /* Release it, and wipe the PIN if the engine was stopped while it was held. */
 void hsm_engine_unlock(hsm_engine *engine);
+/* Release it if this thread holds it: the module has ended the thread in a call. */
+void hsm_engine_drop_lock(hsm_engine *engine);
 /* Wipe the PIN if the engine is closing and no thread holds `control`; else the holder does when it releases the
  * lock. */
 void hsm_engine_wipe_pin(hsm_engine *engine);

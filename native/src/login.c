@@ -17,11 +17,22 @@ void hsm_engine_wipe_pin(hsm_engine *engine) {
     }
 }
 
+/* Whose lock this thread holds: a module may end the thread in a call. */
+static _Thread_local const hsm_engine *held;
+
 void hsm_engine_lock(hsm_engine *engine) {
     (void)pthread_mutex_lock(&engine->control);
+    held = engine;
+}
+
+void hsm_engine_drop_lock(hsm_engine *engine) {
+    if (held == engine) {
+        hsm_engine_unlock(engine);
+    }
 }
 
 void hsm_engine_unlock(hsm_engine *engine) {
+    held = held == engine ? NULL : held; /* else it is another engine's, of the same module */
     (void)pthread_mutex_unlock(&engine->control);
     /* hsm_engine_stop could not wipe the PIN while this thread held the lock. */
     hsm_engine_wipe_pin(engine);

@@ -372,7 +372,7 @@ static void give_up(hsm_worker *worker) {
     hsm_engine *engine = worker->engine;
     hsm_error error;
     hsm_turn_drop();
-    (void)pthread_mutex_unlock(&engine->control); /* fails unless this thread holds it */
+    hsm_engine_drop_lock(engine);
     if (worker->probing_ns != 0) {
         hsm_probe_end(worker);
     }
