@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
 import sqlite3
@@ -304,6 +305,25 @@ async def test_a_file_that_another_program_has_written_to_takes_nothing_more(tmp
     again = await Store.open(path)  # by its rows, a later start judges it
     await History(again).note(Event("outage", reason="later"))
     await again.close()
+
+
+@one_loop
+async def test_what_is_committed_does_not_fail_for_a_checkpoint_without_descriptors(tmp_path, monkeypatch):
+    monkeypatch.setattr("hsmcore.state.sqlite._CHECKPOINT_EVERY", 1)
+    path, opened = tmp_path / "state.db", os.open
+    store = await Store.open(path)
+    await History(store).note(Event("outage", reason="first"))
+
+    def none_left(name, *arguments, **named):
+        if name == tmp_path:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(name, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", none_left)
+    await History(store).note(Event("outage", reason="second"))
+    monkeypatch.undo()
+    await store.close()
+    assert noted(path) == ["first", "second"]
 
 
 @one_loop

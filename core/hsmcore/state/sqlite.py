@@ -18,12 +18,12 @@ import os
 import sqlite3
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, closing, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, Table, create_engine, delete, event, select
@@ -115,35 +115,39 @@ class FileDatabase(Database):
 
     def require_in_place(self) -> None:
         # A file that was deleted or replaced takes transactions as before, and is gone with the process.
-        try:
-            found = os.stat(self._file.path)  # noqa: PTH116  # each transaction does it
-            same = (found.st_dev, found.st_ino) == (self._file.device, self._file.inode)
-            problem = self._overwritten if same else "another file is in its place"
-            for end in ("-wal", "-shm") if self.writes and not problem else ():
-                beside = os.stat(f"{self._file.path}{end}")  # noqa: PTH116
-                inode, size = self._beside.setdefault(end, (beside.st_ino, 0))
-                if beside.st_ino != inode or beside.st_size < size:
-                    problem = f"another program has changed {self._file.path.name}{end}"
-                self._beside[end] = (inode, max(size, beside.st_size))
-        except OSError as error:
-            problem = f"its file is gone: {error.strerror}"
-        self._require_no(problem)
+        found = self._found()
+        if (found.st_dev, found.st_ino) != (self._file.device, self._file.inode):
+            self._refuse("another file is in its place")
+        if self._overwritten:
+            self._refuse(self._overwritten)
+        for end in ("-wal", "-shm") if self.writes else ():
+            beside = self._found(end)
+            inode, size = self._beside.setdefault(end, (beside.st_ino, 0))
+            if beside.st_ino != inode or beside.st_size < size:
+                self._refuse(f"another program has changed {self._file.path.name}{end}")
+            self._beside[end] = (inode, max(size, beside.st_size))
+        self.problems.note("file", "", GONE_HINT)
 
-    def _require_no(self, problem: str) -> None:
+    def _found(self, end: str = "") -> os.stat_result:
+        try:
+            return os.stat(f"{self._file.path}{end}")  # noqa: PTH116  # each transaction does it
+        except OSError as error:
+            self._refuse(f"its file is gone: {error.strerror}")
+
+    def _refuse(self, problem: str) -> NoReturn:
         self.problems.note("file", problem, GONE_HINT)
-        if problem:
-            raise StoreError(f"{self.shown}: {problem}", call="stat", hint=GONE_HINT)
+        raise StoreError(f"{self.shown}: {problem}", call="stat", hint=GONE_HINT)
 
     def _compare(self, connection: Connection) -> None:
         """Raise StoreError if another program has written to the file. In a transaction, so that no checkpoint begins
         or ends meanwhile."""
-        now = _print_of(self._file.path)
+        now = _print_of(self._found())
         if now == self._print:
             return
         written = connection.exec_driver_sql("PRAGMA application_id").scalar_one()
         if written not in (_UNDER_WAY, now):
             self._overwritten = "another program has written to it"
-            self._require_no(self._overwritten)
+            self._refuse(self._overwritten)
         self._print = written
 
     def _settle(self, connection: Connection, *, checkpoint: bool) -> None:
@@ -151,18 +155,13 @@ class FileDatabase(Database):
         another process does it."""
         self._until_checkpoint = _CHECKPOINT_EVERY
         driver: Any = connection.connection.driver_connection
-        folder = os.open(self._file.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # An error is none of the transaction's, which is committed: the next one tries again.
+        with suppress(OSError, sqlite3.Error), _locked(self._file.path.parent):
             if checkpoint:
                 driver.execute(f"PRAGMA application_id = {_UNDER_WAY}")
                 driver.execute("PRAGMA wal_checkpoint").fetchall()
-            self._print = _print_of(self._file.path)
+            self._print = _print_of(self._file.path.stat())
             driver.execute(f"PRAGMA application_id = {self._print}")
-        except (OSError, sqlite3.Error):
-            pass  # what was committed is; the next one tries again
-        finally:
-            os.close(folder)
 
     def copy_to(self, path: Path) -> None:
         assert self._opened is not None  # noqa: S101  # for the type checker
@@ -331,9 +330,19 @@ def _file_at(path: Path, *, makes: bool) -> _File:
     return _File(real, found.st_dev, found.st_ino)
 
 
-def _print_of(path: Path) -> int:
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder. Raises OSError, also if another process has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _print_of(found: os.stat_result) -> int:
     """Return a number of 31 bits, not 0, for the size and the time of a file's last change."""
-    found = os.stat(path)  # noqa: PTH116  # each transaction does it
     return zlib.crc32(b"%d %d" % (found.st_size, found.st_mtime_ns)) & 0x7FFF_FFFF or 1
 
 
