@@ -184,8 +184,6 @@ static bool mend(hsm_worker *worker, enum hsm_rung rung) {
 static bool take(void *on, enum hsm_rung rung) {
     hsm_worker *worker = on;
     switch (rung) {
-    case HSM_RUNG_NONE:
-        return true;
     case HSM_RUNG_RETRY:
         return retry(worker);
     case HSM_RUNG_REOPEN:

@@ -6,9 +6,9 @@
 
 #include <hsmcore/requests.h>
 
-#include "admission.h"
 #include <assert.h>
 
+#include "admission.h"
 #include "client.h"
 #include "deadlines.h"
 #include "list.h"
