@@ -16,6 +16,7 @@ from tests.support.terminal import PROGRAM
 
 from hsmcore.audit import AuditLog
 from hsmcore.audit.check.verify import verify
+from hsmcore.audit.intake import Intake
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.audit.spool import Intention, spooled
@@ -190,3 +191,22 @@ def test_what_cannot_be_recorded_is_not_done(place):
     config.write_text(json.dumps(document))
     assert "cannot be recorded" in run(config, "keys", "generate", "--label", "second").stderr
     assert manager["auditLogFile"]
+
+
+@one_loop
+async def test_what_is_recorded_leaves_the_spool_before_the_log_is_closed(tmp_path):
+    layout = Layout(tmp_path / "audit.log")
+    Intention(layout, "keys generate", {}).complete({"result": "ok"})
+    recorded, durable = asyncio.Event(), asyncio.Event()
+
+    async def becomes_durable(_: int) -> None:
+        recorded.set()
+        await durable.wait()
+
+    intake = Intake(layout, lambda *_: 1, becomes_durable)
+    beginning = asyncio.create_task(intake.begin())
+    await recorded.wait()
+    beginning.cancel()
+    asyncio.get_running_loop().call_later(0.1, durable.set)
+    await intake.end()
+    assert spooled(layout) == []

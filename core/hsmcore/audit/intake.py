@@ -12,6 +12,8 @@ from hsmcore.audit.layout import Layout
 from hsmcore.base.scope import Scope
 
 WATCH_SECONDS: Final = 0.5
+END_SECONDS: Final = 2.0
+"""How long the end waits for what is recorded and not yet durable."""
 
 Record = Callable[[str, Mapping[str, object], Mapping[str, object]], int | None]
 
@@ -23,7 +25,7 @@ class Intake:
     def __init__(self, layout: Layout, record: Record, durable: Callable[[int], Awaitable[None]]) -> None:
         self._layout, self._record, self._durable = layout, record, durable
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="hsmcore-audit-spool")
-        self._scope = Scope()
+        self._scope, self._recorded = Scope(), Scope()
 
     async def begin(self) -> None:
         """Record the spooled commands, then poll for new ones every WATCH_SECONDS. Raises AuditUnavailable, OSError."""
@@ -35,10 +37,14 @@ class Intake:
         for command in await loop.run_in_executor(self._thread, spool.spooled, self._layout):
             seq = self._record(spool.OPERATION, command.fields, command.origin)
             if seq is not None:
-                await self._durable(seq)
-                await loop.run_in_executor(self._thread, command.done)
+                await asyncio.shield(self._recorded.start(self._remove(command, seq)))
+
+    async def _remove(self, command: spool.Spooled, seq: int) -> None:
+        await self._durable(seq)
+        await asyncio.get_running_loop().run_in_executor(self._thread, command.done)
 
     async def end(self) -> None:
-        """Stop polling."""
+        """Stop polling. What has been recorded leaves the spool first, or else the next start would record it again."""
         await self._scope.close()
+        await self._recorded.finish(END_SECONDS)
         self._thread.shutdown(wait=False)
