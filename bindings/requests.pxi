@@ -299,10 +299,10 @@ cdef class Requests(Publisher):
             return self._missed.pop(future, None)
         return hsm_requests_key(self._table, number), self._waiters.messages[<Py_ssize_t><uint32_t>number]
 
-    def move(self):
-        """Answer each caller whose message is not signed with DeadlineExceeded: others than this member may sign it."""
+    def move(self, str status="DEADLINE_EXCEEDED"):
+        """Answer each caller whose message is not signed with this status: others than this member may sign it."""
         if self._table != NULL:
-            hsm_requests_fail(self._table, HSM_UNSIGNED_ONES, HSM_DEADLINE_EXCEEDED)
+            hsm_requests_fail(self._table, HSM_UNSIGNED_ONES, <hsm_status><int>_STATUS_NUMBERS[status])
             self._take()
 
     def signs_with(self, uint32_t index):

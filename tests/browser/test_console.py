@@ -130,8 +130,10 @@ def test_a_failover_arrives_without_reloading_and_a_page_outlives_its_server(sce
     running.end_server()
     made.wait_for_selector("#live:has-text('not live')")
     made.wait_for_selector("#verdict:has-text('Not live')")
+    made.evaluate("() => document.querySelectorAll('#events li').forEach((row) => (row.id = 'of-the-old-one'))")
     running.begin_server()
     made.wait_for_selector("#live:text-is('live')")
+    made.wait_for_selector("#of-the-old-one", state="detached")
     made.wait_for_selector("#events .tone:text-is('failback')")
     assert made.locator("#events .tone:text-is('failover')").count() == 2  # told again, not shown twice
     made.wait_for_selector(SIGNS)

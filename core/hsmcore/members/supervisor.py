@@ -229,6 +229,7 @@ class Supervisor:
     async def _until_login(self, error: LoginError) -> None:
         self.refusal = error.with_traceback(None)
         self._set_down(True, error.status)
+        self._engine.move(error.status)  # those that waited for the restart
         self.refused(error)
         self._say("error", "member down: the login was refused, and is not tried again with this PIN", error=str(error))
         while not await self._member.run(self._member.may_log_in):  # noqa: ASYNC110  # nothing tells of a file's change
