@@ -300,6 +300,6 @@ async def test_a_yubihsm_keeps_the_note_as_an_opaque_object(yubihsm, tmp_path, a
         async with opened(config) as manager:
             await manager.sign(ordered(7, b"A"))
     if may:
-        config["keyManager"]["stateFile"] = str(tmp_path / "one.db")
+        config = rig.config(stateFile=str(tmp_path / "one.db"), **POLICY)  # who may not read the note signs beside it
         async with opened(config) as manager:
             await manager.sign(ordered(8))
