@@ -303,3 +303,23 @@ async def test_a_yubihsm_keeps_the_note_as_an_opaque_object(yubihsm, tmp_path, a
         config = rig.config(stateFile=str(tmp_path / "one.db"), **POLICY)  # who may not read the note signs beside it
         async with opened(config) as manager:
             await manager.sign(ordered(8))
+
+
+@one_loop
+async def test_a_backup_that_is_restored_on_a_new_host_is_the_store_of_the_note(
+    fresh_token, do, tmp_path, another_home, hsmcore_state
+):
+    token = fresh_token()
+    config, other = on(token, tmp_path / "one"), on(token, tmp_path / "two")
+    await promised(do, config)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code, made, _ = await asyncio.to_thread(hsmcore_state, "backup", "--to", f"{tmp_path}/")
+    assert code == 0
+    (tmp_path / "one").rename(tmp_path / "the former host's disk")
+    another_home("other")
+    (tmp_path / "config.json").write_text(json.dumps(other))
+    code, _, _ = await asyncio.to_thread(hsmcore_state, "restore", f"{tmp_path}/{made['name']}", "--reason", "r")
+    assert code == 0
+    async with opened(other) as manager:
+        with pytest.raises(DoubleSign):
+            await manager.sign(ordered(7, b"B"))

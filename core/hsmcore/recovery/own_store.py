@@ -94,9 +94,9 @@ class OwnStore:
         return cls(store, rules, here)
 
     async def claim(self, keys: frozenset[bytes], tokens: Callable[[], Sequence[ControlPlane]]) -> None:
-        """Compare with what is known of the keys, before anything is signed with them. `tokens`: those that hold them
-        and may keep notes. Raises StoreBehind for a store that is not the one of a key, or that is empty and may not
-        be, StoreError."""
+        """Compare with what is known of the keys, before anything is signed with them. `tokens`: those of the running
+        members that may keep notes. Raises StoreBehind for a store that is not the one of a key, or that is empty and
+        may not be, StoreError."""
         rules = self._rules
         log, begins = rules.audit_log_file or "", not rules.require_state
         self._tokens = tokens if token_notes.is_due(rules) else tuple
