@@ -22,6 +22,7 @@ from hsmcore.config import load
 from hsmcore.errors import DoubleSign
 from hsmcore.members.control import ControlPlane
 from hsmcore.members.control.notes import ReadNotes, WriteNote
+from hsmcore.recovery.own_store import OwnStore
 from hsmcore.state import Desired
 from hsmcore.state.register import parsed
 from hsmcore.state.sqlite import number_of
@@ -120,6 +121,18 @@ async def test_a_host_that_knows_nothing_of_the_key_begins_no_second_store(fresh
     async with opened(elsewhere) as manager:
         with pytest.raises(DoubleSign):
             await manager.sign(ordered(7, b"B"))
+
+
+@one_loop
+async def test_a_short_program_leaves_a_note(fresh_token, do, tmp_path, monkeypatch):
+    monkeypatch.setattr("hsmcore.recovery.own_store.CLOSE_SECONDS", 300.0)
+    config = on(fresh_token(), tmp_path)
+    async with opened(config) as manager:
+        key = manager.public_key
+        with pytest.MonkeyPatch.context() as no_look:
+            no_look.setattr(OwnStore, "look", lambda _: asyncio.sleep(0))  # as in its first second
+            await manager.sign(ordered(7))
+    assert len(await do(config, ReadNotes([key]))) == 1
 
 
 @one_loop

@@ -14,6 +14,7 @@ from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.config.root import default_register
 from hsmcore.errors import KeyMismatch
 from hsmcore.members.control import ControlPlane
+from hsmcore.members.control.plane import CLOSE_SECONDS
 from hsmcore.recovery import token_notes
 from hsmcore.state import Store, StoreBehind, StoreError, presence
 from hsmcore.state.register import Keeper, Register
@@ -124,7 +125,11 @@ class OwnStore:
             self._scope.start(token_notes.note(tokens, fresh.values()), failed=failed)
 
     async def close(self) -> None:
-        """Close the store. Idempotent."""
+        """Close the store; the tokens are told of a first promise until then. Idempotent."""
+        if self._keeper is not None and self._keeper.wrote and not self._keeper.noted.keys() <= self._on_tokens:
+            with suppress(StoreError):
+                await self.look()
+            await self._scope.finish(CLOSE_SECONDS)  # a short program has no other moment
         end, self._end = self._end, None
         if end is not None:
             end()

@@ -2,7 +2,8 @@
 register of the host says (state/register.py).
 
 It is asked only for a key of which the register knows nothing: on a new host, in a container whose home did not last,
-for another user. It follows the register's entry within a second or two, in the background. It is not vouched for: a
+for another user. It follows the register's entry within a second or two, in the background, or when the key manager
+closes. It is not vouched for: a
 writer of the token can stop such a start, as it can by erasing the key, and can hide a note, as if there were none. A
 token that takes no data objects is no error. Only rotations and what a policy binds are noted: budget and orders are
 each host's own.

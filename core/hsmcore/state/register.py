@@ -172,6 +172,8 @@ class Keeper:
         self._keys = frozenset(keys)
         self.noted: Mapping[bytes, Entry] = {}
         """By key, once a promise was found. Any thread."""
+        self.wrote = False
+        """Whether the register did not know one of them."""
         self.number = 0
         """The id of the store, once it has begun."""
 
@@ -230,6 +232,7 @@ class Keeper:
         self.noted = {**self.noted, **{entry.public_key: entry for entry in fresh}}
 
     def _write(self, fresh: list[Entry]) -> None:
+        self.wrote = True
         try:
             with self._register.turn():
                 for entry in fresh:
