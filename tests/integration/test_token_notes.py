@@ -274,6 +274,7 @@ async def looked(manager):
     assert own._keeper.noted
 
 
+@pytest.mark.slow("doctor runs twice")
 @one_loop
 async def test_a_token_that_takes_no_data_object_signs_as_before(tmp_path, another_home, doctor):
     token = make_nss(tmp_path)
