@@ -32,7 +32,9 @@ class ReadNotes(Verb[list[bytes]]):
 
     def run(self, admin: TokenAdmin) -> list[bytes]:
         with admin.session("reading notes") as session:
-            return [text for key in self.public_keys for _, text in _notes(admin, session, key)]
+            calls, handle = admin.calls, handle_of(session)
+            items = [item for key in self.public_keys for item in _notes(admin, session, key)]
+            return [calls.attribute(handle, item, Attribute.VALUE, MOST_BYTES) or b"" for item in items]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -59,14 +61,14 @@ class WriteNote(Verb[None]):
         with admin.session("writing a note") as session:
             former = _notes(admin, session, self.public_key)
             admin.calls.create_object(handle_of(session), template)
-            for item, _ in former:
+            for item in former:
                 admin.calls.destroy(handle_of(session), item)
 
 
 def forget(admin: TokenAdmin, session: Session, public_key: bytes) -> None:
     """Remove the notes of a key that is gone, as far as the token lets us."""
     with suppress(CkrError):
-        for item, _ in _notes(admin, session, public_key):
+        for item in _notes(admin, session, public_key):
             admin.calls.destroy(handle_of(session), item)
 
 
@@ -75,9 +77,7 @@ def label_of(public_key: bytes) -> bytes:
     return f"hsmcore state {hashlib.sha256(public_key).hexdigest()[:16]}".encode()
 
 
-def _notes(admin: TokenAdmin, session: Session, public_key: bytes) -> list[tuple[int, bytes]]:
+def _notes(admin: TokenAdmin, session: Session, public_key: bytes) -> list[int]:
     if not admin.quirks.keeps_notes:
         return []
-    calls, handle = admin.calls, handle_of(session)
-    found = calls.find(handle, ObjectClass.DATA, label_of(public_key))[:_MOST]
-    return [(item, calls.attribute(handle, item, Attribute.VALUE, MOST_BYTES) or b"") for item in found]
+    return admin.calls.find(handle_of(session), ObjectClass.DATA, label_of(public_key))[:_MOST]
