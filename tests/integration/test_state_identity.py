@@ -323,3 +323,30 @@ async def test_an_entry_that_cannot_be_read_stops_what_it_may_speak_of(world, tm
     async with opened(policed(world, tmp_path / "other")) as manager:  # which keeps nothing yet
         with pytest.raises(StoreError, match="not of hsmcore's making"):
             await manager.sign(ordered(7, b"B"))
+
+
+@one_loop
+@pytest.mark.parametrize("rules", [{"policy": {"kinds": ["block"]}}, {"keyRotation": {"overlapDays": 1}}])
+async def test_the_log_knows_its_store_by_marks_and_an_older_copy_that_has_its_id(
+    fresh_token, tmp_path, monkeypatch, rules
+):
+    """What no record and no checkpoint need say: which store is the log's."""
+    log = {"auditLogFile": str(tmp_path / "log" / "audit.log"), **rules}
+    config = fresh_token().config(**log, stateFile=str(tmp_path / "state.db"))
+    monkeypatch.setattr("hsmcore.manager.recording.named_store", lambda *_: {})
+    monkeypatch.setattr("hsmcore.manager.key_manager.named_store", lambda *_: {})
+    message = ordered(7, b"A") if "policy" in rules else b"x"
+    for number in range(2):
+        if number:
+            shutil.copyfile(tmp_path / "state.db", tmp_path / "older.db")
+        async with opened(config) as manager:
+            await manager.sign(message)
+    assert b"state_store" not in (tmp_path / "log" / "audit.log").read_bytes()
+    assert number_of(tmp_path / "older.db") == number_of(tmp_path / "state.db") != 0
+    (tmp_path / "state.db").rename(tmp_path / "gone.db")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other-home"))  # no register knows the key
+    for store in ("older.db", "empty.db"):
+        with pytest.raises(hsmcore.StoreBehind, match="the audit log goes on after it"):
+            await hsmcore.create_key_manager(edited(config, stateFile=str(tmp_path / store))).initialize()
+    async with opened(edited(config, stateFile=str(tmp_path / "gone.db"))) as manager:
+        await manager.sign(message)

@@ -165,6 +165,24 @@ def test_the_state_file_lies_beside_the_audit_log_or_in_the_user_s_state_folder(
     assert load(manager()).key_manager.state_path == Path.home() / ".local/state/hsmcore" / name
 
 
+def test_a_store_beside_the_log_has_one_place_for_a_unit_and_for_commands_from_any_home(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A unit may set XDG_STATE_HOME; an operator's shell does not; a container's user may have no home at all."""
+    logged, found = manager(auditLogFile="/var/log/hsmcore/audit.log"), set()
+    for home in ("/var/lib", "/root/.local/state"):
+        monkeypatch.setenv("XDG_STATE_HOME", home)
+        found.add(load(logged).key_manager.state_path)
+    monkeypatch.delenv("XDG_STATE_HOME")
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    found.add(load(logged).key_manager.state_path)
+    assert [path.parent for path in found] == [Path("/var/log/hsmcore")]
+
+
 def test_each_token_has_a_state_file_of_its_own_whatever_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
 

@@ -2,8 +2,9 @@
 says. An edited configuration, a moved log or folder must not begin with nothing.
 
 There is a small file for each key, below the user's state folder. It is made once a store keeps a promise for the key,
-before the promise counts: `Keeper`. A start compares: `require`. It does not seal: it protects against accidents, and
-leaves a hostile writer to the seal and the audit log. A fleet's database has its own witness.
+before the promise counts: `Keeper`. A start compares. Of a key that the folder does not know, the key's token may know
+more (recovery/token_notes.py). It does not seal: it protects against accidents, and leaves a hostile writer to the seal
+and the audit log. A fleet's database has its own witness.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +50,17 @@ class Entry:
     audit_log: str
     """The log's place when it was noted; "": there was none."""
     noted_ns: int
+    by_token: bool = False
+    """Whether the key's token says so, and this host knew nothing."""
+
+    def to_bytes(self) -> bytes:
+        """Return what `parsed` reads."""
+        values = (_FORMAT, self.public_key.hex(), str(self.store), self.id, self.audit_log, self.noted_ns)
+        return orjson.dumps(dict(zip(_FIELDS, values, strict=True))) + b"\n"
+
+    def same(self, other: Entry) -> bool:
+        """Return whether both name one store."""
+        return replace(self, noted_ns=other.noted_ns, by_token=other.by_token) == other
 
 
 class Register:
@@ -65,7 +77,7 @@ class Register:
             return None
         try:
             with path.open("rb") as file:
-                return _parsed(file.read(_MOST_BYTES), public_key)
+                return parsed(file.read(_MOST_BYTES), public_key)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -78,7 +90,7 @@ class Register:
         found = []
         for path in sorted(self.folder.glob("*.json")) if self.folder is not None else ():
             with suppress(OSError, ValueError), path.open("rb") as file:
-                found.append(_parsed(file.read(_MOST_BYTES), None))
+                found.append(parsed(file.read(_MOST_BYTES), None))
         return found
 
     def number_at(self, path: Path) -> int:
@@ -86,32 +98,36 @@ class Register:
         here = [entry for entry in self.all() if entry.store == Path(os.path.realpath(path))]
         return max(here, key=lambda entry: entry.noted_ns).id if here else 0
 
-    def begin(self, public_key: bytes, path: Path, *, first: bool = False) -> Entry | None:
+    def begin(
+        self, public_key: bytes, path: Path, *, told: Entry | None = None, first: bool = False
+    ) -> tuple[Entry | None, list[Entry]]:
         """Let the store at a place be the one of a key, and of each key of the store that was it, whatever is in it.
-        Returns the former entry; None: there is none, which is an error unless the store is the `first` one."""
-        before = self.read(public_key)
+        `told`: what the key's token says, which counts if nothing is known here. Returns the former entry and the new
+        ones; None: there is none, which is an error unless the store is the `first` one."""
+        before = self.read(public_key) or told
         if before is None and first:
-            return None
+            return None, []
         if before is None:
             raise StoreError(
                 f"no store is known of key {public_key.hex()} in {self.folder}",
                 hint="Run it as the key manager's user.",
             )
         with self.turn():
-            for entry in self.all():
-                if entry.public_key == public_key or (entry.id == before.id and entry.store == before.store):
-                    place = Path(os.path.realpath(path))
-                    self.write(replace(entry, store=place, id=ANY, noted_ns=time.time_ns()))
-        return before
+            place, now = Path(os.path.realpath(path)), time.time_ns()
+            others = [one for one in self.all() if (one.id, one.store) == (before.id, before.store)]
+            every = {one.public_key: one for one in (*others, before)}
+            fresh = [replace(one, store=place, id=ANY, noted_ns=now, by_token=False) for one in every.values()]
+            for entry in fresh:
+                self.write(entry)
+        return before, fresh
 
     def write(self, entry: Entry) -> None:
         """Write an entry, atomically and durably."""
         path = self._path(entry.public_key)
         if path is None:
             raise StoreError("this user has no state folder", hint=_HINT)
-        values = (_FORMAT, entry.public_key.hex(), str(entry.store), entry.id, entry.audit_log, entry.noted_ns)
         try:
-            replace_file(path, orjson.dumps(dict(zip(_FIELDS, values, strict=True))) + b"\n")
+            replace_file(path, entry.to_bytes())
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}", call="write", hint=_HINT) from None
 
@@ -139,20 +155,27 @@ class Register:
 class Keeper:
     """Notes the store of a key manager in the register. Runs in the store's thread, within a transaction, so what is
     promised there counts only once it is noted. `path`: the store's; `log`: the audit log's place, or ""; `begins`:
-    whether it may be an empty one."""
+    whether it may be an empty one; `told`: what tokens say of keys that the register does not know."""
 
-    def __init__(self, register: Register, path: Path, log: str, keys: Iterable[bytes], *, begins: bool = True) -> None:
-        self._register, self._begins = register, begins
+    def __init__(
+        self,
+        register: Register,
+        path: Path,
+        log: str,
+        keys: Iterable[bytes],
+        *,
+        begins: bool = True,
+        told: Mapping[bytes, Entry],
+    ) -> None:
+        self._register, self._begins, self._told = register, begins, told
         self._path, self._log = Path(os.path.realpath(path)), log
         self._keys = frozenset(keys)
-        self._noted: frozenset[bytes] = frozenset()
+        self.noted: Mapping[bytes, Entry] = {}
+        """By key, once a promise was found. Any thread."""
+        self.wrote = False
+        """Whether the register did not know one of them."""
         self.number = 0
         """The id of the store, once it has begun."""
-
-    @property
-    def has_noted(self) -> bool:
-        """Whether a promise was found, and noted."""
-        return bool(self._noted)
 
     def begin(self, connection: Connection) -> None:
         """Compare at a start, and give a store that has none an id, which is durable before an entry names it. Raises
@@ -162,7 +185,7 @@ class Keeper:
         known = False
         for key in sorted(self._keys | ring_in(connection)):
             try:
-                entry = self._register.read(key)
+                entry = self._register.read(key) or self._told.get(key)
             except StoreError as error:
                 if promised:
                     raise
@@ -195,20 +218,21 @@ class Keeper:
     def look(self, connection: Connection, tables: set[str]) -> None:
         """Note the store before the first promise is committed, and each new key of its ring. `tables`: those that the
         transaction writes. Raises StoreBehind, StoreError."""
-        if self._noted and "key_version" not in tables:
+        if self.noted and "key_version" not in tables:
             return
         keys = self._keys | ring_in(connection)
-        if keys > self._noted and is_promised(connection):
+        if keys > self.noted.keys() and is_promised(connection):
             self._note(connection, keys)
 
     def _note(self, connection: Connection, keys: frozenset[bytes]) -> None:
         own, now = number_in(connection), time.time_ns()
-        fresh = [Entry(key, self._path, own, self._log, now) for key in sorted(keys - self._noted)]
+        fresh = [Entry(key, self._path, own, self._log, now) for key in sorted(keys - self.noted.keys())]
         if not all(self._is_noted(entry) for entry in fresh):
             self._write(fresh)
-        self._noted |= keys
+        self.noted = {**self.noted, **{entry.public_key: entry for entry in fresh}}
 
     def _write(self, fresh: list[Entry]) -> None:
+        self.wrote = True
         try:
             with self._register.turn():
                 for entry in fresh:
@@ -225,7 +249,7 @@ class Keeper:
         if entry is None:
             return False
         self._require(entry, wanted.id)
-        return replace(entry, noted_ns=wanted.noted_ns) == wanted
+        return entry.same(wanted)
 
     def _require(self, entry: Entry, own: int) -> None:
         """Raise StoreBehind unless the store is the one that keeps what the key has promised."""
@@ -240,11 +264,13 @@ class Keeper:
         log = f", beside the audit log {entry.audit_log}" if entry.audit_log else ""
         when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(entry.noted_ns / 1e9))
         what = "is a copy of the one" if is_copy else "is not the one"
+        that = f"the one with id {entry.id}, and this one has id {own or 'none'}" if here else f"{entry.store}{log}"
+        says = ", says the key's token" if entry.by_token else ""
+        name = "Put that one in its place" if here else f'Name that one: "stateFile": "{entry.store}"'
         raise StoreBehind(
             f"state store {self._path}: it {what} that keeps what key {entry.public_key.hex()} has promised: that is "
-            f"{entry.store}{log}, as of {when}",
-            hint=f'Name that one: "stateFile": "{entry.store}". Only if it is lost, or this one is to go on in its '
-            f"place: {_command(entry.public_key)}",
+            f"{that}, as of {when}{says}",
+            hint=f"{name}. Only if it is lost, or this one is to go on in its place: {_command(entry.public_key)}",
         )
 
 
@@ -261,8 +287,8 @@ def _command(public_key: bytes) -> str:
     return f"{variable}hsmcore state begin {public_key.hex()} --reason TEXT"
 
 
-def _parsed(text: bytes, public_key: bytes | None) -> Entry:
-    """Raises ValueError."""
+def parsed(text: bytes, public_key: bytes | None) -> Entry:
+    """Return an entry that `to_bytes` wrote, of a key if it is given. Raises ValueError."""
     found: dict[str, Any] = orjson.loads(text)
     if type(found) is not dict or {name: type(value) for name, value in found.items()} != _FIELDS:
         raise ValueError(text)

@@ -35,6 +35,7 @@ _PLACES: Final = {
     "C_GetSessionInfo": 15,
     "C_Login": 18,
     "C_CreateObject": 20,
+    "C_DestroyObject": 22,
     "C_GetAttributeValue": 24,
     "C_FindObjectsInit": 26,
     "C_FindObjects": 27,
@@ -46,7 +47,7 @@ _READ_WRITE: Final = 0x2  # CKF_RW_SESSION
 _USER: Final = 1  # CKU_USER
 _USER_FUNCTIONS: Final = (1, 3)  # CKS_RO_USER_FUNCTIONS, CKS_RW_USER_FUNCTIONS
 _UNAVAILABLE: Final = c_ulong(-1).value  # CK_UNAVAILABLE_INFORMATION
-_NO_ATTRIBUTE: Final = (0x011, 0x012)  # CKR_ATTRIBUTE_SENSITIVE, CKR_ATTRIBUTE_TYPE_INVALID
+_NO_ATTRIBUTE: Final = (0x011, 0x012, 0x150)  # CKR_ATTRIBUTE_SENSITIVE, _TYPE_INVALID, CKR_BUFFER_TOO_SMALL
 _NO_MECHANISM: Final = (0x070,)  # CKR_MECHANISM_INVALID
 _LABEL_BYTES: Final = 32
 
@@ -259,6 +260,10 @@ class Calls:
         self._call("C_CreateObject", c_ulong(session), array, c_ulong(len(array)), byref(handle))
         del kept
         return handle.value
+
+    def destroy(self, session: int, item: int) -> None:
+        """Erase an object."""
+        self._call("C_DestroyObject", c_ulong(session), c_ulong(item))
 
     def find(self, session: int, class_: int, label: bytes | None = None, identity: bytes | None = None) -> list[int]:
         """Find objects of one class, at most MAX_OBJECTS. The template has no more: see keys.py."""

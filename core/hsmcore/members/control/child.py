@@ -22,7 +22,7 @@ from typing import IO, Any, Final, NoReturn, cast
 import orjson
 
 from hsmcore.errors import EngineClosed, HsmError, InternalError
-from hsmcore.members.control import attest, backup, keys, provision, sealed  # noqa: F401  # they fill VERBS
+from hsmcore.members.control import attest, backup, keys, notes, provision, sealed  # noqa: F401  # they fill VERBS
 from hsmcore.members.control.admin import TokenAdmin
 from hsmcore.members.control.records import TokenAccess
 from hsmcore.members.control.verb import VERBS
