@@ -154,6 +154,7 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
             break;
         }
         uint64_t now = hsm_now_ns();
+        atomic_store_explicit(&slot->failed, (uint8_t)status, memory_order_relaxed);
         if (slot->deadline_ns != 0 && now >= slot->deadline_ns) {
             status = HSM_DEADLINE_EXCEEDED; /* as the caller knows already */
             break;

@@ -159,12 +159,16 @@ static void what_never_mends_is_given_up(void) {
     struct fixture f = noop_begin(1);
     atomic_store(&intercept.ckr, CKR_FUNCTION_FAILED);
     atomic_store(&intercept.fail_sign, UINT32_MAX);
-    hsm_completion done = finish(&f, submit_text(&f, SIGNED, 0));
+    uint32_t slot = submit_text(&f, SIGNED, 0);
+    hsm_completion done = finish(&f, slot);
     CHECK_STATUS(done.status, HSM_BUSY);
+    CHECK_STATUS(hsm_client_failed(f.client, slot), HSM_BUSY);
     CHECK_INT(done.ckr, ==, CKR_FUNCTION_FAILED);
     CHECK_INT(UINT32_MAX - atomic_load(&intercept.fail_sign), <=, 10);
     atomic_store(&intercept.fail_sign, 0);
-    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK); /* and the next one is signed */
+    slot = submit_text(&f, SIGNED, 0);
+    CHECK_STATUS(finish(&f, slot).status, HSM_OK); /* and the next one is signed */
+    CHECK_STATUS(hsm_client_failed(f.client, slot), HSM_OK);
     fixture_end(&f);
     intercept_end();
 }
