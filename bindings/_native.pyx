@@ -62,15 +62,16 @@ cdef str _text(const char *text):
     return text.decode("utf-8", "replace")
 
 
-cdef object _exception(hsm_status status, object member, uint64_t ckr=0, const char *call="", const char *detail=""):
-    """The exception for a status of the native core."""
+cdef object _exception(hsm_status status, object member, uint64_t ckr=0, const char *call="", const char *detail="",
+                       hsm_status failed=HSM_OK):
+    """The exception for a status of the native core. `failed`: what the last attempt before a deadline failed with."""
     cdef const char *ckr_name = hsm_ckr_name(ckr) if ckr else NULL
     return error_of(
         _text(hsm_status_name(status)),
         ckr=ckr,
         ckr_name=_text(ckr_name) if ckr_name != NULL else None,
         call=_text(call),
-        detail=_text(detail),
+        detail=_text(detail) if failed == HSM_OK else f"the last attempt failed with {_text(hsm_status_name(failed))}",
         member=member,
     )
 

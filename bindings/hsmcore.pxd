@@ -265,6 +265,7 @@ cdef extern from "hsmcore/requests.h" nogil:
         hsm_status status
         uint64_t ckr
         uint64_t call
+        hsm_status failed
         uint32_t key
         uint32_t slot
         uint32_t signature_len

@@ -398,8 +398,8 @@ cdef class Requests(Publisher):
         self.refused += 1
         return _queue_full(self._member, self._counts(), timeout_ns)
 
-    cdef object _failure(self, hsm_status status, uint64_t ckr=0, uint64_t call=0):
-        return _exception(status, self._member, ckr, hsm_call_name(call))
+    cdef object _failure(self, hsm_status status, uint64_t ckr=0, uint64_t call=0, hsm_status failed=HSM_OK):
+        return _exception(status, self._member, ckr, hsm_call_name(call), "", failed)
 
     cdef inline hsm_requests_counts _counts(self) noexcept:
         cdef hsm_requests_counts counts
@@ -548,7 +548,7 @@ cdef class Requests(Publisher):
         if detailed is not None:
             return copy(detailed)  # one exception raised in several tasks would collect the tracebacks of all of them
         known = None if answer.begun and answer.status != HSM_CLOSED else bool(answer.begun)
-        return _knowing(self._failure(answer.status, answer.ckr, answer.call), known)
+        return _knowing(self._failure(answer.status, answer.ckr, answer.call, answer.failed), known)
 
     cdef int _release_durable(self, uint64_t kept) except -1:
         """For the journal: the records up to number `kept` are durable."""

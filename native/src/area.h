@@ -41,6 +41,7 @@ typedef struct hsm_slot {
     _Atomic uint32_t stage; /* enum hsm_stage */
     uint8_t prehashed;      /* 1: the message is a SHA-256 digest, signed as it is */
     /* answer: written by the worker */
+    _Atomic uint8_t failed; /* status of the attempt that failed last; the client may read it before the answer */
     uint16_t call;
     uint64_t ckr;
     uint32_t status;
@@ -53,6 +54,7 @@ typedef struct hsm_slot {
     HSM_ALIGNED uint8_t message[HSM_INLINE_MESSAGE];
 } hsm_slot;
 _Static_assert(offsetof(hsm_slot, signature) == 64, "all but the bytes of a request lies in one cache line");
+_Static_assert(HSM_STATUS_COUNT <= UINT8_MAX, "a status fits into a byte");
 
 /* The place in the key table that belongs to an index. The rest of the index counts the keys that the place has had: a
  * request with the index of a retired key is refused, whichever key has its place now. */

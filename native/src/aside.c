@@ -4,16 +4,13 @@
 
 #include <string.h>
 
-bool hsm_put_aside(hsm_worker *worker, uint32_t slot) {
+bool hsm_put_aside(hsm_worker *worker) {
     hsm_engine *engine = worker->engine;
-    uint32_t places = engine->area->slots;
     (void)pthread_mutex_lock(&engine->aside_lock);
     uint32_t count = atomic_load_explicit(&engine->aside_count, memory_order_relaxed);
-    bool room = count < places; /* always, but for a client that misbehaves */
+    bool room = count < engine->area->slots; /* always, but for a client that misbehaves */
     if (room) {
-        hsm_aside *place = &engine->aside[(engine->aside_first + count) % places];
-        place->slot = slot;
-        place->ladder = worker->ladder;
+        engine->aside[(engine->aside_first + count) % engine->area->slots] = worker->ladder;
         atomic_store(&engine->aside_count, count + 1U);
     }
     (void)pthread_mutex_unlock(&engine->aside_lock);
@@ -32,12 +29,11 @@ bool hsm_take_aside(hsm_worker *worker, uint64_t now, uint32_t *slot) {
     }
     (void)pthread_mutex_lock(&engine->aside_lock);
     uint32_t count = atomic_load_explicit(&engine->aside_count, memory_order_relaxed);
-    hsm_aside *first = &engine->aside[engine->aside_first];
-    bool due = count > 0 && first->ladder.due_ns <= now;
+    bool due = count > 0 && engine->aside[engine->aside_first].due_ns <= now;
     if (due) {
-        *slot = first->slot;
-        worker->ladder = first->ladder;
+        worker->ladder = engine->aside[engine->aside_first];
         worker->ladder.due_ns = 0;
+        *slot = worker->ladder.slot;
         engine->aside_first = (engine->aside_first + 1U) % engine->area->slots;
         atomic_store(&engine->aside_count, count - 1U);
     }
@@ -47,8 +43,7 @@ bool hsm_take_aside(hsm_worker *worker, uint64_t now, uint32_t *slot) {
 
 uint64_t hsm_aside_due(hsm_engine *engine) {
     (void)pthread_mutex_lock(&engine->aside_lock);
-    bool any = atomic_load_explicit(&engine->aside_count, memory_order_relaxed) != 0;
-    uint64_t due = any ? engine->aside[engine->aside_first].ladder.due_ns : 0;
+    uint64_t due = atomic_load(&engine->aside_count) != 0 ? engine->aside[engine->aside_first].due_ns : 0;
     (void)pthread_mutex_unlock(&engine->aside_lock);
     return due;
 }

@@ -189,6 +189,7 @@ static inline void fill(hsm_client *client, uint32_t index, uint32_t key, const 
     slot->message_len = (uint32_t)message_len;
     slot->key = key;
     slot->prehashed = prehashed;
+    atomic_store_explicit(&slot->failed, HSM_OK, memory_order_relaxed);
     if (message_len > 0) { /* `message` may be NULL then */
         memcpy(hsm_area_message(client->area, index, message_len), message, message_len);
     }
@@ -317,6 +318,14 @@ int hsm_client_begun(const hsm_client *client, uint32_t slot) {
     }
     uint32_t stage = atomic_load(&hsm_area_slot(client->area, slot)->stage);
     return stage == HSM_STAGE_BEGUN || stage == HSM_STAGE_WITHDRAWN;
+}
+
+hsm_status hsm_client_failed(const hsm_client *client, uint32_t slot) {
+    if (hsm_client_forked(client)) { /* the area is not mapped there */
+        return HSM_OK;
+    }
+    uint32_t failed = atomic_load_explicit(&hsm_area_slot(client->area, slot)->failed, memory_order_relaxed);
+    return failed < HSM_STATUS_COUNT ? (hsm_status)failed : HSM_CKR_UNKNOWN;
 }
 
 uint32_t hsm_client_queued(const hsm_client *client) {

@@ -48,6 +48,8 @@ void hsm_client_restore(hsm_client *client, uint32_t slot, uint32_t key, const u
                         bool prehashed, uint64_t deadline_ns, bool again);
 /* So many answers are held: they have no slot, and their requests are open. */
 void hsm_client_note_held(hsm_client *client, uint32_t held);
+/* How the attempt that failed last did, of the request in a slot: it may be under way. HSM_OK: none has failed. */
+hsm_status hsm_client_failed(const hsm_client *client, uint32_t slot);
 /* Let workers see what was queued, and wake as many as there is work for. While there are suspects: nothing. */
 void hsm_client_publish(hsm_client *client);
 /* Show the workers the first suspect, and nothing else. */

@@ -1,13 +1,6 @@
 /* A token that does not answer: requests for it wait for a probe, or fail at once between two probes, until it does. */
 #include "engine.h"
-
-#define MS UINT64_C(1000000)
-#define PROBE_FIRST_NS (20 * MS)
-#define PROBE_MAX_NS (1000 * MS)
-/* A token is down after so long without a signature: a heal that meets a fault has been repeated by then. */
-#define SILENCE_NS (50 * MS)
-/* The longest wait of another request for the end of a probe, or for its turn. */
-#define PROBE_WAIT_NS (1000 * MS)
+#include "ladder.h"
 
 bool hsm_token_answered_since(const hsm_engine *engine, uint64_t since) {
     for (uint32_t i = 0; i < engine->worker_slots; i++) {
@@ -23,55 +16,43 @@ bool hsm_token_answers(const hsm_worker *worker) {
 }
 
 bool hsm_token_is_silent(const hsm_worker *worker, uint64_t now) {
-    uint64_t since = now - SILENCE_NS;
+    uint64_t since = now - hsm_limits.silence;
     return worker->probing_ns != 0 ||
            (worker->ladder.begun_ns <= since && !hsm_token_answered_since(worker->engine, since));
 }
 
-/* Whether a request between two probes waits for the next one. It does in the first pause, which is short and may be
- * all that the token needs; and in the second one after a heal without a signature, which may be the fault of the
- * requests that were tried. After that another member serves its caller better. */
-static bool is_worth_waiting(hsm_engine *engine) {
-    bool healed = atomic_load(&engine->heal_failures) == 0 && atomic_load(&engine->keys_found) > 0;
-    return atomic_load(&engine->probe_failures) <= (healed ? 2U : 1U);
-}
-
-static bool admit(hsm_worker *worker, uint64_t *now, uint64_t until) {
+bool hsm_admit_to_token(hsm_worker *worker, uint64_t *now, uint64_t deadline_ns) {
     hsm_engine *engine = worker->engine;
     hsm_shared *shared = engine->area->shared;
-    while (atomic_load_explicit(&shared->down, memory_order_relaxed) != 0) {
+    const uint64_t most = hsm_limits.rungs[HSM_RUNG_DOWN].most;
+    uint64_t until = deadline_ns != 0 && deadline_ns < *now + most ? deadline_ns : *now + most;
+    /* This wait must not look like a stopped process or a hanging call. */
+    atomic_store_explicit(&worker->record->call_deadline_ns, until + most, memory_order_relaxed);
+    bool is_down;
+    while ((is_down = atomic_load_explicit(&shared->down, memory_order_relaxed) != 0) && *now < until &&
+           !atomic_load(&engine->closing)) {
         uint32_t ended = atomic_load(&engine->probes_ended);
-        uint64_t begun = atomic_load(&engine->probe_begun_ns);
+        uint64_t probe_until = atomic_load(&engine->probe_until_ns);
         uint64_t at = atomic_load(&shared->probe_at_ns);
-        uint64_t wake_at = until;
-        if (*now >= until || atomic_load(&engine->closing)) {
-            return false;
+        bool healed = atomic_load(&engine->heal_failures) == 0 && atomic_load(&engine->keys_found) > 0;
+        /* A request between two probes waits in the first pause, which is short and may be all that the token needs;
+         * and in the second one after a heal without a signature, which may be the fault of the requests that were
+         * tried. After that another member serves its caller better. */
+        if (*now < at && atomic_load(&engine->probe_failures) > (healed ? 2U : 1U)) {
+            break;
         }
-        if (*now < at) {
-            if (!is_worth_waiting(engine)) {
-                return false;
-            }
-            wake_at = at < until ? at : until;
-        } else if ((begun == 0 || (*now > begun && *now - begun >= PROBE_MAX_NS)) &&
-                   /* One request at a time is the probe; another one takes over when its time is up. */
-                   atomic_compare_exchange_strong(&engine->probe_begun_ns, &begun, *now)) {
-            worker->probing_ns = *now;
-            return true;
+        /* One request at a time is the probe; another one takes over when its time is up. */
+        if (*now >= at && *now >= probe_until &&
+            atomic_compare_exchange_strong(&engine->probe_until_ns, &probe_until, *now + most)) {
+            worker->probing_ns = *now + most;
+            break;
         }
+        uint64_t wake_at = *now < at && at < until ? at : until;
         hsm_futex_wait(&engine->probes_ended, ended, wake_at - *now, true);
         *now = hsm_now_ns();
     }
-    return true;
-}
-
-bool hsm_admit_to_token(hsm_worker *worker, uint64_t *now, uint64_t deadline_ns) {
-    uint64_t until = *now + PROBE_WAIT_NS;
-    until = deadline_ns != 0 && deadline_ns < until ? deadline_ns : until;
-    /* This wait must not look like a stopped process or a hanging call. */
-    atomic_store_explicit(&worker->record->call_deadline_ns, until + PROBE_MAX_NS, memory_order_relaxed);
-    bool admitted = admit(worker, now, until);
     atomic_store_explicit(&worker->record->call_deadline_ns, 0, memory_order_relaxed);
-    return admitted;
+    return !is_down || worker->probing_ns != 0;
 }
 
 void hsm_probe_waiters_wake(hsm_engine *engine) {
@@ -80,11 +61,10 @@ void hsm_probe_waiters_wake(hsm_engine *engine) {
 }
 
 void hsm_probe_end(hsm_worker *worker) {
-    hsm_engine *engine = worker->engine;
     /* Another worker may have taken this one's place as the probe. */
-    (void)atomic_compare_exchange_strong(&engine->probe_begun_ns, &worker->probing_ns, 0);
+    (void)atomic_compare_exchange_strong(&worker->engine->probe_until_ns, &worker->probing_ns, 0);
     worker->probing_ns = 0;
-    hsm_probe_waiters_wake(engine);
+    hsm_probe_waiters_wake(worker->engine);
 }
 
 void hsm_token_answered(hsm_engine *engine) {
@@ -95,21 +75,21 @@ void hsm_token_answered(hsm_engine *engine) {
 }
 
 void hsm_token_silent(hsm_worker *worker, hsm_status status, uint64_t now) {
-    hsm_engine *engine = worker->engine;
-    hsm_shared *shared = engine->area->shared;
+    hsm_shared *shared = worker->engine->area->shared;
     /* If the token was healed, or has signed, the failure is the request's own. */
-    if (hsm_status_class(status) >= HSM_CLASS_AUTH_FATAL || status == HSM_KEY_MISMATCH || !worker->ladder.unhealed ||
-        hsm_token_answers(worker) || !hsm_token_is_silent(worker, now)) {
+    bool is_own = hsm_status_class(status) >= HSM_CLASS_AUTH_FATAL || status == HSM_KEY_MISMATCH ||
+                  (worker->ladder.facts & HSM_FACT_UNHEALED) == 0 || hsm_token_answers(worker);
+    if (is_own || !hsm_token_is_silent(worker, now)) {
         return;
     }
     uint32_t answering = 0;
     if (worker->probing_ns == 0 && !atomic_compare_exchange_strong(&shared->down, &answering, 1)) {
         return; /* several requests that fail at the same time are one failure */
     }
-    uint64_t pause = worker->ladder.wait_ns;
+    uint64_t pause = worker->ladder.wait_ns; /* if not 0, it was too soon to try */
     if (pause == 0) {
-        uint32_t failures = atomic_fetch_add(&engine->probe_failures, 1);
-        pause = PROBE_FIRST_NS << (failures < 6 ? failures : 6);
-    } /* else it was too soon to try */
-    atomic_store(&shared->probe_at_ns, now + (pause < PROBE_MAX_NS ? pause : PROBE_MAX_NS));
+        pause = hsm_ladder_pause(HSM_RUNG_DOWN, atomic_fetch_add(&worker->engine->probe_failures, 1), 0);
+    }
+    const uint64_t most = hsm_limits.rungs[HSM_RUNG_DOWN].most;
+    atomic_store(&shared->probe_at_ns, now + (pause < most ? pause : most));
 }

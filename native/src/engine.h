@@ -41,20 +41,11 @@ typedef struct hsm_ladder {
     enum hsm_class last;   /* of the failure before this one */
     unsigned pauses;
     unsigned wrong;   /* signatures that did not verify */
+    unsigned facts;   /* a bit for each enum hsm_fact that the ladder notes by itself */
     uint64_t wait_ns; /* until the rung may be tried again; 0: it was tried */
     uint64_t due_ns;  /* put the request aside, and try again then; 0: do not */
     bool last_attempt;
-    bool again;         /* the remedy for a failure of this class has not helped before */
-    bool healed;        /* heal was tried */
-    bool reinitialized; /* this worker has initialized the module again */
-    bool unhealed;      /* the last heal or reinit failed, or the token signs nothing in spite of it */
 } hsm_ladder;
-
-/* A request that was put aside, see aside.c. */
-typedef struct hsm_aside {
-    hsm_ladder ladder;
-    uint32_t slot;
-} hsm_aside;
 
 typedef struct hsm_worker {
     hsm_engine *engine;
@@ -78,7 +69,7 @@ typedef struct hsm_worker {
     uint64_t signed_count;
     uint64_t verifying_ns; /* time spent on verifying, of the request that it serves */
     hsm_ladder ladder;
-    uint64_t probing_ns;          /* when its request became the probe; 0: it is none */
+    uint64_t probing_ns;          /* until when its request is the probe; 0: it is none */
     _Atomic uint64_t answered_ns; /* time of its last signature; other workers read it */
     bool others_first;            /* the next request is none that was put aside */
     uint64_t doubted;             /* a bit for each place whose next signature is verified in any case */
@@ -121,10 +112,11 @@ struct hsm_engine {
     _Atomic uint32_t gate;
     _Atomic uint32_t heal_failures; /* since the last success */
     bool stops_others;              /* the last reinit stopped engines that signed; under `control` */
-    uint32_t fruitless;             /* reinits in a row that brought no signature; under `control` */
+    uint64_t stopped_ns;            /* for how long; 0: it stopped none; under `control` */
+    uint32_t fruitless;             /* reinits since the last signature; under `control` */
     _Atomic uint32_t keys_found;    /* by the last search */
     _Atomic uint32_t probe_failures;
-    _Atomic uint64_t probe_begun_ns; /* begin of the current probe; 0: there is none */
+    _Atomic uint64_t probe_until_ns; /* end of the current probe's time; 0: there is none */
     _Atomic uint32_t probes_ended;   /* a futex */
 
     /* Bumped whenever handles became invalid; workers then look their keys up again. */
@@ -134,7 +126,7 @@ struct hsm_engine {
 
     /* A ring with a place for each slot: the requests that were put aside, in the order in which that was. */
     pthread_mutex_t aside_lock;
-    hsm_aside *aside;
+    hsm_ladder *aside;
     uint32_t aside_first;
     _Atomic uint32_t aside_count;
 
@@ -240,8 +232,8 @@ hsm_status hsm_engine_reinitialize(hsm_engine *engine, const hsm_worker *own, hs
 
 /* ---- aside.c ---- */
 
-/* Put this worker's request, which is in `slot`, aside with its ladder. Returns false if there is no room. */
-bool hsm_put_aside(hsm_worker *worker, uint32_t slot);
+/* Put this worker's request, which is on its ladder, aside. Returns false if there is no room. */
+bool hsm_put_aside(hsm_worker *worker);
 /* Take back the request that was put aside first, if its time has come and it is its turn. */
 bool hsm_take_aside(hsm_worker *worker, uint64_t now, uint32_t *slot);
 /* When the time of that request comes; 0: there is none. */

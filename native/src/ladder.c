@@ -1,8 +1,10 @@
-/* The ladder as a table: for each step the rows in turn, of which the first one counts whose facts hold. */
+/* The ladder as a table: for each step the rows in turn, of which the first one counts whose facts hold. And how long
+ * its pauses are. */
 #include "ladder.h"
 
 #include <stddef.h>
 
+#define MS UINT64_C(1000000)
 #define FACT(name) (unsigned)HSM_FACT_##name
 
 struct row {
@@ -84,4 +86,49 @@ bool hsm_ladder_walk(enum hsm_step step, const hsm_ladder_calls *calls, void *on
                                                                                                        : row->failed);
     }
     return step == HSM_STEP_TRY && !calls->over(on);
+}
+
+const hsm_ladder_limits hsm_limits = {
+    .rungs =
+        {
+            [HSM_RUNG_RETRY] = {1 * MS, 128 * MS, false},
+            [HSM_RUNG_REOPEN_LATER] = {1 * MS, 1 * MS, false},
+            [HSM_RUNG_HEAL] = {20 * MS, 1000 * MS, true},
+            [HSM_RUNG_HEAL_NOW] = {20 * MS, 1000 * MS, false},
+            [HSM_RUNG_LOOK] = {1000 * MS, 1000 * MS, false},
+            [HSM_RUNG_REINIT] = {20 * MS, 1000 * MS, true},
+            [HSM_RUNG_DOWN] = {20 * MS, 1000 * MS, true},
+        },
+    .time = 500 * MS,
+    .relief = 16 * MS,
+    .step = 20 * MS,
+    .silence = 50 * MS,
+    .shares = 32,
+    .most_shared = 16000 * MS,
+};
+
+uint64_t hsm_ladder_pause(enum hsm_rung rung, unsigned vain, uint64_t stopped_ns) {
+    uint64_t most = hsm_limits.rungs[rung].most;
+    uint64_t shared = stopped_ns * hsm_limits.shares;
+    shared = shared < hsm_limits.most_shared ? shared : hsm_limits.most_shared;
+    most = most > shared ? most : shared;
+    uint64_t pause = hsm_limits.rungs[rung].first << (vain < 10 ? vain : 10);
+    return pause < most ? pause : most;
+}
+
+hsm_ladder_wait hsm_ladder_retry(unsigned pauses, uint64_t left_ns, bool others_wait, bool others_sign) {
+    uint64_t pause = hsm_ladder_pause(HSM_RUNG_RETRY, pauses, 0);
+    uint64_t half = left_ns / 2;
+    bool is_long = pause == hsm_limits.rungs[HSM_RUNG_RETRY].most;
+    if (is_long && pause <= half) {
+        return (hsm_ladder_wait){.here_ns = others_sign ? 0 : hsm_limits.relief, .aside_ns = pause};
+    }
+    /* With less time it is not put aside any more: its error is to reach its caller, and its worker the others. */
+    if (is_long && others_wait) {
+        return (hsm_ladder_wait){.is_last = true};
+    }
+    if (others_wait && others_sign) {
+        pause = hsm_limits.rungs[HSM_RUNG_RETRY].first;
+    }
+    return (hsm_ladder_wait){.here_ns = pause < half ? pause : half, .is_last = pause > half};
 }

@@ -210,6 +210,7 @@ static uint32_t take(hsm_requests *table) {
     }
     r->answer.ckr = done.ckr;
     r->answer.call = done.call;
+    r->answer.failed = status == HSM_DEADLINE_EXCEEDED ? hsm_client_failed(table->client, done.slot) : HSM_OK;
     r->answer.digest = done.hsm_ns != 0 && table->client->area->digests ? done.digest : NULL;
     r->answer.latency_ns = done.queue_ns + done.hsm_ns;
     if (at->entry != 0 && status == HSM_OK) {
@@ -356,6 +357,9 @@ int hsm_requests_cancel(hsm_requests *table, uint64_t request, int *begun) {
 /* Answer a waiter before its request has ended. */
 static void answer_early(hsm_requests *table, uint32_t index, hsm_status status) {
     hsm_request *r = &table->all[index];
+    if (r->slot != HSM_NONE && status == HSM_DEADLINE_EXCEEDED) {
+        r->answer.failed = hsm_client_failed(table->client, r->slot);
+    }
     if (r->state == HSM_REQUEST_SENT) {
         table->owed--;
         r->answer.begun |= status == HSM_CLOSED || withdraw(table, r->slot);

@@ -154,6 +154,7 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
             break;
         }
         uint64_t now = hsm_now_ns();
+        atomic_store_explicit(&slot->failed, (uint8_t)status, memory_order_relaxed);
         if (slot->deadline_ns != 0 && now >= slot->deadline_ns) {
             status = HSM_DEADLINE_EXCEEDED; /* as the caller knows already */
             break;
@@ -179,9 +180,9 @@ static hsm_status sign_or_recover(hsm_worker *worker, hsm_slot *slot, uint32_t k
 }
 
 /* From here on the request is another worker's. */
-static bool put_aside(hsm_worker *worker, uint32_t index) {
+static bool put_aside(hsm_worker *worker) {
     atomic_store_explicit(&worker->serving, 0, memory_order_release);
-    bool done = hsm_put_aside(worker, index);
+    bool done = hsm_put_aside(worker);
     worker->ladder.due_ns = 0;
     return done;
 }
@@ -220,7 +221,7 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
         ended = hsm_now_ns();
         if (status == HSM_OK) {
             atomic_store_explicit(&worker->answered_ns, ended, memory_order_relaxed);
-        } else if (worker->ladder.due_ns != 0 && put_aside(worker, index)) {
+        } else if (worker->ladder.due_ns != 0 && put_aside(worker)) {
             return ended;
         }
         slot->signature_len = status == HSM_OK ? HSM_MAX_SIGNATURE : 0;

@@ -91,6 +91,26 @@ async def test_short_deadlines_do_not_mark_workers_as_stuck(world, tmp_path, iso
         await manager.sign(b"after")
 
 
+@pytest.mark.parametrize("isolation", ["thread", "process"])
+@one_loop
+async def test_an_error_at_the_deadline_names_what_the_last_attempt_failed_with(world, tmp_path, isolation):
+    chaos = Chaos(tmp_path, wrap(world))
+    settings = {"sessions": 1, "isolation": isolation, "hangAfterMs": 30_000}
+    async with opened(chaos.config(settings=settings)) as manager:
+        chaos.fault("C_Sign", "short-signature")
+        chaos.fault("C_SignInit", "hang", nth=2, forever=True)
+        with pytest.raises(DeadlineExceeded, match="the last attempt failed with SIGNATURE_MALFORMED") as caught:
+            await manager.sign(b"refused, and then the module hangs", 0.5)
+        assert (caught.value.status, caught.value.maybe_signed) == ("DEADLINE_EXCEEDED", True)
+        chaos.release()
+        await until(lambda: counters(manager)["in_flight"] == 0)
+        chaos.fault("C_Sign", "hang", forever=True)
+        with pytest.raises(DeadlineExceeded) as caught:
+            await manager.sign(b"hangs at once", 0.2)
+        assert "last attempt" not in str(caught.value)
+        chaos.release()
+
+
 @pytest.mark.parametrize("function", ["C_SignInit", "C_Sign"])
 @one_loop
 async def test_when_all_hang_the_member_is_down_until_they_come_back(world, tmp_path, capsys, function):

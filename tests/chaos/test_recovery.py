@@ -283,6 +283,7 @@ async def test_a_signature_of_the_wrong_length_is_never_handed_out(world, tmp_pa
         with pytest.raises((SignatureMalformed, DeadlineExceeded)) as caught:  # shortly before its time, or with it
             await manager.sign(b"always", 1.0)
         assert caught.value.retryable
+        assert "SIGNATURE_MALFORMED" in f"{caught.value.status} {caught.value}"  # either one names the cause
         assert counters(manager)["recoveries"]["RETRY"] > 2
         chaos.clear()
         await signs(manager, b"and then not")

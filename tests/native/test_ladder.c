@@ -1,4 +1,4 @@
-/* The ladder's table: its form, and every walk: with each answer to each fact, and of each rung. */
+/* The ladder's table: its form, and every walk: with each answer to each fact, and of each rung. And its pauses. */
 #include "harness.h"
 
 #include "ladder.c" /* its rows */
@@ -158,7 +158,66 @@ static void each_row_is_reached_and_leads_on(void) {
     CHECK(reached[HSM_STEP_TRY] && reached[HSM_STEP_GIVE_UP]);
 }
 
+static void a_rung_s_pause_doubles_up_to_the_longest(void) {
+    for (enum hsm_rung rung = HSM_RUNG_RETRY; rung < HSM_RUNGS; rung++) {
+        uint64_t first = hsm_limits.rungs[rung].first;
+        uint64_t most = hsm_limits.rungs[rung].most;
+        CHECK(first <= most);
+        CHECK(hsm_ladder_pause(rung, 0, 0) == first);
+        for (unsigned vain = 1; vain < 100; vain++) {
+            uint64_t before = hsm_ladder_pause(rung, vain - 1, 0);
+            CHECK(hsm_ladder_pause(rung, vain, 0) == (2 * before < most ? 2 * before : most));
+        }
+    }
+}
+
+/* The shorter a reinit is, the sooner the next one comes; engines that sign lose a small part of their time to them. */
+static void reinits_cost_engines_that_sign_a_small_share(void) {
+    const uint64_t longest = hsm_limits.most_shared / hsm_limits.shares;
+    for (uint64_t stopped = MS / 10; stopped <= longest; stopped += MS / 10) {
+        uint64_t pause = hsm_ladder_pause(HSM_RUNG_REINIT, 100, stopped);
+        CHECK(stopped * hsm_limits.shares <= pause);
+        CHECK(pause <= 2000 * MS || stopped > 62 * MS);
+        CHECK(hsm_ladder_pause(HSM_RUNG_REINIT, 0, stopped) == hsm_limits.rungs[HSM_RUNG_REINIT].first);
+    }
+    CHECK(hsm_ladder_pause(HSM_RUNG_REINIT, 100, 100 * longest) == hsm_limits.most_shared);
+}
+
+static void check_retry(unsigned pauses, uint64_t left, bool others_wait, bool others_sign) {
+    const uint64_t first = hsm_limits.rungs[HSM_RUNG_RETRY].first;
+    const uint64_t most = hsm_limits.rungs[HSM_RUNG_RETRY].most;
+    hsm_ladder_wait wait = hsm_ladder_retry(pauses, left, others_wait, others_sign);
+    bool is_long = hsm_ladder_pause(HSM_RUNG_RETRY, pauses, 0) == most;
+    CHECK(wait.aside_ns <= left / 2); /* so there is time for an attempt after it */
+    CHECK(wait.here_ns <= left / 2);
+    CHECK((wait.aside_ns != 0) == (is_long && left / 2 >= most));
+    if (wait.aside_ns != 0) {
+        CHECK(!wait.is_last);
+        CHECK(others_sign ? wait.here_ns == 0 : wait.here_ns < wait.aside_ns);
+    } else if (others_wait) {
+        CHECK(wait.here_ns <= (is_long ? 0 : most / 2)); /* no worker sleeps for long while others wait for it */
+        CHECK(!others_sign || wait.here_ns <= first);
+    }
+    if (wait.aside_ns == 0 && wait.here_ns == 0) {
+        CHECK(left < 2 || (is_long && others_wait));
+    }
+    CHECK(wait.is_last || wait.here_ns >= first || wait.aside_ns != 0);
+}
+
+static void a_long_pause_is_spent_outside_the_workers(void) {
+    for (unsigned pauses = 1; pauses < 20; pauses++) {
+        for (uint64_t left = 1; left < 60000 * MS; left += left / 3 + 1) {
+            for (unsigned others = 0; others < 4; others++) {
+                check_retry(pauses, left, (others & 1U) != 0, (others & 2U) != 0);
+            }
+        }
+    }
+}
+
 static const struct test tests[] = {
+    TEST(a_rung_s_pause_doubles_up_to_the_longest),
+    TEST(reinits_cost_engines_that_sign_a_small_share),
+    TEST(a_long_pause_is_spent_outside_the_workers),
     TEST(each_row_is_reached_and_leads_on),
     TEST(every_walk_ends_and_takes_the_cheaper_rungs_first),
 };

@@ -35,7 +35,8 @@ typedef struct hsm_answer {
     uint64_t deadline_ns; /* of hsm_requests_submit */
     hsm_status status;
     uint64_t ckr;
-    uint64_t call; /* for hsm_call_name */
+    uint64_t call;     /* for hsm_call_name */
+    hsm_status failed; /* of the last attempt before a deadline; HSM_OK: none failed, for all that is known */
     uint32_t key;
     uint32_t slot;            /* that it had, until the next call; HSM_NO_SLOT: none */
     uint32_t signature_len;   /* 0 unless `status` is HSM_OK */
