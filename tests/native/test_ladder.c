@@ -215,10 +215,8 @@ static void a_long_pause_is_spent_outside_the_workers(void) {
 }
 
 static const struct test tests[] = {
-    TEST(a_rung_s_pause_doubles_up_to_the_longest),
-    TEST(reinits_cost_engines_that_sign_a_small_share),
-    TEST(a_long_pause_is_spent_outside_the_workers),
-    TEST(each_row_is_reached_and_leads_on),
+    TEST(a_rung_s_pause_doubles_up_to_the_longest),          TEST(reinits_cost_engines_that_sign_a_small_share),
+    TEST(a_long_pause_is_spent_outside_the_workers),         TEST(each_row_is_reached_and_leads_on),
     TEST(every_walk_ends_and_takes_the_cheaper_rungs_first),
 };
 HARNESS_MAIN(tests)
