@@ -22,11 +22,12 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.cli.app import run
 from hsmcore.config import load, providers
-from hsmcore.doctor import DoctorReport, Options, ProviderReport, Step, diagnose
+from hsmcore.doctor.doctor import diagnose
 from hsmcore.doctor.keychecks import evidence_step
 from hsmcore.doctor.places import check_listening, check_places
 from hsmcore.doctor.plan import CHECKS
-from hsmcore.doctor.report import ok
+from hsmcore.doctor.report import DoctorReport, ProviderReport, Step, ok
+from hsmcore.doctor.subject import Options
 from hsmcore.providers.kms.probe import evidence_of
 from hsmcore.providers.softhsm import settings as softhsm
 

@@ -26,7 +26,7 @@ from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.config import load
 from hsmcore.config.secret import Secret
-from hsmcore.doctor import diagnose
+from hsmcore.doctor.doctor import diagnose
 from hsmcore.doctor.places import check_places
 from hsmcore.errors import AuditUnavailable, ConfigurationError, ModuleInvalid
 from hsmcore.members.control.softhsm import StateFolder
