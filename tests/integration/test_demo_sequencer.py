@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from nacl.signing import SigningKey
+from tests.support import zygote
 from tests.support.terminal import OWN_PROCESS
 
 from hsmcore.errors import MemberDown
@@ -112,13 +113,8 @@ def test_the_demonstration_on_a_token(tmp_path):
 @needs_softhsm
 def test_a_key_that_is_no_solana_account(tmp_path):
     state = ("--state", tmp_path / "state")
-    subprocess.run([*OWN_PROCESS, "init", *state, "--algorithm", "ecdsa-p256"], capture_output=True, check=True)
-    done = subprocess.run(
-        [*OWN_PROCESS, "demo", *state, "--json", *ONE_ACT],
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
+    assert zygote.run(zygote.CLI, "init", *state, "--algorithm", "ecdsa-p256").returncode == 0
+    done = zygote.run(zygote.CLI, "demo", *state, "--json", *ONE_ACT)
     assert (done.returncode, done.stdout) == (1, b"")
     assert json.loads(done.stderr.splitlines()[-1])["error"]["type"] == "AlgorithmUnsupported"
 

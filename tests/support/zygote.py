@@ -107,9 +107,9 @@ class Server:
         self._process.wait()
 
 
-def run(*args: str, timeout: float = 60, **popen: Any) -> subprocess.CompletedProcess[Any]:
+def run(*args: object, timeout: float = 100, **popen: Any) -> subprocess.CompletedProcess[Any]:
     """As subprocess.run of such a program, with its output."""
-    with Forked(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen) as process:
+    with Forked([str(one) for one in args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen) as process:
         try:
             out, err = process.communicate(timeout=timeout)
         finally:
