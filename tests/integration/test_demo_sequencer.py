@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from nacl.signing import SigningKey
 from tests.support import zygote
+from tests.support.size import share
 from tests.support.terminal import OWN_PROCESS
 
 from hsmcore.errors import MemberDown
@@ -80,13 +81,13 @@ def result_of(outcome: Outcome) -> dict:
 @needs_softhsm
 @pytest.mark.slow("the whole demonstration")
 def test_the_demonstration_on_a_token(tmp_path):
-    command = [*OWN_PROCESS, "demo", "--state", tmp_path / "state", "--transactions", "2000"]
+    command = [*OWN_PROCESS, "demo", "--state", tmp_path / "state", "--transactions", str(share(2000))]
     done = subprocess.run([*command, "--json"], capture_output=True, check=False, timeout=250)
     print(done.stdout.decode(), done.stderr.decode())  # noqa: T201
     assert done.returncode == 0
     result = json.loads(done.stdout)
     assert result["ok"] is True
-    assert (result["built"], result["executed"], result["lost"]) == (2000, 2000, 0)
+    assert (result["built"], result["executed"], result["lost"]) == (share(2000), share(2000), 0)
     assert (result["refused"], result["failed"], result["booksBalance"]) == ({}, {}, True)
     assert result["tampered"] == {"refusedAs": "SignatureFailure", "intactAccepted": True}
     assert 0 < result["latencyMs"]["p50"] <= result["latencyMs"]["p99"] <= result["latencyMs"]["p999"]
