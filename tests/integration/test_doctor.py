@@ -17,6 +17,7 @@ import pytest
 from tests.support.chaos import TPM2, Chaos, destroy_key, needs_chaos, wrap
 from tests.support.managers import opened
 from tests.support.shim import Shim
+from tests.support.size import crossed
 from tests.support.verifiers import is_good
 
 import hsmcore
@@ -59,8 +60,9 @@ def shared_shim(shim_library: Path, tmp_path: Path) -> Shim:
 # ---- what is well ----
 
 
-@pytest.mark.parametrize("isolation", ["thread", "process"])
-@pytest.mark.parametrize("key", ["ed25519", "ecdsa-p256", "ecdsa-secp256k1"])
+@pytest.mark.parametrize(
+    ("isolation", "key"), crossed(["thread", "process"], ["ed25519", "ecdsa-p256", "ecdsa-secp256k1"])
+)
 def test_a_provider_that_works(world, key, isolation):
     report = probed(world.config(key, settings={"isolation": isolation}))
     assert failures(report) == [], report
