@@ -17,8 +17,9 @@ BIN := .venv/bin
 SOURCES := CMakeLists.txt setup.py $(shell find native bench/native bindings -type f)
 C_FILES := $(shell find native bench/native tests/native tests/fuzz tests/reference tests/proofs -name '*.[ch]')
 JOBS := $(shell nproc)
-# Of those that run tests in Python two more than there are cores: for a good part of their time tests wait for timers and for other processes.
-WORKERS := $(shell expr $(JOBS) + 2)
+# Of those that run tests in Python four more than there are cores: for half of their time tests wait for timers and for other processes. With two
+# more a quarter of two cores was idle.
+WORKERS := $(shell expr $(JOBS) + 4)
 # The files that have tests marked `alone`: to collect all others for these few takes as long as some of them.
 ALONE = $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
 CONFIGURE := cmake --log-level=NOTICE -S . -B

@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +70,19 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tests write to the folder of the run."""
     if _keeper is not None and config.option.basetemp is None:
         config.option.basetemp = str(_keeper.folder / "t")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Import a worker's share of the files first. All workers collect the same files in the same order, and in a tree
+    without compiled files each of them would compile every one."""
+    worker = getattr(session.config, "workerinput", None)
+    if worker is not None:
+        named = [Path(argument.partition("::")[0]).resolve() for argument in session.config.args]
+        files = [file for path in named for file in ([path] if path.is_file() else sorted(path.rglob("test_*.py")))]
+        for file in files[int(worker["workerid"][2:]) :: worker["workercount"]]:
+            with suppress(Exception, pytest.skip.Exception):  # collecting says so
+                import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
 
 
 def pytest_collection_finish() -> None:

@@ -150,7 +150,9 @@ class Attempts:
         if self._signed[message] - {key}:
             self.fault("second key", f"{message!r} has a signature by another key")
 
-    def ended(self, attempt: object, message: bytes, key: bytes | None, result: object) -> None:
+    def ended(
+        self, attempt: object, message: bytes, key: bytes | None, result: object, endpoint: Endpoint | None = None
+    ) -> None:
         """It answered: a signature, an error, or None when no caller waits any more."""
         if key is None or attempt in self._never:
             return
@@ -158,6 +160,13 @@ class Attempts:
             self._signed[message].add(key)
         elif not isinstance(result, HsmError) or unsure(result):
             self._bound[message][attempt] = key
+            if endpoint is not None and isinstance(result, HsmError):
+                # A back end may know that nothing was sent. It says so when it has ended the call, which comes later.
+                asyncio.get_running_loop().call_later(0.02, self._look_again, attempt, message, key, result, endpoint)
+
+    def _look_again(self, attempt: object, message: bytes, key: bytes, error: HsmError, endpoint: Endpoint) -> None:
+        if endpoint.is_unsigned(key, message, error):
+            self._bound[message].pop(attempt, None)
 
     def is_bound(self, message: bytes) -> bool:
         """Whether a signature of it may exist."""
@@ -208,7 +217,7 @@ def watching(fault: Fault) -> Iterator[tuple[list[Watched], Attempts]]:
         def ended(done: asyncio.Future[list[Any]]) -> None:
             results = _outcome(done)
             for number, message in enumerate(batch):
-                attempts.ended(done, message, key, results[number] if isinstance(results, list) else results)
+                attempts.ended(done, message, key, results[number] if isinstance(results, list) else results, endpoint)
 
         future.add_done_callback(ended)
         return future
@@ -248,10 +257,13 @@ class WatchedRoutes:
         self._fallen: WeakSet[Any] = WeakSet()
         """Futures whose attempt has failed: what they end with is another one's."""
         self._key: bytes | None = None
+        self._only: Endpoint | None = None
         self.pick = self._native.pick
 
     def aim(self, ramping: Sequence[Any], steady: Sequence[Any], **how: Any) -> None:
-        keys = {engine.place.key for engine, _, _ in (*ramping, *steady)}
+        places = [engine.place for engine, _, _ in (*ramping, *steady)]
+        keys = {place.key for place in places}
+        self._only = places[0] if len(places) == 1 else None
         if len(keys) > 1:
             self._attempts.fault("second key", "members with different keys share the requests")
         self._key = next(iter(keys), None)
@@ -272,9 +284,11 @@ class WatchedRoutes:
         return asked
 
     def _to_be_noted(self, message: Any, key: bytes | None, asked: Any) -> None:
+        only = self._only
+
         def ended(done: asyncio.Future[Any]) -> None:
             if done not in self._fallen:
-                self._attempts.ended(done, message, key, _outcome(done))
+                self._attempts.ended(done, message, key, _outcome(done), only)
 
         if isinstance(asked, bytes):
             self._attempts.ended(None, message, key, asked)
@@ -287,7 +301,7 @@ class WatchedRoutes:
         key = place.version_at(index).public_key
         if asked is None:
             self._attempts.begun(message, key)
-        self._attempts.ended(object(), message, key, error)
+        self._attempts.ended(object(), message, key, error, place)
         if asked is not None:
             self._fallen.add(asked)
         found = self._fall(asked, place, index, deadline, message, error, *more)
@@ -296,11 +310,11 @@ class WatchedRoutes:
         return found
 
 
-def _to_be_noted(attempts: Attempts, message: Any, key: bytes | None, asked: Any) -> Any:
+def _to_be_noted(attempts: Attempts, endpoint: Endpoint, message: Any, key: bytes | None, asked: Any) -> Any:
     if isinstance(asked, bytes):
         attempts.ended(None, message, key, asked)
     else:
-        asked.add_done_callback(lambda done: attempts.ended(done, message, key, _outcome(done)))
+        asked.add_done_callback(lambda done: attempts.ended(done, message, key, _outcome(done), endpoint))
     return asked
 
 
@@ -310,7 +324,7 @@ def _watched(attempts: Attempts, endpoint: Endpoint, inner: Callable[..., Any]) 
     def submit(message: Any, *more: Any) -> Any:
         key = endpoint.key or endpoint.key_version.public_key
         attempts.begun(message, key)
-        return _to_be_noted(attempts, message, key, inner(message, *more))
+        return _to_be_noted(attempts, endpoint, message, key, inner(message, *more))
 
     return submit
 

@@ -29,7 +29,7 @@ from tests.support.wrapper import compile_wrapper
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.doctor import diagnose
+from hsmcore.doctor.doctor import diagnose
 from hsmcore.doctor.pkcs11 import ptrace_scope
 from hsmcore.members.supervisor import HOST_PROGRAM
 

@@ -7,6 +7,6 @@ import pytest
 from tests.support.log_and_store import CHANGES, judged
 
 
-@pytest.mark.parametrize("name", list(CHANGES)[::5])
+@pytest.mark.parametrize("name", list(CHANGES)[::10])
 def test_some_changes(world, tmp_path, name):
     judged(world, tmp_path / "place", name)

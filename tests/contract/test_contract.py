@@ -16,7 +16,7 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.config import load
-from hsmcore.doctor import diagnose
+from hsmcore.doctor.doctor import diagnose
 from hsmcore.errors import DeadlineExceeded, KeyDeactivated, KeyNotFound, LoginError
 from hsmcore.members.control.backup import ImportWrapped
 

@@ -14,7 +14,7 @@ from tests.support.yubihsm.rig import DOMAIN, KEY_ID
 
 from hsmcore.cli.app import run as cli
 from hsmcore.config import load
-from hsmcore.doctor import diagnose
+from hsmcore.doctor.doctor import diagnose
 from hsmcore.errors import RequestRejected
 from hsmcore.providers.yubihsm.attest import Claim, certificates, problem_of
 

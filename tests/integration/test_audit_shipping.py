@@ -6,8 +6,6 @@ import asyncio
 import hashlib
 import json
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support import zygote
 from tests.support.audit_logs import settings, text_of, write_log
 from tests.support.aws import CREDENTIALS, OFFLINE, UNSET, moto_server
 from tests.support.cloudwatch import logs_server
@@ -38,8 +37,6 @@ from hsmcore.audit.shipping.syslog import SyslogDestination, message
 from hsmcore.config import CloudWatchLogs
 from hsmcore.config.audit import Syslog
 from hsmcore.errors import AuditUnavailable
-
-MAIN = "from hsmcore.cli import main; main()"
 
 pytestmark = pytest.mark.integration
 
@@ -583,10 +580,7 @@ def test_the_command(tmp_path, logs):
 
     def run(code, **more):
         config.write_text(json.dumps({"keyManager": manager | more}))
-        done = subprocess.run(
-            [sys.executable, "-c", MAIN, "audit", "ship", "--config", config, "--json"],
-            capture_output=True, text=True, check=False, timeout=60,
-        )  # fmt: skip
+        done = zygote.run(zygote.CLI, "audit", "ship", "--config", config, "--json", text=True)
         assert done.returncode == code, done.stdout + done.stderr
         return json.loads(done.stdout) if code < 2 else done.stderr
 

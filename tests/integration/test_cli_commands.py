@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from tests.support import zygote
 from tests.support.terminal import OWN_PROCESS
 
 from hsmcore import _native
@@ -47,8 +48,8 @@ pytestmark = [
 def state(tmp_path_factory):
     """A state folder that `init` made; the tests share it and clean up after themselves."""
     state = tmp_path_factory.mktemp("cli") / "state"
-    made = subprocess.run([*OWN_PROCESS, "init", "--state", state, "--json"], capture_output=True, check=True)
-    assert made.stderr == b""
+    made = zygote.run(zygote.CLI, "init", "--state", state, "--json")
+    assert (made.returncode, made.stderr) == (0, b"")
     return state, json.loads(made.stdout)
 
 
@@ -142,8 +143,8 @@ def test_init_goes_on_where_it_was_interrupted(tmp_path):
 
 
 def test_init_twice_at_once_makes_one_key(tmp_path):
-    command = [*OWN_PROCESS, "init", "--state", tmp_path / "state", "--json"]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
+    command = [zygote.CLI, "init", "--state", str(tmp_path / "state"), "--json"]
+    both = [zygote.Forked(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)]
     answers = [json.loads(child.communicate(timeout=60)[0]) for child in both]
     assert sorted(answer["created"] for answer in answers) == [False, True]
 

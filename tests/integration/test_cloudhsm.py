@@ -10,6 +10,7 @@ from tests.support.chaos import CHAOS, copy_of, needs_chaos
 from tests.support.cloudhsm import ADDRESSES, ADMIN, ADMIN_PASSWORD, CLUSTERS, SIGNER, SIGNER_PASSWORD, Cluster
 from tests.support.loops import one_loop
 from tests.support.managers import opened
+from tests.support.size import crossed
 from tests.support.softhsm import ALGORITHMS
 from tests.support.verifiers import is_good
 
@@ -67,8 +68,9 @@ async def test_it_signs_and_keeps_the_vendors_rules(cluster, isolation):
 
 
 @one_loop
-@pytest.mark.parametrize("isolation", ISOLATIONS)
-@pytest.mark.parametrize("form", [{"handlesPerSession": True}, {"curves": {"rawPoints": True}}], ids=["handles", "raw"])
+@pytest.mark.parametrize(
+    ("isolation", "form"), crossed(ISOLATIONS, [{"handlesPerSession": True}, {"curves": {"rawPoints": True}}])
+)
 async def test_forms_that_the_vendor_may_have(fresh_token, tmp_path, isolation, form):
     cluster = Cluster(tmp_path, fresh_token(), **form)
     async with opened(cluster.provider(settings={"isolation": isolation, "sessions": 3})) as manager:
@@ -223,8 +225,7 @@ WAYS = {
 
 
 @one_loop
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("isolated", [False, True])
+@pytest.mark.parametrize(("way", "isolated"), crossed(WAYS, [False, True]))
 async def test_the_way_to_make_an_ed25519_key_is_found_and_remembered(fresh_token, tmp_path, way, isolated):
     cluster = Cluster(tmp_path, fresh_token(), **WAYS[way])
     admin = {"username": ADMIN, "password": ADMIN_PASSWORD, "adminCredentials": None}

@@ -16,6 +16,7 @@ from tests.support.chaos import CHAOS, Chaos, copy_of, ends_within, needs_chaos,
 from tests.support.leaks import children
 from tests.support.loops import one_loop
 from tests.support.managers import start, until
+from tests.support.size import crossed
 
 from hsmcore.config import load
 from hsmcore.errors import EngineClosed, HostUnusable, MemberDown, ModuleBusy, error_of
@@ -143,8 +144,7 @@ async def test_a_child_with_invalid_output(fresh_token, tmp_path, monkeypatch):
 
 
 @needs_chaos
-@pytest.mark.parametrize("hanging", [False, True])
-@pytest.mark.parametrize("sibling", [False, True])
+@pytest.mark.parametrize(("hanging", "sibling"), crossed([False, True], [False, True]))
 def test_it_does_not_outlive_its_parent(chaos, tmp_path, hanging, sibling):
     """Whatever the module does, and even if a fork of the parent's holds the pipes open."""
     if hanging:

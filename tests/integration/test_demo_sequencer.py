@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from nacl.signing import SigningKey
+from tests.support import zygote
+from tests.support.size import share
 from tests.support.terminal import OWN_PROCESS
 
 from hsmcore.errors import MemberDown
@@ -79,13 +81,13 @@ def result_of(outcome: Outcome) -> dict:
 @needs_softhsm
 @pytest.mark.slow("the whole demonstration")
 def test_the_demonstration_on_a_token(tmp_path):
-    command = [*OWN_PROCESS, "demo", "--state", tmp_path / "state", "--transactions", "2000"]
+    command = [*OWN_PROCESS, "demo", "--state", tmp_path / "state", "--transactions", str(share(2000))]
     done = subprocess.run([*command, "--json"], capture_output=True, check=False, timeout=250)
     print(done.stdout.decode(), done.stderr.decode())  # noqa: T201
     assert done.returncode == 0
     result = json.loads(done.stdout)
     assert result["ok"] is True
-    assert (result["built"], result["executed"], result["lost"]) == (2000, 2000, 0)
+    assert (result["built"], result["executed"], result["lost"]) == (share(2000), share(2000), 0)
     assert (result["refused"], result["failed"], result["booksBalance"]) == ({}, {}, True)
     assert result["tampered"] == {"refusedAs": "SignatureFailure", "intactAccepted": True}
     assert 0 < result["latencyMs"]["p50"] <= result["latencyMs"]["p99"] <= result["latencyMs"]["p999"]
@@ -112,13 +114,8 @@ def test_the_demonstration_on_a_token(tmp_path):
 @needs_softhsm
 def test_a_key_that_is_no_solana_account(tmp_path):
     state = ("--state", tmp_path / "state")
-    subprocess.run([*OWN_PROCESS, "init", *state, "--algorithm", "ecdsa-p256"], capture_output=True, check=True)
-    done = subprocess.run(
-        [*OWN_PROCESS, "demo", *state, "--json", *ONE_ACT],
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
+    assert zygote.run(zygote.CLI, "init", *state, "--algorithm", "ecdsa-p256").returncode == 0
+    done = zygote.run(zygote.CLI, "demo", *state, "--json", *ONE_ACT)
     assert (done.returncode, done.stdout) == (1, b"")
     assert json.loads(done.stderr.splitlines()[-1])["error"]["type"] == "AlgorithmUnsupported"
 

@@ -17,16 +17,18 @@ import pytest
 from tests.support.chaos import TPM2, Chaos, destroy_key, needs_chaos, wrap
 from tests.support.managers import opened
 from tests.support.shim import Shim
+from tests.support.size import crossed
 from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.cli.app import run
 from hsmcore.config import load, providers
-from hsmcore.doctor import DoctorReport, Options, ProviderReport, Step, diagnose
+from hsmcore.doctor.doctor import diagnose
 from hsmcore.doctor.keychecks import evidence_step
 from hsmcore.doctor.places import check_listening, check_places
 from hsmcore.doctor.plan import CHECKS
-from hsmcore.doctor.report import ok
+from hsmcore.doctor.report import DoctorReport, ProviderReport, Step, ok
+from hsmcore.doctor.subject import Options
 from hsmcore.providers.kms.probe import evidence_of
 from hsmcore.providers.softhsm import settings as softhsm
 
@@ -58,8 +60,9 @@ def shared_shim(shim_library: Path, tmp_path: Path) -> Shim:
 # ---- what is well ----
 
 
-@pytest.mark.parametrize("isolation", ["thread", "process"])
-@pytest.mark.parametrize("key", ["ed25519", "ecdsa-p256", "ecdsa-secp256k1"])
+@pytest.mark.parametrize(
+    ("isolation", "key"), crossed(["thread", "process"], ["ed25519", "ecdsa-p256", "ecdsa-secp256k1"])
+)
 def test_a_provider_that_works(world, key, isolation):
     report = probed(world.config(key, settings={"isolation": isolation}))
     assert failures(report) == [], report

@@ -19,7 +19,7 @@ from tests.support.softhsm import PATHS
 import hsmcore
 from hsmcore.cli.app import run as cli
 from hsmcore.config import load
-from hsmcore.doctor import diagnose
+from hsmcore.doctor.doctor import diagnose
 from hsmcore.errors import HsmError
 from hsmcore.members.control.advice import advice
 from hsmcore.members.control.quirks import quirks_for

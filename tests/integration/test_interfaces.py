@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support import zygote
 from tests.support.chaos import Chaos, Wrapped, needs_chaos, wrap
 from tests.support.softhsm import Token
 from tests.support.uncounted import compile_uncounted
@@ -20,18 +20,8 @@ def sign(config: dict[str, Any], folder: Path, token: Token) -> subprocess.Compl
     """`hsmcore sign` in a process of its own, which such a module used to end."""
     path = folder / "hsmcore.json"
     path.write_text(json.dumps(config))
-    command = [
-        sys.executable,
-        "-c",
-        "from hsmcore.cli import main; main()",
-        "sign",
-        "--config",
-        str(path),
-        "--text",
-        "a message",
-        "--json",
-    ]
-    return subprocess.run(command, capture_output=True, text=True, env=token.environment, timeout=60, check=False)
+    command = ["sign", "--config", path, "--text", "a message", "--json"]
+    return zygote.run(zygote.CLI, *command, text=True, env=token.environment)
 
 
 @pytest.mark.parametrize("isolation", ["thread", "process"])
@@ -68,13 +58,6 @@ print(hex(module.C_GetInterfaceList(rows, ctypes.byref(count))), count.value)
 def test_the_chaos_module_counts_for_it(world, tmp_path):
     chaos = Chaos(tmp_path, Wrapped(str(compile_uncounted(world.module, tmp_path)), {}))
     environment = {**world.environment, "HSMCORE_CHAOS_CONFIG": str(chaos.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", _LIST, chaos.module],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=60,
-        check=False,
-    )
+    done = zygote.run("-c", _LIST, chaos.module, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["3", "3 PKCS 11 Vendor Vendor", "0x150 3"]

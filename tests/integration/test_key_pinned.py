@@ -10,6 +10,7 @@ from tests.integration.test_key_binding import fail_back, fail_over, key_of
 from tests.support.chaos import needs_chaos
 from tests.support.levels import OTHER, QUICK, SAME, Site
 from tests.support.managers import opened, start, until
+from tests.support.size import crossed
 from tests.support.verifiers import is_good
 
 import hsmcore
@@ -47,8 +48,7 @@ def signatures(answer: Any) -> list[bytes]:
     return answer if isinstance(answer, list) else [getattr(answer, "signature", answer)]
 
 
-@pytest.mark.parametrize("levels", [False, True], ids=["one member", "levels"])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("levels", "way"), crossed([False, True], WAYS))
 async def test_a_key_that_is_no_longer_current_signs_nothing(site, way, levels):
     async with opened(site(SAME).config(failover={"enabled": levels})) as manager:
         first = await manager.get_current_key_id()

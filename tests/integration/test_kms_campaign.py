@@ -8,6 +8,7 @@ import pytest
 from tests.support.kms import KmsServer
 from tests.support.kms.campaign import ARRANGEMENTS, CALLERS, FAULTS, arranged, under
 from tests.support.loops import one_loop
+from tests.support.size import crossed
 
 pytestmark = [pytest.mark.integration, one_loop]
 
@@ -37,8 +38,7 @@ async def row(fault, how, kms, elsewhere, folder, world, seconds):
     return found
 
 
-@pytest.mark.parametrize("how", ARRANGEMENTS)
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(("how", "fault"), crossed(ARRANGEMENTS, FAULTS))
 async def test_nothing_is_refused_while_a_member_can_sign(kms, elsewhere, world, tmp_path, fault, how):
     await row(fault, how, kms, elsewhere, tmp_path, world, 0)
 

@@ -8,19 +8,18 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
 from types import SimpleNamespace
 
 import pytest
 from nacl.public import PrivateKey
 from tests.integration.test_recovery_docs import WAYS
 from tests.integration.test_rotation import rules, stored
+from tests.support import zygote
 from tests.support.commands import commands, tree
 from tests.support.every_command import APART, LINES, LONG, lines, path_of, walk
 from tests.support.levels import QUICK, SAME
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, opened
-from tests.support.terminal import OWN_PROCESS
 
 from hsmcore.config import load
 
@@ -249,9 +248,7 @@ async def test_after_a_failover_each_command_goes_by_the_member_that_signs(
     def apart(*arguments, config, plain):
         """In a process of its own: `load` and `tune` take signals."""
         named = () if config is None else ("--config", str(tmp_path / config))
-        done = subprocess.run(
-            [*OWN_PROCESS, *arguments, *named], capture_output=True, text=True, check=False, timeout=300
-        )
+        done = zygote.run(zygote.CLI, *arguments, *named, text=True, timeout=300)
         return done.returncode, done.stdout, done.stderr
 
     async with opened(config) as manager:

@@ -52,7 +52,7 @@ def end(child):
         pytest.param("asyncio", "https", 1500, "", 900, id="silent", marks=pytest.mark.deep),
         pytest.param("uvloop", "https", 1500, "", 900, id="silent, uvloop"),
         pytest.param("uvloop", "https", 1500, HELLO, 900, id="half a handshake", marks=pytest.mark.deep),
-        pytest.param("asyncio", "http", 1500, "", 900, id="silent, no TLS"),
+        pytest.param("asyncio", "http", 1500, "", 900, id="silent, no TLS", marks=pytest.mark.deep),
         pytest.param("asyncio", "http", 1500, REQUEST, 900, id="half a request"),
         pytest.param("asyncio", "https", 500, "", 100, id="less than the reserve is left"),
     ],

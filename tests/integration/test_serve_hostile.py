@@ -208,11 +208,11 @@ def slowly(address):
 
 
 async def rate(manager, count=1000):
-    """Signatures a second."""
+    """Signatures in a second of this process's processor time, of which other programs take none."""
     messages = [os.urandom(40) for _ in range(count)]
-    begun = time.perf_counter()
+    begun = time.process_time()
     await manager.sign_many(messages)
-    return count / (time.perf_counter() - begun)
+    return count / (time.process_time() - begun)
 
 
 @one_loop
@@ -228,8 +228,7 @@ async def test_a_thousand_idle_connections_lock_no_client_out_and_slow_no_signat
                     await asyncio.to_thread(lambda: [stack.enter_context(link(site.address)) for _ in range(1000)])
                     assert (await asked(site.address, "/readyz")).status == 200
                     with_them.append(await rate(manager))
-            # The best of each: what else runs on the machine makes single rounds slow.
-            assert max(with_them) > 0.5 * max(without)
+            assert max(with_them) > 0.8 * max(without)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

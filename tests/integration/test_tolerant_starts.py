@@ -6,6 +6,7 @@ import shutil
 import pytest
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
+from tests.support.size import crossed
 from tests.support.verifiers import is_good
 
 import hsmcore
@@ -124,8 +125,7 @@ async def started_once(site):
         assert await manager.sign(b"m")
 
 
-@pytest.mark.parametrize("level", MEMBERS)
-@pytest.mark.parametrize("what", SPOILT)
+@pytest.mark.parametrize(("level", "what"), crossed(MEMBERS, SPOILT))
 @one_loop
 async def test_a_restart_costs_the_member_that_is_spoilt_and_no_other(site, what, level):
     await started_once(site)
@@ -153,8 +153,7 @@ async def test_a_restart_costs_the_member_that_is_spoilt_and_no_other(site, what
     assert any(row["member"] == out.name and "it did not start" in row["reason"] for row in found)
 
 
-@pytest.mark.parametrize("level", MEMBERS)
-@pytest.mark.parametrize("what", [what for what in SPOILT if what != "token"])
+@pytest.mark.parametrize(("level", "what"), crossed(MEMBERS, [what for what in SPOILT if what != "token"]))
 @one_loop
 async def test_a_first_start_is_refused(site, what, level):
     fault, error = SPOILT[what]

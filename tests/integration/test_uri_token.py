@@ -12,7 +12,7 @@ from tests.support.verifiers import is_good
 import hsmcore
 from hsmcore.config import load
 from hsmcore.config.uri import build_uri
-from hsmcore.doctor import diagnose
+from hsmcore.doctor.doctor import diagnose
 from hsmcore.errors import KeyNotFound, TokenNotFound
 
 pytestmark = pytest.mark.integration

@@ -19,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from tests.support import zygote
 from tests.support.paths import CHAOS, NOOP, ROOT
 from tests.support.pkcs11_client import CKA_CLASS, CKA_ID, CKO_PRIVATE_KEY, CKR_OK, PIN, Module
 from tests.support.softhsm import find_module
@@ -164,11 +165,8 @@ class Bench:
         if config is not None:
             environment["HSMCORE_CHAOS_CONFIG"] = str(config)
         name = f"{scenario.__module__}:{scenario.__name__}"
-        command = [sys.executable, "-c", _CHILD, name, str(module), json.dumps(arguments)]
-        done = subprocess.run(
-            command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-        )
-        return Run(done)
+        command = ["-c", _CHILD, name, str(module), json.dumps(arguments)]
+        return Run(zygote.run(*command, env=environment, cwd=ROOT, text=True))
 
     def softhsm(
         self,

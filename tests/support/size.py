@@ -19,10 +19,17 @@ def share(count: int, least: int = 1) -> int:
 def each(every: int, cases: Iterable[Any]) -> list[Any]:
     """Cases for parametrize: of `every` of them `make test` tries the first one, and `make check-deep` the others, too.
     For cases without a code path of their own."""
+    return [_case(case if isinstance(case, tuple) else (case,), number % every) for number, case in enumerate(cases)]
+
+
+def crossed(rows: Iterable[Any], columns: Iterable[Any]) -> list[Any]:
+    """Pairs for parametrize: in `make test` enough to have each row and each column, in `make check-deep` all."""
+    above, beside = list(rows), list(columns)
+    least = min(len(above), len(beside))
+    return [_case((row, column), (i - j) % least) for i, row in enumerate(above) for j, column in enumerate(beside)]
+
+
+def _case(values: tuple[Any, ...], deep: object) -> Any:
     import pytest
 
-    deep = pytest.mark.deep
-    return [
-        pytest.param(*(case if isinstance(case, tuple) else [case]), marks=[deep] if number % every else [])
-        for number, case in enumerate(cases)
-    ]
+    return pytest.param(*values, marks=[pytest.mark.deep] if deep else [])

@@ -1,5 +1,5 @@
-"""Start `python -m MODULE` without importing anything: a process that has imported what such programs need forks one
-child for each. What the child does is the same; only the half second of imports is spared.
+"""Start `python -m MODULE` or `python -c CODE` without importing anything: a process that has imported what such
+programs need forks one child for each. What the child does is the same; only the half second of imports is spared.
 
 `Forked` is subprocess.Popen in all else: pipes, signals, waiting. A program that needs an environment from its very
 beginning (LD_PRELOAD) or descriptors of its own is started by subprocess.
@@ -37,12 +37,12 @@ CLI = "hsmcore.cli"
 
 
 class Forked(subprocess.Popen[Any]):
-    """Such a program. `args`: the module, then its arguments."""
+    """Such a program. `args`: the module, or "-c" and the code, then its arguments."""
 
     _status = -1
 
     def __init__(self, args: Sequence[str], **popen: Any) -> None:
-        super().__init__(["python", "-m", *args], **popen)
+        super().__init__(["python", *args], **popen)
 
     def _execute_child(self, args: Any, executable: Any, *more: Any) -> None:  # type: ignore[override]
         # The names of these parameters are the same in CPython 3.11 to 3.14.
@@ -51,7 +51,7 @@ class Forked(subprocess.Popen[Any]):
         reads, _, _, writes, _, errors = pipes
         ends = [own if own != -1 else number for number, own in enumerate((reads, writes, errors))]
         self._status, status = os.pipe()
-        asked = [args[2:], dict(os.environ if env is None else env), os.fspath(cwd or Path.cwd())]
+        asked = [args[1:], dict(os.environ if env is None else env), os.fspath(cwd or Path.cwd())]
         try:
             self.pid = server().start(json.dumps(asked).encode(), [*ends, status])
         finally:
@@ -107,6 +107,16 @@ class Server:
         self._process.wait()
 
 
+def run(*args: object, timeout: float = 100, **popen: Any) -> subprocess.CompletedProcess[Any]:
+    """As subprocess.run of such a program, with its output."""
+    with Forked([str(one) for one in args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **popen) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+
 @cache
 def server() -> Server:
     """The one of this process, made when a test first needs it."""
@@ -119,7 +129,7 @@ def server() -> Server:
 def _serve(line: socket.socket) -> None:
     import psycopg  # noqa: F401
     import uvloop  # noqa: F401
-    from tests.support import told  # noqa: F401
+    from tests.support import scenarios, told  # noqa: F401
 
     import hsmcore
     from hsmcore import audit, config, gateway, serve, state  # noqa: F401
@@ -184,7 +194,7 @@ def _child(asked: bytes, ends: list[int]) -> None:
         time.tzset()
         os.chdir(folder)
         sys.argv = [module, *arguments]
-        code = _run(module, arguments)
+        code = _run(module)
         threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter does at its end
         atexit._run_exitfuncs()
         sys.stdout.flush()
@@ -195,11 +205,14 @@ def _child(asked: bytes, ends: list[int]) -> None:
         os._exit(code)
 
 
-def _run(module: str, arguments: list[str]) -> int:
+def _run(module: str) -> int:
     try:
         if module == CLI:
             cli.main()
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module == "-c":
+            exec(sys.argv.pop(1), {"__name__": "__main__"})  # noqa: S102  # as the interpreter does
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     return 0

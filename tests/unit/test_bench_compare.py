@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
+from tests.support.size import share
 
 from hsmcore_bench.suite.compare import LEAST_ROUNDS, NO_DIFFERENCE, compare, interval
 from hsmcore_bench.suite.model import Contender, Percentiles, Sample
@@ -34,8 +35,10 @@ def verdicts(comparison, contender="ours"):
 
 def test_noise_makes_no_verdicts():
     """A line is wrong in one of a hundred cases: of the ratios of fifty pairs, a few at most."""
-    wrong = sum(verdicts(compare(run(seed), run(1000 + seed)))["rate ÷ raw"] != NO_DIFFERENCE for seed in range(50))
-    assert wrong <= 3
+    wrong = sum(
+        verdicts(compare(run(seed), run(1000 + seed)))["rate ÷ raw"] != NO_DIFFERENCE for seed in range(share(50))
+    )
+    assert wrong <= share(3)
 
 
 def test_a_run_against_itself_has_none():

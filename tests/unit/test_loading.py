@@ -42,8 +42,9 @@ def loaded(folder, **rules) -> list[set[str]]:
     return [set(names) for names in json.loads(ran(SIGN, json.dumps({"keyManager": {**own, **rules}})))]
 
 
-def test_the_audit_log_needs_no_database():
-    assert ran("import sys, hsmcore.audit; print('sqlalchemy' in sys.modules)") == "False\n"
+@pytest.mark.parametrize("module", ["hsmcore.audit", "hsmcore.doctor.child"])
+def test_what_keeps_no_state_needs_no_database(module):
+    assert ran(f"import sys, {module}; print('sqlalchemy' in sys.modules)") == "False\n"
 
 
 def test_a_key_manager_that_keeps_no_state_loads_nothing_that_does(tmp_path):

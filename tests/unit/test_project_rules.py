@@ -37,6 +37,13 @@ def sources(folder: str, *suffixes: str) -> Iterator[Path]:
             yield path
 
 
+def parsed(said: str, *suffixes: str) -> Iterator[tuple[Path, list[ast.AST]]]:
+    """The library's Python files in whose text something stands, and all nodes of each. To parse all takes a second."""
+    for path in sources("core/hsmcore", ".py", *suffixes):
+        if re.search(said, text := path.read_text()):
+            yield path, list(ast.walk(ast.parse(text)))
+
+
 def without_comments(text: str) -> str:
     """C without comments and strings."""
     return re.sub(r'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"', " ", text, flags=re.DOTALL)
@@ -156,12 +163,12 @@ def test_no_line_of_c_is_too_wide():
 
 def test_the_library_prints_nothing():
     printing = []
-    for path in sources("core/hsmcore", ".py"):
+    for path, nodes in parsed(r"\bprint\b"):
         if path.relative_to(ROOT / "core" / "hsmcore").parts[0] in PRINTING:
             continue
         printing += [
             f"{path.relative_to(ROOT)}:{node.lineno}"
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in nodes
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
         ]
     assert printing == []
@@ -170,8 +177,8 @@ def test_the_library_prints_nothing():
 def test_the_library_does_not_import_the_benchmarks():
     """Lazy and type-only imports counted: their commands are found by entry points."""
     importing = []
-    for path in sources("core/hsmcore", ".py", ".pyi"):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path, nodes in parsed("hsmcore_bench", ".pyi"):
+        for node in nodes:
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             importing += [path.relative_to(ROOT) for name in names if name.partition(".")[0] == "hsmcore_bench"]
@@ -356,8 +363,8 @@ TASKS_OF_THEIR_OWN = {
 def test_a_service_leaves_its_tasks_to_its_scope():
     """`base/scope.py: Scope` starts them, and ends them when the service is closed."""
     starting = set()
-    for path in sources("core/hsmcore", ".py"):
-        names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    for path, nodes in parsed("create_task|ensure_future|TaskGroup"):
+        names = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
         if names & {"create_task", "ensure_future", "TaskGroup"}:
             starting.add(path.relative_to(ROOT / "core" / "hsmcore").as_posix())
     assert starting == TASKS_OF_THEIR_OWN
@@ -422,8 +429,8 @@ READ_THE_WALL_CLOCK = {
 def test_nothing_is_due_by_the_wall_clock():
     reading = {
         path.relative_to(ROOT / "core" / "hsmcore").as_posix()
-        for path in sources("core/hsmcore", ".py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for path, nodes in parsed(r"time\s*\.\s*(time|now)")
+        for node in nodes
         if isinstance(node, ast.Attribute) and node.attr in ("time", "time_ns", "now")
         if ast.unparse(node) in ("time.time", "time.time_ns", "datetime.now")
     }
@@ -435,12 +442,8 @@ PRIVATE_TWICE = {"_Guarded", "_Held", "_Number", "_Refused"}
 
 def test_a_class_name_has_one_home():
     homes: dict[str, list[str]] = {}
-    for path in sources("core/hsmcore", ".py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ClassDef):
-                homes.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
-    for path in sources("bindings", ".pyx", ".pxi"):
-        for name in re.findall(r"^(?:cdef )?class (\w+)", path.read_text(), re.MULTILINE):
+    for path in (*sources("core/hsmcore", ".py"), *sources("bindings", ".pyx", ".pxi")):
+        for name in re.findall(r"^ *(?:cdef )?class (\w+)", path.read_text(), re.MULTILINE):
             homes.setdefault(name, []).append(path.relative_to(ROOT).as_posix())
     twice = {name: places for name, places in homes.items() if len(places) > 1}
     assert twice.keys() == PRIVATE_TWICE, twice

@@ -9,10 +9,9 @@ from hsmcore.cli.opened import in_state
 from hsmcore.cli.output import BadUsage
 from hsmcore.config import Config, LevelName, Pkcs11Settings, Provider
 from hsmcore.config.pkcs11 import MAX_SESSIONS
-from hsmcore.doctor import Options
 from hsmcore.doctor.doctor import probe
 from hsmcore.doctor.report import Step
-from hsmcore.doctor.subject import Subject
+from hsmcore.doctor.subject import Options, Subject
 from hsmcore.errors import ConfigFault, ConfigurationError, MemberDown
 from hsmcore.members import Member, make_member
 from hsmcore.state import Desired

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.status import Status
 
     from hsmcore.config import Config, LevelName, Provider
-    from hsmcore.doctor import DoctorReport, Step
+    from hsmcore.doctor.report import DoctorReport, Step
     from hsmcore.doctor.subject import CheckBegun
 
     Members = tuple[tuple[LevelName, Provider], ...]
@@ -47,7 +47,9 @@ def doctor(
       hsmcore doctor --json | jq '.providers[].steps[] | select(.outcome == "fail")'
     """
     from hsmcore.config.load import warn_of
-    from hsmcore.doctor import DoctorReport, Options, diagnose
+    from hsmcore.doctor.doctor import diagnose
+    from hsmcore.doctor.report import DoctorReport
+    from hsmcore.doctor.subject import Options
 
     if schema:
         sys.stdout.write(orjson.dumps(DoctorReport.model_json_schema(), option=orjson.OPT_INDENT_2).decode() + "\n")
@@ -78,7 +80,8 @@ def _shown(config: Config, options: object, members: Members) -> DoctorReport:
     """Print each step when it is complete; on a terminal, the last line shows the step in progress."""
     from rich.console import Console
 
-    from hsmcore.doctor import Step, diagnose
+    from hsmcore.doctor.doctor import diagnose
+    from hsmcore.doctor.report import Step
 
     console = Console(stderr=True)
     skipped: list[Step] = []
