@@ -49,12 +49,11 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     const char *hsm_algorithm_name(hsm_algorithm algorithm)
     hsm_algorithm hsm_algorithm_of_name(const char *name)
     int hsm_algorithm_is_deterministic(hsm_algorithm algorithm)
-    hsm_status hsm_verify_digest(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
-                                 const uint8_t *digest, const uint8_t *signature, size_t signature_len)
     hsm_status hsm_recovery_id(const uint8_t *public_key, const uint8_t *digest, const uint8_t *signature,
                                uint8_t *recovery_id)
     hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
-                          const uint8_t *message, size_t message_len, const uint8_t *signature, size_t signature_len)
+                          const uint8_t *message, size_t message_len, int prehashed, const uint8_t *signature,
+                          size_t signature_len)
 
     ctypedef struct hsm_client:
         pass

@@ -116,10 +116,7 @@ def verify(str algorithm, bytes public_key, message, bytes signature):
     cdef hsm_algorithm number = hsm_algorithm_of_name(algorithm.encode())
     cdef hsm_status status
     with nogil:
-        if prehashed:
-            status = hsm_verify_digest(number, key_ptr, key_len, data_ptr, signature_ptr, signature_len)
-        else:
-            status = hsm_verify(number, key_ptr, key_len, data_ptr, data_len, signature_ptr, signature_len)
+        status = hsm_verify(number, key_ptr, key_len, data_ptr, data_len, prehashed, signature_ptr, signature_len)
     if status == HSM_BAD_ARGUMENT:
         raise BadArgument(f"not an {algorithm} public key")
     return status == HSM_OK

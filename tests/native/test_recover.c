@@ -120,7 +120,7 @@ static void check_one_fault(_Atomic unsigned *place, const char *call, CK_RV ckr
         CHECK_STATUS(done.status, HSM_OK);
         CHECK_INT(attempts, ==, 2);
         CHECK_INT(stats.recoveries[class_], ==, 1);
-        CHECK_STATUS(hsm_verify(HSM_ED25519, f.key.public_key, 32, (const uint8_t *)SIGNED, strlen(SIGNED),
+        CHECK_STATUS(hsm_verify(HSM_ED25519, f.key.public_key, 32, (const uint8_t *)SIGNED, strlen(SIGNED), 0,
                                 done.signature, done.signature_len),
                      HSM_OK);
     } else {

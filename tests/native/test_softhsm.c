@@ -23,7 +23,7 @@ static struct fixture begin(uint32_t workers, const char *key) {
 
 static hsm_status check_signature(const struct fixture *fixture, const char *text, const hsm_completion *done) {
     return hsm_verify(fixture->key.algorithm, fixture->key.public_key, fixture->key.public_key_len,
-                      (const uint8_t *)text, strlen(text), done->signature, done->signature_len);
+                      (const uint8_t *)text, strlen(text), 0, done->signature, done->signature_len);
 }
 
 /* Sign `count` different messages, as many at once as there are slots, and verify every signature. */
@@ -113,10 +113,10 @@ static void a_digest_is_signed_as_it_is(void) {
         /* What the request table refuses, a worker refuses too. */
         CHECK_STATUS(done.status, ecdsa ? HSM_OK : HSM_BAD_ARGUMENT);
         CHECK_STATUS(
-            hsm_verify_digest(key->algorithm, key->public_key, key->public_key_len, digest, done.signature, 64),
+            hsm_verify(key->algorithm, key->public_key, key->public_key_len, digest, 32, 1, done.signature, 64),
             ecdsa ? HSM_OK : HSM_SIGNATURE_INVALID);
         if (ecdsa) {
-            CHECK_STATUS(hsm_verify(key->algorithm, key->public_key, key->public_key_len, digest, 32, done.signature,
+            CHECK_STATUS(hsm_verify(key->algorithm, key->public_key, key->public_key_len, digest, 32, 0, done.signature,
                                     done.signature_len),
                          HSM_SIGNATURE_INVALID);
         }
@@ -332,7 +332,7 @@ static void a_message_of_any_length_is_signed(void) {
             CHECK_STATUS(hsm_client_submit(f.client, 0, message, lengths[i], 0, &slot, &deadline), HSM_OK);
             hsm_completion done = finish(&f, slot);
             CHECK_STATUS(done.status, HSM_OK);
-            CHECK_STATUS(hsm_verify(f.key.algorithm, f.key.public_key, f.key.public_key_len, message, lengths[i],
+            CHECK_STATUS(hsm_verify(f.key.algorithm, f.key.public_key, f.key.public_key_len, message, lengths[i], 0,
                                     done.signature, done.signature_len),
                          HSM_OK);
         }

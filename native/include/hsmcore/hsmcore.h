@@ -52,16 +52,11 @@ hsm_algorithm hsm_algorithm_of_name(const char *name);
 int hsm_algorithm_is_deterministic(hsm_algorithm algorithm);
 
 /* Verify a signature in software: libsodium for Ed25519 (rejects small-order keys and non-canonical encodings),
- * libcrypto for ECDSA, where a high s is rejected too. Takes no lock; 40 to 120 microseconds; never calls a module.
- * Returns HSM_OK, HSM_SIGNATURE_INVALID, HSM_OUT_OF_MEMORY, or HSM_BAD_ARGUMENT for a public key that is no point of
+ * libcrypto for ECDSA, where a high s is rejected too. `prehashed`: the message is a digest that an ECDSA key has
+ * signed as it is. Takes no lock; 40 to 120 microseconds; never calls a module. Returns HSM_OK, HSM_SIGNATURE_INVALID, HSM_OUT_OF_MEMORY, or HSM_BAD_ARGUMENT for a public key that is no point of
  * the curve. */
 hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len, const uint8_t *message,
-                      size_t message_len, const uint8_t *signature, size_t signature_len);
-
-/* The same for an ECDSA signature of a digest of 32 bytes that was signed as it is. HSM_SIGNATURE_INVALID for other
- * keys. */
-hsm_status hsm_verify_digest(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
-                             const uint8_t *digest, const uint8_t *signature, size_t signature_len);
+                      size_t message_len, int prehashed, const uint8_t *signature, size_t signature_len);
 /* Which of the four points R that an ECDSA signature r || s on secp256k1 may stand for is its own (SEC 1 section
  * 4.1.6), so that the signature gives the public key: 1 if R's y is odd, plus 2 if its x is not below the group's
  * order. Verifies the signature: returns HSM_OK, HSM_SIGNATURE_INVALID, HSM_OUT_OF_MEMORY, or HSM_BAD_ARGUMENT for a

@@ -27,7 +27,7 @@ static bool answered(const struct life *life) {
     bool good = done.status == HSM_OK;
     if (good) {
         hsm_status status = hsm_verify(life->key.algorithm, life->key.public_key, life->key.public_key_len, message,
-                                       sizeof message - 1, done.signature, done.signature_len);
+                                       sizeof message - 1, 0, done.signature, done.signature_len);
         good = status != HSM_OUT_OF_MEMORY; /* this call is one that may fail, too */
         CHECK_STATUS(status, good ? HSM_OK : HSM_OUT_OF_MEMORY);
     }
