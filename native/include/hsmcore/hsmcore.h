@@ -246,9 +246,6 @@ HSM_NODISCARD hsm_status hsm_host_new(hsm_client *client, const hsm_host_options
 /* Start its process and in it the engine. On failure the process has ended. Returns HSM_HOST_MISSING if the program
  * cannot be run, HSM_HOST_MISMATCH if it is another version's, HSM_HOST_LOST after hsm_host_kill. */
 HSM_NODISCARD hsm_status hsm_host_begin(hsm_host *host, hsm_error *error);
-/* Both. On failure nothing is left. */
-HSM_NODISCARD hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **host,
-                                        hsm_error *error);
 /* A descriptor (a pidfd) that becomes readable when the process has ended. Owned by the host. */
 int hsm_host_fd(const hsm_host *host);
 int64_t hsm_host_pid(const hsm_host *host);
