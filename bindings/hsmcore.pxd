@@ -201,19 +201,8 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint64_t in_flight
         uint64_t bytes
 
-    ctypedef enum hsm_cache_result:
-        HSM_CACHE_HIT
-        HSM_CACHE_JOINED
-        HSM_CACHE_MISS
-        HSM_CACHE_NO_MEMORY
-
     hsm_status hsm_cache_new(uint64_t capacity, hsm_cache **cache)
     void hsm_cache_free(hsm_cache *cache)
-    hsm_cache_result hsm_cache_lookup(hsm_cache *cache, uint32_t key, hsm_algorithm algorithm, const uint8_t *message,
-                                      size_t message_len, uint8_t *signature, uint32_t *signature_len,
-                                      uint64_t *leader, uint64_t *entry)
-    void hsm_cache_fill(hsm_cache *cache, uint64_t entry, const uint8_t *signature, uint32_t signature_len, int keep)
-    void hsm_cache_abandon(hsm_cache *cache, uint64_t entry)
     void hsm_cache_clear(hsm_cache *cache)
     void hsm_cache_stats_read(const hsm_cache *cache, hsm_cache_stats *stats)
 
@@ -398,7 +387,6 @@ cdef extern from "hsmcore/payload.h" nogil:
         HSM_PAYLOAD_TX_LEGACY
         HSM_PAYLOAD_TX_V0
         HSM_PAYLOAD_TX_V1
-        HSM_PAYLOAD_OFF_CHAIN
         HSM_PAYLOAD_BLOCK
         HSM_PAYLOAD_STATE_ROOT
         HSM_PAYLOAD_RECEIPT_ROOT

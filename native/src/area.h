@@ -18,7 +18,7 @@
 #include "hist.h"
 
 #define HSM_AREA_MAGIC UINT64_C(0x68736d636f726531) /* "hsmcore1" */
-#define HSM_AREA_VERSION 7U
+#define HSM_AREA_VERSION 8U
 /* Messages up to this size lie beside the slot; longer ones in a region that is only touched when needed. A Solana
  * transaction is at most 1,232 bytes (one IPv6 MTU less headers). */
 #define HSM_INLINE_MESSAGE 1280U
@@ -44,7 +44,6 @@ typedef struct hsm_slot {
     uint16_t call;
     uint64_t ckr;
     uint32_t status;
-    uint32_t worker;
     uint32_t signature_len;
     uint32_t queue_ns; /* saturates at 4.29 s */
     uint64_t hsm_ns;
@@ -272,7 +271,6 @@ static inline void hsm_area_answer(hsm_area *area, uint32_t worker, uint32_t ind
     uint64_t submitted = atomic_load_explicit(&slot->submitted_ns, memory_order_relaxed);
     uint64_t queued = ending->begun_ns > submitted ? ending->begun_ns - submitted : 0;
     hsm_slot_fill(slot, ending, queued);
-    slot->worker = worker;
     if (slot->hsm_ns != 0) {
         hsm_histogram_add(&record->hsm, slot->hsm_ns - ending->verify_ns);
         hsm_histogram_add(&record->queue, queued);

@@ -60,7 +60,6 @@ static void every_request_completes_once(void) {
         await_completion(f.client, &done);
         do {
             CHECK_STATUS(done.status, HSM_OK);
-            CHECK_INT(done.worker, <, 3);
             seen[request_of[done.slot]]++;
             completed++;
             hsm_client_release(f.client, done.slot);

@@ -33,7 +33,6 @@ static void sign_and_verify(struct fixture *f, uint32_t count) {
     uint32_t request_of[64];
     uint32_t submitted = 0;
     uint32_t completed = 0;
-    unsigned per_worker[4] = {0};
     while (completed < count) {
         while (submitted < count && hsm_client_free_slots(f->client) > 0) {
             char text[64];
@@ -51,7 +50,6 @@ static void sign_and_verify(struct fixture *f, uint32_t count) {
             CHECK_STATUS(check_signature(f, text, &done), HSM_OK);
             seen[request_of[done.slot]]++;
             completed++;
-            per_worker[done.worker % 4]++;
             hsm_client_release(f->client, done.slot);
         } while (hsm_client_next(f->client, &done));
     }

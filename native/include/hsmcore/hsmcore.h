@@ -53,8 +53,8 @@ int hsm_algorithm_is_deterministic(hsm_algorithm algorithm);
 
 /* Verify a signature in software: libsodium for Ed25519 (rejects small-order keys and non-canonical encodings),
  * libcrypto for ECDSA, where a high s is rejected too. `prehashed`: the message is a digest that an ECDSA key has
- * signed as it is. Takes no lock; 40 to 120 microseconds; never calls a module. Returns HSM_OK, HSM_SIGNATURE_INVALID, HSM_OUT_OF_MEMORY, or HSM_BAD_ARGUMENT for a public key that is no point of
- * the curve. */
+ * signed as it is. Takes no lock; 40 to 120 microseconds; never calls a module. Returns HSM_OK, HSM_SIGNATURE_INVALID,
+ * HSM_OUT_OF_MEMORY, or HSM_BAD_ARGUMENT for a public key that is no point of the curve. */
 hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len, const uint8_t *message,
                       size_t message_len, int prehashed, const uint8_t *signature, size_t signature_len);
 /* Which of the four points R that an ECDSA signature r || s on secp256k1 may stand for is its own (SEC 1 section
@@ -83,13 +83,11 @@ typedef struct hsm_completion {
     hsm_status status;
     uint64_t ckr;
     uint64_t call; /* the C_* call that failed, for hsm_call_name */
-    uint32_t worker;
     uint32_t signature_len;
     const uint8_t *signature;
     const uint8_t *digest; /* SHA-256 of the message, 32 bytes in the slot; undefined unless options.digests */
-    uint32_t message_len;
-    uint64_t queue_ns; /* from submit until a worker claimed it */
-    uint64_t hsm_ns;   /* inside the module */
+    uint64_t queue_ns;     /* from submit until a worker claimed it */
+    uint64_t hsm_ns;       /* inside the module */
 } hsm_completion;
 
 /* Make the shared area and its two wake descriptors. The process that calls this owns the client. */
@@ -348,8 +346,10 @@ void hsm_cache_set_leader(hsm_cache *cache, uint64_t entry_id, uint64_t leader);
 /* End an in-flight entry: keep its signature, evicting the least recently used one if full; or forget it. */
 void hsm_cache_fill(hsm_cache *cache, uint64_t entry_id, const uint8_t *signature, uint32_t signature_len, int keep);
 void hsm_cache_abandon(hsm_cache *cache, uint64_t entry_id);
-/* Wipe and drop every signature; requests in flight are no longer joined and are not kept when they end. */
+/* Wipe and drop every signature; requests in flight are no longer joined and are not kept when they end. NULL is
+ * allowed. */
 void hsm_cache_clear(hsm_cache *cache);
+/* All 0 for NULL. */
 void hsm_cache_stats_read(const hsm_cache *cache, hsm_cache_stats *stats);
 
 /* ---- the module, shared with the control plane ---- */
