@@ -62,6 +62,15 @@ cdef str _text(const char *text):
     return text.decode("utf-8", "replace")
 
 
+cdef bytes _encoded(str text):
+    return None if text is None else text.encode()
+
+
+cdef const char *_chars(bytes text) noexcept:
+    """NULL for None."""
+    return NULL if text is None else PyBytes_AS_STRING(text)
+
+
 cdef object _exception(hsm_status status, object member, uint64_t ckr=0, const char *call="", const char *detail="",
                        hsm_status failed=HSM_OK):
     """The exception for a status of the native core. `failed`: what the last attempt before a deadline failed with."""
@@ -90,7 +99,6 @@ include "arguments.pxi"
 include "histogram.pxi"
 include "deadlines.pxi"
 include "waiters.pxi"
-include "cache.pxi"
 include "journal.pxi"
 include "records.pxi"
 include "lease.pxi"
@@ -137,19 +145,15 @@ cdef class Engine(Requests):
         cdef hsm_host *host = NULL
         cdef hsm_status status
         cdef const char **variables
-        path, args, names = module_path.encode(), module_args, quirks
-        args = None if args is None else args.encode()
-        names = None if names is None else names.encode()
-        label = None if token_label is None else token_label.encode()
-        serial = None if token_serial is None else token_serial.encode()
-        program = None if host_program is None else host_program.encode()
+        path, args, names = module_path.encode(), _encoded(module_args), _encoded(quirks)
+        label, serial, program = _encoded(token_label), _encoded(token_serial), _encoded(host_program)
         if self._stopped or self._client == NULL:  # it waited for its turn, or for a lock, beyond `stop` and `release`
             raise self._failure(HSM_CLOSED)
         options.engine.module_path = path
-        options.engine.module_args = <const char *>args if args is not None else NULL
-        options.engine.quirks = <const char *>names if names is not None else NULL
-        options.engine.token.label = <const char *>label if label is not None else NULL
-        options.engine.token.serial = <const char *>serial if serial is not None else NULL
+        options.engine.module_args = _chars(args)
+        options.engine.quirks = _chars(names)
+        options.engine.token.label = _chars(label)
+        options.engine.token.serial = _chars(serial)
         options.engine.token.slot_id = slot_id
         options.engine.pin = <const uint8_t *><char *>pin if pin is not None else NULL
         options.engine.pin_len = len(pin) if pin is not None else 0
@@ -209,13 +213,13 @@ cdef class Engine(Requests):
         cdef hsm_host *host = self._host
         if engine == NULL and host == NULL:
             raise NotInitialized("the engine is not started", member=self._member)
-        name = None if label is None else label.encode()
-        selector.label = <const char *>name if name is not None else NULL
-        selector.id = <const uint8_t *><char *>id if id is not None else NULL
+        name = _encoded(label)
+        selector.label = _chars(name)
+        selector.id = <const uint8_t *>_chars(id)
         selector.id_len = len(id) if id is not None else 0
         selector.handle = handle
         selector.algorithm = hsm_algorithm_of_name(algorithm.encode()) if algorithm is not None else HSM_ALGORITHM_NONE
-        selector.public_key = <const uint8_t *><char *>public_key if public_key is not None else NULL
+        selector.public_key = <const uint8_t *>_chars(public_key)
         selector.public_key_len = len(public_key) if public_key is not None else 0
         with nogil:
             if host != NULL:
@@ -322,7 +326,6 @@ cdef class Engine(Requests):
         if status != HSM_OK:
             raise _raised(&error, self._member)
         return str(_raised(&error, self._member)) if error.status != HSM_OK else None
-
 
     def supervise(self):
         """Quarantine workers whose call has overrun, and start others. Returns (stuck, healthy)."""

@@ -49,12 +49,11 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     const char *hsm_algorithm_name(hsm_algorithm algorithm)
     hsm_algorithm hsm_algorithm_of_name(const char *name)
     int hsm_algorithm_is_deterministic(hsm_algorithm algorithm)
-    hsm_status hsm_verify_digest(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
-                                 const uint8_t *digest, const uint8_t *signature, size_t signature_len)
     hsm_status hsm_recovery_id(const uint8_t *public_key, const uint8_t *digest, const uint8_t *signature,
                                uint8_t *recovery_id)
     hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
-                          const uint8_t *message, size_t message_len, const uint8_t *signature, size_t signature_len)
+                          const uint8_t *message, size_t message_len, int prehashed, const uint8_t *signature,
+                          size_t signature_len)
 
     ctypedef struct hsm_client:
         pass
@@ -202,19 +201,8 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         uint64_t in_flight
         uint64_t bytes
 
-    ctypedef enum hsm_cache_result:
-        HSM_CACHE_HIT
-        HSM_CACHE_JOINED
-        HSM_CACHE_MISS
-        HSM_CACHE_NO_MEMORY
-
     hsm_status hsm_cache_new(uint64_t capacity, hsm_cache **cache)
     void hsm_cache_free(hsm_cache *cache)
-    hsm_cache_result hsm_cache_lookup(hsm_cache *cache, uint32_t key, hsm_algorithm algorithm, const uint8_t *message,
-                                      size_t message_len, uint8_t *signature, uint32_t *signature_len,
-                                      uint64_t *leader, uint64_t *entry)
-    void hsm_cache_fill(hsm_cache *cache, uint64_t entry, const uint8_t *signature, uint32_t signature_len, int keep)
-    void hsm_cache_abandon(hsm_cache *cache, uint64_t entry)
     void hsm_cache_clear(hsm_cache *cache)
     void hsm_cache_stats_read(const hsm_cache *cache, hsm_cache_stats *stats)
 
@@ -400,7 +388,6 @@ cdef extern from "hsmcore/payload.h" nogil:
         HSM_PAYLOAD_TX_LEGACY
         HSM_PAYLOAD_TX_V0
         HSM_PAYLOAD_TX_V1
-        HSM_PAYLOAD_OFF_CHAIN
         HSM_PAYLOAD_BLOCK
         HSM_PAYLOAD_STATE_ROOT
         HSM_PAYLOAD_RECEIPT_ROOT

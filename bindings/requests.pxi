@@ -11,7 +11,7 @@ cdef class Requests(Publisher):
     """One member's rings, signature cache and futures: the event loop's side of an Engine or a Guest."""
 
     cdef hsm_requests *_table
-    cdef Cache _cache  # None: no cache, and no single-flight
+    cdef hsm_cache *_cache  # NULL: no cache, and no single-flight
     cdef Waiters _waiters
     cdef dict _batches  # by future
     cdef dict _missed  # of Routes: (key, message) by a future whose caller left before its answer came; see asked_for
@@ -51,7 +51,6 @@ cdef class Requests(Publisher):
                   bint cache_nondeterministic, bint digests=False, bint takes_digests=False):
         cdef hsm_error error
         cdef hsm_client_options options
-        cdef hsm_cache *cache = NULL
         options.digests = digests
         options.slots = slots
         options.max_message = max_message
@@ -64,17 +63,15 @@ cdef class Requests(Publisher):
         self._takes_digests, self._member = takes_digests, member
         self._waiters = Waiters.__new__(Waiters)
         self._batches, self._missed, self._details, self._limits, self._signers = {}, {}, {}, {}, {}
-        if cache_size or single_flight:
-            self._cache = Cache.__new__(Cache, cache_size)
-            cache = self._cache._cache
+        if (cache_size or single_flight) and hsm_cache_new(cache_size, &self._cache) != HSM_OK:
+            raise BadArgument(f"capacity {cache_size}")
         if hsm_client_new(&options, &self._client, &error) != HSM_OK:
             raise _raised(&error, member)
-        if hsm_requests_new(self._client, cache, &self._table) != HSM_OK:
+        if hsm_requests_new(self._client, self._cache, &self._table) != HSM_OK:
             raise MemoryError()
 
     def __dealloc__(self):
-        hsm_requests_free(self._table)
-        hsm_client_free(self._client)
+        self._free()
 
     def attach(self, loop, on_overdue=None):
         """Serve the running `loop`: from now on `submit` works, in this loop only. `on_overdue()` is called when
@@ -143,14 +140,14 @@ cdef class Requests(Publisher):
             self._recorder = None
         self._deadlines = None
 
-    cdef int _free(self) except -1:
+    cdef void _free(self) noexcept:
         self._open = False
         hsm_requests_free(self._table)
         hsm_client_free(self._client)
+        hsm_cache_free(self._cache)
         self._table = NULL
         self._client = NULL
-        self._cache = None
-        return 0
+        self._cache = NULL
 
     def idle(self):
         """A future that is done when every waiter has its answer."""
@@ -311,8 +308,7 @@ cdef class Requests(Publisher):
 
     def clear_cache(self):
         """Wipe all cached signatures."""
-        if self._cache is not None:
-            self._cache.clear()
+        hsm_cache_clear(self._cache)
 
     @property
     def in_flight(self):
@@ -597,4 +593,7 @@ cdef class Requests(Publisher):
 
     def cache_stats(self):
         """Counters of the signature cache; all 0 when it is switched off."""
-        return _cache_stats(self._cache)
+        cdef hsm_cache_stats stats
+        hsm_cache_stats_read(self._cache, &stats)
+        return {"hits": stats.hits, "misses": stats.misses, "joined": stats.joined, "evictions": stats.evictions,
+                "entries": stats.entries, "in_flight": stats.in_flight, "bytes": stats.bytes}

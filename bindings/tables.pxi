@@ -10,13 +10,11 @@ cdef class Turn:
 
     def __cinit__(self, str path, str quirks=None):
         self._path = path.encode()
-        self._quirks = None if quirks is None else quirks.encode()
+        self._quirks = _encoded(quirks)
 
     def __enter__(self):
         cdef const char *path = self._path
-        cdef const char *quirks = NULL
-        if self._quirks is not None:
-            quirks = self._quirks
+        cdef const char *quirks = _chars(self._quirks)
         with nogil:
             hsm_turn_begin(quirks, path)
 
@@ -34,10 +32,9 @@ cdef class Module:
     def __cinit__(self, str path, str args=None):
         cdef hsm_error error
         cdef hsm_status status
-        encoded = path.encode()
-        extra = None if args is None else args.encode()
+        encoded, extra = path.encode(), _encoded(args)
         cdef const char *c_path = encoded
-        cdef const char *c_args = <const char *>extra if extra is not None else NULL
+        cdef const char *c_args = _chars(extra)
         with nogil:
             status = hsm_module_acquire(c_path, c_args, &self._module, &error)
         if status != HSM_OK:
@@ -116,10 +113,7 @@ def verify(str algorithm, bytes public_key, message, bytes signature):
     cdef hsm_algorithm number = hsm_algorithm_of_name(algorithm.encode())
     cdef hsm_status status
     with nogil:
-        if prehashed:
-            status = hsm_verify_digest(number, key_ptr, key_len, data_ptr, signature_ptr, signature_len)
-        else:
-            status = hsm_verify(number, key_ptr, key_len, data_ptr, data_len, signature_ptr, signature_len)
+        status = hsm_verify(number, key_ptr, key_len, data_ptr, data_len, prehashed, signature_ptr, signature_len)
     if status == HSM_BAD_ARGUMENT:
         raise BadArgument(f"not an {algorithm} public key")
     return status == HSM_OK

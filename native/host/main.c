@@ -1,4 +1,4 @@
-/* hsmcore-host: the engine in a process of its own. hsm_host_start (src/host.c) starts it with its descriptors at fixed
+/* hsmcore-host: the engine in a process of its own. hsm_host_begin (src/host.c) starts it with its descriptors at fixed
  * numbers. It ends on request, with the process that started it, or when it outgrows its memory limit. */
 #include <errno.h>
 #include <fcntl.h>

@@ -131,11 +131,7 @@ void hsm_area_destroy(hsm_area *area, int *fd) {
 }
 
 void hsm_area_fail(hsm_area *area, uint32_t slot, hsm_status status) {
-    hsm_slot *failed = hsm_area_slot(area, slot);
-    failed->status = status;
-    failed->signature_len = failed->queue_ns = 0;
-    failed->call = 0;
-    failed->ckr = failed->hsm_ns = 0;
+    hsm_slot_fill(hsm_area_slot(area, slot), &(hsm_ending){.status = status}, 0);
     hsm_area_complete(area, slot);
 }
 

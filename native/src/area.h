@@ -18,7 +18,7 @@
 #include "hist.h"
 
 #define HSM_AREA_MAGIC UINT64_C(0x68736d636f726531) /* "hsmcore1" */
-#define HSM_AREA_VERSION 7U
+#define HSM_AREA_VERSION 8U
 /* Messages up to this size lie beside the slot; longer ones in a region that is only touched when needed. A Solana
  * transaction is at most 1,232 bytes (one IPv6 MTU less headers). */
 #define HSM_INLINE_MESSAGE 1280U
@@ -45,7 +45,6 @@ typedef struct hsm_slot {
     uint16_t call;
     uint64_t ckr;
     uint32_t status;
-    uint32_t worker;
     uint32_t signature_len;
     uint32_t queue_ns; /* saturates at 4.29 s */
     uint64_t hsm_ns;
@@ -165,20 +164,6 @@ static inline bool hsm_worker_overran(const hsm_worker_record *record, uint64_t 
     return deadline != 0 && now >= deadline;
 }
 
-/* Count a request that its worker has completed. */
-static inline void hsm_worker_tally(hsm_worker_record *record, hsm_status status) {
-    if (status == HSM_OK) {
-        hsm_add_relaxed(&record->signatures, 1);
-    } else if (status == HSM_DEADLINE_EXCEEDED) {
-        hsm_add_relaxed(&record->expired, 1);
-    } else if (status == HSM_CANCELLED) {
-        hsm_add_relaxed(&record->cancelled, 1);
-    } else {
-        hsm_add_relaxed(&record->failures, 1);
-        hsm_add_relaxed(&record->failed[hsm_status_class(status)], 1);
-    }
-}
-
 /* How many requests lie from `head` on. Load the head first, and with acquire: it can only grow up to a tail that is
  * read later. Were the tail the older of the two, the head could be past it. */
 static inline uint64_t hsm_area_queued_from(hsm_area *area, uint64_t head) {
@@ -222,6 +207,14 @@ static inline bool hsm_area_withdrawn(const hsm_slot *slot) {
     return atomic_load_explicit(&slot->stage, memory_order_relaxed) == HSM_STAGE_WITHDRAWN;
 }
 
+/* Whether the waiter of a claimed request may still be answered: HSM_CANCELLED, or HSM_DEADLINE_EXCEEDED. */
+static inline hsm_status hsm_area_wanted(const hsm_slot *slot, uint64_t now) {
+    if (atomic_load_explicit(&slot->stage, memory_order_relaxed) == HSM_STAGE_CANCELLED) {
+        return HSM_CANCELLED;
+    }
+    return slot->deadline_ns != 0 && now >= slot->deadline_ns ? HSM_DEADLINE_EXCEEDED : HSM_OK;
+}
+
 /* Begin a claimed request, or go on with one that was put aside. Returns false if it was cancelled or withdrawn. Its
  * worker only. */
 static inline bool hsm_area_begin(hsm_slot *slot) {
@@ -241,7 +234,54 @@ static inline void hsm_area_complete(hsm_area *area, uint32_t slot) {
     atomic_store_explicit(&area->completions[tail & (area->slots - 1U)], slot + 1U, memory_order_release);
 }
 
-/* Answer a slot with a failure that no call of the module caused. */
+/* How a claimed request ended, whose signature lies in its slot by then. */
+typedef struct hsm_ending {
+    hsm_status status;
+    uint32_t call;
+    uint64_t ckr;
+    uint64_t begun_ns, ended_ns; /* the same: it was not begun */
+    uint64_t verify_ns;          /* of the time between the two */
+} hsm_ending;
+
+static inline void hsm_slot_fill(hsm_slot *slot, const hsm_ending *ending, uint64_t queued) {
+    slot->status = ending->status;
+    slot->call = (uint16_t)ending->call;
+    slot->ckr = ending->ckr;
+    slot->signature_len = ending->status == HSM_OK ? HSM_MAX_SIGNATURE : 0;
+    slot->queue_ns = queued < UINT32_MAX ? (uint32_t)queued : UINT32_MAX;
+    slot->hsm_ns = ending->ended_ns - ending->begun_ns;
+}
+
+/* Count a request that its worker has completed. */
+static inline void hsm_worker_tally(hsm_worker_record *record, hsm_status status) {
+    if (status == HSM_OK) {
+        hsm_add_relaxed(&record->signatures, 1);
+    } else if (status == HSM_DEADLINE_EXCEEDED) {
+        hsm_add_relaxed(&record->expired, 1);
+    } else if (status == HSM_CANCELLED) {
+        hsm_add_relaxed(&record->cancelled, 1);
+    } else {
+        hsm_add_relaxed(&record->failures, 1);
+        hsm_add_relaxed(&record->failed[hsm_status_class(status)], 1);
+    }
+}
+
+/* Answer a request that a worker has claimed, and count it in the worker's record. */
+static inline void hsm_area_answer(hsm_area *area, uint32_t worker, uint32_t index, const hsm_ending *ending) {
+    hsm_slot *slot = hsm_area_slot(area, index);
+    hsm_worker_record *record = hsm_area_worker(area, worker);
+    uint64_t submitted = atomic_load_explicit(&slot->submitted_ns, memory_order_relaxed);
+    uint64_t queued = ending->begun_ns > submitted ? ending->begun_ns - submitted : 0;
+    hsm_slot_fill(slot, ending, queued);
+    if (slot->hsm_ns != 0) {
+        hsm_histogram_add(&record->hsm, slot->hsm_ns - ending->verify_ns);
+        hsm_histogram_add(&record->queue, queued);
+    }
+    hsm_worker_tally(record, ending->status);
+    hsm_area_complete(area, index);
+}
+
+/* Answer a slot with a failure that no call of the module caused, and that counts for no worker. */
 void hsm_area_fail(hsm_area *area, uint32_t slot, hsm_status status);
 
 static inline bool hsm_area_take(hsm_area *area, uint64_t head, uint32_t *slot) {

@@ -14,17 +14,6 @@
 #define GROUP 64   /* so many files are open at once, each with its folder at the worst */
 #define FLUSHERS 8 /* threads, the caller's included: the disk takes what waits at one time as one flush */
 
-static int write_all(int fd, const uint8_t *data, size_t size) {
-    for (size_t done = 0; done < size;) {
-        ssize_t written = write(fd, data + done, size - done);
-        if (written < 0 && errno != EINTR) {
-            return errno;
-        }
-        done += written > 0 ? (size_t)written : 0;
-    }
-    return 0;
-}
-
 /* Whether the open file holds this content and no more. */
 static bool holds(int fd, const hsm_audit_file *file) {
     uint8_t found[HSM_AUDIT_MAX_FILE + 1];
@@ -63,7 +52,7 @@ static int put(int folder, const char *name, const hsm_audit_file *file, int *fd
     if (*fd < 0 && failure == EEXIST) { /* a crash left it */
         failure = unlinkat(folder, beside, 0) == 0 ? make(folder, beside, fd) : errno;
     }
-    failure = failure != 0 ? failure : write_all(*fd, file->data, file->size);
+    failure = failure != 0 ? failure : hsm_write_all(*fd, file->data, file->size);
     if (failure != 0 || renameat2(folder, beside, folder, name, 0) != 0) {
         return failure != 0 ? failure : errno;
     }

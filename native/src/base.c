@@ -131,6 +131,17 @@ bool hsm_thread_try_join(pthread_t thread) {
     return ended;
 }
 
+int hsm_write_all(int fd, const void *data, size_t size) {
+    for (size_t done = 0; done < size;) {
+        ssize_t written = write(fd, (const char *)data + done, size - done);
+        if (written < 0 && errno != EINTR) {
+            return errno;
+        }
+        done += written > 0 ? (size_t)written : 0;
+    }
+    return 0;
+}
+
 void hsm_event_set(int event_fd) {
     const uint64_t one = 1;
     (void)!write(event_fd, &one, sizeof one);

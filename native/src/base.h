@@ -46,6 +46,9 @@ void hsm_thread_join(pthread_t thread);
 /* Join it if it has ended. Returns whether it had. */
 bool hsm_thread_try_join(pthread_t thread);
 
+/* Write all of it. Returns 0 or an errno. */
+int hsm_write_all(int fd, const void *data, size_t size);
+
 /* Make an eventfd readable, and unreadable again. Clearing never blocks, whatever another process that has the
  * descriptor does with it, O_NONBLOCK included; setting does not unless that process has filled the counter. */
 void hsm_event_set(int event_fd);

@@ -103,6 +103,9 @@ static void drop_held(hsm_cache *cache, entry *item) {
 }
 
 void hsm_cache_clear(hsm_cache *cache) {
+    if (cache == NULL) {
+        return;
+    }
     while (cache->held.oldest != NULL) {
         drop_held(cache, cache->held.oldest);
     }
@@ -115,10 +118,10 @@ void hsm_cache_clear(hsm_cache *cache) {
 }
 
 void hsm_cache_free(hsm_cache *cache) {
+    hsm_cache_clear(cache);
     if (cache == NULL) {
         return;
     }
-    hsm_cache_clear(cache);
     while (cache->flying.oldest != NULL) {
         hsm_cache_abandon(cache, (uint64_t)(uintptr_t)cache->flying.oldest);
     }
@@ -227,5 +230,5 @@ void hsm_cache_fill(hsm_cache *cache, uint64_t entry_id, const uint8_t *signatur
 }
 
 void hsm_cache_stats_read(const hsm_cache *cache, hsm_cache_stats *stats) {
-    *stats = cache->stats;
+    *stats = cache != NULL ? cache->stats : (hsm_cache_stats){0};
 }

@@ -276,11 +276,9 @@ int hsm_client_next(hsm_client *client, hsm_completion *completion) {
     completion->status = (hsm_status)slot->status;
     completion->ckr = slot->ckr;
     completion->call = slot->call;
-    completion->worker = slot->worker;
     completion->signature_len = slot->signature_len < HSM_MAX_SIGNATURE ? slot->signature_len : HSM_MAX_SIGNATURE;
     completion->signature = slot->signature;
     completion->digest = slot->digest;
-    completion->message_len = slot->message_len;
     completion->queue_ns = slot->queue_ns;
     completion->hsm_ns = slot->hsm_ns;
     return 1;

@@ -225,9 +225,8 @@ void hsm_engine_join(hsm_engine *engine);
 void hsm_engine_leave(hsm_engine *engine);
 /* Initialize the module again, for all engines that use it, and heal this one; the others must heal then, and their
  * workers come to know of it with their next request. HSM_BUSY at once or after a moment, with nothing done, if a user
- * comes or goes, another engine logs in or looks for keys, or healing met something that another attempt may mend;
- * HSM_TOKEN_LOST if a call inside does not end. Call with `control` held; `own`: the worker that calls, which counts
- * as inside, or NULL. */
+ * is inside, comes or goes, or another engine logs in or looks for keys; HSM_TOKEN_LOST if a worker's call does not
+ * end. Call with `control` held; `own`: the worker that calls, which counts as inside, or NULL. */
 hsm_status hsm_engine_reinitialize(hsm_engine *engine, const hsm_worker *own, hsm_error *error);
 
 /* ---- aside.c ---- */

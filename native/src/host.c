@@ -1,7 +1,6 @@
 /* The client's side of the host process: start it, send it messages and read its replies, start it again. The other
  * side is native/host/main.c; the messages are in wire.h. */
 #include "process.h"
-#include "wire.h"
 
 #include <errno.h>
 #include <poll.h>
@@ -16,7 +15,7 @@
 
 static hsm_status call(hsm_host *host, hsm_request_message *message, hsm_reply_message *reply, hsm_error *error) {
     message->version = HSM_WIRE_VERSION;
-    uint64_t limit = host->options.timeout_ns;
+    uint64_t limit = host->timeout_ns;
     /* A host that reads nothing, because a call hangs in its module, has a full socket after a while. */
     ssize_t sent = -1;
     bool in_time = hsm_wait_fd(host->control, POLLOUT, limit);
@@ -37,7 +36,7 @@ static hsm_status call(hsm_host *host, hsm_request_message *message, hsm_reply_m
         return hsm_fail(error, HSM_HOST_LOST, "recv", "the host ended, perhaps with a crash of the module");
     }
     if (reply->version != HSM_WIRE_VERSION || reply->operation != message->operation) {
-        return hsm_fail(error, HSM_HOST_MISMATCH, "recv", "%s is another version's", host->options.program);
+        return hsm_fail(error, HSM_HOST_MISMATCH, "recv", "%s is another version's", host->program);
     }
     hsm_status status = (hsm_status)reply->status;
     if (status != HSM_OK && error != NULL) {
@@ -49,38 +48,27 @@ static hsm_status call(hsm_host *host, hsm_request_message *message, hsm_reply_m
     return status;
 }
 
+static hsm_status too_long(hsm_error *error) {
+    return hsm_fail(error, HSM_BAD_ARGUMENT, "", "the options are longer than %u bytes", HSM_WIRE_TEXT);
+}
+
 static hsm_status begin(hsm_host *host, hsm_error *error) {
     hsm_request_message message = {.operation = HSM_OP_HELLO};
     hsm_reply_message reply = {0};
     hsm_status status = call(host, &message, &reply, error);
     if (status == HSM_HOST_LOST) {
         /* A program that does not answer is not our host. */
-        return hsm_fail(error, HSM_HOST_MISMATCH, "recv", "%s does not answer as a host", host->options.program);
+        return hsm_fail(error, HSM_HOST_MISMATCH, "recv", "%s does not answer as a host", host->program);
     }
     if (status != HSM_OK) {
         return status;
     }
     host->hardening = reply.hardening;
     host->landlock_abi = reply.landlock_abi;
-    const hsm_engine_options *engine = &host->options.engine;
-    message = (hsm_request_message){.operation = HSM_OP_START,
-                                    .slot_id = engine->token.slot_id,
-                                    .workers = engine->workers,
-                                    .verify_every = engine->verify_every,
-                                    .spin_ns = engine->spin_ns,
-                                    .warm_ns = engine->warm_ns,
-                                    .patience_ns = engine->patience_ns,
-                                    .memory_limit = host->options.memory_limit,
-                                    .timeout_ns = host->options.timeout_ns};
-    bool fits = hsm_wire_put_string(&message, &message.module_path, engine->module_path) &&
-                hsm_wire_put_string(&message, &message.module_args, engine->module_args) &&
-                hsm_wire_put_string(&message, &message.quirks, engine->quirks) &&
-                hsm_wire_put_string(&message, &message.token_label, engine->token.label) &&
-                hsm_wire_put_string(&message, &message.token_serial, engine->token.serial) &&
-                hsm_wire_put(&message, &message.pin, host->pin, engine->pin_len);
-    if (!fits) {
+    message = host->start;
+    if (!hsm_wire_put(&message, &message.pin, host->pin, host->pin_len)) {
         hsm_wipe(&message, sizeof message);
-        return hsm_fail(error, HSM_BAD_ARGUMENT, "", "the options are longer than %u bytes", HSM_WIRE_TEXT);
+        return too_long(error);
     }
     return call(host, &message, &reply, error);
 }
@@ -112,27 +100,13 @@ static hsm_status send_key(hsm_host *host, const hsm_key_selector *selector, uin
 
 /* ---- life cycle ---- */
 
-enum { STRINGS = 6 };
-
-/* The strings among the options, which the host owns copies of. */
-static void find_strings(hsm_host_options *options, const char **found[STRINGS]) {
-    hsm_engine_options *engine = &options->engine;
-    const char **strings[STRINGS] = {&engine->module_path, &engine->module_args,  &engine->quirks,
-                                     &engine->token.label, &engine->token.serial, &options->program};
-    memcpy(found, strings, sizeof strings);
-}
-
 static void free_host(hsm_host *host) {
     hsm_close(&host->control);
     hsm_close(&host->pidfd);
     if (host->pin != NULL) {
         sodium_free(host->pin);
     }
-    const char **strings[STRINGS];
-    find_strings(&host->options, strings);
-    for (size_t i = 0; i < STRINGS; i++) {
-        hsm_free((void *)(uintptr_t)*strings[i]);
-    }
+    hsm_free(host->program);
     for (size_t i = 0; host->environment != NULL && host->environment[i] != NULL; i++) {
         hsm_wipe(host->environment[i], strlen(host->environment[i]));
         hsm_free(host->environment[i]);
@@ -142,17 +116,25 @@ static void free_host(hsm_host *host) {
     hsm_free(host);
 }
 
+/* Put all but the PIN into the message that starts the engine. Returns false if they do not fit. */
+static bool put_options(hsm_request_message *start, const hsm_host_options *options) {
+    const hsm_engine_options *engine = &options->engine;
+    *start = (hsm_request_message){.operation = HSM_OP_START,
+                                   .slot_id = engine->token.slot_id,
+                                   .workers = engine->workers,
+                                   .verify_every = engine->verify_every,
+                                   .spin_ns = engine->spin_ns,
+                                   .warm_ns = engine->warm_ns,
+                                   .patience_ns = engine->patience_ns,
+                                   .memory_limit = options->memory_limit};
+    return hsm_wire_put_string(start, &start->module_path, engine->module_path) &&
+           hsm_wire_put_string(start, &start->module_args, engine->module_args) &&
+           hsm_wire_put_string(start, &start->quirks, engine->quirks) &&
+           hsm_wire_put_string(start, &start->token_label, engine->token.label) &&
+           hsm_wire_put_string(start, &start->token_serial, engine->token.serial);
+}
+
 static bool copy_options(hsm_host *host, const hsm_host_options *options) {
-    const char **strings[STRINGS];
-    host->options = *options;
-    host->options.engine.pin = NULL;
-    find_strings(&host->options, strings);
-    bool all = true;
-    for (size_t i = 0; i < STRINGS; i++) {
-        const char *given = *strings[i];
-        *strings[i] = hsm_strdup(given);
-        all = all && (given == NULL || *strings[i] != NULL); /* without its label, any token would do */
-    }
     size_t count = 0;
     while (options->environment != NULL && options->environment[count] != NULL) {
         count++;
@@ -164,8 +146,11 @@ static bool copy_options(hsm_host *host, const hsm_host_options *options) {
             return false;
         }
     }
-    return hsm_secret_copy(options->engine.pin, options->engine.pin_len, &host->pin) && host->environment != NULL &&
-           all;
+    host->program = hsm_strdup(options->program);
+    host->timeout_ns = options->timeout_ns;
+    host->pin_len = options->engine.pin_len;
+    return hsm_secret_copy(options->engine.pin, host->pin_len, &host->pin) && host->environment != NULL &&
+           host->program != NULL;
 }
 
 hsm_status hsm_host_new(hsm_client *client, const hsm_host_options *options, hsm_host **out, hsm_error *error) {
@@ -182,9 +167,10 @@ hsm_status hsm_host_new(hsm_client *client, const hsm_host_options *options, hsm
     host->pid = -1;
     host->fork_generation = hsm_fork_generation();
     (void)pthread_mutex_init(&host->lock, NULL);
-    if (!copy_options(host, options)) {
+    bool fits = put_options(&host->start, options);
+    if (!fits || !copy_options(host, options)) {
         free_host(host);
-        return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "host");
+        return fits ? hsm_fail(error, HSM_OUT_OF_MEMORY, "", "host") : too_long(error);
     }
     *out = host;
     return HSM_OK;
@@ -198,16 +184,6 @@ hsm_status hsm_host_begin(hsm_host *host, hsm_error *error) {
     HSM_THEN(status, begin(host, error));
     if (status != HSM_OK) {
         (void)hsm_process_end(host);
-    }
-    return status;
-}
-
-hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **out, hsm_error *error) {
-    hsm_status status = hsm_host_new(client, options, out, error);
-    HSM_THEN(status, hsm_host_begin(*out, error));
-    if (status != HSM_OK) {
-        hsm_host_stop(*out, 0);
-        *out = NULL;
     }
     return status;
 }
@@ -429,7 +405,7 @@ hsm_status hsm_host_use_pin(hsm_host *host, const uint8_t *pin, size_t pin_len, 
         sodium_free(host->pin);
     }
     host->pin = copy;
-    host->options.engine.pin_len = pin_len;
+    host->pin_len = pin_len;
     return HSM_OK;
 }
 
@@ -441,7 +417,7 @@ void hsm_host_stop(hsm_host *host, uint64_t timeout_ns) {
         hsm_request_message message = {.operation = HSM_OP_STOP};
         hsm_reply_message reply;
         message.timeout_ns = timeout_ns;
-        host->options.timeout_ns = timeout_ns + 250000000U;
+        host->timeout_ns = timeout_ns + 250000000U;
         (void)call(host, &message, &reply, NULL);
     }
     (void)hsm_process_end(host);

@@ -68,20 +68,6 @@ static int mend_torn(const hsm_journal *journal) {
     return ftruncate(journal->fd, (off_t)journal->size) == 0 ? 0 : errno;
 }
 
-static int write_all(int fd, const char *data, size_t len) {
-    while (len > 0) {
-        ssize_t written = write(fd, data, len);
-        if (written < 0 && errno != EINTR) {
-            return errno;
-        }
-        if (written > 0) {
-            data += written;
-            len -= (size_t)written;
-        }
-    }
-    return 0;
-}
-
 /* Rename `from`, unless there is a file called `to`: it would be a segment, and lost. */
 static int rename_new(const char *from, const char *to) {
     if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0) {
@@ -141,7 +127,7 @@ static int sync_folders(hsm_journal *journal) {
 static int write_lines(const hsm_journal *journal, const hsm_journal_buffer *group) {
     int failure = 0;
     for (const hsm_journal_chunk *chunk = group->first; chunk != NULL && failure == 0; chunk = chunk->next) {
-        failure = write_all(journal->fd, chunk->data, chunk->used);
+        failure = hsm_write_all(journal->fd, chunk->data, chunk->used);
     }
     if (failure == 0 && journal->durability != HSM_DURABLE_WRITE && fdatasync(journal->fd) != 0) {
         failure = errno;

@@ -48,7 +48,7 @@ static hsm_status prove(hsm_engine *engine, CK_OBJECT_HANDLE handle, const hsm_k
         (void)hsm_fail_ckr(error, outcome.ckr, hsm_call_name(outcome.call), "test signature with '%s'", info->label);
         return hsm_fail_as(error, status);
     }
-    status = hsm_verify(info->algorithm, info->public_key, info->public_key_len, message, sizeof message, signature,
+    status = hsm_verify(info->algorithm, info->public_key, info->public_key_len, message, sizeof message, 0, signature,
                         sizeof signature);
     if (status == HSM_OUT_OF_MEMORY) { /* says nothing about the key */
         return hsm_fail(error, status, "", "test signature");

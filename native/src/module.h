@@ -26,7 +26,7 @@ struct hsm_module {
 bool hsm_module_claim(hsm_module *module);
 void hsm_module_disclaim(hsm_module *module);
 /* C_Finalize, then C_Initialize, for a module that lost its state. Call with a claim, and with no call inside. Where
- * there are other engines, see hsm_engines_reinitialize. */
+ * there are other engines, see hsm_engine_reinitialize. */
 hsm_status hsm_module_reinitialize(hsm_module *module, hsm_error *error);
 
 #endif

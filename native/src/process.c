@@ -1,6 +1,5 @@
 /* The host's process: spawn, kill, reap. */
 #include "process.h"
-#include "wire.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -85,9 +84,8 @@ hsm_status hsm_process_start(hsm_host *host, hsm_error *error) {
     char *arguments[] = {name, NULL};
     pid_t pid = -1;
     hsm_area_write_header(host->client->area);
-    int code = unprepared != 0
-                   ? unprepared
-                   : posix_spawn(&pid, host->options.program, &actions, &attributes, arguments, host->environment);
+    int code = unprepared != 0 ? unprepared
+                               : posix_spawn(&pid, host->program, &actions, &attributes, arguments, host->environment);
     (void)posix_spawnattr_destroy(&attributes);
     (void)posix_spawn_file_actions_destroy(&actions);
     for (int i = 0; i < COUNT; i++) {
@@ -104,9 +102,9 @@ hsm_status hsm_process_start(hsm_host *host, hsm_error *error) {
         }
         if (code == EMFILE || code == ENFILE || code == ENOMEM || code == EAGAIN) { /* the program is not to blame */
             errno = code;
-            return hsm_fail_errno(error, "posix_spawn", host->options.program);
+            return hsm_fail_errno(error, "posix_spawn", host->program);
         }
-        return hsm_fail(error, HSM_HOST_MISSING, "posix_spawn", "%s: %s", host->options.program, strerrordesc_np(code));
+        return hsm_fail(error, HSM_HOST_MISSING, "posix_spawn", "%s: %s", host->program, strerrordesc_np(code));
     }
     host->control = hsm_counted(pair[0]);
     (void)pthread_mutex_lock(&host->lock);

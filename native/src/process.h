@@ -6,12 +6,16 @@
 #include <sys/types.h>
 
 #include "client.h"
+#include "wire.h"
 
 struct hsm_host {
     hsm_client *client;
-    hsm_host_options options; /* strings owned */
+    hsm_request_message start; /* the engine's options but for the PIN */
+    char *program;
     char **environment;
+    uint64_t timeout_ns;
     uint8_t *pin; /* locked memory */
+    size_t pin_len;
     int control;
     int pidfd;
     pid_t pid;

@@ -70,14 +70,56 @@ static bool close_gates(hsm_engine *first, const hsm_worker *own, uint64_t until
     return true;
 }
 
-static void open_gate(hsm_engine *engine) {
+static void open_gate(void *argument) {
+    hsm_engine *engine = argument;
     atomic_store(&engine->gate, 0);
     hsm_futex_wake(&engine->gate, INT32_MAX, true);
 }
 
+/* Note whether any other engine of the module has signed since its last reinit. */
+static void note_others(hsm_engine *engine) {
+    engine->stops_others = false;
+    for (const hsm_engine *other = engine->module->first; other != NULL; other = other->next) {
+        bool signs = other != engine && hsm_token_answered_since(other, other->last_reinit_ns);
+        engine->stops_others = engine->stops_others || signs;
+    }
+}
+
+/* Let all but this engine go on. */
+static void let_go(void *argument) {
+    hsm_engine *engine = argument;
+    for (hsm_engine *other = engine->module->first; other != NULL; other = other->next) {
+        if (other != engine) {
+            open_gate(other);
+        }
+    }
+    unlock_engines(engine, NULL);
+    hsm_module_disclaim(engine->module);
+}
+
+/* Stop the module: until let_go no other thread is inside, nor comes or goes, and this engine's workers wait until
+ * open_gate. Where that fails, nothing is stopped. */
+static hsm_status stop(hsm_engine *engine, const hsm_worker *own, hsm_error *error) {
+    uint64_t until = hsm_now_ns() + QUIESCE_NS;
+    bool claimed = hsm_module_claim(engine->module);
+    if (!claimed || !lock_engines(engine, until)) {
+        if (claimed) {
+            hsm_module_disclaim(engine->module);
+        }
+        return hsm_fail(error, HSM_BUSY, "C_Finalize", "another user of the module is inside, or comes or goes");
+    }
+    note_others(engine);
+    if (close_gates(engine->module->first, own, until)) {
+        return HSM_OK;
+    }
+    let_go(engine);
+    open_gate(engine);
+    return hsm_fail(error, HSM_TOKEN_LOST, "C_Finalize", "a call inside the module does not end");
+}
+
 /* C_Finalize ends all sessions, and after it the same numbers may stand for other slots and objects. No worker is
  * inside, so this thread may close their sessions. */
-static void let_go(hsm_engine *engine) {
+static void drop_sessions(hsm_engine *engine) {
     for (uint32_t i = 0; i < engine->worker_slots; i++) {
         hsm_worker_close(&engine->workers[i]);
     }
@@ -91,53 +133,27 @@ static void let_go(hsm_engine *engine) {
     atomic_fetch_add_explicit(&engine->epoch, 1, memory_order_acq_rel);
 }
 
-/* Note whether any other engine of the module has signed since its last reinit. */
-static void note_others(hsm_engine *engine) {
-    engine->stops_others = false;
-    for (const hsm_engine *other = engine->module->first; other != NULL; other = other->next) {
-        bool signs = other != engine && hsm_token_answered_since(other, other->last_reinit_ns);
-        engine->stops_others = engine->stops_others || signs;
+static hsm_status initialize(hsm_engine *engine, hsm_error *error) {
+    for (hsm_engine *user = engine->module->first; user != NULL; user = user->next) {
+        drop_sessions(user);
+        user->last_reinit_ns = engine->last_reinit_ns;
     }
-}
-
-/* This engine's gate may be closed afterwards, so that it can heal first. */
-static hsm_status reinitialize(hsm_engine *engine, const hsm_worker *own, hsm_error *error) {
-    hsm_module *module = engine->module;
-    hsm_status status = HSM_BUSY;
-    uint64_t until = hsm_now_ns() + QUIESCE_NS;
-    if (!hsm_module_claim(module)) {
-        return status;
-    }
-    if (lock_engines(engine, until)) {
-        note_others(engine);
-        status = HSM_TOKEN_LOST;
-        if (close_gates(module->first, own, until)) {
-            for (hsm_engine *user = module->first; user != NULL; user = user->next) {
-                let_go(user);
-                user->last_reinit_ns = engine->last_reinit_ns;
-            }
-            hsm_turn_begin(engine->quirks->name, module->path);
-            status = hsm_module_reinitialize(module, error);
-            hsm_turn_end();
-        }
-        for (hsm_engine *user = module->first; user != NULL; user = user->next) {
-            if (user != engine) {
-                open_gate(user);
-            }
-        }
-        unlock_engines(engine, NULL);
-    }
-    hsm_module_disclaim(module);
+    hsm_turn_begin(engine->quirks->name, engine->module->path);
+    hsm_status status = hsm_module_reinitialize(engine->module, error);
+    hsm_turn_end();
     return status;
 }
 
 hsm_status hsm_engine_reinitialize(hsm_engine *engine, const hsm_worker *own, hsm_error *error) {
-    hsm_status status = reinitialize(engine, own, error);
-    if (status == HSM_OK || status == HSM_BUSY) {
-        hsm_status healed = hsm_engine_heal(engine, error);
-        bool passes = healed != HSM_OK && hsm_status_class(healed) < HSM_CLASS_AUTH_FATAL;
-        status = status == HSM_BUSY && passes ? HSM_BUSY : healed;
+    hsm_status status = stop(engine, own, error);
+    if (status != HSM_OK) {
+        return status;
     }
-    open_gate(engine);
+    pthread_cleanup_push(open_gate, engine); /* a module may end its thread in a call */
+    pthread_cleanup_push(let_go, engine);
+    status = initialize(engine, error);
+    pthread_cleanup_pop(1);
+    HSM_THEN(status, hsm_engine_heal(engine, error));
+    pthread_cleanup_pop(1);
     return status;
 }

@@ -144,24 +144,13 @@ hsm_status hsm_verifier_check(hsm_verifier *verifier, const uint8_t *message, si
                : HSM_SIGNATURE_INVALID;
 }
 
-static hsm_status verify_once(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
-                              const uint8_t *message, size_t message_len, bool prehashed, const uint8_t *signature,
-                              size_t signature_len) {
+hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len, const uint8_t *message,
+                      size_t message_len, int prehashed, const uint8_t *signature, size_t signature_len) {
     hsm_verifier *verifier;
     hsm_status status = make(algorithm, public_key, public_key_len, &verifier);
     if (status == HSM_OK) {
-        status = hsm_verifier_check(verifier, message, message_len, prehashed, signature, signature_len);
+        status = hsm_verifier_check(verifier, message, message_len, prehashed != 0, signature, signature_len);
         hsm_verifier_free(verifier);
     }
     return status;
-}
-
-hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len, const uint8_t *message,
-                      size_t message_len, const uint8_t *signature, size_t signature_len) {
-    return verify_once(algorithm, public_key, public_key_len, message, message_len, false, signature, signature_len);
-}
-
-hsm_status hsm_verify_digest(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
-                             const uint8_t *digest, const uint8_t *signature, size_t signature_len) {
-    return verify_once(algorithm, public_key, public_key_len, digest, HSM_SHA256_SIZE, true, signature, signature_len);
 }

@@ -16,7 +16,7 @@ enum hsm_host_fd { HSM_FD_CONTROL = 3, HSM_FD_AREA, HSM_FD_EVENT, HSM_FD_TIMER, 
 #define HSM_HOST_IGNORES {SIGINT, SIGTERM, SIGHUP, SIGQUIT}
 
 /* Changes with every change of a message or of the area's layout. */
-#define HSM_WIRE_VERSION UINT64_C(0x68736d2d30303035)
+#define HSM_WIRE_VERSION UINT64_C(0x68736d2d30303036)
 #define HSM_WIRE_TEXT 4096U /* bytes of all strings of a message together */
 
 enum hsm_operation { HSM_OP_HELLO = 1, HSM_OP_START, HSM_OP_ADD_KEY, HSM_OP_TOKEN, HSM_OP_SUPERVISE, HSM_OP_STOP };

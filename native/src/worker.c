@@ -98,11 +98,9 @@ static bool is_down(const hsm_area *area) {
 /* Whether the request may begin. `*now` moves on if it had to wait. */
 static hsm_status admit(hsm_worker *worker, hsm_slot *slot, uint32_t key, uint64_t *now) {
     const hsm_area *area = worker->engine->area;
-    if (atomic_load_explicit(&slot->stage, memory_order_relaxed) == HSM_STAGE_CANCELLED) {
-        return HSM_CANCELLED;
-    }
-    if (slot->deadline_ns != 0 && *now >= slot->deadline_ns) {
-        return HSM_DEADLINE_EXCEEDED;
+    hsm_status status = hsm_area_wanted(slot, *now);
+    if (status != HSM_OK) {
+        return status;
     }
     if (slot->message_len > area->max_message) {
         return HSM_BAD_ARGUMENT;
@@ -191,7 +189,6 @@ static bool put_aside(hsm_worker *worker) {
 static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     hsm_area *area = worker->engine->area;
     hsm_slot *slot = hsm_area_slot(area, index);
-    uint64_t submitted = atomic_load_explicit(&slot->submitted_ns, memory_order_relaxed);
     hsm_outcome outcome = {HSM_CALL_NONE, CKR_OK};
     uint32_t key = slot->key;
     worker->verifying_ns = 0;
@@ -203,9 +200,7 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
             hsm_probe_end(worker);
         }
     }
-    uint64_t queued = begun > submitted ? begun - submitted : 0;
     uint64_t ended = begun;
-    slot->signature_len = 0;
     if (status == HSM_OK) {
         size_t message_len = slot->message_len;
         if (message_len > HSM_INLINE_MESSAGE) {
@@ -224,18 +219,14 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
         } else if (worker->ladder.due_ns != 0 && put_aside(worker)) {
             return ended;
         }
-        slot->signature_len = status == HSM_OK ? HSM_MAX_SIGNATURE : 0;
-        hsm_histogram_add(&worker->record->hsm, ended - begun - worker->verifying_ns);
-        hsm_histogram_add(&worker->record->queue, queued);
     }
-    slot->status = status;
-    slot->call = (uint16_t)outcome.call;
-    slot->ckr = outcome.ckr;
-    slot->worker = worker->index;
-    slot->queue_ns = queued < UINT32_MAX ? (uint32_t)queued : UINT32_MAX;
-    slot->hsm_ns = ended - begun;
-    hsm_worker_tally(worker->record, status);
-    hsm_area_complete(area, index);
+    hsm_area_answer(area, worker->index, index,
+                    &(hsm_ending){.status = status,
+                                  .call = outcome.call,
+                                  .ckr = outcome.ckr,
+                                  .begun_ns = begun,
+                                  .ended_ns = ended,
+                                  .verify_ns = worker->verifying_ns});
     atomic_store_explicit(&worker->serving, 0, memory_order_release);
     return ended;
 }

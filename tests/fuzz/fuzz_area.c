@@ -226,7 +226,6 @@ static void lie(struct input *input) {
     case 5:
         slot->call = (uint16_t)value;
         slot->prehashed = (uint8_t)value;
-        slot->worker = ~value;
         slot->ckr = (uint64_t)value << 32U;
         break;
     case 6:

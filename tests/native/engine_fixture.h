@@ -32,6 +32,18 @@ static inline hsm_client *new_client(const hsm_client_options *options) {
     return client;
 }
 
+/* On failure nothing is left. */
+static inline hsm_status start_host(hsm_client *client, const hsm_host_options *options, hsm_host **host,
+                                    hsm_error *error) {
+    hsm_status status = hsm_host_new(client, options, host, error);
+    HSM_THEN(status, hsm_host_begin(*host, error));
+    if (status != HSM_OK) {
+        hsm_host_stop(*host, 0);
+        *host = NULL;
+    }
+    return status;
+}
+
 static inline hsm_key_info add_key(hsm_engine *engine, const char *label) {
     hsm_key_selector selector = {.label = label, .handle = -1};
     hsm_key_info info;

@@ -85,7 +85,6 @@ static void answer_badly(void) {
     slot->call = (uint16_t)dice();
     slot->prehashed = (uint8_t)dice();
     slot->ckr = dice();
-    slot->worker = (uint32_t)dice();
     hsm_area_complete(&area, dice() % 4 == 0 ? index : index % area.slots);
     wake();
 }

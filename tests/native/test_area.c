@@ -213,7 +213,6 @@ static void *consume(void *argument) {
         CHECK_INT(slot->key, ==, (uint32_t)(sequence * 7));
         atomic_fetch_add_explicit(&contention.served[sequence], 1, memory_order_relaxed);
         slot->hsm_ns = sequence * 3 + 1;
-        slot->worker = worker;
         hsm_area_complete(area, index);
     }
 }
@@ -234,7 +233,6 @@ static void drain(void) {
         hsm_slot *slot = hsm_area_slot(contention.area, index);
         REQUIRE(slot->submitted_ns < REQUESTS);
         CHECK_INT(slot->hsm_ns, ==, slot->submitted_ns * 3 + 1);
-        CHECK_INT(slot->worker, <, CONSUMERS);
         contention.drained[slot->submitted_ns]++;
         /* Its place is free: at most SLOTS are under way, and this one was taken from there. */
         atomic_store(&contention.returned[head % SLOTS], index + 1);

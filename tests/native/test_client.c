@@ -70,7 +70,6 @@ static uint32_t serve(hsm_client *client, uint8_t fill) {
     slot->status = HSM_OK;
     slot->ckr = 0;
     slot->call = HSM_CALL_NONE;
-    slot->worker = 1;
     slot->signature_len = HSM_MAX_SIGNATURE;
     slot->queue_ns = 11;
     slot->hsm_ns = 22;
@@ -128,7 +127,6 @@ static void one_request_there_and_back(void) {
     CHECK_INT(done.slot, ==, slot);
     CHECK_INT(done.key, ==, KEY);
     CHECK_STATUS(done.status, HSM_OK);
-    CHECK_INT(done.worker, ==, 1);
     CHECK_INT(done.queue_ns, ==, 11);
     CHECK_INT(done.hsm_ns, ==, 22);
     CHECK_INT(done.signature_len, ==, HSM_MAX_SIGNATURE);

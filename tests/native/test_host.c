@@ -49,7 +49,7 @@ static hsm_status start(hsm_client *client, hsm_host **host, hsm_error *error) {
     static const char *const environment[] = {NULL};
     hsm_host_options options = {
         .engine = noop_options(2), .program = HSMC_HOST, .environment = environment, .timeout_ns = 30 * SECOND};
-    return hsm_host_start(client, &options, host, error);
+    return start_host(client, &options, host, error);
 }
 
 static hsm_host *started(hsm_client *client) {

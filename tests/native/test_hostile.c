@@ -36,7 +36,7 @@ static void live_beside(const char *kind, unsigned seed) {
     hsm_client *client = new_client(&shape);
     hsm_error error = {.status = HSM_OK};
     hsm_host *host = NULL;
-    REQUIRE_OK(hsm_host_start(client, &options, &host, &error), error);
+    REQUIRE_OK(start_host(client, &options, &host, &error), error);
     const hsm_key_selector selector = {.label = "hostile", .handle = -1};
     hsm_key_info key;
     REQUIRE_OK(hsm_host_add_key(host, &selector, &key, &error), error);
@@ -121,7 +121,7 @@ static void lies_in_replies(void) {
         hsm_client *client = new_client(&small_client);
         hsm_error error = {.status = HSM_OK};
         hsm_host *host = NULL;
-        hsm_status status = hsm_host_start(client, &options, &host, &error);
+        hsm_status status = start_host(client, &options, &host, &error);
         const hsm_key_selector selector = {.label = "hostile", .handle = -1};
         hsm_key_info key = {.index = 0};
         hsm_token_info token;

@@ -120,7 +120,7 @@ static void check_one_fault(_Atomic unsigned *place, const char *call, CK_RV ckr
         CHECK_STATUS(done.status, HSM_OK);
         CHECK_INT(attempts, ==, 2);
         CHECK_INT(stats.recoveries[class_], ==, 1);
-        CHECK_STATUS(hsm_verify(HSM_ED25519, f.key.public_key, 32, (const uint8_t *)SIGNED, strlen(SIGNED),
+        CHECK_STATUS(hsm_verify(HSM_ED25519, f.key.public_key, 32, (const uint8_t *)SIGNED, strlen(SIGNED), 0,
                                 done.signature, done.signature_len),
                      HSM_OK);
     } else {
@@ -261,6 +261,39 @@ static void reinit_notes_how_long_it_stops_others(void) {
     intercept_end();
 }
 
+static void *stay_in_module(void *left) {
+    (void)hsm_module_enter(intercept.module);
+    intercept_await(left, 1);
+    hsm_module_exit(intercept.module);
+    return NULL;
+}
+
+/* It says so, and does not pass off a login that needed nothing as the module's initialization. */
+static void a_module_that_another_user_is_inside_is_busy(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(1);
+    _Atomic unsigned left = 0;
+    hsm_error error = {.status = HSM_OK};
+    pthread_t user;
+    REQUIRE(pthread_create(&user, NULL, stay_in_module, &left) == 0);
+    while (hsm_module_claim(intercept.module)) {
+        hsm_module_disclaim(intercept.module);
+        intercept_pause();
+    }
+    hsm_engine_lock(f.engine);
+    CHECK_STATUS(hsm_engine_reinitialize(f.engine, NULL, &error), HSM_BUSY);
+    CHECK_STATUS(error.status, HSM_BUSY);
+    CHECK_INT(atomic_load(&intercept.finalized), ==, 0);
+    atomic_store(&left, 1);
+    (void)pthread_join(user, NULL);
+    CHECK_STATUS(hsm_engine_reinitialize(f.engine, NULL, &error), HSM_OK);
+    CHECK_INT(atomic_load(&intercept.finalized), ==, 1);
+    hsm_engine_unlock(f.engine);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    fixture_end(&f);
+    intercept_end();
+}
+
 static void *hang_in_reinitialize(void *module) {
     hsm_error error = {.status = HSM_OK};
     CHECK_STATUS(hsm_module_reinitialize(module, &error), HSM_OK);
@@ -288,10 +321,16 @@ static void a_module_is_initialized_again_while_another_one_hangs(void) {
 }
 
 static const struct test tests[] = {
-    TEST(a_pin_that_might_lock_is_not_tried),         TEST(one_login_serves_all_workers),
-    TEST(a_stopped_engine_does_not_log_in_again),     TEST(the_pin_is_not_wiped_under_a_login),
-    TEST(every_ckr_gets_what_its_class_says),         TEST(what_never_mends_is_given_up),
-    TEST(sessions_that_were_closed_are_opened_again), TEST(no_engine_is_inside_while_another_finalizes_the_module),
-    TEST(reinit_notes_how_long_it_stops_others),      TEST(a_module_is_initialized_again_while_another_one_hangs),
+    TEST(a_pin_that_might_lock_is_not_tried),
+    TEST(one_login_serves_all_workers),
+    TEST(a_stopped_engine_does_not_log_in_again),
+    TEST(the_pin_is_not_wiped_under_a_login),
+    TEST(every_ckr_gets_what_its_class_says),
+    TEST(what_never_mends_is_given_up),
+    TEST(sessions_that_were_closed_are_opened_again),
+    TEST(no_engine_is_inside_while_another_finalizes_the_module),
+    TEST(reinit_notes_how_long_it_stops_others),
+    TEST(a_module_that_another_user_is_inside_is_busy),
+    TEST(a_module_is_initialized_again_while_another_one_hangs),
 };
 HARNESS_MAIN(tests)

@@ -60,7 +60,6 @@ static void every_request_completes_once(void) {
         await_completion(f.client, &done);
         do {
             CHECK_STATUS(done.status, HSM_OK);
-            CHECK_INT(done.worker, <, 3);
             seen[request_of[done.slot]]++;
             completed++;
             hsm_client_release(f.client, done.slot);
@@ -110,8 +109,8 @@ static void signatures_are_those_of_the_key(void) {
         (void)snprintf(text, sizeof text, SIGNED " %d", i);
         hsm_completion done = finish(&f, submit_text(&f, text, 0));
         CHECK_STATUS(done.status, HSM_OK);
-        CHECK_STATUS(hsm_verify(HSM_ED25519, f.key.public_key, 32, (const uint8_t *)text, strlen(text), done.signature,
-                                done.signature_len),
+        CHECK_STATUS(hsm_verify(HSM_ED25519, f.key.public_key, 32, (const uint8_t *)text, strlen(text), 0,
+                                done.signature, done.signature_len),
                      HSM_OK);
     }
     fixture_end(&f);

@@ -61,7 +61,7 @@ static struct case_ ed25519_case(size_t row) {
 }
 
 static hsm_status verify(const struct case_ *what) {
-    return hsm_verify(what->algorithm, what->public_key, what->public_key_len, what->message, what->message_len,
+    return hsm_verify(what->algorithm, what->public_key, what->public_key_len, what->message, what->message_len, 0,
                       what->signature, HSM_MAX_SIGNATURE);
 }
 
@@ -90,13 +90,13 @@ static void check_lengths(const struct case_ *good) {
         uint8_t signature[HSM_MAX_SIGNATURE + 1] = {0};
         memcpy(signature, good->signature, HSM_MAX_SIGNATURE);
         CHECK_STATUS(hsm_verify(good->algorithm, good->public_key, good->public_key_len, good->message,
-                                good->message_len, signature, length),
+                                good->message_len, 0, signature, length),
                      length == HSM_MAX_SIGNATURE ? HSM_OK : HSM_SIGNATURE_INVALID);
     }
     for (size_t length = 0; length <= HSM_MAX_PUBLIC_KEY + 1; length++) {
         uint8_t key[HSM_MAX_PUBLIC_KEY + 1] = {0};
         memcpy(key, good->public_key, good->public_key_len);
-        CHECK_STATUS(hsm_verify(good->algorithm, key, length, good->message, good->message_len, good->signature,
+        CHECK_STATUS(hsm_verify(good->algorithm, key, length, good->message, good->message_len, 0, good->signature,
                                 HSM_MAX_SIGNATURE),
                      length == good->public_key_len ? HSM_OK : HSM_BAD_ARGUMENT);
     }
@@ -108,7 +108,7 @@ static void published_ed25519_vectors_verify(void) {
         CHECK_STATUS(verify(&row), HSM_OK);
     }
     struct case_ empty = ed25519_case(0);
-    CHECK_STATUS(hsm_verify(HSM_ED25519, empty.public_key, 32, NULL, 0, empty.signature, HSM_MAX_SIGNATURE), HSM_OK);
+    CHECK_STATUS(hsm_verify(HSM_ED25519, empty.public_key, 32, NULL, 0, 0, empty.signature, HSM_MAX_SIGNATURE), HSM_OK);
 }
 
 static void a_flipped_bit_breaks_ed25519(void) {

@@ -363,6 +363,20 @@ static CK_RV open_and_end(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK
     return intercept_OpenSession(slot, flags, application, notify, session);
 }
 
+static CK_RV finalize_and_end(void *reserved) {
+    if (intercept_take(&to_end)) {
+        pthread_exit(NULL);
+    }
+    return intercept_Finalize(reserved);
+}
+
+static void supervise_until_healthy(hsm_engine *engine) {
+    for (uint32_t healthy = 0; healthy == 0;) {
+        CHECK_INT(hsm_engine_supervise(engine, &healthy), ==, 0);
+        intercept_pause();
+    }
+}
+
 static void a_worker_that_the_module_ends_is_replaced(void) {
     intercept_begin(HSMC_NOOP_MODULE);
     intercept.list.C_Sign = sign_and_end;
@@ -373,10 +387,7 @@ static void a_worker_that_the_module_ends_is_replaced(void) {
         while (atomic_load(&f.engine->workers[0].thread_state) != HSM_THREAD_ENDED) {
             intercept_pause();
         }
-        for (uint32_t healthy = 0; healthy == 0;) {
-            CHECK_INT(hsm_engine_supervise(f.engine, &healthy), ==, 0);
-            intercept_pause();
-        }
+        supervise_until_healthy(f.engine);
         CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
     }
     atomic_store(&to_end, 1);
@@ -399,6 +410,31 @@ static void a_thread_that_ends_in_a_login_keeps_no_other_from_it(void) {
     CHECK_INT(pthread_mutex_trylock(&f.engine->control), ==, 0);
     hsm_engine_unlock(f.engine);
     CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    fixture_end(&f);
+    intercept_end();
+}
+
+/* A worker that initializes the module again holds the module, and has stopped every engine that uses it. */
+static void a_thread_that_ends_in_c_finalize_stops_no_engine_for_good(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(1);
+    struct fixture other = noop_begin(1);
+    intercept.list.C_Finalize = finalize_and_end;
+    atomic_store(&to_end, 1);
+    atomic_store(&intercept.ckr, CKR_CRYPTOKI_NOT_INITIALIZED);
+    atomic_store(&intercept.fail_sign_init, 1);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_TOKEN_LOST);
+    CHECK_INT(atomic_load(&to_end), ==, 0);
+    REQUIRE(atomic_load(&f.engine->gate) == 0 && atomic_load(&other.engine->gate) == 0);
+    REQUIRE(hsm_module_claim(intercept.module));
+    hsm_module_disclaim(intercept.module);
+    CHECK_STATUS(finish(&other, submit_text(&other, SIGNED, 0)).status, HSM_OK);
+    while (atomic_load(&f.engine->workers[0].thread_state) != HSM_THREAD_ENDED) {
+        intercept_pause();
+    }
+    supervise_until_healthy(f.engine);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    fixture_end(&other);
     fixture_end(&f);
     intercept_end();
 }
@@ -432,6 +468,7 @@ static const struct test tests[] = {
     TEST(a_client_outlives_the_worker_that_was_left_behind),
     TEST(a_worker_that_the_module_ends_is_replaced),
     TEST(a_thread_that_ends_in_a_login_keeps_no_other_from_it),
+    TEST(a_thread_that_ends_in_c_finalize_stops_no_engine_for_good),
     TEST(a_start_whose_worker_the_module_ends_fails),
 };
 HARNESS_MAIN(tests)

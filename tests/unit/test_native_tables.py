@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 from typing import get_args
@@ -189,57 +188,3 @@ def test_a_module_can_be_held_twice(softhsm):
         assert first.path == second.path
     first.close()
     assert _native.leaks() == before
-
-
-KEYS = st.sampled_from([0, 1])
-MESSAGES = st.sampled_from([b"", b"a", b"b", b"a\0", b"long" * 100, b"long" * 99 + b"lonh"])
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("put"), KEYS, MESSAGES),
-        st.tuples(st.just("get"), KEYS, MESSAGES),
-        st.tuples(st.just("clear"), st.just(0), st.just(b"")),
-    ),
-    max_size=60,
-)
-
-
-@given(st.integers(0, 4), STEPS)
-def test_the_cache_is_an_lru_dictionary(capacity, steps):
-    cache = _native.Cache(capacity)
-    model: OrderedDict[tuple[int, bytes], bytes] = OrderedDict()
-    empty = cache.stats()["bytes"]
-    for n, (step, key, message) in enumerate(steps):
-        if step == "clear":
-            cache.clear()
-            model.clear()
-        elif step == "get":
-            assert cache.get(key, message) == model.get((key, message))
-            if (key, message) in model:
-                model.move_to_end((key, message))
-        else:
-            signature = n.to_bytes(64)
-            assert cache.put(key, message, signature) is ((key, message) not in model)
-            model.setdefault((key, message), signature)
-            model.move_to_end((key, message))
-            if len(model) > capacity:
-                model.popitem(last=False)
-        assert cache.stats()["entries"] == len(model)
-        assert cache.stats()["bytes"] >= empty + sum(len(message) + 64 for _, message in model)
-    cache.clear()
-    assert cache.stats()["bytes"] == empty
-
-
-def test_a_cache_of_many_entries_evicts_the_oldest():
-    cache = _native.Cache(1000)
-    for n in range(5000):
-        cache.put(0, n.to_bytes(4), n.to_bytes(64))
-    stats = cache.stats()
-    assert (stats["entries"], stats["evictions"]) == (1000, 4000)
-    assert cache.get(0, (3999).to_bytes(4)) is None
-    assert all(cache.get(0, n.to_bytes(4)) == n.to_bytes(64) for n in range(4000, 5000))
-    assert all(cache.get(1, n.to_bytes(4)) is None for n in range(4000, 5000)), "each key has its own"
-
-
-def test_a_signature_longer_than_any_is_not_kept():
-    with pytest.raises(BadArgument):
-        _native.Cache(1).put(0, b"x", bytes(65))

@@ -52,16 +52,11 @@ hsm_algorithm hsm_algorithm_of_name(const char *name);
 int hsm_algorithm_is_deterministic(hsm_algorithm algorithm);
 
 /* Verify a signature in software: libsodium for Ed25519 (rejects small-order keys and non-canonical encodings),
- * libcrypto for ECDSA, where a high s is rejected too. Takes no lock; 40 to 120 microseconds; never calls a module.
- * Returns HSM_OK, HSM_SIGNATURE_INVALID, HSM_OUT_OF_MEMORY, or HSM_BAD_ARGUMENT for a public key that is no point of
- * the curve. */
+ * libcrypto for ECDSA, where a high s is rejected too. `prehashed`: the message is a digest that an ECDSA key has
+ * signed as it is. Takes no lock; 40 to 120 microseconds; never calls a module. Returns HSM_OK, HSM_SIGNATURE_INVALID,
+ * HSM_OUT_OF_MEMORY, or HSM_BAD_ARGUMENT for a public key that is no point of the curve. */
 hsm_status hsm_verify(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len, const uint8_t *message,
-                      size_t message_len, const uint8_t *signature, size_t signature_len);
-
-/* The same for an ECDSA signature of a digest of 32 bytes that was signed as it is. HSM_SIGNATURE_INVALID for other
- * keys. */
-hsm_status hsm_verify_digest(hsm_algorithm algorithm, const uint8_t *public_key, size_t public_key_len,
-                             const uint8_t *digest, const uint8_t *signature, size_t signature_len);
+                      size_t message_len, int prehashed, const uint8_t *signature, size_t signature_len);
 /* Which of the four points R that an ECDSA signature r || s on secp256k1 may stand for is its own (SEC 1 section
  * 4.1.6), so that the signature gives the public key: 1 if R's y is odd, plus 2 if its x is not below the group's
  * order. Verifies the signature: returns HSM_OK, HSM_SIGNATURE_INVALID, HSM_OUT_OF_MEMORY, or HSM_BAD_ARGUMENT for a
@@ -88,13 +83,11 @@ typedef struct hsm_completion {
     hsm_status status;
     uint64_t ckr;
     uint64_t call; /* the C_* call that failed, for hsm_call_name */
-    uint32_t worker;
     uint32_t signature_len;
     const uint8_t *signature;
     const uint8_t *digest; /* SHA-256 of the message, 32 bytes in the slot; undefined unless options.digests */
-    uint32_t message_len;
-    uint64_t queue_ns; /* from submit until a worker claimed it */
-    uint64_t hsm_ns;   /* inside the module */
+    uint64_t queue_ns;     /* from submit until a worker claimed it */
+    uint64_t hsm_ns;       /* inside the module */
 } hsm_completion;
 
 /* Make the shared area and its two wake descriptors. The process that calls this owns the client. */
@@ -251,9 +244,6 @@ HSM_NODISCARD hsm_status hsm_host_new(hsm_client *client, const hsm_host_options
 /* Start its process and in it the engine. On failure the process has ended. Returns HSM_HOST_MISSING if the program
  * cannot be run, HSM_HOST_MISMATCH if it is another version's, HSM_HOST_LOST after hsm_host_kill. */
 HSM_NODISCARD hsm_status hsm_host_begin(hsm_host *host, hsm_error *error);
-/* Both. On failure nothing is left. */
-HSM_NODISCARD hsm_status hsm_host_start(hsm_client *client, const hsm_host_options *options, hsm_host **host,
-                                        hsm_error *error);
 /* A descriptor (a pidfd) that becomes readable when the process has ended. Owned by the host. */
 int hsm_host_fd(const hsm_host *host);
 int64_t hsm_host_pid(const hsm_host *host);
@@ -356,8 +346,10 @@ void hsm_cache_set_leader(hsm_cache *cache, uint64_t entry_id, uint64_t leader);
 /* End an in-flight entry: keep its signature, evicting the least recently used one if full; or forget it. */
 void hsm_cache_fill(hsm_cache *cache, uint64_t entry_id, const uint8_t *signature, uint32_t signature_len, int keep);
 void hsm_cache_abandon(hsm_cache *cache, uint64_t entry_id);
-/* Wipe and drop every signature; requests in flight are no longer joined and are not kept when they end. */
+/* Wipe and drop every signature; requests in flight are no longer joined and are not kept when they end. NULL is
+ * allowed. */
 void hsm_cache_clear(hsm_cache *cache);
+/* All 0 for NULL. */
 void hsm_cache_stats_read(const hsm_cache *cache, hsm_cache_stats *stats);
 
 /* ---- the module, shared with the control plane ---- */

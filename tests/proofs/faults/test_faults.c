@@ -27,7 +27,7 @@ static bool answered(const struct life *life) {
     bool good = done.status == HSM_OK;
     if (good) {
         hsm_status status = hsm_verify(life->key.algorithm, life->key.public_key, life->key.public_key_len, message,
-                                       sizeof message - 1, done.signature, done.signature_len);
+                                       sizeof message - 1, 0, done.signature, done.signature_len);
         good = status != HSM_OUT_OF_MEMORY; /* this call is one that may fail, too */
         CHECK_STATUS(status, good ? HSM_OK : HSM_OUT_OF_MEMORY);
     }
@@ -112,7 +112,7 @@ static bool host_life(const char *program, const char *const *environment) {
     hsm_error error = {.status = HSM_OK};
     hsm_host_options options = {
         .engine = noop_options(2), .program = program, .environment = environment, .timeout_ns = PATIENCE};
-    bool whole = begins(&life) && is_ok(hsm_host_start(life.client, &options, &life.host, &error), &error);
+    bool whole = begins(&life) && is_ok(start_host(life.client, &options, &life.host, &error), &error);
     if (whole) {
         whole = adds_key(&life, "noop-key", &life.key) && signs(&life) && adds_key(&life, "noop-key", &again) &&
                 hsm_host_retire_key(life.host, again.index) == HSM_OK && restarts(&life) && signs(&life);
@@ -172,7 +172,7 @@ static bool other_token_life(void) {
     hsm_host_options options = {.engine = noop_options(2), .program = HSMC_HOST, .timeout_ns = PATIENCE};
     options.engine.token.label = "another";
     if (begins(&life)) {
-        CHECK(hsm_host_start(life.client, &options, &life.host, &error) != HSM_OK);
+        CHECK(start_host(life.client, &options, &life.host, &error) != HSM_OK);
         hsm_host_stop(life.host, PATIENCE);
     }
     hsm_client_free(life.client);
