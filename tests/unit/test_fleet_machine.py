@@ -308,6 +308,16 @@ def test_a_claim_without_an_answer_is_read_again(written):
     assert (machine.state, machine.epoch, machine.until) == (("doubtful", 1, 0) if written else ("follower", 0, 0))
 
 
+def test_a_claim_is_made_on_the_server_that_answered_last():
+    """Another one may have been promoted since, without commits that this host has seen."""
+    machine = Machine("me", TTL)
+    machine.answered(("4711", FIRST), 1)
+    machine.saw(EpochRow(), 1)
+    assert machine.may_claim(EpochRow(), 2, ("4711", FIRST))
+    assert not machine.may_claim(EpochRow(), 2, ("4711", "00000002"))
+    assert not machine.may_claim(EpochRow(), 2)
+
+
 def test_an_epoch_that_a_database_went_back_to_is_not_taken_up_again():
     """It was lost to another one, whose lease may go on although the database has forgotten it."""
     machine = holder()
