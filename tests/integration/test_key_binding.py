@@ -39,6 +39,7 @@ WAYS: dict[str, Asking] = {
     "sign": lambda manager, messages: manager.sign(messages[0], 20),
     "sign_many": lambda manager, messages: manager.sign_many(messages, 20),
     "sign_with_receipt": lambda manager, messages: manager.sign_with_receipt(messages[0], 20),
+    "the long way": lambda manager, messages: manager._path.router.sign(messages[0], 20),
 }
 
 
@@ -138,7 +139,7 @@ async def keys_in_the_log(manager: hsmcore.KeyManager) -> dict[str, set[str]]:
 async def test_a_request_abandoned_while_being_signed_is_bound(site):
     place = site(SAME, OTHER)
     config = place.config(failover=LEVELS, auditLogFile=str(place.folder / "audit.log"))
-    config["sequencer"]["keyManager"]["config"]["sessions"] = 20
+    config["sequencer"]["keyManager"]["config"]["sessions"] = 24
     messages = {
         f"{way}, {end}": [f"{way} {end} {n}".encode() for n in range(BATCH if way == "sign_many" else 1)]
         for way in WAYS
