@@ -399,3 +399,45 @@ def test_a_release_leaves_the_next_epoch_to_others_for_a_time_or_one_claim(besid
 
 def test_the_margin_of_a_short_lease():
     assert Machine("me", 200 * MS).margin == 50 * MS
+
+
+def test_a_look_that_fails_is_news_once_and_ends_no_lease():
+    machine = Machine("me", TTL)
+    assert [machine.fails("unreachable"), machine.fails("unreachable"), machine.fails("refused")] == [True, False, True]
+    machine.looked()
+    assert machine.reason == ""
+    machine.gives_up("released")
+    machine.looked()
+    assert machine.reason == "released"  # which is no trouble of a look
+    machine = holder()
+    assert not machine.fails("unreachable")
+    assert (machine.state, machine.reason, machine.holds(30)) == ("doubtful", "unreachable", True)
+
+
+def test_why_an_epoch_is_doubtful_or_lost_is_said():
+    machine = Machine("me", TTL)
+    machine.saw(EpochRow(), 1)
+    machine.claims()
+    machine.saw(EpochRow(1, "me", "host", 0, False), 2)
+    assert (machine.state, machine.reason) == ("doubtful", "the answer to its claim was lost")
+    for row, whose in (
+        (EpochRow(2, "other", "elsewhere", 0, False), "epoch 2 is other's"),
+        (EpochRow(1, "me", "host", 0, True), "epoch 1 is nobody's"),
+    ):
+        machine = holder()
+        machine.saw(row, 50)
+        assert (machine.state, machine.epoch, machine.reason) == ("follower", 0, whose)
+        assert machine.rests(51) == (whose == "epoch 1 is nobody's")
+    machine = Machine("me", TTL)
+    machine.saw(EpochRow(), 1)
+    machine.claims()
+    machine.saw(EpochRow(1, "other", "elsewhere", 0, False), 2)
+    assert (machine.state, machine.reason) == ("follower", "its claim was not written")
+    machine.saw(EpochRow(1, "other", "elsewhere", 1, False, incident=3), 3)
+    assert (machine.state, machine.reason) == ("follower", "its claim was not written")
+
+
+def test_a_row_is_held_by_one_process_at_its_epoch():
+    row = EpochRow(3, "me", "host", 0, False)
+    assert row.is_held_by("me", 3)
+    assert not any([row.is_held_by("me", 2), row.is_held_by("you", 3), row._replace(released=True).is_held_by("me", 3)])

@@ -616,6 +616,50 @@ async def test_limits_may_become_stricter_at_once_and_laxer_after_a_reset(place)
 
 
 @one_loop
+async def test_a_status_begins_nothing_and_says_what_is_left(place):
+    store = await Store.open(place)
+    budget = Emergency(store, Limits(50, 60))
+    for _ in range(2):
+        found = await budget.status()
+        assert (found.episode, found.first_ns, found.reserved, found.left, found.usable) == (None, None, 0, 50, True)
+    begun = await budget.begin()
+    assert (begun.episode, begun.first_ns, begun.expires_ns, begun.left) == (1, None, None, 50)
+    await budget.spend()
+    found = await budget.status()
+    assert (found.episode, found.reserved, found.left, found.held) == (1, BLOCK, 50 - BLOCK, BLOCK - 1)
+    assert found.expires_ns == found.first_ns + 60 * SECOND
+    strict, lax = [await Emergency(store, Limits(50, seconds)).status() for seconds in (10, 600)]
+    assert (strict.expires_ns, lax.expires_ns) == (found.first_ns + 10 * SECOND, found.expires_ns)
+    await budget.spend(20)  # with the rest of the block
+    assert (await budget.status()).reserved == 2 * BLOCK
+    assert await budget.spend(29)
+    found = await budget.status()
+    assert (found.left, found.held, found.usable) == (0, 0, False)
+    await budget.close()
+    await store.close()
+
+
+@one_loop
+async def test_what_the_store_has_forgotten_is_counted_again(place):
+    now = [1_000 * SECOND]
+    store = await Store.open(place)
+    budget = Emergency(store, Limits(50, 60), lambda: now[0], lambda: now[0])
+    assert await budget.count(10, 995 * SECOND) == 40
+    found = await budget.status()
+    assert (found.first_ns, found.reserved, found.expired) == (995 * SECOND, 10, False)
+    assert await budget.count(10, 999 * SECOND) == 30
+    assert (await budget.status()).first_ns == 995 * SECOND
+    assert await budget.count(1000, 990 * SECOND) == 0
+    found = await budget.status()
+    assert (found.first_ns, found.reserved) == (990 * SECOND, 50)
+    now[0] = 1_050 * SECOND - 1
+    assert not (await budget.status()).expired
+    now[0] += 1
+    assert (await budget.status()).expired
+    await store.close()
+
+
+@one_loop
 async def test_a_reset_elsewhere_takes_what_was_reserved(place):
     store = await Store.open(place)
     here, there = Emergency(store, Limits(20, 60)), Emergency(store, Limits(20, 60))
