@@ -50,10 +50,7 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "manager/policy/callers.py": ("tests/unit/test_policy_guard.py", "tests/integration/test_policy.py"),
         "manager/policy/guard.py": ("tests/unit/test_policy_guard.py", "tests/integration/test_policy.py"),
         "manager/policy/watermark.py": ("tests/unit/test_watermark.py", "tests/integration/test_policy.py"),
-        "manager/rotation/approvals.py": (
-            "tests/unit/test_rotation_machine.py",
-            "tests/integration/test_rotation_forged.py",
-        ),
+        "manager/rotation/approvals.py": ("tests/unit/test_rotation_approvals.py",),
         "manager/rotation/machine.py": _ROTATION,
         "manager/rotation/schedule.py": ("tests/unit/test_rotation_schedule.py",),
         "state/clock.py": _BUDGET,
