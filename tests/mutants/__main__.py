@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -110,6 +111,7 @@ def main() -> int:
     if asked.list:
         sys.stdout.writelines(f"{one.line:4} {one.name}\n" for one in mutants)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no copy stays
     copies = [Copy() for _ in range(asked.jobs)]
     with ExitStack() as stack:
         pool = ThreadPoolExecutor(asked.jobs)

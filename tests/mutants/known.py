@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final, NamedTuple
 
 
@@ -23,8 +24,22 @@ _ROUTER: Final = "core/hsmcore/failover/router.py"
 _SECRET: Final = "core/hsmcore/config/secret.py"
 _TLS: Final = "core/hsmcore/gateway/tls.py"
 _STATUSES: Final = ("tests/unit/test_failover_breaker.py",)
-_BOUND: Final = ("tests/integration/test_key_binding.py",)
-_EMERGENCY: Final = ("tests/integration/test_emergency_budget.py",)
+_BOUND: Final = tuple(
+    f"tests/integration/test_key_binding.py::test_{name}"
+    for name in (
+        "a_request_abandoned_while_being_signed_is_bound",
+        "what_was_signed_and_could_not_be_recorded_no_other_key_signs",
+        "an_abandoned_hedged_request_is_bound",
+    )
+)
+_COUNTS: Final = ("tests/unit/test_policy_guard.py",)
+_EMERGENCY: Final = tuple(
+    f"tests/integration/test_emergency_budget.py::test_{name}"
+    for name in (
+        "a_unit_comes_back_only_if_nothing_was_signed_for_it",
+        "an_emergency_key_that_goes_between_its_unit_and_its_signature_signs_nothing",
+    )
+)
 
 HAND: Final[dict[str, Hand]] = {
     "a host that is lost leaves no signature": Hand(_ERRORS, '"HOST_LOST", ', "", _STATUSES),
@@ -72,15 +87,18 @@ HAND: Final[dict[str, Hand]] = {
     ),
     "a TLS session outlives its authority by tickets": Hand(_TLS, "context.options |= ssl.OP_NO_TICKET", "pass"),
     "a TLS session outlives its authority": Hand(_TLS, "context.num_tickets = 0", "pass"),
-    "a digest is in flight for ever": Hand(_GUARD, "                rest.callback(caller.end)\n", ""),
+    "a digest is in flight for ever": Hand(_GUARD, "                rest.callback(caller.end)\n", "", _COUNTS),
     "the store's time is not the request's": Hand(
-        _GUARD, "return max(most - (monotonic() - begun), 1e-3)", "return most"
+        _GUARD, "return max(most - (monotonic() - begun), 1e-3)", "return most", _COUNTS
     ),
     "a claim is made on another server": Hand(
         "core/hsmcore/fleet/machine.py", "if self.went_back(row) or server != self._server:", "if self.went_back(row):"
     ),
     "a plain signature is a witness": Hand(
-        "core/hsmcore/audit/check/trust.py", "if witness.kind != COSIGNATURE:", "if False:"
+        "core/hsmcore/audit/check/trust.py",
+        "if witness.kind != COSIGNATURE:",
+        "if False:",
+        ("tests/integration/test_audit_witness.py",),
     ),
     "a secret stays in the buffer that read it": Hand(
         _SECRET, "                buffer[:] = bytes(len(buffer))", "                pass"
@@ -92,5 +110,8 @@ HAND: Final[dict[str, Hand]] = {
     ),
 }
 
-EQUIVALENT: Final[dict[str, str]] = {}
-"""By name, the reason why no test can see the change."""
+_LINES: Final = Path(__file__).with_name("equivalent.txt").read_text().splitlines()
+EQUIVALENT: Final[dict[str, str]] = {
+    name: reason.strip() for name, reason in zip(_LINES[::2], _LINES[1::2], strict=True)
+}
+"""By name, the reason why no test can see the change: each takes two lines of the file."""
