@@ -28,7 +28,7 @@ _BOUND: Final = tuple(
     f"tests/integration/test_key_binding.py::test_{name}"
     for name in (
         "a_request_abandoned_while_being_signed_is_bound",
-        "what_was_signed_and_could_not_be_recorded_no_other_key_signs",
+        "what_is_withheld_on_the_long_way_no_other_key_signs",
         "an_abandoned_hedged_request_is_bound",
     )
 )

@@ -8,6 +8,7 @@ _STORE: Final = "tests/unit/test_state_store.py"
 _BUDGET: Final = tuple(
     f"{_STORE}::test_{name}"
     for name in (
+        "a_clock_keeps_its_mark_once_an_hour_and_none_that_goes_on_from_another_s_time",
         "a_clock_that_is_a_day_ahead_for_a_moment_uses_up_no_budget",
         "a_budget_is_kept_whatever_happens",
         "limits_may_become_stricter_at_once_and_laxer_after_a_reset",
@@ -28,7 +29,7 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "audit/check/trust.py": (*_AUDIT, "tests/integration/test_audit_witness.py"),
         "audit/check/verify.py": _AUDIT,
         "base/steady.py": ("tests/unit/test_steady.py",),
-        "config/secret.py": ("tests/unit/test_secrets.py",),
+        "config/secret.py": ("tests/unit/test_gateway_clients.py", "tests/unit/test_secrets.py"),
         "failover/bindings.py": ("tests/integration/test_key_binding_restarts.py",),
         "failover/breaker.py": (
             "tests/unit/test_failover_breaker.py",

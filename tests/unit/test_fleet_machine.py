@@ -318,6 +318,14 @@ def test_a_claim_is_made_on_the_server_that_answered_last():
     assert not machine.may_claim(EpochRow(), 2)
 
 
+def test_a_server_that_is_not_the_one_that_was_bound_on_last_frees_nothing_at_once():
+    for bound, free_at in ((("4711", FIRST), 0), (("", ""), 0), (("4711", "00000003"), 7 + TTL + TTL // 10)):
+        machine = Machine("me", TTL)
+        machine.answered(("4711", FIRST), 7)
+        machine.saw(EpochRow(1, "other", "x", 0, True, 0, bound), 7)
+        assert machine.free_at() == free_at
+
+
 def test_an_epoch_that_a_database_went_back_to_is_not_taken_up_again():
     """It was lost to another one, whose lease may go on although the database has forgotten it."""
     machine = holder()

@@ -53,11 +53,15 @@ def test_clients_are_found_by_what_they_show():
     assert found.by_token("\ud800" * 5000) is None
 
 
-@pytest.mark.parametrize("token", ["short", "with a blank in it, although long", "ä" * 30])
+@pytest.mark.parametrize("token", ["short", "with a blank in it, although long", "ä" * 30, "t" * 31 + "\x7f"])
 def test_a_token_that_is_none_is_refused_and_not_shown(token):
     with pytest.raises(ConfigurationError) as caught:
         Directory({"app": rules(token=token)})
     assert token not in str(caught.value)
+
+
+def test_a_token_of_the_first_and_the_last_printable_character_is_one():
+    assert Directory({"app": rules(token="!~" * 16)}).by_token("!~" * 16).name == "app"
 
 
 def test_a_token_is_one_client_s():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import json
 import os
 import sqlite3
 import stat
@@ -41,8 +42,10 @@ from hsmcore.manager.rotation.machine import Run
 from hsmcore.manager.rotation.store import Rotations
 from hsmcore.state import Desired, Keys, Outbox, Store, StoreBusy, StoreError, schema
 from hsmcore.state import outbox as outbox_module
+from hsmcore.state.clock import StoreClock
 from hsmcore.state.schema import EMERGENCY_EPISODE as EPISODE
 from hsmcore.state.schema import METADATA, MIGRATIONS
+from hsmcore.state.schema import ROTATION_SETTING as SETTING
 from hsmcore.state.sealed_rows import fingerprint
 
 
@@ -447,7 +450,7 @@ class Play:
 
     def __init__(self, folder, most, seconds):
         self.path, self.limits = Path(folder) / "state.db", Limits(most, seconds)
-        self.now = self.wall = self.boot = 1_000 * SECOND
+        self.now = self.wall = self.boot = 1_000_000 * SECOND  # so late that a first mark is due
         self.boots = self.number = self.latest = 0
         self.episodes, self.given = defaultdict(Episode), []
 
@@ -543,6 +546,11 @@ class Play:
 @settings(max_examples=share(60))
 @example(most=100, seconds=10, steps=[("spend", 1), ("time", 9), ("spend", 40), ("clock back", 3600), ("reboot", 0),
                                       ("time", 5), ("spend", 1)])  # fmt: skip
+@example(
+    most=9,
+    seconds=10,
+    steps=[("spend", 1), ("time", 9), ("clock back", 3600), ("restart", 0), ("time", 1), ("spend", 1)],
+)
 @example(most=5, seconds=10, steps=[("spend", 1), ("reset", 0), ("give back", 1), ("spend", 1), ("spend", 5)])
 @example(most=5, seconds=10, steps=[("spend", 1), ("reset", 0), ("spend", 1), ("give back", 1), ("spend", 5)])
 @example(most=100, seconds=10, steps=[("spend", 1), ("reset elsewhere", 0), *[("spend", 20)] * 5, ("spend", 1)])
@@ -560,6 +568,31 @@ def test_a_budget_is_kept_whatever_happens(most, seconds, steps):
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         asyncio.run(play(folder))
+
+
+@one_loop
+async def test_a_clock_keeps_its_mark_once_an_hour_and_none_that_goes_on_from_another_s_time(place):
+    now = [1_000_000 * SECOND]
+    store = await Store.open(place)
+    clock = StoreClock(store, lambda: now[0], lambda: now[0])
+
+    async def kept_at():
+        assert await clock.follow() == clock.now()
+        [row] = await store.rows(select(SETTING.c.value).where(SETTING.c.name == "clock"))
+        return json.loads(row["value"])["at"]
+
+    for passed, kept in ((0, 0), (3_599, 0), (1, 3_600), (3_599, 3_600), (1, 7_200)):
+        now[0] += passed * SECOND
+        assert await kept_at() == (1_000_000 + kept) * SECOND
+    clock.reach(clock.now() + steady.STEP_NS - 1)
+    now[0] += 3_600 * SECOND
+    assert await kept_at() == now[0]
+    before = now[0]
+    for ahead in (steady.STEP_NS, 0):
+        clock.reach(clock.now() + ahead)
+        now[0] += 3_600 * SECOND
+        assert await kept_at() == before
+    await store.close()
 
 
 @one_loop
