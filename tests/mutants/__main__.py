@@ -54,6 +54,15 @@ class Judge:
         self._seconds: dict[tuple[str, ...], float] = {}
         self.results: list[tuple[Mutant, Outcome]] = []
 
+    def take_up(self, mutants: list[Mutant]) -> list[Mutant]:
+        """Take killed ones from the results of an earlier run. Returns the rest."""
+        rows = json.loads(self._out.read_text()) if self._out is not None and self._out.exists() else []
+        killed = {
+            row["name"]: Outcome("killed", row["seconds"], row["by"]) for row in rows if row["verdict"] == "killed"
+        }
+        self.results += [(one, killed[one.name]) for one in mutants if one.name in killed]
+        return [one for one in mutants if one.name not in killed]
+
     def measure(self, tests: tuple[str, ...]) -> None:
         """Run tests without a change: what fails then judges nothing."""
         copy = self._copies.get()
@@ -105,7 +114,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--name", default="", help="only mutants whose names contain this")
     parser.add_argument("--list", action="store_true", help="print the names, and run nothing")
-    parser.add_argument("--out", type=Path, help="write the results to this file, as JSON")
+    parser.add_argument("--out", type=Path, help="write the results to this file, as JSON; what it has killed is kept")
     asked = parser.parse_args()
     mutants = [one for one in chosen(asked.only, asked.seed, 10**9) if asked.name in one.name][: asked.most]
     if asked.list:
@@ -117,8 +126,9 @@ def main() -> int:
         pool = ThreadPoolExecutor(asked.jobs)
         judge = Judge([stack.enter_context(copy) for copy in copies], asked.out)
         stack.callback(pool.shutdown, cancel_futures=True)
-        list(pool.map(judge.measure, dict.fromkeys(near(one) for one in mutants)))
-        list(pool.map(judge.judge, mutants))
+        left = judge.take_up(mutants)
+        list(pool.map(judge.measure, dict.fromkeys(near(one) for one in left)))
+        list(pool.map(judge.judge, left))
     sys.stdout.write(f"{judge.table()}\n")
     return 1 if any(outcome.verdict == "survived" for _, outcome in judge.results) else 0
 

@@ -314,6 +314,44 @@ def test_a_member_that_returns_takes_a_growing_share():
     assert alone.members[0].weight == FULL  # nobody else would take the rest
 
 
+def test_a_level_is_down_from_its_last_member_s_failure_until_one_returns():
+    made = machine(2, 1)
+    first, second, other = made.members
+    for now, member, times in ((10, first, (None, None)), (20, second, (20, None)), (30, other, (20, 30))):
+        made.failed(member, "down", "gone", now)
+        assert tuple(level.down_since for level in made.levels) == times
+    made.failed(other, "down", "gone", 40)
+    assert made.all_down_since() == 30
+    returned(made, first, 50)
+    assert tuple(level.down_since for level in made.levels) == (None, 30)
+    assert made.ready == (first,)
+
+
+def test_a_slow_member_signs_again_as_soon_as_no_other_does():
+    made = machine(2, 1)
+    first, second, other = made.members
+    made.failed(second, "slow", "slow", 1)
+    assert made.ready == (first,)
+    made.failed(first, "down", "gone", 2)
+    assert made.ready == (other,)
+    made.failed(other, "down", "gone", 3)
+    assert (made.ready, made.active) == ((second,), 0)
+
+
+def test_while_no_member_is_trusted_one_whose_last_probe_was_good_may_sign_with_its_key():
+    made = machine(1, 1)
+    first, second = made.members
+    for member in made.members:
+        made.failed(member, "down", "gone", 1)
+    assert made.pick_for(None, ()) is None
+    made.probed(second, True, "", 2)
+    assert made.pick_for(None, ()) is made.pick_for(KEY, ()) is second
+    assert made.pick_for(OTHER, ()) is made.pick_for(None, [second]) is None
+    for _ in range(GOOD_PROBES):
+        made.probed(first, True, "", 3)
+    assert made.pick_for(None, [first]) is None  # a trusted one is there
+
+
 def test_members_on_standby_are_probed_at_the_interval():
     made = machine(1, 1, 1)
     first, second, emergency = made.members
@@ -358,3 +396,25 @@ def test_the_emergency_level_is_wanted_once_all_others_have_been_down_for_its_de
     assert made.emergency_wait == 25
     made.drain(first, True, "a repair", 700)
     assert made.emergency_wait == 5
+
+
+def test_in_literal_mode_only_what_must_not_sign_takes_a_member_out():
+    for kind in RULES:
+        made = machine(2, mode="literal")
+        for _ in range(10):
+            made.failed(made.members[0], kind, "it failed", 1)
+        made.stalled(made.members[1], 1)
+        assert made.members[0].trusted == (kind not in {"wrong", "key", "auth", "fatal"})
+        assert made.members[1].trusted
+
+
+def test_a_member_that_is_only_late_or_slow_is_suspected_until_a_probe_fails():
+    for kind in RULES:
+        made = machine(2)
+        member = made.members[0]
+        for _ in range(10):
+            made.failed(member, kind, "it failed", 1)
+        assert not member.trusted
+        assert member.suspected == (kind in {"late", "slow"})
+        made.probed(member, False, "it failed", 2)
+        assert not member.suspected

@@ -211,6 +211,8 @@ def test_only_a_request_that_any_key_may_sign_waits_for_the_emergency_level(mode
     assert next_step(machine, Attempts(**at), until - 1) == Wait(until, eager=True)
     assert next_step(machine, Attempts(**at), until) == GiveUp()
     assert next_step(machine, Attempts(bound_to=KEY, **at), 200) == GiveUp()
+    if mode == "literal":
+        assert next_step(machine, Attempts(tried=[machine.members[1]], **at), 200) == GiveUp()
     machine.emergency_failed("no key", 200)
     assert next_step(machine, Attempts(**at), 200) == GiveUp()
     machine.emergency_failed("", 200)
