@@ -14,6 +14,7 @@ _BUDGET: Final = tuple(
         "limits_may_become_stricter_at_once_and_laxer_after_a_reset",
         "a_status_begins_nothing_and_says_what_is_left",
         "what_the_store_has_forgotten_is_counted_again",
+        "units_are_counted_by_the_time_that_the_store_knows",
         "a_reset_elsewhere_takes_what_was_reserved",
         "the_latest_time_that_a_process_has_told_counts_in_every_one",
         "several_users_of_one_store_never_spend_more_than_there_is",
@@ -54,7 +55,7 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "manager/rotation/approvals.py": ("tests/unit/test_rotation_approvals.py",),
         "manager/rotation/machine.py": _ROTATION,
         "manager/rotation/schedule.py": ("tests/unit/test_rotation_schedule.py",),
-        "state/clock.py": _BUDGET,
+        "state/clock.py": (*_BUDGET, "tests/integration/test_rotation.py"),
         "state/positions.py": ("tests/unit/test_watermark.py",),
         "state/seal.py": ("tests/unit/test_state_seal.py",),
     }.items()

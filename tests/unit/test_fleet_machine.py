@@ -339,13 +339,16 @@ def test_an_epoch_that_a_database_went_back_to_is_not_taken_up_again():
     assert machine.may_claim(mine, due)
 
 
-def test_a_lease_that_was_over_does_not_go_on_at_once_on_another_server():
+@pytest.mark.parametrize("late", [0, 5])
+def test_a_lease_that_was_over_does_not_go_on_at_once_on_another_server(late):
     """Another host may have claimed meanwhile, which the server that was promoted does not know."""
     machine = holder()
-    lapsed, due = machine.until, machine.until + 5 + TTL + TTL // 10
+    lapsed, due = machine.until, machine.until + late + TTL + TTL // 10
     machine.answered(("4711", "1"), 40)
-    machine.answered(("4711", "2"), lapsed + 5)
-    machine.renewed(EpochRow(1, "me", "host", 1, False), lapsed - 1, lapsed + 5)  # it began in time, and was not there
+    machine.answered(("4711", "2"), lapsed + late)
+    machine.renewed(
+        EpochRow(1, "me", "host", 1, False), lapsed - 1, lapsed + late
+    )  # it began in time, and was not there
     assert (machine.state, machine.until, "forgotten" in machine.reason) == ("holder", lapsed, True)
     machine.renewed(EpochRow(1, "me", "host", 2, False), due - 1, due)
     assert not machine.holds(due)
@@ -436,8 +439,13 @@ def test_why_an_epoch_is_doubtful_or_lost_is_said():
         machine.saw(row, 50)
         assert (machine.state, machine.epoch, machine.reason) == ("follower", 0, whose)
         assert machine.rests(51) == (whose == "epoch 1 is nobody's")
+    machine = holder()
+    machine.saw(EpochRow(2, "other", "elsewhere", 0, True), 50)
+    assert (machine.reason, machine.rests(51)) == ("epoch 2 is nobody's", False)
     machine = Machine("me", TTL)
     machine.saw(EpochRow(), 1)
+    machine.saw(EpochRow(1, "other", "elsewhere", 0, False), 1)
+    assert machine.reason == ""
     machine.claims()
     machine.saw(EpochRow(1, "other", "elsewhere", 0, False), 2)
     assert (machine.state, machine.reason) == ("follower", "its claim was not written")

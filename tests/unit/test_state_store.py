@@ -693,6 +693,17 @@ async def test_what_the_store_has_forgotten_is_counted_again(place):
 
 
 @one_loop
+async def test_units_are_counted_by_the_time_that_the_store_knows(place):
+    now = 1_000_000 * SECOND
+    store = await Store.open(place)
+    await Emergency(store, Limits(50, 60), lambda: now, lambda: now).reset("so that there is a mark")
+    ahead = Emergency(store, Limits(50, 60), lambda: now + 2 * steady.HELD_NS, lambda: now)
+    assert await ahead.count(1, now) == 49
+    assert (await ahead.status()).began_ns == now
+    await store.close()
+
+
+@one_loop
 async def test_a_reset_elsewhere_takes_what_was_reserved(place):
     store = await Store.open(place)
     here, there = Emergency(store, Limits(20, 60)), Emergency(store, Limits(20, 60))
