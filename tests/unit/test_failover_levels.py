@@ -308,6 +308,8 @@ def test_a_member_that_returns_takes_a_growing_share():
         made.failed(member, "down", "gone", 200)
     returned(made, first, 300)  # others sign meanwhile: those of the level below, with the same key
     assert (made.ready, made.steady, made.ramping, made.round) == ((first,), (other,), (first,), FULL)
+    returned(made, second, 301)
+    assert (made.steady, made.ramping, made.round) == ((other,), (first, second), FULL)
     alone = machine(1, ramp=ramp)
     alone.failed(alone.members[0], "down", "gone", 1)
     returned(alone, alone.members[0], 2)
@@ -350,6 +352,22 @@ def test_while_no_member_is_trusted_one_whose_last_probe_was_good_may_sign_with_
     for _ in range(GOOD_PROBES):
         made.probed(first, True, "", 3)
     assert made.pick_for(None, [first]) is None  # a trusted one is there
+
+
+def test_of_a_level_with_several_keys_the_current_one_signs_and_else_the_one_that_did():
+    made = machine(1, 3, started=False)
+    for member, key in zip(made.members, (KEY, b"third", KEY, OTHER), strict=True):
+        made.started(member, key, 0)
+    first, third, same, other = made.members
+    made.failed(first, "down", "gone", 1)
+    assert made.ready == (same,)
+    made.drain(third, True, "a repair", 2)
+    made.failed(same, "down", "gone", 2)
+    assert made.ready == (other,)
+    made.drain(third, False, "repaired", 3)
+    assert made.ready == (other,)
+    returned(made, same, 4)
+    assert made.ready == (same,)
 
 
 def test_members_on_standby_are_probed_at_the_interval():
@@ -395,6 +413,10 @@ def test_the_emergency_level_is_wanted_once_all_others_have_been_down_for_its_de
     made.stalled(first, 700)  # late, and perhaps alive
     assert made.emergency_wait == 25
     made.drain(first, True, "a repair", 700)
+    assert made.emergency_wait == 5
+    made.drain(first, False, "repaired", 700)
+    assert made.emergency_wait == 25
+    returned(made, first, 800)
     assert made.emergency_wait == 5
 
 

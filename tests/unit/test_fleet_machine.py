@@ -433,6 +433,7 @@ def test_why_an_epoch_is_doubtful_or_lost_is_said():
     assert (machine.state, machine.reason) == ("doubtful", "the answer to its claim was lost")
     for row, whose in (
         (EpochRow(2, "other", "elsewhere", 0, False), "epoch 2 is other's"),
+        (EpochRow(2, "me", "host", 0, False), "epoch 2 is me's"),
         (EpochRow(1, "me", "host", 0, True), "epoch 1 is nobody's"),
     ):
         machine = holder()
