@@ -14,6 +14,7 @@ _BUDGET: Final = tuple(
         "limits_may_become_stricter_at_once_and_laxer_after_a_reset",
         "a_status_begins_nothing_and_says_what_is_left",
         "what_the_store_has_forgotten_is_counted_again",
+        "the_last_two_blocks_are_reserved_by_the_unit_and_a_close_gives_the_rest_back",
         "units_are_counted_by_the_time_that_the_store_knows",
         "a_reset_elsewhere_takes_what_was_reserved",
         "the_latest_time_that_a_process_has_told_counts_in_every_one",

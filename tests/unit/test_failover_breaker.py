@@ -91,6 +91,13 @@ def test_a_member_that_flaps_for_a_year_comes_back_at_growing_intervals(interval
             now_and_then.probed(True, now_and_then.retry_at)
 
 
+def test_a_signature_resets_the_count_of_failures():
+    breaker = Breaker("session", SECOND)
+    for _ in range(5):
+        assert [breaker.fail(1), breaker.fail(2)] == [False, False]
+        breaker.progress()
+
+
 def test_a_member_that_returned_has_all_its_failures_in_a_row_before_it():
     breaker = Breaker("session", SECOND)
     breaker.trip(0)

@@ -692,6 +692,19 @@ async def test_what_the_store_has_forgotten_is_counted_again(place):
     await store.close()
 
 
+@pytest.mark.parametrize(("most", "reserved"), [(2 * BLOCK, 1), (2 * BLOCK + 1, BLOCK)])
+@one_loop
+async def test_the_last_two_blocks_are_reserved_by_the_unit_and_a_close_gives_the_rest_back(place, most, reserved):
+    store = await Store.open(place)
+    budget = Emergency(store, Limits(most, 60))
+    await budget.spend()
+    assert (await budget.status()).reserved == reserved
+    await budget.close()
+    assert budget.try_spend() == 0
+    assert (await budget.status()).reserved == 1
+    await store.close()
+
+
 @one_loop
 async def test_units_are_counted_by_the_time_that_the_store_knows(place):
     now = 1_000_000 * SECOND
