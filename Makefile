@@ -5,7 +5,7 @@
 ifndef LINTING
 .NOTPARALLEL:
 endif
-.PHONY: help run run-fleet test lint quick matrix check check-deep proofs cross-test build bench reference micro guard guard-update soak scrape-cost schedules fleet-long failover-long audit-long native-test sanitize-test sbom docs screenshots clean FORCE
+.PHONY: help run run-fleet test lint quick matrix check check-deep mutants proofs cross-test build bench reference micro guard guard-update soak scrape-cost schedules fleet-long failover-long audit-long native-test sanitize-test sbom docs screenshots clean FORCE
 
 CLANG ?= clang-19
 CLANG_FORMAT ?= clang-format-19
@@ -109,6 +109,9 @@ check-deep: sanitize-test guard proofs cross-test native-libraries .venv/.built 
 	$(CONFIGURE) build/fuzz -DCMAKE_C_COMPILER=$(CLANG) -DHSMC_FUZZ=ON '-DHSMC_SANITIZE=address;undefined'
 	cmake --build build/fuzz
 	$(CTEST) build/fuzz
+
+mutants: .venv/.setup-test .venv/.built ## Whether the tests see small changes of the code, 300 of them: make mutants ARGS='--only failover/budget.py --jobs 2'
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 proofs: setup-deep ## Prove memory orders, parsers and arithmetic within bounds: see tests/proofs/README.md
 	$(BIN)/python -m pytest -n $(JOBS) --timeout 1800 tests/proofs/memory_order.py tests/proofs/bounded.py $(ARGS)

@@ -14,6 +14,7 @@ from tests.support.managers import opened, until
 from tests.support.size import share
 from tests.support.verifiers import is_good
 
+from hsmcore.errors import MemberDown
 from hsmcore.failover.budget import Emergency, Limits
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate, EmergencyRefused
 from hsmcore.failover.history import History
@@ -145,6 +146,46 @@ async def test_a_slow_store_delays_no_request_beyond_its_deadline(fresh_token, t
         gate.set()
         assert len(await asyncio.gather(*(rig.service.router.sign(f"{n}".encode(), 5.0) for n in range(20)))) == 20
         assert (await budget.status()).left == 0, "the one that went away has used none"
+
+
+@pytest.mark.parametrize("maybe_signed", [False, True])
+@one_loop
+async def test_a_unit_comes_back_only_if_nothing_was_signed_for_it(fresh_token, tmp_path, monkeypatch, maybe_signed):
+    token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
+    async with Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "s.db", most=20) as rig:
+        await rig.drop()
+        asked = []
+
+        def fails(*_args):
+            asked.append(asyncio.get_running_loop().create_future())
+            asked[-1].set_exception(MemberDown("gone", maybe_signed=maybe_signed))
+            return asked[-1]
+
+        monkeypatch.setattr(rig.endpoints[1], "ask", fails)
+        with pytest.raises(AllLevelsFailed):
+            await rig.service.router.sign(b"m", 0.2)
+        found = await rig.service.budget.status()
+        assert asked
+        assert found.reserved - found.held == (len(asked) if maybe_signed else 0)
+
+
+@one_loop
+async def test_an_emergency_key_that_goes_between_its_unit_and_its_signature_signs_nothing(
+    fresh_token, tmp_path, monkeypatch
+):
+    token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
+    async with Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "s.db", most=20) as rig:
+        await rig.drop()
+        budget, endpoint = rig.service.budget, rig.endpoints[1]
+        spend = budget.try_spend
+
+        def another_key_since(units=1):
+            endpoint.key = b"k" * 32
+            return spend(units)
+
+        monkeypatch.setattr(budget, "try_spend", another_key_since)
+        with pytest.raises(AllLevelsFailed, match="destroyed meanwhile"):
+            await rig.service.router.sign(b"m", 0.2)
 
 
 @one_loop

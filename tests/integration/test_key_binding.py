@@ -22,6 +22,7 @@ from tests.support.managers import becomes, opened, start, until
 from tests.support.verifiers import is_good
 
 import hsmcore
+from hsmcore.errors import EngineClosed, NotHolder
 from hsmcore.failover.errors import AllLevelsFailed
 from hsmcore.failover.path import Ask
 
@@ -39,6 +40,7 @@ WAYS: dict[str, Asking] = {
     "sign": lambda manager, messages: manager.sign(messages[0], 20),
     "sign_many": lambda manager, messages: manager.sign_many(messages, 20),
     "sign_with_receipt": lambda manager, messages: manager.sign_with_receipt(messages[0], 20),
+    "the long way": lambda manager, messages: manager._path.router.sign(messages[0], 20),
 }
 
 
@@ -138,7 +140,7 @@ async def keys_in_the_log(manager: hsmcore.KeyManager) -> dict[str, set[str]]:
 async def test_a_request_abandoned_while_being_signed_is_bound(site):
     place = site(SAME, OTHER)
     config = place.config(failover=LEVELS, auditLogFile=str(place.folder / "audit.log"))
-    config["sequencer"]["keyManager"]["config"]["sessions"] = 20
+    config["sequencer"]["keyManager"]["config"]["sessions"] = 24
     messages = {
         f"{way}, {end}": [f"{way} {end} {n}".encode() for n in range(BATCH if way == "sign_many" else 1)]
         for way in WAYS
@@ -339,6 +341,25 @@ async def test_what_was_signed_and_could_not_be_recorded_no_other_key_signs(site
         await becomes(lambda: recorded(manager))
         await fail_over(manager)
         assert await signers(manager, messages) == dict.fromkeys(messages, None)
+
+
+@one_loop
+@pytest.mark.parametrize("withheld", [hsmcore.AuditUnavailable, EngineClosed, NotHolder])
+async def test_what_is_withheld_on_the_long_way_no_other_key_signs(site, monkeypatch, withheld):
+    place = site(SAME, OTHER)
+    async with opened(place.config(failover=LEVELS)) as manager:
+        await until(lambda: manager._path.levels.active == 0)
+
+        def fails(*_args):
+            asked = asyncio.get_running_loop().create_future()
+            asked.set_exception(withheld("withheld", maybe_signed=False))
+            return asked
+
+        monkeypatch.setattr(manager._path.endpoints[0], "ask", fails)
+        with pytest.raises(hsmcore.HsmError):
+            await manager._path.router.sign(b"m", 0.3)
+        await fail_over(manager)
+        assert await signers(manager, [b"m"]) == {b"m": None}
 
 
 async def recorded(manager: hsmcore.KeyManager) -> bool:

@@ -186,6 +186,11 @@ static void a_signature_that_would_differ_is_not_made_twice(void) {
 
 static void what_was_not_begun_stays_queued(void) {
     hsm_client *client = make_client();
+    for (uint32_t i = 0; i < SLOTS + 1U; i++) { /* the ring has gone round */
+        uint32_t slot = submit(client, RANDOMIZED);
+        answer(client, claim(client));
+        check_next(client, slot, HSM_OK);
+    }
     uint32_t slots[3];
     for (size_t i = 0; i < 3; i++) {
         slots[i] = submit(client, i == 1 ? RANDOMIZED : DETERMINISTIC);
@@ -315,7 +320,39 @@ static void rubble_is_cleared(void) {
     hsm_client_free(client);
 }
 
+/* Each word that hosts write is a fresh area's again, but for counts that go on. */
+static void no_word_of_a_host_outlives_it(void) {
+    hsm_client *client = make_client();
+    hsm_shared *shared = client->area->shared;
+    hsm_worker_record *worker = hsm_area_worker(client->area, 1);
+    const hsm_shared fresh = *shared;
+    const hsm_worker_record idle = *worker;
+    const size_t from = offsetof(hsm_shared, notify), words = offsetof(hsm_shared, keys) - from;
+    const size_t first = offsetof(hsm_worker_record, running);
+    const size_t last = offsetof(hsm_worker_record, signatures) - first;
+    memset((uint8_t *)shared + from, 0xff, words);
+    memset((uint8_t *)worker + first, 0xff, last);
+    shared->taken_at_ns = fresh.taken_at_ns; /* the client's own */
+    shared->in_flight = fresh.in_flight;
+    CHECK_INT(hsm_client_replay(client), ==, 0);
+    CHECK_INT(shared->notify, ==, fresh.notify);
+    CHECK_INT(shared->waiting_since_ns, ==, fresh.waiting_since_ns);
+    CHECK_INT(shared->alarm_at_ns, ==, fresh.alarm_at_ns);
+    CHECK_INT(shared->spinning, ==, fresh.spinning);
+    CHECK_INT(shared->mode, ==, HSM_MODE_PAUSED);
+    CHECK_INT(shared->down, ==, fresh.down);
+    CHECK_INT(shared->probe_at_ns, ==, fresh.probe_at_ns);
+    CHECK_INT(memcmp((void *)shared->parked, (const void *)fresh.parked, sizeof fresh.parked), ==, 0);
+    CHECK_INT(worker->running, ==, idle.running);
+    CHECK_INT(worker->quarantined, ==, idle.quarantined);
+    CHECK_INT(worker->call_started_ns, ==, idle.call_started_ns);
+    CHECK_INT(worker->call_deadline_ns, ==, idle.call_deadline_ns);
+    check_empty(client);
+    hsm_client_free(client);
+}
+
 static const struct test tests[] = {
+    TEST(no_word_of_a_host_outlives_it),
     TEST(nothing_under_way_is_nothing_to_take_back),
     TEST(what_was_begun_is_queued_again_once),
     TEST(a_signature_that_would_differ_is_not_made_twice),

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.support.levels_model import Reference
+from tests.support.levels_model import GOOD_PROBES, Reference
 from tests.support.size import share
 
 from hsmcore.failover.breaker import RULES, SECOND
 from hsmcore.failover.levels import EMERGENCY, Level, Levels
-from hsmcore.failover.member_state import MemberState
+from hsmcore.failover.member_state import FULL, MemberState
 
 YEAR = 365 * 86_400 * SECOND
 KEYS = [b"key-a", b"key-b", b"key-e"]
@@ -205,3 +205,238 @@ def test_a_suspicion_waits_for_the_emergency_and_a_failed_probe_or_an_error_does
     machine, member = late()
     machine.drain(member, True, "an order", 1)
     assert machine.emergency_wanted(1)
+
+
+# ---- what the model does not look at: events, reasons, weights and times ---------------------------------------------
+
+KEY, OTHER = KEYS[:2]
+INTERVAL = 10 * SECOND
+
+
+def machine(*sizes, ramp=0, consent=True, started=True, **given):
+    """Levels of as many members; those of the first two hold one key, and the emergency level's none yet."""
+    names = ["primary", "secondary", EMERGENCY]
+    levels = [Level(names[n], 3, INTERVAL, other_keys=consent and n > 0) for n in range(len(sizes))]
+    members = [MemberState(f"{names[n]}-{m}", n, INTERVAL) for n, size in enumerate(sizes) for m in range(size)]
+    made = Levels(levels, members, ramp=ramp, **given)
+    for member in members:
+        if started and names[member.level] != EMERGENCY:
+            made.started(member, KEY, 0)
+    return made
+
+
+def events(made):
+    """What was told since the last look: kind, levels and reason."""
+    told, made.events = made.events, []
+    return [(event.kind, event.level_from, event.level_to, event.reason) for event in told]
+
+
+def returned(made, member, now):
+    """Close its breakers by good probes."""
+    for _ in range(GOOD_PROBES):
+        made.probed(member, True, "", now)
+
+
+def test_what_happens_is_told_with_its_reason():
+    made = machine(1, 1)
+    first, second = made.members
+    assert events(made) == []  # the first level after the start is no news
+    made.failed(first, "down", "unplugged", 1)
+    assert events(made) == [
+        ("member-down", "primary", None, "unplugged"),
+        ("failover", "primary", "secondary", "primary-0: unplugged"),
+    ]
+    made.stalled(second, 2)
+    assert made.causes() == "primary-0: unplugged; secondary-0: it has requests and ends none"
+    assert (made.causes(1), made.causes(0)) == ("primary-0: unplugged", "")
+    assert events(made) == [
+        ("member-down", "secondary", None, "it has requests and ends none"),
+        ("outage", "secondary", None, made.causes()),
+    ]
+    returned(made, second, 3)
+    assert events(made)[-1] == ("recovered", "secondary", "secondary", "")
+    returned(made, first, 4)
+    assert events(made)[-1] == ("failback", "secondary", "primary", "")
+    assert made.causes() == ""
+    made.force(1, "an exercise", 5)
+    made.force(1, "an exercise", 5)
+    assert events(made) == [
+        ("level-forced", None, "secondary", "an exercise"),
+        ("failover", "primary", "secondary", "an exercise"),
+    ]
+    made.force(None, "it is over", 6)
+    assert events(made) == [("level-released", None, None, "it is over"), ("failback", "secondary", "primary", "")]
+    made.drain(first, True, "a repair", 7)
+    assert [kind for kind, *_ in events(made)] == ["member-drained", "failover"]
+    assert made.causes() == "primary-0: drained"
+
+
+def test_a_change_of_the_key_is_told_with_both_keys():
+    made = machine(1, 1, started=False)
+    made.started(made.members[0], KEY, 0)
+    made.started(made.members[1], OTHER, 0)
+    made.failed(made.members[0], "down", "gone", 1)
+    assert made.events[-1].details == {
+        "public_key": OTHER.hex(),
+        "previous_public_key": KEY.hex(),
+        "members": ["secondary-0"],
+    }
+
+
+def test_a_member_with_another_key_without_consent_is_out_and_says_why():
+    made = machine(1, 1, consent=False, started=False)
+    made.started(made.members[0], KEY, 0)
+    made.started(made.members[1], OTHER, 0)
+    assert made.members[1].fenced
+    why = "holds another key, and acceptOtherKeys does not name its level"
+    assert events(made) == [("member-down", "secondary", None, why)]
+
+
+def test_a_member_that_returns_takes_a_growing_share():
+    ramp = 16 * SECOND
+    made = machine(2, 1, ramp=ramp)
+    first, second, other = made.members
+    assert (made.steady, made.ramping, made.round) == ((first, second), (), FULL)
+    made.failed(first, "down", "gone", 1)
+    returned(made, first, 100)
+    assert (first.weight, made.steady, made.ramping, made.round) == (0, (second,), (first,), 2 * FULL)
+    for passed, weight in ((0, 16), (ramp // 2, 136), (ramp - 1, 255), (ramp, FULL)):
+        made.tick(100 + passed)
+        assert first.weight == weight
+    assert (made.steady, made.ramping) == ((first, second), ())
+    for member in (first, second):
+        made.failed(member, "down", "gone", 200)
+    returned(made, first, 300)  # others sign meanwhile: those of the level below, with the same key
+    assert (made.ready, made.steady, made.ramping, made.round) == ((first,), (other,), (first,), FULL)
+    returned(made, second, 301)
+    assert (made.steady, made.ramping, made.round) == ((other,), (first, second), FULL)
+    alone = machine(1, ramp=ramp)
+    alone.failed(alone.members[0], "down", "gone", 1)
+    returned(alone, alone.members[0], 2)
+    assert alone.members[0].weight == FULL  # nobody else would take the rest
+
+
+def test_a_level_is_down_from_its_last_member_s_failure_until_one_returns():
+    made = machine(2, 1)
+    first, second, other = made.members
+    for now, member, times in ((10, first, (None, None)), (20, second, (20, None)), (30, other, (20, 30))):
+        made.failed(member, "down", "gone", now)
+        assert tuple(level.down_since for level in made.levels) == times
+    made.failed(other, "down", "gone", 40)
+    assert made.all_down_since() == 30
+    returned(made, first, 50)
+    assert tuple(level.down_since for level in made.levels) == (None, 30)
+    assert made.ready == (first,)
+
+
+def test_a_slow_member_signs_again_as_soon_as_no_other_does():
+    made = machine(2, 1)
+    first, second, other = made.members
+    made.failed(second, "slow", "slow", 1)
+    assert made.ready == (first,)
+    made.failed(first, "down", "gone", 2)
+    assert made.ready == (other,)
+    made.failed(other, "down", "gone", 3)
+    assert (made.ready, made.active) == ((second,), 0)
+
+
+def test_while_no_member_is_trusted_one_whose_last_probe_was_good_may_sign_with_its_key():
+    made = machine(1, 1)
+    first, second = made.members
+    for member in made.members:
+        made.failed(member, "down", "gone", 1)
+    assert made.pick_for(None, ()) is None
+    made.probed(second, True, "", 2)
+    assert made.pick_for(None, ()) is made.pick_for(KEY, ()) is second
+    assert made.pick_for(OTHER, ()) is made.pick_for(None, [second]) is None
+    for _ in range(GOOD_PROBES):
+        made.probed(first, True, "", 3)
+    assert made.pick_for(None, [first]) is None  # a trusted one is there
+
+
+def test_of_a_level_with_several_keys_the_current_one_signs_and_else_the_one_that_did():
+    made = machine(1, 3, started=False)
+    for member, key in zip(made.members, (KEY, b"third", KEY, OTHER), strict=True):
+        made.started(member, key, 0)
+    first, third, same, other = made.members
+    made.failed(first, "down", "gone", 1)
+    assert made.ready == (same,)
+    made.drain(third, True, "a repair", 2)
+    made.failed(same, "down", "gone", 2)
+    assert made.ready == (other,)
+    made.drain(third, False, "repaired", 3)
+    assert made.ready == (other,)
+    returned(made, same, 4)
+    assert made.ready == (same,)
+
+
+def test_members_on_standby_are_probed_at_the_interval():
+    made = machine(1, 1, 1)
+    first, second, emergency = made.members
+    assert made.probes_due(INTERVAL - 1) == []
+    assert made.probes_due(INTERVAL) == [second]
+    made.probed(second, True, "", INTERVAL)
+    assert made.probes_due(2 * INTERVAL - 1) == []
+    made.started(emergency, KEYS[2], 0)
+    made.stopped(second, INTERVAL)
+    assert made.probes_due(2 * INTERVAL) == [second]
+    made.failed(first, "down", "gone", 2 * INTERVAL)
+    assert made.ready == (emergency,)
+    assert made.probes_due(2 * INTERVAL) == [second]
+    made.failed(emergency, "down", "gone", 2 * INTERVAL)
+    assert set(made.probes_due(2 * INTERVAL + SECOND // 20)) == {first, second, emergency}  # no member signs
+
+
+def test_the_emergency_level_is_wanted_once_all_others_have_been_down_for_its_delay():
+    made = machine(1, 1, 1, emergency_permitted=True, emergency_delay=5, suspicion=20)
+    first, second, _ = made.members
+    made.failed(first, "down", "gone", 100)
+    assert made.all_down_since() is None
+    made.failed(second, "down", "gone", 200)
+    assert made.all_down_since() == 200
+    assert [made.emergency_wanted(now) for now in (204, 205)] == [False, True]
+    for change, back in (
+        (lambda: made.permit_emergency(False, "no", 300), lambda: made.permit_emergency(True, "yes", 300)),
+        (lambda: made.emergency_used_up(True, "used", 300), lambda: made.emergency_used_up(False, "", 300)),
+        (lambda: made.emergency_failed("no key", 300), lambda: made.emergency_failed("", 300)),
+    ):
+        change()
+        assert not made.emergency_wanted(400)
+        back()
+        assert made.emergency_wanted(400)
+    returned(made, first, 500)
+    assert not made.emergency_wanted(600)
+    made.force(2, "an exercise", 600)
+    assert made.emergency_wanted(600)
+    made.force(1, "an exercise", 600)
+    assert not made.emergency_wanted(600)
+    made.stalled(first, 700)  # late, and perhaps alive
+    assert made.emergency_wait == 25
+    made.drain(first, True, "a repair", 700)
+    assert made.emergency_wait == 5
+    made.drain(first, False, "repaired", 700)
+    assert made.emergency_wait == 25
+    returned(made, first, 800)
+    assert made.emergency_wait == 5
+
+
+def test_in_literal_mode_only_what_must_not_sign_takes_a_member_out():
+    for kind in RULES:
+        made = machine(2, mode="literal")
+        for _ in range(10):
+            made.failed(made.members[0], kind, "it failed", 1)
+        made.stalled(made.members[1], 1)
+        assert made.members[0].trusted == (kind not in {"wrong", "key", "auth", "fatal"})
+        assert made.members[1].trusted
+
+
+def test_a_member_that_is_only_late_or_slow_is_suspected_until_a_probe_fails():
+    for kind in RULES:
+        made = machine(2)
+        member = made.members[0]
+        for _ in range(10):
+            made.failed(member, kind, "it failed", 1)
+        assert not member.trusted
+        assert member.suspected == (kind in {"late", "slow"})
+        made.probed(member, False, "it failed", 2)
+        assert not member.suspected

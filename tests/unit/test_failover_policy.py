@@ -174,3 +174,59 @@ def test_slow_is_slower_than_it_used_to_be_for_three_windows(usual, factor, wind
         assert look(value if odd else usual) == (run >= WINDOWS)
         if odd and not outlier:
             return  # from here on it is part of the history
+
+
+def test_a_request_waits_for_members_that_may_sign_it_and_no_longer():
+    machine = plan("smart", [1, 2], 3, 10 * SECOND, other=frozenset({"secondary"}))
+    first, second, third = machine.members
+    for member in machine.members:
+        machine.failed(member, "down", "gone", 100)
+    machine.stopped(third, 100)
+    until = 100 + 30 * SECOND
+    for attempts in (Attempts(), Attempts(bound_to=KEY), Attempts(only=KEY), Attempts(bound_to=b"of the third")):
+        assert next_step(machine, attempts, until - 1) == Wait(until, eager=True)
+        assert next_step(machine, attempts, until) == GiveUp()
+    machine.drain(third, True, "a repair", 100)
+    assert next_step(machine, Attempts(bound_to=b"of nobody"), 200) == GiveUp()
+    assert next_step(machine, Attempts(bound_to=OTHER), 200) == Wait(until, eager=True)
+    machine.failed(second, "auth", "locked", 100)  # no probe brings it back
+    assert next_step(machine, Attempts(bound_to=OTHER), 200) == GiveUp()
+    machine.drain(first, True, "a repair", 100)
+    assert next_step(machine, Attempts(), 200) == GiveUp()
+
+
+def test_a_request_for_a_key_that_has_not_started_waits_for_no_level_that_signs():
+    machine = plan("smart", [2], 3, 10 * SECOND)
+    machine.stopped(machine.members[1], 100)
+    assert next_step(machine, Attempts(bound_to=OTHER), 200) == GiveUp()
+
+
+@given(mode=st.sampled_from(["smart", "literal"]))
+def test_only_a_request_that_any_key_may_sign_waits_for_the_emergency_level(mode):
+    machine = plan(mode, [1], 1, SECOND, emergency=True)
+    machine.emergency_delay = 20 * SECOND
+    machine.failed(machine.members[0], "fatal", "gone", 100)
+    until = 100 + 25 * SECOND
+    at = {"level": 1} if mode == "literal" else {}
+    assert next_step(machine, Attempts(**at), until - 1) == Wait(until, eager=True)
+    assert next_step(machine, Attempts(**at), until) == GiveUp()
+    assert next_step(machine, Attempts(bound_to=KEY, **at), 200) == GiveUp()
+    if mode == "literal":
+        assert next_step(machine, Attempts(tried=[machine.members[1]], **at), 200) == GiveUp()
+    machine.emergency_failed("no key", 200)
+    assert next_step(machine, Attempts(**at), 200) == GiveUp()
+    machine.emergency_failed("", 200)
+    machine.started(machine.members[1], b"emergency", 200)
+    assert next_step(machine, Attempts(**at), 200) == Try(machine.members[1])
+    assert next_step(machine, Attempts(bound_to=KEY, **at), 200) == GiveUp()
+
+
+def test_members_that_failed_the_request_and_are_trusted_are_asked_again_at_once_and_then_at_the_interval():
+    machine = plan("smart", [2], 2, 10 * SECOND)
+    attempts = Attempts()
+    for wait in (0, 10 * SECOND):
+        attempts.tried.extend(machine.members)
+        assert next_step(machine, attempts, 100) == Wait(100 + wait, eager=False)
+        assert isinstance(next_step(machine, attempts, 100), Try)
+    attempts.tried.extend(machine.members)
+    assert next_step(machine, attempts, 100) == GiveUp()

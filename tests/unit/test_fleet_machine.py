@@ -308,6 +308,24 @@ def test_a_claim_without_an_answer_is_read_again(written):
     assert (machine.state, machine.epoch, machine.until) == (("doubtful", 1, 0) if written else ("follower", 0, 0))
 
 
+def test_a_claim_is_made_on_the_server_that_answered_last():
+    """Another one may have been promoted since, without commits that this host has seen."""
+    machine = Machine("me", TTL)
+    machine.answered(("4711", FIRST), 1)
+    machine.saw(EpochRow(), 1)
+    assert machine.may_claim(EpochRow(), 2, ("4711", FIRST))
+    assert not machine.may_claim(EpochRow(), 2, ("4711", "00000002"))
+    assert not machine.may_claim(EpochRow(), 2)
+
+
+def test_a_server_that_is_not_the_one_that_was_bound_on_last_frees_nothing_at_once():
+    for bound, free_at in ((("4711", FIRST), 0), (("", ""), 0), (("4711", "00000003"), 7 + TTL + TTL // 10)):
+        machine = Machine("me", TTL)
+        machine.answered(("4711", FIRST), 7)
+        machine.saw(EpochRow(1, "other", "x", 0, True, 0, bound), 7)
+        assert machine.free_at() == free_at
+
+
 def test_an_epoch_that_a_database_went_back_to_is_not_taken_up_again():
     """It was lost to another one, whose lease may go on although the database has forgotten it."""
     machine = holder()
@@ -321,13 +339,16 @@ def test_an_epoch_that_a_database_went_back_to_is_not_taken_up_again():
     assert machine.may_claim(mine, due)
 
 
-def test_a_lease_that_was_over_does_not_go_on_at_once_on_another_server():
+@pytest.mark.parametrize("late", [0, 5])
+def test_a_lease_that_was_over_does_not_go_on_at_once_on_another_server(late):
     """Another host may have claimed meanwhile, which the server that was promoted does not know."""
     machine = holder()
-    lapsed, due = machine.until, machine.until + 5 + TTL + TTL // 10
+    lapsed, due = machine.until, machine.until + late + TTL + TTL // 10
     machine.answered(("4711", "1"), 40)
-    machine.answered(("4711", "2"), lapsed + 5)
-    machine.renewed(EpochRow(1, "me", "host", 1, False), lapsed - 1, lapsed + 5)  # it began in time, and was not there
+    machine.answered(("4711", "2"), lapsed + late)
+    machine.renewed(
+        EpochRow(1, "me", "host", 1, False), lapsed - 1, lapsed + late
+    )  # it began in time, and was not there
     assert (machine.state, machine.until, "forgotten" in machine.reason) == ("holder", lapsed, True)
     machine.renewed(EpochRow(1, "me", "host", 2, False), due - 1, due)
     assert not machine.holds(due)
@@ -389,3 +410,51 @@ def test_a_release_leaves_the_next_epoch_to_others_for_a_time_or_one_claim(besid
 
 def test_the_margin_of_a_short_lease():
     assert Machine("me", 200 * MS).margin == 50 * MS
+
+
+def test_a_look_that_fails_is_news_once_and_ends_no_lease():
+    machine = Machine("me", TTL)
+    assert [machine.fails("unreachable"), machine.fails("unreachable"), machine.fails("refused")] == [True, False, True]
+    machine.looked()
+    assert machine.reason == ""
+    machine.gives_up("released")
+    machine.looked()
+    assert machine.reason == "released"  # which is no trouble of a look
+    machine = holder()
+    assert not machine.fails("unreachable")
+    assert (machine.state, machine.reason, machine.holds(30)) == ("doubtful", "unreachable", True)
+
+
+def test_why_an_epoch_is_doubtful_or_lost_is_said():
+    machine = Machine("me", TTL)
+    machine.saw(EpochRow(), 1)
+    machine.claims()
+    machine.saw(EpochRow(1, "me", "host", 0, False), 2)
+    assert (machine.state, machine.reason) == ("doubtful", "the answer to its claim was lost")
+    for row, whose in (
+        (EpochRow(2, "other", "elsewhere", 0, False), "epoch 2 is other's"),
+        (EpochRow(2, "me", "host", 0, False), "epoch 2 is me's"),
+        (EpochRow(1, "me", "host", 0, True), "epoch 1 is nobody's"),
+    ):
+        machine = holder()
+        machine.saw(row, 50)
+        assert (machine.state, machine.epoch, machine.reason) == ("follower", 0, whose)
+        assert machine.rests(51) == (whose == "epoch 1 is nobody's")
+    machine = holder()
+    machine.saw(EpochRow(2, "other", "elsewhere", 0, True), 50)
+    assert (machine.reason, machine.rests(51)) == ("epoch 2 is nobody's", False)
+    machine = Machine("me", TTL)
+    machine.saw(EpochRow(), 1)
+    machine.saw(EpochRow(1, "other", "elsewhere", 0, False), 1)
+    assert machine.reason == ""
+    machine.claims()
+    machine.saw(EpochRow(1, "other", "elsewhere", 0, False), 2)
+    assert (machine.state, machine.reason) == ("follower", "its claim was not written")
+    machine.saw(EpochRow(1, "other", "elsewhere", 1, False, incident=3), 3)
+    assert (machine.state, machine.reason) == ("follower", "its claim was not written")
+
+
+def test_a_row_is_held_by_one_process_at_its_epoch():
+    row = EpochRow(3, "me", "host", 0, False)
+    assert row.is_held_by("me", 3)
+    assert not any([row.is_held_by("me", 2), row.is_held_by("you", 3), row._replace(released=True).is_held_by("me", 3)])

@@ -1,15 +1,17 @@
 """Who a client of the gateway is, and how much of its rules it has used up."""
 
+import asyncio
 from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.loops import one_loop
 
 from hsmcore.audit.record import current_caller
 from hsmcore.config.gateway import GatewayClient
 from hsmcore.errors import BadArgument, ConfigurationError, QueueFull
-from hsmcore.gateway.clients import Directory, KnownClient, OpenWork
+from hsmcore.gateway.clients import AT_ONCE, Directory, KnownClient, OpenWork
 from hsmcore.gateway.tls import names_in
 from hsmcore.manager.policy import callers as rate
 
@@ -51,11 +53,15 @@ def test_clients_are_found_by_what_they_show():
     assert found.by_token("\ud800" * 5000) is None
 
 
-@pytest.mark.parametrize("token", ["short", "with a blank in it, although long", "ä" * 30])
+@pytest.mark.parametrize("token", ["short", "with a blank in it, although long", "ä" * 30, "t" * 31 + "\x7f"])
 def test_a_token_that_is_none_is_refused_and_not_shown(token):
     with pytest.raises(ConfigurationError) as caught:
         Directory({"app": rules(token=token)})
     assert token not in str(caught.value)
+
+
+def test_a_token_of_the_first_and_the_last_printable_character_is_one():
+    assert Directory({"app": rules(token="!~" * 16)}).by_token("!~" * 16).name == "app"
 
 
 def test_a_token_is_one_client_s():
@@ -143,3 +149,43 @@ def test_names_are_those_that_certificates_are_checked_for():
     certificate = {"subject": ((("commonName", "cn.example"),),), "subjectAltName": names}
     assert names_in(certificate) == ("dns:a.example", "spiffe://d/x")
     assert names_in(None) == names_in({}) == ()
+
+
+@one_loop
+async def test_what_waits_goes_on_in_its_order_as_soon_as_there_is_room():
+    work, went = OpenWork(KnownClient("app", rules(uid=[1])), 4), []
+
+    class Waiting:
+        def __init__(self, cost):
+            self.cost = cost
+
+        def go_on(self):
+            work.release(self)
+            work.begin(self.cost)
+            went.append(self.cost)
+
+    assert [work.must_hold(count) for count in (4, 5)] == [False, False]  # more than can ever be open are refused
+    work.begin(3)
+    assert [work.must_hold(count) for count in (1, 2)] == [False, True]
+    for cost in (2, 1, 1, 3):
+        work.held[Waiting(cost)] = None
+    assert work.must_hold(1)  # behind the others, although there is room
+    work.end(1)
+    assert went == []
+    await asyncio.sleep(0)
+    assert went == [2]
+    work.end(2)
+    await asyncio.sleep(0)
+    assert went == [2, 1, 1]
+    work.end(4)
+    await asyncio.sleep(0)
+    assert went == [2, 1, 1, 3]
+    assert not work.held
+    for _ in range(3 * AT_ONCE):
+        work.held[Waiting(0)] = None
+    work.end(3)
+    await asyncio.sleep(0)
+    assert len(went) == 4 + AT_ONCE  # others of the loop have their turn
+    for times in (2, 3):
+        await asyncio.sleep(0)
+        assert len(went) == 4 + times * AT_ONCE

@@ -128,3 +128,10 @@ def test_retries_come_later_each_time_and_at_least_every_six_hours():
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_nanoseconds_and_moments(when):
     assert moment(nanoseconds(when)) == when
+
+
+def test_an_interval_counts_from_its_slot_unless_the_rotation_was_late_or_by_hand():
+    plan, late = schedule(), BEGIN + ON_TIME
+    assert plan.base(BEGIN, late) == BEGIN
+    assert plan.base(BEGIN, late + timedelta(microseconds=1)) == late + timedelta(microseconds=1)
+    assert plan.base(None, late) == late

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hsmcore.base import log
-from hsmcore.config import Config, Secret, load
+from hsmcore.config import Config, Secret, load, secretsmanager
 from hsmcore.errors import ConfigurationError, SecretUnavailable
 from hsmcore.providers.yubihsm.settings import YubiHsmSettings
 
@@ -499,3 +499,27 @@ def test_the_command_line_logs_for_a_person_without_local_variables(capsys: pyte
 def test_an_unknown_level_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown log level 'LOUD'"):
         log.configure(level="LOUD")
+
+
+def test_what_a_file_was_read_into_is_wiped(tmp_path, monkeypatch):
+    path, read, seen = tmp_path / "pin", os.readv, []
+
+    def noted(descriptor, buffers):
+        seen.extend(buffers)
+        return read(descriptor, buffers)
+
+    path.write_text("a-secret")
+    path.chmod(0o600)
+    monkeypatch.setattr(os, "readv", noted)
+    assert pin_of(load(softhsm(pin={"file": str(path)}))).resolve() == b"a-secret"
+    assert [bytes(buffer).strip(b"\0") for buffer in seen] == [b""]
+
+
+def test_no_answer_of_the_service_is_the_context_of_an_error(monkeypatch):
+    def fails(*_args, **_named):
+        raise secretsmanager.SecretProblem("cannot be read")
+
+    monkeypatch.setattr(secretsmanager, "fetch", fails)
+    with pytest.raises(SecretUnavailable, match="cannot be read") as caught:
+        pin_of(load(softhsm(pin={"awsSecretsManager": {"secretId": "a", "region": "eu-central-1"}}))).resolve()
+    assert caught.value.__context__ is caught.value.__cause__ is None

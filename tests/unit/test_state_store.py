@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import json
 import os
 import sqlite3
 import stat
@@ -14,17 +15,21 @@ import sys
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 from tests.support.child import in_fork
 from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.size import share
 
+from hsmcore.base import steady
 from hsmcore.config.secret import Secret
 from hsmcore.errors import BadArgument
 from hsmcore.failover import history as module
@@ -37,7 +42,10 @@ from hsmcore.manager.rotation.machine import Run
 from hsmcore.manager.rotation.store import Rotations
 from hsmcore.state import Desired, Keys, Outbox, Store, StoreBusy, StoreError, schema
 from hsmcore.state import outbox as outbox_module
+from hsmcore.state.clock import StoreClock
+from hsmcore.state.schema import EMERGENCY_EPISODE as EPISODE
 from hsmcore.state.schema import METADATA, MIGRATIONS
+from hsmcore.state.schema import ROTATION_SETTING as SETTING
 from hsmcore.state.sealed_rows import fingerprint
 
 
@@ -416,79 +424,113 @@ STEPS = st.lists(
         st.tuples(st.just("give back"), st.just(1)),
         st.tuples(st.just("crash"), st.just(0)),
         st.tuples(st.just("restart"), st.just(0)),
+        st.tuples(st.just("reboot"), st.just(0)),
         st.tuples(st.just("time"), st.integers(0, 40)),
         st.tuples(st.just("clock back"), st.integers(1, 100_000)),
         st.tuples(st.just("reset"), st.just(0)),
+        st.tuples(st.just("reset elsewhere"), st.just(0)),
         st.tuples(st.just("cancelled"), st.integers(1, 20)),
     ),
     max_size=40,
 )
 
 
+@dataclass
+class Episode:
+    """How many were used, when the first one was, and how many a crash may have wasted."""
+
+    used: int = 0
+    first: int | None = None
+    wasted: int = 0
+
+
 class Play:
-    """One budget and the reference: how many were used since the last reset, and when the first one was."""
+    """One budget and the reference. A boot loses the time since the last reservation, unless the wall clock knows
+    better."""
 
     def __init__(self, folder, most, seconds):
         self.path, self.limits = Path(folder) / "state.db", Limits(most, seconds)
-        self.true = self.wall = 1_000 * SECOND
-        self.used, self.first, self.last, self.wasted, self.jumped = 0, None, 0, 0, False
+        self.now = self.wall = self.boot = 1_000_000 * SECOND  # so late that a first mark is due
+        self.boots = self.number = self.latest = 0
+        self.episodes, self.given = defaultdict(Episode), []
 
     async def open(self):
         self.store = await Store.open(self.path)
-        self.budget = Emergency(self.store, self.limits, lambda: self.wall, lambda: self.true)
-        self.last = 0
+        self.budget = Emergency(self.store, self.limits, lambda: self.wall, lambda: self.boot)
+        self.given.clear()
+        await self.budget.begin()
+        await self._look()
 
-    @property
-    def over(self):
-        return self.first is not None and self.true >= self.first + self.limits.max_seconds * SECOND
+    async def _look(self):
+        """The episode that the store has."""
+        query = select(EPISODE.c.id, EPISODE.c.latest_ns).where(EPISODE.c.ended_ns.is_(None))
+        for row in await self.store.rows(query):
+            self.number, self.latest = row["id"], row["latest_ns"]
+            assert self.latest <= self.now
+
+    def over(self, episode):
+        return episode.first is not None and self.now >= episode.first + self.limits.max_seconds * SECOND
 
     async def spend(self, units):
         try:
-            self.last = await self.budget.spend(units)
+            number = await self.budget.spend(units)
         except EmergencyRefused as error:
-            late = self.over and not self.jumped
-            assert not late or "time" in str(error)  # noqa: PT017  # both outcomes are judged
-            refusable = self.used + units + self.wasted > self.limits.max_transactions
-            assert self.over or refusable or self.jumped
+            await self._look()
+            episode = self.episodes[self.number]
+            over = self.over(episode)
+            assert not over or "time" in str(error)  # noqa: PT017  # both outcomes are judged
+            assert over or episode.used + units + episode.wasted > self.limits.max_transactions
         else:
-            self.first = self.true if self.first is None else self.first
-            self.used += units
-            assert self.used <= self.limits.max_transactions, "more than there were"
-            assert not self.over, "later than allowed"
+            await self._look()
+            self._used(number, units)
+
+    def _used(self, number, units):
+        episode = self.episodes[number]
+        episode.first = self.now if episode.first is None else episode.first
+        episode.used += units
+        assert episode.used <= self.limits.max_transactions, "more than there were"
+        assert not self.over(episode), "later than allowed"
+        self.given.append(number)
 
     async def give_back(self, _value):
-        if self.last and self.used:
-            self.budget.give_back(self.last)
-            self.used -= 1
-            self.last = 0
+        if self.given:
+            number = self.given.pop(0)
+            self.budget.give_back(number)
+            self.episodes[number].used -= 1
 
     async def cancelled(self, units):
         task = asyncio.ensure_future(self.budget.spend(units))
         await asyncio.sleep(0)
         task.cancel()
         [result] = await asyncio.gather(task, return_exceptions=True)
+        begun = (await self.budget.status()).first_ns is not None
+        await self._look()
         if isinstance(result, int):
-            self.used += units
-            assert self.used <= self.limits.max_transactions
-        if (await self.budget.status()).first_ns is not None and self.first is None:
-            self.first = self.true
+            self._used(result, units)
+        episode = self.episodes[self.number]
+        if begun and episode.first is None:
+            episode.first = self.now
 
     async def crash(self, _value):
-        self.wasted += BLOCK + 40  # the rest of a block, or of what was asked for
+        self.episodes[self.number].wasted += BLOCK + 40  # the rest of a block, or of what was asked for
         await self._again()
 
     async def restart(self, _value):
         await self.budget.close()
         await self._again()
 
+    async def reboot(self, _value):
+        self.boots, self.boot = self.boots + 1, SECOND
+        self.now = min(self.now, max(self.wall, self.latest))
+        await self.crash(0)
+
     async def _again(self):
         await self.store.close()
-        self.jumped = self.jumped or self.wall < self.true
-        self.wall = max(self.wall, self.true)  # the machine asks for the time when it starts
         await self.open()
 
     async def time(self, seconds):
-        self.true += seconds * SECOND
+        self.now += seconds * SECOND
+        self.boot += seconds * SECOND
         self.wall += seconds * SECOND
 
     async def clock_back(self, seconds):
@@ -496,22 +538,61 @@ class Play:
 
     async def reset(self, _value):
         await self.budget.reset("an exercise")
-        self.used, self.first, self.last, self.wasted = 0, None, 0, 0
+
+    async def reset_elsewhere(self, _value):
+        await Emergency(self.store, self.limits, lambda: self.wall, lambda: self.boot).reset("elsewhere")
 
 
 @settings(max_examples=share(60))
+@example(most=100, seconds=10, steps=[("spend", 1), ("time", 9), ("spend", 40), ("clock back", 3600), ("reboot", 0),
+                                      ("time", 5), ("spend", 1)])  # fmt: skip
+@example(
+    most=9,
+    seconds=10,
+    steps=[("spend", 1), ("time", 9), ("clock back", 3600), ("restart", 0), ("time", 1), ("spend", 1)],
+)
+@example(most=5, seconds=10, steps=[("spend", 1), ("reset", 0), ("give back", 1), ("spend", 1), ("spend", 5)])
+@example(most=5, seconds=10, steps=[("spend", 1), ("reset", 0), ("spend", 1), ("give back", 1), ("spend", 5)])
+@example(most=100, seconds=10, steps=[("spend", 1), ("reset elsewhere", 0), *[("spend", 20)] * 5, ("spend", 1)])
 @given(most=st.integers(1, 100), seconds=st.integers(1, 100), steps=STEPS)
 def test_a_budget_is_kept_whatever_happens(most, seconds, steps):
     async def play(folder):
         game = Play(folder, most, seconds)
+        patch.setattr(steady, "_boot", lambda: f"{game.boots}")
         await game.open()
         for step, value in steps:
             await getattr(game, step.replace(" ", "_"))(value)
-        assert (await game.budget.status()).reserved >= game.used
+        found = await game.budget.status()
+        assert found.reserved >= game.episodes[found.episode].used
         await game.store.close()
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         asyncio.run(play(folder))
+
+
+@one_loop
+async def test_a_clock_keeps_its_mark_once_an_hour_and_none_that_goes_on_from_another_s_time(place):
+    now = [1_000_000 * SECOND]
+    store = await Store.open(place)
+    clock = StoreClock(store, lambda: now[0], lambda: now[0])
+
+    async def kept_at():
+        assert await clock.follow() == clock.now()
+        [row] = await store.rows(select(SETTING.c.value).where(SETTING.c.name == "clock"))
+        return json.loads(row["value"])["at"]
+
+    for passed, kept in ((0, 0), (3_599, 0), (1, 3_600), (3_599, 3_600), (1, 7_200)):
+        now[0] += passed * SECOND
+        assert await kept_at() == (1_000_000 + kept) * SECOND
+    clock.reach(clock.now() + steady.STEP_NS - 1)
+    now[0] += 3_600 * SECOND
+    assert await kept_at() == now[0]
+    before = now[0]
+    for ahead in (steady.STEP_NS, 0):
+        clock.reach(clock.now() + ahead)
+        now[0] += 3_600 * SECOND
+        assert await kept_at() == before
+    await store.close()
 
 
 @one_loop
@@ -534,6 +615,22 @@ async def test_a_clock_that_is_a_day_ahead_for_a_moment_uses_up_no_budget(place)
 
 
 @one_loop
+async def test_the_latest_time_that_a_process_has_told_counts_in_every_one(place):
+    ahead, boot = 5 * SECOND, [1_000 * SECOND]
+    store = await Store.open(place)
+    here, there = (Emergency(store, Limits(90, 60), lambda by=by: boot[0] + by, lambda: boot[0]) for by in (0, ahead))
+    await here.spend()
+    boot[0] += 52 * SECOND
+    await there.spend(20)
+    await here.spend(20)
+    boot[0] += 4 * SECOND
+    assert here.try_spend() == 0
+    with pytest.raises(EmergencyRefused, match="time"):
+        await here.spend()
+    await store.close()
+
+
+@one_loop
 async def test_limits_may_become_stricter_at_once_and_laxer_after_a_reset(place):
     store = await Store.open(place)
     await Emergency(store, Limits(50, 60)).spend(10)
@@ -552,13 +649,86 @@ async def test_limits_may_become_stricter_at_once_and_laxer_after_a_reset(place)
 
 
 @one_loop
+async def test_a_status_begins_nothing_and_says_what_is_left(place):
+    store = await Store.open(place)
+    budget = Emergency(store, Limits(50, 60))
+    for _ in range(2):
+        found = await budget.status()
+        assert (found.episode, found.first_ns, found.reserved, found.left, found.usable) == (None, None, 0, 50, True)
+    begun = await budget.begin()
+    assert (begun.episode, begun.first_ns, begun.expires_ns, begun.left) == (1, None, None, 50)
+    await budget.spend()
+    found = await budget.status()
+    assert (found.episode, found.reserved, found.left, found.held) == (1, BLOCK, 50 - BLOCK, BLOCK - 1)
+    assert found.expires_ns == found.first_ns + 60 * SECOND
+    strict, lax = [await Emergency(store, Limits(50, seconds)).status() for seconds in (10, 600)]
+    assert (strict.expires_ns, lax.expires_ns) == (found.first_ns + 10 * SECOND, found.expires_ns)
+    await budget.spend(20)  # with the rest of the block
+    assert (await budget.status()).reserved == 2 * BLOCK
+    assert await budget.spend(29)
+    found = await budget.status()
+    assert (found.left, found.held, found.usable) == (0, 0, False)
+    await budget.close()
+    await store.close()
+
+
+@one_loop
+async def test_what_the_store_has_forgotten_is_counted_again(place):
+    now = [1_000 * SECOND]
+    store = await Store.open(place)
+    budget = Emergency(store, Limits(50, 60), lambda: now[0], lambda: now[0])
+    assert await budget.count(10, 995 * SECOND) == 40
+    found = await budget.status()
+    assert (found.first_ns, found.reserved, found.expired) == (995 * SECOND, 10, False)
+    assert await budget.count(10, 999 * SECOND) == 30
+    assert (await budget.status()).first_ns == 995 * SECOND
+    assert await budget.count(1000, 990 * SECOND) == 0
+    found = await budget.status()
+    assert (found.first_ns, found.reserved) == (990 * SECOND, 50)
+    now[0] = 1_050 * SECOND - 1
+    assert not (await budget.status()).expired
+    now[0] += 1
+    assert (await budget.status()).expired
+    await store.close()
+
+
+@pytest.mark.parametrize(("most", "reserved"), [(2 * BLOCK, 1), (2 * BLOCK + 1, BLOCK)])
+@one_loop
+async def test_the_last_two_blocks_are_reserved_by_the_unit_and_a_close_gives_the_rest_back(place, most, reserved):
+    store = await Store.open(place)
+    budget = Emergency(store, Limits(most, 60))
+    await budget.spend()
+    assert (await budget.status()).reserved == reserved
+    await budget.close()
+    assert budget.try_spend() == 0
+    assert (await budget.status()).reserved == 1
+    await store.close()
+
+
+@one_loop
+async def test_units_are_counted_by_the_time_that_the_store_knows(place):
+    now = 1_000_000 * SECOND
+    store = await Store.open(place)
+    await Emergency(store, Limits(50, 60), lambda: now, lambda: now).reset("so that there is a mark")
+    ahead = Emergency(store, Limits(50, 60), lambda: now + 2 * steady.HELD_NS, lambda: now)
+    assert await ahead.count(1, now) == 49
+    assert (await ahead.status()).began_ns == now
+    await store.close()
+
+
+@one_loop
 async def test_a_reset_elsewhere_takes_what_was_reserved(place):
     store = await Store.open(place)
     here, there = Emergency(store, Limits(20, 60)), Emergency(store, Limits(20, 60))
-    await here.spend()
+    before = await here.spend()
     await there.reset("elsewhere")
     assert not (await here.status()).expired
+    here.give_back(before)  # of an attempt that went on meanwhile
     assert here.try_spend() == 0  # its block belonged to the old episode
+    before = await here.spend()
+    await here.reset("here")
+    here.give_back(before)
+    assert here.try_spend() == 0
     await here.spend(20)
     with pytest.raises(EmergencyRefused, match="20 signatures is used up"):
         await here.spend()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hsmcore.base import steady
-from hsmcore.base.steady import HELD_NS, SteadyClock
+from hsmcore.base.steady import HELD_NS, STEP_NS, SteadyClock
 
 SECOND = 10**9
 DAY = 86_400 * SECOND
@@ -68,6 +68,31 @@ def test_small_steps_go_forward_only():
     world.wall -= 5 * SECOND
     assert (clock.now(), clock.sure(), clock.late()) == (before, world.wall, before)
     assert world.steps == []
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_step_is_one_from_ten_seconds_on(sign):
+    for by in (STEP_NS - 1, STEP_NS):
+        world = World()
+        clock = world.clock()
+        world.wall += sign * by
+        clock.now()
+        assert clock.agrees == (by < STEP_NS)
+        assert len(world.steps) == (by == STEP_NS)
+
+
+def test_a_step_during_a_step_holds_from_its_own_beginning():
+    for by in (STEP_NS - 1, STEP_NS):
+        world = World()
+        clock = world.clock()
+        world.wall += DAY
+        clock.now()
+        world.passes(HELD_NS - 1)
+        world.wall += by
+        assert clock.now() == BEGIN + HELD_NS - 1
+        world.passes(1)
+        assert (clock.now() == world.wall) == (by < STEP_NS)
+        assert len(world.steps) == (2 if by == STEP_NS else 1)
 
 
 def test_restarts_during_one_boot_neither_believe_a_step_nor_forget_how_long_it_has_held():

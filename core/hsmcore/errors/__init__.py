@@ -15,7 +15,6 @@ from hsmcore.errors.statuses import MAY_PASS, RETRYABLE_CLASSES, STATUSES
 
 UNSURE: Final = frozenset({"DEADLINE_EXCEEDED", "HOST_LOST", "SIGNATURE_MALFORMED", "SIGNATURE_INVALID", "CANCELLED"})
 """Statuses that leave it open whether a signature was made."""
-_SIGNING_CALLS: Final = frozenset({"C_Sign", "C_SignFinal"})
 
 
 class HsmError(Exception):
@@ -75,9 +74,7 @@ class HsmError(Exception):
         had begun to sign. Then no other key may sign the same message."""
         if self._maybe_signed is not None:
             return self._maybe_signed
-        return self.status in UNSURE or (
-            self.call in _SIGNING_CALLS and self.error_class not in ("RETRY", "REQUEST_FATAL")
-        )
+        return self.status in UNSURE or (self.call == "C_Sign" and self.error_class not in ("RETRY", "REQUEST_FATAL"))
 
     @maybe_signed.setter
     def maybe_signed(self, known: bool | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from hsmcore.errors import AuditUnavailable, EngineClosed, HsmError, NotHolder, QueueFull
+from hsmcore.errors import AuditUnavailable, EngineClosed, HsmError, NotHolder
 
 Kind = Literal["busy", "late", "slow", "session", "down", "access", "unusable", "wrong", "key", "auth", "fatal"]
 State = Literal["closed", "open", "half-open"]
@@ -48,6 +48,7 @@ RULES: Final[dict[Kind, Rule]] = {
     "fatal": Rule(1, False),
 }
 
+# Of the other classes are errors of a request itself, of this process, or of a start.
 _KIND_OF_CLASS: Final[dict[str, Kind]] = {
     "RETRY": "busy",
     "RESET": "session",
@@ -70,17 +71,6 @@ _KIND_OF_STATUS: Final[dict[str, Kind]] = {
     "MODULE_FATAL": "fatal",
     "TOKEN_NOT_FOUND": "down",
 }
-OWN: Final = frozenset(
-    {
-        *("QUEUE_FULL", "MESSAGE_REJECTED", "MESSAGE_TOO_LARGE", "REQUEST_REJECTED", "BAD_ARGUMENT", "CANCELLED"),
-        *("KEY_DEACTIVATED", "KEY_NOT_CURRENT", "POLICY_REFUSED", "DOUBLE_SIGN", "NOT_HOLDER", "FLEET_BEHIND"),
-        *("CLOSED", "FORKED", "OUT_OF_MEMORY", "SYSTEM"),
-        # Of a member that cannot start:
-        *("MODULE_MISSING", "MODULE_INVALID", "HOST_MISSING", "HOST_MISMATCH", "TOKEN_AMBIGUOUS", "KEY_AMBIGUOUS"),
-        *("PUBLIC_KEY_MISSING", "ALGORITHM_UNSUPPORTED"),
-    }
-)
-"""Statuses of a request itself, of this process, or of a start. Any other one is a failure of the member."""
 WITHHELD: Final = (AuditUnavailable, EngineClosed, NotHolder)
 """As the answer to a request that was submitted, these leave it open too: the signature was not recorded, the member
 was closed in the middle of its work, or the fleet's lease was over."""
@@ -88,10 +78,8 @@ was closed in the middle of its work, or the fleet's lease was over."""
 
 def kind_of(error: HsmError) -> Kind | None:
     """The kind of member failure of an error; None: the error is the request's own, and no other member helps."""
-    if isinstance(error, AuditUnavailable | NotHolder | QueueFull):
+    if isinstance(error, AuditUnavailable | NotHolder) or error.status == "QUEUE_FULL":
         return None  # nothing is wrong with the member
-    if error.status in OWN:
-        return None
     return _KIND_OF_STATUS.get(error.status) or _KIND_OF_CLASS.get(error.error_class)
 
 

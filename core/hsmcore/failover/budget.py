@@ -98,9 +98,14 @@ class Emergency:
         """Begin an episode, or continue the present one. Starts no clock."""
         await self._clock.follow()
         now = self._now()
-        return self._with_own(
-            await self._store.run(lambda connection: _status(connection, self._limits, now, begin=True))
-        )
+
+        def work(connection: Connection) -> tuple[EmergencyStatus, int]:
+            row = _row(connection, self._limits, now.ns, begin=True)
+            return _status(connection, self._limits, now), now.times(row)[1]
+
+        found, latest = await self._store.run(work)
+        self._clock.reach(latest)  # time that passes before the first reservation counts too
+        return self._with_own(found)
 
     def _now(self) -> _Now:
         now = self._clock.now()
@@ -179,7 +184,7 @@ class Emergency:
             insert_events(connection, [(time.time_ns(), Event("emergency-reset", reason=reason, details=details))])
             return before
 
-        self._units = 0
+        self._episode = self._units = 0  # so that an attempt under way gives nothing back
         return await self._store.run(work)
 
     async def count(self, used: int, first_ns: int) -> int:
@@ -206,7 +211,7 @@ class Emergency:
 
     def _with_own(self, found: EmergencyStatus) -> EmergencyStatus:
         if found.episode != self._episode:
-            self._units = 0  # they belong to an episode that was reset
+            self._episode = self._units = 0  # they belong to an episode that was reset
         return replace(found, held=self._units + self._asked)
 
 
@@ -269,8 +274,8 @@ def _row(connection: Connection, limits: Limits, now: int, *, begin: bool) -> An
     return row
 
 
-def _status(connection: Connection, limits: Limits, at: _Now, *, begin: bool = False) -> EmergencyStatus:
-    row = _row(connection, limits, at.ns, begin=begin)
+def _status(connection: Connection, limits: Limits, at: _Now) -> EmergencyStatus:
+    row = _row(connection, limits, at.ns, begin=False)
     if row is None:
         most, seconds = limits.max_transactions, limits.max_seconds
         return EmergencyStatus(None, None, None, None, most, seconds, 0, most, expired=False)

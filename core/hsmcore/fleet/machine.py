@@ -112,7 +112,7 @@ class Machine:
             self.reason = "the answer to its claim was lost"
         elif self.state == "claiming" and not self.epoch:
             self._lose("its claim was not written")
-        if self.epoch and row.incident:
+        if row.incident:
             self.doubt(f"incident {row.incident} is open")
 
     def went_back(self, row: EpochRow) -> bool:

@@ -94,8 +94,7 @@ class OpenWork(Flow[Any]):
             first = next(iter(self.held), None)
             if first is None or self.open + first.cost > self.most:
                 return
-            first.go_on()
-        self._go_on_later()
+            first.go_on()  # and its release plans the next turn
 
     def begin(self, count: int, *, signs: bool = False) -> None:
         """Count requests as open, and those for signatures in the client's rate. Raises QueueFull, BadArgument for more

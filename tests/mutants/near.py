@@ -1,0 +1,63 @@
+"""Which tests are near a file: those that must see a change of it. Fast ones first, as the first failure ends a run."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_STORE: Final = "tests/unit/test_state_store.py"
+_BUDGET: Final = tuple(
+    f"{_STORE}::test_{name}"
+    for name in (
+        "a_clock_keeps_its_mark_once_an_hour_and_none_that_goes_on_from_another_s_time",
+        "a_clock_that_is_a_day_ahead_for_a_moment_uses_up_no_budget",
+        "a_budget_is_kept_whatever_happens",
+        "limits_may_become_stricter_at_once_and_laxer_after_a_reset",
+        "a_status_begins_nothing_and_says_what_is_left",
+        "what_the_store_has_forgotten_is_counted_again",
+        "the_last_two_blocks_are_reserved_by_the_unit_and_a_close_gives_the_rest_back",
+        "units_are_counted_by_the_time_that_the_store_knows",
+        "a_reset_elsewhere_takes_what_was_reserved",
+        "the_latest_time_that_a_process_has_told_counts_in_every_one",
+        "several_users_of_one_store_never_spend_more_than_there_is",
+    )
+)
+_FAILOVER: Final = ("tests/integration/test_key_binding.py", "tests/integration/test_failover.py")
+_ROTATION: Final = ("tests/unit/test_rotation_machine.py", "tests/integration/test_rotation.py")
+_AUDIT: Final = ("tests/unit/test_audit_tampering.py", "tests/integration/test_audit_log.py")
+
+NEAR: Final[dict[str, tuple[str, ...]]] = {
+    f"core/hsmcore/{path}": tests
+    for path, tests in {
+        "audit/check/trust.py": (*_AUDIT, "tests/integration/test_audit_witness.py"),
+        "audit/check/verify.py": _AUDIT,
+        "base/steady.py": ("tests/unit/test_steady.py",),
+        "config/secret.py": ("tests/unit/test_gateway_clients.py", "tests/unit/test_secrets.py"),
+        "failover/bindings.py": ("tests/integration/test_key_binding_restarts.py",),
+        "failover/breaker.py": (
+            "tests/unit/test_failover_breaker.py",
+            "tests/unit/test_failover_levels.py",
+            "tests/unit/test_failover_policy.py",
+        ),
+        "failover/budget.py": _BUDGET,
+        "failover/levels.py": (
+            "tests/unit/test_failover_levels.py",
+            "tests/unit/test_failover_policy.py",
+            "tests/unit/test_failover_sharing.py",
+        ),
+        "failover/policy.py": ("tests/unit/test_failover_policy.py", "tests/unit/test_failover_levels.py"),
+        "failover/router.py": _FAILOVER,
+        "fleet/machine.py": ("tests/unit/test_fleet_machine.py",),
+        "fleet/rows.py": ("tests/unit/test_fleet_machine.py", "tests/integration/test_fleet.py"),
+        "gateway/clients.py": ("tests/unit/test_gateway_clients.py", "tests/unit/test_gateway_sharing.py"),
+        "gateway/tls.py": ("tests/unit/test_gateway_tls.py", "tests/unit/test_gateway_clients.py"),
+        "manager/policy/callers.py": ("tests/unit/test_policy_guard.py", "tests/integration/test_policy.py"),
+        "manager/policy/guard.py": ("tests/unit/test_policy_guard.py", "tests/integration/test_policy.py"),
+        "manager/policy/watermark.py": ("tests/unit/test_watermark.py", "tests/integration/test_policy.py"),
+        "manager/rotation/approvals.py": ("tests/unit/test_rotation_approvals.py",),
+        "manager/rotation/machine.py": _ROTATION,
+        "manager/rotation/schedule.py": ("tests/unit/test_rotation_schedule.py",),
+        "state/clock.py": (*_BUDGET, "tests/integration/test_rotation.py"),
+        "state/positions.py": ("tests/unit/test_watermark.py",),
+        "state/seal.py": ("tests/unit/test_state_seal.py",),
+    }.items()
+}

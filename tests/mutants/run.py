@@ -1,0 +1,97 @@
+"""Runs the tests near a mutant in a copy of the tree, where the file is changed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from tests.mutants.changes import Mutant
+from tests.support.paths import ROOT
+from tests.support.run_folder import fast_folder
+
+COPIED: Final = ("core", "bench", "tests", "pyproject.toml")
+"""The rest of the tree is linked."""
+LEAVES: Final = shutil.ignore_patterns(".hypothesis", "node_modules", "results")
+PATIENCE: Final = 6
+"""A run gets so many times what the unchanged file's took, and half a minute."""
+_COMMAND: Final = ("-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", "-p", "tests.mutants.quick")
+_SELECTED: Final = ("-m", "not deep", "-k", "not postgres and not pooled")
+_KILLED: Final = (1, 2)
+"""Exit codes of pytest: a test failed, or its file could not be loaded."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`verdict`: "killed", "survived" or "none". `by`: the test that failed."""
+
+    verdict: str
+    seconds: float
+    by: str = ""
+
+
+class Copy:
+    """A copy of the tree, for one run at a time."""
+
+    def __enter__(self) -> Self:
+        self.folder = Path(tempfile.mkdtemp(prefix="hsmcore-mutants-", dir=fast_folder()))
+        for path in ROOT.iterdir():
+            if path.name in COPIED:
+                copy = shutil.copytree if path.is_dir() else shutil.copy2
+                copy(path, self.folder / path.name, **({"ignore": LEAVES} if path.is_dir() else {}))
+            elif path.name != ".git":
+                (self.folder / path.name).symlink_to(path)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        shutil.rmtree(self.folder)
+
+    def judge(self, mutant: Mutant, tests: tuple[str, ...], limit: float) -> Outcome:
+        """Run the tests with the change."""
+        path = self.folder / mutant.path
+        source = path.read_bytes()
+        path.write_bytes(mutant.apply(source))
+        try:
+            return self.run(tests, limit)
+        finally:
+            path.write_bytes(source)
+
+    def run(self, tests: tuple[str, ...], limit: float) -> Outcome:
+        """Run tests of the copy. What takes longer than `limit` seconds has no verdict."""
+        begun = time.monotonic()
+        # No bytecode is written: it tells sources by the second of their change and their length.
+        paths = os.pathsep.join(str(self.folder / name) for name in ("core", "bench"))
+        environment = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+        command = [sys.executable, *_COMMAND, *_SELECTED, *tests]
+        with subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as running:
+            try:
+                said, _ = running.communicate(timeout=limit)
+            except subprocess.TimeoutExpired:
+                os.killpg(running.pid, signal.SIGKILL)
+                running.communicate()
+                return Outcome("none", time.monotonic() - begun, "takes too long")
+        took = time.monotonic() - begun
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
+        if running.returncode in _KILLED:
+            return Outcome("killed", took, failed[1] if failed else "")
+        if running.returncode == 0:
+            return Outcome("survived", took)
+        return Outcome("none", took, said.strip().rpartition("\n")[2])
