@@ -1,0 +1,40 @@
+"""Puts the simulation under hsmcore, once in a process and before anything imports it: time, chance, threads, engine.
+
+The product has no seam for it and needs none: members, routers and guests take `Engine`, `Routes` and `Guest` from
+`hsmcore._native` by name.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from tests.simulation import chance, clock
+
+
+def install() -> None:
+    """Raises RuntimeError in a process that has imported what the simulation replaces."""
+    for name in ("hsmcore.members.pkcs11", "hsmcore.failover.router", "hsmcore.state.database"):
+        if name in sys.modules:
+            raise RuntimeError(f"{name} is imported already: a world needs a process of its own")
+    clock.install()
+    chance.install()
+    from tests.simulation import threads
+
+    threads.install()
+    import hsmcore._native as native
+    from tests.simulation.engine import Engine, Guest
+    from tests.simulation.routes import Routes
+
+    native.Engine, native.Guest, native.Routes = Engine, Guest, Routes  # type: ignore[misc,assignment]
+    from tests.simulation import emergency
+
+    emergency.install()
+    import structlog
+
+    structlog.configure(processors=[_drop])
+
+
+def _drop(_logger: object, _method: str, _event: object) -> object:
+    import structlog
+
+    raise structlog.DropEvent

@@ -1,0 +1,187 @@
+"""The law: what holds in every world, whatever fails, and in whatever order.
+
+Each rule is a function of what happened (`Facts`) that yields what breaks it. Words: a *call* is one call of the key
+manager; it *begins* and *ends*, with a signature, an error, or the caller's leaving. A *device* signs; the ledger knows
+each signature that exists, also those that no caller got.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from tests.simulation.clock import SECOND
+from tests.simulation.device import Ledger, Signed
+from tests.simulation.script import Script
+
+from hsmcore._native import verify
+from hsmcore.base.receipt import Receipt
+from hsmcore.errors import HsmError
+from hsmcore.failover.bindings import BINDING_NS
+
+GRACE_NS: Final = SECOND // 4
+"""A call may end so long after its deadline: the deadline timer, and the turns before its caller's."""
+ENOUGH_NS: Final = SECOND // 2
+"""A call with so much time reaches every member, one after the other."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """One message of one call."""
+
+    intent: int
+    number: int
+    """Of the call, among those of its intent."""
+    message: bytes
+    begun_ns: int
+    limit_ns: int
+    any_key: bool
+    shared: bool
+    ended_ns: int = 0
+    result: bytes | Receipt | HsmError | None = None
+    """None: the caller left."""
+    ends: int = 0
+
+
+@dataclass(slots=True)
+class Facts:
+    """What happened in a world."""
+
+    script: Script
+    ledger: Ledger
+    keys: dict[str, bytes]
+    """Public keys of the devices, by the name of the key."""
+    answers: list[Answer] = field(default_factory=list)
+    stalls: list[tuple[int, int]] = field(default_factory=list)
+    """When the whole process stood still: from, to."""
+    touched: dict[bytes, set[bytes]] = field(default_factory=dict)
+    """The keys with which a device was ever asked to sign a message."""
+    left: dict[str, int] = field(default_factory=dict)
+    """What was not given back at the end, by what it is."""
+
+    def window(self, answer: Answer) -> tuple[int, int]:
+        """From the begin of a call to that of the next one for the same message, by the same caller."""
+        later = [
+            one.begun_ns
+            for one in self.answers
+            if one.intent == answer.intent and one.message == answer.message and one.number > answer.number
+        ]
+        return answer.begun_ns, min(later, default=2**63)
+
+    def signed_for(self, answer: Answer) -> list[Signed]:
+        """The signatures that devices began to make because of a call."""
+        begin, end = self.window(answer)
+        return [one for one in self.ledger.of(answer.message) if begin <= one.begun_ns < end]
+
+    def stood_still(self, begin: int, end: int) -> int:
+        """Nanoseconds within a time."""
+        return sum(max(0, min(end, to) - max(begin, at)) for at, to in self.stalls)
+
+
+def answered_once(facts: Facts) -> Iterator[str]:
+    """Each call ends, and ends once."""
+    for one in facts.answers:
+        if one.ends != 1:
+            yield f"call {one.intent}.{one.number} ended {one.ends} times"
+
+
+def genuine(facts: Facts) -> Iterator[str]:
+    """A signature that a caller gets is one of its message, made by a device or an emergency key, under the key that the
+    receipt names."""
+    for one in facts.answers:
+        if one.result is None or isinstance(one.result, HsmError):
+            continue
+        receipt = one.result if isinstance(one.result, Receipt) else None
+        signature = one.result if receipt is None else receipt.signature
+        made = {signed.public_key for signed in facts.ledger.of(one.message)}
+        keys = made if receipt is None else {receipt.public_key}
+        if not any(verify("ed25519", key, one.message, signature) for key in keys):
+            yield f"call {one.intent}.{one.number} got a signature that is not one of its message"
+        elif not keys & made:
+            yield f"call {one.intent}.{one.number} has a receipt of a key that has not signed its message"
+
+
+def honest(facts: Facts) -> Iterator[str]:
+    """If a device began to make a signature because of a call that ends with an error, the error says `maybe_signed`."""
+    for one in facts.answers:
+        if isinstance(one.result, HsmError) and not one.shared and not one.result.maybe_signed:
+            for signed in facts.signed_for(one):
+                yield (
+                    f"call {one.intent}.{one.number} ended with {type(one.result).__name__}, which says that nothing is "
+                    f"signed, and {signed.member} has signed"
+                )
+                break
+
+
+def one_key(facts: Facts) -> Iterator[str]:
+    """While a caller has no answer, its message is signed under one key only, unless it allows others."""
+    by_message: dict[tuple[int, bytes], list[Answer]] = {}
+    for one in facts.answers:
+        if not one.shared and not one.any_key:
+            by_message.setdefault((one.intent, one.message), []).append(one)
+    for calls in by_message.values():
+        unanswered: dict[bytes, int] = {}
+        for one in calls:
+            signed = facts.signed_for(one)
+            for mark in signed:
+                for key, at in unanswered.items():
+                    if key != mark.public_key and mark.begun_ns < at + BINDING_NS:
+                        yield f"call {one.intent}.{one.number}: signed under two keys, and the caller had no answer"
+                unanswered.setdefault(mark.public_key, mark.at_ns)
+            if isinstance(one.result, (bytes, Receipt)):
+                unanswered = {}
+
+
+def punctual(facts: Facts) -> Iterator[str]:
+    """A call ends at its deadline, with some grace; a process that stands still may be later by as long."""
+    for one in facts.answers:
+        due = one.begun_ns + one.limit_ns
+        late = one.ended_ns - due - facts.stood_still(one.begun_ns, one.ended_ns)
+        if late > GRACE_NS:
+            yield f"call {one.intent}.{one.number} ended {late / SECOND:.3f} s after its deadline"
+
+
+def served(facts: Facts) -> Iterator[str]:
+    """No call with time enough ends with an error while a member could sign: one that has had no fault since the world
+    began, whose key is the only one with which the message was ever tried, in a process that has not stood still."""
+    script = facts.script
+    if script.failover.get("mode") == "literal":
+        return  # it retries where it failed, to the letter of the settings
+    for one in facts.answers:
+        if not isinstance(one.result, HsmError) or one.limit_ns < ENOUGH_NS or one.shared:
+            continue
+        if any(at < one.ended_ns for at, _ in facts.stalls):
+            continue
+        for member in script.members:
+            key = facts.keys[member.key]
+            well = all(fault.member != member.name or fault.at_ns > one.ended_ns for fault in script.faults)
+            if well and facts.touched.get(one.message, set()) <= {key}:
+                yield (
+                    f"call {one.intent}.{one.number} ended with {type(one.result).__name__} while {member.name} was "
+                    f"well: {one.result.args[0]}"
+                )
+                break
+
+
+def nothing_left(facts: Facts) -> Iterator[str]:
+    """Everything ends at zero: tasks, slots, queued requests, calls of threads, errors that no one took."""
+    for what, count in facts.left.items():
+        if count:
+            yield f"{count} {what} left"
+
+
+RULES: Final[tuple[Callable[[Facts], Iterator[str]], ...]] = (
+    answered_once,
+    genuine,
+    honest,
+    one_key,
+    punctual,
+    served,
+    nothing_left,
+)
+
+
+def broken(facts: Facts) -> list[str]:
+    """Return what breaks the law, each with the rule's name."""
+    return [f"{rule.__name__}: {what}" for rule in RULES for what in rule(facts)]

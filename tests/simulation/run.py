@@ -1,0 +1,82 @@
+"""Many worlds, or one: its seed, its story, its smallest form."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Callable
+from typing import Final
+
+from tests.simulation.script import Script, host_script
+from tests.simulation.world import Outcome, World, remove_folder
+
+WORLDS: Final[dict[str, Callable[[int], Script]]] = {"host": host_script}
+
+
+def play(script: Script) -> Outcome:
+    """Run a script; it stays as it is."""
+    return World(copy.deepcopy(script)).run()
+
+
+def shrink(script: Script) -> Script:
+    """Return a smaller script that breaks the same rule."""
+
+    def rules(of: Script) -> set[str]:
+        return {what.partition(":")[0] for what in play(of).broken}
+
+    wanted = rules(script)
+    for part in ("faults", "stalls", "intents"):
+        size = max(len(getattr(script, part)) // 2, 1)
+        while size:
+            at = 0
+            while at < len(kept := getattr(script, part)):
+                less = script.without(**{part: kept[:at] + kept[at + size :]})
+                if rules(less) & wanted:
+                    script = less
+                else:
+                    at += size
+            size //= 2
+    return script
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--world", choices=WORLDS, default="host")
+    parser.add_argument("--seed", type=int, help="replay this one, and write its story")
+    parser.add_argument("--seeds", default="1-100", help="run all of these: A-B")
+    parser.add_argument("--shrink", action="store_true", help="with --seed: the smallest script that breaks the same rule")
+    parser.add_argument("--digests", action="store_true", help="write the digest of each story")
+    options = parser.parse_args()
+    make = WORLDS[options.world]
+    try:
+        return _one(make(options.seed), options.shrink) if options.seed is not None else _many(make, options)
+    finally:
+        remove_folder()
+
+
+def _one(script: Script, shrinks: bool) -> int:
+    if shrinks:
+        script = shrink(script)
+    outcome = play(script)
+    print(*outcome.story, sep="\n")
+    print(f"{len(script.members)} members, {script.options}, {script.failover}")
+    print(f"story {outcome.digest}")
+    print(*(outcome.broken or ["the law holds"]), sep="\n")
+    return bool(outcome.broken)
+
+
+def _many(make: Callable[[int], Script], options: argparse.Namespace) -> int:
+    first, _, last = options.seeds.partition("-")
+    used, failed = time.process_time(), 0
+    seeds = range(int(first), int(last or first) + 1)
+    for seed in seeds:
+        outcome = play(make(seed))
+        if options.digests:
+            print(f"{seed} {outcome.digest}")
+        if outcome.broken:
+            failed += 1
+            print(f"seed {seed} ({options.world}): {outcome.broken[0][:300]}", f"and {len(outcome.broken) - 1} more", flush=True)
+    took = time.process_time() - used
+    print(f"{len(seeds)} worlds, {failed} broken; {len(seeds) / took * 60:.0f} a minute of processor")
+    return bool(failed)
