@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -35,7 +35,7 @@ status leaves that open (`signs_anyway`)."""
 LEFT_OPEN: Final = frozenset({"SESSION_LOST", "TOKEN_LOST", "CKR_UNKNOWN", "SIGNATURE_MALFORMED"})
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Fault:
     """From `at_ns` of the world's clock, for `lasts_ns`."""
 
@@ -93,10 +93,14 @@ class Key:
 class Ledger:
     """What every device of a world has signed, in order."""
 
-    signed: list[Signed] = field(default_factory=list)
+    signed: dict[bytes, list[Signed]] = field(default_factory=dict)
+    """By message."""
 
-    def of(self, message: bytes) -> Iterator[Signed]:
-        return (one for one in self.signed if one.message == message)
+    def note(self, one: Signed) -> None:
+        self.signed.setdefault(one.message, []).append(one)
+
+    def of(self, message: bytes) -> list[Signed]:
+        return self.signed.get(message, [])
 
 
 class Device:
@@ -153,4 +157,4 @@ class Device:
 
     def note(self, begun_ns: int, key: Key, message: Any) -> None:
         self.tell(self.name, f"has signed {hashlib.sha256(message).hexdigest()[:8]}")
-        self.ledger.signed.append(Signed(begun_ns, self.clock.ns, self.name, key.public_key, message))
+        self.ledger.note(Signed(begun_ns, self.clock.ns, self.name, key.public_key, message))

@@ -7,6 +7,7 @@ The product has no seam for it and needs none: members, routers and guests take 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from tests.simulation import chance, clock
 
@@ -29,9 +30,23 @@ def install() -> None:
     from tests.simulation import emergency
 
     emergency.install()
+    _keep_compiled_statements()
     import structlog
 
     structlog.configure(processors=[_drop])
+
+
+def _keep_compiled_statements() -> None:
+    """Each world opens a store at the same path: with the same engine of SQLAlchemy, which has compiled the statements.
+    To compile them is most of a world's time."""
+    from hsmcore.state import sqlite
+
+    create, made = sqlite.create_engine, {}
+
+    def create_engine(url: Any, **options: Any) -> Any:
+        return made.get(url) or made.setdefault(url, create(url, **options))
+
+    sqlite.create_engine = create_engine  # type: ignore[assignment]
 
 
 def _drop(_logger: object, _method: str, _event: object) -> object:

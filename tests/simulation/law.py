@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.simulation.clock import SECOND
-from tests.simulation.device import Ledger, Signed
+from tests.simulation.device import Fault, Ledger, Signed
 from tests.simulation.script import Script
 
 from hsmcore._native import verify
 from hsmcore.base.receipt import Receipt
 from hsmcore.errors import HsmError
 from hsmcore.failover.bindings import BINDING_NS
+from hsmcore.failover.errors import AllLevelsLate
 
 GRACE_NS: Final = SECOND // 4
 """A call may end so long after its deadline: the deadline timer, and the turns before its caller's."""
@@ -39,7 +40,7 @@ class Answer:
     any_key: bool
     shared: bool
     ended_ns: int = 0
-    result: bytes | Receipt | HsmError | None = None
+    result: bytes | Receipt | Exception | None = None
     """None: the caller left."""
     ends: int = 0
 
@@ -53,26 +54,28 @@ class Facts:
     keys: dict[str, bytes]
     """Public keys of the devices, by the name of the key."""
     answers: list[Answer] = field(default_factory=list)
+    calls: dict[int, list[Answer]] = field(default_factory=dict)
+    """As `answers`, by intent."""
+    faults: list[Fault] = field(default_factory=list)
+    """Those of the script, by the world's clock."""
     stalls: list[tuple[int, int]] = field(default_factory=list)
     """When the whole process stood still: from, to."""
+    closed_ns: int = 2**63
+    """When the host began to close."""
     touched: dict[bytes, set[bytes]] = field(default_factory=dict)
     """The keys with which a device was ever asked to sign a message."""
     left: dict[str, int] = field(default_factory=dict)
     """What was not given back at the end, by what it is."""
 
-    def window(self, answer: Answer) -> tuple[int, int]:
-        """From the begin of a call to that of the next one for the same message, by the same caller."""
-        later = [
-            one.begun_ns
-            for one in self.answers
-            if one.intent == answer.intent and one.message == answer.message and one.number > answer.number
-        ]
-        return answer.begun_ns, min(later, default=2**63)
-
     def signed_for(self, answer: Answer) -> list[Signed]:
-        """The signatures that devices began to make because of a call."""
-        begin, end = self.window(answer)
-        return [one for one in self.ledger.of(answer.message) if begin <= one.begun_ns < end]
+        """The signatures that devices began to make because of a call: from its begin to that of the next call for the
+        same message, by the same caller."""
+        found = self.ledger.of(answer.message)
+        if not found:
+            return []
+        later = (one.begun_ns for one in self.calls[answer.intent] if one.number > answer.number)
+        end = min(later, default=2**63)
+        return [one for one in found if answer.begun_ns <= one.begun_ns < end]
 
     def stood_still(self, begin: int, end: int) -> int:
         """Nanoseconds within a time."""
@@ -86,11 +89,18 @@ def answered_once(facts: Facts) -> Iterator[str]:
             yield f"call {one.intent}.{one.number} ended {one.ends} times"
 
 
+def told(facts: Facts) -> Iterator[str]:
+    """Each error is an HsmError."""
+    for one in facts.answers:
+        if isinstance(one.result, Exception) and not isinstance(one.result, HsmError):
+            yield f"call {one.intent}.{one.number} raised {one.result!r}"
+
+
 def genuine(facts: Facts) -> Iterator[str]:
     """A signature that a caller gets is one of its message, made by a device or an emergency key, under the key that the
     receipt names."""
     for one in facts.answers:
-        if one.result is None or isinstance(one.result, HsmError):
+        if one.result is None or isinstance(one.result, Exception):
             continue
         receipt = one.result if isinstance(one.result, Receipt) else None
         signature = one.result if receipt is None else receipt.signature
@@ -144,19 +154,25 @@ def punctual(facts: Facts) -> Iterator[str]:
 
 def served(facts: Facts) -> Iterator[str]:
     """No call with time enough ends with an error while a member could sign: one that has had no fault since the world
-    began, whose key is the only one with which the message was ever tried, in a process that has not stood still."""
+    began, whose key is the only one with which the message was ever tried, in a process that has not stood still. A
+    request that waits behind calls which hang is moved to members with the same key only: another one's deadline may
+    pass there."""
     script = facts.script
+    current = facts.keys[script.members[0].key]
     if script.failover.get("mode") == "literal":
         return  # it retries where it failed, to the letter of the settings
     for one in facts.answers:
         if not isinstance(one.result, HsmError) or one.limit_ns < ENOUGH_NS or one.shared:
             continue
+        if one.result.status == "MESSAGE_REJECTED" or one.ended_ns > facts.closed_ns:
+            continue  # a device has judged the message; the host was closed
         if any(at < one.ended_ns for at, _ in facts.stalls):
             continue
         for member in script.members:
             key = facts.keys[member.key]
-            well = all(fault.member != member.name or fault.at_ns > one.ended_ns for fault in script.faults)
-            if well and facts.touched.get(one.message, set()) <= {key}:
+            well = all(fault.member != member.name or fault.at_ns > one.ended_ns for fault in facts.faults)
+            late = isinstance(one.result, AllLevelsLate) and key != current
+            if well and not late and facts.touched.get(one.message, set()) <= {key}:
                 yield (
                     f"call {one.intent}.{one.number} ended with {type(one.result).__name__} while {member.name} was "
                     f"well: {one.result.args[0]}"
@@ -173,6 +189,7 @@ def nothing_left(facts: Facts) -> Iterator[str]:
 
 RULES: Final[tuple[Callable[[Facts], Iterator[str]], ...]] = (
     answered_once,
+    told,
     genuine,
     honest,
     one_key,

@@ -60,6 +60,8 @@ class Script:
     faults: tuple[Fault, ...]
     stalls: tuple[tuple[int, int], ...]
     """When the whole process stops, and for how long, in ns."""
+    closes_ns: int | None = None
+    """When the host is closed; None: when every caller has ended."""
     days: int = 0
     """How long the world goes on after the last caller."""
 
@@ -86,7 +88,9 @@ def host_script(seed: int) -> Script:
         failover["acceptOtherKeys"] = ["secondary"]
     options = {"maxCacheSize": rng.choice((0, 0, 50)), "singleFlight": rng.random() < 0.7}
     stalls = tuple((rng.randrange(LASTS_NS), rng.randrange(50 * MS, 1500 * MS)) for _ in range(rng.choice((0, 0, 0, 1))))
-    return Script(seed, members, options, failover, _intents(rng), faults_of(chance.faults, members), stalls)
+    closes = rng.randrange(LASTS_NS) if rng.random() < 0.2 else None
+    faults = faults_of(chance.faults, members)
+    return Script(seed, members, options, failover, _intents(rng), faults, stalls, closes)
 
 
 def _members(rng: random.Random) -> tuple[Member, ...]:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -123,17 +123,22 @@ class World:
         await manager.initialize()
         begin = self.clock.ns
         for fault in self.script.faults:
-            self._strike(begin, fault)
+            self._strike(replace(fault, at_ns=begin + fault.at_ns))
         for at, lasts in self.script.stalls:
             self.loop.call_later(at / SECOND, self._stall, lasts)
         callers = [asyncio.ensure_future(self._call(manager, begin, intent)) for intent in self.script.intents]
-        await asyncio.gather(*callers)
+        if self.script.closes_ns is None:
+            await asyncio.gather(*callers)
+        else:
+            await asyncio.sleep(self.script.closes_ns / SECOND)
         self.tell("host", "closes")
+        self.facts.closed_ns = self.clock.ns
         await manager.close()
         self.tell("host", "is closed")
+        await asyncio.gather(*callers)
 
-    def _strike(self, begin: int, fault: Fault) -> None:
-        fault.at_ns += begin
+    def _strike(self, fault: Fault) -> None:
+        self.facts.faults.append(fault)
         device = self.devices[fault.member]
         device.faults.append(fault)
         self.loop.happens(fault.at_ns - self.clock.ns, lambda: self.tell(fault.member, f"FAULT {fault}"))
@@ -164,6 +169,7 @@ class World:
                 Answer(intent.number, number, one, now, limit, attempt.any_key, intent.shared) for one in wanted
             ]
             self.facts.answers += answers
+            self.facts.calls.setdefault(intent.number, []).extend(answers)
             who = f"call {intent.number}.{number}"
             self.tell(who, f"{attempt.kind} {len(wanted)}, timeout {attempt.timeout} s, any key: {attempt.any_key}")
             task = asyncio.ensure_future(self._ask(manager, attempt, wanted, answers))
@@ -191,7 +197,7 @@ class World:
         kind = "many" if len(wanted) > 1 else attempt.kind
         try:
             result = await asks[kind]()
-        except HsmError as error:
+        except Exception as error:  # noqa: BLE001  # the law says which may come
             for one in answers:
                 _end(one, error, self.clock.ns)
             return
@@ -205,8 +211,8 @@ def _end(answer: Answer, result: Any, now: int) -> None:
 
 def _shown(answer: Answer) -> str:
     result = answer.result
-    if isinstance(result, HsmError):
-        return f"{type(result).__name__}{' (maybe signed)' if result.maybe_signed else ''}"
+    if isinstance(result, Exception):
+        return f"{type(result).__name__}{' (maybe signed)' if getattr(result, 'maybe_signed', False) else ''}"
     if isinstance(result, Receipt):
         return f"signed by {result.member}"
     return "left" if result is None else "signed"

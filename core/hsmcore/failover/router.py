@@ -267,6 +267,7 @@ class Router:
             return
         if error.maybe_signed and endpoint.is_unsigned(key, request.message, error):
             error.maybe_signed = False
+        request.maybe_signed |= error.maybe_signed
         if error.maybe_signed and not request.allow_other_key and request.attempts.bound_to is None:
             request.attempts.bound_to = key
         if isinstance(error, AlgorithmUnsupported) and isinstance(request.message, Digest):
@@ -274,8 +275,8 @@ class Router:
             return
         if self.is_request_s_own(error):
             if request.refused is not None or not by_module(error):
+                error.maybe_signed |= request.unsure
                 if request.attempts.bound_to is not None:
-                    error.maybe_signed = True
                     self.bind(request.bindable, request.attempts.bound_to)
                 raise error
             request.refused = endpoint, error  # another member decides whether the request is at fault, if there is one
