@@ -6,8 +6,11 @@ import argparse
 import gc
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from typing import Final
 
+from tests.simulation.mutants import MUTANTS
 from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
@@ -16,8 +19,15 @@ WORLDS: Final[dict[str, Callable[[int], Script]]] = {"host": host_script}
 
 
 def play(script: Script) -> Outcome:
-    """Run a script."""
+    """Run a script. The same one gives the same story, in each process."""
+    _warm()
     return World(script).run()
+
+
+@cache
+def _warm() -> None:
+    """Run a world in which nothing happens: what is loaded late takes its chances there, and not in the first one."""
+    World(replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=())).run()
 
 
 def shrink(script: Script) -> Script:
@@ -48,7 +58,10 @@ def main() -> int:
     parser.add_argument("--seeds", default="1-100", help="run all of these: A-B")
     parser.add_argument("--shrink", action="store_true", help="with --seed: the smallest script that breaks the same rule")
     parser.add_argument("--digests", action="store_true", help="write the digest of each story")
+    parser.add_argument("--mutant", choices=MUTANTS, help="put a fault back: ends at the first seed that sees it")
     options = parser.parse_args()
+    if options.mutant is not None:
+        MUTANTS[options.mutant][0]()
     make = WORLDS[options.world]
     try:
         return _one(make(options.seed), options.shrink) if options.seed is not None else _many(make, options)
@@ -67,6 +80,10 @@ def _one(script: Script, shrinks: bool) -> int:
     return bool(outcome.broken)
 
 
+def _sees(outcome: Outcome, rule: str) -> bool:
+    return any(what.startswith(f"{rule}:") for what in outcome.broken)
+
+
 def _many(make: Callable[[int], Script], options: argparse.Namespace) -> int:
     first, _, last = options.seeds.partition("-")
     used, failed = time.process_time(), 0
@@ -81,7 +98,11 @@ def _many(make: Callable[[int], Script], options: argparse.Namespace) -> int:
             print(f"{seed} {outcome.digest}")
         if outcome.broken:
             failed += 1
+            if options.mutant is not None and not _sees(outcome, MUTANTS[options.mutant][1]):
+                continue
             print(f"seed {seed} ({options.world}): {outcome.broken[0][:300]}", f"and {len(outcome.broken) - 1} more", flush=True)
+            if options.mutant is not None:
+                return 1
     took = time.process_time() - used
     print(f"{len(seeds)} worlds, {failed} broken; {len(seeds) / took * 60:.0f} a minute of processor")
     return bool(failed)
