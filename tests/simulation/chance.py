@@ -68,4 +68,4 @@ def install() -> None:
         return _bytes.randbytes(count)
 
     os.urandom = urandom
-    random._urandom = urandom  # type: ignore[attr-defined]
+    random._urandom = urandom

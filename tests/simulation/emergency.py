@@ -32,4 +32,4 @@ def install() -> None:
             ledgers[0].note(Signed(now, now, self._member, self.public_key, message))
         return signature
 
-    key._generate, key.sign = generate, noted  # type: ignore[method-assign]
+    key._generate, key.sign = generate, noted

@@ -26,7 +26,7 @@ def install() -> None:
     from tests.simulation.engine import Engine, Guest
     from tests.simulation.routes import Routes
 
-    native.Engine, native.Guest, native.Routes = Engine, Guest, Routes  # type: ignore[misc,assignment]
+    native.Engine, native.Guest, native.Routes = Engine, Guest, Routes
     from tests.simulation import emergency
 
     emergency.install()
@@ -46,7 +46,7 @@ def _keep_compiled_statements() -> None:
     def create_engine(url: Any, **options: Any) -> Any:
         return made.get(url) or made.setdefault(url, create(url, **options))
 
-    sqlite.create_engine = create_engine  # type: ignore[assignment]
+    sqlite.create_engine = create_engine
 
 
 def _drop(_logger: object, _method: str, _event: object) -> object:

@@ -23,12 +23,12 @@ def _second_key() -> None:
         failed(self, endpoint, key, error, request)
         request.attempts.bound_to = None
 
-    Router._failed = forget  # type: ignore[method-assign]
+    Router._failed = forget
 
 
 def _left_unbound() -> None:
     """A caller that leaves lets its message go: it asks again, and another key signs."""
-    Resumed.abandon = lambda _self, _asked, _message: None  # type: ignore[method-assign]
+    Resumed.abandon = lambda _self, _asked, _message: None
 
 
 def _bound_late() -> None:
@@ -38,7 +38,7 @@ def _bound_late() -> None:
     def later(self: Router, messages: Any, key: bytes) -> None:
         asyncio.get_running_loop().call_later(0.2, bind, self, tuple(messages), key)
 
-    Router.bind = later  # type: ignore[method-assign]
+    Router.bind = later
 
 
 def _another_answer() -> None:
@@ -55,22 +55,22 @@ def _another_answer() -> None:
                     self._settle(other)
         collect(self)
 
-    requests.Requests._collect = mixed  # type: ignore[method-assign]
+    requests.Requests._collect = mixed
 
 
 def _dishonest() -> None:
     """An error says that nothing is signed if the caller allows another key."""
-    Request.unsure = property(lambda self: self.attempts.bound_to is not None)  # type: ignore[method-assign,assignment]
+    Request.unsure = property(lambda self: self.attempts.bound_to is not None)
 
 
 def _no_weight() -> None:
     """A member's ramp begins with no weight."""
-    levels._FIRST = 0  # type: ignore[misc]
+    levels._FIRST = 0
 
 
 def _gives_up() -> None:
     """A request ends with its first failure."""
-    router.next_step = lambda _levels, _attempts, _now: GiveUp()  # type: ignore[assignment,attr-defined]
+    router.next_step = lambda _levels, _attempts, _now: GiveUp()
 
 
 def _deaf() -> None:
@@ -79,7 +79,7 @@ def _deaf() -> None:
     async def wait(_self: Router, _until: int, _eager: bool) -> None:
         await asyncio.sleep(3)
 
-    Router._wait = wait  # type: ignore[method-assign]
+    Router._wait = wait
 
 
 MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {

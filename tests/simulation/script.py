@@ -94,8 +94,8 @@ def host_script(seed: int) -> Script:
 
 
 def _members(rng: random.Random) -> tuple[Member, ...]:
-    other = rng.choice(("first", "second", "second"))
-    found = [Member(f"p{at}", "primary", "first", rng.choice((300_000, 2 * MS))) for at in range(rng.choice((1, 2, 2)))]
+    other = rng.choice(("first", "second", "second", "second"))
+    found = [Member(f"p{at}", "primary", "first", rng.choice((300_000, 2 * MS))) for at in range(rng.choice((1, 2, 2, 3)))]
     found += [Member(f"s{at}", "secondary", other, rng.choice((300_000, 5 * MS))) for at in range(rng.choice((1, 1, 2)))]
     return tuple(found)
 
@@ -105,9 +105,14 @@ def faults_of(rng: random.Random, members: tuple[Member, ...], lasts_ns: int = L
     for _ in range(rng.randrange(FAULTS + 1)):
         kind = rng.choice(KINDS)
         share = 1.0 if kind in ("gone", "keyless") else rng.choice((0.1, 0.5, 1.0))
-        lasts = int(rng.choice((0.05, 0.3, 1.0, 3.0)) * SECOND * (0.5 + rng.random()))
+        lasts = int(rng.choice((0.05, 0.3, 0.3, 1.0, 3.0)) * SECOND * (0.5 + rng.random()))
         more: dict[str, Any] = {"failure": rng.choice(FAILURES), "factor": rng.choice((10, 100, 1000))}
-        found.append(Fault(rng.randrange(lasts_ns), lasts, rng.choice(members).name, kind, share, **more))
+        struck = rng.choice(members)
+        whole = rng.random() < 0.5  # a power cut or a network meets the whole level
+        at = rng.randrange(lasts_ns)
+        for one in members:
+            if one is struck or (whole and one.level == struck.level):
+                found.append(Fault(at, lasts, one.name, kind, share, **more))
     return tuple(sorted(found, key=lambda one: one.at_ns))
 
 
@@ -115,7 +120,7 @@ def _intents(rng: random.Random) -> tuple[Intent, ...]:
     found: list[Intent] = []
     left = REQUESTS
     while left > 0:
-        number, size = len(found), rng.choice((1, 1, 1, 1, 1, 1, 1, 3, 20))
+        number, size = len(found), rng.choice((1, 1, 1, 1, 1, 1, 3, 20))
         at = rng.randrange(LASTS_NS)
         if found and rng.random() < 0.3:
             at = found[-1].at_ns + rng.randrange(300_000)  # in a burst
@@ -127,7 +132,7 @@ def _intents(rng: random.Random) -> tuple[Intent, ...]:
             messages = tuple(b"message %d/%d %d" % (number, part, rng.randrange(10**6)) for part in range(size))
             shared = False
         tries = tuple(_try(rng, len(messages)) for _ in range(rng.choice((1, 2, 4))))
-        found.append(Intent(number, at, messages, tries, rng.choice((0, 1, 50)) * MS, shared))
+        found.append(Intent(number, at, messages, tries, rng.choice((0, 1, 50, 300)) * MS, shared))
         left -= len(messages)
     return tuple(found)
 
@@ -136,6 +141,6 @@ def _try(rng: random.Random, size: int) -> Try:
     kind: Kind = "many" if size > 1 else rng.choice(("sign", "sign", "receipt", "many"))
     timeout = rng.choice((0.02, 0.1, 0.5, 0.5, 2.0))
     leaves = None
-    if rng.random() < 0.2:
-        leaves = rng.choice((0, rng.randrange(2 * MS), rng.randrange(int(timeout * SECOND))))
-    return Try(kind, timeout, leaves, any_key=kind != "many" and rng.random() < 0.05)
+    if rng.random() < 0.25:
+        leaves = rng.choice((0, rng.randrange(2 * MS), rng.randrange(2 * MS), rng.randrange(int(timeout * SECOND))))
+    return Try(kind, timeout, leaves, any_key=kind != "many" and rng.random() < 0.1)

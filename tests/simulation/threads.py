@@ -92,7 +92,7 @@ class Threads(Executor):
 
 def install() -> None:
     """Replace the threads of executors and of CallThread. Once in a process, before most of hsmcore is imported."""
-    concurrent.futures.ThreadPoolExecutor = Threads  # type: ignore[assignment,misc]
+    concurrent.futures.ThreadPoolExecutor = Threads
     from hsmcore.base.waiting import CallThread
 
     def of(thread: Any) -> Calls:
@@ -114,4 +114,4 @@ def install() -> None:
         while of(self).waiting:
             of(self).step()
 
-    CallThread.submit, CallThread.leave, CallThread.end, CallThread.join = submit, leave, end, join  # type: ignore[method-assign,assignment]
+    CallThread.submit, CallThread.leave, CallThread.end, CallThread.join = submit, leave, end, join

@@ -110,7 +110,7 @@ class World:
     def _abandon(self) -> None:
         """Let nothing of a world that failed speak when it is collected."""
         for task in asyncio.all_tasks(self.loop):
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            task._log_destroy_pending = False
 
     def tell(self, who: str, what: str) -> None:
         self.outcome.story.append(f"{self.clock.shown:11.6f} {who:>8} {what}")
