@@ -1,12 +1,11 @@
 """The same random calls for the simulated engine and for the real one, and what each answers: the two must not differ.
 
-`python -m tests.simulation.calls SEED COUNT` answers with the simulated one, a line a call. Only what no clock decides is
-asked for.
+`python -m tests.simulation.calls SEED COUNT` answers with the simulated one, a line a call. Only what no clock decides
+is asked for.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
 import sys
 from typing import Any, Final
@@ -52,6 +51,10 @@ async def _call(engine: Any, rng: random.Random) -> str:
     if kind == "both":
         one, other = engine.submit(message), engine.submit(message)
         return f"both {[x if isinstance(x, bytes) else await x for x in (one, other)]}"
+    return await _state(engine, rng, kind, message)
+
+
+async def _state(engine: Any, rng: random.Random, kind: str, message: bytes) -> str:
     if kind == "down":
         engine.set_down(True, rng.choice((None, "BUSY", "TOKEN_LOST")))
         said = await _said(kind, lambda: engine.submit(message))
@@ -59,7 +62,6 @@ async def _call(engine: Any, rng: random.Random) -> str:
         return said
     if kind == "clear":
         engine.clear_cache()
-        return kind
     await engine.idle()
     stats, cache = engine.stats(), engine.cache_stats()
     names = ("failures", "in_flight", "waiting", "stuck", "down")
@@ -123,4 +125,4 @@ if __name__ == "__main__":
     from tests.simulation.install import install
 
     install()
-    print(*_simulated(int(sys.argv[1]), int(sys.argv[2])), sep="\n")
+    sys.stdout.write("\n".join(_simulated(int(sys.argv[1]), int(sys.argv[2]))))

@@ -22,9 +22,10 @@ def install() -> None:
     from tests.simulation import threads
 
     threads.install()
-    import hsmcore._native as native
     from tests.simulation.engine import Engine, Guest
     from tests.simulation.routes import Routes
+
+    import hsmcore._native as native
 
     native.Engine, native.Guest, native.Routes = Engine, Guest, Routes
     from tests.simulation import emergency

@@ -23,6 +23,7 @@ from hsmcore.failover.errors import AllLevelsLate
 
 GRACE_NS: Final = SECOND // 4
 """A call may end so long after its deadline: the deadline timer, and the turns before its caller's."""
+SHUT_NS: Final = SECOND // 100
 ENOUGH_NS: Final = SECOND // 2
 """A call with so much time reaches every member, one after the other."""
 
@@ -61,7 +62,9 @@ class Facts:
     stalls: list[tuple[int, int]] = field(default_factory=list)
     """When the whole process stood still: from, to."""
     closed_ns: int = 2**63
-    """When the host began to close."""
+    """When the host began to close,"""
+    shut_ns: int = 2**63
+    """and when it was closed."""
     touched: dict[bytes, set[bytes]] = field(default_factory=dict)
     """The keys with which a device was ever asked to sign a message."""
     left: dict[str, int] = field(default_factory=dict)
@@ -97,8 +100,8 @@ def told(facts: Facts) -> Iterator[str]:
 
 
 def genuine(facts: Facts) -> Iterator[str]:
-    """A signature that a caller gets is one of its message, made by a device or an emergency key, under the key that the
-    receipt names."""
+    """A signature that a caller gets is one of its message, made by a device or an emergency key, under the key that
+    the receipt names."""
     for one in facts.answers:
         if one.result is None or isinstance(one.result, Exception):
             continue
@@ -113,13 +116,13 @@ def genuine(facts: Facts) -> Iterator[str]:
 
 
 def honest(facts: Facts) -> Iterator[str]:
-    """If a device began to make a signature because of a call that ends with an error, the error says `maybe_signed`."""
+    """If a device began to make a signature because of a call, and it ends with an error, that says `maybe_signed`."""
     for one in facts.answers:
         if isinstance(one.result, HsmError) and not one.shared and not one.result.maybe_signed:
             for signed in facts.signed_for(one):
                 yield (
-                    f"call {one.intent}.{one.number} ended with {type(one.result).__name__}, which says that nothing is "
-                    f"signed, and {signed.member} has signed"
+                    f"call {one.intent}.{one.number} ended with {type(one.result).__name__}, which says that "
+                    f"nothing is signed, and {signed.member} has signed"
                 )
                 break
 
@@ -180,6 +183,13 @@ def served(facts: Facts) -> Iterator[str]:
                 break
 
 
+def closed(facts: Facts) -> Iterator[str]:
+    """When `close` returns, each call has ended."""
+    for one in facts.answers:
+        if one.begun_ns < facts.closed_ns and one.ended_ns > facts.shut_ns + SHUT_NS:
+            yield f"call {one.intent}.{one.number} ended {(one.ended_ns - facts.shut_ns) / SECOND:.3f} s after the end"
+
+
 def nothing_left(facts: Facts) -> Iterator[str]:
     """Everything ends at zero: tasks, slots, queued requests, calls of threads, errors that no one took."""
     for what, count in facts.left.items():
@@ -195,6 +205,7 @@ RULES: Final[tuple[Callable[[Facts], Iterator[str]], ...]] = (
     one_key,
     punctual,
     served,
+    closed,
     nothing_left,
 )
 

@@ -98,27 +98,8 @@ class Loop(asyncio.BaseEventLoop):
     # ---- turns -----------------------------------------------------------------------------------------------------
 
     def _run_once(self) -> None:
-        while self._scheduled and self._scheduled[0]._cancelled:
-            heapq.heappop(self._scheduled)._scheduled = False
-        self._let_happen()
-        while not (self._ready or self._readable or self._stopping or self._is_due()):
-            moments = [self._world[0][0]] if self._world else []
-            if self._scheduled:
-                moments.append(_ns(self._scheduled[0]._when))
-            if not moments:
-                raise Stuck("nothing is left to happen")
-            self.clock.ns = max(self.clock.ns, min(moments))
-            self._let_happen()
-        arrived = [events.Handle(read, (), self) for read in self._readable.values()]
-        self._readable.clear()
-        while self._is_due():
-            handle = heapq.heappop(self._scheduled)
-            handle._scheduled = False
-            if not handle._cancelled:
-                arrived.append(handle)
-        if len(arrived) > 1:
-            self.chance.time.shuffle(arrived)  # no order is promised among these
-        turn = [*self._ready, *arrived]
+        self._wait()
+        turn = [*self._ready, *self._arrived()]
         self._ready.clear()
         if len(turn) > 1:
             self.chance.order.arrange(turn, _owner)
@@ -131,6 +112,30 @@ class Loop(asyncio.BaseEventLoop):
         self.steps += len(turn)
         if self.steps > self.most_steps:
             raise Stuck(f"{self.steps} steps, and no end")
+
+    def _wait(self) -> None:
+        """Let time pass until there is something to do."""
+        self._let_happen()
+        while not (self._ready or self._readable or self._stopping or self._is_due()):
+            moments = [self._world[0][0]] if self._world else []
+            if self._scheduled:
+                moments.append(_ns(self._scheduled[0]._when))
+            if not moments:
+                raise Stuck("nothing is left to happen")
+            self.clock.ns = max(self.clock.ns, min(moments))
+            self._let_happen()
+
+    def _arrived(self) -> list[Any]:
+        """Descriptors that are readable and timers that are due: no order is promised among these."""
+        arrived: list[Any] = [events.Handle(read, (), self) for read in self._readable.values()]
+        self._readable.clear()
+        while self._is_due():
+            handle = heapq.heappop(self._scheduled)
+            handle._scheduled = False
+            arrived.append(handle)
+        if len(arrived) > 1:
+            self.chance.time.shuffle(arrived)
+        return arrived
 
     def _is_due(self) -> bool:
         while self._scheduled and self._scheduled[0]._cancelled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -51,12 +52,19 @@ def shrink(script: Script) -> Script:
     return script
 
 
+def _say(*lines: object) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--world", choices=WORLDS, default="host")
     parser.add_argument("--seed", type=int, help="replay this one, and write its story")
     parser.add_argument("--seeds", default="1-100", help="run all of these: A-B")
-    parser.add_argument("--shrink", action="store_true", help="with --seed: the smallest script that breaks the same rule")
+    parser.add_argument(
+        "--shrink", action="store_true", help="with --seed: the smallest script that breaks the same rule"
+    )
     parser.add_argument("--digests", action="store_true", help="write the digest of each story")
     parser.add_argument("--mutant", choices=MUTANTS, help="put a fault back: ends at the first seed that sees it")
     options = parser.parse_args()
@@ -73,10 +81,10 @@ def _one(script: Script, shrinks: bool) -> int:
     if shrinks:
         script = shrink(script)
     outcome = play(script)
-    print(*outcome.story, sep="\n")
-    print(f"{len(script.members)} members, {script.options}, {script.failover}")
-    print(f"story {outcome.digest}")
-    print(*(outcome.broken or ["the law holds"]), sep="\n")
+    _say(*outcome.story)
+    _say(f"{len(script.members)} members, {script.options}, {script.failover}")
+    _say(f"story {outcome.digest}")
+    _say(*(outcome.broken or ["the law holds"]))
     return bool(outcome.broken)
 
 
@@ -95,14 +103,15 @@ def _many(make: Callable[[int], Script], options: argparse.Namespace) -> int:
             gc.collect()
         outcome = play(make(seed))
         if options.digests:
-            print(f"{seed} {outcome.digest}")
+            _say(f"{seed} {outcome.digest}")
         if outcome.broken:
             failed += 1
             if options.mutant is not None and not _sees(outcome, MUTANTS[options.mutant][1]):
                 continue
-            print(f"seed {seed} ({options.world}): {outcome.broken[0][:300]}", f"and {len(outcome.broken) - 1} more", flush=True)
+            more = len(outcome.broken) - 1
+            _say(f"seed {seed} ({options.world}): {outcome.broken[0][:300]}" + (f" and {more} more" if more else ""))
             if options.mutant is not None:
                 return 1
     took = time.process_time() - used
-    print(f"{len(seeds)} worlds, {failed} broken; {len(seeds) / took * 60:.0f} a minute of processor")
+    _say(f"{len(seeds)} worlds, {failed} broken; {len(seeds) / took * 60:.0f} a minute of processor")
     return bool(failed)

@@ -1,4 +1,4 @@
-"""What a seed means for one host: its members, its faults, and what its callers ask for. Data only; it can be shrunk."""
+"""What a seed means for one host: its members, its faults, what its callers ask for. Data only; it can be shrunk."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ def host_script(seed: int) -> Script:
     if other_keys:
         failover["acceptOtherKeys"] = ["secondary"]
     options = {"maxCacheSize": rng.choice((0, 0, 50)), "singleFlight": rng.random() < 0.7}
-    stalls = tuple((rng.randrange(LASTS_NS), rng.randrange(50 * MS, 1500 * MS)) for _ in range(rng.choice((0, 0, 0, 1))))
+    stalls = tuple(
+        (rng.randrange(LASTS_NS), rng.randrange(50 * MS, 1500 * MS)) for _ in range(rng.choice((0, 0, 0, 1)))
+    )
     closes = rng.randrange(LASTS_NS) if rng.random() < 0.2 else None
     faults = faults_of(chance.faults, members)
     return Script(seed, members, options, failover, _intents(rng), faults, stalls, closes)
@@ -95,8 +97,12 @@ def host_script(seed: int) -> Script:
 
 def _members(rng: random.Random) -> tuple[Member, ...]:
     other = rng.choice(("first", "second", "second", "second"))
-    found = [Member(f"p{at}", "primary", "first", rng.choice((300_000, 2 * MS))) for at in range(rng.choice((1, 2, 2, 3)))]
-    found += [Member(f"s{at}", "secondary", other, rng.choice((300_000, 5 * MS))) for at in range(rng.choice((1, 1, 2)))]
+    found = [
+        Member(f"p{at}", "primary", "first", rng.choice((300_000, 2 * MS))) for at in range(rng.choice((1, 2, 2, 3)))
+    ]
+    found += [
+        Member(f"s{at}", "secondary", other, rng.choice((300_000, 5 * MS))) for at in range(rng.choice((1, 1, 2)))
+    ]
     return tuple(found)
 
 
@@ -110,9 +116,8 @@ def faults_of(rng: random.Random, members: tuple[Member, ...], lasts_ns: int = L
         struck = rng.choice(members)
         whole = rng.random() < 0.5  # a power cut or a network meets the whole level
         at = rng.randrange(lasts_ns)
-        for one in members:
-            if one is struck or (whole and one.level == struck.level):
-                found.append(Fault(at, lasts, one.name, kind, share, **more))
+        met = [one for one in members if one is struck or (whole and one.level == struck.level)]
+        found += [Fault(at, lasts, one.name, kind, share, **more) for one in met]
     return tuple(sorted(found, key=lambda one: one.at_ns))
 
 

@@ -71,7 +71,9 @@ def test_a_fault_that_is_put_back_is_seen(mutant):
 async def test_the_simulated_engine_answers_as_the_real_one(fresh_token, seed):
     count = 1000 if FULL else 100
     secret = hashlib.sha256(LABEL.encode()).hexdigest()
-    token = fresh_token({"name": LABEL, "label": LABEL, "kind": "ed25519", "seed": secret, "public_key": public(secret)})
+    token = fresh_token(
+        {"name": LABEL, "label": LABEL, "kind": "ed25519", "seed": secret, "public_key": public(secret)}
+    )
     real: Any = Engine(**OPTIONS)
     try:
         pin = bytearray(token.pin.encode())

@@ -134,6 +134,7 @@ class World:
         self.tell("host", "closes")
         self.facts.closed_ns = self.clock.ns
         await manager.close()
+        self.facts.shut_ns = self.clock.ns
         self.tell("host", "is closed")
         await asyncio.gather(*callers)
 
@@ -165,9 +166,7 @@ class World:
         wanted = list(intent.messages)
         for number, attempt in enumerate(intent.tries):
             now, limit = self.clock.ns, int(attempt.timeout * SECOND)
-            answers = [
-                Answer(intent.number, number, one, now, limit, attempt.any_key, intent.shared) for one in wanted
-            ]
+            answers = [Answer(intent.number, number, one, now, limit, attempt.any_key, intent.shared) for one in wanted]
             self.facts.answers += answers
             self.facts.calls.setdefault(intent.number, []).extend(answers)
             who = f"call {intent.number}.{number}"
@@ -232,4 +231,3 @@ def config_of(script: Script) -> Any:
             failover[level] = members
     state = {"stateFile": str(folder() / "state" / "state.db")}
     return load({"sequencer": {"keyManager": {**provider(first), **script.options, **state, "failover": failover}}})
-

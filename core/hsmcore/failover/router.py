@@ -174,7 +174,9 @@ class Router:
                 elif isinstance(step, GiveUp):
                     raise failure_of(request, self.levels, late=False)
         except (HsmError, asyncio.CancelledError) as error:
-            self.unsigned += isinstance(error, HsmError)
+            if isinstance(error, HsmError):
+                self.unsigned += 1
+                error.maybe_signed |= request.unsure
             bound = request.attempts.bound_to
             if bound is not None and not request.allow_other_key:
                 self.bind((request.message,), bound)
@@ -309,14 +311,17 @@ class Router:
         return (isinstance(error, EngineClosed) and not self.closing) or isinstance(error, EmergencyRefused)
 
     async def _wait(self, until: int, eager: bool) -> None:
-        """Wait until `until` (monotonic ns); `eager`: or until the levels change."""
+        """Wait until `until` (monotonic ns) or the end; `eager`: or until the levels change."""
         seconds = (until - monotonic_ns()) / SECOND
-        if not eager or seconds <= 0:
-            await asyncio.sleep(max(seconds, 0))
+        if seconds <= 0:
+            await asyncio.sleep(0)
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._changed.wait()
+                while not self.closing:
+                    await self._changed.wait()
+                    if eager:
+                        break
 
     def settle(self) -> None:
         """Pass on the levels' events, and wake waiting requests if the levels changed."""
