@@ -11,12 +11,13 @@ from dataclasses import replace
 from functools import cache
 from typing import Final
 
+from tests.simulation.found import FOUND
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
-WORLDS: Final[dict[str, Callable[[int], Script]]] = {"host": host_script}
+WORLDS: Final[dict[str, Callable[[int], Script]]] = {"host": host_script, "found": FOUND.__getitem__}
 
 
 def play(script: Script) -> Outcome:
