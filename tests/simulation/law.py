@@ -80,6 +80,11 @@ class Facts:
         end = min(later, default=2**63)
         return [one for one in found if answer.begun_ns <= one.begun_ns < end]
 
+    def tried_with(self, intent: int) -> set[bytes]:
+        """The keys with which a device was asked to sign a message of an intent: a batch that its caller leaves is
+        bound as a whole."""
+        return set[bytes]().union(*(self.touched.get(one.message, ()) for one in self.calls[intent]))
+
     def stood_still(self, begin: int, end: int) -> int:
         """Nanoseconds within a time."""
         return sum(max(0, min(end, to) - max(begin, at)) for at, to in self.stalls)
@@ -157,9 +162,9 @@ def punctual(facts: Facts) -> Iterator[str]:
 
 def served(facts: Facts) -> Iterator[str]:
     """No call with time enough ends with an error while a member could sign: one that has had no fault since the world
-    began, whose key is the only one with which the message was ever tried, in a process that has not stood still. A
-    request that waits behind calls which hang is moved to members with the same key only: another one's deadline may
-    pass there."""
+    began, whose key is the only one with which the message, or one of its batch, was ever tried, in a process that has
+    not stood still. A request that waits behind calls which hang is moved to members with the same key only: another
+    one's deadline may pass there."""
     script = facts.script
     current = facts.keys[script.members[0].key]
     if script.failover.get("mode") == "literal":
@@ -175,7 +180,7 @@ def served(facts: Facts) -> Iterator[str]:
             key = facts.keys[member.key]
             well = all(fault.member != member.name or fault.at_ns > one.ended_ns for fault in facts.faults)
             late = isinstance(one.result, AllLevelsLate) and key != current
-            if well and not late and facts.touched.get(one.message, set()) <= {key}:
+            if well and not late and facts.tried_with(one.intent) <= {key}:
                 yield (
                     f"call {one.intent}.{one.number} ended with {type(one.result).__name__} while {member.name} was "
                     f"well: {one.result.args[0]}"
