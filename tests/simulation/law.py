@@ -13,7 +13,7 @@ from typing import Final
 
 from tests.simulation.clock import SECOND
 from tests.simulation.device import Fault, Ledger, Signed
-from tests.simulation.script import Script
+from tests.simulation.script import Script, position_of
 
 from hsmcore._native import verify
 from hsmcore.base.receipt import Receipt
@@ -151,6 +151,15 @@ def one_key(facts: Facts) -> Iterator[str]:
                 unanswered = {}
 
 
+def one_digest(facts: Facts) -> Iterator[str]:
+    """No position has two payloads that any device has signed."""
+    signed: dict[int, bytes] = {}
+    for message in facts.ledger.signed:
+        position = position_of(message)
+        if position is not None and signed.setdefault(position, message) != message:
+            yield f"two payloads were signed at position {position}"
+
+
 def punctual(facts: Facts) -> Iterator[str]:
     """A call ends at its deadline, with some grace; a process that stands still may be later by as long."""
     for one in facts.answers:
@@ -208,6 +217,7 @@ RULES: Final[tuple[Callable[[Facts], Iterator[str]], ...]] = (
     genuine,
     honest,
     one_key,
+    one_digest,
     punctual,
     served,
     closed,

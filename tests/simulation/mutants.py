@@ -13,6 +13,7 @@ from hsmcore.failover.policy import GiveUp
 from hsmcore.failover.request import Request
 from hsmcore.failover.resumed import Resumed
 from hsmcore.failover.router import Router
+from hsmcore.manager.policy.guard import Permit
 
 
 def _second_key() -> None:
@@ -39,6 +40,18 @@ def _bound_late() -> None:
         asyncio.get_running_loop().call_later(0.2, bind, self, tuple(messages), key)
 
     Router.bind = later
+
+
+def _bound_after() -> None:
+    """A position is bound after its payload is out."""
+    begin = Permit.begin
+
+    async def at_once(self: Permit, timeout: float | None) -> float | None:
+        binding = asyncio.get_running_loop().create_task(begin(self, timeout))
+        binding.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return timeout
+
+    Permit.begin = at_once
 
 
 def _another_answer() -> None:
@@ -86,6 +99,7 @@ MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "second-key": (_second_key, "one_key"),
     "left-unbound": (_left_unbound, "one_key"),
     "bound-late": (_bound_late, "one_key"),
+    "bound-after": (_bound_after, "one_digest"),
     "another-answer": (_another_answer, "genuine"),
     "dishonest": (_dishonest, "honest"),
     "no-weight": (_no_weight, "told"),

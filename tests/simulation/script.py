@@ -86,13 +86,17 @@ def host_script(seed: int) -> Script:
     }
     if other_keys:
         failover["acceptOtherKeys"] = ["secondary"]
-    options = {"maxCacheSize": rng.choice((0, 0, 50)), "singleFlight": rng.random() < 0.7}
+    options: dict[str, Any] = {"maxCacheSize": rng.choice((0, 0, 50)), "singleFlight": rng.random() < 0.7}
     stalls = tuple(
         (rng.randrange(LASTS_NS), rng.randrange(50 * MS, 1500 * MS)) for _ in range(rng.choice((0, 0, 0, 1)))
     )
     closes = rng.randrange(LASTS_NS) if rng.random() < 0.2 else None
     faults = faults_of(chance.faults, members)
-    return Script(seed, members, options, failover, _intents(rng), faults, stalls, closes)
+    intents = _intents(rng)
+    if rng.random() < 0.25:
+        options["policy"] = {"kinds": ["block", "raw"]}
+        intents = tuple(_ordered(rng, one) for one in intents)
+    return Script(seed, members, options, failover, intents, faults, stalls, closes)
 
 
 def _members(rng: random.Random) -> tuple[Member, ...]:
@@ -149,3 +153,21 @@ def _try(rng: random.Random, size: int) -> Try:
     if rng.random() < 0.25:
         leaves = rng.choice((0, rng.randrange(2 * MS), rng.randrange(2 * MS), rng.randrange(int(timeout * SECOND))))
     return Try(kind, timeout, leaves, any_key=kind != "many" and rng.random() < 0.1)
+
+
+_HEAD: Final = b"\xffhsmcore\x01\x01\x07default"
+"""hsmcore's own form of a block of the chain "default"; its position and a digest follow."""
+
+
+def position_of(message: bytes) -> int | None:
+    """The position of an ordered payload; None: it has none."""
+    return int.from_bytes(message[len(_HEAD) :][:8]) if message.startswith(_HEAD) else None
+
+
+def _ordered(rng: random.Random, intent: Intent) -> Intent:
+    """Half of the callers have a block signed: several a position, and not all of them the same one."""
+    if len(intent.messages) > 1 or rng.random() < 0.5:
+        return intent
+    position = 1 + intent.at_ns // (100 * MS)
+    block = _HEAD + position.to_bytes(8) + bytes([rng.randrange(3)]) * 32
+    return replace(intent, messages=(block,), shared=True)

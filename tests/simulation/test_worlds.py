@@ -18,10 +18,13 @@ from hsmcore._native import Engine
 
 WORLDS = ("host",)
 MOST_SEEDS = 2000
+FOUND = 3
+"""Worlds in found.py."""
 MUTANTS = (
     "second-key",
     "left-unbound",
     "bound-late",
+    "bound-after",
     "another-answer",
     "dishonest",
     "no-weight",
@@ -56,6 +59,11 @@ def test_a_seed_tells_the_same_story_in_each_process(world):
     other = simulate("--world", world, "--seeds", "9-9", "--digests", PYTHONHASHSEED="2").stdout.splitlines()
     assert one[2].startswith("9 ")
     assert one[2] == other[0]
+
+
+def test_what_was_found_stays_found():
+    done = simulate("--world", "found", "--seeds", f"0-{FOUND - 1}")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow("some are seen late")
