@@ -21,11 +21,11 @@ def _script(seed: int, members: tuple[Member, ...], failover: dict[str, Any], **
     return Script(seed, members, failover=_PATIENT | other | failover, **parts)
 
 
-def _asks(number: int, at_ns: int, *tries: Try, size: int = 1) -> Intent:
-    return Intent(number, at_ns, tuple(b"%d/%d" % (number, part) for part in range(size)), tries, 0)
+def _asks(number: int, at_ns: int, *tries: Try, size: int = 1, pause_ns: int = 0) -> Intent:
+    return Intent(number, at_ns, tuple(b"%d/%d" % (number, part) for part in range(size)), tries, pause_ns)
 
 
-ANY_KEY = _script(
+ANY_KEY: Final = _script(
     0,
     (_P0, _S0),
     {},
@@ -34,7 +34,7 @@ ANY_KEY = _script(
 )
 """The caller allows another key, no member answers in time, and the device signs later: the error has to say so."""
 
-RAMP_BEGINS = _script(
+RAMP_BEGINS: Final = _script(
     1,
     (_P0, _P1, _S1),
     {"failbackRampMs": 2000},
@@ -43,7 +43,7 @@ RAMP_BEGINS = _script(
 )
 """A batch comes between a member's return and the first step of its ramp."""
 
-CLOSED_WHILE_IT_WAITS = _script(
+CLOSED_WHILE_IT_WAITS: Final = _script(
     2,
     (_P0, _S1),
     {"mode": "literal", "hedging": True},
@@ -53,4 +53,16 @@ CLOSED_WHILE_IT_WAITS = _script(
 )
 """The key manager is closed while a request waits for its retry, after a device has signed."""
 
-FOUND: Final = (ANY_KEY, RAMP_BEGINS, CLOSED_WHILE_IT_WAITS)
+LEFT_BEFORE_IT_BEGAN: Final = _script(
+    3,
+    (_P0, _S0),
+    {"hedging": True},
+    faults=(Fault(20 * MS, 2 * SECOND, "p0", "gone", 1.0),),
+    intents=tuple(
+        _asks(at, 10 * MS + at * 500_000, Try("sign", 0.5, leaves_ns=0), Try("sign", 2.0), pause_ns=50 * MS)
+        for at in range(20)
+    ),
+)
+"""A caller leaves at once, and no member has begun with its message: another key may sign it."""
+
+FOUND: Final = (ANY_KEY, RAMP_BEGINS, CLOSED_WHILE_IT_WAITS, LEFT_BEFORE_IT_BEGAN)

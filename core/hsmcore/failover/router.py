@@ -210,7 +210,7 @@ class Router:
                 try:
                     signature, endpoint, version = await hedged(self, endpoint, version, signed, request, share)
                     receipt = Receipt.of(signature, version, endpoint)
-                except (asyncio.CancelledError, *WITHHELD):
+                except WITHHELD:
                     self.bind(request.bindable, version.public_key)
                     raise
             else:
