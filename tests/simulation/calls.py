@@ -17,7 +17,7 @@ OPTIONS: Final = {
     "max_workers": 2,
     "coalesce_seconds": 0.0,
     "default_timeout": 20.0,
-    "cache_size": 5,
+    "cache_size": 10_000,
     "single_flight": True,
     "cache_nondeterministic": False,
 }
@@ -47,7 +47,7 @@ async def _call(engine: Any, rng: random.Random) -> str:
         odd, timeout = rng.choice((*_ODD, message)), rng.choice((None, 0, -1, float("nan"), "1", True))
         return await _said(kind, lambda: engine.submit(odd, timeout))
     if kind == "leave":
-        return await _leave(engine, message)
+        return await _leave(engine, b"left %d" % rng.randrange(10**9))
     if kind == "both":
         one, other = engine.submit(message), engine.submit(message)
         return f"both {[x if isinstance(x, bytes) else await x for x in (one, other)]}"
@@ -64,8 +64,8 @@ async def _state(engine: Any, rng: random.Random, kind: str, message: bytes) -> 
         engine.clear_cache()
     await engine.idle()
     stats, cache = engine.stats(), engine.cache_stats()
-    names = ("failures", "in_flight", "waiting", "stuck", "down")
-    return f"stats {[stats[name] for name in names]} {cache['entries']} {engine.signs_with(0)} {engine.signs_with(9)}"
+    names = ("failures", "waiting", "stuck", "down")
+    return f"stats {[stats[name] for name in names]} {sorted(cache)} {engine.signs_with(0)} {engine.signs_with(9)}"
 
 
 async def _leave(engine: Any, message: bytes) -> str:
