@@ -47,8 +47,8 @@ async def hedged(
     share: float,
 ) -> tuple[bytes, Endpoint, KeyVersion]:
     """The first good answer, with its member and key. Raises the first member's error if there is no good answer; the
-    message is bound to the key if the second member may have signed it. `version`: the key of `signed`; by now the
-    members may sign with another key."""
+    message is bound to the key if the second member may have signed it, or, when the caller leaves, any member.
+    `version`: the key of `signed`; by now the members may sign with another key."""
     asked: Asked = {signed: (endpoint, version)}
     try:
         after = max(endpoint.watch.p99 / 1e9, FLOOR_S) if endpoint.watch.p99 else UNKNOWN_S
@@ -58,6 +58,13 @@ async def hedged(
             if known is not None:
                 return known
         return await _first_good(router, asked, request)
+    except asyncio.CancelledError:
+        left = [future.done() or asked_of.abandon(future) for future, (asked_of, _) in asked.items()]
+        if any(left):  # else no member has begun with it
+            router.bind(request.bindable, version.public_key)
+        for future in asked:
+            future.cancel()
+        raise
     finally:
         for future, (asked_of, _) in asked.items():
             if not future.done():

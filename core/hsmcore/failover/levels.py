@@ -16,6 +16,8 @@ from hsmcore.failover.member_state import FULL, MemberState
 
 Mode = Literal["smart", "literal"]
 EMERGENCY: Final = "emergency"
+_FIRST: Final = FULL // 16
+"""The weight with which a member's ramp begins."""
 _ALWAYS: Final[frozenset[Kind]] = frozenset({"wrong", "key", "auth", "fatal"})
 """Kinds that take a member out in literal mode too: it must not sign."""
 _SUSPICIONS: Final[frozenset[Kind]] = frozenset({"late", "slow"})
@@ -167,7 +169,7 @@ class Levels(Generic[M]):
         if all(closed) and not member.open_breakers:
             others = any(m is not member and m.key == member.key and m.trusted for m in self.members)
             if self.ramp and others:
-                member.weight, member.ramp_from = 0, now
+                member.weight, member.ramp_from = _FIRST, now
             self._note("member-up", member)
             member.reason = ""
         self.refresh(now)
@@ -246,7 +248,7 @@ class Levels(Generic[M]):
         for member in self.members:
             if member.weight < FULL:
                 passed = now - member.ramp_from
-                member.weight = FULL if passed >= self.ramp else FULL // 16 + (FULL - FULL // 16) * passed // self.ramp
+                member.weight = FULL if passed >= self.ramp else _FIRST + (FULL - _FIRST) * passed // self.ramp
                 changed = True
         if changed:
             self.refresh(now)

@@ -30,11 +30,18 @@ class Request:
     causes: dict[str, HsmError] = field(default_factory=dict)
     refused: tuple[Endpoint, HsmError] | None = None
     """The first member whose module refused the request itself."""
+    maybe_signed: bool = False
+    """Whether an attempt of it may have left a signature."""
 
     @property
     def bindable(self) -> tuple[bytes | Digest, ...]:
         """The message, unless its caller allows another key."""
         return () if self.allow_other_key else (self.message,)
+
+    @property
+    def unsure(self) -> bool:
+        """Whether a signature may exist, also where the caller allows another key."""
+        return self.maybe_signed or self.attempts.bound_to is not None
 
     def require_key(self, now: bytes | None) -> None:
         """Raise KeyNotCurrent if the key that the caller asks for is another one than the message is bound to, or than
@@ -65,7 +72,7 @@ def failure_of(request: Request, levels: Levels[Endpoint], *, late: bool) -> All
         own = request.causes.get(level.name)
         causes[level.name] = own if own is not None else _cause(index, request, levels)
     error = (AllLevelsLate if late else AllLevelsFailed).of(causes)
-    error.maybe_signed = request.attempts.bound_to is not None
+    error.maybe_signed = request.unsure
     return error
 
 

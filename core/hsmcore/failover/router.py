@@ -174,7 +174,9 @@ class Router:
                 elif isinstance(step, GiveUp):
                     raise failure_of(request, self.levels, late=False)
         except (HsmError, asyncio.CancelledError) as error:
-            self.unsigned += isinstance(error, HsmError)
+            if isinstance(error, HsmError):
+                self.unsigned += 1
+                error.maybe_signed |= request.unsure
             bound = request.attempts.bound_to
             if bound is not None and not request.allow_other_key:
                 self.bind((request.message,), bound)
@@ -208,7 +210,7 @@ class Router:
                 try:
                     signature, endpoint, version = await hedged(self, endpoint, version, signed, request, share)
                     receipt = Receipt.of(signature, version, endpoint)
-                except (asyncio.CancelledError, *WITHHELD):
+                except WITHHELD:
                     self.bind(request.bindable, version.public_key)
                     raise
             else:
@@ -267,6 +269,7 @@ class Router:
             return
         if error.maybe_signed and endpoint.is_unsigned(key, request.message, error):
             error.maybe_signed = False
+        request.maybe_signed |= error.maybe_signed
         if error.maybe_signed and not request.allow_other_key and request.attempts.bound_to is None:
             request.attempts.bound_to = key
         if isinstance(error, AlgorithmUnsupported) and isinstance(request.message, Digest):
@@ -274,8 +277,8 @@ class Router:
             return
         if self.is_request_s_own(error):
             if request.refused is not None or not by_module(error):
+                error.maybe_signed |= request.unsure
                 if request.attempts.bound_to is not None:
-                    error.maybe_signed = True
                     self.bind(request.bindable, request.attempts.bound_to)
                 raise error
             request.refused = endpoint, error  # another member decides whether the request is at fault, if there is one
@@ -308,14 +311,17 @@ class Router:
         return (isinstance(error, EngineClosed) and not self.closing) or isinstance(error, EmergencyRefused)
 
     async def _wait(self, until: int, eager: bool) -> None:
-        """Wait until `until` (monotonic ns); `eager`: or until the levels change."""
+        """Wait until `until` (monotonic ns) or the end; `eager`: or until the levels change."""
         seconds = (until - monotonic_ns()) / SECOND
-        if not eager or seconds <= 0:
-            await asyncio.sleep(max(seconds, 0))
+        if seconds <= 0:
+            await asyncio.sleep(0)
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._changed.wait()
+                while not self.closing:
+                    await self._changed.wait()
+                    if eager:
+                        break
 
     def settle(self) -> None:
         """Pass on the levels' events, and wake waiting requests if the levels changed."""

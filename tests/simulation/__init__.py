@@ -1,0 +1,1 @@
+"""Deterministic simulation: the whole Python half in one thread, under a simulated clock. README.md says how."""

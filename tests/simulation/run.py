@@ -1,0 +1,118 @@
+"""Many worlds, or one: its seed, its story, its smallest form."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Final
+
+from tests.simulation.found import FOUND
+from tests.simulation.mutants import MUTANTS
+from tests.simulation.script import Script, host_script
+from tests.simulation.world import Outcome, World, remove_folder
+
+_COLLECT_EVERY: Final = 50
+WORLDS: Final[dict[str, Callable[[int], Script]]] = {"host": host_script, "found": FOUND.__getitem__}
+
+
+def play(script: Script) -> Outcome:
+    """Run a script. The same one gives the same story, in each process."""
+    _warm()
+    return World(script).run()
+
+
+@cache
+def _warm() -> None:
+    """Run a world in which nothing happens: what is loaded late takes its chances there, and not in the first one."""
+    World(replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=())).run()
+
+
+def shrink(script: Script) -> Script:
+    """Return a smaller script that breaks the same rule."""
+
+    def rules(of: Script) -> set[str]:
+        return {what.partition(":")[0] for what in play(of).broken}
+
+    wanted = rules(script)
+    for part in ("faults", "stalls", "intents"):
+        size = max(len(getattr(script, part)) // 2, 1)
+        while size:
+            at = 0
+            while at < len(kept := getattr(script, part)):
+                less = script.without(**{part: kept[:at] + kept[at + size :]})
+                if rules(less) & wanted:
+                    script = less
+                else:
+                    at += size
+            size //= 2
+    return script
+
+
+def _say(*lines: object) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--world", choices=WORLDS, default="host")
+    parser.add_argument("--seed", type=int, help="replay this one, and write its story")
+    parser.add_argument("--seeds", default="1-100", help="run all of these: A-B")
+    parser.add_argument(
+        "--shrink", action="store_true", help="with --seed: the smallest script that breaks the same rule"
+    )
+    parser.add_argument("--digests", action="store_true", help="write the digest of each story")
+    parser.add_argument("--mutant", choices=MUTANTS, help="put a fault back: ends at the first seed that sees it")
+    options = parser.parse_args()
+    if options.mutant is not None:
+        MUTANTS[options.mutant][0]()
+    make = WORLDS[options.world]
+    try:
+        return _one(make(options.seed), options.shrink) if options.seed is not None else _many(make, options)
+    finally:
+        remove_folder()
+
+
+def _one(script: Script, shrinks: bool) -> int:
+    if shrinks:
+        script = shrink(script)
+    outcome = play(script)
+    _say(*outcome.story)
+    _say(f"{len(script.members)} members, {script.options}, {script.failover}")
+    _say(f"story {outcome.digest}")
+    _say(*(outcome.broken or ["the law holds"]))
+    return bool(outcome.broken)
+
+
+def _sees(outcome: Outcome, rule: str) -> bool:
+    return any(what.startswith(f"{rule}:") for what in outcome.broken)
+
+
+def _many(make: Callable[[int], Script], options: argparse.Namespace) -> int:
+    first, _, last = options.seeds.partition("-")
+    used, failed = time.process_time(), 0
+    seeds = range(int(first), int(last or first) + 1)
+    gc.freeze()
+    gc.disable()
+    for seed in seeds:
+        if seed % _COLLECT_EVERY == 0:
+            gc.collect()
+        outcome = play(make(seed))
+        if options.digests:
+            _say(f"{seed} {outcome.digest}")
+        if outcome.broken:
+            failed += 1
+            if options.mutant is not None and not _sees(outcome, MUTANTS[options.mutant][1]):
+                continue
+            more = len(outcome.broken) - 1
+            _say(f"seed {seed} ({options.world}): {outcome.broken[0][:300]}" + (f" and {more} more" if more else ""))
+            if options.mutant is not None:
+                return 1
+    took = time.process_time() - used
+    _say(f"{len(seeds)} worlds, {failed} broken; {len(seeds) / took * 60:.0f} a minute of processor")
+    return bool(failed)
