@@ -74,7 +74,7 @@ class Chaos:
         config |= {**self.wrapped.settings, **(settings or {})}
         return {"sequencer": {"keyManager": {"type": "pkcs11", "config": config, "maxCacheSize": 0, **rules}}}
 
-    def ask(self, cmd: str, seconds: float = 5.0, **fields: Any) -> dict[str, Any]:
+    def ask(self, cmd: str, seconds: float = 30.0, **fields: Any) -> dict[str, Any]:
         """Send one command. Wait for the socket, which goes and comes back when the module is initialized again."""
         until = time.monotonic() + seconds
         while True:
