@@ -28,7 +28,9 @@ from hsmcore.members.control.verb import VERBS, Verb
 from hsmcore.members.control.wire import pack, unpack
 
 SECRET = "5ec12e75ec12e7aa"
-EVERY = pytest.mark.parametrize("kind", VERBS.values(), ids=VERBS.keys())
+EVERY = pytest.mark.parametrize(
+    "kind", [VERBS[name] for name in sorted(VERBS)], ids=sorted(VERBS)
+)  # in any order of imports
 WRONG = [None, 7, 1.5, True, "zz", [], ["x"], {}, {"x": 1}]
 
 
