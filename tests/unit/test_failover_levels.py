@@ -299,7 +299,7 @@ def test_a_member_that_returns_takes_a_growing_share():
     assert (made.steady, made.ramping, made.round) == ((first, second), (), FULL)
     made.failed(first, "down", "gone", 1)
     returned(made, first, 100)
-    assert (first.weight, made.steady, made.ramping, made.round) == (0, (second,), (first,), 2 * FULL)
+    assert (first.weight, made.steady, made.ramping, made.round) == (16, (second,), (first,), 2 * FULL)
     for passed, weight in ((0, 16), (ramp // 2, 136), (ramp - 1, 255), (ramp, FULL)):
         made.tick(100 + passed)
         assert first.weight == weight

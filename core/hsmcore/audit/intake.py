@@ -10,6 +10,7 @@ from typing import Final
 from hsmcore.audit import spool
 from hsmcore.audit.layout import Layout
 from hsmcore.base.scope import Scope
+from hsmcore.base.waiting import shielded
 
 WATCH_SECONDS: Final = 0.5
 END_SECONDS: Final = 2.0
@@ -37,7 +38,7 @@ class Intake:
         for command in await loop.run_in_executor(self._thread, spool.spooled, self._layout):
             seq = self._record(spool.OPERATION, command.fields, command.origin)
             if seq is not None:
-                await asyncio.shield(self._recorded.start(self._remove(command, seq)))
+                await shielded(self._recorded.start(self._remove(command, seq)))
 
     async def _remove(self, command: spool.Spooled, seq: int) -> None:
         await self._durable(seq)

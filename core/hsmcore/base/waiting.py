@@ -23,15 +23,25 @@ async def finished(task: asyncio.Future[Any]) -> None:
             continue
 
 
+def _heard(task: asyncio.Future[Any]) -> None:
+    if not task.cancelled():
+        task.exception()  # or the loop would report an exception that was never retrieved
+
+
+async def shielded(work: Awaitable[T]) -> T:
+    """Wait for the result. A cancellation ends the wait and not the work, whose result then is lost, or its error."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(_heard)
+    return await asyncio.shield(task)
+
+
 async def whole(work: Awaitable[T]) -> T:
-    """Wait for the result. A cancellation is raised when the work has ended; then its result is lost, or its error."""
+    """As `shielded`, but a cancellation is raised when the work has ended."""
     task = asyncio.ensure_future(work)
     try:
-        return await asyncio.shield(task)
+        return await shielded(task)
     except asyncio.CancelledError:
         await finished(task)
-        if not task.cancelled():
-            task.exception()  # or the loop would report an exception that was never retrieved
         raise
 
 

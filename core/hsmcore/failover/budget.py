@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, Self
 from sqlalchemy import Connection, select, update
 
 from hsmcore.base.steady import HELD_NS
+from hsmcore.base.waiting import shielded
 from hsmcore.config import Config, Failover
 from hsmcore.errors import BadArgument
 from hsmcore.failover.errors import EmergencyRefused
@@ -125,7 +126,7 @@ class Emergency:
         while not (episode := self.try_spend(units)):
             async with self._reserving:
                 if not (episode := self.try_spend(units)):
-                    await asyncio.shield(self._reserve(units))
+                    await shielded(self._reserve(units))
                     continue
             break
         return episode
