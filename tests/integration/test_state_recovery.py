@@ -843,6 +843,26 @@ async def test_backups_on_schedule_and_their_drill(tmp_path):
 
 
 @one_loop
+async def test_two_backups_of_one_second_and_state_are_one(tmp_path, monkeypatch):
+    """The key manager's and a command's; a name that a person chose is not taken twice."""
+    place = tmp_path / "backups"
+    config = config_of(tmp_path, stateBackup={"location": str(place)})
+    async with opened(config):
+        pass
+    now = time.time_ns()
+    monkeypatch.setattr("hsmcore.state.backup.time.time_ns", lambda: now)
+    loaded = load(config)
+    target = state_backup.place_of(loaded, str(place))
+    for _ in range(2):
+        async with recovery.back_up(loaded) as (statement, *parts):
+            await state_backup.put(target, state_backup.name_of(loaded, statement), statement, *parts)
+    assert len(list(place.iterdir())) == 1
+    await state_backup.put(target, "mine.hsmstate", statement, b"one")
+    with pytest.raises(HsmError, match="File exists"):
+        await state_backup.put(target, "mine.hsmstate", statement, b"other")
+
+
+@one_loop
 async def test_a_backup_that_does_not_come_back_fails_its_drill(tmp_path):
     place = tmp_path / "backups"
     config = config_of(tmp_path, stateBackup={"location": str(place)})

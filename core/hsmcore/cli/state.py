@@ -56,12 +56,12 @@ def backup(cli: Invocation, to: Annotated[str, "PATH: A file, a folder, or s3://
       hsmcore state backup --to s3://backups/sequencer
     """
     from hsmcore.recovery.restore import back_up
-    from hsmcore.recovery.state_backup import name_of
+    from hsmcore.recovery.state_backup import name_of, put
 
     async def made() -> tuple[BackupStatement, BackupPlace, str, int]:
         async with back_up(cli.config) as (statement, head, body):
             location, name = _target(cli.config, to, name_of(cli.config, statement))
-            await location.create(name, head, body)
+            await put(location, name, statement, head, body)
             return statement, location, name, len(head) + len(body)
 
     with cli.recorded("state backup") as entry:

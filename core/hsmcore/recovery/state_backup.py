@@ -6,6 +6,7 @@ import calendar
 import re
 import time
 from dataclasses import dataclass
+from mmap import mmap
 from typing import Any, Final
 
 from hsmcore.audit import AuditLog
@@ -36,6 +37,16 @@ def name_of(config: Config, statement: BackupStatement) -> str:
     """Return a backup's name: whose it is, when it was made, and a part of its digest."""
     made = time.strftime(_STAMP, time.gmtime(statement.made_ns / 1e9))
     return f"{_prefix(config)}.{made}.{statement.sha256[:12]}{SUFFIX}"
+
+
+async def put(place: BackupPlace, name: str, statement: BackupStatement, *parts: bytes | mmap) -> None:
+    """Write a backup. One that another process has made in the same second, of the same state, is as good: both have
+    the name of `name_of`. Raises PlaceError."""
+    try:
+        await place.create(name, *parts)
+    except PlaceError:
+        if statement.sha256[:12] not in name or name not in await place.names():
+            raise
 
 
 def _prefix(config: Config) -> str:
@@ -112,7 +123,7 @@ class StateBackups:
         if name is None or now >= made + self._rules.every_hours * _HOUR:
             async with back_up(self._config) as (statement, head, body):
                 name, made = name_of(self._config, statement), statement.made_ns / 1e9
-                await self._place.create(name, head, body)
+                await put(self._place, name, statement, head, body)
                 self._record("state-backup", file=name, sha256=statement.sha256, bytes=len(head) + len(body))
         drill, every = self.seen.drill, self._rules.drill_hours * _HOUR * 10**9
         if self.seen.failing or self._drilled_at is None or boot >= self._drilled_at + every:
