@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from tests.simulation.found import FOUND
 from tests.simulation.mutants import MUTANTS
@@ -17,29 +17,41 @@ from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
-WORLDS: Final[dict[str, Callable[[int], Script]]] = {"host": host_script, "found": FOUND.__getitem__}
+WORLDS: Final[dict[str, Callable[[int], Any]]] = {"host": host_script, "found": FOUND.__getitem__}
+"""What a seed means in each world."""
+_PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {Script: World}
+"""What plays a script of a kind: it has `run`, which returns an Outcome."""
+_QUIET: Final[dict[type, Callable[[], Any]]] = {
+    Script: lambda: replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=())
+}
+"""A script of each kind in which nothing happens."""
 
 
-def play(script: Script) -> Outcome:
+def play(script: Any) -> Outcome:
     """Run a script. The same one gives the same story, in each process."""
-    _warm()
-    return World(script).run()
+    _warm(type(script))
+    return _run(script)
 
 
 @cache
-def _warm() -> None:
+def _warm(kind: type) -> None:
     """Run a world in which nothing happens: what is loaded late takes its chances there, and not in the first one."""
-    World(replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=())).run()
+    _run(_QUIET[kind]())
 
 
-def shrink(script: Script) -> Script:
+def _run(script: Any) -> Outcome:
+    outcome: Outcome = _PLAYERS[type(script)](script).run()
+    return outcome
+
+
+def shrink(script: Any) -> Any:
     """Return a smaller script that breaks the same rule."""
 
-    def rules(of: Script) -> set[str]:
+    def rules(of: Any) -> set[str]:
         return {what.partition(":")[0] for what in play(of).broken}
 
     wanted = rules(script)
-    for part in ("faults", "stalls", "intents"):
+    for part in script.PARTS:
         size = max(len(getattr(script, part)) // 2, 1)
         while size:
             at = 0
@@ -78,12 +90,12 @@ def main() -> int:
         remove_folder()
 
 
-def _one(script: Script, shrinks: bool) -> int:
+def _one(script: Any, shrinks: bool) -> int:
     if shrinks:
         script = shrink(script)
     outcome = play(script)
     _say(*outcome.story)
-    _say(f"{len(script.members)} members, {script.options}, {script.failover}")
+    _say(script.shown)
     _say(f"story {outcome.digest}")
     _say(*(outcome.broken or ["the law holds"]))
     return bool(outcome.broken)
@@ -93,7 +105,7 @@ def _sees(outcome: Outcome, rule: str) -> bool:
     return any(what.startswith(f"{rule}:") for what in outcome.broken)
 
 
-def _many(make: Callable[[int], Script], options: argparse.Namespace) -> int:
+def _many(make: Callable[[int], Any], options: argparse.Namespace) -> int:
     first, _, last = options.seeds.partition("-")
     used, failed = time.process_time(), 0
     seeds = range(int(first), int(last or first) + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND
@@ -51,6 +51,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Script:
+    PARTS: ClassVar = ("faults", "stalls", "intents")
+    """What may be less in a smaller script."""
+
     seed: int
     members: tuple[Member, ...]
     options: dict[str, Any] = field(hash=False)
@@ -64,6 +67,10 @@ class Script:
     """When the host is closed; None: when every caller has ended."""
     days: int = 0
     """How long the world goes on after the last caller."""
+
+    @property
+    def shown(self) -> str:
+        return f"{len(self.members)} members, {self.options}, {self.failover}"
 
     def without(self, **parts: Any) -> Script:
         return replace(self, **parts)
