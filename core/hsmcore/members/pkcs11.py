@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from hsmcore._native import Engine, wipe
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger, tell
-from hsmcore.base.waiting import CallThread
+from hsmcore.base.waiting import CallThread, shielded
 from hsmcore.config import Pkcs11Settings
 from hsmcore.config.pkcs11 import MAX_SESSIONS
 from hsmcore.errors import HsmError, KeyNotFound, LoginError, ModuleMissing, PinIncorrect, error_of
@@ -308,7 +308,7 @@ class Pkcs11Member:
         task = self._stopping
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
             task = self._stopping = asyncio.get_running_loop().create_task(self._stop())
-        await asyncio.shield(task)
+        await shielded(task)
 
     async def _stop(self) -> None:
         self.engine.refuse()

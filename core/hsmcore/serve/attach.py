@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from hsmcore.base.version import __version__
+from hsmcore.base.waiting import shielded
 from hsmcore.config import Config, Monitoring
 from hsmcore.config.load import changed
 from hsmcore.errors import BadArgument
@@ -55,7 +56,7 @@ async def _running(source: Source, settings: Monitoring, version: str) -> AsyncI
         yield site
     finally:
         # In a thread: the server may be waiting for an answer of this loop.
-        await asyncio.shield(loop.run_in_executor(None, site.close))
+        await shielded(loop.run_in_executor(None, site.close))
 
 
 def settings_of(config: Config, listen: str | None, settings: Monitoring | None = None) -> Monitoring:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 from hsmcore.base.scope import Scope
+from hsmcore.base.waiting import shielded
 from hsmcore.serve.source import RECORD_SECONDS, Unanswered
 
 MOST: Final = 32
@@ -45,7 +46,7 @@ class Questions:
         if shared is None:
             shared = self._shared[key] = self.scope.start(self._ask(UNANSWERED_SECONDS, name, *arguments))
             shared.add_done_callback(lambda _: self._shared.pop(key))
-        return await asyncio.shield(shared)
+        return await shielded(shared)
 
     async def order(self, name: str, *arguments: Any) -> Any:
         """Have a thing done, and return the answer. Raises Unanswered."""

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Select, Table
 from sqlalchemy.exc import SQLAlchemyError
 
 from hsmcore.base.extras import install
-from hsmcore.base.waiting import whole
+from hsmcore.base.waiting import shielded, whole
 from hsmcore.state.database import BUSY_SECONDS, Database, join, now_ns, reason
 from hsmcore.state.errors import StoreBusy, StoreError, StoreNotGenuine
 from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, answered
@@ -90,7 +90,7 @@ class Store:
         path = Path(place) if isinstance(place, (str, os.PathLike)) else None
         database = join(await asyncio.to_thread(_database_at, place, writes=writes, makes=makes))
         try:
-            await asyncio.shield(asyncio.wrap_future(database.thread.submit(database.open, key)))
+            await shielded(asyncio.wrap_future(database.thread.submit(database.open, key)))
         except BaseException:
             database.leave()
             raise
@@ -278,7 +278,7 @@ class Store:
             return
         self._closed = True
         if self._database.is_own_process:
-            await asyncio.shield(asyncio.wrap_future(self._database.leave()))
+            await shielded(asyncio.wrap_future(self._database.leave()))
 
 
 class Role:

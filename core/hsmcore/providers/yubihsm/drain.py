@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 from hsmcore.base.extras import install
+from hsmcore.base.waiting import shielded
 from hsmcore.config import Secret
 from hsmcore.errors import BadArgument, HsmError, error_of
 from hsmcore.providers.yubihsm.chain import ENTRY_BYTES, Anchor, ChainFinding, LogEntry, after, verify_chain
@@ -104,7 +105,7 @@ async def drain(settings: YubiHsmSettings | LogSource, since: Anchor | None, kee
     finally:
         closing = loop.run_in_executor(thread, reader.close)
         thread.shutdown(wait=False)
-        await asyncio.shield(closing)
+        await shielded(closing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from sqlalchemy import bindparam, insert, select, update
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
 from hsmcore.base.steady import boottime
+from hsmcore.base.waiting import shielded
 from hsmcore.errors import HsmError
 from hsmcore.state.database import NOW, Database
 from hsmcore.state.errors import RoleLost, StoreBusy
@@ -148,7 +149,7 @@ async def _renew(held: _Held, seconds: float) -> None:
 
 async def _give_back(held: _Held) -> None:
     with suppress(HsmError):  # its time runs out
-        await asyncio.shield(_in_thread(held.database, [held.question], held.until))
+        await shielded(_in_thread(held.database, [held.question], held.until))
 
 
 async def _in_thread(database: Database, questions: Sequence[Question], decide: Decide[T]) -> T:
