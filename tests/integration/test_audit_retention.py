@@ -12,7 +12,16 @@ import time
 from dataclasses import replace
 
 import pytest
-from tests.support.audit_logs import SMALLEST_SEGMENT, copy_of, keys_of, settings, turn_clock, write_log
+from tests.support.audit_logs import (
+    SMALLEST_SEGMENT,
+    copy_of,
+    keys_of,
+    put_text,
+    settings,
+    text_of,
+    turn_clock,
+    write_log,
+)
 from tests.support.audit_tampering import prune_line
 from tests.support.loops import one_loop
 from tests.support.size import FULL
@@ -203,6 +212,33 @@ async def test_what_retention_deleted_is_a_finding_until_an_auditor_expects_it(l
         path.write_bytes(b"")
     assert command("mend", str(layout.log), "--expect-retention", "30d")[0] == 0
     assert command("mend", str(layout.log))[0] == 1
+
+
+@one_loop
+@pytest.mark.parametrize("gone", [False, True])
+async def test_a_changed_record_is_named_exactly(layout, monkeypatch, gone):
+    """Wherever the good records end, there the search begins: at the log's begin, behind what was pruned, behind a
+    checkpoint."""
+    await write_log(layout.log, 5, begin=RECORDS)
+    if gone:
+        await pruned(layout, monkeypatch)
+    first = segments(layout)[0].first
+    for seq in (first, first + 1, RECORDS + 1, RECORDS + 2):
+        segment = [one for one in segments(layout) if one.first <= seq][-1]
+        text = text_of(segment)
+        lines = text.splitlines(keepends=True)
+        changed = lines[seq - segment.first].replace(b'"result":"ok"', b'"result":"no"')
+        put_text(layout, segment, b"".join([*lines[: seq - segment.first], changed, *lines[seq - segment.first + 1 :]]))
+        [found] = [one for one in verify(layout, EXPECTED).findings if not one.derived]
+        offset = sum(map(len, lines[: seq - segment.first]))
+        path = next(one.path for one in segments(layout) if one.first == segment.first)
+        assert (found.kind, found.first, found.last) == ("changed", seq, seq)
+        assert found.where == f"{path} at byte {offset}"
+        put_text(layout, next(one for one in segments(layout) if one.first == segment.first), text)
+    assert verify(layout, EXPECTED).ok
+    shutil.rmtree(layout.tiles / "0")
+    lost = [found for found in verify(layout, EXPECTED).findings if found.kind == "tile"]
+    assert (lost[0].first, lost[0].last) == (1, first - 1 if gone else 256)
 
 
 @one_loop

@@ -73,6 +73,7 @@ async def test_the_first_digest_has_the_position_for_ever(place, secret):
         await life.bind(5, B, "chain/state-root")  # another chain
         with pytest.raises(DoubleSign) as caught:
             await life.bind(5, B)
+        assert life.mark.bound == 2
     async with Life(place, secret, "host:2") as life:
         await life.bind(5)
         with pytest.raises(DoubleSign, match="host:1") as caught:
@@ -224,8 +225,9 @@ async def test_rows_of_any_sort_end_a_request_with_an_error_of_the_store(tmp_pat
         await life.bind(1)
     beside(path, statement)
     async with Life(path, None) as life:
-        with pytest.raises(StoreError):
+        with pytest.raises(StoreError) as caught:
             await asyncio.gather(life.bind(1, B), life.bind(2, B), life.mark.require(Charge("chain/lamports", 1, 2)))
+        assert "are not of hsmcore's making" in str(caught.value)
 
 
 @pytest.mark.parametrize("statement", ["DELETE FROM watermark", "UPDATE watermark SET high = 0, bits = '0'"])
