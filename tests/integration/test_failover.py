@@ -95,6 +95,7 @@ async def test_a_member_that_was_out_and_signs_is_in_again_without_a_probe(site,
         await until(lambda: member.trusted)
         monkeypatch.setattr(HealthMonitor, "_try", never)
         manager._path.levels.given_up(0, time.monotonic_ns())
+        manager._path.router.settle()
         assert not member.trusted
         for number in range(GOOD_PROBES):
             await manager.sign(b"message %d" % number, 5)
