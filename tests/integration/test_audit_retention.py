@@ -241,6 +241,16 @@ async def test_a_changed_record_is_named_exactly(layout, monkeypatch, gone):
     assert (lost[0].first, lost[0].last) == (1, first - 1 if gone else 256)
 
 
+def test_a_checkpoint_that_a_crash_cut_off_is_told_and_no_finding(layout):
+    assert not any("in the middle of a checkpoint" in note for note in verify(layout, EXPECTED).notes)
+    whole = layout.history.read_bytes()
+    with layout.history.open("ab") as file:
+        file.write(whole[: whole.index(b"\n\n")])
+    report = verify(layout, EXPECTED)
+    assert report.ok
+    assert [note for note in report.notes if "in the middle of a checkpoint" in note]
+
+
 @one_loop
 async def test_a_file_is_kept_until_the_record_behind_it_is_old(layout, monkeypatch):
     """The record that is left is the only evidence of the age of those that are gone."""

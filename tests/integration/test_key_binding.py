@@ -376,6 +376,29 @@ async def recorded(manager: hsmcore.KeyManager) -> bool:
 
 
 @one_loop
+async def test_a_request_that_may_be_signed_stays_with_its_key_beside_other_bindings(site, monkeypatch):
+    place = site(SAME, OTHER)
+    async with opened(place.config(failover=LEVELS)) as manager:
+        first, second = manager._path.endpoints
+        await until(lambda: first.trusted and second.trusted)
+        manager._path.router.bind([b"another"], first.key)
+
+        def fails(*_args):
+            asked = asyncio.get_running_loop().create_future()
+            asked.set_exception(hsmcore.MemberDown("its answer is lost", maybe_signed=True))
+            return asked
+
+        monkeypatch.setattr(first, "ask", fails)
+        asked = start(manager._path.router.sign(b"m", 5))
+        await until(lambda: not first.trusted)
+        await fail_over(manager)
+        with pytest.raises(hsmcore.HsmError) as caught:
+            await asked
+        assert caught.value.maybe_signed
+        assert await signers(manager, [b"m"]) == {b"m": None}
+
+
+@one_loop
 async def test_with_a_bound_message_about_batches_still_cross_in_one_piece(site):
     place = site(SAME, OTHER)
     async with opened(place.config(failover=LEVELS)) as manager:

@@ -185,6 +185,23 @@ async def test_what_a_closed_process_has_answered_binds_nothing(place):
 
 
 @one_loop
+async def test_each_binding_of_a_key_counts_until_its_time_is_over():
+    kept = KeyBindings()
+    for number in range(3):
+        kept.add(b"%d" % number, b"key", number)
+    kept.add(b"0", b"key", 3)  # again: as the newest
+    for gone, left in ((1, b"1"), (2, b"2"), (3, b"0")):
+        assert kept.elsewhere(b"other")
+        assert not kept.elsewhere(b"key")
+        kept.forget(gone + BINDING_NS - 1)
+        assert kept.get(left) == b"key"
+        kept.forget(gone + BINDING_NS)
+        assert kept.get(left) is None
+    assert not kept
+    assert not kept.elsewhere(b"other")
+
+
+@one_loop
 async def test_a_message_that_is_bound_again_has_the_last_binding(tmp_path):
     store = await Store.open(tmp_path / "state.db")
     stored, digests = StoredBindings(store), [hashlib.sha256(b"%d" % number).digest() for number in range(501)]

@@ -25,14 +25,12 @@ _FAILOVER: Final = (
     "tests/integration/test_key_binding.py",
     "tests/integration/test_failover.py",
     "tests/integration/test_failover_suspicion.py",
+    "tests/integration/test_emergency_budget.py::test_a_unit_comes_back_only_if_nothing_was_signed_for_it",
 )
 _ROTATION: Final = ("tests/unit/test_rotation_machine.py", "tests/integration/test_rotation.py")
 _AUDIT: Final = ("tests/unit/test_audit_tampering.py", "tests/integration/test_audit_log.py")
-_CONTROL: Final = (
-    "tests/integration/test_control_forms.py",
-    "tests/integration/test_control_plane.py",
-    "tests/integration/test_control_reinitialize.py",
-)
+_RETENTION: Final = "tests/integration/test_audit_retention.py"
+_CONTROL: Final = ("tests/integration/test_control_forms.py", "tests/integration/test_control_plane.py")
 _STEPS: Final = ("tests/chaos/test_rotation_model.py", "tests/integration/test_rotation.py")
 _LADDER: Final = ("ladder", "recover", "workers", "seams")
 
@@ -42,10 +40,14 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "audit/check/adopt.py": ("tests/integration/test_audit_adopted.py",),
         "audit/check/findings.py": (*_AUDIT, "tests/integration/test_audit_changed.py"),
         "audit/check/prove.py": ("tests/chaos/test_proofs.py",),
-        "audit/check/trust.py": (*_AUDIT, "tests/integration/test_audit_witness.py"),
+        "audit/check/trust.py": (
+            *_AUDIT,
+            "tests/integration/test_audit_witness.py",
+            f"{_RETENTION}::test_a_checkpoint_that_a_crash_cut_off_is_told_and_no_finding",
+        ),
         "audit/check/verify.py": (
             *_AUDIT,
-            "tests/integration/test_audit_retention.py::test_a_changed_record_is_named_exactly",
+            f"{_RETENTION}::test_a_changed_record_is_named_exactly",
             "tests/integration/test_audit_adopted.py::test_an_adopted_log_is_a_finding_until_an_auditor_expects_it",
         ),
         "base/steady.py": ("tests/unit/test_steady.py",),
@@ -100,14 +102,14 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "aside": _LADDER,
         "cache": ("cache", "single_flight", "unit/test_model_cache.py"),
         "client": ("client", "replay", "requests", "area", "fork", "unit/test_model_ring.py"),
-        "deadlines": ("requests", "unit/test_deadline_wheel.py"),
+        "deadlines": ("requests", "table_memory", "unit/test_deadline_wheel.py"),
         "down": _LADDER,
         "journal": ("journal",),
         "journal_line": ("journal",),
         "ladder": _LADDER,
         "recover": _LADDER,
         "replay": ("replay", "host", "unit/test_model_ring.py"),
-        "requests": ("requests", "table", "single_flight", "unit/test_model_table.py"),
+        "requests": ("requests", "table", "table_memory", "single_flight", "unit/test_model_table.py"),
         "verdicts": ("verdicts",),
         "verify": ("verify",),
         "worker": ("workers", "engine", "requests", "seams", "area"),
