@@ -38,6 +38,7 @@ from hsmcore.audit.query import Query
 from hsmcore.audit.retention import DAY_NS
 from hsmcore.audit.segment import segments
 from hsmcore.base import steady
+from hsmcore.tlog.checkpoint import history
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 RECORDS = 900
@@ -249,6 +250,19 @@ def test_a_checkpoint_that_a_crash_cut_off_is_told_and_no_finding(layout):
     report = verify(layout, EXPECTED)
     assert report.ok
     assert [note for note in report.notes if "in the middle of a checkpoint" in note]
+
+
+@one_loop
+@pytest.mark.parametrize("order", [[0, 2, 1], [0, 1, 1, 2]])
+async def test_checkpoints_that_do_not_grow_are_a_finding(layout, order):
+    for more in range(2):
+        await write_log(layout.log, 1, begin=RECORDS + more)
+    parts = layout.history.read_bytes().split(b"\n\n")
+    notes = [b"\n\n".join([*parts[n : n + 2], b""]) for n in range(0, len(parts) - 1, 2)]
+    sizes = [one.size for one in history(layout.history)[0]]
+    layout.history.write_bytes(b"".join(notes[n] for n in [*order, *range(3, len(notes))]))
+    [found] = verify(layout, EXPECTED).findings
+    assert (found.kind, found.text) == ("checkpoint", f"size {sizes[1]} follows {sizes[order[1]]}")
 
 
 @one_loop

@@ -44,6 +44,7 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
             *_AUDIT,
             "tests/integration/test_audit_witness.py",
             f"{_RETENTION}::test_a_checkpoint_that_a_crash_cut_off_is_told_and_no_finding",
+            f"{_RETENTION}::test_checkpoints_that_do_not_grow_are_a_finding",
         ),
         "audit/check/verify.py": (
             *_AUDIT,
