@@ -535,3 +535,35 @@ async def test_only_the_holder_of_the_epoch_gives_up_positions(place, early, mon
         await follower.close()
         assert (log.floors, (await marks_of(life.store))[BLOCKS].floor) == ([], -1)
         assert await life.has(5001)()
+
+
+async def test_rows_that_are_put_back_change_none_that_is_there(place, secret):
+    def rows(*of):
+        return [positions.BoundRow(BLOCKS, position, digest, "host:2", 7) for position, digest in of]
+
+    async with Life(place, secret) as life:
+        for position in (5, 7):
+            await life.bind(position)
+        await life.mark.raise_floor(BLOCKS, 2, "a test")
+        given = rows((1, A), (2, A), (9, A), (6, A), (5, A), (7, B), (9, B))
+        added, conflicts = await life.store.run(lambda on: positions.put_back(on, life.store.vouch, given))
+        assert added == 2
+        found = [(one.row.position, one.row.digest, one.bound, one.holder) for one in conflicts]
+        assert found == [(9, B, A, "host:2"), (7, B, A, "host:1")]
+        assert (await marks_of(life.store))[BLOCKS].high == 9
+        assert await life.has(4)()
+        for position in (5, 6, 7, 9):
+            await life.bind(position)
+            with pytest.raises(DoubleSign):
+                await life.bind(position, B)
+        assert await life.store.run(lambda on: positions.put_back(on, life.store.vouch, rows((9, A)))) == (0, [])
+        await life.bind(8)
+
+
+async def test_a_sum_is_one_for_all_hosts_and_waits_for_no_epoch(place, secret):
+    async with Life(place, secret) as life:
+        follower = Watermark(life.store, "host:2", AnotherHolds(early=False))
+        await follower.require(Charge("chain/lamports", 6, 10))
+        with pytest.raises(PolicyRefused):
+            await life.mark.require(Charge("chain/lamports", 6, 10))
+        await follower.close()
