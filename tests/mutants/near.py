@@ -49,6 +49,7 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "audit/check/verify.py": (
             *_AUDIT,
             f"{_RETENTION}::test_a_changed_record_is_named_exactly",
+            f"{_RETENTION}::test_what_retention_deleted_is_a_finding_until_an_auditor_expects_it",
             "tests/integration/test_audit_adopted.py::test_an_adopted_log_is_a_finding_until_an_auditor_expects_it",
         ),
         "base/steady.py": ("tests/unit/test_steady.py",),
