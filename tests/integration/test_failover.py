@@ -85,6 +85,19 @@ async def test_a_failure_that_is_counted_moves_the_requests_at_once(site):
 
 
 @one_loop
+async def test_a_request_was_late_by_its_member_only_if_that_signed_nothing_for_a_while(site, monkeypatch):
+    async with opened(site(SAME, SAME).config()) as manager:
+        first, second = manager._path.endpoints
+        await until(lambda: first.trusted and second.trusted)
+        now = time.monotonic_ns()
+        for has_signed, busy_since, counts in ((False, now + 10**11, 0), (True, 0, 0), (False, 0, 1)):
+            monkeypatch.setattr(Endpoint, "has_signed", has_signed)
+            first.busy_since = busy_since
+            manager._path.router.report(first, "late", MemberDown("it is late"))
+            assert first.breaker("late").failures == counts
+
+
+@one_loop
 async def test_a_member_that_was_out_and_signs_is_in_again_without_a_probe(site, monkeypatch):
     async def never(*_args):
         await asyncio.Event().wait()
