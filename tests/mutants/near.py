@@ -81,13 +81,11 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "manager/rotation/approvals.py": ("tests/unit/test_rotation_approvals.py",),
         "manager/rotation/machine.py": _ROTATION,
         "manager/rotation/schedule.py": ("tests/unit/test_rotation_schedule.py",),
-        **{
-            f"manager/rotation/steps/{name}.py": _STEPS
-            for name in ("consent", "generate", "pin", "replicate", "switch", "telling")
-        },
+        **{f"manager/rotation/steps/{name}.py": _STEPS for name in ("consent", "generate", "pin", "switch", "telling")},
         "manager/rotation/steps/backups.py": ("tests/integration/test_rotation_backup.py",),
         "manager/rotation/steps/destruction.py": (*_STEPS, "tests/integration/test_rotation_members.py"),
         "manager/rotation/steps/handover.py": ("tests/integration/test_handover_settled.py",),
+        "manager/rotation/steps/replicate.py": (*_STEPS, "tests/integration/test_rotation_members.py"),
         "manager/rotation/store.py": (*_STEPS, "tests/integration/test_rotation_forged.py"),
         **{f"members/control/{name}.py": _CONTROL for name in ("admin", "backup", "calls", "keys", "plane")},
         "members/control/locked.py": ("tests/integration/test_ephemeral.py",),
