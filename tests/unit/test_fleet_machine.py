@@ -462,15 +462,18 @@ def test_a_row_is_held_by_one_process_at_its_epoch():
 
 
 def test_a_process_writes_for_a_host_and_an_epoch_only_where_they_are_as_it_read_them():
-    mine, host = EpochRow(3, "me", "host", 5, False, 0, ("system", "1")), [("host", "me", 0, "follower")]
+    held, host = EpochRow(3, "me", "host", 5, False, 0, ("system", "1")), [("host", "me", 0, "follower")]
     required = [
-        rows.claim("fleet", mine, "me", "host", "", ("system", "1"))[1],
-        rows.renew("fleet", mine)[1],
+        rows.claim("fleet", held, "me", "host", "", ("system", "1"))[1],
+        rows.renew("fleet", held)[1],
         rows.enter(([], host), "host", "next")[1],
         *rows.speak([host], "host", "me", "holder")[1],
     ]
     assert [change.required for change in required] == [True] * 4
     assert rows.speak([host], "host", "another", "holder") == (False, [])
+    assert rows.speak([], "host", "me", "holder") == (True, [])
+    mine, [lost] = rows.speak([[]], "host", "me", "holder")
+    assert (mine, lost.values[0]["incident"]) == (True, 0)
 
 
 @pytest.mark.parametrize(("is_open", "owed"), [(0, 7), (1, 0)])
