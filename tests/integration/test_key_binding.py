@@ -23,6 +23,7 @@ from tests.support.verifiers import is_good
 
 import hsmcore
 from hsmcore.errors import EngineClosed, NotHolder
+from hsmcore.failover import router
 from hsmcore.failover.errors import AllLevelsFailed
 from hsmcore.failover.path import Ask
 
@@ -373,6 +374,25 @@ async def recorded(manager: hsmcore.KeyManager) -> bool:
         await manager.sign(b"is it recorded?")
         return True
     return False
+
+
+@one_loop
+@pytest.mark.parametrize("withheld", [hsmcore.AuditUnavailable, EngineClosed, NotHolder])
+async def test_what_is_withheld_while_hedging_no_other_key_signs(site, monkeypatch, withheld):
+    place = site(SAME, OTHER)
+    async with opened(place.config(failover={**LEVELS, "hedging": True})) as manager:
+        await until(lambda: manager._path.levels.active == 0)
+
+        async def fails(_router, _endpoint, _version, signed, *_args):
+            await signed
+            raise withheld("withheld", maybe_signed=False)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(router, "hedged", fails)
+            with pytest.raises(hsmcore.HsmError):
+                await manager._path.router.sign(b"m", 0.3)
+        await fail_over(manager)
+        assert await signers(manager, [b"m"]) == {b"m": None}
 
 
 @one_loop

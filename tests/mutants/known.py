@@ -30,6 +30,7 @@ _BOUND: Final = tuple(
     for name in (
         "a_request_abandoned_while_being_signed_is_bound",
         "what_is_withheld_on_the_long_way_no_other_key_signs",
+        "what_is_withheld_while_hedging_no_other_key_signs",
         "an_abandoned_hedged_request_is_bound",
         "a_request_that_may_be_signed_stays_with_its_key_beside_other_bindings",
     )
