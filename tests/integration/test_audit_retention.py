@@ -10,9 +10,19 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
-from tests.support.audit_logs import SMALLEST_SEGMENT, copy_of, keys_of, settings, turn_clock, write_log
+from tests.support.audit_logs import (
+    SMALLEST_SEGMENT,
+    copy_of,
+    keys_of,
+    put_text,
+    settings,
+    text_of,
+    turn_clock,
+    write_log,
+)
 from tests.support.audit_tampering import prune_line
 from tests.support.loops import one_loop
 from tests.support.size import FULL
@@ -29,6 +39,7 @@ from hsmcore.audit.query import Query
 from hsmcore.audit.retention import DAY_NS
 from hsmcore.audit.segment import segments
 from hsmcore.base import steady
+from hsmcore.tlog.checkpoint import history
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
 RECORDS = 900
@@ -177,8 +188,10 @@ async def test_what_retention_deleted_is_a_finding_until_an_auditor_expects_it(l
     gone = report.pruned
     assert findings(report) == [("pruned", 1, gone)]
     [record] = operations(layout, "audit-prune")
-    for part in (f"record {record['seq']} ", f"user {record['user']!r} on {record['source']['hostname']!r}"):
-        assert part in report.findings[0].text
+    moment = datetime.fromtimestamp(record["time_ns"] // 10**9, UTC).isoformat()
+    user = f"user {record['user']!r} on {record['source']['hostname']!r}"
+    assert f"by record {record['seq']} ({moment}, {user})" in report.findings[0].text
+    assert 0 < report.seconds < 3600
     expected = {
         "30d": (30, 0),
         "39d": (39, 0),
@@ -203,6 +216,56 @@ async def test_what_retention_deleted_is_a_finding_until_an_auditor_expects_it(l
         path.write_bytes(b"")
     assert command("mend", str(layout.log), "--expect-retention", "30d")[0] == 0
     assert command("mend", str(layout.log))[0] == 1
+
+
+@one_loop
+@pytest.mark.parametrize("gone", [False, True])
+async def test_a_changed_record_is_named_exactly(layout, monkeypatch, gone):
+    """Wherever the good records end, there the search begins: at the log's begin, behind what was pruned, behind a
+    checkpoint."""
+    await write_log(layout.log, 5, begin=RECORDS)
+    if gone:
+        await pruned(layout, monkeypatch)
+    first = segments(layout)[0].first
+    for seq in (first, first + 1, RECORDS + 1, RECORDS + 2):
+        segment = [one for one in segments(layout) if one.first <= seq][-1]
+        text = text_of(segment)
+        lines = text.splitlines(keepends=True)
+        changed = lines[seq - segment.first].replace(b'"result":"ok"', b'"result":"no"')
+        put_text(layout, segment, b"".join([*lines[: seq - segment.first], changed, *lines[seq - segment.first + 1 :]]))
+        [found] = [one for one in verify(layout, EXPECTED).findings if not one.derived]
+        offset = sum(map(len, lines[: seq - segment.first]))
+        path = next(one.path for one in segments(layout) if one.first == segment.first)
+        assert (found.kind, found.first, found.last) == ("changed", seq, seq)
+        assert found.where == f"{path} at byte {offset}"
+        put_text(layout, next(one for one in segments(layout) if one.first == segment.first), text)
+    assert verify(layout, EXPECTED).ok
+    shutil.rmtree(layout.tiles / "0")
+    lost = [found for found in verify(layout, EXPECTED).findings if found.kind == "tile"]
+    assert (lost[0].first, lost[0].last) == (1, first - 1 if gone else 256)
+
+
+def test_a_checkpoint_that_a_crash_cut_off_is_told_and_no_finding(layout):
+    assert not any("in the middle of a checkpoint" in note for note in verify(layout, EXPECTED).notes)
+    whole = layout.history.read_bytes()
+    with layout.history.open("ab") as file:
+        file.write(whole[: whole.index(b"\n\n")])
+    report = verify(layout, EXPECTED)
+    assert report.ok
+    assert [note for note in report.notes if "in the middle of a checkpoint" in note]
+
+
+@one_loop
+@pytest.mark.parametrize("order", [[0, 2, 1], [0, 1, 1, 2]])
+async def test_checkpoints_that_do_not_grow_are_a_finding(layout, order):
+    for more in range(2):
+        await write_log(layout.log, 1, begin=RECORDS + more)
+    parts = layout.history.read_bytes().split(b"\n\n")
+    notes = [b"\n\n".join([*parts[n : n + 2], b""]) for n in range(0, len(parts) - 1, 2)]
+    sizes = [one.size for one in history(layout.history)[0]]
+    layout.history.write_bytes(b"".join(notes[n] for n in [*order, *range(3, len(notes))]))
+    [found] = verify(layout, EXPECTED).findings
+    assert (found.kind, found.text) == ("checkpoint", f"size {sizes[1]} follows {sizes[order[1]]}")
 
 
 @one_loop

@@ -32,7 +32,7 @@ from hsmcore.members.control import ALGORITHMS, ControlError, ControlPlane, KeyN
 from hsmcore.members.control.admin import TokenAdmin
 from hsmcore.members.control.adopt import AdoptedLibrary, adopt, hold_module
 from hsmcore.members.control.backup import ExportWrapped, ImportWrapped
-from hsmcore.members.control.keys import Deactivate, Destroy, GenerateKey, ListKeys
+from hsmcore.members.control.keys import Deactivate, Destroy, GenerateKey, ListKeys, Prove
 from hsmcore.members.control.softhsm import SOFTHSM_PATHS, StateFolder
 
 pytestmark = [
@@ -219,6 +219,28 @@ def test_nothing_is_wrapped_with_a_key_that_can_be_read(admin):
     with pytest.raises(ControlError, match="can leave the token"):
         ExportWrapped(record.id, "trap").run(admin)
     Destroy(record.id).run(admin)
+
+
+def test_a_label_of_two_wrapping_keys_names_none(admin):
+    record = GenerateKey("ecdsa-p256", "kept safe", extractable=True).run(admin)[0]
+    backup = ExportWrapped(record.id, "twins").run(admin)
+    with admin.session("making a twin") as session:
+        session.generate_key(KeyType.AES, 256, label="twins", store=True)
+    with pytest.raises(KeyAmbiguous, match="2 secret keys have the label 'twins'"):
+        ExportWrapped(record.id, "twins").run(admin)
+    Destroy(record.id).run(admin)
+    with pytest.raises(KeyAmbiguous, match="2 secret keys have the label 'twins'"):
+        ImportWrapped(backup).run(admin)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_key_is_proved_by_a_signature_of_its_own(admin, algorithm):
+    record = GenerateKey(algorithm, "to be proved").run(admin)[0]
+    other = GenerateKey(algorithm, "to be proved, too").run(admin)[0]
+    assert _native.verify(algorithm, record.public_key, b"message", Prove(record.id, b"message").run(admin))
+    assert not _native.verify(algorithm, other.public_key, b"message", Prove(record.id, b"message").run(admin))
+    for one in (record, other):
+        Destroy(one.id).run(admin)
 
 
 def test_keys_are_not_extractable_unless_asked_for(admin):

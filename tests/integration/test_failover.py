@@ -19,8 +19,10 @@ import hsmcore
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.errors import ConfigurationError, EngineClosed, MemberDown, RequestRejected
+from hsmcore.failover.breaker import GOOD_PROBES
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.errors import AllLevelsFailed, AllLevelsLate
+from hsmcore.failover.health import HealthMonitor
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 
@@ -68,6 +70,49 @@ class Load:
     def gap_after(self, when):
         later = [when, *(at for at, _ in self.good if at > when)]
         return max(b - a for a, b in itertools.pairwise(later))
+
+
+@one_loop
+async def test_a_failure_that_is_counted_moves_the_requests_at_once(site):
+    async with opened(site(SAME, SAME).config()) as manager:
+        moves, router = heard(manager), manager._path.router
+        first, second = manager._path.endpoints
+        await until(lambda: first.trusted and second.trusted)
+        router.report(first, "down", MemberDown("it is gone"))
+        assert not router.levels.events
+        assert router.pick() is second
+        await until(lambda: moves == [("primary", "secondary")])
+
+
+@one_loop
+async def test_a_request_was_late_by_its_member_only_if_that_signed_nothing_for_a_while(site, monkeypatch):
+    async with opened(site(SAME, SAME).config()) as manager:
+        first, second = manager._path.endpoints
+        await until(lambda: first.trusted and second.trusted)
+        now = time.monotonic_ns()
+        for has_signed, busy_since, counts in ((False, now + 10**11, 0), (True, 0, 0), (False, 0, 1)):
+            monkeypatch.setattr(Endpoint, "has_signed", has_signed)
+            first.busy_since = busy_since
+            manager._path.router.report(first, "late", MemberDown("it is late"))
+            assert first.breaker("late").failures == counts
+
+
+@one_loop
+async def test_a_member_that_was_out_and_signs_is_in_again_without_a_probe(site, monkeypatch):
+    async def never(*_args):
+        await asyncio.Event().wait()
+
+    failover = {"mode": "literal", "primaryRetryIntervalMs": 60_000}
+    async with opened(site(SAME).config(failover=failover)) as manager:
+        [member] = manager._path.endpoints
+        await until(lambda: member.trusted)
+        monkeypatch.setattr(HealthMonitor, "_try", never)
+        manager._path.levels.given_up(0, time.monotonic_ns())
+        manager._path.router.settle()
+        assert not member.trusted
+        for number in range(GOOD_PROBES):
+            await manager.sign(b"message %d" % number, 5)
+        assert member.trusted
 
 
 def heard(manager):

@@ -20,7 +20,7 @@ from tests.support.signing_kills import run_and_kill
 
 import hsmcore
 from hsmcore.failover import bindings
-from hsmcore.failover.bindings import BINDING_NS, KeyBindings, StoredBindings
+from hsmcore.failover.bindings import BINDING_NS, BindingRow, KeyBindings, StoredBindings
 from hsmcore.failover.errors import AllLevelsFailed
 from hsmcore.state.errors import StoreError
 from hsmcore.state.store import Store
@@ -182,6 +182,33 @@ async def test_what_a_closed_process_has_answered_binds_nothing(place):
         assert not manager._path.bindings
         await secondary_signs(manager)
         assert (await manager.sign_with_receipt(b"m", 5)).level == "secondary"
+
+
+@one_loop
+async def test_each_binding_of_a_key_counts_until_its_time_is_over():
+    kept = KeyBindings()
+    for number in range(3):
+        kept.add(b"%d" % number, b"key", number)
+    kept.add(b"0", b"key", 3)  # again: as the newest
+    for gone, left in ((1, b"1"), (2, b"2"), (3, b"0")):
+        assert kept.elsewhere(b"other")
+        assert not kept.elsewhere(b"key")
+        kept.forget(gone + BINDING_NS - 1)
+        assert kept.get(left) == b"key"
+        kept.forget(gone + BINDING_NS)
+        assert kept.get(left) is None
+    assert not kept
+    assert not kept.elsewhere(b"other")
+
+
+@one_loop
+async def test_a_message_that_is_bound_again_has_the_last_binding(tmp_path):
+    store = await Store.open(tmp_path / "state.db")
+    stored, digests = StoredBindings(store), [hashlib.sha256(b"%d" % number).digest() for number in range(501)]
+    for key in (b"one", b"two"):
+        await stored.keep([BindingRow(digest, key, 1 << 62) for digest in digests])
+        assert {(row.digest, row.key) for row in await stored.load()} == {(digest, key) for digest in digests}
+    await store.close()
 
 
 @one_loop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 from nacl.public import PrivateKey
@@ -19,9 +20,10 @@ from tests.support.yubihsm.rig import ADMIN
 
 from hsmcore.cli.app import run as run_command
 from hsmcore.config import load
-from hsmcore.errors import HsmError
+from hsmcore.errors import HsmError, KeyMismatch
 from hsmcore.manager.rotation.backup.envelope import open_envelope
 from hsmcore.manager.rotation.backup.inspect import opens
+from hsmcore.manager.rotation.steps import replicate
 from hsmcore.members.control import ControlPlane
 from hsmcore.members.control.backup import ExportWrapped, ImportWrapped
 from hsmcore.members.control.sealed import ImportTransported
@@ -229,6 +231,30 @@ async def test_without_a_ceremony_the_rotation_names_the_member_that_cannot_get_
             assert len(await member.control.list_keys()) == 1
     _, [rotation], _ = await stored(tmp_path)
     assert rotation.error.startswith("replicate: softhsm:")
+
+
+@one_loop
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_another_key_under_its_id_is_destroyed_only_if_it_was_just_copied(monkeypatch, is_there):
+    wrong, key = SimpleNamespace(id="k", label="new", public_key=b"other"), SimpleNamespace(key_id="k", label="new")
+    key.public_key, destroyed = b"mine", []
+
+    class Control:
+        async def list_keys(self):
+            return [wrong] if is_there else []
+
+        async def destroy(self, key_id):
+            destroyed.append(key_id)
+
+    async def gives(*_args):
+        return wrong
+
+    monkeypatch.setattr(replicate, "export_key", gives)
+    monkeypatch.setattr(replicate, "import_key", gives)
+    target = SimpleNamespace(name="softhsm:second", control=Control())
+    with pytest.raises(KeyMismatch, match="softhsm:second has another key"):
+        await replicate.copy_key(key, target, target)
+    assert destroyed == ([] if is_there else ["k"])
 
 
 def test_replicate_by_hand(pair, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -18,6 +19,26 @@ _NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
 _SIMPLE = ast.Expr | ast.Assign | ast.AugAssign | ast.Delete
 _UNSEEN = ("get_logger(", "super().__init__(")
 """Calls that no promise is about, or without which nothing can work."""
+_C_FUNCTION = re.compile(r"\w[^;=]*?\b(\w+)\(")
+_C_CHANGES = (
+    # Without fences: the proofs of memory orders have mutants of their own.
+    (
+        "drop",
+        re.compile(r"^ +((?!atomic_thread_fence)(?:\(void\))?[a-z_][\w.>\[\]-]*(?:\(.*\)| [-+|&]?= .*|\+\+|--));"),
+        "",
+    ),
+    ("negate", re.compile(r"\b(?:if|while) \((.+)\) \{$"), r"!(\1)"),
+    ("bound", re.compile(r" ([<>]) "), r"\1="),
+    ("bound", re.compile(r"(?<= [<>])(=) "), ""),
+    ("operator", re.compile(r" (\+) "), "-"),
+    ("operator", re.compile(r" (-) "), "+"),
+    ("operator", re.compile(r" (&&) "), "||"),
+    ("operator", re.compile(r" (\|\|) "), "&&"),
+    ("operator", re.compile(r" (==) "), "!="),
+    ("constant", re.compile(r"\b(true)\b"), "false"),
+    ("constant", re.compile(r"\b(false)\b"), "true"),
+)
+"""In C, by the line: a kind, where its group 1 is replaced, and by what."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +69,7 @@ def mutants_of(path: str, source: bytes) -> list[Mutant]:
     """Return every change of a file. Those of one name have numbers, from the second on."""
     counted: Counter[str] = Counter()
     named = []
-    for one in _Walk(path, source).found():
+    for one in _of_c(path, source.decode()) if path.endswith(".c") else _Walk(path, source).found():
         counted[one.name] += 1
         count = counted[one.name]
         named.append(replace(one, text=f"{one.text} #{count}") if count > 1 else one)
@@ -58,6 +79,25 @@ def mutants_of(path: str, source: bytes) -> list[Mutant]:
 def sample(mutants: Iterable[Mutant], seed: int) -> list[Mutant]:
     """Return the mutants in an order that depends on nothing but their names."""
     return sorted(mutants, key=lambda one: hashlib.sha256(f"{seed} {one.name}".encode()).digest())
+
+
+def _of_c(path: str, source: str) -> Iterator[Mutant]:
+    function, start, before = "-", 0, ";"
+    for number, line in enumerate(source.splitlines(keepends=True), 1):
+        code = line.partition("/*")[0].rstrip()
+        if found := _C_FUNCTION.match(code):
+            function = found[1]
+        # A bound of a loop is one that only a sanitizer sees.
+        if code.startswith("    ") and not code.lstrip().startswith(("*", "for ")):
+            for kind, pattern, new in _C_CHANGES:
+                for found in pattern.finditer(code):
+                    if kind != "drop" or (before.endswith((";", "{", "}", ":")) and code.count("(") == code.count(")")):
+                        at, end = (start + len(code[:place].encode()) for place in found.span(1))
+                        yield Mutant(
+                            path, function, kind, code.strip(), number, ((at, end, new.replace(r"\1", found[1])),)
+                        )
+        start += len(line.encode())
+        before = code or before
 
 
 class _Walk:

@@ -21,6 +21,7 @@ _ERRORS: Final = "core/hsmcore/errors/__init__.py"
 _GUARD: Final = "core/hsmcore/manager/policy/guard.py"
 _LEVELS: Final = "core/hsmcore/failover/levels.py"
 _ROUTER: Final = "core/hsmcore/failover/router.py"
+_SEAL: Final = "core/hsmcore/state/seal.py"
 _SECRET: Final = "core/hsmcore/config/secret.py"
 _TLS: Final = "core/hsmcore/gateway/tls.py"
 _STATUSES: Final = ("tests/unit/test_failover_breaker.py",)
@@ -29,7 +30,9 @@ _BOUND: Final = tuple(
     for name in (
         "a_request_abandoned_while_being_signed_is_bound",
         "what_is_withheld_on_the_long_way_no_other_key_signs",
+        "what_is_withheld_while_hedging_no_other_key_signs",
         "an_abandoned_hedged_request_is_bound",
+        "a_request_that_may_be_signed_stays_with_its_key_beside_other_bindings",
     )
 )
 _COUNTS: Final = ("tests/unit/test_policy_guard.py",)
@@ -107,6 +110,27 @@ HAND: Final[dict[str, Hand]] = {
         _SECRET,
         "            problem = str(error)\n",
         '            problem = str(error)\n            return self._fail(f"{self.describe()}: {problem}")\n',
+    ),
+    "what was withheld on the long way is asked for again": Hand(
+        _ROUTER,
+        "        except WITHHELD:\n            self.bind(messages, key)\n            raise",
+        "        except WITHHELD:\n            self.bind(messages, key)",
+        _BOUND,
+    ),
+    "beside another binding a request that may be signed has no key": Hand(
+        _ROUTER,
+        "if self.bindings and not request.allow_other_key and request.attempts.bound_to is None:",
+        "if self.bindings and not request.allow_other_key:",
+        _BOUND,
+    ),
+    "stores that are adopted are one": Hand(
+        _SEAL,
+        "store, counter = self._store or secrets.token_hex(16), self._counter",
+        "store, counter = self._store, self._counter",
+    ),
+    "an adoption is the next state": Hand(_SEAL, "counter or self._counter + 1", "self._counter + 1"),
+    "a request for which a login does not help never reaches the module": Hand(
+        "native/src/recover.c", "    note(ladder, HSM_FACT_HEALED, true);\n", ""
     ),
 }
 

@@ -21,15 +21,37 @@ _BUDGET: Final = tuple(
         "several_users_of_one_store_never_spend_more_than_there_is",
     )
 )
-_FAILOVER: Final = ("tests/integration/test_key_binding.py", "tests/integration/test_failover.py")
+_FAILOVER: Final = (
+    "tests/integration/test_key_binding.py",
+    "tests/integration/test_failover.py",
+    "tests/integration/test_failover_suspicion.py",
+    "tests/integration/test_emergency_budget.py::test_a_unit_comes_back_only_if_nothing_was_signed_for_it",
+)
 _ROTATION: Final = ("tests/unit/test_rotation_machine.py", "tests/integration/test_rotation.py")
 _AUDIT: Final = ("tests/unit/test_audit_tampering.py", "tests/integration/test_audit_log.py")
+_RETENTION: Final = "tests/integration/test_audit_retention.py"
+_CONTROL: Final = ("tests/integration/test_control_forms.py", "tests/integration/test_control_plane.py")
+_STEPS: Final = ("tests/chaos/test_rotation_model.py", "tests/integration/test_rotation.py")
+_LADDER: Final = ("ladder", "recover", "workers", "seams")
 
 NEAR: Final[dict[str, tuple[str, ...]]] = {
     f"core/hsmcore/{path}": tests
     for path, tests in {
-        "audit/check/trust.py": (*_AUDIT, "tests/integration/test_audit_witness.py"),
-        "audit/check/verify.py": _AUDIT,
+        "audit/check/adopt.py": ("tests/integration/test_audit_adopted.py",),
+        "audit/check/findings.py": (*_AUDIT, "tests/integration/test_audit_changed.py"),
+        "audit/check/prove.py": ("tests/chaos/test_proofs.py",),
+        "audit/check/trust.py": (
+            *_AUDIT,
+            "tests/integration/test_audit_witness.py",
+            f"{_RETENTION}::test_a_checkpoint_that_a_crash_cut_off_is_told_and_no_finding",
+            f"{_RETENTION}::test_checkpoints_that_do_not_grow_are_a_finding",
+        ),
+        "audit/check/verify.py": (
+            *_AUDIT,
+            f"{_RETENTION}::test_a_changed_record_is_named_exactly",
+            f"{_RETENTION}::test_what_retention_deleted_is_a_finding_until_an_auditor_expects_it",
+            "tests/integration/test_audit_adopted.py::test_an_adopted_log_is_a_finding_until_an_auditor_expects_it",
+        ),
         "base/steady.py": ("tests/unit/test_steady.py",),
         "config/secret.py": ("tests/unit/test_gateway_clients.py", "tests/unit/test_secrets.py"),
         "failover/bindings.py": ("tests/integration/test_key_binding_restarts.py",),
@@ -48,7 +70,10 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "failover/router.py": _FAILOVER,
         "fleet/machine.py": ("tests/unit/test_fleet_machine.py",),
         "fleet/rows.py": ("tests/unit/test_fleet_machine.py", "tests/integration/test_fleet.py"),
+        "gateway/client/outbox.py": ("tests/unit/test_gateway_outbox.py", "tests/integration/test_gateway_client.py"),
         "gateway/clients.py": ("tests/unit/test_gateway_clients.py", "tests/unit/test_gateway_sharing.py"),
+        "gateway/replay.py": ("tests/unit/test_gateway_memory.py",),
+        "gateway/seen.py": ("tests/unit/test_gateway_memory.py",),
         "gateway/tls.py": ("tests/unit/test_gateway_tls.py", "tests/unit/test_gateway_clients.py"),
         "manager/policy/callers.py": ("tests/unit/test_policy_guard.py", "tests/integration/test_policy.py"),
         "manager/policy/guard.py": ("tests/unit/test_policy_guard.py", "tests/integration/test_policy.py"),
@@ -56,8 +81,38 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "manager/rotation/approvals.py": ("tests/unit/test_rotation_approvals.py",),
         "manager/rotation/machine.py": _ROTATION,
         "manager/rotation/schedule.py": ("tests/unit/test_rotation_schedule.py",),
+        **{f"manager/rotation/steps/{name}.py": _STEPS for name in ("generate", "pin", "switch", "telling")},
+        "manager/rotation/steps/backups.py": ("tests/integration/test_rotation_backup.py",),
+        "manager/rotation/steps/consent.py": (*_STEPS, "tests/integration/test_rotation_forged.py"),
+        "manager/rotation/steps/destruction.py": (*_STEPS, "tests/integration/test_rotation_members.py"),
+        "manager/rotation/steps/handover.py": ("tests/integration/test_handover_settled.py",),
+        "manager/rotation/steps/replicate.py": (*_STEPS, "tests/integration/test_rotation_members.py"),
+        "manager/rotation/store.py": (*_STEPS, "tests/integration/test_rotation_forged.py"),
+        **{f"members/control/{name}.py": _CONTROL for name in ("admin", "backup", "calls", "keys", "plane")},
+        "members/control/locked.py": ("tests/integration/test_ephemeral.py",),
         "state/clock.py": (*_BUDGET, "tests/integration/test_rotation.py"),
         "state/positions.py": ("tests/unit/test_watermark.py",),
         "state/seal.py": ("tests/unit/test_state_seal.py",),
+        "state/sealed_rows.py": ("tests/unit/test_state_seal.py",),
+    }.items()
+} | {
+    f"native/src/{source}.c": tuple(f"tests/{test}" if "/" in test else f"tests/native/test_{test}.c" for test in tests)
+    for source, tests in {
+        "admission": ("requests", "unit/test_admission.py"),
+        "area": ("client", "area", "unit/test_model_ring.py"),
+        "aside": _LADDER,
+        "cache": ("cache", "single_flight", "unit/test_model_cache.py"),
+        "client": ("client", "replay", "requests", "area", "fork", "unit/test_model_ring.py"),
+        "deadlines": ("requests", "table_memory", "unit/test_deadline_wheel.py"),
+        "down": _LADDER,
+        "journal": ("journal",),
+        "journal_line": ("journal",),
+        "ladder": _LADDER,
+        "recover": _LADDER,
+        "replay": ("replay", "host", "unit/test_model_ring.py"),
+        "requests": ("requests", "table", "table_memory", "single_flight", "unit/test_model_table.py"),
+        "verdicts": ("verdicts",),
+        "verify": ("verify",),
+        "worker": ("workers", "engine", "requests", "seams", "area"),
     }.items()
 }

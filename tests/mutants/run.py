@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,13 +20,19 @@ from tests.mutants.changes import Mutant
 from tests.support.paths import ROOT
 from tests.support.run_folder import fast_folder
 
-COPIED: Final = ("core", "bench", "tests", "pyproject.toml")
+COPIED: Final = ("core", "native", "bench", "tests", "pyproject.toml")
 """The rest of the tree is linked."""
 LEAVES: Final = shutil.ignore_patterns(".hypothesis", "node_modules", "results")
 PATIENCE: Final = 6
 """A run gets so many times what the unchanged file's took, and half a minute."""
 _COMMAND: Final = ("-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cacheprovider", "-p", "tests.mutants.quick")
 _SELECTED: Final = ("-m", "not deep", "-k", "not postgres and not pooled")
+_NATIVE: Final = """
+cmake -G Ninja -DHSMC_WERROR=OFF -S . -B native-tests &&
+cmake --build native-tests --target hsmcore_shared "$@" || exit 3
+for test; do native-tests/$test || { echo "FAILED $test"; exit 1; }; done
+"""
+"""What the compiler refuses has no verdict."""
 _KILLED: Final = (1, 2)
 """Exit codes of pytest: a test failed, or its file could not be loaded."""
 
@@ -71,7 +78,11 @@ class Copy:
         # No bytecode is written: it tells sources by the second of their change and their length.
         paths = os.pathsep.join(str(self.folder / name) for name in ("core", "bench"))
         environment = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
-        command = [sys.executable, *_COMMAND, *_SELECTED, *tests]
+        command = [sys.executable, *_COMMAND, *_SELECTED, *(test for test in tests if not test.endswith(".c"))]
+        if native := [Path(test).stem for test in tests if test.endswith(".c")]:
+            environment["HSMCORE_TEST_LIBRARY"] = str(self.folder / "native-tests" / "libhsmcore_test.so")
+            then = shlex.join(command) if len(native) < len(tests) else ""
+            command = ["sh", "-c", _NATIVE + then, "sh", *native]
         with subprocess.Popen(
             command,
             cwd=self.folder,

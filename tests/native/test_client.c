@@ -139,6 +139,26 @@ static void one_request_there_and_back(void) {
     hsm_client_free(client);
 }
 
+static void the_oldest_request_is_found_wherever_the_ring_is(void) {
+    hsm_client *client = make_client(4, 16, 0);
+    for (uint64_t turn = 1; turn <= 9; turn++) {
+        uint32_t slots[3];
+        for (uint64_t i = 0; i < 3; i++) {
+            slots[i] = submit(client, "m", 1);
+            hsm_area_slot(client->area, slots[i])->submitted_ns = 10 * turn + i;
+        }
+        hsm_completion completion;
+        for (uint64_t i = 0; i < 3; i++) {
+            CHECK_INT(hsm_area_oldest(client->area), ==, 10 * turn + i);
+            CHECK_INT(serve(client, 1), ==, slots[i]);
+            CHECK_INT(hsm_client_next(client, &completion), ==, 1);
+            hsm_client_release(client, slots[i]);
+        }
+        CHECK_INT(hsm_area_oldest(client->area), ==, 0);
+    }
+    hsm_client_free(client);
+}
+
 static void a_full_queue_says_so_and_loses_nothing(void) {
     hsm_client *client = make_client(8, 16, 0);
     uint32_t slots[8];
@@ -691,6 +711,7 @@ static const struct test tests[] = {
     TEST(options_are_checked),
     TEST(slots_are_rounded_up),
     TEST(one_request_there_and_back),
+    TEST(the_oldest_request_is_found_wherever_the_ring_is),
     TEST(a_full_queue_says_so_and_loses_nothing),
     TEST(a_message_may_be_as_long_as_configured),
     TEST(an_empty_message_is_a_message),

@@ -173,6 +173,25 @@ static void what_never_mends_is_given_up(void) {
     intercept_end();
 }
 
+static void where_a_login_does_not_help_the_module_is_initialized_again(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(1);
+    unsigned before = atomic_load(&intercept.finalized);
+    atomic_store(&intercept.ckr, CKR_USER_NOT_LOGGED_IN);
+    atomic_store(&intercept.fail_sign, UINT32_MAX);
+    uint32_t slot = submit_text(&f, SIGNED, PATIENCE);
+    uint64_t begun = hsm_now_ns();
+    while (atomic_load(&intercept.finalized) == before && UINT32_MAX - atomic_load(&intercept.fail_sign) < 10 &&
+           patient(begun)) {
+        intercept_pause();
+    }
+    CHECK_INT(atomic_load(&intercept.finalized), >, before);
+    atomic_store(&intercept.fail_sign, 0);
+    CHECK_STATUS(finish(&f, slot).status, HSM_OK);
+    fixture_end(&f);
+    intercept_end();
+}
+
 static void sessions_that_were_closed_are_opened_again(void) {
     struct fixture f = noop_begin(2);
     hsm_module *module = NULL;
@@ -327,6 +346,7 @@ static const struct test tests[] = {
     TEST(the_pin_is_not_wiped_under_a_login),
     TEST(every_ckr_gets_what_its_class_says),
     TEST(what_never_mends_is_given_up),
+    TEST(where_a_login_does_not_help_the_module_is_initialized_again),
     TEST(sessions_that_were_closed_are_opened_again),
     TEST(no_engine_is_inside_while_another_finalizes_the_module),
     TEST(reinit_notes_how_long_it_stops_others),

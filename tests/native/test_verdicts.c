@@ -223,7 +223,22 @@ static void no_verdict_waits_for_a_sleeping_loop(void) {
     desk_end(&d);
 }
 
+static uint64_t processor_ns(void) {
+    struct timespec used;
+    REQUIRE(clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used) == 0);
+    return (uint64_t)used.tv_sec * SECOND + (uint64_t)used.tv_nsec;
+}
+
+static void a_thread_without_work_takes_no_processor(void) {
+    struct desk d = verifying_desk(4, 1);
+    uint64_t before = processor_ns();
+    hsm_sleep(300 * MILLISECOND);
+    CHECK_INT(processor_ns() - before, <, 30 * MILLISECOND);
+    desk_end(&d);
+}
+
 static const struct test tests[] = {
+    TEST(a_thread_without_work_takes_no_processor),
     TEST(every_nth_signature_is_verified),
     TEST(verdicts_keep_the_order_of_completions),
     TEST(what_was_verified_is_what_is_handed_out),

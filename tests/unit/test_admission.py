@@ -140,6 +140,23 @@ def test_no_request_is_refused_that_an_idle_server_could_serve(each, servers, ah
     assert not admission.refuses(ahead, count, each * 1000)
 
 
+def test_at_the_limit_one_request_more_is_refused():
+    each, past = 300 * MS, time.monotonic_ns() - 3 * SECOND
+    for servers in range(1, 5):
+        for ahead in range(7):
+            for count in range(1, 7):
+                admission = known(each, time.monotonic_ns())
+                admission.serve_with(servers)
+                late = admission.is_late(ahead + count - 1, 4 * each)
+                assert late == (ahead + count > 3)
+                assert admission.refuses(ahead, count, 4 * each) == (late and ahead + count > servers)
+                old = known(each, past)
+                old.serve_with(servers)
+                is_over = ahead + count > servers and old.is_late(ahead + count - 1, 2 * each)
+                assert old.refuses(ahead, count, 2 * each) == (is_over and ahead >= servers)
+                assert (old.each_ns == 0) == (is_over and ahead < servers)
+
+
 def test_a_measurement_ends_with_the_time_that_a_request_may_wait():
     admission = known(10 * MS, time.monotonic_ns())
     admission.serve_with(2)

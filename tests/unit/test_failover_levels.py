@@ -271,6 +271,16 @@ def test_what_happens_is_told_with_its_reason():
     assert made.causes() == "primary-0: drained"
 
 
+def test_a_repaired_member_is_told_once_it_is_let_in_again():
+    made = machine(1, 1)
+    made.readmit(made.members[0], "it was never out", 0)
+    made.failed(made.members[0], "fatal", "gone", 1)
+    events(made)
+    made.readmit(made.members[0], "the cable is back", 2)
+    [told] = made.events
+    assert (told.kind, told.member, told.details) == ("member-readmitted", "primary-0", {"why": "the cable is back"})
+
+
 def test_a_change_of_the_key_is_told_with_both_keys():
     made = machine(1, 1, started=False)
     made.started(made.members[0], KEY, 0)

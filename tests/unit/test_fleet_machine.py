@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from tests.support.size import share
 
+from hsmcore.fleet import rows
 from hsmcore.fleet.machine import RESTS, EpochRow, Machine
 
 TTL = 2_000_000_000
@@ -458,3 +459,26 @@ def test_a_row_is_held_by_one_process_at_its_epoch():
     row = EpochRow(3, "me", "host", 0, False)
     assert row.is_held_by("me", 3)
     assert not any([row.is_held_by("me", 2), row.is_held_by("you", 3), row._replace(released=True).is_held_by("me", 3)])
+
+
+def test_a_process_writes_for_a_host_and_an_epoch_only_where_they_are_as_it_read_them():
+    held, host = EpochRow(3, "me", "host", 5, False, 0, ("system", "1")), [("host", "me", 0, "follower")]
+    required = [
+        rows.claim("fleet", held, "me", "host", "", ("system", "1"))[1],
+        rows.renew("fleet", held)[1],
+        rows.enter(([], host), "host", "next")[1],
+        *rows.speak([host], "host", "me", "holder")[1],
+    ]
+    assert [change.required for change in required] == [True] * 4
+    assert rows.speak([host], "host", "another", "holder") == (False, [])
+    assert rows.speak([], "host", "me", "holder") == (True, [])
+    mine, [lost] = rows.speak([[]], "host", "me", "holder")
+    assert (mine, lost.values[0]["incident"]) == (True, 0)
+
+
+@pytest.mark.parametrize(("is_open", "owed"), [(0, 7), (1, 0)])
+def test_a_new_host_belongs_to_the_fleet_and_answers_an_incident_that_is_open(is_open, owed):
+    _, change = rows.enter(([(1, "", "", 0, 1, "", "", 7, is_open)], []), "host", "me")
+    assert change.values == [{"name": "host", "incident": owed, "instance": "me", "state": "follower"}]
+    made = change.statement.compile(column_keys=list(change.values[0])).params
+    assert (made["retired"], made["note"]) == (0, "")

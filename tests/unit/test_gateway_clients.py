@@ -69,6 +69,19 @@ def test_a_token_is_one_client_s():
         Directory({"one": rules(token=TOKEN), "two": rules(token=TOKEN)})
 
 
+def test_a_client_whose_rules_are_the_same_stays_and_a_changed_one_keeps_its_answers():
+    before = Directory({"same": rules(token=TOKEN), "changed": rules(uid=[5]), "gone": rules(uid=[6])}).clients
+    after = Directory({"same": rules(token=TOKEN + "t"), "changed": rules(uid=[7]), "new": rules(uid=[8])}, before)
+    assert after.has(before["same"])
+    assert after.by_token(TOKEN + "t") is before["same"]
+    changed, new = after.clients["changed"], after.clients["new"]
+    assert after.by_peer(7, 0) is changed is not before["changed"]
+    assert (changed.sessions, changed.intake) == (before["changed"].sessions, before["changed"].intake)
+    assert new.sessions is not changed.sessions
+    assert not after.has(before["changed"])
+    assert not after.has(before["gone"])
+
+
 def test_requests_in_flight_are_limited():
     client = OpenWork(KnownClient("app", rules(uid=[1])), 3)
     client.begin(2)

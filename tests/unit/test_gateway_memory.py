@@ -268,3 +268,13 @@ def test_the_processes_of_a_client_are_limited():
         sessions.enter(b"one more")
     assert caught.value.retry_after_ms
     sessions.enter(b"0")  # a known one may
+
+
+def test_a_client_whose_rules_allow_more_has_more_memory_and_keeps_its_answers():
+    sessions = Sessions(MemoryBudget(0))
+    session = sessions.enter(bytes(16))
+    with pytest.raises(QueueFull, match="fill this client's memory"):
+        session.require_room(1, 0)
+    sessions.resize(10)
+    answered(session, 1)
+    assert session.find(1, asked()) == b"1"

@@ -24,7 +24,7 @@ from tests.support import batches
 from tests.support.size import share
 from tests.support.wire import placed, signed
 
-from hsmcore.errors import DeadlineExceeded, HsmError, KeyNotCurrent
+from hsmcore.errors import DeadlineExceeded, EngineClosed, HsmError, KeyNotCurrent
 from hsmcore.gateway.client.outbox import RequestOutbox
 from hsmcore.gateway.client.request import ClientRequest, GatewaySession
 from hsmcore.gateway.wire import batched
@@ -536,6 +536,20 @@ def test_what_a_gateway_refuses_because_it_ends_goes_to_the_next_one(world):
     serve(world)
     assert world.ledger[b"message 0"] == {world.public_keys[1]}
     assert request.future.result()
+
+
+def test_an_outbox_that_ended_fails_what_is_open_and_takes_nothing():
+    world = World()
+    world.begin("ed25519", 1)
+    for _ in range(2):
+        world.ask(500, kind=Type.SIGN)
+    world.outbox.end()
+    (_, sent), (_, waits) = world.asked
+    assert [isinstance(one.future.exception(), EngineClosed) for one in (sent, waits)] == [False, True]
+    assert [one.future.exception().maybe_signed for one in (sent, waits)] == [True, False]
+    with pytest.raises(EngineClosed, match="the client is closed"):
+        world.ask(500, kind=Type.SIGN)
+    world.loop.close()
 
 
 def test_numbers_are_acknowledged_in_batches():

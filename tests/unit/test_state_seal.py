@@ -81,6 +81,14 @@ async def filled(path: Path | Fleet, secret: Secret | None = SECRET) -> Store:
     return store
 
 
+async def adopted(path: Path) -> Store:
+    """Return an open store that had rows before it had a seal."""
+    await (await filled(path, None)).close()
+    store = await Store.open(path, SECRET)
+    await store.adopt((await store.seal_status()).digest)
+    return store
+
+
 async def reading(store: Store) -> list[str]:
     """Use every scope. Returns those that are not believed."""
     budget = Emergency(store, Limits(100, 3600))
@@ -225,8 +233,11 @@ async def test_a_state_from_before_is_found_also_after_another_process_has_gone_
 
 
 @one_loop
-async def test_rows_of_a_sealed_store_mean_nothing_in_another(tmp_path):
-    mine, other = await filled(tmp_path / "mine.db"), await filled(tmp_path / "other.db")
+@pytest.mark.parametrize("is_adopted", [False, True])
+async def test_rows_of_a_sealed_store_mean_nothing_in_another(tmp_path, is_adopted):
+    mine, other = [
+        await (adopted if is_adopted else filled)(path) for path in (tmp_path / "mine.db", tmp_path / "other.db")
+    ]
     await Desired(other).set("force", "emergency", "for the other store")
     await Desired(other).set("force", "emergency", "again: its counter is greater")
     theirs = Original(tmp_path / "other.db")
@@ -326,7 +337,8 @@ async def test_a_row_that_comes_between_the_look_and_the_adoption_is_not_adopted
 async def test_an_adoption_is_believed_by_a_process_that_has_seen_later_states(place):
     running = await filled(place)
     before = Original(place)
-    await Desired(running).set("force", None, "")
+    for reason in ("a state", "that is", "much later"):
+        await Desired(running).set("force", None, reason)
     before.put_back()
     assert await reading(running) == found_behind(place)
     running._database.seal, kept = None, running._database.seal  # as another process: a Store shares its database

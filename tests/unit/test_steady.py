@@ -101,7 +101,9 @@ def test_restarts_during_one_boot_neither_believe_a_step_nor_forget_how_long_it_
     world.wall += 100 * DAY
     for hours in range(1, 25):
         clock = world.clock()
+        assert not clock.counted
         clock.resume(mark, 0)
+        assert clock.counted
         world.passes(3_600 * SECOND)
         assert clock.now() == BEGIN + hours * 3_600 * SECOND
         mark = clock.mark
@@ -120,6 +122,7 @@ def test_after_another_boot_the_wall_clock_is_believed_up_to_a_day_ahead(monkeyp
         clock.resume(mark, 0)
         assert clock.now() == BEGIN + believed
         assert clock.sure() == min(BEGIN + believed, world.wall)
+        assert not clock.counted
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ async def test_the_first_digest_has_the_position_for_ever(place, secret):
         await life.bind(5, B, "chain/state-root")  # another chain
         with pytest.raises(DoubleSign) as caught:
             await life.bind(5, B)
+        assert life.mark.bound == 2
     async with Life(place, secret, "host:2") as life:
         await life.bind(5)
         with pytest.raises(DoubleSign, match="host:1") as caught:
@@ -224,8 +225,9 @@ async def test_rows_of_any_sort_end_a_request_with_an_error_of_the_store(tmp_pat
         await life.bind(1)
     beside(path, statement)
     async with Life(path, None) as life:
-        with pytest.raises(StoreError):
+        with pytest.raises(StoreError) as caught:
             await asyncio.gather(life.bind(1, B), life.bind(2, B), life.mark.require(Charge("chain/lamports", 1, 2)))
+        assert "are not of hsmcore's making" in str(caught.value)
 
 
 @pytest.mark.parametrize("statement", ["DELETE FROM watermark", "UPDATE watermark SET high = 0, bits = '0'"])
@@ -533,3 +535,35 @@ async def test_only_the_holder_of_the_epoch_gives_up_positions(place, early, mon
         await follower.close()
         assert (log.floors, (await marks_of(life.store))[BLOCKS].floor) == ([], -1)
         assert await life.has(5001)()
+
+
+async def test_rows_that_are_put_back_change_none_that_is_there(place, secret):
+    def rows(*of):
+        return [positions.BoundRow(BLOCKS, position, digest, "host:2", 7) for position, digest in of]
+
+    async with Life(place, secret) as life:
+        for position in (5, 7):
+            await life.bind(position)
+        await life.mark.raise_floor(BLOCKS, 2, "a test")
+        given = rows((1, A), (2, A), (9, A), (6, A), (5, A), (7, B), (9, B))
+        added, conflicts = await life.store.run(lambda on: positions.put_back(on, life.store.vouch, given))
+        assert added == 2
+        found = [(one.row.position, one.row.digest, one.bound, one.holder) for one in conflicts]
+        assert found == [(9, B, A, "host:2"), (7, B, A, "host:1")]
+        assert (await marks_of(life.store))[BLOCKS].high == 9
+        assert await life.has(4)()
+        for position in (5, 6, 7, 9):
+            await life.bind(position)
+            with pytest.raises(DoubleSign):
+                await life.bind(position, B)
+        assert await life.store.run(lambda on: positions.put_back(on, life.store.vouch, rows((9, A)))) == (0, [])
+        await life.bind(8)
+
+
+async def test_a_sum_is_one_for_all_hosts_and_waits_for_no_epoch(place, secret):
+    async with Life(place, secret) as life:
+        follower = Watermark(life.store, "host:2", AnotherHolds(early=False))
+        await follower.require(Charge("chain/lamports", 6, 10))
+        with pytest.raises(PolicyRefused):
+            await life.mark.require(Charge("chain/lamports", 6, 10))
+        await follower.close()
