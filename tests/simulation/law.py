@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from tests.simulation.clock import SECOND
 from tests.simulation.device import Fault, Ledger, Signed
+from tests.simulation.gateway_script import NetFault
+from tests.simulation.network import Seen
 from tests.simulation.script import Script, position_of
 
 from hsmcore._native import verify
@@ -80,6 +82,10 @@ class Facts:
         end = min(later, default=2**63)
         return [one for one in found if answer.begun_ns <= one.begun_ns < end]
 
+    def surely_for(self, answer: Answer) -> list[Signed]:
+        """As `signed_for`, but none that may come of an earlier call."""
+        return self.signed_for(answer)
+
     def tried_with(self, intent: int) -> set[bytes]:
         """The keys with which a device was asked to sign a message of an intent: a batch that its caller leaves is
         bound as a whole."""
@@ -124,7 +130,7 @@ def honest(facts: Facts) -> Iterator[str]:
     """If a device began to make a signature because of a call, and it ends with an error, that says `maybe_signed`."""
     for one in facts.answers:
         if isinstance(one.result, HsmError) and not one.shared and not one.result.maybe_signed:
-            for signed in facts.signed_for(one):
+            for signed in facts.surely_for(one):
                 yield (
                     f"call {one.intent}.{one.number} ended with {type(one.result).__name__}, which says that "
                     f"nothing is signed, and {signed.member} has signed"
@@ -222,6 +228,41 @@ RULES: Final[tuple[Rule, ...]] = (
     punctual,
     served,
     closed,
+    nothing_left,
+)
+
+
+@dataclass(slots=True)
+class GatewayFacts(Facts):
+    """What happened in the world of a gateway. A *request* is what a client sends for a call, perhaps on several
+    connections; a *network fault* meets all connections of a user."""
+
+    net: list[NetFault] = field(default_factory=list)
+    seen: list[Seen] = field(default_factory=list)
+    """The connections, as the gateway saw them."""
+    stops: list[int] = field(default_factory=list)
+    """When a gateway began to drain,"""
+    drained_ns: list[int] = field(default_factory=list)
+    """when that was over,"""
+    drained: list[bool] = field(default_factory=list)
+    """whether it had answered everything, as it says,"""
+    starts: list[int] = field(default_factory=list)
+    """and when it had ended."""
+
+    def surely_for(self, answer: Answer) -> list[Signed]:
+        """What a call has sent may be on its way after its end."""
+        before = [x for x in self.calls[answer.intent] if x.number < answer.number and x.message == answer.message]
+        open_ones = any(one.result is None or getattr(one.result, "maybe_signed", False) for one in before)
+        return [] if open_ones else self.signed_for(answer)
+
+
+GATEWAY_RULES: Final[tuple[Rule, ...]] = (
+    answered_once,
+    told,
+    genuine,
+    honest,
+    one_key,
+    punctual,
     nothing_left,
 )
 

@@ -12,17 +12,26 @@ from functools import cache
 from typing import Any, Final
 
 from tests.simulation.found import FOUND
+from tests.simulation.gateway import GatewayWorld
+from tests.simulation.gateway_script import GatewayScript, gateway_script
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
-WORLDS: Final[dict[str, Callable[[int], Any]]] = {"host": host_script, "found": FOUND.__getitem__}
+WORLDS: Final[dict[str, Callable[[int], Any]]] = {
+    "host": host_script,
+    "gateway": gateway_script,
+    "found": FOUND.__getitem__,
+}
 """What a seed means in each world."""
-_PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {Script: World}
+_PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {Script: World, GatewayScript: GatewayWorld}
 """What plays a script of a kind: it has `run`, which returns an Outcome."""
 _QUIET: Final[dict[type, Callable[[], Any]]] = {
-    Script: lambda: replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=())
+    Script: lambda: replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=()),
+    GatewayScript: lambda: replace(
+        gateway_script(0), intents=(), faults=(), stalls=(), net=(), neighbours=(), restarts=(), leaves=()
+    ),
 }
 """A script of each kind in which nothing happens."""
 

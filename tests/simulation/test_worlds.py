@@ -16,7 +16,7 @@ from tests.support.size import FULL, share
 
 from hsmcore._native import Engine
 
-WORLDS = ("host",)
+WORLDS = ("host", "gateway")
 MOST_SEEDS = 2000
 FOUND = 4
 """Worlds in found.py."""
