@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from tests.simulation.found import FOUND
 from tests.simulation.gateway import GatewayWorld
+from tests.simulation.gateway_found import FOUND as GATEWAY_FOUND
 from tests.simulation.gateway_script import GatewayScript, gateway_script
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.script import Script, host_script
@@ -23,6 +24,7 @@ WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "host": host_script,
     "gateway": gateway_script,
     "found": FOUND.__getitem__,
+    "gateway-found": GATEWAY_FOUND.__getitem__,
 }
 """What a seed means in each world."""
 _PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {Script: World, GatewayScript: GatewayWorld}
