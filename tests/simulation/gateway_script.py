@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND
+from tests.simulation.device import Fault
 from tests.simulation.script import LASTS_NS, MS, Intent, Member, Script, _intents, faults_of
 
 NET_FAULTS: Final = 5
@@ -92,6 +93,8 @@ def gateway_script(seed: int) -> GatewayScript:
     intents = tuple(_patient(rng, one) for one in _intents(rng))
     faults = faults_of(chance.faults, members) if chance.faults.random() < 0.5 else ()
     net = _net(chance.faults, entries) if chance.faults.random() < 0.7 else ()
+    if net and faults and chance.faults.random() < 0.5:
+        net = tuple(sorted((*net, *_beside(chance.faults, faults, entries)), key=lambda one: one.at_ns))
     processes = sum(entry.processes for entry in entries)
     return GatewayScript(
         seed,
@@ -146,6 +149,13 @@ def _net(rng: random.Random, entries: tuple[Entry, ...]) -> tuple[NetFault, ...]
         at, size = rng.randrange(LASTS_NS), rng.choice((0, rng.randrange(200), rng.randrange(3000)))
         found += [NetFault(at, lasts, one.uid, kind, way, size) for one in met]
     return tuple(sorted(found, key=lambda one: one.at_ns))
+
+
+def _beside(rng: random.Random, faults: tuple[Fault, ...], entries: tuple[Entry, ...]) -> list[NetFault]:
+    """What breaks a member breaks connections, too: some time after it."""
+    one = rng.choice(faults)
+    at = max(one.at_ns + rng.randrange(-5 * MS, 20 * MS), 0)
+    return [NetFault(at, MS, entry.uid, "cut", "both", rng.choice((0, rng.randrange(200)))) for entry in entries]
 
 
 def _neighbours(rng: random.Random, entries: tuple[Entry, ...]) -> tuple[Neighbour, ...]:

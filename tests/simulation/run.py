@@ -15,11 +15,13 @@ from tests.simulation.found import FOUND
 from tests.simulation.gateway import GatewayWorld
 from tests.simulation.gateway_found import FOUND as GATEWAY_FOUND
 from tests.simulation.gateway_script import GatewayScript, gateway_script
-from tests.simulation.mutants import MUTANTS
+from tests.simulation.mutants import MUTANTS as HOST_MUTANTS
+from tests.simulation.mutants_gateway import MUTANTS as GATEWAY_MUTANTS
 from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
+MUTANTS: Final = {**HOST_MUTANTS, **GATEWAY_MUTANTS}
 WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "host": host_script,
     "gateway": gateway_script,
