@@ -115,6 +115,7 @@ class GatewayWorld(World):
         for device in self.devices.values():
             device.touched = self.facts.touched
         self.served: RunningGateway | None = None
+        self.entries = list(script.entries)
         self.refused: dict[int, int] = {}
         self.net.refuses = lambda whose: self.refused.get(whose, 0) > self.clock.ns
 
@@ -135,6 +136,7 @@ class GatewayWorld(World):
         ]
         callers = asyncio.gather(*lives)
         others = asyncio.gather(*(self._disturb(begin, one) for one in self.gateway.neighbours))
+        reloads = asyncio.gather(*(self._reload(begin, *one) for one in self.gateway.reloads))
         for at, gap in self.gateway.restarts:
             await asyncio.sleep((begin + at - self.clock.ns) / SECOND)
             await self._stop(stack)
@@ -142,42 +144,53 @@ class GatewayWorld(World):
             stack = await self._start()
         await callers
         await others
+        await reloads
         await self._settle()
         await self._stop(stack)
         self._count_connections()
 
-    async def _start(self) -> AsyncExitStack:
+    def _configs(self) -> dict[str, Any]:
         rules = {
             one.name: {"uid": [one.uid], "keys": ["default"], "inFlight": one.in_flight, "weight": one.weight}
-            for one in self.gateway.entries
+            for one in self.entries
         }
         rules["flood"] = {"uid": [FLOOD_UID], "keys": ["default"], "inFlight": _FLOOD_IN_FLIGHT}
-        block: dict[str, Any] = {
-            "listen": [f"unix:{self.path}"],
-            "clients": rules,
-            "maxTimeoutMs": 5000,
-            "drainMs": 2000,
-        }
+        block = {"listen": [f"unix:{self.path}"], "clients": rules, "maxTimeoutMs": 5000, "drainMs": 2000}
         if self.gateway.in_flight is not None:
             block["inFlight"] = self.gateway.in_flight
-        configs = {"default": config_of(self.script, gateway=block)}
+        return {"default": config_of(self.script, gateway=block)}
+
+    async def _start(self) -> AsyncExitStack:
+        configs = self._configs()
         stack = AsyncExitStack()
         self.served = await stack.enter_async_context(running(configs, settings_of(configs)))
         self.tell("gateway", "serves")
         return stack
 
+    async def _reload(self, begin: int, at: int, place: int, in_flight: int) -> None:
+        """The operator has changed a client's rules."""
+        await asyncio.sleep((begin + at - self.clock.ns) / SECOND)
+        self.entries[place] = replace(self.entries[place], in_flight=in_flight)
+        if self.served is None:
+            return
+        configs = self._configs()
+        followed = await self.served.reload(lambda: settings_of(configs))
+        self.facts.reloads.append(self.clock.ns)
+        self.tell("gateway", f"follows {self.entries[place].name} with {in_flight}: {followed}")
+
     async def _stop(self, stack: AsyncExitStack) -> None:
-        assert self.served is not None
+        served, self.served = self.served, None
+        assert served is not None
         self.tell("gateway", "drains")
         self.facts.stops.append(self.clock.ns)
-        self.facts.drained.append(await self.served.drain())
+        self.facts.drained.append(await served.drain())
         self.tell("gateway", f"has drained: {self.facts.drained[-1]}")
         self.facts.drained_ns.append(self.clock.ns)
         await stack.aclose()
         self.facts.starts.append(self.clock.ns)
         self.tell("gateway", "has ended")
-        self._left("places of connections", len(self.served.server._gate._open))
-        self._left("connections of the server", len(self.served.server.connections))
+        self._left("places of connections", len(served.server._gate._open))
+        self._left("connections of the server", len(served.server.connections))
 
     def _left(self, what: str, count: int) -> None:
         self.facts.left[what] = self.facts.left.get(what, 0) + count

@@ -58,7 +58,7 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class GatewayScript(Script):
-    PARTS: ClassVar = ("faults", "stalls", "intents", "net", "neighbours", "restarts", "leaves")
+    PARTS: ClassVar = ("faults", "stalls", "intents", "net", "neighbours", "restarts", "leaves", "reloads")
 
     entries: tuple[Entry, ...] = ()
     net: tuple[NetFault, ...] = ()
@@ -67,6 +67,8 @@ class GatewayScript(Script):
     """When the gateway is drained, and after how long the next one begins, in ns."""
     leaves: tuple[tuple[int, int], ...] = ()
     """When a process closes its client and makes a new one: in ns, and the process's number."""
+    reloads: tuple[tuple[int, int, int], ...] = ()
+    """When the clients are read again, in ns: the entry's place, and its new `inFlight`."""
     in_flight: int | None = None
     """Of the gateway."""
 
@@ -110,6 +112,10 @@ def gateway_script(seed: int) -> GatewayScript:
         restarts=((rng.randrange(LASTS_NS), rng.randrange(SECOND)),) if rng.random() < 0.15 else (),
         leaves=tuple((rng.randrange(LASTS_NS), rng.randrange(processes)) for _ in range(rng.choice((0, 0, 1, 2)))),
         in_flight=rng.choice((None, 1, 4)),
+        reloads=tuple(
+            (rng.randrange(LASTS_NS), rng.randrange(len(entries)), rng.choice((1, 3, 64)))
+            for _ in range(rng.choice((0, 0, 1, 3)))
+        ),
     )
 
 
@@ -152,10 +158,10 @@ def _net(rng: random.Random, entries: tuple[Entry, ...]) -> tuple[NetFault, ...]
 
 
 def _beside(rng: random.Random, faults: tuple[Fault, ...], entries: tuple[Entry, ...]) -> list[NetFault]:
-    """What breaks a member breaks connections, too: some time after it."""
-    one = rng.choice(faults)
-    at = max(one.at_ns + rng.randrange(-5 * MS, 20 * MS), 0)
-    return [NetFault(at, MS, entry.uid, "cut", "both", rng.choice((0, rng.randrange(200)))) for entry in entries]
+    """What breaks a member breaks connections, too, and a little before it: answers are lost, and the key changes."""
+    one, way = rng.choice(faults), rng.choice(("down", "both"))
+    at = max(one.at_ns + rng.randrange(-30 * MS, 5 * MS), 0)
+    return [NetFault(at, MS, entry.uid, "cut", way, rng.choice((0, rng.randrange(200)))) for entry in entries]
 
 
 def _neighbours(rng: random.Random, entries: tuple[Entry, ...]) -> tuple[Neighbour, ...]:

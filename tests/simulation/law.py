@@ -276,6 +276,8 @@ class GatewayFacts(Facts):
     """whether it had answered everything, as it says,"""
     starts: list[int] = field(default_factory=list)
     """and when it had ended."""
+    reloads: list[int] = field(default_factory=list)
+    """When the clients were read again."""
 
     def well_until(self, end: int) -> bool:
         """Whether no member has failed and the process has not stood still by then."""
@@ -357,7 +359,7 @@ def costs_nothing(facts: GatewayFacts) -> Iterator[str]:
             continue
         begun, uid = one.begun_ns, facts.script.processes[one.intent % len(facts.script.processes)].uid
         over = [fault.at_ns + fault.lasts_ns for fault in facts.net if fault.uid == uid or fault.kind == "slow"]
-        over += [end + SECOND for end in facts.starts]
+        over += [end + SECOND for end in facts.starts] + facts.reloads
         if all(end < begun or end + BACK_NS < begun + one.limit_ns for end in over):
             error = one.result
             yield f"call {one.intent}.{one.number} ended with {type(error).__name__}: {str(error)[:100]}"
@@ -369,7 +371,7 @@ def within_share(facts: GatewayFacts) -> Iterator[str]:
     for at, _, kind, number, body in facts.answers_on_the_wire(FLOOD_UID):
         if kind == ERROR and b"QUEUE_FULL" in body:
             yield f"request {number} was refused for want of room at {at}"
-    if facts.net or facts.script.restarts or facts.faults or facts.stalls:
+    if facts.net or facts.script.restarts or facts.faults or facts.stalls or facts.reloads:
         return
     for one in facts.answers:
         took = one.ended_ns - one.begun_ns

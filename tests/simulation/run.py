@@ -34,7 +34,7 @@ _PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {Script: World, GatewayScrip
 _QUIET: Final[dict[type, Callable[[], Any]]] = {
     Script: lambda: replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=()),
     GatewayScript: lambda: replace(
-        gateway_script(0), intents=(), faults=(), stalls=(), net=(), neighbours=(), restarts=(), leaves=()
+        gateway_script(0), intents=(), faults=(), stalls=(), net=(), neighbours=(), restarts=(), leaves=(), reloads=()
     ),
 }
 """A script of each kind in which nothing happens."""
