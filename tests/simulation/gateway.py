@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Final
 
 from tests.simulation.clock import SECOND
-from tests.simulation.gateway_script import FLOOD_UID, Entry, GatewayScript, Neighbour, NetFault
+from tests.simulation.gateway_script import FLOOD_UID, Entry, GatewayScript, Neighbour, NetFault, Order
 from tests.simulation.law import GATEWAY_RULES, Answer, GatewayFacts
 from tests.simulation.network import NetLoop, uid
 from tests.simulation.script import Intent
@@ -19,9 +19,11 @@ from hsmcore.errors import HsmError
 from hsmcore.gateway.client.client import Client
 from hsmcore.gateway.gateway import RunningGateway, running, settings_of
 from hsmcore.gateway.wire import messages as wire
+from hsmcore.state import Desired, Store
 
 _ENDS_NS: Final = 8 * SECOND
 """After the last caller, everything that is open has met its deadline."""
+_STAYS_SECONDS: Final = 2.0
 _SOCKET: Final = "sign.sock"
 _LOOK_SECONDS: Final = 0.05
 _FLOOD_IN_FLIGHT: Final = 8
@@ -69,6 +71,8 @@ class Process:
         leaving = asyncio.ensure_future(self._leave(begin))
         await asyncio.gather(*(self.world._call(self, begin, one) for one in intents))  # type: ignore[arg-type]
         await leaving
+        if self.number % 2:  # it stays for a while, and what it has asked for is answered
+            await asyncio.sleep(_STAYS_SECONDS)
         await self.end()
 
     async def _leave(self, begin: int) -> None:
@@ -116,6 +120,8 @@ class GatewayWorld(World):
             device.touched = self.facts.touched
         self.served: RunningGateway | None = None
         self.entries = list(script.entries)
+        self.names: dict[str, str] = {}
+        """Of members, as operators name them."""
         self.refused: dict[int, int] = {}
         self.net.refuses = lambda whose: self.refused.get(whose, 0) > self.clock.ns
 
@@ -137,6 +143,7 @@ class GatewayWorld(World):
         callers = asyncio.gather(*lives)
         others = asyncio.gather(*(self._disturb(begin, one) for one in self.gateway.neighbours))
         reloads = asyncio.gather(*(self._reload(begin, *one) for one in self.gateway.reloads))
+        orders = asyncio.gather(*(self._order(begin, one) for one in self.gateway.orders))
         for at, gap in self.gateway.restarts:
             await asyncio.sleep((begin + at - self.clock.ns) / SECOND)
             await self._stop(stack)
@@ -145,6 +152,7 @@ class GatewayWorld(World):
         await callers
         await others
         await reloads
+        await orders
         await self._settle()
         await self._stop(stack)
         self._count_connections()
@@ -158,13 +166,31 @@ class GatewayWorld(World):
         block = {"listen": [f"unix:{self.path}"], "clients": rules, "maxTimeoutMs": 5000, "drainMs": 2000}
         if self.gateway.in_flight is not None:
             block["inFlight"] = self.gateway.in_flight
-        return {"default": config_of(self.script, gateway=block)}
+        edits = self.gateway.edits[: len(self.facts.stops)]
+        failover = {name: value for edit in ({}, *edits[-1:]) for name, value in edit.items()}
+        script = replace(self.script, failover={**self.script.failover, **failover})
+        return {"default": config_of(script, gateway=block)}
+
+    async def _order(self, begin: int, order: Order) -> None:
+        """As the command line: it writes to the state store, also while no gateway runs."""
+        await asyncio.sleep((begin + order.at_ns - self.clock.ns) / SECOND)
+        rules = next(iter(self._configs().values()))
+        name = f"{order.kind}:{self.names[order.member]}" if order.member else order.kind
+        store = await Store.open(rules.key_manager.state_place, rules.state_secret)
+        try:
+            await Desired(store).set(name, order.value, "simulated")
+        finally:
+            await store.close()
+        self.facts.orders.append((self.clock.ns, order))
+        self.tell("operator", f"{name}: {order.value}")
 
     async def _start(self) -> AsyncExitStack:
         configs = self._configs()
         stack = AsyncExitStack()
         self.served = await stack.enter_async_context(running(configs, settings_of(configs)))
         self.tell("gateway", "serves")
+        members = self.served.managers["default"].members()
+        self.names = {one.name: member.name for one, member in zip(self.script.members, members, strict=True)}
         return stack
 
     async def _reload(self, begin: int, at: int, place: int, in_flight: int) -> None:

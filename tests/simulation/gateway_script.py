@@ -57,8 +57,19 @@ class Neighbour:
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """What an operator asks of the key manager, as `hsmcore failover` does. `member`: of an order "drain" or "readmit".
+    `value`: None withdraws it."""
+
+    at_ns: int
+    kind: Literal["drain", "readmit", "force"]
+    member: str
+    value: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayScript(Script):
-    PARTS: ClassVar = ("faults", "stalls", "intents", "net", "neighbours", "restarts", "leaves", "reloads")
+    PARTS: ClassVar = ("faults", "stalls", "intents", "net", "neighbours", "restarts", "leaves", "reloads", "orders")
 
     entries: tuple[Entry, ...] = ()
     net: tuple[NetFault, ...] = ()
@@ -69,6 +80,9 @@ class GatewayScript(Script):
     """When a process closes its client and makes a new one: in ns, and the process's number."""
     reloads: tuple[tuple[int, int, int], ...] = ()
     """When the clients are read again, in ns: the entry's place, and its new `inFlight`."""
+    orders: tuple[Order, ...] = ()
+    edits: tuple[dict[str, Any], ...] = ()
+    """What is changed in the block `failover` before each restart."""
     in_flight: int | None = None
     """Of the gateway."""
 
@@ -117,6 +131,43 @@ def gateway_script(seed: int) -> GatewayScript:
             for _ in range(rng.choice((0, 0, 1, 3)))
         ),
     )
+
+
+def operator_script(seed: int) -> GatewayScript:
+    """A gateway whose operator gives orders, and restarts it with another configuration."""
+    script = gateway_script(seed)
+    rng = random.Random(f"operator/{seed}")
+    restarts = tuple(sorted((rng.randrange(LASTS_NS), rng.randrange(SECOND)) for _ in range(rng.choice((0, 1, 1, 2)))))
+    edits = tuple(
+        {"failbackRampMs": rng.choice((0, 200, 2000)), "maxPrimaryRetries": rng.choice((1, 3)), "hedging": hedges}
+        for hedges in (rng.random() < 0.3 for _ in restarts)
+    )
+    quiet = rng.random() < 0.5
+    return replace(
+        script,
+        faults=() if quiet else script.faults,
+        net=() if quiet else script.net,
+        orders=_orders(rng, script.members),
+        restarts=restarts,
+        edits=edits,
+    )
+
+
+def _orders(rng: random.Random, members: tuple[Member, ...]) -> tuple[Order, ...]:
+    """The last member of the first key is never drained."""
+    found = list[Order]()
+    for _ in range(rng.randrange(1, 6)):
+        at, kind = rng.randrange(LASTS_NS), rng.choice(("drain", "drain", "readmit", "force"))
+        member = rng.choice(members[:-1]).name
+        if kind == "drain":
+            found.append(Order(at, "drain", member, "yes"))
+            if rng.random() < 0.7:
+                found.append(Order(at + rng.randrange(2 * SECOND), "drain", member, None))
+        elif kind == "readmit":
+            found.append(Order(at, "readmit", member, str(at)))
+        else:
+            found.append(Order(at, "force", "", rng.choice(("primary", "secondary", None))))
+    return tuple(sorted(found, key=lambda one: one.at_ns))
 
 
 def _members(rng: random.Random) -> tuple[Member, ...]:

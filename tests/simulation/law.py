@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tests.simulation.clock import SECOND
 from tests.simulation.device import Fault, Key, Ledger, Signed
-from tests.simulation.gateway_script import FLOOD_UID, STRANGER_UID, GatewayScript, NetFault
+from tests.simulation.gateway_script import FLOOD_UID, STRANGER_UID, GatewayScript, NetFault, Order
 from tests.simulation.network import Seen
 from tests.simulation.script import Script, position_of
 
@@ -255,6 +255,8 @@ TOLD_NS: Final = 3 * SECOND // 2
 """A request that waits for room is looked at each second."""
 SHARE_NS: Final = SECOND * 3 // 20
 WITHDRAWN_NS: Final = SECOND // 50
+FOLLOWS_NS: Final = SECOND * 3 // 2
+"""An order is looked for each second."""
 DRAIN_NS: Final = 17 * SECOND // 4
 """drainMs, and what clients have to read their last answers."""
 
@@ -278,6 +280,8 @@ class GatewayFacts(Facts):
     """and when it had ended."""
     reloads: list[int] = field(default_factory=list)
     """When the clients were read again."""
+    orders: list[tuple[int, Order]] = field(default_factory=list)
+    """What the operator has asked for, and when."""
 
     def well_until(self, end: int) -> bool:
         """Whether no member has failed and the process has not stood still by then."""
@@ -371,7 +375,7 @@ def within_share(facts: GatewayFacts) -> Iterator[str]:
     for at, _, kind, number, body in facts.answers_on_the_wire(FLOOD_UID):
         if kind == ERROR and b"QUEUE_FULL" in body:
             yield f"request {number} was refused for want of room at {at}"
-    if facts.net or facts.script.restarts or facts.faults or facts.stalls or facts.reloads:
+    if facts.net or facts.script.restarts or facts.faults or facts.stalls or facts.reloads or facts.orders:
         return
     for one in facts.answers:
         took = one.ended_ns - one.begun_ns
@@ -394,7 +398,7 @@ def withdrawn(facts: GatewayFacts) -> Iterator[str]:
 def signs_once(facts: GatewayFacts) -> Iterator[str]:
     """While the members are well and the gateway is not restarted, a call costs one signature at most, how often it
     may be sent."""
-    if facts.script.restarts or facts.faults or facts.stalls:
+    if facts.script.restarts or facts.faults or facts.stalls or facts.orders:
         return
     asked = Counter(one.message for one in facts.answers)
     hurried = {one.message for one in facts.answers if one.limit_ns < ENOUGH_NS}  # another member may be asked
@@ -411,6 +415,22 @@ def strangers(facts: GatewayFacts) -> Iterator[str]:
             known = seen.uid != STRANGER_UID and (at >= hello or kind == GOAWAY)
             if (kind != ERROR or number) and not known:
                 yield f"connection {seen.number} of {seen.uid} was given a frame of type {kind}"
+
+
+def obeyed(facts: GatewayFacts) -> Iterator[str]:
+    """A member that is to be drained signs for no caller any more, soon after the order and until it is withdrawn, also
+    over restarts."""
+    wanted = {one.message for one in facts.answers}
+    for at, order in facts.orders:
+        if order.kind != "drain" or order.value is None:
+            continue
+        later = (x for x, one in facts.orders if one.kind == "drain" and one.member == order.member and x > at)
+        end = min(later, default=2**63)
+        for marks in facts.ledger.signed.values():
+            for mark in marks:
+                late = mark.begun_ns - at - facts.stood_still(at, mark.begun_ns) - FOLLOWS_NS
+                if mark.member == order.member and mark.message in wanted and late > 0 and mark.begun_ns < end:
+                    yield f"{mark.member} has signed {late / SECOND:.3f} s after it was to be drained"
 
 
 def drains(facts: GatewayFacts) -> Iterator[str]:
@@ -436,6 +456,7 @@ GATEWAY_RULES: Final[tuple[Rule, ...]] = (
     withdrawn,
     signs_once,
     strangers,
+    obeyed,
     drains,
 )
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 
 from hsmcore.gateway.chunks import ChargedBatch
 from hsmcore.gateway.client.outbox import RequestOutbox
-from hsmcore.gateway.client.request import ClientRequest
+from hsmcore.gateway.client.request import ClientRequest, lost
 from hsmcore.gateway.clients import OpenWork
 from hsmcore.gateway.connection import GatewayConnection
 from hsmcore.gateway.jobs import Queue
@@ -46,14 +45,13 @@ def _moved() -> None:
 
 def _slot_lost() -> None:
     """Room of a request that ends after its connection is not given back."""
-    answer, end = ServedRequest.answer, OpenWork.end
+    answer = ServedRequest.answer
 
     def keep(self: ServedRequest, outcome: Any) -> None:
         if not self.connection.lives:
             self.account.open += self.cost
         answer(self, outcome)
 
-    assert end is not None
     ServedRequest.answer = keep
 
 
@@ -133,8 +131,11 @@ def _not_sent_again() -> None:
     """What was open on a connection that breaks is not sent again."""
 
     def left(self: RequestOutbox, channel: Any) -> None:
-        requests, channel.open = channel.open, OrderedDict()
-        self._out -= sum(request.count for request in requests.values())
+        requests, channel.open = channel.open, {}
+        for request in requests.values():
+            self._out -= request.count
+            if not request.future.done():
+                request.future.set_exception(lost(request, "the connection broke"))
 
     RequestOutbox.left = left
 
@@ -144,12 +145,12 @@ MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "moved": (_moved, "one_key"),
     "slot-lost": (_slot_lost, "nothing_left"),
     "forgetful": (_forgetful, "signs_once"),
-    "answer-lost": (_answer_lost, "costs_nothing"),
+    "answer-lost": (_answer_lost, "answered_on_the_wire"),
     "not-withdrawn": (_deaf, "withdrawn"),
     "thrown-away": (_thrown_away, "one_key"),
     "first-come": (_first_come, "within_share"),
     "not-held": (_not_held, "within_share"),
-    "held-for-ever": (_held_for_ever, "answered_on_the_wire"),
+    "held-for-ever": (_held_for_ever, "costs_nothing"),
     "let-in": (_let_in, "strangers"),
     "link-kept": (_link_kept, "nothing_left"),
     "not-sent-again": (_not_sent_again, "costs_nothing"),

@@ -14,7 +14,7 @@ from typing import Any, Final
 from tests.simulation.found import FOUND
 from tests.simulation.gateway import GatewayWorld
 from tests.simulation.gateway_found import FOUND as GATEWAY_FOUND
-from tests.simulation.gateway_script import GatewayScript, gateway_script
+from tests.simulation.gateway_script import GatewayScript, gateway_script, operator_script
 from tests.simulation.mutants import MUTANTS as HOST_MUTANTS
 from tests.simulation.mutants_gateway import MUTANTS as GATEWAY_MUTANTS
 from tests.simulation.script import Script, host_script
@@ -25,6 +25,7 @@ MUTANTS: Final = {**HOST_MUTANTS, **GATEWAY_MUTANTS}
 WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "host": host_script,
     "gateway": gateway_script,
+    "operator": operator_script,
     "found": FOUND.__getitem__,
     "gateway-found": GATEWAY_FOUND.__getitem__,
 }
