@@ -140,6 +140,13 @@ def _not_sent_again() -> None:
     RequestOutbox.left = left
 
 
+def _not_drained() -> None:
+    """An order to drain a member is not followed."""
+    from hsmcore.failover.levels import Levels
+
+    Levels.drain = lambda _self, _endpoint, _drained, _reason, _now: None
+
+
 MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "answers-crossed": (_crossed, "genuine"),
     "moved": (_moved, "one_key"),
@@ -153,5 +160,6 @@ MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "held-for-ever": (_held_for_ever, "costs_nothing"),
     "let-in": (_let_in, "strangers"),
     "link-kept": (_link_kept, "nothing_left"),
+    "not-drained": (_not_drained, "obeyed"),
     "not-sent-again": (_not_sent_again, "costs_nothing"),
 }

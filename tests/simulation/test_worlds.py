@@ -16,8 +16,8 @@ from tests.support.size import FULL, share
 
 from hsmcore._native import Engine
 
-WORLDS = ("host", "gateway")
-SEEDS = {"gateway": 100}
+WORLDS = ("host", "gateway", "operator")
+SEEDS = {"gateway": 80, "operator": 40}
 """As many of a world as twenty seconds allow; else 400."""
 MOST_SEEDS = 2000
 FOUND = 4
@@ -35,21 +35,22 @@ MUTANTS = (
 )
 
 
-GATEWAY_MUTANTS = (
-    "answers-crossed",
-    "moved",
-    "slot-lost",
-    "forgetful",
-    "answer-lost",
-    "not-withdrawn",
-    "thrown-away",
-    "first-come",
-    "not-held",
-    "held-for-ever",
-    "let-in",
-    "link-kept",
-    "not-sent-again",
-)
+GATEWAY_MUTANTS = {
+    "answers-crossed": "gateway",
+    "moved": "gateway",
+    "slot-lost": "gateway",
+    "forgetful": "gateway",
+    "answer-lost": "gateway",
+    "not-withdrawn": "gateway",
+    "thrown-away": "gateway-found",
+    "first-come": "gateway",
+    "not-held": "gateway",
+    "held-for-ever": "gateway",
+    "let-in": "gateway",
+    "link-kept": "gateway",
+    "not-sent-again": "gateway",
+    "not-drained": "operator",
+}
 GATEWAY_FOUND = 1
 """Worlds in gateway_found.py."""
 
@@ -93,9 +94,10 @@ def test_what_was_found_of_gateways_stays_found():
 
 
 @pytest.mark.slow("some are seen late")
-@pytest.mark.parametrize("mutant", GATEWAY_MUTANTS)
-def test_a_fault_of_the_gateway_that_is_put_back_is_seen(mutant):
-    done = simulate("--world", "gateway", "--mutant", mutant, "--seeds", f"1-{MOST_SEEDS}")
+@pytest.mark.parametrize(("mutant", "world"), GATEWAY_MUTANTS.items())
+def test_a_fault_of_the_gateway_that_is_put_back_is_seen(mutant, world):
+    seeds = f"0-{GATEWAY_FOUND - 1}" if world == "gateway-found" else f"1-{MOST_SEEDS}"
+    done = simulate("--world", world, "--mutant", mutant, "--seeds", seeds)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "seed" in done.stdout
 
