@@ -112,7 +112,7 @@ def gateway_script(seed: int) -> GatewayScript:
     if net and faults and chance.faults.random() < 0.5:
         net = tuple(sorted((*net, *_beside(chance.faults, faults, entries)), key=lambda one: one.at_ns))
     processes = sum(entry.processes for entry in entries)
-    return GatewayScript(
+    script = GatewayScript(
         seed,
         members,
         options,
@@ -131,6 +131,10 @@ def gateway_script(seed: int) -> GatewayScript:
             for _ in range(rng.choice((0, 0, 1, 3)))
         ),
     )
+    if rng.random() < 0.25:  # nothing fails: what neighbours cost is seen
+        disturbed = script.neighbours or _neighbours(rng, entries)
+        script = replace(script, faults=(), stalls=(), net=(), restarts=(), reloads=(), neighbours=disturbed)
+    return script
 
 
 def operator_script(seed: int) -> GatewayScript:
@@ -220,5 +224,5 @@ def _neighbours(rng: random.Random, entries: tuple[Entry, ...]) -> tuple[Neighbo
     for _ in range(rng.randrange(1, 5)):
         kind: Any = rng.choice(("flood", "flood", "batches", "verify", "garbage", "half", "silent", "stranger"))
         uid = {"stranger": STRANGER_UID, "garbage": rng.choice(entries).uid}.get(kind, FLOOD_UID)
-        found.append(Neighbour(rng.randrange(LASTS_NS), uid, kind, rng.randrange(5, 150)))
+        found.append(Neighbour(rng.randrange(LASTS_NS), uid, kind, rng.choice((10, 50, 150, 400))))
     return tuple(found)
