@@ -287,6 +287,10 @@ class GatewayFacts(Facts):
         """Whether no member has failed and the process has not stood still by then."""
         return not any(fault.at_ns < end for fault in self.faults) and not any(at < end for at, _ in self.stalls)
 
+    def uid_of(self, answer: Answer) -> int:
+        """Who has made a call."""
+        return self.script.processes[answer.intent % len(self.script.processes)].uid
+
     def answers_on_the_wire(self, below: int = 2**32) -> Iterator[tuple[int, bytes, int, int, bytes]]:
         """Time, nonce, type, number and body of all answers to requests of users below a number, in their order."""
         found = list[tuple[int, bytes, int, int, bytes]]()
@@ -361,25 +365,34 @@ def costs_nothing(facts: GatewayFacts) -> Iterator[str]:
         late = isinstance(one.result, HsmError) and not isinstance(one.result, EngineClosed)
         if not late or one.limit_ns < PATIENT_NS or not facts.well_until(one.ended_ns):
             continue
-        begun, uid = one.begun_ns, facts.script.processes[one.intent % len(facts.script.processes)].uid
-        over = [fault.at_ns + fault.lasts_ns for fault in facts.net if fault.uid == uid or fault.kind == "slow"]
-        over += [end + SECOND for end in facts.starts] + facts.reloads
+        begun, uid = one.begun_ns, facts.uid_of(one)
+        trouble = [
+            (fault.at_ns, fault.at_ns + fault.lasts_ns)
+            for fault in facts.net
+            if fault.uid == uid or fault.kind == "slow"
+        ]
+        trouble += [(stop, end + SECOND) for stop, end in zip(facts.stops, facts.starts, strict=True)]
+        over = [end for at, end in (*trouble, *((at, at) for at in facts.reloads)) if at < one.ended_ns]
         if all(end < begun or end + BACK_NS < begun + one.limit_ns for end in over):
             error = one.result
             yield f"call {one.intent}.{one.number} ended with {type(error).__name__}: {str(error)[:100]}"
 
 
 def within_share(facts: GatewayFacts) -> Iterator[str]:
-    """Of what others ask for, no client is refused; and while nothing fails, a client that asks for one signature has
-    it soon."""
+    """Of what others ask for, no client is refused; and while nothing fails, a client that asks for one signature and
+    for nothing else has it soon."""
     for at, _, kind, number, body in facts.answers_on_the_wire(FLOOD_UID):
         if kind == ERROR and b"QUEUE_FULL" in body:
             yield f"request {number} was refused for want of room at {at}"
     if facts.net or facts.script.restarts or facts.faults or facts.stalls or facts.reloads or facts.orders:
         return
+    noisy = {one.uid for one in facts.script.neighbours}
     for one in facts.answers:
-        took = one.ended_ns - one.begun_ns
-        if len(facts.calls[one.intent]) == 1 and one.result is not None and took > SHARE_NS:
+        took, uid = one.ended_ns - one.begun_ns, facts.uid_of(one)
+        if one.result is None or took <= SHARE_NS or uid in noisy:
+            continue
+        own = (x for x in facts.answers if x is not one and facts.uid_of(x) == uid)
+        if not any(x.begun_ns < one.ended_ns and x.ended_ns > one.begun_ns for x in own):
             yield f"call {one.intent}.{one.number} took {took / SECOND:.3f} s beside its neighbours"
 
 

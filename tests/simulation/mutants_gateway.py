@@ -91,10 +91,12 @@ def _first_come() -> None:
         self.most = most
 
     OpenWork.begin = all_of_it
-    Queue.enter = lambda self, job: (
-        self.turns.__setattr__("under_way", self.turns.under_way + job.cost),
-        self._run(job),
-    )
+
+    def at_once(self: Queue, job: Any) -> None:
+        self.turns.under_way += job.cost if job.takes_turn else 0
+        self._run(job)
+
+    Queue.enter = at_once
 
 
 def _not_held() -> None:
