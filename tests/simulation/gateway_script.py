@@ -109,8 +109,6 @@ def gateway_script(seed: int) -> GatewayScript:
     intents = tuple(_patient(rng, one) for one in _intents(rng))
     faults = faults_of(chance.faults, members) if chance.faults.random() < 0.5 else ()
     net = _net(chance.faults, entries) if chance.faults.random() < 0.7 else ()
-    if net and faults and chance.faults.random() < 0.5:
-        net = tuple(sorted((*net, *_beside(chance.faults, faults, entries)), key=lambda one: one.at_ns))
     processes = sum(entry.processes for entry in entries)
     script = GatewayScript(
         seed,
@@ -134,6 +132,8 @@ def gateway_script(seed: int) -> GatewayScript:
     if rng.random() < 0.25:  # nothing fails: what neighbours cost is seen
         disturbed = script.neighbours or _neighbours(rng, entries)
         script = replace(script, faults=(), stalls=(), net=(), restarts=(), reloads=(), neighbours=disturbed)
+    elif rng.random() < 0.3:
+        script = _with_outage(chance.faults, script)
     return script
 
 
@@ -212,11 +212,22 @@ def _net(rng: random.Random, entries: tuple[Entry, ...]) -> tuple[NetFault, ...]
     return tuple(sorted(found, key=lambda one: one.at_ns))
 
 
-def _beside(rng: random.Random, faults: tuple[Fault, ...], entries: tuple[Entry, ...]) -> list[NetFault]:
-    """What breaks a member breaks connections, too, and a little before it: answers are lost, and the key changes."""
-    one, way = rng.choice(faults), rng.choice(("down", "both"))
-    at = max(one.at_ns + rng.randrange(-30 * MS, 5 * MS), 0)
-    return [NetFault(at, MS, entry.uid, "cut", way, rng.choice((0, rng.randrange(200)))) for entry in entries]
+def _with_outage(rng: random.Random, script: GatewayScript) -> GatewayScript:
+    """Many ask at a time, connections break, and a little later the first level is gone: answers are lost, and what is
+    sent again meets another key."""
+    at = rng.randrange(LASTS_NS)
+    way = rng.choice(("down", "down", "both"))
+    cuts = tuple(NetFault(at, MS, one.uid, "cut", way, rng.choice((0, rng.randrange(120)))) for one in script.entries)
+    begins, lasts = at + rng.randrange(25 * MS), rng.randrange(200 * MS, SECOND)
+    first = [one for one in script.members if one.level == "primary"]
+    gone = tuple(Fault(begins, lasts, one.name, "gone", 1.0) for one in first)
+    intents = tuple(
+        replace(one, at_ns=max(at + rng.randrange(-3 * MS, 15 * MS), 0)) if one.number % 3 == 0 else one
+        for one in script.intents
+    )
+    by_time = (sorted(found, key=lambda one: one.at_ns) for found in ((*script.net, *cuts), (*script.faults, *gone)))
+    net, faults = map(tuple, by_time)
+    return replace(script, net=net, faults=faults, intents=intents)
 
 
 def _neighbours(rng: random.Random, entries: tuple[Entry, ...]) -> tuple[Neighbour, ...]:

@@ -87,9 +87,9 @@ class Facts:
         """As `signed_for`, but none that may come of an earlier call."""
         return self.signed_for(answer)
 
-    def handed_out(self, mark: Signed) -> bool:
-        """Whether a signature was on its way to a caller that had left by the time."""
-        del mark
+    def handed_out(self, mark: Signed, later: Answer) -> bool:
+        """Whether a signature was on its way to its caller, which has asked again in a `later` call."""
+        del mark, later
         return False
 
     def tried_with(self, intent: int) -> set[bytes]:
@@ -157,7 +157,7 @@ def one_key(facts: Facts) -> Iterator[str]:
             for mark in signed:
                 for key, (first, number) in unanswered.items():
                     two = key != mark.public_key and mark.begun_ns < first.at_ns + BINDING_NS
-                    if two and not (number < one.number and facts.handed_out(first)):
+                    if two and not (number < one.number and facts.handed_out(first, one)):
                         yield f"call {one.intent}.{one.number}: signed under two keys, and the caller had no answer"
                 unanswered.setdefault(mark.public_key, (mark, one.number))
             if isinstance(one.result, (bytes, Receipt)):
@@ -306,8 +306,12 @@ class GatewayFacts(Facts):
         open_ones = any(one.result is None or getattr(one.result, "maybe_signed", False) for one in before)
         return [] if open_ones else self.signed_for(answer)
 
-    def handed_out(self, mark: Signed) -> bool:
-        """The gateway has sent it. That no key signs twice is promised of one call: an answer may be lost."""
+    def handed_out(self, mark: Signed, later: Answer) -> bool:
+        """The gateway has sent it, or keeps it for a client whose connection broke. That a message is not signed under
+        two keys is promised of one call: an answer may be lost."""
+        uid, begun = self.uid_of(later), self.calls[later.intent][0].begun_ns
+        if any(seen.uid == uid and begun <= seen.ended_ns <= later.begun_ns for seen in self.seen):
+            return True
         name = next(name for name, key in self.keys.items() if key == mark.public_key)
         signature = Key.of(name).pair.sign(mark.message)
         return any(signature in body for seen in self.seen for _, _, _, body in seen.given)
