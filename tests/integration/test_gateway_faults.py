@@ -149,6 +149,21 @@ async def test_a_cancelled_call_is_withdrawn_and_its_answer_ignored(path):
             assert await next_one == fake_signature(PUBLIC_KEY, b"wanted")
 
 
+async def test_each_part_of_a_cancelled_batch_is_withdrawn(path):
+    async with FakeGateway(path) as fake:
+        fake.answer = silent
+        async with Client(f"unix:{path}", timeout=30) as km:
+            fake.credits = 16
+            task = start(km.sign_many([b"%d" % number for number in range(16)]))
+            await becomes(lambda: has(fake, Type.SIGN_MANY, 1))
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            sent = {one.request for one in fake.received(Type.SIGN_MANY)}
+            await becomes(lambda: has(fake, Type.CANCEL, len(sent)))
+            assert {one.request for one in fake.received(Type.CANCEL)} == sent
+
+
 async def test_a_batch_is_cut_into_what_the_gateway_takes(path):
     async with FakeGateway(path) as fake, Client(f"unix:{path}") as km:
         messages = [b"%d" % number for number in range(30)]

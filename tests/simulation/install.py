@@ -31,6 +31,9 @@ def install() -> None:
     from tests.simulation import emergency
 
     emergency.install()
+    from tests.simulation import network
+
+    network.install()
     _keep_compiled_statements()
     import structlog
 

@@ -16,7 +16,9 @@ from tests.support.size import FULL, share
 
 from hsmcore._native import Engine
 
-WORLDS = ("host",)
+WORLDS = ("host", "gateway", "operator")
+SEEDS = {"gateway": 80, "operator": 40}
+"""As many of a world as twenty seconds allow; else 400."""
 MOST_SEEDS = 2000
 FOUND = 4
 """Worlds in found.py."""
@@ -31,6 +33,26 @@ MUTANTS = (
     "gives-up",
     "deaf",
 )
+
+
+GATEWAY_MUTANTS = {
+    "answers-crossed": "gateway",
+    "moved": "gateway",
+    "slot-lost": "gateway",
+    "forgetful": "gateway",
+    "answer-lost": "gateway",
+    "not-withdrawn": "gateway",
+    "thrown-away": "gateway-found",
+    "first-come": "gateway",
+    "not-held": "gateway",
+    "held-for-ever": "gateway",
+    "let-in": "gateway",
+    "link-kept": "gateway",
+    "not-sent-again": "gateway",
+    "not-drained": "operator",
+}
+GATEWAY_FOUND = 1
+"""Worlds in gateway_found.py."""
 
 
 def simulate(*arguments: str, module: str = "tests.simulation", **variables: str) -> subprocess.CompletedProcess[str]:
@@ -48,7 +70,7 @@ def simulate(*arguments: str, module: str = "tests.simulation", **variables: str
 @pytest.mark.slow("each world is a key manager's life")
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_law_holds(world):
-    done = simulate("--world", world, "--seeds", f"1-{share(400)}")
+    done = simulate("--world", world, "--seeds", f"1-{share(SEEDS.get(world, 400))}")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -64,6 +86,20 @@ def test_a_seed_tells_the_same_story_in_each_process(world):
 def test_what_was_found_stays_found():
     done = simulate("--world", "found", "--seeds", f"0-{FOUND - 1}")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_was_found_of_gateways_stays_found():
+    done = simulate("--world", "gateway-found", "--seeds", f"0-{GATEWAY_FOUND - 1}")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow("some are seen late")
+@pytest.mark.parametrize(("mutant", "world"), GATEWAY_MUTANTS.items())
+def test_a_fault_of_the_gateway_that_is_put_back_is_seen(mutant, world):
+    seeds = f"0-{GATEWAY_FOUND - 1}" if world == "gateway-found" else f"1-{MOST_SEEDS}"
+    done = simulate("--world", world, "--mutant", mutant, "--seeds", seeds)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "seed" in done.stdout
 
 
 @pytest.mark.slow("some are seen late")

@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.simulation import clock, emergency, engine, requests, threads
 from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND, Clock
 from tests.simulation.device import Device, Fault, Key, Ledger
-from tests.simulation.law import Answer, Facts, broken
+from tests.simulation.law import RULES, Answer, Facts, Rule, broken
 from tests.simulation.loop import Loop, Stuck
 from tests.simulation.script import Intent, Script
 
@@ -58,11 +58,14 @@ def remove_folder() -> None:
 class World:
     """Runs a script once."""
 
+    LOOP: ClassVar[type[Loop]] = Loop
+    RULES: ClassVar[tuple[Rule, ...]] = RULES
+
     def __init__(self, script: Script) -> None:
         self.script = script
         self.chance = Chance(script.seed)
         self.clock = Clock()
-        self.loop = Loop(self.chance, self.clock)
+        self.loop = self.LOOP(self.chance, self.clock)
         self.ledger = Ledger()
         self.begin_ns = self.clock.ns
         keys = {one.key: Key.of(one.key) for one in script.members}
@@ -92,7 +95,7 @@ class World:
             else:
                 self._count_what_is_left()
         if not self.outcome.broken:
-            self.outcome.broken = broken(self.facts)
+            self.outcome.broken = broken(self.facts, self.RULES)
         return self.outcome
 
     @contextmanager
@@ -217,8 +220,8 @@ def _shown(answer: Answer) -> str:
     return "left" if result is None else "signed"
 
 
-def config_of(script: Script) -> Any:
-    """The configuration of a host."""
+def config_of(script: Script, **beside: Any) -> Any:
+    """The configuration of a host. `beside`: what stands beside its key manager."""
 
     def provider(member: Any) -> dict[str, Any]:
         place = {"modulePath": str(folder() / "module.so"), "tokenLabel": member.name, "keyLabel": member.key}
@@ -230,4 +233,4 @@ def config_of(script: Script) -> Any:
         if members := [provider(one) for one in rest if one.level == level]:
             failover[level] = members
     state = {"stateFile": str(folder() / "state" / "state.db")}
-    return load({"sequencer": {"keyManager": {**provider(first), **script.options, **state, "failover": failover}}})
+    return load({"keyManager": {**provider(first), **script.options, **state, "failover": failover}, **beside})

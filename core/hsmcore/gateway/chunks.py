@@ -61,6 +61,7 @@ class ChargedBatch:
         except asyncio.CancelledError:
             for one in self.slices:
                 self.counter.queue.cancel(one)
+            self._throw_away(0, len(self._messages))
             if not self._begun:
                 raise RequestCancelled("withdrawn before its turn", maybe_signed=False) from None
             raise
@@ -84,5 +85,15 @@ class ChargedBatch:
             outcome = [outcome] * count
         self._outcomes[at : at + count] = outcome
         self._left -= count
+        if self._done.cancelled():
+            self._throw_away(at, count)
         if not self._left and not self._done.done():
             self._done.set_result(None)
+
+    def _throw_away(self, at: int, count: int) -> None:
+        """The client gets no answer: no other key may sign what is signed."""
+        for place in range(at, at + count):
+            if isinstance(self._outcomes[place], bytes):
+                signed: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+                signed.set_result(self._outcomes[place])
+                self.counter.manager.abandon(signed, self._messages[place])

@@ -281,10 +281,10 @@ class Client:
                 found += await _outcomes(request, return_exceptions, len(found))
         finally:
             for request in requests:
-                if not request.future.done():
-                    request.future.cancel()
+                request.future.cancel()
+                if request.future.cancelled():  # also the one that was awaited when the caller left
                     outbox.withdraw(request)
-                elif not request.future.cancelled():
+                else:
                     request.future.exception()  # it is known that there is one, or not
         return found
 
