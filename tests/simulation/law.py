@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from tests.simulation.clock import SECOND
 from tests.simulation.device import Fault, Ledger, Signed
@@ -88,6 +88,20 @@ class Facts:
     def stood_still(self, begin: int, end: int) -> int:
         """Nanoseconds within a time."""
         return sum(max(0, min(end, to) - max(begin, at)) for at, to in self.stalls)
+
+
+@dataclass(slots=True)
+class LivesFacts(Facts):
+    """What happened in several lives of one host."""
+
+    ends: list[tuple[int, str]] = field(default_factory=list)
+    """When each life ended, and how."""
+    refused: list[tuple[int, HsmError]] = field(default_factory=list)
+    """Starts that were refused, by the life's number."""
+
+    def has(self, intent: int) -> bool:
+        """Whether a caller has got what it wants."""
+        return any(isinstance(one.result, (bytes, Receipt)) for one in self.calls.get(intent, ()))
 
 
 def answered_once(facts: Facts) -> Iterator[str]:
@@ -228,3 +242,17 @@ RULES: Final[tuple[Callable[[Facts], Iterator[str]], ...]] = (
 def broken(facts: Facts) -> list[str]:
     """Return what breaks the law, each with the rule's name."""
     return [f"{rule.__name__}: {what}" for rule in RULES for what in rule(facts)]
+
+
+def starts(facts: LivesFacts) -> Iterator[str]:
+    """Each life starts."""
+    for life, error in facts.refused:
+        yield f"life {life} did not start: {error!r}"
+
+
+OVER_LIVES: Final[tuple[Callable[[Any], Iterator[str]], ...]] = (told, genuine, one_digest, nothing_left, starts)
+
+
+def broken_over_lives(facts: LivesFacts) -> list[str]:
+    """As `broken`, for several lives."""
+    return [f"{rule.__name__}: {what}" for rule in OVER_LIVES for what in rule(facts)]

@@ -11,18 +11,28 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
+from tests.simulation.disk_script import DiskScript, disk_script
+from tests.simulation.disk_world import DiskWorld
 from tests.simulation.found import FOUND
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
-WORLDS: Final[dict[str, Callable[[int], Any]]] = {"host": host_script, "found": FOUND.__getitem__}
+WORLDS: Final[dict[str, Callable[[int], Any]]] = {
+    "host": host_script,
+    "found": FOUND.__getitem__,
+    "disk": disk_script,
+}
 """What a seed means in each world."""
-_PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {Script: World}
+_PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {
+    Script: World,
+    DiskScript: DiskWorld,
+}
 """What plays a script of a kind: it has `run`, which returns an Outcome."""
 _QUIET: Final[dict[type, Callable[[], Any]]] = {
-    Script: lambda: replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=())
+    Script: lambda: replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=()),
+    DiskScript: lambda: replace(disk_script(0), asked=(), faults=(), disk_faults=()),
 }
 """A script of each kind in which nothing happens."""
 

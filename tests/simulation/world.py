@@ -161,10 +161,10 @@ class World:
 
     # ---- callers ---------------------------------------------------------------------------------------------------
 
-    async def _call(self, manager: KeyManager, begin: int, intent: Intent) -> None:
+    async def _call(self, manager: KeyManager, begin: int, intent: Intent, first: int = 0) -> None:
         await asyncio.sleep((begin + intent.at_ns - self.clock.ns) / SECOND)
         wanted = list(intent.messages)
-        for number, attempt in enumerate(intent.tries):
+        for number, attempt in enumerate(intent.tries, first):
             now, limit = self.clock.ns, int(attempt.timeout * SECOND)
             answers = [Answer(intent.number, number, one, now, limit, attempt.any_key, intent.shared) for one in wanted]
             self.facts.answers += answers
@@ -217,7 +217,7 @@ def _shown(answer: Answer) -> str:
     return "left" if result is None else "signed"
 
 
-def config_of(script: Script) -> Any:
+def config_of(script: Any) -> Any:
     """The configuration of a host."""
 
     def provider(member: Any) -> dict[str, Any]:
