@@ -2,8 +2,8 @@
 here, by what was synced until then.
 
 The seam is the interface that the product writes through: `os.fsync`, `os.fdatasync`, `os.replace`, `os.rename`,
-`os.link` and `os.unlink` of Python files, and of SQLite's the connection: it syncs its WAL at COMMIT if `synchronous` is
-FULL, and WAL and database at a checkpoint. Each of these is one operation of the disk, at which a life may end.
+`os.link` and `os.unlink` of Python files, and of SQLite's the connection: it syncs its WAL at COMMIT if `synchronous`
+is FULL, and WAL and database at a checkpoint. Each of these is one operation of the disk, at which a life may end.
 
 What is assumed: a sync of a file keeps its content, and one of a folder its names. A name that was not synced is there
 as it was at any moment since; a content that was not synced is the old one, the new one, or torn. A rename is whole.
@@ -127,9 +127,10 @@ class Disk:
         kind = self.rng.choice(("old", "old", "new", "torn", "zeros"))
         if kind in ("old", "new"):
             return kept if kind == "old" else present
-        common = len(kept) if present.startswith(kept) else 0
-        cut = common + self.rng.randrange(len(present) - common + 1)
-        return present[:cut] + (bytes(len(present) - cut) if kind == "zeros" else b"")
+        same = _same(kept, present)
+        cut = self.rng.randrange(same, len(present) + 1)
+        rest = kept[cut:] if len(kept) > same else b""  # written over; else behind it
+        return present[:cut] + (rest or (bytes(len(present) - cut) if kind == "zeros" else b""))
 
     # ---- operations --------------------------------------------------------------------------------------------------
 
@@ -164,14 +165,12 @@ class Disk:
     def sync(self, descriptor: int, path: Path) -> None:
         """Keep the content of a file, or the names of a folder."""
         found = os.fstat(descriptor)
-        if os.path.isdir(path):  # noqa: PTH112  # each operation does it
+        if path.is_dir():
             self.keep_names(path)
         else:
-            self._contents[found.st_ino] = (
-                os.pread(descriptor, found.st_size, 0)
-                if _is_readable(descriptor)
-                else (path.read_bytes() if path.exists() else b"")
-            )
+            writes_only = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
+            content = path.read_bytes() if writes_only else os.pread(descriptor, found.st_size, 0)
+            self._contents[found.st_ino] = content
             self._keep_folders(path.parent)
 
     def keep_names(self, folder: Path) -> None:
@@ -224,10 +223,11 @@ def _entries(folder: Path) -> dict[str, int]:
         return {}
 
 
-def _is_readable(descriptor: int) -> bool:
-    import fcntl
-
-    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_WRONLY
+def _same(one: bytes, other: bytes) -> int:
+    """How many bytes both begin with."""
+    if other.startswith(one):
+        return len(one)
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 # ---- the seam --------------------------------------------------------------------------------------------------------
@@ -268,7 +268,7 @@ class Connection(sqlite3.Connection):
             if disk.is_as_it_is(wal):
                 disk.as_it_was(wal, before)
         elif ends:
-            disk.as_it_was(wal, disk.torn(before, wal.read_bytes()))
+            disk.as_it_was(wal, before)
         else:
             disk.as_it_is(wal)
         disk.operation("COMMIT")

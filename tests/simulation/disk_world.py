@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.simulation import disk, emergency, engine, requests, threads
-from tests.simulation.clock import SECOND
 from tests.simulation.clock import rest as rest_clock
 from tests.simulation.clock import run as run_clock
 from tests.simulation.disk import Disk, Image
@@ -135,11 +134,11 @@ class DiskWorld(World):
             with suppress(BaseException):
                 known.disconnect()
         database._DATABASES.clear()
-        root = str(folder() / "state")
-        for name in os.listdir("/proc/self/fd"):
+        root = folder() / "state"
+        for one in [*Path("/proc/self/fd").iterdir()]:
             with suppress(OSError):
-                if os.readlink(f"/proc/self/fd/{name}").startswith(root):
-                    os.close(int(name))
+                if root in one.readlink().parents:
+                    os.close(int(one.name))
 
     def _finish_calls(self, one: Any) -> None:
         """A device that was called signs, whether or not its caller lives."""
