@@ -13,9 +13,11 @@ The name of a new folder is kept with the first sync below it, as by file system
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import shutil
+import socket
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +28,8 @@ Image = dict[str, bytes | None]
 _SHARED: Final = "-shm"
 """The end of SQLite's file that each first opener makes anew."""
 _mounted: list[Disk] = []
-real_fsync: Final = os.fsync
+PID: Final = 4242
+"""Of each process: records and rows have the same length in each run."""
 
 
 class Disk:
@@ -333,7 +336,9 @@ def install() -> None:
         syncs(name)
     for name in ("replace", "rename", "link", "unlink"):
         moves(name)
-    connect = sqlite3.connect
+    connect, getpid, gethostname = sqlite3.connect, os.getpid, socket.gethostname
+    os.getpid = lambda: PID if _mounted else getpid()
+    socket.gethostname = lambda: "host" if _mounted else gethostname()
 
     def connected(*arguments: Any, **options: Any) -> sqlite3.Connection:
         return connect(*arguments, **{"factory": Connection, **options})

@@ -93,6 +93,8 @@ def disk_script(seed: int) -> DiskScript:
         "acceptOtherKeys": ["secondary"],
     }
     options: dict[str, Any] = {"maxCacheSize": 0, "policy": {"kinds": ["block", "raw"]}}
+    if rng.random() < 0.7:
+        options["audit"] = {"checkpointEveryRecords": rng.choice((20, 1000)), "checkpointEverySeconds": 1}
     lives = tuple(_life(rng, number) for number in range(rng.choice((2, 2, 3, 4))))
     asked = _asked(rng, len(lives))
     faults = tuple(

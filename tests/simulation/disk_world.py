@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.simulation import disk, emergency, engine, requests, threads
+from tests.simulation import disk, emergency, engine, journal, requests, threads
 from tests.simulation.clock import rest as rest_clock
 from tests.simulation.clock import run as run_clock
 from tests.simulation.disk import Disk, Image
@@ -18,12 +18,16 @@ from tests.simulation.law import LivesFacts, broken_over_lives
 from tests.simulation.loop import Loop, Stuck
 from tests.simulation.world import Outcome, World, config_of, folder
 
+from hsmcore.audit import record
 from hsmcore.base import steady
 from hsmcore.errors import HsmError
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.state import database
 
 disk.install()
+journal.install()
+_ORIGIN = {"user": "signer", "source": {"hostname": "host", "pid": disk.PID, "ip": "127.0.0.1"}}
+record.this_process = lambda: _ORIGIN
 _boots = [""]
 _TRIES = 100
 """More than a caller makes in one life: numbers of its calls go on in the next one."""

@@ -230,4 +230,6 @@ def config_of(script: Any) -> Any:
         if members := [provider(one) for one in rest if one.level == level]:
             failover[level] = members
     state = {"stateFile": str(folder() / "state" / "state.db")}
+    if "audit" in script.options:
+        state["auditLogFile"] = str(folder() / "state" / "audit.jsonl")
     return load({"sequencer": {"keyManager": {**provider(first), **script.options, **state, "failover": failover}}})
