@@ -332,6 +332,14 @@ def install() -> None:
 
         setattr(os, name, move)
 
+    write = os.write
+
+    def written(descriptor: int, data: Any) -> int:
+        if _mounted and _mounted[0].is_full and _mounted[0].path_of(descriptor) is not None:
+            _mounted[0].require_space()
+        return write(descriptor, data)
+
+    os.write = written
     for name in ("fsync", "fdatasync"):
         syncs(name)
     for name in ("replace", "rename", "link", "unlink"):

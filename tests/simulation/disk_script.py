@@ -12,6 +12,8 @@ from tests.simulation.device import Fault
 from tests.simulation.script import HEAD, MS, Intent, Member, Try, faults_of
 
 End = Literal["close", "kill", "cut"]
+Edit = Literal["", "swapped", "unaudited"]
+"""The levels change places; there is no audit log."""
 LASTS_NS: Final = 2 * SECOND
 _ASKS: Final = 40
 _POSITIONS: Final = 12
@@ -27,6 +29,12 @@ class Life:
     end_op: int | None = None
     pause_ns: int = 0
     """Until the next one."""
+    edit: Edit = ""
+    """How its configuration differs."""
+    goes_back: bool = False
+    """Whether, after it, a start is tried on the state store as it was before it."""
+    tries_only: bool = False
+    """Whether it is such a start: nothing is signed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +55,10 @@ class Struck:
 
 @dataclass(frozen=True, slots=True)
 class DiskFault:
-    """`kind`: "full": nothing is written; "lies": what is synced from here on is lost in a power cut."""
+    """`kind`: "full": nothing is written; "slow": a group of records takes longer by as much as the fault lasts."""
 
     life: int
-    kind: Literal["full", "lies"]
+    kind: Literal["full", "slow"]
     at_ns: int
     lasts_ns: int
 
@@ -68,11 +76,13 @@ class DiskScript:
     asked: tuple[Asked, ...]
     faults: tuple[Struck, ...]
     disk_faults: tuple[DiskFault, ...]
+    is_sealed: bool = False
+    """Whether the state store has a secret."""
 
     @property
     def shown(self) -> str:
-        lives = ", ".join(f"{one.number}: {one.end}" for one in self.lives)
-        return f"{len(self.members)} members, {self.options}, {self.failover}, lives {lives}"
+        lives = ", ".join(f"{one.number}: {one.edit or 'as it is'}, {one.end}" for one in self.lives)
+        return f"{len(self.members)} members, {self.options}, {self.failover}, sealed: {self.is_sealed}, lives {lives}"
 
     def without(self, **parts: Any) -> DiskScript:
         return replace(self, **parts)
@@ -94,19 +104,30 @@ def disk_script(seed: int) -> DiskScript:
     }
     options: dict[str, Any] = {"maxCacheSize": 0, "policy": {"kinds": ["block", "raw"]}}
     if rng.random() < 0.7:
-        options["audit"] = {"checkpointEveryRecords": rng.choice((20, 1000)), "checkpointEverySeconds": 1}
+        options["audit"] = {
+            "checkpointEveryRecords": rng.choice((20, 1000)),
+            "checkpointEverySeconds": 1,
+            "rotateBytes": 1 << 16,
+        }
     lives = tuple(_life(rng, number) for number in range(rng.choice((2, 2, 3, 4))))
     asked = _asked(rng, len(lives))
     faults = tuple(
         Struck(life.number, one) for life in lives for one in faults_of(chance.faults, members, LASTS_NS)[:3]
     )
-    return DiskScript(seed, members, options, failover, lives, asked, faults, ())
+    disk_faults = tuple(
+        DiskFault(life.number, kind, rng.randrange(LASTS_NS), rng.choice((100, 500, 1500)) * MS)
+        for life in lives
+        for kind in rng.choice(((), (), (), ("full",), ("slow",)))
+    )
+    return DiskScript(seed, members, options, failover, lives, asked, faults, disk_faults, rng.random() < 0.3)
 
 
 def _life(rng: random.Random, number: int) -> Life:
     end: End = rng.choice(("close", "kill", "kill", "cut", "cut"))
     at = rng.choice((None, None, rng.randrange(1, 40), rng.randrange(1, 150)))
-    return Life(number, end, rng.randrange(LASTS_NS), at, rng.choice((10 * MS, 300 * MS, 3 * SECOND)))
+    pause = rng.choice((10 * MS, 300 * MS, 3 * SECOND))
+    edit: Edit = rng.choice(("", "", "", "swapped", "unaudited"))
+    return Life(number, end, rng.randrange(LASTS_NS), at, pause, edit, goes_back=rng.random() < 0.15)
 
 
 def _asked(rng: random.Random, lives: int) -> tuple[Asked, ...]:

@@ -6,33 +6,42 @@ import asyncio
 import os
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import orjson
 from tests.simulation import disk, emergency, engine, journal, requests, threads
 from tests.simulation.clock import rest as rest_clock
 from tests.simulation.clock import run as run_clock
 from tests.simulation.disk import Disk, Image
-from tests.simulation.disk_script import DiskScript, Life
-from tests.simulation.law import LivesFacts, broken_over_lives
+from tests.simulation.disk_script import DiskFault, DiskScript, Life
+from tests.simulation.law import Ended, LivesFacts, broken_over_lives
 from tests.simulation.loop import Loop, Stuck
 from tests.simulation.world import Outcome, World, config_of, folder
 
 from hsmcore.audit import record
+from hsmcore.audit.check.verify import verify
+from hsmcore.audit.layout import Layout
+from hsmcore.audit.segment import segments
 from hsmcore.base import steady
 from hsmcore.errors import HsmError
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.state import database
+from hsmcore.tlog.checkpoint import Checkpoint
 
 disk.install()
 journal.install()
 _ORIGIN = {"user": "signer", "source": {"hostname": "host", "pid": disk.PID, "ip": "127.0.0.1"}}
 record.this_process = lambda: _ORIGIN
 _boots = [""]
+_SECRET = "HSMCORE_SIMULATED_SECRET"
+os.environ[_SECRET] = "a secret of the simulation, of 32 bytes and more"
 _TRIES = 100
 """More than a caller makes in one life: numbers of its calls go on in the next one."""
 
 _MOST_AWAITS = 100
+_STORE = "state.db"
 
 
 class LifeEnds(BaseException):
@@ -55,6 +64,8 @@ class DiskWorld(World):
         super().__init__(script)  # type: ignore[arg-type]  # it has members and a seed
         self.lives = script
         self.facts: LivesFacts = LivesFacts(script, self.ledger, self.facts.keys)
+        if "audit" in script.options:
+            self.facts.records = {}
         for device in self.devices.values():
             device.touched = self.facts.touched
         self.disk = Disk(folder() / "state", self.chance._stream("disk"))
@@ -71,20 +82,38 @@ class DiskWorld(World):
         steady._boot = lambda: _boots[0]
         boots = 1
         for life in self.lives.lives:
+            before = self.image
             _boots[0] = f"boot {boots}"
             self._live(life)
             boots += self.cut
             if self.outcome.broken:
                 break
             self.clock.ns += life.pause_ns
+            if life.goes_back and self.started and life.number in self.facts.audited:
+                self._go_back(life, before)
         if not self.outcome.broken:
             self.outcome.broken = broken_over_lives(self.facts)
         return self.outcome
 
+    def _go_back(self, life: Life, before: Image) -> None:
+        """Start on an older state store; then put the newest one in its place again."""
+        newest = self.image
+        self.image = _with_store(newest, before)
+        self.tell("host", "has its older store")
+        refused = len(self.facts.refused)
+        self._live(Life(life.number, "close", 0, tries_only=True))
+        self.facts.behind.append(
+            (life.number, self.facts.refused[refused][1] if self.facts.refused[refused:] else None)
+        )
+        del self.facts.refused[refused:]
+        self.image = _with_store(self.image, newest)
+        self.clock.ns += life.pause_ns
+
     def _live(self, life: Life) -> None:
         self.loop = Loop(self.chance, self.clock)
         requests.made.clear()
-        self.ended = self.cut = False
+        self.ended = self.cut = self.started = False
+        journal.slow[0] = 0
         for device in self.devices.values():
             device.faults = []
         self.disk.mount(self.image)
@@ -98,7 +127,7 @@ class DiskWorld(World):
             self.loop.run_until_complete(self._life_of(life))
         except LifeEnds:
             pass
-        except Stuck as error:
+        except (Stuck, HsmError) as error:
             self.outcome.broken.append(f"alive: {type(error).__name__}: {error.args[0]}")
         else:
             self._count_what_is_left()
@@ -106,9 +135,24 @@ class DiskWorld(World):
             threads.worlds.clear()
             rest_clock()
             if not self.ended:
+                self.facts.ends.append(Ended(self.clock.ns, "close", life.number))
                 self.image = self.disk.left_by_kill()
             self.disk.unmount()
             self._bury()
+        self._look(life)
+
+    def _look(self, life: Life) -> None:
+        """Look at the log that a life has left."""
+        self.disk.mount(self.image)
+        layout = Layout(folder() / "state" / "audit.jsonl")
+        if layout.keys.exists() or (
+            layout.checkpoint.exists() and Checkpoint.parse(layout.checkpoint.read_bytes()).size
+        ):
+            report = verify(layout)
+            self.facts.unsound += [(life.number, found.text) for found in report.findings if not found.derived]
+        if self.facts.records is not None:
+            self.facts.records = _signatures(layout)
+        self.disk.unmount()
 
     def _end(self, life: Life) -> None:
         """The process ends here and now: nothing that it does after this counts."""
@@ -117,7 +161,7 @@ class DiskWorld(World):
         self.ended, self.cut = True, life.end == "cut"
         self.tell("host", "LOSES POWER" if self.cut else "IS KILLED")
         self.image = self.disk.left_by_cut() if self.cut else self.disk.left_by_kill()
-        self.facts.ends.append((self.clock.ns, life.end))
+        self.facts.ends.append(Ended(self.clock.ns, life.end, life.number))
         self.loop.happens(0, self._stop)
 
     def _stop(self) -> None:
@@ -153,7 +197,7 @@ class DiskWorld(World):
     # ---- life ------------------------------------------------------------------------------------------------------
 
     async def _life_of(self, life: Life) -> None:
-        manager = KeyManager(config_of(self.lives))
+        manager = KeyManager(self._config_of(life))
         self.tell("host", f"begins life {life.number}; turns are {self.chance.order.kind}")
         if life.end != "close":
             self.loop.happens(life.end_ns, lambda: self._end(life))
@@ -163,14 +207,45 @@ class DiskWorld(World):
             began = True
             await self._serve(life, manager)
         except HsmError as error:
-            self.tell("host", f"does not start: {type(error).__name__}" if not began else f"{error!r}")
+            if began:
+                raise
+            self.tell("host", f"does not start: {type(error).__name__}")
             self.facts.refused.append((life.number, error))
         finally:
             manager._life.state = "closed"
 
+    def _config_of(self, life: Life) -> Any:
+        script = self.lives
+        if life.edit == "swapped":
+            first, second = script.members
+            script = replace(script, members=(replace(second, level="primary"), replace(first, level="secondary")))
+        elif life.edit == "unaudited":
+            script = replace(script, options={k: v for k, v in script.options.items() if k != "audit"})
+        if life.edit != "unaudited" and "audit" in script.options:
+            self.facts.audited.add(life.number)
+        return config_of(script, **({"stateSecret": {"env": _SECRET}} if script.is_sealed else {}))
+
+    def _fill(self, one: DiskFault, *, begins: bool) -> None:
+        self.tell("disk", f"FAULT {one.kind}" if begins else f"{one.kind} is over")
+        if one.kind == "full":
+            self.disk.is_full = begins
+        else:
+            journal.slow[0] = one.lasts_ns if begins else 0
+
     async def _serve(self, life: Life, manager: KeyManager) -> None:
         begin = self.clock.ns
+        self.started = True
         self.tell("host", "has started")
+        if life.tries_only:
+            await manager.close()
+            return
+        for fault in self.lives.disk_faults:
+            if fault.life == life.number:
+                ends = fault.at_ns + fault.lasts_ns
+                self.loop.happens(fault.at_ns, partial(self._fill, fault, begins=True))
+                self.loop.happens(ends, partial(self._fill, fault, begins=False))
+                if fault.kind == "full":
+                    self.facts.full.append((begin + fault.at_ns, begin + ends))
         for one in self.lives.faults:
             if one.life == life.number:
                 self._strike(replace(one.fault, at_ns=begin + one.fault.at_ns))
@@ -183,4 +258,21 @@ class DiskWorld(World):
         self.tell("host", "closes")
         await manager.close()
         self.tell("host", "is closed")
-        self.facts.ends.append((self.clock.ns, "close"))
+
+
+def _with_store(image: Image, other: Image) -> Image:
+    """Return an image with the state store of another one."""
+    rest = {name: content for name, content in image.items() if not name.startswith(_STORE)}
+    return rest | {name: content for name, content in other.items() if name.startswith(_STORE)}
+
+
+def _signatures(layout: Layout) -> dict[tuple[bytes, bytes], int]:
+    """Return the signatures that a log has."""
+    found = {}
+    for segment in segments(layout):
+        for line in b"".join(segment.chunks()).splitlines():
+            record = orjson.loads(line) if line.endswith(b"}") else {}
+            if "signature" in record:
+                signed = bytes.fromhex(record["message_sha256"]), bytes.fromhex(record["signature"])
+                found[signed] = record["seq"]
+    return found

@@ -217,8 +217,8 @@ def _shown(answer: Answer) -> str:
     return "left" if result is None else "signed"
 
 
-def config_of(script: Any) -> Any:
-    """The configuration of a host."""
+def config_of(script: Any, **more: Any) -> Any:
+    """The configuration of a host. `more`: beside `keyManager`."""
 
     def provider(member: Any) -> dict[str, Any]:
         place = {"modulePath": str(folder() / "module.so"), "tokenLabel": member.name, "keyLabel": member.key}
@@ -232,4 +232,5 @@ def config_of(script: Any) -> Any:
     state = {"stateFile": str(folder() / "state" / "state.db")}
     if "audit" in script.options:
         state["auditLogFile"] = str(folder() / "state" / "audit.jsonl")
-    return load({"sequencer": {"keyManager": {**provider(first), **script.options, **state, "failover": failover}}})
+    keeps = {"keyManager": {**provider(first), **script.options, **state, "failover": failover}}
+    return load({"sequencer": keeps | more})
