@@ -20,6 +20,7 @@ import shutil
 import socket
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,6 +54,8 @@ class Disk:
         """Whether that is a kill: then the files stay as they are."""
         self.is_full = False
         self.tell: Callable[[str], object] = lambda _what: None
+        self.connections: list[Connection] = []
+        """Of SQLite: one that nothing closed would close descriptors that are another's by then."""
 
     # ---- the life of a process ---------------------------------------------------------------------------------------
 
@@ -80,6 +83,16 @@ class Disk:
 
     def unmount(self) -> None:
         _mounted.clear()
+
+    def close(self) -> None:
+        """Close what a process has left open."""
+        connections, self.connections = self.connections, []
+        for one in connections:
+            one.close()
+        for number in [*Path("/proc/self/fd").iterdir()]:
+            with suppress(OSError):
+                if self.has(number.readlink()):
+                    os.close(int(number.name))
 
     def lie(self) -> None:
         """From now on a sync keeps nothing."""
@@ -238,6 +251,11 @@ def _same(one: bytes, other: bytes) -> int:
 
 class Connection(sqlite3.Connection):
     """SQLite's, on the disk that is mounted."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if _mounted:
+            _mounted[0].connections.append(self)
 
     _file: Path | None = None
     _is_full: bool | None = None

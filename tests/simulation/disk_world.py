@@ -182,11 +182,7 @@ class DiskWorld(World):
             with suppress(BaseException):
                 known.disconnect()
         database._DATABASES.clear()
-        root = folder() / "state"
-        for one in [*Path("/proc/self/fd").iterdir()]:
-            with suppress(OSError):
-                if root in one.readlink().parents:
-                    os.close(int(one.name))
+        self.disk.close()
 
     def _finish_calls(self, one: Any) -> None:
         """A device that was called signs, whether or not its caller lives."""

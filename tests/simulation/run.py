@@ -11,14 +11,15 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
+from tests.simulation import mutants, mutants_disk
 from tests.simulation.disk_script import DiskScript, disk_script
 from tests.simulation.disk_world import DiskWorld
 from tests.simulation.found import FOUND
-from tests.simulation.mutants import MUTANTS
 from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
+MUTANTS: Final = mutants.MUTANTS | mutants_disk.MUTANTS
 WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "host": host_script,
     "found": FOUND.__getitem__,
