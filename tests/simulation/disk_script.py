@@ -64,8 +64,18 @@ class DiskFault:
 
 
 @dataclass(frozen=True, slots=True)
+class Command:
+    """A command of another process that leaves its record in the spool. `lasts_ns`: None: it is killed before its
+    end."""
+
+    life: int
+    at_ns: int
+    lasts_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class DiskScript:
-    PARTS: ClassVar = ("disk_faults", "faults", "asked", "lives")
+    PARTS: ClassVar = ("disk_faults", "faults", "commands", "asked", "lives")
     """What may be less in a smaller script."""
 
     seed: int
@@ -76,6 +86,7 @@ class DiskScript:
     asked: tuple[Asked, ...]
     faults: tuple[Struck, ...]
     disk_faults: tuple[DiskFault, ...]
+    commands: tuple[Command, ...] = ()
     is_sealed: bool = False
     """Whether the state store has a secret."""
 
@@ -119,15 +130,25 @@ def disk_script(seed: int) -> DiskScript:
         for life in lives
         for kind in rng.choice(((), (), (), ("full",), ("slow",)))
     )
-    return DiskScript(seed, members, options, failover, lives, asked, faults, disk_faults, rng.random() < 0.3)
+    return DiskScript(
+        seed, members, options, failover, lives, asked, faults, disk_faults, _commands(rng, lives), rng.random() < 0.3
+    )
 
 
 def _life(rng: random.Random, number: int) -> Life:
     end: End = rng.choice(("close", "kill", "kill", "cut", "cut"))
-    at = rng.choice((None, None, rng.randrange(1, 40), rng.randrange(1, 150)))
+    at = rng.choice((None, rng.randrange(1, 40), rng.randrange(20, 90), rng.randrange(20, 250)))
     pause = rng.choice((10 * MS, 300 * MS, 3 * SECOND))
     edit: Edit = rng.choice(("", "", "", "swapped", "unaudited"))
     return Life(number, end, rng.randrange(LASTS_NS), at, pause, edit, goes_back=rng.random() < 0.15)
+
+
+def _commands(rng: random.Random, lives: tuple[Life, ...]) -> tuple[Command, ...]:
+    return tuple(
+        Command(life.number, rng.randrange(LASTS_NS), rng.choice((None, rng.randrange(300 * MS))))
+        for life in lives
+        for _ in range(rng.choice((0, 0, 1)))
+    )
 
 
 def _asked(rng: random.Random, lives: int) -> tuple[Asked, ...]:

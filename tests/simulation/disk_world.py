@@ -15,7 +15,7 @@ from tests.simulation import disk, emergency, engine, journal, requests, threads
 from tests.simulation.clock import rest as rest_clock
 from tests.simulation.clock import run as run_clock
 from tests.simulation.disk import Disk, Image
-from tests.simulation.disk_script import DiskFault, DiskScript, Life
+from tests.simulation.disk_script import Command, DiskFault, DiskScript, Life
 from tests.simulation.law import Ended, LivesFacts, broken_over_lives
 from tests.simulation.loop import Loop, Stuck
 from tests.simulation.world import Outcome, World, config_of, folder
@@ -24,6 +24,7 @@ from hsmcore.audit import record
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.segment import segments
+from hsmcore.audit.spool import OPERATION, Intention
 from hsmcore.base import steady
 from hsmcore.errors import HsmError
 from hsmcore.manager.key_manager import KeyManager
@@ -70,6 +71,7 @@ class DiskWorld(World):
             device.touched = self.facts.touched
         self.disk = Disk(folder() / "state", self.chance._stream("disk"))
         self.disk.tell = lambda what: self.tell("disk", what)
+        self.layout = Layout(folder() / "state" / "audit.jsonl")
         self.image: Image = {}
         self.ended = False
         self.cut = False
@@ -144,14 +146,14 @@ class DiskWorld(World):
     def _look(self, life: Life) -> None:
         """Look at the log that a life has left."""
         self.disk.mount(self.image)
-        layout = Layout(folder() / "state" / "audit.jsonl")
+        layout = self.layout
         if layout.keys.exists() or (
             layout.checkpoint.exists() and Checkpoint.parse(layout.checkpoint.read_bytes()).size
         ):
             report = verify(layout)
             self.facts.unsound += [(life.number, found.text) for found in report.findings if not found.derived]
         if self.facts.records is not None:
-            self.facts.records = _signatures(layout)
+            self.facts.records, self.facts.spooled = _records(layout)
         self.disk.unmount()
 
     def _end(self, life: Life) -> None:
@@ -228,6 +230,26 @@ class DiskWorld(World):
         else:
             journal.slow[0] = one.lasts_ns if begins else 0
 
+    def _command(self, command: Command) -> None:
+        """Another process runs a command. What it may do it does once its record is on the disk."""
+        try:
+            intention = Intention(self.layout, "keys deactivate", {"reason": "a simulated command"})
+        except OSError as error:
+            self.tell("command", f"does nothing: {error.strerror}")
+            return
+        if not self.ended:
+            self.tell("command", "acts")
+            self.facts.commands.append(intention.path.stem)
+        if command.lasts_ns is None:
+            os.close(intention._file)
+        else:
+            self.loop.happens(command.lasts_ns, partial(self._complete, intention))
+
+    def _complete(self, intention: Intention) -> None:
+        with suppress(OSError):
+            intention.complete({"result": "ok"})
+        self.tell("command", "has ended")
+
     async def _serve(self, life: Life, manager: KeyManager) -> None:
         begin = self.clock.ns
         self.started = True
@@ -245,6 +267,9 @@ class DiskWorld(World):
         for one in self.lives.faults:
             if one.life == life.number:
                 self._strike(replace(one.fault, at_ns=begin + one.fault.at_ns))
+        for command in self.lives.commands:
+            if command.life == life.number and self.facts.records is not None:
+                self.loop.happens(command.at_ns, partial(self._command, command))
         callers = [
             asyncio.ensure_future(self._call(manager, begin, one.intent, _TRIES * life.number))
             for one in self.lives.asked
@@ -262,13 +287,17 @@ def _with_store(image: Image, other: Image) -> Image:
     return rest | {name: content for name, content in other.items() if name.startswith(_STORE)}
 
 
-def _signatures(layout: Layout) -> dict[tuple[bytes, bytes], int]:
-    """Return the signatures that a log has."""
-    found = {}
+def _records(layout: Layout) -> tuple[dict[tuple[bytes, bytes], int], set[str]]:
+    """Return the signatures that a log has, and the files of the commands that it has or that wait in its spool."""
+    signatures, commands = dict[tuple[bytes, bytes], int](), set[str]()
+    if layout.spool.exists():
+        commands |= {path.stem for path in layout.spool.iterdir()}
     for segment in segments(layout):
         for line in b"".join(segment.chunks()).splitlines():
             record = orjson.loads(line) if line.endswith(b"}") else {}
             if "signature" in record:
                 signed = bytes.fromhex(record["message_sha256"]), bytes.fromhex(record["signature"])
-                found[signed] = record["seq"]
-    return found
+                signatures[signed] = record["seq"]
+            elif record.get("operation") == OPERATION:
+                commands.add(Path(record["file"]).stem)
+    return signatures, commands

@@ -115,6 +115,10 @@ class LivesFacts(Facts):
     unsound: list[tuple[int, str]] = field(default_factory=list)
     """What `audit verify` finds after a life's end, by its number."""
 
+    commands: list[str] = field(default_factory=list)
+    """Commands that have acted, by the names of their files;"""
+    spooled: set[str] = field(default_factory=set)
+    """and those that are in the log after the last life, or wait in its spool."""
     audited: set[int] = field(default_factory=set)
     """The lives with an audit log."""
     behind: list[tuple[int, HsmError | None]] = field(default_factory=list)
@@ -313,6 +317,13 @@ def recorded(facts: LivesFacts) -> Iterator[str]:
                 yield f"call {one.intent}.{one.number} got a signature that the audit log does not have"
 
 
+def commanded(facts: LivesFacts) -> Iterator[str]:
+    """A command that has acted is in the log, or waits to be."""
+    for name in facts.commands:
+        if name not in facts.spooled:
+            yield f"command {name} is not recorded"
+
+
 def noticed(facts: LivesFacts) -> Iterator[str]:
     """A start on a state store that is older than its audit log is refused."""
     for life, error in facts.behind:
@@ -342,6 +353,7 @@ OVER_LIVES: Final[tuple[Callable[[Any], Iterator[str]], ...]] = (
     punctual,
     nothing_left,
     recorded,
+    commanded,
     noticed,
     sound,
     starts,

@@ -121,11 +121,11 @@ def _lines_unsynced() -> None:
 MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "released-early": (_released_early, "recorded"),
     "positions-after": (_bound_after, "one_digest"),
-    "store-unsynced": (_store_unsynced, "one_digest"),
+    "store-unsynced": (_store_unsynced, "starts"),
     "bindings-unsaved": (_bindings_unsaved, "one_key_over_lives"),
     "bindings-forgotten": (_bindings_forgotten, "one_key_over_lives"),
     "trusts-older": (_trusts_older, "noticed"),
-    "replaced-unsynced": (_replaced_unsynced, "starts"),
+    "replaced-unsynced": (_replaced_unsynced, "sound"),
     "entry-unsynced": (_entry_unsynced, "starts"),
     "key-first": (_key_first, "starts"),
     "history-unsynced": (_history_unsynced, "starts"),

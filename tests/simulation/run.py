@@ -33,7 +33,7 @@ _PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {
 """What plays a script of a kind: it has `run`, which returns an Outcome."""
 _QUIET: Final[dict[type, Callable[[], Any]]] = {
     Script: lambda: replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=()),
-    DiskScript: lambda: replace(disk_script(0), asked=(), faults=(), disk_faults=()),
+    DiskScript: lambda: replace(disk_script(0), asked=(), faults=(), disk_faults=(), commands=()),
 }
 """A script of each kind in which nothing happens."""
 
