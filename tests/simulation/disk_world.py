@@ -264,6 +264,8 @@ class DiskWorld(World):
                 self.loop.happens(ends, partial(self._fill, fault, begins=False))
                 if fault.kind == "full":
                     self.facts.full.append((begin + fault.at_ns, begin + ends))
+                else:  # a group may wait for another one
+                    self.facts.slow.append((begin + fault.at_ns, begin + ends + 2 * fault.lasts_ns))
         for one in self.lives.faults:
             if one.life == life.number:
                 self._strike(replace(one.fault, at_ns=begin + one.fault.at_ns))

@@ -125,6 +125,8 @@ class LivesFacts(Facts):
     """How starts on the state store of before a life ended, by its number; None: it started."""
     full: list[tuple[int, int]] = field(default_factory=list)
     """When the disk was full: from, to."""
+    slow: list[tuple[int, int]] = field(default_factory=list)
+    """When records may have waited for a slow disk."""
 
     def has(self, intent: int) -> bool:
         """Whether a caller has got what it wants."""
@@ -302,7 +304,7 @@ def _is_bound(facts: LivesFacts, calls: list[Answer], first: Signed, then_ns: in
     if then_ns <= end_ns or how == "close":
         return True
     over = max((one.ended_ns or 2**63 for one in calls if one.begun_ns <= end_ns), default=2**63)
-    if life in facts.audited:
+    if life in facts.audited and not any(at <= end_ns and first.at_ns <= to for at, to in facts.slow):
         over = min(over, first.at_ns)
     over = max([over, *(to + SECOND for at, to in facts.full if at <= end_ns and over <= to)])
     return over + SAVED_NS < end_ns
