@@ -96,18 +96,6 @@ def _replace(path: Path, data: bytes) -> None:
     ownership.sync(path.parent)
 
 
-def _key_first() -> None:
-    """A log's first key is stored before its first checkpoint."""
-    begin = open_log.OpenLog._begin_tree
-
-    async def late(self: Any, signer: Any, sealing: Any) -> None:
-        await self._run(lambda: recover.add_key(self._layout, signer.key))
-        self._opened.keys.append(signer.key)
-        await begin(self, signer, sealing)
-
-    open_log.OpenLog._begin_tree = late  # type: ignore[method-assign]
-
-
 def _history_unsynced() -> None:
     """The file of all checkpoints is not synced before the newest one is replaced."""
     sealer.append = lambda path, data, durable: files.append(path, data, durable=False)
@@ -127,7 +115,6 @@ MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "trusts-older": (_trusts_older, "noticed"),
     "replaced-unsynced": (_replaced_unsynced, "sound"),
     "entry-unsynced": (_entry_unsynced, "starts"),
-    "key-first": (_key_first, "starts"),
     "history-unsynced": (_history_unsynced, "starts"),
     "lines-unsynced": (_lines_unsynced, "recorded"),
 }

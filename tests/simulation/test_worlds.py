@@ -17,7 +17,7 @@ from tests.support.size import FULL, share
 from hsmcore._native import Engine
 
 WORLDS = ("host", "disk")
-SEEDS = {"host": 400, "disk": 120}
+SEEDS = {"host": 400, "disk": 100}
 """A disk's world is several lives of a key manager."""
 MOST_SEEDS = 2000
 FOUND = 4
@@ -41,6 +41,8 @@ DISK_MUTANTS = (
     "trusts-older",
     "replaced-unsynced",
     "entry-unsynced",
+    "lines-unsynced",
+    "history-unsynced",
 )
 
 
