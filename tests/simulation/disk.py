@@ -54,8 +54,9 @@ class Disk:
         """Whether that is a kill: then the files stay as they are."""
         self.is_full = False
         self.tell: Callable[[str], object] = lambda _what: None
-        self.connections: list[Connection] = []
-        """Of SQLite: one that nothing closed would close descriptors that are another's by then."""
+        self.open: list[Any] = []
+        """Connections of SQLite, and files that a generator reads: if nothing closed them, they would close descriptors
+        that are another's by then."""
 
     # ---- the life of a process ---------------------------------------------------------------------------------------
 
@@ -86,8 +87,8 @@ class Disk:
 
     def close(self) -> None:
         """Close what a process has left open."""
-        connections, self.connections = self.connections, []
-        for one in connections:
+        left, self.open = self.open, []
+        for one in left:
             one.close()
         for number in [*Path("/proc/self/fd").iterdir()]:
             with suppress(OSError):
@@ -255,7 +256,7 @@ class Connection(sqlite3.Connection):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         if _mounted:
-            _mounted[0].connections.append(self)
+            _mounted[0].open.append(self)
 
     _file: Path | None = None
     _is_full: bool | None = None
@@ -362,6 +363,7 @@ def install() -> None:
         syncs(name)
     for name in ("replace", "rename", "link", "unlink"):
         moves(name)
+    _keep_readers()
     connect, getpid, gethostname = sqlite3.connect, os.getpid, socket.gethostname
     os.getpid = lambda: PID if _mounted else getpid()
     socket.gethostname = lambda: "host" if _mounted else gethostname()
@@ -370,3 +372,17 @@ def install() -> None:
         return connect(*arguments, **{"factory": Connection, **options})
 
     sqlite3.connect = sqlite3.dbapi2.connect = connected  # type: ignore[assignment, misc]
+
+
+def _keep_readers() -> None:
+    from hsmcore.audit.segment import Segment
+
+    reads = Segment._open
+
+    def read(self: Segment) -> Any:
+        file = reads(self)
+        if _mounted:
+            _mounted[0].open.append(file)
+        return file
+
+    Segment._open = read  # type: ignore[method-assign]
