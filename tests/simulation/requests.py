@@ -1,6 +1,6 @@
 """The request table and its futures, as bindings/requests.pxi and native/src/requests.c have them, in plain Python.
 
-What is left out: the audit journal's held answers, host processes, the cost of a wake. `engine.py` has the workers.
+What is left out: host processes, the cost of a wake. `engine.py` has the workers.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ made: list[Requests] = []
 
 class Ask:
     """One request. `state`: "queued" has no slot, "sent" has one, "following" waits for an identical one, "ready" has
-    an answer that is not handed out, "over"."""
+    an answer that is not handed out, "held" has one whose record is not durable, "over"."""
 
     __slots__ = (
         *("answer", "batch", "begun", "begun_ns", "claimed", "deadline", "extra", "followers", "future", "key"),
         *("leader", "message", "only", "routed", "receipt", "own", "slot", "state", "position", "stage", "cached"),
+        *("met", "seq"),
     )
 
     def __init__(self, message: Any, key: int, deadline: int) -> None:
@@ -45,6 +46,10 @@ class Ask:
         self.receipt = self.own = False
         self.extra: bytes | None = None
         self.only: bytes | None = None
+        self.met = False
+        """Whether the answer is of its own call, and not of one that it follows."""
+        self.seq = 0
+        """Of its record."""
         self.followers: list[Ask] = []
         self.leader: Ask | None = None
         self.state = "new"
@@ -112,6 +117,9 @@ class Requests:
         """Every request that is not over."""
         self.queue: deque[Ask] = deque()
         self.ready: deque[Ask] = deque()
+        self.held: deque[Ask] = deque()
+        self.recorder: Any = None
+        self.journal_failure = 0
         self.done: deque[tuple[Ask, Any]] = deque()
         """What workers have ended."""
         self.used = 0
@@ -141,9 +149,14 @@ class Requests:
         self._take()
         if self.sweeping is not None:
             self.sweeping.cancel()
+        if self.recorder is not None:
+            self.refuse_durable(0)
         self._fail(lambda _ask: True, "CLOSED")
         self._take()
         self.loop = None
+        if self.recorder is not None:
+            self.recorder.journal.engines.remove(self)
+            self.recorder = None
 
     def refuse(self) -> None:
         self.open = False
@@ -152,13 +165,17 @@ class Requests:
         self.down = (status or "TOKEN_LOST") if down else None
 
     def record_in(self, journal: Any) -> None:
-        raise NotImplementedError("a simulated engine keeps no records")
+        from tests.simulation.journal import Recorder
+
+        self.recorder = Recorder(journal)
+        journal.engines.append(self)
 
     def hand_out_under(self, lease: Any) -> None:
         self.lease = lease
 
     def set_tail(self, key: int, tail: bytes) -> None:
-        """Nothing is recorded."""
+        if self.recorder is not None:
+            self.recorder.set_tail(key, tail)
 
     def signs_as(self, key: int, version: Any, member: str, level: str) -> None:
         self.signers[key] = version.id, version.public_key, member, level
@@ -204,7 +221,7 @@ class Requests:
         routed: int = 0,
         only: bytes | None = None,
     ) -> Any:
-        self._check(own=own and not routed)
+        self._check(own=own and not routed, recorded=extra != b"")
         if type(message) is Digest and not self.takes_digests:
             raise PolicyRefused("this key signs no digest as it is", member=self.member)
         one = Ask(self._checked(message), key, monotonic_ns() + timeout)
@@ -212,7 +229,7 @@ class Requests:
         one.begun_ns = monotonic_ns()
         self._check_key(key)
         at_once = self._start(one)
-        if at_once is not None and not receipt:
+        if at_once is not None and not receipt and (self.recorder is None or extra == b""):
             return at_once
         one.future = self.loop.create_future()
         self.asks[one.future] = one
@@ -233,7 +250,7 @@ class Requests:
         key: int = 0,
         extra: bytes | None = None,
     ) -> Any:
-        self._check()
+        self._check(recorded=extra != b"")
         asked: list[Ask] = []
         limit = monotonic_ns() + self._ns(timeout)
         for position, message in enumerate(messages):
@@ -250,7 +267,10 @@ class Requests:
             one.batch, one.position, one.extra = batch, position, extra
             batch.asks[position] = one
             at_once = self._start(one)
-            if at_once is not None:
+            if at_once is not None and self.recorder is not None:
+                one.answer, one.cached, self.all[one] = at_once, True, None
+                self._settle(one)
+            elif at_once is not None:
                 batch.asks[position] = None
                 batch.put(position, at_once)
         if asked and not future.done():
@@ -262,7 +282,7 @@ class Requests:
     def _ns(self, timeout: float | None) -> int:
         return self.default_timeout if timeout is None else timeout_ns(timeout)
 
-    def _check(self, *, own: bool = False) -> None:
+    def _check(self, *, own: bool = False, recorded: bool = True) -> None:
         if not self.open:
             if self.loop is None and not self.all and not self.completed:
                 raise NotInitialized("used before initialize()", member=self.member)
@@ -271,6 +291,8 @@ class Requests:
             raise _knowing(self._failure(self.down), False)
         if self.lease is not None and not own and self.lease.is_over:
             raise self.lease.refusal(self.member)
+        if self.recorder is not None and recorded:
+            self.recorder.require_writable()
 
     def _checked(self, message: Any) -> Any:
         data = freeze(message)
@@ -350,6 +372,8 @@ class Requests:
     def _settle(self, one: Ask) -> None:
         if one.state == "queued":
             self.queue.remove(one)
+        elif one.state == "held":
+            self.held.remove(one)
         one.state = "ready"
         self.ready.append(one)
 
@@ -373,9 +397,12 @@ class Requests:
                 self.rejected += 1
             self._share(one, answer, begun)
             if one.state == "sent":
-                one.answer = answer
+                one.answer, one.met = answer, True
                 self._settle(one)
             elif one.state == "told":
+                if isinstance(answer, bytes) and self._is_recorded(one):
+                    one.answer = answer
+                    self.recorder.put(one, claimed=False)
                 self._over(one)
 
     def _share(self, leader: Ask, answer: Any, begun: bool) -> None:
@@ -391,15 +418,73 @@ class Requests:
                 self._settle(one)
 
     def _take(self) -> None:
+        if self.recorder is not None and self.queue and self.recorder.journal.unwritable() is not None:
+            self.journal_failure = self.recorder.journal.failure
+            self._fail(lambda one: one.state == "queued", "SYSTEM")
         while True:
             self._collect()
-            if not self.ready:
-                if not self.queue or self.used >= self.slots or not self._refill():
-                    break
-                continue
-            self._answered(self.ready.popleft())
+            if self.ready:
+                self._answered(self.ready.popleft())
+            elif (not self.queue or self.used >= self.slots or not self._refill()) and not self._let_go():
+                break
         self._pump()
         self._check_idle()
+
+    def _let_go(self) -> bool:
+        """Have the records written, and look whether answers that are held still have to be."""
+        if self.recorder is None:
+            return False
+        journal = self.recorder.journal
+        journal.flush()
+        if self.held and journal.hands_out:
+            self._release(journal.next)
+        elif self.held and journal.failure and not journal.fail_open:
+            self._refuse_held(journal.failure)
+        return bool(self.ready)
+
+    def _release(self, kept: int) -> None:
+        while self.held and self.held[0].seq <= kept:
+            self._settle(self.held[0])
+
+    def _refuse_held(self, failure: int) -> None:
+        self.journal_failure = failure
+        while self.held:
+            self.held[0].answer = "SYSTEM", 0, ""
+            self._settle(self.held[0])
+
+    def release_durable(self, kept: int) -> None:
+        """For the journal: the records up to this one are durable."""
+        self._release(kept)
+        self._take()
+
+    def refuse_durable(self, failure: int) -> None:
+        """For the journal: it is failing, or is about to be closed (0)."""
+        self._refuse_held(failure)
+        self._take()
+
+    def leave_journal(self) -> None:
+        """For the journal, before it is closed."""
+        self.open = False
+        self.refuse_durable(0)
+        self._fail(lambda _ask: True, "CLOSED")
+        self._take()
+        self.recorder = None
+
+    def _is_recorded(self, one: Ask) -> bool:
+        return self.recorder is not None and one.extra != b""
+
+    def _record(self, one: Ask) -> bool:
+        """Record an answer, if it gets a record. Returns whether it is held."""
+        if not self._is_recorded(one) or not self.recorder.wants(one):
+            return False
+        waiter = one.future if one.batch is None else one.batch.future
+        claimed = one.claimed and waiter is not None and not waiter.done()
+        one.seq = self.recorder.put(one, claimed=claimed)
+        if not (claimed and one.seq and isinstance(one.answer, bytes)):
+            return False
+        one.state = "held"
+        self.held.append(one)
+        return True
 
     def _refill(self) -> bool:
         while self.queue and self.used < self.slots:
@@ -413,6 +498,8 @@ class Requests:
         self.all.pop(one, None)
 
     def _answered(self, one: Ask) -> None:
+        if self._record(one):
+            return
         waiter, claimed = one.future, one.claimed
         one.claimed = False
         if one.slot:
@@ -460,12 +547,17 @@ class Requests:
 
     def _receipt(self, one: Ask, signature: bytes) -> Receipt:
         key_id, public_key, member, level = self.signers.get(one.key, ("", b"", "", ""))
-        return Receipt(signature, key_id, public_key, member, level, one.cached, monotonic_ns() - one.begun_ns, None)
+        return Receipt(
+            signature, key_id, public_key, member, level, one.cached, monotonic_ns() - one.begun_ns, one.seq or None
+        )
 
     def _error(self, one: Ask, answer: Any) -> HsmError:
         if isinstance(answer, HsmError):
             return copy(answer)
         status, ckr, call = answer
+        if status == "SYSTEM" and not one.slot and self.recorder is not None:
+            refusal: HsmError = self.recorder.journal.refusal(self.journal_failure)
+            return _knowing(refusal, bool(one.begun or one.seq))
         known = None if one.begun and status != "CLOSED" else one.begun
         return _knowing(error_of(status, ckr=ckr, call=call, member=self.member), known)
 
@@ -517,7 +609,7 @@ class Requests:
                 one.state = "sent"
         else:
             begun = one.begun or (one.state != "queued" and isinstance(one.answer, bytes))
-            (self.queue if one.state == "queued" else self.ready).remove(one)
+            {"queued": self.queue, "held": self.held}.get(one.state, self.ready).remove(one)
             self._over(one)
         return begun
 
@@ -537,7 +629,7 @@ class Requests:
 
     def _fail(self, which: Callable[[Ask], bool], status: str) -> None:
         for one in [*self.all]:
-            if one.claimed and which(one) and one.state in ("queued", "sent", "following"):
+            if one.claimed and which(one) and one.state in ("queued", "sent", "following", "held"):
                 self._answer_early(one, status)
 
     def _answer_early(self, one: Ask, status: str) -> None:
@@ -549,7 +641,7 @@ class Requests:
         self._settle(one)
 
     def move(self) -> None:
-        self._fail(lambda _ask: True, "DEADLINE_EXCEEDED")
+        self._fail(lambda one: one.state != "held", "DEADLINE_EXCEEDED")
         self._take()
 
     def asked_for(self, future: Any) -> tuple[int, Any] | None:

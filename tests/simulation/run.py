@@ -11,29 +11,34 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
+from tests.simulation.disk_script import DiskScript, disk_script
+from tests.simulation.disk_world import DiskWorld
 from tests.simulation.found import FOUND
 from tests.simulation.gateway import GatewayWorld
 from tests.simulation.gateway_found import FOUND as GATEWAY_FOUND
 from tests.simulation.gateway_script import GatewayScript, gateway_script, operator_script
 from tests.simulation.mutants import MUTANTS as HOST_MUTANTS
+from tests.simulation.mutants_disk import MUTANTS as DISK_MUTANTS
 from tests.simulation.mutants_gateway import MUTANTS as GATEWAY_MUTANTS
 from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
-MUTANTS: Final = {**HOST_MUTANTS, **GATEWAY_MUTANTS}
+MUTANTS: Final = HOST_MUTANTS | GATEWAY_MUTANTS | DISK_MUTANTS
 WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "host": host_script,
+    "disk": disk_script,
     "gateway": gateway_script,
     "operator": operator_script,
     "found": FOUND.__getitem__,
     "gateway-found": GATEWAY_FOUND.__getitem__,
 }
 """What a seed means in each world."""
-_PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {Script: World, GatewayScript: GatewayWorld}
+_PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {Script: World, DiskScript: DiskWorld, GatewayScript: GatewayWorld}
 """What plays a script of a kind: it has `run`, which returns an Outcome."""
 _QUIET: Final[dict[type, Callable[[], Any]]] = {
     Script: lambda: replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=()),
+    DiskScript: lambda: replace(disk_script(0), asked=(), faults=(), disk_faults=(), commands=()),
     GatewayScript: lambda: replace(
         gateway_script(0), intents=(), faults=(), stalls=(), net=(), neighbours=(), restarts=(), leaves=(), reloads=()
     ),

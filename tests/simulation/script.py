@@ -162,13 +162,13 @@ def _try(rng: random.Random, size: int) -> Try:
     return Try(kind, timeout, leaves, any_key=kind != "many" and rng.random() < 0.1)
 
 
-_HEAD: Final = b"\xffhsmcore\x01\x01\x07default"
+HEAD: Final = b"\xffhsmcore\x01\x01\x07default"
 """hsmcore's own form of a block of the chain "default"; its position and a digest follow."""
 
 
 def position_of(message: bytes) -> int | None:
     """The position of an ordered payload; None: it has none."""
-    return int.from_bytes(message[len(_HEAD) :][:8]) if message.startswith(_HEAD) else None
+    return int.from_bytes(message[len(HEAD) :][:8]) if message.startswith(HEAD) else None
 
 
 def _ordered(rng: random.Random, intent: Intent) -> Intent:
@@ -176,5 +176,5 @@ def _ordered(rng: random.Random, intent: Intent) -> Intent:
     if len(intent.messages) > 1 or rng.random() < 0.5:
         return intent
     position = 1 + intent.at_ns // (100 * MS)
-    block = _HEAD + position.to_bytes(8) + bytes([rng.randrange(3)]) * 32
+    block = HEAD + position.to_bytes(8) + bytes([rng.randrange(3)]) * 32
     return replace(intent, messages=(block,), shared=True)

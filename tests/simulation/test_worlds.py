@@ -16,8 +16,8 @@ from tests.support.size import FULL, share
 
 from hsmcore._native import Engine
 
-WORLDS = ("host", "gateway", "operator")
-SEEDS = {"gateway": 80, "operator": 40}
+WORLDS = ("host", "gateway", "operator", "disk")
+SEEDS = {"gateway": 80, "operator": 40, "disk": 100}
 """As many of a world as twenty seconds allow; else 400."""
 MOST_SEEDS = 2000
 FOUND = 4
@@ -32,6 +32,17 @@ MUTANTS = (
     "no-weight",
     "gives-up",
     "deaf",
+)
+DISK_MUTANTS = (
+    "released-early",
+    "positions-after",
+    "store-unsynced",
+    "bindings-forgotten",
+    "trusts-older",
+    "replaced-unsynced",
+    "entry-unsynced",
+    "lines-unsynced",
+    "history-unsynced",
 )
 
 
@@ -106,6 +117,14 @@ def test_a_fault_of_the_gateway_that_is_put_back_is_seen(mutant, world):
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_fault_that_is_put_back_is_seen(mutant):
     done = simulate("--mutant", mutant, "--seeds", f"1-{MOST_SEEDS}")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "seed" in done.stdout
+
+
+@pytest.mark.slow("some are seen late")
+@pytest.mark.parametrize("mutant", DISK_MUTANTS)
+def test_a_fault_of_what_is_left_on_the_disk_is_seen(mutant):
+    done = simulate("--world", "disk", "--mutant", mutant, "--seeds", f"1-{MOST_SEEDS}")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "seed" in done.stdout
 

@@ -164,10 +164,10 @@ class World:
 
     # ---- callers ---------------------------------------------------------------------------------------------------
 
-    async def _call(self, manager: KeyManager, begin: int, intent: Intent) -> None:
+    async def _call(self, manager: KeyManager, begin: int, intent: Intent, first: int = 0) -> None:
         await asyncio.sleep((begin + intent.at_ns - self.clock.ns) / SECOND)
         wanted = list(intent.messages)
-        for number, attempt in enumerate(intent.tries):
+        for number, attempt in enumerate(intent.tries, first):
             now, limit = self.clock.ns, int(attempt.timeout * SECOND)
             answers = [Answer(intent.number, number, one, now, limit, attempt.any_key, intent.shared) for one in wanted]
             self.facts.answers += answers
@@ -233,4 +233,6 @@ def config_of(script: Script, **beside: Any) -> Any:
         if members := [provider(one) for one in rest if one.level == level]:
             failover[level] = members
     state = {"stateFile": str(folder() / "state" / "state.db")}
+    if "audit" in script.options:
+        state["auditLogFile"] = str(folder() / "state" / "audit.jsonl")
     return load({"keyManager": {**provider(first), **script.options, **state, "failover": failover}, **beside})

@@ -1,0 +1,121 @@
+"""Faults of what a process leaves on its disk, put back on purpose: for worlds of several lives. As mutants.py."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from tests.simulation import requests
+
+from hsmcore.audit import open_log, recover, sealer
+from hsmcore.base import files, ownership
+from hsmcore.failover.bindings import KeyBindings
+from hsmcore.manager.policy.guard import Permit
+from hsmcore.recovery.marks import LogStanding, Marks
+from hsmcore.state import register, sqlite
+
+
+def _released_early() -> None:
+    """A signature is handed out before its record is durable."""
+    requests.Requests._record = lambda self, one: bool(
+        self._is_recorded(one) and self.recorder.wants(one) and self.recorder.put(one, claimed=True) and False
+    )
+
+
+def _bound_after() -> None:
+    """A position is bound after its payload is out."""
+    begin = Permit.begin
+
+    async def at_once(self: Permit, timeout: float | None) -> float | None:
+        binding = asyncio.get_running_loop().create_task(begin(self, timeout))
+        binding.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return timeout
+
+    Permit.begin = at_once  # type: ignore[method-assign]
+
+
+def _store_unsynced() -> None:
+    """COMMIT does not wait for the disk."""
+    prepare = sqlite._prepare
+
+    def lazily(connection: Any, record: Any) -> None:
+        prepare(connection, record)
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+    sqlite._prepare = lazily
+
+
+def _bindings_unsaved() -> None:
+    """Bindings are written when the key manager is closed."""
+    KeyBindings._save = lambda _self: None  # type: ignore[method-assign]
+
+
+def _bindings_forgotten() -> None:
+    """A start takes up no bindings."""
+
+    async def restore(_self: KeyBindings, _audit: Any) -> None:
+        """Nothing."""
+
+    KeyBindings.restore = restore  # type: ignore[method-assign]
+
+
+def _trusts_older() -> None:
+    """A start does not compare the state store with the audit log."""
+
+    async def standing(_self: Marks) -> LogStanding:
+        return LogStanding("")
+
+    Marks.standing = standing  # type: ignore[method-assign]
+
+
+def _replaced_unsynced() -> None:
+    """A file is replaced by one whose content is not synced."""
+
+    def replace(path: Path, data: bytes) -> None:
+        beside, descriptor = files.write_beside(path, data)
+        os.close(descriptor)
+        beside.replace(path)
+        ownership.sync(path.parent)
+
+    for module in (files, recover, sealer, open_log):
+        module.replace = replace  # type: ignore[attr-defined]
+
+
+def _entry_unsynced() -> None:
+    """The register's entry of a key is replaced by one whose content is not synced."""
+    register.replace_file = _replace
+
+
+def _replace(path: Path, data: bytes) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_bytes(data)
+    beside.replace(path)
+    ownership.sync(path.parent)
+
+
+def _history_unsynced() -> None:
+    """The file of all checkpoints is not synced before the newest one is replaced."""
+    sealer.append = lambda path, data, durable: files.append(path, data, durable=False)
+
+
+def _lines_unsynced() -> None:
+    """A checkpoint covers lines that are not synced."""
+    os.fdatasync = lambda _descriptor: None
+
+
+MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
+    "released-early": (_released_early, "recorded"),
+    "positions-after": (_bound_after, "one_digest"),
+    "store-unsynced": (_store_unsynced, "starts"),
+    "bindings-unsaved": (_bindings_unsaved, "one_key_over_lives"),
+    "bindings-forgotten": (_bindings_forgotten, "one_key_over_lives"),
+    "trusts-older": (_trusts_older, "noticed"),
+    "replaced-unsynced": (_replaced_unsynced, "sound"),
+    "entry-unsynced": (_entry_unsynced, "starts"),
+    "history-unsynced": (_history_unsynced, "starts"),
+    "lines-unsynced": (_lines_unsynced, "recorded"),
+}
+"""For `--world disk`."""
