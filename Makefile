@@ -50,12 +50,15 @@ quick: native-libraries .venv/.built ## A first look at a change of Python: lint
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n $(WORKERS) tests/unit -m "not alone and not deep" $(ARGS)
 
-matrix: .venv/.setup-run ## `make quick` of the last commit under each CPython 3.11 to 3.14 that is found here, in build/matrix
+matrix: .venv/.setup-run ## `make quick` of the last commit under each CPython 3.11 to 3.14 that is found here, in build/matrix; the simulation tells each the same stories
+	rm -f build/matrix/stories
 	$(BIN)/python -c 'from scripts.wheels import found_interpreters; print(*found_interpreters(), sep="\n")' | \
 	while read -r python; do \
 	    copy=build/matrix/$$(basename $$python); \
 	    { test -d $$copy || git clone -q . $$copy; } && git -C $$copy fetch -q "$(CURDIR)" HEAD && \
-	    git -C $$copy reset -q --hard FETCH_HEAD && PYTHON=$$python $(MAKE) -C $$copy quick < /dev/null || exit 1; \
+	    git -C $$copy reset -q --hard FETCH_HEAD && PYTHON=$$python $(MAKE) -C $$copy quick < /dev/null && \
+	    (cd $$copy && $(BIN)/python -m tests.simulation --seeds 1-30 --digests > build/stories && sed -i '$$d' build/stories) && \
+	    { test -f build/matrix/stories || cp $$copy/build/stories build/matrix; } && diff build/matrix/stories $$copy/build/stories || exit 1; \
 	done
 
 LINTS := lint-types lint-layers lint-typescript lint-python lint-c

@@ -19,8 +19,9 @@ def install() -> None:
             raise RuntimeError(f"{name} is imported already: a world needs a process of its own")
     clock.install()
     chance.install()
-    from tests.simulation import threads
+    from tests.simulation import loop, threads
 
+    loop.install()
     threads.install()
     from tests.simulation.engine import Engine, Guest
     from tests.simulation.routes import Routes

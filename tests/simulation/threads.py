@@ -6,8 +6,9 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -21,10 +22,29 @@ worlds: list[Loop] = []
 """The loop of the world that runs; empty while none does: then calls run at once."""
 
 
+@contextmanager
+def _no_loop() -> Iterator[None]:
+    """As in a thread: no loop runs there."""
+    loop = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(loop)
+
+
 class _Answer(Future[Any]):
     """A result that a thread may wait for: the calls before it run then."""
 
     calls: Calls
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        # From CPython 3.14 on asyncio takes a result at once where its loop runs, and before in the next turn.
+        def call(done: Future[Any]) -> None:
+            with _no_loop():
+                fn(done)
+
+        super().add_done_callback(call)
 
     def result(self, timeout: float | None = None) -> Any:
         while not self.done() and self.calls.waiting:
@@ -57,17 +77,13 @@ class Calls:
         answer, work = self.waiting.popleft()
         if not answer.set_running_or_notify_cancel():
             return
-        # As in a thread: no loop runs there.
-        loop = asyncio._get_running_loop()
-        asyncio._set_running_loop(None)
         try:
-            result = work()
+            with _no_loop():
+                result = work()
         except BaseException as error:  # noqa: BLE001  # it is its caller's
             answer.set_exception(error)
         else:
             answer.set_result(result)
-        finally:
-            asyncio._set_running_loop(loop)
 
 
 class Threads(Executor):

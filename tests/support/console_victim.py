@@ -98,8 +98,8 @@ async def main(config: dict[str, Any], left: int) -> Account:
 
 if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-    # The console's thread makes its loop by the policy, as under `uvloop.install()`.
-    asyncio.get_event_loop_policy().new_event_loop = FACTORIES[sys.argv[3]]  # type: ignore[method-assign]
+    # The console's thread makes its loop of this kind, as under `uvloop.install()`.
+    asyncio.events.new_event_loop = FACTORIES[sys.argv[3]]
     with asyncio.Runner() as runner:
         found = runner.run(main(json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2])))
     sys.stdout.write(json.dumps(dataclasses.asdict(found)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 import time
+from contextlib import suppress
 
 import pytest
 from tests.support.certificates import self_signed
@@ -42,16 +43,20 @@ def handshake(server, client, session=None):
                 continue
     ends[1].write(b"x")
     assert ends[0].read(1) == b"x"  # and tickets, if the server sends any
-    return ends[0].session_reused, ends[0].session
+    found = ends[0].session_reused, ends[0].session
+    for end in (*ends, ends[0]):  # a session that ends without it is kept by some Pythons only
+        with suppress(ssl.SSLWantReadError):
+            end.unwrap()
+    return found
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_no_client_takes_up_a_session_again(tmp_path, version):
-    server = made(tmp_path).context
+    server = made(tmp_path)
     client = ssl.create_default_context(cafile=tmp_path / "cert.pem")
     client.minimum_version = client.maximum_version = version
-    _, session = handshake(server, client)
-    assert handshake(server, client, session)[0] is False
+    _, session = handshake(server.context, client)
+    assert handshake(server.context, client, session)[0] is False
     assert session is None or not session.has_ticket
 
 

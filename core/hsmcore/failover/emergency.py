@@ -101,7 +101,8 @@ class EmergencyLevel:
         if member is None:
             return
         try:
-            await asyncio.wait_for(member.engine.idle(), IDLE_S)
+            async with asyncio.timeout(IDLE_S):
+                await member.engine.idle()
         except TimeoutError:
             get_logger().error("an emergency member is ended in the middle of its work", member=endpoint.name)
         await endpoint.stop()

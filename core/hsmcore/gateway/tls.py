@@ -38,23 +38,24 @@ class Tls:
     def context(self) -> ssl.SSLContext:
         """The context, made again if the files have changed. Files that cannot be used are logged, and change nothing:
         those of a certificate and its key do not change at once."""
-        now = time.monotonic()
+        now, changed = time.monotonic(), False
         if now - self._looked >= LOOK_SECONDS:
             self._looked = now
-            self._look()
+            stamps = self._stamps()
+            changed, self._seen = stamps != self._seen, stamps
+        # A context keeps TLS 1.2 sessions by their ids, and Python cannot forbid it: the next one knows none of them.
+        if changed or self._context.session_stats()["number"]:
+            self._renew(changed)
         return self._context
 
-    def _look(self) -> None:
-        stamps = self._stamps()
-        if stamps == self._seen:
-            return
-        self._seen = stamps
+    def _renew(self, changed: bool) -> None:
         try:
             self._context = self._made()
         except (OSError, ssl.SSLError) as error:
             get_logger().warning("changed TLS files cannot be used", where=self._settings.where, error=said(error))
         else:
-            get_logger().info("changed TLS files are in use", where=self._settings.where)
+            if changed:
+                get_logger().info("changed TLS files are in use", where=self._settings.where)
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
         return [_stamp(path) for path in self._files]
