@@ -16,7 +16,8 @@ from tests.simulation.clock import rest as rest_clock
 from tests.simulation.clock import run as run_clock
 from tests.simulation.disk import Disk, Image
 from tests.simulation.disk_script import Command, DiskFault, DiskScript, Life
-from tests.simulation.law import Ended, LivesFacts, broken_over_lives
+from tests.simulation.law import broken
+from tests.simulation.law_disk import DISK_RULES, Ended, LivesFacts
 from tests.simulation.loop import Loop, Stuck
 from tests.simulation.world import Outcome, World, config_of, folder
 
@@ -94,7 +95,7 @@ class DiskWorld(World):
             if life.goes_back and self.started and life.number in self.facts.audited:
                 self._go_back(life, before)
         if not self.outcome.broken:
-            self.outcome.broken = broken_over_lives(self.facts)
+            self.outcome.broken = broken(self.facts, DISK_RULES)
         return self.outcome
 
     def _go_back(self, life: Life, before: Image) -> None:

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Final
 
 from tests.simulation.clock import SECOND
 from tests.simulation.gateway_script import FLOOD_UID, Entry, GatewayScript, Neighbour, NetFault, Order
-from tests.simulation.law import GATEWAY_RULES, Answer, GatewayFacts
+from tests.simulation.law import Answer
+from tests.simulation.law_gateway import GATEWAY_RULES, GatewayFacts
 from tests.simulation.network import NetLoop, uid
 from tests.simulation.script import Intent
 from tests.simulation.world import World, _end, config_of, folder
