@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -80,6 +81,10 @@ class Key:
     id: bytes
     pair: Ed25519PrivateKey
     public_key: bytes
+    can_sign: bool = True
+    """Whether the device may sign with it (CKA_SIGN),"""
+    exists: bool = True
+    """and whether it is on its device: a caller may know it longer."""
 
     @classmethod
     def of(cls, name: str) -> Key:
@@ -110,6 +115,10 @@ class Device:
         self.faults: list[Fault] = []
         self.tell: Callable[[str, str], None] = lambda _who, _what: None
         self.touched: dict[bytes, set[bytes]] = {}
+        self.destroyed: Callable[[Key], None] = lambda _key: None
+        self.wrapped: dict[str, Key] = {}
+        """Keys that were exported, by id."""
+        self._bytes = random.Random(f"{name}/{chance.seed}")
 
     def now(self) -> list[Fault]:
         """The faults that it has now."""
@@ -118,7 +127,15 @@ class Device:
 
     @property
     def is_gone(self) -> bool:
-        return any(fault.kind == "gone" for fault in self.now())
+        return self.has("gone")
+
+    def has(self, kind: FaultKind) -> bool:
+        """Whether it has a fault of a kind now."""
+        return any(fault.kind == kind for fault in self.now())
+
+    def random_bytes(self, count: int) -> bytes:
+        """Return chance of its own, so that it makes the same keys whatever else happens."""
+        return self._bytes.randbytes(count)
 
     def find(self, label: str | None, key_id: bytes | None) -> Key | None:
         if any(fault.kind == "keyless" for fault in self.now()):
@@ -132,6 +149,8 @@ class Device:
         """One call of the module to sign."""
         rng = self.chance.time
         self.touched.setdefault(message, set()).add(key.public_key)
+        if not (key.exists and key.can_sign):
+            return Call(self.usual_ns, ("KEY_UNUSABLE" if key.exists else "KEY_NOT_FOUND", 0, "C_SignInit"), signs=False)
         call = Call(int(self.usual_ns * (0.7 + 0.6 * rng.random())), key.pair.sign(message), signs=True)
         for fault in self.now():
             if rng.random() >= fault.share:

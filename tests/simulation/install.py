@@ -31,6 +31,11 @@ def install() -> None:
     from tests.simulation import emergency
 
     emergency.install()
+    from hsmcore.base import steady
+    from tests.simulation import control
+
+    steady._boot = clock.boot_name
+    control.install()
     _keep_compiled_statements()
     import structlog
 

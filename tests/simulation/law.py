@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from tests.simulation.clock import SECOND
 from tests.simulation.device import Fault, Ledger, Signed
@@ -44,6 +44,8 @@ class Answer:
     result: bytes | Receipt | Exception | None = None
     """None: the caller left."""
     ends: int = 0
+    cut: bool = False
+    """Whether the process was killed before its end."""
 
 
 @dataclass(slots=True)
@@ -228,3 +230,49 @@ RULES: Final[tuple[Callable[[Facts], Iterator[str]], ...]] = (
 def broken(facts: Facts) -> list[str]:
     """Return what breaks the law, each with the rule's name."""
     return [f"{rule.__name__}: {what}" for rule in RULES for what in rule(facts)]
+
+
+# ---- a week ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class WeekFacts(Facts):
+    """What happened to a host with rotation, restarts and clocks."""
+
+    published: list[tuple[int, bytes]] = field(default_factory=list)
+    """The keys that the chain has obeyed, and from when on."""
+    kills: list[int] = field(default_factory=list)
+    steps: list[tuple[int, int]] = field(default_factory=list)
+    """When the wall clock was set, and by how much."""
+
+    @property
+    def obeyed(self) -> bytes:
+        """The key that the chain obeys now."""
+        return self.published[-1][1]
+
+
+def obeyed(facts: WeekFacts, signed: Signed) -> Iterator[str]:
+    """No message of a caller is signed under a key of the ring that the chain has not obeyed before."""
+    if not signed.message.startswith(b"week "):
+        return
+    if not any(key == signed.public_key for _, key in facts.published):
+        if signed.public_key != facts.keys.get("second") and not signed.member.startswith("ephemeral"):
+            yield f"{signed.member} has signed under a key that the chain has never obeyed"
+
+
+AT_ONCE: Final[tuple[Callable[[WeekFacts, Signed], Iterator[str]], ...]] = (obeyed,)
+"""Rules of a signature, judged as it is made."""
+WEEK_RULES: Final[tuple[Callable[[Any], Iterator[str]], ...]] = (
+    answered_once,
+    told,
+    genuine,
+    honest,
+    one_key,
+    punctual,
+    nothing_left,
+)
+
+
+def broken_week(facts: WeekFacts) -> list[str]:
+    """As `broken`, of a week."""
+    return [f"{rule.__name__}: {what}" for rule in WEEK_RULES for what in rule(facts)]

@@ -20,7 +20,7 @@ from tests.simulation.clock import SECOND, Clock
 from tests.simulation.device import Device, Fault, Key, Ledger
 from tests.simulation.law import Answer, Facts, broken
 from tests.simulation.loop import Loop, Stuck
-from tests.simulation.script import Intent, Script
+from tests.simulation.script import Intent, Script, Try
 
 from hsmcore.base.receipt import Receipt
 from hsmcore.config import load
@@ -169,23 +169,28 @@ class World:
             answers = [Answer(intent.number, number, one, now, limit, attempt.any_key, intent.shared) for one in wanted]
             self.facts.answers += answers
             self.facts.calls.setdefault(intent.number, []).extend(answers)
-            who = f"call {intent.number}.{number}"
-            self.tell(who, f"{attempt.kind} {len(wanted)}, timeout {attempt.timeout} s, any key: {attempt.any_key}")
-            task = asyncio.ensure_future(self._ask(manager, attempt, wanted, answers))
-            if attempt.leaves_ns is not None:
-                leaving = self.loop.call_later(attempt.leaves_ns / SECOND, task.cancel)
-            try:
-                await task
-            except asyncio.CancelledError:
-                for one in answers:
-                    _end(one, None, self.clock.ns)
-            if attempt.leaves_ns is not None:
-                leaving.cancel()
-            self.tell(who, ", ".join(sorted({_shown(one) for one in answers})))
-            wanted = [one.message for one in answers if not isinstance(one.result, (bytes, Receipt))]
+            wanted = await self._try(manager, f"call {intent.number}.{number}", attempt, wanted, answers)
             if not wanted:
                 return
             await asyncio.sleep(intent.pause_ns / SECOND)
+
+    async def _try(
+        self, manager: KeyManager, who: str, attempt: Try, wanted: list[bytes], answers: list[Answer]
+    ) -> list[bytes]:
+        """Make one call. Returns the messages that have no signature."""
+        self.tell(who, f"{attempt.kind} {len(wanted)}, timeout {attempt.timeout} s, any key: {attempt.any_key}")
+        task = asyncio.ensure_future(self._ask(manager, attempt, wanted, answers))
+        if attempt.leaves_ns is not None:
+            leaving = self.loop.call_later(attempt.leaves_ns / SECOND, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            for one in answers:
+                _end(one, None, self.clock.ns)
+        if attempt.leaves_ns is not None:
+            leaving.cancel()
+        self.tell(who, ", ".join(sorted({_shown(one) for one in answers})))
+        return [one.message for one in answers if not isinstance(one.result, (bytes, Receipt))]
 
     async def _ask(self, manager: KeyManager, attempt: Any, wanted: list[bytes], answers: list[Answer]) -> None:
         asks: dict[str, Callable[[], Any]] = {
@@ -217,8 +222,8 @@ def _shown(answer: Answer) -> str:
     return "left" if result is None else "signed"
 
 
-def config_of(script: Script) -> Any:
-    """The configuration of a host."""
+def config_of(script: Any) -> Any:
+    """The configuration of a host: a Script or a Week."""
 
     def provider(member: Any) -> dict[str, Any]:
         place = {"modulePath": str(folder() / "module.so"), "tokenLabel": member.name, "keyLabel": member.key}
@@ -229,5 +234,7 @@ def config_of(script: Script) -> Any:
     for level in ("primary", "secondary"):
         if members := [provider(one) for one in rest if one.level == level]:
             failover[level] = members
-    state = {"stateFile": str(folder() / "state" / "state.db")}
+    state: dict[str, Any] = {"stateFile": str(folder() / "state" / "state.db")}
+    if rotation := getattr(script, "rotation", None):
+        state["keyRotation"] = rotation
     return load({"sequencer": {"keyManager": {**provider(first), **script.options, **state, "failover": failover}}})
