@@ -64,15 +64,18 @@ class Signed:
     member: str
     public_key: bytes
     message: bytes
+    signature: bytes = b""
 
 
 @dataclass(slots=True)
 class Call:
-    """How one call ends, after `takes_ns`."""
+    """How one call ends, after `takes_ns`. `signs`: whether there is a signature then, which the answer is if it is
+    bytes: other bytes do not verify."""
 
     takes_ns: int
     answer: bytes | tuple[str, int, str]
     signs: bool
+    signature: bytes = b""
 
 
 @dataclass(slots=True)
@@ -151,7 +154,8 @@ class Device:
         self.touched.setdefault(message, set()).add(key.public_key)
         if not (key.exists and key.can_sign):
             return Call(self.usual_ns, ("KEY_UNUSABLE" if key.exists else "KEY_NOT_FOUND", 0, "C_SignInit"), signs=False)
-        call = Call(int(self.usual_ns * (0.7 + 0.6 * rng.random())), key.pair.sign(message), signs=True)
+        signature = key.pair.sign(message)
+        call = Call(int(self.usual_ns * (0.7 + 0.6 * rng.random())), signature, True, signature)
         for fault in self.now():
             if rng.random() >= fault.share:
                 continue
@@ -169,11 +173,11 @@ class Device:
             elif fault.kind == "error":
                 name, status = fault.failure
                 signs = name == "C_Sign" and status in LEFT_OPEN and rng.random() < 0.5
-                return Call(call.takes_ns, (status, _CKR, name), signs=signs)
+                return Call(call.takes_ns, (status, _CKR, name), signs, signature)
             elif key not in self.keys or fault.kind == "keyless":
                 return Call(call.takes_ns, ("KEY_NOT_FOUND", 0, ""), signs=False)
         return call
 
-    def note(self, begun_ns: int, key: Key, message: Any) -> None:
+    def note(self, begun_ns: int, key: Key, message: Any, call: Call) -> None:
         self.tell(self.name, f"has signed {hashlib.sha256(message).hexdigest()[:8]}")
-        self.ledger.note(Signed(begun_ns, self.clock.ns, self.name, key.public_key, message))
+        self.ledger.note(Signed(begun_ns, self.clock.ns, self.name, key.public_key, message, call.signature))

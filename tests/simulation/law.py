@@ -114,7 +114,10 @@ def genuine(facts: Facts) -> Iterator[str]:
             continue
         receipt = one.result if isinstance(one.result, Receipt) else None
         signature = one.result if receipt is None else receipt.signature
-        made = {signed.public_key for signed in facts.ledger.of(one.message)}
+        signed = facts.ledger.of(one.message)
+        if any(it.signature == signature and (receipt is None or it.public_key == receipt.public_key) for it in signed):
+            continue  # which it really is: Ed25519 makes the same bytes each time
+        made = {it.public_key for it in signed}
         keys = made if receipt is None else {receipt.public_key}
         if not any(verify("ed25519", key, one.message, signature) for key in keys):
             yield f"call {one.intent}.{one.number} got a signature that is not one of its message"

@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import orjson
 from tests.simulation import clock, emergency, engine, requests, threads
 from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND, Clock
@@ -237,4 +238,9 @@ def config_of(script: Any) -> Any:
     state: dict[str, Any] = {"stateFile": str(folder() / "state" / "state.db")}
     if rotation := getattr(script, "rotation", None):
         state["keyRotation"] = rotation
-    return load({"sequencer": {"keyManager": {**provider(first), **script.options, **state, "failover": failover}}})
+    return _loaded(orjson.dumps({**provider(first), **script.options, **state, "failover": failover}))
+
+
+@lru_cache(64)
+def _loaded(key_manager: bytes) -> Any:
+    return load({"sequencer": {"keyManager": orjson.loads(key_manager)}})
