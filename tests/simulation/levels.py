@@ -16,9 +16,10 @@ from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND, Clock
 from tests.simulation.control import name_of
 from tests.simulation.device import Device, Key, Ledger, Signed
-from tests.simulation.law import AT_ONCE, Answer, WeekFacts, broken_week
-from tests.simulation.levels_script import ChainFault, Moment, Week
+from tests.simulation.law import AT_ONCE, LAST_CALL, Answer, WeekFacts, broken_week, destroyed_in_time
+from tests.simulation.levels_script import HOUR, LASTS_NS, ChainFault, Moment, Week
 from tests.simulation.loop import Loop, Stuck
+from tests.simulation.script import Intent, Try
 from tests.simulation.world import Outcome, World, config_of, folder
 
 from hsmcore.errors import HsmError
@@ -28,8 +29,6 @@ from hsmcore.state import database
 
 _PAUSES: Final = (1, 5, 30, 60)
 """Seconds after which a process that could not start is started again, as a supervisor does it."""
-_QUIET_NS: Final = 20 * SECOND
-_SETTLES_NS: Final = 3600 * SECOND
 
 
 class Killed(Exception):
@@ -115,6 +114,7 @@ class LevelsWorld(World):
         self.script = script
         self.chance = Chance(script.seed)
         self.clock = Clock()
+        self.clock.wall_ahead += script.starts_ns
         self.loop = Loop(self.chance, self.clock)
         self.ledger = Watched(self)
         self.begin_ns = self.clock.ns
@@ -140,7 +140,7 @@ class LevelsWorld(World):
         self.locks: dict[int, tuple[int, int]] = {}
         for device in self.devices.values():
             device.tell, device.touched = self.tell, self.facts.touched
-            device.destroyed = lambda _key: self.look_at_obeyed()
+            device.destroyed = self._destroyed
 
     def run(self) -> Outcome:
         self._prepare()
@@ -203,11 +203,16 @@ class LevelsWorld(World):
     def _end(self) -> None:
         raise Broke
 
+    def _destroyed(self, key: Key) -> None:
+        for what in destroyed_in_time(self.facts, key.public_key, self.clock.ns):
+            self.breaks(f"destroyed_in_time: {what}")
+        self.look_at_obeyed()
+
     def look_at_obeyed(self) -> None:
         """Judge what the devices hold."""
         key = self.facts.obeyed
         if not any(one.public_key == key for device in self.devices.values() for one in device.keys):
-            self.breaks("obeyed: no device has the key that the chain obeys any more")
+            self.breaks("destroyed_in_time: no device has the key that the chain obeys any more")
 
     # ---- lives -----------------------------------------------------------------------------------------------------
 
@@ -247,11 +252,10 @@ class LevelsWorld(World):
         requests.made.clear()
         self.dead += database._DATABASES.values()
         database._DATABASES.clear()
-        for answers in self.facts.calls.values():
-            for answer in answers:
-                if not answer.ends:
-                    answer.ends, answer.ended_ns, answer.cut = 1, self.clock.ns, True
+        cut = [one for one in self.facts.answers if not one.ends]
         _drop(old)
+        for one in cut:
+            one.ends, one.ended_ns, one.result, one.cut = 1, self.clock.ns, None, True
         for descriptor, known in self.locks.items():
             with suppress(OSError):
                 found = os.fstat(descriptor)
@@ -271,6 +275,7 @@ class LevelsWorld(World):
         self._edit(moment)
         if moment.boots:
             self.clock.boots += 1
+            self.facts.boots.append((self.clock.ns, moment.down_ns))
             self.clock.booted_ns = self.clock.ns - SECOND
             self.tell("host", "has booted")
 
@@ -314,7 +319,7 @@ class LevelsWorld(World):
         for intent in moment.intents:
             self.under_way[intent.number] = intent, 0, list(intent.messages)
         self.asked += [asyncio.ensure_future(self._go_on(one.number, one.at_ns)) for one in moment.intents]
-        await asyncio.sleep(2)
+        await asyncio.sleep(LASTS_NS / SECOND)
         if moment.end == "kill":
             self.loop.happens(0, self._kill)  # no rotation has come so far
             await asyncio.sleep(1)
@@ -336,6 +341,10 @@ class LevelsWorld(World):
             manager = KeyManager(config)
             manager.on_rotation(self.chain)
             self.tell("host", "starts")
+            limits = self.script.failover["emergencyModeRestrictions"]
+            self.facts.limits.append((self.clock.ns, limits["maxTransactions"]))
+            self.facts.rules.append(self.script.rotation)
+            manager.on("key-changed", self._changed)
             try:
                 await manager.initialize()
             except HsmError as error:
@@ -344,9 +353,20 @@ class LevelsWorld(World):
                     raise
                 await asyncio.sleep(_PAUSES[min(number, len(_PAUSES) - 1)])
             else:
+                self.facts.current.setdefault(manager._path.version.public_key, self.clock.ns)
                 self.tell("host", f"signs with {name_of(manager._path.version.public_key)}")
                 self.manager = manager
                 return
+
+    def _changed(self, details: Any) -> None:
+        key = next(
+            one.public_key
+            for device in self.devices.values()
+            for one in device.keys
+            if one.id.hex() == details["key_id"]
+        )
+        self.facts.current[key] = self.clock.ns
+        self.tell("host", f"signs with {name_of(key)}")
 
     async def _close(self) -> None:
         manager, self.manager = self.manager, None
@@ -365,8 +385,29 @@ class LevelsWorld(World):
         """All faults are over: what was begun comes to its end."""
         await self._callers()
         self._jump(self._calm_ns + 1)
-        await asyncio.sleep(5)
+        off = sum(by for _, by in self.facts.steps)
+        if off:
+            self._step(Moment(0, step_ns=-off))
+        await asyncio.sleep(3)
+        for hours in (25, 7, 7):  # the clock is believed again; a rotation that has failed is tried again
+            self._jump(self.clock.ns + hours * HOUR)
+            await asyncio.sleep(8)
+        await self._ask_the_ring()
+        intent = Intent(LAST_CALL, 0, (b"week last",), (Try("receipt", 2.0),), 0)
+        self.under_way[LAST_CALL] = intent, 0, list(intent.messages)
+        await self._go_on(LAST_CALL)
         await self._close()
+
+    async def _ask_the_ring(self) -> None:
+        assert self.manager is not None
+        rotation = self.manager._background.rotation
+        assert rotation is not None
+        for one in await rotation.rotations.open():
+            if one.run.status != "overlap" or one.run.tries:
+                self.facts.open.append(f"{one.id} is {one.run.status} at {one.run.step}: {one.error}")
+        current = await rotation.keys.current()
+        assert current is not None
+        self.facts.due_ns = self.clock.wall - rotation.schedule.due_ns(current.counts_from_ns) - 10 * SECOND
 
     # ---- callers ---------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from tests.simulation.script import MS, Intent, Kind, Member, Try
 HOUR: Final = 3600 * SECOND
 DAY: Final = 24 * HOUR
 DAYS: Final = 7
-LASTS_NS: Final = 2 * SECOND
+LASTS_NS: Final = SECOND
 End = Literal["on", "close", "kill"]
 Trouble = Literal["refuses", "loses", "late", "silent"]
 
@@ -65,6 +65,8 @@ class Week:
     moments: tuple[Moment, ...] = ()
     faults: tuple[Fault, ...] = ()
     troubles: tuple[ChainFault, ...] = ()
+    starts_ns: int = 0
+    """When it begins, after the world's usual date."""
 
     @property
     def shown(self) -> str:
@@ -93,16 +95,17 @@ def levels_script(seed: int) -> Week:
     }
     if other_keys:
         failover["acceptOtherKeys"] = ["secondary"]
+    starts = rng.choice((0, 0, 11 * DAY))  # then the clocks of Europe change within the week
     interval = rng.choice((1, 1, 1, 2))
     rotation: dict[str, Any] = {
         "intervalDays": interval,
         "overlapDays": rng.choice((0, 0, 1, interval)),
-        "rotationTime": rng.choice(("00:00:00", "03:30:00", "23:59:59")),
+        "rotationTime": rng.choice(("00:00:00", "02:30:00", "23:59:59")),
         "timeZone": rng.choice(("UTC", "Europe/Zurich")),
     }
     if rng.random() < 0.8:
         rotation["destroyAfterDays"] = rng.choice((0, 0, 1, 2))
-    moments = _moments(rng, rotation, rotation_slots(rotation))
+    moments = _moments(rng, rotation, rotation_slots(rotation, starts), steps=rng.random() < 0.3)
     faults = _faults(chance.faults, members, moments)
     troubles = tuple(
         ChainFault(
@@ -113,8 +116,8 @@ def levels_script(seed: int) -> Week:
         for one in moments
         if rng.random() < 0.15
     )
-    options = {"maxCacheSize": 0, "singleFlight": rng.random() < 0.5, "requestTimeoutMs": 3000}
-    return Week(seed, members, options, failover, rotation, moments, faults, troubles)
+    options = {"maxCacheSize": 0, "singleFlight": rng.random() < 0.5, "requestTimeoutMs": 2000}
+    return Week(seed, members, options, failover, rotation, moments, faults, troubles, starts)
 
 
 def _members(rng: random.Random) -> tuple[Member, ...]:
@@ -124,30 +127,33 @@ def _members(rng: random.Random) -> tuple[Member, ...]:
     return tuple(found)
 
 
-def rotation_slots(rotation: dict[str, Any]) -> list[int]:
+def rotation_slots(rotation: dict[str, Any], starts_ns: int) -> list[int]:
     """When a rotation may be due, by the world's clock: each day once."""
     import datetime
     import zoneinfo
 
     zone = zoneinfo.ZoneInfo(rotation["timeZone"])
-    first = datetime.datetime.fromtimestamp(WALL_NS // SECOND, zone).date()
+    begin = WALL_NS + starts_ns
+    first = datetime.datetime.fromtimestamp(begin // SECOND, zone).date()
     time = datetime.time.fromisoformat(rotation["rotationTime"])
     days = (datetime.datetime.combine(first + datetime.timedelta(day), time, zone) for day in range(DAYS + 1))
-    found = [int(one.timestamp()) * SECOND - WALL_NS for one in days]
+    found = [int(one.timestamp()) * SECOND - begin for one in days]
     return [one for one in found if 0 < one < DAYS * DAY]
 
 
-def _moments(rng: random.Random, rotation: dict[str, Any], slots: list[int]) -> tuple[Moment, ...]:
+def _moments(
+    rng: random.Random, rotation: dict[str, Any], slots: list[int], *, steps: bool
+) -> tuple[Moment, ...]:
     times = [slot - rng.randrange(-SECOND, LASTS_NS) for slot in slots if rng.random() < 0.8]
     times += [one + rng.randrange(2 * SECOND, 200 * SECOND) for one in times if rng.random() < 0.4]
-    times += [rng.randrange(DAYS * DAY) for _ in range(6)] + [0]
+    times += [rng.randrange(DAYS * DAY) for _ in range(5)] + [0]
     found, number, ahead = [], 0, 0
     for at in sorted(times):
-        intents = tuple(_intent(rng, number + one) for one in range(rng.choice((2, 5, 8))))
+        intents = tuple(_intent(rng, number + one) for one in range(rng.choice((2, 4, 6))))
         number += len(intents)
         end: End = rng.choices(("on", "close", "kill"), (7, 2, 2))[0]
         step = 0
-        if rng.random() < 0.15:
+        if steps and rng.random() < 0.2:
             step = -ahead if ahead else int(rng.choice((-1, 1)) * rng.choice((1, 5, 30, 400 * 24)) * HOUR)
             ahead += step
         found.append(
