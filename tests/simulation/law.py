@@ -366,7 +366,10 @@ def taken_up(facts: WeekFacts) -> Iterator[str]:
 
 
 def heals(facts: WeekFacts) -> Iterator[str]:
-    """Some time after the last fault, each call is answered with a signature of the primary level."""
+    """Some time after the last fault, each call is answered with a signature of the primary level. A member without the
+    key is out of service until an operator says otherwise."""
+    if any(fault.kind == "keyless" for fault in facts.faults):
+        return
     for one in facts.calls.get(LAST_CALL, []):
         if not isinstance(one.result, Receipt):
             yield f"after the last fault, a call ends with {one.result!r}"

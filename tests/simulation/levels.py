@@ -270,7 +270,7 @@ class LevelsWorld(World):
 
     def _away(self, moment: Moment) -> None:
         """No process runs for a while."""
-        self.clock.ns += moment.down_ns
+        self.loop.pass_until(self.clock.ns + moment.down_ns)
         self._step(moment)
         self._edit(moment)
         if moment.boots:
@@ -304,10 +304,10 @@ class LevelsWorld(World):
         await self._settle()
 
     def _jump(self, to: int) -> None:
-        """Nothing is asked of the host for a while."""
+        """Nothing is asked of the host for a while, and its loop stands still: devices and threads end what they do."""
         if to > self.clock.ns:
             self.facts.stalls.append((self.clock.ns, to))
-            self.loop.stall(to - self.clock.ns)
+            self.loop.pass_until(to)
 
     async def _moment(self, moment: Moment) -> None:
         if moment.end == "on":
