@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -23,10 +24,14 @@ from tests.simulation.script import Intent, Try
 from tests.simulation.world import Outcome, World, config_of, folder
 
 from hsmcore.errors import HsmError
+from hsmcore.failover import health
+from hsmcore.manager import background
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.manager.rotation.service import RotationService
 from hsmcore.state import database
 
+_LOOK_S: Final = 4.0
+"""Seconds between two looks at the store for orders, and at its seal: none comes from outside here."""
 _PAUSES: Final = (1, 5, 30, 60)
 """Seconds after which a process that could not start is started again, as a supervisor does it."""
 
@@ -180,10 +185,15 @@ class LevelsWorld(World):
             self.locks[descriptor] = found.st_dev, found.st_ino
 
         fcntl.flock, RotationService.trace = locked, staticmethod(self._traced)
+        often = health.FOLLOW_S, background._LOOK_SECONDS
+        health.FOLLOW_S = background._LOOK_SECONDS = _LOOK_S
         try:
-            yield
+            with warnings.catch_warnings():  # what a killed process was about to begin
+                warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+                yield
         finally:
             fcntl.flock, RotationService.trace = flock, trace
+            health.FOLLOW_S, background._LOOK_SECONDS = often
 
     def _announce(self) -> None:
         for fault in self.script.faults:
@@ -388,10 +398,10 @@ class LevelsWorld(World):
         off = sum(by for _, by in self.facts.steps)
         if off:
             self._step(Moment(0, step_ns=-off))
-        await asyncio.sleep(3)
-        for hours in (25, 7, 7):  # the clock is believed again; a rotation that has failed is tried again
+        await asyncio.sleep(2)
+        for hours in (25, 7):  # the clock is believed again; a rotation that has failed is tried again
             self._jump(self.clock.ns + hours * HOUR)
-            await asyncio.sleep(8)
+            await asyncio.sleep(4)
         await self._ask_the_ring()
         intent = Intent(LAST_CALL, 0, (b"week last",), (Try("receipt", 2.0),), 0)
         self.under_way[LAST_CALL] = intent, 0, list(intent.messages)

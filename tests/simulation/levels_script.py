@@ -116,7 +116,7 @@ def levels_script(seed: int) -> Week:
         for one in moments
         if rng.random() < 0.15
     )
-    options = {"maxCacheSize": 0, "singleFlight": rng.random() < 0.5, "requestTimeoutMs": 2000}
+    options = {"maxCacheSize": 0, "singleFlight": rng.random() < 0.5, "requestTimeoutMs": 1000}
     return Week(seed, members, options, failover, rotation, moments, faults, troubles, starts)
 
 

@@ -14,10 +14,12 @@ from typing import Any, Final
 from tests.simulation.found import FOUND
 from tests.simulation.levels import LevelsWorld
 from tests.simulation.levels_script import Week, levels_script
-from tests.simulation.mutants import MUTANTS
+from tests.simulation.mutants import MUTANTS as OF_HOST
+from tests.simulation.mutants_levels import MUTANTS as OF_LEVELS
 from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
+MUTANTS: Final = {**OF_HOST, **OF_LEVELS}
 _COLLECT_EVERY: Final = 50
 WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "host": host_script,
