@@ -153,7 +153,8 @@ class Device:
         rng = self.chance.time
         self.touched.setdefault(message, set()).add(key.public_key)
         if not (key.exists and key.can_sign):
-            return Call(self.usual_ns, ("KEY_UNUSABLE" if key.exists else "KEY_NOT_FOUND", 0, "C_SignInit"), signs=False)
+            status = "KEY_UNUSABLE" if key.exists else "KEY_NOT_FOUND"
+            return Call(self.usual_ns, (status, 0, "C_SignInit"), signs=False)
         signature = key.pair.sign(message)
         call = Call(int(self.usual_ns * (0.7 + 0.6 * rng.random())), signature, True, signature)
         for fault in self.now():

@@ -295,17 +295,19 @@ class WeekFacts(Facts):
 
 
 def obeyed(facts: WeekFacts, signed: Signed) -> Iterator[str]:
-    """A caller's message is signed with the key that the chain obeys, or with one that it has obeyed before and that
-    its host has replaced: then the call was under way, or the message was bound. Levels with keys of their own aside."""
+    """A caller's message is signed with the key that the chain obeys, or with one that it has obeyed before: then the
+    host has replaced it while the call was under way, or the message was bound. Keys of other levels aside."""
     names = {one.name for one in facts.script.members}
     other = facts.keys.get("second")
     if not facts.is_of_caller(signed) or signed.member not in names or signed.public_key == other:
         return
     if not any(key == signed.public_key for _, key in facts.published):
         yield f"{signed.member} has signed under a key that the chain has never obeyed"
-    newer = [at for key, at in facts.current.items() if key != signed.public_key and at > facts.current[signed.public_key]]
+    since = facts.current.get(signed.public_key, signed.begun_ns)
+    newer = [at for key, at in facts.current.items() if key != signed.public_key and at > since]
     if newer and signed.begun_ns > min(newer) + ROUTED_NS + BINDING_NS:
-        yield f"{signed.member} has signed under a key that was replaced {(signed.begun_ns - min(newer)) / SECOND:.0f} s before"
+        ago = (signed.begun_ns - min(newer)) / SECOND
+        yield f"{signed.member} has signed under a key that was replaced {ago:.0f} s before"
 
 
 def within_budget(facts: WeekFacts, signed: Signed) -> Iterator[str]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
 
-from tests.simulation import clock, emergency, engine, requests, threads
+from tests.simulation import emergency, engine, requests, threads
 from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND, Clock
 from tests.simulation.control import name_of
@@ -425,7 +425,7 @@ class LevelsWorld(World):
         await asyncio.sleep(after_ns / SECOND)
         intent, at, wanted = self.under_way[number]
         while at < len(intent.tries) and wanted:
-            while self.manager is None:
+            while self.manager is None:  # noqa: ASYNC110  # as an application may do it
                 await asyncio.sleep(0.5)
             attempt = intent.tries[at]
             now, limit = self.clock.ns, int(attempt.timeout * SECOND)

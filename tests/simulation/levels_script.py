@@ -141,9 +141,7 @@ def rotation_slots(rotation: dict[str, Any], starts_ns: int) -> list[int]:
     return [one for one in found if 0 < one < DAYS * DAY]
 
 
-def _moments(
-    rng: random.Random, rotation: dict[str, Any], slots: list[int], *, steps: bool
-) -> tuple[Moment, ...]:
+def _moments(rng: random.Random, rotation: dict[str, Any], slots: list[int], *, steps: bool) -> tuple[Moment, ...]:
     times = [slot - rng.randrange(-SECOND, LASTS_NS) for slot in slots if rng.random() < 0.8]
     times += [one + rng.randrange(2 * SECOND, 200 * SECOND) for one in times if rng.random() < 0.4]
     times += [rng.randrange(DAYS * DAY) for _ in range(5)] + [0]

@@ -16,7 +16,9 @@ from tests.support.size import FULL, share
 
 from hsmcore._native import Engine
 
-WORLDS = ("host",)
+WORLDS = ("host", "levels")
+SEEDS = {"levels": 20}
+"""Of a world that takes longer than some hundredths of a second."""
 MOST_SEEDS = 2000
 FOUND = 4
 """Worlds in found.py."""
@@ -30,6 +32,16 @@ MUTANTS = (
     "no-weight",
     "gives-up",
     "deaf",
+)
+
+LEVELS_MUTANTS = (
+    "unasked",
+    "unannounced",
+    "no-overlap",
+    "not-taken-up",
+    "budget-begins-again",
+    "believes-the-wall",
+    "forgets-bindings",
 )
 
 
@@ -48,7 +60,7 @@ def simulate(*arguments: str, module: str = "tests.simulation", **variables: str
 @pytest.mark.slow("each world is a key manager's life")
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_law_holds(world):
-    done = simulate("--world", world, "--seeds", f"1-{share(400)}")
+    done = simulate("--world", world, "--seeds", f"1-{share(SEEDS.get(world, 400))}")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -70,6 +82,14 @@ def test_what_was_found_stays_found():
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_fault_that_is_put_back_is_seen(mutant):
     done = simulate("--mutant", mutant, "--seeds", f"1-{MOST_SEEDS}")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "seed" in done.stdout
+
+
+@pytest.mark.slow("some are seen late")
+@pytest.mark.parametrize("mutant", LEVELS_MUTANTS)
+def test_a_fault_of_a_week_is_seen(mutant):
+    done = simulate("--world", "levels", "--mutant", mutant, "--seeds", f"1-{MOST_SEEDS}")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "seed" in done.stdout
 
