@@ -27,11 +27,13 @@ from hsmcore.errors import HsmError
 from hsmcore.failover import health
 from hsmcore.manager import background
 from hsmcore.manager.key_manager import KeyManager
+from hsmcore.manager.rotation import service
 from hsmcore.manager.rotation.service import RotationService
 from hsmcore.state import database
 
 _LOOK_S: Final = 4.0
-"""Seconds between two looks at the store for orders, and at its seal: none comes from outside here."""
+"""Seconds between two looks at the store for orders, at its seal and at the key ring, where nothing is due: no other
+process changes them here."""
 _PAUSES: Final = (1, 5, 30, 60)
 """Seconds after which a process that could not start is started again, as a supervisor does it."""
 
@@ -185,15 +187,15 @@ class LevelsWorld(World):
             self.locks[descriptor] = found.st_dev, found.st_ino
 
         fcntl.flock, RotationService.trace = locked, staticmethod(self._traced)
-        often = health.FOLLOW_S, background._LOOK_SECONDS
-        health.FOLLOW_S = background._LOOK_SECONDS = _LOOK_S
+        often = health.FOLLOW_S, background._LOOK_SECONDS, service.LOOK_SECONDS
+        health.FOLLOW_S = background._LOOK_SECONDS = service.LOOK_SECONDS = _LOOK_S
         try:
             with warnings.catch_warnings():  # what a killed process was about to begin
                 warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
                 yield
         finally:
             fcntl.flock, RotationService.trace = flock, trace
-            health.FOLLOW_S, background._LOOK_SECONDS = often
+            health.FOLLOW_S, background._LOOK_SECONDS, service.LOOK_SECONDS = often
 
     def _announce(self) -> None:
         for fault in self.script.faults:

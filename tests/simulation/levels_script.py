@@ -107,6 +107,8 @@ def levels_script(seed: int) -> Week:
         rotation["destroyAfterDays"] = rng.choice((0, 0, 1, 2))
     moments = _moments(rng, rotation, rotation_slots(rotation, starts), steps=rng.random() < 0.3)
     faults = _faults(chance.faults, members, moments)
+    if failover["emergencyModeEnabled"]:
+        faults += _outages(chance.faults, members, moments)
     troubles = tuple(
         ChainFault(
             one.at_ns + rng.randrange(LASTS_NS),
@@ -149,7 +151,8 @@ def _moments(rng: random.Random, rotation: dict[str, Any], slots: list[int], *, 
     for at in sorted(times):
         intents = tuple(_intent(rng, number + one) for one in range(rng.choice((2, 4, 6))))
         number += len(intents)
-        end: End = rng.choices(("on", "close", "kill"), (7, 2, 2))[0]
+        due = any(slot - LASTS_NS <= at <= slot + SECOND for slot in slots)
+        end: End = rng.choices(("on", "close", "kill"), (3, 1, 4) if due else (6, 2, 1))[0]
         step = 0
         if steps and rng.random() < 0.2:
             step = -ahead if ahead else int(rng.choice((-1, 1)) * rng.choice((1, 5, 30, 400 * 24)) * HOUR)
@@ -159,7 +162,7 @@ def _moments(rng: random.Random, rotation: dict[str, Any], slots: list[int], *, 
                 at,
                 intents,
                 end,
-                rng.randrange(60) if rng.random() < 0.6 else None,
+                rng.randrange(45) if due else None,
                 rng.randrange(LASTS_NS),
                 rng.choice((0, 0, SECOND, 10 * SECOND, 2 * HOUR)),
                 boots=rng.random() < 0.3,
@@ -206,3 +209,9 @@ def _faults(rng: random.Random, members: tuple[Member, ...], moments: tuple[Mome
         at = max(moment.at_ns + rng.randrange(-SECOND, LASTS_NS), 0)
         found += [Fault(at, lasts, one.name, kind, share, **more) for one in members if one is struck or whole]
     return tuple(sorted(found, key=lambda one: one.at_ns))
+
+
+def _outages(rng: random.Random, members: tuple[Member, ...], moments: tuple[Moment, ...]) -> tuple[Fault, ...]:
+    """All members are gone, so that the emergency key signs."""
+    times = [one.at_ns + rng.randrange(LASTS_NS // 2) for one in moments if rng.random() < 0.2]
+    return tuple(Fault(at, rng.choice((SECOND, 2 * SECOND)), one.name, "gone", 1.0) for at in times for one in members)
