@@ -235,6 +235,16 @@ def broken(facts: Facts) -> list[str]:
     return [f"{rule.__name__}: {what}" for rule in RULES for what in rule(facts)]
 
 
+AT_ANSWER: Final[tuple[Callable[[Facts], Iterator[str]], ...]] = (told, genuine, honest, punctual)
+"""Rules that are judged at each answer, too: the story ends where the law broke."""
+
+
+def broken_by(facts: Facts, answers: list[Answer]) -> list[str]:
+    """Return what these answers break, which have just come."""
+    part = replace(facts, answers=answers)
+    return [f"{rule.__name__}: {what}" for rule in AT_ANSWER for what in rule(part)]
+
+
 # ---- a week ----------------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ from tests.simulation.law import AT_ONCE, LAST_CALL, Answer, WeekFacts, broken_w
 from tests.simulation.levels_script import HOUR, LASTS_NS, ChainFault, Moment, Week
 from tests.simulation.loop import Loop, Stuck
 from tests.simulation.script import Intent, Try
-from tests.simulation.world import Outcome, World, config_of, folder
+from tests.simulation.world import Broke, Outcome, World, config_of, folder
 
 from hsmcore.errors import HsmError
 from hsmcore.failover import health
@@ -40,10 +40,6 @@ _PAUSES: Final = (1, 5, 30, 60)
 
 class Killed(Exception):
     """The process has ended here. Raised between two callbacks of the loop."""
-
-
-class Broke(Exception):
-    """The law is broken: the story ends here."""
 
 
 class Watched(Ledger):
@@ -204,16 +200,6 @@ class LevelsWorld(World):
             fault = replace(one, at_ns=self.begin_ns + one.at_ns)
             self.chain.faults.append(fault)
             self.loop.happens(fault.at_ns - self.clock.ns, lambda fault=fault: self.tell("chain", fault.kind))
-
-    def breaks(self, what: str) -> None:
-        """The law is broken now."""
-        if not self.outcome.broken:
-            self.outcome.broken.append(what)
-            self.tell("law", what)
-            self.loop.happens(0, self._end)
-
-    def _end(self) -> None:
-        raise Broke
 
     def _destroyed(self, key: Key) -> None:
         for what in destroyed_in_time(self.facts, key.public_key, self.clock.ns):

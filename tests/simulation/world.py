@@ -19,7 +19,7 @@ from tests.simulation import clock, emergency, engine, requests, threads
 from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND, Clock
 from tests.simulation.device import Device, Fault, Key, Ledger
-from tests.simulation.law import Answer, Facts, broken
+from tests.simulation.law import Answer, Facts, broken, broken_by
 from tests.simulation.loop import Loop, Stuck
 from tests.simulation.script import Intent, Script, Try
 
@@ -27,6 +27,10 @@ from hsmcore.base.receipt import Receipt
 from hsmcore.config import load
 from hsmcore.errors import HsmError
 from hsmcore.manager.key_manager import KeyManager
+
+
+class Broke(Exception):
+    """The law is broken: the story ends here."""
 
 
 @dataclass(slots=True)
@@ -88,6 +92,8 @@ class World:
         with self._running():
             try:
                 self.loop.run_until_complete(self._life())
+            except Broke:
+                pass
             except (Stuck, HsmError) as error:
                 self.outcome.broken.append(f"alive: {type(error).__name__}: {error.args[0]}")
             else:
@@ -112,6 +118,16 @@ class World:
         """Let nothing of a world that failed speak when it is collected."""
         for task in asyncio.all_tasks(self.loop):
             task._log_destroy_pending = False
+
+    def breaks(self, what: str) -> None:
+        """The law is broken now."""
+        if not self.outcome.broken:
+            self.outcome.broken.append(what)
+            self.tell("law", what)
+            self.loop.happens(0, self._end)
+
+    def _end(self) -> None:
+        raise Broke
 
     def tell(self, who: str, what: str) -> None:
         self.outcome.story.append(f"{self.clock.shown:11.6f} {who:>8} {what}")
@@ -191,6 +207,8 @@ class World:
         if attempt.leaves_ns is not None:
             leaving.cancel()
         self.tell(who, ", ".join(sorted({_shown(one) for one in answers})))
+        for what in broken_by(self.facts, answers):
+            self.breaks(what)
         return [one.message for one in answers if not isinstance(one.result, (bytes, Receipt))]
 
     async def _ask(self, manager: KeyManager, attempt: Any, wanted: list[bytes], answers: list[Answer]) -> None:
