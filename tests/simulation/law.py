@@ -276,6 +276,8 @@ class WeekFacts(Facts):
     """Signatures of callers' messages under emergency keys."""
     rules: list[dict[str, Any]] = field(default_factory=list)
     """The settings of rotation that processes have started with."""
+    left_out: list[str] = field(default_factory=list)
+    """Members that edited configurations have left out; "": none."""
     open: list[str] = field(default_factory=list)
     """Rotations that had not ended long after the last fault."""
     due_ns: int | None = None
@@ -358,7 +360,7 @@ def one_key_for_a_week(facts: WeekFacts) -> Iterator[str]:
     """As `one_key`. A kill takes along what was not bound for SOON_NS, without an audit log that knows it; a process
     whose members have one key keeps no bindings, and the next one may have rotated it."""
     kept: list[Answer] = []
-    lasting = len(facts.keys) > 1 or facts.script.failover["emergencyModeEnabled"]
+    lasting = facts.script.failover["emergencyModeEnabled"] or (len(facts.keys) > 1 and "s0" not in facts.left_out)
     for one in facts.answers:
         ended = one.ended_ns
         if one.cut or any(ended <= at < ended + SOON_NS for at in facts.kills):

@@ -287,7 +287,12 @@ class LevelsWorld(World):
         if moment.edit:
             limits = {**self.script.failover["emergencyModeRestrictions"], "maxTransactions": moment.edit["limit"]}
             failover = {**self.script.failover, "emergencyModeRestrictions": limits}
-            self.script = replace(self.script, rotation=moment.edit["rotation"], failover=failover)
+            members = tuple(one for one in self.facts.script.members if one.name != moment.edit["leave"])
+            failover.pop("acceptOtherKeys", None)
+            if len({one.key for one in members}) > 1:
+                failover["acceptOtherKeys"] = ["secondary"]
+            self.script = replace(self.script, rotation=moment.edit["rotation"], failover=failover, members=members)
+            self.facts.left_out.append(moment.edit["leave"])
             self.tell("host", f"is configured otherwise: {moment.edit}")
 
     async def _life(self) -> None:
@@ -317,6 +322,8 @@ class LevelsWorld(World):
         for intent in moment.intents:
             self.under_way[intent.number] = intent, 0, list(intent.messages)
         self.asked += [asyncio.ensure_future(self._go_on(one.number, one.at_ns)) for one in moment.intents]
+        if moment.rotates_ns is not None:
+            self.asked.append(asyncio.ensure_future(self._rotate(moment.rotates_ns)))
         await asyncio.sleep(LASTS_NS / SECOND)
         if moment.end == "kill":
             self.loop.happens(0, self._kill)  # no rotation has come so far
@@ -351,8 +358,7 @@ class LevelsWorld(World):
                     raise
                 await asyncio.sleep(_PAUSES[min(number, len(_PAUSES) - 1)])
             else:
-                self.facts.current.setdefault(manager._path.version.public_key, self.clock.ns)
-                self.tell("host", f"signs with {name_of(manager._path.version.public_key)}")
+                self._signs_with(manager._path.signing()[0].public_key)
                 self.manager = manager
                 return
 
@@ -363,7 +369,12 @@ class LevelsWorld(World):
             for one in device.keys
             if one.id.hex() == details["key_id"]
         )
-        self.facts.current[key] = self.clock.ns
+        self._signs_with(key)
+
+    def _signs_with(self, key: bytes) -> None:
+        known = self.facts.current
+        if not known or key != max(known, key=known.__getitem__):  # else a process has begun, or a level is back
+            known[key] = self.clock.ns
         self.tell("host", f"signs with {name_of(key)}")
 
     async def _close(self) -> None:
@@ -406,6 +417,22 @@ class LevelsWorld(World):
         current = await rotation.keys.current()
         assert current is not None
         self.facts.due_ns = self.clock.wall - rotation.schedule.due_ns(current.counts_from_ns) - 10 * SECOND
+
+    async def _rotate(self, after_ns: int) -> None:
+        """An operator asks for a rotation, and is told of its end."""
+        await asyncio.sleep(after_ns / SECOND)
+        manager = self.manager
+        if manager is None:
+            return
+        self.tell("operator", "asks for a rotation")
+        try:
+            made = await manager.rotate_key("asked for")
+        except HsmError as error:
+            self.tell("operator", f"{type(error).__name__}: {str(error.args[0])[:100]}")
+        else:
+            self.tell("operator", "has the new key")
+            if made not in [one.id for one in manager._path.signing()]:
+                self.breaks("taken_up: rotate_key has returned, and another key signs")
 
     # ---- callers ---------------------------------------------------------------------------------------------------
 

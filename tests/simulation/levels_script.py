@@ -39,8 +39,11 @@ class Moment:
     step_ns: int = 0
     """How far the wall clock is set forward (or back) at the moment's begin or, if the process ends, while it is
     away."""
+    rotates_ns: int | None = None
+    """When an operator asks for a rotation; None: never."""
     edit: dict[str, Any] = field(default_factory=dict, hash=False)
-    """What the configuration says from the next start on: by the name of a Week's field."""
+    """What the configuration says from the next start on: `rotation`, the `limit` of the emergency budget, and the
+    member to `leave` out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +170,7 @@ def _moments(rng: random.Random, rotation: dict[str, Any], slots: list[int], *, 
                 rng.choice((0, 0, SECOND, 10 * SECOND, 2 * HOUR)),
                 boots=rng.random() < 0.3,
                 step_ns=step,
+                rotates_ns=rng.randrange(LASTS_NS) if rng.random() < 0.2 else None,
                 edit=_edit(rng, rotation) if rng.random() < 0.2 else {},
             )
         )
@@ -178,6 +182,7 @@ def _edit(rng: random.Random, rotation: dict[str, Any]) -> dict[str, Any]:
     return {
         "rotation": {**rotation, "intervalDays": interval, "overlapDays": min(rotation["overlapDays"], interval)},
         "limit": rng.choice((2, 10, 100)),
+        "leave": rng.choice(("", "", "s0", "p1")),
     }
 
 
