@@ -1,4 +1,4 @@
-"""As mutants.py, for the world `levels`: faults of rotation, budgets, clocks and restarts."""
+"""As mutants.py, for the world `levels`: faults of rotation, budgets and restarts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any, Final
 
 from sqlalchemy import update
 
-from hsmcore.base.steady import SteadyClock
-from hsmcore.failover.bindings import KeyBindings
 from hsmcore.failover.budget import Emergency
 from hsmcore.manager.rotation import machine, runner
 from hsmcore.manager.rotation.context import skipped
@@ -67,26 +65,10 @@ def _budget_begins_again() -> None:
     Emergency.close = all_back
 
 
-def _believes_the_wall() -> None:
-    """Each step of the wall clock counts at once."""
-    SteadyClock.now = lambda self: self._wall()
-
-
-def _forgets_bindings() -> None:
-    """A process that starts takes up no bindings."""
-
-    async def forget(_self: KeyBindings, _audit: Any) -> None:
-        return None
-
-    KeyBindings.restore = forget
-
-
 MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "unasked": (_unasked, "destroyed_in_time"),
     "unannounced": (_unannounced, "obeyed"),
     "no-overlap": (_no_overlap, "destroyed_in_time"),
     "not-taken-up": (_not_taken_up, "taken_up"),
     "budget-begins-again": (_budget_begins_again, "within_budget"),
-    "believes-the-wall": (_believes_the_wall, "destroyed_in_time"),
-    "forgets-bindings": (_forgets_bindings, "one_key_for_a_week"),
 }
