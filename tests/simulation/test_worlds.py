@@ -39,7 +39,6 @@ LEVELS_MUTANTS = (
     "unannounced",
     "no-overlap",
     "not-taken-up",
-    "budget-begins-again",
 )
 
 
