@@ -11,7 +11,7 @@ from typing import Any, Final
 
 SECOND: Final = 1_000_000_000
 _BEGIN_NS: Final = 1000 * SECOND
-_WALL_NS: Final = 1_900_000_000 * SECOND
+WALL_NS: Final = 1_900_000_000 * SECOND
 
 
 class Clock:
@@ -19,8 +19,10 @@ class Clock:
 
     def __init__(self) -> None:
         self.ns = _BEGIN_NS
-        self.wall_ahead = _WALL_NS - _BEGIN_NS
+        self.wall_ahead = WALL_NS - _BEGIN_NS
         """Nanoseconds from this clock to the wall's: a step of the wall clock changes it."""
+        self.boots, self.booted_ns = 0, 0
+        """How often the machine was booted since, and when last: where CLOCK_BOOTTIME begins."""
 
     @property
     def wall(self) -> int:
@@ -34,6 +36,11 @@ class Clock:
 
 _running: list[Clock] = []
 real_monotonic: Final = time.monotonic
+
+
+def boot_name() -> str:
+    """Return the name of this boot of the simulated machine."""
+    return f"boot {_running[0].boots}" if _running else ""
 
 
 def run(clock: Clock) -> None:
@@ -58,6 +65,8 @@ def install() -> None:
         setattr(time, name, function)
 
     def of_clock(clock: Clock, number: int) -> int:
+        if number == time.CLOCK_BOOTTIME:
+            return clock.ns - clock.booted_ns
         return clock.wall if number == time.CLOCK_REALTIME else clock.ns
 
     def sleep(clock: Clock, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -63,15 +64,18 @@ class Signed:
     member: str
     public_key: bytes
     message: bytes
+    signature: bytes = b""
 
 
 @dataclass(slots=True)
 class Call:
-    """How one call ends, after `takes_ns`."""
+    """How one call ends, after `takes_ns`. `signs`: whether there is a signature then, which the answer is if it is
+    bytes: other bytes do not verify."""
 
     takes_ns: int
     answer: bytes | tuple[str, int, str]
     signs: bool
+    signature: bytes = b""
 
 
 @dataclass(slots=True)
@@ -80,6 +84,10 @@ class Key:
     id: bytes
     pair: Ed25519PrivateKey
     public_key: bytes
+    can_sign: bool = True
+    """Whether the device may sign with it (CKA_SIGN),"""
+    exists: bool = True
+    """and whether it is on its device: a caller may know it longer."""
 
     @classmethod
     def of(cls, name: str) -> Key:
@@ -110,6 +118,10 @@ class Device:
         self.faults: list[Fault] = []
         self.tell: Callable[[str, str], None] = lambda _who, _what: None
         self.touched: dict[bytes, set[bytes]] = {}
+        self.destroyed: Callable[[Key], None] = lambda _key: None
+        self.wrapped: dict[str, Key] = {}
+        """Keys that were exported, by id."""
+        self._bytes = random.Random(f"{name}/{chance.seed}")
 
     def now(self) -> list[Fault]:
         """The faults that it has now."""
@@ -118,7 +130,15 @@ class Device:
 
     @property
     def is_gone(self) -> bool:
-        return any(fault.kind == "gone" for fault in self.now())
+        return self.has("gone")
+
+    def has(self, kind: FaultKind) -> bool:
+        """Whether it has a fault of a kind now."""
+        return any(fault.kind == kind for fault in self.now())
+
+    def random_bytes(self, count: int) -> bytes:
+        """Return chance of its own, so that it makes the same keys whatever else happens."""
+        return self._bytes.randbytes(count)
 
     def find(self, label: str | None, key_id: bytes | None) -> Key | None:
         if any(fault.kind == "keyless" for fault in self.now()):
@@ -132,7 +152,11 @@ class Device:
         """One call of the module to sign."""
         rng = self.chance.time
         self.touched.setdefault(message, set()).add(key.public_key)
-        call = Call(int(self.usual_ns * (0.7 + 0.6 * rng.random())), key.pair.sign(message), signs=True)
+        if not (key.exists and key.can_sign):
+            status = "KEY_UNUSABLE" if key.exists else "KEY_NOT_FOUND"
+            return Call(self.usual_ns, (status, 0, "C_SignInit"), signs=False)
+        signature = key.pair.sign(message)
+        call = Call(int(self.usual_ns * (0.7 + 0.6 * rng.random())), signature, True, signature)
         for fault in self.now():
             if rng.random() >= fault.share:
                 continue
@@ -150,11 +174,11 @@ class Device:
             elif fault.kind == "error":
                 name, status = fault.failure
                 signs = name == "C_Sign" and status in LEFT_OPEN and rng.random() < 0.5
-                return Call(call.takes_ns, (status, _CKR, name), signs=signs)
+                return Call(call.takes_ns, (status, _CKR, name), signs, signature)
             elif key not in self.keys or fault.kind == "keyless":
                 return Call(call.takes_ns, ("KEY_NOT_FOUND", 0, ""), signs=False)
         return call
 
-    def note(self, begun_ns: int, key: Key, message: Any) -> None:
+    def note(self, begun_ns: int, key: Key, message: Any, call: Call) -> None:
         self.tell(self.name, f"has signed {hashlib.sha256(message).hexdigest()[:8]}")
-        self.ledger.note(Signed(begun_ns, self.clock.ns, self.name, key.public_key, message))
+        self.ledger.note(Signed(begun_ns, self.clock.ns, self.name, key.public_key, message, call.signature))

@@ -29,7 +29,7 @@ def install() -> None:
         signature = sign(self, message)
         if ledgers:
             now = worlds[0].clock.ns
-            ledgers[0].note(Signed(now, now, self._member, self.public_key, message))
+            ledgers[0].note(Signed(now, now, self._member, self.public_key, message, signature))
         return signature
 
     key._generate, key.sign = generate, noted

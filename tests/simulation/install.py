@@ -7,9 +7,11 @@ The product has no seam for it and needs none: members, routers and guests take 
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Final
 
 from tests.simulation import chance, clock
+
+_OBJECTS: Final = "SELECT sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite_%' ORDER BY rowid"
 
 
 def install() -> None:
@@ -32,10 +34,16 @@ def install() -> None:
     from tests.simulation import emergency
 
     emergency.install()
-    from tests.simulation import network
+    from tests.simulation import control, network
 
+    from hsmcore.base import steady
+
+    steady._boot = clock.boot_name
+    control.install()
     network.install()
     _keep_compiled_statements()
+    _keep_schema()
+    _start_no_child()
     import structlog
 
     structlog.configure(processors=[_drop])
@@ -52,6 +60,38 @@ def _keep_compiled_statements() -> None:
         return made.get(url) or made.setdefault(url, create(url, **options))
 
     sqlite.create_engine = create_engine
+
+
+def _keep_schema() -> None:
+    """The tables of a new store are made as the migrations made those of the first one."""
+    from hsmcore.state import sqlite
+    from hsmcore.state.schema import VERSION
+
+    migrate, made = sqlite.migrate, list[Any]()
+
+    def quick(connection: Any, shown: str, schema: str | None = None) -> None:
+        driver = connection.connection.driver_connection
+        empty = driver.execute("SELECT 1 FROM sqlite_master").fetchone() is None
+        for statement, *values in made if empty else ():
+            driver.execute(statement, values)
+        if empty and not made:
+            migrate(connection, shown, schema)
+            made.extend(driver.execute(_OBJECTS))
+            known = driver.execute(f"SELECT * FROM {VERSION.name}").fetchall()  # noqa: S608  # our own name
+            insert = f"INSERT INTO {VERSION.name} VALUES (?, ?)"  # noqa: S608
+            made.extend((insert, *row) for row in known)
+        elif not empty:
+            migrate(connection, shown, schema)
+
+    sqlite.migrate = quick
+
+
+def _start_no_child() -> None:
+    """No child process is started in a world: no variable is to be kept from one. To look for these walks through the
+    whole configuration several times."""
+    from hsmcore.config import Config
+
+    Config.secret_variables = property(lambda _self: frozenset())
 
 
 def _drop(_logger: object, _method: str, _event: object) -> object:

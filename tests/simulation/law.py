@@ -4,13 +4,13 @@ Each rule is a function of what happened (`Facts`) that yields what breaks it. W
 manager; it *begins* and *ends*, with a signature, an error, or the caller's leaving. A *device* signs; the ledger knows
 each signature that exists, also those that no caller got.
 
-Rules of worlds of one kind: law_disk.py, law_gateway.py.
+Rules of worlds of one kind: law_disk.py, law_gateway.py, law_levels.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from tests.simulation.clock import SECOND
@@ -46,6 +46,8 @@ class Answer:
     result: bytes | Receipt | Exception | None = None
     """None: the caller left."""
     ends: int = 0
+    cut: bool = False
+    """Whether the process was killed before its end."""
 
 
 @dataclass(slots=True)
@@ -123,7 +125,10 @@ def genuine(facts: Facts) -> Iterator[str]:
             continue
         receipt = one.result if isinstance(one.result, Receipt) else None
         signature = one.result if receipt is None else receipt.signature
-        made = {signed.public_key for signed in facts.ledger.of(one.message)}
+        signed = facts.ledger.of(one.message)
+        if any(it.signature == signature and (receipt is None or it.public_key == receipt.public_key) for it in signed):
+            continue  # which it really is: Ed25519 makes the same bytes each time
+        made = {it.public_key for it in signed}
         keys = made if receipt is None else {receipt.public_key}
         if not any(verify("ed25519", key, one.message, signature) for key in keys):
             yield f"call {one.intent}.{one.number} got a signature that is not one of its message"
@@ -241,3 +246,12 @@ RULES: Final[tuple[Rule, ...]] = (
 def broken(facts: Facts, rules: tuple[Rule, ...] = RULES) -> list[str]:
     """Return what breaks the law, each with the rule's name."""
     return [f"{rule.__name__}: {what}" for rule in rules for what in rule(facts)]
+
+
+AT_ANSWER: Final[tuple[Rule, ...]] = (told, genuine, honest, punctual)
+"""Rules that are judged at each answer, too: the story ends where the law broke."""
+
+
+def broken_by(facts: Facts, answers: list[Answer]) -> list[str]:
+    """Return what these answers break, which have just come."""
+    return broken(replace(facts, answers=answers), AT_ANSWER)

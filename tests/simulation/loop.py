@@ -91,6 +91,13 @@ class Loop(asyncio.BaseEventLoop):
         """The process does not run for a while: the world goes on without it."""
         self.clock.ns += ns
 
+    def pass_until(self, ns: int) -> None:
+        """Only the world goes on, each event at its time."""
+        while self._world and self._world[0][0] <= ns:
+            self.clock.ns = max(self.clock.ns, self._world[0][0])
+            self._let_happen()
+        self.clock.ns = max(self.clock.ns, ns)
+
     def _let_happen(self) -> None:
         while self._world and self._world[0][0] <= self.clock.ns:
             heapq.heappop(self._world)[2]()

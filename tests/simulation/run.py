@@ -17,16 +17,20 @@ from tests.simulation.found import FOUND
 from tests.simulation.gateway import GatewayWorld
 from tests.simulation.gateway_found import FOUND as GATEWAY_FOUND
 from tests.simulation.gateway_script import GatewayScript, gateway_script, operator_script
+from tests.simulation.levels import LevelsWorld
+from tests.simulation.levels_script import Week, levels_script
 from tests.simulation.mutants import MUTANTS as HOST_MUTANTS
 from tests.simulation.mutants_disk import MUTANTS as DISK_MUTANTS
 from tests.simulation.mutants_gateway import MUTANTS as GATEWAY_MUTANTS
+from tests.simulation.mutants_levels import MUTANTS as LEVELS_MUTANTS
 from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
-MUTANTS: Final = HOST_MUTANTS | GATEWAY_MUTANTS | DISK_MUTANTS
+MUTANTS: Final = HOST_MUTANTS | LEVELS_MUTANTS | DISK_MUTANTS | GATEWAY_MUTANTS
 WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "host": host_script,
+    "levels": levels_script,
     "disk": disk_script,
     "gateway": gateway_script,
     "operator": operator_script,
@@ -34,10 +38,16 @@ WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "gateway-found": GATEWAY_FOUND.__getitem__,
 }
 """What a seed means in each world."""
-_PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {Script: World, DiskScript: DiskWorld, GatewayScript: GatewayWorld}
+_PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {
+    Script: World,
+    Week: LevelsWorld,
+    DiskScript: DiskWorld,
+    GatewayScript: GatewayWorld,
+}
 """What plays a script of a kind: it has `run`, which returns an Outcome."""
 _QUIET: Final[dict[type, Callable[[], Any]]] = {
     Script: lambda: replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=()),
+    Week: lambda: replace(levels_script(0), moments=(), faults=(), troubles=()),
     DiskScript: lambda: replace(disk_script(0), asked=(), faults=(), disk_faults=(), commands=()),
     GatewayScript: lambda: replace(
         gateway_script(0), intents=(), faults=(), stalls=(), net=(), neighbours=(), restarts=(), leaves=(), reloads=()

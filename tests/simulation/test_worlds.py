@@ -12,58 +12,33 @@ from typing import Any
 import pytest
 from tests.simulation.calls import LABEL, OPTIONS, answers
 from tests.support.paths import ROOT
-from tests.support.size import FULL, share
+from tests.support.size import FULL, each, share
 
 from hsmcore._native import Engine
 
-WORLDS = ("host", "gateway", "operator", "disk")
-SEEDS = {"gateway": 80, "operator": 40, "disk": 100}
-"""As many of a world as twenty seconds allow; else 400."""
+WORLDS = {"host": 400, "levels": 80, "disk": 100, "gateway": 80, "operator": 40}
+"""Seeds of each: as many as twenty seconds allow."""
+FOUND = {"found": 4, "gateway-found": 1}
+"""How many worlds are in found.py and the like."""
 MOST_SEEDS = 2000
-FOUND = 4
-"""Worlds in found.py."""
-MUTANTS = (
-    "second-key",
-    "left-unbound",
-    "bound-late",
-    "bound-after",
-    "another-answer",
-    "dishonest",
-    "no-weight",
-    "gives-up",
-    "deaf",
-)
-DISK_MUTANTS = (
-    "released-early",
-    "positions-after",
-    "store-unsynced",
-    "bindings-forgotten",
-    "trusts-older",
-    "replaced-unsynced",
-    "entry-unsynced",
-    "lines-unsynced",
-    "history-unsynced",
-)
-
-
-GATEWAY_MUTANTS = {
-    "answers-crossed": "gateway",
-    "moved": "gateway",
-    "slot-lost": "gateway",
-    "forgetful": "gateway",
-    "answer-lost": "gateway",
-    "not-withdrawn": "gateway",
-    "thrown-away": "gateway-found",
-    "first-come": "gateway",
-    "not-held": "gateway",
-    "held-for-ever": "gateway",
-    "let-in": "gateway",
-    "link-kept": "gateway",
-    "not-sent-again": "gateway",
-    "not-drained": "operator",
+MUTANTS = {
+    "host": (
+        *("second-key", "left-unbound", "bound-late", "bound-after", "another-answer"),
+        *("dishonest", "no-weight", "gives-up", "deaf"),
+    ),
+    "levels": ("unasked", "unannounced", "no-overlap", "not-taken-up"),
+    "disk": (
+        *("replaced-unsynced", "positions-after", "store-unsynced", "released-early", "lines-unsynced"),
+        *("bindings-forgotten", "trusts-older", "entry-unsynced", "history-unsynced"),
+    ),
+    "gateway": (
+        *("answers-crossed", "not-held", "link-kept", "not-sent-again", "let-in", "held-for-ever", "slot-lost"),
+        *("not-withdrawn", "answer-lost", "moved", "first-come", "forgetful"),
+    ),
+    "gateway-found": ("thrown-away",),
+    "operator": ("not-drained",),
 }
-GATEWAY_FOUND = 1
-"""Worlds in gateway_found.py."""
+"""Faults that are put back, by the world that must see them."""
 
 
 def simulate(*arguments: str, module: str = "tests.simulation", **variables: str) -> subprocess.CompletedProcess[str]:
@@ -81,7 +56,7 @@ def simulate(*arguments: str, module: str = "tests.simulation", **variables: str
 @pytest.mark.slow("each world is a key manager's life")
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_law_holds(world):
-    done = simulate("--world", world, "--seeds", f"1-{share(SEEDS.get(world, 400))}")
+    done = simulate("--world", world, "--seeds", f"1-{share(WORLDS[world])}")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -94,37 +69,17 @@ def test_a_seed_tells_the_same_story_in_each_process(world):
     assert one[2] == other[0]
 
 
-def test_what_was_found_stays_found():
-    done = simulate("--world", "found", "--seeds", f"0-{FOUND - 1}")
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_what_was_found_of_gateways_stays_found():
-    done = simulate("--world", "gateway-found", "--seeds", f"0-{GATEWAY_FOUND - 1}")
+@pytest.mark.parametrize(("world", "count"), FOUND.items())
+def test_what_was_found_stays_found(world, count):
+    done = simulate("--world", world, "--seeds", f"0-{count - 1}")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow("some are seen late")
-@pytest.mark.parametrize(("mutant", "world"), GATEWAY_MUTANTS.items())
-def test_a_fault_of_the_gateway_that_is_put_back_is_seen(mutant, world):
-    seeds = f"0-{GATEWAY_FOUND - 1}" if world == "gateway-found" else f"1-{MOST_SEEDS}"
+@pytest.mark.parametrize(("world", "mutant"), each(3, [(world, one) for world in MUTANTS for one in MUTANTS[world]]))
+def test_a_fault_that_is_put_back_is_seen(world, mutant):
+    seeds = f"0-{FOUND[world] - 1}" if world in FOUND else f"1-{MOST_SEEDS}"
     done = simulate("--world", world, "--mutant", mutant, "--seeds", seeds)
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "seed" in done.stdout
-
-
-@pytest.mark.slow("some are seen late")
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_fault_that_is_put_back_is_seen(mutant):
-    done = simulate("--mutant", mutant, "--seeds", f"1-{MOST_SEEDS}")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "seed" in done.stdout
-
-
-@pytest.mark.slow("some are seen late")
-@pytest.mark.parametrize("mutant", DISK_MUTANTS)
-def test_a_fault_of_what_is_left_on_the_disk_is_seen(mutant):
-    done = simulate("--world", "disk", "--mutant", mutant, "--seeds", f"1-{MOST_SEEDS}")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "seed" in done.stdout
 

@@ -57,15 +57,18 @@ class Calls:
 
     def __init__(self) -> None:
         self.waiting: deque[tuple[_Answer, Callable[[], Any]]] = deque()
+        self.loop: Loop | None = None
+        """The loop of the process that it belongs to: of one that was killed, nothing happens any more."""
 
     def submit(self, work: Callable[[], Any]) -> Future[Any]:
         answer = _Answer()
         answer.calls = self
         self.waiting.append((answer, work))
-        if worlds:
-            rng = worlds[0].chance.time
+        self.loop = loop = self.loop or (worlds[0] if worlds else None)
+        if loop is not None:
+            rng = loop.chance.time
             long = rng.randrange(_LONG_EVERY) == 0
-            worlds[0].happens(rng.randrange(_LONG_NS if long else _USUAL_NS), self.step)
+            loop.happens(rng.randrange(_LONG_NS if long else _USUAL_NS), self.step)
         else:
             self.step()
         return answer

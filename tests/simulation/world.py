@@ -10,22 +10,27 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+import orjson
 from tests.simulation import clock, emergency, engine, requests, threads
 from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND, Clock
 from tests.simulation.device import Device, Fault, Key, Ledger
-from tests.simulation.law import RULES, Answer, Facts, Rule, broken
+from tests.simulation.law import RULES, Answer, Facts, Rule, broken, broken_by
 from tests.simulation.loop import Loop, Stuck
-from tests.simulation.script import Intent, Script
+from tests.simulation.script import Intent, Script, Try
 
 from hsmcore.base.receipt import Receipt
 from hsmcore.config import load
 from hsmcore.errors import HsmError
 from hsmcore.manager.key_manager import KeyManager
+
+
+class Broke(Exception):
+    """The law is broken: the story ends here."""
 
 
 @dataclass(slots=True)
@@ -90,6 +95,8 @@ class World:
         with self._running():
             try:
                 self.loop.run_until_complete(self._life())
+            except Broke:
+                pass
             except (Stuck, HsmError) as error:
                 self.outcome.broken.append(f"alive: {type(error).__name__}: {error.args[0]}")
             else:
@@ -114,6 +121,16 @@ class World:
         """Let nothing of a world that failed speak when it is collected."""
         for task in asyncio.all_tasks(self.loop):
             task._log_destroy_pending = False
+
+    def breaks(self, what: str) -> None:
+        """The law is broken now."""
+        if not self.outcome.broken:
+            self.outcome.broken.append(what)
+            self.tell("law", what)
+            self.loop.happens(0, self._end)
+
+    def _end(self) -> None:
+        raise Broke
 
     def tell(self, who: str, what: str) -> None:
         self.outcome.story.append(f"{self.clock.shown:11.6f} {who:>8} {what}")
@@ -172,23 +189,30 @@ class World:
             answers = [Answer(intent.number, number, one, now, limit, attempt.any_key, intent.shared) for one in wanted]
             self.facts.answers += answers
             self.facts.calls.setdefault(intent.number, []).extend(answers)
-            who = f"call {intent.number}.{number}"
-            self.tell(who, f"{attempt.kind} {len(wanted)}, timeout {attempt.timeout} s, any key: {attempt.any_key}")
-            task = asyncio.ensure_future(self._ask(manager, attempt, wanted, answers))
-            if attempt.leaves_ns is not None:
-                leaving = self.loop.call_later(attempt.leaves_ns / SECOND, task.cancel)
-            try:
-                await task
-            except asyncio.CancelledError:
-                for one in answers:
-                    _end(one, None, self.clock.ns)
-            if attempt.leaves_ns is not None:
-                leaving.cancel()
-            self.tell(who, ", ".join(sorted({_shown(one) for one in answers})))
-            wanted = [one.message for one in answers if not isinstance(one.result, (bytes, Receipt))]
+            wanted = await self._try(manager, f"call {intent.number}.{number}", attempt, wanted, answers)
             if not wanted:
                 return
             await asyncio.sleep(intent.pause_ns / SECOND)
+
+    async def _try(
+        self, manager: KeyManager, who: str, attempt: Try, wanted: list[bytes], answers: list[Answer]
+    ) -> list[bytes]:
+        """Make one call. Returns the messages that have no signature."""
+        self.tell(who, f"{attempt.kind} {len(wanted)}, timeout {attempt.timeout} s, any key: {attempt.any_key}")
+        task = asyncio.ensure_future(self._ask(manager, attempt, wanted, answers))
+        if attempt.leaves_ns is not None:
+            leaving = self.loop.call_later(attempt.leaves_ns / SECOND, task.cancel)
+        try:
+            await task
+        except asyncio.CancelledError:
+            for one in answers:
+                _end(one, None, self.clock.ns)
+        if attempt.leaves_ns is not None:
+            leaving.cancel()
+        self.tell(who, ", ".join(sorted({_shown(one) for one in answers})))
+        for what in broken_by(self.facts, answers):
+            self.breaks(what)
+        return [one.message for one in answers if not isinstance(one.result, (bytes, Receipt))]
 
     async def _ask(self, manager: KeyManager, attempt: Any, wanted: list[bytes], answers: list[Answer]) -> None:
         asks: dict[str, Callable[[], Any]] = {
@@ -220,7 +244,7 @@ def _shown(answer: Answer) -> str:
     return "left" if result is None else "signed"
 
 
-def config_of(script: Script, **beside: Any) -> Any:
+def config_of(script: Any, **beside: Any) -> Any:
     """The configuration of a host. `beside`: what stands beside its key manager."""
 
     def provider(member: Any) -> dict[str, Any]:
@@ -232,7 +256,15 @@ def config_of(script: Script, **beside: Any) -> Any:
     for level in ("primary", "secondary"):
         if members := [provider(one) for one in rest if one.level == level]:
             failover[level] = members
-    state = {"stateFile": str(folder() / "state" / "state.db")}
+    state: dict[str, Any] = {"stateFile": str(folder() / "state" / "state.db")}
     if "audit" in script.options:
         state["auditLogFile"] = str(folder() / "state" / "audit.jsonl")
-    return load({"keyManager": {**provider(first), **script.options, **state, "failover": failover}, **beside})
+    if rotation := getattr(script, "rotation", None):
+        state["keyRotation"] = rotation
+    key_manager = {**provider(first), **script.options, **state, "failover": failover}
+    return _loaded(orjson.dumps({"keyManager": key_manager, **beside}))
+
+
+@lru_cache(64)
+def _loaded(config: bytes) -> Any:
+    return load(orjson.loads(config))

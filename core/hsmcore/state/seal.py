@@ -315,11 +315,11 @@ class SealGuard:
 
     def before(self, statement: Any) -> None:
         """Check the scopes that a statement uses. Raises StoreNotGenuine; StoreError for a write without the secret."""
-        if self._busy:
+        writes = isinstance(statement, UpdateBase)
+        if self._busy or (self._seal is None and not writes):
             return
         self._busy = True
         try:
-            writes = isinstance(statement, UpdateBase)
             for scope in _scopes(statement):
                 self._require(scope, writes=writes)
         finally:
