@@ -28,9 +28,15 @@ def install() -> None:
     import hsmcore._native as native
 
     native.Engine, native.Guest, native.Routes = Engine, Guest, Routes
+    from tests.simulation.lease import Lease
+
+    native.Lease = Lease
     from tests.simulation import emergency
 
     emergency.install()
+    from tests.simulation import database
+
+    database.install()
     _keep_compiled_statements()
     import structlog
 

@@ -7,9 +7,10 @@ each signature that exists, also those that no caller got.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from tests.simulation.clock import SECOND
 from tests.simulation.device import Fault, Ledger, Signed
@@ -209,6 +210,95 @@ def nothing_left(facts: Facts) -> Iterator[str]:
     for what, count in facts.left.items():
         if count:
             yield f"{count} {what} left"
+
+
+# ---- a fleet ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class HostAnswer(Answer):
+    """One message that was asked of one host of a fleet."""
+
+    host: str = ""
+    process: str = ""
+    position: int | None = None
+    epoch: int = 0
+    """That the host held when the call ended, or when it began."""
+    state: str = ""
+    """Of the host in its fleet, when the call began."""
+    killed: bool = False
+    """Whether its process was gone before it ended."""
+
+    @property
+    def released(self) -> bool:
+        return isinstance(self.result, bytes)
+
+
+@dataclass(slots=True)
+class FleetFacts:
+    """What happened in a fleet."""
+
+    script: Any
+    hosts: list[Facts]
+    """Of each host alone. Their answers are HostAnswers."""
+    bound: list[Any]
+    """What was bound, in the order of commits: database.Bound."""
+    doings: list[Any] = field(default_factory=list)
+    """What went wrong, by the world's clock and the host that it met: fleet_script.Doing."""
+    kills: list[tuple[int, str, bool]] = field(default_factory=list)
+    """When which host was killed, and whether it held the epoch."""
+    claims: list[tuple[int, int, str, bool]] = field(default_factory=list)
+    """When which epoch was claimed, by which process, and whether by force."""
+    losses: list[tuple[int, int]] = field(default_factory=list)
+    """What the database confirmed in these times, it lost at their end."""
+    rows: dict[tuple[str, int], str] = field(default_factory=dict)
+    """What is bound at the end."""
+    floors: dict[str, int] = field(default_factory=dict)
+    closing_ns: int = 2**63
+    left: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def releases(self) -> list[HostAnswer]:
+        """Signatures that callers got, in their order."""
+        answers = [one for facts in self.hosts for one in facts.answers]
+        found = [one for one in answers if isinstance(one, HostAnswer) and one.released]
+        return sorted(found, key=lambda one: one.ended_ns)
+
+    def lost_between(self, earlier: int, later: int) -> bool:
+        return any(earlier < ended and begun < later for begun, ended in self.losses)
+
+
+def one_digest_of_all(facts: FleetFacts) -> Iterator[str]:
+    """At each position, signatures of one payload at most are released, whoever holds the epoch and whatever is lost."""
+    released: dict[int, HostAnswer] = {}
+    for one in facts.releases:
+        if one.position is not None and released.setdefault(one.position, one).message != one.message:
+            first = released[one.position]
+            yield f"{one.process} released another payload at {one.position} than {first.process} did"
+
+
+def bound_in_the_end(facts: FleetFacts) -> Iterator[str]:
+    """Each payload with a position that was released is bound there in the end, or stands at or below a floor: what
+    the database has lost was put back."""
+    for one in facts.releases:
+        if one.position is None or one.position <= facts.floors.get("default/block", -1):
+            continue
+        found = facts.rows.get(("default/block", one.position))
+        if found != hashlib.sha256(one.message).hexdigest():
+            yield f"{one.process} released a payload at {one.position}, where the database has {found}"
+
+
+FLEET_RULES: Final[tuple[Callable[[FleetFacts], Iterator[str]], ...]] = (
+    one_digest_of_all,
+    bound_in_the_end,
+)
+OF_EACH_HOST: Final = (answered_once, told, genuine, honest, punctual)
+
+
+def broken_by_fleet(facts: FleetFacts) -> list[str]:
+    """As `broken`, of a fleet."""
+    alone = [f"{rule.__name__}: {what}" for host in facts.hosts for rule in OF_EACH_HOST for what in rule(host)]
+    return alone + [f"{rule.__name__}: {what}" for rule in FLEET_RULES for what in rule(facts)]
 
 
 RULES: Final[tuple[Callable[[Facts], Iterator[str]], ...]] = (

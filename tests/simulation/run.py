@@ -11,18 +11,21 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
+from tests.simulation.fleet import Fleet
+from tests.simulation.fleet_script import FleetScript, fleet_script
 from tests.simulation.found import FOUND
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
-WORLDS: Final[dict[str, Callable[[int], Any]]] = {"host": host_script, "found": FOUND.__getitem__}
+WORLDS: Final[dict[str, Callable[[int], Any]]] = {"host": host_script, "fleet": fleet_script, "found": FOUND.__getitem__}
 """What a seed means in each world."""
-_PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {Script: World}
+_PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {Script: World, FleetScript: Fleet}
 """What plays a script of a kind: it has `run`, which returns an Outcome."""
 _QUIET: Final[dict[type, Callable[[], Any]]] = {
-    Script: lambda: replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=())
+    Script: lambda: replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=()),
+    FleetScript: lambda: fleet_script(0).without(doings=(), asks=(), seconds=5),
 }
 """A script of each kind in which nothing happens."""
 
