@@ -46,8 +46,6 @@ UNHEARD_NS: Final = 10 * SECOND
 _DIAL_NS: Final = 5 * SECOND
 _IDLE_NS: Final = IDLE_MS * 1_000_000
 _BUSY_NS: Final = int(BUSY_SECONDS * SECOND)
-_WORK_NS: Final = 300_000
-"""What the server takes for a message, at most."""
 servers: list[Server] = []
 """That of the world that runs."""
 Job = Generator[Any, None, Any]
@@ -97,7 +95,8 @@ class Session:
         """Counts transactions: 0 while none is open."""
         self.job: Job | None = None
         self.reply: Callable[[Any], object] = lambda _answer: None
-        self.begun = 0
+        self.idle_ns, self.watched = 0, False
+        """Since when it waits for the host, and whether that is looked at."""
 
 
 class _Lock:
@@ -193,7 +192,7 @@ def lock_of(statement: Any) -> bool | None:
     if isinstance(statement, UpdateBase):
         return False if statement.table is FLEET else None
     asked = getattr(statement, "_for_update_arg", None)
-    if asked is None or FLEET not in statement.get_final_froms():
+    if asked is None or FLEET not in statement.columns_clause_froms:
         return None
     return bool(asked.read)
 
@@ -259,7 +258,7 @@ class Server:
             reply(Lost("the connection was lost"))
             return
         session.job, session.reply = job(), reply
-        self.loop.happens_to(None, self.chance.time.randrange(_WORK_NS), partial(self._step, session, session.job))
+        self._step(session, session.job)
 
     def _step(self, session: Session, job: Job, error: Exception | None = None) -> None:
         if session.job is not job:
@@ -288,15 +287,25 @@ class Server:
 
     def _answer(self, session: Session, answer: Any) -> None:
         reply, session.reply, session.job = session.reply, lambda _answer: None, None
-        session.begun += 1
-        if session.turn:
-            self.loop.happens_to(None, _IDLE_NS, partial(self._idle, session, session.begun))
+        session.idle_ns = self.clock.ns
+        if session.turn and not session.watched:
+            session.watched = True
+            self.loop.happens_to(None, _IDLE_NS, partial(self._watch, session))
         reply(answer)
 
-    def _idle(self, session: Session, begun: int) -> None:
-        if session.open and session.turn and session.begun == begun and session.job is None:
+    def _watch(self, session: Session) -> None:
+        """Look whether a transaction is idle for too long. One event for many messages."""
+        idle = self.clock.ns - session.idle_ns
+        session.watched = False
+        if not session.open or not session.turn:
+            return
+        if session.job is None and idle >= _IDLE_NS:
             self.tell("database", f"ends a transaction of {session.process.name} that is idle")
             self.drop(session)
+            return
+        session.watched = True
+        rest = _IDLE_NS if session.job is not None else _IDLE_NS - idle
+        self.loop.happens_to(None, rest, partial(self._watch, session))
 
     def _grant(self, lock: _Lock) -> None:
         while lock.queue and lock.is_free(*lock.queue[0]):
@@ -357,7 +366,9 @@ class Server:
         return None
 
     def _write(self, changes: Sequence[Change], written: Sequence[tuple[str, Any, bool]]) -> list[Any]:
-        raw, bound = self._memory.raw, []
+        raw, bound = self._memory.raw, list[Any]()
+        if not changes and not written:
+            return bound
         raw.execute("BEGIN")
         try:
             for change in changes:
@@ -444,6 +455,9 @@ class LinkThread(Executor):
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._running: tuple[Future[Any], Steps] | None = None
         self._number = 0
+        self._until_ns, self._watched = 0, False
+        self._sent_on: Session | None = None
+        """Of the message that is under way: until when its answer is waited for, and on which connection."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         answer: Future[Any] = Future()
@@ -505,16 +519,27 @@ class LinkThread(Executor):
                 assert message.job is not None
                 server.receive(message.session, message.job, reply)
 
-        def late() -> None:
-            if self._number == number and self._running is not None:
-                if message.session is not None:
-                    server.network.carry(host, "requests", None, partial(server.drop, message.session))
-                self._heard(number, Lost("the server does not answer"))
-
         server.network.carry(host, "requests", None, come)
-        unheard = server.network.holds_up(host)
-        patience = min(message.patience_ns, UNHEARD_NS) if unheard else message.patience_ns
-        server.loop.happens_to(self._process, patience, late)
+        patience = min(message.patience_ns, UNHEARD_NS) if server.network.holds_up(host) else message.patience_ns
+        self._until_ns, self._sent_on = server.clock.ns + patience, message.session
+        if not self._watched or patience < ANSWER_NS:
+            self._watched = True
+            server.loop.happens_to(self._process, patience, self._watch)
+
+    def _watch(self) -> None:
+        """Look whether an answer is late. One event for many messages."""
+        self._watched = False
+        if self._running is None:
+            return
+        rest = self._until_ns - self._server.clock.ns
+        if rest > 0:
+            self._watched = True
+            self._server.loop.happens_to(self._process, rest, self._watch)
+            return
+        if self._sent_on is not None:
+            drop = partial(self._server.drop, self._sent_on)
+            self._server.network.carry(self._process.host, "requests", None, drop)
+        self._heard(self._number, Lost("the server does not answer"))
 
     def _heard(self, number: int, answer: Any) -> None:
         if number == self._number and self._running is not None:

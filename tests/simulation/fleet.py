@@ -357,12 +357,11 @@ class Fleet:
         """A transaction of another program has a lock."""
         del host
         other = Session(Process("other", 0), 0, 0)
-        other.turn = 1
+        other.turn, other.watched = 1, True  # its transactions may be idle for long
         name = rng.choice(("turn", "fleet"))
 
         def has() -> Any:
             yield from self.server.lock(other, name, shared=rng.random() < 0.3)
-            other.begun = -1
             self._later(lasts, self.server.end, other)
 
         self.server.sessions[other] = None
@@ -385,6 +384,7 @@ class Fleet:
         host.facts.calls.setdefault(ask.number, []).append(answer)
         host.asked[ask.number] = answer
         task = self.loop.begin(process, self._sign(host, manager, ask, answer))
+        task.add_done_callback(lambda _: self._ended(host, answer))  # also one that has taken no step
         if ask.leaves_ns is not None:
             self.loop.happens_to(process, ask.leaves_ns, task.cancel)
 
@@ -408,15 +408,12 @@ class Fleet:
         held = machine.epoch
         try:
             answer.result = await manager.sign(answer.message, ask.timeout)
-        except asyncio.CancelledError:
-            answer.result = None
         except Exception as error:  # noqa: BLE001  # the law says which may come
             answer.result = error
             if isinstance(error, DoubleSign) and answer.position is not None:
                 self.head = max(self.head, answer.position)
-        answer.ended_ns, answer.ends = self.clock.ns, answer.ends + 1
+        self._ended(host, answer)
         answer.epoch = machine.epoch or held
-        host.asked.pop(ask.number, None)
         where = "" if answer.position is None else f" at {answer.position}"
         self.tell(answer.process, f"{ask.payload} {ask.number}{where}: {_shown(answer.result)}")
         if isinstance(answer.result, bytes) and answer.position is not None:
@@ -424,6 +421,10 @@ class Fleet:
             self.head = max(self.head, answer.position)
             if self.script.follows:
                 self._publish(answer.position)
+
+    def _ended(self, host: Host, answer: HostAnswer) -> None:
+        if host.asked.pop(answer.intent, None) is not None:
+            answer.ended_ns, answer.ends = self.clock.ns, answer.ends + 1
 
     def _publish(self, position: int) -> None:
         for host in self.hosts.values():

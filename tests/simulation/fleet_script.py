@@ -16,7 +16,7 @@ SECONDS: Final = 60
 CALM: Final = 20
 """Seconds at the end in which nothing goes wrong."""
 MOST_DOINGS: Final = 8
-ASKS: Final = 240
+ASKS: Final = 180
 Payload = Literal["message", "next", "again", "other", "ahead"]
 """What is asked for: a message without a position; a block at the position that follows; one that was signed, again;
 another one at a position that is taken; one further on."""
@@ -89,7 +89,7 @@ def fleet_script(seed: int) -> FleetScript:
     """Three hosts for a minute: forty seconds in which up to eight things go wrong, and twenty in which nothing does."""
     chance = Chance(seed)
     rng = chance.script
-    ttl_ms = rng.choice((2000, 2000, 4000))
+    ttl_ms = rng.choice((2000, 4000, 6000))
     far = rng.choice((200_000, 200_000, 2 * MS, 30 * MS))
     trips = tuple(rng.choice((200_000, far)) for _ in HOSTS)
     starts = tuple(rng.randrange(2 * SECOND) for _ in HOSTS)
@@ -111,7 +111,7 @@ def _ask(rng: random.Random, number: int) -> Ask:
     payload: Payload = rng.choice(("message", "message", "next", "next", "next", "again", "other", "ahead"))
     timeout = rng.choice((0.3, 1.0, 3.0))
     leaves = rng.randrange(int(timeout * SECOND)) if rng.random() < 0.05 else None
-    host = rng.choice((None, *HOSTS))
+    host = rng.choice((None, None, *HOSTS))
     return Ask(number, rng.randrange(SECONDS * SECOND), host, payload, timeout, leaves, rng.randrange(1 << 20))
 
 

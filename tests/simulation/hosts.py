@@ -54,12 +54,12 @@ class HostsLoop(Loop):
 
     def happens_to(self, process: Process | None, after_ns: int, event: Callable[[], object]) -> None:
         """As `happens`, in a process; None: in the world around them."""
-        run = event if process is None else partial(self._in_process, process, event)
+        run = event if process is None else partial(self.in_process, process, event)
         super().happens(after_ns, run)
 
     def readable(self, descriptor: object, read: Callable[[], object]) -> None:
         process = HOST.get()
-        super().readable(descriptor, read if process is None else partial(self._in_process, process, read))
+        super().readable(descriptor, read if process is None else partial(self.in_process, process, read))
 
     def may_run(self, handle: Any) -> bool:
         process: Process | None = handle._context.get(HOST)
@@ -69,9 +69,10 @@ class HostsLoop(Loop):
             process.held.append(partial(self._ready.append, handle))
         return False
 
-    def _in_process(self, process: Process, event: Callable[[], object]) -> None:
+    def in_process(self, process: Process, event: Callable[[], object]) -> None:
+        """Have an event of the world happen in a process now, or when it goes on."""
         if process.still and process.alive:
-            process.held.append(partial(self._in_process, process, event))
+            process.held.append(partial(self.in_process, process, event))
         elif process.alive:
             process.context.run(event)
 

@@ -40,6 +40,6 @@ class Network:
             elif process is None:
                 event()
             else:
-                self._loop.happens_to(process, 0, event)
+                self._loop.in_process(process, event)
 
         self._loop.happens_to(None, takes, come)
