@@ -30,6 +30,7 @@ from tests.simulation.hosts import HOST, HostsLoop, Process
 from tests.simulation.network import Network
 
 from hsmcore.errors import HsmError
+from hsmcore.fleet import rows
 from hsmcore.state import database as base
 from hsmcore.state import positions
 from hsmcore.state.database import BUSY_SECONDS, NOW, Database, migrate
@@ -83,6 +84,15 @@ class Bound(NamedTuple):
     position: int
     digest: str
     holder: str
+
+
+class Claimed(NamedTuple):
+    """An epoch that a commit has given to a process."""
+
+    at_ns: int
+    epoch: int
+    holder: str
+    host: str
 
 
 class Session:
@@ -212,6 +222,7 @@ class Server:
         """The row that transactions take turns with, that of the epoch; and the standby, for which commits wait."""
         self._silent = Session(Process("standby", 0), 0, 0)
         self.bound: list[Bound] = []
+        self.claimed: list[Claimed] = []
         self.tell: Callable[[str, str], None] = lambda _who, _what: None
         self.mute: set[str] = set()
         """The hosts to which the next confirmation of a COMMIT does not come."""
@@ -354,8 +365,8 @@ class Server:
                 yield from self.lock(session, "standby", shared=True)
             except _Warned as error:
                 warned = error
-        bound = self._write(changes, written)
-        self.bound += [Bound(self.clock.ns, *row) for row in bound]
+        self._write(changes, written)
+        self._note(changes)
         self.end(session)
         if session.process.host in self.mute:
             self.mute.discard(session.process.host)
@@ -365,17 +376,23 @@ class Server:
             raise warned
         return None
 
-    def _write(self, changes: Sequence[Change], written: Sequence[tuple[str, Any, bool]]) -> list[Any]:
-        raw, bound = self._memory.raw, list[Any]()
+    def _note(self, changes: Sequence[Change]) -> None:
+        now = self.clock.ns
+        for change in changes:
+            if change.statement is positions.BIND:
+                self.bound += [Bound(now, *(row[name] for name in Bound._fields[1:])) for row in change.values]
+            elif change.statement is rows._CLAIM:
+                self.claimed += [Claimed(now, row["epoch"], row["holder"], row["host"]) for row in change.values]
+
+    def _write(self, changes: Sequence[Change], written: Sequence[tuple[str, Any, bool]]) -> None:
+        raw = self._memory.raw
         if not changes and not written:
-            return bound
+            return
         raw.execute("BEGIN")
         try:
             for change in changes:
                 if self._memory.change(change) == 0 and change.required:
                     raise _Unmet
-                if change.statement is positions.BIND:
-                    bound += [tuple(row[name] for name in _BOUND) for row in change.values]
             for sql, values, many in written:
                 (raw.executemany if many else raw.execute)(sql, values)
         except sqlite3.IntegrityError as error:
@@ -385,7 +402,6 @@ class Server:
             raw.execute("ROLLBACK")
             raise
         raw.execute("COMMIT")
-        return bound
 
     def roll_back(self, session: Session) -> Job:
         self.end(session)
@@ -428,9 +444,6 @@ class Server:
         self.timeline += promoted
         if lost:
             self._memory.raw.deserialize(self._standby)
-
-
-_BOUND: Final = ("domain", "position", "digest", "holder")
 
 
 # ---- a host's side -------------------------------------------------------------------------------------------------

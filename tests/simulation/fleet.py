@@ -25,7 +25,7 @@ from tests.simulation.device import Device, Fault, Key, Ledger
 from tests.simulation.fleet_script import HOSTS, Ask, Doing, FleetScript
 from tests.simulation.hosts import HostsLoop, Process, bury
 from tests.simulation.journal import Lines, Log
-from tests.simulation.law import Facts, FleetFacts, HostAnswer, broken_by_fleet
+from tests.simulation.law import SHUT_NS, Facts, FleetFacts, HostAnswer, broken_by_fleet
 from tests.simulation.loop import Stuck
 from tests.simulation.network import Network
 from tests.simulation.script import MS
@@ -85,7 +85,7 @@ class Fleet:
             facts = Facts(script, self.ledger, keys)  # type: ignore[arg-type]  # the rules that ask for more are not for fleets
             device.tell, device.touched = self.tell, facts.touched
             self.hosts[name] = Host(name, device, facts)
-        self.facts = FleetFacts(script, [host.facts for host in self.hosts.values()], self.server.bound)
+        self.facts = FleetFacts(script, [host.facts for host in self.hosts.values()], self.server.bound, self.server.claimed)
         self.head = 0
         """The highest position that was published."""
         self.changing = False
@@ -173,8 +173,8 @@ class Fleet:
         said = f"{details['state']} of epoch {details['epoch']}{' by force' if details.get('forced') else ''}"
         reason = details["reason"]
         self.tell(process.name, f"{details['record'] or 'fleet'}: {said}{reason and f', {reason}'}")
-        if details["record"] == "fleet-claim":
-            self.facts.claims.append((self.clock.ns, details["epoch"], process.name, bool(details.get("forced"))))
+        if details.get("forced"):
+            self.facts.forced.add(details["epoch"])
 
     async def _end(self, host: Host) -> None:
         """End a process in order."""
@@ -184,9 +184,20 @@ class Fleet:
         self.tell(process.name, "closes")
         host.facts.closed_ns = self.clock.ns
         if manager is not None:
-            await self.loop.begin(process, manager.close())
+            over = self.loop.create_future()
+            process.ends.append(lambda: over.done() or over.set_result(None))
+            closing = self.loop.begin(process, manager.close())
+            closing.add_done_callback(lambda _: over.done() or over.set_result(None))
+            await over
+            if not process.alive:
+                return  # it was killed in between
+            await asyncio.sleep(SHUT_NS / SECOND)
             left = [task for task in asyncio.all_tasks(self.loop) if getattr(task, "process", None) is process]
-            self.facts.left["tasks"] = self.facts.left.get("tasks", 0) + len(left) - len(host.asked)
+            self.facts.left["tasks"] = self.facts.left.get("tasks", 0) + len(left)
+            if closing.exception() is not None:
+                self.facts.left[f"error of an end: {closing.exception()!r}"] = 1
+            if not process.alive:
+                return
         self.tell(process.name, "is closed")
         self._gone(host)
 

@@ -18,7 +18,7 @@ from tests.simulation.script import Script, position_of
 
 from hsmcore._native import verify
 from hsmcore.base.receipt import Receipt
-from hsmcore.errors import HsmError
+from hsmcore.errors import DoubleSign, HsmError, PolicyRefused
 from hsmcore.failover.bindings import BINDING_NS
 from hsmcore.failover.errors import AllLevelsLate
 
@@ -243,12 +243,14 @@ class FleetFacts:
     """Of each host alone. Their answers are HostAnswers."""
     bound: list[Any]
     """What was bound, in the order of commits: database.Bound."""
+    claimed: list[Any]
+    """Which epoch was claimed by which process, in the order of commits: database.Claimed."""
     doings: list[Any] = field(default_factory=list)
     """What went wrong, by the world's clock and the host that it met: fleet_script.Doing."""
     kills: list[tuple[int, str, bool]] = field(default_factory=list)
     """When which host was killed, and whether it held the epoch."""
-    claims: list[tuple[int, int, str, bool]] = field(default_factory=list)
-    """When which epoch was claimed, by which process, and whether by force."""
+    forced: set[int] = field(default_factory=set)
+    """The epochs that were claimed by force."""
     losses: list[tuple[int, int]] = field(default_factory=list)
     """What the database confirmed in these times, it lost at their end."""
     rows: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -266,6 +268,23 @@ class FleetFacts:
 
     def lost_between(self, earlier: int, later: int) -> bool:
         return any(earlier < ended and begun < later for begun, ended in self.losses)
+
+    @property
+    def takeover_ns(self) -> int:
+        """The longest that a takeover takes when nothing else goes wrong."""
+        ttl = self.script.ttl_ms * 1_000_000
+        patience = 2 * ttl if self.script.follows else 0
+        return int(ttl * 1.1 + ttl / 8 + patience + 20 * max(self.script.trip_ns) + SECOND / 5)
+
+    def over(self, doing: Any) -> int:
+        """When what goes wrong has no effect any more, but that another host has to take over: a thread waits so long
+        for an answer that does not come."""
+        waits = {"mute": 30 * SECOND, "part": 10 * SECOND, "alone": 12 * SECOND, "busy": 12 * SECOND}
+        return int(doing.at_ns + doing.lasts_ns + waits.get(doing.what, 3 * SECOND))
+
+    def is_calm(self, begin: int, end: int, but: int = -1) -> bool:
+        """Whether nothing goes wrong in a time. `but`: what goes wrong at that moment."""
+        return all(one.at_ns == but or one.at_ns > end or self.over(one) < begin for one in self.doings)
 
 
 def one_digest_of_all(facts: FleetFacts) -> Iterator[str]:
@@ -288,9 +307,86 @@ def bound_in_the_end(facts: FleetFacts) -> Iterator[str]:
             yield f"{one.process} released a payload at {one.position}, where the database has {found}"
 
 
+def binds_in_order(facts: FleetFacts) -> Iterator[str]:
+    """What is bound under an epoch is bound by one host, and before all that is bound under a later one: a bind is
+    before a claim or behind it, never across. Only a database that forgets a claim counts to its epoch again."""
+    latest: Any = None
+    holders: dict[int, Any] = {}
+    for one in facts.bound:
+        by, _, text = one.holder.rpartition("#")
+        epoch = int(text)
+        first = holders.setdefault(epoch, one)
+        if first.holder != one.holder and not facts.lost_between(first.at_ns, one.at_ns):
+            yield f"{one.holder} has bound {one.position} under the epoch of {first.holder}"
+        if latest is not None and epoch < latest[0] and not facts.lost_between(latest[1], one.at_ns):
+            yield f"{by} has bound {one.position} under epoch {epoch} after one under {latest[0]}"
+        latest = epoch, one.at_ns
+        holders[epoch] = one
+
+
+def one_hands_out(facts: FleetFacts) -> Iterator[str]:
+    """Nothing without a position is handed out under an epoch once another process has claimed a later one: the lease
+    was over before. By force, a claim waits for no lease; a process that stands still looks at its lease before it
+    stops; a database that forgets a claim lets the one before go on, once the forgotten lease is over."""
+    for one in facts.releases:
+        if one.position is not None or not one.epoch:
+            continue
+        stalls = next(host.stalls for host in facts.hosts if one in host.answers)
+        if any(one.begun_ns < to and at < one.ended_ns < to + AT_ONCE_NS for at, to in stalls):
+            continue
+        for claim in facts.claimed:
+            later = claim.epoch > one.epoch and claim.at_ns < one.ended_ns
+            if later and claim.epoch not in facts.forced and not facts.lost_between(claim.at_ns, one.ended_ns):
+                late = (one.ended_ns - claim.at_ns) / SECOND
+                yield f"{one.process} handed out under epoch {one.epoch} {late:.3f} s after {claim.host} claimed {claim.epoch}"
+                break
+
+
+def taken_over(facts: FleetFacts) -> Iterator[str]:
+    """When the holder is killed and nothing else goes wrong, another process claims the epoch after `ttlMs` and the
+    margin, and one look; hosts that are behind leave it to others for two `ttlMs` more."""
+    for at, host, held in facts.kills:
+        limit = facts.takeover_ns
+        if not held or not facts.is_calm(at - limit, at + limit, but=at) or at + limit > facts.closing_ns:
+            continue
+        if not any(at < claim.at_ns <= at + limit for claim in facts.claimed):
+            yield f"{host} was killed, and no host has claimed its epoch in {limit / SECOND:.3f} s"
+
+
+def served_by_holder(facts: FleetFacts) -> Iterator[str]:
+    """While nothing goes wrong, a holder signs what it is asked in time enough."""
+    for host in facts.hosts:
+        for one in host.answers:
+            assert isinstance(one, HostAnswer)
+            asked = one.state == "holder" and one.limit_ns >= SECOND and not one.killed
+            if not asked or one.released or one.result is None or one.ended_ns > facts.closing_ns:
+                continue
+            if isinstance(one.result, (DoubleSign, PolicyRefused)):
+                continue
+            if facts.is_calm(one.begun_ns - facts.takeover_ns, one.ended_ns):
+                yield f"call {one.intent} of {one.process}, which held, ended with {type(one.result).__name__}"
+
+
+def healed(facts: FleetFacts) -> Iterator[str]:
+    """Some time after all that goes wrong, a host holds the epoch, and signs the next block."""
+    ready = max((facts.over(one) for one in facts.doings), default=0) + 2 * facts.takeover_ns
+    asked = [one for host in facts.hosts for one in host.answers if ready < one.begun_ns < facts.closing_ns - 3 * SECOND]
+    blocks = [one for one in asked if isinstance(one, HostAnswer) and one.position is not None and one.limit_ns >= SECOND]
+    if len(blocks) > ENOUGH_BLOCKS and not any(one.released for one in blocks):
+        yield f"none of {len(blocks)} blocks was signed in the end: {blocks[-1].result!r}"
+
+
+AT_ONCE_NS: Final = SECOND // 10
+"""From the moment at which a process goes on to the answers that were under way."""
+ENOUGH_BLOCKS: Final = 3
 FLEET_RULES: Final[tuple[Callable[[FleetFacts], Iterator[str]], ...]] = (
     one_digest_of_all,
     bound_in_the_end,
+    binds_in_order,
+    one_hands_out,
+    taken_over,
+    served_by_holder,
+    healed,
 )
 OF_EACH_HOST: Final = (answered_once, told, genuine, honest, punctual)
 
@@ -298,7 +394,8 @@ OF_EACH_HOST: Final = (answered_once, told, genuine, honest, punctual)
 def broken_by_fleet(facts: FleetFacts) -> list[str]:
     """As `broken`, of a fleet."""
     alone = [f"{rule.__name__}: {what}" for host in facts.hosts for rule in OF_EACH_HOST for what in rule(host)]
-    return alone + [f"{rule.__name__}: {what}" for rule in FLEET_RULES for what in rule(facts)]
+    together = [f"{rule.__name__}: {what}" for rule in FLEET_RULES for what in rule(facts)]
+    return alone + together + [f"nothing_left: {count} {what} left" for what, count in facts.left.items() if count]
 
 
 RULES: Final[tuple[Callable[[Facts], Iterator[str]], ...]] = (

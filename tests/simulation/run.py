@@ -14,11 +14,13 @@ from typing import Any, Final
 from tests.simulation.fleet import Fleet
 from tests.simulation.fleet_script import FleetScript, fleet_script
 from tests.simulation.found import FOUND
-from tests.simulation.mutants import MUTANTS
+from tests.simulation.mutants import MUTANTS as OF_A_HOST
+from tests.simulation.mutants_fleet import FLEET_MUTANTS
 from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
+MUTANTS: Final = OF_A_HOST | FLEET_MUTANTS
 WORLDS: Final[dict[str, Callable[[int], Any]]] = {"host": host_script, "fleet": fleet_script, "found": FOUND.__getitem__}
 """What a seed means in each world."""
 _PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {Script: World, FleetScript: Fleet}
