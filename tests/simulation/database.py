@@ -224,6 +224,7 @@ class Server:
         self.bound: list[Bound] = []
         self.claimed: list[Claimed] = []
         self.tell: Callable[[str, str], None] = lambda _who, _what: None
+        self.on_claim: Callable[[Claimed], object] = lambda _claim: None
         self.mute: set[str] = set()
         """The hosts to which the next confirmation of a COMMIT does not come."""
         self._standby = self._memory.empty
@@ -382,7 +383,9 @@ class Server:
             if change.statement is positions.BIND:
                 self.bound += [Bound(now, *(row[name] for name in Bound._fields[1:])) for row in change.values]
             elif change.statement is rows._CLAIM:
-                self.claimed += [Claimed(now, row["epoch"], row["holder"], row["host"]) for row in change.values]
+                claims = [Claimed(now, row["epoch"], row["holder"], row["host"]) for row in change.values]
+                self.claimed += claims
+                self.on_claim(claims[0])
 
     def _write(self, changes: Sequence[Change], written: Sequence[tuple[str, Any, bool]]) -> None:
         raw = self._memory.raw

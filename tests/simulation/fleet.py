@@ -20,7 +20,7 @@ from typing import Any, Final
 from tests.simulation import clock, database, emergency, engine, requests, threads
 from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND, Clock
-from tests.simulation.database import Server, Session
+from tests.simulation.database import Claimed, Server, Session
 from tests.simulation.device import Device, Fault, Key, Ledger
 from tests.simulation.fleet_script import HOSTS, Ask, Doing, FleetScript
 from tests.simulation.hosts import HostsLoop, Process, bury
@@ -75,7 +75,7 @@ class Fleet:
         self.outcome = Outcome()
         self.network = Network(self.loop, dict(zip(HOSTS, script.trip_ns, strict=True)))
         self.server = Server(self.loop, self.network)
-        self.server.tell = self.tell
+        self.server.tell, self.server.on_claim = self.tell, self._claimed
         key = Key.of("first")
         keys = {"first": key.public_key}
         self.hosts: dict[str, Host] = {}
@@ -108,7 +108,7 @@ class Fleet:
             else:
                 self._note_the_end()
         if not self.outcome.broken:
-            self.outcome.broken = broken_by_fleet(self.facts)
+            self.outcome.broken = [what.replace(_PID, ":1") for what in broken_by_fleet(self.facts)]
         return self.outcome
 
     @contextmanager
@@ -175,6 +175,13 @@ class Fleet:
         self.tell(process.name, f"{details['record'] or 'fleet'}: {said}{reason and f', {reason}'}")
         if details.get("forced"):
             self.facts.forced.add(details["epoch"])
+
+    def _claimed(self, claim: Claimed) -> None:
+        for host in self.hosts.values():
+            fleet = None if host.manager is None else host.manager.fleet
+            if fleet is not None and fleet._machine.instance != claim.holder and fleet.lease.until > self.clock.ns:
+                left = fleet.lease.until - self.clock.ns
+                self.facts.leased.append((self.clock.ns, claim.epoch, claim.host, host.name, left))
 
     async def _end(self, host: Host) -> None:
         """End a process in order."""

@@ -15,7 +15,7 @@ SECONDS: Final = 60
 """Of a world, in which callers ask."""
 CALM: Final = 20
 """Seconds at the end in which nothing goes wrong."""
-MOST_DOINGS: Final = 8
+DOINGS_OF_A_WORLD: Final = (1, 1, 2, 3, 5, 8)
 ASKS: Final = 180
 Payload = Literal["message", "next", "again", "other", "ahead"]
 """What is asked for: a message without a position; a block at the position that follows; one that was signed, again;
@@ -86,7 +86,7 @@ class FleetScript:
 
 
 def fleet_script(seed: int) -> FleetScript:
-    """Three hosts for a minute: forty seconds in which up to eight things go wrong, and twenty in which nothing does."""
+    """Three hosts for a minute: forty seconds in which one to eight things go wrong, and twenty in which nothing does."""
     chance = Chance(seed)
     rng = chance.script
     ttl_ms = rng.choice((2000, 4000, 6000))
@@ -118,7 +118,7 @@ def _ask(rng: random.Random, number: int) -> Ask:
 def _doings(rng: random.Random, ttl: int) -> tuple[Doing, ...]:
     found = []
     until = (SECONDS - CALM) * SECOND
-    for _ in range(rng.randrange(MOST_DOINGS + 1)):
+    for _ in range(rng.choice(DOINGS_OF_A_WORLD)):
         what = rng.choices([*DOINGS], [*DOINGS.values()])[0]
         at = rng.randrange(3 * SECOND, until)
         lasts = min(int(ttl * rng.choice((0.1, 0.5, 1.0, 3.0)) * (0.5 + rng.random())), until - at)

@@ -251,6 +251,9 @@ class FleetFacts:
     """When which host was killed, and whether it held the epoch."""
     forced: set[int] = field(default_factory=set)
     """The epochs that were claimed by force."""
+    leased: list[tuple[int, int, str, str, int]] = field(default_factory=list)
+    """Leases that went on when a later epoch was claimed: when, which one, by which host; whose lease, and for how many
+    nanoseconds."""
     losses: list[tuple[int, int]] = field(default_factory=list)
     """What the database confirmed in these times, it lost at their end."""
     rows: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -342,6 +345,13 @@ def one_hands_out(facts: FleetFacts) -> Iterator[str]:
                 break
 
 
+def leases_apart(facts: FleetFacts) -> Iterator[str]:
+    """No other process has a lease when an epoch is claimed, whether it runs or stands still; but by force."""
+    for at, epoch, host, other, left in facts.leased:
+        if epoch not in facts.forced and not facts.lost_between(at - left, at + left):
+            yield f"{host} has claimed epoch {epoch} while {other} had a lease for {left / SECOND:.3f} s"
+
+
 def taken_over(facts: FleetFacts) -> Iterator[str]:
     """When the holder is killed and nothing else goes wrong, another process claims the epoch after `ttlMs` and the
     margin, and one look; hosts that are behind leave it to others for two `ttlMs` more."""
@@ -384,6 +394,7 @@ FLEET_RULES: Final[tuple[Callable[[FleetFacts], Iterator[str]], ...]] = (
     bound_in_the_end,
     binds_in_order,
     one_hands_out,
+    leases_apart,
     taken_over,
     served_by_holder,
     healed,

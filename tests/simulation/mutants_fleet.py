@@ -98,8 +98,8 @@ FLEET_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "unshared": (_unshared, "binds_in_order"),
     "unwitnessed": (_unwitnessed, "bound_in_the_end"),
     "reclaimed": (_reclaimed, "one_digest_of_all"),
-    "long-lease": (_long_lease, "one_hands_out"),
-    "impatient": (_impatient, "one_hands_out"),
+    "long-lease": (_long_lease, "leases_apart"),
+    "impatient": (_impatient, "leases_apart"),
     "idle": (_idle, "taken_over"),
     "forgets-one": (_forgets_one, "bound_in_the_end"),
 }

@@ -16,7 +16,8 @@ from tests.support.size import FULL, share
 
 from hsmcore._native import Engine
 
-WORLDS = ("host",)
+WORLDS = {"host": 400, "fleet": 40}
+"""How many of each are played."""
 MOST_SEEDS = 2000
 FOUND = 4
 """Worlds in found.py."""
@@ -48,7 +49,7 @@ def simulate(*arguments: str, module: str = "tests.simulation", **variables: str
 @pytest.mark.slow("each world is a key manager's life")
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_law_holds(world):
-    done = simulate("--world", world, "--seeds", f"1-{share(400)}")
+    done = simulate("--world", world, "--seeds", f"1-{share(WORLDS[world])}")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
