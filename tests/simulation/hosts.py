@@ -95,11 +95,12 @@ class HostsLoop(Loop):
 
     def kill(self, process: Process) -> None:
         """As SIGKILL: nothing of it runs any more."""
-        process.alive, process.still, process.held = False, False, []
+        process.alive, process.still = False, False
         left = [task for task in all_tasks(self) if getattr(task, "process", None) is process]
         process.tasks = sorted(left, key=lambda task: task.number)
         for task in left:
             task._log_destroy_pending = False
+        process.held = []
         for end in process.ends:
             end()
 
