@@ -353,9 +353,7 @@ class Server:
             yield name, shared
         return None
 
-    def commit(
-        self, session: Session, changes: Sequence[Change], written: Sequence[tuple[str, Any, bool]] = ()
-    ) -> Job:
+    def commit(self, session: Session, changes: Sequence[Change], written: Sequence[tuple[str, Any, bool]] = ()) -> Job:
         if not session.turn:
             raise _Refused("no transaction is open")
         if any(lock_of(change.statement) is not None for change in changes):
@@ -395,7 +393,7 @@ class Server:
         try:
             for change in changes:
                 if self._memory.change(change) == 0 and change.required:
-                    raise _Unmet
+                    raise _Unmet  # noqa: TRY301  # what was written is taken back below
             for sql, values, many in written:
                 (raw.executemany if many else raw.execute)(sql, values)
         except sqlite3.IntegrityError as error:
@@ -758,9 +756,7 @@ class Asker:
     async def ask(self, question: Question) -> Sequence[Sequence[Any]]:
         async with self._one:
             try:
-                found: Sequence[Sequence[Any]] = await asyncio.wrap_future(
-                    self._thread.submit(self._asked, question)
-                )
+                found: Sequence[Sequence[Any]] = await asyncio.wrap_future(self._thread.submit(self._asked, question))
             except BaseException:
                 self._link.close()
                 raise

@@ -85,7 +85,9 @@ class Fleet:
             facts = Facts(script, self.ledger, keys)  # type: ignore[arg-type]  # the rules that ask for more are not for fleets
             device.tell, device.touched = self.tell, facts.touched
             self.hosts[name] = Host(name, device, facts)
-        self.facts = FleetFacts(script, [host.facts for host in self.hosts.values()], self.server.bound, self.server.claimed)
+        self.facts = FleetFacts(
+            script, {name: host.facts for name, host in self.hosts.items()}, self.server.bound, self.server.claimed
+        )
         self.head = 0
         """The highest position that was published."""
         self.changing = False
@@ -220,12 +222,12 @@ class Fleet:
 
     def _note_the_end(self) -> None:
         facts = self.facts
-        facts.left["tasks"] = facts.left.get("tasks", 0) + len(asyncio.all_tasks(self.loop)) - sum(
-            len(process.tasks) for process in self.processes
-        )
+        corpses = sum(len(process.tasks) for process in self.processes)
+        facts.left["tasks of the world"] = len(asyncio.all_tasks(self.loop)) - corpses
         facts.left["errors that no one took"] = len(self.loop.failures)
         facts.left["transactions"] = sum(bool(one.turn) for one in self.server.sessions)
-        facts.rows = {(row[0], row[1]): row[2] for row in self.server.rows("SELECT domain, position, digest FROM bound")}
+        bound = self.server.rows("SELECT domain, position, digest FROM bound")
+        facts.rows = {(domain, position): digest for domain, position, digest in bound}
         facts.floors = dict(self.server.rows("SELECT name, floor FROM watermark"))
 
     # ---- what goes wrong -------------------------------------------------------------------------------------------

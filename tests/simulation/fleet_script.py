@@ -1,4 +1,4 @@
-"""What a seed means for a fleet: how its hosts and its database are, what goes wrong, what callers ask for. Data only."""
+"""What a seed means for a fleet: its hosts and its database, what goes wrong, what callers ask for. Data only."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class FleetScript:
 
 
 def fleet_script(seed: int) -> FleetScript:
-    """Three hosts for a minute: forty seconds in which one to eight things go wrong, and twenty in which nothing does."""
+    """Three hosts for a minute: in forty seconds one to eight things go wrong, in the last twenty nothing does."""
     chance = Chance(seed)
     rng = chance.script
     ttl_ms = rng.choice((2000, 4000, 6000))

@@ -239,8 +239,8 @@ class FleetFacts:
     """What happened in a fleet."""
 
     script: Any
-    hosts: list[Facts]
-    """Of each host alone. Their answers are HostAnswers."""
+    hosts: dict[str, Facts]
+    """Of each host alone, by its name. Their answers are HostAnswers."""
     bound: list[Any]
     """What was bound, in the order of commits: database.Bound."""
     claimed: list[Any]
@@ -263,11 +263,13 @@ class FleetFacts:
     left: dict[str, int] = field(default_factory=dict)
 
     @property
+    def answers(self) -> list[HostAnswer]:
+        return [one for facts in self.hosts.values() for one in facts.answers if isinstance(one, HostAnswer)]
+
+    @property
     def releases(self) -> list[HostAnswer]:
         """Signatures that callers got, in their order."""
-        answers = [one for facts in self.hosts for one in facts.answers]
-        found = [one for one in answers if isinstance(one, HostAnswer) and one.released]
-        return sorted(found, key=lambda one: one.ended_ns)
+        return sorted((one for one in self.answers if one.released), key=lambda one: one.ended_ns)
 
     def lost_between(self, earlier: int, later: int) -> bool:
         return any(earlier < ended and begun < later for begun, ended in self.losses)
@@ -291,7 +293,7 @@ class FleetFacts:
 
 
 def one_digest_of_all(facts: FleetFacts) -> Iterator[str]:
-    """At each position, signatures of one payload at most are released, whoever holds the epoch and whatever is lost."""
+    """At each position, signatures of one payload at most are released, whoever holds and whatever is lost."""
     released: dict[int, HostAnswer] = {}
     for one in facts.releases:
         if one.position is not None and released.setdefault(one.position, one).message != one.message:
@@ -334,14 +336,14 @@ def one_hands_out(facts: FleetFacts) -> Iterator[str]:
     for one in facts.releases:
         if one.position is not None or not one.epoch:
             continue
-        stalls = next(host.stalls for host in facts.hosts if one in host.answers)
+        stalls = facts.hosts[one.host].stalls
         if any(one.begun_ns < to and at < one.ended_ns < to + AT_ONCE_NS for at, to in stalls):
             continue
         for claim in facts.claimed:
             later = claim.epoch > one.epoch and claim.at_ns < one.ended_ns
             if later and claim.epoch not in facts.forced and not facts.lost_between(claim.at_ns, one.ended_ns):
                 late = (one.ended_ns - claim.at_ns) / SECOND
-                yield f"{one.process} handed out under epoch {one.epoch} {late:.3f} s after {claim.host} claimed {claim.epoch}"
+                yield f"{one.process} handed out under {one.epoch}, {late:.3f} s after {claim.epoch} was claimed"
                 break
 
 
@@ -365,23 +367,21 @@ def taken_over(facts: FleetFacts) -> Iterator[str]:
 
 def served_by_holder(facts: FleetFacts) -> Iterator[str]:
     """While nothing goes wrong, a holder signs what it is asked in time enough."""
-    for host in facts.hosts:
-        for one in host.answers:
-            assert isinstance(one, HostAnswer)
-            asked = one.state == "holder" and one.limit_ns >= SECOND and not one.killed
-            if not asked or one.released or one.result is None or one.ended_ns > facts.closing_ns:
-                continue
-            if isinstance(one.result, (DoubleSign, PolicyRefused)):
-                continue
-            if facts.is_calm(one.begun_ns - facts.takeover_ns, one.ended_ns):
-                yield f"call {one.intent} of {one.process}, which held, ended with {type(one.result).__name__}"
+    for one in facts.answers:
+        asked = one.state == "holder" and one.limit_ns >= SECOND and not one.killed
+        if not asked or one.released or one.result is None or one.ended_ns > facts.closing_ns:
+            continue
+        if isinstance(one.result, (DoubleSign, PolicyRefused)):
+            continue
+        if facts.is_calm(one.begun_ns - facts.takeover_ns, one.ended_ns):
+            yield f"call {one.intent} of {one.process}, which held, ended with {type(one.result).__name__}"
 
 
 def healed(facts: FleetFacts) -> Iterator[str]:
     """Some time after all that goes wrong, a host holds the epoch, and signs the next block."""
     ready = max((facts.over(one) for one in facts.doings), default=0) + 2 * facts.takeover_ns
-    asked = [one for host in facts.hosts for one in host.answers if ready < one.begun_ns < facts.closing_ns - 3 * SECOND]
-    blocks = [one for one in asked if isinstance(one, HostAnswer) and one.position is not None and one.limit_ns >= SECOND]
+    asked = [one for one in facts.answers if ready < one.begun_ns < facts.closing_ns - 3 * SECOND]
+    blocks = [one for one in asked if one.position is not None and one.limit_ns >= SECOND]
     if len(blocks) > ENOUGH_BLOCKS and not any(one.released for one in blocks):
         yield f"none of {len(blocks)} blocks was signed in the end: {blocks[-1].result!r}"
 
@@ -404,7 +404,9 @@ OF_EACH_HOST: Final = (answered_once, told, genuine, honest, punctual)
 
 def broken_by_fleet(facts: FleetFacts) -> list[str]:
     """As `broken`, of a fleet."""
-    alone = [f"{rule.__name__}: {what}" for host in facts.hosts for rule in OF_EACH_HOST for what in rule(host)]
+    alone = [
+        f"{rule.__name__}: {what}" for host in facts.hosts.values() for rule in OF_EACH_HOST for what in rule(host)
+    ]
     together = [f"{rule.__name__}: {what}" for rule in FLEET_RULES for what in rule(facts)]
     return alone + together + [f"nothing_left: {count} {what} left" for what, count in facts.left.items() if count]
 

@@ -83,14 +83,25 @@ def _idle() -> None:
     Machine.free_at = late
 
 
-def _forgets_one() -> None:
-    """What the database lacks is put back but for the newest of it."""
-    put_back = Witness._put_back
+def _kept_open() -> None:
+    """An incident is answered, and its host goes on as if it was not."""
 
-    def less(self: Witness, connection: Any, *, number: int | None, rows: Any) -> Any:
-        return put_back(self, connection, number=number, rows=rows[:-1])
+    async def unanswered(_self: Witness, _number: int, _compared: Any) -> None:
+        pass
 
-    Witness._put_back = less
+    Witness._answer = unanswered
+
+
+def _held_late() -> None:
+    """A holder that the database does not answer gives its epoch up in its own time, and hands out until then."""
+    saw = Machine.saw
+
+    def keeps(self: Machine, row: Any, now: int) -> None:
+        until = self.until
+        saw(self, row, now)
+        self.until = max(self.until, until)
+
+    Machine.saw = keeps
 
 
 FLEET_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
@@ -101,5 +112,6 @@ FLEET_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "long-lease": (_long_lease, "leases_apart"),
     "impatient": (_impatient, "leases_apart"),
     "idle": (_idle, "taken_over"),
-    "forgets-one": (_forgets_one, "bound_in_the_end"),
+    "kept-open": (_kept_open, "healed"),
+    "held-late": (_held_late, "leases_apart"),
 }

@@ -21,7 +21,11 @@ from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
 MUTANTS: Final = OF_A_HOST | FLEET_MUTANTS
-WORLDS: Final[dict[str, Callable[[int], Any]]] = {"host": host_script, "fleet": fleet_script, "found": FOUND.__getitem__}
+WORLDS: Final[dict[str, Callable[[int], Any]]] = {
+    "host": host_script,
+    "fleet": fleet_script,
+    "found": FOUND.__getitem__,
+}
 """What a seed means in each world."""
 _PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {Script: World, FleetScript: Fleet}
 """What plays a script of a kind: it has `run`, which returns an Outcome."""
