@@ -22,7 +22,7 @@ from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND, Clock
 from tests.simulation.database import Claimed, Server, Session
 from tests.simulation.device import Device, Fault, Key, Ledger
-from tests.simulation.fleet_script import HOSTS, Ask, Doing, FleetScript
+from tests.simulation.fleet_script import ASKS, HOSTS, Ask, Doing, FleetScript
 from tests.simulation.hosts import HostsLoop, Process, bury
 from tests.simulation.journal import Lines, Log
 from tests.simulation.law import SHUT_NS, Facts, FleetFacts, HostAnswer, broken_by_fleet
@@ -32,13 +32,14 @@ from tests.simulation.script import MS
 from tests.simulation.world import Outcome, folder
 
 from hsmcore.config import load
-from hsmcore.errors import DoubleSign, HsmError
+from hsmcore.errors import DoubleSign, HsmError, PolicyRefused
 from hsmcore.manager.key_manager import KeyManager
 
 CHAIN: Final = "default/block"
 _HEAD: Final = b"\xffhsmcore\x01\x01\x07default"
 _PID: Final = f":{os.getpid()}"
 _DEVICE_NS: Final = 300_000
+FAR: Final = 40
 _RETRY: Final = 0.5
 """Seconds from a start that failed to the next one."""
 _SPREAD_NS: Final = 400 * MS
@@ -360,6 +361,22 @@ class Fleet:
         if host.manager is not None and host.process is not None:
             self.loop.begin(host.process, self._ordered(host.manager, "claim", force=True, reason="the script says so"))
 
+    def _late(self, host: Host, lasts: int, rng: random.Random) -> None:
+        """Binds are held when they have read who holds the epoch, while another host claims it by force, and binds.
+        Only what they have locked keeps the claim from coming before their end: their position is so far ahead that no
+        row of the other one is in its way."""
+        del lasts
+        other = self.hosts[rng.choice([name for name in HOSTS if name != host.name])]
+        number = ASKS + rng.randrange(1 << 30) * 8
+        for at in range(2):
+            self._ask(Ask(number + at, 0, host.name, "far", 3.0, dice=at))
+        held = rng.randrange(200 * MS, 900 * MS)
+        self._later(rng.randrange(4 * MS), self.network.hold, host.name, ("replies",), self.clock.ns + held)
+        self._later(rng.randrange(20 * MS), self._claim, other, 0, rng)
+        for at in range(2, 6):
+            ask = Ask(number + at, 0, other.name, "next", 1.0)
+            self._later(rng.randrange(held), self._ask, ask)
+
     def _release(self, host: Host, lasts: int, rng: random.Random) -> None:
         del lasts, rng
         if host.manager is not None and host.process is not None:
@@ -419,6 +436,8 @@ class Fleet:
             position = max(self.head - ask.dice % 4, 1)
         elif ask.payload == "ahead":
             position += 1 + ask.dice % 8
+        elif ask.payload == "far":
+            position += FAR + ask.dice
         content = f"{host.name} {ask.number}".encode()
         return _HEAD + position.to_bytes(8) + hashlib.sha256(content).digest(), position
 
@@ -430,8 +449,8 @@ class Fleet:
             answer.result = await manager.sign(answer.message, ask.timeout)
         except Exception as error:  # noqa: BLE001  # the law says which may come
             answer.result = error
-            if isinstance(error, DoubleSign) and answer.position is not None:
-                self.head = max(self.head, answer.position)
+            if isinstance(error, (DoubleSign, PolicyRefused)):  # what is bound and not published is passed over
+                self.head = max(self.head, *(high for (high,) in self.server.rows("SELECT high FROM watermark")))
         self._ended(host, answer)
         answer.epoch = machine.epoch or held
         where = "" if answer.position is None else f" at {answer.position}"
@@ -470,6 +489,7 @@ _DOES: Final = {
     "release": Fleet._release,
     "busy": Fleet._busy,
     "alone": Fleet._alone,
+    "late": Fleet._late,
 }
 
 

@@ -17,16 +17,16 @@ CALM: Final = 20
 """Seconds at the end in which nothing goes wrong."""
 DOINGS_OF_A_WORLD: Final = (1, 1, 2, 3, 5, 8)
 ASKS: Final = 180
-Payload = Literal["message", "next", "again", "other", "ahead"]
+Payload = Literal["message", "next", "again", "other", "ahead", "far"]
 """What is asked for: a message without a position; a block at the position that follows; one that was signed, again;
-another one at a position that is taken; one further on."""
+another one at a position that is taken; one further on, or far ahead of all."""
 What = Literal[
     "kill", "stall", "end", "part", "slow", "cut", "mute", "bounce", "fail over", "lose", "device", "clock", "claim",
-    "release", "busy", "alone",
+    "release", "busy", "alone", "late",
 ]  # fmt: skip
 DOINGS: Final[dict[What, int]] = {
     "kill": 4, "stall": 4, "end": 2, "part": 4, "slow": 2, "cut": 2, "mute": 3, "bounce": 1, "fail over": 1,
-    "lose": 2, "device": 2, "clock": 1, "claim": 2, "release": 1, "busy": 2, "alone": 2,
+    "lose": 2, "device": 2, "clock": 1, "claim": 2, "release": 1, "busy": 2, "alone": 2, "late": 3,
 }  # fmt: skip
 """What goes wrong, with weights."""
 
