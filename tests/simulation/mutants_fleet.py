@@ -92,16 +92,15 @@ def _kept_open() -> None:
     Witness._answer = unanswered
 
 
-def _held_late() -> None:
-    """A holder that the database does not answer gives its epoch up in its own time, and hands out until then."""
-    saw = Machine.saw
+def _shy() -> None:
+    """A lease is over before its next renewal."""
+    renewed = Machine.renewed
 
-    def keeps(self: Machine, row: Any, now: int) -> None:
-        until = self.until
-        saw(self, row, now)
-        self.until = max(self.until, until)
+    def short(self: Machine, row: Any, began: int, now: int) -> None:
+        renewed(self, row, began, now)
+        self.until = min(self.until, began + self.ttl // 8)
 
-    Machine.saw = keeps
+    Machine.renewed = short
 
 
 FLEET_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
@@ -113,5 +112,5 @@ FLEET_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "impatient": (_impatient, "leases_apart"),
     "idle": (_idle, "taken_over"),
     "kept-open": (_kept_open, "healed"),
-    "held-late": (_held_late, "leases_apart"),
+    "shy": (_shy, "served_by_holder"),
 }

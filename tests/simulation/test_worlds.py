@@ -16,7 +16,7 @@ from tests.support.size import FULL, share
 
 from hsmcore._native import Engine
 
-WORLDS = {"host": 400, "fleet": 40}
+WORLDS = {"host": 400, "fleet": 120}
 """How many of each are played."""
 MOST_SEEDS = 2000
 FOUND = 4
@@ -32,6 +32,7 @@ MUTANTS = (
     "gives-up",
     "deaf",
 )
+FLEET_MUTANTS = ("unfenced", "unwitnessed", "reclaimed", "long-lease", "impatient", "kept-open", "shy")
 
 
 def simulate(*arguments: str, module: str = "tests.simulation", **variables: str) -> subprocess.CompletedProcess[str]:
@@ -71,6 +72,14 @@ def test_what_was_found_stays_found():
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_fault_that_is_put_back_is_seen(mutant):
     done = simulate("--mutant", mutant, "--seeds", f"1-{MOST_SEEDS}")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "seed" in done.stdout
+
+
+@pytest.mark.slow("some are seen late")
+@pytest.mark.parametrize("mutant", FLEET_MUTANTS)
+def test_a_fault_of_a_fleet_that_is_put_back_is_seen(mutant):
+    done = simulate("--world", "fleet", "--mutant", mutant, "--seeds", f"1-{MOST_SEEDS}")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "seed" in done.stdout
 
