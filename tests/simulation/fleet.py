@@ -368,10 +368,10 @@ class Fleet:
         del lasts
         other = self.hosts[rng.choice([name for name in HOSTS if name != host.name])]
         number = ASKS + rng.randrange(1 << 30) * 8
+        held = rng.randrange(200 * MS, 900 * MS)
+        self.network.hold(host.name, ("replies",), self.clock.ns + held)
         for at in range(2):
             self._ask(Ask(number + at, 0, host.name, "far", 3.0, dice=at))
-        held = rng.randrange(200 * MS, 900 * MS)
-        self._later(rng.randrange(4 * MS), self.network.hold, host.name, ("replies",), self.clock.ns + held)
         self._later(rng.randrange(20 * MS), self._claim, other, 0, rng)
         for at in range(2, 6):
             ask = Ask(number + at, 0, other.name, "next", 1.0)

@@ -32,7 +32,17 @@ MUTANTS = (
     "gives-up",
     "deaf",
 )
-FLEET_MUTANTS = ("unfenced", "unwitnessed", "reclaimed", "long-lease", "impatient", "kept-open", "shy")
+FLEET_MUTANTS = (
+    "unfenced",
+    "unwitnessed",
+    "reclaimed",
+    "long-lease",
+    "impatient",
+    "kept-open",
+    "shy",
+    "unshared",
+    "idle",
+)
 
 
 def simulate(*arguments: str, module: str = "tests.simulation", **variables: str) -> subprocess.CompletedProcess[str]:
