@@ -35,7 +35,7 @@ from hsmcore.state import database as base
 from hsmcore.state import positions
 from hsmcore.state.database import BUSY_SECONDS, NOW, Database, migrate
 from hsmcore.state.errors import RowInvalid, StoreError, StoreUnknown
-from hsmcore.state.exchange import AGAIN, CHANGED, Asking, Change, Question, one_by_one
+from hsmcore.state.exchange import AGAIN, CHANGED, Asking, Change, Question
 from hsmcore.state.postgres.database import HINT, ROLE_SECONDS, schema_name
 from hsmcore.state.postgres.link import ANSWER_SECONDS, IDLE_MS
 from hsmcore.state.postgres.roles import RolesSeen, row_role
@@ -800,4 +800,3 @@ def install() -> None:
         return servers[0].wall_ns if servers and memory().connection.in_transaction() else real.time_ns()
 
     base.time = SimpleNamespace(time=real.time, time_ns=wall)  # type: ignore[assignment]
-    assert one_by_one is not None
