@@ -1,7 +1,7 @@
 """A fleet: three hosts, each a real KeyManager with a device of its own, before one database; their callers; what goes
 wrong; and what happened.
 
-Read fleet_script.py first, then this, then database.py.
+Read fleet_script.py first, then this, then server.py and database.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from tests.simulation import clock, database, emergency, engine, requests, threads
+from tests.simulation import clock, emergency, engine, requests, server, threads
 from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND, Clock
-from tests.simulation.database import Claimed, Server, Session
 from tests.simulation.device import Device, Fault, Key, Ledger
 from tests.simulation.fleet_script import ASKS, HOSTS, Ask, Doing, FleetScript
 from tests.simulation.hosts import HostsLoop, Process, bury
@@ -29,6 +28,7 @@ from tests.simulation.law import SHUT_NS, Facts, FleetFacts, HostAnswer, broken_
 from tests.simulation.loop import Stuck
 from tests.simulation.network import Network
 from tests.simulation.script import MS
+from tests.simulation.server import Claimed, Server, Session
 from tests.simulation.world import Outcome, folder
 
 from hsmcore.config import load
@@ -118,12 +118,12 @@ class Fleet:
     def _running(self) -> Iterator[None]:
         clock.run(self.clock)
         threads.worlds[:] = [self.loop]
-        database.servers[:] = [self.server]
+        server.servers[:] = [self.server]
         try:
             yield
         finally:
             threads.worlds.clear()
-            database.servers.clear()
+            server.servers.clear()
             clock.rest()
             for process in self.processes:
                 self.loop.kill(process)

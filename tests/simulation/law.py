@@ -242,9 +242,9 @@ class FleetFacts:
     hosts: dict[str, Facts]
     """Of each host alone, by its name. Their answers are HostAnswers."""
     bound: list[Any]
-    """What was bound, in the order of commits: database.Bound."""
+    """What was bound, in the order of commits: server.Bound."""
     claimed: list[Any]
-    """Which epoch was claimed by which process, in the order of commits: database.Claimed."""
+    """Which epoch was claimed by which process, in the order of commits: server.Claimed."""
     doings: list[Any] = field(default_factory=list)
     """What went wrong, by the world's clock and the host that it met: fleet_script.Doing."""
     kills: list[tuple[int, str, bool]] = field(default_factory=list)
