@@ -56,7 +56,7 @@ class Host:
         self.lines = Lines()
         self.process: Process | None = None
         self.manager: KeyManager | None = None
-        self.lives = 0
+        self.lives, self.ending = 0, False
         self.released: dict[int, bytes] = {}
         """The blocks that it has signed, by position."""
         self.asked: dict[int, HostAnswer] = {}
@@ -81,6 +81,7 @@ class Fleet:
         keys = {"first": key.public_key}
         self.hosts: dict[str, Host] = {}
         self.processes: list[Process] = []
+        self.killed: list[Process] = []
         for name in HOSTS:
             device = Device(f"{name}0", [key], _DEVICE_NS, self.chance, self.clock, self.ledger)
             facts = Facts(script, self.ledger, keys)  # type: ignore[arg-type]  # the rules that ask for more are not for fleets
@@ -252,6 +253,7 @@ class Fleet:
         del rng
         if host.process is not None:
             self.tell(host.process.name, "is killed")
+            self.killed.append(host.process)
             self.facts.kills.append((self.clock.ns, host.name, self.server.holder[2] == host.name))
             self._gone(host)
             self._later(lasts, self._start, host)
@@ -272,12 +274,16 @@ class Fleet:
 
     def _restart_in_order(self, host: Host, lasts: int, rng: random.Random) -> None:
         del rng
-        if host.process is not None and host.manager is not None and not host.process.still:
+        if host.process is not None and host.manager is not None and not host.process.still and not host.ending:
+            host.ending = True
             self.loop.create_task(self._ends_and_starts(host, lasts))
 
     async def _ends_and_starts(self, host: Host, lasts: int) -> None:
+        process = host.process
         await self._end(host)
-        self._later(lasts, self._start, host)
+        host.ending = False
+        if host.process is None and process not in self.killed:
+            self._later(lasts, self._start, host)
 
     def _part(self, host: Host, lasts: int, rng: random.Random) -> None:
         both: list[tuple[Any, ...]] = [("requests", "replies"), ("requests",), ("replies",)]

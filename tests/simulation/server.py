@@ -263,10 +263,13 @@ class Server:
             name, shared = wanted
             lock = self.locks[name]
             lock.queue.append((session, shared))
-            busy = partial(self._step, session, job, Refused("canceling statement due to lock timeout"))
             if name != "standby":
-                self.loop.happens_to(None, _BUSY_NS, lambda: self._waits_for(session, lock) and busy())
+                self.loop.happens_to(None, _BUSY_NS, partial(self._too_long, session, job, lock))
             self._grant(lock)
+
+    def _too_long(self, session: Session, job: Job, lock: _Lock) -> None:
+        if session.job is job and self._waits_for(session, lock):  # and not for another transaction by now
+            self._step(session, job, Refused("canceling statement due to lock timeout"))
 
     def _waits_for(self, session: Session, lock: _Lock) -> bool:
         found = any(one is session for one, _ in lock.queue)
