@@ -31,15 +31,19 @@ def install() -> None:
     import hsmcore._native as native
 
     native.Engine, native.Guest, native.Routes = Engine, Guest, Routes
+    from tests.simulation.lease import Lease
+
+    native.Lease = Lease
     from tests.simulation import emergency
 
     emergency.install()
-    from tests.simulation import control, network
+    from tests.simulation import control, database, network
 
     from hsmcore.base import steady
 
     steady._boot = clock.boot_name
     control.install()
+    database.install()
     network.install()
     _keep_compiled_statements()
     _keep_schema()

@@ -4,7 +4,7 @@ Each rule is a function of what happened (`Facts`) that yields what breaks it. W
 manager; it *begins* and *ends*, with a signature, an error, or the caller's leaving. A *device* signs; the ledger knows
 each signature that exists, also those that no caller got.
 
-Rules of worlds of one kind: law_disk.py, law_gateway.py, law_levels.py.
+Rules of worlds of one kind: law_levels.py, law_fleet.py, law_disk.py, law_gateway.py.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 from tests.simulation.disk_script import DiskScript, disk_script
 from tests.simulation.disk_world import DiskWorld
+from tests.simulation.fleet import Fleet
+from tests.simulation.fleet_script import FleetScript, fleet_script
 from tests.simulation.found import FOUND
 from tests.simulation.gateway import GatewayWorld
 from tests.simulation.gateway_found import FOUND as GATEWAY_FOUND
@@ -21,16 +23,18 @@ from tests.simulation.levels import LevelsWorld
 from tests.simulation.levels_script import Week, levels_script
 from tests.simulation.mutants import MUTANTS as HOST_MUTANTS
 from tests.simulation.mutants_disk import MUTANTS as DISK_MUTANTS
+from tests.simulation.mutants_fleet import FLEET_MUTANTS
 from tests.simulation.mutants_gateway import MUTANTS as GATEWAY_MUTANTS
 from tests.simulation.mutants_levels import MUTANTS as LEVELS_MUTANTS
 from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
-MUTANTS: Final = HOST_MUTANTS | LEVELS_MUTANTS | DISK_MUTANTS | GATEWAY_MUTANTS
+MUTANTS: Final = HOST_MUTANTS | LEVELS_MUTANTS | FLEET_MUTANTS | DISK_MUTANTS | GATEWAY_MUTANTS
 WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "host": host_script,
     "levels": levels_script,
+    "fleet": fleet_script,
     "disk": disk_script,
     "gateway": gateway_script,
     "operator": operator_script,
@@ -41,6 +45,7 @@ WORLDS: Final[dict[str, Callable[[int], Any]]] = {
 _PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {
     Script: World,
     Week: LevelsWorld,
+    FleetScript: Fleet,
     DiskScript: DiskWorld,
     GatewayScript: GatewayWorld,
 }
@@ -48,6 +53,7 @@ _PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {
 _QUIET: Final[dict[type, Callable[[], Any]]] = {
     Script: lambda: replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=()),
     Week: lambda: replace(levels_script(0), moments=(), faults=(), troubles=()),
+    FleetScript: lambda: fleet_script(0).without(doings=(), asks=(), seconds=5),
     DiskScript: lambda: replace(disk_script(0), asked=(), faults=(), disk_faults=(), commands=()),
     GatewayScript: lambda: replace(
         gateway_script(0), intents=(), faults=(), stalls=(), net=(), neighbours=(), restarts=(), leaves=(), reloads=()

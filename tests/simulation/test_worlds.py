@@ -16,7 +16,7 @@ from tests.support.size import FULL, each, share
 
 from hsmcore._native import Engine
 
-WORLDS = {"host": 400, "levels": 80, "disk": 100, "gateway": 80, "operator": 40}
+WORLDS = {"host": 400, "levels": 80, "fleet": 120, "disk": 100, "gateway": 80, "operator": 40}
 """Seeds of each: as many as twenty seconds allow."""
 FOUND = {"found": 4, "gateway-found": 1}
 """How many worlds are in found.py and the like."""
@@ -27,6 +27,10 @@ MUTANTS = {
         *("dishonest", "no-weight", "gives-up", "deaf"),
     ),
     "levels": ("unasked", "unannounced", "no-overlap", "not-taken-up"),
+    "fleet": (
+        *("unfenced", "shy", "unwitnessed", "unshared", "reclaimed", "long-lease", "impatient", "kept-open"),
+        *("idle",),
+    ),
     "disk": (
         *("replaced-unsynced", "positions-after", "store-unsynced", "released-early", "lines-unsynced"),
         *("bindings-forgotten", "trusts-older", "entry-unsynced", "history-unsynced"),

@@ -1,0 +1,394 @@
+"""`ServerDatabase` over a simulated server (server.py), in Python: what Store, roles and the strict check ask of the
+class of this name in hsmcore.state.postgres.database. A network stands between (network.py).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from contextlib import AbstractAsyncContextManager, contextmanager
+from functools import partial
+from inspect import isgenerator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import Connection
+from tests.simulation.clock import SECOND
+from tests.simulation.hosts import HOST, Process
+from tests.simulation.server import Job, Lost, Refused, Server, Session, Unmet, Warned, memory, servers
+
+from hsmcore.errors import HsmError
+from hsmcore.state import database as base
+from hsmcore.state.database import Database
+from hsmcore.state.errors import RowInvalid, StoreError, StoreUnknown
+from hsmcore.state.exchange import AGAIN, CHANGED, Asking, Question
+from hsmcore.state.postgres.database import HINT, ROLE_SECONDS, schema_name
+from hsmcore.state.postgres.link import ANSWER_SECONDS
+from hsmcore.state.postgres.roles import RolesSeen, row_role
+
+ANSWER_NS: Final = int(ANSWER_SECONDS * SECOND)
+UNHEARD_NS: Final = 10 * SECOND
+"""After which the kernel gives up a connection whose bytes no one confirms: tcp_user_timeout of url.py."""
+_DIAL_NS: Final = 5 * SECOND
+
+
+class Blocked(Exception):
+    """A statement waits for a lock."""
+
+    def __init__(self, shared: bool) -> None:
+        self.shared = shared
+
+
+class _Message(NamedTuple):
+    """What a thread sends and waits for. `session`: None to connect."""
+
+    session: Session | None
+    job: Callable[[], Job] | None
+    patience_ns: int = ANSWER_NS
+
+
+Steps = Generator[_Message, Any, Any]
+
+
+class LinkThread(Executor):
+    """The thread of a store: each call of it may wait for the server, in steps, and the next begins behind it."""
+
+    def __init__(self, server: Server, process: Process) -> None:
+        self._server, self._process = server, process
+        self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._running: tuple[Future[Any], Steps] | None = None
+        self._number = 0
+        self._until_ns, self._watched = 0, False
+        self._sent_on: Session | None = None
+        """Of the message that is under way: until when its answer is waited for, and on which connection."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        answer: Future[Any] = Future()
+        self._waiting.append((answer, partial(fn, *args, **kwargs)))
+        if servers:
+            self._server.loop.happens_to(self._process, self._server.chance.time.randrange(60_000), self._begin)
+        else:
+            self._begin()
+        return answer
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        del wait, cancel_futures
+
+    def _begin(self) -> None:
+        while self._running is None and self._waiting:
+            answer, work = self._waiting.popleft()
+            if not answer.set_running_or_notify_cancel():
+                continue
+            try:
+                with _no_loop():
+                    result = work()
+            except BaseException as error:  # noqa: BLE001  # it is its caller's
+                answer.set_exception(error)
+                continue
+            if not isgenerator(result):
+                answer.set_result(result)
+                continue
+            self._running = answer, result
+            self._go_on(None)
+
+    def _go_on(self, told: Any) -> None:
+        assert self._running is not None
+        answer, steps = self._running
+        try:
+            with _no_loop():
+                message = steps.throw(told) if isinstance(told, Exception) else steps.send(told)
+        except StopIteration as end:
+            self._running = None
+            answer.set_result(end.value)
+        except BaseException as error:  # noqa: BLE001  # it is its caller's
+            self._running = None
+            answer.set_exception(error)
+        else:
+            self._send(message)
+            return
+        self._begin()
+
+    def _send(self, message: _Message) -> None:
+        self._number += 1
+        number, server, host = self._number, self._server, self._process.host
+
+        def reply(answer: Any) -> None:
+            server.network.carry(host, "replies", self._process, partial(self._heard, number, answer))
+
+        def come() -> None:
+            if message.session is None:
+                reply(server.connect(self._process) if server.up else Lost("the server does not take connections"))
+            else:
+                assert message.job is not None
+                server.receive(message.session, message.job, reply)
+
+        server.network.carry(host, "requests", None, come)
+        patience = min(message.patience_ns, UNHEARD_NS) if server.network.holds_up(host) else message.patience_ns
+        self._until_ns, self._sent_on = server.clock.ns + patience, message.session
+        if not self._watched or patience < ANSWER_NS:
+            self._watched = True
+            server.loop.happens_to(self._process, patience, self._watch)
+
+    def _watch(self) -> None:
+        """Look whether an answer is late. One event for many messages."""
+        self._watched = False
+        if self._running is None:
+            return
+        rest = self._until_ns - self._server.clock.ns
+        if rest > 0:
+            self._watched = True
+            self._server.loop.happens_to(self._process, rest, self._watch)
+            return
+        if self._sent_on is not None:
+            drop = partial(self._server.drop, self._sent_on)
+            self._server.network.carry(self._process.host, "requests", None, drop)
+        self._heard(self._number, Lost("the server does not answer"))
+
+    def _heard(self, number: int, answer: Any) -> None:
+        if number == self._number and self._running is not None:
+            self._number += 1
+            self._go_on(answer)
+
+
+@contextmanager
+def _no_loop() -> Iterator[None]:
+    """As in a thread: no loop runs there."""
+    loop = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(loop)
+
+
+class _Link:
+    """One connection, as a host has it."""
+
+    def __init__(self, server: Server, process: Process) -> None:
+        self.server, self.process = server, process
+        self.session: Session | None = None
+
+    def begun(self, questions: Sequence[Question], turn: bool) -> Steps:
+        """Begin a transaction. A connection that was used before may be lost: then on another one."""
+        fresh = False
+        while True:
+            if self.session is None:
+                fresh = True
+                self.session = yield _Message(None, None, _DIAL_NS)
+            session = self.session
+            try:
+                answers = yield self.message(partial(self.server.begin, session, questions, turn))
+            except Lost:
+                self.session = None
+                if fresh:
+                    raise
+            else:
+                return session, answers
+
+    def message(self, job: Callable[[], Job]) -> _Message:
+        assert self.session is not None
+        return _Message(self.session, job)
+
+    def undo(self) -> Steps:
+        assert self.session is not None
+        try:
+            yield self.message(partial(self.server.roll_back, self.session))
+        except Lost:
+            self.session = None
+
+    def close(self) -> None:
+        session, self.session = self.session, None
+        if session is not None and servers:
+            self.server.network.carry(self.process.host, "requests", None, partial(self.server.drop, session))
+
+
+class ServerDatabase(Database):
+    """As the class of this name in state/postgres/database.py."""
+
+    witnessed = True
+
+    def __init__(self, place: Any, *, writes: bool) -> None:
+        super().__init__(f"state store of fleet {place.name}", writes=writes)
+        process = HOST.get()
+        assert process is not None
+        self.process, self.server, self.place = process, servers[0], place
+        self.thread: Any = LinkThread(self.server, process)
+        self._link = _Link(self.server, process)
+        self._facts = ("", "", 0)
+        self._roles_seen = RolesSeen(self.shown)
+
+    @property
+    def key(self) -> tuple[str, Process, bool]:
+        return schema_name(self.place.name, self.place.manager), self.process, self.writes
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        return self._facts[0], self._facts[1]
+
+    @property
+    def incarnation(self) -> str:
+        system, timeline, started = self._facts
+        return f"{system} {timeline} {started}" if started else ""
+
+    def open(self, key: bytearray | None = None) -> Any:
+        assert key is None, "a simulated store has no seal"
+        return self._translated(self._opened())
+
+    def _opened(self) -> Steps:
+        if self._link.session is None:
+            yield from self._begun([], turn=False)
+            yield from self._link.undo()
+
+    def connect(self) -> None:
+        raise NotImplementedError
+
+    def foreign(self, connection: Connection) -> str:
+        del connection
+        return ""
+
+    def copy_to(self, path: Path) -> None:
+        raise NotImplementedError
+
+    def disconnect(self) -> None:
+        self._link.close()
+
+    def exclusively(self, role: str) -> AbstractAsyncContextManager[None]:
+        return row_role(self, role, max(ROLE_SECONDS, self.place.ttl_ms / 1e3), self._roles_seen)
+
+    def asking(self) -> Asking:
+        return Asker(self.server, self.process)
+
+    def _begun(self, questions: Sequence[Question], turn: bool) -> Steps:
+        session, answers = yield from self._link.begun(questions, turn)
+        facts = "7000000000000000001", f"{session.timeline:08X}", session.started
+        if facts != self._facts:
+            self._facts = facts
+            for listener in tuple(self.listeners):
+                listener()
+        return session, answers
+
+    def exchange(self, questions: Sequence[Question], decide: Any, *, lenient: bool, turn: bool = True) -> Any:
+        del lenient
+        return self._translated(self._exchanged(questions, decide, turn))
+
+    def _exchanged(self, questions: Sequence[Question], decide: Any, turn: bool) -> Steps:
+        session, answers = yield from self._begun(questions, turn)
+        try:
+            result, changes = decide(answers)
+        except BaseException:
+            yield from self._link.undo()
+            raise
+        yield from self._committed(partial(self.server.commit, session, changes))
+        return result
+
+    def transact(self, work: Any, *, lenient: bool, turn: bool = True) -> Any:
+        del lenient
+        return self._translated(self._transacted(work, turn))
+
+    def transact_unchecked(self, work: Any, *, turn: bool = True) -> Any:
+        return self._translated(self._transacted(work, turn))
+
+    def _transacted(self, work: Any, turn: bool) -> Steps:
+        session, _ = yield from self._begun([], turn)
+
+        def locks(shared: bool) -> None:
+            held = self.server.locks["fleet"].holders
+            if session not in held or (held[session] and not shared):
+                raise Blocked(shared)
+
+        while True:
+            if not session.open:
+                self._link.session = None
+                raise Lost("the connection was lost")
+            try:
+                result, written = memory().tried(work, locks)
+                break
+            except Blocked as blocked:
+                yield self._link.message(partial(self.server.lock, session, "fleet", shared=blocked.shared))
+            except BaseException as error:
+                yield from self._link.undo()
+                if isinstance(error, (TypeError, ValueError, KeyError, OverflowError)) and not isinstance(
+                    error, HsmError
+                ):
+                    raise RowInvalid(f"{self.shown}: a row is not as hsmcore writes it") from None
+                raise
+        yield from self._committed(partial(self.server.commit, session, (), written))
+        return result
+
+    def _committed(self, job: Callable[[], Job]) -> Steps:
+        try:
+            yield self._link.message(job)
+        except Lost as error:
+            self._link.session = None
+            raise StoreUnknown(f"{self.shown}: the connection failed in COMMIT: {error}") from None
+
+    def _translated(self, steps: Steps) -> Steps:
+        try:
+            return (yield from steps)
+        except Warned as error:
+            raise StoreUnknown(f"{self.shown}: COMMIT was confirmed with a warning: {error}") from None
+        except Unmet:
+            raise StoreError(CHANGED, hint=AGAIN) from None
+        except (Lost, Refused) as error:
+            if isinstance(error, Lost):
+                self._link.session = None
+            raise StoreError(f"{self.shown}: {error}", hint=HINT) from None
+
+
+class Asker:
+    """As the class of this name in state/postgres/ask.py."""
+
+    def __init__(self, server: Server, process: Process) -> None:
+        self._thread, self._link = LinkThread(server, process), _Link(server, process)
+        self._one = asyncio.Lock()
+
+    async def ask(self, question: Question) -> Sequence[Sequence[Any]]:
+        async with self._one:
+            try:
+                found: Sequence[Sequence[Any]] = await asyncio.wrap_future(self._thread.submit(self._asked, question))
+            except BaseException:
+                self._link.close()
+                raise
+            return found
+
+    def _asked(self, question: Question) -> Steps:
+        link = self._link
+        try:
+            for again in (link.session is not None, False):
+                if link.session is None:
+                    link.session = yield _Message(None, None, _DIAL_NS)
+                try:
+                    return (yield link.message(partial(self._answered, link.server, link.session, question)))
+                except Lost:
+                    link.session = None
+                    if not again:
+                        raise
+        except (Lost, Refused, Warned) as error:
+            link.close()
+            raise StoreUnknown(f"the server did not answer a question: {error}") from None
+
+    @staticmethod
+    def _answered(server: Server, session: Session, question: Question) -> Job:
+        [answer] = yield from server.begin(session, [question], turn=False)
+        yield from server.commit(session, ())
+        return answer
+
+    async def close(self) -> None:
+        async with self._one:
+            self._link.close()
+
+
+def install() -> None:
+    """Once in a process, behind the clock's."""
+    from hsmcore.state.postgres import database
+
+    database.ServerDatabase = ServerDatabase  # type: ignore[misc,assignment]
+    real = base.time
+
+    def wall() -> int:
+        return servers[0].wall_ns if servers and memory().connection.in_transaction() else real.time_ns()
+
+    base.time = SimpleNamespace(time=real.time, time_ns=wall)  # type: ignore[assignment]
