@@ -25,7 +25,8 @@ void hsm_engine_lock(hsm_engine *engine) {
     held = engine;
 }
 
-void hsm_engine_drop_lock(hsm_engine *engine) {
+void hsm_engine_let_go(hsm_engine *engine) {
+    hsm_turn_drop();
     if (held == engine) {
         hsm_engine_unlock(engine);
     }
@@ -73,8 +74,8 @@ hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
 
 void hsm_engine_close_login(hsm_engine *engine) {
     if (engine->login_open) {
+        engine->login_open = false; /* also if the module ends this thread in the call */
         hsm_session_close(engine->p11, engine->login_session);
-        engine->login_open = false;
     }
 }
 
