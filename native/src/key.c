@@ -218,6 +218,11 @@ hsm_status hsm_key_find(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, const 
     memset(info, 0, sizeof *info);
     hsm_status status = find_private(p11, session, selector, handle, error);
     HSM_THEN(status, read_attributes(p11, session, *handle, info, error));
+    if (status == HSM_OK && selector->handle < 0 && selector->id_len > 0 && selector->id_len <= sizeof info->id) {
+        /* By this id it was found, and is found again, whatever the module says now. */
+        memcpy(info->id, selector->id, selector->id_len);
+        info->id_len = (uint32_t)selector->id_len;
+    }
     if (status == HSM_OK && selector->algorithm != HSM_ALGORITHM_NONE && selector->algorithm != info->algorithm) {
         status = hsm_fail(error, HSM_KEY_UNUSABLE, "C_GetAttributeValue", "'%s' is an %s key, not %s", info->label,
                           hsm_algorithm_name(info->algorithm), hsm_algorithm_name(selector->algorithm));

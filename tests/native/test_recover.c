@@ -328,6 +328,32 @@ static void a_module_is_initialized_again_while_another_one_hangs(void) {
     CHECK_INT(unlink(path), ==, 0);
 }
 
+static CK_RV show_another_id(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key, CK_ATTRIBUTE *asked, CK_ULONG count) {
+    CK_RV rv = intercept.real->C_GetAttributeValue(session, key, asked, count);
+    if (asked->type == CKA_ID) {
+        ((CK_BYTE *)asked->pValue)[0] ^= 1U;
+    }
+    return rv;
+}
+
+static void a_key_is_found_again_by_the_id_that_it_was_found_by(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    hsm_engine_options options = noop_options(1);
+    struct fixture f = fixture_begin(&small_client, &options, NULL);
+    const uint8_t id = 1;
+    const hsm_key_selector selector = {.id = &id, .id_len = 1, .handle = -1};
+    hsm_error error;
+    intercept.list.C_GetAttributeValue = show_another_id;
+    CHECK_STATUS(hsm_engine_add_key(f.engine, &selector, &f.key, &error), HSM_OK);
+    intercept.list.C_GetAttributeValue = intercept.real->C_GetAttributeValue;
+    CHECK_INT(f.key.id[0], ==, id);
+    atomic_store(&intercept.ckr, CKR_KEY_HANDLE_INVALID);
+    atomic_store(&intercept.fail_sign_init, 1);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 10 * SECOND)).status, HSM_OK);
+    fixture_end(&f);
+    intercept_end();
+}
+
 static const struct test tests[] = {
     TEST(a_pin_that_might_lock_is_not_tried),
     TEST(one_login_serves_all_workers),
@@ -340,5 +366,6 @@ static const struct test tests[] = {
     TEST(reinit_notes_how_long_it_stops_others),
     TEST(a_module_that_another_user_is_inside_is_busy),
     TEST(a_module_is_initialized_again_while_another_one_hangs),
+    TEST(a_key_is_found_again_by_the_id_that_it_was_found_by),
 };
 HARNESS_MAIN(tests)
