@@ -287,7 +287,7 @@ uint32_t hsm_host_supervise(hsm_host *host, uint32_t *healthy) {
         stuck += over && running ? 1U : 0U;
         *healthy += running && !over ? 1U : 0U;
     }
-    if (stuck > 0) {
+    if (stuck > 0 || *healthy < host->start.workers) { /* or the module has ended some */
         /* No answer is awaited: the caller has deadlines to keep. */
         hsm_request_message message = {.version = HSM_WIRE_VERSION, .operation = HSM_OP_SUPERVISE};
         (void)send(host->control, &message, sizeof message, MSG_NOSIGNAL | MSG_DONTWAIT);
