@@ -53,7 +53,6 @@ async def test_a_module_that_ends_every_worker_s_thread_stops_nothing(module: Di
         for number in range(2):
             with pytest.raises(MemberDown):
                 await manager.sign(b"hsmcore end %d" % number, LONG)
-        await becomes(partial(signs, manager, 1.0))
         await manager.sign(b"hsmcore after", LONG)
 
 

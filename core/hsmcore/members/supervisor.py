@@ -115,8 +115,8 @@ class Supervisor:
         self._look()
 
     async def _beat(self) -> None:
-        """Check workers with requests in flight, before the first deadline: a host process may be stopped (SIGSTOP), and
-        a module may have ended the threads of all workers."""
+        """Check workers with requests in flight, before the first deadline: a host process may be stopped (SIGSTOP),
+        and the module may have ended the threads of workers."""
         if self._engine.in_flight and self._supervising is None:
             self._look()
 
