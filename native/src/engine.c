@@ -298,7 +298,7 @@ static void close_login(hsm_engine *engine) {
 static void leave_module(void *argument) {
     hsm_engine *engine = argument;
     hsm_module *module = engine->module;
-    hsm_engine_let_go(engine);
+    (void)hsm_engine_let_go(engine, "", NULL);
     if (module != NULL) {
         hsm_engine_leave(engine);
         engine->module = NULL;

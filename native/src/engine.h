@@ -150,12 +150,10 @@ struct hsm_engine {
 };
 
 /* thread.c: do `work`, which calls the module, in a thread of its own, and wait for it: the module may end that thread
- * (HSM_TOKEN_LOST), and the caller's is the application's. hsm_engine_stop waits for it, too; HSM_CLOSED once the engine
- * is being stopped. */
+ * (HSM_TOKEN_LOST), and the caller's is the application's. So does hsm_engine_stop;
+ * HSM_CLOSED after that has begun. */
 hsm_status hsm_visit(hsm_engine *engine, hsm_status (*work)(void *argument, hsm_error *error), void *argument,
                      hsm_error *error);
-/* The error for a thread that the module has ended in `call`. */
-hsm_status hsm_fail_ended(hsm_error *error, const char *call);
 
 /* worker.c: the thread function of a worker; `argument` is its hsm_worker. */
 void *hsm_worker_main(void *argument);
@@ -179,8 +177,9 @@ bool hsm_is_urgent(const hsm_worker *worker, uint64_t begun, uint64_t now);
 void hsm_engine_lock(hsm_engine *engine);
 /* Release it, and wipe the PIN if the engine was stopped while it was held. */
 void hsm_engine_unlock(hsm_engine *engine);
-/* The module has ended this thread in a call: release the lock and the turn, if the thread holds them. */
-void hsm_engine_let_go(hsm_engine *engine);
+/* The module has ended this thread in a call: release the lock and the turn, if the thread holds them. Returns
+ * HSM_TOKEN_LOST. */
+hsm_status hsm_engine_let_go(hsm_engine *engine, const char *call, hsm_error *error);
 /* Wipe the PIN if the engine is closing and no thread holds `control`; else the holder does when it releases the
  * lock. */
 void hsm_engine_wipe_pin(hsm_engine *engine);

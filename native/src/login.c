@@ -25,11 +25,12 @@ void hsm_engine_lock(hsm_engine *engine) {
     held = engine;
 }
 
-void hsm_engine_let_go(hsm_engine *engine) {
+hsm_status hsm_engine_let_go(hsm_engine *engine, const char *call, hsm_error *error) {
     hsm_turn_drop();
     if (held == engine) {
         hsm_engine_unlock(engine);
     }
+    return hsm_fail(error, HSM_TOKEN_LOST, call, "the module ended the thread that called it");
 }
 
 void hsm_engine_unlock(hsm_engine *engine) {

@@ -45,9 +45,9 @@ typedef struct visit {
 } visit;
 
 static void end_visit(void *argument) {
-    const visit *self = argument;
+    visit *self = argument;
     if (!self->returned) {
-        hsm_engine_let_go(self->engine);
+        self->status = hsm_engine_let_go(self->engine, "", self->error);
     }
 }
 
@@ -58,10 +58,6 @@ static void *visit_main(void *argument) {
     self->returned = true;
     pthread_cleanup_pop(1);
     return NULL;
-}
-
-hsm_status hsm_fail_ended(hsm_error *error, const char *call) {
-    return hsm_fail(error, HSM_TOKEN_LOST, call, "the module ended the thread that called it");
 }
 
 hsm_status hsm_visit(hsm_engine *engine, hsm_status (*work)(void *argument, hsm_error *error), void *argument,
@@ -83,7 +79,6 @@ hsm_status hsm_visit(hsm_engine *engine, hsm_status (*work)(void *argument, hsm_
         self.status = hsm_fail_errno(error, "pthread_create", "visitor");
     } else {
         hsm_thread_join(thread);
-        self.status = self.returned ? self.status : hsm_fail_ended(error, "");
     }
     (void)pthread_mutex_lock(&engine->state);
     engine->visitors--;

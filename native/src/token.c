@@ -80,8 +80,8 @@ static hsm_status choose(CK_FUNCTION_LIST *p11, const CK_SLOT_ID *slots, CK_ULON
                     seen[0] != '\0' ? "; present: " : "; no initialized token is present", seen);
 }
 
-/* Choose among the slots, of which there are at most `room`. Returns C_GetSlotList's answer; `*status` counts if that is
- * CKR_OK. */
+/* Choose among the slots, of which there are at most `room`. Returns C_GetSlotList's answer; if that is CKR_OK,
+ * `*status` counts. */
 static CK_RV choose_listed(CK_FUNCTION_LIST *p11, CK_ULONG room, const hsm_token_selector *selector,
                            hsm_token_info *info, hsm_status *status, hsm_error *error) {
     CK_SLOT_ID *slots = hsm_alloc(room * sizeof *slots);

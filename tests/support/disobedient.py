@@ -37,6 +37,7 @@ CORRUPTING = {
     "write-far": "C_Sign writes a megabyte",
     "scribble": "write random bytes all over the area that is shared with the client",
     "close-descriptor": "close the host's end of its control socket, or the area's descriptor",
+    "wake-nobody": "close the descriptors by which the host wakes the client",
 }
 """As LETHAL, what ends a process; in a host process it may spoil other requests than its own first."""
 ACTIONS = [*SURVIVED, *LETHAL, *CORRUPTING]
@@ -53,7 +54,7 @@ _BODY = r"""
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { CONTROL = 3, AREA }; /* descriptors that a host is started with */
+enum { CONTROL = 3, AREA, EVENT, TIMER }; /* the descriptors that a host is started with */
 
 static struct {
     uint64_t seed;
@@ -115,7 +116,8 @@ static void scribble(void) {
 
 #define BIT(action) (1U << (action))
 #define IN_ANY                                                                                                         \
-    (BIT(END_THREAD) | BIT(STRANGE_CKR) | BIT(SIGNALS) | BIT(CRASH) | BIT(EXIT) | BIT(SCRIBBLE) | BIT(CLOSE_DESCRIPTOR))
+    (BIT(END_THREAD) | BIT(STRANGE_CKR) | BIT(SIGNALS) | BIT(CRASH) | BIT(EXIT) | BIT(SCRIBBLE) |                      \
+     BIT(CLOSE_DESCRIPTOR) | BIT(WAKE_NOBODY))
 
 /* Disobey in a way that any call may, and others that its function names. Returns the one to be done by the function;
  * STRANGE_CKR is to be answered with `*rv`. */
@@ -137,6 +139,9 @@ static int disobey(uint32_t own_ways, CK_RV *rv) {
         scribble();
     } else if (action == CLOSE_DESCRIPTOR) {
         (void)close(dice() % 2 ? CONTROL : AREA);
+    } else if (action == WAKE_NOBODY) {
+        (void)close(EVENT);
+        (void)close(TIMER);
     }
     return action;
 }
