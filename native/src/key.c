@@ -29,10 +29,11 @@ static hsm_status find_objects(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session,
     while (*count < 2) {
         CK_ULONG more = 0;
         rv = p11->C_FindObjects(session, found + *count, 2 - *count, &more);
+        rv = more <= 2 - *count ? rv : CKR_GENERAL_ERROR; /* more than were asked for say nothing about the key */
         if (rv != CKR_OK || more == 0) {
             break;
         }
-        *count += more <= 2 - *count ? more : 2 - *count;
+        *count += more;
     }
     CK_RV final_rv = p11->C_FindObjectsFinal(session);
     if (rv != CKR_OK) {

@@ -354,6 +354,28 @@ static void a_key_is_found_again_by_the_id_that_it_was_found_by(void) {
     intercept_end();
 }
 
+static _Atomic unsigned to_exaggerate; /* so many searches */
+
+static CK_RV find_too_many(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *found, CK_ULONG most, CK_ULONG *count) {
+    CK_RV rv = intercept.real->C_FindObjects(session, found, most, count);
+    *count += intercept_take(&to_exaggerate) ? 1000 : 0;
+    return rv;
+}
+
+static void a_search_that_finds_more_than_was_asked_for_is_repeated(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(1);
+    (void)add_key(f.engine, "noop-key"); /* beside another key that is found, one that is not is gone */
+    intercept.list.C_FindObjects = find_too_many;
+    atomic_store(&to_exaggerate, 1);
+    atomic_store(&intercept.ckr, CKR_KEY_HANDLE_INVALID);
+    atomic_store(&intercept.fail_sign_init, 1);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 10 * SECOND)).status, HSM_OK);
+    CHECK_INT(atomic_load(&to_exaggerate), ==, 0);
+    fixture_end(&f);
+    intercept_end();
+}
+
 static const struct test tests[] = {
     TEST(a_pin_that_might_lock_is_not_tried),
     TEST(one_login_serves_all_workers),
@@ -367,5 +389,6 @@ static const struct test tests[] = {
     TEST(a_module_that_another_user_is_inside_is_busy),
     TEST(a_module_is_initialized_again_while_another_one_hangs),
     TEST(a_key_is_found_again_by_the_id_that_it_was_found_by),
+    TEST(a_search_that_finds_more_than_was_asked_for_is_repeated),
 };
 HARNESS_MAIN(tests)
