@@ -26,6 +26,20 @@ static hsm_status check_options(const hsm_client *client, const hsm_engine_optio
     return HSM_OK;
 }
 
+static void disclaim(void *module) {
+    hsm_module_disclaim(module);
+}
+
+/* Initialize the module again, if no other engine uses it. Releases the claim. */
+static hsm_status initialize_alone(hsm_engine *engine, hsm_error *error) {
+    bool alone = engine->module->first == engine && engine->next == NULL;
+    hsm_status status;
+    pthread_cleanup_push(disclaim, engine->module); /* a module may end its thread in a call */
+    status = alone ? hsm_module_reinitialize(engine->module, error) : HSM_TOKEN_NOT_FOUND;
+    pthread_cleanup_pop(1);
+    return status;
+}
+
 /* Milliseconds before each new look for a token that is not there. */
 static const uint64_t look_pauses[] = {0, 10, 30, 90};
 
@@ -40,9 +54,7 @@ static hsm_status find_token(hsm_engine *engine, const hsm_token_selector *selec
         if (!hsm_module_claim(engine->module)) {
             return status;
         }
-        bool alone = engine->module->first == engine && engine->next == NULL;
-        hsm_status initialized = alone ? hsm_module_reinitialize(engine->module, error) : status;
-        hsm_module_disclaim(engine->module);
+        hsm_status initialized = initialize_alone(engine, error);
         if (initialized != HSM_OK) {
             return initialized;
         }
@@ -153,6 +165,30 @@ static hsm_engine *allocate(hsm_client *client, const hsm_engine_options *option
     return engine;
 }
 
+typedef struct beginning {
+    hsm_engine *engine;
+    const hsm_engine_options *options;
+} beginning;
+
+static hsm_status begin(void *argument, hsm_error *error) {
+    const beginning *self = argument;
+    hsm_engine *engine = self->engine;
+    const hsm_engine_options *options = self->options;
+    hsm_turn_begin(options->quirks, options->module_path);
+    hsm_status status = hsm_module_acquire(options->module_path, options->module_args, &engine->module, error);
+    hsm_engine_lock(engine); /* no other engine initializes the module again until the workers run */
+    if (status == HSM_OK) {
+        hsm_engine_join(engine);
+        engine->p11 = engine->module->p11;
+        status = open_token(engine, options, error);
+    }
+    HSM_THEN(status, hsm_engine_login(engine, error));
+    hsm_turn_end();
+    HSM_THEN(status, start_workers(engine, error));
+    hsm_engine_unlock(engine);
+    return status;
+}
+
 hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *options, hsm_engine **out, hsm_error *error) {
     *out = NULL;
     hsm_status status = check_options(client, options, error);
@@ -177,18 +213,8 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
     if (!hsm_secret_copy(options->pin, options->pin_len, &engine->pin)) {
         status = hsm_fail(error, HSM_OUT_OF_MEMORY, "sodium_malloc", "locked memory for the PIN");
     }
-    hsm_turn_begin(options->quirks, options->module_path);
-    HSM_THEN(status, hsm_module_acquire(options->module_path, options->module_args, &engine->module, error));
-    hsm_engine_lock(engine); /* no other engine initializes the module again until the workers run */
-    if (status == HSM_OK) {
-        hsm_engine_join(engine);
-        engine->p11 = engine->module->p11;
-        status = open_token(engine, options, error);
-    }
-    HSM_THEN(status, hsm_engine_login(engine, error));
-    hsm_turn_end();
-    HSM_THEN(status, start_workers(engine, error));
-    hsm_engine_unlock(engine);
+    beginning self = {.engine = engine, .options = options};
+    HSM_THEN(status, hsm_visit(engine, begin, &self, error));
     if (status != HSM_OK) {
         /* A host that does not start leaves queued requests to the next one. */
         hsm_area *area = engine->area;
@@ -262,24 +288,27 @@ static void destroy(hsm_engine *engine) {
 
 /* The last calls of the module: close the login session, and finalize it if this was its last user. No C_Logout: it
  * would end the login for every other user of the token in this process. Closing the last session ends it too. */
-static void close_token(hsm_engine *engine) {
+static void close_login(hsm_engine *engine) {
     hsm_engine_lock(engine); /* another engine may be about to initialize the module again */
     hsm_engine_close_login(engine);
     hsm_engine_unlock(engine);
-    if (engine->module != NULL) {
+}
+
+/* Again for a thread that the module ends in here after it has ended it once. */
+static void leave_module(void *argument) {
+    hsm_engine *engine = argument;
+    hsm_module *module = engine->module;
+    (void)hsm_engine_let_go(engine, "", NULL);
+    if (module != NULL) {
         hsm_engine_leave(engine);
-        hsm_module_release(engine->module);
+        engine->module = NULL;
+        hsm_module_release(module);
     }
 }
 
-/* The ender's thread: when no thread uses the engine any more, end what it has in the module; free an engine that was
- * left behind. */
-static void *end(void *argument) {
+/* Nothing of it is left in the module. */
+static void note_end(void *argument) {
     hsm_engine *engine = argument;
-    (void)pthread_mutex_lock(&engine->state);
-    (void)wait_for_threads(engine, false, UINT64_MAX);
-    (void)pthread_mutex_unlock(&engine->state);
-    close_token(engine);
     for (uint32_t i = 0; i < engine->worker_slots; i++) {
         hsm_worker_reap(&engine->workers[i]);
     }
@@ -292,6 +321,20 @@ static void *end(void *argument) {
         destroy(engine);
         hsm_count(HSM_RESOURCE_THREAD, -1);
     }
+}
+
+/* The ender's thread: when no thread uses the engine any more, end what it has in the module; free an engine that was
+ * left behind. A module may end it in a call: the steps after that one are taken all the same. */
+static void *end(void *argument) {
+    hsm_engine *engine = argument;
+    (void)pthread_mutex_lock(&engine->state);
+    (void)wait_for_threads(engine, false, UINT64_MAX);
+    (void)pthread_mutex_unlock(&engine->state);
+    pthread_cleanup_push(note_end, engine);
+    pthread_cleanup_push(leave_module, engine);
+    close_login(engine);
+    pthread_cleanup_pop(1);
+    pthread_cleanup_pop(1);
     return NULL;
 }
 

@@ -140,7 +140,7 @@ struct hsm_engine {
     pthread_mutex_t state;
     pthread_cond_t changed;
     uint32_t starting, running;
-    uint32_t visitors; /* other threads inside: hsm_engine_add_key */
+    uint32_t visitors; /* other threads inside: hsm_visit */
     bool ended;        /* nothing of it is left in the module */
     bool left_behind;  /* hsm_engine_stop did not wait for that: the thread that ends it frees it */
     hsm_error start_error;
@@ -149,10 +149,11 @@ struct hsm_engine {
     hsm_worker *workers;
 };
 
-/* thread.c: a thread that is no worker's uses the engine until it leaves; hsm_engine_stop waits for it. Returns
- * HSM_CLOSED once the engine is being stopped. */
-hsm_status hsm_visitor_enter(hsm_engine *engine, hsm_error *error);
-void hsm_visitor_leave(hsm_engine *engine);
+/* thread.c: do `work`, which calls the module, in a thread of its own, and wait for it: the module may end that thread
+ * (HSM_TOKEN_LOST), and the caller's is the application's. So does hsm_engine_stop;
+ * HSM_CLOSED after that has begun. */
+hsm_status hsm_visit(hsm_engine *engine, hsm_status (*work)(void *argument, hsm_error *error), void *argument,
+                     hsm_error *error);
 
 /* worker.c: the thread function of a worker; `argument` is its hsm_worker. */
 void *hsm_worker_main(void *argument);
@@ -176,8 +177,9 @@ bool hsm_is_urgent(const hsm_worker *worker, uint64_t begun, uint64_t now);
 void hsm_engine_lock(hsm_engine *engine);
 /* Release it, and wipe the PIN if the engine was stopped while it was held. */
 void hsm_engine_unlock(hsm_engine *engine);
-/* Release it if this thread holds it: the module has ended the thread in a call. */
-void hsm_engine_drop_lock(hsm_engine *engine);
+/* The module has ended this thread in a call: release the lock and the turn, if the thread holds them. Returns
+ * HSM_TOKEN_LOST. */
+hsm_status hsm_engine_let_go(hsm_engine *engine, const char *call, hsm_error *error);
 /* Wipe the PIN if the engine is closing and no thread holds `control`; else the holder does when it releases the
  * lock. */
 void hsm_engine_wipe_pin(hsm_engine *engine);

@@ -287,7 +287,9 @@ uint32_t hsm_host_supervise(hsm_host *host, uint32_t *healthy) {
         stuck += over && running ? 1U : 0U;
         *healthy += running && !over ? 1U : 0U;
     }
-    if (stuck > 0) {
+    /* Answers may lie there of which the host does not tell: its module can close the descriptor. */
+    hsm_event_set(host->client->event_fd);
+    if (stuck > 0 || *healthy < host->start.workers) { /* or the module has ended some */
         /* No answer is awaited: the caller has deadlines to keep. */
         hsm_request_message message = {.version = HSM_WIRE_VERSION, .operation = HSM_OP_SUPERVISE};
         (void)send(host->control, &message, sizeof message, MSG_NOSIGNAL | MSG_DONTWAIT);

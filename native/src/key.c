@@ -29,10 +29,11 @@ static hsm_status find_objects(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session,
     while (*count < 2) {
         CK_ULONG more = 0;
         rv = p11->C_FindObjects(session, found + *count, 2 - *count, &more);
+        rv = more <= 2 - *count ? rv : CKR_GENERAL_ERROR; /* more than were asked for say nothing about the key */
         if (rv != CKR_OK || more == 0) {
             break;
         }
-        *count += more <= 2 - *count ? more : 2 - *count;
+        *count += more;
     }
     CK_RV final_rv = p11->C_FindObjectsFinal(session);
     if (rv != CKR_OK) {
@@ -218,6 +219,11 @@ hsm_status hsm_key_find(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session, const 
     memset(info, 0, sizeof *info);
     hsm_status status = find_private(p11, session, selector, handle, error);
     HSM_THEN(status, read_attributes(p11, session, *handle, info, error));
+    if (status == HSM_OK && selector->handle < 0 && selector->id_len > 0 && selector->id_len <= sizeof info->id) {
+        /* By this id it was found, and is found again, whatever the module says now. */
+        memcpy(info->id, selector->id, selector->id_len);
+        info->id_len = (uint32_t)selector->id_len;
+    }
     if (status == HSM_OK && selector->algorithm != HSM_ALGORITHM_NONE && selector->algorithm != info->algorithm) {
         status = hsm_fail(error, HSM_KEY_UNUSABLE, "C_GetAttributeValue", "'%s' is an %s key, not %s", info->label,
                           hsm_algorithm_name(info->algorithm), hsm_algorithm_name(selector->algorithm));

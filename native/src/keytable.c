@@ -199,27 +199,37 @@ hsm_status hsm_engine_add_key(hsm_engine *engine, const hsm_key_selector *select
     return hsm_engine_add_key_as(engine, selector, HSM_ANY_INDEX, info, error);
 }
 
-hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *selector, uint32_t index,
-                                 hsm_key_info *info, hsm_error *error) {
-    hsm_status status = hsm_visitor_enter(engine, error);
-    if (status != HSM_OK) {
-        return status;
-    }
+typedef struct addition {
+    hsm_engine *engine;
+    const hsm_key_selector *selector;
+    uint32_t index;
+    hsm_key_info *info;
+} addition;
+
+static hsm_status add(void *argument, hsm_error *error) {
+    const addition *self = argument;
+    hsm_engine *engine = self->engine;
+    bool first = self->index == HSM_ANY_INDEX;
     hsm_engine_lock(engine);
     CK_OBJECT_HANDLE handle;
-    status = (index == HSM_ANY_INDEX ? find_in_store : find_and_prove)(engine, selector, &handle, info, error);
-    if (status == HSM_SIGNATURE_INVALID && index == HSM_ANY_INDEX) {
+    hsm_status status = (first ? find_in_store : find_and_prove)(engine, self->selector, &handle, self->info, error);
+    if (status == HSM_SIGNATURE_INVALID && first) {
         /* It never made a good one: its halves are two keys'. One that did is as it was, and its token is at fault. */
         status = hsm_fail_as(error, HSM_KEY_MISMATCH);
     }
     if (status == HSM_OK) {
-        status = record_key(engine, selector, handle, index, info, error);
-    } else if (index != HSM_ANY_INDEX) {
-        record_missing(engine, selector, index);
+        status = record_key(engine, self->selector, handle, self->index, self->info, error);
+    } else if (!first) {
+        record_missing(engine, self->selector, self->index);
     }
     hsm_engine_unlock(engine);
-    hsm_visitor_leave(engine);
     return status;
+}
+
+hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *selector, uint32_t index,
+                                 hsm_key_info *info, hsm_error *error) {
+    addition self = {.engine = engine, .selector = selector, .index = index, .info = info};
+    return hsm_visit(engine, add, &self, error);
 }
 
 hsm_status hsm_engine_retire_key(hsm_engine *engine, uint32_t index) {

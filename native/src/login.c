@@ -25,10 +25,12 @@ void hsm_engine_lock(hsm_engine *engine) {
     held = engine;
 }
 
-void hsm_engine_drop_lock(hsm_engine *engine) {
+hsm_status hsm_engine_let_go(hsm_engine *engine, const char *call, hsm_error *error) {
+    hsm_turn_drop();
     if (held == engine) {
         hsm_engine_unlock(engine);
     }
+    return hsm_fail(error, HSM_TOKEN_LOST, call, "the module ended the thread that called it");
 }
 
 void hsm_engine_unlock(hsm_engine *engine) {
@@ -73,8 +75,8 @@ hsm_status hsm_engine_login(hsm_engine *engine, hsm_error *error) {
 
 void hsm_engine_close_login(hsm_engine *engine) {
     if (engine->login_open) {
+        engine->login_open = false; /* also if the module ends this thread in the call */
         hsm_session_close(engine->p11, engine->login_session);
-        engine->login_open = false;
     }
 }
 

@@ -159,6 +159,23 @@ static hsm_status enlist(const char *path, const char *args, hsm_module **out, h
     return HSM_OK;
 }
 
+static void unlock_state(void *argument) {
+    hsm_module *module = argument;
+    (void)pthread_mutex_unlock(&module->state);
+}
+
+static hsm_status make_ready(hsm_module *module, hsm_error *error) {
+    hsm_status status;
+    (void)pthread_mutex_lock(&module->state);
+    pthread_cleanup_push(unlock_state, module); /* a module may end its thread in a call */
+    status = module->p11 != NULL ? HSM_OK : load(module, error);
+    if (status == HSM_OK && module->p11 != NULL && !module->initialized) {
+        status = initialize(module, error);
+    }
+    pthread_cleanup_pop(1);
+    return status;
+}
+
 hsm_status hsm_module_acquire(const char *path, const char *args, hsm_module **out, hsm_error *error) {
     *out = NULL;
     hsm_module *module = NULL;
@@ -173,18 +190,30 @@ hsm_status hsm_module_acquire(const char *path, const char *args, hsm_module **o
     if (module == NULL) {
         return status;
     }
-    (void)pthread_mutex_lock(&module->state);
-    status = module->p11 != NULL ? HSM_OK : load(module, error);
-    if (status == HSM_OK && module->p11 != NULL && !module->initialized) {
-        status = initialize(module, error);
-    }
-    (void)pthread_mutex_unlock(&module->state);
-    if (status != HSM_OK) {
-        hsm_module_release(module);
-        return status;
-    }
     *out = module;
-    return HSM_OK;
+    status = make_ready(module, error);
+    if (status != HSM_OK) {
+        *out = NULL;
+        hsm_module_release(module);
+    }
+    return status;
+}
+
+/* A user has gone: forget the module if that was the last one. */
+static void forget(void *argument) {
+    hsm_module *module = argument;
+    (void)pthread_mutex_lock(&table_lock);
+    bool unused = atomic_load(&module->users) == 0; /* a user that came during C_Finalize initializes it again */
+    hsm_module **link = &table;
+    while (unused && *link != module) {
+        link = &(*link)->next;
+    }
+    *link = unused ? module->next : *link;
+    (void)pthread_mutex_unlock(&table_lock);
+    unlock_state(module);
+    if (unused) {
+        discard(module);
+    }
 }
 
 void hsm_module_release(hsm_module *module) {
@@ -195,22 +224,12 @@ void hsm_module_release(hsm_module *module) {
     (void)pthread_mutex_lock(&table_lock);
     bool last = atomic_fetch_sub(&module->users, 1) == 1;
     (void)pthread_mutex_unlock(&table_lock);
+    pthread_cleanup_push(forget, module); /* a module may end its thread in a call */
     if (last && module->initialized) {
-        (void)module->p11->C_Finalize(NULL);
         module->initialized = false;
+        (void)module->p11->C_Finalize(NULL);
     }
-    (void)pthread_mutex_lock(&table_lock);
-    bool unused = atomic_load(&module->users) == 0; /* a user that came during C_Finalize initializes it again */
-    hsm_module **link = &table;
-    while (unused && *link != module) {
-        link = &(*link)->next;
-    }
-    *link = unused ? module->next : *link;
-    (void)pthread_mutex_unlock(&table_lock);
-    (void)pthread_mutex_unlock(&module->state);
-    if (unused) {
-        discard(module);
-    }
+    pthread_cleanup_pop(1);
 }
 
 void *hsm_module_functions(const char *path) {

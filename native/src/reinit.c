@@ -18,10 +18,10 @@ void hsm_engine_leave(hsm_engine *engine) {
     hsm_module *module = engine->module;
     (void)pthread_mutex_lock(&module->state);
     hsm_engine **link = &module->first;
-    while (*link != engine) {
+    while (*link != engine && *link != NULL) { /* it never joined, if the module ended the thread that was to do so */
         link = &(*link)->next;
     }
-    *link = engine->next;
+    *link = *link != NULL ? engine->next : NULL;
     (void)pthread_mutex_unlock(&module->state);
 }
 

@@ -25,8 +25,8 @@ hsm_status hsm_worker_open(hsm_worker *worker, hsm_error *error) {
 
 void hsm_worker_close(hsm_worker *worker) {
     if (worker->session_open) {
+        worker->session_open = false; /* also if the module ends this thread in the call */
         hsm_session_close(worker->engine->p11, worker->session);
-        worker->session_open = false;
     }
 }
 

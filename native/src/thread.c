@@ -1,4 +1,4 @@
-/* A worker's thread: start it, join it. */
+/* Threads that call the module: a worker's, to start it and join it, and a visitor's. */
 #include "engine.h"
 #include "list.h"
 
@@ -35,7 +35,33 @@ void hsm_worker_reap(hsm_worker *worker) {
     }
 }
 
-hsm_status hsm_visitor_enter(hsm_engine *engine, hsm_error *error) {
+typedef struct visit {
+    hsm_engine *engine;
+    hsm_status (*work)(void *argument, hsm_error *error);
+    void *argument;
+    hsm_error *error;
+    hsm_status status;
+    bool returned;
+} visit;
+
+static void end_visit(void *argument) {
+    visit *self = argument;
+    if (!self->returned) {
+        self->status = hsm_engine_let_go(self->engine, "", self->error);
+    }
+}
+
+static void *visit_main(void *argument) {
+    visit *self = argument;
+    pthread_cleanup_push(end_visit, self);
+    self->status = self->work(self->argument, self->error);
+    self->returned = true;
+    pthread_cleanup_pop(1);
+    return NULL;
+}
+
+hsm_status hsm_visit(hsm_engine *engine, hsm_status (*work)(void *argument, hsm_error *error), void *argument,
+                     hsm_error *error) {
     if (engine->fork_generation != hsm_fork_generation()) {
         return hsm_fail(error, HSM_FORKED, "", "use spawn instead of fork");
     }
@@ -43,12 +69,20 @@ hsm_status hsm_visitor_enter(hsm_engine *engine, hsm_error *error) {
     bool closing = atomic_load(&engine->closing);
     engine->visitors += closing ? 0U : 1U;
     (void)pthread_mutex_unlock(&engine->state);
-    return closing ? hsm_fail(error, HSM_CLOSED, "", "the engine is being stopped") : HSM_OK;
-}
-
-void hsm_visitor_leave(hsm_engine *engine) {
+    if (closing) {
+        return hsm_fail(error, HSM_CLOSED, "", "the engine is being stopped");
+    }
+    visit self = {.engine = engine, .work = work, .argument = argument, .error = error};
+    pthread_t thread;
+    errno = hsm_thread_start(&thread, visit_main, &self);
+    if (errno != 0) {
+        self.status = hsm_fail_errno(error, "pthread_create", "visitor");
+    } else {
+        hsm_thread_join(thread);
+    }
     (void)pthread_mutex_lock(&engine->state);
     engine->visitors--;
     (void)pthread_cond_broadcast(&engine->changed);
     (void)pthread_mutex_unlock(&engine->state);
+    return self.status;
 }

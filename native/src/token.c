@@ -1,6 +1,7 @@
 /* Tokens and sessions, as modules present them. */
 #include "token.h"
 
+#include <pthread.h>
 #include <string.h>
 
 void hsm_copy_padded(char *out, size_t out_size, const CK_UTF8CHAR *field, size_t size) {
@@ -79,6 +80,26 @@ static hsm_status choose(CK_FUNCTION_LIST *p11, const CK_SLOT_ID *slots, CK_ULON
                     seen[0] != '\0' ? "; present: " : "; no initialized token is present", seen);
 }
 
+/* Choose among the slots, of which there are at most `room`. Returns C_GetSlotList's answer; if that is CKR_OK,
+ * `*status` counts. */
+static CK_RV choose_listed(CK_FUNCTION_LIST *p11, CK_ULONG room, const hsm_token_selector *selector,
+                           hsm_token_info *info, hsm_status *status, hsm_error *error) {
+    CK_SLOT_ID *slots = hsm_alloc(room * sizeof *slots);
+    if (slots == NULL) {
+        *status = hsm_fail(error, HSM_OUT_OF_MEMORY, "", "slot list");
+        return CKR_OK;
+    }
+    CK_ULONG filled = room;
+    CK_RV rv;
+    pthread_cleanup_push(hsm_free, slots); /* a module may end its thread in a call */
+    rv = p11->C_GetSlotList(CK_TRUE, slots, &filled);
+    if (rv == CKR_OK) {
+        *status = choose(p11, slots, filled <= room ? filled : room, selector, info, error);
+    }
+    pthread_cleanup_pop(1);
+    return rv;
+}
+
 hsm_status hsm_token_find(CK_FUNCTION_LIST *p11, const hsm_token_selector *selector, hsm_token_info *info,
                           hsm_error *error) {
     /* The list may grow between the size query and the read (a token is plugged in), hence the second attempt. */
@@ -91,18 +112,11 @@ hsm_status hsm_token_find(CK_FUNCTION_LIST *p11, const hsm_token_selector *selec
         if (count > 65536) {
             return hsm_fail(error, HSM_MODULE_INVALID, "C_GetSlotList", "the module claims %lu slots", count);
         }
-        CK_SLOT_ID *slots = hsm_alloc((count + 1) * sizeof *slots);
-        if (slots == NULL) {
-            return hsm_fail(error, HSM_OUT_OF_MEMORY, "", "slot list");
-        }
-        CK_ULONG filled = count + 1;
-        rv = p11->C_GetSlotList(CK_TRUE, slots, &filled);
+        hsm_status status = HSM_OK;
+        rv = choose_listed(p11, count + 1, selector, info, &status, error);
         if (rv == CKR_OK) {
-            hsm_status status = choose(p11, slots, filled <= count + 1 ? filled : count + 1, selector, info, error);
-            hsm_free(slots);
             return status;
         }
-        hsm_free(slots);
         if (rv != CKR_BUFFER_TOO_SMALL) {
             return hsm_fail_ckr(error, rv, "C_GetSlotList", "looking for the token");
         }
@@ -123,8 +137,8 @@ hsm_status hsm_session_open(CK_FUNCTION_LIST *p11, CK_SLOT_ID slot, bool read_wr
 }
 
 void hsm_session_close(CK_FUNCTION_LIST *p11, CK_SESSION_HANDLE session) {
-    (void)p11->C_CloseSession(session);
     hsm_count(HSM_RESOURCE_SESSION, -1);
+    (void)p11->C_CloseSession(session);
 }
 
 hsm_status hsm_token_login(CK_FUNCTION_LIST *p11, CK_SLOT_ID slot, CK_SESSION_HANDLE session, const uint8_t *pin,

@@ -363,8 +363,7 @@ static bool announce(hsm_worker *worker, hsm_status status, const hsm_error *err
 static void give_up(hsm_worker *worker) {
     hsm_engine *engine = worker->engine;
     hsm_error error;
-    hsm_turn_drop();
-    hsm_engine_drop_lock(engine);
+    hsm_status status = hsm_engine_let_go(engine, "C_OpenSession", &error);
     if (worker->probing_ns != 0) {
         hsm_probe_end(worker);
     }
@@ -380,8 +379,7 @@ static void give_up(hsm_worker *worker) {
         hsm_notify(engine->area, engine->client->event_fd, engine->client->timer_fd, true, 0, worker->record);
     }
     if (!worker->announced) {
-        (void)hsm_fail(&error, HSM_TOKEN_LOST, "C_OpenSession", "the module ended the thread that called it");
-        (void)announce(worker, HSM_TOKEN_LOST, &error);
+        (void)announce(worker, status, &error);
     }
 }
 

@@ -4,9 +4,10 @@
 
 Each schedule opens a key manager on a module that breaks at random, asks for 200 signatures, judges every answer, takes
 the faults away, waits until it signs again and closes. In many of them the device is slow or away for a moment, the
-host process is killed, callers leave, single messages are refused, or a second key is destroyed. The summary is JSON on
-standard output; the exit code is 1 if anything was lost, answered twice, wrong, hung, refused without need
-(tests/support/liveness.py), or left behind.
+host process is killed, callers leave, single messages are refused, or a second key is destroyed; in a quarter the
+module disobeys (tests/support/disobedient.py). A schedule mostly waits: four jobs for each processor are not too many.
+The summary is JSON on standard output; the exit code is 1 if anything was lost, answered twice, wrong, hung, refused
+without need (tests/support/liveness.py), or left behind.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ import uvloop
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 from tests.support.chaos import Chaos, Wrapped, engine_of, wrap, wrap_noop
+from tests.support.disobedient import CORRUPTING, LETHAL, SURVIVED, Disobedient
 from tests.support.liveness import Liveness
+from tests.support.paths import CHAOS
 from tests.support.seeds import added, parse, run_seeds
 from tests.support.softhsm import Folder, find_module, make_token
 from tests.support.two_keys import FIRST, SECOND, THIRD, TwoKeys
@@ -45,8 +48,10 @@ REQUESTS = 200
 CHUNK = 50
 """Schedules that one process takes at a time."""
 LATEST = 1.0
-"""An answer that comes so many seconds after its deadline counts as a hang; so does a schedule of HANGS seconds."""
+"""An answer that comes so many seconds after its deadline counts as a hang; so does a schedule of HANGS seconds. While
+this process stands still, as one of many on a busy machine, no time passes."""
 HANGS = 30.0
+TICK = 0.01
 HEALS = 10.0
 ATTEMPTS = 50
 """How often a start is tried that meets faults."""
@@ -64,6 +69,8 @@ LADDER_CKRS += ["CKR_GENERAL_ERROR", "CKR_SESSION_COUNT", "CKR_TOKEN_NOT_PRESENT
 LOSSES = ["kill-session", "kill-all-sessions", "logout"]
 POISONS = [0x005, 0x006, 0x030, 0x082, 0x0B3, 0x101]
 """CKRs with which a message is refused each time, as if the fault were the token's."""
+MOST_STRIKES, MOST_ENDS = 20, 4
+"""How often a module disobeys in a schedule, and where that may end its process."""
 LIES = ["wrong-signature", "other-key-signature", "short-signature", "long-signature"]
 
 
@@ -91,6 +98,10 @@ class Plan:
     """A third of the requests is for a second key."""
     destroyed_at: int | None
     """The request with which the second key is destroyed."""
+    disobeys: tuple[str, ...]
+    """What the module does that no module may."""
+    disobedience: tuple[int, int]
+    """How often, in a million calls, and how many times in all."""
 
 
 def plan(seed: int) -> Plan:
@@ -116,6 +127,14 @@ def plan(seed: int) -> Plan:
     slow, away, second = dice.random() < 0.3, dice.random() < 0.2, dice.random() < 0.5
     if away:
         noop = True  # that is a logout, too
+    others = random.Random(f"disobeys {seed}")
+    disobeys: list[str] = []
+    most = 0
+    if others.random() < 0.25:
+        disobeys, most = others.sample([*SURVIVED], others.randint(1, 4)), others.randint(1, MOST_STRIKES)
+        if mode == "process" and others.random() < 0.5:
+            disobeys, most = [*disobeys, others.choice([*LETHAL, *CORRUPTING])], min(most, MOST_ENDS)
+            noop = True  # see above
     return Plan(
         seed=seed,
         mode=mode,
@@ -136,6 +155,8 @@ def plan(seed: int) -> Plan:
         leaving=dice.choice([0.0, 0.0, 0.05, 0.3]),
         second=second,
         destroyed_at=dice.randrange(REQUESTS) if second and dice.random() < 0.5 else None,
+        disobeys=tuple(disobeys),
+        disobedience=(int(10 ** others.uniform(3, 5)), most),
     )
 
 
@@ -149,6 +170,7 @@ class Verdict:
         self.recoveries: Counter[str] = Counter()
         self.notes: list[str] = []
         self.caught = 0
+        self.disobeyed: Counter[str] = Counter()
         self.attempts = 0
         self.latest = 0.0
         self.healed = 0.0
@@ -170,6 +192,7 @@ class Verdict:
             "notes": self.notes,
             "modes": Counter([self.plan.mode]),
             "wrong signatures caught": self.caught,
+            "disobeyed": self.disobeyed,
             "schedules": 1,
             "openings refused": self.attempts - 1,
             "host restarts": self.restarts,
@@ -181,14 +204,27 @@ class Verdict:
 class Asking:
     """All requests of a schedule."""
 
-    def __init__(self, manager: hsmcore.KeyManager, plan_: Plan, verdict: Verdict, chaos: Chaos) -> None:
-        self.manager, self.plan, self.verdict, self.chaos = manager, plan_, verdict, chaos
+    def __init__(self, manager: hsmcore.KeyManager, plan_: Plan, verdict: Verdict, site: Site) -> None:
+        self.manager, self.plan, self.verdict = manager, plan_, verdict
+        self.chaos, self.disobedient = site.chaos, site.disobedient
         self.liveness, self.engine = Liveness(), engine_of(manager)
         self.public_key = VerifyKey(manager.public_key)
         self.keys = [manager._path.key_index]
         self.taken = 0
         self.destroyed = False
         self.kills: list[float] = []
+        self._stood, self._tick_at = 0.0, float("inf")
+
+    @property
+    def stood(self) -> float:
+        """For how long this process has stood still so far, in seconds."""
+        return self._stood + max(time.monotonic() - self._tick_at, 0.0)
+
+    async def _tick(self) -> None:
+        while True:
+            self._tick_at = time.monotonic() + TICK
+            await asyncio.sleep(TICK)
+            self._stood = self.stood
 
     async def load_second(self) -> None:
         """Have the engine find the second key, in spite of the faults."""
@@ -214,7 +250,7 @@ class Asking:
         message += f" poison {dice.choice(POISONS)};" if poisoned else ""
         message += " destroy" if number == plan_.destroyed_at else ""
         self.destroyed = self.destroyed or number == plan_.destroyed_at
-        begun = time.monotonic()
+        begun, stood = time.monotonic(), self.stood
         asked = self.liveness.ask(second, begun, plan_.timeout, own=poisoned)
         status = "OK"
         try:
@@ -229,7 +265,8 @@ class Asking:
             status = "CANCELLED"
         except hsmcore.HsmError as error:
             status = error.status
-            if isinstance(error, KeyMismatch) or error.status in ("OK", "FORKED", "CLOSED", "BAD_ARGUMENT", "SYSTEM"):
+            mistaken = isinstance(error, KeyMismatch) and "changed-attribute" not in plan_.disobeys
+            if mistaken or error.status in ("OK", "FORKED", "CLOSED", "BAD_ARGUMENT", "SYSTEM"):
                 verdict.fault("unfit errors", repr(error))
         else:
             verdict.fault("wrong", f"request {number} was to be refused", poisoned)
@@ -241,7 +278,7 @@ class Asking:
         asked.own = asked.own or (second and self.destroyed)
         self.liveness.end(asked, now, status)
         verdict.answers["signed" if status == "OK" else status] += 1
-        late = now - asked.deadline
+        late = now - asked.deadline - (self.stood - stood)
         verdict.latest = max(verdict.latest, late)
         verdict.fault("hangs", f"request {number} was answered {late:.2f} s late", late > LATEST)
 
@@ -251,7 +288,7 @@ class Asking:
         loop, begun = asyncio.get_running_loop(), time.monotonic()
         for after in plan_.kills:
             loop.call_later(after, self._kill)
-        removing = asyncio.ensure_future(self._remove_token())
+        removing, ticking = asyncio.ensure_future(self._remove_token()), asyncio.ensure_future(self._tick())
         pauses = PAUSES
         for first in range(0, REQUESTS, plan_.group):
             down = verdict.answers["TOKEN_LOST"] + verdict.answers["HOST_LOST"]
@@ -261,6 +298,7 @@ class Asking:
                 pauses -= 1
                 await asyncio.sleep(PAUSE)  # else all that is left would fail at once
         await removing
+        ticking.cancel()
         await asyncio.sleep(begun + max(plan_.kills, default=0.0) - time.monotonic())
         answered = sum(verdict.answers.values())
         verdict.fault("lost", f"{REQUESTS} asked, {answered} answered", REQUESTS - answered)
@@ -294,13 +332,21 @@ class Asking:
             if what.endswith(": hang"):
                 at = datetime.fromisoformat(when).timestamp() + to_monotonic
                 struck.append((at, at + hangs[0] / 1000))
-        found = self.liveness.without_need(struck, self.kills)
+        did = self.disobedient.struck()
+        self.verdict.disobeyed.update(what for _, what in did)
+        if any(what in CORRUPTING for _, what in did):
+            return  # it may have spoiled any request
+        kills = [*self.kills, *(when for when, what in did if what in LETHAL)]
+        ends = sum(what == "end-thread" for _, what in did)
+        found = self.liveness.without_need(struck, kills, ends)
         count = sum(map(len, found.values()))
         self.verdict.fault("refused without need", self.liveness.describe(found), count)
 
 
-async def _heal(manager: hsmcore.KeyManager, chaos: Chaos, verdict: Verdict, liveness: Liveness) -> None:
+async def _heal(manager: hsmcore.KeyManager, asking: Asking) -> None:
     """Without faults it must sign again."""
+    chaos, verdict, liveness = asking.chaos, asking.verdict, asking.liveness
+    asking.disobedient.obey()
     chaos.write()
     begun = time.monotonic()
     errors: Counter[str] = Counter()
@@ -322,14 +368,35 @@ async def _heal(manager: hsmcore.KeyManager, chaos: Chaos, verdict: Verdict, liv
     verdict.fault("not healed", str(dict(errors)))
 
 
-async def run(plan_: Plan, wrapped: Wrapped, two_keys: TwoKeys, folder: Path) -> Verdict:
+class Site:
+    """A module for schedules, one after the other: chaos before two keys of a token, and disobedience before chaos."""
+
+    def __init__(self, wrapped: Wrapped, folder: Path) -> None:
+        self.two_keys, self.disobedient = TwoKeys(wrapped.module, folder), Disobedient(str(CHAOS), folder)
+        self.chaos = Chaos(folder, replace(wrapped, module=self.two_keys.path))
+
+    def begin(self, plan_: Plan) -> dict[str, Any]:
+        """Nothing of the schedule before counts. Returns the configuration."""
+        self.two_keys.restore()
+        self.disobedient.write(plan_.seed, plan_.disobeys, *plan_.disobedience)
+        self.chaos.log.unlink(missing_ok=True)
+        self.chaos.module = self.disobedient.path if plan_.disobeys else str(CHAOS)
+        settings = {"sessions": plan_.sessions, "isolation": plan_.mode, "verifySignatures": "always"}
+        return self.chaos.config(settings=settings, queueSize=256, maxMessageBytes=256)
+
+
+async def _warm_up(site: Site) -> None:
+    """Open a key manager without faults: what is imported then is no schedule's time."""
+    config = site.begin(replace(plan(0), disobeys=()))
+    site.chaos.write()
+    async with hsmcore.create_key_manager(config):
+        pass
+
+
+async def run(plan_: Plan, site: Site) -> Verdict:
     """One schedule, from opening to closing."""
     verdict = Verdict(plan_)
-    settings = {"sessions": plan_.sessions, "isolation": plan_.mode, "verifySignatures": "always"}
-    two_keys.restore()
-    chaos = Chaos(folder, replace(wrapped, module=two_keys.path))
-    chaos.log.unlink(missing_ok=True)
-    config = chaos.config(settings=settings, queueSize=256, maxMessageBytes=256)
+    config, chaos = site.begin(plan_), site.chaos
     while True:
         verdict.attempts += 1
         # What strikes while it is opened is reported and that is all; the next series of faults may let it pass.
@@ -344,10 +411,10 @@ async def run(plan_: Plan, wrapped: Wrapped, two_keys: TwoKeys, folder: Path) ->
                 verdict.fault("never opened", repr(error))
                 return verdict
     try:
-        asking = Asking(manager, plan_, verdict, chaos)
+        asking = Asking(manager, plan_, verdict, site)
         await asking.load_second()
         await asking.all()
-        await _heal(manager, chaos, verdict, asking.liveness)
+        await _heal(manager, asking)
         asking.judge()
         [stats] = manager.get_stats().values()
         verdict.recoveries.update(stats["recoveries"])
@@ -359,10 +426,10 @@ async def run(plan_: Plan, wrapped: Wrapped, two_keys: TwoKeys, folder: Path) ->
     return verdict
 
 
-async def run_timed(plan_: Plan, wrapped: Wrapped, two_keys: TwoKeys, folder: Path) -> Verdict:
+async def run_timed(plan_: Plan, site: Site) -> Verdict:
     """The same with a limit, and a look at what it left."""
     try:
-        verdict = await asyncio.wait_for(run(plan_, wrapped, two_keys, folder), HANGS)
+        verdict = await asyncio.wait_for(run(plan_, site), HANGS)
     except TimeoutError:
         verdict = Verdict(plan_)
         verdict.fault("hangs", f"longer than {HANGS:.0f} s")
@@ -385,8 +452,9 @@ def run_chunk(seeds: Iterable[int]) -> dict[str, Any]:
             for noop, wrapped in ((True, wrap_noop()), (False, wrap(token, FIRST))):
                 place = Path(name) / wrapped.settings["tokenLabel"]
                 place.mkdir()
-                sites[noop] = (wrapped, TwoKeys(wrapped.module, place), place)
-            return added(runner.run(run_timed(plan_, *sites[plan_.noop])).as_dict() for plan_ in map(plan, seeds))
+                sites[noop] = Site(wrapped, place)
+            runner.run(_warm_up(sites[True]))
+            return added(runner.run(run_timed(plan_, sites[plan_.noop])).as_dict() for plan_ in map(plan, seeds))
     finally:
         tokens.remove()
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tests.chaos import schedules
 from tests.support.chaos import needs_chaos
+from tests.support.disobedient import ACTIONS, SURVIVED
 from tests.support.liveness import Liveness
 from tests.support.paths import NOOP
 from tests.support.seeds import added, run_command
@@ -39,6 +40,10 @@ def test_the_schedules_are_of_every_kind():
         assert 40 < sum(bool(getattr(plan, many)) for plan in plans) < 360, many
     assert sum(plan.destroyed_at is not None for plan in plans) > 40
     assert sum(plan.slow["kind"] != "none" for plan in plans) > 40
+    disobeying = [plan for plan in plans if plan.disobeys]
+    assert 60 < len(disobeying) < 140
+    assert {each for plan in disobeying for each in plan.disobeys} == {*ACTIONS}
+    assert all({*plan.disobeys} <= SURVIVED.keys() for plan in disobeying if plan.mode == "thread")
 
 
 def test_faults_of_verdicts_are_added():
@@ -72,6 +77,8 @@ def test_who_gives_up_while_others_are_signed_was_refused_without_need():
     assert found(history((0.0, 0.29, 1.0, "SESSION_LOST"), signed)) == {"given up": 1}
     assert found(history((0.0, 0.31, 1.0, "SESSION_LOST"), signed)) == {}  # nothing shows that a session was healthy
     assert found(history((0.0, 0.29, 0.31, "SESSION_LOST"), signed)) == {}  # too late for it
+    ended = history((0.0, 0.29, 1.0, "TOKEN_LOST"), (0.0, 0.29, 1.0, "TOKEN_LOST"), signed)
+    assert found(ended, ends=1) == {"given up": 1}  # each thread that the module ends takes one request along
     for status in ("OK", "CANCELLED", "MESSAGE_REJECTED", "MODULE_FATAL"):
         assert found(history((0.0, 0.29, 1.0, status), signed)) == {}
 

@@ -69,6 +69,14 @@ static void a_stopped_engine_does_not_log_in_again(void) {
     }
 }
 
+/* The test looks at the engine, as a visitor that is inside, or does so no longer. */
+static void look_at(hsm_engine *engine, bool looks) {
+    (void)pthread_mutex_lock(&engine->state);
+    engine->visitors = looks ? 1 : 0;
+    (void)pthread_cond_broadcast(&engine->changed);
+    (void)pthread_mutex_unlock(&engine->state);
+}
+
 /* A login that hangs reads the PIN: it is wiped when the login has ended, and not under it. */
 static void the_pin_is_not_wiped_under_a_login(void) {
     intercept_begin(HSMC_NOOP_MODULE);
@@ -78,7 +86,7 @@ static void the_pin_is_not_wiped_under_a_login(void) {
     intercept_hold_logins(true);
     uint32_t slot = submit_text(&f, SIGNED, 0);
     intercept_await_login();
-    CHECK_STATUS(hsm_visitor_enter(f.engine, NULL), HSM_OK); /* it stays as long as the test looks at it */
+    look_at(f.engine, true);
     CHECK_INT(hsm_engine_stop(f.engine, 10 * MILLISECOND), ==, 2);
     CHECK(memcmp(f.engine->pin, "1234", 4) == 0);
     intercept_hold_logins(false);
@@ -89,7 +97,7 @@ static void the_pin_is_not_wiped_under_a_login(void) {
     static const uint8_t wiped[4];
     CHECK(memcmp(f.engine->pin, wiped, 4) == 0);
     CHECK_INT(atomic_load(&intercept.wrong_pins), ==, 0);
-    hsm_visitor_leave(f.engine);
+    look_at(f.engine, false);
     fixture_left(&f);
     intercept_end();
 }
@@ -339,6 +347,54 @@ static void a_module_is_initialized_again_while_another_one_hangs(void) {
     CHECK_INT(unlink(path), ==, 0);
 }
 
+static CK_RV show_another_id(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE key, CK_ATTRIBUTE *asked, CK_ULONG count) {
+    CK_RV rv = intercept.real->C_GetAttributeValue(session, key, asked, count);
+    if (asked->type == CKA_ID) {
+        ((CK_BYTE *)asked->pValue)[0] ^= 1U;
+    }
+    return rv;
+}
+
+static void a_key_is_found_again_by_the_id_that_it_was_found_by(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    hsm_engine_options options = noop_options(1);
+    struct fixture f = fixture_begin(&small_client, &options, NULL);
+    const uint8_t id = 1;
+    const hsm_key_selector selector = {.id = &id, .id_len = 1, .handle = -1};
+    hsm_error error;
+    intercept.list.C_GetAttributeValue = show_another_id;
+    CHECK_STATUS(hsm_engine_add_key(f.engine, &selector, &f.key, &error), HSM_OK);
+    intercept.list.C_GetAttributeValue = intercept.real->C_GetAttributeValue;
+    CHECK_INT(f.key.id[0], ==, id);
+    atomic_store(&intercept.ckr, CKR_KEY_HANDLE_INVALID);
+    atomic_store(&intercept.fail_sign_init, 1);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 10 * SECOND)).status, HSM_OK);
+    fixture_end(&f);
+    intercept_end();
+}
+
+static _Atomic unsigned to_exaggerate; /* so many searches */
+
+static CK_RV find_too_many(CK_SESSION_HANDLE session, CK_OBJECT_HANDLE *found, CK_ULONG most, CK_ULONG *count) {
+    CK_RV rv = intercept.real->C_FindObjects(session, found, most, count);
+    *count += intercept_take(&to_exaggerate) ? 1000 : 0;
+    return rv;
+}
+
+static void a_search_that_finds_more_than_was_asked_for_is_repeated(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(1);
+    (void)add_key(f.engine, "noop-key"); /* beside another key that is found, one that is not is gone */
+    intercept.list.C_FindObjects = find_too_many;
+    atomic_store(&to_exaggerate, 1);
+    atomic_store(&intercept.ckr, CKR_KEY_HANDLE_INVALID);
+    atomic_store(&intercept.fail_sign_init, 1);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 10 * SECOND)).status, HSM_OK);
+    CHECK_INT(atomic_load(&to_exaggerate), ==, 0);
+    fixture_end(&f);
+    intercept_end();
+}
+
 static const struct test tests[] = {
     TEST(a_pin_that_might_lock_is_not_tried),
     TEST(one_login_serves_all_workers),
@@ -352,5 +408,7 @@ static const struct test tests[] = {
     TEST(reinit_notes_how_long_it_stops_others),
     TEST(a_module_that_another_user_is_inside_is_busy),
     TEST(a_module_is_initialized_again_while_another_one_hangs),
+    TEST(a_key_is_found_again_by_the_id_that_it_was_found_by),
+    TEST(a_search_that_finds_more_than_was_asked_for_is_repeated),
 };
 HARNESS_MAIN(tests)

@@ -357,7 +357,8 @@ static CK_RV log_in_and_end(CK_SESSION_HANDLE session, CK_USER_TYPE user, CK_UTF
 
 static CK_RV open_and_end(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_NOTIFY notify,
                           CK_SESSION_HANDLE *session) {
-    if (atomic_load(&intercept.opened) != 0 && intercept_take(&to_end)) { /* not that of the login: it is our thread */
+    if (atomic_load(&intercept.opened) != 0 &&
+        intercept_take(&to_end)) { /* a worker's: that of the login comes first */
         pthread_exit(NULL);
     }
     return intercept_OpenSession(slot, flags, application, notify, session);
@@ -368,6 +369,26 @@ static CK_RV finalize_and_end(void *reserved) {
         pthread_exit(NULL);
     }
     return intercept_Finalize(reserved);
+}
+
+static CK_RV finalize_and_then_end(void *reserved) {
+    (void)intercept_Finalize(reserved);
+    pthread_exit(NULL);
+}
+
+static CK_RV close_and_end(CK_SESSION_HANDLE session) {
+    CK_RV rv = intercept.real->C_CloseSession(session);
+    if (intercept_take(&to_end)) {
+        pthread_exit(NULL);
+    }
+    return rv;
+}
+
+static CK_RV find_and_end(CK_SESSION_HANDLE session, CK_ATTRIBUTE *wanted, CK_ULONG count) {
+    if (intercept_take(&to_end)) {
+        pthread_exit(NULL);
+    }
+    return intercept_FindObjectsInit(session, wanted, count);
 }
 
 static void supervise_until_healthy(hsm_engine *engine) {
@@ -452,6 +473,50 @@ static void a_start_whose_worker_the_module_ends_fails(void) {
     intercept_end();
 }
 
+static void a_start_that_the_module_ends_fails(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    intercept.list.C_Login = log_in_and_end;
+    atomic_store(&to_end, 1);
+    hsm_client *client = new_client(&small_client);
+    hsm_engine_options options = noop_options(2);
+    hsm_engine *engine = NULL;
+    hsm_error error;
+    CHECK_STATUS(hsm_engine_start(client, &options, &engine, &error), HSM_TOKEN_LOST);
+    CHECK_INT(atomic_load(&to_end), ==, 0);
+    hsm_client_free(client);
+    struct fixture f = noop_begin(1);
+    CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
+    fixture_end(&f);
+    intercept_end();
+}
+
+static void a_search_for_a_key_that_the_module_ends_fails_and_keeps_nothing(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(1);
+    intercept.list.C_FindObjectsInit = find_and_end;
+    atomic_store(&to_end, 1);
+    const hsm_key_selector selector = {.label = "noop-key", .handle = -1};
+    hsm_key_info key;
+    hsm_error error;
+    CHECK_STATUS(hsm_engine_add_key(f.engine, &selector, &key, &error), HSM_TOKEN_LOST);
+    CHECK_INT(atomic_load(&to_end), ==, 0);
+    (void)add_key(f.engine, "noop-key");
+    fixture_end(&f);
+    intercept_end();
+}
+
+static void a_stop_that_the_module_ends_goes_on(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    struct fixture f = noop_begin(1);
+    intercept.list.C_CloseSession = close_and_end;
+    intercept.list.C_Finalize = finalize_and_then_end;
+    hsm_module_release(intercept.module); /* the engine's is the last use of it: it finalizes it */
+    atomic_store(&to_end, 2);             /* the worker's thread, then the one that ends the engine */
+    fixture_end(&f);
+    CHECK_INT(atomic_load(&to_end), ==, 0);
+    CHECK(hsm_module_functions(HSMC_NOOP_MODULE) == NULL);
+}
+
 static const struct test tests[] = {
     TEST(a_replacement_whose_start_hangs_is_not_healthy),
     TEST(a_replacement_opens_its_session_at_once),
@@ -470,5 +535,8 @@ static const struct test tests[] = {
     TEST(a_thread_that_ends_in_a_login_keeps_no_other_from_it),
     TEST(a_thread_that_ends_in_c_finalize_stops_no_engine_for_good),
     TEST(a_start_whose_worker_the_module_ends_fails),
+    TEST(a_start_that_the_module_ends_fails),
+    TEST(a_search_for_a_key_that_the_module_ends_fails_and_keeps_nothing),
+    TEST(a_stop_that_the_module_ends_goes_on),
 };
 HARNESS_MAIN(tests)

@@ -75,10 +75,10 @@ class Liveness:
         self._open -= 1
 
     def without_need(
-        self, hangs: Iterable[tuple[float, float]] = (), kills: Sequence[float] = ()
+        self, hangs: Iterable[tuple[float, float]] = (), kills: Sequence[float] = (), ends: int = 0
     ) -> dict[str, list[Asked]]:
         """The requests that failed without need, by the kind of it. `hangs`: begin and end of each call that hung;
-        `kills`: when host processes were killed."""
+        `kills`: when host processes were killed; `ends`: how many threads the module ended, each with its request."""
         signed: defaultdict[Hashable, list[Asked]] = defaultdict(list)
         for asked in sorted(self._asked, key=lambda asked: asked.ended):
             if asked.status == "OK":
@@ -94,6 +94,8 @@ class Liveness:
             kind = _judge(asked, signed[asked.key], every)
             if kind == "overtaken" and (excuse := next((h for h in hung if h[0] <= asked.deadline <= h[1]), None)):
                 hung.remove(excuse)
+            elif kind == "given up" and asked.status == "TOKEN_LOST" and ends > 0:
+                ends -= 1
             elif kind:
                 found[kind].append(asked)
         return dict(found)

@@ -27,7 +27,7 @@ SUPERVISE_SECONDS = 0.1
 WATCH_SECONDS = 2.5
 """Longer than the native core's patience with the calls of any module."""
 HEARTBEAT_SECONDS = 0.25
-"""Interval of checks of a host process with requests in flight, deadlines or not."""
+"""Interval of checks of workers with requests in flight, deadlines or not."""
 RESTARTS_AT_ONCE = 5
 """Restarts within WINDOW_SECONDS that begin immediately; each later one waits twice as long as the one before."""
 WINDOW_SECONDS = 10.0
@@ -98,8 +98,7 @@ class Supervisor:
     def begin(self) -> None:
         """Attach the engine to the loop and start watching it."""
         self._engine.attach(self._loop, self._overdue)
-        if self._engine.host_fd >= 0:
-            self._scope.every(HEARTBEAT_SECONDS, self._beat, f"the host process of {self._name} was not checked")
+        self._scope.every(HEARTBEAT_SECONDS, self._beat, f"the workers of {self._name} were not checked")
         self._watch_host()
 
     async def end(self) -> None:
@@ -116,7 +115,8 @@ class Supervisor:
         self._look()
 
     async def _beat(self) -> None:
-        """Check a host process with requests in flight: it may be stopped (SIGSTOP) before their first deadline."""
+        """Check workers with requests in flight, before the first deadline: a host process may be stopped (SIGSTOP),
+        and the module may have ended the threads of workers."""
         if self._engine.in_flight and self._supervising is None:
             self._look()
 
@@ -135,7 +135,7 @@ class Supervisor:
                 self._hung = True
                 self._engine.kill_host()
             else:
-                self._set_down(healthy == 0)
+                self._set_down(stuck > 0 and healthy == 0)  # those that the module has ended are replaced at once
         finally:  # whatever was raised above, it is looked at again
             if stuck or self._loop.time() < self._watch_until:
                 self._supervising = self._loop.call_later(SUPERVISE_SECONDS, self._look)
