@@ -14,6 +14,7 @@ import orjson
 from tests.simulation import disk, emergency, engine, journal, requests, threads
 from tests.simulation.clock import rest as rest_clock
 from tests.simulation.clock import run as run_clock
+from tests.simulation.device import Call
 from tests.simulation.disk import Disk, Image
 from tests.simulation.disk_script import Command, DiskFault, DiskScript, Life
 from tests.simulation.law import broken
@@ -191,7 +192,9 @@ class DiskWorld(World):
         """A device that was called signs, whether or not its caller lives."""
         for worker in getattr(one, "workers", ()):
             if worker.ask is not None and one.device is not None and self.chance.time.random() < 0.5:
-                one.device.note(worker.since, one.found[worker.ask.key], worker.ask.message)
+                key, message = one.found[worker.ask.key], worker.ask.message
+                signature = key.pair.sign(message)
+                one.device.note(worker.since, key, message, Call(0, signature, True, signature))
 
     # ---- life ------------------------------------------------------------------------------------------------------
 

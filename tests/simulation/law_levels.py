@@ -28,6 +28,7 @@ DAY: Final = 86_400 * SECOND
 HOUR: Final = 3_600 * SECOND
 ROUTED_NS: Final = 5 * SECOND
 """What was routed to a key before it was replaced is answered with it so long after."""
+MOST_ASKS: Final = 8
 SOON_NS: Final = SECOND
 """A binding that is so old is in the store."""
 
@@ -130,6 +131,13 @@ def destroyed_in_time(facts: WeekFacts, key: bytes, now: int) -> Iterator[str]:
     early = since + days * DAY - now
     if early > HOUR + SECOND and not facts.trusts_wrong_clock(now):
         yield f"a key was destroyed {early / HOUR:.1f} h too early"
+
+
+def asked_in_peace(within_a_second: list[int]) -> Iterator[str]:
+    """A chain that does not answer is not asked in a loop. (Judged as it is asked: a handover asks before and after,
+    and a failed one once more.)"""
+    if len(within_a_second) > MOST_ASKS:
+        yield f"the chain was asked {len(within_a_second)} times in a second"
 
 
 def one_key_for_a_week(facts: WeekFacts) -> Iterator[str]:

@@ -18,7 +18,7 @@ from tests.simulation.clock import SECOND, Clock
 from tests.simulation.control import name_of
 from tests.simulation.device import Device, Key, Ledger, Signed
 from tests.simulation.law import Answer, broken
-from tests.simulation.law_levels import AT_ONCE, LAST_CALL, WEEK_RULES, WeekFacts, destroyed_in_time
+from tests.simulation.law_levels import AT_ONCE, LAST_CALL, WEEK_RULES, WeekFacts, asked_in_peace, destroyed_in_time
 from tests.simulation.levels_script import HOUR, LASTS_NS, ChainFault, Moment, Week
 from tests.simulation.loop import Loop, Stuck
 from tests.simulation.script import Intent, Try
@@ -30,9 +30,12 @@ from hsmcore.manager import background
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.manager.rotation import service
 from hsmcore.manager.rotation.service import RotationService
+from hsmcore.manager.rotation.steps import handover
 from hsmcore.state import database
 
 _LOOK_S: Final = 4.0
+_ASK_NS: Final = 40 * SECOND
+"""The host looks, and asks the chain, not as often as it does for its users: a week is long."""
 """Seconds between two looks at the store for orders, at its seal and at the key ring, where nothing is due: no other
 process changes them here."""
 _PAUSES: Final = (1, 5, 30, 60)
@@ -65,6 +68,8 @@ class Chain:
         self.faults: list[ChainFault] = []
         self.pending = 0
         """Transactions that may still be executed."""
+        self.asks: list[int] = []
+        """When it was asked, within a second."""
 
     def _trouble(self) -> str:
         now = self.world.clock.ns
@@ -102,6 +107,10 @@ class Chain:
         await self._obey(old)
 
     async def settled(self, old: Any, new: Any) -> str:
+        now = self.world.clock.ns
+        self.asks = [*(at for at in self.asks if at > now - SECOND), now]
+        for what in asked_in_peace(self.asks):
+            self.world.breaks(f"asked_in_peace: {what}")
         await asyncio.sleep(self.world.chance.time.random() * 0.05)
         if self._trouble() == "silent" or self.pending:
             return "unknown"
@@ -184,15 +193,16 @@ class LevelsWorld(World):
             self.locks[descriptor] = found.st_dev, found.st_ino
 
         fcntl.flock, RotationService.trace = locked, staticmethod(self._traced)
-        often = health.FOLLOW_S, background._LOOK_SECONDS, service.LOOK_SECONDS
+        often = health.FOLLOW_S, background._LOOK_SECONDS, service.LOOK_SECONDS, handover.ASK_AGAIN_NS
         health.FOLLOW_S = background._LOOK_SECONDS = service.LOOK_SECONDS = _LOOK_S
+        handover.ASK_AGAIN_NS = _ASK_NS
         try:
             with warnings.catch_warnings():  # what a killed process was about to begin
                 warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
                 yield
         finally:
             fcntl.flock, RotationService.trace = flock, trace
-            health.FOLLOW_S, background._LOOK_SECONDS, service.LOOK_SECONDS = often
+            health.FOLLOW_S, background._LOOK_SECONDS, service.LOOK_SECONDS, handover.ASK_AGAIN_NS = often
 
     def _announce(self) -> None:
         for fault in self.script.faults:

@@ -65,10 +65,16 @@ def _budget_begins_again() -> None:
     Emergency.close = all_back
 
 
+def _in_a_loop() -> None:
+    """What still waits, as it is recorded, is looked at again at once."""
+    runner.Runner.waits_until = lambda _self, rotation: rotation.run.wait_ns
+
+
 MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "unasked": (_unasked, "destroyed_in_time"),
     "unannounced": (_unannounced, "obeyed"),
     "no-overlap": (_no_overlap, "destroyed_in_time"),
     "not-taken-up": (_not_taken_up, "taken_up"),
+    "in-a-loop": (_in_a_loop, "asked_in_peace"),
     "budget-begins-again": (_budget_begins_again, "within_budget"),
 }

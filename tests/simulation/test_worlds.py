@@ -26,7 +26,7 @@ MUTANTS = {
         *("second-key", "left-unbound", "bound-late", "bound-after", "another-answer"),
         *("dishonest", "no-weight", "gives-up", "deaf"),
     ),
-    "levels": ("unasked", "unannounced", "no-overlap", "not-taken-up"),
+    "levels": ("unasked", "unannounced", "no-overlap", "not-taken-up", "in-a-loop"),
     "fleet": (
         *("unfenced", "shy", "unwitnessed", "unshared", "reclaimed", "long-lease", "impatient", "kept-open"),
         *("idle",),

@@ -250,15 +250,18 @@ class RotationService:
         retire = max(self.schedule.overlap_ends_ns(now), now + self._grace_ns)
         if await self.rotations.redate(now, retire, now + days * 86_400 * SECOND):
             get_logger().warning("dates that a clock which was ahead had written count from now")
+        self._runner.waited.clear()
 
     async def _pause(self) -> float:
         """Return the seconds until the next look."""
         try:
-            waits = [rotation.run.wait_ns for rotation in await self.rotations.open()] if self._role.held else []
+            rotations = await self.rotations.open() if self._role.held else []
         except HsmError:
             return LOOK_SECONDS
-        soonest = (min(waits, default=0) - self._time.sure()) / SECOND
-        return min(LOOK_SECONDS, max(soonest, _LEAST_PAUSE)) if waits else LOOK_SECONDS
+        if not rotations:
+            return LOOK_SECONDS
+        soonest = (min(map(self._runner.waits_until, rotations)) - self._time.sure()) / SECOND
+        return min(LOOK_SECONDS, max(soonest, _LEAST_PAUSE))
 
     async def _must_follow(self) -> HsmError | None:
         """Return why this process does not lead: only a process that can end a rotation may lead it."""
