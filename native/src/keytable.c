@@ -81,6 +81,9 @@ static hsm_status find_and_prove(hsm_engine *engine, const hsm_key_selector *sel
         if (!logged_in) {
             (void)hsm_fail(error, status, "C_FindObjects", "the login was lost during the search");
         }
+        if (status != HSM_OK && may_pass(engine, status)) {
+            hsm_engine_close_login(engine); /* its search may still be open */
+        }
         HSM_THEN(status, hsm_key_check_mechanism(engine->p11, engine->slot, info->algorithm, error));
         if (status != HSM_OK && until == 0 && logged_in) {
             return status;

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 from tests.chaos.load import signs, until_it_signs
+from tests.simulation.calls import OPTIONS
 from tests.support.loops import one_loop
 from tests.support.managers import opened
 from tests.support.wrapper import compile_wrapper
 
-from hsmcore.errors import KeyMismatch
+from hsmcore._native import Engine
+from hsmcore.errors import HsmError, KeyMismatch
 
 pytestmark = pytest.mark.integration
 
@@ -118,3 +121,30 @@ async def test_a_key_that_was_another_one_for_a_moment_is_looked_at_again(world,
         errors = await until_it_signs(manager, 20.0)
         assert all(isinstance(error, KeyMismatch) for error in errors)
         await asyncio.gather(*(signs(manager, b"%d" % number, 5.0) for number in range(20)))
+
+
+_OPEN_SEARCH = r"""
+static CK_RV end_search(CK_SESSION_HANDLE session) {
+    static int ends;
+    return ends++ == 0 ? CKR_FUNCTION_FAILED : theirs->C_FindObjectsFinal(session);
+}
+
+static void change(void) {
+    own.C_FindObjectsFinal = end_search;
+}
+"""
+
+
+def test_a_session_that_is_still_in_its_search_looks_for_no_other_key(world, tmp_path):
+    """The module has not ended the first search, and begins none in that session."""
+    module = compile_wrapper(_OPEN_SEARCH, world.module, tmp_path / "open.so")
+    label = next(iter(world.keys.values())).label
+    engine: Any = Engine(**OPTIONS)
+    try:
+        engine.start(module_path=str(module), token_label=world.label, pin=bytearray(world.pin.encode()), workers=1)
+        with pytest.raises(HsmError, match="C_FindObjectsFinal"):
+            engine.add_key(label=label)
+        engine.add_key(label=label)
+    finally:
+        engine.stop(5.0)
+        engine.release()
