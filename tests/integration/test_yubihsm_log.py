@@ -93,7 +93,8 @@ async def test_signing_under_force_audit_goes_on_while_a_drain_runs_beside_it(ri
             await kept.drain(settings)
         await signing
     await kept.drain(settings)
-    assert kept.findings == []
+    # A login that found the log full is told; nothing else is amiss.
+    assert [one for one in kept.findings if one.kind != "unlogged"] == []
     assert sum(entry.command == Command.SIGN_EDDSA and entry.succeeded for entry in kept.entries) == 201
 
 

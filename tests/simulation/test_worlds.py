@@ -16,7 +16,7 @@ from tests.support.size import FULL, each, share
 
 from hsmcore._native import Engine
 
-WORLDS = {"host": 400, "levels": 80, "fleet": 120, "disk": 100, "gateway": 80, "operator": 40}
+WORLDS = {"host": 400, "levels": 40, "fleet": 120, "disk": 100, "gateway": 80, "operator": 40}
 """Seeds of each: as many as twenty seconds allow."""
 FOUND = {"found": 4, "gateway-found": 1}
 """How many worlds are in found.py and the like."""
@@ -67,10 +67,10 @@ def test_the_law_holds(world):
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_seed_tells_the_same_story_in_each_process(world):
     """Nothing comes from the addresses of objects, from Python's hashes, or from the world before."""
-    one = simulate("--world", world, "--seeds", "7-9", "--digests", PYTHONHASHSEED="1").stdout.splitlines()
+    one = simulate("--world", world, "--seeds", "8-9", "--digests", PYTHONHASHSEED="1").stdout.splitlines()
     other = simulate("--world", world, "--seeds", "9-9", "--digests", PYTHONHASHSEED="2").stdout.splitlines()
-    assert one[2].startswith("9 ")
-    assert one[2] == other[0]
+    assert one[1].startswith("9 ")
+    assert one[1] == other[0]
 
 
 @pytest.mark.parametrize(("world", "count"), FOUND.items())
@@ -80,7 +80,7 @@ def test_what_was_found_stays_found(world, count):
 
 
 @pytest.mark.slow("some are seen late")
-@pytest.mark.parametrize(("world", "mutant"), each(3, [(world, one) for world in MUTANTS for one in MUTANTS[world]]))
+@pytest.mark.parametrize(("world", "mutant"), each(4, [(world, one) for world in MUTANTS for one in MUTANTS[world]]))
 def test_a_fault_that_is_put_back_is_seen(world, mutant):
     seeds = f"0-{FOUND[world] - 1}" if world in FOUND else f"1-{MOST_SEEDS}"
     done = simulate("--world", world, "--mutant", mutant, "--seeds", seeds)

@@ -50,13 +50,16 @@ class Runner:
     clock: Callable[[], int]
     trace: Callable[[str], None]
     wants_abort: Callable[[Rotation], Awaitable[bool]]
-    waited: dict[int, tuple[Any, int]] = field(default_factory=dict)
-    """By rotation: the details of the wait that was last recorded, and until when it lasts now, in ns: one that goes on
-    as it is recorded is not recorded again."""
+    waited: dict[tuple[int, str, str], tuple[Any, int]] = field(default_factory=dict)
+    """By rotation, status and step: the details of the wait that was last recorded, and until when it lasts now, in ns:
+    one that goes on as it is recorded is not recorded again."""
 
     def waits_until(self, rotation: Rotation) -> int:
         """When to look at a rotation again, in ns of the clock."""
-        return max(rotation.run.wait_ns, self.waited.get(rotation.id, (None, 0))[1])
+        return max(rotation.run.wait_ns, self._waited(rotation)[1])
+
+    def _waited(self, rotation: Rotation) -> tuple[Any, int]:
+        return self.waited.get((rotation.id, rotation.run.status, rotation.run.step), (None, 0))
 
     async def advance(self, rotation: Rotation) -> Rotation:
         """Do the steps that can be done now. Returns the rotation: ended, or waiting until `run.wait_ns`."""
@@ -64,7 +67,6 @@ class Runner:
             if await self.wants_abort(rotation):
                 run = machine.abort(rotation.run)
                 rotation = await self.rotations.record(rotation.id, run, rotation.run.step, "aborted", {})
-                self.waited.pop(rotation.id, None)  # it is over
             action = machine.next_action(machine.pending(rotation.run, self.waits_until(rotation)), self.clock())
             if action.kind in ("wait", "end"):
                 return rotation
@@ -75,7 +77,6 @@ class Runner:
         effects = EFFECTS[step]
         effect = effects.undo if undoing else effects.do
         point = f"{action.kind}:{step}"
-        before, _ = self.waited.pop(rotation.id, (None, 0))
         try:
             if not resumed:
                 self.trace(f"{point}:before")
@@ -95,7 +96,8 @@ class Runner:
             return await self._fail(rotation, step, error)
         if isinstance(result, Pending):
             run = machine.pending(rotation.run, result.until_ns)
-            self.waited[rotation.id] = result.details, result.until_ns
+            before, _ = self._waited(rotation)
+            self.waited[rotation.id, run.status, run.step] = result.details, result.until_ns
             if before == result.details:
                 return replace(rotation, run=run)
             return await self.rotations.record(rotation.id, run, step, "waiting", result.details)
