@@ -391,7 +391,14 @@ static CK_RV find_and_end(CK_SESSION_HANDLE session, CK_ATTRIBUTE *wanted, CK_UL
     return intercept_FindObjectsInit(session, wanted, count);
 }
 
-static void supervise_until_healthy(hsm_engine *engine) {
+/* Wait until the only worker has ended, and replace it. The next one may have another place: the thread before it may
+ * not be over. */
+static void replace_ended(hsm_engine *engine) {
+    for (uint32_t running = 1; running != 0; intercept_pause()) {
+        (void)pthread_mutex_lock(&engine->state);
+        running = engine->running;
+        (void)pthread_mutex_unlock(&engine->state);
+    }
     for (uint32_t healthy = 0; healthy == 0;) {
         CHECK_INT(hsm_engine_supervise(engine, &healthy), ==, 0);
         intercept_pause();
@@ -405,10 +412,7 @@ static void a_worker_that_the_module_ends_is_replaced(void) {
     for (int i = 0; i < 3; i++) {
         atomic_store(&to_end, 1);
         CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_TOKEN_LOST);
-        while (atomic_load(&f.engine->workers[0].thread_state) != HSM_THREAD_ENDED) {
-            intercept_pause();
-        }
-        supervise_until_healthy(f.engine);
+        replace_ended(f.engine);
         CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
     }
     atomic_store(&to_end, 1);
@@ -450,10 +454,7 @@ static void a_thread_that_ends_in_c_finalize_stops_no_engine_for_good(void) {
     REQUIRE(hsm_module_claim(intercept.module));
     hsm_module_disclaim(intercept.module);
     CHECK_STATUS(finish(&other, submit_text(&other, SIGNED, 0)).status, HSM_OK);
-    while (atomic_load(&f.engine->workers[0].thread_state) != HSM_THREAD_ENDED) {
-        intercept_pause();
-    }
-    supervise_until_healthy(f.engine);
+    replace_ended(f.engine);
     CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
     fixture_end(&other);
     fixture_end(&f);
