@@ -461,22 +461,8 @@ static void a_thread_that_ends_in_c_finalize_stops_no_engine_for_good(void) {
     intercept_end();
 }
 
-static void a_start_whose_worker_the_module_ends_fails(void) {
-    intercept_begin(HSMC_NOOP_MODULE);
-    intercept.list.C_OpenSession = open_and_end;
-    atomic_store(&to_end, 1);
-    hsm_client *client = new_client(&small_client);
-    hsm_engine_options options = noop_options(2);
-    hsm_engine *engine = NULL;
-    hsm_error error;
-    CHECK_STATUS(hsm_engine_start(client, &options, &engine, &error), HSM_TOKEN_LOST);
-    hsm_client_free(client);
-    intercept_end();
-}
-
-static void a_start_that_the_module_ends_fails(void) {
-    intercept_begin(HSMC_NOOP_MODULE);
-    intercept.list.C_Login = log_in_and_end;
+/* A start in which a function of the module ends its thread. */
+static void start_and_fail(void) {
     atomic_store(&to_end, 1);
     hsm_client *client = new_client(&small_client);
     hsm_engine_options options = noop_options(2);
@@ -485,6 +471,19 @@ static void a_start_that_the_module_ends_fails(void) {
     CHECK_STATUS(hsm_engine_start(client, &options, &engine, &error), HSM_TOKEN_LOST);
     CHECK_INT(atomic_load(&to_end), ==, 0);
     hsm_client_free(client);
+}
+
+static void a_start_whose_worker_the_module_ends_fails(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    intercept.list.C_OpenSession = open_and_end;
+    start_and_fail();
+    intercept_end();
+}
+
+static void a_start_that_the_module_ends_fails(void) {
+    intercept_begin(HSMC_NOOP_MODULE);
+    intercept.list.C_Login = log_in_and_end;
+    start_and_fail();
     struct fixture f = noop_begin(1);
     CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
     fixture_end(&f);

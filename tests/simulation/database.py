@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Executor, Future
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from inspect import isgenerator
 from pathlib import Path
@@ -19,6 +19,7 @@ from sqlalchemy import Connection
 from tests.simulation.clock import SECOND
 from tests.simulation.hosts import HOST, Process
 from tests.simulation.server import Job, Lost, Refused, Server, Session, Unmet, Warned, memory, servers
+from tests.simulation.threads import no_loop
 
 from hsmcore.errors import HsmError
 from hsmcore.state import database as base
@@ -83,7 +84,7 @@ class LinkThread(Executor):
             if not answer.set_running_or_notify_cancel():
                 continue
             try:
-                with _no_loop():
+                with no_loop():
                     result = work()
             except BaseException as error:  # noqa: BLE001  # it is its caller's
                 answer.set_exception(error)
@@ -98,7 +99,7 @@ class LinkThread(Executor):
         assert self._running is not None
         answer, steps = self._running
         try:
-            with _no_loop():
+            with no_loop():
                 message = steps.throw(told) if isinstance(told, Exception) else steps.send(told)
         except StopIteration as end:
             self._running = None
@@ -151,17 +152,6 @@ class LinkThread(Executor):
         if number == self._number and self._running is not None:
             self._number += 1
             self._go_on(answer)
-
-
-@contextmanager
-def _no_loop() -> Iterator[None]:
-    """As in a thread: no loop runs there."""
-    loop = asyncio._get_running_loop()
-    asyncio._set_running_loop(None)
-    try:
-        yield
-    finally:
-        asyncio._set_running_loop(loop)
 
 
 class _Link:

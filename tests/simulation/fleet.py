@@ -10,14 +10,13 @@ import asyncio
 import hashlib
 import os
 import random
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from tests.simulation import clock, emergency, engine, requests, server, threads
+from tests.simulation import clock, server, threads
 from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND, Clock
 from tests.simulation.device import Device, Fault, Key, Ledger
@@ -30,7 +29,7 @@ from tests.simulation.law_fleet import FleetFacts, HostAnswer, broken_by_fleet
 from tests.simulation.loop import Stuck
 from tests.simulation.script import MS
 from tests.simulation.server import Claimed, Server, Session
-from tests.simulation.world import Outcome, folder
+from tests.simulation.world import Outcome, folder, prepare
 
 from hsmcore.config import load
 from hsmcore.errors import DoubleSign, HsmError, PolicyRefused
@@ -98,13 +97,7 @@ class Fleet:
 
     def run(self) -> Outcome:
         """Run it, and judge it."""
-        shutil.rmtree(folder() / "state", ignore_errors=True)
-        (folder() / "state").mkdir(mode=0o700)
-        self.chance.begin()
-        engine.devices.clear()
-        requests.made.clear()
-        emergency.ledgers[:] = [self.ledger]
-        engine.devices.update({host.device.name: host.device for host in self.hosts.values()})
+        prepare(self.chance, self.ledger, {host.device.name: host.device for host in self.hosts.values()})
         with self._running():
             try:
                 self.loop.run_until_complete(self._life())

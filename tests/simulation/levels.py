@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Final
 
-from tests.simulation import emergency, engine, requests, threads
+from tests.simulation import requests, threads
 from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND, Clock
 from tests.simulation.control import name_of
@@ -22,7 +21,7 @@ from tests.simulation.law_levels import AT_ONCE, LAST_CALL, WEEK_RULES, WeekFact
 from tests.simulation.levels_script import HOUR, LASTS_NS, ChainFault, Moment, Week
 from tests.simulation.loop import Loop, Stuck
 from tests.simulation.script import Intent, Try
-from tests.simulation.world import Broke, Outcome, World, config_of, folder
+from tests.simulation.world import Broke, Outcome, World, config_of, prepare
 
 from hsmcore.errors import HsmError
 from hsmcore.failover import health
@@ -156,7 +155,7 @@ class LevelsWorld(World):
             device.destroyed = self._destroyed
 
     def run(self) -> Outcome:
-        self._prepare()
+        prepare(self.chance, self.ledger, self.devices)
         with self._running(), self._hooks():
             self._announce()
             try:
@@ -173,15 +172,6 @@ class LevelsWorld(World):
         if not self.outcome.broken:
             self.outcome.broken = broken(self.facts, WEEK_RULES)
         return self.outcome
-
-    def _prepare(self) -> None:
-        shutil.rmtree(folder() / "state", ignore_errors=True)
-        (folder() / "state").mkdir(mode=0o700)
-        self.chance.begin()
-        engine.devices.clear()
-        requests.made.clear()
-        emergency.ledgers[:] = [self.ledger]
-        engine.devices.update(self.devices)
 
     @contextmanager
     def _hooks(self) -> Iterator[None]:

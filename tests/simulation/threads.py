@@ -23,7 +23,7 @@ worlds: list[Loop] = []
 
 
 @contextmanager
-def _no_loop() -> Iterator[None]:
+def no_loop() -> Iterator[None]:
     """As in a thread: no loop runs there."""
     loop = asyncio._get_running_loop()
     asyncio._set_running_loop(None)
@@ -41,7 +41,7 @@ class _Answer(Future[Any]):
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         # From CPython 3.14 on asyncio takes a result at once where its loop runs, and before in the next turn.
         def call(done: Future[Any]) -> None:
-            with _no_loop():
+            with no_loop():
                 fn(done)
 
         super().add_done_callback(call)
@@ -81,7 +81,7 @@ class Calls:
         if not answer.set_running_or_notify_cancel():
             return
         try:
-            with _no_loop():
+            with no_loop():
                 result = work()
         except BaseException as error:  # noqa: BLE001  # it is its caller's
             answer.set_exception(error)

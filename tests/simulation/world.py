@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
@@ -60,6 +60,17 @@ def remove_folder() -> None:
         folder.cache_clear()
 
 
+def prepare(chance: Chance, ledger: Ledger, devices: Mapping[str, Device]) -> None:
+    """Begin a world with its own devices, and with nothing of the one before."""
+    shutil.rmtree(folder() / "state", ignore_errors=True)
+    (folder() / "state").mkdir(mode=0o700)
+    chance.begin()
+    engine.devices.clear()
+    engine.devices.update(devices)
+    requests.made.clear()
+    emergency.ledgers[:] = [ledger]
+
+
 class World:
     """Runs a script once."""
 
@@ -85,13 +96,7 @@ class World:
 
     def run(self) -> Outcome:
         """Run it, and judge it."""
-        shutil.rmtree(folder() / "state", ignore_errors=True)
-        (folder() / "state").mkdir(mode=0o700)
-        self.chance.begin()
-        engine.devices.clear()
-        requests.made.clear()
-        emergency.ledgers[:] = [self.ledger]
-        engine.devices.update(self.devices)
+        prepare(self.chance, self.ledger, self.devices)
         with self._running():
             try:
                 self.loop.run_until_complete(self._life())
