@@ -845,8 +845,8 @@ async def test_backups_on_schedule_and_their_drill(tmp_path):
 @one_loop
 async def test_two_backups_of_one_second_and_state_are_one(tmp_path, monkeypatch):
     """The key manager's and a command's; a name that a person chose is not taken twice."""
-    place = tmp_path / "backups"
-    config = config_of(tmp_path, stateBackup={"location": str(place)})
+    place = tmp_path / "beside"  # the key manager has its own of another second
+    config = config_of(tmp_path, stateBackup={"location": str(tmp_path / "backups")})
     async with opened(config):
         pass
     now = time.time_ns()
