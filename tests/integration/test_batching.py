@@ -17,7 +17,7 @@ from tests.support.chaos import CHAOS, Chaos, copy_of, wrap
 from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, start, until
-from tests.support.policed import moving, ordered
+from tests.support.policed import key, moving, ordered
 
 import hsmcore
 from hsmcore import metrics
@@ -129,7 +129,8 @@ async def test_the_next_batch_collects_while_a_root_is_signed(fresh_token, tmp_p
 
 async def test_each_message_is_judged_as_its_own_kind(world, tmp_path):
     kinds = ["tx-v0", "block", "batch-root"]
-    limits = {"transactions": {"lamportsPerMinute": 10}, "callers": {"a": {"inFlight": 2}, "b": {"kinds": ["block"]}}}
+    rules = {"programs": {"System": ["Transfer"]}, "recipients": [str(key(9))]}
+    limits = {"transactions": rules, "callers": {"a": {"inFlight": 2}, "b": {"kinds": ["block"]}}}
     async with opened(batching(world, tmp_path, kinds, policy=limits)) as manager:
         payer = Pubkey.from_bytes(manager.public_key)
         with hsmcore.caller("a"):
@@ -140,7 +141,7 @@ async def test_each_message_is_judged_as_its_own_kind(world, tmp_path):
                 (ordered(1), None, BadArgument),
                 (bytes(32), "batch-root", PolicyRefused),
                 (b"", None, HsmError),
-                (moving(payer, 5), None, PolicyRefused),  # above the limit for a minute
+                (moving(payer, 5, key(8)), None, PolicyRefused),  # no recipient of the list
             ):
                 with pytest.raises(error):
                     await manager.sign_batched(message, kind=claimed)

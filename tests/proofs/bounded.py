@@ -36,7 +36,7 @@ class Proof:
 
 
 _COMPACT = "take_compact:any_compact"
-_STEPS = f"{_COMPACT} hsm_walk_next:any_step hsm_take_lookup:any_lookup highest:any_index each_once:any_keys"
+_STEPS = f"{_COMPACT} hsm_walk_next:any_step take_lookup:any_lookup highest:any_index each_once:any_keys"
 
 PROOFS = [
     Proof(

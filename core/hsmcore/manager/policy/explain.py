@@ -24,8 +24,6 @@ async def explained(
         "why": look.refusal,
         "domain": None,
         "position": None,
-        "lamports": look.lamports or None,
-        "tokens": look.tokens or None,
     }
     try:
         place = place_of(policy, look, message, kind, position)

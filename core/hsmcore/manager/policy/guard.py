@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from hsmcore._native import Gate, freeze, timeout_ns
+from hsmcore._native import PROGRAMS, Gate, freeze, timeout_ns
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.base.base58 import from_base58
 from hsmcore.config import Config, PayloadFormat, Policy, TransactionRules
@@ -26,7 +26,7 @@ from hsmcore.errors import (
 )
 from hsmcore.errors.batch import each, of_batch
 from hsmcore.manager.policy.callers import Caller, Callers
-from hsmcore.manager.policy.wants import Charge, Fence, NotNext, PayloadPlace, Want
+from hsmcore.manager.policy.wants import Fence, NotNext, PayloadPlace
 from hsmcore.state.mark import MOST_POSITION
 
 if TYPE_CHECKING:
@@ -43,14 +43,17 @@ def gate_of(policy: Policy, formats: Sequence[PayloadFormat] = (), *, role: str 
     """Return what decides about payloads by their bytes alone. `formats`: instead of the policy's. `role`: another one
     than the policy's."""
     rules = policy.transactions or TransactionRules()
+    listed = (rules.programs or {}).items()
+    whole = [address for program, allowed in listed if isinstance(allowed, str) for address in _addresses_of(program)]
     return Gate(
         kinds=policy.kinds,
         domain=policy.domain,
         formats=_formats(formats or policy.formats),
-        programs=_addresses(rules.programs),
-        lookup_tables=_addresses(rules.lookup_tables),
+        programs=None if rules.programs is None else whole,
+        instructions=[(program, name) for program, allowed in listed if isinstance(allowed, tuple) for name in allowed],
+        recipients=None if rules.recipients is None else [from_base58(address) for address in rules.recipients],
+        max_fee=rules.max_fee_lamports or 0,
         role=role or rules.role,
-        counts=rules.counts,
         callers=policy.callers is not None,
     )
 
@@ -68,8 +71,8 @@ def _formats(formats: Sequence[PayloadFormat]) -> list[tuple[str, bytes, int, in
     ]
 
 
-def _addresses(listed: Sequence[str] | None) -> list[bytes] | None:
-    return None if listed is None else [from_base58(address) for address in listed]
+def _addresses_of(program: str) -> Sequence[bytes]:
+    return PROGRAMS[program][0] if program in PROGRAMS else [from_base58(program)]
 
 
 def place_of(policy: Policy, look: Look, message: bytes, kind: str | None, position: int | None) -> PayloadPlace | None:
@@ -181,14 +184,14 @@ class Guard:
             raise InternalError(f"the text of a root is {look.kind}")
         digest = hashlib.sha256(text).hexdigest()
         place = PayloadPlace(self._policy.chain(BATCH_ROOT), look.position, digest, first, epoch)
-        return place, await self.require([place], timeout)
+        return place, await self.require(place, timeout)
 
     async def bind_key_set(self, text: bytes, serial: int, epoch: int, timeout: float) -> tuple[PayloadPlace, float]:
         """Bind the text of a set of keys, which is the next one. As `bind_root`."""
         if self.gate.look(text).kind != KEY_SET:
             raise InternalError("the text of a set of keys is of another kind")
         place = PayloadPlace(self._policy.chain(KEY_SET), serial, hashlib.sha256(text).hexdigest(), serial, epoch)
-        return place, await self.require([place], timeout)
+        return place, await self.require(place, timeout)
 
     def _judge(self, message: bytes, kind: str | None, position: int | None) -> Permit:
         look = self.gate.look(message, kind, self._signers())
@@ -199,19 +202,7 @@ class Guard:
         caller = None if self._callers is None else self._callers.present()
         if caller is not None:
             caller.begin(found)
-        return Permit(self, message, found, place, self._charges(look), caller)
-
-    def _charges(self, look: Look) -> list[Want]:
-        rules = self._policy.transactions
-        if rules is None:
-            return []
-        limits = (
-            ("lamports", look.lamports, rules.lamports_per_minute),
-            ("tokens", look.tokens, rules.tokens_per_minute),
-        )
-        return [
-            Charge(self._policy.chain(name), some, most) for name, some, most in limits if some and most is not None
-        ]
+        return Permit(self, message, found, place, caller)
 
     @contextmanager
     def admitted_digest(self) -> Iterator[None]:
@@ -231,17 +222,17 @@ class Guard:
         assert self.watermark is not None  # noqa: S101  # for the type checker: `needs_store`
         return self.watermark.shown(kind, place)
 
-    async def require(self, wants: Sequence[Want], timeout: float | None) -> float:
-        """Have everything bound and counted. Returns the seconds that are left."""
+    async def require(self, place: PayloadPlace, timeout: float | None) -> float:
+        """Have a place bound. Returns the seconds that are left."""
         assert self.watermark is not None  # noqa: S101  # for the type checker: `needs_store`
         most = timeout_ns(self._default if timeout is None else timeout) / _SECOND
-        begun, asked = monotonic(), [self.watermark.require(want) for want in wants]
+        begun, asked = monotonic(), self.watermark.require(place)
         try:
             async with asyncio.timeout(most):
-                await asyncio.gather(*asked)
+                await asked
         except TimeoutError:
             problem = "the state store did not take the position in time"
-            if any(one.begun for one in asked):
+            if asked.begun:
                 hint = "The position may be bound: ask for the same payload again, and for no other one."
                 raise DeadlineExceeded(f"{problem}, and may still", hint=hint, maybe_signed=False) from None
             raise DeadlineExceeded(f"{problem}; it is not bound", maybe_signed=False) from None
@@ -255,30 +246,22 @@ class Guard:
 class Permit:
     """A request that may be signed once `begin` has returned. Call `end` after its answer."""
 
-    __slots__ = ("_caller", "_guard", "_place", "_wants", "kind", "message")
+    __slots__ = ("_caller", "_guard", "_place", "kind", "message")
 
     def __init__(
-        self,
-        guard: Guard,
-        message: bytes,
-        kind: str,
-        place: PayloadPlace | None,
-        charges: list[Want],
-        caller: Caller | None,
+        self, guard: Guard, message: bytes, kind: str, place: PayloadPlace | None, caller: Caller | None
     ) -> None:
-        self._guard, self.kind, self._place, self._caller = guard, kind, place, caller
-        self._wants: list[Want] = charges if place is None else [place, *charges]
-        self.message = message
+        self._guard, self.message, self.kind, self._place, self._caller = guard, message, kind, place, caller
 
     @property
     def waits(self) -> bool:
-        """Whether `begin` has anything to bind or count."""
-        return bool(self._wants)
+        """Whether `begin` has anything to bind."""
+        return self._place is not None
 
     async def begin(self, timeout: float | None) -> float | None:
-        """Bind and count what has to be. Returns the timeout that is left. Raises DoubleSign, PolicyRefused,
-        StoreError, StoreNotGenuine, DeadlineExceeded, InvalidTimeout."""
-        return await self._guard.require(self._wants, timeout) if self._wants else timeout
+        """Bind what has to be. Returns the timeout that is left. Raises DoubleSign, PolicyRefused, StoreError,
+        StoreNotGenuine, DeadlineExceeded, InvalidTimeout."""
+        return timeout if self._place is None else await self._guard.require(self._place, timeout)
 
     def extra(self) -> bytes | None:
         """Return what goes into the audit record."""
