@@ -276,7 +276,8 @@ uint64_t hsm_little(const uint8_t *at, size_t count) {
 const hsm_instruction_form *hsm_form_of(const hsm_program *program, const uint8_t *data, size_t size) {
     uint64_t head = hsm_little(data, size < 8 ? size : 8);
     for (size_t i = 0; i < program->form_count; i++) {
-        const hsm_instruction_form *form = &program->forms[i];
+        /* Its place is mostly its tag. */
+        const hsm_instruction_form *form = &program->forms[((head & 0xff) + i) % program->form_count];
         if (form->size == 0 ? size == 0 : size >= form->size && (head ^ form->tag) << (64 - 8 * form->size) == 0) {
             return form;
         }
