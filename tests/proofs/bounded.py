@@ -123,7 +123,7 @@ PROOFS = [
         "prove_lookup",
         5,
         replaced=_COMPACT,
-        mutant=("transaction.c", "take_bytes(reader, &lookup->read) != NULL", "true"),
+        mutant=("transaction.c", "take_bytes(reader, &read) == NULL", "false"),
     ),
     Proof(
         "message",
@@ -146,6 +146,7 @@ PROOFS = [
         replaced=_STEPS,
         mutant=("transaction.c", "(size_t)counts[0] * 4", "(size_t)counts[0] * 3"),
     ),
+    Proof("form", "prove_form", 10, mutant=("instructions.c", "size >= form->size && ", "")),
     Proof("message", "prove_text", 10, mutant=("payload.c", "lead > 0xf4", "lead > 0xfe")),
     Proof("message", "prove_digits", 22, mutant=("payload.c", "(line[0] != '0' || digits == 1)", "true")),
     Proof(
