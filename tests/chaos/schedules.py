@@ -267,8 +267,9 @@ class Asking:
             status = "CANCELLED"
         except hsmcore.HsmError as error:
             status = error.status
-            mistaken = isinstance(error, KeyMismatch) and "changed-attribute" not in plan_.disobeys
-            if mistaken or error.status in ("OK", "FORKED", "CLOSED", "BAD_ARGUMENT", "SYSTEM"):
+            mismatch, lied = isinstance(error, KeyMismatch), "changed-attribute" in plan_.disobeys
+            asked.own = asked.own or (mismatch and lied)  # it may have said the same lie twice
+            if (mismatch and not lied) or error.status in ("OK", "FORKED", "CLOSED", "BAD_ARGUMENT", "SYSTEM"):
                 self.unfit.append(repr(error))
         else:
             verdict.fault("wrong", f"request {number} was to be refused", poisoned)
