@@ -322,7 +322,8 @@ class KeyManager(BatchedSigning, KeyWork):
             if self._guard is None:
                 refuse_claims(kind, position)
             elif not self._guard.passes(message, kind, position):
-                admission = admitted.enter_context(self._guard.admitted(message, kind, position))
+                admission = self._guard.judge(message, kind, position)
+                admitted.enter_context(self._guard.counted([admission]))
                 data, left = admission.message, await admission.begin(timeout)
                 extra = admission.extra() if self._audited else None
             return self._way.ask(Ask(data, left, extra, self._keys.public_key_of(key_id), allow_other_key))
