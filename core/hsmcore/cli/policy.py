@@ -50,7 +50,7 @@ def explain(
 
     config, policy, data = cli.config, _policy(cli.config), _bytes_of(message)
     clients = {} if config.gateway is None else config.gateway.clients
-    public_key = _key_of(key) if key else _current_key(cli, policy)
+    public_key = _current_key(cli, policy) if key is None else _key_of(key)
     name = config.key_manager.manager or SINGLE
     asking = Asking(caller, clients.get(caller or ""), name, public_key)
     others = [own.key_manager.policy for own in cli.configs.values()]
@@ -139,9 +139,9 @@ def _key_of(given: str) -> bytes:
 
 
 def _bytes_of(given: str) -> bytes:
-    if re.fullmatch(r"(0x)?([0-9a-fA-F]{2})+", given) and not Path(given).exists():
-        return bytes.fromhex(given.removeprefix("0x"))
     try:
         return Path(given).read_bytes()
-    except OSError as error:
+    except OSError as error:  # a transaction in hexadecimal is longer than a name may be, too
+        if re.fullmatch(r"(0x)?([0-9a-fA-F]{2})+", given):
+            return bytes.fromhex(given.removeprefix("0x"))
         raise BadUsage(f"{given!r} is neither hexadecimal nor a file that can be read: {error.strerror}") from None
