@@ -46,18 +46,18 @@ def explain(
       hsmcore policy explain ff68736d636f7265… --caller relayer
     """
     from hsmcore.config.root import SINGLE
-    from hsmcore.manager.policy.explain import Asking, explained
+    from hsmcore.manager.policy.explain import Requester, explained
 
     config, policy, data = cli.config, _policy(cli.config), _bytes_of(message)
     clients = {} if config.gateway is None else config.gateway.clients
     public_key = _current_key(cli, policy) if key is None else _key_of(key)
     name = config.key_manager.manager or SINGLE
-    asking = Asking(caller, clients.get(caller or ""), name, public_key)
+    requester = Requester(caller, clients.get(caller or ""), name, public_key)
     others = [own.key_manager.policy for own in cli.configs.values()]
     formats = [form for one in others if one is not None for form in one.formats]
 
     def work(store: Store | None) -> Coroutine[Any, Any, dict[str, Any]]:
-        return explained(policy, data, kind, position, store, asking, formats)
+        return explained(policy, data, kind, position, store, requester, formats)
 
     found = cli.on_state(work, shows=True) if policy.ordered else asyncio.run(work(None))
     cli.show(found, _print_explained, ok=found["signed"])

@@ -14,7 +14,7 @@ from hsmcore.errors import ConfigFault, ConfigurationError, ModuleBusy
 from hsmcore.gateway.intake import FrameIntake
 from hsmcore.gateway.replay import MemoryBudget, Sessions
 from hsmcore.gateway.turns import Flow
-from hsmcore.manager.policy.callers import Account, Rate
+from hsmcore.manager.policy.callers import CallerAccount, Rate
 
 COME_BACK_MS: Final = 1000
 """When there may be room for one more connection, or a gateway after one that ends."""
@@ -52,14 +52,14 @@ class Held(Protocol):
         """There is room for it: release it, and have it admitted."""
 
 
-class OpenWork(Flow[Any], Account):
+class OpenWork(Flow[Any], CallerAccount):
     """What a client has open at one key manager, on all its connections, its share of the turns there, and its requests
     for which there is no room: they wait, and are not refused. What another client does is none of its business."""
 
     def __init__(self, client: KnownClient, most: int) -> None:
         """`most`: requests that may be open."""
         Flow.__init__(self, client.rules.weight)
-        Account.__init__(self, f"client {client.name!r}", client.rules.kinds, client.rate, most)
+        CallerAccount.__init__(self, f"client {client.name!r}", client.rules.kinds, client.rate, most)
         self.client = client
         self.held: OrderedDict[Held, None] = OrderedDict()
         self._going_on = False

@@ -60,7 +60,7 @@ class Rate:
         return 0
 
 
-class Account:
+class CallerAccount:
     """What one caller may have signed, and what it has used up of that. Belongs to one event loop."""
 
     def __init__(self, who: str, kinds: Collection[str] | None, rate: Rate | None, most: int | None) -> None:
@@ -98,15 +98,16 @@ class Callers:
 
     def __init__(self, rules: Mapping[str, CallerRules]) -> None:
         self._accounts = {
-            name: Account(f"caller {name!r}", rule.kinds, Rate.of(rule), rule.in_flight) for name, rule in rules.items()
+            name: CallerAccount(f"caller {name!r}", rule.kinds, Rate.of(rule), rule.in_flight)
+            for name, rule in rules.items()
         }
 
-    def present(self) -> Account:
+    def present(self) -> CallerAccount:
         """Return the account of the caller of this context. Raises PolicyRefused for one that the policy does not
         name."""
         return self.named(current_caller())
 
-    def named(self, name: str | None) -> Account:
+    def named(self, name: str | None) -> CallerAccount:
         """As `present`, for a caller of this name; None: it does not say who it is."""
         found = self._accounts.get(name) if name is not None else None
         if found is None:

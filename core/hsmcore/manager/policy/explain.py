@@ -11,14 +11,14 @@ from hsmcore.audit.record import caller
 from hsmcore.config import CallerRules, GatewayClient, PayloadFormat, Policy
 from hsmcore.config.policy import PREHASHED
 from hsmcore.errors import DoubleSign, PolicyRefused
-from hsmcore.manager.policy.callers import Account, unlisted
+from hsmcore.manager.policy.callers import CallerAccount, unlisted
 from hsmcore.manager.policy.guard import Guard, Permit
 from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.state import Store
 
 
 @dataclass(frozen=True, slots=True)
-class Asking:
+class Requester:
     """Who would ask, for which key's signature."""
 
     caller: str | None = None
@@ -37,12 +37,12 @@ async def explained(
     kind: str | None,
     position: int | None,
     store: Store | None,
-    asking: Asking,
+    requester: Requester,
     formats: Sequence[PayloadFormat] = (),
 ) -> dict[str, Any]:
     """Return the findings, as data for JSON. `store`: what was bound; None: the policy binds nothing. `formats`: as of
     gate_of. Nothing is counted: limits are shown, not applied."""
-    rules, keys = policy.transactions, [] if asking.key is None else [asking.key]
+    rules, keys = policy.transactions, [] if requester.key is None else [requester.key]
     if rules is not None and not keys:
         policy = policy.with_parts({"transactions": rules.with_parts({"role": "any"})})
     guard = Guard(policy, formats, None, lambda: keys, 0)
@@ -56,14 +56,14 @@ async def explained(
         "position": None,
         "lamports": look.lamports or None,
         "tokens": look.tokens or None,
-        "caller": asking.caller,
-        "limits": _limits((policy.callers or {}).get(asking.caller or "")),
-        "clientLimits": _limits(asking.client),
+        "caller": requester.caller,
+        "limits": _limits((policy.callers or {}).get(requester.caller or "")),
+        "clientLimits": _limits(requester.client),
         "role": None if rules is None or rules.role == "any" else rules.role,
-        "key": None if asking.key is None else asking.key.hex(),
+        "key": None if requester.key is None else requester.key.hex(),
     }
     try:
-        permit = _judged(guard, message, kind, position, asking)
+        permit = _judged(guard, message, kind, position, requester)
     except PolicyRefused as error:
         return found | {"why": str(error.args[0])}
     place = permit.place
@@ -81,14 +81,14 @@ async def explained(
     return found
 
 
-def _judged(guard: Guard, message: bytes, kind: str | None, position: int | None, asking: Asking) -> Permit:
+def _judged(guard: Guard, message: bytes, kind: str | None, position: int | None, requester: Requester) -> Permit:
     """Raises PolicyRefused, as the gateway and the key manager would."""
-    with nullcontext() if asking.caller is None else caller(asking.caller):
+    with nullcontext() if requester.caller is None else caller(requester.caller):
         permit = guard.judge_digest() if kind == PREHASHED else guard.judge(message, kind, position)
-    if asking.client is not None:
-        if asking.manager not in asking.client.keys:
-            raise unlisted(asking.caller, asking.manager)
-        refusal = Account(f"client {asking.caller!r}", asking.client.kinds, None, None).refusal(permit.kind)
+    if requester.client is not None:
+        if requester.manager not in requester.client.keys:
+            raise unlisted(requester.caller, requester.manager)
+        refusal = CallerAccount(f"client {requester.caller!r}", requester.client.kinds, None, None).refusal(permit.kind)
         if refusal is not None:
             raise refusal
     return permit

@@ -25,7 +25,7 @@ from hsmcore.errors import (
     PolicyRefused,
 )
 from hsmcore.errors.batch import each, of_batch
-from hsmcore.manager.policy.callers import Account, Callers
+from hsmcore.manager.policy.callers import CallerAccount, Callers
 from hsmcore.manager.policy.wants import Charge, Fence, NotNext, PayloadPlace, Want
 from hsmcore.state.mark import MOST_POSITION
 
@@ -213,7 +213,7 @@ class Guard:
         found = look.kind if place is None or kind is None else kind
         return Permit(self, message, found, place, self._charges(look), self._account(found))
 
-    def _account(self, kind: str) -> Account | None:
+    def _account(self, kind: str) -> CallerAccount | None:
         """Return the account of the present caller. Raises PolicyRefused if it may not have this kind signed."""
         account = None if self._callers is None else self._callers.present()
         if account is not None and (refusal := account.refusal(kind)) is not None:
@@ -277,7 +277,7 @@ class Permit:
         kind: str,
         place: PayloadPlace | None,
         charges: list[Want],
-        account: Account | None,
+        account: CallerAccount | None,
     ) -> None:
         """`account`: of its caller; None: callers have no limits, or it has ended."""
         self._guard, self.kind, self.place, self.account = guard, kind, place, account
