@@ -118,9 +118,10 @@ async def test_a_signing_key_may_be_stolen(fresh_token, terminal, tmp_path):
             assert verifier(cases) == [True, False, False, True]
         assert KeySet.trust(fresh.note, fresh.current.public_key, "my-rollup").serial == fresh.serial
         await operator.run(evidence)
+    assert '"operation":"gateway-refused"' in log.read_text()
     assert "for the thief" not in "".join(operator.said.values())
     found = [json.loads(line) for line in operator.said[evidence[1]].splitlines()]
-    assert any(record.get("signature") == honest.hex() for record in found)
+    assert [record["caller"] for record in found if record.get("signature") == honest.hex()] == ["test"]
     assert not any(record.get("signature") == signature.hex() for record in found)
 
 

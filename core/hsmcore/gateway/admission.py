@@ -101,7 +101,7 @@ class ClientKey:
             return refusal
         if kind is not None and found != kind:
             self.refused(f"kind {found} claimed as {kind}", "sign")
-            return PolicyRefused(f"the message is of kind {found}, not {kind}")
+            return PolicyRefused(f"it is {found}, not {kind}")
         return None
 
 
