@@ -101,6 +101,7 @@ async def test_it_gives_the_reason_of_each_refusal(world, tmp_path, capfd, kinds
             code, found = await explain(message, how | {"key": manager.public_key.hex()})
             assert (code, found["signed"], found["why"]) == (1, False, why)
         if policy is CALLERS:
+            assert (await explain(ordered(9), {"caller": "all"}))[1]["limits"] == {}
             code, found = await explain(ordered(9), {"caller": "blocks"})
             assert (code, found["limits"]) == (0, {"perSecond": 100, "inFlight": 8})
         if "transactions" in policy:
@@ -133,7 +134,7 @@ async def test_it_knows_the_key_of_the_ring(fresh_token, tmp_path, capfd):
 async def test_it_knows_the_clients_of_the_gateway(world, tmp_path, capfd):
     own = {"uid": [os.getuid() + 1], "keys": ["default"]}
     clients = {"app": {**own, "uid": [os.getuid()], "kinds": ["tx-v0"], "perSecond": 5}, "other": own}
-    config = policed(world, tmp_path, ["tx-v0", "raw"])
+    config = policed(world, tmp_path, ["tx-v0", "raw"], transactions={"programs": [SYSTEM]})
     path = tmp_path / "config.json"
     path.write_text(json.dumps(document(config, tmp_path, clients)))
     explain = command_of(path, capfd)
@@ -145,7 +146,8 @@ async def test_it_knows_the_clients_of_the_gateway(world, tmp_path, capfd):
     assert (code, found["clientLimits"]) == (1, {"perSecond": 5, "inFlight": 256})
     assert str(caught.value).startswith(f"{found['why']}. ")
     assert (await explain(b"raw", {"caller": "other"}))[0] == 0
-    assert (await explain(moving(key(1), 1), {"caller": "app"}))[0] == 0
+    code, found = await explain(moving(key(1), 1), {"caller": "app"})
+    assert (code, found["role"], found["limits"]) == (0, None, None)
 
 
 @one_loop
