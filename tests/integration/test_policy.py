@@ -10,7 +10,7 @@ from contextlib import closing
 
 import psycopg
 import pytest
-from solana_keychain import SignerErrorCode
+from solana_keychain import SignerError, SignerErrorCode
 from solders.pubkey import Pubkey
 from tests.integration.test_rotation import rules
 from tests.support.levels import OTHER, SAME, Site
@@ -35,7 +35,7 @@ from hsmcore.errors import (
 from hsmcore.manager.policy import Guard, watermark
 from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark
-from hsmcore.solana.keychain import signer_error
+from hsmcore.solana import HsmcoreSigner
 from hsmcore.state import Store, StoreNotGenuine
 
 pytestmark = pytest.mark.integration
@@ -305,7 +305,6 @@ async def test_callers_have_their_kinds_rates_and_places(world, shim, tmp_path):
             await shim.until_inside(2)
             with pytest.raises(QueueFull, match="2 requests open") as caught:
                 await manager.sign(ordered(4))
-            assert signer_error(caught.value).code is SignerErrorCode.NOT_AVAILABLE
             assert (caught.value.retry_after_ms, caught.value.maybe_signed) == (100, False)
             with hsmcore.caller("all"):
                 other = asyncio.get_running_loop().create_task(manager.sign(moving(key(2), 1)))
@@ -363,6 +362,9 @@ async def test_a_batch_is_counted_whole_and_what_is_refused_gives_its_places_bac
                 await manager.sign(b"m")
             assert full.value.retryable
             assert full.value.retry_after_ms > 1000
+            with pytest.raises(SignerError) as told:
+                await HsmcoreSigner(manager).sign_message(b"m")
+            assert told.value.code is SignerErrorCode.NOT_AVAILABLE
             late = await manager.sign_many(batch[:2], return_exceptions=True)
             assert [type(one) for one in late] == [QueueFull] * 2
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from solders.pubkey import Pubkey
+from tests.integration.test_key_managers import KEYS, of_tokens
 from tests.integration.test_policy import SYSTEM, policed
 from tests.integration.test_rotation import rules
 from tests.support.loops import one_loop
@@ -148,6 +149,26 @@ async def test_it_knows_the_clients_of_the_gateway(world, tmp_path, capfd):
     assert (await explain(b"raw", {"caller": "other"}))[0] == 0
     code, found = await explain(moving(key(1), 1), {"caller": "app"})
     assert (code, found["role"], found["limits"]) == (0, None, None)
+
+
+@one_loop
+async def test_it_knows_what_another_key_manager_s_formats_are(fresh_token, tmp_path, capfd):
+    """A block is no raw message for the key beside it, and a client may use one of two keys."""
+    form = {"kind": "block", "prefix": "4c32424b", "length": 76, "position": {"offset": 4}}
+    config = of_tokens(tmp_path, *[fresh_token(*KEYS)] * 2)
+    managers = config["sequencer"]["keyManagers"]
+    managers["blocks"] |= {"policy": {"kinds": ["block"], "formats": [form]}}
+    managers["transactions"] |= {"policy": {"kinds": ["raw"]}}
+    path, clients = tmp_path / "config.json", {"app": {"uid": [1], "keys": ["blocks"]}}
+    path.write_text(json.dumps({**config["sequencer"], "gateway": {"clients": clients}}))
+    explain, block = command_of(path, capfd), b"L2BK" + bytes(72)
+    async with hsmcore.create_key_managers(config) as opened_ones:
+        why = await refusal(opened_ones["transactions"], block, {})
+    code, found = await explain(block, {"key-manager": "transactions"})
+    assert (code, found["kind"], found["why"]) == (1, "block", why)
+    code, found = await explain(b"raw", {"key-manager": "transactions", "caller": "app"})
+    assert (code, found["why"]) == (1, "client 'app' may not use a key manager 'transactions'")
+    assert (await explain(block, {"key-manager": "blocks", "caller": "app"}))[0] == 0
 
 
 @one_loop

@@ -12,7 +12,7 @@ import typer
 
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, print_fields, table, when
-from hsmcore.cli.settings import RequiredReason, misconfigured
+from hsmcore.cli.settings import RequiredReason, load_configs, misconfigured
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -53,8 +53,8 @@ def explain(
     public_key = _current_key(cli, policy) if key is None else _key_of(key)
     name = config.key_manager.manager or SINGLE
     requester = Requester(caller, clients.get(caller or ""), name, public_key)
-    others = [own.key_manager.policy for own in cli.configs.values()]
-    formats = [form for one in others if one is not None for form in one.formats]
+    policies = [own.key_manager.policy for own in load_configs(cli.config_path, cli.state, warns=False).values()]
+    formats = [form for one in policies if one is not None for form in one.formats]
 
     def work(store: Store | None) -> Coroutine[Any, Any, dict[str, Any]]:
         return explained(policy, data, kind, position, store, requester, formats)
