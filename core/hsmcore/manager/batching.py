@@ -311,8 +311,8 @@ class Batches:
         while True:
             first, epoch = self._next, 0 if self._fleet is None else self._fleet.epoch
             if first + leaves.count - 1 > MOST_POSITION:
-                text = f"the numbers of domain {self._guard.domain!r} are used up: {first} is the next"
-                raise PolicyRefused(text, hint="Name another policy.domain.")
+                full = f"the numbers of domain {self._guard.domain!r} are used up: {first} is the next"
+                raise PolicyRefused(full, hint="Name another policy.domain.")
             root = await self._in_thread(leaves.build, first, self._rules.blind)
             left = min(leaves.seconds_left, until - time.monotonic())
             text = batch_proof.checkpoint(self._guard.domain, epoch, leaves.count, root, first, time.time_ns())
