@@ -23,7 +23,7 @@ from tests.support.web import asked
 
 import hsmcore
 from hsmcore.cli.app import run as cli
-from hsmcore.errors import AlgorithmUnsupported, ConfigurationError, PolicyRefused
+from hsmcore.errors import AlgorithmUnsupported, BadArgument, ConfigurationError, PolicyRefused
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.serve import attached
 from hsmcore.state import StoreBusy
@@ -194,9 +194,10 @@ async def test_no_caller_has_a_set_signed(fresh_token, tmp_path):
             (bytes(32), "key-set", None),
             (bytes(32), "key-set", 9),
         ):
-            with pytest.raises(PolicyRefused):
+            error = BadArgument if kind == "key-set" else PolicyRefused
+            with pytest.raises(error):
                 await manager.sign(message, kind=kind, position=position)
-            with pytest.raises(PolicyRefused):
+            with pytest.raises(error):
                 await manager.sign_with_receipt(message, kind=kind, position=position)
         with pytest.raises(PolicyRefused):
             await manager.sign_many([b"good", forged])

@@ -168,7 +168,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     if (this.limits && !this.versions(key).some(wire.batches)) {
       throw badArgument(
         `The gateway signs no batches with "${key}".`,
-        'Add "batch-root" to policy.kinds of its configuration, or update the gateway.',
+        'Add "batch-root" to policy.kinds of its configuration, "batch" to this client, or update the gateway.',
       );
     }
     const asked = { key, ...(timeoutMs !== undefined && { timeoutMs }), ...(signal && { signal }) };

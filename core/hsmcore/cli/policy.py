@@ -28,7 +28,7 @@ def explain(
     cli: Invocation,
     message: Annotated[str, typer.Argument(metavar="FILE|HEX", help="The message: a file, or hexadecimal.")],
     kind: Annotated[str | None, "What the caller takes the message for."] = None,
-    position: Annotated[int | None, "Of a bare digest of an ordered kind.", {"min": 0}] = None,
+    position: Annotated[int | None, "Where its caller says that it stands in its chain.", {"min": 0}] = None,
 ) -> None:
     """Say what a message is, whether the configured key would sign it, and why not. Nothing is signed or bound. Ends
     with 1 if it would be refused. Limits of callers and of amounts a minute are not looked at.

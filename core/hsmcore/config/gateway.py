@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, field_validator, model_validator
 from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault
 from hsmcore.config.monitoring import Address
 from hsmcore.config.placed import Variables
-from hsmcore.config.policy import Kinds
+from hsmcore.config.policy import CallerKinds
 from hsmcore.config.secret import Secret
 
 DEFAULT_SOCKET: Final = "unix:/run/hsmcore/sign.sock"
@@ -73,8 +73,10 @@ class GatewayClient(Model):
     """The X-Vault-Token that the client sends to an "https:" address."""
     keys: Annotated[tuple[Annotated[str, Text(32)], ...], BeforeValidator(as_tuple)]
     """The key managers that it may use, by their names in `keyManagers`; "default" is the one at `keyManager`."""
-    kinds: Kinds | None = None
+    kinds: CallerKinds | None = None
     """Default: what the key's policy allows."""
+    batch: bool | None = None
+    """Whether it may have messages put into batches, whatever their kinds. Default: unless it has `kinds`."""
     manages: bool = False
     """Whether it may also generate, choose, deactivate and back up keys."""
     per_second: Annotated[int, Whole(1, 10_000_000)] | None = None

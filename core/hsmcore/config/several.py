@@ -16,7 +16,7 @@ from hsmcore.config.base import Model, Text, child_path
 from hsmcore.config.failover import CloudWatchLogs
 from hsmcore.config.gateway import Gateway, require_keys
 from hsmcore.config.placed import LogVariables
-from hsmcore.config.policy import overlap
+from hsmcore.config.policy import OWN, overlap
 from hsmcore.config.root import BESIDE_SEVERAL, SINGLE, Config, KeyManagerConfig, require_log
 from hsmcore.config.secret import Secret
 from hsmcore.errors import ConfigFault, ConfigurationError
@@ -101,7 +101,7 @@ def _kinds(one: KeyManagerConfig, other: KeyManagerConfig) -> Iterator[ConfigFau
     if one.policy is None or other.policy is None:
         return
     for kind in other.policy.kinds:
-        if kind in one.policy.kinds:
+        if kind in one.policy.kinds and kind not in OWN:
             problem = f"lists {kind}, as {one.where}.policy.kinds does: a kind belongs to one key"
             yield ConfigFault(f"{other.where}.policy.kinds", problem)
     for number, form in enumerate(other.policy.formats):

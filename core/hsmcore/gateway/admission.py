@@ -46,7 +46,9 @@ class ClientKey:
         self.longest = max(desk.settings.max_timeout_ms / 1e3, self.timeout)
         """Seconds that a request may take, whatever its client says."""
         self.message_bytes = self.manager.config.key_manager.max_message_bytes
-        self._allowed = None if client.rules.kinds is None else frozenset(client.rules.kinds)
+        rules = client.rules
+        self._allowed = None if rules.kinds is None else frozenset(rules.kinds)
+        self._batches = rules.kinds is None if rules.batch is None else rules.batch
 
     @property
     def kinds(self) -> int:
@@ -56,26 +58,33 @@ class ClientKey:
             return wire.ALL_KINDS
         kinds = set(wire.KINDS[1:]).intersection(*(some for some in (listed, self._allowed) if some is not None))
         found = sum(1 << wire.KINDS.index(kind) for kind in kinds)
-        return found | wire.BATCHES if self.policy is not None and BATCH_ROOT in self.policy.kinds else found
+        batches = self._batches and self.policy is not None and BATCH_ROOT in self.policy.kinds
+        return found | wire.BATCHES if batches else found
+
+    def require_batches(self) -> None:
+        """Raise PolicyRefused, and record it, for a client that may have no batch signed."""
+        if not self._batches:
+            self.refused("batch is not true", "sign")
+            raise PolicyRefused(
+                f'client {self.client.name!r} may have no batch signed: it has kinds, and no "batch": true'
+            )
 
     def require_kind(self, message: bytes, kind: str | None) -> None:
         """Raise PolicyRefused, and record it, for a message that this client may not have signed."""
         if self._allowed is not None:
             found = self.desk.look(message).kind
-            # Nothing in a digest says what it is of: if it is ordered, the policy binds the position that is claimed.
-            if found == "digest32" and kind in ORDERED:
-                found = kind
             if found not in self._allowed:
-                raise self._unlisted(found)
+                bare = found == "digest32" and kind in ORDERED
+                raise self._unlisted(found, "Have hsmcore.payload of the digest signed." if bare else None)
 
     def require_listed(self, kind: str) -> None:
         """Raise PolicyRefused, and record it, for a kind that this client may not have signed."""
         if self._allowed is not None and kind not in self._allowed:
             raise self._unlisted(kind)
 
-    def _unlisted(self, kind: str) -> PolicyRefused:
+    def _unlisted(self, kind: str, hint: str | None = None) -> PolicyRefused:
         self.refused(f"kind {kind} not listed", "sign")
-        return PolicyRefused(f"client {self.client.name!r} may not have a payload of kind {kind} signed")
+        return PolicyRefused(f"client {self.client.name!r} may not have a payload of kind {kind} signed", hint=hint)
 
     def refused(self, why: str, what: str) -> None:
         """Record that the client was refused; as Admission.refused."""

@@ -209,8 +209,8 @@ class KeyManager(BatchedSigning, KeyWork):
         raises KeyNotCurrent while another one signs, KeyNotFound.
 
         With a policy, raises PolicyRefused for what this key, or this caller, may not have signed, and DoubleSign for
-        another payload at a bound position. `kind`: what the caller takes the message for. `position`: that of a bare
-        digest of an ordered kind; a payload with its position in it must agree.
+        another payload at a bound position. `kind`, `position`: what the caller takes the message for, and for where in
+        its chain: a payload that says otherwise is refused. hsmcore.payload makes one of a digest.
         """
         if key_id is not None or allow_other_key:
             receipt = await self._sign_otherwise(message, timeout, kind, position, allow_other_key, key_id)

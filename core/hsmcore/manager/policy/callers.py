@@ -17,13 +17,16 @@ class Caller:
     def __init__(self, name: str, rules: CallerRules, kinds: frozenset[str]) -> None:
         self.name = name
         self.kinds = kinds if rules.kinds is None else frozenset(rules.kinds)
+        self._batches = rules.kinds is None if rules.batch is None else rules.batch
         self._rate = None if rules.per_second is None else Rate(rules.per_second)
         self._most = rules.in_flight
         self._in_flight = 0
 
-    def begin(self, kind: str) -> None:
-        """Count a request. Raises PolicyRefused, and counts nothing then."""
-        if kind not in self.kinds:
+    def begin(self, kind: str | None) -> None:
+        """Count a request; `kind` None: for a batch. Raises PolicyRefused, and counts nothing then."""
+        if kind is None and not self._batches:
+            raise PolicyRefused(f'caller {self.name!r} may have no batch signed: it has kinds, and no "batch": true')
+        if kind is not None and kind not in self.kinds:
             raise PolicyRefused(f"caller {self.name!r} may not have a payload of kind {kind} signed")
         if self._most is not None and self._in_flight >= self._most:
             raise PolicyRefused(f"caller {self.name!r} has {self._most} requests in flight, as many as it may")

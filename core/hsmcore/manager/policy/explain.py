@@ -28,12 +28,12 @@ async def explained(
         "tokens": look.tokens or None,
     }
     try:
-        place = place_of(policy, look, message, kind, position)
+        place = place_of(policy, look, message, position)
     except PolicyRefused as error:
         return found | {"why": str(error.args[0])}
     if place is None or store is None:
-        return found | {"signed": look.refusal is None}
-    found |= {"kind": kind or look.kind, "domain": place.domain, "position": place.position, "why": None}
+        return found | {"signed": True}
+    found |= {"domain": place.domain, "position": place.position, "why": None}
     row, refusal = await Watermark(store, "", most_ahead=policy.max_ahead).look(place)
     found["signed"] = refusal is None
     if isinstance(refusal, DoubleSign):
