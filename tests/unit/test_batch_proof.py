@@ -10,7 +10,7 @@ from base64 import b64decode, b64encode
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pymerkle import InclusionProof, InmemoryTree, verify_inclusion
 from tests.support import batches
@@ -29,7 +29,7 @@ from tests.support.batches import (
 from tests.support.size import FULL, share
 
 import hsmcore
-from hsmcore._native import Gate, Leaves, classify, leaks
+from hsmcore._native import Gate, Leaves, Look, classify, leaks
 from hsmcore.errors import EmptyMessage, InvalidMessageType, MessageTooLarge, WrongEventLoop
 from hsmcore.tlog import batch_proof, note
 from hsmcore.tlog import proof as tlog_proof
@@ -254,6 +254,19 @@ def test_what_differs_from_a_root_is_no_root_and_no_verifier_takes_it(data):
     )
     if taken is not None:  # what is added behind the text belongs to the signatures
         assert classify(taken[4]) == "batch-root"
+
+
+@given(st.binary(min_size=1, max_size=300))
+@example("Привет".encode())
+@example(b"\x80")
+def test_any_bytes_are_a_leaf(message):
+    leaves = Gate(kinds=None, domain="d")
+    assert leaves.passes(message, None)
+    assert leaves.look(message) == Look("raw", None, None, None, 0, 0)
+    kind = classify(message)
+    claims = ("tx-legacy", "tx-v0", "tx-v1", "off-chain", "digest32", "raw")
+    assert [one for one in claims if leaves.passes(message, one)] == [kind] * (kind in claims)
+    assert [one for one in claims if leaves.look(message, one).refusal is None] == [kind] * (kind in claims)
 
 
 # ---- the collector ---------------------------------------------------------------------------------------------------

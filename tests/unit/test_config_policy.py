@@ -36,6 +36,13 @@ def form(**changes):
         ({"kinds": ["tx-v0"], "formats": [FORMAT]}, "", "which kinds does not list"),
         ({"transactions": {}}, "", "no kind of transaction"),
         ({"callers": {"a": {"kinds": ["raw"]}}}, "", "which kinds does not"),
+        (
+            {"kinds": ["raw", "batch-root"], "callers": {"a": {"kinds": ["batch-root"]}}},
+            ".callers.a.kinds[0]",
+            "must be",
+        ),
+        ({"kinds": ["raw", "key-set"], "callers": {"a": {"kinds": ["key-set"]}}}, ".callers.a.kinds[0]", "must be"),
+        ({"callers": {"a": {"batch": 1}}}, ".callers.a.batch", "true or false"),
         ({"callers": {"a": {"perSecond": 0}}}, ".callers.a.perSecond", "whole number"),
         ({"kinds": ["tx-v0"], "transactions": {"programs": ["1111"]}}, ".transactions.programs[0]", "base58"),
         ({"kinds": ["tx-v0"], "transactions": {"role": "payer"}}, ".transactions.role", "fee-payer"),

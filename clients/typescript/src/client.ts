@@ -43,7 +43,7 @@ export interface SignManyOptions extends RequestOptions {
 }
 
 export interface SignOptions extends SignManyOptions {
-  /** The message's place in a chain, where its kind has one. */
+  /** The place in its chain that the message must say. `payload` makes a message that says it. */
   position?: number | bigint;
 }
 

@@ -101,8 +101,9 @@ def _kinds(one: KeyManagerConfig, other: KeyManagerConfig) -> Iterator[ConfigFau
     if one.policy is None or other.policy is None:
         return
     for kind in other.policy.kinds:
-        if kind in one.policy.kinds and kind not in OWN:
-            problem = f"lists {kind}, as {one.where}.policy.kinds does: a kind belongs to one key"
+        if kind in one.policy.kinds and (kind not in OWN or one.policy.domain == other.policy.domain):
+            belongs = "a kind belongs to one key" if kind not in OWN else "give each key a policy.domain of its own"
+            problem = f"lists {kind}, as {one.where}.policy.kinds does: {belongs}"
             yield ConfigFault(f"{other.where}.policy.kinds", problem)
     for number, form in enumerate(other.policy.formats):
         for place, before in enumerate(one.policy.formats):
