@@ -200,7 +200,7 @@ cdef class Gate:
             refusal = f"it is {name}: only hsmcore itself has that signed"
         elif payload == HSM_PAYLOAD_DIGEST32 and kind in ("block", "state-root"):
             refusal = (f"it is a bare digest, which says neither kind nor position: have "
-                       f"hsmcore.payload({kind!r}, {self._domain!r}, position, digest) signed")
+                       f"hsmcore.payload({kind!r}, domain, position, digest) signed")
         elif kind is not None and kind != name:
             refusal = f"it is {name}, not {kind}"
         elif not self._kinds & bit:

@@ -63,7 +63,7 @@ def test_what_is_no_payload_is_refused(changed, says):
 def test_a_bare_digest_of_an_ordered_kind_is_refused_by_an_error_that_names_the_function(kind):
     gate = Gate(kinds=[kind], domain="d")
     assert not gate.passes(DIGEST, kind)
-    assert f"hsmcore.payload('{kind}', 'd', position, digest)" in str(gate.look(DIGEST, kind).refusal)
+    assert f"hsmcore.payload('{kind}', domain, position, digest)" in str(gate.look(DIGEST, kind).refusal)
 
 
 @pytest.mark.parametrize(

@@ -105,12 +105,12 @@ class ClientKey:
         return found
 
     def _judged(self, message: bytes, kind: str | None) -> HsmError | None:
-        found = self.desk.look(message).kind
-        if self._allowed is not None and found not in self._allowed:
-            return self._unlisted(found)
-        if kind is not None and found != kind:
-            self.refused(f"kind {found} claimed as {kind}", "sign")
-            return PolicyRefused(f"the message is of kind {found}, not {kind}")
+        look = self.desk.look(message, kind)
+        if self._allowed is not None and look.kind not in self._allowed:
+            return self._unlisted(look.kind)
+        if kind is not None and look.kind != kind:
+            self.refused(f"kind {look.kind} claimed as {kind}", "sign")
+            return PolicyRefused(look.refusal or "")
         return None
 
 
