@@ -66,7 +66,7 @@ class ClientKey:
         if not self._batches:
             self.refused("batch is not true", "sign")
             raise PolicyRefused(
-                f'client {self.client.name!r} may have no batch signed: it has kinds, and no "batch": true'
+                f'client {self.client.name!r} may have no batch signed: give it "batch": true in gateway.clients'
             )
 
     def require_kind(self, message: bytes, kind: str | None) -> None:

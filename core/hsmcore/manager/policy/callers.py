@@ -25,7 +25,9 @@ class Caller:
     def begin(self, kind: str | None) -> None:
         """Count a request; `kind` None: for a batch. Raises PolicyRefused, and counts nothing then."""
         if kind is None and not self._batches:
-            raise PolicyRefused(f'caller {self.name!r} may have no batch signed: it has kinds, and no "batch": true')
+            raise PolicyRefused(
+                f'caller {self.name!r} may have no batch signed: give it "batch": true in policy.callers'
+            )
         if kind is not None and kind not in self.kinds:
             raise PolicyRefused(f"caller {self.name!r} may not have a payload of kind {kind} signed")
         if self._most is not None and self._in_flight >= self._most:

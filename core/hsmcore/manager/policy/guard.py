@@ -145,9 +145,7 @@ class Guard:
         InvalidMessageType."""
         data = _frozen(message)
         look = self.gate.look(data, kind, self._signers())
-        with self._refusals(look):
-            place = place_of(self._policy, look, data, position)
-            return Permit(self, data, look.kind, place, self._charges(look), self._begun(look.kind))
+        return self._permit(data, look, position, look.kind)
 
     @contextmanager
     def admitted(self, message: Any, kind: str | None, position: int | None) -> Iterator[Permit]:
@@ -168,10 +166,9 @@ class Guard:
             )
         data = _frozen(message)
         look = self.leaves.look(data, kind)
-        with self._refusals(look):
-            if look.refusal is not None:
-                raise PolicyRefused(f"it is no leaf of a batch, by batching: {look.refusal}")
-            admission = Permit(self, data, look.kind, None, [], self._begun(None))
+        if look.refusal is not None:
+            look = look._replace(refusal=f"it is no leaf of a batch, by batching: {look.refusal}")
+        admission = self._permit(data, look, None, None)
         try:
             yield admission
         finally:
@@ -185,21 +182,17 @@ class Guard:
         place = PayloadPlace(self._policy.chain(kind), last, hashlib.sha256(text).hexdigest(), first, epoch)
         return place, await self.require([place], timeout)
 
-    @contextmanager
-    def _refusals(self, look: Look) -> Iterator[None]:
-        """Count a refusal."""
+    def _permit(self, message: bytes, look: Look, position: int | None, kind: str | None) -> Permit:
+        """Let through what was looked at, or count a refusal. `kind`: as Caller.begin."""
         try:
-            yield
+            place = place_of(self._policy, look, message, position)
+            caller = None if self._callers is None else self._callers.present()
+            if caller is not None:
+                caller.begin(kind)
+            return Permit(self, message, look.kind, place, self._charges(look), caller)
         except PolicyRefused:
             self.refused[look.kind] += 1
             raise
-
-    def _begun(self, kind: str | None) -> Caller | None:
-        """Count a request of the caller, if the policy names callers; as Caller.begin."""
-        caller = None if self._callers is None else self._callers.present()
-        if caller is not None:
-            caller.begin(kind)
-        return caller
 
     def _charges(self, look: Look) -> list[Want]:
         rules = self._policy.transactions
