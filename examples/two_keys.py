@@ -1,4 +1,4 @@
-"""One key for blocks, at most one for each position, and one for other messages, on one token and with one audit log."""
+"""One key for blocks, at most one for each position, one for other messages: on one token, with one audit log."""
 
 from __future__ import annotations
 
