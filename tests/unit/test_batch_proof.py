@@ -170,9 +170,10 @@ def shell(folder, case: Case) -> subprocess.CompletedProcess[str]:
 @pytest.mark.timeout(300)
 def test_the_recipe_with_openssl_and_sha256sum_verifies(tmp_path):
     for blind in (False, True):
-        made = batches.of([b"message %d" % i for i in range(5)], first=41, blind=blind)
-        for i in (0, 4):
-            done = shell(tmp_path, Case("", b"message %d" % i, made[i].proof))
+        messages = [b"message 0", "Привет".encode(), b"\x82\xa1a\x07", b"\xff", bytes(32)]
+        made = batches.of(messages, first=41, blind=blind)
+        for i, message in enumerate(messages):
+            done = shell(tmp_path, Case("", message, made[i].proof))
             assert (done.returncode, done.stdout) == (0, f"default/0 {41 + i}\n"), done.stderr
     forms = [(case, good) for case, good in lines_of_signatures() if len(case.public_key) == 32]  # as openssl takes it
     for case in (case for case, good in forms if good):
