@@ -150,7 +150,7 @@ async def test_batching_and_policy(fresh_token, tmp_path, monkeypatch):
         await run(block("docs/BATCHING.md", "python"), km=km, hsmcore=hsmcore, Path=Path, message=b"a message")
     policy = {"kinds": ["block"], "domain": "my-rollup", "callers": {"block-producer": {"kinds": ["block"]}}}
     async with opened(fresh_token().config(stateFile=str(tmp_path / "b.db"), policy=policy)) as km:
-        await run(block("docs/POLICY.md", "python"), km=km, hsmcore=hsmcore, block=ordered(1, domain="my-rollup"))
+        await run(block("docs/POLICY.md", "python"), km=km, hsmcore=hsmcore, position=1, digest=bytes(32))
 
 
 @one_loop
