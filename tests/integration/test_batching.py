@@ -207,7 +207,7 @@ async def test_callers_have_batches_signed_by_a_rule_of_its_own(world, tmp_path)
         with hsmcore.caller("a"):
             both = [start(manager.sign_batched(message)) for _ in range(3)]
             outcomes = await asyncio.gather(*both, return_exceptions=True)
-            assert sorted(type(one).__name__ for one in outcomes) == ["BatchedSignature"] * 2 + ["PolicyRefused"]
+            assert sorted(type(one).__name__ for one in outcomes) == ["BatchedSignature"] * 2 + ["QueueFull"]
             await manager.sign_batched(message)  # those that were answered count no more
             with pytest.raises(EmptyMessage):
                 await manager.sign_batched(b"")
@@ -428,12 +428,12 @@ async def test_a_list_of_callers_is_judged_whole_and_gives_its_places_back(world
     limits = {"leaves": ["raw"], "policy": {"callers": callers}}
     async with opened(batching(world, tmp_path, **limits, intervalMs=60_000)) as manager:
         with hsmcore.caller("a"):
-            for wrong in ([b"m"] * 7 + [bytes(32)], [b"m"] * 9):
-                with pytest.raises(PolicyRefused):
+            for wrong, error in (([b"m"] * 7 + [bytes(32)], PolicyRefused), ([b"m"] * 9, BadArgument)):
+                with pytest.raises(error):
                     await manager.sign_batched_many(wrong)
             waits = start(manager.sign_batched_many([b"m%d" % i for i in range(8)]))  # all that it may have open
             await asyncio.sleep(0)
-            with pytest.raises(PolicyRefused, match="in flight"):
+            with pytest.raises(QueueFull, match="8 requests open"):
                 await manager.sign_batched(b"one more")
             manager.hurry_batches()
             assert [(one.index, said(one, b"m%d" % at).size) for at, one in enumerate(await waits)] == [
