@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hsmcore.audit import caller
     from hsmcore.audit import tagged as audit_tag
     from hsmcore.base.keyring import KeyVersion
+    from hsmcore.base.payload import payload
     from hsmcore.base.receipt import DigestSignature, Receipt
     from hsmcore.base.version import __version__
     from hsmcore.config import Config, load
@@ -163,6 +164,7 @@ __all__ = [
     "create_key_manager",
     "create_key_managers",
     "load",
+    "payload",
     "verify_batched",
 ]
 
@@ -192,6 +194,7 @@ _HOMES: Final = {
     "create_key_manager": "manager.key_managers",
     "create_key_managers": "manager.key_managers",
     "load": "config",
+    "payload": "base.payload",
     "verify_batched": "tlog.batch_proof",
 }
 """Of the names that are not in errors.py."""

@@ -303,7 +303,7 @@ class Gate:
     def __init__(
         self,
         *,
-        kinds: Collection[str],
+        kinds: Collection[str] | None,
         domain: str,
         formats: Sequence[tuple[str, bytes, int, int, int, bool]] = (),
         programs: Sequence[bytes] | None = None,

@@ -18,12 +18,12 @@ from tests.integration.test_policy import records
 from tests.support.key_sets import EXAMPLES, Case, by_hsmcore, by_node, by_python
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
-from tests.support.vault_site import site
+from tests.support.vault_site import TOKEN, site
 from tests.support.web import asked
 
 import hsmcore
 from hsmcore.cli.app import run as cli
-from hsmcore.errors import AlgorithmUnsupported, ConfigurationError, PolicyRefused
+from hsmcore.errors import AlgorithmUnsupported, BadArgument, ConfigurationError, PolicyRefused
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.serve import attached
 from hsmcore.state import StoreBusy
@@ -194,9 +194,10 @@ async def test_no_caller_has_a_set_signed(fresh_token, tmp_path):
             (bytes(32), "key-set", None),
             (bytes(32), "key-set", 9),
         ):
-            with pytest.raises(PolicyRefused):
+            error = BadArgument if kind == "key-set" else PolicyRefused
+            with pytest.raises(error):
                 await manager.sign(message, kind=kind, position=position)
-            with pytest.raises(PolicyRefused):
+            with pytest.raises(error):
                 await manager.sign_with_receipt(message, kind=kind, position=position)
         with pytest.raises(PolicyRefused):
             await manager.sign_many([b"good", forged])
@@ -255,6 +256,32 @@ async def test_what_a_device_says_is_asked_before_the_first_set_whatever_the_sto
         [(document,)] = database.execute("SELECT document FROM key_evidence").fetchall()
     assert json.loads(document)["publicKey"] == public_key.hex()
     assert found.current.evidence.hex() == said["evidence_sha256"] == sha256(document.encode()).hexdigest()
+
+
+@one_loop
+async def test_of_several_keys_each_has_a_set_and_batches(fresh_token, tmp_path):
+    token, managers = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"}), {}
+    for name in "ab":
+        rules = {"stateFile": str(tmp_path / f"{name}.db")}
+        config = config_of(token, tmp_path, kinds=["key-set", "batch-root"], key=name, rules=rules)
+        managers[name] = config["sequencer"]["keyManager"] | {"batching": {"intervalMs": 1}}
+        del managers[name]["auditLogFile"]
+    config = {"sequencer": {"keyManagers": managers}}
+    with pytest.raises(ConfigurationError, match=r"a policy\.domain of its own"):
+        hsmcore.create_key_managers(config)
+    for name in "ab":
+        managers[name]["policy"]["domain"] = name
+    async with site(config, tmp_path, {"app": {"token": TOKEN, "keys": ["a", "b"]}}) as vault:
+        for name, manager in vault.served.managers.items():
+            await until(lambda manager=manager: manager.key_set() != b"")
+            reply = await vault.asked("GET", f"/keys/{name}", token=None)
+            KeySet.trust(reply.body, manager.public_key, name)
+            signed = await manager.sign_batched(b"m")
+            assert hsmcore.verify_batched(manager.public_key, b"m", signed.proof, domain=name)
+        assert (await vault.asked("GET", "/keys", token=None)).status == 404
+        for kind in ("key-set", "batch-root"):
+            with pytest.raises(BadArgument):
+                await vault.served.managers.sign(b"m", kind=kind)
 
 
 @one_loop

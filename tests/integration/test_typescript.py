@@ -27,8 +27,8 @@ from hsmcore.audit.query import Query
 
 pytestmark = pytest.mark.integration
 PACKAGE = Path(__file__).parents[2] / "clients" / "typescript"
-WITH_A_TOKEN = ("real", "rotation")
-ALONE = ("wire", "fuzz", "client", "again", "batched", "key-set", "key-manager", "sequencer", "vectors")
+WITH_A_TOKEN = ("real", "rotation", "block")
+ALONE = ("wire", "fuzz", "client", "again", "batched", "key-set", "key-manager", "sequencer", "vectors", "payload")
 """Files of tests that need no gateway."""
 NODE = shutil.which("node")
 AT_LENGTH = [pytest.mark.deep, pytest.mark.timeout(900)]
@@ -163,6 +163,13 @@ def test_transactions_that_the_gateway_signs_are_executed(built, fresh_token, tm
 @needs_node
 def test_with_a_token(built, fresh_token, tmp_path):
     passes_against(built, "real", tmp_path, fresh_token().config(), options={"connections": 2})
+
+
+@needs_node
+def test_with_a_policy(built, fresh_token, tmp_path):
+    policy = {"kinds": ["block", "batch-root"], "domain": "chain"}
+    config = fresh_token().config(stateFile=str(tmp_path / "s.db"), policy=policy, batching={"intervalMs": 1})
+    passes_against(built, "block", tmp_path, config)
 
 
 @needs_node

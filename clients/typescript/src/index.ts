@@ -6,4 +6,5 @@ export type { SignBatchedOptions, SignManyOptions, SignOptions } from "./client.
 export { HsmError } from "./errors.js";
 export { KeySet, KeySetRefused, type KeyEntry, type KeySetMoment, type KeyState } from "./key-set.js";
 export { KeyManager, KeyManagerFactory, type GatewayOptions, type KeyManagerConfig } from "./key-manager.js";
+export { payload, type OrderedKind } from "./payload.js";
 export type { Algorithm, Key, Kind, Level } from "./wire.js";

@@ -32,7 +32,7 @@ def explain(
     cli: Invocation,
     message: Annotated[str, typer.Argument(metavar="FILE|HEX", help="The message: a file, or hexadecimal.")],
     kind: Annotated[str | None, "What the caller takes the message for."] = None,
-    position: Annotated[int | None, "Of a bare digest of an ordered kind.", {"min": 0}] = None,
+    position: Annotated[int | None, "Where its caller says that it stands in its chain.", {"min": 0}] = None,
     caller: Annotated[str | None, "NAME: Who asks: of policy.callers or gateway.clients."] = None,
     key: Annotated[str | None, "HEX|ADDRESS: The public key that signs (default: the key ring's, if any)."] = None,
 ) -> None:

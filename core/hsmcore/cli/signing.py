@@ -38,7 +38,7 @@ def sign(
     hex_: HexOption = None,
     form: Annotated[Format, "--format: How the signature is printed."] = "hex",
     kind: Annotated[str | None, "What it is, for a policy: another kind is refused."] = None,
-    position: Annotated[int | None, "Of a bare digest of an ordered kind.", {"min": 0}] = None,
+    position: Annotated[int | None, "Where it stands in its chain: another position is refused.", {"min": 0}] = None,
 ) -> None:
     """Sign one message with the configured key and print the signature.
 

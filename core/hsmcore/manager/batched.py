@@ -21,7 +21,8 @@ class BatchedSigning:
         self, message: Message, timeout: float | None = None, kind: str | None = None
     ) -> Coroutine[Any, Any, BatchedSignature]:
         """Sign a message with others, as `sign`: the HSM signs the root of a whole batch, and `.proof` shows that the
-        message is in it (hsmcore.verify_batched). Raises BadArgument for a kind with a position."""
+        message is in it (hsmcore.verify_batched). Any bytes may, unless `batching.kinds` says otherwise. `kind`: what
+        the caller takes the message for. Raises BadArgument for a kind with a position."""
         return self._batches.sign(message, timeout, kind)
 
     def sign_batched_many(

@@ -209,8 +209,8 @@ class KeyManager(BatchedSigning, KeyWork):
         raises KeyNotCurrent while another one signs, KeyNotFound.
 
         With a policy, raises PolicyRefused for what this key, or this caller, may not have signed, QueueFull at a limit
-        of the caller's, DoubleSign for another payload at a bound position. `kind`: what the caller takes the message
-        for. `position`: that of a bare digest of an ordered kind; a payload with its position in it must agree.
+        of the caller's, DoubleSign for another payload at a bound position. `kind`, `position`: what the caller takes
+        the message for, and where in its chain; it must say the same. hsmcore.payload makes one of a digest.
         """
         if key_id is not None or allow_other_key:
             receipt = await self._sign_otherwise(message, timeout, kind, position, allow_other_key, key_id)

@@ -378,7 +378,7 @@ class KeySets:
             epoch = 0 if self._fleet is None else self._fleet.epoch
             text = text or text_of(self._domain, serial, self._rotation.sure() // _SECOND, self._kinds, keys)
             try:
-                place, left = await self._guard.bind_key_set(text, serial, epoch, SIGN_SECONDS)
+                place, left = await self._guard.bind_own(KEY_SET, text, serial, serial, epoch, SIGN_SECONDS)
             except NotNext as moved:
                 if moved.next < least:
                     raise moved.behind(least) from None

@@ -85,7 +85,7 @@ def unknown() -> BadArgument:
     """Return the error of a request to a gateway, or for a key manager, that signs no batches."""
     return BadArgument(
         "the gateway signs no batches with this key manager",
-        hint='Add "batch-root" to policy.kinds of its configuration, or update the gateway.',
+        hint='Add "batch-root" to policy.kinds of its configuration, "batch" to this client, or update the gateway.',
     )
 
 
