@@ -14,7 +14,7 @@ import hsmcore
 NAMES = {
     "hsmcore": """
         AccessDenied AlgorithmUnsupported AllLevelsFailed AllLevelsLate AuditUnavailable BadArgument BatchedSignature
-        Config ConfigurationError DeadlineExceeded DigestSignature DoubleSign EmergencyRefused EmptyMessage
+        Config ConfigurationError DeadlineExceeded DigestSignature DomainMismatch DoubleSign EmergencyRefused EmptyMessage
         EngineClosed EngineForked FleetBehind HostUnusable HsmError InternalError InvalidMessage
         InvalidMessageType InvalidTimeout KeyAmbiguous KeyDeactivated KeyManager KeyManagers KeyMismatch
         KeyNotCurrent KeyNotExportable KeyNotFound KeySet KeyUnusable KeyVersion LoginError MemberDown MemberSnapshot

@@ -13,7 +13,7 @@ import typer
 from hsmcore.cli import positions
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, fail, fields, plain, print_fields, table, when
-from hsmcore.cli.settings import RequiredReason, misconfigured
+from hsmcore.cli.settings import RequiredReason, misconfigured, public_key
 from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ _TABLES: Final = {
     "openRotations": "id, cause, status, step, old_version, new_version",
     "budget": "id, reserved, max_transactions, max_seconds",
     "orders": "name, value, reason",
+    "domains": "public_key, domain, forms, reason",
 }
 _NEXT: Final = 'hsmcore state reconcile --reason "…"'
 _NEXT_FLEET: Final = "start each host; see `hsmcore fleet status`"
@@ -194,8 +195,8 @@ def begin(
     rules = cli.config.key_manager
     if rules.fleet is not None or not rules.keeps_state:
         raise misconfigured(rules.where, "keeps nothing in a state store of this host")
-    with cli.recorded("state begin", reason=reason, public_key=_key(key)) as entry:
-        before = _begun(cli, _key(key))
+    with cli.recorded("state begin", reason=reason, public_key=public_key(key)) as entry:
+        before = _begun(cli, public_key(key))
         if rules.require_state:
             cli.on_state(lambda store: store.run(identify), absent="made")
         former = entry["previous"] = None if before is None else str(before.store)
@@ -279,13 +280,6 @@ def _read(config: Config, path: str) -> bytes | mmap:
         return mapped(found)
 
 
-def _key(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        raise BadUsage(f"{text!r} is no public key in hexadecimal") from None
-
-
 async def _rows(store: Store) -> dict[str, Any]:
     """Return the rows as they are: any of them may be forged."""
     from sqlalchemy import select
@@ -312,6 +306,7 @@ async def _rows(store: Store) -> dict[str, Any]:
         "openRotations": await rows(select(rotations).where(open_).order_by(rotations.c.id)),
         "budget": await rows(select(episodes).where(episodes.c.ended_ns.is_(None))),
         "orders": await rows(select(schema.DESIRED_STATE).order_by(schema.DESIRED_STATE.c.name)),
+        "domains": await rows(select(schema.KEY_DOMAIN).order_by(schema.KEY_DOMAIN.c.public_key)),
     }
 
 
