@@ -7,7 +7,6 @@ record of a payload with a position has key and domain.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 
@@ -21,6 +20,7 @@ from hsmcore.state import Store, StoreBusy, StoreError, domains, positions, pres
 from hsmcore.state.domains import KeyDomain
 from hsmcore.state.schema import FLEET
 from hsmcore.state.sqlite import domain_in
+from hsmcore.state.store import now_ns
 
 
 def wanted_of(rules: KeyManagerConfig) -> KeyDomain:
@@ -80,7 +80,7 @@ async def rebind(config: Config, store: Store, keys: Sequence[bytes], reason: st
     rules, wanted = config.key_manager, wanted_of(config.key_manager)
 
     def work(connection: Connection) -> dict[bytes, KeyDomain | None]:
-        changed = domains.rebind(connection, wanted, keys, reason, time.time_ns())
+        changed = domains.rebind(connection, wanted, keys, reason, now_ns(connection))
         if rules.fleet is not None and changed:
             # A holder that bound before is one no more, and its lease is waited for; the next one looks at the rows.
             positions.keep_holders_out(connection)
