@@ -17,6 +17,7 @@ from tests.support.raw_store import beside
 import hsmcore
 from hsmcore.cli.output import NO_USE_AGAIN, StartFailed, starting
 from hsmcore.config import load
+from hsmcore.doctor.store import check_store
 from hsmcore.errors import DoubleSign
 from hsmcore.recovery.reconcile import reconcile
 from hsmcore.state import DomainMismatch, Store, StoreBehind, domains
@@ -95,6 +96,8 @@ async def test_no_edit_makes_a_key_forget_what_it_has_bound(edit, logged, lives,
     more = {} if logged else {"auditLogFile": None}
     key = await begun(lives(**more))
     config = lives(None if changed is None else {**POLICY, **changed}, **more)
+    [step] = [one for one in await asyncio.to_thread(lambda: [*check_store(load(config))]) if one.name == "key-domain"]
+    assert (step.outcome, key.hex() in step.found) == ("warn", True)
     error = await refused(config)
     said = str(error)
     assert "domain my-rollup with block, block 4c32424b of 76 bytes, position 8 bytes little at 4" in said
@@ -284,3 +287,18 @@ async def test_no_rebind_while_a_key_manager_binds(lives, tmp_path, capfdbinary)
             code, _, said = await asyncio.to_thread(command, "rebind", "--reason", "too early")
         assert code == 1
         assert "a key manager runs on the state store" in said
+
+
+@one_loop
+async def test_a_backup_has_the_domains(lives, tmp_path, capfdbinary):
+    key, saved = await begun(lives()), str(tmp_path / "backup.hsmstate")
+    with commands(tmp_path, capfdbinary, "state") as command:
+        assert (await asyncio.to_thread(command, "backup", "--to", saved))[0] == 0
+        assert [path.unlink() for path in tmp_path.glob("state.db*")]
+        restored = await asyncio.to_thread(command, "restore", saved, "--reconcile", "--reason", "a test")
+        assert restored[0] == 0
+        _, shown, _ = await asyncio.to_thread(command, "seal")
+    [row] = shown["domains"]
+    assert (row["public_key"], row["domain"], "8 bytes little at 4" in row["forms"]) == (key.hex(), "my-rollup", True)
+    await refused(lives({**POLICY, "formats": [BIG]}))
+    await begun(lives())

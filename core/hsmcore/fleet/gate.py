@@ -1,5 +1,5 @@
-"""Which host claims a free epoch: one whose keys bind in the domain in which they did before; the first one that follows
-the chain as far as the fleet has bound it.
+"""Which host claims a free epoch: one whose keys bind in the domain in which they did before; and
+first, one that follows the chain as far as the fleet has bound it.
 
 The latter is an order and no wall: what the fleet is at may be bound and never published, so that no host can have seen
 it. Safety rests on the fence, and on this: the first new payload of a domain in which the holder is behind is no old
@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from hsmcore.base.log import get_logger
-from hsmcore.errors import BadArgument
+from hsmcore.errors import BadArgument, HsmError
 from hsmcore.fleet.entry import SECOND
 from hsmcore.fleet.machine import EpochRow
 from hsmcore.recovery.incident import word
-from hsmcore.state import DomainMismatch
-from hsmcore.state.domains import NO_KEYS, Binder
+from hsmcore.state.domains import NO_KEYS, Binder, read
 
 Rows = Sequence[Sequence[Any]]
 PATIENCE: Final = 2
@@ -51,19 +50,17 @@ class ClaimGate:
         if self._since is None or self._since[0] != row:
             self._since = row, now
             seconds = self._patience / SECOND
-            get_logger().warning("a host that is behind waits for others to claim", reason=why, seconds=seconds)
+            get_logger().warning("this host leaves the epoch to others", reason=why, seconds=seconds)
 
     def begins(self, at_least: Mapping[str, int], binder: Binder) -> None:
         """A claim begins, by a host that knows so much and signs with these keys."""
         self.caught = set(at_least)
         self._binder, self._keys = binder, binder.keys()
 
-    def refusal(
-        self, at_least: Mapping[str, int], highs: Rows, domains: Rows, *, patient: bool
-    ) -> BadArgument | DomainMismatch | None:
+    def refusal(self, at_least: Mapping[str, int], highs: Rows, domains: Rows, *, patient: bool) -> HsmError | None:
         """Return why the claim is not made: keys must not bind, by the answer to `domains.ASK`; or, if it is `patient`,
         the host is behind `highs`. In the store's thread."""
-        if (mismatch := self._binder.refusal(domains, self._keys)) is not None:
+        if (mismatch := self._binder.wanted.refusal(read(domains), self._keys)) is not None:
             return mismatch
         known = {word(name): int(high) for name, high in highs}
         behind = [domain for domain, position in at_least.items() if position < known.get(domain, -1)]

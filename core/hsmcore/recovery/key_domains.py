@@ -42,24 +42,21 @@ async def require(config: Config, keys: Iterable[bytes], log: AuditLog | None = 
     store = await Store.open(rules.state_place, config.state_secret)
     try:
         there = await store.run(domains.everything, shows=True)
-        for key in keys:
-            wanted.require(key, there.get(key))
+        wanted.require(there, keys)
         unknown = {key for key in keys if key not in there}
         if log is not None and wanted.forms and unknown:
-            logged = await _logged(store, log, unknown)
-            for key in sorted(unknown & logged.keys()):
-                wanted.require(key, KeyDomain(logged[key], ()), "the audit log")
+            wanted.require(await _logged(store, log, unknown), unknown, "the audit log")
     finally:
         await store.close()
 
 
-async def _logged(store: Store, log: AuditLog, keys: set[bytes]) -> dict[bytes, str]:
+async def _logged(store: Store, log: AuditLog, keys: set[bytes]) -> dict[bytes, KeyDomain]:
     """Return in which domain keys have bound last, as the log says of as many of these as it knows."""
     await log.flush()
     logged = LoggedRows(store, log, "", MOST_BYTES)
     while not logged.ended and not keys <= logged.domains.keys():
         await logged.portion()
-    return logged.domains
+    return {key: KeyDomain(domain, ()) for key, domain in logged.domains.items()}
 
 
 def _require_of_files(rules: KeyManagerConfig, wanted: KeyDomain, keys: Iterable[bytes]) -> None:
@@ -70,7 +67,7 @@ def _require_of_files(rules: KeyManagerConfig, wanted: KeyDomain, keys: Iterable
             known = register().read(key)
             paths += [] if known is None else [known.store]
         for path in paths:
-            wanted.require(key, domains.read(domain_in(path, key)).get(key), f"state store {path}")
+            wanted.require(domains.read(domain_in(path, key)), [key], f"state store {path}")
 
 
 async def rebind(config: Config, store: Store, keys: Sequence[bytes], reason: str) -> dict[bytes, KeyDomain | None]:

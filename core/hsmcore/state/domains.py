@@ -41,17 +41,27 @@ class KeyDomain(NamedTuple):
         one that is added changes no payload of the others."""
         return bool(self.forms) and self.domain == other.domain and set(self.forms) >= set(other.forms)
 
-    def require(self, public_key: bytes, found: KeyDomain | None, witness: str = "the state store") -> None:
-        """Raise DomainMismatch unless a key may bind as this configuration says. `found`: what a `witness` says of the
-        key; None: nothing."""
-        if found is None or self.reads(found):
-            return
+    def refusal(
+        self, there: Mapping[bytes, KeyDomain], keys: Iterable[bytes], witness: str = "the state store"
+    ) -> DomainMismatch | None:
+        """Return why the first one of keys must not bind as this configuration says; None: all may. `there`: what a
+        `witness` says of keys."""
         now = str(self) if self.forms else "no kind with a position"
-        raise DomainMismatch(
-            f"key {public_key.hex()} has bound positions in {found}, says {witness}; {self.where} has {now}",
-            hint="Correct the policy. Only if the key is to go on so: "
-            f"`hsmcore policy rebind {public_key.hex()} --reason TEXT`.",
-        )
+        for key in keys:
+            if (found := there.get(key)) is not None and not self.reads(found):
+                return DomainMismatch(
+                    f"key {key.hex()} has bound positions in {found}, says {witness}; {self.where} has {now}",
+                    hint="Correct the policy. Only if the key is to go on so: "
+                    f"`hsmcore policy rebind {key.hex()} --reason TEXT`.",
+                )
+        return None
+
+    def require(
+        self, there: Mapping[bytes, KeyDomain], keys: Iterable[bytes], witness: str = "the state store"
+    ) -> None:
+        """Raise DomainMismatch unless keys may bind: `refusal`."""
+        if (refusal := self.refusal(there, keys, witness)) is not None:
+            raise refusal
 
 
 class Binder:
@@ -78,28 +88,18 @@ class Binder:
         """Note keys whose rows are durable. In the event loop."""
         self._known.update(keys)
 
-    def changes(self, rows: Iterable[Sequence[Any]], keys: Iterable[bytes], now: int) -> list[Change]:
+    def changes(self, rows: Iterable[Sequence[Any]], keys: Sequence[bytes], now: int) -> list[Change]:
         """Return what makes the rows of keys say what the configuration does. `rows`: the answer to ASK. Raises
         DomainMismatch. In the store's thread."""
         there, changed = read(rows), list[Change]()
+        self.wanted.require(there, keys)
         for key in keys:
             found = there.get(key)
-            self.wanted.require(key, found)
             if found is None:
                 changed.append(Change(_ADD, [_values(key, self.wanted, now)]))
             elif len(found.forms) < len(self.wanted.forms):
                 changed.append(Change(_SET, [{"key": key.hex(), "forms": _text(self.wanted)}], required=True))
         return changed
-
-    def refusal(self, rows: Iterable[Sequence[Any]], keys: Iterable[bytes]) -> DomainMismatch | None:
-        """Return why keys must not bind; None: they may. `rows`: the answer to ASK. In the store's thread."""
-        there = read(rows)
-        try:
-            for key in keys:
-                self.wanted.require(key, there.get(key))
-        except DomainMismatch as error:
-            return error
-        return None
 
 
 NO_KEYS: Final = Binder(KeyDomain("", ()), tuple)
