@@ -25,10 +25,8 @@ from hsmcore.state.store import now_ns
 
 def wanted_of(rules: KeyManagerConfig) -> KeyDomain:
     """Return what a configuration says of the keys that sign."""
-    where = f"{rules.where}.policy"
-    return (
-        KeyDomain("", (), where) if rules.policy is None else KeyDomain(rules.policy.domain, rules.policy.forms, where)
-    )
+    policy, where = rules.policy, f"{rules.where}.policy"
+    return KeyDomain("", (), where) if policy is None else KeyDomain(policy.domain, policy.forms, where)
 
 
 async def require(config: Config, keys: Iterable[bytes], log: AuditLog | None = None) -> None:
@@ -77,10 +75,10 @@ async def rebind(config: Config, store: Store, keys: Sequence[bytes], reason: st
     rules, wanted = config.key_manager, wanted_of(config.key_manager)
 
     def work(connection: Connection) -> dict[bytes, KeyDomain | None]:
+        positions.keep_holders_out(connection)
         changed = domains.rebind(connection, wanted, keys, reason, now_ns(connection))
         if rules.fleet is not None and changed:
             # A holder that bound before is one no more, and its lease is waited for; the next one looks at the rows.
-            positions.keep_holders_out(connection)
             ended = {"epoch": FLEET.c.epoch + 1, "holder": "policy rebind", "host": "", "renewals": 0, "released": 0}
             connection.execute(update(FLEET).where(FLEET.c.name == rules.fleet.name).values(**ended))
         return changed
