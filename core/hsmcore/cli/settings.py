@@ -117,11 +117,3 @@ def member_named(config: Config, name: str, *, pkcs11: bool = False) -> Provider
         what = "PKCS#11 member" if pkcs11 else "member"
         raise BadUsage(f"there is no {what} {name!r}; the configuration has {', '.join(members)}")
     return found
-
-
-def public_key(text: str) -> bytes:
-    """Return a public key that the command line names. Raises BadUsage."""
-    try:
-        return bytes.fromhex(text)
-    except ValueError:
-        raise BadUsage(f"{text!r} is no public key in hexadecimal") from None

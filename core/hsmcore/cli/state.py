@@ -13,7 +13,7 @@ import typer
 from hsmcore.cli import positions
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, fail, fields, plain, print_fields, table, when
-from hsmcore.cli.settings import RequiredReason, misconfigured, public_key
+from hsmcore.cli.settings import RequiredReason, misconfigured
 from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
@@ -195,8 +195,8 @@ def begin(
     rules = cli.config.key_manager
     if rules.fleet is not None or not rules.keeps_state:
         raise misconfigured(rules.where, "keeps nothing in a state store of this host")
-    with cli.recorded("state begin", reason=reason, public_key=public_key(key)) as entry:
-        before = _begun(cli, public_key(key))
+    with cli.recorded("state begin", reason=reason, public_key=_key(key)) as entry:
+        before = _begun(cli, _key(key))
         if rules.require_state:
             cli.on_state(lambda store: store.run(identify), absent="made")
         former = entry["previous"] = None if before is None else str(before.store)
@@ -278,6 +278,13 @@ def _read(config: Config, path: str) -> bytes | mmap:
         if not asyncio.run(place.fetch(name, found)):
             raise BadUsage(f"there is no backup {path!r}")
         return mapped(found)
+
+
+def _key(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError:
+        raise BadUsage(f"{text!r} is no public key in hexadecimal") from None
 
 
 async def _rows(store: Store) -> dict[str, Any]:
