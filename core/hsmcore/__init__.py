@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     from hsmcore.manager.key_managers import KeyManagers, create_key_manager, create_key_managers
     from hsmcore.members.control import KeyNotExportable
     from hsmcore.members.snapshot import MemberSnapshot
-    from hsmcore.state import NotApproved, StoreBehind, StoreBusy, StoreError, StoreNotGenuine
+    from hsmcore.state import DomainMismatch, NotApproved, StoreBehind, StoreBusy, StoreError, StoreNotGenuine
     from hsmcore.tlog.batch_proof import verify_batched
     from hsmcore.tlog.key_set import KeySet
 
@@ -103,6 +103,7 @@ __all__ = [
     "ConfigurationError",
     "DeadlineExceeded",
     "DigestSignature",
+    "DomainMismatch",
     "DoubleSign",
     "EmergencyRefused",
     "EmptyMessage",
@@ -175,6 +176,7 @@ _HOMES: Final = {
     "BatchedSignature": "_native",
     "Config": "config",
     "DigestSignature": "base.receipt",
+    "DomainMismatch": "state",
     "EmergencyRefused": "failover.errors",
     "KeyManager": "manager.key_manager",
     "KeyManagers": "manager.key_managers",

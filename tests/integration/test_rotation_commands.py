@@ -61,10 +61,11 @@ GONE = (
         "rotate now --dry-run",
         "rotate adopt",
         "emergency enable --reason WHY",
+        "policy rebind --reason WHY",
         "state reconcile --reason WHY",
     }
 )
-"""Beside a first member that is gone, and without a log."""
+"""Beside a first member that is gone, a key manager that runs, and without a log."""
 WHOLE = {"load --path ring --rate 20 --duration 1s", "tune --seconds 0.05 --most 2"}
 """Several members are loaded as a whole; the first one is tuned."""
 

@@ -83,6 +83,7 @@ emergency reset --reason WHY
 policy explain 6d
 policy floor show
 policy floor set block 9 --reason WHY
+policy rebind --reason WHY
 state seal
 state export --output FOLDER/positions.json
 state import FOLDER/exported.json

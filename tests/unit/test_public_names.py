@@ -14,8 +14,8 @@ import hsmcore
 NAMES = {
     "hsmcore": """
         AccessDenied AlgorithmUnsupported AllLevelsFailed AllLevelsLate AuditUnavailable BadArgument BatchedSignature
-        Config ConfigurationError DeadlineExceeded DigestSignature DoubleSign EmergencyRefused EmptyMessage
-        EngineClosed EngineForked FleetBehind HostUnusable HsmError InternalError InvalidMessage
+        Config ConfigurationError DeadlineExceeded DigestSignature DomainMismatch DoubleSign EmergencyRefused
+        EmptyMessage EngineClosed EngineForked FleetBehind HostUnusable HsmError InternalError InvalidMessage
         InvalidMessageType InvalidTimeout KeyAmbiguous KeyDeactivated KeyManager KeyManagers KeyMismatch
         KeyNotCurrent KeyNotExportable KeyNotFound KeySet KeyUnusable KeyVersion LoginError MemberDown MemberSnapshot
         MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid ModuleMissing NotApproved NotHolder NotInitialized

@@ -69,6 +69,10 @@ class PayloadFormat(Model):
     position: PositionField
     """Where the position stands."""
 
+    def __str__(self) -> str:
+        at = self.position
+        return f"{self.kind} {self.prefix} of {self.length} bytes, position {at.bytes} bytes {at.order} at {at.offset}"
+
     @model_validator(mode="after")
     def _fits(self) -> PayloadFormat:
         if len(self.prefix) // 2 > self.length or self.position.offset + self.position.bytes > self.length:
@@ -193,6 +197,12 @@ class Policy(Model):
     def ordered(self) -> frozenset[str]:
         """The kinds among `kinds` whose positions are bound."""
         return ORDERED & set(self.kinds)
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """What a key is bound to besides the domain: the ordered kinds that callers have signed, and the formats. Not
+        hsmcore's own kinds, whose texts name domain, kind and position."""
+        return tuple(sorted({*(self.ordered - set(OWN)), *map(str, self.formats)}))
 
     def chain(self, name: str) -> str:
         """Return the name that positions of an ordered kind, or a sum, have in the state store."""

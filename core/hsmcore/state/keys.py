@@ -11,6 +11,7 @@ import orjson
 from sqlalchemy import Connection, select, update
 
 from hsmcore.errors import KeyDeactivated, KeyMismatch, KeyNotFound
+from hsmcore.state.domains import inherit
 from hsmcore.state.errors import StoreError, StoreNotGenuine
 from hsmcore.state.schema import KEY_VERSION as KEY
 from hsmcore.state.schema import ROTATION_SETTING as SETTING
@@ -133,13 +134,14 @@ def activate_key(
     connection: Connection, version: int, now_ns: int, base_ns: int, retire_ns: int, why: str = ""
 ) -> None:
     """Make a version the one that signs. The former one verifies until `retire_ns`, and its note says `why`.
-    Idempotent. Raises KeyDeactivated, KeyNotFound."""
+    Idempotent. Raises KeyDeactivated, KeyNotFound, and DomainMismatch for one that has bound positions elsewhere."""
     new, old = get_key(connection, version), active_key(connection)
     if new.state == "active":
         return
     if new.state in ("deactivated", "destroyed") or not new.public_key:
         raise KeyDeactivated(f"key version {version} ({new.key_id}) is {new.state} and cannot sign")
     if old is not None:
+        inherit(connection, old.public_key, new.public_key, now_ns)
         change_key(connection, old.version, state="overlap", retire_ns=retire_ns, note=why)
     change_key(connection, version, state="active", activated_ns=now_ns, base_ns=base_ns, retire_ns=None, note="")
 

@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -30,11 +31,17 @@ from hsmcore.manager.policy.wants import Charge, Fence, NotNext, PayloadPlace, W
 if TYPE_CHECKING:
     from hsmcore._native import Look
     from hsmcore.audit import AuditLog
+    from hsmcore.failover.path import SigningPath
     from hsmcore.manager.policy.watermark import Watermark
 
 _SECOND: Final = 1_000_000_000
 Signers = Callable[[], Sequence[bytes]]
 """Returns the public keys that sign now."""
+
+
+def signers(path: SigningPath) -> list[bytes]:
+    """Return the Ed25519 public keys that sign now."""
+    return [version.public_key for version in path.signing() if version.algorithm == "ed25519"]
 
 
 def gate_of(policy: Policy, formats: Sequence[PayloadFormat] = (), *, role: str | None = None) -> Gate:
@@ -119,21 +126,29 @@ class Guard:
         cls,
         config: Config,
         formats: Sequence[PayloadFormat],
-        signers: Signers,
+        path: SigningPath,
         fence: Fence | None,
         audit: AuditLog,
     ) -> Self | None:
-        """Open what a configuration's policy needs; None: it has no policy. `formats`: as gate_of. `fence`: of the
-        fleet. `audit`: where a floor that is raised by itself is recorded. Raises StoreError, ConfigurationError."""
-        rules = config.key_manager
+        """Open what a configuration's policy needs; None: it has no policy. `formats`: as gate_of. `path`: whose keys
+        sign. `fence`: of the fleet. `audit`: where a floor that is raised by itself is recorded. Raises StoreError,
+        ConfigurationError."""
+        rules, watermark = config.key_manager, None
+        if fence is not None or (rules.policy is not None and rules.policy.needs_store):
+            from hsmcore.recovery.key_domains import wanted_of
+            from hsmcore.state.domains import Binder
+
+            binder = Binder(wanted_of(rules), lambda: [version.public_key for version in path.signing()])
+            if fence is not None:
+                fence.binder = binder
+            if rules.policy is not None and rules.policy.needs_store:
+                from hsmcore.manager.policy.watermark import Watermark
+
+                watermark = await Watermark.open(config, rules.policy, fence, audit, binder)
         if rules.policy is None:
             return None
-        watermark = None
-        if rules.policy.needs_store:
-            from hsmcore.manager.policy.watermark import Watermark
-
-            watermark = await Watermark.open(config, rules.policy, fence, audit)
-        return cls(rules.policy, formats, watermark, signers, rules.request_timeout_ms / 1e3, rules.batching)
+        timeout = rules.request_timeout_ms / 1e3
+        return cls(rules.policy, formats, watermark, partial(signers, path), timeout, rules.batching)
 
     async def close(self) -> None:
         """Write what is under way, and close the store. Idempotent."""
