@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from hsmcore.state import NotApproved, StoreBehind, StoreBusy, StoreError, StoreNotGenuine
     from hsmcore.tlog.batch_proof import verify_batched
     from hsmcore.tlog.key_set import KeySet
+    from hsmcore.tlog.proof_bytes import proof_from_bytes, proof_to_bytes
 
 __all__ = [
     "AccessDenied",
@@ -163,6 +164,8 @@ __all__ = [
     "create_key_manager",
     "create_key_managers",
     "load",
+    "proof_from_bytes",
+    "proof_to_bytes",
     "verify_batched",
 ]
 
@@ -192,6 +195,8 @@ _HOMES: Final = {
     "create_key_manager": "manager.key_managers",
     "create_key_managers": "manager.key_managers",
     "load": "config",
+    "proof_from_bytes": "tlog.proof_bytes",
+    "proof_to_bytes": "tlog.proof_bytes",
     "verify_batched": "tlog.batch_proof",
 }
 """Of the names that are not in errors.py."""

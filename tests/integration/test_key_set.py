@@ -6,6 +6,7 @@ import asyncio
 import json
 import sqlite3
 import sys
+import time
 from asyncio import to_thread
 from contextlib import closing
 from dataclasses import replace
@@ -87,6 +88,72 @@ async def test_a_set_is_made_at_each_step_of_a_rotation_and_none_without(fresh_t
         await until(lambda: manager._keys._sets._role.held)
         await manager._keys._sets.look()
         assert manager.key_set(since=-1) == notes
+
+
+BATCHES = ("raw", "batch-root", "key-set")
+TEN_YEARS = 315_360_000
+
+
+@one_loop
+async def test_a_proof_outlives_the_rotation_of_its_key_unless_that_was_ended_by_hand(fresh_token, tmp_path):
+    """A verifier that keeps the set takes what a key batched before its end, for ever, and nothing above."""
+    async with opened(config_of(fresh_token(), tmp_path, kinds=BATCHES)) as manager:
+        known = await first(manager)
+        old_id = await manager.get_current_key_id()
+        old = [await manager.sign_batched(b"m%d" % number) for number in range(3)]
+
+        def ended(version):
+            return KeySet.remembered(manager.key_set()).keys[version - 1].state == "retired"
+
+        await manager.rotate_key("test")
+        await until(lambda: ended(1))
+        known = known.follow(manager.key_set(since=known.serial))
+        new = await manager.sign_batched(b"m3")
+        assert [(key.state, key.last_batched) for key in known.keys] == [("retired", 2), ("current", None)]
+        later = time.time() + TEN_YEARS
+        for number, one in enumerate([*old, new]):
+            found = known.verify_batched(b"m%d" % number, one.proof, later)
+            assert (found.key.version, found.says.index) == (1 if number < 3 else 2, number)
+        assert not known.accepts(old[0].public_key, later)
+        for number, version in ((1, "retired"), (2, "current")):  # the second one is ended before it is rotated
+            key_id = old_id if version == "retired" else await manager.get_current_key_id()
+            if version == "current":
+                await manager.rotate_key("it may be stolen")
+            await manager.deactivate_key(key_id)
+            await until(lambda number=number: ended(number))
+            await manager._keys._sets.look()
+            known = known.follow(manager.key_set(since=known.serial))
+            assert known.keys[number - 1].last_batched is None
+        assert known.verify_batched(b"m0", old[0].proof) is None
+        assert known.verify_batched(b"m3", new.proof) is None
+
+
+@one_loop
+async def test_a_set_is_renewed_after_half_its_time_and_not_before(fresh_token, tmp_path, monkeypatch):
+    config = config_of(fresh_token(), tmp_path, keySetGoodForHours=10)
+    hour, ahead = 3600, [0]
+    async with opened(config) as manager:
+        begun = await first(manager)
+        rotation = manager._keys._sets._rotation
+        sure = rotation.sure
+        monkeypatch.setattr(rotation, "sure", lambda: sure() + ahead[0] * hour * 1_000_000_000)
+        assert begun.good_until == begun.time + 10 * hour
+        for hours, serial in ((4, 0), (6, 1), (10, 1), (12, 2), (30, 3)):
+            ahead[0] = hours
+            for _ in range(3):
+                await manager._keys._sets.look()
+            found = KeySet.remembered(manager.key_set())
+            assert (found.serial, found.keys) == (serial, begun.keys)
+            assert begun.follow(manager.key_set(since=begun.serial) or begun.note).note == found.note
+        assert manager.key_set(since=-1) == found.note, "what says the same is handed out once"
+    with closing(sqlite3.connect(tmp_path / "state.db")) as database:
+        assert database.execute("SELECT serial FROM key_set").fetchall() == [(3,)], "and kept once"
+    async with opened(config) as manager:  # as the store has it
+        await until(lambda: manager._keys._sets._role.held)
+        await manager._keys._sets.look()
+        assert manager.key_set(since=-1) == found.note
+        assert found.accepts(manager.public_key, fresh=True)
+        assert not begun.accepts(manager.public_key, begun.good_until + 301, fresh=True)
 
 
 @one_loop

@@ -311,10 +311,12 @@ def shown_set(found: KeySet) -> dict[str, Any]:
             "notAfter": when(None if key.not_after is None else key.not_after * 1_000_000_000),
             "successor": key.successor,
             "evidenceSha256": None if key.evidence is None else key.evidence.hex(),
+            "lastBatched": key.last_batched,
         }
         for key in found.keys
     ]
     head = {"domain": found.domain, "serial": found.serial, "time": when(found.time * 1_000_000_000)}
+    head["goodUntil"] = when(None if found.good_until is None else found.good_until * 1_000_000_000)
     return {**head, "kinds": list(found.kinds), "keys": keys, "note": found.note.decode()}
 
 

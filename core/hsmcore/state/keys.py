@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import orjson
 from sqlalchemy import Connection, select, update
@@ -18,6 +18,8 @@ from hsmcore.state.schema import insert_row, replace_row
 from hsmcore.state.store import Store, Tables
 
 KeyState = Literal["pending", "active", "overlap", "deactivated", "destroyed"]
+BY_HAND: Final = "deactivated by hand"
+"""Note of a version that an operator or the application ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +219,7 @@ class Keys(Tables):
             version = known_version(connection, public_key)
             if version is not None:
                 now = time.time_ns()
-                change_key(connection, version, state="deactivated", deactivated_ns=now, note="deactivated by hand")
+                change_key(connection, version, state="deactivated", deactivated_ns=now, note=BY_HAND)
 
         await self._store.run(work)
 
