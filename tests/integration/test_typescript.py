@@ -169,6 +169,8 @@ def test_binary_proofs_are_read_as_in_python(built):
     changed = list(changed_bytes(Random(60), 3000))
     domains = ["", "a b", "a" * 65, "é"]
     asked = [(*one, "default") for one in (*good, *changed, (b"", b"m"), (good[0][0] + bytes(32), b"m"))]
+    first = good[0][0]
+    asked += [(first[:66] + one + first[67:], messages[0], "default") for one in (b"\x8d\x00", b"\xff" * 10, b"")]
     asked += [(*good[0], domain) for domain in domains]
     stdin = json.dumps([[*(b64encode(part).decode() for part in (*one[:2], PUBLIC)), one[2]] for one in asked])
     command = [NODE, "--input-type=module", "-e", REBUILT, "-", str(module)]

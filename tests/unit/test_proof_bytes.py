@@ -56,7 +56,8 @@ def test_what_is_no_proof_has_no_binary_form():
         one.proof.rpartition(b"\n\n")[0] + b"\n\n" + note.signature_line(batch_proof.signer(text, PUBLIC), bytes(63))
     )
     index = one.proof.replace(b"extra CAAAAAAAAAAA", b"extra CAAAAAAAAAAB")
-    for bad in (b"", b"x", one.proof[:-1], more, short, index, one.proof + one.proof[-96:]):
+    long_path = batches.of([b"hello", b"m"])[0].proof.replace(b"index 0\n", b"index 0\n" + b64encode(bytes(32)) + b"\n")
+    for bad in (b"", b"x", one.proof[:-1], long_path, more, short, index, one.proof + one.proof[-96:]):
         with pytest.raises(ValueError, match=r"proof|note|signature"):
             hsmcore.proof_to_bytes(bad)
 

@@ -51,7 +51,7 @@ def proof_from_bytes(data: bytes, message: bytes, public_key: bytes, domain: str
     epoch, size, first, place, time_ns = numbers
     behind = at + (_HASH if form == _BLINDED else 0)
     path = [data[i : i + _HASH] for i in range(behind, len(data), _HASH)]
-    if behind > len(data) or (len(data) - behind) % _HASH or first + place >> 64:
+    if behind > len(data) or first + place >> 64:
         raise ProofError("not the binary form of a proof")
     extra = bytes((kind[0] ^ form,)) + (first + place).to_bytes(8, "big") + data[at:behind]
     root = root_of_inclusion(leaf_of(extra, message), place, size, path)
