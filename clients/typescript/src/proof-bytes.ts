@@ -12,7 +12,8 @@ const MOST = 10n ** 19n;
  * other names. Verifies nothing. */
 export function proofToBytes(proof: Uint8Array): Buffer {
   const parts = partsOf(proof);
-  if (!parts || !rootBy(Buffer.alloc(0), parts, parts.says.size)) throw new RangeError("not the proof of a batched message");
+  if (!parts || !rootBy(Buffer.alloc(0), parts, parts.says.size))
+    throw new RangeError("not the proof of a batched message");
   const { extra, place, path, says, origin, signatures } = parts;
   const [own, ...others] = signatures;
   if (others.length > 0 || own?.name !== origin || own.value.length !== 4 + SIGNATURE) {
@@ -26,12 +27,7 @@ export function proofToBytes(proof: Uint8Array): Buffer {
 
 /** The proof of which this is the binary form: the same text, if message, key (Ed25519, 32 bytes) and domain are those of
  * the proof. Throws RangeError. Whether it holds, verifyBatched says. */
-export function proofFromBytes(
-  data: Uint8Array,
-  message: Uint8Array,
-  publicKey: Uint8Array,
-  domain: string,
-): Buffer {
+export function proofFromBytes(data: Uint8Array, message: Uint8Array, publicKey: Uint8Array, domain: string): Buffer {
   const bytes = Buffer.from(data);
   const form = (bytes[0] ?? 0) & 0xf0;
   let at = 1 + SIGNATURE;

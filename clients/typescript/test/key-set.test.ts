@@ -110,7 +110,13 @@ suite("a set of keys", () => {
   test("says which batches of a retired key stay good, and how long it is good itself", () => {
     const good = `good until ${START + 3600}\n`;
     const text = (until: string, last: string) =>
-      note(3, line(1, ONE, `retired ${START} ${START + 600} 2 -${last}`) + line(2, TWO, `current ${START} - - -`), [TWO], "tests", until);
+      note(
+        3,
+        line(1, ONE, `retired ${START} ${START + 600} 2 -${last}`) + line(2, TWO, `current ${START} - - -`),
+        [TWO],
+        "tests",
+        until,
+      );
     const found = KeySet.remembered(text(good, " 7"));
     assert.deepEqual([found.goodUntil, found.entry(ONE.raw)?.lastBatched], [START + 3600, 7n]);
     const later = { now: START + 315_360_000 };
@@ -122,14 +128,17 @@ suite("a set of keys", () => {
     assert.equal(found.verifyBatched(MESSAGE, seventh, { ...later, kind: "tx-v0" }), undefined);
     assert.equal(found.verifyBatched(Buffer.from("other"), seventh, later), undefined);
     assert.equal(found.verifyBatched(MESSAGE, proofBy(STRANGER, "tests"), later), undefined);
-    for (const last of ["", " 6"]) assert.equal(KeySet.remembered(text("", last)).verifyBatched(MESSAGE, seventh, later), undefined);
+    for (const last of ["", " 6"])
+      assert.equal(KeySet.remembered(text("", last)).verifyBatched(MESSAGE, seventh, later), undefined);
     for (const [now, fresh] of [
       [START + 3900, true],
       [START + 3901, false],
     ] as const) {
       assert.equal(found.accepts(TWO.raw, { now, fresh: true }), fresh);
       assert.equal(found.verifyBatched(MESSAGE, seventh, { now, fresh: true }) !== undefined, fresh);
-      assert.ok(found.accepts(TWO.raw, { now }) && !KeySet.remembered(text("", "")).accepts(TWO.raw, { now, fresh: true }));
+      assert.ok(
+        found.accepts(TWO.raw, { now }) && !KeySet.remembered(text("", "")).accepts(TWO.raw, { now, fresh: true }),
+      );
     }
   });
 
