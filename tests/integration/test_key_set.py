@@ -107,25 +107,31 @@ async def test_a_proof_outlives_the_rotation_of_its_key_unless_that_was_ended_by
 
         await manager.rotate_key("test")
         await until(lambda: ended(1))
+        made = [*old, await manager.sign_batched(b"m3")]
+        await manager.rotate_key("test")
+        await until(lambda: ended(2))
+        made.append(await manager.sign_batched(b"m4"))
         known = known.follow(manager.key_set(since=known.serial))
-        new = await manager.sign_batched(b"m3")
-        assert [(key.state, key.last_batched) for key in known.keys] == [("retired", 2), ("current", None)]
+        assert [(key.state, key.last_batched) for key in known.keys] == [
+            ("retired", 2),
+            ("retired", 3),
+            ("current", None),
+        ]
         later = time.time() + TEN_YEARS
-        for number, one in enumerate([*old, new]):
+        for number, one in enumerate(made):
             found = known.verify_batched(b"m%d" % number, one.proof, later)
-            assert (found.key.version, found.says.index) == (1 if number < 3 else 2, number)
-        assert not known.accepts(old[0].public_key, later)
-        for number, version in ((1, "retired"), (2, "current")):  # the second one is ended before it is rotated
-            key_id = old_id if version == "retired" else await manager.get_current_key_id()
-            if version == "current":
-                await manager.rotate_key("it may be stolen")
+            assert (found.key.version, found.says.index) == ((1, 1, 1, 2, 3)[number], number)
+        assert not known.accepts(made[0].public_key, later)
+        stolen_id = await manager.get_current_key_id()
+        await manager.rotate_key("it may be stolen")
+        for key_id in (old_id, stolen_id):  # the first one is retired already
             await manager.deactivate_key(key_id)
-            await until(lambda number=number: ended(number))
-            await manager._keys._sets.look()
-            known = known.follow(manager.key_set(since=known.serial))
-            assert known.keys[number - 1].last_batched is None
-        assert known.verify_batched(b"m0", old[0].proof) is None
-        assert known.verify_batched(b"m3", new.proof) is None
+        await until(lambda: ended(3))
+        await manager._keys._sets.look()
+        known = known.follow(manager.key_set(since=known.serial))
+        assert [key.last_batched for key in known.keys] == [None, 3, None, None]
+        found = [known.verify_batched(b"m%d" % number, one.proof) for number, one in enumerate(made)]
+        assert [number for number, one in enumerate(found) if one is not None] == [3]
 
 
 @one_loop

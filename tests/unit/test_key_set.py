@@ -145,6 +145,8 @@ def test_a_verifier_may_demand_a_set_that_is_fresh():
     known = KeySet.remembered(note_of(7, SAYS, [2], until=until))
     endless = KeySet.remembered(note_of(7, SAYS, [2]))
     assert (known.good_until, endless.good_until) == (until, None)
+    python = runpy.run_path(str(EXAMPLES / "verify_key_set.py"))["KeySet"]
+    assert [python(one.note.decode()).good_until for one in (known, endless)] == [until, -1]
     signature = key_of(2).sign(b"m").signature
     [old], [new] = (batches.of([b"m"], domain=DOMAIN, key=key_of(number)) for number in (1, 2))
     for now, fresh in ((until + SKEW, True), (until + SKEW + 1, False)):
