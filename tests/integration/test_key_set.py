@@ -357,7 +357,11 @@ async def test_it_is_handed_out_as_it_is(fresh_token, tmp_path, capfdbinary):
         assert await to_thread(cli, ["keys", "set", "--config", str(path), "--json", "--since", "-1"]) == 0
         shown = json.loads(capfdbinary.readouterr().out)
         assert [one["serial"] for one in shown] == [0, 1, 2, 3]
-        assert [key["state"] for key in shown[-1]["keys"]] == ["retired", "current"]
+        assert [(key["state"], key["lastBatched"]) for key in shown[-1]["keys"]] == [
+            ("retired", None),
+            ("current", None),
+        ]
+        assert shown[-1]["goodUntil"] is None
         assert (
             await to_thread(cli, ["keys", "set", "--config", str(path), "--output", str(tmp_path / "keys.note")]) == 0
         )
@@ -422,6 +426,12 @@ async def test_what_cannot_have_sets_is_refused(world, tmp_path):
     config["sequencer"]["keyManager"]["policy"]["domain"] = "a b"
     with pytest.raises(ConfigurationError, match="printable ASCII"):
         hsmcore.create_key_manager(config)
+    config = config_of(world, tmp_path, kinds=["raw"], keySetGoodForHours=1)
+    with pytest.raises(ConfigurationError, match=r"keySetGoodForHours, but policy\.kinds does not list"):
+        hsmcore.create_key_manager(config)
+    for hours in (0, -1, 1.5, 10**9):
+        with pytest.raises(ConfigurationError, match=r"keyRotation\.keySetGoodForHours"):
+            hsmcore.create_key_manager(config_of(world, tmp_path, keySetGoodForHours=hours))
     config = config_of(world, tmp_path, key="ecdsa-p256")
     with pytest.raises(AlgorithmUnsupported, match="Ed25519"):
         await hsmcore.create_key_manager(config).initialize()

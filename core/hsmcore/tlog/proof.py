@@ -78,14 +78,11 @@ class ProofParts(NamedTuple):
         number = int.from_bytes(self.extra[1:9], "big")
         return self.kind != "" and self.place < self.size and number == self.first + self.place
 
-
-class Shown(NamedTuple):
-    """The statement of a proof, if its checkpoint is signed. `text`: of the checkpoint, which `note` has with
-    signatures."""
-
-    says: BatchProof
-    text: bytes
-    note: bytes
+    @property
+    def says(self) -> BatchProof:
+        """The statement of the proof, if it holds."""
+        index = self.first + self.place
+        return BatchProof(self.domain, self.epoch, index, self.kind, self.size, self.root, self.time_ns)
 
 
 def parts_of(proof: bytes) -> ProofParts | None:
@@ -99,8 +96,8 @@ def parts_of(proof: bytes) -> ProofParts | None:
     return ProofParts(*head, epoch, size, root, first, time_ns, proof[found.start(4) :])
 
 
-def shown(message: bytes, proof: bytes) -> Shown | None:
-    """Return what a proof says of a message; None unless its path leads from the message to the root."""
+def shown(message: bytes, proof: bytes) -> ProofParts | None:
+    """Return the parts of a proof, signed or not; None unless its path leads from the message to the root."""
     one = parts_of(proof)
     if one is None or not one.is_placed:
         return None
@@ -109,8 +106,7 @@ def shown(message: bytes, proof: bytes) -> Shown | None:
             return None
     except ProofError:
         return None
-    says = BatchProof(one.domain, one.epoch, one.first + one.place, one.kind, one.size, one.root, one.time_ns)
-    return Shown(says, one.text, one.note)
+    return one
 
 
 def leaf_of(extra: bytes, message: bytes) -> bytes:
