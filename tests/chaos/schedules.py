@@ -240,6 +240,7 @@ class Asking:
                 await self.manager.set_current_key_id(FIRST)
             except hsmcore.HsmError as error:
                 failure = error
+                await asyncio.sleep(PAUSE)  # its host may be starting again
             else:
                 return
         self.verdict.fault("never opened", f"second key: {failure!r}")
