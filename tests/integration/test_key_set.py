@@ -124,6 +124,7 @@ async def test_a_proof_outlives_the_rotation_of_its_key_unless_that_was_ended_by
             found = known.verify_batched(b"m%d" % number, one.proof, later)
             assert (found.key.version, found.says.index) == ((1, 1, 1, 2, 3)[number], number)
         assert not known.accepts(made[0].public_key, later)
+        ends = known.keys[0].not_after
         stolen_id = await manager.get_current_key_id()
         await manager.rotate_key("it may be stolen")
         await manager.deactivate_key(stolen_id)
@@ -133,6 +134,7 @@ async def test_a_proof_outlives_the_rotation_of_its_key_unless_that_was_ended_by
         await manager._keys._sets.look()
         known = known.follow(manager.key_set(since=known.serial))
         assert [key.last_batched for key in known.keys] == [None, 3, None, None]
+        assert known.keys[0].not_after == ends
         found = [known.verify_batched(b"m%d" % number, one.proof) for number, one in enumerate(made)]
         assert [number for number, one in enumerate(found) if one is not None] == [3]
 

@@ -213,13 +213,15 @@ class Keys(Tables):
         return await self._store.run(work)
 
     async def deactivate(self, public_key: bytes) -> None:
-        """End a version's signing. An unknown one is left out. If it was the current one, no version is."""
+        """End a version's signing; of one that has ended, note that this was by hand. An unknown one is left out. If it
+        was the current one, no version is."""
 
         def work(connection: Connection) -> None:
             version = known_version(connection, public_key)
             if version is not None:
-                now = time.time_ns()
-                change_key(connection, version, state="deactivated", deactivated_ns=now, note=BY_HAND)
+                ended = get_key(connection, version).state in ("deactivated", "destroyed")
+                change = {} if ended else {"state": "deactivated", "deactivated_ns": time.time_ns()}
+                change_key(connection, version, note=BY_HAND, **change)
 
         await self._store.run(work)
 
