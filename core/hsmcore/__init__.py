@@ -90,6 +90,7 @@ if TYPE_CHECKING:
     from hsmcore.state import DomainMismatch, NotApproved, StoreBehind, StoreBusy, StoreError, StoreNotGenuine
     from hsmcore.tlog.batch_proof import verify_batched
     from hsmcore.tlog.key_set import KeySet
+    from hsmcore.tlog.proof_bytes import proof_from_bytes, proof_to_bytes
 
 __all__ = [
     "AccessDenied",
@@ -166,6 +167,8 @@ __all__ = [
     "create_key_managers",
     "load",
     "payload",
+    "proof_from_bytes",
+    "proof_to_bytes",
     "verify_batched",
 ]
 
@@ -197,6 +200,8 @@ _HOMES: Final = {
     "create_key_managers": "manager.key_managers",
     "load": "config",
     "payload": "base.payload",
+    "proof_from_bytes": "tlog.proof_bytes",
+    "proof_to_bytes": "tlog.proof_bytes",
     "verify_batched": "tlog.batch_proof",
 }
 """Of the names that are not in errors.py."""

@@ -634,6 +634,12 @@ async def test_leaves_are_kept_so_that_a_proof_can_be_made_again(world, tmp_path
             extra = b64decode(one.proof.split(b"\n")[1][6:])
             assert leaf == extra[:1] + sha256(message).digest() + extra[9:]
         assert all(any(one.proof.endswith(row["note"].encode()) for row in rows) for one in signed)
+        assert [await manager.batched_proof(one.index) for one in signed] == [one.proof for one in signed]
+        with pytest.raises(BadArgument, match="has number 50"):
+            await manager.batched_proof(50)
+        for index in (-1, 2**63, True, "1", None):
+            with pytest.raises(BadArgument, match="0 to"):
+                await manager.batched_proof(index)
     for place, domain in (("other", "a/../b"), ("third", "default")):  # of the same number, into the same folder
         (tmp_path / place).mkdir()
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / place))  # another host, with the same key
@@ -649,6 +655,39 @@ async def test_leaves_are_kept_so_that_a_proof_can_be_made_again(world, tmp_path
         with pytest.raises(AuditUnavailable) as failure:
             await manager.sign_batched(b"m")
         assert failure.value.maybe_signed  # the root is
+
+
+async def test_a_proof_is_made_again_after_restarts_and_rotations(fresh_token, tmp_path, capfdbinary):
+    rules = {"keyRotation": {"overlapDays": 0}, "stateFile": str(tmp_path / "state.db")}
+    config = batching(fresh_token(), tmp_path, rules=rules, keepLeaves=str(tmp_path / "leaves"), maxLeaves=4)
+    made = {}
+    for _ in range(2):
+        async with opened(config) as manager:
+            for _ in range(2):
+                messages = [b"message %d" % number for number in range(10)]
+                made |= {one.index: one for one in await manager.sign_batched_many(messages)}
+                await manager.rotate_key("test")
+            assert [await manager.batched_proof(index) for index in made] == [one.proof for one in made.values()]
+    assert (sorted(made), len({one.public_key for one in made.values()})) == (list(range(40)), 4)
+    (tmp_path / "hsmcore.json").write_text(json.dumps(config))
+    given = ["batch", "proof", "--config", str(tmp_path / "hsmcore.json")]
+    for index in (0, 39):
+        assert await asyncio.to_thread(cli, [*given, str(index)]) == 0
+        assert capfdbinary.readouterr().out == made[index].proof
+    own = ["--public-key", made[7].public_key.hex()]
+    assert await asyncio.to_thread(cli, [*given, "7", *own, "--output", str(tmp_path / "7")]) == 0
+    assert (tmp_path / "7").read_bytes() == made[7].proof
+    capfdbinary.readouterr()
+    assert await asyncio.to_thread(cli, [*given, "7", *own, "--json"]) == 0
+    shown = json.loads(capfdbinary.readouterr().out)
+    assert shown == {"domain": "default", "epoch": 0, "index": 7, "kind": "raw", "proof": made[7].proof.decode()}
+    assert await asyncio.to_thread(cli, [*given, "39", *own]) == 1, "another key signed it"
+    assert b"that a known key signed, has number 39" in capfdbinary.readouterr().err
+    del config["sequencer"]["keyManager"]["batching"]["keepLeaves"]
+    async with opened(config) as manager:
+        with pytest.raises(BadArgument, match="keeps no leaves") as failure:
+            await manager.batched_proof(0)
+        assert "batching.keepLeaves" in failure.value.hint
 
 
 def test_the_command_line_verifies_a_proof(world, tmp_path, capsys):

@@ -49,6 +49,7 @@ keys export KEY --output FOLDER/key.backup
 keys import FOLDER/key.backup
 keys replicate --to MEMBER KEY
 keys deactivate KEY
+batch proof 0
 rotate status
 rotate plan
 rotate history

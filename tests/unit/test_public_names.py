@@ -22,7 +22,7 @@ NAMES = {
         OutOfMemory PinIncorrect PinLocked PolicyRefused PublicKeyMissing QueueFull Receipt RequestCancelled
         RequestRejected SecretUnavailable SessionFailed SignatureInvalid SignatureMalformed StoreBehind StoreBusy
         StoreError StoreNotGenuine SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop __version__ audit_tag
-        caller create_key_manager create_key_managers load payload verify_batched
+        caller create_key_manager create_key_managers load payload proof_from_bytes proof_to_bytes verify_batched
     """,
     "hsmcore.errors": """
         AccessDenied AlgorithmUnsupported AuditUnavailable BadArgument ConfigFault ConfigurationError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import orjson
 from sqlalchemy import Connection, select, update
@@ -19,6 +19,8 @@ from hsmcore.state.schema import insert_row, replace_row
 from hsmcore.state.store import Store, Tables
 
 KeyState = Literal["pending", "active", "overlap", "deactivated", "destroyed"]
+BY_HAND: Final = "deactivated by hand"
+"""Note of a version that an operator or the application ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,13 +215,15 @@ class Keys(Tables):
         return await self._store.run(work)
 
     async def deactivate(self, public_key: bytes) -> None:
-        """End a version's signing. An unknown one is left out. If it was the current one, no version is."""
+        """End a version's signing; of one that has ended, note that this was by hand. An unknown one is left out. If it
+        was the current one, no version is."""
 
         def work(connection: Connection) -> None:
             version = known_version(connection, public_key)
             if version is not None:
-                now = time.time_ns()
-                change_key(connection, version, state="deactivated", deactivated_ns=now, note="deactivated by hand")
+                ended = get_key(connection, version).state in ("deactivated", "destroyed")
+                change = {} if ended else {"state": "deactivated", "deactivated_ns": time.time_ns()}
+                change_key(connection, version, note=BY_HAND, **change)
 
         await self._store.run(work)
 

@@ -269,7 +269,8 @@ KEY_DOMAIN: Final = _table("key_domain")
 `reason`: of the operator who had it bind otherwise than before, else ""."""
 
 KEY_SET: Final = _table("key_set")
-"""Signed sets of keys (tlog/key_set.py). Rows are only added. `bound` has the serial of each, as a position."""
+"""Signed sets of keys (tlog/key_set.py). A set that only renews another one takes its place. `bound` has the serial of
+each, as a position."""
 
 KEY_EVIDENCE: Final = _table("key_evidence")
 """A device's evidence of a key (manager/evidence.py), once for each, before a set first lists it; by hexadecimal public
