@@ -380,11 +380,10 @@ cdef extern from "hsmcore/journal.h" nogil:
 
 cdef extern from "hsmcore/payload.h" nogil:
     enum:
-        HSM_ADDRESS
+        HSM_ADDRESS, HSM_PROGRAMS
 
     ctypedef enum hsm_payload:
-        HSM_PAYLOAD_RAW
-        HSM_PAYLOAD_DIGEST32
+        HSM_PAYLOAD_RAW, HSM_PAYLOAD_DIGEST32
         HSM_PAYLOAD_TX_LEGACY
         HSM_PAYLOAD_TX_V0
         HSM_PAYLOAD_TX_V1
@@ -392,8 +391,7 @@ cdef extern from "hsmcore/payload.h" nogil:
         HSM_PAYLOAD_BLOCK
         HSM_PAYLOAD_STATE_ROOT
         HSM_PAYLOAD_BATCH_ROOT, HSM_PAYLOAD_KEY_SET
-        HSM_PAYLOAD_INTERNAL
-        HSM_PAYLOAD_UNKNOWN
+        HSM_PAYLOAD_INTERNAL, HSM_PAYLOAD_UNKNOWN
 
     ctypedef struct hsm_transaction:
         pass
@@ -409,29 +407,43 @@ cdef extern from "hsmcore/payload.h" nogil:
 
     hsm_payload hsm_payload_of(const uint8_t *message, size_t size, hsm_payload_parts *parts)
 
+    ctypedef struct hsm_instruction_form:
+        const char *name
+        uint64_t tag
+        uint8_t size
+        uint8_t recipient
+
+    ctypedef struct hsm_program:
+        const char *name
+        const hsm_instruction_form *forms
+        size_t form_count
+        uint8_t tag_size
+        uint8_t kind
+        uint8_t address[HSM_ADDRESS]
+
+    const hsm_program hsm_programs[HSM_PROGRAMS]
+
     ctypedef enum hsm_role:
-        HSM_ROLE_ANY
-        HSM_ROLE_FEE_PAYER
-        HSM_ROLE_AUTHORITY
+        HSM_ROLE_ANY, HSM_ROLE_FEE_PAYER, HSM_ROLE_AUTHORITY
 
     ctypedef struct hsm_rules:
         const uint8_t *programs
-        const uint8_t *tables
+        const uint8_t *recipients
         const uint8_t *signers
-        size_t program_count, table_count, signer_count
-        uint8_t counts
+        size_t program_count, recipient_count, signer_count
+        uint64_t forms[HSM_PROGRAMS][2]
+        uint64_t max_fee
         hsm_role role
 
     ctypedef enum hsm_refusal:
-        HSM_REFUSAL_NONE
-        HSM_REFUSAL_UNSOUND
-        HSM_REFUSAL_PROGRAM
-        HSM_REFUSAL_ROLE
-        HSM_REFUSAL_NAMED
-        HSM_REFUSAL_TABLE
+        HSM_REFUSAL_NONE, HSM_REFUSAL_UNSOUND, HSM_REFUSAL_PROGRAM, HSM_REFUSAL_RECIPIENT, HSM_REFUSAL_FEE
+        HSM_REFUSAL_ROLE, HSM_REFUSAL_NAMED
 
     ctypedef struct hsm_judgement:
         const uint8_t *address
-        uint64_t lamports, tokens
+        const hsm_program *program
+        const hsm_instruction_form *form
+        uint64_t tag
+        uint64_t fee
 
     hsm_refusal hsm_rules_judge(const hsm_rules *rules, const hsm_transaction *transaction, hsm_judgement *judgement)

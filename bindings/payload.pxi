@@ -20,7 +20,7 @@ cdef uint32_t _LEAVES = _TRANSACTIONS | _PLAIN | 1 << <int>HSM_PAYLOAD_OFF_CHAIN
 # Positions are signed 64-bit numbers in the state store.
 cdef uint64_t _MOST_POSITION = (<uint64_t>1 << 63) - 1
 
-Look = namedtuple("Look", ("kind", "refusal", "domain", "position", "lamports", "tokens"), module="hsmcore._native")
+Look = namedtuple("Look", ("kind", "refusal", "domain", "position"), module="hsmcore._native")
 
 cdef struct _format:
     hsm_payload kind
@@ -53,6 +53,20 @@ cdef bytes _sorted(object addresses):
     return _addresses(sorted(addresses))
 
 
+cdef dict _programs():
+    cdef dict found = {}
+    for i in range(HSM_PROGRAMS):
+        program = &hsm_programs[i]
+        known, names = found.setdefault(program.name.decode(), ([], []))
+        known.append(program.address[:HSM_ADDRESS])
+        names.extend(program.forms[row].name.decode() for row in range(program.form_count))
+    return {name: (tuple(known), tuple(dict.fromkeys(names))) for name, (known, names) in found.items()}
+
+
+# The programs that have a name: their addresses, and the names of their instructions; none: they are not told apart.
+PROGRAMS = _programs()
+
+
 @cython.final
 cdef class Gate:
     """Says what a message is, and whether the rules of a policy for payloads let it be signed. Any thread."""
@@ -66,13 +80,14 @@ cdef class Gate:
     cdef Py_ssize_t _format_count
     cdef tuple _kept  # bytes that the rules and formats point into
 
-    def __cinit__(self, *, kinds, str domain, formats=(), programs=None, lookup_tables=None, str role="any",
-                  bint counts=False, bint callers=False):
+    def __cinit__(self, *, kinds, str domain, formats=(), programs=None, instructions=(), recipients=None,
+                  uint64_t max_fee=0, str role="any", bint callers=False):
         """`kinds`: names of what may be signed; "prehashed" is none of a message; None: for leaves of batches, any bytes,
-        which are "raw" unless their caller says a kind. `formats`: of raw messages and digests that are ordered: (kind, prefix, length, offset of the position, its bytes, whether it is big-endian).
-        `programs`, `lookup_tables`: addresses of 32 bytes; None: any. `counts`: amounts are wanted. `callers`: each
-        request is looked at. Raises BadArgument."""
-        cdef bytes listed
+        which are "raw" unless their caller says a kind. `formats`: of raw messages and digests that are ordered: (kind,
+        prefix, length, offset of the position, its bytes, whether it is big-endian). `programs`: addresses of 32 bytes
+        of those that may be called, whatever they are told; None: any. `instructions`: (program, name) of PROGRAMS, that
+        may be signed beside. `recipients`: addresses; None: any. `max_fee`: lamports; 0: any. `callers`: each request is
+        looked at. Raises BadArgument."""
         self._any = kinds is None
         self._kinds = _LEAVES if self._any else 0
         for kind in kinds or ():
@@ -83,20 +98,19 @@ cdef class Gate:
         if role not in _ROLES:
             raise BadArgument(f"no role of a key: {role!r}")
         self._domain = domain
-        self._rules.counts = counts
         self._rules.role = _ROLES[role]
+        self._rules.max_fee = max_fee
         self._asks = callers or self._rules.role != HSM_ROLE_ANY
-        kept = []
+        listed, whom = _sorted(programs or ()), _sorted(recipients or ())
+        kept = [listed, whom]
         if programs is not None:
-            listed = _sorted(programs)
-            kept.append(listed)
             self._rules.programs = <const uint8_t *>PyBytes_AS_STRING(listed)
             self._rules.program_count = <size_t>PyBytes_GET_SIZE(listed) // HSM_ADDRESS
-        if lookup_tables is not None:
-            listed = _sorted(lookup_tables)
-            kept.append(listed)
-            self._rules.tables = <const uint8_t *>PyBytes_AS_STRING(listed)
-            self._rules.table_count = <size_t>PyBytes_GET_SIZE(listed) // HSM_ADDRESS
+        if recipients is not None:
+            self._rules.recipients = <const uint8_t *>PyBytes_AS_STRING(whom)
+            self._rules.recipient_count = <size_t>PyBytes_GET_SIZE(whom) // HSM_ADDRESS
+        for program, name in instructions:
+            self._allow(program, name)
         self._formats = <_format *>PyMem_Calloc(len(formats) + 1, sizeof(_format))
         if self._formats == NULL:
             raise MemoryError
@@ -107,6 +121,17 @@ cdef class Gate:
 
     def __dealloc__(self):
         PyMem_Free(self._formats)
+
+    cdef int _allow(self, str program, str name) except -1:
+        cdef int found = 0
+        for i in range(HSM_PROGRAMS):
+            for row in range(hsm_programs[i].form_count):
+                if hsm_programs[i].name.decode() == program and hsm_programs[i].forms[row].name.decode() == name:
+                    self._rules.forms[i][row // 64] |= <uint64_t>1 << (row % 64)
+                    found = 1
+        if not found:
+            raise BadArgument(f"no instruction that has a name: {program}.{name}")
+        return 0
 
     cdef bytes _add(self, str kind, bytes prefix, Py_ssize_t length, Py_ssize_t offset, Py_ssize_t size, bint big):
         cdef _format *form = &self._formats[self._format_count]
@@ -127,8 +152,8 @@ cdef class Gate:
 
     def passes(self, message, kind, position=None):
         """Whether `look` would refuse nothing and nothing else is to be done: the message is bytes of no ordered kind,
-        and of `kind` unless that is None, there is no `position`, no amount to be counted, and neither a role nor a
-        caller is asked for. The fast way: most transactions."""
+        and of `kind` unless that is None, there is no `position`, and neither a role nor a caller is asked for. The
+        fast way: most transactions."""
         return position is None and self._passing(message, kind) >= 0
 
     def passes_all(self, list messages, kind=None):
@@ -154,8 +179,6 @@ cdef class Gate:
         if bit & _TRANSACTIONS:
             if hsm_rules_judge(&self._rules, &parts.transaction, &judgement) != HSM_REFUSAL_NONE:
                 return -1
-            if judgement.lamports or judgement.tokens:
-                return -1
         elif bit & _PLAIN and self._format_count and self._form_of(
                 <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)) != NULL:
             return -1
@@ -164,8 +187,7 @@ cdef class Gate:
     def look(self, message, kind=None, signers=()):
         """Return a Look: what the message is, and in `refusal` why the rules refuse it, or None. `kind`: what the caller
         says it is. `signers`: public keys (32 bytes) that sign it, for the rule about roles. `domain` and `position`
-        are those of an ordered payload; `lamports` and `tokens` what a transaction moves, if that is counted. Raises
-        InvalidMessageType, BadArgument."""
+        are those of an ordered payload. Raises InvalidMessageType, BadArgument."""
         cdef bytes data = _frozen(message)
         cdef bytes keys = _addresses(signers)
         cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(data)
@@ -179,7 +201,7 @@ cdef class Gate:
         if kind is not None and kind not in _CLAIMS:
             raise BadArgument(f"there is no kind {kind!r:.40} of a message; kinds are {', '.join(_CLAIMS)}")
         if self._any and kind is None:
-            return Look(_PAYLOADS[<int>HSM_PAYLOAD_RAW], None, None, None, 0, 0)
+            return Look(_PAYLOADS[<int>HSM_PAYLOAD_RAW], None, None, None)
         domain = None
         if 1 << <int>payload & _PLAIN:
             form = self._form_of(start, PyBytes_GET_SIZE(data))
@@ -191,7 +213,6 @@ cdef class Gate:
             domain = parts.ordered.domain[:parts.ordered.domain_len].decode()
             place = parts.ordered.position
         bit = 1 << <int>payload
-        judgement.lamports = judgement.tokens = 0
         name = _PAYLOADS[<int>payload]
         refusal = None
         if payload == HSM_PAYLOAD_UNKNOWN:
@@ -212,22 +233,34 @@ cdef class Gate:
                 refusal = f"its position, {place}, is above 2^63-1"
         elif bit & _TRANSACTIONS:
             rules.signers, rules.signer_count = <const uint8_t *>PyBytes_AS_STRING(keys), <size_t>len(keys) // HSM_ADDRESS
-            refusal = _refusal(hsm_rules_judge(&rules, &parts.transaction, &judgement), &judgement, rules.role)
-        return Look(name, refusal, domain, None if domain is None else place, judgement.lamports, judgement.tokens)
+            refusal = _refusal(hsm_rules_judge(&rules, &parts.transaction, &judgement), &judgement, &rules)
+        return Look(name, refusal, domain, None if domain is None else place)
 
 
-cdef str _refusal(hsm_refusal refusal, const hsm_judgement *judgement, hsm_role role):
+cdef str _refusal(hsm_refusal refusal, const hsm_judgement *found, const hsm_rules *rules):
     if refusal == HSM_REFUSAL_NONE:
         return None
     if refusal == HSM_REFUSAL_UNSOUND:
         return "the transaction is one that the chain rejects: an index, its header or a limit is wrong"
     if refusal == HSM_REFUSAL_PROGRAM:
-        return f"it calls {_address(judgement)}, which is not among programs"
-    if refusal == HSM_REFUSAL_TABLE:
-        return f"a transfer's recipient comes from the look-up table {_address(judgement)}, which is not listed"
+        return f"it has {_instruction(found)}, which programs does not list"
+    if refusal == HSM_REFUSAL_RECIPIENT:
+        who = "which a look-up table hides or which is missing" if found.address == NULL else _address(found)
+        return f"the recipient of {_instruction(found)}, {who}, is not among recipients"
+    if refusal == HSM_REFUSAL_FEE:
+        return f"its fee may be {found.fee} lamports, and maxFeeLamports is {rules.max_fee}"
     if refusal == HSM_REFUSAL_NAMED:
         return "an instruction names the key that pays the fee"
-    return "the key does not pay the fee" if role == HSM_ROLE_FEE_PAYER else "the key is none of the required signers"
+    return "the key does not pay the fee" if rules.role == HSM_ROLE_FEE_PAYER else "the key is none of the required signers"
+
+
+cdef str _instruction(const hsm_judgement *found):
+    if found.program == NULL:
+        return f"an instruction of {_address(found)}"
+    name = found.program.name.decode()
+    if found.form != NULL:
+        return f"{name}.{found.form.name.decode()}"
+    return f"{name} instruction {found.tag}" if found.program.form_count else f"an instruction of {name}"
 
 
 cdef str _address(const hsm_judgement *judgement):

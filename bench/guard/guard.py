@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 RECORD = Path(__file__).with_name("instructions.json")
-SECTIONS = ("ring", "ring-digest", "requests", "cache-hit", "cache-miss", "audit-line")
+SECTIONS = ("ring", "ring-digest", "requests", "cache-hit", "cache-miss", "audit-line", "policy", "policy-raw")
 SIGNATURES = 1600
 TOLERANCE = 0.02
 OTHER_COMPILER = 0.25

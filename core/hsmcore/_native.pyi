@@ -1,7 +1,7 @@
 """Types of the extension module. The docstrings in bindings/ say what each call does, in which thread, its errors."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
 from typing import Any, NamedTuple, Self, final
 
 from hsmcore.base.keyring import KeyVersion
@@ -293,8 +293,9 @@ class Look(NamedTuple):
     refusal: str | None
     domain: str | None
     position: int | None
-    lamports: int
-    tokens: int
+
+PROGRAMS: dict[str, tuple[tuple[bytes, ...], tuple[str, ...]]]
+"""The programs that have a name: their addresses, and their instructions' names; none: they are not told apart."""
 
 @final
 class Gate:
@@ -307,9 +308,10 @@ class Gate:
         domain: str,
         formats: Sequence[tuple[str, bytes, int, int, int, bool]] = (),
         programs: Sequence[bytes] | None = None,
-        lookup_tables: Sequence[bytes] | None = None,
+        instructions: Iterable[tuple[str, str]] = (),
+        recipients: Sequence[bytes] | None = None,
+        max_fee: int = 0,
         role: str = "any",
-        counts: bool = False,
         callers: bool = False,
     ) -> None: ...
     def passes(self, message: object, kind: str | None, position: int | None = None) -> bool: ...

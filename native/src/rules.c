@@ -1,42 +1,16 @@
-/* A policy's rules for transactions, and what System and Token instructions move. */
+/* A policy's rules for transactions: which instructions, to whom, for what fee, under which role. */
 #include <stdlib.h>
 #include <string.h>
 
+#include "instructions.h"
 #include "transaction.h"
 
-static const uint8_t system_program[HSM_ADDRESS];
-static const uint8_t token_program[HSM_ADDRESS] = {
-    0x06, 0xdd, 0xf6, 0xe1, 0xd7, 0x65, 0xa1, 0x93, 0xd9, 0xcb, 0xe1, 0x46, 0xce, 0xeb, 0x79, 0xac,
-    0x1c, 0xb4, 0x85, 0xed, 0x5f, 0x5b, 0x37, 0x91, 0x3a, 0x8c, 0xf5, 0x85, 0x7e, 0xff, 0x00, 0xa9,
-}; /* TokenkegQfeZyiNwAJbNbGKPFXCWuBvf9Ss623VQ5DA */
-static const uint8_t token_2022_program[HSM_ADDRESS] = {
-    0x06, 0xdd, 0xf6, 0xe1, 0xee, 0x75, 0x8f, 0xde, 0x18, 0x42, 0x5d, 0xbc, 0xe4, 0x6c, 0xcd, 0xda,
-    0xb6, 0x1a, 0xfc, 0x4d, 0x83, 0xb9, 0x0d, 0x27, 0xfe, 0xbd, 0xf9, 0x28, 0xd8, 0xa1, 0x8b, 0xfc,
-}; /* TokenzQdBNbLqP5VEhdkAS6EPFLC1PHnBqCXEpPxuEb */
-
 enum {
-    SYSTEM_TAG = 4, /* bytes, little-endian */
-    TOKEN_TAG = 1,
-    AMOUNT = 8,
-    CREATE_WITH_SEED = 3,
-    SEED = SYSTEM_TAG + HSM_ADDRESS, /* offset of its length, 8 bytes, in CreateAccountWithSeed */
-};
-
-/* Instructions that move an amount, which follows the tag unless a seed does. */
-struct move {
-    uint8_t tag;
-    uint8_t recipient; /* which of the instruction's accounts */
-};
-static const struct move system_moves[] = {
-    {0, 1},                /* CreateAccount */
-    {2, 1},                /* Transfer */
-    {CREATE_WITH_SEED, 1}, /* CreateAccountWithSeed */
-    {5, 1},                /* WithdrawNonceAccount */
-    {11, 2},               /* TransferWithSeed */
-};
-static const struct move token_moves[] = {
-    {3, 1},  /* Transfer */
-    {12, 2}, /* TransferChecked */
+    LAMPORTS_PER_SIGNATURE = 5000,
+    UNITS = 200000,       /* compute units of an instruction, if the transaction asks for no number */
+    BUILTIN_UNITS = 3000, /* the same, of a builtin */
+    MOST_UNITS = 1400000,
+    MICRO = 1000000, /* a price is in millionths of a lamport for a unit */
 };
 
 static bool same(const uint8_t *one, const uint8_t *other) {
@@ -62,79 +36,6 @@ static bool signs(const hsm_rules *rules, const uint8_t *address) {
         }
     }
     return false;
-}
-
-static uint64_t little64(const uint8_t *at) {
-    uint64_t value = 0;
-    for (unsigned i = 8; i > 0; i--) {
-        value = value << 8 | at[i - 1];
-    }
-    return value;
-}
-
-/* The table that an account is loaded from; NULL: it is a static key. All tables' accounts to be written come first. */
-static const uint8_t *table_of(const hsm_transaction *transaction, size_t index) {
-    if (index < transaction->key_count) {
-        return NULL;
-    }
-    size_t left = index - transaction->key_count;
-    bool read = left >= transaction->written;
-    left -= read ? transaction->written : 0;
-    struct hsm_reader reader = {transaction->tables, transaction->tables_len};
-    for (struct hsm_lookup lookup; hsm_take_lookup(&reader, &lookup);) {
-        size_t count = read ? lookup.read : lookup.written;
-        if (left < count) {
-            return lookup.table;
-        }
-        left -= count;
-    }
-    return NULL;
-}
-
-/* The offset of the amount; 0: there is none, and the program refuses the instruction. */
-static size_t amount_at(const struct hsm_instruction *next, bool tokens, uint8_t tag) {
-    size_t at = tokens ? TOKEN_TAG : SYSTEM_TAG;
-    if (!tokens && tag == CREATE_WITH_SEED) {
-        if (next->data_len < SEED + 8) {
-            return 0;
-        }
-        uint64_t seed = little64(next->data + SEED);
-        if (seed > next->data_len) {
-            return 0;
-        }
-        at = SEED + 8 + (size_t)seed;
-    }
-    return at + AMOUNT <= next->data_len ? at : 0;
-}
-
-/* How an instruction moves something; NULL: it does not. */
-static const struct move *move_of(const uint8_t *program, const struct hsm_instruction *next, bool *tokens) {
-    bool lamports = same(program, system_program);
-    *tokens = !lamports && (same(program, token_program) || same(program, token_2022_program));
-    size_t tag_len = lamports ? SYSTEM_TAG : TOKEN_TAG;
-    if ((!lamports && !*tokens) || next->data_len < tag_len ||
-        (lamports && (next->data[1] | next->data[2] | next->data[3]) != 0)) {
-        return NULL;
-    }
-    const struct move *moves = lamports ? system_moves : token_moves;
-    size_t count = lamports ? sizeof system_moves / sizeof *moves : sizeof token_moves / sizeof *moves;
-    for (size_t i = 0; i < count; i++) {
-        if (moves[i].tag == next->data[0]) {
-            return &moves[i];
-        }
-    }
-    return NULL;
-}
-
-static hsm_refusal judge_programs(const hsm_rules *rules, const hsm_transaction *transaction, const uint8_t **address) {
-    struct hsm_walk walk = hsm_walk_begin(transaction);
-    for (struct hsm_instruction next; hsm_walk_next(&walk, &next);) {
-        *address = key(transaction, next.program);
-        if (!listed(*address, rules->programs, rules->program_count)) {
-            return HSM_REFUSAL_PROGRAM;
-        }
-    }
-    return HSM_REFUSAL_NONE;
 }
 
 static hsm_refusal judge_payer(const hsm_rules *rules, const hsm_transaction *transaction) {
@@ -172,27 +73,107 @@ static void add(uint64_t *sum, uint64_t amount) {
     }
 }
 
-static hsm_refusal judge_moves(const hsm_rules *rules, const hsm_transaction *transaction, hsm_judgement *judgement) {
-    struct hsm_walk walk = hsm_walk_begin(transaction);
-    for (struct hsm_instruction next; hsm_walk_next(&walk, &next);) {
-        bool tokens;
-        const struct move *move = move_of(key(transaction, next.program), &next, &tokens);
-        if (move == NULL) {
-            continue;
-        }
-        size_t at = amount_at(&next, tokens, move->tag);
-        if (at > 0 && rules->counts) {
-            add(tokens ? &judgement->tokens : &judgement->lamports, little64(next.data + at));
-        }
-        if (rules->tables == NULL || next.account_count <= move->recipient) {
-            continue;
-        }
-        judgement->address = table_of(transaction, next.accounts[move->recipient]);
-        if (judgement->address != NULL && !listed(judgement->address, rules->tables, rules->table_count)) {
-            return HSM_REFUSAL_TABLE;
+/* What a transaction asks to pay for. */
+struct bill {
+    uint64_t signatures, units, limit, price;
+    uint64_t fixed; /* lamports */
+    bool limited;
+};
+
+/* A number that follows the tag; 0: the data ends before, and the runtime refuses the transaction. */
+static uint64_t number_at(const struct hsm_instruction *next, size_t at, size_t size) {
+    return next->data_len < at + size ? 0 : hsm_little(next->data + at, size);
+}
+
+/* An instruction that is there twice is refused by the runtime, so that of two numbers either will do. */
+static void add_budget(struct bill *bill, const struct hsm_instruction *next) {
+    switch (number_at(next, 0, 1)) {
+    case HSM_REQUEST_UNITS: /* of former runtimes: with the whole fee */
+        add(&bill->fixed, number_at(next, 5, 4));
+        break;
+    case HSM_UNIT_LIMIT:
+        bill->limit = number_at(next, 1, 4);
+        bill->limited = true;
+        break;
+    case HSM_UNIT_PRICE:
+        bill->price = number_at(next, 1, 8);
+        break;
+    default:
+        break;
+    }
+}
+
+static void add_instruction(struct bill *bill, const hsm_program *program, const struct hsm_instruction *next) {
+    uint8_t kind = program == NULL ? 0 : program->kind;
+    bill->units += (kind & HSM_BUILTIN) != 0 ? BUILTIN_UNITS : UNITS;
+    if ((kind & HSM_VERIFIER) != 0) {
+        bill->signatures += number_at(next, 0, 1);
+    }
+    if ((kind & HSM_BUDGET) != 0) {
+        add_budget(bill, next);
+    }
+}
+
+static uint64_t fee_of(const struct bill *bill) {
+    uint64_t units = bill->limited ? bill->limit : bill->units;
+    uint64_t micro, fee = bill->signatures * LAMPORTS_PER_SIGNATURE;
+    if (__builtin_mul_overflow(bill->price, units < MOST_UNITS ? units : MOST_UNITS, &micro)) {
+        return UINT64_MAX;
+    }
+    add(&fee, micro / MICRO + (micro % MICRO != 0));
+    add(&fee, bill->fixed);
+    return fee;
+}
+
+static bool allowed(const hsm_rules *rules, const hsm_judgement *found) {
+    const hsm_program *program = found->program;
+    if (rules->programs == NULL) {
+        return true;
+    }
+    if (program == NULL || program->form_count == 0) {
+        return listed(found->address, rules->programs, rules->program_count);
+    }
+    if (found->form == NULL) {
+        return false;
+    }
+    size_t bit = (size_t)(found->form - program->forms);
+    return (rules->forms[program - hsm_programs][bit / 64] >> bit % 64 & 1) != 0;
+}
+
+static hsm_refusal judge_instruction(const hsm_rules *rules, const hsm_transaction *transaction,
+                                     const struct hsm_instruction *next, hsm_judgement *found) {
+    found->form = found->program == NULL ? NULL : hsm_form_of(found->program, next->data, next->data_len);
+    if (!allowed(rules, found)) {
+        size_t size = found->program == NULL ? 0 : found->program->tag_size;
+        found->tag = hsm_little(next->data, size < next->data_len ? size : next->data_len);
+        return HSM_REFUSAL_PROGRAM;
+    }
+    size_t place = found->form == NULL ? 0 : found->form->recipient;
+    if (rules->recipients != NULL && place > 0) {
+        size_t index = place <= next->account_count ? next->accounts[place - 1] : transaction->key_count;
+        found->address = index < transaction->key_count ? key(transaction, index) : NULL;
+        if (found->address == NULL || !listed(found->address, rules->recipients, rules->recipient_count)) {
+            return HSM_REFUSAL_RECIPIENT;
         }
     }
     return HSM_REFUSAL_NONE;
+}
+
+static hsm_refusal judge_instructions(const hsm_rules *rules, const hsm_transaction *transaction,
+                                      hsm_judgement *judgement) {
+    struct bill bill = {.signatures = transaction->signers, .fixed = transaction->fee};
+    struct hsm_walk walk = hsm_walk_begin(transaction);
+    for (struct hsm_instruction next; hsm_walk_next(&walk, &next);) {
+        judgement->address = key(transaction, next.program);
+        judgement->program = hsm_program_of(judgement->address);
+        hsm_refusal refusal = judge_instruction(rules, transaction, &next, judgement);
+        if (refusal != HSM_REFUSAL_NONE) {
+            return refusal;
+        }
+        add_instruction(&bill, judgement->program, &next);
+    }
+    judgement->fee = fee_of(&bill);
+    return rules->max_fee > 0 && judgement->fee > rules->max_fee ? HSM_REFUSAL_FEE : HSM_REFUSAL_NONE;
 }
 
 hsm_refusal hsm_rules_judge(const hsm_rules *rules, const hsm_transaction *transaction, hsm_judgement *judgement) {
@@ -201,17 +182,11 @@ hsm_refusal hsm_rules_judge(const hsm_rules *rules, const hsm_transaction *trans
         return HSM_REFUSAL_UNSOUND;
     }
     hsm_refusal refusal = HSM_REFUSAL_NONE;
-    if (rules->programs != NULL) {
-        refusal = judge_programs(rules, transaction, &judgement->address);
+    if (rules->programs != NULL || rules->recipients != NULL || rules->max_fee > 0) {
+        refusal = judge_instructions(rules, transaction, judgement);
     }
     if (refusal == HSM_REFUSAL_NONE && rules->role != HSM_ROLE_ANY) {
         refusal = judge_role(rules, transaction);
-    }
-    if (refusal == HSM_REFUSAL_NONE && (rules->counts || rules->tables != NULL)) {
-        refusal = judge_moves(rules, transaction, judgement);
-    }
-    if (refusal != HSM_REFUSAL_NONE) {
-        judgement->lamports = judgement->tokens = 0;
     }
     return refusal;
 }

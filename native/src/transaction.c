@@ -75,10 +75,15 @@ bool hsm_walk_next(struct hsm_walk *walk, struct hsm_instruction *instruction) {
     return true;
 }
 
-bool hsm_take_lookup(struct hsm_reader *reader, struct hsm_lookup *lookup) {
-    lookup->table = hsm_take(reader, HSM_ADDRESS);
-    return lookup->table != NULL && take_bytes(reader, &lookup->written) != NULL &&
-           take_bytes(reader, &lookup->read) != NULL;
+/* A look-up in an address table: its address, the accounts that it loads to be written, and those only to be read. */
+static bool take_lookup(struct hsm_reader *reader, size_t *loaded) {
+    size_t written, read;
+    if (hsm_take(reader, HSM_ADDRESS) == NULL || take_bytes(reader, &written) == NULL ||
+        take_bytes(reader, &read) == NULL) {
+        return false;
+    }
+    *loaded = written + read;
+    return true;
 }
 
 static uint8_t highest(const uint8_t *indexes, size_t count) {
@@ -157,19 +162,14 @@ bool hsm_read_v0(struct hsm_reader *reader, hsm_transaction *transaction) {
         return false;
     }
     int32_t tables = take_compact(reader);
-    transaction->tables = reader->at;
-    transaction->tables_len = reader->left;
     for (int32_t i = 0; i < tables; i++) {
-        struct hsm_lookup lookup;
-        if (!hsm_take_lookup(reader, &lookup)) {
+        size_t loaded;
+        if (!take_lookup(reader, &loaded)) {
             return false;
         }
-        sound = sound && lookup.written + lookup.read > 0;
-        transaction->written += (uint32_t)lookup.written;
-        transaction->loaded += (uint32_t)(lookup.written + lookup.read);
+        sound = sound && loaded > 0;
+        transaction->loaded += (uint32_t)loaded;
     }
-    transaction->tables_len -= reader->left;
-    transaction->table_count = tables < 0 ? 0 : (uint32_t)tables;
     transaction->sound = sound && in_range(transaction, &ends) && transaction->key_count <= MOST_ACCOUNTS &&
                          transaction->loaded <= MOST_ACCOUNTS - transaction->key_count;
     return tables >= 0;
@@ -211,6 +211,7 @@ bool hsm_read_v1(struct hsm_reader *reader, hsm_transaction *transaction) {
         !read_instructions(reader, transaction, &ends)) {
         return false;
     }
+    transaction->fee = (settings & HAS_FEE) != 0 ? little32(values) | (uint64_t)little32(values + 4) << 32 : 0;
     /* The last value. */
     uint32_t heap = (settings & HAS_HEAP) != 0 ? little32(transaction->headers - 4) : LEAST_HEAP;
     transaction->sound = header[1] < header[0] && (uint32_t)header[0] + header[2] <= transaction->key_count &&

@@ -50,12 +50,4 @@ static inline struct hsm_walk hsm_walk_begin(const hsm_transaction *transaction)
 /* False: there is no other instruction, or, with `left` above 0, what follows is none. */
 bool hsm_walk_next(struct hsm_walk *walk, struct hsm_instruction *instruction);
 
-struct hsm_lookup {
-    const uint8_t *table; /* its address */
-    size_t written;       /* accounts that it loads to be written, */
-    size_t read;          /* and only to be read */
-};
-
-bool hsm_take_lookup(struct hsm_reader *reader, struct hsm_lookup *lookup);
-
 #endif

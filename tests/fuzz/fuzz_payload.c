@@ -24,18 +24,21 @@ static void check_rules(struct input *input, const hsm_transaction *transaction)
     hsm_rules rules = {
         .programs = (which & 1) != 0 ? lists[0] : NULL,
         .program_count = (size_t)(which >> 6) + 1,
-        .tables = (which & 2) != 0 ? lists[1] : NULL,
-        .table_count = (size_t)(which >> 6) + 1,
-        .counts = (which & 4) != 0 ? 1 : 0,
+        .recipients = (which & 2) != 0 ? lists[1] : NULL,
+        .recipient_count = (size_t)(which >> 6) + 1,
+        .max_fee = (which & 4) != 0 ? 5000 : 0,
         .role = (hsm_role)((which >> 3) % 3),
         .signers = lists[2],
         .signer_count = ADDRESSES,
     };
+    memset(rules.forms, (which & 32) != 0 ? 0xff : which, sizeof rules.forms);
     hsm_judgement judgement;
     hsm_refusal refusal = hsm_rules_judge(&rules, transaction, &judgement);
     REQUIRE((refusal == HSM_REFUSAL_UNSOUND) == (transaction->sound == 0));
-    REQUIRE((refusal == HSM_REFUSAL_NONE && rules.counts != 0) || (judgement.lamports == 0 && judgement.tokens == 0));
-    REQUIRE((refusal != HSM_REFUSAL_PROGRAM && refusal != HSM_REFUSAL_TABLE) || judgement.address != NULL);
+    REQUIRE(refusal != HSM_REFUSAL_PROGRAM || (rules.programs != NULL && judgement.address != NULL));
+    REQUIRE(refusal != HSM_REFUSAL_RECIPIENT || (rules.recipients != NULL && judgement.form->recipient > 0));
+    REQUIRE((refusal == HSM_REFUSAL_FEE) <= (rules.max_fee > 0 && judgement.fee > rules.max_fee));
+    REQUIRE(refusal != HSM_REFUSAL_NONE || rules.max_fee == 0 || judgement.fee <= rules.max_fee);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -55,7 +58,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         check_inside(message, size, read->keys, (size_t)read->key_count * HSM_ADDRESS);
         check_inside(message, size, read->instructions, read->instructions_len);
         REQUIRE(read->sound == 0 || (read->signers > 0 && read->signers <= read->key_count));
-        REQUIRE(read->written <= read->loaded && read->loaded <= size);
+        REQUIRE(read->loaded <= size);
         struct input more = {rules, sizeof rules};
         check_rules(&more, read);
     } else if (class >= HSM_PAYLOAD_BLOCK && class <= HSM_PAYLOAD_STATE_ROOT) {

@@ -15,7 +15,7 @@ from tests.fuzz.engine import main
 from hsmcore.errors import HsmError
 from hsmcore.failover.budget import Emergency, Limits
 from hsmcore.failover.history import History
-from hsmcore.manager.policy.wants import Charge, PayloadPlace
+from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark, marks_of
 from hsmcore.manager.rotation.store import Rotations
 from hsmcore.recovery.interchange import export, text_of
@@ -43,7 +43,6 @@ async def _filled() -> Store:
     await Desired(store).report("host:1", {"members": []})
     mark = Watermark(store, "host:1")
     await mark.require(PayloadPlace("chain/block", 1, "ab" * 32))
-    await mark.require(Charge("chain/lamports", 1, 10))
     await mark.close()
     return store
 

@@ -24,8 +24,6 @@ from hsmcore.failover import bindings
 from hsmcore.failover.bindings import KeyBindings, StoredBindings
 from hsmcore.failover.budget import Emergency, Limits
 from hsmcore.failover.errors import EmergencyRefused
-from hsmcore.manager.policy.wants import Charge
-from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.state import Store
 from hsmcore.state.postgres import roles
 from hsmcore.state.postgres.roles import RolesSeen
@@ -154,31 +152,6 @@ async def test_a_budget_that_a_first_start_dated_far_ahead_ends_all_the_same(tmp
     assert (await process.made.status()).expires_ns <= time.time_ns() + 3 * HOUR + MINUTE
     machine.passed += 3 * HOUR + MINUTE
     assert await is_refused(process.made.spend(1))
-    await process.end()
-
-
-@cases
-@one_loop
-async def test_a_sum_of_a_minute_is_neither_given_twice_nor_held_for_long(tmp_path, machine, error, life, lasts):
-    def charge(amount=600):
-        return process.made.require(Charge("chain/lamports", amount, 1000))
-
-    process = Process(tmp_path / "state.db", lambda store: Watermark(store, "host:1"))
-    await process.begin()
-    machine.passed += MINUTE - (time.time_ns() + SECOND) % MINUTE  # the minute has just begun, or is about to
-    machine.passed += 2 * SECOND
-    assert not await is_refused(charge())
-    async with machine.wrong(error, life, lasts, process):
-        assert await is_refused(charge()), "the wrong clock gave a new sum"
-    if lasts < MINUTE:
-        assert await is_refused(charge()), "the right clock gave a new sum"
-    await process.end()
-    await process.begin()
-    if lasts < MINUTE:
-        assert await is_refused(charge()), "the start gave a new sum"
-    machine.passed += MINUTE + 2 * SECOND
-    assert not await is_refused(charge()), "the sum is held"
-    assert await is_refused(charge())
     await process.end()
 
 

@@ -11,12 +11,14 @@ from contextlib import closing
 import psycopg
 import pytest
 from solana_keychain import SignerError, SignerErrorCode
+from solders.compute_budget import set_compute_unit_price
 from solders.pubkey import Pubkey
+from solders.system_program import AssignParams, TransferParams, assign, transfer
 from tests.integration.test_rotation import rules
 from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import becomes, counters, opened, start, until
-from tests.support.policed import calling, key, moving, ordered
+from tests.support.policed import calling, key, made, moving, ordered
 from tests.support.verifiers import is_good
 
 import hsmcore
@@ -40,7 +42,6 @@ from hsmcore.state import Store, StoreNotGenuine
 
 pytestmark = pytest.mark.integration
 ALL = ["tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root", "digest32", "raw"]
-SYSTEM = "11111111111111111111111111111111"
 
 
 def policed(token, folder, kinds=("block",), *, key="ed25519", rules=None, **policy):
@@ -420,33 +421,37 @@ async def _outcome(work):
 
 
 async def test_rules_for_transactions(world, tmp_path):
-    rules = {"programs": [SYSTEM, str(key(7))], "role": "fee-payer", "lamportsPerMinute": 1000}
+    rules = {
+        "programs": {"System": ["Transfer"], "ComputeBudget": ["SetComputeUnitPrice"], str(key(7)): "any"},
+        "recipients": [str(key(9))],
+        "maxFeeLamports": 5_003,
+    }
     config = policed(world, tmp_path, ["tx-v0", "tx-legacy"], transactions=rules)
     async with opened(config) as manager:
         own = Pubkey.from_bytes(manager.public_key)
+        pays = transfer(TransferParams(from_pubkey=own, to_pubkey=key(9), lamports=10**9))
         await manager.sign(calling(own, key(7)))
+        await manager.sign(made(own, [pays, set_compute_unit_price(500)]))
         for message, why in (
-            (calling(own, key(8)), "program"),
-            (calling(key(1), key(7)), "does not pay"),
-            (moving(own, 1), "names the key"),
+            (calling(own, key(8)), "programs"),
+            (made(own, [assign(AssignParams(pubkey=own, owner=key(7)))]), "System.Assign"),
+            (moving(own, 1, key(8)), "recipient of System.Transfer"),
+            (made(own, [pays, set_compute_unit_price(501)]), "its fee may be 5004 lamports"),
         ):
             with pytest.raises(PolicyRefused, match=why):
                 await manager.sign(message)
+        refused = await manager.sign_many([moving(own, 1), moving(own, 1, key(8))], return_exceptions=True)
+        assert [type(one) for one in refused] == [bytes, PolicyRefused]
 
 
-async def test_lamports_of_a_minute_are_counted_over_restarts(world, tmp_path):
-    config = policed(world, tmp_path, ["tx-v0"], transactions={"lamportsPerMinute": 1000})
-    async with opened(config) as manager:
+async def test_the_key_pays_the_fee_and_nothing_else(world, tmp_path):
+    rules = {"programs": {str(key(7)): "any", "System": ["Transfer"]}, "role": "fee-payer"}
+    async with opened(policed(world, tmp_path, ["tx-v0"], transactions=rules)) as manager:
         own = Pubkey.from_bytes(manager.public_key)
-        await manager.sign(moving(own, 600))
-        with pytest.raises(PolicyRefused, match="600 of 1000"):
-            await manager.sign(moving(own, 401))
         await manager.sign(calling(own, key(7)))
-    async with opened(config) as manager:
-        outcome = await _outcome(manager.sign(moving(own, 402)))
-        assert outcome is None or "lamports" in str(outcome)  # None: a new minute has begun
-        with pytest.raises(PolicyRefused, match="lamports"):
-            await manager.sign(moving(own, 1001))
+        for message, why in ((calling(key(1), key(7)), "does not pay"), (moving(own, 1), "names the key")):
+            with pytest.raises(PolicyRefused, match=why):
+                await manager.sign(message)
 
 
 async def test_one_call_does_not_end_a_domain(world, tmp_path, capfd):

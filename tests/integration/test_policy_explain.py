@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from solders.pubkey import Pubkey
 from tests.integration.test_key_managers import KEYS, of_tokens
-from tests.integration.test_policy import SYSTEM, policed
+from tests.integration.test_policy import policed
 from tests.integration.test_rotation import rules
 from tests.support import payloads
 from tests.support.loops import one_loop
@@ -26,7 +26,7 @@ from hsmcore.errors import PolicyRefused
 from hsmcore.gateway import Client
 
 pytestmark = pytest.mark.integration
-AUTHORITY = {"transactions": {"role": "authority", "programs": [SYSTEM]}}
+AUTHORITY = {"transactions": {"role": "authority", "programs": {"System": ["Transfer"]}}}
 PAYER = {"transactions": {"role": "fee-payer"}}
 CALLERS = {"callers": {"blocks": {"kinds": ["block"], "inFlight": 8, "perSecond": 100}, "all": {}}}
 ROOT = b"default/0\n1\n" + b64encode(bytes(32)) + b"\nhsmcore/batch-root/v1 0\ntime 1\n"
@@ -136,7 +136,7 @@ async def test_it_knows_the_key_of_the_ring(fresh_token, tmp_path, capfd):
 async def test_it_knows_the_clients_of_the_gateway(world, tmp_path, capfd):
     own = {"uid": [os.getuid() + 1], "keys": ["default"]}
     clients = {"app": {**own, "uid": [os.getuid()], "kinds": ["tx-v0"], "perSecond": 5}, "other": own}
-    config = policed(world, tmp_path, ["tx-v0", "raw"], transactions={"programs": [SYSTEM]})
+    config = policed(world, tmp_path, ["tx-v0", "raw"], transactions={"programs": {"System": ["Transfer"]}})
     path = tmp_path / "config.json"
     path.write_text(json.dumps(document(config, tmp_path, clients)))
     explain = command_of(path, capfd)

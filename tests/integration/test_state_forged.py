@@ -3,7 +3,6 @@ counts, no order is obeyed, no budget is given; signing goes on, and each forged
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import sqlite3
@@ -11,6 +10,7 @@ from collections import Counter
 from contextlib import closing
 
 import pytest
+from sqlalchemy import insert
 from tests.integration.test_rotation import M, rules
 from tests.integration.test_rotation_forged import APPROVERS, BOB, CAROL, FORGERIES, Forger
 from tests.support.forged import UNSEALED, Original, add_fleet, forgeries, unsealed
@@ -23,7 +23,7 @@ from hsmcore.failover import health
 from hsmcore.failover.events import Event
 from hsmcore.failover.history import History
 from hsmcore.manager import background, notices
-from hsmcore.manager.policy.wants import Charge, PayloadPlace
+from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.manager.rotation import service
 from hsmcore.manager.rotation.approvals import by_signature, statement
@@ -32,7 +32,7 @@ from hsmcore.metrics import read
 from hsmcore.metrics.catalog import STORE_NOT_GENUINE
 from hsmcore.recovery import marks as alone
 from hsmcore.state import Desired, Store, StoreBehind, StoreNotGenuine
-from hsmcore.state.schema import BACKUP, insert_row
+from hsmcore.state.schema import BACKUP, SPENT, insert_row
 from hsmcore.state.sealed_rows import SEALED, fingerprint
 
 pytestmark = [pytest.mark.integration, one_loop]
@@ -160,9 +160,8 @@ async def test_no_forged_state_has_an_effect_and_each_is_told(token, tmp_path, m
         backup = {"key_id": "01", "public_key": "01", "place": "p", "name": "n", "method": "wrapped", "sha256": "00"}
         await manager._background._store.run(lambda on: insert_row(on, BACKUP, **backup, made_ns=1))
         mark = Watermark(manager._background._store, "host:1")
-        await asyncio.gather(
-            mark.require(PayloadPlace("chain/block", 1, "ab")), mark.require(Charge("chain/lamports", 1, 9))
-        )
+        await mark.require(PayloadPlace("chain/block", 1, "ab"))
+        await manager._background._store.run(lambda on: on.execute(insert(SPENT).values(name="a", minute=1, amount=1)))
         await manager._background._store.run(add_fleet)
         budget = manager._path.budget
         await budget.spend()

@@ -36,7 +36,7 @@ class Proof:
 
 
 _COMPACT = "take_compact:any_compact"
-_STEPS = f"{_COMPACT} hsm_walk_next:any_step hsm_take_lookup:any_lookup highest:any_index each_once:any_keys"
+_STEPS = f"{_COMPACT} hsm_walk_next:any_step take_lookup:any_lookup highest:any_index each_once:any_keys"
 
 PROOFS = [
     Proof(
@@ -123,7 +123,7 @@ PROOFS = [
         "prove_lookup",
         5,
         replaced=_COMPACT,
-        mutant=("transaction.c", "take_bytes(reader, &lookup->read) != NULL", "true"),
+        mutant=("transaction.c", "take_bytes(reader, &read) == NULL", "false"),
     ),
     Proof(
         "message",
@@ -146,6 +146,7 @@ PROOFS = [
         replaced=_STEPS,
         mutant=("transaction.c", "(size_t)counts[0] * 4", "(size_t)counts[0] * 3"),
     ),
+    Proof("form", "prove_form", 10, mutant=("instructions.c", "size >= form->size && ", "")),
     Proof("message", "prove_text", 10, mutant=("payload.c", "lead > 0xf4", "lead > 0xfe")),
     Proof("message", "prove_note_line", 16, mutant=("payload.c", "one < ' '", "one == 0")),
     Proof(

@@ -45,7 +45,28 @@ def form(**changes):
         ({"kinds": ["raw", "key-set"], "callers": {"a": {"kinds": ["key-set"]}}}, ".callers.a.kinds[0]", "must be"),
         ({"callers": {"a": {"batch": 1}}}, ".callers.a.batch", "true or false"),
         ({"callers": {"a": {"perSecond": 0}}}, ".callers.a.perSecond", "whole number"),
-        ({"kinds": ["tx-v0"], "transactions": {"programs": ["1111"]}}, ".transactions.programs[0]", "base58"),
+        *(
+            ({"kinds": ["tx-v0"], "transactions": rules}, f".transactions{where}", says)
+            for rules, where, says in (
+                ({"programs": ["1" * 32]}, ".programs", '{"System": ["Transfer"]}'),
+                ({"programs": {"1111": "any"}}, ".programs['1111']", "neither the name of a program nor an address"),
+                ({"programs": {"Sytem": ["Transfer"]}}, ".programs.Sytem", 'did you mean "System"'),
+                ({"programs": {"1" * 32: "any"}}, f".programs['{'1' * 32}']", 'write "System"'),
+                ({"programs": {"System": "any"}}, ".programs.System", "must list the instructions"),
+                ({"programs": {"System": []}}, ".programs.System", "must list the instructions"),
+                ({"programs": {"System": ["Transfer", "Asign"]}}, ".programs.System[1]", 'did you mean "Assign"'),
+                ({"programs": {"Token": ["Batch"]}}, ".programs.Token[0]", "has a name"),
+                ({"programs": {"Token": [7]}}, ".programs.Token[0]", "has a name"),
+                ({"programs": {"Memo": ["Memo"]}}, ".programs.Memo", 'must be "any"'),
+                ({"programs": {"8" * 43: ["Transfer"]}}, f".programs['{'8' * 43}']", 'must be "any"'),
+                ({"recipients": []}, "", "but no programs"),
+                ({"recipients": ["1111"], "programs": {}}, ".recipients[0]", "base58"),
+                ({"maxFeeLamports": 4_999}, ".maxFeeLamports", "whole number"),
+                ({"lookupTables": []}, "", "lookupTables is gone: recipients"),
+                ({"lamportsPerMinute": 1}, "", "lamportsPerMinute is gone: name in programs"),
+                ({"tokensPerMinute": None}, "", "tokensPerMinute is gone: name in programs"),
+            )
+        ),
         ({"kinds": ["tx-v0"], "transactions": {"role": "payer"}}, ".transactions.role", "fee-payer"),
         (
             {"formats": [FORMAT, FORMAT | {"prefix": "4c32424b00", "position": {"offset": 8}}]},
@@ -98,7 +119,7 @@ def test_every_payload_of_a_format_is_of_its_kind(prefix, length):
 def test_only_what_must_survive_needs_the_store():
     assert policy().needs_store
     assert not policy(kinds=["tx-v0"]).needs_store
-    assert policy(kinds=["tx-v0"], transactions={"lamportsPerMinute": 1}).needs_store
+    assert not policy(kinds=["tx-v0"], transactions={"maxFeeLamports": 5_000}).needs_store
     assert policy(callers={"a": {}}).callers["a"].kinds is None
 
 

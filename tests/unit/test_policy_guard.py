@@ -86,8 +86,8 @@ def clock(monkeypatch):
 @pytest.mark.parametrize(("timeout", "takes", "left"), [(5.0, 2.0, 3.0), (None, 2.0, 5.0), (1.0, 4.0, 1e-3)])
 @one_loop
 async def test_the_time_that_the_store_takes_is_the_request_s(clock, timeout, takes, left):
-    own = guard(Store(clock, takes / 2))
-    assert await own.require([object(), object()], timeout) == pytest.approx(left)
+    own = guard(Store(clock, takes))
+    assert await own.require(object(), timeout) == pytest.approx(left)
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -96,7 +96,7 @@ async def test_what_is_not_bound_in_time_says_whether_it_may_be(clock, begun):
     store = Store(clock, None)
     store.begun = begun
     with pytest.raises(DeadlineExceeded, match="and may still" if begun else "it is not bound") as caught:
-        await guard(store).require([object()], 0.01)
+        await guard(store).require(object(), 0.01)
     assert not caught.value.maybe_signed
     assert ("may be bound" in str(caught.value)) == begun
 
@@ -112,5 +112,5 @@ async def test_refusals_of_the_store_are_counted_by_their_kind(clock, error, cou
     asked.set_exception(error)
     own.watermark.require = lambda want: asked
     with pytest.raises(type(error)):
-        await own.require([object()], 1.0)
+        await own.require(object(), 1.0)
     assert own.refused == counted

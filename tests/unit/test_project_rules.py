@@ -421,7 +421,6 @@ READ_THE_WALL_CLOCK = {
         "recovery/state_backup.py",
         "state/desired.py",
         "state/outbox.py",
-        "state/sealed_rows.py",
     },
 }
 

@@ -21,7 +21,7 @@ from tests.support.size import FULL
 from hsmcore.config import Fleet, Secret
 from hsmcore.errors import SecretUnavailable
 from hsmcore.failover.budget import Emergency, Limits
-from hsmcore.manager.policy.wants import Charge, PayloadPlace
+from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark, marks_of
 from hsmcore.manager.rotation.machine import Run
 from hsmcore.manager.rotation.store import Rotations
@@ -39,6 +39,7 @@ from hsmcore.state.schema import (
     ROLE,
     ROTATION,
     ROTATION_STEP,
+    SPENT,
 )
 from hsmcore.state.seal import Problems, Seal, _scopes, derive
 from hsmcore.state.sealed_rows import SEALED
@@ -78,7 +79,7 @@ async def filled(path: Path | Fleet, secret: Secret | None = SECRET) -> Store:
     mark = Watermark(store, "host:1", binder=signing)
     for number in (1, 2):
         await mark.require(PayloadPlace(f"chain-{number}/block", number, "ab"))
-        await mark.require(Charge(f"chain-{number}/lamports", 1, 10))
+        await store.run(lambda on, n=number: on.execute(insert(SPENT).values(name=f"chain-{n}", minute=1, amount=10)))
     await store.run(add_fleet)
     return store
 

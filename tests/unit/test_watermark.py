@@ -17,7 +17,7 @@ from tests.support.size import share
 from hsmcore.config import Policy
 from hsmcore.errors import BadArgument, DoubleSign, InternalError, NotHolder, PolicyRefused, RequestCancelled
 from hsmcore.manager.policy import watermark
-from hsmcore.manager.policy.wants import Charge, PayloadPlace
+from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark, marks_of
 from hsmcore.state import Store, StoreError, StoreNotGenuine, positions
 from hsmcore.state.exchange import Question
@@ -114,15 +114,13 @@ async def test_a_new_position_lies_no_further_ahead_than_it_may(place, secret):
         )  # a range begins at the next one
 
 
-async def test_what_was_given_up_before_it_was_taken_up_is_neither_bound_nor_counted(place, secret):
+async def test_what_was_given_up_before_it_was_taken_up_is_not_bound(place, secret):
     async with Life(place, secret) as life:
         given_up = [life.mark.require(PayloadPlace(BLOCKS, position, A)) for position in range(600)]
-        charges = [life.mark.require(Charge("chain/lamports", 1, 1000)) for _ in range(10)]
-        for asked in (*given_up, *charges):
+        for asked in given_up:
             asked.cancel()
         await life.bind(600)
         assert (life.mark.bound, any(asked.begun for asked in given_up)) == (1, False)
-        await life.mark.require(Charge("chain/lamports", 1000, 1000))
         for position in (0, 255, 256, 599):
             if position > 600 - WINDOW:
                 await life.bind(position, B)
@@ -216,7 +214,6 @@ async def test_a_row_removed_far_behind_the_newest_is_not_signed_again(place):
         "UPDATE watermark SET high = 'x'",
         "UPDATE bound SET digest = 'x'",
         "UPDATE bound SET bound_ns = 9e999",
-        "INSERT INTO spent VALUES ('chain/lamports', 'x', 'y')",
     ],
 )
 async def test_rows_of_any_sort_end_a_request_with_an_error_of_the_store(tmp_path, statement):
@@ -226,7 +223,7 @@ async def test_rows_of_any_sort_end_a_request_with_an_error_of_the_store(tmp_pat
     beside(path, statement)
     async with Life(path, None) as life:
         with pytest.raises(StoreError) as caught:
-            await asyncio.gather(life.bind(1, B), life.bind(2, B), life.mark.require(Charge("chain/lamports", 1, 2)))
+            await asyncio.gather(life.bind(1, B), life.bind(2, B))
         assert "are not of hsmcore's making" in str(caught.value)
 
 
@@ -270,46 +267,6 @@ async def test_a_seal_from_before_there_were_positions_says_that_there_are_none(
     beside(place, "DELETE FROM watermark", "DELETE FROM bound")
     async with Life(place, Bytes()) as life:
         await life.bind(1)
-
-
-async def test_sums_within_a_minute_outlast_a_restart(place, secret, monkeypatch):
-    now, boot = [60_000_000_000 * 100], [0]
-    monkeypatch.setattr("hsmcore.manager.policy.watermark.time.time_ns", lambda: now[0])
-    monkeypatch.setattr("hsmcore.base.steady.boottime", lambda: boot[0])
-    async with Life(place, secret) as life:
-        await life.mark.require(Charge("chain/lamports", 600, 1000))
-        await life.mark.require(Charge("chain/tokens", 1000, 1000))
-        with pytest.raises(PolicyRefused, match="600 of 1000"):
-            await life.mark.require(Charge("chain/lamports", 401, 1000))
-        await life.mark.require(Charge("chain/lamports", 100, 1000))
-    async with Life(place, secret) as life:
-        now[0] -= 10 * 60_000_000_000  # a clock that was set back begins no minute
-        with pytest.raises(PolicyRefused, match="700 of 1000"):
-            await life.mark.require(Charge("chain/lamports", 301, 1000))
-        now[0] += 10 * 60_000_000_000 + 86_400_000_000_000  # one that is a day ahead for a moment neither
-        with pytest.raises(PolicyRefused, match="700 of 1000"):
-            await life.mark.require(Charge("chain/lamports", 301, 1000))
-        now[0] -= 86_400_000_000_000
-        now[0] += 60_000_000_000
-        boot[0] += 60_000_000_000
-        await life.mark.require(Charge("chain/lamports", 1000, 1000))
-
-
-async def test_a_sum_that_a_clock_which_was_ahead_has_dated_is_over_with_the_minute(place, secret, monkeypatch):
-    now, boot = [60_000_000_000 * 10**6], [0]
-    monkeypatch.setattr("hsmcore.manager.policy.watermark.time.time_ns", lambda: now[0])
-    monkeypatch.setattr("hsmcore.base.steady.boottime", lambda: boot[0])
-    now[0] += 400 * 86_400_000_000_000
-    async with Life(place, secret) as life:
-        await life.mark.require(Charge("chain/lamports", 1000, 1000))
-    now[0] -= 400 * 86_400_000_000_000
-    beside(place, "DELETE FROM rotation_setting WHERE name = 'clock'")  # as before there were marks
-    async with Life(place, secret) as life:
-        with pytest.raises(PolicyRefused, match="1000 of 1000"):
-            await life.mark.require(Charge("chain/lamports", 1, 1000))
-        now[0] += 60_000_000_000
-        boot[0] += 60_000_000_000
-        await life.mark.require(Charge("chain/lamports", 1000, 1000))
 
 
 async def test_the_store_s_trouble_is_each_request_s_own_error(place):
@@ -558,12 +515,3 @@ async def test_rows_that_are_put_back_change_none_that_is_there(place, secret):
                 await life.bind(position, B)
         assert await life.store.run(lambda on: positions.put_back(on, life.store.vouch, rows((9, A)))) == (0, [])
         await life.bind(8)
-
-
-async def test_a_sum_is_one_for_all_hosts_and_waits_for_no_epoch(place, secret):
-    async with Life(place, secret) as life:
-        follower = Watermark(life.store, "host:2", AnotherHolds(early=False))
-        await follower.require(Charge("chain/lamports", 6, 10))
-        with pytest.raises(PolicyRefused):
-            await life.mark.require(Charge("chain/lamports", 6, 10))
-        await follower.close()

@@ -5,13 +5,15 @@
  *
  * Sections: ring (submit, claim, sign on the no-op module, complete, notify, drain), ring-digest (the same with the
  * digest that a record needs), requests (as ring, through the request table), cache-hit, cache-miss (lookup, fill,
- * eviction), audit-line.
+ * eviction), audit-line, policy (a transfer and its two instructions of ComputeBudget, under every rule but the role),
+ * policy-raw (a message that is no transaction).
  */
 #include "../../../native/src/worker.c" /* for `serve`, which nothing outside that file may call */
 
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <hsmcore/payload.h>
 #include <hsmcore/requests.h>
 
 #include "journal.h"
@@ -184,6 +186,63 @@ static void audit_line(uint64_t signatures) {
     }
 }
 
+static hsm_rules rules;
+static uint8_t judged[MESSAGE_BYTES + 16];
+static size_t judged_len;
+
+static void put(const void *bytes, size_t count) {
+    memcpy(judged + judged_len, bytes, count);
+    judged_len += count;
+}
+
+static const uint8_t *allow(const char *program) {
+    for (size_t i = 0; i < HSM_PROGRAMS; i++) {
+        if (strcmp(hsm_programs[i].name, program) == 0) {
+            memset(rules.forms[i], 0xff, sizeof rules.forms[i]);
+            return hsm_programs[i].address;
+        }
+    }
+    fail("no such program");
+}
+
+static void policy(uint64_t signatures) {
+    hsm_payload_parts parts;
+    hsm_judgement judgement;
+    for (uint64_t number = 0; number < signatures; number++) {
+        require(hsm_payload_of(judged, judged_len, &parts) == HSM_PAYLOAD_TX_LEGACY, "hsm_payload_of");
+        require(hsm_rules_judge(&rules, &parts.transaction, &judgement) == HSM_REFUSAL_NONE, "hsm_rules_judge");
+    }
+}
+
+static void policy_raw(uint64_t signatures) {
+    hsm_payload_parts parts;
+    for (uint64_t number = 0; number < signatures; number++) {
+        require(hsm_payload_of(judged, MESSAGE_BYTES, &parts) == HSM_PAYLOAD_RAW, "hsm_payload_of");
+    }
+}
+
+static void prepare_policy(void) {
+    static const uint8_t payer[HSM_ADDRESS] = {1}, recipient[HSM_ADDRESS] = {2}, blockhash[32] = {3};
+    static const uint8_t instructions[] = {
+        3,                                                        /* each: program, accounts, data */
+        3, 0, 5, 2, 64, 13, 3, 0,                                 /* SetComputeUnitLimit: 200,000 */
+        3, 0, 9, 3, 1,  0,  0, 0, 0, 0, 0,   0,                   /* SetComputeUnitPrice: 1 */
+        2, 2, 0, 1, 12, 2,  0, 0, 0, 0, 202, 154, 59, 0, 0, 0, 0, /* Transfer: 1 SOL */
+    };
+    rules = (hsm_rules){.programs = blockhash, .recipients = recipient, .recipient_count = 1, .max_fee = 5001};
+    put("\1\0\2\4", 4);
+    put(payer, sizeof payer);
+    put(recipient, sizeof recipient);
+    put(allow("System"), HSM_ADDRESS);
+    put(allow("ComputeBudget"), HSM_ADDRESS);
+    put(blockhash, sizeof blockhash);
+    put(instructions, sizeof instructions);
+}
+
+static void prepare_raw(void) {
+    memset(judged, 0x7f, sizeof judged); /* no text: that is read up to the length of a domain */
+}
+
 static void prepare_ring(void) {
     start(0);
 }
@@ -222,6 +281,8 @@ static const struct section {
     {"cache-hit", prepare_cache, cache_hit},
     {"cache-miss", prepare_cache, cache_miss},
     {"audit-line", prepare_journal, audit_line},
+    {"policy", prepare_policy, policy},
+    {"policy-raw", prepare_raw, policy_raw},
 };
 
 __attribute__((noinline)) static void hot_section(const struct section *section, uint64_t signatures) {

@@ -37,8 +37,7 @@ def explain(
     key: Annotated[str | None, "HEX|ADDRESS: The public key that signs (default: the key ring's, if any)."] = None,
 ) -> None:
     """Say what a message is, whether the configured key would sign it, and why not: for this caller, and by the role of
-    the key. Nothing is signed, bound or counted: limits of callers are shown, and sums a minute are not looked at. Ends
-    with 1 if it would be refused.
+    the key. Nothing is signed, bound or counted: limits of callers are shown. Ends with 1 if it would be refused.
 
     Examples:
 

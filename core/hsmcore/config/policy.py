@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from typing import Annotated, Final, Literal
+from collections.abc import Collection, Iterator
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    PlainValidator,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
-from hsmcore.base.base58 import from_base58
+from hsmcore._native import PROGRAMS
+from hsmcore.base.base58 import base58, from_base58
 from hsmcore.base.payload import MOST_DOMAIN, NOTE_NAME, OrderedKind
 from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, each_once, fault
 
@@ -31,12 +43,15 @@ CallerKinds = Annotated[tuple[CallerKind, ...], BeforeValidator(as_tuple)]
 Hex = Annotated[str, Text(512, form=r"([0-9a-f]{2})+", says="bytes in lower-case hexadecimal")]
 
 
-def _address(value: str) -> str:
+def _is_address(value: str) -> bool:
     try:
-        good = len(from_base58(value)) == 32  # bytes of a public key
+        return len(from_base58(value)) == 32  # bytes of a public key
     except ValueError:
-        good = False
-    if not good:
+        return False
+
+
+def _address(value: str) -> str:
+    if not _is_address(value):
         raise fault("must be an address: 32 bytes in base58")
     return value
 
@@ -111,28 +126,97 @@ class CallerRules(Model):
         return self.kinds is None if self.batch is None else self.batch
 
 
-class TransactionRules(Model):
-    """Rules for the transactions that are signed. What programs do that a program calls is not seen here, so amounts
-    are a tripwire; the list of programs is the gate."""
+_ANY: Final = "any"
+_NAMES: Final = {base58(at): name for name, (places, _) in PROGRAMS.items() for at in places}
 
-    programs: Addresses | None = None
-    """The programs that may be called, as static keys. Default: any."""
+
+def _near(given: object, names: Collection[str]) -> str:
+    near = difflib.get_close_matches(str(given)[:100], names, 1)
+    return f'; did you mean "{near[0]}"?' if near else ""
+
+
+def _problems(program: str, allowed: object) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Yield what is wrong with what a program is allowed, with its path."""
+    _, names = PROGRAMS.get(program, ((), ()))
+    if program in _NAMES:
+        yield (program,), f'has a name: write "{_NAMES[program]}"'
+    elif program not in PROGRAMS and not _is_address(program):
+        yield (program,), f"is neither the name of a program nor an address{_near(program, PROGRAMS)}"
+    elif not names:
+        if allowed != _ANY:
+            yield (program,), f'must be "{_ANY}": the instructions of this program are not told apart here'
+    elif not isinstance(allowed, list) or not allowed:
+        yield (program,), f'must list the instructions that may be signed, such as ["{names[0]}"]'
+    else:
+        for index, name in enumerate(allowed):
+            if name not in names:
+                yield (program, index), f"is no instruction of {program} that has a name{_near(name, names)}"
+
+
+def _programs(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict) or len(value) > MOST_RULES:
+        raise clash(
+            'must be an object, no list: {"System": ["Transfer"]} for a program that hsmcore can read, and the address '
+            f'of another one with "{_ANY}"; at most {MOST_RULES}'
+        )
+    wrong = [
+        InitErrorDetails(type=clash(problem), loc=path, input=None)
+        for program, allowed in value.items()
+        for path, problem in _problems(program, allowed)
+    ]
+    if wrong:
+        raise ValidationError.from_exception_data("programs", wrong)
+    return {program: tuple(allowed) if isinstance(allowed, list) else allowed for program, allowed in value.items()}
+
+
+_SHAPE: Final = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+Programs = Annotated[
+    dict[str, Any],  # a tuple of names, or "any"
+    PlainValidator(_programs),
+    WithJsonSchema({"type": "object", "additionalProperties": {"anyOf": [{"const": _ANY}, _SHAPE]}}),
+]
+_NO_SUMS: Final = (
+    "name in programs the instructions that may be signed, in recipients who may receive, and maxFeeLamports"
+)
+_GONE: Final = {
+    "lookupTables": "recipients lists the accounts that may receive, and one from a look-up table is not among them",
+    "lamportsPerMinute": _NO_SUMS,
+    "tokensPerMinute": _NO_SUMS,
+}
+
+
+class TransactionRules(Model):
+    """Rules for the transactions that are signed. What programs do that a program calls is not seen here."""
+
+    programs: Programs | None = None
+    """What may be called: by a program's name the names of its instructions, by the address of a program that hsmcore
+    cannot read "any". An instruction that is not named is refused. Default: anything."""
     role: Literal["any", "fee-payer", "authority"] = "any"
     """"fee-payer": the signing key pays, and is an account of no instruction. "authority": it is any of the signers."""
-    lookup_tables: Addresses | None = None
-    """Address lookup tables that a recipient of a System or Token transfer may stand in. Default: any."""
-    lamports_per_minute: Annotated[int, Whole(0, 2**63 - 1)] | None = None
-    """Lamports that System transfers of all signed transactions move in a minute. Default: any number."""
-    tokens_per_minute: Annotated[int, Whole(0, 2**63 - 1)] | None = None
-    """Tokens of all mints together, in their smallest units, that signed transactions move in a minute. Default: any
+    recipients: Addresses | None = None
+    """The accounts that may receive by an instruction that is named in `programs` and has a recipient: wallets, and for
+    tokens the token accounts themselves. Default: any."""
+    max_fee_lamports: Annotated[int, Whole(5_000, 10**12)] | None = None
+    """Lamports that a transaction may pay for: its signatures, and the price of its compute units. Default: any
     number."""
 
-    @property
-    def counts(self) -> bool:
-        """Whether amounts are limited."""
-        return self.lamports_per_minute is not None or self.tokens_per_minute is not None
+    @model_validator(mode="before")
+    @classmethod
+    def _none_that_is_gone(cls, value: Any) -> Any:
+        for key, instead in _GONE.items():
+            if isinstance(value, dict) and key in value:
+                raise clash(f"{key} is gone: {instead}")
+        return value
 
-    @field_validator("programs", "lookup_tables")
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> TransactionRules:
+        if self.recipients is not None and self.programs is None:
+            raise clash(
+                "has recipients, but no programs: who receives by an instruction that is not named is not known"
+            )
+        return self
+
+    @field_validator("recipients")
     @classmethod
     def _each_once(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is not None and (len(set(value)) != len(value) or len(value) > MOST_RULES):
@@ -205,7 +289,7 @@ class Policy(Model):
         return tuple(sorted({*(self.ordered - set(OWN)), *map(str, self.formats)}))
 
     def chain(self, name: str) -> str:
-        """Return the name that positions of an ordered kind, or a sum, have in the state store."""
+        """Return the name that positions of an ordered kind have in the state store."""
         return f"{self.domain}/{name}"
 
     def former_kind(self, name: str) -> str | None:
@@ -217,7 +301,7 @@ class Policy(Model):
     @property
     def needs_store(self) -> bool:
         """Whether it keeps something that must survive a crash."""
-        return bool(self.ordered) or (self.transactions is not None and self.transactions.counts)
+        return bool(self.ordered)
 
 
 def overlap(one: PayloadFormat, other: PayloadFormat) -> bool:

@@ -1,4 +1,4 @@
-"""A steady clock whose mark lies in the store that it serves: budgets, sums, bindings and rotations go on by the time
+"""A steady clock whose mark lies in the store that it serves: budgets, bindings and rotations go on by the time
 that is known there, whatever the wall clock says at a start."""
 
 from __future__ import annotations

@@ -299,7 +299,8 @@ log is known to have, and the one that goes into it next. The row "" is there in
 and not reconciled yet; `restored` says from which."""
 
 SPENT: Final = _table("spent")
-"""Amounts that transactions have moved within the present minute, counted from 1970."""
+"""Sums of a minute, of an older version. Nothing writes or reads it; it stays since seals of that version vouch for its
+rows, and a store is brought up to date before its seal is checked."""
 
 SEAL: Final = _table("seal")
 """The seal (state/seal.py), one row: `digests` is JSON, by scope; `mac` vouches for the other columns."""
@@ -315,7 +316,7 @@ PROMISED: Final = """SELECT EXISTS (SELECT 1 FROM bound) OR EXISTS (SELECT 1 FRO
     OR EXISTS (SELECT 1 FROM emergency_episode WHERE reserved > 0 OR ended_ns IS NOT NULL)
     OR EXISTS (SELECT 1 FROM desired_state WHERE name IN ('force', 'emergency') OR name LIKE 'drain:%')"""
 """Whether a store keeps a promise: what would be broken if the key began again with nothing. Rows that expire within
-minutes are not promises: messages that are bound to a key, sums of a minute."""
+minutes are not promises: messages that are bound to a key."""
 
 
 def insert_row(connection: Connection, table: Table, **values: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterable, Mapping
 from functools import cache
 from types import MappingProxyType
@@ -43,11 +42,8 @@ SEALED: Final[Mapping[str, tuple[Table, ...]]] = {
 }
 """The sealed tables, by scope. A statement that uses a table of a scope has the whole scope checked first. The rows of
 `bound`, which are many, have a MAC each; `watermark` says which of them there are."""
-_MINUTE_NS: Final = 60_000_000_000
 _IN_ORDER: Final = (ROTATION_STEP, APPROVAL)
 """Tables to which rows are only added: the newest one tells whether there is a new one."""
-AHEAD_MINUTES: Final = 60
-"""A sum of a minute further ahead was dated by a clock that was wrong: it is this minute's."""
 
 
 class Known(NamedTuple):
@@ -68,19 +64,14 @@ def _rows_of(table: Table) -> Select[Any]:
 
 def lacking(known: Mapping[Table, list[Any]], rows: Mapping[Table, list[Any]]) -> str:
     """Return what an earlier state lacks that no host could put back, or "". `known`: rows of the later one."""
-    minute = time.time_ns() // _MINUTE_NS
     hosts = {row.name for row in rows[FLEET_HOST] if not row.retired}
     floors = {row.name: row.floor for row in rows[WATERMARK]}
-    spent = {row.name: (row.minute, row.amount) for row in rows[SPENT]}
     for row in known.get(FLEET_HOST, ()):
         if not row.retired and row.name not in hosts:
             return f"host {row.name}, which may know of positions"
     for row in known.get(WATERMARK, ()):
         if row.floor > floors.get(row.name, -1):
             return f"the floor {row.floor} of {row.name}"
-    for row in known.get(SPENT, ()):
-        if minute <= row.minute <= minute + AHEAD_MINUTES and (row.minute, row.amount) > spent.get(row.name, (0, 0)):
-            return f"what this minute has added to {row.name}"
     return ""
 
 
@@ -94,7 +85,7 @@ def digest_of(connection: Connection, scope: str, kept: dict[Table, list[Any]] |
         rows = connection.execute(_rows_of(table)).all()
         for row in rows:
             digest.update(ascii(_trimmed(row)).encode())
-        if kept is not None and table in (FLEET_HOST, WATERMARK, SPENT):
+        if kept is not None and table in (FLEET_HOST, WATERMARK):
             kept[table] = [*rows]
     return digest.hexdigest()
 

@@ -37,13 +37,10 @@ typedef struct hsm_transaction {
     const uint8_t *headers;      /* of the instructions of version 1; NULL: they stand before each instruction */
     const uint8_t *instructions; /* what is left from here on: */
     size_t instructions_len;
-    const uint8_t *tables; /* version 0: look-ups in address tables */
-    size_t tables_len;
+    uint64_t fee; /* version 1: the priority fee in lamports */
     uint32_t key_count;
     uint32_t instruction_count;
-    uint32_t table_count;
-    uint32_t written; /* accounts that tables load to be written, */
-    uint32_t loaded;  /* and all that they load */
+    uint32_t loaded; /* version 0: accounts that address tables load */
     uint8_t signers;
     uint8_t sound; /* 1: it passes the runtime's sanitization */
 } hsm_transaction;
@@ -61,36 +58,67 @@ typedef union hsm_payload_parts {
 
 hsm_payload hsm_payload_of(const uint8_t *message, size_t size, hsm_payload_parts *parts);
 
+/* An instruction of a program that hsmcore can read. */
+typedef struct hsm_instruction_form {
+    const char *name;
+    uint64_t tag;      /* the bytes that its data begins with, the lowest first */
+    uint8_t size;      /* their number; 0: it has no data */
+    uint8_t recipient; /* place of the account that receives, counted from 1; 0: there is none */
+} hsm_instruction_form;
+
+enum { HSM_PROGRAMS = 17, HSM_MOST_FORMS = 128 };
+enum {
+    HSM_BUILTIN = 1,  /* its instructions have fewer compute units by default */
+    HSM_VERIFIER = 2, /* the first byte of its data is a number of signatures that are paid for */
+    HSM_BUDGET = 4    /* its instructions set the price */
+};
+
+typedef struct hsm_program {
+    const char *name; /* of two programs, where an older one has another address */
+    const hsm_instruction_form *forms;
+    size_t form_count; /* 0: its instructions are not told apart */
+    uint8_t tag_size;  /* bytes of the usual tag */
+    uint8_t kind;      /* HSM_BUILTIN and so on */
+    uint8_t address[HSM_ADDRESS];
+} hsm_program;
+
+extern const hsm_program hsm_programs[HSM_PROGRAMS];
+
 typedef enum hsm_role { HSM_ROLE_ANY, HSM_ROLE_FEE_PAYER, HSM_ROLE_AUTHORITY } hsm_role;
 
 /* Rules for transactions. Lists are of addresses, one after the other, in the order of memcmp. */
 typedef struct hsm_rules {
-    const uint8_t *programs; /* that may be called; NULL: any */
-    const uint8_t *tables;   /* that the recipient of a transfer may come from; NULL: any */
+    const uint8_t *programs;   /* with `forms`, what may be called; NULL: anything */
+    const uint8_t *recipients; /* that may receive by an instruction with a recipient; NULL: any */
     const uint8_t *signers;
-    size_t program_count, table_count, signer_count;
-    uint8_t counts; /* 1: amounts are wanted */
-    hsm_role role;  /* of one of `signers` */
+    size_t program_count, recipient_count, signer_count;
+    uint64_t forms[HSM_PROGRAMS][HSM_MOST_FORMS / 64]; /* a bit for each of hsm_programs' forms that is allowed */
+    uint64_t max_fee;                                  /* lamports; 0: any */
+    hsm_role role;                                     /* of one of `signers` */
 } hsm_rules;
 
 /* The rules in the order in which they are asked. */
 typedef enum hsm_refusal {
     HSM_REFUSAL_NONE,
     HSM_REFUSAL_UNSOUND,
-    HSM_REFUSAL_PROGRAM, /* `address` is not listed */
+    HSM_REFUSAL_PROGRAM,   /* an instruction is not allowed: `address`; where it is known `program`, `tag` and `form` */
+    HSM_REFUSAL_RECIPIENT, /* that of `form` is not listed; `address` NULL: a table hides it, or it is missing */
+    HSM_REFUSAL_FEE,       /* `fee` is above max_fee */
     HSM_REFUSAL_ROLE,
-    HSM_REFUSAL_NAMED, /* an instruction names the fee payer */
-    HSM_REFUSAL_TABLE  /* `address` is not listed */
+    HSM_REFUSAL_NAMED /* an instruction names the fee payer */
 } hsm_refusal;
 
 typedef struct hsm_judgement {
     const uint8_t *address;
-    /* If they are wanted and nothing is refused: what System and Token transfers move, in the smallest unit, at most
-     * 2^64-1. What a program does that is called by a program is not seen. */
-    uint64_t lamports, tokens; /* tokens: of all mints */
+    const hsm_program *program;
+    const hsm_instruction_form *form;
+    uint64_t tag; /* as many bytes of the data as the program's tags have, or as there are */
+    /* Lamports, at most: 5,000 for each signature, also for those that a program verifies, the price of the compute
+     * units that are asked for, and version 1's fee. A sum that does not fit is 2^64-1. */
+    uint64_t fee;
 } hsm_judgement;
 
-/* The first rule that refuses a transaction. */
+/* The first rule that refuses a transaction. What a program does that is called by a program is not seen. */
 hsm_refusal hsm_rules_judge(const hsm_rules *rules, const hsm_transaction *transaction, hsm_judgement *judgement);
 
 #endif

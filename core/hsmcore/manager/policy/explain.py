@@ -54,8 +54,6 @@ async def explained(
         "why": None,
         "domain": None,
         "position": None,
-        "lamports": look.lamports or None,
-        "tokens": look.tokens or None,
         "caller": requester.caller,
         "limits": _limits((policy.callers or {}).get(requester.caller or "")),
         "clientLimits": _limits(requester.client),

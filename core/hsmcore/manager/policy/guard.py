@@ -11,7 +11,7 @@ from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from hsmcore._native import Gate, freeze, timeout_ns
+from hsmcore._native import PROGRAMS, Gate, freeze, timeout_ns
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.base.base58 import from_base58
 from hsmcore.config import Config, PayloadFormat, Policy, TransactionRules
@@ -26,7 +26,7 @@ from hsmcore.errors import (
 )
 from hsmcore.errors.batch import each, of_batch
 from hsmcore.manager.policy.callers import CallerAccount, Callers
-from hsmcore.manager.policy.wants import Charge, Fence, NotNext, PayloadPlace, Want
+from hsmcore.manager.policy.wants import Fence, NotNext, PayloadPlace
 
 if TYPE_CHECKING:
     from hsmcore._native import Look
@@ -44,18 +44,20 @@ def signers(path: SigningPath) -> list[bytes]:
     return [version.public_key for version in path.signing() if version.algorithm == "ed25519"]
 
 
-def gate_of(policy: Policy, formats: Sequence[PayloadFormat] = (), *, role: str | None = None) -> Gate:
-    """Return what decides about payloads by their bytes alone. `formats`: instead of the policy's. `role`: another one
-    than the policy's."""
+def gate_of(policy: Policy, formats: Sequence[PayloadFormat] = ()) -> Gate:
+    """Return what decides about payloads by their bytes alone. `formats`: instead of the policy's."""
     rules = policy.transactions or TransactionRules()
+    listed = (rules.programs or {}).items()
+    whole = [address for program, allowed in listed if isinstance(allowed, str) for address in _addresses_of(program)]
     return Gate(
         kinds=policy.kinds,
         domain=policy.domain,
         formats=_formats(formats or policy.formats),
-        programs=_addresses(rules.programs),
-        lookup_tables=_addresses(rules.lookup_tables),
-        role=role or rules.role,
-        counts=rules.counts,
+        programs=None if rules.programs is None else whole,
+        instructions=[(program, name) for program, allowed in listed if isinstance(allowed, tuple) for name in allowed],
+        recipients=None if rules.recipients is None else [from_base58(address) for address in rules.recipients],
+        max_fee=rules.max_fee_lamports or 0,
+        role=rules.role,
         callers=policy.callers is not None,
     )
 
@@ -80,8 +82,8 @@ def _formats(formats: Sequence[PayloadFormat]) -> list[tuple[str, bytes, int, in
     ]
 
 
-def _addresses(listed: Sequence[str] | None) -> list[bytes] | None:
-    return None if listed is None else [from_base58(address) for address in listed]
+def _addresses_of(program: str) -> Sequence[bytes]:
+    return PROGRAMS[program][0] if program in PROGRAMS else [from_base58(program)]
 
 
 def place_of(policy: Policy, look: Look, message: bytes, position: int | None) -> PayloadPlace | None:
@@ -206,13 +208,13 @@ class Guard:
         """Bind a text of one of config.policy.OWN to the positions `first` to `last`, which are the next ones. Returns
         its place, and the seconds that are left. Raises NotNext, and the errors of `require`."""
         place = PayloadPlace(self._policy.chain(kind), last, hashlib.sha256(text).hexdigest(), first, epoch)
-        return place, await self.require([place], timeout)
+        return place, await self.require(place, timeout)
 
     def _permit(self, message: bytes, look: Look, position: int | None, kind: str | None) -> Permit:
         """Let through what was looked at, or count a refusal. `kind`: as CallerAccount.refusal."""
         try:
             place = place_of(self._policy, look, message, position)
-            return Permit(self, message, look.kind, place, self._charges(look), self._account(kind))
+            return Permit(self, message, look.kind, place, self._account(kind))
         except PolicyRefused:
             self.refused[look.kind] += 1
             raise
@@ -224,41 +226,29 @@ class Guard:
             raise refusal
         return account
 
-    def _charges(self, look: Look) -> list[Want]:
-        rules = self._policy.transactions
-        if rules is None:
-            return []
-        limits = (
-            ("lamports", look.lamports, rules.lamports_per_minute),
-            ("tokens", look.tokens, rules.tokens_per_minute),
-        )
-        return [
-            Charge(self._policy.chain(name), some, most) for name, some, most in limits if some and most is not None
-        ]
-
     def judge_digest(self) -> Permit:
         """As `judge`, for a digest that is to be signed as it is."""
         if PREHASHED not in self._policy.kinds:
             self.refused[PREHASHED] += 1
             raise PolicyRefused(f'the policy does not list "{PREHASHED}": this key signs no digest as it is')
-        return Permit(self, b"", PREHASHED, None, [], self._account(PREHASHED))
+        return Permit(self, b"", PREHASHED, None, self._account(PREHASHED))
 
     def shown(self, kind: str, place: PayloadPlace) -> dict[str, object]:
         """As Watermark.shown: once the place is bound."""
         assert self.watermark is not None  # noqa: S101  # for the type checker: `needs_store`
         return self.watermark.shown(kind, place)
 
-    async def require(self, wants: Sequence[Want], timeout: float | None) -> float:
-        """Have everything bound and counted. Returns the seconds that are left."""
+    async def require(self, place: PayloadPlace, timeout: float | None) -> float:
+        """Have a place bound. Returns the seconds that are left."""
         assert self.watermark is not None  # noqa: S101  # for the type checker: `needs_store`
         most = timeout_ns(self._default if timeout is None else timeout) / _SECOND
-        begun, asked = monotonic(), [self.watermark.require(want) for want in wants]
+        begun, asked = monotonic(), self.watermark.require(place)
         try:
             async with asyncio.timeout(most):
-                await asyncio.gather(*asked)
+                await asked
         except TimeoutError:
             problem = "the state store did not take the position in time"
-            if any(one.begun for one in asked):
+            if asked.begun:
                 hint = "The position may be bound: ask for the same payload again, and for no other one."
                 raise DeadlineExceeded(f"{problem}, and may still", hint=hint, maybe_signed=False) from None
             raise DeadlineExceeded(f"{problem}; it is not bound", maybe_signed=False) from None
@@ -272,31 +262,23 @@ class Guard:
 class Permit:
     """A request that may be signed once it is counted and `begin` has returned. Call `end` after its answer."""
 
-    __slots__ = ("_guard", "_wants", "account", "kind", "message", "place")
+    __slots__ = ("_guard", "account", "kind", "message", "place")
 
     def __init__(
-        self,
-        guard: Guard,
-        message: bytes,
-        kind: str,
-        place: PayloadPlace | None,
-        charges: list[Want],
-        account: CallerAccount | None,
+        self, guard: Guard, message: bytes, kind: str, place: PayloadPlace | None, account: CallerAccount | None
     ) -> None:
         """`account`: of its caller; None: callers have no limits, or it has ended."""
-        self._guard, self.kind, self.place, self.account = guard, kind, place, account
-        self._wants: list[Want] = charges if place is None else [place, *charges]
-        self.message = message
+        self._guard, self.message, self.kind, self.place, self.account = guard, message, kind, place, account
 
     @property
     def waits(self) -> bool:
-        """Whether `begin` has anything to bind or count."""
-        return bool(self._wants)
+        """Whether `begin` has anything to bind."""
+        return self.place is not None
 
     async def begin(self, timeout: float | None) -> float | None:
-        """Bind and count what has to be. Returns the timeout that is left. Raises DoubleSign, PolicyRefused,
-        StoreError, StoreNotGenuine, DeadlineExceeded, InvalidTimeout."""
-        return await self._guard.require(self._wants, timeout) if self._wants else timeout
+        """Bind what has to be. Returns the timeout that is left. Raises DoubleSign, PolicyRefused, StoreError,
+        StoreNotGenuine, DeadlineExceeded, InvalidTimeout."""
+        return timeout if self.place is None else await self._guard.require(self.place, timeout)
 
     def extra(self) -> bytes | None:
         """Return what goes into the audit record."""

@@ -27,17 +27,6 @@ class PayloadPlace(NamedTuple):
     """Of such a payload: the fleet's epoch that it names; 0 without a fleet."""
 
 
-class Charge(NamedTuple):
-    """What a transaction adds to a sum that may reach `limit` within a minute."""
-
-    name: str
-    amount: int
-    limit: int
-
-
-Want = PayloadPlace | Charge
-
-
 class NotNext(PolicyRefused):
     """A range does not begin at the next position, or names another epoch than the fleet's. Nothing was bound."""
 

@@ -1,4 +1,4 @@
-"""One digest for a position: what is bound before it is signed, and the counters of the tripwire.
+"""One digest for a position: what is bound before it is signed.
 
 A position takes the digest that comes first, for ever: the same one may be signed again, another one never. Nothing is
 reclaimed by age; only a floor removes rows, an operator's or that of `keepPositions`, and nothing is signed at or below
@@ -20,11 +20,12 @@ from copy import copy
 from functools import partial
 from typing import Any, Final, Self
 
-from sqlalchemy import Connection, bindparam, delete, insert, select
+from sqlalchemy import Connection
 
 from hsmcore.audit import AuditLog
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
+from hsmcore.base.steady import SteadyClock
 from hsmcore.config import Config, KeyManagerConfig, Policy
 from hsmcore.errors import (
     BadArgument,
@@ -38,19 +39,15 @@ from hsmcore.errors import (
     PolicyRefused,
     RequestCancelled,
 )
-from hsmcore.manager.policy.wants import Charge, Fence, NotNext, PayloadPlace, Want
+from hsmcore.manager.policy.wants import Fence, NotNext, PayloadPlace
 from hsmcore.state import Store, StoreNotGenuine, StoreUnknown, domains, positions
-from hsmcore.state.clock import StoreClock
 from hsmcore.state.domains import Binder
-from hsmcore.state.exchange import Answers, Change, Question, answered
+from hsmcore.state.exchange import Answers, Change, answered
 from hsmcore.state.mark import WINDOW, Mark
-from hsmcore.state.schema import SPENT
-from hsmcore.state.sealed_rows import AHEAD_MINUTES
 from hsmcore.state.store import Tables
 
 MOST: Final = 256
 """Requests in one transaction."""
-_MINUTE_NS: Final = 60_000_000_000
 _LOOK_SECONDS: Final = 60.0
 
 Outcome = Exception | bool | None
@@ -58,9 +55,9 @@ Outcome = Exception | bool | None
 
 
 class Asked(asyncio.Future[None]):
-    """A want that is to be bound or counted. It ends once that is durable. To give it up, cancel it."""
+    """A place that is to be bound. It ends once that is durable. To give it up, cancel it."""
 
-    def __init__(self, want: Want) -> None:
+    def __init__(self, want: PayloadPlace) -> None:
         super().__init__()
         self.want = want
         self.begun = False
@@ -77,7 +74,7 @@ class Asked(asyncio.Future[None]):
 
 
 class Watermark(Tables):
-    """Binds positions, and counts. Belongs to one event loop. `holder`: who binds, for those who come later. `fence`:
+    """Binds positions. Belongs to one event loop. `holder`: who binds, for those who come later. `fence`:
     None without a fleet. `most_ahead`: how far beyond the highest position, or the floor, a new one may lie; None: no
     matter how far. `binder`: of the keys that sign."""
 
@@ -91,9 +88,7 @@ class Watermark(Tables):
     ) -> None:
         super().__init__(store)
         self._most_ahead, self._binder = most_ahead, binder
-        self._holder, self._fence, self._clock = holder, fence, StoreClock(store)
-        self._since = 0
-        """The minute to which sums of before belong, where how long ago that was is not known."""
+        self._holder, self._fence, self._clock = holder, fence, SteadyClock()
         self._waiting: list[Asked] = []
         self._writing, self._background = Scope(), Scope()
         self.bound = 0
@@ -115,11 +110,11 @@ class Watermark(Tables):
         made.begin(policy, audit)
         return made
 
-    def require(self, want: Want) -> Asked:
-        """Bind a position or add to a sum; it is durable when the future ends. Its errors: DoubleSign, PolicyRefused,
-        StoreNotGenuine, StoreError and RequestCancelled. What is given up before a transaction takes it up is neither
-        bound nor counted. Raises NotHolder and FleetBehind."""
-        if self._fence is not None and isinstance(want, PayloadPlace):
+    def require(self, want: PayloadPlace) -> Asked:
+        """Bind a position; it is durable when the future ends. Its errors: DoubleSign, PolicyRefused, StoreNotGenuine,
+        StoreError and RequestCancelled. What is given up before a transaction takes it up is not bound. Raises
+        NotHolder and FleetBehind."""
+        if self._fence is not None:
             self._fence.require()
         asked = Asked(want)
         self._waiting.append(asked)
@@ -142,9 +137,6 @@ class Watermark(Tables):
     async def _write_group(self, group: Sequence[Asked]) -> None:
         outcomes: Sequence[Outcome]
         try:
-            if any(isinstance(asked.want, Charge) for asked in group):
-                minute = await self._clock.follow() // _MINUTE_NS
-                self._since = 0 if self._clock.counted else self._since or minute
             outcomes = await self._taken(group, self._clock.now())
         except HsmError as error:
             outcomes = [copy(error) for _ in group]
@@ -156,22 +148,18 @@ class Watermark(Tables):
             raise
         for outcome, asked in zip(outcomes, group, strict=True):
             self.bound += outcome is True
-            if self._fence is not None and isinstance(outcome, bool) and isinstance(asked.want, PayloadPlace):
+            if self._fence is not None and isinstance(outcome, bool):
                 self._fence.has_bound(*asked.want[:3], new=outcome)
         _answer(group, outcomes)
 
     async def _taken(self, group: Sequence[Asked], now: int) -> list[Outcome]:
-        wants = [asked.want for asked in group]
         chains: dict[str, list[int]] = {}  # nearly always one
-        for want in wants:
-            if isinstance(want, PayloadPlace):
-                chains.setdefault(want.domain, []).append(want.position)
+        for asked in group:
+            chains.setdefault(asked.want.domain, []).append(asked.want.position)
         questions = [positions.question(chain, places) for chain, places in chains.items()]
-        if self._fence is not None and chains:
+        if self._fence is not None:
             questions.insert(0, self._fence.asks)
-        unsure = self._binder.unsure(0 if self._fence is None else self._fence.epoch) if chains else []
-        if not all(isinstance(want, PayloadPlace) for want in wants):
-            questions.append(_SUMS)
+        unsure = self._binder.unsure(0 if self._fence is None else self._fence.epoch)
         if unsure:
             questions.append(domains.ASK)
 
@@ -184,8 +172,8 @@ class Watermark(Tables):
         # In a fleet, positions are bound without taking turns with the other hosts' transactions. That is safe: each
         # one that binds has locked the fleet's row to share it before it reads, so it is of the one process that holds
         # the epoch, which has one connection; and whatever else changes rows of a domain, such as `raise_floor`, locks
-        # the fleet's row for itself before it reads. Sums have no such lock.
-        turn = self._fence is None or not all(isinstance(want, PayloadPlace) for want in wants)
+        # the fleet's row for itself before it reads.
+        turn = self._fence is None
         try:
             done = await self._store.exchange(questions, decide, turn=turn)
         except StoreUnknown:
@@ -200,8 +188,8 @@ class Watermark(Tables):
         self, answers: Iterator[Sequence[Sequence[Any]]], chains: Sequence[str], group: Sequence[Asked], now: int
     ) -> tuple[list[Outcome], list[Change]]:
         """Return for each one the reason to refuse it, or whether a row is added, or None if it was given up; and what
-        is to be written. `answers`: of the fence, of the chains, and of the sums, as far as they were asked for."""
-        epoch = self._fence.fence(next(answers)) if self._fence is not None and chains else None
+        is to be written. `answers`: of the fence, if there is one, and of the chains."""
+        epoch = self._fence.fence(next(answers)) if self._fence is not None else None
         holder = self._holder if epoch is None else f"{self._holder}#{epoch}"
         marks: dict[str, Mark] = {}
         known: dict[tuple[str, int], dict[str, Any]] = {}
@@ -213,9 +201,8 @@ class Watermark(Tables):
             marks[domain] = mark or Mark()
             known |= {(domain, at): row for at, row in rows.items()}
         for asked in group:
-            if self._fence is not None and isinstance(asked.want, PayloadPlace):
+            if self._fence is not None:
                 self._fence.require_kept(*asked.want[:2], marks[asked.want.domain], known.get(asked.want[:2]))
-        sums = {str(name): (max(minute, self._since), amount) for name, minute, amount in next(answers, ())}
         added: list[dict[str, Any]] = []
         changed: set[str] = set()
         outcomes: list[Outcome] = []
@@ -223,10 +210,6 @@ class Watermark(Tables):
             want = asked.want
             if not asked.taken_up():
                 outcomes.append(None)
-                continue
-            if isinstance(want, Charge):
-                outcomes.append(_charge(sums, want, now // _MINUTE_NS) or False)
-                changed.add(want.name)
                 continue
             mark, row = marks[want.domain], known.get(want[:2])
             refusal = self._refusal(mark, row, want, epoch or 0) or (
@@ -241,13 +224,7 @@ class Watermark(Tables):
                 mark.add(want.position)
                 changed.add(want.domain)
         changes = [Change(positions.BIND, added)] if added else []
-        for name in sorted(changed):
-            if name in sums:
-                minute, amount = sums[name]
-                changes.append(Change(_SPENT_NO_MORE, [{"sum": name}]))
-                changes.append(Change(_SPENT, [{"name": name, "minute": minute, "amount": amount}]))
-            else:
-                changes.append(positions.change_of(name, marks[name], is_new=name in unmarked))
+        changes += [positions.change_of(name, marks[name], is_new=name in unmarked) for name in sorted(changed)]
         return outcomes, changes
 
     def _refusal(self, mark: Mark, row: dict[str, Any] | None, want: PayloadPlace, epoch: int) -> Exception | None:
@@ -387,12 +364,6 @@ async def marks_of(store: Store) -> dict[str, Mark]:
     return await store.run(positions.marks)
 
 
-# Made once: to make a statement takes SQLAlchemy longer than SQLite takes to do it.
-_SUMS: Final = Question(select(SPENT))
-_SPENT: Final = insert(SPENT)
-_SPENT_NO_MORE: Final = delete(SPENT).where(SPENT.c.name == bindparam("sum"))
-
-
 def _signs(outcomes: Iterable[Outcome]) -> bool:
     """Return whether any payload may be signed."""
     return any(isinstance(outcome, bool) for outcome in outcomes)
@@ -411,19 +382,6 @@ def _answer(group: Iterable[Asked], outcomes: Iterable[Outcome]) -> None:
 def _given_up(error: BaseException, asked: Asked) -> RequestCancelled:
     known = "it may be bound all the same" if asked.begun else "nothing was bound"
     return RequestCancelled(f"what binds positions was ended ({type(error).__name__}); {known}", maybe_signed=False)
-
-
-def _charge(sums: dict[str, tuple[int, int]], want: Charge, minute: int) -> PolicyRefused | None:
-    began, amount = sums.get(want.name, (minute, 0))
-    if minute > began:  # another process's clock may be behind
-        began, amount = minute, 0
-    elif began > minute + AHEAD_MINUTES:
-        began = minute
-    if amount + want.amount > want.limit:
-        sums[want.name] = (began, amount)
-        return PolicyRefused(f"{want.name}: {amount} of {want.limit} a minute are used up, and this is {want.amount}")
-    sums[want.name] = (began, amount + want.amount)
-    return None
 
 
 def _double(row: dict[str, Any]) -> DoubleSign:
