@@ -224,3 +224,12 @@ async def test_many_bindings_are_stored_at_once_and_the_newest_are_read(tmp_path
     await store.close()
     with suppress(StoreError):
         await StoredBindings(store).load()
+
+
+def test_so_many_messages_are_bound_and_no_more(monkeypatch):
+    monkeypatch.setattr(bindings, "BINDINGS_MAX", 3)
+    kept = KeyBindings()
+    for number in range(5):
+        kept.add(b"%d" % number, b"key", number)
+        assert [kept.get(b"%d" % one) for one in range(number + 1)][-3:] == [b"key"] * min(number + 1, 3)
+    assert [kept.get(b"%d" % one) for one in range(5)] == [None, None, b"key", b"key", b"key"]

@@ -10,6 +10,7 @@ from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND
 from tests.simulation.device import Fault
 from tests.simulation.script import HEAD, MS, Intent, Member, Try, faults_of
+from tests.simulation.upgrades import POSITIONS, SCHEMAS, SEALED
 
 End = Literal["close", "kill", "cut"]
 Edit = Literal["", "swapped", "unaudited"]
@@ -35,6 +36,8 @@ class Life:
     """Whether, after it, a start is tried on the state store as it was before it."""
     tries_only: bool = False
     """Whether it is such a start: nothing is signed."""
+    schema: int = 0
+    """Of the older version that runs it, which leaves its store and its log to this one; 0: this tree runs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +95,10 @@ class DiskScript:
 
     @property
     def shown(self) -> str:
-        lives = ", ".join(f"{one.number}: {one.edit or 'as it is'}, {one.end}" for one in self.lives)
+        lives = ", ".join(
+            f"{one.number}: {one.edit or (one.schema and f'of schema {one.schema}') or 'as it is'}, {one.end}"
+            for one in self.lives
+        )
         return f"{len(self.members)} members, {self.options}, {self.failover}, sealed: {self.is_sealed}, lives {lives}"
 
     def without(self, **parts: Any) -> DiskScript:
@@ -132,6 +138,22 @@ def disk_script(seed: int) -> DiskScript:
     )
     return DiskScript(
         seed, members, options, failover, lives, asked, faults, disk_faults, _commands(rng, lives), rng.random() < 0.3
+    )
+
+
+def upgrades_script(seed: int) -> DiskScript:
+    """The same host, whose first life is of an older version."""
+    script = disk_script(seed)
+    rng = random.Random(f"upgrades/{seed}")
+    schema = rng.choice(SCHEMAS)
+    first, *rest = script.lives
+    # One that knows of no positions, nor of messages that are bound to a key, promises nothing of them.
+    knows = schema >= POSITIONS
+    return replace(
+        script,
+        lives=(replace(first, schema=schema, edit="", goes_back=False), *rest),
+        asked=tuple(one for one in script.asked if knows or one.life),
+        is_sealed=script.is_sealed and schema >= SEALED,
     )
 
 

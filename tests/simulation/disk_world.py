@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from tests.simulation.disk_script import Command, DiskFault, DiskScript, Life
 from tests.simulation.law import broken
 from tests.simulation.law_disk import DISK_RULES, Ended, LivesFacts
 from tests.simulation.loop import Loop, Stuck
+from tests.simulation.upgrades import STORE, left_by, older_version
 from tests.simulation.world import Outcome, World, config_of, folder
 
 from hsmcore.audit import record
@@ -28,6 +29,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.segment import segments
 from hsmcore.audit.spool import OPERATION, Intention
 from hsmcore.base import steady
+from hsmcore.config import Secret
 from hsmcore.errors import HsmError
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.state import database
@@ -44,7 +46,6 @@ _TRIES = 100
 """More than a caller makes in one life: numbers of its calls go on in the next one."""
 
 _MOST_AWAITS = 100
-_STORE = "state.db"
 
 
 class LifeEnds(BaseException):
@@ -128,7 +129,8 @@ class DiskWorld(World):
         run_clock(self.clock)
         threads.worlds[:] = [self.loop]
         try:
-            self.loop.run_until_complete(self._life_of(life))
+            with older_version() if life.schema else nullcontext():
+                self.loop.run_until_complete(self._life_of(life))
         except LifeEnds:
             pass
         except (Stuck, HsmError) as error:
@@ -143,6 +145,9 @@ class DiskWorld(World):
                 self.image = self.disk.left_by_kill()
             self.disk.unmount()
             self._bury()
+        if life.schema:
+            secret = Secret.env(_SECRET) if self.lives.is_sealed else None
+            self.image = left_by(self.image, life.schema, secret, folder() / "older")
         self._look(life)
 
     def _look(self, life: Life) -> None:
@@ -289,8 +294,8 @@ class DiskWorld(World):
 
 def _with_store(image: Image, other: Image) -> Image:
     """Return an image with the state store of another one."""
-    rest = {name: content for name, content in image.items() if not name.startswith(_STORE)}
-    return rest | {name: content for name, content in other.items() if name.startswith(_STORE)}
+    rest = {name: content for name, content in image.items() if not name.startswith(STORE)}
+    return rest | {name: content for name, content in other.items() if name.startswith(STORE)}
 
 
 def _records(layout: Layout) -> tuple[dict[tuple[bytes, bytes], int], set[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,8 @@ from hsmcore.base import files, ownership
 from hsmcore.failover.bindings import KeyBindings
 from hsmcore.manager.policy.guard import Permit
 from hsmcore.recovery.marks import LogStanding, Marks
-from hsmcore.state import register, sqlite
+from hsmcore.state import database, register, sqlite
+from hsmcore.state.schema import MIGRATIONS
 
 
 def _released_early() -> None:
@@ -106,6 +108,36 @@ def _lines_unsynced() -> None:
     os.fdatasync = lambda _descriptor: None
 
 
+def _migrated_in_pieces() -> None:
+    """A migration's tables are durable before it is noted that it is done."""
+    migrate, insert = sqlite.migrate, database.insert
+    drivers: list[Any] = []
+
+    def committed(table: Any) -> Any:
+        drivers[0].commit()
+        drivers[0].execute("BEGIN IMMEDIATE")
+        return insert(table)
+
+    def in_pieces(connection: Any, shown: str, schema: str | None = None) -> None:
+        drivers[:] = [connection.connection.driver_connection]
+        migrate(connection, shown, schema)
+
+    sqlite.migrate, database.insert = in_pieces, committed  # type: ignore[attr-defined]
+
+
+def _positions_dropped() -> None:
+    """A migration begins what is bound anew."""
+    anew = replace(
+        MIGRATIONS[-1], statements=(*MIGRATIONS[-1].statements, "DELETE FROM bound", "DELETE FROM watermark")
+    )
+    database.MIGRATIONS = (*MIGRATIONS[:-1], anew)  # type: ignore[attr-defined]
+
+
+UPGRADES_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
+    "migrated-in-pieces": (_migrated_in_pieces, "starts"),
+    "positions-dropped": (_positions_dropped, "one_digest"),
+}
+"""For `--world upgrades`."""
 MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "released-early": (_released_early, "recorded"),
     "positions-after": (_bound_after, "one_digest"),

@@ -11,6 +11,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import delete, func, insert, select, update
 from tests.support.forged import TABLES, UNSEALED, Forgery, Original, add_fleet, forgeries
 from tests.support.loops import one_loop
@@ -40,7 +42,7 @@ from hsmcore.state.schema import (
     ROTATION_STEP,
 )
 from hsmcore.state.seal import Problems, Seal, _scopes, derive
-from hsmcore.state.sealed_rows import SEALED
+from hsmcore.state.sealed_rows import SEALED, _trimmed
 
 file_first = pytest.mark.parametrize(
     "place",
@@ -494,3 +496,11 @@ def test_every_open_store_of_the_library_gets_the_secret():
                 given = ast.unparse(node.args[1]) if len(node.args) > 1 else ""
                 shows_unchecked = file == ROOT / "core/hsmcore/cli/opened.py" and not given
                 assert given.endswith("state_secret") or shows_unchecked, (file, ast.unparse(node))
+
+
+@given(st.lists(st.sampled_from([None, 0, "", "x"])))
+def test_a_null_at_the_end_of_a_row_counts_for_nothing_and_any_other_does(row):
+    """Also a row of nothing else, as SQLite takes it from another writer."""
+    trimmed = _trimmed(row)
+    assert [*trimmed, *[None] * (len(row) - len(trimmed))] == row
+    assert trimmed == () or trimmed[-1] is not None

@@ -567,3 +567,20 @@ async def test_a_sum_is_one_for_all_hosts_and_waits_for_no_epoch(place, secret):
         with pytest.raises(PolicyRefused):
             await life.mark.require(Charge("chain/lamports", 6, 10))
         await follower.close()
+
+
+async def test_a_sum_that_is_asked_for_beside_a_position_goes_by_the_store_s_time(place, secret, monkeypatch):
+    now = [60_000_000_000 * 10**6]
+    monkeypatch.setattr("hsmcore.manager.policy.watermark.time.time_ns", lambda: now[0])
+    monkeypatch.setattr("hsmcore.base.steady.boottime", lambda: 0)
+    async with Life(place, secret) as life:
+        await life.mark.require(Charge("chain/lamports", 1000, 1000))
+    now[0] += 86_400_000_000_000  # a clock that is a day ahead for a moment begins no minute
+    async with Life(place, secret) as life:
+        bound, counted = (
+            life.mark.require(PayloadPlace(BLOCKS, 1, A)),
+            life.mark.require(Charge("chain/lamports", 1, 1000)),
+        )
+        await bound
+        with pytest.raises(PolicyRefused, match="1000 of 1000"):
+            await counted
