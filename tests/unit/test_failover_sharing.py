@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -99,5 +100,7 @@ def test_an_attempt_has_half_of_the_time_if_another_member_of_its_key_could_sign
         levels.started(endpoint, one[-1].encode(), 1)
         if one.startswith("-"):
             levels.failed(endpoint, "fatal", "it is gone", 1)
+    aimed: list[bool] = []
+    router.routes = SimpleNamespace(aim=lambda *_members, halve, **_: aimed.append(halve))
     router.settle()
-    assert router.share(8.0) == share
+    assert (router.share(8.0), aimed) == (share, [share == 4.0]), "the short way halves as well, and at once"

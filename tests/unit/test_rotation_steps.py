@@ -141,8 +141,9 @@ async def test_a_backup_that_cannot_be_read_stops_the_rotation_that_requires_one
         assert isinstance(await step(await site.context(**unreadable, backupPolicy="warn")), Done)
 
 
-async def test_without_a_backup_there_is_no_drill(site, tmp_path):
-    for rules in ({}, {"backupEnabled": True, "backupLocation": str(tmp_path)}):
+async def test_without_a_backup_there_is_no_drill(site, unreadable, tmp_path):
+    """Also where the place of former backups is named still."""
+    for rules in ({}, unreadable | {"backupEnabled": False}, unreadable | {"backupLocation": str(tmp_path)}):
         assert (await backups.drill(await site.context(**rules))).details == {"skipped": "there is no backup"}
 
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import orjson
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from hsmcore.state.desired import withdraw
 from hsmcore.state.mark import MOST_POSITION
@@ -23,6 +23,10 @@ from hsmcore.state.schema import DESIRED_STATE
 Verb = Literal["claim", "release", "drain"]
 MOST_DOMAINS: Final = 1024
 _REASON: Final = 512
+
+
+# Made once: each host asks each second, and to make a statement takes longer than to do it.
+_NAMED: Final = select(DESIRED_STATE).where(DESIRED_STATE.c.name.in_(bindparam("names", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ def orders(connection: Connection, host: str) -> dict[Verb, Order]:
     """Return what is asked of a host. An order that none of ours has written is none: it is passed over."""
     names: dict[str, Verb] = {order_name(verb, host): verb for verb in ("claim", "release", "drain")}
     found: dict[Verb, Order] = {}
-    for row in connection.execute(select(DESIRED_STATE).where(DESIRED_STATE.c.name.in_(names))):
+    for row in connection.execute(_NAMED, {"names": [*names]}):
         verb, reason = names[row.name], str(row.reason)[:_REASON]
         if verb != "claim":
             found[verb] = Order(verb, reason)
