@@ -92,6 +92,8 @@ class DiskScript:
     commands: tuple[Command, ...] = ()
     is_sealed: bool = False
     """Whether the state store has a secret."""
+    rotation: dict[str, Any] | None = field(default=None, hash=False)
+    """Of the configuration; without it there is no key ring."""
 
     @property
     def shown(self) -> str:
@@ -148,10 +150,13 @@ def upgrades_script(seed: int) -> DiskScript:
     schema = rng.choice(SCHEMAS)
     first, *rest = script.lives
     # One that knows of no positions, nor of messages that are bound to a key, promises nothing of them.
-    knows = schema >= POSITIONS
+    knows, ring = schema >= POSITIONS, rng.random() < 0.5
+    if ring:  # it has the key that the configuration began with, and demands it
+        rest = [replace(one, edit="" if one.edit == "swapped" else one.edit) for one in rest]
     return replace(
         script,
         lives=(replace(first, schema=schema, edit="", goes_back=False), *rest),
+        rotation={"intervalDays": 30} if ring else None,
         asked=tuple(one for one in script.asked if knows or one.life),
         is_sealed=script.is_sealed and schema >= SEALED,
     )

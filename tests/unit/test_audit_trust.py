@@ -159,7 +159,9 @@ HASH = b64encode(bytes(32))
         (lambda head: [b"c2sp.org/tlog-proof@v2", *head[1:]], "not a tlog-proof"),
         (lambda head: head[1:], "not a tlog-proof"),
         (lambda head: [*head[:1], b"extra !", *head[2:]], "base64|padding"),
+        (lambda head: head[:1], "the index is missing"),
         (lambda head: head[:2], "the index is missing"),
+        (lambda head: [*head[:2], b"place 5", *head[3:]], "the index is missing"),
         (lambda head: [*head[:2], b"5", *head[3:]], "the index is missing"),
         (lambda head: [*head[:2], b"index", *head[3:]], "the index is missing"),
         (lambda head: [*head[:2], b"index -5", *head[3:]], "the index is missing"),
@@ -170,7 +172,7 @@ HASH = b64encode(bytes(32))
         (lambda head: head[:-1], "too short"),
         (lambda head: [*head[:-1], b64encode(bytes(31))], "hashes of 32 bytes"),
         (lambda head: [*head[:-1], b64encode(bytes(33))], "hashes of 32 bytes"),
-        (lambda head: [*head[:-1], HASH[:-1] + b"!"], "base64|padding"),
+        (lambda head: [*head[:-1], head[-1][:9] + b"!" + head[-1][9:]], "base64"),
         (lambda head: [*head[:3], *[HASH] * 64], "too long"),
         (lambda head: [*head[:3], *[HASH] * 65], "hashes of 32 bytes"),
     ],
@@ -188,6 +190,15 @@ def test_a_proof_without_its_checkpoint_or_of_bytes_that_are_no_text_is_refused(
     for proof in (b"", note, b"\n".join(head), joined([b"\xff", *head], note), joined(head, note[:-1])):
         with pytest.raises(ProofError):
             check_inclusion(proof, keys)
+
+
+def test_of_a_record_that_was_pruned_the_proof_is_for_who_has_its_line(layout):
+    [line, *_], keys = lines_of(layout), keys_of(layout)
+    layout.log.write_bytes(b"")
+    proof = inclusion_proof(layout, 1)
+    assert check_inclusion(proof, keys, line).seq == 1
+    with pytest.raises(ProofError, match="does not carry the record"):
+        check_inclusion(proof, keys)
 
 
 def test_no_proof_is_made_of_a_record_that_was_changed_or_of_tiles_of_another_log(layout):

@@ -178,6 +178,10 @@ async def test_a_key_that_is_chosen_signs_and_the_former_one_ends_as_after_a_rot
     assert len(await site.rotations.open()) == 1
     assert (await choose(OLD)).version == first.version, "one of the ring: it keeps its version"
     assert len(await site.keys.all()) == 3
+    await site.keys.deactivate(OLD)
+    waiting = len(await site.rotations.open())
+    assert (await choose(bytes(32), "05" * 8)).state == "active"
+    assert len(await site.rotations.open()) == waiting, "none signed: nothing is displaced"
     with pytest.raises(KeyDeactivated):
         await choose(NEW)
     assert (await site.keys.all())[1].state == "destroyed"
