@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, create_engine, event
@@ -106,7 +106,7 @@ class _Memory:
         self._engine = create_engine("sqlite://", creator=lambda: self.raw, poolclass=StaticPool)
         event.listen(self._engine, "before_execute", self._look)
         event.listen(self._engine, "before_cursor_execute", self._note, retval=True)
-        event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        event.listen(self._engine, "begin", lambda _connection: self.raw.execute("BEGIN"))
         self.connection = self._engine.connect()
         self._locks: Callable[[bool], object] | None = None
         self._writes: list[tuple[str, Any, bool]] = []
@@ -173,6 +173,7 @@ def memory() -> _Memory:
     return _made[0]
 
 
+@lru_cache(256)
 def lock_of(statement: Any) -> bool | None:
     """Whether a statement shares the row of the epoch (True), has it alone (False), or leaves it (None)."""
     if isinstance(statement, UpdateBase):
