@@ -80,7 +80,7 @@ class Loop(asyncio.BaseEventLoop):
 
     def happens(self, after_ns: int, event: Callable[[], object]) -> None:
         """Have an event of the world happen, as if in another thread."""
-        heappush(self._world, (self.clock.ns + max(after_ns, 0), next(self._count), event))
+        heappush(self._world, (self.clock.ns + (max(0, after_ns)), next(self._count), event))
 
     def readable(self, descriptor: object, read: Callable[[], object]) -> None:
         """An event of the world has made a descriptor readable: `read` is called in the next turn, once."""

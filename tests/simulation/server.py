@@ -101,7 +101,10 @@ class _Memory:
     """The rows, for one world after the other. To compile statements is most of a process's first world."""
 
     def __init__(self) -> None:
-        self.raw = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        # No file: nothing of it is on a simulated disk.
+        self.raw = sqlite3.connect(
+            ":memory:", isolation_level=None, check_same_thread=False, factory=sqlite3.Connection
+        )
         self.raw.create_function("hsmcore_now", 0, lambda: servers[0].wall_ns)
         self._engine = create_engine("sqlite://", creator=lambda: self.raw, poolclass=StaticPool)
         event.listen(self._engine, "before_execute", self._look)
@@ -273,6 +276,8 @@ class Server:
             self._step(session, job, Refused("canceling statement due to lock timeout"))
 
     def _waits_for(self, session: Session, lock: _Lock) -> bool:
+        if not lock.queue:
+            return False
         found = any(one is session for one, _ in lock.queue)
         lock.queue = deque(one for one in lock.queue if one[0] is not session)
         return found
