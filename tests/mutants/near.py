@@ -53,9 +53,9 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
             f"{_RETENTION}::test_checkpoints_that_do_not_grow_are_a_finding",
         ),
         "audit/check/verify.py": (
-            *_AUDIT,
-            f"{_RETENTION}::test_a_changed_record_is_named_exactly",
-            f"{_RETENTION}::test_what_retention_deleted_is_a_finding_until_an_auditor_expects_it",
+            _TRUST,
+            _RETENTION,
+            *_AUDIT[1:],
             "tests/integration/test_audit_adopted.py::test_an_adopted_log_is_a_finding_until_an_auditor_expects_it",
         ),
         "base/steady.py": ("tests/unit/test_steady.py",),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from base64 import b64encode
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from nacl.signing import SigningKey
 from tests.support.audit_logs import copy_of, keys_of, text_of, write_log
+from tests.support.audit_tampering import prune_line
 
 from hsmcore.audit.check.prove import check_inclusion, consistency_proof, inclusion_proof
 from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import verify
+from hsmcore.audit.index import BLOCK
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.segment import segments
 from hsmcore.errors import BadArgument
@@ -107,6 +111,66 @@ def test_a_checkpoint_that_was_kept_is_compared_only_if_it_is_signed(layout):
     assert kinds(layout, Trust(against=[before.note.replace(before.text, other.text)])) == ["checkpoint"]
     assert kinds(layout, Trust(against=[by_stranger(replace(other, origin="example.com/other"))])) == ["foreign-log"]
     assert kinds(layout, Trust(against=[before.note])) == []
+
+
+# ---- records ----
+
+
+def whole_log(path: Path, records: int) -> Layout:
+    """A log whose newest segment has blocks that an index has."""
+    return asyncio.run(write_log(path, records, rotateBytes=1 << 24))
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory) -> Layout:
+    return whole_log(tmp_path_factory.mktemp("trust") / "long" / "audit.log", 2 * BLOCK)
+
+
+def test_progress_ends_with_every_record(original, layout):
+    for log, unsealed in ((original, 0), (layout, 1)):
+        if unsealed:
+            with log.log.open("ab") as file:
+                file.write(prune_line(log, newest(log).size + 1, 1))
+        said = list[tuple[int, int]]()
+        report = verify(log, progress=lambda done, of, said=said: said.append((done, of)))
+        assert (report.ok, report.unsealed) == (True, unsealed)
+        assert said[-1] == (newest(log).size + unsealed,) * 2
+
+
+def test_the_newest_segment_is_compared_with_its_index(long, tmp_path):
+    assert kinds(long) == []
+    copy = copy_of(long, tmp_path / "copy")
+    first = segments(copy)[-1].first
+    rows = copy.index(first).read_bytes()
+    copy.index(first).write_bytes(rows[: len(rows) // 2])
+    assert kinds(copy) == ["index"]
+
+
+@pytest.mark.parametrize("end", [b'{"seq":', b"x" * 80000])
+def test_a_line_that_was_cut_off_is_told_with_its_length(layout, end):
+    with layout.log.open("ab") as file:
+        file.write(end)
+    report = verify(layout)
+    assert report.ok
+    assert any(f"an unfinished line of {min(len(end), 70000)} bytes" in note for note in report.notes)
+
+
+def test_what_is_no_record_behind_the_checkpoint_is_told_with_its_place(layout):
+    text = layout.log.read_bytes()
+    layout.log.write_bytes(text + b"no record\n")
+    [finding] = verify(layout).findings
+    assert (finding.kind, finding.first, finding.last) == ("unsealed", newest(layout).size + 1, None)
+    assert f"byte {len(text)} does not begin" in finding.text
+
+
+def test_a_segment_that_goes_on_elsewhere_is_told(tmp_path):
+    layout = asyncio.run(write_log(tmp_path / "log" / "audit.log", 900))
+    _, second, third, *_ = segments(layout)
+    second.path.unlink()
+    shutil.rmtree(layout.tiles)  # else the records that are missing are named one by one
+    found = {finding.kind: finding for finding in verify(layout).findings if not finding.derived}
+    assert f"record {second.first} should be first in it" in found["removed"].text
+    assert found["removed"].where == str(third.path)
 
 
 # ---- proofs ----
