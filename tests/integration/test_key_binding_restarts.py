@@ -208,6 +208,9 @@ async def test_a_message_that_is_bound_again_has_the_last_binding(tmp_path):
     for key in (b"one", b"two"):
         await stored.keep([BindingRow(digest, key, 1 << 62) for digest in digests])
         assert {(row.digest, row.key) for row in await stored.load()} == {(digest, key) for digest in digests}
+    twice = [BindingRow(digests[0], key, 1 << 62) for key in (b"three", b"four")]  # a log may have several attempts
+    await stored.keep(twice)
+    assert {row.digest: row.key for row in await stored.load()}[digests[0]] == b"four"
     await store.close()
 
 

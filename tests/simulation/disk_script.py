@@ -36,6 +36,11 @@ class Life:
     """Whether, after it, a start is tried on the state store as it was before it."""
     tries_only: bool = False
     """Whether it is such a start: nothing is signed."""
+    backs_up: bool = False
+    """Whether an operator backs its store up after it."""
+    restores: tuple[End, int] | None = None
+    """Whether an operator puts the backup in the place of its store after it, and reconciles that: how the first
+    attempt ends, at an operation of the disk."""
     schema: int = 0
     """Of the older version that runs it, which leaves its store and its log to this one; 0: this tree runs it."""
 
@@ -141,6 +146,26 @@ def disk_script(seed: int) -> DiskScript:
     return DiskScript(
         seed, members, options, failover, lives, asked, faults, disk_faults, _commands(rng, lives), rng.random() < 0.3
     )
+
+
+def restores_script(seed: int) -> DiskScript:
+    """The same host with an audit log in each life; an operator puts its store back from a backup."""
+    script = disk_script(seed)
+    rng = random.Random(f"restores/{seed}")
+    saved = rng.randrange(len(script.lives) - 1)
+    back = rng.randrange(saved, len(script.lives) - 1)
+    end: End = rng.choice(("close", "kill", "cut"))
+    lives = tuple(
+        replace(
+            life,
+            edit="" if life.edit == "unaudited" else life.edit,
+            backs_up=life.number == saved,
+            restores=(end, rng.randrange(1, 60)) if life.number == back else None,
+        )
+        for life in script.lives
+    )
+    audit = script.options.get("audit", {"checkpointEverySeconds": 1})
+    return replace(script, lives=lives, options={**script.options, "audit": audit})
 
 
 def upgrades_script(seed: int) -> DiskScript:

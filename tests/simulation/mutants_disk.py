@@ -15,7 +15,9 @@ from hsmcore.audit import open_log, recover, sealer
 from hsmcore.base import files, ownership
 from hsmcore.failover.bindings import KeyBindings
 from hsmcore.manager.policy.guard import Permit
+from hsmcore.recovery import restore
 from hsmcore.recovery.marks import LogStanding, Marks
+from hsmcore.recovery.witness import Witness
 from hsmcore.state import database, register, sqlite
 from hsmcore.state.schema import MIGRATIONS
 
@@ -133,6 +135,26 @@ def _positions_dropped() -> None:
     database.MIGRATIONS = (*MIGRATIONS[:-1], anew)  # type: ignore[attr-defined]
 
 
+def _not_put_back() -> None:
+    """A reconciliation puts back no position."""
+
+    async def put_back(_self: Witness, *_arguments: Any) -> Any:
+        return 0, [], {}
+
+    Witness.put_back = put_back  # type: ignore[method-assign]
+
+
+def _restored_unmarked() -> None:
+    """A restored store goes on without a reconciliation: it does not say that it was restored, and no marks tell."""
+    restore.set_restored = lambda _connection, _why: None
+    _trusts_older()
+
+
+RESTORES_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
+    "not-put-back": (_not_put_back, "one_digest"),
+    "restored-unmarked": (_restored_unmarked, "noticed"),
+}
+"""For `--world restores`."""
 UPGRADES_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "migrated-in-pieces": (_migrated_in_pieces, "starts"),
     "positions-dropped": (_positions_dropped, "one_digest"),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
-from tests.simulation.disk_script import DiskScript, disk_script, upgrades_script
+from tests.simulation.disk_script import DiskScript, disk_script, restores_script, upgrades_script
 from tests.simulation.disk_world import DiskWorld
 from tests.simulation.fleet import Fleet
 from tests.simulation.fleet_script import FleetScript, fleet_script
@@ -38,6 +38,7 @@ WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "fleet": fleet_script,
     "disk": disk_script,
     "upgrades": upgrades_script,
+    "restores": restores_script,
     "gateway": gateway_script,
     "operator": operator_script,
     "found": FOUND.__getitem__,

@@ -80,6 +80,14 @@ def test_what_was_found_stays_found(world, count):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(("world", "seed"), [("restores", 5), ("restores", 76)])
+def test_what_a_seed_has_found_stays_found(world, seed):
+    """restores 5: a restore that was killed is repeated within the same second, by a process with the same id.
+    restores 76: of one message the log has two attempts with an unknown outcome, when the store is reconciled."""
+    done = simulate("--world", world, "--seeds", f"{seed}-{seed}")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.slow("some are seen late")
 @pytest.mark.parametrize(("world", "mutant"), each(4, [(world, one) for world in MUTANTS for one in MUTANTS[world]]))
 def test_a_fault_that_is_put_back_is_seen(world, mutant):

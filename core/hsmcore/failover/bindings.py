@@ -55,8 +55,12 @@ class StoredBindings(Tables):
         self.clock = StoreClock(store)
 
     async def keep(self, rows: list[BindingRow]) -> None:
-        """Add rows, replacing those of the same messages, and delete those whose time is over."""
-        values = [{"digest": row.digest.hex(), "public_key": row.key.hex(), "until_ns": row.until_ns} for row in rows]
+        """Add rows, replacing those of the same messages, and delete those whose time is over. Of two rows of one
+        message the later one counts."""
+        values = [
+            {"digest": row.digest.hex(), "public_key": row.key.hex(), "until_ns": row.until_ns}
+            for row in {row.digest: row for row in rows}.values()
+        ]
         now = await self.clock.follow()
 
         def work(connection: Any) -> None:
