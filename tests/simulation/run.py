@@ -6,6 +6,7 @@ import argparse
 import gc
 import sys
 import time
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -23,7 +24,7 @@ from tests.simulation.levels import LevelsWorld
 from tests.simulation.levels_script import Week, levels_script
 from tests.simulation.mutants import MUTANTS as HOST_MUTANTS
 from tests.simulation.mutants_disk import MUTANTS as DISK_MUTANTS
-from tests.simulation.mutants_disk import UPGRADES_MUTANTS
+from tests.simulation.mutants_disk import RESTORES_MUTANTS, UPGRADES_MUTANTS
 from tests.simulation.mutants_fleet import FLEET_MUTANTS
 from tests.simulation.mutants_gateway import MUTANTS as GATEWAY_MUTANTS
 from tests.simulation.mutants_levels import MUTANTS as LEVELS_MUTANTS
@@ -31,7 +32,12 @@ from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
-MUTANTS: Final = HOST_MUTANTS | LEVELS_MUTANTS | FLEET_MUTANTS | DISK_MUTANTS | UPGRADES_MUTANTS | GATEWAY_MUTANTS
+MUTANTS: Final = dict(
+    ChainMap(
+        *(HOST_MUTANTS, LEVELS_MUTANTS, FLEET_MUTANTS, GATEWAY_MUTANTS),
+        *(DISK_MUTANTS, UPGRADES_MUTANTS, RESTORES_MUTANTS),
+    )
+)
 WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "host": host_script,
     "levels": levels_script,

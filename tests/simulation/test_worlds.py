@@ -16,7 +16,16 @@ from tests.support.size import FULL, each, share
 
 from hsmcore._native import Engine
 
-WORLDS = {"host": 400, "levels": 40, "fleet": 120, "disk": 100, "upgrades": 80, "gateway": 80, "operator": 40}
+WORLDS = {
+    "host": 400,
+    "levels": 40,
+    "fleet": 120,
+    "disk": 100,
+    "upgrades": 80,
+    "restores": 40,
+    "gateway": 80,
+    "operator": 40,
+}
 """Seeds of each: as many as twenty seconds allow."""
 FOUND = {"found": 4, "gateway-found": 1}
 """How many worlds are in found.py and the like."""
@@ -36,6 +45,7 @@ MUTANTS = {
         *("bindings-forgotten", "trusts-older", "entry-unsynced", "history-unsynced"),
     ),
     "upgrades": ("migrated-in-pieces", "positions-dropped"),
+    "restores": ("not-put-back", "restored-unmarked"),
     "gateway": (
         *("answers-crossed", "not-held", "link-kept", "not-sent-again", "let-in", "held-for-ever", "slot-lost"),
         *("not-withdrawn", "answer-lost", "moved", "first-come", "forgetful"),
