@@ -136,7 +136,7 @@ def _positions_dropped() -> None:
 
 
 def _not_put_back() -> None:
-    """A reconciliation puts back no position."""
+    """A reconciliation puts back no position: the next start sees that."""
 
     async def put_back(_self: Witness, *_arguments: Any) -> Any:
         return 0, [], {}
@@ -151,7 +151,7 @@ def _restored_unmarked() -> None:
 
 
 RESTORES_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
-    "not-put-back": (_not_put_back, "one_digest"),
+    "not-put-back": (_not_put_back, "starts"),
     "restored-unmarked": (_restored_unmarked, "noticed"),
 }
 """For `--world restores`."""
