@@ -95,7 +95,7 @@ def _tables(connection: sqlite3.Connection) -> set[str]:
 
 def _seal(connection: sqlite3.Connection, schema: int, secret: Secret) -> None:
     """Have the seal vouch for the scopes that there were."""
-    seal = Seal(derive(secret), lambda _connection: "", Problems())
+    seal = Seal(derive(secret), lambda _connection: "", Problems(), witnessed=False)
     for store, counter, digests in connection.execute("SELECT store, counter, digests FROM seal").fetchall():
         there = {name: one for name, one in orjson.loads(digests).items() if _SCOPES.get(name, 0) <= schema}
         text = orjson.dumps(there, option=orjson.OPT_SORT_KEYS).decode()

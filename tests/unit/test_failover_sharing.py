@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hsmcore.errors import QueueFull
 from hsmcore.failover.batch import share_out
 from hsmcore.failover.bindings import KeyBindings
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.levels import EMERGENCY, Level, Levels
 from hsmcore.failover.member_state import FULL, MemberState
+from hsmcore.failover.request import Request
 from hsmcore.failover.router import Router
 
 
@@ -103,4 +105,6 @@ def test_an_attempt_has_half_of_the_time_if_another_member_of_its_key_could_sign
     aimed: list[bool] = []
     router.routes = SimpleNamespace(aim=lambda *_members, halve, **_: aimed.append(halve))
     router.settle()
+    if mode == "literal":  # to the letter of its settings: it tries again where it failed
+        assert not router._has_room(made[0], QueueFull("full"), Request(b"m", 1, False, None))
     assert (router.share(8.0), aimed) == (share, [share == 4.0]), "the short way halves as well, and at once"

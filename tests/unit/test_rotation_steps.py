@@ -123,6 +123,35 @@ async def test_what_a_rotation_waits_for_is_logged_once_for_each_reason_and_anno
     assert {notice[3] for notice in site.notices} == {occasion}, "one notice: the outbox has each occasion once"
 
 
+@pytest.mark.parametrize(
+    ("steps", "waits"),
+    [
+        ([], True),  # the beginning was lost: a handover may have been called
+        ([("begun", {})], True),
+        ([("begun", {"handover": True}), ("waiting", {})], True),
+        ([("begun", {"handover": False})], False),
+        ([("begun", {"handover": False}), ("waiting", {})], False),
+        ([("begun", {"handover": False}), ("begun", {"handover": True})], True),
+    ],
+)
+async def test_a_rotation_waits_for_the_process_whose_handover_may_have_been_called(site, steps, waits):
+    [rotation] = await site.rotations.open()
+    await site.rotations.record(rotation.id, Run("running", "handover", begun=True), "notify", "done", {})
+    for outcome, details in steps:
+        await site.rotations.note(rotation.id, "handover", outcome, details)
+    assert (await handover.waiting(site.rotations) is not None) == waits
+
+
+async def test_failures_are_counted_since_the_last_success(site):
+    [rotation] = await site.rotations.open()
+    counted = []
+    for status in ("failed", "failed", "done", "failed"):
+        await site.rotations.record(rotation.id, Run(status, "generate"), "generate", status, {})
+        counted.append(await site.rotations.failures_in_a_row())
+        rotation = await site.rotations.begin("schedule", rotation.old, "key", None)
+    assert counted == [(1, NOW), (2, NOW), (0, 0), (1, NOW)]
+
+
 # ---- the backup of the new key ----
 
 

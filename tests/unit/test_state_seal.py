@@ -504,3 +504,15 @@ def test_a_null_at_the_end_of_a_row_counts_for_nothing_and_any_other_does(row):
     trimmed = _trimmed(row)
     assert [*trimmed, *[None] * (len(row) - len(trimmed))] == row
     assert trimmed == () or trimmed[-1] is not None
+
+
+@one_loop
+async def test_an_empty_store_in_which_another_writer_has_left_something_is_not_sealed(tmp_path):
+    path = tmp_path / "state.db"
+    await (await Store.open(path)).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TRIGGER t AFTER INSERT ON key_version BEGIN DELETE FROM rotation; END")
+    store = await Store.open(path, SECRET)
+    status = await store.seal_status()
+    assert (status.sealed, {*status.problems} == {*SEALED}) == (False, True)
+    await store.close()
