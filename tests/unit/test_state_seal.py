@@ -386,7 +386,7 @@ async def test_the_secret_is_long_and_stays_hidden(tmp_path):
     with pytest.raises(SecretUnavailable):
         await Store.open(tmp_path / "state.db", Secret.env("HSMCORE_NO_SUCH_VARIABLE"))
     assert not (tmp_path / "state.db").exists()
-    seal = Seal(derive(SECRET), lambda _: "", Problems())
+    seal = Seal(derive(SECRET), lambda _: "", Problems(), witnessed=False)
     assert repr(seal) == "Seal(hidden)"
     seal.wipe()
     assert seal._key == bytes(32)
