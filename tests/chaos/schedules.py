@@ -43,6 +43,7 @@ import hsmcore
 from hsmcore import _native
 from hsmcore.errors import KeyMismatch
 from hsmcore.errors.statuses import STATUSES
+from hsmcore.members.supervisor import HEARTBEAT_SECONDS
 
 REQUESTS = 200
 CHUNK = 50
@@ -210,7 +211,9 @@ class Asking:
         self.liveness, self.engine = Liveness(), engine_of(manager)
         self.public_key = VerifyKey(manager.public_key)
         self.keys = [manager._path.key_index]
-        self.taken = 0
+        self.taken = self.ended = 0
+        self.unfit: list[str] = []
+        """Errors that no request may end with."""
         self.destroyed = False
         self.kills: list[float] = []
         self._stood, self._tick_at = 0.0, float("inf")
@@ -237,6 +240,7 @@ class Asking:
                 await self.manager.set_current_key_id(FIRST)
             except hsmcore.HsmError as error:
                 failure = error
+                await asyncio.sleep(PAUSE)  # its host may be starting again
             else:
                 return
         self.verdict.fault("never opened", f"second key: {failure!r}")
@@ -265,9 +269,10 @@ class Asking:
             status = "CANCELLED"
         except hsmcore.HsmError as error:
             status = error.status
-            mistaken = isinstance(error, KeyMismatch) and "changed-attribute" not in plan_.disobeys
-            if mistaken or error.status in ("OK", "FORKED", "CLOSED", "BAD_ARGUMENT", "SYSTEM"):
-                verdict.fault("unfit errors", repr(error))
+            mismatch, lied = isinstance(error, KeyMismatch), "changed-attribute" in plan_.disobeys
+            asked.own = asked.own or (mismatch and lied)  # it may have said the same lie twice
+            if (mismatch and not lied) or error.status in ("OK", "FORKED", "CLOSED", "BAD_ARGUMENT", "SYSTEM"):
+                self.unfit.append(repr(error))
         else:
             verdict.fault("wrong", f"request {number} was to be refused", poisoned)
             try:
@@ -306,9 +311,7 @@ class Asking:
         end = time.monotonic() + 5.0
         while engine.in_flight and time.monotonic() < end:  # noqa: ASYNC110  # what is waited for is in native threads
             await asyncio.sleep(0.002)
-        ended = engine.completed + engine.rejected
-        verdict.fault("lost", f"{self.taken} were taken, {ended} ended", max(self.taken - ended, 0))
-        verdict.fault("twice", f"{self.taken} were taken, {ended} ended", max(ended - self.taken, 0))
+        self.ended = engine.completed + engine.rejected
 
     def _kill(self) -> None:
         self.kills.append(time.monotonic())
@@ -323,7 +326,8 @@ class Asking:
                 await asyncio.to_thread(self.chaos.ask, "fault", 0.2, **fault)
 
     def judge(self) -> None:
-        """Count the requests that were refused without need."""
+        """Judge what the module may have spoiled: the table's count of requests, errors, and requests that were refused
+        without need. Each caller's answer is judged in any case."""
         hangs = [action["milliseconds"] for action in self.plan.random["actions"] if "milliseconds" in action]
         to_monotonic = time.monotonic() - time.time()
         struck = []
@@ -335,12 +339,16 @@ class Asking:
         did = self.disobedient.struck()
         self.verdict.disobeyed.update(what for _, what in did)
         if any(what in CORRUPTING for _, what in did):
-            return  # it may have spoiled any request
+            return  # it may have spoiled any request, and its place in the table
+        verdict, taken, ended = self.verdict, self.taken, self.ended
+        verdict.fault("unfit errors", ", ".join(self.unfit), len(self.unfit))
+        verdict.fault("lost", f"{taken} were taken, {ended} ended", max(taken - ended, 0))
+        verdict.fault("twice", f"{taken} were taken, {ended} ended", max(ended - taken, 0))
         kills = [*self.kills, *(when for when, what in did if what in LETHAL)]
         ends = sum(what == "end-thread" for _, what in did)
         found = self.liveness.without_need(struck, kills, ends)
         count = sum(map(len, found.values()))
-        self.verdict.fault("refused without need", self.liveness.describe(found), count)
+        verdict.fault("refused without need", self.liveness.describe(found), count)
 
 
 async def _heal(manager: hsmcore.KeyManager, asking: Asking) -> None:
@@ -428,11 +436,14 @@ async def run(plan_: Plan, site: Site) -> Verdict:
 
 async def run_timed(plan_: Plan, site: Site) -> Verdict:
     """The same with a limit, and a look at what it left."""
+    most = HANGS
+    if "wake-nobody" in plan_.disobeys:  # answers of such a host are looked for with each beat
+        most += HEARTBEAT_SECONDS * REQUESTS / plan_.group
     try:
-        verdict = await asyncio.wait_for(run(plan_, site), HANGS)
+        verdict = await asyncio.wait_for(run(plan_, site), most)
     except TimeoutError:
         verdict = Verdict(plan_)
-        verdict.fault("hangs", f"longer than {HANGS:.0f} s")
+        verdict.fault("hangs", f"longer than {most:.0f} s")
     left = {name: count for name, count in _native.leaks().items() if count}
     verdict.fault("leaks", str(left), bool(left))
     return verdict

@@ -72,6 +72,9 @@ def test_the_command_checks_it(rig, tmp_path, capsys):
     config = settings_of(rig, tmp_path, attestationRoots=[str(path)], isolation="thread")
     found = shown(capsys, tmp_path, config, f"{KEY_ID:04x}", 0)
     assert (found["proven"], found["problem"], found["publicKey"]) == (True, None, rig.public_key.hex())
+    assert json.loads((tmp_path / "found").read_bytes())["exportableUnderWrap"] is found["exportableUnderWrap"] is True
+    rig.device.store.find(KEY_ID, Kind.ASYMMETRIC_KEY, DOMAIN).capabilities ^= Capability.EXPORTABLE_UNDER_WRAP
+    assert shown(capsys, tmp_path, config, f"{KEY_ID:04x}", 0)["exportableUnderWrap"] is False
     assert len(found["certificates"]) == 2
     path.write_bytes(Root().pem)
     found = shown(capsys, tmp_path, config, f"{KEY_ID:04x}", 1)
@@ -84,7 +87,7 @@ def test_another_tokens_word_is_kept_as_it_is(world, tmp_path, capsys):
     assert found["says"]["CKA_ALWAYS_SENSITIVE"] == "true"
     assert found["says"]["CKA_KEY_GEN_MECHANISM"] == "0x1055"
     assert found["token"]["model"] == "SoftHSM v2"
-    assert (found["proven"], found["certificates"]) == (False, [])
+    assert (found["proven"], found["certificates"], found["exportableUnderWrap"]) == (False, [], None)
     assert "its own word" in found["problem"]
 
 
@@ -104,7 +107,7 @@ def test_doctor_judges_the_certificates(rig, tmp_path):
         assert [one.found for one in provider.steps if one.outcome == "fail"] == []
         return next(one for one in provider.steps if one.name == "attestation")
 
-    assert found().outcome == "ok"
+    assert (found().outcome, "it can leave it under a wrapping key" in found().found) == ("ok", True)
     path.write_bytes(Root().pem)
     assert (found().outcome, "not lead to a root" in found().found) == ("warn", True)
     path.unlink()

@@ -147,7 +147,7 @@ async def test_each_message_is_judged_as_its_own_kind(world, tmp_path):
             assert said(await good, moving(payer, 6)).kind == "tx-v0"
             both = [start(manager.sign_batched(moving(payer, 1))) for _ in range(3)]
             outcomes = await asyncio.gather(*both, return_exceptions=True)
-            assert sorted(type(one).__name__ for one in outcomes) == ["BatchedSignature"] * 2 + ["PolicyRefused"]
+            assert sorted(type(one).__name__ for one in outcomes) == ["BatchedSignature"] * 2 + ["QueueFull"]
             await manager.sign_batched(moving(payer, 1))  # those that were answered count no more
         with hsmcore.caller("b"), pytest.raises(PolicyRefused):
             await manager.sign_batched(moving(payer, 1))
@@ -352,12 +352,12 @@ async def test_a_list_of_callers_is_judged_whole_and_gives_its_places_back(world
     callers = {"a": {"inFlight": 8}}
     async with opened(batching(world, tmp_path, policy={"callers": callers}, intervalMs=60_000)) as manager:
         with hsmcore.caller("a"):
-            for wrong in ([b"m"] * 7 + [bytes(32)], [b"m"] * 9):
-                with pytest.raises(PolicyRefused):
+            for wrong, error in (([b"m"] * 7 + [bytes(32)], PolicyRefused), ([b"m"] * 9, BadArgument)):
+                with pytest.raises(error):
                     await manager.sign_batched_many(wrong)
             waits = start(manager.sign_batched_many([b"m%d" % i for i in range(8)]))  # all that it may have open
             await asyncio.sleep(0)
-            with pytest.raises(PolicyRefused, match="in flight"):
+            with pytest.raises(QueueFull, match="8 requests open"):
                 await manager.sign_batched(b"one more")
             manager.hurry_batches()
             assert [(one.index, said(one, b"m%d" % at).size) for at, one in enumerate(await waits)] == [

@@ -26,6 +26,7 @@ from tests.support.policed import ordered
 from tests.support.wire_site import ME, many, sign, site
 
 from hsmcore.errors import (
+    BadArgument,
     DeadlineExceeded,
     EmptyMessage,
     HsmError,
@@ -216,6 +217,19 @@ async def test_what_its_rate_does_not_allow_now_waits_within_the_timeout(world, 
         assert len(signatures) == 41
         assert served.server.desk.requests["app", "OK"] == 41
         assert served.server.desk.requests["app", "QUEUE_FULL"] > 0
+
+
+@one_loop
+async def test_what_the_policy_does_not_allow_its_caller_now_waits_too(world, tmp_path):
+    """The limits of `policy.callers` are told as the client's own: with a time, within which the client comes back."""
+    config = world.config(policy={"kinds": ["raw"], "callers": {"app": {"perSecond": 20, "inFlight": 8}}})
+    async with site(config, tmp_path, {"app": ME["app"]}) as served, Client(served.addresses[0], timeout=50) as km:
+        signatures = await asyncio.gather(*(km.sign(b"%d" % number) for number in range(40)))
+        assert len(signatures) == 40
+        assert served.server.desk.requests["app", "QUEUE_FULL"] > 0
+        with pytest.raises(BadArgument, match="a batch of 9; caller 'app' may have 8 requests open") as caught:
+            await km.sign_many([b"%d" % number for number in range(9)])
+        assert not caught.value.retryable
 
 
 @needs_chaos

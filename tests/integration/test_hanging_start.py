@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from tests.support.chaos import Chaos, wrap
@@ -42,6 +43,7 @@ CALLS += ["C_FindObjectsInit", "C_FindObjects", "C_GetAttributeValue", "C_Sign"]
 LAST_CALLS = ["C_CloseSession", "C_Finalize"]
 """Of an end; it calls no C_Logout."""
 ISOLATIONS = ["thread", "process"]
+RUN: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60}
 
 
 def cases(calls, *often):
@@ -99,18 +101,24 @@ def hanging(fresh_token, tmp_path):
 )
 def test_a_start_ends_after_its_time_and_the_process_with_it(hanging, call, isolation):
     config, told = hanging(call, startTimeoutMs=500, isolation=isolation)
-    command = [sys.executable, "-c", EMBEDDED, json.dumps(config)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", EMBEDDED, json.dumps(config)], check=False, **RUN)
     assert (ran.stdout, ran.returncode) == ("MemberDown True\n", 0), ran.stderr
     assert told.exists()
+
+
+@pytest.mark.parametrize("call", ["C_Login", pytest.param("C_FindObjects", marks=pytest.mark.deep)])
+def test_a_call_that_outlasts_its_start_is_not_waited_for_again(hanging, call):
+    config, _ = hanging(call, startTimeoutMs=500, isolation="thread")
+    waits_long = "from hsmcore.members import pkcs11; pkcs11.CLOSE_SECONDS = 600\n"
+    ran = subprocess.run([sys.executable, "-c", waits_long + EMBEDDED, json.dumps(config)], check=False, **RUN)
+    assert (ran.stdout, ran.returncode) == ("MemberDown True\n", 0), ran.stderr
 
 
 @pytest.mark.parametrize(("call", "isolation"), cases(LAST_CALLS, ("C_CloseSession", "thread")))
 def test_an_end_that_hangs_has_an_end_and_the_process_with_it(hanging, call, isolation, tmp_path):
     when = tmp_path / "when"
     config, told = hanging(call, when=when, isolation=isolation)
-    command = [sys.executable, "-c", ENDING, json.dumps(config), str(when)]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    ran = subprocess.run([sys.executable, "-c", ENDING, json.dumps(config), str(when)], check=False, **RUN)
     assert (ran.stdout, ran.returncode) == ("closed\n", 0), ran.stderr
     assert told.exists()
     assert ("left behind" in ran.stderr) == (isolation == "thread")

@@ -10,11 +10,12 @@ from contextlib import closing
 
 import psycopg
 import pytest
+from solana_keychain import SignerError, SignerErrorCode
 from solders.pubkey import Pubkey
 from tests.integration.test_rotation import rules
 from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
-from tests.support.managers import becomes, counters, opened, until
+from tests.support.managers import becomes, counters, opened, start, until
 from tests.support.policed import calling, key, moving, ordered
 from tests.support.verifiers import is_good
 
@@ -29,10 +30,12 @@ from hsmcore.errors import (
     HsmError,
     NotInitialized,
     PolicyRefused,
+    QueueFull,
 )
 from hsmcore.manager.policy import Guard, watermark
 from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark
+from hsmcore.solana import HsmcoreSigner
 from hsmcore.state import Store, StoreNotGenuine
 
 pytestmark = pytest.mark.integration
@@ -300,8 +303,9 @@ async def test_callers_have_their_kinds_rates_and_places(world, shim, tmp_path):
             shim.hold()
             tasks = [asyncio.get_running_loop().create_task(manager.sign(ordered(n))) for n in (2, 3)]
             await shim.until_inside(2)
-            with pytest.raises(PolicyRefused, match="2 requests in flight"):
+            with pytest.raises(QueueFull, match="2 requests open") as caught:
                 await manager.sign(ordered(4))
+            assert (caught.value.retry_after_ms, caught.value.maybe_signed) == (100, False)
             with hsmcore.caller("all"):
                 other = asyncio.get_running_loop().create_task(manager.sign(moving(key(2), 1)))
             tasks[0].cancel()
@@ -313,11 +317,56 @@ async def test_callers_have_their_kinds_rates_and_places(world, shim, tmp_path):
         with hsmcore.caller("fees"):
             done = [await _outcome(manager.sign(moving(key(1), n))) for n in range(5)]
             assert done.count(None) == 3
-            assert sum("3 requests a second" in str(one) for one in done if one is not None) == 2
-            await asyncio.sleep(0.4)
+            refused = [one for one in done if one is not None]
+            assert [type(one) for one in refused] == [QueueFull] * 2
+            assert "3 signatures a second" in str(refused[0])
+            await asyncio.sleep(refused[1].retry_after_ms / 1e3)
             await manager.sign(moving(key(1), 9))
         found = await records(manager, operation="sign", result="ok")
         assert {record["caller"] for record in found} == {"blocks", "all", "fees"}
+
+
+@one_loop
+async def test_a_batch_is_counted_whole_and_what_is_refused_gives_its_places_back(world, shim, tmp_path):
+    callers = {"a": {"inFlight": 8, "kinds": ["raw", "block"]}, "b": {"perSecond": 2}}
+    config = policed(world, tmp_path, ["raw", "block"], callers=callers, rules={"maxCacheSize": 0})
+    config["sequencer"]["keyManager"]["config"]["modulePath"] = shim.path
+    async with opened(config) as manager:
+        batch = [b"m%d" % number for number in range(9)]
+        with hsmcore.caller("a"):
+            for _ in range(3):
+                with pytest.raises(BadArgument, match="a batch of 9; caller 'a' may have 8 requests open") as caught:
+                    await manager.sign_many(batch)
+                assert not caught.value.retryable
+                refused = await manager.sign_many([*batch, bytes(32)], return_exceptions=True)
+                assert [type(one) for one in refused] == [BadArgument] * 9 + [PolicyRefused]
+                with pytest.raises(PolicyRefused):
+                    await manager.sign_many([*batch[:7], bytes(32)])
+            assert len(await manager.sign_many(batch[:8])) == 8
+            await manager.sign(ordered(1, b"a"))
+            with pytest.raises(DoubleSign):
+                await manager.sign_many([*batch[:7], ordered(1, b"b")])
+            shim.hold()
+            both = start(manager.sign_many([ordered(1, b"b"), b"m"], return_exceptions=True))
+            await shim.until_inside(1)
+            more = start(manager.sign_many(batch[:7]))  # with the one that is being signed, as many as it may
+            await asyncio.sleep(0)
+            with pytest.raises(QueueFull):
+                await manager.sign(b"m")
+            shim.release()
+            assert [type(one) for one in await both] == [DoubleSign, bytes]
+            assert len(await more) == 7
+        with hsmcore.caller("b"):
+            assert len(await manager.sign_many(batch)) == 9  # what a second does not allow is owed
+            with pytest.raises(QueueFull) as full:
+                await manager.sign(b"m")
+            assert full.value.retryable
+            assert full.value.retry_after_ms > 1000
+            with pytest.raises(SignerError) as told:
+                await HsmcoreSigner(manager).sign_message(b"m")
+            assert told.value.code is SignerErrorCode.NOT_AVAILABLE
+            late = await manager.sign_many(batch[:2], return_exceptions=True)
+            assert [type(one) for one in late] == [QueueFull] * 2
 
 
 async def python_calls(work):

@@ -48,6 +48,34 @@ def configured(token, key, tmp_path, **rotation):
     return token.config(key, **rules)
 
 
+def test_a_command_ends_the_overlap_of_a_replaced_key(fresh_token, tmp_path, hsmcore):
+    """The token refused it, and the key ring and the set of the keys went on to call it good."""
+    token = fresh_token()
+    old, config = token.keys["ed25519"].id, configured(token, "ed25519", tmp_path)
+    assert hsmcore("rotate", "now", config=config)[0] == 0
+    new = hsmcore("rotate", "status")[1]["current"]["id"]
+    code, error = hsmcore("keys", "deactivate", new)
+    assert (code, "is the one that signs" in error["error"]["message"]) == (1, True)
+    until = []
+    for _ in range(2):
+        code, done = hsmcore("keys", "deactivate", old.upper())
+        assert (code, done["enforced"]) == (0, True)
+        rows = {row["id"]: row for row in hsmcore("keys")[1]}
+        assert [(rows[key]["state"], rows[key]["canSign"]) for key in (old, new)] == [
+            ("deactivated", False),
+            ("active", True),
+        ]
+        until.append(rows[old]["validUntil"])
+    assert until[0] == until[1]  # the second time changes nothing
+
+    async def goes_on():
+        async with opened(config) as manager:
+            assert await manager.get_current_key_id() == new
+            assert await manager.sign(b"m")
+
+    asyncio.run(goes_on())
+
+
 def test_rotate_plan_status_history_backup(fresh_token, tmp_path, hsmcore):
     token = fresh_token({"name": "p256", "kind": "ecdsa-p256"})
     config = configured(token, "p256", tmp_path, backupEnabled=True, backupLocation=str(tmp_path / "backups"))

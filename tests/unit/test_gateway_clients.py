@@ -112,7 +112,7 @@ def test_a_rate_has_bursts_and_says_when_there_is_room(clock):
     client.begin(10, signs=True)
     with pytest.raises(QueueFull):
         client.begin(1, signs=True)
-    client.begin(1)  # what is no signature has no rate
+    client.begin(1, signs=False)  # what is no signature has no rate
 
 
 @given(

@@ -7,9 +7,9 @@ from tests.support.loops import one_loop
 
 import hsmcore
 from hsmcore.config.policy import Policy
-from hsmcore.errors import DeadlineExceeded, DoubleSign, PolicyRefused
+from hsmcore.errors import BadArgument, DeadlineExceeded, DoubleSign, PolicyRefused, QueueFull
 from hsmcore.manager.policy import guard as module
-from hsmcore.manager.policy.callers import Caller
+from hsmcore.manager.policy.callers import Callers
 from hsmcore.manager.policy.guard import Guard
 from hsmcore.manager.policy.wants import NotNext
 from hsmcore.manager.policy.watermark import Asked
@@ -24,32 +24,39 @@ def guard(watermark=None, **policy):
 def test_a_digest_is_in_flight_until_it_is_answered():
     own = guard(callers={"app": {"inFlight": 2}})
     with hsmcore.caller("app"):
+
+        def digest():
+            return own.counted([own.judge_digest()])
+
         for _ in range(5):
-            with own.admitted_digest(), own.admitted_digest(), pytest.raises(PolicyRefused, match="2 requests in fl"):
-                own.admitted_digest().__enter__()
-        with pytest.raises(LookupError), own.admitted_digest():
+            with digest(), digest(), pytest.raises(QueueFull, match="2 requests open") as caught:
+                digest().__enter__()
+            assert (caught.value.retryable, caught.value.retry_after_ms) == (True, 100)
+        with pytest.raises(LookupError), digest():
             raise LookupError
-        with own.admitted_digest(), own.admitted_digest():
+        with digest(), digest():
             pass
+    assert own.refused == {"limit": 5}
 
 
 def test_digests_that_the_policy_does_not_list_are_refused_and_counted():
     own = guard(kinds=["tx-v0"])
-    with pytest.raises(PolicyRefused, match="signs no digest as it is"), own.admitted_digest():
-        pass
+    with pytest.raises(PolicyRefused, match="signs no digest as it is"):
+        own.judge_digest()
     assert own.refused == {"prehashed": 1}
 
 
 def test_a_refused_request_of_a_caller_counts_for_nothing():
     rules = Policy.model_validate({"kinds": ["tx-v0"], "callers": {"app": {"inFlight": 1, "kinds": ["tx-v0"]}}})
-    caller = Caller("app", rules.callers["app"], frozenset(rules.kinds))
+    caller = Callers(rules.callers).named("app")
+    assert "kind block" in str(caller.refusal("block"))
     for _ in range(3):
-        with pytest.raises(PolicyRefused, match="kind block"):
-            caller.begin("block")
-    for _ in range(3):
-        caller.begin("tx-v0")
-        with pytest.raises(PolicyRefused, match="1 requests in flight"):
-            caller.begin("tx-v0")
+        assert caller.refusal("tx-v0") is None
+        caller.begin()
+        with pytest.raises(QueueFull, match="1 requests open"):
+            caller.begin()
+        with pytest.raises(BadArgument, match="batch of 2; caller 'app' may have 1"):
+            caller.begin(2)
         caller.end()
 
 

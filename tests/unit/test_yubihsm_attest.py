@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.support.yubihsm.attest import Attestation, Root, certificate
-from tests.support.yubihsm.codes import Algorithm, Kind
+from tests.support.yubihsm.codes import Algorithm, Capability, Kind
 from tests.support.yubihsm.objects import GENERATED, IMPORTED, IMPORTED_WRAPPED, Stored
 
-from hsmcore.providers.yubihsm.attest import Claim, problem_of
+from hsmcore.providers.yubihsm.attest import Claim, exportable, problem_of
 
 SERIAL, KEY_ID = 9_000_001, 0x64
 DEVICE = Attestation(SERIAL)
+VECTORS = Path(__file__).parents[1] / "vectors" / "yubihsm"
 
 
-def stored(origin: int = GENERATED, key_id: int = KEY_ID, algorithm: Algorithm = Algorithm.ED25519) -> Stored:
-    return Stored(key_id, Kind.ASYMMETRIC_KEY, algorithm, 0, 1, b"", bytes(31) + b"\1", origin=origin)
+def stored(
+    origin: int = GENERATED, key_id: int = KEY_ID, algorithm: Algorithm = Algorithm.ED25519, capabilities: int = 0
+) -> Stored:
+    return Stored(key_id, Kind.ASYMMETRIC_KEY, algorithm, capabilities, 1, b"", bytes(31) + b"\1", origin=origin)
 
 
 def raw_of(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
@@ -56,6 +60,43 @@ def test_it_shows_a_key_that_the_device_generated(path):
     public = x509.load_der_x509_certificate(DEVICE.attest(point)).public_key()
     claim = replace(CLAIM, public_key=public.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint))
     assert problem_of(chain_of(algorithm=Algorithm.EC_P256), [path], claim) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "key_id", "serial", "leaves"),
+    [("exportable", "0105", "31650558", True), ("confined", "7e57", "31650425", False)],
+)
+def test_real_devices_certificates_lead_to_the_vendor_s_root(name, key_id, serial, leaves):
+    certs = x509.load_pem_x509_certificates((VECTORS / f"{name}.pem").read_bytes())
+    chain, roots = [one.public_bytes(Encoding.DER) for one in certs], [VECTORS / "roots.pem"]
+    public = certs[0].public_key()
+    if isinstance(public, ed25519.Ed25519PublicKey):
+        raw = public.public_bytes_raw()
+    else:
+        raw = public.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    claim = Claim(raw, key_id, serial)
+    assert problem_of(chain, roots, claim) == ""
+    assert exportable(chain) is leaves
+    others = {"key_id": "0106"}, {"serial": "31650559"}, {"public_key": bytes(32)}
+    for wrong in (replace(claim, **other) for other in others):
+        assert problem_of(chain, roots, wrong) != ""
+    bits = next(one.value.value for one in certs[0].extensions if one.oid.dotted_string.endswith(".41482.4.5"))
+    turned = chain[0].replace(bits, bits[:8] + bytes([bits[8] ^ 1]) + bits[9:])
+    assert exportable([turned]) is not leaves
+    assert "not lead" in problem_of([turned, chain[1]], roots, claim)
+
+
+@pytest.mark.parametrize("capabilities", [0, 1 << 8, 1 << 16, 0x10100, 1 << 15, 1 << 17, 1 << 63, (1 << 64) - 1])
+def test_a_certificate_says_whether_its_key_can_leave_under_a_wrapping_key(capabilities):
+    assert exportable(chain_of(capabilities=capabilities)) is bool(capabilities & Capability.EXPORTABLE_UNDER_WRAP)
+
+
+@pytest.mark.parametrize("said", [None, b"", b"\3\x09\0" + bytes(7), b"\3\x09\1" + bytes(8), b"\4\x08" + bytes(9)])
+def test_what_says_nothing_of_capabilities_says_neither(said):
+    more = {} if said is None else {5: said}
+    made = certificate("key", KEY.public_key(), DEVICE._own, DEVICE.key, ca=False, more=more)
+    assert exportable([made.public_bytes(Encoding.DER)]) is None
+    assert exportable([]) is exportable([b"x"]) is None
 
 
 @pytest.mark.parametrize("origin", [IMPORTED, GENERATED | IMPORTED_WRAPPED, IMPORTED | IMPORTED_WRAPPED, 3, 0, 0x80])

@@ -73,7 +73,8 @@ suite("a connection that breaks", { timeout: 100_000 }, () => {
     const client = await connected();
     gateway.take = (one) => {
       gateway.seen.push(one);
-      setTimeout(() => gateway.drop(), 20);
+      // Not for what a client says as it closes: this test is over by then, and the next one has a gateway.
+      if (one.type === 2) setTimeout(() => gateway.drop(), 20);
     };
     await assert.rejects(client.sign(text("x")), fails({ status: "HOST_LOST", maybeSigned: true }));
     assert.equal(gateway.seen.length, 1);

@@ -94,19 +94,23 @@ def deactivate(
     key_id: KeyIdArgument,
     force: Annotated[bool, "Even the key that the configuration signs with."] = False,
 ) -> None:
-    """Take the right to sign away from a key, for every program that uses the token.
+    """Take the right to sign away from a key, for every program that uses the token. The overlap of a key that was
+    rotated away ends: running key managers and the set of the keys follow.
 
     Exit code 1 if the token cannot enforce that.
 
     Example: hsmcore keys deactivate 0f3a…
     """
+    from hsmcore.state import Keys
+
     settings = token_settings(cli.config)
     # Not with --force: a store that is damaged keeps no key from being stopped.
-    active = [] if force else [key.key_id for key in ring(cli) if key.state == "active"]
+    versions = [] if force else ring(cli)
+    states = {key.state: key.public_key for key in versions if key.key_id == key_id.lower()}
 
     async def work(plane: ControlPlane) -> Any:
         found = [record for record in await plane.list_keys() if record.id == key_id.lower()]
-        if found and not active and not force and is_configured(settings, found[0]):
+        if found and not versions and not force and is_configured(settings, found[0]):
             raise KeyUnusable(
                 f"key {key_id} is the one that the configuration signs with",
                 hint="Name another key in the configuration first, or give --force.",
@@ -114,8 +118,10 @@ def deactivate(
         return await plane.deactivate(key_id.lower())
 
     with cli.recorded("keys deactivate", key_id=key_id.lower(), forced=force) as entry:
-        if key_id.lower() in active:
+        if "active" in states:
             raise KeyUnusable(f"key {key_id} is the one that signs", hint="Rotate it first, or give --force.")
+        if "overlap" in states:
+            cli.on_state(lambda store: Keys(store).deactivate(states["overlap"]))
         done = cli.on_token(work)
         entry |= {"enforced": done.enforced, "reason": done.reason}
     shown = {"keyId": done.key_id, "enforced": done.enforced, "reason": done.reason}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +12,13 @@ import typer
 
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import BadUsage, print_fields, table, when
-from hsmcore.cli.settings import RequiredReason, misconfigured
+from hsmcore.cli.settings import RequiredReason, load_configs, misconfigured
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from hsmcore.config import Config, Policy
+    from hsmcore.state import Store
 
 app = typer.Typer()
 floor = typer.Typer(name="floor", help="The positions at and below which nothing is signed.", no_args_is_help=True)
@@ -29,24 +33,34 @@ def explain(
     message: Annotated[str, typer.Argument(metavar="FILE|HEX", help="The message: a file, or hexadecimal.")],
     kind: Annotated[str | None, "What the caller takes the message for."] = None,
     position: Annotated[int | None, "Of a bare digest of an ordered kind.", {"min": 0}] = None,
+    caller: Annotated[str | None, "NAME: Who asks: of policy.callers or gateway.clients."] = None,
+    key: Annotated[str | None, "HEX|ADDRESS: The public key that signs (default: the key ring's, if any)."] = None,
 ) -> None:
-    """Say what a message is, whether the configured key would sign it, and why not. Nothing is signed or bound. Ends
-    with 1 if it would be refused. Limits of callers and of amounts a minute are not looked at.
+    """Say what a message is, whether the configured key would sign it, and why not: for this caller, and by the role of
+    the key. Nothing is signed, bound or counted: limits of callers are shown, and sums a minute are not looked at. Ends
+    with 1 if it would be refused.
 
     Examples:
 
       hsmcore policy explain block.bin --kind block
 
-      hsmcore policy explain ff68736d636f7265…
+      hsmcore policy explain ff68736d636f7265… --caller relayer
     """
-    from hsmcore.manager.policy.explain import explained
+    from hsmcore.config.root import SINGLE
+    from hsmcore.manager.policy.explain import Requester, explained
 
-    policy = _policy(cli.config)
-    data = _bytes_of(message)
-    if policy.ordered:
-        found = cli.on_state(lambda store: explained(policy, data, kind, position, store), shows=True)
-    else:
-        found = asyncio.run(explained(policy, data, kind, position, None))
+    config, policy, data = cli.config, _policy(cli.config), _bytes_of(message)
+    clients = {} if config.gateway is None else config.gateway.clients
+    public_key = _current_key(cli, policy) if key is None else _key_of(key)
+    name = config.key_manager.manager or SINGLE
+    requester = Requester(caller, clients.get(caller or ""), name, public_key)
+    policies = [own.key_manager.policy for own in load_configs(cli.config_path, cli.state, warns=False).values()]
+    formats = [form for one in policies if one is not None for form in one.formats]
+
+    def work(store: Store | None) -> Coroutine[Any, Any, dict[str, Any]]:
+        return explained(policy, data, kind, position, store, requester, formats)
+
+    found = cli.on_state(work, shows=True) if policy.ordered else asyncio.run(work(None))
     cli.show(found, _print_explained, ok=found["signed"])
 
 
@@ -106,10 +120,29 @@ def _policy(config: Config) -> Policy:
     return rules.policy
 
 
+def _current_key(cli: Invocation, policy: Policy) -> bytes | None:
+    """Return the key that signs, where a rule is about it and the key ring says which it is."""
+    from hsmcore.cli.keys import ring
+
+    if policy.transactions is None or policy.transactions.role == "any":
+        return None
+    return next((one.public_key for one in ring(cli) if one.state == "active"), None)
+
+
+def _key_of(given: str) -> bytes:
+    from hsmcore.base.base58 import from_base58
+
+    for decode in (bytes.fromhex, from_base58):
+        with suppress(ValueError):
+            if len(found := decode(given)) in (32, 65):
+                return found
+    raise BadUsage(f"{given!r} is no public key: hexadecimal, or an address in base58")
+
+
 def _bytes_of(given: str) -> bytes:
-    if re.fullmatch(r"(0x)?([0-9a-fA-F]{2})+", given) and not Path(given).exists():
-        return bytes.fromhex(given.removeprefix("0x"))
     try:
         return Path(given).read_bytes()
-    except OSError as error:
+    except OSError as error:  # a transaction in hexadecimal is longer than a name may be, too
+        if re.fullmatch(r"(0x)?([0-9a-fA-F]{2})+", given):
+            return bytes.fromhex(given.removeprefix("0x"))
         raise BadUsage(f"{given!r} is neither hexadecimal nor a file that can be read: {error.strerror}") from None

@@ -75,6 +75,9 @@ class ProviderDescriptor:
     """For evidence about a key: a function from such certificates, settings, the public key, the key's id and the
     token's serial number to why they do not show, by `attestation_roots` of the settings, that the device made the key;
     "": they do. Raises OSError."""
+    exportable: str | None = None
+    """For evidence about a key: a function from such certificates to whether they say that the key can leave the device
+    under a wrapping key; None: they do not say."""
     note_bytes: int | None = None
     """The longest text that the device signs, in bytes, if that is less than a note of a key set may have."""
     secret_variables: frozenset[str] = frozenset()

@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, field_validator, model_validator
 from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, fault
 from hsmcore.config.monitoring import Address
 from hsmcore.config.placed import Variables
-from hsmcore.config.policy import Kinds
+from hsmcore.config.policy import CallerRules
 from hsmcore.config.secret import Secret
 
 DEFAULT_SOCKET: Final = "unix:/run/hsmcore/sign.sock"
@@ -60,8 +60,8 @@ class GatewayTls(Model):
     client certificate is asked for if this is given."""
 
 
-class GatewayClient(Model):
-    """A client: how it is known, and what it may. One of the ways of being known is enough."""
+class GatewayClient(CallerRules):
+    """A client: a caller outside this process. How it is known, of which one way is enough, and what it may."""
 
     uid: Annotated[tuple[_Number, ...], BeforeValidator(as_tuple)] = ()
     """User ids on a Unix socket."""
@@ -73,12 +73,8 @@ class GatewayClient(Model):
     """The X-Vault-Token that the client sends to an "https:" address."""
     keys: Annotated[tuple[Annotated[str, Text(32)], ...], BeforeValidator(as_tuple)]
     """The key managers that it may use, by their names in `keyManagers`; "default" is the one at `keyManager`."""
-    kinds: Kinds | None = None
-    """Default: what the key's policy allows."""
     manages: bool = False
     """Whether it may also generate, choose, deactivate and back up keys."""
-    per_second: Annotated[int, Whole(1, 10_000_000)] | None = None
-    """Signatures a second, with bursts of as many."""
     in_flight: Annotated[int, Whole(1, 65_536)] = 256
     """Requests that are open at each key manager, on all its connections together."""
     weight: Annotated[int, Whole(1, 1000)] = 1

@@ -101,14 +101,14 @@ class PayloadFormat(Model):
 
 
 class CallerRules(Model):
-    """What one caller may have signed with this key."""
+    """What one caller may have signed: in this process with this key, or as a client of a gateway."""
 
     kinds: Kinds | None = None
     """Default: every kind of the policy."""
     per_second: Annotated[int, Whole(1, 10_000_000)] | None = None
-    """Requests a second, with bursts of as many."""
+    """Signatures a second, with bursts of as many. Default: no limit."""
     in_flight: Annotated[int, Whole(1, 65_536)] | None = None
-    """Requests that are open at a time. Default: no separate limit."""
+    """Requests that are open at a time, each message of a batch. Default: no separate limit."""
 
 
 class TransactionRules(Model):

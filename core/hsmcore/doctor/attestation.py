@@ -33,4 +33,6 @@ def check_attestation(provider: Provider, found: Mapping[str, Step]) -> Iterator
         if problem:
             yield warn("attestation", problem, UNPROVEN_HINT)
         else:
-            yield ok("attestation", "certificates show that the device generated the key")
+            asked = provider.descriptor.exportable
+            leaves = "; it can leave it under a wrapping key" if asked and provider.resolve(asked)(chain) else ""
+            yield ok("attestation", f"certificates show that the device generated the key{leaves}")

@@ -28,7 +28,7 @@ class HsmError(Exception):
     """Given as the class's `status`."""
     default_hint: ClassVar[str] = ""
     retry_after_ms: int = 0
-    """Milliseconds after which the same call may succeed, where `hsmcore gateway` knows it; 0: it is not known."""
+    """Milliseconds after which the same call may succeed, where it is known, else 0."""
     told_retryable: bool | None = None
     """The `retryable` that a gateway told; None: the status decides."""
     index: int | None = None

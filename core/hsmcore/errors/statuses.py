@@ -196,7 +196,7 @@ STATUSES: dict[str, StatusRow] = {
     "POLICY_REFUSED": StatusRow(
         "REQUEST_FATAL",
         "the policy does not let this key sign the message",
-        "See what it is and why it is refused: `hsmcore policy explain --help`.",
+        "See what it is and why it is refused, to whom: `hsmcore policy explain --help`.",
     ),
     "DOUBLE_SIGN": StatusRow(
         "REQUEST_FATAL",

@@ -20,6 +20,7 @@ from hsmcore.gateway.versions import Versions
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.manager.key_managers import KeyManagers
+from hsmcore.manager.policy.callers import unlisted
 from hsmcore.manager.policy.guard import kinds_of
 
 MANAGING: Final = 8
@@ -46,36 +47,35 @@ class ClientKey:
         self.longest = max(desk.settings.max_timeout_ms / 1e3, self.timeout)
         """Seconds that a request may take, whatever its client says."""
         self.message_bytes = self.manager.config.key_manager.max_message_bytes
-        self._allowed = None if client.rules.kinds is None else frozenset(client.rules.kinds)
 
     @property
     def kinds(self) -> int:
         """What may be signed, as bits of wire.KINDS, and wire.BATCHES."""
         listed = None if self.policy is None else self.policy.kinds
-        if listed is None and self._allowed is None:
+        allowed = self.account.kinds
+        if listed is None and allowed is None:
             return wire.ALL_KINDS
-        kinds = set(wire.KINDS[1:]).intersection(*(some for some in (listed, self._allowed) if some is not None))
+        kinds = set(wire.KINDS[1:]).intersection(*(some for some in (listed, allowed) if some is not None))
         found = sum(1 << wire.KINDS.index(kind) for kind in kinds)
         return found | wire.BATCHES if self.policy is not None and BATCH_ROOT in self.policy.kinds else found
 
     def require_kind(self, message: bytes, kind: str | None) -> None:
         """Raise PolicyRefused, and record it, for a message that this client may not have signed."""
-        if self._allowed is not None:
+        if self.account.kinds is not None:
             found = self.desk.look(message).kind
             # Nothing in a digest says what it is of: if it is ordered, the policy binds the position that is claimed.
-            if found == "digest32" and kind in ORDERED:
-                found = kind
-            if found not in self._allowed:
-                raise self._unlisted(found)
+            self.require_listed(kind if found == "digest32" and kind in ORDERED else found)
 
     def require_listed(self, kind: str) -> None:
         """Raise PolicyRefused, and record it, for a kind that this client may not have signed."""
-        if self._allowed is not None and kind not in self._allowed:
-            raise self._unlisted(kind)
+        if (refusal := self._unlisted(kind)) is not None:
+            raise refusal
 
-    def _unlisted(self, kind: str) -> PolicyRefused:
-        self.refused(f"kind {kind} not listed", "sign")
-        return PolicyRefused(f"client {self.client.name!r} may not have a payload of kind {kind} signed")
+    def _unlisted(self, kind: str) -> PolicyRefused | None:
+        refusal = self.account.refusal(kind)
+        if refusal is not None:
+            self.refused(f"kind {kind} not listed", "sign")
+        return refusal
 
     def refused(self, why: str, what: str) -> None:
         """Record that the client was refused; as Admission.refused."""
@@ -84,7 +84,7 @@ class ClientKey:
     def refusals(self, messages: Sequence[bytes], kind: str | None) -> list[HsmError | None]:
         """Return why each message of a batch is refused, of which `kind` must be the kind: a batch has no positions.
         The key manager would refuse the batch as a whole for one that cannot be signed as it is."""
-        judged = self._allowed is not None or kind is not None
+        judged = self.account.kinds is not None or kind is not None
         found: list[HsmError | None] = []
         for message in messages:
             if not message:
@@ -97,11 +97,11 @@ class ClientKey:
 
     def _judged(self, message: bytes, kind: str | None) -> HsmError | None:
         found = self.desk.look(message).kind
-        if self._allowed is not None and found not in self._allowed:
-            return self._unlisted(found)
+        if (refusal := self._unlisted(found)) is not None:
+            return refusal
         if kind is not None and found != kind:
             self.refused(f"kind {found} claimed as {kind}", "sign")
-            return PolicyRefused(f"the message is of kind {found}, not {kind}")
+            return PolicyRefused(f"it is {found}, not {kind}")
         return None
 
 
@@ -160,7 +160,7 @@ class Admission:
         """Return what a client may do with a key manager. Raises PolicyRefused if it may not use it, or it is none."""
         found = self._counters.get(client.name, {}).get(name)
         if found is None:
-            raise PolicyRefused(f"client {client.name!r} may not use a key manager {name!r:.40}")
+            raise unlisted(client.name, name)
         return found
 
     def counters(self, client: KnownClient) -> tuple[ClientKey, ...]:

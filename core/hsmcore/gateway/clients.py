@@ -10,17 +10,14 @@ from typing import Any, Final, Protocol
 from hsmcore.audit.record import caller_context
 from hsmcore.config import GatewayClient
 from hsmcore.config.secret import MAX_TOKEN_BYTES, TokenDigests
-from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError, ModuleBusy
+from hsmcore.errors import ConfigFault, ConfigurationError, ModuleBusy
 from hsmcore.gateway.intake import FrameIntake
-from hsmcore.gateway.replay import MemoryBudget, Sessions, refused
+from hsmcore.gateway.replay import MemoryBudget, Sessions
 from hsmcore.gateway.turns import Flow
-from hsmcore.manager.policy.callers import Rate
+from hsmcore.manager.policy.callers import CallerAccount, Rate
 
 COME_BACK_MS: Final = 1000
 """When there may be room for one more connection, or a gateway after one that ends."""
-ROOM_MS: Final = 100
-"""When to come back to a client's own limit of open requests: as long as few signatures take, many for a fast HSM. A
-client that counts its credits never waits for it."""
 AT_ONCE: Final = 16
 """Requests that waited for room and go on in a turn of the event loop, at most."""
 
@@ -39,17 +36,11 @@ class KnownClient:
         """Takes the frames of its connections."""
         self.context = caller_context(name)
         """What runs in it is recorded as this client's."""
-        self._rate = None if rules.per_second is None else Rate(rules.per_second)
-        self.limited = self._rate is not None
+        self.rate = Rate.of(rules)
 
     def has_rules(self, rules: GatewayClient) -> bool:
         """Whether these are its rules, apart from its token."""
         return self.rules.model_dump(exclude={"token"}) == rules.model_dump(exclude={"token"})
-
-    def spend(self, signatures: int) -> None:
-        """Count signatures in the rate. Raises QueueFull, and counts none then."""
-        if self._rate is not None and (wait := self._rate.take(signatures)):
-            raise refused(f"client {self.name!r} has used up its {self._rate.per_second} signatures a second", wait)
 
 
 class Held(Protocol):
@@ -61,16 +52,15 @@ class Held(Protocol):
         """There is room for it: release it, and have it admitted."""
 
 
-class OpenWork(Flow[Any]):
-    """What a client has open at one key manager, its share of the turns there, and its requests for which there is no
-    room: they wait, and are not refused. What another client does is none of its business."""
+class OpenWork(Flow[Any], CallerAccount):
+    """What a client has open at one key manager, on all its connections, its share of the turns there, and its requests
+    for which there is no room: they wait, and are not refused. What another client does is none of its business."""
 
     def __init__(self, client: KnownClient, most: int) -> None:
         """`most`: requests that may be open."""
-        super().__init__(client.rules.weight)
-        self.client, self.most = client, most
-        self.open = 0
-        """Requests that are not answered, on all the client's connections; each message of a batch is one."""
+        Flow.__init__(self, client.rules.weight)
+        CallerAccount.__init__(self, f"client {client.name!r}", client.rules.kinds, client.rate, most)
+        self.client = client
         self.held: OrderedDict[Held, None] = OrderedDict()
         self._going_on = False
 
@@ -96,21 +86,8 @@ class OpenWork(Flow[Any]):
                 return
             first.go_on()  # and its release plans the next turn
 
-    def begin(self, count: int, *, signs: bool = False) -> None:
-        """Count requests as open, and those for signatures in the client's rate. Raises QueueFull, BadArgument for more
-        than can ever be open, and counts nothing then."""
-        name = self.client.name
-        if count > self.most:
-            raise BadArgument(f"a batch of {count}; client {name!r} may have {self.most} requests open")
-        if self.open + count > self.most:
-            raise refused(f"client {name!r} has {self.open} requests open and may have {self.most}", ROOM_MS)
-        if signs and self.client.limited:
-            self.client.spend(count)
-        self.open += count
-
-    def end(self, count: int) -> None:
-        """They are answered."""
-        self.open -= count
+    def end(self, count: int = 1) -> None:
+        super().end(count)
         if self.held:
             self._go_on_later()
 

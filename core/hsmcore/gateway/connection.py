@@ -15,11 +15,12 @@ from hsmcore.gateway.clients import COME_BACK_MS, KnownClient, ending
 from hsmcore.gateway.intake import FrameIntake
 from hsmcore.gateway.jobs import late
 from hsmcore.gateway.operations import OPERATIONS, Operation, refusal_of
-from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession, refused
+from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession
 from hsmcore.gateway.tls import names_in
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import CLIENT_TYPES, MIN_BYTES, Frame, Splitter, Type, WireError
 from hsmcore.gateway.wire_requests import ServedRequest, WireFace
+from hsmcore.manager.policy.callers import full
 
 BATCH: Final = 1024
 """Most messages of a SIGN_MANY."""
@@ -232,7 +233,7 @@ class GatewayConnection(asyncio.Protocol):
             if not desk.directory.has(client):
                 raise PolicyRefused("the gateway's clients have changed", hint="Connect again.")
             if client.connections >= OF_ONE_CLIENT:
-                raise refused(f"client {client.name!r} has {client.connections} connections", COME_BACK_MS)
+                raise full(f"client {client.name!r} has {client.connections} connections", COME_BACK_MS)
             get_logger().info("client connected", client=client.name, peer=self.peer, program=hello.program)
             self.session = client.sessions.enter(hello.nonce)
         except HsmError as error:
@@ -266,7 +267,7 @@ class GatewayConnection(asyncio.Protocol):
                 raise BadArgument(f"a batch of {cost}; at most {BATCH}")
             if frame.slot >= len(self._counters):
                 self.server.refused(self.peer, self.client, "key not listed", f"number {frame.slot}")
-                raise PolicyRefused(f"a client may not use a key manager with the number {frame.slot}")
+                raise PolicyRefused(f"a client may not use a key manager with the number {frame.slot}", hint="")
             counter = self._counters[frame.slot]
             self._admit(ServedRequest(counter, operation, what, cost, self, session, frame))
         except HsmError as error:

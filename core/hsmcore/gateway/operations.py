@@ -202,7 +202,8 @@ async def _managed(counter: ClientKey, operation: str, key_id: str) -> str:
         return orjson.dumps(manager.get_cache_stats()).decode()
     if not counter.client.rules.manages:
         counter.refused("may not manage keys", operation)
-        raise PolicyRefused(f"client {counter.client.name!r} may not manage keys")
+        hint = f"It needs gateway.clients.{counter.client.name}.manages."
+        raise PolicyRefused(f"client {counter.client.name!r} may not manage keys", hint=hint)
     match operation:
         case "generate":
             return await manager.generate_key()

@@ -10,9 +10,10 @@ import hashlib
 from collections import OrderedDict
 from typing import Final, Generic, NamedTuple, TypeVar
 
-from hsmcore.errors import BadArgument, QueueFull
+from hsmcore.errors import BadArgument
 from hsmcore.gateway.seen import SeenIds
 from hsmcore.gateway.wire.frames import Flag, Frame, Type
+from hsmcore.manager.policy.callers import full
 
 REMEMBER_SECONDS: Final = 120.0
 NONCES: Final = 1024
@@ -104,13 +105,13 @@ class ReplaySession(Generic[T]):
     def require_room(self, number: int, now: float) -> None:
         """Raise QueueFull if a new request cannot be remembered: nothing is forgotten for it."""
         if self._room.used >= self._room.most:
-            raise refused("the answers that are not acknowledged fill this client's memory", _RETRY_MS)
+            raise full("the answers that are not acknowledged fill this client's memory", _RETRY_MS)
         if number == self._taken.newest + 1:
             return
         found = self._taken.has_room(number, now - REMEMBER_SECONDS)
         self._count_gaps()
         if not found:
-            raise refused("too many request numbers were passed over, and not acknowledged", _RETRY_MS)
+            raise full("too many request numbers were passed over, and not acknowledged", _RETRY_MS)
 
     def begin(self, number: int, contents: Contents, request: T, now: float) -> None:
         """A new request is open from now on. There is room for it."""
@@ -173,7 +174,7 @@ class Sessions(Generic[T]):
             if len(self._sessions) >= NONCES:
                 self.expire(0)
             if len(self._sessions) >= NONCES:
-                raise refused(f"this client has {NONCES} nonces", int(REMEMBER_SECONDS * 1e3))
+                raise full(f"this client has {NONCES} nonces", int(REMEMBER_SECONDS * 1e3))
             found = self._sessions[nonce] = ReplaySession(self._room)
         found.connections += 1
         return found
@@ -194,10 +195,3 @@ class Sessions(Generic[T]):
     def remembered(self) -> int:
         """Answers that may be asked for again."""
         return sum(session.remembered for session in list(self._sessions.values()))
-
-
-def refused(text: str, retry_after_ms: int) -> QueueFull:
-    """Return the refusal of a request for which there is no room now."""
-    error = QueueFull(text, hint="Send the request again later.")
-    error.retry_after_ms = retry_after_ms
-    return error

@@ -136,9 +136,10 @@ class Batches:
     ) -> tuple[list[bytes], list[str]]:
         """Admit all messages, or none. Returns them and their kinds. The admissions end with `admitted`."""
         guard = self._guard
-        admissions = each(lambda message: admitted.enter_context(guard.admitted_leaf(message, kind)), messages)
+        admissions = each(lambda message: guard.judge_leaf(message, kind), messages)
         frozen = [one.message for one in admissions]
         Leaves.fitting(frozen, self._most_bytes)
+        admitted.enter_context(guard.counted(admissions))
         await asyncio.gather(*(one.begin(timeout) for one in admissions if one.waits))
         return frozen, [one.kind for one in admissions]
 
@@ -184,7 +185,8 @@ class Batches:
 
     async def _judged(self, message: Any, timeout: float | None, kind: str | None) -> asyncio.Future[BatchedSignature]:
         """The way of a message that is not signed without further ado. Returns its future, which is done."""
-        with self._guard.admitted_leaf(message, kind) as admission:
+        admission = self._guard.judge_leaf(message, kind)
+        with self._guard.counted([admission]):
             left = await admission.begin(timeout)
             leaves = self._open or self._begin()
             left_ns = self._timeout if left is None else timeout_ns(left)
@@ -309,7 +311,8 @@ class Batches:
         while True:
             first, epoch = self._next, 0 if self._fleet is None else self._fleet.epoch
             if first + leaves.count - 1 > MOST_POSITION:
-                raise PolicyRefused(f"the numbers of domain {self._guard.domain!r} are used up: {first} is the next")
+                full = f"the numbers of domain {self._guard.domain!r} are used up: {first} is the next"
+                raise PolicyRefused(full, hint="Name another policy.domain.")
             root = await self._in_thread(leaves.build, first, self._rules.blind)
             left = min(leaves.seconds_left, until - time.monotonic())
             text = batch_proof.checkpoint(self._guard.domain, epoch, leaves.count, root, first, time.time_ns())

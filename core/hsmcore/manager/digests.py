@@ -34,8 +34,11 @@ async def submit(
 ) -> Awaitable[Receipt]:
     """Ask the members. Raises PolicyRefused, AlgorithmUnsupported, InvalidMessage before any member is asked."""
     if guard is None:
-        raise PolicyRefused(f'there is no policy that lists "{PREHASHED}": this key signs no digest as it is')
-    admitted.enter_context(guard.admitted_digest())
+        hint = f'Add keyManager.policy, with "{PREHASHED}" among its kinds.'
+        raise PolicyRefused(
+            f'there is no policy that lists "{PREHASHED}": this key signs no digest as it is', hint=hint
+        )
+    admitted.enter_context(guard.counted([guard.judge_digest()]))
     if all(version.algorithm == "ed25519" for version in path.signing()):
         hint = "Sign the message itself, or use a P-256 or secp256k1 key."
         raise AlgorithmUnsupported("an Ed25519 key signs no digest: it hashes the message by itself", hint=hint)

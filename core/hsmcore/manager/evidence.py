@@ -37,6 +37,7 @@ async def collect(plane: ControlPlane, provider: Provider, key_id: str) -> bytes
             certificates = provider.resolve(provider.descriptor.certificates)
             found = await asyncio.to_thread(certificates, provider.config, key_id)
             document["certificates"] = [one.hex() for one in found]
+            document["exportableUnderWrap"] = _exportable(provider, found)
         except HsmError as error:
             get_logger().warning("the device gave no certificate of a key", key=key_id, error=str(error))
     return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
@@ -44,7 +45,8 @@ async def collect(plane: ControlPlane, provider: Provider, key_id: str) -> bytes
 
 def judged(document: bytes, provider: Provider, key_id: str, public_key: bytes | None) -> dict[str, Any]:
     """Return what a document says, and in `proven` whether certificates show that the device made this key; `problem`:
-    why not. `public_key`: of the key that is asked about; None: the document comes from the token itself. Raises
+    why not; `exportableUnderWrap`: whether they say that it can leave the device under a wrapping key, None where they
+    do not. `public_key`: of the key that is asked about; None: the document comes from the token itself. Raises
     ValueError for a document of another form or key, OSError."""
     found = orjson.loads(document[:_MOST_BYTES])
     if not isinstance(found, dict) or found.get("format") != FORMAT:
@@ -52,9 +54,15 @@ def judged(document: bytes, provider: Provider, key_id: str, public_key: bytes |
     if found["keyId"] != key_id or public_key not in (None, bytes.fromhex(found["publicKey"] or "")):
         raise ValueError("the evidence is about another key")
     problem = "the device gives no certificate: this is its own word"
-    if found["certificates"] and provider.descriptor.judge is not None:
+    chain = [bytes.fromhex(one) for one in found["certificates"]]
+    if chain and provider.descriptor.judge is not None:
         judge = provider.resolve(provider.descriptor.judge)
-        chain = [bytes.fromhex(one) for one in found["certificates"]]
         serial = found["token"]["serial"]
         problem = judge(chain, provider.config, bytes.fromhex(found["publicKey"] or ""), key_id, serial)
-    return {**found, "proven": not problem, "problem": problem or None}
+    said = {"exportableUnderWrap": _exportable(provider, chain), "proven": not problem, "problem": problem or None}
+    return {**found, **said}
+
+
+def _exportable(provider: Provider, chain: list[bytes]) -> bool | None:
+    asked = provider.descriptor.exportable
+    return provider.resolve(asked)(chain) if asked is not None else None

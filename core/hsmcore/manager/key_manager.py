@@ -208,9 +208,9 @@ class KeyManager(BatchedSigning, KeyWork):
         message although a signature under the first key may exist. `key_id`: sign with this key or not at all, which
         raises KeyNotCurrent while another one signs, KeyNotFound.
 
-        With a policy, raises PolicyRefused for what this key, or this caller, may not have signed, and DoubleSign for
-        another payload at a bound position. `kind`: what the caller takes the message for. `position`: that of a bare
-        digest of an ordered kind; a payload with its position in it must agree.
+        With a policy, raises PolicyRefused for what this key, or this caller, may not have signed, QueueFull at a limit
+        of the caller's, DoubleSign for another payload at a bound position. `kind`: what the caller takes the message
+        for. `position`: that of a bare digest of an ordered kind; a payload with its position in it must agree.
         """
         if key_id is not None or allow_other_key:
             receipt = await self._sign_otherwise(message, timeout, kind, position, allow_other_key, key_id)
@@ -279,8 +279,8 @@ class KeyManager(BatchedSigning, KeyWork):
         """Sign a batch in one crossing to the workers. Returns the signatures in order.
 
         The first error is raised at once, with the `index` of its message, unless `return_exceptions` puts errors into
-        the list. An invalid message is refused before anything is signed. `timeout` covers the whole batch. `kind`,
-        `key_id`: of each, as in `sign`.
+        the list. An invalid message, or more messages than the caller may have open, are refused before anything is
+        signed. `timeout` covers the whole batch. `kind`, `key_id`: of each, as in `sign`.
         """
         batch = list(messages)
 
@@ -322,7 +322,8 @@ class KeyManager(BatchedSigning, KeyWork):
             if self._guard is None:
                 refuse_claims(kind, position)
             elif not self._guard.passes(message, kind, position):
-                admission = admitted.enter_context(self._guard.admitted(message, kind, position))
+                admission = self._guard.judge(message, kind, position)
+                admitted.enter_context(self._guard.counted([admission]))
                 data, left = admission.message, await admission.begin(timeout)
                 extra = admission.extra() if self._audited else None
             return self._way.ask(Ask(data, left, extra, self._keys.public_key_of(key_id), allow_other_key))

@@ -169,7 +169,8 @@ class KeyManagers(Mapping[str, KeyManager]):
             return owner
         if len(self) == 1:
             return next(iter(self.values()))  # its own policy decides
-        raise PolicyRefused(f"no key manager signs a message of kind {kind!r:.40}")
+        hint = "List the kind in the policy of the key manager that is to sign it."
+        raise PolicyRefused(f"no key manager signs a message of kind {kind!r:.40}", hint=hint)
 
     async def sign(
         self, message: Message, timeout: float | None = None, kind: str | None = None, position: int | None = None

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 KILL_AGAIN_SECONDS = 0.05
+HUNG_SECONDS = 0.3
+"""In place of CLOSE_SECONDS, where a call has been inside the module for longer than `startTimeoutMs`."""
 LEAST_PATIENCE_MS = 500
 """`hangAfterMs` of a module whose settings do not give one."""
 _MARK_KEY: Final = secrets.token_bytes(32)
@@ -336,9 +338,12 @@ class Pkcs11Member:
     async def _stop_engine(self) -> int:
         """Stop the workers within CLOSE_SECONDS, even if a call hangs in the member's thread. Returns how many threads
         are left inside the module; they free what they use."""
-        until = time.monotonic() + CLOSE_SECONDS
+        now, since = time.monotonic(), self._inside_since
+        hangs = since is not None and now - since >= self._settings.start_timeout_ms / 1e3
+        patience = HUNG_SECONDS if hangs else CLOSE_SECONDS
+        until = now + patience
         idle = asyncio.ensure_future(self.run(lambda: None))
-        await asyncio.wait([idle], timeout=CLOSE_SECONDS / 2)
+        await asyncio.wait([idle], timeout=patience / 2)
         while self._isolated and not idle.done():  # again and again: a start may not have come to its process yet
             self.engine.kill_host()  # which ends the call
             await asyncio.wait([idle], timeout=KILL_AGAIN_SECONDS)

@@ -116,7 +116,9 @@ STATE_BACKUP_FAILING = _gauge(
 )
 
 POLICY_REFUSED = _counter(
-    "hsmcore_policy_refused_total", "Requests that the policy refused, by kind of payload.", "kind"
+    "hsmcore_policy_refused_total",
+    "Requests that the policy refused, by kind of payload; limit: by a caller's limits; state: by the store.",
+    "kind",
 )
 DOUBLE_SIGN = _counter(
     "hsmcore_double_sign_refused_total", "Requests for a position that was bound to another payload."

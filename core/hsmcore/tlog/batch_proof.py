@@ -1,7 +1,7 @@
 """The checkpoint of a batch and the proof of one message in it: made, and verified. docs/BATCHING.md has the formats.
 
-A proof has one form only: what differs by a byte is refused, save signatures of other names, which a signed note may
-have. hsmcore.tlog.proof reads it.
+A proof has one form only: what differs by a byte is refused, save its lines of signatures: a signed note may have
+them in any order, twice, and of other names. hsmcore.tlog.proof reads it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The set of a key manager's keys as a signed note, and what a verifier makes of it. docs/KEYSET.md has the format.
 
-A note has one form only: what differs by a byte is refused, save signatures of other names, which a signed note may
-have. Who signs it: manager/key_sets.py.
+A note has one form only: what differs by a byte is refused, save its lines of signatures: a signed note may have
+them in any order, twice, and of other names. Who signs it: manager/key_sets.py.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 from .objects import CURVES, Stored, public_key
 
 _BEGUN, _ENDS = datetime.datetime(2017, 1, 1, tzinfo=datetime.UTC), datetime.datetime(2071, 10, 5, tzinfo=datetime.UTC)
-_VENDOR = "1.3.6.1.4.1.41482.4"  # followed by 2: serial number, 3: origin, 6: object id
+_VENDOR = "1.3.6.1.4.1.41482.4"  # followed by 2: serial number, 3: origin, 5: capabilities, 6: object id
 _Key = ec.EllipticCurvePrivateKey
 
 
@@ -107,6 +107,7 @@ class Attestation:
         more = {
             2: self.number,
             3: bytes([3, 2, 0, stored.origin]),
+            5: b"\3\x09\0" + stored.capabilities.to_bytes(8),
             6: integer(stored.id),
         }
         subject = f"Test HSM Attestation id:0x{stored.id:04x}"

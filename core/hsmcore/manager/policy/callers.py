@@ -1,62 +1,33 @@
-"""Who asks for a signature in this process, and how much each may ask for."""
+"""Who asks for a signature, and how much each may ask for: callers in this process, and clients of a gateway."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
 from time import monotonic_ns
-from typing import Final
+from typing import Final, Self
 
 from hsmcore.audit.record import current_caller
 from hsmcore.config import CallerRules
-from hsmcore.errors import PolicyRefused
+from hsmcore.errors import BadArgument, PolicyRefused, QueueFull
 
-
-class Caller:
-    """What one caller has used up of its rules. Belongs to one event loop."""
-
-    def __init__(self, name: str, rules: CallerRules, kinds: frozenset[str]) -> None:
-        self.name = name
-        self.kinds = kinds if rules.kinds is None else frozenset(rules.kinds)
-        self._rate = None if rules.per_second is None else Rate(rules.per_second)
-        self._most = rules.in_flight
-        self._in_flight = 0
-
-    def begin(self, kind: str) -> None:
-        """Count a request. Raises PolicyRefused, and counts nothing then."""
-        if kind not in self.kinds:
-            raise PolicyRefused(f"caller {self.name!r} may not have a payload of kind {kind} signed")
-        if self._most is not None and self._in_flight >= self._most:
-            raise PolicyRefused(f"caller {self.name!r} has {self._most} requests in flight, as many as it may")
-        if self._rate is not None and self._rate.take():
-            raise PolicyRefused(f"caller {self.name!r} has used up its {self._rate.per_second} requests a second")
-        self._in_flight += 1
-
-    def end(self) -> None:
-        """The request is answered."""
-        self._in_flight -= 1
-
-
-class Callers:
-    """The callers that a policy names."""
-
-    def __init__(self, rules: Mapping[str, CallerRules], kinds: frozenset[str]) -> None:
-        self._callers = {name: Caller(name, rule, kinds) for name, rule in rules.items()}
-
-    def present(self) -> Caller:
-        """Return the caller of this context. Raises PolicyRefused for one that the policy does not name."""
-        name = current_caller()
-        found = self._callers.get(name) if name is not None else None
-        if found is None:
-            who = "a caller that does not say who it is" if name is None else f"caller {name!r}"
-            raise PolicyRefused(
-                f"the policy names its callers, and {who} is none of them",
-                hint=f"Sign within `with hsmcore.caller({next(iter(self._callers), 'name')!r}):`.",
-            )
-        return found
-
-
+ROOM_MS: Final = 100
+"""When to come back to a caller's own limit of open requests: as long as few signatures take, many for a fast HSM. A
+client of a gateway that counts its credits never waits for it."""
 _MS: Final = 1_000_000
 _SECOND: Final = 1_000_000_000
+
+
+def full(text: str, retry_after_ms: int) -> QueueFull:
+    """Return the refusal of a request for which there is no room now."""
+    error = QueueFull(text, hint="Send the request again later.")
+    error.retry_after_ms = retry_after_ms
+    return error
+
+
+def unlisted(client: str | None, key_manager: str) -> PolicyRefused:
+    """Return the refusal of a gateway's client that may not use a key manager."""
+    return PolicyRefused(f"client {client!r} may not use a key manager {key_manager!r:.40}")
 
 
 class Rate:
@@ -70,6 +41,11 @@ class Rate:
         self._balance, self._filled = per_second * _SECOND, monotonic_ns()
         """In billionths of a unit; below 0 it is owed."""
 
+    @classmethod
+    def of(cls, rules: CallerRules) -> Self | None:
+        """Return that of a caller; None: it has no limit."""
+        return None if rules.per_second is None else cls(rules.per_second)
+
     def take(self, units: int = 1) -> int:
         """Take units. Returns 0; or after how many milliseconds to come back, and takes none then.
 
@@ -82,3 +58,62 @@ class Rate:
             return -((self._balance - _SECOND) // (self.per_second * _MS))
         self._balance -= units * _SECOND
         return 0
+
+
+class CallerAccount:
+    """What one caller may have signed, and what it has used up of that. Belongs to one event loop."""
+
+    def __init__(self, who: str, kinds: Collection[str] | None, rate: Rate | None, most: int | None) -> None:
+        """`who`: it, in errors. `kinds`: None: all that the policy lists. `most`: requests that may be open; None: any
+        number."""
+        self.who, self.rate, self.most = who, rate, sys.maxsize if most is None else most
+        self.kinds = None if kinds is None else frozenset(kinds)
+        self.open = 0
+        """Requests that are not answered; each message of a batch is one."""
+
+    def refusal(self, kind: str) -> PolicyRefused | None:
+        """Return why it may not have a payload of this kind signed; None: it may."""
+        if self.kinds is None or kind in self.kinds:
+            return None
+        return PolicyRefused(f"{self.who} may not have a payload of kind {kind} signed")
+
+    def begin(self, count: int = 1, *, signs: bool = True) -> None:
+        """Count requests as open, and those for signatures in the rate. Raises QueueFull, BadArgument for more than can
+        ever be open, and counts nothing then."""
+        if count > self.most:
+            raise BadArgument(f"a batch of {count}; {self.who} may have {self.most} requests open")
+        if self.open + count > self.most:
+            raise full(f"{self.who} has {self.open} requests open and may have {self.most}", ROOM_MS)
+        if signs and self.rate is not None and (wait := self.rate.take(count)):
+            raise full(f"{self.who} has used up its {self.rate.per_second} signatures a second", wait)
+        self.open += count
+
+    def end(self, count: int = 1) -> None:
+        """They are answered."""
+        self.open -= count
+
+
+class Callers:
+    """The callers that a policy names."""
+
+    def __init__(self, rules: Mapping[str, CallerRules]) -> None:
+        self._accounts = {
+            name: CallerAccount(f"caller {name!r}", rule.kinds, Rate.of(rule), rule.in_flight)
+            for name, rule in rules.items()
+        }
+
+    def present(self) -> CallerAccount:
+        """Return the account of the caller of this context. Raises PolicyRefused for one that the policy does not
+        name."""
+        return self.named(current_caller())
+
+    def named(self, name: str | None) -> CallerAccount:
+        """As `present`, for a caller of this name; None: it does not say who it is."""
+        found = self._accounts.get(name) if name is not None else None
+        if found is None:
+            who = "a caller that does not say who it is" if name is None else f"caller {name!r}"
+            raise PolicyRefused(
+                f"the policy names its callers, and {who} is none of them",
+                hint=f"Sign within `with hsmcore.caller({next(iter(self._accounts), 'name')!r}):`.",
+            )
+        return found

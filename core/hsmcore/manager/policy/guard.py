@@ -25,7 +25,7 @@ from hsmcore.errors import (
     PolicyRefused,
 )
 from hsmcore.errors.batch import each, of_batch
-from hsmcore.manager.policy.callers import Caller, Callers
+from hsmcore.manager.policy.callers import CallerAccount, Callers
 from hsmcore.manager.policy.wants import Charge, Fence, NotNext, PayloadPlace, Want
 from hsmcore.state.mark import MOST_POSITION
 
@@ -110,10 +110,10 @@ class Guard:
         self.gate = gate_of(policy, formats)
         self.passes = self.gate.passes
         """Whether a message may be signed without `admit`: the fast way."""
-        self._callers = None if policy.callers is None else Callers(policy.callers, frozenset(policy.kinds))
+        self._callers = None if policy.callers is None else Callers(policy.callers)
         self.refused: Counter[str] = Counter()
         """Count of refusals by kind of payload; "double-sign" for another payload at a bound position, "state" for what
-        else the state store said."""
+        else the state store said, "limit" for what a caller's limits did not let pass."""
 
     @classmethod
     async def open(
@@ -142,8 +142,14 @@ class Guard:
             await self.watermark.leave()
 
     def admit(self, message: Any, kind: str | None, position: int | None) -> Permit:
-        """Judge a message. It may be signed after `begin` of what is returned. Raises PolicyRefused,
-        InvalidMessageType."""
+        """Judge a message, and count it. It may be signed after `begin` of what is returned. Raises PolicyRefused,
+        InvalidMessageType, QueueFull."""
+        permit = self.judge(message, kind, position)
+        self._count([permit])
+        return permit
+
+    def judge(self, message: Any, kind: str | None, position: int | None) -> Permit:
+        """As `admit`, for a message that `counted` counts."""
         data = freeze(message)
         if type(data) is not bytes:
             raise InvalidMessageType("a digest is signed by sign_digest")
@@ -153,25 +159,34 @@ class Guard:
             self.refused[self.gate.look(data).kind] += 1
             raise
 
-    @contextmanager
-    def admitted(self, message: Any, kind: str | None, position: int | None) -> Iterator[Permit]:
-        """As `admit`; the admission ends with the block."""
-        admission = self.admit(message, kind, position)
-        try:
-            yield admission
-        finally:
-            admission.end()
+    def judge_leaf(self, message: Any, kind: str | None) -> Permit:
+        """As `judge`, for a message of a batch. Raises BadArgument for one that has a position."""
+        permit = self.judge(message, kind, None)
+        if permit.kind in ORDERED:
+            raise BadArgument(
+                f"a payload of kind {permit.kind} has a position, so it needs a signature of its own",
+                hint="Sign it with `sign`.",
+            )
+        return permit
 
     @contextmanager
-    def admitted_leaf(self, message: Any, kind: str | None) -> Iterator[Permit]:
-        """As `admitted`, for a message of a batch. Raises BadArgument for one that has a position."""
-        with self.admitted(message, kind, None) as admission:
-            if admission.kind in ORDERED:
-                raise BadArgument(
-                    f"a payload of kind {admission.kind} has a position, so it needs a signature of its own",
-                    hint="Sign it with `sign`.",
-                )
-            yield admission
+    def counted(self, permits: Sequence[Permit]) -> Iterator[None]:
+        """Count requests of one caller, all or none; they end with the block. Raises QueueFull, BadArgument."""
+        self._count(permits)
+        try:
+            yield
+        finally:
+            for one in permits:
+                one.end()
+
+    def _count(self, permits: Sequence[Permit]) -> None:
+        account = permits[0].account if permits else None
+        if account is not None:
+            try:
+                account.begin(len(permits))
+            except HsmError:
+                self.refused["limit"] += 1
+                raise
 
     async def bind_root(self, text: bytes, first: int, epoch: int, timeout: float) -> tuple[PayloadPlace, float]:
         """Bind the root of a batch, which is the next one and begins at `first`. Returns its place, and the seconds
@@ -196,10 +211,14 @@ class Guard:
         if place is None and look.refusal is not None:
             raise PolicyRefused(look.refusal)
         found = look.kind if place is None or kind is None else kind
-        caller = None if self._callers is None else self._callers.present()
-        if caller is not None:
-            caller.begin(found)
-        return Permit(self, message, found, place, self._charges(look), caller)
+        return Permit(self, message, found, place, self._charges(look), self._account(found))
+
+    def _account(self, kind: str) -> CallerAccount | None:
+        """Return the account of the present caller. Raises PolicyRefused if it may not have this kind signed."""
+        account = None if self._callers is None else self._callers.present()
+        if account is not None and (refusal := account.refusal(kind)) is not None:
+            raise refusal
+        return account
 
     def _charges(self, look: Look) -> list[Want]:
         rules = self._policy.transactions
@@ -213,18 +232,12 @@ class Guard:
             Charge(self._policy.chain(name), some, most) for name, some, most in limits if some and most is not None
         ]
 
-    @contextmanager
-    def admitted_digest(self) -> Iterator[None]:
-        """Judge a digest that is to be signed as it is. Raises PolicyRefused."""
+    def judge_digest(self) -> Permit:
+        """As `judge`, for a digest that is to be signed as it is."""
         if PREHASHED not in self._policy.kinds:
             self.refused[PREHASHED] += 1
             raise PolicyRefused(f'the policy does not list "{PREHASHED}": this key signs no digest as it is')
-        with ExitStack() as rest:
-            if self._callers is not None:
-                caller = self._callers.present()
-                caller.begin(PREHASHED)
-                rest.callback(caller.end)
-            yield
+        return Permit(self, b"", PREHASHED, None, [], self._account(PREHASHED))
 
     def shown(self, kind: str, place: PayloadPlace) -> dict[str, object]:
         """As Watermark.shown: once the place is bound."""
@@ -253,9 +266,9 @@ class Guard:
 
 
 class Permit:
-    """A request that may be signed once `begin` has returned. Call `end` after its answer."""
+    """A request that may be signed once it is counted and `begin` has returned. Call `end` after its answer."""
 
-    __slots__ = ("_caller", "_guard", "_place", "_wants", "kind", "message")
+    __slots__ = ("_guard", "_wants", "account", "kind", "message", "place")
 
     def __init__(
         self,
@@ -264,9 +277,10 @@ class Permit:
         kind: str,
         place: PayloadPlace | None,
         charges: list[Want],
-        caller: Caller | None,
+        account: CallerAccount | None,
     ) -> None:
-        self._guard, self.kind, self._place, self._caller = guard, kind, place, caller
+        """`account`: of its caller; None: callers have no limits, or it has ended."""
+        self._guard, self.kind, self.place, self.account = guard, kind, place, account
         self._wants: list[Want] = charges if place is None else [place, *charges]
         self.message = message
 
@@ -282,14 +296,15 @@ class Permit:
 
     def extra(self) -> bytes | None:
         """Return what goes into the audit record."""
-        if self._place is None:
+        if self.place is None:
             return audit_extra()
-        return audit_extra(**self._guard.shown(self.kind, self._place))
+        return audit_extra(**self._guard.shown(self.kind, self.place))
 
     def end(self) -> None:
-        """The request is answered, or was given up."""
-        if self._caller is not None:
-            self._caller.end()
+        """The request is answered, or was given up. Idempotent."""
+        account, self.account = self.account, None
+        if account is not None:
+            account.end()
 
 
 def refuse_claims(kind: str | None, position: int | None) -> None:
@@ -317,10 +332,16 @@ async def submit_batch(
 ) -> Awaitable[list[Any]]:
     """Admit a batch, each message as `kind` unless that is None, and submit it; the result is what
     SigningPath.submit_many returns. Without `return_exceptions`, a refusal is raised before anything is signed; else
-    `record` gets each. The admissions end with `admitted`."""
+    `record` gets each. What is admitted counts as open until `admitted` ends, what is refused does not."""
     if guard.gate.passes_all(batch, kind):
         return submit(batch, timeout, return_exceptions, extra)
-    judged = each(lambda message: _judge(guard, message, kind, admitted, return_exceptions), batch)
+    judged = each(lambda message: _judge(guard, message, kind, return_exceptions), batch)
+    try:
+        admitted.enter_context(guard.counted([one for one in judged if isinstance(one, Permit)]))
+    except HsmError as error:
+        if not return_exceptions:
+            raise
+        judged = [error if isinstance(one, Permit) else one for one in judged]
     waiting = [one for one in judged if isinstance(one, Permit) and one.waits]
     begun = await asyncio.gather(*(one.begin(timeout) for one in waiting), return_exceptions=True)
     ready: dict[Any, Any] = dict(zip(waiting, begun, strict=True))
@@ -330,6 +351,8 @@ async def submit_batch(
         if isinstance(result, BaseException):
             if not (return_exceptions and isinstance(result, HsmError)):
                 raise of_batch(result, index)
+            if isinstance(one, Permit):
+                one.end()
             record("sign", message, result)
             outcomes.append(result)
         else:
@@ -344,14 +367,12 @@ async def _in_order(outcomes: Sequence[bytes | HsmError], answer: Awaitable[list
     return [one if isinstance(one, HsmError) else next(answers) for one in outcomes]
 
 
-def _judge(
-    guard: Guard, message: Any, kind: str | None, admitted: ExitStack, return_exceptions: bool
-) -> Permit | HsmError | None:
+def _judge(guard: Guard, message: Any, kind: str | None, return_exceptions: bool) -> Permit | HsmError | None:
     """Return None for a message that the gate passes."""
     if guard.passes(message, kind):
         return None
     try:
-        return admitted.enter_context(guard.admitted(message, kind, None))
+        return guard.judge(message, kind, None)
     except HsmError as error:
         if not return_exceptions:
             raise

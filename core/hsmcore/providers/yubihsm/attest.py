@@ -24,9 +24,12 @@ _OWN: Final = 0
 _MOST_ISSUERS: Final = 8
 _VENDOR: Final = "1.3.6.1.4.1.41482.4"
 """The arc of the vendor's extensions; those in a device's own certificate are firmware and serial number alone."""
-_SERIAL, _ORIGIN, _OBJECT_ID = 2, 3, 6
+_SERIAL, _ORIGIN, _CAPABILITIES, _OBJECT_ID = 2, 3, 5, 6
 _GENERATED: Final = b"\x03\x02\x00\x01"
 """The bit string 0x01. 0x02 is imported, and 0x10, with one of them, came back under a wrapping key."""
+_SET: Final = b"\x03\x09\x00"
+"""The head of a bit string of 64 capabilities, the first one in its last bit."""
+_EXPORTABLE_UNDER_WRAP: Final = 1 << 16
 
 
 def certificates(settings: YubiHsmSettings, key_id: str) -> list[bytes]:
@@ -48,6 +51,20 @@ def certificates(settings: YubiHsmSettings, key_id: str) -> list[bytes]:
 def judge(chain: Sequence[bytes], settings: YubiHsmSettings, public_key: bytes, key_id: str, serial: str) -> str:
     """Return what `problem_of` says by the roots of the settings. Raises OSError."""
     return problem_of(chain, map(Path, settings.attestation_roots or ()), Claim(public_key, key_id, serial))
+
+
+def exportable(chain: Sequence[bytes]) -> bool | None:
+    """Return whether the first of such certificates says that its key can leave the device under a wrapping key; None:
+    it does not say. Whether it is to be believed, `judge` says."""
+    from cryptography import x509
+
+    try:
+        value = _extension(x509.load_der_x509_certificate(chain[0]), _CAPABILITIES) or b""
+    except (ValueError, IndexError):
+        return None
+    if not value.startswith(_SET) or len(value) != len(_SET) + 8:
+        return None
+    return bool(int.from_bytes(value[len(_SET) :]) & _EXPORTABLE_UNDER_WRAP)
 
 
 @dataclass(frozen=True, slots=True)

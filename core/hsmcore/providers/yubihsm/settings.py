@@ -121,6 +121,7 @@ PROVIDER: Final = ProviderDescriptor(
     device_log="hsmcore.providers.yubihsm.audit:examine",
     certificates="hsmcore.providers.yubihsm.attest:certificates",
     judge="hsmcore.providers.yubihsm.attest:judge",
+    exportable="hsmcore.providers.yubihsm.attest:exportable",
     note_bytes=1_900,
 )
 
