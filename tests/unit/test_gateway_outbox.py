@@ -613,6 +613,7 @@ def answered() -> Iterator[Any]:
         outbox.flush()
         [frame] = Splitter(GATEWAY_TYPES).feed(answer)
         outbox.answered(channels[0], frame._replace(request=request.number))
+        assert (channels[0].open, outbox._out) == ({}, 0), "it is not open any more, and has given its credits back"
         return request.future.result()
 
     yield settle
@@ -638,6 +639,21 @@ def test_each_kind_of_answer_settles_its_request_with_what_it_says(answered):
     for valid in (True, False):
         assert answered(Type.VERIFY, wire.Verify("", bytes(64), b"m"), wire.verified(0, valid)) is valid
     assert answered(Type.MANAGE, wire.Manage("export", "07"), wire.done(0, "text")) == "text"
+    asked, key = batched.SignBatched("", 0, b"m"), KEY._replace(kinds=KINDS)
+    with pytest.raises(HsmError, match="proof"):
+        answered(Type.SIGN_BATCHED, asked, placed(0, None, "07", batches.PUBLIC, b"no proof"), key=key)
+
+
+def test_a_request_that_its_caller_leaves_is_cancelled_at_the_gateway(world):
+    world.begin("ed25519", 100)
+    for _ in range(2):
+        world.ask(500, kind=Type.SIGN)
+    [channel], [(_, left), (_, stays)] = world.channels, world.asked
+    left.future.cancel()
+    world.outbox.withdraw(left)
+    world.turn()
+    assert [frame.request for frame in channel.out if frame.type is Type.CANCEL] == [left.number]
+    assert stays.number in channel.open
 
 
 @pytest.mark.parametrize(

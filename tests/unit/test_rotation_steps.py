@@ -12,10 +12,10 @@ from tests.support.loops import one_loop
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.places import PlaceError
 from hsmcore.config import KeyRotation
-from hsmcore.errors import KeyDeactivated
+from hsmcore.errors import BadArgument, KeyDeactivated, MemberDown
 from hsmcore.manager.rotation.context import Context, Done
 from hsmcore.manager.rotation.machine import Run
-from hsmcore.manager.rotation.steps import backups, destruction, handover
+from hsmcore.manager.rotation.steps import backups, destruction, handover, telling
 from hsmcore.manager.rotation.store import Rotations
 from hsmcore.state import Approvals, Keys, Store, StoreBusy
 
@@ -150,6 +150,30 @@ async def test_failures_are_counted_since_the_last_success(site):
         counted.append(await site.rotations.failures_in_a_row())
         rotation = await site.rotations.begin("schedule", rotation.old, "key", None)
     assert counted == [(1, NOW), (2, NOW), (0, 0), (1, NOW)]
+
+
+# ---- before the switch ----
+
+
+async def test_verifiers_are_told_of_a_key_once_the_set_of_keys_lists_it(site):
+    answers: list[Any] = [False, MemberDown("away"), BadArgument("no set can have it"), True]
+
+    async def introduce(public_key: bytes) -> bool:
+        assert public_key == NEW
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    ctx = await site.context()
+    ctx.port.introduce = introduce
+    for _ in range(2):  # the error passes: the step waits
+        assert (await telling.do(ctx)).details == {"waitsFor": "a signed set of keys that lists the new key"}
+    with pytest.raises(BadArgument):
+        await telling.do(ctx)
+    assert site.notices == []
+    assert isinstance(await telling.do(ctx), Done)
+    assert [notice[1] for notice in site.notices] == [f"rotation {ctx.rotation.id}: about to switch"]
 
 
 # ---- the backup of the new key ----
