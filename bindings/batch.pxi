@@ -104,15 +104,17 @@ cdef class Leaves:
     cdef uint32_t _generation
     cdef DeadlineTimer _timer
 
-    def __cinit__(self, loop):
-        self._future_keywords, self._loop_is_running = {"loop": loop}, loop.is_running
+    def __cinit__(self, loop=None):
+        """`loop`: None for a batch that was signed before (`restore`), which takes no messages."""
         self._thread, self._generation = PyThread_get_thread_ident(), hsm_fork_generation()
         self._futures, self._callers = [], []
         self._begun = hsm_now_ns()
         self._hasher = hsm_merkle_new()
         if self._hasher == NULL:
             raise MemoryError
-        self._timer = DeadlineTimer(loop, self._sweep)
+        if loop is not None:
+            self._future_keywords, self._loop_is_running = {"loop": loop}, loop.is_running
+            self._timer = DeadlineTimer(loop, self._sweep)
 
     def __dealloc__(self):
         hsm_merkle_free(self._hasher)
@@ -279,7 +281,7 @@ cdef class Leaves:
         cdef size_t count = <size_t>self.count
         if self._nodes == NULL:
             self._nodes = <uint8_t *>PyMem_Malloc(32 * hsm_merkle_room(count))
-            self._blinders = os.urandom(32 * self.count) if blind else None
+            self._blinders = os.urandom(32 * self.count) if blind else self._blinders
         if self._nodes == NULL:
             raise MemoryError
         if self._blinders is not None:
@@ -299,6 +301,29 @@ cdef class Leaves:
             if self._blinders is not None:
                 rows.append(self._blinders[32 * i : 32 * i + 32])
         return b"".join(rows)
+
+    def restore(self, bytes leaves, Py_ssize_t count):
+        """Take the messages of a batch again from what `leaves` returned; `build` and `signed` go on. Raises
+        BadArgument."""
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(leaves)
+        cdef Py_ssize_t width = size // count if 0 < count <= size else 0
+        cdef const uint8_t *row = <const uint8_t *>PyBytes_AS_STRING(leaves)
+        if self._loop_is_running is not None or self.count or width not in (33, 65) or width * count != size:
+            raise BadArgument("not the leaves of a batch")
+        self._make_room(count)
+        for i in range(count):
+            self._messages[i].kind = row[0]
+            memcpy(self._messages[i].digest, row + 1, 32)
+            row += width
+        self.count = count
+        if width == 65:
+            self._blinders = b"".join([leaves[at : at + 32] for at in range(33, 65 * count, 65)])
+
+    def proof(self, Py_ssize_t at):
+        """The proof of one of its messages, once it is signed."""
+        if self.note is None or not 0 <= at < self.count:
+            raise BadArgument(f"there is no message {at} in the batch, or it is not signed")
+        return self._proof(at)
 
     def signed(self, bytes note, key_id, bytes public_key, audit_seq):
         """The root is signed: `answer` may begin."""

@@ -6,15 +6,17 @@ from hsmcore.base.base58 import base58
 
 # By number.
 cdef tuple _PAYLOADS = ("raw", "digest32", "tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root",
-                        "receipt-root", "batch-root", "key-set", "internal", "unknown")
+                        "batch-root", "key-set", "internal", "unknown")
+# What a caller may say that a message is.
+cdef tuple _CLAIMS = ("tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root", "digest32", "raw")
 cdef dict _ROLES = {"any": HSM_ROLE_ANY, "fee-payer": HSM_ROLE_FEE_PAYER, "authority": HSM_ROLE_AUTHORITY}
 cdef uint32_t _TRANSACTIONS = 1 << <int>HSM_PAYLOAD_TX_LEGACY | 1 << <int>HSM_PAYLOAD_TX_V0 | 1 << <int>HSM_PAYLOAD_TX_V1
 # May be listed, but no caller has one signed.
 cdef uint32_t _OWN = 1 << <int>HSM_PAYLOAD_BATCH_ROOT | 1 << <int>HSM_PAYLOAD_KEY_SET
 cdef uint32_t _ORDERED = 1 << <int>HSM_PAYLOAD_BLOCK | 1 << <int>HSM_PAYLOAD_STATE_ROOT | _OWN
 cdef uint32_t _PLAIN = 1 << <int>HSM_PAYLOAD_RAW | 1 << <int>HSM_PAYLOAD_DIGEST32
-cdef uint32_t _NEVER = (1 << <int>HSM_PAYLOAD_RECEIPT_ROOT | 1 << <int>HSM_PAYLOAD_INTERNAL
-                        | 1 << <int>HSM_PAYLOAD_UNKNOWN)
+cdef uint32_t _NEVER = 1 << <int>HSM_PAYLOAD_INTERNAL | 1 << <int>HSM_PAYLOAD_UNKNOWN
+cdef uint32_t _LEAVES = _TRANSACTIONS | _PLAIN | 1 << <int>HSM_PAYLOAD_OFF_CHAIN
 # Positions are signed 64-bit numbers in the state store.
 cdef uint64_t _MOST_POSITION = (<uint64_t>1 << 63) - 1
 
@@ -57,6 +59,7 @@ cdef class Gate:
 
     cdef hsm_rules _rules
     cdef bint _asks  # for the role of the key, or for the caller
+    cdef bint _any  # what nothing is said of is not looked at
     cdef uint32_t _kinds  # a bit for each that is allowed
     cdef str _domain
     cdef _format *_formats
@@ -65,12 +68,14 @@ cdef class Gate:
 
     def __cinit__(self, *, kinds, str domain, formats=(), programs=None, lookup_tables=None, str role="any",
                   bint counts=False, bint callers=False):
-        """`kinds`: names of what may be signed; "prehashed" is none of a message. `formats`: of raw messages and
-        digests that are ordered: (kind, prefix, length, offset of the position, its bytes, whether it is big-endian).
+        """`kinds`: names of what may be signed; "prehashed" is none of a message; None: for leaves of batches, any bytes,
+        which are "raw" unless their caller says a kind. `formats`: of raw messages and digests that are ordered: (kind, prefix, length, offset of the position, its bytes, whether it is big-endian).
         `programs`, `lookup_tables`: addresses of 32 bytes; None: any. `counts`: amounts are wanted. `callers`: each
         request is looked at. Raises BadArgument."""
         cdef bytes listed
-        for kind in kinds:
+        self._any = kinds is None
+        self._kinds = _LEAVES if self._any else 0
+        for kind in kinds or ():
             number = _PAYLOADS.index(kind) if kind in _PAYLOADS else -1
             if kind != "prehashed" and (number < 0 or _NEVER >> number & 1):
                 raise BadArgument(f"no kind of payload that may be signed: {kind!r}")
@@ -139,6 +144,8 @@ cdef class Gate:
         cdef hsm_judgement judgement
         if self._asks or type(message) is not bytes:
             return -1
+        if self._any and kind is None:
+            return <int>HSM_PAYLOAD_RAW
         cdef bytes data = <bytes>message
         cdef hsm_payload payload = _payload(data, &parts)
         cdef uint32_t bit = 1 << <int>payload
@@ -169,6 +176,10 @@ cdef class Gate:
         cdef hsm_payload payload = _payload(data, &parts)
         cdef uint64_t place = 0
         cdef uint32_t bit
+        if kind is not None and kind not in _CLAIMS:
+            raise BadArgument(f"there is no kind {kind!r:.40} of a message; kinds are {', '.join(_CLAIMS)}")
+        if self._any and kind is None:
+            return Look(_PAYLOADS[<int>HSM_PAYLOAD_RAW], None, None, None, 0, 0)
         domain = None
         if 1 << <int>payload & _PLAIN:
             form = self._form_of(start, PyBytes_GET_SIZE(data))
@@ -176,7 +187,7 @@ cdef class Gate:
             payload, domain = form.kind, self._domain
             for i in range(form.size):
                 place = place << 8 | start[form.offset + (i if form.big else form.size - 1 - i)]
-        elif HSM_PAYLOAD_BLOCK <= payload <= HSM_PAYLOAD_BATCH_ROOT:
+        elif HSM_PAYLOAD_BLOCK <= payload <= HSM_PAYLOAD_STATE_ROOT:
             domain = parts.ordered.domain[:parts.ordered.domain_len].decode()
             place = parts.ordered.position
         bit = 1 << <int>payload
@@ -184,9 +195,12 @@ cdef class Gate:
         name = _PAYLOADS[<int>payload]
         refusal = None
         if payload == HSM_PAYLOAD_UNKNOWN:
-            refusal = "it is unknown: it begins like a transaction or a payload that is marked as one, and is none"
+            refusal = "it is unknown: it begins like a transaction, a checkpoint or a marked payload, and is none"
         elif bit & (_NEVER | _OWN):
             refusal = f"it is {name}: only hsmcore itself has that signed"
+        elif payload == HSM_PAYLOAD_DIGEST32 and kind in ("block", "state-root"):
+            refusal = (f"it is a bare digest, which says neither kind nor position: have "
+                       f"hsmcore.payload({kind!r}, domain, position, digest) signed")
         elif kind is not None and kind != name:
             refusal = f"it is {name}, not {kind}"
         elif not self._kinds & bit:

@@ -1,4 +1,4 @@
-"""One key for the hashes of blocks and one for other messages, on one token and with one audit log."""
+"""One key for blocks, at most one for each position, one for other messages: on one token, with one audit log."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ async def main() -> None:
         messages = made.provider("example", keyLabel="message-key")
         config = {
             "keyManagers": {
-                "blocks": {**blocks, "policy": {"kinds": ["digest32"]}},
+                "blocks": {
+                    **blocks,
+                    "policy": {"kinds": ["block"], "domain": "example"},
+                    "stateFile": str(made.folder / "blocks.db"),
+                },
                 "messages": {**messages, "policy": {"kinds": ["raw"]}},
             },
             "auditLogFile": str(made.folder / "audit.log"),
         }
         async with hsmcore.create_key_managers(config) as managers:
-            digest = hashlib.sha256(b"block 42").digest()
-            print(f"blocks     {(await managers['blocks'].sign(digest)).hex()}")
-            print(f"by kind    {(await managers.sign(digest, kind='digest32')).hex()}")
+            block = hsmcore.payload("block", "example", 42, hashlib.sha256(b"block 42").digest())
+            print(f"blocks     {(await managers['blocks'].sign(block)).hex()}")
+            print(f"by kind    {(await managers.sign(block, kind='block')).hex()}")
             print(f"messages   {(await managers['messages'].sign(b'hello')).hex()}")
             try:
                 await managers.sign(b"\xffsolana offchain", kind="off-chain")

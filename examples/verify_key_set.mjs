@@ -15,12 +15,12 @@ const NUMBER = "(?:0|[1-9][0-9]{0,18})";
 const HASH = "[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]="; // 32 bytes
 const POINT = "[A-Za-z0-9+/]{86}[AEIMQUYcgkosw048]="; // 65 bytes
 const KEY = new RegExp(
-  `^key (-|${NUMBER}) (?:(ed25519) (${HASH})|(?!ed25519 )([a-z0-9-]{1,32}) (${POINT})) ` +
-    `(?:(next|current|other|emergency) (${NUMBER}) -|(overlap|retired) (${NUMBER}) (${NUMBER})) (-|${NUMBER}) (-|${HASH})$`,
+  `^(?=key \\S+ ed25519 \\S+ retired |.*[-=]$)key (-|${NUMBER}) (?:(ed25519) (${HASH})|(?!ed25519 )([a-z0-9-]{1,32}) (${POINT})) ` +
+    `(?:(next|current|other|emergency) (${NUMBER}) -|(overlap|retired) (${NUMBER}) (${NUMBER})) (-|${NUMBER}) (-|${HASH})(?: (${NUMBER}))?$`,
 );
 const NOTE = new RegExp(
-  `^(${FIRST}([!-*,-~]{1,64})/keys\\n(${NUMBER})\\ntime ${NUMBER}\\nkinds((?: [a-z0-9-]{1,32}){1,64})\\n` +
-    "((?:key [^\\n]*\\n)+))\\n((?:— [^ +\\x00-\\x1f]+ [A-Za-z0-9+/]+={0,2}\\n){1,64})$",
+  `^(${FIRST}([!-*,-~]{1,64})/keys\\n(${NUMBER})\\ntime ${NUMBER}\\n(?:good until (${NUMBER})\\n)?` +
+    "kinds((?: [a-z0-9-]{1,32}){1,64})\\n((?:key [^\\n]*\\n)+))\\n((?:— [^ +\\x00-\\x1f]+ [A-Za-z0-9+/]+={0,2}\\n){1,64})$",
 );
 
 const SPKI = Buffer.from("302a300506032b6570032100", "hex");
@@ -29,15 +29,17 @@ const keyOf = (raw) => createPublicKey({ key: Buffer.concat([SPKI, raw]), format
 /** A note that is not to be believed. */
 export class Refused extends Error {}
 
-/** A set of keys and who signed it. `keys`: by public key in hexadecimal, its state, first and last second (or null). */
+/** A set of keys and who signed it. `keys`: by public key in hexadecimal, its state, first and last second (or null),
+ * and the last index of its batches (or null). `goodUntil`: demand now <= it + skew, so that no newer set can be withheld. */
 export class KeySet {
   constructor(note) {
     const found = Buffer.byteLength(note) <= 65536 ? NOTE.exec(note) : null;
-    const lines = found === null ? [] : found[5].split("\n").slice(0, -1).map((line) => KEY.exec(line));
+    const lines = found === null ? [] : found[6].split("\n").slice(0, -1).map((line) => KEY.exec(line));
     if (found === null || lines.includes(null)) throw new Refused("not a set of keys");
     [this.note, this.text, this.domain, this.serial] = [note, found[1], found[2], BigInt(found[3])];
-    this.kinds = found[4].split(" ").slice(1);
-    this.signatures = found[6].split("\n").slice(0, -1).map((line) => {
+    this.goodUntil = found[4] === undefined ? null : Number(found[4]);
+    this.kinds = found[5].split(" ").slice(1);
+    this.signatures = found[7].split("\n").slice(0, -1).map((line) => {
       const [, name, text] = line.split(" ");
       const value = Buffer.from(text, "base64");
       if (value.length < 5 || value.toString("base64") !== text) throw new Refused("not base64");
@@ -46,7 +48,7 @@ export class KeySet {
     const versions = lines.map((line) => line[1]).filter((version) => version !== "-");
     this.keys = new Map(lines.map((line) => [
       Buffer.from(line[3] ?? line[5], "base64").toString("hex"),
-      [line[6] ?? line[8], Number(line[7] ?? line[9]), line[10] === undefined ? null : Number(line[10])],
+      [line[6] ?? line[8], Number(line[7] ?? line[9]), line[10] === undefined ? null : Number(line[10]), line[13] ?? null],
     ]));
     const current = [...this.keys].filter(([, [state]]) => state === "current").map(([key]) => key);
     if (this.keys.size !== lines.length || new Set(versions).size !== versions.length || current.length !== 1) {
@@ -77,6 +79,12 @@ export class KeySet {
     const [state, begun, ends] = this.keys.get(publicKey) ?? ["retired", 0, 0];
     const good = state !== "retired" && begun - skew <= now && (ends === null || now <= ends + skew);
     return good && (kind === null || this.kinds.includes(kind));
+  }
+
+  /** Whether a proof of this domain, with this index, that holds under this key (verify_batched.mjs) is good. */
+  acceptsBatch(publicKey, index, now, skew = 300) {
+    const last = this.keys.get(publicKey)?.[3] ?? null;
+    return this.accepts(publicKey, now, skew) || (last !== null && index <= BigInt(last));
   }
 
   /** The Ed25519 key (hexadecimal) that made a signature; null if no key did that is good now for this kind. */

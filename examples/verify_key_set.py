@@ -25,17 +25,19 @@ HASH = r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]="  # 32 bytes
 ENDORSE = ("next", "current")
 POINT = r"[A-Za-z0-9+/]{86}[AEIMQUYcgkosw048]="  # 65 bytes
 KEY = re.compile(
-    rf"key (-|{NUMBER}) (?:(ed25519) ({HASH})|(?!ed25519 )([a-z0-9-]{{1,32}}) ({POINT})) "
-    rf"(?:(next|current|other|emergency) ({NUMBER}) -|(overlap|retired) ({NUMBER}) ({NUMBER})) (-|{NUMBER}) (-|{HASH})"
+    rf"(?=key \S+ ed25519 \S+ retired |.*[-=]$)key (-|{NUMBER}) "
+    rf"(?:(ed25519) ({HASH})|(?!ed25519 )([a-z0-9-]{{1,32}}) ({POINT})) (?:(next|current|other|emergency) ({NUMBER}) -|"
+    rf"(overlap|retired) ({NUMBER}) ({NUMBER})) (-|{NUMBER}) (-|{HASH})(?: ({NUMBER}))?"
 )
 NOTE = re.compile(
-    rf"({FIRST}([!-*,-~]{{1,64}})/keys\n({NUMBER})\ntime {NUMBER}\nkinds((?: [a-z0-9-]{{1,32}}){{1,64}})\n"
+    rf"({FIRST}([!-*,-~]{{1,64}})/keys\n({NUMBER})\ntime {NUMBER}\n"
+    rf"(?:good until ({NUMBER})\n)?kinds((?: [a-z0-9-]{{1,32}}){{1,64}})\n"
     r"((?:key [^\n]*\n)+))\n((?:— [^ +\x00-\x1f]+ [A-Za-z0-9+/]+={0,2}\n){1,64})"
 )
 
 
-def _about(line: re.Match[str]) -> tuple[str, int, int | None]:
-    return line[6] or line[8], int(line[7] or line[9]), int(line[10]) if line[10] else None
+def _about(line: re.Match[str]) -> tuple[str, int, int | None, int]:
+    return line[6] or line[8], int(line[7] or line[9]), int(line[10]) if line[10] else None, int(line[13] or -1)
 
 
 class Refused(Exception):
@@ -50,18 +52,19 @@ def _signature(name: str, text: str) -> tuple[str, bytes]:
 
 
 class KeySet:
-    """A set of keys, and who signed it. `keys`: by public key, its state, and its first and last second (or None)."""
+    """A set of keys, and who signed it. `keys`: by public key, its state, its first and last second (or None), and the
+    last index of its batches (or -1). `good_until`: demand now <= it + skew, so that no newer set can be withheld."""
 
     def __init__(self, note: str) -> None:
         found = NOTE.fullmatch(note) if len(note.encode()) <= 65536 else None
-        lines = [] if found is None else list(map(KEY.fullmatch, found[5][:-1].split("\n")))
+        lines = [] if found is None else list(map(KEY.fullmatch, found[6][:-1].split("\n")))
         if found is None or None in lines:
             raise Refused("not a set of keys")
         self.note, self.text, self.domain = note, found[1], found[2]
-        self.serial, self.kinds = int(found[3]), found[4].split()
+        self.serial, self.good_until, self.kinds = int(found[3]), int(found[4] or -1), found[5].split()
         versions = [line[1] for line in lines if line[1] != "-"]
         self.keys = {b64decode(line[3] or line[5]): _about(line) for line in lines}
-        self.signatures = [_signature(*line.split(" ")[1:]) for line in found[6][:-1].split("\n")]
+        self.signatures = [_signature(*line.split(" ")[1:]) for line in found[7][:-1].split("\n")]
         current = [key for key, (state, *_) in self.keys.items() if state == "current"]
         if len(self.keys) != len(lines) or len(set(versions)) != len(versions) or len(current) != 1:
             raise Refused("it names a key twice, or no current one")
@@ -84,9 +87,13 @@ class KeySet:
 
     def accepts(self, public_key: bytes, now: float, skew: float = 300, kind: str | None = None) -> bool:
         """Whether a signature that is made now may be of this key; and of a payload of this kind."""
-        state, begun, ends = self.keys.get(public_key, ("retired", 0, 0))
+        state, begun, ends, _ = self.keys.get(public_key, ("retired", 0, 0, -1))
         good = state != "retired" and begun - skew <= now and (ends is None or now <= ends + skew)
         return good and kind in (None, *self.kinds)
+
+    def accepts_batch(self, public_key: bytes, index: int, now: float, skew: float = 300) -> bool:
+        """Whether a proof of this domain, with this index, that holds under this key (verify_batched.py) is good."""
+        return self.accepts(public_key, now, skew) or index <= self.keys.get(public_key, ("retired", 0, 0, -1))[3]
 
     def verify(self, message: bytes, signature: bytes, kind: str, now: float, skew: float = 300) -> bytes | None:
         """The Ed25519 key that made a signature; None if no key did that is good now for this kind."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hsmcore.audit import caller
     from hsmcore.audit import tagged as audit_tag
     from hsmcore.base.keyring import KeyVersion
+    from hsmcore.base.payload import payload
     from hsmcore.base.receipt import DigestSignature, Receipt
     from hsmcore.base.version import __version__
     from hsmcore.config import Config, load
@@ -86,9 +87,10 @@ if TYPE_CHECKING:
     from hsmcore.manager.key_managers import KeyManagers, create_key_manager, create_key_managers
     from hsmcore.members.control import KeyNotExportable
     from hsmcore.members.snapshot import MemberSnapshot
-    from hsmcore.state import NotApproved, StoreBehind, StoreBusy, StoreError, StoreNotGenuine
+    from hsmcore.state import DomainMismatch, NotApproved, StoreBehind, StoreBusy, StoreError, StoreNotGenuine
     from hsmcore.tlog.batch_proof import verify_batched
     from hsmcore.tlog.key_set import KeySet
+    from hsmcore.tlog.proof_bytes import proof_from_bytes, proof_to_bytes
 
 __all__ = [
     "AccessDenied",
@@ -102,6 +104,7 @@ __all__ = [
     "ConfigurationError",
     "DeadlineExceeded",
     "DigestSignature",
+    "DomainMismatch",
     "DoubleSign",
     "EmergencyRefused",
     "EmptyMessage",
@@ -163,6 +166,9 @@ __all__ = [
     "create_key_manager",
     "create_key_managers",
     "load",
+    "payload",
+    "proof_from_bytes",
+    "proof_to_bytes",
     "verify_batched",
 ]
 
@@ -173,6 +179,7 @@ _HOMES: Final = {
     "BatchedSignature": "_native",
     "Config": "config",
     "DigestSignature": "base.receipt",
+    "DomainMismatch": "state",
     "EmergencyRefused": "failover.errors",
     "KeyManager": "manager.key_manager",
     "KeyManagers": "manager.key_managers",
@@ -192,6 +199,9 @@ _HOMES: Final = {
     "create_key_manager": "manager.key_managers",
     "create_key_managers": "manager.key_managers",
     "load": "config",
+    "payload": "base.payload",
+    "proof_from_bytes": "tlog.proof_bytes",
+    "proof_to_bytes": "tlog.proof_bytes",
     "verify_batched": "tlog.batch_proof",
 }
 """Of the names that are not in errors.py."""

@@ -1,4 +1,4 @@
-/* What a message is. Each class has a recognizer of its own, and no message satisfies two (tests/proofs); first bytes,
+/* What a message is. Each class has a recognizer of its own, and no message satisfies two (tests/proofs): first bytes,
  * lengths and prefixes keep them apart. Then what transactions move, and the rules for them: rules.c. */
 #include <hsmcore/payload.h>
 
@@ -11,10 +11,12 @@
 #define KEY_TEST "hsmcore key test" /* and 32 random bytes: keytable.c, providers/kms/keys.py */
 #define DOCTOR "hsmcore doctor"
 #define BATCH_LINE "hsmcore/batch-root/v1 "
-#define TIME_LINE "time "
+#define COSIGNATURE "cosignature/v1\n"
+#define DIGITS "0123456789"
+#define BASE64 "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz" DIGITS "+/=\r" /* some readers skip \r */
 #define KEY_SET "\xc2\xa7 hsmcore/key-set/v1\n" /* begins with a byte that no transaction and no other text has */
 
-enum { DIGEST = 32, DIGEST_BASE64 = 44, MOST_DIGITS = 20, VERSION_0 = 0x80, VERSION_1 = 0x81, TAG = 0xff };
+enum { DIGEST = 32, DIGEST_BASE64 = 44, VERSION_0 = 0x80, VERSION_1 = 0x81, TAG = 0xff };
 
 static bool begins(const uint8_t *message, size_t size, const char *prefix, size_t length) {
     return size >= length && memcmp(message, prefix, length) == 0;
@@ -60,21 +62,29 @@ static bool is_printable(const uint8_t *text, size_t size) {
     return true;
 }
 
-/* Version 0: application domain, format, signers, length, text. A text of format 0 is ASCII; with 0 and 1 the whole is
- * what a hardware wallet takes. */
+/* What ends a message of version 0: length, text. A text of format 0 is ASCII; with 0 and 1 the whole is what a hardware
+ * wallet takes. */
+static bool is_off_chain_text(struct hsm_reader body, uint8_t format, size_t size) {
+    const uint8_t *length = hsm_take(&body, 2);
+    if (length == NULL || format > 2 || body.left == 0 || body.left != (length[0] | (size_t)length[1] << 8) ||
+        size > (format == 2 ? 65535U : 1232U)) {
+        return false;
+    }
+    return format == 0 ? is_printable(body.at, body.left) : is_utf8(body.at, body.left);
+}
+
+/* Version 0, of the specification: application domain, format, signers, text. */
 static bool is_off_chain_0(struct hsm_reader body, size_t size) {
     const uint8_t *domain = hsm_take(&body, 32);
     const uint8_t *counts = hsm_take(&body, 2);
-    if (domain == NULL || counts == NULL || counts[0] > 2 || counts[1] == 0) {
-        return false;
-    }
-    const uint8_t *signers = hsm_take(&body, (size_t)counts[1] * HSM_ADDRESS);
-    const uint8_t *length = hsm_take(&body, 2);
-    if (signers == NULL || length == NULL || body.left == 0 || body.left != (length[0] | (size_t)length[1] << 8) ||
-        size > (counts[0] == 2 ? 65535U : 1232U)) {
-        return false;
-    }
-    return counts[0] == 0 ? is_printable(body.at, body.left) : is_utf8(body.at, body.left);
+    const uint8_t *signers = counts != NULL ? hsm_take(&body, (size_t)counts[1] * HSM_ADDRESS) : NULL;
+    return domain != NULL && signers != NULL && counts[1] > 0 && is_off_chain_text(body, counts[0], size);
+}
+
+/* Version 0, of the command line `solana` and of the first libraries: format, text. */
+static bool is_off_chain_short(struct hsm_reader body, size_t size) {
+    const uint8_t *format = hsm_take(&body, 1);
+    return format != NULL && is_off_chain_text(body, *format, size);
 }
 
 /* Version 1: signers in ascending order, each once, and the text to the end. */
@@ -98,7 +108,10 @@ static bool is_off_chain(const uint8_t *message, size_t size) {
         return false;
     }
     struct hsm_reader body = {message + head + 1, size - head - 1};
-    return message[head] == 0 ? is_off_chain_0(body, size) : message[head] == 1 && is_off_chain_1(body);
+    if (message[head] == 0) { /* what reads both ways is neither */
+        return is_off_chain_0(body, size) != is_off_chain_short(body, size);
+    }
+    return message[head] == 1 && is_off_chain_1(body);
 }
 
 static bool is_ordered(const uint8_t *message, size_t size, hsm_ordered *ordered) {
@@ -108,7 +121,7 @@ static bool is_ordered(const uint8_t *message, size_t size, hsm_ordered *ordered
     }
     uint8_t kind = message[head - 3];
     size_t length = message[head - 1];
-    if (kind < 1 || kind > 3 || message[head - 2] != 1 || length < 1 || length > HSM_MOST_DOMAIN ||
+    if (kind < 1 || kind > 2 || message[head - 2] != 1 || length < 1 || length > HSM_MOST_DOMAIN ||
         size != head + length + sizeof ordered->position + DIGEST || !is_utf8(message + head, length)) {
         return false;
     }
@@ -119,59 +132,31 @@ static bool is_ordered(const uint8_t *message, size_t size, hsm_ordered *ordered
     return true;
 }
 
-/* A decimal number without leading zeros, and the newline behind it. UINT64_MAX stands for what is larger. */
-static bool take_number(struct hsm_reader *rest, uint64_t *value) {
-    size_t digits = 0;
-    *value = 0;
-    for (; digits < MOST_DIGITS && digits < rest->left; digits++) {
-        uint8_t digit = (uint8_t)(rest->at[digits] - '0');
-        if (digit > 9) {
-            break;
+/* A line of at least so many of these characters; NULL: of any but control characters. */
+static bool take_line(struct hsm_reader *rest, const char *characters, size_t least) {
+    const uint8_t *end = rest->left > 0 ? memchr(rest->at, '\n', rest->left) : NULL;
+    size_t length = end != NULL ? (size_t)(end - rest->at) : 0;
+    if (end == NULL || length < least) {
+        return false;
+    }
+    for (size_t i = 0; i < length; i++) {
+        uint8_t one = rest->at[i];
+        if (characters == NULL ? one < ' ' : one == 0 || strchr(characters, one) == NULL) {
+            return false;
         }
-        *value = *value > (UINT64_MAX - digit) / 10 ? UINT64_MAX : *value * 10 + digit;
     }
-    const uint8_t *line = digits > 0 ? hsm_take(rest, digits + 1) : NULL;
-    return line != NULL && line[digits] == '\n' && (line[0] != '0' || digits == 1);
+    return hsm_take(rest, length + 1) != NULL;
 }
 
-static bool take_text(struct hsm_reader *rest, const char *text, size_t length) {
-    const uint8_t *found = hsm_take(rest, length);
-    return found != NULL && memcmp(found, text, length) == 0;
-}
-
-/* The domain of a checkpoint's origin "<domain>/<epoch>": printable ASCII without spaces and '+', which a signed note
- * takes as a name. */
-static bool take_origin(struct hsm_reader *rest, hsm_ordered *ordered) {
-    size_t length = 0;
-    size_t most = rest->left < HSM_MOST_DOMAIN + 1 + MOST_DIGITS ? rest->left : HSM_MOST_DOMAIN + 1 + MOST_DIGITS;
-    for (size_t i = 0; i < most && rest->at[i] > ' ' && rest->at[i] <= '~' && rest->at[i] != '+'; i++) {
-        length = rest->at[i] == '/' ? i : length;
-    }
-    uint64_t epoch;
-    *ordered = (hsm_ordered){.domain = rest->at, .domain_len = length};
-    return length > 0 && length <= HSM_MOST_DOMAIN && hsm_take(rest, length + 1) != NULL && take_number(rest, &epoch);
-}
-
-/* The text that is signed for a batch: origin, size, root in base64, first index, time. What no verifier accepts for
- * one may be among them, but nothing that one accepts is missing. */
-static bool is_batch_root(const uint8_t *message, size_t size, hsm_ordered *ordered) {
+/* Over which texts C2SP's verifiers take a signature for a checkpoint or a cosignature, by the first lines: origin, size
+ * and root, whatever follows. RAW: not over this one. Text begins with no control character, so as a transaction it
+ * would have 32 signatures or more, for which no packet has room. */
+static hsm_payload note_of(const uint8_t *message, size_t size) {
     struct hsm_reader rest = {message, size};
-    uint64_t count;
-    uint64_t first;
-    uint64_t time;
-    if (!take_origin(&rest, ordered) || !take_number(&rest, &count)) {
-        return false;
+    if (!take_line(&rest, NULL, 1) || !take_line(&rest, DIGITS, 1) || !take_line(&rest, BASE64, DIGEST_BASE64)) {
+        return BEGINS(message, size, COSIGNATURE) ? HSM_PAYLOAD_UNKNOWN : HSM_PAYLOAD_RAW;
     }
-    const uint8_t *root = hsm_take(&rest, DIGEST_BASE64 + 1);
-    if (root == NULL || root[DIGEST_BASE64] != '\n' || !take_text(&rest, BATCH_LINE, sizeof BATCH_LINE - 1) ||
-        !take_number(&rest, &first) || !take_text(&rest, TIME_LINE, sizeof TIME_LINE - 1) ||
-        !take_number(&rest, &time) || rest.left != 0) {
-        return false;
-    }
-    if (count == 0 || __builtin_add_overflow(first, count - 1, &ordered->position)) {
-        ordered->position = UINT64_MAX;
-    }
-    return true;
+    return BEGINS(rest.at, rest.left, BATCH_LINE) ? HSM_PAYLOAD_BATCH_ROOT : HSM_PAYLOAD_UNKNOWN;
 }
 
 /* The text that is signed for a set of keys: whatever begins like one. */
@@ -251,8 +236,9 @@ hsm_payload hsm_payload_of(const uint8_t *message, size_t size, hsm_payload_part
         }
         return is_key_set(message, size) ? HSM_PAYLOAD_KEY_SET : HSM_PAYLOAD_UNKNOWN;
     }
-    if (is_batch_root(message, size, &parts->ordered)) {
-        return HSM_PAYLOAD_BATCH_ROOT;
+    hsm_payload note = note_of(message, size);
+    if (note != HSM_PAYLOAD_RAW) {
+        return note;
     }
     size_t left;
     if (begins_with_legacy(message, size, &parts->transaction, &left)) {

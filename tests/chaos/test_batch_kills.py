@@ -11,7 +11,7 @@ pytestmark = pytest.mark.chaos
 @pytest.mark.timeout(180)
 def test_no_kill_makes_two_roots_for_one_number(fresh_token, tmp_path):
     config = fresh_token().config(
-        stateFile=str(tmp_path / "state.db"), policy={"kinds": ["raw", "batch-root"]}, batching={"intervalMs": 1}
+        stateFile=str(tmp_path / "state.db"), policy={"kinds": ["batch-root"]}, batching={"intervalMs": 1}
     )
     config["sequencer"]["stateSecret"] = "s" * 32
     counts = batches_under_kills(config, kills=10, seed=1)

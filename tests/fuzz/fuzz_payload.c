@@ -58,7 +58,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         REQUIRE(read->written <= read->loaded && read->loaded <= size);
         struct input more = {rules, sizeof rules};
         check_rules(&more, read);
-    } else if (class >= HSM_PAYLOAD_BLOCK && class <= HSM_PAYLOAD_BATCH_ROOT) {
+    } else if (class >= HSM_PAYLOAD_BLOCK && class <= HSM_PAYLOAD_STATE_ROOT) {
         check_inside(message, size, parts.ordered.domain, parts.ordered.domain_len);
         REQUIRE(parts.ordered.domain_len >= 1 && parts.ordered.domain_len <= HSM_MOST_DOMAIN);
     }

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from base64 import b64decode
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 
 import pytest
-from solders.pubkey import Pubkey
 from tests.integration.test_policy import policed, records
-from tests.support.batches import Case, by_node, by_python
+from tests.support import c2sp
+from tests.support.batches import Case, by_hsmcore, by_node, by_python
 from tests.support.chaos import CHAOS, Chaos, copy_of, wrap
 from tests.support.levels import OTHER, SAME, Site
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, start, until
-from tests.support.policed import moving, ordered
+from tests.support.policed import key, moving, ordered
 
 import hsmcore
 from hsmcore import metrics
@@ -44,11 +46,11 @@ from hsmcore.state.mark import MOST_POSITION
 from hsmcore.tlog import batch_proof
 
 pytestmark = pytest.mark.integration
-KINDS = ["raw", "batch-root"]
+KINDS = ["batch-root"]
 
 
-def batching(token, folder, kinds=KINDS, *, key="ed25519", rules=None, policy=None, **settings):
-    more = {"batching": settings, **(rules or {})}
+def batching(token, folder, kinds=KINDS, *, key="ed25519", rules=None, policy=None, leaves=None, **settings):
+    more = {"batching": settings | ({"kinds": leaves} if leaves else {}), **(rules or {})}
     return policed(token, folder, kinds, key=key, rules=more, **(policy or {}))
 
 
@@ -127,52 +129,123 @@ async def test_the_next_batch_collects_while_a_root_is_signed(fresh_token, tmp_p
         assert counters(manager)["signatures"] - before == 2
 
 
-async def test_each_message_is_judged_as_its_own_kind(world, tmp_path):
-    kinds = ["tx-v0", "block", "batch-root"]
-    limits = {"transactions": {"lamportsPerMinute": 10}, "callers": {"a": {"inFlight": 2}, "b": {"kinds": ["block"]}}}
-    async with opened(batching(world, tmp_path, kinds, policy=limits)) as manager:
-        payer = Pubkey.from_bytes(manager.public_key)
+async def test_any_bytes_are_in_a_batch_of_a_key_that_signs_nothing_else(world, tmp_path):
+    chance = Random(6)
+    messages = [
+        b"\x82\xa6height\x07\xa4hash\xc4\x01a",  # MessagePack
+        b"\xa2fheight\x07dhashAa",  # CBOR
+        *(text.encode() for text in ("é", "Привет", "你好")),
+        gzip.compress(b"m"),
+        bytes(32),
+        moving(key(1), 5),
+        ordered(1),
+        b"\xffhsmcore probe\0",
+        batch_proof.checkpoint("default", 0, 1, bytes(32), 0, 1),
+        *(bytes([byte]) for byte in range(256)),
+        *(chance.randbytes(chance.randrange(1, 300)) for _ in range(1000)),
+    ]
+    async with opened(batching(world, tmp_path)) as manager:
+        one_by_one = await asyncio.gather(*map(manager.sign_batched, messages))
+        listed = await manager.sign_batched_many([*messages, bytearray(b"m")])
+        for message, *both in zip([*messages, b"m"], [*one_by_one, listed[-1]], listed, strict=True):
+            assert {said(one, message).kind for one in both} == {"raw"}
+        cases = [Case("", m, one.proof, manager.public_key) for m, one in zip(messages, one_by_one, strict=True)]
+        assert by_hsmcore(cases) == by_python(cases) == by_node(cases) == [True] * len(messages)
+        before = counters(manager)["signatures"]
+        for message in messages:
+            with pytest.raises(PolicyRefused):
+                await manager.sign(message)
+        assert counters(manager)["signatures"] == before
+
+
+async def test_a_claim_or_the_list_decides_what_a_leaf_may_be(world, tmp_path):
+    transaction, packed = moving(key(1), 5), b"\x82\xa1a\x07\xa1b\x08"
+    async with opened(batching(world, tmp_path)) as manager:
+        for message, kind in ((transaction, "tx-v0"), (bytes(32), "digest32"), (b"m", "raw")):
+            assert said(await manager.sign_batched(message, kind=kind), message).kind == kind
+            [one] = await manager.sign_batched_many([message], kind=kind)
+            assert said(one, message).kind == kind
+        refused = (
+            (packed, "raw", PolicyRefused),
+            (bytes(32), "raw", PolicyRefused),
+            (b"m", "tx-v0", PolicyRefused),
+            (ordered(1), "block", BadArgument),
+            (b"m", "batch-root", BadArgument),
+            (b"m", "nonsense", BadArgument),
+        )
+        for message, kind, error in refused:
+            with pytest.raises(error):
+                await manager.sign_batched(message, kind=kind)
+            with pytest.raises(error):
+                await manager.sign_batched_many([message], kind=kind)
+        assert manager._guard.refused.total() == 6
+    async with opened(batching(world, tmp_path, leaves=["tx-v0", "digest32"])) as manager:
+        for message, kind in ((transaction, "tx-v0"), (bytes(32), "digest32")):
+            assert said(await manager.sign_batched(message), message).kind == kind
+        for message in (b"m", packed, ordered(1)):
+            with pytest.raises(PolicyRefused, match="by batching: "):
+                await manager.sign_batched(message)
+
+
+async def test_callers_have_batches_signed_by_a_rule_of_its_own(world, tmp_path):
+    callers = {
+        "a": {"inFlight": 2},
+        "b": {"kinds": ["block"]},
+        "c": {"kinds": ["block"], "batch": True},
+        "d": {"batch": False},
+    }
+    kinds, message = ["block", "batch-root"], b"\x82\xa1a\x07\xa1b\x08"
+    async with opened(batching(world, tmp_path, kinds, policy={"callers": callers})) as manager:
+        for name in ("a", "c"):
+            with hsmcore.caller(name):
+                assert said(await manager.sign_batched(message), message).kind == "raw"
+        for name in ("b", "d"):
+            with hsmcore.caller(name), pytest.raises(PolicyRefused, match='"batch": true'):
+                await manager.sign_batched(message)
+        with pytest.raises(PolicyRefused, match="does not say who"):
+            await manager.sign_batched(message)
         with hsmcore.caller("a"):
-            good = start(manager.sign_batched(moving(payer, 6), kind="tx-v0"))
-            for message, claimed, error in (
-                (b"raw", None, PolicyRefused),
-                (moving(payer, 1), "block", PolicyRefused),
-                (ordered(1), None, BadArgument),
-                (bytes(32), "batch-root", PolicyRefused),
-                (b"", None, HsmError),
-                (moving(payer, 5), None, PolicyRefused),  # above the limit for a minute
-            ):
-                with pytest.raises(error):
-                    await manager.sign_batched(message, kind=claimed)
-            assert said(await good, moving(payer, 6)).kind == "tx-v0"
-            both = [start(manager.sign_batched(moving(payer, 1))) for _ in range(3)]
+            both = [start(manager.sign_batched(message)) for _ in range(3)]
             outcomes = await asyncio.gather(*both, return_exceptions=True)
             assert sorted(type(one).__name__ for one in outcomes) == ["BatchedSignature"] * 2 + ["QueueFull"]
-            await manager.sign_batched(moving(payer, 1))  # those that were answered count no more
-        with hsmcore.caller("b"), pytest.raises(PolicyRefused):
-            await manager.sign_batched(moving(payer, 1))
-        with pytest.raises(PolicyRefused):
-            await manager.sign_batched(moving(payer, 1))
+            await manager.sign_batched(message)  # those that were answered count no more
+            with pytest.raises(EmptyMessage):
+                await manager.sign_batched(b"")
+            await manager.sign(ordered(1))
         refused = await records(manager, operation="sign-batched")
-        assert {record["result"] for record in refused} == {"error"}
-        assert len(refused) == 9
-        roots = await records(manager, operation="sign")
-        assert [record["count"] for record in roots] == [1, 2, 1]
+        assert [record["result"] for record in refused] == ["error"] * 5
+        roots = await records(manager, operation="sign", kind="batch-root")
+        assert [record["count"] for record in roots] == [1, 1, 2, 1]
         assert all("caller" not in record for record in roots)
 
 
 async def test_no_caller_has_a_root_signed(world, tmp_path):
+    """Nor any other text over which a signature is one of a checkpoint, to a verifier that is not ours."""
     text = batch_proof.checkpoint("default", 0, 1, bytes(32), 0, 1)
-    async with opened(batching(world, tmp_path)) as manager:
-        for sign in (manager.sign, manager.sign_with_receipt, manager.sign_batched):
-            for claimed in (None, "raw", "batch-root"):
-                with pytest.raises(PolicyRefused):
-                    await sign(text, kind=claimed)
-        with pytest.raises(PolicyRefused):
-            await manager.sign_many([text])
-        with pytest.raises(PolicyRefused):
-            await manager.sign(bytes(32), kind="batch-root", position=5)
+    log = b"".join(text.splitlines(keepends=True)[:3])
+    texts = (
+        text,
+        log,
+        text + b"more\n",
+        log + b"\xff",
+        b"cosignature/v1\ntime 7\n" + log,
+        b"default/0\n007\n" + log[12:],
+    )
+    assert texts[-1].count(b"\n") == 3
+    async with opened(batching(world, tmp_path, ["raw", "batch-root"])) as manager:
+        for one in texts:
+            for sign in (manager.sign, manager.sign_with_receipt):
+                for claimed in (None, "raw"):
+                    with pytest.raises(PolicyRefused):
+                        await sign(one, kind=claimed)
+                with pytest.raises(BadArgument):
+                    await sign(one, kind="batch-root")
+            with pytest.raises(PolicyRefused):
+                await manager.sign_many([one])
         assert counters(manager)["signatures"] == 0
+        head = await manager.sign_batched(b"m")
+        note = head.proof.partition(b"\n\n")[2]
+        assert c2sp.checkpoint(note, "default/0", manager.public_key) == ("default/0", 1, head.root)
     async with opened(policed(world, tmp_path, ["raw"])) as manager:
         with pytest.raises(PolicyRefused):
             await manager.sign(text)
@@ -184,7 +257,8 @@ async def test_no_caller_has_a_root_signed(world, tmp_path):
 
 
 @pytest.mark.parametrize("faulty", [
-    {"intervalMs": -1}, {"intervalMs": 0.5}, {"maxLeaves": 0}, {"blind": 1}, {"keepLeaves": True}, {"more": 1}
+    {"intervalMs": -1}, {"intervalMs": 0.5}, {"maxLeaves": 0}, {"blind": 1}, {"keepLeaves": True}, {"more": 1},
+    {"leaves": ["block"]}, {"leaves": ["raw", "raw"]}, {"leaves": ["prehashed"]},
 ])  # fmt: skip
 def test_wrong_settings_are_named(world, tmp_path, faulty):
     with pytest.raises(ConfigurationError) as caught:
@@ -315,7 +389,8 @@ async def test_the_record_of_a_root_says_who_asked_for_its_messages(world, tmp_p
 
 
 async def test_a_list_is_signed_as_its_messages_are(world, tmp_path):
-    async with opened(batching(world, tmp_path, maxLeaves=100, rules={"maxMessageBytes": 205})) as manager:
+    limits = {"leaves": ["raw"], "rules": {"maxMessageBytes": 205}}
+    async with opened(batching(world, tmp_path, maxLeaves=100, **limits)) as manager:
         single = start(manager.sign_batched(b"single"))
         await asyncio.sleep(0)
         messages = [b"m%d" % i for i in range(950)]  # in more batches than may wait
@@ -350,7 +425,8 @@ async def test_a_list_is_signed_as_its_messages_are(world, tmp_path):
 
 async def test_a_list_of_callers_is_judged_whole_and_gives_its_places_back(world, tmp_path):
     callers = {"a": {"inFlight": 8}}
-    async with opened(batching(world, tmp_path, policy={"callers": callers}, intervalMs=60_000)) as manager:
+    limits = {"leaves": ["raw"], "policy": {"callers": callers}}
+    async with opened(batching(world, tmp_path, **limits, intervalMs=60_000)) as manager:
         with hsmcore.caller("a"):
             for wrong, error in (([b"m"] * 7 + [bytes(32)], PolicyRefused), ([b"m"] * 9, BadArgument)):
                 with pytest.raises(error):
@@ -504,7 +580,7 @@ async def test_a_store_that_goes_back_signs_no_second_root(world, tmp_path):
         await manager.sign_batched(b"second")
         text = batch_proof.checkpoint("default", 0, 1, bytes(32), 1, 1)
         with pytest.raises(PolicyRefused) as caught:
-            await guard.bind_root(text, 1, 0, 5.0)
+            await guard.bind_own("batch-root", text, 1, 1, 0, 5.0)
         assert caught.value.next == 2
         manager._batches._next = 7  # as if five more had been bound here
         with pytest.raises(StoreNotGenuine):
@@ -558,6 +634,12 @@ async def test_leaves_are_kept_so_that_a_proof_can_be_made_again(world, tmp_path
             extra = b64decode(one.proof.split(b"\n")[1][6:])
             assert leaf == extra[:1] + sha256(message).digest() + extra[9:]
         assert all(any(one.proof.endswith(row["note"].encode()) for row in rows) for one in signed)
+        assert [await manager.batched_proof(one.index) for one in signed] == [one.proof for one in signed]
+        with pytest.raises(BadArgument, match="has number 50"):
+            await manager.batched_proof(50)
+        for index in (-1, 2**63, True, "1", None):
+            with pytest.raises(BadArgument, match="0 to"):
+                await manager.batched_proof(index)
     for place, domain in (("other", "a/../b"), ("third", "default")):  # of the same number, into the same folder
         (tmp_path / place).mkdir()
         monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / place))  # another host, with the same key
@@ -573,6 +655,39 @@ async def test_leaves_are_kept_so_that_a_proof_can_be_made_again(world, tmp_path
         with pytest.raises(AuditUnavailable) as failure:
             await manager.sign_batched(b"m")
         assert failure.value.maybe_signed  # the root is
+
+
+async def test_a_proof_is_made_again_after_restarts_and_rotations(fresh_token, tmp_path, capfdbinary):
+    rules = {"keyRotation": {"overlapDays": 0}, "stateFile": str(tmp_path / "state.db")}
+    config = batching(fresh_token(), tmp_path, rules=rules, keepLeaves=str(tmp_path / "leaves"), maxLeaves=4)
+    made = {}
+    for _ in range(2):
+        async with opened(config) as manager:
+            for _ in range(2):
+                messages = [b"message %d" % number for number in range(10)]
+                made |= {one.index: one for one in await manager.sign_batched_many(messages)}
+                await manager.rotate_key("test")
+            assert [await manager.batched_proof(index) for index in made] == [one.proof for one in made.values()]
+    assert (sorted(made), len({one.public_key for one in made.values()})) == (list(range(40)), 4)
+    (tmp_path / "hsmcore.json").write_text(json.dumps(config))
+    given = ["batch", "proof", "--config", str(tmp_path / "hsmcore.json")]
+    for index in (0, 39):
+        assert await asyncio.to_thread(cli, [*given, str(index)]) == 0
+        assert capfdbinary.readouterr().out == made[index].proof
+    own = ["--public-key", made[7].public_key.hex()]
+    assert await asyncio.to_thread(cli, [*given, "7", *own, "--output", str(tmp_path / "7")]) == 0
+    assert (tmp_path / "7").read_bytes() == made[7].proof
+    capfdbinary.readouterr()
+    assert await asyncio.to_thread(cli, [*given, "7", *own, "--json"]) == 0
+    shown = json.loads(capfdbinary.readouterr().out)
+    assert shown == {"domain": "default", "epoch": 0, "index": 7, "kind": "raw", "proof": made[7].proof.decode()}
+    assert await asyncio.to_thread(cli, [*given, "39", *own]) == 1, "another key signed it"
+    assert b"that a known key signed, has number 39" in capfdbinary.readouterr().err
+    del config["sequencer"]["keyManager"]["batching"]["keepLeaves"]
+    async with opened(config) as manager:
+        with pytest.raises(BadArgument, match="keeps no leaves") as failure:
+            await manager.batched_proof(0)
+        assert "batching.keepLeaves" in failure.value.hint
 
 
 def test_the_command_line_verifies_a_proof(world, tmp_path, capsys):

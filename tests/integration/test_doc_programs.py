@@ -145,12 +145,12 @@ def test_logging(number, state):
 @one_loop
 async def test_batching_and_policy(fresh_token, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    policy = {"kinds": ["raw", "batch-root"], "domain": "my-rollup"}
+    policy = {"kinds": ["batch-root"], "domain": "my-rollup"}
     async with opened(fresh_token().config(stateFile=str(tmp_path / "a.db"), policy=policy)) as km:
         await run(block("docs/BATCHING.md", "python"), km=km, hsmcore=hsmcore, Path=Path, message=b"a message")
     policy = {"kinds": ["block"], "domain": "my-rollup", "callers": {"block-producer": {"kinds": ["block"]}}}
     async with opened(fresh_token().config(stateFile=str(tmp_path / "b.db"), policy=policy)) as km:
-        await run(block("docs/POLICY.md", "python"), km=km, hsmcore=hsmcore, block=ordered(1, domain="my-rollup"))
+        await run(block("docs/POLICY.md", "python"), km=km, hsmcore=hsmcore, position=1, digest=bytes(32))
 
 
 @one_loop
@@ -208,8 +208,7 @@ async def test_the_gateways_client(world, tmp_path):
     program = block("docs/CLIENT.md", "python")
     first, tls = program.split("\ntls = ")
     compiled("tls = " + tls)  # needs certificates: tests/integration/test_gateway_client.py
-    policy = {"kinds": ["raw", "batch-root"], "domain": "my-rollup"}
+    policy = {"kinds": ["raw", "block", "batch-root"], "domain": "my-rollup"}
     async with gateway(tmp_path, world.config(policy=policy, stateFile=str(tmp_path / "state.db"))) as served:
         here = first.replace("unix:/run/hsmcore/sign.sock", served.addresses[0])
-        given = {"message": b"a message", "messages": [b"one", b"two"]}
-        await run(here.replace(', kind="block", position=7', ""), **given)
+        await run(here, message=b"a message", messages=[b"one", b"two"], digest=bytes(32))

@@ -327,13 +327,13 @@ CASES = {
     "one of several alone": Case(single, one_of_several("a"), "always"),
     "one of several renamed": Case(one_of_several("b"), one_of_several("a"), "always"),
     # policy
-    "domain changed": Case(policy(domain="other"), signs=False),
+    "domain changed": Case(policy(domain="other"), refused="always", signs=False),
     "domain changed, log moved": Case(both(policy(domain="other"), TWO), refused="always", signs=False),
     "domain added": Case(policy(domain="default")),
     "kind added": Case(policy(kinds=["block", "state-root"])),
-    "kind exchanged": Case(policy(kinds=["state-root"]), signs=False),
+    "kind exchanged": Case(policy(kinds=["state-root"]), refused="always", signs=False),
     "format added": Case(policy(formats=[FORMAT])),
-    "format taken out": Case(policy(formats=[]), policy(formats=[FORMAT])),
+    "format taken out": Case(policy(formats=[]), policy(formats=[FORMAT]), "always"),
     "format added, log taken out": Case(both(policy(formats=[FORMAT]), NO_LOG), refused="always"),
     "maxAhead changed": Case(policy(maxAhead=1)),
     # seal
@@ -413,14 +413,17 @@ async def refusal(life: Coroutine[Any, Any, None]) -> HsmError | None:
 
 async def follow(place: Place, case: Case, hint: str, command: Command) -> None:
     """Do what a hint says."""
-    if found := re.search(r'"stateFile": "([^"]+)"', hint):
+    more = () if place.name is None else ("--key-manager", place.name)
+    if found := re.search(r"`hsmcore policy rebind ([0-9a-f]+) ", hint):
+        rebind = ("policy", "rebind", found[1], "--reason", "it is meant")
+        assert (await asyncio.to_thread(command, *rebind, *more))[0] == 0
+    elif found := re.search(r'"stateFile": "([^"]+)"', hint):
         place.manager["stateFile"] = found[1]
     elif found := re.search(r'"keyId": "([0-9a-f]+)"', hint):
         settings(keyId=found[1], keyLabel=None)(place)
     elif "what `hsmcore state seal` shows" in hint:
-        more = () if place.name is None else ("--key-manager", place.name)
-        _, shown, _ = await asyncio.to_thread(command, "seal", *more)
-        assert (await asyncio.to_thread(command, "seal", "--adopt", shown["digest"], *more))[0] == 0
+        _, shown, _ = await asyncio.to_thread(command, "state", "seal", *more)
+        assert (await asyncio.to_thread(command, "state", "seal", "--adopt", shown["digest"], *more))[0] == 0
     else:
         assert case.says, hint
         assert case.says in hint
@@ -449,7 +452,7 @@ async def test_no_edit_signs_twice_or_with_the_replaced_key(
     followed = 0
     while (refused := await refusal(second_life(place, case, key))) is not None:
         followed += 1
-        with commands(place.folder, capfdbinary, "state") as command:
+        with commands(place.folder, capfdbinary) as command:
             await follow(place, case, str(refused.hint), command)
     assert followed <= 3
     assert bool(followed) == (case.refused == "always" or (case.refused == "rotated" and rotated))

@@ -95,7 +95,7 @@ def database_of(hosts: Hosts) -> str:
 
 
 def test_batches_go_on_behind_those_of_the_holder_before(hosts):
-    first, second = hosts.two(ttlMs=TTL * 1000, policy={"kinds": ["raw", "batch-root"]}, claim="auto")
+    first, second = hosts.two(ttlMs=TTL * 1000, policy={"kinds": ["batch-root"]}, claim="auto")
     public_key, messages = hosts.token.keys["ed25519"].public_key, ["a", "b", "c"]
 
     def batch(host: FleetMember) -> list[tuple[str, int, int]]:

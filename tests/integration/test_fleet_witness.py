@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 from tests.support.audit_logs import SMALLEST_SEGMENT, settings
-from tests.support.fleet_hosts import BLOCKS, FLEET, Host, beside, copy, digest, join, lose_from, put_back
+from tests.support.fleet_hosts import BLOCKS, FLEET, KEY, Host, beside, copy, digest, join, lose_from, put_back
 from tests.support.loops import one_loop
 
 from hsmcore.audit import AuditLog
@@ -18,7 +18,7 @@ from hsmcore.audit.segment import segments
 from hsmcore.errors import AuditUnavailable, BadArgument, FleetBehind
 from hsmcore.fleet import rows
 from hsmcore.recovery import incident, witness
-from hsmcore.state import StoreError
+from hsmcore.state import StoreError, domains
 
 pytestmark = [pytest.mark.integration, one_loop]
 FIRST, SECOND = ("4711", "1"), ("4711", "2")
@@ -73,6 +73,7 @@ async def test_what_the_database_lost_is_put_back_from_the_log(tmp_path, secret)
         standing = await host.witness.attend()
         assert (standing.number, standing.open) == (1, False)
         assert await host.digests() == whole
+        assert await host.store.run(domains.everything) == {KEY: domains.KeyDomain("chain", ())}
         for position in (1, 2, 3, 7):
             assert await host.refused(position, "another") == "DoubleSign"
             assert await host.refused(position) == ""

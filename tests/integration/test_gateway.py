@@ -11,6 +11,7 @@ from tests.support.authority import Authority
 from tests.support.chaos import Chaos, needs_chaos, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import until
+from tests.support.policed import ordered
 from tests.support.wire import read_signed
 from tests.support.wire_site import ME, many, refusals, sign, site
 
@@ -270,7 +271,8 @@ async def test_a_client_has_only_the_kinds_and_keys_that_are_listed(world, tmp_p
         assert key.kinds == 1 << wire.KINDS.index("raw")
         await peer.signed(sign(1, M, kind="raw"))
         assert (await peer.refused(sign(2, bytes(32)))).status == "POLICY_REFUSED"
-        assert (await peer.refused(sign(3, bytes(32), kind="block", position=1))).status == "POLICY_REFUSED"
+        refusal = await peer.refused(sign(3, bytes(32), kind="block", position=1))
+        assert (refusal.status, "hsmcore.payload" in refusal.text) == ("POLICY_REFUSED", True)
         _, outcomes = wire.read_signed_many((await peer.ask(many(4, M, bytes(32)))).body)
         assert isinstance(outcomes[0], bytes)
         assert outcomes[1].status == "POLICY_REFUSED"
@@ -281,7 +283,7 @@ async def test_a_client_has_only_the_kinds_and_keys_that_are_listed(world, tmp_p
         assert (await peer.refused(wire.manage(8, wire.Manage("generate", "")))).status == "POLICY_REFUSED"
     assert [(one["label"].split()[0], one["command"], one["why"]) for one in refusals(log)] == [
         ("app", "sign default", "kind digest32 not listed"),
-        ("app", "sign default", "kind block not listed"),
+        ("app", "sign default", "kind digest32 not listed"),
         ("app", "sign default", "kind digest32 not listed"),
         ("app", "sign default", "kind digest32 not listed"),
         ("app", "sign default", "kind prehashed not listed"),
@@ -336,10 +338,14 @@ async def test_an_ordered_payload_is_signed_once_for_a_position(world, tmp_path)
     policy = {"kinds": ["block"], "domain": "chain"}
     config = world.config(policy=policy, stateFile=str(tmp_path / "state.db"))
     async with site(config, tmp_path) as gateway, gateway.peer() as peer:
-        first = await peer.signed(sign(1, bytes(32), kind="block", position=7))
-        VerifyKey(gateway.manager.public_key).verify(bytes(32), first.signature)
-        refusal = await peer.refused(sign(2, b"\1" * 32, kind="block", position=7))
+        one, other = (ordered(7, content, domain="chain") for content in (b"one", b"other"))
+        first = await peer.signed(sign(1, one, kind="block", position=7))
+        VerifyKey(gateway.manager.public_key).verify(one, first.signature)
+        refusal = await peer.refused(sign(2, other, kind="block"))
         assert (refusal.status, refusal.retryable) == ("DOUBLE_SIGN", False)
+        assert (await peer.refused(sign(3, one, kind="block", position=8))).status == "POLICY_REFUSED"
+        refusal = await peer.refused(sign(4, bytes(32), kind="block", position=8))
+        assert (refusal.status, "hsmcore.payload(" in refusal.text) == ("POLICY_REFUSED", True)
 
 
 @one_loop

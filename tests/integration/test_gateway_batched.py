@@ -38,7 +38,7 @@ async def test_messages_of_all_connections_share_a_tree(world, tmp_path):
     config = batching(world, tmp_path, intervalMs=60_000, maxLeaves=6)
     async with site(config, tmp_path) as gate, gate.peer() as one, gate.peer() as other:
         assert all(key.batches for key in one.welcome.keys)
-        assert one.welcome.keys[0].kinds == 1 << 8 | wire.BATCHES
+        assert one.welcome.keys[0].kinds == wire.BATCHES
         for number, message in enumerate((b"a", b"b", b"c"), 1):
             one.send(one_of(number, message))
             other.send(one_of(number, message + b"!", kind="raw"))
@@ -60,7 +60,7 @@ async def test_messages_of_all_connections_share_a_tree(world, tmp_path):
 
 @one_loop
 async def test_a_batch_is_larger_than_what_the_gateway_has_signed_at_a_time(world, tmp_path):
-    config = batching(world, tmp_path, intervalMs=60_000, maxLeaves=50)
+    config = batching(world, tmp_path, ["raw", "batch-root"], intervalMs=60_000, maxLeaves=50)
     async with site(config, tmp_path, inFlight=1) as gate, gate.peer() as peer:
         peer.send(*(one_of(number, b"m", **LONG) for number in range(1, 50)))
         await until(lambda: gate.server.desk.open == 49)
@@ -115,14 +115,14 @@ async def test_a_connection_that_ends_withdraws_no_message(world, tmp_path):
 
 @one_loop
 async def test_what_a_client_may_not_have_signed_is_in_no_batch(world, tmp_path):
-    kinds = ["raw", "block", "batch-root"]
-    clients = {"app": {**APP, "kinds": ["raw", "block"], "perSecond": 8, "inFlight": 4}}
+    kinds = ["block", "batch-root"]
+    clients = {"app": {**APP, "kinds": ["block"], "batch": True, "perSecond": 8, "inFlight": 4}}
     log = tmp_path / "audit.jsonl"
-    config = batching(world, tmp_path, kinds, rules={"auditLogFile": str(log)}, intervalMs=1)
+    config = batching(world, tmp_path, kinds, leaves=["raw"], rules={"auditLogFile": str(log)}, intervalMs=1)
     async with site(config, tmp_path, clients) as gate, gate.peer() as peer:
         refused = {
-            "POLICY_REFUSED": [one_of(1, bytes(32)), one_of(2, b"m", kind="block"), one_of(3, b"m", slot=1)],
-            "BAD_ARGUMENT": [one_of(4, ordered(1))],
+            "POLICY_REFUSED": [one_of(1, bytes(32)), one_of(2, ordered(1)), one_of(3, b"m", slot=1)],
+            "BAD_ARGUMENT": [one_of(4, ordered(1), kind="block")],
         }
         for status, requests in refused.items():
             for request in requests:
@@ -137,7 +137,12 @@ async def test_what_a_client_may_not_have_signed_is_in_no_batch(world, tmp_path)
         assert set(full) == {"QUEUE_FULL"}  # of the rate, or of what it may have open
         assert len(full) >= 6
         assert gate.server.desk.open == 0
-    assert [one["why"] for one in refusals(log)][:2] == ["kind digest32 not listed", "key not listed"]
+    assert [one["why"] for one in refusals(log)] == ["key not listed"]
+    clients["app"].pop("batch")
+    async with site(batching(world, tmp_path, kinds), tmp_path, clients) as gate, gate.peer() as peer:
+        assert not any(key.batches for key in peer.welcome.keys)
+        found = await peer.refused(one_of(1, b"m"))
+        assert (found.status, '"batch": true' in found.text) == ("POLICY_REFUSED", True)
     async with site(policed(world, tmp_path, ["raw"]), tmp_path) as gate, gate.peer() as peer:
         assert not any(key.batches for key in peer.welcome.keys)
         assert (await peer.refused(one_of(1, b"m"))).status == "BAD_ARGUMENT"

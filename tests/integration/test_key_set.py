@@ -6,6 +6,7 @@ import asyncio
 import json
 import sqlite3
 import sys
+import time
 from asyncio import to_thread
 from contextlib import closing
 from dataclasses import replace
@@ -18,12 +19,12 @@ from tests.integration.test_policy import records
 from tests.support.key_sets import EXAMPLES, Case, by_hsmcore, by_node, by_python
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
-from tests.support.vault_site import site
+from tests.support.vault_site import TOKEN, site
 from tests.support.web import asked
 
 import hsmcore
 from hsmcore.cli.app import run as cli
-from hsmcore.errors import AlgorithmUnsupported, ConfigurationError, PolicyRefused
+from hsmcore.errors import AlgorithmUnsupported, BadArgument, ConfigurationError, PolicyRefused
 from hsmcore.manager.background import BackgroundServices
 from hsmcore.serve import attached
 from hsmcore.state import StoreBusy
@@ -87,6 +88,83 @@ async def test_a_set_is_made_at_each_step_of_a_rotation_and_none_without(fresh_t
         await until(lambda: manager._keys._sets._role.held)
         await manager._keys._sets.look()
         assert manager.key_set(since=-1) == notes
+
+
+BATCHES = ("raw", "batch-root", "key-set")
+TEN_YEARS = 315_360_000
+
+
+@one_loop
+async def test_a_proof_outlives_the_rotation_of_its_key_unless_that_was_ended_by_hand(fresh_token, tmp_path):
+    """A verifier that keeps the set takes what a key batched before its end, for ever, and nothing above. Of those that
+    are ended by hand, one in the application and one on the command line, one was retired before."""
+    config = config_of(fresh_token(), tmp_path, kinds=BATCHES)
+    async with opened(config) as manager:
+        known = await first(manager)
+        old_id = await manager.get_current_key_id()
+        old = [await manager.sign_batched(b"m%d" % number) for number in range(3)]
+
+        def ended(version):
+            return KeySet.remembered(manager.key_set()).keys[version - 1].state == "retired"
+
+        await manager.rotate_key("test")
+        await until(lambda: ended(1))
+        made = [*old, await manager.sign_batched(b"m3")]
+        await manager.rotate_key("test")
+        await until(lambda: ended(2))
+        made.append(await manager.sign_batched(b"m4"))
+        known = known.follow(manager.key_set(since=known.serial))
+        assert [(key.state, key.last_batched) for key in known.keys] == [
+            ("retired", 2),
+            ("retired", 3),
+            ("current", None),
+        ]
+        later = time.time() + TEN_YEARS
+        for number, one in enumerate(made):
+            found = known.verify_batched(b"m%d" % number, one.proof, later)
+            assert (found.key.version, found.says.index) == ((1, 1, 1, 2, 3)[number], number)
+        assert not known.accepts(made[0].public_key, later)
+        ends = known.keys[0].not_after
+        stolen_id = await manager.get_current_key_id()
+        await manager.rotate_key("it may be stolen")
+        await manager.deactivate_key(stolen_id)
+        (tmp_path / "hsmcore.json").write_text(json.dumps(config))
+        await to_thread(cli, ["keys", "deactivate", old_id, "--config", str(tmp_path / "hsmcore.json")])
+        await until(lambda: ended(3))
+        await manager._keys._sets.look()
+        known = known.follow(manager.key_set(since=known.serial))
+        assert [key.last_batched for key in known.keys] == [None, 3, None, None]
+        assert known.keys[0].not_after == ends
+        found = [known.verify_batched(b"m%d" % number, one.proof) for number, one in enumerate(made)]
+        assert [number for number, one in enumerate(found) if one is not None] == [3]
+
+
+@one_loop
+async def test_a_set_is_renewed_after_half_its_time_and_not_before(fresh_token, tmp_path, monkeypatch):
+    config = config_of(fresh_token(), tmp_path, keySetGoodForHours=10)
+    hour, ahead = 3600, [0]
+    async with opened(config) as manager:
+        begun = await first(manager)
+        rotation = manager._keys._sets._rotation
+        sure = rotation.sure
+        monkeypatch.setattr(rotation, "sure", lambda: sure() + ahead[0] * hour * 1_000_000_000)
+        assert begun.good_until == begun.time + 10 * hour
+        for hours, serial in ((4, 0), (6, 1), (10, 1), (12, 2), (30, 3)):
+            ahead[0] = hours
+            for _ in range(3):
+                await manager._keys._sets.look()
+            found = KeySet.remembered(manager.key_set())
+            assert (found.serial, found.keys) == (serial, begun.keys)
+            assert begun.follow(manager.key_set(since=begun.serial) or begun.note).note == found.note
+        assert manager.key_set(since=-1) == found.note, "what says the same is handed out once"
+    with closing(sqlite3.connect(tmp_path / "state.db")) as database:
+        assert database.execute("SELECT serial FROM key_set").fetchall() == [(3,)], "and kept once"
+    async with opened(config) as manager:  # as the store has it
+        await until(lambda: manager._keys._sets._role.held)
+        await manager._keys._sets.look()
+        assert manager.key_set(since=-1) == found.note
+        assert found.accepts(manager.public_key, fresh=True)
+        assert not begun.accepts(manager.public_key, begun.good_until + 301, fresh=True)
 
 
 @one_loop
@@ -194,9 +272,10 @@ async def test_no_caller_has_a_set_signed(fresh_token, tmp_path):
             (bytes(32), "key-set", None),
             (bytes(32), "key-set", 9),
         ):
-            with pytest.raises(PolicyRefused):
+            error = BadArgument if kind == "key-set" else PolicyRefused
+            with pytest.raises(error):
                 await manager.sign(message, kind=kind, position=position)
-            with pytest.raises(PolicyRefused):
+            with pytest.raises(error):
                 await manager.sign_with_receipt(message, kind=kind, position=position)
         with pytest.raises(PolicyRefused):
             await manager.sign_many([b"good", forged])
@@ -258,6 +337,32 @@ async def test_what_a_device_says_is_asked_before_the_first_set_whatever_the_sto
 
 
 @one_loop
+async def test_of_several_keys_each_has_a_set_and_batches(fresh_token, tmp_path):
+    token, managers = fresh_token({"name": "a", "kind": "ed25519"}, {"name": "b", "kind": "ed25519"}), {}
+    for name in "ab":
+        rules = {"stateFile": str(tmp_path / f"{name}.db")}
+        config = config_of(token, tmp_path, kinds=["key-set", "batch-root"], key=name, rules=rules)
+        managers[name] = config["sequencer"]["keyManager"] | {"batching": {"intervalMs": 1}}
+        del managers[name]["auditLogFile"]
+    config = {"sequencer": {"keyManagers": managers}}
+    with pytest.raises(ConfigurationError, match=r"a policy\.domain of its own"):
+        hsmcore.create_key_managers(config)
+    for name in "ab":
+        managers[name]["policy"]["domain"] = name
+    async with site(config, tmp_path, {"app": {"token": TOKEN, "keys": ["a", "b"]}}) as vault:
+        for name, manager in vault.served.managers.items():
+            await until(lambda manager=manager: manager.key_set() != b"")
+            reply = await vault.asked("GET", f"/keys/{name}", token=None)
+            KeySet.trust(reply.body, manager.public_key, name)
+            signed = await manager.sign_batched(b"m")
+            assert hsmcore.verify_batched(manager.public_key, b"m", signed.proof, domain=name)
+        assert (await vault.asked("GET", "/keys", token=None)).status == 404
+        for kind in ("key-set", "batch-root"):
+            with pytest.raises(BadArgument):
+                await vault.served.managers.sign(b"m", kind=kind)
+
+
+@one_loop
 async def test_it_is_handed_out_as_it_is(fresh_token, tmp_path, capfdbinary):
     config = config_of(fresh_token(), tmp_path)
     path = tmp_path / "hsmcore.json"
@@ -284,7 +389,11 @@ async def test_it_is_handed_out_as_it_is(fresh_token, tmp_path, capfdbinary):
         assert await to_thread(cli, ["keys", "set", "--config", str(path), "--json", "--since", "-1"]) == 0
         shown = json.loads(capfdbinary.readouterr().out)
         assert [one["serial"] for one in shown] == [0, 1, 2, 3]
-        assert [key["state"] for key in shown[-1]["keys"]] == ["retired", "current"]
+        assert [(key["state"], key["lastBatched"]) for key in shown[-1]["keys"]] == [
+            ("retired", None),
+            ("current", None),
+        ]
+        assert shown[-1]["goodUntil"] is None
         assert (
             await to_thread(cli, ["keys", "set", "--config", str(path), "--output", str(tmp_path / "keys.note")]) == 0
         )
@@ -349,6 +458,12 @@ async def test_what_cannot_have_sets_is_refused(world, tmp_path):
     config["sequencer"]["keyManager"]["policy"]["domain"] = "a b"
     with pytest.raises(ConfigurationError, match="printable ASCII"):
         hsmcore.create_key_manager(config)
+    config = config_of(world, tmp_path, kinds=["raw"], keySetGoodForHours=1)
+    with pytest.raises(ConfigurationError, match=r"keySetGoodForHours, but policy\.kinds does not list"):
+        hsmcore.create_key_manager(config)
+    for hours in (0, -1, 1.5, 10**9):
+        with pytest.raises(ConfigurationError, match=r"keyRotation\.keySetGoodForHours"):
+            hsmcore.create_key_manager(config_of(world, tmp_path, keySetGoodForHours=hours))
     config = config_of(world, tmp_path, key="ecdsa-p256")
     with pytest.raises(AlgorithmUnsupported, match="Ed25519"):
         await hsmcore.create_key_manager(config).initialize()

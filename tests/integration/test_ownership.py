@@ -164,6 +164,7 @@ USES: dict[str, list[str] | str] = {
     "policy explain": ["00"],
     "policy floor set": ["block", "1", "--reason", "x"],
     "policy floor show": [],
+    "policy rebind": ["--reason", "x"],
     "rotate abort": ["--reason", "x"],
     "rotate adopt": ["none"],
     "rotate approve": ["--as", "none"],

@@ -66,9 +66,17 @@ async def test_a_key_signs_the_kinds_that_it_lists(world, tmp_path):
                         b"\xffhsmcore probe\x00" + bytes(16)):  # fmt: skip
             with pytest.raises(PolicyRefused):
                 await manager.sign(message)
-        for message, claimed in ((moving(payer, 1), "block"), (ordered(1), "tx-v0"), (ordered(1), "nonsense")):
+        for message, claimed in ((moving(payer, 1), "block"), (ordered(1), "tx-v0")):
             with pytest.raises(PolicyRefused):
                 await manager.sign(message, kind=claimed)
+        refused = manager._guard.refused.total()
+        for claimed in ("nonsense", 5, "Block", "batch-root", "prehashed"):
+            for sign in (manager.sign, manager.sign_with_receipt):
+                with pytest.raises(BadArgument, match="kinds are tx-legacy, "):
+                    await sign(ordered(1), kind=claimed)
+            with pytest.raises(BadArgument, match="kinds are tx-legacy, "):
+                await manager.sign_many([ordered(1)], kind=claimed)
+        assert manager._guard.refused.total() == refused
 
 
 @one_loop
@@ -144,13 +152,15 @@ async def test_a_position_is_read_and_not_believed(world, tmp_path):
             await manager.sign(block(7, b"b"))
         with pytest.raises(DoubleSign):  # one chain, whatever the form
             await manager.sign(ordered(7, domain="chain"))
-        digest = b"\x42" * 32  # has no position in it
-        await manager.sign(digest, kind="state-root", position=3)
-        with pytest.raises(DoubleSign):
-            await manager.sign(b"\x43" * 32, kind="state-root", position=3)
-        for arguments in ({}, {"kind": "state-root"}, {"kind": "state-root", "position": 1 << 63}, {"position": 4}):
-            with pytest.raises(PolicyRefused):
+        digest = b"\x42" * 32  # has no position in it, and its caller's word is none
+        for arguments in ({}, {"kind": "state-root"}, {"kind": "state-root", "position": 3}, {"position": 4}):
+            with pytest.raises(PolicyRefused, match="hsmcore.payload" if "kind" in arguments else None):
                 await manager.sign(digest, **arguments)
+        root = hsmcore.payload("state-root", "chain", 3, digest)
+        signature = await manager.sign(root, kind="state-root", position=3)
+        assert is_good("ed25519", manager.public_key, root, signature)
+        with pytest.raises(DoubleSign):
+            await manager.sign(hsmcore.payload("state-root", "chain", 3, b"\x43" * 32))
 
 
 @pytest.mark.parametrize("callers", [None, {"roots": {"kinds": ["state-root"]}, "other": {"kinds": ["digest32"]}}])

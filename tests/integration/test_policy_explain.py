@@ -14,6 +14,7 @@ from solders.pubkey import Pubkey
 from tests.integration.test_key_managers import KEYS, of_tokens
 from tests.integration.test_policy import SYSTEM, policed
 from tests.integration.test_rotation import rules
+from tests.support import payloads
 from tests.support.loops import one_loop
 from tests.support.managers import opened
 from tests.support.policed import calling, key, moving, ordered
@@ -38,7 +39,7 @@ BYTES: list[Case] = [
     (moving(key(1), 1), {"kind": "block"}),
     (moving(key(1), 1), {"position": 1}),
     (ordered(1, domain="another"), {}),
-    (ordered(1 << 63), {}),
+    (payloads.ordered("block", 1 << 63), {}),
     (ordered(7), {"position": 8}),
     (ordered(5), {}),  # at the floor
     (ordered(1_000_006), {}),  # beyond maxAhead

@@ -36,6 +36,7 @@ REFUSED = NO_FLEET | {
     "cluster",  # of CloudHSM
     "keys attest KEY",  # SoftHSM gives no certificate
     "keys set",  # the policy lists none
+    "batch proof 0",  # nothing is kept of batches
     "keys deactivate KEY",
     "rotate approve",
     "rotate abort",
@@ -61,10 +62,11 @@ GONE = (
         "rotate now --dry-run",
         "rotate adopt",
         "emergency enable --reason WHY",
+        "policy rebind --reason WHY",
         "state reconcile --reason WHY",
     }
 )
-"""Beside a first member that is gone, and without a log."""
+"""Beside a first member that is gone, a key manager that runs, and without a log."""
 WHOLE = {"load --path ring --rate 20 --duration 1s", "tune --seconds 0.05 --most 2"}
 """Several members are loaded as a whole; the first one is tuned."""
 

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -18,17 +19,28 @@ from typing import Any
 import pytest
 from tests.support import key_sets
 from tests.support.authority import Authority
-from tests.support.batches import Case, by_node, lines_of_signatures, malformed, manipulated, of
+from tests.support.batches import (
+    PUBLIC,
+    Case,
+    by_node,
+    changed_bytes,
+    lines_of_signatures,
+    malformed,
+    manipulated,
+    of,
+    rebuilt,
+)
 from tests.support.gateways import Cutter, gateway
 from tests.support.size import share
 
+from hsmcore import proof_to_bytes
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 
 pytestmark = pytest.mark.integration
 PACKAGE = Path(__file__).parents[2] / "clients" / "typescript"
-WITH_A_TOKEN = ("real", "rotation")
-ALONE = ("wire", "fuzz", "client", "again", "batched", "key-set", "key-manager", "sequencer", "vectors")
+WITH_A_TOKEN = ("real", "rotation", "block")
+ALONE = ("wire", "fuzz", "client", "again", "batched", "key-set", "key-manager", "sequencer", "vectors", "payload")
 """Files of tests that need no gateway."""
 NODE = shutil.which("node")
 AT_LENGTH = [pytest.mark.deep, pytest.mark.timeout(900)]
@@ -131,6 +143,47 @@ def test_2000_manipulated_proofs_are_refused(built):
     assert [case.what for (case, holds), found in zip(forms, accepted, strict=True) if found is not holds] == []
 
 
+REBUILT = """
+const { proofFromBytes, proofToBytes } = await import(process.argv[2]);
+const { readFileSync } = await import("node:fs");
+const of = (text) => Buffer.from(text, "base64");
+for (const [data, message, key, domain] of JSON.parse(readFileSync(0))) {
+  try {
+    const proof = proofFromBytes(of(data), of(message), of(key), domain);
+    console.log(proof.toString("base64"), proofToBytes(proof).equals(of(data)));
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    console.log("- true");
+  }
+}
+"""
+
+
+@needs_node
+def test_binary_proofs_are_read_as_in_python(built):
+    """Good ones, and some thousands of changed ones, of which the text is no proof, or shows nothing."""
+    module = built.parents[1] / "dist" / "esm" / "index.js"
+    messages = [b"m%d" % at for at in range(13)]
+    made = [one for blind in (False, True) for one in of(messages, first=10**15, blind=blind, epoch=300)]
+    good = [(proof_to_bytes(one.proof), message) for one, message in zip(made, messages * 2, strict=True)]
+    changed = list(changed_bytes(Random(60), 3000))
+    domains = ["", "a b", "a" * 65, "é"]
+    asked = [(*one, "default") for one in (*good, *changed, (b"", b"m"), (good[0][0] + bytes(32), b"m"))]
+    first = good[0][0]
+    asked += [(first[:66] + one + first[67:], messages[0], "default") for one in (b"\x8d\x00", b"\xff" * 10, b"")]
+    asked += [(*good[0], domain) for domain in domains]
+    stdin = json.dumps([[*(b64encode(part).decode() for part in (*one[:2], PUBLIC)), one[2]] for one in asked])
+    command = [NODE, "--input-type=module", "-e", REBUILT, "-", str(module)]
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=True, timeout=60)
+    expected = [rebuilt(*one) for one in asked]
+    assert expected[: len(good)] == [one.proof for one in made]
+    assert None in expected[len(good) :]
+    texts = ["-" if proof is None else b64encode(proof).decode() for proof in expected]
+    assert done.stdout.split("\n")[:-1] == [f"{text} true" for text in texts]
+    cases = [Case("", one[1], proof) for one, proof in zip(asked, expected, strict=True) if proof is not None]
+    assert by_node(cases, module) == [True] * len(good) + [False] * (len(cases) - len(good))
+
+
 @needs_node
 @pytest.mark.timeout(300)
 def test_2000_manipulated_sets_of_keys_are_refused(built):
@@ -163,6 +216,13 @@ def test_transactions_that_the_gateway_signs_are_executed(built, fresh_token, tm
 @needs_node
 def test_with_a_token(built, fresh_token, tmp_path):
     passes_against(built, "real", tmp_path, fresh_token().config(), options={"connections": 2})
+
+
+@needs_node
+def test_with_a_policy(built, fresh_token, tmp_path):
+    policy = {"kinds": ["block", "batch-root"], "domain": "chain"}
+    config = fresh_token().config(stateFile=str(tmp_path / "s.db"), policy=policy, batching={"intervalMs": 1})
+    passes_against(built, "block", tmp_path, config)
 
 
 @needs_node

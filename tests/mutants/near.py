@@ -104,6 +104,7 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         **{f"members/control/{name}.py": _CONTROL for name in ("admin", "backup", "calls", "keys", "plane")},
         "members/control/locked.py": ("tests/integration/test_ephemeral.py",),
         "state/clock.py": (*_BUDGET, "tests/integration/test_rotation.py"),
+        "state/domains.py": ("tests/unit/test_key_domains.py", "tests/integration/test_key_domains.py"),
         "state/positions.py": ("tests/unit/test_watermark.py",),
         "state/seal.py": ("tests/unit/test_state_seal.py",),
         "state/sealed_rows.py": ("tests/unit/test_state_seal.py",),

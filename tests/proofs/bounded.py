@@ -147,27 +147,20 @@ PROOFS = [
         mutant=("transaction.c", "(size_t)counts[0] * 4", "(size_t)counts[0] * 3"),
     ),
     Proof("message", "prove_text", 10, mutant=("payload.c", "lead > 0xf4", "lead > 0xfe")),
-    Proof("message", "prove_digits", 22, mutant=("payload.c", "(line[0] != '0' || digits == 1)", "true")),
+    Proof("message", "prove_note_line", 16, mutant=("payload.c", "one < ' '", "one == 0")),
     Proof(
         "message",
-        "prove_origin",
-        87,
-        replaced="take_number:any_number",
-        mutant=("payload.c", "length <= HSM_MOST_DOMAIN && ", ""),
-    ),
-    Proof(
-        "message",
-        "prove_batch_root",
+        "prove_note",
         24,
-        replaced="take_number:any_number take_origin:any_origin",
-        mutant=("payload.c", " || rest.left != 0", ""),
+        replaced="take_line:any_line",
+        mutant=("payload.c", "take_line(&rest, BASE64, DIGEST_BASE64)", "take_line(&rest, BASE64, 1)"),
     ),
     Proof(
         "message",
         "prove_classes",
         34,
         replaced="hsm_read_legacy:any_legacy hsm_read_v0:any_v0 hsm_read_v1:any_v1 is_utf8:any_text"
-        " is_printable:any_text is_off_chain_1:any_off_chain_1 is_batch_root:any_batch_root",
+        " is_printable:any_text is_off_chain_1:any_off_chain_1 note_of:any_note",
         mutant=("payload.c", "size == DIGEST && !is_reserved(message, size)", "size == DIGEST"),
     ),
 ]

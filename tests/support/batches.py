@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 from nacl.signing import SigningKey
 from tests.support.paths import ROOT
 
-from hsmcore import verify_batched
+from hsmcore import proof_from_bytes, proof_to_bytes, verify_batched
 from hsmcore._native import BatchedSignature, Gate, Leaves
 from hsmcore.tlog import batch_proof, note
 
 KEY, OTHER_KEY = SigningKey(b"\1" * 32), SigningKey(b"\2" * 32)
 PUBLIC = bytes(KEY.verify_key)
-ANY = Gate(kinds=("tx-v0", "tx-legacy", "off-chain", "digest32", "raw"), domain="default")
+ANY = Gate(kinds=None, domain="default")
 EXAMPLES = ROOT / "examples"
 
 
@@ -224,6 +224,41 @@ def lines_of_signatures() -> Iterator[tuple[Case, bool]]:
     yield case("another key's id alone", line=name + b" " + b64encode(bytes(4) + b64decode(value)[4:]) + b"\n"), False
     for key in (PUBLIC[:31], PUBLIC + b"\0", b""):
         yield case(f"a key of {len(key)} bytes")._replace(public_key=key), False
+
+
+def changed_bytes(chance: Random, count: int) -> Iterator[tuple[bytes, bytes]]:
+    """Binary forms of which each is changed in a byte or a few, and their messages."""
+    messages = [b"message %d" % i for i in range(13)]
+    good = [
+        [proof_to_bytes(one.proof) for one in of(messages, first=first, blind=blind)]
+        for first in (0, 500, 10**15)
+        for blind in (False, True)
+    ]
+    while count > 0:
+        batch, at = chance.choice(good), chance.randrange(13)
+        data = bytearray(batch[at])
+        match chance.randrange(4):
+            case 0:
+                data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+            case 1:
+                data[chance.randrange(len(data))] = chance.randrange(256)
+            case 2:  # kind and numbers: most of what is read
+                data[chance.choice((0, *range(65, 65 + 24)))] = chance.randrange(256)
+            case _:
+                other = chance.choice(chance.choice(good))
+                cut = chance.choice((1, 65, chance.randrange(len(data))))
+                data = data[:cut] + other[cut:]
+        if not any(bytes(data) == one[at] for one in good):
+            count -= 1
+            yield bytes(data), messages[at]
+
+
+def rebuilt(data: bytes, message: bytes, domain: str = "default") -> bytes | None:
+    """The text of a binary form; None: there is none."""
+    try:
+        return proof_from_bytes(data, message, PUBLIC, domain)
+    except ValueError:
+        return None
 
 
 Verifier = Callable[[Sequence[Case]], list[bool]]

@@ -49,6 +49,7 @@ keys export KEY --output FOLDER/key.backup
 keys import FOLDER/key.backup
 keys replicate --to MEMBER KEY
 keys deactivate KEY
+batch proof 0
 rotate status
 rotate plan
 rotate history
@@ -83,6 +84,7 @@ emergency reset --reason WHY
 policy explain 6d
 policy floor show
 policy floor set block 9 --reason WHY
+policy rebind --reason WHY
 state seal
 state export --output FOLDER/positions.json
 state import FOLDER/exported.json

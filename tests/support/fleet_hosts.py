@@ -19,6 +19,8 @@ from hsmcore.recovery.witness import Witness
 from hsmcore.state import Store
 from hsmcore.state.positions import BoundRow
 
+KEY = b"\1" * 32
+"""The key that signs."""
 BLOCKS = "chain/block"
 FLEET = "sequencer"
 
@@ -95,7 +97,7 @@ class Host:
     def record(self, position: int, payload: object, domain: str = BLOCKS) -> None:
         """Record a signature."""
         said = self.mark.shown("block", PayloadPlace(domain, position, digest(payload)))
-        self.log.record("sign", message=message(payload), result="ok", **said)
+        self.log.record("sign", message=message(payload), result="ok", public_key=KEY, **said)
 
     async def refused(self, position: int, text: object = "", domain: str = BLOCKS) -> str:
         """The name of the error of `sign`; "" if there is none."""

@@ -46,10 +46,11 @@ def note_of(
     domain: str = DOMAIN,
     name: str | None = None,
     now: int = START,
+    until: int | None = None,
     change: Callable[[bytes], bytes] = bytes,
 ) -> bytes:
     """A note. `change`: of the text before it is signed."""
-    text = change(text_of(domain, serial, now, ("raw", "key-set"), keys))
+    text = change(text_of(domain, serial, now, ("raw", "key-set"), keys, until))
     lines = [
         signature_line(
             replace(signer(domain, public(one)), name=name or f"{domain}/keys"), key_of(one).sign(text).signature
@@ -110,7 +111,9 @@ def manipulated(chance: Random, count: int) -> Iterator[Case]:
     signatures."""
     before = note_of(6, [entry(1, "current")], [1])
     after = [entry(1, "overlap", START, START + 600, 2), entry(2, "current", START + 10), entry(3, "other")]
-    good = note_of(8, after, [1, 2])
+    after.append(replace(entry(4, "retired", START - 9, START - 1), last_batched=81919))
+    good = note_of(8, after, [1, 2], until=START + 3600)
+    ecdsa = KeyEntry(5, "ecdsa-p256", bytes([4]) + bytes(64), "retired", START, START, None)
     others = {
         "an older one": note_of(5, after, [1, 2]),
         "the same serial": note_of(6, after, [1, 2]),
@@ -135,6 +138,18 @@ def manipulated(chance: Random, count: int) -> Iterator[Case]:
         "another version of the format": note_of(8, after, [1, 2], change=lambda text: text.replace(b"/v1", b"/v2")),
         "a state that is none": note_of(8, after, [1, 2], change=lambda text: text.replace(b"other", b"owner")),
         "no kinds": note_of(8, after, [1, 2], change=lambda text: text.replace(b"kinds raw key-set", b"kinds")),
+        "a last index of a key that signs": note_of(8, [after[0], replace(after[1], last_batched=7)], [1, 2]),
+        "a last index in the overlap": note_of(8, [replace(after[0], last_batched=7), after[1]], [1, 2]),
+        "a last index of an ECDSA key": note_of(8, [*after, replace(ecdsa, last_batched=7)], [1, 2]),
+        "a last index with a zero": note_of(8, after, [1, 2], change=lambda text: text.replace(b" 81919", b" 081919")),
+        "no last index": note_of(8, after, [1, 2], change=lambda text: text.replace(b" 81919", b" ")),
+        "two ends": note_of(
+            8, after, [1, 2], change=lambda text: text.replace(b"kinds", b"good until 7\n" * 2 + b"kinds")
+        ),
+        "an end with a zero": note_of(
+            8, after, [1, 2], change=lambda text: text.replace(b"kinds", b"good until 07\nkinds")
+        ),
+        "an end in its wrong place": note_of(8, after, [1, 2], change=lambda text: text + b"good until 7\n"),
         "blanks at the end": note_of(
             8, after, [1, 2], change=lambda text: text.replace(b"key-set\nkey", b"key-set \nkey")
         ),
@@ -271,6 +286,12 @@ def good() -> list[Case]:
         Case("serials as far ahead as may be", known, note_of(6 + (1 << 20), after, [2, 1])),
         Case("the end is not over by this clock", note_of(7, after, [1, 2]), note_of(8, after, [1, 2]), START + 899),
         Case("an ECDSA key beside", known, note_of(7, [*after, ecdsa], [2])),
+        Case("with an end", known, note_of(7, after, [1, 2], until=START + 1)),
+        Case(
+            "with a last index",
+            known,
+            note_of(7, [replace(entry(3, "retired", 0, 9), last_batched=0, version=None), *after], [1, 2]),
+        ),
         *beside,
     ]
 

@@ -13,7 +13,7 @@ from solders.signature import Signature
 from solders.transaction import VersionedTransaction
 
 OWN, OFF_CHAIN = b"\xffhsmcore", b"\xffsolana offchain"
-ORDERED = ("block", "state-root", "receipt-root")
+ORDERED = ("block", "state-root")
 _CLASSES = {Message: "tx-legacy", MessageV0: "tx-v0", MessageV1: "tx-v1"}
 
 
@@ -45,14 +45,17 @@ def _text(text: bytes, *, ascii_only: bool = False) -> bool:
     return True
 
 
+def _ends_off_chain(message: bytes, form: int, end: bytes) -> bool:
+    text, most = end[2:], 65535 if form == 2 else 1232
+    fits = form <= 2 and text != b"" and len(text) == int.from_bytes(end[:2], "little") and len(message) <= most
+    return fits and _text(text, ascii_only=form == 0)
+
+
 def _off_chain(message: bytes) -> bool:
     version, body = message[16:17], message[17:]
-    if version == b"\0" and len(body) >= 34:
-        form, count, text = body[32], body[33], body[36 + 32 * body[33] :]
-        length = int.from_bytes(body[34 + 32 * count : 36 + 32 * count], "little")
-        most = 65535 if form == 2 else 1232
-        fits = form <= 2 and count > 0 and text != b"" and len(text) == length and len(message) <= most
-        return fits and _text(text, ascii_only=form == 0)
+    if version == b"\0":
+        long = len(body) >= 34 and body[33] > 0 and _ends_off_chain(message, body[32], body[34 + 32 * body[33] :])
+        return long != (body != b"" and _ends_off_chain(message, body[0], body[1:]))
     if version == b"\1" and body:
         count = body[0]
         signers, text = body[1 : 1 + 32 * count], body[1 + 32 * count :]
@@ -66,7 +69,7 @@ def _tagged(message: bytes) -> str:
         return "internal"
     if message.startswith(OWN) and len(message) > 11:
         kind, version, length = message[8:11]
-        fits = 1 <= kind <= 3 and version == 1 and 1 <= length <= 64 and len(message) == 51 + length
+        fits = 1 <= kind <= 2 and version == 1 and 1 <= length <= 64 and len(message) == 51 + length
         return ORDERED[kind - 1] if fits and _text(message[11 : 11 + length]) else "unknown"
     if message.startswith(OFF_CHAIN) and _off_chain(message):
         return "off-chain"
@@ -75,11 +78,7 @@ def _tagged(message: bytes) -> str:
     return "digest32" if len(message) == 32 else "raw"
 
 
-_BATCH_ROOT = re.compile(
-    rb"(?=[^+]{0,90}\n)[!-~]{1,64}/(0|[1-9]\d{0,19})\n(0|[1-9]\d{0,19})\n.{44}\n"
-    rb"hsmcore/batch-root/v1 (0|[1-9]\d{0,19})\ntime (0|[1-9]\d{0,19})\n",
-    re.DOTALL,
-)
+_NOTE = re.compile(rb"[\x20-\xff]+\n[0-9]+\n[A-Za-z0-9+/=\r]{44,}\n(hsmcore/batch-root/v1 )?|cosignature/v1\n")
 
 
 _KEY_SET = "§ hsmcore/key-set/v1\n".encode()
@@ -91,8 +90,8 @@ def expected(message: bytes) -> tuple[str, bool]:
         return _tagged(message), False
     if len(message) == 32:
         return "digest32", False
-    if _BATCH_ROOT.fullmatch(message):
-        return "batch-root", False
+    if message[:1] < b"\x80" and (note := _NOTE.match(message)):
+        return ("batch-root" if note[1] else "unknown"), False
     transaction = parsed(message)
     if transaction is not None and to_bytes_versioned(transaction) == message:
         return _CLASSES[type(transaction)], sound(transaction)
@@ -222,6 +221,16 @@ def _some_batch_root(chance: Random) -> bytes:
     return f"{domain}/{epoch}\n{size}\n{root}\nhsmcore/batch-root/v1 {first}\ntime {time}\n".encode()
 
 
+def _some_note(chance: Random) -> bytes:
+    lines = [
+        chance.choice((b"example.com/log", b"go.sum database tree", "é".encode(), b"", b"a\tb", b"cosignature/v1"))
+    ]
+    lines.append(chance.choice((b"0", b"12", b"007", b"", b"-1", b"time 7")))
+    lines.append(chance.choice((b"", b"\r", b"=")) + b64encode(chance.randbytes(chance.choice((31, 32, 33, 64)))))
+    lines += [chance.randbytes(9) for _ in range(chance.randrange(3))]
+    return b"\n".join([*lines, b""])
+
+
 def _some_key_set(chance: Random) -> bytes:
     return _KEY_SET[: chance.choice((5, 22, 22, 22))] + chance.randbytes(chance.choice((0, 9, 10, 11, 300)))
 
@@ -233,6 +242,7 @@ MAKERS: tuple[Callable[[Random], bytes], ...] = (
     _some_ordered,
     _some_off_chain,
     _some_batch_root,
+    _some_note,
     _some_key_set,
     _plain,
 )

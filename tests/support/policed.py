@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Final
+from typing import Any
 
 from solders.hash import Hash
 from solders.instruction import AccountMeta, Instruction
@@ -11,14 +11,13 @@ from solders.message import Message, MessageV0, to_bytes_versioned
 from solders.pubkey import Pubkey
 from solders.system_program import TransferParams, transfer
 
-CODES: Final = {"block": 1, "state-root": 2, "receipt-root": 3}
+import hsmcore
+from hsmcore.base.payload import OrderedKind
 
 
-def ordered(position: int, content: bytes = b"", *, kind: str = "block", domain: str = "default") -> bytes:
+def ordered(position: int, content: bytes = b"", *, kind: OrderedKind = "block", domain: str = "default") -> bytes:
     """A payload of hsmcore's own form. `content`: what its digest is of."""
-    name = domain.encode()
-    head = b"\xffhsmcore" + bytes([CODES[kind], 1, len(name)]) + name
-    return head + position.to_bytes(8) + hashlib.sha256(content).digest()
+    return hsmcore.payload(kind, domain, position, hashlib.sha256(content).digest())
 
 
 def key(number: int) -> Pubkey:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hsmcore._native import MerkleTree
 from hsmcore.audit.record import ALLOWED, MAX_LINE_BYTES, cleaned, line, redacted, this_process
+from hsmcore.config import Provider
 
 SECRET = "hunter2-hunter2"
 ORIGIN = this_process()
@@ -73,3 +74,11 @@ def test_a_record_that_is_too_long_says_so():
     text = line(7, 8, "sign", {f"name{n}": {f"a{m}": m for m in range(100)} for n in range(200)}, ORIGIN)
     assert len(text) <= MAX_LINE_BYTES
     assert orjson.loads(text)["result"] == "unrecordable"
+
+
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=8))
+def test_records_are_found_again_by_the_members_name(label):
+    """A label with an invisible character was redacted, otherwise in each process."""
+    settings = {"tokenLabel": label, "keyLabel": "key", "pin": {"env": "PIN"}}
+    name = Provider.model_validate({"type": "softhsm", "config": settings}).name
+    assert cleaned({"member": name}) == {"member": name}

@@ -10,7 +10,7 @@ from base64 import b64decode, b64encode
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pymerkle import InclusionProof, InmemoryTree, verify_inclusion
 from tests.support import batches
@@ -29,7 +29,7 @@ from tests.support.batches import (
 from tests.support.size import FULL, share
 
 import hsmcore
-from hsmcore._native import Gate, Leaves, classify, leaks
+from hsmcore._native import Gate, Leaves, Look, classify, leaks
 from hsmcore.errors import EmptyMessage, InvalidMessageType, MessageTooLarge, WrongEventLoop
 from hsmcore.tlog import batch_proof, note
 from hsmcore.tlog import proof as tlog_proof
@@ -170,9 +170,10 @@ def shell(folder, case: Case) -> subprocess.CompletedProcess[str]:
 @pytest.mark.timeout(300)
 def test_the_recipe_with_openssl_and_sha256sum_verifies(tmp_path):
     for blind in (False, True):
-        made = batches.of([b"message %d" % i for i in range(5)], first=41, blind=blind)
-        for i in (0, 4):
-            done = shell(tmp_path, Case("", b"message %d" % i, made[i].proof))
+        messages = [b"message 0", "Привет".encode(), b"\x82\xa1a\x07", b"\xff", bytes(32)]
+        made = batches.of(messages, first=41, blind=blind)
+        for i, message in enumerate(messages):
+            done = shell(tmp_path, Case("", message, made[i].proof))
             assert (done.returncode, done.stdout) == (0, f"default/0 {41 + i}\n"), done.stderr
     forms = [(case, good) for case, good in lines_of_signatures() if len(case.public_key) == 32]  # as openssl takes it
     for case in (case for case, good in forms if good):
@@ -240,7 +241,6 @@ def test_every_text_that_a_verifier_takes_for_a_root_is_one_to_the_gate():
         text = batch_proof.checkpoint(domain, epoch, size, bytes(32), first, at)
         assert classify(text) == "batch-root"
         look = Gate(kinds=("raw", "batch-root"), domain=domain).look(text)
-        assert (look.domain, look.position) == (domain, first + size - 1)
         assert "only hsmcore itself" in str(look.refusal)
         assert not Gate(kinds=("raw", "batch-root"), domain=domain).passes(text, None)
 
@@ -255,6 +255,19 @@ def test_what_differs_from_a_root_is_no_root_and_no_verifier_takes_it(data):
     )
     if taken is not None:  # what is added behind the text belongs to the signatures
         assert classify(taken[4]) == "batch-root"
+
+
+@given(st.binary(min_size=1, max_size=300))
+@example("Привет".encode())
+@example(b"\x80")
+def test_any_bytes_are_a_leaf(message):
+    leaves = Gate(kinds=None, domain="d")
+    assert leaves.passes(message, None)
+    assert leaves.look(message) == Look("raw", None, None, None, 0, 0)
+    kind = classify(message)
+    claims = ("tx-legacy", "tx-v0", "tx-v1", "off-chain", "digest32", "raw")
+    assert [one for one in claims if leaves.passes(message, one)] == [kind] * (kind in claims)
+    assert [one for one in claims if leaves.look(message, one).refusal is None] == [kind] * (kind in claims)
 
 
 # ---- the collector ---------------------------------------------------------------------------------------------------

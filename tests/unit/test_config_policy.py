@@ -8,6 +8,7 @@ import pytest
 
 import hsmcore
 from hsmcore._native import Gate
+from hsmcore.doctor.common import check_policy
 from hsmcore.errors import ConfigurationError
 
 FORMAT = {"kind": "block", "prefix": "4c32424b", "length": 76, "position": {"offset": 4}}
@@ -36,6 +37,13 @@ def form(**changes):
         ({"kinds": ["tx-v0"], "formats": [FORMAT]}, "", "which kinds does not list"),
         ({"transactions": {}}, "", "no kind of transaction"),
         ({"callers": {"a": {"kinds": ["raw"]}}}, "", "which kinds does not"),
+        (
+            {"kinds": ["raw", "batch-root"], "callers": {"a": {"kinds": ["batch-root"]}}},
+            ".callers.a.kinds[0]",
+            "must be",
+        ),
+        ({"kinds": ["raw", "key-set"], "callers": {"a": {"kinds": ["key-set"]}}}, ".callers.a.kinds[0]", "must be"),
+        ({"callers": {"a": {"batch": 1}}}, ".callers.a.batch", "true or false"),
         ({"callers": {"a": {"perSecond": 0}}}, ".callers.a.perSecond", "whole number"),
         ({"kinds": ["tx-v0"], "transactions": {"programs": ["1111"]}}, ".transactions.programs[0]", "base58"),
         ({"kinds": ["tx-v0"], "transactions": {"role": "payer"}}, ".transactions.role", "fee-payer"),
@@ -92,3 +100,18 @@ def test_only_what_must_survive_needs_the_store():
     assert not policy(kinds=["tx-v0"]).needs_store
     assert policy(kinds=["tx-v0"], transactions={"lamportsPerMinute": 1}).needs_store
     assert policy(callers={"a": {}}).callers["a"].kinds is None
+
+
+@pytest.mark.parametrize(
+    ("kinds", "level", "says"),
+    [
+        (["batch-root"], "ok", "the key signs batch-root, and nothing else"),
+        (["raw"], "warn", "give the layer 2's own payloads a format"),
+        (["raw", "batch-root"], "warn", "messages of batches need it not"),
+    ],
+)
+def test_doctor_warns_of_raw_bytes_only_where_they_are_signed(tmp_path, kinds, level, says):
+    manager = {"type": "ephemeral", "config": {"allowEphemeralPrimary": True}, "policy": {"kinds": kinds}}
+    [step] = check_policy(hsmcore.load({"keyManager": manager | {"stateFile": str(tmp_path / "s.db")}}))
+    assert step.outcome == level
+    assert says in f"{step.found} {step.hint}"

@@ -6,9 +6,11 @@ import json
 import runpy
 import shutil
 import subprocess
+from dataclasses import replace
 from random import Random
 
 import pytest
+from tests.support import batches
 from tests.support.key_sets import (
     DOMAIN,
     EXAMPLES,
@@ -26,8 +28,9 @@ from tests.support.key_sets import (
     public,
 )
 
+from hsmcore.tlog import batch_proof
 from hsmcore.tlog.key_set import KeySet
-from hsmcore.tlog.note import NoteError
+from hsmcore.tlog.note import NoteError, signature_line
 
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is missing")
 SKEW = 300
@@ -87,6 +90,85 @@ def test_the_examples_verify_signatures_of_a_kind():
     stdin = json.dumps([note.decode(), given])
     done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["null" if key is None else key.hex() for key in expected]
+
+
+LAST = 504
+SAYS = [replace(entry(1, "retired", START, START + 600, 2), last_batched=LAST), entry(2, "current", START + 600)]
+TEN_YEARS = START + 315_360_000
+
+
+@needs_node
+def test_a_proof_of_before_a_rotation_holds_for_ever():
+    """By the last index that the set says, whatever the clock says. Each verifier says the same."""
+    messages = [b"message %d" % number for number in range(13)]
+    old, new = (batches.of(messages, first=500, domain=DOMAIN, key=key_of(one)) for one in (1, 2))
+    other = batches.of(messages, first=500, domain="my-rollup2", key=key_of(1))
+    note = note_of(7, SAYS, [2])
+    known = KeySet.remembered(note)
+    python = runpy.run_path(str(EXAMPLES / "verify_key_set.py"))["KeySet"](note.decode())
+    asked, expected = [], []
+    for number, made in ((1, old), (2, new)):
+        for now in (START, START + 600, TEN_YEARS):
+            for message, one in zip(messages, made, strict=True):
+                good = one.index <= LAST if number == 1 else now >= START + 600 - SKEW
+                found = known.verify_batched(message, one.proof, now)
+                assert (None if found is None else found.key.version) == (number if good else None), (number, one.index)
+                assert found is None or (found.says.index, found.says.kind) == (one.index, "raw")
+                assert python.accepts_batch(public(number), one.index, now) is good
+                asked.append([public(number).hex(), one.index, now])
+                expected.append(str(good).lower())
+    script = f"""
+        import {{ KeySet }} from "{EXAMPLES / "verify_key_set.mjs"}";
+        import {{ readFileSync }} from "node:fs";
+        const [note, asked] = JSON.parse(readFileSync(0));
+        const set = new KeySet(note);
+        for (const [key, index, now] of asked) console.log(set.acceptsBatch(key, BigInt(index), now));
+    """
+    command = ["node", "--input-type=module", "-e", script]
+    stdin = json.dumps([note.decode(), asked])
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == expected
+    proof = old[0].proof
+    assert known.verify_batched(messages[0], proof, TEN_YEARS, kind="raw") is not None
+    assert known.verify_batched(messages[0], proof, TEN_YEARS, kind="tx-v0") is None
+    assert known.verify_batched(messages[1], proof, TEN_YEARS) is None
+    assert known.verify_batched(messages[0], other[0].proof, TEN_YEARS) is None, "a batch of another domain"
+    assert known.verify(messages[0], key_of(1).sign(messages[0]).signature, START) is None, "it is of no batch"
+    wrong = proof + signature_line(batch_proof.signer(f"{DOMAIN}/0\n".encode(), public(2)), bytes(64))
+    assert known.verify_batched(messages[0], wrong, TEN_YEARS) is None, "a wrong signature of another key of the set"
+    silent = KeySet.remembered(note_of(7, [replace(SAYS[0], last_batched=None), SAYS[1]], [2]))
+    assert silent.verify_batched(messages[0], proof, START) is None, "as of a key that may be stolen"
+
+
+def test_a_verifier_may_demand_a_set_that_is_fresh():
+    until = START + 3600
+    known = KeySet.remembered(note_of(7, SAYS, [2], until=until))
+    endless = KeySet.remembered(note_of(7, SAYS, [2]))
+    assert (known.good_until, endless.good_until) == (until, None)
+    python = runpy.run_path(str(EXAMPLES / "verify_key_set.py"))["KeySet"]
+    assert [python(one.note.decode()).good_until for one in (known, endless)] == [until, -1]
+    signature = key_of(2).sign(b"m").signature
+    [old], [new] = (batches.of([b"m"], domain=DOMAIN, key=key_of(number)) for number in (1, 2))
+    for now, fresh in ((until + SKEW, True), (until + SKEW + 1, False)):
+        assert known.is_fresh(now) is known.accepts(public(2), now, fresh=True) is fresh
+        assert (known.verify(b"m", signature, now, fresh=True) is not None) is fresh
+        for one in (old, new):
+            assert (known.verify_batched(b"m", one.proof, now, fresh=True) is not None) is fresh
+            assert known.verify_batched(b"m", one.proof, now) is not None
+            assert endless.verify_batched(b"m", one.proof, now, fresh=True) is None
+        assert known.accepts(public(2), now)
+        assert known.verify(b"m", signature, now) is not None
+        assert endless.accepts(public(2), now)
+        assert not endless.accepts(public(2), now, fresh=True), "it does not say how long it is good"
+    assert not known.is_fresh(until + 1, 0)
+
+
+def test_a_set_renews_only_one_that_says_the_same_with_the_same_signatures():
+    keys = [entry(1, "overlap", START, START + 600, 2), entry(2, "current", START)]
+    older = KeySet.remembered(note_of(7, keys, [1, 2], until=START))
+    assert KeySet.remembered(note_of(8, keys, [1, 2], until=START + 9)).renews(older)
+    assert not KeySet.remembered(note_of(8, keys, [2])).renews(older), "who knows the first key alone could not follow"
+    assert not KeySet.remembered(note_of(8, [*keys, entry(3, "next")], [1, 2])).renews(older)
 
 
 def test_a_verifier_has_at_most_140_lines():

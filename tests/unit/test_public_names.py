@@ -14,15 +14,15 @@ import hsmcore
 NAMES = {
     "hsmcore": """
         AccessDenied AlgorithmUnsupported AllLevelsFailed AllLevelsLate AuditUnavailable BadArgument BatchedSignature
-        Config ConfigurationError DeadlineExceeded DigestSignature DoubleSign EmergencyRefused EmptyMessage
-        EngineClosed EngineForked FleetBehind HostUnusable HsmError InternalError InvalidMessage
+        Config ConfigurationError DeadlineExceeded DigestSignature DomainMismatch DoubleSign EmergencyRefused
+        EmptyMessage EngineClosed EngineForked FleetBehind HostUnusable HsmError InternalError InvalidMessage
         InvalidMessageType InvalidTimeout KeyAmbiguous KeyDeactivated KeyManager KeyManagers KeyMismatch
         KeyNotCurrent KeyNotExportable KeyNotFound KeySet KeyUnusable KeyVersion LoginError MemberDown MemberSnapshot
         MessageTooLarge ModuleBusy ModuleFatal ModuleInvalid ModuleMissing NotApproved NotHolder NotInitialized
         OutOfMemory PinIncorrect PinLocked PolicyRefused PublicKeyMissing QueueFull Receipt RequestCancelled
         RequestRejected SecretUnavailable SessionFailed SignatureInvalid SignatureMalformed StoreBehind StoreBusy
         StoreError StoreNotGenuine SystemFailure TokenAmbiguous TokenNotFound WrongEventLoop __version__ audit_tag
-        caller create_key_manager create_key_managers load verify_batched
+        caller create_key_manager create_key_managers load payload proof_from_bytes proof_to_bytes verify_batched
     """,
     "hsmcore.errors": """
         AccessDenied AlgorithmUnsupported AuditUnavailable BadArgument ConfigFault ConfigurationError

@@ -28,6 +28,7 @@ from hsmcore.manager.policy.watermark import Watermark, marks_of
 from hsmcore.manager.rotation.machine import Run
 from hsmcore.manager.rotation.store import Rotations
 from hsmcore.state import Approval, Approvals, Desired, Keys, Store, StoreError, StoreNotGenuine
+from hsmcore.state.domains import Binder, KeyDomain, everything
 from hsmcore.state.schema import (
     APPROVAL,
     AUDIT_MARK,
@@ -75,7 +76,8 @@ async def filled(path: Path | Fleet, secret: Secret | None = SECRET) -> Store:
     await budget.spend()
     for name in ("drain:softhsm:primary", "force", "readmit:softhsm:primary"):
         await Desired(store).set(name, "primary", "a reason")
-    mark = Watermark(store, "host:1")
+    signing = Binder(KeyDomain("chain", ("block",)), lambda: [bytes([key]) * 32 for key in (8, 9)])
+    mark = Watermark(store, "host:1", binder=signing)
     for number in (1, 2):
         await mark.require(PayloadPlace(f"chain-{number}/block", number, "ab"))
         await mark.require(Charge(f"chain-{number}/lamports", 1, 10))
@@ -101,6 +103,7 @@ async def reading(store: Store) -> list[str]:
         "budget": budget.status,
         "orders": Desired(store).all,
         "policy": lambda: marks_of(store),
+        "domains": lambda: store.run(everything),
         "fleet": lambda: store.rows(select(ROLE)),
         "witness": lambda: store.rows(select(AUDIT_MARK)),
     }

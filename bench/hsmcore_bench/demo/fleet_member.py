@@ -48,9 +48,7 @@ def transfer_of(number: int, payer: Pubkey, blockhash: Hash) -> MessageV0:
 
 def block_of(position: int, content: bytes) -> bytes:
     """A block in hsmcore's own form (docs/POLICY.md)."""
-    name = DOMAIN.encode()
-    head = b"\xffhsmcore" + bytes([1, 1, len(name)]) + name
-    return head + position.to_bytes(8) + hashlib.sha256(content).digest()
+    return hsmcore.payload("block", DOMAIN, position, hashlib.sha256(content).digest())
 
 
 class Sequencer:

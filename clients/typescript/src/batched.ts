@@ -3,7 +3,7 @@
 import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
 
-import { isSigned, MOST_BYTES, SIGNATURES, signaturesOf } from "./note.js";
+import { isSigned, MOST_BYTES, type Signature, SIGNATURES, signaturesOf } from "./note.js";
 import type { Kind } from "./wire.js";
 
 /** A message's place in a batch: `proof` is a C2SP tlog-proof. */
@@ -53,28 +53,61 @@ const sha256 = (...parts: Uint8Array[]): Buffer => {
 const decoded = (text: string): Buffer => Buffer.from(text, "base64");
 const [LEAF, NODE] = [Buffer.of(0), Buffer.of(1)];
 
-/** What a proof says of a message. Undefined unless this Ed25519 key (32 bytes) signed the root of its batch. */
-export function readBatchProof(publicKey: Uint8Array, message: Uint8Array, proof: Uint8Array): BatchProof | undefined {
-  if (proof.length > MOST_BYTES || publicKey.length !== 32) return undefined;
-  let text: string;
+/** A proof as it is written. Nothing in it is compared with anything else yet, but kind and numbers with one another. */
+export interface ProofParts {
+  /** Kind, number in the domain, and blinder if there is one. */
+  readonly extra: Buffer;
+  /** The leaf's index in its tree. */
+  readonly place: bigint;
+  readonly path: readonly Buffer[];
+  readonly says: BatchProof;
+  /** Of the checkpoint, and the name that signs it. */
+  readonly text: string;
+  readonly origin: string;
+  readonly signatures: readonly Signature[];
+}
+
+/** The parts of a proof; undefined for what has not its form. */
+export function partsOf(proof: Uint8Array): ProofParts | undefined {
+  if (proof.length > MOST_BYTES) return undefined;
+  let written: string;
   try {
-    text = utf8.decode(proof);
+    written = utf8.decode(proof);
   } catch {
     return undefined;
   }
-  const [, extra = "", at = "", path = "", signed = "", origin = "", domain = "", ...rest] = FORM.exec(text) ?? [];
+  const [, head = "", at = "", path = "", text = "", origin = "", domain = "", ...rest] = FORM.exec(written) ?? [];
   if (domain === "") return undefined;
-  const [epoch = "", size = "", root = "", first = "", time = "", lines = ""] = rest;
+  const [epoch = "", count = "", root = "", first = "", time = "", lines = ""] = rest;
   const signatures = signaturesOf(lines);
-  const head = decoded(extra);
-  const [place, count, begin] = [BigInt(at), BigInt(size), BigInt(first)];
-  const kind = KINDS[head[0]!] ?? "";
-  if (kind === "" || place >= count || head.readBigUInt64BE(1) !== begin + place) return undefined;
-  const leaf = sha256(LEAF, head.subarray(0, 9), sha256(message), head.subarray(9));
-  const found = rootOf(leaf, place, count - 1n, path.split("\n").filter(Boolean).map(decoded));
-  if (!found?.equals(decoded(root)) || !signatures) return undefined;
-  if (!isSigned(signed, signatures, origin, publicKey)) return undefined;
-  return { domain, epoch: BigInt(epoch), index: begin + place, kind, size: count, root: found, timeNs: BigInt(time) };
+  const extra = decoded(head);
+  const [place, size, index] = [BigInt(at), BigInt(count), BigInt(first) + BigInt(at)];
+  const kind = KINDS[extra[0]!] ?? "";
+  if (kind === "" || place >= size || extra.readBigUInt64BE(1) !== index || !signatures) return undefined;
+  const says = { domain, epoch: BigInt(epoch), index, kind, size, root: decoded(root), timeNs: BigInt(time) };
+  return { extra, place, path: path.split("\n").filter(Boolean).map(decoded), says, text, origin, signatures };
+}
+
+/** The parts of a proof; undefined unless its path leads from the message to the root. */
+export function shownBy(message: Uint8Array, proof: Uint8Array): ProofParts | undefined {
+  const parts = partsOf(proof);
+  return parts && rootBy(message, parts, parts.says.size)?.equals(parts.says.root) ? parts : undefined;
+}
+
+/** The root that the path of a proof leads to from a message; undefined if it has another length. */
+export function rootBy(message: Uint8Array, leaf: Pick<ProofParts, "extra" | "place" | "path">, size: bigint) {
+  const { extra, place, path } = leaf;
+  return rootOf(sha256(LEAF, extra.subarray(0, 9), sha256(message), extra.subarray(9)), place, size - 1n, path);
+}
+
+/** Whether an Ed25519 key (32 bytes) signed the checkpoint of a proof. */
+export const isSignedBy = ({ text, signatures, origin }: ProofParts, publicKey: Uint8Array): boolean =>
+  publicKey.length === 32 && isSigned(text, signatures, origin, publicKey) === true;
+
+/** What a proof says of a message. Undefined unless this Ed25519 key (32 bytes) signed the root of its batch. */
+export function readBatchProof(publicKey: Uint8Array, message: Uint8Array, proof: Uint8Array): BatchProof | undefined {
+  const shown = shownBy(message, proof);
+  return shown && isSignedBy(shown, publicKey) ? shown.says : undefined;
 }
 
 /** Whether a proof shows that a message is in a batch whose root this Ed25519 key signed; of `domain`, `kind` and `epoch`,

@@ -43,7 +43,7 @@ export interface SignManyOptions extends RequestOptions {
 }
 
 export interface SignOptions extends SignManyOptions {
-  /** The message's place in a chain, where its kind has one. */
+  /** The place in its chain that the message must say. `payload` makes a message that says it. */
   position?: number | bigint;
 }
 
@@ -168,7 +168,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     if (this.limits && !this.versions(key).some(wire.batches)) {
       throw badArgument(
         `The gateway signs no batches with "${key}".`,
-        'Add "batch-root" to policy.kinds of its configuration, or update the gateway.',
+        'Add "batch-root" to policy.kinds of its configuration, "batch" to this client, or update the gateway.',
       );
     }
     const asked = { key, ...(timeoutMs !== undefined && { timeoutMs }), ...(signal && { signal }) };

@@ -4,6 +4,8 @@ export { type BatchedSignature, type BatchProof, readBatchProof, verifyBatched }
 export { Client, type ClientEvents, type ClientOptions, type Receipt, type RequestOptions } from "./client.js";
 export type { SignBatchedOptions, SignManyOptions, SignOptions } from "./client.js";
 export { HsmError } from "./errors.js";
-export { KeySet, KeySetRefused, type KeyEntry, type KeySetMoment, type KeyState } from "./key-set.js";
+export { type BatchedBy, KeySet, KeySetRefused, type KeyEntry, type KeySetMoment, type KeyState } from "./key-set.js";
 export { KeyManager, KeyManagerFactory, type GatewayOptions, type KeyManagerConfig } from "./key-manager.js";
+export { payload, type OrderedKind } from "./payload.js";
+export { proofFromBytes, proofToBytes } from "./proof-bytes.js";
 export type { Algorithm, Key, Kind, Level } from "./wire.js";

@@ -3,6 +3,7 @@
 import { Buffer, isUtf8 } from "node:buffer";
 import { createPublicKey, verify as verifySignature } from "node:crypto";
 
+import { type BatchProof, isSignedBy, shownBy } from "./batched.js";
 import { isEd25519, isSigned, MOST_BYTES, type Signature, SIGNATURES, signaturesOf } from "./note.js";
 import type { Algorithm, Kind } from "./wire.js";
 
@@ -21,6 +22,8 @@ export interface KeyEntry {
   readonly successor?: bigint;
   /** SHA-256 of what the device says of the key. */
   readonly evidence?: Buffer;
+  /** Of a retired key: no batch that it signed has a higher index. Undefined: no proof of its batches is good any more. */
+  readonly lastBatched?: bigint;
 }
 
 /** When a signature is looked at. */
@@ -29,6 +32,14 @@ export interface KeySetMoment {
   readonly now?: number;
   /** Seconds that this clock may differ from the signer's: 300, unless they are given. */
   readonly skew?: number;
+  /** Whether the set must not be past its `good until`, which it must have then. */
+  readonly fresh?: boolean;
+}
+
+/** The key that signed a batch, and what the proof says. */
+export interface BatchedBy {
+  readonly key: KeyEntry;
+  readonly says: BatchProof;
 }
 
 /** A set of keys that is not to be believed. The message says why. */
@@ -41,13 +52,13 @@ const NUMBER = "(?:0|[1-9][0-9]{0,18})";
 const HASH = "[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=";
 const POINT = "[A-Za-z0-9+/]{86}[AEIMQUYcgkosw048]=";
 const KEY = new RegExp(
-  `^key (-|${NUMBER}) (?:(ed25519) (${HASH})|(?!ed25519 )([a-z0-9-]{1,32}) (${POINT})) ` +
+  `^(?=key \\S+ ed25519 \\S+ retired |.*[-=]$)key (-|${NUMBER}) (?:(ed25519) (${HASH})|(?!ed25519 )([a-z0-9-]{1,32}) (${POINT})) ` +
     `(?:(next|current|other|emergency) (${NUMBER}) -|(overlap|retired) (${NUMBER}) (${NUMBER})) ` +
-    `(-|${NUMBER}) (-|${HASH})$`,
+    `(-|${NUMBER}) (-|${HASH})(?: (${NUMBER}))?$`,
 );
 const NOTE = new RegExp(
-  `^(${FIRST}([!-*,-~]{1,64})/keys\\n(${NUMBER})\\ntime (${NUMBER})\\nkinds((?: [a-z0-9-]{1,32}){1,64})\\n` +
-    `((?:key [^\\n]*\\n)+))\\n(${SIGNATURES})$`,
+  `^(${FIRST}([!-*,-~]{1,64})/keys\\n(${NUMBER})\\ntime (${NUMBER})\\n(?:good until (${NUMBER})\\n)?` +
+    `kinds((?: [a-z0-9-]{1,32}){1,64})\\n((?:key [^\\n]*\\n)+))\\n(${SIGNATURES})$`,
 );
 /** Serials from one set to the next: a stolen key uses up no more of them at a time. */
 const MOST_STEP = 2n ** 20n;
@@ -63,6 +74,8 @@ export class KeySet {
   readonly serial: bigint;
   /** When it was made, by the signer's clock: Unix seconds. */
   readonly time: number;
+  /** When the signer will have made a newer one, even if nothing has changed: Unix seconds. Undefined: it does not say. */
+  readonly goodUntil?: number;
   /** The kinds of payload that the keys sign. */
   readonly kinds: readonly string[];
   readonly keys: readonly KeyEntry[];
@@ -71,13 +84,14 @@ export class KeySet {
 
   /** `note`: what was signed, with its signatures. */
   private constructor(readonly note: string) {
-    const [, text = "", domain = "", serial = "", time = "", kinds = "", keys = "", signatures = ""] =
+    const [, text = "", domain = "", serial = "", time = "", until, kinds = "", keys = "", signatures = ""] =
       (Buffer.byteLength(note) <= MOST_BYTES && NOTE.exec(note)) || [];
     if (text === "") throw new KeySetRefused("not a set of keys");
     this.#text = text;
     this.domain = domain;
     this.serial = BigInt(serial);
     this.time = Number(time);
+    if (until !== undefined) this.goodUntil = Number(until);
     this.kinds = kinds.slice(1).split(" ");
     this.keys = linesOf(keys).map(entryOf);
     const read = signaturesOf(signatures);
@@ -130,7 +144,11 @@ export class KeySet {
     if (!key || key.state === "retired") return false;
     const { now = Date.now() / 1000, skew = 300, kind } = moment;
     const good = key.notBefore - skew <= now && (key.notAfter === undefined || now <= key.notAfter + skew);
-    return good && (kind === undefined || this.kinds.includes(kind));
+    return good && this.#isFresh(moment) && (kind === undefined || this.kinds.includes(kind));
+  }
+
+  #isFresh({ now = Date.now() / 1000, skew = 300, fresh = false }: KeySetMoment): boolean {
+    return !fresh || (this.goodUntil !== undefined && now <= this.goodUntil + skew);
   }
 
   /** The key that made a signature; undefined if no key did that is accepted now. */
@@ -141,6 +159,21 @@ export class KeySet {
   ): KeyEntry | undefined {
     if (signature.length !== 64) return undefined;
     return this.keys.find((key) => this.accepts(key.publicKey, moment) && isGood(key, message, signature));
+  }
+
+  /** The key that signed the batch of a message, and what the proof says; undefined unless the batch is of this domain, and
+   * its key is accepted now or was retired after it had signed that batch. `kind`: of the message. */
+  verifyBatched(
+    message: Uint8Array,
+    proof: Uint8Array,
+    moment: KeySetMoment & { kind?: Kind } = {},
+  ): BatchedBy | undefined {
+    const { kind, ...when } = moment;
+    const shown = shownBy(message, proof);
+    const key = shown && this.keys.find(({ publicKey }) => isSignedBy(shown, publicKey));
+    if (!key || shown.says.domain !== this.domain || shown.says.kind !== (kind ?? shown.says.kind)) return undefined;
+    const past = key.lastBatched !== undefined && shown.says.index <= key.lastBatched && this.#isFresh(when);
+    return past || this.accepts(key.publicKey, when) ? { key, says: shown.says } : undefined;
   }
 
   #next(found: KeySet, isLast: boolean): KeySet {
@@ -186,7 +219,7 @@ function textOf(note: string | Uint8Array): string {
 const linesOf = (text: string): string[] => text.split("\n").slice(0, -1);
 
 function entryOf(line: string): KeyEntry {
-  const [, version, ed25519, raw, curve, point, open, since, closed, from, until, after, evidence] =
+  const [, version, ed25519, raw, curve, point, open, since, closed, from, until, after, evidence, last] =
     KEY.exec(line) ?? [];
   if (version === undefined) throw new KeySetRefused("not the line of a key");
   return {
@@ -198,6 +231,7 @@ function entryOf(line: string): KeyEntry {
     ...(until === undefined ? {} : { notAfter: Number(until) }),
     ...(after === "-" ? {} : { successor: BigInt(after!) }),
     ...(evidence === "-" ? {} : { evidence: Buffer.from(evidence!, "base64") }),
+    ...(last === undefined ? {} : { lastBatched: BigInt(last) }),
   };
 }
 

@@ -28,13 +28,26 @@ const [ONE, TWO, STRANGER] = [pair(1), pair(2), pair(3)];
 const line = (version: number | "-", key: Pair, rest: string, algorithm = "ed25519") =>
   `key ${version} ${algorithm} ${key.raw.toString("base64")} ${rest}\n`;
 
-function note(serial: number, keys: string, signers: readonly Pair[], domain = "tests"): string {
-  const text = `§ hsmcore/key-set/v1\n${domain}/keys\n${serial}\ntime ${START}\nkinds raw key-set\n${keys}`;
+function note(serial: number, keys: string, signers: readonly Pair[], domain = "tests", until = ""): string {
+  const text = `§ hsmcore/key-set/v1\n${domain}/keys\n${serial}\ntime ${START}\n${until}kinds raw key-set\n${keys}`;
   const lines = signers.map(({ raw, secret }) => {
     const id = createHash("sha256").update(`${domain}/keys\n\x01`).update(raw).digest().subarray(0, 4);
     return `— ${domain}/keys ${Buffer.concat([id, sign(null, Buffer.from(text), secret)]).toString("base64")}\n`;
   });
   return `${text}\n${lines.join("")}`;
+}
+
+/** The proof of MESSAGE alone in a batch, of number 7. */
+function proofBy({ raw, secret }: Pair, domain: string): Buffer {
+  const hash = (...parts: Uint8Array[]) => createHash("sha256").update(Buffer.concat(parts)).digest();
+  const head = Buffer.from([8, 0, 0, 0, 0, 0, 0, 0, 7]);
+  const root = hash(Buffer.of(0), head, hash(MESSAGE)).toString("base64");
+  const text = `${domain}/0\n1\n${root}\nhsmcore/batch-root/v1 7\ntime 1\n`;
+  const id = hash(Buffer.from(`${domain}/0\n\x01`), raw).subarray(0, 4);
+  const value = Buffer.concat([id, sign(null, Buffer.from(text), secret)]).toString("base64");
+  return Buffer.from(
+    `c2sp.org/tlog-proof@v1\nextra ${head.toString("base64")}\nindex 0\n\n${text}\n— ${domain}/0 ${value}\n`,
+  );
 }
 
 const BEFORE = note(1, line(1, ONE, `current ${START} - - -`), [ONE]);
@@ -92,6 +105,41 @@ suite("a set of keys", () => {
     assert.equal(found.verify(MESSAGE, by(STRANGER), { now }), undefined);
     assert.equal(found.verify(MESSAGE, by(ONE), { now: START + 901 }), undefined);
     assert.equal(found.verify(MESSAGE, by(TWO).subarray(1), { now }), undefined);
+  });
+
+  test("says which batches of a retired key stay good, and how long it is good itself", () => {
+    const good = `good until ${START + 3600}\n`;
+    const text = (until: string, last: string) =>
+      note(
+        3,
+        line(1, ONE, `retired ${START} ${START + 600} 2 -${last}`) + line(2, TWO, `current ${START} - - -`),
+        [TWO],
+        "tests",
+        until,
+      );
+    const found = KeySet.remembered(text(good, " 7"));
+    assert.deepEqual([found.goodUntil, found.entry(ONE.raw)?.lastBatched], [START + 3600, 7n]);
+    const later = { now: START + 315_360_000 };
+    const [seventh, other] = [proofBy(ONE, "tests"), proofBy(ONE, "test")];
+    const by = found.verifyBatched(MESSAGE, seventh, { ...later, kind: "raw" });
+    assert.deepEqual([by?.key.version, by?.says.index], [1n, 7n]);
+    assert.equal(found.verifyBatched(MESSAGE, proofBy(TWO, "tests"), later)?.key.version, 2n);
+    assert.equal(found.verifyBatched(MESSAGE, other, later), undefined, "of another domain");
+    assert.equal(found.verifyBatched(MESSAGE, seventh, { ...later, kind: "tx-v0" }), undefined);
+    assert.equal(found.verifyBatched(Buffer.from("other"), seventh, later), undefined);
+    assert.equal(found.verifyBatched(MESSAGE, proofBy(STRANGER, "tests"), later), undefined);
+    for (const last of ["", " 6"])
+      assert.equal(KeySet.remembered(text("", last)).verifyBatched(MESSAGE, seventh, later), undefined);
+    for (const [now, fresh] of [
+      [START + 3900, true],
+      [START + 3901, false],
+    ] as const) {
+      assert.equal(found.accepts(TWO.raw, { now, fresh: true }), fresh);
+      assert.equal(found.verifyBatched(MESSAGE, seventh, { now, fresh: true }) !== undefined, fresh);
+      assert.ok(
+        found.accepts(TWO.raw, { now }) && !KeySet.remembered(text("", "")).accepts(TWO.raw, { now, fresh: true }),
+      );
+    }
   });
 
   test("verifies ECDSA with a low s", () => {

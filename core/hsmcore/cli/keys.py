@@ -95,7 +95,7 @@ def deactivate(
     force: Annotated[bool, "Even the key that the configuration signs with."] = False,
 ) -> None:
     """Take the right to sign away from a key, for every program that uses the token. The overlap of a key that was
-    rotated away ends: running key managers and the set of the keys follow.
+    rotated away ends, and no proof of its batches stays good: running key managers and the set of the keys follow.
 
     Exit code 1 if the token cannot enforce that.
 
@@ -120,8 +120,8 @@ def deactivate(
     with cli.recorded("keys deactivate", key_id=key_id.lower(), forced=force) as entry:
         if "active" in states:
             raise KeyUnusable(f"key {key_id} is the one that signs", hint="Rotate it first, or give --force.")
-        if "overlap" in states:
-            cli.on_state(lambda store: Keys(store).deactivate(states["overlap"]))
+        if (public_key := states.get("overlap") or states.get("deactivated")) is not None:
+            cli.on_state(lambda store: Keys(store).deactivate(public_key))
         done = cli.on_token(work)
         entry |= {"enforced": done.enforced, "reason": done.reason}
     shown = {"keyId": done.key_id, "enforced": done.enforced, "reason": done.reason}
@@ -317,10 +317,12 @@ def shown_set(found: KeySet) -> dict[str, Any]:
             "notAfter": when(None if key.not_after is None else key.not_after * 1_000_000_000),
             "successor": key.successor,
             "evidenceSha256": None if key.evidence is None else key.evidence.hex(),
+            "lastBatched": key.last_batched,
         }
         for key in found.keys
     ]
     head = {"domain": found.domain, "serial": found.serial, "time": when(found.time * 1_000_000_000)}
+    head["goodUntil"] = when(None if found.good_until is None else found.good_until * 1_000_000_000)
     return {**head, "kinds": list(found.kinds), "keys": keys, "note": found.note.decode()}
 
 

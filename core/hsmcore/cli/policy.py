@@ -32,7 +32,7 @@ def explain(
     cli: Invocation,
     message: Annotated[str, typer.Argument(metavar="FILE|HEX", help="The message: a file, or hexadecimal.")],
     kind: Annotated[str | None, "What the caller takes the message for."] = None,
-    position: Annotated[int | None, "Of a bare digest of an ordered kind.", {"min": 0}] = None,
+    position: Annotated[int | None, "Where its caller says that it stands in its chain.", {"min": 0}] = None,
     caller: Annotated[str | None, "NAME: Who asks: of policy.callers or gateway.clients."] = None,
     key: Annotated[str | None, "HEX|ADDRESS: The public key that signs (default: the key ring's, if any)."] = None,
 ) -> None:
@@ -111,6 +111,35 @@ def set(  # noqa: A001  # the command's name
         gone = cli.on_state(lambda store: Watermark(store, "").raise_floor(domain, position, reason), absent="made")
     shown = {"domain": domain, "floor": position, "reason": reason, "forgotten": gone}
     cli.show(shown, f"{domain}: nothing is signed at or below {position} any more; {gone} positions are forgotten")
+
+
+@command(app, "Have a key bind positions in another domain, or by other forms.")
+def rebind(
+    cli: Invocation,
+    reason: RequiredReason,
+    keys: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY", help="Public keys, as the refused start names them.")
+    ] = None,
+) -> None:
+    """Let keys that have bound positions otherwise bind as the configuration says from now on: in its domain, by its
+    ordered kinds and formats. Without KEY, all keys that the state store knows. What they have bound stays bound where
+    it was, and means nothing in the new domain: compare with the chain first, and give up what was signed there
+    (`policy floor set`). No key manager may run on the store; in a fleet the epoch ends, and is claimed again.
+
+    Example: hsmcore policy rebind 5c0fae23d9bd… --reason "the test chain begins again as my-rollup-2"
+    """
+    from hsmcore.recovery.key_domains import rebind as rebound
+    from hsmcore.recovery.key_domains import wanted_of
+
+    wanted, named = wanted_of(cli.config.key_manager), [_key_of(key) for key in keys or ()]
+    with cli.recorded("policy rebind", reason=reason, domain=wanted.domain or None) as entry:
+        found = cli.on_state(lambda store: rebound(cli.config, store, named, reason))
+        entry |= {"public_key": [*found], "previous": [was and was.domain for was in found.values()]}
+    now = wanted._asdict() if wanted.forms else None
+    shown = [{"publicKey": key.hex(), "before": was and was._asdict(), "now": now} for key, was in found.items()]
+    text = [f"{key.hex()}: was bound to {was or 'nothing'}" for key, was in found.items()]
+    to = f"bound to {wanted}" if wanted.forms else "bound to nothing"
+    cli.show({"rebound": shown, "reason": reason}, "\n".join([*text, f"{len(found)} keys are {to}"]))
 
 
 def _policy(config: Config) -> Policy:

@@ -38,7 +38,7 @@ def sign(
     hex_: HexOption = None,
     form: Annotated[Format, "--format: How the signature is printed."] = "hex",
     kind: Annotated[str | None, "What it is, for a policy: another kind is refused."] = None,
-    position: Annotated[int | None, "Of a bare digest of an ordered kind.", {"min": 0}] = None,
+    position: Annotated[int | None, "Where it stands in its chain: another position is refused.", {"min": 0}] = None,
 ) -> None:
     """Sign one message with the configured key and print the signature.
 
@@ -55,9 +55,7 @@ def sign(
     message = _message(file, text, hex_)
     if cli.as_json and form == "raw":
         raise BadUsage("--json cannot carry --format raw")
-    receipt = _with_manager(
-        cli.config, lambda manager: manager.sign_with_receipt(message, kind=kind, position=position)
-    )
+    receipt = with_manager(cli.config, lambda manager: manager.sign_with_receipt(message, kind=kind, position=position))
     if form == "raw":
         sys.stdout.buffer.write(receipt.signature)
         return
@@ -122,7 +120,7 @@ def verify(
     message = _message(file, text, hex_)
     keys: list[tuple[str, bytes]] = []
     if public_key is not None:
-        keys.append((algorithm, _from_hex(public_key, "--public-key")))
+        keys.append((algorithm, from_hex(public_key, "--public-key")))
         good = _verify_here(*keys[0], message, claimed)
     else:
 
@@ -130,7 +128,7 @@ def verify(
             keys.extend((key.algorithm, key.public_key) for key in manager.keys())  # noqa: SIM118  # a list
             return await manager.verify(message, claimed, key_id=key_id)
 
-        good = _with_manager(cli.config, ask)
+        good = with_manager(cli.config, ask)
     if good:
         cli.show({"valid": True}, "valid")
     else:
@@ -154,7 +152,7 @@ def _verify_batched(
     async def ask(manager: KeyManager) -> list[bytes]:
         return [key.public_key for key in manager.keys()]  # noqa: SIM118  # a list
 
-    keys = _with_manager(cli.config, ask) if public_key is None else [_from_hex(public_key, "--public-key")]
+    keys = with_manager(cli.config, ask) if public_key is None else [from_hex(public_key, "--public-key")]
     found = next(filter(None, (read(key, message, proof) for key in keys)), None)
     if found is None:
         _refuse(cli)
@@ -170,7 +168,7 @@ def _verify_batched(
     )
 
 
-def _with_manager(config: Config, work: Callable[[KeyManager], Awaitable[T]]) -> T:
+def with_manager(config: Config, work: Callable[[KeyManager], Awaitable[T]]) -> T:
     """Run `work` with an open key manager."""
     from hsmcore.manager.key_managers import create_key_manager
 
@@ -205,7 +203,7 @@ def _message(file: Path | None, text: str | None, hex_: str | None) -> bytes:
     if text is not None:
         return text.encode()
     if hex_ is not None:
-        return _from_hex(hex_, "--hex")
+        return from_hex(hex_, "--hex")
     if file is None and sys.stdin.isatty():
         raise BadUsage("no message: name a FILE, pipe one in, or give --text or --hex")
     message = _read(file or Path("-"))
@@ -223,7 +221,7 @@ def _read(path: Path) -> bytes:
         raise BadUsage(f"{path}: {error.strerror}") from None
 
 
-def _from_hex(text: str, option: str) -> bytes:
+def from_hex(text: str, option: str) -> bytes:
     try:
         return bytes.fromhex(text)
     except ValueError:

@@ -33,6 +33,7 @@ _TABLES: Final = {
     "openRotations": "id, cause, status, step, old_version, new_version",
     "budget": "id, reserved, max_transactions, max_seconds",
     "orders": "name, value, reason",
+    "domains": "public_key, domain, forms, reason",
 }
 _NEXT: Final = 'hsmcore state reconcile --reason "…"'
 _NEXT_FLEET: Final = "start each host; see `hsmcore fleet status`"
@@ -312,6 +313,7 @@ async def _rows(store: Store) -> dict[str, Any]:
         "openRotations": await rows(select(rotations).where(open_).order_by(rotations.c.id)),
         "budget": await rows(select(episodes).where(episodes.c.ended_ns.is_(None))),
         "orders": await rows(select(schema.DESIRED_STATE).order_by(schema.DESIRED_STATE.c.name)),
+        "domains": await rows(select(schema.KEY_DOMAIN).order_by(schema.KEY_DOMAIN.c.public_key)),
     }
 
 

@@ -8,22 +8,12 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, field_validator, model_validator
 
 from hsmcore.base.base58 import from_base58
+from hsmcore.base.payload import MOST_DOMAIN, NOTE_NAME, OrderedKind
 from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, each_once, fault
 
-Kind = Literal[
-    "tx-legacy",
-    "tx-v0",
-    "tx-v1",
-    "off-chain",
-    "block",
-    "state-root",
-    "digest32",
-    "raw",
-    "prehashed",
-    "batch-root",
-    "key-set",
-]
-OrderedKind = Literal["block", "state-root"]
+LeafKind = Literal["tx-legacy", "tx-v0", "tx-v1", "off-chain", "digest32", "raw"]
+CallerKind = Literal[LeafKind, OrderedKind, "prehashed"]
+Kind = Literal[CallerKind, "batch-root", "key-set"]
 BATCH_ROOT: Final = "batch-root"
 """The root of a batch, which only hsmcore itself has signed."""
 KEY_SET: Final = "key-set"
@@ -37,8 +27,7 @@ MOST_RULES: Final = 1024
 _COUNT: Final = 3
 _TAKEN: Final = (b"\xffsolana offchain", b"\xffhsmcore")
 Kinds = Annotated[tuple[Kind, ...], BeforeValidator(as_tuple)]
-_NOTE_NAME: Final = r"[!-*,-~]+"
-"""Names that C2SP's signed notes allow. No two of them look alike, and none is shown other than it is."""
+CallerKinds = Annotated[tuple[CallerKind, ...], BeforeValidator(as_tuple)]
 Hex = Annotated[str, Text(512, form=r"([0-9a-f]{2})+", says="bytes in lower-case hexadecimal")]
 
 
@@ -80,6 +69,10 @@ class PayloadFormat(Model):
     position: PositionField
     """Where the position stands."""
 
+    def __str__(self) -> str:
+        at = self.position
+        return f"{self.kind} {self.prefix} of {self.length} bytes, position {at.bytes} bytes {at.order} at {at.offset}"
+
     @model_validator(mode="after")
     def _fits(self) -> PayloadFormat:
         if len(self.prefix) // 2 > self.length or self.position.offset + self.position.bytes > self.length:
@@ -103,12 +96,19 @@ class PayloadFormat(Model):
 class CallerRules(Model):
     """What one caller may have signed: in this process with this key, or as a client of a gateway."""
 
-    kinds: Kinds | None = None
+    kinds: CallerKinds | None = None
     """Default: every kind of the policy."""
+    batch: bool | None = None
+    """Whether it may have messages put into batches, whatever their kinds. Default: unless it has `kinds`."""
     per_second: Annotated[int, Whole(1, 10_000_000)] | None = None
     """Signatures a second, with bursts of as many. Default: no limit."""
     in_flight: Annotated[int, Whole(1, 65_536)] | None = None
     """Requests that are open at a time, each message of a batch. Default: no separate limit."""
+
+    @property
+    def batches(self) -> bool:
+        """Whether it may have messages put into batches."""
+        return self.kinds is None if self.batch is None else self.batch
 
 
 class TransactionRules(Model):
@@ -146,7 +146,7 @@ class Policy(Model):
     kinds: Annotated[Kinds, each_once("kind")]
     """The kinds of payload that the key signs."""
     domain: Annotated[
-        str, Text(64, form=_NOTE_NAME, says='1 to 64 characters of printable ASCII, without spaces and "+"')
+        str, Text(MOST_DOMAIN, form=NOTE_NAME, says='1 to 64 characters of printable ASCII, without spaces and "+"')
     ] = "default"
     """The chain of positions that ordered kinds count in; in hsmcore's own format it stands in the payload."""
     max_ahead: Annotated[int, Whole(1, 2**63 - 1)] = 1_000_000
@@ -181,8 +181,8 @@ class Policy(Model):
         if "digest32" in self.kinds and self.ordered - set(OWN):
             # Separate kinds for callers do not help: a verifier of a signature sees the key and not the caller.
             raise clash(
-                'kinds lists "digest32" beside ordered kinds, and the bare digest of a block is signed at its position '
-                "only: list one of them, and use a key of its own for the other"
+                'kinds lists "digest32" beside ordered kinds, and a bare digest of a block has no position: have '
+                "hsmcore.payload of it signed, or use a key of its own for digests"
             )
         if self.keep_positions is not None and not self.ordered:
             raise clash("has keepPositions, but kinds lists no kind with a position")
@@ -198,6 +198,12 @@ class Policy(Model):
         """The kinds among `kinds` whose positions are bound."""
         return ORDERED & set(self.kinds)
 
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """What a key is bound to besides the domain: the ordered kinds that callers have signed, and the formats. Not
+        hsmcore's own kinds, whose texts name domain, kind and position."""
+        return tuple(sorted({*(self.ordered - set(OWN)), *map(str, self.formats)}))
+
     def chain(self, name: str) -> str:
         """Return the name that positions of an ordered kind, or a sum, have in the state store."""
         return f"{self.domain}/{name}"
@@ -206,7 +212,7 @@ class Policy(Model):
         """Return the kind of the positions that a store has under this name, if their domain is in a spelling that was
         allowed once."""
         domain, _, kind = name.rpartition("/")
-        return None if re.fullmatch(_NOTE_NAME, domain) else kind
+        return None if re.fullmatch(NOTE_NAME, domain) else kind
 
     @property
     def needs_store(self) -> bool:
@@ -229,6 +235,8 @@ class Batching(Model):
 
     PATHS = frozenset({"keep_leaves"})
 
+    kinds: Annotated[tuple[LeafKind, ...], BeforeValidator(as_tuple), each_once("kind")] | None = None
+    """The kinds of payload that may be in a batch. Default: any bytes, as of kind "raw"."""
     interval_ms: Annotated[int, Whole(0, 60_000)] = 20
     """The age of its first message at which a batch closes."""
     max_leaves: Annotated[int, Whole(1, 1_048_576)] = 65_536

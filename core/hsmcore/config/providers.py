@@ -136,5 +136,8 @@ def all_members(providers: Iterable[Provider]) -> tuple[Provider, ...]:
 
 
 def _told_apart(prefix: str, settings: ProviderSettings) -> str:
-    part = settings.name_part
-    return prefix if part is None else f"{prefix}:{part}"
+    if settings.name_part is None:
+        return prefix
+    # As it is, an invisible character would be redacted in audit records, which are found again by the name.
+    part = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in str(settings.name_part))
+    return f"{prefix}:{part}"

@@ -155,6 +155,9 @@ class KeyManagerConfig(Provider):
             raise clash(f'has batching, but policy.kinds does not list "{BATCH_ROOT}"')
         if self.policy is not None and KEY_SET in self.policy.kinds and self.active_rotation is None:
             raise clash(f'policy.kinds lists "{KEY_SET}", but keyRotation is not enabled: a set is of the key ring')
+        good_for = None if self.key_rotation is None else self.key_rotation.key_set_good_for_hours
+        if good_for is not None and (self.policy is None or KEY_SET not in self.policy.kinds):
+            raise clash(f'has keyRotation.keySetGoodForHours, but policy.kinds does not list "{KEY_SET}"')
         if self.policy is not None and BATCH_ROOT in self.policy.kinds and self.max_message_bytes < MOST_ROOT_BYTES:
             raise clash(f'maxMessageBytes must be {MOST_ROOT_BYTES} at least: policy.kinds lists "{BATCH_ROOT}"')
         require_lasting(self, "the key manager's own provider")

@@ -93,6 +93,8 @@ class KeyRotation(Model):
     """Days between a key's deactivation and its destruction; without it no key is destroyed."""
     require_handover: bool = False
     """Whether a rotation is refused while no handover is registered."""
+    key_set_good_for_hours: Annotated[int, Whole(1, 87_600)] | None = None
+    """Hours for which a signed set of the keys is good; it is renewed after half of them. Default: it says no end."""
     approvals: Annotated[int, Whole(0, 20)] = 0
     """The number of approvers that each rotation needs."""
     approvers: Annotated[tuple[Approver, ...], BeforeValidator(as_tuple)] = ()

@@ -16,7 +16,7 @@ from hsmcore.config.base import Model, Text, child_path
 from hsmcore.config.failover import CloudWatchLogs
 from hsmcore.config.gateway import Gateway, require_keys
 from hsmcore.config.placed import LogVariables
-from hsmcore.config.policy import overlap
+from hsmcore.config.policy import OWN, overlap
 from hsmcore.config.root import BESIDE_SEVERAL, SINGLE, Config, KeyManagerConfig, require_log
 from hsmcore.config.secret import Secret
 from hsmcore.errors import ConfigFault, ConfigurationError
@@ -101,8 +101,9 @@ def _kinds(one: KeyManagerConfig, other: KeyManagerConfig) -> Iterator[ConfigFau
     if one.policy is None or other.policy is None:
         return
     for kind in other.policy.kinds:
-        if kind in one.policy.kinds:
-            problem = f"lists {kind}, as {one.where}.policy.kinds does: a kind belongs to one key"
+        if kind in one.policy.kinds and (kind not in OWN or one.policy.domain == other.policy.domain):
+            belongs = "a kind belongs to one key" if kind not in OWN else "give each key a policy.domain of its own"
+            problem = f"lists {kind}, as {one.where}.policy.kinds does: {belongs}"
             yield ConfigFault(f"{other.where}.policy.kinds", problem)
     for number, form in enumerate(other.policy.formats):
         for place, before in enumerate(one.policy.formats):

@@ -7,6 +7,7 @@ from typing import Final
 
 from hsmcore.base.base58 import base58
 from hsmcore.config import Config
+from hsmcore.config.policy import BATCH_ROOT
 from hsmcore.config.targets import MISSING, problem_of
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.doctor.subject import Subject
@@ -69,10 +70,15 @@ def check_policy(config: Config) -> Iterator[Step]:
         return
     kinds = list(policy.kinds)
     if "raw" in kinds:
+        instead = (
+            "messages of batches need it not (docs/BATCHING.md)"
+            if BATCH_ROOT in kinds
+            else "give the layer 2's own payloads a format (docs/POLICY.md)"
+        )
         yield warn(
             NAME,
             f"the key signs {', '.join(kinds)}: raw bytes may mean anything to another program",
-            'Leave "raw" out of policy.kinds; give the layer 2\'s own payloads a format (docs/POLICY.md).',
+            f'Leave "raw" out of policy.kinds; {instead}.',
             kinds=kinds,
         )
     else:

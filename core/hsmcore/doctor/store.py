@@ -11,13 +11,16 @@ from hsmcore.audit import AuditLog
 from hsmcore.config import Config
 from hsmcore.doctor.report import Step, fail, failed, ok, warn
 from hsmcore.errors import HsmError
+from hsmcore.recovery.key_domains import wanted_of
 from hsmcore.recovery.marks import LogStanding, Marks, witness_of
 from hsmcore.recovery.own_store import behind_hint
 from hsmcore.state import Store, StoreNotGenuine
+from hsmcore.state.domains import KeyDomain, everything
 from hsmcore.state.seal import SealStatus
 
 NAME: Final = "state-store"
 BEHIND: Final = "state-behind"
+DOMAIN: Final = "key-domain"
 _MAKE: Final = (
     'Make a secret (openssl rand -hex 32), name it, such as "stateSecret": {"file": "…"}, and adopt the rows: '
     "hsmcore state seal"
@@ -29,6 +32,7 @@ def check_store(config: Config) -> Iterator[Step]:
     goes on after it."""
     found = list(_seal(config))
     yield from found
+    yield from _domains(config)
     if witness_of(config) and config.key_manager.state_path.is_file():
         try:
             problem = asyncio.run(_standing(config)).problem
@@ -41,6 +45,29 @@ def check_store(config: Config) -> Iterator[Step]:
             yield fail(BEHIND, problem, behind_hint(config.key_manager))
         else:
             yield ok(BEHIND, "the store is the one that the audit log goes on from")
+
+
+def _domains(config: Config) -> Iterator[Step]:
+    """Whether the keys of the store may bind as the policy says. One that does not sign any more may be among them."""
+    if config.key_manager.fleet is None and not config.key_manager.state_path.is_file():
+        return
+    try:
+        there = asyncio.run(_bound(config))
+    except HsmError:
+        return  # `_seal` and the start say so
+    wanted = wanted_of(config.key_manager)
+    if (refusal := wanted.refusal(there, there)) is not None:
+        yield warn(DOMAIN, str(refusal.args[0]), f"{refusal.hint} If it signs no more, there is nothing to do.")
+    elif there:
+        yield ok(DOMAIN, f"its keys are bound to {wanted}")
+
+
+async def _bound(config: Config) -> dict[bytes, KeyDomain]:
+    store = await Store.open_to_read(config.key_manager.state_place)
+    try:
+        return await store.run(everything)
+    finally:
+        await store.close()
 
 
 async def _standing(config: Config) -> LogStanding:

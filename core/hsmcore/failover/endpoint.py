@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from time import monotonic_ns
 from typing import Any
@@ -22,6 +22,13 @@ Submit = Callable[..., bytes | asyncio.Future[bytes]]
 Ask = Callable[..., asyncio.Future[Receipt]]
 
 
+Admits = Callable[[Iterable[bytes]], Awaitable[None]]
+
+
+async def _any_key(_keys: Iterable[bytes]) -> None:
+    pass
+
+
 def _not_started(*_arguments: object) -> Any:
     raise NotInitialized("the member has not started")
 
@@ -33,6 +40,7 @@ class Endpoint(MemberState):
         *(
             "_complete",
             "_stopping",
+            "admits",
             "ask",
             "busy_since",
             "done",
@@ -84,6 +92,8 @@ class Endpoint(MemberState):
         """Asked whether another member takes requests that this one could only wait with: see KmsMember."""
         self.signs: Callable[[Endpoint], None] = lambda _endpoint: None
         """Called when the member signs again after that."""
+        self.admits: Admits = _any_key
+        """Awaited with the key that the member starts with; raises if that must not sign."""
         self.lacks_key = False
         """Whether it could not start because its token lacks the key ring's current key, which it may be given."""
         self.probing = False
@@ -117,6 +127,7 @@ class Endpoint(MemberState):
             member.require_ready()  # software to install is reported before placeholders of an example
             self._complete()
             version = await member.start()
+            await self.admits([version.public_key])
         except BaseException:
             await member.stop()
             raise

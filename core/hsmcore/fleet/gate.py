@@ -1,19 +1,24 @@
-"""Which host claims a free epoch first: one that follows the chain as far as the fleet has bound it.
+"""Which host claims a free epoch: one whose keys bind in the domain in which they did before; and
+first, one that follows the chain as far as the fleet has bound it.
 
-That is an order and no wall: what the fleet is at may be bound and never published, so that no host can have seen it.
-Safety rests on the fence, and on this: the first new payload of a domain in which the holder is behind is no old one.
+The latter is an order and no wall: what the fleet is at may be bound and never published, so that no host can have seen
+it. Safety rests on the fence, and on this: the first new payload of a domain in which the holder is behind is no old
+one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from hsmcore.base.log import get_logger
-from hsmcore.errors import BadArgument
+from hsmcore.errors import BadArgument, HsmError
 from hsmcore.fleet.entry import SECOND
 from hsmcore.fleet.machine import EpochRow
+from hsmcore.recovery.incident import word
+from hsmcore.state.domains import NO_KEYS, Binder, read
 
+Rows = Sequence[Sequence[Any]]
 PATIENCE: Final = 2
 """Lives of a lease for which a host that is behind leaves a free epoch to hosts that are not."""
 
@@ -27,6 +32,7 @@ class ClaimGate:
         """How far the application follows, by domain."""
         self.caught: set[str] = set()
         """The domains in which this holder is known to be where the fleet is."""
+        self._binder, self._keys = NO_KEYS, list[bytes]()
         self._since: tuple[EpochRow, int] | None = None
         """The free epoch that is left to others since this host is behind, and since when."""
 
@@ -44,13 +50,22 @@ class ClaimGate:
         if self._since is None or self._since[0] != row:
             self._since = row, now
             seconds = self._patience / SECOND
-            get_logger().warning("a host that is behind waits for others to claim", reason=why, seconds=seconds)
+            get_logger().warning("this host leaves the epoch to others", reason=why, seconds=seconds)
 
-    def refusal(self, at_least: Mapping[str, int], highs: Mapping[str, int]) -> BadArgument | None:
-        """Return why a host that knows so much is behind; None: it is not. In the store's thread."""
-        behind = [domain for domain, position in at_least.items() if position < highs.get(domain, -1)]
+    def begins(self, at_least: Mapping[str, int], binder: Binder) -> None:
+        """A claim begins, by a host that knows so much and signs with these keys."""
+        self.caught = set(at_least)
+        self._binder, self._keys = binder, binder.keys()
+
+    def refusal(self, at_least: Mapping[str, int], highs: Rows, domains: Rows, *, patient: bool) -> HsmError | None:
+        """Return why the claim is not made: keys must not bind, by the answer to `domains.ASK`; or, if it is `patient`,
+        the host is behind `highs`. In the store's thread."""
+        if (mismatch := self._binder.wanted.refusal(read(domains), self._keys)) is not None:
+            return mismatch
+        known = {word(name): int(high) for name, high in highs}
+        behind = [domain for domain, position in at_least.items() if position < known.get(domain, -1)]
         self.caught -= set(behind)
-        if not behind:
+        if not behind or not patient:
             return None
-        text = f"this host knows {behind[0]} up to {at_least[behind[0]]}, and the fleet is at {highs[behind[0]]}"
+        text = f"this host knows {behind[0]} up to {at_least[behind[0]]}, and the fleet is at {known[behind[0]]}"
         return BadArgument(text, hint="Let it catch up, or claim with force and a reason.")

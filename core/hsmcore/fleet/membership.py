@@ -27,9 +27,9 @@ from hsmcore.fleet.duties import Duties
 from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, enter, position_of
 from hsmcore.fleet.gate import ClaimGate
 from hsmcore.fleet.machine import EpochRow, Machine, State
-from hsmcore.recovery.incident import word
 from hsmcore.recovery.witness import FLOORS, Witness
-from hsmcore.state import Store, positions
+from hsmcore.state import DomainMismatch, Store, positions
+from hsmcore.state.domains import ASK, NO_KEYS
 from hsmcore.state.exchange import Answers, Change, Decide, Question
 from hsmcore.state.mark import Mark
 from hsmcore.state.seal import SealSecret
@@ -46,8 +46,9 @@ class Membership:
         """Whether each hand-out waits for `confirm`."""
         self.lease = Lease()
         """Until when signatures may be handed out."""
-        self.claims = 0
-        self.renewals_failed = 0
+        self.claims = self.renewals_failed = 0
+        self.binder = NO_KEYS
+        """Of the keys that sign: no epoch is claimed while they must not bind."""
         self.drained = False
         """Whether this host claims no epoch by itself, on an operator's word."""
         self._rules, self._store = rules, store
@@ -222,7 +223,7 @@ class Membership:
 
         `at_least`: the newest position that the application knows of each domain, such as "default/block"; default:
         those of `caught_up`. `force`, which needs a `reason`: whoever holds it, and however far behind this host is.
-        Raises NotHolder if the holder lives; BadArgument if the fleet is ahead of `at_least`; StoreError.
+        Raises NotHolder if the holder lives; BadArgument if the fleet is ahead; DomainMismatch, StoreError.
         """
         if force and not reason:
             raise BadArgument("a forced claim needs a reason")
@@ -341,7 +342,7 @@ class Membership:
             patient = self._gate.is_patient(self._machine.row, boottime())
             try:
                 await self._claim(self._gate.words, force=False, reason="", patient=patient)
-            except BadArgument as error:
+            except (BadArgument, DomainMismatch) as error:
                 self._machine.reason = str(error.args[0])
                 self._gate.waits(self._machine.row, boottime(), self._machine.reason)
 
@@ -371,23 +372,22 @@ class Membership:
                 return
             machine.claims()
             self._settle()
-            self._gate.caught = set(at_least)
+            self._gate.begins(at_least, self.binder)
             began = boottime()
 
-            def decide(answers: Answers) -> tuple[tuple[EpochRow, BadArgument | None], list[Change]]:
+            def decide(answers: Answers) -> tuple[tuple[EpochRow, HsmError | None], list[Change]]:
                 row, server = rows.shared(answers[0]), self._store.identity
                 self._compare(row)
                 if not force and not machine.may_claim(row, began, server):
                     return (row, None), []
-                highs = {word(name): int(high) for name, high in answers[1]}
-                refusal = self._gate.refusal({} if force else at_least, highs)
-                if refusal is not None and patient:
+                refusal = self._gate.refusal({} if force else at_least, *answers[1:3], patient=patient)
+                if refusal is not None:
                     return (row, refusal), []
-                noted = [] if self._witness is None else self._witness.before_claim(row.server, answers[2])
+                noted = [] if self._witness is None else self._witness.before_claim(row.server, answers[3])
                 row, claimed = rows.claim(self.name, row, machine.instance, self.host, reason, server)
                 return (row, None), [*noted, claimed]
 
-            row, refusal = await self._answered([rows.locking(self.name), rows.HIGHS, FLOORS], decide)
+            row, refusal = await self._answered([rows.locking(self.name), rows.HIGHS, ASK, FLOORS], decide)
             if row.holder == machine.instance and not row.released:
                 machine.claimed(row, began, boottime())
                 self.claims += 1

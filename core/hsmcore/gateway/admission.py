@@ -57,14 +57,23 @@ class ClientKey:
             return wire.ALL_KINDS
         kinds = set(wire.KINDS[1:]).intersection(*(some for some in (listed, allowed) if some is not None))
         found = sum(1 << wire.KINDS.index(kind) for kind in kinds)
-        return found | wire.BATCHES if self.policy is not None and BATCH_ROOT in self.policy.kinds else found
+        batches = self.account.batches and self.policy is not None and BATCH_ROOT in self.policy.kinds
+        return found | wire.BATCHES if batches else found
+
+    def require_batches(self) -> None:
+        """Raise PolicyRefused, and record it, for a client that may have no batch signed."""
+        if (refusal := self.account.refusal(None)) is not None:
+            self.refused("batch is not true", "sign")
+            raise refusal
 
     def require_kind(self, message: bytes, kind: str | None) -> None:
         """Raise PolicyRefused, and record it, for a message that this client may not have signed."""
         if self.account.kinds is not None:
             found = self.desk.look(message).kind
-            # Nothing in a digest says what it is of: if it is ordered, the policy binds the position that is claimed.
-            self.require_listed(kind if found == "digest32" and kind in ORDERED else found)
+            if (refusal := self._unlisted(found)) is not None:
+                if found == "digest32" and kind in ORDERED:
+                    refusal.hint = "Have hsmcore.payload of the digest signed."
+                raise refusal
 
     def require_listed(self, kind: str) -> None:
         """Raise PolicyRefused, and record it, for a kind that this client may not have signed."""
@@ -96,12 +105,12 @@ class ClientKey:
         return found
 
     def _judged(self, message: bytes, kind: str | None) -> HsmError | None:
-        found = self.desk.look(message).kind
-        if (refusal := self._unlisted(found)) is not None:
+        look = self.desk.look(message, kind)
+        if (refusal := self._unlisted(look.kind)) is not None:
             return refusal
-        if kind is not None and found != kind:
-            self.refused(f"kind {found} claimed as {kind}", "sign")
-            return PolicyRefused(f"it is {found}, not {kind}")
+        if kind is not None and look.kind != kind:
+            self.refused(f"kind {look.kind} claimed as {kind}", "sign")
+            return PolicyRefused(look.refusal or "")
         return None
 
 

@@ -59,7 +59,7 @@ class OpenWork(Flow[Any], CallerAccount):
     def __init__(self, client: KnownClient, most: int) -> None:
         """`most`: requests that may be open."""
         Flow.__init__(self, client.rules.weight)
-        CallerAccount.__init__(self, f"client {client.name!r}", client.rules.kinds, client.rate, most)
+        CallerAccount.__init__(self, f"client {client.name!r}", client.rules, client.rate, most)
         self.client = client
         self.held: OrderedDict[Held, None] = OrderedDict()
         self._going_on = False

@@ -178,7 +178,7 @@ def _sign_batched(request: GatewayRequest, left: float) -> None:
     """Put a message into the batch that is open, with those of other clients."""
     what: batched.SignBatched = request.what
     counter, kind = request.counter, what.kind or None
-    counter.require_kind(what.message, kind)
+    counter.require_batches()
     placed = request.account.client.context.run(counter.manager.submit_batched, what.message, left, kind)
     if placed is None:
         request.run(counter.manager.sign_batched(what.message, left, kind))

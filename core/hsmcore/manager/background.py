@@ -18,6 +18,7 @@ from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
 from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.config.root import default_register
+from hsmcore.failover.levels import EMERGENCY
 from hsmcore.failover.path import SigningPath
 from hsmcore.handover.base import ADD_SETTLED, Handover, can_be_asked, require_whole
 from hsmcore.manager.rotation.context import ManagerPort
@@ -47,7 +48,7 @@ _NOTICED: Final = {
 """Events that become notices, and the kind of notice."""
 _KEPT: Final = (
     "failover.service", "manager.key_sets", "manager.notices", "manager.policy.watermark", "manager.rotation.service",
-    "recovery.own_store", "recovery.state_backup",
+    "recovery.key_domains", "recovery.own_store", "recovery.state_backup",
 )  # fmt: skip
 """What only a key manager that keeps state needs, with SQLAlchemy behind it."""
 
@@ -135,7 +136,8 @@ class BackgroundServices:
 
     async def claim(self, path: SigningPath) -> None:
         """The members run: compare the store with what this host knows of their keys, before anything is signed. Raises
-        StoreBehind, StoreError, KeyMismatch for a key that was replaced."""
+        StoreBehind, StoreError, KeyMismatch for a key that was replaced, DomainMismatch for one that has bound
+        positions in another domain; a member that starts later is refused for it."""
         rules = self.config.key_manager
         if rules.own.descriptor.ephemeral:
             return
@@ -144,6 +146,12 @@ class BackgroundServices:
             await self._own.claim(frozenset(version.public_key for version in path.signing()), tokens)
         if rules.fleet is None and rules.active_rotation is None and (self._own is not None or _may_know(rules)):
             await asyncio.to_thread(_require_current, rules, path.version.public_key)
+        if rules.keeps_state or _may_know(rules):
+            domains = await asyncio.to_thread(import_module, "hsmcore.recovery.key_domains")
+            for endpoint in path.endpoints:
+                log = None if endpoint.level_name == EMERGENCY else self._audit  # its keys are new, and it must be fast
+                endpoint.admits = partial(domains.require, self.config, log=log)
+            await domains.require(self.config, {version.public_key for version in path.signing()}, self._audit)
 
     async def begin(self, port: ManagerPort, started: KeyVersion, events: Events) -> None:
         """The members run: resume an unfinished rotation, deliver notices, watch the seal of the store. Raises

@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from contextvars import Context
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from hsmcore._native import BatchedSignature, Leaves, timeout_ns
 from hsmcore.audit.leaves import LeafFiles
@@ -43,9 +43,6 @@ from hsmcore.manager.policy.wants import NotNext, PayloadPlace
 from hsmcore.state.mark import MOST_POSITION
 from hsmcore.tlog import batch_proof
 from hsmcore.tlog.note import signed
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 _WAITING: Final = 4
@@ -111,7 +108,7 @@ class Batches:
         """Add a message that is signed without further ado. None: it must be judged."""
         left = self._timeout if timeout is None else timeout_ns(timeout)
         leaves = self._open or self._begin()
-        signature = leaves.add(self._guard.gate, message, kind, left, self._most_bytes, current_caller())
+        signature = leaves.add(self._guard.leaves, message, kind, left, self._most_bytes, current_caller())
         if leaves.count >= self._most:
             self._close_full(leaves)
         return signature
@@ -123,7 +120,7 @@ class Batches:
             try:
                 until = time.monotonic_ns() + (self._timeout if timeout is None else timeout_ns(timeout))
                 self._check()
-                if not Leaves.passing(self._guard.gate, messages, kind, self._most_bytes):
+                if not Leaves.passing(self._guard.leaves, messages, kind, self._most_bytes):
                     messages, judged = await self._judge_all(messages, timeout, kind, admitted)
             except HsmError as error:
                 self._record.failure("sign-batched", None, error)
@@ -178,7 +175,7 @@ class Batches:
             leaves = self._open or self._begin()
             end = min(at + self._most - leaves.count, len(messages))
             left = max(until - time.monotonic_ns(), 1)
-            parts.append(leaves.add_many(self._guard.gate, messages, at, end, kind, left, current_caller(), judged))
+            parts.append(leaves.add_many(self._guard.leaves, messages, at, end, kind, left, current_caller(), judged))
             at = end
             if leaves.count >= self._most:
                 self._close_full(leaves)
@@ -310,7 +307,8 @@ class Batches:
         least, until = self._next, time.monotonic() + min(leaves.seconds_left, self._timeout / 1e9)
         while True:
             first, epoch = self._next, 0 if self._fleet is None else self._fleet.epoch
-            if first + leaves.count - 1 > MOST_POSITION:
+            last = first + leaves.count - 1
+            if last > MOST_POSITION:
                 full = f"the numbers of domain {self._guard.domain!r} are used up: {first} is the next"
                 raise PolicyRefused(full, hint="Name another policy.domain.")
             root = await self._in_thread(leaves.build, first, self._rules.blind)
@@ -319,7 +317,7 @@ class Batches:
             try:
                 if left <= 0:
                     raise DeadlineExceeded("the batch was not signed in time", maybe_signed=False)
-                place, left = await self._guard.bind_root(text, first, epoch, left)
+                place, left = await self._guard.bind_own(BATCH_ROOT, text, first, last, epoch, left)
             except NotNext as moved:
                 if moved.next < least:
                     raise moved.behind(least) from None

@@ -25,7 +25,7 @@ from hsmcore.manager.key_work import KeyWork
 from hsmcore.manager.keys import KeyOperations
 from hsmcore.manager.lifecycle import Lifecycle, a_turn, ended, refuse_again, refused
 from hsmcore.manager.membership import confirmed, join, telling
-from hsmcore.manager.path import UNOPENED, OwnTexts, open_path, running, signers
+from hsmcore.manager.path import UNOPENED, OwnTexts, open_path, running
 from hsmcore.manager.policy import Guard
 from hsmcore.manager.policy.guard import refuse_claims, submit_batch
 from hsmcore.manager.recording import AuditNotes, found_store, named_store, say_where
@@ -129,8 +129,7 @@ class KeyManager(BatchedSigning, KeyWork):
             await self._background.claim(path)
             await self.audit.use_members(partial(running, path))
             fleet = self.fleet
-            opening = Guard.open(self.config, self._formats, partial(signers, path), fleet, self.audit)
-            guard = self._guard = await opening
+            guard = self._guard = await Guard.open(self.config, self._formats, path, fleet, self.audit)
             self._passes = None if guard is None else guard.passes  # before anything can be signed
             self._sign_on(path, confirmed(path, fleet, self._rules, self._record))
             path.begin(self._keys.ring, self._life.check, None if fleet is None else fleet.lease)
@@ -209,8 +208,8 @@ class KeyManager(BatchedSigning, KeyWork):
         raises KeyNotCurrent while another one signs, KeyNotFound.
 
         With a policy, raises PolicyRefused for what this key, or this caller, may not have signed, QueueFull at a limit
-        of the caller's, DoubleSign for another payload at a bound position. `kind`: what the caller takes the message
-        for. `position`: that of a bare digest of an ordered kind; a payload with its position in it must agree.
+        of the caller's, DoubleSign for another payload at a bound position. `kind`, `position`: what the caller takes
+        the message for, and where in its chain; it must say the same. hsmcore.payload makes one of a digest.
         """
         if key_id is not None or allow_other_key:
             receipt = await self._sign_otherwise(message, timeout, kind, position, allow_other_key, key_id)

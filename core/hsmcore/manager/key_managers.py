@@ -18,7 +18,8 @@ from hsmcore.audit.shared import LogPart, SharedLog
 from hsmcore.base.events import Callback, EventName
 from hsmcore.config import Config, Provider, load, load_each
 from hsmcore.config.load import Source
-from hsmcore.errors import ConfigFault, ConfigurationError, HsmError, PolicyRefused
+from hsmcore.config.policy import OWN
+from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError, HsmError, PolicyRefused
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.manager.lifecycle import Lifecycle
 from hsmcore.manager.policy.guard import kinds_of
@@ -74,7 +75,11 @@ class KeyManagers(Mapping[str, KeyManager]):
             for name, config in configs.items()
         }
         self._owners: dict[str, KeyManager] = {
-            kind: self._managers[name] for name, own in rules.items() if own.policy for kind in own.policy.kinds
+            kind: self._managers[name]
+            for name, own in rules.items()
+            if own.policy
+            for kind in own.policy.kinds
+            if kind not in OWN
         }
         self._life = Lifecycle(self._open, lambda: None, self._close)
 
@@ -178,8 +183,9 @@ class KeyManagers(Mapping[str, KeyManager]):
         """Sign one message with the key manager whose policy lists its kind: `kind` if it is given. As KeyManager.sign;
         raises PolicyRefused if there is none."""
         try:
-            manager = self.for_kind(self._kinds.look(message).kind if kind is None else kind)
-        except PolicyRefused as error:
+            found = self._kinds.look(message, kind).kind
+            manager = self.for_kind(found if kind is None else kind)
+        except (BadArgument, PolicyRefused) as error:
             self._life.check()
             self.audit.note("sign", message=freeze(message), result="error", error=error.status)
             await asyncio.sleep(0)

@@ -20,7 +20,7 @@ from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope
 from hsmcore.config import Config
-from hsmcore.config.policy import KEY_SET
+from hsmcore.config.policy import BATCH_ROOT, KEY_SET
 from hsmcore.errors import AlgorithmUnsupported, EngineClosed, HsmError, MessageTooLarge, NotInitialized
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.manager.evidence import collect
@@ -30,8 +30,9 @@ from hsmcore.manager.rotation.context import ManagerPort
 from hsmcore.manager.rotation.service import RotationService
 from hsmcore.members.base import SIGN_SECONDS
 from hsmcore.members.control import ControlPlane
-from hsmcore.state import RoleLost, Store, StoredKey
+from hsmcore.state import RoleLost, Store, StoredKey, positions
 from hsmcore.state.key_sets import KeySetNotes
+from hsmcore.state.keys import BY_HAND
 from hsmcore.state.mark import MOST_POSITION
 from hsmcore.tlog.key_set import KeyEntry, KeySet, KeyState, signer, text_of
 from hsmcore.tlog.note import NoteError, signature_line
@@ -77,6 +78,10 @@ class KeySets:
         self._guard, self._check, self._path, self._have = parts.guard, parts.check, parts.path, parts.sign
         self._record, self._fleet = parts.record, parts.fleet
         self._domain, self._kinds = rules.policy.domain, tuple(rules.policy.kinds)
+        self._batches = rules.policy.chain(BATCH_ROOT)
+        hours = None if rules.key_rotation is None else rules.key_rotation.key_set_good_for_hours
+        self._good_for = None if hours is None else hours * 3600
+        """Seconds after which verifiers may demand a newer set."""
         self._providers = {provider.name: provider for _, provider in rules.members()}
         most = (provider.descriptor.note_bytes for provider in self._providers.values())
         self._room = min(_ROOM, rules.max_message_bytes, *(each for each in most if each is not None))
@@ -89,6 +94,8 @@ class KeySets:
         """What was bound and is not signed yet: keys, text, serial. It may be tried again."""
         self._said: dict[bytes, bytes] = {}
         """Digests of what devices said, by public key: of keys that no set lists yet."""
+        self._last_batched: dict[bytes, int | None] = {}
+        """By public key: of keys that no set lists as retired yet."""
         self._introduced: set[bytes] = set()
         self._others: dict[bytes, KeyVersion] = {}
         self._emergencies: dict[bytes, KeyEntry] = {}
@@ -192,7 +199,7 @@ class KeySets:
                 await self._read()  # what another process has kept before it lost the role
             keys = await self._wanted()
             last = self.latest
-            if keys is not None and (last is None or (last.keys, last.kinds) != (keys, self._kinds)):
+            if keys is not None and (last is None or not last.says(keys, self._kinds) or self._is_due(last)):
                 await self._have_signed(keys)
         except RoleLost:
             await self._role.leave()  # another process took it while this one was held up; it may be free again later
@@ -207,7 +214,21 @@ class KeySets:
                 get_logger().error("a set of keys in the state store is none", serial=serial, error=str(error))
                 continue
             if (found.domain, found.serial) == (self._domain, serial):
-                self._notes[serial], self.latest = note, found
+                self._hand_out(found)
+
+    def _is_due(self, last: KeySet) -> bool:
+        """Whether a set is to be renewed, although it still says what is so: half of its time is over."""
+        now = self._rotation.sure() // _SECOND
+        return self._good_for is not None and (last.good_until or 0) < now + self._good_for // 2
+
+    def _renewed(self, found: KeySet) -> int | None:
+        """The serial of the newest set, if verifiers need it no more once they have this one."""
+        return self.latest.serial if self.latest is not None and found.renews(self.latest) else None
+
+    def _hand_out(self, found: KeySet) -> None:
+        if (renewed := self._renewed(found)) is not None:
+            self._notes.pop(renewed, None)
+        self._notes[found.serial], self.latest = found.note, found
 
     async def _lead(self) -> bool:
         """Whether this process has sets signed: in a fleet the holder, else the first one that can."""
@@ -242,7 +263,23 @@ class KeySets:
             if version.public_key not in listed:
                 listed.add(version.public_key)
                 found.append(self._beside(version, state))
-        return self._fitting([*found, *(entry for entry in emergency if entry.public_key not in listed)])
+        found += (entry for entry in emergency if entry.public_key not in listed)
+        revoked = {key.public_key for key in stored if key.note == BY_HAND}
+        return self._fitting([await self._ended(entry, entry.public_key in revoked) for entry in found])
+
+    async def _ended(self, entry: KeyEntry, revoked: bool) -> KeyEntry:
+        """Say of a retired key which of its batches stay good: those that were numbered before its end. `revoked`: it
+        was ended by hand, maybe since it was stolen; none of them is."""
+        if entry.state != "retired" or revoked or entry.algorithm != "ed25519":
+            return replace(entry, last_batched=None)
+        was = None if self.latest is None else self.latest.entry(entry.public_key)
+        if was is None or was.state == "retired":  # what it signed, and when, is not known any more
+            return replace(entry, last_batched=None if was is None else was.last_batched)
+        if entry.public_key not in self._last_batched:
+            marks = await self._store.run(lambda connection: positions.marks(connection, [self._batches]))
+            mark = marks.get(self._batches)
+            self._last_batched[entry.public_key] = None if mark is None or mark.high < 0 else mark.high
+        return replace(entry, last_batched=self._last_batched[entry.public_key])
 
     def _of_emergencies(self, others: Iterable[KeyVersion]) -> list[KeyEntry]:
         """The keys of the emergency level, those of emergencies that are over as retired. While one lasts, no other key
@@ -341,7 +378,8 @@ class KeySets:
     def _fitting(self, keys: list[KeyEntry]) -> tuple[KeyEntry, ...]:
         """Leave out the oldest keys that have ended, if a device could not sign so much. For a verifier that changes
         nothing: a key that is not listed is as good as one that has ended."""
-        while len(text_of(self._domain, MOST_POSITION, MOST_POSITION, self._kinds, keys)) > self._room:
+        most = MOST_POSITION
+        while len(text_of(self._domain, most, most, self._kinds, keys, self._good_for and most)) > self._room:
             oldest = next((key for key in keys if key.state == "retired"), None)
             if oldest is None:
                 raise MessageTooLarge(f"a set of {len(keys)} keys is longer than {self._room} bytes")
@@ -363,9 +401,9 @@ class KeySets:
                 self.latest.follow(note)
             except NoteError as error:
                 get_logger().error("verifiers cannot follow to the new set of keys", error=str(error))
-        await self._rows.add(self._domain, place.position, note)
+        await self._rows.add(self._domain, place.position, note, self._renewed(found))
         self._bound, self._seen = None, max(self._seen, place.position)
-        self._notes[place.position], self.latest = note, found
+        self._hand_out(found)
 
     async def _bind(self, keys: tuple[KeyEntry, ...]) -> tuple[bytes, PayloadPlace, float]:
         """Give the text a serial that no other text has, or had. A text that has one and was not signed keeps it."""
@@ -376,9 +414,11 @@ class KeySets:
             text, serial = b"", least
         while True:
             epoch = 0 if self._fleet is None else self._fleet.epoch
-            text = text or text_of(self._domain, serial, self._rotation.sure() // _SECOND, self._kinds, keys)
+            now = self._rotation.sure() // _SECOND
+            until = None if self._good_for is None else now + self._good_for
+            text = text or text_of(self._domain, serial, now, self._kinds, keys, until)
             try:
-                place, left = await self._guard.bind_key_set(text, serial, epoch, SIGN_SECONDS)
+                place, left = await self._guard.bind_own(KEY_SET, text, serial, serial, epoch, SIGN_SECONDS)
             except NotNext as moved:
                 if moved.next < least:
                     raise moved.behind(least) from None

@@ -78,6 +78,7 @@ class KeyOperations:
                 await self._load(key_id)
             previous = self._path.version.id
             current = self.ring.get(key_id)
+            await self._path.endpoints[0].admits([current.public_key])
             if current.state == "active" and self._rotation is not None:
                 await self._choose(current, self._rotation)
             current = self.ring.make_current(key_id)

@@ -28,11 +28,6 @@ def running(path: SigningPath) -> list[Member]:
     return [one.member for one in started if one.member is not None]
 
 
-def signers(path: SigningPath) -> list[bytes]:
-    """Return the Ed25519 public keys that sign now."""
-    return [version.public_key for version in path.signing() if version.algorithm == "ed25519"]
-
-
 @dataclass(frozen=True, slots=True)
 class OwnTexts:
     """What batches and sets of keys need of a key manager, to have texts of their own signed."""

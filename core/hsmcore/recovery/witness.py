@@ -28,10 +28,11 @@ from sqlalchemy import Connection, bindparam, delete, insert, select
 from hsmcore.audit import AuditLog
 from hsmcore.audit.segment import SegmentError
 from hsmcore.base.log import get_logger
+from hsmcore.config.policy import OWN
 from hsmcore.errors import AuditUnavailable, BadArgument, FleetBehind
 from hsmcore.recovery import incident
 from hsmcore.recovery.incident import Standing, count, not_ours, word
-from hsmcore.state import Store, StoreError, StoreNotGenuine, positions
+from hsmcore.state import Store, StoreError, StoreNotGenuine, domains, positions
 from hsmcore.state.exchange import Change, Question, one_by_one
 from hsmcore.state.mark import MOST_POSITION, Mark
 from hsmcore.state.positions import BoundRow, Conflict
@@ -79,9 +80,11 @@ class Compared:
     looked: int = 0
     newest_own: int = 0
     """The latest time of a row that this host bound and the database has."""
+    domains: dict[bytes, str] = field(default_factory=dict)
+    """In which domain each key has bound last."""
 
 
-class _LoggedRows:
+class LoggedRows:
     """What the audit log says was bound: the rows of its records that are witnesses. `doubtful`: records without a MAC
     before which no record with one was found yet; if there is none, they are from before hsmcore wrote MACs, and those
     count that were under a checkpoint before this process opened the log."""
@@ -90,7 +93,9 @@ class _LoggedRows:
         self._store, self._host, self._sealed = store, host, log.sealed_before
         self._blocks = log.newest_ordered(most_bytes)
         self._rows: list[BoundRow] = []
-        self.doubtful: list[tuple[int, BoundRow]] = []
+        self.domains: dict[bytes, str] = {}
+        """In which domain each key has bound last, as far as was read."""
+        self.doubtful: list[tuple[int, BoundRow, bytes]] = []
         self.reached_ns = 0
         """The time of the oldest witness."""
         self.cut = self.ended = False
@@ -124,28 +129,32 @@ class _LoggedRows:
         if record["operation"] != "sign" or not good or type(digest) is not str or not _DIGEST.match(digest):
             return
         row = BoundRow(domain, position, digest, f"{self._host}:log#{record['seq']}", record["time_ns"])
+        key = _key_of(record)
         if not self._store.attests(record.get("mac"), *row[:3]):
-            self.doubtful.append((record["seq"], row))
+            self.doubtful.append((record["seq"], row, key))
             if len(self.doubtful) > _MOST_OLD:
                 self._end()
             return
-        for seq, _ in self.doubtful:
+        for seq, *_ in self.doubtful:
             self._refuse(seq)
         self.doubtful.clear()
-        self._take(row)
+        self._take(row, key)
 
     def _end(self) -> None:
         """No older record has a MAC."""
-        for seq, row in self.doubtful:
+        for seq, row, key in self.doubtful:
             if seq <= self._sealed:
-                self._take(row)
+                self._take(row, key)
             else:
                 self._refuse(seq)
         self.doubtful.clear()
 
-    def _take(self, row: BoundRow) -> None:
+    def _take(self, row: BoundRow, key: bytes) -> None:
         self._rows.append(row)
         self.reached_ns = row.bound_ns
+        domain, _, kind = row.domain.rpartition("/")
+        if key and kind not in OWN:
+            self.domains.setdefault(key, domain)
 
     def _refuse(self, seq: int) -> None:
         self._not_vouched, self._newest = self._not_vouched + 1, max(self._newest, seq)
@@ -270,6 +279,7 @@ class Witness:
         async for some, others in self._put_all(compared.lacking):
             added, conflicts = added + some, conflicts + others
         lost = {domain: row.position for domain, row in self._highest.items()} if compared.cut else {}
+        await self._run(lambda connection: domains.put_back(connection, compared.domains, now_ns(connection)))
         why = "an older store was put back, and the audit log was not read so far back"
         for domain, position in sorted(lost.items()):
             await self._run(partial(positions.raise_floor, domain=domain, floor=position, reason=why))
@@ -299,7 +309,7 @@ class Witness:
         for begin in range(0, len(remembered), _GROUP):
             await self._run(partial(self._look, compared=compared, rows=remembered[begin : begin + _GROUP]))
         compared.looked = 0
-        logged = _LoggedRows(self._store, self._log, self._host, most_bytes or MOST_BYTES)
+        logged = LoggedRows(self._store, self._log, self._host, most_bytes or MOST_BYTES)
         while not logged.ended:
             lacked = len(compared.lacking)
             rows = await logged.portion()
@@ -312,6 +322,7 @@ class Witness:
         else:
             compared.cut = logged.cut
         logged.tell()
+        compared.domains = logged.domains
         return compared
 
     def _look(self, connection: Connection, *, compared: Compared, rows: Sequence[BoundRow]) -> None:
@@ -404,7 +415,15 @@ class Witness:
                 positions.raise_floor(connection, domain, self._highest[domain].position, why)
         one_by_one([FLOORS], lambda answers: (None, self._noted(answers[0])))(connection)
         now = now_ns(connection)
+        domains.put_back(connection, compared.domains, now)
         return incident.answer(connection, self._name, self._host, self._instance, number, now)
+
+
+def _key_of(record: Mapping[str, Any]) -> bytes:
+    try:
+        return bytes.fromhex(record["public_key"])
+    except (KeyError, TypeError, ValueError):
+        return b""
 
 
 async def _next(blocks: Iterator[list[dict[str, Any]]]) -> list[dict[str, Any]] | None:

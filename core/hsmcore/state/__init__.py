@@ -3,13 +3,14 @@
 The tables of a policy are defined with it: failover/budget.py, failover/history.py, manager/rotation/store.py.
 
 Reading order: errors, schema, seal, exchange, database, sqlite, postgres, store; then keys, clock, mark, positions,
-desired, backups, approvals, outbox; backup is of the store itself.
+domains, desired, backups, approvals, outbox; backup is of the store itself.
 """
 
 from typing import TYPE_CHECKING
 
 from hsmcore.base.lazy import names
 from hsmcore.state.errors import (
+    DomainMismatch,
     NotApproved,
     RoleLost,
     StoreBehind,
@@ -32,6 +33,7 @@ __all__ = [
     "Approvals",
     "Backups",
     "Desired",
+    "DomainMismatch",
     "Keys",
     "NotApproved",
     "Outbox",

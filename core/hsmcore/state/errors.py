@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hsmcore.errors import HsmError, SystemFailure
+from hsmcore.errors import HsmError, PolicyRefused, SystemFailure
 
 
 class StoreError(SystemFailure):
@@ -35,6 +35,13 @@ class StoreBehind(StoreError):
         "Correct the token or stateFile that the configuration names, or put the newest store back; or raise this one "
         "to what the log says: `hsmcore state reconcile --reason TEXT`."
     )
+
+
+class DomainMismatch(PolicyRefused):
+    """The key has bound positions in another domain, or by forms of payloads that the policy lacks. No key manager
+    starts with it, and nothing is bound."""
+
+    default_hint = "Correct the policy, or name another key."
 
 
 class StoreBusy(HsmError, status="BUSY"):

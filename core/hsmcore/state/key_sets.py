@@ -12,17 +12,22 @@ from hsmcore.state.store import Tables
 
 
 class KeySetNotes(Tables):
-    """Reads and writes `key_set`. Rows are only added."""
+    """Reads and writes `key_set`. Rows are added, and one goes when a set renews it."""
 
     async def since(self, domain: str, serial: int) -> list[tuple[int, bytes]]:
         """Return serial and note of each set after a serial, oldest first."""
         query = select(KEY_SET).where(KEY_SET.c.domain == domain, KEY_SET.c.serial > serial).order_by(KEY_SET.c.serial)
         return [(row["serial"], str(row["note"]).encode()) for row in await self._store.rows(query)]
 
-    async def add(self, domain: str, serial: int, note: bytes) -> None:
-        """Keep a note, from now on for ever."""
+    async def add(self, domain: str, serial: int, note: bytes, renewed: int | None = None) -> None:
+        """Keep a note. `renewed`: the serial of the one in whose place it stands."""
         values = {"domain": domain, "serial": serial, "note": note.decode()}
-        await self._store.run(lambda connection: connection.execute(insert(KEY_SET).values(**values)))
+
+        def work(connection: Connection) -> None:
+            connection.execute(insert(KEY_SET).values(**values))
+            connection.execute(delete(KEY_SET).where(KEY_SET.c.domain == domain, KEY_SET.c.serial == renewed))
+
+        await self._store.run(work)
 
     async def evidence(self, public_key: bytes) -> bytes | None:
         """Return what a device said of a key; None: it was not asked."""

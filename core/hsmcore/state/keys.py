@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import orjson
 from sqlalchemy import Connection, select, update
 
 from hsmcore.errors import KeyDeactivated, KeyMismatch, KeyNotFound
+from hsmcore.state.domains import inherit
 from hsmcore.state.errors import StoreError, StoreNotGenuine
 from hsmcore.state.schema import KEY_VERSION as KEY
 from hsmcore.state.schema import ROTATION_SETTING as SETTING
@@ -18,6 +19,8 @@ from hsmcore.state.schema import insert_row, replace_row
 from hsmcore.state.store import Store, Tables
 
 KeyState = Literal["pending", "active", "overlap", "deactivated", "destroyed"]
+BY_HAND: Final = "deactivated by hand"
+"""Note of a version that an operator or the application ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +136,14 @@ def activate_key(
     connection: Connection, version: int, now_ns: int, base_ns: int, retire_ns: int, why: str = ""
 ) -> None:
     """Make a version the one that signs. The former one verifies until `retire_ns`, and its note says `why`.
-    Idempotent. Raises KeyDeactivated, KeyNotFound."""
+    Idempotent. Raises KeyDeactivated, KeyNotFound, and DomainMismatch for one that has bound positions elsewhere."""
     new, old = get_key(connection, version), active_key(connection)
     if new.state == "active":
         return
     if new.state in ("deactivated", "destroyed") or not new.public_key:
         raise KeyDeactivated(f"key version {version} ({new.key_id}) is {new.state} and cannot sign")
     if old is not None:
+        inherit(connection, old.public_key, new.public_key, now_ns)
         change_key(connection, old.version, state="overlap", retire_ns=retire_ns, note=why)
     change_key(connection, version, state="active", activated_ns=now_ns, base_ns=base_ns, retire_ns=None, note="")
 
@@ -211,13 +215,15 @@ class Keys(Tables):
         return await self._store.run(work)
 
     async def deactivate(self, public_key: bytes) -> None:
-        """End a version's signing. An unknown one is left out. If it was the current one, no version is."""
+        """End a version's signing; of one that has ended, note that this was by hand. An unknown one is left out. If it
+        was the current one, no version is."""
 
         def work(connection: Connection) -> None:
             version = known_version(connection, public_key)
             if version is not None:
-                now = time.time_ns()
-                change_key(connection, version, state="deactivated", deactivated_ns=now, note="deactivated by hand")
+                ended = get_key(connection, version).state in ("deactivated", "destroyed")
+                change = {} if ended else {"state": "deactivated", "deactivated_ns": time.time_ns()}
+                change_key(connection, version, note=BY_HAND, **change)
 
         await self._store.run(work)
 

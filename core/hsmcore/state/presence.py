@@ -6,7 +6,8 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hsmcore.base.ownership import open_or_make
@@ -41,23 +42,35 @@ class Presence:
 def is_attended(path: Path) -> bool:
     """Return whether a key manager runs on the store at a path. Raises StoreError if it runs on a file that is no
     longer there: what is written into the present one reaches none."""
-    try:
-        lock = os.open(_lock_of(path), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError:
+    if not os.path.lexists(_lock_of(path)):
         return False
+    with unattended(path) as free:
+        return not free
+
+
+@contextmanager
+def unattended(path: Path) -> Iterator[bool]:
+    """Yield whether no key manager runs on the store at a path, and let none begin within the block. Raises as
+    `is_attended`."""
+    try:
+        lock = open_or_make(_lock_of(path))
     except OSError as error:
         raise StoreError(f"state store {path}: {_lock_of(path)}: {error.strerror}", hint=OWNER_HINT) from None
     try:
-        for _ in range(_TRIES):
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return False
-            time.sleep(_TRY_SECONDS)  # another command may have it, for a moment
-        if os.pread(lock, 64, 0) != _identity(path):
-            raise StoreError(f"state store {path}: a key manager runs on another file that was here before", hint=_HINT)
-        return True
+        yield _is_free(lock, path)
     finally:
         os.close(lock)
+
+
+def _is_free(lock: int, path: Path) -> bool:
+    for _ in range(_TRIES):
+        with suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        time.sleep(_TRY_SECONDS)  # another command may have it, for a moment
+    if os.pread(lock, 64, 0) != _identity(path):
+        raise StoreError(f"state store {path}: a key manager runs on another file that was here before", hint=_HINT)
+    return False
 
 
 def _lock_of(path: Path) -> Path:

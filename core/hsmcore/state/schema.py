@@ -176,6 +176,14 @@ MIGRATIONS: Final = (
             "CREATE TABLE key_evidence (public_key TEXT PRIMARY KEY, document TEXT NOT NULL, made_ns BIGINT NOT NULL)",
         ),
     ),
+    Migration(
+        10,
+        (
+            """CREATE TABLE key_domain (
+                public_key TEXT PRIMARY KEY, domain TEXT NOT NULL, forms TEXT NOT NULL, bound_ns BIGINT NOT NULL,
+                reason TEXT NOT NULL)""",
+        ),
+    ),
 )
 
 METADATA: Final = MetaData()
@@ -260,8 +268,13 @@ WATERMARK: Final = _table("watermark")
 `bits` is a hexadecimal number whose bit i says whether position high - i was bound, so that a row that was taken out of
 `bound` is missed. `reason`: of the floor."""
 
+KEY_DOMAIN: Final = _table("key_domain")
+"""What each key has bound positions as (state/domains.py), by hexadecimal public key. `forms` is a JSON list of texts;
+`reason`: of the operator who had it bind otherwise than before, else ""."""
+
 KEY_SET: Final = _table("key_set")
-"""Signed sets of keys (tlog/key_set.py). Rows are only added. `bound` has the serial of each, as a position."""
+"""Signed sets of keys (tlog/key_set.py). A set that only renews another one takes its place. `bound` has the serial of
+each, as a position."""
 
 KEY_EVIDENCE: Final = _table("key_evidence")
 """A device's evidence of a key (manager/evidence.py), once for each, before a set first lists it; by hexadecimal public

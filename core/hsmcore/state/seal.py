@@ -29,10 +29,10 @@ from hsmcore.state.errors import StoreError, StoreNotGenuine
 from hsmcore.state.schema import BOUND, SEAL
 from hsmcore.state.sealed_rows import SEALED, Known, digest_of, lacking, no_rows, whole
 
-GOES_BACK: Final = frozenset({"fleet", "policy"})
+GOES_BACK: Final = frozenset({"fleet", "policy", "domains"})
 """Scopes of which a fleet's database may lose the latest rows: its hosts put back what they know to be bound
-(recovery/witness.py). Rows of any other scope that went back stay refused: a key that was deactivated would sign
-again."""
+(recovery/witness.py), and in which domain. Rows of any other scope that went back stay refused: a key that was
+deactivated would sign again."""
 EARLIER: Final = "it is an earlier state, which the fleet's hosts answer"
 """The problem that one transaction meets where a fleet's store has gone back. The next ones go on with it."""
 LEAST_SECRET: Final = 32

@@ -20,6 +20,7 @@ from hsmcore.state.schema import (
     FLEET,
     FLEET_FLOOR,
     FLEET_HOST,
+    KEY_DOMAIN,
     KEY_VERSION,
     ROLE,
     ROTATION,
@@ -36,6 +37,7 @@ SEALED: Final[Mapping[str, tuple[Table, ...]]] = {
     "budget": (EMERGENCY_EPISODE,),
     "orders": (DESIRED_STATE,),
     "policy": (WATERMARK, SPENT),
+    "domains": (KEY_DOMAIN,),
     "fleet": (FLEET, FLEET_HOST, FLEET_FLOOR, ROLE),
     "witness": (AUDIT_MARK,),
 }

@@ -54,6 +54,7 @@ _KEPT: Final = f"{PROMISED} OR EXISTS (SELECT 1 FROM audit_mark) OR EXISTS (SELE
 _RING: Final = "SELECT public_key FROM key_version WHERE public_key <> ''"
 _SUCCESSOR: Final = """SELECT key_id FROM key_version WHERE state = 'active'
     AND EXISTS (SELECT 1 FROM key_version WHERE public_key = ? AND state <> 'active')"""
+_DOMAIN: Final = "SELECT public_key, domain, forms FROM key_domain WHERE public_key = ?"
 _STATISTICS: Final = ("sqlite_stat1", "sqlite_stat4")
 
 
@@ -259,10 +260,22 @@ def successor_in(path: Path, public_key: bytes) -> str:
     return str(_looked_up(path, _SUCCESSOR, public_key.hex()) or "")
 
 
+def domain_in(path: Path, public_key: bytes) -> list[Sequence[object]]:
+    """Return the row of a key in a store's file, for domains.read; none: it has none, or is not a store. The seal is
+    not looked at."""
+    found = _row_of(path, _DOMAIN, public_key.hex())
+    return [] if found is None else [found]
+
+
 def _looked_up(path: Path, query: str, *values: str) -> object:
+    found = _row_of(path, query, *values)
+    return None if found is None else found[0]
+
+
+def _row_of(path: Path, query: str, *values: str) -> Sequence[object] | None:
     with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro", uri=True)) as on:
-        found = on.execute(query, values).fetchone()
-        return None if found is None else found[0]
+        found: Sequence[object] | None = on.execute(query, values).fetchone()
+        return found
     return None
 
 

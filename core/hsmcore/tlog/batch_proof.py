@@ -7,6 +7,7 @@ them in any order, twice, and of other names. hsmcore.tlog.proof reads it.
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Iterable
 
 from hsmcore._native import freeze
 from hsmcore.errors import InvalidMessageType
@@ -28,14 +29,22 @@ def signer(text: bytes, public_key: bytes) -> VerifierKey:
 def read(public_key: bytes, message: object, proof: object) -> BatchProof | None:
     """Return what a proof says of a message; None unless this key signed the root, and the message is in its batch.
     Raises InvalidMessageType."""
+    found = signed_by(message, proof, [public_key])
+    return None if found is None else found[1]
+
+
+def signed_by(message: object, proof: object, public_keys: Iterable[bytes]) -> tuple[bytes, BatchProof] | None:
+    """As `read`, for the first of several keys that signed the root: the key, and what the proof says. A wrong
+    signature of any of them spoils the proof."""
     found = shown(_bytes(message), _bytes(proof))
-    if found is None or len(public_key) != 32:
+    if found is None:
         return None
     try:
-        signed = Note.parse(found.note).signers([signer(found.text, public_key)])
+        keys = [signer(found.text, key) for key in public_keys if len(key) == 32]
+        signed = Note.parse(found.note).signers(keys)
     except NoteError:
         return None
-    return found.says if signed else None
+    return (signed[0].public_key, found.says) if signed else None
 
 
 def verify_batched(

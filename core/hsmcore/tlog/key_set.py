@@ -11,11 +11,13 @@ import time
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Self, cast
+from typing import Final, Literal, NamedTuple, Self, cast
 
 from hsmcore._native import verify
 from hsmcore.errors import BadArgument
+from hsmcore.tlog import batch_proof
 from hsmcore.tlog.note import ED25519, MAX_NOTE_BYTES, Note, NoteError, VerifierKey
+from hsmcore.tlog.proof import BatchProof
 
 KeyState = Literal["next", "current", "overlap", "retired", "other", "emergency"]
 SKEW: Final = 300.0
@@ -26,10 +28,11 @@ _HASH: Final = "[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]="
 _KEY: Final = re.compile(
     rf"key (-|{_NUMBER}) ([a-z0-9-]{{1,32}}) ([A-Za-z0-9+/]{{40,120}}={{0,2}}) "
     rf"(next|current|overlap|retired|other|emergency) ({_NUMBER}) (-|{_NUMBER}) (-|{_NUMBER}) (-|{_HASH})"
+    rf"(?: ({_NUMBER}))?"
 )
 _TEXT: Final = re.compile(
     FIRST_LINE.decode() + rf"([!-*,-~]{{1,64}})/keys\n({_NUMBER})\ntime ({_NUMBER})\n"
-    r"kinds((?: [a-z0-9-]{1,32}){1,64})\n((?:key [^\n]*\n)+)"
+    rf"(?:good until ({_NUMBER})\n)?kinds((?: [a-z0-9-]{{1,32}}){{1,64}})\n((?:key [^\n]*\n)+)"
 )
 _ENDORSING: Final = ("next", "current")
 """Not "overlap": a key may have been rotated away because it may be stolen."""
@@ -54,6 +57,8 @@ class KeyEntry:
     """The version that signed after it."""
     evidence: bytes | None = None
     """SHA-256 of what the device says of the key; None: it said nothing."""
+    last_batched: int | None = None
+    """Of a retired key: no batch that it signed has a higher index. None: no proof of its batches is good any more."""
 
     @property
     def line(self) -> str:
@@ -64,7 +69,8 @@ class KeyEntry:
         version, not_before, not_after, successor = numbers
         evidence = "-" if self.evidence is None else b64encode(self.evidence).decode()
         public = b64encode(self.public_key).decode()
-        rest = f"{self.state} {not_before} {not_after} {successor} {evidence}"
+        last = "" if self.last_batched is None else f" {self.last_batched}"
+        rest = f"{self.state} {not_before} {not_after} {successor} {evidence}{last}"
         return f"key {version} {self.algorithm} {public} {rest}\n"
 
     @classmethod
@@ -81,7 +87,10 @@ class KeyEntry:
         state = cast("KeyState", found[4])
         if len(public) != (32 if found[2] == "ed25519" else 65):
             raise NoteError("not a public key")
-        entry = cls(version, found[2], public, state, not_before or 0, not_after, successor, evidence)
+        last = None if found[9] is None else int(found[9])
+        if last is not None and (state, found[2]) != ("retired", "ed25519"):
+            raise NoteError("only a retired key that signed batches has a last index")
+        entry = cls(version, found[2], public, state, not_before or 0, not_after, successor, evidence, last)
         if entry.line != f"{line}\n" or (not_after is None) != (state not in ("overlap", "retired")):
             raise NoteError("not the line of a key")
         return entry
@@ -91,6 +100,17 @@ class KeyEntry:
         if self.state == "retired":
             return False
         return self.not_before - skew <= now and (self.not_after is None or now <= self.not_after + skew)
+
+    def signed_batch(self, index: int) -> bool:
+        """Return whether a batch with this index may be one that it signed before it was retired."""
+        return self.last_batched is not None and index <= self.last_batched
+
+
+class BatchedBy(NamedTuple):
+    """What `KeySet.verify_batched` found: the key that signed the batch, and what the proof says."""
+
+    key: KeyEntry
+    says: BatchProof
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +122,8 @@ class KeySet:
     """It only grows: a verifier keeps the newest set that it has seen, and takes none with a lower one."""
     time: int
     """When it was made, by the signer's clock: Unix seconds."""
+    good_until: int | None
+    """When the signer will have made a newer one, even if nothing has changed: Unix seconds. None: it does not say."""
     kinds: tuple[str, ...]
     """The kinds of payload that the keys sign."""
     keys: tuple[KeyEntry, ...]
@@ -129,8 +151,9 @@ class KeySet:
         found = _TEXT.fullmatch(parsed.text.decode())
         if found is None:
             raise NoteError("not a set of keys")
-        keys = tuple(map(KeyEntry.parse, found[5].removesuffix("\n").split("\n")))
-        made = cls(found[1], int(found[2]), int(found[3]), tuple(found[4].split()), keys, note)
+        keys = tuple(map(KeyEntry.parse, found[6].removesuffix("\n").split("\n")))
+        good_until = None if found[4] is None else int(found[4])
+        made = cls(found[1], int(found[2]), int(found[3]), good_until, tuple(found[5].split()), keys, note)
         made._require_sound()
         return made
 
@@ -152,6 +175,15 @@ class KeySet:
     def current(self) -> KeyEntry:
         """The key that signs."""
         return next(key for key in self.keys if key.state == "current")
+
+    def says(self, keys: Sequence[KeyEntry], kinds: Sequence[str]) -> bool:
+        """Return whether these are its keys and kinds."""
+        return (self.keys, self.kinds) == (tuple(keys), tuple(kinds))
+
+    def renews(self, older: KeySet) -> bool:
+        """Return whether it says what an older one says, and each key signed it that signed the older one: a verifier
+        that could follow to that one can follow to this."""
+        return self.says(older.keys, older.kinds) and older.signed_by() <= self.signed_by()
 
     def signed_by(self, public_keys: Iterable[bytes] = ()) -> set[bytes]:
         """Return those of its own keys, and of others, that signed it. Raises ValueError if one of them has made a
@@ -197,11 +229,25 @@ class KeySet:
         """Return what it says of a key."""
         return next((key for key in self.keys if key.public_key == public_key), None)
 
-    def accepts(self, public_key: bytes, now: float | None = None, skew: float = SKEW, kind: str | None = None) -> bool:
+    def is_fresh(self, now: float | None = None, skew: float = SKEW) -> bool:
+        """Return whether no newer set is due. False without a `good until`."""
+        return self.good_until is not None and (time.time() if now is None else now) <= self.good_until + skew
+
+    def accepts(
+        self,
+        public_key: bytes,
+        now: float | None = None,
+        skew: float = SKEW,
+        kind: str | None = None,
+        *,
+        fresh: bool = False,
+    ) -> bool:
         """Return whether a signature that is made now may be of this key. `skew`: seconds that this clock may differ
-        from the signer's. `kind`: and be of a payload of this kind."""
+        from the signer's. `kind`: and be of a payload of this kind. `fresh`: and the set must not be past its `good
+        until`."""
+        now = time.time() if now is None else now
         found = self.entry(public_key)
-        good = found is not None and found.accepts(time.time() if now is None else now, skew)
+        good = found is not None and found.accepts(now, skew) and (not fresh or self.is_fresh(now, skew))
         return good and kind in (None, *self.kinds)
 
     def verify(
@@ -211,10 +257,33 @@ class KeySet:
         now: float | None = None,
         skew: float = SKEW,
         kind: str | None = None,
+        *,
+        fresh: bool = False,
     ) -> KeyEntry | None:
         """Return the key that made a signature; None if no key did that is accepted now. In software."""
-        good = (key for key in self.keys if self.accepts(key.public_key, now, skew, kind))
+        good = (key for key in self.keys if self.accepts(key.public_key, now, skew, kind, fresh=fresh))
         return next((key for key in good if verify(key.algorithm, key.public_key, message, signature)), None)
+
+    def verify_batched(
+        self,
+        message: bytes,
+        proof: bytes,
+        now: float | None = None,
+        skew: float = SKEW,
+        kind: str | None = None,
+        *,
+        fresh: bool = False,
+    ) -> BatchedBy | None:
+        """Return the key that signed the batch of a message, and what the proof says; None unless the batch is of this
+        domain, and its key is accepted now or was retired after it had signed that batch. `kind`: of the message. In
+        software."""
+        found = batch_proof.signed_by(message, proof, (key.public_key for key in self.keys))
+        key = None if found is None else self.entry(found[0])
+        if found is None or key is None or found[1].domain != self.domain or kind not in (None, found[1].kind):
+            return None
+        now = time.time() if now is None else now
+        good = key.accepts(now, skew) or key.signed_batch(found[1].index)
+        return BatchedBy(key, found[1]) if good and (not fresh or self.is_fresh(now, skew)) else None
 
 
 def signer(domain: str, public_key: bytes) -> VerifierKey:
@@ -222,9 +291,17 @@ def signer(domain: str, public_key: bytes) -> VerifierKey:
     return VerifierKey(f"{domain}/keys", ED25519, public_key)
 
 
-def text_of(domain: str, serial: int, time_s: int, kinds: Sequence[str], keys: Iterable[KeyEntry]) -> bytes:
+def text_of(
+    domain: str,
+    serial: int,
+    time_s: int,
+    kinds: Sequence[str],
+    keys: Iterable[KeyEntry],
+    good_until: int | None = None,
+) -> bytes:
     """Return the text that is signed for a set."""
-    lines = (f"{domain}/keys\n", f"{serial}\n", f"time {time_s}\n", f"kinds {' '.join(kinds)}\n")
+    until = "" if good_until is None else f"good until {good_until}\n"
+    lines = (f"{domain}/keys\n", f"{serial}\n", f"time {time_s}\n", until, f"kinds {' '.join(kinds)}\n")
     return FIRST_LINE + "".join((*lines, *(key.line for key in keys))).encode()
 
 

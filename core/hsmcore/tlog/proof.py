@@ -49,35 +49,69 @@ class BatchProof:
     """When the batch was closed, by the signer's clock: Unix time."""
 
 
-class Shown(NamedTuple):
-    """The statement of a proof, if its checkpoint is signed. `text`: of the checkpoint, which `note` has with
-    signatures."""
+class ProofParts(NamedTuple):
+    """A proof as it is written. Nothing in it is compared with anything else yet."""
 
-    says: BatchProof
+    extra: bytes
+    """Kind, number in the domain, and blinder if there is one."""
+    place: int
+    """The leaf's index in its tree."""
+    path: list[bytes]
     text: bytes
+    """Of the checkpoint, which `note` has with signatures. What follows stands in it."""
+    domain: str
+    epoch: int
+    size: int
+    root: bytes
+    first: int
+    time_ns: int
     note: bytes
 
+    @property
+    def kind(self) -> str:
+        """The kind of the message; "": no kind has the number."""
+        return KINDS[self.extra[0]] if self.extra[0] < len(KINDS) else ""
 
-def shown(message: bytes, proof: bytes) -> Shown | None:
-    """Return what a proof says of a message; None unless its path leads from the message to the root."""
+    @property
+    def is_placed(self) -> bool:
+        """Whether kind, place and numbers fit together."""
+        number = int.from_bytes(self.extra[1:9], "big")
+        return self.kind != "" and self.place < self.size and number == self.first + self.place
+
+    @property
+    def says(self) -> BatchProof:
+        """The statement of the proof, if it holds."""
+        index = self.first + self.place
+        return BatchProof(self.domain, self.epoch, index, self.kind, self.size, self.root, self.time_ns)
+
+
+def parts_of(proof: bytes) -> ProofParts | None:
+    """Return the parts of a proof; None for what has not its form."""
     found = _FORM.fullmatch(proof) if len(proof) <= MOST_BYTES else None
     if found is None:
         return None
     epoch, size, first, time_ns = (int(found[group]) for group in (6, 7, 9, 10))
-    extra, index = a2b_base64(found[1]), int(found[2])
-    kind = KINDS[extra[0]] if extra[0] < len(KINDS) else ""
-    if not kind or index >= size or int.from_bytes(extra[1:9], "big") != first + index:
+    path, root = list(map(a2b_base64, found[3].split())), a2b_base64(found[8])
+    head = a2b_base64(found[1]), int(found[2]), path, found[4], found[5].decode()
+    return ProofParts(*head, epoch, size, root, first, time_ns, proof[found.start(4) :])
+
+
+def shown(message: bytes, proof: bytes) -> ProofParts | None:
+    """Return the parts of a proof, signed or not; None unless its path leads from the message to the root."""
+    one = parts_of(proof)
+    if one is None or not one.is_placed:
         return None
-    digest = hashlib.sha256(message).digest()
-    leaf = hashlib.sha256(b"\0" + extra[:9] + digest + extra[9:]).digest()
-    root = a2b_base64(found[8])
     try:
-        if root_of_inclusion(leaf, index, size, list(map(a2b_base64, found[3].split()))) != root:
+        if root_of_inclusion(leaf_of(one.extra, message), one.place, one.size, one.path) != one.root:
             return None
     except ProofError:
         return None
-    says = BatchProof(found[5].decode(), epoch, first + index, kind, size, root, time_ns)
-    return Shown(says, found[4], proof[found.start(4) :])
+    return one
+
+
+def leaf_of(extra: bytes, message: bytes) -> bytes:
+    """Return the hash of a message's leaf. `extra`: as in ProofParts."""
+    return hashlib.sha256(b"\0" + extra[:9] + hashlib.sha256(message).digest() + extra[9:]).digest()
 
 
 def root_of_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:

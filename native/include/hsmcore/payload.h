@@ -19,16 +19,15 @@ typedef enum hsm_payload {
     HSM_PAYLOAD_TX_LEGACY,
     HSM_PAYLOAD_TX_V0,
     HSM_PAYLOAD_TX_V1,     /* SIMD-0385 */
-    HSM_PAYLOAD_OFF_CHAIN, /* Solana's off-chain message, version 0 or 1 (sRFC 38) */
-    /* Ordered payloads: 0xff "hsmcore", kind (1, 2, 3), version 1, length of the domain, domain (UTF-8), position (8
+    HSM_PAYLOAD_OFF_CHAIN, /* Solana's off-chain message, version 0 (with or without signers) or 1 (sRFC 38) */
+    /* Ordered payloads: 0xff "hsmcore", kind (1, 2), version 1, length of the domain, domain (UTF-8), position (8
      * bytes, big-endian), digest (32 bytes). */
     HSM_PAYLOAD_BLOCK,
     HSM_PAYLOAD_STATE_ROOT,
-    HSM_PAYLOAD_RECEIPT_ROOT,
-    HSM_PAYLOAD_BATCH_ROOT, /* the checkpoint of a batch of messages: docs/BATCHING.md has its lines */
-    HSM_PAYLOAD_KEY_SET,    /* the text of a signed set of keys: docs/KEYSET.md has its lines */
+    HSM_PAYLOAD_BATCH_ROOT, /* begins like the checkpoint of a batch of messages: docs/BATCHING.md has its lines */
+    HSM_PAYLOAD_KEY_SET,    /* begins like a signed set of keys: docs/KEYSET.md has its lines */
     HSM_PAYLOAD_INTERNAL,   /* what hsmcore itself has signed: probes, drills, backups, tests of a key */
-    HSM_PAYLOAD_UNKNOWN,    /* begins like a class above and is none: never to be signed */
+    HSM_PAYLOAD_UNKNOWN,    /* never to be signed: begins like a class above, or as a log's checkpoint, and is none */
     HSM_PAYLOAD_COUNT
 } hsm_payload;
 
@@ -52,12 +51,12 @@ typedef struct hsm_transaction {
 typedef struct hsm_ordered {
     const uint8_t *domain; /* lies in the message */
     size_t domain_len;
-    uint64_t position; /* of a batch: the index of its last message */
+    uint64_t position;
 } hsm_ordered;
 
 typedef union hsm_payload_parts {
     hsm_transaction transaction; /* set for the three classes of transactions */
-    hsm_ordered ordered;         /* set for the four classes of ordered payloads */
+    hsm_ordered ordered;         /* set for the two classes of ordered payloads */
 } hsm_payload_parts;
 
 hsm_payload hsm_payload_of(const uint8_t *message, size_t size, hsm_payload_parts *parts);

@@ -8,7 +8,7 @@
 
 #include <stdlib.h>
 
-enum { MOST = 1232, LENGTH = 60, TEXT = 8, DIGITS = 24, ORIGIN = 90, ROOT = 256 };
+enum { MOST = 1232, LENGTH = 60, TEXT = 8, LINE = 12, NOTE = 64 };
 
 size_t nondet_size(void);
 bool nondet_bool(void);
@@ -198,88 +198,70 @@ void prove_text(void) {
     }
 }
 
-/* ---- the root of a batch ---- */
-
-void prove_digits(void) {
-    size_t size;
-    const uint8_t *message = any_message(DIGITS, &size);
-    struct hsm_reader reader = {message, size};
-    uint64_t value;
-    if (take_number(&reader, &value)) {
-        size_t used = size - reader.left;
-        __CPROVER_assert(used >= 2 && used <= 21 && reader.at == message + used, "it stays inside");
-        __CPROVER_assert(message[used - 1] == '\n', "it ends its line");
-        __CPROVER_assert(message[0] != '0' || used == 2, "there is one form of a number");
-        __CPROVER_assert(used != 2 || value == (uint64_t)(message[0] - '0'), "it is that number");
-    }
-    __CPROVER_assert(reader.left <= size && reader.at + reader.left == message + size, "the rest is the message's");
-}
+/* ---- notes ---- */
 
 static struct {
-    bool legacy, v0, v1, text, off_chain_1, origin;
-    size_t used, origin_used, digits[3];
+    bool legacy, v0, v1, text, off_chain_1, note, own;
+    size_t used, line[3];
     unsigned number;
 } chosen;
 
-/* In the place of take_number: anything that prove_digits allows; the same for the same message. */
-bool any_number(struct hsm_reader *rest, uint64_t *value) {
-    size_t used = chosen.digits[chosen.number++ % 3];
-    *value = nondet_size();
-    return used >= 2 && used <= 21 && hsm_take(rest, used) != NULL;
+/* The library's: CBMC has none. */
+void *memchr(const void *bytes, int byte, size_t size) {
+    const uint8_t *at = bytes;
+    for (size_t i = 0; i < size; i++) {
+        if (at[i] == (uint8_t)byte) {
+            return (void *)(at + i);
+        }
+    }
+    return NULL;
 }
 
-void prove_origin(void) {
+void prove_note_line(void) {
     size_t size;
-    const uint8_t *message = any_message(ORIGIN, &size);
-    chosen.digits[0] = nondet_size(), chosen.number = 0;
+    const uint8_t *message = any_message(LINE, &size);
     struct hsm_reader reader = {message, size};
-    hsm_ordered ordered;
-    if (take_origin(&reader, &ordered)) {
+    size_t least = nondet_bool() ? 1 : 3;
+    bool digits = nondet_bool();
+    if (take_line(&reader, digits ? DIGITS : NULL, least)) {
         size_t used = size - reader.left;
-        __CPROVER_assert(used >= 4 && used <= HSM_MOST_DOMAIN + 22, "it is short");
-        __CPROVER_assert(ordered.domain == message && ordered.domain_len >= 1 &&
-                             ordered.domain_len <= HSM_MOST_DOMAIN && message[ordered.domain_len] == '/',
-                         "the domain is its beginning");
+        __CPROVER_assert(used > least && used <= size && message[used - 1] == '\n', "it is a line");
         size_t any = nondet_size();
-        __CPROVER_assume(any <= ordered.domain_len);
-        __CPROVER_assert(message[any] > ' ' && message[any] <= '~' && message[any] != '+', "it is a name");
+        __CPROVER_assume(any < used - 1);
+        __CPROVER_assert(message[any] >= ' ', "without control characters");
+        __CPROVER_assert(!digits || (message[any] >= '0' && message[any] <= '9'), "of these characters");
     }
     __CPROVER_assert(reader.left <= size && reader.at + reader.left == message + size, "the rest is the message's");
 }
 
-/* In the place of take_origin: a domain of at least one character, '/', and a number in decimal with its newline. */
-bool any_origin(struct hsm_reader *rest, hsm_ordered *ordered) {
-    size_t used = chosen.origin_used;
-    *ordered = (hsm_ordered){.domain = rest->at, .domain_len = 1};
-    chosen.number = 0;
-    if (!chosen.origin || used < 4 || used > HSM_MOST_DOMAIN + 22 || used > rest->left || rest->at[0] <= ' ' ||
-        rest->at[0] > '~' || (used == 4 ? rest->at[3] != '\n' : rest->at[3] <= ' ' || rest->at[3] > '~')) {
-        return false;
-    }
-    return hsm_take(rest, used) != NULL;
+/* In the place of take_line: anything that prove_note_line allows; the same for the same message. */
+bool any_line(struct hsm_reader *rest, const char *characters, size_t least) {
+    size_t used = chosen.line[chosen.number++ % 3];
+    return used > least && used <= rest->left && (characters != NULL || rest->at[0] >= ' ') &&
+           hsm_take(rest, used) != NULL;
 }
 
-/* What tells it from a transaction: it is text, and shorter than the keys that its fourth byte would count. */
-static bool is_short_text(const uint8_t *message, size_t size) {
-    return size >= 82 && size <= 221 && message[0] > ' ' && message[0] <= '~' &&
-           (message[3] == '\n' ? size <= 139 : message[3] > ' ' && message[3] <= '~');
+/* What tells it from other classes: it begins as text, and is long, or has its prefix. */
+static bool may_be_note(const uint8_t *message, size_t size) {
+    return size > 0 && message[0] >= ' ' && (size >= 49 || BEGINS(message, size, COSIGNATURE));
 }
 
-void prove_batch_root(void) {
+void prove_note(void) {
     size_t size;
-    const uint8_t *message = any_message(ROOT, &size);
-    chosen.origin = nondet_bool(), chosen.origin_used = nondet_size(), chosen.number = 0;
-    chosen.digits[0] = nondet_size(), chosen.digits[1] = nondet_size(), chosen.digits[2] = nondet_size();
-    hsm_ordered ordered;
-    if (is_batch_root(message, size, &ordered)) {
-        __CPROVER_assert(is_short_text(message, size), "it is short text");
+    const uint8_t *message = any_message(NOTE, &size);
+    chosen.line[0] = nondet_size(), chosen.line[1] = nondet_size(), chosen.line[2] = nondet_size();
+    chosen.number = 0;
+    if (note_of(message, size) != HSM_PAYLOAD_RAW) {
+        __CPROVER_assert(may_be_note(message, size), "it begins as text");
     }
 }
 
-/* In the place of is_batch_root: anything that was proved of it. */
-bool any_batch_root(const uint8_t *message, size_t size, hsm_ordered *ordered) {
-    *ordered = (hsm_ordered){.domain = message, .domain_len = 1};
-    return chosen.origin && is_short_text(message, size);
+/* In the place of note_of: anything that was proved of it. */
+hsm_payload any_note(const uint8_t *message, size_t size) {
+    if (!chosen.note || !may_be_note(message, size)) {
+        return HSM_PAYLOAD_RAW;
+    }
+    return chosen.own ? HSM_PAYLOAD_BATCH_ROOT : HSM_PAYLOAD_UNKNOWN;
 }
 
 /* ---- the classes ---- */
@@ -321,12 +303,16 @@ void prove_classes(void) {
     size_t size;
     const uint8_t *message = any_message(MOST, &size);
     chosen.legacy = nondet_bool(), chosen.v0 = nondet_bool(), chosen.v1 = nondet_bool();
-    chosen.origin = nondet_bool();
+    chosen.note = nondet_bool(), chosen.own = nondet_bool();
     chosen.text = nondet_bool(), chosen.off_chain_1 = nondet_bool(), chosen.used = nondet_size();
     hsm_payload_parts parts;
     hsm_payload class = hsm_payload_of(message, size, &parts);
     size_t left;
     bool begins_legacy = begins_with_legacy(message, size, &parts.transaction, &left);
+    hsm_payload note = size != DIGEST && message[0] < 0x80 ? note_of(message, size) : HSM_PAYLOAD_RAW;
+    /* Which no packet has room for, if it is of that class by its text: HSM_ADDRESS signatures or more. */
+    __CPROVER_assert(note == HSM_PAYLOAD_RAW || message[0] >= HSM_ADDRESS, "a note is no transaction");
+    begins_legacy = begins_legacy && note == HSM_PAYLOAD_RAW;
     bool legacy = begins_legacy && left == 0;
     bool v0 = is_v0(message, size, &parts.transaction);
     bool v1 = is_v1(message, size, &parts.transaction);
@@ -334,7 +320,7 @@ void prove_classes(void) {
     bool internal = is_internal(message, size);
     bool digest = is_digest(message, size);
     bool ordered = is_ordered(message, size, &parts.ordered);
-    bool batch = is_batch_root(message, size, &parts.ordered);
+    bool batch = note == HSM_PAYLOAD_BATCH_ROOT;
     bool key_set = is_key_set(message, size);
     int count = legacy + v0 + v1 + off_chain + internal + digest + ordered + batch + key_set;
     __CPROVER_assert(count <= 1, "no message satisfies two");
@@ -344,10 +330,11 @@ void prove_classes(void) {
     __CPROVER_assert((class == HSM_PAYLOAD_OFF_CHAIN) == off_chain, "off-chain");
     __CPROVER_assert((class == HSM_PAYLOAD_INTERNAL) == internal, "internal");
     __CPROVER_assert((class == HSM_PAYLOAD_DIGEST32) == digest, "digest");
-    __CPROVER_assert((class >= HSM_PAYLOAD_BLOCK && class <= HSM_PAYLOAD_RECEIPT_ROOT) == ordered, "ordered");
+    __CPROVER_assert((class >= HSM_PAYLOAD_BLOCK && class <= HSM_PAYLOAD_STATE_ROOT) == ordered, "ordered");
     __CPROVER_assert((class == HSM_PAYLOAD_BATCH_ROOT) == batch, "the root of a batch");
     __CPROVER_assert((class == HSM_PAYLOAD_KEY_SET) == key_set, "a set of keys");
-    bool marked = is_reserved(message, size) || (message[0] >= 0x80 && message[0] != 0xff) || begins_legacy;
+    bool marked = is_reserved(message, size) || (message[0] >= 0x80 && message[0] != 0xff) || begins_legacy ||
+                  note == HSM_PAYLOAD_UNKNOWN;
     __CPROVER_assert((class == HSM_PAYLOAD_UNKNOWN) == (marked && count == 0), "unknown");
     __CPROVER_assert((class == HSM_PAYLOAD_RAW) == (!marked && count == 0), "raw");
 }

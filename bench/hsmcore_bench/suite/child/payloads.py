@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 from secrets import randbits
 
+import hsmcore
 from hsmcore_bench.suite.child.protocol import check_message
 
 _KEYS = bytes([1]) * 32 + bytes([2]) * 32
@@ -25,7 +26,7 @@ def transactions(number: int, size: int) -> list[bytes]:
 
 def block(position: int) -> bytes:
     """A payload of hsmcore's own form for ordered kinds."""
-    return b"\xffhsmcore\x01\x01\x07default" + position.to_bytes(8) + position.to_bytes(32)
+    return hsmcore.payload("block", "default", position, position.to_bytes(32))
 
 
 def with_blocks(sign: Sign, share: float) -> Sign:

@@ -18,7 +18,7 @@ from hsmcore.errors import BadArgument, SignatureInvalid
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.fields import Fields, named, reading, text8
 from hsmcore.gateway.wire.frames import Flag, Type, frame
-from hsmcore.tlog.proof import Shown, shown
+from hsmcore.tlog.proof import ProofParts, shown
 
 if TYPE_CHECKING:
     from hsmcore._native import BatchedSignature
@@ -85,7 +85,7 @@ def unknown() -> BadArgument:
     """Return the error of a request to a gateway, or for a key manager, that signs no batches."""
     return BadArgument(
         "the gateway signs no batches with this key manager",
-        hint='Add "batch-root" to policy.kinds of its configuration, or update the gateway.',
+        hint='Add "batch-root" to policy.kinds of its configuration, "batch" to this client, or update the gateway.',
     )
 
 
@@ -99,13 +99,13 @@ class Notes:
         """Return the place of a message, verified. `kind`: what it must be of; "": any. Raises SignatureInvalid."""
         seq, key_id, public_key, proof = answer
         found = shown(message, proof)
-        if found is None or kind not in ("", found.says.kind) or not self._signed(found, public_key):
+        if found is None or kind not in ("", found.kind) or not self._signed(found, public_key):
             error = SignatureInvalid("the gateway's proof does not show that this message was signed")
             error.maybe_signed = True
             raise error
-        return ClientBatchedSignature(proof, found.says.index, found.says.root, key_id, public_key, seq)
+        return ClientBatchedSignature(proof, found.first + found.place, found.root, key_id, public_key, seq)
 
-    def _signed(self, found: Shown, public_key: bytes) -> bool:
+    def _signed(self, found: ProofParts, public_key: bytes) -> bool:
         if self._good == (found.note, public_key):
             return True
         good = _signature_of(found, public_key)
@@ -114,7 +114,7 @@ class Notes:
         return good
 
 
-def _signature_of(found: Shown, public_key: bytes) -> bool:
+def _signature_of(found: ProofParts, public_key: bytes) -> bool:
     """Whether a note has the signature of its origin, by this key, and no other."""
     from nacl.exceptions import CryptoError
     from nacl.signing import VerifyKey

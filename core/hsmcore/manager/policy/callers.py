@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from time import monotonic_ns
 from typing import Final, Self
 
@@ -63,16 +63,21 @@ class Rate:
 class CallerAccount:
     """What one caller may have signed, and what it has used up of that. Belongs to one event loop."""
 
-    def __init__(self, who: str, kinds: Collection[str] | None, rate: Rate | None, most: int | None) -> None:
-        """`who`: it, in errors. `kinds`: None: all that the policy lists. `most`: requests that may be open; None: any
-        number."""
+    def __init__(self, who: str, rules: CallerRules, rate: Rate | None, most: int | None) -> None:
+        """`who`: it, in errors. `most`: requests that may be open; None: any number."""
         self.who, self.rate, self.most = who, rate, sys.maxsize if most is None else most
-        self.kinds = None if kinds is None else frozenset(kinds)
+        self.kinds = None if rules.kinds is None else frozenset(rules.kinds)
+        """None: all that the policy lists."""
+        self.batches = rules.batches
         self.open = 0
         """Requests that are not answered; each message of a batch is one."""
 
-    def refusal(self, kind: str) -> PolicyRefused | None:
-        """Return why it may not have a payload of this kind signed; None: it may."""
+    def refusal(self, kind: str | None) -> PolicyRefused | None:
+        """Return why it may not have a payload of this kind signed, or, if it is None, a batch; None: it may."""
+        if kind is None:
+            return (
+                None if self.batches else PolicyRefused(f'{self.who} may have no batch signed: give it "batch": true')
+            )
         if self.kinds is None or kind in self.kinds:
             return None
         return PolicyRefused(f"{self.who} may not have a payload of kind {kind} signed")
@@ -98,8 +103,7 @@ class Callers:
 
     def __init__(self, rules: Mapping[str, CallerRules]) -> None:
         self._accounts = {
-            name: CallerAccount(f"caller {name!r}", rule.kinds, Rate.of(rule), rule.in_flight)
-            for name, rule in rules.items()
+            name: CallerAccount(f"caller {name!r}", rule, Rate.of(rule), rule.in_flight) for name, rule in rules.items()
         }
 
     def present(self) -> CallerAccount:

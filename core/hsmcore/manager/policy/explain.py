@@ -46,7 +46,7 @@ async def explained(
     if rules is not None and not keys:
         policy = policy.with_parts({"transactions": rules.with_parts({"role": "any"})})
     guard = Guard(policy, formats, None, lambda: keys, 0)
-    look = guard.gate.look(message, kind, keys)
+    look = guard.gate.look(message, None if kind == PREHASHED else kind, keys)
     found: dict[str, Any] = {
         "kind": look.kind,
         "bytes": len(message),
@@ -88,7 +88,7 @@ def _judged(guard: Guard, message: bytes, kind: str | None, position: int | None
     if requester.client is not None:
         if requester.manager not in requester.client.keys:
             raise unlisted(requester.caller, requester.manager)
-        refusal = CallerAccount(f"client {requester.caller!r}", requester.client.kinds, None, None).refusal(permit.kind)
+        refusal = CallerAccount(f"client {requester.caller!r}", requester.client, None, None).refusal(permit.kind)
         if refusal is not None:
             raise refusal
     return permit

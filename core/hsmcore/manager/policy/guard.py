@@ -7,6 +7,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -14,29 +15,33 @@ from hsmcore._native import Gate, freeze, timeout_ns
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.base.base58 import from_base58
 from hsmcore.config import Config, PayloadFormat, Policy, TransactionRules
-from hsmcore.config.policy import BATCH_ROOT, KEY_SET, ORDERED, OWN, PREHASHED
+from hsmcore.config.policy import BATCH_ROOT, PREHASHED, Batching
 from hsmcore.errors import (
     BadArgument,
     DeadlineExceeded,
     DoubleSign,
     HsmError,
-    InternalError,
     InvalidMessageType,
     PolicyRefused,
 )
 from hsmcore.errors.batch import each, of_batch
 from hsmcore.manager.policy.callers import CallerAccount, Callers
 from hsmcore.manager.policy.wants import Charge, Fence, NotNext, PayloadPlace, Want
-from hsmcore.state.mark import MOST_POSITION
 
 if TYPE_CHECKING:
     from hsmcore._native import Look
     from hsmcore.audit import AuditLog
+    from hsmcore.failover.path import SigningPath
     from hsmcore.manager.policy.watermark import Watermark
 
 _SECOND: Final = 1_000_000_000
 Signers = Callable[[], Sequence[bytes]]
 """Returns the public keys that sign now."""
+
+
+def signers(path: SigningPath) -> list[bytes]:
+    """Return the Ed25519 public keys that sign now."""
+    return [version.public_key for version in path.signing() if version.algorithm == "ed25519"]
 
 
 def gate_of(policy: Policy, formats: Sequence[PayloadFormat] = (), *, role: str | None = None) -> Gate:
@@ -53,6 +58,13 @@ def gate_of(policy: Policy, formats: Sequence[PayloadFormat] = (), *, role: str 
         counts=rules.counts,
         callers=policy.callers is not None,
     )
+
+
+def leaves_of(policy: Policy, batching: Batching | None, formats: Sequence[PayloadFormat] = ()) -> Gate:
+    """Return what decides about the leaves of batches. `formats`: as gate_of."""
+    kinds = None if batching is None else batching.kinds
+    formats = formats or policy.formats
+    return Gate(kinds=kinds, domain=policy.domain, formats=_formats(formats), callers=policy.callers is not None)
 
 
 def kinds_of(formats: Sequence[PayloadFormat]) -> Gate:
@@ -72,24 +84,17 @@ def _addresses(listed: Sequence[str] | None) -> list[bytes] | None:
     return None if listed is None else [from_base58(address) for address in listed]
 
 
-def place_of(policy: Policy, look: Look, message: bytes, kind: str | None, position: int | None) -> PayloadPlace | None:
-    """Return where an ordered payload stands; None for one that has no position. It is the caller's word only where the
-    payload is a bare digest. Raises PolicyRefused."""
-    if look.kind == "digest32" and kind in policy.ordered and kind not in OWN:
-        if type(position) is not int or not 0 <= position <= MOST_POSITION:
-            raise PolicyRefused(f"a bare digest of kind {kind} needs its position: 0 to {MOST_POSITION}")
-        found = position
-    elif look.kind not in ORDERED:
-        if position is not None:
-            raise PolicyRefused(f"a payload of kind {look.kind} has no position")
+def place_of(policy: Policy, look: Look, message: bytes, position: int | None) -> PayloadPlace | None:
+    """Return where a payload that may be signed stands; None for one that has no position. `position`: what its caller
+    says. Raises PolicyRefused."""
+    if look.refusal is not None:
+        raise PolicyRefused(look.refusal)
+    if position is not None and (type(position) is not int or position != look.position):
+        found = "no position" if look.position is None else f"position {look.position}"
+        raise PolicyRefused(f"the payload, of kind {look.kind}, says {found}, its caller {position!r:.40}")
+    if look.position is None:
         return None
-    elif look.refusal is not None or look.position is None:
-        raise PolicyRefused(look.refusal or f"a payload of kind {look.kind} without a position")
-    elif position is not None and (type(position) is not int or position != look.position):
-        raise PolicyRefused(f"the payload says position {look.position}, its caller {position}")
-    else:
-        found = look.position
-    return PayloadPlace(policy.chain(kind or look.kind), found, hashlib.sha256(message).hexdigest())
+    return PayloadPlace(policy.chain(look.kind), look.position, hashlib.sha256(message).hexdigest())
 
 
 class Guard:
@@ -102,12 +107,13 @@ class Guard:
         watermark: Watermark | None,
         signers: Signers,
         default_timeout: float,
+        batching: Batching | None = None,
     ) -> None:
         self._policy, self.watermark, self._signers = policy, watermark, signers
         self.batches = BATCH_ROOT in policy.kinds
         self.domain = policy.domain
         self._default = default_timeout
-        self.gate = gate_of(policy, formats)
+        self.gate, self.leaves = gate_of(policy, formats), leaves_of(policy, batching, formats)
         self.passes = self.gate.passes
         """Whether a message may be signed without `admit`: the fast way."""
         self._callers = None if policy.callers is None else Callers(policy.callers)
@@ -120,21 +126,29 @@ class Guard:
         cls,
         config: Config,
         formats: Sequence[PayloadFormat],
-        signers: Signers,
+        path: SigningPath,
         fence: Fence | None,
         audit: AuditLog,
     ) -> Self | None:
-        """Open what a configuration's policy needs; None: it has no policy. `formats`: as gate_of. `fence`: of the
-        fleet. `audit`: where a floor that is raised by itself is recorded. Raises StoreError, ConfigurationError."""
-        rules = config.key_manager
+        """Open what a configuration's policy needs; None: it has no policy. `formats`: as gate_of. `path`: whose keys
+        sign. `fence`: of the fleet. `audit`: where a floor that is raised by itself is recorded. Raises StoreError,
+        ConfigurationError."""
+        rules, watermark = config.key_manager, None
+        if fence is not None or (rules.policy is not None and rules.policy.needs_store):
+            from hsmcore.recovery.key_domains import wanted_of
+            from hsmcore.state.domains import Binder
+
+            binder = Binder(wanted_of(rules), lambda: [version.public_key for version in path.signing()])
+            if fence is not None:
+                fence.binder = binder
+            if rules.policy is not None and rules.policy.needs_store:
+                from hsmcore.manager.policy.watermark import Watermark
+
+                watermark = await Watermark.open(config, rules.policy, fence, audit, binder)
         if rules.policy is None:
             return None
-        watermark = None
-        if rules.policy.needs_store:
-            from hsmcore.manager.policy.watermark import Watermark
-
-            watermark = await Watermark.open(config, rules.policy, fence, audit)
-        return cls(rules.policy, formats, watermark, signers, rules.request_timeout_ms / 1e3)
+        timeout = rules.request_timeout_ms / 1e3
+        return cls(rules.policy, formats, watermark, partial(signers, path), timeout, rules.batching)
 
     async def close(self) -> None:
         """Write what is under way, and close the store. Idempotent."""
@@ -143,31 +157,29 @@ class Guard:
 
     def admit(self, message: Any, kind: str | None, position: int | None) -> Permit:
         """Judge a message, and count it. It may be signed after `begin` of what is returned. Raises PolicyRefused,
-        InvalidMessageType, QueueFull."""
+        BadArgument, InvalidMessageType, QueueFull."""
         permit = self.judge(message, kind, position)
         self._count([permit])
         return permit
 
     def judge(self, message: Any, kind: str | None, position: int | None) -> Permit:
         """As `admit`, for a message that `counted` counts."""
-        data = freeze(message)
-        if type(data) is not bytes:
-            raise InvalidMessageType("a digest is signed by sign_digest")
-        try:
-            return self._judge(data, kind, position)
-        except PolicyRefused:
-            self.refused[self.gate.look(data).kind] += 1
-            raise
+        data = _frozen(message)
+        look = self.gate.look(data, kind, self._signers())
+        return self._permit(data, look, position, look.kind)
 
     def judge_leaf(self, message: Any, kind: str | None) -> Permit:
-        """As `judge`, for a message of a batch. Raises BadArgument for one that has a position."""
-        permit = self.judge(message, kind, None)
-        if permit.kind in ORDERED:
+        """As `judge`, for a message of a batch. Raises BadArgument for a kind that has a position."""
+        if kind in ("block", "state-root"):
             raise BadArgument(
-                f"a payload of kind {permit.kind} has a position, so it needs a signature of its own",
+                f"a payload of kind {kind} has a position, so it needs a signature of its own",
                 hint="Sign it with `sign`.",
             )
-        return permit
+        data = _frozen(message)
+        look = self.leaves.look(data, kind)
+        if look.refusal is not None:
+            look = look._replace(refusal=f"it is no leaf of a batch, by batching: {look.refusal}")
+        return self._permit(data, look, None, None)
 
     @contextmanager
     def counted(self, permits: Sequence[Permit]) -> Iterator[None]:
@@ -188,33 +200,25 @@ class Guard:
                 self.refused["limit"] += 1
                 raise
 
-    async def bind_root(self, text: bytes, first: int, epoch: int, timeout: float) -> tuple[PayloadPlace, float]:
-        """Bind the root of a batch, which is the next one and begins at `first`. Returns its place, and the seconds
-        that are left. Raises NotNext, and the errors of `require`."""
-        look = self.gate.look(text)
-        if look.kind != BATCH_ROOT or look.domain != self.domain or look.position is None:
-            raise InternalError(f"the text of a root is {look.kind}")
-        digest = hashlib.sha256(text).hexdigest()
-        place = PayloadPlace(self._policy.chain(BATCH_ROOT), look.position, digest, first, epoch)
+    async def bind_own(
+        self, kind: str, text: bytes, first: int, last: int, epoch: int, timeout: float
+    ) -> tuple[PayloadPlace, float]:
+        """Bind a text of one of config.policy.OWN to the positions `first` to `last`, which are the next ones. Returns
+        its place, and the seconds that are left. Raises NotNext, and the errors of `require`."""
+        place = PayloadPlace(self._policy.chain(kind), last, hashlib.sha256(text).hexdigest(), first, epoch)
         return place, await self.require([place], timeout)
 
-    async def bind_key_set(self, text: bytes, serial: int, epoch: int, timeout: float) -> tuple[PayloadPlace, float]:
-        """Bind the text of a set of keys, which is the next one. As `bind_root`."""
-        if self.gate.look(text).kind != KEY_SET:
-            raise InternalError("the text of a set of keys is of another kind")
-        place = PayloadPlace(self._policy.chain(KEY_SET), serial, hashlib.sha256(text).hexdigest(), serial, epoch)
-        return place, await self.require([place], timeout)
+    def _permit(self, message: bytes, look: Look, position: int | None, kind: str | None) -> Permit:
+        """Let through what was looked at, or count a refusal. `kind`: as CallerAccount.refusal."""
+        try:
+            place = place_of(self._policy, look, message, position)
+            return Permit(self, message, look.kind, place, self._charges(look), self._account(kind))
+        except PolicyRefused:
+            self.refused[look.kind] += 1
+            raise
 
-    def _judge(self, message: bytes, kind: str | None, position: int | None) -> Permit:
-        look = self.gate.look(message, kind, self._signers())
-        place = place_of(self._policy, look, message, kind, position)
-        if place is None and look.refusal is not None:
-            raise PolicyRefused(look.refusal)
-        found = look.kind if place is None or kind is None else kind
-        return Permit(self, message, found, place, self._charges(look), self._account(found))
-
-    def _account(self, kind: str) -> CallerAccount | None:
-        """Return the account of the present caller. Raises PolicyRefused if it may not have this kind signed."""
+    def _account(self, kind: str | None) -> CallerAccount | None:
+        """Return the account of the present caller. Raises PolicyRefused for what it may not have signed."""
         account = None if self._callers is None else self._callers.present()
         if account is not None and (refusal := account.refusal(kind)) is not None:
             raise refusal
@@ -305,6 +309,13 @@ class Permit:
         account, self.account = self.account, None
         if account is not None:
             account.end()
+
+
+def _frozen(message: object) -> bytes:
+    data = freeze(message)
+    if type(data) is not bytes:
+        raise InvalidMessageType("a digest is signed by sign_digest")
+    return data
 
 
 def refuse_claims(kind: str | None, position: int | None) -> None:

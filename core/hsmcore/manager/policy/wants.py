@@ -9,6 +9,7 @@ from hsmcore.errors import PolicyRefused
 from hsmcore.state import StoreNotGenuine
 
 if TYPE_CHECKING:
+    from hsmcore.state.domains import Binder
     from hsmcore.state.exchange import Question
     from hsmcore.state.mark import Mark
 
@@ -55,6 +56,13 @@ class Fence(Protocol):
     @property
     def host(self) -> str:
         """This host's name."""
+
+    @property
+    def epoch(self) -> int:
+        """The fleet's epoch as far as is known. In the event loop."""
+
+    binder: Binder
+    """Of the keys that sign: no epoch is claimed while they must not bind."""
 
     def require(self) -> None:
         """Raise NotHolder or FleetBehind if positions are not to be tried now. In the event loop."""

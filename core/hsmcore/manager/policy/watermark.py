@@ -39,8 +39,9 @@ from hsmcore.errors import (
     RequestCancelled,
 )
 from hsmcore.manager.policy.wants import Charge, Fence, NotNext, PayloadPlace, Want
-from hsmcore.state import Store, StoreNotGenuine, StoreUnknown, positions
+from hsmcore.state import Store, StoreNotGenuine, StoreUnknown, domains, positions
 from hsmcore.state.clock import StoreClock
+from hsmcore.state.domains import Binder
 from hsmcore.state.exchange import Answers, Change, Question, answered
 from hsmcore.state.mark import WINDOW, Mark
 from hsmcore.state.schema import SPENT
@@ -78,11 +79,18 @@ class Asked(asyncio.Future[None]):
 class Watermark(Tables):
     """Binds positions, and counts. Belongs to one event loop. `holder`: who binds, for those who come later. `fence`:
     None without a fleet. `most_ahead`: how far beyond the highest position, or the floor, a new one may lie; None: no
-    matter how far."""
+    matter how far. `binder`: of the keys that sign."""
 
-    def __init__(self, store: Store, holder: str, fence: Fence | None = None, most_ahead: int | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        holder: str,
+        fence: Fence | None = None,
+        most_ahead: int | None = None,
+        binder: Binder = domains.NO_KEYS,
+    ) -> None:
         super().__init__(store)
-        self._most_ahead = most_ahead
+        self._most_ahead, self._binder = most_ahead, binder
         self._holder, self._fence, self._clock = holder, fence, StoreClock(store)
         self._since = 0
         """The minute to which sums of before belong, where how long ago that was is not known."""
@@ -92,7 +100,7 @@ class Watermark(Tables):
         """Count of positions that were bound here."""
 
     @classmethod
-    async def open(cls, config: Config, policy: Policy, fence: Fence | None, audit: AuditLog) -> Self:
+    async def open(cls, config: Config, policy: Policy, fence: Fence | None, audit: AuditLog, binder: Binder) -> Self:
         """Open what a policy binds in; give up what it does not keep, and remove what lies behind the floors, also what
         earlier processes left there, from now on. Raises StoreError, ConfigurationError."""
         rules = config.key_manager
@@ -103,7 +111,7 @@ class Watermark(Tables):
             await store.close()
             raise
         holder = f"{socket.gethostname() if fence is None else fence.host}:{os.getpid()}"
-        made = cls(store, holder, fence, policy.max_ahead)
+        made = cls(store, holder, fence, policy.max_ahead, binder)
         made.begin(policy, audit)
         return made
 
@@ -154,19 +162,24 @@ class Watermark(Tables):
 
     async def _taken(self, group: Sequence[Asked], now: int) -> list[Outcome]:
         wants = [asked.want for asked in group]
-        domains: dict[str, list[int]] = {}  # nearly always one
+        chains: dict[str, list[int]] = {}  # nearly always one
         for want in wants:
             if isinstance(want, PayloadPlace):
-                domains.setdefault(want.domain, []).append(want.position)
-        questions = [positions.question(domain, places) for domain, places in domains.items()]
-        if self._fence is not None and domains:
+                chains.setdefault(want.domain, []).append(want.position)
+        questions = [positions.question(chain, places) for chain, places in chains.items()]
+        if self._fence is not None and chains:
             questions.insert(0, self._fence.asks)
+        unsure = self._binder.unsure(0 if self._fence is None else self._fence.epoch) if chains else []
         if not all(isinstance(want, PayloadPlace) for want in wants):
             questions.append(_SUMS)
+        if unsure:
+            questions.append(domains.ASK)
 
         def decide(answers: Answers) -> tuple[list[Outcome], list[Change]]:
+            keys = self._binder.changes(answers[-1], unsure, now) if unsure else []
             with positions.of_our_making("positions"):
-                return self._take(iter(answers), list(domains), group, now)
+                outcomes, changes = self._take(iter(answers[: len(answers) - bool(unsure)]), list(chains), group, now)
+            return outcomes, [*keys, *changes] if _signs(outcomes) else changes
 
         # In a fleet, positions are bound without taking turns with the other hosts' transactions. That is safe: each
         # one that binds has locked the fleet's row to share it before it reads, so it is of the one process that holds
@@ -174,23 +187,26 @@ class Watermark(Tables):
         # the fleet's row for itself before it reads. Sums have no such lock.
         turn = self._fence is None or not all(isinstance(want, PayloadPlace) for want in wants)
         try:
-            return await self._store.exchange(questions, decide, turn=turn)
+            done = await self._store.exchange(questions, decide, turn=turn)
         except StoreUnknown:
             # Read again before anything is answered. A row that is there with its digest goes on: this transaction
             # locks rows, which is a write, so its end confirms to the synchronous standby all that came before.
-            return await self._store.exchange(questions, decide, turn=turn)
+            done = await self._store.exchange(questions, decide, turn=turn)
+        if _signs(done):
+            self._binder.sure(unsure)
+        return done
 
     def _take(
-        self, answers: Iterator[Sequence[Sequence[Any]]], domains: Sequence[str], group: Sequence[Asked], now: int
+        self, answers: Iterator[Sequence[Sequence[Any]]], chains: Sequence[str], group: Sequence[Asked], now: int
     ) -> tuple[list[Outcome], list[Change]]:
         """Return for each one the reason to refuse it, or whether a row is added, or None if it was given up; and what
-        is to be written. `answers`: of the fence, of the domains, and of the sums, as far as they were asked for."""
-        epoch = self._fence.fence(next(answers)) if self._fence is not None and domains else None
+        is to be written. `answers`: of the fence, of the chains, and of the sums, as far as they were asked for."""
+        epoch = self._fence.fence(next(answers)) if self._fence is not None and chains else None
         holder = self._holder if epoch is None else f"{self._holder}#{epoch}"
         marks: dict[str, Mark] = {}
         known: dict[tuple[str, int], dict[str, Any]] = {}
         unmarked = set[str]()
-        for domain in domains:
+        for domain in chains:
             mark, rows = positions.read(next(answers))
             if mark is None:
                 unmarked.add(domain)
@@ -375,6 +391,11 @@ async def marks_of(store: Store) -> dict[str, Mark]:
 _SUMS: Final = Question(select(SPENT))
 _SPENT: Final = insert(SPENT)
 _SPENT_NO_MORE: Final = delete(SPENT).where(SPENT.c.name == bindparam("sum"))
+
+
+def _signs(outcomes: Iterable[Outcome]) -> bool:
+    """Return whether any payload may be signed."""
+    return any(isinstance(outcome, bool) for outcome in outcomes)
 
 
 def _answer(group: Iterable[Asked], outcomes: Iterable[Outcome]) -> None:
