@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
+from pkcs11 import Attribute, KeyType, Mechanism
 from pkcs11 import exceptions as p11
 
 from hsmcore import _native
 from hsmcore.config import pkcs11 as config
 from hsmcore.errors import HsmError, KeyUnusable, MemberDown, PinIncorrect
-from hsmcore.members.control import ALGORITHMS, ControlError, algorithm_of_params, decode_point
+from hsmcore.members.control import ALGORITHMS, ControlError, algorithm_of_params, calls, decode_point, keys
 from hsmcore.members.control.backup import ImportWrapped
 from hsmcore.members.control.calls import CkrError
 from hsmcore.members.control.faults import _NUMBERS, ckr_of, translated
-from hsmcore.members.control.quirks import quirks_for
+from hsmcore.members.control.quirks import KeyForm, quirks_for
+from hsmcore.members.control.records import KeyRecord
 
 KEY = bytes(range(32))
 POINT = b"\x04" + bytes(range(64))
@@ -147,3 +150,73 @@ def test_our_own_errors_and_bugs_pass_through():
 def test_what_is_no_backup_is_refused_before_the_token_is_asked(backup):
     with pytest.raises(ControlError, match="no backup"):
         ImportWrapped(backup)._import(None, quirks_for("softhsm"))
+
+
+ED25519, P384 = bytes.fromhex("06032b6570"), bytes.fromhex("06052b81040022")
+PRIVATE = {
+    Attribute.ID: b"\x01\x02",
+    Attribute.LABEL: "key",
+    Attribute.KEY_TYPE: KeyType.EC_EDWARDS,
+    Attribute.SIGN: True,
+    Attribute.SENSITIVE: True,
+    Attribute.EXTRACTABLE: False,
+}
+PUBLIC = {Attribute.EC_PARAMS: ED25519, Attribute.EC_POINT: KEY}
+
+
+@pytest.mark.parametrize(
+    ("private", "public", "changed"),
+    [
+        ({}, PUBLIC, {}),
+        (PUBLIC, {}, {}),  # the private half has them too
+        ({Attribute.EC_PARAMS: P384, Attribute.EC_POINT: b""}, PUBLIC, {}),  # the public half is believed
+        ({}, {}, {"algorithm": None, "public_key": None}),
+        ({}, {Attribute.EC_PARAMS: ED25519}, {"public_key": None}),
+        ({}, {Attribute.EC_POINT: KEY}, {"algorithm": None, "public_key": None}),
+        ({Attribute.KEY_TYPE: KeyType.RSA}, PUBLIC, {"algorithm": None, "public_key": None}),
+        ({Attribute.SIGN: False}, PUBLIC, {"can_sign": False}),
+        ({Attribute.SENSITIVE: False}, PUBLIC, {"sensitive": False}),
+        ({Attribute.EXTRACTABLE: True}, PUBLIC, {"extractable": True}),
+    ],
+)
+def test_what_a_token_shows_of_a_key(private, public, changed):
+    usual = {"id": "0102", "label": "key", "algorithm": "ed25519", "public_key": KEY, "can_sign": True}
+    usual |= {"sensitive": True, "extractable": False}
+    assert keys._record(PRIVATE | private, public) == KeyRecord(**usual | changed)
+
+
+def test_a_key_of_which_a_token_shows_little_may_be_there_and_signs_nothing():
+    little = keys._record({}, PUBLIC)
+    assert little == KeyRecord("", "", "ed25519", KEY, can_sign=False, sensitive=True, extractable=False)
+
+
+@pytest.mark.parametrize("kind", [KeyType.EC, KeyType.EC_EDWARDS, KeyType.RSA, None])
+def test_half_a_key_is_an_ec_key_that_has_nothing_else(kind):
+    shown = {Attribute.KEY_TYPE: kind, Attribute.ID: b"", Attribute.LABEL: ""}
+    assert keys._is_half(shown) == (kind in (KeyType.EC, KeyType.EC_EDWARDS))
+    for name in (Attribute.ID, Attribute.LABEL, Attribute.EC_PARAMS, Attribute.EC_POINT):
+        assert not keys._is_half({**shown, name: "x"})
+    assert not keys._is_half({})
+
+
+def test_of_the_forms_of_a_key_those_are_tried_that_the_token_lists():
+    one, other = (
+        KeyForm(mechanism, b"") for mechanism in (Mechanism.EC_KEY_PAIR_GEN, Mechanism.EC_EDWARDS_KEY_PAIR_GEN)
+    )
+
+    def offered(*listed):
+        slot = SimpleNamespace(get_mechanisms=lambda: set(listed))
+        return keys._offered(SimpleNamespace(token=SimpleNamespace(slot=slot)), (one, other))
+
+    assert offered(other.mechanism, Mechanism.EDDSA) == (other,)
+    assert offered(one.mechanism, other.mechanism) == (one, other)
+    assert offered(Mechanism.EDDSA) == (one, other), "it lists none: all are tried"
+
+
+def test_a_secret_is_gone_from_memory_after_the_call():
+    with calls._secret(b"1234") as (copy, size):
+        assert (bytes(copy), size.value) == (b"1234\0", 4)
+    assert bytes(copy) == bytes(5)
+    with pytest.raises(ZeroDivisionError), calls._secret(bytearray(b"1234")) as (copy, _):
+        1 / 0  # noqa: B018
+    assert bytes(copy) == bytes(5)

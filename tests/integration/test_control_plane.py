@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import hashlib
 import os
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import orjson
@@ -28,10 +30,19 @@ from hsmcore.errors import (
     TokenAmbiguous,
     TokenNotFound,
 )
-from hsmcore.members.control import ALGORITHMS, ControlError, ControlPlane, KeyNotExportable, TokenAccess, TokenSelector
+from hsmcore.members.control import (
+    ALGORITHMS,
+    ControlError,
+    ControlPlane,
+    KeyNotExportable,
+    TokenAccess,
+    TokenSelector,
+    keys,
+)
 from hsmcore.members.control.admin import TokenAdmin
 from hsmcore.members.control.adopt import AdoptedLibrary, adopt, hold_module
 from hsmcore.members.control.backup import ExportWrapped, ImportWrapped
+from hsmcore.members.control.calls import Calls, CkrError
 from hsmcore.members.control.keys import Deactivate, Destroy, GenerateKey, ListKeys, Prove
 from hsmcore.members.control.softhsm import SOFTHSM_PATHS, StateFolder
 
@@ -87,6 +98,81 @@ def low_s(signature):
     return signature[:32] + min(s, P256_ORDER - s).to_bytes(32)
 
 
+# ---- calls ----
+
+DATA = 0
+"""CKO_DATA."""
+
+
+def test_each_call_is_the_one_of_its_name(settings, admin):
+    module = Calls(settings.module_path, announce=(made := list[str]()).append)
+    info = module.info()
+    assert (info.cryptoki[0], "SoftHSM" in info.manufacturer, info.library[0]) == (2, True, 2)
+    [slot] = [one for one in module.slots() if module.token(one).label == settings.token_label]
+    with admin.session("looking") as session:
+        shown = session.token
+    token = module.token(slot)
+    assert (token.slot_id, token.serial, token.label) == (slot, shown.serial.decode(), shown.label)
+    assert (token.manufacturer, token.model) == (shown.manufacturer_id, shown.model)
+    assert token.flags == int(shown.flags)
+    assert "SoftHSM slot" in token.slot_description
+    assert (token.max_sessions, token.sessions is None or token.sessions > 0) == (0, True)
+    assert token.firmware == tuple(shown.firmware_version)
+    assert module.mechanism_flags(slot, Mechanism.EDDSA) & 0x800, "CKF_SIGN"
+    assert module.mechanism_flags(slot, 0x7FFFFFFF) is None
+    with pytest.raises(CkrError, match="C_GetTokenInfo returned 0x3"):
+        module.token(slot + 99)
+
+    session = module.open(slot, read_write=True)
+    assert module.logged_in(session), "as the whole process is"
+    assert {"C_GetInfo", "C_GetSlotList", "C_GetTokenInfo", "C_GetSlotInfo", "C_OpenSession"} < {*made}
+    value = ctypes.create_string_buffer(b"value", 5)
+    template = {Attribute.CLASS: bytes(ctypes.c_ulong(DATA)), Attribute.LABEL: b"many"}
+    items = [
+        module.create_object(session, {**template, Attribute.VALUE: (ctypes.addressof(value), 5)}) for _ in range(130)
+    ]
+    other = module.create_object(session, {**template, Attribute.LABEL: b"one", Attribute.VALUE: b"another"})
+    assert sorted(module.find(session, DATA, b"many")) == sorted(items)
+    assert module.find(session, DATA, b"one") == [other]
+    assert module.find(session, DATA, b"none") == module.find(session, int(ObjectClass.CERTIFICATE), b"one") == []
+    assert module.attribute(session, items[0], Attribute.VALUE) == b"value"
+    assert module.attribute(session, other, Attribute.VALUE, 7) == b"another"
+    assert module.attribute(session, other, Attribute.VALUE, 6) is None
+    assert module.attribute(session, other, Attribute.EC_POINT) is None
+    module.destroy(session, other)
+    assert module.find(session, DATA, b"one") == []
+    assert made[-3:] == ["C_FindObjectsInit", "C_FindObjects", "C_FindObjectsFinal"]
+    with pytest.raises(CkrError, match="C_GetAttributeValue"):
+        module.attribute(session, other, Attribute.VALUE)
+    module.close(session)
+    with pytest.raises(CkrError, match="C_GetSessionInfo returned 0xb3"):
+        module.logged_in(session)
+    module.close(session)  # it is gone: no error
+
+
+def test_a_session_for_reading_writes_nothing(settings, admin):
+    module, template = (
+        Calls(settings.module_path),
+        {Attribute.CLASS: bytes(ctypes.c_ulong(DATA)), Attribute.TOKEN: b"\1"},
+    )
+    [slot] = [one for one in module.slots() if module.token(one).label == settings.token_label]
+    reads = module.open(slot)
+    with pytest.raises(CkrError, match="C_CreateObject returned 0xb5"):
+        module.create_object(reads, template)
+    module.close(reads)
+
+
+def test_a_token_is_initialized_by_the_call_itself(settings, admin):
+    """On the slot that SoftHSM keeps free for the next token."""
+    module = Calls(settings.module_path)
+    [free] = [one for one in module.slots() if not module.token(one).label]
+    with pytest.raises(ValueError, match="at most 32 bytes"):
+        module.init_token(free, b"12345678", "é" * 17)
+    module.init_token(free, bytearray(b"12345678"), "é" * 16)
+    labels = {module.token(one).label for one in module.slots()}
+    assert labels - {""} == {"é" * 16, settings.token_label}
+
+
 # ---- keys ----
 
 
@@ -121,6 +207,59 @@ def test_a_key_may_get_an_id_and_ids_must_be_unique_to_be_used(admin):
     with admin.session("cleaning") as session:
         for twin in list(session.get_objects({Attribute.ID: b"\x01\x02"})):
             twin.destroy()
+
+
+def test_an_id_that_is_given_must_be_free(admin):
+    record = GenerateKey("ed25519", "taken", b"\x01\x03").run(admin)[0]
+    with admin.session("looking") as session:
+        keys.require_free(session, b"\x01\x04")
+        with pytest.raises(ControlError, match="0103 is on the token already"):
+            keys.require_free(session, b"\x01\x03")
+    Destroy(record.id).run(admin)
+
+
+def test_a_new_id_is_none_that_has_a_meaning_or_a_key(admin, monkeypatch):
+    record, size = GenerateKey("ed25519", "taken").run(admin)[0], admin.quirks.id_bytes
+    meant = [bytes(size), b"\xff" * size, (b"\x00\xff" * size)[:size], bytes.fromhex(record.id)]
+    drawn = iter([*meant, b"\x07" * size, b"\x08" * size])
+    monkeypatch.setattr(keys.secrets, "token_bytes", lambda count: next(drawn)[:count])
+    assert keys.NewKeyId().run(admin) == b"\x07" * size
+    Destroy(record.id).run(admin)
+
+
+def test_half_a_key_is_swept_and_a_whole_one_stays(admin):
+    record = GenerateKey("ed25519", "half").run(admin)[0]
+    assert (
+        keys.Sweep(record.id).run(admin) == keys.Sweep("").run(admin) == keys.Sweep("", nameless=True).run(admin) == 0
+    )
+    assert record in ListKeys().run(admin)
+    with admin.session("a process that is killed") as session:
+        keys.find_key(session, record.id)[0].destroy()
+    assert keys.Sweep("").run(admin) == 0
+    assert keys.Sweep(record.id).run(admin) == 1
+    with admin.session("looking") as session:
+        assert list(session.get_objects({Attribute.ID: bytes.fromhex(record.id)})) == []
+
+
+def test_a_key_of_another_curve_is_listed_and_signs_nothing(admin):
+    with admin.session("making a key") as session:
+        parameters = session.create_domain_parameters(
+            KeyType.EC, {Attribute.EC_PARAMS: bytes.fromhex("06052b81040022")}, local=True
+        )
+        parameters.generate_keypair(id=b"\x03\x84", label="p384", store=True)
+    [record] = [one for one in ListKeys().run(admin) if one.label == "p384"]
+    assert (record.id, record.algorithm, record.public_key) == ("0384", None, None)
+    with pytest.raises(ControlError, match="of a kind that hsmcore does not sign with"):
+        Prove("0384", b"message").run(admin)
+    Destroy("0384").run(admin)
+    assert [one for one in ListKeys().run(admin) if one.label == "p384"] == []
+
+
+def test_a_label_that_the_token_would_cut_is_refused(admin, monkeypatch):
+    monkeypatch.setattr(admin, "quirks", replace(admin.quirks, label_bytes=4))
+    with pytest.raises(ControlError, match="at most 4 bytes: 'élan'"):
+        GenerateKey("ed25519", "élan").run(admin)
+    Destroy(GenerateKey("ed25519", "elan").run(admin)[0].id).run(admin)
 
 
 @pytest.mark.parametrize(("key_id", "error"), [("00ff", KeyNotFound), ("zz", ControlError), ("", ControlError)])

@@ -208,6 +208,9 @@ async def test_a_message_that_is_bound_again_has_the_last_binding(tmp_path):
     for key in (b"one", b"two"):
         await stored.keep([BindingRow(digest, key, 1 << 62) for digest in digests])
         assert {(row.digest, row.key) for row in await stored.load()} == {(digest, key) for digest in digests}
+    twice = [BindingRow(digests[0], key, 1 << 62) for key in (b"three", b"four")]  # a log may have several attempts
+    await stored.keep(twice)
+    assert {row.digest: row.key for row in await stored.load()}[digests[0]] == b"four"
     await store.close()
 
 
@@ -224,3 +227,12 @@ async def test_many_bindings_are_stored_at_once_and_the_newest_are_read(tmp_path
     await store.close()
     with suppress(StoreError):
         await StoredBindings(store).load()
+
+
+def test_so_many_messages_are_bound_and_no_more(monkeypatch):
+    monkeypatch.setattr(bindings, "BINDINGS_MAX", 3)
+    kept = KeyBindings()
+    for number in range(5):
+        kept.add(b"%d" % number, b"key", number)
+        assert [kept.get(b"%d" % one) for one in range(number + 1)][-3:] == [b"key"] * min(number + 1, 3)
+    assert [kept.get(b"%d" % one) for one in range(5)] == [None, None, b"key", b"key", b"key"]

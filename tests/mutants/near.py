@@ -22,16 +22,22 @@ _BUDGET: Final = tuple(
     )
 )
 _FAILOVER: Final = (
+    "tests/unit/test_failover_sharing.py",
     "tests/integration/test_key_binding.py",
     "tests/integration/test_failover.py",
     "tests/integration/test_failover_suspicion.py",
     "tests/integration/test_emergency_budget.py::test_a_unit_comes_back_only_if_nothing_was_signed_for_it",
 )
 _ROTATION: Final = ("tests/unit/test_rotation_machine.py", "tests/integration/test_rotation.py")
-_AUDIT: Final = ("tests/unit/test_audit_tampering.py", "tests/integration/test_audit_log.py")
+_TRUST: Final = "tests/unit/test_audit_trust.py"
+_AUDIT: Final = (_TRUST, "tests/unit/test_audit_tampering.py", "tests/integration/test_audit_log.py")
 _RETENTION: Final = "tests/integration/test_audit_retention.py"
 _CONTROL: Final = ("tests/integration/test_control_forms.py", "tests/integration/test_control_plane.py")
-_STEPS: Final = ("tests/chaos/test_rotation_model.py", "tests/integration/test_rotation.py")
+_STEPS: Final = (
+    "tests/unit/test_rotation_steps.py",
+    "tests/chaos/test_rotation_model.py",
+    "tests/integration/test_rotation.py",
+)
 _LADDER: Final = ("ladder", "recover", "workers", "seams")
 
 NEAR: Final[dict[str, tuple[str, ...]]] = {
@@ -39,7 +45,7 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
     for path, tests in {
         "audit/check/adopt.py": ("tests/integration/test_audit_adopted.py",),
         "audit/check/findings.py": (*_AUDIT, "tests/integration/test_audit_changed.py"),
-        "audit/check/prove.py": ("tests/chaos/test_proofs.py",),
+        "audit/check/prove.py": (_TRUST,),
         "audit/check/trust.py": (
             *_AUDIT,
             "tests/integration/test_audit_witness.py",
@@ -47,9 +53,9 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
             f"{_RETENTION}::test_checkpoints_that_do_not_grow_are_a_finding",
         ),
         "audit/check/verify.py": (
-            *_AUDIT,
-            f"{_RETENTION}::test_a_changed_record_is_named_exactly",
-            f"{_RETENTION}::test_what_retention_deleted_is_a_finding_until_an_auditor_expects_it",
+            _TRUST,
+            _RETENTION,
+            *_AUDIT[1:],
             "tests/integration/test_audit_adopted.py::test_an_adopted_log_is_a_finding_until_an_auditor_expects_it",
         ),
         "base/steady.py": ("tests/unit/test_steady.py",),
@@ -83,10 +89,16 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "manager/rotation/machine.py": _ROTATION,
         "manager/rotation/schedule.py": ("tests/unit/test_rotation_schedule.py",),
         **{f"manager/rotation/steps/{name}.py": _STEPS for name in ("generate", "pin", "switch", "telling")},
-        "manager/rotation/steps/backups.py": ("tests/integration/test_rotation_backup.py",),
+        "manager/rotation/steps/backups.py": (
+            _STEPS[0],
+            "tests/integration/test_rotation_backup.py",
+        ),
         "manager/rotation/steps/consent.py": (*_STEPS, "tests/integration/test_rotation_forged.py"),
         "manager/rotation/steps/destruction.py": (*_STEPS, "tests/integration/test_rotation_members.py"),
-        "manager/rotation/steps/handover.py": ("tests/integration/test_handover_settled.py",),
+        "manager/rotation/steps/handover.py": (
+            _STEPS[0],
+            "tests/integration/test_handover_settled.py",
+        ),
         "manager/rotation/steps/replicate.py": (*_STEPS, "tests/integration/test_rotation_members.py"),
         "manager/rotation/store.py": (*_STEPS, "tests/integration/test_rotation_forged.py"),
         **{f"members/control/{name}.py": _CONTROL for name in ("admin", "backup", "calls", "keys", "plane")},

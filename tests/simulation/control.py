@@ -8,10 +8,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 import orjson
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.simulation import engine
-from tests.simulation.device import Device, Key
+from tests.simulation.device import Device, Key, Pair
 
 from hsmcore.errors import HsmError, KeyNotFound, error_of
 
@@ -46,8 +44,8 @@ def _generate(device: Device, verb: Any) -> Any:
 
     key_id = verb.key_id or device.random_bytes(_ID_BYTES)
     _require_free(device, key_id)
-    pair = Ed25519PrivateKey.from_private_bytes(device.random_bytes(32))
-    key = Key(verb.label, key_id, pair, pair.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+    pair = Pair(device.random_bytes(32))
+    key = Key(verb.label, key_id, pair, pair.public_key)
     device.keys.append(key)
     return _record(key), key_forms(quirks_for("generic"), "ed25519")[0]
 

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from nacl.bindings import crypto_sign, crypto_sign_BYTES, crypto_sign_seed_keypair
 from tests.simulation.chance import Chance
 from tests.simulation.clock import Clock
 
@@ -78,11 +77,25 @@ class Call:
     signature: bytes = b""
 
 
+class Pair:
+    """An Ed25519 key pair: it makes the same signature of a message each time, so of each one once."""
+
+    def __init__(self, seed: bytes) -> None:
+        self.public_key, self._secret = crypto_sign_seed_keypair(seed)
+        self._made: dict[bytes, bytes] = {}
+
+    def sign(self, message: bytes) -> bytes:
+        made = self._made.get(message)
+        if made is None:
+            made = self._made[message] = crypto_sign(message, self._secret)[:crypto_sign_BYTES]
+        return made
+
+
 @dataclass(slots=True)
 class Key:
     label: str
     id: bytes
-    pair: Ed25519PrivateKey
+    pair: Pair
     public_key: bytes
     can_sign: bool = True
     """Whether the device may sign with it (CKA_SIGN),"""
@@ -93,8 +106,8 @@ class Key:
     def of(cls, name: str) -> Key:
         """A key by its name, the same in each run."""
         seed = hashlib.sha256(name.encode()).digest()
-        pair = Ed25519PrivateKey.from_private_bytes(seed)
-        return cls(name, seed[:8], pair, pair.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+        pair = Pair(seed)
+        return cls(name, seed[:8], pair, pair.public_key)
 
 
 @dataclass(slots=True)

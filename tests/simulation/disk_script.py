@@ -10,6 +10,7 @@ from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND
 from tests.simulation.device import Fault
 from tests.simulation.script import HEAD, MS, Intent, Member, Try, faults_of
+from tests.simulation.upgrades import POSITIONS, SCHEMAS, SEALED
 
 End = Literal["close", "kill", "cut"]
 Edit = Literal["", "swapped", "unaudited"]
@@ -35,6 +36,13 @@ class Life:
     """Whether, after it, a start is tried on the state store as it was before it."""
     tries_only: bool = False
     """Whether it is such a start: nothing is signed."""
+    backs_up: bool = False
+    """Whether an operator backs its store up after it."""
+    restores: tuple[End, int] | None = None
+    """Whether an operator puts the backup in the place of its store after it, and reconciles that: how the first
+    attempt ends, at an operation of the disk."""
+    schema: int = 0
+    """Of the older version that runs it, which leaves its store and its log to this one; 0: this tree runs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +97,15 @@ class DiskScript:
     commands: tuple[Command, ...] = ()
     is_sealed: bool = False
     """Whether the state store has a secret."""
+    rotation: dict[str, Any] | None = field(default=None, hash=False)
+    """Of the configuration; without it there is no key ring."""
 
     @property
     def shown(self) -> str:
-        lives = ", ".join(f"{one.number}: {one.edit or 'as it is'}, {one.end}" for one in self.lives)
+        lives = ", ".join(
+            f"{one.number}: {one.edit or (one.schema and f'of schema {one.schema}') or 'as it is'}, {one.end}"
+            for one in self.lives
+        )
         return f"{len(self.members)} members, {self.options}, {self.failover}, sealed: {self.is_sealed}, lives {lives}"
 
     def without(self, **parts: Any) -> DiskScript:
@@ -132,6 +145,45 @@ def disk_script(seed: int) -> DiskScript:
     )
     return DiskScript(
         seed, members, options, failover, lives, asked, faults, disk_faults, _commands(rng, lives), rng.random() < 0.3
+    )
+
+
+def restores_script(seed: int) -> DiskScript:
+    """The same host with an audit log in each life; an operator puts its store back from a backup."""
+    script = disk_script(seed)
+    rng = random.Random(f"restores/{seed}")
+    saved = rng.randrange(len(script.lives) - 1)
+    back = rng.randrange(saved, len(script.lives) - 1)
+    end: End = rng.choice(("close", "kill", "cut"))
+    lives = tuple(
+        replace(
+            life,
+            edit="" if life.edit == "unaudited" else life.edit,
+            backs_up=life.number == saved,
+            restores=(end, rng.randrange(1, 60)) if life.number == back else None,
+        )
+        for life in script.lives
+    )
+    audit = script.options.get("audit", {"checkpointEverySeconds": 1})
+    return replace(script, lives=lives, options={**script.options, "audit": audit})
+
+
+def upgrades_script(seed: int) -> DiskScript:
+    """The same host, whose first life is of an older version."""
+    script = disk_script(seed)
+    rng = random.Random(f"upgrades/{seed}")
+    schema = rng.choice(SCHEMAS)
+    first, *rest = script.lives
+    # One that knows of no positions, nor of messages that are bound to a key, promises nothing of them.
+    knows, ring = schema >= POSITIONS, rng.random() < 0.5
+    if ring:  # it has the key that the configuration began with, and demands it
+        rest = [replace(one, edit="" if one.edit == "swapped" else one.edit) for one in rest]
+    return replace(
+        script,
+        lives=(replace(first, schema=schema, edit="", goes_back=False), *rest),
+        rotation={"intervalDays": 30} if ring else None,
+        asked=tuple(one for one in script.asked if knows or one.life),
+        is_sealed=script.is_sealed and schema >= SEALED,
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,11 @@ from tests.simulation.clock import rest as rest_clock
 from tests.simulation.clock import run as run_clock
 from tests.simulation.device import Call
 from tests.simulation.disk import Disk, Image
-from tests.simulation.disk_script import Command, DiskFault, DiskScript, Life
+from tests.simulation.disk_script import LASTS_NS, Command, DiskFault, DiskScript, End, Life
 from tests.simulation.law import broken
 from tests.simulation.law_disk import DISK_RULES, Ended, LivesFacts
 from tests.simulation.loop import Loop, Stuck
+from tests.simulation.upgrades import STORE, left_by, older_version
 from tests.simulation.world import Outcome, World, config_of, folder
 
 from hsmcore.audit import record
@@ -28,9 +30,12 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.segment import segments
 from hsmcore.audit.spool import OPERATION, Intention
 from hsmcore.base import steady
+from hsmcore.config import Secret
 from hsmcore.errors import HsmError
 from hsmcore.manager.key_manager import KeyManager
-from hsmcore.state import database
+from hsmcore.recovery.reconcile import reconcile
+from hsmcore.recovery.restore import back_up, check, restore
+from hsmcore.state import StoreError, database
 from hsmcore.tlog.checkpoint import Checkpoint
 
 disk.install()
@@ -44,7 +49,6 @@ _TRIES = 100
 """More than a caller makes in one life: numbers of its calls go on in the next one."""
 
 _MOST_AWAITS = 100
-_STORE = "state.db"
 
 
 class LifeEnds(BaseException):
@@ -77,6 +81,7 @@ class DiskWorld(World):
         self.image: Image = {}
         self.ended = False
         self.cut = False
+        self.backup = b""
 
     def run(self) -> Outcome:
         self.chance.begin()
@@ -95,6 +100,10 @@ class DiskWorld(World):
             self.clock.ns += life.pause_ns
             if life.goes_back and self.started and life.number in self.facts.audited:
                 self._go_back(life, before)
+            if life.backs_up:
+                self._live(Life(life.number, "close", 0), self._back_up)
+            if life.restores is not None and self.backup:
+                self._restore(life, *life.restores)
         if not self.outcome.broken:
             self.outcome.broken = broken(self.facts, DISK_RULES)
         return self.outcome
@@ -113,7 +122,19 @@ class DiskWorld(World):
         self.image = _with_store(self.image, newest)
         self.clock.ns += life.pause_ns
 
-    def _live(self, life: Life) -> None:
+    def _restore(self, life: Life, end: End, end_op: int) -> None:
+        """An operator puts the backup in the store's place: until it is reconciled, no start signs on it."""
+        self._live(Life(life.number, end, LASTS_NS, end_op), self._put_back)
+        if self.ended:  # in the middle of it
+            self._live(Life(life.number, "close", 0), self._put_back)
+        refused = len(self.facts.refused)
+        self._live(Life(life.number, "close", 0, tries_only=True))
+        self.facts.behind.append((life.number, self.facts.refused[-1][1] if self.facts.refused[refused:] else None))
+        del self.facts.refused[refused:]
+        self._live(Life(life.number, "close", 0), self._reconcile)
+
+    def _live(self, life: Life, work: Callable[[Life], Awaitable[None]] | None = None) -> None:
+        """Run a process. `work`: of a command; None: it is the key manager's."""
         self.loop = Loop(self.chance, self.clock)
         requests.made.clear()
         self.ended = self.cut = self.started = False
@@ -128,7 +149,8 @@ class DiskWorld(World):
         run_clock(self.clock)
         threads.worlds[:] = [self.loop]
         try:
-            self.loop.run_until_complete(self._life_of(life))
+            with older_version() if life.schema else nullcontext():
+                self.loop.run_until_complete((work or self._life_of)(life))
         except LifeEnds:
             pass
         except (Stuck, HsmError) as error:
@@ -143,6 +165,9 @@ class DiskWorld(World):
                 self.image = self.disk.left_by_kill()
             self.disk.unmount()
             self._bury()
+        if life.schema:
+            secret = Secret.env(_SECRET) if self.lives.is_sealed else None
+            self.image = left_by(self.image, life.schema, secret, folder() / "older")
         self._look(life)
 
     def _look(self, life: Life) -> None:
@@ -195,6 +220,28 @@ class DiskWorld(World):
                 key, message = one.found[worker.ask.key], worker.ask.message
                 signature = key.pair.sign(message)
                 one.device.note(worker.since, key, message, Call(0, signature, True, signature))
+
+    # ---- commands --------------------------------------------------------------------------------------------------
+
+    async def _back_up(self, life: Life) -> None:
+        with suppress(StoreError):  # there is none yet
+            async with back_up(self._config_of(life)) as (statement, head, body):
+                self.backup = head + bytes(body)
+            self.tell("operator", f"backs up {statement.highest}")
+
+    async def _put_back(self, life: Life) -> None:
+        config = self._config_of(life)
+        if life.end != "close":
+            self.loop.happens(life.end_ns, lambda: self._end(life))
+        found = await check(config, self.backup)
+        self.tell("operator", f"restores {found.statement.highest}, which lacks {found.missing} positions")
+        await restore(config, self.backup, replace=True)
+        self.facts.restored.append(self.clock.ns)
+
+    async def _reconcile(self, life: Life) -> None:
+        done = await reconcile(self._config_of(life), ring_compared=True)
+        self.tell("operator", f"has put {done['added']} positions back")
+        self.facts.conflicts += done["conflicts"]
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
@@ -289,8 +336,8 @@ class DiskWorld(World):
 
 def _with_store(image: Image, other: Image) -> Image:
     """Return an image with the state store of another one."""
-    rest = {name: content for name, content in image.items() if not name.startswith(_STORE)}
-    return rest | {name: content for name, content in other.items() if name.startswith(_STORE)}
+    rest = {name: content for name, content in image.items() if not name.startswith(STORE)}
+    return rest | {name: content for name, content in other.items() if name.startswith(STORE)}
 
 
 def _records(layout: Layout) -> tuple[dict[tuple[bytes, bytes], int], set[str]]:

@@ -31,15 +31,16 @@ class Network:
 
     def carry(self, host: str, direction: Direction, process: Process | None, event: Callable[[], object]) -> None:
         """Have `event` happen at the other end, in `process` (None: the server)."""
+        happens = self._loop.happens_around
         takes = int(self._usual[host] * (1 + _SPREAD * self._loop.chance.time.random())) + self.slow_ns.get(host, 0)
 
         def come() -> None:
-            rest = self._held.get((host, direction), 0) - self._loop.clock.ns
+            rest = self._held.get((host, direction), 0) - self._loop.clock.ns if self._held else 0
             if rest > 0:
-                self._loop.happens_to(None, rest + takes, come)
+                happens(rest + takes, come)
             elif process is None:
                 event()
             else:
                 self._loop.in_process(process, event)
 
-        self._loop.happens_to(None, takes, come)
+        happens(takes, come)

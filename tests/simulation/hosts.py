@@ -52,6 +52,9 @@ class HostsLoop(Loop):
     def happens(self, after_ns: int, event: Callable[[], object]) -> None:
         self.happens_to(HOST.get(), after_ns, event)
 
+    happens_around = Loop.happens
+    """As `happens`, in the world around all processes."""
+
     def happens_to(self, process: Process | None, after_ns: int, event: Callable[[], object]) -> None:
         """As `happens`, in a process; None: in the world around them."""
         run = event if process is None else partial(self.in_process, process, event)

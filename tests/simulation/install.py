@@ -47,7 +47,7 @@ def install() -> None:
     network.install()
     _keep_compiled_statements()
     _keep_schema()
-    _start_no_child()
+    _walk_through_no_configuration()
     import structlog
 
     structlog.configure(processors=[_drop])
@@ -90,12 +90,13 @@ def _keep_schema() -> None:
     sqlite.migrate = quick
 
 
-def _start_no_child() -> None:
-    """No child process is started in a world: no variable is to be kept from one. To look for these walks through the
-    whole configuration several times."""
+def _walk_through_no_configuration() -> None:
+    """No child process is started in a world, so no variable is to be kept from one, and no configuration has a
+    placeholder. To look for these walks through all of it several times a world."""
     from hsmcore.config import Config
 
     Config.secret_variables = property(lambda _self: frozenset())
+    Config.placeholders = property(lambda _self: ())
 
 
 def _drop(_logger: object, _method: str, _event: object) -> object:

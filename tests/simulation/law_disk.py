@@ -58,6 +58,10 @@ class LivesFacts(Facts):
     """The lives with an audit log."""
     behind: list[tuple[int, HsmError | None]] = field(default_factory=list)
     """How starts on the state store of before a life ended, by its number; None: it started."""
+    restored: list[int] = field(default_factory=list)
+    """When a backup was put in the store's place."""
+    conflicts: list[dict[str, object]] = field(default_factory=list)
+    """Positions that a restored store and the log have two payloads for."""
     full: list[tuple[int, int]] = field(default_factory=list)
     """When the disk was full: from, to."""
     slow: list[tuple[int, int]] = field(default_factory=list)
@@ -82,7 +86,9 @@ def answered_or_cut_short(facts: LivesFacts) -> Iterator[str]:
 def one_key_over_lives(facts: LivesFacts) -> Iterator[str]:
     """While a caller has no answer, its message is signed under one key only, also if the process ends in between. A
     process that is killed, or loses power, forgets messages whose wait had not ended some milliseconds before, and
-    which the audit log, if there is one, does not have by then. A store that is full is asked again each second."""
+    which the audit log, if there is one, does not have by then. A store that is full is asked again each second. A
+    store that was restored forgets what was signed and recorded while its caller gave up: no record says that the
+    caller has not got it."""
     for calls in facts.calls.values():
         if calls[0].shared:
             continue
@@ -95,6 +101,9 @@ def one_key_over_lives(facts: LivesFacts) -> Iterator[str]:
 
 def _is_bound(facts: LivesFacts, calls: list[Answer], first: Signed, then_ns: int) -> bool:
     """Whether a message is bound by its first signature when it is signed again."""
+    recorded = (hashlib.sha256(first.message).digest(), first.signature) in (facts.records or {})
+    if recorded and any(first.at_ns < at < then_ns for at in facts.restored):
+        return False
     end_ns, how, life = facts.end_of(first.begun_ns)
     if then_ns <= end_ns or how == "close":
         return True
@@ -128,6 +137,12 @@ def noticed(facts: LivesFacts) -> Iterator[str]:
             yield f"the store of before life {life} was taken for the newest: {error!r}"
 
 
+def reconciled(facts: LivesFacts) -> Iterator[str]:
+    """A store that was restored lacks nothing that its log has, and contradicts it in nothing."""
+    for one in facts.conflicts:
+        yield f"store and log have two payloads: {one}"
+
+
 def sound(facts: LivesFacts) -> Iterator[str]:
     """After each end the log is what its checkpoints say."""
     for life, what in facts.unsound:
@@ -152,6 +167,7 @@ DISK_RULES: Final[tuple[Rule, ...]] = (
     recorded,
     commanded,
     noticed,
+    reconciled,
     sound,
     starts,
 )

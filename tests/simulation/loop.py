@@ -7,9 +7,9 @@ thread's call ends), which come at their time, also between two callbacks of one
 from __future__ import annotations
 
 import asyncio
-import heapq
 from asyncio import events
 from collections.abc import Callable
+from heapq import heappop, heappush
 from itertools import count
 from typing import Any, Final
 
@@ -17,7 +17,9 @@ from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND, Clock
 
 _STEP_NS: Final = 2_000
+_STEP_BITS: Final = _STEP_NS.bit_length()
 """What a callback takes, at most, in simulated time."""
+_NEVER_NS: Final = 1 << 63
 
 
 class Stuck(Exception):
@@ -78,7 +80,7 @@ class Loop(asyncio.BaseEventLoop):
 
     def happens(self, after_ns: int, event: Callable[[], object]) -> None:
         """Have an event of the world happen, as if in another thread."""
-        heapq.heappush(self._world, (self.clock.ns + max(after_ns, 0), next(self._count), event))
+        heappush(self._world, (self.clock.ns + (max(0, after_ns)), next(self._count), event))
 
     def readable(self, descriptor: object, read: Callable[[], object]) -> None:
         """An event of the world has made a descriptor readable: `read` is called in the next turn, once."""
@@ -103,22 +105,30 @@ class Loop(asyncio.BaseEventLoop):
         return True
 
     def _let_happen(self) -> None:
-        while self._world and self._world[0][0] <= self.clock.ns:
-            heapq.heappop(self._world)[2]()
+        world, clock = self._world, self.clock
+        while world and world[0][0] <= clock.ns:
+            heappop(world)[2]()
 
     # ---- turns -----------------------------------------------------------------------------------------------------
 
     def _run_once(self) -> None:
-        self._wait()
-        turn = [*self._ready, *self._arrived()]
+        clock, world, bits = self.clock, self._world, self.chance.time.getrandbits
+        if (world and world[0][0] <= clock.ns) or not self._ready:
+            self._wait()
+        turn = [*self._ready]
         self._ready.clear()
+        if self._readable or self._scheduled:
+            turn += self._arrived()
         if len(turn) > 1:
             self.chance.order.arrange(turn, _owner)
         for handle in turn:
             if not handle._cancelled and self.may_run(handle):
                 handle._run()
-            self.clock.ns += self.chance.time.randrange(_STEP_NS)
-            if self._world and self._world[0][0] <= self.clock.ns:
+            # As `randrange`, which takes longer than most callbacks.
+            while (step := bits(_STEP_BITS)) >= _STEP_NS:
+                pass
+            clock.ns += step
+            if world and world[0][0] <= clock.ns:
                 self._let_happen()
         self.steps += len(turn)
         if self.steps > self.most_steps:
@@ -126,22 +136,25 @@ class Loop(asyncio.BaseEventLoop):
 
     def _wait(self) -> None:
         """Let time pass until there is something to do."""
+        world, scheduled, clock = self._world, self._scheduled, self.clock
         self._let_happen()
         while not (self._ready or self._readable or self._stopping or self._is_due()):
-            moments = [self._world[0][0]] if self._world else []
-            if self._scheduled:
-                moments.append(_ns(self._scheduled[0]._when))
-            if not moments:
+            if not world and not scheduled:
                 raise Stuck("nothing is left to happen")
-            self.clock.ns = max(self.clock.ns, min(moments))
+            then = world[0][0] if world else _NEVER_NS
+            if scheduled:
+                then = min(then, int(scheduled[0]._when * SECOND))
+            clock.ns = max(clock.ns, then)
             self._let_happen()
 
     def _arrived(self) -> list[Any]:
         """Descriptors that are readable and timers that are due: no order is promised among these."""
-        arrived: list[Any] = [events.Handle(read, (), self) for read in self._readable.values()]
-        self._readable.clear()
+        arrived: list[Any] = []
+        if self._readable:
+            arrived += [events.Handle(read, (), self) for read in self._readable.values()]
+            self._readable.clear()
         while self._is_due():
-            handle = heapq.heappop(self._scheduled)
+            handle = heappop(self._scheduled)
             handle._scheduled = False
             arrived.append(handle)
         if len(arrived) > 1:
@@ -149,9 +162,10 @@ class Loop(asyncio.BaseEventLoop):
         return arrived
 
     def _is_due(self) -> bool:
-        while self._scheduled and self._scheduled[0]._cancelled:
-            heapq.heappop(self._scheduled)._scheduled = False
-        return bool(self._scheduled) and _ns(self._scheduled[0]._when) <= self.clock.ns
+        scheduled = self._scheduled
+        while scheduled and scheduled[0]._cancelled:
+            heappop(scheduled)._scheduled = False
+        return bool(scheduled) and int(scheduled[0]._when * SECOND) <= self.clock.ns
 
     def _timer_handle_cancelled(self, handle: Any) -> None:
         """Cancelled timers are dropped when they come up."""
@@ -202,10 +216,6 @@ def _same(inner: Any) -> Any:
 
     inner.add_done_callback(end)
     return outer
-
-
-def _ns(seconds: float) -> int:
-    return int(seconds * SECOND)
 
 
 def _owner(handle: Any) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,8 +15,11 @@ from hsmcore.audit import open_log, recover, sealer
 from hsmcore.base import files, ownership
 from hsmcore.failover.bindings import KeyBindings
 from hsmcore.manager.policy.guard import Permit
+from hsmcore.recovery import restore
 from hsmcore.recovery.marks import LogStanding, Marks
-from hsmcore.state import register, sqlite
+from hsmcore.recovery.witness import Witness
+from hsmcore.state import database, register, sqlite
+from hsmcore.state.schema import MIGRATIONS
 
 
 def _released_early() -> None:
@@ -106,6 +110,56 @@ def _lines_unsynced() -> None:
     os.fdatasync = lambda _descriptor: None
 
 
+def _migrated_in_pieces() -> None:
+    """A migration's tables are durable before it is noted that it is done."""
+    migrate, insert = sqlite.migrate, database.insert
+    drivers: list[Any] = []
+
+    def committed(table: Any) -> Any:
+        drivers[0].commit()
+        drivers[0].execute("BEGIN IMMEDIATE")
+        return insert(table)
+
+    def in_pieces(connection: Any, shown: str, schema: str | None = None) -> None:
+        drivers[:] = [connection.connection.driver_connection]
+        migrate(connection, shown, schema)
+
+    sqlite.migrate, database.insert = in_pieces, committed  # type: ignore[attr-defined]
+
+
+def _positions_dropped() -> None:
+    """A migration begins what is bound anew."""
+    anew = replace(
+        MIGRATIONS[-1], statements=(*MIGRATIONS[-1].statements, "DELETE FROM bound", "DELETE FROM watermark")
+    )
+    database.MIGRATIONS = (*MIGRATIONS[:-1], anew)  # type: ignore[attr-defined]
+
+
+def _not_put_back() -> None:
+    """A reconciliation puts back no position: the next start sees that."""
+
+    async def put_back(_self: Witness, *_arguments: Any) -> Any:
+        return 0, [], {}
+
+    Witness.put_back = put_back  # type: ignore[method-assign]
+
+
+def _restored_unmarked() -> None:
+    """A restored store goes on without a reconciliation: it does not say that it was restored, and no marks tell."""
+    restore.set_restored = lambda _connection, _why: None
+    _trusts_older()
+
+
+RESTORES_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
+    "not-put-back": (_not_put_back, "starts"),
+    "restored-unmarked": (_restored_unmarked, "noticed"),
+}
+"""For `--world restores`."""
+UPGRADES_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
+    "migrated-in-pieces": (_migrated_in_pieces, "starts"),
+    "positions-dropped": (_positions_dropped, "one_digest"),
+}
+"""For `--world upgrades`."""
 MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "released-early": (_released_early, "recorded"),
     "positions-after": (_bound_after, "one_digest"),

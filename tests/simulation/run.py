@@ -6,12 +6,13 @@ import argparse
 import gc
 import sys
 import time
+from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
-from tests.simulation.disk_script import DiskScript, disk_script
+from tests.simulation.disk_script import DiskScript, disk_script, restores_script, upgrades_script
 from tests.simulation.disk_world import DiskWorld
 from tests.simulation.fleet import Fleet
 from tests.simulation.fleet_script import FleetScript, fleet_script
@@ -23,6 +24,7 @@ from tests.simulation.levels import LevelsWorld
 from tests.simulation.levels_script import Week, levels_script
 from tests.simulation.mutants import MUTANTS as HOST_MUTANTS
 from tests.simulation.mutants_disk import MUTANTS as DISK_MUTANTS
+from tests.simulation.mutants_disk import RESTORES_MUTANTS, UPGRADES_MUTANTS
 from tests.simulation.mutants_fleet import FLEET_MUTANTS
 from tests.simulation.mutants_gateway import MUTANTS as GATEWAY_MUTANTS
 from tests.simulation.mutants_levels import MUTANTS as LEVELS_MUTANTS
@@ -30,12 +32,19 @@ from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
-MUTANTS: Final = HOST_MUTANTS | LEVELS_MUTANTS | FLEET_MUTANTS | DISK_MUTANTS | GATEWAY_MUTANTS
+MUTANTS: Final = dict(
+    ChainMap(
+        *(HOST_MUTANTS, LEVELS_MUTANTS, FLEET_MUTANTS, GATEWAY_MUTANTS),
+        *(DISK_MUTANTS, UPGRADES_MUTANTS, RESTORES_MUTANTS),
+    )
+)
 WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "host": host_script,
     "levels": levels_script,
     "fleet": fleet_script,
     "disk": disk_script,
+    "upgrades": upgrades_script,
+    "restores": restores_script,
     "gateway": gateway_script,
     "operator": operator_script,
     "found": FOUND.__getitem__,

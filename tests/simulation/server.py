@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, create_engine, event
@@ -101,12 +101,15 @@ class _Memory:
     """The rows, for one world after the other. To compile statements is most of a process's first world."""
 
     def __init__(self) -> None:
-        self.raw = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        # No file: nothing of it is on a simulated disk.
+        self.raw = sqlite3.connect(
+            ":memory:", isolation_level=None, check_same_thread=False, factory=sqlite3.Connection
+        )
         self.raw.create_function("hsmcore_now", 0, lambda: servers[0].wall_ns)
         self._engine = create_engine("sqlite://", creator=lambda: self.raw, poolclass=StaticPool)
         event.listen(self._engine, "before_execute", self._look)
         event.listen(self._engine, "before_cursor_execute", self._note, retval=True)
-        event.listen(self._engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        event.listen(self._engine, "begin", lambda _connection: self.raw.execute("BEGIN"))
         self.connection = self._engine.connect()
         self._locks: Callable[[bool], object] | None = None
         self._writes: list[tuple[str, Any, bool]] = []
@@ -173,6 +176,7 @@ def memory() -> _Memory:
     return _made[0]
 
 
+@lru_cache(256)
 def lock_of(statement: Any) -> bool | None:
     """Whether a statement shares the row of the epoch (True), has it alone (False), or leaves it (None)."""
     if isinstance(statement, UpdateBase):
@@ -272,6 +276,8 @@ class Server:
             self._step(session, job, Refused("canceling statement due to lock timeout"))
 
     def _waits_for(self, session: Session, lock: _Lock) -> bool:
+        if not lock.queue:
+            return False
         found = any(one is session for one, _ in lock.queue)
         lock.queue = deque(one for one in lock.queue if one[0] is not session)
         return found

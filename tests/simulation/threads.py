@@ -6,9 +6,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -22,15 +21,17 @@ worlds: list[Loop] = []
 """The loop of the world that runs; empty while none does: then calls run at once."""
 
 
-@contextmanager
-def no_loop() -> Iterator[None]:
+class no_loop:  # noqa: N801  # as a function of contextlib, which takes longer
     """As in a thread: no loop runs there."""
-    loop = asyncio._get_running_loop()
-    asyncio._set_running_loop(None)
-    try:
-        yield
-    finally:
-        asyncio._set_running_loop(loop)
+
+    __slots__ = ("_loop",)
+
+    def __enter__(self) -> None:
+        self._loop = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)
+
+    def __exit__(self, *_error: object) -> None:
+        asyncio._set_running_loop(self._loop)
 
 
 class _Answer(Future[Any]):

@@ -29,7 +29,7 @@ from hsmcore.gateway.client.outbox import RequestOutbox
 from hsmcore.gateway.client.request import ClientRequest, GatewaySession
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import CLIENT_TYPES, GATEWAY_TYPES, Splitter, Type
+from hsmcore.gateway.wire.frames import CLIENT_TYPES, GATEWAY_TYPES, Splitter, Type, WireError
 from hsmcore.tlog import batch_proof, note
 
 REMEMBERS = 100.0
@@ -591,3 +591,83 @@ def test_numbers_are_acknowledged_in_batches():
     assert outbox.floor == first
     outbox.end()
     loop.close()
+
+
+KEY = wire.Key(0, 7, True, "ed25519", "07", bytes(32), 0xFFFF)
+
+
+@pytest.fixture
+def answered() -> Iterator[Any]:
+    """What a request is settled with by an answer; `key`: what the gateway has said of the key that signs."""
+    loop = Clock()
+    channels: list = []
+    outbox = RequestOutbox(loop, 10, channels, lambda _: None)
+    outbox.credits = 10
+
+    def settle(kind: Type, value: Any, answer: bytes, key: wire.Key | None = KEY, **more: Any) -> Any:
+        session = GatewaySession(bytes(16), 0, REMEMBERS, 1000, 100)
+        session.learn(() if key is None else (key,))
+        channels[:] = [FakeChannel(SimpleNamespace(), session)]
+        request = ClientRequest(kind, value, loop.create_future(), 2000.0, **more)
+        outbox.submit(request)
+        outbox.flush()
+        [frame] = Splitter(GATEWAY_TYPES).feed(answer)
+        outbox.answered(channels[0], frame._replace(request=request.number))
+        assert (channels[0].open, outbox._out) == ({}, 0), "it is not open any more, and has given its credits back"
+        return request.future.result()
+
+    yield settle
+    outbox.end()
+    for request in channels[0].open.values():
+        assert request.future.exception() is not None, "what was not answered ends with its connection"
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+
+
+SIGN, MANY = wire.Sign("", 0, None, 0, b"m"), wire.SignMany("", 0, 0, [b"a", b"b"])
+FAILED = wire.Refusal(True, False, 0, "QUEUE_FULL", "RETRY", "full")
+
+
+def test_each_kind_of_answer_settles_its_request_with_what_it_says(answered):
+    assert answered(Type.SIGN, SIGN, signed(0, b"s" * 64, 7)) == b"s" * 64
+    assert answered(Type.SIGN, SIGN, signed(0, b"s" * 64, 7, "primary", 3), full=True) == (b"s" * 64, "primary", 3, KEY)
+    assert answered(Type.SIGN, SIGN, signed(0, b"s" * 64, 7), key=None) == b"s" * 64, "no key was asked for"
+    one, other = answered(Type.SIGN_MANY, MANY, wire.signed_many(0, 7, [b"s" * 64, FAILED]), count=2)
+    assert (one, other.status) == (b"s" * 64, "QUEUE_FULL")
+    assert answered(Type.SIGN_MANY, MANY, wire.signed_many(0, 7, [b"s", b"t"]), key=None, count=2) == [b"s", b"t"]
+    for valid in (True, False):
+        assert answered(Type.VERIFY, wire.Verify("", bytes(64), b"m"), wire.verified(0, valid)) is valid
+    assert answered(Type.MANAGE, wire.Manage("export", "07"), wire.done(0, "text")) == "text"
+    asked, key = batched.SignBatched("", 0, b"m"), KEY._replace(kinds=KINDS)
+    with pytest.raises(HsmError, match="proof"):
+        answered(Type.SIGN_BATCHED, asked, placed(0, None, "07", batches.PUBLIC, b"no proof"), key=key)
+
+
+def test_a_request_that_its_caller_leaves_is_cancelled_at_the_gateway(world):
+    world.begin("ed25519", 100)
+    for _ in range(2):
+        world.ask(500, kind=Type.SIGN)
+    [channel], [(_, left), (_, stays)] = world.channels, world.asked
+    left.future.cancel()
+    world.outbox.withdraw(left)
+    world.turn()
+    assert [frame.request for frame in channel.out if frame.type is Type.CANCEL] == [left.number]
+    assert stays.number in channel.open
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "answer", "count"),
+    [
+        (Type.SIGN, SIGN, signed(0, bytes(64), 8), 1),
+        (Type.SIGN, SIGN, signed(0, bytes(64), 0), 1),
+        (Type.SIGN_MANY, MANY, wire.signed_many(0, 8, [bytes(64)] * 2), 2),
+        (Type.SIGN_MANY, MANY, wire.signed_many(0, 7, [bytes(64)]), 2),
+        (Type.SIGN_MANY, MANY, wire.signed_many(0, 7, [bytes(64)] * 3), 2),
+        (Type.SIGN, SIGN, wire.verified(0, True), 1),
+        (Type.VERIFY, wire.Verify("", bytes(64), b"m"), wire.done(0, "yes"), 1),
+    ],
+)
+def test_an_answer_for_another_key_or_of_another_form_ends_the_connection(answered, kind, value, answer, count):
+    with pytest.raises(WireError):
+        answered(kind, value, answer, count=count)

@@ -11,6 +11,8 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import delete, func, insert, select, update
 from tests.support.forged import TABLES, UNSEALED, Forgery, Original, add_fleet, forgeries
 from tests.support.loops import one_loop
@@ -42,7 +44,7 @@ from hsmcore.state.schema import (
     SPENT,
 )
 from hsmcore.state.seal import Problems, Seal, _scopes, derive
-from hsmcore.state.sealed_rows import SEALED
+from hsmcore.state.sealed_rows import SEALED, _trimmed
 
 file_first = pytest.mark.parametrize(
     "place",
@@ -388,7 +390,7 @@ async def test_the_secret_is_long_and_stays_hidden(tmp_path):
     with pytest.raises(SecretUnavailable):
         await Store.open(tmp_path / "state.db", Secret.env("HSMCORE_NO_SUCH_VARIABLE"))
     assert not (tmp_path / "state.db").exists()
-    seal = Seal(derive(SECRET), lambda _: "", Problems())
+    seal = Seal(derive(SECRET), lambda _: "", Problems(), witnessed=False)
     assert repr(seal) == "Seal(hidden)"
     seal.wipe()
     assert seal._key == bytes(32)
@@ -498,3 +500,23 @@ def test_every_open_store_of_the_library_gets_the_secret():
                 given = ast.unparse(node.args[1]) if len(node.args) > 1 else ""
                 shows_unchecked = file == ROOT / "core/hsmcore/cli/opened.py" and not given
                 assert given.endswith("state_secret") or shows_unchecked, (file, ast.unparse(node))
+
+
+@given(st.lists(st.sampled_from([None, 0, "", "x"])))
+def test_a_null_at_the_end_of_a_row_counts_for_nothing_and_any_other_does(row):
+    """Also a row of nothing else, as SQLite takes it from another writer."""
+    trimmed = _trimmed(row)
+    assert [*trimmed, *[None] * (len(row) - len(trimmed))] == row
+    assert trimmed == () or trimmed[-1] is not None
+
+
+@one_loop
+async def test_an_empty_store_in_which_another_writer_has_left_something_is_not_sealed(tmp_path):
+    path = tmp_path / "state.db"
+    await (await Store.open(path)).close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TRIGGER t AFTER INSERT ON key_version BEGIN DELETE FROM rotation; END")
+    store = await Store.open(path, SECRET)
+    status = await store.seal_status()
+    assert (status.sealed, {*status.problems} == {*SEALED}) == (False, True)
+    await store.close()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Any, Final
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import bindparam, delete, insert, select
 
 from hsmcore._native import Digest, digest_of
 from hsmcore.audit import AuditLog
@@ -32,6 +32,11 @@ RETRY_NS: Final = SECOND
 _MOST_HEX: Final = 1024
 _DIGEST_BYTES: Final = 32
 
+# Made once: to make a statement takes longer than to do it.
+_OVER: Final = delete(BINDING).where(BINDING.c.until_ns <= bindparam("now"))
+_OF: Final = delete(BINDING).where(BINDING.c.digest.in_(bindparam("digests", expanding=True)))
+_BINDS: Final = insert(BINDING)
+
 
 @dataclass(frozen=True, slots=True)
 class BindingRow:
@@ -50,17 +55,21 @@ class StoredBindings(Tables):
         self.clock = StoreClock(store)
 
     async def keep(self, rows: list[BindingRow]) -> None:
-        """Add rows, replacing those of the same messages, and delete those whose time is over."""
-        values = [{"digest": row.digest.hex(), "public_key": row.key.hex(), "until_ns": row.until_ns} for row in rows]
+        """Add rows, replacing those of the same messages, and delete those whose time is over. Of two rows of one
+        message the later one counts."""
+        values = [
+            {"digest": row.digest.hex(), "public_key": row.key.hex(), "until_ns": row.until_ns}
+            for row in {row.digest: row for row in rows}.values()
+        ]
         now = await self.clock.follow()
 
         def work(connection: Any) -> None:
-            connection.execute(delete(BINDING).where(BINDING.c.until_ns <= now))
+            connection.execute(_OVER, {"now": now})
             digests = [value["digest"] for value in values]
             for at in range(0, len(digests), 500):  # a statement of SQLite takes a limited number of values
-                connection.execute(delete(BINDING).where(BINDING.c.digest.in_(digests[at : at + 500])))
+                connection.execute(_OF, {"digests": digests[at : at + 500]})
             if values:
-                connection.execute(insert(BINDING), values)
+                connection.execute(_BINDS, values)
 
         await self._store.run(work)
 

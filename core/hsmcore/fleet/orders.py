@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import orjson
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from hsmcore.state.desired import withdraw
 from hsmcore.state.mark import MOST_POSITION
@@ -23,6 +23,10 @@ from hsmcore.state.schema import DESIRED_STATE
 Verb = Literal["claim", "release", "drain"]
 MOST_DOMAINS: Final = 1024
 _REASON: Final = 512
+
+
+# Made once: each host asks each second, and to make a statement takes longer than to do it.
+_NAMED: Final = select(DESIRED_STATE).where(DESIRED_STATE.c.name.in_([bindparam(verb) for verb in get_args(Verb)]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +52,9 @@ def order_value(at_least: Mapping[str, int] | None = None, *, force: bool = Fals
 
 def orders(connection: Connection, host: str) -> dict[Verb, Order]:
     """Return what is asked of a host. An order that none of ours has written is none: it is passed over."""
-    names: dict[str, Verb] = {order_name(verb, host): verb for verb in ("claim", "release", "drain")}
+    names: dict[str, Verb] = {order_name(verb, host): verb for verb in get_args(Verb)}
     found: dict[Verb, Order] = {}
-    for row in connection.execute(select(DESIRED_STATE).where(DESIRED_STATE.c.name.in_(names))):
+    for row in connection.execute(_NAMED, {verb: name for name, verb in names.items()}):
         verb, reason = names[row.name], str(row.reason)[:_REASON]
         if verb != "claim":
             found[verb] = Order(verb, reason)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, bindparam, delete, select
 
 from hsmcore.state.schema import DESIRED_STATE as DESIRED
 from hsmcore.state.schema import SNAPSHOT, replace_row
@@ -33,6 +33,11 @@ _AHEAD_NS: Final = 3_600_000_000_000
 """Another host's clock may be ahead; a report from later than that is of a clock that was wrong."""
 STALE_SECONDS: Final = 15.0
 """A key manager whose report is older is not running any more."""
+# Made once: to make a statement takes longer than to do it.
+_WISHES: Final = select(DESIRED)
+_WITHIN: Final = SNAPSHOT.c.written_ns.between(bindparam("since"), bindparam("until"))
+_FORGETS: Final = delete(SNAPSHOT).where(SNAPSHOT.c.name.contains(":") & ~_WITHIN)
+"""A key manager that was killed leaves its row: `own_report`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,7 @@ class Desired(Tables):
 
     async def all(self) -> dict[str, Wish]:
         """Return every wish by name."""
-        return {row["name"]: Wish(row["value"], row["reason"]) for row in await self._store.rows(select(DESIRED))}
+        return {row["name"]: Wish(row["value"], row["reason"]) for row in await self._store.rows(_WISHES)}
 
     async def report(self, name: str, value: dict[str, Any] | None) -> None:
         """Write a key manager's report of its state; None: it has ended."""
@@ -72,10 +77,7 @@ class Desired(Tables):
 
         def work(connection: Connection) -> None:
             replace_row(connection, SNAPSHOT, name, **row)
-            # A key manager that was killed leaves its row: `own_report`.
-            foreign = ~SNAPSHOT.c.written_ns.between(now - _FORGET_NS, now + _FORGET_NS)
-            old = SNAPSHOT.c.name.contains(":") & foreign
-            connection.execute(delete(SNAPSHOT).where(old))
+            connection.execute(_FORGETS, {"since": now - _FORGET_NS, "until": now + _FORGET_NS})
 
         await self._store.run(work)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -18,11 +19,14 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Connection,
+    Delete,
+    Insert,
     Integer,
     MetaData,
     Table,
     Text,
     and_,
+    bindparam,
     delete,
     func,
     insert,
@@ -328,9 +332,16 @@ def insert_row(connection: Connection, table: Table, **values: Any) -> int:
 
 def replace_row(connection: Connection, table: Table, name: str, **values: Any) -> None:
     """Replace the row of that name; without values, delete it."""
-    connection.execute(delete(table).where(table.c.name == name))
+    removes, adds = _replaced(table)
+    connection.execute(removes, {"name": name})
     if values:
-        connection.execute(insert(table).values(name=name, **values))
+        connection.execute(adds, {"name": name, **values})
+
+
+@cache
+def _replaced(table: Table) -> tuple[Delete, Insert]:
+    """Made once for a table: to make a statement takes longer than to do it."""
+    return delete(table).where(table.c.name == bindparam("name")), insert(table)
 
 
 def is_old(

@@ -99,7 +99,7 @@ class Seal:
     writer, such as a trigger, which could change rows while they are sealed. `problems`: where they are noted.
     `witnessed`: whether a loss of the latest rows is answered by a fleet's hosts."""
 
-    def __init__(self, key: bytearray, foreign: Foreign, problems: Problems, *, witnessed: bool = False) -> None:
+    def __init__(self, key: bytearray, foreign: Foreign, problems: Problems, *, witnessed: bool) -> None:
         self._key, self.foreign, self._witnessed = key, foreign, witnessed
         self.note = problems.note
         self._noted = problems

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import sqlite3
 import time
 import zlib
@@ -205,7 +206,8 @@ def install(copy: Path, path: Path, *, replace: bool) -> Path | None:
             if not replace:
                 raise StoreError(f"state store {path}: there is one", hint="It is kept beside the other: --replace.")
             _require_unused(real)
-            aside = real.with_name(f"{real.name}.before-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}")
+            moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+            aside = real.with_name(f"{real.name}.before-{moment}-{secrets.token_hex(3)}")
             os.link(real, aside)
         for end in ("-wal", "-shm"):  # of a store that no process could close: they would be taken for the copy's
             with suppress(FileNotFoundError):

@@ -64,12 +64,12 @@ def inclusion_proof(layout: Layout, seq: int) -> bytes:
 def check_inclusion(proof: bytes, keys: Sequence[VerifierKey], line: bytes | None = None) -> Proven:
     """Verify a tlog-proof whose checkpoint is signed by one of `keys`. `line`: the record, if the proof does not carry
     it. Raises ProofError."""
-    head, separator, note = proof.partition(b"\n\n")
+    head, _, note = proof.partition(b"\n\n")
     try:
         lines = head.decode("ascii").split("\n")
         checkpoint = Checkpoint.parse(note)
         signers = Note.parse(note).signers(keys)
-        if not separator or lines.pop(0) != _HEADER:
+        if lines.pop(0) != _HEADER:
             raise ProofError("not a tlog-proof")
         if lines and lines[0].startswith("extra "):
             carried = base64.b64decode(lines.pop(0).removeprefix("extra "), validate=True)

@@ -174,7 +174,7 @@ def _either(ctx: Context) -> drills.Sign:
 
 
 async def _backup_of_new(ctx: Context) -> Statement | None:
-    if not ctx.rules.backup_enabled or not ctx.new.public_key:
+    if not ctx.rules.backup_enabled:
         return None
     try:
         data = await _place(ctx).read(name_for(ctx.new.label, ctx.new.key_id))

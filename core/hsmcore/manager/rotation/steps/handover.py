@@ -143,7 +143,7 @@ async def _unknown(ctx: Context, why: str) -> Pending:
     """Wait; log and note it once."""
     steps = await ctx.rotations.steps(ctx.rotation.id, ["handover"])
     details = {"waitsFor": "the chain to obey one key", "why": why}
-    if steps[-1]["outcome"] != "waiting" or steps[-1]["details"] != details:
+    if steps[-1]["details"] != details:
         get_logger().error("a rotation waits for its chain", rotation=ctx.rotation.id, reason=why, hint=UNKNOWN_HINT)
     await ctx.announce(
         "failure",
