@@ -62,8 +62,8 @@ static bool is_printable(const uint8_t *text, size_t size) {
     return true;
 }
 
-/* What ends a message of version 0: length, text. A text of format 0 is ASCII; with 0 and 1 the whole is what a hardware
- * wallet takes. */
+/* What ends a message of version 0: length, text. A text of format 0 is ASCII; with 0 and 1 the whole is what a
+ * hardware wallet takes. */
 static bool is_off_chain_text(struct hsm_reader body, uint8_t format, size_t size) {
     const uint8_t *length = hsm_take(&body, 2);
     if (length == NULL || format > 2 || body.left == 0 || body.left != (length[0] | (size_t)length[1] << 8) ||
@@ -148,9 +148,9 @@ static bool take_line(struct hsm_reader *rest, const char *characters, size_t le
     return hsm_take(rest, length + 1) != NULL;
 }
 
-/* Over which texts C2SP's verifiers take a signature for a checkpoint or a cosignature, by the first lines: origin, size
- * and root, whatever follows. RAW: not over this one. Text begins with no control character, so as a transaction it
- * would have 32 signatures or more, for which no packet has room. */
+/* Over which texts C2SP's verifiers take a signature for a checkpoint or a cosignature, by the first lines: origin,
+ * size and root, whatever follows. RAW: not over this one. Text begins with no control character, so as a
+ * transaction it would have 32 signatures or more, for which no packet has room. */
 static hsm_payload note_of(const uint8_t *message, size_t size) {
     struct hsm_reader rest = {message, size};
     if (!take_line(&rest, NULL, 1) || !take_line(&rest, DIGITS, 1) || !take_line(&rest, BASE64, DIGEST_BASE64)) {
