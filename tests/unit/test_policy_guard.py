@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import pytest
+from solders.instruction import AccountMeta, Instruction
+from solders.system_program import TransferParams, transfer
+from spl.token.constants import TOKEN_PROGRAM_ID
 from tests.support.loops import one_loop
+from tests.support.policed import key, made
 
 import hsmcore
 from hsmcore.config.policy import Policy
 from hsmcore.errors import BadArgument, DeadlineExceeded, DoubleSign, PolicyRefused, QueueFull
+from hsmcore.manager.policy import callers
 from hsmcore.manager.policy import guard as module
 from hsmcore.manager.policy.callers import Callers
 from hsmcore.manager.policy.guard import Guard
@@ -114,3 +119,117 @@ async def test_refusals_of_the_store_are_counted_by_their_kind(clock, error, cou
     with pytest.raises(type(error)):
         await own.require(object(), 1.0)
     assert own.refused == counted
+
+
+# ---- what leaves owned accounts --------------------------------------------------------------------------------------
+
+OWN, ACCOUNT, FRIEND, STRANGER = (key(number) for number in (1, 2, 3, 4))
+
+
+def pays(amount, source=OWN, more=(), account=0):
+    """A transaction by which `amount` leaves a wallet, and what `more` and `account` say beside."""
+    moves = [transfer(TransferParams(from_pubkey=source, to_pubkey=FRIEND, lamports=n)) for n in (amount, *more)]
+    if account:
+        metas = [AccountMeta(at, at == OWN, True) for at in (ACCOUNT, FRIEND, OWN)]
+        moves.append(Instruction(TOKEN_PROGRAM_ID, b"\3" + account.to_bytes(8, "little"), metas))
+    return made(source, moves)
+
+
+def owning(amounts=None, **policy):
+    amounts = {OWN: 100} if amounts is None else amounts
+    owned = {str(address): {"perMinute": amount} for address, amount in amounts.items()}
+    rules = {"programs": {"System": ["Transfer"], "Token": ["Transfer"]}, "owned": owned}
+    return guard(**{"kinds": ["tx-v0"], "transactions": rules, **policy})
+
+
+@pytest.fixture
+def minutes(monkeypatch):
+    """Nanoseconds of the clock of rates, which stands still."""
+    now = [10**18]
+    monkeypatch.setattr(callers, "monotonic_ns", lambda: now[0])
+    return now
+
+
+def test_each_message_is_counted_once_in_a_minute(minutes):
+    own = owning()
+    for _ in range(5):  # retries, and answers of the cache
+        assert own.judge(pays(60), None, None).message == pays(60)
+    with pytest.raises(QueueFull, match=f"{OWN}.*owned lets leave") as caught:
+        own.judge(pays(50), None, None)
+    assert (caught.value.retryable, caught.value.retry_after_ms) == (True, 6_000)
+    own.judge(pays(40), None, None)
+    assert own.refused == {"limit": 1}
+    minutes[0] += 59_999_999_999
+    own.judge(pays(60), None, None)  # still known, so that the minute of others is whole
+    own.judge(pays(99), None, None)
+    minutes[0] += 1
+    with pytest.raises(QueueFull):
+        own.judge(pays(60), None, None)
+
+
+def test_a_minute_comes_back_bit_by_bit(minutes):
+    own = owning()
+    own.judge(pays(100), None, None)
+    for n in range(1, 4):
+        with pytest.raises(QueueFull) as caught:
+            own.judge(pays(25, more=[0] * n), None, None)
+        assert caught.value.retry_after_ms == 15_000
+        minutes[0] += 15_000_000_000
+        own.judge(pays(25, more=[0] * n), None, None)
+
+
+def test_more_than_a_minute_s_is_refused_for_good(minutes):
+    own = owning()
+    for message in (pays(101), pays(60, more=[41])):
+        with pytest.raises(PolicyRefused, match=f"101 would leave {OWN}, and owned lets 100 leave it in a minute"):
+            own.judge(message, None, None)
+    own.judge(pays(100), None, None)
+    assert own.refused == {"tx-v0": 2}
+
+
+@pytest.mark.parametrize(("lamports", "tokens"), [(100, 1), (1, 100)])
+def test_all_of_a_transaction_counts_or_nothing(minutes, lamports, tokens):
+    own = owning({OWN: 100, ACCOUNT: 100})
+    own.judge(pays(0, account=50), None, None)
+    own.judge(pays(50), None, None)
+    with pytest.raises(QueueFull):
+        own.judge(pays(lamports, account=tokens), None, None)
+    own.judge(pays(50, more=[0], account=50), None, None)
+
+
+def test_strangers_use_up_nothing(minutes):
+    own = owning()
+    for n in range(9):
+        assert own.passes(pays(10**9 + n, STRANGER), None)
+    own.judge(pays(100), None, None)
+
+
+def test_callers_share_the_minute(minutes):
+    own = owning(callers={"a": {}, "b": {}})
+    with hsmcore.caller("a"):
+        own.judge(pays(60), None, None)
+    with hsmcore.caller("b"):
+        own.judge(pays(60), None, None)  # the same message
+        with pytest.raises(QueueFull):
+            own.judge(pays(60, more=[0]), None, None)
+    with pytest.raises(PolicyRefused, match="does not say who"):
+        own.judge(pays(40), None, None)
+    with hsmcore.caller("b"):
+        own.judge(pays(39), None, None)
+
+
+def test_what_is_remembered_of_messages_is_bounded(minutes, monkeypatch):
+    monkeypatch.setattr(callers, "_MOST_COUNTED", 2)
+    own = owning()
+    for amount in (50, 10, 20):
+        own.judge(pays(amount), None, None)
+    own.judge(pays(10), None, None)
+    with pytest.raises(QueueFull):
+        own.judge(pays(50), None, None)  # forgotten, so counted again
+
+
+def test_only_the_fast_way_s_messages_leave_owned_accounts_alone(minutes):
+    own = owning()
+    assert not own.passes(pays(1), None)
+    assert own.passes(pays(0), None)
+    assert own.passes(made(OWN, []), None)  # the fee is no amount

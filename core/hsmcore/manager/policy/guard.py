@@ -23,9 +23,10 @@ from hsmcore.errors import (
     HsmError,
     InvalidMessageType,
     PolicyRefused,
+    QueueFull,
 )
 from hsmcore.errors.batch import each, of_batch
-from hsmcore.manager.policy.callers import CallerAccount, Callers
+from hsmcore.manager.policy.callers import CallerAccount, Callers, Outflow
 from hsmcore.manager.policy.wants import Fence, NotNext, PayloadPlace
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def gate_of(policy: Policy, formats: Sequence[PayloadFormat] = ()) -> Gate:
         programs=None if rules.programs is None else whole,
         instructions=[(program, name) for program, allowed in listed if isinstance(allowed, tuple) for name in allowed],
         recipients=None if rules.recipients is None else [from_base58(address) for address in rules.recipients],
+        owned=[from_base58(address) for address in rules.owned or ()],
         max_fee=rules.max_fee_lamports or 0,
         role=rules.role,
         callers=policy.callers is not None,
@@ -119,9 +121,11 @@ class Guard:
         self.passes = self.gate.passes
         """Whether a message may be signed without `admit`: the fast way."""
         self._callers = None if policy.callers is None else Callers(policy.callers)
+        owned = (policy.transactions and policy.transactions.owned) or {}
+        self._outflow = Outflow({address: rules.per_minute for address, rules in owned.items()})
         self.refused: Counter[str] = Counter()
         """Count of refusals by kind of payload; "double-sign" for another payload at a bound position, "state" for what
-        else the state store said, "limit" for what a caller's limits did not let pass."""
+        else the state store said, "limit" for what the limits of a caller or an owned account did not let pass."""
 
     @classmethod
     async def open(
@@ -165,7 +169,7 @@ class Guard:
         return permit
 
     def judge(self, message: Any, kind: str | None, position: int | None) -> Permit:
-        """As `admit`, for a message that `counted` counts."""
+        """As `admit`, for a message that `counted` counts. What leaves owned accounts is counted here."""
         data = _frozen(message)
         look = self.gate.look(data, kind, self._signers())
         return self._permit(data, look, position, look.kind)
@@ -211,12 +215,16 @@ class Guard:
         return place, await self.require(place, timeout)
 
     def _permit(self, message: bytes, look: Look, position: int | None, kind: str | None) -> Permit:
-        """Let through what was looked at, or count a refusal. `kind`: as CallerAccount.refusal."""
+        """Let through what was looked at, and count what leaves owned accounts, or a refusal. `kind`: as
+        CallerAccount.refusal."""
         try:
             place = place_of(self._policy, look, message, position)
-            return Permit(self, message, look.kind, place, self._account(kind))
-        except PolicyRefused:
-            self.refused[look.kind] += 1
+            account = self._account(kind)
+            if look.moves:
+                self._outflow.count(message, look.moves)
+            return Permit(self, message, look.kind, place, account)
+        except (PolicyRefused, QueueFull) as error:
+            self.refused[look.kind if isinstance(error, PolicyRefused) else "limit"] += 1
             raise
 
     def _account(self, kind: str | None) -> CallerAccount | None:
