@@ -122,10 +122,10 @@ typedef struct hsm_judgement {
     /* Lamports, at most: 5,000 for each signature, also for those that a program verifies, the price of the compute
      * units that are asked for, and version 1's fee. A sum that does not fit is 2^64-1. */
     uint64_t fee;
-    /* Where nothing is refused, what leaves each of `owned`: lamports, of a token account the smallest units of its
-     * tokens. A sum that does not fit is 2^64-1. */
+    bool moves; /* an instruction says what leaves one of `owned` */
+    /* Where nothing is refused, what leaves each of `owned`, as many as there are: lamports, or of a token account the
+     * smallest units of its tokens. A sum that does not fit is 2^64-1. */
     uint64_t leaves[HSM_MOST_OWNED];
-    bool moves; /* an instruction says what leaves one of them */
 } hsm_judgement;
 
 /* The first rule that refuses a transaction. What a program does that is called by a program is not seen. */
