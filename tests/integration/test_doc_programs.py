@@ -35,7 +35,7 @@ ELSEWHERE = {
 }
 HERE = {
     "README.md": 1,
-    "docs/BATCHING.md": 1,
+    "docs/BATCHING.md": 2,
     "docs/CLIENT.md": 1,
     "docs/CONSOLE.md": 1,
     "docs/EMBEDDING.md": 5,
@@ -146,8 +146,12 @@ def test_logging(number, state):
 async def test_batching_and_policy(fresh_token, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     policy = {"kinds": ["batch-root"], "domain": "my-rollup"}
-    async with opened(fresh_token().config(stateFile=str(tmp_path / "a.db"), policy=policy)) as km:
-        await run(block("docs/BATCHING.md", "python"), km=km, hsmcore=hsmcore, Path=Path, message=b"a message")
+    rules = {"stateFile": str(tmp_path / "a.db"), "batching": {"keepLeaves": str(tmp_path / "leaves")}}
+    async with opened(fresh_token().config(policy=policy, **rules)) as km:
+        given = {"km": km, "hsmcore": hsmcore, "Path": Path, "message": b"a message"}
+        signed = (await run(block("docs/BATCHING.md", "python"), **given))["signed"]
+        again = await run(block("docs/BATCHING.md", "python", 2), km=km, index=signed.index)
+        assert again["proof"] == signed.proof
     policy = {"kinds": ["block"], "domain": "my-rollup", "callers": {"block-producer": {"kinds": ["block"]}}}
     async with opened(fresh_token().config(stateFile=str(tmp_path / "b.db"), policy=policy)) as km:
         await run(block("docs/POLICY.md", "python"), km=km, hsmcore=hsmcore, position=1, digest=bytes(32))

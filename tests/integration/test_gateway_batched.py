@@ -114,7 +114,7 @@ async def test_a_connection_that_ends_withdraws_no_message(world, tmp_path):
 
 
 @one_loop
-async def test_what_a_client_may_not_have_signed_is_in_no_batch(world, tmp_path):
+async def test_what_a_client_may_not_have_signed_is_in_no_batch(world, fresh_token, tmp_path):
     kinds = ["block", "batch-root"]
     clients = {"app": {**APP, "kinds": ["block"], "batch": True, "perSecond": 8, "inFlight": 4}}
     log = tmp_path / "audit.jsonl"
@@ -143,7 +143,8 @@ async def test_what_a_client_may_not_have_signed_is_in_no_batch(world, tmp_path)
         assert not any(key.batches for key in peer.welcome.keys)
         found = await peer.refused(one_of(1, b"m"))
         assert (found.status, '"batch": true' in found.text) == ("POLICY_REFUSED", True)
-    async with site(policed(world, tmp_path, ["raw"]), tmp_path) as gate, gate.peer() as peer:
+    other = fresh_token()  # the key of before has bound blocks
+    async with site(policed(other, tmp_path, ["raw"]), tmp_path) as gate, gate.peer() as peer:
         assert not any(key.batches for key in peer.welcome.keys)
         assert (await peer.refused(one_of(1, b"m"))).status == "BAD_ARGUMENT"
         await peer.signed(sign(2, b"m"))  # on the same connection

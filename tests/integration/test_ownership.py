@@ -123,6 +123,7 @@ USES: dict[str, list[str] | str] = {
     "audit ship": [],
     "audit show": [],
     "audit verify": [],
+    "batch proof": ["0"],
     "backup list": [],
     "backup recovery-key": "makes the file that --output names",
     "backup restore": ["none"],

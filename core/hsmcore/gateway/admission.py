@@ -68,12 +68,13 @@ class ClientKey:
 
     def require_kind(self, message: bytes, kind: str | None) -> None:
         """Raise PolicyRefused, and record it, for a message that this client may not have signed."""
-        if self.account.kinds is not None:
-            found = self.desk.look(message).kind
-            if (refusal := self._unlisted(found)) is not None:
-                if found == "digest32" and kind in ORDERED:
-                    refusal.hint = "Have hsmcore.payload of the digest signed."
-                raise refusal
+        allowed = self.account.kinds
+        if allowed is None or (found := self.desk.look(message).kind) in allowed:
+            return
+        if (refusal := self._unlisted(found)) is not None:
+            if found == "digest32" and kind in ORDERED:
+                refusal.hint = "Have hsmcore.payload of the digest signed."
+            raise refusal
 
     def require_listed(self, kind: str) -> None:
         """Raise PolicyRefused, and record it, for a kind that this client may not have signed."""
@@ -105,9 +106,9 @@ class ClientKey:
         return found
 
     def _judged(self, message: bytes, kind: str | None) -> HsmError | None:
-        look = self.desk.look(message, kind)
-        if (refusal := self._unlisted(look.kind)) is not None:
-            return refusal
+        look, allowed = self.desk.look(message, kind), self.account.kinds
+        if allowed is not None and look.kind not in allowed:
+            return self._unlisted(look.kind)
         if kind is not None and look.kind != kind:
             self.refused(f"kind {look.kind} claimed as {kind}", "sign")
             return PolicyRefused(look.refusal or "")

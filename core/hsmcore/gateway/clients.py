@@ -87,7 +87,7 @@ class OpenWork(Flow[Any], CallerAccount):
             first.go_on()  # and its release plans the next turn
 
     def end(self, count: int = 1) -> None:
-        super().end(count)
+        self.open -= count
         if self.held:
             self._go_on_later()
 

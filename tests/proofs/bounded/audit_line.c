@@ -67,9 +67,10 @@ void prove_line(void) {
     for (int with = 0; with < 16; with++) {
         /* No more than is asked for: a byte too many is out of bounds. */
         size_t texts = TEXT + ((with & 1) != 0 ? TEXT : 0) + TEXT;
-        char *room = malloc(SIGN_BYTES + texts);
+        hsm_journal_chunk *room = malloc(sizeof *room + SIGN_BYTES + texts);
         __CPROVER_assume(room != NULL);
-        hsm_journal journal = {.filling = {.data = room, .lines = 1, .capacity = SIGN_BYTES + texts}};
+        *room = (hsm_journal_chunk){.capacity = SIGN_BYTES + texts};
+        hsm_journal journal = {.filling = {.first = room, .last = room, .lines = 1}};
         hsm_journal_sign sign = {
             .result = "abc",
             .error = (with & 1) != 0 ? "abc" : NULL,
@@ -80,8 +81,8 @@ void prove_line(void) {
             .cached = 0,                 /* "false" is the longer one */
         };
         (void)hsm_journal_put_sign(&journal, &sign, "abc", TEXT);
-        __CPROVER_assert(journal.filling.data == room, "there was room");
-        __CPROVER_assert(journal.filling.used <= SIGN_BYTES + texts, "the fixed part keeps its bound");
-        __CPROVER_assert(room[journal.filling.used - 1] == '\n' && journal.filling.lines == 2, "it is one line");
+        __CPROVER_assert(journal.filling.last == room, "there was room");
+        __CPROVER_assert(room->used <= SIGN_BYTES + texts, "the fixed part keeps its bound");
+        __CPROVER_assert(room->data[room->used - 1] == '\n' && journal.filling.lines == 2, "it is one line");
     }
 }
