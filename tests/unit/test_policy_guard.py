@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from solders.instruction import AccountMeta, Instruction
 from solders.system_program import TransferParams, transfer
@@ -142,6 +144,12 @@ def owning(amounts=None, **policy):
     return guard(**{"kinds": ["tx-v0"], "transactions": rules, **policy})
 
 
+def admits(own, message):
+    permit = own.judge(message, None, None)
+    asyncio.run(permit.begin(None))
+    return permit
+
+
 @pytest.fixture
 def minutes(monkeypatch):
     """Nanoseconds of the clock of rates, which stands still."""
@@ -153,79 +161,88 @@ def minutes(monkeypatch):
 def test_each_message_is_counted_once_in_a_minute(minutes):
     own = owning()
     for _ in range(5):  # retries, and answers of the cache
-        assert own.judge(pays(60), None, None).message == pays(60)
+        assert admits(own, pays(60)).message == pays(60)
     with pytest.raises(QueueFull, match=f"{OWN}.*owned lets leave") as caught:
-        own.judge(pays(50), None, None)
+        admits(own, pays(50))
     assert (caught.value.retryable, caught.value.retry_after_ms) == (True, 6_000)
-    own.judge(pays(40), None, None)
+    admits(own, pays(40))
     assert own.refused == {"limit": 1}
     minutes[0] += 59_999_999_999
-    own.judge(pays(60), None, None)  # still known, so that the minute of others is whole
-    own.judge(pays(99), None, None)
+    admits(own, pays(60))  # still known, so that the minute of others is whole
+    admits(own, pays(99))
     minutes[0] += 1
     with pytest.raises(QueueFull):
-        own.judge(pays(60), None, None)
+        admits(own, pays(60))
 
 
 def test_a_minute_comes_back_bit_by_bit(minutes):
     own = owning()
-    own.judge(pays(100), None, None)
+    admits(own, pays(100))
     for n in range(1, 4):
         with pytest.raises(QueueFull) as caught:
-            own.judge(pays(25, more=[0] * n), None, None)
+            admits(own, pays(25, more=[0] * n))
         assert caught.value.retry_after_ms == 15_000
         minutes[0] += 15_000_000_000
-        own.judge(pays(25, more=[0] * n), None, None)
+        admits(own, pays(25, more=[0] * n))
 
 
 def test_more_than_a_minute_s_is_refused_for_good(minutes):
     own = owning()
     for message in (pays(101), pays(60, more=[41])):
         with pytest.raises(PolicyRefused, match=f"101 would leave {OWN}, and owned lets 100 leave it in a minute"):
-            own.judge(message, None, None)
-    own.judge(pays(100), None, None)
+            admits(own, message)
+    admits(own, pays(100))
     assert own.refused == {"tx-v0": 2}
 
 
 @pytest.mark.parametrize(("lamports", "tokens"), [(100, 1), (1, 100)])
 def test_all_of_a_transaction_counts_or_nothing(minutes, lamports, tokens):
     own = owning({OWN: 100, ACCOUNT: 100})
-    own.judge(pays(0, account=50), None, None)
-    own.judge(pays(50), None, None)
+    admits(own, pays(0, account=50))
+    admits(own, pays(50))
     with pytest.raises(QueueFull):
-        own.judge(pays(lamports, account=tokens), None, None)
-    own.judge(pays(50, more=[0], account=50), None, None)
+        admits(own, pays(lamports, account=tokens))
+    admits(own, pays(50, more=[0], account=50))
 
 
 def test_strangers_use_up_nothing(minutes):
     own = owning()
     for n in range(9):
         assert own.passes(pays(10**9 + n, STRANGER), None)
-    own.judge(pays(100), None, None)
+    admits(own, pays(100))
 
 
 def test_callers_share_the_minute(minutes):
     own = owning(callers={"a": {}, "b": {}})
     with hsmcore.caller("a"):
-        own.judge(pays(60), None, None)
+        admits(own, pays(60))
     with hsmcore.caller("b"):
-        own.judge(pays(60), None, None)  # the same message
+        admits(own, pays(60))  # the same message
         with pytest.raises(QueueFull):
-            own.judge(pays(60, more=[0]), None, None)
+            admits(own, pays(60, more=[0]))
     with pytest.raises(PolicyRefused, match="does not say who"):
-        own.judge(pays(40), None, None)
+        admits(own, pays(40))
     with hsmcore.caller("b"):
-        own.judge(pays(39), None, None)
+        admits(own, pays(39))
+
+
+def test_a_caller_beyond_its_limits_uses_up_nothing(minutes):
+    own = owning(callers={"a": {"inFlight": 1}})
+    with hsmcore.caller("a"), own.counted([own.judge(pays(1), None, None)]):
+        for n in range(9):
+            with pytest.raises(QueueFull, match="requests open"), own.counted([own.judge(pays(90 + n), None, None)]):
+                pass
+        admits(own, pays(100))
 
 
 def test_what_is_remembered_of_messages_is_bounded(minutes, monkeypatch):
     monkeypatch.setattr(callers, "_MOST_COUNTED", 2)
     own = owning()
     for amount in (50, 10, 20):
-        own.judge(pays(amount), None, None)
-    own.judge(pays(10), None, None)
+        admits(own, pays(amount))
+    admits(own, pays(10))
     with pytest.raises(QueueFull):
-        own.judge(pays(50), None, None)  # forgotten, so counted again
+        admits(own, pays(50))  # forgotten, so counted again
 
 
 def test_only_the_fast_way_s_messages_leave_owned_accounts_alone(minutes):

@@ -77,8 +77,14 @@ class Outflow:
         self._counted: dict[bytes, int] = {}
         """SHA-256 of messages, and when they were counted, the oldest first."""
 
+    def require(self, moves: Sequence[tuple[str, int]]) -> None:
+        """Raise PolicyRefused for more than ever leaves in a minute."""
+        for address, amount in moves:
+            if amount > (most := self._rates[address].units):
+                raise PolicyRefused(f"{amount} would leave {address}, and owned lets {most} leave it in a minute")
+
     def count(self, message: bytes, moves: Sequence[tuple[str, int]]) -> None:
-        """Count what leaves by a message, all or nothing. Raises QueueFull, PolicyRefused for more than a minute's."""
+        """Count what leaves by a message, all or nothing. Raises QueueFull."""
         now = monotonic_ns()
         while (oldest := next(iter(self._counted), None)) and (
             self._counted[oldest] <= now - _MINUTE * _SECOND or len(self._counted) >= _MOST_COUNTED
@@ -87,9 +93,6 @@ class Outflow:
         digest = hashlib.sha256(message).digest()
         if digest in self._counted:
             return
-        for address, amount in moves:
-            if amount > (most := self._rates[address].units):
-                raise PolicyRefused(f"{amount} would leave {address}, and owned lets {most} leave it in a minute")
         wait, address = max((self._rates[address].wait(amount), address) for address, amount in moves)
         if wait:
             raise full(f"less than what would leave {address} is left of what owned lets leave it in a minute", wait)

@@ -169,7 +169,7 @@ class Guard:
         return permit
 
     def judge(self, message: Any, kind: str | None, position: int | None) -> Permit:
-        """As `admit`, for a message that `counted` counts. What leaves owned accounts is counted here."""
+        """As `admit`, for a message that `counted` counts."""
         data = _frozen(message)
         look = self.gate.look(data, kind, self._signers())
         return self._permit(data, look, position, look.kind)
@@ -215,16 +215,21 @@ class Guard:
         return place, await self.require(place, timeout)
 
     def _permit(self, message: bytes, look: Look, position: int | None, kind: str | None) -> Permit:
-        """Let through what was looked at, and count what leaves owned accounts, or a refusal. `kind`: as
-        CallerAccount.refusal."""
+        """Let through what was looked at, or count a refusal. `kind`: as CallerAccount.refusal."""
         try:
             place = place_of(self._policy, look, message, position)
-            account = self._account(kind)
-            if look.moves:
-                self._outflow.count(message, look.moves)
-            return Permit(self, message, look.kind, place, account)
-        except (PolicyRefused, QueueFull) as error:
-            self.refused[look.kind if isinstance(error, PolicyRefused) else "limit"] += 1
+            self._outflow.require(look.moves)
+            return Permit(self, message, look.kind, place, self._account(kind), look.moves)
+        except PolicyRefused:
+            self.refused[look.kind] += 1
+            raise
+
+    def count_moves(self, permit: Permit) -> None:
+        """Count what leaves owned accounts, once for each message. Raises QueueFull."""
+        try:
+            self._outflow.count(permit.message, permit.moves)
+        except QueueFull:
+            self.refused["limit"] += 1
             raise
 
     def _account(self, kind: str | None) -> CallerAccount | None:
@@ -270,22 +275,31 @@ class Guard:
 class Permit:
     """A request that may be signed once it is counted and `begin` has returned. Call `end` after its answer."""
 
-    __slots__ = ("_guard", "account", "kind", "message", "place")
+    __slots__ = ("_guard", "account", "kind", "message", "moves", "place")
 
     def __init__(
-        self, guard: Guard, message: bytes, kind: str, place: PayloadPlace | None, account: CallerAccount | None
+        self,
+        guard: Guard,
+        message: bytes,
+        kind: str,
+        place: PayloadPlace | None,
+        account: CallerAccount | None,
+        moves: Sequence[tuple[str, int]] = (),
     ) -> None:
-        """`account`: of its caller; None: callers have no limits, or it has ended."""
+        """`account`: of its caller; None: callers have no limits, or it has ended. `moves`: as of Look."""
+        self.moves = moves
         self._guard, self.message, self.kind, self.place, self.account = guard, message, kind, place, account
 
     @property
     def waits(self) -> bool:
-        """Whether `begin` has anything to bind."""
-        return self.place is not None
+        """Whether `begin` has anything to bind or to count."""
+        return self.place is not None or bool(self.moves)
 
     async def begin(self, timeout: float | None) -> float | None:
-        """Bind what has to be. Returns the timeout that is left. Raises DoubleSign, PolicyRefused, StoreError,
-        StoreNotGenuine, DeadlineExceeded, InvalidTimeout."""
+        """Bind what has to be, and count what leaves owned accounts. Returns the timeout that is left. Raises
+        QueueFull, DoubleSign, PolicyRefused, StoreError, StoreNotGenuine, DeadlineExceeded, InvalidTimeout."""
+        if self.moves:
+            self._guard.count_moves(self)
         return timeout if self.place is None else await self._guard.require(self.place, timeout)
 
     def extra(self) -> bytes | None:
