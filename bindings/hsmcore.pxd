@@ -380,7 +380,7 @@ cdef extern from "hsmcore/journal.h" nogil:
 
 cdef extern from "hsmcore/payload.h" nogil:
     enum:
-        HSM_ADDRESS, HSM_PROGRAMS
+        HSM_ADDRESS, HSM_PROGRAMS, HSM_MOST_OWNED
 
     ctypedef enum hsm_payload:
         HSM_PAYLOAD_RAW, HSM_PAYLOAD_DIGEST32
@@ -429,21 +429,25 @@ cdef extern from "hsmcore/payload.h" nogil:
     ctypedef struct hsm_rules:
         const uint8_t *programs
         const uint8_t *recipients
+        const uint8_t *owned
         const uint8_t *signers
-        size_t program_count, recipient_count, signer_count
+        size_t program_count, recipient_count, owned_count, signer_count
         uint64_t forms[HSM_PROGRAMS][2]
         uint64_t max_fee
         hsm_role role
 
     ctypedef enum hsm_refusal:
-        HSM_REFUSAL_NONE, HSM_REFUSAL_UNSOUND, HSM_REFUSAL_PROGRAM, HSM_REFUSAL_RECIPIENT, HSM_REFUSAL_FEE
-        HSM_REFUSAL_ROLE, HSM_REFUSAL_NAMED
+        HSM_REFUSAL_NONE, HSM_REFUSAL_UNSOUND, HSM_REFUSAL_PROGRAM, HSM_REFUSAL_RECIPIENT, HSM_REFUSAL_OWNED
+        HSM_REFUSAL_FEE, HSM_REFUSAL_ROLE, HSM_REFUSAL_NAMED
 
     ctypedef struct hsm_judgement:
         const uint8_t *address
+        const uint8_t *account
         const hsm_program *program
         const hsm_instruction_form *form
         uint64_t tag
         uint64_t fee
+        uint64_t leaves[16]
+        bint moves
 
     hsm_refusal hsm_rules_judge(const hsm_rules *rules, const hsm_transaction *transaction, hsm_judgement *judgement)

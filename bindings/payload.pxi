@@ -20,7 +20,8 @@ cdef uint32_t _LEAVES = _TRANSACTIONS | _PLAIN | 1 << <int>HSM_PAYLOAD_OFF_CHAIN
 # Positions are signed 64-bit numbers in the state store.
 cdef uint64_t _MOST_POSITION = (<uint64_t>1 << 63) - 1
 
-Look = namedtuple("Look", ("kind", "refusal", "domain", "position"), module="hsmcore._native")
+MOST_OWNED = HSM_MOST_OWNED
+Look = namedtuple("Look", ("kind", "refusal", "domain", "position", "moves"), module="hsmcore._native", defaults=((),))
 
 cdef struct _format:
     hsm_payload kind
@@ -78,16 +79,17 @@ cdef class Gate:
     cdef str _domain
     cdef _format *_formats
     cdef Py_ssize_t _format_count
+    cdef tuple _owned  # in the order of the rules
     cdef tuple _kept  # bytes that the rules and formats point into
 
     def __cinit__(self, *, kinds, str domain, formats=(), programs=None, instructions=(), recipients=None,
-                  uint64_t max_fee=0, str role="any", bint callers=False):
+                  owned=(), uint64_t max_fee=0, str role="any", bint callers=False):
         """`kinds`: names of what may be signed; "prehashed" is none of a message; None: for leaves of batches, any bytes,
         which are "raw" unless their caller says a kind. `formats`: of raw messages and digests that are ordered: (kind,
         prefix, length, offset of the position, its bytes, whether it is big-endian). `programs`: addresses of 32 bytes
         of those that may be called, whatever they are told; None: any. `instructions`: (program, name) of PROGRAMS, that
-        may be signed beside. `recipients`: addresses; None: any. `max_fee`: lamports; 0: any. `callers`: each request is
-        looked at. Raises BadArgument."""
+        may be signed beside. `recipients`: addresses; None: any. `owned`: addresses, MOST_OWNED at most. `max_fee`:
+        lamports; 0: any. `callers`: each request is looked at. Raises BadArgument."""
         self._any = kinds is None
         self._kinds = _LEAVES if self._any else 0
         for kind in kinds or ():
@@ -101,8 +103,12 @@ cdef class Gate:
         self._rules.role = _ROLES[role]
         self._rules.max_fee = max_fee
         self._asks = callers or self._rules.role != HSM_ROLE_ANY
-        listed, whom = _sorted(programs or ()), _sorted(recipients or ())
-        kept = [listed, whom]
+        self._owned = tuple(sorted(owned))
+        if len(self._owned) > HSM_MOST_OWNED:
+            raise BadArgument(f"at most {HSM_MOST_OWNED} accounts are owned, not {len(self._owned)}")
+        listed, whom, own = _sorted(programs or ()), _sorted(recipients or ()), _addresses(self._owned)
+        kept = [listed, whom, own]
+        self._rules.owned, self._rules.owned_count = <const uint8_t *>PyBytes_AS_STRING(own), <size_t>len(self._owned)
         if programs is not None:
             self._rules.programs = <const uint8_t *>PyBytes_AS_STRING(listed)
             self._rules.program_count = <size_t>PyBytes_GET_SIZE(listed) // HSM_ADDRESS
@@ -152,8 +158,8 @@ cdef class Gate:
 
     def passes(self, message, kind, position=None):
         """Whether `look` would refuse nothing and nothing else is to be done: the message is bytes of no ordered kind,
-        and of `kind` unless that is None, there is no `position`, and neither a role nor a caller is asked for. The
-        fast way: most transactions."""
+        and of `kind` unless that is None, there is no `position`, and neither a role nor a caller is asked for, and
+        nothing leaves an owned account. The fast way: most transactions."""
         return position is None and self._passing(message, kind) >= 0
 
     def passes_all(self, list messages, kind=None):
@@ -177,7 +183,7 @@ cdef class Gate:
         if not self._kinds & bit or bit & _ORDERED:
             return -1
         if bit & _TRANSACTIONS:
-            if hsm_rules_judge(&self._rules, &parts.transaction, &judgement) != HSM_REFUSAL_NONE:
+            if hsm_rules_judge(&self._rules, &parts.transaction, &judgement) != HSM_REFUSAL_NONE or judgement.moves:
                 return -1
         elif bit & _PLAIN and self._format_count and self._form_of(
                 <const uint8_t *>PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)) != NULL:
@@ -187,7 +193,8 @@ cdef class Gate:
     def look(self, message, kind=None, signers=()):
         """Return a Look: what the message is, and in `refusal` why the rules refuse it, or None. `kind`: what the caller
         says it is. `signers`: public keys (32 bytes) that sign it, for the rule about roles. `domain` and `position`
-        are those of an ordered payload. Raises InvalidMessageType, BadArgument."""
+        are those of an ordered payload, `moves` what leaves owned accounts: (address, amount) of each. Raises
+        InvalidMessageType, BadArgument."""
         cdef bytes data = _frozen(message)
         cdef bytes keys = _addresses(signers)
         cdef const uint8_t *start = <const uint8_t *>PyBytes_AS_STRING(data)
@@ -214,7 +221,7 @@ cdef class Gate:
             place = parts.ordered.position
         bit = 1 << <int>payload
         name = _PAYLOADS[<int>payload]
-        refusal = None
+        refusal, moves = None, ()
         if payload == HSM_PAYLOAD_UNKNOWN:
             refusal = "it is unknown: it begins like a transaction, a checkpoint or a marked payload, and is none"
         elif bit & (_NEVER | _OWN):
@@ -234,7 +241,9 @@ cdef class Gate:
         elif bit & _TRANSACTIONS:
             rules.signers, rules.signer_count = <const uint8_t *>PyBytes_AS_STRING(keys), <size_t>len(keys) // HSM_ADDRESS
             refusal = _refusal(hsm_rules_judge(&rules, &parts.transaction, &judgement), &judgement, &rules)
-        return Look(name, refusal, domain, None if domain is None else place)
+            if refusal is None and judgement.moves:
+                moves = tuple([(base58(at), judgement.leaves[i]) for i, at in enumerate(self._owned) if judgement.leaves[i]])
+        return Look(name, refusal, domain, None if domain is None else place, moves)
 
 
 cdef str _refusal(hsm_refusal refusal, const hsm_judgement *found, const hsm_rules *rules):
@@ -247,6 +256,10 @@ cdef str _refusal(hsm_refusal refusal, const hsm_judgement *found, const hsm_rul
     if refusal == HSM_REFUSAL_RECIPIENT:
         who = "which a look-up table hides or which is missing" if found.address == NULL else _address(found)
         return f"the recipient of {_instruction(found)}, {who}, is not among recipients"
+    if refusal == HSM_REFUSAL_OWNED:
+        if found.account == NULL:
+            return f"{_instruction(found)} names an account that a look-up table hides, which may be an owned one"
+        return f"{_instruction(found)} names {base58(found.account[:HSM_ADDRESS])}, which is owned, and says no amount"
     if refusal == HSM_REFUSAL_FEE:
         return f"its fee may be {found.fee} lamports, and maxFeeLamports is {rules.max_fee}"
     if refusal == HSM_REFUSAL_NAMED:

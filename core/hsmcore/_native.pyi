@@ -293,7 +293,11 @@ class Look(NamedTuple):
     refusal: str | None
     domain: str | None
     position: int | None
+    moves: tuple[tuple[str, int], ...] = ()
+    """What leaves owned accounts: (address, amount) of each."""
 
+MOST_OWNED: int
+"""Accounts that may be owned."""
 PROGRAMS: dict[str, tuple[tuple[bytes, ...], tuple[str, ...]]]
 """The programs that have a name: their addresses, and their instructions' names; none: they are not told apart."""
 
@@ -310,6 +314,7 @@ class Gate:
         programs: Sequence[bytes] | None = None,
         instructions: Iterable[tuple[str, str]] = (),
         recipients: Sequence[bytes] | None = None,
+        owned: Iterable[bytes] = (),
         max_fee: int = 0,
         role: str = "any",
         callers: bool = False,

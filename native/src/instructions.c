@@ -7,40 +7,44 @@
 
 #include "instructions.h"
 
-/* Rows: name, bytes of the tag, recipient: the place of the account that receives, counted from 1; 0: there is none. */
-#define WORD(tag, name, ...) {name, tag, 4, __VA_ARGS__}
-#define BYTE(tag, name, ...) {name, tag, 1, __VA_ARGS__}
-#define PAIR(tag, sub, name, ...) {name, (tag) | (sub) << 8, 2, __VA_ARGS__}
-#define HASH(tag, name) {name, UINT64_C(tag), 8, 0}
+/* Rows: bytes of the tag, name, recipient. FROM1: the first account is the source of an amount, which stands at `at`, and
+ * of the accounts up to the place `last` it is the only one that loses. */
+#define FORM(bytes, number, called, ...) {.name = (called), .tag = (number), .size = (bytes), .recipient = __VA_ARGS__}
+#define WORD(number, called, ...) FORM(4, number, called, __VA_ARGS__)
+#define BYTE(number, called, ...) FORM(1, number, called, __VA_ARGS__)
+#define PAIR(number, sub, called, ...) FORM(2, (number) | (sub) << 8, called, __VA_ARGS__)
+#define HASH(number, called) FORM(8, UINT64_C(number), called, 0)
+#define FROM1(at, last) .source = 1, .amount = (at), .harmless = (last)
 
 static const hsm_instruction_form system_forms[] = {
-    WORD(0, "CreateAccount", 2),
+    WORD(0, "CreateAccount", 2, FROM1(4, 2)),
     WORD(1, "Assign", 0),
-    WORD(2, "Transfer", 2),
+    WORD(2, "Transfer", 2, FROM1(4, 2)),
     WORD(3, "CreateAccountWithSeed", 2),
-    WORD(4, "AdvanceNonceAccount", 0),
-    WORD(5, "WithdrawNonceAccount", 2),
+    WORD(4, "AdvanceNonceAccount", 0, .harmless = 3),
+    WORD(5, "WithdrawNonceAccount", 2, FROM1(4, 5)),
     WORD(6, "InitializeNonceAccount", 0),
     WORD(7, "AuthorizeNonceAccount", 0),
     WORD(8, "Allocate", 0),
     WORD(9, "AllocateWithSeed", 0),
     WORD(10, "AssignWithSeed", 0),
-    WORD(11, "TransferWithSeed", 3),
+    WORD(11, "TransferWithSeed", 3, FROM1(4, 3)),
     WORD(12, "UpgradeNonceAccount", 0),
-    WORD(13, "CreateAccountAllowPrefund", 1),
+    /* What the new account has already goes with it to its new owner. */
+    WORD(13, "CreateAccountAllowPrefund", 1, .source = 1),
 };
 
 /* Of both Token programs. A delegate counts as a recipient: it may take what it is approved for. */
 #define TOKEN_FORMS                                                                                                    \
     BYTE(0, "InitializeMint", 0), BYTE(1, "InitializeAccount", 0), BYTE(2, "InitializeMultisig", 0),                   \
-        BYTE(3, "Transfer", 2), BYTE(4, "Approve", 2), BYTE(5, "Revoke", 0), BYTE(6, "SetAuthority", 0),               \
-        BYTE(7, "MintTo", 2), BYTE(8, "Burn", 0), BYTE(9, "CloseAccount", 2), BYTE(10, "FreezeAccount", 0),            \
-        BYTE(11, "ThawAccount", 0), BYTE(12, "TransferChecked", 3), BYTE(13, "ApproveChecked", 3),                     \
-        BYTE(14, "MintToChecked", 2), BYTE(15, "BurnChecked", 0), BYTE(16, "InitializeAccount2", 0),                   \
-        BYTE(17, "SyncNative", 0), BYTE(18, "InitializeAccount3", 0), BYTE(19, "InitializeMultisig2", 0),              \
-        BYTE(20, "InitializeMint2", 0), BYTE(21, "GetAccountDataSize", 0), BYTE(22, "InitializeImmutableOwner", 0),    \
-        BYTE(23, "AmountToUiAmount", 0), BYTE(24, "UiAmountToAmount", 0), BYTE(38, "WithdrawExcessLamports", 2),       \
-        BYTE(45, "UnwrapLamports", 2)
+        BYTE(3, "Transfer", 2, FROM1(1, 3)), BYTE(4, "Approve", 2), BYTE(5, "Revoke", 0), BYTE(6, "SetAuthority", 0),  \
+        BYTE(7, "MintTo", 2), BYTE(8, "Burn", 0, FROM1(1, 3)), BYTE(9, "CloseAccount", 2),                             \
+        BYTE(10, "FreezeAccount", 0), BYTE(11, "ThawAccount", 0), BYTE(12, "TransferChecked", 3, FROM1(1, 4)),         \
+        BYTE(13, "ApproveChecked", 3), BYTE(14, "MintToChecked", 2), BYTE(15, "BurnChecked", 0, FROM1(1, 3)),          \
+        BYTE(16, "InitializeAccount2", 0), BYTE(17, "SyncNative", 0), BYTE(18, "InitializeAccount3", 0),               \
+        BYTE(19, "InitializeMultisig2", 0), BYTE(20, "InitializeMint2", 0), BYTE(21, "GetAccountDataSize", 0),         \
+        BYTE(22, "InitializeImmutableOwner", 0), BYTE(23, "AmountToUiAmount", 0), BYTE(24, "UiAmountToAmount", 0),     \
+        BYTE(38, "WithdrawExcessLamports", 2), BYTE(45, "UnwrapLamports", 2)
 
 static const hsm_instruction_form token_forms[] = {TOKEN_FORMS};
 
@@ -48,7 +52,7 @@ static const hsm_instruction_form token_2022_forms[] = {
     TOKEN_FORMS,
     BYTE(25, "InitializeMintCloseAuthority", 0),
     PAIR(26, 0, "TransferFeeExtension.InitializeTransferFeeConfig", 0),
-    PAIR(26, 1, "TransferFeeExtension.TransferCheckedWithFee", 3),
+    PAIR(26, 1, "TransferFeeExtension.TransferCheckedWithFee", 3, FROM1(2, 4)),
     PAIR(26, 2, "TransferFeeExtension.WithdrawWithheldTokensFromMint", 2),
     PAIR(26, 3, "TransferFeeExtension.WithdrawWithheldTokensFromAccounts", 2),
     PAIR(26, 4, "TransferFeeExtension.HarvestWithheldTokensToMint", 0),
@@ -125,7 +129,7 @@ static const hsm_instruction_form associated_token_forms[] = {
     BYTE(0, "Create", 3),
     BYTE(1, "CreateIdempotent", 3),
     BYTE(2, "RecoverNested", 6),
-    {"Create", 0, 0, 3},
+    FORM(0, 0, "Create", 3),
 };
 
 static const hsm_instruction_form compute_budget_forms[] = {
@@ -138,8 +142,8 @@ static const hsm_instruction_form stake_forms[] = {
     WORD(0, "Initialize", 0),
     WORD(1, "Authorize", 0),
     WORD(2, "DelegateStake", 0),
-    WORD(3, "Split", 2),
-    WORD(4, "Withdraw", 2),
+    WORD(3, "Split", 2, FROM1(4, 3)),
+    WORD(4, "Withdraw", 2, FROM1(4, 5)),
     WORD(5, "Deactivate", 0),
     WORD(6, "SetLockup", 0),
     WORD(7, "Merge", 1),
@@ -151,8 +155,8 @@ static const hsm_instruction_form stake_forms[] = {
     WORD(13, "GetMinimumDelegation", 0),
     WORD(14, "DeactivateDelinquent", 0),
     WORD(15, "Redelegate", 2),
-    WORD(16, "MoveStake", 2),
-    WORD(17, "MoveLamports", 2),
+    WORD(16, "MoveStake", 2, FROM1(4, 3)),
+    WORD(17, "MoveLamports", 2, FROM1(4, 3)),
 };
 
 static const hsm_instruction_form lookup_table_forms[] = {

@@ -1,4 +1,5 @@
-/* A policy's rules for transactions: which instructions, to whom, for what fee, under which role. */
+/* A policy's rules for transactions: which instructions, to whom, from which accounts, for what fee, in which role. */
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,8 +22,8 @@ static int by_bytes(const void *one, const void *other) {
     return memcmp(one, other, HSM_ADDRESS);
 }
 
-static bool listed(const uint8_t *address, const uint8_t *list, size_t count) {
-    return count > 0 && bsearch(address, list, count, HSM_ADDRESS, by_bytes) != NULL;
+static const uint8_t *listed(const uint8_t *address, const uint8_t *list, size_t count) {
+    return count > 0 ? bsearch(address, list, count, HSM_ADDRESS, by_bytes) : NULL;
 }
 
 static const uint8_t *key(const hsm_transaction *transaction, size_t index) {
@@ -131,13 +132,37 @@ static bool allowed(const hsm_rules *rules, const hsm_judgement *found) {
         return true;
     }
     if (program == NULL || program->form_count == 0) {
-        return listed(found->address, rules->programs, rules->program_count);
+        return listed(found->address, rules->programs, rules->program_count) != NULL;
     }
     if (found->form == NULL) {
         return false;
     }
     size_t bit = (size_t)(found->form - program->forms);
     return (rules->forms[program - hsm_programs][bit / 64] >> bit % 64 & 1) != 0;
+}
+
+/* Add up what leaves the owned accounts. They are told by their bytes: only the runtime refuses a key that is listed
+ * twice. Not inlined, so that rules without them cost no more. */
+__attribute__((noinline)) static hsm_refusal judge_owned(const hsm_rules *rules, const hsm_transaction *transaction,
+                                                         const struct hsm_instruction *next, hsm_judgement *found) {
+    static const hsm_instruction_form unknown = {0};
+    const hsm_instruction_form *form = found->form == NULL ? &unknown : found->form;
+    for (size_t place = 1; place <= next->account_count; place++) {
+        if (place != form->source && (place == form->recipient || place <= form->harmless)) {
+            continue;
+        }
+        size_t index = next->accounts[place - 1];
+        found->account = index < transaction->key_count ? key(transaction, index) : NULL;
+        const uint8_t *owned = found->account == NULL ? NULL : listed(found->account, rules->owned, rules->owned_count);
+        if (owned != NULL && place == form->source && form->amount > 0) {
+            uint64_t amount = number_at(next, form->amount, 8);
+            add(&found->leaves[(size_t)(owned - rules->owned) / HSM_ADDRESS], amount);
+            found->moves |= amount > 0;
+        } else if (owned != NULL || (found->account == NULL && found->form != NULL)) {
+            return HSM_REFUSAL_OWNED; /* a table never hides what signs for a program that is allowed as a whole */
+        }
+    }
+    return HSM_REFUSAL_NONE;
 }
 
 static hsm_refusal judge_instruction(const hsm_rules *rules, const hsm_transaction *transaction,
@@ -156,7 +181,7 @@ static hsm_refusal judge_instruction(const hsm_rules *rules, const hsm_transacti
             return HSM_REFUSAL_RECIPIENT;
         }
     }
-    return HSM_REFUSAL_NONE;
+    return rules->owned_count > 0 ? judge_owned(rules, transaction, next, found) : HSM_REFUSAL_NONE;
 }
 
 static hsm_refusal judge_instructions(const hsm_rules *rules, const hsm_transaction *transaction,
@@ -177,12 +202,12 @@ static hsm_refusal judge_instructions(const hsm_rules *rules, const hsm_transact
 }
 
 hsm_refusal hsm_rules_judge(const hsm_rules *rules, const hsm_transaction *transaction, hsm_judgement *judgement) {
-    *judgement = (hsm_judgement){0};
+    memset(judgement, 0, offsetof(hsm_judgement, leaves) + rules->owned_count * sizeof *judgement->leaves);
     if (!transaction->sound) {
         return HSM_REFUSAL_UNSOUND;
     }
     hsm_refusal refusal = HSM_REFUSAL_NONE;
-    if (rules->programs != NULL || rules->recipients != NULL || rules->max_fee > 0) {
+    if (rules->programs != NULL || rules->recipients != NULL || rules->owned_count > 0 || rules->max_fee > 0) {
         refusal = judge_instructions(rules, transaction, judgement);
     }
     if (refusal == HSM_REFUSAL_NONE && rules->role != HSM_ROLE_ANY) {

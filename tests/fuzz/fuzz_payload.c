@@ -26,6 +26,8 @@ static void check_rules(struct input *input, const hsm_transaction *transaction)
         .program_count = (size_t)(which >> 6) + 1,
         .recipients = (which & 2) != 0 ? lists[1] : NULL,
         .recipient_count = (size_t)(which >> 6) + 1,
+        .owned = lists[0],
+        .owned_count = (which & 8) != 0 ? ADDRESSES : 0,
         .max_fee = (which & 4) != 0 ? 5000 : 0,
         .role = (hsm_role)((which >> 3) % 3),
         .signers = lists[2],
@@ -37,6 +39,8 @@ static void check_rules(struct input *input, const hsm_transaction *transaction)
     REQUIRE((refusal == HSM_REFUSAL_UNSOUND) == (transaction->sound == 0));
     REQUIRE(refusal != HSM_REFUSAL_PROGRAM || (rules.programs != NULL && judgement.address != NULL));
     REQUIRE(refusal != HSM_REFUSAL_RECIPIENT || (rules.recipients != NULL && judgement.form->recipient > 0));
+    REQUIRE(refusal != HSM_REFUSAL_OWNED || rules.owned_count > 0);
+    REQUIRE(!judgement.moves || rules.owned_count > 0);
     REQUIRE((refusal == HSM_REFUSAL_FEE) <= (rules.max_fee > 0 && judgement.fee > rules.max_fee));
     REQUIRE(refusal != HSM_REFUSAL_NONE || rules.max_fee == 0 || judgement.fee <= rules.max_fee);
 }

@@ -34,7 +34,7 @@ from hsmcore.errors import (
     PolicyRefused,
     QueueFull,
 )
-from hsmcore.manager.policy import Guard, watermark
+from hsmcore.manager.policy import Guard, callers, watermark
 from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.solana import HsmcoreSigner
@@ -442,6 +442,25 @@ async def test_rules_for_transactions(world, tmp_path):
                 await manager.sign(message)
         refused = await manager.sign_many([moving(own, 1), moving(own, 1, key(8))], return_exceptions=True)
         assert [type(one) for one in refused] == [bytes, PolicyRefused]
+
+
+async def test_what_leaves_an_owned_account_has_a_rate(world, tmp_path, monkeypatch):
+    """On a clock of rates that stands still."""
+    monkeypatch.setattr(callers, "monotonic_ns", lambda: 10**18)
+    owned = {str(key(8)): {"perMinute": 10**9}}
+    rules = {"programs": {"System": ["Transfer", "Assign"]}, "owned": owned}
+    async with opened(policed(world, tmp_path, ["tx-v0"], transactions=rules)) as manager:
+        first = moving(key(8), 4 * 10**8)
+        for _ in range(3):
+            assert await manager.sign(first) == await manager.sign(first, kind="tx-v0")
+        with pytest.raises(PolicyRefused, match="Assign names"):
+            await manager.sign(made(key(8), [assign(AssignParams(pubkey=key(8), owner=key(7)))]))
+        messages = [moving(key(8), amount * 10**8) for amount in (4, 5, 5, 2)] + [moving(key(6), 10**12)]
+        batch = await manager.sign_many(messages, return_exceptions=True)
+        assert [type(one) for one in batch] == [bytes, bytes, bytes, QueueFull, bytes]
+        with pytest.raises(QueueFull, match="what owned lets leave") as caught:
+            await manager.sign_many([moving(key(8), 10**8), moving(key(8), 2 * 10**8)])
+        assert (caught.value.index, caught.value.retry_after_ms) == (1, 12_000)
 
 
 async def test_the_key_pays_the_fee_and_nothing_else(world, tmp_path):

@@ -116,6 +116,23 @@ async def test_it_gives_the_reason_of_each_refusal(world, tmp_path, capfd, kinds
                 assert found["why"] == await refusal(manager, own, {})
 
 
+@one_loop
+async def test_it_shows_what_would_leave_owned_accounts(world, tmp_path, capfd):
+    owned = {str(key(number)): {"perMinute": 100} for number in (1, 2)}
+    transactions = {"programs": {"System": ["Transfer"]}, "owned": owned}
+    path, config = tmp_path / "config.json", policed(world, tmp_path, ["tx-v0"], transactions=transactions)
+    path.write_text(json.dumps(config))
+    explain = command_of(path, capfd)
+    for _ in range(2):  # it counts nothing
+        code, found = await explain(moving(key(1), 100), {})
+        assert (code, found["moves"]) == (0, {str(key(1)): 100})
+    assert (await explain(moving(key(3), 101), {}))[1]["moves"] is None
+    code, found = await explain(moving(key(2), 101), {})
+    assert (code, found["moves"]) == (1, {str(key(2)): 101})
+    async with opened(config) as manager:
+        assert found["why"] == await refusal(manager, moving(key(2), 101), {})
+
+
 async def test_it_knows_the_key_of_the_ring(fresh_token, tmp_path, capfd):
     config = policed(fresh_token(), tmp_path, ["tx-v0"], rules=rules(tmp_path), **AUTHORITY)
     path = tmp_path / "config.json"

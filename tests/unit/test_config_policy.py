@@ -8,6 +8,7 @@ import pytest
 
 import hsmcore
 from hsmcore._native import Gate
+from hsmcore.base.base58 import base58
 from hsmcore.doctor.common import check_policy
 from hsmcore.errors import ConfigurationError
 
@@ -61,10 +62,22 @@ def form(**changes):
                 ({"programs": {"8" * 43: ["Transfer"]}}, f".programs['{'8' * 43}']", 'must be "any"'),
                 ({"recipients": []}, "", "but no programs"),
                 ({"recipients": ["1111"], "programs": {}}, ".recipients[0]", "base58"),
+                ({"owned": {"1" * 32: {"perMinute": 1}}}, "", "but no programs: name there the instructions"),
+                ({"owned": {"1111": {"perMinute": 1}}, "programs": {}}, ".owned", "by base58 address"),
+                (
+                    {"owned": {base58(bytes([n]) * 32): {"perMinute": 1} for n in range(17)}, "programs": {}},
+                    ".owned",
+                    "at most 16",
+                ),
+                (
+                    {"owned": {"1" * 32: {"perMinute": 0}}, "programs": {}},
+                    f".owned['{'1' * 32}'].perMinute",
+                    "whole number",
+                ),
                 ({"maxFeeLamports": 4_999}, ".maxFeeLamports", "whole number"),
                 ({"lookupTables": []}, "", "lookupTables is gone: recipients"),
                 ({"lamportsPerMinute": 1}, "", "lamportsPerMinute is gone: name in programs"),
-                ({"tokensPerMinute": None}, "", "tokensPerMinute is gone: name in programs"),
+                ({"tokensPerMinute": None}, "", "and in owned how much may leave each account"),
             )
         ),
         ({"kinds": ["tx-v0"], "transactions": {"role": "payer"}}, ".transactions.role", "fee-payer"),

@@ -69,7 +69,8 @@ def as_document(part: dict[str, Any]) -> dict[str, Any]:
             return {"keyManager": provider | {"config": provider["config"] | part}}
     if "stateSecret" in part:
         return {"keyManager": MANAGER} | part
-    if part.keys() <= {"programs"}:
+    if part.keys() <= {"programs", "owned"}:
+        part = {"programs": {}} | part
         return {"keyManager": MANAGER | {"policy": {"kinds": ["tx-v0"], "transactions": part}}}
     if part.keys() <= {"formats"}:
         return {"keyManager": MANAGER | {"policy": {"kinds": ["block", "state-root"], **part}}}

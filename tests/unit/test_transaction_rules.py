@@ -1,4 +1,5 @@
-"""Rules for transactions: which instructions, to whom, for what fee. LiteSVM says what each would have done."""
+"""Rules for transactions: which instructions, to whom, from which accounts, for what fee. LiteSVM says what each
+would have done."""
 
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ from tests.support.solana_keys import TABLES, Svm, memo, message_of
 
 from hsmcore._native import PROGRAMS, Gate
 from hsmcore.base.base58 import base58
+from hsmcore.errors import BadArgument
 
 SOL = 1_000_000_000
 KEY, THIEF, FRIEND = Keypair(), Keypair(), Keypair()
@@ -478,3 +480,199 @@ def test_addresses_are_found_in_a_list_of_any_order():
     for one in listed:
         assert refusal(legacy(pay(1, Pubkey(one))), recipients=listed) == ""
         assert refusal(legacy(pay(1, Pubkey(one))), recipients=[other for other in listed if other != one]) != ""
+
+
+# ---- what leaves an owned account ------------------------------------------------------------------------------------
+
+STAKE, VOTE = (Pubkey(bytes(PROGRAMS[name][0][0])) for name in ("Stake", "Vote"))
+STAKED, SPLIT, HELD, FEES_MINT, FEES_THEIRS = (Pubkey(bytes([n]) * 32) for n in range(31, 36))
+CLOCK, HISTORY, HASHES, RENT = (
+    Pubkey.from_string(f"Sysvar{name}")
+    for name in (
+        "C1ock11111111111111111111111111111111",
+        "StakeHistory1111111111111111111111111",
+        "RecentB1ockHashes11111111111111111111",
+        "Rent111111111111111111111111111111111",
+    )
+)
+AMOUNT = SOL + 7
+FROM_SEED = Pubkey.create_with_seed(OWN, "s", system.ID)
+
+
+def calls(program: Pubkey, data: bytes, *accounts: Pubkey, signs: tuple[Pubkey, ...] = (OWN,)) -> Instruction:
+    return Instruction(program, data, [AccountMeta(at, at in signs, True) for at in accounts])
+
+
+def word(value: int, size: int = 8) -> bytes:
+    return value.to_bytes(size, "little")
+
+
+def staked(state: int, lamports: int, active: int = 0) -> Account:
+    """A stake account that is initialized (1), or has been active since the beginning (2)."""
+    meta = word(2_282_880) + bytes(OWN) * 2 + bytes(48)
+    stake = bytes(STRANGER) + word(active) + b"\xff" * 16 + bytes(8) + bytes(8) if active else b""
+    return Account(lamports, (word(state, 4) + meta + stake).ljust(200, b"\0"), STAKE)
+
+
+def extended(program: Pubkey, kind: int, *entries: tuple[int, bytes], head: bytes) -> Account:
+    """An account of Token-2022 with extensions: a mint (1) or one of tokens (2)."""
+    entries_of = b"".join(word(number, 2) + word(len(value), 2) + value for number, value in entries)
+    return Account(SOL, head.ljust(165, b"\0") + bytes([kind]) + entries_of, program)
+
+
+def own_accounts(program: Pubkey) -> Svm:
+    """The key's accounts, each with 10^10 of what it has, and the thief's. `program`: of the tokens."""
+    made = Svm(OWN, STRANGER)
+    svm, much = made.svm, 10 * SOL
+    mint = b"\1\0\0\0" + bytes(OWN) + word(2 * much) + b"\6\1" + bytes(36)
+    for at, owner, amount in ((ACCOUNT, OWN, much), (THEIRS, STRANGER, 0)):
+        svm.set_account(at, Account(SOL, token_account(owner, MINT, amount).data, program))
+    svm.set_account(MINT, Account(SOL, mint, program))
+    svm.set_account(FROM_SEED, Account(much, b"", system.ID))
+    svm.set_account(
+        NONCE, Account(much, word(1, 4) + word(1, 4) + bytes(OWN) + bytes([5]) * 32 + word(5000), system.ID)
+    )
+    svm.set_account(STAKED, staked(1, much))
+    svm.set_account(HELD, staked(2, much, active=8 * SOL))
+    svm.set_account(SPLIT, Account(2_282_880, bytes(200), STAKE))
+    if program == TOKEN_2022_PROGRAM_ID:
+        fee = bytes(8) + word(10**6) + word(0, 2)
+        taken = extended(program, 1, (1, bytes(OWN) * 2 + bytes(8) + fee * 2), head=mint)
+        svm.set_account(FEES_MINT, taken)
+        for at, owner, amount in ((WRAPPED, OWN, much), (FEES_THEIRS, STRANGER, 0)):
+            head = token_account(owner, FEES_MINT, amount).data
+            svm.set_account(at, extended(program, 2, (2, bytes(8)), head=head))
+    return made
+
+
+def gives_of_tokens(program: Pubkey) -> dict[str, Instruction]:
+    checked = word(AMOUNT) + b"\6"
+    return {
+        "Transfer": calls(program, b"\3" + word(AMOUNT), ACCOUNT, THEIRS, OWN),
+        "Burn": calls(program, b"\10" + word(AMOUNT), ACCOUNT, MINT, OWN),
+        "TransferChecked": calls(program, b"\14" + checked, ACCOUNT, MINT, THEIRS, OWN),
+        "BurnChecked": calls(program, b"\17" + checked, ACCOUNT, MINT, OWN),
+    }
+
+
+GIVES = {
+    ("System", "CreateAccount"): system.create_account(
+        {"from_pubkey": OWN, "to_pubkey": NEW.pubkey(), "lamports": AMOUNT, "space": 9, "owner": OTHER}
+    ),
+    ("System", "Transfer"): pay(AMOUNT),
+    ("System", "TransferWithSeed"): system.transfer_with_seed(
+        {"from_pubkey": FROM_SEED, "from_base": OWN, "from_seed": "s", "from_owner": system.ID, "to_pubkey": STRANGER,
+         "lamports": AMOUNT}
+    ),
+    ("System", "WithdrawNonceAccount"): calls(
+        system.ID, word(5, 4) + word(AMOUNT), NONCE, STRANGER, HASHES, RENT, OWN
+    ),
+    ("Stake", "Split"): calls(STAKE, word(3, 4) + word(AMOUNT), STAKED, SPLIT, OWN),
+    ("Stake", "Withdraw"): calls(STAKE, word(4, 4) + word(AMOUNT), STAKED, STRANGER, CLOCK, HISTORY, OWN),
+    ("Stake", "MoveStake"): calls(STAKE, word(16, 4) + word(AMOUNT), HELD, STAKED, OWN),
+    ("Stake", "MoveLamports"): calls(STAKE, word(17, 4) + word(AMOUNT), STAKED, HELD, OWN),
+    **{("Token", name): made for name, made in gives_of_tokens(TOKEN_PROGRAM_ID).items()},
+    **{("Token-2022", name): made for name, made in gives_of_tokens(TOKEN_2022_PROGRAM_ID).items()},
+    ("Token-2022", "TransferFeeExtension.TransferCheckedWithFee"): calls(
+        TOKEN_2022_PROGRAM_ID, b"\x1a\1" + word(AMOUNT) + b"\6" + word(0), WRAPPED, FEES_MINT, FEES_THEIRS, OWN
+    ),
+}  # fmt: skip
+TAKES_NOTHING = {("System", "AdvanceNonceAccount")}
+
+
+@pytest.mark.parametrize("case", GIVES, ids=".".join)
+def test_an_amount_is_what_leaves_the_account(case):
+    instruction = GIVES[case]
+    [source, *others] = [meta.pubkey for meta in instruction.accounts]
+    svm = own_accounts(TOKEN_2022_PROGRAM_ID if case[0] == "Token-2022" else TOKEN_PROGRAM_ID)
+    read = amount_of if case[0].startswith("Token") else lambda svm, at: svm.svm.get_balance(at) or 0
+    before = read(svm, source)
+    new = (NEW,) if NEW.pubkey() in others else ()
+    executes(svm, instruction, signers=(THIEF, KEY, *new))
+    assert before - read(svm, source) == AMOUNT
+    judge = gate(instructions=[case], owned=[bytes(source)])
+    for version in ("legacy", "v0", "v1"):
+        message = to_bytes_versioned(message_of(version, STRANGER, [instruction], Hash.default()))
+        look = judge.look(message)
+        assert (look.refusal, look.moves, judge.passes(message, None)) == (None, ((str(source), AMOUNT),), False)
+    for other in others:  # they lose nothing by it
+        assert refusal(message, instructions=[case], owned=[bytes(other)]) == ""
+
+
+@pytest.mark.parametrize("case", MADE)
+def test_an_owned_account_is_named_with_an_amount_or_not_at_all(case):
+    program, name, instruction = MADE[case]
+    key = (program, name)
+    receives = RECEIVE["Token" if program == "Token-2022" else program] - {"CreateAccountAllowPrefund"}
+    receiver = STRANGER if name in receives else None
+    if name == "RecoverNested":
+        receiver = instruction.accounts[5].pubkey
+    for owned in {meta.pubkey for meta in instruction.accounts}:
+        judge = gate(instructions=[key], owned=[bytes(owned)])
+        look = judge.look(legacy(instruction, payer=THIEF.pubkey()))
+        if key in GIVES and owned == instruction.accounts[0].pubkey:
+            assert look.refusal is None
+            assert [address for address, _ in look.moves] == [str(owned)]
+        elif key in GIVES or key in TAKES_NOTHING or owned == receiver:
+            assert (look.refusal, look.moves) == (None, ())
+        else:
+            assert look.refusal == f"{program}.{name} names {owned}, which is owned, and says no amount"
+
+
+def test_what_takes_an_owned_account_is_refused_by_its_name():
+    owned = {"instructions": NAMES, "owned": [bytes(OWN), bytes(ACCOUNT), bytes(WRAPPED), bytes(MINT)]}
+    for way, (instruction, name) in WAYS.items():
+        takes = [meta.pubkey for meta in instruction.accounts if bytes(meta.pubkey) in owned["owned"]]
+        assert refusal(legacy(instruction, payer=STRANGER), **owned) == (
+            f"{name} names {takes[0]}, which is owned, and says no amount"
+        ), way
+    prefunds = system.create_account_allow_prefund(
+        {"new_account": OWN, "payer": STRANGER, "lamports": 1, "space": 0, "owner": OTHER}
+    )
+    assert "says no amount" in refusal(legacy(prefunds, payer=STRANGER), **owned)
+
+
+def test_accounts_that_an_instruction_hands_on_are_named():
+    """What stands behind the accounts of a transfer of Token-2022 goes to a program that its mint names."""
+    transfer = GIVES["Token-2022", "TransferChecked"]
+    hooked = Instruction(transfer.program_id, transfer.data, [*transfer.accounts, AccountMeta(STRANGER, True, True)])
+    listed = {"instructions": [("Token-2022", "TransferChecked")], "owned": [bytes(STRANGER)]}
+    assert "TransferChecked names" in refusal(legacy(hooked), **listed)
+
+
+def test_what_a_program_that_is_allowed_as_a_whole_does_has_no_amount():
+    listed = {"programs": [bytes(OTHER)], "owned": [bytes(OWN)]}
+    assert refusal(legacy(calls(OTHER, b"any", OWN)), **listed) == (
+        f"an instruction of {OTHER} names {OWN}, which is owned, and says no amount"
+    )
+    assert refusal(legacy(calls(OTHER, b"any", STRANGER, signs=())), **listed) == ""  # its payer is no account of it
+    assert "an instruction of Memo names" in refusal(
+        legacy(memo(b"", OWN)), programs=PROGRAMS["Memo"][0], owned=[bytes(OWN)]
+    )
+
+
+def test_no_table_hides_the_account_that_an_amount_leaves(svm):
+    def judged(instruction: Instruction, *hidden: Pubkey, **rules: object) -> str:
+        message = MessageV0.try_compile(OWN, [instruction], [svm.table(*hidden)], Hash.default())
+        assert not set(hidden) & set(message.account_keys)
+        return refusal(to_bytes_versioned(message), **{"instructions": NAMES, "owned": [bytes(WRAPPED)]} | rules)
+
+    transfer, closes = GIVES["Token", "TransferChecked"], token(9, b"", ACCOUNT, STRANGER)
+    assert judged(transfer, MINT) == judged(transfer, THEIRS) == judged(closes, STRANGER) == ""
+    says = "names an account that a look-up table hides, which may be an owned one"
+    assert judged(transfer, ACCOUNT) == f"Token.TransferChecked {says}"
+    assert judged(closes, ACCOUNT) == f"Token.CloseAccount {says}"
+    assert judged(closes, ACCOUNT, owned=()) == ""
+    assert judged(calls(OTHER, b"", ACCOUNT, OWN), ACCOUNT, programs=[bytes(OTHER)]) == ""
+
+
+def test_what_leaves_by_one_transaction_is_added_up():
+    twice = legacy(pay(5), pay(6), pay(7, payer=STRANGER, to=OTHER), pay(0, payer=ACCOUNT))
+    judge = gate(owned=[bytes(OWN), bytes(ACCOUNT), bytes(OTHER)])
+    assert judge.look(twice).moves == ((str(OWN), 11),)
+    assert judge.look(legacy(pay(2**64 - 1), pay(2))).moves == ((str(OWN), 2**64 - 1),)
+    assert judge.look(legacy(pay(5), memo(b""))).moves == ()  # it is refused
+    assert judge.passes_all([legacy(pay(1, payer=STRANGER))])
+    assert not judge.passes_all([legacy(pay(1, payer=STRANGER)), legacy(pay(1))])
+    with pytest.raises(BadArgument, match="at most 16 accounts are owned, not 17"):
+        gate(owned=[bytes([n]) * 32 for n in range(17)])

@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails
 
-from hsmcore._native import PROGRAMS
+from hsmcore._native import MOST_OWNED, PROGRAMS
 from hsmcore.base.base58 import base58, from_base58
 from hsmcore.base.payload import MOST_DOMAIN, NOTE_NAME, OrderedKind
 from hsmcore.config.base import Model, Text, Whole, as_tuple, clash, each_once, fault
@@ -176,13 +176,21 @@ Programs = Annotated[
     WithJsonSchema({"type": "object", "additionalProperties": {"anyOf": [{"const": _ANY}, _SHAPE]}}),
 ]
 _NO_SUMS: Final = (
-    "name in programs the instructions that may be signed, in recipients who may receive, and maxFeeLamports"
+    "name in programs the instructions that may be signed, in recipients who may receive, maxFeeLamports, and in owned "
+    "how much may leave each account of yours in a minute"
 )
 _GONE: Final = {
     "lookupTables": "recipients lists the accounts that may receive, and one from a look-up table is not among them",
     "lamportsPerMinute": _NO_SUMS,
     "tokensPerMinute": _NO_SUMS,
 }
+
+
+class OwnedRules(Model):
+    """What may leave an account that the key has authority over."""
+
+    per_minute: Annotated[int, Whole(1, 2**63 - 1)]
+    """Lamports of a wallet, or of a token account the smallest units of its tokens, with a burst of as many."""
 
 
 class TransactionRules(Model):
@@ -196,6 +204,9 @@ class TransactionRules(Model):
     recipients: Addresses | None = None
     """The accounts that may receive by an instruction that is named in `programs` and has a recipient: wallets, and for
     tokens the token accounts themselves. Default: any."""
+    owned: dict[str, OwnedRules] | None = None
+    """By address, the wallets and token accounts that the key has authority over: an instruction that names one must
+    say what leaves it, or be known to take nothing. Default: none."""
     max_fee_lamports: Annotated[int, Whole(5_000, 10**12)] | None = None
     """Lamports that a transaction may pay for: its signatures, and the price of its compute units. Default: any
     number."""
@@ -214,7 +225,16 @@ class TransactionRules(Model):
             raise clash(
                 "has recipients, but no programs: who receives by an instruction that is not named is not known"
             )
+        if self.owned is not None and self.programs is None:
+            raise clash("has owned, but no programs: name there the instructions, of which alone an amount is known")
         return self
+
+    @field_validator("owned")
+    @classmethod
+    def _by_address(cls, value: dict[str, OwnedRules] | None) -> dict[str, OwnedRules] | None:
+        if value is not None and (len(value) > MOST_OWNED or not all(map(_is_address, value))):
+            raise clash(f'must be {{"ADDRESS": {{"perMinute": 5000000000}}}} by base58 address, at most {MOST_OWNED}')
+        return value
 
     @field_validator("recipients")
     @classmethod

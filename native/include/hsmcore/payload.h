@@ -61,12 +61,16 @@ hsm_payload hsm_payload_of(const uint8_t *message, size_t size, hsm_payload_part
 /* An instruction of a program that hsmcore can read. */
 typedef struct hsm_instruction_form {
     const char *name;
-    uint64_t tag;      /* the bytes that its data begins with, the lowest first */
-    uint8_t size;      /* their number; 0: it has no data */
-    uint8_t recipient; /* place of the account that receives, counted from 1; 0: there is none */
+    uint64_t tag; /* the bytes that its data begins with, the lowest first */
+    uint8_t size; /* their number; 0: it has no data */
+    /* Places of accounts, counted from 1; 0: there is none. */
+    uint8_t recipient; /* that receives */
+    uint8_t source;    /* that `amount` leaves, or all that it has */
+    uint8_t amount;    /* where 8 bytes of the data, the lowest first, say how much that is; 0: nowhere */
+    uint8_t harmless;  /* the last of those that, but for the source, lose nothing; the recipient is another one */
 } hsm_instruction_form;
 
-enum { HSM_PROGRAMS = 17, HSM_MOST_FORMS = 128 };
+enum { HSM_PROGRAMS = 17, HSM_MOST_FORMS = 128, HSM_MOST_OWNED = 16 };
 enum {
     HSM_BUILTIN = 1,  /* its instructions have fewer compute units by default */
     HSM_VERIFIER = 2, /* the first byte of its data is a number of signatures that are paid for */
@@ -90,8 +94,9 @@ typedef enum hsm_role { HSM_ROLE_ANY, HSM_ROLE_FEE_PAYER, HSM_ROLE_AUTHORITY } h
 typedef struct hsm_rules {
     const uint8_t *programs;   /* with `forms`, what may be called; NULL: anything */
     const uint8_t *recipients; /* that may receive by an instruction with a recipient; NULL: any */
+    const uint8_t *owned;      /* HSM_MOST_OWNED at most, which may only lose what an amount says */
     const uint8_t *signers;
-    size_t program_count, recipient_count, signer_count;
+    size_t program_count, recipient_count, owned_count, signer_count;
     uint64_t forms[HSM_PROGRAMS][HSM_MOST_FORMS / 64]; /* a bit for each of hsm_programs' forms that is allowed */
     uint64_t max_fee;                                  /* lamports; 0: any */
     hsm_role role;                                     /* of one of `signers` */
@@ -103,19 +108,24 @@ typedef enum hsm_refusal {
     HSM_REFUSAL_UNSOUND,
     HSM_REFUSAL_PROGRAM,   /* an instruction is not allowed: `address`; where it is known `program`, `tag` and `form` */
     HSM_REFUSAL_RECIPIENT, /* that of `form` is not listed; `address` NULL: a table hides it, or it is missing */
+    HSM_REFUSAL_OWNED,     /* an instruction names `account`, and says no amount; NULL: a table hides it */
     HSM_REFUSAL_FEE,       /* `fee` is above max_fee */
     HSM_REFUSAL_ROLE,
     HSM_REFUSAL_NAMED /* an instruction names the fee payer */
 } hsm_refusal;
 
 typedef struct hsm_judgement {
-    const uint8_t *address;
+    const uint8_t *address, *account;
     const hsm_program *program;
     const hsm_instruction_form *form;
     uint64_t tag; /* as many bytes of the data as the program's tags have, or as there are */
     /* Lamports, at most: 5,000 for each signature, also for those that a program verifies, the price of the compute
      * units that are asked for, and version 1's fee. A sum that does not fit is 2^64-1. */
     uint64_t fee;
+    bool moves; /* an instruction says what leaves one of `owned` */
+    /* Where nothing is refused, what leaves each of `owned`, as many as there are: lamports, or of a token account the
+     * smallest units of its tokens. A sum that does not fit is 2^64-1. */
+    uint64_t leaves[HSM_MOST_OWNED];
 } hsm_judgement;
 
 /* The first rule that refuses a transaction. What a program does that is called by a program is not seen. */

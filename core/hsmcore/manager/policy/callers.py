@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import monotonic_ns
 from typing import Final, Self
 
@@ -16,6 +17,9 @@ ROOM_MS: Final = 100
 client of a gateway that counts its credits never waits for it."""
 _MS: Final = 1_000_000
 _SECOND: Final = 1_000_000_000
+_MINUTE: Final = 60
+_MOST_COUNTED: Final = 65_536
+"""Messages of a minute that are known again; of more, the oldest would be counted again."""
 
 
 def full(text: str, retry_after_ms: int) -> QueueFull:
@@ -31,15 +35,15 @@ def unlisted(client: str | None, key_manager: str) -> PolicyRefused:
 
 
 class Rate:
-    """So many units a second, with bursts of as many. Counts whole nanoseconds, so that nothing is lost or won by
+    """So many units in a period, with bursts of as many. Counts whole nanoseconds, so that nothing is lost or won by
     rounding. Belongs to one event loop."""
 
-    __slots__ = ("_balance", "_filled", "per_second")
+    __slots__ = ("_balance", "_filled", "_period", "units")
 
-    def __init__(self, per_second: int) -> None:
-        self.per_second = per_second
-        self._balance, self._filled = per_second * _SECOND, monotonic_ns()
-        """In billionths of a unit; below 0 it is owed."""
+    def __init__(self, units: int, seconds: int = 1) -> None:
+        self.units, self._period = units, seconds * _SECOND
+        self._balance, self._filled = units * self._period, monotonic_ns()
+        """In units times the nanoseconds of the period; below 0 it is owed."""
 
     @classmethod
     def of(cls, rules: CallerRules) -> Self | None:
@@ -51,13 +55,50 @@ class Rate:
 
         As soon as there is one unit, all are given, and what lacks is owed: so what is larger than a burst has its
         time, too, and smaller ones do not keep it out."""
-        now = monotonic_ns()
-        self._balance = min(self._balance + (now - self._filled) * self.per_second, self.per_second * _SECOND)
-        self._filled = now
-        if self._balance < _SECOND:
-            return -((self._balance - _SECOND) // (self.per_second * _MS))
-        self._balance -= units * _SECOND
+        if wait := self.wait():
+            return wait
+        self._balance -= units * self._period
         return 0
+
+    def wait(self, units: int = 1) -> int:
+        """Return after how many milliseconds there are so many units; 0: there are. Takes none."""
+        now = monotonic_ns()
+        self._balance = min(self._balance + (now - self._filled) * self.units, self.units * self._period)
+        self._filled = now
+        return -min(0, (self._balance - units * self._period) // (self.units * _MS))
+
+
+class Outflow:
+    """What may leave accounts in a minute, each message counted once in it. Belongs to one event loop."""
+
+    def __init__(self, per_minute: Mapping[str, int]) -> None:
+        """`per_minute`: of each account, by its address. A sum begins with a whole minute's."""
+        self._rates = {address: Rate(amount, _MINUTE) for address, amount in per_minute.items()}
+        self._counted: dict[bytes, int] = {}
+        """SHA-256 of messages, and when they were counted, the oldest first."""
+
+    def require(self, moves: Sequence[tuple[str, int]]) -> None:
+        """Raise PolicyRefused for more than ever leaves in a minute."""
+        for address, amount in moves:
+            if amount > (most := self._rates[address].units):
+                raise PolicyRefused(f"{amount} would leave {address}, and owned lets {most} leave it in a minute")
+
+    def count(self, message: bytes, moves: Sequence[tuple[str, int]]) -> None:
+        """Count what leaves by a message, all or nothing. Raises QueueFull."""
+        now = monotonic_ns()
+        while (oldest := next(iter(self._counted), None)) and (
+            self._counted[oldest] <= now - _MINUTE * _SECOND or len(self._counted) >= _MOST_COUNTED
+        ):
+            del self._counted[oldest]
+        digest = hashlib.sha256(message).digest()
+        if digest in self._counted:
+            return
+        wait, address = max((self._rates[address].wait(amount), address) for address, amount in moves)
+        if wait:
+            raise full(f"less than what would leave {address} is left of what owned lets leave it in a minute", wait)
+        for address, amount in moves:
+            self._rates[address].take(amount)
+        self._counted[digest] = now
 
 
 class CallerAccount:
@@ -90,7 +131,7 @@ class CallerAccount:
         if self.open + count > self.most:
             raise full(f"{self.who} has {self.open} requests open and may have {self.most}", ROOM_MS)
         if signs and self.rate is not None and (wait := self.rate.take(count)):
-            raise full(f"{self.who} has used up its {self.rate.per_second} signatures a second", wait)
+            raise full(f"{self.who} has used up its {self.rate.units} signatures a second", wait)
         self.open += count
 
     def end(self, count: int = 1) -> None:

@@ -54,6 +54,7 @@ async def explained(
         "why": None,
         "domain": None,
         "position": None,
+        "moves": dict(look.moves) or None,
         "caller": requester.caller,
         "limits": _limits((policy.callers or {}).get(requester.caller or "")),
         "clientLimits": _limits(requester.client),

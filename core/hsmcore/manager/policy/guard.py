@@ -23,9 +23,10 @@ from hsmcore.errors import (
     HsmError,
     InvalidMessageType,
     PolicyRefused,
+    QueueFull,
 )
 from hsmcore.errors.batch import each, of_batch
-from hsmcore.manager.policy.callers import CallerAccount, Callers
+from hsmcore.manager.policy.callers import CallerAccount, Callers, Outflow
 from hsmcore.manager.policy.wants import Fence, NotNext, PayloadPlace
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def gate_of(policy: Policy, formats: Sequence[PayloadFormat] = ()) -> Gate:
         programs=None if rules.programs is None else whole,
         instructions=[(program, name) for program, allowed in listed if isinstance(allowed, tuple) for name in allowed],
         recipients=None if rules.recipients is None else [from_base58(address) for address in rules.recipients],
+        owned=[from_base58(address) for address in rules.owned or ()],
         max_fee=rules.max_fee_lamports or 0,
         role=rules.role,
         callers=policy.callers is not None,
@@ -119,9 +121,11 @@ class Guard:
         self.passes = self.gate.passes
         """Whether a message may be signed without `admit`: the fast way."""
         self._callers = None if policy.callers is None else Callers(policy.callers)
+        owned = (policy.transactions and policy.transactions.owned) or {}
+        self._outflow = Outflow({address: rules.per_minute for address, rules in owned.items()})
         self.refused: Counter[str] = Counter()
         """Count of refusals by kind of payload; "double-sign" for another payload at a bound position, "state" for what
-        else the state store said, "limit" for what a caller's limits did not let pass."""
+        else the state store said, "limit" for what the limits of a caller or an owned account did not let pass."""
 
     @classmethod
     async def open(
@@ -214,9 +218,18 @@ class Guard:
         """Let through what was looked at, or count a refusal. `kind`: as CallerAccount.refusal."""
         try:
             place = place_of(self._policy, look, message, position)
-            return Permit(self, message, look.kind, place, self._account(kind))
+            self._outflow.require(look.moves)
+            return Permit(self, message, look.kind, place, self._account(kind), look.moves)
         except PolicyRefused:
             self.refused[look.kind] += 1
+            raise
+
+    def count_moves(self, permit: Permit) -> None:
+        """Count what leaves owned accounts, once for each message. Raises QueueFull."""
+        try:
+            self._outflow.count(permit.message, permit.moves)
+        except QueueFull:
+            self.refused["limit"] += 1
             raise
 
     def _account(self, kind: str | None) -> CallerAccount | None:
@@ -262,22 +275,31 @@ class Guard:
 class Permit:
     """A request that may be signed once it is counted and `begin` has returned. Call `end` after its answer."""
 
-    __slots__ = ("_guard", "account", "kind", "message", "place")
+    __slots__ = ("_guard", "account", "kind", "message", "moves", "place")
 
     def __init__(
-        self, guard: Guard, message: bytes, kind: str, place: PayloadPlace | None, account: CallerAccount | None
+        self,
+        guard: Guard,
+        message: bytes,
+        kind: str,
+        place: PayloadPlace | None,
+        account: CallerAccount | None,
+        moves: Sequence[tuple[str, int]] = (),
     ) -> None:
-        """`account`: of its caller; None: callers have no limits, or it has ended."""
+        """`account`: of its caller; None: callers have no limits, or it has ended. `moves`: as of Look."""
+        self.moves = moves
         self._guard, self.message, self.kind, self.place, self.account = guard, message, kind, place, account
 
     @property
     def waits(self) -> bool:
-        """Whether `begin` has anything to bind."""
-        return self.place is not None
+        """Whether `begin` has anything to bind or to count."""
+        return self.place is not None or bool(self.moves)
 
     async def begin(self, timeout: float | None) -> float | None:
-        """Bind what has to be. Returns the timeout that is left. Raises DoubleSign, PolicyRefused, StoreError,
-        StoreNotGenuine, DeadlineExceeded, InvalidTimeout."""
+        """Bind what has to be, and count what leaves owned accounts. Returns the timeout that is left. Raises
+        QueueFull, DoubleSign, PolicyRefused, StoreError, StoreNotGenuine, DeadlineExceeded, InvalidTimeout."""
+        if self.moves:
+            self._guard.count_moves(self)
         return timeout if self.place is None else await self._guard.require(self.place, timeout)
 
     def extra(self) -> bytes | None:
