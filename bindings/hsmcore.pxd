@@ -383,15 +383,9 @@ cdef extern from "hsmcore/payload.h" nogil:
         HSM_ADDRESS, HSM_PROGRAMS, HSM_MOST_OWNED
 
     ctypedef enum hsm_payload:
-        HSM_PAYLOAD_RAW, HSM_PAYLOAD_DIGEST32
-        HSM_PAYLOAD_TX_LEGACY
-        HSM_PAYLOAD_TX_V0
-        HSM_PAYLOAD_TX_V1
-        HSM_PAYLOAD_OFF_CHAIN
-        HSM_PAYLOAD_BLOCK
-        HSM_PAYLOAD_STATE_ROOT
-        HSM_PAYLOAD_BATCH_ROOT, HSM_PAYLOAD_KEY_SET
-        HSM_PAYLOAD_INTERNAL, HSM_PAYLOAD_UNKNOWN
+        HSM_PAYLOAD_RAW, HSM_PAYLOAD_DIGEST32, HSM_PAYLOAD_TX_LEGACY, HSM_PAYLOAD_TX_V0, HSM_PAYLOAD_TX_V1
+        HSM_PAYLOAD_OFF_CHAIN, HSM_PAYLOAD_BLOCK, HSM_PAYLOAD_STATE_ROOT
+        HSM_PAYLOAD_BATCH_ROOT, HSM_PAYLOAD_KEY_SET, HSM_PAYLOAD_INTERNAL, HSM_PAYLOAD_UNKNOWN
 
     ctypedef struct hsm_transaction:
         pass
@@ -412,6 +406,9 @@ cdef extern from "hsmcore/payload.h" nogil:
         uint64_t tag
         uint8_t size
         uint8_t recipient
+        uint8_t source
+        uint8_t amount
+        uint8_t harmless
 
     ctypedef struct hsm_program:
         const char *name
@@ -447,7 +444,7 @@ cdef extern from "hsmcore/payload.h" nogil:
         const hsm_instruction_form *form
         uint64_t tag
         uint64_t fee
-        uint64_t leaves[16]
+        uint64_t leaves[HSM_MOST_OWNED]
         bint moves
 
     hsm_refusal hsm_rules_judge(const hsm_rules *rules, const hsm_transaction *transaction, hsm_judgement *judgement)

@@ -7,8 +7,8 @@
 
 #include "instructions.h"
 
-/* Rows: bytes of the tag, name, recipient. FROM1: the first account is the source of an amount, which stands at `at`, and
- * of the accounts up to the place `last` it is the only one that loses. */
+/* Rows: bytes of the tag, name, recipient. FROM1: the first account is the source of an amount, which stands at `at`,
+ * and of the accounts up to the place `last` it is the only one that loses. */
 #define FORM(bytes, number, called, ...) {.name = (called), .tag = (number), .size = (bytes), .recipient = __VA_ARGS__}
 #define WORD(number, called, ...) FORM(4, number, called, __VA_ARGS__)
 #define BYTE(number, called, ...) FORM(1, number, called, __VA_ARGS__)
