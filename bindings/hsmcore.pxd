@@ -438,13 +438,12 @@ cdef extern from "hsmcore/payload.h" nogil:
         HSM_REFUSAL_FEE, HSM_REFUSAL_ROLE, HSM_REFUSAL_NAMED
 
     ctypedef struct hsm_judgement:
-        const uint8_t *address
-        const uint8_t *account
+        const uint8_t *address, *account
         const hsm_program *program
         const hsm_instruction_form *form
         uint64_t tag
         uint64_t fee
-        uint64_t leaves[HSM_MOST_OWNED]
         bint moves
+        uint64_t leaves[HSM_MOST_OWNED]
 
     hsm_refusal hsm_rules_judge(const hsm_rules *rules, const hsm_transaction *transaction, hsm_judgement *judgement)
