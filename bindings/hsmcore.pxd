@@ -438,7 +438,8 @@ cdef extern from "hsmcore/payload.h" nogil:
         HSM_REFUSAL_FEE, HSM_REFUSAL_ROLE, HSM_REFUSAL_NAMED
 
     ctypedef struct hsm_judgement:
-        const uint8_t *address, *account
+        const uint8_t *address
+        const uint8_t *account
         const hsm_program *program
         const hsm_instruction_form *form
         uint64_t tag

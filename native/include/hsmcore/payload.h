@@ -115,7 +115,8 @@ typedef enum hsm_refusal {
 } hsm_refusal;
 
 typedef struct hsm_judgement {
-    const uint8_t *address, *account;
+    const uint8_t *address;
+    const uint8_t *account;
     const hsm_program *program;
     const hsm_instruction_form *form;
     uint64_t tag; /* as many bytes of the data as the program's tags have, or as there are */
