@@ -68,6 +68,10 @@ def simulate(*arguments: str, module: str = "tests.simulation", **variables: str
     )
 
 
+SHORT = ("host", "fleet", "disk")
+"""Worlds whose story is told twice in every run."""
+
+
 @pytest.mark.slow("each world is a key manager's life")
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_law_holds(world):
@@ -75,7 +79,9 @@ def test_the_law_holds(world):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize(
+    "world", [one if one in SHORT else pytest.param(one, marks=pytest.mark.deep) for one in WORLDS]
+)
 def test_a_seed_tells_the_same_story_in_each_process(world):
     """Nothing comes from the addresses of objects, from Python's hashes, or from the world before."""
     one = simulate("--world", world, "--seeds", "8-9", "--digests", PYTHONHASHSEED="1").stdout.splitlines()
