@@ -31,7 +31,7 @@ def configuration(job: Job) -> dict[str, Any]:
     if job.policy:
         manager |= {"stateFile": job.state, "policy": {"kinds": ["tx-v0", "block", "raw"]}}
     if job.kind == "sign-batched":
-        manager["policy"]["kinds"] = ["batch-root"]
+        manager["policy"]["kinds"] = ["raw", "batch-root"]  # raw: the signature by which the key is checked
         manager |= {"batching": {"intervalMs": job.interval_ms}}
     if job.rotate:
         manager |= {"stateFile": job.state, "keyRotation": {"backupPolicy": "warn"}}
