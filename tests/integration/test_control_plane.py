@@ -534,7 +534,7 @@ def test_a_token_that_cannot_be_opened_leaves_nothing_open(settings):
     asyncio.run(run())
 
 
-def test_beside_a_signing_engine(folder, settings):
+def test_beside_a_signing_engine(folder, settings, monkeypatch):
     """Nothing that the control plane does may log the engine out, invalidate its keys or stop its signing."""
 
     async def run():
@@ -561,10 +561,14 @@ def test_beside_a_signing_engine(folder, settings):
             assert min(await asyncio.gather(*signing)) > 0
             assert await manager.verify(b"after", before)
 
-            # A plane that has a PIN sees that it isn't needed, and leaves the engine's login alone.
-            async with ControlPlane.for_settings(settings, log_in=True) as second:
-                assert await second.list_keys()
-            assert await manager.verify(b"still", await manager.sign(b"still"))
+            late, see = [False], TokenAdmin._logged_in
+            # A plane that has a PIN sees that it isn't needed, and leaves the engine's login alone; also one that sees
+            # it only when the engine was faster.
+            for _ in range(2):
+                async with ControlPlane.for_settings(settings, log_in=True) as second:
+                    assert await second.list_keys()
+                assert await manager.verify(b"still", await manager.sign(b"still"))
+                monkeypatch.setattr(TokenAdmin, "_logged_in", lambda *one: late.pop() if late else see(*one))
 
     asyncio.run(run())
 

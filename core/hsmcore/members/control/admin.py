@@ -210,14 +210,13 @@ class TokenAdmin:
             with RefusedLogins(self._access, lambda: record).attempt(pin):
                 self.logins += 1
                 with translated("logging in", self.member):
-                    self.calls.login(handle_of(session), pin)
+                    return self.calls.login(handle_of(session), pin)
         except LoginError as error:
             if not remembers(self._access, error):
                 self._refused = error
             raise
         finally:
             pin[:] = bytes(len(pin))
-        return True
 
     def _logged_in(self, session: Session) -> bool:
         return self.calls.logged_in(handle_of(session))

@@ -45,6 +45,7 @@ _FUNCTIONS: Final = 68
 _SERIAL: Final = 0x4  # CKF_SERIAL_SESSION
 _READ_WRITE: Final = 0x2  # CKF_RW_SESSION
 _USER: Final = 1  # CKU_USER
+_ALREADY_LOGGED_IN: Final = 0x100  # CKR_USER_ALREADY_LOGGED_IN
 _USER_FUNCTIONS: Final = (1, 3)  # CKS_RO_USER_FUNCTIONS, CKS_RW_USER_FUNCTIONS
 _UNAVAILABLE: Final = c_ulong(-1).value  # CK_UNAVAILABLE_INFORMATION
 _NO_ATTRIBUTE: Final = (0x011, 0x012, 0x150)  # CKR_ATTRIBUTE_SENSITIVE, _TYPE_INVALID, CKR_BUFFER_TOO_SMALL
@@ -248,10 +249,11 @@ class Calls:
         self._call("C_GetSessionInfo", c_ulong(session), byref(info))
         return info.state in _USER_FUNCTIONS
 
-    def login(self, session: int, pin: bytes | bytearray) -> None:
-        """Log the process in as the token's user, by one C_Login, until the last session on the token is closed."""
+    def login(self, session: int, pin: bytes | bytearray) -> bool:
+        """Log the process in as the token's user, by one C_Login, until the last session on the token is closed. Return
+        False if another thread of this process did so a moment before."""
         with _secret(pin) as (copy, size), Turn(self._path, self.quirks):
-            self._call("C_Login", c_ulong(session), c_ulong(_USER), copy, size)
+            return self._call("C_Login", c_ulong(session), c_ulong(_USER), copy, size, absent=(_ALREADY_LOGGED_IN,))
 
     def create_object(self, session: int, template: Mapping[int, bytes | tuple[int, int]]) -> int:
         """Make an object and return its handle. A value is bytes, or address and size of the memory that holds it."""
