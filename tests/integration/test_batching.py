@@ -23,6 +23,7 @@ from tests.support.policed import key, moving, ordered
 
 import hsmcore
 from hsmcore import metrics
+from hsmcore.base.payload import MOST_POSITION
 from hsmcore.cli.app import run as cli
 from hsmcore.config.policy import MOST_ROOT_BYTES
 from hsmcore.errors import (
@@ -42,7 +43,6 @@ from hsmcore.errors import (
     RequestCancelled,
 )
 from hsmcore.state import StoreNotGenuine
-from hsmcore.state.mark import MOST_POSITION
 from hsmcore.tlog import batch_proof
 
 pytestmark = pytest.mark.integration

@@ -12,7 +12,7 @@ NOTE_NAME: Final = r"[!-*,-~]+"
 """Names that C2SP's signed notes allow. No two of them look alike, and none is shown other than it is."""
 MOST_DOMAIN: Final = 64
 _CODES: Final = {"block": 1, "state-root": 2}
-_MOST_POSITION: Final = 2**63 - 1
+MOST_POSITION: Final = 2**63 - 1
 """Positions are signed numbers of 64 bits in the state store."""
 
 
@@ -28,7 +28,7 @@ def payload(kind: OrderedKind, domain: str, position: int, digest: bytes | bytea
         )
     if type(domain) is not str or len(domain) > MOST_DOMAIN or re.fullmatch(NOTE_NAME, domain) is None:
         raise BadArgument(f'domain must be 1 to {MOST_DOMAIN} characters of printable ASCII, without spaces and "+"')
-    if type(position) is not int or not 0 <= position <= _MOST_POSITION:
+    if type(position) is not int or not 0 <= position <= MOST_POSITION:
         raise BadArgument("position must be a whole number from 0 to 2^63-1")
     data = _bytes(digest)
     if len(data) != 32:

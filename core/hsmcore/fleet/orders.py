@@ -16,8 +16,8 @@ from typing import Any, Final, Literal, get_args
 import orjson
 from sqlalchemy import Connection, bindparam, select
 
+from hsmcore.base.payload import MOST_POSITION
 from hsmcore.state.desired import withdraw
-from hsmcore.state.mark import MOST_POSITION
 from hsmcore.state.schema import DESIRED_STATE
 
 Verb = Literal["claim", "release", "drain"]

@@ -6,9 +6,10 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
+from hsmcore.base.payload import MOST_POSITION
 from hsmcore.recovery.incident import count, word
 from hsmcore.state import positions
-from hsmcore.state.mark import MOST_POSITION, Mark
+from hsmcore.state.mark import Mark
 from hsmcore.state.schema import DESIRED_STATE, FLEET, FLEET_FLOOR, FLEET_HOST
 from hsmcore.state.store import now_ns
 

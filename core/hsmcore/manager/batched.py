@@ -9,13 +9,13 @@ from typing import Any
 
 from hsmcore._native import BatchedSignature
 from hsmcore.audit.leaves import proof_again
+from hsmcore.base.payload import MOST_POSITION
 from hsmcore.config import KeyManagerConfig
 from hsmcore.errors import BadArgument
 from hsmcore.failover.path import SigningPath
 from hsmcore.manager.batching import AnyBatches
 from hsmcore.manager.keys import KeyOperations
 from hsmcore.manager.lifecycle import Lifecycle
-from hsmcore.state.mark import MOST_POSITION
 
 Message = bytes | bytearray | memoryview
 

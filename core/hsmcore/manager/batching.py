@@ -22,6 +22,7 @@ from hsmcore._native import BatchedSignature, Leaves, timeout_ns
 from hsmcore.audit.leaves import LeafFiles
 from hsmcore.audit.record import current_caller
 from hsmcore.audit.record import extra as audit_extra
+from hsmcore.base.payload import MOST_POSITION
 from hsmcore.base.scope import Scope
 from hsmcore.config import Batching, KeyManagerConfig
 from hsmcore.config.policy import BATCH_ROOT
@@ -40,7 +41,6 @@ from hsmcore.manager.describe import BatchFigures
 from hsmcore.manager.lifecycle import a_turn
 from hsmcore.manager.path import OwnTexts
 from hsmcore.manager.policy.wants import NotNext, PayloadPlace
-from hsmcore.state.mark import MOST_POSITION
 from hsmcore.tlog import batch_proof
 from hsmcore.tlog.note import signed
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from hsmcore.audit.record import extra as audit_extra
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger
+from hsmcore.base.payload import MOST_POSITION
 from hsmcore.base.scope import Scope
 from hsmcore.config import Config
 from hsmcore.config.policy import BATCH_ROOT, KEY_SET
@@ -33,7 +34,6 @@ from hsmcore.members.control import ControlPlane
 from hsmcore.state import RoleLost, Store, StoredKey, positions
 from hsmcore.state.key_sets import KeySetNotes
 from hsmcore.state.keys import BY_HAND
-from hsmcore.state.mark import MOST_POSITION
 from hsmcore.tlog.key_set import KeyEntry, KeySet, KeyState, signer, text_of
 from hsmcore.tlog.note import NoteError, signature_line
 

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, insert, select, update
 
+from hsmcore.base.payload import MOST_POSITION
 from hsmcore.errors import BadArgument, FleetBehind
 from hsmcore.state import StoreError, positions
-from hsmcore.state.mark import MOST_POSITION
 from hsmcore.state.schema import FLEET, FLEET_FLOOR, FLEET_HOST
 
 MOST: Final = (1 << 62) - 1

@@ -15,11 +15,12 @@ import orjson
 from pydantic import BeforeValidator, ValidationError, field_validator, model_validator
 from sqlalchemy import Connection, select
 
+from hsmcore.base.payload import MOST_POSITION
 from hsmcore.config.base import Model, Text, Whole, as_tuple, clash
 from hsmcore.config.faults import faults_of
 from hsmcore.errors import BadArgument
 from hsmcore.state import Store, StoreError, positions
-from hsmcore.state.mark import MOST_POSITION, Mark
+from hsmcore.state.mark import Mark
 from hsmcore.state.positions import BoundRow
 from hsmcore.state.schema import BOUND
 

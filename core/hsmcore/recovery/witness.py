@@ -28,13 +28,14 @@ from sqlalchemy import Connection, bindparam, delete, insert, select
 from hsmcore.audit import AuditLog
 from hsmcore.audit.segment import SegmentError
 from hsmcore.base.log import get_logger
+from hsmcore.base.payload import MOST_POSITION
 from hsmcore.config.policy import OWN
 from hsmcore.errors import AuditUnavailable, BadArgument, FleetBehind
 from hsmcore.recovery import incident
 from hsmcore.recovery.incident import Standing, count, not_ours, word
 from hsmcore.state import Store, StoreError, StoreNotGenuine, domains, positions
 from hsmcore.state.exchange import Change, Question, one_by_one
-from hsmcore.state.mark import MOST_POSITION, Mark
+from hsmcore.state.mark import Mark
 from hsmcore.state.positions import BoundRow, Conflict
 from hsmcore.state.schema import FLEET_FLOOR
 from hsmcore.state.store import now_ns

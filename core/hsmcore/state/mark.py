@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-MOST_POSITION: Final = (1 << 63) - 1
 WINDOW: Final = 1024
 """Positions behind the highest one of which the watermark knows whether they are bound."""
 _MASK: Final = (1 << WINDOW) - 1
