@@ -27,6 +27,7 @@ from hsmcore.fleet.duties import Duties
 from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, enter, position_of
 from hsmcore.fleet.gate import ClaimGate
 from hsmcore.fleet.machine import EpochRow, Machine, State
+from hsmcore.recovery.hold import CLOSED
 from hsmcore.recovery.witness import FLOORS, Witness
 from hsmcore.state import DomainMismatch, Store, positions
 from hsmcore.state.domains import ASK, NO_KEYS
@@ -59,8 +60,7 @@ class Membership:
         self._duties: Duties | None = None
         self._gate = ClaimGate(self._machine.ttl)
         self._superseded = self._leaving = False
-        self._acting = asyncio.Lock()
-        self._wake = asyncio.Event()
+        self._acting, self._wake = asyncio.Lock(), asyncio.Event()
         self._scope = Scope()
         self._check = EpochCheck(store, rules.name, self._machine, self._wake.set, single_node=rules.single_node)
         self._confirmations = Confirmations(self._check, self._refusal)
@@ -110,7 +110,7 @@ class Membership:
             if self._machine.epoch:
                 await self.release("closed")
             if not self._superseded:
-                await self._store.exchange(self._host_row, lambda found: (None, self._spoken(found, rows.CLOSED)[1]))
+                await self._store.exchange(self._host_row, lambda found: (None, self._spoken(found, CLOSED)[1]))
         except HsmError as error:
             get_logger().warning("the fleet is not told that this host closes", error=str(error.args[0]))
         finally:
@@ -153,7 +153,7 @@ class Membership:
         said: dict[str, Any] = {"name": self.name, "host": self.host, "state": self.state, "epoch": self.epoch}
         said |= {"holder": self.holder, "incident": self.incident, "reason": self.reason}
         said |= {"leaseSeconds": round(self.lease_seconds, 3), "claims": self.claims}
-        return said | {"renewalsFailed": self.renewals_failed}
+        return said | {"renewalsFailed": self.renewals_failed, "held": self._machine.row.held}
 
     # What may be signed.
 
@@ -177,7 +177,7 @@ class Membership:
         if not row.is_held_by(self._machine.instance, self._machine.epoch):
             raise self._refusal(row)
         if self._witness is not None:
-            self._witness.require_server(row.server)
+            self._witness.require_server(row.server, row.held)
         return row.epoch
 
     def require_kept(self, domain: str, position: int, mark: Mark, row: Mapping[str, Any] | None) -> None:
@@ -247,8 +247,8 @@ class Membership:
                 raise self._refusal()
             machine.releases(reason or "released", boottime())  # before the database says so
             self._settle("fleet-release", epoch=epoch, reason=reason)
-            given_up = rows.release(self.name, epoch, machine.instance, reason)
-            await self._store.exchange([], lambda _: (None, [given_up]), turn=False)
+            given_up = rows.release(self.name, epoch, machine.instance, reason, self._store)
+            await self._store.exchange([], given_up, turn=False)
             machine.saw(machine.row._replace(released=True), boottime())
             self._settle()
 
@@ -411,7 +411,7 @@ class Membership:
         self._spoke_at = at
         if not spoke and not self._superseded:
             self._superseded = True
-            get_logger().error("another process speaks for this host of the fleet: this one signs no more")
+            get_logger().error("another process speaks for this host, or it was retired: this one signs no more")
         if self._superseded and self._machine.epoch:
             self._machine.gives_up("another process speaks for this host")
 
