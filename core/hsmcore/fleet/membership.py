@@ -57,7 +57,7 @@ class Membership:
         instance = f"{self.host}:{os.getpid()}:{secrets.token_hex(4)}"
         self._machine = Machine(instance, rules.ttl_ms * 1_000_000)
         self._witness: Witness | None = None
-        self._duties: Duties | None = None
+        self.duties: Duties | None = None
         self._gate = ClaimGate(self._machine.ttl)
         self._superseded = self._leaving = False
         self._acting, self._wake = asyncio.Lock(), asyncio.Event()
@@ -85,8 +85,8 @@ class Membership:
     async def watch_over(self, log: AuditLog) -> None:
         """Before `begin`: compare the database with this host's audit log, and follow operators' orders."""
         self._witness = Witness(self._store, self.name, self.host, self._machine.instance, log)
-        self._duties = Duties(self, self._store, self._witness, self._rules.ttl_ms)
-        await self._duties.begin()
+        self.duties = Duties(self, self._store, self._witness, self._rules.ttl_ms)
+        await self.duties.begin()
 
     def begin(self, tell: Tell) -> None:
         """The members can sign: follow the epoch, claim it if that is to be done, renew it."""
@@ -102,8 +102,8 @@ class Membership:
         await self._scope.close()
         await self._confirmations.close()
         await self._check.close()
-        if self._duties is not None:
-            await self._duties.close()
+        if self.duties is not None:
+            await self.duties.close()
         try:
             if self._machine.state == "claiming":
                 await self._see()  # it may have been written
