@@ -110,8 +110,9 @@ def test_an_unused_database(command):
     code, found, _ = command("status")
     assert code == 0
     assert (found["epoch"], found["holder"], found["hosts"], found["incident"]["open"]) == (0, None, [], False)
-    code, text, _ = command("status", plain=True)
+    code, text, err = command("status", plain=True)
     assert (code, "none is open" in text) == (0, True)
+    assert "in plain text" not in err + text  # the URL of the configuration is; doctor says so
 
 
 def test_status_shows_holder_hosts_positions_and_incident(command, site):

@@ -54,7 +54,7 @@ def doctor(
     if schema:
         sys.stdout.write(orjson.dumps(DoctorReport.model_json_schema(), option=orjson.OPT_INDENT_2).decode() + "\n")
         return
-    config = cli.loaded(warns=False)
+    config = cli.loaded()
     members = _chosen(config.key_manager.members(), provider)
     warn_of([config], reported=tuple(f"{member.where}.config" for _, member in members))
     options = Options(timeout=timeout, force_login=force_login)
