@@ -236,6 +236,9 @@ async def test_a_host_that_never_comes_back_is_waited_for_no_more(tmp_path):
                         await servers.retire(host)
             assert (await servers.status())["lossWaitsFor"] == ["c"]
             await servers.retire("c")
+            async with servers.host("c", claim="manual"):  # no incident is open: it has nothing to answer
+                assert [one["retired"] for one in (await servers.status())["hosts"]] == [False, False]
+            await servers.retire("c")
             found = await servers.status()
             assert (found["lossWaitsFor"], [one["retired"] for one in found["hosts"]]) == ([], [False, True])
             servers.switch()
