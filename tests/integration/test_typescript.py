@@ -115,7 +115,16 @@ export const retryable = (error: HsmError): boolean => error.retryable;
 def test_a_project_with_what_the_readme_installs_compiles_strictly(built, tmp_path, kind):
     """As `npm install` leaves it: what `npm pack` packs, beside the packages that its README names."""
     modules, ours = tmp_path / "node_modules", PACKAGE / "node_modules"
-    pack = ["npm", "pack", "--json", "--offline", "--pack-destination", str(tmp_path), "--cache", str(tmp_path / "cache")]
+    pack = [
+        "npm",
+        "pack",
+        "--json",
+        "--offline",
+        "--pack-destination",
+        str(tmp_path),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
     packed = json.loads(subprocess.run(pack, cwd=PACKAGE, check=True, capture_output=True).stdout)
     [made] = packed if isinstance(packed, list) else packed.values()
     assert {"LICENSE", "README.md"} <= {one["path"] for one in made["files"]}
