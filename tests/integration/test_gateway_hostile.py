@@ -141,6 +141,27 @@ async def test_a_stranger_has_no_more_memory_than_hello_needs(world, tmp_path):
 
 
 @one_loop
+async def test_a_frame_that_comes_slowly_is_waited_for_and_one_that_trickles_is_not(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "TICK_SECONDS", 3600.0)
+    batch = wire.sign_many(1, wire.SignMany("", 0, 0, [b"%1000d" % at for at in range(20)]))
+    async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer:
+        [link] = gateway.server.connections
+
+        async def looked(part):
+            before = gateway.server.bytes_in
+            peer.send(part)
+            await until(lambda: gateway.server.bytes_in == before + len(part))
+            return link.stalls()
+
+        least = connection.LEAST_BYTES
+        link.stalls()
+        assert [await looked(batch[at * least : (at + 1) * least]) for at in range(12)] == [0] * 12
+        trickle = batch[12 * least :]
+        assert [await looked(trickle[at : at + 1]) for at in range(12)] == list(range(1, 13))
+        assert await looked(trickle[12:]) == 0
+
+
+@one_loop
 async def test_half_a_frame_is_not_waited_for(world, tmp_path, monkeypatch):
     monkeypatch.setattr(server, "TICK_SECONDS", 0.02)
     monkeypatch.setattr(server, "STALLED_SECONDS", 3)
