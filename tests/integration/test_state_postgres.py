@@ -464,7 +464,7 @@ async def test_a_server_shows_a_certificate_of_an_authority_that_is_trusted(post
         with pytest.raises(StoreError, match="certificate verify failed"):
             await Store.open(fleet(over_tls + other.file))
     old, own = authority.issue("old", ips=["127.0.0.1"], days=-1), authority.issue("own", days=-1)
-    Path(own.key).chmod(0o600)
+    Path(own.key).chmod(0o600)  # noqa: ASYNC240
     with postgres.certified(old):
         for files in (authority.file, f"{authority.file}&sslcert={own.certificate}&sslkey={own.key}"):
             with pytest.raises(
