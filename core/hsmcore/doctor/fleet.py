@@ -55,8 +55,10 @@ async def _look(config: Config, rules: Fleet) -> list[Step]:
     store = await Store.open_to_read(config.key_manager.state_place)
     try:
         seen = await store.run(lambda connection: overview(connection, rules.name))
+        # A lease says then who tries to claim, and what is handed out needs no clock.
+        clock = [] if rules.unordered == "any" else [await _clock(store)]
         return [
-            await _clock(store),
+            *clock,
             *await _behind(config, rules, store, seen),
             *_hosts(rules, seen),
         ]

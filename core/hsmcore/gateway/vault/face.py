@@ -103,7 +103,8 @@ class Transit:
         """Whether every key can sign. Needs no token; "sealed" is a key that cannot, "standby" a fleet's other host."""
         managers = self._desk.managers.values()
         sealed = not all(map(_can_sign, managers))
-        standby = any(manager.fleet is not None and manager.fleet.state != "holder" for manager in managers)
+        fleets = [manager.fleet for manager in managers if manager.fleet is not None]
+        standby = any(fleet.state != "holder" and fleet.unordered != "any" for fleet in fleets)
         condition = "sealed" if sealed else "standby" if standby else "active"
         asked = request.query_params
         code = {"sealed": 503, "standby": 429, "active": 200}[condition]
