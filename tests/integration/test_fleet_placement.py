@@ -14,7 +14,7 @@ from hsmcore.fleet.membership import Membership
 pytestmark = pytest.mark.integration
 TTL_MS = 4000
 """So long that a host whose turn is later does not overtake the other one on a busy machine."""
-MANAGERS = ("states", "roots", "bids", "votes")
+MANAGERS = ("blocks", "fees", "mints", "states")
 NORTH, SOUTH = "north", "south"
 
 
@@ -60,13 +60,13 @@ async def test_epochs_begin_where_prefer_says_and_end_up_on_the_host_that_lives(
     async with AsyncExitStack() as open_:
         site, found = await placed(open_, postgres.database(), prefer)
         assert found == wanted
-        await asyncio.gather(*(site.members[name, NORTH].close() for name in ("states", "bids")))
-        assert await site.holders(2) == {"states": SOUTH, "bids": SOUTH}
+        await asyncio.gather(*(site.members[name, NORTH].close() for name in ("blocks", "mints")))
+        assert await site.holders(2) == {"blocks": SOUTH, "mints": SOUTH}
         # A host that is preferred and comes back takes nothing from one that is well.
         again = Site(open_, site._url, prefer)
-        await again.enter(NORTH, "states")
+        await again.enter(NORTH, "blocks")
         again.begin()
-        holder, member = site.members["states", SOUTH], again.members["states", NORTH]
+        holder, member = site.members["blocks", SOUTH], again.members["blocks", NORTH]
         seen = set[int]()
         while len(seen) < 4:  # renewals of the holder, four of which are a lease
             assert (holder.epoch, member.claims) == (2, 0)
@@ -77,4 +77,4 @@ async def test_epochs_begin_where_prefer_says_and_end_up_on_the_host_that_lives(
 async def test_epochs_without_an_order_are_not_all_on_one_host(postgres: Cluster):
     async with AsyncExitStack() as open_:
         _, found = await placed(open_, postgres.database(), {})
-        assert found == {"states": NORTH, "roots": SOUTH, "bids": NORTH, "votes": SOUTH}
+        assert found == {"blocks": NORTH, "fees": SOUTH, "mints": NORTH, "states": SOUTH}

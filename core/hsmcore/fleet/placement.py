@@ -10,17 +10,17 @@ from typing import Final
 from hsmcore.config.fleet import Fleet
 from hsmcore.fleet.machine import Machine
 
-STEPS: Final = 2
-"""Hosts of the order that a life of a lease is enough for."""
-MOST: Final = 2
-"""The longest delay, in lives of a lease."""
+MOST_LEASE_MS: Final = 2000
+"""A longer lease delays as this one does: hosts begin as much apart whatever it is."""
+MOST_STEPS: Final = 4
+"""The longest delay, in steps of half a lease."""
 
 
 class Placement:
     """One host's, of one epoch. Times are nanoseconds of CLOCK_BOOTTIME and passed in."""
 
     def __init__(self, rules: Fleet) -> None:
-        self._rules, self._ttl = rules, rules.ttl_ms * 1_000_000
+        self._rules, self._lease = rules, min(rules.ttl_ms, MOST_LEASE_MS) * 1_000_000
         self._age: tuple[int, int, bool] | None = None
         self._since = 0
         self._moved = False
@@ -43,8 +43,8 @@ class Placement:
         if rules.prefer:
             first = [host for host in rules.prefer if host != gone or host == rules.host]
             place = first.index(rules.host) if rules.host in first else len(first)
-            return min(place * self._ttl // STEPS, MOST * self._ttl)
+            return min(place, MOST_STEPS) * self._lease // 2
         if gone or rules.manager is None:
             return 0
-        drawn = hashlib.sha256("\0".join((rules.name, rules.manager, rules.host)).encode()).digest()[:8]
-        return self._ttl * int.from_bytes(drawn) >> 64
+        drawn = hashlib.sha256(f"{rules.name}\n{rules.manager}\n{rules.host}".encode()).digest()[:8]
+        return self._lease * int.from_bytes(drawn) >> 64
