@@ -27,8 +27,8 @@ class Placement:
         """Whether the row has changed since this host began: then its last holder was there, and is no more."""
 
     def turn(self, machine: Machine, now: int) -> int | None:
-        """Return when this host claims the epoch by itself, if its row stays as it is; None: nothing was seen yet. Called
-        at each look."""
+        """Return when this host claims the epoch by itself, if its row stays as it is; None: nothing was seen yet.
+        Called at each look."""
         row, free_at = machine.row, machine.free_at()
         if row.age != self._age:
             self._moved, self._age, self._since = self._age is not None, row.age, now
