@@ -11,6 +11,7 @@ from typing import Final, Self
 
 from hsmcore.base.listening.certificates import require_readable
 from hsmcore.errors import BadArgument
+from hsmcore.gateway.wire.frames import ALPN
 
 _HOST: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
 
@@ -32,6 +33,7 @@ class ClientTls:
         require_readable(self.ca_file, self.certificate_file, self.key_file)
         context = ssl.create_default_context(cafile=self.ca_file)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.set_alpn_protocols([ALPN])
         context.load_cert_chain(self.certificate_file, self.key_file)
         return context
 
