@@ -46,7 +46,7 @@ def rate(hosts: list[FleetMember], numbers: itertools.count[int]) -> float:
     """Have all hosts sign at the same time. Returns signatures a second, of all together."""
     for host in hosts:
         host.tell("load", seconds=SECONDS, callers=CALLERS, stream=next(numbers))
-    return sum(host.answer()["signed"] / SECONDS for host in hosts)
+    return sum(host.answer()["rate"] for host in hosts)
 
 
 def main() -> None:

@@ -144,7 +144,7 @@ async def _do(manager: hsmcore.KeyManager, do: str, **arguments: Any) -> dict[st
         signed = await asyncio.gather(*(manager.sign_batched(one.encode()) for one in arguments["messages"]))
         return {"proofs": [one.proof.decode() for one in signed], "numbers": [one.index for one in signed]}
     if do == "load":
-        return {"signed": await _load(manager, **arguments)}
+        return {"rate": await _load(manager, **arguments)}
     if do in ("claim", "release"):
         await getattr(fleet, do)(**arguments)
     elif do == "caught_up":
@@ -154,13 +154,13 @@ async def _do(manager: hsmcore.KeyManager, do: str, **arguments: Any) -> dict[st
     return fleet.describe()
 
 
-async def _load(manager: hsmcore.KeyManager, seconds: float, callers: int, stream: int) -> int:
-    """Have messages that no other stream has signed for so long. Returns how many were."""
-    end, numbers, done = time.monotonic() + seconds, itertools.count(), 0
+async def _load(manager: hsmcore.KeyManager, seconds: float, callers: int, stream: int) -> float:
+    """Have messages that are in no other stream signed for so long. Returns how many were, a second."""
+    begun, numbers, done = time.monotonic(), itertools.count(), 0
 
     async def caller() -> None:
         nonlocal done
-        while time.monotonic() < end:
+        while time.monotonic() < begun + seconds:
             try:
                 await manager.sign(b"hsmcore %08d %032d" % (stream, next(numbers)))
                 done += 1
@@ -168,7 +168,7 @@ async def _load(manager: hsmcore.KeyManager, seconds: float, callers: int, strea
                 await asyncio.sleep(0.05)
 
     await asyncio.gather(*(caller() for _ in range(callers)))
-    return done
+    return done / (time.monotonic() - begun)
 
 
 def _say(**answer: Any) -> None:

@@ -410,7 +410,7 @@ class Membership:
         self._spoke_at = at
         if not spoke and not self._superseded:
             self._superseded = True
-            get_logger().error("another process speaks for this host of the fleet: this one signs no more")
+            get_logger().error("another process speaks for this host of the fleet: this one holds no epoch any more")
         if self._superseded and self._machine.epoch:
             self._machine.gives_up("another process speaks for this host")
 
