@@ -6,7 +6,7 @@ import asyncio
 import re
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final, Self
 
 from hsmcore.base.listening.certificates import require_readable
@@ -27,6 +27,14 @@ class ClientTls:
     """Its private key, without a passphrase."""
     ca_file: str
     """The authorities that vouch for the gateway."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return that of three paths with commas between them, in the order of the fields. Raises BadArgument."""
+        files = text.split(",")
+        if len(files) != len(fields(cls)) or not all(files):
+            raise BadArgument(f"expected CERTIFICATE,KEY,AUTHORITIES, not {text!r:.100}")
+        return cls(*files)
 
     def context(self) -> ssl.SSLContext:
         """Read the files. Blocks. Raises OSError, also for files that are not PEM."""
