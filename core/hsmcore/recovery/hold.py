@@ -88,7 +88,7 @@ def resume(connection: Connection, name: str, mark: str, server: tuple[str, str]
 
 
 def retire(connection: Connection, name: str, host: str, reason: str, now_ns: int, ttl_ns: int) -> None:
-    """Wait for a host no more. Its process, if it was only stopped, signs no more until it is started again. Raises
+    """Wait for a host no more. Its process, if it was only stopped, holds no epoch until it is started again. Raises
     BadArgument for one that is there, holds the epoch, is not known, or is to answer an incident."""
     row, now = fleet_row(connection, name), standing(connection, name)
     found = connection.execute(select(FLEET_HOST).where(FLEET_HOST.c.name == host)).mappings().first()
