@@ -14,6 +14,7 @@ from tests.support.loops import one_loop
 from tests.support.managers import becomes, until
 from tests.support.postgres import Cluster, cluster, fleet
 
+from hsmcore.config import Secret
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import BadArgument, NotHolder
 from hsmcore.fleet.orders import order_name
@@ -24,17 +25,17 @@ from hsmcore.state import Desired, Store
 from hsmcore.state.store import now_ns
 
 pytestmark = [pytest.mark.integration, one_loop, pytest.mark.slow("standbys that are made and promoted")]
-TTL = 1000
+TTL = 3000
 
 
 class Pair:
     """A primary and its standby, named together in the fleet's URL; and what operators do."""
 
-    def __init__(self, primary: Cluster, folder: Path, *, synchronous: bool) -> None:
+    def __init__(self, primary: Cluster, folder: Path, *, synchronous: bool, secret: Secret | None) -> None:
         self.primary, self._folder = primary, folder
         self.standby = primary.standby(synchronous=synchronous)
         self._name = primary.database().rpartition("/")[2]
-        self._synchronous = synchronous
+        self._secret = secret
 
     def place(self, host: str, **more: Any) -> Fleet:
         one, other = (each.url(self._name) for each in (self.primary, self.standby))
@@ -43,11 +44,11 @@ class Pair:
         return fleet(url, host=host, ttlMs=TTL, **more)
 
     def host(self, name: str, **more: Any) -> AbstractAsyncContextManager[Host]:
-        return attending(self.place(name, **more), self._folder / name)
+        return attending(self.place(name, **more), self._folder / name, self._secret)
 
     async def operator(self, work: Any) -> Any:
         """Do `work` with a connection and the server's identity."""
-        store = await Store.open(self.place("x"))
+        store = await Store.open(self.place("x"), self._secret)
         try:
             return await store.run(lambda connection: work(connection, store.identity))
         finally:
@@ -64,7 +65,7 @@ class Pair:
         return dict(await self.operator(lambda on, server: overview(on, rules, server)))
 
     async def drain(self, *hosts: str, off: bool = False) -> None:
-        store = await Store.open(self.place("x"))
+        store = await Store.open(self.place("x"), self._secret)
         for host in hosts:
             await Desired(store).set(order_name("drain", host), None if off else "yes", "a test")
         await store.close()
@@ -87,9 +88,9 @@ class Pair:
 
 
 @contextmanager
-def pair(folder: Path, *, synchronous: bool = True) -> Iterator[Pair]:
+def pair(folder: Path, *, synchronous: bool = True, secret: Secret | None = None) -> Iterator[Pair]:
     with cluster() as primary:
-        yield Pair(primary, folder, synchronous=synchronous)
+        yield Pair(primary, folder, synchronous=synchronous, secret=secret)
 
 
 async def signs(position: int, *hosts: Host) -> None:
@@ -99,8 +100,9 @@ async def signs(position: int, *hosts: Host) -> None:
     await becomes(signed)
 
 
-async def test_a_switchover_under_a_hold_waits_for_no_host_that_is_away(tmp_path):
-    with pair(tmp_path) as servers:
+@pytest.mark.parametrize("secret", [None, Secret.plain("s" * 32)], ids=["plain", "sealed"])
+async def test_a_switchover_under_a_hold_waits_for_no_host_that_is_away(tmp_path, secret):
+    with pair(tmp_path, secret=secret) as servers:
         async with servers.host("a") as a:
             async with servers.host("b", claim="manual"), servers.host("c", claim="manual"):
                 await until(lambda: a.member.state == "holder")
