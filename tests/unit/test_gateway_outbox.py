@@ -75,6 +75,10 @@ class FakeChannel:
     def send(self, data: bytes) -> None:
         self.out.extend(self.splitter.feed(data))
 
+    def refused(self, holder: str) -> bool:
+        self.going, self.ready = True, False
+        return True
+
 
 def alone(message: bytes, first: int) -> bytes:
     """The proof of a message in a batch of its own."""
@@ -631,7 +635,7 @@ FAILED = wire.Refusal(True, False, 0, "QUEUE_FULL", "RETRY", "full")
 
 def test_each_kind_of_answer_settles_its_request_with_what_it_says(answered):
     assert answered(Type.SIGN, SIGN, signed(0, b"s" * 64, 7)) == b"s" * 64
-    assert answered(Type.SIGN, SIGN, signed(0, b"s" * 64, 7, "primary", 3), full=True) == (b"s" * 64, "primary", 3, KEY)
+    assert answered(Type.SIGN, SIGN, signed(0, b"s" * 64, 7, "primary", 3), full=True) == (b"s" * 64, "primary", 3, KEY, "")
     assert answered(Type.SIGN, SIGN, signed(0, b"s" * 64, 7), key=None) == b"s" * 64, "no key was asked for"
     one, other = answered(Type.SIGN_MANY, MANY, wire.signed_many(0, 7, [b"s" * 64, FAILED]), count=2)
     assert (one, other.status) == (b"s" * 64, "QUEUE_FULL")
