@@ -202,7 +202,8 @@ class Connections:
     def _next(self, at: int, holder: str | None = None) -> None:
         """Go on to the next address that was not tried, unless another connection has, or has no trouble here. When all
         were tried, the next round begins some time later. `holder`: goes first; None: it was no host that refused."""
-        if at != self._at:
+        now = asyncio.get_running_loop().time()
+        if at != self._at or now < self._not_before:
             return
         self._tried.add(at)
         count = len(self._addresses)
@@ -215,7 +216,7 @@ class Connections:
             left = others
             most = _LONGEST_WAIT if self._is_down else _SEEKING_WAIT
             wait = min(_FIRST_WAIT * 2.0**self._rounds, most)
-            self._not_before = asyncio.get_running_loop().time() + random.uniform(wait / 2, wait)  # noqa: S311
+            self._not_before = now + random.uniform(wait / 2, wait)  # noqa: S311
             self._rounds += 1
         self._at = next((one for one in self._named(holder or "") if one in left), left[0])
 
