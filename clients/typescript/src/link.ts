@@ -415,9 +415,12 @@ export class Link {
       this.useful = true;
       if (job.signs) this.route.seeking = false;
     }
+    // Before its credits are free: no other request is to be sent here.
+    const moves = value instanceof HsmError && value.status === "NOT_HOLDER" && this.isTurnedAway(value);
     this.release(job);
-    if (value instanceof HsmError) this.refused(job, value);
-    else {
+    if (value instanceof HsmError) {
+      if (!moves || !this.goesOn(job, value)) this.refused(job, value);
+    } else {
       if (type === Type.SIGNED && !job.key) job.key = this.version(job.slot, (value as wire.Signed).version);
       job.answer(value);
     }
@@ -436,7 +439,6 @@ export class Link {
   private refused(job: Job, error: HsmError): void {
     const clean = !error.maybeSigned && !job.uncertain && !job.done;
     if (clean) job.sentAt = 0;
-    if (error.status === "NOT_HOLDER" && this.goesOn(job, error)) return;
     if (clean && this.draining && error.retryable) this.owner.again(job);
     else if (clean && error.status === "QUEUE_FULL" && error.retryable && this.rests(job, error)) return;
     else if (clean && error.status === "KEY_NOT_CURRENT" && job.pin === undefined && !job.refusedBy && job.key) {
@@ -446,20 +448,24 @@ export class Link {
     } else job.fail(error);
   }
 
-  /** Whether a request that a host without the epoch has refused goes to the next one, or again to this one, if it is
-   * the holder and not sure of it. What may have been signed is sent for the same key only, and only for Ed25519. */
+  /** A host without the epoch has refused a request. Returns whether requests go on: to the next one, or again to this
+   * one, if it is the holder and not sure of it. */
+  private isTurnedAway(error: HsmError): boolean {
+    const goesOn = this.route.refused(this.at, error.holder);
+    if (goesOn && this.route.at !== this.at) this.owner.left(this.at);
+    return goesOn;
+  }
+
+  /** Whether such a request does. What may have been signed is sent for the same key only, and only for Ed25519. */
   private goesOn(job: Job, error: HsmError): boolean {
-    if (!this.route.refused(this.at, error.holder)) return false;
-    const moved = this.route.at !== this.at;
-    if (moved) this.owner.left(this.at);
     if (!job.signs || job.done) return false;
     if (error.maybeSigned || job.uncertain) {
       if (wire.isBatched(job.frame) || job.key?.algorithm !== "ed25519") return false;
       job.pin = hex(job.key);
       job.uncertain = true;
-    }
+    } else job.sentAt = 0;
     job.refusal = error;
-    if (moved) this.owner.again(job);
+    if (this.route.at !== this.at) this.owner.again(job);
     else this.owner.later(job, DOUBT_MS * (1 + Math.random()) * 2 ** Math.min(job.refusals++, MOST_DOUBLINGS));
     return true;
   }
