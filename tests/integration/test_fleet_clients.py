@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-from tests.integration.test_typescript import AT_LENGTH, built, load, needs_node  # noqa: F401  # a fixture
+from tests.integration.test_typescript import AT_LENGTH, NODE, built, load, needs_node  # noqa: F401  # a fixture
 from tests.support.gateways import GatewayProcess, document_of
+from tests.support.loops import one_loop
+from tests.support.paths import ROOT
 from tests.support.policed import ordered
 from tests.support.postgres import Cluster
 from tests.support.softhsm import Token
@@ -153,6 +155,8 @@ async def takeovers(site: Site, load: Load) -> None:
 
 
 @needs_node
+@one_loop
+@pytest.mark.slow("three gateways start, and start again")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("deadline", [60.0, pytest.param(10.0, marks=AT_LENGTH)])
 async def test_clients_sign_through_takeovers(site, built, deadline):  # noqa: F811  # the fixture
@@ -186,3 +190,29 @@ async def test_clients_sign_through_takeovers(site, built, deadline):  # noqa: F
             places.setdefault((record["kind"], record["position"]), set()).add(record["message_sha256"])
     assert {kind for kind, _ in places} == {"block", "state-root"}
     assert [place for place, messages in places.items() if len(messages) > 1] == []
+
+
+@needs_node
+@one_loop
+@pytest.mark.timeout(200)
+async def test_the_example_signs_block_after_block_through_a_takeover(tmp_path, world, postgres, built):  # noqa: F811
+    site = Site(tmp_path, world, postgres, "signer-1", "signer-2")
+    program = [NODE, ROOT / "examples" / "fleet_sequencer.mjs", ",".join(site.addresses), "default"]
+    async with site:
+        running = await asyncio.create_subprocess_exec(*program, stdout=asyncio.subprocess.PIPE)
+        assert running.stdout is not None
+        try:
+            for position in range(40):
+                number, signature = (await running.stdout.readline()).decode().split()
+                block = ordered(position, b"what is in block %d" % position)
+                assert int(number) == position
+                assert is_good("ed25519", world.keys["ed25519"].public_key, block, bytes.fromhex(signature))
+                if position == 20:
+                    await site.gateways[await asyncio.to_thread(site.holder)].kill()
+            running.terminate()
+            await running.stdout.read()
+            assert await running.wait() == 0
+        finally:
+            if running.returncode is None:
+                running.kill()
+                await running.wait()
