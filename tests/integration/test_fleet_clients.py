@@ -23,7 +23,7 @@ from tests.support.zygote import CLI, Forked
 
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
-from hsmcore.errors import HsmError
+from hsmcore.errors import HsmError, NotHolder
 from hsmcore.gateway import Client
 
 pytestmark = pytest.mark.integration
@@ -190,6 +190,21 @@ async def test_clients_sign_through_takeovers(site, built, deadline):  # noqa: F
             places.setdefault((record["kind"], record["position"]), set()).add(record["message_sha256"])
     assert {kind for kind, _ in places} == {"block", "state-root"}
     assert [place for place, messages in places.items() if len(messages) > 1] == []
+
+
+@one_loop
+async def test_a_standby_says_which_host_holds_the_epoch(tmp_path, world, postgres):
+    site = Site(tmp_path, world, postgres, "signer-1", "signer-2")
+    async with site, Client(site.addresses) as client:
+        assert await client.sign(b"message")  # a host holds it then
+        held = await asyncio.to_thread(site.holder)
+        async with Client([site.address(name) for name in site.names if name != held]) as other:
+            for asked in (other.sign(b"message"), other.sign_many([b"message"])):
+                with pytest.raises(NotHolder) as refused:
+                    await asked
+                error = refused.value
+                assert (error.holder, error.retryable, error.maybe_signed) == (held, True, False)
+                assert "holder: " not in str(error)
 
 
 @needs_node

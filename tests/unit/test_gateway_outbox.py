@@ -567,6 +567,22 @@ def test_what_a_gateway_refuses_because_it_ends_goes_to_the_next_one(world):
     assert request.future.result()
 
 
+@pytest.mark.parametrize("withheld", [False, True])
+def test_a_holder_that_was_not_sure_of_it_gives_another_answer_later(world, withheld):
+    world.begin("ed25519", 100)
+    [channel] = world.channels
+    channel.stays, world.unheld, world.withheld = True, True, withheld
+    world.ask(500, kind=Type.SIGN)
+    [(_, request)] = world.asked
+    serve(world)
+    assert not request.future.done()
+    world.unheld = world.withheld = False
+    world.time_passes(6.0)
+    world.turn()
+    serve(world)
+    assert [request.future.result()] == list(world.made[b"message 0"])
+
+
 def test_an_outbox_that_ended_fails_what_is_open_and_takes_nothing():
     world = World()
     world.begin("ed25519", 1)
