@@ -281,3 +281,19 @@ async def test_a_client_that_is_closed_while_it_moves_leaves_nothing(tmp_path):
             await until(lambda: not any(fake.connections for fake in fakes))
             timers = [one for one in getattr(loop, "_scheduled", ()) if not one.cancelled()]
             assert [one for one in timers if "gateway" in repr(one)] == []
+
+
+async def test_a_client_that_is_closed_while_a_gateway_drains_leaves_nothing(tmp_path):
+    async with fleet(tmp_path, "signer-1", "signer-2") as (first, second), Client(listed([first, second])) as km:
+        first.answer = lambda *_: None
+        task = start(km.sign(b"open", 0.3))
+        await becomes(lambda: _received(first))
+        first.connections[0].transport.write(wire.goaway(600_000, "the gateway ends"))
+        assert await km.sign(b"message") == signature(b"message")
+        with pytest.raises(DeadlineExceeded):
+            await task
+        assert [len(fake.connections) for fake in (first, second)] == [1, 1], "its answer may still come"
+
+
+async def _received(fake: FakeGateway) -> bool:
+    return bool(fake.received(Type.SIGN))
