@@ -27,15 +27,15 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Table, create_engine, delete, event, select
+from sqlalchemy import Connection, Engine, Table, create_engine, delete, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.base.ownership import EXPOSED_HINT, exposed, make_empty, make_folder, open_or_make, sync
-from hsmcore.state.database import ABSENT_HINT, BUSY_SECONDS, Database, Work, migrate, reason, require_known
+from hsmcore.state.database import ABSENT_HINT, BUSY_SECONDS, Database, Rows, Told, Work, migrate, reason, require_known
 from hsmcore.state.errors import StoreBusy, StoreError
-from hsmcore.state.schema import METADATA, PROMISED
+from hsmcore.state.schema import PROMISED
 
 T = TypeVar("T")
 
@@ -165,7 +165,8 @@ class FileDatabase(Database):
             self._print = _print_of(self._file.path.stat())
             driver.execute(f"PRAGMA application_id = {self._print}")
 
-    def copy_to(self, path: Path) -> None:
+    def copy_to(self, path: Path, told: Told | None) -> None:
+        del told  # a file is copied within seconds
         assert self._opened is not None  # noqa: S101  # for the type checker
         driver: Any = self._opened[1].connection.driver_connection
         with closing(sqlite3.connect(path)) as target:
@@ -305,11 +306,11 @@ def ring_in(connection: Connection) -> frozenset[bytes]:
     return frozenset(found)
 
 
-def fill(path: Path, rows: Iterable[tuple[Table, Iterable[Sequence[Sequence[Any]]]]]) -> None:
-    """Make a store of these rows, portion by portion."""
+def fill(path: Path, rows: Iterable[tuple[Table, Iterable[Rows]]]) -> None:
+    """Make a store of these rows, portion by portion. It is of no use unless this returns."""
     engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
     try:
-        with engine.begin() as connection:
+        with engine.connect() as connection, connection.begin():
             migrate(connection, f"state store {path}")
             for table, portions in rows:
                 connection.execute(delete(table))
@@ -321,9 +322,20 @@ def fill(path: Path, rows: Iterable[tuple[Table, Iterable[Sequence[Sequence[Any]
         engine.dispose()
 
 
-def everything(connection: Connection) -> dict[Table, list[tuple[Any, ...]]]:
-    """Return all rows of a store."""
-    return {table: [tuple(row) for row in connection.execute(select(table))] for table in METADATA.sorted_tables}
+def rows_in(path: Path) -> int:
+    """Return about how many rows a store has: those of `bound`, which are nearly all."""
+    return int(str(_looked_up(path, "SELECT count(*) FROM bound") or 0))
+
+
+def portions_of(path: Path, table: Table, most: int) -> Iterator[Rows]:
+    """Yield the rows of a table of a store that is closed, at most so many at a time. Raises StoreError."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro", uri=True)) as on:
+            rows = on.execute(f"SELECT {', '.join(table.c.keys())} FROM {table.name}")  # noqa: S608  # our own names
+            while found := rows.fetchmany(most):
+                yield found
+    except sqlite3.Error as error:
+        raise StoreError(f"state store {path}: {error}", hint=FILE_HINT) from None
 
 
 def _file_at(path: Path, *, makes: bool) -> _File:

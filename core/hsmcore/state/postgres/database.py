@@ -15,18 +15,18 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from traceback import clear_frames
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from hsmcore.state.database import ABSENT_HINT, Database, Work, migrate, reason, require_known
+from hsmcore.state.database import ABSENT_HINT, Database, Told, Work, counted, migrate, reason, require_known
 from hsmcore.state.errors import StoreError, StoreUnknown
 from hsmcore.state.exchange import Asking, Decide, Question
 from hsmcore.state.postgres.ask import Asker
@@ -36,7 +36,7 @@ from hsmcore.state.postgres.schema import Objects, foreign_of, marks_of, objects
 from hsmcore.state.postgres.url import resolved
 from hsmcore.state.schema import METADATA
 from hsmcore.state.seal import SealSecret
-from hsmcore.state.sqlite import fill
+from hsmcore.state.sqlite import fill, portions_of, rows_in
 
 T = TypeVar("T")
 
@@ -46,6 +46,8 @@ PREFIX: Final = "hsmcore_"
 _SCHEMAS: Final = text("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, :prefix) ORDER BY 1")
 _SEARCH: Final = text("SELECT set_config('search_path', :path, true)")
 _TABLE: Final = text("SELECT to_regclass(:name)")
+_ABOUT: Final = text("""SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint FROM pg_class
+    WHERE relnamespace = to_regnamespace(:schema) AND relkind = 'r'""")
 _GROUP: Final = 1000
 _COPY_IDLE_MS: Final = 60_000
 _LONGEST: Final = 63
@@ -271,31 +273,30 @@ class ServerDatabase(Database):
         self._link.begin(begin, self._know, questions)
         return self._link
 
-    def copy_to(self, path: Path) -> None:
+    def copy_to(self, path: Path, told: Told | None) -> None:
         def work(connection: Connection) -> None:
             assert self._link is not None  # noqa: S101  # for the type checker
             # A portion is written before the server is asked for the next; such a reader blocks no other one.
             connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {_COPY_IDLE_MS}")
-            fill(path, ((table, self._link.portions(table, _GROUP)) for table in METADATA.sorted_tables))
+            each = counted(told, connection.execute(_ABOUT, {"schema": self.schema}).scalar_one())
+            fill(path, ((table, each(self._link.portions(table, _GROUP))) for table in METADATA.sorted_tables))
 
         self.transact_unchecked(work)
 
-    def replace_all(self, rows: Mapping[Table, Sequence[Sequence[Any]]], aside: str) -> None:
-        """Put these rows in the place of all others, in one transaction. The former schema is kept under the name
-        `aside`; "": it is empty, and is used. Runs in the thread."""
+    def replace_all(self, copy: Path, aside: str, told: Told | None) -> None:
+        """Put the rows of a file in the place of all others, in one transaction. The former schema is kept under the
+        name `aside`; "": it is empty, and is used. Runs in the thread."""
 
         def work(connection: Connection) -> None:
+            assert self._link is not None  # noqa: S101  # for the type checker
             if aside:
                 connection.exec_driver_sql(f'ALTER SCHEMA "{self.schema}" RENAME TO "{aside}"')
                 connection.exec_driver_sql(f'CREATE SCHEMA "{self.schema}"')
                 migrate(connection, self.shown, self.schema)
-            for table, found in rows.items():
+            each = counted(told, rows_in(copy))
+            for table in METADATA.sorted_tables:
                 connection.exec_driver_sql(f'DELETE FROM "{table.name}"')  # noqa: S608  # our own names
-                names = ", ".join(f'"{name}"' for name in (column.name for column in table.columns))
-                marks = ", ".join(["%s"] * len(table.c))
-                put = f'INSERT INTO "{table.name}" ({names}) OVERRIDING SYSTEM VALUE VALUES ({marks})'  # noqa: S608
-                for begin in range(0, len(found), _GROUP):
-                    connection.exec_driver_sql(put, [tuple(row) for row in found[begin : begin + _GROUP]])
+                self._link.put(table, each(portions_of(copy, table, _GROUP)))
                 if "id" in table.c:
                     place = f"pg_get_serial_sequence('\"{self.schema}\".\"{table.name}\"', 'id')"
                     highest = f'SELECT coalesce(max(id), 0) + 1 FROM "{table.name}"'  # noqa: S608
