@@ -176,7 +176,7 @@ async def test_a_backup_takes_no_memory_of_its_size(config, tmp_path):
 async def test_a_fleets_store_is_restored_in_portions(postgres, world, tmp_path):
     made = world.config(policy={"kinds": ["block"]}, auditLogFile=str(tmp_path / "audit.log"))
     places = []
-    for name in ("one", "two"):
+    for _ in range(2):
         store = {"url": postgres.database()}
         made["sequencer"]["keyManager"]["fleet"] = {"store": store, "name": "tests", "host": "a", "singleNode": True}
         places.append(load(made))

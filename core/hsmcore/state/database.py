@@ -10,7 +10,7 @@ import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -263,11 +263,11 @@ def _known(connection: Connection, shown: str) -> set[int]:
     return done
 
 
-def counted(told: Told | None, total: int) -> Callable[[Iterable[Rows]], Iterator[Rows]]:
+def counted(told: Told | None, total: int) -> Callable[[Iterable[Rows]], Generator[Rows]]:
     """Return what tells how many rows have passed, of all portions that it passes on."""
     done = 0
 
-    def each(portions: Iterable[Rows]) -> Iterator[Rows]:
+    def each(portions: Iterable[Rows]) -> Generator[Rows]:
         nonlocal done
         for rows in portions:
             yield rows

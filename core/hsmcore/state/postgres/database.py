@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from traceback import clear_frames
 from typing import Final, Protocol, TypeVar
@@ -296,7 +296,8 @@ class ServerDatabase(Database):
             each = counted(told, rows_in(copy))
             for table in METADATA.sorted_tables:
                 connection.exec_driver_sql(f'DELETE FROM "{table.name}"')  # noqa: S608  # our own names
-                self._link.put(table, each(portions_of(copy, table, _GROUP)))
+                with closing(each(portions_of(copy, table, _GROUP))) as portions:
+                    self._link.put(table, portions)
                 if "id" in table.c:
                     place = f"pg_get_serial_sequence('\"{self.schema}\".\"{table.name}\"', 'id')"
                     highest = f'SELECT coalesce(max(id), 0) + 1 FROM "{table.name}"'  # noqa: S608
