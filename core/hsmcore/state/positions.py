@@ -196,6 +196,13 @@ def let_go(connection: Connection, domain: str, kept: int, reason: str) -> int |
     return int(last)
 
 
+def may_remove(connection: Connection) -> bool:
+    """Return whether this process may take rows of `bound` away: the role of a fleet's signer may lack that right."""
+    if connection.dialect.name == "sqlite":
+        return True
+    return bool(connection.exec_driver_sql("SELECT has_table_privilege('bound', 'DELETE')").scalar())
+
+
 def remove_behind(connection: Connection, domain: str, floor: int) -> int:
     """Remove some rows at or below a floor that holds already. Returns how many; a separate transaction, which takes no
     row lock: nothing reads these rows."""
