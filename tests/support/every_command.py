@@ -74,6 +74,8 @@ fleet claim --reason WHY
 fleet release --reason WHY
 fleet drain --reason WHY
 fleet reconcile --reason WHY
+fleet migrate --role signer
+fleet prune
 fleet export --output FOLDER/exported.json
 fleet import FOLDER/exported.json
 notices test
