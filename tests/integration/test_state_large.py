@@ -18,10 +18,12 @@ from tests.support.postgres import fleet
 from hsmcore.base.places import Folder
 from hsmcore.config import load
 from hsmcore.config.secret import Secret
+from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.recovery.restore import back_up, check, restore
 from hsmcore.recovery.state_backup import SUFFIX, StateBackups
 from hsmcore.state import Store, backup
 from hsmcore.state.postgres import link
+from hsmcore.state.schema import PORTION
 
 pytestmark = pytest.mark.integration
 MANY = 300_000
@@ -198,3 +200,24 @@ async def test_a_fleets_store_is_restored_in_portions(postgres, world, tmp_path)
     finally:
         await store.close()
     assert count == MANY
+
+
+@one_loop
+async def test_a_removal_passes_no_row_twice_while_a_backup_is_made(postgres):
+    """The server keeps what was removed for the backup's transaction: each portion would go past all that is gone."""
+    url = postgres.database()
+    many, database = 20 * PORTION, url.rpartition("/")[2]
+    store = await Store.open(fleet(url))
+    passed = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'bound_pkey'"
+    try:
+        await store.run(lambda connection: connection.exec_driver_sql(rows(many)))
+        postgres.execute("ANALYZE hsmcore_tests.bound", database)
+        with postgres.connect(database) as backing_up, backing_up.transaction():
+            backing_up.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            backing_up.execute("SELECT count(*) FROM hsmcore_tests.watermark")
+            assert await Watermark(store, "").raise_floor("d", many, "final") == many
+        await store.run(lambda connection: connection.exec_driver_sql("SELECT pg_stat_force_next_flush()"))
+        [(count,)] = postgres.execute(passed, database)
+    finally:
+        await store.close()
+    assert many <= count < 4 * many

@@ -328,7 +328,7 @@ class Watermark(Tables):
         if not await self._store.run(positions.may_remove, turn=False):
             return gone
         for domain, mark in (await marks_of(self._store)).items():
-            gone += await self._store.run_out(partial(positions.remove_behind, domain=domain, floor=mark.floor))
+            gone += await self._store.run_out(positions.Removal(domain, mark.floor))
         return gone
 
     async def close(self) -> None:
