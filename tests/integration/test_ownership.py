@@ -146,6 +146,8 @@ USES: dict[str, list[str] | str] = {
     "fleet drain": [],
     "fleet export": [],
     "fleet import": ["none"],
+    "fleet migrate": [],
+    "fleet prune": [],
     "fleet reconcile": ["--reason", "x"],
     "fleet release": [],
     "fleet status": [],

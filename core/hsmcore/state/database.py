@@ -243,7 +243,8 @@ def require_known(connection: Connection, shown: str) -> None:
     """Raise StoreError unless the tables are those of this version: a reader changes nothing."""
     done, needed = _known(connection, shown), {each.number for each in MIGRATIONS}
     if done != needed:
-        who = "the key manager" if connection.dialect.name == "sqlite" else "one of the fleet's hosts"
+        is_file = connection.dialect.name == "sqlite"
+        who = "the key manager" if is_file else "one of the fleet's hosts, or `hsmcore fleet migrate` as the owner,"
         raise StoreError(
             f"{shown}: an older version of hsmcore has written it (it lacks schema {min(needed - done)})",
             hint=f"Start {who} with this version, which brings it up to date.",

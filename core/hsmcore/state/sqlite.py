@@ -19,7 +19,7 @@ import secrets
 import sqlite3
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -27,13 +27,13 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Table, create_engine, delete, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.base.ownership import EXPOSED_HINT, exposed, make_empty, make_folder, open_or_make, sync
-from hsmcore.state.database import ABSENT_HINT, BUSY_SECONDS, Database, Rows, Told, Work, migrate, reason, require_known
+from hsmcore.state.database import ABSENT_HINT, BUSY_SECONDS, Database, Told, Work, migrate, reason, require_known
 from hsmcore.state.errors import StoreBusy, StoreError
 from hsmcore.state.schema import PROMISED
 
@@ -304,38 +304,6 @@ def ring_in(connection: Connection) -> frozenset[bytes]:
         with suppress(ValueError, TypeError):
             found.add(bytes.fromhex(text))
     return frozenset(found)
-
-
-def fill(path: Path, rows: Iterable[tuple[Table, Iterable[Rows]]]) -> None:
-    """Make a store of these rows, portion by portion. It is of no use unless this returns."""
-    engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
-    try:
-        with engine.connect() as connection, connection.begin():
-            migrate(connection, f"state store {path}")
-            for table, portions in rows:
-                connection.execute(delete(table))
-                names, marks = ", ".join(table.c.keys()), ", ".join("?" * len(table.c))
-                for found in portions:
-                    put = f"INSERT INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608  # our own names
-                    connection.exec_driver_sql(put, [tuple(row) for row in found])
-    finally:
-        engine.dispose()
-
-
-def rows_in(path: Path) -> int:
-    """Return about how many rows a store has: those of `bound`, which are nearly all."""
-    return int(str(_looked_up(path, "SELECT count(*) FROM bound") or 0))
-
-
-def portions_of(path: Path, table: Table, most: int) -> Iterator[Rows]:
-    """Yield the rows of a table of a store that is closed, at most so many at a time. Raises StoreError."""
-    try:
-        with closing(sqlite3.connect(f"file:{quote(os.fsencode(path))}?mode=ro", uri=True)) as on:
-            rows = on.execute(f"SELECT {', '.join(table.c.keys())} FROM {table.name}")  # noqa: S608  # our own names
-            while found := rows.fetchmany(most):
-                yield found
-    except sqlite3.Error as error:
-        raise StoreError(f"state store {path}: {error}", hint=FILE_HINT) from None
 
 
 def _file_at(path: Path, *, makes: bool) -> _File:

@@ -25,6 +25,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+from hsmcore.state.copies import fill, portions_of, rows_in
 from hsmcore.state.database import ABSENT_HINT, Database, Told, Work, counted, migrate, reason, require_known
 from hsmcore.state.errors import StoreError, StoreUnknown
 from hsmcore.state.exchange import Asking, Decide, Question
@@ -36,7 +37,6 @@ from hsmcore.state.postgres.schema import TEMPORARY, Objects, foreign_of, marks_
 from hsmcore.state.postgres.url import resolved
 from hsmcore.state.schema import METADATA
 from hsmcore.state.seal import SealSecret
-from hsmcore.state.sqlite import fill, portions_of, rows_in
 
 T = TypeVar("T")
 
