@@ -45,12 +45,12 @@ class Holder:
         self.manager = hsmcore.create_key_manager(config)
         self._positions, self._numbers = itertools.count(begin), itertools.count()
         self._pauses: dict[str, list[float]] = {}
-        self._refused = 0
+        self.refused = 0
 
     def said(self) -> str:
         """The pauses since the last call, in words."""
-        pauses, self._pauses, refused, self._refused = self._pauses, {}, self._refused, 0
-        return f"refused {refused}" + "".join(
+        pauses, self._pauses = self._pauses, {}
+        return f"refused so far {self.refused}" + "".join(
             f"; {name}: {len(found)}, longest pause {max(found):.0f} ms, over 50 ms {sum(one > 50 for one in found)}"
             for name, found in sorted(pauses.items())
         )
@@ -69,7 +69,7 @@ class Holder:
             try:
                 await self.manager.sign(payload(), timeout=60)
             except HsmError:
-                self._refused += 1
+                self.refused += 1
             else:
                 now = time.perf_counter()
                 self._pauses.setdefault(name, []).append((now - last) * 1e3)
@@ -89,8 +89,8 @@ def run(*words: str) -> tuple[float, int, str]:
     return time.perf_counter() - begun, used.ru_maxrss >> 10, printed
 
 
-async def measure(server: Cluster, folder: Path, token: Any, rows: int, *, sealed: bool) -> None:
-    """Measure everything."""
+async def measure(server: Cluster, folder: Path, token: Any, rows: int, *, sealed: bool = False) -> int:
+    """Measure everything. Returns how many signatures were refused."""
 
     def config(url: str) -> dict[str, Any]:
         made = token.config(
@@ -128,7 +128,7 @@ async def measure(server: Cluster, folder: Path, token: Any, rows: int, *, seale
 
     await asyncio.sleep(1)
     holder.said()
-    await asyncio.sleep(30)
+    await asyncio.sleep(min(30.0, rows / 1e5))
     say(f"idle: {holder.said()}")
     await timed("backup", "here", "state", "backup", "--to", str(backup))
     await timed("verify", "here", "state", "verify", str(backup))
@@ -138,6 +138,7 @@ async def measure(server: Cluster, folder: Path, token: Any, rows: int, *, seale
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await holder.manager.close()
+    return holder.refused
 
 
 def main() -> None:

@@ -118,8 +118,8 @@ async def test_a_newer_store_is_refused_and_an_older_one_migrated(postgres, url)
     with pytest.raises(StoreError, match=r"older version .* lacks schema 7") as caught:
         await Store.open_to_read(fleet(url))
     assert caught.value.hint == (
-        "Start one of the fleet's hosts, or `hsmcore fleet migrate` as the owner, with this version, which brings it up "
-        "to date."
+        "Start one of the fleet's hosts, or `hsmcore fleet migrate` as the owner, with this version, which brings it "
+        "up to date."
     )
     with ExitStack() as stack:  # hosts that start together
         for host in [stack.enter_context(Host(url)) for _ in range(4)]:
