@@ -77,8 +77,8 @@ class Holder:
             await asyncio.sleep(every)
 
 
-def run(*words: str) -> tuple[float, int, str]:
-    """Run a command: seconds, peak memory in MB, what it printed."""
+def run(*words: str) -> tuple[float, float, int]:
+    """Run a command: seconds, those of its processor, peak memory in MB."""
     begun = time.perf_counter()
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
         assert process.stdout is not None
@@ -86,7 +86,7 @@ def run(*words: str) -> tuple[float, int, str]:
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     assert process.returncode == 0, printed
-    return time.perf_counter() - begun, used.ru_maxrss >> 10, printed
+    return time.perf_counter() - begun, used.ru_utime + used.ru_stime, used.ru_maxrss >> 10
 
 
 async def measure(server: Cluster, folder: Path, token: Any, rows: int, *, sealed: bool = False) -> int:
@@ -122,9 +122,9 @@ async def measure(server: Cluster, folder: Path, token: Any, rows: int, *, seale
 
     async def timed(name: str, where: str, *words: str) -> None:
         program = (f"{sys.prefix}/bin/hsmcore", *words, "--config", str(paths[where]))
-        seconds, memory, _ = await asyncio.to_thread(run, *program)
+        seconds, busy, memory = await asyncio.to_thread(run, *program)
         size = f", {backup.stat().st_size >> 20} MB" if name == "backup" else ""
-        say(f"{name:8} {seconds:7.1f} s, {memory:5} MB of memory{size}; {holder.said()}")
+        say(f"{name:8} {seconds:7.1f} s, of its processor {busy:.1f} s, {memory:5} MB of memory{size}; {holder.said()}")
 
     await asyncio.sleep(1)
     holder.said()
