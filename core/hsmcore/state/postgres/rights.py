@@ -52,7 +52,10 @@ _OWNS: Final = text("""SELECT pg_has_role(r.oid, nspowner, 'MEMBER') FROM pg_rol
 _LACKS: Final = text("""SELECT format('GRANT %s ON DATABASE %I TO %I', kind, datname, cast(:role AS text)),
     pg_has_role(datdba, 'MEMBER') FROM pg_database, unnest(ARRAY['CONNECT', 'TEMPORARY']) kind
     WHERE datname = current_database() AND NOT has_database_privilege(:role, oid, kind)""")
-HINT: Final = "Run `hsmcore fleet migrate --role ROLE` as the owner of its tables; see docs/FLEET.md."
+HINT: Final = (
+    "Run `hsmcore fleet migrate --role ROLE` as the owner of its tables, for what a signer needs. Other work needs"
+    " the owner's URL: see docs/FLEET.md."
+)
 """Where a role lacks a right."""
 
 
