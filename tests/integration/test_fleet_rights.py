@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from hsmcore.recovery.restore import restore as restored
 from hsmcore.state import Store, StoreError, backup
 from hsmcore.state.postgres.database import ServerDatabase
 from hsmcore.state.postgres.rights import grants
-from hsmcore.state.schema import METADATA
+from hsmcore.state.schema import METADATA, MIGRATIONS
 
 pytestmark = pytest.mark.integration
 SECRETS = {"sealed": Secret.plain("s" * 32), "unsealed": None}
@@ -273,7 +274,11 @@ async def test_a_role_without_rights_says_which_command_gives_them(owned, secret
     assert "it has no tables yet, and this role may not" in str(refusal)
     assert "`hsmcore fleet migrate --role ROLE`" in refusal.hint
     await asyncio.to_thread(owned.migrate)
-    owned.ask("DELETE FROM hsmcore_tests.schema_version WHERE version >= 10; DROP TABLE hsmcore_tests.key_domain")
+    newest = MIGRATIONS[-1]
+    owned.ask(f"DELETE FROM hsmcore_tests.schema_version WHERE version = {newest.number}")
+    for statement in newest.statements:
+        table, column = re.fullmatch(r"ALTER TABLE (\w+) ADD COLUMN (\w+) .*", statement).groups()
+        owned.ask(f"ALTER TABLE hsmcore_tests.{table} DROP COLUMN {column}")
     refusal = await tried(place, secret)
     assert "an older version of hsmcore has made its tables, and this role may not" in str(refusal)
     assert "`hsmcore fleet migrate --role ROLE`" in refusal.hint
