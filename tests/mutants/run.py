@@ -38,6 +38,8 @@ for test; do native-tests/$test || { echo "FAILED $test"; exit 1; }; done
 """What the compiler refuses has no verdict. The extension is linked again, too: its own object file is the tree's."""
 _KILLED: Final = (1, 2)
 """Exit codes of pytest: a test failed, or its file could not be loaded."""
+_SIGNALLED: Final = 128
+"""Beyond it is the shell's exit code for a process that a signal ended: a crash."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Copy:
                 return Outcome("none", time.monotonic() - begun, "takes too long")
         took = time.monotonic() - begun
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
-        if running.returncode in _KILLED:
+        if running.returncode in _KILLED or not 0 <= running.returncode < _SIGNALLED:
             return Outcome("killed", took, failed[1] if failed else "")
         if running.returncode == 0:
             return Outcome("survived", took)

@@ -27,6 +27,8 @@ def test_the_log_itself_is_good(world, tmp_path):
     assert (report.records, report.unsealed, report.own_keys) == (RECORDS, 0, False)
     older = verify(world.older, Trust(keys=world.trust.keys))
     assert older.ok, older.findings
+    found = world.verify(world.older).findings  # the auditor has a checkpoint of the whole
+    assert [(one.kind, one.first, one.last) for one in found] == [("older", RECORDS // 2 + 1, RECORDS)]
 
 
 @pytest.mark.parametrize("part", range(4))

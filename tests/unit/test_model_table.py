@@ -247,6 +247,7 @@ class TableMachine(RuleBasedStateMachine):
         assert answer.seq == request.seq
         assert bool(answer.claimed) == request.waiting, "answered twice, or after it has left"
         assert bool(answer.told) == request.answered
+        assert answer.claimed or answer.last, "what answers no waiter ends its request"
         assert status in request.possible or (status == "CANCELLED" and not request.waiting)
         assert status != "OK" or not request.withdrawn
         if status == "OK":
@@ -262,7 +263,7 @@ class TableMachine(RuleBasedStateMachine):
         if request.hold and status == "OK" and answer.claimed and not answer.seq:
             self.seq += 1
             request.seq, request.waiting, request.answered = self.seq, True, False
-            request.possible -= {"BUSY", "KEY_DEACTIVATED", "TOKEN_LOST"}
+            request.possible -= {"BUSY", "KEY_DEACTIVATED", "TOKEN_LOST", "SYSTEM"}
             self.lib.hsm_requests_hold(self.table, answer.request, self.seq)
         else:
             del self.open[answer.request]
@@ -273,10 +274,17 @@ class TableMachine(RuleBasedStateMachine):
         self.lib.hsm_requests_release(self.table, max(0, self.seq - back))
         self.drained = False
 
-    @rule(which=st.sampled_from(["QUEUED_ONES", "HELD_ONES", "HELD_ONES", "ALL"]))
+    @rule(which=st.sampled_from(["QUEUED_ONES", "HELD_ONES", "HELD_ONES", "UNSIGNED_ONES", "ALL"]))
     def fail(self, which: str) -> None:
         self.lib.hsm_requests_fail(self.table, getattr(self.lib, f"HSM_{which}"), self.lib.HSM_SYSTEM)
-        self.may_end_as("SYSTEM")
+        for request in self.open.values():
+            if which == "ALL" or (which == "HELD_ONES") == (request.seq != 0):
+                request.possible.add("SYSTEM")
+        counts = self.ffi.new("hsm_requests_counts *")
+        self.lib.hsm_requests_count(self.table, counts)
+        assert which == "HELD_ONES" or counts.queued == 0
+        assert which not in ("HELD_ONES", "ALL") or counts.held == 0
+        assert which not in ("UNSIGNED_ONES", "ALL") or counts.owed == 0
         self.drained = False
 
     @rule(span=st.sampled_from([10 * MS, 10 * MS, 20 * SECOND, 2 * HOUR]))
