@@ -215,6 +215,18 @@ async def test_a_change_of_ring_or_budget_makes_the_store_of_before_an_older_one
 
 
 @one_loop
+async def test_a_mark_is_made_each_day_although_nothing_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(alone, "_LOOK_SECONDS", 3600)
+    async with crashed_alone(config_of(tmp_path)) as (found, log):
+        before = await marks(log)
+        await found._look()
+        assert await marks(log) == before
+        monkeypatch.setattr(alone, "_DAY_NS", 0)
+        await found._look()
+        assert len(await marks(log)) == len(before) + 1
+
+
+@one_loop
 async def test_a_crash_between_the_two_marks_is_no_older_store(tmp_path, monkeypatch):
     config = config_of(tmp_path)
     async with crashed_alone(config) as (found, _):

@@ -44,6 +44,10 @@ _STEPS: Final = (
     "tests/chaos/test_rotation_model.py",
     "tests/integration/test_rotation.py",
 )
+_PUT_BACK: Final = (
+    "what_was_signed_on_both_sides_of_a_rollback_is_signed_by_neither",
+    "what_lies_further_back_than_is_read_is_given_up",
+)
 _RECOVERY: Final = (
     "tests/integration/test_state_forged.py",
     "tests/integration/test_state_recovery.py",
@@ -122,7 +126,12 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "recovery/key_domains.py": ("tests/integration/test_key_domains.py",),
         "recovery/own_store.py": ("tests/integration/test_token_notes.py",),
         "recovery/token_notes.py": ("tests/integration/test_token_notes.py",),
-        "recovery/witness.py": ("tests/integration/test_log_rebuild.py", "tests/integration/test_witness_forged.py"),
+        "recovery/witness.py": (
+            "tests/integration/test_log_rebuild.py",
+            "tests/integration/test_witness_forged.py",
+            "tests/integration/test_key_domains.py::test_a_store_that_is_lost_is_rebuilt_with_the_domain",
+            *(f"tests/integration/test_state_recovery.py::test_{name}" for name in _PUT_BACK),
+        ),
         "state/clock.py": (*_BUDGET, "tests/integration/test_rotation.py"),
         "state/domains.py": ("tests/unit/test_key_domains.py", "tests/integration/test_key_domains.py"),
         "state/positions.py": ("tests/unit/test_watermark.py",),
