@@ -352,3 +352,55 @@ TableMachine.TestCase.settings = settings(max_examples=share(60), stateful_step_
 @pytest.mark.timeout(600)  # cut off, it leaves its engines to the tests behind it
 class TestTable(TableMachine.TestCase):
     """Run by pytest."""
+
+
+@pytest.fixture
+def machine():
+    """One slot; an answer is held, a request is in the slot, and one waits."""
+    made = TableMachine()
+    made.make(slots=1, capacity=None)
+    key = next(iter(made.keys))
+    made.submit_one(key, b"a", HOUR, True)
+    assert made.begin_with(0)
+    made.end(0, True)
+    made.take_up_to(1000)
+    for _ in range(2):
+        made.submit_one(key, b"a", HOUR, False)
+    assert counted(made) == (1, 1, 1)
+    yield made
+    made.teardown()
+
+
+def counted(machine):
+    """Answers that are held, requests that wait, and those that workers owe."""
+    counts = machine.ffi.new("hsm_requests_counts *")
+    machine.lib.hsm_requests_count(machine.table, counts)
+    return counts.held, counts.queued, counts.owed
+
+
+@pytest.mark.parametrize(
+    ("which", "left"),
+    [("QUEUED_ONES", (1, 0, 1)), ("HELD_ONES", (0, 1, 1)), ("UNSIGNED_ONES", (1, 0, 0)), ("ALL", (0, 0, 0))],
+)
+def test_those_that_are_named_end_and_no_others(machine, which, left):
+    machine.fail(which)
+    assert counted(machine) == left
+    machine.take_up_to(1000)
+    waiting = [request for request in machine.open.values() if request.waiting]
+    assert len(waiting) == sum(left)
+    assert sum(request.seq != 0 for request in waiting) == left[0]
+
+
+def test_what_is_answered_for_a_waiter_that_leaves_is_not_told(machine):
+    """Its deadline has passed, nothing has taken the answer, and its request is still in the slot."""
+    machine.ahead += 2 * HOUR
+    machine.may_end_as("DEADLINE_EXCEEDED")
+    machine.lib.hsm_requests_sweep(machine.table, machine.lib.hsm_now_ns() + machine.ahead)
+    machine.drained = False
+    for number in [number for number, request in machine.open.items() if request.waiting]:
+        machine.cancel_one(number)
+    answer = machine.ffi.new("hsm_answer *")
+    while machine.lib.hsm_requests_next(machine.table, answer):
+        assert answer.last
+        machine.look_at(answer)
+    assert counted(machine) == (0, 0, 0)
