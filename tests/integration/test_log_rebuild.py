@@ -121,6 +121,7 @@ async def test_what_this_process_has_bound_must_be_there_above_the_floor(tmp_pat
         [_, row] = await host.store.rows(BOUND.select().order_by(BOUND.c.position))
         check = partial(host.witness.require_kept, BLOCKS, 2)
         check(Mark(high=2), row)
+        host.witness.require_kept("other/block", 1, Mark(), None)  # it knows nothing of that one
         check(Mark(high=1, floor=2), None)  # an operator has raised the floor, and rows up to it may go
         for mark, found in (
             (Mark(high=1), row),
