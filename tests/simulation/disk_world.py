@@ -43,8 +43,8 @@ journal.install()
 _ORIGIN = {"user": "signer", "source": {"hostname": "host", "pid": disk.PID, "ip": "127.0.0.1"}}
 record.this_process = lambda: _ORIGIN
 _boots = [""]
-_SECRET = "HSMCORE_SIMULATED_SECRET"
-os.environ[_SECRET] = "a secret of the simulation, of 32 bytes and more"
+SECRET = "HSMCORE_SIMULATED_SECRET"
+os.environ[SECRET] = "a secret of the simulation, of 32 bytes and more"
 _TRIES = 100
 """More than a caller makes in one life: numbers of its calls go on in the next one."""
 
@@ -166,7 +166,7 @@ class DiskWorld(World):
             self.disk.unmount()
             self._bury()
         if life.schema:
-            secret = Secret.env(_SECRET) if self.lives.is_sealed else None
+            secret = Secret.env(SECRET) if self.lives.is_sealed else None
             self.image = left_by(self.image, life.schema, secret, folder() / "older")
         self._look(life)
 
@@ -272,7 +272,7 @@ class DiskWorld(World):
             script = replace(script, options={k: v for k, v in script.options.items() if k != "audit"})
         if life.edit != "unaudited" and "audit" in script.options:
             self.facts.audited.add(life.number)
-        return config_of(script, **({"stateSecret": {"env": _SECRET}} if script.is_sealed else {}))
+        return config_of(script, **({"stateSecret": {"env": SECRET}} if script.is_sealed else {}))
 
     def _fill(self, one: DiskFault, *, begins: bool) -> None:
         self.tell("disk", f"FAULT {one.kind}" if begins else f"{one.kind} is over")

@@ -16,7 +16,6 @@ from tests.simulation.law import (
     genuine,
     honest,
     nothing_left,
-    one_digest,
     punctual,
     told,
 )
@@ -161,7 +160,6 @@ DISK_RULES: Final[tuple[Rule, ...]] = (
     genuine,
     honest,
     one_key_over_lives,
-    one_digest,
     punctual,
     nothing_left,
     recorded,

@@ -9,19 +9,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from tests.simulation import requests, threads
 from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND, Clock
 from tests.simulation.control import name_of
-from tests.simulation.device import Device, Key, Ledger, Signed
+from tests.simulation.device import Device, Key
 from tests.simulation.law import Answer, broken
 from tests.simulation.law_levels import AT_ONCE, LAST_CALL, WEEK_RULES, WeekFacts, asked_in_peace, destroyed_in_time
 from tests.simulation.levels_script import HOUR, LASTS_NS, ChainFault, Moment, Week
 from tests.simulation.loop import Loop, Stuck
 from tests.simulation.script import Intent, Try
-from tests.simulation.world import Broke, Outcome, World, config_of, prepare
+from tests.simulation.world import Broke, Outcome, Watched, World, config_of, prepare
 
 from hsmcore.errors import HsmError
 from hsmcore.failover import health
@@ -43,20 +43,6 @@ _PAUSES: Final = (1, 5, 30, 60)
 
 class Killed(Exception):
     """The process has ended here. Raised between two callbacks of the loop."""
-
-
-class Watched(Ledger):
-    """Judges each signature as it is made."""
-
-    def __init__(self, world: LevelsWorld) -> None:
-        super().__init__()
-        self.world = world
-
-    def note(self, one: Signed) -> None:
-        super().note(one)
-        for rule in AT_ONCE:
-            for what in rule(self.world.facts, one):
-                self.world.breaks(f"{rule.__name__}: {what}")
 
 
 class Chain:
@@ -119,6 +105,9 @@ class Chain:
 class LevelsWorld(World):
     """Runs a script once."""
 
+    RULES: ClassVar = WEEK_RULES
+    AT_ONCE: ClassVar = AT_ONCE
+    FACTS: ClassVar[type[WeekFacts]] = WeekFacts
     script: Any
     facts: Any
 
@@ -136,7 +125,7 @@ class LevelsWorld(World):
             for one in script.members
         }
         keys = {one.key: self.devices[one.name].keys[0].public_key for one in script.members}
-        self.facts = WeekFacts(script, self.ledger, keys)
+        self.facts = self.FACTS(script, self.ledger, keys)
         self.facts.published.append((self.clock.ns, keys["first"]))
         self.chain = Chain(self)
         self.manager: KeyManager | None = None
@@ -170,7 +159,7 @@ class LevelsWorld(World):
             for one in self.dead:
                 one.disconnect()
         if not self.outcome.broken:
-            self.outcome.broken = broken(self.facts, WEEK_RULES)
+            self.outcome.broken = broken(self.facts, self.RULES)
         return self.outcome
 
     @contextmanager
@@ -343,8 +332,7 @@ class LevelsWorld(World):
 
     async def _start(self) -> None:
         for number in range(1000):
-            config = config_of(self.script)
-            manager = KeyManager(config)
+            manager = KeyManager(self._config())
             manager.on_rotation(self.chain)
             self.tell("host", "starts")
             limits = self.script.failover["emergencyModeRestrictions"]
@@ -355,6 +343,7 @@ class LevelsWorld(World):
                 await manager.initialize()
             except HsmError as error:
                 self.tell("host", f"has not started: {type(error).__name__}: {str(error.args[0])[:150]}")
+                await self._refused(error)
                 if self.clock.ns > self._calm_ns:
                     raise
                 await asyncio.sleep(_PAUSES[min(number, len(_PAUSES) - 1)])
@@ -362,6 +351,13 @@ class LevelsWorld(World):
                 self._signs_with(manager._path.signing()[0].public_key)
                 self.manager = manager
                 return
+        raise Stuck("the host never starts")
+
+    async def _refused(self, error: HsmError) -> None:
+        """What an operator does about a start that was refused."""
+
+    def _config(self) -> Any:
+        return config_of(self.script)
 
     def _changed(self, details: Any) -> None:
         key = next(
@@ -445,7 +441,7 @@ class LevelsWorld(World):
                 await asyncio.sleep(0.5)
             attempt = intent.tries[at]
             now, limit = self.clock.ns, int(attempt.timeout * SECOND)
-            answers = [Answer(number, at, one, now, limit, attempt.any_key, shared=False) for one in wanted]
+            answers = [Answer(number, at, one, now, limit, attempt.any_key, intent.shared) for one in wanted]
             self.under_way[number] = intent, at + 1, wanted
             self.facts.answers += answers
             self.facts.calls.setdefault(number, []).extend(answers)

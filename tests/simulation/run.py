@@ -28,6 +28,8 @@ from tests.simulation.mutants_disk import RESTORES_MUTANTS, UPGRADES_MUTANTS
 from tests.simulation.mutants_fleet import FLEET_MUTANTS
 from tests.simulation.mutants_gateway import MUTANTS as GATEWAY_MUTANTS
 from tests.simulation.mutants_levels import MUTANTS as LEVELS_MUTANTS
+from tests.simulation.operator_script import Shift, commands_script
+from tests.simulation.operator_world import OperatorWorld
 from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
@@ -47,6 +49,7 @@ WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "restores": restores_script,
     "gateway": gateway_script,
     "operator": operator_script,
+    "commands": commands_script,
     "found": FOUND.__getitem__,
     "gateway-found": GATEWAY_FOUND.__getitem__,
 }
@@ -54,6 +57,7 @@ WORLDS: Final[dict[str, Callable[[int], Any]]] = {
 _PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {
     Script: World,
     Week: LevelsWorld,
+    Shift: OperatorWorld,
     FleetScript: Fleet,
     DiskScript: DiskWorld,
     GatewayScript: GatewayWorld,
@@ -62,6 +66,7 @@ _PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {
 _QUIET: Final[dict[type, Callable[[], Any]]] = {
     Script: lambda: replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=()),
     Week: lambda: replace(levels_script(0), moments=(), faults=(), troubles=()),
+    Shift: lambda: replace(commands_script(0), moments=(), faults=(), troubles=(), typed=(), offline=(), forged=()),
     FleetScript: lambda: fleet_script(0).without(doings=(), asks=(), seconds=5),
     DiskScript: lambda: replace(disk_script(0), asked=(), faults=(), disk_faults=(), commands=()),
     GatewayScript: lambda: replace(
