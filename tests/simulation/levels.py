@@ -37,6 +37,7 @@ _ASK_NS: Final = 40 * SECOND
 """The host looks, and asks the chain, not as often as it does for its users: a week is long."""
 """Seconds between two looks at the store for orders, at its seal and at the key ring, where nothing is due: no other
 process changes them here."""
+_MOST_AWAITS: Final = 100
 _PAUSES: Final = (1, 5, 30, 60)
 """Seconds after which a process that could not start is started again, as a supervisor does it."""
 
@@ -343,7 +344,6 @@ class LevelsWorld(World):
                 await manager.initialize()
             except HsmError as error:
                 self.tell("host", f"has not started: {type(error).__name__}: {str(error.args[0])[:150]}")
-                await self._refused(error)
                 if self.clock.ns > self._calm_ns:
                     raise
                 await asyncio.sleep(_PAUSES[min(number, len(_PAUSES) - 1)])
@@ -353,8 +353,8 @@ class LevelsWorld(World):
                 return
         raise Stuck("the host never starts")
 
-    async def _refused(self, error: HsmError) -> None:
-        """What an operator does about a start that was refused."""
+    async def _attend(self) -> None:
+        """Have an operator look at what waits."""
 
     def _config(self) -> Any:
         return config_of(self.script)
@@ -398,6 +398,7 @@ class LevelsWorld(World):
         for hours in (25, 7):  # the clock is believed again; a rotation that has failed is tried again
             self._jump(self.clock.ns + hours * HOUR)
             await asyncio.sleep(4)
+            await self._attend()
         await self._ask_the_ring()
         intent = Intent(LAST_CALL, 0, (b"week last",), (Try("receipt", 2.0),), 0)
         self.under_way[LAST_CALL] = intent, 0, list(intent.messages)
@@ -456,8 +457,19 @@ def _drop(loop: Loop) -> None:
     """End the tasks of a process that was killed: what they would do at their end reaches nothing any more."""
     for task in sorted(asyncio.all_tasks(loop), key=hash):
         task._log_destroy_pending = False
-        with suppress(Exception):
-            task.get_coro().close()
+        end(task.get_coro())
     loop._ready.clear()
     loop._scheduled.clear()
     loop.close()
+
+
+def end(coroutine: Any) -> None:
+    """End a coroutine that nothing will run any more, however it cleans up: that must not happen later."""
+    for _ in range(_MOST_AWAITS):
+        try:
+            coroutine.close()
+        except RuntimeError:  # it awaits something at its end
+            continue
+        except Exception:  # noqa: BLE001  # it has ended
+            pass
+        return

@@ -25,8 +25,8 @@ from hsmcore.errors import HsmError
 
 WHY: Final = ("--reason", "a simulated day")
 _FORGED: Final = {
-    "policy": "UPDATE watermark SET floor = 0",
-    "budget": "UPDATE emergency_episode SET reserved = 0",
+    "policy": "UPDATE watermark SET floor = 0 WHERE floor > 0",
+    "budget": "UPDATE emergency_episode SET reserved = 0 WHERE reserved > 0",
     "orders": "DELETE FROM desired_state",
 }
 """What a writer of the file may do to the rows of a scope."""
@@ -234,18 +234,22 @@ class OperatorWorld(LevelsWorld):
         await self.run_command("failover force", "none", *WHY)
         if self.script.failover["emergencyModeEnabled"]:
             await self.run_command("emergency enable", *WHY)
-        await self._approve_all()
         await super()._settle()
 
+    async def _attend(self) -> None:
+        for _ in range(2):  # one that has waited for the night's own is begun after it
+            await self._approve_all()
+            await asyncio.sleep(8)
+
     async def _ask_the_ring(self) -> None:
-        await self._approve_all()
-        await asyncio.sleep(40)
         await super()._ask_the_ring()
         assert self.manager is not None
         rotation = self.manager._background.rotation
         assert rotation is not None
         known = {one.version: one for one in await rotation.keys.all()}
         for one in await rotation.rotations.last(1000):
+            self.tell("ring", str([(m.name, m.condition, m.reason, m.key_id) for m in self.manager.members()]))
+            self.tell("ring", f"rotation {one.id} ({one.cause}): {one.run.status} at {one.run.step}: {one.error}")
             new = known.get(one.new)
             if new is not None and new.activated_ns is not None:
                 self.facts.rotations.append((one.id, one.cause, new.public_key))
