@@ -32,11 +32,8 @@ from hsmcore.manager.rotation.service import RotationService
 from hsmcore.manager.rotation.steps import handover
 from hsmcore.state import database
 
-_LOOK_S: Final = 4.0
 _ASK_NS: Final = 40 * SECOND
-"""The host looks, and asks the chain, not as often as it does for its users: a week is long."""
-"""Seconds between two looks at the store for orders, at its seal and at the key ring, where nothing is due: no other
-process changes them here."""
+"""The host asks the chain not as often as it does for its users: a week is long."""
 _MOST_AWAITS: Final = 100
 _PAUSES: Final = (1, 5, 30, 60)
 """Seconds after which a process that could not start is started again, as a supervisor does it."""
@@ -109,6 +106,9 @@ class LevelsWorld(World):
     RULES: ClassVar = WEEK_RULES
     AT_ONCE: ClassVar = AT_ONCE
     FACTS: ClassVar[type[WeekFacts]] = WeekFacts
+    LOOK_S: ClassVar = 4.0
+    """Seconds between two looks at the store for orders, at its seal and at the key ring, where nothing is due: no other
+    process changes them here."""
     script: Any
     facts: Any
 
@@ -174,7 +174,7 @@ class LevelsWorld(World):
 
         fcntl.flock, RotationService.trace = locked, staticmethod(self._traced)
         often = health.FOLLOW_S, background._LOOK_SECONDS, service.LOOK_SECONDS, handover.ASK_AGAIN_NS
-        health.FOLLOW_S = background._LOOK_SECONDS = service.LOOK_SECONDS = _LOOK_S
+        health.FOLLOW_S = background._LOOK_SECONDS = service.LOOK_SECONDS = self.LOOK_S
         handover.ASK_AGAIN_NS = _ASK_NS
         try:
             with warnings.catch_warnings():  # what a killed process was about to begin

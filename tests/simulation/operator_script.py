@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from nacl.signing import SigningKey
+from tests.simulation.clock import SECOND
+from tests.simulation.device import Fault
 from tests.simulation.levels_script import LASTS_NS, Moment, Week, levels_script
 from tests.simulation.script import HEAD, Intent
 
@@ -21,7 +23,7 @@ ONLINE: Final = (
     *("emergency disable", "emergency enable", "emergency reset"),
     *("policy floor set", "policy floor set", "keys generate", "keys deactivate", "keys deactivate"),
     *("keys export", "keys import", "keys replicate", "backup verify", "backup restore"),
-    *("state backup", "state export", "state import", "state seal"),
+    *("state backup", "state export", "state import", "state seal", "audit checkpoint"),
 )
 """Commands that are typed while a key manager runs, or not. One that stands here more often is typed more often."""
 OFFLINE: Final = ("policy rebind", "state begin", "state seal", "state reconcile", "state restore")
@@ -84,14 +86,23 @@ def commands_script(seed: int) -> Shift:
         for _ in range(rng.choice((0, 0, 0, 1)))
     )
     is_sealed = rng.random() < 0.5
+    failover, faults = week.failover, week.faults
+    if rng.random() < 0.5:  # all members are gone now and then, so that the emergency key signs, or may not
+        failover = {**failover, "emergencyModeEnabled": True}
+        faults += tuple(
+            Fault(one.at_ns + rng.randrange(LASTS_NS // 2), SECOND, member.name, "gone", 1.0)
+            for one in moments
+            if rng.random() < 0.5
+            for member in week.members
+        )
     return Shift(
         seed,
         week.members,
         options,
-        week.failover,
+        failover,
         rotation,
         tuple(replace(one, rotates_ns=None, edit=_approved(one.edit, rotation)) for one in moments),
-        tuple(one for one in week.faults if one.at_ns < last),
+        tuple(one for one in faults if one.at_ns < last),
         tuple(one for one in week.troubles if one.at_ns < last),
         week.starts_ns,
         typed,

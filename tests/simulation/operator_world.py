@@ -38,17 +38,16 @@ class OperatorWorld(LevelsWorld):
     RULES: ClassVar = OPERATOR_RULES
     AT_ONCE: ClassVar = AT_ONCE
     FACTS: ClassVar = OperatorFacts
+    LOOK_S: ClassVar = 0.5
     script: Shift
     facts: OperatorFacts
 
     def __init__(self, script: Shift) -> None:
         super().__init__(script)
         self.shift = script
-        self.starts = 0
+        self.starts = self.known = 0
         self.place = folder() / "operator"
         self.layout = Layout(folder() / "state" / "audit.jsonl")
-        self.problem = ""
-        """Why the last start was refused."""
 
     def run(self) -> Any:
         import shutil
@@ -123,7 +122,7 @@ class OperatorWorld(LevelsWorld):
         await self._hand_in(number, name, text, key or name, wrong)
 
     async def _hand_in(self, number: int, name: str, text: str, key: str, wrong: str = "") -> Ran:
-        file = self.place / "statement.sig"
+        file = self.place / f"{len(self.facts.ran)}.sig"
         file.write_bytes(approver(key).sign(text.encode()).signature)
         words = (str(number), "--as", name, "--signature", str(file))
         return await self.run_command("rotate approve", *words, what=(number, name, wrong))
@@ -175,11 +174,19 @@ class OperatorWorld(LevelsWorld):
         problems = "budget" in shown["problems"]
         await self.run_command("state seal", "--adopt", shown["digest"], what=problems)
 
+    async def _adopt_key(self, _rng: random.Random) -> None:
+        """The operator has the chain obey the configured key again."""
+        adopted = await self.run_command("rotate adopt")
+        if adopted.code == 0:
+            self.chain._execute(bytes.fromhex(adopted.result["publicKey"]))
+
     async def _backup_state(self, _rng: random.Random) -> None:
+        self.known = len(self.facts.published)
         await self.run_command("state backup", "--to", str(self.place / "store.hsmstate"))
 
     async def _restore_state(self, _rng: random.Random) -> None:
-        if (self.place / "store.hsmstate").exists():
+        # After a rotation the operator would have to repair the ring by hand.
+        if (self.place / "store.hsmstate").exists() and self.known == len(self.facts.published):
             await self.run_command("state verify", str(self.place / "store.hsmstate"))
             await self.run_command("state restore", str(self.place / "store.hsmstate"), "--replace", *WHY)
             await self.run_command("state reconcile", "--ring-compared", *WHY)
@@ -288,13 +295,13 @@ def chosen(path: str, words: Callable[[OperatorWorld, random.Random], tuple[str,
     return run
 
 
-READS: Final = frozenset({"backup list", "backup verify", "state export", "state verify"})
+READS: Final = frozenset({"audit checkpoint", "backup list", "backup verify", "state export", "state verify"})
 """Commands that leave no record: they change nothing."""
 COMMANDS: Final[dict[str, Callable[[OperatorWorld, random.Random], Any]]] = {
     "rotate now": plain("rotate now", "--no-wait", "--yes", *WHY),
     "rotate approve": OperatorWorld._approve,
     "rotate abort": plain("rotate abort"),
-    "rotate adopt": plain("rotate adopt"),
+    "rotate adopt": OperatorWorld._adopt_key,
     "rotate clock": plain("rotate clock", *WHY),
     "failover drain": OperatorWorld._drain,
     "failover readmit": chosen("failover readmit", lambda world, rng: (rng.choice(world._names()), *WHY)),
@@ -311,6 +318,7 @@ COMMANDS: Final[dict[str, Callable[[OperatorWorld, random.Random], Any]]] = {
     "keys export": OperatorWorld._export,
     "keys import": OperatorWorld._import,
     "keys replicate": chosen("keys replicate", lambda world, rng: ("--to", rng.choice(world._names()))),
+    "audit checkpoint": plain("audit checkpoint"),
     "backup verify": plain("backup verify"),
     "backup restore": OperatorWorld._restore_key,
     "state backup": OperatorWorld._backup_state,

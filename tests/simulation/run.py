@@ -28,6 +28,7 @@ from tests.simulation.mutants_disk import RESTORES_MUTANTS, UPGRADES_MUTANTS
 from tests.simulation.mutants_fleet import FLEET_MUTANTS
 from tests.simulation.mutants_gateway import MUTANTS as GATEWAY_MUTANTS
 from tests.simulation.mutants_levels import MUTANTS as LEVELS_MUTANTS
+from tests.simulation.mutants_operator import MUTANTS as OPERATOR_MUTANTS
 from tests.simulation.operator_script import Shift, commands_script
 from tests.simulation.operator_world import OperatorWorld
 from tests.simulation.script import Script, host_script
@@ -36,7 +37,7 @@ from tests.simulation.world import Outcome, World, remove_folder
 _COLLECT_EVERY: Final = 50
 MUTANTS: Final = dict(
     ChainMap(
-        *(HOST_MUTANTS, LEVELS_MUTANTS, FLEET_MUTANTS, GATEWAY_MUTANTS),
+        *(HOST_MUTANTS, LEVELS_MUTANTS, OPERATOR_MUTANTS, FLEET_MUTANTS, GATEWAY_MUTANTS),
         *(DISK_MUTANTS, UPGRADES_MUTANTS, RESTORES_MUTANTS),
     )
 )

@@ -25,9 +25,10 @@ WORLDS = {
     "restores": 40,
     "gateway": 80,
     "operator": 40,
+    "commands": 12,
 }
 """Seeds of each: as many as twenty seconds allow."""
-FOUND = {"found": 4, "gateway-found": 1}
+FOUND = {"found": 6, "gateway-found": 1}
 """How many worlds are in found.py and the like."""
 MOST_SEEDS = 2000
 MUTANTS = {
@@ -52,6 +53,10 @@ MUTANTS = {
     ),
     "gateway-found": ("thrown-away",),
     "operator": ("not-drained",),
+    "commands": (
+        *("unapproved", "anybody-approves", "not-aborted", "not-forbidden", "floor-passed", "seal-unread"),
+        *("adopts-nothing", "unrecorded"),
+    ),
 }
 """Faults that are put back, by the world that must see them."""
 
