@@ -17,12 +17,12 @@ from tests.simulation.clock import rest as rest_clock
 from tests.simulation.clock import run as run_clock
 from tests.simulation.device import Call
 from tests.simulation.disk import Disk, Image
-from tests.simulation.disk_script import LASTS_NS, Command, DiskFault, DiskScript, End, Life
+from tests.simulation.disk_script import LASTS_NS, Command, DiskFault, DiskScript, End, Lie, Life
 from tests.simulation.law import broken
 from tests.simulation.law_disk import DISK_RULES, Ended, LivesFacts
 from tests.simulation.loop import Loop, Stuck
 from tests.simulation.upgrades import STORE, left_by, older_version
-from tests.simulation.world import Outcome, World, config_of, folder
+from tests.simulation.world import Broke, Outcome, World, config_of, folder
 
 from hsmcore.audit import record
 from hsmcore.audit.check.verify import verify
@@ -151,7 +151,7 @@ class DiskWorld(World):
         try:
             with older_version() if life.schema else nullcontext():
                 self.loop.run_until_complete((work or self._life_of)(life))
-        except LifeEnds:
+        except (LifeEnds, Broke):
             pass
         except (Stuck, HsmError) as error:
             self.outcome.broken.append(f"alive: {type(error).__name__}: {error.args[0]}")
@@ -274,6 +274,11 @@ class DiskWorld(World):
             self.facts.audited.add(life.number)
         return config_of(script, **({"stateSecret": {"env": SECRET}} if script.is_sealed else {}))
 
+    def _lie(self, one: Lie) -> None:
+        self.tell("disk", f"LIES about {one.file}")
+        self.facts.lied[one.life] = one.file
+        self.disk.lie(partial(_is_of, one.file))
+
     def _fill(self, one: DiskFault, *, begins: bool) -> None:
         self.tell("disk", f"FAULT {one.kind}" if begins else f"{one.kind} is over")
         if one.kind == "full":
@@ -317,6 +322,9 @@ class DiskWorld(World):
                     self.facts.full.append((begin + fault.at_ns, begin + ends))
                 else:  # a group may wait for another one
                     self.facts.slow.append((begin + fault.at_ns, begin + ends + 2 * fault.lasts_ns))
+        for lie in self.lives.lies:
+            if lie.life == life.number:
+                self.loop.happens(lie.at_ns, partial(self._lie, lie))
         for one in self.lives.faults:
             if one.life == life.number:
                 self._strike(replace(one.fault, at_ns=begin + one.fault.at_ns))
@@ -332,6 +340,13 @@ class DiskWorld(World):
         self.tell("host", "closes")
         await manager.close()
         self.tell("host", "is closed")
+
+
+def _is_of(file: str, path: Path) -> bool:
+    """Whether a lie about a file is about this one."""
+    if file in ("store", "wal"):
+        return path.name == (STORE if file == "store" else f"{STORE}-wal")
+    return "tile" in path.parts if file == "tiles" else path.name == "audit.jsonl"
 
 
 def _with_store(image: Image, other: Image) -> Image:

@@ -47,7 +47,7 @@ def _floor_passed() -> None:
     def forget(connection: Any, domain: str, floor: int, reason: str) -> int:
         before = raise_floor(connection, domain, floor, reason)
         mark = positions.WATERMARK
-        connection.execute(mark.update().where(mark.c.domain == domain).values(floor=0))
+        connection.execute(mark.update().where(mark.c.name == domain).values(floor=0))
         return before
 
     positions.raise_floor = forget

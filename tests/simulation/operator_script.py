@@ -107,7 +107,7 @@ def commands_script(seed: int) -> Shift:
         week.starts_ns,
         typed,
         offline,
-        tuple(number for number in range(1, len(moments)) if is_sealed and rng.random() < 0.2),
+        tuple(number for number in range(1, len(moments)) if is_sealed and rng.random() < 0.4),
         is_sealed,
         rng.random() < 0.5,
     )

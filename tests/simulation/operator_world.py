@@ -28,6 +28,7 @@ _FORGED: Final = {
     "policy": "UPDATE watermark SET floor = 0 WHERE floor > 0",
     "budget": "UPDATE emergency_episode SET reserved = 0 WHERE reserved > 0",
     "orders": "DELETE FROM desired_state",
+    "ring": "UPDATE key_version SET note = 'another word' WHERE note <> 'another word'",
 }
 """What a writer of the file may do to the rows of a scope."""
 

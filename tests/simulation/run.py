@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
-from tests.simulation.disk_script import DiskScript, disk_script, restores_script, upgrades_script
+from tests.simulation.disk_script import DiskScript, disk_script, lies_script, restores_script, upgrades_script
 from tests.simulation.disk_world import DiskWorld
 from tests.simulation.fleet import Fleet
 from tests.simulation.fleet_script import FleetScript, fleet_script
@@ -24,7 +24,7 @@ from tests.simulation.levels import LevelsWorld
 from tests.simulation.levels_script import Week, levels_script
 from tests.simulation.mutants import MUTANTS as HOST_MUTANTS
 from tests.simulation.mutants_disk import MUTANTS as DISK_MUTANTS
-from tests.simulation.mutants_disk import RESTORES_MUTANTS, UPGRADES_MUTANTS
+from tests.simulation.mutants_disk import LIES_MUTANTS, RESTORES_MUTANTS, UPGRADES_MUTANTS
 from tests.simulation.mutants_fleet import FLEET_MUTANTS
 from tests.simulation.mutants_gateway import MUTANTS as GATEWAY_MUTANTS
 from tests.simulation.mutants_levels import MUTANTS as LEVELS_MUTANTS
@@ -38,7 +38,7 @@ _COLLECT_EVERY: Final = 50
 MUTANTS: Final = dict(
     ChainMap(
         *(HOST_MUTANTS, LEVELS_MUTANTS, OPERATOR_MUTANTS, FLEET_MUTANTS, GATEWAY_MUTANTS),
-        *(DISK_MUTANTS, UPGRADES_MUTANTS, RESTORES_MUTANTS),
+        *(DISK_MUTANTS, UPGRADES_MUTANTS, RESTORES_MUTANTS, LIES_MUTANTS),
     )
 )
 WORLDS: Final[dict[str, Callable[[int], Any]]] = {
@@ -48,6 +48,7 @@ WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "disk": disk_script,
     "upgrades": upgrades_script,
     "restores": restores_script,
+    "lies": lies_script,
     "gateway": gateway_script,
     "operator": operator_script,
     "commands": commands_script,

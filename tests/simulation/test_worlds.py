@@ -23,6 +23,7 @@ WORLDS = {
     "disk": 100,
     "upgrades": 80,
     "restores": 40,
+    "lies": 40,
     "gateway": 80,
     "operator": 40,
     "commands": 12,
@@ -47,6 +48,7 @@ MUTANTS = {
     ),
     "upgrades": ("migrated-in-pieces", "positions-dropped"),
     "restores": ("not-put-back", "restored-unmarked"),
+    "lies": ("loss-unseen",),
     "gateway": (
         *("answers-crossed", "not-held", "link-kept", "not-sent-again", "let-in", "held-for-ever", "slot-lost"),
         *("not-withdrawn", "answer-lost", "moved", "first-come", "forgetful"),

@@ -148,9 +148,9 @@ class World:
         if not self.outcome.broken:
             self.outcome.broken.append(what)
             self.tell("law", what)
-            self.loop.happens(0, self._end)
+            self.loop.happens(0, self._break_off)
 
-    def _end(self) -> None:
+    def _break_off(self) -> None:
         raise Broke
 
     def tell(self, who: str, what: str) -> None:
