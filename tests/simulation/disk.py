@@ -193,6 +193,10 @@ class Disk:
                 self._contents[found.st_ino] = content
             self._keep_folders(path.parent)
 
+    def keeps(self, text: bytes) -> bool:
+        """Whether a file that was synced as a whole has a text: if the power is cut now, that stays."""
+        return any(content is not None and text in content for content in self._contents.values())
+
     def keep_names(self, folder: Path) -> None:
         self._names[folder] = [_entries(folder)]
         self._keep_folders(folder)

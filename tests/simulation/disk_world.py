@@ -18,7 +18,7 @@ from tests.simulation.clock import run as run_clock
 from tests.simulation.device import Call
 from tests.simulation.disk import Disk, Image
 from tests.simulation.disk_script import LASTS_NS, Command, DiskFault, DiskScript, End, Lie, Life
-from tests.simulation.law import broken
+from tests.simulation.law import Answer, broken
 from tests.simulation.law_disk import DISK_RULES, Ended, LivesFacts
 from tests.simulation.loop import Loop, Stuck
 from tests.simulation.upgrades import STORE, left_by, older_version
@@ -30,6 +30,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.segment import segments
 from hsmcore.audit.spool import OPERATION, Intention
 from hsmcore.base import steady
+from hsmcore.base.receipt import Receipt
 from hsmcore.config import Secret
 from hsmcore.errors import HsmError
 from hsmcore.manager.key_manager import KeyManager
@@ -79,8 +80,8 @@ class DiskWorld(World):
         self.disk.tell = lambda what: self.tell("disk", what)
         self.layout = Layout(folder() / "state" / "audit.jsonl")
         self.image: Image = {}
-        self.ended = False
-        self.cut = False
+        self.ended = self.cut = False
+        self.life = 0
         self.backup = b""
 
     def run(self) -> Outcome:
@@ -138,6 +139,7 @@ class DiskWorld(World):
         self.loop = Loop(self.chance, self.clock)
         requests.made.clear()
         self.ended = self.cut = self.started = False
+        self.life = life.number
         journal.slow[0] = 0
         for device in self.devices.values():
             device.faults = []
@@ -262,6 +264,17 @@ class DiskWorld(World):
             self.facts.refused.append((life.number, error))
         finally:
             manager._life.state = "closed"
+
+    async def _try(
+        self, manager: Any, who: str, attempt: Any, wanted: list[bytes], answers: list[Answer]
+    ) -> list[bytes]:
+        left = await super()._try(manager, who, attempt, wanted, answers)
+        kept = self.ended or self.life not in self.facts.audited or self.facts.lied.get(self.life) == "segment"
+        for one in () if kept else answers:
+            signature = one.result.signature if isinstance(one.result, Receipt) else one.result
+            if isinstance(signature, bytes) and not self.disk.keeps(signature.hex().encode()):
+                self.breaks(f"recorded: call {one.intent}.{one.number} got a signature whose record is not on the disk")
+        return left
 
     def _config_of(self, life: Life) -> Any:
         script = self.lives

@@ -249,7 +249,7 @@ def broken(facts: Facts, rules: tuple[Rule, ...] = RULES) -> list[str]:
     return [f"{rule.__name__}: {what}" for rule in rules for what in rule(facts)]
 
 
-AT_ANSWER: Final[tuple[Rule, ...]] = (told, genuine, honest, punctual)
+AT_ANSWER: Final[tuple[Rule, ...]] = (answered_once, told, genuine, honest, punctual)
 """Rules that are judged at each answer, too: the story ends where the law broke."""
 
 

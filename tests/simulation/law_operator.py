@@ -84,9 +84,7 @@ def aborted(facts: OperatorFacts) -> Iterator[str]:
     """A rotation that was aborted in time never replaces the key. An order that a writer of the file has removed, in a
     store that an operator has adopted after that, is none."""
     removed = max((at for at, scope in facts.forged if scope == "orders"), default=0)
-    stopped = {
-        one.result["rotation"] for one in facts.of("rotate abort") if one.code == 0 and one.ended_ns > removed
-    }
+    stopped = {one.result["rotation"] for one in facts.of("rotate abort") if one.code == 0 and one.ended_ns > removed}
     for number, _, _ in facts.rotations:
         if number in stopped:
             yield f"rotation {number} was aborted, and its key has signed"

@@ -269,7 +269,9 @@ class OperatorWorld(LevelsWorld):
     def _unrecorded(self) -> list[str]:
         """The commands that have changed something and are in no record."""
         known = b"".join(b"".join(segment.chunks()) for segment in segments(self.layout))
-        known += b"".join(path.read_bytes() for path in self.layout.spool.iterdir()) if self.layout.spool.exists() else b""
+        known += (
+            b"".join(path.read_bytes() for path in self.layout.spool.iterdir()) if self.layout.spool.exists() else b""
+        )
         found = list[str]()
         for path in sorted({one.path for one in self.facts.ran}):
             done = [one for one in self.facts.ran if one.path == path and one.code == 0]
