@@ -57,8 +57,7 @@ class OperatorFacts(WeekFacts):
 
 
 def approved(facts: OperatorFacts) -> Iterator[str]:
-    """A rotation replaces the key once as many approvers have signed its statement as are asked for, and never if it was
-    refused that."""
+    """A rotation replaces the key once as many approvers as are asked for have signed its statement, never before."""
     needed = min(one["approvals"] for one in facts.rules)
     for number, cause, _ in facts.rotations:
         given = {one.what[1] for one in facts.of("rotate approve") if one.what[0] == number and one.may_have_acted}

@@ -107,8 +107,8 @@ class LevelsWorld(World):
     AT_ONCE: ClassVar = AT_ONCE
     FACTS: ClassVar[type[WeekFacts]] = WeekFacts
     LOOK_S: ClassVar = 4.0
-    """Seconds between two looks at the store for orders, at its seal and at the key ring, where nothing is due: no other
-    process changes them here."""
+    """Seconds between two looks at the store for orders, at its seal and at the key ring, where nothing is due: no
+    other process changes them here."""
     script: Any
     facts: Any
 
@@ -466,10 +466,7 @@ def _drop(loop: Loop) -> None:
 def end(coroutine: Any) -> None:
     """End a coroutine that nothing will run any more, however it cleans up: that must not happen later."""
     for _ in range(_MOST_AWAITS):
-        try:
+        with suppress(Exception):
             coroutine.close()
-        except RuntimeError:  # it awaits something at its end
-            continue
-        except Exception:  # noqa: BLE001  # it has ended
-            pass
-        return
+        if coroutine.cr_frame is None:
+            return  # else it awaits something at its end

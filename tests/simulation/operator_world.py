@@ -1,4 +1,4 @@
-"""A host over a week beside operators: their commands are the real ones, and run while the host signs, stops and starts."""
+"""A host over a week beside operators: their commands are the real ones, while the host signs, stops and starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from tests.simulation.world import document_of, folder, loaded
 
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.segment import segments
-from hsmcore.errors import HsmError
 
 WHY: Final = ("--reason", "a simulated day")
 _FORGED: Final = {

@@ -23,8 +23,8 @@ from tests.simulation.gateway_script import GatewayScript, gateway_script, opera
 from tests.simulation.levels import LevelsWorld
 from tests.simulation.levels_script import Week, levels_script
 from tests.simulation.mutants import MUTANTS as HOST_MUTANTS
-from tests.simulation.mutants_disk import MUTANTS as DISK_MUTANTS
 from tests.simulation.mutants_disk import LIES_MUTANTS, RESTORES_MUTANTS, UPGRADES_MUTANTS
+from tests.simulation.mutants_disk import MUTANTS as DISK_MUTANTS
 from tests.simulation.mutants_fleet import FLEET_MUTANTS
 from tests.simulation.mutants_gateway import MUTANTS as GATEWAY_MUTANTS
 from tests.simulation.mutants_levels import MUTANTS as LEVELS_MUTANTS
