@@ -1,8 +1,8 @@
 """The command line in a world: each command is the real one, from its words to its exit code, in a process of its own.
 
 A command is written without coroutines and calls `asyncio.run` for what waits. So it runs in a greenlet; what it gives
-to `asyncio.run` becomes a task of the world's loop, and the command goes on when that has ended. Between two turns of the
-loop anything may happen to the host, as beside a real process.
+to `asyncio.run` becomes a task of the world's loop, and the command goes on when that has ended. Between two turns of
+the loop anything may happen to the host, as beside a real process.
 """
 
 from __future__ import annotations

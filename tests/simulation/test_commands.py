@@ -8,7 +8,9 @@ from tests.support.every_command import APART, LINES, LONG, lines, path_of
 
 ELSEWHERE = {
     "fleet claim": "fleet",
+    "fleet hold": "fleet",
     "fleet release": "fleet",
+    "fleet resume": "fleet",
     "sign": "host",
 }
 """Commands whose work a key manager of another world does."""
@@ -21,6 +23,9 @@ NOT_SIMULATED = {
     "fleet drain": "as `fleet release`, and a mark of the host, which tests/fleet asks of a real database",
     "fleet export": "as `state export`",
     "fleet import": "as `state import`",
+    "fleet migrate": "the rights of roles are a server's",
+    "fleet prune": "as the removal that each host does, in the world host",
+    "fleet retire": "what it risks would break a law: tests/integration has it",
     "fleet reconcile": "each start of a host does it, in the world fleet",
     "keys attest": "it only asks the device",
     "load": "it measures",
