@@ -25,22 +25,24 @@ from hsmcore.errors import HsmError
 from hsmcore.state import database as base
 from hsmcore.state.database import Database
 from hsmcore.state.errors import RowInvalid, StoreError, StoreUnknown
-from hsmcore.state.exchange import AGAIN, CHANGED, Asking, Question
+from hsmcore.state.exchange import AGAIN, CHANGED, Asking, Change, Question, Told
 from hsmcore.state.postgres.database import HINT, ROLE_SECONDS, schema_name
-from hsmcore.state.postgres.link import ANSWER_SECONDS
+from hsmcore.state.postgres.link import ANSWER_SECONDS, IDLE_MS
 from hsmcore.state.postgres.roles import RolesSeen, row_role
 
 ANSWER_NS: Final = int(ANSWER_SECONDS * SECOND)
 UNHEARD_NS: Final = 10 * SECOND
 """After which the kernel gives up a connection whose bytes no one confirms: tcp_user_timeout of url.py."""
 _DIAL_NS: Final = 5 * SECOND
+SYSTEM: Final = "7000000000000000001"
+NO_ANSWER: Final = ("the server does not answer",)
 
 
 class Blocked(Exception):
     """A statement waits for a lock."""
 
-    def __init__(self, shared: bool) -> None:
-        self.shared = shared
+    def __init__(self, strength: int) -> None:
+        self.strength = strength
 
 
 class _Message(NamedTuple):
@@ -146,7 +148,7 @@ class LinkThread(Executor):
         if self._sent_on is not None:
             drop = partial(self._server.drop, self._sent_on)
             self._server.network.carry(self._process.host, "requests", None, drop)
-        self._heard(self._number, Lost("the server does not answer"))
+        self._heard(self._number, Lost(*NO_ANSWER))
 
     def _heard(self, number: int, answer: Any) -> None:
         if number == self._number and self._running is not None:
@@ -157,8 +159,9 @@ class LinkThread(Executor):
 class _Link:
     """One connection, as a host has it."""
 
-    def __init__(self, server: Server, process: Process) -> None:
-        self.server, self.process = server, process
+    def __init__(self, server: Server, process: Process, quick_ns: int = ANSWER_NS) -> None:
+        self.server, self.process, self.quick_ns = server, process, quick_ns
+        """`quick_ns`: how long the beginning of a transaction, and an exchange, may take."""
         self.session: Session | None = None
 
     def begun(self, questions: Sequence[Question], turn: bool) -> Steps:
@@ -170,7 +173,8 @@ class _Link:
                 self.session = yield _Message(None, None, _DIAL_NS)
             session = self.session
             try:
-                answers = yield self.message(partial(self.server.begin, session, questions, turn))
+                begin = partial(self.server.begin, session, questions, turn)
+                answers = yield self.message(begin, self.quick_ns + (IDLE_MS * 1_000_000 if turn else 0))
             except Lost:
                 self.session = None
                 if fresh:
@@ -178,9 +182,9 @@ class _Link:
             else:
                 return session, answers
 
-    def message(self, job: Callable[[], Job]) -> _Message:
+    def message(self, job: Callable[[], Job], patience_ns: int = ANSWER_NS) -> _Message:
         assert self.session is not None
-        return _Message(self.session, job)
+        return _Message(self.session, job, patience_ns)
 
     def undo(self) -> Steps:
         assert self.session is not None
@@ -206,7 +210,7 @@ class ServerDatabase(Database):
         assert process is not None
         self.process, self.server, self.place = process, servers[0], place
         self.thread: Any = LinkThread(self.server, process)
-        self._link = _Link(self.server, process)
+        self._link = _Link(self.server, process, max(place.ttl_ms * 500_000, SECOND))
         self._facts = ("", "", 0)
         self._roles_seen = RolesSeen(self.shown)
 
@@ -249,11 +253,11 @@ class ServerDatabase(Database):
         return row_role(self, role, max(ROLE_SECONDS, self.place.ttl_ms / 1e3), self._roles_seen)
 
     def asking(self) -> Asking:
-        return Asker(self.server, self.process)
+        return Asker(self.server, self.process, self.place.ttl_ms * 500_000)
 
     def _begun(self, questions: Sequence[Question], turn: bool) -> Steps:
         session, answers = yield from self._link.begun(questions, turn)
-        facts = "7000000000000000001", f"{session.timeline:08X}", session.started
+        facts = SYSTEM, f"{session.timeline:08X}", session.started
         if facts != self._facts:
             self._facts = facts
             for listener in tuple(self.listeners):
@@ -271,7 +275,7 @@ class ServerDatabase(Database):
         except BaseException:
             yield from self._link.undo()
             raise
-        yield from self._committed(partial(self.server.commit, session, changes))
+        yield from self._committed(partial(self.server.commit, session, changes), self._link.quick_ns)
         return result
 
     def transact(self, work: Any, *, lenient: bool, turn: bool = True) -> Any:
@@ -284,10 +288,9 @@ class ServerDatabase(Database):
     def _transacted(self, work: Any, turn: bool) -> Steps:
         session, _ = yield from self._begun([], turn)
 
-        def locks(shared: bool) -> None:
-            held = self.server.locks["fleet"].holders
-            if session not in held or (held[session] and not shared):
-                raise Blocked(shared)
+        def locks(strength: int) -> None:
+            if self.server.locks["fleet"].holders.get(session, -1) < strength:
+                raise Blocked(strength)
 
         while True:
             if not session.open:
@@ -297,7 +300,7 @@ class ServerDatabase(Database):
                 result, written = memory().tried(work, locks)
                 break
             except Blocked as blocked:
-                yield self._link.message(partial(self.server.lock, session, "fleet", shared=blocked.shared))
+                yield self._link.message(partial(self.server.lock, session, "fleet", blocked.strength))
             except BaseException as error:
                 yield from self._link.undo()
                 if isinstance(error, (TypeError, ValueError, KeyError, OverflowError)) and not isinstance(
@@ -308,9 +311,9 @@ class ServerDatabase(Database):
         yield from self._committed(partial(self.server.commit, session, (), written))
         return result
 
-    def _committed(self, job: Callable[[], Job]) -> Steps:
+    def _committed(self, job: Callable[[], Job], patience_ns: int = ANSWER_NS) -> Steps:
         try:
-            yield self._link.message(job)
+            yield self._link.message(job, patience_ns)
         except Lost as error:
             self._link.session = None
             raise StoreUnknown(f"{self.shown}: the connection failed in COMMIT: {error}") from None
@@ -331,40 +334,48 @@ class ServerDatabase(Database):
 class Asker:
     """As the class of this name in state/postgres/ask.py."""
 
-    def __init__(self, server: Server, process: Process) -> None:
-        self._thread, self._link = LinkThread(server, process), _Link(server, process)
+    def __init__(self, server: Server, process: Process, dial_ns: int) -> None:
+        self._server, self._process, self._dial_ns = server, process, dial_ns
         self._one = asyncio.Lock()
+        self._begin()
 
-    async def ask(self, question: Question) -> Sequence[Sequence[Any]]:
+    def _begin(self) -> None:
+        """With another connection: what was under way on the one before has no one who waits for it."""
+        self._thread, self._link = LinkThread(self._server, self._process), _Link(self._server, self._process)
+
+    async def ask(self, work: Sequence[Question | Change], seconds: float) -> Told:
         async with self._one:
             try:
-                found: Sequence[Sequence[Any]] = await asyncio.wrap_future(self._thread.submit(self._asked, question))
+                asked = self._thread.submit(self._asked, work, int(seconds * SECOND))
+                told: Told = await asyncio.wrap_future(asked)
             except BaseException:
-                self._link.close()
+                await self._drop()
                 raise
-            return found
+            return told
 
-    def _asked(self, question: Question) -> Steps:
+    def _asked(self, work: Sequence[Question | Change], patience_ns: int) -> Steps:
         link = self._link
         try:
-            for again in (link.session is not None, False):
+            used = link.session is not None
+            for again in (False, True):
                 if link.session is None:
-                    link.session = yield _Message(None, None, _DIAL_NS)
+                    link.session = yield _Message(None, None, self._dial_ns)
+                session = link.session
                 try:
-                    return (yield link.message(partial(self._answered, link.server, link.session, question)))
-                except Lost:
+                    answers = yield link.message(partial(self._server.told, session, work), patience_ns)
+                except Lost as error:
                     link.session = None
-                    if not again:
+                    if again or not used or error.args == NO_ANSWER:
                         raise
+                else:
+                    timeline = f"{session.timeline:08X}"
+                    return Told(answers, (SYSTEM, timeline), f"{SYSTEM} {timeline} {session.started}", again)
         except (Lost, Refused, Warned) as error:
-            link.close()
             raise StoreUnknown(f"the server did not answer a question: {error}") from None
 
-    @staticmethod
-    def _answered(server: Server, session: Session, question: Question) -> Job:
-        [answer] = yield from server.begin(session, [question], turn=False)
-        yield from server.commit(session, ())
-        return answer
+    async def _drop(self) -> None:
+        self._link.close()
+        self._begin()
 
     async def close(self) -> None:
         async with self._one:

@@ -28,7 +28,7 @@ from tests.simulation.law import SHUT_NS, Facts
 from tests.simulation.law_fleet import FleetFacts, HostAnswer, broken_by_fleet
 from tests.simulation.loop import Stuck
 from tests.simulation.script import MS
-from tests.simulation.server import Claimed, Server, Session
+from tests.simulation.server import ALONE, SHARED, Claimed, Server, Session
 from tests.simulation.world import Outcome, folder, prepare
 
 from hsmcore.config import load
@@ -398,7 +398,7 @@ class Fleet:
         name = rng.choice(("turn", "fleet"))
 
         def has() -> Any:
-            yield from self.server.lock(other, name, shared=rng.random() < 0.3)
+            yield from self.server.lock(other, name, SHARED if rng.random() < 0.3 else ALONE)
             self._later(lasts, self.server.end, other)
 
         self.server.sessions[other] = None

@@ -77,7 +77,7 @@ class FleetFacts:
         """The longest that a takeover takes when nothing else goes wrong."""
         ttl = self.script.ttl_ms * 1_000_000
         patience = 2 * ttl if self.script.follows else 0
-        return int(ttl * 1.1 + ttl / 8 + patience + 20 * max(self.script.trip_ns) + SECOND / 5)
+        return int(ttl * 1.1 + ttl / 4 + patience + 20 * max(self.script.trip_ns) + SECOND / 5)
 
     def over(self, doing: Any) -> int:
         """When what goes wrong has no effect any more, but that another host has to take over: a thread waits so long

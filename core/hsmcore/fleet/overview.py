@@ -7,13 +7,12 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from hsmcore.base.payload import MOST_POSITION
+from hsmcore.fleet.orders import COLUMNS
 from hsmcore.recovery.incident import count, word
 from hsmcore.state import positions
 from hsmcore.state.mark import Mark
-from hsmcore.state.schema import DESIRED_STATE, FLEET, FLEET_FLOOR, FLEET_HOST
+from hsmcore.state.schema import FLEET, FLEET_FLOOR, FLEET_HOST
 from hsmcore.state.store import now_ns
-
-_PREFIX = "fleet-"
 
 
 def overview(connection: Connection, name: str) -> dict[str, Any]:
@@ -27,10 +26,10 @@ def _overview(connection: Connection, name: str) -> dict[str, Any]:
     row = connection.execute(select(FLEET).where(FLEET.c.name == name)).mappings().first()
     now = now_ns(connection)
     number = 0 if row is None else count(row["incident"])
-    hosts = [_host(each, now) for each in connection.execute(select(FLEET_HOST).order_by(FLEET_HOST.c.name)).mappings()]
+    found = connection.execute(select(FLEET_HOST).order_by(FLEET_HOST.c.name)).mappings().all()
+    hosts = [_host(each, now) for each in found]
     waiting = [host["name"] for host in hosts if not host["retired"] and host["incident"] < number]
     held = row is not None and row["released"] == 0 and row["holder"] != ""
-    orders = select(DESIRED_STATE).where(DESIRED_STATE.c.name.startswith(_PREFIX, autoescape=True))
     return {
         "fleet": name,
         "epoch": 0 if row is None else count(row["epoch"]),
@@ -43,10 +42,7 @@ def _overview(connection: Connection, name: str) -> dict[str, Any]:
         "incident": {"number": number, "open": bool(waiting), "waiting": waiting},
         "hosts": hosts,
         "domains": _domains(connection),
-        "orders": [
-            {"name": word(each.name), "reason": word(each.reason), "setNs": count(each.set_ns)}
-            for each in connection.execute(orders.order_by(DESIRED_STATE.c.name))
-        ],
+        "orders": [order for host in found for order in _orders(host)],
     }
 
 
@@ -62,6 +58,11 @@ def _host(row: Any, now: int) -> dict[str, Any]:
         "retired": bool(count(row["retired"])),
         "note": word(row["note"]),
     }
+
+
+def _orders(row: Any) -> list[dict[str, Any]]:
+    asked = ((verb, row[column.name]) for verb, column in COLUMNS.items())
+    return [{"host": word(row["name"]), "order": verb, "reason": word(why)} for verb, why in asked if why is not None]
 
 
 def _domains(connection: Connection) -> list[dict[str, Any]]:

@@ -1,18 +1,24 @@
-"""The rows of a fleet in its database: who holds the epoch, and which hosts there are. For Store.exchange.
+"""The rows of a fleet in its database: who holds the epoch, and which hosts there are. For Asking and Store.exchange.
 
-A payload with a position is bound in a transaction that has locked the row of the epoch to share it; a claim changes
-that row. So each bind is before a claim or after it, never across.
+A payload with a position is bound in a transaction that has locked the row of the epoch against claims; a claim changes
+that row. So each bind is before a claim or after it, never across. A renewal changes the row, too, and waits for no
+bind: to bind takes the lock that an update of other columns than a key's leaves alone, FOR KEY SHARE, and a claim takes
+the one that it does not, FOR UPDATE.
+
+A change here carries its own condition, since it goes into one message with its COMMIT, and is unconditional only where
+it may be done twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import bindparam, exists, insert, select, update
+from sqlalchemy import bindparam, exists, insert, or_, select, update
 from sqlalchemy.dialects import postgresql
 
 from hsmcore.fleet.machine import EpochRow
+from hsmcore.fleet.orders import COLUMNS, Verb
 from hsmcore.recovery.incident import count, word
 from hsmcore.state.database import NOW
 from hsmcore.state.exchange import Answers, Change, Question
@@ -27,35 +33,67 @@ _unanswered: Final = (
 # Made once: to make a statement takes SQLAlchemy longer than the database takes to do it.
 _FIELDS: Final = (
     FLEET.c.epoch, FLEET.c.holder, FLEET.c.host, FLEET.c.renewals, FLEET.c.released, FLEET.c.system, FLEET.c.timeline,
-    FLEET.c.incident,
+    FLEET.c.incident, _unanswered.label("open"), FLEET.c.mark,
 )  # fmt: skip
-_LOOK: Final = select(*_FIELDS, _unanswered.label("open")).where(FLEET.c.name == bindparam("fleet"))
-_SHARE: Final = _LOOK.with_for_update(read=True, of=FLEET)
+_OF: Final = FLEET.c.name == bindparam("fleet")
+_LOOK: Final = select(*_FIELDS).where(_OF)
+_SHARE: Final = _LOOK.with_for_update(read=True, key_share=True, of=FLEET)
 _LOCK: Final = _LOOK.with_for_update(of=FLEET)
-_MINE: Final = (
-    (FLEET.c.name == bindparam("fleet"))
-    & (FLEET.c.epoch == bindparam("mine"))
-    & (FLEET.c.holder == bindparam("me"))
-    & (FLEET.c.released == 0)
+_SEE: Final = (
+    select(*_FIELDS, FLEET_HOST.c.instance, *COLUMNS.values())
+    .select_from(FLEET.outerjoin(FLEET_HOST, FLEET_HOST.c.name == bindparam("own")))
+    .where(_OF)
 )
-_RENEW: Final = update(FLEET).where(_MINE).values(renewals=FLEET.c.renewals + 1)
+_MINE: Final = (
+    _OF & (FLEET.c.epoch == bindparam("mine")) & (FLEET.c.holder == bindparam("me")) & (FLEET.c.released == 0)
+)
+_AS_SEEN: Final = FLEET.c.renewals == bindparam("seen")
+_RENEW: Final = (
+    update(FLEET)
+    .where(_MINE, _AS_SEEN)
+    .values(renewals=FLEET.c.renewals + 1, mark=bindparam("by"))
+    .returning(FLEET.c.epoch)
+)
 _RELEASE: Final = update(FLEET).where(_MINE).values(released=1, reason=bindparam("why"))
 _CLAIM: Final = (
     update(FLEET)
-    .where(FLEET.c.name == bindparam("fleet"), FLEET.c.epoch == bindparam("seen"))
-    .values(claimed_ns=NOW, renewals=0, released=0)
+    .where(
+        _OF,
+        FLEET.c.epoch == bindparam("last"),
+        FLEET.c.incident == bindparam("known"),
+        or_(bindparam("forced") == 1, _AS_SEEN & (FLEET.c.released == bindparam("free"))),
+    )
+    .values(
+        epoch=bindparam("next"),
+        holder=bindparam("me"),
+        host=bindparam("at"),
+        reason=bindparam("why"),
+        mark=bindparam("by"),
+        claimed_ns=NOW,
+        renewals=0,
+        released=0,
+    )
+    .returning(FLEET.c.epoch, FLEET.c.holder, FLEET.c.host)
 )
 _HOST: Final = select(FLEET_HOST).where(FLEET_HOST.c.name == bindparam("own"))
-_ALIVE: Final = (
-    update(FLEET_HOST)
-    .where(FLEET_HOST.c.name == bindparam("own"), FLEET_HOST.c.instance == bindparam("before"))
-    .values(seen_ns=NOW)
-)
+_ALIVE: Final = update(FLEET_HOST).where(FLEET_HOST.c.name == bindparam("own")).values(seen_ns=NOW)
+_STILL: Final = _ALIVE.where(FLEET_HOST.c.instance.in_((bindparam("me"), "")))
+_ENTERS: Final = _ALIVE.where(FLEET_HOST.c.instance == bindparam("before"))
 _NEW_HOST: Final = insert(FLEET_HOST).values(seen_ns=NOW, retired=0, note="")
 # Hosts that start at once on a new database all find no row, and one of them makes it.
 _NEW_FLEET: Final = postgresql.insert(FLEET).on_conflict_do_nothing()
+Rows = Sequence[Sequence[Any]]
 HIGHS: Final = Question(select(WATERMARK.c.name, WATERMARK.c.high))
 """The highest position of each domain that is bound."""
+
+
+class Seen(NamedTuple):
+    """What one look finds. `speaker`: the process that speaks for this host; "": none does any more; None: the database
+    has no row of the host. `orders`: the reason of each."""
+
+    row: EpochRow
+    speaker: str | None
+    orders: Mapping[Verb, str]
 
 
 def looking(fleet: str) -> Question:
@@ -63,8 +101,13 @@ def looking(fleet: str) -> Question:
     return Question(_LOOK, {"fleet": fleet})
 
 
+def seeing(fleet: str, host: str) -> Question:
+    """Return what reads the row of the epoch, and that of this host with its orders: for `seen`."""
+    return Question(_SEE, {"fleet": fleet, "own": host})
+
+
 def sharing(fleet: str) -> Question:
-    """Return what reads the row, and keeps it as it is until the end of the transaction. Such a transaction writes, so
+    """Return what reads the row, and keeps claims away until the end of the transaction. Such a transaction writes, so
     that its end waits for the synchronous standby."""
     return Question(_SHARE, {"fleet": fleet})
 
@@ -78,28 +121,38 @@ def shared(found: Sequence[Sequence[Any]]) -> EpochRow:
     """Return the row that `looking`, `sharing` or `locking` has found."""
     if not found:
         return EpochRow()
-    epoch, holder, host, renewals, released, system, timeline, number, is_open = found[0]
+    epoch, holder, host, renewals, released, system, timeline, number, is_open, mark, *_ = found[0]
     server = word(system), word(timeline)
     incident = count(number) if is_open else 0
-    return EpochRow(count(epoch), word(holder), word(host), count(renewals), bool(count(released)), incident, server)
+    return EpochRow(
+        count(epoch), word(holder), word(host), count(renewals), bool(count(released)), incident, server,
+        word(mark or ""), count(number),
+    )  # fmt: skip
 
 
-def claim(
-    fleet: str, seen: EpochRow, instance: str, host: str, reason: str, server: tuple[str, str]
-) -> tuple[EpochRow, Change]:
-    """Take the epoch after the one that was locked. `server`: system and timeline of the database. Returns the row as
-    it is then."""
-    row = EpochRow(seen.epoch + 1, instance, host, 0, False, seen.incident, server)
-    values = {"epoch": row.epoch, "holder": instance, "host": host, "reason": reason}
-    where = {"fleet": fleet, "seen": seen.epoch, "system": server[0], "timeline": server[1]}
-    return row, Change(_CLAIM, [values | where], required=True)
+def seen(found: Sequence[Sequence[Any]]) -> Seen:
+    """Return what `seeing` has found."""
+    if not found:
+        return Seen(EpochRow(), "", {})
+    speaker, *orders = found[0][-1 - len(COLUMNS) :]
+    asked = {verb: word(why) for verb, why in zip(COLUMNS, orders, strict=True) if why is not None}
+    return Seen(shared(found), None if speaker is None else word(speaker), asked)
 
 
-def renew(fleet: str, row: EpochRow) -> tuple[EpochRow, Change]:
-    """Show that the holder of a row that was locked lives; confirmed when the synchronous standby has it, so that a
-    primary that was cut off confirms none. Returns the row as it is then."""
-    values = {"fleet": fleet, "mine": row.epoch, "me": row.holder}
-    return row._replace(renewals=row.renewals + 1), Change(_RENEW, [values], required=True)
+def claim(fleet: str, last: EpochRow, instance: str, host: str, mark: str, reason: str, *, forced: bool) -> Question:
+    """Take the epoch after the last one, if the row is still as it was seen; `forced`: also if its holder has renewed
+    it since. The answer is empty if it was not taken."""
+    values = {"fleet": fleet, "last": last.epoch, "known": last.number, "forced": int(forced), "seen": last.renewals}
+    taken = {"free": int(last.released), "next": last.epoch + 1, "me": instance, "at": host, "why": reason, "by": mark}
+    return Question(_CLAIM, values | taken)
+
+
+def renew(fleet: str, row: EpochRow, mark: str) -> Question:
+    """Show that the holder lives, if the row is still as it was seen: of two copies of a process, one is told so. It is
+    confirmed when the synchronous standby has it, so that a primary that was cut off confirms none. The answer is empty
+    if it was not renewed."""
+    seen = {"fleet": fleet, "mine": row.epoch, "me": row.holder, "seen": row.renewals, "by": mark}
+    return Question(_RENEW, seen)
 
 
 def release(fleet: str, epoch: int, instance: str, reason: str) -> Change:
@@ -112,18 +165,14 @@ def of_host(host: str) -> Question:
     return Question(_HOST, {"own": host})
 
 
-def speak(answers: Answers, host: str, instance: str, state: str) -> tuple[bool, list[Change]]:
-    """Write down the state of a host, if its row was asked for with `of_host`; also of one that the database has lost,
-    which then has each incident to answer. Returns False if another process speaks for it now."""
+def speak(host: str, instance: str, state: str, *, known: bool) -> Change:
+    """Write down the state of a host, unless another process speaks for it. Not `known`: the database has lost it, and
+    it has each incident to answer."""
     values = {"instance": instance, "state": state}
-    for found in answers:
-        if not found:
-            return True, [Change(_NEW_HOST, [{"name": host, "incident": 0, **values}])]
-        before = word(found[0][1])
-        # Without a process: it was lost, and is there again by an incident that this one began.
-        mine = before in (instance, "")
-        return mine, [Change(_ALIVE, [{"own": host, "before": before, **values}], required=True)] if mine else []
-    return True, []
+    if not known:
+        return Change(_NEW_HOST, [{"name": host, "incident": 0, **values}])
+    # Without a process: it was lost, and is there again by an incident that this one began.
+    return Change(_STILL, [{"own": host, "me": instance, **values}])
 
 
 def prepare(found: Sequence[Sequence[Any]], fleet: str) -> list[Change]:
@@ -146,6 +195,6 @@ def enter(answers: Answers, host: str, instance: str) -> tuple[EpochRow, Change]
     to incidents that are answered. Returns the row of the epoch."""
     row, values = shared(answers[0]), {"instance": instance, "state": "follower"}
     if answers[1]:
-        return row, Change(_ALIVE, [{"own": host, "before": answers[1][0][1], **values}], required=True)
-    past = 0 if row.incident or not answers[0] else count(answers[0][0][7])
+        return row, Change(_ENTERS, [{"own": host, "before": answers[1][0][1], **values}], required=True)
+    past = 0 if row.incident or not answers[0] else row.number
     return row, Change(_NEW_HOST, [{"name": host, "incident": past, **values}])
