@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -20,8 +21,11 @@ from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.postgres import Cluster, fleet
 
+from hsmcore.base.scope import Scope
 from hsmcore.base.steady import boottime
+from hsmcore.errors import ConfigurationError
 from hsmcore.fleet.membership import Membership
+from hsmcore.state import Store
 
 pytestmark = [pytest.mark.integration, one_loop]
 TTL = 2000
@@ -175,3 +179,67 @@ async def test_a_holder_in_doubt_asks_the_fence(shared):
         a.member._machine.doubt("a test")
         assert await a.sign(1) == ""
         assert boottime() < a.member._machine.until
+
+
+@pytest.mark.slow("a delay for each message")
+@pytest.mark.parametrize("trip", [20, 60, 100])
+async def test_a_database_that_is_far_away_refuses_nothing(postgres, tmp_path, trip):
+    """With the default lease, and nothing broken. `trip`: milliseconds there and back."""
+    async with behind(postgres, tmp_path) as there:
+        there.proxy.delay = trip / 2e3
+        async with there.host("a", ttlMs=2000) as a:
+            await holding(a)
+            answers, over = [], 0
+            for position in range(40):
+                binding = asyncio.create_task(a.sign(position))
+                await asyncio.sleep(0.05)
+                over += a.member.lease.is_over
+                answers.append(await binding)
+            assert (over, {*answers}) == (0, {""})
+
+
+@pytest.mark.slow("a delay for each message")
+async def test_a_lease_that_is_too_short_for_the_way_to_the_database_is_refused(postgres, tmp_path):
+    async with behind(postgres, tmp_path) as there:
+        place = fleet(there.url, host="a", ttlMs=4000)
+        await (await Store.open(place)).close()  # makes the tables
+        there.proxy.delay = 0.26
+        with pytest.raises(ConfigurationError, match=r"a renewal of the lease takes \d{3} ms: make it \d{4} or more"):
+            await Membership.open(place)
+
+
+@pytest.mark.slow("a lease ends")
+async def test_a_follower_whose_connections_lost_bytes_takes_over(postgres, tmp_path, capsys):
+    """It asks on another connection, instead of waiting for the answer."""
+    async with behind(postgres, tmp_path) as there, there.host("b") as b:
+        direct = there.url.replace(f":{there.proxy.port}/", f":{postgres.port}/")
+        await holding(b)
+        async with attending(fleet(direct, host="a", ttlMs=TTL), tmp_path / "a") as a:
+            await b.member.release("a test")
+            await holding(a)
+            there.proxy.silent = True
+            await asyncio.sleep(1)
+            there.proxy.silent = False
+            a.member._scope, kept = Scope(), a.member._scope
+            await kept.close()  # it renews no more, as if it was killed
+            begun = monotonic()
+            await holding(b)
+            with capsys.disabled():
+                print(f"\n  takeover {monotonic() - begun:.2f} s after the last renewal")  # noqa: T201
+            assert b.member.epoch == 3
+
+
+async def test_a_host_that_waits_asks_twice_a_second(shared):
+    """With a lease of two seconds, as long as its end is far away."""
+    async with shared.host("a", ttlMs=60_000) as a, shared.host("b", ttlMs=2000, claim="manual") as b:
+        await holding(a)
+        asked = []
+        ask = b.member._line.ask
+
+        async def counted(*given):
+            asked.append(boottime())
+            return await ask(*given)
+
+        b.member._line.ask = counted
+        await until(lambda: len(asked) > 3)
+        assert all(later - earlier > 400_000_000 for earlier, later in itertools.pairwise(asked))

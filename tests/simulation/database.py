@@ -117,8 +117,11 @@ class LinkThread(Executor):
     def _send(self, message: _Message) -> None:
         self._number += 1
         number, server, host = self._number, self._server, self._process.host
+        lost = partial(server.network.loses, host, message.session)
 
         def reply(answer: Any) -> None:
+            if lost():
+                return
             server.network.carry(host, "replies", self._process, partial(self._heard, number, answer))
 
         def come() -> None:
@@ -128,7 +131,8 @@ class LinkThread(Executor):
                 assert message.job is not None
                 server.receive(message.session, message.job, reply)
 
-        server.network.carry(host, "requests", None, come)
+        if not lost():
+            server.network.carry(host, "requests", None, come)
         patience = min(message.patience_ns, UNHEARD_NS) if server.network.holds_up(host) else message.patience_ns
         self._until_ns, self._sent_on = server.clock.ns + patience, message.session
         if not self._watched or patience < ANSWER_NS:
@@ -145,7 +149,7 @@ class LinkThread(Executor):
             self._watched = True
             self._server.loop.happens_to(self._process, rest, self._watch)
             return
-        if self._sent_on is not None:
+        if self._sent_on is not None and not self._sent_on.silent:
             drop = partial(self._server.drop, self._sent_on)
             self._server.network.carry(self._process.host, "requests", None, drop)
         self._heard(self._number, Lost(*NO_ANSWER))

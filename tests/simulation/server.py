@@ -79,7 +79,8 @@ class Session:
 
     def __init__(self, process: Process, timeline: int, started: int) -> None:
         self.process, self.timeline, self.started = process, timeline, started
-        self.open = True
+        self.open, self.silent = True, False
+        """`silent`: bytes were lost on the way, and nothing passes any more."""
         self.turn: int = 0
         """Counts transactions: 0 while none is open."""
         self.job: Job | None = None
@@ -232,6 +233,11 @@ class Server:
         return (row[0], "", "") if row[3] else row[:3]
 
     # ---- connections -----------------------------------------------------------------------------------------------
+
+    def copy_renews(self, process: str) -> bool:
+        """A copy of a process, which has its memory and its name, renews its epoch. Returns whether it held one."""
+        said = "UPDATE fleet SET renewals = renewals + 1, mark = 'a copy' WHERE holder = ? AND released = 0"
+        return self._memory.raw.execute(said, [process]).rowcount > 0
 
     def connect(self, process: Process) -> Session:
         session = Session(process, self.timeline, self.started)

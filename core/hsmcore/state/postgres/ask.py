@@ -111,7 +111,7 @@ class Asker(Warned):
         except (psycopg.Error, TimeoutError) as error:
             clear_frames(error.__traceback__)  # a connection that was given up stays open as long as one of them lives
             if isinstance(error, TimeoutError):
-                raise TimeoutError(f"no connection within {self._dial_seconds:g} s") from None
+                raise TimeoutError(f"no connection within {self._dial_seconds:g} s, half of fleet.ttlMs") from None
             raise
         driver.add_notice_handler(self.noticed)
         return driver
