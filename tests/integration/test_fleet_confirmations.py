@@ -157,7 +157,7 @@ async def test_a_connection_that_is_reset_behind_a_question_costs_nobody_an_answ
         try:
             postgres.execute(f"SELECT pg_terminate_backend({asker})")
             confirmed = member.confirm()
-            server = member._line._driver.pgconn
+            server = member._line.asking._driver.pgconn
             await until(lambda: server.transaction_status == TransactionStatus.ACTIVE)  # it is sent
         finally:
             os.kill(asker, signal.SIGCONT)

@@ -97,7 +97,7 @@ async def test_a_copy_of_a_process_loses_the_epoch_at_its_first_renewal(shared, 
     async with shared.host("a", ttlMs=LONG) as a:
         await holding(a)
         clone = Membership(shared.place("a", ttlMs=LONG), a.member._store)
-        clone._machine = copy.deepcopy(a.member._machine)
+        clone._machine = clone._line._machine = copy.deepcopy(a.member._machine)
         clone._tell = lambda record, **details: told.append((record, details["epoch"]))
         clone._told = ("holder", 1)
         assert await a.member._renew()
@@ -109,7 +109,7 @@ async def test_a_copy_of_a_process_loses_the_epoch_at_its_first_renewal(shared, 
         await clone._see()
         assert (clone.state, clone.epoch) == ("follower", 1)
         assert await a.member._renew()
-        await clone._line.close()
+        await clone._line.asking.close()
 
 
 async def test_a_renewal_whose_answer_is_lost_costs_no_epoch(postgres, tmp_path):
@@ -126,7 +126,7 @@ async def test_a_renewal_whose_answer_is_lost_costs_no_epoch(postgres, tmp_path)
             there.proxy.heal()
             await lost  # sent once more, and told apart by its mark
             await until(lambda: on.execute(asked).fetchone() > (before + 1,))
-        assert (a.member.state, a.member.epoch_held, a.member.renewals_failed) == ("holder", 1, failed)
+        assert (a.member.state, a.member._machine.epoch, a.member.renewals_failed) == ("holder", 1, failed)
 
 
 @pytest.mark.slow("leases end")
@@ -146,7 +146,7 @@ async def test_a_connection_that_loses_bytes_costs_no_more_than_a_lease(postgres
         with capsys.disabled():
             print(f"\n  next block {monotonic() - begun:.2f} s after the first lost byte")  # noqa: T201
         await holding(a)
-        assert a.member.epoch_held == 1
+        assert a.member._machine.epoch == 1
 
 
 async def test_closing_waits_for_no_server_that_is_silent(postgres, tmp_path, capsys):
@@ -233,12 +233,28 @@ async def test_a_host_that_waits_asks_twice_a_second(shared):
     async with shared.host("a", ttlMs=60_000) as a, shared.host("b", ttlMs=2000, claim="manual") as b:
         await holding(a)
         asked = []
-        ask = b.member._line.ask
+        ask = b.member._line.asking.ask
 
         async def counted(*given):
             asked.append(boottime())
             return await ask(*given)
 
-        b.member._line.ask = counted
+        b.member._line.asking.ask = counted
         await until(lambda: len(asked) > 3)
         assert all(later - earlier > 400_000_000 for earlier, later in itertools.pairwise(asked))
+
+
+async def test_one_renewal_that_fails_is_counted_and_no_doubt(shared):
+    async with shared.host("a", ttlMs=LONG) as a:
+        await holding(a)
+        assert await a.member._renew()
+        inner = a.member._line.asking.ask
+
+        async def lost(*_given):
+            a.member._line.asking.ask = inner
+            raise StoreUnknown("no answer")
+
+        a.member._line.asking.ask = lost
+        a.member._renewed_at = 0
+        await a.member._look()
+        assert (a.member.state, a.member.renewals_failed) == ("holder", 1)

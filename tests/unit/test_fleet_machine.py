@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from sqlalchemy.dialects.postgresql import dialect
 from tests.support.size import share
 
 from hsmcore.fleet import rows
@@ -534,7 +535,8 @@ def test_a_row_that_the_database_went_back_to_is_no_copy_s():
 
 @pytest.mark.parametrize(("is_open", "owed"), [(0, 7), (1, 0)])
 def test_a_new_host_belongs_to_the_fleet_and_answers_an_incident_that_is_open(is_open, owed):
-    _, change = rows.enter(([(1, "", "", 0, 1, "", "", 7, is_open, None)], []), "host", "me")
+    seen = rows.seen([(1, "", "", 0, 1, "", "", 7, is_open, None, *[None] * 7)])
+    change = rows.enter(seen, "host", "me")
     assert change.values == [{"name": "host", "incident": owed, "instance": "me", "state": "follower"}]
-    made = change.statement.compile(column_keys=list(change.values[0])).params
+    made = change.statement.compile(dialect=dialect(), column_keys=list(change.values[0])).params
     assert (made["retired"], made["note"]) == (0, "")

@@ -36,9 +36,7 @@ class Host(Protocol):
     @property
     def host(self) -> str: ...
     @property
-    def epoch_held(self) -> int:
-        """The epoch that this process holds, or 0."""
-
+    def state(self) -> str: ...
     @property
     def incident(self) -> int:
         """The number of the incident that is open, or 0."""
@@ -116,12 +114,12 @@ class Duties:
         """Follow the orders that a look has found. One after the other, and beside the looks: a claim may wait for the
         end of a lease."""
         self._host.drain("drain" in orders)
-        gives_up = "drain" in orders and self._host.epoch_held
+        gives_up = "drain" in orders and self._host.state in ("holder", "doubtful")
         if not self._following.is_open and (gives_up or orders.keys() - {"drain"}):
             self._following.start(self._obey(orders), failed=_FAILED)
 
     async def _obey(self, orders: Mapping[Verb, str]) -> None:
-        if "drain" in orders and self._host.epoch_held:
+        if "drain" in orders and self._host.state in ("holder", "doubtful"):
             await self._host.release(orders["drain"] or "drained")
         for verb, reason in orders.items():
             if verb != "drain":

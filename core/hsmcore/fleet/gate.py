@@ -8,17 +8,16 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 from hsmcore.base.log import get_logger
 from hsmcore.errors import BadArgument, HsmError
 from hsmcore.fleet.entry import SECOND
 from hsmcore.fleet.machine import EpochRow
+from hsmcore.fleet.rows import Rows
 from hsmcore.recovery.incident import word
 from hsmcore.state.domains import Binder, read
 
-Rows = Sequence[Sequence[Any]]
 PATIENCE: Final = 2
 """Lives of a lease for which a host that is behind leaves a free epoch to hosts that are not."""
 

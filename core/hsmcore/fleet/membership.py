@@ -12,7 +12,7 @@ import asyncio
 import math
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final, Self
 
 from hsmcore._native import Lease
@@ -27,11 +27,12 @@ from hsmcore.fleet.confirmations import Confirmations
 from hsmcore.fleet.duties import Duties
 from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, enter, position_of
 from hsmcore.fleet.gate import ClaimGate
-from hsmcore.fleet.machine import NOWHERE, EpochRow, Machine, State
+from hsmcore.fleet.line import HostLine
+from hsmcore.fleet.machine import EpochRow, Machine, State
 from hsmcore.recovery.witness import FLOORS, Witness
 from hsmcore.state import DomainMismatch, Store, positions
 from hsmcore.state.domains import ASK, NO_KEYS
-from hsmcore.state.exchange import Change, Question, Told
+from hsmcore.state.exchange import Question
 from hsmcore.state.mark import Mark
 from hsmcore.state.seal import SealSecret
 
@@ -58,22 +59,18 @@ class Membership:
         self.drained = False
         """Whether this host claims no epoch by itself, on an operator's word."""
         self._rules, self._store = rules, store
-        self._line, self._sees = store.asking(), rows.seeing(rules.name, self.host)
         instance = f"{self.host}:{os.getpid()}:{secrets.token_hex(4)}"
         self._machine = Machine(instance, rules.ttl_ms * 1_000_000)
+        self._line = HostLine(store.asking(), self.name, self.host, self._machine, self._compare)
         self._witness: Witness | None = None
         self._duties: Duties | None = None
         self._gate = ClaimGate(self._machine.ttl)
-        self._superseded = self._leaving = False
+        self._leaving = False
         self._acting = asyncio.Lock()
         self._wake = asyncio.Event()
         self._scope = Scope()
         self._confirmations = Confirmations(self._renew, self._refusal)
-        self._spoke_at = self._renewed_at = 0
-        self._is_known = True
-        """Whether the database has a row of this host."""
-        self._server, self._incarnation = NOWHERE, ""
-        """Of the database, as the lease's connection has seen it last."""
+        self._renewed_at = 0
         self._before = self._machine.row
         """The row that was known when the last bind began."""
         self._tell: Tell = lambda *_, **__: None
@@ -87,9 +84,9 @@ class Membership:
         store = await Store.open(rules, state_secret)
         membership = cls(rules, store)
         try:
-            await enter(store, membership._line, rules, membership._machine, f"{where}.fleet")
+            await enter(membership._line.asking, rules, membership._machine, f"{where}.fleet")
         except BaseException:
-            await membership._line.close()
+            await membership._line.asking.close()
             await store.close()
             raise
         return membership
@@ -97,19 +94,19 @@ class Membership:
     async def watch_over(self, log: AuditLog) -> None:
         """Before `begin`: compare the database with this host's audit log, and follow operators' orders."""
         self._witness = Witness(self._store, self.name, self.host, self._machine.instance, log)
-        self._duties = Duties(self, self._store, self._witness, self._rules.ttl_ms)
+        self._duties = self._line.duties = Duties(self, self._store, self._witness, self._rules.ttl_ms)
         await self._duties.begin()
 
     def begin(self, tell: Tell) -> None:
         """The members can sign: follow the epoch, claim it if that is to be done, renew it."""
         self._tell = tell
-        self._scope.every(self._limit, self._look, "the fleet's database is not understood", wake=self._wake)
+        self._scope.every(self._line.limit, self._look, "the fleet's database is not understood", wake=self._wake)
 
     async def close(self) -> None:
         """Give the epoch up, and leave. Idempotent."""
         if self._leaving:
             return
-        self._leaving = True
+        self._leaving = self._line.closes = True
         await self._scope.close()
         await self._confirmations.close()
         try:
@@ -118,8 +115,8 @@ class Membership:
                     await self._see()  # it may have been written
                 if self._machine.epoch:
                     await self.release("closed")
-                elif not self._superseded:
-                    await self._exchange()
+                elif not self._line.superseded:
+                    await self._line.ask()
                 if self._duties is not None:
                     await self._duties.close()
         except (HsmError, TimeoutError) as error:
@@ -128,7 +125,7 @@ class Membership:
         finally:
             if self._duties is not None:
                 await self._duties.close()
-            await self._line.close()
+            await self._line.asking.close()
             await self._store.close()
 
     # What is known.
@@ -142,11 +139,6 @@ class Membership:
     def epoch(self) -> int:
         """The fleet's epoch as far as is known."""
         return self._machine.row.epoch
-
-    @property
-    def epoch_held(self) -> int:
-        """The epoch that this process holds, or 0."""
-        return self._machine.epoch
 
     @property
     def holder(self) -> str:
@@ -190,7 +182,7 @@ class Membership:
         self._before = self._machine.row
         return rows.sharing(self.name)
 
-    def fence(self, found: Sequence[Sequence[Any]]) -> int:
+    def fence(self, found: rows.Rows) -> int:
         """Raise NotHolder or FleetBehind unless this process holds the epoch by what `asks` has found. Returns the
         epoch. In the store's thread."""
         row = rows.shared(found)
@@ -269,7 +261,7 @@ class Membership:
                 raise self._refusal()
             machine.releases(reason or "released", boottime())  # before the database says so
             self._settle("fleet-release", epoch=epoch, reason=reason)
-            row, _ = await self._exchange(rows.release(self.name, epoch, machine.instance, reason))
+            row, _ = await self._line.ask(rows.release(self.name, epoch, machine.instance, reason))
             machine.saw(row, boottime())
             self._settle()
 
@@ -291,11 +283,6 @@ class Membership:
         return self._confirmations.wait(until, others)
 
     # What goes on by itself.
-
-    @property
-    def _limit(self) -> float:
-        """Seconds after which an answer is worth nothing."""
-        return self._machine.ttl / RENEWALS / SECOND
 
     async def _look(self) -> float:
         begun, failed = boottime(), True
@@ -326,34 +313,9 @@ class Membership:
 
     @property
     def _claims_itself(self) -> bool:
-        return self._rules.claim == "auto" and not (self._superseded or self.drained or self._machine.rests(boottime()))
-
-    async def _exchange(
-        self, *work: Question | Change, writes: int | None = None, seconds: float = 0.0
-    ) -> tuple[EpochRow, Sequence[Sequence[Sequence[Any]]]]:
-        """Do something and look, in one message; say now and then that this host lives. `writes`: the question
-        that is a renewal or a claim. Returns the row as it is then, and the answers."""
-        machine, began = self._machine, boottime()
-        state = rows.CLOSED if self._leaving else machine.state
-        speaks = self._leaving or not self._is_known or began >= self._spoke_at + machine.ttl // 2
-        spoken = [rows.speak(self.host, machine.instance, state, known=self._is_known)] if speaks else []
-        told = await self._line.ask([*work, *spoken, self._sees], seconds or self._limit)
-        *answers, last = told.answers
-        if writes is not None:
-            machine.is_marked(again=told.again)
-        self._heard(told)
-        seen = rows.seen(last)
-        if speaks:
-            self._spoke_at = began
-        self._is_known = seen.speaker is not None
-        self._compare(seen.row, machine.row)
-        if seen.speaker not in (None, "", machine.instance):
-            self._supersede("another process speaks for this host of the fleet")
-        elif machine.is_copied(seen.row) and (writes is None or not answers[writes]):
-            self._supersede("a copy of this process renews the lease")
-        elif self._duties is not None and not self._leaving:
-            self._duties.heard(seen.orders)
-        return seen.row, answers
+        return self._rules.claim == "auto" and not (
+            self._line.superseded or self.drained or self._machine.rests(boottime())
+        )
 
     async def _renew(self) -> bool:
         """Renew the lease. Returns whether that is confirmed, and the lease is still good: another host may have
@@ -367,7 +329,7 @@ class Membership:
                     break
                 renewal = rows.renew(self.name, machine.row, machine.marks(secrets.token_hex(8)))
                 try:
-                    row, [answer] = await self._exchange(renewal, writes=0)
+                    row, [answer] = await self._line.ask(renewal, writes=0)
                 except HsmError:
                     self.renewals_failed += 1
                     raise
@@ -394,7 +356,7 @@ class Membership:
 
     async def _see(self) -> None:
         async with self._acting:
-            row, _ = await self._exchange()
+            row, _ = await self._line.ask()
             self._machine.saw(row, boottime())
             self._settle()
 
@@ -414,15 +376,15 @@ class Membership:
         """`patient`: raise BadArgument where this host is behind, instead of holding the epoch all the same."""
         machine = self._machine
         async with self._acting:
-            if machine.epoch or self._superseded or self._leaving:
+            if machine.epoch or self._line.superseded or self._leaving:
                 return
             machine.claims()
             self._settle()
-            last, (highs, known, floors) = await self._exchange(rows.HIGHS, ASK, FLOORS)
+            last, (highs, known, floors) = await self._line.ask(rows.HIGHS, ASK, FLOORS)
             began, row, refusal, claimed = boottime(), last, None, False
-            if force or machine.may_claim(last, began, self._server):
+            if force or machine.may_claim(last, began, self._line.server):
                 refusal = self._gate.refusal(highs, known, self.binder, patient=patient and not force)
-                if refusal is None and not self._superseded:
+                if refusal is None and not self._line.superseded:
                     row, claimed = await self._take(last, floors, reason, force=force)
             if claimed:
                 machine.claimed(row, began, boottime())
@@ -437,11 +399,11 @@ class Membership:
     async def _take(self, last: EpochRow, floors: rows.Rows, reason: str, *, force: bool) -> tuple[EpochRow, bool]:
         """Send a claim, which waits for the binds that are under way. Returns the row as it is then, and whether that
         made it this process's."""
-        noted = [] if self._witness is None else self._witness.before_claim(last.server, self._server, floors)
+        noted = [] if self._witness is None else self._witness.before_claim(last.server, self._line.server, floors)
         mark = self._machine.marks(secrets.token_hex(8))
         claim = rows.claim(self.name, last, self._machine.instance, self.host, mark, reason, forced=force)
-        seconds = max(self._limit, _CLAIM_SECONDS)
-        row, (_, done, highs) = await self._exchange(
+        seconds = max(self._line.limit, _CLAIM_SECONDS)
+        row, (_, done, highs) = await self._line.ask(
             rows.locking(self.name), claim, *noted, rows.HIGHS, writes=1, seconds=seconds
         )
         if done:
@@ -449,26 +411,12 @@ class Membership:
             self._gate.claimed(highs)
         return row, bool(done)
 
-    def _compare(self, row: EpochRow, before: EpochRow) -> None:
+    def _compare(self, row: EpochRow, before: EpochRow | None = None) -> None:
         """Have a loss answered that the row shows. In the loop, or in a transaction."""
+        before = self._machine.row if before is None else before
         if self._witness is not None and self._machine.went_back(row, before):
             was, now = (f"epoch {one.epoch}, renewal {one.renewals}" for one in (before, row))
             self._witness.lost(f"{was} is {now} now")
-
-    def _supersede(self, why: str) -> None:
-        """This process is not to be: it signs no more, and claims nothing."""
-        if not self._superseded:
-            self._superseded = True
-            get_logger().error("this process of the fleet signs no more", reason=why, host=self.host)
-        if self._machine.epoch:
-            self._machine.gives_up(why)
-
-    def _heard(self, told: Told) -> None:
-        """Note which server has answered. One that is new, or began again, is compared with the audit log."""
-        self._machine.answered(told.server, boottime())
-        before, self._incarnation, self._server = self._incarnation, told.incarnation, told.server
-        if before not in ("", told.incarnation) and self._duties is not None:
-            self._duties.connected()
 
     def _doubt(self, reason: str) -> None:
         """A look or a renewal has failed. A holder is in doubt when half of its lease is over: till then, the next

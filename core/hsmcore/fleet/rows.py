@@ -14,16 +14,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import bindparam, exists, insert, or_, select, update
+from sqlalchemy import bindparam, exists, or_, select, update
 from sqlalchemy.dialects import postgresql
 
 from hsmcore.fleet.machine import EpochRow
 from hsmcore.fleet.orders import COLUMNS, Verb
 from hsmcore.recovery.incident import count, word
 from hsmcore.state.database import NOW
-from hsmcore.state.exchange import Answers, Change, Question
+from hsmcore.state.exchange import Change, Question
 from hsmcore.state.schema import FLEET, FLEET_HOST, WATERMARK
 
+Rows = Sequence[Sequence[Any]]
+"""The answer to a question."""
 CLOSED: Final = "closed"
 """State of a host whose process ended in order."""
 
@@ -40,7 +42,7 @@ _LOOK: Final = select(*_FIELDS).where(_OF)
 _SHARE: Final = _LOOK.with_for_update(read=True, key_share=True, of=FLEET)
 _LOCK: Final = _LOOK.with_for_update(of=FLEET)
 _SEE: Final = (
-    select(*_FIELDS, FLEET_HOST.c.instance, *COLUMNS.values())
+    select(*_FIELDS, FLEET_HOST.c.instance, FLEET_HOST.c.seen_ns, FLEET_HOST.c.state, *COLUMNS.values())
     .select_from(FLEET.outerjoin(FLEET_HOST, FLEET_HOST.c.name == bindparam("own")))
     .where(_OF)
 )
@@ -75,30 +77,30 @@ _CLAIM: Final = (
     )
     .returning(FLEET.c.epoch, FLEET.c.holder, FLEET.c.host)
 )
-_HOST: Final = select(FLEET_HOST).where(FLEET_HOST.c.name == bindparam("own"))
 _ALIVE: Final = update(FLEET_HOST).where(FLEET_HOST.c.name == bindparam("own")).values(seen_ns=NOW)
 _STILL: Final = _ALIVE.where(FLEET_HOST.c.instance.in_((bindparam("me"), "")))
-_ENTERS: Final = _ALIVE.where(FLEET_HOST.c.instance == bindparam("before"))
-_NEW_HOST: Final = insert(FLEET_HOST).values(seen_ns=NOW, retired=0, note="")
-# Hosts that start at once on a new database all find no row, and one of them makes it.
+_ENTERS: Final = _ALIVE.where(FLEET_HOST.c.instance == bindparam("before"), FLEET_HOST.c.seen_ns == bindparam("last"))
+# Processes that start at once on a new database all find no row, and one of them makes it.
+_NEW_HOST: Final = postgresql.insert(FLEET_HOST).values(seen_ns=NOW, retired=0, note="").on_conflict_do_nothing()
 _NEW_FLEET: Final = postgresql.insert(FLEET).on_conflict_do_nothing()
-Rows = Sequence[Sequence[Any]]
 HIGHS: Final = Question(select(WATERMARK.c.name, WATERMARK.c.high))
 """The highest position of each domain that is bound."""
 
 
 class Seen(NamedTuple):
-    """What one look finds. `speaker`: the process that speaks for this host; "": none does any more; None: the database
-    has no row of the host. `orders`: the reason of each."""
+    """What one look finds. `speaker`: the process that speaks for this host, or did last, at `seen_ns` of the
+    database's clock; "": the database forgot it; None: it has no row of the host. `orders`: the reason of each."""
 
     row: EpochRow
-    speaker: str | None
-    orders: Mapping[Verb, str]
+    speaker: str | None = None
+    seen_ns: int = 0
+    state: str = CLOSED
+    orders: Mapping[Verb, str] = {}
 
-
-def looking(fleet: str) -> Question:
-    """Return what reads the row of the epoch; waits for nobody."""
-    return Question(_LOOK, {"fleet": fleet})
+    @property
+    def life(self) -> tuple[str, int] | None:
+        """Which process speaks for this host, and when it did last; None: none does."""
+        return None if self.speaker is None or self.state == CLOSED else (self.speaker, self.seen_ns)
 
 
 def seeing(fleet: str, host: str) -> Question:
@@ -117,8 +119,8 @@ def locking(fleet: str) -> Question:
     return Question(_LOCK, {"fleet": fleet})
 
 
-def shared(found: Sequence[Sequence[Any]]) -> EpochRow:
-    """Return the row that `looking`, `sharing` or `locking` has found."""
+def shared(found: Rows) -> EpochRow:
+    """Return the row that `sharing` or `locking` has found."""
     if not found:
         return EpochRow()
     epoch, holder, host, renewals, released, system, timeline, number, is_open, mark, *_ = found[0]
@@ -130,13 +132,13 @@ def shared(found: Sequence[Sequence[Any]]) -> EpochRow:
     )  # fmt: skip
 
 
-def seen(found: Sequence[Sequence[Any]]) -> Seen:
+def seen(found: Rows) -> Seen:
     """Return what `seeing` has found."""
-    if not found:
-        return Seen(EpochRow(), "", {})
-    speaker, *orders = found[0][-1 - len(COLUMNS) :]
+    speaker, seen_ns, state, *orders = found[0][len(_FIELDS) :] if found else (None,) * (3 + len(COLUMNS))
+    if speaker is None:
+        return Seen(shared(found))
     asked = {verb: word(why) for verb, why in zip(COLUMNS, orders, strict=True) if why is not None}
-    return Seen(shared(found), None if speaker is None else word(speaker), asked)
+    return Seen(shared(found), word(speaker), count(seen_ns), word(state), asked)
 
 
 def claim(fleet: str, last: EpochRow, instance: str, host: str, mark: str, reason: str, *, forced: bool) -> Question:
@@ -160,11 +162,6 @@ def release(fleet: str, epoch: int, instance: str, reason: str) -> Change:
     return Change(_RELEASE, [{"fleet": fleet, "mine": epoch, "me": instance, "why": reason}])
 
 
-def of_host(host: str) -> Question:
-    """Return what reads the row of a host."""
-    return Question(_HOST, {"own": host})
-
-
 def speak(host: str, instance: str, state: str, *, known: bool) -> Change:
     """Write down the state of a host, unless another process speaks for it. Not `known`: the database has lost it, and
     it has each incident to answer."""
@@ -175,26 +172,18 @@ def speak(host: str, instance: str, state: str, *, known: bool) -> Change:
     return Change(_STILL, [{"own": host, "me": instance, **values}])
 
 
-def prepare(found: Sequence[Sequence[Any]], fleet: str) -> list[Change]:
-    """Make the row of the epoch, if `looking` has found none."""
+def prepare(fleet: str) -> Change:
+    """Make the row of the epoch, if there is none."""
     first = {"epoch": 0, "holder": "", "host": "", "claimed_ns": 0, "renewals": 0, "released": 1}
     rest = {"timeline": "", "system": "", "incident": 0, "reason": ""}
-    return [] if found else [Change(_NEW_FLEET, [{"name": fleet} | first | rest])]
+    return Change(_NEW_FLEET, [{"name": fleet} | first | rest])
 
 
-def life_of(found: Sequence[Sequence[Any]]) -> tuple[str, int] | None:
-    """Return who speaks for a host and when it did last, by the database's clock, by its row; None: nobody does."""
-    if not found:
-        return None
-    _, instance, seen_ns, state, *_ = found[0]
-    return None if state == CLOSED else (str(instance), int(seen_ns))
-
-
-def enter(answers: Answers, host: str, instance: str) -> tuple[EpochRow, Change]:
-    """Let a process speak for a host, by the answers to `locking` and `of_host`. A host that is new has nothing to say
-    to incidents that are answered. Returns the row of the epoch."""
-    row, values = shared(answers[0]), {"instance": instance, "state": "follower"}
-    if answers[1]:
-        return row, Change(_ENTERS, [{"own": host, "before": answers[1][0][1], **values}], required=True)
-    past = 0 if row.incident or not answers[0] else row.number
-    return row, Change(_NEW_HOST, [{"name": host, "incident": past, **values}])
+def enter(seen: Seen, host: str, instance: str) -> Change:
+    """Let a process speak for a host, if none does since it was seen: the next look says. A host that is new has
+    nothing to say to incidents that are answered."""
+    values = {"instance": instance, "state": "follower"}
+    if seen.speaker is not None:
+        return Change(_ENTERS, [{"own": host, "before": seen.speaker, "last": seen.seen_ns, **values}])
+    past = 0 if seen.row.incident else seen.row.number
+    return Change(_NEW_HOST, [{"name": host, "incident": past, **values}])
