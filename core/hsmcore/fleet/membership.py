@@ -40,7 +40,7 @@ _PATIENCE_NS: Final = SECOND // 2
 """Between two looks of a host that waits, unless a lease is very long, or near its end."""
 _CLAIM_SECONDS: Final = 1.5
 """The least time for a claim: it waits for binds, of which the server ends one that is idle for a second."""
-_GOODBYE_SECONDS: Final = 1.0
+_GOODBYE_SECONDS: Final = 1.5
 """The longest time for telling the fleet that this host closes."""
 
 
@@ -378,8 +378,6 @@ class Membership:
         async with self._acting:
             if machine.epoch or self._line.superseded or self._leaving:
                 return
-            machine.claims()
-            self._settle()
             last, (highs, known, floors) = await self._line.ask(rows.HIGHS, ASK, FLOORS)
             began, row, refusal, claimed = boottime(), last, None, False
             if force or machine.may_claim(last, began, self._line.server):
@@ -400,6 +398,8 @@ class Membership:
         """Send a claim, which waits for the binds that are under way. Returns the row as it is then, and whether that
         made it this process's."""
         noted = [] if self._witness is None else self._witness.before_claim(last.server, self._line.server, floors)
+        self._machine.claims()
+        self._settle()
         mark = self._machine.marks(secrets.token_hex(8))
         claim = rows.claim(self.name, last, self._machine.instance, self.host, mark, reason, forced=force)
         seconds = max(self._line.limit, _CLAIM_SECONDS)
