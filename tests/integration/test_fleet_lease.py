@@ -19,7 +19,7 @@ from tests.support.attending import Host, attending
 from tests.support.fleet_hosts import BLOCKS
 from tests.support.loops import one_loop
 from tests.support.managers import until
-from tests.support.postgres import Cluster, fleet
+from tests.support.postgres import Cluster, cluster, fleet
 
 from hsmcore.base.scope import Scope
 from hsmcore.base.steady import boottime
@@ -258,3 +258,20 @@ async def test_one_renewal_that_fails_is_counted_and_no_doubt(shared):
         a.member._renewed_at = 0
         await a.member._look()
         assert (a.member.state, a.member.renewals_failed) == ("holder", 1)
+
+
+async def test_a_bind_waits_for_a_standby_that_is_away(tmp_path):
+    """Nothing else is confirmed meanwhile, so its connection is not taken for one that has lost bytes."""
+    with cluster() as server:
+        standby = server.standby()
+        url = server.database()
+        async with attending(fleet(url, host="a", ttlMs=1000, singleNode=False), tmp_path / "a") as a:
+            await holding(a)
+            assert await a.sign(1) == ""
+            standby.stop(how="immediate")
+            binding = asyncio.create_task(a.sign(2))
+            failed = a.member.renewals_failed
+            await until(lambda: a.member.renewals_failed > failed + 8)  # for more than a second
+            assert not binding.done()
+            standby.start()
+            assert await binding == ""

@@ -51,6 +51,8 @@ class _Message(NamedTuple):
     session: Session | None
     job: Callable[[], Job] | None
     patience_ns: int = ANSWER_NS
+    hastens: bool = False
+    """Whether it is given up earlier while the server confirms others."""
 
 
 Steps = Generator[_Message, Any, Any]
@@ -65,6 +67,8 @@ class LinkThread(Executor):
         self._running: tuple[Future[Any], Steps] | None = None
         self._number = 0
         self._until_ns, self._watched = 0, False
+        self._hastens_ns = ANSWER_NS * 1_000_000
+        """When what is under way was sent, if it may be given up earlier."""
         self._sent_on: Session | None = None
         """Of the message that is under way: until when its answer is waited for, and on which connection."""
 
@@ -135,6 +139,7 @@ class LinkThread(Executor):
             server.network.carry(host, "requests", None, come)
         patience = min(message.patience_ns, UNHEARD_NS) if server.network.holds_up(host) else message.patience_ns
         self._until_ns, self._sent_on = server.clock.ns + patience, message.session
+        self._hastens_ns = server.clock.ns if message.hastens else ANSWER_NS * 1_000_000
         if not self._watched or patience < ANSWER_NS:
             self._watched = True
             server.loop.happens_to(self._process, patience, self._watch)
@@ -153,6 +158,11 @@ class LinkThread(Executor):
             drop = partial(self._server.drop, self._sent_on)
             self._server.network.carry(self._process.host, "requests", None, drop)
         self._heard(self._number, Lost(*NO_ANSWER))
+
+    def hasten(self, quick_ns: int) -> None:
+        if self._running is not None and self._server.clock.ns > self._hastens_ns + quick_ns:
+            self._until_ns = self._server.clock.ns
+            self._watch()
 
     def _heard(self, number: int, answer: Any) -> None:
         if number == self._number and self._running is not None:
@@ -186,9 +196,9 @@ class _Link:
             else:
                 return session, answers
 
-    def message(self, job: Callable[[], Job], patience_ns: int = ANSWER_NS) -> _Message:
+    def message(self, job: Callable[[], Job], patience_ns: int = ANSWER_NS, *, hastens: bool = False) -> _Message:
         assert self.session is not None
-        return _Message(self.session, job, patience_ns)
+        return _Message(self.session, job, patience_ns, hastens)
 
     def undo(self) -> Steps:
         assert self.session is not None
@@ -256,6 +266,9 @@ class ServerDatabase(Database):
     def exclusively(self, role: str) -> AbstractAsyncContextManager[None]:
         return row_role(self, role, max(ROLE_SECONDS, self.place.ttl_ms / 1e3), self._roles_seen)
 
+    def hasten(self) -> None:
+        self.thread.hasten(self._link.quick_ns)
+
     def asking(self) -> Asking:
         return Asker(self.server, self.process, self.place.ttl_ms * 500_000)
 
@@ -279,7 +292,7 @@ class ServerDatabase(Database):
         except BaseException:
             yield from self._link.undo()
             raise
-        yield from self._committed(partial(self.server.commit, session, changes), self._link.quick_ns)
+        yield from self._committed(partial(self.server.commit, session, changes), hastens=True)
         return result
 
     def transact(self, work: Any, *, lenient: bool, turn: bool = True) -> Any:
@@ -315,9 +328,9 @@ class ServerDatabase(Database):
         yield from self._committed(partial(self.server.commit, session, (), written))
         return result
 
-    def _committed(self, job: Callable[[], Job], patience_ns: int = ANSWER_NS) -> Steps:
+    def _committed(self, job: Callable[[], Job], *, hastens: bool = False) -> Steps:
         try:
-            yield self._link.message(job, patience_ns)
+            yield self._link.message(job, hastens=hastens)
         except Lost as error:
             self._link.session = None
             raise StoreUnknown(f"{self.shown}: the connection failed in COMMIT: {error}") from None

@@ -335,6 +335,7 @@ class Membership:
                     raise
                 if done := bool(answer):
                     self._renewed_at = began
+                    self._store.hasten()
                     machine.renewed(row, began, boottime())
                     if self._witness is not None and not self._witness.settled:
                         machine.doubt("the audit log is being compared with the database")

@@ -275,6 +275,11 @@ class Store:
         """Give up, for a moment, all work of this process on the database that has no answer: `close` waits for it."""
         self._database.hurry()
 
+    def hasten(self) -> None:
+        """The database has confirmed what came from another connection: an exchange that has waited for long has lost
+        its own, and is given up."""
+        self._database.hasten()
+
     async def close(self) -> None:
         """Close the Store after all work given to `run` before. The last Store on the database closes the connection.
         Idempotent; does nothing in a forked child."""

@@ -152,6 +152,10 @@ class ServerDatabase(Database):
         if (link := self._link) is not None:
             link.hurry()
 
+    def hasten(self) -> None:
+        if (link := self._link) is not None:
+            link.hasten()
+
     def _dial(self) -> Patient:
         given = resolved(self._server.store.url, self.shown)
         self.shown = f"state store of fleet {self._server.name} at {given.where}"

@@ -33,11 +33,11 @@ class CommitLost(Exception):
 
 class Link:
     """A connection. A failure that leaves it in doubt closes it. Belongs to the store's thread. `waits`: whether
-    what it commits must be on a standby. `seconds`: the time after which the beginning of a transaction, and an
-    exchange, count as failed: a firewall may have forgotten the connection, and binds wait."""
+    what it commits must be on a standby. `seconds`: the time after which the beginning of a transaction counts as
+    failed, and an exchange while the server confirms others: a firewall may have forgotten the connection."""
 
     def __init__(self, engine: Engine, *, waits: bool, seconds: float) -> None:
-        self._waits, self._seconds = waits, seconds
+        self._waits, self._seconds, self._commits_since = waits, seconds, math.inf
         self._facts: Facts | None = None
         self._connection = engine.connect()
         driver = self._connection.connection.driver_connection
@@ -105,7 +105,7 @@ class Link:
 
     def exchange(self, decide: Decide[T]) -> T:
         """Decide by the answers of `begin`, and send what is to be written together with COMMIT. Raises CommitLost."""
-        self._driver.be_patient(self._seconds)
+        self._driver.be_patient()
         try:
             result, changes = decide(self._answers)
             self._require_sound()
@@ -113,8 +113,18 @@ class Link:
         except BaseException:
             self.undo()
             raise
-        self._commit(statements)
+        self._commits_since = time.monotonic()
+        try:
+            self._commit(statements)
+        finally:
+            self._commits_since = math.inf
         return result
+
+    def hasten(self) -> None:
+        """The server has confirmed another transaction: an exchange that waits for longer has lost its connection. Any
+        thread."""
+        if time.monotonic() > self._commits_since + self._seconds:
+            self.hurry()
 
     def _commit(self, changes: Sequence[bytes] | None = None) -> None:
         self._driver.warned = ""
