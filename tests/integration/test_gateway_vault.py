@@ -336,18 +336,23 @@ async def test_a_client_can_ask_about_itself_and_the_gateway(world, tmp_path):
         assert await vault.refused(503, "POST", SIGN, {"input": b64(M)})
 
 
-@pytest.mark.parametrize(("state", "status"), [("holder", 200), ("follower", 429), ("doubtful", 429)])
+@pytest.mark.parametrize(
+    ("unordered", "state", "status"),
+    [("lease", "holder", 200), ("lease", "follower", 429), ("strict", "doubtful", 429), ("any", "follower", 200)],
+)
 @one_loop
-async def test_a_host_that_does_not_hold_the_epoch_is_on_standby(world, tmp_path, monkeypatch, state, status):
+async def test_a_host_that_does_not_hold_the_epoch_is_on_standby(
+    world, tmp_path, monkeypatch, unordered, state, status
+):
     async with site(world.config(), tmp_path) as vault:
         with monkeypatch.context() as patched:
-            patched.setattr(vault.manager, "fleet", SimpleNamespace(state=state))
+            patched.setattr(vault.manager, "fleet", SimpleNamespace(state=state, unordered=unordered))
             health = await vault.asked("GET", "/v1/sys/health", token=None)
-            assert (health.status, health.json()["standby"]) == (status, state != "holder")
+            assert (health.status, health.json()["standby"]) == (status, status == 429)
             leader = (await vault.asked("GET", "/v1/sys/leader", token=None)).json()
             assert (leader["ha_enabled"], leader["is_self"]) == (True, state == "holder")
             assert (await vault.asked("GET", "/v1/sys/health?standbyok=true", token=None)).status == 200
-            wanted = 200 if state == "holder" else 299
+            wanted = 200 if status == 200 else 299
             assert (await vault.asked("GET", "/v1/sys/health?standbycode=299", token=None)).status == wanted
 
 

@@ -236,7 +236,7 @@ class Server:
 
     def copy_renews(self, process: str) -> bool:
         """A copy of a process, which has its memory and its name, renews its epoch. Returns whether it held one."""
-        said = "UPDATE fleet SET renewals = renewals + 1, mark = 'a copy' WHERE holder = ? AND released = 0"
+        said = "UPDATE fleet SET renewals = renewals + 1, renewed_by = 'a copy' WHERE holder = ? AND released = 0"
         return self._memory.raw.execute(said, [process]).rowcount > 0
 
     def connect(self, process: Process) -> Session:

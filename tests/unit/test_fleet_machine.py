@@ -134,11 +134,14 @@ class Fleet(RuleBasedStateMachine):
         me, row, last = asked.instance, self.row, asked.last
         mine = (row.epoch, row.holder, row.released) == (asked.epoch, me, False)
         if asked.kind == "renew" and mine and row.renewals == last.renewals:
-            row, asked.done = row._replace(renewals=row.renewals + 1, mark=asked.mark), True
+            row, asked.done = row._replace(renewals=row.renewals + 1, renewed_by=asked.mark), True
         elif asked.kind == "release" and mine:
             row = row._replace(released=True)
         elif asked.kind == "claim" and row.age == last.age and row.incident == last.incident:
-            row, asked.done = EpochRow(row.epoch + 1, me, me, 0, False, row.incident, row.server, asked.mark), True
+            row, asked.done = (
+                EpochRow(row.epoch + 1, me, me, 0, False, row.incident, row.server, renewed_by=asked.mark),
+                True,
+            )
             if row.server == ("", ""):
                 row = row._replace(server=self.server)
         self.row = asked.row = row
@@ -498,7 +501,7 @@ def test_a_renewal_whose_answer_was_lost_is_known_by_its_mark():
     mark = machine.marks("first")
     assert machine.marks("second") == mark, "as long as none is answered, any of them may have been done"
     machine.is_marked()
-    found = row._replace(renewals=1, mark=mark)
+    found = row._replace(renewals=1, renewed_by=mark)
     assert not machine.is_copied(found)
     machine.saw(found, 60)
     assert (machine.state, machine.row.renewals, machine.until) == ("holder", 1, holder().until), "and is no lease"
@@ -512,7 +515,7 @@ def test_a_copy_that_renews_is_found_out():
         first, second = holder(), holder()
         mark = first.marks(marks[0])
         first.is_marked()
-        row = EpochRow(1, "me", "host", 1, False, mark=mark)
+        row = EpochRow(1, "me", "host", 1, False, renewed_by=mark)
         first.renewed(row, 100, 110)
         assert second.is_copied(row)
         second.marks(marks[1])
@@ -526,8 +529,8 @@ def test_a_row_that_the_database_went_back_to_is_no_copy_s():
     for renewals in (1, 2):
         mark = machine.marks(f"{renewals}")
         machine.is_marked()
-        machine.renewed(EpochRow(1, "me", "host", renewals, False, mark=mark), 100, 110)
-    earlier = EpochRow(1, "me", "host", 1, False, mark="1")
+        machine.renewed(EpochRow(1, "me", "host", renewals, False, renewed_by=mark), 100, 110)
+    earlier = EpochRow(1, "me", "host", 1, False, renewed_by="1")
     assert not machine.is_copied(earlier)
     machine.saw(earlier, 120)
     assert not machine.is_copied(earlier)
@@ -535,8 +538,19 @@ def test_a_row_that_the_database_went_back_to_is_no_copy_s():
 
 @pytest.mark.parametrize(("is_open", "owed"), [(0, 7), (1, 0)])
 def test_a_new_host_belongs_to_the_fleet_and_answers_an_incident_that_is_open(is_open, owed):
-    seen = rows.seen([(1, "", "", 0, 1, "", "", 7, is_open, None, *[None] * 7)])
+    seen = rows.seen([(1, "", "", 0, 1, "", "", 7, None, None, is_open, *[None] * 7)])
     change = rows.enter(seen, "host", "me")
     assert change.values == [{"name": "host", "incident": owed, "instance": "me", "state": "follower"}]
     made = change.statement.compile(dialect=dialect(), column_keys=list(change.values[0])).params
     assert (made["retired"], made["note"]) == (0, "")
+
+
+def test_a_host_that_has_not_answered_all_stays_retired():
+    """One that has belongs to the fleet again; the database compares."""
+    seen = rows.Seen(EpochRow(number=7), "retired", 5)
+    change = rows.enter(seen, "host", "me")
+    assert change.values == [
+        {"own": "host", "before": "retired", "last": 5, "number": 7, "instance": "me", "state": "follower"}
+    ]
+    text = str(change.statement.compile(dialect=dialect(), column_keys=list(change.values[0])))
+    assert "retired=CASE WHEN (fleet_host.incident < %(number)s" in text

@@ -24,6 +24,8 @@ from hsmcore.state.seal import EARLIER
 FLOORS: Final = 20
 """Looks between two notes of the highest positions in the database."""
 _NOTE: Final = 300
+CERTIFICATE_SECONDS: Final = 3600.0
+"""Seconds between two looks at the database's certificates."""
 _FAILED: Final = "a duty of the fleet's host has failed"
 
 
@@ -54,6 +56,8 @@ class Duties:
         self._seconds = ttl_ms / 1e3 / RENEWALS
         self._answered = -1
         self._due = FLOORS
+        self.certificates: Mapping[str, float] = {}
+        """As Store.certificates, at the last look. Replaced, never changed; any thread may read it."""
         self._wake = asyncio.Event()
         self._scope, self._following = Scope(), Scope()
         self._unsubscribe: Callable[[], object] = lambda: None
@@ -79,6 +83,7 @@ class Duties:
             self._unsubscribe()
             raise
         self._scope.every(self._seconds, self._watch, _FAILED, wake=self._wake, at_once=False)
+        self._scope.every(CERTIFICATE_SECONDS, self._look_at_certificates, _FAILED)
 
     def connected(self) -> None:
         """Another server answers, or the same one began again: compare. Any thread."""
@@ -109,6 +114,9 @@ class Duties:
 
     async def _attend(self) -> None:
         self._answered = (await self._witness.attend()).number
+
+    async def _look_at_certificates(self) -> None:
+        self.certificates = await asyncio.get_running_loop().run_in_executor(None, self._store.certificates)
 
     def heard(self, orders: Mapping[Verb, str]) -> None:
         """Follow the orders that a look has found. One after the other, and beside the looks: a claim may wait for the

@@ -12,6 +12,7 @@ from hsmcore.fleet import rows
 from hsmcore.fleet.duties import Duties
 from hsmcore.fleet.entry import RENEWALS, SECOND
 from hsmcore.fleet.machine import NOWHERE, EpochRow, Machine
+from hsmcore.recovery.hold import CLOSED
 from hsmcore.state.exchange import Asking, Change, Question
 
 _SPEAKS: Final = 2
@@ -44,7 +45,7 @@ class HostLine:
         """Do something and look. `writes`: the question that is a renewal or a claim. Returns the row of the epoch as
         it is then, and the answers. Raises StoreError."""
         machine, began = self._machine, boottime()
-        state = rows.CLOSED if self.closes else machine.state
+        state = CLOSED if self.closes else machine.state
         speaks = self.closes or not self._is_known or began >= self._spoke_at + machine.ttl // _SPEAKS
         spoken = [rows.speak(self._host, machine.instance, state, known=self._is_known)] if speaks else []
         told = await self.asking.ask([*work, *spoken, self._sees], seconds or self.limit)
@@ -58,7 +59,7 @@ class HostLine:
         self._is_known = seen.speaker is not None
         self._compare(seen.row)
         if seen.speaker not in (None, "", machine.instance):
-            self._supersede("another process speaks for this host")
+            self._supersede("another process speaks for this host, or it was retired")
         elif machine.is_copied(seen.row) and (writes is None or not answers[writes]):
             self._supersede("a copy of this process renews the lease")
         elif self.duties is not None and not self.closes:

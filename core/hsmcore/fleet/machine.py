@@ -35,7 +35,9 @@ class EpochRow(NamedTuple):
     incident: int = 0
     server: tuple[str, str] = NOWHERE
     """System and timeline of the database that positions were bound on last."""
-    mark: str = ""
+    held: str = ""
+    """Why an operator has nothing bound for now, or ""."""
+    renewed_by: str = ""
     """A random text of the last renewal or claim."""
     number: int = 0
     """Of the last incident, which may be answered."""
@@ -136,8 +138,8 @@ class Machine:
         was read, before it is passed on. A renewal is done once for each count; so even a copy that has the same marks
         is found out by one of the next."""
         mine = row.holder == self.instance and not row.released and not self.went_back(row)
-        sent = self._mark if self._unanswered or self._lost else self.row.mark
-        return mine and row.mark not in (self.row.mark, sent)
+        sent = self._mark if self._unanswered or self._lost else self.row.renewed_by
+        return mine and row.renewed_by not in (self.row.renewed_by, sent)
 
     def went_back(self, row: EpochRow, before: EpochRow | None = None) -> bool:
         """Whether the row is older than the one `before`, by default the one that was seen last: the database has lost

@@ -29,6 +29,7 @@ from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, enter, position_o
 from hsmcore.fleet.gate import ClaimGate
 from hsmcore.fleet.line import HostLine
 from hsmcore.fleet.machine import EpochRow, Machine, State
+from hsmcore.fleet.placement import Placement
 from hsmcore.recovery.witness import FLOORS, Witness
 from hsmcore.state import DomainMismatch, Store, positions
 from hsmcore.state.domains import ASK, NO_KEYS
@@ -48,9 +49,7 @@ class Membership:
     """One process of a fleet. Belongs to the event loop that opens it, but for `fence`."""
 
     def __init__(self, rules: Fleet, store: Store) -> None:
-        self.name, self.host = rules.name, rules.host
-        self.strict = rules.unordered == "strict"
-        """Whether each hand-out waits for `confirm`."""
+        self.name, self.host, self.unordered = rules.name, rules.host, rules.unordered
         self.lease = Lease()
         """Until when signatures may be handed out."""
         self.claims = self.renewals_failed = 0
@@ -63,11 +62,9 @@ class Membership:
         self._machine = Machine(instance, rules.ttl_ms * 1_000_000)
         self._line = HostLine(store.asking(), self.name, self.host, self._machine, self._compare)
         self._witness: Witness | None = None
-        self._duties: Duties | None = None
-        self._gate = ClaimGate(self._machine.ttl)
+        self._gate, self._placement = ClaimGate(self._machine.ttl), Placement(rules)
         self._leaving = False
-        self._acting = asyncio.Lock()
-        self._wake = asyncio.Event()
+        self._acting, self._wake = asyncio.Lock(), asyncio.Event()
         self._scope = Scope()
         self._confirmations = Confirmations(self._renew, self._refusal)
         self._renewed_at = 0
@@ -94,8 +91,8 @@ class Membership:
     async def watch_over(self, log: AuditLog) -> None:
         """Before `begin`: compare the database with this host's audit log, and follow operators' orders."""
         self._witness = Witness(self._store, self.name, self.host, self._machine.instance, log)
-        self._duties = self._line.duties = Duties(self, self._store, self._witness, self._rules.ttl_ms)
-        await self._duties.begin()
+        self._line.duties = Duties(self, self._store, self._witness, self._rules.ttl_ms)
+        await self._line.duties.begin()
 
     def begin(self, tell: Tell) -> None:
         """The members can sign: follow the epoch, claim it if that is to be done, renew it."""
@@ -117,18 +114,23 @@ class Membership:
                     await self.release("closed")
                 elif not self._line.superseded:
                     await self._line.ask()
-                if self._duties is not None:
-                    await self._duties.close()
+                if self.duties is not None:
+                    await self.duties.close()
         except (HsmError, TimeoutError) as error:
             get_logger().warning("the fleet is not told that this host closes", error=str(error) or "no answer")
             self._store.hurry()
         finally:
-            if self._duties is not None:
-                await self._duties.close()
+            if self.duties is not None:
+                await self.duties.close()
             await self._line.asking.close()
             await self._store.close()
 
     # What is known.
+
+    @property
+    def duties(self) -> Duties | None:
+        """What this host does beside its lease, from `watch_over` on."""
+        return self._line.duties
 
     @property
     def state(self) -> State:
@@ -162,10 +164,10 @@ class Membership:
 
     def describe(self) -> dict[str, Any]:
         """The state as data for JSON."""
-        said: dict[str, Any] = {"name": self.name, "host": self.host, "state": self.state, "epoch": self.epoch}
-        said |= {"holder": self.holder, "incident": self.incident, "reason": self.reason}
+        said: dict[str, Any] = {"name": self.name, "host": self.host, "unordered": self.unordered, "state": self.state}
+        said |= {"epoch": self.epoch, "holder": self.holder, "incident": self.incident, "reason": self.reason}
         said |= {"leaseSeconds": round(self.lease_seconds, 3), "claims": self.claims}
-        return said | {"renewalsFailed": self.renewals_failed}
+        return said | {"renewalsFailed": self.renewals_failed, "held": self._machine.row.held}
 
     # What may be signed.
 
@@ -191,7 +193,7 @@ class Membership:
         if not row.is_held_by(self._machine.instance, self._machine.epoch):
             raise self._refusal(row)
         if self._witness is not None:
-            self._witness.require_server(row.server)
+            self._witness.require_server(row.server, row.held)
         return row.epoch
 
     def require_kept(self, domain: str, position: int, mark: Mark, row: Mapping[str, Any] | None) -> None:
@@ -261,7 +263,9 @@ class Membership:
                 raise self._refusal()
             machine.releases(reason or "released", boottime())  # before the database says so
             self._settle("fleet-release", epoch=epoch, reason=reason)
-            row, _ = await self._line.ask(rows.release(self.name, epoch, machine.instance, reason))
+            given_up = rows.release(self.name, epoch, machine.instance, reason, self._store)
+            await self._store.exchange([], given_up, turn=False)
+            row, _ = await self._line.ask()
             machine.saw(row, boottime())
             self._settle()
 
@@ -308,8 +312,8 @@ class Membership:
             due = self._renewed_at + machine.ttl // RENEWALS
             return due if machine.state == "holder" and due > begun else begun + machine.ttl // LOOKS
         soon = begun + max(machine.ttl // LOOKS, min(machine.ttl // RENEWALS, _PATIENCE_NS))
-        free_at = machine.free_at()
-        return soon if not self._claims_itself or not free_at else min(soon, max(free_at, begun + machine.ttl // 100))
+        turn = self._placement.turn(machine, boottime())
+        return soon if not self._claims_itself or not turn else min(soon, max(turn, begun + machine.ttl // 100))
 
     @property
     def _claims_itself(self) -> bool:
@@ -346,8 +350,8 @@ class Membership:
 
     async def _follow(self) -> None:
         await self._see()
-        free_at = self._machine.free_at()
-        if self._claims_itself and not self._machine.epoch and free_at is not None and boottime() >= free_at:
+        turn = self._placement.turn(self._machine, boottime())
+        if self._claims_itself and not self._machine.epoch and turn is not None and boottime() >= turn:
             patient = self._gate.is_patient(self._machine.row, boottime())
             try:
                 await self._claim(force=False, reason="", patient=patient)

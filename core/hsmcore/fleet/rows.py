@@ -14,20 +14,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import bindparam, exists, or_, select, update
+from sqlalchemy import Text, bindparam, case, exists, or_, select, update
 from sqlalchemy.dialects import postgresql
 
 from hsmcore.fleet.machine import EpochRow
 from hsmcore.fleet.orders import COLUMNS, Verb
+from hsmcore.recovery.hold import CLOSED, new_mark
 from hsmcore.recovery.incident import count, word
+from hsmcore.state import Store
 from hsmcore.state.database import NOW
-from hsmcore.state.exchange import Change, Question
+from hsmcore.state.exchange import Answers, Change, Decide, Question
 from hsmcore.state.schema import FLEET, FLEET_HOST, WATERMARK
 
 Rows = Sequence[Sequence[Any]]
 """The answer to a question."""
-CLOSED: Final = "closed"
-"""State of a host whose process ended in order."""
 
 _unanswered: Final = (
     exists().where(FLEET_HOST.c.retired == 0, FLEET_HOST.c.incident < FLEET.c.incident).correlate(FLEET)
@@ -35,7 +35,7 @@ _unanswered: Final = (
 # Made once: to make a statement takes SQLAlchemy longer than the database takes to do it.
 _FIELDS: Final = (
     FLEET.c.epoch, FLEET.c.holder, FLEET.c.host, FLEET.c.renewals, FLEET.c.released, FLEET.c.system, FLEET.c.timeline,
-    FLEET.c.incident, _unanswered.label("open"), FLEET.c.mark,
+    FLEET.c.incident, FLEET.c.held, FLEET.c.renewed_by, _unanswered.label("open"),
 )  # fmt: skip
 _OF: Final = FLEET.c.name == bindparam("fleet")
 _LOOK: Final = select(*_FIELDS).where(_OF)
@@ -53,10 +53,13 @@ _AS_SEEN: Final = FLEET.c.renewals == bindparam("seen")
 _RENEW: Final = (
     update(FLEET)
     .where(_MINE, _AS_SEEN)
-    .values(renewals=FLEET.c.renewals + 1, mark=bindparam("by"))
+    .values(renewals=FLEET.c.renewals + 1, renewed_by=bindparam("by"))
     .returning(FLEET.c.epoch)
 )
-_RELEASE: Final = update(FLEET).where(_MINE).values(released=1, reason=bindparam("why"))
+# A mark of a hold stays; none is written where positions may be lost already.
+_same: Final = (FLEET.c.system == bindparam("on")) & (FLEET.c.timeline == bindparam("line"))
+_mark: Final = case((FLEET.c.held.is_not(None), FLEET.c.mark), (~_unanswered & _same, bindparam("token", type_=Text)))
+_RELEASE: Final = update(FLEET).where(_MINE).values(released=1, reason=bindparam("why"), mark=_mark)
 _CLAIM: Final = (
     update(FLEET)
     .where(
@@ -70,7 +73,7 @@ _CLAIM: Final = (
         holder=bindparam("me"),
         host=bindparam("at"),
         reason=bindparam("why"),
-        mark=bindparam("by"),
+        renewed_by=bindparam("by"),
         claimed_ns=NOW,
         renewals=0,
         released=0,
@@ -79,7 +82,9 @@ _CLAIM: Final = (
 )
 _ALIVE: Final = update(FLEET_HOST).where(FLEET_HOST.c.name == bindparam("own")).values(seen_ns=NOW)
 _STILL: Final = _ALIVE.where(FLEET_HOST.c.instance.in_((bindparam("me"), "")))
-_ENTERS: Final = _ALIVE.where(FLEET_HOST.c.instance == bindparam("before"), FLEET_HOST.c.seen_ns == bindparam("last"))
+_ENTERS: Final = _ALIVE.where(
+    FLEET_HOST.c.instance == bindparam("before"), FLEET_HOST.c.seen_ns == bindparam("last")
+).values(retired=case((FLEET_HOST.c.incident < bindparam("number"), FLEET_HOST.c.retired), else_=0))
 # Processes that start at once on a new database all find no row, and one of them makes it.
 _NEW_HOST: Final = postgresql.insert(FLEET_HOST).values(seen_ns=NOW, retired=0, note="").on_conflict_do_nothing()
 _NEW_FLEET: Final = postgresql.insert(FLEET).on_conflict_do_nothing()
@@ -123,12 +128,12 @@ def shared(found: Rows) -> EpochRow:
     """Return the row that `sharing` or `locking` has found."""
     if not found:
         return EpochRow()
-    epoch, holder, host, renewals, released, system, timeline, number, is_open, mark, *_ = found[0]
+    epoch, holder, host, renewals, released, system, timeline, number, held, renewed_by, is_open, *_ = found[0]
     server = word(system), word(timeline)
     incident = count(number) if is_open else 0
     return EpochRow(
         count(epoch), word(holder), word(host), count(renewals), bool(count(released)), incident, server,
-        word(mark or ""), count(number),
+        word(held or ""), word(renewed_by or ""), count(number),
     )  # fmt: skip
 
 
@@ -157,9 +162,16 @@ def renew(fleet: str, row: EpochRow, mark: str) -> Question:
     return Question(_RENEW, seen)
 
 
-def release(fleet: str, epoch: int, instance: str, reason: str) -> Change:
-    """Give the epoch up, if the process holds it."""
-    return Change(_RELEASE, [{"fleet": fleet, "mine": epoch, "me": instance, "why": reason}])
+def release(fleet: str, epoch: int, instance: str, reason: str, store: Store) -> Decide[None]:
+    """Return what gives the epoch up in a transaction of the store, if the process holds it, and marks that nothing is
+    bound until the next claim."""
+    mine = {"fleet": fleet, "mine": epoch, "me": instance, "why": reason, "token": new_mark(epoch)}
+
+    def decide(_: Answers) -> tuple[None, list[Change]]:
+        system, timeline = store.identity
+        return None, [Change(_RELEASE, [mine | {"on": system, "line": timeline}])]
+
+    return decide
 
 
 def speak(host: str, instance: str, state: str, *, known: bool) -> Change:
@@ -181,9 +193,11 @@ def prepare(fleet: str) -> Change:
 
 def enter(seen: Seen, host: str, instance: str) -> Change:
     """Let a process speak for a host, if none does since it was seen: the next look says. A host that is new has
-    nothing to say to incidents that are answered."""
+    nothing to say to incidents that are answered; one that was retired and has answered all belongs to the fleet
+    again."""
     values = {"instance": instance, "state": "follower"}
     if seen.speaker is not None:
-        return Change(_ENTERS, [{"own": host, "before": seen.speaker, "last": seen.seen_ns, **values}])
+        known = {"own": host, "before": seen.speaker, "last": seen.seen_ns, "number": seen.row.number}
+        return Change(_ENTERS, [known | values])
     past = 0 if seen.row.incident else seen.row.number
     return Change(_NEW_HOST, [{"name": host, "incident": past, **values}])

@@ -93,11 +93,14 @@ def _read_fleet(reading: Reading, snapshot: Snapshot) -> None:
     present = fleet.state
     for state in get_args(State):
         reading.add(names.FLEET_STATE, int(state == present), fleet.name, state)
+    reading.add(names.FLEET_UNORDERED, 1, fleet.name, fleet.unordered)
     reading.add(names.FLEET_EPOCH, fleet.epoch, fleet.name)
     reading.add(names.FLEET_LEASE, fleet.lease_seconds, fleet.name)
     reading.add(names.FLEET_INCIDENT, fleet.incident, fleet.name)
     reading.add(names.FLEET_FAILED, fleet.renewals_failed, fleet.name)
     reading.add(names.FLEET_CLAIMS, fleet.claims, fleet.name)
+    for certificate, at in ({} if fleet.duties is None else fleet.duties.certificates).items():
+        reading.add(names.FLEET_CERTIFICATE, at, fleet.name, certificate)
 
 
 def _read_audit(reading: Reading, snapshot: Snapshot) -> None:

@@ -136,6 +136,9 @@ BATCH_SECONDS = _histogram(
 )
 
 FLEET_STATE = _gauge("hsmcore_fleet_state", "1 for the state that this host has in its fleet.", "fleet", "state")
+FLEET_UNORDERED = _gauge(
+    "hsmcore_fleet_unordered", "1 for how payloads without a position are handed out.", "fleet", "mode"
+)
 FLEET_EPOCH = _gauge("hsmcore_fleet_epoch", "Number of the fleet's last claim, as far as is known.", "fleet")
 FLEET_LEASE = _gauge("hsmcore_fleet_lease_seconds", "What is left of this host's lease.", "fleet")
 FLEET_INCIDENT = _gauge(
@@ -143,6 +146,12 @@ FLEET_INCIDENT = _gauge(
 )
 FLEET_FAILED = _counter("hsmcore_fleet_renewals_failed_total", "Renewals of the lease that failed.", "fleet")
 FLEET_CLAIMS = _counter("hsmcore_fleet_claims_total", "Epochs that this host claimed.", "fleet")
+FLEET_CERTIFICATE = _gauge(
+    "hsmcore_fleet_certificate_expiry_timestamp_seconds",
+    "When a certificate of the way to the fleet's database ends; certificate: host:port, or client.",
+    "fleet",
+    "certificate",
+)
 
 GATEWAY_REQUESTS = _counter(
     "hsmcore_gateway_requests_total",

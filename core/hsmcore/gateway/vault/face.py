@@ -40,7 +40,7 @@ from hsmcore.manager.key_manager import KeyManager
 from hsmcore.tlog.key_set import serial_of
 
 MAX_BODY_BYTES: Final = 1 << 20
-_STATUS: Final = {"POLICY_REFUSED": 403, "QUEUE_FULL": 429, "CLOSED": 503, "NOT_HOLDER": 503, "FLEET_BEHIND": 503}
+_STATUS: Final = {"POLICY_REFUSED": 403, "QUEUE_FULL": 429, "CLOSED": 503, "FLEET_BEHIND": 503}
 """HTTP's, by ours. Else 503 if the same request may succeed later, 400 if the request is at fault, 500."""
 _DENIED: Final = "permission denied"
 _SERVING: Final = ("ready", "ramping")
@@ -136,7 +136,7 @@ class Transit:
 
     def _standby(self) -> bool:
         fleets = [manager.fleet for manager in self._desk.managers.values()]
-        return any(fleet is not None and fleet.state != "holder" for fleet in fleets)
+        return any(fleet is not None and fleet.state != "holder" and fleet.unordered != "any" for fleet in fleets)
 
     async def seal_status(self, _request: Request) -> Response:
         """Whether every key can sign, as `vault status` asks. Needs no token."""
@@ -149,9 +149,9 @@ class Transit:
         return _json({"initialized": True})
 
     async def leader(self, _request: Request) -> Response:
-        """Whether this host signs, in a fleet. Needs no token."""
-        several = any(manager.fleet is not None for manager in self._desk.managers.values())
-        return _json({"ha_enabled": several, "is_self": several and not self._standby(), "leader_address": ""})
+        """Whether this host holds the epoch, in a fleet. Needs no token."""
+        states = {manager.fleet.state for manager in self._desk.managers.values() if manager.fleet is not None}
+        return _json({"ha_enabled": bool(states), "is_self": states == {"holder"}, "leader_address": ""})
 
     async def openapi(self, request: Request) -> Response:
         """This API as OpenAPI 3.1."""
