@@ -25,7 +25,7 @@ from hsmcore.errors import HsmError
 from hsmcore.state import database as base
 from hsmcore.state.database import Database
 from hsmcore.state.errors import RowInvalid, StoreError, StoreUnknown
-from hsmcore.state.exchange import AGAIN, CHANGED, Asking, Change, Question, Told
+from hsmcore.state.exchange import AGAIN, CHANGED, Asking, Change, Question, Reply
 from hsmcore.state.postgres.database import HINT, ROLE_SECONDS, schema_name
 from hsmcore.state.postgres.link import ANSWER_SECONDS, IDLE_MS
 from hsmcore.state.postgres.roles import RolesSeen, row_role
@@ -360,11 +360,11 @@ class Asker:
         """With another connection: what was under way on the one before has no one who waits for it."""
         self._thread, self._link = LinkThread(self._server, self._process), _Link(self._server, self._process)
 
-    async def ask(self, work: Sequence[Question | Change], seconds: float) -> Told:
+    async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
         async with self._one:
             try:
                 asked = self._thread.submit(self._asked, work, int(seconds * SECOND))
-                told: Told = await asyncio.wrap_future(asked)
+                told: Reply = await asyncio.wrap_future(asked)
             except BaseException:
                 await self._drop()
                 raise
@@ -386,7 +386,7 @@ class Asker:
                         raise
                 else:
                     timeline = f"{session.timeline:08X}"
-                    return Told(answers, (SYSTEM, timeline), f"{SYSTEM} {timeline} {session.started}", again)
+                    return Reply(answers, (SYSTEM, timeline), f"{SYSTEM} {timeline} {session.started}", again)
         except (Lost, Refused, Warned) as error:
             raise StoreUnknown(f"the server did not answer a question: {error}") from None
 

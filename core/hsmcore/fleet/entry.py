@@ -11,7 +11,7 @@ from hsmcore.config.fleet import Fleet
 from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError
 from hsmcore.fleet import rows
 from hsmcore.fleet.machine import Machine
-from hsmcore.state.exchange import Asking, Change, Question, Told
+from hsmcore.state.exchange import Asking, Change, Question, Reply
 
 RENEWALS: Final = 4
 """Renewals and looks in the life of a lease. An answer that takes longer than from one to the next is worth nothing."""
@@ -41,7 +41,7 @@ async def enter(line: Asking, rules: Fleet, machine: Machine, where: str) -> Non
     lease will be renewed; `where`: the JSON path of `fleet`. Raises ConfigurationError, StoreError."""
     sees, seconds = rows.seeing(rules.name, rules.host), machine.ttl / SECOND
 
-    async def look(*first: Question | Change) -> tuple[Told, rows.Seen]:
+    async def look(*first: Question | Change) -> tuple[Reply, rows.Seen]:
         told = await line.ask([*first, sees], seconds)
         return told, rows.seen(told.answers[-1])
 

@@ -45,7 +45,7 @@ Decide = Callable[[Answers], tuple[T, Sequence[Change]]]
 """Returns the result and what is to be written. It may be called again, for another transaction."""
 
 
-class Told(NamedTuple):
+class Reply(NamedTuple):
     """What one message has found."""
 
     answers: Answers
@@ -61,7 +61,7 @@ class Told(NamedTuple):
 class Asking(Protocol):
     """Asks and changes, a transaction in one message each, on a connection of its own. Belongs to one event loop."""
 
-    async def ask(self, work: Sequence[Question | Change], seconds: float) -> Told:
+    async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
         """Do one thing after the other in a transaction; return the answers once it is committed. Raises StoreError;
         StoreUnknown if the answer took longer than `seconds`: what was sent may be done later all the same."""
 

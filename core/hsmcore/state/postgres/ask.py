@@ -18,7 +18,7 @@ from psycopg.waiting import wait_async
 
 from hsmcore.state.database import reason
 from hsmcore.state.errors import StoreError, StoreUnknown
-from hsmcore.state.exchange import Change, Question, Told
+from hsmcore.state.exchange import Change, Question, Reply
 from hsmcore.state.postgres.link import AFTERWARDS, FACTS_AT, RELEASED, SYSTEM, Facts, Warned
 from hsmcore.state.postgres.text import asked, rows_of, saying, saying_then, written
 
@@ -48,7 +48,7 @@ class Asker(Warned):
         """What tells it from others, and from itself after it began again."""
         self._one = asyncio.Lock()
 
-    async def ask(self, work: Sequence[Question | Change], seconds: float) -> Told:
+    async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
         """As Asking. StoreUnknown also if the server warns that what it confirmed may not be durable."""
         async with self._one:
             try:
@@ -71,7 +71,7 @@ class Asker(Warned):
                 await self._drop()
                 raise
 
-    async def _told(self, work: Sequence[Question | Change], seconds: float) -> Told:
+    async def _told(self, work: Sequence[Question | Change], seconds: float) -> Reply:
         driver = self._driver
         if driver is None:
             driver = self._driver = await self._dialled()
@@ -86,7 +86,7 @@ class Asker(Warned):
             results = await wait_async(steps, server.socket, _LOOK_SECONDS)
         return self._read(results, texts, len(begin))
 
-    def _read(self, results: list[PGresult], texts: Sequence[tuple[object, list[bytes]]], at: int) -> Told:
+    def _read(self, results: list[PGresult], texts: Sequence[tuple[object, list[bytes]]], at: int) -> Reply:
         facts = Facts.of(rows_of(results[FACTS_AT]))
         if not self._system:
             self._system, self._server = str(rows_of(results[at - 1])[0][0]), (facts.started, facts.timeline)
@@ -102,7 +102,7 @@ class Asker(Warned):
             if isinstance(one, Question):
                 answers.append(rows_of(results[at]))
             at += len(some)
-        return Told(answers, (self._system, facts.timeline), f"{self._system} {facts.timeline} {facts.started}")
+        return Reply(answers, (self._system, facts.timeline), f"{self._system} {facts.timeline} {facts.started}")
 
     async def _dialled(self) -> Driver:
         try:
