@@ -306,7 +306,7 @@ class Membership:
 
     def _next(self, begun: int, *, failed: bool) -> int:
         machine = self._machine
-        if failed:
+        if failed or machine.row.incident:
             return begun + machine.ttl // LOOKS
         if machine.epoch:
             due = self._renewed_at + machine.ttl // RENEWALS
