@@ -308,15 +308,13 @@ def test_a_database_that_is_down(own_server):
     first.until("holder")
     first.until_signed(b"no position")
     server.stop(how="immediate")
-    while (found := first.sign(ordered(1)))["error"] == "StoreError":
-        pass
-    assert found["error"] == "NotHolder"
-    assert first.ask("state")["state"] == "doubtful"
+    assert first.sign(ordered(1))["error"] in ("StoreError", "StoreUnknown")
     assert "signature" in first.sign(b"while the lease lasts")
     while "error" not in (found := first.sign(b"no position")):
         time.sleep(0.01)
     assert found["error"] == "NotHolder"
-    assert first.ask("state")["leaseSeconds"] == 0
+    state = first.ask("state")
+    assert (state["state"], state["leaseSeconds"]) == ("doubtful", 0)
     server.start()
     first.until_signed(ordered(1))
     assert (first.ask("state")["state"], first.ask("state")["epoch"]) == ("holder", 1)
@@ -381,7 +379,9 @@ def test_two_hosts_of_one_name(hosts):
 async def test_a_lease_that_the_database_cannot_keep_up_with(hosts, monkeypatch):
     answers = iter(range(0, 10**12, 60_000_000))  # 60 ms for each
     monkeypatch.setattr(entry, "boottime", lambda: next(answers))
-    with pytest.raises(hsmcore.ConfigurationError, match="takes 60 ms to answer: make it 240 or more") as caught:
+    with pytest.raises(
+        hsmcore.ConfigurationError, match="a renewal of the lease takes 60 ms: make it 480 or more"
+    ) as caught:
         await Membership.open(fleet(hosts.url, ttlMs=200))
     assert caught.value.path == "$.keyManager.fleet.ttlMs"
 

@@ -181,6 +181,12 @@ class Database(ABC):
         """Return the connection that asks without the thread; None: the thread is asked."""
         return None
 
+    def hurry(self) -> None:  # noqa: B027  # a file answers
+        """Give up what has no answer, since the process ends. Any thread."""
+
+    def hasten(self) -> None:  # noqa: B027  # a file answers
+        """The database has confirmed another transaction: give up what has waited for long. Any thread."""
+
     def before_execute(self, _connection: Connection, statement: Any, *_: Any) -> None:
         """Let the seal check a statement, and note what it writes. Called by SQLAlchemy."""
         if self._guard is not None:

@@ -262,7 +262,7 @@ class Watermark(Tables):
             return None
         return PolicyRefused(
             f"position {want.position} of {want.domain} is behind the fleet's {mark.high}: this host has not caught up",
-            hint="Follow the chain, and say so with `fleet.caught_up`, or claim with `at_least`.",
+            hint="Follow the chain, and say so with `fleet.caught_up`.",
         )
 
     def shown(self, kind: str, place: PayloadPlace) -> dict[str, object]:

@@ -13,12 +13,14 @@ Read next: state/postgres/link.py, one connection; state/postgres/url.py, what a
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from traceback import clear_frames
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, text
@@ -50,6 +52,9 @@ _TEMPORARY: Final = text("SELECT pg_my_temp_schema()::regnamespace::text")
 _ABOUT: Final = text("""SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint FROM pg_class
     WHERE relnamespace = to_regnamespace(:schema) AND relkind = 'r'""")
 _GROUP: Final = 1000
+_LEAST_SECONDS: Final = 1.0
+"""The least time for a bind's answer."""
+_HURRY_SECONDS: Final = 2.0
 _COPY_IDLE_MS: Final = 60_000
 _LONGEST: Final = 63
 """Most bytes of a name in PostgreSQL."""
@@ -105,6 +110,8 @@ class ServerDatabase(Database):
         self._system = ""
         self._prepared = False
         self._certified = Certified()
+        self._hurries_until = 0.0
+        """Until when no transaction begins, by the monotonic clock."""
         self._made: Objects | None = None
         self._genuine = ""
         """The marks of a schema without foreign objects."""
@@ -139,12 +146,22 @@ class ServerDatabase(Database):
             if self.writes:
                 event.listen(self._engine, "before_execute", self.before_execute)
         self._facts = None
-        link = self._link = Link(self._engine, waits=self._waits)
+        seconds = max(self._server.ttl_ms / 2e3, _LEAST_SECONDS)
+        link = self._link = Link(self._engine, waits=self._waits, seconds=seconds)
         if not self._prepared:
             # Only once: a server that was put in the place of the first one is not to begin without anything.
             link.begin(beginning(self.schema, writes=self.writes, turn=False, exists=False), self._know)
             link.finish(self._migrate if self.writes else self._find)
             self._prepared = True
+
+    def hurry(self) -> None:
+        self._hurries_until = time.monotonic() + _HURRY_SECONDS
+        if (link := self._link) is not None:
+            link.hurry()
+
+    def hasten(self) -> None:
+        if (link := self._link) is not None:
+            link.hasten()
 
     def _dial(self) -> Patient:
         given = resolved(self._server.store.url, self.shown)
@@ -256,7 +273,7 @@ class ServerDatabase(Database):
     def open(self, key: bytearray | None = None) -> None:
         self.connect()
         if key is not None and self.writes and self._made is None:
-            self._made = self._translated(lambda: self._begun(self._begin[False]).try_out(self._try_out))
+            self._made = self._translated(lambda: self._begun(turn=False).try_out(self._try_out))
         super().open(key)
 
     def _try_out(self, connection: Connection) -> Objects:
@@ -273,34 +290,43 @@ class ServerDatabase(Database):
         return self._link is not None and self._link.is_unsealed
 
     def transact_unchecked(self, work: Work[T], *, turn: bool = True) -> T:
-        return self._translated(lambda: self._begun(self._begin[turn]).finish(work))
+        return self._translated(lambda: self._begun(turn).finish(work))
 
     def exchange(self, questions: Sequence[Question], decide: Decide[T], *, lenient: bool, turn: bool = True) -> T:
         if self.seal is None:
-            link = self._translated(lambda: self._begun(self._begin[turn], questions))
+            link = self._translated(lambda: self._begun(turn, questions))
             if link.is_unsealed:
                 return self._translated(lambda: link.exchange(decide))
             link.undo()
         return super().exchange(questions, decide, lenient=lenient, turn=turn)  # it checks before each
 
     def asking(self) -> Asking | None:
-        # Under a seal, rows are checked in the transaction that reads them.
-        return None if self.seal is not None else Asker(self._dial, self._begin[False], self._judge, waits=self._waits)
+        if self.seal is not None:
+            return None  # rows are checked in the transaction that reads them
+        dial_seconds = self._server.ttl_ms / 2e3
+        begin = beginning(self.schema, writes=self.writes, turn=False, alone=True, seconds=dial_seconds)
+        return Asker(self._dialled, begin, self._judge, waits=self._waits, dial_seconds=dial_seconds)
 
-    def _begun(self, begin: bytes, questions: Sequence[Question] | None = None) -> Link:
-        link = self._link
+    async def _dialled(self) -> psycopg.AsyncConnection[Any]:
+        given = await asyncio.to_thread(resolved, self._server.store.url, self.shown)
+        return await psycopg.AsyncConnection.connect(autocommit=True, prepare_threshold=None, **given.options())
+
+    def _begun(self, turn: bool, questions: Sequence[Question] | None = None) -> Link:
+        link, begin = self._link, self._begin[turn]
+        if time.monotonic() < self._hurries_until:
+            raise StoreError(f"{self.shown}: it is being closed")
         if link is not None and link.is_open:
             try:
-                link.begin(begin, self._know, questions)
+                link.begin(begin, self._know, questions, turn=turn)
             except psycopg.OperationalError:
-                if link.is_open:
+                if time.monotonic() < self._hurries_until or link.is_open:
                     raise
                 # The server was started again, or closed the connection, while nothing was under way.
             else:
                 return link
         self._connect()
         assert self._link is not None  # noqa: S101  # for the type checker
-        self._link.begin(begin, self._know, questions)
+        self._link.begin(begin, self._know, questions, turn=turn)
         return self._link
 
     def copy_to(self, path: Path, told: Told | None) -> None:
