@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import time
@@ -16,6 +17,7 @@ from tests.support.fleet_member import FleetMember
 from tests.support.managers import until
 from tests.support.policed import ordered
 from tests.support.postgres import Cluster, cluster, fleet
+from tests.support.shim import Shim
 from tests.support.softhsm import Token
 from tests.support.verifiers import is_good
 
@@ -39,10 +41,10 @@ class Hosts:
         """What stands beside `keyManager`."""
         self._started: list[FleetMember] = []
 
-    def config(self, *, rules: Any = None, policy: Any = None, **fleet: Any) -> dict[str, Any]:
+    def config(self, *, rules: Any = None, policy: Any = None, settings: Any = None, **fleet: Any) -> dict[str, Any]:
         block = {"store": {"url": self.url}, "name": "tests", "singleNode": True, "ttlMs": 4000, **fleet}
         allowed = {"kinds": KINDS, **(policy or {})}
-        whole = self.token.config(fleet=block, policy=allowed, maxCacheSize=0, **(rules or {}))
+        whole = self.token.config(settings=settings, fleet=block, policy=allowed, maxCacheSize=0, **(rules or {}))
         whole["sequencer"] |= self.beside
         return whole
 
@@ -253,11 +255,11 @@ def test_a_host_claims_by_itself_when_it_has_caught_up(hosts):
 
 
 def test_a_holder_that_dies_between_a_bind_and_its_publication_is_replaced(hosts):
-    """No other host can have seen the block, and each says how far the chain goes."""
+    """No other host can have seen the block, and each says how far it follows: not to the one before."""
     first, second = hosts.two(ttlMs=TTL * 1000)
     for position in (1, 2, 5):
         first.until_signed(ordered(position, b"a"))
-    second.ask("caught_up", domain="default/block", position=5)
+    second.ask("caught_up", domain="default/block", position=2)
     first.tell("sign", message=ordered(6, b"a").hex())
     with psycopg.connect(hosts.url, autocommit=True) as watch:
         while watch.execute("SELECT high FROM hsmcore_tests.watermark").fetchone() != (6,):
@@ -267,13 +269,46 @@ def test_a_holder_that_dies_between_a_bind_and_its_publication_is_replaced(hosts
     while "error" in (found := second.sign(b"no position")) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert "signature" in found, second.ask("state")
-    assert "up to 5, and the fleet is at 6" in second.log.read_text()
+    assert "up to 2, and the fleet is at 5" in second.log.read_text()
     behind = second.sign(ordered(4, b"b"))
     assert (behind["error"], "fleet's 6" in behind["text"]) == ("PolicyRefused", True)
     for position in (5, 6):
         assert second.sign(ordered(position, b"b"))["error"] == "DoubleSign"
     second.until_signed(ordered(7, b"b"))
     second.until_signed(ordered(6, b"a"))
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_block_is_not_lost_with_its_holder(hosts, shim_library, tmp_path, sealed, capsys):
+    """Killed between bind and signature: the next holder is not behind, has the message, and the chain has no gap."""
+    shim = Shim(shim_library, tmp_path / "shared.so", shared=True)
+    if sealed:
+        hosts.beside["stateSecret"] = "s" * 32
+    first = hosts.start("first", ttlMs=TTL * 1000, settings={"modulePath": shim.path})
+    first.until("holder")
+    second = hosts.start("second", ttlMs=TTL * 1000)
+    for position in (1, 2, 5):
+        first.until_signed(ordered(position, b"a"))
+    assert first.ask("unfinished", domain="default/block") == {"unfinished": None}
+    second.ask("caught_up", domain="default/block", position=5)
+    shim.hold()
+    first.tell("sign", message=ordered(6, b"a").hex(), timeout=60)
+    while shim.inside == 0:
+        time.sleep(0.001)
+    begun = time.monotonic()
+    first.kill()
+    shim.release()
+    second.until_signed(b"no position")
+    tell(capsys, f"takeover after kill -9 between bind and signature: {time.monotonic() - begun:.2f} s, ttl {TTL} s")
+    assert "leaves the epoch to others" not in second.log.read_text()
+    found = second.ask("unfinished", domain="default/block")["unfinished"]
+    message = ordered(6, b"a")
+    assert found == ["block", 6, hashlib.sha256(message).hexdigest(), message.hex()]
+    signature = second.until_signed(bytes.fromhex(found[3]), kind=found[0], position=found[1])
+    assert is_good("ed25519", hosts.token.keys["ed25519"].public_key, message, signature)
+    assert second.ask("unfinished", domain="default/block") == {"unfinished": None}
+    second.until_signed(ordered(7, b"b"))
+    assert second.sign(ordered(6, b"b"))["error"] == "DoubleSign"
 
 
 def test_a_host_that_is_behind_leaves_the_epoch_to_one_that_is_not(hosts):

@@ -146,6 +146,10 @@ async def _do(manager: hsmcore.KeyManager, do: str, **arguments: Any) -> dict[st
         await getattr(fleet, do)(**arguments)
     elif do == "caught_up":
         fleet.caught_up(**arguments)
+    elif do == "unfinished":
+        found = await fleet.unfinished(arguments["domain"])
+        shown = [one.hex() if isinstance(one, bytes) else one for one in found] if found is not None else None
+        return {"unfinished": shown}
     elif do == "records":
         return {"records": [record async for record in manager.audit.query(match=arguments)]}
     return fleet.describe()

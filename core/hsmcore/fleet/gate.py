@@ -2,8 +2,8 @@
 first, one that follows the chain as far as the fleet has bound it.
 
 The latter is an order and no wall: what the fleet is at may be bound and never published, so that no host can have seen
-it. Safety rests on the fence, and on this: the first new payload of a domain in which the holder is behind is no old
-one.
+it. Where its message is kept, none needs to: the next holder signs that one (KeyManager.unfinished). Safety rests on
+the fence, and on this: the first new payload of a domain in which the holder is behind is no old one.
 """
 
 from __future__ import annotations
@@ -62,10 +62,16 @@ class ClaimGate:
         the host is behind `highs`. In the store's thread."""
         if (mismatch := self._binder.wanted.refusal(read(domains), self._keys)) is not None:
             return mismatch
-        known = {word(name): int(high) for name, high in highs}
+        known = {word(name): _finished(int(high), word(bits), kept) for name, high, bits, kept in highs}
         behind = [domain for domain, position in at_least.items() if position < known.get(domain, -1)]
         self.caught -= set(behind)
         if not behind or not patient:
             return None
         text = f"this host knows {behind[0]} up to {at_least[behind[0]]}, and the fleet is at {known[behind[0]]}"
         return BadArgument(text, hint="Let it catch up, or claim with force and a reason.")
+
+
+def _finished(high: int, bits: str, kept: bool | None) -> int:
+    """Return the highest position that a host may be expected to know."""
+    below = int(bits, 16) >> 1 if kept else 0
+    return high if not below else high - (below & -below).bit_length()

@@ -11,7 +11,7 @@ import asyncio
 import math
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from hsmcore._native import Lease
@@ -49,6 +49,8 @@ class Membership:
         self.claims = self.renewals_failed = 0
         self.binder = NO_KEYS
         """Of the keys that sign: no epoch is claimed while they must not bind."""
+        self.unfinished: Callable[[str], Awaitable[positions.Unfinished | None]]
+        """As KeyManager.unfinished."""
         self.drained = False
         """Whether this host claims no epoch by itself, on an operator's word."""
         self._rules, self._store = rules, store
@@ -151,9 +153,8 @@ class Membership:
     def describe(self) -> dict[str, Any]:
         """The state as data for JSON."""
         said: dict[str, Any] = {"name": self.name, "host": self.host, "state": self.state, "epoch": self.epoch}
-        said |= {"holder": self.holder, "incident": self.incident, "reason": self.reason}
-        said |= {"leaseSeconds": round(self.lease_seconds, 3), "claims": self.claims}
-        return said | {"renewalsFailed": self.renewals_failed}
+        said |= {"holder": self.holder, "incident": self.incident, "reason": self.reason, "claims": self.claims}
+        return said | {"leaseSeconds": round(self.lease_seconds, 3), "renewalsFailed": self.renewals_failed}
 
     # What may be signed.
 
@@ -186,8 +187,7 @@ class Membership:
             self._witness.require_kept(domain, position, mark, row)
 
     def is_behind(self, domain: str, position: int, high: int) -> bool:
-        """Whether a new payload of this domain shows that this host has not caught up with the fleet. In the store's
-        thread."""
+        """Whether a new payload of this domain shows that this host has not caught up. In the store's thread."""
         return domain not in self._gate.caught and position < high
 
     def has_bound(self, domain: str, position: int, digest: str, *, new: bool) -> None:

@@ -54,8 +54,10 @@ _ALIVE: Final = (
 _NEW_HOST: Final = insert(FLEET_HOST).values(seen_ns=NOW, retired=0, note="")
 # Hosts that start at once on a new database all find no row, and one of them makes it.
 _NEW_FLEET: Final = postgresql.insert(FLEET).on_conflict_do_nothing()
-HIGHS: Final = Question(select(WATERMARK.c.name, WATERMARK.c.high))
-"""The highest position of each domain that is bound."""
+HIGHS: Final = Question(
+    select(WATERMARK.c.name, WATERMARK.c.high, WATERMARK.c.bits, (WATERMARK.c.message > "").label("kept"))
+)
+"""The highest position of each domain that is bound, what is bound behind it, and whether its message is kept."""
 
 
 def looking(fleet: str) -> Question:

@@ -44,6 +44,7 @@ from hsmcore.state import Store, StoreNotGenuine, StoreUnknown, domains, positio
 from hsmcore.state.domains import Binder
 from hsmcore.state.exchange import Answers, Change, answered
 from hsmcore.state.mark import WINDOW, Mark
+from hsmcore.state.positions import Unfinished
 from hsmcore.state.store import Tables
 
 MOST: Final = 256
@@ -205,6 +206,8 @@ class Watermark(Tables):
                 self._fence.require_kept(*asked.want[:2], marks[asked.want.domain], known.get(asked.want[:2]))
         added: list[dict[str, Any]] = []
         changed: set[str] = set()
+        kept: dict[str, dict[str, str]] = {}
+        """The message of the highest position, by domain, where that is a new one."""
         outcomes: list[Outcome] = []
         for asked in group:
             want = asked.want
@@ -221,10 +224,15 @@ class Watermark(Tables):
                 values = dict(zip(positions.COLUMNS, (*columns, self._store.vouch(*columns)), strict=True))
                 known[want[:2]] = values
                 added.append(values)
+                if want.position > mark.high:
+                    kept[want.domain] = {"message": want.message.hex()}
                 mark.add(want.position)
                 changed.add(want.domain)
         changes = [Change(positions.BIND, added)] if added else []
-        changes += [positions.change_of(name, marks[name], is_new=name in unmarked) for name in sorted(changed)]
+        changes += [
+            positions.change_of(name, marks[name], is_new=name in unmarked, **kept.get(name, {}))
+            for name in sorted(changed)
+        ]
         return outcomes, changes
 
     def _refusal(self, mark: Mark, row: dict[str, Any] | None, want: PayloadPlace, epoch: int) -> Exception | None:
@@ -279,6 +287,15 @@ class Watermark(Tables):
             mark, rows = positions.read(connection.execute(asked.statement, asked.values))
             row = rows.get(place.position)
             return row, self._refusal(mark or Mark(), row, place, 0)
+
+        return await self._store.run(work)
+
+    async def newest(self, domain: str) -> Unfinished | None:
+        """Return what is bound to the highest position of a domain: positions.newest."""
+
+        def work(connection: Connection) -> Unfinished | None:
+            with positions.of_our_making("positions"):
+                return positions.newest(connection, domain, self._store.vouch)
 
         return await self._store.run(work)
 
