@@ -107,6 +107,8 @@ async def test_messages_go_on_while_a_host_has_not_answered(shared):
             await signed(a, 1)
             copy = copied(shared)
             await signed(a, 2)
+        renewals = shared.ask("SELECT renewals FROM fleet")
+        await until(lambda: shared.ask("SELECT renewals FROM fleet") > renewals)
         put_back(shared, copy)
         await until(lambda: a.member.incident != 0)
         await until(lambda: a.member.state == "doubtful" and not a.member.lease.is_over)

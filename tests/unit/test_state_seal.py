@@ -43,7 +43,8 @@ from hsmcore.state.schema import (
     ROTATION_STEP,
     SPENT,
 )
-from hsmcore.state.seal import Problems, Seal, _scopes, derive
+from hsmcore.state.seal import Problems, Seal, derive
+from hsmcore.state.seal_guard import scopes_of
 from hsmcore.state.sealed_rows import SEALED, _trimmed
 
 file_first = pytest.mark.parametrize(
@@ -467,7 +468,7 @@ async def test_a_transaction_that_fails_leaves_the_seal_as_it_was(place):
     ids=range(1, 14),
 )
 def test_every_form_of_statement_shows_the_tables_that_it_uses(statement, scopes):
-    assert _scopes(statement) == scopes
+    assert scopes_of(statement) == scopes
 
 
 def test_every_writer_of_a_sealed_table_goes_through_the_guard():

@@ -66,11 +66,15 @@ COLUMNS: Final = tuple(BOUND.c.keys())
 BIND: Final = insert(BOUND)
 _ALL_MARKS: Final = select(*WATERMARK.c["name", "floor", "high", "bits", "reason"])
 _MARKS: Final = _ALL_MARKS.where(WATERMARK.c.name.in_(bindparam("names", expanding=True))).order_by(WATERMARK.c.name)
-_CHANGE: Final = update(WATERMARK).where(
-    # A bind whose answer was lost may be committed while this transaction waits for its lock.
-    WATERMARK.c.name == bindparam("domain"),
-    WATERMARK.c.high <= bindparam("least"),
-)
+_CHANGE: Final = (
+    update(WATERMARK)
+    .where(
+        # A bind whose answer was lost may be committed while this transaction waits for its lock.
+        WATERMARK.c.name == bindparam("domain"),
+        WATERMARK.c.high <= bindparam("least"),
+    )
+    .execution_options(hot=True)
+)  # a bind leaves the floor, and its reason, as they are
 _NEW_MARK: Final = insert(WATERMARK)
 _BOUND: Final = select(BOUND).where(
     BOUND.c.domain == bindparam("domain"), BOUND.c.position.in_(bindparam("positions", expanding=True))
@@ -98,9 +102,9 @@ _REMOVE: Final = delete(BOUND).where(
 )
 _KEEP_HOLDERS_OUT: Final = select(FLEET.c.epoch).with_for_update()
 """There is a row in a fleet only."""
-_AS_ROW: Final = select(*WATERMARK.c["name", "floor", "bits", "reason", "high", "reason"], literal(1)).where(
-    WATERMARK.c.name == bindparam("domain")
-)
+_AS_ROW: Final = select(
+    *WATERMARK.c["name", "floor", "bits", "reason", "high"], func.coalesce(WATERMARK.c.mac, ""), literal(1)
+).where(WATERMARK.c.name == bindparam("domain"))
 """A mark in the form of a row of `bound`, and a 1 behind it."""
 
 
@@ -143,13 +147,17 @@ def _both(number: int) -> CompoundSelect[Any]:
     return union_all(rows, _AS_ROW)
 
 
-def read(rows: Iterable[Sequence[Any]]) -> tuple[Mark | None, dict[int, dict[str, Any]]]:
+def read(
+    rows: Iterable[Sequence[Any]], is_mark: Callable[..., bool] = lambda *_: True
+) -> tuple[Mark | None, dict[int, dict[str, Any]]]:
     """Return the watermark of a domain, None if it has none yet, and the rows of the positions that `question` asked
-    for."""
+    for. `is_mark`: Store.is_mark. Raises StoreNotGenuine."""
     mark, found = None, dict[int, dict[str, Any]]()
-    for *row, is_mark in rows:
-        if is_mark:
-            _, floor, bits, reason, high, _ = row
+    for *row, of_mark in rows:
+        if of_mark:
+            name, floor, bits, reason, high, mac = row
+            if not is_mark(name, floor, high, bits, reason, mac):
+                raise StoreNotGenuine(f"the state store is not genuine: the watermark of {name} was changed")
             mark = Mark(floor, high, int(bits, 16), reason)
         else:
             found[row[1]] = dict(zip(COLUMNS, row, strict=True))
@@ -169,10 +177,15 @@ def set_mark(connection: Connection, domain: str, mark: Mark, **message: str) ->
         connection.execute(added.statement, added.values[0])
 
 
-def change_of(domain: str, mark: Mark, *, is_new: bool, **message: str) -> Change:
+def change_of(
+    domain: str, mark: Mark, *, is_new: bool, vouch: Callable[..., str] = lambda *_: "", **message: str
+) -> Change:
     """Return the change that writes the watermark of a domain. `is_new`: it has none yet. `message`: what was bound to
-    the highest position, in hexadecimal, "" if it is not kept; without it, the former one stays."""
+    the highest position, in hexadecimal, "" if it is not kept; without it, the former one stays. `vouch`: Store.mark;
+    in `work` of Store.run the seal does it."""
     values: dict[str, Any] = {"floor": mark.floor, "high": mark.high, "bits": f"{mark.bits:x}", "reason": mark.reason}
+    if mac := vouch(domain, *values.values()):
+        values["mac"] = mac
     values |= message
     if is_new:
         return Change(_NEW_MARK, [{"name": domain, **values}])

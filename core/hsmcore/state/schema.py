@@ -184,7 +184,13 @@ MIGRATIONS: Final = (
                 reason TEXT NOT NULL)""",
         ),
     ),
-    Migration(11, ("ALTER TABLE watermark ADD COLUMN message TEXT",)),
+    Migration(
+        11,
+        (
+            "ALTER TABLE watermark ADD COLUMN message TEXT",
+            "ALTER TABLE watermark ADD COLUMN mac TEXT",
+        ),
+    ),
 )
 
 METADATA: Final = MetaData()
@@ -268,7 +274,7 @@ WATERMARK: Final = _table("watermark")
 """By domain: the floor, at and below which nothing is signed; the highest position that was bound; -1: there is none.
 `bits` is a hexadecimal number whose bit i says whether position high - i was bound, so that a row that was taken out of
 `bound` is missed. `reason`: of the floor. `message`: what was bound to the highest position, in hexadecimal; where it
-is not kept, "" or NULL."""
+is not kept, "" or NULL. `mac` vouches for name, floor, high, bits and reason in a server's store; else NULL."""
 
 KEY_DOMAIN: Final = _table("key_domain")
 """What each key has bound positions as (state/domains.py), by hexadecimal public key. `forms` is a JSON list of texts;

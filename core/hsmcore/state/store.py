@@ -194,6 +194,16 @@ class Store:
         """As Seal.vouch, in `work` of `run`; "" in a store without a seal."""
         return "" if self._database.seal is None else self._database.seal.vouch(*columns)
 
+    def mark(self, *columns: object) -> str:
+        """As Seal.mark; "" in a file, whose digest has the columns, and in a store without a seal."""
+        seal = self._database.seal if self._database.witnessed else None
+        return "" if seal is None else seal.mark(*columns)
+
+    def is_mark(self, *columns: Any) -> bool:
+        """As Seal.is_mark, where `mark` returns a MAC."""
+        seal = self._database.seal if self._database.witnessed else None
+        return seal is None or seal.is_mark(*columns)
+
     def attest(self, *columns: object) -> str:
         """As Seal.attest; "" in a store without a seal. Any thread."""
         return "" if self._database.seal is None else self._database.seal.attest(*columns)

@@ -196,7 +196,7 @@ class Watermark(Tables):
         known: dict[tuple[str, int], dict[str, Any]] = {}
         unmarked = set[str]()
         for domain in chains:
-            mark, rows = positions.read(next(answers))
+            mark, rows = positions.read(next(answers), self._store.is_mark)
             if mark is None:
                 unmarked.add(domain)
             marks[domain] = mark or Mark()
@@ -230,7 +230,9 @@ class Watermark(Tables):
                 changed.add(want.domain)
         changes = [Change(positions.BIND, added)] if added else []
         changes += [
-            positions.change_of(name, marks[name], is_new=name in unmarked, **kept.get(name, {}))
+            positions.change_of(
+                name, marks[name], is_new=name in unmarked, vouch=self._store.mark, **kept.get(name, {})
+            )
             for name in sorted(changed)
         ]
         return outcomes, changes

@@ -16,26 +16,29 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any, Final, Protocol, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, Engine, Table, create_engine, event, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.state.database import ABSENT_HINT, Database, Work, migrate, reason, require_known
 from hsmcore.state.errors import StoreError, StoreUnknown
-from hsmcore.state.exchange import Asking, Decide, Question
+from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question
 from hsmcore.state.postgres.ask import Asker
 from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
 from hsmcore.state.postgres.roles import RolesSeen, row_role
-from hsmcore.state.postgres.schema import Objects, foreign_of, marks_of, objects_of
+from hsmcore.state.postgres.schema import Objects, foreign_of, marks_of, objects_of, rare_of
 from hsmcore.state.postgres.url import resolved
 from hsmcore.state.schema import METADATA
-from hsmcore.state.seal import SealSecret
+from hsmcore.state.seal import Seal, SealSecret
+from hsmcore.state.seal_guard import is_quick
+from hsmcore.state.sealed_rows import HOT
 from hsmcore.state.sqlite import fill
 
 T = TypeVar("T")
@@ -53,6 +56,10 @@ _LONGEST: Final = 63
 _MIGRATING: Final = 0x68736D636F7265
 """The lock of those that make or migrate tables; it ends with the transaction."""
 HINT: Final = "Check the database server, and the way to it."
+
+
+class _Rare(Exception):
+    """A transaction under a seal needs more than two messages."""
 
 
 class FleetUrl(Protocol):
@@ -104,9 +111,19 @@ class ServerDatabase(Database):
         self._made: Objects | None = None
         self._genuine = ""
         """The marks of a schema without foreign objects."""
-        self._begin = {turn: beginning(self.schema, writes=writes, turn=turn) for turn in (True, False)}
+        begins = partial(beginning, self.schema, writes=writes)
+        self._plain, self._sealed = (
+            {turn: begins(turn=turn, more=more) for turn in (True, False)} for more in ("", rare_of(self.schema))
+        )
+        self._rare: object = None
+        """What rare_of has found when the seal vouched for it."""
         self._waits = writes and not server.single_node
         """Whether what is committed must be on a standby."""
+
+    @property
+    def _begin(self) -> dict[bool, bytes]:
+        """What begins a transaction that has its turn, and one that waits for none."""
+        return self._plain if self.seal is None else self._sealed
 
     @property
     def key(self) -> tuple[str, SealSecret, bool]:
@@ -249,7 +266,43 @@ class ServerDatabase(Database):
             if link.is_unsealed:
                 return self._translated(lambda: link.exchange(decide))
             link.undo()
+        elif all(is_quick(one.statement) for one in questions):
+            with suppress(_Rare):
+                return self._under_seal(self.seal, questions, decide, turn=turn)
         return super().exchange(questions, decide, lenient=lenient, turn=turn)  # it checks before each
+
+    def _under_seal(self, seal: Seal, questions: Sequence[Question], decide: Decide[T], *, turn: bool) -> T:
+        """As `exchange`, in two messages, if what the seal vouches for is what it was when that was checked. Raises
+        _Rare."""
+
+        def quick(answers: Answers) -> tuple[T, Sequence[Change]]:
+            result, changes = decide(answers)
+            if not all(is_quick(change.statement) for change in changes):
+                raise _Rare
+            return result, changes
+
+        for is_checked in (False, True):
+            link = self._translated(lambda: self._begun(self._begin[turn], questions))
+            if self._is_as_checked(seal, link):
+                return self._translated(partial(link.exchange, quick))
+            link.undo()
+            if not is_checked:
+                self._check_rare()
+        raise _Rare
+
+    def _is_as_checked(self, seal: Seal, link: Link) -> bool:
+        *row, rare = link.found[-5:]
+        return rare == self._rare and seal.accepts(*row) and not seal.doubted
+
+    def _check_rare(self) -> None:
+        """Check what rare_of finds, and remember it. Raises StoreNotGenuine."""
+
+        def work(connection: Connection) -> object:
+            for table in HOT:
+                connection.execute(select(METADATA.tables[table]).limit(1))  # the guard checks its scope
+            return None if self._link is None else self._link.found[-1]
+
+        self._rare = self.transact(work, lenient=False)
 
     def asking(self) -> Asking | None:
         # Under a seal, rows are checked in the transaction that reads them.

@@ -45,6 +45,8 @@ class Link:
         self._answers: list[list[tuple[Any, ...]]] = []
         self.is_unsealed = False
         """Whether the transaction has found no seal when it began."""
+        self.found: tuple[Any, ...] = ()
+        """What `beginning` asked for with `more`, when it began."""
 
     @property
     def is_open(self) -> bool:
@@ -69,6 +71,7 @@ class Link:
             know(self._facts, self)
             begun = len(rows) - len(questions)
             self._answers = rows[begun:]
+            self.found = rows[begun - 1][0][:-1]
             self.is_unsealed = rows[begun - 1][0][-1] is False
         except BaseException:
             self.undo()
@@ -270,9 +273,9 @@ def take_turn(schema: str) -> str:
     return f'SELECT version FROM "{schema}".schema_version WHERE version = 1 FOR UPDATE'  # noqa: S608  # a name of ours
 
 
-def beginning(schema: str, *, writes: bool, turn: bool, exists: bool = True) -> bytes:
+def beginning(schema: str, *, writes: bool, turn: bool, exists: bool = True, more: str = "") -> bytes:
     """Return the statements that begin a transaction, in one message. Their results: see FACTS_AT; the last column of
-    the last one, if the schema exists, says whether the store is sealed."""
+    the last one, if the schema exists, says whether the store is sealed. `more`: columns that stand before that one."""
     settings = {
         # A temporary table would come first if it were not named.
         "search_path": f"'\"{schema}\", pg_temp'",
@@ -285,7 +288,7 @@ def beginning(schema: str, *, writes: bool, turn: bool, exists: bool = True) -> 
         "BEGIN ISOLATION LEVEL " + ("READ COMMITTED READ WRITE" if writes else "REPEATABLE READ READ ONLY"),
         FACTS + "".join(f", set_config('{name}', {value}, true)" for name, value in settings.items()),
     ]
-    sealed = f'EXISTS (SELECT FROM "{schema}".seal)'
+    sealed = f'{more}EXISTS (SELECT FROM "{schema}".seal)'
     if turn and writes:
         statements.append(take_turn(schema))
         statements += [f"SELECT {sealed}"] if exists else []  # only now does no other transaction seal it

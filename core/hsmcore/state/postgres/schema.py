@@ -8,6 +8,9 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
+from hsmcore.state.schema import METADATA, SEAL
+from hsmcore.state.sealed_rows import HOT
+
 Objects = frozenset[tuple[str, str, str, str]]
 """Kind, name, table and definition of each object."""
 
@@ -54,6 +57,18 @@ SELECT concat_ws(';',
     (SELECT string_agg(concat_ws(' ', oid, xmin), ',' ORDER BY oid) FROM pg_operator
         WHERE oprnamespace = (SELECT to_regnamespace(:schema))))
 """)
+
+
+def rare_of(schema: str) -> str:
+    """Return columns for `beginning`: the row of the seal, and what else a bind or a renewal relies on and does not
+    write, which is the columns that are not HOT and the objects of the schema, as one text."""
+    found = [f"(SELECT {column.name} FROM \"{schema}\".seal WHERE name = 'store')" for column in SEAL.c][1:]  # noqa: S608
+    texts = [f"({str(_MARKS).strip()})".replace(":schema", f"'{schema}'")]
+    for name, hot in HOT.items():
+        cold = ", ".join(column.name for column in METADATA.tables[name].c if column.name not in hot)
+        texts.append(f"(SELECT string_agg(ROW({cold})::text, ';' ORDER BY name) FROM \"{schema}\".{name})")  # noqa: S608
+    filled = ", ".join(f"coalesce({one}, '')" for one in texts)
+    return ", ".join((*found, f"concat_ws(E'\\n', {filled})", ""))
 
 
 def marks_of(connection: Connection, schema: str) -> str:
