@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import itertools
 import json
 import signal
 import time
@@ -14,7 +16,8 @@ import psycopg
 import pytest
 from tests.chaos.load import tell
 from tests.support.fleet_member import FleetMember
-from tests.support.managers import until
+from tests.support.loops import one_loop
+from tests.support.managers import start, until
 from tests.support.policed import ordered
 from tests.support.postgres import Cluster, cluster, fleet
 from tests.support.shim import Shim
@@ -355,6 +358,69 @@ def test_a_database_that_is_down(own_server):
     server.start()
     first.until_signed(ordered(1))
     assert (first.ask("state")["state"], first.ask("state")["epoch"]) == ("holder", 1)
+
+
+@one_loop
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_what_has_time_left_waits_for_a_database_that_is_started_again(own_server, sealed):
+    """Blocks, messages, batches, and what is cancelled meanwhile; the lease is over before the server is back."""
+    server, hosts = own_server
+    if sealed:
+        hosts.beside["stateSecret"] = "s" * 32
+    log = {"auditLogFile": str(hosts.folder / "audit.log")}
+    async with hsmcore.create_key_manager(hosts.config(ttlMs=TTL * 1000, rules=log)) as manager:
+        await until(lambda: not manager.fleet.lease.is_over and manager.fleet.state == "holder")
+        asked, stop = list[asyncio.Task[Any]](), asyncio.Event()
+
+        async def load() -> None:
+            for number in itertools.count():
+                if stop.is_set():
+                    return
+                asked.append(start(manager.sign(ordered(number), 60)))
+                asked.append(start(manager.sign(b"%d" % number, 60)))
+                asked.append(start(manager.sign_many([b"a%d" % number, b"b%d" % number], 60)))
+                asked.append(start(manager.sign_with_receipt(b"c%d" % number, 60)))
+                await asyncio.sleep(0.02)
+
+        loading = start(load())
+        await until(lambda: len(asked) > 20)
+        server.stop()
+        await until(lambda: manager.fleet.lease.is_over)
+        begun = len(asked)
+        given_up = [start(manager.sign(ordered(1_000 + n), 60)) for n in range(2)]
+        given_up += [start(manager.sign(b"given up", 60)), start(manager.sign(b"and this", 60))]
+        late = await asyncio.gather(
+            manager.sign(ordered(2_000), 0.05), manager.sign(b"late", 0.05), return_exceptions=True
+        )
+        assert [type(error).__name__ for error in late] == ["DeadlineExceeded"] * 2
+        assert all(error.retryable for error in late)
+        await until(lambda: len(asked) > begun + 20)
+        for each in given_up:
+            each.cancel()
+        server.start()
+        await until(lambda: not manager.fleet.lease.is_over)
+        stop.set()
+        await loading
+        assert [
+            error for error in await asyncio.gather(*asked, return_exceptions=True) if isinstance(error, Exception)
+        ] == []
+        for position in (1_000, 1_001, 2_000):
+            assert await manager.sign(ordered(position, b"another"))
+
+
+@one_loop
+async def test_what_waits_for_a_database_keeps_no_key_manager_open(own_server):
+    server, hosts = own_server
+    manager = hsmcore.create_key_manager(hosts.config(ttlMs=TTL * 1000))
+    async with manager:
+        await until(lambda: not manager.fleet.lease.is_over and manager.fleet.state == "holder")
+        server.stop()
+        await until(lambda: manager.fleet.lease.is_over)
+        asked = [start(manager.sign(message, 3600)) for message in (ordered(1), b"no position")]
+        await asyncio.sleep(0)
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(one).__name__ for one in answers} <= {"NotHolder", "RequestCancelled", "EngineClosed"}
+    server.start()
 
 
 def test_strict_hands_out_what_the_database_has_confirmed(own_server):

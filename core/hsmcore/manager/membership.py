@@ -15,6 +15,7 @@ from hsmcore.base.receipt import Receipt
 from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.errors import HsmError
 from hsmcore.failover.path import Ask, SigningPath, Way
+from hsmcore.manager.leased import LeasedWay
 from hsmcore.manager.recording import AuditNotes
 
 if TYPE_CHECKING:
@@ -51,9 +52,12 @@ def telling(audit: AuditLog, events: Events) -> Tell:
 
 
 def confirmed(path: SigningPath, fleet: Membership | None, rules: KeyManagerConfig, record: AuditNotes) -> Way:
-    """Return the path itself, or a way whose answers wait for the database (`fleet.unordered`: "strict")."""
-    if fleet is None or not fleet.strict:
+    """Return the path itself; in a fleet, a way whose answers wait for the lease, or with `unordered` "strict" for the
+    database."""
+    if fleet is None:
         return path
+    if not fleet.strict:
+        return LeasedWay(path, fleet, rules.request_timeout_ms / 1e3, record)
     return ConfirmedWay(path, fleet, rules.request_timeout_ms / 1e3, record)
 
 

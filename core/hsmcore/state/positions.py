@@ -170,15 +170,15 @@ def keep_holders_out(connection: Connection) -> None:
     connection.execute(_KEEP_HOLDERS_OUT)
 
 
-def set_mark(connection: Connection, domain: str, mark: Mark, **message: str) -> None:
+def set_mark(connection: Connection, domain: str, mark: Mark, message: str | None = None) -> None:
     """Write the watermark of a domain. `message`: as `change_of`."""
-    changed, added = (change_of(domain, mark, is_new=is_new, **message) for is_new in (False, True))
+    changed, added = (change_of(domain, mark, is_new=is_new, message=message) for is_new in (False, True))
     if connection.execute(changed.statement, changed.values[0]).rowcount == 0:
         connection.execute(added.statement, added.values[0])
 
 
 def change_of(
-    domain: str, mark: Mark, *, is_new: bool, vouch: Callable[..., str] = lambda *_: "", **message: str
+    domain: str, mark: Mark, *, is_new: bool, vouch: Callable[..., str] = lambda *_: "", message: str | None = None
 ) -> Change:
     """Return the change that writes the watermark of a domain. `is_new`: it has none yet. `message`: what was bound to
     the highest position, in hexadecimal, "" if it is not kept; without it, the former one stays. `vouch`: Store.mark;
@@ -186,7 +186,8 @@ def change_of(
     values: dict[str, Any] = {"floor": mark.floor, "high": mark.high, "bits": f"{mark.bits:x}", "reason": mark.reason}
     if mac := vouch(domain, *values.values()):
         values["mac"] = mac
-    values |= message
+    if message is not None:
+        values["message"] = message
     if is_new:
         return Change(_NEW_MARK, [{"name": domain, **values}])
     return Change(_CHANGE, [{"domain": domain, "least": mark.high, **values}], required=True)

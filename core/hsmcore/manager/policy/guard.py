@@ -284,7 +284,7 @@ class Guard:
             async with asyncio.timeout(most):
                 await asked
         except TimeoutError:
-            problem = "the state store did not take the position in time"
+            problem = "the state store did not take the position in time" + (asked.trouble and f" ({asked.trouble})")
             if asked.begun:
                 hint = "The position may be bound: ask for the same payload again, and for no other one."
                 raise DeadlineExceeded(f"{problem}, and may still", hint=hint, maybe_signed=False) from None

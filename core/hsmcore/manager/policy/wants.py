@@ -53,6 +53,14 @@ class Fence(Protocol):
     def epoch(self) -> int:
         """The fleet's epoch as far as is known. In the event loop."""
 
+    @property
+    def state(self) -> str:
+        """As Membership.state. In the event loop."""
+
+    @property
+    def incident(self) -> int:
+        """The number of the loss that is being answered, or 0. In the event loop."""
+
     binder: Binder
     """Of the keys that sign: no epoch is claimed while they must not bind."""
     unfinished: Callable[[str], Awaitable[Unfinished | None]]

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.state.database import ABSENT_HINT, Database, Work, migrate, reason, require_known
-from hsmcore.state.errors import StoreError, StoreUnknown
+from hsmcore.state.errors import StoreAway, StoreError, StoreUnknown
 from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question
 from hsmcore.state.postgres.ask import Asker
 from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
@@ -113,7 +113,7 @@ class ServerDatabase(Database):
         """The marks of a schema without foreign objects."""
         begins = partial(beginning, self.schema, writes=writes)
         self._plain, self._sealed = (
-            {turn: begins(turn=turn, more=more) for turn in (True, False)} for more in ("", rare_of(self.schema))
+            {turn: begins(turn=turn, more=more) for turn in (True, False)} for more in (("", ""), rare_of(self.schema))
         )
         self._rare: object = None
         """What rare_of has found when the seal vouched for it."""
@@ -370,4 +370,5 @@ class ServerDatabase(Database):
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):  # BEGIN READ WRITE
             raise StoreError(f"{self.shown}: {STANDBY[0]}", hint=STANDBY[1]) from None
         except (SQLAlchemyError, psycopg.Error) as error:
-            raise StoreError(f"{self.shown}: {reason(error)}", hint=HINT) from None
+            away = isinstance(getattr(error, "orig", error), psycopg.OperationalError)
+            raise (StoreAway if away else StoreError)(f"{self.shown}: {reason(error)}", hint=HINT) from None

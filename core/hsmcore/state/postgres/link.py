@@ -273,9 +273,10 @@ def take_turn(schema: str) -> str:
     return f'SELECT version FROM "{schema}".schema_version WHERE version = 1 FOR UPDATE'  # noqa: S608  # a name of ours
 
 
-def beginning(schema: str, *, writes: bool, turn: bool, exists: bool = True, more: str = "") -> bytes:
+def beginning(schema: str, *, writes: bool, turn: bool, exists: bool = True, more: tuple[str, str] = ("", "")) -> bytes:
     """Return the statements that begin a transaction, in one message. Their results: see FACTS_AT; the last column of
-    the last one, if the schema exists, says whether the store is sealed. `more`: columns that stand before that one."""
+    the last one, if the schema exists, says whether the store is sealed. `more`: columns that stand before that one,
+    and a join that they need."""
     settings = {
         # A temporary table would come first if it were not named.
         "search_path": f"'\"{schema}\", pg_temp'",
@@ -288,10 +289,11 @@ def beginning(schema: str, *, writes: bool, turn: bool, exists: bool = True, mor
         "BEGIN ISOLATION LEVEL " + ("READ COMMITTED READ WRITE" if writes else "REPEATABLE READ READ ONLY"),
         FACTS + "".join(f", set_config('{name}', {value}, true)" for name, value in settings.items()),
     ]
-    sealed = f'{more}EXISTS (SELECT FROM "{schema}".seal)'
     if turn and writes:
         statements.append(take_turn(schema))
-        statements += [f"SELECT {sealed}"] if exists else []  # only now does no other transaction seal it
-    elif exists and writes:
-        statements[-1] += f", {sealed}"
+    if exists and writes:
+        columns, join = more
+        statements[-1:] = [statements[-1], "SELECT "] if turn else [f"{statements[-1]}, "]
+        statements[-1] += f'{columns and columns + ", "}EXISTS (SELECT FROM "{schema}".seal)'  # behind the turn
+        statements[-1] += f" FROM (SELECT) AS one {join}" if join else ""
     return "; ".join(statements).encode()
