@@ -114,37 +114,69 @@ class LeasedWay(Way):
     def keep(self, message: Any, public_key: bytes) -> None:
         self._path.keep(message, public_key)
 
-    async def submit_many(
+    def submit_many(
         self,
         messages: Sequence[Any],
         timeout: float | None,
         return_exceptions: bool,
         extra: bytes | None,
         only: bytes | None = None,
+    ) -> Awaitable[list[Any]]:
+        until = self._until(monotonic(), timeout)
+
+        def submit(places: Sequence[int], left: float | None) -> Awaitable[list[Any]]:
+            return self._path.submit_many([messages[at] for at in places], left, return_exceptions, extra, only)
+
+        late: NotHolder | None = None
+        asked: Awaitable[list[Any]] | None = None
+        try:
+            asked = submit(range(len(messages)), timeout)
+        except NotHolder as error:
+            if not self._leads:
+                raise
+            late = error
+        return self._many(asked, late, submit, messages, until, return_exceptions=return_exceptions)
+
+    async def _many(
+        self,
+        asked: Awaitable[list[Any]] | None,
+        late: NotHolder | None,
+        submit: Callable[[Sequence[int], float], Awaitable[list[Any]]],
+        messages: Sequence[Any],
+        until: float,
+        *,
+        return_exceptions: bool,
     ) -> list[Any]:
-        until, left, answers = self._until(monotonic(), timeout), timeout, dict[int, Any]()
+        answers: dict[int, Any] = {}
         places: Sequence[int] = range(len(messages))
         while True:
             try:
-                asked = [messages[at] for at in places]
-                answers |= zip(
-                    places, await self._path.submit_many(asked, left, return_exceptions, extra, only), strict=True
-                )
-                places = [at for at, answer in answers.items() if isinstance(answer, NotHolder)]
-                if not places:
-                    break
-                late = answers[places[0]]
+                if asked is not None:
+                    answers |= zip(places, await asked, strict=True)
+                    places = [at for at in places if isinstance(answers[at], NotHolder)]
+                    if not places:
+                        return [answers[at] for at in range(len(messages))]
+                    late = answers[places[0]]
             except NotHolder as error:
                 late = error
+            assert late is not None  # noqa: S101  # for the type checker
             try:
                 await self._good(until, late)
+                asked = submit(places, max(until - monotonic(), 1e-3))
+            except NotHolder as error:
+                if self._leads:  # it was good for a moment
+                    asked, late = None, _knowing(error, late)
+                    continue
+                failed: HsmError = error
             except HsmError as error:
-                if not return_exceptions:
-                    raise
-                answers |= dict.fromkeys(places, error)
-                break
-            left = max(until - monotonic(), 1e-3)
-        return [answers[at] for at in range(len(messages))]
+                failed = error
+            else:
+                continue
+            for at in places:
+                self._failed(messages[at], failed)
+            if not return_exceptions or not answers:
+                raise failed
+            return [answers.get(at) if at not in places else failed for at in range(len(messages))]
 
     def _until(self, begun: float, timeout: float | None) -> float:
         return begun + (self._default if timeout is None else timeout_ns(timeout) / 1e9)
