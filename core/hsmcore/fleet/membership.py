@@ -93,8 +93,7 @@ class Membership:
     def begin(self, tell: Tell) -> None:
         """The members can sign: follow the epoch, claim it if that is to be done, renew it."""
         self._tell = tell
-        seconds = self._rules.ttl_ms / 1e3 / LOOKS
-        self._scope.every(seconds, self._look, "the fleet's database is not understood", wake=self._wake)
+        self._scope.every(self._rules.ttl_ms / 1e3 / LOOKS, self._look, "the fleet is not followed", wake=self._wake)
 
     async def close(self) -> None:
         """Give the epoch up, and leave. Idempotent."""
@@ -142,8 +141,9 @@ class Membership:
 
     @property
     def reason(self) -> str:
-        """Why the state is "doubtful", or the epoch was lost."""
-        return self._machine.reason
+        """Why the state is "doubtful", the epoch was lost, or nothing with a position is bound."""
+        problems = (f"the state store is not genuine: {scope}: {why}" for scope, why in self._store.problems.items())
+        return next(problems, self._machine.reason)
 
     @property
     def lease_seconds(self) -> float:

@@ -22,13 +22,14 @@ from pathlib import Path
 from traceback import clear_frames
 from typing import Any, Final, Protocol, TypeVar
 
+import orjson
 import psycopg
 from sqlalchemy import Connection, Engine, Table, create_engine, event, select, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.state.database import ABSENT_HINT, Database, Work, migrate, reason, require_known
-from hsmcore.state.errors import StoreAway, StoreError, StoreUnknown
+from hsmcore.state.errors import StoreAway, StoreError, StoreNotGenuine, StoreUnknown
 from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question
 from hsmcore.state.postgres.ask import Asker
 from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
@@ -36,7 +37,7 @@ from hsmcore.state.postgres.roles import RolesSeen, row_role
 from hsmcore.state.postgres.schema import Objects, foreign_of, marks_of, objects_of, rare_of
 from hsmcore.state.postgres.url import resolved
 from hsmcore.state.schema import METADATA
-from hsmcore.state.seal import Seal, SealSecret
+from hsmcore.state.seal import EARLIER, Seal, SealSecret
 from hsmcore.state.seal_guard import is_quick
 from hsmcore.state.sealed_rows import HOT
 from hsmcore.state.sqlite import fill
@@ -115,6 +116,7 @@ class ServerDatabase(Database):
         self._plain, self._sealed = (
             {turn: begins(turn=turn, more=more) for turn in (True, False)} for more in (("", ""), rare_of(self.schema))
         )
+        self._highs = "{}"
         self._rare: object = None
         """What rare_of has found when the seal vouched for it."""
         self._waits = writes and not server.single_node
@@ -281,6 +283,8 @@ class ServerDatabase(Database):
                 raise _Rare
             return result, changes
 
+        if seal.doubted:
+            raise _Rare
         for is_checked in (False, True):
             link = self._translated(lambda: self._begun(self._begin[turn], questions))
             if self._is_as_checked(seal, link):
@@ -291,18 +295,31 @@ class ServerDatabase(Database):
         raise _Rare
 
     def _is_as_checked(self, seal: Seal, link: Link) -> bool:
-        *row, rare = link.found[-5:]
-        return rare == self._rare and seal.accepts(*row) and not seal.doubted
+        *row, highs, rare = link.found[-6:]
+        self._compare(highs or "{}")
+        return rare == self._rare and seal.accepts(*row)
+
+    def _compare(self, highs: str) -> None:
+        """Have the hosts answer a loss that the highest positions show: each transaction of each host looks at them."""
+        if highs == self._highs:
+            return
+        before, now = orjson.loads(self._highs), orjson.loads(highs)
+        self._highs = highs
+        if any(now.get(name, -1) < high for name, high in before.items()):
+            self.problems.note("fleet", EARLIER)
 
     def _check_rare(self) -> None:
-        """Check what rare_of finds, and remember it. Raises StoreNotGenuine."""
+        """Check what rare_of finds, and remember it. Raises _Rare: what is not genuine may be of no use here."""
 
         def work(connection: Connection) -> object:
             for table in HOT:
                 connection.execute(select(METADATA.tables[table]).limit(1))  # the guard checks its scope
             return None if self._link is None else self._link.found[-1]
 
-        self._rare = self.transact(work, lenient=False)
+        try:
+            self._rare = self.transact(work, lenient=False)
+        except StoreNotGenuine:
+            raise _Rare from None
 
     def asking(self) -> Asking | None:
         # Under a seal, rows are checked in the transaction that reads them.
