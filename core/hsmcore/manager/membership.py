@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from hsmcore._native import timeout_ns
+from hsmcore._native import Lease, timeout_ns
 from hsmcore.audit import AuditLog
 from hsmcore.base.events import Events
 from hsmcore.base.log import get_logger
@@ -51,12 +51,17 @@ def telling(audit: AuditLog, events: Events) -> Tell:
     return tell
 
 
+def lease_of(fleet: Membership | None) -> Lease | None:
+    """Return what answers to callers are handed out under; None: each host hands out what has no position."""
+    return None if fleet is None or fleet.unordered == "any" else fleet.lease
+
+
 def confirmed(path: SigningPath, fleet: Membership | None, rules: KeyManagerConfig, record: AuditNotes) -> Way:
     """Return the path itself; in a fleet, a way whose answers wait for the lease, or with `unordered` "strict" for the
     database."""
-    if fleet is None:
+    if fleet is None or fleet.unordered == "any":
         return path
-    if not fleet.strict:
+    if fleet.unordered == "lease":
         return LeasedWay(path, fleet, rules.request_timeout_ms / 1e3, record)
     return ConfirmedWay(path, fleet, rules.request_timeout_ms / 1e3, record)
 
