@@ -6,21 +6,29 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast
 
-from hsmcore._native import timeout_ns
+from hsmcore._native import Lease, timeout_ns
 from hsmcore.base.receipt import Receipt
 from hsmcore.base.scope import Scope
 from hsmcore.errors import DeadlineExceeded, HsmError, NotHolder
 from hsmcore.failover.path import Ask, SigningPath, Way
 from hsmcore.manager.recording import AuditNotes
 
-if TYPE_CHECKING:
-    from hsmcore.fleet.membership import Membership
-
 T = TypeVar("T")
 _LEADS: Final = ("holder", "doubtful")
 _LOOK_SECONDS: Final = 0.01
+
+
+class Leads(Protocol):
+    """What may hold the epoch: hsmcore.fleet.membership."""
+
+    @property
+    def lease(self) -> Lease: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
 
 
 class LeasedWay(Way):
@@ -29,7 +37,7 @@ class LeasedWay(Way):
 
     key_index = 0
 
-    def __init__(self, path: SigningPath, fleet: Membership, default_timeout: float, record: AuditNotes) -> None:
+    def __init__(self, path: SigningPath, fleet: Leads, default_timeout: float, record: AuditNotes) -> None:
         self._path, self._fleet, self._default, self._record = path, fleet, default_timeout, record
         self.answers_recorded = path.answers_recorded
         self.submit, self.receipt = self._submit, self._receipt
