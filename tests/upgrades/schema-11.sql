@@ -89,17 +89,17 @@ CREATE TABLE schema_version (
 	applied_ns BIGINT NOT NULL, 
 	PRIMARY KEY (version)
 );
-INSERT INTO "schema_version" VALUES(1,1796070741650911019);
-INSERT INTO "schema_version" VALUES(2,1796070741653579135);
-INSERT INTO "schema_version" VALUES(3,1796070741654342352);
-INSERT INTO "schema_version" VALUES(4,1796070741654654056);
-INSERT INTO "schema_version" VALUES(5,1796070741654996016);
-INSERT INTO "schema_version" VALUES(6,1796070741655463753);
-INSERT INTO "schema_version" VALUES(7,1796070741656021814);
-INSERT INTO "schema_version" VALUES(8,1796070741656229654);
-INSERT INTO "schema_version" VALUES(9,1796070741656570712);
-INSERT INTO "schema_version" VALUES(10,1796070741656952030);
-INSERT INTO "schema_version" VALUES(11,1796070741657374800);
+INSERT INTO "schema_version" VALUES(1,1796075078747756160);
+INSERT INTO "schema_version" VALUES(2,1796075078754145740);
+INSERT INTO "schema_version" VALUES(3,1796075078754611314);
+INSERT INTO "schema_version" VALUES(4,1796075078754862258);
+INSERT INTO "schema_version" VALUES(5,1796075078755078019);
+INSERT INTO "schema_version" VALUES(6,1796075078755491245);
+INSERT INTO "schema_version" VALUES(7,1796075078756059722);
+INSERT INTO "schema_version" VALUES(8,1796075078756273190);
+INSERT INTO "schema_version" VALUES(9,1796075078764679915);
+INSERT INTO "schema_version" VALUES(10,1796075078764993452);
+INSERT INTO "schema_version" VALUES(11,1796075078765711983);
 CREATE TABLE seal (
                 name TEXT PRIMARY KEY, store TEXT NOT NULL, counter BIGINT NOT NULL, digests TEXT NOT NULL,
                 mac TEXT NOT NULL);
@@ -109,8 +109,8 @@ CREATE TABLE spent (name TEXT PRIMARY KEY, minute BIGINT NOT NULL, amount BIGINT
 INSERT INTO "spent" VALUES('spent.name',1,1);
 CREATE TABLE watermark (
                 name TEXT PRIMARY KEY, floor BIGINT NOT NULL, high BIGINT NOT NULL, bits TEXT NOT NULL,
-                reason TEXT NOT NULL, message TEXT);
-INSERT INTO "watermark" VALUES('watermark.name',1,1,'1','watermark.reason',NULL);
+                reason TEXT NOT NULL, message TEXT, mac TEXT);
+INSERT INTO "watermark" VALUES('watermark.name',1,1,'1','watermark.reason',NULL,NULL);
 CREATE INDEX failover_event_time ON failover_event (time_ns);
 CREATE UNIQUE INDEX emergency_episode_open ON emergency_episode ((1)) WHERE ended_ns IS NULL;
 CREATE UNIQUE INDEX key_version_active ON key_version ((1)) WHERE state = 'active';
