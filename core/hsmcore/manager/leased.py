@@ -41,7 +41,7 @@ class LeasedWay(Way):
         self._path, self._fleet, self._default, self._record = path, fleet, default_timeout, record
         self.answers_recorded = path.answers_recorded
         self.submit, self.receipt = self._submit, self._receipt
-        self._waiting: list[asyncio.Future[None]] = []
+        self._waiting: set[asyncio.Future[None]] = set()
         self._scope = Scope()
         self._watching: asyncio.Task[None] | None = None
 
@@ -198,8 +198,8 @@ class LeasedWay(Way):
         if self._leads and not self._fleet.lease.is_over:
             return
         good: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(good)
-        if self._watching is None or self._watching.done():
+        self._waiting.add(good)
+        if self._watching is None or self._watching.done() or self._watching.cancelling():
             self._watching = self._scope.start(self._watch())
         try:
             async with asyncio.timeout(until - monotonic()):
@@ -207,18 +207,20 @@ class LeasedWay(Way):
         except TimeoutError:
             why = f"the fleet's lease was not confirmed in time: {self._fleet.reason or 'its renewal is late'}"
             raise DeadlineExceeded(why, maybe_signed=late.maybe_signed) from None
+        finally:
+            self._waiting.discard(good)
+            if not self._waiting:
+                self._watching.cancel()
         if not self._leads:
             raise _knowing(cast("NotHolder", self._fleet.lease.refusal()), late)
 
     async def _watch(self) -> None:
-        while any(not good.done() for good in self._waiting):
-            if not self._leads or not self._fleet.lease.is_over:
-                waiting, self._waiting = self._waiting, []
-                for good in waiting:
-                    if not good.done():
-                        good.set_result(None)
+        while self._leads and self._fleet.lease.is_over:  # noqa: ASYNC110  # a renewal tells nobody
             await asyncio.sleep(_LOOK_SECONDS)
-        self._waiting.clear()
+        waiting, self._waiting = self._waiting, set()
+        for good in waiting:
+            if not good.done():
+                good.set_result(None)
 
     def _failed(self, message: Any, error: HsmError) -> None:
         if self._path.answers_recorded:  # else the key manager records it
