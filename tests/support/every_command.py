@@ -74,6 +74,11 @@ fleet claim --reason WHY
 fleet release --reason WHY
 fleet drain --reason WHY
 fleet reconcile --reason WHY
+fleet hold --reason WHY
+fleet resume --reason WHY
+fleet retire gone --reason WHY --yes
+fleet migrate --role signer
+fleet prune
 fleet export --output FOLDER/exported.json
 fleet import FOLDER/exported.json
 notices test

@@ -31,8 +31,8 @@ INSERT INTO "failover_event" VALUES(1,1,'failover_event.kind',NULL,NULL,NULL,'fa
 CREATE TABLE fleet (
                 name TEXT PRIMARY KEY, epoch BIGINT NOT NULL, holder TEXT NOT NULL, host TEXT NOT NULL,
                 claimed_ns BIGINT NOT NULL, renewals BIGINT NOT NULL, released BIGINT NOT NULL, timeline TEXT NOT NULL,
-                system TEXT NOT NULL, incident BIGINT NOT NULL, reason TEXT NOT NULL);
-INSERT INTO "fleet" VALUES('fleet.name',1,'fleet.holder','fleet.host',1,1,1,'fleet.timeline','fleet.system',1,'fleet.reason');
+                system TEXT NOT NULL, incident BIGINT NOT NULL, reason TEXT NOT NULL, mark TEXT, held TEXT);
+INSERT INTO "fleet" VALUES('fleet.name',1,'fleet.holder','fleet.host',1,1,1,'fleet.timeline','fleet.system',1,'fleet.reason',NULL,NULL);
 CREATE TABLE fleet_floor (
                 host TEXT NOT NULL, domain TEXT NOT NULL, position BIGINT NOT NULL, digest TEXT NOT NULL,
                 PRIMARY KEY (host, domain));
@@ -89,17 +89,17 @@ CREATE TABLE schema_version (
 	applied_ns BIGINT NOT NULL, 
 	PRIMARY KEY (version)
 );
-INSERT INTO "schema_version" VALUES(1,1796075078747756160);
-INSERT INTO "schema_version" VALUES(2,1796075078754145740);
-INSERT INTO "schema_version" VALUES(3,1796075078754611314);
-INSERT INTO "schema_version" VALUES(4,1796075078754862258);
-INSERT INTO "schema_version" VALUES(5,1796075078755078019);
-INSERT INTO "schema_version" VALUES(6,1796075078755491245);
-INSERT INTO "schema_version" VALUES(7,1796075078756059722);
-INSERT INTO "schema_version" VALUES(8,1796075078756273190);
-INSERT INTO "schema_version" VALUES(9,1796075078764679915);
-INSERT INTO "schema_version" VALUES(10,1796075078764993452);
-INSERT INTO "schema_version" VALUES(11,1796075078765711983);
+INSERT INTO "schema_version" VALUES(1,1796075339368445624);
+INSERT INTO "schema_version" VALUES(2,1796075339371132467);
+INSERT INTO "schema_version" VALUES(3,1796075339371584330);
+INSERT INTO "schema_version" VALUES(4,1796075339371840692);
+INSERT INTO "schema_version" VALUES(5,1796075339372057465);
+INSERT INTO "schema_version" VALUES(6,1796075339372485823);
+INSERT INTO "schema_version" VALUES(7,1796075339373562498);
+INSERT INTO "schema_version" VALUES(8,1796075339373813041);
+INSERT INTO "schema_version" VALUES(9,1796075339374963225);
+INSERT INTO "schema_version" VALUES(10,1796075339375540665);
+INSERT INTO "schema_version" VALUES(11,1796075339377074711);
 CREATE TABLE seal (
                 name TEXT PRIMARY KEY, store TEXT NOT NULL, counter BIGINT NOT NULL, digests TEXT NOT NULL,
                 mac TEXT NOT NULL);
