@@ -142,7 +142,7 @@ class Watermark(Tables):
     def _passes(self, error: HsmError) -> bool:
         """Whether time may mend an error: the server is away, or has just been started; and no other process is known
         to hold the epoch."""
-        if self._fence is not None and (self._fence.state not in _LEADS or self._fence.incident):
+        if error.told_retryable or (self._fence and (self._fence.state not in _LEADS or self._fence.incident)):
             return False
         return isinstance(error, StoreAway | StoreUnknown | NotHolder | FleetBehind) and not self._closing.is_set()
 
