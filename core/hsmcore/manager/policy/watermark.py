@@ -51,8 +51,7 @@ from hsmcore.state.store import Tables
 MOST: Final = 256
 """Requests in one transaction."""
 _LOOK_SECONDS: Final = 60.0
-_AGAIN_SECONDS: Final = 0.05
-"""Pause after a transaction that did not reach the server."""
+_AGAIN_SECONDS: Final = 0.05  # after a transaction that did not reach the server
 _LEADS: Final = ("holder", "doubtful")
 
 Outcome = Exception | bool | None
@@ -242,8 +241,7 @@ class Watermark(Tables):
                 self._fence.require_kept(*asked.want[:2], marks[asked.want.domain], known.get(asked.want[:2]))
         added: list[dict[str, Any]] = []
         changed: set[str] = set()
-        kept: dict[str, str] = {}
-        """The message of the highest position, by domain, where that is a new one."""
+        kept: dict[str, str] = {}  # the message of the highest position, where that is a new one
         outcomes: list[Outcome] = []
         for asked in group:
             want = asked.want
