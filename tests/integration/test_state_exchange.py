@@ -10,10 +10,11 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import insert, select, update
+from sqlalchemy import event, insert, select, update
 from tests.support.postgres import Cluster, fleet
 from tests.support.size import share
 
+from hsmcore.config import Secret
 from hsmcore.fleet.membership import Membership
 from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark
@@ -153,6 +154,30 @@ async def test_a_renewal_of_the_epoch_is_one_message_also_when_its_host_speaks(u
         assert after[0]["renewals"] == before[0]["renewals"] + 1
         assert (after[0]["seen_ns"] > before[0]["seen_ns"]) == (spoke_at == 0)
     await membership.close()
+
+
+async def test_under_a_seal_a_bind_and_a_renewal_are_the_statements_that_they_are_without(postgres, messages):
+    seen = {}
+    for secret in (None, Secret.plain("s" * 32)):
+        rules = fleet(postgres.database(), host="a", ttlMs=60_000)
+        membership, store = await Membership.open(rules, secret), await Store.open(rules, secret)
+        executed: list[str] = []
+        event.listen(store._database._engine, "before_cursor_execute", lambda *given, to=executed: to.append(given[2]))
+        await membership.claim()
+        mark = Watermark(store, "a:1", membership)
+        await mark.require(PayloadPlace("chain/block", 1, "0" * 64))
+        for again in range(2):  # the claim, the domain and the host are known by then
+            messages.clear()
+            executed.clear()
+            await mark.require(PayloadPlace("chain/block", 2 + again, "0" * 64, message=b"a"))
+            await membership._renew()
+        assert executed == []
+        seen[secret] = [(text.count(b"; "), text.endswith(b"COMMIT")) for text in messages]
+        await mark.close()
+        await membership.close()
+        await store.close()
+    assert len(seen[None]) == 4
+    assert len({str(one) for one in seen.values()}) == 1
 
 
 async def test_a_store_that_others_have_sealed_is_not_written(url, monkeypatch):

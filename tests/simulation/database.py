@@ -24,7 +24,7 @@ from tests.simulation.threads import no_loop
 from hsmcore.errors import HsmError
 from hsmcore.state import database as base
 from hsmcore.state.database import Database
-from hsmcore.state.errors import RowInvalid, StoreError, StoreUnknown
+from hsmcore.state.errors import RowInvalid, StoreAway, StoreError, StoreUnknown
 from hsmcore.state.exchange import AGAIN, CHANGED, Asking, Change, Question, Reply
 from hsmcore.state.postgres.database import HINT, ROLE_SECONDS, schema_name
 from hsmcore.state.postgres.link import ANSWER_SECONDS, IDLE_MS
@@ -345,7 +345,9 @@ class ServerDatabase(Database):
         except (Lost, Refused) as error:
             if isinstance(error, Lost):
                 self._link.session = None
-            raise StoreError(f"{self.shown}: {error}", hint=HINT) from None
+            # A row that is there is no operational error of psycopg's; a lock that is not had in time is.
+            away = isinstance(error, Lost) or "lock timeout" in str(error)
+            raise (StoreAway if away else StoreError)(f"{self.shown}: {error}", hint=HINT) from None
 
 
 class Asker:

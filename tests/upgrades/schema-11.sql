@@ -89,17 +89,17 @@ CREATE TABLE schema_version (
 	applied_ns BIGINT NOT NULL, 
 	PRIMARY KEY (version)
 );
-INSERT INTO "schema_version" VALUES(1,1796071334589418652);
-INSERT INTO "schema_version" VALUES(2,1796071334602573191);
-INSERT INTO "schema_version" VALUES(3,1796071334603077322);
-INSERT INTO "schema_version" VALUES(4,1796071334603331701);
-INSERT INTO "schema_version" VALUES(5,1796071334649909059);
-INSERT INTO "schema_version" VALUES(6,1796071334650569914);
-INSERT INTO "schema_version" VALUES(7,1796071334651192351);
-INSERT INTO "schema_version" VALUES(8,1796071334651413571);
-INSERT INTO "schema_version" VALUES(9,1796071334651771494);
-INSERT INTO "schema_version" VALUES(10,1796071334651996179);
-INSERT INTO "schema_version" VALUES(11,1796071334683404215);
+INSERT INTO "schema_version" VALUES(1,1796075339368445624);
+INSERT INTO "schema_version" VALUES(2,1796075339371132467);
+INSERT INTO "schema_version" VALUES(3,1796075339371584330);
+INSERT INTO "schema_version" VALUES(4,1796075339371840692);
+INSERT INTO "schema_version" VALUES(5,1796075339372057465);
+INSERT INTO "schema_version" VALUES(6,1796075339372485823);
+INSERT INTO "schema_version" VALUES(7,1796075339373562498);
+INSERT INTO "schema_version" VALUES(8,1796075339373813041);
+INSERT INTO "schema_version" VALUES(9,1796075339374963225);
+INSERT INTO "schema_version" VALUES(10,1796075339375540665);
+INSERT INTO "schema_version" VALUES(11,1796075339377074711);
 CREATE TABLE seal (
                 name TEXT PRIMARY KEY, store TEXT NOT NULL, counter BIGINT NOT NULL, digests TEXT NOT NULL,
                 mac TEXT NOT NULL);
@@ -109,8 +109,8 @@ CREATE TABLE spent (name TEXT PRIMARY KEY, minute BIGINT NOT NULL, amount BIGINT
 INSERT INTO "spent" VALUES('spent.name',1,1);
 CREATE TABLE watermark (
                 name TEXT PRIMARY KEY, floor BIGINT NOT NULL, high BIGINT NOT NULL, bits TEXT NOT NULL,
-                reason TEXT NOT NULL);
-INSERT INTO "watermark" VALUES('watermark.name',1,1,'1','watermark.reason');
+                reason TEXT NOT NULL, message TEXT, mac TEXT);
+INSERT INTO "watermark" VALUES('watermark.name',1,1,'1','watermark.reason',NULL,NULL);
 CREATE INDEX failover_event_time ON failover_event (time_ns);
 CREATE UNIQUE INDEX emergency_episode_open ON emergency_episode ((1)) WHERE ended_ns IS NULL;
 CREATE UNIQUE INDEX key_version_active ON key_version ((1)) WHERE state = 'active';

@@ -2,8 +2,8 @@
 first, one that follows the chain as far as the fleet has bound it.
 
 The latter is an order and no wall: what the fleet is at may be bound and never published, so that no host can have seen
-it. Safety rests on the fence, and on this: the first new payload of a domain in which the holder is behind is no old
-one.
+it. Where its message is kept, none needs to: the next holder signs that one (KeyManager.unfinished). Safety rests on
+the fence, and on this: the first new payload of a domain in which the holder is behind is no old one.
 """
 
 from __future__ import annotations
@@ -69,5 +69,11 @@ class ClaimGate:
         self.caught = {*self.words} - {*self._behind(highs)}
 
     def _behind(self, highs: Rows) -> dict[str, int]:
-        known = {word(name): int(high) for name, high in highs}
+        known = {word(name): _finished(int(high), word(bits), kept) for name, high, bits, kept in highs}
         return {domain: known[domain] for domain, at in self.words.items() if at < known.get(domain, -1)}
+
+
+def _finished(high: int, bits: str, kept: bool | None) -> int:
+    """Return the highest position that a host may be expected to know."""
+    below = int(bits, 16) >> 1 if kept else 0
+    return high if not below else high - (below & -below).bit_length()

@@ -12,7 +12,7 @@ import asyncio
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Self
 
 from hsmcore._native import Lease
@@ -55,6 +55,8 @@ class Membership:
         self.claims = self.renewals_failed = 0
         self.binder = NO_KEYS
         """Of the keys that sign: no epoch is claimed while they must not bind."""
+        self.unfinished: Callable[[str], Awaitable[positions.Unfinished | None]]
+        """As KeyManager.unfinished."""
         self.drained = False
         """Whether this host claims no epoch by itself, on an operator's word."""
         self._rules, self._store = rules, store
@@ -154,8 +156,9 @@ class Membership:
 
     @property
     def reason(self) -> str:
-        """Why the state is "doubtful", or the epoch was lost."""
-        return self._machine.reason
+        """Why the state is "doubtful", the epoch was lost, or nothing with a position is bound."""
+        problems = (f"the state store is not genuine: {scope}: {why}" for scope, why in self._store.problems.items())
+        return next(problems, self._machine.reason)
 
     @property
     def lease_seconds(self) -> float:
@@ -166,8 +169,8 @@ class Membership:
         """The state as data for JSON."""
         said: dict[str, Any] = {"name": self.name, "host": self.host, "unordered": self.unordered, "state": self.state}
         said |= {"epoch": self.epoch, "holder": self.holder, "incident": self.incident, "reason": self.reason}
-        said |= {"leaseSeconds": round(self.lease_seconds, 3), "claims": self.claims}
-        return said | {"renewalsFailed": self.renewals_failed, "held": self._machine.row.held}
+        said |= {"claims": self.claims, "renewalsFailed": self.renewals_failed, "held": self._machine.row.held}
+        return said | {"leaseSeconds": round(self.lease_seconds, 3)}
 
     # What may be signed.
 
@@ -202,8 +205,7 @@ class Membership:
             self._witness.require_kept(domain, position, mark, row)
 
     def is_behind(self, domain: str, position: int, high: int) -> bool:
-        """Whether a new payload of this domain shows that this host has not caught up with the fleet. In the store's
-        thread."""
+        """Whether a new payload of this domain shows that this host has not caught up. In the store's thread."""
         return domain not in self._gate.caught and position < high
 
     def has_bound(self, domain: str, position: int, digest: str, *, new: bool) -> None:

@@ -32,7 +32,6 @@ from hsmcore.manager.recording import AuditNotes, found_store, named_store, say_
 from hsmcore.manager.verification import VerifierPool
 from hsmcore.members import cache_summary
 from hsmcore.members.base import refuse_closed
-from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.tracing import instrument
 
 if TYPE_CHECKING:
@@ -232,10 +231,14 @@ class KeyManager(BatchedSigning, KeyWork):
                 return signed
             submitted = True
             try:
-                return await signed  # type: ignore[misc,no-any-return]  # the line above excludes bytes
+                answer: bytes = await signed  # type: ignore[misc]  # the line above excludes bytes
             except asyncio.CancelledError:
                 way.abandon(signed, message)
                 raise
+            else:
+                if admission is not None:
+                    admission.released()
+                return answer
         except HsmError as error:
             # If nothing was attempted, the log may be sealed already.
             if not way.answers_recorded if submitted else self._life.state == "open":
@@ -422,10 +425,6 @@ class KeyManager(BatchedSigning, KeyWork):
         await self.audit.durable(number)
         self._events.emit("operator-action", action=action, result=result, **fields)
         return number
-
-    def members(self) -> tuple[MemberSnapshot, ...]:
-        """Every member and its state, in the order of the levels, also if it is stopped. Any thread."""
-        return self._path.members()
 
     def get_cache_stats(self) -> dict[str, Any]:
         """Counters of the signature cache: size, max_size, hits, misses, joined, evictions, bytes, hit_rate."""

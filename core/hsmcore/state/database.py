@@ -24,7 +24,8 @@ from hsmcore.errors import HsmError
 from hsmcore.state.errors import RowInvalid, StoreError
 from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
 from hsmcore.state.schema import MIGRATIONS, TYPES, VERSION
-from hsmcore.state.seal import Problems, Seal, SealGuard
+from hsmcore.state.seal import Problems, Seal
+from hsmcore.state.seal_guard import SealGuard
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]

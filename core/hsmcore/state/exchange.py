@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from sqlalchemy import Connection, Select
-from sqlalchemy.sql.dml import ReturningUpdate, UpdateBase
+from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.selectable import CompoundSelect
 
 from hsmcore.state.errors import StoreError
@@ -26,7 +26,7 @@ AGAIN: Final = "Nothing was written: try again."
 class Question(NamedTuple):
     """A query and its values; or a change that says what it has changed (RETURNING)."""
 
-    statement: Select[Any] | CompoundSelect[Any] | ReturningUpdate[Any]
+    statement: Select[Any] | CompoundSelect[Any] | UpdateBase
     values: Mapping[str, Any] = {}
 
 
@@ -74,7 +74,8 @@ def answered(connection: Connection, work: Sequence[Question | Change]) -> Answe
     answers = []
     for one in work:
         if isinstance(one, Question):
-            answers.append(connection.execute(one.statement, one.values).all())
+            found = connection.execute(one.statement, one.values)
+            answers.append(found.all() if found.returns_rows else [])
         else:
             _change(connection, one)
     return answers

@@ -196,6 +196,8 @@ MIGRATIONS: Final = (
             "ALTER TABLE fleet_host ADD COLUMN order_seize TEXT",
             "ALTER TABLE fleet_host ADD COLUMN order_release TEXT",
             "ALTER TABLE fleet_host ADD COLUMN order_drain TEXT",
+            "ALTER TABLE watermark ADD COLUMN message TEXT",
+            "ALTER TABLE watermark ADD COLUMN mac TEXT",
         ),
     ),
 )
@@ -280,7 +282,8 @@ BOUND: Final = _table("bound")
 WATERMARK: Final = _table("watermark")
 """By domain: the floor, at and below which nothing is signed; the highest position that was bound; -1: there is none.
 `bits` is a hexadecimal number whose bit i says whether position high - i was bound, so that a row that was taken out of
-`bound` is missed. `reason`: of the floor."""
+`bound` is missed. `reason`: of the floor. `message`: what was bound to the highest position, in hexadecimal; where it
+is not kept, "" or NULL. `mac` vouches for name, floor, high, bits and reason in a server's store; else NULL."""
 
 KEY_DOMAIN: Final = _table("key_domain")
 """What each key has bound positions as (state/domains.py), by hexadecimal public key. `forms` is a JSON list of texts;

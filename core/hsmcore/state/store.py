@@ -198,6 +198,16 @@ class Store:
         """As Seal.vouch, in `work` of `run`; "" in a store without a seal."""
         return "" if self._database.seal is None else self._database.seal.vouch(*columns)
 
+    def mark(self, *columns: object) -> str:
+        """As Seal.mark; "" in a file, whose digest has the columns, and in a store without a seal."""
+        seal = self._database.seal if self._database.witnessed else None
+        return "" if seal is None else seal.mark(*columns)
+
+    def is_mark(self, *columns: Any) -> bool:
+        """As Seal.is_mark, where `mark` returns a MAC."""
+        seal = self._database.seal if self._database.witnessed else None
+        return seal is None or seal.is_mark(*columns)
+
     def attest(self, *columns: object) -> str:
         """As Seal.attest; "" in a store without a seal. Any thread."""
         return "" if self._database.seal is None else self._database.seal.attest(*columns)
@@ -326,11 +336,13 @@ class _InTurn:
 
     async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
         del seconds  # who waits for the store's transactions waits as long as they do
+        asked = [one if isinstance(one, Question) else Question(one.statement, one.values[0]) for one in work]
 
-        def done(connection: Connection) -> Reply:
-            return Reply(answered(connection, work), self._store.identity, self._store.incarnation)
+        def decide(found: Answers) -> tuple[Reply, Sequence[Change]]:
+            answers = [rows for one, rows in zip(work, found, strict=True) if isinstance(one, Question)]
+            return Reply(answers, self._store.identity, self._store.incarnation), ()
 
-        return await self._store.run(done, turn=False)
+        return await self._store.exchange(asked, decide, turn=False)
 
     async def close(self) -> None:
         pass

@@ -17,29 +17,33 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, closing
+from contextlib import AbstractAsyncContextManager, closing, suppress
+from functools import partial
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any, Final, Protocol, TypeVar
 
+import orjson
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.state.copies import fill, portions_of, rows_in
 from hsmcore.state.database import ABSENT_HINT, Database, Told, Work, counted, migrate, reason, require_known
-from hsmcore.state.errors import StoreError, StoreUnknown
-from hsmcore.state.exchange import Asking, Decide, Question
+from hsmcore.state.errors import StoreAway, StoreError, StoreNotGenuine, StoreUnknown
+from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question
 from hsmcore.state.postgres import rights
 from hsmcore.state.postgres.ask import Asker
 from hsmcore.state.postgres.certificate import Certified, explained
 from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
 from hsmcore.state.postgres.roles import RolesSeen, row_role
-from hsmcore.state.postgres.schema import TEMPORARY, Objects, foreign_of, marks_of, objects_of
+from hsmcore.state.postgres.schema import TEMPORARY, Objects, foreign_of, marks_of, objects_of, rare_of
 from hsmcore.state.postgres.url import resolved
 from hsmcore.state.schema import METADATA
-from hsmcore.state.seal import SealSecret
+from hsmcore.state.seal import EARLIER, Seal, SealSecret
+from hsmcore.state.seal_guard import is_quick
+from hsmcore.state.sealed_rows import HOT
 
 T = TypeVar("T")
 
@@ -61,6 +65,10 @@ _LONGEST: Final = 63
 _MIGRATING: Final = 0x68736D636F7265
 """The lock of those that make or migrate tables; it ends with the transaction."""
 HINT: Final = "Check the database server, and the way to it."
+
+
+class _Rare(Exception):
+    """A transaction under a seal needs more than two messages."""
 
 
 class FleetUrl(Protocol):
@@ -115,9 +123,20 @@ class ServerDatabase(Database):
         self._made: Objects | None = None
         self._genuine = ""
         """The marks of a schema without foreign objects."""
-        self._begin = {turn: beginning(self.schema, writes=writes, turn=turn) for turn in (True, False)}
+        begin = partial(beginning, self.schema, writes=writes)
+        self._plain, self._sealed = (
+            {turn: begin(turn=turn, more=more) for turn in (True, False)} for more in (("", ""), rare_of(self.schema))
+        )
+        self._highs = "{}"
+        self._rare: object = None
+        """What rare_of has found when the seal vouched for it."""
         self._waits = writes and not server.single_node
         """Whether what is committed must be on a standby."""
+
+    @property
+    def _begin(self) -> dict[bool, list[bytes]]:
+        """What begins a transaction that has its turn, and one that waits for none."""
+        return self._plain if self.seal is None else self._sealed
 
     @property
     def key(self) -> tuple[str, SealSecret, bool]:
@@ -298,7 +317,58 @@ class ServerDatabase(Database):
             if link.is_unsealed:
                 return self._translated(lambda: link.exchange(decide))
             link.undo()
+        elif all(is_quick(one.statement) for one in questions):
+            with suppress(_Rare):
+                return self._under_seal(self.seal, questions, decide, turn=turn)
         return super().exchange(questions, decide, lenient=lenient, turn=turn)  # it checks before each
+
+    def _under_seal(self, seal: Seal, questions: Sequence[Question], decide: Decide[T], *, turn: bool) -> T:
+        """As `exchange`, in two messages, if what the seal vouches for is what it was when that was checked. Raises
+        _Rare."""
+
+        def quick(answers: Answers) -> tuple[T, Sequence[Change]]:
+            result, changes = decide(answers)
+            if not all(is_quick(change.statement) for change in changes):
+                raise _Rare
+            return result, changes
+
+        if seal.doubted:
+            raise _Rare
+        for is_checked in (False, True):
+            link = self._translated(lambda: self._begun(turn, questions))
+            if self._is_as_checked(seal, link):
+                return self._translated(partial(link.exchange, quick))
+            link.undo()
+            if not is_checked:
+                self._check_rare()
+        raise _Rare
+
+    def _is_as_checked(self, seal: Seal, link: Link) -> bool:
+        *row, highs, rare = link.found[-6:]
+        self._compare(highs or "{}")
+        return rare == self._rare and seal.accepts(*row)
+
+    def _compare(self, highs: str) -> None:
+        """Have the hosts answer a loss that the highest positions show: each transaction of each host looks at them."""
+        if highs == self._highs:
+            return
+        before, now = orjson.loads(self._highs), orjson.loads(highs)
+        self._highs = highs
+        if any(now.get(name, -1) < high for name, high in before.items()):
+            self.problems.note("fleet", EARLIER)
+
+    def _check_rare(self) -> None:
+        """Check what rare_of finds, and remember it. Raises _Rare: what is not genuine may be of no use here."""
+
+        def work(connection: Connection) -> object:
+            for table in HOT:
+                connection.execute(select(METADATA.tables[table]).limit(1))  # the guard checks its scope
+            return None if self._link is None else self._link.found[-1]
+
+        try:
+            self._rare = self.transact(work, lenient=False)
+        except StoreNotGenuine:
+            raise _Rare from None
 
     def asking(self) -> Asking | None:
         if self.seal is not None:
@@ -377,5 +447,7 @@ class ServerDatabase(Database):
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):  # BEGIN READ WRITE
             raise StoreError(f"{self.shown}: {STANDBY[0]}", hint=STANDBY[1]) from None
         except (SQLAlchemyError, psycopg.Error) as error:
-            lacks = isinstance(getattr(error, "orig", error), psycopg.errors.InsufficientPrivilege)
-            raise StoreError(f"{self.shown}: {reason(error)}", hint=rights.HINT if lacks else HINT) from None
+            driver = getattr(error, "orig", error)
+            lacks = isinstance(driver, psycopg.errors.InsufficientPrivilege)
+            kind = StoreAway if isinstance(driver, psycopg.OperationalError) else StoreError
+            raise kind(f"{self.shown}: {reason(error)}", hint=rights.HINT if lacks else HINT) from None

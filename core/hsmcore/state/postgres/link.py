@@ -46,6 +46,8 @@ class Link:
         self._answers: list[list[tuple[Any, ...]]] = []
         self.is_unsealed = False
         """Whether the transaction has found no seal when it began."""
+        self.found: tuple[Any, ...] = ()
+        """What `beginning` asked for with `more`, when it began."""
 
     @property
     def is_open(self) -> bool:
@@ -72,6 +74,7 @@ class Link:
             know(self._facts, self)
             begun = len(rows) - len(questions)
             self._answers = rows[begun:]
+            self.found = rows[begun - 1][0][:-1]
             self.is_unsealed = rows[begun - 1][0][-1] is False
         except BaseException:
             self.undo()
@@ -306,11 +309,19 @@ def take_turn(schema: str) -> str:
 
 
 def beginning(
-    schema: str, *, writes: bool, turn: bool, exists: bool = True, alone: bool = False, seconds: float = BUSY_SECONDS
+    schema: str,
+    *,
+    writes: bool,
+    turn: bool,
+    exists: bool = True,
+    alone: bool = False,
+    seconds: float = BUSY_SECONDS,
+    more: tuple[str, str] = ("", ""),
 ) -> list[bytes]:
     """Return the statements that begin a transaction. Their results: see FACTS_AT; the last column of the last one, if
     the schema exists, says whether the store is sealed; `alone`: it fails then, with DivisionByZero, since the rest of
-    the transaction is in the same message. `seconds`: how long it waits for a lock."""
+    the transaction is in the same message. `seconds`: how long it waits for a lock. `more`: columns that stand before
+    that one, and a join that they need."""
     settings = {
         # A temporary table would come first if it were not named.
         "search_path": f"'\"{schema}\", pg_temp'",
@@ -328,7 +339,9 @@ def beginning(
         sealed = f"1 / (NOT {sealed})::int"
     if turn and writes:
         statements.append(take_turn(schema))
-        statements += [f"SELECT {sealed}"] if exists else []  # only now does no other transaction seal it
-    elif exists and writes:
-        statements[-1] += f", {sealed}"
+    if exists and writes:
+        columns, join = more
+        sealed = f"{columns}, {sealed} FROM (SELECT) AS one {join}" if columns else sealed
+        # Behind the turn: only then does no other transaction seal it.
+        statements[-1:] = [statements[-1], f"SELECT {sealed}"] if turn else [f"{statements[-1]}, {sealed}"]
     return [one.encode() for one in statements]

@@ -12,7 +12,7 @@ from psycopg import generators
 from psycopg.pq import Escaping, ExecStatus
 from psycopg.pq.abc import PGconn, PGresult
 from sqlalchemy.dialects.postgresql import psycopg as dialects
-from sqlalchemy.sql.dml import Insert
+from sqlalchemy.sql.dml import Insert, UpdateBase
 
 from hsmcore.state.exchange import Change, Question
 
@@ -74,7 +74,11 @@ def rows_of(result: PGresult) -> list[tuple[Any, ...]]:
 
 def asked(server: PGconn, questions: Sequence[Question]) -> list[bytes]:
     """Return the statements of questions."""
-    return [_filled(server, *_text(one.statement), one.values).encode() for one in questions]
+    return [_filled(server, *_text(one.statement, _set_by(one)), one.values).encode() for one in questions]
+
+
+def _set_by(question: Question) -> tuple[str, ...] | None:
+    return tuple(question.values) if isinstance(question.statement, UpdateBase) else None
 
 
 def written(server: PGconn, changes: Sequence[Change]) -> list[bytes]:
