@@ -319,6 +319,9 @@ def test_what_was_not_seen_for_long_enough_is_not_claimed():
     machine = Machine("me", TTL)
     assert machine.free_at() is None
     assert not machine.may_claim(EpochRow(3, "other", "x", 7, False), 10**12)
+    machine.answered(("4711", "00000002"), 500)
+    assert not machine.may_claim(EpochRow(), 10**12, ("4711", "00000002")), "of a row that it has never seen"
+    machine = Machine("me", TTL)
     machine.saw(EpochRow(3, "other", "x", 7, False), 1000)
     due = 1000 + TTL + TTL // 10
     assert machine.free_at() == due

@@ -31,16 +31,16 @@ INSERT INTO "failover_event" VALUES(1,1,'failover_event.kind',NULL,NULL,NULL,'fa
 CREATE TABLE fleet (
                 name TEXT PRIMARY KEY, epoch BIGINT NOT NULL, holder TEXT NOT NULL, host TEXT NOT NULL,
                 claimed_ns BIGINT NOT NULL, renewals BIGINT NOT NULL, released BIGINT NOT NULL, timeline TEXT NOT NULL,
-                system TEXT NOT NULL, incident BIGINT NOT NULL, reason TEXT NOT NULL, mark TEXT, held TEXT);
-INSERT INTO "fleet" VALUES('fleet.name',1,'fleet.holder','fleet.host',1,1,1,'fleet.timeline','fleet.system',1,'fleet.reason',NULL,NULL);
+                system TEXT NOT NULL, incident BIGINT NOT NULL, reason TEXT NOT NULL, mark TEXT, held TEXT, renewed_by TEXT);
+INSERT INTO "fleet" VALUES('fleet.name',1,'fleet.holder','fleet.host',1,1,1,'fleet.timeline','fleet.system',1,'fleet.reason',NULL,NULL,NULL);
 CREATE TABLE fleet_floor (
                 host TEXT NOT NULL, domain TEXT NOT NULL, position BIGINT NOT NULL, digest TEXT NOT NULL,
                 PRIMARY KEY (host, domain));
 INSERT INTO "fleet_floor" VALUES('fleet_floor.host','fleet_floor.domain',1,'cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd');
 CREATE TABLE fleet_host (
                 name TEXT PRIMARY KEY, instance TEXT NOT NULL, seen_ns BIGINT NOT NULL, state TEXT NOT NULL,
-                incident BIGINT NOT NULL, retired BIGINT NOT NULL, note TEXT NOT NULL);
-INSERT INTO "fleet_host" VALUES('fleet_host.name','fleet_host.instance',1,'active',1,1,'fleet_host.note');
+                incident BIGINT NOT NULL, retired BIGINT NOT NULL, note TEXT NOT NULL, order_claim TEXT, order_seize TEXT, order_release TEXT, order_drain TEXT);
+INSERT INTO "fleet_host" VALUES('fleet_host.name','fleet_host.instance',1,'active',1,1,'fleet_host.note',NULL,NULL,NULL,NULL);
 CREATE TABLE key_binding (digest TEXT PRIMARY KEY, public_key TEXT NOT NULL, until_ns BIGINT NOT NULL);
 INSERT INTO "key_binding" VALUES('cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd','abababababababababababababababababababababababababababababababab',1);
 CREATE TABLE key_domain (
@@ -89,17 +89,17 @@ CREATE TABLE schema_version (
 	applied_ns BIGINT NOT NULL, 
 	PRIMARY KEY (version)
 );
-INSERT INTO "schema_version" VALUES(1,1796075339368445624);
-INSERT INTO "schema_version" VALUES(2,1796075339371132467);
-INSERT INTO "schema_version" VALUES(3,1796075339371584330);
-INSERT INTO "schema_version" VALUES(4,1796075339371840692);
-INSERT INTO "schema_version" VALUES(5,1796075339372057465);
-INSERT INTO "schema_version" VALUES(6,1796075339372485823);
-INSERT INTO "schema_version" VALUES(7,1796075339373562498);
-INSERT INTO "schema_version" VALUES(8,1796075339373813041);
-INSERT INTO "schema_version" VALUES(9,1796075339374963225);
-INSERT INTO "schema_version" VALUES(10,1796075339375540665);
-INSERT INTO "schema_version" VALUES(11,1796075339377074711);
+INSERT INTO "schema_version" VALUES(1,1796076642658299467);
+INSERT INTO "schema_version" VALUES(2,1796076642660595799);
+INSERT INTO "schema_version" VALUES(3,1796076642681283282);
+INSERT INTO "schema_version" VALUES(4,1796076642681563640);
+INSERT INTO "schema_version" VALUES(5,1796076642681795996);
+INSERT INTO "schema_version" VALUES(6,1796076642682231945);
+INSERT INTO "schema_version" VALUES(7,1796076642682815875);
+INSERT INTO "schema_version" VALUES(8,1796076642683040851);
+INSERT INTO "schema_version" VALUES(9,1796076642683389300);
+INSERT INTO "schema_version" VALUES(10,1796076642683598131);
+INSERT INTO "schema_version" VALUES(11,1796076642698439434);
 CREATE TABLE seal (
                 name TEXT PRIMARY KEY, store TEXT NOT NULL, counter BIGINT NOT NULL, digests TEXT NOT NULL,
                 mac TEXT NOT NULL);

@@ -164,7 +164,7 @@ class Machine:
     def may_claim(self, row: EpochRow, began: int, server: tuple[str, str] = NOWHERE) -> bool:
         """Whether the epoch may be claimed in a transaction that began at `began` and has locked this row, on this
         server."""
-        if self.went_back(row) or server != self._server:
+        if self._seen_at < 0 or self.went_back(row) or server != self._server:
             return False
         if row.is_free or row.holder == self.instance:
             return not self._may_be_leased(began)

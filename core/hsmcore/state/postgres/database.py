@@ -123,20 +123,17 @@ class ServerDatabase(Database):
         self._made: Objects | None = None
         self._genuine = ""
         """The marks of a schema without foreign objects."""
-        begin = partial(beginning, self.schema, writes=writes)
-        self._plain, self._sealed = (
-            {turn: begin(turn=turn, more=more) for turn in (True, False)} for more in (("", ""), rare_of(self.schema))
-        )
+        self._begins = {
+            (is_sealed, turn): beginning(self.schema, writes=writes, turn=turn, more=more)
+            for is_sealed, more in ((False, ("", "")), (True, rare_of(self.schema)))
+            for turn in (True, False)
+        }
+        """What begins a transaction that has its turn, and one that waits for none."""
         self._highs = "{}"
         self._rare: object = None
         """What rare_of has found when the seal vouched for it."""
         self._waits = writes and not server.single_node
         """Whether what is committed must be on a standby."""
-
-    @property
-    def _begin(self) -> dict[bool, list[bytes]]:
-        """What begins a transaction that has its turn, and one that waits for none."""
-        return self._plain if self.seal is None else self._sealed
 
     @property
     def key(self) -> tuple[str, SealSecret, bool]:
@@ -382,7 +379,7 @@ class ServerDatabase(Database):
         return await psycopg.AsyncConnection.connect(autocommit=True, prepare_threshold=None, **given.options())
 
     def _begun(self, turn: bool, questions: Sequence[Question] | None = None) -> Link:
-        link, begin = self._link, self._begin[turn]
+        link, begin = self._link, self._begins[self.seal is not None, turn]
         if time.monotonic() < self._hurries_until:
             raise StoreError(f"{self.shown}: it is being closed")
         if link is not None and link.is_open:
