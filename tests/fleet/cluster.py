@@ -115,9 +115,9 @@ class Cluster:
         """Kill a node with all its processes."""
         await asyncio.to_thread(node.end)
 
-    async def bounce(self, node: Node) -> None:
-        """Kill a node and start it again as what it was."""
-        await self.kill(node)
+    async def bounce(self, node: Node, number: int = signal.SIGKILL) -> None:
+        """End a node by a signal and start it again as what it was."""
+        await asyncio.to_thread(node.end, number)
         await asyncio.to_thread(node.start)
 
     def stop(self, node: Node) -> None:
@@ -158,11 +158,12 @@ class Cluster:
         with suppress(ProcessLookupError):  # its server was killed
             send_signal(pid, signal.SIGCONT)
 
-    async def fail_over(self) -> None:
-        """The primary dies, and the synchronous standby takes its place: nothing is lost."""
+    async def fail_over(self, number: int = signal.SIGKILL) -> None:
+        """The primary dies of a signal, and the synchronous standby takes its place: nothing is lost. SIGINT: it ends
+        in order, when its standbys have all that it has written."""
         assert self.leader is not None
         dead, self.leader = self.leader, None
-        await self.kill(dead)
+        await asyncio.to_thread(dead.end, number)
         await self._promote(self.synchronous, self.asynchronous)
 
     async def split(self) -> None:
