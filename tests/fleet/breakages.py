@@ -79,6 +79,22 @@ def let_go() -> None:
 
 
 @_breakage
+def forgetful() -> None:
+    """A bind is not compared with what the process itself has bound."""
+    from hsmcore.fleet.membership import Membership
+
+    Membership.require_kept = lambda self, *_: None  # type: ignore[method-assign]
+
+
+@_breakage
+def walled() -> None:
+    """A host that is behind the chain never claims the epoch, as if that were not an order but a rule."""
+    from hsmcore.fleet.gate import ClaimGate
+
+    ClaimGate.is_patient = lambda self, row, now: True  # type: ignore[method-assign]
+
+
+@_breakage
 def not_synchronous() -> None:
     """A commit is confirmed before the synchronous standby has it, as with synchronous_commit = local. A failover then
     loses it, which the audit logs would put right: so they are not compared."""

@@ -202,13 +202,9 @@ def _check_leases(
                 first, last = spans.get((line["epoch"], host.name), (_NEVER, 0))
                 spans[line["epoch"], host.name] = min(first, line["at"]), max(last, line["at"])
                 lines.append((line["epoch"], line["at"], host, line))
-    copies = {frozenset(two[:2]) for two in twins}
-    for one, other, until in twins:
-        both = {epoch for epoch, name in spans if name == one} & {epoch for epoch, name in spans if name == other}
-        for epoch in sorted(both):
-            last = min(spans[epoch, one][1], spans[epoch, other][1])
-            if last > until:
-                fault("two copies", f"{one} and {other} under {epoch}, {(last - until) / 1e6:.0f} ms too long")
+    first_of = {two.other: two.one for two in twins}
+    copied = {(epoch, name): first_of.get(name, name) for epoch, name in spans}
+    _check_twins([found for found in lines if not _was_stopped(found[2], found[3])], twins, fault)
     forced = {line["forced"] for host in hosts for line in host.of("event") if line["forced"]}
     for epoch, at, host, line in lines:
         waited = min((other for other in forced if other > epoch), default=_NEVER)
@@ -216,15 +212,24 @@ def _check_leases(
             (
                 begun
                 for (other, name), (begun, ended) in spans.items()
-                if (
-                    epoch < other < waited or (epoch == other and name != host.name and {name, host.name} not in copies)
-                )
+                if (epoch < other < waited or (epoch == other and copied[epoch, name] != copied[epoch, host.name]))
                 and not (at > ended and _lost_between(losses, begun, at))
             ),
             default=_NEVER,
         )
         if at > later and not _was_stopped(host, line):
             fault("overlap", f"{host.name}: {(at - later) / 1e6:.0f} ms after a later epoch: {line}")
+
+
+def _check_twins(lines: Sequence[tuple[int, int, Host, dict[str, Any]]], twins: Sequence[Twins], fault: Fault) -> None:
+    last: dict[tuple[int, str], int] = {}
+    for epoch, at, host, _ in lines:
+        last[epoch, host.name] = max(at, last.get((epoch, host.name), 0))
+    for one, other, until in twins:
+        for epoch in sorted({epoch for epoch, name in last if name == other}):
+            late = min(last.get((epoch, one), 0), last[epoch, other]) - until
+            if late > 0:
+                fault("two copies", f"{one} and {other} under {epoch}, {late / 1e6:.0f} ms too long")
 
 
 def _lost_between(losses: Sequence[tuple[int, int]], earlier: int, later: int) -> bool:
