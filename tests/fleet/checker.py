@@ -6,6 +6,7 @@
     unrecorded       each released signature is in the audit log of its host
     epoch went back  neither a host's own log nor the order of commits in the database goes back to an earlier epoch
     two holders      one process has bound all that was bound under an epoch
+    wrong message    what is given to be finished is what its position is bound to
     unanswered       each request of a process that was not killed has ended
     overlap          no signature without a position was released under an epoch after one under a later epoch
     bad signature    what was released verifies
@@ -186,6 +187,8 @@ def _check_requests(host: Host, fault: Fault) -> None:
             fault("unanswered", f"{host.name}: {line}")
     for line in host.of("late"):
         fault("unanswered", f"{host.name}: {line}")
+    for line in host.of("wrong message"):
+        fault("wrong message", f"{host.name}: {line}")
 
 
 def _check_leases(

@@ -5,6 +5,7 @@ ends by itself; what it has done to the database stands in `losses`, `twins` and
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import shutil
 import signal
@@ -20,12 +21,14 @@ from tests.fleet.cluster import Cluster
 from tests.fleet.history import lines_of, true_boottime
 from tests.fleet.nodes import Node
 from tests.fleet.signer import CHAIN
-from tests.fleet.site import Signer, Site, floors_of, latest_epoch
+from tests.fleet.site import Signer, Site, floors_of, latest_epoch, looks
 from tests.support.postgres import USER
+
+from hsmcore.cli import fleet as cli_fleet
 
 DOINGS = {"kill": 3, "stop": 3, "part": 3, "silent": 3, "slow": 1, "cut": 2, "reply": 2, "clock": 2, "cancel": 3,
           "bounce": 1, "restart": 2, "standby": 2, "lock": 2, "floor": 2, "exhaust": 1, "login": 1,
-          "claim": 2}  # fmt: skip
+          "claim": 2, "clone": 0}  # fmt: skip
 """What goes wrong, with weights."""
 CHANGES = {"": 3, "fail_over": 3, "split": 3, "lose": 3, "switch_over": 3, "rows_back": 2}
 """Of the database: one a schedule."""
@@ -308,18 +311,35 @@ class Nemeses:
 
     async def _switch_over(self, host: Signer, dice: random.Random) -> None:
         """The primary ends in order and the synchronous standby takes its place, while a host is away that ended in
-        order, or not."""
+        order, or not; half of the time under a hold."""
         await self._three()
         away = dice.choice([other for other in self.site.hosts if other is not host])
         if dice.random() < 0.5:
             away.ask_to_end()
             await asyncio.sleep(1.0)
         await asyncio.to_thread(away.kill)
+        mark = await self._hold(host) if dice.random() < 0.5 else ""
         await self.database.streams(self.database.synchronous)
         await self.database.fail_over(signal.SIGINT)
         self.site.cut()
+        if mark:
+            await self._resume(host, mark)
         await asyncio.sleep(dice.uniform(1.0, 4.0) * self.ttl)
         away.start(self.site.fleet)
+
+    async def _hold(self, host: Signer) -> str:
+        """The mark of a hold, or nothing: it was refused."""
+        if not hasattr(cli_fleet, "hold"):
+            return ""
+        code, said = await asyncio.to_thread(host.command, "fleet", "hold", "--reason", "the schedule says so")
+        return str(json.loads(said)["mark"]) if code == 0 else ""
+
+    async def _resume(self, host: Signer, mark: str) -> None:
+        command = ("fleet", "resume", mark, "--reason", "the schedule says so")
+        async for _ in looks(_AWAKE):  # the host may be cut off just now
+            code, _ = await asyncio.to_thread(host.command, *command)
+            if code == 0:
+                return
 
     async def _split(self, _host: Signer, dice: random.Random) -> None:
         await self._three()

@@ -53,7 +53,7 @@ DONE = 600.0
 TTLS = {0.0: 1.2, 0.002: 1.2, 0.02: 1.2, 0.06: 2.0, 0.1: 2.0}
 """Lives of leases, in seconds, by the round trip to the database."""
 
-NEMESES = sorted({*DOINGS, *CHANGES, LATE, EMPTIED, "clone"} - {""})
+NEMESES = sorted({*DOINGS, *CHANGES, LATE, EMPTIED} - {""})
 
 _NEVER = 1 << 62
 _STANDBYS = "SELECT application_name, state, sync_state FROM pg_stat_replication"
@@ -153,7 +153,8 @@ class Verdict:
         """Without need, by what went wrong at that time."""
         self.why_refused: Counter[str] = Counter()
         self.notes: list[str] = []
-        self.bound = self.epochs = self.left = self.stalls = 0
+        self.bound = self.epochs = self.finished = self.left = self.stalls = 0
+        """`finished`, `left`: positions that a host that died had bound, and what became of them."""
         self.healed = 0.0
         """Lives of a lease from the end of all faults to a block that was signed; 0: it did not come to that."""
         self.seconds: Counter[str] = Counter()
@@ -179,7 +180,13 @@ class Verdict:
         asked = self.plan
         row = {"seed": asked.seed, "round trip": asked.round_trip, "strict": asked.strict, "pooled": asked.pooled}
         row |= {"healed": round(self.healed, 2), "faults": self.faults, "doings": self.doings, "stalls": self.stalls}
-        row |= {"released": self.answers["released"], "bound": self.bound, "left": self.left, "refused": self.refused}
+        row |= {
+            "released": self.answers["released"],
+            "bound": self.bound,
+            "finished": self.finished,
+            "left": self.left,
+            "refused": self.refused,
+        }
         return {
             "faults": self.faults,
             "answers": self.answers,
@@ -189,6 +196,7 @@ class Verdict:
             "notes": self.notes,
             "schedules": 1,
             "positions bound": self.bound,
+            "positions finished": self.finished,
             "positions left": self.left,
             "epochs": self.epochs,
             "slowest to heal": self.healed,
@@ -334,6 +342,7 @@ class Schedule:
         for host in hosts:
             self.verdict.answers += host.answers()
             self.verdict.stalls += len(host.of("stall"))
+            self.verdict.finished += len(host.of("finished"))
             self.verdict.left += len(host.of("left"))
         self.verdict.bound += len(rows)
         self.verdict.epochs += max((row.epoch for row in rows), default=0)

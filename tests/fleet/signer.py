@@ -25,7 +25,7 @@ import structlog
 import uvloop
 from tests.fleet import clone
 from tests.fleet.breakages import BREAKAGES
-from tests.fleet.chain import BUILDS, KNOWN, Chain
+from tests.fleet.chain import BUILDS, KNOWN, TRAVELS, Chain
 from tests.fleet.history import Writer, true_boottime
 from tests.support.policed import ordered
 
@@ -151,7 +151,7 @@ class Signer:
             try:
                 await self._block(manager, position, content)
             except DoubleSign:
-                await self._left(position)
+                await self._finish(manager, position)
             except NotHolder:
                 await asyncio.sleep(0.05)
             except HsmError:
@@ -164,6 +164,9 @@ class Signer:
     async def _block(self, manager: hsmcore.KeyManager, position: int, content: bytes) -> None:
         await self._sign(manager, ordered(position, content, domain=DOMAIN), position)
         self.own[position] = content
+        self._handed_out(position)
+
+    def _handed_out(self, position: int) -> None:
         self.signed = max(self.signed, position)
         self._soon(self._publish(position))
 
@@ -171,14 +174,35 @@ class Signer:
         await asyncio.sleep(self.dice.uniform(0.0, BUILDS))
         self.history.write("published", position=position)
 
-    async def _left(self, position: int) -> None:
-        """Go on behind a block that is bound to another payload, when it is known that it was not published."""
-        end = time.monotonic() + KNOWN
-        while position >= self.next and time.monotonic() < end and not self.over.is_set():  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-        if position >= self.next and not self.over.is_set():
+    async def _finish(self, manager: hsmcore.KeyManager, position: int) -> None:
+        """Sign what the next block is bound to, if it was not published: its holder died. Where that is not known, go
+        on behind it."""
+        if await self._until_heard(position, TRAVELS[1] + BUILDS):
+            return
+        unfinished = getattr(manager, "unfinished", None)
+        with suppress(HsmError):
+            found = None if unfinished is None else await unfinished(CHAIN)
+            if found is not None and found.position == position and found.message is not None:
+                try:
+                    await self._sign(manager, found.message, position)
+                except DoubleSign:
+                    self.history.write("wrong message", position=position, message=found.message.hex())
+                else:
+                    self._handed_out(position)
+                    self.history.write("finished", position=position)
+                return
+        if not await self._until_heard(position, KNOWN):
             self.history.write("left", position=position)
             self.signed = max(self.signed, position)
+
+    async def _until_heard(self, position: int, seconds: float) -> bool:
+        """Whether the block is known in that time, or it is over."""
+        end = time.monotonic() + seconds
+        while position >= self.next and not self.over.is_set():
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(0.02)
+        return True
 
     async def _messages(self, manager: hsmcore.KeyManager, number: int) -> None:
         count = 0

@@ -112,7 +112,7 @@ class Signer:
             done = run(CLI, *arguments, "--config", str(self.config_file), "--json", timeout=seconds, text=True)
         except subprocess.TimeoutExpired:
             return -1, "it takes too long"
-        return done.returncode, f"{done.stdout}{done.stderr}"
+        return done.returncode, str(done.stdout or done.stderr)
 
     def step_clock(self, seconds: int) -> None:
         """Set the clock that it is shown."""
