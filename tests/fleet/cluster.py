@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,15 @@ _STREAMS = """SELECT count(*) FROM pg_stat_replication
 
 
 class Template:
-    """The three nodes as they are before anything has happened, to be copied: made once, for many clusters. Blocks."""
+    """The three nodes as they are before anything has happened, to be copied: made once, for many clusters. `prepare`:
+    puts into the first one, which runs, what all are to have. Blocks."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, prepare: Callable[[Node], None] = lambda _: None) -> None:
         give(folder)
         self.nodes = [Node(name, folder / name) for name in NAMES]
         first, *others = self.nodes
         first.make()
+        prepare(first)
         for other in others:
             other.clone_from(first.port)
         first.end(signal.SIGINT)

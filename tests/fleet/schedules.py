@@ -33,14 +33,15 @@ from tests.chaos.schedules import LIES, LOSSES
 from tests.fleet.breakages import BREAKAGES
 from tests.fleet.checker import check, refused_without_need
 from tests.fleet.cluster import Cluster, Template, cluster
-from tests.fleet.history import lines_of
+from tests.fleet.history import lines_of, true_boottime
 from tests.fleet.nemeses import CHANGES, DOINGS, EMPTIED, LATE, Nemeses
 from tests.fleet.nodes import DATABASE
-from tests.fleet.site import Site, faketime, floors_of, looks, rows_of
+from tests.fleet.site import Site, faketime, floors_of, looks, prepare, rows_of
 from tests.support.run_folder import fast_folder
 from tests.support.seeds import added, parse, run_seeds
+from tests.support.zygote import server
 
-CHUNK = 4
+CHUNK = 8
 """Schedules that one process takes at a time."""
 SECONDS = 8.0
 """Of faults, with three to seven doings; longer schedules have more of them."""
@@ -55,7 +56,6 @@ TTLS = {0.0: 1.2, 0.002: 1.2, 0.02: 1.2, 0.06: 2.0, 0.1: 2.0}
 
 NEMESES = sorted({*DOINGS, *CHANGES, LATE, EMPTIED} - {""})
 
-_NEVER = 1 << 62
 _STANDBYS = "SELECT application_name, state, sync_state FROM pg_stat_replication"
 _BUSY = """SELECT pid, state, wait_event, pg_blocking_pids(pid)::text, extract(epoch FROM now() - xact_start)::float4,
     left(query, 60) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'"""
@@ -227,6 +227,8 @@ class Schedule:
         self.site = Site(database, folder, fleet, **ways, broken=broken, seed=plan_.seed)
         self.nemeses = self.Nemeses(self.site, plan_.ttl)
         self.background: set[asyncio.Task[None]] = set()
+        self.mended = 1 << 62
+        """When nothing went wrong any more."""
 
     async def run(self) -> Verdict:
         """From opening to judging."""
@@ -288,6 +290,7 @@ class Schedule:
     async def _mend(self) -> None:
         self.nemeses.mend_database()
         self.site.heal()
+        self.mended = true_boottime()
         took = await self.site.signs_blocks(self.heals)
         if took is None:
             self.verdict.fault("not healed", f"{await self._looks()} {self._last_lines()}"[:3000])
@@ -332,8 +335,12 @@ class Schedule:
         for host, line in refused_without_need(hosts):
             again = int(self.plan.ttl * SOON * 1e9)
             near = [span for span in done.spans if span.begun < line["at"] < span.ended + again]
-            before = line["at"] < min((span.begun for span in done.spans), default=_NEVER)
-            what = max(near, key=lambda span: span.begun).what if near else "opening" if before else "nothing"
+            if near:
+                what = max(near, key=lambda span: span.begun).what
+            elif line["at"] > self.mended:
+                what = "healing"
+            else:
+                what = "nothing" if any(span.begun < line["at"] for span in done.spans) else "opening"
             self.verdict.refused[what] += 1
             sort = "message" if line["position"] is None else "block"
             self.verdict.why_refused[f"{sort}: {line['status']}"] += 1
@@ -360,7 +367,8 @@ async def _run_chunk(
     verdicts = []
     with tempfile.TemporaryDirectory(prefix="hsmcore-fleet-", dir=fast_folder()) as folder:
         await asyncio.to_thread(os.chmod, folder, 0o755)
-        template = await asyncio.to_thread(Template, Path(folder) / "template")
+        making = asyncio.to_thread(Template, Path(folder) / "template", prepare)
+        template, _ = await asyncio.gather(making, asyncio.to_thread(server))  # the other one starts hosts
         for seed in seeds:
             place = Path(folder) / f"hosts-{seed}"
             place.mkdir()

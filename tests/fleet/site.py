@@ -29,8 +29,10 @@ from tests.fleet.nodes import DATABASE, Node, Process
 from tests.fleet.proxy import Proxy
 from tests.support.chaos import Chaos, wrap_noop
 from tests.support.paths import ROOT
-from tests.support.postgres import PASSWORD, USER, Bouncer
+from tests.support.postgres import PASSWORD, USER, Bouncer, fleet
 from tests.support.zygote import CLI, Forked, run
+
+from hsmcore.state import Store
 
 FLEET: Final = "campaign"
 HOSTS: Final = ("x", "y", "z")
@@ -285,6 +287,16 @@ async def looks(seconds: float) -> AsyncIterator[float]:
         await asyncio.sleep(LOOK)
         now = time.monotonic()
         passed, before = passed + min(now - before, 2 * LOOK), now
+
+
+def prepare(node: Node) -> None:
+    """Make the fleet's tables, so that no schedule waits for that. Blocks."""
+
+    async def made() -> None:
+        store = await Store.open(fleet(f"postgresql://{USER}@127.0.0.1:{node.port}/{node.database}", name=FLEET))
+        await store.close()
+
+    asyncio.run(made())
 
 
 def rows_of(node: Node) -> list[Row]:
