@@ -216,13 +216,17 @@ class Nemeses:
 
     async def _login(self, _host: Signer, dice: random.Random) -> None:
         """The hosts' role may not log in for a while."""
-        leader = self.database.leader
-        if leader is None:
-            return
-        await asyncio.to_thread(leader.execute, f"ALTER ROLE {USER} NOLOGIN")
+        await self._role("NOLOGIN")
         self.site.cut()
         await asyncio.sleep(dice.uniform(0.3, 2.0))
-        await asyncio.to_thread(leader.execute, f"ALTER ROLE {USER} LOGIN")
+        await self._role("LOGIN")
+
+    async def _role(self, may: str) -> None:
+        async for _ in looks(_AWAKE):
+            with suppress(psycopg.Error):
+                if self.database.leader is not None:
+                    return await asyncio.to_thread(self.database.leader.execute, f"ALTER ROLE {USER} {may}")
+        return None
 
     async def _rows_back(self, _host: Signer, dice: random.Random) -> None:
         """The rows of positions, and nothing else, are put back to what they were."""
@@ -368,10 +372,16 @@ class Nemeses:
     async def _three(self) -> None:
         """Have a node that died in an earlier change follow again."""
         if self.database.asynchronous.process is None:
-            self.mend_database()
+            self._join()
             await self.database.rejoin()
 
-    def mend_database(self) -> None:
+    def _join(self) -> None:
         """Let the standbys have all that the primary writes."""
         for link in self.database.links.values():
             link.heal()
+
+    async def mend(self) -> None:
+        """Let all be as it was."""
+        self._join()
+        await self._role("LOGIN")  # that may be lost with the server that had it
+        self.site.heal()

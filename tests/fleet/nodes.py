@@ -201,10 +201,10 @@ class Node:
         return True
 
     def connect(self, database: str, user: str = ADMIN) -> psycopg.Connection[Any]:
-        """A connection whose statements commit at once."""
-        return psycopg.connect(
-            host="127.0.0.1", port=self.port, user=user, dbname=database, autocommit=True, connect_timeout=3
-        )
+        """A connection whose statements commit at once, and wait for no standby."""
+        where = {"host": "127.0.0.1", "port": self.port, "user": user, "dbname": database}
+        options = "-c synchronous_commit=local"
+        return psycopg.connect(**where, options=options, autocommit=True, connect_timeout=3)  # type: ignore[arg-type]
 
     def ask(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
         """The rows of a query."""
@@ -230,10 +230,9 @@ class Node:
         self._run(*_PUT_BACK)
 
     def _run(self, *statements: str) -> None:
-        """Run them in one transaction, which waits for no standby."""
+        """Run them in one transaction."""
         schema = self.schema()
         with self.connect(self.database) as connection, connection.transaction():
-            connection.execute("SET LOCAL synchronous_commit = local")
             for statement in statements if schema is not None else ():
                 connection.execute(statement.replace("@", f"{schema}"))  # type: ignore[arg-type]
 

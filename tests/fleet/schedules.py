@@ -288,8 +288,7 @@ class Schedule:
         self.background.clear()
 
     async def _mend(self) -> None:
-        self.nemeses.mend_database()
-        self.site.heal()
+        await self.nemeses.mend()
         self.mended = true_boottime()
         took = await self.site.signs_blocks(self.heals)
         if took is None:
