@@ -21,7 +21,7 @@ _Rows = Sequence[dict[str, Any]]
 
 def rows_of(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """Each schedule that was run."""
-    return [row for path in paths for row in json.loads(path.read_text())["each"]]
+    return [row for path in paths if path.stat().st_size for row in json.loads(path.read_text())["each"]]
 
 
 def line(name: str, rows: _Rows, refused: int | None = None) -> str:
