@@ -45,11 +45,12 @@ def write(manager: hsmcore.KeyManager, place: Path) -> None:
 def awake(place: Path, history: Path) -> None:
     """Have this process take up that memory, once it is there, instead of entering the fleet."""
     from hsmcore.fleet import membership
+    from hsmcore.fleet.machine import Machine
     from hsmcore.manager.policy import watermark
 
     watch_over, memory = membership.Membership.watch_over, dict[str, Any]()
 
-    async def enter(store: Any, _rules: Any, machine: Any, _where: str) -> None:
+    async def enter(store: Any, *rest: Any) -> None:
         await store.exchange([], lambda _: (None, []), turn=False)  # it is connected
         Writer(history).write(ASLEEP)
         end = time.monotonic() + _SECONDS
@@ -57,7 +58,8 @@ def awake(place: Path, history: Path) -> None:
             assert time.monotonic() < end, "there is no memory"
             await asyncio.sleep(0.002)
         memory.update(pickle.loads(place.read_bytes()))  # noqa: ASYNC240, S301  # of a process of this test
-        vars(machine).update(memory["machine"])
+        for machine in (one for one in rest if isinstance(one, Machine)):
+            vars(machine).update(memory["machine"])
         watermark.os = SimpleNamespace(getpid=lambda: memory["pid"])  # type: ignore[attr-defined]
 
     async def and_remember(self: Any, log: Any) -> None:
