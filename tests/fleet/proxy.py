@@ -65,6 +65,15 @@ class Proxy:
         direction for ever: TCP gives nobody what lies behind a gap."""
         self._loses |= {direction for direction, lost in ((True, requests), (False, replies)) if lost}
 
+    @property
+    def silent(self) -> bool:
+        """Whether bytes are lost now in both directions."""
+        return len(self._loses) == 2
+
+    @silent.setter
+    def silent(self, on: bool) -> None:
+        self._loses = {True, False} if on else set()
+
     def heal(self) -> None:
         """Let everything pass, at once and whole, but for connections of which something was lost."""
         self.delay, self.reply_limit = 0.0, None
