@@ -136,8 +136,6 @@ def plan(
 def plan_of_one(seed: int, seconds: float, what: str) -> Plan:
     """A schedule in which one thing goes wrong again and again, and nothing else."""
     weights, changes = ({}, {what: 1}) if what in CHANGES else ({what: 1}, {})
-    if what in (LATE, EMPTIED):
-        return plan(seed, seconds, {}, {}, late=float(what == LATE), emptied=float(what == EMPTIED))
     return plan(seed, seconds, weights, changes, late=0.0, emptied=0.0)
 
 
