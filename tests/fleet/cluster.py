@@ -23,6 +23,7 @@ from tests.support.chaos import send_signal
 NAMES = ("a", "b", "c")
 CANCEL = """SELECT pg_cancel_backend(pid) FROM pg_stat_activity
     WHERE wait_event = 'SyncRep' AND backend_type = 'client backend'"""
+_BINDS = "SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%INSERT INTO bound%'"
 _GOT = "SELECT (greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn)::bigint"
 _AT = "SELECT pg_current_wal_flush_lsn()::text"
 _STREAMS = """SELECT count(*) FROM pg_stat_replication
@@ -140,6 +141,22 @@ class Cluster:
             with suppress(psycopg.Error):
                 count += len(await self.ask(node, CANCEL))
         return count
+
+    async def hold_a_commit(self, tries: int = 10) -> None:
+        """Keep the primary's log from the synchronous standby, at a moment when a transaction that binds a new position
+        waits for it, if that comes: anything else of that host would stand before it."""
+        assert self.leader is not None
+        link = self.links[self.synchronous.name]
+        for _ in range(tries):
+            link.hold()
+            for _ in range(5):
+                with suppress(psycopg.Error):
+                    if await self.ask(self.leader, _BINDS):
+                        return
+                await asyncio.sleep(0.02)
+            link.heal()
+            await asyncio.sleep(0.05)
+        link.hold()
 
     async def synchronize_with(self, node: Node, names: str) -> None:
         """Set synchronous_standby_names of a primary that runs. Empty: it lets all commits go that wait."""

@@ -25,10 +25,11 @@ from tests.fleet.site import Signer, Site, floors_of, latest_epoch, looks
 from tests.support.postgres import USER
 
 from hsmcore.cli import fleet as cli_fleet
+from hsmcore.fleet.machine import Machine
 
 DOINGS = {"kill": 3, "stop": 3, "part": 3, "silent": 3, "slow": 1, "cut": 2, "reply": 2, "clock": 2, "cancel": 3,
           "bounce": 1, "restart": 2, "standby": 2, "lock": 2, "floor": 2, "exhaust": 1, "login": 1,
-          "claim": 2, "clone": 0}  # fmt: skip
+          "claim": 2, "clone": 1}  # fmt: skip
 """What goes wrong, with weights."""
 CHANGES = {"": 3, "fail_over": 3, "split": 3, "lose": 3, "switch_over": 3, "rows_back": 2}
 """Of the database: one a schedule."""
@@ -121,6 +122,8 @@ class Nemeses:
 
     async def _clone(self, host: Signer, dice: random.Random) -> None:
         """A host goes on twice for a while, each with its own way to the database; then the second one is gone."""
+        if not hasattr(Machine, "is_copied"):
+            return  # both would go on for ever
         host.memory.unlink(missing_ok=True)
         twin = await self.site.clone(host)
         for path in host.folder.glob(f"{host.log.name}*"):
@@ -289,7 +292,7 @@ class Nemeses:
         leader = self.database.leader
         if leader is None:
             return
-        self.database.links[self.database.synchronous.name].hold()
+        await self.database.hold_a_commit()
         await asyncio.sleep(dice.uniform(0.2, 1.0))
         await self.database.synchronize_with(leader, "")
         if dice.random() < 0.5:

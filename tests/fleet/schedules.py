@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psycopg
 from tests.chaos.schedules import LIES, LOSSES
@@ -41,6 +41,8 @@ from tests.support.run_folder import fast_folder
 from tests.support.seeds import added, parse, run_seeds
 from tests.support.zygote import server
 
+from hsmcore.config.fleet import Fleet
+
 CHUNK = 8
 """Schedules that one process takes at a time."""
 SECONDS = 8.0
@@ -54,6 +56,9 @@ DONE = 600.0
 TTLS = {0.0: 1.2, 0.002: 1.2, 0.02: 1.2, 0.06: 2.0, 0.1: 2.0}
 """Lives of leases, in seconds, by the round trip to the database."""
 
+MODES = Fleet.model_fields["unordered"].annotation
+UNORDERED = ("lease", "lease", "strict", "any" if "any" in get_args(MODES) else "lease")
+"""What a schedule may have as `fleet.unordered`."""
 NEMESES = sorted({*DOINGS, *CHANGES, LATE, EMPTIED} - {""})
 
 _STANDBYS = "SELECT application_name, state, sync_state FROM pg_stat_replication"
@@ -76,7 +81,7 @@ class Plan:
     """What a seed stands for. `round_trip`: to the database, in seconds."""
 
     seed: int
-    strict: bool
+    unordered: str
     pooled: bool
     faults: bool
     rate: float
@@ -123,7 +128,7 @@ def plan(
         doings.append(Doing(beside.uniform(0.5, seconds - 2.0), EMPTIED, None, beside.randrange(1 << 30)))
     return Plan(
         seed=seed,
-        strict=dice.random() < 0.3,
+        unordered=dice.choice(UNORDERED),
         pooled=dice.random() < 0.25,
         faults=dice.random() < 0.5,
         rate=dice.choice([1.0, 1.0, 1.0, 1.5, 0.67]),
@@ -135,7 +140,7 @@ def plan(
 
 def plan_of_one(seed: int, seconds: float, what: str) -> Plan:
     """A schedule in which one thing goes wrong again and again, and nothing else."""
-    weights, changes = ({}, {what: 1}) if what in CHANGES else ({what: 1}, {})
+    weights, changes = ({}, {what: 1}) if what in (*CHANGES, EMPTIED) else ({what: 1}, {})
     return plan(seed, seconds, weights, changes, late=0.0, emptied=0.0)
 
 
@@ -176,7 +181,7 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """For the process that adds them up."""
         asked = self.plan
-        row = {"seed": asked.seed, "round trip": asked.round_trip, "strict": asked.strict, "pooled": asked.pooled}
+        row = {"seed": asked.seed, "round trip": asked.round_trip, "unordered": asked.unordered, "pooled": asked.pooled}
         row |= {"healed": round(self.healed, 2), "faults": self.faults, "doings": self.doings, "stalls": self.stalls}
         row |= {
             "released": self.answers["released"],
@@ -220,7 +225,7 @@ class Schedule:
     ) -> None:
         self.plan, self.verdict, self.heals = plan_, Verdict(plan_), heals
         self.database: Cluster = database
-        fleet = {"ttlMs": int(plan_.ttl * 1e3), "unordered": "strict" if plan_.strict else "lease"}
+        fleet = {"ttlMs": int(plan_.ttl * 1e3), "unordered": plan_.unordered}
         ways = {"pooled": plan_.pooled, "round_trip": plan_.round_trip, "name": name}
         self.site = Site(database, folder, fleet, **ways, broken=broken, seed=plan_.seed)
         self.nemeses = self.Nemeses(self.site, plan_.ttl)

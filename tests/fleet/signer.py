@@ -54,6 +54,9 @@ class Signer:
         self.host, self.config = spec["host"], spec["config"]
         self.history = Writer(Path(spec["history"]))
         self.memory = Path(spec["memory"])
+        fleet = spec["config"]["sequencer"]["keyManager"]["fleet"]
+        self.anywhere = fleet["unordered"] == "any"
+        """Whether what has no position is signed without an epoch."""
         self.dice = random.Random(f"{spec['seed']} {self.host} {time.time_ns()}")
         self.chain = Chain(Path(spec["history"]).parent.parent, Path(spec["history"]), self.dice)
         self.over = asyncio.Event()
@@ -217,10 +220,11 @@ class Signer:
     async def _sign(self, manager: hsmcore.KeyManager, payload: bytes, position: int | None) -> None:
         self.asked += 1
         timeout = self.dice.choice(TIMEOUTS)
+        free = self.anywhere and position is None
         begun, stalled, held = true_boottime(), self.stalled, _epoch_of(manager)
         try:
             signature = await manager.sign(payload, timeout)
-            epoch = _epoch_of(manager) or held
+            epoch = 0 if free else _epoch_of(manager) or held
         except HsmError as error:
             said = {"status": error.status, "why": str(error)[:200]}
             self.history.write("answer", position=position, asked=begun, until=begun + int(timeout * 1e9), **said)

@@ -52,8 +52,9 @@ def table(rows: _Rows) -> str:
     lines += [line("**all**", rows), "", heads[0].format("round trip"), heads[1]]
     for trip in sorted({row["round trip"] for row in rows}):
         lines.append(line(f"{trip * 1e3:.0f} ms", [row for row in rows if row["round trip"] == trip]))
-    for name in ("strict", "pooled"):
-        lines.append(line(name, [row for row in rows if row[name]]))
+    for mode in sorted({row["unordered"] for row in rows}):
+        lines.append(line(mode, [row for row in rows if row["unordered"] == mode]))
+    lines.append(line("PgBouncer", [row for row in rows if row["pooled"]]))
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ HEALS = 25
 LOST = {"two digests", "not bound"}
 SEEN = {
     "forgetful": ("rows_back", "0-1", LOST),
-    "let_go": ("emptied", "0-5", LOST),
+    "let_go": ("emptied", "1,3,10-11,13-14", LOST),
     "not_synchronous": ("fail_over", "0-5", LOST),
     "reclaimed_by_age": ("kill", "0-3", LOST),
     "unfenced": ("claim", "0-3", {"two holders", "epoch went back"}),
