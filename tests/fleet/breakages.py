@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from sqlalchemy import delete
+from sqlalchemy import bindparam, delete, update
 
 BREAKAGES: Final[dict[str, Callable[[], None]]] = {}
 AGE_NS: Final = 150_000_000
@@ -84,6 +84,23 @@ def forgetful() -> None:
     from hsmcore.fleet.membership import Membership
 
     Membership.require_kept = lambda self, *_: None  # type: ignore[method-assign]
+
+
+@_breakage
+def uncounted() -> None:
+    """A renewal is written however often the lease was renewed, so a copy of the process renews it too."""
+    from hsmcore.fleet import rows
+    from hsmcore.fleet.machine import Machine
+
+    rows._RENEW = (
+        update(rows.FLEET)
+        .where(rows._MINE)
+        .values(  # type: ignore[misc]
+            renewals=rows.FLEET.c.renewals + 1, mark=bindparam("by")
+        )
+        .returning(rows.FLEET.c.epoch)
+    )
+    Machine.is_copied = lambda self, row: False  # type: ignore[method-assign]
 
 
 @_breakage

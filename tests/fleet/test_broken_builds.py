@@ -13,6 +13,8 @@ from tests.fleet.nodes import needs_postgres
 from tests.support.chaos import needs_chaos
 from tests.support.paths import ROOT
 
+from hsmcore.fleet.machine import Machine
+
 pytestmark = [
     pytest.mark.chaos,
     pytest.mark.deep,
@@ -29,6 +31,7 @@ SEEN = {
     "let_go": ("emptied", "1,3,10-11,13-14", LOST),
     "not_synchronous": ("fail_over", "0-5", LOST),
     "reclaimed_by_age": ("kill", "0-3", LOST),
+    "uncounted": ("clone", "0-1", {"two copies"}),
     "unfenced": ("claim", "0-3", {"two holders", "epoch went back"}),
     "unshared": ("late", "0-3", {"epoch went back"}),
     "unwitnessed": ("lose", "0-5", LOST),
@@ -45,6 +48,8 @@ def test_each_breakage_is_played():
 @pytest.mark.parametrize("breakage", SEEN)
 def test_it_is_caught(breakage):
     only, seeds, faults = SEEN[breakage]
+    if only == "clone" and not hasattr(Machine, "is_copied"):
+        pytest.skip("renewals are not compared yet")
     command = [sys.executable, "-m", "tests.fleet.schedules", "--seeds", seeds, "--jobs", "1", "--only", only]
     command += ["--broken", breakage, "--heals", f"{HEALS}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1700)
