@@ -37,7 +37,7 @@ run: .venv/.built ## Install what is missing, then run the demonstration
 	$(BIN)/hsmcore demo $(ARGS)
 	@echo "The program is $(BIN)/hsmcore: next, $(BIN)/hsmcore init and $(BIN)/hsmcore --help"
 
-run-fleet: .venv/.setup-test .venv/.built ## Two sequencers on a private PostgreSQL; the one that signs is stopped and killed in turn
+run-fleet: .venv/.setup-fleet .venv/.built ## Two sequencers on a private PostgreSQL; the one that signs is stopped and killed in turn
 	$(BIN)/hsmcore demo --fleet $(ARGS)
 
 test: lint sanitize-test native-libraries .venv/.built ## Install what is missing, lint, then run every test: the native ones under sanitizers, and Python's
@@ -216,7 +216,7 @@ setup-deep:
 	@scripts/setup deep
 
 # The script looks every time and touches its stamp only if it changed something, so FORCE rebuilds nothing by itself.
-.venv/.setup-run .venv/.setup-test: FORCE
+.venv/.setup-run .venv/.setup-fleet .venv/.setup-test: FORCE
 	@scripts/setup $(@:.venv/.setup-%=%)
 
 .venv/.built: .venv/.setup-run $(SOURCES)

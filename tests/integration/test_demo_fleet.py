@@ -24,6 +24,7 @@ from solders.pubkey import Pubkey
 from hsmcore_bench.demo.fleet import DEEDS, Chain
 from hsmcore_bench.demo.fleet_member import TRANSFERS, block_of, transfer_of
 from hsmcore_bench.demo.ledger import Ledger
+from hsmcore_bench.demo.report import fleet_text
 
 pytestmark = pytest.mark.integration
 PROGRAM = [sys.executable, "-c", "from hsmcore.cli import main; main()"]
@@ -40,10 +41,21 @@ def test_the_holder_is_stopped_and_killed_and_nothing_comes_twice():
     assert played["ok"]
     assert (played["positionsWithTwoBlocks"], played["transactionsExecutedTwice"]) == (0, 0)
     assert (played["transactionsMissing"], played["badSignatures"], played["booksBalance"]) == (0, 0, True)
-    assert len(played["takeovers"]) == len(DEEDS)
+    assert len(played["takeovers"]) == len(played["takeoversOpening"]) == len(DEEDS)
+    assert all(0 <= part < whole for whole, part in zip(played["takeovers"], played["takeoversOpening"], strict=True))
+    late = [event["seconds"] for event in played["events"] if event["event"] == "was opening"]
+    assert late == [part for part in played["takeoversOpening"] if part]
     assert min(played["blocksByHost"].values()) >= 10
     epochs = [event["epoch"] for event in played["events"] if event["event"] == "signs"]
     assert epochs == sorted(set(epochs))
+
+
+def test_a_takeover_that_waited_for_a_host_to_open_says_so():
+    counts = {"blocks": 1, "positionsWithTwoBlocks": 0, "transactionsExecuted": 1, "transactionsMissing": 0}
+    more = {"transactionsExecutedTwice": 0, "ttlMs": 1000, "blocksRefusedToFormerHolder": 0, "booksBalance": True}
+    took = {"takeovers": [1.2, 2.8], "takeoversOpening": [0.0, 1.75]}
+    text = fleet_text({**counts, **more, **took, "blocksByHost": {"north": 1}, "transactionsRefusedByLedger": {}})
+    assert "1.20 s, 2.80 s (1.75 s to open), with leases of 1.0 s" in text
 
 
 def test_a_missing_postgresql_says_what_to_install(monkeypatch):

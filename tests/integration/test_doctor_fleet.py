@@ -77,6 +77,22 @@ def test_all_is_well(site):
     assert found["fleet-hosts"][0].data["hosts"] == ["signer-1"]
 
 
+def test_where_each_host_signs_no_clock_is_compared(site):
+    site.write("any.json", site.fleet(unordered="any"))
+    row(site)
+    hosts(site, "signer-1")
+    assert outcomes(site, "any.json") == {"fleet-behind": ["ok"], "fleet-hosts": ["ok"]}
+
+
+def test_a_preferred_host_that_the_fleet_does_not_have_is_named(site):
+    site.write("prefer.json", site.fleet(prefer=["signer-2", "singer-3", "signer-1"]))
+    row(site)
+    hosts(site, "signer-1", "signer-2")
+    found = steps(site, "prefer.json")["fleet-hosts"]
+    [named] = [step for step in found if "fleet.prefer" in step.found]
+    assert (named.outcome, "names singer-3, and" in named.found) == ("warn", True)
+
+
 def test_a_database_that_does_not_answer_is_a_fault(site):
     site.write("gone.json", site.fleet(store={"url": "postgresql://u:the-password@127.0.0.1:1/gone"}))
     [step] = steps(site, "gone.json")["fleet-behind"]

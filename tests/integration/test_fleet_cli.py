@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 
 import pytest
 from tests.support.commands import commands
@@ -121,6 +122,7 @@ def test_status_shows_holder_hosts_positions_and_incident(command, site):
     code, found, _ = command("status")
     assert code == 0
     assert (found["epoch"], found["holder"], found["renewed"], found["renewals"]) == (3, "signer-2:7:ab", False, 9)
+    assert found["unordered"] == "lease"
     assert [host["name"] for host in found["hosts"]] == ["signer-1", "signer-2"]
     assert [(each["domain"], each["floor"], each["highest"]) for each in found["domains"]] == [(BLOCKS, -1, 7)]
     site.execute("UPDATE fleet SET incident = 1")
@@ -130,6 +132,7 @@ def test_status_shows_holder_hosts_positions_and_incident(command, site):
     code, text, _ = command("status", plain=True)
     assert (code, "incident 1 is open: waiting for signer-1, signer-2" in text) == (0, True)
     assert "\x1b" not in text
+    assert re.search(r"^unordered payloads +lease$", text, re.MULTILINE)
     site.execute("UPDATE fleet SET epoch = -4")
     assert command("status")[0] == 1
 

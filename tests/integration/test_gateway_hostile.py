@@ -5,7 +5,9 @@ import asyncio
 import os
 import resource
 import socket
-from contextlib import AsyncExitStack
+import subprocess
+import sys
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 from tests.support.chaos import Chaos, needs_chaos, wrap
@@ -13,7 +15,8 @@ from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.wire_site import ME, bad_frames, refusals, sign, site
 
-from hsmcore.gateway import connection, server
+from hsmcore.errors import PolicyRefused
+from hsmcore.gateway import Client, connection, server
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type, frame
 
@@ -46,6 +49,31 @@ async def test_a_group_is_a_client_too_and_a_user_goes_before_its_group(world, t
         assert peer.welcome.client == "group"
     async with site(world.config(), tmp_path, {**clients, **ME}) as gateway, gateway.peer() as peer:
         assert peer.welcome.client == "app"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives a process other groups")
+@one_loop
+async def test_a_supplementary_group_is_a_client_too(world, tmp_path):
+    gid = 54_321
+    clients = {"group": {"gid": [gid], "keys": ["default"]}}
+    asks = [sys.executable, "-c", "from tests.integration.test_gateway_hostile import says; says()", str(tmp_path)]
+    async with site(world.config(), tmp_path, clients):
+        for groups, said in (([gid], "group"), ([gid + 1, gid], "group"), ([gid + 1], ""), (range(gid, gid + 300), "")):
+            done = await asyncio.to_thread(
+                subprocess.run, asks, extra_groups=list(groups), check=True, capture_output=True, text=True
+            )
+            assert done.stdout.strip() == said
+
+
+def says():
+    """Write as which client this process is known."""
+
+    async def run():
+        async with Client(f"unix:{sys.argv[1]}/sign.sock") as client:
+            return client.describe()["client"]
+
+    with suppress(PolicyRefused):
+        sys.stdout.write(asyncio.run(run()))
 
 
 @needs_chaos
@@ -110,6 +138,27 @@ async def test_a_stranger_has_no_more_memory_than_hello_needs(world, tmp_path):
     async with site(world.config(), tmp_path) as gateway, gateway.connection() as peer:
         head = (1 << 20).to_bytes(4, "little") + bytes([Type.SIGN])
         assert (await peer.refused(head)).status == "BAD_ARGUMENT"
+
+
+@one_loop
+async def test_a_frame_that_comes_slowly_is_waited_for_and_one_that_trickles_is_not(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(server, "TICK_SECONDS", 3600.0)
+    batch = wire.sign_many(1, wire.SignMany("", 0, 0, [b"%1000d" % at for at in range(20)]))
+    async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer:
+        [link] = gateway.server.connections
+
+        async def looked(part):
+            before = gateway.server.bytes_in
+            peer.send(part)
+            await until(lambda: gateway.server.bytes_in == before + len(part))
+            return link.stalls()
+
+        least = connection.LEAST_BYTES
+        link.stalls()
+        assert [await looked(batch[at * least : (at + 1) * least]) for at in range(12)] == [0] * 12
+        trickle = batch[12 * least :]
+        assert [await looked(trickle[at : at + 1]) for at in range(12)] == list(range(1, 13))
+        assert await looked(trickle[12:]) == 0
 
 
 @one_loop

@@ -8,6 +8,7 @@ import json
 import re
 from types import SimpleNamespace
 
+import openapi_spec_validator
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -20,6 +21,7 @@ from tests.support.loops import one_loop
 from tests.support.managers import becomes
 from tests.support.vault_site import TOKEN, b64, called, site
 
+import hsmcore
 from hsmcore.errors import HsmError
 from hsmcore.gateway.admission import Admission
 from hsmcore.gateway.operations import SIGN_MANY, ask
@@ -113,6 +115,53 @@ async def test_a_batch_answers_each_item(world, tmp_path):
         assert "501 bytes; 500 may be" in results[5]["error"]
         wrong = await vault.data("POST", SIGN, {"batch_input": [{"reference": "a"}]})
         assert wrong == {"batch_results": [{"error": "missing input", "key_version": 0, "reference": "a"}]}
+
+
+@one_loop
+async def test_an_item_that_is_at_fault_spoils_no_other(world, tmp_path):
+    faulty = [
+        (7, "object"), ("YQ==", "object"), (None, "object"), ({"input": b64(M), "context": b64(M)}, "context"),
+        ({"input": b64(M), "hmac": "a"}, "hmac"), ({"input": b64(M), "reference": 1}, "reference"),
+        ({"input": b64(M), "kind": []}, "kind"), ({"input": b64(M), "position": {}}, "position"),
+    ]  # fmt: skip
+    async with site(world.config(), tmp_path) as vault:
+        items = [item for item, _ in faulty] + [{"input": b64(M)}]
+        *bad, good = (await vault.data("POST", SIGN, {"batch_input": items}))["batch_results"]
+        assert good == {"signature": f"vault:v1:{b64(await vault.manager.sign(M))}", "key_version": 1, "reference": ""}
+        for answer, (_, why) in zip(bad, faulty, strict=True):
+            assert (answer["key_version"], answer["reference"]) == (0, "")
+            assert why in answer["error"]
+        items[-1] = {"input": b64(M), "signature": good["signature"]}
+        *bad, good = (await vault.data("POST", VERIFY, {"batch_input": items}))["batch_results"]
+        assert good == {"valid": True, "reference": ""}
+        assert all(answer["valid"] is False and answer["error"] for answer in bad)
+
+
+@one_loop
+async def test_kind_and_position_are_bound_as_they_are_claimed(world, tmp_path):
+    policy = {"kinds": ["block", "raw"], "domain": "rollup"}
+    config = world.config(policy=policy, stateFile=str(tmp_path / "s.db"), auditLogFile=str(tmp_path / "audit.log"))
+    blocks = [hsmcore.payload("block", "rollup", at, hashlib.sha256(b"%d" % at).digest()) for at in range(4)]
+    async with site(config, tmp_path) as vault:
+        await vault.data("POST", SIGN, {"input": b64(blocks[1]), "kind": "block", "position": 1})
+        other = hsmcore.payload("block", "rollup", 1, hashlib.sha256(b"other").digest())
+        await vault.refused(400, "POST", SIGN, {"input": b64(other), "kind": "block", "position": 1})
+        await vault.refused(403, "POST", SIGN, {"input": b64(blocks[2]), "position": 3})
+        items = [
+            {"input": b64(blocks[2]), "position": 2, "reference": "two"},
+            {"input": b64(blocks[3]), "position": 2, "reference": "claims another"},
+            {"input": b64(M), "reference": "plain"},
+            {"input": b64(M), "kind": "block", "reference": "no block"},
+        ]
+        two, three, plain, none = (await vault.data("POST", SIGN, {"batch_input": items}))["batch_results"]
+        assert [one["reference"] for one in (two, three, plain, none)] == [one["reference"] for one in items]
+        for answer, message in ((two, blocks[2]), (plain, M)):
+            VerifyKey(vault.manager.public_key).verify(message, base64.b64decode(parts(answer["signature"])[1]))
+        assert "error" in three
+        assert "error" in none
+        found = [record async for record in vault.manager.audit.query(match={"operation": "sign", "kind": "block"})]
+        signed = sorted(record["position"] for record in found if record["result"] == "ok")
+        assert signed == [1, 2]
 
 
 @one_loop
@@ -253,6 +302,19 @@ async def test_a_client_can_ask_about_itself_and_the_gateway(world, tmp_path):
         itself = await vault.asked("GET", "/v1/auth/token/lookup-self")
         assert itself.json()["data"]["display_name"] == "app"
         assert TOKEN.encode() not in itself.body
+        renewed = (await vault.asked("POST", "/v1/auth/token/renew-self")).json()
+        assert (renewed["data"], renewed["auth"]["renewable"], renewed["auth"]["policies"]) == (None, False, ["app"])
+        assert "SIGHUP" in await vault.refused(400, "POST", "/v1/auth/token/revoke-self")
+        paths = ["transit/sign/default", "transit/sign/other", "/transit/keys/default", "transit/keys", "sys/health"]
+        may = await vault.data("POST", "/v1/sys/capabilities-self", {"paths": paths})
+        assert [may[path] for path in paths] == [["update"], ["deny"], ["read"], ["list"], ["deny"]]
+        assert may["capabilities"] == ["update"]
+        assert "paths" in await vault.refused(400, "POST", "/v1/sys/capabilities-self", {"paths": [1]})
+        assert (await vault.asked("GET", "/v1/sys/init", token=None)).json() == {"initialized": True}
+        leader = (await vault.asked("GET", "/v1/sys/leader", token=None)).json()
+        assert (leader["ha_enabled"], leader["is_self"]) == (False, False)
+        seal = (await vault.asked("GET", "/v1/sys/seal-status", token=None)).json()
+        assert (seal["initialized"], seal["sealed"], seal["type"]) == (True, False, "pkcs11")
         health = await vault.asked("GET", "/v1/sys/health", token=None)
         assert health.status == 200
         said = health.json()
@@ -267,22 +329,49 @@ async def test_a_client_can_ask_about_itself_and_the_gateway(world, tmp_path):
         await vault.manager.close()
         sealed = await vault.asked("GET", "/v1/sys/health", token=None)
         assert (sealed.status, sealed.json()["sealed"]) == (503, True)
+        sealed = await vault.asked("GET", "/v1/sys/seal-status", token=None)
+        assert (sealed.status, sealed.json()["sealed"]) == (200, True)
         assert (await vault.asked("GET", "/v1/sys/health?sealedcode=200", token=None)).status == 200
         assert (await vault.asked("GET", "/v1/sys/health?sealedcode=9999", token=None)).status == 503
         assert await vault.refused(503, "POST", SIGN, {"input": b64(M)})
 
 
-@pytest.mark.parametrize(("state", "status"), [("holder", 200), ("follower", 429), ("doubtful", 429)])
+@pytest.mark.parametrize(
+    ("unordered", "state", "status"),
+    [("lease", "holder", 200), ("lease", "follower", 429), ("strict", "doubtful", 429), ("any", "follower", 200)],
+)
 @one_loop
-async def test_a_host_that_does_not_hold_the_epoch_is_on_standby(world, tmp_path, monkeypatch, state, status):
+async def test_a_host_that_does_not_hold_the_epoch_is_on_standby(
+    world, tmp_path, monkeypatch, unordered, state, status
+):
     async with site(world.config(), tmp_path) as vault:
         with monkeypatch.context() as patched:
-            patched.setattr(vault.manager, "fleet", SimpleNamespace(state=state))
+            patched.setattr(vault.manager, "fleet", SimpleNamespace(state=state, unordered=unordered))
             health = await vault.asked("GET", "/v1/sys/health", token=None)
-            assert (health.status, health.json()["standby"]) == (status, state != "holder")
+            assert (health.status, health.json()["standby"]) == (status, status == 429)
+            leader = (await vault.asked("GET", "/v1/sys/leader", token=None)).json()
+            assert (leader["ha_enabled"], leader["is_self"]) == (True, state == "holder")
             assert (await vault.asked("GET", "/v1/sys/health?standbyok=true", token=None)).status == 200
-            wanted = 200 if state == "holder" else 299
+            wanted = 200 if status == 200 else 299
             assert (await vault.asked("GET", "/v1/sys/health?standbycode=299", token=None)).status == wanted
+
+
+@one_loop
+async def test_the_api_describes_itself(world, tmp_path):
+    async with site(world.config(), tmp_path) as vault:
+        assert (await vault.asked("GET", "/v1/sys/internal/specs/openapi", token=None)).status == 403
+        made = (await vault.asked("GET", "/v1/sys/internal/specs/openapi")).json()
+        openapi_spec_validator.validate(made)
+        assert made["paths"]["/v1/sys/health"]["get"]["security"] == []
+        fields = {
+            each: set(made["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"])
+            for each, path in (("sign", "/v1/transit/sign/{name}"), ("verify", "/v1/transit/verify/{name}"))
+        }
+        assert fields["sign"] ^ fields["verify"] == {"signature", "key_version", "kind", "position"}
+        for method, path in (("GET", "/v1/sys/init"), ("GET", KEY), ("GET", "/v1/sys/leader")):
+            known = path.replace("default", "{name}")
+            assert method.lower() in made["paths"][known]
+            assert (await vault.asked(method, path)).status == 200
 
 
 @one_loop

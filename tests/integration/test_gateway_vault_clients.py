@@ -146,6 +146,11 @@ def use_hvac(url: str, authority: str) -> None:
         assert vault.is_authenticated()
         assert vault.sys.read_health_status().status_code == 200
         assert vault.sys.read_health_status(method="GET")["sealed"] is False
+        assert vault.sys.is_initialized()
+        assert not vault.sys.is_sealed()
+        assert vault.sys.read_leader_status()["ha_enabled"] is False
+        assert vault.auth.token.renew_self()["auth"]["renewable"] is False
+        assert vault.sys.get_capabilities(["transit/sign/default"])["data"]["capabilities"] == ["update"]
         transit = vault.secrets.transit
         assert transit.list_keys()["data"]["keys"] == ["default"]
         described = transit.read_key("default")["data"]

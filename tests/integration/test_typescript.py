@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+import tarfile
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -112,10 +113,25 @@ export const retryable = (error: HsmError): boolean => error.retryable;
 @needs_node
 @pytest.mark.parametrize("kind", ["module", "commonjs"])
 def test_a_project_with_what_the_readme_installs_compiles_strictly(built, tmp_path, kind):
-    """As `npm install` leaves it: a copy of the package, beside those that its README names."""
+    """As `npm install` leaves it: what `npm pack` packs, beside the packages that its README names."""
     modules, ours = tmp_path / "node_modules", PACKAGE / "node_modules"
-    shutil.copytree(PACKAGE / "dist", modules / "hsmcore-client" / "dist")
-    shutil.copy(PACKAGE / "package.json", modules / "hsmcore-client")
+    pack = [
+        "npm",
+        "pack",
+        "--json",
+        "--offline",
+        "--pack-destination",
+        str(tmp_path),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
+    packed = json.loads(subprocess.run(pack, cwd=PACKAGE, check=True, capture_output=True).stdout)
+    [made] = packed if isinstance(packed, list) else packed.values()
+    assert {"LICENSE", "README.md"} <= {one["path"] for one in made["files"]}
+    with tarfile.open(tmp_path / made["filename"]) as archive:
+        archive.extractall(tmp_path, filter="data")
+    modules.mkdir()
+    (tmp_path / "package").rename(modules / "hsmcore-client")
     [line] = re.findall("`npm install (@.*)`", (PACKAGE / "README.md").read_text())
     for name in (*line.split(), "@types/node"):
         (modules / name).parent.mkdir(exist_ok=True)

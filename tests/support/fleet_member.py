@@ -6,6 +6,7 @@ python -m tests.support.fleet_member CONFIG.json
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ from tests.support.paths import ROOT
 from tests.support.zygote import Forked
 
 import hsmcore
-from hsmcore.errors import HsmError
+from hsmcore.errors import HsmError, NotHolder
 
 
 class FleetMember:
@@ -142,6 +143,8 @@ async def _do(manager: hsmcore.KeyManager, do: str, **arguments: Any) -> dict[st
     if do == "batch":
         signed = await asyncio.gather(*(manager.sign_batched(one.encode()) for one in arguments["messages"]))
         return {"proofs": [one.proof.decode() for one in signed], "numbers": [one.index for one in signed]}
+    if do == "load":
+        return {"rate": await _load(manager, **arguments)}
     if do in ("claim", "release"):
         await getattr(fleet, do)(**arguments)
     elif do == "caught_up":
@@ -149,6 +152,23 @@ async def _do(manager: hsmcore.KeyManager, do: str, **arguments: Any) -> dict[st
     elif do == "records":
         return {"records": [record async for record in manager.audit.query(match=arguments)]}
     return fleet.describe()
+
+
+async def _load(manager: hsmcore.KeyManager, seconds: float, callers: int, stream: int) -> float:
+    """Have messages that are in no other stream signed for so long. Returns how many were, a second."""
+    begun, numbers, done = time.monotonic(), itertools.count(), 0
+
+    async def caller() -> None:
+        nonlocal done
+        while time.monotonic() < begun + seconds:
+            try:
+                await manager.sign(b"hsmcore %08d %032d" % (stream, next(numbers)))
+                done += 1
+            except NotHolder:
+                await asyncio.sleep(0.05)
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return done / (time.monotonic() - begun)
 
 
 def _say(**answer: Any) -> None:

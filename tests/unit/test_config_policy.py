@@ -149,3 +149,25 @@ def test_doctor_warns_of_raw_bytes_only_where_they_are_signed(tmp_path, kinds, l
     [step] = check_policy(hsmcore.load({"keyManager": manager | {"stateFile": str(tmp_path / "s.db")}}))
     assert step.outcome == level
     assert says in f"{step.found} {step.hint}"
+
+
+@pytest.mark.parametrize(
+    ("rules", "says"),
+    [
+        ({}, "no policy"),
+        (
+            {"policy": {"kinds": ["tx-v0"], "transactions": {"programs": {"System": ["Transfer"]}, "owned": {}}}},
+            "policy.transactions.owned, which each host counts alone",
+        ),
+    ],
+)
+def test_what_rests_on_one_host_is_refused_where_each_host_signs(rules, says):
+    store = {"store": {"url": "postgresql:///x"}, "name": "f"}
+    softhsm = {"tokenLabel": "t", "keyLabel": "k", "pin": {"env": "P"}}
+    whole = {"keyManager": {"type": "softhsm", "config": softhsm, "fleet": store, **rules}}
+    hsmcore.load(whole)
+    whole["keyManager"]["fleet"] = {**store, "unordered": "any"}
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        hsmcore.load(whole)
+    assert caught.value.path == "$.keyManager"
+    assert "fleet.unordered" in str(caught.value)

@@ -44,6 +44,11 @@ def test_clients_are_found_by_what_they_show():
     assert found.by_peer(5, 1).name == found.by_peer(6, 7).name == "user"
     assert found.by_peer(1, 7).name == "group"
     assert found.by_peer(0, 0) is None
+    assert found.by_peer(1, 2, (3, 7)).name == "group"
+    assert found.by_peer(5, 1, (7,)).name == "user"
+    two = Directory({"one": rules(gid=[7, 9]), "two": rules(gid=[8])})
+    assert (two.by_peer(1, 7, (7, 8)).name, two.by_peer(1, 2, (7, 9)).name) == ("one", "one")
+    assert two.by_peer(1, 2, (7, 8)) is None
     assert found.by_names(["dns:z", "dns:a.example", "spiffe://d/x"]).name == "named"
     assert found.by_names(["dns:a.example", "dns:b.example"]) is None
     assert found.by_names([]) is None

@@ -24,8 +24,8 @@ def clock(monkeypatch):
     return now
 
 
-def made(folder, **given):
-    return Tls(GatewayTls.model_validate(self_signed(folder) | given), required=True)
+def made(folder, *, wire=True):
+    return Tls(GatewayTls.model_validate(self_signed(folder)), wire=wire)
 
 
 def handshake(server, client, session=None):
@@ -52,7 +52,7 @@ def handshake(server, client, session=None):
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_no_client_takes_up_a_session_again(tmp_path, version):
-    server = made(tmp_path)
+    server = made(tmp_path, wire=False)
     client = ssl.create_default_context(cafile=tmp_path / "cert.pem")
     client.minimum_version = client.maximum_version = version
     _, session = handshake(server.context, client)
@@ -84,15 +84,35 @@ def test_a_start_with_files_that_cannot_be_used_is_refused(tmp_path):
     files = self_signed(tmp_path)
     os.truncate(files["keyFile"], 10)
     with pytest.raises(ConfigurationError, match="cannot be used"):
-        Tls(GatewayTls.model_validate(files), required=True)
+        Tls(GatewayTls.model_validate(files), wire=True)
 
 
-@pytest.mark.parametrize(("required", "mode"), [(True, ssl.CERT_REQUIRED), (False, ssl.CERT_OPTIONAL)])
-def test_a_client_s_certificate_is_asked_for_where_an_authority_is_named(tmp_path, required, mode):
+@pytest.mark.parametrize(
+    ("wire", "mode", "least", "protocol"),
+    [
+        (True, ssl.CERT_REQUIRED, ssl.TLSVersion.TLSv1_3, "hsmcore-wire/1"),
+        (False, ssl.CERT_OPTIONAL, ssl.TLSVersion.TLSv1_2, "http/1.1"),
+    ],
+)
+def test_wire_and_http_have_their_own_versions_protocols_and_certificates(tmp_path, wire, mode, least, protocol):
     files = self_signed(tmp_path)
-    assert Tls(GatewayTls.model_validate(files), required=required).context.verify_mode == ssl.CERT_NONE
+    assert Tls(GatewayTls.model_validate(files), wire=wire).context.verify_mode == ssl.CERT_NONE
     files["clientCaFile"] = files["certificateFile"]
-    context = Tls(GatewayTls.model_validate(files), required=required, alpn=["h2"]).context
+    context = Tls(GatewayTls.model_validate(files), wire=wire).context
     assert context.verify_mode == mode
-    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+    assert context.minimum_version == least
     assert context.cert_store_stats()["x509"] == 1
+    server = made(tmp_path, wire=wire)
+    for offered, selected in (([protocol], protocol), (["h2", protocol], protocol), (["h2"], None), ([], None)):
+        client = ssl.create_default_context(cafile=tmp_path / "cert.pem")
+        if offered:
+            client.set_alpn_protocols(offered)
+        there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+        ends = [
+            client.wrap_bio(back, there, server_hostname="127.0.0.1"),
+            server.context.wrap_bio(there, back, server_side=True),
+        ]
+        for end in (*ends, *ends):
+            with suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+        assert [end.selected_alpn_protocol() for end in ends] == [selected] * 2

@@ -37,3 +37,24 @@ def test_a_policy_of_the_machine_stays(tmp_path):
 
 def test_packages_are_installed_so():
     assert re.search(r"without_servers /usr/sbin/policy-rc\.d .*apt.* install ", SETUP)
+
+
+def wanted(mode):
+    """The system packages of a mode, and what is there afterwards."""
+    shell = SETUP[: SETUP.index("\nesac\n")] + '\nesac\necho "${packages[@]}"; echo "$extra"; echo "${stamps[@]}"'
+    done = subprocess.run(
+        ["bash", "-c", shell, "setup", mode], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+    )
+    packages, extra, stamps = (line.split() for line in done.stdout.splitlines())
+    return set(packages), extra[0].split(","), stamps
+
+
+def test_a_fleet_needs_a_server_and_its_driver_and_no_tools_of_the_tests():
+    run, extras, _ = wanted("run")
+    fleet, more, stamps = wanted("fleet")
+    assert fleet - run == {"postgresql"}
+    assert (set(more) - set(extras), stamps) == ({"fleet"}, ["run", "fleet"])
+    everything, _, stamps = wanted("test")
+    assert fleet < everything
+    assert stamps == ["run", "fleet", "test"]
+    assert "\nrun-fleet: .venv/.setup-fleet .venv/.built " in (ROOT / "Makefile").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -87,7 +88,7 @@ def _fleet(*, as_json: bool) -> None:
     from hsmcore_bench.demo.fleet import run_fleet
     from hsmcore_bench.demo.report import fleet_text
 
-    played = run_fleet((lambda _line: None) if as_json else print)
+    played = run_fleet((lambda _line: None) if as_json else partial(print, flush=True))
     if as_json:
         print_json(played)
     else:

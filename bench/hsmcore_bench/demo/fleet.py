@@ -145,7 +145,10 @@ class Player:
         self._lines, self._tell = lines, tell
         self.chain, self._blockhash = Chain(ledger), ledger.blockhash()
         self.events: list[dict[str, Any]] = []
-        self.takeovers: list[float] = []
+        self.takeovers: list[tuple[float, float]] = []
+        """Seconds of each, and for how many of them the host that took over was still opening."""
+        self._opened: dict[str, float] = {}
+        """When each host was open last."""
         self.counts: Counter[str] = Counter()
         self._holder = ""
         self._epoch = 0
@@ -164,7 +167,10 @@ class Player:
                 await host.wait()
             other = next(name for name in self._hosts if name != holder)
             await self._first_block_of(other)
-            self.takeovers.append(perf_counter() - was)
+            opening = max(self._opened[other] - was, 0.0)
+            self.takeovers.append((perf_counter() - was, opening))
+            if opening:
+                self._event("was opening", host=other, seconds=round(opening, 3))
             if deed == "killed":
                 await host.start()
             else:
@@ -196,6 +202,7 @@ class Player:
         """Judge a line. Returns the host of a block."""
         what, host = line["what"], line["host"]
         if what == "open":
+            self._opened[host] = perf_counter()
             self.chain.fund(bytes.fromhex(line["key"]))
         elif what == "block":
             self.chain.add(line, self._blockhash)
@@ -231,7 +238,8 @@ class Player:
             "transactionsRefusedByLedger": dict(chain.refused),
             "transactionsMissing": 0 if complete else max(chain.done) + 1 - len(chain.done),
             "booksBalance": chain.books_balance(),
-            "takeovers": [round(seconds, 3) for seconds in self.takeovers],
+            "takeovers": [round(seconds, 3) for seconds, _ in self.takeovers],
+            "takeoversOpening": [round(opening, 3) for _, opening in self.takeovers],
             "ttlMs": TTL_MS,
             "positionsTaken": self.counts["taken"],
             "blocksRefusedToFormerHolder": self.counts["refused"],
@@ -250,6 +258,7 @@ def line_of(event: dict[str, Any]) -> str:
         "killed": "{host} is killed (SIGKILL)",
         "goes on": "{host} goes on where it was stopped (SIGCONT)",
         "started again": "{host} is started again",
+        "was opening": "{host} was still opening for {seconds:.2f} s of that, and waited for a lease from then on",
         "lost": "{host} finds that epoch {epoch} is another's, and signs nothing",
     }
     return f"{event['atSeconds']:7.3f} s  {words[event['event']].format(**event)}"

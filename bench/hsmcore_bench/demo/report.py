@@ -58,7 +58,8 @@ def failover_text(played: dict[str, Any]) -> str:
 def fleet_text(played: dict[str, Any]) -> str:
     """The same of the fleet's act."""
     blocks = ", ".join(f"{count:,} by {host}" for host, count in sorted(played["blocksByHost"].items()))
-    took = ", ".join(f"{seconds:.2f} s" for seconds in played["takeovers"])
+    parts = zip(played["takeovers"], played["takeoversOpening"], strict=True)
+    took = ", ".join(f"{all_:.2f} s" + f" ({late:.2f} s to open)" * (late > 0) for all_, late in parts)
     again = sum(played["transactionsRefusedByLedger"].values())
     books = "balance" if played["booksBalance"] else "DO NOT BALANCE"
     return _columns(

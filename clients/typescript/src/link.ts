@@ -175,6 +175,7 @@ export class Link {
       cert: read(certFile),
       key: read(keyFile),
       minVersion: "TLSv1.3",
+      ALPNProtocols: ["hsmcore-wire/1"],
     }).setNoDelay();
   }
 

@@ -10,7 +10,7 @@ import typer
 
 from hsmcore.base.extras import install
 from hsmcore.base.log import configure, get_logger
-from hsmcore.cli.invocation import command
+from hsmcore.cli.invocation import SIGNER, command
 from hsmcore.cli.output import (
     BAD_USAGE,
     FAILED,
@@ -34,15 +34,15 @@ class _Command(NamedTuple):
 
     module: str
     short_help: str
-    form: Literal["common", "json", "group"] = "common"
-    """Whether it has all the common options, --json alone, or its module's `app` is a group."""
+    form: Literal["common", "signer", "json", "group"] = "common"
+    """Whether it has all the common options, those and --gateway, --json alone, or its module's `app` is a group."""
 
 
 _COMMANDS: Final = {
     "init": _Command("init", "Make a SoftHSM token, a key and a configuration.", "json"),
-    "doctor": _Command("doctor", "Check every provider, step by step."),
-    "sign": _Command("signing", "Sign one message."),
-    "verify": _Command("signing", "Verify a signature in software."),
+    "doctor": _Command("doctor", "Check every provider, step by step.", "signer"),
+    "sign": _Command("signing", "Sign one message.", "signer"),
+    "verify": _Command("signing", "Verify a signature in software.", "signer"),
     "serve": _Command("serve", "Show a key manager to Prometheus, supervisors and people."),
     "gateway": _Command("gateway", "Serve key managers to programs in other processes."),
     "demo": _Command("", "Run an example sequencer on Solana's own runtime."),
@@ -109,6 +109,8 @@ def _add(app: typer.Typer, name: str, found: _Command) -> None:
         app.add_typer(module.app, name=name, help=found.short_help, no_args_is_help=True)
     elif found.form == "common":
         command(app, found.short_help)(getattr(module, name))
+    elif found.form == "signer":
+        command(app, found.short_help, takes=SIGNER)(getattr(module, name))
     else:
         command(app, found.short_help, takes="as_json")(getattr(module, name))
 

@@ -9,7 +9,7 @@ import typer
 
 from hsmcore.cli.files import deliver
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.signing import from_hex, with_manager
+from hsmcore.cli.signing import from_hex
 
 app = typer.Typer()
 
@@ -39,7 +39,7 @@ def proof(
     from hsmcore.tlog.proof import parts_of
 
     if public_key is None:
-        made = with_manager(cli.config, lambda manager: manager.batched_proof(index))
+        made = cli.on_manager(lambda manager: manager.batched_proof(index))
     else:
         made = kept_proof(cli.config.key_manager, index, {from_hex(public_key, "--public-key")})
     parts = parts_of(made)

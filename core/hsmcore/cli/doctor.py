@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from hsmcore.config import Config, LevelName, Provider
     from hsmcore.doctor.report import DoctorReport, Step
     from hsmcore.doctor.subject import CheckBegun
+    from hsmcore.gateway import Client
 
     Members = tuple[tuple[LevelName, Provider], ...]
 
@@ -38,11 +39,15 @@ def doctor(
     their own, so one that hangs or crashes is reported and not waited for. Exit code 0: nothing failed (warnings may
     have been given), 1: something failed, 2: the configuration is wrong or incomplete.
 
+    With --gateway: connect to a running gateway as a client, and show as whom it knows this user and what it offers.
+
     Examples:
 
       hsmcore doctor --config sequencer.json
 
       hsmcore doctor --provider primary --timeout 30
+
+      hsmcore doctor --gateway unix:/run/hsmcore/sign.sock
 
       hsmcore doctor --json | jq '.providers[].steps[] | select(.outcome == "fail")'
     """
@@ -54,6 +59,9 @@ def doctor(
     if schema:
         sys.stdout.write(orjson.dumps(DoctorReport.model_json_schema(), option=orjson.OPT_INDENT_2).decode() + "\n")
         return
+    if cli.gateway is not None:
+        cli.show(cli.on_gateway(cli.gateway, _told))
+        return
     config = cli.loaded(warns=False)
     members = _chosen(config.key_manager.members(), provider)
     warn_of([config], reported=tuple(f"{member.where}.config" for _, member in members))
@@ -64,6 +72,10 @@ def doctor(
     else:
         report = _shown(config, options, members)
     raise typer.Exit(report.exit_code)
+
+
+async def _told(client: Client) -> dict[str, object]:
+    return client.describe()
 
 
 def _chosen(members: Members, name: str | None) -> Members:

@@ -30,7 +30,10 @@ HostArgument = Annotated[
 ]
 AtLeastOption = Annotated[list[str] | None, "DOMAIN=POSITION: Up to where the chain is known; may be repeated."]
 WaitOption = Annotated[float, "SECONDS: For the host to follow; 0: do not wait.", {"min": 0, "max": 3600}]
-_HEAD: Final = "fleet, epoch, holder holder:none, renewed just now renewed, reason, incident incident.state"
+_HEAD: Final = (
+    "fleet, unordered payloads unordered, epoch, holder holder:none, renewed just now renewed, reason, "
+    "incident incident.state"
+)
 _HOSTS: Final = table("HOST name, STATE state, SEEN seenSecondsAgo:ago, PROCESS instance, NOTE note", "hosts")
 _DOMAINS: Final = table("DOMAIN domain, FLOOR floor:position, HIGHEST highest:position", "domains")
 _LOOK_SECONDS: Final = 0.05
@@ -207,7 +210,8 @@ async def _written(
 async def _look(store: Store, rules: Fleet) -> dict[str, Any]:
     from hsmcore.fleet.overview import overview
 
-    return await store.run(lambda connection: overview(connection, rules.name))
+    found = await store.run(lambda connection: overview(connection, rules.name))
+    return {**found, "unordered": rules.unordered}
 
 
 async def _observed(store: Store, rules: Fleet) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def init(
     key_label: Annotated[str, "Label of the new key."] = KEY_LABEL,
     algorithm: Annotated[Algorithm, "Algorithm of the new key."] = "ed25519",
     sessions: Annotated[int | None, "Signing sessions (default: one per processor).", {"min": 1, "max": 1024}] = None,
+    gateway: Annotated[bool, "Let your programs sign through `hsmcore gateway`, too."] = False,
 ) -> None:
     """Make a SoftHSM token, a key and a configuration in a folder of their own.
 
@@ -37,6 +38,8 @@ def init(
       hsmcore init
 
       hsmcore init --state /srv/sequencer --algorithm ecdsa-p256
+
+      hsmcore init --gateway
     """
     if config is not None and state is not None:
         raise BadUsage("give --state or --config, not both")
@@ -47,6 +50,7 @@ def init(
         key_label=key_label,
         algorithm=algorithm,
         sessions=sessions,
+        gateway=gateway,
     )
     made: dict[str, object] = {"created": key is not None, "config": str(folder.config), "state": str(folder.path)}
     if key is not None and key.public_key is not None:
@@ -55,14 +59,26 @@ def init(
             made["address"] = base58(key.public_key)
     cli.show(made, None if key is not None else f"{folder.path} was ready before; nothing was changed.")
     if not cli.as_json:
-        print(_use(folder, [] if config is None and state is None else ["--config", str(folder.config)]))
+        print(
+            _use(
+                folder,
+                gateway and key is not None,
+                [] if config is None and state is None else ["--config", str(folder.config)],
+            )
+        )
 
 
-def _use(folder: StateFolder, options: list[str]) -> str:
+def _use(folder: StateFolder, serves: bool, options: list[str]) -> str:
     """Return the lines that sign with the token: on the command line, in Python with its configuration, and the
     variables for a program that has a configuration of its own, such as that of the README."""
     here = folder.path.resolve()
     command = shlex.join(["hsmcore", "sign", "--text", "hello", *options])
+    gateway = f"""
+Serve it to other processes of yours, and sign in one of them:
+
+  {shlex.join(["hsmcore", "gateway", *options])}
+  {shlex.join(["hsmcore", "sign", "--text", "hello", "--gateway", f"unix:{folder.socket}"])}
+"""
     demo = "\nSee it at work: hsmcore demo" if find_spec("hsmcore_bench") is not None else ""
     return f"""
 Sign on the command line:   {command}
@@ -79,4 +95,4 @@ For a configuration of your own, with "pin": {{"env": "HSM_PIN"}}:
 
   export SOFTHSM2_CONF={shlex.quote(str(folder.softhsm_conf.resolve()))}
   export HSM_PIN="$(cat {shlex.quote(str(here / "pin"))})"
-{demo}"""
+{gateway if serves else ""}{demo}"""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from inspect import Parameter, Signature, signature
@@ -20,19 +20,38 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 import typer
 
 from hsmcore.cli.output import FAILED, BadUsage, View, note, print_fields, print_json
-from hsmcore.cli.settings import ConfigOption, JsonOption, StateOption, checked_reason, load_configs
+from hsmcore.cli.settings import (
+    ConfigOption,
+    GatewayOption,
+    JsonOption,
+    StateOption,
+    TlsOption,
+    checked_reason,
+    load_configs,
+)
+from hsmcore.errors import BadArgument
 
 if TYPE_CHECKING:
     from hsmcore.cli.opened import Absent
     from hsmcore.config import Config
+    from hsmcore.gateway import Client
+    from hsmcore.manager.key_manager import KeyManager
     from hsmcore.members.control import ControlPlane
     from hsmcore.state import Store
 
 T = TypeVar("T")
+S = TypeVar("S")
 
 _NAME: Final = Annotated[str | None, "NAME: Which one, if the configuration has several."]
-_COMMON: Final = {"config": ConfigOption, "state": StateOption, "key_manager": _NAME, "as_json": JsonOption}
-_ABSENT: Final = {"config": None, "state": None, "key_manager": None, "as_json": False}
+_COMMON: Final = {
+    "config": ConfigOption,
+    "state": StateOption,
+    "key_manager": _NAME,
+    "as_json": JsonOption,
+    "gateway": GatewayOption,
+    "tls": TlsOption,
+}
+_ABSENT: Final = {"config": None, "state": None, "key_manager": None, "as_json": False, "gateway": None, "tls": None}
 _OPTION: Final = re.compile(r"(?:((?:-[-\w/]+ ?)*)([^a-z ]*): )?(.*)")
 """Names, metavar and help."""
 
@@ -45,6 +64,9 @@ class Invocation:
     state: Path | None
     key_manager: str | None
     as_json: bool
+    gateway: str | None = None
+    """The address of a gateway that is asked instead of a token."""
+    tls: str | None = None
 
     @cached_property
     def config(self) -> Config:
@@ -86,6 +108,32 @@ class Invocation:
 
         return asyncio.run(with_token(self.config, work))
 
+    def on_manager(self, work: Callable[[KeyManager], Awaitable[T]]) -> T:
+        """Run `work` with the key manager, open."""
+        from hsmcore.manager.key_managers import create_key_manager
+
+        return _opened(create_key_manager(self.config, rotates=False), work)
+
+    def on_signer(self, work: Callable[[KeyManager | Client], Awaitable[T]]) -> T:
+        """Run `work` with what signs: the key manager, or with --gateway a client of that gateway, which reads no
+        configuration."""
+        if self.gateway is None:
+            if self.tls is not None:
+                raise BadUsage("--tls goes with --gateway")
+            return self.on_manager(work)
+        return self.on_gateway(self.gateway, work)
+
+    def on_gateway(self, address: str, work: Callable[[Client], Awaitable[T]]) -> T:
+        """Run `work` with a client of a gateway."""
+        from hsmcore.gateway import Client, ClientTls
+
+        try:
+            tls = None if self.tls is None else ClientTls.parse(self.tls)
+            client = Client(address, self.key_manager or "default", tls=tls, program="hsmcore")
+        except BadArgument as error:
+            raise BadUsage(f"--gateway: {error.args[0]}") from None
+        return _opened(client, work)
+
     def confirm(self, warning: str, question: str, *, yes: bool, required: bool = False) -> None:
         """Print a warning, and at a terminal ask before the command goes on, unless `yes`. Raises typer.Exit, and
         BadUsage without a terminal, if the answer is `required`."""
@@ -118,8 +166,23 @@ class Invocation:
             note(f"  {text}")
 
 
+def _opened(signer: AbstractAsyncContextManager[S], work: Callable[[S], Awaitable[T]]) -> T:
+    import asyncio
+
+    async def run() -> T:
+        async with signer as opened:
+            return await work(opened)
+
+    return asyncio.run(run())
+
+
+_TOKEN: Final = "config state key_manager as_json"
+SIGNER: Final = f"{_TOKEN} gateway tls"
+"""What a command takes that works with a gateway, too."""
+
+
 def command(
-    app: typer.Typer, short_help: str | None, name: str | None = None, takes: str = "config state key_manager as_json"
+    app: typer.Typer, short_help: str | None, name: str | None = None, takes: str = _TOKEN
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Return a decorator that adds a function to `app` as a command, with the common options that it `takes` behind its
     own. Its name is the function's if it has no other."""

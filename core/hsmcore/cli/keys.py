@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from hsmcore.base.base58 import base58
 from hsmcore.cli.files import deliver, write
-from hsmcore.cli.invocation import Invocation, command
+from hsmcore.cli.invocation import SIGNER, Invocation, command
 from hsmcore.cli.opened import in_state, with_token
 from hsmcore.cli.output import BadUsage, fail, table, when
 from hsmcore.cli.recorded import key_fields
@@ -23,6 +23,7 @@ from hsmcore.members.control.curves import Algorithm
 
 if TYPE_CHECKING:
     from hsmcore.config import Config, Pkcs11Settings, Provider
+    from hsmcore.gateway import Client
     from hsmcore.members.control import ControlPlane, KeyRecord
     from hsmcore.state import Store, StoredKey
     from hsmcore.tlog.key_set import KeySet
@@ -47,22 +48,37 @@ app = typer.Typer(
 
 KeyIdArgument = Annotated[str, typer.Argument(metavar="ID", help="CKA_ID in hexadecimal, as `keys list` prints it.")]
 _KEYS: Final = "ID id, LABEL label, ALGORITHM algorithm:unsupported, SIGNS canSign, PUBLIC KEY publicKey"
+_AT_GATEWAY: Final = "ID id, VERSION version, ALGORITHM algorithm, SIGNS signs, PUBLIC KEY publicKey"
 _RING: Final = _KEYS.replace(", PUBLIC", ", VERSION version, STATE state, PUBLIC")
 
 
-@command(app, "List the private keys.", "list")
+@command(app, "List the private keys.", "list", SIGNER)
 def list_(cli: Invocation) -> None:
     """List the private keys on the token. With key rotation, list also the versions of the key ring and the time in
-    which signatures of each are to be accepted, for verifiers elsewhere.
+    which signatures of each are to be accepted, for verifiers elsewhere. With --gateway, list the versions that it
+    tells.
 
-    Example: hsmcore keys list --json
+    Example: hsmcore keys list --gateway unix:/run/hsmcore/sign.sock --json
     """
+    if cli.gateway is not None:
+        cli.show(cli.on_gateway(cli.gateway, _told), table(_AT_GATEWAY))
+        return
     records = asyncio.run(_listed(cli))
     versions = ring(cli)
     known = {key.public_key: key for key in versions}
     shown = [shown_key(record) | _validity(known.pop(record.public_key or b"", None)) for record in records]
     gone = [shown_key(_gone(key)) | _validity(key) for key in known.values()]
     cli.show(shown + gone, lambda _: table(_RING if versions else _KEYS)(shown))
+
+
+async def _told(client: Client) -> list[dict[str, Any]]:
+    """The versions of a key at a gateway."""
+    signs = await client.get_current_key_id()
+    return [
+        {"id": key.id, "version": key.index, "algorithm": key.algorithm, "signs": key.id == signs}
+        | {"publicKey": key.public_key.hex(), **_address(key.algorithm, key.public_key)}
+        for key in client.keys()  # noqa: SIM118  # a list
+    ]
 
 
 @command(app, "Make a key pair.")
@@ -342,9 +358,11 @@ def shown_key(record: KeyRecord) -> dict[str, Any]:
         "sensitive": record.sensitive,
         "extractable": record.extractable,
     }
-    if record.algorithm == "ed25519" and record.public_key:
-        shown["address"] = base58(record.public_key)
-    return shown
+    return shown | _address(record.algorithm, record.public_key)
+
+
+def _address(algorithm: str | None, public_key: bytes | None) -> dict[str, str]:
+    return {"address": base58(public_key)} if algorithm == "ed25519" and public_key else {}
 
 
 def ring(cli: Invocation) -> list[StoredKey]:

@@ -23,6 +23,18 @@ ConfigOption = Annotated[
 StateOption = Annotated[
     Path | None, typer.Option("--state", metavar="DIR", help="State folder (default: hsmcore under $XDG_STATE_HOME).")
 ]
+GatewayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--gateway",
+        metavar="ADDRESS",
+        help="Ask a running gateway, without the key: unix:/path, or tls:host:port.",
+    ),
+]
+TlsOption = Annotated[
+    str | None,
+    typer.Option("--tls", metavar="CERTIFICATE,KEY,AUTHORITIES", help="PEM files for --gateway tls:…"),
+]
 YesOption = Annotated[bool, "-y: Do not ask at a terminal."]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result, and errors, as JSON.")]
 

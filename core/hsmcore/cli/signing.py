@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
@@ -17,10 +16,8 @@ from hsmcore.errors import BadArgument, EmptyMessage
 from hsmcore.members.control.curves import ORDERS, Algorithm, low_s
 
 if TYPE_CHECKING:
-    from hsmcore.config import Config
+    from hsmcore.gateway import Client
     from hsmcore.manager.key_manager import KeyManager
-
-T = TypeVar("T")
 
 _HIGH_S: Final = "s is not low; with the lower one of the two equivalent s it would be"
 
@@ -51,11 +48,13 @@ def sign(
       hsmcore sign --text hello --json
 
       hsmcore sign block.bin --kind block
+
+      hsmcore sign --text hello --gateway unix:/run/hsmcore/sign.sock
     """
     message = _message(file, text, hex_)
     if cli.as_json and form == "raw":
         raise BadUsage("--json cannot carry --format raw")
-    receipt = with_manager(cli.config, lambda manager: manager.sign_with_receipt(message, kind=kind, position=position))
+    receipt = cli.on_signer(lambda signer: signer.sign_with_receipt(message, kind=kind, position=position))
     if form == "raw":
         sys.stdout.buffer.write(receipt.signature)
         return
@@ -124,11 +123,11 @@ def verify(
         good = _verify_here(*keys[0], message, claimed)
     else:
 
-        async def ask(manager: KeyManager) -> bool:
-            keys.extend((key.algorithm, key.public_key) for key in manager.keys())  # noqa: SIM118  # a list
-            return await manager.verify(message, claimed, key_id=key_id)
+        async def ask(signer: KeyManager | Client) -> bool:
+            keys.extend((key.algorithm, key.public_key) for key in signer.keys())  # noqa: SIM118  # a list
+            return await signer.verify(message, claimed, key_id=key_id)
 
-        good = with_manager(cli.config, ask)
+        good = cli.on_signer(ask)
     if good:
         cli.show({"valid": True}, "valid")
     else:
@@ -149,10 +148,10 @@ def _verify_batched(
     if wanted["kind"] not in (None, *filter(None, KINDS)):
         raise BadUsage(f"--kind: one of {', '.join(filter(None, KINDS))}")
 
-    async def ask(manager: KeyManager) -> list[bytes]:
-        return [key.public_key for key in manager.keys()]  # noqa: SIM118  # a list
+    async def ask(signer: KeyManager | Client) -> list[bytes]:
+        return [key.public_key for key in signer.keys()]  # noqa: SIM118  # a list
 
-    keys = with_manager(cli.config, ask) if public_key is None else [from_hex(public_key, "--public-key")]
+    keys = cli.on_signer(ask) if public_key is None else [from_hex(public_key, "--public-key")]
     found = next(filter(None, (read(key, message, proof) for key in keys)), None)
     if found is None:
         _refuse(cli)
@@ -166,17 +165,6 @@ def _verify_batched(
         {"valid": True, **shown},
         f"valid: number {found.index} of {found.domain}, epoch {found.epoch}, kind {found.kind}",
     )
-
-
-def with_manager(config: Config, work: Callable[[KeyManager], Awaitable[T]]) -> T:
-    """Run `work` with an open key manager."""
-    from hsmcore.manager.key_managers import create_key_manager
-
-    async def run() -> T:
-        async with create_key_manager(config, rotates=False) as manager:
-            return await work(manager)
-
-    return asyncio.run(run())
 
 
 def _verify_here(algorithm: str, public_key: bytes, message: bytes, signature: bytes) -> bool:

@@ -66,7 +66,8 @@ class GatewayClient(CallerRules):
     uid: Annotated[tuple[_Number, ...], BeforeValidator(as_tuple)] = ()
     """User ids on a Unix socket."""
     gid: Annotated[tuple[_Number, ...], BeforeValidator(as_tuple)] = ()
-    """Primary group ids on a Unix socket."""
+    """Group ids on a Unix socket: primary and supplementary ones. The primary one counts first; a process
+    whose supplementary ones are of two clients is neither."""
     names: Annotated[tuple[_PeerName, ...], BeforeValidator(as_tuple)] = ()
     """Names in a certificate that clientCaFile vouches for."""
     token: Secret | None = None

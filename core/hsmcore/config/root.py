@@ -149,6 +149,8 @@ class KeyManagerConfig(Provider):
         require_log(self.audit_log_file, self.audit, self.cloud_watch_logs)
         if self.fleet is not None and self.state_file is not None:
             raise clash("has stateFile and fleet: the fleet's database is the state store")
+        if self.fleet is not None and self.fleet.unordered == "any":
+            _require_safe_anywhere(self.policy)
         if self.require_state and (self.fleet is not None or not self.keeps_state):
             raise clash("has requireState, but keeps nothing in a state store of this host")
         if self.batching is not None and (self.policy is None or BATCH_ROOT not in self.policy.kinds):
@@ -383,6 +385,18 @@ def require_log(file: str | None, settings: AuditSettings | None, copies: CloudW
         raise clash("has audit, but no auditLogFile to keep it in")
     if copies is not None and file is None:
         raise clash("has cloudWatchLogs, but no auditLogFile, whose records are what is copied there")
+
+
+def _require_safe_anywhere(policy: Policy | None) -> None:
+    """Raise a fault for what rests on one host that signs, where each host does."""
+    told = 'has fleet.unordered "any", by which each host signs what has no position'
+    if policy is None:
+        raise clash(f"{told}, but no policy: without one a block has none either; add policy with its kinds")
+    if policy.transactions is not None and policy.transactions.owned is not None:
+        raise clash(
+            f"{told}, and policy.transactions.owned, which each host counts alone, so that n hosts would let n times "
+            'perMinute leave: take owned out, or set fleet.unordered to "lease"'
+        )
 
 
 def _file_name(provider: Provider) -> str:

@@ -55,8 +55,10 @@ async def _look(config: Config, rules: Fleet) -> list[Step]:
     store = await Store.open_to_read(config.key_manager.state_place)
     try:
         seen = await store.run(lambda connection: overview(connection, rules.name))
+        # A lease says then who tries to claim, and what is handed out needs no clock.
+        clock = [] if rules.unordered == "any" else [await _clock(store)]
         return [
-            await _clock(store),
+            *clock,
             *await _behind(config, rules, store, seen),
             *_hosts(rules, seen),
         ]
@@ -143,6 +145,9 @@ def _hosts(rules: Fleet, seen: dict[str, Any]) -> Iterator[Step]:
             found = f"{printable(host['name'])} was last seen {when}: an incident would wait for it"
             yield warn(name, found, "Start it, or retire it with `hsmcore fleet reconcile` when an incident is open.")
     names = [host["name"] for host in seen["hosts"] if not host["retired"]]
+    if strangers := [host for host in rules.prefer or () if host not in (own, *names)]:
+        found = f"fleet.prefer names {printable(', '.join(strangers))}, and the fleet has no such host yet"
+        yield warn(name, found, "Start it, or correct the name: the others wait for it at each claim.")
     shown = printable(", ".join(names)) or "none yet"
     yield ok(name, f"this host is {printable(own)}; the fleet has {shown}", hosts=names)
 

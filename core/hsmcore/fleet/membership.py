@@ -27,6 +27,7 @@ from hsmcore.fleet.duties import Duties
 from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, enter, position_of
 from hsmcore.fleet.gate import ClaimGate
 from hsmcore.fleet.machine import EpochRow, Machine, State
+from hsmcore.fleet.placement import Placement
 from hsmcore.recovery.witness import FLOORS, Witness
 from hsmcore.state import DomainMismatch, Store, positions
 from hsmcore.state.domains import ASK, NO_KEYS
@@ -41,9 +42,7 @@ class Membership:
     """One process of a fleet. Belongs to the event loop that opens it, but for `fence`."""
 
     def __init__(self, rules: Fleet, store: Store) -> None:
-        self.name, self.host = rules.name, rules.host
-        self.strict = rules.unordered == "strict"
-        """Whether each hand-out waits for `confirm`."""
+        self.name, self.host, self.unordered = rules.name, rules.host, rules.unordered
         self.lease = Lease()
         """Until when signatures may be handed out."""
         self.claims = self.renewals_failed = 0
@@ -57,7 +56,7 @@ class Membership:
         self._machine = Machine(instance, rules.ttl_ms * 1_000_000)
         self._witness: Witness | None = None
         self._duties: Duties | None = None
-        self._gate = ClaimGate(self._machine.ttl)
+        self._gate, self._placement = ClaimGate(self._machine.ttl), Placement(rules)
         self._superseded = self._leaving = False
         self._acting = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -150,8 +149,8 @@ class Membership:
 
     def describe(self) -> dict[str, Any]:
         """The state as data for JSON."""
-        said: dict[str, Any] = {"name": self.name, "host": self.host, "state": self.state, "epoch": self.epoch}
-        said |= {"holder": self.holder, "incident": self.incident, "reason": self.reason}
+        said: dict[str, Any] = {"name": self.name, "host": self.host, "unordered": self.unordered, "state": self.state}
+        said |= {"epoch": self.epoch, "holder": self.holder, "incident": self.incident, "reason": self.reason}
         said |= {"leaseSeconds": round(self.lease_seconds, 3), "claims": self.claims}
         return said | {"renewalsFailed": self.renewals_failed}
 
@@ -290,8 +289,8 @@ class Membership:
         if machine.state == "holder":
             return begun + machine.ttl // RENEWALS
         soon = begun + machine.ttl // LOOKS
-        free_at = machine.free_at()
-        return soon if not self._claims_itself or not free_at else min(soon, max(free_at, begun + machine.ttl // 100))
+        turn = self._placement.turn(machine, boottime())
+        return soon if not self._claims_itself or not turn else min(soon, max(turn, begun + machine.ttl // 100))
 
     @property
     def _claims_itself(self) -> bool:
@@ -337,8 +336,8 @@ class Membership:
 
     async def _follow(self) -> None:
         await self._see()
-        free_at = self._machine.free_at()
-        if self._claims_itself and not self._machine.epoch and free_at is not None and boottime() >= free_at:
+        turn = self._placement.turn(self._machine, boottime())
+        if self._claims_itself and not self._machine.epoch and turn is not None and boottime() >= turn:
             patient = self._gate.is_patient(self._machine.row, boottime())
             try:
                 await self._claim(self._gate.words, force=False, reason="", patient=patient)
@@ -411,7 +410,7 @@ class Membership:
         self._spoke_at = at
         if not spoke and not self._superseded:
             self._superseded = True
-            get_logger().error("another process speaks for this host of the fleet: this one signs no more")
+            get_logger().error("another process speaks for this host of the fleet: this one holds no epoch any more")
         if self._superseded and self._machine.epoch:
             self._machine.gives_up("another process speaks for this host")
 

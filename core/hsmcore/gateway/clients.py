@@ -129,15 +129,20 @@ class Directory:
         """Whether a client is one of these, with the rules that it has."""
         return self.clients.get(client.name) is client
 
-    def by_peer(self, uid: int, gid: int) -> KnownClient | None:
-        """The client at the other end of a Unix socket. Its user counts before its group."""
-        return self._uids.get(uid) or self._gids.get(gid)
+    def by_peer(self, uid: int, gid: int, others: Iterable[int] = ()) -> KnownClient | None:
+        """The client at the other end of a Unix socket. Its user counts before its primary group, and that before its
+        `others`; None also if these are several clients'."""
+        return self._uids.get(uid) or self._gids.get(gid) or _the_only(map(self._gids.get, others))
 
     def by_names(self, names: Iterable[str]) -> KnownClient | None:
         """The client whose certificate has these names. None also if they are several clients' names."""
-        found = {client.name: client for name in names if (client := self._names.get(name)) is not None}
-        return next(iter(found.values())) if len(found) == 1 else None
+        return _the_only(map(self._names.get, names))
 
     def by_token(self, token: str) -> KnownClient | None:
         """The client that sends this token. The time that it takes says nothing about other tokens."""
         return self._tokens.get(self._digests.of(token[:MAX_TOKEN_BYTES].encode(errors="replace")))
+
+
+def _the_only(clients: Iterable[KnownClient | None]) -> KnownClient | None:
+    found = {client.name: client for client in clients if client is not None}
+    return next(iter(found.values())) if len(found) == 1 else None

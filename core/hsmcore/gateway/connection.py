@@ -31,6 +31,8 @@ UNREAD_BYTES: Final = 1 << 18
 """Answers that wait for a client that does not read; beyond it, its requests are not read."""
 UNREAD_SECONDS: Final = 30.0
 """Seconds after which such a connection is closed. Its answers are remembered."""
+LEAST_BYTES: Final = 1024
+"""Bytes a second of a frame that has begun, at least: a slow link is no breach of the protocol."""
 HELD_BYTES: Final = 1 << 18
 """Requests that wait for room; beyond it, its frames are not read. Until then CANCEL, ACK and PING behind them are."""
 _MESSAGES_A_FRAME: Final = 4
@@ -55,7 +57,7 @@ class GatewayConnection(asyncio.Protocol):
         """None before HELLO."""
         self.frames = 0
         """Read so far."""
-        self.stalled = self._moved = 0
+        self.stalled = self._moved = self._came = 0
         self._loop = server.loop
         self._transport: asyncio.Transport | None = None
         self._splitter = Splitter(CLIENT_TYPES)
@@ -133,6 +135,7 @@ class GatewayConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what has come."""
         self.server.bytes_in += len(data)
+        self._came += len(data)
         try:
             if self.session is None:
                 data = self._hello(data)
@@ -197,10 +200,11 @@ class GatewayConnection(asyncio.Protocol):
         return self._transport is not None
 
     def stalls(self) -> int:
-        """Return in how many looks, one after the other, a frame that has begun got no further."""
-        moved = self._moved
-        self._moved = self.frames
-        self.stalled = self.stalled + 1 if self._reads and self.half and moved == self.frames else 0
+        """Return in how many looks, one after the other, less than LEAST_BYTES came of a frame that has begun."""
+        moved, came = self._moved, self._came
+        self._moved, self._came = self.frames, 0
+        slow = moved == self.frames and came < LEAST_BYTES
+        self.stalled = self.stalled + 1 if slow and self._reads and self.half else 0
         return self.stalled
 
     @property

@@ -88,7 +88,7 @@ async def running(configs: Mapping[str, Config], settings: Gateway) -> AsyncIter
     managers = KeyManagers(configs)
     async with AsyncExitStack() as rest:
         desk = await asyncio.to_thread(Admission, managers, settings)
-        tls = None if settings.tls is None else Tls(settings.tls, required=True)
+        tls = None if settings.tls is None else Tls(settings.tls, wire=True)
         await rest.enter_async_context(managers)
         await desk.learn_versions()
         server = GatewayServer(desk, tls)
@@ -116,5 +116,5 @@ def _vault(desk: Admission, listening: socket.socket, settings: Gateway) -> Face
     from hsmcore.gateway.vault.face import Face  # it needs packages that the other face does not
 
     assert settings.tls is not None  # noqa: S101  # for the type checker: the configuration requires it
-    tls = Tls(settings.tls, required=False, alpn=["http/1.1"])
+    tls = Tls(settings.tls, wire=False)
     return Face(desk, [listening], lambda: tls.context, drain_seconds=-(-settings.drain_ms // 1000))

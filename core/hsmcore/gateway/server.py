@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from struct import Struct
 from typing import Final
 
@@ -32,6 +33,10 @@ TICK_SECONDS: Final = 1.0
 LAST_SECONDS: Final = 2.0
 """Seconds that clients have to read their last answers."""
 _CREDENTIALS: Final = Struct("iII")
+_SO_PEERGROUPS: Final = 59
+"""Of Linux (asm-generic/socket.h), for which Python has no name."""
+_MOST_GROUPS: Final = 1024
+"""Bytes: Python's getsockopt gives no more, which are 256 groups."""
 
 
 class GatewayServer(WireFace):
@@ -56,7 +61,7 @@ class GatewayServer(WireFace):
     async def _connect_unix(self, accepted: socket.socket, place: Place) -> None:
         uid, gid = _user_of(accepted)
         peer = f"uid {uid}, gid {gid}"
-        client = self.desk.directory.by_peer(uid, gid)
+        client = self.desk.directory.by_peer(uid, gid, _groups_of(accepted))
         if client is None:
             self.refused(peer, None, "no client has this uid or gid")
             _say_no(accepted)
@@ -180,6 +185,14 @@ def _user_of(accepted: socket.socket) -> tuple[int, int]:
     sent = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, uid, gid = _CREDENTIALS.unpack(sent)
     return uid, gid
+
+
+def _groups_of(accepted: socket.socket) -> Sequence[int]:
+    """The supplementary groups of the process that connected, at that time."""
+    try:
+        return memoryview(accepted.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_GROUPS)).cast("I")
+    except OSError:  # more of them than Python reads, or a kernel before 4.13: the primary one counts
+        return ()
 
 
 def _say_no(accepted: socket.socket) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from hsmcore.base.listening.certificates import require_readable
 from hsmcore.base.log import get_logger, said
 from hsmcore.config import GatewayTls
 from hsmcore.errors import ConfigFault, ConfigurationError
+from hsmcore.gateway.wire.frames import ALPN
 
 LOOK_SECONDS: Final = 1.0
 _KINDS: Final = {"DNS": "dns:", "URI": ""}
@@ -21,9 +22,10 @@ _KINDS: Final = {"DNS": "dns:", "URI": ""}
 class Tls:
     """The context for the next connection. Connections that are open keep theirs."""
 
-    def __init__(self, settings: GatewayTls, *, required: bool, alpn: Sequence[str] = ()) -> None:
-        """`required`: a client without a certificate is refused. Raises ConfigurationError."""
-        self._settings, self._required, self._alpn = settings, required, tuple(alpn)
+    def __init__(self, settings: GatewayTls, *, wire: bool) -> None:
+        """`wire`: for hsmcore-wire, whose clients must have a certificate and speak TLS 1.3; else for HTTP. Raises
+        ConfigurationError."""
+        self._settings, self._wire = settings, wire
         paths = (settings.certificate_file, settings.key_file, settings.client_ca_file)
         self._files = [Path(path) for path in paths if path is not None]
         self._seen = self._stamps()
@@ -63,18 +65,17 @@ class Tls:
     def _made(self) -> ssl.SSLContext:
         settings = self._settings
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.minimum_version = ssl.TLSVersion.TLSv1_3 if self._wire else ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols([ALPN if self._wire else "http/1.1"])
         # A ticket would let a client come back whose authority was removed since.
         context.options |= ssl.OP_NO_TICKET
         context.num_tickets = 0
-        if self._alpn:
-            context.set_alpn_protocols(list(self._alpn))
         # A passphrase would be asked for at the terminal; there is none to ask.
         require_readable(*self._files)
         context.load_cert_chain(settings.certificate_file, settings.key_file, password=lambda: "")
         if settings.client_ca_file is not None:
             context.load_verify_locations(settings.client_ca_file)
-            context.verify_mode = ssl.CERT_REQUIRED if self._required else ssl.CERT_OPTIONAL
+            context.verify_mode = ssl.CERT_REQUIRED if self._wire else ssl.CERT_OPTIONAL
         return context
 
 

@@ -24,7 +24,7 @@ from hsmcore.manager.describe import Snapshot
 from hsmcore.manager.key_work import KeyWork
 from hsmcore.manager.keys import KeyOperations
 from hsmcore.manager.lifecycle import Lifecycle, a_turn, ended, refuse_again, refused
-from hsmcore.manager.membership import confirmed, join, telling
+from hsmcore.manager.membership import confirmed, join, lease_of, telling
 from hsmcore.manager.path import UNOPENED, OwnTexts, open_path, running
 from hsmcore.manager.policy import Guard
 from hsmcore.manager.policy.guard import refuse_claims, submit_batch
@@ -132,7 +132,7 @@ class KeyManager(BatchedSigning, KeyWork):
             guard = self._guard = await Guard.open(self.config, self._formats, path, fleet, self.audit)
             self._passes = None if guard is None else guard.passes  # before anything can be signed
             self._sign_on(path, confirmed(path, fleet, self._rules, self._record))
-            path.begin(self._keys.ring, self._life.check, None if fleet is None else fleet.lease)
+            path.begin(self._keys.ring, self._life.check, lease_of(fleet))
             port = self._keys.port(self)
             self._batches = batching.NoBatches(self._life.check)
             if guard is not None:

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from hsmcore._native import timeout_ns
+from hsmcore._native import Lease, timeout_ns
 from hsmcore.audit import AuditLog
 from hsmcore.base.events import Events
 from hsmcore.base.log import get_logger
@@ -50,9 +50,14 @@ def telling(audit: AuditLog, events: Events) -> Tell:
     return tell
 
 
+def lease_of(fleet: Membership | None) -> Lease | None:
+    """Return what answers to callers are handed out under; None: each host hands out what has no position."""
+    return None if fleet is None or fleet.unordered == "any" else fleet.lease
+
+
 def confirmed(path: SigningPath, fleet: Membership | None, rules: KeyManagerConfig, record: AuditNotes) -> Way:
     """Return the path itself, or a way whose answers wait for the database (`fleet.unordered`: "strict")."""
-    if fleet is None or not fleet.strict:
+    if fleet is None or fleet.unordered != "strict":
         return path
     return ConfirmedWay(path, fleet, rules.request_timeout_ms / 1e3, record)
 

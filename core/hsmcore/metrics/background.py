@@ -93,6 +93,7 @@ def _read_fleet(reading: Reading, snapshot: Snapshot) -> None:
     present = fleet.state
     for state in get_args(State):
         reading.add(names.FLEET_STATE, int(state == present), fleet.name, state)
+    reading.add(names.FLEET_UNORDERED, 1, fleet.name, fleet.unordered)
     reading.add(names.FLEET_EPOCH, fleet.epoch, fleet.name)
     reading.add(names.FLEET_LEASE, fleet.lease_seconds, fleet.name)
     reading.add(names.FLEET_INCIDENT, fleet.incident, fleet.name)

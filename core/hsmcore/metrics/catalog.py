@@ -136,6 +136,9 @@ BATCH_SECONDS = _histogram(
 )
 
 FLEET_STATE = _gauge("hsmcore_fleet_state", "1 for the state that this host has in its fleet.", "fleet", "state")
+FLEET_UNORDERED = _gauge(
+    "hsmcore_fleet_unordered", "1 for how payloads without a position are handed out.", "fleet", "mode"
+)
 FLEET_EPOCH = _gauge("hsmcore_fleet_epoch", "Number of the fleet's last claim, as far as is known.", "fleet")
 FLEET_LEASE = _gauge("hsmcore_fleet_lease_seconds", "What is left of this host's lease.", "fleet")
 FLEET_INCIDENT = _gauge(

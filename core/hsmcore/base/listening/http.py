@@ -51,6 +51,11 @@ class LimitedReader(h11.Connection):
                 raise h11.RemoteProtocolError("the head has too many lines", 431)
             self._paid = FREE_PIECES * PIECE_BYTES
         event = super().next_event()
+        if isinstance(event, h11.Request) and {b"content-length", b"transfer-encoding"} <= {
+            n for n, _ in event.headers
+        }:
+            # What stands before it may have taken the other length (RFC 9112, 6.1): answered with an end.
+            raise h11.RemoteProtocolError("the request says two lengths")
         if isinstance(event, h11.Data):
             self._paid += len(event.data) - PIECE_BYTES
             if self._paid < 0:

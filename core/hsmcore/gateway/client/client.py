@@ -323,6 +323,15 @@ class Client:
         key, key_id = (current.public_key, current.id) if current is not None else (None, "")
         return (GatewayMember(self._address.text, "ready" if ready else "open", signs, key, key_id),)
 
+    def describe(self) -> dict[str, Any]:
+        """What the gateway has told, as data for JSON. `client`: as which it knows this one; `inFlight`: messages that
+        this client may have open. Raises NotInitialized."""
+        outbox, said = self._require_open(), self._session
+        assert said is not None  # noqa: S101  # the first WELCOME opened it
+        told = {"address": self._address.text, "client": said.client, "keyManagers": list(said.slots)}
+        limits = {"inFlight": outbox.credits, "messageBytes": said.message_bytes, "batch": said.batch}
+        return {**told, "instance": said.instance.hex(), **limits, "currentKeyId": self._current_id()}
+
     async def get_current_key_id(self) -> str:
         """The id of the key that signs."""
         return self._current().id

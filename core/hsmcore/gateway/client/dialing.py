@@ -6,11 +6,12 @@ import asyncio
 import re
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final, Self
 
 from hsmcore.base.listening.certificates import require_readable
 from hsmcore.errors import BadArgument
+from hsmcore.gateway.wire.frames import ALPN
 
 _HOST: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
 
@@ -27,11 +28,20 @@ class ClientTls:
     ca_file: str
     """The authorities that vouch for the gateway."""
 
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return that of three paths with commas between them, in the order of the fields. Raises BadArgument."""
+        files = text.split(",")
+        if len(files) != len(fields(cls)) or not all(files):
+            raise BadArgument(f"expected CERTIFICATE,KEY,AUTHORITIES, not {text!r:.100}")
+        return cls(*files)
+
     def context(self) -> ssl.SSLContext:
         """Read the files. Blocks. Raises OSError, also for files that are not PEM."""
         require_readable(self.ca_file, self.certificate_file, self.key_file)
         context = ssl.create_default_context(cafile=self.ca_file)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.set_alpn_protocols([ALPN])
         context.load_cert_chain(self.certificate_file, self.key_file)
         return context
 

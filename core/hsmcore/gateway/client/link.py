@@ -108,7 +108,9 @@ class ClientLink(asyncio.Protocol):
             self.fail(PolicyRefused(f"client {said.client!r} may not use a key manager {self._key_manager!r}"))
             return
         slot = said.slots.index(self._key_manager)
-        session = GatewaySession(said.instance, slot, said.remember_ms / 1000, said.message_bytes, said.batch)
+        session = GatewaySession(
+            said.instance, slot, said.remember_ms / 1000, said.message_bytes, said.batch, said.client, said.slots
+        )
         session.learn(said.keys)
         self._session = session
         self._outbox.credits = said.credits

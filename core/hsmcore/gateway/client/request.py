@@ -41,6 +41,10 @@ class GatewaySession:
     """Seconds for which answers are remembered."""
     message_bytes: int
     batch: int
+    client: str = ""
+    """As which client the gateway knows this one."""
+    slots: tuple[str, ...] = ()
+    """The key managers that the client may use."""
     keys: tuple[wire.Key, ...] = ()
     current: wire.Key | None = None
     by_public_key: dict[bytes, wire.Key] = field(default_factory=dict)

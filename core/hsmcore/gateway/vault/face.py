@@ -1,7 +1,7 @@
 """Vault's face: the signing part of Vault Transit's API over HTTPS, for clients that speak it already. docs/VAULT.md.
 
-Runs in the key managers' event loop. Next: transit.py (what requests and answers say), signing.py, and ../versions.py
-(`vault:vN:`).
+Runs in the key managers' event loop. Next: text.py (what requests and answers say), signing.py, openapi.py, and
+../versions.py (`vault:vN:`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import ssl
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
+from functools import partial, wraps
 from socket import socket
 from typing import Any, Final
 
@@ -33,6 +33,7 @@ from hsmcore.gateway.clients import KnownClient
 from hsmcore.gateway.operations import VERIFY, ask, current
 from hsmcore.gateway.tls import names_in
 from hsmcore.gateway.vault import text as transit
+from hsmcore.gateway.vault.openapi import described
 from hsmcore.gateway.vault.signing import Signing
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.manager.key_manager import KeyManager
@@ -85,7 +86,14 @@ class Transit:
             Route("/keys", self.key_set, methods=["GET"]),
             Route("/keys/{name}", self.key_set, methods=["GET"]),
             Route("/v1/sys/health", self.health, methods=["GET"]),
+            Route("/v1/sys/seal-status", self.seal_status, methods=["GET"]),
+            Route("/v1/sys/init", self.init, methods=["GET"]),
+            Route("/v1/sys/leader", self.leader, methods=["GET"]),
+            Route("/v1/sys/internal/specs/openapi", self.openapi, methods=["GET"]),
+            Route("/v1/sys/capabilities-self", self.capabilities_self, methods=write),
             Route("/v1/auth/token/lookup-self", self.lookup_self, methods=["GET"]),
+            Route("/v1/auth/token/renew-self", self.renew_self, methods=write),
+            Route("/v1/auth/token/revoke-self", self.revoke_self, methods=write),
             Route("/v1/transit/keys", self.keys, methods=["GET", "LIST"]),
             Route("/v1/transit/keys/", self.keys, methods=["GET", "LIST"]),
             Route("/v1/transit/keys/{name}", self.key, methods=["GET"]),
@@ -95,15 +103,14 @@ class Transit:
             Route("/v1/transit/verify/{name}/{hash}", verify, methods=write),
         ]
         handlers: Any = {HTTPException: _http_error, HsmError: _hsm_error, ClientDisconnect: _gone, Exception: _failed}
+        self._described = described([(each.path, each.methods or (), each.endpoint) for each in routes])
         app = Starlette(routes=routes, exception_handlers=handlers)
         app.router.redirect_slashes = False
         return _Guarded(app)
 
     async def health(self, request: Request) -> Response:
         """Whether every key can sign. Needs no token; "sealed" is a key that cannot, "standby" a fleet's other host."""
-        managers = self._desk.managers.values()
-        sealed = not all(map(_can_sign, managers))
-        standby = any(manager.fleet is not None and manager.fleet.state != "holder" for manager in managers)
+        sealed, standby = self._sealed(), self._standby()
         condition = "sealed" if sealed else "standby" if standby else "active"
         asked = request.query_params
         code = {"sealed": 503, "standby": 429, "active": 200}[condition]
@@ -123,6 +130,33 @@ class Transit:
             "version": f"hsmcore-{__version__}",
         }
         return _json(state, code)
+
+    def _sealed(self) -> bool:
+        return not all(map(_can_sign, self._desk.managers.values()))
+
+    def _standby(self) -> bool:
+        fleets = [manager.fleet for manager in self._desk.managers.values()]
+        return any(fleet is not None and fleet.state != "holder" and fleet.unordered != "any" for fleet in fleets)
+
+    async def seal_status(self, _request: Request) -> Response:
+        """Whether every key can sign, as `vault status` asks. Needs no token."""
+        shares = {"t": 0, "n": 0, "progress": 0, "nonce": ""}
+        server = {"type": "pkcs11", "storage_type": "", "version": f"hsmcore-{__version__}", "build_date": ""}
+        return _json({"initialized": True, "sealed": self._sealed(), "migration": False, **shares, **server})
+
+    async def init(self, _request: Request) -> Response:
+        """That there is nothing to initialize. Needs no token."""
+        return _json({"initialized": True})
+
+    async def leader(self, _request: Request) -> Response:
+        """Whether this host holds the epoch, in a fleet. Needs no token."""
+        states = {manager.fleet.state for manager in self._desk.managers.values() if manager.fleet is not None}
+        return _json({"ha_enabled": bool(states), "is_self": states == {"holder"}, "leader_address": ""})
+
+    async def openapi(self, request: Request) -> Response:
+        """This API as OpenAPI 3.1."""
+        self._client(request)
+        return _json(self._described)
 
     async def key_set(self, request: Request) -> Response:
         """The signed set of a key's versions, for anybody: it vouches for itself. `since`: all after a serial."""
@@ -158,6 +192,28 @@ class Transit:
         }
         return _answer(about)
 
+    async def renew_self(self, request: Request) -> Response:
+        """What a token that has no end answers: it is not renewable."""
+        client = self._client(request)
+        auth = {"client_token": "", "accessor": "", "policies": [client.name], "token_policies": [client.name]}
+        rest = {"metadata": None, "lease_duration": 0, "renewable": False, "entity_id": "", "token_type": "service"}
+        return _answer(None, auth={**auth, **rest, "orphan": True, "num_uses": 0})
+
+    async def revoke_self(self, request: Request) -> Response:
+        """Refused: a token ends when the configuration no longer lists it."""
+        self._client(request)
+        raise HTTPException(400, "a token ends when gateway.clients no longer lists it and the gateway has a SIGHUP")
+
+    async def capabilities_self(self, request: Request) -> Response:
+        """What the client may do at each of `paths`."""
+        client, body = self._client(request), await _body(request)
+        paths = body.get("paths", body.get("path"))
+        paths = [paths] if isinstance(paths, str) else paths
+        if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
+            raise BadArgument("paths must be a list of texts")
+        may = {path: transit.capabilities(path, client.rules.keys) for path in paths}
+        return _answer({**may, "capabilities": may[paths[0]]})
+
     async def keys(self, request: Request) -> Response:
         """The names of the keys that the client may use."""
         client = self._client(request)
@@ -185,11 +241,10 @@ class Transit:
         work = Signing(counter, options, key)
         items = transit.batch(body)
         if items is None:
-            signature, number = await work.one(transit.data(body))
-            return _answer({"signature": signature, "key_version": number})
+            return _answer(await work.one(transit.wanted(body)))
         _require_room(client, items)
         answers = await work.many([_read(item) for item in items])
-        return _answer({"batch_results": [_signed(item, a) for item, a in zip(items, answers, strict=True)]})
+        return _batched(items, answers, {"key_version": 0})
 
     async def verify(self, request: Request, client: KnownClient) -> Response:
         """Whether a signature is good, or those of a batch."""
@@ -199,16 +254,17 @@ class Transit:
         await counter.versions.learn_all()
         items = transit.batch(body)
         if items is None:
-            return _answer({"valid": await _good(counter, body, options)})
+            return _answer(await _verified(counter, body, options))
         _require_room(client, items)
-        found = await asyncio.gather(*(_good(counter, item, options) for item in items), return_exceptions=True)
-        return _answer({"batch_results": [_verified(item, a) for item, a in zip(items, found, strict=True)]})
+        found = await asyncio.gather(*(_verified(counter, item, options) for item in items), return_exceptions=True)
+        return _batched(items, found, {"valid": False})
 
     def _counted(
         self, handler: Callable[[Request, KnownClient], Awaitable[Response]]
     ) -> Callable[..., Awaitable[Response]]:
         """Count each answer to a client, as the wire's face does."""
 
+        @wraps(handler)
         async def counted(request: Request) -> Response:
             client = self._client(request)
             try:
@@ -275,12 +331,12 @@ def _counted_as(error: Exception) -> HsmError:
     return error if isinstance(error, HsmError) else InternalError()
 
 
-async def _good(counter: ClientKey, item: Mapping[str, Any], options: transit.TransitOptions) -> bool:
-    message, (number, text) = transit.data(item), transit.parsed(item)
+async def _verified(counter: ClientKey, item: object, options: transit.TransitOptions) -> dict[str, Any]:
+    message, number, text = transit.parsed(item)
     key = counter.versions.key(number)
     signature = transit.signature_of(text, key.algorithm, jws=options.jws)
     said: Any = Digest(message) if options.prehashed else message
-    return bool(await ask(counter, VERIFY, wire.Verify(key.id, signature, said)))
+    return {"valid": bool(await ask(counter, VERIFY, wire.Verify(key.id, signature, said)))}
 
 
 def _can_sign(manager: KeyManager) -> bool:
@@ -294,30 +350,20 @@ def _require_room(client: KnownClient, items: Sequence[object]) -> None:
         raise BadArgument(f"batch_input has {len(items)} items; this client may have {most} open")
 
 
-def _read(item: Mapping[str, Any]) -> bytes | HsmError:
-    """The message of an item."""
+def _read(item: object) -> transit.Wanted | HsmError:
+    """What an item wants signed."""
     try:
-        return transit.data(item)
+        return transit.wanted(item)
     except HsmError as error:
         return error
 
 
-def _signed(item: Mapping[str, Any], answer: tuple[str, int] | BaseException) -> dict[str, Any]:
-    reference = item.get("reference", "")
-    if isinstance(answer, HsmError):
-        return {"error": str(answer), "key_version": 0, "reference": reference}
-    if isinstance(answer, BaseException):
-        raise answer
-    return {"signature": answer[0], "key_version": answer[1], "reference": reference}
-
-
-def _verified(item: Mapping[str, Any], answer: bool | BaseException) -> dict[str, Any]:
-    reference = item.get("reference", "")
-    if isinstance(answer, HsmError):
-        return {"valid": False, "error": str(answer), "reference": reference}
-    if isinstance(answer, BaseException):
-        raise answer
-    return {"valid": answer, "reference": reference}
+def _batched(
+    items: Sequence[object], answers: Sequence[Mapping[str, Any] | BaseException], refused: Mapping[str, Any]
+) -> Response:
+    """The answer to a batch, with one for each item."""
+    results = [transit.answered(item, one, refused) for item, one in zip(items, answers, strict=True)]
+    return _answer({"batch_results": results})
 
 
 async def _body(request: Request) -> dict[str, Any]:
@@ -379,7 +425,7 @@ def _errors(text: str, status: int, headers: dict[str, str] | None = None) -> Re
     return _json({"errors": [text]}, status, headers)
 
 
-def _answer(data: Mapping[str, Any]) -> Response:
+def _answer(data: Mapping[str, Any] | None, auth: Mapping[str, Any] | None = None) -> Response:
     """The envelope of all answers."""
     return _json(
         {
@@ -390,7 +436,7 @@ def _answer(data: Mapping[str, Any]) -> Response:
             "data": data,
             "wrap_info": None,
             "warnings": None,
-            "auth": None,
+            "auth": auth,
             "mount_type": "transit",
         }
     )

@@ -21,25 +21,32 @@ class Signing:
     def __init__(self, counter: ClientKey, options: transit.TransitOptions, key: KeyVersion) -> None:
         self._counter, self._options, self._key = counter, options, key
 
-    async def one(self, message: bytes) -> tuple[str, int]:
+    async def one(self, wanted: transit.Wanted) -> dict[str, Any]:
         """Return a signature as text, and its version: of no other key, if the request names one."""
-        kind = "prehashed" if self._options.prehashed else ""
-        signed: Receipt = await ask(self._counter, SIGN, wire.Sign(kind, 0, None, self._options.version, message))
-        number = await self._counter.versions.of(signed.public_key)
-        return self._written(signed.signature, number), number
+        kind = "prehashed" if self._options.prehashed else wanted.kind
+        asked = wire.Sign(kind, 0, wanted.position, self._options.version, wanted.message)
+        signed: Receipt = await ask(self._counter, SIGN, asked)
+        return self._written(signed.signature, await self._counter.versions.of(signed.public_key))
 
-    def _written(self, signature: bytes, number: int) -> str:
-        return transit.written(signature, number, self._key.algorithm, jws=self._options.jws)
+    def _written(self, signature: bytes, number: int) -> dict[str, Any]:
+        text = transit.written(signature, number, self._key.algorithm, jws=self._options.jws)
+        return {"signature": text, "key_version": number}
 
-    async def many(self, messages: Sequence[bytes | HsmError]) -> list[tuple[str, int] | BaseException]:
-        """Return the same for each message, or its error. What is an error already is not signed."""
-        good = [message for message in messages if isinstance(message, bytes)]
-        if self._options.prehashed:
-            found: list[Any] = await asyncio.gather(*map(self.one, good), return_exceptions=True)
-        else:
-            found = await self._batch(good, again=not self._options.version) if good else []
-        answers = iter(found)
-        return [next(answers) if isinstance(message, bytes) else message for message in messages]
+    async def many(self, items: Sequence[transit.Wanted | HsmError]) -> list[dict[str, Any] | BaseException]:
+        """Return the same for each item, or its error. What is an error already is not signed."""
+        answers: list[Any] = list(items)
+        alone, together = list[int](), list[int]()
+        for at, item in enumerate(items):
+            if isinstance(item, HsmError):
+                continue
+            plain = not (self._options.prehashed or item.kind or item.position is not None)
+            (together if plain else alone).append(at)
+        messages = [answers[at].message for at in together]
+        found = await self._batch(messages, again=not self._options.version) if together else []
+        found += await asyncio.gather(*(self.one(answers[at]) for at in alone), return_exceptions=True)
+        for at, answer in zip([*together, *alone], found, strict=True):
+            answers[at] = answer
+        return answers
 
     async def _batch(self, messages: list[bytes], *, again: bool) -> list[Any]:
         """All under one key, so that their version is known. `again`: those that another key has to sign, because it
@@ -51,7 +58,7 @@ class Signing:
         except KeyNotCurrent as error:
             found = [error] * len(messages)
         late = [at for at, one in enumerate(found) if isinstance(one, KeyNotCurrent) and not one.maybe_signed]
-        found = [(self._written(one, number), number) if isinstance(one, bytes) else one for one in found]
+        found = [self._written(one, number) if isinstance(one, bytes) else one for one in found]
         if again and late:
             self._key = current(self._counter.manager)
             for at, one in zip(late, await self._batch([messages[at] for at in late], again=False), strict=True):

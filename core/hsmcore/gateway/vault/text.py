@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
-from hsmcore.errors import BadArgument
+from hsmcore.errors import BadArgument, HsmError
 from hsmcore.gateway.versions import Version
+from hsmcore.gateway.wire.messages import KINDS
 
 _TYPES: Final = {
     "ed25519": ("ed25519", "ed25519"),
@@ -32,12 +33,33 @@ _ONLY_ELSEWHERE: Final = {
     "hmac": "the keys here make signatures only",
     "cmac": "the keys here make signatures only",
 }
+FIELDS: Final = {
+    "input": ("string", "the message, in base64"),
+    "signature": ("string", "a signature of `input`: vault:vN:…"),
+    "batch_input": ("array", "objects with these fields and a `reference`, instead of one input; each has its answer"),
+    "key_version": ("integer", "the version that signs, or 0: the current one"),
+    "kind": ("string", f"what the message is: {', '.join(kind for kind in KINDS[1:] if kind != 'prehashed')}"),
+    "position": ("integer", "the place in its chain that the message claims"),
+    "prehashed": ("boolean", "ECDSA: `input` is a digest"),
+    "hash_algorithm": ("string", "sha2-256; Ed25519: sha2-512 too, which changes nothing"),
+    "marshaling_algorithm": ("string", "asn1 or jws"),
+}
+"""Type and meaning of the fields of a request to sign or verify. To verify, there is neither kind nor position, and
+the version stands in the signature."""
 _HALF: Final = 32
 _SIGNATURE: Final = re.compile(r"vault:v([1-9][0-9]{0,9}):(.*)", re.DOTALL)
 _URL_SAFE: Final = str.maketrans("-_+/", "+/!!")
 _LINE_ENDS: Final = str.maketrans("", "", "\r\n")
 _NEVER: Final = "0001-01-01T00:00:00Z"
 """A time that is not known, as Vault writes it."""
+
+
+class Wanted(NamedTuple):
+    """What is to be signed. `kind`: "": the request does not say."""
+
+    message: bytes
+    kind: str
+    position: int | None
 
 
 class TransitOptions(NamedTuple):
@@ -104,22 +126,50 @@ def data(item: Mapping[str, Any], name: str = "input") -> bytes:
     return found
 
 
-def batch(body: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
-    """Return the items of a batch; None if the request is none. Raises BadArgument."""
+def wanted(item: object) -> Wanted:
+    """Return what a request, or an item of a batch, wants signed. Raises BadArgument."""
+    said = _object(item)
+    kind, position = _word(said, "kind"), said.get("position")
+    if kind not in KINDS or kind == "prehashed":
+        hint = "Say prehashed: true." if kind else ""
+        raise BadArgument(f"kind {kind!r:.40} is none that is signed here", hint=hint)
+    return Wanted(data(said), kind, None if position is None else whole(said, "position"))
+
+
+def batch(body: Mapping[str, Any]) -> list[Any] | None:
+    """Return the items of a batch, which may be anything: each is refused by itself. None if the request is none.
+    Raises BadArgument."""
     items = body.get("batch_input")
     if items is None:
         return None
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+    if not isinstance(items, list):
         raise BadArgument("batch_input must be a list of objects")
     if not items:
         raise BadArgument("missing batch input to process")
-    for item in items:
-        if not isinstance(item.get("reference", ""), str):
-            raise BadArgument("reference must be text")
-        for name in ("context", "hmac", "cmac"):
-            if item.get(name):
-                raise BadArgument(f"{name} is not supported: {_ONLY_ELSEWHERE[name]}")
     return items
+
+
+def answered(item: object, answer: Mapping[str, Any] | BaseException, refused: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a batch's answer says of an item: its answer, or its error beside what `refused` says."""
+    reference = item.get("reference") if isinstance(item, dict) else ""
+    shown = {"reference": reference if isinstance(reference, str) else ""}
+    if isinstance(answer, HsmError):
+        return {**refused, "error": str(answer), **shown}
+    if isinstance(answer, BaseException):
+        raise answer
+    return {**answer, **shown}
+
+
+def _object(item: object) -> Mapping[str, Any]:
+    """Return an item of a batch, or a request. Raises BadArgument, also for what no key here does."""
+    if not isinstance(item, dict):
+        raise BadArgument("an item of batch_input must be an object")
+    if not isinstance(item.get("reference", ""), str):
+        raise BadArgument("reference must be text")
+    for name in ("context", "hmac", "cmac"):
+        if item.get(name):
+            raise BadArgument(f"{name} is not supported: {_ONLY_ELSEWHERE[name]}")
+    return item
 
 
 def written(signature: bytes, number: int, algorithm: str, *, jws: bool) -> str:
@@ -130,15 +180,16 @@ def written(signature: bytes, number: int, algorithm: str, *, jws: bool) -> str:
     return f"vault:v{number}:{base64.b64encode(encoded).decode()}"
 
 
-def parsed(item: Mapping[str, Any]) -> tuple[int, str]:
-    """Return the version's number and the encoded signature of an item to be verified. Raises BadArgument."""
-    text = item.get("signature")
+def parsed(item: object) -> tuple[bytes, int, str]:
+    """Return message, version's number and encoded signature of what is to be verified. Raises BadArgument."""
+    said = _object(item)
+    text = said.get("signature")
     if not isinstance(text, str) or not text:
         raise BadArgument("missing signature")
     found = _SIGNATURE.fullmatch(text)
     if found is None:
         raise BadArgument("invalid signature: it must begin with vault:vN:")
-    return int(found[1]), found[2]
+    return data(said), int(found[1]), found[2]
 
 
 def signature_of(text: str, algorithm: str, *, jws: bool) -> bytes:
@@ -180,6 +231,16 @@ def _from_der(data: bytes) -> bytes:
         return raw if len(raw) == 2 * _HALF and _to_der(raw) == data else b""
     except IndexError:
         return b""
+
+
+def capabilities(path: str, keys: Iterable[str]) -> list[str]:
+    """Return what a client that may use these keys may do at a path, in the words of Vault's policies."""
+    *place, name = path.strip("/").split("/")
+    if place in (["transit", "sign"], ["transit", "verify"]) and name in keys:
+        return ["update"]
+    if place == ["transit", "keys"] and name in keys:
+        return ["read"]
+    return ["list"] if path.strip("/") == "transit/keys" else ["deny"]
 
 
 def key_data(name: str, algorithm: str, versions: Iterable[Version], latest: int) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import Final, NamedTuple
 
+ALPN: Final = "hsmcore-wire/1"
+"""The protocol's name in TLS (RFC 7301), so that a proxy can tell it from HTTP. A client may leave it out."""
 MOST_BYTES: Final = 1 << 20
 """Largest `length` of a frame."""
 

@@ -92,6 +92,11 @@ class StateFolder:
         return self.path / "softhsm2.conf"
 
     @property
+    def socket(self) -> Path:
+        """Where a gateway listens. The whole path: its clients run elsewhere."""
+        return self.path.resolve() / "gateway.sock"
+
+    @property
     def ready(self) -> bool:
         return self.config.is_file()
 
@@ -103,8 +108,10 @@ class StateFolder:
         key_label: str = KEY_LABEL,
         algorithm: Algorithm = "ed25519",
         sessions: int | None = None,
+        gateway: bool = False,
     ) -> KeyRecord | None:
-        """Make the parts that are missing; None if the folder was ready before. Blocks for about a second.
+        """Make the parts that are missing; None if the folder was ready before. Blocks for about a second. `gateway`:
+        the configuration has one, for this user's processes.
 
         If two processes call this at once, the second one waits and finds the folder ready.
         """
@@ -127,6 +134,10 @@ class StateFolder:
                 request = TokenRequest(module, token_label, key_label, algorithm, pin, so_pin)
                 key = provision(request, self.softhsm_conf)
                 config = _config(module, token_label, key_label, sessions or os.cpu_count() or 1)
+                if gateway:
+                    clients = {"me": {"uid": [os.getuid()], "keys": ["default"]}}
+                    served = {"listen": [f"unix:{self.socket}"], "socketMode": "0600", "clients": clients}
+                    config["sequencer"]["gateway"] = served
                 replace(self.config, orjson.dumps(config, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
                 return key
         except OSError as error:
