@@ -90,7 +90,7 @@ class Signer:
         for path, data in ((self.folder / "spec.json", spec), (self.config_file, spec["config"])):
             path.write_text(json.dumps(data))
             path.chmod(0o600)
-        library, environment = faketime(), {**os.environ, "PYTHONPATH": str(ROOT)}
+        library, environment = faketime(), {**os.environ, "PYTHONPATH": f"{ROOT / 'core'}:{ROOT}"}
         environment["FAKETIME_DISABLE_SHM"] = "1"  # what it shares with children, a killed process leaves
         if library is not None and self.rate != 1.0:
             environment |= {"LD_PRELOAD": str(library), "FAKETIME": f"+0 x{self.rate}"}
