@@ -50,15 +50,14 @@ def awake(place: Path, history: Path) -> None:
 
     watch_over, memory = membership.Membership.watch_over, dict[str, Any]()
 
-    async def enter(store: Any, *rest: Any) -> None:
-        await store.exchange([], lambda _: (None, []), turn=False)  # it is connected
+    async def enter(*given: Any) -> None:
         Writer(history).write(ASLEEP)
         end = time.monotonic() + _SECONDS
         while not place.exists():  # noqa: ASYNC240
             assert time.monotonic() < end, "there is no memory"
             await asyncio.sleep(0.002)
         memory.update(pickle.loads(place.read_bytes()))  # noqa: ASYNC240, S301  # of a process of this test
-        for machine in (one for one in rest if isinstance(one, Machine)):
+        for machine in (one for one in given if isinstance(one, Machine)):
             vars(machine).update(memory["machine"])
         watermark.os = SimpleNamespace(getpid=lambda: memory["pid"])  # type: ignore[attr-defined]
 
