@@ -111,8 +111,9 @@ def test_an_unused_database(command):
     code, found, _ = command("status")
     assert code == 0
     assert (found["epoch"], found["holder"], found["hosts"], found["incident"]["open"]) == (0, None, [], False)
-    code, text, _ = command("status", plain=True)
+    code, text, err = command("status", plain=True)
     assert (code, "none is open" in text) == (0, True)
+    assert "in plain text" not in err + text  # the URL of the configuration is; doctor says so
 
 
 def test_status_shows_holder_hosts_positions_and_incident(command, site):
@@ -226,6 +227,68 @@ def test_an_incident_is_closed_without_the_hosts_that_are_gone(command, site):
     assert site.commands()["fleet reconcile"]["reason"] == "again"
 
 
+def test_a_hold_prints_its_mark_and_ends_with_it(command, site):
+    assert command("hold")[0] == 2  # without a reason
+    assert command("resume", "--reason", "x")[0] == 1  # nothing is held
+    code, found, _ = command("hold", "--reason", "PostgreSQL 17.2")
+    assert (code, found["held"], found["mark"][:2]) == (0, "PostgreSQL 17.2", "0-")
+    code, shown, _ = command("status")
+    assert (code, shown["held"], shown["mark"]) == (0, "PostgreSQL 17.2", found["mark"])
+    code, text, _ = command("status", plain=True)
+    assert (code, "PostgreSQL 17.2" in text) == (0, True)
+    code, _, err = command("resume", "0-0123456789abcdef", "--reason", "it is there")
+    assert (code, "does not have this mark" in err) == (1, True)
+    code, done, _ = command("resume", found["mark"], "--reason", "it is there")
+    assert (code, done) == (0, {"incident": 0, "reason": "it is there"})
+    assert command("status")[1]["held"] is None
+    held, resumed = (site.commands()[f"fleet {verb}"] for verb in ("hold", "resume"))
+    assert (held["mark"], resumed["mark"], resumed["result"]) == (found["mark"], found["mark"], "ok")
+
+
+def test_a_database_that_may_have_lost_something_is_not_held(command, site):
+    row(site)  # of another database
+    code, _, err = command("hold", "--reason", "x")
+    assert (code, "another one" in err) == (1, True)
+    hosts(site, "signer-1")
+    site.execute("UPDATE fleet SET incident = 1")
+    code, _, err = command("hold", "--reason", "x")
+    assert (code, "incident 1 is open" in err) == (1, True)
+
+
+def test_status_names_the_hosts_that_a_loss_would_wait_for(command, site):
+    row(site)
+    hosts(site, "signer-1", "signer-2", "signer-3")
+    now = "(extract(epoch FROM clock_timestamp()) * 1000000000)::bigint + 3600000000000"
+    site.execute(f"UPDATE fleet_host SET seen_ns = {now} WHERE name <> 'signer-3'")  # noqa: S608  # made here
+    site.execute("UPDATE fleet_host SET state = 'closed' WHERE name = 'signer-2'")
+    code, found, _ = command("status")
+    assert (code, found["lossWaitsFor"]) == (0, ["signer-2", "signer-3"])
+    _, text, _ = command("status", plain=True)
+    assert "a loss now would wait for signer-2, signer-3" in " ".join(text.split())
+
+
+def test_a_host_is_retired_after_scaling_down(command, site):
+    """docs/DEPLOY.md: Kubernetes."""
+    row(site)
+    hosts(site, "signer-1", "signer-2", "signer-3")
+    site.execute("UPDATE fleet_host SET state = 'closed' WHERE name = 'signer-3'")
+    assert command("retire", "signer-3", "--yes")[0] == 2  # without a reason
+    code, _, err = command("retire", "signer-3", "--reason", "two are enough")
+    assert (code, "--yes" in err) == (2, True)
+    for host, why in (("signer-2", "holds the epoch"), ("signer-9", "has no host")):
+        code, _, err = command("retire", host, "--reason", "x", "--yes")
+        assert (code, why in err) == (1, True), host
+    code, found, _ = command("retire", "signer-3", "--reason", "two are enough", "--yes")
+    assert (code, found) == (0, {"retired": "signer-3", "reason": "two are enough"})
+    code, found, _ = command("status")
+    assert (found["lossWaitsFor"], found["hosts"][2]["retired"]) == (["signer-1", "signer-2"], True)
+    assert site.commands()["fleet retire"]["hostname"] == "signer-3"
+    site.execute("UPDATE fleet SET incident = 1")
+    assert command("status")[1]["incident"]["waiting"] == ["signer-1", "signer-2"]
+    code, _, err = command("retire", "signer-1", "--reason", "x", "--yes")
+    assert (code, "incident 1 waits for signer-1" in err) == (1, True)
+
+
 def test_positions_go_from_a_file_s_store_to_a_fleet_s(command, site):
     site.bind((4, A), (7, B), config="file.json")
     out = site.folder / "positions.json"
@@ -262,8 +325,11 @@ def test_an_import_lists_what_contradicts_it(command, site):
 
 
 def test_a_configuration_without_a_fleet_is_named(command, site):
-    for verb in ("status", "claim", "release", "drain", "reconcile"):
-        code, _, err = command(verb, *(["--reason", "x"] if verb == "reconcile" else []), config="file.json")
+    more = {verb: ["--reason", "x"] for verb in ("reconcile", "hold", "resume")} | {
+        "retire": ["a", "--reason", "x", "-y"]
+    }
+    for verb in ("status", "claim", "release", "drain", *more):
+        code, _, err = command(verb, *more.get(verb, ()), config="file.json")
         assert (code, "keyManager.fleet" in err) == (2, True), verb
     (site.folder / "plain.json").write_text(json.dumps(site.token.config()))
     for arguments in (["export"], ["import", "x"]):

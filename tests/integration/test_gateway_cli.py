@@ -61,6 +61,9 @@ async def test_what_init_made_is_served_and_asked_without_the_key(tmp_path):
         assert key["address"] == made["address"]
         about = await asyncio.to_thread(said, "doctor", *asks)
         assert (about["client"], about["keyManagers"], about["currentKeyId"]) == ("me", ["default"], made["keyId"])
+        of_list = ("doctor", "--gateway", f"unix:{state}/nothing.sock,{address}", "--json")
+        done = await asyncio.to_thread(run, CLI, *of_list)
+        assert json.loads(done.stdout)["address"] == address
         code, why = await asyncio.to_thread(failed, "sign", "--text", "hello", *asks, "--key-manager", "other")
         assert code == 1
         assert "may not use a key manager 'other'" in why

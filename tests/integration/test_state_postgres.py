@@ -9,6 +9,8 @@ import signal
 import socket
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 from sqlalchemy import select, update
@@ -461,6 +463,15 @@ async def test_a_server_shows_a_certificate_of_an_authority_that_is_trusted(post
         await store.close()
         with pytest.raises(StoreError, match="certificate verify failed"):
             await Store.open(fleet(over_tls + other.file))
+    old, own = authority.issue("old", ips=["127.0.0.1"], days=-1), authority.issue("own", days=-1)
+    Path(own.key).chmod(0o600)  # noqa: ASYNC240
+    with postgres.certified(old):
+        for files in (authority.file, f"{authority.file}&sslcert={own.certificate}&sslkey={own.key}"):
+            with pytest.raises(
+                StoreError, match=r"certificate of 127\.0\.0\.1:\d+ expired on 2.*ssl_cert_file"
+            ) as caught:
+                await Store.open(fleet(over_tls + files))
+            assert (f"certificate {own.certificate} expired on" in str(caught.value)) == ("&" in files)
     elsewhere = authority.issue("server", ips=["192.0.2.1"])
     with postgres.certified(elsewhere), pytest.raises(StoreError, match="does not match host name"):
         await Store.open(fleet(over_tls + authority.file))
@@ -643,6 +654,27 @@ async def test_doctor_says_whether_the_database_keeps_what_it_confirms(postgres,
         step = steps(seen)["fleet-durability"]
         assert (step.outcome, step.found) == ("fail", "no synchronous standby is connected")
         assert steps(url)["fleet-durability"].outcome == "ok", "this user may not see standbys"
+
+
+async def test_doctor_names_the_day_on_which_a_certificate_ends(postgres, url, tmp_path):
+    authority = Authority(tmp_path)
+    over_tls, more = f"{url}?sslmode=verify-full&sslrootcert={authority.file}", {"singleNode": True}
+    for days, outcome in ((60, "ok"), (3, "warn")):
+        with postgres.certified(authority.issue("server", ips=["127.0.0.1"], days=days)):
+            step = steps(over_tls, **more)["fleet-certificate"]
+            day = datetime.fromtimestamp(step.data["expires"], UTC)
+            assert (step.outcome, f"expires on {day:%Y-%m-%d}" in step.found) == (outcome, True)
+            store = await Store.open(fleet(over_tls))
+            assert list(store.certificates().values()) == [step.data["expires"]]
+            await store.close()
+    with postgres.certified(authority.issue("server", ips=["127.0.0.1"], days=-1)):
+        assert "expired on" in steps(over_tls, **more)["fleet-store"].found
+        assert steps(f"{url}?sslmode=require", **more)["fleet-certificate"].outcome == "fail"
+
+
+async def test_doctor_knows_a_pooler(postgres, pooler, url):
+    assert "fleet-pooler" not in steps(url)
+    assert "server_login_retry" in steps(pooler.url_of(url))["fleet-pooler"].found
 
 
 async def test_doctor_names_what_is_wrong_with_the_way_to_the_database(monkeypatch, url):

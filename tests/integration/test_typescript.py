@@ -41,7 +41,8 @@ from hsmcore.audit.query import Query
 pytestmark = pytest.mark.integration
 PACKAGE = Path(__file__).parents[2] / "clients" / "typescript"
 WITH_A_TOKEN = ("real", "rotation", "block")
-ALONE = ("wire", "fuzz", "client", "again", "batched", "key-set", "key-manager", "sequencer", "vectors", "payload")
+ALONE = ("wire", "fuzz", "client", "again", "list", "batched", "key-set", "key-manager", "sequencer", "vectors")
+ALONE += ("payload",)
 """Files of tests that need no gateway."""
 NODE = shutil.which("node")
 AT_LENGTH = [pytest.mark.deep, pytest.mark.timeout(900)]
@@ -267,14 +268,16 @@ def test_over_tls(built, fresh_token, tmp_path, name):
 Tell = Callable[[str], Awaitable[None]]
 
 
-async def load(built: Path, address: str, during: Callable[[Tell], Awaitable[None]]) -> dict[str, Any]:
-    """Have a program of the client sign without end while `during` runs, which may give it commands. Returns what
-    became of its messages."""
-    options = {"address": address, "connections": 4}
+async def load(
+    built: Path, address: str, during: Callable[[Tell], Awaitable[None]], *, blocks: bool = False, **more: Any
+) -> dict[str, Any]:
+    """Have a program of the client sign without end while `during` runs, which may give it commands. `blocks`: one of
+    its callers signs state roots, in order. `more`: of its options. Returns what became of its messages."""
+    options = {"address": address, "connections": 4, **more}
     program = await asyncio.to_thread(
         subprocess.Popen,
         [NODE, str(built / "load.js")],
-        env={**os.environ, **against(options)},
+        env={**os.environ, **against(options), "HSMCORE_TEST_BLOCKS": "default" if blocks else ""},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

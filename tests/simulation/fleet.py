@@ -22,6 +22,7 @@ from tests.simulation.clock import SECOND, Clock
 from tests.simulation.device import Device, Fault, Key, Ledger
 from tests.simulation.fleet_journal import Lines, Log
 from tests.simulation.fleet_network import Network
+from tests.simulation.fleet_operator import switch_over
 from tests.simulation.fleet_script import ASKS, HOSTS, Ask, Doing, FleetScript
 from tests.simulation.hosts import HostsLoop, Process, bury
 from tests.simulation.law import SHUT_NS, Facts
@@ -44,7 +45,7 @@ _RETRY: Final = 0.5
 """Seconds from a start that failed to the next one."""
 _SPREAD_NS: Final = 400 * MS
 """What a block takes to another host, at most."""
-_DATABASE: Final = frozenset({"bounce", "fail over", "lose", "alone"})
+_DATABASE: Final = frozenset({"bounce", "fail over", "lose", "alone", "hold"})
 """What happens to the database: one at a time."""
 
 
@@ -320,6 +321,10 @@ class Fleet:
 
         self._later(lasts, dies)
 
+    def _hold(self, host: Host, lasts: int, rng: random.Random) -> None:
+        del host
+        self.loop.create_task(switch_over(self, lasts, rng))
+
     def _starts(self, promoted: bool, lost: bool) -> None:
         self.server.starts(promoted=promoted, lost=lost)
         self.tell("database", f"runs, on timeline {self.server.timeline}")
@@ -490,6 +495,7 @@ _DOES: Final = {
     "busy": Fleet._busy,
     "alone": Fleet._alone,
     "late": Fleet._late,
+    "hold": Fleet._hold,
 }
 
 

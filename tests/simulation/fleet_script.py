@@ -17,18 +17,20 @@ CALM: Final = 20
 """Seconds at the end in which nothing goes wrong."""
 DOINGS_OF_A_WORLD: Final = (1, 1, 2, 3, 5, 8)
 ASKS: Final = 180
+HOLDS: Final = 0.25
+"""How many worlds have a planned switchover."""
 Payload = Literal["message", "next", "again", "other", "ahead", "far"]
 """What is asked for: a message without a position; a block at the position that follows; one that was signed, again;
 another one at a position that is taken; one further on, or far ahead of all."""
 What = Literal[
     "kill", "stall", "end", "part", "slow", "cut", "mute", "bounce", "fail over", "lose", "device", "clock", "claim",
-    "release", "busy", "alone", "late",
+    "release", "busy", "alone", "late", "hold",
 ]  # fmt: skip
 DOINGS: Final[dict[What, int]] = {
     "kill": 4, "stall": 4, "end": 2, "part": 4, "slow": 2, "cut": 2, "mute": 3, "bounce": 1, "fail over": 1,
     "lose": 2, "device": 2, "clock": 1, "claim": 2, "release": 1, "busy": 2, "alone": 2, "late": 3,
 }  # fmt: skip
-"""What goes wrong, with weights."""
+"""What goes wrong, with weights. A planned switchover ("hold") is drawn apart from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +104,15 @@ def fleet_script(seed: int) -> FleetScript:
         follows=rng.random() < 0.6,
         trip_ns=trips,
         starts_ns=starts,
-        doings=_doings(chance.faults, ttl_ms * MS),
+        doings=tuple(sorted((*_doings(chance.faults, ttl_ms * MS), *_held(seed)), key=lambda one: one.at_ns)),
         asks=asks,
     )
+
+
+def _held(seed: int) -> tuple[Doing, ...]:
+    rng = random.Random(f"hold {seed}")
+    at, lasts = rng.randrange(3 * SECOND, (SECONDS - CALM) * SECOND), rng.randrange(100 * MS, 3 * SECOND)
+    return (Doing(at, lasts, "hold", None, rng.randrange(1 << 20)),) if rng.random() < HOLDS else ()
 
 
 def _ask(rng: random.Random, number: int) -> Ask:

@@ -82,7 +82,13 @@ class FleetFacts:
     def over(self, doing: Any) -> int:
         """When what goes wrong has no effect any more, but that another host has to take over: a thread waits so long
         for an answer that does not come."""
-        waits = {"mute": 30 * SECOND, "part": 10 * SECOND, "alone": 12 * SECOND, "busy": 12 * SECOND}
+        waits = {
+            "mute": 30 * SECOND,
+            "part": 10 * SECOND,
+            "alone": 12 * SECOND,
+            "busy": 12 * SECOND,
+            "hold": 20 * SECOND,
+        }
         return int(doing.at_ns + doing.lasts_ns + waits.get(doing.what, 3 * SECOND))
 
     def is_calm(self, begin: int, end: int, but: int = -1) -> bool:

@@ -74,6 +74,9 @@ fleet claim --reason WHY
 fleet release --reason WHY
 fleet drain --reason WHY
 fleet reconcile --reason WHY
+fleet hold --reason WHY
+fleet resume --reason WHY
+fleet retire gone --reason WHY --yes
 fleet export --output FOLDER/exported.json
 fleet import FOLDER/exported.json
 notices test

@@ -462,7 +462,7 @@ def test_a_row_is_held_by_one_process_at_its_epoch():
 
 
 def test_a_process_writes_for_a_host_and_an_epoch_only_where_they_are_as_it_read_them():
-    held, host = EpochRow(3, "me", "host", 5, False, 0, ("system", "1")), [("host", "me", 0, "follower")]
+    held, host = EpochRow(3, "me", "host", 5, False, 0, ("system", "1")), [("host", "me", 0, "follower", 0, 0, "")]
     required = [
         rows.claim("fleet", held, "me", "host", "", ("system", "1"))[1],
         rows.renew("fleet", held)[1],
@@ -478,7 +478,13 @@ def test_a_process_writes_for_a_host_and_an_epoch_only_where_they_are_as_it_read
 
 @pytest.mark.parametrize(("is_open", "owed"), [(0, 7), (1, 0)])
 def test_a_new_host_belongs_to_the_fleet_and_answers_an_incident_that_is_open(is_open, owed):
-    _, change = rows.enter(([(1, "", "", 0, 1, "", "", 7, is_open)], []), "host", "me")
+    _, change = rows.enter(([(1, "", "", 0, 1, "", "", 7, None, is_open)], []), "host", "me")
     assert change.values == [{"name": "host", "incident": owed, "instance": "me", "state": "follower"}]
     made = change.statement.compile(column_keys=list(change.values[0])).params
     assert (made["retired"], made["note"]) == (0, "")
+
+
+@pytest.mark.parametrize(("answered", "retired"), [(7, 0), (6, 1)])
+def test_a_retired_host_belongs_to_the_fleet_again_once_it_has_answered_all(answered, retired):
+    found = [(1, "", "", 0, 1, "", "", 7, None, 0)], [("host", "", 0, "closed", answered, 1, "burned")]
+    assert rows.enter(found, "host", "me")[1].values[0]["retired"] == retired

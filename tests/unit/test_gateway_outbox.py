@@ -24,7 +24,7 @@ from tests.support import batches
 from tests.support.size import share
 from tests.support.wire import placed, signed
 
-from hsmcore.errors import DeadlineExceeded, EngineClosed, HsmError, KeyNotCurrent
+from hsmcore.errors import DeadlineExceeded, EngineClosed, HsmError, KeyNotCurrent, NotHolder
 from hsmcore.gateway.client.outbox import RequestOutbox
 from hsmcore.gateway.client.request import ClientRequest, GatewaySession
 from hsmcore.gateway.wire import batched
@@ -71,9 +71,16 @@ class FakeChannel:
     back: list[bytes] = field(default_factory=list)
     pushed: deque = field(default_factory=deque)
     splitter: Splitter = field(default_factory=lambda: Splitter(CLIENT_TYPES))
+    stays: bool = False
+    """Whether its gateway is the holder, when it says that it is not."""
 
     def send(self, data: bytes) -> None:
         self.out.extend(self.splitter.feed(data))
+
+    def refused(self, holder: str) -> bool:
+        if not self.stays:
+            self.going, self.ready = True, False
+        return True
 
 
 def alone(message: bytes, first: int) -> bytes:
@@ -83,6 +90,12 @@ def alone(message: bytes, first: int) -> bytes:
     text = batch_proof.checkpoint("tests", 0, 1, root, first, 1)
     signed = note.signed(text, batch_proof.signer(text, batches.PUBLIC), batches.KEY.sign(text).signature)
     return b"c2sp.org/tlog-proof@v1\nextra " + b64encode(extra) + b"\nindex 0\n\n" + signed
+
+
+def unheld(number: int, version: int, *, maybe: bool = False) -> bytes:
+    """The answer of a host that does not hold the epoch. `version`: of SIGN_MANY, else 0."""
+    refusal = wire.Refusal(True, maybe, 0, "NOT_HOLDER", "RETRY", "held elsewhere", "another")
+    return wire.signed_many(number, version, [refusal]) if version else wire.error(number, refusal)
 
 
 class World(RuleBasedStateMachine):
@@ -110,6 +123,7 @@ class World(RuleBasedStateMachine):
         self.settlements: dict[int, int] = {}
         self.highest_ack = 0
         self.full = False
+        self.unheld = self.withheld = False
 
     @initialize(algorithm=st.sampled_from(["ed25519", "ed25519", "ecdsa-p256"]), most=st.sampled_from([2, 5, 100]))
     def begin(self, algorithm: str, most: int) -> None:
@@ -205,6 +219,9 @@ class World(RuleBasedStateMachine):
             return wire.error(frame.request, wire.Refusal(True, False, 0, "BUSY", "RETRY", "ends"))
         if self.full:
             return wire.error(frame.request, wire.Refusal(True, False, 10, "QUEUE_FULL", "RETRY", "full"))
+        if self.unheld and not self.withheld:
+            process.answers[frame.request] = refused = unheld(frame.request, said.version if many else 0)
+            return refused
         if frame.type is Type.SIGN_BATCHED:
             answer = self.placed(process, frame.request, said.message)
         elif said.version != process.numbers[current]:
@@ -222,6 +239,8 @@ class World(RuleBasedStateMachine):
                 if many
                 else signed(frame.request, signature, said.version, "primary")
             )
+        if self.withheld:  # it was signed, and the lease was over then
+            answer = unheld(frame.request, said.version if many else 0, maybe=True)
         process.answers[frame.request] = answer
         return answer
 
@@ -315,6 +334,14 @@ class World(RuleBasedStateMachine):
         """The gateway takes nothing more, or something again. Such an answer is not remembered."""
         self.full = not self.full
 
+    @rule(withheld=st.booleans(), stays=st.booleans())
+    def loses_the_epoch(self, withheld: bool, stays: bool) -> None:
+        """Or gets it back."""
+        self.unheld = not self.unheld
+        self.withheld = self.unheld and withheld
+        for channel in self.channels:
+            channel.stays = stays
+
     @precondition(lambda self: self.channels)
     @rule(data=st.data())
     def drains(self, data: st.DataObject) -> None:
@@ -360,7 +387,7 @@ class World(RuleBasedStateMachine):
                 return
             error = found
         assert isinstance(error, HsmError)
-        assert isinstance(error, (DeadlineExceeded, KeyNotCurrent)) or error.status in (
+        assert isinstance(error, (DeadlineExceeded, KeyNotCurrent, NotHolder)) or error.status in (
             ("HOST_LOST", "QUEUE_FULL", "BAD_ARGUMENT")
             if request.type is Type.SIGN_BATCHED
             else ("HOST_LOST", "QUEUE_FULL")
@@ -375,6 +402,7 @@ class World(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """With a sound gateway and time to go on, each request is settled."""
+        self.unheld = self.withheld = False
         if not self.channels or not any(channel.ready for channel in self.channels):
             for channel in list(self.channels):
                 self.drop(channel)
@@ -388,7 +416,8 @@ class World(RuleBasedStateMachine):
                 while channel.back:
                     self.deliver(channel, channel.back.pop(0))
         self.loop.now += 1000
-        self.turn()
+        for _ in range(2):  # the rest of a batch is settled, then the batch
+            self.turn()
         assert [request for _, request in self.asked if not request.future.done()] == []
         self.outcomes_are_true()
         self.no_message_has_two_keys()
@@ -538,6 +567,22 @@ def test_what_a_gateway_refuses_because_it_ends_goes_to_the_next_one(world):
     assert request.future.result()
 
 
+@pytest.mark.parametrize("withheld", [False, True])
+def test_a_holder_that_was_not_sure_of_it_gives_another_answer_later(world, withheld):
+    world.begin("ed25519", 100)
+    [channel] = world.channels
+    channel.stays, world.unheld, world.withheld = True, True, withheld
+    world.ask(500, kind=Type.SIGN)
+    [(_, request)] = world.asked
+    serve(world)
+    assert not request.future.done()
+    world.unheld = world.withheld = False
+    world.time_passes(6.0)
+    world.turn()
+    serve(world)
+    assert [request.future.result()] == list(world.made[b"message 0"])
+
+
 def test_an_outbox_that_ended_fails_what_is_open_and_takes_nothing():
     world = World()
     world.begin("ed25519", 1)
@@ -631,7 +676,13 @@ FAILED = wire.Refusal(True, False, 0, "QUEUE_FULL", "RETRY", "full")
 
 def test_each_kind_of_answer_settles_its_request_with_what_it_says(answered):
     assert answered(Type.SIGN, SIGN, signed(0, b"s" * 64, 7)) == b"s" * 64
-    assert answered(Type.SIGN, SIGN, signed(0, b"s" * 64, 7, "primary", 3), full=True) == (b"s" * 64, "primary", 3, KEY)
+    assert answered(Type.SIGN, SIGN, signed(0, b"s" * 64, 7, "primary", 3), full=True) == (
+        b"s" * 64,
+        "primary",
+        3,
+        KEY,
+        "",
+    )
     assert answered(Type.SIGN, SIGN, signed(0, b"s" * 64, 7), key=None) == b"s" * 64, "no key was asked for"
     one, other = answered(Type.SIGN_MANY, MANY, wire.signed_many(0, 7, [b"s" * 64, FAILED]), count=2)
     assert (one, other.status) == (b"s" * 64, "QUEUE_FULL")

@@ -177,6 +177,19 @@ HEALTHY = [
             [*HEALTHY, series("hsmcore_breaker_state", "0x3 2x190", member="m", level="primary", kind="key")],
             45,
         ),
+        (
+            "HsmcoreFleetCertificateEnds",
+            [
+                *HEALTHY,
+                series(
+                    "hsmcore_fleet_certificate_expiry_timestamp_seconds",
+                    "1209700x190",
+                    fleet="f",
+                    certificate="db:5432",
+                ),
+            ],
+            105,
+        ),
         ("HsmcoreClusterDegraded", [*HEALTHY, series("hsmcore_cloudhsm_cluster_ok", "1x3 0x190", member="m")], 600),
         (
             "HsmcoreDiskFilling",

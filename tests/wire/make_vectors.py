@@ -71,9 +71,10 @@ def keys(*listed: Any) -> Any:
     return struct.pack("<H", len(listed)) + b"".join(body for body, _ in listed), [says for _, says in listed]
 
 
-def error(retryable: bool, maybe: bool, after: int, status: str, error_class: str, text: str) -> Any:
+def error(retryable: bool, maybe: bool, after: int, status: str, error_class: str, text: str, holder: str = "") -> Any:
     """An error."""
-    body = struct.pack("<BI", retryable | maybe << 1, after) + short(status) + short(error_class) + long(text.encode())
+    whole = f"{text}\nholder: {holder}" if holder else text
+    body = struct.pack("<BI", retryable | maybe << 1, after) + short(status) + short(error_class) + long(whole.encode())
     says = {
         "retryable": retryable,
         "maybe_signed": maybe,
@@ -81,6 +82,7 @@ def error(retryable: bool, maybe: bool, after: int, status: str, error_class: st
         "status": status,
         "class": error_class,
         "text": text,
+        "holder": holder,
     }
     return body, says
 
@@ -92,6 +94,9 @@ KEYS = (
 )
 FULL = error(True, False, 250, "QUEUE_FULL", "RETRY", "256 requests are open")
 LATE = error(True, True, 0, "DEADLINE_EXCEEDED", "RETRY", "")
+HELD = error(True, False, 0, "NOT_HOLDER", "RETRY", "epoch 7 is held elsewhere", "signer-2")
+FREE = error(True, True, 0, "NOT_HOLDER", "RETRY", "nobody holds the epoch")
+LIKE = error(False, False, 0, "POLICY_REFUSED", "REQUEST_FATAL", "one line\nholder: of any other text")
 ODD = error(False, False, 2**32 - 1, "A_STATUS_OF_TOMORROW", "REQUEST_FATAL", "größer")
 
 
@@ -253,6 +258,9 @@ def of_gateway() -> Iterator[dict[str, Any]]:
         ("error: full", FULL, 1),
         ("error: late", LATE, 2),
         ("error: of another release", ODD, 3),
+        ("error: another host holds the epoch", HELD, 4),
+        ("error: no host holds the epoch", FREE, 5),
+        ("error: a text that is no holder", LIKE, 6),
         ("error of the connection", error(False, False, 0, "BAD_ARGUMENT", "REQUEST_FATAL", "type 9"), 0),
     ):
         yield frame(name, "ERROR", one[0], one[1], request)

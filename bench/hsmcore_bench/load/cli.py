@@ -88,7 +88,7 @@ def load(
     audit: Annotated[bool, typer.Option("--audit", help="With an audit log, on the token that is made.")] = False,
     gateway: Annotated[
         str | None,
-        typer.Option(metavar="ADDRESS", help="Load a running gateway: unix:/path, or tls:host:port with --tls."),
+        typer.Option(metavar="ADDRESS", help="Load running gateways: unix:/path, tls:host:port (--tls), with commas."),
     ] = None,
     key_manager: Annotated[str, typer.Option(metavar="NAME", help="Of the gateway.")] = "default",
     connections: Annotated[int, typer.Option(min=1, max=64, help="To the gateway, of each process.")] = 1,

@@ -123,9 +123,10 @@ def behind_gateway(address: str, key_manager: str, connections: int, tls: str | 
     files = tls.split(",") if tls is not None else []
     if tls is not None and len(files) != len(fields(ClientTls)):
         raise UsageProblem("--tls: expected CERTIFICATE,KEY,AUTHORITIES")
-    if GatewayAddress.parse(address).path and files:
+    unix = all(one.path for one in GatewayAddress.parse_all(address))
+    if unix and files:
         raise UsageProblem('--tls belongs to a "tls:" address')
-    if not GatewayAddress.parse(address).path and not files:
+    if not unix and not files:
         raise UsageProblem('a "tls:" address needs --tls')
     client = {"address": address, "key_manager": key_manager, "connections": connections, "tls": files}
     # Nothing is signed with it here; timeouts and the like are those of a key manager that says nothing.

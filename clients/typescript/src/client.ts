@@ -7,6 +7,7 @@ import { type BatchedSignature, readBatchProof } from "./batched.js";
 import { badArgument, closed, HsmError, lost } from "./errors.js";
 import { Job, type JobFields, type Settler } from "./job.js";
 import { hex, Link, type LinkOptions, type LinkOwner, type Slot } from "./link.js";
+import { Route } from "./route.js";
 import { Unsent } from "./unsent.js";
 import * as wire from "./wire.js";
 import type { Key, Kind, Level, Operation, Signed, Welcome } from "./wire.js";
@@ -16,7 +17,8 @@ const PROGRAM = `hsmcore-client/0.1.0 node/${process.versions.node}`;
 const BATCH_HEAD_BYTES = 32;
 
 export interface ClientOptions extends Partial<LinkOptions> {
-  address: string;
+  /** "unix:/path" or "tls:host:port"; of several gateways, such as a fleet's, a list, or a string with commas. */
+  address: string | readonly string[];
   /** How many connections to spread the requests over. */
   connections?: number;
   /** The deadline of a request that is given none. */
@@ -56,6 +58,7 @@ export interface Receipt extends Signed {
 export interface ClientEvents {
   connected: [{ client: string }];
   disconnected: [HsmError];
+  unusable: [{ address: string; error: HsmError }];
   keys: [{ key: string; versions: readonly Key[] }[]];
   failover: [{ key: string; from: Level; to: Level }];
   "key-rotated": [{ key: string; previous: Key; current: Key }];
@@ -76,6 +79,9 @@ export const DEFAULT_KEY = "default";
 
 export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Settler {
   private readonly links: Link[];
+  private readonly route: Route;
+  /** At which address `slots` were told. */
+  private toldAt = 0;
   private readonly timeoutMs: number;
   private readonly connectTimeoutMs: number;
   private readonly maxWaiting: number;
@@ -110,8 +116,10 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     }
     this.timeoutMs = timeoutMs;
     this.maxWaiting = maxWaiting;
-    const settings = { ...rest, connectTimeoutMs, maxBackoffMs, pingMs };
-    this.links = Array.from({ length: connections }, () => new Link(settings, this, PROGRAM));
+    const { address, ...others } = rest;
+    const settings = { ...others, connectTimeoutMs, maxBackoffMs, pingMs };
+    this.route = new Route(address, maxBackoffMs, connectTimeoutMs);
+    this.links = Array.from({ length: connections }, () => new Link(settings, this.route, this, PROGRAM));
     this.connectTimeoutMs = settings.connectTimeoutMs;
   }
 
@@ -272,9 +280,9 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
   private async batch(
     messages: Uint8Array[],
     options: SignManyOptions,
-    refusedBy?: Key,
+    before: Partial<JobFields> = {},
   ): Promise<(Buffer | HsmError)[]> {
-    const more = { weight: messages.length, ...(refusedBy && { refusedBy }) };
+    const more = { weight: messages.length, ...before };
     const started = performance.now();
     const job = this.job(wire.signMany(messages, fieldsOf(options)), options, more);
     let outcomes: (Buffer | HsmError)[];
@@ -288,14 +296,25 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
       return messages.map(() => lost("The gateway answered another batch.", { maybeSigned: true }));
     }
     if (job.uncertain) outcomes = outcomes.map((one) => (one instanceof HsmError ? one.asMaybeSigned() : one));
-    const stale = ({ status, maybeSigned }: HsmError) => status === "KEY_NOT_CURRENT" && !maybeSigned;
-    const rest = outcomes.flatMap((one, index) => (one instanceof HsmError && stale(one) ? [index] : []));
-    if (rest.length === 0 || job.pin !== undefined || job.refusedBy) return outcomes;
+    // What another key has to sign, or another host: of the latter, what may have been signed only by the same key.
+    const stale = ({ status, maybeSigned }: HsmError) =>
+      status === "KEY_NOT_CURRENT" && !maybeSigned && job.pin === undefined && !job.refusedBy;
+    const unheld = ({ status, maybeSigned }: HsmError) =>
+      status === "NOT_HOLDER" && this.route.several && (!maybeSigned || job.key?.algorithm === "ed25519");
+    const places = (is: (error: HsmError) => boolean) =>
+      outcomes.flatMap((one, index) => (one instanceof HsmError && is(one) ? [index] : []));
+    const late = places(stale);
+    const rest = late.length > 0 ? late : places(unheld);
+    if (rest.length === 0) return outcomes;
     const left = Math.max(1, (options.timeoutMs ?? this.timeoutMs) - (performance.now() - started));
+    const uncertain = rest.some((index) => (outcomes[index] as HsmError).maybeSigned);
     const again = await this.batch(
       rest.map((index) => messages[index]!),
       { ...options, timeoutMs: left },
-      job.key,
+      {
+        ...(late.length > 0 && job.key && { refusedBy: job.key }),
+        ...(uncertain && job.key && { uncertain, pin: hex(job.key) }),
+      },
     );
     rest.forEach((index, at) => (outcomes[index] = again[at]!));
     return outcomes;
@@ -325,7 +344,8 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     for (const job of line) {
       // A batch that is larger than all credits goes alone, and the gateway says what it thinks of it.
       const taken = this.taken.get(slot) ?? 0;
-      if (this.most === 0 || (taken > 0 && taken + job.weight > this.most)) return;
+      const most = this.route.seeking ? Math.min(1, this.most) : this.most;
+      if (most === 0 || (taken > 0 && taken + job.weight > most)) return;
       const link = this.pick(job);
       if (!link && !(job.refusedBy && this.pick())) return;
       line.delete(job);
@@ -360,6 +380,22 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     return this.pick() ? undefined : this.lastError;
   }
 
+  stays(link: Link): boolean {
+    return this.links.some((one) => one !== link && one.usable && one.at === link.at);
+  }
+
+  left(at: number): void {
+    for (const link of this.links) if (link.at === at) link.forsake();
+  }
+
+  strange(link: Link): boolean {
+    if (link.at === this.toldAt) return false;
+    return [...link.slots].some(([key, { byPublicKey: listed }]) => {
+      const known = this.slots.get(key)?.byPublicKey;
+      return known?.size && listed.size > 0 && ![...listed.keys()].some((one) => known.has(one));
+    });
+  }
+
   released({ slot, weight }: Job): void {
     this.taken.set(slot, (this.taken.get(slot) ?? 0) - weight);
     this.pump(slot);
@@ -391,6 +427,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
 
   welcomed(link: Link, welcome: Welcome): void {
     this.limits = welcome;
+    this.route.answers(link.at);
     if (this.up++ === 0) this.tell("connected", { client: welcome.client });
     this.opened?.resolve();
     this.opened = undefined;
@@ -398,16 +435,20 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     this.credits(welcome.credits);
   }
 
-  lost(error: HsmError, was: boolean): void {
+  lost(link: Link, error: HsmError, was: boolean): void {
     this.lastError = error;
+    const { address, at } = link;
+    if (!was && this.route.several && this.route.fails(at, error)) this.tell("unusable", { address, error });
     if (was && --this.up === 0 && !this.closing) this.tell("disconnected", error);
     // A refusal does not become better by asking again.
+    if (this.route.several && this.route.rounds === 0) return;
     if (this.opened && error.status !== "HOST_LOST" && !error.retryable) this.opened.reject(error);
   }
 
   keysChanged(link: Link): void {
     const before = this.slots;
     this.slots = link.slots;
+    this.toldAt = link.at;
     // Each connection is told on its own, so also where the news is none any more.
     for (const job of [...this.parked]) {
       this.parked.delete(job);

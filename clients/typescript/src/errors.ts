@@ -8,6 +8,7 @@ export interface Fault {
   retryable?: boolean;
   maybeSigned?: boolean;
   retryAfterMs?: number;
+  holder?: string;
   hint?: string;
   cause?: unknown;
 }
@@ -23,6 +24,8 @@ export class HsmError extends Error {
   readonly maybeSigned: boolean;
   /** How long to wait before the next attempt, where it is known, else 0. */
   readonly retryAfterMs: number;
+  /** Of NOT_HOLDER: the fleet's name of the host that holds the epoch, or "". */
+  readonly holder: string;
   /** What to do next, or "". */
   readonly hint: string;
 
@@ -35,6 +38,7 @@ export class HsmError extends Error {
     this.retryable = fault.retryable ?? false;
     this.maybeSigned = fault.maybeSigned ?? false;
     this.retryAfterMs = fault.retryAfterMs ?? 0;
+    this.holder = fault.holder ?? "";
     this.hint = hint;
   }
 
@@ -44,8 +48,8 @@ export class HsmError extends Error {
   }
 
   private get fault(): Fault {
-    const { status, class: kind, retryable, maybeSigned, retryAfterMs, hint, cause } = this;
-    return { status, class: kind, retryable, maybeSigned, retryAfterMs, hint, cause };
+    const { status, class: kind, retryable, maybeSigned, retryAfterMs, holder, hint, cause } = this;
+    return { status, class: kind, retryable, maybeSigned, retryAfterMs, holder, hint, cause };
   }
 }
 

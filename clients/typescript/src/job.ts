@@ -28,6 +28,8 @@ export interface JobFields {
   pin?: string | undefined;
   /** The key that refused it before, as no longer the current one. */
   refusedBy?: Key;
+  /** Another request may have had it signed. */
+  uncertain?: boolean;
 }
 
 export class Job {
@@ -35,7 +37,7 @@ export class Job {
   readonly slot: string;
   readonly weight: number;
   readonly signs: boolean;
-  readonly pin: string | undefined;
+  pin: string | undefined;
   readonly deadline: number;
   /** The key that it was sent for. */
   key: Key | undefined;
@@ -44,7 +46,7 @@ export class Job {
   refusals = 0;
   sentAt = 0;
   /** An attempt at another gateway process, or too long ago, may have had it signed. */
-  uncertain = false;
+  uncertain: boolean;
   refusedBy: Key | undefined;
   refusal: HsmError | undefined;
   done = false;
@@ -64,6 +66,7 @@ export class Job {
     this.signs = isSigning(fields.frame);
     this.pin = fields.pin;
     this.refusedBy = fields.refusedBy;
+    this.uncertain = fields.uncertain ?? false;
     this.deadline = performance.now() + fields.timeoutMs;
     this.promise = new Promise((resolve, reject) => {
       this.resolve = resolve as (value: never) => void;
@@ -105,10 +108,8 @@ export class Job {
   private readonly late = (): void => {
     const fault = { status: "DEADLINE_EXCEEDED", class: "RETRY", retryable: true, maybeSigned: this.maybeSigned };
     const cause = this.owner.trouble();
-    this.fail(
-      this.refusal ?? new HsmError("The deadline passed before the gateway answered.", { ...fault, cause }),
-      true,
-    );
+    const error = this.refusal ?? new HsmError("The deadline passed before the gateway answered.", { ...fault, cause });
+    this.fail(this.maybeSigned ? error.asMaybeSigned() : error, true);
   };
 
   private readonly withdrawn = (): void => {

@@ -12,7 +12,7 @@ import type { Key } from "./wire.js";
 /** How to reach the gateway, and which of its key managers is meant. */
 export interface GatewayOptions extends Omit<ClientOptions, "address"> {
   /** Default: the environment variable HSMCORE_GATEWAY. */
-  address?: string;
+  address?: string | readonly string[];
   key?: string;
 }
 
@@ -44,7 +44,7 @@ export class KeyManager extends EventEmitter<Events> {
     super();
     this.key = key;
     this.client = new Client(options);
-    for (const name of ["connected", "disconnected", "keys", "failover", "key-rotated"] as const) {
+    for (const name of ["connected", "disconnected", "unusable", "keys", "failover", "key-rotated"] as const) {
       (this.client as EventEmitter).on(name, (told: unknown) => (this as EventEmitter).emit(name, told));
     }
   }
@@ -148,7 +148,7 @@ export class KeyManagerFactory {
       throw badArgument(
         "Where is the gateway?",
         "Set keyManager.gateway.address, or HSMCORE_GATEWAY in the environment, to an address at " +
-          'which `hsmcore gateway` listens: "unix:/run/hsmcore/sign.sock" or "tls:host:port".',
+          'which `hsmcore gateway` listens, "unix:/run/hsmcore/sign.sock" or "tls:host:port", or to several with commas.',
       );
     }
     return new KeyManager({ address, ...rest }, key);

@@ -9,22 +9,22 @@ import { connect as connectTls } from "node:tls";
 import { badArgument, HsmError, lost } from "./errors.js";
 import { type Job } from "./job.js";
 import { Pings } from "./pings.js";
+import type { Route } from "./route.js";
 import * as wire from "./wire.js";
 import { type Frame, type Key, Splitter, Type, type Welcome, WireError } from "./wire.js";
 
 /** Answers after which the gateway is told what it need not remember any more. */
 const ACK_EVERY = 32;
-const FIRST_PAUSE_MS = 10;
 const CLOSE_MS = 1_000;
 const MOST_DOUBLINGS = 3;
+/** How soon a holder is asked again that is not sure to be one. */
+const DOUBT_MS = 20;
 const RUNNING = "Is `hsmcore gateway` running there?";
 const TRUSTED =
   "Can caFile, certFile and keyFile be read, are they in time, and of authorities that the two sides trust? " +
   "A gateway says in its audit log whom it refused, and why.";
 
 export interface LinkOptions {
-  /** "unix:/path" or "tls:host:port". */
-  address: string;
   /** Of the gateway's certificate, and our own; PEM files, read for each connection. */
   caFile?: string;
   certFile?: string;
@@ -40,12 +40,18 @@ export interface LinkOptions {
 
 /** What a link tells its client. */
 export interface LinkOwner {
+  /** Whether another connection to its gateway is as it should be. */
+  stays(link: Link): boolean;
+  /** Whether this is no gateway of the fleet: it lists other keys than the one at another address did. */
+  strange(link: Link): boolean;
   welcomed(link: Link, welcome: Welcome): void;
-  lost(error: HsmError, was: boolean): void;
+  lost(link: Link, error: HsmError, was: boolean): void;
   keysChanged(link: Link): void;
   credits(credits: number): void;
   /** A request is off the connection: its credits are free. */
   released(job: Job): void;
+  /** The gateway at this address does not hold the epoch: no connection to it is of use. */
+  left(at: number): void;
   /** Send it again as a new request, but not before so many milliseconds. */
   later(job: Job, ms: number): void;
   /** Send it again as a new request, before others. */
@@ -77,7 +83,9 @@ export class Link {
   private socket: Socket | undefined;
   private out: Buffer[] = [];
   private answered = 0;
-  private failures = 0;
+  /** Where in the route it is. */
+  at = 0;
+  private useful = false;
   private closing = false;
   private quiet = false;
   private heardAt = 0;
@@ -87,6 +95,7 @@ export class Link {
 
   constructor(
     private readonly options: LinkOptions,
+    private readonly route: Route,
     private readonly owner: LinkOwner,
     private readonly program: string,
   ) {}
@@ -106,7 +115,10 @@ export class Link {
 
   connect = (): void => {
     let reason: unknown = "the gateway closed the connection";
-    const { connectTimeoutMs, pingMs } = this.options;
+    const { pingMs } = this.options;
+    const { tryMs } = this.route;
+    this.at = this.route.at;
+    this.useful = false;
     const splitter = new Splitter();
     let socket: Socket;
     try {
@@ -120,10 +132,7 @@ export class Link {
       else this.take(frame);
     };
     this.socket = socket;
-    const waiting = setTimeout(
-      () => socket.destroy(lost(`no word from it within ${connectTimeoutMs} ms`)),
-      connectTimeoutMs,
-    );
+    const waiting = setTimeout(() => socket.destroy(lost(`no word from it within ${tryMs} ms`)), tryMs);
     this.timer = waiting;
     this.pulse = setInterval(this.beat, pingMs).unref();
     socket.on("data", (data: Buffer) => {
@@ -159,8 +168,13 @@ export class Link {
     clearTimeout(timer);
   }
 
+  get address(): string {
+    return this.route.addresses[this.at]!;
+  }
+
   private dial(): Socket {
-    const { address, caFile, certFile, keyFile, serverName } = this.options;
+    const { caFile, certFile, keyFile, serverName } = this.options;
+    const { address } = this;
     if (address.startsWith("unix:")) return connectNet({ path: address.slice(5) });
     const found = /^tls:(?:\[([^\]]+)\]|([^:]+)):(\d+)$/.exec(address);
     if (!found) throw badArgument(`${address}: no address`, 'Give "unix:/path" or "tls:host:port".');
@@ -183,6 +197,7 @@ export class Link {
     clearTimeout(this.timer);
     clearInterval(this.pulse);
     const was = this.ready;
+    const sound = was && this.useful && !this.draining;
     this.ready = this.draining = false;
     this.socket = undefined;
     this.out = [];
@@ -197,17 +212,17 @@ export class Link {
     const error =
       reason instanceof HsmError && reason.status !== "HOST_LOST"
         ? reason
-        : lost(`${this.options.address}: ${says}`, {
+        : lost(`${this.address}: ${says}`, {
             cause: reason,
-            hint: this.options.address.startsWith("tls:") ? `${RUNNING} ${TRUSTED}` : RUNNING,
+            hint: this.address.startsWith("tls:") ? `${RUNNING} ${TRUSTED}` : RUNNING,
           });
     this.pings.lost(error);
     if (!this.closing) {
-      const pause = Math.min(this.options.maxBackoffMs, FIRST_PAUSE_MS * 2 ** this.failures++);
-      // Several that lost one gateway do not come back all at once.
-      this.timer = setTimeout(this.connect, was && this.failures === 1 ? 0 : pause * (0.5 + Math.random() / 2));
+      if (was && this.useful && !this.route.seeking) this.route.begin();
+      if (!sound) this.route.next(this.at, [], this.owner.stays(this));
+      this.timer = setTimeout(this.connect, sound ? 0 : this.route.pauseMs);
     }
-    this.owner.lost(error, was);
+    this.owner.lost(this, error, was);
   }
 
   private readonly beat = (): void => {
@@ -340,7 +355,7 @@ export class Link {
       case Type.CREDIT:
         return this.owner.credits(wire.readCredit(body));
       case Type.PONG:
-        this.failures = 0;
+        this.useful = true;
         return this.pings.answered(wire.readPong(body));
       case Type.GOAWAY:
         wire.readGoaway(body);
@@ -358,12 +373,17 @@ export class Link {
   }
 
   private welcome(found: Welcome): void {
+    this.names = found.slots;
+    this.learn(found.keys);
+    if (this.owner.strange(this)) {
+      const fault = { status: "KEY_MISMATCH", class: "MEMBER_DOWN", hint: "Take it off the list." };
+      this.socket?.destroy(new HsmError(`${this.address} lists other keys: it is of another fleet.`, fault));
+      return;
+    }
     const instance = found.instance.toString("hex");
     const same = instance === this.instance;
     this.instance = instance;
     this.rememberMs = found.rememberMs;
-    this.names = found.slots;
-    this.learn(found.keys);
     this.ready = true;
     this.heardAt = performance.now();
     this.resend(same);
@@ -389,11 +409,19 @@ export class Link {
   }
 
   private answer(job: Job, type: number, body: Buffer): void {
-    const value = type === Type.ERROR ? wire.readError(body) : readAnswer(job.frame[4]!, type, body);
-    this.failures = 0;
+    let value = type === Type.ERROR ? wire.readError(body) : readAnswer(job.frame[4]!, type, body);
+    // A batch of which no message has found the holder was refused as a whole.
+    if (type === Type.SIGNED_MANY) value = unheld(value as { outcomes: (Buffer | HsmError)[] });
+    if (!(value instanceof HsmError)) {
+      this.useful = true;
+      if (job.signs) this.route.seeking = false;
+    }
+    // Before its credits are free: no other request is to be sent here.
+    const moves = value instanceof HsmError && value.status === "NOT_HOLDER" && this.isTurnedAway(value);
     this.release(job);
-    if (value instanceof HsmError) this.refused(job, value);
-    else {
+    if (value instanceof HsmError) {
+      if (!moves || !this.goesOn(job, value)) this.refused(job, value);
+    } else {
       if (type === Type.SIGNED && !job.key) job.key = this.version(job.slot, (value as wire.Signed).version);
       job.answer(value);
     }
@@ -421,6 +449,28 @@ export class Link {
     } else job.fail(error);
   }
 
+  /** A host without the epoch has refused a request. Returns whether requests go on: to the next one, or again to this
+   * one, if it is the holder and not sure of it. */
+  private isTurnedAway(error: HsmError): boolean {
+    const goesOn = this.route.refused(this.at, error.holder);
+    if (goesOn && this.route.at !== this.at) this.owner.left(this.at);
+    return goesOn;
+  }
+
+  /** Whether such a request does. What may have been signed is sent for the same key only, and only for Ed25519. */
+  private goesOn(job: Job, error: HsmError): boolean {
+    if (!job.signs || job.done) return false;
+    if (error.maybeSigned || job.uncertain) {
+      if (wire.isBatched(job.frame) || job.key?.algorithm !== "ed25519") return false;
+      job.pin = hex(job.key);
+      job.uncertain = true;
+    } else job.sentAt = 0;
+    job.refusal = error;
+    if (this.route.at !== this.at) this.owner.again(job);
+    else this.owner.later(job, DOUBT_MS * (1 + Math.random()) * 2 ** Math.min(job.refusals++, MOST_DOUBLINGS));
+    return true;
+  }
+
   /** Whether a request for which there is no room is sent again: the gateway says when there may be some, and that is
    * before the deadline. Each time it waits longer: many may have been told the same. */
   private rests(job: Job, error: HsmError): boolean {
@@ -430,10 +480,25 @@ export class Link {
     return true;
   }
 
-  /** End a connection that the gateway wants to end, once nothing is open on it. */
+  /** Send no more here, and connect to the next gateway once all is answered. */
+  forsake(): void {
+    if (!this.ready || this.draining) return;
+    this.draining = true;
+    this.timer = setTimeout(() => this.socket?.destroy(), CLOSE_MS);
+    this.leave();
+  }
+
+  /** End a connection that is to end, once nothing is open on it. */
   private leave(): void {
     if (this.draining && this.open.size === 0) this.socket?.end();
   }
+}
+
+/** What SIGNED_MANY says, or the error of all its messages if none has found the host that holds the epoch. */
+function unheld(said: { outcomes: (Buffer | HsmError)[] }): unknown {
+  const errors = said.outcomes.filter((one) => one instanceof HsmError && one.status === "NOT_HOLDER") as HsmError[];
+  if (errors.length === 0 || errors.length < said.outcomes.length) return said;
+  return errors.find((one) => one.maybeSigned) ?? errors[0];
 }
 
 /** The answer's value, if it is one to this type of request. */

@@ -10,6 +10,8 @@ const MOST_PING = 64;
 export const HEAD_BYTES = 16;
 const LENGTH_BYTES = 4;
 const AFTER_LENGTH = HEAD_BYTES - LENGTH_BYTES;
+/** Before the name that ends the text of NOT_HOLDER. */
+const HOLDER = "\nholder: ";
 const NO_RECORD = 0xffff_ffff_ffff_ffffn;
 
 export const Type = {
@@ -410,12 +412,14 @@ export const readError = (body: Buffer): HsmError =>
       fields.text8(),
       fields.text(fields.u16()),
     ];
-    return new HsmError(says, {
+    const [plain = "", holder = ""] = status === "NOT_HOLDER" ? says.split(HOLDER) : [says];
+    return new HsmError(plain, {
       status,
       class: kind,
       retryable: !!(flags & 1),
       maybeSigned: !!(flags & 2),
       retryAfterMs,
+      holder,
     });
   });
 

@@ -6,7 +6,7 @@ import { Buffer } from "node:buffer";
 import { verify } from "node:crypto";
 import { createInterface } from "node:readline";
 
-import { Client, HsmError } from "hsmcore-client";
+import { Client, HsmError, payload } from "hsmcore-client";
 
 import { real } from "./place.js";
 
@@ -21,13 +21,16 @@ let [made, settled, signed, going] = [0, 0, 0, true];
 const twice: string[] = [];
 const failed: Record<string, number> = {};
 
-async function caller(name: number): Promise<void> {
+/** `domain`: of state roots. */
+async function caller(name: number, domain = ""): Promise<void> {
   for (let n = 0; going; n++) {
-    const message = Buffer.from(`caller ${name}, message ${n}`);
+    const message = domain
+      ? payload("state-root", domain, n, Buffer.alloc(32, n))
+      : Buffer.from(`node ${name}, message ${n}`);
     made++;
     let times = 0;
     const note = (): void => {
-      if (++times > 1) twice.push(message.toString());
+      if (++times > 1) twice.push(message.toString("hex"));
     };
     await client.sign(message).then(
       ({ signature, publicKey }) => {
@@ -53,7 +56,9 @@ async function rotate(): Promise<void> {
   await client.manage("set-current", id);
 }
 
+const domain = process.env["HSMCORE_TEST_BLOCKS"];
 const callers = Array.from({ length: CALLERS }, (_, name) => caller(name));
+if (domain) callers.push(caller(CALLERS, domain));
 for await (const line of createInterface({ input: process.stdin })) {
   const [command, number] = line.split(" ");
   if (command === "end") break;

@@ -61,9 +61,9 @@ function encoded({ type, says, slot, request, flags }: Vector): Buffer {
 }
 
 function refusal(error: HsmError): Says {
-  const { retryable, maybeSigned, retryAfterMs, status, message } = error;
+  const { retryable, maybeSigned, retryAfterMs, status, message, holder } = error;
   const says = { retryable, maybe_signed: maybeSigned, retry_after_ms: retryAfterMs, status, class: error.class };
-  return { ...says, text: message };
+  return { ...says, text: message, holder };
 }
 
 const keyOf = (key: wire.Key): Says => {

@@ -168,6 +168,7 @@ ALLOWED: Final[dict[str, Callable[[object], object]]] = {
         "scope",
         "manager",
         "state_store",
+        "mark",
     ),
     **dict.fromkeys(
         (

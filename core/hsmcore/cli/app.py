@@ -60,7 +60,7 @@ _COMMANDS: Final = {
     "audit": _Command("audit", "Verify, prove and search the audit log.", "group"),
     "config": _Command("about", "Show what a configuration file may contain.", "group"),
     "failover": _Command("failover", "Look at the levels, drain members, force a level.", "group"),
-    "fleet": _Command("fleet", "Look at the hosts of a fleet, move the epoch, reconcile.", "group"),
+    "fleet": _Command("fleet", "Look at the hosts of a fleet, move the epoch, hold, reconcile.", "group"),
     "notices": _Command("notices", "Try the targets of notices.", "group"),
     "emergency": _Command("emergency", "Look at the emergency budget, reset it, forbid its use.", "group"),
     "policy": _Command("policy", "Explain what may be signed; look at floors, raise them.", "group"),

@@ -62,7 +62,7 @@ def doctor(
     if cli.gateway is not None:
         cli.show(cli.on_gateway(cli.gateway, _told))
         return
-    config = cli.loaded(warns=False)
+    config = cli.loaded()
     members = _chosen(config.key_manager.members(), provider)
     warn_of([config], reported=tuple(f"{member.where}.config" for _, member in members))
     options = Options(timeout=timeout, force_login=force_login)

@@ -15,7 +15,7 @@ import typer
 from hsmcore.cli import positions
 from hsmcore.cli.invocation import Invocation, command
 from hsmcore.cli.output import FAILED, BadUsage, fields, plain, table
-from hsmcore.cli.settings import RequiredReason, misconfigured
+from hsmcore.cli.settings import RequiredReason, YesOption, misconfigured
 
 if TYPE_CHECKING:
     from hsmcore.config import Config, Fleet
@@ -32,7 +32,7 @@ AtLeastOption = Annotated[list[str] | None, "DOMAIN=POSITION: Up to where the ch
 WaitOption = Annotated[float, "SECONDS: For the host to follow; 0: do not wait.", {"min": 0, "max": 3600}]
 _HEAD: Final = (
     "fleet, unordered payloads unordered, epoch, holder holder:none, renewed just now renewed, reason, "
-    "incident incident.state"
+    "incident incident.state, held held, mark mark, a loss now would wait for waits"
 )
 _HOSTS: Final = table("HOST name, STATE state, SEEN seenSecondsAgo:ago, PROCESS instance, NOTE note", "hosts")
 _DOMAINS: Final = table("DOMAIN domain, FLOOR floor:position, HIGHEST highest:position", "domains")
@@ -137,6 +137,96 @@ def reconcile(cli: Invocation, reason: RequiredReason, at_least: AtLeastOption =
     cli.show({"retired": retired, "floors": floors, "reason": reason}, "\n".join([*text, "the incident is closed"]))
 
 
+@command(app, "Have nothing bound, for a planned switchover of the database.")
+def hold(cli: Invocation, reason: RequiredReason) -> None:
+    """Have nothing bound until `fleet resume`, for a planned switchover of the database: payloads with a position are
+    refused, which is retryable; others go on. It waits for what is being bound, and prints a mark. Keep that: a
+    database that has it lost nothing, so `fleet resume` with it needs no host that is away. Holding again makes another
+    mark.
+
+    It is refused while an incident is open, and in a database that may have lost something already.
+
+    Example: hsmcore fleet hold --reason "PostgreSQL 17.2"
+    """
+    from hsmcore.recovery.hold import hold as held
+
+    rules = _fleet(cli.config)
+    with cli.recorded("fleet hold", reason=reason) as entry:
+        mark = cli.on_state(
+            lambda store: store.run(lambda connection: held(connection, rules.name, reason, store.identity))
+        )
+        entry["mark"] = mark
+    cli.show({"held": reason, "mark": mark}, f"nothing is bound until: hsmcore fleet resume {mark} --reason TEXT")
+
+
+@command(app, "End a hold.")
+def resume(
+    cli: Invocation,
+    reason: RequiredReason,
+    mark: Annotated[
+        str,
+        typer.Argument(metavar="MARK", help="As `fleet hold`, or `fleet status` before the switchover, printed it."),
+    ] = "",
+) -> None:
+    """End a hold. With its mark, positions are bound again at once, whichever server answers and whichever hosts are
+    away: a database that has the mark has all that was bound before it. The mark of `fleet status` after the last host
+    released the epoch does the same after a drain of every host, as long as no host has claimed it since.
+
+    Name a mark only as it was before the switchover, and once: an older state of the database has an older mark.
+    Without one, a database that is another one opens an incident, which each host answers.
+
+    Examples:
+
+      hsmcore fleet resume 7-2f9c0d6be1a4583e --reason "PostgreSQL 17.2 is there"
+
+      hsmcore fleet resume --reason "it was not switched over"
+    """
+    from hsmcore.recovery.hold import resume as resumed
+
+    rules = _fleet(cli.config)
+    with cli.recorded("fleet resume", reason=reason, mark=mark) as entry:
+        number = cli.on_state(
+            lambda store: store.run(lambda connection: resumed(connection, rules.name, mark, store.identity))
+        )
+        entry["incident"] = number
+    text = f"incident {number} is open: each host is to answer it" if number else "positions are bound again"
+    cli.show({"incident": number, "reason": reason}, text)
+
+
+@command(app, "Wait no more for a host that never comes back.")
+def retire(
+    cli: Invocation,
+    host: Annotated[str, typer.Argument(metavar="HOST", help="As in `fleet status`.")],
+    reason: RequiredReason,
+    yes: YesOption = False,
+) -> None:
+    """Wait for a host no more that never comes back, at no incident to come: after scaling down, or a rename. It is
+    refused for a host that was seen within two ttlMs, that holds the epoch, or that an incident waits for.
+
+    What is risked: the host's audit log may be the only one that knows what the host has signed. If the database loses
+    that later, another payload may be signed at the same position. What the database keeps, and what others have
+    signed, is not at risk. A host that was retired and starts belongs to the fleet again; what its log has and the
+    database lacks opens an incident.
+
+    Example: hsmcore fleet retire signer-3 --reason "scaled down to two hosts" --yes
+    """
+    from hsmcore.recovery.hold import retire as retired
+    from hsmcore.state.store import now_ns
+
+    rules = _fleet(cli.config)
+    warning = f"after a loss, nothing asks the audit log of {host} what it has signed"
+    cli.confirm(warning, f"Retire {host}?", yes=yes, required=True)
+    with cli.recorded("fleet retire", hostname=host, reason=reason):
+        cli.on_state(
+            lambda store: store.run(
+                lambda connection: retired(
+                    connection, rules.name, host, reason, now_ns(connection), rules.ttl_ms * 1_000_000
+                )
+            )
+        )
+    cli.show({"retired": host, "reason": reason}, f"{host} is retired")
+
+
 positions.add_to(app)
 
 
@@ -210,7 +300,7 @@ async def _written(
 async def _look(store: Store, rules: Fleet) -> dict[str, Any]:
     from hsmcore.fleet.overview import overview
 
-    found = await store.run(lambda connection: overview(connection, rules.name))
+    found = await store.run(lambda connection: overview(connection, rules, store.identity))
     return {**found, "unordered": rules.unordered}
 
 
@@ -227,10 +317,21 @@ async def _observed(store: Store, rules: Fleet) -> dict[str, Any]:
     return found | {"renewed": False if found["holder"] is not None else None}
 
 
+def _waits(found: dict[str, Any]) -> str:
+    """Return the hosts that must be started before a loss is answered."""
+    if all(host["retired"] for host in found["hosts"]):
+        return "no host: there is none yet"
+    return ", ".join(found["lossWaitsFor"]) or "no host: all are there"
+
+
 def _print(found: dict[str, Any]) -> None:
     incident = found["incident"]
     is_open = f"incident {incident['number']} is open: waiting for {', '.join(incident['waiting'])}"
-    fields(_HEAD)(found | {"incident": {"state": is_open if incident["open"] else "none is open"}})
+    head: dict[str, Any] = {"incident": {"state": is_open if incident["open"] else "none is open"}}
+    head |= {"held": found["held"] or "no", "mark": found["mark"] or "none", "waits": _waits(found)}
+    if found["databaseIsAnother"] and not incident["open"]:
+        head["incident"] = {"state": "none is open, and the database is another one than positions were bound on"}
+    fields(_HEAD)(found | head)
     print()
     _HOSTS({"hosts": [host | ({"state": "retired"} if host["retired"] else {}) for host in found["hosts"]]})
     if found["domains"]:

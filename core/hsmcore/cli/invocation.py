@@ -70,15 +70,15 @@ class Invocation:
 
     @cached_property
     def config(self) -> Config:
-        """The configuration of the key manager that the options name, loaded when it is first used. Raises
-        ConfigurationError."""
+        """The configuration of the key manager that the options name, loaded when it is first used. What of it is to be
+        warned of is doctor's to say, and a start's. Raises ConfigurationError."""
         return self.loaded()
 
-    def loaded(self, *, warns: bool = True) -> Config:
-        """As `config`, loaded now. `warns`: as of `load_each`."""
+    def loaded(self) -> Config:
+        """As `config`, loaded now."""
         from hsmcore.config.several import choose
 
-        configs = load_configs(self.config_path, self.state, warns=warns)
+        configs = load_configs(self.config_path, self.state, warns=False)
         return choose(configs, self.key_manager, "Name it with --key-manager.")
 
     @cached_property

@@ -28,7 +28,7 @@ GatewayOption = Annotated[
     typer.Option(
         "--gateway",
         metavar="ADDRESS",
-        help="Ask a running gateway, without the key: unix:/path, or tls:host:port.",
+        help="Ask a running gateway, without the key: unix:/path, or tls:host:port; several with commas.",
     ),
 ]
 TlsOption = Annotated[

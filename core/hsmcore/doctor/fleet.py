@@ -54,7 +54,7 @@ def check_fleet(config: Config) -> Iterator[Step]:
 async def _look(config: Config, rules: Fleet) -> list[Step]:
     store = await Store.open_to_read(config.key_manager.state_place)
     try:
-        seen = await store.run(lambda connection: overview(connection, rules.name))
+        seen = await store.run(lambda connection: overview(connection, rules, store.identity))
         # A lease says then who tries to claim, and what is handed out needs no clock.
         clock = [] if rules.unordered == "any" else [await _clock(store)]
         return [
@@ -143,7 +143,7 @@ def _hosts(rules: Fleet, seen: dict[str, Any]) -> Iterator[Step]:
         if host["name"] != own and not host["retired"] and (age is None or age > max(fresh, _LOST_SECONDS)):
             when = "never" if age is None else f"{age:.0f} s ago"
             found = f"{printable(host['name'])} was last seen {when}: an incident would wait for it"
-            yield warn(name, found, "Start it, or retire it with `hsmcore fleet reconcile` when an incident is open.")
+            yield warn(name, found, "Start it, or see `hsmcore fleet retire --help` if it never comes back.")
     names = [host["name"] for host in seen["hosts"] if not host["retired"]]
     if strangers := [host for host in rules.prefer or () if host not in (own, *names)]:
         found = f"fleet.prefer names {printable(', '.join(strangers))}, and the fleet has no such host yet"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from hsmcore.base.extras import install
@@ -16,7 +17,16 @@ if TYPE_CHECKING:
 
 STORE: Final = "fleet-store"
 DURABILITY: Final = "fleet-durability"
+CERTIFICATE: Final = "fleet-certificate"
+POOLER: Final = "fleet-pooler"
 _TLS_HINT: Final = "Use sslmode=verify-full with sslrootcert: require encrypts, and believes whichever server answers."
+_CERTIFICATE_HINT: Final = (
+    "A host whose URL has verify-full or verify-ca connects no more from then on: renew it before."
+)
+_SOON: Final = timedelta(days=30)
+_POOLER_HINT: Final = (
+    "PgBouncer tries a server that was away again after server_login_retry, 15 s by default: set it to 1 or less"
+)
 _STANDBY_HINT: Final = "COMMIT waits for one: start a standby that synchronous_standby_names names."
 
 
@@ -41,7 +51,20 @@ def check_fleet_store(config: Config) -> Iterator[Step]:
     else:
         has = "has the fleet's tables" if look.exists else "answers; the first start makes the fleet's tables"
         yield ok(STORE, f"{look.where} {has}", **data)
+    yield from _certificates(look)
+    if look.pooled:
+        yield ok(POOLER, f"the way to {look.where} is by a pooler. {_POOLER_HINT}")
     yield _durability(look, single_node=fleet.single_node)
+
+
+def _certificates(look: Look) -> Iterator[Step]:
+    for name, at in look.certified.ends().items():
+        said, left = look.certified.told(name, at), at - datetime.now(UTC)
+        if left >= _SOON:
+            yield ok(CERTIFICATE, said, expires=at.timestamp())
+        else:
+            judged = warn if left > timedelta() else fail
+            yield judged(CERTIFICATE, said, _CERTIFICATE_HINT, expires=at.timestamp())
 
 
 def _durability(look: Look, *, single_node: bool) -> Step:

@@ -204,7 +204,7 @@ STATUSES: dict[str, StatusRow] = {
         "Sign the payload that was bound first, or go on at the next position.",
     ),
     "NOT_HOLDER": StatusRow(
-        "REQUEST_FATAL",
+        "RETRY",
         "this host does not hold the fleet's epoch",
         "Ask the holder, or claim the epoch: `hsmcore fleet claim --help`.",
     ),

@@ -25,6 +25,8 @@ LOOKS: Final = 4
 FLOORS: Final = 20
 """Looks between two notes of the highest positions in the database."""
 _NOTE: Final = 300
+CERTIFICATE_SECONDS: Final = 3600.0
+"""Seconds between two looks at the database's certificates."""
 
 
 class Host(Protocol):
@@ -57,6 +59,8 @@ class Duties:
         self._seconds = ttl_ms / 1e3 / LOOKS
         self._answered = -1
         self._due = FLOORS
+        self.certificates: Mapping[str, float] = {}
+        """As Store.certificates, at the last look. Replaced, never changed; any thread may read it."""
         self._wake = asyncio.Event()
         self._scope = Scope()
         self._unsubscribe: Callable[[], object] = lambda: None
@@ -91,6 +95,7 @@ class Duties:
         # Two tasks: a claim may wait for the end of a lease, and must not keep an incident unanswered.
         self._scope.every(self._seconds, self._watch, _FAILED, wake=self._wake, at_once=False)
         self._scope.every(self._seconds, self._obey, _FAILED, at_once=False)
+        self._scope.every(CERTIFICATE_SECONDS, self._look_at_certificates, _FAILED)
 
     async def close(self) -> None:
         """Stop. Idempotent."""
@@ -110,6 +115,9 @@ class Duties:
 
     async def _attend(self) -> None:
         self._answered = (await self._witness.attend()).number
+
+    async def _look_at_certificates(self) -> None:
+        self.certificates = await asyncio.get_running_loop().run_in_executor(None, self._store.certificates)
 
     async def _look_at_drain(self) -> dict[Verb, Order]:
         found = await self._store.run(lambda connection: orders(connection, self._host.host), turn=False)

@@ -35,6 +35,8 @@ class EpochRow(NamedTuple):
     incident: int = 0
     server: tuple[str, str] = NOWHERE
     """System and timeline of the database that positions were bound on last."""
+    held: str = ""
+    """Why an operator has nothing bound for now, or ""."""
 
     @property
     def age(self) -> tuple[int, int, bool]:

@@ -28,6 +28,7 @@ from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, enter, position_o
 from hsmcore.fleet.gate import ClaimGate
 from hsmcore.fleet.machine import EpochRow, Machine, State
 from hsmcore.fleet.placement import Placement
+from hsmcore.recovery.hold import CLOSED
 from hsmcore.recovery.witness import FLOORS, Witness
 from hsmcore.state import DomainMismatch, Store, positions
 from hsmcore.state.domains import ASK, NO_KEYS
@@ -55,11 +56,10 @@ class Membership:
         instance = f"{self.host}:{os.getpid()}:{secrets.token_hex(4)}"
         self._machine = Machine(instance, rules.ttl_ms * 1_000_000)
         self._witness: Witness | None = None
-        self._duties: Duties | None = None
+        self.duties: Duties | None = None
         self._gate, self._placement = ClaimGate(self._machine.ttl), Placement(rules)
         self._superseded = self._leaving = False
-        self._acting = asyncio.Lock()
-        self._wake = asyncio.Event()
+        self._acting, self._wake = asyncio.Lock(), asyncio.Event()
         self._scope = Scope()
         self._check = EpochCheck(store, rules.name, self._machine, self._wake.set, single_node=rules.single_node)
         self._confirmations = Confirmations(self._check, self._refusal)
@@ -84,8 +84,8 @@ class Membership:
     async def watch_over(self, log: AuditLog) -> None:
         """Before `begin`: compare the database with this host's audit log, and follow operators' orders."""
         self._witness = Witness(self._store, self.name, self.host, self._machine.instance, log)
-        self._duties = Duties(self, self._store, self._witness, self._rules.ttl_ms)
-        await self._duties.begin()
+        self.duties = Duties(self, self._store, self._witness, self._rules.ttl_ms)
+        await self.duties.begin()
 
     def begin(self, tell: Tell) -> None:
         """The members can sign: follow the epoch, claim it if that is to be done, renew it."""
@@ -101,15 +101,15 @@ class Membership:
         await self._scope.close()
         await self._confirmations.close()
         await self._check.close()
-        if self._duties is not None:
-            await self._duties.close()
+        if self.duties is not None:
+            await self.duties.close()
         try:
             if self._machine.state == "claiming":
                 await self._see()  # it may have been written
             if self._machine.epoch:
                 await self.release("closed")
             if not self._superseded:
-                await self._store.exchange(self._host_row, lambda found: (None, self._spoken(found, rows.CLOSED)[1]))
+                await self._store.exchange(self._host_row, lambda found: (None, self._spoken(found, CLOSED)[1]))
         except HsmError as error:
             get_logger().warning("the fleet is not told that this host closes", error=str(error.args[0]))
         finally:
@@ -152,7 +152,7 @@ class Membership:
         said: dict[str, Any] = {"name": self.name, "host": self.host, "unordered": self.unordered, "state": self.state}
         said |= {"epoch": self.epoch, "holder": self.holder, "incident": self.incident, "reason": self.reason}
         said |= {"leaseSeconds": round(self.lease_seconds, 3), "claims": self.claims}
-        return said | {"renewalsFailed": self.renewals_failed}
+        return said | {"renewalsFailed": self.renewals_failed, "held": self._machine.row.held}
 
     # What may be signed.
 
@@ -176,7 +176,7 @@ class Membership:
         if not row.is_held_by(self._machine.instance, self._machine.epoch):
             raise self._refusal(row)
         if self._witness is not None:
-            self._witness.require_server(row.server)
+            self._witness.require_server(row.server, row.held)
         return row.epoch
 
     def require_kept(self, domain: str, position: int, mark: Mark, row: Mapping[str, Any] | None) -> None:
@@ -246,8 +246,8 @@ class Membership:
                 raise self._refusal()
             machine.releases(reason or "released", boottime())  # before the database says so
             self._settle("fleet-release", epoch=epoch, reason=reason)
-            given_up = rows.release(self.name, epoch, machine.instance, reason)
-            await self._store.exchange([], lambda _: (None, [given_up]), turn=False)
+            given_up = rows.release(self.name, epoch, machine.instance, reason, self._store)
+            await self._store.exchange([], given_up, turn=False)
             machine.saw(machine.row._replace(released=True), boottime())
             self._settle()
 
@@ -410,7 +410,7 @@ class Membership:
         self._spoke_at = at
         if not spoke and not self._superseded:
             self._superseded = True
-            get_logger().error("another process speaks for this host of the fleet: this one holds no epoch any more")
+            get_logger().error("another process speaks for this host, or it was retired: it holds no epoch any more")
         if self._superseded and self._machine.epoch:
             self._machine.gives_up("another process speaks for this host")
 

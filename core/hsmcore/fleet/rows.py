@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import bindparam, exists, insert, select, update
+from sqlalchemy import Text, bindparam, case, exists, insert, select, update
 from sqlalchemy.dialects import postgresql
 
 from hsmcore.fleet.machine import EpochRow
+from hsmcore.recovery.hold import CLOSED, new_mark
 from hsmcore.recovery.incident import count, word
+from hsmcore.state import Store
 from hsmcore.state.database import NOW
-from hsmcore.state.exchange import Answers, Change, Question
+from hsmcore.state.exchange import Answers, Change, Decide, Question
 from hsmcore.state.schema import FLEET, FLEET_HOST, WATERMARK
-
-CLOSED: Final = "closed"
-"""State of a host whose process ended in order."""
 
 _unanswered: Final = (
     exists().where(FLEET_HOST.c.retired == 0, FLEET_HOST.c.incident < FLEET.c.incident).correlate(FLEET)
@@ -27,7 +26,7 @@ _unanswered: Final = (
 # Made once: to make a statement takes SQLAlchemy longer than the database takes to do it.
 _FIELDS: Final = (
     FLEET.c.epoch, FLEET.c.holder, FLEET.c.host, FLEET.c.renewals, FLEET.c.released, FLEET.c.system, FLEET.c.timeline,
-    FLEET.c.incident,
+    FLEET.c.incident, FLEET.c.held,
 )  # fmt: skip
 _LOOK: Final = select(*_FIELDS, _unanswered.label("open")).where(FLEET.c.name == bindparam("fleet"))
 _SHARE: Final = _LOOK.with_for_update(read=True, of=FLEET)
@@ -39,7 +38,10 @@ _MINE: Final = (
     & (FLEET.c.released == 0)
 )
 _RENEW: Final = update(FLEET).where(_MINE).values(renewals=FLEET.c.renewals + 1)
-_RELEASE: Final = update(FLEET).where(_MINE).values(released=1, reason=bindparam("why"))
+# A mark of a hold stays; none is written where positions may be lost already.
+_same: Final = (FLEET.c.system == bindparam("on")) & (FLEET.c.timeline == bindparam("line"))
+_mark: Final = case((FLEET.c.held.is_not(None), FLEET.c.mark), (~_unanswered & _same, bindparam("token", type_=Text)))
+_RELEASE: Final = update(FLEET).where(_MINE).values(released=1, reason=bindparam("why"), mark=_mark)
 _CLAIM: Final = (
     update(FLEET)
     .where(FLEET.c.name == bindparam("fleet"), FLEET.c.epoch == bindparam("seen"))
@@ -78,10 +80,11 @@ def shared(found: Sequence[Sequence[Any]]) -> EpochRow:
     """Return the row that `looking`, `sharing` or `locking` has found."""
     if not found:
         return EpochRow()
-    epoch, holder, host, renewals, released, system, timeline, number, is_open = found[0]
+    epoch, holder, host, renewals, released, system, timeline, number, held, is_open = found[0]
     server = word(system), word(timeline)
     incident = count(number) if is_open else 0
-    return EpochRow(count(epoch), word(holder), word(host), count(renewals), bool(count(released)), incident, server)
+    known = EpochRow(count(epoch), word(holder), word(host), count(renewals), bool(count(released)), incident, server)
+    return known if held is None else known._replace(held=word(held))
 
 
 def claim(
@@ -102,9 +105,16 @@ def renew(fleet: str, row: EpochRow) -> tuple[EpochRow, Change]:
     return row._replace(renewals=row.renewals + 1), Change(_RENEW, [values], required=True)
 
 
-def release(fleet: str, epoch: int, instance: str, reason: str) -> Change:
-    """Give the epoch up, if the process holds it."""
-    return Change(_RELEASE, [{"fleet": fleet, "mine": epoch, "me": instance, "why": reason}])
+def release(fleet: str, epoch: int, instance: str, reason: str, store: Store) -> Decide[None]:
+    """Return what gives the epoch up in a transaction of the store, if the process holds it, and marks that nothing is
+    bound until the next claim."""
+    mine = {"fleet": fleet, "mine": epoch, "me": instance, "why": reason, "token": new_mark(epoch)}
+
+    def decide(_: Answers) -> tuple[None, list[Change]]:
+        system, timeline = store.identity
+        return None, [Change(_RELEASE, [mine | {"on": system, "line": timeline}])]
+
+    return decide
 
 
 def of_host(host: str) -> Question:
@@ -143,9 +153,13 @@ def life_of(found: Sequence[Sequence[Any]]) -> tuple[str, int] | None:
 
 def enter(answers: Answers, host: str, instance: str) -> tuple[EpochRow, Change]:
     """Let a process speak for a host, by the answers to `locking` and `of_host`. A host that is new has nothing to say
-    to incidents that are answered. Returns the row of the epoch."""
+    to incidents that are answered; one that was retired and has answered all belongs to the fleet again. Returns the
+    row of the epoch."""
     row, values = shared(answers[0]), {"instance": instance, "state": "follower"}
+    number = count(answers[0][0][7]) if answers[0] else 0
     if answers[1]:
-        return row, Change(_ALIVE, [{"own": host, "before": answers[1][0][1], **values}], required=True)
-    past = 0 if row.incident or not answers[0] else count(answers[0][0][7])
+        _, before, _, _, answered, retired, _ = answers[1][0]
+        back = {"retired": count(retired) if count(answered) < number else 0}
+        return row, Change(_ALIVE, [{"own": host, "before": before, **values, **back}], required=True)
+    past = 0 if row.incident else number
     return row, Change(_NEW_HOST, [{"name": host, "incident": past, **values}])

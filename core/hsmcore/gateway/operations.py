@@ -17,7 +17,7 @@ from hsmcore._native import BatchedSignature, Digest, verify
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.receipt import Receipt
 from hsmcore.config.policy import PREHASHED
-from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent, MemberDown, PolicyRefused, SignatureInvalid
+from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent, MemberDown, NotHolder, PolicyRefused, SignatureInvalid
 from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.chunks import ChargedBatch
 from hsmcore.gateway.jobs import OUTSIDE, Job, outcome_of
@@ -99,7 +99,8 @@ async def ask(counter: ClientKey, operation: Operation, what: Any) -> Any:
 def refusal_of(error: HsmError) -> wire.Refusal:
     """Return an error as it is sent."""
     maybe, after = error.maybe_signed, error.retry_after_ms
-    return wire.Refusal(error.retryable, maybe, after, error.status, error.error_class, str(error))
+    holder = error.holder.rsplit(":", 2)[0] if isinstance(error, NotHolder) else ""
+    return wire.Refusal(error.retryable, maybe, after, error.status, error.error_class, str(error), holder)
 
 
 def _sign(request: GatewayRequest, left: float) -> None:

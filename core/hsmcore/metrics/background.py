@@ -99,6 +99,8 @@ def _read_fleet(reading: Reading, snapshot: Snapshot) -> None:
     reading.add(names.FLEET_INCIDENT, fleet.incident, fleet.name)
     reading.add(names.FLEET_FAILED, fleet.renewals_failed, fleet.name)
     reading.add(names.FLEET_CLAIMS, fleet.claims, fleet.name)
+    for certificate, at in ({} if fleet.duties is None else fleet.duties.certificates).items():
+        reading.add(names.FLEET_CERTIFICATE, at, fleet.name, certificate)
 
 
 def _read_audit(reading: Reading, snapshot: Snapshot) -> None:

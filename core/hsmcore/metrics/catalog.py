@@ -146,6 +146,12 @@ FLEET_INCIDENT = _gauge(
 )
 FLEET_FAILED = _counter("hsmcore_fleet_renewals_failed_total", "Renewals of the lease that failed.", "fleet")
 FLEET_CLAIMS = _counter("hsmcore_fleet_claims_total", "Epochs that this host claimed.", "fleet")
+FLEET_CERTIFICATE = _gauge(
+    "hsmcore_fleet_certificate_expiry_timestamp_seconds",
+    "When a certificate of the way to the fleet's database ends; certificate: host:port, or client.",
+    "fleet",
+    "certificate",
+)
 
 GATEWAY_REQUESTS = _counter(
     "hsmcore_gateway_requests_total",

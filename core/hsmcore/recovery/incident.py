@@ -37,6 +37,8 @@ class Standing:
     """The last one that the host that asks has answered."""
     system: str
     timeline: str
+    held: bool
+    """Whether an operator has nothing bound for now (hold.py): then another server alone is no incident."""
 
     @property
     def open(self) -> bool:
@@ -85,7 +87,7 @@ def standing(connection: Connection, name: str, host: str = "") -> Standing:
     hosts = [(word(one.name), count(one.incident), count(one.retired)) for one in connection.execute(_HOSTS)]
     waiting = tuple(sorted(one for one, answered, retired in hosts if not retired and answered < number))
     own = max((answered for one, answered, _ in hosts if one == host), default=0)
-    return Standing(number, waiting, own, word(row["system"]), word(row["timeline"]))
+    return Standing(number, waiting, own, word(row["system"]), word(row["timeline"]), row["held"] is not None)
 
 
 _HOSTS: Final = select(FLEET_HOST)
@@ -98,13 +100,18 @@ def require_same(settled_on: tuple[str, str], identity: tuple[str, str]) -> None
         raise FleetBehind(f"the fleet's database is another one: its timeline is {now}, and was {before}")
 
 
-def begin(connection: Connection, name: str, host: str, why: str, identity: tuple[str, str]) -> int:
-    """Open an incident, unless one is open that this host has not answered. Returns its number."""
+def begin(
+    connection: Connection, name: str, host: str, why: str, identity: tuple[str, str], *, moved: bool = False
+) -> int:
+    """Open an incident, unless one is open that this host has not answered. Returns its number. `moved`: only since
+    another server answers, which a mark (hold.py) may answer for. Anything else disproves the mark."""
     now = standing(connection, name, host)
     number = now.number
+    changed: dict[str, Any] = {} if moved else {"mark": None}
     if not (now.open and host in now.waiting and (now.system, now.timeline) == identity):
         number = count(now.number + 1)
-        changed = {"incident": number, "system": identity[0], "timeline": identity[1]}
+        changed |= {"incident": number, "system": identity[0], "timeline": identity[1]}
+    if changed:
         connection.execute(update(FLEET).where(FLEET.c.name == name).values(**changed))
     _set_host(connection, host, {"note": why[:_NOTE], "retired": 0})
     return number

@@ -32,6 +32,7 @@ from hsmcore.base.payload import MOST_POSITION
 from hsmcore.config.policy import OWN
 from hsmcore.errors import AuditUnavailable, BadArgument, FleetBehind
 from hsmcore.recovery import incident
+from hsmcore.recovery.hold import require_not_held
 from hsmcore.recovery.incident import Standing, count, not_ours, word
 from hsmcore.state import Store, StoreError, StoreNotGenuine, domains, positions
 from hsmcore.state.exchange import Change, Question, one_by_one
@@ -216,9 +217,11 @@ class Witness:
         self.lost(what)
         raise FleetBehind(f"the fleet's database went back: {what}")
 
-    def require_server(self, settled_on: tuple[str, str]) -> None:
+    def require_server(self, settled_on: tuple[str, str], held: str = "") -> None:
         """Raise FleetBehind unless payloads with a position may be bound, as far as losses are concerned. `settled_on`:
-        system and timeline of a row without an open incident, which the transaction of a bind has locked."""
+        system and timeline of a row without an open incident, which the transaction of a bind has locked. `held`: as of
+        that row."""
+        require_not_held(held)
         incident.require_same(settled_on, self._store.identity)
         if not self.settled:
             raise FleetBehind("the audit log is being compared with the fleet's database")
@@ -355,17 +358,17 @@ class Witness:
     def _begin(self, connection: Connection, *, compared: Compared, loss: str) -> Standing:
         self._require_same(compared)
         now, identity = self._standing(connection), self._store.identity
-        settled_on = (now.system, now.timeline)
+        settled_on, moved = (now.system, now.timeline), False
         why = loss and f"the fleet's database went back: {loss}"
         if compared.lacking:
             row = compared.lacking[0]
             why = f"position {row.position} of {row.domain} is missing, or bound to another payload"
         elif not why and settled_on == ("", "") != identity and not now.number:
             incident.settle(connection, self._name, identity)
-        elif settled_on != identity:
+        elif moved := settled_on != identity and not now.held:
             why = f"the database is another one: timeline {identity[1]}, was {settled_on[1]}"
         if why:
-            number = incident.begin(connection, self._name, self._host, why, identity)
+            number = incident.begin(connection, self._name, self._host, why, identity, moved=moved)
             if number != now.number:
                 get_logger().error("the fleet's database may have lost positions", incident=number, reason=why)
                 self._log.note("fleet-incident", result="ok", incident=number, reason=why)

@@ -33,7 +33,6 @@ CODES: Final[dict[type[HsmError], SignerErrorCode]] = {
     errors.ModuleFatal: SignerErrorCode.NOT_AVAILABLE,
     errors.ModuleInvalid: SignerErrorCode.CONFIG_ERROR,
     errors.ModuleMissing: SignerErrorCode.CONFIG_ERROR,
-    errors.NotHolder: SignerErrorCode.NOT_AVAILABLE,
     errors.NotInitialized: SignerErrorCode.NOT_INITIALIZED,
     errors.OutOfMemory: SignerErrorCode.OTHER,
     errors.PublicKeyMissing: SignerErrorCode.CONFIG_ERROR,

@@ -63,6 +63,11 @@ class Database(ABC):
     def key(self) -> Hashable:
         """A value that no other database has."""
 
+    def certificates(self) -> Mapping[str, float]:
+        """When the certificates of the way to the database end, in seconds since 1970, by "host:port" or "client".
+        Any thread. Blocks."""
+        return {}
+
     @property
     def identity(self) -> tuple[str, str]:
         """System and timeline of the present connection; "" for a file. Any thread."""

@@ -184,6 +184,7 @@ MIGRATIONS: Final = (
                 reason TEXT NOT NULL)""",
         ),
     ),
+    Migration(11, ("ALTER TABLE fleet ADD COLUMN mark TEXT", "ALTER TABLE fleet ADD COLUMN held TEXT")),
 )
 
 METADATA: Final = MetaData()
@@ -284,7 +285,8 @@ FLEET: Final = _table("fleet")
 """One row: who holds the epoch. `epoch` only rises; `renewals` counts up with each renewal of the lease, so that others
 see that it lives without believing a clock; `released`: 1 after the holder gave it up. `system` and `timeline` of the
 database at the claim. `incident` is the number of the last loss that was found; `reason`: of the last claim or
-release."""
+release. `mark`: nothing was bound since it was written (recovery/hold.py); `held`: why nothing is bound for now. Both
+may be NULL."""
 
 FLEET_HOST: Final = _table("fleet_host")
 """The hosts of the fleet. `instance`: the process that speaks for it. `incident`: the last one that this host has

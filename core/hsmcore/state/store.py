@@ -112,6 +112,10 @@ class Store:
         confirmed is lost. "" for a file. Any thread."""
         return self._database.incarnation
 
+    def certificates(self) -> Mapping[str, float]:
+        """As Database.certificates. Any thread. Blocks."""
+        return self._database.certificates()
+
     def on_connect(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Have `listener` called in the store's thread after each connection to another server, or to the same one
         again. Returns how to end that. A file is never connected again."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from base64 import b64decode
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from time import monotonic_ns
 from types import TracebackType
@@ -64,7 +64,7 @@ class Client:
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
+        address: str | Sequence[str] = DEFAULT_ADDRESS,
         key_manager: str = "default",
         *,
         tls: ClientTls | None = None,
@@ -73,18 +73,19 @@ class Client:
         max_waiting: int = 65_536,
         program: str = "",
     ) -> None:
-        """`address`: "unix:/path" or "tls:host:port", the second with `tls`. `key_manager`: its name at the gateway.
+        """`address`: "unix:/path" or "tls:host:port", the second with `tls`; of several gateways, such as a fleet's, a
+        list or a string with commas: one is used at a time. `key_manager`: its name at the gateway.
         `timeout`: that of requests without their own, in seconds. `max_waiting`: requests beyond those that the gateway
         allows to be open at a time. `program`: what the gateway's log calls this one. Raises BadArgument."""
-        self._address = GatewayAddress.parse(address)
-        if (tls is None) == (not self._address.path):
+        addresses = GatewayAddress.parse_all(address)
+        if (tls is None) != all(one.path for one in addresses):
             raise BadArgument('tls belongs to a "tls:" address, and only to one')
         connections = whole(connections, "connections", 1, 64)
         self._timeout = seconds_of(timeout)
         self._most_waiting = whole(max_waiting, "max_waiting", 1, 1 << 24)
         program = (program or Path(sys.argv[0]).name).encode()[:64].decode(errors="ignore")
         self._events = Events()
-        self._connections = Connections(self._address, tls, key_manager, program, connections, self._events)
+        self._connections = Connections(addresses, tls, key_manager, program, connections, self._events)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._outbox: RequestOutbox | None = None
         self._session: GatewaySession | None = None
@@ -107,7 +108,7 @@ class Client:
         self._outbox = RequestOutbox(self._loop, self._most_waiting, self._connections.links, self._keys_changed)
         await self._connections.open(self._outbox)
         self._opened = True
-        self._events.emit("initialized", member=self._address.text, key_id=self._current_id())
+        self._events.emit("initialized", member=self._connections.address, key_id=self._current_id())
 
     async def close(self) -> None:
         """Refuse new requests, wait until each open one has its answer or error, then disconnect. Idempotent."""
@@ -122,7 +123,7 @@ class Client:
         finally:
             await self._connections.close()
         if self._opened:
-            self._events.emit("closed", member=self._address.text)
+            self._events.emit("closed", member=self._connections.address)
 
     async def __aenter__(self) -> Self:
         await self.initialize()
@@ -225,9 +226,9 @@ class Client:
         neither is told."""
         begun = monotonic_ns()
         value = self._sign_value(message, kind, position)
-        signature, level, seq, key = await self._ask(Type.SIGN, value, timeout, key_id=key_id, full=True)
+        signature, level, seq, key, address = await self._ask(Type.SIGN, value, timeout, key_id=key_id, full=True)
         signed_by, public_key = ("", b"") if key is None else (key.id, key.public_key)
-        return Receipt(signature, signed_by, public_key, self._address.text, level, False, monotonic_ns() - begun, seq)
+        return Receipt(signature, signed_by, public_key, address, level, False, monotonic_ns() - begun, seq)
 
     async def sign_batched(
         self, message: Message, timeout: float | None = None, kind: str | None = None
@@ -321,14 +322,14 @@ class Client:
         current, ready = self._session.current, any(link.ready for link in self._connections.links)
         signs = current is not None and not self._closed
         key, key_id = (current.public_key, current.id) if current is not None else (None, "")
-        return (GatewayMember(self._address.text, "ready" if ready else "open", signs, key, key_id),)
+        return (GatewayMember(self._connections.address, "ready" if ready else "open", signs, key, key_id),)
 
     def describe(self) -> dict[str, Any]:
         """What the gateway has told, as data for JSON. `client`: as which it knows this one; `inFlight`: messages that
         this client may have open. Raises NotInitialized."""
         outbox, said = self._require_open(), self._session
         assert said is not None  # noqa: S101  # the first WELCOME opened it
-        told = {"address": self._address.text, "client": said.client, "keyManagers": list(said.slots)}
+        told = {"address": said.address, "client": said.client, "keyManagers": list(said.slots)}
         limits = {"inFlight": outbox.credits, "messageBytes": said.message_bytes, "batch": said.batch}
         return {**told, "instance": said.instance.hex(), **limits, "currentKeyId": self._current_id()}
 

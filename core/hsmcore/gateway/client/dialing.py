@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Final, Self
 
@@ -13,6 +13,8 @@ from hsmcore.base.listening.certificates import require_readable
 from hsmcore.errors import BadArgument
 from hsmcore.gateway.wire.frames import ALPN
 
+_NEXT: Final = re.compile(r",\s*(?=unix:|tls:)")
+"""Between two addresses of one string."""
 _HOST: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
 
 
@@ -64,6 +66,22 @@ class GatewayAddress:
         if not text.startswith("tls:") or found is None or int(found["port"]) > 65535:
             raise BadArgument(f'the address of a gateway must be "unix:/path" or "tls:host:port", not {text!r:.100}')
         return cls(text, host=found["six"] or found["host"], port=int(found["port"]))
+
+    @classmethod
+    def parse_all(cls, listed: str | Sequence[str]) -> tuple[Self, ...]:
+        """Parse addresses: several, or one string with commas between them. Raises BadArgument."""
+        texts = _NEXT.split(listed) if isinstance(listed, str) else listed
+        if not texts:
+            raise BadArgument("the list of addresses is empty")
+        return tuple(map(cls.parse, dict.fromkeys(texts)))
+
+    def is_of(self, host: str) -> bool:
+        """Whether this is, by its name, the address of a host of the fleet: the host of the address or its first label,
+        or the name of a socket's folder or file."""
+        if self.path:
+            *_, folder, file = ("", *self.path.split("/"))
+            return host in (folder, file.removesuffix(".sock"))
+        return host in (self.host, self.host.partition(".")[0])
 
     async def dial(self, tls: ClientTls | None, protocol: Callable[[], asyncio.Protocol]) -> None:
         """Connect. Raises OSError."""

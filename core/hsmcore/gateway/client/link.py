@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, cast
+from typing import Final, Protocol, cast
 
 from hsmcore.errors import HsmError, PolicyRefused
 from hsmcore.gateway.client.outbox import RequestOutbox
@@ -15,12 +15,23 @@ _HIGH_WATER: Final = 1 << 18
 _ANSWERS: Final = frozenset({Type.SIGNED, Type.SIGNED_MANY, Type.VERIFIED, Type.DONE, Type.BATCHED})
 
 
+class LinkOwner(Protocol):
+    """What has the list of addresses."""
+
+    def refused(self, at: int, holder: str) -> bool:
+        """As Channel.refused, of the gateway at this address."""
+
+    def welcomes(self, at: int, session: GatewaySession) -> None:
+        """Raise KeyMismatch for a gateway of another fleet; else say where the session is."""
+
+
 class ClientLink(asyncio.Protocol):
     """One connection, from its first byte to its end; another one is another Link. Belongs to the event loop."""
 
-    def __init__(self, outbox: RequestOutbox, key_manager: str, nonce: bytes, program: str) -> None:
-        self._outbox, self._key_manager = outbox, key_manager
-        self._hello = wire.hello(nonce, program)
+    def __init__(self, outbox: RequestOutbox, key_manager: str, hello: bytes, at: int, owner: LinkOwner) -> None:
+        """`hello`: the frame. `at`: the place of its address in the list."""
+        self._outbox, self._key_manager, self._hello = outbox, key_manager, hello
+        self.at, self._owner = at, owner
         self._splitter = Splitter(GATEWAY_TYPES)
         self._transport: asyncio.Transport | None = None
         self._session: GatewaySession | None = None
@@ -32,7 +43,7 @@ class ClientLink(asyncio.Protocol):
         self.left_ms = 0
         """Milliseconds in which the gateway answers what is open, from its GOAWAY on."""
         self.useful = False
-        """Whether it has answered a request."""
+        """Whether it has answered a request, other than by an error."""
         self.problem: Exception | None = None
         """Why it has ended, or cannot be used."""
         loop = asyncio.get_running_loop()
@@ -77,6 +88,8 @@ class ClientLink(asyncio.Protocol):
                     self._take(one)
         except WireError as error:
             self.fail(error)
+        if self.going:
+            self.leave()
         self._outbox.settled()
 
     def _take(self, one: Frame) -> None:
@@ -96,8 +109,7 @@ class ClientLink(asyncio.Protocol):
             self._outbox.credits = wire.read_number(one.body, 4)
         elif one.type is Type.GOAWAY:
             self.left_ms, _ = wire.read_goaway(one.body)
-            self.going = True
-            _settle(self.unusable)
+            self.leave()
         elif one.type is Type.PONG:
             wire.read_bytes(one.body, wire.MOST_PING)
         else:
@@ -112,6 +124,11 @@ class ClientLink(asyncio.Protocol):
             said.instance, slot, said.remember_ms / 1000, said.message_bytes, said.batch, said.client, said.slots
         )
         session.learn(said.keys)
+        try:
+            self._owner.welcomes(self.at, session)
+        except HsmError as error:
+            self.fail(error)
+            return
         self._session = session
         self._outbox.credits = said.credits
         _settle(self.welcomed)
@@ -134,6 +151,17 @@ class ClientLink(asyncio.Protocol):
             _settle(future)
         self._outbox.left(self)
 
+    def refused(self, holder: str) -> bool:
+        """As Channel."""
+        return self._owner.refused(self.at, holder)
+
+    def leave(self) -> None:
+        """Send no requests here any more, and end when all are answered. Idempotent."""
+        self.going = True
+        _settle(self.unusable)
+        if not self.open and self._transport is not None:
+            self._transport.close()
+
     def silent(self) -> bool:
         """Whether nothing was heard since the last call."""
         silent, self._heard = not self._heard, False
@@ -153,10 +181,6 @@ class ClientLink(asyncio.Protocol):
         """End the connection. Idempotent."""
         if self._transport is not None:
             self._transport.abort()
-
-    def why(self) -> HsmError | None:
-        """The gateway's own word for why it serves this client not at all."""
-        return self.problem if isinstance(self.problem, HsmError) else None
 
 
 def _settle(future: asyncio.Future[None]) -> None:

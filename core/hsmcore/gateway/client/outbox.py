@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
-from hsmcore.errors import EngineClosed, HsmError, MessageTooLarge, QueueFull
+from hsmcore.errors import EngineClosed, HsmError, MessageTooLarge, NotHolder, QueueFull
 from hsmcore.gateway.client.request import ANSWER, ClientRequest, GatewaySession, late, lost
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
@@ -16,6 +16,8 @@ from hsmcore.gateway.wire.frames import MOST_BYTES, Frame, Type, WireError, fram
 _GRACE: Final = 0.1
 """Seconds behind the deadline in which the gateway's own answer, which says more, may still come."""
 _LEAST_REST: Final = 0.005
+_LEAST_DOUBT: Final = 0.02
+"""Seconds before a holder is asked again that is not sure to be one."""
 _REST: Final = 20
 """Between two looks for what is late lie so many times as long as a look takes."""
 _PIECE: Final = 1 << 18
@@ -46,6 +48,9 @@ class Channel(Protocol):
         """Whether the gateway said GOAWAY."""
 
     def send(self, data: bytes) -> None: ...
+    def refused(self, holder: str) -> bool:
+        """Its gateway does not hold the epoch: go to another one, to the holder if it is known by its name. Returns
+        whether there are others to go to."""
 
 
 class RequestOutbox:
@@ -83,6 +88,9 @@ class RequestOutbox:
         self._notes = batched.Notes()
         self._closed = False
         self._given_up = False
+        self.seeking = False
+        """Whether a host that does not hold the epoch has refused a request, and no gateway has signed since. Requests
+        then go one at a time: each may be refused as well."""
         self.problem = ""
         """Why there is no connection."""
 
@@ -144,13 +152,14 @@ class RequestOutbox:
     def _fill(self, channel: Channel) -> list[bytes]:
         """Return frames for this connection, a piece at most."""
         data, size, now, session = list[bytes](), 0, self._loop.time(), channel.session
+        room = min(self.credits, 1) if self.seeking else self.credits
         while size < _PIECE and (queue := self._again or self._waiting):
             request = queue[0]
             if request.future.done():
                 queue.popleft()
                 continue
             # A batch that is larger than all credits goes alone: the gateway may have lowered them since it was cut.
-            if self._out + request.count > self.credits and (self._out or not self.credits):
+            if self._out + request.count > room and (self._out or not room):
                 break
             queue.popleft()
             if not (request.number and request.signs):
@@ -199,21 +208,24 @@ class RequestOutbox:
         if answer.type is Type.BATCHED:
             self._batched(channel, request, batched.read_batched(answer.body))
             return
-        result = self._read(request, answer)
+        result = self._read(channel.session, request, answer)
         self._close(channel, request)
         if request.future.done():
             return
-        late = request.late(result) if answer.type is Type.SIGNED_MANY else []
-        if late:
-            self._ask_for_rest(channel, request, result, late)
-        else:
+        if answer.type is not Type.SIGNED_MANY or not self._ask_for_rest(channel, request, result):
             request.future.set_result(result)
 
-    def _ask_for_rest(self, channel: Channel, request: ClientRequest, outcomes: list[Any], late: list[int]) -> None:
-        """Have messages of a batch signed that another key has to sign: as a request of their own."""
-        value = request.value._replace(messages=[request.value.messages[at] for at in late])
-        rest = ClientRequest(request.type, value, self._loop.create_future(), request.deadline, len(late))
-        rest.renewals, rest.revision = request.renewals + 1, request.revision
+    def _ask_for_rest(self, channel: Channel, request: ClientRequest, outcomes: list[Any]) -> bool:
+        """Have messages of a batch signed that another key has to sign, or another host: as a request of their own.
+        Returns whether there are any."""
+        unheld = [at for at, one in enumerate(outcomes) if isinstance(one, NotHolder)]
+        late = unheld or request.late(outcomes)
+        if not late:
+            return False
+        rest = request.part(late, self._loop.create_future())
+        worst = max((outcomes[at] for at in late), key=lambda one: one.maybe_signed)
+        if unheld and not self._goes_on(channel, rest, worst):
+            return False
 
         def settle(_: object) -> None:
             if request.future.done() or rest.future.cancelled():
@@ -229,7 +241,25 @@ class RequestOutbox:
 
         rest.future.add_done_callback(settle)
         request.future.add_done_callback(withdraw)
-        self._renew(channel, rest)
+        if not unheld:
+            rest.renewals += 1
+            self._renew(channel, rest)
+        return True
+
+    def _goes_on(self, channel: Channel, request: ClientRequest, refusal: HsmError) -> bool:
+        """Have a request that was refused by a host without the epoch sent to the next one, or to this one if it is the
+        holder and only does not know it now. Returns whether that is possible."""
+        if not isinstance(refusal, NotHolder) or not channel.refused(refusal.holder) or not request.moves(refusal):
+            return False
+        if channel.going:
+            self.seeking = True
+            self._again.append(request)
+        else:
+            request.rest(_LEAST_DOUBT, self._loop.time())
+            self._later.append(request)
+            self._rest()
+        self.wake()
+        return True
 
     def _renew(self, channel: Channel, request: ClientRequest) -> None:
         """Send a request again with the key that signs now, as soon as that is known."""
@@ -250,6 +280,7 @@ class RequestOutbox:
         except HsmError as error:  # the connection is as good as another one to this gateway
             request.future.set_exception(error)
         else:
+            self.seeking = False
             request.future.set_result(found)
 
     def _close(self, channel: Channel, request: ClientRequest) -> None:
@@ -257,17 +288,19 @@ class RequestOutbox:
         self._out -= request.count
         self._answered += 1
 
-    def _read(self, request: ClientRequest, answer: Frame) -> Any:
+    def _read(self, session: GatewaySession, request: ClientRequest, answer: Frame) -> Any:
         wanted = request.key.version if request.key is not None else 0
         if answer.type is Type.SIGNED:
             version, level, seq, signature = wire.read_signed(answer.body)
             if wanted not in (0, version):
                 raise WireError(f"signed with version {version} instead of {wanted}")
-            return (signature, level, seq, request.key) if request.full else signature
+            self.seeking = False
+            return (signature, level, seq, request.key, session.address) if request.full else signature
         if answer.type is Type.SIGNED_MANY:
             version, outcomes = wire.read_signed_many(answer.body)
             if wanted not in (0, version) or len(outcomes) != request.count:
                 raise WireError(f"{len(outcomes)} outcomes of version {version} for {request.count} of {wanted}")
+            self.seeking = self.seeking and not any(isinstance(one, bytes) for one in outcomes)
             return [one if isinstance(one, bytes) else request.failed(one) for one in outcomes]
         if answer.type is Type.VERIFIED:
             return bool(wire.read_number(answer.body, 1))
@@ -287,8 +320,8 @@ class RequestOutbox:
                 request.fresh()
             self._later.append(request)
             self._rest()
-        else:
-            request.future.set_exception(request.failed(refusal))
+        elif not self._goes_on(channel, request, error := request.failed(refusal)):
+            request.future.set_exception(error)
             return
         self.wake()
 

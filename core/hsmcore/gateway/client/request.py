@@ -8,7 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from hsmcore.errors import EXCEPTION_OF_STATUS, DeadlineExceeded, HsmError, KeyNotCurrent, KeyNotFound, MemberDown
+from hsmcore.errors import (
+    EXCEPTION_OF_STATUS,
+    DeadlineExceeded,
+    HsmError,
+    KeyNotCurrent,
+    KeyNotFound,
+    MemberDown,
+    NotHolder,
+)
 from hsmcore.errors.statuses import RETRYABLE_CLASSES, STATUSES
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
@@ -33,7 +41,7 @@ _FORGETS_EARLIER: Final = 0.8
 
 @dataclass(slots=True)
 class GatewaySession:
-    """What a gateway process has said of itself and of one key manager."""
+    """What a gateway process has said of itself and of one key manager. `address`: where it is."""
 
     instance: bytes
     slot: int
@@ -52,6 +60,7 @@ class GatewaySession:
     """How often it has said which keys there are."""
     batches: bool = False
     """Whether it signs batches."""
+    address: str = ""
 
     def learn(self, listed: tuple[wire.Key, ...]) -> None:
         """Take the versions of all keys that the client may use."""
@@ -88,6 +97,7 @@ class ClientRequest:
         "key",
         "not_before",
         "number",
+        "refusal",
         "refusals",
         "renewals",
         "revision",
@@ -113,7 +123,9 @@ class ClientRequest:
         self.renewals = 0
         """How often it was refused for its key, and sent under another one."""
         self.refusals = 0
-        """How often there was no room for it."""
+        """How often there was no room for it, or a holder that was not sure to be one."""
+        self.refusal: HsmError | None = None
+        """The last one by a host that does not hold the epoch."""
         self.not_before = 0.0
         """When there may be, as the event loop's time."""
         self.fresh()
@@ -186,10 +198,28 @@ class ClientRequest:
         may have, which is before the deadline. Each time it waits longer: many requests may have been told the same."""
         if refusal.status != "QUEUE_FULL" or not refusal.retryable or refusal.maybe_signed:
             return False
-        seconds = refusal.retry_after_ms / 1e3 * random.uniform(1, 1.5) * (1 << self.refusals)  # noqa: S311
+        return 0 < self.rest(refusal.retry_after_ms / 1e3, now) < self.deadline - now
+
+    def rest(self, seconds: float, now: float) -> float:
+        """Be sent again after so long or longer. Returns the seconds."""
+        seconds *= random.uniform(1, 1.5) * (1 << self.refusals)  # noqa: S311
         self.refusals = min(self.refusals + 1, _MOST_DOUBLINGS)
         self.not_before = now + seconds
-        return 0 < seconds < self.deadline - now
+        return seconds
+
+    def moves(self, refusal: HsmError) -> bool:
+        """Make it ready for another gateway, after one that does not hold the epoch has refused it. Returns whether
+        that is possible: what may have been signed goes only where `_move` lets it."""
+        if self.type not in _SIGNING:
+            return False
+        if not refusal.maybe_signed:
+            self.fresh()
+        elif self.type is Type.SIGN_BATCHED or self.key is None or self.key.algorithm != "ed25519":
+            return False
+        else:  # the same number would get the same answer from the same gateway
+            self.number, self.instance = 0, b""
+        self.refusal = refusal
+        return True
 
     def late(self, outcomes: Sequence[bytes | HsmError]) -> list[int]:
         """The places of a batch's messages that may be signed under another key, which became the current one before
@@ -198,6 +228,13 @@ class ClientRequest:
             return []
         errors = ((at, one) for at, one in enumerate(outcomes) if isinstance(one, KeyNotCurrent))
         return [at for at, one in errors if not one.maybe_signed]
+
+    def part(self, places: Sequence[int], future: asyncio.Future[Any]) -> ClientRequest:
+        """Return a request for some messages of a batch."""
+        value = self.value._replace(messages=[self.value.messages[at] for at in places])
+        rest = ClientRequest(self.type, value, future, self.deadline, len(places), self.asked_id)
+        rest.renewals, rest.revision, rest.sent, rest.key = self.renewals, self.revision, self.sent, self.key
+        return rest
 
     def failed(self, refusal: wire.Refusal) -> HsmError:
         """Return the error of a refusal."""
@@ -222,6 +259,8 @@ def error_of_refusal(refusal: wire.Refusal) -> HsmError:
     else:
         row = STATUSES[status]
         error = EXCEPTION_OF_STATUS[status](refusal.text or f"{row.text}.", status=status, hint="")
+    if isinstance(error, NotHolder):
+        error.holder = refusal.holder
     error.told_retryable = refusal.retryable
     error.maybe_signed = refusal.maybe_signed
     error.retry_after_ms = refusal.retry_after_ms
@@ -235,8 +274,10 @@ def lost(request: ClientRequest, why: str) -> MemberDown:
     return error
 
 
-def late(request: ClientRequest, why: str) -> DeadlineExceeded:
-    """Return the error of a request that was not answered in time."""
-    error = DeadlineExceeded(f"no answer of the gateway in time{f' ({why})' if why else ''}")
+def late(request: ClientRequest, why: str) -> HsmError:
+    """Return the error of a request that was not answered in time: that of the last host that does not hold the epoch,
+    if one has refused it."""
+    text = f"no answer of the gateway in time{f' ({why})' if why else ''}"
+    error = request.refusal or DeadlineExceeded(text)
     error.maybe_signed = request.signs and request.sent > 0
     return error

@@ -40,7 +40,7 @@ from hsmcore.manager.key_manager import KeyManager
 from hsmcore.tlog.key_set import serial_of
 
 MAX_BODY_BYTES: Final = 1 << 20
-_STATUS: Final = {"POLICY_REFUSED": 403, "QUEUE_FULL": 429, "CLOSED": 503, "NOT_HOLDER": 503, "FLEET_BEHIND": 503}
+_STATUS: Final = {"POLICY_REFUSED": 403, "QUEUE_FULL": 429, "CLOSED": 503, "FLEET_BEHIND": 503}
 """HTTP's, by ours. Else 503 if the same request may succeed later, 400 if the request is at fault, 500."""
 _DENIED: Final = "permission denied"
 _SERVING: Final = ("ready", "ramping")

@@ -15,7 +15,10 @@ from hsmcore.gateway.wire.frames import MIN_BYTES, Flag, Frame, Type, WireError,
 VERSION: Final = 1
 MOST_PING: Final = 64
 MOST_TEXT: Final = 1024
-"""Bytes of an error's text."""
+"""Bytes of an error's text, without its holder."""
+_HELD: Final = "NOT_HOLDER"
+_HOLDER: Final = "\nholder: "
+"""Before the holder's name, which is the last line of the text: a client of an earlier release shows it."""
 NONCE_BYTES: Final = 16
 NO_RECORD: Final = (1 << 64) - 1
 """`audit_seq` of an answer without an audit record."""
@@ -121,6 +124,8 @@ class Refusal(NamedTuple):
     status: str
     error_class: str
     text: str
+    holder: str = ""
+    """Of NOT_HOLDER: the fleet's name of the host that holds the epoch; "": none is known."""
 
 
 class Manage(NamedTuple):
@@ -339,8 +344,8 @@ def error(request: int, one: Refusal) -> bytes:
 
 def _refusal(one: Refusal) -> bytes:
     flags = (Fault.RETRYABLE if one.retryable else 0) | (Fault.MAYBE_SIGNED if one.maybe_signed else 0)
-    text = bytes16(one.text.encode()[:MOST_TEXT].decode(errors="ignore").encode())
-    return _ERROR.pack(flags, one.retry_after_ms) + text8(one.status) + text8(one.error_class) + text
+    text = one.text.encode()[:MOST_TEXT].decode(errors="ignore") + (_HOLDER + one.holder if one.holder else "")
+    return _ERROR.pack(flags, one.retry_after_ms) + text8(one.status) + text8(one.error_class) + bytes16(text.encode())
 
 
 def read_error(body: bytes) -> Refusal:
@@ -353,7 +358,8 @@ def read_error(body: bytes) -> Refusal:
         status, error_class, text = fields.text8(), fields.text8(), fields.bytes16().decode()
         fields.end()
         retryable, maybe = bool(flags & Fault.RETRYABLE), bool(flags & Fault.MAYBE_SIGNED)
-        return Refusal(retryable, maybe, retry_after, status, error_class, text)
+        text, _, holder = text.partition(_HOLDER) if status == _HELD else (text, "", "")
+        return Refusal(retryable, maybe, retry_after, status, error_class, text, holder)
 
 
 def goaway(left_ms: int, reason: str) -> bytes:

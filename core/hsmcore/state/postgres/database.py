@@ -30,6 +30,7 @@ from hsmcore.state.database import ABSENT_HINT, Database, Work, migrate, reason,
 from hsmcore.state.errors import StoreError, StoreUnknown
 from hsmcore.state.exchange import Asking, Decide, Question
 from hsmcore.state.postgres.ask import Asker
+from hsmcore.state.postgres.certificate import Certified, explained
 from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
 from hsmcore.state.postgres.roles import RolesSeen, row_role
 from hsmcore.state.postgres.schema import Objects, foreign_of, marks_of, objects_of
@@ -101,6 +102,7 @@ class ServerDatabase(Database):
         self._facts: Facts | None = None
         self._system = ""
         self._prepared = False
+        self._certified = Certified()
         self._made: Objects | None = None
         self._genuine = ""
         """The marks of a schema without foreign objects."""
@@ -119,6 +121,9 @@ class ServerDatabase(Database):
     @property
     def incarnation(self) -> str:
         return "" if self._facts is None else f"{self._system} {self._facts.timeline} {self._facts.started}"
+
+    def certificates(self) -> Mapping[str, float]:
+        return {name: at.timestamp() for name, at in self._certified.ends().items()}
 
     def connect(self) -> None:
         if self._link is None:
@@ -142,13 +147,14 @@ class ServerDatabase(Database):
     def _dial(self) -> Patient:
         given = resolved(self._server.store.url, self.shown)
         self.shown = f"state store of fleet {self._server.name} at {given.where}"
+        self._certified = Certified.of(given)
         try:
             driver = Patient.connect(autocommit=True, prepare_threshold=None, **given.options())
         except psycopg.Error as error:
             # A connection that psycopg gave up stays open as long as a frame of the error lives. Where answers are
             # slow, unused connections would fill the server's places.
             clear_frames(error.__traceback__)
-            raise
+            raise explained(error, self._certified) from None
         driver.be_patient()
         return driver
 

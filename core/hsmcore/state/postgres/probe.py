@@ -9,6 +9,7 @@ from typing import Final
 import psycopg
 
 from hsmcore.state.errors import StoreError
+from hsmcore.state.postgres.certificate import Certified, explained
 from hsmcore.state.postgres.database import HINT, PREFIX, DatabaseServer, schema_name
 from hsmcore.state.postgres.link import FACTS, Facts
 from hsmcore.state.postgres.url import resolved
@@ -38,23 +39,29 @@ class Look:
     """Synchronous standbys that are connected; None: this user may not see them."""
     problems: tuple[tuple[str, str], ...]
     """Why the server may not be used, with what to do."""
+    pooled: bool
+    """Whether a pooler is between: the process that answers is not the one that the connection was told of."""
+    certified: Certified
 
 
 def look_at(server: DatabaseServer) -> Look:
     """Ask the server. Blocks. Raises StoreError, SecretUnavailable."""
     shown = f"state store of fleet {server.name}"
     given = resolved(server.store.url, shown)
+    certified = Certified.of(given)
     try:
         with psycopg.connect(autocommit=True, prepare_threshold=None, **given.options()) as connection:
             connection.execute("BEGIN READ ONLY")
             connection.execute(_STATEMENT_TIMEOUT)
             facts = Facts(*connection.execute(FACTS.encode()).fetchone() or ())
             schemas = {name for (name,) in connection.execute(_SCHEMAS, (PREFIX,))}
+            pooled = connection.info.backend_pid != facts.backend
             [system] = connection.execute(_SYSTEM).fetchone() or ("",)
             [sees] = connection.execute(_SEES_THEM).fetchone() or (False,)
             [count] = connection.execute(_STANDBYS).fetchone() or (0,)
     except (psycopg.Error, TypeError) as error:
-        raise StoreError(f"{shown} at {given.where}: {error}", hint=HINT) from None
+        said = explained(error, certified) if isinstance(error, psycopg.Error) else error
+        raise StoreError(f"{shown} at {given.where}: {said}", hint=HINT) from None
     return Look(
         where=given.where,
         checks_server=given.is_here or given.sslmode != "require",
@@ -64,4 +71,6 @@ def look_at(server: DatabaseServer) -> Look:
         synchronous=facts.synchronous_standby_names,
         standbys=int(count) if sees else None,
         problems=tuple(facts.problems(single_node=server.single_node)),
+        pooled=pooled,
+        certified=certified,
     )

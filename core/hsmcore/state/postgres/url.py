@@ -72,7 +72,7 @@ def parse(url: bytes | bytearray, shown: str) -> ServerUrl:
     hosts = given["host"].split(",")
     addresses = str(given.get("hostaddr", "")).split(",") if "hostaddr" in given else []
     is_here = all(map(_is_here, [*hosts, *addresses]))
-    where = ",".join(f"{host}:{port}" for host, port in zip(hosts, _ports(given), strict=True)) + f"/{given['dbname']}"
+    where = ",".join(f"{host}:{port}" for host, port in zip(hosts, ports(given), strict=True)) + f"/{given['dbname']}"
     sslmode = str(given.get("sslmode", ""))
     if not is_here and sslmode not in ENCRYPTED:
         raise StoreError(f"{shown}: the URL of {where} does not ask for TLS", hint=_TLS_HINT)
@@ -100,14 +100,14 @@ def _parts(url: bytes | bytearray) -> dict[str, Any] | None:
         # A service would bring a host and a sslmode from another place.
         "service" not in given
         and all(_HOST.fullmatch(host) for host in str(given.get("host", "")).split(","))
-        and len(_ports(given)) == len(given["host"].split(","))
-        and all(map(_PORT.fullmatch, _ports(given)))
+        and len(ports(given)) == len(given["host"].split(","))
+        and all(map(_PORT.fullmatch, ports(given)))
         and _DATABASE.fullmatch(str(given.get("dbname", "")))
     )
     return given if known else None
 
 
-def _ports(given: Mapping[str, Any]) -> list[str]:
+def ports(given: Mapping[str, Any]) -> list[str]:
     """Return the port of each host: one for all, or one for each, where "" is the default one."""
     ports = [port or _DEFAULT_PORT for port in str(given.get("port", "")).split(",")]
     return ports * len(str(given["host"]).split(",")) if len(ports) == 1 else ports
