@@ -104,6 +104,18 @@ def uncounted() -> None:
 
 
 @_breakage
+def unheld() -> None:
+    """Positions are bound during a hold, too. The audit logs would put right what is lost then: they say nothing."""
+    from hsmcore.recovery import witness
+
+    async def nothing(self: Any, doubts: int = 0, *_: Any) -> witness.Compared:
+        return witness.Compared(doubts)
+
+    witness.require_not_held = lambda held: None  # type: ignore[attr-defined]
+    witness.Witness.compare = nothing  # type: ignore[method-assign]
+
+
+@_breakage
 def walled() -> None:
     """A host that is behind the chain never claims the epoch, as if that were not an order but a rule."""
     from hsmcore.fleet.gate import ClaimGate

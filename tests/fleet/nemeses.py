@@ -318,19 +318,26 @@ class Nemeses:
 
     async def _switch_over(self, host: Signer, dice: random.Random) -> None:
         """The primary ends in order and the synchronous standby takes its place, while a host is away that ended in
-        order, or not; half of the time under a hold."""
+        order, or not. Half of the time under a hold, and then perhaps to a server that has the hold's mark and nothing
+        behind it."""
         await self._three()
         away = dice.choice([other for other in self.site.hosts if other is not host])
         if dice.random() < 0.5:
             away.ask_to_end()
             await asyncio.sleep(1.0)
         await asyncio.to_thread(away.kill)
+        begun = true_boottime()
         mark = await self._hold(host) if dice.random() < 0.5 else ""
-        await self.database.streams(self.database.synchronous)
-        await self.database.fail_over(signal.SIGINT)
-        self.site.cut()
+        if mark and dice.random() < 0.5:  # nothing was bound since, so that even this loses nothing
+            await self.database.streams(self.database.asynchronous)
+            await self._lose(host, dice)
+        else:
+            await self.database.streams(self.database.synchronous)
+            await self.database.fail_over(signal.SIGINT)
+            self.site.cut()
         if mark:
             await self._resume(host, mark)
+            self.spans.append(Span("hold", begun, true_boottime()))
         await asyncio.sleep(dice.uniform(1.0, 4.0) * self.ttl)
         away.start(self.site.fleet)
 
