@@ -147,6 +147,8 @@ USES: dict[str, list[str] | str] = {
     "fleet export": [],
     "fleet hold": ["--reason", "x"],
     "fleet import": ["none"],
+    "fleet migrate": [],
+    "fleet prune": [],
     "fleet reconcile": ["--reason", "x"],
     "fleet release": [],
     "fleet resume": ["--reason", "x"],

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import tempfile
 import threading
 import time
 import tracemalloc
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 from tests.support.loops import one_loop
 from tests.support.postgres import fleet
 
+from hsmcore.base.places import Folder
 from hsmcore.config import load
 from hsmcore.config.secret import Secret
+from hsmcore.manager.policy.watermark import Watermark
+from hsmcore.recovery.restore import back_up, check, restore
 from hsmcore.recovery.state_backup import SUFFIX, StateBackups
 from hsmcore.state import Store, backup
 from hsmcore.state.postgres import link
+from hsmcore.state.schema import PORTION
 
 pytestmark = pytest.mark.integration
 MANY = 300_000
@@ -139,3 +144,80 @@ async def test_a_fleets_store_is_copied_in_portions(postgres, tmp_path, monkeypa
         await store.close()
     with closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
         assert copy.execute("SELECT count(*), max(position) FROM bound").fetchone() == (MANY, MANY)
+
+
+@contextmanager
+def at_most(size):
+    """Raise AssertionError if the process has more memory in the body than before, mapped files among it."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    before = peak()
+    yield
+    assert peak() - before < size
+
+
+def peak():
+    """The most memory that the process has had, in bytes."""
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) << 10
+
+
+@one_loop
+async def test_a_backup_takes_no_memory_of_its_size(config, tmp_path):
+    """Pages of a mapped file count as the process's, until they are given back."""
+    await fill(config)
+    with at_most(MEMORY):
+        async with back_up(config) as (_, head, body):
+            await Folder(str(tmp_path), tmp_path).create("made", head, body)
+        assert (tmp_path / "made").stat().st_size > 2 * MEMORY
+        async with backup.mapping(tmp_path / "made") as data:
+            await check(config, data)
+
+
+@one_loop
+async def test_a_fleets_store_is_restored_in_portions(postgres, world, tmp_path):
+    made = world.config(policy={"kinds": ["block"]}, auditLogFile=str(tmp_path / "audit.log"))
+    places = []
+    for _ in range(2):
+        store = {"url": postgres.database()}
+        made["sequencer"]["keyManager"]["fleet"] = {"store": store, "name": "tests", "host": "a", "singleNode": True}
+        places.append(load(made))
+    first, second = places
+    store = await Store.open(first.key_manager.fleet)
+    await store.run(lambda connection: connection.exec_driver_sql(rows(MANY)))
+    await store.close()
+    told = []
+    with at_most(MEMORY):
+        async with back_up(first, lambda *counts: told.append(counts)) as (_, head, body):
+            await Folder(str(tmp_path), tmp_path).create("made", head, body)
+        async with backup.mapping(tmp_path / "made") as data:
+            await restore(second, data, replace=False, told=lambda *counts: told.append(counts))
+    assert min(done for done, _ in told) < MANY / 100
+    assert [(done >= MANY, done == total) for done, total in told].count((True, True)) >= 2
+    store = await Store.open(second.key_manager.fleet)
+    try:
+        count = await store.run(lambda connection: connection.exec_driver_sql("SELECT count(*) FROM bound").scalar())
+    finally:
+        await store.close()
+    assert count == MANY
+
+
+@one_loop
+async def test_a_removal_passes_no_row_twice_while_a_backup_is_made(postgres):
+    """The server keeps what was removed for the backup's transaction: each portion would go past all that is gone."""
+    url = postgres.database()
+    many, database = 20 * PORTION, url.rpartition("/")[2]
+    store = await Store.open(fleet(url))
+    passed = "SELECT idx_tup_read FROM pg_stat_user_indexes WHERE indexrelname = 'bound_pkey'"
+    try:
+        await store.run(lambda connection: connection.exec_driver_sql(rows(many)))
+        postgres.execute("ANALYZE hsmcore_tests.bound", database)
+        with postgres.connect(database) as backing_up, backing_up.transaction():
+            backing_up.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            backing_up.execute("SELECT count(*) FROM hsmcore_tests.watermark")
+            assert await Watermark(store, "").raise_floor("d", many, "final") == many
+        await store.run(lambda connection: connection.exec_driver_sql("SELECT pg_stat_force_next_flush()"))
+        [(count,)] = postgres.execute(passed, database)
+    finally:
+        await store.close()
+    assert many <= count < 4 * many

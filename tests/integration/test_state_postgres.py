@@ -119,7 +119,10 @@ async def test_a_newer_store_is_refused_and_an_older_one_migrated(postgres, url)
     postgres.execute("DROP TABLE hsmcore_tests.key_set, hsmcore_tests.key_evidence, hsmcore_tests.key_domain", database)
     with pytest.raises(StoreError, match=r"older version .* lacks schema 7") as caught:
         await Store.open_to_read(fleet(url))
-    assert caught.value.hint == "Start one of the fleet's hosts with this version, which brings it up to date."
+    assert caught.value.hint == (
+        "Start one of the fleet's hosts, or `hsmcore fleet migrate` as the owner, with this version, which brings it "
+        "up to date."
+    )
     with ExitStack() as stack:  # hosts that start together
         for host in [stack.enter_context(Host(url)) for _ in range(4)]:
             host.await_open()
@@ -150,7 +153,7 @@ async def test_the_database_of_another_fleet_is_refused(url):
         for opener in (Store.open, Store.open_to_read):
             with pytest.raises(StoreError, match="another fleet, tests") as caught:
                 await opener(fleet(url, name=name))
-            assert caught.value.hint == "Correct fleet.name; each fleet has a database of its own."
+            assert caught.value.hint.startswith("Correct fleet.name. Only if several fleets")
     with pytest.raises(StoreError, match="hsmcore_tests__rollup would begin beside it") as caught:
         await Store.open(fleet(url).among("rollup"))
     assert "ALTER SCHEMA" in caught.value.hint

@@ -77,6 +77,8 @@ fleet reconcile --reason WHY
 fleet hold --reason WHY
 fleet resume --reason WHY
 fleet retire gone --reason WHY --yes
+fleet migrate --role signer
+fleet prune
 fleet export --output FOLDER/exported.json
 fleet import FOLDER/exported.json
 notices test

@@ -28,7 +28,6 @@ from hsmcore.recovery import restore as recovery
 from hsmcore.recovery.reconcile import reconcile
 from hsmcore.state import Store
 from hsmcore.state.backup import parse
-from hsmcore.state.sqlite import everything
 
 SECRET = "s" * 32
 
@@ -221,14 +220,9 @@ class Fleet:
         """Put rows of an older moment into the database, as tools do that know nothing of hsmcore."""
         rules = load(self.config).key_manager.fleet
         assert rules is not None
-        older = await Store.open_to_read(copy)
-        try:
-            rows = await older.run(everything)
-        finally:
-            await older.close()
         store = await Store.open(rules, load(self.config).state_secret, shows=True)
         try:
-            await store.replace_all(rows, "")
+            await store.replace_all(copy, "")
         finally:
             await store.close()
 

@@ -410,6 +410,8 @@ READ_THE_WALL_CLOCK = {
     },
     "a word of another party's clock": {
         "audit/shipping/cloudwatch.py",
+        "doctor/fleet_store.py",
+        "state/postgres/certificate.py",
         "providers/kms/client.py",
         "providers/yubihsm/attest.py",
         "tlog/key_set.py",

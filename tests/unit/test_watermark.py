@@ -359,13 +359,13 @@ def many(start, count):
 async def test_a_floor_stops_no_bind_while_it_removes_what_is_behind_it(place, monkeypatch):
     """Rows behind a floor mean nothing: they go in portions, and binds come in between."""
     portions = []
-    removed = positions.remove_behind
+    removed = positions.Removal.__call__
 
-    def counted(connection, domain, floor):
-        portions.append(removed(connection, domain, floor))
+    def counted(removal, connection):
+        portions.append(removed(removal, connection))
         return portions[-1]
 
-    monkeypatch.setattr(positions, "remove_behind", counted)
+    monkeypatch.setattr(positions.Removal, "__call__", counted)
     async with Life(place, None) as life, Life(place, None, "operator") as operator:
         await life.bind(MANY + 1)
         await life.store.run(lambda connection: connection.exec_driver_sql(many(0, MANY)))

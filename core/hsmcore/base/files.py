@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from mmap import MADV_DONTNEED, mmap
 from pathlib import Path
+from typing import Final
 
 from hsmcore.base.ownership import make, sync
+
+_PIECE: Final = 1 << 22
+"""A multiple of a page, in bytes."""
+
+
+def pieces(data: bytes | mmap, begin: int = 0) -> Iterator[memoryview]:
+    """Yield what is in `data` from `begin` on. The pages of a mapped file are given back piece by piece: they would
+    count as memory of this process."""
+    with memoryview(data) as view:
+        for at in range(begin - begin % _PIECE, len(view), _PIECE):
+            with view[max(at, begin) : at + _PIECE] as piece:
+                yield piece
+            if isinstance(data, mmap):
+                data.madvise(MADV_DONTNEED, at, min(_PIECE, len(view) - at))
 
 
 def write_all(descriptor: int, data: bytes | memoryview) -> None:

@@ -9,11 +9,13 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import chain
 from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hsmcore.base.extras import install
+from hsmcore.base.files import pieces
 from hsmcore.base.ownership import make, make_folder, sync
 from hsmcore.errors import HsmError, SystemFailure
 
@@ -79,8 +81,8 @@ class Folder:
         descriptor = make(temporary)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                for part in parts:
-                    file.write(part)
+                for piece in chain.from_iterable(map(pieces, parts)):
+                    file.write(piece)
                 file.flush()
                 os.fsync(file.fileno())
             os.link(temporary, self._path / name)  # fails if there is one

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from hsmcore.cli import positions
+from hsmcore.cli import fleet_owner, positions
 from hsmcore.cli.invocation import Invocation, command
+from hsmcore.cli.opened import fleet_rules as _fleet
 from hsmcore.cli.output import FAILED, BadUsage, fields, plain, table
-from hsmcore.cli.settings import RequiredReason, YesOption, misconfigured
+from hsmcore.cli.settings import RequiredReason, YesOption
 
 if TYPE_CHECKING:
-    from hsmcore.config import Config, Fleet
+    from hsmcore.config import Fleet
     from hsmcore.fleet.orders import Verb
     from hsmcore.state import Store
 
@@ -228,14 +229,7 @@ def retire(
 
 
 positions.add_to(app)
-
-
-def _fleet(config: Config) -> Fleet:
-    rules = config.key_manager
-    if rules.fleet is None:
-        hint = 'Add "fleet": {"store": {"url": {"env": "PG_URL"}}, "name": "…"} to it; see docs/FLEET.md.'
-        raise misconfigured(f"{rules.where}.fleet", "is missing, so one host signs", hint)
-    return rules.fleet
+fleet_owner.add_to(app)
 
 
 def _positions(given: list[str] | None) -> dict[str, int]:

@@ -107,6 +107,15 @@ def print_not_genuine(problems: dict[str, str]) -> None:
         print(f"NOT GENUINE: {scope}: {problem}: nothing is done for it; see: hsmcore state seal")
 
 
+def fleet_rules(config: Config) -> Fleet:
+    """Return the fleet. Raises ConfigurationError without one."""
+    rules = config.key_manager
+    if rules.fleet is None:
+        hint = 'Add "fleet": {"store": {"url": {"env": "PG_URL"}}, "name": "…"} to it; see docs/FLEET.md.'
+        raise misconfigured(f"{rules.where}.fleet", "is missing, so one host signs", hint)
+    return rules.fleet
+
+
 def rotation_rules(config: Config) -> KeyRotation:
     """Return the rules of key rotation. Raises ConfigurationError without an enabled keyRotation."""
     rules = config.key_manager

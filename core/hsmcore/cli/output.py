@@ -214,3 +214,17 @@ def _report(fault: Mapping[str, Any], *, as_json: bool) -> int:
         problem(fault["message"], fault["hint"])
     code: int = fault["exitCode"]
     return code
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """Show progress on standard error while the block runs; it gets None if `quiet`, or if that is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("")
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -12,7 +12,7 @@ import typer
 
 from hsmcore.cli import positions
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.output import BadUsage, fail, fields, plain, print_fields, table, when
+from hsmcore.cli.output import BadUsage, fail, fields, plain, print_fields, progress_bar, table, when
 from hsmcore.cli.settings import RequiredReason, misconfigured
 from hsmcore.errors import HsmError
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hsmcore.members.control import ControlPlane
     from hsmcore.state import Store
     from hsmcore.state.backup import BackupStatement
+    from hsmcore.state.database import Told
     from hsmcore.state.register import Entry
 
 app = typer.Typer()
@@ -59,14 +60,14 @@ def backup(cli: Invocation, to: Annotated[str, "PATH: A file, a folder, or s3://
     from hsmcore.recovery.restore import back_up
     from hsmcore.recovery.state_backup import name_of, put
 
-    async def made() -> tuple[BackupStatement, BackupPlace, str, int]:
-        async with back_up(cli.config) as (statement, head, body):
+    async def made(told: Told | None) -> tuple[BackupStatement, BackupPlace, str, int]:
+        async with back_up(cli.config, told) as (statement, head, body):
             location, name = _target(cli.config, to, name_of(cli.config, statement))
             await put(location, name, statement, head, body)
             return statement, location, name, len(head) + len(body)
 
-    with cli.recorded("state backup") as entry:
-        statement, location, name, size = asyncio.run(made())
+    with cli.recorded("state backup") as entry, progress_bar(cli.as_json) as told:
+        statement, location, name, size = asyncio.run(made(told))
         entry |= {"sha256": statement.sha256, "bytes": size, "file": name}
     shown = {"name": name, "place": location.location, **statement.as_data()}
     cli.show(shown, f"{name} written to {location.location}: {size} bytes")
@@ -119,8 +120,11 @@ def restore(
     if also and not fleet and not compared:
         raise BadUsage("--reconcile needs an audit log and something that is kept in the state store")
     data = _read(cli.config, path)
-    with cli.recorded("state restore", file=Path(path).name, reason=reason) as entry:
-        statement, aside = asyncio.run(restored(cli.config, data, replace=replace, source=source))
+    with (
+        cli.recorded("state restore", file=Path(path).name, reason=reason) as entry,
+        progress_bar(cli.as_json) as told,
+    ):
+        statement, aside = asyncio.run(restored(cli.config, data, replace=replace, source=source, told=told))
         entry |= {"sha256": statement.sha256}
     text = f"the store of {when(statement.made_ns)} is in its place"
     text += f"; the former one is kept as {aside}" if aside else ""

@@ -49,7 +49,8 @@ def check_fleet_store(config: Config) -> Iterator[Step]:
     if not look.checks_server:
         yield warn(STORE, f"{look.where} is not asked who it is: sslmode=require", _TLS_HINT, **data)
     else:
-        has = "has the fleet's tables" if look.exists else "answers; the first start makes the fleet's tables"
+        made = "answers; `hsmcore fleet migrate` makes the fleet's tables, or the first start, if the role may"
+        has = "has the fleet's tables" if look.exists else made
         yield ok(STORE, f"{look.where} {has}", **data)
     yield from _certificates(look)
     if look.pooled:

@@ -31,8 +31,9 @@ from hsmcore.recovery.marks import Marks, set_restored, witness_of
 from hsmcore.recovery.own_store import register
 from hsmcore.state import Store, StoreBusy, StoreError, backup
 from hsmcore.state.backup import BackupStatement, BackupUnusable
+from hsmcore.state.database import Told
 from hsmcore.state.schema import FLEET_HOST, METADATA
-from hsmcore.state.sqlite import everything, install, number_of, set_number
+from hsmcore.state.sqlite import install, number_of, set_number
 from hsmcore.state.store import now_ns
 
 _ALIVE: Final = 2
@@ -58,9 +59,9 @@ def subject_of(config: Config) -> str:
 
 
 @asynccontextmanager
-async def back_up(config: Config) -> AsyncIterator[tuple[BackupStatement, bytes, mmap]]:
+async def back_up(config: Config, told: Told | None = None) -> AsyncIterator[tuple[BackupStatement, bytes, mmap]]:
     """Yield a backup of the store of a configuration, which other processes may use: what it says, and its two parts.
-    Nothing of it is done in the event loop's thread. Raises StoreError."""
+    `told`: of the rows of a server. Nothing of it is done in the event loop's thread. Raises StoreError."""
     rules = config.key_manager
 
     def look() -> tuple[dict[str, Any] | None, str]:
@@ -69,7 +70,7 @@ async def back_up(config: Config) -> AsyncIterator[tuple[BackupStatement, bytes,
     audit, subject = await asyncio.to_thread(look)  # before the copy: what the log has up to here, the copy has
     store = await Store.open_to_read(rules.state_place)
     try:
-        async with backup.made_backup(store, subject, rules.manager, audit, config.state_secret) as made:
+        async with backup.made_backup(store, subject, rules.manager, audit, config.state_secret, told) as made:
             yield made
     finally:
         await store.close()
@@ -115,7 +116,7 @@ def _require_ours(config: Config, statement: BackupStatement, source: str | None
 
 
 async def restore(
-    config: Config, data: bytes | mmap, *, replace: bool, source: str | None = None
+    config: Config, data: bytes | mmap, *, replace: bool, source: str | None = None, told: Told | None = None
 ) -> tuple[BackupStatement, str]:
     """Put the store of a backup in the place of the configuration's. Returns what the backup says, and where the former
     store is kept ("": there was none). After a crash it is the former store or the restored one. Raises BackupUnusable,
@@ -139,14 +140,13 @@ async def restore(
     with _beside(config) as copy:
         async with backup.unpacked(body, copy, config.state_secret) as store:
             await store.run(partial(mark, taken=await asyncio.to_thread(number)))
-            rows = await store.run(everything) if rules.fleet is not None else {}
         if rules.fleet is None:
             aside = await asyncio.to_thread(install, copy, rules.state_path, replace=replace)
             return statement, "" if aside is None else str(aside)
         target = await Store.open(rules.fleet, config.state_secret, shows=True)
         try:
             name = await _free_place(target, rules.fleet.ttl_ms, replace=replace)
-            await target.replace_all(rows, name)
+            await target.replace_all(copy, name, told)
         finally:
             await target.close()
     return statement, name

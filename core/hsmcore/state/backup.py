@@ -16,15 +16,17 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import astuple, dataclass
-from mmap import ACCESS_READ, MADV_DONTNEED, mmap
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 from sqlalchemy import Connection, select
 
+from hsmcore.base.files import pieces
 from hsmcore.base.ownership import make
 from hsmcore.base.waiting import whole
+from hsmcore.state.database import Told
 from hsmcore.state.errors import StoreError
 from hsmcore.state.positions import marks
 from hsmcore.state.schema import MIGRATIONS, SEAL
@@ -38,8 +40,6 @@ _KEYS: Final = ("schema", "madeNs", "subject", "manager", "sealed", "audit", "hi
 """The fields of BackupStatement, as the file names them."""
 _LABEL: Final = b"hsmcore: a backup of a state store, version 1\0"
 _MOST_LINE: Final = 1 << 20
-_CHUNK: Final = 1 << 22
-"""A multiple of a page, in bytes."""
 _LIMIT: Final = 1 << 63
 
 
@@ -110,7 +110,12 @@ async def mapping(path: Path) -> AsyncIterator[mmap]:
 
 @asynccontextmanager
 async def made_backup(
-    store: Store, subject: str, manager: str | None, audit: dict[str, Any] | None, secret: SealSecret | None
+    store: Store,
+    subject: str,
+    manager: str | None,
+    audit: dict[str, Any] | None,
+    secret: SealSecret | None,
+    told: Told | None = None,
 ) -> AsyncIterator[tuple[BackupStatement, bytes, mmap]]:
     """Copy a store that is open, and yield the backup: what it says, and its two parts. The copy is a file that is
     mapped, and goes away at the end. `audit`: the checkpoint that was read before. Raises StoreError,
@@ -130,7 +135,7 @@ async def made_backup(
     made, (highest, sealed) = time.time_ns(), await store.run(look, shows=True)
     async with folder_aside() as place:
         path = place / "state.db"
-        await store.copy_to(path)
+        await store.copy_to(path, told)
         async with mapping(path) as data:
             yield await whole(asyncio.to_thread(seal, data))
 
@@ -145,11 +150,9 @@ def mapped(path: Path) -> mmap:
 
 
 def _sha256(data: bytes | mmap, begin: int = 0) -> str:
-    digest, view = hashlib.sha256(), memoryview(data)
-    for at in range(0, len(view), _CHUNK):
-        digest.update(view[max(at, begin) : at + _CHUNK])
-        if isinstance(data, mmap):
-            data.madvise(MADV_DONTNEED, at, min(_CHUNK, len(view) - at))  # or it would count as this process's
+    digest = hashlib.sha256()
+    for piece in pieces(data, begin):
+        digest.update(piece)
     return digest.hexdigest()
 
 
@@ -236,8 +239,10 @@ async def _open_copy(path: Path, body: memoryview, state_secret: SealSecret | No
 
 
 def _write(path: Path, body: memoryview) -> None:
+    whole: bytes | mmap = body.obj  # type: ignore[assignment]  # what `parse` was given
     with os.fdopen(make(path), "wb") as file:
-        file.write(body)
+        for piece in pieces(whole, len(whole) - len(body)):
+            file.write(piece)
 
 
 def _mac(line: bytes, secret: SealSecret | None) -> str:

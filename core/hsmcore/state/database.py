@@ -10,14 +10,14 @@ import re
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
-from sqlalchemy import ColumnElement, Connection, Table, insert, inspect, literal_column, select, text
+from sqlalchemy import ColumnElement, Connection, insert, inspect, literal_column, select, text
 from sqlalchemy.sql.dml import UpdateBase
 
 from hsmcore.errors import HsmError
@@ -29,6 +29,10 @@ from hsmcore.state.seal import Problems, Seal, SealGuard
 T = TypeVar("T")
 Work = Callable[[Connection], T]
 Keep = Callable[[Connection, set[str]], None]
+Rows = Sequence[Sequence[Any]]
+Told = Callable[[int, int], None]
+"""Called with the rows that are copied by now, and about how many there are."""
+
 
 ABSENT_HINT: Final = "The first start of a key manager makes it."
 """The hint where a reader finds no store."""
@@ -122,11 +126,11 @@ class Database(ABC):
         """Do `work` in one transaction. Runs in the thread, for an open Store."""
 
     @abstractmethod
-    def copy_to(self, path: Path) -> None:
+    def copy_to(self, path: Path, told: Told | None) -> None:
         """Copy everything, as it is at one moment, into a new file of SQLite. Stops no writer. Runs in the thread."""
 
-    def replace_all(self, rows: Mapping[Table, Sequence[Sequence[Any]]], aside: str) -> None:
-        """Put rows in the place of all others: of a server. A file is replaced as a file."""
+    def replace_all(self, copy: Path, aside: str, told: Told | None) -> None:
+        """Put the rows of a file in the place of all others: of a server. A file is replaced as a file."""
         raise NotImplementedError
 
     @abstractmethod
@@ -244,7 +248,8 @@ def require_known(connection: Connection, shown: str) -> None:
     """Raise StoreError unless the tables are those of this version: a reader changes nothing."""
     done, needed = _known(connection, shown), {each.number for each in MIGRATIONS}
     if done != needed:
-        who = "the key manager" if connection.dialect.name == "sqlite" else "one of the fleet's hosts"
+        is_file = connection.dialect.name == "sqlite"
+        who = "the key manager" if is_file else "one of the fleet's hosts, or `hsmcore fleet migrate` as the owner,"
         raise StoreError(
             f"{shown}: an older version of hsmcore has written it (it lacks schema {min(needed - done)})",
             hint=f"Start {who} with this version, which brings it up to date.",
@@ -262,6 +267,21 @@ def _known(connection: Connection, shown: str) -> set[int]:
             hint="Use that version, or name another stateFile." if is_file else "Use that version on this host, too.",
         )
     return done
+
+
+def counted(told: Told | None, total: int) -> Callable[[Iterable[Rows]], Generator[Rows]]:
+    """Return what tells how many rows have passed, of all portions that it passes on."""
+    done = 0
+
+    def each(portions: Iterable[Rows]) -> Generator[Rows]:
+        nonlocal done
+        for rows in portions:
+            yield rows
+            done += len(rows)
+            if told is not None:
+                told(done, max(done, total))
+
+    return each
 
 
 def now_ns(connection: Connection) -> int:

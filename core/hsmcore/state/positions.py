@@ -67,16 +67,10 @@ _HERE: Final = BOUND.c.domain == bindparam("domain")
 _LAST: Final = select(func.max(BOUND.c.position)).where(_HERE, BOUND.c.position <= bindparam("most"))
 _STEPS: Final = 16
 """A floor that rises by itself does so in so many steps for what is kept: each is a record of the audit log."""
-_REMOVE: Final = delete(BOUND).where(
-    _HERE,
-    BOUND.c.position.in_(
-        select(BOUND.c.position)
-        .where(_HERE, BOUND.c.position <= bindparam("floor"))
-        .order_by(BOUND.c.position)
-        .limit(PORTION)
-        .scalar_subquery()
-    ),
-)
+_BEHIND: Final = _HERE & (BOUND.c.position > bindparam("begin")) & (BOUND.c.position <= bindparam("floor"))
+_PORTION: Final = select(BOUND.c.position).where(_BEHIND).order_by(BOUND.c.position).limit(PORTION).subquery()
+_PORTION_ENDS: Final = select(func.max(_PORTION.c.position))
+_REMOVE: Final = delete(BOUND).where(_BEHIND)
 _KEEP_HOLDERS_OUT: Final = select(FLEET.c.epoch).with_for_update()
 """There is a row in a fleet only."""
 _AS_ROW: Final = select(*WATERMARK.c["name", "floor", "bits", "reason", "high", "reason"], literal(1)).where(
@@ -174,7 +168,7 @@ def bound_of(connection: Connection, rows: Iterable[BoundRow]) -> dict[tuple[str
 
 def raise_floor(connection: Connection, domain: str, floor: int, reason: str) -> int:
     """Have nothing signed at or below a floor. A floor that is not above the present one, which is returned, changes
-    nothing. The rows there mean nothing any more: `remove_behind` takes them away afterwards, since a bind waits for
+    nothing. The rows there mean nothing any more: `Removal` takes them away afterwards, since a bind waits for
     this transaction."""
     keep_holders_out(connection)
     mark = marks(connection, [domain]).get(domain, Mark())
@@ -196,10 +190,28 @@ def let_go(connection: Connection, domain: str, kept: int, reason: str) -> int |
     return int(last)
 
 
-def remove_behind(connection: Connection, domain: str, floor: int) -> int:
-    """Remove some rows at or below a floor that holds already. Returns how many; a separate transaction, which takes no
-    row lock: nothing reads these rows."""
-    return connection.execute(_REMOVE, {"domain": domain, "floor": floor}).rowcount
+def may_remove(connection: Connection) -> bool:
+    """Return whether this process may take rows of `bound` away: the role of a fleet's signer may lack that right."""
+    if connection.dialect.name == "sqlite":
+        return True
+    return bool(connection.exec_driver_sql("SELECT has_table_privilege('bound', 'DELETE')").scalar())
+
+
+class Removal:
+    """Removes the rows at or below a floor that holds already, a portion with each call, which returns how many; a
+    separate transaction, which takes no row lock: nothing reads these rows. It goes on where it was: a server keeps
+    removed rows while an older transaction, such as a backup, may read them, and would go past all of them again."""
+
+    def __init__(self, domain: str, floor: int) -> None:
+        self._domain, self._floor, self._begin = domain, floor, -1
+
+    def __call__(self, connection: Connection) -> int:
+        here = {"domain": self._domain, "begin": self._begin}
+        last = connection.execute(_PORTION_ENDS, here | {"floor": self._floor}).scalar()
+        if last is None:
+            return 0
+        self._begin = int(last)
+        return connection.execute(_REMOVE, here | {"floor": last}).rowcount
 
 
 def put_back(connection: Connection, vouch: Callable[..., str], rows: Iterable[BoundRow]) -> tuple[int, list[Conflict]]:

@@ -19,7 +19,7 @@ import secrets
 import sqlite3
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -27,15 +27,15 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Table, create_engine, delete, event, select
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.base.ownership import EXPOSED_HINT, exposed, make_empty, make_folder, open_or_make, sync
-from hsmcore.state.database import ABSENT_HINT, BUSY_SECONDS, Database, Work, migrate, reason, require_known
+from hsmcore.state.database import ABSENT_HINT, BUSY_SECONDS, Database, Told, Work, migrate, reason, require_known
 from hsmcore.state.errors import StoreBusy, StoreError
-from hsmcore.state.schema import METADATA, PROMISED
+from hsmcore.state.schema import PROMISED
 
 T = TypeVar("T")
 
@@ -165,7 +165,8 @@ class FileDatabase(Database):
             self._print = _print_of(self._file.path.stat())
             driver.execute(f"PRAGMA application_id = {self._print}")
 
-    def copy_to(self, path: Path) -> None:
+    def copy_to(self, path: Path, told: Told | None) -> None:
+        del told  # a file is copied within seconds
         assert self._opened is not None  # noqa: S101  # for the type checker
         driver: Any = self._opened[1].connection.driver_connection
         with closing(sqlite3.connect(path)) as target:
@@ -303,27 +304,6 @@ def ring_in(connection: Connection) -> frozenset[bytes]:
         with suppress(ValueError, TypeError):
             found.add(bytes.fromhex(text))
     return frozenset(found)
-
-
-def fill(path: Path, rows: Iterable[tuple[Table, Iterable[Sequence[Sequence[Any]]]]]) -> None:
-    """Make a store of these rows, portion by portion."""
-    engine = create_engine(URL.create("sqlite", database=str(path)), poolclass=NullPool)
-    try:
-        with engine.begin() as connection:
-            migrate(connection, f"state store {path}")
-            for table, portions in rows:
-                connection.execute(delete(table))
-                names, marks = ", ".join(table.c.keys()), ", ".join("?" * len(table.c))
-                for found in portions:
-                    put = f"INSERT INTO {table.name} ({names}) VALUES ({marks})"  # noqa: S608  # our own names
-                    connection.exec_driver_sql(put, [tuple(row) for row in found])
-    finally:
-        engine.dispose()
-
-
-def everything(connection: Connection) -> dict[Table, list[tuple[Any, ...]]]:
-    """Return all rows of a store."""
-    return {table: [tuple(row) for row in connection.execute(select(table))] for table in METADATA.sorted_tables}
 
 
 def _file_at(path: Path, *, makes: bool) -> _File:

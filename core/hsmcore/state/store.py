@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import orjson
-from sqlalchemy import Connection, Select, Table
+from sqlalchemy import Connection, Select
 from sqlalchemy.exc import SQLAlchemyError
 
 from hsmcore.base.extras import install
 from hsmcore.base.waiting import shielded, whole
-from hsmcore.state.database import BUSY_SECONDS, Database, join, now_ns, reason
+from hsmcore.state.database import BUSY_SECONDS, Database, Told, join, now_ns, reason
 from hsmcore.state.errors import StoreBusy, StoreError, StoreNotGenuine
 from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, answered
 from hsmcore.state.postgres.roles import fence
@@ -232,15 +232,15 @@ class Store:
         self._database.require_own_process()
         return await asyncio.get_running_loop().run_in_executor(self._database.thread, self._translated, work)
 
-    async def copy_to(self, path: Path) -> None:
-        """Copy everything, as it is at one moment, into a new file of SQLite. A cancellation waits until nothing is
-        written any more. Raises StoreError."""
-        await whole(self._run(lambda: self._database.copy_to(path)))
+    async def copy_to(self, path: Path, told: Told | None = None) -> None:
+        """Copy everything, as it is at one moment, into a new file of SQLite. `told`: in the store's thread. A
+        cancellation waits until nothing is written any more. Raises StoreError."""
+        await whole(self._run(lambda: self._database.copy_to(path, told)))
 
-    async def replace_all(self, rows: Mapping[Table, Sequence[Sequence[Any]]], aside: str) -> None:
-        """Put rows in the place of all others of a server, which are kept in a schema named `aside`; "": there are
-        none. Raises StoreError."""
-        await self._run(lambda: self._database.replace_all(rows, aside))
+    async def replace_all(self, copy: Path, aside: str, told: Told | None = None) -> None:
+        """Put the rows of a store's file, which is closed, in the place of all others of a server, which are kept in a
+        schema named `aside`; "": there are none. `told`: as in `copy_to`. Raises StoreError."""
+        await self._run(lambda: self._database.replace_all(copy, aside, told))
 
     async def foreign(self) -> str:
         """Return an object of the database that is not of hsmcore's making, or "". Raises StoreError."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from hsmcore.cli.audit.verify import TAKES, app, progress_bar, reading
+from hsmcore.cli.audit.verify import TAKES, app, reading
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.output import fields, problem
+from hsmcore.cli.output import fields, problem, progress_bar
 from hsmcore.cli.settings import misconfigured
 from hsmcore.errors import AuditUnavailable
 

@@ -4,9 +4,7 @@ its records are in records.py."""
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
@@ -14,7 +12,7 @@ import typer
 
 from hsmcore.cli.files import read
 from hsmcore.cli.invocation import Invocation, command
-from hsmcore.cli.output import DERIVED, FAILED, BadUsage, fields, note
+from hsmcore.cli.output import DERIVED, FAILED, BadUsage, fields, note, progress_bar
 from hsmcore.cli.recorded import spooled
 from hsmcore.errors import BadArgument, HsmError, SystemFailure
 
@@ -243,17 +241,3 @@ def _check_proof(cli: Invocation, path: Path, keys: list[VerifierKey], folder: P
     cli.show({"ok": True, "seq": proven.seq, "origin": about.origin, "size": about.size, "record": record}, record)
     if not cli.as_json:
         note(f"OK: record {proven.seq} is in the log {about.origin} of {about.size} records")
-
-
-@contextmanager
-def progress_bar(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """Show progress on standard error while the block runs; it gets None if `quiet`, or if that is no terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    with Progress(BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("records")
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -283,13 +283,13 @@ class Watermark(Tables):
         return await self._store.run(work)
 
     async def raise_floor(self, domain: str, floor: int, reason: str) -> int:
-        """Sign nothing at or below `floor` from now on, and remove the rows there, a portion after the other. Returns
-        the number of rows. Raises BadArgument for a floor below the present one."""
+        """Sign nothing at or below `floor` from now on, and `remove` the rows there. Returns their number. Raises
+        BadArgument for a floor below the present one."""
         raised = partial(positions.raise_floor, domain=domain, floor=floor, reason=reason)
         before = await self._store.run(raised)
         if floor <= before:
             raise BadArgument(f"the floor of {domain} is {before} already", hint="A floor only rises.")
-        return await self._remove()
+        return await self.remove()
 
     def begin(self, policy: Policy, audit: AuditLog) -> None:
         """Give up what the policy does not keep, and remove what lies behind the floors: now, and each minute."""
@@ -298,7 +298,7 @@ class Watermark(Tables):
             if policy.keep_positions is not None:
                 for kind in sorted(policy.ordered):
                     await self._give_up(policy.chain(kind), policy.keep_positions, audit)
-            await self._remove()
+            await self.remove()
 
         self._background.every(_LOOK_SECONDS, look, "rows behind the floors stay for now")
 
@@ -322,10 +322,13 @@ class Watermark(Tables):
             get_logger().info("positions were given up", **fields)
             audit.note("command", command="policy floor set", result="ok", **fields)
 
-    async def _remove(self) -> int:
+    async def remove(self) -> int:
+        """Remove the rows behind the floors, a portion after the other, if this process may. Returns their number."""
         gone = 0
+        if not await self._store.run(positions.may_remove, turn=False):
+            return gone
         for domain, mark in (await marks_of(self._store)).items():
-            gone += await self._store.run_out(partial(positions.remove_behind, domain=domain, floor=mark.floor))
+            gone += await self._store.run_out(positions.Removal(domain, mark.floor))
         return gone
 
     async def close(self) -> None:

@@ -14,30 +14,30 @@ Read next: state/postgres/link.py, one connection; state/postgres/url.py, what a
 from __future__ import annotations
 
 import hashlib
-import secrets
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, closing
 from pathlib import Path
 from traceback import clear_frames
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import psycopg
-from sqlalchemy import Connection, Engine, Table, create_engine, event, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from hsmcore.state.database import ABSENT_HINT, Database, Work, migrate, reason, require_known
+from hsmcore.state.copies import fill, portions_of, rows_in
+from hsmcore.state.database import ABSENT_HINT, Database, Told, Work, counted, migrate, reason, require_known
 from hsmcore.state.errors import StoreError, StoreUnknown
 from hsmcore.state.exchange import Asking, Decide, Question
+from hsmcore.state.postgres import rights
 from hsmcore.state.postgres.ask import Asker
 from hsmcore.state.postgres.certificate import Certified, explained
 from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
 from hsmcore.state.postgres.roles import RolesSeen, row_role
-from hsmcore.state.postgres.schema import Objects, foreign_of, marks_of, objects_of
+from hsmcore.state.postgres.schema import TEMPORARY, Objects, foreign_of, marks_of, objects_of
 from hsmcore.state.postgres.url import resolved
 from hsmcore.state.schema import METADATA
 from hsmcore.state.seal import SealSecret
-from hsmcore.state.sqlite import fill
 
 T = TypeVar("T")
 
@@ -46,7 +46,9 @@ ROLE_SECONDS: Final = 2.0
 PREFIX: Final = "hsmcore_"
 _SCHEMAS: Final = text("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, :prefix) ORDER BY 1")
 _SEARCH: Final = text("SELECT set_config('search_path', :path, true)")
-_TABLE: Final = text("SELECT to_regclass(:name)")
+_TEMPORARY: Final = text("SELECT pg_my_temp_schema()::regnamespace::text")
+_ABOUT: Final = text("""SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint FROM pg_class
+    WHERE relnamespace = to_regnamespace(:schema) AND relkind = 'r'""")
 _GROUP: Final = 1000
 _COPY_IDLE_MS: Final = 60_000
 _LONGEST: Final = 63
@@ -89,13 +91,13 @@ def schema_name(fleet: str, manager: str | None = None) -> str:
 
 
 class ServerDatabase(Database):
-    """One fleet's schema."""
+    """One fleet's schema. `begins`: also in a database that has other fleets'."""
 
     witnessed = True
 
-    def __init__(self, server: DatabaseServer, *, writes: bool) -> None:
+    def __init__(self, server: DatabaseServer, *, writes: bool, begins: bool = False) -> None:
         super().__init__(f"state store of fleet {server.name}", writes=writes)
-        self._server, self._roles_seen = server, RolesSeen(self.shown)
+        self._server, self._begins, self._roles_seen = server, begins, RolesSeen(self.shown)
         self.schema = schema_name(server.name, server.manager)
         self._engine: Engine | None = None
         self._link: Link | None = None
@@ -181,11 +183,33 @@ class ServerDatabase(Database):
     def _migrate(self, connection: Connection) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATING})")
         self._refuse_others(connection)
-        if self._exists(connection):
+        exists = self._exists(connection)
+        if exists:
             connection.exec_driver_sql(take_turn(self.schema))
-        else:
-            connection.exec_driver_sql(f'CREATE SCHEMA IF NOT EXISTS "{self.schema}"')
-        migrate(connection, self.shown, self.schema)
+        try:
+            if not exists:
+                connection.exec_driver_sql(f'CREATE SCHEMA IF NOT EXISTS "{self.schema}"')
+            migrate(connection, self.shown, self.schema)
+        except ProgrammingError as error:
+            if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+                raise
+            what = "an older version of hsmcore has made its tables" if exists else "it has no tables yet"
+            raise StoreError(f"{self.shown}: {what}, and this role may not", hint=rights.HINT) from None
+
+    def migrate_for(self, roles: Sequence[str]) -> list[str]:
+        """Make the schema or bring it up to date, as its owner, and give these roles the rights of a signer, and those
+        that have had them. Returns all of them. Blocks. Raises StoreError."""
+
+        def work(connection: Connection) -> list[str]:
+            found = sorted({*roles, *rights.signers(connection, self.schema)})
+            rights.give(connection, self.schema, found)
+            return found
+
+        try:
+            self.connect()
+            return self.transact_unchecked(work)
+        finally:
+            self.disconnect()
 
     def _find(self, connection: Connection) -> None:
         self._refuse_others(connection)
@@ -200,21 +224,24 @@ class ServerDatabase(Database):
         )
 
     def _refuse_others(self, connection: Connection) -> None:
-        """Refuse the database of another fleet, and one whose fleet has another number of key managers: under a name
-        with a typing error, nothing would seem to be bound."""
+        """Refuse to begin in the database of another fleet, unless an operator has asked for it, and in one whose fleet
+        has another number of key managers: under a name with a typing error, nothing would seem to be bound."""
         own = schema_name(self._server.name)
         schemas = connection.execute(_SCHEMAS, {"prefix": PREFIX}).scalars().all()
+        if self.schema in schemas:
+            return
         several = [other for other in schemas if other.startswith(f"{own}__")]
         for other in schemas:
-            if self.schema not in schemas and other in (own, *several) and (other == own) != (self.schema == own):
-                raise StoreError(
-                    f"{self.shown}: it holds {other}, and {self.schema} would begin beside it",
-                    hint="Rename that schema if it is this key manager's: ALTER SCHEMA … RENAME TO …",
-                )
-            if other not in (own, *several):
+            if other in (own, *several):
+                if (other == own) != (self.schema == own):
+                    raise StoreError(
+                        f"{self.shown}: it holds {other}, and {self.schema} would begin beside it",
+                        hint="Rename that schema if it is this key manager's: ALTER SCHEMA … RENAME TO …",
+                    )
+            elif not self._begins:
                 raise StoreError(
                     f"{self.shown}: it is the database of another fleet, {other.removeprefix(PREFIX)}",
-                    hint="Correct fleet.name; each fleet has a database of its own.",
+                    hint="Correct fleet.name. Only if several fleets are to share the database: hsmcore fleet migrate",
                 )
 
     def foreign(self, connection: Connection) -> str:
@@ -233,12 +260,11 @@ class ServerDatabase(Database):
         super().open(key)
 
     def _try_out(self, connection: Connection) -> Objects:
-        """Return what the migrations make in this version of PostgreSQL. The transaction is taken back."""
-        schema = f"{PREFIX}{secrets.token_hex(8)}"
-        connection.exec_driver_sql(f'CREATE SCHEMA "{schema}"')
-        connection.execute(_SEARCH, {"path": schema})
-        migrate(connection, self.shown, schema)
-        return objects_of(connection, schema)
+        """Return what the migrations make in this version of PostgreSQL: of temporary tables, which a signer's role may
+        make. The transaction is taken back."""
+        connection.execute(_SEARCH, {"path": TEMPORARY})
+        migrate(connection, self.shown, TEMPORARY)
+        return objects_of(connection, str(connection.execute(_TEMPORARY).scalar_one()))
 
     def exclusively(self, role: str) -> AbstractAsyncContextManager[None]:
         return row_role(self, role, max(ROLE_SECONDS, self._server.ttl_ms / 1e3), self._roles_seen)
@@ -277,31 +303,33 @@ class ServerDatabase(Database):
         self._link.begin(begin, self._know, questions)
         return self._link
 
-    def copy_to(self, path: Path) -> None:
+    def copy_to(self, path: Path, told: Told | None) -> None:
         def work(connection: Connection) -> None:
             assert self._link is not None  # noqa: S101  # for the type checker
             # A portion is written before the server is asked for the next; such a reader blocks no other one.
             connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = {_COPY_IDLE_MS}")
-            fill(path, ((table, self._link.portions(table, _GROUP)) for table in METADATA.sorted_tables))
+            each = counted(told, connection.execute(_ABOUT, {"schema": self.schema}).scalar_one())
+            fill(path, ((table, each(self._link.portions(table, _GROUP))) for table in METADATA.sorted_tables))
 
         self.transact_unchecked(work)
 
-    def replace_all(self, rows: Mapping[Table, Sequence[Sequence[Any]]], aside: str) -> None:
-        """Put these rows in the place of all others, in one transaction. The former schema is kept under the name
-        `aside`; "": it is empty, and is used. Runs in the thread."""
+    def replace_all(self, copy: Path, aside: str, told: Told | None) -> None:
+        """Put the rows of a file in the place of all others, in one transaction. The former schema is kept under the
+        name `aside`; "": it is empty, and is used. Runs in the thread."""
 
         def work(connection: Connection) -> None:
+            assert self._link is not None  # noqa: S101  # for the type checker
+            signers = rights.signers(connection, self.schema)
             if aside:
                 connection.exec_driver_sql(f'ALTER SCHEMA "{self.schema}" RENAME TO "{aside}"')
                 connection.exec_driver_sql(f'CREATE SCHEMA "{self.schema}"')
                 migrate(connection, self.shown, self.schema)
-            for table, found in rows.items():
+                rights.give(connection, self.schema, signers)
+            each = counted(told, rows_in(copy))
+            for table in METADATA.sorted_tables:
                 connection.exec_driver_sql(f'DELETE FROM "{table.name}"')  # noqa: S608  # our own names
-                names = ", ".join(f'"{name}"' for name in (column.name for column in table.columns))
-                marks = ", ".join(["%s"] * len(table.c))
-                put = f'INSERT INTO "{table.name}" ({names}) OVERRIDING SYSTEM VALUE VALUES ({marks})'  # noqa: S608
-                for begin in range(0, len(found), _GROUP):
-                    connection.exec_driver_sql(put, [tuple(row) for row in found[begin : begin + _GROUP]])
+                with closing(each(portions_of(copy, table, _GROUP))) as portions:
+                    self._link.put(table, portions)
                 if "id" in table.c:
                     place = f"pg_get_serial_sequence('\"{self.schema}\".\"{table.name}\"', 'id')"
                     highest = f'SELECT coalesce(max(id), 0) + 1 FROM "{table.name}"'  # noqa: S608
@@ -323,4 +351,5 @@ class ServerDatabase(Database):
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):  # BEGIN READ WRITE
             raise StoreError(f"{self.shown}: {STANDBY[0]}", hint=STANDBY[1]) from None
         except (SQLAlchemyError, psycopg.Error) as error:
-            raise StoreError(f"{self.shown}: {reason(error)}", hint=HINT) from None
+            lacks = isinstance(getattr(error, "orig", error), psycopg.errors.InsufficientPrivilege)
+            raise StoreError(f"{self.shown}: {reason(error)}", hint=rights.HINT if lacks else HINT) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
@@ -13,7 +13,7 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, Engine, Table, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from hsmcore.state.database import BUSY_SECONDS, reason
+from hsmcore.state.database import BUSY_SECONDS, Rows, reason
 from hsmcore.state.errors import StoreError
 from hsmcore.state.exchange import AGAIN, CHANGED, Decide, Question
 from hsmcore.state.postgres.text import asked, said, said_then, written
@@ -90,7 +90,7 @@ class Link:
         self._commit()
         return result
 
-    def portions(self, table: Table, most: int) -> Iterator[Sequence[Sequence[Any]]]:
+    def portions(self, table: Table, most: int) -> Iterator[Rows]:
         """Yield the rows of a table in `work` of `finish`, at most so many at a time; each portion is waited for as a
         transaction is."""
         with self._driver.cursor(name="portions") as cursor:
@@ -98,6 +98,16 @@ class Link:
             while rows := cursor.fetchmany(most):
                 yield rows
                 self._driver.be_patient()
+
+    def put(self, table: Table, portions: Iterable[Rows]) -> None:
+        """Add rows in `work` of `finish`; each portion may take as long as a transaction."""
+        names = ", ".join(f'"{column.name}"' for column in table.columns)
+        with self._driver.cursor() as cursor, cursor.copy(f'COPY "{table.name}" ({names}) FROM STDIN'.encode()) as copy:
+            for rows in portions:
+                self._driver.be_patient()
+                for row in rows:
+                    copy.write_row(row)
+            self._driver.be_patient()
 
     def exchange(self, decide: Decide[T]) -> T:
         """Decide by the answers of `begin`, and send what is to be written together with COMMIT. Raises CommitLost."""

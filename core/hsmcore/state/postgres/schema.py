@@ -4,10 +4,12 @@ make."""
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from sqlalchemy import Connection, text
 
+TEMPORARY: Final = "pg_temp"
 Objects = frozenset[tuple[str, str, str, str]]
 """Kind, name, table and definition of each object."""
 
@@ -15,12 +17,14 @@ _HARMLESS: Final = ("relation", "column", "constraint", "index")
 """Kinds of objects that may exist in a table that is not ours."""
 _ACTIVE: Final = ("trigger", "rule", "policy", "function", "operator", "heir")
 """Kinds of objects that the migrations do not make."""
+# A temporary table counts as one that stays: there is none in a fleet's schema.
 # Names of types are those of pg_catalog only: format_type writes the schema of any other one.
 _OBJECTS: Final = text("""
 WITH here AS (SELECT to_regnamespace(:schema)::oid AS oid),
 ours AS (SELECT c.* FROM pg_class c, here WHERE c.relnamespace = here.oid)
 SELECT 'relation', relname::text, relname::text,
-       concat_ws(' ', relkind, relpersistence, relrowsecurity, relforcerowsecurity, relispartition, relam)
+       concat_ws(' ', relkind, CASE relpersistence WHEN 't' THEN 'p' ELSE relpersistence END, relrowsecurity,
+       relforcerowsecurity, relispartition, relam)
     FROM ours WHERE relkind <> 'i'
 UNION ALL SELECT 'column', attname, relname, concat_ws(' ', attnum, format_type(atttypid, atttypmod), attnotnull,
        attidentity, attgenerated, attcollation, pg_get_expr(adbin, adrelid))
@@ -62,9 +66,10 @@ def marks_of(connection: Connection, schema: str) -> str:
 
 
 def objects_of(connection: Connection, schema: str) -> Objects:
-    """Return the objects of a schema."""
+    """Return the objects of a schema, or of this session's temporary one (TEMPORARY)."""
     rows = connection.execute(_OBJECTS, {"schema": schema})
-    return frozenset((kind, name, table, more.replace(f"{schema}.", "")) for kind, name, table, more in rows)
+    here = re.compile(rf"\b({re.escape(schema)}|{TEMPORARY})\.")
+    return frozenset((kind, name, table, here.sub("", more)) for kind, name, table, more in rows)
 
 
 def foreign_of(found: Objects, made: Objects | None) -> str:
