@@ -21,7 +21,7 @@ from tests.fleet.cluster import Cluster
 from tests.fleet.history import lines_of, true_boottime
 from tests.fleet.nodes import Node
 from tests.fleet.signer import CHAIN
-from tests.fleet.site import Signer, Site, floors_of, latest_epoch, looks
+from tests.fleet.site import LOOK, Signer, Site, floors_of, latest_epoch, looks
 from tests.support.postgres import USER
 
 from hsmcore.cli import fleet as cli_fleet
@@ -349,11 +349,16 @@ class Nemeses:
         return str(json.loads(said)["mark"]) if code == 0 else ""
 
     async def _resume(self, host: Signer, mark: str) -> None:
-        command = ("fleet", "resume", mark, "--reason", "the schedule says so")
-        async for _ in looks(_AWAKE):  # the host may be cut off just now
-            code, _ = await asyncio.to_thread(host.command, *command)
+        """End the hold, with the mark unless a host has said that something was lost all the same."""
+        end, with_mark = time.monotonic() + 3 * _AWAKE, [mark]
+        while time.monotonic() < end:  # the host may be cut off just now
+            command = ("fleet", "resume", *with_mark, "--reason", "the schedule says so")
+            code, said = await asyncio.to_thread(host.command, *command)
             if code == 0:
                 return
+            if "mark" in said:
+                with_mark = []
+            await asyncio.sleep(LOOK)
 
     async def _split(self, _host: Signer, dice: random.Random) -> None:
         await self._three()
