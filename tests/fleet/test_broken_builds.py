@@ -33,7 +33,7 @@ SEEN = {
     "reclaimed_by_age": ("kill", "0-3", LOST),
     "uncounted": ("clone", "0-1", {"two copies"}),
     "unfenced": ("claim", "0-3", {"two holders", "epoch went back"}),
-    "unheld": ("switch_over", "0-7", LOST),
+    "unheld": ("switch_over", "5,9", LOST),
     "unshared": ("late", "0-3", {"epoch went back"}),
     "unwitnessed": ("lose", "0-5", LOST),
     "walled": ("kill", "0-3", {"not healed"}),
