@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from sqlalchemy import bindparam, delete, update
+from tests.support.policed import ordered
 
 BREAKAGES: Final[dict[str, Callable[[], None]]] = {}
 AGE_NS: Final = 150_000_000
@@ -84,6 +85,20 @@ def forgetful() -> None:
     from hsmcore.fleet.membership import Membership
 
     Membership.require_kept = lambda self, *_: None  # type: ignore[method-assign]
+
+
+@_breakage
+def misfinished() -> None:
+    """What is given to be finished is another payload than the one that is bound."""
+    from hsmcore.manager.policy import watermark
+
+    newest = watermark.positions.newest  # type: ignore[attr-defined]
+
+    def another(connection: Any, domain: str, *rest: Any) -> Any:
+        found = newest(connection, domain, *rest)
+        return found and found._replace(message=ordered(found.position, b"another"))
+
+    watermark.positions.newest = another  # type: ignore[attr-defined]
 
 
 @_breakage
