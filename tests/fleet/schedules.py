@@ -160,6 +160,8 @@ class Verdict:
         """`finished`, `left`: positions that a host that died had bound, and what became of them."""
         self.healed = 0.0
         """Lives of a lease from the end of all faults to a block that was signed; 0: it did not come to that."""
+        self.starting = 0.0
+        """Of those, how many until the last host was open that a fault had ended: the machine's share of it."""
         self.seconds: Counter[str] = Counter()
         """That each part took."""
 
@@ -181,7 +183,13 @@ class Verdict:
     def as_dict(self) -> dict[str, Any]:
         """For the process that adds them up."""
         asked = self.plan
-        row = {"seed": asked.seed, "round trip": asked.round_trip, "unordered": asked.unordered, "pooled": asked.pooled}
+        row: dict[str, Any] = {"starting": round(self.starting, 2)}
+        row |= {
+            "seed": asked.seed,
+            "round trip": asked.round_trip,
+            "unordered": asked.unordered,
+            "pooled": asked.pooled,
+        }
         row |= {"healed": round(self.healed, 2), "faults": self.faults, "doings": self.doings, "stalls": self.stalls}
         row |= {
             "released": self.answers["released"],
@@ -296,7 +304,10 @@ class Schedule:
         took = await self.site.signs_blocks(self.heals)
         if took is None:
             self.verdict.fault("not healed", f"{await self._looks()} {self._last_lines()}"[:3000])
-        self.verdict.healed = (self.heals if took is None else took) / self.plan.ttl
+        self.verdict.healed = healed = (self.heals if took is None else took) / self.plan.ttl
+        opened = [line["at"] for host in self.site.hosts for line in lines_of(host.history) if line["what"] == "open"]
+        starting = (max(opened, default=0) - self.mended) / 1e9 / self.plan.ttl
+        self.verdict.starting = min(max(starting, 0.0), healed)
 
     def _last_lines(self) -> str:
         return "; ".join(f"{host.name}: {lines_of(host.history)[-2:]}" for host in self.site.hosts)

@@ -15,6 +15,7 @@ from typing import Any
 from tests.fleet.schedules import SOON
 
 _COLUMNS = ("schedules", "signatures", "positions", "faults", "refused without need", "healed: median", "slowest",
+            "of which hosts were starting",
             f"over {SOON:.0f} ttl")  # fmt: skip
 _Rows = Sequence[dict[str, Any]]
 
@@ -33,7 +34,8 @@ def line(name: str, rows: _Rows, refused: int | None = None) -> str:
     said = [len(rows), sum(row["released"] for row in rows), sum(row["bound"] for row in rows)]
     said += [", ".join(f"{count} {kind}" for kind, count in faults.items()) or 0, refused]
     said += [f"{healed[len(healed) // 2]:.1f} ttl", f"{healed[-1]:.1f} ttl"] if healed else ["–", "–"]
-    said += [sum(one > SOON for one in healed)]
+    late = sorted((row for row in rows if row["healed"]), key=lambda row: row["healed"])
+    said += [f"{late[-1].get('starting', 0.0):.1f} ttl" if late else "–", sum(one > SOON for one in healed)]
     return f"| {name} | {' | '.join(map(str, said))} |"
 
 
