@@ -344,7 +344,11 @@ def shown_set(found: KeySet) -> dict[str, Any]:
 
 def is_configured(settings: Pkcs11Settings, record: KeyRecord) -> bool:
     """Return whether the configuration names this key."""
-    return settings.key_label in (None, record.label) and (settings.key_id or record.id).lower() == record.id
+    return _is_named(settings, record.label, record.id)
+
+
+def _is_named(settings: Pkcs11Settings, label: str, key_id: str) -> bool:
+    return settings.key_label in (None, label) and (settings.key_id or key_id).lower() == key_id
 
 
 def shown_key(record: KeyRecord) -> dict[str, Any]:
@@ -433,16 +437,19 @@ async def _replicate(config: Config, target: Provider, key_id: str) -> tuple[Key
 
 
 async def note_holder(config: Config, key_id: str, member: str) -> None:
-    """Note in the key ring that a member holds a key."""
+    """Note in the key ring that a member holds a key. The key that the ring began with is found by its configured name:
+    a member whose configuration names another key signs with that one."""
     from hsmcore.state import Keys
 
     if config.key_manager.active_rotation is None:
         return
+    settings: Any = member_named(config, member, pkcs11=True).config
 
     async def work(store: Store) -> None:
         keys = Keys(store)
         for key in await keys.all():
-            if key.key_id == key_id and member not in key.members:
+            signs = key.origin != "configured" or _is_named(settings, key.label, key.key_id)
+            if key.key_id == key_id and member not in key.members and signs:
                 await keys.change(key.version, members=[*key.members, member])
 
     await in_state(config, work, absent="empty")

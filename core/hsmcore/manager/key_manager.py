@@ -140,7 +140,7 @@ class KeyManager(BatchedSigning, KeyWork):
                 if guard.batches:
                     self._batches = batching.Batches.of(self._rules, texts)
                 await self._keys.open_sets(self.config, port, texts, rotates=self._rotates)
-            await self._background.begin(port, path.version, self._events)
+            await self._background.begin(port, path.signing()[0], self._events)
             if fleet is not None:
                 await fleet.watch_over(self.audit)
                 fleet.begin(telling(self.audit, self._events))
