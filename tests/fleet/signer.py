@@ -64,6 +64,8 @@ class Signer:
         self.own: dict[int, bytes] = {}
         self.signed = -1
         """The highest block that it has signed, or left to others."""
+        self.taken = 0
+        """The epoch under which it has looked for what another host had bound."""
         self.tasks: set[asyncio.Future[None]] = set()
         self.stalled = 0
         """Nanoseconds for which the machine had no time for this process, up to its last turn."""
@@ -143,6 +145,10 @@ class Signer:
         count = 0
         while not self.over.is_set():
             count += 1
+            held = _epoch_of(manager)
+            if held not in (0, self.taken):
+                self.taken = held
+                await self._take_over(manager)
             position, content = self.next, f"{self.host} {time.time_ns()} {count}".encode()
             luck = self.dice.random()
             if luck < 0.25 and position > 0:  # one that is taken, with other content
@@ -177,23 +183,27 @@ class Signer:
         await asyncio.sleep(self.dice.uniform(0.0, BUILDS))
         self.history.write("published", position=position)
 
+    async def _take_over(self, manager: hsmcore.KeyManager) -> None:
+        """Sign first what the holder before has bound and not published, as far as that is known here."""
+        unfinished, found = getattr(manager, "unfinished", None), None
+        with suppress(HsmError):
+            found = None if unfinished is None else await unfinished(CHAIN)
+            if found is None or found.message is None or found.position < self.next:
+                return
+            try:
+                await self._sign(manager, found.message, found.position)
+            except DoubleSign:
+                self.history.write("wrong message", position=found.position, message=found.message.hex())
+            else:
+                self._handed_out(found.position)
+                self.history.write("finished", position=found.position)
+
     async def _finish(self, manager: hsmcore.KeyManager, position: int) -> None:
         """Sign what the next block is bound to, if it was not published: its holder died. Where that is not known, go
         on behind it."""
         if await self._until_heard(position, TRAVELS[1] + BUILDS):
             return
-        unfinished = getattr(manager, "unfinished", None)
-        with suppress(HsmError):
-            found = None if unfinished is None else await unfinished(CHAIN)
-            if found is not None and found.position == position and found.message is not None:
-                try:
-                    await self._sign(manager, found.message, position)
-                except DoubleSign:
-                    self.history.write("wrong message", position=position, message=found.message.hex())
-                else:
-                    self._handed_out(position)
-                    self.history.write("finished", position=position)
-                return
+        await self._take_over(manager)
         if not await self._until_heard(position, KNOWN):
             self.history.write("left", position=position)
             self.signed = max(self.signed, position)

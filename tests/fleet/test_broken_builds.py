@@ -30,7 +30,7 @@ LOST = {"two digests", "not bound"}
 SEEN = {
     "forgetful": ("rows_back", "0-1", LOST),
     "let_go": ("emptied", "1,3,10-11,13-14", LOST),
-    "misfinished": ("kill", "0-5", {"wrong message"}),
+    "misfinished": ("kill", "0-1", {"wrong message"}),
     "not_synchronous": ("fail_over", "0-5", LOST),
     "reclaimed_by_age": ("kill", "0-3", LOST),
     "uncounted": ("clone", "0-1", {"two copies"}),
