@@ -332,7 +332,7 @@ class TableMachine(RuleBasedStateMachine):
             self.lib.hsm_requests_count(self.table, counts)
             assert (counts.open, counts.queued, counts.slots, counts.held, counts.owed) == (0, 0, 0, 0, 0)
             assert self.lib.hsm_requests_sweep_at(self.table) == 0
-            assert not any(self.lib.hsm_requests_key(self.table, number) for number in self.seen), "it has a place still"
+            assert not any(self.lib.hsm_requests_key(self.table, number) for number in self.seen), "over"
         if self.cache != self.ffi.NULL:
             stats = self.ffi.new("hsm_cache_stats *")
             self.lib.hsm_cache_stats_read(self.cache, stats)
