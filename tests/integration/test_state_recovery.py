@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -559,9 +560,12 @@ async def test_a_backup_of_an_earlier_version_is_brought_up_to_date(tmp_path):
     path = tmp_path / "older.db"
     path.write_bytes(body)
     with closing(sqlite3.connect(path)) as raw, raw:
-        for table in ("audit_mark", "key_set", "key_evidence", "key_domain"):
-            raw.execute(f"DROP TABLE {table}")
-        raw.execute("DELETE FROM schema_version WHERE version >= 8")
+        for statement in [one for migration in MIGRATIONS[:6:-1] for one in reversed(migration.statements)]:
+            if made := re.match(r"CREATE TABLE (\w+)", statement):
+                raw.execute(f"DROP TABLE {made[1]}")
+            elif added := re.match(r"ALTER TABLE (\w+) ADD COLUMN (\w+)", statement):
+                raw.execute(f"ALTER TABLE {added[1]} DROP COLUMN {added[2]}")
+        raw.execute("DELETE FROM schema_version WHERE version > 7")
     body = path.read_bytes()
     changed = {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest(), "schema": 7}
     line = orjson.dumps(orjson.loads(line) | changed, option=orjson.OPT_SORT_KEYS)
@@ -571,7 +575,6 @@ async def test_a_backup_of_an_earlier_version_is_brought_up_to_date(tmp_path):
     await reconcile(load(config), ring_compared=False)
     put_back_by_hand(tmp_path, path)  # by hand, it is an older store too
     assert await refused(config)
-    assert MIGRATIONS[-1].number == 10
 
 
 @one_loop
