@@ -10,12 +10,10 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from hsmcore.audit.record import label, traced
-from hsmcore.base.traceparent import TraceParent
+from hsmcore.audit.record import traced
 from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
@@ -67,29 +65,6 @@ def instrument(manager: _Signer, provider: TracerProvider | None = None) -> None
     # On the instance: without a provider, callers use the class's methods at no extra cost.
     many, receipt = spans.sign_many, spans.sign_with_receipt
     vars(manager).update(sign=spans.sign, sign_many=many, sign_with_receipt=receipt, submit=spans.submit)
-
-
-def within(context: Context, parent: TraceParent | None, request_id: str | None = None) -> Context:
-    """Return a copy of a context for one request of another process: its spans are children of `parent`, and its
-    records have the trace id and `request_id`."""
-    made = context.copy()
-    if request_id is not None:
-        made.run(label, request_id=request_id)
-    if parent is not None:
-        made.run(label, trace_id=parent.trace_id.hex())
-        made.run(_enter, parent)
-    return made
-
-
-def _enter(parent: TraceParent) -> None:
-    if "opentelemetry.trace" not in sys.modules:
-        return
-    from opentelemetry.context import attach
-    from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
-
-    trace_id, span_id = int.from_bytes(parent.trace_id, "big"), int.from_bytes(parent.span_id, "big")
-    told = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(parent.flags))
-    attach(set_span_in_context(NonRecordingSpan(told)))
 
 
 class _Spans:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
 import uuid
 
 import pytest
@@ -12,6 +14,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import NonRecordingSpan, SpanContext, StatusCode, TraceFlags, use_span
 from tests.support.gateways import FakeGateway, honest
 from tests.support.loops import one_loop
+from tests.support.terminal import PROGRAM
 from tests.support.vault_site import b64, site
 from tests.support.wire_site import sign
 from tests.support.wire_site import site as wire_site
@@ -46,6 +49,7 @@ async def records(manager, **match):
     return [record async for record in manager.audit.query(match=match)]
 
 
+@pytest.mark.usefixtures("terminal")
 @one_loop
 async def test_vault_s_request_is_found_by_its_trace_and_by_its_request_id(world, tmp_path):
     config = world.config(maxCacheSize=0, auditLogFile=str(tmp_path / "audit.log"))
@@ -59,6 +63,9 @@ async def test_vault_s_request_is_found_by_its_trace_and_by_its_request_id(world
         plain = (await vault.asked("POST", SIGN, {"input": b64(b"n")})).json()
         found = await records(vault.manager, trace_id=TRACE)
         [last] = await records(vault.manager, request_id=plain["request_id"])
+        query = ["audit", "query", "--folder", str(tmp_path / "audit.log"), "--where", f"trace_id={TRACE}", "--json"]
+        shown = await asyncio.to_thread(subprocess.check_output, [*PROGRAM, *query], timeout=60)
+    assert [json.loads(line) for line in shown.splitlines()] == found
     asked = [(signed, "sign", "ok"), (many, "sign", "ok"), (many, "sign", "ok"), (many, "sign", "error")]
     asked.append((checked, "verify", None))
     told = {(one["request_id"], one["operation"], one.get("result"), one["caller"]) for one in found}

@@ -357,7 +357,7 @@ def _context() -> dict[str, object]:
 
 
 def _shown(labels: _Labels | None, caller: str | None) -> dict[str, object]:
-    found = {**(labels._asdict() if labels is not None else {}), "caller": caller}
+    found = {**dict(zip(_Labels._fields, labels or (), strict=False)), "caller": caller}
     return {name: _clean(name, value, 0) for name, value in found.items() if value is not None}
 
 

@@ -66,7 +66,7 @@ class GatewayRequest(Job):
         context: Context | None = None,
     ) -> None:
         """`timeout_ms`: 0: that of the key manager. `cost`: as how many requests it counts: its messages. `context`:
-        of tracing.within; None: its client's."""
+        of KnownClient.within; None: its client's."""
         account = counter.managing if operation.manages else counter.account
         seconds = min(timeout_ms / 1e3, counter.longest) or counter.timeout
         super().__init__(counter.queue, account, operation.begin, seconds, cost)

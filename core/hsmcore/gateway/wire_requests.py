@@ -14,7 +14,6 @@ from hsmcore.gateway.operations import GatewayRequest, Operation, refusal_of
 from hsmcore.gateway.replay import ReplaySession, contents_of
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Frame
-from hsmcore.tracing import within
 
 _ENTRY_BYTES: Final = 256
 """Of a request that waits for room, beside its frame."""
@@ -75,7 +74,7 @@ class ServedRequest(GatewayRequest):
         parent: TraceParent | None = None,
     ) -> None:
         """`parent`: the client's span."""
-        context = None if parent is None else within(counter.client.context, parent)
+        context = None if parent is None else counter.client.within(parent)
         super().__init__(counter, operation, what, getattr(what, "timeout_ms", 0), cost, context)
         self.connection, self.session = connection, session
         self.number, self.contents = frame.request, contents_of(frame)

@@ -39,7 +39,6 @@ from hsmcore.gateway.vault.signing import Signing
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.tlog.key_set import serial_of
-from hsmcore.tracing import within
 
 MAX_BODY_BYTES: Final = 1 << 20
 _STATUS: Final = {"POLICY_REFUSED": 403, "QUEUE_FULL": 429, "CLOSED": 503, "FLEET_BEHIND": 503}
@@ -273,7 +272,7 @@ class Transit:
             client, request_id = self._client(request), str(uuid.uuid4())
             try:
                 parent = transit.parent(request.headers.getlist("traceparent"))
-                data = await handler(request, client, within(client.context, parent, request_id))
+                data = await handler(request, client, client.within(parent, request_id))
             except ClientDisconnect:
                 raise
             except Exception as error:
