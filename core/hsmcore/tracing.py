@@ -127,10 +127,12 @@ class _Spans:
 
 @contextmanager
 def _inside(span: Span, *, ends: bool = True) -> Iterator[None]:
-    """Make it the current span, which has the error that is raised. If it is recorded, audit records name its trace."""
-    from opentelemetry.trace import use_span
+    """Make it the current span, which has the error that is raised. Audit records name its trace, unless it is known to
+    nobody: neither recorded nor a caller's, whose logs have it also where it is not sampled."""
+    from opentelemetry.trace import get_current_span, use_span
 
-    named = traced(f"{span.get_span_context().trace_id:032x}") if span.is_recording() else nullcontext()
+    known = span.is_recording() or get_current_span().get_span_context().is_valid
+    named = traced(f"{span.get_span_context().trace_id:032x}") if known else nullcontext()
     with use_span(span, end_on_exit=ends), named:
         try:
             yield
