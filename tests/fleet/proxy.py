@@ -1,7 +1,8 @@
-"""A TCP connection's way between two processes, which can be cut, held in one direction or both, and delayed.
+"""A TCP connection's way between two processes, which can be cut, held in one direction or both, delayed, and silenced.
 
 What is held is not lost: as in a partition of a network, it arrives when the partition ends. A connection that is made
-meanwhile is taken and gets no answer.
+meanwhile is taken and gets no answer. What is silenced loses its bytes for good and stays open, as with a firewall that
+has forgotten it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ class Proxy:
         """Seconds that each chunk waits, in both directions."""
         self.reply_limit: int | None = None
         """Bytes of replies that still pass before the connection which they belong to is cut. None: all."""
+        self.silent = False
+        """Whether bytes are lost now. A connection that has lost some passes none any more."""
         self.cuts = 0
         self._open = {True: asyncio.Event(), False: asyncio.Event()}
         self._server: asyncio.Server | None = None
@@ -88,7 +91,11 @@ class Proxy:
             self._tasks.discard(task)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, requests: bool) -> None:
+        lost = False
         while data := await reader.read(_CHUNK):
+            lost = lost or self.silent
+            if lost:
+                continue
             await self._open[requests].wait()
             if self.delay:
                 await asyncio.sleep(self.delay)
