@@ -248,7 +248,7 @@ def may_remove(connection: Connection) -> bool:
     """Return whether this process may take rows of `bound` away: the role of a fleet's signer may lack that right."""
     if connection.dialect.name == "sqlite":
         return True
-    return bool(connection.exec_driver_sql("SELECT has_table_privilege('bound', 'DELETE')").scalar())
+    return bool(connection.execute(select(func.has_table_privilege(BOUND.name, "DELETE"))).scalar())
 
 
 class Removal:

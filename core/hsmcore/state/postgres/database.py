@@ -123,7 +123,7 @@ class ServerDatabase(Database):
         self._made: Objects | None = None
         self._genuine = ""
         """The marks of a schema without foreign objects."""
-        self._begins = {
+        self._beginnings = {
             (is_sealed, turn): beginning(self.schema, writes=writes, turn=turn, more=more)
             for is_sealed, more in ((False, ("", "")), (True, rare_of(self.schema)))
             for turn in (True, False)
@@ -379,7 +379,7 @@ class ServerDatabase(Database):
         return await psycopg.AsyncConnection.connect(autocommit=True, prepare_threshold=None, **given.options())
 
     def _begun(self, turn: bool, questions: Sequence[Question] | None = None) -> Link:
-        link, begin = self._link, self._begins[self.seal is not None, turn]
+        link, begin = self._link, self._beginnings[self.seal is not None, turn]
         if time.monotonic() < self._hurries_until:
             raise StoreError(f"{self.shown}: it is being closed")
         if link is not None and link.is_open:
