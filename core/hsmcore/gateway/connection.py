@@ -18,7 +18,7 @@ from hsmcore.gateway.operations import OPERATIONS, Operation, refusal_of
 from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession
 from hsmcore.gateway.tls import names_in
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import CLIENT_TYPES, MIN_BYTES, Frame, Splitter, Type, WireError
+from hsmcore.gateway.wire.frames import CLIENT_TYPES, MIN_BYTES, Flag, Frame, Splitter, Type, WireError, untraced
 from hsmcore.gateway.wire_requests import ServedRequest, WireFace
 from hsmcore.manager.policy.callers import full
 
@@ -38,6 +38,7 @@ HELD_BYTES: Final = 1 << 18
 _MESSAGES_A_FRAME: Final = 4
 """So many messages of a SIGN_MANY cost the event loop as much as another frame."""
 _LENGTH: Final = 4
+_TRACED: Final = int(Flag.TRACED)
 AT_ONCE: Final = 16
 """Answers that are sent together, at most: while their client takes them, the next ones are made. With all of a turn in
 one write, each side stands still while the other works."""
@@ -260,8 +261,11 @@ class GatewayConnection(asyncio.Protocol):
 
     def _ask(self, frame: Frame, operation: Operation) -> None:
         """Take a request."""
-        session, number, what = self.session, frame.request, operation.decode(frame)
+        session, number, parent = self.session, frame.request, None
         assert session is not None  # noqa: S101  # for the type checker
+        if frame.flags & _TRACED:
+            frame, parent = untraced(frame)
+        what = operation.decode(frame)
         if not number:
             raise WireError("a request without a number")
         cost = len(what.messages) if operation.many else 1
@@ -273,7 +277,7 @@ class GatewayConnection(asyncio.Protocol):
                 self.server.refused(self.peer, self.client, "key not listed", f"number {frame.slot}")
                 raise PolicyRefused(f"a client may not use a key manager with the number {frame.slot}", hint="")
             counter = self._counters[frame.slot]
-            self._admit(ServedRequest(counter, operation, what, cost, self, session, frame))
+            self._admit(ServedRequest(counter, operation, what, cost, self, session, frame, parent))
         except HsmError as error:
             self._refuse(number, error)
 
