@@ -258,7 +258,8 @@ class TableMachine(RuleBasedStateMachine):
         assert answer.ckr == (BUSY_CKR if status == "BUSY" else 0)
         self.hits += answer.cached and not answer.seq
         request.answered, request.waiting = request.answered or request.waiting, False
-        if not answer.last:
+        if not answer.last:  # a worker may have it, or not: then none will
+            request.withdrawn = not answer.begun
             return
         if request.hold and status == "OK" and answer.claimed and not answer.seq:
             self.seq += 1
