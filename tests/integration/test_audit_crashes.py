@@ -26,7 +26,7 @@ from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import verify
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
-from hsmcore.audit.recover import open_log
+from hsmcore.audit.recover import open_log, rebuild
 from hsmcore.audit.segment import segments
 from hsmcore.tlog.checkpoint import Checkpoint
 
@@ -239,6 +239,22 @@ async def test_tiles_and_index_are_made_again_from_the_records(tmp_path):
     report = verify(layout)
     assert report.ok, report.findings
     assert report.records == 1200
+
+
+@one_loop
+async def test_tiles_are_made_again_of_all_records_or_not_at_all(tmp_path):
+    layout = await write_log(tmp_path / "log" / "audit.log", 5)
+    shutil.rmtree(layout.tiles)
+    with pytest.raises(hsmcore.AuditUnavailable, match="so are the records from 6 on"):
+        rebuild(layout, 6)
+    lines = layout.log.read_bytes().splitlines(keepends=True)
+    for at in (2, 4):
+        layout.log.write_bytes(b"".join([*lines[:at], *lines[at + 1 :], b"no record\n"]))
+        with pytest.raises(hsmcore.AuditUnavailable, match=f"record {at + 1} is not in"):
+            rebuild(layout, 5)
+    layout.log.write_bytes(b"".join(lines))
+    rebuild(layout, 5)
+    assert verify(layout).ok
 
 
 def killed_at_a_segment_s_end(path: Path) -> tuple[Layout, Path]:

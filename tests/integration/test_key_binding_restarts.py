@@ -215,6 +215,19 @@ async def test_a_message_that_is_bound_again_has_the_last_binding(tmp_path):
 
 
 @one_loop
+async def test_each_write_takes_away_the_rows_whose_time_is_over_and_no_others(tmp_path):
+    store = await Store.open(tmp_path / "state.db")
+    stored, now = StoredBindings(store), time.time_ns()
+    over = BindingRow(bytes(32), b"key", now)
+    lasts = BindingRow(bytes([1]) * 32, b"key", now + 3600 * 10**9)
+    await stored.keep([over, lasts])
+    assert await stored.load() == [over, lasts]
+    await stored.keep([])
+    assert await stored.load() == [lasts]
+    await store.close()
+
+
+@one_loop
 async def test_many_bindings_are_stored_at_once_and_the_newest_are_read(tmp_path, monkeypatch):
     store = await Store.open(tmp_path / "state.db")
     kept = KeyBindings(StoredBindings(store))

@@ -8,16 +8,18 @@ import asyncio
 from contextlib import suppress
 from functools import partial
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.fleet_hosts import BLOCKS, Host, beside, lose_from
 from tests.support.loops import one_loop
 from tests.support.size import share
 
-from hsmcore.errors import BadArgument
+from hsmcore.errors import BadArgument, FleetBehind
 from hsmcore.recovery.interchange import export, import_, text_of
 from hsmcore.recovery.witness import Witness
 from hsmcore.state import Store, positions
+from hsmcore.state.mark import Mark
 from hsmcore.state.schema import BOUND
 
 SETS = "chain/key-set"
@@ -108,6 +110,30 @@ async def test_a_row_that_was_taken_out_shows_no_older_store(tmp_path):
     assert await _compared(tmp_path) == ({2}, {2})
     lose_from(tmp_path, 2)
     assert await _compared(tmp_path) == ({2, 3}, set())
+
+
+@one_loop
+async def test_what_this_process_has_bound_must_be_there_above_the_floor(tmp_path):
+    async with Host(tmp_path, "a") as host:
+        await host.witness.attend()
+        for position in (1, 2):
+            await host.sign(position)
+        [_, row] = await host.store.rows(BOUND.select().order_by(BOUND.c.position))
+        check = partial(host.witness.require_kept, BLOCKS, 2)
+        check(Mark(high=2), row)
+        host.witness.require_kept("other/block", 1, Mark(), None)  # it knows nothing of that one
+        check(Mark(high=1, floor=2), None)  # an operator has raised the floor, and rows up to it may go
+        for mark, found in (
+            (Mark(high=1), row),
+            (Mark(high=1, floor=1), None),
+            (Mark(high=2, floor=1), None),
+            (Mark(high=2), dict(row) | {"digest": "ab" * 32}),
+        ):
+            assert host.witness.settled
+            with pytest.raises(FleetBehind, match="went back"):
+                check(mark, found)
+            assert not host.witness.settled, "the loss is answered"
+            host.witness._settled_at = host.witness._doubts
 
 
 async def _compared(folder):

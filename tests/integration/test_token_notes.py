@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import structlog
@@ -23,8 +24,9 @@ from hsmcore.errors import DoubleSign
 from hsmcore.members.control import ControlPlane
 from hsmcore.members.control.notes import ReadNotes, WriteNote
 from hsmcore.recovery.own_store import OwnStore
+from hsmcore.recovery.token_notes import _read
 from hsmcore.state import Desired
-from hsmcore.state.register import parsed
+from hsmcore.state.register import Entry, parsed
 from hsmcore.state.sqlite import number_of
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("terminal")]
@@ -243,6 +245,24 @@ async def test_what_is_not_of_our_making_is_told_and_counts_for_nothing(fresh_to
         async with opened(on(token, tmp_path / "two")) as manager:
             await manager.sign(ordered(7, b"A"))
     assert [line["log_level"] for line in said if "not of hsmcore's making" in line["event"]] == ["warning"]
+
+
+@pytest.mark.parametrize(
+    ("strange", "last"),
+    [
+        ({"audit_log": "/\x1b[2J"}, {"audit_log": "/a log"}),
+        ({"noted_ns": 1 << 62}, {"noted_ns": (1 << 62) - 1}),
+        ({"noted_ns": -1}, {"noted_ns": 0}),
+        ({"id": 1 << 31}, {"id": (1 << 31) - 1}),
+        ({"id": -1}, {"id": 0}),
+        ({"store": Path("state.db")}, {"store": Path("/state.db")}),
+    ],
+)
+def test_an_entry_that_no_register_has_is_no_note(strange, last):
+    entry = Entry(bytes(32), Path("/store/state.db"), 7, "/audit.log", 8)
+    assert _read(dataclasses.replace(entry, **strange).to_bytes(), entry.public_key) is None
+    good = dataclasses.replace(entry, **last)
+    assert _read(good.to_bytes(), entry.public_key) == dataclasses.replace(good, by_token=True)
 
 
 @one_loop

@@ -97,7 +97,7 @@ HAND: Final[dict[str, Hand]] = {
         _GUARD, "return max(most - (monotonic() - begun), 1e-3)", "return most", _COUNTS
     ),
     "a claim is made on another server": Hand(
-        "core/hsmcore/fleet/machine.py", "if self.went_back(row) or server != self._server:", "if self.went_back(row):"
+        "core/hsmcore/fleet/machine.py", "or self.went_back(row) or server != self._server:", "or self.went_back(row):"
     ),
     "a plain signature is a witness": Hand(
         "core/hsmcore/audit/check/trust.py",

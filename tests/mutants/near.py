@@ -31,6 +31,12 @@ _FAILOVER: Final = (
 _ROTATION: Final = ("tests/unit/test_rotation_machine.py", "tests/integration/test_rotation.py")
 _TRUST: Final = "tests/unit/test_audit_trust.py"
 _AUDIT: Final = (_TRUST, "tests/unit/test_audit_tampering.py", "tests/integration/test_audit_log.py")
+_WRITING: Final = (
+    "tests/unit/test_kept_leaves.py",
+    "tests/unit/test_audit_merkle.py",
+    *_AUDIT[1:],
+    "tests/integration/test_audit_crashes.py",
+)
 _RETENTION: Final = "tests/integration/test_audit_retention.py"
 _CONTROL: Final = ("tests/integration/test_control_forms.py", "tests/integration/test_control_plane.py")
 _STEPS: Final = (
@@ -38,11 +44,23 @@ _STEPS: Final = (
     "tests/chaos/test_rotation_model.py",
     "tests/integration/test_rotation.py",
 )
+_PUT_BACK: Final = (
+    "what_was_signed_on_both_sides_of_a_rollback_is_signed_by_neither",
+    "what_lies_further_back_than_is_read_is_given_up",
+)
+_RECOVERY: Final = (
+    "tests/integration/test_state_forged.py",
+    "tests/integration/test_state_recovery.py",
+    "tests/integration/test_clocks_that_are_wrong.py",
+)
+_POLICY: Final = ("status", "unit/test_payload.py", "unit/test_transaction_rules.py")
+"""With one of C, as that has the library built."""
 _LADDER: Final = ("ladder", "recover", "workers", "seams")
 
 NEAR: Final[dict[str, tuple[str, ...]]] = {
     f"core/hsmcore/{path}": tests
     for path, tests in {
+        **{f"audit/{name}.py": _WRITING for name in ("leaves", "recover", "sealer", "segment")},
         "audit/check/adopt.py": ("tests/integration/test_audit_adopted.py",),
         "audit/check/findings.py": (*_AUDIT, "tests/integration/test_audit_changed.py"),
         "audit/check/prove.py": (_TRUST,),
@@ -103,6 +121,17 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "manager/rotation/store.py": (*_STEPS, "tests/integration/test_rotation_forged.py"),
         **{f"members/control/{name}.py": _CONTROL for name in ("admin", "backup", "calls", "keys", "plane")},
         "members/control/locked.py": ("tests/integration/test_ephemeral.py",),
+        **{f"recovery/{name}.py": _RECOVERY for name in ("hold", "marks", "reconcile", "restore", "state_backup")},
+        "recovery/interchange.py": ("tests/unit/test_fleet_interchange.py", "tests/integration/test_log_rebuild.py"),
+        "recovery/key_domains.py": ("tests/integration/test_key_domains.py",),
+        "recovery/own_store.py": ("tests/integration/test_token_notes.py",),
+        "recovery/token_notes.py": ("tests/integration/test_token_notes.py",),
+        "recovery/witness.py": (
+            "tests/integration/test_log_rebuild.py",
+            "tests/integration/test_witness_forged.py",
+            "tests/integration/test_key_domains.py::test_a_store_that_is_lost_is_rebuilt_with_the_domain",
+            *(f"tests/integration/test_state_recovery.py::test_{name}" for name in _PUT_BACK),
+        ),
         "state/clock.py": (*_BUDGET, "tests/integration/test_rotation.py"),
         "state/domains.py": ("tests/unit/test_key_domains.py", "tests/integration/test_key_domains.py"),
         "state/positions.py": ("tests/unit/test_watermark.py",),
@@ -121,11 +150,23 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "deadlines": ("requests", "table_memory", "unit/test_deadline_wheel.py"),
         "down": _LADDER,
         "journal": ("journal",),
+        "instructions": _POLICY,
         "journal_line": ("journal",),
         "ladder": _LADDER,
+        "payload": ("unit/test_ordered_payload.py", *_POLICY),
         "recover": _LADDER,
         "replay": ("replay", "host", "unit/test_model_ring.py"),
-        "requests": ("requests", "table", "table_memory", "single_flight", "unit/test_model_table.py"),
+        "requests": (
+            "requests",
+            "table",
+            "table_memory",
+            "single_flight",
+            "unit/test_model_table.py",
+            "unit/test_routes.py",
+        ),
+        "rules": _POLICY,
+        "table": ("table", "requests", "table_memory", "unit/test_model_table.py", "unit/test_routes.py"),
+        "transaction": _POLICY,
         "verdicts": ("verdicts",),
         "verify": ("verify",),
         "worker": ("workers", "engine", "requests", "seams", "area"),

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from dataclasses import dataclass
@@ -29,12 +30,16 @@ _COMMAND: Final = ("-m", "pytest", "-q", "-x", "-p", "no:xdist", "-p", "no:cache
 _SELECTED: Final = ("-m", "not deep", "-k", "not postgres and not pooled")
 _NATIVE: Final = """
 cmake -G Ninja -DHSMC_WERROR=OFF -S . -B native-tests &&
-cmake --build native-tests --target hsmcore_shared "$@" || exit 3
+cmake --build native-tests --target hsmcore hsmcore_shared "$@" || exit 3
+cc -shared -o "$EXTENSION" build/extension-"$TAG"/build/cython/bindings/*.o native-tests/libhsmcore.a \
+    -Wl,--version-script=bindings/native.map -lcrypto -lsodium || exit 3
 for test; do native-tests/$test || { echo "FAILED $test"; exit 1; }; done
 """
-"""What the compiler refuses has no verdict."""
+"""What the compiler refuses has no verdict. The extension is linked again, too: its own object file is the tree's."""
 _KILLED: Final = (1, 2)
 """Exit codes of pytest: a test failed, or its file could not be loaded."""
+_SIGNALLED: Final = 128
+"""Beyond it is the shell's exit code for a process that a signal ended: a crash."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,11 @@ class Copy:
         environment = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
         command = [sys.executable, *_COMMAND, *_SELECTED, *(test for test in tests if not test.endswith(".c"))]
         if native := [Path(test).stem for test in tests if test.endswith(".c")]:
-            environment["HSMCORE_TEST_LIBRARY"] = str(self.folder / "native-tests" / "libhsmcore_test.so")
+            environment |= {
+                "HSMCORE_TEST_LIBRARY": str(self.folder / "native-tests" / "libhsmcore_test.so"),
+                "EXTENSION": f"core/hsmcore/_native{sysconfig.get_config_var('EXT_SUFFIX')}",
+                "TAG": f"{sys.implementation.cache_tag}{sys.abiflags}",
+            }
             then = shlex.join(command) if len(native) < len(tests) else ""
             command = ["sh", "-c", _NATIVE + then, "sh", *native]
         with subprocess.Popen(
@@ -101,7 +110,7 @@ class Copy:
                 return Outcome("none", time.monotonic() - begun, "takes too long")
         took = time.monotonic() - begun
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", said, re.MULTILINE)
-        if running.returncode in _KILLED:
+        if running.returncode in _KILLED or not 0 <= running.returncode < _SIGNALLED:
             return Outcome("killed", took, failed[1] if failed else "")
         if running.returncode == 0:
             return Outcome("survived", took)

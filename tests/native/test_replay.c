@@ -134,6 +134,24 @@ static void only_what_was_alone_inside_is_guilty(void) {
     hsm_client_free(client);
 }
 
+/* Without another death between them. */
+static void suspects_are_tried_one_after_another(void) {
+    uint32_t slots[4];
+    hsm_client *client = suspecting(slots);
+    for (size_t i = 0; i < 3; i++) {
+        uint32_t suspect = claim_alone(client);
+        answer(client, suspect);
+        check_next(client, suspect, HSM_OK);
+    }
+    uint32_t rest[2] = {claim(client), claim(client)};
+    for (size_t i = 0; i < COUNT_OF(rest); i++) {
+        answer(client, rest[i]);
+        check_next(client, rest[i], HSM_OK);
+    }
+    check_empty(client);
+    hsm_client_free(client);
+}
+
 static void a_suspect_that_keeps_its_worker_is_not_awaited(void) {
     uint32_t slots[4];
     hsm_client *client = suspecting(slots);
@@ -362,6 +380,7 @@ static const struct test tests[] = {
     TEST(a_completion_that_was_taken_is_not_taken_back),
     TEST(rubble_is_cleared),
     TEST(only_what_was_alone_inside_is_guilty),
+    TEST(suspects_are_tried_one_after_another),
     TEST(a_suspect_that_keeps_its_worker_is_not_awaited),
     TEST(what_may_be_begun_once_is_no_suspect),
 };

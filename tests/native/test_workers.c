@@ -411,7 +411,10 @@ static void a_worker_that_the_module_ends_is_replaced(void) {
     struct fixture f = noop_begin(1);
     for (int i = 0; i < 3; i++) {
         atomic_store(&to_end, 1);
-        CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_TOKEN_LOST);
+        CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 60 * SECOND)).status, HSM_TOKEN_LOST);
+        for (uint32_t k = 0; k < f.client->area->max_workers; k++) { /* no call hangs */
+            CHECK_INT(atomic_load(&hsm_area_worker(f.client->area, k)->call_deadline_ns), ==, 0);
+        }
         replace_ended(f.engine);
         CHECK_STATUS(finish(&f, submit_text(&f, SIGNED, 0)).status, HSM_OK);
     }

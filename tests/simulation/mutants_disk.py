@@ -70,7 +70,7 @@ def _trusts_older() -> None:
     """A start does not compare the state store with the audit log."""
 
     async def standing(_self: Marks) -> LogStanding:
-        return LogStanding("")
+        return LogStanding("", 0, 0)
 
     Marks.standing = standing  # type: ignore[method-assign]
 

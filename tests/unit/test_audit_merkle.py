@@ -331,3 +331,20 @@ def test_roots_over_parts_are_those_of_the_standard():
     for width in (-1, 5):
         with pytest.raises(ValueError, match="width"):
             tree.over(b"".join(LEAVES[:256]), width)
+
+
+def test_a_full_file_is_compressed_once_all_of_it_is_sealed(tmp_path):
+    layout = Layout(tmp_path / "log")
+    layout.segments.mkdir(parents=True)
+    full, compressed = layout.archived(1, compressed=False), layout.archived(1, compressed=True)
+    text = [record + b"\n" for record in RECORDS[:1000]]
+    full.write_bytes(b"".join(text[:500]))
+    layout.log.write_bytes(b"".join(text[500:]))
+    with closing(Sealer(layout, Segment(1, full), 0)) as sealer:
+        sealer.advance(1000)
+        for sealed in (0, 499):
+            sealer.compress_full(lambda sealed=sealed: sealed)
+            assert (full.exists(), compressed.exists()) == (True, False)
+        sealer.compress_full(lambda: 500)
+        assert (full.exists(), compressed.exists()) == (False, True)
+        assert b"".join(Segment(1, compressed).chunks()) == b"".join(text[:500])

@@ -101,6 +101,9 @@ async def test_what_a_file_has_no_room_for_is_below_its_floor(tmp_path, monkeypa
     mark = Watermark(store, "host:1")
     for position in range(10):
         await mark.require(PayloadPlace("chain/block", position, A))
+        if position == 3:
+            [found] = (await export(store, "sequencer")).domains
+            assert (found.floor, len(found.bound)) == (-1, 4)
     [found] = (await export(store, "sequencer")).domains
     assert (found.floor, [row.position for row in found.bound]) == (5, [6, 7, 8, 9])
     await mark.close()
@@ -179,8 +182,48 @@ def test_a_file_is_bounded(monkeypatch):
         parse(orjson.dumps(GOOD))
 
 
+def test_a_file_of_just_so_much_is_read(monkeypatch):
+    text = orjson.dumps(GOOD)
+    monkeypatch.setattr(interchange, "MOST_BYTES", len(text))
+    monkeypatch.setattr(interchange, "MOST_ROWS", len(GOOD["domains"][0]["bound"]))
+    monkeypatch.setattr(interchange, "MOST_DOMAINS", len(GOOD["domains"]))
+    assert parse(text).fleet == GOOD["fleet"]
+    assert parse(changed("domains", 0, "high", to=3)).domains[0].high == 3
+    monkeypatch.setattr(interchange, "MOST_DOMAINS", len(GOOD["domains"]) - 1)
+    with pytest.raises(BadArgument, match=f"at most {len(GOOD['domains']) - 1}"):
+        parse(text)
+
+
+@one_loop
+async def test_a_store_of_just_so_many_domains_is_exported(tmp_path, monkeypatch):
+    store, _ = await filled(tmp_path / "one.db", GOOD)
+    count = len((await export(store, None)).domains)
+    monkeypatch.setattr(interchange, "MOST_DOMAINS", count)
+    assert len((await export(store, None)).domains) == count
+    monkeypatch.setattr(interchange, "MOST_DOMAINS", count - 1)
+    with pytest.raises(StoreError, match=f"more than {count - 1} domains"):
+        await export(store, None)
+    await store.close()
+
+
+@one_loop
+async def test_how_far_a_domain_was_is_imported_without_its_rows(tmp_path):
+    """Also up to its floor; a lower one changes nothing. Rows at the floor are not exported."""
+    store, _ = await filled(tmp_path / "one.db", GOOD)
+    for high, floor, kept in ((7, 9, 9), (11, 12, 11), (12, 12, 12), (8, 12, 12)):
+        domain = {"domain": "chain/block", "floor": floor, "high": high}
+        await import_(store, parse(orjson.dumps({"hsmcoreFleet": 1, "domains": [domain]})))
+        [found] = (await export(store, None)).domains
+        assert (found.floor, found.high, found.bound) == (floor, kept, ())
+    await store.close()
+
+
 def test_a_file_with_many_faults_shows_some_of_them():
     rows = [{"position": 5, "digest": "no"}] * 50
+    with pytest.raises(BadArgument) as few:
+        parse(changed(*ROWS, to=rows[:5]))
+    assert "bound[4]" in str(few.value)
+    assert "more" not in str(few.value)
     with pytest.raises(BadArgument, match=r"what `hsmcore state export` writes: .* and 45 more"):
         parse(changed(*ROWS, to=rows))
 

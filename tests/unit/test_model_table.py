@@ -247,6 +247,7 @@ class TableMachine(RuleBasedStateMachine):
         assert answer.seq == request.seq
         assert bool(answer.claimed) == request.waiting, "answered twice, or after it has left"
         assert bool(answer.told) == request.answered
+        assert answer.claimed or answer.last, "what answers no waiter ends its request"
         assert status in request.possible or (status == "CANCELLED" and not request.waiting)
         assert status != "OK" or not request.withdrawn
         if status == "OK":
@@ -257,12 +258,13 @@ class TableMachine(RuleBasedStateMachine):
         assert answer.ckr == (BUSY_CKR if status == "BUSY" else 0)
         self.hits += answer.cached and not answer.seq
         request.answered, request.waiting = request.answered or request.waiting, False
-        if not answer.last:
+        if not answer.last:  # a worker may have it, or not: then none will
+            request.withdrawn = not answer.begun
             return
         if request.hold and status == "OK" and answer.claimed and not answer.seq:
             self.seq += 1
             request.seq, request.waiting, request.answered = self.seq, True, False
-            request.possible -= {"BUSY", "KEY_DEACTIVATED", "TOKEN_LOST"}
+            request.possible -= {"BUSY", "KEY_DEACTIVATED", "TOKEN_LOST", "SYSTEM"}
             self.lib.hsm_requests_hold(self.table, answer.request, self.seq)
         else:
             del self.open[answer.request]
@@ -273,10 +275,17 @@ class TableMachine(RuleBasedStateMachine):
         self.lib.hsm_requests_release(self.table, max(0, self.seq - back))
         self.drained = False
 
-    @rule(which=st.sampled_from(["QUEUED_ONES", "HELD_ONES", "HELD_ONES", "ALL"]))
+    @rule(which=st.sampled_from(["QUEUED_ONES", "HELD_ONES", "HELD_ONES", "UNSIGNED_ONES", "ALL"]))
     def fail(self, which: str) -> None:
         self.lib.hsm_requests_fail(self.table, getattr(self.lib, f"HSM_{which}"), self.lib.HSM_SYSTEM)
-        self.may_end_as("SYSTEM")
+        for request in self.open.values():
+            if which == "ALL" or (which == "HELD_ONES") == (request.seq != 0):
+                request.possible.add("SYSTEM")
+        counts = self.ffi.new("hsm_requests_counts *")
+        self.lib.hsm_requests_count(self.table, counts)
+        assert which == "HELD_ONES" or counts.queued == 0
+        assert which not in ("HELD_ONES", "ALL") or counts.held == 0
+        assert which not in ("UNSIGNED_ONES", "ALL") or counts.owed == 0
         self.drained = False
 
     @rule(span=st.sampled_from([10 * MS, 10 * MS, 20 * SECOND, 2 * HOUR]))
@@ -324,6 +333,7 @@ class TableMachine(RuleBasedStateMachine):
             self.lib.hsm_requests_count(self.table, counts)
             assert (counts.open, counts.queued, counts.slots, counts.held, counts.owed) == (0, 0, 0, 0, 0)
             assert self.lib.hsm_requests_sweep_at(self.table) == 0
+            assert not any(self.lib.hsm_requests_key(self.table, number) for number in self.seen), "over"
         if self.cache != self.ffi.NULL:
             stats = self.ffi.new("hsm_cache_stats *")
             self.lib.hsm_cache_stats_read(self.cache, stats)
@@ -344,3 +354,55 @@ TableMachine.TestCase.settings = settings(max_examples=share(60), stateful_step_
 @pytest.mark.timeout(600)  # cut off, it leaves its engines to the tests behind it
 class TestTable(TableMachine.TestCase):
     """Run by pytest."""
+
+
+@pytest.fixture
+def machine():
+    """One slot; an answer is held, a request is in the slot, and one waits."""
+    made = TableMachine()
+    made.make(slots=1, capacity=None)
+    key = next(iter(made.keys))
+    made.submit_one(key, b"a", HOUR, True)
+    assert made.begin_with(0)
+    made.end(0, True)
+    made.take_up_to(1000)
+    for _ in range(2):
+        made.submit_one(key, b"a", HOUR, False)
+    assert counted(made) == (1, 1, 1)
+    yield made
+    made.teardown()
+
+
+def counted(machine):
+    """Answers that are held, requests that wait, and those that workers owe."""
+    counts = machine.ffi.new("hsm_requests_counts *")
+    machine.lib.hsm_requests_count(machine.table, counts)
+    return counts.held, counts.queued, counts.owed
+
+
+@pytest.mark.parametrize(
+    ("which", "left"),
+    [("QUEUED_ONES", (1, 0, 1)), ("HELD_ONES", (0, 1, 1)), ("UNSIGNED_ONES", (1, 0, 0)), ("ALL", (0, 0, 0))],
+)
+def test_those_that_are_named_end_and_no_others(machine, which, left):
+    machine.fail(which)
+    assert counted(machine) == left
+    machine.take_up_to(1000)
+    waiting = [request for request in machine.open.values() if request.waiting]
+    assert len(waiting) == sum(left)
+    assert sum(request.seq != 0 for request in waiting) == left[0]
+
+
+def test_what_is_answered_for_a_waiter_that_leaves_is_not_told(machine):
+    """Its deadline has passed, nothing has taken the answer, and its request is still in the slot."""
+    machine.ahead += 2 * HOUR
+    machine.may_end_as("DEADLINE_EXCEEDED")
+    machine.lib.hsm_requests_sweep(machine.table, machine.lib.hsm_now_ns() + machine.ahead)
+    machine.drained = False
+    for number in [number for number, request in machine.open.items() if request.waiting]:
+        machine.cancel_one(number)
+    answer = machine.ffi.new("hsm_answer *")
+    while machine.lib.hsm_requests_next(machine.table, answer):
+        assert answer.last
+        machine.look_at(answer)
+    assert counted(machine) == (0, 0, 0)

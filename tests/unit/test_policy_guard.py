@@ -67,6 +67,20 @@ def test_a_refused_request_of_a_caller_counts_for_nothing():
         caller.end()
 
 
+def test_what_a_caller_has_signed_counts_in_its_rate():
+    """Each message of a batch; nothing of what is refused."""
+    caller = Callers(Policy.model_validate({"kinds": ["raw"], "callers": {"app": {"perSecond": 3}}}).callers).named(
+        "app"
+    )
+    caller.begin()
+    caller.begin(2)
+    with pytest.raises(QueueFull, match="its 3 signatures a second"):
+        caller.begin()
+    caller.end(3)
+    assert caller.open == 0
+    caller.begin(signs=False)
+
+
 class Store:
     """In the place of a watermark: what is wanted is bound after `takes` seconds of the clock, or never."""
 

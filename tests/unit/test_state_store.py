@@ -711,13 +711,21 @@ async def test_the_last_two_blocks_are_reserved_by_the_unit_and_a_close_gives_th
 
 
 @one_loop
-async def test_units_are_counted_by_the_time_that_the_store_knows(place):
+@pytest.mark.parametrize("use", ["begin", "spend", "count", "reset"])
+async def test_units_are_counted_by_the_time_that_the_store_knows(place, use):
+    """Whatever is done first by a process whose clock is ahead."""
     now = 1_000_000 * SECOND
     store = await Store.open(place)
-    await Emergency(store, Limits(50, 60), lambda: now, lambda: now).reset("so that there is a mark")
+    here = Emergency(store, Limits(50, 60), lambda: now, lambda: now)
+    await here.reset("so that there is a mark")
+    if use == "reset":
+        await here.begin()
     ahead = Emergency(store, Limits(50, 60), lambda: now + 2 * steady.HELD_NS, lambda: now)
-    assert await ahead.count(1, now) == 49
-    assert (await ahead.status()).began_ns == now
+    arguments = {"count": (1, now), "reset": ("by the one that is ahead",)}
+    await getattr(ahead, use)(*arguments.get(use, ()))
+    [row] = await store.rows(select(EPISODE))
+    assert (row["began_ns"], row["ended_ns"]) == (now, now if use == "reset" else None)
+    assert row["reserved"] == {"spend": BLOCK, "count": 1}.get(use, 0)
     await store.close()
 
 

@@ -49,9 +49,9 @@ class LogStanding:
 
     problem: str
     """Why it may be an older one, or another one; "": it is the one."""
-    since_ns: int = 0
+    since_ns: int
     """The time of its last mark that the log has: it has all that was written before. 0: it has none."""
-    missing: int = 0
+    missing: int
     """Positions that the log has and the store lacks, as far as was looked."""
 
 
