@@ -205,8 +205,7 @@ export class Link {
       // Requests for signatures are kept, to be sent again: see resend. Of others, no answer is remembered.
       if (job.signs && !job.done) continue;
       this.release(job);
-      if (job.frame[4] === Type.VERIFY) this.owner.again(job);
-      else job.fail(lost("The connection broke before the gateway answered.", { retryable: false, cause: reason }));
+      job.fail(lost("The connection broke before the gateway answered.", { retryable: false, cause: reason }));
     }
     const says = reason instanceof Error ? reason.message : String(reason);
     const error =
@@ -506,7 +505,6 @@ function readAnswer(asked: number, type: number, body: Buffer): unknown {
   if (asked === Type.SIGN && type === Type.SIGNED) return wire.readSigned(body);
   if (asked === Type.SIGN_MANY && type === Type.SIGNED_MANY) return wire.readSignedMany(body);
   if (asked === Type.SIGN_BATCHED && type === Type.BATCHED) return wire.readBatched(body);
-  if (asked === Type.VERIFY && type === Type.VERIFIED) return wire.readVerified(body);
   if (asked === Type.MANAGE && type === Type.DONE) return wire.readText(body);
   throw new WireError(`type ${type} answers type ${asked}`);
 }
