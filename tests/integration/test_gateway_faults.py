@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from nacl.signing import SigningKey
-from tests.support.gateways import PUBLIC_KEY, FakeGateway, fake_signature, honest
+from tests.support.gateways import PUBLIC_KEY, FakeConnection, FakeGateway, fake_signature, honest
 from tests.support.managers import becomes, start
 from tests.support.wire import signed
 
@@ -33,6 +33,7 @@ from hsmcore.errors import (
     WrongEventLoop,
 )
 from hsmcore.gateway import Client, ClientTls
+from hsmcore.gateway.client.connections import Connections
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type, frame
 
@@ -464,6 +465,33 @@ async def test_an_ecdsa_signature_that_is_verified_here_must_have_a_low_s(path, 
             assert await km.verify(b"m", low)
             assert not await km.verify(b"m", high)
             assert not await km.verify(b"n", low)
+
+
+async def test_a_unix_socket_is_tried_again_at_once_and_a_gateway_that_refuses_is_not(path, monkeypatch):
+    waits, pause = [], Connections._pause
+
+    def told(self, now):
+        waits.append(pause(self, now))
+        return waits[-1]
+
+    def refuses(connection):
+        refusal = wire.Refusal(False, False, 0, "POLICY_REFUSED", "REQUEST_FATAL", "no")
+        connection.transport.write(wire.error(0, refusal))
+        connection.transport.close()
+
+    monkeypatch.setattr(Connections, "_pause", told)
+    km = Client(f"unix:{path}", timeout=60)
+    async with FakeGateway(path):
+        await km.initialize()
+    await becomes(lambda: _longer(waits, 11))
+    assert max(waits) <= 0.05
+    async with FakeGateway(path) as fake:
+        assert await km.sign(b"m")
+        monkeypatch.setattr(FakeConnection, "welcome", refuses)
+        waits.clear()
+        fake.connections[0].transport.abort()
+        await becomes(lambda: _longer([one for one in waits if one > 0.05], 0))
+    await km.close()
 
 
 async def test_callers_that_gave_up_take_no_room(path):

@@ -218,7 +218,7 @@ export class Link {
     this.pings.lost(error);
     if (!this.closing) {
       if (was && this.useful && !this.route.seeking) this.route.begin();
-      if (!sound) this.route.next(this.at, [], this.owner.stays(this));
+      if (!sound) this.route.next(this.at, [], this.owner.stays(this), error.status !== "HOST_LOST");
       this.timer = setTimeout(this.connect, sound ? 0 : this.route.pauseMs);
     }
     this.owner.lost(this, error, was);

@@ -101,6 +101,29 @@ suite("a connection that breaks", { timeout: 100_000 }, () => {
     assert.equal(gateway.greetings.length, 2);
   });
 
+  test("a Unix socket is tried again at once, a gateway that refuses is not", async (t) => {
+    const { setTimeout } = globalThis;
+    const client = await connected({ maxBackoffMs: 2_000 });
+    const [link] = client["links"];
+    const waits: number[] = [];
+    t.mock.method(globalThis, "setTimeout", ((work: () => void, ms = 0) => {
+      if (work === link!.connect) waits.push(ms);
+      return setTimeout(work, ms);
+    }) as typeof setTimeout);
+    await gateway.stop();
+    await until(() => waits.length >= 12);
+    assert.ok(Math.max(...waits) <= 50, `${waits}`);
+    await gateway.listen();
+    assert.ok(valid(text("x"), await client.sign(text("x"))));
+    waits.length = 0;
+    gateway.greet = (connection) => {
+      connection.send(134, 0, error("POLICY_REFUSED"));
+      connection.socket.end();
+    };
+    gateway.drop();
+    await until(() => waits.some((ms) => ms > 50));
+  });
+
   test("a connection without a sign of life is given up", async () => {
     const client = await connected({ pingMs: 20 });
     const silent = [...gateway.connections];
