@@ -129,14 +129,16 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     this.connectTimeoutMs = settings.connectTimeoutMs;
   }
 
-  /** Connect. Rejects if the gateway refuses this client or is not reached in time, and is closed then. Idempotent. */
+  /** Connect. Rejects if the gateway refuses this client or is not reached in time; the call may be repeated then. Idempotent. */
   connect(): Promise<void> {
     if (this.closing) return Promise.reject(closed("The client is closed."));
     this.connecting ??= new Promise<void>((resolve, reject) => {
       const fail = (error: HsmError): void => {
         this.opened = undefined;
-        void this.close();
-        reject(error);
+        void Promise.all(this.links.map((link) => link.close())).then(() => {
+          this.connecting = undefined;
+          reject(error);
+        });
       };
       const timer = setTimeout(
         () => fail(this.lastError ?? lost(`no gateway answered within ${this.connectTimeoutMs} ms`)),
@@ -146,6 +148,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
         resolve: () => (clearTimeout(timer), resolve()),
         reject: (error) => (clearTimeout(timer), fail(error)),
       };
+      this.route.begin();
       for (const link of this.links) link.connect();
     });
     return this.connecting;

@@ -49,9 +49,15 @@ export class KeyManager extends EventEmitter<Events> {
     }
   }
 
-  /** Connect to the gateway. */
+  /** Connect to the gateway. A call that failed may be repeated. */
   initialize(): Promise<void> {
-    this.initializing ??= this.client.connect().then(() => void this.emit("initialized"));
+    this.initializing ??= this.client.connect().then(
+      () => void this.emit("initialized"),
+      (error: unknown) => {
+        this.initializing = undefined;
+        throw error;
+      },
+    );
     return this.initializing;
   }
 

@@ -118,7 +118,7 @@ export class Link {
     const { pingMs } = this.options;
     const { tryMs } = this.route;
     this.at = this.route.at;
-    this.useful = false;
+    this.useful = this.closing = false;
     const splitter = new Splitter();
     let socket: Socket;
     try {
@@ -153,6 +153,7 @@ export class Link {
     socket.write(wire.hello(this.nonce, this.program));
   };
 
+  /** Disconnect, until `connect` is called again. */
   async close(): Promise<void> {
     this.closing = true;
     clearTimeout(this.timer);
@@ -161,7 +162,8 @@ export class Link {
     // What was answered need not be remembered any more.
     if (this.ready && this.open.size === 0) this.write(wire.ack(this.next));
     this.flush();
-    socket.end();
+    if (this.ready) socket.end();
+    else socket.destroy();
     // A gateway that does not close its side keeps nobody waiting.
     const timer = setTimeout(() => socket.destroy(), CLOSE_MS);
     await new Promise((resolve) => socket.once("close", resolve));

@@ -13,7 +13,7 @@ import { promisify } from "node:util";
 
 import { HsmError, KeyManagerFactory } from "hsmcore-client";
 
-import { makeKey, TestGateway, type TestKey } from "./gateway.js";
+import { error, makeKey, TestGateway, type TestKey } from "./gateway.js";
 
 let gateway: TestGateway;
 
@@ -82,6 +82,27 @@ suite("the factory", { timeout: 100_000 }, () => {
 });
 
 suite("the key manager", { timeout: 100_000 }, () => {
+  test("initializes again after it has failed", async () => {
+    const options = { address: gateway.address, connections: 2, connectTimeoutMs: 50 };
+    const manager = KeyManagerFactory.create({ gateway: options });
+    await gateway.stop();
+    await assert.rejects(Promise.all([manager.initialize(), manager.initialize()]), /gateway/);
+    await assert.rejects(manager.sign(Buffer.from("x")), /initialize/);
+    const { greet } = gateway;
+    gateway.greet = (connection) => connection.send(134, 0, error("POLICY_REFUSED"));
+    await gateway.listen();
+    await assert.rejects(manager.initialize(), (thrown) => thrown instanceof HsmError);
+    gateway.greet = greet;
+    for (let ready = false; !ready;) {
+      await manager.initialize().then(
+        () => (ready = true),
+        () => undefined, // on a busy machine
+      );
+    }
+    assert.equal((await manager.sign(Buffer.from("x"))).length, 64);
+    await manager.close();
+  });
+
   test("verifies by itself, under each version that the gateway has told", async () => {
     const [first, second, stranger] = [makeKey(1, 1, false), makeKey(2), makeKey(3)];
     second.id = "0aff";
