@@ -92,7 +92,6 @@ check-deep: sanitize-test guard proofs cross-test native-libraries .venv/.built 
 	$(BIN)/python -m tests.fleet.schedules --seeds 0-99 --jobs 2
 	$(BIN)/python -m tests.fleet.patroni_schedules --seeds 0-9 --jobs 1
 	$(BIN)/python -m tests.fleet.promotions --times 100
-	$(BIN)/python -m pytest tests/fleet/broken_at_length.py
 	$(BIN)/python -m tests.fuzz.payloads --count 10000000 --seed 1000
 	$(BIN)/python -m tests.fuzz.wire --count 5000000 --seed 1000
 	for fuzzer in tests/fuzz/fuzz_*.py; do \

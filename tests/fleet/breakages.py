@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from sqlalchemy import delete
+from sqlalchemy import bindparam, delete, update
+from tests.support.policed import ordered
 
 BREAKAGES: Final[dict[str, Callable[[], None]]] = {}
 AGE_NS: Final = 150_000_000
@@ -76,6 +77,65 @@ def let_go() -> None:
 
     unwitnessed()
     Facts.lasts = lambda self, after: True  # type: ignore[method-assign]
+
+
+@_breakage
+def forgetful() -> None:
+    """A bind is not compared with what the process itself has bound."""
+    from hsmcore.fleet.membership import Membership
+
+    Membership.require_kept = lambda self, *_: None  # type: ignore[method-assign]
+
+
+@_breakage
+def misfinished() -> None:
+    """What is given to be finished is another payload than the one that is bound."""
+    from hsmcore.manager.policy import watermark
+
+    newest = watermark.positions.newest  # type: ignore[attr-defined]
+
+    def another(connection: Any, domain: str, *rest: Any) -> Any:
+        found = newest(connection, domain, *rest)
+        return found and found._replace(message=ordered(found.position, b"another"))
+
+    watermark.positions.newest = another  # type: ignore[attr-defined]
+
+
+@_breakage
+def uncounted() -> None:
+    """A renewal is written however often the lease was renewed, so a copy of the process renews it too."""
+    from hsmcore.fleet import rows
+    from hsmcore.fleet.machine import Machine
+
+    rows._RENEW = (
+        update(rows.FLEET)
+        .where(rows._MINE)
+        .values(  # type: ignore[misc]
+            renewals=rows.FLEET.c.renewals + 1, mark=bindparam("by")
+        )
+        .returning(rows.FLEET.c.epoch)
+    )
+    Machine.is_copied = lambda self, row: False  # type: ignore[method-assign]
+
+
+@_breakage
+def unheld() -> None:
+    """Positions are bound during a hold, too. The audit logs would put right what is lost then: they say nothing."""
+    from hsmcore.recovery import witness
+
+    async def nothing(self: Any, doubts: int = 0, *_: Any) -> witness.Compared:
+        return witness.Compared(doubts)
+
+    witness.require_not_held = lambda held: None  # type: ignore[attr-defined]
+    witness.Witness.compare = nothing  # type: ignore[method-assign]
+
+
+@_breakage
+def walled() -> None:
+    """A host that is behind the chain never claims the epoch, as if that were not an order but a rule."""
+    from hsmcore.fleet.gate import ClaimGate
+
+    ClaimGate.is_patient = lambda self, row, now: True  # type: ignore[method-assign]
 
 
 @_breakage

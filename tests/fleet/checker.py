@@ -6,9 +6,13 @@
     unrecorded       each released signature is in the audit log of its host
     epoch went back  neither a host's own log nor the order of commits in the database goes back to an earlier epoch
     two holders      one process has bound all that was bound under an epoch
+    wrong message    what is given to be finished is what its position is bound to
     unanswered       each request of a process that was not killed has ended
     overlap          no signature without a position was released under an epoch after one under a later epoch
     bad signature    what was released verifies
+    below a floor    nothing that was asked for behind the raising of a floor was released at or below it
+    two copies       of a process that goes on twice, one has stopped to hand out under an epoch when the lease is over
+                     that both had when it was copied
 
 Of overlap, that is what leases promise as long as clocks run at about one rate: a host whose clock was shown at another
 rate, and those beside it, are left out. A process that was stopped may have been stopped between the check of its lease
@@ -19,10 +23,15 @@ one that was claimed by force, which waits for no lease.
 A database that loses what it confirmed may forget a claim: the one that held the epoch before goes on, once the lease
 of the forgotten one is over. So across a loss, of overlap is asked that the two never hand out at one time, and an
 epoch may go back.
+
+Counted beside that: a request is refused without need (`refused_without_need`) if it had time left, and the process
+that refused it handed out something else of its sort in that time under the same epoch, with no other host in between.
+So it could have waited, whatever went wrong.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -34,6 +43,11 @@ AT_ONCE = 100_000_000
 """Nanoseconds from a SIGCONT to the line of what was under way."""
 RATES = 0.02
 """The difference of a clock's rate that counts as none."""
+LEFT = 500_000_000
+"""Nanoseconds of its deadline that a request must have left at its refusal, and others behind the signature that shows
+that it could have had one."""
+OF_ITS_OWN = {"DOUBLE_SIGN", "POLICY_REFUSED", "DEADLINE_EXCEEDED"}
+"""Refusals for which waiting is of no use."""
 _NEVER = 1 << 62
 Fault = Callable[[str, str], None]
 
@@ -54,21 +68,69 @@ class Row(NamedTuple):
         return int(epoch) if mark and not by.endswith(":log") else -1
 
 
+class Twins(NamedTuple):
+    """Two names of one process that goes on twice. `until`: when the lease is over that it had when it was copied."""
+
+    one: str
+    other: str
+    until: int
+
+
 def check(
     hosts: Sequence[Host],
     rows: Sequence[Row],
     floors: Mapping[str, int],
     fault: Fault,
     losses: Sequence[tuple[int, int]] = (),
+    twins: Sequence[Twins] = (),
+    raised: Sequence[tuple[int, str, int]] = (),
 ) -> None:
     """Tell `fault` of everything that must not be. `floors`: nothing is signed at or below them any more, by domain.
-    `losses`: when the database lost what it had confirmed, each from before to after it."""
+    `losses`: when the database lost what it had confirmed, each from before to after it. `raised`: when, in which
+    domain and to what a floor was raised."""
     _check_positions(hosts, rows, floors, fault)
+    _check_floors(hosts, raised, fault)
     for host in hosts:
         _check_log(host, fault, losses)
         _check_requests(host, fault)
     _check_order(rows, fault)
-    _check_leases(hosts, fault, losses)
+    _check_leases(hosts, fault, losses, twins)
+
+
+def refused_without_need(hosts: Sequence[Host]) -> list[tuple[Host, dict[str, Any]]]:
+    """Return the refusals of requests that could have waited."""
+    released = sorted(
+        ((line["at"], host, line) for host in hosts for line in host.of("release")), key=lambda found: found[0]
+    )
+    times = [at for at, _, _ in released]
+    found = []
+    for host in hosts:
+        for line in host.of("answer"):
+            if line["status"] in OF_ITS_OWN or line["until"] - line["at"] < LEFT:
+                continue
+            place = bisect(times, line["at"])
+            for at, other, signed in released[place:] if place else ():
+                if at > line["until"] - LEFT // 2 or other is not host:
+                    break
+                if (signed["position"] is None) == (line["position"] is None):
+                    before = released[place - 1]
+                    same = before[1] is host and before[2]["epoch"] == signed["epoch"] != 0
+                    if same and signed["asked"] > line["at"] and not _stood_still(host, line["asked"], at):
+                        found.append((host, line))
+                    break
+    return found
+
+
+def _stood_still(host: Host, begun: int, ended: int) -> bool:
+    return any(stopped < ended and begun < went_on for stopped, went_on in host.stops)
+
+
+def _check_floors(hosts: Sequence[Host], raised: Sequence[tuple[int, str, int]], fault: Fault) -> None:
+    for host in hosts:
+        for line in host.of("release"):
+            for at, domain, floor in raised if line["position"] is not None else ():
+                if line["domain"] == domain and line["asked"] > at and line["position"] <= floor:
+                    fault("below a floor", f"{host.name}: {floor} since {at}: {line}")
 
 
 def _check_positions(hosts: Sequence[Host], rows: Sequence[Row], floors: Mapping[str, int], fault: Fault) -> None:
@@ -125,9 +187,13 @@ def _check_requests(host: Host, fault: Fault) -> None:
             fault("unanswered", f"{host.name}: {line}")
     for line in host.of("late"):
         fault("unanswered", f"{host.name}: {line}")
+    for line in host.of("wrong message"):
+        fault("wrong message", f"{host.name}: {line}")
 
 
-def _check_leases(hosts: Sequence[Host], fault: Fault, losses: Sequence[tuple[int, int]]) -> None:
+def _check_leases(
+    hosts: Sequence[Host], fault: Fault, losses: Sequence[tuple[int, int]], twins: Sequence[Twins]
+) -> None:
     if any(abs(host.rate - 1.0) > RATES for host in hosts):
         return
     spans: dict[tuple[int, str], tuple[int, int]] = {}
@@ -139,6 +205,9 @@ def _check_leases(hosts: Sequence[Host], fault: Fault, losses: Sequence[tuple[in
                 first, last = spans.get((line["epoch"], host.name), (_NEVER, 0))
                 spans[line["epoch"], host.name] = min(first, line["at"]), max(last, line["at"])
                 lines.append((line["epoch"], line["at"], host, line))
+    first_of = {two.other: two.one for two in twins}
+    copied = {(epoch, name): first_of.get(name, name) for epoch, name in spans}
+    _check_twins([found for found in lines if not _was_stopped(found[2], found[3])], twins, fault)
     forced = {line["forced"] for host in hosts for line in host.of("event") if line["forced"]}
     for epoch, at, host, line in lines:
         waited = min((other for other in forced if other > epoch), default=_NEVER)
@@ -146,13 +215,24 @@ def _check_leases(hosts: Sequence[Host], fault: Fault, losses: Sequence[tuple[in
             (
                 begun
                 for (other, name), (begun, ended) in spans.items()
-                if (epoch < other < waited or (epoch == other and name != host.name))
+                if (epoch < other < waited or (epoch == other and copied[epoch, name] != copied[epoch, host.name]))
                 and not (at > ended and _lost_between(losses, begun, at))
             ),
             default=_NEVER,
         )
         if at > later and not _was_stopped(host, line):
             fault("overlap", f"{host.name}: {(at - later) / 1e6:.0f} ms after a later epoch: {line}")
+
+
+def _check_twins(lines: Sequence[tuple[int, int, Host, dict[str, Any]]], twins: Sequence[Twins], fault: Fault) -> None:
+    last: dict[tuple[int, str], int] = {}
+    for epoch, at, host, _ in lines:
+        last[epoch, host.name] = max(at, last.get((epoch, host.name), 0))
+    for one, other, until in twins:
+        for epoch in sorted({epoch for epoch, name in last if name == other}):
+            late = min(last.get((epoch, one), 0), last[epoch, other]) - until
+            if late > 0:
+                fault("two copies", f"{one} and {other} under {epoch}, {late / 1e6:.0f} ms too long")
 
 
 def _lost_between(losses: Sequence[tuple[int, int]], earlier: int, later: int) -> bool:

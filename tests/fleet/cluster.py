@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tests.support.chaos import send_signal
 NAMES = ("a", "b", "c")
 CANCEL = """SELECT pg_cancel_backend(pid) FROM pg_stat_activity
     WHERE wait_event = 'SyncRep' AND backend_type = 'client backend'"""
+_BINDS = "SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%INSERT INTO bound%'"
 _GOT = "SELECT (greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) - '0/0'::pg_lsn)::bigint"
 _AT = "SELECT pg_current_wal_flush_lsn()::text"
 _STREAMS = """SELECT count(*) FROM pg_stat_replication
@@ -30,13 +31,15 @@ _STREAMS = """SELECT count(*) FROM pg_stat_replication
 
 
 class Template:
-    """The three nodes as they are before anything has happened, to be copied: made once, for many clusters. Blocks."""
+    """The three nodes as they are before anything has happened, to be copied: made once, for many clusters. `prepare`:
+    puts into the first one, which runs, what all are to have. Blocks."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, prepare: Callable[[Node], None] = lambda _: None) -> None:
         give(folder)
         self.nodes = [Node(name, folder / name) for name in NAMES]
         first, *others = self.nodes
         first.make()
+        prepare(first)
         for other in others:
             other.clone_from(first.port)
         first.end(signal.SIGINT)
@@ -115,9 +118,9 @@ class Cluster:
         """Kill a node with all its processes."""
         await asyncio.to_thread(node.end)
 
-    async def bounce(self, node: Node) -> None:
-        """Kill a node and start it again as what it was."""
-        await self.kill(node)
+    async def bounce(self, node: Node, number: int = signal.SIGKILL) -> None:
+        """End a node by a signal and start it again as what it was."""
+        await asyncio.to_thread(node.end, number)
         await asyncio.to_thread(node.start)
 
     def stop(self, node: Node) -> None:
@@ -139,6 +142,22 @@ class Cluster:
                 count += len(await self.ask(node, CANCEL))
         return count
 
+    async def hold_a_commit(self, tries: int = 10) -> None:
+        """Keep the primary's log from the synchronous standby, at a moment when a transaction that binds a new position
+        waits for it, if that comes: anything else of that host would stand before it."""
+        assert self.leader is not None
+        link = self.links[self.synchronous.name]
+        for _ in range(tries):
+            link.hold()
+            for _ in range(5):
+                with suppress(psycopg.Error):
+                    if await self.ask(self.leader, _BINDS):
+                        return
+                await asyncio.sleep(0.02)
+            link.heal()
+            await asyncio.sleep(0.05)
+        link.hold()
+
     async def synchronize_with(self, node: Node, names: str) -> None:
         """Set synchronous_standby_names of a primary that runs. Empty: it lets all commits go that wait."""
         node.configure(synchronous_standby_names=names)
@@ -158,11 +177,12 @@ class Cluster:
         with suppress(ProcessLookupError):  # its server was killed
             send_signal(pid, signal.SIGCONT)
 
-    async def fail_over(self) -> None:
-        """The primary dies, and the synchronous standby takes its place: nothing is lost."""
+    async def fail_over(self, number: int = signal.SIGKILL) -> None:
+        """The primary dies of a signal, and the synchronous standby takes its place: nothing is lost. SIGINT: it ends
+        in order, when its standbys have all that it has written."""
         assert self.leader is not None
         dead, self.leader = self.leader, None
-        await self.kill(dead)
+        await asyncio.to_thread(dead.end, number)
         await self._promote(self.synchronous, self.asynchronous)
 
     async def split(self) -> None:

@@ -20,6 +20,8 @@ from tests.support.chaos import ends_within, send_signal
 from tests.support.postgres import USER, call, free_port, newest, unprivileged
 
 DATABASE = "hsmcore"
+ADMIN = "admin"
+"""Who a test is to the server, whatever happens to the role of the hosts."""
 _INCLUDED = "node.conf"
 _IPC_RMID = 0  # shmctl(2)
 BASE = {
@@ -43,6 +45,18 @@ BASE = {
 
 _LOOKS = 10
 _SCHEMA = "SELECT schemaname FROM pg_tables WHERE tablename = 'bound'"
+_HIGHEST = "SELECT coalesce(max(position), -1) FROM {}.bound"
+_KEPT = "kept"
+_OF_POSITIONS = ("bound", "watermark")
+_KEEP = f"CREATE TABLE {_KEPT}.{{0}} AS TABLE @.{{0}}"
+_PUT_BACK = (
+    "LOCK TABLE @.watermark, @.bound",  # as pg_restore does, which waits for the transactions that have read them
+    # A row that stays keeps its commit.
+    "DELETE FROM @.bound AS b WHERE (domain, position) NOT IN (SELECT domain, position FROM kept.bound)",
+    f"INSERT INTO @.bound TABLE {_KEPT}.bound ON CONFLICT DO NOTHING",
+    "DELETE FROM @.watermark",
+    f"INSERT INTO @.watermark TABLE {_KEPT}.watermark",
+)
 _INSERTS = r"""SELECT pid,
         substring(query FROM '''::VARCHAR, ''(\d+)''')::bigint > (SELECT max(high) + 20 FROM {}.watermark)
     FROM pg_stat_activity
@@ -130,13 +144,14 @@ class Node:
     def make(self) -> None:
         """Make an empty cluster with its database."""
         give(self.folder)
-        options = ["-A", "trust", "-U", USER, "-E", "UTF8", "--locale=C", "--wal-segsize=1", "--no-sync"]
+        options = ["-A", "trust", "-U", ADMIN, "-E", "UTF8", "--locale=C", "--wal-segsize=1", "--no-sync"]
         call(newest() / "initdb", "-D", self.data, *options)
         with (self.data / "postgresql.conf").open("a") as conf:
             conf.write("".join(f"{name} = '{value}'\n" for name, value in BASE.items()) + f"include '{_INCLUDED}'\n")
         self.configure()
         self.start()
-        self.execute(f"CREATE DATABASE {DATABASE}")
+        self.execute(f"CREATE ROLE {USER} LOGIN")
+        self.execute(f"CREATE DATABASE {DATABASE} OWNER {USER}")
 
     def copy_to(self, other: Node) -> None:
         """Give another node all that this one has; neither runs."""
@@ -148,7 +163,7 @@ class Node:
         """Make this node a copy of the server at that port, which it may then follow."""
         give(self.folder)
         shutil.rmtree(self.data, ignore_errors=True)
-        source = f"host=127.0.0.1 port={port} user={USER}"
+        source = f"host=127.0.0.1 port={port} user={ADMIN}"
         call(newest() / "pg_basebackup", "-d", source, "-D", self.data, "-X", "stream", "-c", "fast", "--no-sync")
 
     def configure(self, **settings: str) -> None:
@@ -162,7 +177,7 @@ class Node:
     def follow(self, port: int, **settings: str) -> None:
         """Be a standby of the server at that port, from the next start or at once."""
         (self.data / "standby.signal").touch()
-        conninfo = f"host=127.0.0.1 port={port} user={USER} application_name={self.name} connect_timeout=2"
+        conninfo = f"host=127.0.0.1 port={port} user={ADMIN} application_name={self.name} connect_timeout=2"
         self.configure(primary_conninfo=conninfo, **settings)
 
     def start(self, seconds: float = 120.0) -> None:
@@ -185,23 +200,48 @@ class Node:
             return False
         return True
 
-    def connect(self, database: str) -> psycopg.Connection[Any]:
-        """A connection whose statements commit at once."""
-        return psycopg.connect(
-            host="127.0.0.1", port=self.port, user=USER, dbname=database, autocommit=True, connect_timeout=3
-        )
+    def connect(self, database: str, user: str = ADMIN) -> psycopg.Connection[Any]:
+        """A connection whose statements commit at once, and wait for no standby."""
+        where = {"host": "127.0.0.1", "port": self.port, "user": user, "dbname": database}
+        options = "-c synchronous_commit=local"
+        return psycopg.connect(**where, options=options, autocommit=True, connect_timeout=3)  # type: ignore[arg-type]
 
     def ask(self, question: str, *values: Any) -> list[tuple[Any, ...]]:
         """The rows of a query."""
         with self.connect(self.database) as connection:
             return connection.execute(question, values).fetchall()  # type: ignore[arg-type]
 
+    def schema(self) -> str | None:
+        """The schema of the fleet's tables, if they are there."""
+        found = self.ask(_SCHEMA)
+        return str(found[0][0]) if found else None
+
+    def highest(self) -> int:
+        """The highest position that is bound, or -1."""
+        schema = self.schema()
+        return -1 if schema is None else int(self.ask(_HIGHEST.format(schema))[0][0])
+
+    def keep_rows(self) -> None:
+        """Keep the rows of positions as they are, for `put_rows_back`."""
+        self._run(f"DROP SCHEMA IF EXISTS {_KEPT} CASCADE", f"CREATE SCHEMA {_KEPT}", *map(_KEEP.format, _OF_POSITIONS))
+
+    def put_rows_back(self) -> None:
+        """Have the rows of positions be what they were when they were kept."""
+        self._run(*_PUT_BACK)
+
+    def _run(self, *statements: str) -> None:
+        """Run them in one transaction."""
+        schema = self.schema()
+        with self.connect(self.database) as connection, connection.transaction():
+            for statement in statements if schema is not None else ():
+                connection.execute(statement.replace("@", f"{schema}"))  # type: ignore[arg-type]
+
     def hold_a_bind(self, seconds: float) -> int | None:
         """Stop the process of a transaction that waits to insert a position far ahead, which no other bind forbids.
         Returns its id, or None."""
         end = time.monotonic() + seconds
+        schema = self.schema()
         with self.connect(self.database) as lock, self.connect(self.database) as watch:
-            [[schema]] = lock.execute(_SCHEMA).fetchall() or [[None]]
             while schema is not None and time.monotonic() < end:
                 lock.execute("BEGIN")
                 lock.execute(f"LOCK TABLE {schema}.bound IN SHARE MODE")

@@ -18,7 +18,7 @@ from typing import Any
 
 import psycopg
 from tests.fleet.cluster import CANCEL, NAMES
-from tests.fleet.nodes import BASE, Node, Process, give, unprivileged
+from tests.fleet.nodes import ADMIN, BASE, Node, Process, give, unprivileged
 from tests.fleet.proxy import Proxy
 from tests.support.chaos import send_signal
 from tests.support.postgres import USER, free_port, newest
@@ -66,7 +66,7 @@ class PatroniNode(Node):
                 "data_dir": str(self.data),
                 "bin_dir": str(newest()),
                 "pgpass": str(self.folder / "pgpass"),
-                "authentication": {"superuser": {"username": USER}, "replication": {"username": USER}},
+                "authentication": {"superuser": {"username": ADMIN}, "replication": {"username": ADMIN}},
                 "pg_hba": trust,
             },
         }
@@ -166,7 +166,9 @@ class PatroniCluster:
         """Make a database, which the nodes' `ask` is for from now on."""
         assert self.leader is not None
         self.leader.database = "postgres"
-        await asyncio.to_thread(self.leader.execute, f"CREATE DATABASE {database}")
+        if not await asyncio.to_thread(self.leader.ask, "SELECT FROM pg_roles WHERE rolname = %s", USER):
+            await asyncio.to_thread(self.leader.execute, f"CREATE ROLE {USER} LOGIN")
+        await asyncio.to_thread(self.leader.execute, f"CREATE DATABASE {database} OWNER {USER}")
         for node in self.nodes:
             node.database = database
 

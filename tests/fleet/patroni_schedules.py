@@ -21,30 +21,32 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.fleet.nemeses import DOINGS, Nemeses
 from tests.fleet.patroni import PatroniCluster, PatroniNode, patroni
-from tests.fleet.schedules import DOINGS, Schedule, plan
+from tests.fleet.schedules import Schedule, plan
 from tests.fleet.site import Signer
 from tests.support.run_folder import fast_folder
 from tests.support.seeds import added, parse, run_seeds
 
 CHUNK = 10
 SECONDS = 30.0
-WEIGHTS = {name: weight for name, weight in DOINGS.items() if name not in ("bounce", "standby")} | {"crash": 2}
+_OURS = ("bounce", "restart", "standby")
+WEIGHTS = {name: weight for name, weight in DOINGS.items() if name not in _OURS} | {"crash": 2}
 CHANGES = {"machine": 2, "isolate": 3, "": 1}
 _ISOLATED = 24.0
 """Seconds: until after Patroni has given the role to another node."""
 
 
-class PatroniSchedule(Schedule):
-    """One plan, run."""
+class PatroniNemeses(Nemeses):
+    """What goes wrong, where Patroni decides what follows."""
 
     @property
     def _patroni(self) -> PatroniCluster:
-        found: Any = self.database
+        found: Any = self.site.database
         assert isinstance(found, PatroniCluster)
         return found
 
-    def _mend_database(self) -> None:
+    def _join(self) -> None:
         for node in self._patroni.nodes:
             self._patroni.join(node)
             node.start()
@@ -75,6 +77,12 @@ class PatroniSchedule(Schedule):
             self._patroni.join(node)
 
 
+class PatroniSchedule(Schedule):
+    """One plan, run."""
+
+    Nemeses = PatroniNemeses
+
+
 async def _run_chunk(seeds: Iterable[int], keep: str | None) -> list[dict[str, Any]]:
     verdicts = []
     with tempfile.TemporaryDirectory(prefix="hsmcore-fleet-", dir=fast_folder()) as folder:
@@ -86,7 +94,7 @@ async def _run_chunk(seeds: Iterable[int], keep: str | None) -> list[dict[str, A
                 place.mkdir()
                 await database.use(name)
                 made = plan(seed, SECONDS, WEIGHTS, CHANGES, late=0.0, emptied=0.0, dense=SECONDS)
-                verdict = await PatroniSchedule(made, database, place, None, name).run()
+                verdict = await PatroniSchedule(made, database, place, name=name).run()
                 verdicts.append(verdict.as_dict())
                 if keep is not None and verdict.faults:
                     shutil.copytree(place, Path(keep) / f"p{seed}", ignore=shutil.ignore_patterns("*.sock"))

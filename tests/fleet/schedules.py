@@ -1,11 +1,12 @@
 """Seeded schedules of a fleet under faults: three signers, a database of three nodes, and what goes wrong.
 
-    python -m tests.fleet.schedules --seeds 0-19 --jobs 1 [--seconds 30] [--broken reclaimed_by_age]
+    python -m tests.fleet.schedules --seeds 0-19 --jobs 1 [--seconds 30] [--only silent] [--broken reclaimed_by_age]
 
-Signers want different blocks for one position, hosts are killed, stopped and cut off, clocks are set, the database
-fails over, commits are cancelled or let go while they wait, devices fail. Then everything is mended, a new block must
-be signed, and what was written down is judged (checker.py). The summary is JSON on standard output; the exit code is 1
-if there was a fault.
+Signers want different blocks for one position, the database is up to a tenth of a second away, hosts are killed,
+stopped and cut off, clocks are set, the database fails over, commits are cancelled or let go while they wait, others
+lock its rows, devices fail (nemeses.py). Then everything is mended, a new block must be signed, and what was written
+down is judged (checker.py). The summary is JSON on standard output, for table.py; the exit code is 1 if there was a
+fault.
 """
 
 from __future__ import annotations
@@ -21,47 +22,44 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psycopg
 from tests.chaos.schedules import LIES, LOSSES
 from tests.fleet.breakages import BREAKAGES
-from tests.fleet.checker import check
+from tests.fleet.checker import check, refused_without_need
 from tests.fleet.cluster import Cluster, Template, cluster
-from tests.fleet.history import lines_since, true_boottime
+from tests.fleet.history import lines_of, true_boottime
+from tests.fleet.nemeses import CHANGES, DOINGS, EMPTIED, LATE, Nemeses
 from tests.fleet.nodes import DATABASE
-from tests.fleet.proxy import Proxy
-from tests.fleet.site import HOSTS, Pooler, Signer, faketime, floors_of, holder_of, latest_epoch, rows_of
+from tests.fleet.site import Site, faketime, floors_of, looks, prepare, rows_of
 from tests.support.run_folder import fast_folder
 from tests.support.seeds import added, parse, run_seeds
+from tests.support.zygote import server
 
-CHUNK = 4
+from hsmcore.config.fleet import Fleet
+
+CHUNK = 8
 """Schedules that one process takes at a time."""
 SECONDS = 8.0
 """Of faults, with three to seven doings; longer schedules have more of them."""
-OPENS, HEALS, ENDS = 300.0, 300.0, 100.0
+OPENS, HEALS, ENDS = 120.0, 120.0, 100.0
 """The most that opening, healing and ending take, in seconds of a machine that has time for them."""
-ALONE = 2.0
-"""How long a database without a standby may wait for a signer that believes it, in such seconds."""
-LOOK = 0.05
-"""Seconds between two looks; a look counts as no more than two of them, since what is late here is late there too."""
+SOON = 3.0
+"""Lives of a lease within which a fleet should heal."""
 DONE = 600.0
 """The most that what happens takes, in seconds: each part of it ends by itself."""
-TTL = 1.2
-DOINGS = {"kill": 3, "stop": 4, "part": 4, "slow": 1, "cut": 2, "reply": 3, "clock": 2, "cancel": 4, "bounce": 1,
-          "standby": 2}  # fmt: skip
-"""What goes wrong, with weights."""
-CHANGES = {"": 3, "fail_over": 3, "split": 3, "lose": 3}
-"""Of the primary: one a schedule."""
-LATE = "late"
-"""In most of the schedules, beside those."""
-EMPTIED = "emptied"
-"""In some, beside those."""
-OF_THE_DATABASE = {LATE, EMPTIED, "cancel", "bounce", "standby", "crash", "machine", "isolate", *CHANGES}
+TTLS = {0.0: 1.2, 0.002: 1.2, 0.02: 1.2, 0.06: 2.0, 0.1: 2.0}
+"""Lives of leases, in seconds, by the round trip to the database."""
+
+MODES = Fleet.model_fields["unordered"].annotation
+UNORDERED = ("lease", "lease", "strict", "any" if "any" in get_args(MODES) else "lease")
+"""What a schedule may have as `fleet.unordered`."""
+NEMESES = sorted({*DOINGS, *CHANGES, LATE, EMPTIED} - {""})
 
 _STANDBYS = "SELECT application_name, state, sync_state FROM pg_stat_replication"
 _BUSY = """SELECT pid, state, wait_event, pg_blocking_pids(pid)::text, extract(epoch FROM now() - xact_start)::float4,
@@ -80,15 +78,21 @@ class Doing:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a seed stands for."""
+    """What a seed stands for. `round_trip`: to the database, in seconds."""
 
     seed: int
-    strict: bool
+    unordered: str
     pooled: bool
     faults: bool
     rate: float
+    round_trip: float
     seconds: float
     doings: tuple[Doing, ...]
+
+    @property
+    def ttl(self) -> float:
+        """Seconds of a lease."""
+        return TTLS[self.round_trip]
 
 
 def plan(
@@ -100,16 +104,17 @@ def plan(
     late: float = 0.8,
     emptied: float = 0.4,
     dense: float = SECONDS,
+    trips: Sequence[float] = (0.0, *TTLS),
 ) -> Plan:
     """The schedule of a seed. `late`, `emptied`: how likely it has that. `dense`: the seconds for which there are three
     to seven doings and one change of the primary."""
     dice = random.Random(seed)
     doings = []
-    for _ in range(round(dice.randint(3, 7) * seconds / dense)):
+    for _ in range(round(dice.randint(3, 7) * seconds / dense) if weights else 0):
         what = dice.choices(list(weights), list(weights.values()))[0]
         host = dice.choice([None, None, None, 0, 1, 2])
         doings.append(Doing(dice.uniform(0.0, seconds - 1.5), what, host, dice.randrange(1 << 30)))
-    spans = max(round(seconds / dense), 1)
+    spans = max(round(seconds / dense), 1) if changes else 0
     for span in range(spans):
         change = dice.choices(list(changes), list(changes.values()))[0]
         if change:
@@ -123,308 +128,189 @@ def plan(
         doings.append(Doing(beside.uniform(0.5, seconds - 2.0), EMPTIED, None, beside.randrange(1 << 30)))
     return Plan(
         seed=seed,
-        strict=dice.random() < 0.3,
+        unordered=dice.choice(UNORDERED),
         pooled=dice.random() < 0.25,
         faults=dice.random() < 0.5,
         rate=dice.choice([1.0, 1.0, 1.0, 1.5, 0.67]),
+        round_trip=dice.choice(trips),
         seconds=seconds,
         doings=tuple(sorted(doings, key=lambda doing: doing.at)),
     )
 
 
+def plan_of_one(seed: int, seconds: float, what: str) -> Plan:
+    """A schedule in which one thing goes wrong again and again, and nothing else."""
+    weights, changes = ({}, {what: 1}) if what in (*CHANGES, EMPTIED) else ({what: 1}, {})
+    return plan(seed, seconds, weights, changes, late=0.0, emptied=0.0)
+
+
 class Verdict:
     """What became of one schedule."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, plan_: Plan) -> None:
+        self.plan = plan_
         self.faults: Counter[str] = Counter()
         self.answers: Counter[str] = Counter()
         self.doings: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        """Without need, by what went wrong at that time."""
+        self.why_refused: Counter[str] = Counter()
         self.notes: list[str] = []
-        self.bound = self.epochs = 0
+        self.bound = self.epochs = self.finished = self.left = self.stalls = 0
+        """`finished`, `left`: positions that a host that died had bound, and what became of them."""
         self.healed = 0.0
+        """Lives of a lease from the end of all faults to a block that was signed; 0: it did not come to that."""
+        self.starting = 0.0
+        """Of those, how many until the last host was open that a fault had ended: the machine's share of it."""
+        self.seconds: Counter[str] = Counter()
+        """That each part took."""
 
     def fault(self, kind: str, note: str) -> None:
         """Note a fault."""
         self.faults[kind] += 1
         if self.faults[kind] == 1:
-            self.notes.append(f"{self.name}: {kind}: {note}")
+            self.notes.append(f"seed {self.plan.seed}: {kind}: {note}")
+
+    @contextmanager
+    def during(self, part: str) -> Iterator[None]:
+        """Count the seconds of the body."""
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[part] += time.monotonic() - begun  # type: ignore[assignment]
 
     def as_dict(self) -> dict[str, Any]:
         """For the process that adds them up."""
+        asked = self.plan
+        row: dict[str, Any] = {"starting": round(self.starting, 2)}
+        row |= {
+            "seed": asked.seed,
+            "round trip": asked.round_trip,
+            "unordered": asked.unordered,
+            "pooled": asked.pooled,
+        }
+        row |= {"healed": round(self.healed, 2), "faults": self.faults, "doings": self.doings, "stalls": self.stalls}
+        row |= {
+            "released": self.answers["released"],
+            "bound": self.bound,
+            "finished": self.finished,
+            "left": self.left,
+            "refused": self.refused,
+        }
         return {
             "faults": self.faults,
             "answers": self.answers,
             "doings": self.doings,
+            "refused without need": self.refused,
+            "refused without need, by status": self.why_refused,
             "notes": self.notes,
             "schedules": 1,
             "positions bound": self.bound,
+            "positions finished": self.finished,
+            "positions left": self.left,
             "epochs": self.epochs,
             "slowest to heal": self.healed,
+            "healed late": int(self.healed > SOON),
+            "parts": self.seconds,
+            "each": [row],
         }
 
 
 class Schedule:
-    """One plan, run. Belongs to one event loop."""
+    """One plan, run. Belongs to one event loop. `heals`: the most that healing takes."""
 
-    def __init__(self, plan_: Plan, database: Any, folder: Path, broken: str | None, name: str = DATABASE) -> None:
-        self.plan, self.verdict = plan_, Verdict(f"seed {plan_.seed}")
+    Nemeses = Nemeses
+
+    def __init__(
+        self,
+        plan_: Plan,
+        database: Any,
+        folder: Path,
+        broken: str | None = None,
+        name: str = DATABASE,
+        heals: float = HEALS,
+    ) -> None:
+        self.plan, self.verdict, self.heals = plan_, Verdict(plan_), heals
         self.database: Cluster = database
-        self.stale: set[str] = set()
-        """Hosts that are still led to the primary that was left behind."""
-        self.pooler = Pooler(Proxy(database.port)) if plan_.pooled else None
-        self.hosts = []
-        for host in HOSTS:
-            way = Proxy(lambda host=host: self._way(host))  # type: ignore[misc]
-            self.hosts.append(Signer(host, folder / host, way, name, broken=broken, seed=plan_.seed))
-        self.fleet = {"ttlMs": int(TTL * 1e3), "unordered": "strict" if plan_.strict else "lease"}
-        self.losses: list[tuple[int, int]] = []
-        """When the database lost what it had confirmed."""
+        fleet = {"ttlMs": int(plan_.ttl * 1e3), "unordered": plan_.unordered}
+        ways = {"pooled": plan_.pooled, "round_trip": plan_.round_trip, "name": name}
+        self.site = Site(database, folder, fleet, **ways, broken=broken, seed=plan_.seed)
+        self.nemeses = self.Nemeses(self.site, plan_.ttl)
         self.background: set[asyncio.Task[None]] = set()
-        self._one_at_a_time = asyncio.Lock()
-        """What happens to the database."""
-
-    def _way(self, name: str) -> int | None:
-        if self.pooler is not None and self.pooler.bouncer is not None:
-            return self.pooler.bouncer.port
-        if name in self.stale and self.database.old is not None:
-            return self.database.old.port
-        return self.database.port()
+        self.mended = 1 << 62
+        """When nothing went wrong any more."""
 
     async def run(self) -> Verdict:
         """From opening to judging."""
+        site, during = self.site, self.verdict.during
         try:
-            if self.pooler is not None:
-                await self.pooler.start()
-            for host in self.hosts:
-                await host.way.start()
-            self._prepare()
-            for host in self.hosts:
-                host.start(self.fleet)
-            if await self._signs_blocks(OPENS):
-                await self._do_all()
-                await self._mend()
+            with during("opening"):
+                await site.open()
+                self._prepare()
+                for host in site.hosts:
+                    host.start(site.fleet)
+                opened = await site.signs_blocks(OPENS)
+            if opened is not None:
+                with during("faults"):
+                    await self._do_all()
+                with during("healing"):
+                    await self._mend()
             else:
-                self.verdict.fault("not opened", "".join(host.said() for host in self.hosts) or "nothing is signed")
-            await self._end()
+                said = "".join(host.said() for host in site.hosts)
+                self.verdict.fault("not opened", said or f"nothing is signed: {self._last_lines()}")
+            with during("ending"):
+                await self._end()
         finally:
             for task in self.background:
                 task.cancel()
-            for host in self.hosts:
-                await asyncio.to_thread(host.kill)
-                await host.way.close()
-            if self.pooler is not None:
-                await self.pooler.close()
+            await site.close()
         return self.verdict
 
     def _prepare(self) -> None:
-        dice = random.Random(self.plan.seed)
+        dice, hosts = random.Random(self.plan.seed), self.site.hosts
         if faketime() is not None:
             if self.plan.rate != 1.0:
-                dice.choice(self.hosts).rate = self.plan.rate
-            for host in self.hosts:
+                dice.choice(hosts).rate = self.plan.rate
+            for host in hosts:
                 if host.rate == 1.0 and any(doing.what == "clock" for doing in self.plan.doings):
                     host.step_clock(0)
         if self.plan.faults:
-            for host in self.hosts:
+            for host in hosts:
                 actions = [{"action": name} for name in dice.sample([*LOSSES, *LIES], 2)]
                 faults = [{"function": "C_Sign", "probability": 0.02, **action} for action in actions]
                 host.chaos.write(faults=faults)
 
-    async def _signs_blocks(self, seconds: float) -> bool:
-        """Whether a block that is asked for from now on is released in time."""
-        begun = true_boottime()
-        places = [host.history.stat().st_size if host.history.exists() else 0 for host in self.hosts]
-        async for _ in _looks(seconds):
-            for number, host in enumerate(self.hosts):
-                lines, places[number] = lines_since(host.history, places[number])
-                for found in lines:
-                    if found["what"] == "release" and found["position"] is not None and found["asked"] > begun:
-                        return True
-        return False
-
-    # ---- what goes wrong ----
-
     async def _do_all(self) -> None:
-        for doing in self.plan.doings:
-            if doing.what == LATE:  # before the others, which would be in its way
-                self.verdict.doings[LATE] += 1
-                await self._do(doing)
+        late = [doing for doing in self.plan.doings if doing.what == LATE]
+        for doing in late:  # before the others, which would be in its way
+            self.verdict.doings[LATE] += 1
+            await self.nemeses.do(doing.what, doing.host, doing.dice)
         begun = time.monotonic()
         for doing in self.plan.doings:
-            if doing.what == LATE:
+            if doing in late:
                 continue
             await asyncio.sleep(max(begun + doing.at - time.monotonic(), 0))
             self.verdict.doings[doing.what] += 1
-            task = asyncio.ensure_future(self._do(doing))
+            task = asyncio.ensure_future(self.nemeses.do(doing.what, doing.host, doing.dice))
             self.background.add(task)
         await asyncio.sleep(max(begun + self.plan.seconds - time.monotonic(), 0))
         await asyncio.wait_for(asyncio.gather(*self.background), DONE)
         self.background.clear()
 
-    async def _do(self, doing: Doing) -> None:
-        if doing.host is None:
-            held = await asyncio.to_thread(holder_of, self.database.leader) if self.database.leader else None
-            host = next((host for host in self.hosts if host.name == held), self.hosts[doing.dice % 3])
-        else:
-            host = self.hosts[doing.host]
-        happen = getattr(self, f"_{doing.what}")
-        if doing.what in OF_THE_DATABASE:
-            async with self._one_at_a_time:
-                await happen(host, random.Random(doing.dice))
-        else:
-            await happen(host, random.Random(doing.dice))
-
-    async def _kill(self, host: Signer, dice: random.Random) -> None:
-        await asyncio.to_thread(host.kill)
-        await asyncio.sleep(dice.uniform(0.1, 1.0))
-        host.start(self.fleet)
-
-    async def _stop(self, host: Signer, dice: random.Random) -> None:
-        host.stop()
-        await asyncio.sleep(dice.choice([0.5, 1.0, 3.0]) * TTL)
-        host.cont()
-
-    async def _part(self, host: Signer, dice: random.Random) -> None:
-        requests, replies = dice.choice([(True, True), (True, False), (False, True)])
-        host.way.hold(requests=requests, replies=replies)
-        await asyncio.sleep(dice.choice([0.3, 1.0, 3.0]) * TTL)
-        host.way.heal()
-
-    async def _slow(self, host: Signer, dice: random.Random) -> None:
-        host.way.delay = dice.uniform(0.005, 0.2)
-        await asyncio.sleep(1.0)
-        host.way.delay = 0.0
-
-    async def _cut(self, host: Signer, _dice: random.Random) -> None:
-        host.way.cut()
-
-    async def _reply(self, host: Signer, dice: random.Random) -> None:
-        host.way.reply_limit = dice.randrange(2000)
-
-    async def _clock(self, host: Signer, dice: random.Random) -> None:
-        host.step_clock(dice.choice([600, -600]))
-
-    async def _cancel(self, _host: Signer, dice: random.Random) -> None:
-        """Commits wait for the synchronous standby, and their waits are cancelled."""
-        link = self.database.links[self.database.synchronous.name]
-        link.hold()
-        for _ in range(dice.randint(1, 4)):
-            await asyncio.sleep(dice.uniform(0.05, 0.3))
-            await self.database.cancel_waiting_commit()
-        link.heal()
-
-    async def _emptied(self, _host: Signer, dice: random.Random) -> None:
-        """Commits wait for the synchronous standby, and someone empties the setting to get on: the server confirms them
-        all. Half of the time it dies then, if possible with a block out that it confirmed alone, and the standby, which
-        has none of them, takes its place."""
-        leader = self.database.leader
-        if leader is None:
-            return
-        self.database.links[self.database.synchronous.name].hold()
-        await asyncio.sleep(dice.uniform(0.2, 1.0))
-        await self.database.synchronize_with(leader, "")
-        if dice.random() < 0.5:
-            await self._signs_blocks(ALONE)
-            await self.database.fail_over()
-            self._cut_all()
-        else:
-            await asyncio.sleep(dice.uniform(0.0, 0.5))
-            await self.database.synchronize_with(leader, self.database.synchronous.name)
-            self.database.links[self.database.synchronous.name].heal()
-
-    async def _late(self, host: Signer, dice: random.Random) -> None:
-        """A bind is held when it has read who holds the epoch; another host claims that by force, and binds; then the
-        first one goes on. Only what it has locked keeps the claim from coming before its end: its position is so far
-        ahead that no row of the other one is in its way."""
-        leader = self.database.leader
-        if leader is None:
-            return
-        with suppress(psycopg.Error):
-            held = await self.database.hold_a_bind(6.0)
-            if held is None:
-                return
-            try:
-                dice.choice([other for other in self.hosts if other is not host]).ask_to_claim()
-                before, end = await asyncio.to_thread(latest_epoch, leader), time.monotonic() + 2.5
-                while time.monotonic() < end and await asyncio.to_thread(latest_epoch, leader) == before:  # noqa: ASYNC110
-                    await asyncio.sleep(0.02)
-            finally:
-                self.database.let_go(held)
-
-    async def _bounce(self, _host: Signer, _dice: random.Random) -> None:
-        if self.database.leader is not None:
-            await self.database.bounce(self.database.leader)
-
-    async def _standby(self, _host: Signer, dice: random.Random) -> None:
-        await self.database.kill(self.database.synchronous)
-        await asyncio.sleep(dice.uniform(0.1, 0.8))
-        await asyncio.to_thread(self.database.synchronous.start)
-
-    async def _fail_over(self, _host: Signer, dice: random.Random) -> None:
-        await self._three()
-        if dice.random() < 0.5:  # with commits that waited, were cancelled, and are lost
-            self.database.links[self.database.synchronous.name].hold()
-            await asyncio.sleep(0.2)
-            await self.database.cancel_waiting_commit()
-            await asyncio.sleep(dice.uniform(0.0, 0.3))
-        await self.database.fail_over()
-        self._cut_all()
-
-    async def _split(self, _host: Signer, dice: random.Random) -> None:
-        await self._three()
-        self.stale = {host.name for host in self.hosts if dice.random() < 0.6}
-        await self.database.split()
-        for host in self.hosts:
-            if host.name not in self.stale:
-                host.way.cut()
-        for _ in range(dice.randint(1, 5)):
-            await asyncio.sleep(dice.uniform(0.1, 0.4))
-            await self.database.cancel_waiting_commit()
-        await self.database.end_split()
-        self.stale = set()
-        self._cut_all()
-
-    async def _lose(self, _host: Signer, dice: random.Random) -> None:
-        """What was confirmed is lost with both nodes that have it, but for what the hosts' audit logs say."""
-        await self._three()
-        self.database.links[self.database.asynchronous.name].hold()
-        await asyncio.sleep(dice.uniform(0.2, 1.0))
-        begun = true_boottime()
-        await self.database.lose()
-        self.losses.append((begun, true_boottime()))
-        self._cut_all()
-
-    async def _three(self) -> None:
-        """Have a node that died in an earlier change follow again."""
-        if self.database.asynchronous.process is None:
-            self._mend_database()
-            await self.database.rejoin()
-
-    def _cut_all(self) -> None:
-        for host in self.hosts:
-            host.way.cut()
-        if self.pooler is not None:
-            self.pooler.behind.cut()
-
-    # ---- afterwards ----
-
-    def _mend_database(self) -> None:
-        for link in self.database.links.values():
-            link.heal()
-
     async def _mend(self) -> None:
-        begun = time.monotonic()
-        self._mend_database()
-        for host in self.hosts:
-            host.way.heal()
-            host.cont()
-            host.chaos.write()
-            host.start(self.fleet)
-        if not await self._signs_blocks(HEALS):
-            said = "; ".join(f"{host.name}: {host.read().lines[-2:]}" for host in self.hosts)
-            self.verdict.fault("not healed", f"{await self._looks()} {said}"[:3000])
-        self.verdict.healed = time.monotonic() - begun
+        await self.nemeses.mend()
+        self.mended = true_boottime()
+        took = await self.site.signs_blocks(self.heals)
+        if took is None:
+            self.verdict.fault("not healed", f"{await self._looks()} {self._last_lines()}"[:3000])
+        self.verdict.healed = healed = (self.heals if took is None else took) / self.plan.ttl
+        opened = [line["at"] for host in self.site.hosts for line in lines_of(host.history) if line["what"] == "open"]
+        starting = (max(opened, default=0) - self.mended) / 1e9 / self.plan.ttl
+        self.verdict.starting = min(max(starting, 0.0), healed)
+
+    def _last_lines(self) -> str:
+        return "; ".join(f"{host.name}: {lines_of(host.history)[-2:]}" for host in self.site.hosts)
 
     async def _looks(self) -> str:
         """What the database is doing."""
@@ -437,12 +323,12 @@ class Schedule:
             return str(error)
 
     async def _end(self) -> None:
-        for host in self.hosts:
+        for host in self.site.hosts:
             host.ask_to_end()
-        async for _ in _looks(ENDS):
-            if all(host.ended() for host in self.hosts):
+        async for _ in looks(ENDS):
+            if all(host.ended() for host in self.site.hosts):
                 break
-        for host in self.hosts:
+        for host in self.site.hosts:
             if not host.ended():
                 self.verdict.fault("does not end", f"{host.name}: {host.said()}")
                 await asyncio.to_thread(host.kill)
@@ -451,49 +337,57 @@ class Schedule:
         await asyncio.to_thread(self._judge)
 
     def _judge(self) -> None:
-        hosts = [host.read() for host in self.hosts]
+        hosts = [host.read() for host in (*self.site.hosts, *self.site.clones)]
         assert self.database.leader is not None
         try:
             rows, floors = rows_of(self.database.leader), floors_of(self.database.leader)
         except psycopg.Error as error:
             return self.verdict.fault("no rows", str(error))
-        check(hosts, rows, floors, self.verdict.fault, self.losses)
+        done = self.nemeses
+        check(hosts, rows, floors, self.verdict.fault, done.losses, done.twins, done.floors)
+        for host, line in refused_without_need(hosts):
+            again = int(self.plan.ttl * SOON * 1e9)
+            near = [span for span in done.spans if span.begun < line["at"] < span.ended + again]
+            if near:
+                what = max(near, key=lambda span: span.begun).what
+            elif line["at"] > self.mended:
+                what = "healing"
+            else:
+                what = "nothing" if any(span.begun < line["at"] for span in done.spans) else "opening"
+            self.verdict.refused[what] += 1
+            sort = "message" if line["position"] is None else "block"
+            self.verdict.why_refused[f"{sort}: {line['status']}"] += 1
+            if what == "nothing":
+                self.verdict.notes.append(f"seed {self.plan.seed}: refused without any fault: {host.name}: {line}")
         for host in hosts:
             self.verdict.answers += host.answers()
+            self.verdict.stalls += len(host.of("stall"))
+            self.verdict.finished += len(host.of("finished"))
+            self.verdict.left += len(host.of("left"))
         self.verdict.bound += len(rows)
         self.verdict.epochs += max((row.epoch for row in rows), default=0)
         return None
 
 
-async def _looks(seconds: float) -> AsyncIterator[None]:
-    """Yield until that time is over, as far as this process has had its share of it."""
-    left, before = seconds, time.monotonic()
-    while left > 0:
-        yield
-        await asyncio.sleep(LOOK)
-        now = time.monotonic()
-        left, before = left - min(now - before, 2 * LOOK), now
-
-
-def run_chunk(
-    seeds: Iterable[int], broken: str | None = None, keep: str | None = None, seconds: float = SECONDS
-) -> dict[str, Any]:
-    """Some schedules one after the other. `keep`: a folder for the files of those that fail."""
-    return added(asyncio.run(_run_chunk(seeds, broken, keep, seconds)))
+def run_chunk(seeds: Iterable[int], **asked: Any) -> dict[str, Any]:
+    """Some schedules one after the other, as the command line says."""
+    return added(asyncio.run(_run_chunk(seeds, **asked)))
 
 
 async def _run_chunk(
-    seeds: Iterable[int], broken: str | None, keep: str | None, seconds: float
+    seeds: Iterable[int], broken: str | None, keep: str | None, seconds: float, only: str | None, heals: float
 ) -> list[dict[str, Any]]:
     verdicts = []
     with tempfile.TemporaryDirectory(prefix="hsmcore-fleet-", dir=fast_folder()) as folder:
         await asyncio.to_thread(os.chmod, folder, 0o755)
-        template = await asyncio.to_thread(Template, Path(folder) / "template")
+        making = asyncio.to_thread(Template, Path(folder) / "template", prepare)
+        template, _ = await asyncio.gather(making, asyncio.to_thread(server))  # the other one starts hosts
         for seed in seeds:
             place = Path(folder) / f"hosts-{seed}"
             place.mkdir()
+            made = plan(seed, seconds) if only is None else plan_of_one(seed, seconds, only)
             async with cluster(template, Path(folder) / f"nodes-{seed}") as database:
-                verdict = await Schedule(plan(seed, seconds), database, place, broken).run()
+                verdict = await Schedule(made, database, place, broken, heals=heals).run()
                 for node in database.nodes:
                     shutil.copy(node.log, place / f"log-{node.name}")
             verdicts.append(verdict.as_dict())
@@ -516,13 +410,16 @@ def main(arguments: list[str] | None = None) -> int:
     own.add_argument("--broken", choices=sorted(BREAKAGES))
     own.add_argument("--keep", help="a folder for the files of schedules with faults")
     own.add_argument("--seconds", type=_length, default=SECONDS, help="of faults in each schedule")
+    own.add_argument("--only", choices=NEMESES, help="nothing else goes wrong")
+    own.add_argument("--heals", type=float, default=HEALS, help="seconds that healing may take")
     ours, rest = own.parse_known_args(arguments)
     asked = parse("Seeded schedules of a fleet under faults.", rest, own)
     if asked.chunk:
-        json.dump(run_chunk(*json.load(sys.stdin)), sys.stdout)
+        seeds, shared = json.load(sys.stdin)
+        json.dump(run_chunk(seeds, **shared), sys.stdout)
         return 0
     size = min(CHUNK, math.ceil(len(asked.seeds) / asked.jobs))
-    return run_seeds(asked, "tests.fleet.schedules", size, ours.broken, ours.keep, ours.seconds)
+    return run_seeds(asked, "tests.fleet.schedules", size, vars(ours))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """A host of a fleet: it signs blocks one after the other, sometimes other blocks for positions that are taken, and
-messages without a position, until SIGTERM; on SIGUSR1 it claims the epoch by force. Everything that was handed out
+messages without a position, until SIGTERM. What it knows of the chain is what was published (chain.py). On SIGUSR1 it
+claims the epoch by force, on SIGUSR2 it writes down what it has in memory (clone.py). Everything that was handed out
 stands in its history.
 
-    python -m tests.fleet.signer SPEC        # a file of JSON: host, config, history, seed, broken
+    python -m tests.fleet.signer SPEC        # a file of JSON: host, config, history, seed, broken, memory, clone
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import structlog
 import uvloop
+from tests.fleet import clone
 from tests.fleet.breakages import BREAKAGES
-from tests.fleet.history import Writer, lines_since, true_boottime
+from tests.fleet.chain import BUILDS, KNOWN, TRAVELS, Chain
+from tests.fleet.history import Writer, true_boottime
 from tests.support.policed import ordered
 
 import hsmcore
@@ -31,7 +35,8 @@ from hsmcore.errors import DoubleSign, HsmError, NotHolder
 
 DOMAIN = "default"
 CHAIN = f"{DOMAIN}/block"
-TIMEOUT = 2.0
+TIMEOUTS = (1.0, 2.0, 5.0)
+"""Seconds that requests have."""
 LATE = 6.0
 """A request that takes so much longer than its timeout hangs."""
 ORDERED, UNORDERED = 2, 3
@@ -48,14 +53,20 @@ class Signer:
     def __init__(self, spec: dict[str, Any]) -> None:
         self.host, self.config = spec["host"], spec["config"]
         self.history = Writer(Path(spec["history"]))
-        self.histories = Path(spec["history"]).parent.parent
-        """The folder in which each host has one."""
+        self.memory = Path(spec["memory"])
+        fleet = spec["config"]["sequencer"]["keyManager"]["fleet"]
+        self.anywhere = fleet["unordered"] == "any"
+        """Whether what has no position is signed without an epoch."""
         self.dice = random.Random(f"{spec['seed']} {self.host} {time.time_ns()}")
+        self.chain = Chain(Path(spec["history"]).parent.parent, Path(spec["history"]), self.dice)
         self.over = asyncio.Event()
         self.asked = self.answered = 0
         self.own: dict[int, bytes] = {}
-        self.next = 0
-        self.claiming: asyncio.Future[None] | None = None
+        self.signed = -1
+        """The highest block that it has signed, or left to others."""
+        self.taken = 0
+        """The epoch under which it has looked for what another host had bound."""
+        self.tasks: set[asyncio.Future[None]] = set()
         self.stalled = 0
         """Nanoseconds for which the machine had no time for this process, up to its last turn."""
         self.turn = true_boottime()
@@ -77,13 +88,15 @@ class Signer:
         self.history.close()
 
     async def _work(self, manager: hsmcore.KeyManager) -> None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._claim_soon, manager)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGUSR1, lambda: self._soon(self._claim(manager)))
+        loop.add_signal_handler(signal.SIGUSR2, clone.write, manager, self.memory)
         manager.on("fleet", self._note)
         self.asked = self.answered = 0
         stalls = asyncio.ensure_future(self._stalls())
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._follow(manager))
+                group.create_task(self.chain.follow(self.over, lambda: self._tell(manager)))
                 for _ in range(ORDERED):
                     group.create_task(self._blocks(manager))
                 for number in range(UNORDERED):
@@ -105,8 +118,10 @@ class Signer:
         forced = details["epoch"] if details.get("forced") else 0
         self.history.write("event", details=repr(details)[:300], forced=forced)
 
-    def _claim_soon(self, manager: hsmcore.KeyManager) -> None:
-        self.claiming = asyncio.ensure_future(self._claim(manager))
+    def _soon(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     async def _claim(self, manager: hsmcore.KeyManager) -> None:
         assert manager.fleet is not None
@@ -115,25 +130,25 @@ class Signer:
 
     # ---- what it asks for ----
 
-    async def _follow(self, manager: hsmcore.KeyManager) -> None:
-        """Know the chain as far as a host has published it, as a node does that receives blocks: a block that was bound
-        by a host that died is none of them."""
-        places: dict[Path, int] = {}
-        high = -1
-        while not self.over.is_set():
-            for history in self.histories.glob("*/history"):
-                lines, places[history] = lines_since(history, places.get(history, 0))
-                released = [line["position"] for line in lines if line["what"] == "release"]
-                high = max([high, *(position for position in released if position is not None)])
-            self.next = max(self.next, high + 1)
-            if manager.fleet is not None and high >= 0:
-                manager.fleet.caught_up(CHAIN, high)
-            await asyncio.sleep(0.1)
+    def _tell(self, manager: hsmcore.KeyManager) -> None:
+        """Say how far this host follows the chain, as a node does that receives blocks: a block that was bound by a
+        host that died is none of them."""
+        if manager.fleet is not None and self.chain.high >= 0:
+            manager.fleet.caught_up(CHAIN, self.chain.high)
+
+    @property
+    def next(self) -> int:
+        """The next block: behind what was published, and what this host itself has signed and not published yet."""
+        return max(self.chain.high, self.signed) + 1
 
     async def _blocks(self, manager: hsmcore.KeyManager) -> None:
         count = 0
         while not self.over.is_set():
             count += 1
+            held = _epoch_of(manager)
+            if held not in (0, self.taken):
+                self.taken = held
+                await self._take_over(manager)
             position, content = self.next, f"{self.host} {time.time_ns()} {count}".encode()
             luck = self.dice.random()
             if luck < 0.25 and position > 0:  # one that is taken, with other content
@@ -143,26 +158,64 @@ class Signer:
             elif luck < 0.65:  # one ahead of all, which nothing but the epoch forbids to a host that lost it
                 position += self.dice.randint(1, AHEAD)
             try:
-                await self._sign(manager, ordered(position, content, domain=DOMAIN), position)
+                await self._block(manager, position, content)
             except DoubleSign:
-                self.next = max(self.next, position + 1)
+                await self._finish(manager, position)
             except NotHolder:
                 await asyncio.sleep(0.05)
             except HsmError:
                 if self.dice.random() < 0.5:  # it may be bound: ask again with the same, or come with another
-                    await self._again(manager, position, content)
+                    with suppress(HsmError):
+                        await self._block(manager, position, content)
                 await asyncio.sleep(0.05)
-            else:
-                self.own[position] = content
-                self.next = max(self.next, position + 1)
             await asyncio.sleep(self.dice.uniform(0.0, 0.03))
 
-    async def _again(self, manager: hsmcore.KeyManager, position: int, content: bytes) -> None:
-        try:
-            await self._sign(manager, ordered(position, content, domain=DOMAIN), position)
-        except HsmError:
-            return
+    async def _block(self, manager: hsmcore.KeyManager, position: int, content: bytes) -> None:
+        await self._sign(manager, ordered(position, content, domain=DOMAIN), position)
         self.own[position] = content
+        self._handed_out(position)
+
+    def _handed_out(self, position: int) -> None:
+        self.signed = max(self.signed, position)
+        self._soon(self._publish(position))
+
+    async def _publish(self, position: int) -> None:
+        await asyncio.sleep(self.dice.uniform(0.0, BUILDS))
+        self.history.write("published", position=position)
+
+    async def _take_over(self, manager: hsmcore.KeyManager) -> None:
+        """Sign first what the holder before has bound and not published, as far as that is known here."""
+        unfinished, found = getattr(manager, "unfinished", None), None
+        with suppress(HsmError):
+            found = None if unfinished is None else await unfinished(CHAIN)
+            if found is None or found.message is None or found.position < self.next:
+                return
+            try:
+                await self._sign(manager, found.message, found.position)
+            except DoubleSign:
+                self.history.write("wrong message", position=found.position, message=found.message.hex())
+            else:
+                self._handed_out(found.position)
+                self.history.write("finished", position=found.position)
+
+    async def _finish(self, manager: hsmcore.KeyManager, position: int) -> None:
+        """Sign what the next block is bound to, if it was not published: its holder died. Where that is not known, go
+        on behind it."""
+        if await self._until_heard(position, TRAVELS[1] + BUILDS):
+            return
+        await self._take_over(manager)
+        if not await self._until_heard(position, KNOWN):
+            self.history.write("left", position=position)
+            self.signed = max(self.signed, position)
+
+    async def _until_heard(self, position: int, seconds: float) -> bool:
+        """Whether the block is known in that time, or it is over."""
+        end = time.monotonic() + seconds
+        while position >= self.next and not self.over.is_set():
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(0.02)
+        return True
 
     async def _messages(self, manager: hsmcore.KeyManager, number: int) -> None:
         count = 0
@@ -176,12 +229,15 @@ class Signer:
 
     async def _sign(self, manager: hsmcore.KeyManager, payload: bytes, position: int | None) -> None:
         self.asked += 1
+        timeout = self.dice.choice(TIMEOUTS)
+        free = self.anywhere and position is None
         begun, stalled, held = true_boottime(), self.stalled, _epoch_of(manager)
         try:
-            signature = await manager.sign(payload, TIMEOUT)
-            epoch = _epoch_of(manager) or held
+            signature = await manager.sign(payload, timeout)
+            epoch = 0 if free else _epoch_of(manager) or held
         except HsmError as error:
-            self.history.write("answer", status=error.status, position=position, asked=begun, why=str(error)[:200])
+            said = {"status": error.status, "why": str(error)[:200]}
+            self.history.write("answer", position=position, asked=begun, until=begun + int(timeout * 1e9), **said)
             raise
         else:
             digest = hashlib.sha256(payload).hexdigest()
@@ -200,7 +256,7 @@ class Signer:
         finally:
             self.answered += 1
             had = self.turn - begun - (self.stalled - stalled)  # what came after that turn may be a stall
-            if had > int((TIMEOUT + LATE) * 1e9):
+            if had > int((timeout + LATE) * 1e9):
                 self.history.write("late", position=position, asked=begun)
 
 
@@ -216,6 +272,8 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     if spec["broken"]:
         BREAKAGES[spec["broken"]]()
+    if spec["clone"]:
+        clone.awake(Path(spec["memory"]), Path(spec["history"]))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(Signer(spec).run())
 

@@ -1,5 +1,5 @@
-"""Three hosts of a fleet before one database: a signer process each, with a way of its own to the database, a device of
-its own and, on request, a clock of its own.
+"""Three hosts of a fleet (Site) before one database: a signer process each, with a way of its own to the database, a
+device of its own and, on request, a clock of its own.
 
 Clocks are those of libfaketime. With FAKETIME_DONT_FAKE_MONOTONIC a process is shown another CLOCK_REALTIME and the
 true MONOTONIC and BOOTTIME, as after a step of a real clock; this is how steps are made, by a file that is read again
@@ -13,7 +13,10 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -21,13 +24,15 @@ from urllib.parse import quote
 
 import psycopg
 from tests.fleet.checker import Row
-from tests.fleet.history import Host, true_boottime
-from tests.fleet.nodes import Node, Process
+from tests.fleet.history import Host, lines_since, true_boottime
+from tests.fleet.nodes import DATABASE, Node, Process
 from tests.fleet.proxy import Proxy
 from tests.support.chaos import Chaos, wrap_noop
 from tests.support.paths import ROOT
-from tests.support.postgres import PASSWORD, USER, Bouncer
-from tests.support.zygote import Forked
+from tests.support.postgres import PASSWORD, USER, Bouncer, fleet
+from tests.support.zygote import CLI, Forked, run
+
+from hsmcore.state import Store
 
 FLEET: Final = "campaign"
 HOSTS: Final = ("x", "y", "z")
@@ -35,6 +40,12 @@ _SCHEMA: Final = f"hsmcore_{FLEET}"
 _ROWS: Final = f"SELECT domain, position, digest, holder, pg_xact_commit_timestamp(xmin) FROM {_SCHEMA}.bound"  # noqa: S608
 _FLOORS: Final = f"SELECT name, floor FROM {_SCHEMA}.watermark"  # noqa: S608
 _HOLDER: Final = f"SELECT host FROM {_SCHEMA}.fleet"  # noqa: S608
+CLONE: Final = "~"
+"""Between the name of a host and the number of its clone."""
+JITTER: Final = 0.1
+"""Of a round trip, in each direction."""
+LOOK: Final = 0.05
+"""Seconds between two looks; a look counts as no more than two of them, since what is late here is late there too."""
 _LIBRARY: Final = "libfaketimeMT.so.1"
 
 
@@ -46,8 +57,10 @@ def faketime() -> Path | None:
 class Signer:
     """One host. Its process may be killed, stopped and started again."""
 
-    def __init__(self, name: str, folder: Path, way: Proxy, database: str, *, broken: str | None, seed: int) -> None:
+    def __init__(self, name: str, folder: Path, way: Proxy, database: str, **spec: Any) -> None:
         self.name, self.folder, self.way, self._database = name, folder, way, database
+        self.memory = folder / "memory"
+        """What it had in memory when it was asked for that."""
         folder.mkdir()
         self.history, self.log = folder / "history", folder / "audit.log"
         self.chaos = Chaos(folder, wrap_noop())
@@ -57,7 +70,7 @@ class Signer:
         self.stops: list[tuple[int, int]] = []
         self.process: Process | None = None
         self._stopped_at = 0
-        self._broken, self._seed = broken, seed
+        self._spec = {"host": name, "memory": str(self.memory), "clone": False, **spec}
 
     def config(self, fleet: dict[str, Any]) -> dict[str, Any]:
         """The host's configuration."""
@@ -66,30 +79,42 @@ class Signer:
             settings={"verifySignatures": "always"},
             auditLogFile=str(self.log),
             policy={"kinds": ["block", "raw"]},
-            fleet={"store": {"url": f"{url}?connect_timeout=5"}, "name": FLEET, "host": self.name, **fleet},
+            fleet={"store": {"url": f"{url}?connect_timeout=5"}, "name": FLEET, "host": self._spec["host"], **fleet},
         )
 
     def start(self, fleet: dict[str, Any]) -> None:
         """Start a process, if none runs."""
         if self.process is not None and self.process.runs:
             return
-        spec = {"host": self.name, "config": self.config(fleet), "history": str(self.history)}
-        spec |= {"seed": self._seed, "broken": self._broken}
-        path = self.folder / "spec.json"
-        path.write_text(json.dumps(spec))
-        path.chmod(0o600)
-        library, environment = faketime(), {**os.environ, "PYTHONPATH": str(ROOT)}
+        spec = {**self._spec, "config": self.config(fleet), "history": str(self.history)}
+        for path, data in ((self.folder / "spec.json", spec), (self.config_file, spec["config"])):
+            path.write_text(json.dumps(data))
+            path.chmod(0o600)
+        library, environment = faketime(), {**os.environ, "PYTHONPATH": f"{ROOT / 'core'}:{ROOT}"}
         environment["FAKETIME_DISABLE_SHM"] = "1"  # what it shares with children, a killed process leaves
         if library is not None and self.rate != 1.0:
             environment |= {"LD_PRELOAD": str(library), "FAKETIME": f"+0 x{self.rate}"}
         elif library is not None and self.clock.exists():
             environment |= {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(self.clock)}
             environment |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_CACHE_DURATION": "1"}
-        command, out = ["tests.fleet.signer", str(path)], self.folder / "out"
+        command, out = ["tests.fleet.signer", str(self.folder / "spec.json")], self.folder / "out"
         if "LD_PRELOAD" in environment:
             self.process = Process([sys.executable, "-m", *command], out, cwd=ROOT, env=environment)
         else:
             self.process = Process(command, out, Forked, cwd=ROOT, env=environment)
+
+    @property
+    def config_file(self) -> Path:
+        """Its configuration, once it was started: for the command line."""
+        return self.folder / "config.json"
+
+    def command(self, *arguments: str, seconds: float = 60.0) -> tuple[int, str]:
+        """Run hsmcore's command line on this host. Returns the exit code and what it printed. Blocks."""
+        try:
+            done = run(CLI, *arguments, "--config", str(self.config_file), "--json", timeout=seconds, text=True)
+        except subprocess.TimeoutExpired:
+            return -1, "it takes too long"
+        return done.returncode, str(done.stdout or done.stderr)
 
     def step_clock(self, seconds: int) -> None:
         """Set the clock that it is shown."""
@@ -118,6 +143,11 @@ class Signer:
         """Have it claim the epoch by force."""
         if self.process is not None:
             self.process.send(signal.SIGUSR1)
+
+    def ask_for_memory(self) -> None:
+        """Have it write down what it has in memory."""
+        if self.process is not None:
+            self.process.send(signal.SIGUSR2)
 
     def ask_to_end(self) -> None:
         """Have it end in order."""
@@ -156,6 +186,117 @@ class Pooler:
         if self.bouncer is not None:
             await asyncio.to_thread(self.bouncer.close)
         await self.behind.close()
+
+
+class Site:
+    """Three hosts, each with its way to the database, which may lead through a pooler. `database`: a Cluster, or what
+    has its leader. `round_trip`: of each way, in seconds. `spec`: more for each signer. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        database: Any,
+        folder: Path,
+        fleet: dict[str, Any],
+        *,
+        pooled: bool = False,
+        round_trip: float = 0.0,
+        name: str = DATABASE,
+        **spec: Any,
+    ) -> None:
+        self.database, self.folder, self.fleet, self._name, self._spec = database, folder, fleet, name, spec
+        self.stale: set[str] = set()
+        """Hosts that are still led to the primary that was left behind."""
+        self.pooler = Pooler(Proxy(database.port)) if pooled else None
+        self._round_trip = round_trip
+        self.hosts = [self._host(host) for host in HOSTS]
+        self.clones: list[Signer] = []
+
+    def _host(self, name: str, **spec: Any) -> Signer:
+        way = Proxy(lambda: self._way(name), self._round_trip, self._round_trip * JITTER)
+        return Signer(name, self.folder / name, way, self._name, **self._spec, **spec)
+
+    def _way(self, name: str) -> int | None:
+        if self.pooler is not None and self.pooler.bouncer is not None:
+            return self.pooler.bouncer.port
+        if name in self.stale and self.database.old is not None:
+            return int(self.database.old.port)
+        return self.database.port()  # type: ignore[no-any-return]
+
+    async def open(self) -> None:
+        """Open the ways. No host is started."""
+        if self.pooler is not None:
+            await self.pooler.start()
+        for host in self.hosts:
+            await host.way.start()
+
+    async def close(self) -> None:
+        """Kill everything that still runs."""
+        for host in (*self.hosts, *self.clones):
+            await asyncio.to_thread(host.kill)
+            await host.way.close()
+        if self.pooler is not None:
+            await self.pooler.close()
+
+    async def clone(self, host: Signer) -> Signer:
+        """Make a second process that will go on as the host, with a copy of its log, once it is there."""
+        made = self._host(f"{host.name}{CLONE}{len(self.clones)}", host=host.name, memory=str(host.memory), clone=True)
+        self.clones.append(made)
+        await made.way.start()
+        return made
+
+    async def holder(self) -> Signer | None:
+        """The host that holds the epoch, if the database says so."""
+        leader = self.database.leader
+        held = await asyncio.to_thread(holder_of, leader) if leader is not None else None
+        return next((host for host in self.hosts if host.name == held), None)
+
+    def cut(self) -> None:
+        """Reset every connection of the hosts."""
+        for host in self.hosts:
+            host.way.cut()
+        if self.pooler is not None:
+            self.pooler.behind.cut()
+
+    def heal(self) -> None:
+        """Let everything pass, and every host run."""
+        for host in self.hosts:
+            host.way.heal()
+            host.cont()
+            host.chaos.write()
+            host.start(self.fleet)
+
+    async def signs_blocks(self, seconds: float) -> float | None:
+        """After how many seconds a block that is asked for from now on is released; None: not in time. Counted are the
+        seconds of a machine that has time for this process."""
+        begun = true_boottime()
+        places = [host.history.stat().st_size if host.history.exists() else 0 for host in self.hosts]
+        async for passed in looks(seconds):
+            for number, host in enumerate(self.hosts):
+                lines, places[number] = lines_since(host.history, places[number])
+                for found in lines:
+                    if found["what"] == "release" and found["position"] is not None and found["asked"] > begun:
+                        return passed
+        return None
+
+
+async def looks(seconds: float) -> AsyncIterator[float]:
+    """Yield how much time has passed, until it is over, as far as this process has had its share of it."""
+    passed, before = 0.0, time.monotonic()
+    while passed < seconds:
+        yield passed
+        await asyncio.sleep(LOOK)
+        now = time.monotonic()
+        passed, before = passed + min(now - before, 2 * LOOK), now
+
+
+def prepare(node: Node) -> None:
+    """Make the fleet's tables, so that no schedule waits for that. Blocks."""
+
+    async def made() -> None:
+        store = await Store.open(fleet(f"postgresql://{USER}@127.0.0.1:{node.port}/{node.database}", name=FLEET))
+        await store.close()
+
+    asyncio.run(made())
 
 
 def rows_of(node: Node) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.fleet.checker import AT_ONCE, Row, check
+from tests.fleet.checker import AT_ONCE, Row, Twins, check, refused_without_need
 from tests.fleet.history import Host
 
 CHAIN = "default/block"
@@ -29,12 +29,20 @@ def row(position: int, digest: str = "d", holder: str = "x:1#1", order: int | No
     return Row(CHAIN, position, digest, holder, position if order is None else order)
 
 
-def faults(*hosts: Host, rows: tuple[Row, ...] = (), floor: int = -1, lost: tuple[float, ...] = ()) -> list[str]:
+def faults(
+    *hosts: Host, rows: tuple[Row, ...] = (), floor: int = -1, lost: tuple[float, ...] = (), **more: Any
+) -> list[str]:
     """What the checker says."""
     found: list[str] = []
     losses = [(int((at - 0.1) * SECOND), int((at + 0.1) * SECOND)) for at in lost]
-    check(hosts, rows, {CHAIN: floor}, lambda kind, _note: found.append(kind), losses)
+    check(hosts, rows, {CHAIN: floor}, lambda kind, _note: found.append(kind), losses, **more)
     return found
+
+
+def answer(at: float, left: float, position: int | None = None, status: str = "NOT_HOLDER") -> dict[str, Any]:
+    """A line of a refusal of what was asked for just before, and had so much time left."""
+    times = {"asked": int((at - 0.01) * SECOND), "until": int((at + left) * SECOND)}
+    return {"what": "answer", "at": int(at * SECOND), **times, "position": position, "status": status, "why": ""}
 
 
 def test_a_history_without_fault():
@@ -121,3 +129,42 @@ def test_an_epoch_goes_back_once_for_each_loss():
     back = host("x", release(1.0, None, epoch=2), release(2.0, None))
     assert faults(back, lost=(1.5,)) == []
     assert faults(back, lost=(0.5,)) == ["epoch went back", "overlap"]
+
+
+def test_what_is_released_below_a_floor():
+    raised = [(2 * SECOND, CHAIN, 4)]
+    before, after = release(1.0, 4), release(3.0, 4)
+    assert faults(host("x", before), rows=(row(4),), raised=raised) == []
+    assert faults(host("x", before, after), rows=(row(4),), raised=raised) == ["below a floor"]
+    assert faults(host("x", release(2.05, 4)), rows=(row(4),), raised=raised) == []  # it was asked for before
+    assert faults(host("x", release(3.0, 5)), rows=(row(5),), raised=raised) == []
+
+
+def test_two_copies_of_a_process():
+    first, second = (
+        host("x", release(1.0, None), release(2.5, None)),
+        host("x~0", release(1.5, None), release(1.9, None)),
+    )
+    assert set(faults(first, second)) == {"overlap"}
+    assert faults(first, second, twins=[Twins("x", "x~0", 2 * SECOND)]) == []
+    assert faults(first, second, twins=[Twins("x", "x~0", int(1.8 * SECOND))]) == ["two copies"]
+    third = host("y", release(1.7, None, epoch=2))
+    assert set(faults(first, second, third, twins=[Twins("x", "x~0", 2 * SECOND)])) == {"overlap"}
+
+
+@pytest.mark.parametrize("position", [None, 7])
+def test_a_refusal_of_what_could_have_waited(position):
+    before, after = release(1.0, None), release(2.0, position)
+
+    def refused(line: dict[str, Any], *others: Host, first: Any = before, then: Any = after, **more: Any) -> int:
+        return len(refused_without_need([host("x", first, line, then, **more), *others]))
+
+    assert refused(answer(1.5, 1.0, position)) == 1
+    assert refused(answer(1.5, 0.6, position)) == 0  # too little was left behind that signature
+    assert refused(answer(1.5, 1.0, position, "DOUBLE_SIGN")) == 0
+    assert refused(answer(1.95, 1.0, position)) == 0  # what was released was asked for before that
+    assert refused(answer(1.5, 1.0, None if position else 7)) == 0  # nothing of its sort was released
+    assert refused(answer(1.5, 1.0, position), first=release(1.0, None, epoch=2)) == 0
+    assert refused(answer(1.5, 1.0, position), stops=[(int(1.6 * SECOND), int(1.7 * SECOND))]) == 0
+    other = host("y", release(1.7, None, epoch=2))
+    assert refused(answer(1.5, 1.0, position), other) == 0

@@ -25,6 +25,7 @@ PROGRAMS = (
     "failover",
     "rotation_with_handover",
     "two_keys",
+    "takeover",
     *SOLANA,
     "audit",
     "verify_batched",
@@ -138,6 +139,13 @@ def test_two_keys():
     assert found(r"^refused +(.+)$", text) == "POLICY_REFUSED"
     recorded = re.findall(r"^record +\d+: (.+)$", text, re.MULTILINE)
     assert recorded == ["blocks ok", "blocks ok", "messages ok", "None error"]
+
+
+def test_takeover():
+    text = run("takeover")
+    assert found(r"^bound +block 42 ([0-9a-f]{64})$", text)
+    assert found(r"^signed +([0-9a-f]{128})$", text)
+    assert found(r"^unfinished (.+)$", text) == "None"
 
 
 def test_keychain_signer():

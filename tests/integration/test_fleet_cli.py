@@ -14,7 +14,7 @@ from tests.support.postgres import cluster
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.query import Query
 from hsmcore.config import load
-from hsmcore.fleet import orders
+from hsmcore.fleet import rows
 from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.state import Store
@@ -146,13 +146,12 @@ def test_an_order_waits_for_its_host(command, site, verb):
     hosts(site, "signer-1", "signer-2")
     code, found, _ = command(verb, "--wait", "0", "--reason", "a test")
     assert (code, found["host"], found["followed"]) == (0, "signer-1", None)
-    assert [order["name"] for order in command("status")[1]["orders"]] == [f"fleet-{verb}:signer-1"]
+    assert command("status")[1]["orders"] == [{"host": "signer-1", "order": verb, "reason": "a test"}]
     code, found, _ = command(verb, "--wait", "0.1", plain=True)
     assert code == 1  # nobody follows
     code, _, _ = command(verb, "signer-2", "--wait", "0")
     assert code == 0
-    done = site.on_store(lambda store: store.run(lambda on: orders.orders(on, "signer-1")))
-    assert list(done) == [verb]
+    assert list(orders_of(site, "signer-1")) == [verb]
     assert site.commands()[f"fleet {verb}"]["hostname"] == "signer-2"
 
 
@@ -166,46 +165,38 @@ def test_a_drain_is_withdrawn(command, site):
     assert command("status")[1]["orders"] == []
 
 
-def test_a_claim_says_what_is_known(command, site):
+def orders_of(site, host):
+    """What a host finds with a look."""
+    seeing = rows.seeing("sequencer", host)
+    found = site.on_store(lambda store: store.exchange([seeing], lambda answers: (answers[0], [])))
+    return rows.seen(found).orders
+
+
+def test_a_claim_by_force_has_a_reason(command, site):
     row(site)
     hosts(site, "signer-1")
-    assert command("claim", "--force")[0] == 2  # without a reason
+    assert command("claim", "--force")[0] == 2
+    assert command("claim", "--wait", "0", "--force", "--reason", "x" * 200)[0] == 0
+    assert orders_of(site, "signer-1") == {"seize": "x" * 200}
+
+
+def test_an_order_is_another_one_for_each_host_and_withdrawn_alone(command, site):
+    row(site)
+    hosts(site, "signer-1", "signer-2")
+    assert command("claim", "--wait", "0", "--reason", "a")[0] == 0
+    assert command("drain", "--wait", "0")[0] == 0
+    assert command("drain", "signer-2", "--wait", "0", "--reason", "b")[0] == 0
+    assert orders_of(site, "signer-1") == {"claim": "a", "drain": ""}
+    assert command("drain", "--off")[0] == 0
+    assert (orders_of(site, "signer-1"), orders_of(site, "signer-2")) == ({"claim": "a"}, {"drain": "b"})
+
+
+def test_positions_that_are_no_positions_are_refused(command, site):
+    row(site, incident=2)
+    hosts(site, "signer-1")
     for wrong in ("block", "=3", "block=", "block=-1", "block=1.5", f"block={1 << 63}", "block=" + "9" * 30, "b=٣"):
-        code, _, err = command("claim", "--at-least", wrong)
+        code, _, err = command("reconcile", "--reason", "x", "--at-least", wrong)
         assert (code, "DOMAIN=POSITION" in err) == (2, True), wrong
-    more = ("--at-least", f"{BLOCKS}=12", "--at-least", "a=b=3", "--force", "--reason", "x")
-    assert command("claim", "--wait", "0", *more)[0] == 0
-    order = site.on_store(lambda store: store.run(lambda on: orders.orders(on, "signer-1")))["claim"]
-    assert (order.at_least, order.force, order.reason) == ({BLOCKS: 12, "a=b": 3}, True, "x")
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        "",
-        "yes",
-        "[]",
-        '{"atLeast": {}}',
-        '{"atLeast": {"a": -1}, "force": false}',
-        '{"atLeast": {"a": 1.5}, "force": true}',
-        '{"atLeast": {"a": true}, "force": false}',
-        '{"atLeast": [], "force": false}',
-        '{"atLeast": {}, "force": 1}',
-    ],
-)
-def test_an_order_of_another_writer_is_none(site, value):
-    site.execute(f"INSERT INTO desired_state VALUES ('fleet-claim:signer-1', '{value}', 'x', 1)")  # noqa: S608
-    assert site.on_store(lambda store: store.run(lambda on: orders.orders(on, "signer-1"))) == {}
-
-
-def test_an_order_is_fulfilled_once(site):
-    async def work(store):
-        await store.run(lambda on: orders.fulfil(on, "claim", "signer-1"))
-        return await store.run(lambda on: orders.orders(on, "signer-1"))
-
-    value = orders.order_value({BLOCKS: 1})
-    site.execute(f"INSERT INTO desired_state VALUES ('fleet-claim:signer-1', '{value}', 'x', 1)")  # noqa: S608
-    assert site.on_store(work) == {}
 
 
 def test_an_incident_is_closed_without_the_hosts_that_are_gone(command, site):

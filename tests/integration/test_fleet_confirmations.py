@@ -9,13 +9,14 @@ import signal
 from time import monotonic
 
 import pytest
+from psycopg.pq import TransactionStatus
 from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.postgres import Cluster, fleet
 
 from hsmcore.base.steady import boottime
 from hsmcore.errors import DeadlineExceeded, NotHolder, error_of
-from hsmcore.fleet.confirmations import AT_ONCE, Confirmations, EpochCheck
+from hsmcore.fleet.confirmations import Confirmations
 from hsmcore.fleet.membership import Membership
 from hsmcore.state import StoreUnknown
 from hsmcore.state.postgres.link import ANSWER_SECONDS
@@ -42,28 +43,27 @@ class Checks:
         await until(lambda: len(self.under_way) == count)
 
 
-async def test_a_check_is_only_for_those_that_were_there_and_waits_for_none_before_it():
+async def test_a_check_is_only_for_those_that_were_there_and_one_is_under_way_at_a_time():
     checks = Checks()
     confirmations = Confirmations(checks, refusal)
-    waiting = []
-    for count in range(1, AT_ONCE + 1):
-        waiting.append(confirmations.wait(math.inf))
-        await checks.begun(count)
-    late = confirmations.wait(math.inf)
-    checks.under_way[1].set_result(True)  # in any order
-    await waiting[1]
-    assert not waiting[0].done()
-    await checks.begun(AT_ONCE + 1)
-    assert not late.done()
-    checks.under_way[0].set_result(False)
-    with pytest.raises(NotHolder):
-        await waiting[0]
-    checks.under_way[AT_ONCE].set_result(True)
-    await late
+    first = confirmations.wait(math.inf)
+    await checks.begun(1)
+    late = [confirmations.wait(math.inf), confirmations.wait(math.inf)]
+    checks.under_way[0].set_result(True)
+    await first
+    await checks.begun(2)
+    assert not any(one.done() for one in late)
+    later = confirmations.wait(math.inf)
+    checks.under_way[1].set_result(False)
+    for one in late:
+        with pytest.raises(NotHolder):
+            await one
+    await checks.begun(3)
+    assert not later.done()
     checks.under_way[2].set_exception(StoreUnknown("no answer"))  # asked again
-    await checks.begun(AT_ONCE + 2)
-    checks.under_way[AT_ONCE + 1].set_result(True)
-    await waiting[2]
+    await checks.begun(4)
+    checks.under_way[3].set_result(True)
+    await later
     await confirmations.close()
 
 
@@ -75,18 +75,20 @@ async def test_a_check_waits_for_others_for_a_moment_and_not_for_the_last_ones(m
     loop = asyncio.get_running_loop()
     first = confirmations.wait(math.inf, 5)
     await checks.begun(1)  # none had begun lately
-    begun = loop.time()
     waiting = [confirmations.wait(math.inf, 4)]
+    checks.under_way[0].set_result(True)
+    await first
     await asyncio.sleep(pace / 50)
     assert len(checks.under_way) == 1
+    begun = loop.time()
     waiting.append(confirmations.wait(math.inf, 2))
     await checks.begun(2)
     waiting.append(confirmations.wait(math.inf, 9))
+    checks.under_way[1].set_result(True)
     await checks.begun(3)
     assert loop.time() - begun >= pace
-    for check in checks.under_way:
-        check.set_result(True)
-    await asyncio.gather(first, *waiting)
+    checks.under_way[2].set_result(True)
+    await asyncio.gather(*waiting)
     await confirmations.close()
 
 
@@ -113,27 +115,6 @@ async def test_closing_leaves_nobody_waiting():
     await confirmations.close()
     done = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(isinstance(one, (NotHolder, asyncio.CancelledError)) for one in done)
-
-
-@pytest.mark.parametrize("single", [False, True])
-async def test_a_check_of_a_single_node_only_reads(postgres: Cluster, single: bool):
-    """There is no standby whose word it must wait for."""
-    url = postgres.database()
-    member = await Membership.open(fleet(url, ttlMs=60_000, unordered="strict", singleNode=True))
-    locking = EpochCheck(member._store, member.name, member._machine, member._wake.set, single_node=False)
-    check = member._check if single else locking
-    member.begin(lambda *_, **__: None)
-    try:
-        await until(lambda: member.state == "holder")
-        with postgres.connect(url.rsplit("/", 1)[1]) as other, other.transaction():
-            other.execute("SELECT FROM hsmcore_tests.fleet FOR UPDATE")  # as a claim that is not committed
-            asked = asyncio.ensure_future(check())
-            await asyncio.wait({asked}, timeout=0.5)
-            assert asked.done() == single
-        assert await asked
-        await locking.close()
-    finally:
-        await member.close()
 
 
 async def test_a_check_waits_for_no_transaction_of_the_store(postgres: Cluster):
@@ -169,15 +150,15 @@ async def test_a_connection_that_is_reset_behind_a_question_costs_nobody_an_answ
     member.begin(lambda *_, **__: None)
     try:
         await until(lambda: member.state == "holder")
-        before = set(postgres.backends(database))
         await member.confirm()
-        [asker] = set(postgres.backends(database)) - before
+        store = await member._store.run(lambda on: on.exec_driver_sql("SELECT pg_backend_pid()").scalar())
+        [asker] = set(postgres.backends(database)) - {store}
         os.kill(asker, signal.SIGSTOP)
         try:
             postgres.execute(f"SELECT pg_terminate_backend({asker})")
             confirmed = member.confirm()
-            free = member._confirmations._check._free
-            await until(lambda: len(free) < AT_ONCE)  # the question is sent
+            server = member._line.asking._driver.pgconn
+            await until(lambda: server.transaction_status == TransactionStatus.ACTIVE)  # it is sent
         finally:
             os.kill(asker, signal.SIGCONT)
         async with asyncio.timeout(ANSWER_SECONDS / 3):
@@ -192,11 +173,11 @@ async def test_an_answer_that_comes_when_the_lease_is_over_is_not_good(postgres:
     member.begin(lambda *_, **__: None)
     try:
         await until(lambda: member.state == "holder")
-        monkeypatch.setattr(member._machine, "renewed", lambda *_: None)
-        assert await member._check()
+        monkeypatch.setattr(member._machine, "renewed", lambda row, _, now: member._machine.saw(row, now))
+        assert await member._renew()
         await until(lambda: not member._machine.holds(boottime()))
         assert member.epoch
-        assert not await member._check()
+        assert not await member._renew()
         with pytest.raises(NotHolder):
             await member.confirm(monotonic() + 5)
     finally:

@@ -17,11 +17,11 @@ from tests.support.postgres import Cluster, cluster, fleet
 from hsmcore.config import Secret
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import BadArgument, NotHolder
-from hsmcore.fleet.orders import order_name
+from hsmcore.fleet.orders import order
 from hsmcore.fleet.overview import overview
 from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.recovery import hold
-from hsmcore.state import Desired, Store
+from hsmcore.state import Store
 from hsmcore.state.store import now_ns
 
 pytestmark = [pytest.mark.integration, one_loop, pytest.mark.slow("standbys that are made and promoted")]
@@ -67,7 +67,7 @@ class Pair:
     async def drain(self, *hosts: str, off: bool = False) -> None:
         store = await Store.open(self.place("x"), self._secret)
         for host in hosts:
-            await Desired(store).set(order_name("drain", host), None if off else "yes", "a test")
+            await store.run(lambda on, host=host: order(on, host, "drain", None if off else "a test"))
         await store.close()
 
     async def retire(self, host: str) -> None:
@@ -258,6 +258,6 @@ async def test_a_retired_host_that_was_only_stopped_signs_no_more(tmp_path, monk
             await signs(1, a)
             monkeypatch.setattr(hold, "AWAY_LEASES", -1)  # as if it had said nothing for so long
             await servers.retire("b")
-            await until(lambda: b.member._superseded)
+            await until(lambda: b.member._line.superseded)
             with pytest.raises(NotHolder):
                 await b.member.claim(force=True, reason="a test")

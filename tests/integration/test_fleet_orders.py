@@ -41,7 +41,7 @@ def test_hosts_follow_orders(command, place):
     assert (code, found["holderHost"], found["renewed"]) == (0, "first", True)
     assert {host["name"]: host["state"] for host in found["hosts"]} == {"first": "holder", "second": "follower"}
 
-    code, found, _ = command("claim", "second", "--at-least", "default/block=4", "--force", "--reason", "a test")
+    code, found, _ = command("claim", "second", "--force", "--reason", "a test")
     assert (code, found["followed"]) == (0, True)
     second.until("holder")
     first.until("follower")

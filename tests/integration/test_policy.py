@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import sqlite3
 import sys
@@ -127,6 +128,30 @@ async def test_one_digest_for_a_position(world, tmp_path):
             await manager.sign(ordered(5, b"b"))
         assert caught.value.position == 5
         assert caught.value.domain == "default/block"
+
+
+async def test_a_new_process_gets_what_was_bound_last(world, tmp_path):
+    """It may not have been handed out; and what another writer made of the store is only given if it stands there."""
+    config = policed(world, tmp_path, ["block", "state-root"])
+    async with opened(config) as manager:
+        assert await manager.unfinished("default/block") is None
+        for position in (3, 4):
+            signature = await manager.sign(ordered(position))
+            assert await manager.unfinished("default/block") is None
+    async with opened(config) as manager:
+        found = await manager.unfinished("default/block")
+        assert found[:2] == ("block", 4)
+        assert (found.message, len(found.digest)) == (ordered(4), 32)
+        assert await manager.sign(found.message, kind=found.kind, position=found.position) == signature
+        assert await manager.unfinished("default/block") is None
+    unlogged = policed(world, tmp_path, ["block", "state-root"], rules={"auditLogFile": None})
+    for forged in (ordered(5), ordered(4, kind="state-root"), ordered(4, domain="another"), b"raw"):
+        digest = hashlib.sha256(forged).hexdigest()
+        with closing(sqlite3.connect(tmp_path / "state.db")) as raw, raw:
+            raw.execute("UPDATE watermark SET message = ?", (forged.hex(),))
+            raw.execute("UPDATE bound SET digest = ? WHERE position = 4", (digest,))
+        async with opened(unlogged) as manager:
+            assert (await manager.unfinished("default/block")).message is None
 
 
 async def test_a_position_is_read_and_not_believed(world, tmp_path):

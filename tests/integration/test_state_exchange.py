@@ -10,18 +10,18 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import insert, select, update
+from sqlalchemy import event, insert, select, update
 from tests.support.postgres import Cluster, fleet
 from tests.support.size import share
 
-from hsmcore.fleet import rows
+from hsmcore.config import Secret
 from hsmcore.fleet.membership import Membership
 from hsmcore.manager.policy.wants import PayloadPlace
 from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.state import RoleLost, Store, StoreError, StoreUnknown, positions
 from hsmcore.state.exchange import CHANGED, Change, Question, one_by_one
 from hsmcore.state.mark import Mark
-from hsmcore.state.postgres import link
+from hsmcore.state.postgres import ask, link
 from hsmcore.state.postgres import text as text_to_server
 from hsmcore.state.schema import FLEET, FLEET_HOST, ROLE, SPENT
 
@@ -134,22 +134,52 @@ async def test_an_exchange_in_a_role_asks_for_the_role_in_its_two_messages_and_i
         await each.close()
 
 
-async def test_a_renewal_of_the_epoch_is_two_messages_also_when_its_host_speaks(url, messages):
+async def test_a_renewal_of_the_epoch_is_one_message_also_when_its_host_speaks(url, monkeypatch):
     """The time of both is the database's, within the statements: to ask for it would be a message of its own."""
+    sent = []
+    for name in ("saying", "saying_then"):
+        real = getattr(ask, name)
+        monkeypatch.setattr(ask, name, lambda *given, real=real: sent.append(given[1:]) or real(*given))
     rules, both = fleet(url, host="a", ttlMs=60_000), select(FLEET.c.renewals, FLEET_HOST.c.seen_ns)
     both = both.select_from(FLEET.join(FLEET_HOST, FLEET_HOST.c.name == "a"))
     membership = await Membership.open(rules)
     await membership.claim()
-    for spoke_at in (membership._spoke_at, 0):
-        membership._spoke_at = spoke_at
+    for spoke_at in (membership._line._spoke_at, 0):
+        membership._line._spoke_at = spoke_at
         before = await membership._store.rows(both)
-        messages.clear()
-        await membership._renew()
-        assert [message.endswith(b"; COMMIT") for message in messages] == [False, True]
+        sent.clear()
+        assert await membership._renew()
+        assert len(sent) == 1
         after = await membership._store.rows(both)
         assert after[0]["renewals"] == before[0]["renewals"] + 1
         assert (after[0]["seen_ns"] > before[0]["seen_ns"]) == (spoke_at == 0)
     await membership.close()
+
+
+async def test_under_a_seal_a_bind_is_the_statements_that_it_is_without_and_a_renewal_two_messages(postgres, messages):
+    seen = {}
+    for secret in (None, Secret.plain("s" * 32)):
+        rules = fleet(postgres.database(), host="a", ttlMs=60_000)
+        membership, store = await Membership.open(rules, secret), await Store.open(rules, secret)
+        executed: list[str] = []
+        event.listen(store._database._engine, "before_cursor_execute", lambda *given, to=executed: to.append(given[2]))
+        await membership.claim()
+        mark = Watermark(store, "a:1", membership)
+        await mark.require(PayloadPlace("chain/block", 1, "0" * 64))
+        for again in range(2):  # the claim, the domain and the host are known by then
+            messages.clear()
+            executed.clear()
+            await mark.require(PayloadPlace("chain/block", 2 + again, "0" * 64, message=b"a"))
+            seen[secret] = [(text.count(b"; "), text.endswith(b"COMMIT")) for text in messages]
+            messages.clear()
+            await membership._renew()
+        assert executed == []
+        assert len(messages) == (0 if secret is None else 2), "without a seal, the lease has a connection of its own"
+        await mark.close()
+        await membership.close()
+        await store.close()
+    assert len(seen[None]) == 2
+    assert len({str(one) for one in seen.values()}) == 1
 
 
 async def test_a_store_that_others_have_sealed_is_not_written(url, monkeypatch):
@@ -198,19 +228,7 @@ async def test_two_that_bind_one_position_at_the_same_time_have_one_winner(url):
     await first.close()
 
 
-async def test_hosts_that_start_at_once_on_a_new_database_all_enter_their_fleet(url, monkeypatch):
-    """Each finds no row of the fleet, and one of them makes it."""
-    looks = asyncio.Barrier(3)
-    inner = Store.exchange
-
-    async def together(store: Store, questions: Any, decide: Any, **rest: Any) -> Any:
-        if [question.statement for question in questions] != [rows.looking("").statement] or rest:
-            return await inner(store, questions, decide, **rest)
-        found = await inner(store, questions, lambda answers: (answers, []))
-        await looks.wait()
-        return await inner(store, [], lambda _: decide(found))
-
-    monkeypatch.setattr(Store, "exchange", together)
-    hosts = [fleet(url, host=name) for name in ("a", "b", "c")]
-    members = await asyncio.gather(*(Membership.open(host) for host in hosts))
+async def test_hosts_that_start_at_once_on_a_new_database_all_enter_their_fleet(url):
+    """Each makes the row of the fleet if it finds none, and one of them does."""
+    members = await asyncio.gather(*(Membership.open(fleet(url, host=name)) for name in ("a", "b", "c")))
     await asyncio.gather(*(member.close() for member in members))

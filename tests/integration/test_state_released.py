@@ -66,7 +66,7 @@ async def write(store: Store) -> None:
 async def ask(store: Store) -> None:
     asking = store.asking()
     try:
-        await asking.ask(LOCKS)
+        await asking.ask([LOCKS], 60)
     finally:
         await asking.close()
 
@@ -81,7 +81,7 @@ async def test_a_commit_that_was_let_go_when_the_setting_was_emptied_is_unknown(
     direct = postgres.database()
     database, url = direct.rpartition("/")[2], pooler.url_of(direct) if pooled else direct
     with receiver(postgres, tmp_path) as standby:
-        store = await Store.open(fleet(url, singleNode=False))
+        store = await Store.open(fleet(url, singleNode=False, ttlMs=60_000))
         try:
             for way in WAYS:
                 send_signal(standby.pid, signal.SIGSTOP)
@@ -109,7 +109,7 @@ async def test_a_commit_that_was_let_go_when_the_setting_was_emptied_is_unknown(
 async def test_what_fails_in_the_message_of_commit_writes_nothing(postgres: Cluster, tmp_path: Path) -> None:
     """As in test_state_exchange.py, where the server has no standby."""
     with receiver(postgres, tmp_path):
-        store = await Store.open(fleet(postgres.database(), singleNode=False))
+        store = await Store.open(fleet(postgres.database(), singleNode=False, ttlMs=60_000))
         added = positions.change_of(CHAIN, Mark(-1, 5, 1), is_new=True)
         missing = positions.change_of("nowhere", Mark(-1, 5, 1), is_new=False)
         for changes, why in (([added, missing], CHANGED), ([added, added], "duplicate key")):
@@ -127,7 +127,7 @@ async def test_a_bind_that_was_let_go_is_read_again_by_its_digest(postgres: Clus
     url = postgres.database()
     database = url.rpartition("/")[2]
     with receiver(postgres, tmp_path) as standby:
-        store = await Store.open(fleet(url, singleNode=False))
+        store = await Store.open(fleet(url, singleNode=False, ttlMs=60_000))
         marks = Watermark(store, "host:1")
         send_signal(standby.pid, signal.SIGSTOP)
         waiting = marks.require(PayloadPlace(CHAIN, 1, "a" * 64))

@@ -107,6 +107,7 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "state/domains.py": ("tests/unit/test_key_domains.py", "tests/integration/test_key_domains.py"),
         "state/positions.py": ("tests/unit/test_watermark.py",),
         "state/seal.py": ("tests/unit/test_state_seal.py",),
+        "state/seal_guard.py": ("tests/unit/test_state_seal.py",),
         "state/sealed_rows.py": ("tests/unit/test_state_seal.py",),
     }.items()
 } | {

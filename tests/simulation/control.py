@@ -124,12 +124,19 @@ def perform(device: Device, verb: Any) -> Any:
 
 def install() -> None:
     """Once in a process."""
-    from hsmcore.members.control import ControlPlane
+    from hsmcore.members.control import ControlPlane, admin, remote
 
     def do(self: Any, verb: Any) -> Any:
         return perform(engine.devices[self._access.token.label], verb)
 
+    def opened(self: Any) -> Any:
+        device = engine.devices[self._access.token.label]
+        if device.is_gone:
+            raise _failure(device, "TOKEN_LOST", "C_OpenSession")
+        return self
+
     ControlPlane._do = do
+    admin.TokenAdmin.open = remote.RemoteAdmin.open = opened  # a command logs in
 
 
 def name_of(public_key: bytes) -> str:

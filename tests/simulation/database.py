@@ -24,23 +24,25 @@ from tests.simulation.threads import no_loop
 from hsmcore.errors import HsmError
 from hsmcore.state import database as base
 from hsmcore.state.database import Database
-from hsmcore.state.errors import RowInvalid, StoreError, StoreUnknown
-from hsmcore.state.exchange import AGAIN, CHANGED, Asking, Question
+from hsmcore.state.errors import RowInvalid, StoreAway, StoreError, StoreUnknown
+from hsmcore.state.exchange import AGAIN, CHANGED, Asking, Change, Question, Reply
 from hsmcore.state.postgres.database import HINT, ROLE_SECONDS, schema_name
-from hsmcore.state.postgres.link import ANSWER_SECONDS
+from hsmcore.state.postgres.link import ANSWER_SECONDS, IDLE_MS
 from hsmcore.state.postgres.roles import RolesSeen, row_role
 
 ANSWER_NS: Final = int(ANSWER_SECONDS * SECOND)
 UNHEARD_NS: Final = 10 * SECOND
 """After which the kernel gives up a connection whose bytes no one confirms: tcp_user_timeout of url.py."""
 _DIAL_NS: Final = 5 * SECOND
+SYSTEM: Final = "7000000000000000001"
+NO_ANSWER: Final = ("the server does not answer",)
 
 
 class Blocked(Exception):
     """A statement waits for a lock."""
 
-    def __init__(self, shared: bool) -> None:
-        self.shared = shared
+    def __init__(self, strength: int) -> None:
+        self.strength = strength
 
 
 class _Message(NamedTuple):
@@ -49,6 +51,8 @@ class _Message(NamedTuple):
     session: Session | None
     job: Callable[[], Job] | None
     patience_ns: int = ANSWER_NS
+    hastens: bool = False
+    """Whether it is given up earlier while the server confirms others."""
 
 
 Steps = Generator[_Message, Any, Any]
@@ -63,6 +67,8 @@ class LinkThread(Executor):
         self._running: tuple[Future[Any], Steps] | None = None
         self._number = 0
         self._until_ns, self._watched = 0, False
+        self._hastens_ns = ANSWER_NS * 1_000_000
+        """When what is under way was sent, if it may be given up earlier."""
         self._sent_on: Session | None = None
         """Of the message that is under way: until when its answer is waited for, and on which connection."""
 
@@ -115,8 +121,11 @@ class LinkThread(Executor):
     def _send(self, message: _Message) -> None:
         self._number += 1
         number, server, host = self._number, self._server, self._process.host
+        lost = partial(server.network.loses, host, message.session)
 
         def reply(answer: Any) -> None:
+            if lost():
+                return
             server.network.carry(host, "replies", self._process, partial(self._heard, number, answer))
 
         def come() -> None:
@@ -126,9 +135,11 @@ class LinkThread(Executor):
                 assert message.job is not None
                 server.receive(message.session, message.job, reply)
 
-        server.network.carry(host, "requests", None, come)
+        if not lost():
+            server.network.carry(host, "requests", None, come)
         patience = min(message.patience_ns, UNHEARD_NS) if server.network.holds_up(host) else message.patience_ns
         self._until_ns, self._sent_on = server.clock.ns + patience, message.session
+        self._hastens_ns = server.clock.ns if message.hastens else ANSWER_NS * 1_000_000
         if not self._watched or patience < ANSWER_NS:
             self._watched = True
             server.loop.happens_to(self._process, patience, self._watch)
@@ -143,10 +154,15 @@ class LinkThread(Executor):
             self._watched = True
             self._server.loop.happens_to(self._process, rest, self._watch)
             return
-        if self._sent_on is not None:
+        if self._sent_on is not None and not self._sent_on.silent:
             drop = partial(self._server.drop, self._sent_on)
             self._server.network.carry(self._process.host, "requests", None, drop)
-        self._heard(self._number, Lost("the server does not answer"))
+        self._heard(self._number, Lost(*NO_ANSWER))
+
+    def hasten(self, quick_ns: int) -> None:
+        if self._running is not None and self._server.clock.ns > self._hastens_ns + quick_ns:
+            self._until_ns = self._server.clock.ns
+            self._watch()
 
     def _heard(self, number: int, answer: Any) -> None:
         if number == self._number and self._running is not None:
@@ -157,8 +173,9 @@ class LinkThread(Executor):
 class _Link:
     """One connection, as a host has it."""
 
-    def __init__(self, server: Server, process: Process) -> None:
-        self.server, self.process = server, process
+    def __init__(self, server: Server, process: Process, quick_ns: int = ANSWER_NS) -> None:
+        self.server, self.process, self.quick_ns = server, process, quick_ns
+        """`quick_ns`: how long the beginning of a transaction, and an exchange, may take."""
         self.session: Session | None = None
 
     def begun(self, questions: Sequence[Question], turn: bool) -> Steps:
@@ -170,7 +187,8 @@ class _Link:
                 self.session = yield _Message(None, None, _DIAL_NS)
             session = self.session
             try:
-                answers = yield self.message(partial(self.server.begin, session, questions, turn))
+                begin = partial(self.server.begin, session, questions, turn)
+                answers = yield self.message(begin, self.quick_ns + (IDLE_MS * 1_000_000 if turn else 0))
             except Lost:
                 self.session = None
                 if fresh:
@@ -178,9 +196,9 @@ class _Link:
             else:
                 return session, answers
 
-    def message(self, job: Callable[[], Job]) -> _Message:
+    def message(self, job: Callable[[], Job], patience_ns: int = ANSWER_NS, *, hastens: bool = False) -> _Message:
         assert self.session is not None
-        return _Message(self.session, job)
+        return _Message(self.session, job, patience_ns, hastens)
 
     def undo(self) -> Steps:
         assert self.session is not None
@@ -206,7 +224,7 @@ class ServerDatabase(Database):
         assert process is not None
         self.process, self.server, self.place = process, servers[0], place
         self.thread: Any = LinkThread(self.server, process)
-        self._link = _Link(self.server, process)
+        self._link = _Link(self.server, process, max(place.ttl_ms * 500_000, SECOND))
         self._facts = ("", "", 0)
         self._roles_seen = RolesSeen(self.shown)
 
@@ -248,12 +266,15 @@ class ServerDatabase(Database):
     def exclusively(self, role: str) -> AbstractAsyncContextManager[None]:
         return row_role(self, role, max(ROLE_SECONDS, self.place.ttl_ms / 1e3), self._roles_seen)
 
+    def hasten(self) -> None:
+        self.thread.hasten(self._link.quick_ns)
+
     def asking(self) -> Asking:
-        return Asker(self.server, self.process)
+        return Asker(self.server, self.process, self.place.ttl_ms * 500_000)
 
     def _begun(self, questions: Sequence[Question], turn: bool) -> Steps:
         session, answers = yield from self._link.begun(questions, turn)
-        facts = "7000000000000000001", f"{session.timeline:08X}", session.started
+        facts = SYSTEM, f"{session.timeline:08X}", session.started
         if facts != self._facts:
             self._facts = facts
             for listener in tuple(self.listeners):
@@ -271,7 +292,7 @@ class ServerDatabase(Database):
         except BaseException:
             yield from self._link.undo()
             raise
-        yield from self._committed(partial(self.server.commit, session, changes))
+        yield from self._committed(partial(self.server.commit, session, changes), hastens=True)
         return result
 
     def transact(self, work: Any, *, lenient: bool, turn: bool = True) -> Any:
@@ -284,10 +305,9 @@ class ServerDatabase(Database):
     def _transacted(self, work: Any, turn: bool) -> Steps:
         session, _ = yield from self._begun([], turn)
 
-        def locks(shared: bool) -> None:
-            held = self.server.locks["fleet"].holders
-            if session not in held or (held[session] and not shared):
-                raise Blocked(shared)
+        def locks(strength: int) -> None:
+            if self.server.locks["fleet"].holders.get(session, -1) < strength:
+                raise Blocked(strength)
 
         while True:
             if not session.open:
@@ -297,7 +317,7 @@ class ServerDatabase(Database):
                 result, written = memory().tried(work, locks)
                 break
             except Blocked as blocked:
-                yield self._link.message(partial(self.server.lock, session, "fleet", shared=blocked.shared))
+                yield self._link.message(partial(self.server.lock, session, "fleet", blocked.strength))
             except BaseException as error:
                 yield from self._link.undo()
                 if isinstance(error, (TypeError, ValueError, KeyError, OverflowError)) and not isinstance(
@@ -308,9 +328,9 @@ class ServerDatabase(Database):
         yield from self._committed(partial(self.server.commit, session, (), written))
         return result
 
-    def _committed(self, job: Callable[[], Job]) -> Steps:
+    def _committed(self, job: Callable[[], Job], *, hastens: bool = False) -> Steps:
         try:
-            yield self._link.message(job)
+            yield self._link.message(job, hastens=hastens)
         except Lost as error:
             self._link.session = None
             raise StoreUnknown(f"{self.shown}: the connection failed in COMMIT: {error}") from None
@@ -325,46 +345,56 @@ class ServerDatabase(Database):
         except (Lost, Refused) as error:
             if isinstance(error, Lost):
                 self._link.session = None
-            raise StoreError(f"{self.shown}: {error}", hint=HINT) from None
+            # A row that is there is no operational error of psycopg's; a lock that is not had in time is.
+            away = isinstance(error, Lost) or "lock timeout" in str(error)
+            raise (StoreAway if away else StoreError)(f"{self.shown}: {error}", hint=HINT) from None
 
 
 class Asker:
     """As the class of this name in state/postgres/ask.py."""
 
-    def __init__(self, server: Server, process: Process) -> None:
-        self._thread, self._link = LinkThread(server, process), _Link(server, process)
+    def __init__(self, server: Server, process: Process, dial_ns: int) -> None:
+        self._server, self._process, self._dial_ns = server, process, dial_ns
         self._one = asyncio.Lock()
+        self._begin()
 
-    async def ask(self, question: Question) -> Sequence[Sequence[Any]]:
+    def _begin(self) -> None:
+        """With another connection: what was under way on the one before has no one who waits for it."""
+        self._thread, self._link = LinkThread(self._server, self._process), _Link(self._server, self._process)
+
+    async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
         async with self._one:
             try:
-                found: Sequence[Sequence[Any]] = await asyncio.wrap_future(self._thread.submit(self._asked, question))
+                asked = self._thread.submit(self._asked, work, int(seconds * SECOND))
+                told: Reply = await asyncio.wrap_future(asked)
             except BaseException:
-                self._link.close()
+                await self._drop()
                 raise
-            return found
+            return told
 
-    def _asked(self, question: Question) -> Steps:
+    def _asked(self, work: Sequence[Question | Change], patience_ns: int) -> Steps:
         link = self._link
         try:
-            for again in (link.session is not None, False):
+            used = link.session is not None
+            for again in (False, True):
                 if link.session is None:
-                    link.session = yield _Message(None, None, _DIAL_NS)
+                    link.session = yield _Message(None, None, self._dial_ns)
+                session = link.session
                 try:
-                    return (yield link.message(partial(self._answered, link.server, link.session, question)))
-                except Lost:
+                    answers = yield link.message(partial(self._server.told, session, work), patience_ns)
+                except Lost as error:
                     link.session = None
-                    if not again:
+                    if again or not used or error.args == NO_ANSWER:
                         raise
+                else:
+                    timeline = f"{session.timeline:08X}"
+                    return Reply(answers, (SYSTEM, timeline), f"{SYSTEM} {timeline} {session.started}", again)
         except (Lost, Refused, Warned) as error:
-            link.close()
             raise StoreUnknown(f"the server did not answer a question: {error}") from None
 
-    @staticmethod
-    def _answered(server: Server, session: Session, question: Question) -> Job:
-        [answer] = yield from server.begin(session, [question], turn=False)
-        yield from server.commit(session, ())
-        return answer
+    async def _drop(self) -> None:
+        self._link.close()
+        self._begin()
 
     async def close(self) -> None:
         async with self._one:

@@ -44,7 +44,6 @@ class Disk:
         """Contents of files that lost a name before they were synced."""
         self._names: dict[Path, list[dict[str, int]]] = {}
         """By folder: the names that are kept, then those after each change since."""
-        self._frozen: Image | None = None
         self.operations = 0
         self.ends_at: int | None = None
         """The operation at which the life ends,"""
@@ -53,6 +52,7 @@ class Disk:
         self.kills = False
         """Whether that is a kill: then the files stay as they are."""
         self.is_full = False
+        self._lies: Callable[[Path], bool] = lambda _path: False
         self.tell: Callable[[str], object] = lambda _what: None
         self.open: list[Any] = []
         """Connections of SQLite, and files that a generator reads: if nothing closed them, they would close descriptors
@@ -72,7 +72,7 @@ class Disk:
             else:
                 path.write_bytes(content)
                 path.chmod(0o600)
-        self._contents, self._unsynced, self._frozen = {}, {}, None
+        self._contents, self._unsynced = {}, {}
         self._names = {}
         for folder in (self.root, *(self.root / name for name, content in image.items() if content is None)):
             self._names[folder] = [_entries(folder)]
@@ -80,6 +80,7 @@ class Disk:
             if content is not None:
                 self._contents[(self.root / name).stat().st_ino] = content
         self.operations, self.ends_at, self.is_full = 0, None, False
+        self._lies = lambda _path: False
         _mounted[:] = [self]
 
     def unmount(self) -> None:
@@ -95,9 +96,12 @@ class Disk:
                 if self.has(number.readlink()):
                     os.close(int(number.name))
 
-    def lie(self) -> None:
-        """From now on a sync keeps nothing."""
-        self._frozen = self.left_by_cut()
+    def lie(self, of: Callable[[Path], bool]) -> None:
+        """From now on a sync of these files keeps nothing of their content."""
+        for path in self.root.rglob("*"):
+            if path.is_file() and of(path) and self._contents.get(inode := path.stat().st_ino, b"") is None:
+                self._contents[inode] = path.read_bytes()
+        self._lies = of
 
     def left_by_kill(self) -> Image:
         """Return the files as they are."""
@@ -108,8 +112,6 @@ class Disk:
 
     def left_by_cut(self) -> Image:
         """Return the files as a power cut leaves them."""
-        if self._frozen is not None:
-            return self._frozen
         now = {path.stat().st_ino: path for path in sorted(self.root.rglob("*")) if not path.is_symlink()}
         found: Image = {}
         self._leave(self.root, now, found)
@@ -186,9 +188,14 @@ class Disk:
             self.keep_names(path)
         else:
             writes_only = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
-            content = path.read_bytes() if writes_only else os.pread(descriptor, found.st_size, 0)
-            self._contents[found.st_ino] = content
+            if not self._lies(path):
+                content = path.read_bytes() if writes_only else os.pread(descriptor, found.st_size, 0)
+                self._contents[found.st_ino] = content
             self._keep_folders(path.parent)
+
+    def keeps(self, text: bytes) -> bool:
+        """Whether a file that was synced as a whole has a text: if the power is cut now, that stays."""
+        return any(content is not None and text in content for content in self._contents.values())
 
     def keep_names(self, folder: Path) -> None:
         self._names[folder] = [_entries(folder)]
@@ -220,7 +227,9 @@ class Disk:
             inode = path.stat().st_ino
         except FileNotFoundError:
             return
-        if self._contents.get(inode, b"") is not None:
+        if self._lies(path):
+            self._contents.setdefault(inode, b"")
+        elif self._contents.get(inode, b"") is not None:
             self._contents[inode] = None
             self.keep_names(path.parent)
 

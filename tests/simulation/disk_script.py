@@ -72,6 +72,16 @@ class DiskFault:
 
 
 @dataclass(frozen=True, slots=True)
+class Lie:
+    """From `at_ns` after a life's start a sync of one file keeps nothing of it: of the audit log's newest "segment", of
+    its "tiles", of the state "store", or of its "wal". All other syncs keep what they say."""
+
+    life: int
+    file: Literal["segment", "tiles", "store", "wal"]
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Command:
     """A command of another process that leaves its record in the spool. `lasts_ns`: None: it is killed before its
     end."""
@@ -83,7 +93,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class DiskScript:
-    PARTS: ClassVar = ("disk_faults", "faults", "commands", "asked", "lives")
+    PARTS: ClassVar = ("lies", "disk_faults", "faults", "commands", "asked", "lives")
     """What may be less in a smaller script."""
 
     seed: int
@@ -99,6 +109,8 @@ class DiskScript:
     """Whether the state store has a secret."""
     rotation: dict[str, Any] | None = field(default=None, hash=False)
     """Of the configuration; without it there is no key ring."""
+
+    lies: tuple[Lie, ...] = ()
 
     @property
     def shown(self) -> str:
@@ -166,6 +178,25 @@ def restores_script(seed: int) -> DiskScript:
     )
     audit = script.options.get("audit", {"checkpointEverySeconds": 1})
     return replace(script, lives=lives, options={**script.options, "audit": audit})
+
+
+def lies_script(seed: int) -> DiskScript:
+    """The same host with an audit log in each life, on a disk that lies about one file before the power is cut."""
+    script = disk_script(seed)
+    rng = random.Random(f"lies/{seed}")
+    lied = rng.randrange(len(script.lives) - 1)
+    lives = tuple(
+        replace(
+            life,
+            edit="" if life.edit == "unaudited" else life.edit,
+            end="cut" if life.number == lied else life.end,
+            goes_back=False,
+        )
+        for life in script.lives
+    )
+    lie = Lie(lied, rng.choice(("segment", "tiles", "store", "wal")), rng.choice((0, rng.randrange(LASTS_NS))))
+    audit = script.options.get("audit", {"checkpointEverySeconds": 1})
+    return replace(script, lives=lives, options={**script.options, "audit": audit}, lies=(lie,))
 
 
 def upgrades_script(seed: int) -> DiskScript:

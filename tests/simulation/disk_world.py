@@ -17,12 +17,12 @@ from tests.simulation.clock import rest as rest_clock
 from tests.simulation.clock import run as run_clock
 from tests.simulation.device import Call
 from tests.simulation.disk import Disk, Image
-from tests.simulation.disk_script import LASTS_NS, Command, DiskFault, DiskScript, End, Life
-from tests.simulation.law import broken
+from tests.simulation.disk_script import LASTS_NS, Command, DiskFault, DiskScript, End, Lie, Life
+from tests.simulation.law import Answer, broken
 from tests.simulation.law_disk import DISK_RULES, Ended, LivesFacts
 from tests.simulation.loop import Loop, Stuck
 from tests.simulation.upgrades import STORE, left_by, older_version
-from tests.simulation.world import Outcome, World, config_of, folder
+from tests.simulation.world import Broke, Outcome, World, config_of, folder
 
 from hsmcore.audit import record
 from hsmcore.audit.check.verify import verify
@@ -30,6 +30,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.audit.segment import segments
 from hsmcore.audit.spool import OPERATION, Intention
 from hsmcore.base import steady
+from hsmcore.base.receipt import Receipt
 from hsmcore.config import Secret
 from hsmcore.errors import HsmError
 from hsmcore.manager.key_manager import KeyManager
@@ -43,8 +44,8 @@ journal.install()
 _ORIGIN = {"user": "signer", "source": {"hostname": "host", "pid": disk.PID, "ip": "127.0.0.1"}}
 record.this_process = lambda: _ORIGIN
 _boots = [""]
-_SECRET = "HSMCORE_SIMULATED_SECRET"
-os.environ[_SECRET] = "a secret of the simulation, of 32 bytes and more"
+SECRET = "HSMCORE_SIMULATED_SECRET"
+os.environ[SECRET] = "a secret of the simulation, of 32 bytes and more"
 _TRIES = 100
 """More than a caller makes in one life: numbers of its calls go on in the next one."""
 
@@ -79,8 +80,8 @@ class DiskWorld(World):
         self.disk.tell = lambda what: self.tell("disk", what)
         self.layout = Layout(folder() / "state" / "audit.jsonl")
         self.image: Image = {}
-        self.ended = False
-        self.cut = False
+        self.ended = self.cut = False
+        self.life = 0
         self.backup = b""
 
     def run(self) -> Outcome:
@@ -138,6 +139,7 @@ class DiskWorld(World):
         self.loop = Loop(self.chance, self.clock)
         requests.made.clear()
         self.ended = self.cut = self.started = False
+        self.life = life.number
         journal.slow[0] = 0
         for device in self.devices.values():
             device.faults = []
@@ -151,7 +153,7 @@ class DiskWorld(World):
         try:
             with older_version() if life.schema else nullcontext():
                 self.loop.run_until_complete((work or self._life_of)(life))
-        except LifeEnds:
+        except (LifeEnds, Broke):
             pass
         except (Stuck, HsmError) as error:
             self.outcome.broken.append(f"alive: {type(error).__name__}: {error.args[0]}")
@@ -166,7 +168,7 @@ class DiskWorld(World):
             self.disk.unmount()
             self._bury()
         if life.schema:
-            secret = Secret.env(_SECRET) if self.lives.is_sealed else None
+            secret = Secret.env(SECRET) if self.lives.is_sealed else None
             self.image = left_by(self.image, life.schema, secret, folder() / "older")
         self._look(life)
 
@@ -263,6 +265,17 @@ class DiskWorld(World):
         finally:
             manager._life.state = "closed"
 
+    async def _try(
+        self, manager: Any, who: str, attempt: Any, wanted: list[bytes], answers: list[Answer]
+    ) -> list[bytes]:
+        left = await super()._try(manager, who, attempt, wanted, answers)
+        kept = self.ended or self.life not in self.facts.audited or self.facts.lied.get(self.life) == "segment"
+        for one in () if kept else answers:
+            signature = one.result.signature if isinstance(one.result, Receipt) else one.result
+            if isinstance(signature, bytes) and not self.disk.keeps(signature.hex().encode()):
+                self.breaks(f"recorded: call {one.intent}.{one.number} got a signature whose record is not on the disk")
+        return left
+
     def _config_of(self, life: Life) -> Any:
         script = self.lives
         if life.edit == "swapped":
@@ -272,7 +285,12 @@ class DiskWorld(World):
             script = replace(script, options={k: v for k, v in script.options.items() if k != "audit"})
         if life.edit != "unaudited" and "audit" in script.options:
             self.facts.audited.add(life.number)
-        return config_of(script, **({"stateSecret": {"env": _SECRET}} if script.is_sealed else {}))
+        return config_of(script, **({"stateSecret": {"env": SECRET}} if script.is_sealed else {}))
+
+    def _lie(self, one: Lie) -> None:
+        self.tell("disk", f"LIES about {one.file}")
+        self.facts.lied[one.life] = one.file
+        self.disk.lie(partial(_is_of, one.file))
 
     def _fill(self, one: DiskFault, *, begins: bool) -> None:
         self.tell("disk", f"FAULT {one.kind}" if begins else f"{one.kind} is over")
@@ -317,6 +335,9 @@ class DiskWorld(World):
                     self.facts.full.append((begin + fault.at_ns, begin + ends))
                 else:  # a group may wait for another one
                     self.facts.slow.append((begin + fault.at_ns, begin + ends + 2 * fault.lasts_ns))
+        for lie in self.lives.lies:
+            if lie.life == life.number:
+                self.loop.happens(lie.at_ns, partial(self._lie, lie))
         for one in self.lives.faults:
             if one.life == life.number:
                 self._strike(replace(one.fault, at_ns=begin + one.fault.at_ns))
@@ -332,6 +353,13 @@ class DiskWorld(World):
         self.tell("host", "closes")
         await manager.close()
         self.tell("host", "is closed")
+
+
+def _is_of(file: str, path: Path) -> bool:
+    """Whether a lie about a file is about this one."""
+    if file in ("store", "wal"):
+        return path.name == (STORE if file == "store" else f"{STORE}-wal")
+    return "tile" in path.parts if file == "tiles" else path.name == "audit.jsonl"
 
 
 def _with_store(image: Image, other: Image) -> Image:

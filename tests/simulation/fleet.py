@@ -29,7 +29,7 @@ from tests.simulation.law import SHUT_NS, Facts
 from tests.simulation.law_fleet import FleetFacts, HostAnswer, broken_by_fleet
 from tests.simulation.loop import Stuck
 from tests.simulation.script import MS
-from tests.simulation.server import Claimed, Server, Session
+from tests.simulation.server import ALONE, SHARED, Claimed, Server, Session
 from tests.simulation.world import Outcome, folder, prepare
 
 from hsmcore.config import load
@@ -284,6 +284,23 @@ class Fleet:
         both: list[tuple[Any, ...]] = [("requests", "replies"), ("requests",), ("replies",)]
         self.network.hold(host.name, rng.choice(both), self.clock.ns + lasts)
 
+    def _silence(self, host: Host, lasts: int, rng: random.Random) -> None:
+        del rng
+        self.network.silence(host.name, self.clock.ns + lasts)
+
+    def _copy(self, host: Host, lasts: int, rng: random.Random) -> None:
+        """A copy of the process renews once. The process is to find that out; then an operator starts another one."""
+        process, manager = host.process, host.manager
+        if process is None or manager is None or manager.fleet is None:
+            return
+        if self.server.copy_renews(manager.fleet._machine.instance):
+            self.facts.copied.append((self.clock.ns, process.name))
+            self._later(2 * self.script.ttl_ms * MS, self._end_of_copy, host, process, lasts, rng)
+
+    def _end_of_copy(self, host: Host, process: Process, lasts: int, rng: random.Random) -> None:
+        if host.process is process:
+            self._kill(host, lasts, rng)
+
     def _slow(self, host: Host, lasts: int, rng: random.Random) -> None:
         self.network.slow_ns[host.name] = rng.randrange(5 * MS, 300 * MS)
         self._later(lasts, self.network.slow_ns.pop, host.name, 0)
@@ -403,7 +420,7 @@ class Fleet:
         name = rng.choice(("turn", "fleet"))
 
         def has() -> Any:
-            yield from self.server.lock(other, name, shared=rng.random() < 0.3)
+            yield from self.server.lock(other, name, SHARED if rng.random() < 0.3 else ALONE)
             self._later(lasts, self.server.end, other)
 
         self.server.sessions[other] = None
@@ -482,6 +499,8 @@ _DOES: Final = {
     "stall": Fleet._stall,
     "end": Fleet._restart_in_order,
     "part": Fleet._part,
+    "silence": Fleet._silence,
+    "copy": Fleet._copy,
     "slow": Fleet._slow,
     "cut": Fleet._cut,
     "mute": Fleet._mute,

@@ -24,11 +24,12 @@ Payload = Literal["message", "next", "again", "other", "ahead", "far"]
 another one at a position that is taken; one further on, or far ahead of all."""
 What = Literal[
     "kill", "stall", "end", "part", "slow", "cut", "mute", "bounce", "fail over", "lose", "device", "clock", "claim",
-    "release", "busy", "alone", "late", "hold",
+    "release", "busy", "alone", "late", "hold", "silence", "copy",
 ]  # fmt: skip
 DOINGS: Final[dict[What, int]] = {
     "kill": 4, "stall": 4, "end": 2, "part": 4, "slow": 2, "cut": 2, "mute": 3, "bounce": 1, "fail over": 1,
     "lose": 2, "device": 2, "clock": 1, "claim": 2, "release": 1, "busy": 2, "alone": 2, "late": 3,
+    "silence": 2, "copy": 1,
 }  # fmt: skip
 """What goes wrong, with weights. A planned switchover ("hold") is drawn apart from them."""
 

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from tests.simulation.clock import SECOND
 from tests.simulation.device import Fault
+from tests.simulation.levels_script import Moment
+from tests.simulation.operator_script import Shift, Typed
 from tests.simulation.script import MS, Intent, Member, Script, Try
 
 _PATIENT: Final = {"primaryRetryIntervalMs": 200, "secondaryRetryIntervalMs": 200, "maxPrimaryRetries": 3}
@@ -65,4 +67,30 @@ LEFT_BEFORE_IT_BEGAN: Final = _script(
 )
 """A caller leaves at once, and no member has begun with its message: another key may sign it."""
 
-FOUND: Final = (ANY_KEY, RAMP_BEGINS, CLOSED_WHILE_IT_WAITS, LEFT_BEFORE_IT_BEGAN)
+_DAILY: Final = {"intervalDays": 1, "overlapDays": 0}
+
+
+def _shift(seed: int, *typed: Typed) -> Shift:
+    """Two levels with a key each, and rotation: an operator types something, the process is killed and starts again."""
+    failover = {
+        **_PATIENT,
+        "acceptOtherKeys": ["secondary"],
+        "emergencyModeEnabled": False,
+        "emergencyModeRestrictions": {"maxTransactions": 1, "maxTimeSeconds": 1},
+    }
+    options = {"maxCacheSize": 0, "requestTimeoutMs": 1000, "policy": {"kinds": ["block", "raw"]}, "audit": {}}
+    rotation = {**_DAILY, "approvals": 0}
+    moments = (Moment(0, end="kill", kill_ns=600 * MS),)
+    return Shift(seed, (_P0, _S0), options, failover, rotation, moments, typed=tuple((0, one) for one in typed))
+
+
+FORCED_AT_THE_START: Final = _shift(4, Typed(100 * MS, "failover force", 1))
+"""A level that signs with another key is forced when the process starts: the key ring is not asked for that key."""
+
+COPIED_TO_ANOTHER: Final = _shift(5, Typed(100 * MS, "keys replicate", 0))
+"""The key is copied to a member that signs with another one: that one goes on after a restart, and rotations too."""
+
+FOUND: Final = (
+    *(ANY_KEY, RAMP_BEGINS, CLOSED_WHILE_IT_WAITS, LEFT_BEFORE_IT_BEGAN),
+    *(FORCED_AT_THE_START, COPIED_TO_ANOTHER),
+)

@@ -37,11 +37,12 @@ def install() -> None:
     from tests.simulation import emergency
 
     emergency.install()
-    from tests.simulation import control, database, network
+    from tests.simulation import commands, control, database, network
 
     from hsmcore.base import steady
 
     steady._boot = clock.boot_name
+    commands.install()
     control.install()
     database.install()
     network.install()

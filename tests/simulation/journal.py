@@ -55,6 +55,7 @@ class Journal:
         self._sync(self._path.parent)
         self.engines: list[Any] = []
         self._loop: Any = None
+        made.append(self)
 
     def attach(
         self,
@@ -79,6 +80,10 @@ class Journal:
             self._write()
         os.close(self._file)
         return len(self._filling)
+
+    def kill(self) -> None:
+        """Leave of it what `kill -9` leaves: nothing that waits is written any more."""
+        self._closed, self._filling, self._loop = True, [], None
 
     def condemn(self) -> None:
         self._condemned = True
@@ -263,6 +268,8 @@ class Journal:
         return self.refusal(self.failure)
 
 
+made: list[Journal] = []
+"""Those of the world that runs, where it counts them."""
 slow: list[int] = [0]
 """What each group takes longer, in ns, in the world that runs."""
 

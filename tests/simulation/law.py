@@ -71,6 +71,8 @@ class Facts:
     """and when it was closed."""
     touched: dict[bytes, set[bytes]] = field(default_factory=dict)
     """The keys with which a device was ever asked to sign a message."""
+    positions: dict[int, bytes] = field(default_factory=dict)
+    """The first payload that a device has signed at each position."""
     left: dict[str, int] = field(default_factory=dict)
     """What was not given back at the end, by what it is."""
 
@@ -168,13 +170,11 @@ def one_key(facts: Facts) -> Iterator[str]:
                 unanswered = {}
 
 
-def one_digest(facts: Facts) -> Iterator[str]:
-    """No position has two payloads that any device has signed."""
-    signed: dict[int, bytes] = {}
-    for message in facts.ledger.signed:
-        position = position_of(message)
-        if position is not None and signed.setdefault(position, message) != message:
-            yield f"two payloads were signed at position {position}"
+def one_digest_at_once(facts: Facts, signed: Signed) -> Iterator[str]:
+    """No position has two payloads that any device has signed. (Judged as it is signed.)"""
+    position = position_of(signed.message)
+    if position is not None and facts.positions.setdefault(position, signed.message) != signed.message:
+        yield f"two payloads were signed at position {position}"
 
 
 def punctual(facts: Facts) -> Iterator[str]:
@@ -229,13 +229,14 @@ def nothing_left(facts: Facts) -> Iterator[str]:
 
 
 Rule = Callable[[Any], Iterator[str]]
+SignedRule = Callable[[Any, Signed], Iterator[str]]
+"""A rule of a signature, judged as it is made."""
 RULES: Final[tuple[Rule, ...]] = (
     answered_once,
     told,
     genuine,
     honest,
     one_key,
-    one_digest,
     punctual,
     served,
     closed,
@@ -248,7 +249,7 @@ def broken(facts: Facts, rules: tuple[Rule, ...] = RULES) -> list[str]:
     return [f"{rule.__name__}: {what}" for rule in rules for what in rule(facts)]
 
 
-AT_ANSWER: Final[tuple[Rule, ...]] = (told, genuine, honest, punctual)
+AT_ANSWER: Final[tuple[Rule, ...]] = (answered_once, told, genuine, honest, punctual)
 """Rules that are judged at each answer, too: the story ends where the law broke."""
 
 

@@ -52,6 +52,8 @@ class FleetFacts:
     leased: list[tuple[int, int, str, str, int]] = field(default_factory=list)
     """Leases that went on when a later epoch was claimed: when, which one, by which host; whose lease, and for how many
     nanoseconds."""
+    copied: list[tuple[int, str]] = field(default_factory=list)
+    """When a copy of which process has renewed its epoch."""
     losses: list[tuple[int, int]] = field(default_factory=list)
     """What the database confirmed in these times, it lost at their end."""
     rows: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -77,7 +79,7 @@ class FleetFacts:
         """The longest that a takeover takes when nothing else goes wrong."""
         ttl = self.script.ttl_ms * 1_000_000
         patience = 2 * ttl if self.script.follows else 0
-        return int(ttl * 1.1 + ttl / 8 + patience + 20 * max(self.script.trip_ns) + SECOND / 5)
+        return int(ttl * 1.1 + ttl / 4 + patience + 20 * max(self.script.trip_ns) + SECOND / 5)
 
     def over(self, doing: Any) -> int:
         """When what goes wrong has no effect any more, but that another host has to take over: a thread waits so long
@@ -89,6 +91,7 @@ class FleetFacts:
             "busy": 12 * SECOND,
             "hold": 20 * SECOND,
         }
+        waits |= {"silence": 10 * SECOND, "copy": 4 * self.script.ttl_ms * 1_000_000}
         return int(doing.at_ns + doing.lasts_ns + waits.get(doing.what, 3 * SECOND))
 
     def is_calm(self, begin: int, end: int, but: int = -1) -> bool:
@@ -158,6 +161,18 @@ def leases_apart(facts: FleetFacts) -> Iterator[str]:
             yield f"{host} has claimed epoch {epoch} while {other} had a lease for {left / SECOND:.3f} s"
 
 
+def copies_stop(facts: FleetFacts) -> Iterator[str]:
+    """A process of which there is a copy, which renews the same epoch, hands nothing out once its lease is over, and
+    binds nothing from its next renewal on."""
+    for at, process in facts.copied:
+        until = at + facts.script.ttl_ms * 1_000_000
+        for one in facts.releases:
+            stalls = facts.hosts[one.host].stalls
+            stalled = any(begun < until and to > until for begun, to in stalls)
+            if one.process == process and one.ended_ns > until and not stalled and not facts.lost_between(at, until):
+                yield f"{process} released {one.intent}, {(one.ended_ns - at) / SECOND:.3f} s after its copy renewed"
+
+
 def taken_over(facts: FleetFacts) -> Iterator[str]:
     """When the holder is killed and nothing else goes wrong, another process claims the epoch after `ttlMs` and the
     margin, and one look; hosts that are behind leave it to others for two `ttlMs` more."""
@@ -199,6 +214,7 @@ FLEET_RULES: Final[tuple[Rule, ...]] = (
     binds_in_order,
     one_hands_out,
     leases_apart,
+    copies_stop,
     taken_over,
     served_by_holder,
     healed,

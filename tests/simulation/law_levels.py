@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -12,10 +12,12 @@ from tests.simulation.law import (
     Answer,
     Facts,
     Rule,
+    SignedRule,
     answered_once,
     genuine,
     honest,
     nothing_left,
+    one_digest_at_once,
     one_key,
     punctual,
     told,
@@ -115,8 +117,7 @@ def within_budget(facts: WeekFacts, signed: Signed) -> Iterator[str]:
         yield f"a signature under an emergency key {late / SECOND:.0f} s after its time"
 
 
-AT_ONCE: Final[tuple[Callable[[WeekFacts, Signed], Iterator[str]], ...]] = (obeyed, within_budget)
-"""Rules of a signature, judged as it is made."""
+AT_ONCE: Final[tuple[SignedRule, ...]] = (one_digest_at_once, obeyed, within_budget)
 
 
 def destroyed_in_time(facts: WeekFacts, key: bytes, now: int) -> Iterator[str]:

@@ -9,19 +9,19 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from tests.simulation import requests, threads
 from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND, Clock
 from tests.simulation.control import name_of
-from tests.simulation.device import Device, Key, Ledger, Signed
+from tests.simulation.device import Device, Key
 from tests.simulation.law import Answer, broken
 from tests.simulation.law_levels import AT_ONCE, LAST_CALL, WEEK_RULES, WeekFacts, asked_in_peace, destroyed_in_time
 from tests.simulation.levels_script import HOUR, LASTS_NS, ChainFault, Moment, Week
 from tests.simulation.loop import Loop, Stuck
 from tests.simulation.script import Intent, Try
-from tests.simulation.world import Broke, Outcome, World, config_of, prepare
+from tests.simulation.world import Broke, Outcome, Watched, World, config_of, prepare
 
 from hsmcore.errors import HsmError
 from hsmcore.failover import health
@@ -32,31 +32,15 @@ from hsmcore.manager.rotation.service import RotationService
 from hsmcore.manager.rotation.steps import handover
 from hsmcore.state import database
 
-_LOOK_S: Final = 4.0
 _ASK_NS: Final = 40 * SECOND
-"""The host looks, and asks the chain, not as often as it does for its users: a week is long."""
-"""Seconds between two looks at the store for orders, at its seal and at the key ring, where nothing is due: no other
-process changes them here."""
+"""The host asks the chain not as often as it does for its users: a week is long."""
+_MOST_AWAITS: Final = 100
 _PAUSES: Final = (1, 5, 30, 60)
 """Seconds after which a process that could not start is started again, as a supervisor does it."""
 
 
 class Killed(Exception):
     """The process has ended here. Raised between two callbacks of the loop."""
-
-
-class Watched(Ledger):
-    """Judges each signature as it is made."""
-
-    def __init__(self, world: LevelsWorld) -> None:
-        super().__init__()
-        self.world = world
-
-    def note(self, one: Signed) -> None:
-        super().note(one)
-        for rule in AT_ONCE:
-            for what in rule(self.world.facts, one):
-                self.world.breaks(f"{rule.__name__}: {what}")
 
 
 class Chain:
@@ -119,6 +103,12 @@ class Chain:
 class LevelsWorld(World):
     """Runs a script once."""
 
+    RULES: ClassVar = WEEK_RULES
+    AT_ONCE: ClassVar = AT_ONCE
+    FACTS: ClassVar[type[WeekFacts]] = WeekFacts
+    LOOK_S: ClassVar = 4.0
+    """Seconds between two looks at the store for orders, at its seal and at the key ring, where nothing is due: no
+    other process changes them here."""
     script: Any
     facts: Any
 
@@ -136,7 +126,7 @@ class LevelsWorld(World):
             for one in script.members
         }
         keys = {one.key: self.devices[one.name].keys[0].public_key for one in script.members}
-        self.facts = WeekFacts(script, self.ledger, keys)
+        self.facts = self.FACTS(script, self.ledger, keys)
         self.facts.published.append((self.clock.ns, keys["first"]))
         self.chain = Chain(self)
         self.manager: KeyManager | None = None
@@ -170,7 +160,7 @@ class LevelsWorld(World):
             for one in self.dead:
                 one.disconnect()
         if not self.outcome.broken:
-            self.outcome.broken = broken(self.facts, WEEK_RULES)
+            self.outcome.broken = broken(self.facts, self.RULES)
         return self.outcome
 
     @contextmanager
@@ -184,7 +174,7 @@ class LevelsWorld(World):
 
         fcntl.flock, RotationService.trace = locked, staticmethod(self._traced)
         often = health.FOLLOW_S, background._LOOK_SECONDS, service.LOOK_SECONDS, handover.ASK_AGAIN_NS
-        health.FOLLOW_S = background._LOOK_SECONDS = service.LOOK_SECONDS = _LOOK_S
+        health.FOLLOW_S = background._LOOK_SECONDS = service.LOOK_SECONDS = self.LOOK_S
         handover.ASK_AGAIN_NS = _ASK_NS
         try:
             with warnings.catch_warnings():  # what a killed process was about to begin
@@ -343,8 +333,7 @@ class LevelsWorld(World):
 
     async def _start(self) -> None:
         for number in range(1000):
-            config = config_of(self.script)
-            manager = KeyManager(config)
+            manager = KeyManager(self._config())
             manager.on_rotation(self.chain)
             self.tell("host", "starts")
             limits = self.script.failover["emergencyModeRestrictions"]
@@ -362,6 +351,13 @@ class LevelsWorld(World):
                 self._signs_with(manager._path.signing()[0].public_key)
                 self.manager = manager
                 return
+        raise Stuck("the host never starts")
+
+    async def _attend(self) -> None:
+        """Have an operator look at what waits."""
+
+    def _config(self) -> Any:
+        return config_of(self.script)
 
     def _changed(self, details: Any) -> None:
         key = next(
@@ -402,6 +398,7 @@ class LevelsWorld(World):
         for hours in (25, 7):  # the clock is believed again; a rotation that has failed is tried again
             self._jump(self.clock.ns + hours * HOUR)
             await asyncio.sleep(4)
+            await self._attend()
         await self._ask_the_ring()
         intent = Intent(LAST_CALL, 0, (b"week last",), (Try("receipt", 2.0),), 0)
         self.under_way[LAST_CALL] = intent, 0, list(intent.messages)
@@ -445,7 +442,7 @@ class LevelsWorld(World):
                 await asyncio.sleep(0.5)
             attempt = intent.tries[at]
             now, limit = self.clock.ns, int(attempt.timeout * SECOND)
-            answers = [Answer(number, at, one, now, limit, attempt.any_key, shared=False) for one in wanted]
+            answers = [Answer(number, at, one, now, limit, attempt.any_key, intent.shared) for one in wanted]
             self.under_way[number] = intent, at + 1, wanted
             self.facts.answers += answers
             self.facts.calls.setdefault(number, []).extend(answers)
@@ -460,8 +457,16 @@ def _drop(loop: Loop) -> None:
     """End the tasks of a process that was killed: what they would do at their end reaches nothing any more."""
     for task in sorted(asyncio.all_tasks(loop), key=hash):
         task._log_destroy_pending = False
-        with suppress(Exception):
-            task.get_coro().close()
+        end(task.get_coro())
     loop._ready.clear()
     loop._scheduled.clear()
     loop.close()
+
+
+def end(coroutine: Any) -> None:
+    """End a coroutine that nothing will run any more, however it cleans up: that must not happen later."""
+    for _ in range(_MOST_AWAITS):
+        with suppress(Exception):
+            coroutine.close()
+        if coroutine.cr_frame is None:
+            return  # else it awaits something at its end

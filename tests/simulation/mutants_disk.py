@@ -155,6 +155,8 @@ RESTORES_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "restored-unmarked": (_restored_unmarked, "noticed"),
 }
 """For `--world restores`."""
+LIES_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {"loss-unseen": (_trusts_older, "one_digest")}
+"""For `--world lies`."""
 UPGRADES_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "migrated-in-pieces": (_migrated_in_pieces, "starts"),
     "positions-dropped": (_positions_dropped, "one_digest"),

@@ -103,6 +103,11 @@ def _shy() -> None:
     Machine.renewed = short
 
 
+def _doubled() -> None:
+    """A process does not mind that a copy of it renews."""
+    Machine.is_copied = lambda _self, _row: False
+
+
 FLEET_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "unfenced": (_unfenced, "binds_in_order"),
     "unshared": (_unshared, "binds_in_order"),
@@ -112,5 +117,6 @@ FLEET_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "impatient": (_impatient, "leases_apart"),
     "idle": (_idle, "taken_over"),
     "kept-open": (_kept_open, "healed"),
+    "doubled": (_doubled, "copies_stop"),
     "shy": (_shy, "served_by_holder"),
 }

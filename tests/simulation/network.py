@@ -26,6 +26,7 @@ from tests.simulation.loop import Loop, _Numbered
 uid: ContextVar[int] = ContextVar("uid", default=0)
 """Who connects: what SO_PEERCRED says of it."""
 _CREDENTIALS: Final = Struct("iII")
+_SO_PEERGROUPS: Final = 59
 _HEAD: Final = Struct("<IBBHQ")
 _MS: Final = 1_000_000
 _USUAL_NS: Final = 60_000
@@ -206,7 +207,10 @@ class Socket:
         assert not blocking
 
     def getsockopt(self, level: int, option: int, size: int) -> bytes:
-        assert (level, option, size) == (socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        assert level == socket.SOL_SOCKET
+        if option == _SO_PEERGROUPS:
+            return b""
+        assert (option, size) == (socket.SO_PEERCRED, _CREDENTIALS.size)
         return _CREDENTIALS.pack(1, self.link.uid, self.link.uid)
 
     def recv(self, most: int, flags: int = 0) -> bytes:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
-from tests.simulation.disk_script import DiskScript, disk_script, restores_script, upgrades_script
+from tests.simulation.disk_script import DiskScript, disk_script, lies_script, restores_script, upgrades_script
 from tests.simulation.disk_world import DiskWorld
 from tests.simulation.fleet import Fleet
 from tests.simulation.fleet_script import FleetScript, fleet_script
@@ -23,19 +23,22 @@ from tests.simulation.gateway_script import GatewayScript, gateway_script, opera
 from tests.simulation.levels import LevelsWorld
 from tests.simulation.levels_script import Week, levels_script
 from tests.simulation.mutants import MUTANTS as HOST_MUTANTS
+from tests.simulation.mutants_disk import LIES_MUTANTS, RESTORES_MUTANTS, UPGRADES_MUTANTS
 from tests.simulation.mutants_disk import MUTANTS as DISK_MUTANTS
-from tests.simulation.mutants_disk import RESTORES_MUTANTS, UPGRADES_MUTANTS
 from tests.simulation.mutants_fleet import FLEET_MUTANTS
 from tests.simulation.mutants_gateway import MUTANTS as GATEWAY_MUTANTS
 from tests.simulation.mutants_levels import MUTANTS as LEVELS_MUTANTS
+from tests.simulation.mutants_operator import MUTANTS as OPERATOR_MUTANTS
+from tests.simulation.operator_script import Shift, commands_script
+from tests.simulation.operator_world import OperatorWorld
 from tests.simulation.script import Script, host_script
 from tests.simulation.world import Outcome, World, remove_folder
 
 _COLLECT_EVERY: Final = 50
 MUTANTS: Final = dict(
     ChainMap(
-        *(HOST_MUTANTS, LEVELS_MUTANTS, FLEET_MUTANTS, GATEWAY_MUTANTS),
-        *(DISK_MUTANTS, UPGRADES_MUTANTS, RESTORES_MUTANTS),
+        *(HOST_MUTANTS, LEVELS_MUTANTS, OPERATOR_MUTANTS, FLEET_MUTANTS, GATEWAY_MUTANTS),
+        *(DISK_MUTANTS, UPGRADES_MUTANTS, RESTORES_MUTANTS, LIES_MUTANTS),
     )
 )
 WORLDS: Final[dict[str, Callable[[int], Any]]] = {
@@ -45,8 +48,10 @@ WORLDS: Final[dict[str, Callable[[int], Any]]] = {
     "disk": disk_script,
     "upgrades": upgrades_script,
     "restores": restores_script,
+    "lies": lies_script,
     "gateway": gateway_script,
     "operator": operator_script,
+    "commands": commands_script,
     "found": FOUND.__getitem__,
     "gateway-found": GATEWAY_FOUND.__getitem__,
 }
@@ -54,6 +59,7 @@ WORLDS: Final[dict[str, Callable[[int], Any]]] = {
 _PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {
     Script: World,
     Week: LevelsWorld,
+    Shift: OperatorWorld,
     FleetScript: Fleet,
     DiskScript: DiskWorld,
     GatewayScript: GatewayWorld,
@@ -62,6 +68,7 @@ _PLAYERS: Final[dict[type, Callable[[Any], Any]]] = {
 _QUIET: Final[dict[type, Callable[[], Any]]] = {
     Script: lambda: replace(host_script(0), failover={"emergencyModeEnabled": True}, intents=(), faults=(), stalls=()),
     Week: lambda: replace(levels_script(0), moments=(), faults=(), troubles=()),
+    Shift: lambda: replace(commands_script(0), moments=(), faults=(), troubles=(), typed=(), offline=(), forged=()),
     FleetScript: lambda: fleet_script(0).without(doings=(), asks=(), seconds=5),
     DiskScript: lambda: replace(disk_script(0), asked=(), faults=(), disk_faults=(), commands=()),
     GatewayScript: lambda: replace(

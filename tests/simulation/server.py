@@ -32,6 +32,9 @@ _IDLE_NS: Final = IDLE_MS * 1_000_000
 _BUSY_NS: Final = int(BUSY_SECONDS * SECOND)
 servers: list[Server] = []
 """That of the world that runs."""
+SHARED, CHANGED, ALONE = 0, 1, 2
+"""How strongly a row is locked: FOR KEY SHARE, by an update, FOR UPDATE. Two that make ALONE or more exclude each
+other."""
 Job = Generator[Any, None, Any]
 """What the server does for a message: it yields the locks that it waits for, and returns the answer."""
 
@@ -76,7 +79,8 @@ class Session:
 
     def __init__(self, process: Process, timeline: int, started: int) -> None:
         self.process, self.timeline, self.started = process, timeline, started
-        self.open = True
+        self.open, self.silent = True, False
+        """`silent`: bytes were lost on the way, and nothing passes any more."""
         self.turn: int = 0
         """Counts transactions: 0 while none is open."""
         self.job: Job | None = None
@@ -89,12 +93,12 @@ class _Lock:
     """A row. Those that want it get it in the order in which they came."""
 
     def __init__(self) -> None:
-        self.holders: dict[Session, bool] = {}
-        """Whether each shares it."""
-        self.queue: deque[tuple[Session, bool]] = deque()
+        self.holders: dict[Session, int] = {}
+        """The strength with which each has it."""
+        self.queue: deque[tuple[Session, int]] = deque()
 
-    def is_free(self, session: Session, shared: bool) -> bool:
-        return all(one is session or (shared and is_shared) for one, is_shared in self.holders.items())
+    def is_free(self, session: Session, strength: int) -> bool:
+        return all(one is session or strength + other < ALONE for one, other in self.holders.items())
 
 
 class _Memory:
@@ -111,7 +115,7 @@ class _Memory:
         event.listen(self._engine, "before_cursor_execute", self._note, retval=True)
         event.listen(self._engine, "begin", lambda _connection: self.raw.execute("BEGIN"))
         self.connection = self._engine.connect()
-        self._locks: Callable[[bool], object] | None = None
+        self._locks: Callable[[int], object] | None = None
         self._writes: list[tuple[str, Any, bool]] = []
         self._compiled: dict[Any, tuple[str, list[str], Mapping[str, Any]]] = {}
         with self.connection.begin():
@@ -119,8 +123,8 @@ class _Memory:
         self.empty = self.raw.serialize()
 
     def _look(self, _connection: Connection, statement: Any, *_: Any) -> None:
-        if self._locks is not None and (shared := lock_of(statement)) is not None:
-            self._locks(shared)
+        if self._locks is not None and (strength := lock_of(statement)) is not None:
+            self._locks(strength)
 
     def _note(self, _on: Any, _cursor: Any, statement: str, values: Any, context: Any, many: bool) -> Any:
         if context is not None and (context.isinsert or context.isupdate or context.isdelete):
@@ -128,7 +132,7 @@ class _Memory:
         return statement.replace(_PG_NOW, "hsmcore_now()"), values
 
     def tried(
-        self, work: Callable[[Connection], Any], locks: Callable[[bool], object]
+        self, work: Callable[[Connection], Any], locks: Callable[[int], object]
     ) -> tuple[Any, list[tuple[str, Any, bool]]]:
         """Do work, and take it back. Returns its result and what it wrote."""
         self._writes, self._locks = [], locks
@@ -177,14 +181,14 @@ def memory() -> _Memory:
 
 
 @lru_cache(256)
-def lock_of(statement: Any) -> bool | None:
-    """Whether a statement shares the row of the epoch (True), has it alone (False), or leaves it (None)."""
+def lock_of(statement: Any) -> int | None:
+    """How strongly a statement locks the row of the epoch; None: it leaves it."""
     if isinstance(statement, UpdateBase):
-        return False if statement.table is FLEET else None
+        return CHANGED if statement.table is FLEET else None
     asked = getattr(statement, "_for_update_arg", None)
     if asked is None or FLEET not in statement.columns_clause_froms:
         return None
-    return bool(asked.read)
+    return SHARED if asked.read else ALONE
 
 
 class Server:
@@ -230,6 +234,11 @@ class Server:
 
     # ---- connections -----------------------------------------------------------------------------------------------
 
+    def copy_renews(self, process: str) -> bool:
+        """A copy of a process, which has its memory and its name, renews its epoch. Returns whether it held one."""
+        said = "UPDATE fleet SET renewals = renewals + 1, renewed_by = 'a copy' WHERE holder = ? AND released = 0"
+        return self._memory.raw.execute(said, [process]).rowcount > 0
+
     def connect(self, process: Process) -> Session:
         session = Session(process, self.timeline, self.started)
         self.sessions[session] = None
@@ -264,9 +273,9 @@ class Server:
                 self.end(session)
             self._answer(session, refused)
         else:
-            name, shared = wanted
+            name, strength = wanted
             lock = self.locks[name]
-            lock.queue.append((session, shared))
+            lock.queue.append((session, strength))
             if name != "standby":
                 self.loop.happens_to(None, _BUSY_NS, partial(self._too_long, session, job, lock))
             self._grant(lock)
@@ -306,8 +315,8 @@ class Server:
 
     def _grant(self, lock: _Lock) -> None:
         while lock.queue and lock.is_free(*lock.queue[0]):
-            session, shared = lock.queue.popleft()
-            lock.holders[session] = shared and lock.holders.get(session, True)
+            session, strength = lock.queue.popleft()
+            lock.holders[session] = max(strength, lock.holders.get(session, SHARED))
             assert session.job is not None
             self.loop.happens_to(None, 1000, partial(self._step, session, session.job))
 
@@ -324,33 +333,43 @@ class Server:
     def begin(self, session: Session, questions: Sequence[Question], turn: bool) -> Job:
         session.turn = 1
         if turn:
-            yield from self.lock(session, "turn", shared=False)
+            yield from self.lock(session, "turn", ALONE)
         answers = []
         for question in questions:
-            shared = lock_of(question.statement)
-            if shared is not None:
-                yield from self.lock(session, "fleet", shared=shared)
+            strength = lock_of(question.statement)
+            if strength is not None:
+                yield from self.lock(session, "fleet", strength)
             answers.append(self._memory.ask(question))
         return answers
 
-    def lock(self, session: Session, name: str, *, shared: bool) -> Job:
-        if session not in self.locks[name].holders or (self.locks[name].holders[session] and not shared):
-            yield name, shared
+    def lock(self, session: Session, name: str, strength: int) -> Job:
+        if self.locks[name].holders.get(session, -1) < strength:
+            yield name, strength
         return None
 
-    def commit(self, session: Session, changes: Sequence[Change], written: Sequence[tuple[str, Any, bool]] = ()) -> Job:
+    def told(self, session: Session, work: Sequence[Question | Change]) -> Job:
+        """A whole transaction in one message. Returns the answers to the questions."""
+        session.turn = 1
+        return (yield from self.commit(session, work))
+
+    def commit(
+        self,
+        session: Session,
+        changes: Sequence[Question | Change],
+        written: Sequence[tuple[str, Any, bool]] = (),
+    ) -> Job:
         if not session.turn:
             raise Refused("no transaction is open")
-        if any(lock_of(change.statement) is not None for change in changes):
-            yield from self.lock(session, "fleet", shared=False)
+        for change in changes:
+            if (strength := lock_of(change.statement)) is not None:
+                yield from self.lock(session, "fleet", strength)
         warned = None
         if self.locks["standby"].holders:
             try:
-                yield from self.lock(session, "standby", shared=True)
+                yield from self.lock(session, "standby", SHARED)
             except Warned as error:
                 warned = error
-        self._write(changes, written)
-        self._note(changes)
+        answers = self._write(changes, written)
         self.end(session)
         if session.process.host in self.mute:
             self.mute.discard(session.process.host)
@@ -358,26 +377,32 @@ class Server:
             session.reply = lambda _answer: None
         if warned is not None:
             raise warned
-        return None
+        return answers
 
-    def _note(self, changes: Sequence[Change]) -> None:
+    def _note(self, changes: Sequence[Question | Change], answers: Sequence[list[tuple[Any, ...]]]) -> None:
         now = self.clock.ns
+        asked = iter(answers)
         for change in changes:
+            answer = next(asked) if isinstance(change, Question) else []
             if change.statement is positions.BIND:
+                assert isinstance(change, Change)
                 self.bound += [Bound(now, *(row[name] for name in Bound._fields[1:])) for row in change.values]
-            elif change.statement is rows._CLAIM:
-                claims = [Claimed(now, row["epoch"], row["holder"], row["host"]) for row in change.values]
-                self.claimed += claims
-                self.on_claim(claims[0])
+            elif change.statement is rows._CLAIM and answer:
+                self.claimed.append(Claimed(now, *answer[0]))
+                self.on_claim(self.claimed[-1])
 
-    def _write(self, changes: Sequence[Change], written: Sequence[tuple[str, Any, bool]]) -> None:
-        raw = self._memory.raw
+    def _write(
+        self, changes: Sequence[Question | Change], written: Sequence[tuple[str, Any, bool]]
+    ) -> list[list[tuple[Any, ...]]]:
+        raw, answers = self._memory.raw, list[list[tuple[Any, ...]]]()
         if not changes and not written:
-            return
+            return answers
         raw.execute("BEGIN")
         try:
             for change in changes:
-                if self._memory.change(change) == 0 and change.required:
+                if isinstance(change, Question):
+                    answers.append(self._memory.ask(change))
+                elif self._memory.change(change) == 0 and change.required:
                     raise Unmet  # noqa: TRY301  # what was written is taken back below
             for sql, values, many in written:
                 (raw.executemany if many else raw.execute)(sql, values)
@@ -388,6 +413,8 @@ class Server:
             raw.execute("ROLLBACK")
             raise
         raw.execute("COMMIT")
+        self._note(changes, answers)
+        return answers
 
     def roll_back(self, session: Session) -> Job:
         self.end(session)
@@ -400,7 +427,7 @@ class Server:
         """Whether the synchronous standby does not answer: commits wait."""
         lock = self.locks["standby"]
         if silent:
-            lock.holders[self._silent] = False
+            lock.holders[self._silent] = ALONE
         else:
             lock.holders.pop(self._silent, None)
             self._grant(lock)

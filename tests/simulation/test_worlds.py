@@ -23,11 +23,13 @@ WORLDS = {
     "disk": 100,
     "upgrades": 80,
     "restores": 40,
+    "lies": 40,
     "gateway": 80,
     "operator": 40,
+    "commands": 12,
 }
 """Seeds of each: as many as twenty seconds allow."""
-FOUND = {"found": 4, "gateway-found": 1}
+FOUND = {"found": 6, "gateway-found": 1}
 """How many worlds are in found.py and the like."""
 MOST_SEEDS = 2000
 MUTANTS = {
@@ -46,12 +48,17 @@ MUTANTS = {
     ),
     "upgrades": ("migrated-in-pieces", "positions-dropped"),
     "restores": ("not-put-back", "restored-unmarked"),
+    "lies": ("loss-unseen",),
     "gateway": (
         *("answers-crossed", "not-held", "link-kept", "not-sent-again", "let-in", "held-for-ever", "slot-lost"),
         *("not-withdrawn", "answer-lost", "moved", "first-come", "forgetful"),
     ),
     "gateway-found": ("thrown-away",),
     "operator": ("not-drained",),
+    "commands": (
+        *("unapproved", "anybody-approves", "not-aborted", "not-forbidden", "floor-passed", "seal-unread"),
+        *("adopts-nothing", "unrecorded"),
+    ),
 }
 """Faults that are put back, by the world that must see them."""
 

@@ -18,8 +18,8 @@ import orjson
 from tests.simulation import clock, emergency, engine, requests, threads
 from tests.simulation.chance import Chance
 from tests.simulation.clock import SECOND, Clock
-from tests.simulation.device import Device, Fault, Key, Ledger
-from tests.simulation.law import RULES, Answer, Facts, Rule, broken, broken_by
+from tests.simulation.device import Device, Fault, Key, Ledger, Signed
+from tests.simulation.law import RULES, Answer, Facts, Rule, SignedRule, broken, broken_by, one_digest_at_once
 from tests.simulation.loop import Loop, Stuck
 from tests.simulation.script import Intent, Script, Try
 
@@ -71,18 +71,34 @@ def prepare(chance: Chance, ledger: Ledger, devices: Mapping[str, Device]) -> No
     emergency.ledgers[:] = [ledger]
 
 
+class Watched(Ledger):
+    """Judges each signature as it is made."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+
+    def note(self, one: Signed) -> None:
+        super().note(one)
+        for rule in self.world.AT_ONCE:
+            for what in rule(self.world.facts, one):
+                self.world.breaks(f"{rule.__name__.removesuffix('_at_once')}: {what}")
+
+
 class World:
     """Runs a script once."""
 
     LOOP: ClassVar[type[Loop]] = Loop
     RULES: ClassVar[tuple[Rule, ...]] = RULES
+    AT_ONCE: ClassVar[tuple[SignedRule, ...]] = (one_digest_at_once,)
+    """Rules of a signature, judged as it is made."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
         self.chance = Chance(script.seed)
         self.clock = Clock()
         self.loop = self.LOOP(self.chance, self.clock)
-        self.ledger = Ledger()
+        self.ledger = Watched(self)
         self.begin_ns = self.clock.ns
         keys = {one.key: Key.of(one.key) for one in script.members}
         self.facts = Facts(script, self.ledger, {name: key.public_key for name, key in keys.items()})
@@ -132,9 +148,9 @@ class World:
         if not self.outcome.broken:
             self.outcome.broken.append(what)
             self.tell("law", what)
-            self.loop.happens(0, self._end)
+            self.loop.happens(0, self._break_off)
 
-    def _end(self) -> None:
+    def _break_off(self) -> None:
         raise Broke
 
     def tell(self, who: str, what: str) -> None:
@@ -251,6 +267,11 @@ def _shown(answer: Answer) -> str:
 
 def config_of(script: Any, **beside: Any) -> Any:
     """The configuration of a host. `beside`: what stands beside its key manager."""
+    return loaded(document_of(script, **beside))
+
+
+def document_of(script: Any, **beside: Any) -> bytes:
+    """As `config_of`, as it stands in a file."""
 
     def provider(member: Any) -> dict[str, Any]:
         place = {"modulePath": str(folder() / "module.so"), "tokenLabel": member.name, "keyLabel": member.key}
@@ -267,9 +288,9 @@ def config_of(script: Any, **beside: Any) -> Any:
     if rotation := getattr(script, "rotation", None):
         state["keyRotation"] = rotation
     key_manager = {**provider(first), **script.options, **state, "failover": failover}
-    return _loaded(orjson.dumps({"keyManager": key_manager, **beside}))
+    return orjson.dumps({"keyManager": key_manager, **beside})
 
 
 @lru_cache(64)
-def _loaded(config: bytes) -> Any:
+def loaded(config: bytes) -> Any:
     return load(orjson.loads(config))

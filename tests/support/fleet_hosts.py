@@ -126,7 +126,8 @@ def beside(folder: Path, *statements: str) -> None:
 
 def join(folder: Path, *names: str) -> None:
     """Note hosts as members of the fleet, as they do themselves at their start."""
-    beside(folder, *(f"INSERT INTO fleet_host VALUES ('{name}', '', 0, '', 0, 0, '')" for name in names))  # noqa: S608
+    nothing = "'', 0, '', 0, 0, '', NULL, NULL, NULL, NULL"
+    beside(folder, *(f"INSERT INTO fleet_host VALUES ('{name}', {nothing})" for name in names))  # noqa: S608
 
 
 def lose_from(folder: Path, position: int) -> None:

@@ -136,7 +136,14 @@ def _serve(line: socket.socket) -> None:
     from hsmcore.cli import app, output  # noqa: F401
     from hsmcore.cli import gateway as _gateway  # noqa: F401
     from hsmcore.cli import serve as _serve_command  # noqa: F401
-    from hsmcore.fleet import entry  # noqa: F401
+    from hsmcore.failover import service  # noqa: F401
+    from hsmcore.fleet import membership  # noqa: F401
+    from hsmcore.manager import key_managers, key_sets  # noqa: F401
+    from hsmcore.manager.policy import watermark  # noqa: F401
+    from hsmcore.manager.rotation import runner  # noqa: F401
+    from hsmcore.manager.rotation import service as _rotation  # noqa: F401
+    from hsmcore.members import pkcs11, supervisor  # noqa: F401
+    from hsmcore.state.postgres import database  # noqa: F401
 
     assert hsmcore.KeyManager
     assert threading.active_count() == 1, "what forks has no threads"

@@ -347,7 +347,6 @@ TASKS_OF_THEIR_OWN = {
     "failover/batch.py",
     "failover/resumed.py",
     "failover/service.py",
-    "fleet/membership.py",
     "gateway/jobs.py",
     "gateway/vault/face.py",
     "manager/key_managers.py",
@@ -377,11 +376,11 @@ READ_THE_WALL_CLOCK = {
     "a date that is shown or recorded": {
         "cli/failover.py",
         "cli/rotate.py",
+        "doctor/fleet_store.py",
         "failover/budget.py",
         "failover/health.py",
         "failover/history.py",
         "failover/service.py",
-        "fleet/orders.py",
         "gateway/vault/face.py",
         "manager/batching.py",
         "manager/describe.py",
@@ -399,6 +398,7 @@ READ_THE_WALL_CLOCK = {
         "state/database.py",
         "state/key_sets.py",
         "state/keys.py",
+        "state/postgres/certificate.py",
         "state/register.py",
     },
     "a name, or a number, that is to be new": {

@@ -85,6 +85,57 @@ async def test_the_first_digest_has_the_position_for_ever(place, secret):
         assert life.mark.bound == 0
 
 
+def kept(position, message=b"a", digest=A):
+    return PayloadPlace(BLOCKS, position, digest, message=message)
+
+
+async def test_the_newest_message_is_kept(place, secret):
+    async with Life(place, secret) as life:
+        assert await life.mark.newest(BLOCKS) is None
+        await life.mark.require(kept(5))
+        await life.mark.require(kept(6, b"b", B))
+        await life.mark.require(kept(4))  # below the highest: that one's message stays
+        await life.bind(6, B)
+        assert await life.mark.newest(BLOCKS) == ("block", 6, bytes.fromhex(B), b"b")
+    async with Life(place, secret) as life:
+        assert await life.mark.newest(BLOCKS) == ("block", 6, bytes.fromhex(B), b"b")
+        await asyncio.gather(*(life.mark.require(kept(at)) for at in (7, 9, 8)))
+        assert await life.mark.newest(BLOCKS) == ("block", 9, bytes.fromhex(A), b"a")
+        await life.bind(10, B)  # too long to be kept
+        assert await life.mark.newest(BLOCKS) == ("block", 10, bytes.fromhex(B), None)
+        await life.mark.require(kept(11))
+        await life.store.run(
+            lambda on: positions.put_back(on, life.store.vouch, [positions.BoundRow(BLOCKS, 12, B, "h", 1)])
+        )
+        assert await life.mark.newest(BLOCKS) == ("block", 12, bytes.fromhex(B), None)
+        await life.mark.raise_floor(BLOCKS, 12, "final")
+        assert await life.mark.newest(BLOCKS) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["62", "", "no number", "6", "61 ", "61" * 70_000, "é"], ids=lambda text: f"{text[:9]}-{len(text)}"
+)
+async def test_a_message_that_was_not_bound_is_not_given(place, text):
+    async with Life(place, None) as life:
+        await life.mark.require(kept(5))
+        beside(place, f"UPDATE watermark SET message = '{text}'")  # noqa: S608  # the test's own
+        found = await life.mark.newest(BLOCKS)
+        assert found == ("block", 5, bytes.fromhex(A), b"a" if text == "61 " else None)
+        beside(place, "UPDATE watermark SET message = NULL")
+        assert (await life.mark.newest(BLOCKS)).message is None
+        beside(place, "UPDATE bound SET digest = 'no number'")
+        with pytest.raises(StoreError, match="not of hsmcore's making"):
+            await life.mark.newest(BLOCKS)
+
+
+async def test_the_digest_of_the_newest_message_is_vouched_for(place):
+    async with Life(place, Bytes()) as life:
+        await life.mark.require(kept(5))
+        beside(place, f"UPDATE bound SET digest = '{B}'")  # noqa: S608  # the test's own
+        with pytest.raises(StoreNotGenuine):
+            await life.mark.newest(BLOCKS)
+
+
 async def test_a_crowd_at_one_position_has_one_winner(place, secret):
     digests = [hashlib.sha256(bytes([n])).hexdigest() for n in range(60)]
     async with Life(place, secret) as one, Life(place, secret) as other:

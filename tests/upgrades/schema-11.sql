@@ -31,16 +31,16 @@ INSERT INTO "failover_event" VALUES(1,1,'failover_event.kind',NULL,NULL,NULL,'fa
 CREATE TABLE fleet (
                 name TEXT PRIMARY KEY, epoch BIGINT NOT NULL, holder TEXT NOT NULL, host TEXT NOT NULL,
                 claimed_ns BIGINT NOT NULL, renewals BIGINT NOT NULL, released BIGINT NOT NULL, timeline TEXT NOT NULL,
-                system TEXT NOT NULL, incident BIGINT NOT NULL, reason TEXT NOT NULL, mark TEXT, held TEXT);
-INSERT INTO "fleet" VALUES('fleet.name',1,'fleet.holder','fleet.host',1,1,1,'fleet.timeline','fleet.system',1,'fleet.reason',NULL,NULL);
+                system TEXT NOT NULL, incident BIGINT NOT NULL, reason TEXT NOT NULL, mark TEXT, held TEXT, renewed_by TEXT);
+INSERT INTO "fleet" VALUES('fleet.name',1,'fleet.holder','fleet.host',1,1,1,'fleet.timeline','fleet.system',1,'fleet.reason',NULL,NULL,NULL);
 CREATE TABLE fleet_floor (
                 host TEXT NOT NULL, domain TEXT NOT NULL, position BIGINT NOT NULL, digest TEXT NOT NULL,
                 PRIMARY KEY (host, domain));
 INSERT INTO "fleet_floor" VALUES('fleet_floor.host','fleet_floor.domain',1,'cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd');
 CREATE TABLE fleet_host (
                 name TEXT PRIMARY KEY, instance TEXT NOT NULL, seen_ns BIGINT NOT NULL, state TEXT NOT NULL,
-                incident BIGINT NOT NULL, retired BIGINT NOT NULL, note TEXT NOT NULL);
-INSERT INTO "fleet_host" VALUES('fleet_host.name','fleet_host.instance',1,'active',1,1,'fleet_host.note');
+                incident BIGINT NOT NULL, retired BIGINT NOT NULL, note TEXT NOT NULL, order_claim TEXT, order_seize TEXT, order_release TEXT, order_drain TEXT);
+INSERT INTO "fleet_host" VALUES('fleet_host.name','fleet_host.instance',1,'active',1,1,'fleet_host.note',NULL,NULL,NULL,NULL);
 CREATE TABLE key_binding (digest TEXT PRIMARY KEY, public_key TEXT NOT NULL, until_ns BIGINT NOT NULL);
 INSERT INTO "key_binding" VALUES('cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd','abababababababababababababababababababababababababababababababab',1);
 CREATE TABLE key_domain (
@@ -89,17 +89,17 @@ CREATE TABLE schema_version (
 	applied_ns BIGINT NOT NULL, 
 	PRIMARY KEY (version)
 );
-INSERT INTO "schema_version" VALUES(1,1796071334589418652);
-INSERT INTO "schema_version" VALUES(2,1796071334602573191);
-INSERT INTO "schema_version" VALUES(3,1796071334603077322);
-INSERT INTO "schema_version" VALUES(4,1796071334603331701);
-INSERT INTO "schema_version" VALUES(5,1796071334649909059);
-INSERT INTO "schema_version" VALUES(6,1796071334650569914);
-INSERT INTO "schema_version" VALUES(7,1796071334651192351);
-INSERT INTO "schema_version" VALUES(8,1796071334651413571);
-INSERT INTO "schema_version" VALUES(9,1796071334651771494);
-INSERT INTO "schema_version" VALUES(10,1796071334651996179);
-INSERT INTO "schema_version" VALUES(11,1796071334683404215);
+INSERT INTO "schema_version" VALUES(1,1796076642658299467);
+INSERT INTO "schema_version" VALUES(2,1796076642660595799);
+INSERT INTO "schema_version" VALUES(3,1796076642681283282);
+INSERT INTO "schema_version" VALUES(4,1796076642681563640);
+INSERT INTO "schema_version" VALUES(5,1796076642681795996);
+INSERT INTO "schema_version" VALUES(6,1796076642682231945);
+INSERT INTO "schema_version" VALUES(7,1796076642682815875);
+INSERT INTO "schema_version" VALUES(8,1796076642683040851);
+INSERT INTO "schema_version" VALUES(9,1796076642683389300);
+INSERT INTO "schema_version" VALUES(10,1796076642683598131);
+INSERT INTO "schema_version" VALUES(11,1796076642698439434);
 CREATE TABLE seal (
                 name TEXT PRIMARY KEY, store TEXT NOT NULL, counter BIGINT NOT NULL, digests TEXT NOT NULL,
                 mac TEXT NOT NULL);
@@ -109,8 +109,8 @@ CREATE TABLE spent (name TEXT PRIMARY KEY, minute BIGINT NOT NULL, amount BIGINT
 INSERT INTO "spent" VALUES('spent.name',1,1);
 CREATE TABLE watermark (
                 name TEXT PRIMARY KEY, floor BIGINT NOT NULL, high BIGINT NOT NULL, bits TEXT NOT NULL,
-                reason TEXT NOT NULL);
-INSERT INTO "watermark" VALUES('watermark.name',1,1,'1','watermark.reason');
+                reason TEXT NOT NULL, message TEXT, mac TEXT);
+INSERT INTO "watermark" VALUES('watermark.name',1,1,'1','watermark.reason',NULL,NULL);
 CREATE INDEX failover_event_time ON failover_event (time_ns);
 CREATE UNIQUE INDEX emergency_episode_open ON emergency_episode ((1)) WHERE ended_ns IS NULL;
 CREATE UNIQUE INDEX key_version_active ON key_version ((1)) WHERE state = 'active';

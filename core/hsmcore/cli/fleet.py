@@ -57,28 +57,24 @@ def claim(
     cli: Invocation,
     host: HostArgument = None,
     reason: ReasonOption = "",
-    at_least: AtLeastOption = None,
     force: Annotated[bool, "Do not wait for the holder's lease, nor for the host to catch up."] = False,
     wait: WaitOption = 10.0,
 ) -> None:
     """Have a host claim the epoch: if nobody holds it, or the holder's lease is over. With --force it takes the epoch
     from a holder that lives: for payloads with a position that is safe, others may for a moment be handed out by both.
 
-    A host whose chain is behind the fleet's highest position does not get the epoch unless it is forced: --at-least
-    says up to where its chain is.
+    A host whose application says that its chain is behind the fleet's highest position does not get the epoch unless it
+    is forced.
 
     Examples:
 
-      hsmcore fleet claim signer-2 --at-least my-rollup/block=1200000 --reason "signer-1 is to be updated"
+      hsmcore fleet claim signer-2 --reason "signer-1 is to be updated"
 
       hsmcore fleet claim signer-2 --force --reason "signer-1 does not answer"
     """
-    from hsmcore.fleet.orders import order_value
-
     if force and not reason.strip():
         raise BadUsage("an epoch is claimed by force for a reason: --reason TEXT")
-    value = order_value(_positions(at_least), force=force)
-    _order(cli, "claim", host, value, reason, wait, forced=force)
+    _order(cli, "seize" if force else "claim", host, reason, wait, forced=force)
 
 
 @command(app, "Have a host give the epoch up.")
@@ -88,9 +84,7 @@ def release(cli: Invocation, host: HostArgument = None, reason: ReasonOption = "
 
     Example: hsmcore fleet release signer-1 --reason "signer-2 takes over"
     """
-    from hsmcore.fleet.orders import order_value
-
-    _order(cli, "release", host, order_value(), reason, wait)
+    _order(cli, "release", host, reason, wait)
 
 
 @command(app, "Keep the epoch away from a host, or end that.")
@@ -110,7 +104,7 @@ def drain(
 
       hsmcore fleet drain signer-1 --off
     """
-    _order(cli, "drain", host, None if off else "yes", reason, wait)
+    _order(cli, "drain", host, reason, wait, off=off)
 
 
 @command(app, "Close an incident without the hosts that never come back.")
@@ -243,45 +237,44 @@ def _positions(given: list[str] | None) -> dict[str, int]:
 
 
 def _order(
-    cli: Invocation, verb: Verb, host: str | None, value: str | None, reason: str, wait: float, **subject: Any
+    cli: Invocation, order: Verb, host: str | None, reason: str, wait: float, *, off: bool = False, **subject: Any
 ) -> None:
     rules = _fleet(cli.config)
     host = host or rules.host
-    state = "none" if value is None else verb
-    with cli.recorded(f"fleet {verb}", hostname=host, state=state, reason=reason, **subject):
-        work = partial(_written, rules=rules, verb=verb, host=host, value=value, reason=reason, wait=wait)
+    verb = "claim" if order == "seize" else order
+    with cli.recorded(f"fleet {verb}", hostname=host, state="none" if off else verb, reason=reason, **subject):
+        work = partial(_ordered, rules=rules, verb=order, host=host, reason=None if off else reason, wait=wait)
         done, said = cli.on_state(work)
-    shown = {"host": host, "order": verb, "withdrawn": value is None, "reason": reason, "followed": done, "note": said}
-    cli.show(shown, f"{host}: {verb}" + (" no longer asked for" if value is None else " asked for"))
-    if value is None or done is None:
+    shown = {"host": host, "order": verb, "withdrawn": off, "reason": reason, "followed": done, "note": said}
+    cli.show(shown, f"{host}: {verb}" + (" no longer asked for" if off else " asked for"))
+    if off or done is None:
         return
     cli.note("the host has followed" if done else said or "the host has not followed; it does so as soon as it can")
     if not done:
         raise typer.Exit(FAILED)
 
 
-async def _written(
-    store: Store, *, rules: Fleet, verb: Verb, host: str, value: str | None, reason: str, wait: float
+async def _ordered(
+    store: Store, *, rules: Fleet, verb: Verb, host: str, reason: str | None, wait: float
 ) -> tuple[bool | None, str]:
     """Write an order, and wait for the host to follow. Returns whether it did (None: nothing to wait for), and what the
     host says. Raises BadUsage for a host that the fleet does not have."""
-    from hsmcore.fleet.orders import order_name
-    from hsmcore.state import Desired
+    from hsmcore.fleet.orders import order
 
     hosts = {each["name"]: each for each in (await _look(store, rules))["hosts"]}
     if host not in hosts:
         raise BadUsage(f"the fleet has no host {host!r}; it has {', '.join(map(repr, hosts)) or 'none yet'}")
-    await Desired(store).set(order_name(verb, host), value, reason)
-    if value is None or not wait:
+    await store.run(partial(order, host=host, verb=verb, reason=reason))
+    if reason is None or not wait:
         return None, ""
     before = hosts[host]["note"]
     loop = asyncio.get_running_loop()
     until = loop.time() + wait
     while True:
         found = await _look(store, rules)
-        waits = any(each["name"] == order_name(verb, host) for each in found["orders"])
+        waits = any((each["host"], each["order"]) == (host, verb) for each in found["orders"])
         holds = found["holderHost"] == host
-        if {"claim": holds, "release": not waits, "drain": not holds}[verb]:
+        if {"release": not waits, "drain": not holds}.get(verb, holds):
             return True, ""
         said = next((each["note"] for each in found["hosts"] if each["name"] == host), "")
         if verb != "drain" and not waits and said != before:
@@ -332,4 +325,4 @@ def _print(found: dict[str, Any]) -> None:
         print()
         _DOMAINS(found)
     for order in found["orders"]:
-        print(f"asked for: {plain(order['name'])} ({plain(order['reason'])})")
+        print(f"asked for: {order['order']} of {plain(order['host'])} ({plain(order['reason'])})")

@@ -18,12 +18,12 @@ from hsmcore.cli.opened import in_state, with_token
 from hsmcore.cli.output import BadUsage, fail, table, when
 from hsmcore.cli.recorded import key_fields
 from hsmcore.cli.settings import member_named, token_settings
+from hsmcore.cli.signing import told_keys
 from hsmcore.errors import HsmError, KeyAmbiguous, KeyMismatch, KeyNotFound, KeyUnusable
 from hsmcore.members.control.curves import Algorithm
 
 if TYPE_CHECKING:
     from hsmcore.config import Config, Pkcs11Settings, Provider
-    from hsmcore.gateway import Client
     from hsmcore.members.control import ControlPlane, KeyRecord
     from hsmcore.state import Store, StoredKey
     from hsmcore.tlog.key_set import KeySet
@@ -61,7 +61,7 @@ def list_(cli: Invocation) -> None:
     Example: hsmcore keys list --gateway unix:/run/hsmcore/sign.sock --json
     """
     if cli.gateway is not None:
-        cli.show(cli.on_gateway(cli.gateway, _told), table(_AT_GATEWAY))
+        cli.show(cli.on_gateway(cli.gateway, told_keys), table(_AT_GATEWAY))
         return
     records = asyncio.run(_listed(cli))
     versions = ring(cli)
@@ -69,16 +69,6 @@ def list_(cli: Invocation) -> None:
     shown = [shown_key(record) | _validity(known.pop(record.public_key or b"", None)) for record in records]
     gone = [shown_key(_gone(key)) | _validity(key) for key in known.values()]
     cli.show(shown + gone, lambda _: table(_RING if versions else _KEYS)(shown))
-
-
-async def _told(client: Client) -> list[dict[str, Any]]:
-    """The versions of a key at a gateway."""
-    signs = await client.get_current_key_id()
-    return [
-        {"id": key.id, "version": key.index, "algorithm": key.algorithm, "signs": key.id == signs}
-        | {"publicKey": key.public_key.hex(), **_address(key.algorithm, key.public_key)}
-        for key in client.keys()  # noqa: SIM118  # a list
-    ]
 
 
 @command(app, "Make a key pair.")
@@ -344,7 +334,11 @@ def shown_set(found: KeySet) -> dict[str, Any]:
 
 def is_configured(settings: Pkcs11Settings, record: KeyRecord) -> bool:
     """Return whether the configuration names this key."""
-    return settings.key_label in (None, record.label) and (settings.key_id or record.id).lower() == record.id
+    return _is_named(settings, record.label, record.id)
+
+
+def _is_named(settings: Pkcs11Settings, label: str, key_id: str) -> bool:
+    return settings.key_label in (None, label) and (settings.key_id or key_id).lower() == key_id
 
 
 def shown_key(record: KeyRecord) -> dict[str, Any]:
@@ -358,11 +352,9 @@ def shown_key(record: KeyRecord) -> dict[str, Any]:
         "sensitive": record.sensitive,
         "extractable": record.extractable,
     }
-    return shown | _address(record.algorithm, record.public_key)
-
-
-def _address(algorithm: str | None, public_key: bytes | None) -> dict[str, str]:
-    return {"address": base58(public_key)} if algorithm == "ed25519" and public_key else {}
+    if record.algorithm == "ed25519" and record.public_key:
+        shown["address"] = base58(record.public_key)
+    return shown
 
 
 def ring(cli: Invocation) -> list[StoredKey]:
@@ -433,16 +425,19 @@ async def _replicate(config: Config, target: Provider, key_id: str) -> tuple[Key
 
 
 async def note_holder(config: Config, key_id: str, member: str) -> None:
-    """Note in the key ring that a member holds a key."""
+    """Note in the key ring that a member holds a key. The key that the ring began with is found by its configured name:
+    a member whose configuration names another key signs with that one."""
     from hsmcore.state import Keys
 
     if config.key_manager.active_rotation is None:
         return
+    settings: Any = member_named(config, member, pkcs11=True).config
 
     async def work(store: Store) -> None:
         keys = Keys(store)
         for key in await keys.all():
-            if key.key_id == key_id and member not in key.members:
+            signs = key.origin != "configured" or _is_named(settings, key.label, key.key_id)
+            if key.key_id == key_id and member not in key.members and signs:
                 await keys.change(key.version, members=[*key.members, member])
 
     await in_state(config, work, absent="empty")

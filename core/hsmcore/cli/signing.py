@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
+from hsmcore.base.base58 import base58
 from hsmcore.cli.encoding import Format, decode_signature, encode
 from hsmcore.cli.invocation import Invocation
 from hsmcore.cli.output import BadUsage
@@ -132,6 +133,18 @@ def verify(
         cli.show({"valid": True}, "valid")
     else:
         _refuse(cli, _HIGH_S if _has_high_s(keys, message, claimed) else "")
+
+
+async def told_keys(client: Client) -> list[dict[str, Any]]:
+    """Return the versions of a key that a gateway tells, for output."""
+    signs, shown = await client.get_current_key_id(), list[dict[str, Any]]()
+    for key in client.keys():  # noqa: SIM118  # a list
+        about: dict[str, Any] = {"id": key.id, "version": key.index, "algorithm": key.algorithm}
+        about |= {"signs": key.id == signs, "publicKey": key.public_key.hex()}
+        if key.algorithm == "ed25519":
+            about["address"] = base58(key.public_key)
+        shown.append(about)
+    return shown
 
 
 def _refuse(cli: Invocation, problem: str = "") -> None:

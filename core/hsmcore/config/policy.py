@@ -258,6 +258,9 @@ class Policy(Model):
     keep_positions: Annotated[int, Whole(1024, 2**63 - 1)] | None = None
     """How far behind the highest position one lies that is given up by itself: its chain gets a floor. At least
     `maxAhead`. Default: none is given up."""
+    keep_message_bytes: Annotated[int, Whole(128, 65_536)] = 1024
+    """The length up to which the newest bound message of each chain is kept in the state store, so that it is not lost
+    with the process that bound it. One in hsmcore's own format always is."""
     formats: Annotated[tuple[PayloadFormat, ...], BeforeValidator(as_tuple)] = ()
     """A layer 2's own formats of ordered kinds."""
     callers: dict[str, CallerRules] | None = None

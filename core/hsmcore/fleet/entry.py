@@ -10,14 +10,15 @@ from hsmcore.base.steady import boottime
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import BadArgument, ConfigFault, ConfigurationError
 from hsmcore.fleet import rows
-from hsmcore.fleet.machine import EpochRow, Machine
-from hsmcore.state import Store
-from hsmcore.state.exchange import Answers, Change
+from hsmcore.fleet.machine import Machine
+from hsmcore.state.exchange import Asking, Change, Question, Reply
 
 RENEWALS: Final = 4
-"""Renewals in the life of a lease; the database must answer in the time between two."""
+"""Renewals and looks in the life of a lease. An answer that takes longer than from one to the next is worth nothing."""
 LOOKS: Final = 16
-"""Looks of a follower in the life of a lease: what it adds to a takeover is one of these."""
+"""Looks in the life of a lease of a host that waits for the end of its former process, or has just failed to look."""
+_LEAST_TRIPS: Final = 8
+"""Renewals that must fit into the life of a lease one after the other: a late one, a new connection, another one."""
 SECOND: Final = 1_000_000_000
 
 
@@ -35,51 +36,44 @@ def position_of(given: object) -> int:
     return given
 
 
-async def enter(store: Store, rules: Fleet, machine: Machine, where: str) -> None:
-    """Let this process speak for its host, at the end of the lease that a former one may have had. `where`: the JSON
-    path of `fleet`. Raises ConfigurationError, StoreError."""
-    await store.exchange([rows.looking(rules.name)], lambda found: (None, rows.prepare(found[0], rules.name)))
-    await _measure(store, rules, machine, where)
-    before = await _former(store, rules.host)
+async def enter(line: Asking, rules: Fleet, machine: Machine, where: str) -> None:
+    """Let this process speak for its host, at the end of the lease that a former one may have had. `line`: on which the
+    lease will be renewed; `where`: the JSON path of `fleet`. Raises ConfigurationError, StoreError."""
+    sees, seconds = rows.seeing(rules.name, rules.host), machine.ttl / SECOND
+
+    async def look(*first: Question | Change) -> tuple[Reply, rows.Seen]:
+        told = await line.ask([*first, sees], seconds)
+        return told, rows.seen(told.answers[-1])
+
+    _, seen = await look(rows.prepare(rules.name))
+    await _measure(line, rules, machine, where)
     until = boottime() + machine.ttl + machine.margin
-    while before is not None and boottime() < until:
+    while (before := seen.life) is not None and boottime() < until:
         await asyncio.sleep(machine.ttl / LOOKS / SECOND)
-        now = await _former(store, rules.host)
-        if now is not None and now != before:
-            raise _taken(rules, where, now[0])
-        before = now
-
-    def decide(answers: Answers) -> tuple[str | EpochRow, list[Change]]:
-        now = rows.life_of(answers[1])
-        if now is not None and now != before:
-            return now[0], []
-        row, entered = rows.enter(answers, rules.host, machine.instance)
-        return row, [entered]
-
-    found = await store.exchange([rows.locking(rules.name), rows.of_host(rules.host)], decide)
-    if isinstance(found, str):
-        raise _taken(rules, where, found)
-    machine.answered(store.identity, boottime())
-    machine.saw(found, boottime())
+        _, seen = await look()
+        if seen.life not in (None, before):
+            raise _taken(rules, where, seen.speaker)
+    told, now = await look(rows.enter(seen, rules.host, machine.instance))
+    if now.speaker != machine.instance:
+        raise _taken(rules, where, now.speaker)
+    machine.answered(told.server, boottime())
+    machine.saw(now.row, boottime())
 
 
-async def _measure(store: Store, rules: Fleet, machine: Machine, where: str) -> None:
+async def _measure(line: Asking, rules: Fleet, machine: Machine, where: str) -> None:
     trips = []
     for _ in range(3):
         begun = boottime()
-        await store.exchange([rows.looking(rules.name)], lambda _: (None, []), turn=False)
+        # As a renewal, it goes there and back once, and its COMMIT waits for the standby.
+        await line.ask([rows.sharing(rules.name)], machine.ttl / SECOND)
         trips.append(boottime() - begun)
-    if min(trips) * RENEWALS > machine.ttl:
+    if min(trips) * _LEAST_TRIPS > machine.ttl:
         trip = min(trips) / 1e6
-        least = math.ceil(trip * RENEWALS)
-        problem = f"is {rules.ttl_ms}, and the database takes {trip:.0f} ms to answer: make it {least} or more"
+        least = math.ceil(trip * _LEAST_TRIPS)
+        problem = f"is {rules.ttl_ms}, and a renewal of the lease takes {trip:.0f} ms: make it {least} or more"
         raise ConfigurationError.of([ConfigFault(f"{where}.ttlMs", problem)])
 
 
-async def _former(store: Store, host: str) -> tuple[str, int] | None:
-    return await store.exchange([rows.of_host(host)], lambda found: (rows.life_of(found[0]), []), turn=False)
-
-
-def _taken(rules: Fleet, where: str, other: str) -> ConfigurationError:
+def _taken(rules: Fleet, where: str, other: str | None) -> ConfigurationError:
     problem = f"is {rules.host!r}, as which {other} runs in fleet {rules.name}: give each host a name of its own"
     return ConfigurationError.of([ConfigFault(f"{where}.host", problem)])

@@ -2,23 +2,22 @@
 first, one that follows the chain as far as the fleet has bound it.
 
 The latter is an order and no wall: what the fleet is at may be bound and never published, so that no host can have seen
-it. Safety rests on the fence, and on this: the first new payload of a domain in which the holder is behind is no old
-one.
+it. Where its message is kept, none needs to: the next holder signs that one (KeyManager.unfinished). Safety rests on
+the fence, and on this: the first new payload of a domain in which the holder is behind is no old one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from hsmcore.base.log import get_logger
 from hsmcore.errors import BadArgument, HsmError
 from hsmcore.fleet.entry import SECOND
 from hsmcore.fleet.machine import EpochRow
+from hsmcore.fleet.rows import Rows
 from hsmcore.recovery.incident import word
-from hsmcore.state.domains import NO_KEYS, Binder, read
+from hsmcore.state.domains import Binder, read
 
-Rows = Sequence[Sequence[Any]]
 PATIENCE: Final = 2
 """Lives of a lease for which a host that is behind leaves a free epoch to hosts that are not."""
 
@@ -32,7 +31,6 @@ class ClaimGate:
         """How far the application follows, by domain."""
         self.caught: set[str] = set()
         """The domains in which this holder is known to be where the fleet is."""
-        self._binder, self._keys = NO_KEYS, list[bytes]()
         self._since: tuple[EpochRow, int] | None = None
         """The free epoch that is left to others since this host is behind, and since when."""
 
@@ -52,20 +50,30 @@ class ClaimGate:
             seconds = self._patience / SECOND
             get_logger().warning("this host leaves the epoch to others", reason=why, seconds=seconds)
 
-    def begins(self, at_least: Mapping[str, int], binder: Binder) -> None:
-        """A claim begins, by a host that knows so much and signs with these keys."""
-        self.caught = set(at_least)
-        self._binder, self._keys = binder, binder.keys()
-
-    def refusal(self, at_least: Mapping[str, int], highs: Rows, domains: Rows, *, patient: bool) -> HsmError | None:
-        """Return why the claim is not made: keys must not bind, by the answer to `domains.ASK`; or, if it is `patient`,
-        the host is behind `highs`. In the store's thread."""
-        if (mismatch := self._binder.wanted.refusal(read(domains), self._keys)) is not None:
+    def refusal(self, highs: Rows, domains: Rows, binder: Binder, *, patient: bool) -> HsmError | None:
+        """Return why no claim is to be made: the keys that sign must not bind, by the answer to `domains.ASK`; or, if
+        it is `patient`, the host is behind `highs`."""
+        if (mismatch := binder.wanted.refusal(read(domains), binder.keys())) is not None:
             return mismatch
-        known = {word(name): int(high) for name, high in highs}
-        behind = [domain for domain, position in at_least.items() if position < known.get(domain, -1)]
-        self.caught -= set(behind)
+        behind = self._behind(highs)
         if not behind or not patient:
             return None
-        text = f"this host knows {behind[0]} up to {at_least[behind[0]]}, and the fleet is at {known[behind[0]]}"
-        return BadArgument(text, hint="Let it catch up, or claim with force and a reason.")
+        domain, high = behind.popitem()
+        return BadArgument(
+            f"this host knows {domain} up to {self.words[domain]}, and the fleet is at {high}",
+            hint="Let it catch up, or claim with force and a reason.",
+        )
+
+    def claimed(self, highs: Rows) -> None:
+        """The epoch was claimed: note where this host is behind. `highs`: as read when no other host could bind."""
+        self.caught = {*self.words} - {*self._behind(highs)}
+
+    def _behind(self, highs: Rows) -> dict[str, int]:
+        known = {word(name): _finished(int(high), word(bits), kept) for name, high, bits, kept in highs}
+        return {domain: known[domain] for domain, at in self.words.items() if at < known.get(domain, -1)}
+
+
+def _finished(high: int, bits: str, kept: bool | None) -> int:
+    """Return the highest position that a host may be expected to know."""
+    below = int(bits, 16) >> 1 if kept else 0
+    return high if not below else high - (below & -below).bit_length()

@@ -37,6 +37,10 @@ class EpochRow(NamedTuple):
     """System and timeline of the database that positions were bound on last."""
     held: str = ""
     """Why an operator has nothing bound for now, or ""."""
+    renewed_by: str = ""
+    """A random text of the last renewal or claim."""
+    number: int = 0
+    """Of the last incident, which may be answered."""
 
     @property
     def age(self) -> tuple[int, int, bool]:
@@ -78,13 +82,12 @@ class Machine:
         self._lost_at = -1
         """When the row was last seen to have gone back, another server to answer, or a loss to be unanswered: a holder
         that the database forgot may have a lease since then."""
+        self._mark = ""
+        """Of the renewal or claim that was sent last."""
+        self._unanswered = self._lost = False
+        """Whether that has no answer; and whether one before it with the same mark had none."""
         self._rest: tuple[int, int] | None = None
         """The epoch that was released on somebody's word, and when."""
-
-    @property
-    def binds(self) -> bool:
-        """Whether payloads with a position may be tried."""
-        return self.state == "holder"
 
     def answered(self, server: tuple[str, str], now: int) -> None:
         """A server has answered; before what it said is passed on."""
@@ -117,11 +120,34 @@ class Machine:
         if row.incident:
             self.doubt(f"incident {row.incident} is open")
 
-    def went_back(self, row: EpochRow) -> bool:
-        """Whether the row is older than the one that was seen last: the database has lost commits."""
+    def marks(self, fresh: str) -> str:
+        """A renewal or a claim is about to be sent: return its mark. As long as none is answered, all have the same
+        one: it may be an earlier one of them that the server has done."""
+        self._lost = self._unanswered
+        if not self._unanswered:
+            self._mark = fresh
+        self._unanswered = True
+        return self._mark
+
+    def is_marked(self, *, again: bool = False) -> None:
+        """The answer is there, whatever it says. `again`: it was sent twice."""
+        self._unanswered, self._lost = False, self._lost or again
+
+    def is_copied(self, row: EpochRow) -> bool:
+        """Whether a copy of this process, with its memory and its name, has renewed or claimed the epoch, by a row that
+        was read, before it is passed on. A renewal is done once for each count; so even a copy that has the same marks
+        is found out by one of the next."""
+        mine = row.holder == self.instance and not row.released and not self.went_back(row)
+        sent = self._mark if self._unanswered or self._lost else self.row.renewed_by
+        return mine and row.renewed_by not in (self.row.renewed_by, sent)
+
+    def went_back(self, row: EpochRow, before: EpochRow | None = None) -> bool:
+        """Whether the row is older than the one `before`, by default the one that was seen last: the database has lost
+        commits."""
+        before = self.row if before is None else before
         if self._seen_at < 0:
-            return (row.epoch, row.released) < (self.row.epoch, self.row.released)
-        return row.age < self.row.age
+            return (row.epoch, row.released) < (before.epoch, before.released)
+        return row.age < before.age
 
     def free_at(self) -> int | None:
         """When the epoch may be claimed, if the holder does not renew it; None: nothing was seen yet."""
@@ -138,7 +164,7 @@ class Machine:
     def may_claim(self, row: EpochRow, began: int, server: tuple[str, str] = NOWHERE) -> bool:
         """Whether the epoch may be claimed in a transaction that began at `began` and has locked this row, on this
         server."""
-        if self.went_back(row) or server != self._server:
+        if self._seen_at < 0 or self.went_back(row) or server != self._server:
             return False
         if row.is_free or row.holder == self.instance:
             return not self._may_be_leased(began)

@@ -2,7 +2,8 @@
 
 Two things keep a host that lost the epoch from harm. `fence` stands in each transaction that binds a position: it reads
 the epoch there, so no clock matters. `lease` stands before each hand-out; it believes that the clocks of two hosts do
-not run apart by more than a tenth (machine.py has the times).
+not run apart by more than a tenth (machine.py has the times). It is renewed on a connection of its own: what a bind
+waits for stops no renewal.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import asyncio
 import math
 import os
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, Self
 
 from hsmcore._native import Lease
 from hsmcore.audit import AuditLog
@@ -22,21 +23,26 @@ from hsmcore.base.steady import boottime
 from hsmcore.config.fleet import Fleet
 from hsmcore.errors import BadArgument, FleetBehind, HsmError, NotHolder, error_of
 from hsmcore.fleet import rows
-from hsmcore.fleet.confirmations import Confirmations, EpochCheck
+from hsmcore.fleet.confirmations import Confirmations
 from hsmcore.fleet.duties import Duties
 from hsmcore.fleet.entry import LOOKS, RENEWALS, SECOND, Tell, enter, position_of
 from hsmcore.fleet.gate import ClaimGate
+from hsmcore.fleet.line import HostLine
 from hsmcore.fleet.machine import EpochRow, Machine, State
 from hsmcore.fleet.placement import Placement
-from hsmcore.recovery.hold import CLOSED
 from hsmcore.recovery.witness import FLOORS, Witness
 from hsmcore.state import DomainMismatch, Store, positions
 from hsmcore.state.domains import ASK, NO_KEYS
-from hsmcore.state.exchange import Answers, Change, Decide, Question
+from hsmcore.state.exchange import Question
 from hsmcore.state.mark import Mark
 from hsmcore.state.seal import SealSecret
 
-T = TypeVar("T")
+_PATIENCE_NS: Final = SECOND // 2
+"""Between two looks of a host that waits, unless a lease is very long, or near its end."""
+_CLAIM_SECONDS: Final = 1.5
+"""The least time for a claim: it waits for binds, of which the server ends one that is idle for a second."""
+_GOODBYE_SECONDS: Final = 1.5
+"""The longest time for telling the fleet that this host closes."""
 
 
 class Membership:
@@ -49,21 +55,23 @@ class Membership:
         self.claims = self.renewals_failed = 0
         self.binder = NO_KEYS
         """Of the keys that sign: no epoch is claimed while they must not bind."""
+        self.unfinished: Callable[[str], Awaitable[positions.Unfinished | None]]
+        """As KeyManager.unfinished."""
         self.drained = False
         """Whether this host claims no epoch by itself, on an operator's word."""
         self._rules, self._store = rules, store
-        self._host_row = [rows.of_host(self.host)]
         instance = f"{self.host}:{os.getpid()}:{secrets.token_hex(4)}"
         self._machine = Machine(instance, rules.ttl_ms * 1_000_000)
+        self._line = HostLine(store.asking(), self.name, self.host, self._machine, self._compare)
         self._witness: Witness | None = None
-        self.duties: Duties | None = None
         self._gate, self._placement = ClaimGate(self._machine.ttl), Placement(rules)
-        self._superseded = self._leaving = False
+        self._leaving = False
         self._acting, self._wake = asyncio.Lock(), asyncio.Event()
         self._scope = Scope()
-        self._check = EpochCheck(store, rules.name, self._machine, self._wake.set, single_node=rules.single_node)
-        self._confirmations = Confirmations(self._check, self._refusal)
-        self._spoke_at = 0
+        self._confirmations = Confirmations(self._renew, self._refusal)
+        self._renewed_at = 0
+        self._before = self._machine.row
+        """The row that was known when the last bind began."""
         self._tell: Tell = lambda *_, **__: None
         self._told: tuple[State, int] = ("follower", 0)
 
@@ -73,10 +81,11 @@ class Membership:
         ConfigurationError for a name that another live process has, and for a lease shorter than the database takes to
         answer."""
         store = await Store.open(rules, state_secret)
+        membership = cls(rules, store)
         try:
-            membership = cls(rules, store)
-            await enter(store, rules, membership._machine, f"{where}.fleet")
+            await enter(membership._line.asking, rules, membership._machine, f"{where}.fleet")
         except BaseException:
+            await membership._line.asking.close()
             await store.close()
             raise
         return membership
@@ -84,38 +93,46 @@ class Membership:
     async def watch_over(self, log: AuditLog) -> None:
         """Before `begin`: compare the database with this host's audit log, and follow operators' orders."""
         self._witness = Witness(self._store, self.name, self.host, self._machine.instance, log)
-        self.duties = Duties(self, self._store, self._witness, self._rules.ttl_ms)
-        await self.duties.begin()
+        self._line.duties = Duties(self, self._store, self._witness, self._rules.ttl_ms)
+        await self._line.duties.begin()
 
     def begin(self, tell: Tell) -> None:
         """The members can sign: follow the epoch, claim it if that is to be done, renew it."""
         self._tell = tell
-        seconds = self._rules.ttl_ms / 1e3 / LOOKS
-        self._scope.every(seconds, self._look, "the fleet's database is not understood", wake=self._wake)
+        self._scope.every(self._line.limit, self._look, "the fleet's database is not understood", wake=self._wake)
 
     async def close(self) -> None:
         """Give the epoch up, and leave. Idempotent."""
         if self._leaving:
             return
-        self._leaving = True
+        self._leaving = self._line.closes = True
         await self._scope.close()
         await self._confirmations.close()
-        await self._check.close()
-        if self.duties is not None:
-            await self.duties.close()
         try:
-            if self._machine.state == "claiming":
-                await self._see()  # it may have been written
-            if self._machine.epoch:
-                await self.release("closed")
-            if not self._superseded:
-                await self._store.exchange(self._host_row, lambda found: (None, self._spoken(found, CLOSED)[1]))
-        except HsmError as error:
-            get_logger().warning("the fleet is not told that this host closes", error=str(error.args[0]))
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                if self._machine.state == "claiming":
+                    await self._see()  # it may have been written
+                if self._machine.epoch:
+                    await self.release("closed")
+                elif not self._line.superseded:
+                    await self._line.ask()
+                if self.duties is not None:
+                    await self.duties.close()
+        except (HsmError, TimeoutError) as error:
+            get_logger().warning("the fleet is not told that this host closes", error=str(error) or "no answer")
+            self._store.hurry()
         finally:
+            if self.duties is not None:
+                await self.duties.close()
+            await self._line.asking.close()
             await self._store.close()
 
     # What is known.
+
+    @property
+    def duties(self) -> Duties | None:
+        """What this host does beside its lease, from `watch_over` on."""
+        return self._line.duties
 
     @property
     def state(self) -> State:
@@ -139,8 +156,9 @@ class Membership:
 
     @property
     def reason(self) -> str:
-        """Why the state is "doubtful", or the epoch was lost."""
-        return self._machine.reason
+        """Why the state is "doubtful", the epoch was lost, or nothing with a position is bound."""
+        problems = (f"the state store is not genuine: {scope}: {why}" for scope, why in self._store.problems.items())
+        return next(problems, self._machine.reason)
 
     @property
     def lease_seconds(self) -> float:
@@ -151,27 +169,29 @@ class Membership:
         """The state as data for JSON."""
         said: dict[str, Any] = {"name": self.name, "host": self.host, "unordered": self.unordered, "state": self.state}
         said |= {"epoch": self.epoch, "holder": self.holder, "incident": self.incident, "reason": self.reason}
-        said |= {"leaseSeconds": round(self.lease_seconds, 3), "claims": self.claims}
-        return said | {"renewalsFailed": self.renewals_failed, "held": self._machine.row.held}
+        said |= {"claims": self.claims, "renewalsFailed": self.renewals_failed, "held": self._machine.row.held}
+        return said | {"leaseSeconds": round(self.lease_seconds, 3)}
 
     # What may be signed.
 
     def require(self) -> None:
-        """Raise NotHolder or FleetBehind unless payloads with a position may be tried now."""
+        """Raise NotHolder or FleetBehind unless payloads with a position may be tried now: a holder that is in doubt
+        asks the fence."""
         self._require(self._machine.row)
-        if not self._machine.binds:
+        if not self._machine.epoch:
             raise self._refusal()
 
     @property
     def asks(self) -> Question:
-        """What a transaction that binds asks first: the row of the epoch, which it keeps as it is until its end."""
+        """What a transaction that binds asks first: the row of the epoch, which no claim changes until its end."""
+        self._before = self._machine.row
         return rows.sharing(self.name)
 
-    def fence(self, found: Sequence[Sequence[Any]]) -> int:
+    def fence(self, found: rows.Rows) -> int:
         """Raise NotHolder or FleetBehind unless this process holds the epoch by what `asks` has found. Returns the
         epoch. In the store's thread."""
         row = rows.shared(found)
-        self._compare(row)
+        self._compare(row, self._before)
         self._require(row)
         if not row.is_held_by(self._machine.instance, self._machine.epoch):
             raise self._refusal(row)
@@ -185,8 +205,7 @@ class Membership:
             self._witness.require_kept(domain, position, mark, row)
 
     def is_behind(self, domain: str, position: int, high: int) -> bool:
-        """Whether a new payload of this domain shows that this host has not caught up with the fleet. In the store's
-        thread."""
+        """Whether a new payload of this domain shows that this host has not caught up. In the store's thread."""
         return domain not in self._gate.caught and position < high
 
     def has_bound(self, domain: str, position: int, digest: str, *, new: bool) -> None:
@@ -220,18 +239,18 @@ class Membership:
     async def claim(self, at_least: Mapping[str, int] | None = None, force: bool = False, reason: str = "") -> None:
         """Hold the epoch when this returns. Waits at most for the end of a lease that is not renewed.
 
-        `at_least`: the newest position that the application knows of each domain, such as "default/block"; default:
-        those of `caught_up`. `force`, which needs a `reason`: whoever holds it, and however far behind this host is.
-        Raises NotHolder if the holder lives; BadArgument if the fleet is ahead; DomainMismatch, StoreError.
+        `at_least`: as `caught_up`, of each domain, such as "default/block". `force`, which needs a `reason`: whoever
+        holds it, and however far behind this host is. Raises NotHolder if the holder lives; BadArgument if the fleet is
+        ahead; DomainMismatch, StoreError.
         """
         if force and not reason:
             raise BadArgument("a forced claim needs a reason")
-        if at_least is not None:
-            at_least = {domain: position_of(position) for domain, position in at_least.items()}
+        for domain, position in (at_least or {}).items():
+            self._gate.follows(domain, position_of(position))
         self._machine.wakes()
         if not force:
             await self._until_free()
-        await self._claim(self._gate.words if at_least is None else at_least, force=force, reason=reason)
+        await self._claim(force=force, reason=reason)
         self._wake.set()
         if not self._machine.epoch:
             raise self._refusal()
@@ -248,7 +267,8 @@ class Membership:
             self._settle("fleet-release", epoch=epoch, reason=reason)
             given_up = rows.release(self.name, epoch, machine.instance, reason, self._store)
             await self._store.exchange([], given_up, turn=False)
-            machine.saw(machine.row._replace(released=True), boottime())
+            row, _ = await self._line.ask()
+            machine.saw(row, boottime())
             self._settle()
 
     def drain(self, on: bool) -> None:
@@ -260,79 +280,75 @@ class Membership:
     def caught_up(self, domain: str, position: int) -> None:
         """Say how far the application has followed a domain, for claims that this host makes by itself."""
         self._gate.follows(domain, position_of(position))
-        self._wake.set()
+        if self._machine.row.is_free:
+            self._wake.set()
 
     def confirm(self, until: float = math.inf, others: int = 0) -> asyncio.Future[None]:
-        """Return what ends when the database has confirmed that the epoch is this host's: Confirmations.wait, whose
-        refusal is NotHolder."""
+        """Return what ends when a renewal that begins after this call is confirmed: Confirmations.wait, which refuses
+        with NotHolder."""
         return self._confirmations.wait(until, others)
 
     # What goes on by itself.
 
     async def _look(self) -> float:
-        begun = boottime()
+        begun, failed = boottime(), True
         try:
-            if self._machine.epoch:
-                await self._renew()
-            else:
+            if not self._machine.epoch:
                 await self._follow()
-                self._machine.looked()
+            elif begun >= self._renewed_at + self._machine.ttl // RENEWALS or self._machine.state != "holder":
+                await self._renew()
+            self._machine.looked()
+            failed = False
         except HsmError as error:
             self._doubt(str(error.args[0]))
         except Exception:  # rows may hold anything
             self._doubt("the database is not understood")
             raise
-        return max(self._next(begun) - boottime(), 0) / SECOND
+        return max(self._next(begun, failed=failed) - boottime(), 0) / SECOND
 
-    def _next(self, begun: int) -> int:
+    def _next(self, begun: int, *, failed: bool) -> int:
         machine = self._machine
-        if machine.state == "holder":
-            return begun + machine.ttl // RENEWALS
-        soon = begun + machine.ttl // LOOKS
+        if failed or machine.row.incident:
+            return begun + machine.ttl // LOOKS
+        if machine.epoch:
+            due = self._renewed_at + machine.ttl // RENEWALS
+            return due if machine.state == "holder" and due > begun else begun + machine.ttl // LOOKS
+        soon = begun + max(machine.ttl // LOOKS, min(machine.ttl // RENEWALS, _PATIENCE_NS))
         turn = self._placement.turn(machine, boottime())
         return soon if not self._claims_itself or not turn else min(soon, max(turn, begun + machine.ttl // 100))
 
     @property
     def _claims_itself(self) -> bool:
-        return self._rules.claim == "auto" and not (self._superseded or self.drained or self._machine.rests(boottime()))
+        return self._rules.claim == "auto" and not (
+            self._line.superseded or self.drained or self._machine.rests(boottime())
+        )
 
-    async def _renew(self) -> None:
+    async def _renew(self) -> bool:
+        """Renew the lease. Returns whether that is confirmed, and the lease is still good: another host may have
+        claimed behind an answer that was held up. Raises StoreError."""
+        machine, done = self._machine, False
         async with self._acting:
-            machine, began, epoch = self._machine, boottime(), self._machine.epoch
-            if not epoch:
-                return
-            try:
-                good, row = await self._looked(began, epoch)
-            except HsmError:
-                self.renewals_failed += 1
-                raise
-            if good:
-                machine.renewed(row, began, boottime())
-                if self._witness is not None and not self._witness.settled:
-                    machine.doubt("the audit log is being compared with the database")
-            else:
+            epoch = machine.epoch
+            for _ in range(2):  # the first one may find that one before it was done
+                began = boottime()
+                if not machine.epoch:
+                    break
+                renewal = rows.renew(self.name, machine.row, machine.marks(secrets.token_hex(8)))
+                try:
+                    row, [answer] = await self._line.ask(renewal, writes=0)
+                except HsmError:
+                    self.renewals_failed += 1
+                    raise
+                if done := bool(answer):
+                    self._renewed_at = began
+                    self._store.hasten()
+                    machine.renewed(row, began, boottime())
+                    if self._witness is not None and not self._witness.settled:
+                        machine.doubt("the audit log is being compared with the database")
+                    break
                 machine.saw(row, boottime())
             self._settle()
-
-    async def _looked(self, began: int, epoch: int = 0) -> tuple[bool, EpochRow]:
-        """Read the row, and renew it if this process holds that epoch by it; say now and then that the host lives.
-        Returns whether it was renewed, and the row as it is then."""
-        machine = self._machine
-        speaks = began >= self._spoke_at + machine.ttl // RENEWALS // (2 if epoch else 1)
-
-        def decide(answers: Answers) -> tuple[tuple[bool, bool, EpochRow], list[Change]]:
-            row, (spoke, changes) = rows.shared(answers[0]), self._spoken(answers[1:], machine.state)
-            good = epoch > 0 and row.is_held_by(machine.instance, epoch)
-            if good:
-                row, renewed = rows.renew(self.name, row)
-                changes = [renewed, *changes]
-            return (good, spoke, row), changes
-
-        asked = [(rows.locking if epoch else rows.looking)(self.name), *(self._host_row if speaks else ())]
-        good, spoke, row = await self._answered(asked, decide)
-        self._heard(spoke, began if speaks else self._spoke_at)
-        self._compare(row)
-        return good, row
+            return done and machine.epoch == epoch != 0 and machine.holds(boottime())
 
     async def _follow(self) -> None:
         await self._see()
@@ -340,14 +356,14 @@ class Membership:
         if self._claims_itself and not self._machine.epoch and turn is not None and boottime() >= turn:
             patient = self._gate.is_patient(self._machine.row, boottime())
             try:
-                await self._claim(self._gate.words, force=False, reason="", patient=patient)
+                await self._claim(force=False, reason="", patient=patient)
             except (BadArgument, DomainMismatch) as error:
                 self._machine.reason = str(error.args[0])
                 self._gate.waits(self._machine.row, boottime(), self._machine.reason)
 
     async def _see(self) -> None:
         async with self._acting:
-            _, row = await self._looked(boottime())
+            row, _ = await self._line.ask()
             self._machine.saw(row, boottime())
             self._settle()
 
@@ -363,31 +379,19 @@ class Membership:
             seen = life
             await asyncio.sleep(min(free_at - boottime(), machine.ttl // LOOKS) / SECOND)
 
-    async def _claim(self, at_least: Mapping[str, int], *, force: bool, reason: str, patient: bool = True) -> None:
+    async def _claim(self, *, force: bool, reason: str, patient: bool = True) -> None:
         """`patient`: raise BadArgument where this host is behind, instead of holding the epoch all the same."""
         machine = self._machine
         async with self._acting:
-            if machine.epoch or self._superseded or self._leaving:
+            if machine.epoch or self._line.superseded or self._leaving:
                 return
-            machine.claims()
-            self._settle()
-            self._gate.begins(at_least, self.binder)
-            began = boottime()
-
-            def decide(answers: Answers) -> tuple[tuple[EpochRow, HsmError | None], list[Change]]:
-                row, server = rows.shared(answers[0]), self._store.identity
-                self._compare(row)
-                if not force and not machine.may_claim(row, began, server):
-                    return (row, None), []
-                refusal = self._gate.refusal({} if force else at_least, *answers[1:3], patient=patient)
-                if refusal is not None:
-                    return (row, refusal), []
-                noted = [] if self._witness is None else self._witness.before_claim(row.server, answers[3])
-                row, claimed = rows.claim(self.name, row, machine.instance, self.host, reason, server)
-                return (row, None), [*noted, claimed]
-
-            row, refusal = await self._answered([rows.locking(self.name), rows.HIGHS, ASK, FLOORS], decide)
-            if row.holder == machine.instance and not row.released:
+            last, (highs, known, floors) = await self._line.ask(rows.HIGHS, ASK, FLOORS)
+            began, row, refusal, claimed = boottime(), last, None, False
+            if force or machine.may_claim(last, began, self._line.server):
+                refusal = self._gate.refusal(highs, known, self.binder, patient=patient and not force)
+                if refusal is None and not self._line.superseded:
+                    row, claimed = await self._take(last, floors, reason, force=force)
+            if claimed:
                 machine.claimed(row, began, boottime())
                 self.claims += 1
                 self._settle("fleet-claim", reason=reason, forced=force)
@@ -397,39 +401,35 @@ class Membership:
         if refusal is not None:
             raise refusal
 
-    def _compare(self, row: EpochRow) -> None:
+    async def _take(self, last: EpochRow, floors: rows.Rows, reason: str, *, force: bool) -> tuple[EpochRow, bool]:
+        """Send a claim, which waits for the binds that are under way. Returns the row as it is then, and whether that
+        made it this process's."""
+        noted = [] if self._witness is None else self._witness.before_claim(last.server, self._line.server, floors)
+        self._machine.claims()
+        self._settle()
+        mark = self._machine.marks(secrets.token_hex(8))
+        claim = rows.claim(self.name, last, self._machine.instance, self.host, mark, reason, forced=force)
+        seconds = max(self._line.limit, _CLAIM_SECONDS)
+        row, (_, done, highs) = await self._line.ask(
+            rows.locking(self.name), claim, *noted, rows.HIGHS, writes=1, seconds=seconds
+        )
+        if done:
+            self._renewed_at = boottime()
+            self._gate.claimed(highs)
+        return row, bool(done)
+
+    def _compare(self, row: EpochRow, before: EpochRow | None = None) -> None:
         """Have a loss answered that the row shows. In the loop, or in a transaction."""
-        if self._witness is not None and self._machine.went_back(row):
-            was, now = (f"epoch {one.epoch}, renewal {one.renewals}" for one in (self._machine.row, row))
+        before = self._machine.row if before is None else before
+        if self._witness is not None and self._machine.went_back(row, before):
+            was, now = (f"epoch {one.epoch}, renewal {one.renewals}" for one in (before, row))
             self._witness.lost(f"{was} is {now} now")
 
-    def _spoken(self, answers: Answers, state: str) -> tuple[bool, list[Change]]:
-        return rows.speak(answers, self.host, self._machine.instance, state)
-
-    def _heard(self, spoke: bool, at: int) -> None:
-        self._spoke_at = at
-        if not spoke and not self._superseded:
-            self._superseded = True
-            get_logger().error("another process speaks for this host, or it was retired: it holds no epoch any more")
-        if self._superseded and self._machine.epoch:
-            self._machine.gives_up("another process speaks for this host")
-
-    async def _answered(self, questions: Sequence[Question], decide: Decide[T]) -> T:
-        """Run a transaction; a holder that waits for it longer than between two renewals is in doubt."""
-
-        def noted(answers: Answers) -> tuple[tuple[T, tuple[str, str]], Sequence[Change]]:
-            result, changes = decide(answers)
-            return (result, self._store.identity), changes
-
-        asked = asyncio.ensure_future(self._store.exchange(questions, noted, turn=False))
-        asked.add_done_callback(lambda done: done.cancelled() or done.exception())
-        if not (await asyncio.wait({asked}, timeout=self._machine.ttl / RENEWALS / SECOND))[0]:
-            self._doubt("the database does not answer")
-        result, server = await asked
-        self._machine.answered(server, boottime())
-        return result
-
     def _doubt(self, reason: str) -> None:
+        """A look or a renewal has failed. A holder is in doubt when half of its lease is over: till then, the next
+        renewal may come in time."""
+        if self._machine.epoch and self._machine.holds(boottime() + self._machine.ttl // 2):
+            return
         if self._machine.fails(reason):
             get_logger().warning("the fleet is not followed", reason=reason)
         self._settle()

@@ -1,80 +1,26 @@
-"""What operators ask of a host, as rows of `desired_state`: the command line writes them, the host's membership follows
-them with its next renewal.
+"""What operators ask of a host, as columns of its row: the command line writes them, the host follows with its next
+look.
 
-`fleet-claim:HOST` and `fleet-release:HOST` are one order each, which the host withdraws in the transaction that begins
-to fulfil it. `fleet-drain:HOST` holds until it is withdrawn, over restarts too: the host gives the epoch up and claims
-it no more.
+`claim`, `seize` (a claim by force) and `release` are one order each, which the host withdraws before it follows.
+`drain` holds until it is withdrawn, over restarts too: the host gives the epoch up and claims it no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Final, Literal, get_args
 
-import orjson
-from sqlalchemy import Connection, bindparam, select
+from sqlalchemy import Column, Connection, update
 
-from hsmcore.base.payload import MOST_POSITION
-from hsmcore.state.desired import withdraw
-from hsmcore.state.schema import DESIRED_STATE
+from hsmcore.state.schema import FLEET_HOST
 
-Verb = Literal["claim", "release", "drain"]
-MOST_DOMAINS: Final = 1024
-_REASON: Final = 512
-
-
-# Made once: each host asks each second, and to make a statement takes longer than to do it.
-_NAMED: Final = select(DESIRED_STATE).where(DESIRED_STATE.c.name.in_([bindparam(verb) for verb in get_args(Verb)]))
+Verb = Literal["claim", "seize", "release", "drain"]
+COLUMNS: Final[dict[Verb, Column[Any]]] = {verb: FLEET_HOST.c[f"order_{verb}"] for verb in get_args(Verb)}
+"""The reason of each order; NULL: it is not asked for."""
+MOST_REASON: Final = 512
+"""Characters of a reason that are kept."""
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One order. `at_least`, `force`: of a claim."""
-
-    verb: Verb
-    reason: str
-    at_least: Mapping[str, int] = field(default_factory=dict)
-    force: bool = False
-
-
-def order_name(verb: Verb, host: str) -> str:
-    """Return the name of the row."""
-    return f"fleet-{verb}:{host}"
-
-
-def order_value(at_least: Mapping[str, int] | None = None, *, force: bool = False) -> str:
-    """Return the value of a new order: it differs from each one before."""
-    said = {"at": datetime.now(UTC).isoformat(), "atLeast": dict(at_least or {}), "force": force}
-    return orjson.dumps(said).decode()
-
-
-def orders(connection: Connection, host: str) -> dict[Verb, Order]:
-    """Return what is asked of a host. An order that none of ours has written is none: it is passed over."""
-    names: dict[str, Verb] = {order_name(verb, host): verb for verb in get_args(Verb)}
-    found: dict[Verb, Order] = {}
-    for row in connection.execute(_NAMED, {verb: name for name, verb in names.items()}):
-        verb, reason = names[row.name], str(row.reason)[:_REASON]
-        if verb != "claim":
-            found[verb] = Order(verb, reason)
-        elif (order := _claim(row.value, reason)) is not None:
-            found[verb] = order
-    return found
-
-
-def fulfil(connection: Connection, verb: Verb, host: str) -> None:
-    """Withdraw an order, in the transaction that begins to fulfil it."""
-    withdraw(connection, order_name(verb, host))
-
-
-def _claim(value: Any, reason: str) -> Order | None:
-    try:
-        said = orjson.loads(value)
-        at_least, force = said["atLeast"], said["force"]
-        good = type(force) is bool and type(at_least) is dict and len(at_least) <= MOST_DOMAINS
-        if not good or any(type(at) is not int or not 0 <= at <= MOST_POSITION for at in at_least.values()):
-            return None
-    except (ValueError, TypeError, KeyError):
-        return None
-    return Order("claim", reason, at_least, force)
+def order(connection: Connection, host: str, verb: Verb, reason: str | None) -> None:
+    """Ask it of a host, or withdraw it: None."""
+    why = None if reason is None else reason[:MOST_REASON]
+    connection.execute(update(FLEET_HOST).where(FLEET_HOST.c.name == host).values({COLUMNS[verb]: why}))

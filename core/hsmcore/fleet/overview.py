@@ -8,14 +8,13 @@ from sqlalchemy import Connection, select
 
 from hsmcore.base.payload import MOST_POSITION
 from hsmcore.config.fleet import Fleet
+from hsmcore.fleet.orders import COLUMNS
 from hsmcore.recovery.hold import is_away, mark_of
 from hsmcore.recovery.incident import count, word
 from hsmcore.state import positions
 from hsmcore.state.mark import Mark
-from hsmcore.state.schema import DESIRED_STATE, FLEET, FLEET_FLOOR, FLEET_HOST
+from hsmcore.state.schema import FLEET, FLEET_FLOOR, FLEET_HOST
 from hsmcore.state.store import now_ns
-
-_PREFIX = "fleet-"
 
 
 def overview(connection: Connection, rules: Fleet, server: tuple[str, str]) -> dict[str, Any]:
@@ -29,13 +28,12 @@ def _overview(connection: Connection, name: str, ttl_ns: int, server: tuple[str,
     row = connection.execute(select(FLEET).where(FLEET.c.name == name)).mappings().first()
     now = now_ns(connection)
     number = 0 if row is None else count(row["incident"])
-    found = connection.execute(select(FLEET_HOST).order_by(FLEET_HOST.c.name)).mappings()
+    found = connection.execute(select(FLEET_HOST).order_by(FLEET_HOST.c.name)).mappings().all()
     hosts = [_host(each, now, ttl_ns) for each in found]
     waiting = [host["name"] for host in hosts if not host["retired"] and host["incident"] < number]
     settled_on = ("", "") if row is None else (word(row["system"]), word(row["timeline"]))
     moved = settled_on not in (("", ""), server)
     held = row is not None and row["released"] == 0 and row["holder"] != ""
-    orders = select(DESIRED_STATE).where(DESIRED_STATE.c.name.startswith(_PREFIX, autoescape=True))
     return {
         "fleet": name,
         "epoch": 0 if row is None else count(row["epoch"]),
@@ -53,10 +51,7 @@ def _overview(connection: Connection, name: str, ttl_ns: int, server: tuple[str,
         "hosts": hosts,
         "lossWaitsFor": [host["name"] for host in hosts if host["away"] and not host["retired"]],
         "domains": _domains(connection),
-        "orders": [
-            {"name": word(each.name), "reason": word(each.reason), "setNs": count(each.set_ns)}
-            for each in connection.execute(orders.order_by(DESIRED_STATE.c.name))
-        ],
+        "orders": [order for host in found for order in _orders(host)],
     }
 
 
@@ -73,6 +68,11 @@ def _host(row: Any, now: int, ttl_ns: int) -> dict[str, Any]:
         "away": is_away(row, now, ttl_ns),
         "note": word(row["note"]),
     }
+
+
+def _orders(row: Any) -> list[dict[str, Any]]:
+    asked = ((verb, row[column.name]) for verb, column in COLUMNS.items())
+    return [{"host": word(row["name"]), "order": verb, "reason": word(why)} for verb, why in asked if why is not None]
 
 
 def _domains(connection: Connection) -> list[dict[str, Any]]:

@@ -1,18 +1,24 @@
-"""The rows of a fleet in its database: who holds the epoch, and which hosts there are. For Store.exchange.
+"""The rows of a fleet in its database: who holds the epoch, and which hosts there are. For Asking and Store.exchange.
 
-A payload with a position is bound in a transaction that has locked the row of the epoch to share it; a claim changes
-that row. So each bind is before a claim or after it, never across.
+A payload with a position is bound in a transaction that has locked the row of the epoch against claims; a claim changes
+that row. So each bind is before a claim or after it, never across. A renewal changes the row, too, and waits for no
+bind: to bind takes the lock that an update of other columns than a key's leaves alone, FOR KEY SHARE, and a claim takes
+the one that it does not, FOR UPDATE.
+
+A change here carries its own condition, since it goes into one message with its COMMIT, and is unconditional only where
+it may be done twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Text, bindparam, case, exists, insert, select, update
+from sqlalchemy import Text, bindparam, case, exists, or_, select, update
 from sqlalchemy.dialects import postgresql
 
 from hsmcore.fleet.machine import EpochRow
+from hsmcore.fleet.orders import COLUMNS, Verb
 from hsmcore.recovery.hold import CLOSED, new_mark
 from hsmcore.recovery.incident import count, word
 from hsmcore.state import Store
@@ -20,53 +26,99 @@ from hsmcore.state.database import NOW
 from hsmcore.state.exchange import Answers, Change, Decide, Question
 from hsmcore.state.schema import FLEET, FLEET_HOST, WATERMARK
 
+Rows = Sequence[Sequence[Any]]
+"""The answer to a question."""
+
 _unanswered: Final = (
     exists().where(FLEET_HOST.c.retired == 0, FLEET_HOST.c.incident < FLEET.c.incident).correlate(FLEET)
 )
 # Made once: to make a statement takes SQLAlchemy longer than the database takes to do it.
 _FIELDS: Final = (
     FLEET.c.epoch, FLEET.c.holder, FLEET.c.host, FLEET.c.renewals, FLEET.c.released, FLEET.c.system, FLEET.c.timeline,
-    FLEET.c.incident, FLEET.c.held,
+    FLEET.c.incident, FLEET.c.held, FLEET.c.renewed_by, _unanswered.label("open"),
 )  # fmt: skip
-_LOOK: Final = select(*_FIELDS, _unanswered.label("open")).where(FLEET.c.name == bindparam("fleet"))
-_SHARE: Final = _LOOK.with_for_update(read=True, of=FLEET)
+_OF: Final = FLEET.c.name == bindparam("fleet")
+_LOOK: Final = select(*_FIELDS).where(_OF)
+_SHARE: Final = _LOOK.with_for_update(read=True, key_share=True, of=FLEET)
 _LOCK: Final = _LOOK.with_for_update(of=FLEET)
-_MINE: Final = (
-    (FLEET.c.name == bindparam("fleet"))
-    & (FLEET.c.epoch == bindparam("mine"))
-    & (FLEET.c.holder == bindparam("me"))
-    & (FLEET.c.released == 0)
+_SEE: Final = (
+    select(*_FIELDS, FLEET_HOST.c.instance, FLEET_HOST.c.seen_ns, FLEET_HOST.c.state, *COLUMNS.values())
+    .select_from(FLEET.outerjoin(FLEET_HOST, FLEET_HOST.c.name == bindparam("own")))
+    .where(_OF)
 )
-_RENEW: Final = update(FLEET).where(_MINE).values(renewals=FLEET.c.renewals + 1)
+_MINE: Final = (
+    _OF & (FLEET.c.epoch == bindparam("mine")) & (FLEET.c.holder == bindparam("me")) & (FLEET.c.released == 0)
+)
+_AS_SEEN: Final = FLEET.c.renewals == bindparam("seen")
+# `hot`: these write no column that the seal of a store vouches for (state/sealed_rows.py).
+_RENEW: Final = (
+    update(FLEET)
+    .where(_MINE, _AS_SEEN)
+    .values(renewals=FLEET.c.renewals + 1, renewed_by=bindparam("by"))
+    .returning(FLEET.c.epoch)
+    .execution_options(hot=True)
+)
 # A mark of a hold stays; none is written where positions may be lost already.
 _same: Final = (FLEET.c.system == bindparam("on")) & (FLEET.c.timeline == bindparam("line"))
 _mark: Final = case((FLEET.c.held.is_not(None), FLEET.c.mark), (~_unanswered & _same, bindparam("token", type_=Text)))
 _RELEASE: Final = update(FLEET).where(_MINE).values(released=1, reason=bindparam("why"), mark=_mark)
 _CLAIM: Final = (
     update(FLEET)
-    .where(FLEET.c.name == bindparam("fleet"), FLEET.c.epoch == bindparam("seen"))
-    .values(claimed_ns=NOW, renewals=0, released=0)
+    .where(
+        _OF,
+        FLEET.c.epoch == bindparam("last"),
+        FLEET.c.incident == bindparam("known"),
+        or_(bindparam("forced") == 1, _AS_SEEN & (FLEET.c.released == bindparam("free"))),
+    )
+    .values(
+        epoch=bindparam("next"),
+        holder=bindparam("me"),
+        host=bindparam("at"),
+        reason=bindparam("why"),
+        renewed_by=bindparam("by"),
+        claimed_ns=NOW,
+        renewals=0,
+        released=0,
+    )
+    .returning(FLEET.c.epoch, FLEET.c.holder, FLEET.c.host)
 )
-_HOST: Final = select(FLEET_HOST).where(FLEET_HOST.c.name == bindparam("own"))
-_ALIVE: Final = (
-    update(FLEET_HOST)
-    .where(FLEET_HOST.c.name == bindparam("own"), FLEET_HOST.c.instance == bindparam("before"))
-    .values(seen_ns=NOW)
-)
-_NEW_HOST: Final = insert(FLEET_HOST).values(seen_ns=NOW, retired=0, note="")
-# Hosts that start at once on a new database all find no row, and one of them makes it.
+_ALIVE: Final = update(FLEET_HOST).where(FLEET_HOST.c.name == bindparam("own")).values(seen_ns=NOW)
+_STILL: Final = _ALIVE.where(FLEET_HOST.c.instance.in_((bindparam("me"), ""))).execution_options(hot=True)
+_ENTERS: Final = _ALIVE.where(
+    FLEET_HOST.c.instance == bindparam("before"), FLEET_HOST.c.seen_ns == bindparam("last")
+).values(retired=case((FLEET_HOST.c.incident < bindparam("number"), FLEET_HOST.c.retired), else_=0))
+# Processes that start at once on a new database all find no row, and one of them makes it.
+_NEW_HOST: Final = postgresql.insert(FLEET_HOST).values(seen_ns=NOW, retired=0, note="").on_conflict_do_nothing()
 _NEW_FLEET: Final = postgresql.insert(FLEET).on_conflict_do_nothing()
-HIGHS: Final = Question(select(WATERMARK.c.name, WATERMARK.c.high))
-"""The highest position of each domain that is bound."""
+HIGHS: Final = Question(
+    select(WATERMARK.c.name, WATERMARK.c.high, WATERMARK.c.bits, (WATERMARK.c.message > "").label("kept"))
+)
+"""The highest position of each domain that is bound, what is bound behind it, and whether its message is kept."""
 
 
-def looking(fleet: str) -> Question:
-    """Return what reads the row of the epoch; waits for nobody."""
-    return Question(_LOOK, {"fleet": fleet})
+class Seen(NamedTuple):
+    """What one look finds. `speaker`: the process that speaks for this host, or did last, at `seen_ns` of the
+    database's clock; "": the database forgot it; None: it has no row of the host. `orders`: the reason of each."""
+
+    row: EpochRow
+    speaker: str | None = None
+    seen_ns: int = 0
+    state: str = CLOSED
+    orders: Mapping[Verb, str] = {}
+
+    @property
+    def life(self) -> tuple[str, int] | None:
+        """Which process speaks for this host, and when it did last; None: none does."""
+        return None if self.speaker is None or self.state == CLOSED else (self.speaker, self.seen_ns)
+
+
+def seeing(fleet: str, host: str) -> Question:
+    """Return what reads the row of the epoch, and that of this host with its orders: for `seen`."""
+    return Question(_SEE, {"fleet": fleet, "own": host})
 
 
 def sharing(fleet: str) -> Question:
-    """Return what reads the row, and keeps it as it is until the end of the transaction. Such a transaction writes, so
+    """Return what reads the row, and keeps claims away until the end of the transaction. Such a transaction writes, so
     that its end waits for the synchronous standby."""
     return Question(_SHARE, {"fleet": fleet})
 
@@ -76,33 +128,42 @@ def locking(fleet: str) -> Question:
     return Question(_LOCK, {"fleet": fleet})
 
 
-def shared(found: Sequence[Sequence[Any]]) -> EpochRow:
-    """Return the row that `looking`, `sharing` or `locking` has found."""
+def shared(found: Rows) -> EpochRow:
+    """Return the row that `sharing` or `locking` has found."""
     if not found:
         return EpochRow()
-    epoch, holder, host, renewals, released, system, timeline, number, held, is_open = found[0]
+    epoch, holder, host, renewals, released, system, timeline, number, held, renewed_by, is_open, *_ = found[0]
     server = word(system), word(timeline)
     incident = count(number) if is_open else 0
-    known = EpochRow(count(epoch), word(holder), word(host), count(renewals), bool(count(released)), incident, server)
-    return known if held is None else known._replace(held=word(held))
+    return EpochRow(
+        count(epoch), word(holder), word(host), count(renewals), bool(count(released)), incident, server,
+        word(held or ""), word(renewed_by or ""), count(number),
+    )  # fmt: skip
 
 
-def claim(
-    fleet: str, seen: EpochRow, instance: str, host: str, reason: str, server: tuple[str, str]
-) -> tuple[EpochRow, Change]:
-    """Take the epoch after the one that was locked. `server`: system and timeline of the database. Returns the row as
-    it is then."""
-    row = EpochRow(seen.epoch + 1, instance, host, 0, False, seen.incident, server)
-    values = {"epoch": row.epoch, "holder": instance, "host": host, "reason": reason}
-    where = {"fleet": fleet, "seen": seen.epoch, "system": server[0], "timeline": server[1]}
-    return row, Change(_CLAIM, [values | where], required=True)
+def seen(found: Rows) -> Seen:
+    """Return what `seeing` has found."""
+    speaker, seen_ns, state, *orders = found[0][len(_FIELDS) :] if found else (None,) * (3 + len(COLUMNS))
+    if speaker is None:
+        return Seen(shared(found))
+    asked = {verb: word(why) for verb, why in zip(COLUMNS, orders, strict=True) if why is not None}
+    return Seen(shared(found), word(speaker), count(seen_ns), word(state), asked)
 
 
-def renew(fleet: str, row: EpochRow) -> tuple[EpochRow, Change]:
-    """Show that the holder of a row that was locked lives; confirmed when the synchronous standby has it, so that a
-    primary that was cut off confirms none. Returns the row as it is then."""
-    values = {"fleet": fleet, "mine": row.epoch, "me": row.holder}
-    return row._replace(renewals=row.renewals + 1), Change(_RENEW, [values], required=True)
+def claim(fleet: str, last: EpochRow, instance: str, host: str, mark: str, reason: str, *, forced: bool) -> Question:
+    """Take the epoch after the last one, if the row is still as it was seen; `forced`: also if its holder has renewed
+    it since. The answer is empty if it was not taken."""
+    values = {"fleet": fleet, "last": last.epoch, "known": last.number, "forced": int(forced), "seen": last.renewals}
+    taken = {"free": int(last.released), "next": last.epoch + 1, "me": instance, "at": host, "why": reason, "by": mark}
+    return Question(_CLAIM, values | taken)
+
+
+def renew(fleet: str, row: EpochRow, mark: str) -> Question:
+    """Show that the holder lives, if the row is still as it was seen: of two copies of a process, one is told so. It is
+    confirmed when the synchronous standby has it, so that a primary that was cut off confirms none. The answer is empty
+    if it was not renewed."""
+    seen = {"fleet": fleet, "mine": row.epoch, "me": row.holder, "seen": row.renewals, "by": mark}
+    return Question(_RENEW, seen)
 
 
 def release(fleet: str, epoch: int, instance: str, reason: str, store: Store) -> Decide[None]:
@@ -117,49 +178,30 @@ def release(fleet: str, epoch: int, instance: str, reason: str, store: Store) ->
     return decide
 
 
-def of_host(host: str) -> Question:
-    """Return what reads the row of a host."""
-    return Question(_HOST, {"own": host})
-
-
-def speak(answers: Answers, host: str, instance: str, state: str) -> tuple[bool, list[Change]]:
-    """Write down the state of a host, if its row was asked for with `of_host`; also of one that the database has lost,
-    which then has each incident to answer. Returns False if another process speaks for it now."""
+def speak(host: str, instance: str, state: str, *, known: bool) -> Change:
+    """Write down the state of a host, unless another process speaks for it. Not `known`: the database has lost it, and
+    it has each incident to answer."""
     values = {"instance": instance, "state": state}
-    for found in answers:
-        if not found:
-            return True, [Change(_NEW_HOST, [{"name": host, "incident": 0, **values}])]
-        before = word(found[0][1])
-        # Without a process: it was lost, and is there again by an incident that this one began.
-        mine = before in (instance, "")
-        return mine, [Change(_ALIVE, [{"own": host, "before": before, **values}], required=True)] if mine else []
-    return True, []
+    if not known:
+        return Change(_NEW_HOST, [{"name": host, "incident": 0, **values}])
+    # Without a process: it was lost, and is there again by an incident that this one began.
+    return Change(_STILL, [{"own": host, "me": instance, **values}])
 
 
-def prepare(found: Sequence[Sequence[Any]], fleet: str) -> list[Change]:
-    """Make the row of the epoch, if `looking` has found none."""
+def prepare(fleet: str) -> Change:
+    """Make the row of the epoch, if there is none."""
     first = {"epoch": 0, "holder": "", "host": "", "claimed_ns": 0, "renewals": 0, "released": 1}
     rest = {"timeline": "", "system": "", "incident": 0, "reason": ""}
-    return [] if found else [Change(_NEW_FLEET, [{"name": fleet} | first | rest])]
+    return Change(_NEW_FLEET, [{"name": fleet} | first | rest])
 
 
-def life_of(found: Sequence[Sequence[Any]]) -> tuple[str, int] | None:
-    """Return who speaks for a host and when it did last, by the database's clock, by its row; None: nobody does."""
-    if not found:
-        return None
-    _, instance, seen_ns, state, *_ = found[0]
-    return None if state == CLOSED else (str(instance), int(seen_ns))
-
-
-def enter(answers: Answers, host: str, instance: str) -> tuple[EpochRow, Change]:
-    """Let a process speak for a host, by the answers to `locking` and `of_host`. A host that is new has nothing to say
-    to incidents that are answered; one that was retired and has answered all belongs to the fleet again. Returns the
-    row of the epoch."""
-    row, values = shared(answers[0]), {"instance": instance, "state": "follower"}
-    number = count(answers[0][0][7]) if answers[0] else 0
-    if answers[1]:
-        _, before, _, _, answered, retired, _ = answers[1][0]
-        back = {"retired": count(retired) if count(answered) < number else 0}
-        return row, Change(_ALIVE, [{"own": host, "before": before, **values, **back}], required=True)
-    past = 0 if row.incident else number
-    return row, Change(_NEW_HOST, [{"name": host, "incident": past, **values}])
+def enter(seen: Seen, host: str, instance: str) -> Change:
+    """Let a process speak for a host, if none does since it was seen: the next look says. A host that is new has
+    nothing to say to incidents that are answered; one that was retired and has answered all belongs to the fleet
+    again."""
+    values = {"instance": instance, "state": "follower"}
+    if seen.speaker is not None:
+        known = {"own": host, "before": seen.speaker, "last": seen.seen_ns, "number": seen.row.number}
+        return Change(_ENTERS, [known | values])
+    past = 0 if seen.row.incident else seen.row.number
+    return Change(_NEW_HOST, [{"name": host, "incident": past, **values}])

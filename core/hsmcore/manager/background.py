@@ -145,7 +145,7 @@ class BackgroundServices:
             tokens = partial(_tokens_of, path)
             await self._own.claim(frozenset(version.public_key for version in path.signing()), tokens)
         if rules.fleet is None and rules.active_rotation is None and (self._own is not None or _may_know(rules)):
-            await asyncio.to_thread(_require_current, rules, path.version.public_key)
+            await asyncio.to_thread(_require_current, rules, path.signing()[0].public_key)
         if rules.keeps_state or _may_know(rules):
             domains = await asyncio.to_thread(import_module, "hsmcore.recovery.key_domains")
             for endpoint in path.endpoints:

@@ -32,7 +32,6 @@ from hsmcore.manager.recording import AuditNotes, found_store, named_store, say_
 from hsmcore.manager.verification import VerifierPool
 from hsmcore.members import cache_summary
 from hsmcore.members.base import refuse_closed
-from hsmcore.members.snapshot import MemberSnapshot
 from hsmcore.tracing import instrument
 
 if TYPE_CHECKING:
@@ -140,7 +139,7 @@ class KeyManager(BatchedSigning, KeyWork):
                 if guard.batches:
                     self._batches = batching.Batches.of(self._rules, texts)
                 await self._keys.open_sets(self.config, port, texts, rotates=self._rotates)
-            await self._background.begin(port, path.version, self._events)
+            await self._background.begin(port, path.signing()[0], self._events)
             if fleet is not None:
                 await fleet.watch_over(self.audit)
                 fleet.begin(telling(self.audit, self._events))
@@ -232,10 +231,14 @@ class KeyManager(BatchedSigning, KeyWork):
                 return signed
             submitted = True
             try:
-                return await signed  # type: ignore[misc,no-any-return]  # the line above excludes bytes
+                answer: bytes = await signed  # type: ignore[misc]  # the line above excludes bytes
             except asyncio.CancelledError:
                 way.abandon(signed, message)
                 raise
+            else:
+                if admission is not None:
+                    admission.released()
+                return answer
         except HsmError as error:
             # If nothing was attempted, the log may be sealed already.
             if not way.answers_recorded if submitted else self._life.state == "open":
@@ -422,10 +425,6 @@ class KeyManager(BatchedSigning, KeyWork):
         await self.audit.durable(number)
         self._events.emit("operator-action", action=action, result=result, **fields)
         return number
-
-    def members(self) -> tuple[MemberSnapshot, ...]:
-        """Every member and its state, in the order of the levels, also if it is stopped. Any thread."""
-        return self._path.members()
 
     def get_cache_stats(self) -> dict[str, Any]:
         """Counters of the signature cache: size, max_size, hits, misses, joined, evictions, bytes, hit_rate."""

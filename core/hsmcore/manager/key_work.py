@@ -6,6 +6,9 @@ from hsmcore.base.keyring import KeyVersion, address_of
 from hsmcore.failover.path import SigningPath
 from hsmcore.manager.keys import KeyOperations
 from hsmcore.manager.lifecycle import Lifecycle
+from hsmcore.manager.policy import Guard
+from hsmcore.members.snapshot import MemberSnapshot
+from hsmcore.state.positions import Unfinished
 
 
 class KeyWork:
@@ -14,6 +17,7 @@ class KeyWork:
     _life: Lifecycle
     _path: SigningPath
     _keys: KeyOperations
+    _guard: Guard | None
 
     @property
     def public_key(self) -> bytes:
@@ -24,6 +28,19 @@ class KeyWork:
     def address(self) -> str:
         """The Solana address that the current Ed25519 key is, in base58. Other keys have none: AlgorithmUnsupported."""
         return address_of(self.public_key)
+
+    def members(self) -> tuple[MemberSnapshot, ...]:
+        """Every member and its state, in the order of the levels, also if it is stopped. Any thread."""
+        return self._path.members()
+
+    async def unfinished(self, domain: str) -> Unfinished | None:
+        """The newest payload that was bound in a domain, such as "default/block": kind, position, digest, and the
+        message, None if it was not kept. A process that takes over signs it first, so that its position is not left
+        empty by a predecessor that died before the signature was handed out. None: nothing was bound, it was given up,
+        or this process has handed it out. One that another process has handed out is given all the same: the same
+        payload is signed again. Raises StoreError."""
+        self._life.check()
+        return None if self._guard is None else await self._guard.unfinished(domain)
 
     def keys(self) -> list[KeyVersion]:
         """The key ring, oldest version first."""

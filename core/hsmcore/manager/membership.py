@@ -15,6 +15,7 @@ from hsmcore.base.receipt import Receipt
 from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.errors import HsmError
 from hsmcore.failover.path import Ask, SigningPath, Way
+from hsmcore.manager.leased import LeasedWay
 from hsmcore.manager.recording import AuditNotes
 
 if TYPE_CHECKING:
@@ -56,9 +57,12 @@ def lease_of(fleet: Membership | None) -> Lease | None:
 
 
 def confirmed(path: SigningPath, fleet: Membership | None, rules: KeyManagerConfig, record: AuditNotes) -> Way:
-    """Return the path itself, or a way whose answers wait for the database (`fleet.unordered`: "strict")."""
-    if fleet is None or fleet.unordered != "strict":
+    """Return the path itself; in a fleet, a way whose answers wait for the lease, or with `unordered` "strict" for the
+    database."""
+    if fleet is None or fleet.unordered == "any":
         return path
+    if fleet.unordered == "lease":
+        return LeasedWay(path, fleet, rules.request_timeout_ms / 1e3, record)
     return ConfirmedWay(path, fleet, rules.request_timeout_ms / 1e3, record)
 
 

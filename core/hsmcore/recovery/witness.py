@@ -226,11 +226,13 @@ class Witness:
         if not self.settled:
             raise FleetBehind("the audit log is being compared with the fleet's database")
 
-    def before_claim(self, settled_on: tuple[str, str], found: Sequence[Sequence[Any]]) -> list[Change]:
+    def before_claim(
+        self, settled_on: tuple[str, str], identity: tuple[str, str], found: Sequence[Sequence[Any]]
+    ) -> list[Change]:
         """Return what the transaction of a claim notes of what this host knows. `found`: the answer to FLOORS. Raises
-        FleetBehind where the database is another one than the fleet was settled on, which a claim would hide."""
+        FleetBehind where the database that answers is another one than the fleet was settled on."""
         if settled_on != ("", ""):
-            incident.require_same(settled_on, self._store.identity)
+            incident.require_same(settled_on, identity)
         return self._noted(found)
 
     async def attend(self) -> Standing:

@@ -24,7 +24,8 @@ from hsmcore.errors import HsmError
 from hsmcore.state.errors import RowInvalid, StoreError
 from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
 from hsmcore.state.schema import MIGRATIONS, TYPES, VERSION
-from hsmcore.state.seal import Problems, Seal, SealGuard
+from hsmcore.state.seal import Problems, Seal
+from hsmcore.state.seal_guard import SealGuard
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -180,6 +181,12 @@ class Database(ABC):
     def asking(self) -> Asking | None:
         """Return the connection that asks without the thread; None: the thread is asked."""
         return None
+
+    def hurry(self) -> None:  # noqa: B027  # a file answers
+        """Give up what has no answer, since the process ends. Any thread."""
+
+    def hasten(self) -> None:  # noqa: B027  # a file answers
+        """The database has confirmed another transaction: give up what has waited for long. Any thread."""
 
     def before_execute(self, _connection: Connection, statement: Any, *_: Any) -> None:
         """Let the seal check a statement, and note what it writes. Called by SQLAlchemy."""

@@ -11,6 +11,10 @@ class StoreError(SystemFailure):
     default_hint = "`hsmcore doctor` looks at the state store, and says what to do."
 
 
+class StoreAway(StoreError):
+    """The store's server cannot be reached now, or was too busy. Nothing was written."""
+
+
 class RowInvalid(StoreError, ValueError):
     """A row of the state store is none that hsmcore writes: SQLite keeps a text in a column of numbers, if another
     writer puts it there."""

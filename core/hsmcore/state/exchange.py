@@ -24,9 +24,9 @@ AGAIN: Final = "Nothing was written: try again."
 
 
 class Question(NamedTuple):
-    """A query and its values."""
+    """A query and its values; or a change that says what it has changed (RETURNING)."""
 
-    statement: Select[Any] | CompoundSelect[Any]
+    statement: Select[Any] | CompoundSelect[Any] | UpdateBase
     values: Mapping[str, Any] = {}
 
 
@@ -45,19 +45,40 @@ Decide = Callable[[Answers], tuple[T, Sequence[Change]]]
 """Returns the result and what is to be written. It may be called again, for another transaction."""
 
 
-class Asking(Protocol):
-    """Asks single questions. Belongs to one event loop."""
+class Reply(NamedTuple):
+    """What one message has found."""
 
-    async def ask(self, question: Question) -> Sequence[Sequence[Any]]:
-        """Return the answer, once its transaction is committed. Raises StoreError, StoreUnknown."""
+    answers: Answers
+    """Of the questions: a change has none."""
+    server: tuple[str, str]
+    """System and timeline of the server that answered; "" for a file."""
+    incarnation: str
+    """As Store.incarnation, of that server."""
+    again: bool = False
+    """Whether it was sent twice: the first one may have been done, and had no answer."""
+
+
+class Asking(Protocol):
+    """Asks and changes, a transaction in one message each, on a connection of its own. Belongs to one event loop."""
+
+    async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
+        """Do one thing after the other in a transaction; return the answers once it is committed. Raises StoreError;
+        StoreUnknown if the answer took longer than `seconds`: what was sent may be done later all the same."""
 
     async def close(self) -> None:
         """Close its own connection, if it has one. Idempotent."""
 
 
-def answered(connection: Connection, questions: Sequence[Question]) -> Answers:
-    """Ask one question after the other."""
-    return [connection.execute(asked.statement, asked.values).all() for asked in questions]
+def answered(connection: Connection, work: Sequence[Question | Change]) -> Answers:
+    """Do one thing after the other. Returns the answers to the questions."""
+    answers = []
+    for one in work:
+        if isinstance(one, Question):
+            found = connection.execute(one.statement, one.values)
+            answers.append(found.all() if found.returns_rows else [])
+        else:
+            _change(connection, one)
+    return answers
 
 
 def one_by_one(questions: Sequence[Question], decide: Decide[T]) -> Callable[[Connection], T]:
@@ -65,10 +86,13 @@ def one_by_one(questions: Sequence[Question], decide: Decide[T]) -> Callable[[Co
 
     def work(connection: Connection) -> T:
         result, changes = decide(answered(connection, questions))
-        for change in changes:
-            values = change.values if len(change.values) > 1 else change.values[0]
-            if connection.execute(change.statement, values).rowcount == 0 and change.required:
-                raise StoreError(CHANGED, hint=AGAIN)
+        answered(connection, changes)
         return result
 
     return work
+
+
+def _change(connection: Connection, change: Change) -> None:
+    values = change.values if len(change.values) > 1 else change.values[0]
+    if connection.execute(change.statement, values).rowcount == 0 and change.required:
+        raise StoreError(CHANGED, hint=AGAIN)

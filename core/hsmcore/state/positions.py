@@ -7,16 +7,17 @@ these tables: rows are only added, and floors only rise.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
+from hashlib import sha256
 from hmac import compare_digest
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, literal, select, union_all, update
+from sqlalchemy import Connection, bindparam, case, delete, func, insert, literal, select, union_all, update
 from sqlalchemy.sql.selectable import CompoundSelect
 
 from hsmcore.errors import HsmError
-from hsmcore.state.errors import StoreError
+from hsmcore.state.errors import StoreError, StoreNotGenuine
 from hsmcore.state.exchange import Change, Question
 from hsmcore.state.mark import Mark
 from hsmcore.state.schema import BOUND, FLEET, PORTION, WATERMARK
@@ -49,21 +50,43 @@ class Conflict(NamedTuple):
         return {"domain": domain, "position": position, "digest": digest, "bound": self.bound, "holder": self.holder}
 
 
+class Unfinished(NamedTuple):
+    """The newest payload of a domain, which may not have been handed out."""
+
+    kind: str
+    position: int
+    digest: bytes
+    """SHA-256 of the message."""
+    message: bytes | None
+    """None: it was not kept (`policy.keepMessageBytes`), or what is kept is not what was bound."""
+
+
 # Made once: to make a statement takes SQLAlchemy longer than SQLite takes to do it.
 COLUMNS: Final = tuple(BOUND.c.keys())
 BIND: Final = insert(BOUND)
-_ALL_MARKS: Final = select(WATERMARK)
+_ALL_MARKS: Final = select(*WATERMARK.c["name", "floor", "high", "bits", "reason"])
 _MARKS: Final = _ALL_MARKS.where(WATERMARK.c.name.in_(bindparam("names", expanding=True))).order_by(WATERMARK.c.name)
-_CHANGE: Final = update(WATERMARK).where(
-    # A bind whose answer was lost may be committed while this transaction waits for its lock.
-    WATERMARK.c.name == bindparam("domain"),
-    WATERMARK.c.high <= bindparam("least"),
-)
+_CHANGE: Final = (
+    update(WATERMARK)
+    .where(
+        # A bind whose answer was lost may be committed while this transaction waits for its lock.
+        WATERMARK.c.name == bindparam("domain"),
+        WATERMARK.c.high <= bindparam("least"),
+    )
+    .execution_options(hot=True)
+)  # a bind leaves the floor, and its reason, as they are
 _NEW_MARK: Final = insert(WATERMARK)
 _BOUND: Final = select(BOUND).where(
     BOUND.c.domain == bindparam("domain"), BOUND.c.position.in_(bindparam("positions", expanding=True))
 )
 _HERE: Final = BOUND.c.domain == bindparam("domain")
+MOST_MESSAGE: Final = 65_536
+"""Bytes of a message that is kept."""
+_NEWEST: Final = (
+    select(BOUND, WATERMARK.c.floor, case((func.length(WATERMARK.c.message) <= 2 * MOST_MESSAGE, WATERMARK.c.message)))
+    .join(WATERMARK, (WATERMARK.c.name == BOUND.c.domain) & (WATERMARK.c.high == BOUND.c.position))
+    .where(_HERE)
+)
 _LAST: Final = select(func.max(BOUND.c.position)).where(_HERE, BOUND.c.position <= bindparam("most"))
 _STEPS: Final = 16
 """A floor that rises by itself does so in so many steps for what is kept: each is a record of the audit log."""
@@ -73,9 +96,9 @@ _PORTION_ENDS: Final = select(func.max(_PORTION.c.position))
 _REMOVE: Final = delete(BOUND).where(_BEHIND)
 _KEEP_HOLDERS_OUT: Final = select(FLEET.c.epoch).with_for_update()
 """There is a row in a fleet only."""
-_AS_ROW: Final = select(*WATERMARK.c["name", "floor", "bits", "reason", "high", "reason"], literal(1)).where(
-    WATERMARK.c.name == bindparam("domain")
-)
+_AS_ROW: Final = select(
+    *WATERMARK.c["name", "floor", "bits", "reason", "high"], func.coalesce(WATERMARK.c.mac, ""), literal(1)
+).where(WATERMARK.c.name == bindparam("domain"))
 """A mark in the form of a row of `bound`, and a 1 behind it."""
 
 
@@ -118,13 +141,17 @@ def _both(number: int) -> CompoundSelect[Any]:
     return union_all(rows, _AS_ROW)
 
 
-def read(rows: Iterable[Sequence[Any]]) -> tuple[Mark | None, dict[int, dict[str, Any]]]:
+def read(
+    rows: Iterable[Sequence[Any]], is_mark: Callable[..., bool] = lambda *_: True
+) -> tuple[Mark | None, dict[int, dict[str, Any]]]:
     """Return the watermark of a domain, None if it has none yet, and the rows of the positions that `question` asked
-    for."""
+    for. `is_mark`: Store.is_mark. Raises StoreNotGenuine."""
     mark, found = None, dict[int, dict[str, Any]]()
-    for *row, is_mark in rows:
-        if is_mark:
-            _, floor, bits, reason, high, _ = row
+    for *row, of_mark in rows:
+        if of_mark:
+            name, floor, bits, reason, high, mac = row
+            if not is_mark(name, floor, high, bits, reason, mac):
+                raise StoreNotGenuine(f"the state store is not genuine: the watermark of {name} was changed")
             mark = Mark(floor, high, int(bits, 16), reason)
         else:
             found[row[1]] = dict(zip(COLUMNS, row, strict=True))
@@ -137,16 +164,24 @@ def keep_holders_out(connection: Connection) -> None:
     connection.execute(_KEEP_HOLDERS_OUT)
 
 
-def set_mark(connection: Connection, domain: str, mark: Mark) -> None:
-    """Write the watermark of a domain."""
-    changed, added = (change_of(domain, mark, is_new=is_new) for is_new in (False, True))
+def set_mark(connection: Connection, domain: str, mark: Mark, message: str | None = None) -> None:
+    """Write the watermark of a domain. `message`: as `change_of`."""
+    changed, added = (change_of(domain, mark, is_new=is_new, message=message) for is_new in (False, True))
     if connection.execute(changed.statement, changed.values[0]).rowcount == 0:
         connection.execute(added.statement, added.values[0])
 
 
-def change_of(domain: str, mark: Mark, *, is_new: bool) -> Change:
-    """Return the change that writes the watermark of a domain. `is_new`: it has none yet."""
-    values = {"floor": mark.floor, "high": mark.high, "bits": f"{mark.bits:x}", "reason": mark.reason}
+def change_of(
+    domain: str, mark: Mark, *, is_new: bool, vouch: Callable[..., str] = lambda *_: "", message: str | None = None
+) -> Change:
+    """Return the change that writes the watermark of a domain. `is_new`: it has none yet. `message`: what was bound to
+    the highest position, in hexadecimal, "" if it is not kept; without it, the former one stays. `vouch`: Store.mark;
+    in `work` of Store.run the seal does it."""
+    values: dict[str, Any] = {"floor": mark.floor, "high": mark.high, "bits": f"{mark.bits:x}", "reason": mark.reason}
+    if mac := vouch(domain, *values.values()):
+        values["mac"] = mac
+    if message is not None:
+        values["message"] = message
     if is_new:
         return Change(_NEW_MARK, [{"name": domain, **values}])
     return Change(_CHANGE, [{"domain": domain, "least": mark.high, **values}], required=True)
@@ -164,6 +199,25 @@ def bound_of(connection: Connection, rows: Iterable[BoundRow]) -> dict[tuple[str
             for row in connection.execute(_BOUND, asked):
                 found[domain, row[1]] = dict(zip(COLUMNS, row, strict=True))
     return found
+
+
+def newest(connection: Connection, domain: str, vouch: Callable[..., str]) -> Unfinished | None:
+    """Return what is bound to the highest position of a domain; None: nothing, or the floor lies there. The message is
+    the one of that digest, or None. `vouch`: Store.vouch. Raises StoreNotGenuine."""
+    found = connection.execute(_NEWEST, {"domain": domain}).first()
+    if found is None:
+        return None
+    *row, floor, text = found
+    bound = dict(zip(COLUMNS, row, strict=True))
+    if not is_genuine(vouch, bound):
+        raise StoreNotGenuine(f"the state store is not genuine: the row of position {row[1]} of {domain} was changed")
+    if row[1] <= floor:
+        return None
+    digest, message = bytes.fromhex(bound["digest"]), None
+    with suppress(ValueError):
+        message = bytes.fromhex(text or "")
+    kept = message is not None and sha256(message).digest() == digest
+    return Unfinished(domain.rpartition("/")[2], row[1], digest, message if kept else None)
 
 
 def raise_floor(connection: Connection, domain: str, floor: int, reason: str) -> int:
@@ -194,7 +248,7 @@ def may_remove(connection: Connection) -> bool:
     """Return whether this process may take rows of `bound` away: the role of a fleet's signer may lack that right."""
     if connection.dialect.name == "sqlite":
         return True
-    return bool(connection.exec_driver_sql("SELECT has_table_privilege('bound', 'DELETE')").scalar())
+    return bool(connection.execute(select(func.has_table_privilege(BOUND.name, "DELETE"))).scalar())
 
 
 class Removal:
@@ -238,7 +292,7 @@ def put_back(connection: Connection, vouch: Callable[..., str], rows: Iterable[B
             mark.add(row.position)
             changed.add(row.domain)
     for domain in sorted(changed):
-        set_mark(connection, domain, known[domain])
+        set_mark(connection, domain, known[domain], message="")
     if added:
         connection.execute(BIND, added)
     return len(added), conflicts

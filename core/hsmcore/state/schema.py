@@ -185,7 +185,21 @@ MIGRATIONS: Final = (
                 reason TEXT NOT NULL)""",
         ),
     ),
-    Migration(11, ("ALTER TABLE fleet ADD COLUMN mark TEXT", "ALTER TABLE fleet ADD COLUMN held TEXT")),
+    Migration(
+        11,
+        (
+            "ALTER TABLE fleet ADD COLUMN mark TEXT",
+            "ALTER TABLE fleet ADD COLUMN held TEXT",
+            # The lease and the orders of a fleet.
+            "ALTER TABLE fleet ADD COLUMN renewed_by TEXT",
+            "ALTER TABLE fleet_host ADD COLUMN order_claim TEXT",
+            "ALTER TABLE fleet_host ADD COLUMN order_seize TEXT",
+            "ALTER TABLE fleet_host ADD COLUMN order_release TEXT",
+            "ALTER TABLE fleet_host ADD COLUMN order_drain TEXT",
+            "ALTER TABLE watermark ADD COLUMN message TEXT",
+            "ALTER TABLE watermark ADD COLUMN mac TEXT",
+        ),
+    ),
 )
 
 METADATA: Final = MetaData()
@@ -268,7 +282,8 @@ BOUND: Final = _table("bound")
 WATERMARK: Final = _table("watermark")
 """By domain: the floor, at and below which nothing is signed; the highest position that was bound; -1: there is none.
 `bits` is a hexadecimal number whose bit i says whether position high - i was bound, so that a row that was taken out of
-`bound` is missed. `reason`: of the floor."""
+`bound` is missed. `reason`: of the floor. `message`: what was bound to the highest position, in hexadecimal; where it
+is not kept, "" or NULL. `mac` vouches for name, floor, high, bits and reason in a server's store; else NULL."""
 
 KEY_DOMAIN: Final = _table("key_domain")
 """What each key has bound positions as (state/domains.py), by hexadecimal public key. `forms` is a JSON list of texts;
@@ -284,14 +299,16 @@ key."""
 
 FLEET: Final = _table("fleet")
 """One row: who holds the epoch. `epoch` only rises; `renewals` counts up with each renewal of the lease, so that others
-see that it lives without believing a clock; `released`: 1 after the holder gave it up. `system` and `timeline` of the
-database at the claim. `incident` is the number of the last loss that was found; `reason`: of the last claim or
-release. `mark`: nothing was bound since it was written (recovery/hold.py); `held`: why nothing is bound for now. Both
-may be NULL."""
+see that it lives without believing a clock; `renewed_by`: a random text of the last renewal or claim, by which the
+holder knows its own; `released`: 1 after the holder gave it up. `system` and `timeline` of the database that positions
+are bound on. `incident` is the number of the last loss that was found; `reason`: of the last claim or release. `mark`:
+nothing was bound since it was written (recovery/hold.py); `held`: why nothing is bound for now. The last three may be
+NULL."""
 
 FLEET_HOST: Final = _table("fleet_host")
 """The hosts of the fleet. `instance`: the process that speaks for it. `incident`: the last one that this host has
-answered with all that its audit log has; `retired`: 1 for one that never comes back, on an operator's word."""
+answered with all that its audit log has; `retired`: 1 for one that never comes back, on an operator's word. `order_…`:
+what operators ask of it (fleet/orders.py), with their reason; NULL: nothing."""
 
 FLEET_FLOOR: Final = _table("fleet_floor")
 """The second witness: the highest position of a domain that a host's audit log has, with the payload's digest."""

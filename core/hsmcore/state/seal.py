@@ -4,6 +4,10 @@ which cannot be undone. A writer of the file who does not know the secret can ma
 The rows of a scope have one digest; the seal is the MAC of all digests and of a counter that only grows. So a row that
 was changed, added, removed, or put back from an earlier time is found. The whole store as it once was, with its seal,
 is found by the processes that have seen a later counter; at a start the audit log shows it (recovery/marks.py).
+
+In a server's store, what binds and renewals write is in no digest (sealed_rows.HOT), so that they need no turn and no
+statement of the seal: a watermark has a MAC of its own, as a row of `bound` has. One that went back is an incident of
+the fleet, which the hosts answer by what they remember and what their logs have.
 """
 
 from __future__ import annotations
@@ -11,9 +15,8 @@ from __future__ import annotations
 import hmac
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, Final, Protocol
@@ -21,13 +24,11 @@ from typing import Any, Final, Protocol
 import orjson
 from sqlalchemy import Connection, Table, insert, select, update
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.sql import visitors
-from sqlalchemy.sql.dml import UpdateBase
 
 from hsmcore.base.log import get_logger
 from hsmcore.state.errors import StoreError, StoreNotGenuine
-from hsmcore.state.schema import BOUND, SEAL
-from hsmcore.state.sealed_rows import SEALED, Known, digest_of, lacking, no_rows, whole
+from hsmcore.state.schema import BOUND, SEAL, WATERMARK
+from hsmcore.state.sealed_rows import HOT, ROWS, SEALED, Known, digest_of, lacking, no_rows, whole
 
 GOES_BACK: Final = frozenset({"fleet", "policy", "domains"})
 """Scopes of which a fleet's database may lose the latest rows: its hosts put back what they know to be bound
@@ -37,7 +38,7 @@ EARLIER: Final = "it is an earlier state, which the fleet's hosts answer"
 """The problem that one transaction meets where a fleet's store has gone back. The next ones go on with it."""
 LEAST_SECRET: Final = 32
 """Bytes."""
-_SCOPE: Final = {table.name: scope for scope, tables in SEALED.items() for table in tables}
+SCOPE: Final = {table.name: scope for scope, tables in SEALED.items() for table in tables}
 _ROW: Final = "store"
 _ADOPTED: Final = 1_000_000_000
 """Only an adoption raises the counter by more than this at once: it sets a time in nanoseconds."""
@@ -45,6 +46,8 @@ _LABEL: Final = b"hsmcore: the seal of a state store, version 1\0"
 _ROW_LABEL: Final = b"hsmcore: a row of a state store, version 1\0"
 _RECORD_LABEL: Final = b"hsmcore: a record of what a state store has bound, version 1\0"
 _READ: Final = select(SEAL.c.store, SEAL.c.counter, SEAL.c.digests, SEAL.c.mac).where(SEAL.c.name == _ROW)
+_MARKS: Final = select(*WATERMARK.c["name", "floor", "high", "bits", "reason", "mac"])
+_HOT_SCOPES: Final = tuple(sorted({SCOPE[name] for name in HOT}))
 _WRITE: Final = update(SEAL).where(SEAL.c.name == _ROW)
 
 Listener = Callable[[str, str], None]
@@ -113,6 +116,11 @@ class Seal:
     def __repr__(self) -> str:
         return "Seal(hidden)"
 
+    @property
+    def doubted(self) -> bool:
+        """Whether rows that a bind or a renewal uses were found not to be genuine, and were not looked at since."""
+        return any(scope in self._noted.by_scope for scope in _HOT_SCOPES)
+
     def is_of(self, key: bytearray) -> bool:
         """Return whether this is the key."""
         return hmac.compare_digest(self._key, key)
@@ -122,20 +130,40 @@ class Seal:
         self._key[:] = bytes(len(self._key))
 
     def begin(self, connection: Connection) -> int:
-        """Seal a store in which no row is to be sealed yet. Another one without a seal waits for `adopt`. Returns the
-        counter, for `seen`, or 0."""
+        """Seal a store in which no row is to be sealed yet. Another one without a seal waits for `adopt`; one that an
+        older version has sealed is taken over. Returns the counter, for `seen`, or 0."""
+        row = seal_row(connection)
+        if row is not None:
+            return self._take_over(connection, *row)
         empty = not any(
             connection.execute(select(table).limit(1)).first() for table in chain.from_iterable(SEALED.values())
         )
-        if not empty or _seal_row(connection) is not None or self.foreign(connection):
+        if not empty or self.foreign(connection):
             return 0
         self._store = secrets.token_hex(16)
-        return self.write(connection, {scope: digest_of(connection, scope) for scope in SEALED}, self._store, 1)
+        return self.write(connection, self._digests(connection), self._store, 1)
+
+    def _take_over(self, connection: Connection, store: Any, counter: Any, digests: Any, mac: Any) -> int:
+        """Give the watermarks of a server their MACs, if the seal vouches for them as they are by its digests alone."""
+        if not self._witnessed or not self._made(store, counter, digests, mac) or self.foreign(connection):
+            return 0
+        vouched = orjson.loads(digests)
+        if ROWS in vouched or any(self._problem(connection, scope, vouched, {}) for scope in _HOT_SCOPES):
+            return 0
+        self._store = store
+        return self.renew(connection, {**vouched, ROWS: "1"}, _HOT_SCOPES, counter + 1)
+
+    def _digests(self, connection: Connection) -> dict[str, str]:
+        """Return the digests of all rows as they are."""
+        if self._witnessed:
+            self._vouch_for_marks(connection)
+        found = {scope: digest_of(connection, scope, cold=self._witnessed) for scope in SEALED}
+        return found | ({ROWS: "1"} if self._witnessed else {})
 
     def read(self, connection: Connection) -> tuple[str, dict[str, str]]:
         """Return the problem of the whole seal, or "" and the digests that it vouches for."""
         try:
-            row = _seal_row(connection)
+            row = seal_row(connection)
         except OperationalError as error:
             _require_unreadable(error)
             row = (None,) * 4
@@ -144,7 +172,7 @@ class Seal:
         if not self._made(*row):
             return "its seal was made with another secret, or by another writer", {}
         store, counter, digests, mac = row
-        older = counter < self._counter or (counter == self._counter and mac != (self._last or mac))
+        older = self._is_older(counter, mac)
         if self._counter and (store != self._store or (older and not self._witnessed)):
             return "it was replaced by an earlier state, or by another store", {}
         foreign = self.foreign(connection)
@@ -164,6 +192,20 @@ class Seal:
             self.problem(connection, "policy", found)  # so that a host that binds nothing knows the floors, too
         self._known = self._known.after(found | self._held)
         return "", found
+
+    def _is_older(self, counter: int, mac: str) -> bool:
+        return counter < self._counter or (counter == self._counter and mac != (self._last or mac))
+
+    def accepts(self, store: Any, counter: Any, digests: Any, mac: Any) -> bool:
+        """Whether a seal is the one that was seen last, or a later one of the same store. What it vouches for is
+        checked by those that use it. False: `read` says what it is."""
+        if not self._counter or self._held or store != self._store or not self._made(store, counter, digests, mac):
+            return False
+        if self._is_older(counter, mac) or counter > self._counter + _ADOPTED:
+            return False
+        if counter > self._counter:
+            self._counter, self._last, self._known = counter, mac, self._known.after(orjson.loads(digests))
+        return True
 
     def _go_back(self, connection: Connection, vouched: dict[str, str]) -> str:
         """Take an earlier state, whose seal is of our making, for the present one, and return EARLIER; or why a loss of
@@ -191,7 +233,7 @@ class Seal:
         self, connection: Connection, scope: str, vouched: Mapping[str, str], rows: dict[Table, list[Any]]
     ) -> str:
         for table in SEALED[scope]:
-            if _is_sqlite(connection):
+            if is_sqlite(connection):
                 # A forged index would find other rows than those that are digested.
                 found = connection.exec_driver_sql(f"PRAGMA integrity_check('{table.name}')").scalar()
                 if found != "ok":
@@ -199,17 +241,24 @@ class Seal:
         try:
             # A seal of a version that did not have the scope says that it has no rows.
             sealed = self._held.get(scope) or vouched.get(scope) or no_rows(scope)
-            same = hmac.compare_digest(digest_of(connection, scope, rows), sealed)
+            cold = ROWS in vouched
+            same = hmac.compare_digest(digest_of(connection, scope, rows, cold=cold), sealed)
+            same = same and not (cold and any(not self.is_mark(*row) for row in _marks_in(rows)))
         except OperationalError as error:
             _require_unreadable(error)
             same = False
         return "" if same else "a row was changed, added, removed or put back"
 
-    def renew(self, connection: Connection, vouched: Mapping[str, str], written: Iterable[str]) -> int:
+    def renew(
+        self, connection: Connection, vouched: Mapping[str, str], written: Collection[str], counter: int = 0
+    ) -> int:
         """Seal the scopes that were written, and the others as they were. Returns as `write`."""
         rows: dict[Table, list[Any]] = {}
-        fresh = {scope: digest_of(connection, scope, rows) for scope in written}
-        return self.write(connection, {**vouched, **fresh, **self._held}, rows=rows)
+        cold = ROWS in vouched
+        if cold and SCOPE[WATERMARK.name] in written:
+            self._vouch_for_marks(connection)
+        fresh = {scope: digest_of(connection, scope, rows, cold=cold) for scope in written}
+        return self.write(connection, {**vouched, **fresh, **self._held}, counter=counter, rows=rows)
 
     def write(
         self,
@@ -241,7 +290,7 @@ class Seal:
         for scope, problem in problems.items():
             self.note(scope, problem)
         return SealStatus(
-            sealed=_seal_row(connection) is not None,
+            sealed=seal_row(connection) is not None,
             counter=self._counter,
             digest=whole(connection),
             problems={scope: problem for scope, problem in problems.items() if problem},
@@ -250,7 +299,7 @@ class Seal:
     def look(self, connection: Connection) -> None:
         """Check everything, if another connection has written since the last look. For telling people: what an act
         relies on is checked in the transaction that reads it."""
-        version = connection.exec_driver_sql("PRAGMA data_version").scalar() if _is_sqlite(connection) else None
+        version = connection.exec_driver_sql("PRAGMA data_version").scalar() if is_sqlite(connection) else None
         if version is None or version != self._looked or self._noted.by_scope:
             self.status(connection)
             self._looked = -1 if version is None else int(version)
@@ -264,7 +313,7 @@ class Seal:
         foreign = self.foreign(connection)
         if foreign:
             raise StoreError(f"{foreign} is not of hsmcore's making", hint="Drop it, then adopt the store.")
-        row = _seal_row(connection)
+        row = seal_row(connection)
         store, counter = self._store or secrets.token_hex(16), self._counter
         if row is not None and self._made(*row):
             store, counter = row[0], max(counter, row[1])
@@ -272,11 +321,19 @@ class Seal:
         self._store, counter = store, max(counter + 1, time.time_ns())
         self._held = {}
         self._vouch_for_bound(connection)
-        return self.write(connection, {scope: digest_of(connection, scope) for scope in SEALED}, store, counter)
+        return self.write(connection, self._digests(connection), store, counter)
 
     def vouch(self, *columns: object) -> str:
         """Return the MAC of a row that is sealed separately, within a transaction that uses a table of a scope."""
         return self._under(_ROW_LABEL + self._store.encode(), columns)
+
+    def mark(self, *columns: object) -> str:
+        """Return the MAC of a watermark's name, floor, high, bits and reason."""
+        return self.vouch(WATERMARK.name, *columns)
+
+    def is_mark(self, name: str, floor: object, high: object, bits: object, reason: object, mac: object) -> bool:
+        """Return whether a watermark is as it was written."""
+        return hmac.compare_digest(str(mac).encode(), self.mark(name, floor, high, bits, reason).encode())
 
     def attest(self, *columns: object) -> str:
         """Return the MAC of what a record of the audit log says was bound. It is of the secret alone: another store
@@ -288,6 +345,12 @@ class Seal:
             here = (BOUND.c.domain == row.domain) & (BOUND.c.position == row.position)
             connection.execute(update(BOUND).where(here).values(mac=self.vouch(*row[:-1])))
 
+    def _vouch_for_marks(self, connection: Connection) -> None:
+        for name, *rest in connection.execute(_MARKS).all():
+            if not self.is_mark(name, *rest):
+                fresh = update(WATERMARK).where(WATERMARK.c.name == name)
+                connection.execute(fresh.values(mac=self.mark(name, *rest[:-1])))
+
     def _made(self, store: Any, counter: Any, digests: Any, mac: Any) -> bool:
         return isinstance(mac, str) and hmac.compare_digest(mac.encode(), self._mac(store, counter, digests).encode())
 
@@ -298,64 +361,6 @@ class Seal:
         """Return the MAC of values under the key of a label."""
         key = hmac.digest(self._key, label, "sha256")
         return hmac.digest(key, ascii(values).encode(), "sha256").hex()
-
-
-class SealGuard:
-    """One transaction: checks each scope before its first use, and seals again those that it writes. `lenient`: rows of
-    a scope that is not genuine may be read, to show them. `seal`: None if the configuration has no stateSecret.
-    `unsealed`: whether the store is known to have no seal."""
-
-    def __init__(self, connection: Connection, seal: Seal | None, *, lenient: bool, unsealed: bool) -> None:
-        self._connection, self._seal, self._lenient = connection, seal, lenient
-        self._vouched: tuple[str, dict[str, str]] | None = None
-        self._problems: dict[str, str] = {}
-        self._written: set[str] = set()
-        self._unsealed = unsealed
-        self._busy = False
-
-    def before(self, statement: Any) -> None:
-        """Check the scopes that a statement uses. Raises StoreNotGenuine; StoreError for a write without the secret."""
-        writes = isinstance(statement, UpdateBase)
-        if self._busy or (self._seal is None and not writes):
-            return
-        self._busy = True
-        try:
-            for scope in _scopes(statement):
-                self._require(scope, writes=writes)
-        finally:
-            self._busy = False
-
-    def end(self) -> int:
-        """Seal what was written. Returns the seal's new counter, or 0."""
-        self._busy = True
-        if self._seal is None or not self._written or self._vouched is None:
-            return 0
-        if not _is_sqlite(self._connection):
-            # SQLite's transaction keeps others from the schema. Here no trigger can come once a table is written.
-            foreign = self._seal.foreign(self._connection)
-            if foreign:
-                raise StoreNotGenuine(f"the state store is not genuine: {foreign} is not of hsmcore's making")
-        return self._seal.renew(self._connection, self._vouched[1], self._written)
-
-    def _require(self, scope: str, *, writes: bool) -> None:
-        if self._seal is None:
-            if writes and not self._unsealed:
-                if _seal_row(self._connection) is not None:
-                    raise StoreError("the state store is sealed", hint="Give this process the stateSecret too.")
-                self._unsealed = True
-            return
-        if scope not in self._problems:
-            if self._vouched is None:
-                self._vouched = self._seal.read(self._connection)
-            broken, vouched = self._vouched
-            self._problems[scope] = broken or self._seal.problem(self._connection, scope, vouched)
-            if broken != EARLIER:  # that is over with this transaction
-                self._seal.note(scope, self._problems[scope])
-        problem = self._problems[scope]
-        if problem and (writes or not self._lenient):
-            raise StoreNotGenuine(f"the state store is not genuine: {scope}: {problem}")
-        if writes:
-            self._written.add(scope)
 
 
 def derive(secret: SealSecret) -> bytearray:
@@ -372,16 +377,12 @@ def derive(secret: SealSecret) -> bytearray:
         value[:] = bytes(len(value))
 
 
-def _is_sqlite(connection: Connection) -> bool:
+def is_sqlite(connection: Connection) -> bool:
     return connection.dialect.name == "sqlite"
 
 
-@lru_cache(maxsize=256)  # some statements are made once and used for every transaction
-def _scopes(statement: Any) -> frozenset[str]:
-    """Return the scopes of the tables that a statement names anywhere, be it by one column in a subquery."""
-    parts = [*visitors.iterate(statement)] if hasattr(statement, "get_children") else [statement]
-    tables = [part if isinstance(part, Table) else getattr(part, "table", None) for part in parts]
-    return frozenset(_SCOPE[table.name] for table in tables if isinstance(table, Table) and table.name in _SCOPE)
+def _marks_in(rows: Mapping[Table, list[Any]]) -> Iterable[tuple[Any, ...]]:
+    return ((row.name, row.floor, row.high, row.bits, row.reason, row.mac) for row in rows.get(WATERMARK, ()))
 
 
 def _require_unreadable(error: OperationalError) -> None:
@@ -390,6 +391,6 @@ def _require_unreadable(error: OperationalError) -> None:
         raise error
 
 
-def _seal_row(connection: Connection) -> tuple[Any, ...] | None:
+def seal_row(connection: Connection) -> tuple[Any, ...] | None:
     row = connection.execute(_READ).first()
     return None if row is None else tuple(row)

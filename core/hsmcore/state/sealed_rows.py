@@ -42,6 +42,15 @@ SEALED: Final[Mapping[str, tuple[Table, ...]]] = {
 }
 """The sealed tables, by scope. A statement that uses a table of a scope has the whole scope checked first. The rows of
 `bound`, which are many, have a MAC each; `watermark` says which of them there are."""
+HOT: Final[Mapping[str, frozenset[str]]] = {
+    FLEET.name: frozenset({"renewals", "renewed_by"}),
+    FLEET_HOST.name: frozenset({"instance", "seen_ns", "state"}),
+    WATERMARK.name: frozenset({"high", "bits", "message", "mac"}),
+}
+"""The columns that binds and renewals write, by table. In a store whose seal has ROWS they are in no digest: who writes
+them can delay and deny (renewals, renewed_by, instance), or has no MAC for them (high, bits)."""
+ROWS: Final = "rows"
+"""Stands among the digests of such a seal: that of a server's store."""
 _IN_ORDER: Final = (ROTATION_STEP, APPROVAL)
 """Tables to which rows are only added: the newest one tells whether there is a new one."""
 
@@ -75,16 +84,20 @@ def lacking(known: Mapping[Table, list[Any]], rows: Mapping[Table, list[Any]]) -
     return ""
 
 
-def digest_of(connection: Connection, scope: str, kept: dict[Table, list[Any]] | None = None) -> str:
-    """Return the digest of the rows of a scope. `ascii` tells apart each value of each type, the same way in every
-    version of Python. A NULL at the end is left out, so that a migration may append a column which may be NULL. `kept`:
-    takes the rows that lacking compares."""
+def digest_of(
+    connection: Connection, scope: str, kept: dict[Table, list[Any]] | None = None, *, cold: bool = False
+) -> str:
+    """Return the digest of the rows of a scope; `cold`: without the columns of HOT. `ascii` tells apart each value of
+    each type, the same way in every version of Python. A NULL at the end is left out, so that a migration may append a
+    column which may be NULL. `kept`: takes the rows that lacking compares."""
     digest = hashlib.sha256()
     for table in SEALED[scope]:
         digest.update(ascii(table.name).encode())
         rows = connection.execute(_rows_of(table)).all()
+        hot = HOT.get(table.name, ()) if cold else ()
+        places = [at for at, column in enumerate(table.c) if column.name not in hot]
         for row in rows:
-            digest.update(ascii(_trimmed(row)).encode())
+            digest.update(ascii(_trimmed(row[at] for at in places)).encode())
         if kept is not None and table in (FLEET_HOST, WATERMARK):
             kept[table] = [*rows]
     return digest.hexdigest()

@@ -25,7 +25,7 @@ from hsmcore.base.extras import install
 from hsmcore.base.waiting import shielded, whole
 from hsmcore.state.database import BUSY_SECONDS, Database, Told, join, now_ns, reason
 from hsmcore.state.errors import StoreBusy, StoreError, StoreNotGenuine
-from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, answered
+from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, Reply, answered
 from hsmcore.state.postgres.roles import fence
 from hsmcore.state.seal import Listener, SealSecret, SealStatus, derive
 from hsmcore.state.sqlite import FILE_HINT, OWNER_HINT, FileDatabase
@@ -165,7 +165,7 @@ class Store:
         return await self._run(lambda: self._database.exchange(every, checked, lenient=lenient, turn=turn))
 
     def asking(self) -> Asking:
-        """Return what asks single questions without waiting for the store's transactions, if the database can do that.
+        """Return what asks and changes without waiting for the store's transactions, if the database can do that.
         Close it before the Store."""
         return self._database.asking() or _InTurn(self)
 
@@ -197,6 +197,16 @@ class Store:
     def vouch(self, *columns: object) -> str:
         """As Seal.vouch, in `work` of `run`; "" in a store without a seal."""
         return "" if self._database.seal is None else self._database.seal.vouch(*columns)
+
+    def mark(self, *columns: object) -> str:
+        """As Seal.mark; "" in a file, whose digest has the columns, and in a store without a seal."""
+        seal = self._database.seal if self._database.witnessed else None
+        return "" if seal is None else seal.mark(*columns)
+
+    def is_mark(self, *columns: Any) -> bool:
+        """As Seal.is_mark, where `mark` returns a MAC."""
+        seal = self._database.seal if self._database.witnessed else None
+        return seal is None or seal.is_mark(*columns)
 
     def attest(self, *columns: object) -> str:
         """As Seal.attest; "" in a store without a seal. Any thread."""
@@ -275,6 +285,15 @@ class Store:
         """Return the role for a service that has it now and then."""
         return Role(self, role)
 
+    def hurry(self) -> None:
+        """Give up, for a moment, all work of this process on the database that has no answer: `close` waits for it."""
+        self._database.hurry()
+
+    def hasten(self) -> None:
+        """The database has confirmed what came from another connection: an exchange that has waited for long has lost
+        its own, and is given up."""
+        self._database.hasten()
+
     async def close(self) -> None:
         """Close the Store after all work given to `run` before. The last Store on the database closes the connection.
         Idempotent; does nothing in a forked child."""
@@ -315,8 +334,15 @@ class _InTurn:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def ask(self, question: Question) -> Sequence[Sequence[Any]]:
-        return await self._store.exchange([question], lambda answers: (answers[0], []), turn=False)
+    async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
+        del seconds  # who waits for the store's transactions waits as long as they do
+        asked = [one if isinstance(one, Question) else Question(one.statement, one.values[0]) for one in work]
+
+        def decide(found: Answers) -> tuple[Reply, Sequence[Change]]:
+            answers = [rows for one, rows in zip(work, found, strict=True) if isinstance(one, Question)]
+            return Reply(answers, self._store.identity, self._store.incarnation), ()
+
+        return await self._store.exchange(asked, decide, turn=False)
 
     async def close(self) -> None:
         pass

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from hsmcore.audit import AuditLog
     from hsmcore.failover.path import SigningPath
     from hsmcore.manager.policy.watermark import Watermark
+    from hsmcore.state.positions import Unfinished
 
 _SECOND: Final = 1_000_000_000
 Signers = Callable[[], Sequence[bytes]]
@@ -98,7 +99,8 @@ def place_of(policy: Policy, look: Look, message: bytes, position: int | None) -
         raise PolicyRefused(f"the payload, of kind {look.kind}, says {found}, its caller {position!r:.40}")
     if look.position is None:
         return None
-    return PayloadPlace(policy.chain(look.kind), look.position, hashlib.sha256(message).hexdigest())
+    kept = message if len(message) <= policy.keep_message_bytes else b""
+    return PayloadPlace(policy.chain(look.kind), look.position, hashlib.sha256(message).hexdigest(), message=kept)
 
 
 class Guard:
@@ -122,6 +124,7 @@ class Guard:
         """Whether a message may be signed without `admit`: the fast way."""
         self._callers = None if policy.callers is None else Callers(policy.callers)
         owned = (policy.transactions and policy.transactions.owned) or {}
+        self._released: dict[str, int] = {}
         self._outflow = Outflow({address: rules.per_minute for address, rules in owned.items()})
         self.refused: Counter[str] = Counter()
         """Count of refusals by kind of payload; "double-sign" for another payload at a bound position, "state" for what
@@ -154,7 +157,10 @@ class Guard:
         if rules.policy is None:
             return None
         timeout = rules.request_timeout_ms / 1e3
-        return cls(rules.policy, formats, watermark, partial(signers, path), timeout, rules.batching)
+        made = cls(rules.policy, formats, watermark, partial(signers, path), timeout, rules.batching)
+        if fence is not None:
+            fence.unfinished = made.unfinished
+        return made
 
     async def close(self) -> None:
         """Write what is under way, and close the store. Idempotent."""
@@ -251,6 +257,24 @@ class Guard:
         assert self.watermark is not None  # noqa: S101  # for the type checker: `needs_store`
         return self.watermark.shown(kind, place)
 
+    async def unfinished(self, domain: str) -> Unfinished | None:
+        """As KeyManager.unfinished."""
+        if self.watermark is None or (found := await self.watermark.newest(domain)) is None:
+            return None
+        if self._released.get(domain) == found.position:
+            return None
+        if found.message is not None:
+            look, place = self.gate.look(found.message, found.kind, self._signers()), None
+            with suppress(PolicyRefused):
+                place = place_of(self._policy, look, found.message, found.position)
+            if place is None or place[:2] != (domain, found.position):
+                return found._replace(message=None)
+        return found
+
+    def released(self, place: PayloadPlace) -> None:
+        """A signature of this place was handed out."""
+        self._released[place.domain] = place.position
+
     async def require(self, place: PayloadPlace, timeout: float | None) -> float:
         """Have a place bound. Returns the seconds that are left."""
         assert self.watermark is not None  # noqa: S101  # for the type checker: `needs_store`
@@ -260,7 +284,7 @@ class Guard:
             async with asyncio.timeout(most):
                 await asked
         except TimeoutError:
-            problem = "the state store did not take the position in time"
+            problem = "the state store did not take the position in time" + (asked.trouble and f" ({asked.trouble})")
             if asked.begun:
                 hint = "The position may be bound: ask for the same payload again, and for no other one."
                 raise DeadlineExceeded(f"{problem}, and may still", hint=hint, maybe_signed=False) from None
@@ -307,6 +331,11 @@ class Permit:
         if self.place is None:
             return audit_extra()
         return audit_extra(**self._guard.shown(self.kind, self.place))
+
+    def released(self) -> None:
+        """Its signature is handed out."""
+        if self.place is not None:
+            self._guard.released(self.place)
 
     def end(self) -> None:
         """The request is answered, or was given up. Idempotent."""

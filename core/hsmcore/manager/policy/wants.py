@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from hsmcore.errors import PolicyRefused
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hsmcore.state.domains import Binder
     from hsmcore.state.exchange import Question
     from hsmcore.state.mark import Mark
+    from hsmcore.state.positions import Unfinished
 
 
 class PayloadPlace(NamedTuple):
@@ -25,6 +26,8 @@ class PayloadPlace(NamedTuple):
     the highest one."""
     epoch: int = 0
     """Of such a payload: the fleet's epoch that it names; 0 without a fleet."""
+    message: bytes = b""
+    """The payload, if it is to be kept."""
 
 
 class NotNext(PolicyRefused):
@@ -50,8 +53,18 @@ class Fence(Protocol):
     def epoch(self) -> int:
         """The fleet's epoch as far as is known. In the event loop."""
 
+    @property
+    def state(self) -> str:
+        """As Membership.state. In the event loop."""
+
+    @property
+    def incident(self) -> int:
+        """The number of the loss that is being answered, or 0. In the event loop."""
+
     binder: Binder
     """Of the keys that sign: no epoch is claimed while they must not bind."""
+    unfinished: Callable[[str], Awaitable[Unfinished | None]]
+    """As KeyManager.unfinished."""
 
     def require(self) -> None:
         """Raise NotHolder or FleetBehind if positions are not to be tried now. In the event loop."""

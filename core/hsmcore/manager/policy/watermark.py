@@ -16,6 +16,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from copy import copy
 from functools import partial
 from typing import Any, Final, Self
@@ -40,15 +41,18 @@ from hsmcore.errors import (
     RequestCancelled,
 )
 from hsmcore.manager.policy.wants import Fence, NotNext, PayloadPlace
-from hsmcore.state import Store, StoreNotGenuine, StoreUnknown, domains, positions
+from hsmcore.state import Store, StoreAway, StoreNotGenuine, StoreUnknown, domains, positions
 from hsmcore.state.domains import Binder
 from hsmcore.state.exchange import Answers, Change, answered
 from hsmcore.state.mark import WINDOW, Mark
+from hsmcore.state.positions import Unfinished
 from hsmcore.state.store import Tables
 
 MOST: Final = 256
 """Requests in one transaction."""
 _LOOK_SECONDS: Final = 60.0
+_AGAIN_SECONDS: Final = 0.05  # after a transaction that did not reach the server
+_LEADS: Final = ("holder", "doubtful")
 
 Outcome = Exception | bool | None
 """Why it is refused; or whether it is new; None: it was given up before."""
@@ -60,6 +64,8 @@ class Asked(asyncio.Future[None]):
     def __init__(self, want: PayloadPlace) -> None:
         super().__init__()
         self.want = want
+        self.trouble = ""
+        """Why the last transaction did not take it, if another one may."""
         self.begun = False
         """Whether a transaction has taken it up: if it is given up after that, it may be bound all the same."""
 
@@ -91,6 +97,7 @@ class Watermark(Tables):
         self._holder, self._fence, self._clock = holder, fence, SteadyClock()
         self._waiting: list[Asked] = []
         self._writing, self._background = Scope(), Scope()
+        self._closing = asyncio.Event()
         self.bound = 0
         """Count of positions that were bound here."""
 
@@ -112,15 +119,31 @@ class Watermark(Tables):
 
     def require(self, want: PayloadPlace) -> Asked:
         """Bind a position; it is durable when the future ends. Its errors: DoubleSign, PolicyRefused, StoreNotGenuine,
-        StoreError and RequestCancelled. What is given up before a transaction takes it up is not bound. Raises
-        NotHolder and FleetBehind."""
-        if self._fence is not None:
-            self._fence.require()
+        StoreError, NotHolder, FleetBehind and RequestCancelled. While the store's server is away, or the holder of the
+        epoch in doubt, it waits: the caller has the deadline. What is given up before a transaction takes it up is not
+        bound. Raises NotHolder and FleetBehind."""
+        self._require_fence()
         asked = Asked(want)
         self._waiting.append(asked)
         if not self._writing.is_open:
             self._writing.start(self._write())
         return asked
+
+    def _require_fence(self) -> None:
+        """Raise NotHolder or FleetBehind unless the fence may be asked. A holder in doubt may ask it."""
+        if self._fence is not None:
+            try:
+                self._fence.require()
+            except (NotHolder, FleetBehind) as error:
+                if not self._passes(error):
+                    raise
+
+    def _passes(self, error: HsmError) -> bool:
+        """Whether time may mend an error: the server is away, or has just been started; and no other process is known
+        to hold the epoch."""
+        if error.told_retryable or (self._fence and (self._fence.state not in _LEADS or self._fence.incident)):
+            return False
+        return isinstance(error, StoreAway | StoreUnknown | NotHolder | FleetBehind) and not self._closing.is_set()
 
     async def _write(self) -> None:
         try:
@@ -137,8 +160,21 @@ class Watermark(Tables):
     async def _write_group(self, group: Sequence[Asked]) -> None:
         outcomes: Sequence[Outcome]
         try:
-            outcomes = await self._taken(group, self._clock.now())
+            try:
+                self._require_fence()
+                outcomes = await self._taken(group, self._clock.now())
+            except (StoreAway, StoreUnknown):
+                self._require_fence()  # another process may hold the epoch by now
+                raise
         except HsmError as error:
+            if self._passes(error):
+                for asked in group:
+                    asked.trouble = str(error.args[0])
+                self._waiting[:0] = group
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_AGAIN_SECONDS):
+                        await self._closing.wait()
+                return
             outcomes = [copy(error) for _ in group]
         except Exception as error:  # noqa: BLE001  # whatever it is, the next group has its turn
             get_logger().exception("positions were not bound")
@@ -195,7 +231,7 @@ class Watermark(Tables):
         known: dict[tuple[str, int], dict[str, Any]] = {}
         unmarked = set[str]()
         for domain in chains:
-            mark, rows = positions.read(next(answers))
+            mark, rows = positions.read(next(answers), self._store.is_mark)
             if mark is None:
                 unmarked.add(domain)
             marks[domain] = mark or Mark()
@@ -205,6 +241,7 @@ class Watermark(Tables):
                 self._fence.require_kept(*asked.want[:2], marks[asked.want.domain], known.get(asked.want[:2]))
         added: list[dict[str, Any]] = []
         changed: set[str] = set()
+        kept: dict[str, str] = {}  # the message of the highest position, where that is a new one
         outcomes: list[Outcome] = []
         for asked in group:
             want = asked.want
@@ -221,10 +258,17 @@ class Watermark(Tables):
                 values = dict(zip(positions.COLUMNS, (*columns, self._store.vouch(*columns)), strict=True))
                 known[want[:2]] = values
                 added.append(values)
+                if want.position > mark.high:
+                    kept[want.domain] = want.message.hex()
                 mark.add(want.position)
                 changed.add(want.domain)
         changes = [Change(positions.BIND, added)] if added else []
-        changes += [positions.change_of(name, marks[name], is_new=name in unmarked) for name in sorted(changed)]
+        changes += [
+            positions.change_of(
+                name, marks[name], is_new=name in unmarked, vouch=self._store.mark, message=kept.get(name)
+            )
+            for name in sorted(changed)
+        ]
         return outcomes, changes
 
     def _refusal(self, mark: Mark, row: dict[str, Any] | None, want: PayloadPlace, epoch: int) -> Exception | None:
@@ -262,7 +306,7 @@ class Watermark(Tables):
             return None
         return PolicyRefused(
             f"position {want.position} of {want.domain} is behind the fleet's {mark.high}: this host has not caught up",
-            hint="Follow the chain, and say so with `fleet.caught_up`, or claim with `at_least`.",
+            hint="Follow the chain, and say so with `fleet.caught_up`.",
         )
 
     def shown(self, kind: str, place: PayloadPlace) -> dict[str, object]:
@@ -279,6 +323,15 @@ class Watermark(Tables):
             mark, rows = positions.read(connection.execute(asked.statement, asked.values))
             row = rows.get(place.position)
             return row, self._refusal(mark or Mark(), row, place, 0)
+
+        return await self._store.run(work)
+
+    async def newest(self, domain: str) -> Unfinished | None:
+        """Return what is bound to the highest position of a domain: positions.newest."""
+
+        def work(connection: Connection) -> Unfinished | None:
+            with positions.of_our_making("positions"):
+                return positions.newest(connection, domain, self._store.vouch)
 
         return await self._store.run(work)
 
@@ -332,8 +385,9 @@ class Watermark(Tables):
         return gone
 
     async def close(self) -> None:
-        """Wait until everything that was asked for is written."""
+        """Wait until everything that was asked for is written, or refused where the server is away."""
         await self._background.close()
+        self._closing.set()
         await self._writing.finish()
 
     async def leave(self) -> None:

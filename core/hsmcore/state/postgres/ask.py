@@ -1,130 +1,127 @@
-"""A dedicated connection on which an event loop asks a server, without a thread: one question in a transaction, which
-goes there and back in one message. For what is asked so often that turns of threads would cost more than the answer."""
+"""A dedicated connection on which an event loop asks a server, without a thread: a whole transaction goes there and
+back in one message, so its changes carry their own conditions. For the lease of a fleet, which waits for nothing else.
+
+A message that is not answered in time leaves the connection of no more use: it is closed, and the next call dials. Some
+firewalls and load balancers forget a connection and stay silent; the answer to a renewal is worth nothing by then.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from traceback import clear_frames
+from typing import Any, Final
 
 import psycopg
-from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
+from psycopg.waiting import wait_async
 
 from hsmcore.state.database import reason
-from hsmcore.state.errors import StoreUnknown
-from hsmcore.state.exchange import Question
-from hsmcore.state.postgres.link import AFTERWARDS, ANSWER_SECONDS, FACTS_AT, RELEASED, Facts, Patient
-from hsmcore.state.postgres.text import asked, rows_of
+from hsmcore.state.errors import StoreError, StoreUnknown
+from hsmcore.state.exchange import Change, Question, Reply
+from hsmcore.state.postgres.link import AFTERWARDS, FACTS_AT, RELEASED, SYSTEM, Facts, Warned
+from hsmcore.state.postgres.text import asked, rows_of, saying, saying_then, written
+
+Driver = psycopg.AsyncConnection[Any]
+_LOOK_SECONDS: Final = 0.1
 
 
-class Asker:
-    """Belongs to one event loop. `dial` connects, in a thread; `begin`: link.beginning; `judge` refuses a server
-    that may lose what it confirms; `waits`: as for Link, which costs a second message."""
+class Asker(Warned):
+    """Belongs to one event loop. `dial` connects; `begin`: link.beginning; `judge` refuses a server that may lose what
+    it confirms; `waits`: as for Link. `dial_seconds`: the longest time that dialling may take."""
 
     def __init__(
-        self, dial: Callable[[], Patient], begin: bytes, judge: Callable[[Facts], None], *, waits: bool
+        self,
+        dial: Callable[[], Awaitable[Driver]],
+        begin: Sequence[bytes],
+        judge: Callable[[Facts], None],
+        *,
+        waits: bool,
+        dial_seconds: float,
     ) -> None:
         self._dial, self._begin, self._judge, self._waits = dial, begin, judge, waits
-        self._driver: Patient | None = None
-        self._socket = -1
-        """The driver's, under a number that stays ours when the driver closes its own."""
+        self._dial_seconds = dial_seconds
+        self._driver: Driver | None = None
+        self._system = ""
+        """Of the server that is connected."""
+        self._server: tuple[object, ...] = ()
+        """What tells it from others, and from itself after it began again."""
         self._one = asyncio.Lock()
 
-    async def ask(self, question: Question) -> list[tuple[Any, ...]]:
-        """Return the rows of the answer, once its transaction is committed. Raises StoreError; StoreUnknown if there is
-        no answer, or the server warns that it may not be durable: the next call connects again."""
+    async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
+        """As Asking. StoreUnknown also if the server warns that what it confirmed may not be durable."""
         async with self._one:
             try:
+                used = self._driver is not None
                 try:
-                    results = await self._answered(question, again=self._driver is not None)
+                    return await self._told(work, seconds)
                 except psycopg.OperationalError:
-                    if self._driver is not None:
+                    if not used:
                         raise
                     # The server was started again, or closed the connection, while nothing was under way.
-                    results = await self._answered(question, again=False)
-                after = rows_of((await self._told(AFTERWARDS))[0]) if self._waits else []
+                    await self._drop()
+                    return (await self._told(work, seconds))._replace(again=True)
+            except psycopg.errors.DivisionByZero:
+                await self._drop()
+                raise StoreError("the state store is sealed", hint="Give this process the stateSecret too.") from None
             except (psycopg.Error, TimeoutError) as error:
-                self._drop()
-                raise StoreUnknown(f"the server did not answer a question: {reason(error)}") from None
+                await self._drop()
+                raise StoreUnknown(f"the server did not answer: {reason(error)}") from None
             except BaseException:
-                self._drop()
+                await self._drop()
                 raise
-            if self._driver is not None and self._driver.warned:
-                raise StoreUnknown(f"COMMIT was confirmed with a warning: {self._driver.warned}")
-            facts = Facts.of(rows_of(results[FACTS_AT]))
-            self._judge(facts)
-            if self._waits and not facts.lasts(after):
-                raise StoreUnknown(RELEASED)
-            return rows_of(results[-2])
 
-    async def _answered(self, question: Question, *, again: bool) -> list[PGresult]:
-        """Send the question, and drop a connection that was used before (`again`) and turns out to be lost."""
+    async def _told(self, work: Sequence[Question | Change], seconds: float) -> Reply:
         driver = self._driver
         if driver is None:
-            driver = self._driver = await asyncio.to_thread(self._dial)
-            self._socket = os.dup(driver.pgconn.socket)
-        driver.warned = ""
+            driver = self._driver = await self._dialled()
+            self._system = ""
+        server, self.warned = driver.pgconn, ""
+        begin = [*self._begin, *([] if self._system else [SYSTEM])]
+        texts = [(one, asked(server, [one]) if isinstance(one, Question) else written(server, [one])) for one in work]
+        said = [*begin, *(text for _, some in texts for text in some), b"COMMIT"]
+        steps = saying_then(server, said, AFTERWARDS) if self._waits else saying(server, b"; ".join(said))
+        async with asyncio.timeout(seconds):
+            # Not the connection's own wait, which on a cancellation asks the server to end its work, and waits for it.
+            results = await wait_async(steps, server.socket, _LOOK_SECONDS)
+        return self._read(results, texts, len(begin))
+
+    def _read(self, results: list[PGresult], texts: Sequence[tuple[object, list[bytes]]], at: int) -> Reply:
+        facts = Facts.of(rows_of(results[FACTS_AT]))
+        if not self._system:
+            self._system, self._server = str(rows_of(results[at - 1])[0][0]), (facts.started, facts.timeline)
+        elif self._server != (facts.started, facts.timeline):
+            raise psycopg.OperationalError("a pooler has put another server in its place")
+        if self.warned:
+            raise StoreUnknown(f"COMMIT was confirmed with a warning: {self.warned}")
+        self._judge(facts)
+        if self._waits and not facts.lasts(rows_of(results[-1])):
+            raise StoreUnknown(RELEASED)
+        answers = []
+        for one, some in texts:
+            if isinstance(one, Question):
+                answers.append(rows_of(results[at]))
+            at += len(some)
+        return Reply(answers, (self._system, facts.timeline), f"{self._system} {facts.timeline} {facts.started}")
+
+    async def _dialled(self) -> Driver:
         try:
-            return await self._told(self._begin + asked(driver, [question]) + b"; COMMIT")
-        except psycopg.OperationalError:
-            if again:
-                self._drop()
+            async with asyncio.timeout(self._dial_seconds):
+                driver = await self._dial()
+        except (psycopg.Error, TimeoutError) as error:
+            clear_frames(error.__traceback__)  # a connection that was given up stays open as long as one of them lives
+            if isinstance(error, TimeoutError):
+                raise TimeoutError(f"no connection within {self._dial_seconds:g} s, half of fleet.ttlMs") from None
             raise
+        driver.add_notice_handler(self.noticed)
+        return driver
 
-    async def _told(self, text: bytes) -> list[PGresult]:
-        assert self._driver is not None  # noqa: S101  # for the type checker
-        async with asyncio.timeout(ANSWER_SECONDS):
-            return await _said(self._driver, self._socket, text)
-
-    def _drop(self) -> None:
+    async def _drop(self) -> None:
         driver, self._driver = self._driver, None
         if driver is not None:
-            driver.close()
-        if self._socket >= 0:
-            os.close(self._socket)
-            self._socket = -1
+            await driver.close()
 
     async def close(self) -> None:
         """Close the connection. Idempotent."""
         async with self._one:
-            self._drop()
-
-
-async def _said(driver: Patient, socket: int, text: bytes) -> list[PGresult]:
-    """Send a message and return its results. Raises psycopg.Error; the connection is of no more use then. Waits in no
-    call: the answer to the message before is there, so that the kernel takes this one whole."""
-    loop, server = asyncio.get_running_loop(), driver.pgconn
-    done: asyncio.Future[None] = loop.create_future()
-    results: list[PGresult] = []
-
-    def readable() -> None:
-        if done.done():
-            return
-        try:
-            # Twice: the second call finds the error behind the data that the first one has read. uvloop does not call
-            # again for a socket that has failed.
-            server.consume_input()
-            server.consume_input()
-            while not server.is_busy():
-                result = server.get_result()
-                if result is None:
-                    done.set_result(None)
-                    return
-                if result.status == ExecStatus.FATAL_ERROR:
-                    raise psycopg.errors.error_from_result(result)
-                results.append(result)
-        except psycopg.Error as error:
-            done.set_exception(error)
-
-    server.send_query(text)
-    readable()  # where sending has shown that the connection is lost, and has read all that there was
-    loop.add_reader(socket, readable)
-    try:
-        await done
-    finally:
-        loop.remove_reader(socket)
-    if not results:
-        raise psycopg.OperationalError("the connection was lost")
-    return results
+            await self._drop()

@@ -13,31 +13,37 @@ Read next: state/postgres/link.py, one connection; state/postgres/url.py, what a
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, closing
+from contextlib import AbstractAsyncContextManager, closing, suppress
+from functools import partial
 from pathlib import Path
 from traceback import clear_frames
-from typing import Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
+import orjson
 import psycopg
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.state.copies import fill, portions_of, rows_in
 from hsmcore.state.database import ABSENT_HINT, Database, Told, Work, counted, migrate, reason, require_known
-from hsmcore.state.errors import StoreError, StoreUnknown
-from hsmcore.state.exchange import Asking, Decide, Question
+from hsmcore.state.errors import StoreAway, StoreError, StoreNotGenuine, StoreUnknown
+from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question
 from hsmcore.state.postgres import rights
 from hsmcore.state.postgres.ask import Asker
 from hsmcore.state.postgres.certificate import Certified, explained
 from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
 from hsmcore.state.postgres.roles import RolesSeen, row_role
-from hsmcore.state.postgres.schema import TEMPORARY, Objects, foreign_of, marks_of, objects_of
+from hsmcore.state.postgres.schema import TEMPORARY, Objects, foreign_of, marks_of, objects_of, rare_of
 from hsmcore.state.postgres.url import resolved
 from hsmcore.state.schema import METADATA
-from hsmcore.state.seal import SealSecret
+from hsmcore.state.seal import EARLIER, Seal, SealSecret
+from hsmcore.state.seal_guard import is_quick
+from hsmcore.state.sealed_rows import HOT
 
 T = TypeVar("T")
 
@@ -50,12 +56,19 @@ _TEMPORARY: Final = text("SELECT pg_my_temp_schema()::regnamespace::text")
 _ABOUT: Final = text("""SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint FROM pg_class
     WHERE relnamespace = to_regnamespace(:schema) AND relkind = 'r'""")
 _GROUP: Final = 1000
+_LEAST_SECONDS: Final = 1.0
+"""The least time for a bind's answer."""
+_HURRY_SECONDS: Final = 2.0
 _COPY_IDLE_MS: Final = 60_000
 _LONGEST: Final = 63
 """Most bytes of a name in PostgreSQL."""
 _MIGRATING: Final = 0x68736D636F7265
 """The lock of those that make or migrate tables; it ends with the transaction."""
 HINT: Final = "Check the database server, and the way to it."
+
+
+class _Rare(Exception):
+    """A transaction under a seal needs more than two messages."""
 
 
 class FleetUrl(Protocol):
@@ -105,10 +118,20 @@ class ServerDatabase(Database):
         self._system = ""
         self._prepared = False
         self._certified = Certified()
+        self._hurries_until = 0.0
+        """Until when no transaction begins, by the monotonic clock."""
         self._made: Objects | None = None
         self._genuine = ""
         """The marks of a schema without foreign objects."""
-        self._begin = {turn: beginning(self.schema, writes=writes, turn=turn) for turn in (True, False)}
+        self._beginnings = {
+            (is_sealed, turn): beginning(self.schema, writes=writes, turn=turn, more=more)
+            for is_sealed, more in ((False, ("", "")), (True, rare_of(self.schema)))
+            for turn in (True, False)
+        }
+        """What begins a transaction that has its turn, and one that waits for none."""
+        self._highs = "{}"
+        self._rare: object = None
+        """What rare_of has found when the seal vouched for it."""
         self._waits = writes and not server.single_node
         """Whether what is committed must be on a standby."""
 
@@ -139,12 +162,22 @@ class ServerDatabase(Database):
             if self.writes:
                 event.listen(self._engine, "before_execute", self.before_execute)
         self._facts = None
-        link = self._link = Link(self._engine, waits=self._waits)
+        seconds = max(self._server.ttl_ms / 2e3, _LEAST_SECONDS)
+        link = self._link = Link(self._engine, waits=self._waits, seconds=seconds)
         if not self._prepared:
             # Only once: a server that was put in the place of the first one is not to begin without anything.
             link.begin(beginning(self.schema, writes=self.writes, turn=False, exists=False), self._know)
             link.finish(self._migrate if self.writes else self._find)
             self._prepared = True
+
+    def hurry(self) -> None:
+        self._hurries_until = time.monotonic() + _HURRY_SECONDS
+        if (link := self._link) is not None:
+            link.hurry()
+
+    def hasten(self) -> None:
+        if (link := self._link) is not None:
+            link.hasten()
 
     def _dial(self) -> Patient:
         given = resolved(self._server.store.url, self.shown)
@@ -256,7 +289,7 @@ class ServerDatabase(Database):
     def open(self, key: bytearray | None = None) -> None:
         self.connect()
         if key is not None and self.writes and self._made is None:
-            self._made = self._translated(lambda: self._begun(self._begin[False]).try_out(self._try_out))
+            self._made = self._translated(lambda: self._begun(turn=False).try_out(self._try_out))
         super().open(key)
 
     def _try_out(self, connection: Connection) -> Objects:
@@ -273,34 +306,94 @@ class ServerDatabase(Database):
         return self._link is not None and self._link.is_unsealed
 
     def transact_unchecked(self, work: Work[T], *, turn: bool = True) -> T:
-        return self._translated(lambda: self._begun(self._begin[turn]).finish(work))
+        return self._translated(lambda: self._begun(turn).finish(work))
 
     def exchange(self, questions: Sequence[Question], decide: Decide[T], *, lenient: bool, turn: bool = True) -> T:
         if self.seal is None:
-            link = self._translated(lambda: self._begun(self._begin[turn], questions))
+            link = self._translated(lambda: self._begun(turn, questions))
             if link.is_unsealed:
                 return self._translated(lambda: link.exchange(decide))
             link.undo()
+        elif all(is_quick(one.statement) for one in questions):
+            with suppress(_Rare):
+                return self._under_seal(self.seal, questions, decide, turn=turn)
         return super().exchange(questions, decide, lenient=lenient, turn=turn)  # it checks before each
 
-    def asking(self) -> Asking | None:
-        # Under a seal, rows are checked in the transaction that reads them.
-        return None if self.seal is not None else Asker(self._dial, self._begin[False], self._judge, waits=self._waits)
+    def _under_seal(self, seal: Seal, questions: Sequence[Question], decide: Decide[T], *, turn: bool) -> T:
+        """As `exchange`, in two messages, if what the seal vouches for is what it was when that was checked. Raises
+        _Rare."""
 
-    def _begun(self, begin: bytes, questions: Sequence[Question] | None = None) -> Link:
-        link = self._link
+        def quick(answers: Answers) -> tuple[T, Sequence[Change]]:
+            result, changes = decide(answers)
+            if not all(is_quick(change.statement) for change in changes):
+                raise _Rare
+            return result, changes
+
+        if seal.doubted:
+            raise _Rare
+        for is_checked in (False, True):
+            link = self._translated(lambda: self._begun(turn, questions))
+            if self._is_as_checked(seal, link):
+                return self._translated(partial(link.exchange, quick))
+            link.undo()
+            if not is_checked:
+                self._check_rare()
+        raise _Rare
+
+    def _is_as_checked(self, seal: Seal, link: Link) -> bool:
+        *row, highs, rare = link.found[-6:]
+        self._compare(highs or "{}")
+        return rare == self._rare and seal.accepts(*row)
+
+    def _compare(self, highs: str) -> None:
+        """Have the hosts answer a loss that the highest positions show: each transaction of each host looks at them."""
+        if highs == self._highs:
+            return
+        before, now = orjson.loads(self._highs), orjson.loads(highs)
+        self._highs = highs
+        if any(now.get(name, -1) < high for name, high in before.items()):
+            self.problems.note("fleet", EARLIER)
+
+    def _check_rare(self) -> None:
+        """Check what rare_of finds, and remember it. Raises _Rare: what is not genuine may be of no use here."""
+
+        def work(connection: Connection) -> object:
+            for table in HOT:
+                connection.execute(select(METADATA.tables[table]).limit(1))  # the guard checks its scope
+            return None if self._link is None else self._link.found[-1]
+
+        try:
+            self._rare = self.transact(work, lenient=False)
+        except StoreNotGenuine:
+            raise _Rare from None
+
+    def asking(self) -> Asking | None:
+        if self.seal is not None:
+            return None  # rows are checked in the transaction that reads them
+        dial_seconds = self._server.ttl_ms / 2e3
+        begin = beginning(self.schema, writes=self.writes, turn=False, alone=True, seconds=dial_seconds)
+        return Asker(self._dialled, begin, self._judge, waits=self._waits, dial_seconds=dial_seconds)
+
+    async def _dialled(self) -> psycopg.AsyncConnection[Any]:
+        given = await asyncio.to_thread(resolved, self._server.store.url, self.shown)
+        return await psycopg.AsyncConnection.connect(autocommit=True, prepare_threshold=None, **given.options())
+
+    def _begun(self, turn: bool, questions: Sequence[Question] | None = None) -> Link:
+        link, begin = self._link, self._beginnings[self.seal is not None, turn]
+        if time.monotonic() < self._hurries_until:
+            raise StoreError(f"{self.shown}: it is being closed")
         if link is not None and link.is_open:
             try:
-                link.begin(begin, self._know, questions)
+                link.begin(begin, self._know, questions, turn=turn)
             except psycopg.OperationalError:
-                if link.is_open:
+                if time.monotonic() < self._hurries_until or link.is_open:
                     raise
                 # The server was started again, or closed the connection, while nothing was under way.
             else:
                 return link
         self._connect()
         assert self._link is not None  # noqa: S101  # for the type checker
-        self._link.begin(begin, self._know, questions)
+        self._link.begin(begin, self._know, questions, turn=turn)
         return self._link
 
     def copy_to(self, path: Path, told: Told | None) -> None:
@@ -351,5 +444,7 @@ class ServerDatabase(Database):
         except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):  # BEGIN READ WRITE
             raise StoreError(f"{self.shown}: {STANDBY[0]}", hint=STANDBY[1]) from None
         except (SQLAlchemyError, psycopg.Error) as error:
-            lacks = isinstance(getattr(error, "orig", error), psycopg.errors.InsufficientPrivilege)
-            raise StoreError(f"{self.shown}: {reason(error)}", hint=rights.HINT if lacks else HINT) from None
+            driver = getattr(error, "orig", error)
+            lacks = isinstance(driver, psycopg.errors.InsufficientPrivilege)
+            kind = StoreAway if isinstance(driver, psycopg.OperationalError) else StoreError
+            raise kind(f"{self.shown}: {reason(error)}", hint=rights.HINT if lacks else HINT) from None

@@ -21,7 +21,7 @@ from hsmcore.state.postgres.text import asked, said, said_then, written
 T = TypeVar("T")
 
 ANSWER_SECONDS: Final = 30.0
-"""The time after which a transaction that the server does not answer counts as failed."""
+"""The time after which rare work that the server does not answer counts as failed."""
 IDLE_MS: Final = 1000
 """The time after which the server ends a transaction whose host has stopped in it."""
 LEAST_VERSION: Final = 15
@@ -33,10 +33,11 @@ class CommitLost(Exception):
 
 class Link:
     """A connection. A failure that leaves it in doubt closes it. Belongs to the store's thread. `waits`: whether
-    what it commits must be on a standby."""
+    what it commits must be on a standby. `seconds`: the time after which the beginning of a transaction counts as
+    failed, and an exchange while the server confirms others: a firewall may have forgotten the connection."""
 
-    def __init__(self, engine: Engine, *, waits: bool) -> None:
-        self._waits = waits
+    def __init__(self, engine: Engine, *, waits: bool, seconds: float) -> None:
+        self._waits, self._seconds, self._commits_since = waits, seconds, math.inf
         self._facts: Facts | None = None
         self._connection = engine.connect()
         driver = self._connection.connection.driver_connection
@@ -45,6 +46,8 @@ class Link:
         self._answers: list[list[tuple[Any, ...]]] = []
         self.is_unsealed = False
         """Whether the transaction has found no seal when it began."""
+        self.found: tuple[Any, ...] = ()
+        """What `beginning` asked for with `more`, when it began."""
 
     @property
     def is_open(self) -> bool:
@@ -53,22 +56,25 @@ class Link:
 
     def begin(
         self,
-        statements: bytes,
+        statements: Sequence[bytes],
         know: Callable[[Facts, Link], None],
         questions: Sequence[Question] | None = None,
+        *,
+        turn: bool = False,
     ) -> None:
         """Begin a transaction with the statements of `beginning`, for `finish`; with questions, which go into the same
-        message, for `exchange`. `know` may refuse the server."""
-        self._driver.be_patient()
+        message, for `exchange`. `know` may refuse the server. `turn`: another transaction may have it, and be idle."""
+        self._driver.be_patient(self._seconds + (IDLE_MS / 1e3 if turn else 0.0))
         if questions is None:
             self._connection.begin()
             questions = ()
         try:
-            rows = said(self._driver, statements + asked(self._driver, questions))
+            rows = said(self._driver, b"; ".join([*statements, *asked(self._driver.pgconn, questions)]))
             self._facts = Facts.of(rows[FACTS_AT])
             know(self._facts, self)
             begun = len(rows) - len(questions)
             self._answers = rows[begun:]
+            self.found = rows[begun - 1][0][:-1]
             self.is_unsealed = rows[begun - 1][0][-1] is False
         except BaseException:
             self.undo()
@@ -76,11 +82,12 @@ class Link:
 
     def system(self) -> str:
         """Return the server's system identifier: its standbys have the same one."""
-        row = self._driver.execute(_SYSTEM).fetchone()
+        row = self._driver.execute(SYSTEM).fetchone()
         return str(row[0]) if row else ""
 
     def finish(self, work: Callable[[Connection], T]) -> T:
         """Do `work` in the transaction, and commit it. Raises CommitLost."""
+        self._driver.be_patient()
         try:
             result = work(self._connection)
             self._require_sound()
@@ -111,15 +118,26 @@ class Link:
 
     def exchange(self, decide: Decide[T]) -> T:
         """Decide by the answers of `begin`, and send what is to be written together with COMMIT. Raises CommitLost."""
+        self._driver.be_patient()
         try:
             result, changes = decide(self._answers)
             self._require_sound()
-            statements = written(self._driver, changes)
+            statements = written(self._driver.pgconn, changes)
         except BaseException:
             self.undo()
             raise
-        self._commit(statements)
+        self._commits_since = time.monotonic()
+        try:
+            self._commit(statements)
+        finally:
+            self._commits_since = math.inf
         return result
+
+    def hasten(self) -> None:
+        """The server has confirmed another transaction: an exchange that waits for longer has lost its connection. Any
+        thread."""
+        if time.monotonic() > self._commits_since + self._seconds:
+            self.hurry()
 
     def _commit(self, changes: Sequence[bytes] | None = None) -> None:
         self._driver.warned = ""
@@ -166,6 +184,10 @@ class Link:
         if self._driver.info.transaction_status != TransactionStatus.IDLE:
             self.close()
 
+    def hurry(self) -> None:
+        """Wait for no answer any more. Any thread."""
+        self._driver.be_patient(0.0)
+
     def close(self) -> None:
         """Close it. Idempotent."""
         self._driver.close()
@@ -175,26 +197,32 @@ class Link:
             self._connection.close()
 
 
-class Patient(psycopg.Connection[tuple[Any, ...]]):
+class Warned:
+    """Keeps the first warning of a server."""
+
+    warned = ""
+    """Since this was emptied."""
+
+    def noticed(self, notice: psycopg.errors.Diagnostic) -> None:
+        """A notice has come."""
+        if notice.severity_nonlocalized == "WARNING":
+            self.warned = self.warned or notice.message_primary or "a warning"
+
+
+class Patient(Warned, psycopg.Connection[tuple[Any, ...]]):
     """A connection that waits for answers until a moment. Then it is closed, as if the server had gone: a server that
     was stopped keeps its connections."""
 
     _until = math.inf
     """The moment, by the monotonic clock."""
-    warned = ""
-    """The first warning since this was emptied."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.add_notice_handler(self._noticed)
+        self.add_notice_handler(self.noticed)
 
-    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
-        if notice.severity_nonlocalized == "WARNING":
-            self.warned = self.warned or notice.message_primary or "a warning"
-
-    def be_patient(self) -> None:
-        """Wait for answers until ANSWER_SECONDS from now."""
-        self._until = time.monotonic() + ANSWER_SECONDS
+    def be_patient(self, seconds: float = ANSWER_SECONDS) -> None:
+        """Wait for answers until so many seconds from now. Any thread."""
+        self._until = time.monotonic() + seconds
 
     def wait(self, gen: Generator[Any, Any, T], *args: Any, **options: Any) -> T:
         """Wait as psycopg does, which returns from each wait for the server after a tenth of a second at most."""
@@ -270,7 +298,7 @@ AFTERWARDS: Final = b"SELECT current_setting('synchronous_standby_names'), pg_ba
 tells its backends of it before the process that lets the commits go."""
 RELEASED: Final = "the server's configuration was loaded while COMMIT waited for the standby, perhaps without one"
 FACTS_AT: Final = 1
-_SYSTEM: Final = b"SELECT system_identifier FROM pg_control_system()"
+SYSTEM: Final = b"SELECT system_identifier FROM pg_control_system()"
 _COMMIT_AT_LEAST: Final = """CASE WHEN current_setting('synchronous_commit') = 'remote_apply'
     THEN 'remote_apply' ELSE 'on' END"""
 
@@ -280,14 +308,25 @@ def take_turn(schema: str) -> str:
     return f'SELECT version FROM "{schema}".schema_version WHERE version = 1 FOR UPDATE'  # noqa: S608  # a name of ours
 
 
-def beginning(schema: str, *, writes: bool, turn: bool, exists: bool = True) -> bytes:
-    """Return the statements that begin a transaction, in one message. Their results: see FACTS_AT; the last column of
-    the last one, if the schema exists, says whether the store is sealed."""
+def beginning(
+    schema: str,
+    *,
+    writes: bool,
+    turn: bool,
+    exists: bool = True,
+    alone: bool = False,
+    seconds: float = BUSY_SECONDS,
+    more: tuple[str, str] = ("", ""),
+) -> list[bytes]:
+    """Return the statements that begin a transaction. Their results: see FACTS_AT; the last column of the last one, if
+    the schema exists, says whether the store is sealed; `alone`: it fails then, with DivisionByZero, since the rest of
+    the transaction is in the same message. `seconds`: how long it waits for a lock. `more`: columns that stand before
+    that one, and a join that they need."""
     settings = {
         # A temporary table would come first if it were not named.
         "search_path": f"'\"{schema}\", pg_temp'",
         "synchronous_commit": _COMMIT_AT_LEAST,
-        "lock_timeout": f"'{int(BUSY_SECONDS * 1e3)}'",
+        "lock_timeout": f"'{int(seconds * 1e3)}'",
         "statement_timeout": "'0'",
         "idle_in_transaction_session_timeout": f"'{IDLE_MS}'",
     }
@@ -296,9 +335,13 @@ def beginning(schema: str, *, writes: bool, turn: bool, exists: bool = True) -> 
         FACTS + "".join(f", set_config('{name}', {value}, true)" for name, value in settings.items()),
     ]
     sealed = f'EXISTS (SELECT FROM "{schema}".seal)'
+    if alone:
+        sealed = f"1 / (NOT {sealed})::int"
     if turn and writes:
         statements.append(take_turn(schema))
-        statements += [f"SELECT {sealed}"] if exists else []  # only now does no other transaction seal it
-    elif exists and writes:
-        statements[-1] += f", {sealed}"
-    return "; ".join(statements).encode()
+    if exists and writes:
+        columns, join = more
+        sealed = f"{columns}, {sealed} FROM (SELECT) AS one {join}" if columns else sealed
+        # Behind the turn: only then does no other transaction seal it.
+        statements[-1:] = [statements[-1], f"SELECT {sealed}"] if turn else [f"{statements[-1]}, {sealed}"]
+    return [one.encode() for one in statements]

@@ -9,6 +9,9 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
+from hsmcore.state.schema import BOUND, METADATA, SEAL, WATERMARK
+from hsmcore.state.sealed_rows import HOT
+
 TEMPORARY: Final = "pg_temp"
 Objects = frozenset[tuple[str, str, str, str]]
 """Kind, name, table and definition of each object."""
@@ -58,6 +61,24 @@ SELECT concat_ws(';',
     (SELECT string_agg(concat_ws(' ', oid, xmin), ',' ORDER BY oid) FROM pg_operator
         WHERE oprnamespace = (SELECT to_regnamespace(:schema))))
 """)
+
+
+def rare_of(schema: str) -> tuple[str, str]:
+    """Return columns for `beginning`, and their join: the row of the seal; the highest positions; and, as one text,
+    what else a bind or a renewal relies on and does not write: the columns of those tables that are not HOT, and the
+    tables' rows in pg_class. A function or an operator in the schema does not come before PostgreSQL's own; looks find
+    it."""
+    texts = []
+    for name, hot in HOT.items():
+        cold = ", ".join(column.name for column in METADATA.tables[name].c if column.name not in hot)
+        texts.append(f"(SELECT string_agg(ROW({cold})::text, ';' ORDER BY name) FROM \"{schema}\".{name})")  # noqa: S608
+    names = ", ".join(f"'{name}'" for name in (*HOT, BOUND.name))
+    texts.append(f"""(SELECT string_agg(concat_ws(' ', oid, xmin), ',' ORDER BY oid) FROM pg_class
+        WHERE relname IN ({names}) AND relnamespace = (SELECT to_regnamespace('"{schema}"')))""")  # noqa: S608
+    seal = ", ".join(f"seal.{column.name}" for column in SEAL.c if not column.primary_key)
+    filled = ", ".join(f"coalesce({one}, '')" for one in texts)
+    highs = f'(SELECT json_object_agg(name, high)::text FROM "{schema}".{WATERMARK.name})'  # noqa: S608
+    return f"{seal}, {highs}, concat_ws(E'\\n', {filled})", f"LEFT JOIN \"{schema}\".seal ON seal.name = 'store'"
 
 
 def marks_of(connection: Connection, schema: str) -> str:

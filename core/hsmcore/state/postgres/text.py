@@ -3,19 +3,20 @@ a pooler, and the server is asked once for all of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
 import psycopg
 from psycopg import generators
 from psycopg.pq import Escaping, ExecStatus
-from psycopg.pq.abc import PGresult
+from psycopg.pq.abc import PGconn, PGresult
 from sqlalchemy.dialects.postgresql import psycopg as dialects
-from sqlalchemy.sql.dml import Insert
+from sqlalchemy.sql.dml import Insert, UpdateBase
 
 from hsmcore.state.exchange import Change, Question
 
+Steps = Generator[Any, Any, list[PGresult]]
 _DIALECT: Final = dialects.dialect()  # type: ignore[no-untyped-call]
 _READ: Final[Mapping[int, Callable[[bytes], Any]]] = {16: b"t".__eq__, 20: int, 21: int, 23: int}
 """How a column's text becomes a value, by the type's number: bool, int8, int2 and int4. Other types stay text."""
@@ -24,32 +25,42 @@ _READ: Final[Mapping[int, Callable[[bytes], Any]]] = {16: b"t".__eq__, 20: int, 
 def said(driver: psycopg.Connection[Any], text: bytes) -> list[list[tuple[Any, ...]]]:
     """Send a message, and return the rows of each of its statements. Raises psycopg.Error for the first that fails:
     none behind it was executed."""
-    driver.pgconn.send_query(text)
-    results = driver.wait(generators.execute(driver.pgconn))
-    if results[-1].status == ExecStatus.FATAL_ERROR:
-        raise psycopg.errors.error_from_result(results[-1])
-    return [rows_of(result) for result in results]
+    return [rows_of(result) for result in driver.wait(saying(driver.pgconn, text))]
 
 
 def said_then(driver: psycopg.Connection[Any], statements: Sequence[bytes], then: bytes) -> list[tuple[Any, ...]]:
-    """Send statements of a transaction, and one more that the server begins only after them: it has read by then
-    messages that came in between, such as another configuration. It goes in the same message. Returns the rows of that
-    one. Raises psycopg.Error for the first that fails: none of the statements behind it was executed."""
-    server = driver.pgconn
+    """As `saying_then`. Returns the rows of the last statement."""
+    return rows_of(driver.wait(saying_then(driver.pgconn, statements, then))[-1])
+
+
+def saying(server: PGconn, text: bytes) -> Steps:
+    """Send a message in steps, as psycopg waits. Returns the result of each of its statements. Raises as `said`."""
+    server.send_query(text)
+    return _good((yield from generators.execute(server)))
+
+
+def saying_then(server: PGconn, statements: Sequence[bytes], then: bytes) -> Steps:
+    """Send, in steps, statements of a transaction, and one more that the server begins only after them: it has read by
+    then messages that came in between, such as another configuration. It goes in the same message. Returns the result
+    of each. Raises psycopg.Error for the first that fails: none of the statements behind it was executed."""
     server.enter_pipeline_mode()
     for statement in statements:
         server.send_query_params(statement, None)
     server.pipeline_sync()
     server.send_query_params(then, None)
     server.pipeline_sync()
-    results = driver.wait(generators.execute(server))
+    results = yield from generators.execute(server)
     while sum(result.status == ExecStatus.PIPELINE_SYNC for result in results) < 2:
-        results += driver.wait(generators.fetch_many(server))
+        results += yield from generators.fetch_many(server)
     server.exit_pipeline_mode()
+    return [result for result in _good(results) if result.status != ExecStatus.PIPELINE_SYNC]
+
+
+def _good(results: list[PGresult]) -> list[PGresult]:
     for result in results:
         if result.status == ExecStatus.FATAL_ERROR:
             raise psycopg.errors.error_from_result(result)
-    return rows_of(results[-2])
+    return results
 
 
 def rows_of(result: PGresult) -> list[tuple[Any, ...]]:
@@ -61,30 +72,33 @@ def rows_of(result: PGresult) -> list[tuple[Any, ...]]:
     ]
 
 
-def asked(driver: psycopg.Connection[Any], questions: Sequence[Question]) -> bytes:
-    """Return the text of questions, each behind a semicolon."""
-    said = [_filled(driver, *_text(one.statement), one.values) for one in questions]
-    return "".join(f"; {one}" for one in said).encode()
+def asked(server: PGconn, questions: Sequence[Question]) -> list[bytes]:
+    """Return the statements of questions."""
+    return [_filled(server, *_text(one.statement, _set_by(one)), one.values).encode() for one in questions]
 
 
-def written(driver: psycopg.Connection[Any], changes: Sequence[Change]) -> list[bytes]:
+def _set_by(question: Question) -> tuple[str, ...] | None:
+    return tuple(question.values) if isinstance(question.statement, UpdateBase) else None
+
+
+def written(server: PGconn, changes: Sequence[Change]) -> list[bytes]:
     """Return the statements of changes. One that is required and changes no row fails, with DivisionByZero, and with it
     all of the message that follows."""
-    return [text.encode() for change in changes for text in _changes(driver, change)]
+    return [text.encode() for change in changes for text in _changes(server, change)]
 
 
-def _changes(driver: psycopg.Connection[Any], change: Change) -> list[str]:
+def _changes(server: PGconn, change: Change) -> list[str]:
     text, fixed = _text(change.statement, tuple(change.values[0]))
     if isinstance(change.statement, Insert):
         head, _, row = text.partition(" VALUES ")
-        return [f"{head} VALUES {', '.join(_filled(driver, row, fixed, values) for values in change.values)}"]
+        return [f"{head} VALUES {', '.join(_filled(server, row, fixed, values) for values in change.values)}"]
     if change.required:
         text = f"WITH done AS ({text} RETURNING 1) SELECT 1 / count(*) FROM done"  # noqa: S608  # a statement of ours
-    return [_filled(driver, text, fixed, values) for values in change.values]
+    return [_filled(server, text, fixed, values) for values in change.values]
 
 
-def _filled(driver: psycopg.Connection[Any], text: str, fixed: Mapping[str, Any], values: Mapping[str, Any]) -> str:
-    escape = Escaping(driver.pgconn).escape_literal
+def _filled(server: PGconn, text: str, fixed: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    escape = Escaping(server).escape_literal
     return text % {name: _literal(escape, value) for name, value in {**fixed, **values}.items()}
 
 

@@ -1,0 +1,76 @@
+"""The connection of a host's lease, as the host uses it: each message says now and then that the host lives, and ends
+with one look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from hsmcore.base.log import get_logger
+from hsmcore.base.steady import boottime
+from hsmcore.fleet import rows
+from hsmcore.fleet.duties import Duties
+from hsmcore.fleet.entry import RENEWALS, SECOND
+from hsmcore.fleet.machine import NOWHERE, EpochRow, Machine
+from hsmcore.recovery.hold import CLOSED
+from hsmcore.state.exchange import Asking, Change, Question
+
+_SPEAKS: Final = 2
+"""How often a host says that it lives, in the life of a lease."""
+
+
+class HostLine:
+    """One host's. Belongs to one event loop. `compare`: called with each row that is read, before it is passed on."""
+
+    def __init__(
+        self, asking: Asking, fleet: str, host: str, machine: Machine, compare: Callable[[EpochRow], None]
+    ) -> None:
+        self.asking, self._host, self._machine, self._compare = asking, host, machine, compare
+        self._sees = rows.seeing(fleet, host)
+        self.limit = machine.ttl / RENEWALS / SECOND
+        """Seconds after which an answer is worth nothing."""
+        self.server, self._incarnation = NOWHERE, ""
+        """That has answered last."""
+        self.duties: Duties | None = None
+        self.superseded = False
+        """Whether another process is this host: this one signs no more, and claims nothing."""
+        self.closes = False
+        """Whether this is the last message."""
+        self._spoke_at, self._is_known = 0, True
+        """Whether the database has a row of this host."""
+
+    async def ask(
+        self, *work: Question | Change, writes: int | None = None, seconds: float = 0.0
+    ) -> tuple[EpochRow, Sequence[rows.Rows]]:
+        """Do something and look. `writes`: the question that is a renewal or a claim. Returns the row of the epoch as
+        it is then, and the answers. Raises StoreError."""
+        machine, began = self._machine, boottime()
+        state = CLOSED if self.closes else machine.state
+        speaks = self.closes or not self._is_known or began >= self._spoke_at + machine.ttl // _SPEAKS
+        spoken = [rows.speak(self._host, machine.instance, state, known=self._is_known)] if speaks else []
+        told = await self.asking.ask([*work, *spoken, self._sees], seconds or self.limit)
+        *answers, last = told.answers
+        if writes is not None:
+            machine.is_marked(again=told.again)
+        machine.answered(told.server, boottime())
+        before, self._incarnation, self.server = self._incarnation, told.incarnation, told.server
+        seen = rows.seen(last)
+        self._spoke_at = began if speaks else self._spoke_at
+        self._is_known = seen.speaker is not None
+        self._compare(seen.row)
+        if seen.speaker not in (None, "", machine.instance):
+            self._supersede("another process speaks for this host, or it was retired")
+        elif machine.is_copied(seen.row) and (writes is None or not answers[writes]):
+            self._supersede("a copy of this process renews the lease")
+        elif self.duties is not None and not self.closes:
+            if before not in ("", told.incarnation):
+                self.duties.connected()
+            self.duties.heard(seen.orders)
+        return seen.row, answers
+
+    def _supersede(self, why: str) -> None:
+        if not self.superseded:
+            self.superseded = True
+            get_logger().error("this process of the fleet signs no more", reason=why, host=self._host)
+        if self._machine.epoch:
+            self._machine.gives_up(why)
