@@ -147,6 +147,32 @@ async def test_the_same_number_gets_the_first_answer_and_costs_no_second_call(wo
 
 @needs_chaos
 @one_loop
+async def test_processes_that_crash_lock_out_no_other_one_and_nothing_of_them_is_signed_again(
+    world, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(memory, "NONCES", 3)
+    chaos, nonces = Chaos(tmp_path, wrap(world)), [os.urandom(16) for _ in range(6)]
+    async with site(chaos.config(maxCacheSize=0), tmp_path) as gateway:
+        client = gateway.server.desk.directory.clients["app"]
+        for nonce in nonces:
+            async with gateway.peer(nonce) as peer:
+                await peer.signed(sign(1, M))
+            await until(lambda: not client.connections)
+        calls = chaos.calls("C_Sign")
+        async with gateway.peer(nonces[0]) as peer:
+            for again in (True, False):
+                refusal = await peer.refused(sign(1, M, again=again))
+                assert (refusal.status, refusal.maybe_signed) == ("BAD_ARGUMENT", True)
+            assert chaos.calls("C_Sign") == calls
+            assert await peer.signed(sign(2, M))
+        async with gateway.peer(nonces[-1]) as peer:
+            calls = chaos.calls("C_Sign")
+            assert await peer.signed(sign(1, M, again=True)), "the newest ones keep their answers"
+            assert chaos.calls("C_Sign") == calls
+
+
+@needs_chaos
+@one_loop
 async def test_a_request_goes_on_when_its_connection_breaks_and_its_answer_waits(world, tmp_path):
     chaos = Chaos(tmp_path, wrap(world))
     nonce = os.urandom(16)
