@@ -6,18 +6,21 @@ a signature pays nothing.
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
-from hsmcore.audit.record import current_tag, tagged
+from hsmcore.audit.record import traced
 from hsmcore.errors import HsmError
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer, TracerProvider
 
 T = TypeVar("T")
+_SIGN: Final = "hsmcore.sign"
 
 
 class _Signer(Protocol):
@@ -35,6 +38,10 @@ class _Signer(Protocol):
     def sign_with_receipt(self) -> Callable[..., Awaitable[Any]]:
         """See KeyManager."""
 
+    @property
+    def submit(self) -> Callable[..., asyncio.Future[Any] | None]:
+        """See KeyManager."""
+
 
 def configured_provider() -> TracerProvider | None:
     """The tracer provider that the application set, or None."""
@@ -47,8 +54,8 @@ def configured_provider() -> TracerProvider | None:
 
 
 def instrument(manager: _Signer, provider: TracerProvider | None = None) -> None:
-    """Make spans in `sign`, `sign_many` and `sign_with_receipt` of this manager. `initialize()` calls this where a
-    provider is set. Idempotent."""
+    """Make spans in `sign`, `sign_many`, `sign_with_receipt` and `submit` of this manager. `initialize()` calls this
+    where a provider is set. Idempotent."""
     provider = provider or configured_provider()
     if provider is None or "sign" in vars(manager):
         return
@@ -56,13 +63,15 @@ def instrument(manager: _Signer, provider: TracerProvider | None = None) -> None
 
     spans = _Spans(provider.get_tracer("hsmcore", __version__), manager)
     # On the instance: without a provider, callers use the class's methods at no extra cost.
-    vars(manager).update(sign=spans.sign, sign_many=spans.sign_many, sign_with_receipt=spans.sign_with_receipt)
+    many, receipt = spans.sign_many, spans.sign_with_receipt
+    vars(manager).update(sign=spans.sign, sign_many=many, sign_with_receipt=receipt, submit=spans.submit)
 
 
 class _Spans:
     def __init__(self, tracer: Tracer, manager: _Signer) -> None:
         self._tracer = tracer
         self._plain, self._many, self._receipt = manager.sign, manager.sign_many, manager.sign_with_receipt
+        self._submit = manager.submit
 
     async def sign(self, message: Any, timeout: float | None = None, **options: Any) -> bytes:
         """As KeyManager.sign."""
@@ -75,7 +84,7 @@ class _Spans:
             signature: bytes = receipt.signature
             return signature
 
-        return await self._traced("hsmcore.sign", work)
+        return await self._traced(_SIGN, work)
 
     async def sign_with_receipt(self, message: Any, timeout: float | None = None, **options: Any) -> Any:
         """As KeyManager.sign_with_receipt."""
@@ -85,7 +94,7 @@ class _Spans:
             _describe(span, receipt)
             return receipt
 
-        return await self._traced("hsmcore.sign", work)
+        return await self._traced(_SIGN, work)
 
     async def sign_many(self, messages: Any, *arguments: Any, **options: Any) -> Any:
         """As KeyManager.sign_many."""
@@ -97,16 +106,44 @@ class _Spans:
 
         return await self._traced("hsmcore.sign_many", work)
 
+    def submit(self, *arguments: Any) -> asyncio.Future[Any] | None:
+        """As KeyManager.submit. The span ends with the future; there is none where another method signs instead."""
+        span = self._tracer.start_span(_SIGN)
+        try:
+            with _inside(span, ends=False):
+                asked = self._submit(*arguments)
+        except HsmError:
+            span.end()
+            raise
+        if asked is not None:
+            asked.add_done_callback(partial(_ended, span))
+        return asked
+
     async def _traced(self, name: str, work: Callable[[Span], Awaitable[T]]) -> T:
-        with self._tracer.start_as_current_span(name) as span:
-            context = span.get_span_context()
-            own = span.is_recording() and current_tag() is None
-            try:
-                with tagged(f"trace:{context.trace_id:032x}") if own else nullcontext():
-                    return await work(span)
-            except HsmError as error:
-                span.set_attribute("error.type", error.status)
-                raise
+        span = self._tracer.start_span(name)
+        with _inside(span):
+            return await work(span)
+
+
+@contextmanager
+def _inside(span: Span, *, ends: bool = True) -> Iterator[None]:
+    """Make it the current span, which has the error that is raised. Audit records name its trace, unless it is known to
+    nobody: neither recorded nor a caller's, whose logs have it also where it is not sampled."""
+    from opentelemetry.trace import get_current_span, use_span
+
+    known = span.is_recording() or get_current_span().get_span_context().is_valid
+    named = traced(f"{span.get_span_context().trace_id:032x}") if known else nullcontext()
+    with use_span(span, end_on_exit=ends), named:
+        try:
+            yield
+        except HsmError as error:
+            span.set_attribute("error.type", error.status)
+            raise
+
+
+def _ended(span: Span, asked: asyncio.Future[Any]) -> None:
+    with suppress(Exception, asyncio.CancelledError), _inside(span):
+        _describe(span, asked.result())
 
 
 def _describe(span: Span, receipt: Any) -> None:

@@ -35,7 +35,7 @@ async def test_a_message_is_signed_and_the_answer_says_with_what(world, tmp_path
         assert peer.welcome.client == "app"
         assert peer.welcome.slots == ("default",)
         [key] = [one for one in peer.welcome.keys if one.current]
-        assert (key.public_key, key.kinds) == (gateway.manager.public_key, wire.ALL_KINDS)
+        assert (key.public_key, key.kinds) == (gateway.manager.public_key, wire.UNLIMITED)
         found = await peer.signed(sign(1, M))
         VerifyKey(key.public_key).verify(M, found.signature)
         assert (found.version, found.level, found.audit_seq) == (key.version, "primary", None)
@@ -323,7 +323,7 @@ async def test_a_client_has_only_the_kinds_and_keys_that_are_listed(world, tmp_p
     config = world.config(policy=policy, stateFile=str(tmp_path / "state.db"), auditLogFile=str(log))
     async with site(config, tmp_path, clients) as gateway, gateway.peer() as peer:
         [key] = [one for one in peer.welcome.keys if one.current]
-        assert key.kinds == 1 << wire.KINDS.index("raw")
+        assert key.kinds == wire.TRACES | 1 << wire.KINDS.index("raw")
         await peer.signed(sign(1, M, kind="raw"))
         assert (await peer.refused(sign(2, bytes(32)))).status == "POLICY_REFUSED"
         refusal = await peer.refused(sign(3, bytes(32), kind="block", position=1))

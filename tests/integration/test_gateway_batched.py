@@ -38,7 +38,7 @@ async def test_messages_of_all_connections_share_a_tree(world, tmp_path):
     config = batching(world, tmp_path, intervalMs=60_000, maxLeaves=6)
     async with site(config, tmp_path) as gate, gate.peer() as one, gate.peer() as other:
         assert all(key.batches for key in one.welcome.keys)
-        assert one.welcome.keys[0].kinds == wire.BATCHES
+        assert one.welcome.keys[0].kinds == wire.BATCHES | wire.TRACES
         for number, message in enumerate((b"a", b"b", b"c"), 1):
             one.send(one_of(number, message))
             other.send(one_of(number, message + b"!", kind="raw"))

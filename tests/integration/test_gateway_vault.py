@@ -415,13 +415,13 @@ async def test_a_rotation_shows_as_the_next_version(fresh_token, tmp_path):
 async def test_a_batch_goes_to_the_key_that_became_current_meanwhile(fresh_token, tmp_path, monkeypatch):
     seen = []
 
-    async def late(counter, operation, what):
+    async def late(counter, operation, what, context):
         """The key is rotated when the batch is about to be signed."""
         assert operation is SIGN_MANY
         if not seen:
             await vault.manager.rotate_key("test")
         seen.append(what.version)
-        return await ask(counter, operation, what)
+        return await ask(counter, operation, what, context)
 
     monkeypatch.setattr(signing, "ask", late)
     async with site(fresh_token().config(**rules(tmp_path)), tmp_path) as vault:

@@ -13,6 +13,7 @@ import tarfile
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -42,7 +43,7 @@ pytestmark = pytest.mark.integration
 PACKAGE = Path(__file__).parents[2] / "clients" / "typescript"
 WITH_A_TOKEN = ("real", "rotation", "block")
 ALONE = ("wire", "fuzz", "client", "again", "list", "batched", "key-set", "key-manager", "sequencer", "vectors")
-ALONE += ("payload",)
+ALONE += ("payload", "trace")
 """Files of tests that need no gateway."""
 NODE = shutil.which("node")
 AT_LENGTH = [pytest.mark.deep, pytest.mark.timeout(900)]
@@ -232,7 +233,11 @@ def test_transactions_that_the_gateway_signs_are_executed(built, fresh_token, tm
 
 @needs_node
 def test_with_a_token(built, fresh_token, tmp_path):
-    passes_against(built, "real", tmp_path, fresh_token().config(), options={"connections": 2})
+    log = tmp_path / "audit.log"
+    passes_against(built, "real", tmp_path, fresh_token().config(auditLogFile=str(log)), options={"connections": 2})
+    trace = {"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736"}
+    [[found]] = Query(Layout(log), None, None, trace).blocks()
+    assert (found["operation"], found["message_sha256"]) == ("sign", sha256(b"traced").hexdigest())
 
 
 @needs_node

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from hsmcore.base.receipt import Receipt
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import Flag, Frame, Type, frame
+from hsmcore.gateway.wire.frames import Flag, Frame, Type, frame, traced, untraced
 
 
 class Signed(NamedTuple):
@@ -90,11 +90,14 @@ READERS: dict[Type, Callable[[Frame], Any]] = {
 
 def read(one: Frame) -> Any:
     """What the frame says. Raises WireError."""
-    return READERS[one.type](one)
+    return READERS[one.type](untraced(one)[0] if one.flags & Flag.TRACED else one)
 
 
 def encoded(one: Frame) -> bytes:
     """The frame's bytes, made of what it says."""
+    if one.flags & Flag.TRACED:
+        rest, parent = untraced(one)
+        return traced(encoded(rest), parent)
     found, kind, request, slot, again = read(one), one.type, one.request, one.slot, bool(one.flags & Flag.AGAIN)
     if kind is Type.SIGN:
         return wire.sign(request, found, slot=slot, again=again)
@@ -167,4 +170,8 @@ def meaning(one: Frame) -> dict[str, Any]:
         Type.CREDIT: lambda: {"credits": found},
         Type.DONE: lambda: {"text": found},
     }
-    return said[one.type]() if one.type in said else _plain(found._asdict())
+    plain = said[one.type]() if one.type in said else _plain(found._asdict())
+    if one.flags & Flag.TRACED:
+        trace_id, span_id, flags = untraced(one)[1]
+        plain["traceparent"] = f"00-{trace_id.hex()}-{span_id.hex()}-{flags:02x}"
+    return plain

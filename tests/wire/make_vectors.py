@@ -21,6 +21,8 @@ ED25519 = bytes.fromhex("d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a6
 P256 = b"\x04" + bytes(range(64))
 SIGNATURE = bytes((7 * n) % 256 for n in range(64))
 MOST = 1 << 20
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+TRACE = bytes.fromhex(PARENT[2:].replace("-", ""))
 NO_RECORD = 2**64 - 1
 
 TYPES = {
@@ -92,6 +94,7 @@ KEYS = (
     key(0, 2, True, "ecdsa-p256", "00a2", P256, 0b11_1000_0110),
     key(1, 3, True, "ecdsa-secp256k1", "label:é", P256, 0),
 )
+TRACING = (key(0, 1, False, "ed25519", "00a1", ED25519, 0x7FFF), key(0, 2, True, "ed25519", "00a2", ED25519, 0xC100))
 FULL = error(True, False, 250, "QUEUE_FULL", "RETRY", "256 requests are open")
 LATE = error(True, True, 0, "DEADLINE_EXCEEDED", "RETRY", "")
 HELD = error(True, False, 0, "NOT_HOLDER", "RETRY", "epoch 7 is held elsewhere", "signer-2")
@@ -195,6 +198,28 @@ def of_client() -> Iterator[dict[str, Any]]:
         yield frame(f"manage: {operation}", "MANAGE", struct.pack("<B", number) + short(key_id), said, 40 + number, 1)
 
 
+def traced() -> Iterator[dict[str, Any]]:
+    """A client's frames with its span."""
+    head = {"kind": "raw", "timeout_ms": 1500, "again": False}
+    signs = struct.pack("<BIQI", 8, 1500, 2**53 + 1, 7) + b"message"
+    many = struct.pack("<BIIH", 8, 1500, 7, 2) + struct.pack("<I", 3) + b"one" + struct.pack("<I", 0)
+    for of, flags, body, says in (
+        ("SIGN", 5, signs, {**head, "position": str(2**53 + 1), "version": 7, "message": b"message".hex()}),
+        (
+            "SIGN",
+            7,
+            signs,
+            {**head, "position": str(2**53 + 1), "version": 7, "message": b"message".hex(), "again": True},
+        ),
+        ("SIGN_MANY", 4, many, {**head, "version": 7, "messages": [b"one".hex(), ""]}),
+        ("SIGN_BATCHED", 4, struct.pack("<BI", 8, 1500) + b"m", {**head, "message": b"m".hex()}),
+        ("VERIFY", 4, short("") + long(b"") + b"m", {"key_id": "", "signature": "", "message": b"m".hex()}),
+        ("MANAGE", 4, b"\3" + short("00a2"), {"operation": "deactivate", "key_id": "00a2"}),
+    ):
+        again = ", again" if flags & 2 else ""
+        yield frame(f"{of.lower()} of a trace{again}", of, TRACE + body, {**says, "traceparent": PARENT}, 50, 1, flags)
+
+
 def of_both() -> Iterator[dict[str, Any]]:
     """PING and PONG."""
     for of in ("PING", "PONG"):
@@ -264,7 +289,7 @@ def of_gateway() -> Iterator[dict[str, Any]]:
         ("error of the connection", error(False, False, 0, "BAD_ARGUMENT", "REQUEST_FATAL", "type 9"), 0),
     ):
         yield frame(name, "ERROR", one[0], one[1], request)
-    for name, listed in (("keys", KEYS), ("keys, none", ())):
+    for name, listed in (("keys", KEYS), ("keys of a gateway that knows traces", TRACING), ("keys, none", ())):
         body, said = keys(*listed)
         yield frame(name, "KEYS", body, {"keys": said})
     for number in (0, 256, 2**32 - 1):
@@ -342,6 +367,13 @@ def refused() -> list[dict[str, Any]]:
     add(gateway, "hello and a byte more", packed(1, body=hello + short("abc") + b"\0"))
     add(gateway, "hello, its program no UTF-8", packed(1, body=hello + short(b"\xff\xfe")))
 
+    plain = struct.pack("<BIQI", 0, 0, 0, 1) + b"m"
+    add(gateway, "sign of trace 0", packed(2, 1, bytes(16) + TRACE[16:] + plain, flags=4))
+    add(gateway, "sign of span 0", packed(2, 1, TRACE[:16] + bytes(8) + b"\1" + plain, flags=4))
+    add(gateway, "sign of a trace, too short", packed(2, 1, TRACE + plain[:16], flags=4))
+    add(gateway, "sign of half a trace", packed(2, 1, TRACE[:24], flags=4))
+    for number in (1, 5, 6, 7):
+        add(gateway, f"a trace of type {number}", packed(number, 1, TRACE, flags=4))
     add(gateway, "sign, too short", packed(2, 1, struct.pack("<BIQI", 0, 0, 0, 1)[:-1]))
     add(gateway, "sign of nothing", packed(2, 1))
     add(gateway, "sign kind 10", packed(2, 1, struct.pack("<BIQI", 10, 0, 0, 1) + b"m"))
@@ -436,7 +468,7 @@ def document() -> str:
     """vectors.json."""
     made = {
         "protocol": "hsmcore-wire/1",
-        "frames": [*of_client(), *of_both(), *welcomes(), *of_gateway()],
+        "frames": [*of_client(), *traced(), *of_both(), *welcomes(), *of_gateway()],
         "streams": streams(),
         "refused": [*refused(), *refused_answers()],
     }

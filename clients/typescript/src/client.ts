@@ -12,7 +12,7 @@ import { Route } from "./route.js";
 import { isSignature } from "./signature.js";
 import { Unsent } from "./unsent.js";
 import * as wire from "./wire.js";
-import type { Key, Kind, Level, Operation, Signed, Welcome } from "./wire.js";
+import type { Key, Kind, Level, Operation, Signed, TraceParent, Welcome } from "./wire.js";
 
 const PROGRAM = `hsmcore-client/0.1.0 node/${process.versions.node}`;
 /** Of a SIGN_MANY: what its frame has besides messages. */
@@ -27,6 +27,9 @@ export interface ClientOptions extends Partial<LinkOptions> {
   timeoutMs?: number;
   /** How many requests may wait for credits or for a connection. */
   maxWaiting?: number;
+  /** The span that is current, for requests that say none: `() => trace.getActiveSpan()?.spanContext()`, of
+   * `@opentelemetry/api`. */
+  currentSpan?: () => TraceParent | undefined;
 }
 
 export interface RequestOptions {
@@ -34,6 +37,9 @@ export interface RequestOptions {
   key?: string;
   timeoutMs?: number;
   signal?: AbortSignal;
+  /** The caller's span. The gateway's spans are its children, and the audit record has its trace id. What is no valid one
+   * of version 00 is ignored. */
+  traceparent?: TraceParent;
 }
 
 export interface VerifyOptions extends Pick<RequestOptions, "key"> {
@@ -91,6 +97,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
   private readonly timeoutMs: number;
   private readonly connectTimeoutMs: number;
   private readonly maxWaiting: number;
+  private readonly currentSpan: () => TraceParent | undefined;
   private readonly unsent = new Unsent((jobs) => this.again(...jobs));
   /** Refused by a key that is no longer current, until the gateway says which one is. */
   private readonly parked = new Set<Job>();
@@ -111,7 +118,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
 
   constructor(options: ClientOptions) {
     super();
-    const { connections = 1, timeoutMs = 10_000, maxWaiting = 16_384, ...rest } = options;
+    const { connections = 1, timeoutMs = 10_000, maxWaiting = 16_384, currentSpan, ...rest } = options;
     const { connectTimeoutMs = 5_000, maxBackoffMs = 2_000, pingMs = 5_000 } = rest;
     const numbers = { connections, timeoutMs, maxWaiting, connectTimeoutMs, maxBackoffMs, pingMs };
     for (const [name, [least, most]] of Object.entries(BOUNDS)) {
@@ -122,6 +129,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     }
     this.timeoutMs = timeoutMs;
     this.maxWaiting = maxWaiting;
+    this.currentSpan = currentSpan ?? (() => undefined);
     const { address, ...others } = rest;
     const settings = { ...others, connectTimeoutMs, maxBackoffMs, pingMs };
     this.route = new Route(address, maxBackoffMs, connectTimeoutMs);
@@ -181,14 +189,15 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
   async signBatched(message: Uint8Array, options: SignBatchedOptions = {}): Promise<BatchedSignature> {
     this.check(message);
     const { kind = "" } = fieldsOf(options);
-    const { key = DEFAULT_KEY, timeoutMs, signal } = options;
+    const { key = DEFAULT_KEY, timeoutMs, signal, traceparent } = options;
     if (this.limits && !this.versions(key).some(wire.batches)) {
       throw badArgument(
         `The gateway signs no batches with "${key}".`,
         'Add "batch-root" to policy.kinds of its configuration, "batch" to this client, or update the gateway.',
       );
     }
-    const asked = { key, ...(timeoutMs !== undefined && { timeoutMs }), ...(signal && { signal }) };
+    const more = { ...(signal && { signal }), ...(traceparent && { traceparent }) };
+    const asked = { key, ...(timeoutMs !== undefined && { timeoutMs }), ...more };
     const { promise } = this.job(wire.signBatched(message, { kind }), asked);
     const said = (await promise) as wire.Batched;
     const found = readBatchProof(said.publicKey, message, said.proof);
@@ -275,10 +284,15 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
       throw new HsmError(`${this.maxWaiting} requests wait to be sent.`, fault);
     }
     const { key: slot = DEFAULT_KEY, timeoutMs = this.timeoutMs, signal, keyId } = options;
+    const { traceparent = this.currentSpan() } = options;
     if (!(timeoutMs > 0 && timeoutMs <= MOST_MS)) throw badArgument("timeoutMs must be a positive number.");
     const pin = keyId === undefined ? undefined : this.version(slot, keyId);
     this.unsettled++;
-    const job = new Job({ frame, slot, timeoutMs, signal, pin: pin && hex(pin), ...more }, this);
+    const trace = traceparent && wire.traceOf(traceparent);
+    const job = new Job(
+      { frame, slot, timeoutMs, signal, trace: trace || undefined, pin: pin && hex(pin), ...more },
+      this,
+    );
     if (job.refusedBy) this.rekey(job);
     else if (!job.done) this.enqueue(job);
     return job;

@@ -24,6 +24,8 @@ export interface JobFields {
   weight?: number;
   timeoutMs: number;
   signal?: AbortSignal | undefined;
+  /** The caller's span, as bytes. */
+  trace?: Buffer | undefined;
   /** The public key (hexadecimal) that the caller insists on. */
   pin?: string | undefined;
   /** The key that refused it before, as no longer the current one. */
@@ -37,6 +39,7 @@ export class Job {
   readonly slot: string;
   readonly weight: number;
   readonly signs: boolean;
+  readonly trace: Buffer | undefined;
   pin: string | undefined;
   readonly deadline: number;
   /** The key that it was sent for. */
@@ -64,6 +67,7 @@ export class Job {
     this.slot = fields.slot;
     this.weight = fields.weight ?? 1;
     this.signs = isSigning(fields.frame);
+    this.trace = fields.trace;
     this.pin = fields.pin;
     this.refusedBy = fields.refusedBy;
     this.uncertain = fields.uncertain ?? false;

@@ -24,7 +24,7 @@ export interface KeyManagerConfig {
 
 const OPTIONS = [
   ..."address key caFile certFile keyFile serverName connections timeoutMs maxWaiting".split(" "),
-  ..."connectTimeoutMs maxBackoffMs pingMs".split(" "),
+  ..."connectTimeoutMs maxBackoffMs pingMs currentSpan".split(" "),
 ];
 
 /** How long the gateway may take to tell of a key that was made the current one. */

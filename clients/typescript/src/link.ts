@@ -75,6 +75,7 @@ export class Link {
   slots: ReadonlyMap<string, Slot> = new Map();
   private ready = false;
   private draining = false;
+  private traces = false;
   private names: readonly string[] = [];
   private readonly nonce = randomBytes(16);
   private instance = "";
@@ -274,7 +275,8 @@ export class Link {
   private put(job: Job, again: boolean): void {
     const slot = this.slots.get(job.slot)!.number;
     if (job.signs) wire.stampAgain(job.frame, again);
-    this.write(wire.stamp(job.frame, job.request, slot));
+    const made = wire.stamp(job.frame, job.request, slot);
+    this.write(job.trace && this.traces ? wire.traced(made, job.trace) : made);
   }
 
   private stamp(job: Job): HsmError | undefined {
@@ -392,6 +394,7 @@ export class Link {
   }
 
   private learn(keys: readonly Key[]): void {
+    this.traces = keys.some(wire.traces);
     const bySlot = new Map<number, Key[]>();
     for (const key of keys) {
       const own = bySlot.get(key.slot);

@@ -39,6 +39,7 @@ export const Type = {
 
 export const HAS_POSITION = 1;
 export const AGAIN = 2;
+const TRACED = 4;
 
 export const KINDS = [
   "",
@@ -74,10 +75,13 @@ export interface Key {
   readonly kinds: number;
 }
 
-const [BATCHES, ALL_KINDS] = [0x8000, 0xffff];
+const [TRACES, BATCHES, ALL_KINDS] = [0x4000, 0x8000, 0xffff];
 
 /** Whether the gateway signs batches with this key. One of an earlier release sets the bit only with all others. */
 export const batches = ({ kinds }: Key): boolean => (kinds & BATCHES) !== 0 && kinds !== ALL_KINDS;
+
+/** Whether the gateway takes traces; as `batches`. */
+export const traces = ({ kinds }: Key): boolean => (kinds & TRACES) !== 0 && kinds !== ALL_KINDS;
 
 export interface Welcome {
   readonly instance: Buffer;
@@ -258,6 +262,28 @@ export function stamp(made: Buffer, request: number, slot = 0): Buffer {
   made.writeUInt32LE(request >>> 0, 8);
   made.writeUInt32LE(Math.floor(request / 0x1_0000_0000), 12);
   return made;
+}
+
+/** A span of the caller's: `traceparent` of W3C Trace Context, or OpenTelemetry's SpanContext. */
+export type TraceParent = string | { readonly traceId: string; readonly spanId: string; readonly traceFlags: number };
+
+/** Its bytes on the wire; undefined for what is none of version 00, which the standard ignores. */
+export function traceOf(parent: TraceParent): Buffer | undefined {
+  const written = ({ traceId, spanId, traceFlags }: Exclude<TraceParent, string>): string =>
+    `00-${traceId}-${spanId}-${traceFlags.toString(16).padStart(2, "0")}`;
+  const text = typeof parent === "string" ? parent : written(parent);
+  const found = /^00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})$/.exec(text);
+  return found ? Buffer.from(found.slice(1).join(""), "hex") : undefined;
+}
+
+/** A copy of a request's frame with its trace; the frame itself if it would be too long then. */
+export function traced(made: Buffer, trace: Buffer): Buffer {
+  const length = made.readUInt32LE(0) + trace.length;
+  if (length > MOST_BYTES) return made;
+  const whole = Buffer.concat([made.subarray(0, HEAD_BYTES), trace, made.subarray(HEAD_BYTES)]);
+  whole.writeUInt32LE(length, 0);
+  whole[5]! |= TRACED;
+  return whole;
 }
 
 export const isBatched = (made: Buffer): boolean => made[4] === Type.SIGN_BATCHED;

@@ -36,6 +36,12 @@ suite("with a token", { skip: real ? false : "HSMCORE_TEST_GATEWAY is not set", 
     assert.ok(!(await manager.verify(text("another"), receipt.signature)));
   });
 
+  test("a request says its trace", async () => {
+    const traceparent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    const receipt = await manager.signWithReceipt(text("traced"), { traceparent });
+    assert.ok(valid(text("traced"), receipt.signature, receipt.publicKey));
+  });
+
   test("a batch larger than the gateway's is signed in pieces", async () => {
     const messages = Array.from({ length: 3000 }, (_, n) => text(`message ${n}`));
     const { publicKey } = manager.currentKey();

@@ -59,7 +59,7 @@ function encoded({ type, says, slot, request, flags }: Vector): Buffer {
   const safe = Number.isSafeInteger(Number(request));
   wire.stamp(made, safe ? Number(request) : 0, slot);
   if (!safe) made.writeBigUInt64LE(BigInt(request), 8);
-  return made;
+  return says["traceparent"] ? wire.traced(made, wire.traceOf(says["traceparent"])!) : made;
 }
 
 function refusal(error: HsmError): Says {

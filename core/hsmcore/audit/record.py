@@ -14,9 +14,9 @@ import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, Token
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -32,7 +32,17 @@ _FIXED: Final = ("seq", "time_ns", "operation")
 _EVIDENCE: Final = ("domain", "position")
 
 _digest_key = os.urandom(32)
-_tag: ContextVar[str | None] = ContextVar("hsmcore_audit_tag", default=None)
+
+
+class _Labels(NamedTuple):
+    """What a context adds to its records, beside the caller."""
+
+    tag: str | None = None
+    trace_id: str | None = None
+    request_id: str | None = None
+
+
+_labels: ContextVar[_Labels | None] = ContextVar("hsmcore_audit_labels", default=None)
 _caller: ContextVar[str | None] = ContextVar("hsmcore_caller", default=None)
 
 
@@ -40,16 +50,26 @@ _caller: ContextVar[str | None] = ContextVar("hsmcore_caller", default=None)
 def tagged(tag: str) -> Iterator[None]:
     """Tag every record that is written inside with `tag` (at most 256 characters), such as the caller's batch
     number."""
-    token = _tag.set(tag)
+    token = label(tag=tag)
     try:
         yield
     finally:
-        _tag.reset(token)
+        _labels.reset(token)
 
 
-def current_tag() -> str | None:
-    """Return the tag of the present context; None if there is none."""
-    return _tag.get()
+@contextmanager
+def traced(trace_id: str) -> Iterator[None]:
+    """Say in every record that is written inside to which trace it belongs: 32 hexadecimal digits."""
+    token = label(trace_id=trace_id)
+    try:
+        yield
+    finally:
+        _labels.reset(token)
+
+
+def label(**more: str) -> Token[_Labels | None]:
+    """Add to every record of the present context, until it ends: some of `tag`, `trace_id` and `request_id`."""
+    return _labels.set((_labels.get() or _Labels())._replace(**more))
 
 
 @contextmanager
@@ -122,6 +142,8 @@ ALLOWED: Final[dict[str, Callable[[object], object]]] = {
         "level",
         "user",
         "tag",
+        "trace_id",
+        "request_id",
         "caller",
         "domain",
         "holder",
@@ -313,10 +335,10 @@ def tail(fields: Mapping[str, object], origin: Mapping[str, object]) -> bytes:
 
 
 def extra(**fields: object) -> bytes | None:
-    """Return the context's tag and caller, and these fields, in the form that Engine.submit takes; None for none.
-    Raises InternalError where what a start compares with the state store would be redacted."""
+    """Return what the context adds to each record, and these fields, in the form that Engine.submit takes; None for
+    none. Raises InternalError where what a start compares with the state store would be redacted."""
     if not fields:
-        return _extra_of(_tag.get(), _caller.get())
+        return _extra_of(_labels.get(), _caller.get())
     shown = cleaned(fields)
     if any(shown.get(name) != fields.get(name) for name in _EVIDENCE):
         raise InternalError("a position cannot be recorded as it is")
@@ -324,18 +346,18 @@ def extra(**fields: object) -> bytes | None:
 
 
 @lru_cache(maxsize=256)  # a gateway's clients are few, and each has many requests
-def _extra_of(tag: str | None, caller: str | None) -> bytes | None:
-    shown = _shown(tag, caller)
+def _extra_of(labels: _Labels | None, caller: str | None) -> bytes | None:
+    shown = _shown(labels, caller)
     return b"," + orjson.dumps(shown)[1:-1] if shown else None
 
 
 def _context() -> dict[str, object]:
     """Return the fields that the context adds to each record."""
-    return _shown(_tag.get(), _caller.get())
+    return _shown(_labels.get(), _caller.get())
 
 
-def _shown(tag: str | None, caller: str | None) -> dict[str, object]:
-    found = {"tag": tag, "caller": caller}
+def _shown(labels: _Labels | None, caller: str | None) -> dict[str, object]:
+    found = {**dict(zip(_Labels._fields, labels or (), strict=False)), "caller": caller}
     return {name: _clean(name, value, 0) for name, value in found.items() if value is not None}
 
 

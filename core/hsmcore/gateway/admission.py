@@ -50,13 +50,13 @@ class ClientKey:
 
     @property
     def kinds(self) -> int:
-        """What may be signed, as bits of wire.KINDS, and wire.BATCHES."""
+        """What may be signed, as bits of wire.KINDS, and wire.BATCHES, wire.TRACES."""
         listed = None if self.policy is None else self.policy.kinds
         allowed = self.account.kinds
         if listed is None and allowed is None:
-            return wire.ALL_KINDS
+            return wire.UNLIMITED
         kinds = set(wire.KINDS[1:]).intersection(*(some for some in (listed, allowed) if some is not None))
-        found = sum(1 << wire.KINDS.index(kind) for kind in kinds)
+        found = wire.TRACES + sum(1 << wire.KINDS.index(kind) for kind in kinds)
         batches = self.account.batches and self.policy is not None and BATCH_ROOT in self.policy.kinds
         return found | wire.BATCHES if batches else found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import copy_context
 from typing import Any
 
 from hsmcore.errors import HsmError, RequestCancelled
@@ -18,7 +19,7 @@ class Chunk(Job):
 
     def __init__(self, batch: ChargedBatch, at: int, count: int, timeout: float) -> None:
         super().__init__(batch.counter.queue, batch.counter.account, batch.start, timeout, count)
-        self.batch, self.at = batch, at
+        self.batch, self.at, self.context = batch, at, batch.context
         self.counts = False
         batch.slices.append(self)
 
@@ -39,6 +40,8 @@ class ChargedBatch:
     def __init__(self, counter: ClientKey, messages: Sequence[bytes], key_id: str | None) -> None:
         """`key_id`: None: that of the key that signs when the first slice begins."""
         self.counter, self.key_id, self.slices = counter, key_id, list[Chunk]()
+        self.context = copy_context()
+        """That of the request, in which each slice is signed."""
         self.failed: HsmError | None = None
         """What the key manager raised, if it did for each slice."""
         self._messages = messages

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from contextvars import Context
 from typing import Any, Final, Protocol
 
-from hsmcore.audit.record import caller_context
+from hsmcore.audit.record import caller_context, label
+from hsmcore.base.traceparent import TraceParent
 from hsmcore.config import GatewayClient
 from hsmcore.config.secret import MAX_TOKEN_BYTES, TokenDigests
 from hsmcore.errors import ConfigFault, ConfigurationError, ModuleBusy
@@ -38,9 +41,31 @@ class KnownClient:
         """What runs in it is recorded as this client's."""
         self.rate = Rate.of(rules)
 
+    def within(self, parent: TraceParent | None, request_id: str | None = None) -> Context:
+        """Return a context for one of its requests: spans are children of `parent`, records have its trace id, and
+        `request_id`."""
+        made = self.context.copy()
+        if request_id is not None:
+            made.run(label, request_id=request_id)
+        if parent is not None:
+            made.run(_enter, parent)
+        return made
+
     def has_rules(self, rules: GatewayClient) -> bool:
         """Whether these are its rules, apart from its token."""
         return self.rules.model_dump(exclude={"token"}) == rules.model_dump(exclude={"token"})
+
+
+def _enter(parent: TraceParent) -> None:
+    label(trace_id=parent.trace_id.hex())
+    if "opentelemetry.trace" not in sys.modules:
+        return
+    from opentelemetry.context import attach
+    from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
+
+    trace_id, span_id = int.from_bytes(parent.trace_id, "big"), int.from_bytes(parent.span_id, "big")
+    told = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(parent.flags))
+    attach(set_span_in_context(NonRecordingSpan(told)))
 
 
 class Held(Protocol):

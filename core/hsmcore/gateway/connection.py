@@ -18,7 +18,17 @@ from hsmcore.gateway.operations import OPERATIONS, Operation, refusal_of
 from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession
 from hsmcore.gateway.tls import names_in
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import CLIENT_TYPES, MIN_BYTES, Frame, Splitter, Type, UnknownKind, WireError
+from hsmcore.gateway.wire.frames import (
+    CLIENT_TYPES,
+    MIN_BYTES,
+    Flag,
+    Frame,
+    Splitter,
+    Type,
+    UnknownKind,
+    WireError,
+    untraced,
+)
 from hsmcore.gateway.wire_requests import ServedRequest, WireFace
 from hsmcore.manager.policy.callers import full
 
@@ -38,6 +48,7 @@ HELD_BYTES: Final = 1 << 18
 _MESSAGES_A_FRAME: Final = 4
 """So many messages of a SIGN_MANY cost the event loop as much as another frame."""
 _LENGTH: Final = 4
+_TRACED: Final = int(Flag.TRACED)
 AT_ONCE: Final = 16
 """Answers that are sent together, at most: while their client takes them, the next ones are made. With all of a turn in
 one write, each side stands still while the other works."""
@@ -260,8 +271,10 @@ class GatewayConnection(asyncio.Protocol):
 
     def _ask(self, frame: Frame, operation: Operation) -> None:
         """Take a request."""
-        session, number = self.session, frame.request
+        session, number, parent = self.session, frame.request, None
         assert session is not None  # noqa: S101  # for the type checker
+        if frame.flags & _TRACED:
+            frame, parent = untraced(frame)
         if not number:
             raise WireError("a request without a number")
         try:
@@ -274,7 +287,7 @@ class GatewayConnection(asyncio.Protocol):
                 self.server.refused(self.peer, self.client, "key not listed", f"number {frame.slot}")
                 raise PolicyRefused(f"a client may not use a key manager with the number {frame.slot}", hint="")
             counter = self._counters[frame.slot]
-            self._admit(ServedRequest(counter, operation, what, cost, self, session, frame))
+            self._admit(ServedRequest(counter, operation, what, cost, self, session, frame, parent))
         except UnknownKind as error:  # of a later release: what else is open here is none of its business
             self._cost += len(frame.body) // (_LENGTH * _MESSAGES_A_FRAME)  # as the longest batch that fits
             self._refuse(number, BadArgument(str(error), hint="Update the gateway, or name another kind."))

@@ -22,13 +22,27 @@ class Job:
     """A request, or messages of one. `start(job, seconds)` begins it, with what is left of its timeout, and has it
     `follow` what was begun."""
 
-    __slots__ = ("account", "cost", "counts", "ended", "queue", "running", "start", "takes_turn", "timeout", "until")
+    __slots__ = (
+        "account",
+        "context",
+        "cost",
+        "counts",
+        "ended",
+        "queue",
+        "running",
+        "start",
+        "takes_turn",
+        "timeout",
+        "until",
+    )
 
     def __init__(
         self, queue: Queue, account: OpenWork, start: Callable[[Any, float], None], timeout: float, cost: int = 1
     ) -> None:
         """`timeout` in seconds. `cost`: messages. The account counts them as open already."""
         self.queue, self.account, self.start, self.timeout, self.cost = queue, account, start, timeout, cost
+        self.context = account.client.context
+        """What it begins in: its records are its client's, and belong to its trace."""
         self.running: asyncio.Future[Any] | None = None
         self.until = 0.0
         """Deadline of a request that waits for its turn, as time.monotonic()."""
@@ -48,7 +62,7 @@ class Job:
 
     def run(self, work: Coroutine[Any, Any, Any]) -> None:
         """Have a coroutine carry it out, under its client's name."""
-        self.follow(asyncio.get_running_loop().create_task(work, context=self.account.client.context.copy()))
+        self.follow(asyncio.get_running_loop().create_task(work, context=self.context.copy()))
 
     def follow(self, future: asyncio.Future[Any]) -> None:
         """End with this future. Cancelling the job cancels it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from base64 import b64encode
 from collections.abc import Callable, Mapping
+from contextvars import Context
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
@@ -55,13 +56,24 @@ class GatewayRequest(Job):
 
     __slots__ = ("counter", "operation", "what")
 
-    def __init__(self, counter: ClientKey, operation: Operation, what: Any, timeout_ms: int, cost: int) -> None:
-        """`timeout_ms`: 0: that of the key manager. `cost`: as how many requests it counts: its messages."""
+    def __init__(
+        self,
+        counter: ClientKey,
+        operation: Operation,
+        what: Any,
+        timeout_ms: int,
+        cost: int,
+        context: Context | None = None,
+    ) -> None:
+        """`timeout_ms`: 0: that of the key manager. `cost`: as how many requests it counts: its messages. `context`:
+        of KnownClient.within; None: its client's."""
         account = counter.managing if operation.manages else counter.account
         seconds = min(timeout_ms / 1e3, counter.longest) or counter.timeout
         super().__init__(counter.queue, account, operation.begin, seconds, cost)
         self.counter, self.operation, self.what = counter, operation, what
         self.takes_turn = operation.takes_turn
+        if context is not None:
+            self.context = context
 
     def submitted(self, asked: asyncio.Future[Receipt]) -> None:
         """The future of KeyManager.submit is done, or was cancelled to withdraw the request."""
@@ -80,9 +92,9 @@ class _AwaitedRequest(GatewayRequest):
             self.answered.set_result(outcome)
 
 
-async def ask(counter: ClientKey, operation: Operation, what: Any) -> Any:
-    """Have a request carried out, in its turn. Return its result; raises HsmError."""
-    request = _AwaitedRequest(counter, operation, what, 0, len(what.messages) if operation.many else 1)
+async def ask(counter: ClientKey, operation: Operation, what: Any, context: Context | None = None) -> Any:
+    """Have a request carried out, in its turn. Return its result; raises HsmError. `context`: as of GatewayRequest."""
+    request = _AwaitedRequest(counter, operation, what, 0, len(what.messages) if operation.many else 1, context)
     request.account.begin(request.cost, signs=operation.signs)
     request.answered = asyncio.get_running_loop().create_future()
     counter.queue.enter(request)
@@ -115,7 +127,7 @@ def _sign(request: GatewayRequest, left: float) -> None:
     if kind == PREHASHED:
         request.run(_sign_prehashed(manager, what.message, left, only))
         return
-    asked = request.account.client.context.run(manager.submit, what.message, left, kind, what.position, only)
+    asked = request.context.run(manager.submit, what.message, left, kind, what.position, only)
     if asked is not None:
         request.running = asked
         asked.add_done_callback(request.submitted, context=OUTSIDE)
@@ -180,7 +192,7 @@ def _sign_batched(request: GatewayRequest, left: float) -> None:
     what: batched.SignBatched = request.what
     counter, kind = request.counter, what.kind or None
     counter.require_batches()
-    placed = request.account.client.context.run(counter.manager.submit_batched, what.message, left, kind)
+    placed = request.context.run(counter.manager.submit_batched, what.message, left, kind)
     if placed is None:
         request.run(counter.manager.sign_batched(what.message, left, kind))
     else:

@@ -6,6 +6,7 @@ import asyncio
 import os
 from typing import Any, Final, Protocol
 
+from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import HsmError
 from hsmcore.gateway.admission import Admission, ClientKey
 from hsmcore.gateway.clients import KnownClient
@@ -70,8 +71,11 @@ class ServedRequest(GatewayRequest):
         connection: Peer,
         session: ReplaySession[ServedRequest],
         frame: Frame,
+        parent: TraceParent | None = None,
     ) -> None:
-        super().__init__(counter, operation, what, getattr(what, "timeout_ms", 0), cost)
+        """`parent`: the client's span."""
+        context = None if parent is None else counter.client.within(parent)
+        super().__init__(counter, operation, what, getattr(what, "timeout_ms", 0), cost, context)
         self.connection, self.session = connection, session
         self.number, self.contents = frame.request, contents_of(frame)
         self.others: tuple[Peer, ...] = ()

@@ -143,6 +143,6 @@ def _condition(text: str) -> tuple[str, Any]:
 def _in_words(record: dict[str, Any]) -> str:
     moment = when(record["time_ns"], "milliseconds") or "-"
     shown = [moment, str(record["seq"]), str(record.get("operation")), str(record.get("result", "-"))]
-    names = ("error", "key_id", "member", "message_sha256", "tag")
+    names = ("error", "key_id", "member", "message_sha256", "tag", "trace_id")
     shown += [f"{name}={record[name]}" for name in names if record.get(name) is not None]
     return "  ".join(shown)

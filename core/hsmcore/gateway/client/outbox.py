@@ -11,7 +11,7 @@ from hsmcore.errors import EngineClosed, HsmError, MessageTooLarge, NotHolder, Q
 from hsmcore.gateway.client.request import ANSWER, ClientRequest, GatewaySession, late, lost
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import MOST_BYTES, Frame, Type, WireError, frame
+from hsmcore.gateway.wire.frames import MOST_BYTES, Frame, Type, WireError, frame, traced
 
 _GRACE: Final = 0.1
 """Seconds behind the deadline in which the gateway's own answer, which says more, may still come."""
@@ -174,6 +174,8 @@ class RequestOutbox:
             except HsmError as error:
                 request.future.set_exception(error)
                 continue
+            if request.parent is not None and session.traces:
+                made = traced(made, request.parent)
             if len(made) > MOST_BYTES:
                 request.future.set_exception(MessageTooLarge(f"a frame of {len(made)} bytes; at most {MOST_BYTES}"))
                 continue

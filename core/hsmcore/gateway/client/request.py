@@ -6,8 +6,10 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from sys import modules
 from typing import Any, Final
 
+from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import (
     EXCEPTION_OF_STATUS,
     DeadlineExceeded,
@@ -59,6 +61,8 @@ class GatewaySession:
     """How often it has said which keys there are."""
     batches: bool = False
     """Whether it signs batches."""
+    traces: bool = False
+    """Whether it takes traces."""
     address: str = ""
 
     def learn(self, listed: tuple[wire.Key, ...]) -> None:
@@ -68,6 +72,7 @@ class GatewaySession:
         self.current = next((key for key in self.keys if key.current), None)
         self.by_public_key = {key.public_key: key for key in self.keys}
         self.batches = any(key.batches for key in self.keys)
+        self.traces = any(key.traces for key in self.keys)
 
     def for_verification(self) -> list[wire.Key]:
         """As KeyRing."""
@@ -100,6 +105,7 @@ class ClientRequest:
         "key",
         "not_before",
         "number",
+        "parent",
         "refusal",
         "refusals",
         "renewals",
@@ -123,6 +129,8 @@ class ClientRequest:
         """`full`: the answer is all that SIGNED says, and its key, not only the signature."""
         self.type, self.value, self.future, self.deadline = kind, value, future, deadline
         self.count, self.asked_id, self.full = count, asked_id, full
+        self.parent = TraceParent.current() if "opentelemetry.trace" in modules else None
+        """The caller's span. Looked up here, for a call costs more than all else that most requests need of it."""
         self.renewals = 0
         """How often it was refused for its key, and sent under another one."""
         self.refusals = 0
@@ -236,6 +244,7 @@ class ClientRequest:
         value = self.value._replace(messages=[self.value.messages[at] for at in places])
         rest = ClientRequest(self.type, value, future, self.deadline, len(places), self.asked_id)
         rest.renewals, rest.revision, rest.sent, rest.key = self.renewals, self.revision, self.sent, self.key
+        rest.parent = self.parent
         return rest
 
     def failed(self, refusal: wire.Refusal) -> HsmError:

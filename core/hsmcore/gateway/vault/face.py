@@ -10,6 +10,7 @@ import asyncio
 import ssl
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import Context
 from datetime import UTC, datetime
 from functools import partial, wraps
 from socket import socket
@@ -229,7 +230,7 @@ class Transit:
         latest = versions.number(signs.public_key)
         return _answer(transit.key_data(counter.name, signs.algorithm, versions.all(), latest))
 
-    async def sign(self, request: Request, client: KnownClient) -> Response:
+    async def sign(self, request: Request, client: KnownClient, context: Context) -> dict[str, Any]:
         """One signature, or those of a batch, in which each item has its own answer."""
         counter = self._counter(request, client)
         body = await _body(request)
@@ -238,15 +239,15 @@ class Transit:
         if options.version:
             await counter.versions.learn_all()
             key = counter.versions.key(options.version)
-        work = Signing(counter, options, key)
+        work = Signing(counter, options, key, context)
         items = transit.batch(body)
         if items is None:
-            return _answer(await work.one(transit.wanted(body)))
+            return await work.one(transit.wanted(body))
         _require_room(client, items)
         answers = await work.many([_read(item) for item in items])
-        return _batched(items, answers, {"key_version": 0})
+        return transit.results(items, answers, {"key_version": 0})
 
-    async def verify(self, request: Request, client: KnownClient) -> Response:
+    async def verify(self, request: Request, client: KnownClient, context: Context) -> dict[str, Any]:
         """Whether a signature is good, or those of a batch."""
         counter = self._counter(request, client)
         body = await _body(request)
@@ -254,28 +255,31 @@ class Transit:
         await counter.versions.learn_all()
         items = transit.batch(body)
         if items is None:
-            return _answer(await _verified(counter, body, options))
+            return await _verified(counter, body, options, context)
         _require_room(client, items)
-        found = await asyncio.gather(*(_verified(counter, item, options) for item in items), return_exceptions=True)
-        return _batched(items, found, {"valid": False})
+        asked = (_verified(counter, item, options, context) for item in items)
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        return transit.results(items, found, {"valid": False})
 
     def _counted(
-        self, handler: Callable[[Request, KnownClient], Awaitable[Response]]
+        self, handler: Callable[[Request, KnownClient, Context], Awaitable[dict[str, Any]]]
     ) -> Callable[..., Awaitable[Response]]:
-        """Count each answer to a client, as the wire's face does."""
+        """Count each answer to a client, as the wire's face does. Records that the context's work makes have its
+        `request_id`, and the trace that the client names."""
 
         @wraps(handler)
         async def counted(request: Request) -> Response:
-            client = self._client(request)
+            client, request_id = self._client(request), str(uuid.uuid4())
             try:
-                answer = await handler(request, client)
+                parent = transit.parent(request.headers.getlist("traceparent"))
+                data = await handler(request, client, client.within(parent, request_id))
             except ClientDisconnect:
                 raise
             except Exception as error:
                 self._desk.count(client, _counted_as(error))
                 raise
             self._desk.count(client, None)
-            return answer
+            return _answer(data, request_id=request_id)
 
         return counted
 
@@ -331,12 +335,14 @@ def _counted_as(error: Exception) -> HsmError:
     return error if isinstance(error, HsmError) else InternalError()
 
 
-async def _verified(counter: ClientKey, item: object, options: transit.TransitOptions) -> dict[str, Any]:
+async def _verified(
+    counter: ClientKey, item: object, options: transit.TransitOptions, context: Context
+) -> dict[str, Any]:
     message, number, text = transit.parsed(item)
     key = counter.versions.key(number)
     signature = transit.signature_of(text, key.algorithm, jws=options.jws)
     said: Any = Digest(message) if options.prehashed else message
-    return {"valid": bool(await ask(counter, VERIFY, wire.Verify(key.id, signature, said)))}
+    return {"valid": bool(await ask(counter, VERIFY, wire.Verify(key.id, signature, said), context))}
 
 
 def _can_sign(manager: KeyManager) -> bool:
@@ -356,14 +362,6 @@ def _read(item: object) -> transit.Wanted | HsmError:
         return transit.wanted(item)
     except HsmError as error:
         return error
-
-
-def _batched(
-    items: Sequence[object], answers: Sequence[Mapping[str, Any] | BaseException], refused: Mapping[str, Any]
-) -> Response:
-    """The answer to a batch, with one for each item."""
-    results = [transit.answered(item, one, refused) for item, one in zip(items, answers, strict=True)]
-    return _answer({"batch_results": results})
 
 
 async def _body(request: Request) -> dict[str, Any]:
@@ -425,11 +423,11 @@ def _errors(text: str, status: int, headers: dict[str, str] | None = None) -> Re
     return _json({"errors": [text]}, status, headers)
 
 
-def _answer(data: Mapping[str, Any] | None, auth: Mapping[str, Any] | None = None) -> Response:
+def _answer(data: Mapping[str, Any] | None, auth: Mapping[str, Any] | None = None, request_id: str = "") -> Response:
     """The envelope of all answers."""
     return _json(
         {
-            "request_id": str(uuid.uuid4()),
+            "request_id": request_id or str(uuid.uuid4()),
             "lease_id": "",
             "renewable": False,
             "lease_duration": 0,

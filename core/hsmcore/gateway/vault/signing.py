@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextvars import Context
 from typing import Any
 
 from hsmcore.base.keyring import KeyVersion
@@ -16,16 +17,18 @@ from hsmcore.gateway.wire import messages as wire
 
 
 class Signing:
-    """The signatures of one request. `key`: the version that is to sign."""
+    """The signatures of one request. `key`: the version that is to sign. `context`: as of GatewayRequest."""
 
-    def __init__(self, counter: ClientKey, options: transit.TransitOptions, key: KeyVersion) -> None:
-        self._counter, self._options, self._key = counter, options, key
+    def __init__(
+        self, counter: ClientKey, options: transit.TransitOptions, key: KeyVersion, context: Context | None = None
+    ) -> None:
+        self._counter, self._options, self._key, self._context = counter, options, key, context
 
     async def one(self, wanted: transit.Wanted) -> dict[str, Any]:
         """Return a signature as text, and its version: of no other key, if the request names one."""
         kind = "prehashed" if self._options.prehashed else wanted.kind
         asked = wire.Sign(kind, 0, wanted.position, self._options.version, wanted.message)
-        signed: Receipt = await ask(self._counter, SIGN, asked)
+        signed: Receipt = await ask(self._counter, SIGN, asked, self._context)
         return self._written(signed.signature, await self._counter.versions.of(signed.public_key))
 
     def _written(self, signature: bytes, number: int) -> dict[str, Any]:
@@ -54,7 +57,8 @@ class Signing:
         number = await self._counter.versions.of(self._key.public_key)
         found: list[Any]
         try:
-            _, found = await ask(self._counter, SIGN_MANY, wire.SignMany("", 0, number, messages))
+            asked = wire.SignMany("", 0, number, messages)
+            _, found = await ask(self._counter, SIGN_MANY, asked, self._context)
         except KeyNotCurrent as error:
             found = [error] * len(messages)
         late = [at for at, one in enumerate(found) if isinstance(one, KeyNotCurrent) and not one.maybe_signed]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
+from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import BadArgument, HsmError
 from hsmcore.gateway.versions import Version
 from hsmcore.gateway.wire.messages import KINDS
@@ -149,7 +150,19 @@ def batch(body: Mapping[str, Any]) -> list[Any] | None:
     return items
 
 
-def answered(item: object, answer: Mapping[str, Any] | BaseException, refused: Mapping[str, Any]) -> dict[str, Any]:
+def parent(headers: Sequence[str]) -> TraceParent | None:
+    """Return the client's span, of its headers `traceparent`. Two name none, as W3C Trace Context has it."""
+    return TraceParent.parsed(headers[0]) if len(headers) == 1 else None
+
+
+def results(
+    items: Sequence[object], answers: Sequence[Mapping[str, Any] | BaseException], refused: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the answer to a batch. `refused`: what an item's error stands beside."""
+    return {"batch_results": [_answered(item, one, refused) for item, one in zip(items, answers, strict=True)]}
+
+
+def _answered(item: object, answer: Mapping[str, Any] | BaseException, refused: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a batch's answer says of an item: its answer, or its error beside what `refused` says."""
     reference = item.get("reference") if isinstance(item, dict) else ""
     shown = {"reference": reference if isinstance(reference, str) else ""}

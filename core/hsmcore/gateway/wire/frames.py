@@ -8,6 +8,8 @@ from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import Final, NamedTuple
 
+from hsmcore.base.traceparent import TRACE_BYTES, TraceParent
+
 ALPN: Final = "hsmcore-wire/1"
 """The protocol's name in TLS (RFC 7301), so that a proxy can tell it from HTTP. A client may leave it out."""
 MOST_BYTES: Final = 1 << 20
@@ -45,13 +47,21 @@ class Type(IntEnum):
 
 
 class Flag(IntFlag):
-    """`flags` of SIGN; SIGN_MANY and SIGN_BATCHED take AGAIN only."""
+    """`flags` of requests. HAS_POSITION is that of SIGN only, VERIFY and MANAGE have no AGAIN."""
 
     HAS_POSITION = 1
     AGAIN = 2
+    TRACED = 4
+    """The body begins with TraceParent.packed."""
 
 
-_FLAGS: Final = {Type.SIGN: Flag.HAS_POSITION | Flag.AGAIN, Type.SIGN_MANY: Flag.AGAIN, Type.SIGN_BATCHED: Flag.AGAIN}
+_FLAGS: Final = {
+    Type.SIGN: Flag.HAS_POSITION | Flag.AGAIN | Flag.TRACED,
+    Type.SIGN_MANY: Flag.AGAIN | Flag.TRACED,
+    Type.SIGN_BATCHED: Flag.AGAIN | Flag.TRACED,
+    Type.VERIFY: Flag.TRACED,
+    Type.MANAGE: Flag.TRACED,
+}
 
 
 class WireError(ValueError):
@@ -143,3 +153,20 @@ GATEWAY_TYPES: Final = tuple(one for one in Type if one >= Type.WELCOME)
 def frame(kind: Type, request: int = 0, body: bytes = b"", *, slot: int = 0, flags: int = 0) -> bytes:
     """Return a frame as bytes."""
     return _HEAD.pack(MIN_BYTES + len(body), kind, flags, slot, request) + body
+
+
+def traced(made: bytes, parent: TraceParent) -> bytes:
+    """Return a request's frame with its trace; as it is if it would be too long then."""
+    length, kind, flags, slot, request = _HEAD.unpack_from(made)
+    if length + TRACE_BYTES > MOST_BYTES:
+        return made
+    head = _HEAD.pack(length + TRACE_BYTES, kind, flags | Flag.TRACED, slot, request)
+    return head + parent.packed + made[_HEAD.size :]
+
+
+def untraced(one: Frame) -> tuple[Frame, TraceParent]:
+    """Return the frame that `traced` was given, and the trace. Raises WireError."""
+    parent = TraceParent.unpacked(one.body[:TRACE_BYTES])
+    if parent is None:
+        raise WireError("a trace that is none")
+    return one._replace(flags=one.flags & ~Flag.TRACED, body=one.body[TRACE_BYTES:]), parent

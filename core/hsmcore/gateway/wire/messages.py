@@ -23,9 +23,13 @@ NONCE_BYTES: Final = 16
 NO_RECORD: Final = (1 << 64) - 1
 """`audit_seq` of an answer without an audit record."""
 ALL_KINDS: Final = 0xFFFF
-"""`kinds` of a key that no policy limits, which signs no batch either."""
+"""`kinds` of a key that no policy limits, at a gateway of an earlier release: it knows neither batches nor traces."""
 BATCHES: Final = 1 << 15
 """Bit of `kinds` of a key that signs batches."""
+TRACES: Final = 1 << 14
+"""Bit of `kinds`: the gateway knows Flag.TRACED."""
+UNLIMITED: Final = ALL_KINDS & ~BATCHES
+"""`kinds` of a key that no policy limits, which signs no batch either."""
 
 _LENGTH: Final = Struct("<I")
 _SIGN: Final = Struct("<BIQI")
@@ -67,7 +71,7 @@ class Hello(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A version of a key. `kinds`: bit n is KINDS[n], and BATCHES."""
+    """A version of a key. `kinds`: bit n is KINDS[n], and BATCHES, TRACES."""
 
     slot: int
     version: int
@@ -81,6 +85,11 @@ class Key(NamedTuple):
     def batches(self) -> bool:
         """Whether batches are signed. A gateway that knows none sets the bit only with all others."""
         return bool(self.kinds & BATCHES) and self.kinds != ALL_KINDS
+
+    @property
+    def traces(self) -> bool:
+        """Whether the gateway knows traces. One that does not sets the bit only with all others."""
+        return bool(self.kinds & TRACES) and self.kinds != ALL_KINDS
 
 
 class Welcome(NamedTuple):
