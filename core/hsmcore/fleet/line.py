@@ -36,7 +36,8 @@ class HostLine:
         """Whether another process is this host: this one signs no more, and claims nothing."""
         self.closes = False
         """Whether this is the last message."""
-        self._spoke_at, self._is_known = 0, True
+        self._spoke_at, self._said = 0, ""
+        self._is_known = True
         """Whether the database has a row of this host."""
 
     async def ask(
@@ -46,7 +47,8 @@ class HostLine:
         it is then, and the answers. Raises StoreError."""
         machine, began = self._machine, boottime()
         state = CLOSED if self.closes else machine.state
-        speaks = self.closes or not self._is_known or began >= self._spoke_at + machine.ttl // _SPEAKS
+        due = began >= self._spoke_at + machine.ttl // _SPEAKS
+        speaks = due or not self._is_known or state not in (self._said, "claiming")
         spoken = [rows.speak(self._host, machine.instance, state, known=self._is_known)] if speaks else []
         told = await self.asking.ask([*work, *spoken, self._sees], seconds or self.limit)
         *answers, last = told.answers
@@ -55,7 +57,8 @@ class HostLine:
         machine.answered(told.server, boottime())
         before, self._incarnation, self.server = self._incarnation, told.incarnation, told.server
         seen = rows.seen(last)
-        self._spoke_at = began if speaks else self._spoke_at
+        if speaks:
+            self._spoke_at, self._said = began, state
         self._is_known = seen.speaker is not None
         self._compare(seen.row)
         if seen.speaker not in (None, "", machine.instance):
