@@ -13,7 +13,7 @@ from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.policed import ordered
 from tests.support.wire import read_signed
-from tests.support.wire_site import ME, many, refusals, sign, site
+from tests.support.wire_site import ME, many, one_of, refusals, sign, site
 
 from hsmcore._native import Digest, verify
 from hsmcore.errors import ConfigurationError
@@ -85,6 +85,35 @@ async def test_errors_are_those_of_the_key_manager(world, tmp_path):
 
 
 @one_loop
+async def test_an_unknown_kind_costs_its_request_alone_if_the_frame_is_good(world, tmp_path):
+    def of_tomorrow(asked):
+        return asked[:16] + bytes((len(wire.KINDS),)) + asked[17:]
+
+    async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer:
+        for number, asked in enumerate((sign(1, M), many(2, M, M), one_of(3, M)), 1):
+            refusal = await peer.refused(of_tomorrow(asked))
+            assert (refusal.status, refusal.retryable, refusal.maybe_signed) == ("BAD_ARGUMENT", False, False)
+            assert "kind" in refusal.text
+            assert await peer.signed(sign(number, M)), "the number was not used up"
+        cut = frame(Type.SIGN_MANY, 4, of_tomorrow(many(4, M))[16:-1])
+        assert (await peer.refused(cut)).status == "BAD_ARGUMENT"
+        assert await peer.ends() == b""
+
+
+async def test_the_keys_are_listed_once_for_all_connections_of_a_client(world, tmp_path, monkeypatch):
+    async with site(world.config(), tmp_path) as gateway, gateway.peer(), gateway.peer():
+        server, listed = gateway.server, []
+        keys = server.desk.keys
+
+        def counted(client):
+            listed.append(client.name)
+            return keys(client)
+
+        monkeypatch.setattr(server.desk, "keys", counted)
+        server.tell_keys()
+        assert listed == ["app"]
+
+
 async def test_signatures_are_verified_and_pings_answered(world, tmp_path):
     async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer:
         good = await gateway.manager.sign(M)
@@ -114,6 +143,32 @@ async def test_the_same_number_gets_the_first_answer_and_costs_no_second_call(wo
             assert (forgotten.status, forgotten.maybe_signed) == ("BAD_ARGUMENT", True)
         assert chaos.calls("C_Sign") == calls
         assert gateway.server.repeated == 2
+
+
+@needs_chaos
+@one_loop
+async def test_processes_that_crash_lock_out_no_other_one_and_nothing_of_them_is_signed_again(
+    world, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(memory, "NONCES", 3)
+    chaos, nonces = Chaos(tmp_path, wrap(world)), [os.urandom(16) for _ in range(6)]
+    async with site(chaos.config(maxCacheSize=0), tmp_path) as gateway:
+        client = gateway.server.desk.directory.clients["app"]
+        for nonce in nonces:
+            async with gateway.peer(nonce) as peer:
+                await peer.signed(sign(1, M))
+            await until(lambda: not client.connections)
+        calls = chaos.calls("C_Sign")
+        async with gateway.peer(nonces[0]) as peer:
+            for again in (True, False):
+                refusal = await peer.refused(sign(1, M, again=again))
+                assert (refusal.status, refusal.maybe_signed) == ("BAD_ARGUMENT", True)
+            assert chaos.calls("C_Sign") == calls
+            assert await peer.signed(sign(2, M))
+        async with gateway.peer(nonces[-1]) as peer:
+            calls = chaos.calls("C_Sign")
+            assert await peer.signed(sign(1, M, again=True)), "the newest ones keep their answers"
+            assert chaos.calls("C_Sign") == calls
 
 
 @needs_chaos

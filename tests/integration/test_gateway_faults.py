@@ -7,7 +7,12 @@ import random
 import struct
 
 import pytest
-from tests.support.gateways import PUBLIC_KEY, FakeGateway, fake_signature, honest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from nacl.signing import SigningKey
+from tests.support.gateways import PUBLIC_KEY, FakeConnection, FakeGateway, fake_signature, honest
 from tests.support.managers import becomes, start
 from tests.support.wire import signed
 
@@ -19,6 +24,7 @@ from hsmcore.errors import (
     InvalidMessageType,
     InvalidTimeout,
     KeyNotCurrent,
+    KeyNotFound,
     MemberDown,
     MessageTooLarge,
     NotInitialized,
@@ -27,6 +33,7 @@ from hsmcore.errors import (
     WrongEventLoop,
 )
 from hsmcore.gateway import Client, ClientTls
+from hsmcore.gateway.client.connections import Connections
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type, frame
 
@@ -406,10 +413,85 @@ async def test_what_fits_no_frame_is_refused_here(path):
         async with Client(f"unix:{path}") as km:
             with pytest.raises(MessageTooLarge):
                 await km.sign(bytes((1 << 20) + 1))
-            with pytest.raises(MessageTooLarge):
-                await km.verify(bytes(1 << 20), bytes(64))
             assert await km.sign(b"m")
         assert fake.accepted == 1
+
+
+async def test_a_signature_is_verified_here_under_each_version_that_the_gateway_has_told(path):
+    first, second, stranger = (SigningKey.generate() for _ in range(3))
+    message = bytes(1 << 21)  # more than a gateway takes
+
+    def by(key):
+        return key.sign(message).signature
+
+    def lies(_served, connection, one):
+        connection.transport.write(wire.verified(one.request, True))
+
+    async with FakeGateway(path) as fake:
+        fake.public_keys, fake.answer = [bytes(first.verify_key), bytes(second.verify_key)], lies
+        km = Client(f"unix:{path}")
+        with pytest.raises(NotInitialized):
+            await km.verify(message, by(first))
+        await km.initialize()
+        assert await km.verify(message, by(first))
+        assert await km.verify(memoryview(message), by(second), " 02")
+        for signature, key_id in ((by(stranger), None), (by(first), "02"), (bytes(64), None), (by(first)[1:], None)):
+            assert not await km.verify(message, signature, key_id)
+        assert not await km.verify(b"", by(first))
+        with pytest.raises(KeyNotFound):
+            await km.verify(message, by(first), "03")
+        assert {one.type for one in fake.frames} == {Type.HELLO}
+        fake.answer = silent
+        await km.close()
+        with pytest.raises(EngineClosed):
+            await km.verify(message, by(first))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "curve", "order"),
+    [
+        ("ecdsa-p256", ec.SECP256R1(), 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551),
+        ("ecdsa-secp256k1", ec.SECP256K1(), 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141),
+    ],
+)
+async def test_an_ecdsa_signature_that_is_verified_here_must_have_a_low_s(path, algorithm, curve, order):
+    key = ec.generate_private_key(curve)
+    point = key.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    r, s = decode_dss_signature(key.sign(b"m", ec.ECDSA(SHA256())))
+    low, high = (r.to_bytes(32) + one.to_bytes(32) for one in sorted((s, order - s)))
+    async with FakeGateway(path) as fake:
+        fake.keys = lambda: (wire.Key(0, 1, True, algorithm, "01", point, wire.ALL_KINDS),)
+        async with Client(f"unix:{path}") as km:
+            assert await km.verify(b"m", low)
+            assert not await km.verify(b"m", high)
+            assert not await km.verify(b"n", low)
+
+
+async def test_a_unix_socket_is_tried_again_at_once_and_a_gateway_that_refuses_is_not(path, monkeypatch):
+    waits, pause = [], Connections._pause
+
+    def told(self, now):
+        waits.append(pause(self, now))
+        return waits[-1]
+
+    def refuses(connection):
+        refusal = wire.Refusal(False, False, 0, "POLICY_REFUSED", "REQUEST_FATAL", "no")
+        connection.transport.write(wire.error(0, refusal))
+        connection.transport.close()
+
+    monkeypatch.setattr(Connections, "_pause", told)
+    km = Client(f"unix:{path}", timeout=60)
+    async with FakeGateway(path):
+        await km.initialize()
+    await becomes(lambda: _longer(waits, 11))
+    assert max(waits) <= 0.05
+    async with FakeGateway(path) as fake:
+        assert await km.sign(b"m")
+        monkeypatch.setattr(FakeConnection, "welcome", refuses)
+        waits.clear()
+        fake.connections[0].transport.abort()
+        await becomes(lambda: _longer([one for one in waits if one > 0.05], 0))
+    await km.close()
 
 
 async def test_callers_that_gave_up_take_no_room(path):

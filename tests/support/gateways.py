@@ -256,9 +256,6 @@ def honest(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
     elif one.type is Type.SIGN_MANY:
         made = [fake_signature(current, message) for message in wire.read_sign_many(one.body).messages]
         answer = wire.signed_many(one.request, version, made)
-    elif one.type is Type.VERIFY:
-        asked = wire.read_verify(one.body)
-        answer = wire.verified(one.request, asked.signature == fake_signature(current, asked.message))
     elif one.type is Type.PING:
         answer = frame(Type.PONG, one.request, one.body)
     else:

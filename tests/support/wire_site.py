@@ -190,5 +190,4 @@ def bad_frames() -> dict[str, bytes]:
         "fields behind the body": frame(Type.CANCEL, 1, b"x"),
         "a request without a number": sign(0, b"m"),
         "a second HELLO": wire.hello(bytes(16), "again"),
-        "a kind that is none": head.pack(12 + 17 + 1, Type.SIGN, 0, 0, 1) + b"\x63" + bytes(17),
     }

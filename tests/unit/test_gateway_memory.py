@@ -5,6 +5,7 @@ from random import Random
 import pytest
 
 from hsmcore.errors import BadArgument, QueueFull
+from hsmcore.gateway import replay
 from hsmcore.gateway.replay import NONCES, REMEMBER_SECONDS, MemoryBudget, ReplaySession, Sessions, contents_of
 from hsmcore.gateway.seen import GAPS, SeenIds
 from hsmcore.gateway.wire.frames import Flag, Frame, Type
@@ -268,6 +269,46 @@ def test_the_processes_of_a_client_are_limited():
         sessions.enter(b"one more")
     assert caught.value.retry_after_ms
     sessions.enter(b"0")  # a known one may
+
+
+def test_processes_that_crash_keep_no_later_one_out_and_what_they_asked_is_never_taken_as_new():
+    sessions = Sessions(room := MemoryBudget(1 << 30))
+    busy, waits = sessions.enter(b"busy"), sessions.enter(b"waits")
+    answered(busy, 1)
+    began(waits, 1)
+    waits.connections -= 1
+    for number in range(NONCES):
+        crashed = sessions.enter(b"%d" % number)
+        answered(crashed, 1, at=float(number))
+        answered(crashed, 3, at=float(number))
+        crashed.connections -= 1
+    assert sessions.remembered == 1 + 2 * (NONCES - 2)
+    for nonce in (b"0", b"1", b"0"):  # those that were away for longest; entering drops two more
+        back = sessions.enter(nonce)
+        assert all(forgotten(back, number) for number in (1, 2, 3)), "2 was passed over, and may have been lost"
+        assert back.find(4, asked()) is None
+        back.connections -= 1
+        sessions.expire(0.0)  # nothing of it is left, but that
+    kept = sessions.enter(b"900")
+    assert kept.find(1, asked()) == b"1", "the newest ones keep their answers"
+    assert (busy.find(1, asked()), waits.open.keys()) == (b"1", {1})
+    sessions.expire(float(NONCES + 1))
+    assert not sessions._forgotten
+    assert sessions.enter(b"0").find(1, asked()) is None
+    for session in (busy, waits, kept):
+        session.end()
+    assert room.used == 0
+
+
+def test_so_many_processes_are_known_whose_answers_were_forgotten(monkeypatch):
+    monkeypatch.setattr(replay, "FORGOTTEN", 2)
+    sessions = Sessions(LARGE)
+    for number in range(NONCES + 2):
+        crashed = sessions.enter(b"%d" % number)
+        answered(crashed, 1)
+        crashed.connections -= 1
+    with pytest.raises(QueueFull):
+        sessions.enter(b"one more")
 
 
 def test_a_client_whose_rules_allow_more_has_more_memory_and_keeps_its_answers():

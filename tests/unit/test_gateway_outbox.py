@@ -687,8 +687,6 @@ def test_each_kind_of_answer_settles_its_request_with_what_it_says(answered):
     one, other = answered(Type.SIGN_MANY, MANY, wire.signed_many(0, 7, [b"s" * 64, FAILED]), count=2)
     assert (one, other.status) == (b"s" * 64, "QUEUE_FULL")
     assert answered(Type.SIGN_MANY, MANY, wire.signed_many(0, 7, [b"s", b"t"]), key=None, count=2) == [b"s", b"t"]
-    for valid in (True, False):
-        assert answered(Type.VERIFY, wire.Verify("", bytes(64), b"m"), wire.verified(0, valid)) is valid
     assert answered(Type.MANAGE, wire.Manage("export", "07"), wire.done(0, "text")) == "text"
     asked, key = batched.SignBatched("", 0, b"m"), KEY._replace(kinds=KINDS)
     with pytest.raises(HsmError, match="proof"):
@@ -716,7 +714,6 @@ def test_a_request_that_its_caller_leaves_is_cancelled_at_the_gateway(world):
         (Type.SIGN_MANY, MANY, wire.signed_many(0, 7, [bytes(64)]), 2),
         (Type.SIGN_MANY, MANY, wire.signed_many(0, 7, [bytes(64)] * 3), 2),
         (Type.SIGN, SIGN, wire.verified(0, True), 1),
-        (Type.VERIFY, wire.Verify("", bytes(64), b"m"), wire.done(0, "yes"), 1),
     ],
 )
 def test_an_answer_for_another_key_or_of_another_form_ends_the_connection(answered, kind, value, answer, count):

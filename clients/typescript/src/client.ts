@@ -2,12 +2,14 @@
 
 import { Buffer } from "node:buffer";
 import { EventEmitter } from "node:events";
+import { setImmediate as nextTurn } from "node:timers/promises";
 
 import { type BatchedSignature, readBatchProof } from "./batched.js";
 import { badArgument, closed, HsmError, lost } from "./errors.js";
 import { Job, type JobFields, type Settler } from "./job.js";
 import { hex, Link, type LinkOptions, type LinkOwner, type Slot } from "./link.js";
 import { Route } from "./route.js";
+import { isSignature } from "./signature.js";
 import { Unsent } from "./unsent.js";
 import * as wire from "./wire.js";
 import type { Key, Kind, Level, Operation, Signed, TraceParent, Welcome } from "./wire.js";
@@ -38,6 +40,10 @@ export interface RequestOptions {
   /** The caller's span. The gateway's spans are its children, and the audit record has its trace id. What is no valid one
    * of version 00 is ignored. */
   traceparent?: TraceParent;
+}
+
+export interface VerifyOptions extends Pick<RequestOptions, "key"> {
+  keyId?: string;
 }
 
 export interface SignBatchedOptions extends RequestOptions {
@@ -131,14 +137,16 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     this.connectTimeoutMs = settings.connectTimeoutMs;
   }
 
-  /** Connect. Rejects if the gateway refuses this client or is not reached in time, and is closed then. Idempotent. */
+  /** Connect. Rejects if the gateway refuses this client or is not reached in time; the call may be repeated then. Idempotent. */
   connect(): Promise<void> {
     if (this.closing) return Promise.reject(closed("The client is closed."));
     this.connecting ??= new Promise<void>((resolve, reject) => {
       const fail = (error: HsmError): void => {
         this.opened = undefined;
-        void this.close();
-        reject(error);
+        void Promise.all(this.links.map((link) => link.close())).then(() => {
+          this.connecting = undefined;
+          reject(error);
+        });
       };
       const timer = setTimeout(
         () => fail(this.lastError ?? lost(`no gateway answered within ${this.connectTimeoutMs} ms`)),
@@ -148,6 +156,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
         resolve: () => (clearTimeout(timer), resolve()),
         reject: (error) => (clearTimeout(timer), fail(error)),
       };
+      this.route.begin();
       for (const link of this.links) link.connect();
     });
     return this.connecting;
@@ -206,13 +215,21 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     return (await Promise.all(made)).flat();
   }
 
+  /** Whether this key made the signature; without `keyId`: any version of it. Nothing is sent: the keys are those that the
+   * gateway has told. */
   async verify(
     message: Uint8Array,
     signature: Uint8Array,
-    options: RequestOptions & { keyId?: string } = {},
+    { key = DEFAULT_KEY, keyId }: VerifyOptions = {},
   ): Promise<boolean> {
-    this.check(message);
-    return (await this.job(wire.verify(message, signature, options.keyId), options).promise) as boolean;
+    this.requireOpen();
+    [message, signature].forEach(requireBytes);
+    const named = keyId === undefined ? this.versions(key) : [this.version(key, keyId)];
+    for (const one of [...named].sort((a, b) => Number(b.current) - Number(a.current))) {
+      if (isSignature(one, message, signature)) return true;
+      await nextTurn(); // there may be many versions
+    }
+    return false;
   }
 
   /** Have something done with a key; returns what the gateway says about it. */
@@ -236,10 +253,22 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     return this.slots.get(key)?.current;
   }
 
+  /** A version of a key by its id, of which hexadecimal may be spelled in any way. */
+  private version(key: string, id: string): Key {
+    const plain = /^[\s0-9a-f]*$/i.test(id) ? id.replace(/\s/g, "").toLowerCase() : id;
+    const found = this.versions(key).find((one) => one.id === plain);
+    if (found) return found;
+    throw new HsmError(`"${key}" has no key ${id}.`, { status: "KEY_NOT_FOUND", class: "REQUEST_FATAL" });
+  }
+
+  private requireOpen(): void {
+    if (this.closing) throw closed("The client is closed.");
+    if (!this.limits)
+      throw closed("The client is not connected.", "Call initialize() or connect() first, and wait for it.");
+  }
+
   private check(message: Uint8Array): void {
-    if (!(message instanceof Uint8Array)) {
-      throw badArgument("A message must be a Buffer or another Uint8Array.", 'Of a text: Buffer.from(text, "utf8").');
-    }
+    requireBytes(message);
     if (message.length === 0) throw badArgument("The message has no bytes.");
     const most = this.limits?.messageBytes ?? wire.MOST_BYTES;
     if (message.length > most) {
@@ -249,9 +278,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
   }
 
   private job(frame: Buffer, options: RequestOptions & { keyId?: string }, more: Partial<JobFields> = {}): Job {
-    if (this.closing) throw closed("The client is closed.");
-    if (!this.limits)
-      throw closed("The client is not connected.", "Call initialize() or connect() first, and wait for it.");
+    this.requireOpen();
     if (this.unsent.size >= this.maxWaiting) {
       const fault = { status: "QUEUE_FULL", class: "RETRY", retryable: true };
       throw new HsmError(`${this.maxWaiting} requests wait to be sent.`, fault);
@@ -259,11 +286,7 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     const { key: slot = DEFAULT_KEY, timeoutMs = this.timeoutMs, signal, keyId } = options;
     const { traceparent = this.currentSpan() } = options;
     if (!(timeoutMs > 0 && timeoutMs <= MOST_MS)) throw badArgument("timeoutMs must be a positive number.");
-    const pin =
-      keyId !== undefined && wire.isSigning(frame) ? this.versions(slot).find((one) => one.id === keyId) : undefined;
-    if (!pin && keyId !== undefined && wire.isSigning(frame)) {
-      throw new HsmError(`"${slot}" has no key ${keyId}.`, { status: "KEY_NOT_FOUND", class: "REQUEST_FATAL" });
-    }
+    const pin = keyId === undefined ? undefined : this.version(slot, keyId);
     this.unsettled++;
     const trace = traceparent && wire.traceOf(traceparent);
     const job = new Job(
@@ -480,6 +503,14 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     }
     this.tell("keys", versions);
   }
+}
+
+function requireBytes(given: Uint8Array): void {
+  if (given instanceof Uint8Array) return;
+  throw badArgument(
+    "A message and a signature must be a Buffer or another Uint8Array.",
+    'Of a text: Buffer.from(text, "utf8").',
+  );
 }
 
 function fieldsOf({ kind, position }: SignOptions): wire.SignFields {

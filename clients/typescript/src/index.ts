@@ -2,7 +2,7 @@
 
 export { type BatchedSignature, type BatchProof, readBatchProof, verifyBatched } from "./batched.js";
 export { Client, type ClientEvents, type ClientOptions, type Receipt, type RequestOptions } from "./client.js";
-export type { SignBatchedOptions, SignManyOptions, SignOptions } from "./client.js";
+export type { SignBatchedOptions, SignManyOptions, SignOptions, VerifyOptions } from "./client.js";
 export { HsmError } from "./errors.js";
 export { type BatchedBy, KeySet, KeySetRefused, type KeyEntry, type KeySetMoment, type KeyState } from "./key-set.js";
 export { KeyManager, KeyManagerFactory, type GatewayOptions, type KeyManagerConfig } from "./key-manager.js";

@@ -49,9 +49,15 @@ export class KeyManager extends EventEmitter<Events> {
     }
   }
 
-  /** Connect to the gateway. */
+  /** Connect to the gateway. A call that failed may be repeated. */
   initialize(): Promise<void> {
-    this.initializing ??= this.client.connect().then(() => void this.emit("initialized"));
+    this.initializing ??= this.client.connect().then(
+      () => void this.emit("initialized"),
+      (error: unknown) => {
+        this.initializing = undefined;
+        throw error;
+      },
+    );
     return this.initializing;
   }
 
@@ -81,12 +87,8 @@ export class KeyManager extends EventEmitter<Events> {
   }
 
   /** Whether the signature is one by this key; without `keyId`: by any version of it. */
-  verify(message: Uint8Array, signature: Uint8Array, keyId?: string, options?: Own<RequestOptions>): Promise<boolean> {
-    return this.client.verify(message, signature, {
-      ...options,
-      ...(keyId !== undefined && { keyId }),
-      key: this.key,
-    });
+  verify(message: Uint8Array, signature: Uint8Array, keyId?: string): Promise<boolean> {
+    return this.client.verify(message, signature, { ...(keyId !== undefined && { keyId }), key: this.key });
   }
 
   /** Generate a version of the key, which does not sign yet. Returns its id. */

@@ -1,10 +1,10 @@
 /** The signed set of keys, for verifiers: which keys are good now. docs/KEYSET.md has the format and the rules. */
 
 import { Buffer, isUtf8 } from "node:buffer";
-import { createPublicKey, verify as verifySignature } from "node:crypto";
 
 import { type BatchProof, isSignedBy, shownBy } from "./batched.js";
-import { isEd25519, isSigned, MOST_BYTES, type Signature, SIGNATURES, signaturesOf } from "./note.js";
+import { isSigned, MOST_BYTES, type Signature, SIGNATURES, signaturesOf } from "./note.js";
+import { isSignature } from "./signature.js";
 import type { Algorithm, Kind } from "./wire.js";
 
 export type KeyState = "next" | "current" | "overlap" | "retired" | "other" | "emergency";
@@ -62,10 +62,6 @@ const NOTE = new RegExp(
 );
 /** Serials from one set to the next: a stolen key uses up no more of them at a time. */
 const MOST_STEP = 2n ** 20n;
-const SPKI = {
-  "ecdsa-p256": Buffer.from("3059301306072a8648ce3d020106082a8648ce3d030107034200", "hex"),
-  "ecdsa-secp256k1": Buffer.from("3056301006072a8648ce3d020106052b8104000a034200", "hex"),
-};
 
 /** The keys whose signatures are good. Made by `trust` or `remembered`; `follow` returns a newer one. */
 export class KeySet {
@@ -157,8 +153,7 @@ export class KeySet {
     signature: Uint8Array,
     moment: KeySetMoment & { kind?: Kind } = {},
   ): KeyEntry | undefined {
-    if (signature.length !== 64) return undefined;
-    return this.keys.find((key) => this.accepts(key.publicKey, moment) && isGood(key, message, signature));
+    return this.keys.find((key) => this.accepts(key.publicKey, moment) && isSignature(key, message, signature));
   }
 
   /** The key that signed the batch of a message, and what the proof says; undefined unless the batch is of this domain, and
@@ -234,23 +229,3 @@ function entryOf(line: string): KeyEntry {
     ...(last === undefined ? {} : { lastBatched: BigInt(last) }),
   };
 }
-
-/** Whether a key made a signature: 64 bytes. An ECDSA signature must have a low s, as each of hsmcore has. */
-function isGood({ algorithm, publicKey }: KeyEntry, message: Uint8Array, signature: Uint8Array): boolean {
-  if (algorithm === "ed25519") return isEd25519(publicKey, message, signature);
-  const head = SPKI[algorithm];
-  if (!head || !isLow(algorithm, signature)) return false;
-  try {
-    const key = createPublicKey({ key: Buffer.concat([head, publicKey]), format: "der", type: "spki" });
-    return verifySignature("sha256", message, { key, dsaEncoding: "ieee-p1363" }, signature);
-  } catch {
-    return false; // a point that is on no curve
-  }
-}
-
-const ORDERS = {
-  "ecdsa-p256": 0xffffffff00000000ffffffffffffffffbce6faada7179e84f3b9cac2fc632551n,
-  "ecdsa-secp256k1": 0xfffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141n,
-};
-const isLow = (curve: keyof typeof ORDERS, signature: Uint8Array): boolean =>
-  BigInt(`0x${Buffer.from(signature.subarray(32)).toString("hex")}`) <= ORDERS[curve] / 2n;

@@ -119,7 +119,7 @@ export class Link {
     const { pingMs } = this.options;
     const { tryMs } = this.route;
     this.at = this.route.at;
-    this.useful = false;
+    this.useful = this.closing = false;
     const splitter = new Splitter();
     let socket: Socket;
     try {
@@ -154,6 +154,7 @@ export class Link {
     socket.write(wire.hello(this.nonce, this.program));
   };
 
+  /** Disconnect, until `connect` is called again. */
   async close(): Promise<void> {
     this.closing = true;
     clearTimeout(this.timer);
@@ -162,7 +163,8 @@ export class Link {
     // What was answered need not be remembered any more.
     if (this.ready && this.open.size === 0) this.write(wire.ack(this.next));
     this.flush();
-    socket.end();
+    if (this.ready) socket.end();
+    else socket.destroy();
     // A gateway that does not close its side keeps nobody waiting.
     const timer = setTimeout(() => socket.destroy(), CLOSE_MS);
     await new Promise((resolve) => socket.once("close", resolve));
@@ -206,8 +208,7 @@ export class Link {
       // Requests for signatures are kept, to be sent again: see resend. Of others, no answer is remembered.
       if (job.signs && !job.done) continue;
       this.release(job);
-      if (job.frame[4] === Type.VERIFY) this.owner.again(job);
-      else job.fail(lost("The connection broke before the gateway answered.", { retryable: false, cause: reason }));
+      job.fail(lost("The connection broke before the gateway answered.", { retryable: false, cause: reason }));
     }
     const says = reason instanceof Error ? reason.message : String(reason);
     const error =
@@ -220,7 +221,7 @@ export class Link {
     this.pings.lost(error);
     if (!this.closing) {
       if (was && this.useful && !this.route.seeking) this.route.begin();
-      if (!sound) this.route.next(this.at, [], this.owner.stays(this));
+      if (!sound) this.route.next(this.at, [], this.owner.stays(this), error.status !== "HOST_LOST");
       this.timer = setTimeout(this.connect, sound ? 0 : this.route.pauseMs);
     }
     this.owner.lost(this, error, was);
@@ -509,7 +510,6 @@ function readAnswer(asked: number, type: number, body: Buffer): unknown {
   if (asked === Type.SIGN && type === Type.SIGNED) return wire.readSigned(body);
   if (asked === Type.SIGN_MANY && type === Type.SIGNED_MANY) return wire.readSignedMany(body);
   if (asked === Type.SIGN_BATCHED && type === Type.BATCHED) return wire.readBatched(body);
-  if (asked === Type.VERIFY && type === Type.VERIFIED) return wire.readVerified(body);
   if (asked === Type.MANAGE && type === Type.DONE) return wire.readText(body);
   throw new WireError(`type ${type} answers type ${asked}`);
 }

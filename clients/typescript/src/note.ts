@@ -1,14 +1,14 @@
 /** Signatures of C2SP signed notes: what the proof of a batch and a set of keys have in common. */
 
 import { Buffer } from "node:buffer";
-import { createHash, createPublicKey, verify as verifySignature } from "node:crypto";
+import { createHash } from "node:crypto";
+
+import { isEd25519 } from "./signature.js";
 
 /** Of a note, in bytes. */
 export const MOST_BYTES = 1 << 16;
 /** A pattern of the lines after the text. */
 export const SIGNATURES = "(?:— [^ +\\x00-\\x1f]+ [A-Za-z0-9+/]+={0,2}\\n){1,64}";
-
-const SPKI = Buffer.from("302a300506032b6570032100", "hex");
 
 export interface Signature {
   readonly name: string;
@@ -41,27 +41,4 @@ export function isSigned(
   const own = signatures.filter((one) => one.name === name && one.value.subarray(0, 4).equals(id));
   const data = Buffer.from(text);
   return own.every(({ value }) => isEd25519(publicKey, data, value.subarray(4))) ? own.length > 0 : undefined;
-}
-
-// 2^255 - 19, and the y of a point of order eight.
-const P = (1n << 255n) - 19n;
-const EIGHTH = 0x7a03ac9277fdc74ec6cc392cfa53202a0f67100d760b3cba4fd84d3d706a17c7n;
-const SMALL = [0n, 1n, P - 1n, EIGHTH, P - EIGHTH];
-
-/** The y of a point, as it is spelled. */
-const yOf = (point: Uint8Array): bigint =>
-  BigInt(`0x${Buffer.from(point).reverse().toString("hex")}`) & ((1n << 255n) - 1n);
-
-/** Whether an Ed25519 key (32 bytes) made a signature, by Solana's rule. OpenSSL compares S and the spelling of R, and takes
- * keys of a second spelling, and points of small order. */
-export function isEd25519(publicKey: Uint8Array, message: Uint8Array, signature: Uint8Array): boolean {
-  if (publicKey.length !== 32 || signature.length !== 64) return false;
-  const y = yOf(publicKey);
-  if (y >= P || SMALL.includes(y) || SMALL.includes(yOf(signature.subarray(0, 32)))) return false;
-  try {
-    const key = createPublicKey({ key: Buffer.concat([SPKI, publicKey]), format: "der", type: "spki" });
-    return verifySignature(null, message, key, signature);
-  } catch {
-    return false; // no point of the curve
-  }
 }

@@ -3,6 +3,9 @@
 import { badArgument, type HsmError } from "./errors.js";
 
 const FIRST_PAUSE_MS = 10;
+/** The longest pause at a Unix socket that is the only address: to connect there costs microseconds. Not after a refusal,
+ * which the gateway records. */
+const NEAR_MS = 50;
 /** The longest pause while gateways answer, of which none holds the epoch. */
 const SEEKING_MS = 500;
 /** How long a gateway may take for its first word, where there are others: at first; twice as long in each round. */
@@ -77,8 +80,8 @@ export class Route {
   }
 
   /** Go on to the next address that was not tried, unless another connection has, or has no trouble here (`stay`). When
-   * all were tried, the next round begins some time later. */
-  next(at: number, first: readonly number[] = [], stay = false): void {
+   * all were tried, the next round begins some time later. `refused`: by the gateway, in its own words. */
+  next(at: number, first: readonly number[] = [], stay = false, refused = true): void {
     const now = performance.now();
     if (at !== this.at || now < this.notBefore) return;
     this.tried.add(at);
@@ -90,8 +93,9 @@ export class Route {
       this.tried.clear();
       left = others;
       const heard = this.several && this.problems.size < count;
-      const most = heard ? Math.min(SEEKING_MS, this.maxBackoffMs) : this.maxBackoffMs;
-      this.notBefore = now + jittered(Math.min(most, FIRST_PAUSE_MS * 2 ** this.rounds++));
+      const near = !this.several && !refused && this.addresses[0]!.startsWith("unix:");
+      const longest = near ? NEAR_MS : heard ? SEEKING_MS : this.maxBackoffMs;
+      this.notBefore = now + jittered(Math.min(longest, this.maxBackoffMs, FIRST_PAUSE_MS * 2 ** this.rounds++));
     }
     this.at = first.find((one) => left.includes(one)) ?? left[0]!;
   }

@@ -236,17 +236,6 @@ export function signBatched(message: Uint8Array, fields: Pick<SignFields, "kind"
   return made;
 }
 
-export function verify(message: Uint8Array, signature: Uint8Array, keyId = ""): Buffer {
-  const id = short(keyId);
-  const made = frame(Type.VERIFY, 3 + id.length + signature.length + message.length);
-  made[16] = id.length;
-  made.set(id, 17);
-  made.writeUInt16LE(signature.length, 17 + id.length);
-  made.set(signature, 19 + id.length);
-  made.set(message, 19 + id.length + signature.length);
-  return made;
-}
-
 export function manage(operation: Operation, keyId = ""): Buffer {
   const id = short(keyId);
   const made = frame(Type.MANAGE, 2 + id.length);
@@ -453,9 +442,6 @@ export const readGoaway = (body: Buffer): { leftMs: number; reason: string } =>
   whole(body, (fields) => ({ leftMs: fields.u32(), reason: fields.text8() }));
 
 export const readCredit = (body: Buffer): number => whole(body, (fields) => fields.u32());
-
-export const readVerified = (body: Buffer): boolean =>
-  whole(body, (fields) => fields.named([false, true], fields.u8()));
 
 /** What PING had. */
 export function readPong(body: Buffer): Buffer {

@@ -181,7 +181,7 @@ export class TestGateway {
       });
       return connection.send(131, request, Buffer.concat([u32(version), u16(outcomes.length), ...outcomes]));
     }
-    if (one.type === 4) return connection.send(132, request, Buffer.from([1]));
+    if (one.type === 4) return connection.send(132, request, Buffer.from([1])); // whatever the signature is
     if (one.type === 5) return connection.send(134, request, error("CANCELLED"));
     if (one.type === 7) return connection.send(133, request, body);
     if (one.type === 8) return connection.send(138, request, Buffer.from('{"hits": 3}'));

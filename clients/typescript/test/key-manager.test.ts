@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { execFile } from "node:child_process";
+import { generateKeyPairSync, sign } from "node:crypto";
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -12,7 +13,7 @@ import { promisify } from "node:util";
 
 import { HsmError, KeyManagerFactory } from "hsmcore-client";
 
-import { makeKey, TestGateway } from "./gateway.js";
+import { error, makeKey, TestGateway, type TestKey } from "./gateway.js";
 
 let gateway: TestGateway;
 
@@ -81,6 +82,85 @@ suite("the factory", { timeout: 100_000 }, () => {
 });
 
 suite("the key manager", { timeout: 100_000 }, () => {
+  test("initializes again after it has failed", async () => {
+    const options = { address: gateway.address, connections: 2, connectTimeoutMs: 50 };
+    const manager = KeyManagerFactory.create({ gateway: options });
+    await gateway.stop();
+    await assert.rejects(Promise.all([manager.initialize(), manager.initialize()]), /gateway/);
+    await assert.rejects(manager.sign(Buffer.from("x")), /initialize/);
+    const { greet } = gateway;
+    gateway.greet = (connection) => connection.send(134, 0, error("POLICY_REFUSED"));
+    await gateway.listen();
+    await assert.rejects(manager.initialize(), (thrown) => thrown instanceof HsmError);
+    gateway.greet = greet;
+    for (let ready = false; !ready;) {
+      await manager.initialize().then(
+        () => (ready = true),
+        () => undefined, // on a busy machine
+      );
+    }
+    assert.equal((await manager.sign(Buffer.from("x"))).length, 64);
+    await manager.close();
+  });
+
+  test("verifies by itself, under each version that the gateway has told", async () => {
+    const [first, second, stranger] = [makeKey(1, 1, false), makeKey(2), makeKey(3)];
+    second.id = "0aff";
+    gateway.keys = [first, second];
+    const manager = KeyManagerFactory.create({ gateway: { address: gateway.address } });
+    const message = Buffer.from("x");
+    const by = (key: TestKey) => sign(null, message, key.secret);
+    await assert.rejects(manager.verify(message, by(first)), /initialize/);
+    await manager.initialize();
+    assert.ok(await manager.verify(message, by(first)));
+    assert.ok(await manager.verify(message, new Uint8Array(by(second)), ` 0A ff`));
+    assert.ok(await manager.verify(message, by(first), first.id));
+    for (const [signature, id] of [
+      [by(stranger)],
+      [by(first), second.id],
+      [Buffer.alloc(64)],
+      [by(first).subarray(1)],
+      [Buffer.alloc(0)],
+    ] as const) {
+      assert.equal(await manager.verify(message, signature, id), false);
+    }
+    assert.equal(await manager.verify(Buffer.alloc(0), by(first)), false);
+    const unknown = (error: unknown) => error instanceof HsmError && error.status === "KEY_NOT_FOUND";
+    await assert.rejects(manager.verify(message, by(stranger), stranger.id), unknown);
+    for (const wrong of [undefined, "x", [1]] as never[]) {
+      await assert.rejects(manager.verify(wrong, by(first)), /Uint8Array/);
+      await assert.rejects(manager.verify(message, wrong), /Uint8Array/);
+    }
+    assert.deepEqual(gateway.seen, [], "nothing was asked"); // and it would call all good
+    await manager.close();
+    await assert.rejects(manager.verify(message, by(first)), /closed/);
+  });
+
+  test("verifies ECDSA as strictly as the signer: a low s, a point of the curve", async () => {
+    const { publicKey, privateKey } = generateKeyPairSync("ec", { namedCurve: "secp256k1" });
+    const point = publicKey.export({ format: "der", type: "spki" }).subarray(-65);
+    const told = (raw: Buffer) => ({ ...makeKey(1, 3), publicKey: Buffer.from(raw), secret: privateKey });
+    const message = Buffer.from("x");
+    const order = 0xfffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141n;
+    const made = sign("sha256", message, { key: privateKey, dsaEncoding: "ieee-p1363" });
+    const s = BigInt(`0x${made.toString("hex", 32)}`);
+    const other = Buffer.concat([made.subarray(0, 32), Buffer.from((order - s).toString(16).padStart(64, "0"), "hex")]);
+    const [low, high] = s <= order / 2n ? [made, other] : [other, made];
+    const off = Buffer.from(point);
+    off[64]! ^= 1;
+    for (const [raw, signature, good] of [
+      [point, low, true],
+      [point, high, false],
+      [off, low, false],
+    ] as const) {
+      gateway.keys = [told(raw)];
+      const manager = KeyManagerFactory.create({ gateway: { address: gateway.address } });
+      await manager.initialize();
+      assert.equal(await manager.verify(message, signature), good);
+      await manager.close();
+    }
+  });
+
   test("does what the sequencer asks it for", async () => {
     gateway.keys = [makeKey(1), makeKey(2, 1, false)];
     const manager = KeyManagerFactory.create({ gateway: { address: gateway.address } });
@@ -91,7 +171,6 @@ suite("the key manager", { timeout: 100_000 }, () => {
     await assert.rejects(manager.sign(Buffer.from("x")), /initialize/);
     await Promise.all([manager.initialize(), manager.initialize()]);
     assert.equal((await manager.sign(Buffer.from("x"))).length, 64);
-    assert.equal(await manager.verify(Buffer.from("x"), Buffer.alloc(64)), true);
     assert.equal(await manager.getCurrentKeyId(), gateway.keys[0]!.id);
     assert.deepEqual(await manager.getCacheStats(), { hits: 3 });
     await manager.deactivateKey("some");

@@ -29,6 +29,9 @@ interface Vector {
 
 const file = new URL("../../../../tests/wire/vectors.json", import.meta.url);
 const vectors = JSON.parse(readFileSync(file, "utf8")) as Record<"frames" | "streams" | "refused", Vector[]>;
+/** What this client neither asks nor is told: it verifies by itself. */
+const isSpoken = ({ hex }: Vector): boolean =>
+  ![wire.Type.VERIFY, wire.Type.VERIFIED].includes(parseInt(hex.slice(8, 10), 16) as 4);
 
 const filled = (fill?: Fill): Buffer =>
   fill ? Buffer.alloc(fill.times, Buffer.from(fill.byte, "hex")) : Buffer.alloc(0);
@@ -46,7 +49,6 @@ function encoded({ type, says, slot, request, flags }: Vector): Buffer {
     SIGN: () => wire.sign(bytes(says["message"]), fields(says)),
     SIGN_MANY: () => wire.signMany(says["messages"].map(bytes), fields(says)),
     SIGN_BATCHED: () => wire.signBatched(bytes(says["message"]), fields(says)),
-    VERIFY: () => wire.verify(bytes(says["message"]), bytes(says["signature"]), says["key_id"]),
     CANCEL: () => wire.cancel(0),
     ACK: () => wire.ack(0),
     PING: () => wire.ping(bytes(says["data"])),
@@ -94,7 +96,6 @@ const readers: Record<string, (body: Buffer) => Says> = {
     const key = { key_id: keyId, public_key: publicKey.toString("hex") };
     return { audit_seq: auditSeq?.toString() ?? null, ...key, proof: proof.toString("hex") };
   },
-  VERIFIED: (body) => ({ valid: wire.readVerified(body) }),
   ERROR: (body) => refusal(wire.readError(body)),
   KEYS: (body) => ({ keys: wire.readKeys(body).map(keyOf) }),
   CREDIT: (body) => ({ credits: wire.readCredit(body) }),
@@ -118,7 +119,7 @@ function split(data: Buffer, ...cuts: number[]): wire.Frame[] {
 }
 
 suite("golden vectors", () => {
-  for (const vector of vectors.frames) {
+  for (const vector of vectors.frames.filter(isSpoken)) {
     test(vector.name, () => {
       if (vector.from === "client") {
         assert.deepEqual(encoded(vector), whole(vector));
@@ -144,7 +145,7 @@ suite("golden vectors", () => {
     });
   }
 
-  for (const vector of vectors.refused.filter((one) => one.by === "client")) {
+  for (const vector of vectors.refused.filter((one) => one.by === "client" && isSpoken(one))) {
     test(`refused: ${vector.name}`, () => {
       assert.throws(
         () => split(whole(vector)).forEach((frame) => readers[names.get(frame.type)!]!(frame.body)),
@@ -156,5 +157,5 @@ suite("golden vectors", () => {
 
 test("a request larger than a frame is refused before it is sent", () => {
   assert.throws(() => wire.sign(Buffer.alloc(wire.MOST_BYTES)), wire.WireError);
-  assert.throws(() => wire.verify(Buffer.alloc(1), Buffer.alloc(1), "k".repeat(256)), wire.WireError);
+  assert.throws(() => wire.manage("export", "k".repeat(256)), wire.WireError);
 });

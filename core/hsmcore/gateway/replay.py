@@ -2,6 +2,7 @@
 clock and no connection.
 
 An answer is forgotten when it is old enough or acknowledged, never for want of memory: then new requests are refused.
+Only a process that is away may lose its answers to a client's newer processes, and is told so if it asks again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from hsmcore.manager.policy.callers import full
 REMEMBER_SECONDS: Final = 120.0
 NONCES: Final = 1024
 """Of one client, that are remembered at a time: four for each connection that it may have."""
+FORGOTTEN: Final = 1 << 16
+"""Nonces of one client whose answers were forgotten before their time, that are known as that."""
 MEMORY_BYTES: Final = 1 << 26
 """Of the answers of one client, beside CREDIT_BYTES for each message that it may have open."""
 CREDIT_BYTES: Final = 1 << 13
@@ -79,6 +82,11 @@ class ReplaySession(Generic[T]):
     def remembered(self) -> int:
         """Answers that may be asked for again."""
         return len(self._answered)
+
+    @property
+    def last(self) -> tuple[float, int]:
+        """When the newest answer was made, and the highest number that was taken. There are answers."""
+        return next(reversed(self._answered.values())).at, self._taken.newest
 
     @property
     def used(self) -> bool:
@@ -166,6 +174,8 @@ class Sessions(Generic[T]):
     def __init__(self, room: MemoryBudget) -> None:
         self._room = room
         self._sessions: dict[bytes, ReplaySession[T]] = {}
+        self._forgotten: OrderedDict[bytes, tuple[float, int]] = OrderedDict()
+        """ReplaySession.last of those whose answers were forgotten for others."""
 
     def enter(self, nonce: bytes) -> ReplaySession[T]:
         """Return the session of a process, which has a connection more. Raises QueueFull."""
@@ -173,11 +183,29 @@ class Sessions(Generic[T]):
         if found is None:
             if len(self._sessions) >= NONCES:
                 self.expire(0)
+                self._forget_one()
             if len(self._sessions) >= NONCES:
                 raise full(f"this client has {NONCES} nonces", int(REMEMBER_SECONDS * 1e3))
             found = self._sessions[nonce] = ReplaySession(self._room)
+            if nonce in self._forgotten:
+                found.acknowledge(self._forgotten[nonce][1] + 1)
         found.connections += 1
         return found
+
+    def _forget_one(self) -> None:
+        """Have room for a process: that of which nothing is open or connected, and was for longest, loses its answers.
+
+        Which numbers it used stays known for as long as its answers would have been. So a repetition is refused as
+        something that may be signed, whatever its algorithm and version. To let it be signed as a new request would
+        not be safe, not even for Ed25519: after a rotation it would be refused for its key, as if it had never been
+        signed, and its client would have it signed under the next one.
+        """
+        away = [nonce for nonce, one in self._sessions.items() if not one.connections and not one.open]
+        if away and len(self._forgotten) < FORGOTTEN:
+            nonce = min(away, key=lambda one: self._sessions[one].last)
+            session = self._sessions.pop(nonce)
+            self._forgotten[nonce] = session.last
+            session.end()
 
     def resize(self, in_flight: int) -> None:
         """Have the memory of a client that may have so many messages open."""
@@ -190,6 +218,8 @@ class Sessions(Generic[T]):
             if not session.used:
                 session.end()
                 del self._sessions[nonce]
+        while self._forgotten and next(iter(self._forgotten.values()))[0] < before:
+            self._forgotten.popitem(last=False)
 
     @property
     def remembered(self) -> int:

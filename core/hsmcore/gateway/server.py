@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Sequence
+from functools import cache
 from struct import Struct
 from typing import Final
 
@@ -109,8 +110,9 @@ class GatewayServer(WireFace):
 
     def tell_keys(self) -> None:
         """Send each client its keys, if they have changed."""
+        keys_of = cache(self.desk.keys)
         for connection in self.connections:
-            connection.send_keys()
+            connection.send_keys(keys_of)
 
     async def _tick(self) -> None:
         self.now = self.loop.time()

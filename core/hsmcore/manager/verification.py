@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from hsmcore._native import Digest, recovery_id, verify
 from hsmcore.base.keyring import KeyVersion
@@ -23,7 +23,7 @@ class VerifierPool:
 
     async def verify(self, versions: Sequence[KeyVersion], message: object, signature: object) -> bool:
         """Whether the signature is valid under any of the keys."""
-        return await self._run(_any_good, versions, message, signature_bytes(signature))
+        return await self._run(any_good, versions, message, signature_bytes(signature))
 
     async def verify_one(self, version: KeyVersion, message: bytes, signature: bytes) -> bool:
         """Whether the signature is valid under this key."""
@@ -45,5 +45,15 @@ class VerifierPool:
             self._threads = None
 
 
-def _any_good(versions: Sequence[KeyVersion], message: object, signature: bytes) -> bool:
+class VerifyingKey(Protocol):
+    """What is to be known of a key that verifies."""
+
+    @property
+    def algorithm(self) -> str: ...
+    @property
+    def public_key(self) -> bytes: ...
+
+
+def any_good(versions: Sequence[VerifyingKey], message: object, signature: bytes) -> bool:
+    """Whether the signature is valid under any of the keys. Any thread."""
     return any(verify(key.algorithm, key.public_key, message, signature) for key in versions)

@@ -23,6 +23,9 @@ _TRY_SECONDS: Final = 1.0
 _FIRST_WAIT, _LONGEST_WAIT = 0.02, 2.0
 """Seconds before a connection is made when all addresses were tried: at first, and after many failures; in truth a
 random part."""
+_NEAR_WAIT: Final = 0.05
+"""The longest one at a Unix socket that is the only address: to connect there costs microseconds. Not after a refusal,
+which the gateway records."""
 _SEEKING_WAIT: Final = 0.5
 """The longest one while gateways answer, of which none holds the epoch."""
 _SOUND_SECONDS: Final = 1.0
@@ -123,16 +126,19 @@ class Connections:
                 if sound and not outbox.seeking:
                     self._begin_again()
                 if link.going or not sound:
-                    self._next(link.at)
+                    self._next(link.at, problem=problem)
             else:
                 self._fails(link.at, problem)
-                self._next(link.at)
+                self._next(link.at, problem=problem)
                 outbox.problem = str(problem)
                 if self._rounds and not first.done():
                     first.set_exception(self._failed())
             self._tell_state(problem)
-            pause = random.uniform(_FIRST_WAIT / 2, _FIRST_WAIT)  # noqa: S311
-            await asyncio.sleep(max(pause, self._not_before - loop.time()))
+            await asyncio.sleep(self._pause(loop.time()))
+
+    def _pause(self, now: float) -> float:
+        """How long to wait before the next connection is made."""
+        return max(random.uniform(_FIRST_WAIT / 2, _FIRST_WAIT), self._not_before - now)  # noqa: S311
 
     async def _connect(self, link: ClientLink) -> Exception | None:
         """Connect and wait for WELCOME. Returns why that failed."""
@@ -199,9 +205,10 @@ class Connections:
         self._tried.clear()
         self._rounds = 0
 
-    def _next(self, at: int, holder: str | None = None) -> None:
+    def _next(self, at: int, holder: str | None = None, problem: Exception | None = None) -> None:
         """Go on to the next address that was not tried, unless another connection has, or has no trouble here. When all
-        were tried, the next round begins some time later. `holder`: goes first; None: it was no host that refused."""
+        were tried, the next round begins some time later. `holder`: goes first; None: it was no host that refused.
+        `problem`: why the connection is of no use."""
         now = asyncio.get_running_loop().time()
         if at != self._at or now < self._not_before:
             return
@@ -215,6 +222,8 @@ class Connections:
             self._tried.clear()
             left = others
             most = _LONGEST_WAIT if self._is_down else _SEEKING_WAIT
+            if len(self._addresses) == 1 and self._addresses[0].path and not isinstance(problem, HsmError):
+                most = _NEAR_WAIT
             wait = min(_FIRST_WAIT * 2.0**self._rounds, most)
             self._not_before = now + random.uniform(wait / 2, wait)  # noqa: S311
             self._rounds += 1

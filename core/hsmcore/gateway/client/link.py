@@ -12,7 +12,7 @@ from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import GATEWAY_TYPES, Frame, Splitter, Type, WireError, frame
 
 _HIGH_WATER: Final = 1 << 18
-_ANSWERS: Final = frozenset({Type.SIGNED, Type.SIGNED_MANY, Type.VERIFIED, Type.DONE, Type.BATCHED})
+_ANSWERS: Final = frozenset({Type.SIGNED, Type.SIGNED_MANY, Type.DONE, Type.BATCHED})
 
 
 class LinkOwner(Protocol):

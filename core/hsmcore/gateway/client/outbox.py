@@ -96,8 +96,7 @@ class RequestOutbox:
 
     def submit(self, request: ClientRequest) -> None:
         """Send a request as soon as there is room for it. Raises QueueFull, EngineClosed."""
-        if self._closed:
-            raise EngineClosed("the client is closed", hint="Make a new client.")
+        self.require_open()
         if len(self._waiting) >= self._most and not self._tidy():
             raise QueueFull(f"{self._most} requests wait to be sent to the gateway")
         self._waiting.append(request)
@@ -107,6 +106,11 @@ class RequestOutbox:
             self.flush()
         else:
             self.wake()
+
+    def require_open(self) -> None:
+        """Raise EngineClosed if no more requests are taken."""
+        if self._closed:
+            raise EngineClosed("the client is closed", hint="Make a new client.")
 
     def _tidy(self) -> bool:
         """Drop those whose callers have given up. Returns whether there is room then."""
@@ -304,8 +308,6 @@ class RequestOutbox:
                 raise WireError(f"{len(outcomes)} outcomes of version {version} for {request.count} of {wanted}")
             self.seeking = self.seeking and not any(isinstance(one, bytes) for one in outcomes)
             return [one if isinstance(one, bytes) else request.failed(one) for one in outcomes]
-        if answer.type is Type.VERIFIED:
-            return bool(wire.read_number(answer.body, 1))
         return wire.read_text(answer.body)
 
     def _refused(self, channel: Channel, request: ClientRequest, refusal: wire.Refusal) -> None:

@@ -27,7 +27,6 @@ from hsmcore.gateway.wire.frames import Type, frame
 ANSWER: Final[Mapping[Type, Type]] = {
     Type.SIGN: Type.SIGNED,
     Type.SIGN_MANY: Type.SIGNED_MANY,
-    Type.VERIFY: Type.VERIFIED,
     Type.MANAGE: Type.DONE,
     Type.SIGN_BATCHED: Type.BATCHED,
 }
@@ -74,6 +73,10 @@ class GatewaySession:
         self.by_public_key = {key.public_key: key for key in self.keys}
         self.batches = any(key.batches for key in self.keys)
         self.traces = any(key.traces for key in self.keys)
+
+    def for_verification(self) -> list[wire.Key]:
+        """As KeyRing."""
+        return sorted(self.keys, key=lambda key: not key.current)
 
     def by_id(self, key_id: str) -> wire.Key:
         """Return a version. Raises KeyNotFound."""
@@ -154,11 +157,10 @@ class ClientRequest:
         """Return the frame to be sent. Raises the error that the request ends with if it must not be sent again."""
         again = self.sent > 0
         if self.type not in _SIGNING:
-            if again and not (self.type is Type.VERIFY or self.value.operation in _HARMLESS):
+            if again and self.value.operation not in _HARMLESS:
                 raise lost(self, "the connection broke; it may have been done")
-            make = wire.verify if self.type is Type.VERIFY else wire.manage
             self.sent += 1
-            return make(self.number, self.value, slot=session.slot)
+            return wire.manage(self.number, self.value, slot=session.slot)
         if not again:
             self.instance, self.first = session.instance, now
             if self.type is not Type.SIGN_BATCHED:  # whose key is the one that signs when the batch closes

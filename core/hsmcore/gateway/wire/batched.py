@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from hsmcore.errors import BadArgument, SignatureInvalid
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.fields import Fields, named, reading, text8
+from hsmcore.gateway.wire.fields import Fields, reading, text8
 from hsmcore.gateway.wire.frames import Flag, Type, frame
 from hsmcore.tlog.proof import ProofParts, shown
 
@@ -63,7 +63,7 @@ def read_sign_batched(body: bytes) -> SignBatched:
     with reading():
         fields = Fields(body)
         kind, timeout = fields.take(_HEAD)
-        return SignBatched(named(wire.KINDS, kind), timeout, fields.rest())
+        return SignBatched(wire.kind_of(kind), timeout, fields.rest())
 
 
 def batched(request: int, one: BatchedSignature | ClientBatchedSignature, *, slot: int = 0) -> bytes:

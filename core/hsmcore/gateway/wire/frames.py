@@ -68,6 +68,10 @@ class WireError(ValueError):
     """Bytes that are no frame of hsmcore-wire/1. The connection is of no more use."""
 
 
+class UnknownKind(WireError):
+    """A request for a kind of payload that this end does not know, in a frame that is good otherwise."""
+
+
 class Frame(NamedTuple):
     """One frame."""
 

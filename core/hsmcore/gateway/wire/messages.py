@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from hsmcore.base.receipt import Receipt
 from hsmcore.gateway.wire.fields import U16, Fields, bytes16, named, reading, text8
-from hsmcore.gateway.wire.frames import MIN_BYTES, Flag, Frame, Type, WireError, frame
+from hsmcore.gateway.wire.frames import MIN_BYTES, Flag, Frame, Type, UnknownKind, WireError, frame
 
 VERSION: Final = 1
 MOST_PING: Final = 64
@@ -243,6 +243,13 @@ def sign_as(request: int, one: Sign, slot: int, version: int, timeout_ms: int, a
     return head + message
 
 
+def kind_of(number: int) -> str:
+    """Return the kind with a number. Raises UnknownKind."""
+    if number >= len(KINDS):
+        raise UnknownKind(f"there is no kind with the number {number}")
+    return KINDS[number]
+
+
 def read_sign(one: Frame) -> Sign:
     """Read SIGN. Raises WireError."""
     try:
@@ -252,7 +259,7 @@ def read_sign(one: Frame) -> Sign:
     given = one.flags & _POSITION
     if position and not given:
         raise WireError("a position without its flag")
-    return Sign(named(KINDS, kind), timeout, position if given else None, version, one.body[_SIGN.size :])
+    return Sign(kind_of(kind), timeout, position if given else None, version, one.body[_SIGN.size :])
 
 
 def sign_many(request: int, one: SignMany, *, slot: int = 0, again: bool = False) -> bytes:
@@ -274,7 +281,7 @@ def read_sign_many(body: bytes) -> SignMany:
             messages.append(body[begin:end])
         if end != len(body):
             raise WireError("a field ends behind the frame" if end > len(body) else "bytes behind the last field")
-        return SignMany(named(KINDS, kind), timeout, version, messages)
+        return SignMany(kind_of(kind), timeout, version, messages)
 
 
 def verify(request: int, one: Verify, *, slot: int = 0) -> bytes:
