@@ -51,7 +51,7 @@ async def test_a_lease_that_is_over_costs_no_call(world, tmp_path, way):
         with pytest.raises(NotHolder, match="epoch 7 was claimed elsewhere") as caught:
             await WAYS[way](manager, b"late")
         assert (caught.value.epoch, caught.value.holder) == (7, "somewhere:1:0")
-        assert not caught.value.retryable
+        assert caught.value.retryable
         assert (chaos.calls("C_Sign"), chaos.calls("C_SignInit")) == calls
         assert await errors_of(manager) == ["error"]
         lease.until = a_lease().until

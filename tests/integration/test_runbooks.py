@@ -30,7 +30,15 @@ from tests.support.scrapes import Scrape
 from tests.support.terminal import Terminal
 
 import hsmcore
-from hsmcore.errors import AuditUnavailable, DoubleSign, FleetBehind, HsmError, NotHolder, PolicyRefused
+from hsmcore.errors import (
+    AuditUnavailable,
+    DeadlineExceeded,
+    DoubleSign,
+    FleetBehind,
+    HsmError,
+    NotHolder,
+    PolicyRefused,
+)
 
 pytestmark = [
     pytest.mark.integration,
@@ -294,8 +302,8 @@ async def test_the_holder_is_in_doubt(world, terminal, tmp_path):
             await asyncio.to_thread(server.stop, how="immediate")
             while True:
                 try:
-                    await manager.sign(b"raw")
-                except NotHolder:
+                    await manager.sign(b"raw", 0.2)
+                except DeadlineExceeded:
                     return
 
         async with opened(config) as manager:
@@ -308,7 +316,7 @@ async def test_the_holder_is_in_doubt(world, terminal, tmp_path):
             assert await manager.sign(ordered(1))
             assert play.scrapes[1]("hsmcore_fleet_renewals_failed_total") > 0
             assert play.scrapes[1]("hsmcore_fleet_lease_seconds") == 0
-    assert "NOT_HOLDER" in operator.said["hsmcore audit query --limit 5 --where error=NOT_HOLDER"]
+    assert "DEADLINE_EXCEEDED" in operator.said["hsmcore audit query --limit 5 --where error=DEADLINE_EXCEEDED"]
     play.judge("HsmcoreFleetDoubtful")
 
 

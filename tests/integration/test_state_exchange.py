@@ -144,6 +144,7 @@ async def test_a_renewal_of_the_epoch_is_one_message_also_when_its_host_speaks(u
     both = both.select_from(FLEET.join(FLEET_HOST, FLEET_HOST.c.name == "a"))
     membership = await Membership.open(rules)
     await membership.claim()
+    assert await membership._renew()  # it says that it is the holder now
     for spoke_at in (membership._line._spoke_at, 0):
         membership._line._spoke_at = spoke_at
         before = await membership._store.rows(both)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from hsmcore.base.keyring import KeyVersion, address_of
 from hsmcore.failover.path import SigningPath
 from hsmcore.manager.keys import KeyOperations
 from hsmcore.manager.lifecycle import Lifecycle
 from hsmcore.manager.policy import Guard
 from hsmcore.members.snapshot import MemberSnapshot
-from hsmcore.state.positions import Unfinished
+
+if TYPE_CHECKING:
+    from hsmcore.state.positions import Unfinished
 
 
 class KeyWork:

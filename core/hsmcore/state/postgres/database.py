@@ -60,11 +60,11 @@ _LEAST_SECONDS: Final = 1.0
 """The least time for a bind's answer."""
 _HURRY_SECONDS: Final = 2.0
 _COPY_IDLE_MS: Final = 60_000
-_LONGEST: Final = 63
-"""Most bytes of a name in PostgreSQL."""
+_LONGEST: Final = 63  # bytes of a name in PostgreSQL
 _MIGRATING: Final = 0x68736D636F7265
 """The lock of those that make or migrate tables; it ends with the transaction."""
 HINT: Final = "Check the database server, and the way to it."
+_AWAY: Final = psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout
 
 
 class _Rare(Exception):
@@ -446,5 +446,5 @@ class ServerDatabase(Database):
         except (SQLAlchemyError, psycopg.Error) as error:
             driver = getattr(error, "orig", error)
             lacks = isinstance(driver, psycopg.errors.InsufficientPrivilege)
-            kind = StoreAway if isinstance(driver, psycopg.OperationalError) else StoreError
+            kind = StoreAway if isinstance(driver, _AWAY) else StoreError
             raise kind(f"{self.shown}: {reason(error)}", hint=rights.HINT if lacks else HINT) from None
