@@ -298,3 +298,18 @@ async def test_a_client_that_is_closed_while_a_gateway_drains_leaves_nothing(tmp
 
 async def _received(fake: FakeGateway) -> bool:
     return bool(fake.received(Type.SIGN))
+
+
+async def test_a_connection_that_stayed_behind_follows_the_others(tmp_path):
+    """Two connections end at once: one finds the holder, the other was about to connect to a host that stands by."""
+    async with fleet(tmp_path, "signer-1", "signer-2") as fakes:
+        fakes[1].answer = refusing("signer-1")
+        async with Client(listed(fakes), connections=2) as client:
+            await until(lambda: len(client._connections.links) == 2)
+            stray = client._connections.links[1]
+            client._connections._at = 1
+            stray.close()
+            await until(lambda: {link.at for link in client._connections.links} == {0, 1})
+            client._connections._at = 0
+            await asyncio.gather(*(client.sign(b"%d" % number) for number in range(100)))
+            await until(lambda: [link.at for link in client._connections.links] == [0, 0])

@@ -189,13 +189,16 @@ class Connections:
         """As Channel.refused, of the gateway at this address."""
         if len(self._addresses) == 1:
             return False
-        if at == self._at and self._named(holder) != [at]:  # else it is the holder, and not sure of it
+        if self._named(holder) == [at]:
+            return True  # it is the holder, and not sure of it
+        if at == self._at:
             if self._outbox is not None and not self._outbox.seeking:
                 self._begin_again()
             self._next(at, holder)
-            for link in self.links:
-                if link.at == at:
-                    link.leave()
+        # Also where another connection has gone on before: this one would be refused again and again.
+        for link in self.links:
+            if link.at == at:
+                link.leave()
         return True
 
     def _named(self, host: str) -> list[int]:
