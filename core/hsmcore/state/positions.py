@@ -245,9 +245,8 @@ def let_go(connection: Connection, domain: str, kept: int, reason: str) -> int |
 
 
 def may_remove(connection: Connection) -> bool:
-    """Return whether this process may take rows of `bound` away: the role of a fleet's signer may lack that right."""
-    if connection.dialect.name == "sqlite":
-        return True
+    """Return whether this process may take rows of `bound` away: the role of a fleet's signer may lack that right. Of a
+    server."""
     return bool(connection.execute(select(func.has_table_privilege(BOUND.name, "DELETE"))).scalar())
 
 

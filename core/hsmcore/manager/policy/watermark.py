@@ -378,7 +378,7 @@ class Watermark(Tables):
     async def remove(self) -> int:
         """Remove the rows behind the floors, a portion after the other, if this process may. Returns their number."""
         gone = 0
-        if not await self._store.run(positions.may_remove, turn=False):
+        if self._store.identity[0] and not await self._store.run(positions.may_remove, turn=False):
             return gone
         for domain, mark in (await marks_of(self._store)).items():
             gone += await self._store.run_out(positions.Removal(domain, mark.floor))
