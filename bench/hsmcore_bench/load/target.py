@@ -9,12 +9,12 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from hsmcore.config import Config, Pkcs11Settings, Provider, load
-from hsmcore.errors import HsmError, ModuleMissing
+from hsmcore.errors import BadArgument, HsmError, ModuleMissing
 from hsmcore.manager.rotation.pinned import as_started
 from hsmcore.members.control.curves import Algorithm
 from hsmcore.members.control.provision import provision
@@ -120,9 +120,10 @@ def behind_gateway(address: str, key_manager: str, connections: int, tls: str | 
     authorities, with commas between them. Raises UsageProblem."""
     from hsmcore.gateway.client.dialing import ClientTls, GatewayAddress
 
-    files = tls.split(",") if tls is not None else []
-    if tls is not None and len(files) != len(fields(ClientTls)):
-        raise UsageProblem("--tls: expected CERTIFICATE,KEY,AUTHORITIES")
+    try:
+        files = [] if tls is None else [*astuple(ClientTls.parse(tls))]
+    except BadArgument as error:
+        raise UsageProblem(f"--tls: {error.args[0]}") from None
     unix = all(one.path for one in GatewayAddress.parse_all(address))
     if unix and files:
         raise UsageProblem('--tls belongs to a "tls:" address')

@@ -13,10 +13,10 @@ from hsmcore.base.receipt import Receipt
 from hsmcore.base.scope import Scope
 from hsmcore.errors import DeadlineExceeded, HsmError, NotHolder
 from hsmcore.failover.path import Ask, SigningPath, Way
+from hsmcore.manager.policy.wants import LEADS
 from hsmcore.manager.recording import AuditNotes
 
 T = TypeVar("T")
-_LEADS: Final = ("holder", "doubtful")
 _LOOK_SECONDS: Final = 0.01
 
 
@@ -31,16 +31,33 @@ class Leads(Protocol):
     def reason(self) -> str: ...
 
 
-class LeasedWay(Way):
-    """Asks the members again for what was refused, or withheld, since the lease was late. Not for what `ask` has
-    submitted already. Belongs to the event loop."""
+class FleetWay(Way):
+    """What the ways of a fleet have in common. `default_timeout` in seconds. Belongs to the event loop."""
 
     key_index = 0
 
-    def __init__(self, path: SigningPath, fleet: Leads, default_timeout: float, record: AuditNotes) -> None:
-        self._path, self._fleet, self._default, self._record = path, fleet, default_timeout, record
+    def __init__(self, path: SigningPath, default_timeout: float, record: AuditNotes) -> None:
+        self._path, self._default, self._record = path, default_timeout, record
         self.answers_recorded = path.answers_recorded
-        self.submit, self.receipt = self._submit, self._receipt
+
+    def keep(self, message: Any, public_key: bytes) -> None:
+        self._path.keep(message, public_key)
+
+    def _until(self, begun: float, timeout: float | None) -> float:
+        return begun + (self._default if timeout is None else timeout_ns(timeout) / 1e9)
+
+    def _failed(self, message: Any, error: BaseException) -> None:
+        if isinstance(error, HsmError) and self._path.answers_recorded:  # else the key manager records it
+            self._record.failure("sign", message, error)
+
+
+class LeasedWay(FleetWay):
+    """Asks the members again for what was refused, or withheld, since the lease was late. Not for what `ask` has
+    submitted already."""
+
+    def __init__(self, path: SigningPath, fleet: Leads, default_timeout: float, record: AuditNotes) -> None:
+        super().__init__(path, default_timeout, record)
+        self._fleet, self.submit, self.receipt = fleet, self._submit, self._receipt
         self._waiting: set[asyncio.Future[None]] = set()
         self._scope = Scope()
         self._watching: asyncio.Task[None] | None = None
@@ -119,9 +136,6 @@ class LeasedWay(Way):
         elif isinstance(asked, asyncio.Future):
             self._path.abandon(asked, message)
 
-    def keep(self, message: Any, public_key: bytes) -> None:
-        self._path.keep(message, public_key)
-
     def submit_many(
         self,
         messages: Sequence[Any],
@@ -186,12 +200,9 @@ class LeasedWay(Way):
                 raise failed
             return [answers.get(at) if at not in places else failed for at in range(len(messages))]
 
-    def _until(self, begun: float, timeout: float | None) -> float:
-        return begun + (self._default if timeout is None else timeout_ns(timeout) / 1e9)
-
     @property
     def _leads(self) -> bool:
-        return self._fleet.state in _LEADS
+        return self._fleet.state in LEADS
 
     async def _good(self, until: float, late: NotHolder) -> None:
         """Wait for the lease. Raises NotHolder once another host may hold the epoch, DeadlineExceeded at `until`."""
@@ -221,10 +232,6 @@ class LeasedWay(Way):
         for good in waiting:
             if not good.done():
                 good.set_result(None)
-
-    def _failed(self, message: Any, error: HsmError) -> None:
-        if self._path.answers_recorded:  # else the key manager records it
-            self._record.failure("sign", message, error)
 
 
 def _knowing(error: NotHolder, before: NotHolder) -> NotHolder:

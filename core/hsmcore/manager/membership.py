@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from hsmcore._native import Lease, timeout_ns
+from hsmcore._native import Lease
 from hsmcore.audit import AuditLog
 from hsmcore.base.events import Events
 from hsmcore.base.log import get_logger
@@ -15,7 +15,7 @@ from hsmcore.base.receipt import Receipt
 from hsmcore.config import Config, KeyManagerConfig
 from hsmcore.errors import HsmError
 from hsmcore.failover.path import Ask, SigningPath, Way
-from hsmcore.manager.leased import LeasedWay
+from hsmcore.manager.leased import FleetWay, LeasedWay
 from hsmcore.manager.recording import AuditNotes
 
 if TYPE_CHECKING:
@@ -66,16 +66,13 @@ def confirmed(path: SigningPath, fleet: Membership | None, rules: KeyManagerConf
     return ConfirmedWay(path, fleet, rules.request_timeout_ms / 1e3, record)
 
 
-class ConfirmedWay(Way):
+class ConfirmedWay(FleetWay):
     """The way of signatures that are handed out once the database has said, after they were made, that the epoch is
     this host's. A signature that is not confirmed in time stays unseen, and its message bound to its key."""
 
-    key_index = 0
-
     def __init__(self, path: SigningPath, fleet: Membership, default_timeout: float, record: AuditNotes) -> None:
-        self._path, self._fleet, self._default, self._record = path, fleet, default_timeout, record
-        self.submit, self.receipt = self._submit, self._receipt
-        self.answers_recorded = path.answers_recorded
+        super().__init__(path, default_timeout, record)
+        self._fleet, self.submit, self.receipt = fleet, self._submit, self._receipt
         self._begun = 0
         """Signatures of `submit` that are being made, and are confirmed next."""
         self._unawaited: set[asyncio.Future[Receipt]] = set()
@@ -86,11 +83,11 @@ class ConfirmedWay(Way):
 
     def _receipt(self, message: object, timeout: float | None, _key: int, extra: bytes | None) -> Awaitable[Receipt]:
         """What the members refuse is raised here: nothing was submitted."""
-        until = self._until(timeout)
+        until = self._until(monotonic(), timeout)
         return self._signed(message, self._path.ask(Ask(message, timeout, extra)), until)
 
     def ask(self, asked: Ask) -> asyncio.Future[Receipt]:
-        until = self._until(asked.timeout)
+        until = self._until(monotonic(), asked.timeout)
         future = self._path.ask(asked)
         self._unawaited.add(future)
         task = asyncio.get_running_loop().create_task(self._signed(asked.message, future, until))
@@ -117,7 +114,7 @@ class ConfirmedWay(Way):
             await self._confirm(until)
         except BaseException as error:
             self._path.keep(message, receipt.public_key)  # its caller does not get it
-            self._record_failure(message, error)
+            self._failed(message, error)
             raise
         return receipt
 
@@ -127,9 +124,6 @@ class ConfirmedWay(Way):
         if isinstance(asked, asyncio.Task):
             asked.cancel()
 
-    def keep(self, message: Any, public_key: bytes) -> None:
-        self._path.keep(message, public_key)
-
     async def submit_many(
         self,
         messages: Sequence[Any],
@@ -138,7 +132,7 @@ class ConfirmedWay(Way):
         extra: bytes | None,
         only: bytes | None = None,
     ) -> list[Any]:
-        until = self._until(timeout)
+        until = self._until(monotonic(), timeout)
         answers = await self._path.submit_many(messages, timeout, return_exceptions, extra, only)
         if not any(isinstance(answer, bytes) for answer in answers):
             return answers
@@ -150,14 +144,11 @@ class ConfirmedWay(Way):
                     signed: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
                     signed.set_result(answer)
                     self._path.abandon(signed, message)  # it says under which key
-                    self._record_failure(message, error)
+                    self._failed(message, error)
             if not return_exceptions or not isinstance(error, HsmError):
                 raise
             return [error if isinstance(answer, bytes) else answer for answer in answers]
         return answers
-
-    def _until(self, timeout: Any) -> float:
-        return monotonic() + (self._default if timeout is None else timeout_ns(timeout) / 1e9)
 
     async def _confirm(self, until: float) -> None:
         try:
@@ -165,10 +156,6 @@ class ConfirmedWay(Way):
         except HsmError as error:
             error.maybe_signed = True
             raise
-
-    def _record_failure(self, message: Any, error: BaseException) -> None:
-        if isinstance(error, HsmError) and self._path.answers_recorded:  # else the key manager records it
-            self._record.failure("sign", message, error)
 
 
 async def _signature_of(receipt: Awaitable[Receipt]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from hsmcore.errors import PolicyRefused
 from hsmcore.state import StoreNotGenuine
@@ -40,6 +40,10 @@ class NotNext(PolicyRefused):
     def behind(least: int) -> StoreNotGenuine:
         """Return the error of a store that went back: it begins before `least`, up to which this process has bound."""
         return StoreNotGenuine(f"the state store went back behind {least}, which was bound here")
+
+
+LEADS: Final = ("holder", "doubtful")
+"""The states of a fleet's host in which the epoch is its own, as far as is known."""
 
 
 class Fence(Protocol):

@@ -40,7 +40,7 @@ from hsmcore.errors import (
     PolicyRefused,
     RequestCancelled,
 )
-from hsmcore.manager.policy.wants import Fence, NotNext, PayloadPlace
+from hsmcore.manager.policy.wants import LEADS, Fence, NotNext, PayloadPlace
 from hsmcore.state import Store, StoreAway, StoreNotGenuine, StoreUnknown, domains, positions
 from hsmcore.state.domains import Binder
 from hsmcore.state.exchange import Answers, Change, answered
@@ -52,7 +52,6 @@ MOST: Final = 256
 """Requests in one transaction."""
 _LOOK_SECONDS: Final = 60.0
 _AGAIN_SECONDS: Final = 0.05  # after a transaction that did not reach the server
-_LEADS: Final = ("holder", "doubtful")
 
 Outcome = Exception | bool | None
 """Why it is refused; or whether it is new; None: it was given up before."""
@@ -141,7 +140,7 @@ class Watermark(Tables):
     def _passes(self, error: HsmError) -> bool:
         """Whether time may mend an error: the server is away, or has just been started; and no other process is known
         to hold the epoch."""
-        if error.told_retryable or (self._fence and (self._fence.state not in _LEADS or self._fence.incident)):
+        if error.told_retryable or (self._fence and (self._fence.state not in LEADS or self._fence.incident)):
             return False
         return isinstance(error, StoreAway | StoreUnknown | NotHolder | FleetBehind) and not self._closing.is_set()
 
