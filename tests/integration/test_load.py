@@ -134,14 +134,22 @@ def test_a_request_past_its_deadline_fails_and_is_not_lost(load):
     assert counts["lost"] == counts["twice"] == 0
 
 
-def test_faults_are_healed_and_wrong_signatures_are_found(load):
-    """Without verification in the engine a wrong signature comes through: it is counted here."""
-    arguments = ["--duration", "2s", "--rate", "200", "--verify", "--fault", "500ms:C_Sign:wrong-signature"]
-    code, result, _ = load(*arguments, "--fault", "every 500ms:C_Sign:return:CKR_DEVICE_ERROR")
+def test_a_wrong_signature_is_found(load):
+    """Without verification in the engine it comes through: it is counted here. No other fault strikes meanwhile:
+    a recovery makes signatures of its own, and the wrong one could be among them, where nobody gets it."""
+    code, result, _ = load(
+        *("--duration", "2s", "--rate", "200", "--verify", "--fault", "500ms:C_Sign:wrong-signature")
+    )
     assert (code, result["counts"]["wrong"], result["counts"]["lost"]) == (1, 1, 0)
-    assert result["faults"]["struck"]["wrong-signature"] == 1
-    assert result["faults"]["struck"]["return"] >= 2
+    assert result["faults"]["struck"] == {"wrong-signature": 1}
     assert [v["objective"] for v in result["objectives"] if not v["met"]] == ["wrong = 0"]
+
+
+def test_faults_are_healed(load):
+    arguments = ["--duration", "2s", "--rate", "200", "--verify"]
+    code, result, _ = load(*arguments, "--fault", "every 500ms:C_Sign:return:CKR_DEVICE_ERROR")
+    assert (code, result["counts"]["wrong"], result["counts"]["failed"], result["counts"]["lost"]) == (0, 0, 0, 0)
+    assert result["faults"]["struck"]["return"] >= 2
 
 
 def test_a_crash_costs_the_host_process_only(load):
