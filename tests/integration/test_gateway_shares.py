@@ -19,7 +19,7 @@ from tests.support.wire_site import ME, many, sign, site
 
 from hsmcore.gateway import Client
 from hsmcore.gateway.connection import GatewayConnection
-from hsmcore.gateway.intake import FRAMES
+from hsmcore.gateway.intake import AT_ONCE, MESSAGE_COST, PLAIN_COST, SHARED, SIGN_COST
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
 
@@ -121,7 +121,7 @@ async def test_what_a_client_sends_that_costs_no_signature_keeps_no_other_from_i
                 await flood.wait()
             taken.cancel()
             # Those that were left of one turn and those of the next lie between two looks.
-            assert await taken <= 2 * FRAMES
+            assert await taken <= 2 * max(AT_ONCE, SHARED) // (PLAIN_COST if kind == "ping" else SIGN_COST) + 2
         await until(lambda: gateway.server.desk.open == 0)
 
 
@@ -173,4 +173,4 @@ async def test_a_batch_that_is_refused_costs_its_client_what_reading_it_did(worl
             batch = wire.SignMany("", 0, 0, [b"m"] * count)
             found = await peer.ask(wire.sign_many(count, batch, slot=slot))
             assert found.type is (Type.SIGNED_MANY if (count, slot) == (2, 0) else Type.ERROR)
-            assert sum(costs) == 1 + count // 4
+            assert sum(costs) == SIGN_COST + (count - 1) * MESSAGE_COST

@@ -12,7 +12,7 @@ from hsmcore.base.log import get_logger
 from hsmcore.errors import BadArgument, HsmError, PolicyRefused, RequestCancelled
 from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.clients import COME_BACK_MS, KnownClient, ending
-from hsmcore.gateway.intake import FrameIntake
+from hsmcore.gateway.intake import MESSAGE_COST, PLAIN_COST, REFUSAL_COST, FrameIntake
 from hsmcore.gateway.jobs import late
 from hsmcore.gateway.operations import OPERATIONS, Operation, refusal_of
 from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession
@@ -45,8 +45,6 @@ LEAST_BYTES: Final = 1024
 """Bytes a second of a frame that has begun, at least: a slow link is no breach of the protocol."""
 HELD_BYTES: Final = 1 << 18
 """Requests that wait for room; beyond it, its frames are not read. Until then CANCEL, ACK and PING behind them are."""
-_MESSAGES_A_FRAME: Final = 4
-"""So many messages of a SIGN_MANY cost the event loop as much as another frame."""
 _LENGTH: Final = 4
 _TRACED: Final = int(Flag.TRACED)
 AT_ONCE: Final = 16
@@ -78,7 +76,7 @@ class GatewayConnection(asyncio.Protocol):
         self._intake: FrameIntake | None = None
         self.behind = False
         self._cost = 0
-        """Of the frames that are taken now, in frames."""
+        """Of the frames that are taken now, in microseconds."""
         self._reads = True
         self._leaving = False
         """Whether it takes no new requests."""
@@ -157,7 +155,7 @@ class GatewayConnection(asyncio.Protocol):
         self._offer()
 
     def take(self, most: int) -> int:
-        """Take so many frames at most: for FrameIntake. Returns what they cost, in frames."""
+        """Take so many frames at most: for FrameIntake. Returns what they cost, in microseconds."""
         self._cost = 0
         if self._takes:
             try:
@@ -165,11 +163,12 @@ class GatewayConnection(asyncio.Protocol):
                     if self._ended:
                         break
                     self.frames += 1
-                    self._cost += 1
                     operation = OPERATIONS.get(frame.type)
                     if operation is None:
+                        self._cost += PLAIN_COST
                         self._handlers[frame.type](frame)
                     else:
+                        self._cost += operation.cost
                         self._ask(frame, operation)
             except WireError as error:
                 self.fail(str(error))
@@ -280,7 +279,7 @@ class GatewayConnection(asyncio.Protocol):
         try:
             what = operation.decode(frame)
             cost = len(what.messages) if operation.many else 1
-            self._cost += cost // _MESSAGES_A_FRAME
+            self._cost += (cost - 1) * MESSAGE_COST
             if not 1 <= cost <= BATCH:
                 raise BadArgument(f"a batch of {cost}; at most {BATCH}")
             if frame.slot >= len(self._counters):
@@ -289,7 +288,7 @@ class GatewayConnection(asyncio.Protocol):
             counter = self._counters[frame.slot]
             self._admit(ServedRequest(counter, operation, what, cost, self, session, frame, parent))
         except UnknownKind as error:  # of a later release: what else is open here is none of its business
-            self._cost += len(frame.body) // (_LENGTH * _MESSAGES_A_FRAME)  # as the longest batch that fits
+            self._cost += len(frame.body) // _LENGTH * MESSAGE_COST  # as the longest batch that fits
             self._refuse(number, BadArgument(str(error), hint="Update the gateway, or name another kind."))
         except HsmError as error:
             self._refuse(number, error)
@@ -392,6 +391,7 @@ class GatewayConnection(asyncio.Protocol):
         """Answer a request of which nothing was begun. That is not remembered."""
         if self.client is not None:
             self.server.desk.count(self.client, error)
+            self.client.intake.charge(REFUSAL_COST)
         self.send(wire.error(number, refusal_of(error)))
 
     def send_keys(self, keys_of: Callable[[KnownClient], tuple[wire.Key, ...]]) -> None:

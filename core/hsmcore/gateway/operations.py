@@ -21,6 +21,7 @@ from hsmcore.config.policy import PREHASHED
 from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent, MemberDown, NotHolder, PolicyRefused, SignatureInvalid
 from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.chunks import ChargedBatch
+from hsmcore.gateway.intake import SIGN_COST
 from hsmcore.gateway.jobs import OUTSIDE, Job, outcome_of
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
@@ -40,6 +41,8 @@ class Operation(NamedTuple):
     """As Job.start."""
     encode: Callable[[Any, Any], bytes]
     """Makes the frame of a result."""
+    cost: int = SIGN_COST
+    """What one takes of the event loop, in microseconds; of a batch, with its first message."""
     signs: bool = True
     """Whether its messages count in the client's rate."""
     many: bool = False
@@ -269,9 +272,11 @@ SIGN_MANY: Final = Operation(
 SIGN_BATCHED: Final = Operation(
     lambda one: batched.read_sign_batched(one.body), _sign_batched, _batched, takes_turn=False
 )
-VERIFY: Final = Operation(lambda one: wire.read_verify(one.body), _verify, _verified, signs=False, remembered=False)
+VERIFY: Final = Operation(
+    lambda one: wire.read_verify(one.body), _verify, _verified, cost=4 * SIGN_COST, signs=False, remembered=False
+)
 MANAGE: Final = Operation(
-    lambda one: wire.read_manage(one.body), _manage, _done, signs=False, takes_turn=False, manages=True
+    lambda one: wire.read_manage(one.body), _manage, _done, cost=2 * SIGN_COST, signs=False, takes_turn=False, manages=True
 )
 OPERATIONS: Final[Mapping[Type, Operation]] = {
     Type.SIGN: SIGN,

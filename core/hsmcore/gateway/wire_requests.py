@@ -10,6 +10,7 @@ from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import HsmError
 from hsmcore.gateway.admission import Admission, ClientKey
 from hsmcore.gateway.clients import KnownClient
+from hsmcore.gateway.intake import REFUSAL_COST
 from hsmcore.gateway.operations import GatewayRequest, Operation, refusal_of
 from hsmcore.gateway.replay import ReplaySession, contents_of
 from hsmcore.gateway.wire import messages as wire
@@ -100,6 +101,7 @@ class ServedRequest(GatewayRequest):
         connection, session = self.connection, self.session
         if isinstance(outcome, HsmError):
             error, data = outcome, wire.error(self.number, refusal_of(outcome))
+            self.account.client.intake.charge(REFUSAL_COST)
         else:
             error, data = None, self.operation.encode(self, outcome)
         self.counter.desk.count(self.account.client, error)

@@ -287,7 +287,7 @@ class Transit:
         """The client that sent a request: by its token, and if it sent none, by its certificate."""
         token, directory = _token(request), self._desk.directory
         if token:
-            client, why = directory.by_token(token), "unknown token"
+            client, why = directory.by_token(token), ""
         else:
             tls = request.scope["state"].get("tls")
             certificate = None if tls is None else tls.getpeercert()
@@ -296,7 +296,7 @@ class Transit:
                 "unknown certificate" if certificate else "no token",
             )
         if client is None:
-            self._refused(request, _peer(request), why)
+            self._refused(request, _peer(request), why or directory.refusal_of(token))
             raise HTTPException(403, _DENIED)
         return client
 
