@@ -184,9 +184,7 @@ async def compare(case: Case, site: Site, client: Client, rounds: int) -> None:
     rate, cheap, tail = (f"{statistics.median(one):.2f} ({one[0]:.2f} to {one[-1]:.2f})" for one in ratios)
     good = statistics.median(ratios[0]) >= case.least and (case.alone or statistics.median(ratios[2]) <= LIMIT)
     base = statistics.median(base.rate for _, base in pairs)
-    say(
-        f"| {case.name} | {base:,.0f}/s | {rate} | {cheap} | {tail} | {case.least} | {'met' if good else 'missed'} |"
-    )
+    say(f"| {case.name} | {base:,.0f}/s | {rate} | {cheap} | {tail} | {case.least} | {'met' if good else 'missed'} |")
 
 
 def workers(site: Site) -> None:

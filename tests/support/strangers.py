@@ -32,7 +32,11 @@ def _requests(head: str) -> Turn:
     def turns(host: str, port: int) -> Iterator[None]:
         context = _context()
         while True:
-            with suppress(OSError), socket.create_connection((host, port), 5) as plain, context.wrap_socket(plain) as tls:
+            with (
+                suppress(OSError),
+                socket.create_connection((host, port), 5) as plain,
+                context.wrap_socket(plain) as tls,
+            ):
                 tls.sendall(f"{head}\r\n\r\n".encode())
                 while tls.recv(1 << 16):
                     yield

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Final
 
@@ -43,6 +45,8 @@ UNREAD_SECONDS: Final = 30.0
 """Seconds after which such a connection is closed. Its answers are remembered."""
 LEAST_BYTES: Final = 1024
 """Bytes a second of a frame that has begun, at least: a slow link is no breach of the protocol."""
+REVOKED_SECONDS: Final = 1.0
+"""For the answers of what a client has open that is none any more."""
 HELD_BYTES: Final = 1 << 18
 """Requests that wait for room; beyond it, its frames are not read. Until then CANCEL, ACK and PING behind them are."""
 _LENGTH: Final = 4
@@ -80,6 +84,11 @@ class GatewayConnection(asyncio.Protocol):
         self._reads = True
         self._leaving = False
         """Whether it takes no new requests."""
+        self.shown: ssl.SSLObject | None = None
+        """With which it has shown its certificate."""
+        self.until = inf
+        """When its certificate ends, in seconds since 1970."""
+        self._revoked = False
         self._ended = False
         """Whether what comes now is ignored."""
         self._held: dict[int, ServedRequest] = {}
@@ -102,6 +111,8 @@ class GatewayConnection(asyncio.Protocol):
         self.place.idle()
         self._open_ones.add(self)
         if self.client is None:
+            self.shown = transport.get_extra_info("ssl_object")
+            self.until = self.server.until(self.shown)
             names = names_in(transport.get_extra_info("peercert"))
             self.client = self.server.desk.directory.by_names(names)
             if self.client is None:
@@ -412,7 +423,17 @@ class GatewayConnection(asyncio.Protocol):
         self._leaving = True
         self.send(wire.goaway(int(seconds * 1e3), reason))
         self.refuse_held(ending)
-        self._loop.call_later(seconds, self.close)
+        self._loop.call_later(seconds, partial(self.turn_away, reason) if self._revoked else self.close)
+
+    def revoke(self, why: str) -> None:
+        """It is no client's any more: say so, and close soon. Idempotent."""
+        if not self._revoked:
+            self._revoked = True
+            self.server.refused(self.peer, self.client, why)
+            if self.session is None:
+                self.turn_away(why)
+            else:
+                self.leave(REVOKED_SECONDS, why)
 
     def turn_away(self, why: str) -> None:
         """It is nobody's: say so, and close."""

@@ -276,7 +276,13 @@ VERIFY: Final = Operation(
     lambda one: wire.read_verify(one.body), _verify, _verified, cost=4 * SIGN_COST, signs=False, remembered=False
 )
 MANAGE: Final = Operation(
-    lambda one: wire.read_manage(one.body), _manage, _done, cost=2 * SIGN_COST, signs=False, takes_turn=False, manages=True
+    lambda one: wire.read_manage(one.body),
+    _manage,
+    _done,
+    cost=4 * SIGN_COST,
+    signs=False,
+    takes_turn=False,
+    manages=True,
 )
 OPERATIONS: Final[Mapping[Type, Operation]] = {
     Type.SIGN: SIGN,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+import time
 from collections.abc import Sequence
 from functools import cache
+from math import inf
 from struct import Struct
 from typing import Final
 
@@ -89,6 +92,10 @@ class GatewayServer(WireFace):
             self.refused(peer, None, f"the TLS handshake failed: {error.strerror or error}")
             raise
 
+    def until(self, shown: ssl.SSLObject | None) -> float:
+        """Return until when what was shown in a handshake vouches for a client, in seconds since 1970."""
+        return inf if self._tls is None else self._tls.ends(shown)
+
     def remembered(self) -> dict[str, int]:
         """Return how many answers may be asked for again, by client. Any thread."""
         return {name: client.sessions.remembered for name, client in self.desk.directory.clients.items()}
@@ -118,10 +125,13 @@ class GatewayServer(WireFace):
         self.now = self.loop.time()
         for client in self.desk.directory.clients.values():
             client.sessions.expire(self.now - REMEMBER_SECONDS)
+        moment = time.time()
         for connection in tuple(self.connections):
             if connection.stalls() >= STALLED_SECONDS:
                 connection.fail("a frame began and did not end")
             connection.refuse_held(late, self.now)
+            if connection.until <= moment:
+                connection.revoke("the certificate of this connection vouches for no client any more")
         self.tell_keys()
 
     async def stop_listening(self) -> None:
@@ -156,17 +166,20 @@ class GatewayServer(WireFace):
 
     def follow(self, directory: Directory, seconds: float) -> None:
         """Serve these clients from now on. Connections of those that are gone are closed; those with other rules
-        connect again, and have `seconds` for what is open on the connection before."""
+        connect again, and have `seconds` for what is open on the connection before. The next tick closes those whose
+        certificates count no more."""
         self.desk.follow(directory)
+        if self._tls is not None:
+            self._tls.reread()
         for connection in tuple(self.connections):
+            connection.until = self.until(connection.shown)
             client = connection.client
             if client is None or directory.has(client):
                 continue
             if client.name in directory.clients and connection.session is not None:
                 connection.leave(seconds, "the rules of this client have changed")
             else:
-                self.refused(connection.peer, client, "no longer a client")
-                connection.turn_away("this client is none of the gateway any more")
+                connection.revoke("this client is none of the gateway any more")
 
     def _taken(self) -> int:
         """Return how much has come and was taken."""

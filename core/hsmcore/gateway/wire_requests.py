@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from ssl import SSLObject
 from typing import Any, Final, Protocol
 
 from hsmcore.base.traceparent import TraceParent
@@ -35,6 +36,10 @@ class WireFace:
     def refused(self, peer: str, client: KnownClient | None, why: str, what: str = "connect") -> None:
         """Record that a connection was refused, or `what` it asked for."""
         self.desk.refused(peer if client is None else f"{client.name} ({peer})", why, what)
+
+    def until(self, shown: SSLObject | None) -> float:
+        """Return until when what was shown in a handshake vouches for a client, in seconds since 1970."""
+        raise NotImplementedError
 
     def silent(self, peer: str, why: str) -> None:
         """Record that a connection was closed before it said who it is, unless the gateway ends."""

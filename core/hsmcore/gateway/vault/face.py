@@ -7,13 +7,13 @@ Runs in the key managers' event loop. Next: text.py (what requests and answers s
 from __future__ import annotations
 
 import asyncio
-import ssl
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Context
 from datetime import UTC, datetime
 from functools import partial, wraps
 from socket import socket
+from time import time
 from typing import Any, Final
 
 import orjson
@@ -32,7 +32,7 @@ from hsmcore.errors import BadArgument, HsmError, InternalError, PolicyRefused, 
 from hsmcore.gateway.admission import Admission, ClientKey
 from hsmcore.gateway.clients import KnownClient
 from hsmcore.gateway.operations import VERIFY, ask, current
-from hsmcore.gateway.tls import names_in
+from hsmcore.gateway.tls import Tls, names_in
 from hsmcore.gateway.vault import text as transit
 from hsmcore.gateway.vault.openapi import described
 from hsmcore.gateway.vault.signing import Signing
@@ -50,14 +50,15 @@ _SERVING: Final = ("ready", "ramping")
 class Face:
     """Serves the API on sockets that are bound already. Belongs to the key managers' event loop."""
 
-    def __init__(
-        self, desk: Admission, sockets: list[socket], tls: Callable[[], ssl.SSLContext], drain_seconds: int
-    ) -> None:
-        """`tls` gives the context for each new connection. `drain_seconds`: how long the end waits for answers."""
+    def __init__(self, desk: Admission, sockets: list[socket], tls: Tls, drain_seconds: int) -> None:
+        """`drain_seconds`: how long the end waits for answers."""
+        self.tls = tls
         self._listening = asyncio.Event()
-        app = Transit(desk).app()
+        app = Transit(desk, tls).app()
         refused = partial(desk.refused, what="https")
-        self._server = HttpServer(app, sockets, tls, self._listening.set, drain_seconds=drain_seconds, refused=refused)
+        self._server = HttpServer(
+            app, sockets, lambda: tls.context, self._listening.set, drain_seconds=drain_seconds, refused=refused
+        )
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -76,8 +77,8 @@ class Face:
 class Transit:
     """The handlers."""
 
-    def __init__(self, desk: Admission) -> None:
-        self._desk = desk
+    def __init__(self, desk: Admission, tls: Tls) -> None:
+        self._desk, self._tls = desk, tls
 
     def app(self) -> ASGIApp:
         """Return the whole application."""
@@ -290,7 +291,7 @@ class Transit:
             client, why = directory.by_token(token), ""
         else:
             tls = request.scope["state"].get("tls")
-            certificate = None if tls is None else tls.getpeercert()
+            certificate = tls.getpeercert() if tls is not None and time() < self._tls.ends(tls) else None
             client, why = (
                 directory.by_names(names_in(certificate)),
                 "unknown certificate" if certificate else "no token",
