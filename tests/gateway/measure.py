@@ -197,6 +197,23 @@ def workers(site: Site) -> None:
     say(f"{WORKERS} workers, {OF_A_WORKER} open each: {signed:,} signed, {refused} refused; wanted 0 refused")
 
 
+async def revoke(site: Site, client: Client) -> None:
+    """A client that floods is removed while another one signs."""
+    command = site.cases()[2].command
+    flood = subprocess.Popen(command, stdin=subprocess.PIPE)
+    signing = [asyncio.ensure_future(slice_of(client, site)) for _ in range(3)]
+    await asyncio.sleep(SLICE / 2)
+    document = json.loads(site.document.read_text())
+    del document["gateway"]["clients"]["other"]
+    site.document.write_text(json.dumps(document))
+    begun = time.monotonic()
+    site.process.send_signal(signal.SIGHUP)
+    await asyncio.to_thread(flood.wait)
+    took = time.monotonic() - begun
+    await asyncio.gather(*signing)  # raises for a request that was refused
+    say(f"a client that floods is removed: its connections end {took:.2f} s after SIGHUP, no other request is refused")
+
+
 async def work(path: str, count: int, key: str) -> None:
     """A worker: keep so many requests open until standard input ends, and say how many were signed and refused."""
     done = refused = 0
@@ -264,6 +281,8 @@ async def measure(folder: Path, signer: dict[str, Any], rounds: int, only: str) 
                 await compare(case, site, client, rounds)
         if "workers".startswith(only):
             await asyncio.to_thread(workers, site)
+        if "revoke".startswith(only):
+            await revoke(site, client)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from hsmcore.config.load import load_each
 from hsmcore.gateway import Client, server
 from hsmcore.gateway.client.dialing import ClientTls
 from hsmcore.gateway.gateway import settings_of
-from hsmcore.gateway.vault import face
+from hsmcore.gateway.vault import asker
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
 
@@ -98,7 +98,7 @@ async def is_sent_away(peer):
 @one_loop
 async def test_a_certificate_that_ends_ends_its_connections(world, tmp_path, monkeypatch):
     now = [time.time()]
-    for module, clock in ((server, SimpleNamespace(time=lambda: now[0])), (face, lambda: now[0])):
+    for module, clock in ((server, SimpleNamespace(time=lambda: now[0])), (asker, lambda: now[0])):
         monkeypatch.setattr(module, "time", clock)
     revoking = Revoking(tmp_path)
     async with revoking.running(world.config()) as gateway, gateway.peer() as other:
@@ -142,8 +142,10 @@ async def test_an_authority_that_is_taken_away_ends_the_connections_that_may_be_
         assert [await asyncio.to_thread(status, link) for link in links] == [403, 403]
         for link in links:
             link.close()
+        link = revoking.https("two")
         with pytest.raises(OSError):  # noqa: PT011  # whatever the handshake says
-            await asyncio.to_thread(status, revoking.https("two"))
+            await asyncio.to_thread(status, link)
+        link.close()
         link = revoking.https("one")
         assert await asyncio.to_thread(status, link) == 200
         link.close()
@@ -197,7 +199,7 @@ async def test_a_removed_client_costs_others_no_request(world, tmp_path):
 async def test_a_token_that_expires_is_refused_and_recorded_as_that(world, tmp_path, monkeypatch):
     now, tokens = [0.0], [{"token": TOKEN, "expires": "1970-01-01T00:01:00Z"}, {"token": TOKEN[::-1]}]
     monkeypatch.setattr("hsmcore.gateway.clients.time", lambda: now[0])
-    monkeypatch.setattr(face, "time", lambda: now[0])
+    monkeypatch.setattr(asker, "time", lambda: now[0])
     revoking = Revoking(tmp_path)
     async with revoking.running(world.config(), {"web": {"tokens": tokens, "keys": ["default"]}}) as gateway:
         link = revoking.https("one")

@@ -45,8 +45,6 @@ UNREAD_SECONDS: Final = 30.0
 """Seconds after which such a connection is closed. Its answers are remembered."""
 LEAST_BYTES: Final = 1024
 """Bytes a second of a frame that has begun, at least: a slow link is no breach of the protocol."""
-REVOKED_SECONDS: Final = 1.0
-"""For the answers of what a client has open that is none any more."""
 HELD_BYTES: Final = 1 << 18
 """Requests that wait for room; beyond it, its frames are not read. Until then CANCEL, ACK and PING behind them are."""
 _LENGTH: Final = 4
@@ -88,7 +86,8 @@ class GatewayConnection(asyncio.Protocol):
         """With which it has shown its certificate."""
         self.until = inf
         """When its certificate ends, in seconds since 1970."""
-        self._revoked = False
+        self.revoked = False
+        """Whether it is no client's any more."""
         self._ended = False
         """Whether what comes now is ignored."""
         self._held: dict[int, ServedRequest] = {}
@@ -118,6 +117,8 @@ class GatewayConnection(asyncio.Protocol):
             if self.client is None:
                 self.server.refused(f"{self.peer} ({', '.join(names)[:128]})", None, "no client has such a name")
                 self.turn_away("no client has a name of this certificate")
+                return
+        self.place.known()
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Its requests go on."""
@@ -423,17 +424,7 @@ class GatewayConnection(asyncio.Protocol):
         self._leaving = True
         self.send(wire.goaway(int(seconds * 1e3), reason))
         self.refuse_held(ending)
-        self._loop.call_later(seconds, partial(self.turn_away, reason) if self._revoked else self.close)
-
-    def revoke(self, why: str) -> None:
-        """It is no client's any more: say so, and close soon. Idempotent."""
-        if not self._revoked:
-            self._revoked = True
-            self.server.refused(self.peer, self.client, why)
-            if self.session is None:
-                self.turn_away(why)
-            else:
-                self.leave(REVOKED_SECONDS, why)
+        self._loop.call_later(seconds, partial(self.turn_away, reason) if self.revoked else self.close)
 
     def turn_away(self, why: str) -> None:
         """It is nobody's: say so, and close."""

@@ -34,6 +34,8 @@ STALLED_SECONDS: Final = 10
 """Seconds after which a connection is closed whose frame has begun and gets no further."""
 CONNECTIONS: Final = 4096
 TICK_SECONDS: Final = 1.0
+REVOKED_SECONDS: Final = 1.0
+"""For the answers of what a client has open that is none any more."""
 LAST_SECONDS: Final = 2.0
 """Seconds that clients have to read their last answers."""
 _CREDENTIALS: Final = Struct("iII")
@@ -60,7 +62,8 @@ class GatewayServer(WireFace):
         self.listening = True
         if not self._doors:
             self._scope.every(TICK_SECONDS, self._tick, "the gateway did not look at its connections")
-        self._doors.append(Acceptor(listening, self._gate, HELLO_SECONDS, connect, self._dismissed))
+        rates = self.desk.handshakes
+        self._doors.append(Acceptor(listening, self._gate, HELLO_SECONDS, connect, self._dismissed, rates))
 
     async def _connect_unix(self, accepted: socket.socket, place: Place) -> None:
         uid, gid = _user_of(accepted)
@@ -100,12 +103,12 @@ class GatewayServer(WireFace):
         """Return how many answers may be asked for again, by client. Any thread."""
         return {name: client.sessions.remembered for name, client in self.desk.directory.clients.items()}
 
-    def _dismissed(self, accepted: socket.socket) -> None:
+    def _dismissed(self, accepted: socket.socket, why: str) -> None:
         if accepted.family == socket.AF_UNIX:
             uid, gid = _user_of(accepted)
-            self.silent(f"uid {uid}, gid {gid}", "it said nothing")
+            self.silent(f"uid {uid}, gid {gid}", why)
         else:
-            self.silent(address_of(accepted), "it said nothing")
+            self.silent(address_of(accepted), why)
 
     def keys_changed(self) -> None:
         """The keys may be others: have their numbers read, and send them."""
@@ -131,7 +134,7 @@ class GatewayServer(WireFace):
                 connection.fail("a frame began and did not end")
             connection.refuse_held(late, self.now)
             if connection.until <= moment:
-                connection.revoke("the certificate of this connection vouches for no client any more")
+                self._revoke(connection, "the certificate of this connection vouches for no client any more")
         self.tell_keys()
 
     async def stop_listening(self) -> None:
@@ -179,7 +182,18 @@ class GatewayServer(WireFace):
             if client.name in directory.clients and connection.session is not None:
                 connection.leave(seconds, "the rules of this client have changed")
             else:
-                connection.revoke("this client is none of the gateway any more")
+                self._revoke(connection, "this client is none of the gateway any more")
+
+    def _revoke(self, connection: GatewayConnection, why: str) -> None:
+        """It is no client's any more: say so, and close it soon. Idempotent."""
+        if connection.revoked:
+            return
+        connection.revoked = True
+        self.refused(connection.peer, connection.client, why)
+        if connection.session is None:
+            connection.turn_away(why)
+        else:
+            connection.leave(REVOKED_SECONDS, why)
 
     def _taken(self) -> int:
         """Return how much has come and was taken."""
