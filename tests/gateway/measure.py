@@ -19,8 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,8 +124,8 @@ class Site:
 
 
 class Slice(NamedTuple):
-    """Of one client. `rate`: signatures a second. `cheap`: signatures in a second of the gateway's processor time, which
-    other programs of the machine change least. `tail`: p99 in milliseconds."""
+    """Of one client. `rate`: signatures a second. `cheap`: signatures in a second of the gateway's processor time,
+    which other programs of the machine change least. `tail`: p99 in milliseconds."""
 
     rate: float
     cheap: float
@@ -199,8 +199,7 @@ def workers(site: Site) -> None:
 
 async def revoke(site: Site, client: Client) -> None:
     """A client that floods is removed while another one signs."""
-    command = site.cases()[2].command
-    flood = subprocess.Popen(command, stdin=subprocess.PIPE)
+    flood = await asyncio.create_subprocess_exec(*site.cases()[2].command, stdin=subprocess.PIPE)
     signing = [asyncio.ensure_future(slice_of(client, site)) for _ in range(3)]
     await asyncio.sleep(SLICE / 2)
     document = json.loads(site.document.read_text())
@@ -208,7 +207,7 @@ async def revoke(site: Site, client: Client) -> None:
     site.document.write_text(json.dumps(document))
     begun = time.monotonic()
     site.process.send_signal(signal.SIGHUP)
-    await asyncio.to_thread(flood.wait)
+    await flood.wait()
     took = time.monotonic() - begun
     await asyncio.gather(*signing)  # raises for a request that was refused
     say(f"a client that floods is removed: its connections end {took:.2f} s after SIGHUP, no other request is refused")
@@ -236,8 +235,8 @@ async def work(path: str, count: int, key: str) -> None:
     say(json.dumps([done, refused]))
 
 
-@asynccontextmanager
-async def running(folder: Path, signer: dict[str, Any]) -> AsyncIterator[Site]:
+@contextmanager
+def running(folder: Path, signer: dict[str, Any]) -> Iterator[Site]:
     """A gateway in a process of its own."""
     authority = Authority(folder)
     own = authority.issue("gateway", ips=["127.0.0.1"])
@@ -271,9 +270,9 @@ async def running(folder: Path, signer: dict[str, Any]) -> AsyncIterator[Site]:
         process.wait()
 
 
-async def measure(folder: Path, signer: dict[str, Any], rounds: int, only: str) -> None:
+async def measure(site: Site, rounds: int, only: str) -> None:
     """Measure everything, or the cases whose names begin so."""
-    async with running(folder, signer) as site, Client(site.path, timeout=60) as client:
+    async with Client(site.path, timeout=60) as client:
         await slice_of(client, site)
         say("| beside | rate beside a burner | rate | signatures a processor second | p99 | wanted | |")
         for case in site.cases():
@@ -306,7 +305,8 @@ def main() -> None:
         try:
             token = make_token(tokens, module, ({"name": "ed25519", "kind": "ed25519"},))
             signer = token.config()["sequencer"]["keyManager"]
-            uvloop.run(measure(Path(made), signer, asked.rounds, asked.only))
+            with running(Path(made), signer) as site:
+                uvloop.run(measure(site, asked.rounds, asked.only))
         finally:
             tokens.remove()
 
