@@ -27,9 +27,9 @@ from hsmcore.manager.policy.guard import kinds_of
 MANAGING: Final = 8
 """Requests to manage keys that a client may have open at a key manager, beside those for signatures: keys are rotated
 while as many signatures are open as there may be."""
-HANDSHAKES: Final = 40
+HANDSHAKES: Final = 20
 """Of TLS, a second, by one address, that show no client: each takes more than a millisecond of the event loop."""
-HANDSHAKES_AT_ONCE: Final = 200
+HANDSHAKES_AT_ONCE: Final = 50
 UNKNOWN: Final = 200
 """Requests over HTTP that no client sends, a second, by one address, and at once."""
 _FEW: Final = 32

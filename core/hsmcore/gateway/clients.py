@@ -8,9 +8,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextvars import Context
 from time import time
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
-from hsmcore.audit.record import caller_context, label
+from hsmcore.audit.record import caller_context, come_by, label
 from hsmcore.base.traceparent import TraceParent
 from hsmcore.config import GatewayClient
 from hsmcore.config.gateway import GatewayToken
@@ -26,6 +26,15 @@ COME_BACK_MS: Final = 1000
 _TOKENS: Final = {"token", "tokens"}
 AT_ONCE: Final = 16
 """Requests that waited for room and go on in a turn of the event loop, at most."""
+
+
+class Way(NamedTuple):
+    """The way on which requests come. `pid`: the client's process, as the kernel says; 0: not known. `connection`: its
+    number, among those of this gateway process; 0: none of the wire."""
+
+    peer: str
+    pid: int = 0
+    connection: int = 0
 
 
 class KnownClient:
@@ -46,19 +55,25 @@ class KnownClient:
         """What runs in it is recorded as this client's."""
         self.rate = Rate.of(rules)
 
-    def within(self, parent: TraceParent | None, request_id: str | None = None) -> Context:
-        """Return a context for one of its requests: spans are children of `parent`, records have its trace id, and
-        `request_id`."""
+    def by(self, way: Way) -> Context:
+        """Return a context for its requests that come by one way."""
         made = self.context.copy()
-        if request_id is not None:
-            made.run(label, request_id=request_id)
-        if parent is not None:
-            made.run(_enter, parent)
+        made.run(come_by, {name: value for name, value in way._asdict().items() if value})
         return made
 
     def has_rules(self, rules: GatewayClient) -> bool:
         """Whether these are its rules, apart from its tokens."""
         return self.rules.model_dump(exclude=_TOKENS) == rules.model_dump(exclude=_TOKENS)
+
+
+def within(context: Context, parent: TraceParent | None, **labels: str) -> Context:
+    """Return a context like this one for one request: spans are children of `parent`, records have its trace id, and
+    the labels."""
+    made = context.copy()
+    made.run(label, **labels)
+    if parent is not None:
+        made.run(_enter, parent)
+    return made
 
 
 def _enter(parent: TraceParent) -> None:

@@ -13,7 +13,7 @@ from hsmcore.base.listening.connections import Connection as Place
 from hsmcore.base.log import get_logger
 from hsmcore.errors import BadArgument, HsmError, PolicyRefused, RequestCancelled
 from hsmcore.gateway.admission import ClientKey
-from hsmcore.gateway.clients import COME_BACK_MS, KnownClient, ending
+from hsmcore.gateway.clients import COME_BACK_MS, KnownClient, Way, ending
 from hsmcore.gateway.intake import MESSAGE_COST, PLAIN_COST, REFUSAL_COST, FrameIntake
 from hsmcore.gateway.jobs import late
 from hsmcore.gateway.operations import OPERATIONS, Operation, refusal_of
@@ -58,11 +58,11 @@ class GatewayConnection(asyncio.Protocol):
     """Belongs to the event loop of the key managers."""
 
     def __init__(
-        self, server: WireFace, open_ones: set[GatewayConnection], place: Place, peer: str, client: KnownClient | None
+        self, server: WireFace, open_ones: set[GatewayConnection], place: Place, way: Way, client: KnownClient | None
     ) -> None:
-        """`open_ones`: where it stands while it is open. `peer`: where it comes from, for records. `client`: None: its
-        certificate will tell."""
-        self.server, self._open_ones, self.place, self.peer = server, open_ones, place, peer
+        """`open_ones`: where it stands while it is open. `way`: where it comes from. `client`: None: its certificate
+        will tell."""
+        self.server, self._open_ones, self.place, self.way, self.peer = server, open_ones, place, way, way.peer
         self.client = client
         self.session: ReplaySession[ServedRequest] | None = None
         """None before HELLO."""
@@ -262,6 +262,7 @@ class GatewayConnection(asyncio.Protocol):
                 raise full(f"client {client.name!r} has {client.connections} connections", COME_BACK_MS)
             get_logger().info("client connected", client=client.name, peer=self.peer, program=hello.program)
             self.session = client.sessions.enter(hello.nonce)
+            self.context = client.by(self.way)
         except HsmError as error:
             self._end_with(error)
             return

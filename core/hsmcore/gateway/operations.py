@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from hsmcore._native import BatchedSignature, Digest, verify
+from hsmcore.audit.record import as_request
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.receipt import Receipt
 from hsmcore.config.policy import PREHASHED
@@ -66,17 +67,15 @@ class GatewayRequest(Job):
         what: Any,
         timeout_ms: int,
         cost: int,
-        context: Context | None = None,
+        context: Context,
     ) -> None:
-        """`timeout_ms`: 0: that of the key manager. `cost`: as how many requests it counts: its messages. `context`:
-        of KnownClient.within; None: its client's."""
+        """`timeout_ms`: 0: that of the key manager. `cost`: as how many requests it counts: its messages."""
         account = counter.managing if operation.manages else counter.account
         seconds = min(timeout_ms / 1e3, counter.longest) or counter.timeout
         super().__init__(counter.queue, account, operation.begin, seconds, cost)
         self.counter, self.operation, self.what = counter, operation, what
         self.takes_turn = operation.takes_turn
-        if context is not None:
-            self.context = context
+        self.context = context
 
     def submitted(self, asked: asyncio.Future[Receipt]) -> None:
         """The future of KeyManager.submit is done, or was cancelled to withdraw the request."""
@@ -95,8 +94,8 @@ class _AwaitedRequest(GatewayRequest):
             self.answered.set_result(outcome)
 
 
-async def ask(counter: ClientKey, operation: Operation, what: Any, context: Context | None = None) -> Any:
-    """Have a request carried out, in its turn. Return its result; raises HsmError. `context`: as of GatewayRequest."""
+async def ask(counter: ClientKey, operation: Operation, what: Any, context: Context) -> Any:
+    """Have a request carried out, in its turn. Return its result; raises HsmError."""
     request = _AwaitedRequest(counter, operation, what, 0, len(what.messages) if operation.many else 1, context)
     request.account.begin(request.cost, signs=operation.signs)
     request.answered = asyncio.get_running_loop().create_future()
@@ -130,7 +129,9 @@ def _sign(request: GatewayRequest, left: float) -> None:
     if kind == PREHASHED:
         request.run(_sign_prehashed(manager, what.message, left, only))
         return
-    asked = request.context.run(manager.submit, what.message, left, kind, what.position, only)
+    asked = request.context.run(
+        as_request, request.number, manager.submit, what.message, left, kind, what.position, only
+    )
     if asked is not None:
         request.running = asked
         asked.add_done_callback(request.submitted, context=OUTSIDE)
@@ -195,7 +196,7 @@ def _sign_batched(request: GatewayRequest, left: float) -> None:
     what: batched.SignBatched = request.what
     counter, kind = request.counter, what.kind or None
     counter.require_batches()
-    placed = request.context.run(counter.manager.submit_batched, what.message, left, kind)
+    placed = request.context.run(as_request, request.number, counter.manager.submit_batched, what.message, left, kind)
     if placed is None:
         request.run(counter.manager.sign_batched(what.message, left, kind))
     else:

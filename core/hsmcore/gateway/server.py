@@ -66,24 +66,26 @@ class GatewayServer(WireFace):
         self._doors.append(Acceptor(listening, self._gate, HELLO_SECONDS, connect, self._dismissed, rates))
 
     async def _connect_unix(self, accepted: socket.socket, place: Place) -> None:
-        uid, gid = _user_of(accepted)
+        pid, uid, gid = _process_of(accepted)
         peer = f"uid {uid}, gid {gid}"
         client = self.desk.directory.by_peer(uid, gid, _groups_of(accepted))
         if client is None:
             self.refused(peer, None, "no client has this uid or gid")
             _say_no(accepted)
             raise ConnectionRefusedError
+        way = self.way(peer, pid)
         await self.loop.connect_accepted_socket(
-            lambda: GatewayConnection(self, self.connections, place, peer, client), accepted
+            lambda: GatewayConnection(self, self.connections, place, way, client), accepted
         )
 
     async def _connect_tls(self, accepted: socket.socket, place: Place) -> None:
         assert self._tls is not None  # noqa: S101  # for the type checker
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         peer = str(accepted.getpeername()[0])
+        way = self.way(peer)
         try:
             await self.loop.connect_accepted_socket(
-                lambda: GatewayConnection(self, self.connections, place, peer, None),
+                lambda: GatewayConnection(self, self.connections, place, way, None),
                 accepted,
                 ssl=self._tls.context,
                 ssl_handshake_timeout=HANDSHAKE_SECONDS,
@@ -105,7 +107,7 @@ class GatewayServer(WireFace):
 
     def _dismissed(self, accepted: socket.socket, why: str) -> None:
         if accepted.family == socket.AF_UNIX:
-            uid, gid = _user_of(accepted)
+            _, uid, gid = _process_of(accepted)
             self.silent(f"uid {uid}, gid {gid}", why)
         else:
             self.silent(address_of(accepted), why)
@@ -210,10 +212,11 @@ class GatewayServer(WireFace):
         await self._scope.close()
 
 
-def _user_of(accepted: socket.socket) -> tuple[int, int]:
+def _process_of(accepted: socket.socket) -> tuple[int, int, int]:
+    """The process that connected, 0 if it is none that this one sees, its user and its primary group."""
     sent = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, gid = _CREDENTIALS.unpack(sent)
-    return uid, gid
+    pid, uid, gid = _CREDENTIALS.unpack(sent)
+    return pid, uid, gid
 
 
 def _groups_of(accepted: socket.socket) -> Sequence[int]:
