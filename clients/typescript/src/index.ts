@@ -8,4 +8,5 @@ export { type BatchedBy, KeySet, KeySetRefused, type KeyEntry, type KeySetMoment
 export { KeyManager, KeyManagerFactory, type GatewayOptions, type KeyManagerConfig } from "./key-manager.js";
 export { payload, type OrderedKind } from "./payload.js";
 export { proofFromBytes, proofToBytes } from "./proof-bytes.js";
+export type { Unfinished } from "./unfinished.js";
 export type { Algorithm, Key, Kind, Level, TraceParent } from "./wire.js";

@@ -413,7 +413,8 @@ export class Link {
   }
 
   private answer(job: Job, type: number, body: Buffer): void {
-    let value = type === Type.ERROR ? wire.readError(body) : readAnswer(job.frame[4]!, type, body);
+    const number = Number(job.frame.readBigUInt64LE(8));
+    let value = type === Type.ERROR ? wire.readError(body, number) : readAnswer(job.frame[4]!, type, body);
     // A batch of which no message has found the holder was refused as a whole.
     if (type === Type.SIGNED_MANY) value = unheld(value as { outcomes: (Buffer | HsmError)[] });
     if (!(value instanceof HsmError)) {

@@ -55,7 +55,7 @@ export const KINDS = [
 ] as const;
 const ALGORITHMS = ["", "ed25519", "ecdsa-p256", "ecdsa-secp256k1"] as const;
 const LEVELS = ["", "primary", "secondary", "emergency"] as const;
-const OPERATIONS = ["", "generate", "set-current", "deactivate", "cache-stats", "export"] as const;
+const OPERATIONS = ["", "generate", "set-current", "deactivate", "cache-stats", "export", "unfinished"] as const;
 
 /** What a message is; "" says nothing. */
 export type Kind = (typeof KINDS)[number];
@@ -417,7 +417,8 @@ export const readBatched = (body: Buffer): Batched =>
     return { auditSeq: record === NO_RECORD ? null : record, keyId, publicKey, proof: Buffer.from(fields.rest()) };
   });
 
-export const readError = (body: Buffer): HsmError =>
+/** `request`: the number of the request that is refused, where it is one. */
+export const readError = (body: Buffer, request?: number): HsmError =>
   whole(body, (fields) => {
     const flags = fields.u8();
     if (flags > 3) throw new WireError(`flags ${flags} of an error`);
@@ -435,6 +436,7 @@ export const readError = (body: Buffer): HsmError =>
       maybeSigned: !!(flags & 2),
       retryAfterMs,
       holder,
+      ...(request !== undefined && { request }),
     });
   });
 

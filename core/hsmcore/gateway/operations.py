@@ -24,7 +24,7 @@ from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.chunks import ChargedBatch
 from hsmcore.gateway.intake import SIGN_COST
 from hsmcore.gateway.jobs import OUTSIDE, Job, outcome_of
-from hsmcore.gateway.wire import batched
+from hsmcore.gateway.wire import batched, unfinished
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Frame, Type
 from hsmcore.manager.key_manager import KeyManager
@@ -213,10 +213,16 @@ def _manage(request: GatewayRequest, _left: float) -> None:
 
 
 async def _managed(counter: ClientKey, operation: str, key_id: str) -> str:
-    """Carry out one of wire.OPERATIONS. Returns the new key's id, counters as JSON, a wrapped key in base64, or ""."""
+    """Carry out one of wire.OPERATIONS. Returns the new key's id, counters or what is unfinished as JSON, a wrapped key
+    in base64, or ""."""
     manager = counter.manager
     if operation == CACHE_STATS:
         return orjson.dumps(manager.get_cache_stats()).decode()
+    if operation == unfinished.OPERATION:
+        found = await manager.unfinished(key_id, handed_out=True)
+        if found is not None:
+            counter.require_listed(found.kind)
+        return unfinished.written(found)
     if not counter.client.rules.manages:
         counter.refused("may not manage keys", operation)
         hint = f"It needs gateway.clients.{counter.client.name}.manages."

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hsmcore.state.domains import Binder
     from hsmcore.state.exchange import Question
     from hsmcore.state.mark import Mark
-    from hsmcore.state.positions import Unfinished
+    from hsmcore.base.receipt import Unfinished
 
 
 class PayloadPlace(NamedTuple):

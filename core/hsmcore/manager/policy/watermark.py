@@ -45,7 +45,7 @@ from hsmcore.state import Store, StoreAway, StoreNotGenuine, StoreUnknown, domai
 from hsmcore.state.domains import Binder
 from hsmcore.state.exchange import Answers, Change, answered
 from hsmcore.state.mark import WINDOW, Mark
-from hsmcore.state.positions import Unfinished
+from hsmcore.base.receipt import Unfinished
 from hsmcore.state.store import Tables
 
 MOST: Final = 256
