@@ -622,11 +622,11 @@ async def test_what_is_unfinished_is_told_to_whom_may_have_it_signed(world, tmp_
 
 @one_loop
 async def test_a_refusal_has_the_number_by_which_its_record_is_found(world, tmp_path):
-    async with site(world.config(auditLogFile=str(tmp_path / "audit.log")), tmp_path) as gateway:
-        async with Client(gateway.addresses[0]) as km:
-            with pytest.raises(HsmError) as caught:
-                await km.sign(b"m", kind="block")
-            await gateway.manager.audit.flush()
-            match = {"via.request": caught.value.request, "result": "error"}
-            [record] = [one async for one in gateway.manager.audit.query(match=match)]
+    config = world.config(auditLogFile=str(tmp_path / "audit.log"))
+    async with site(config, tmp_path) as gateway, Client(gateway.addresses[0]) as km:
+        with pytest.raises(HsmError) as caught:
+            await km.sign(b"m", kind="block")
+        await gateway.manager.audit.flush()
+        match = {"via.request": caught.value.request, "result": "error"}
+        [record] = [one async for one in gateway.manager.audit.query(match=match)]
     assert record["operation"] == "sign"

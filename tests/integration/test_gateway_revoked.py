@@ -1,5 +1,5 @@
-"""Connections of clients that are none any more: removed, with a certificate that has ended, or whose authority was taken
-away. They are told to go, answered what is open, and closed; others notice nothing."""
+"""Connections of clients that are none any more: removed, with a certificate that has ended, or whose authority was
+taken away. They are told to go, answered what is open, and closed; others notice nothing."""
 
 import asyncio
 import http.client
@@ -27,7 +27,7 @@ from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
 
 pytestmark = pytest.mark.integration
-NAMED = {"one": {"names": ["dns:one.example"], "keys": ["default"]}, "two": {"names": ["dns:two.example"], "keys": ["default"]}}  # fmt: skip
+NAMED = {name: {"names": [f"dns:{name}.example"], "keys": ["default"]} for name in ("one", "two")}
 NONCE = bytes(range(16))
 
 
@@ -188,7 +188,7 @@ async def test_a_removed_client_costs_others_no_request(world, tmp_path):
             ]
             await gone[0]
             await revoking.reload({**ME, "one": NAMED["one"]})
-            assert all([type(one) is bytes for one in await asyncio.gather(*kept)])
+            assert {type(one) for one in await asyncio.gather(*kept)} == {bytes}
             await until(lambda: {one.client.name for one in gateway.server.connections if one.client} == {"one", "app"})
             assert not all(one.done() for one in gone)  # it had asked for more than it was given time for
             for asked in gone:

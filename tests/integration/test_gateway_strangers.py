@@ -1,5 +1,5 @@
-"""Strangers at one address have a rate, at all faces; clients at the same address are not counted, and a Unix socket has
-no address."""
+"""Strangers at one address have a rate, at all faces; clients at the same address are not counted, and a Unix socket
+has no address."""
 
 import asyncio
 import socket

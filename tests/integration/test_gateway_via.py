@@ -84,9 +84,9 @@ async def test_vaults_records_say_from_where(world, tmp_path):
 @one_loop
 async def test_the_command_finds_a_request_of_another_process(world, tmp_path):
     folder = tmp_path / "audit.log"
-    async with gateway(tmp_path, world.config(maxCacheSize=0, auditLogFile=str(folder))) as process:
-        async with Client(process.addresses[0]) as km:
-            receipts = [await km.sign_with_receipt(b"%d" % number) for number in range(3)]
+    config = world.config(maxCacheSize=0, auditLogFile=str(folder))
+    async with gateway(tmp_path, config) as process, Client(process.addresses[0]) as km:
+        receipts = [await km.sign_with_receipt(b"%d" % number) for number in range(3)]
     query = ["audit", "query", "--folder", str(folder), "--where", f"via.pid={os.getpid()}", "--where", "via.request=2"]
     shown = await asyncio.to_thread(subprocess.check_output, [*PROGRAM, *query, "--json"], timeout=60)
     [record] = map(json.loads, shown.splitlines())

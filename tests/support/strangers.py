@@ -1,5 +1,5 @@
-"""A stranger at a gateway, until its standard input ends: python -m tests.support.strangers KIND ADDRESS. It has neither
-certificate nor token, and does one thing as fast as it can."""
+"""A stranger at a gateway, until its standard input ends: python -m tests.support.strangers KIND ADDRESS. It has
+neither certificate nor token, and does one thing as fast as it can."""
 
 from __future__ import annotations
 

@@ -32,9 +32,9 @@ from hsmcore.manager.policy.wants import Fence, NotNext, PayloadPlace
 if TYPE_CHECKING:
     from hsmcore._native import Look
     from hsmcore.audit import AuditLog
+    from hsmcore.base.receipt import Unfinished
     from hsmcore.failover.path import SigningPath
     from hsmcore.manager.policy.watermark import Watermark
-    from hsmcore.base.receipt import Unfinished
 
 _SECOND: Final = 1_000_000_000
 Signers = Callable[[], Sequence[bytes]]
