@@ -86,12 +86,27 @@ def test_what_was_refused_is_owed(loop):
     assert flood.taken
 
 
-def test_others_count_for_a_while():
+def test_others_count_for_a_while(loop):
+    """Then a client has its frames by the turn again: it waits for no clock."""
     crowd = Crowd()
-    one, two = FrameIntake(crowd), FrameIntake(crowd)
-    assert not crowd.is_shared(one, 1)
-    assert not crowd.is_shared(one, 2)
-    assert crowd.is_shared(two, 2)
-    assert crowd.is_shared(one, 2)
-    assert crowd.is_shared(one, 2 + LATELY / 2)
-    assert not crowd.is_shared(one, 2.1 + LATELY)
+    one, other, flood, quiet = FrameIntake(crowd), FrameIntake(crowd), Flood(SIGN_COST), Flood(0)
+    quiet.behind = False
+    one.offer(flood)
+    loop.turn()
+    loop.turn()
+    before = flood.taken
+    loop.turn()
+    assert flood.taken > before
+    other.offer(quiet)
+    for _ in range(3):
+        loop.turn()  # what was planned before
+    before = flood.taken
+    for _ in range(100):
+        loop.turn()
+    assert flood.taken == before
+    loop.now += 2 * LATELY
+    loop.turn()
+    before = flood.taken
+    for _ in range(100):
+        loop.turn()
+    assert flood.taken >= before + 100

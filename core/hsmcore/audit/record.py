@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Context, ContextVar, Token
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -56,8 +56,8 @@ class _Via(NamedTuple):
 
 _via: ContextVar[_Via | None] = ContextVar("hsmcore_audit_via", default=None)
 _request: ContextVar[int] = ContextVar("hsmcore_audit_request", default=0)
-P = ParamSpec("P")
-T = TypeVar("T")
+come_as: Final = _request.set
+"""Say in the records of the present context, until the next one, which number the request has on its way."""
 
 
 @contextmanager
@@ -110,12 +110,6 @@ def come_by(way: Mapping[str, object]) -> None:
     said = cleaned(way)
     text = b',"via":' + orjson.dumps(said)[:-1]
     _via.set(_Via(said, text, (_extra_of(None, _caller.get()) or b"") + text))
-
-
-def as_request(number: int, call: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-    """Call, for the request with this number on its way. Holds in the present context until the next one."""
-    _request.set(number)
-    return call(*args, **named)
 
 
 def current_caller() -> str | None:

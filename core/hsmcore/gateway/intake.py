@@ -37,18 +37,13 @@ class FrameSource(Protocol):
 
 
 class Crowd:
-    """The clients of one gateway, of which several may be sending."""
+    """Which of a gateway's clients sent frames last, and when, and when another one did."""
+
+    __slots__ = ("last", "last_at", "other_at")
 
     def __init__(self) -> None:
-        self._last: FrameIntake | None = None
-        self._last_at = self._other_at = -inf
-
-    def is_shared(self, one: FrameIntake, now: float) -> bool:
-        """Note that a client sends. Returns whether others have lately."""
-        if one is not self._last:
-            self._last, self._other_at = one, self._last_at
-        self._last_at = now
-        return now - self._other_at < LATELY
+        self.last: FrameIntake | None = None
+        self.last_at = self.other_at = -inf
 
 
 class FrameIntake:
@@ -73,7 +68,11 @@ class FrameIntake:
         self._left -= cost
 
     def _serve(self) -> None:
-        loop = asyncio.get_running_loop()
+        loop, crowd = asyncio.get_running_loop(), self.crowd
+        now = loop.time()
+        if crowd.last is not self:
+            crowd.last, crowd.other_at = self, crowd.last_at
+        crowd.last_at = now
         while self._waiting and self._left > 0:
             source = self._waiting.popleft()
             self._left -= source.take(-(-self._left // SIGN_COST))
@@ -82,7 +81,7 @@ class FrameIntake:
         if self._renewing:
             return
         self._renewing = True
-        if self.crowd.is_shared(self, loop.time()):
+        if now - crowd.other_at < LATELY:
             loop.call_later(TICK, self._renew, SHARED)
         else:
             loop.call_soon(self._renew, AT_ONCE)

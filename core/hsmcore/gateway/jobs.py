@@ -9,7 +9,7 @@ from contextvars import Context, copy_context
 from time import monotonic
 from typing import Any, Final
 
-from hsmcore.audit.record import as_request
+from hsmcore.audit.record import come_as
 from hsmcore.base.log import get_logger
 from hsmcore.errors import DeadlineExceeded, HsmError, InternalError, RequestCancelled
 from hsmcore.gateway.clients import OpenWork
@@ -68,7 +68,7 @@ class Job:
         """Have a coroutine carry it out, under its client's name."""
         context = self.context.copy()
         if self.number:
-            context.run(as_request, self.number, _nothing)
+            context.run(come_as, self.number)
         self.follow(asyncio.get_running_loop().create_task(work, context=context))
 
     def follow(self, future: asyncio.Future[Any]) -> None:
@@ -180,10 +180,6 @@ class Queue:
         if self._sweeping is not None:
             self._sweeping.cancel()
             self._sweeping = None
-
-
-def _nothing() -> None:
-    """For a context in which a number is set alone."""
 
 
 OUTSIDE: Final[Context] = copy_context()

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from hsmcore._native import BatchedSignature, Digest, verify
-from hsmcore.audit.record import as_request
+from hsmcore.audit.record import come_as
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.receipt import Receipt
 from hsmcore.config.policy import PREHASHED
@@ -129,9 +129,8 @@ def _sign(request: GatewayRequest, left: float) -> None:
     if kind == PREHASHED:
         request.run(_sign_prehashed(manager, what.message, left, only))
         return
-    asked = request.context.run(
-        as_request, request.number, manager.submit, what.message, left, kind, what.position, only
-    )
+    request.context.run(come_as, request.number)
+    asked = request.context.run(manager.submit, what.message, left, kind, what.position, only)
     if asked is not None:
         request.running = asked
         asked.add_done_callback(request.submitted, context=OUTSIDE)
@@ -196,7 +195,8 @@ def _sign_batched(request: GatewayRequest, left: float) -> None:
     what: batched.SignBatched = request.what
     counter, kind = request.counter, what.kind or None
     counter.require_batches()
-    placed = request.context.run(as_request, request.number, counter.manager.submit_batched, what.message, left, kind)
+    request.context.run(come_as, request.number)
+    placed = request.context.run(counter.manager.submit_batched, what.message, left, kind)
     if placed is None:
         request.run(counter.manager.sign_batched(what.message, left, kind))
     else:
