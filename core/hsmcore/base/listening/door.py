@@ -114,10 +114,11 @@ class Acceptor:
             self._shut(accepted, place)
             return
         self._loop.remove_reader(accepted)
-        peer, rates = address_of(accepted), self._handshakes
-        if rates is None or not peer:  # a Unix socket has no address
+        rates = self._handshakes
+        if rates is None or accepted.family == socket.AF_UNIX:  # which has no address
             self._make(accepted, place)
             return
+        peer = address_of(accepted)
         wait = rates.turn(peer, HANDSHAKE_WAIT)
         if wait is None:
             self._dismissed(accepted, "too many connections of its address have not shown who they are")
