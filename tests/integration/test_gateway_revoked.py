@@ -98,7 +98,10 @@ async def is_sent_away(peer):
 @one_loop
 async def test_a_certificate_that_ends_ends_its_connections(world, tmp_path, monkeypatch):
     now = [time.time()]
-    for module, clock in ((server, SimpleNamespace(time=lambda: now[0])), (asker, lambda: now[0])):
+    for module, clock in (
+        (server, SimpleNamespace(time=lambda: now[0])),
+        (asker, SimpleNamespace(time=lambda: now[0])),
+    ):
         monkeypatch.setattr(module, "time", clock)
     revoking = Revoking(tmp_path)
     async with revoking.running(world.config()) as gateway, gateway.peer() as other:
@@ -198,8 +201,8 @@ async def test_a_removed_client_costs_others_no_request(world, tmp_path):
 @one_loop
 async def test_a_token_that_expires_is_refused_and_recorded_as_that(world, tmp_path, monkeypatch):
     now, tokens = [0.0], [{"token": TOKEN, "expires": "1970-01-01T00:01:00Z"}, {"token": TOKEN[::-1]}]
-    monkeypatch.setattr("hsmcore.gateway.clients.time", lambda: now[0])
-    monkeypatch.setattr(asker, "time", lambda: now[0])
+    monkeypatch.setattr("hsmcore.gateway.clients.time", SimpleNamespace(time=lambda: now[0]))
+    monkeypatch.setattr(asker, "time", SimpleNamespace(time=lambda: now[0]))
     revoking = Revoking(tmp_path)
     async with revoking.running(world.config(), {"web": {"tokens": tokens, "keys": ["default"]}}) as gateway:
         link = revoking.https("one")

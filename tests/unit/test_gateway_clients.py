@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -63,7 +64,7 @@ def test_clients_are_found_by_what_they_show():
 
 def test_any_token_of_a_client_will_do_until_it_expires(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(clients, "time", lambda: now[0])
+    monkeypatch.setattr(clients, "time", SimpleNamespace(time=lambda: now[0]))
     tokens = [{"token": "u" * 32, "expires": "1970-01-01T00:01:00Z"}, {"token": "v" * 32}]
     found = Directory({"web": rules(token=TOKEN, tokens=tokens), "other": rules(tokens=[{"token": "w" * 32}])})
     assert [found.by_token(one * 32).name for one in "tuvw"] == ["web", "web", "web", "other"]

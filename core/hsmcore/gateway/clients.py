@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextvars import Context
-from time import time
 from typing import Any, Final, NamedTuple, Protocol
 
 from hsmcore.audit.record import caller_context, come_by, label
@@ -28,7 +28,7 @@ AT_ONCE: Final = 16
 """Requests that waited for room and go on in a turn of the event loop, at most."""
 
 
-class Way(NamedTuple):
+class CameBy(NamedTuple):
     """The way on which requests come. `pid`: the client's process, as the kernel says; 0: not known. `connection`: its
     number, among those of this gateway process; 0: none of the wire."""
 
@@ -55,7 +55,7 @@ class KnownClient:
         """What runs in it is recorded as this client's."""
         self.rate = Rate.of(rules)
 
-    def by(self, way: Way) -> Context:
+    def by(self, way: CameBy) -> Context:
         """Return a context for its requests that come by one way."""
         made = self.context.copy()
         made.run(come_by, {name: value for name, value in way._asdict().items() if value})
@@ -188,7 +188,7 @@ class Directory:
         """The client that sends this token, unless the token has ended. The time that it takes says nothing about other
         tokens."""
         found = self._known(token)
-        return found[0] if found is not None and time() < found[1].ends else None
+        return found[0] if found is not None and time.time() < found[1].ends else None
 
     def refusal_of(self, token: str) -> str:
         """Return why there is no client by a token: for records."""

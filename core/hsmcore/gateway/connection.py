@@ -13,7 +13,7 @@ from hsmcore.base.listening.connections import Connection as Place
 from hsmcore.base.log import get_logger
 from hsmcore.errors import BadArgument, HsmError, PolicyRefused, RequestCancelled
 from hsmcore.gateway.admission import ClientKey
-from hsmcore.gateway.clients import COME_BACK_MS, KnownClient, Way, ending
+from hsmcore.gateway.clients import COME_BACK_MS, CameBy, KnownClient, ending
 from hsmcore.gateway.intake import MESSAGE_COST, PLAIN_COST, REFUSAL_COST, FrameIntake
 from hsmcore.gateway.jobs import late
 from hsmcore.gateway.operations import OPERATIONS, Operation, refusal_of
@@ -58,7 +58,12 @@ class GatewayConnection(asyncio.Protocol):
     """Belongs to the event loop of the key managers."""
 
     def __init__(
-        self, server: WireFace, open_ones: set[GatewayConnection], place: Place, way: Way, client: KnownClient | None
+        self,
+        server: WireFace,
+        open_ones: set[GatewayConnection],
+        place: Place,
+        way: CameBy,
+        client: KnownClient | None,
     ) -> None:
         """`open_ones`: where it stands while it is open. `way`: where it comes from. `client`: None: its certificate
         will tell."""

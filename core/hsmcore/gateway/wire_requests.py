@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import HsmError
 from hsmcore.gateway.admission import Admission, ClientKey
-from hsmcore.gateway.clients import KnownClient, Way, within
+from hsmcore.gateway.clients import CameBy, KnownClient, within
 from hsmcore.gateway.intake import REFUSAL_COST
 from hsmcore.gateway.operations import GatewayRequest, Operation, refusal_of
 from hsmcore.gateway.replay import ReplaySession, contents_of
@@ -38,10 +38,10 @@ class WireFace:
         """Record that a connection was refused, or `what` it asked for."""
         self.desk.refused(peer if client is None else f"{client.name} ({peer})", why, what)
 
-    def way(self, peer: str, pid: int = 0) -> Way:
+    def way(self, peer: str, pid: int = 0) -> CameBy:
         """Return that of the next connection."""
         self.accepted += 1
-        return Way(peer, pid, self.accepted)
+        return CameBy(peer, pid, self.accepted)
 
     def until(self, shown: SSLObject | None) -> float:
         """Return until when what was shown in a handshake vouches for a client, in seconds since 1970."""

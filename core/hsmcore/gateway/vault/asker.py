@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from time import time
+import time
 from typing import Final
 
 from starlette.requests import Request
@@ -57,7 +57,7 @@ class Guarded:
         if token := _token(request):
             client = directory.by_token(token)
             return client, "" if client is not None else directory.refusal_of(token)
-        certificate = tls.getpeercert() if tls is not None and time() < self._tls.ends(tls) else None
+        certificate = tls.getpeercert() if tls is not None and time.time() < self._tls.ends(tls) else None
         return directory.by_names(names_in(certificate)), "unknown certificate" if certificate else "no token"
 
 

@@ -30,7 +30,7 @@ from hsmcore.base.listening.http import HttpServer
 from hsmcore.base.version import __version__
 from hsmcore.errors import BadArgument, HsmError, InternalError, PolicyRefused, QueueFull
 from hsmcore.gateway.admission import Admission, ClientKey
-from hsmcore.gateway.clients import KnownClient, Way, within
+from hsmcore.gateway.clients import CameBy, KnownClient, within
 from hsmcore.gateway.operations import VERIFY, ask, current
 from hsmcore.gateway.tls import Tls
 from hsmcore.gateway.vault import text as transit
@@ -283,7 +283,7 @@ class Transit:
             client, request_id = self._client(request), str(uuid.uuid4())
             try:
                 parent = transit.parent(request.headers.getlist("traceparent"))
-                way = client.by(Way(peer_of(request)))
+                way = client.by(CameBy(peer_of(request)))
                 data = await handler(request, client, within(way, parent, request_id=request_id))
             except ClientDisconnect:
                 raise
