@@ -7,6 +7,9 @@
  *   stdin   run SECONDS | quit
  *   stdout  one JSON object a line: first {"ready": true, ...}, then one for each run
  *
+ * With --rate requests come at random, so many a second, whether or not earlier ones are answered: the next one goes to
+ * the thread that is free first, and its latency counts from when it was due.
+ *
  * The message is the bytes 0, 1, 2, ... modulo 256. Exit code: 0, 1 (a call failed; standard error says which), 2
  * (bad usage). It ends when its input closes or its parent dies.
  */
@@ -14,7 +17,9 @@
 #include <p11-kit/pkcs11.h>
 
 #include <dlfcn.h>
+#include <errno.h>
 #include <getopt.h>
+#include <math.h>
 #include <openssl/evp.h>
 #include <pthread.h>
 #include <signal.h>
@@ -53,6 +58,7 @@ struct options {
     const struct algorithm *algorithm;
     unsigned threads;
     size_t message_bytes;
+    double rate; /* 0: each thread as fast as it can */
     int rw;
 };
 
@@ -66,6 +72,10 @@ static EVP_MD *sha256;
 static pthread_barrier_t start_line, finish_line;
 static double run_seconds;
 static int quitting;
+static double rate;
+static pthread_mutex_t arrivals = PTHREAD_MUTEX_INITIALIZER;
+static uint64_t next_due; /* under `arrivals`, as are the dice */
+static uint64_t dice;
 
 /* Each thread's own; aligned so that no two threads write to one cache line. */
 struct signer {
@@ -73,6 +83,7 @@ struct signer {
     CK_SESSION_HANDLE session;
     EVP_MD_CTX *digest_ctx;
     uint64_t began, ended, signatures;
+    uint64_t busy; /* the sum of the latencies */
     CK_RV rv;
     const char *call;
     unsigned char signature[SIGNATURE_BYTES];
@@ -167,6 +178,26 @@ static int sign_once(struct signer *s) {
     return s->rv == CKR_OK;
 }
 
+/* When the next request is due: its distance from the one before is that of a Poisson process (xorshift64*). */
+static uint64_t take_arrival(void) {
+    pthread_mutex_lock(&arrivals);
+    dice ^= dice >> 12;
+    dice ^= dice << 25;
+    dice ^= dice >> 27;
+    double chance =
+        ((double)((dice * UINT64_C(2685821657736338717)) >> 11) + 1.0) / 9007199254740993.0; /* 0 < .. <= 1 */
+    next_due += (uint64_t)(-log(chance) / rate * NS_PER_S);
+    uint64_t due = next_due;
+    pthread_mutex_unlock(&arrivals);
+    return due;
+}
+
+static void sleep_until(uint64_t due) {
+    struct timespec t = {.tv_sec = (time_t)(due / 1000000000u), .tv_nsec = (long)(due % 1000000000u)};
+    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR)
+        ;
+}
+
 static void *signer_main(void *argument) {
     struct signer *s = argument;
     for (;;) {
@@ -175,11 +206,21 @@ static void *signer_main(void *argument) {
             return NULL;
         s->began = s->ended = now_ns();
         uint64_t deadline = s->began + (uint64_t)(run_seconds * NS_PER_S);
-        while (s->ended < deadline && sign_once(s)) {
-            uint64_t t = now_ns(); /* the end of one call is the start of the next */
-            s->histogram[bucket_of(t - s->ended)]++;
+        uint64_t due = s->ended;
+        while (s->ended < deadline) {
+            if (rate > 0.0) {
+                due = take_arrival();
+                if (due >= deadline)
+                    break;
+                sleep_until(due);
+            }
+            if (!sign_once(s))
+                break;
+            uint64_t t = now_ns(); /* without a rate the end of one call is the start of the next */
+            s->histogram[bucket_of(t - due)]++;
             s->signatures++;
-            s->ended = t;
+            s->busy += t - due;
+            s->ended = due = t;
         }
         pthread_barrier_wait(&finish_line);
     }
@@ -284,9 +325,11 @@ static void stop_signers(struct signer *signers, unsigned threads) {
 static void run_once(struct signer *signers, unsigned threads, double seconds) {
     for (unsigned i = 0; i < threads; i++) {
         memset(signers[i].histogram, 0, sizeof signers[i].histogram);
-        signers[i].signatures = 0;
+        signers[i].signatures = signers[i].busy = 0;
     }
     run_seconds = seconds;
+    dice = UINT64_C(88172645463325252); /* the same requests in each run */
+    next_due = now_ns();
     pthread_barrier_wait(&start_line);
     pthread_barrier_wait(&finish_line);
 
@@ -300,7 +343,7 @@ static void run_once(struct signer *signers, unsigned threads, double seconds) {
         for (size_t b = 0; b < BUCKETS; b++)
             histogram[b] += s->histogram[b];
         total += s->signatures;
-        busy += (double)(s->ended - s->began);
+        busy += (double)s->busy;
         first = s->began < first ? s->began : first;
         last = s->ended > last ? s->ended : last;
     }
@@ -323,14 +366,14 @@ static unsigned long number(const char *text, unsigned long low, unsigned long h
 
 static void usage(void) {
     fputs("usage: hsmcore-rawsign --module PATH --token LABEL --label KEY [--pin-env NAME] [--threads N]\n"
-          "         [--message-bytes N] [--algorithm ed25519|ecdsa-p256|ecdsa-secp256k1] [--rw]\n"
+          "         [--message-bytes N] [--algorithm ed25519|ecdsa-p256|ecdsa-secp256k1] [--rate PER_SECOND] [--rw]\n"
           "then on standard input: run SECONDS | quit\n",
           stderr);
     exit(2);
 }
 
 static struct options parse(int argc, char **argv) {
-    enum { MODULE, TOKEN, LABEL, PIN_ENV, THREADS, MESSAGE_BYTES, ALGORITHM, RW };
+    enum { MODULE, TOKEN, LABEL, PIN_ENV, THREADS, MESSAGE_BYTES, ALGORITHM, RATE, RW };
     static const struct option names[] = {
         {"module", required_argument, NULL, MODULE},
         {"token", required_argument, NULL, TOKEN},
@@ -339,6 +382,7 @@ static struct options parse(int argc, char **argv) {
         {"threads", required_argument, NULL, THREADS},
         {"message-bytes", required_argument, NULL, MESSAGE_BYTES},
         {"algorithm", required_argument, NULL, ALGORITHM},
+        {"rate", required_argument, NULL, RATE},
         {"rw", no_argument, NULL, RW},
         {NULL, 0, NULL, 0},
     };
@@ -349,7 +393,7 @@ static struct options parse(int argc, char **argv) {
             usage();
         text[c] = c == RW ? "yes" : optarg;
     }
-    struct options o = {text[MODULE], text[TOKEN], text[LABEL], text[PIN_ENV], NULL, 0, 0, text[RW] != NULL};
+    struct options o = {text[MODULE], text[TOKEN], text[LABEL], text[PIN_ENV], NULL, 0, 0, 0.0, text[RW] != NULL};
     for (size_t i = 0; i < sizeof algorithms / sizeof algorithms[0]; i++)
         if (strcmp(algorithms[i].name, text[ALGORITHM]) == 0)
             o.algorithm = &algorithms[i];
@@ -358,6 +402,14 @@ static struct options parse(int argc, char **argv) {
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     o.threads = text[THREADS] ? (unsigned)number(text[THREADS], 1, MAX_THREADS) : (unsigned)cores;
     o.message_bytes = number(text[MESSAGE_BYTES], 1, MAX_MESSAGE);
+    if (text[RATE] != NULL) {
+        char *end;
+        o.rate = strtod(text[RATE], &end);
+        if (*end != '\0' || !(o.rate >= 1.0 && o.rate <= 1e6)) {
+            fprintf(stderr, "hsmcore-rawsign: %s is not a number from 1 to 1,000,000\n", text[RATE]);
+            exit(2);
+        }
+    }
     return o;
 }
 
@@ -386,6 +438,7 @@ int main(int argc, char **argv) {
         return 1;
     struct options o = parse(argc, argv);
     algorithm = o.algorithm;
+    rate = o.rate;
     message_len = o.message_bytes;
     message = allocate(message_len);
     for (size_t i = 0; i < message_len; i++)
