@@ -32,7 +32,7 @@ Kind = Literal[
     "verify-batched",  # no HSM: hsmcore.verify_batched, of a proof for a batch of 10,000
     "sign-open",  # ours: await km.sign of requests that come at random, so many a second
     "idle",  # ours: a key manager that nobody asks
-    "verify",  # no HSM: one Ed25519 verification, libsodium
+    "verify",  # no HSM: one Ed25519 verification
     "flush",  # signs nothing: one line appended to a file, and fdatasync
     "hand-over",  # signs nothing: two sleeping threads hand a token over and back
     "pynacl",  # a key in memory, libsodium
