@@ -17,9 +17,7 @@
 #include <p11-kit/pkcs11.h>
 
 #include <dlfcn.h>
-#include <errno.h>
 #include <getopt.h>
-#include <math.h>
 #include <openssl/evp.h>
 #include <pthread.h>
 #include <signal.h>
@@ -30,6 +28,8 @@
 #include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "arrivals.h"
 
 #define SIGNATURE_BYTES 64
 #define DIGEST_BYTES 32
@@ -73,9 +73,6 @@ static pthread_barrier_t start_line, finish_line;
 static double run_seconds;
 static int quitting;
 static double rate;
-static pthread_mutex_t arrivals = PTHREAD_MUTEX_INITIALIZER;
-static uint64_t next_due; /* under `arrivals`, as are the dice */
-static uint64_t dice;
 
 /* Each thread's own; aligned so that no two threads write to one cache line. */
 struct signer {
@@ -178,26 +175,6 @@ static int sign_once(struct signer *s) {
     return s->rv == CKR_OK;
 }
 
-/* When the next request is due: its distance from the one before is that of a Poisson process (xorshift64*). */
-static uint64_t take_arrival(void) {
-    pthread_mutex_lock(&arrivals);
-    dice ^= dice >> 12;
-    dice ^= dice << 25;
-    dice ^= dice >> 27;
-    double chance =
-        ((double)((dice * UINT64_C(2685821657736338717)) >> 11) + 1.0) / 9007199254740993.0; /* 0 < .. <= 1 */
-    next_due += (uint64_t)(-log(chance) / rate * NS_PER_S);
-    uint64_t due = next_due;
-    pthread_mutex_unlock(&arrivals);
-    return due;
-}
-
-static void sleep_until(uint64_t due) {
-    struct timespec t = {.tv_sec = (time_t)(due / 1000000000u), .tv_nsec = (long)(due % 1000000000u)};
-    while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &t, NULL) == EINTR)
-        ;
-}
-
 static void *signer_main(void *argument) {
     struct signer *s = argument;
     for (;;) {
@@ -207,12 +184,12 @@ static void *signer_main(void *argument) {
         s->began = s->ended = now_ns();
         uint64_t deadline = s->began + (uint64_t)(run_seconds * NS_PER_S);
         uint64_t due = s->ended;
-        while (s->ended < deadline) {
-            if (rate > 0.0) {
-                due = take_arrival();
+        while (rate > 0.0 || s->ended < deadline) {
+            if (rate > 0.0) { /* what was due in time is signed, however late */
+                due = arrivals_take();
                 if (due >= deadline)
                     break;
-                sleep_until(due);
+                arrivals_await(due);
             }
             if (!sign_once(s))
                 break;
@@ -328,8 +305,8 @@ static void run_once(struct signer *signers, unsigned threads, double seconds) {
         signers[i].signatures = signers[i].busy = 0;
     }
     run_seconds = seconds;
-    dice = UINT64_C(88172645463325252); /* the same requests in each run */
-    next_due = now_ns();
+    if (rate > 0.0)
+        arrivals_begin(rate, now_ns());
     pthread_barrier_wait(&start_line);
     pthread_barrier_wait(&finish_line);
 
