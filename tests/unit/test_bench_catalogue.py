@@ -54,7 +54,6 @@ UNTARGETED = {
     "*-again": "the same case twice: what the machine can resolve",
     "failover-*": "its cost is below what times can show: make guard",
     "policy-noop*": "its cost is below what times can show: make guard",
-    "stack-256-bare": "what device-5ms-ours-256 is",
     "device-5ms-pykcs11": "a peer, for scale where the module is not the limit",
     "software-*": "no HSM: for scale",
     "curve-*": "points of a curve; sign-64 has the bound",

@@ -155,8 +155,7 @@ class Commands:
             batch=contender.batch,
             message_bytes=self._message_bytes(contender),
             timed_every=contender.timed_every,
-            # Looking each millisecond would be most of what a lone caller of a slow device costs.
-            watch_lag=contender.watch_lag or (contender.device is not None and contender.in_flight > 1),
+            watch_lag=contender.watch_lag,
             provider=target.provider,
             isolation=contender.isolation,
             verify=contender.verify,
