@@ -19,6 +19,7 @@ from hsmcore.audit.shipping import Destination, Shipping, ShippingStatus, destin
 from hsmcore.audit.signers import HsmSigner, Members
 from hsmcore.audit.status import AuditStatus
 from hsmcore.audit.tiles import TileError
+from hsmcore.audit.witnesses import WitnessStatus
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger, said
 from hsmcore.config.audit import AuditSettings
@@ -102,6 +103,19 @@ class AuditLog:
         return {} if self._shipping is None else self._shipping.status
 
     @property
+    def witnesses(self) -> dict[str, WitnessStatus]:
+        """Progress of each witness, by name. From any thread."""
+        log = self._open
+        return {} if log is None or log.witnesses is None else log.witnesses.status
+
+    @property
+    def cosigned_at(self) -> int | None:
+        """Unix time since which a quorum of the witnesses have cosigned the log; 0: never; None: there are none. From
+        any thread."""
+        log = self._open
+        return None if log is None or log.witnesses is None else log.witnesses.quorum_at
+
+    @property
     def status(self) -> AuditStatus | None:
         """Progress of the log, and what is wrong with it; None while the log is closed. From any thread."""
         log = self._open
@@ -120,6 +134,7 @@ class AuditLog:
             "notSealed": status.not_sealed,
             "onFailure": self._settings.on_failure,
             "shipping": {kind: status.as_dict() for kind, status in self.shipping.items()},
+            "witnesses": {name: status.as_dict() for name, status in self.witnesses.items()},
         }
 
     async def open(self) -> None:

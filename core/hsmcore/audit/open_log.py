@@ -25,6 +25,7 @@ from hsmcore.audit.shipping import Shipping
 from hsmcore.audit.signers import CheckpointSigner, FileSigner
 from hsmcore.audit.status import AuditStatus, problem_of
 from hsmcore.audit.tiles import TileError
+from hsmcore.audit.witnesses import Witnesses
 from hsmcore.base.files import replace
 from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import EXPOSED_HINT, exposed, make_folder
@@ -96,6 +97,9 @@ class OpenLog:
         self.keep_from: Shipping | None = None
         """Pruning keeps records that these destinations do not have yet."""
         self.checkpoint: Checkpoint | None = None
+        self.witnesses: Witnesses | None = None
+        if settings.witnesses:
+            self.witnesses = Witnesses(layout, settings, lambda: self.checkpoint)
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._thread, work)
@@ -117,6 +121,8 @@ class OpenLog:
         self._clock.now()  # a clock that is ahead at the start has not stepped: the machine may have been off
         self._clock.stepped = self._note_step
         await self._intake.begin()
+        if self.witnesses is not None:
+            await self._run(self.witnesses.start)
 
     def _open_files(self) -> Opened:
         make_folder(self._layout.log.parent, parents=True)
@@ -224,6 +230,8 @@ class OpenLog:
                 get_logger().warning("the next start seals the rest", file=str(self._layout.log), records=left)
 
     def _close_files(self) -> None:
+        if self.witnesses is not None:
+            self.witnesses.close()
         if self._opened is not None:
             self._opened.sealer.close()
         if self._lock is not None:
