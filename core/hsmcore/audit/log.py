@@ -106,14 +106,14 @@ class AuditLog:
     def witnesses(self) -> dict[str, WitnessStatus]:
         """Progress of each witness, by name. From any thread."""
         log = self._open
-        return {} if log is None or log.witnesses is None else log.witnesses.status
+        return {} if log is None else log.witnesses.status
 
     @property
     def cosigned_at(self) -> int | None:
         """Unix time since which a quorum of the witnesses have cosigned the log; 0: never; None: there are none. From
         any thread."""
         log = self._open
-        return None if log is None or log.witnesses is None else log.witnesses.quorum_at
+        return None if log is None or not log.witnesses.status else log.witnesses.quorum_at
 
     @property
     def status(self) -> AuditStatus | None:
@@ -145,6 +145,7 @@ class AuditLog:
         log = OpenLog(self._layout, self._settings, asyncio.get_running_loop())
         try:
             await log.open()
+            await asyncio.to_thread(log.witnesses.start)
         except (OSError, SystemFailure, TileError, SegmentError) as error:
             await log.close()
             problem = f"audit log {self._layout.log}: {said(error)}"
@@ -238,6 +239,8 @@ class AuditLog:
             if log is not None:
                 await log.close()
         finally:
+            if log is not None:
+                await asyncio.to_thread(log.witnesses.close)
             if shipping is not None:
                 await asyncio.get_running_loop().run_in_executor(None, shipping.close)
 

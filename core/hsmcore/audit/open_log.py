@@ -44,8 +44,7 @@ MOST_SEALED: Final = 1 << 20
 _WHOLE: Final = 1 << 16
 """A checkpoint that adds more than so many records ends with a multiple of it: then but one tile is partial."""
 CLOSE_SECONDS: Final = 1.5
-"""How long the last checkpoints are made before the members stop, and once more after the last record; the next start
-seals what is left then."""
+"""How long last checkpoints are made, before the members stop and after the last record. The next start seals the rest."""
 _TOO_SLOW: Final = "the disk does not answer, or is slower than records come"
 _SLOW: Final = "it takes longer than checkpointEverySeconds"
 _PRUNE_SECONDS: Final = 3600
@@ -91,15 +90,12 @@ class OpenLog:
         self.found_ns = 0
         """The Unix time of that record, and not later than this start."""
         self.found_sealed = 0
-        """Records that a checkpoint covered when the log was opened: those that this process seals, another writer may
-        have appended."""
+        """Records that a checkpoint covered when it was opened: what this process seals, others may have appended."""
         self.origin = ""
         self.keep_from: Shipping | None = None
         """Pruning keeps records that these destinations do not have yet."""
         self.checkpoint: Checkpoint | None = None
-        self.witnesses: Witnesses | None = None
-        if settings.witnesses:
-            self.witnesses = Witnesses(layout, settings, lambda: self.checkpoint)
+        self.witnesses = Witnesses(layout, settings, lambda: self.checkpoint)
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._thread, work)
@@ -121,8 +117,6 @@ class OpenLog:
         self._clock.now()  # a clock that is ahead at the start has not stepped: the machine may have been off
         self._clock.stepped = self._note_step
         await self._intake.begin()
-        if self.witnesses is not None:
-            await self._run(self.witnesses.start)
 
     def _open_files(self) -> Opened:
         make_folder(self._layout.log.parent, parents=True)
@@ -230,8 +224,6 @@ class OpenLog:
                 get_logger().warning("the next start seals the rest", file=str(self._layout.log), records=left)
 
     def _close_files(self) -> None:
-        if self.witnesses is not None:
-            self.witnesses.close()
         if self._opened is not None:
             self._opened.sealer.close()
         if self._lock is not None:

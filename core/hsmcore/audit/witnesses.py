@@ -40,7 +40,7 @@ class WitnessError(Exception):
     """A witness gave no cosignature. The text is for an operator."""
 
 
-class Connection:
+class WitnessConnection:
     """Asks one witness. One thread at a time; `interrupt` from any."""
 
     def __init__(self, url: str) -> None:
@@ -85,7 +85,9 @@ _REFUSALS: Final = {
 }
 
 
-def cosign(layout: Layout, checkpoint: Checkpoint, witness: VerifierKey, old: int, connection: Connection) -> bytes:
+def cosign(
+    layout: Layout, checkpoint: Checkpoint, witness: VerifierKey, old: int, connection: WitnessConnection
+) -> bytes:
     """Have a stored checkpoint cosigned. `old`: the size that the witness has seen last, as far as is known; it says so
     if it has seen another one. Returns the verified cosignature. Raises WitnessError; TileError, OSError."""
     for attempt in range(2):
@@ -134,7 +136,7 @@ class WitnessStatus:
         return {"size": self.size, "at": self.at, "error": self.error}
 
 
-class Asker:
+class WitnessAsker:
     """Asks one witness, in a thread. `newest` returns the newest stored checkpoint; `keeping` is held while a
     cosignature is stored."""
 
@@ -152,7 +154,7 @@ class Asker:
         except NoteError as error:
             raise ConfigurationError.of([ConfigFault(f"{witness.where}.key", str(error))]) from None
         self._layout, self._newest, self._every, self._keeping = layout, newest, every, keeping
-        self._connection = Connection(witness.url)
+        self._connection = WitnessConnection(witness.url)
         self._last = Cosigned(0, 0)
         self._error: str | None = None
         self._stop = threading.Event()
@@ -218,14 +220,14 @@ class Asker:
 
 
 class Witnesses:
-    """Those of a log. Belongs to the thread that makes it."""
+    """Those of a log; there may be none. One thread at a time, unless it says otherwise."""
 
     def __init__(self, layout: Layout, settings: AuditSettings, newest: Callable[[], Checkpoint | None]) -> None:
-        """As Asker. Raises ConfigurationError."""
+        """As WitnessAsker. Raises ConfigurationError."""
         keeping = threading.Lock()
         every = float(settings.cosign_every_seconds)
         self._layout, self.quorum = layout, settings.quorum or len(settings.witnesses)
-        self._askers = [Asker(layout, one, newest, every, keeping) for one in settings.witnesses]
+        self._askers = [WitnessAsker(layout, one, newest, every, keeping) for one in settings.witnesses]
 
     @property
     def status(self) -> dict[str, WitnessStatus]:
@@ -246,7 +248,7 @@ class Witnesses:
         """Ask each one now, one after the other. Returns how many have cosigned. Reads the disk. Raises OSError."""
         return sum([asker.once(last) for asker, last in self._kept()])
 
-    def _kept(self) -> list[tuple[Asker, Cosigned]]:
+    def _kept(self) -> list[tuple[WitnessAsker, Cosigned]]:
         kept = cosigned.newest(cosigned.notes(self._layout), [asker.key for asker in self._askers])
         return [(asker, kept.get(asker.key, Cosigned(0, 0))) for asker in self._askers]
 
