@@ -44,7 +44,7 @@ MOST_SEALED: Final = 1 << 20
 _WHOLE: Final = 1 << 16
 """A checkpoint that adds more than so many records ends with a multiple of it: then but one tile is partial."""
 CLOSE_SECONDS: Final = 1.5
-"""How long last checkpoints are made, before the members stop and after the last record. The next start seals the rest."""
+"""How long last checkpoints are made, before the members stop and after the last record. A start seals the rest."""
 _TOO_SLOW: Final = "the disk does not answer, or is slower than records come"
 _SLOW: Final = "it takes longer than checkpointEverySeconds"
 _PRUNE_SECONDS: Final = 3600
