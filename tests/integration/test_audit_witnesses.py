@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import shutil
+import socket
 import subprocess
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from tests.support.audit_logs import keys_of, settings, write_log
 from tests.support.loops import one_loop
 from tests.support.managers import until
 from tests.support.terminal import PROGRAM
-from tests.support.witness_server import WitnessServer, line_of
+from tests.support.witness_server import WitnessServer, line_of, vkey
 
 import hsmcore
 from hsmcore.audit import AuditLog, cosigned
@@ -90,6 +93,52 @@ async def test_a_witness_that_has_seen_another_size_says_so_and_is_told(tmp_path
             await log.close()
             await write_log(layout.log, 77)
         assert kinds(layout, witness) == []
+
+
+@one_loop
+async def test_the_witness_of_sigsum_cosigns(tmp_path):
+    """An independent one, Debian's sigsum-witness: over growth, a restart of each side, and another size."""
+    layout = await write_log(tmp_path / "audit.log", 1)
+    [key] = keys_of(layout)
+    origin = f"sigsum.org/v1/tree/{hashlib.sha256(key.public_key).hexdigest()}"
+    shutil.rmtree(layout.folder)
+    layout.log.unlink()  # the key's file stays, and it takes no log of another name
+    await write_log(layout.log, 300, origin=origin)
+    (tmp_path / "log.pub").write_text(sigsum("from-hex", given=key.public_key.hex()))
+    sigsum("generate", "-o", str(tmp_path / "w"))
+    public_key = bytes.fromhex(sigsum("to-hex", "-k", str(tmp_path / "w.pub")).strip())
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    name = f"sigsum.org/v1/witness/{hashlib.sha256(public_key).hexdigest()}"
+    listed = {"witnesses": [{"url": f"http://127.0.0.1:{port}", "key": vkey(name, 4, public_key)}]}
+    listed["cosignEverySeconds"] = 1
+    for size in (300, 340):
+        with started(tmp_path, port):
+            log = await opened(layout, origin=origin, **listed)
+            await until(lambda log=log, size=size: log.witnesses[name].size >= size)
+            await log.close()
+            if size == 300:
+                await write_log(layout.log, 40, origin=origin)
+                shutil.rmtree(layout.cosigned)
+    trust = Trust(witnesses=[VerifierKey.parse(listed["witnesses"][0]["key"])])
+    assert verify(layout, trust).findings == []
+
+
+def sigsum(*command: str, given: str = "") -> str:
+    done = subprocess.run(["sigsum-key", *command], input=given, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout
+
+
+@contextmanager
+def started(folder: Path, port: int):
+    files = ["-k", folder / "w", "--log-key", folder / "log.pub", "--state-file", folder / "state"]
+    line = list(map(str, ["sigsum-witness", *files, f"127.0.0.1:{port}"]))
+    # Debian builds it as a program of an older Go, whose patterns of paths are not those that it has.
+    with subprocess.Popen(line, env={"PATH": "/usr/bin", "GODEBUG": "httpmuxgo121=0"}) as process:
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 OTHER = "ml.example", 6, bytes(32), bytes(100)
