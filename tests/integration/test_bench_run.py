@@ -107,6 +107,7 @@ def test_ours_takes_part():
 @needs_noop
 @needs_chaos
 @needs_ours
+@pytest.mark.slow("a gateway, devices, and a key manager that is idle")
 def test_counts_are_taken():
     only = "idle-watched,gateway-1,device-5ms-ours-1,verify-one,policy-flush,open-80-5ms-raw"
     result = run(Options(patience=0, rounds=1, seconds=0.05, only=only))
