@@ -58,12 +58,7 @@ class GatewayConnection(asyncio.Protocol):
     """Belongs to the event loop of the key managers."""
 
     def __init__(
-        self,
-        server: WireFace,
-        open_ones: set[GatewayConnection],
-        place: Place,
-        way: CameBy,
-        client: KnownClient | None,
+        self, server: WireFace, open_ones: set[GatewayConnection], place: Place, way: CameBy, client: KnownClient | None
     ) -> None:
         """`open_ones`: where it stands while it is open. `way`: where it comes from. `client`: None: its certificate
         will tell."""
