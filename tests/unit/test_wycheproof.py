@@ -8,7 +8,8 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.verifiers import CURVES, is_low_s
 
-from hsmcore._native import verify
+from hsmcore._native import verify as native_verify
+from hsmcore_client._pure import verify as pure_verify
 
 EXPECTED = {
     "valid": True,
@@ -17,6 +18,8 @@ EXPECTED = {
     "SmallOrderPublicKey": False,
     "MixedOrderPublicKey": True,
 }
+
+each_verifier = pytest.mark.parametrize("verify", [native_verify, pure_verify], ids=["native", "pure"])
 
 
 def vectors(algorithm):
@@ -27,7 +30,8 @@ def vectors(algorithm):
             yield number, bytes.fromhex(key), bytes.fromhex(message), bytes.fromhex(signature), result
 
 
-def test_ed25519():
+@each_verifier
+def test_ed25519(verify):
     found = {
         number: (result, verify("ed25519", key, message, signature))
         for number, key, message, signature, result in vectors("ed25519")
@@ -36,8 +40,9 @@ def test_ed25519():
     assert (len(found), sum(good for _, good in found.values())) == (210, 117 + 21)
 
 
+@each_verifier
 @pytest.mark.parametrize(("algorithm", "total", "good"), [("ecdsa-p256", 262, 173), ("ecdsa-secp256k1", 252, 167)])
-def test_ecdsa_takes_what_is_valid_with_a_low_s_and_nothing_else(algorithm, total, good):
+def test_ecdsa_takes_what_is_valid_with_a_low_s_and_nothing_else(algorithm, total, good, verify):
     order, count, high = CURVES[algorithm].n, {"valid": 0, "invalid": 0}, 0
     for number, key, message, signature, result in vectors(algorithm):
         count[result] += 1

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 
-
 def install(extra: str) -> str:
     """Return the command that installs what the extra needs, from the metadata of what is installed."""
     import re  # all slow to import, and seldom needed
