@@ -21,7 +21,7 @@ OWN, NATIVE, PURE = "hsmcore_client", "hsmcore._native", "hsmcore_client._pure"
 
 
 def imported(tree: ast.AST, *, types: bool) -> Iterator[str]:
-    """What statements import, also in functions: modules, and names that may be modules. `types`: for types only, too."""
+    """What statements import, also in functions: modules and names, which may be modules. `types`: for types, too."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" and not types:
             continue
@@ -34,8 +34,8 @@ def imported(tree: ast.AST, *, types: bool) -> Iterator[str]:
 
 
 def modules() -> set[Path]:
-    """Below core/hsmcore: the modules that the files of hsmcore_client import, what those import, and the packages around
-    them; without hsmcore itself, whose place hsmcore_client takes."""
+    """Below core/hsmcore: the modules that the files of hsmcore_client import, what those import, and the packages
+    around them; without hsmcore itself, whose place hsmcore_client takes."""
     found: set[Path] = set()
     left = [name for own in (HERE / OWN).glob("*.py") for name in imported(ast.parse(own.read_text()), types=True)]
     while left:

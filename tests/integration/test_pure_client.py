@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
-from scripts.wheels import build, found_interpreters
+from scripts.wheels import MINORS, build, found_interpreters
 from tests.integration.test_batching import batching
 from tests.support.authority import Authority
+from tests.support.doc_blocks import block
 from tests.support.environments import NEEDED, Environment
 from tests.support.gateways import gateway
 from tests.support.loops import one_loop
@@ -29,7 +30,7 @@ from hsmcore import verify_batched
 PROGRAM = ROOT / "tests" / "support" / "pure_client.py"
 LATER = {"cryptography", "opentelemetry", "orjson", "structlog"}
 """What some of its functions import, where it is there, and what verifies."""
-INTERPRETERS = {path.name: path for path in found_interpreters()}
+each_python = pytest.mark.parametrize("python", [f"python3.{minor}" for minor in MINORS])
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,16 @@ def environment(wheel, tmp_path_factory):
     made = Environment(tmp_path_factory.mktemp("environment") / "venv")
     made.install(wheel)
     made.lend(*NEEDED)
+    return made
+
+
+def bare(python, wheel, folder):
+    """An environment of another interpreter with the wheel alone."""
+    found = next((path for path in found_interpreters() if path.name == python), None)
+    if found is None:
+        pytest.skip(f"there is no {python} here")
+    made = Environment(folder / "venv", found)
+    made.install(wheel)
     return made
 
 
@@ -138,11 +149,10 @@ async def test_the_wheel_alone_signs_batches_verifies_follows_a_rotation_and_out
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("name", INTERPRETERS)
+@each_python
 @one_loop
-async def test_each_python_signs_and_says_what_is_missing_to_verify(wheel, fresh_token, tmp_path, name):
-    alone = Environment(tmp_path / "venv", INTERPRETERS[name])
-    alone.install(wheel)
+async def test_each_python_signs_and_says_what_is_missing_to_verify(wheel, fresh_token, tmp_path, python):
+    alone = bare(python, wheel, tmp_path)
     config = batching(fresh_token(), tmp_path, ["raw", "batch-root"], intervalMs=1)
     async with gateway(tmp_path, config) as served, Running(alone, served.addresses[0]) as one:
         key, [signature] = await one.do("sign", "m", 1)
@@ -192,11 +202,10 @@ print(json.dumps([first, failed]))
 """
 
 
-@pytest.mark.parametrize("name", INTERPRETERS)
-def test_nothing_else_is_imported_but_where_something_is_verified(wheel, tmp_path, name):
+@each_python
+def test_nothing_else_is_imported_but_where_something_is_verified(wheel, tmp_path, python):
     """In an environment that has nothing else."""
-    alone = Environment(tmp_path / "venv", INTERPRETERS[name])
-    alone.install(wheel)
+    alone = bare(python, wheel, tmp_path)
     first, failed = json.loads(alone.run("-c", ALL))
     assert [name for name in first if name.startswith(("hsmcore_client.tlog", "hsmcore_client._pure"))] == []
     verifying = {"_pure", "tlog.batch_proof", "tlog.key_set", "tlog.note", "tlog.proof_bytes"}
@@ -206,7 +215,8 @@ def test_nothing_else_is_imported_but_where_something_is_verified(wheel, tmp_pat
 def test_what_it_has_not_it_says(environment):
     program = "import hsmcore_client\ntry: hsmcore_client.KeyManager\nexcept AttributeError as error: print(error)"
     assert environment.run("-c", program) == (
-        "hsmcore-client has no KeyManager: it is the client of a gateway. What else there is, hsmcore has; install that for it.\n"
+        "hsmcore-client has no KeyManager: it is the client of a gateway. What else there is, hsmcore has; install that "
+        "for it.\n"
     )
 
 
@@ -226,6 +236,22 @@ assert homes == {{{str(ROOT / "core")!r}}}, homes
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.integration
+@one_loop
+async def test_the_program_of_the_readme(environment, world, tmp_path):
+    program = block("clients/python/README.md", "python")
+    async with gateway(tmp_path, world.config()) as served:
+        run = program.replace("unix:/run/hsmcore/sign.sock", served.addresses[0])
+        assert await asyncio.to_thread(environment.run, "-c", run) == "BAD_ARGUMENT False False\n"
+
+
+def test_a_program_that_runs_with_either(environment):
+    either = block("clients/python/README.md", "python", 2) + "print(Client.__module__, hsmcore.HsmError.__module__)"
+    assert environment.run("-c", either) == "hsmcore_client.gateway.client.client hsmcore_client.errors\n"
+    done = subprocess.run([sys.executable, "-c", either], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "hsmcore.gateway.client.client hsmcore.errors\n"
 
 
 TYPED = """

@@ -60,7 +60,7 @@ def _ecdsa(algorithm: str, public_key: bytes, data: bytes, signature: bytes) -> 
     curve, order = _CURVES.get(algorithm, (None, 0))
     try:
         if curve is None or public_key[0] != 4:
-            raise ValueError(algorithm)
+            raise ValueError(algorithm)  # noqa: TRY301  # as what is no point
         key = ec.EllipticCurvePublicKey.from_encoded_point(curve, public_key)
     except ValueError:
         raise BadArgument(f"not an {algorithm} public key") from None
