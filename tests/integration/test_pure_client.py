@@ -214,10 +214,8 @@ def test_nothing_else_is_imported_but_where_something_is_verified(wheel, tmp_pat
 
 def test_what_it_has_not_it_says(environment):
     program = "import hsmcore_client\ntry: hsmcore_client.KeyManager\nexcept AttributeError as error: print(error)"
-    assert environment.run("-c", program) == (
-        "hsmcore-client has no KeyManager: it is the client of a gateway. What else there is, hsmcore has; install that "
-        "for it.\n"
-    )
+    said = "hsmcore-client has no KeyManager: it is a gateway's client. Install hsmcore for the rest.\n"
+    assert environment.run("-c", program) == said
 
 
 def test_beside_hsmcore_each_is_itself(environment):

@@ -47,7 +47,8 @@ if not TYPE_CHECKING:  # a type checker would take every name, also a misspelled
             return import_module(f"{__name__}.{name}")
         module = import_module(f"{__name__}.{_HOMES.get(name, 'errors')}")
         if not hasattr(module, name):
-            text = f"hsmcore-client has no {name}: it is the client of a gateway. What else there is, hsmcore has"
-            raise AttributeError(f"{text}; install that for it.")
+            raise AttributeError(
+                f"hsmcore-client has no {name}: it is a gateway's client. Install hsmcore for the rest."
+            )
         value = globals()[name] = getattr(module, name)
         return value
