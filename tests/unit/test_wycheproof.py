@@ -9,6 +9,7 @@ from tests.support.paths import ROOT
 from tests.support.verifiers import CURVES, is_low_s
 
 from hsmcore._native import verify as native_verify
+from hsmcore.errors import BadArgument, InvalidMessageType
 from hsmcore_client._pure import verify as pure_verify
 
 EXPECTED = {
@@ -54,3 +55,22 @@ def test_ecdsa_takes_what_is_valid_with_a_low_s_and_nothing_else(algorithm, tota
             assert verify(algorithm, key, message, twin) is (result == "valid"), number
     assert count == {"valid": good, "invalid": total - good}
     assert high > 0
+
+
+@each_verifier
+@pytest.mark.parametrize("algorithm", CURVES)
+def test_a_key_has_one_spelling_and_is_a_point_of_its_curve(algorithm, verify):
+    _, key, message, signature, _ = next(one for one in vectors(algorithm) if one[-1] == "valid")
+    odd = key[-1] & 1
+    wrong = [b"", key[:-1], key + b"\0", bytes((6 + odd,)) + key[1:], bytes((2 + odd,)) + key[1:33], bytes(65)]
+    wrong += [key[:1] + key[33:] + key[1:33], key[:-1] + bytes((key[-1] ^ 1,)), bytes(1)]
+    for each in wrong:
+        with pytest.raises(BadArgument):
+            verify(algorithm, each, message, signature)
+    with pytest.raises(BadArgument):
+        verify("ecdsa-p384", key, message, signature)
+    with pytest.raises(InvalidMessageType):
+        verify(algorithm, key, "text", signature)
+    assert not any(
+        verify(algorithm, key, message, each) for each in (b"", signature[:-1], signature + b"\0", bytes(64))
+    )
