@@ -56,13 +56,11 @@ def _ed25519(public_key: bytes, data: bytes, signature: bytes) -> bool:
 
 
 def _ecdsa(algorithm: str, public_key: bytes, data: bytes, signature: bytes) -> bool:
-    """OpenSSL takes the hybrid forms of a point, too, and a high s: second spellings of a key and of a signature."""
-    curve, order = _CURVES.get(algorithm, (None, 0))
+    """OpenSSL takes a high s, too: a second spelling of a signature."""
     try:
-        if curve is None or public_key[0] != 4:
-            raise ValueError(algorithm)  # noqa: TRY301  # as what is no point
+        curve, order = _CURVES[algorithm]
         key = ec.EllipticCurvePublicKey.from_encoded_point(curve, public_key)
-    except ValueError:
+    except (KeyError, ValueError):
         raise BadArgument(f"not an {algorithm} public key") from None
     r, s = int.from_bytes(signature[:32]), int.from_bytes(signature[32:])
     if len(signature) != 64 or s > order // 2:
