@@ -30,6 +30,7 @@ from hsmcore.gateway.client.connections import Connections
 from hsmcore.gateway.client.dialing import ClientTls, GatewayAddress
 from hsmcore.gateway.client.outbox import RequestOutbox
 from hsmcore.gateway.client.request import ClientRequest, GatewaySession
+from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.batched import ClientBatchedSignature, SignBatched
 from hsmcore.gateway.wire.frames import Type
@@ -88,7 +89,7 @@ class Client:
         self._session: GatewaySession | None = None
         self._told_id: str | None = None
         self._opening = asyncio.Lock()
-        self._opened = self._closed = False
+        self._opened = self._closed = self._verifies = False
 
     async def initialize(self) -> None:
         """Connect. Raises MemberDown if no gateway answers, PolicyRefused and others if it refuses this client; the
@@ -238,8 +239,9 @@ class Client:
         """Sign a message with others; as KeyManager.sign_batched. The proof is verified here, under the key that the
         gateway names. Another gateway process would give the message another place, so none is asked again. Raises
         BadArgument where no batches are signed, SignatureInvalid for a proof that shows nothing."""
-        import hsmcore.tlog.batch_proof  # noqa: F401  # what verifies: if it is missing, nothing is sent
-
+        if not self._verifies:  # without it, nothing is sent
+            await asyncio.to_thread(batched.prepare)
+            self._verifies = True
         value = SignBatched(kind_of(kind), 0, self._checked(message))
         return await self._ask(Type.SIGN_BATCHED, value, timeout)  # type: ignore[no-any-return]
 

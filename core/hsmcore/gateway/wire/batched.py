@@ -83,6 +83,11 @@ def unknown() -> BadArgument:
     )
 
 
+def prepare() -> None:
+    """Load what verifies a proof: slow the first time. Any thread. Raises ModuleNotFoundError with what to install."""
+    import hsmcore.tlog.batch_proof  # noqa: F401
+
+
 class Notes:
     """Verifies answers. Remembers the last checkpoint that it found good: a batch's messages share it."""
 
