@@ -43,8 +43,9 @@ class WitnessError(Exception):
 class WitnessConnection:
     """Asks one witness. One thread at a time; `interrupt` from any."""
 
-    def __init__(self, url: str) -> None:
-        """`url`: what stands before `/add-checkpoint`."""
+    def __init__(self, url: str, ca_file: str | None = None) -> None:
+        """As AuditWitness."""
+        self._ca_file = ca_file
         place = urlsplit(url)
         self._path = f"{place.path.rstrip('/')}/add-checkpoint"
         self._host, self._port, self._plain = place.hostname or "", place.port, place.scheme == "http"
@@ -69,7 +70,9 @@ class WitnessConnection:
     def _connection(self) -> HTTPConnection:
         if self._plain:
             return HTTPConnection(self._host, self._port, timeout=_SECONDS)
-        return HTTPSConnection(self._host, self._port, timeout=_SECONDS, context=ssl.create_default_context())
+        return HTTPSConnection(
+            self._host, self._port, timeout=_SECONDS, context=ssl.create_default_context(cafile=self._ca_file)
+        )
 
     def interrupt(self) -> None:
         """End a request that waits for its answer."""
@@ -154,7 +157,7 @@ class WitnessAsker:
         except NoteError as error:
             raise ConfigurationError.of([ConfigFault(f"{witness.where}.key", str(error))]) from None
         self._layout, self._newest, self._every, self._keeping = layout, newest, every, keeping
-        self._connection = WitnessConnection(witness.url)
+        self._connection = WitnessConnection(witness.url, witness.ca_file)
         self._last = Cosigned(0, 0)
         self._error: str | None = None
         self._stop = threading.Event()

@@ -117,6 +117,8 @@ class Syslog(Model):
 class AuditWitness(Model):
     """A witness (C2SP tlog-witness) that cosigns the log's checkpoints: it has seen that the log only grew."""
 
+    PATHS = frozenset({"ca_file"})
+
     url: Annotated[
         str, Text(1024, form=r"https?://[^\s/?#@]+(/[^\s?#]*)?", says="http:// or https://, a host, and no query")
     ]
@@ -131,6 +133,8 @@ class AuditWitness(Model):
         ),
     ]
     """Its verifier key, as it publishes it."""
+    ca_file: Annotated[str, Text(4096)] | None = None
+    """Certificates of the authorities to trust at https://, PEM. Default: those of the system."""
 
 
 class AuditSettings(Model):
