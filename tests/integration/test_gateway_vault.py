@@ -427,7 +427,8 @@ async def test_a_batch_goes_to_the_key_that_became_current_meanwhile(fresh_token
     async with site(fresh_token().config(**rules(tmp_path)), tmp_path) as vault:
         for version in (0, 2):  # any version, and the one that is current before
             seen.clear()
-            app = Transit(Admission(vault.served.managers, vault.served.settings)).app()
+            desk = Admission(vault.served.managers, vault.served.settings)
+            app = Transit(desk, vault.served.vaults[0].tls).app()
             items = [{"input": b64(b"%d" % number)} for number in range(5)]
             status, said = await called(app, SIGN, json.dumps({"batch_input": items, "key_version": version}).encode())
             assert status == 200

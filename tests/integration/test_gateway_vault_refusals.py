@@ -393,7 +393,7 @@ def test_no_body_brings_anything_but_an_answer_or_a_refusal(world, tmp_path, run
     opened = site(world.config(), tmp_path)
     vault = run(opened.__aenter__())
     desk = Admission(vault.served.managers, vault.served.settings)
-    app = Transit(desk).app()
+    app = Transit(desk, vault.served.vaults[0].tls).app()
 
     @given(BODY, st.sampled_from([SIGN, VERIFY]))
     @settings(max_examples=share(300))

@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 from hsmcore._native import Lease
 from hsmcore.audit import AuditLog
 from hsmcore.base.log import get_logger
+from hsmcore.base.receipt import Unfinished
 from hsmcore.base.scope import Scope
 from hsmcore.base.steady import boottime
 from hsmcore.config.fleet import Fleet
@@ -55,7 +56,7 @@ class Membership:
         self.claims = self.renewals_failed = 0
         self.binder = NO_KEYS
         """Of the keys that sign: no epoch is claimed while they must not bind."""
-        self.unfinished: Callable[[str], Awaitable[positions.Unfinished | None]]
+        self.unfinished: Callable[[str], Awaitable[Unfinished | None]]
         """As KeyManager.unfinished."""
         self.drained = False
         """Whether this host claims no epoch by itself, on an operator's word."""

@@ -11,6 +11,7 @@ from itertools import chain
 from time import monotonic
 from typing import Final
 
+from hsmcore.base.listening.rates import AddressBuckets
 from hsmcore.config import Gateway
 from hsmcore.config.policy import BATCH_ROOT, ORDERED
 from hsmcore.errors import EmptyMessage, HsmError, InternalError, KeyNotFound, MessageTooLarge, PolicyRefused
@@ -26,6 +27,11 @@ from hsmcore.manager.policy.guard import kinds_of
 MANAGING: Final = 8
 """Requests to manage keys that a client may have open at a key manager, beside those for signatures: keys are rotated
 while as many signatures are open as there may be."""
+HANDSHAKES: Final = 20
+"""Of TLS, a second, by one address, that show no client: each takes more than a millisecond of the event loop."""
+HANDSHAKES_AT_ONCE: Final = 50
+UNKNOWN: Final = 200
+"""Requests over HTTP that no client sends, a second, by one address, and at once."""
 _FEW: Final = 32
 _ALONE: Final = 1024
 _RECORDS: Final = 10.0
@@ -138,6 +144,10 @@ class Admission:
         """Those of clients that are gone, or have other rules now."""
         self.requests: Count[tuple[str, str]] = Count()
         """Answered requests of all faces, by client and outcome; see `count`."""
+        self.handshakes = AddressBuckets(HANDSHAKES_AT_ONCE, 1 / HANDSHAKES)
+        """What each address may begin at all faces before its clients have shown who they are."""
+        self.unknown = AddressBuckets(UNKNOWN, 1 / UNKNOWN)
+        """Requests over HTTP of an address that no client sends."""
         self.strangers = 0
         """Connections and requests that were refused because of who or what they are from."""
         self._records, self._recorded = _RECORDS, monotonic()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
+from functools import partial
 from math import inf
 from typing import Final
 
@@ -11,8 +13,8 @@ from hsmcore.base.listening.connections import Connection as Place
 from hsmcore.base.log import get_logger
 from hsmcore.errors import BadArgument, HsmError, PolicyRefused, RequestCancelled
 from hsmcore.gateway.admission import ClientKey
-from hsmcore.gateway.clients import COME_BACK_MS, KnownClient, ending
-from hsmcore.gateway.intake import FrameIntake
+from hsmcore.gateway.clients import COME_BACK_MS, CameBy, KnownClient, ending
+from hsmcore.gateway.intake import MESSAGE_COST, PLAIN_COST, REFUSAL_COST, FrameIntake
 from hsmcore.gateway.jobs import late
 from hsmcore.gateway.operations import OPERATIONS, Operation, refusal_of
 from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession
@@ -45,8 +47,6 @@ LEAST_BYTES: Final = 1024
 """Bytes a second of a frame that has begun, at least: a slow link is no breach of the protocol."""
 HELD_BYTES: Final = 1 << 18
 """Requests that wait for room; beyond it, its frames are not read. Until then CANCEL, ACK and PING behind them are."""
-_MESSAGES_A_FRAME: Final = 4
-"""So many messages of a SIGN_MANY cost the event loop as much as another frame."""
 _LENGTH: Final = 4
 _TRACED: Final = int(Flag.TRACED)
 AT_ONCE: Final = 16
@@ -58,11 +58,11 @@ class GatewayConnection(asyncio.Protocol):
     """Belongs to the event loop of the key managers."""
 
     def __init__(
-        self, server: WireFace, open_ones: set[GatewayConnection], place: Place, peer: str, client: KnownClient | None
+        self, server: WireFace, open_ones: set[GatewayConnection], place: Place, way: CameBy, client: KnownClient | None
     ) -> None:
-        """`open_ones`: where it stands while it is open. `peer`: where it comes from, for records. `client`: None: its
-        certificate will tell."""
-        self.server, self._open_ones, self.place, self.peer = server, open_ones, place, peer
+        """`open_ones`: where it stands while it is open. `way`: where it comes from. `client`: None: its certificate
+        will tell."""
+        self.server, self._open_ones, self.place, self.way, self.peer = server, open_ones, place, way, way.peer
         self.client = client
         self.session: ReplaySession[ServedRequest] | None = None
         """None before HELLO."""
@@ -78,10 +78,16 @@ class GatewayConnection(asyncio.Protocol):
         self._intake: FrameIntake | None = None
         self.behind = False
         self._cost = 0
-        """Of the frames that are taken now, in frames."""
+        """Of the frames that are taken now, in microseconds."""
         self._reads = True
         self._leaving = False
         """Whether it takes no new requests."""
+        self.shown: ssl.SSLObject | None = None
+        """With which it has shown its certificate."""
+        self.until = inf
+        """When its certificate ends, in seconds since 1970."""
+        self.revoked = False
+        """Whether it is no client's any more."""
         self._ended = False
         """Whether what comes now is ignored."""
         self._held: dict[int, ServedRequest] = {}
@@ -104,11 +110,15 @@ class GatewayConnection(asyncio.Protocol):
         self.place.idle()
         self._open_ones.add(self)
         if self.client is None:
+            self.shown = transport.get_extra_info("ssl_object")
+            self.until = self.server.until(self.shown)
             names = names_in(transport.get_extra_info("peercert"))
             self.client = self.server.desk.directory.by_names(names)
             if self.client is None:
                 self.server.refused(f"{self.peer} ({', '.join(names)[:128]})", None, "no client has such a name")
                 self.turn_away("no client has a name of this certificate")
+                return
+        self.place.known()
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Its requests go on."""
@@ -157,7 +167,7 @@ class GatewayConnection(asyncio.Protocol):
         self._offer()
 
     def take(self, most: int) -> int:
-        """Take so many frames at most: for FrameIntake. Returns what they cost, in frames."""
+        """Take so many frames at most: for FrameIntake. Returns what they cost, in microseconds."""
         self._cost = 0
         if self._takes:
             try:
@@ -165,11 +175,12 @@ class GatewayConnection(asyncio.Protocol):
                     if self._ended:
                         break
                     self.frames += 1
-                    self._cost += 1
                     operation = OPERATIONS.get(frame.type)
                     if operation is None:
+                        self._cost += PLAIN_COST
                         self._handlers[frame.type](frame)
                     else:
+                        self._cost += operation.cost
                         self._ask(frame, operation)
             except WireError as error:
                 self.fail(str(error))
@@ -251,6 +262,7 @@ class GatewayConnection(asyncio.Protocol):
                 raise full(f"client {client.name!r} has {client.connections} connections", COME_BACK_MS)
             get_logger().info("client connected", client=client.name, peer=self.peer, program=hello.program)
             self.session = client.sessions.enter(hello.nonce)
+            self.context = client.by(self.way)
         except HsmError as error:
             self._end_with(error)
             return
@@ -280,7 +292,7 @@ class GatewayConnection(asyncio.Protocol):
         try:
             what = operation.decode(frame)
             cost = len(what.messages) if operation.many else 1
-            self._cost += cost // _MESSAGES_A_FRAME
+            self._cost += (cost - 1) * MESSAGE_COST
             if not 1 <= cost <= BATCH:
                 raise BadArgument(f"a batch of {cost}; at most {BATCH}")
             if frame.slot >= len(self._counters):
@@ -289,7 +301,7 @@ class GatewayConnection(asyncio.Protocol):
             counter = self._counters[frame.slot]
             self._admit(ServedRequest(counter, operation, what, cost, self, session, frame, parent))
         except UnknownKind as error:  # of a later release: what else is open here is none of its business
-            self._cost += len(frame.body) // (_LENGTH * _MESSAGES_A_FRAME)  # as the longest batch that fits
+            self._cost += len(frame.body) // _LENGTH * MESSAGE_COST  # as the longest batch that fits
             self._refuse(number, BadArgument(str(error), hint="Update the gateway, or name another kind."))
         except HsmError as error:
             self._refuse(number, error)
@@ -392,6 +404,7 @@ class GatewayConnection(asyncio.Protocol):
         """Answer a request of which nothing was begun. That is not remembered."""
         if self.client is not None:
             self.server.desk.count(self.client, error)
+            self.client.intake.charge(REFUSAL_COST)
         self.send(wire.error(number, refusal_of(error)))
 
     def send_keys(self, keys_of: Callable[[KnownClient], tuple[wire.Key, ...]]) -> None:
@@ -412,7 +425,7 @@ class GatewayConnection(asyncio.Protocol):
         self._leaving = True
         self.send(wire.goaway(int(seconds * 1e3), reason))
         self.refuse_held(ending)
-        self._loop.call_later(seconds, self.close)
+        self._loop.call_later(seconds, partial(self.turn_away, reason) if self.revoked else self.close)
 
     def turn_away(self, why: str) -> None:
         """It is nobody's: say so, and close."""

@@ -54,6 +54,8 @@ class RunningGateway:
                 log.warning("the changed configuration cannot be used; the clients stay as they are", error=said(error))
                 return False
             self.server.follow(directory, self.settings.drain_ms / 1e3)
+            for face in self.vaults:
+                face.tls.reread()
             if _without_clients(settings) != _without_clients(self.settings):
                 log.warning("of the block gateway, only clients are read again: the rest needs a restart")
             log.info("clients and tokens were read again", clients=list(directory.clients))
@@ -117,4 +119,4 @@ def _vault(desk: Admission, listening: socket.socket, settings: Gateway) -> Face
 
     assert settings.tls is not None  # noqa: S101  # for the type checker: the configuration requires it
     tls = Tls(settings.tls, wire=False)
-    return Face(desk, [listening], lambda: tls.context, drain_seconds=-(-settings.drain_ms // 1000))
+    return Face(desk, [listening], tls, drain_seconds=-(-settings.drain_ms // 1000))

@@ -9,6 +9,7 @@ from contextvars import Context, copy_context
 from time import monotonic
 from typing import Any, Final
 
+from hsmcore.audit.record import come_as
 from hsmcore.base.log import get_logger
 from hsmcore.errors import DeadlineExceeded, HsmError, InternalError, RequestCancelled
 from hsmcore.gateway.clients import OpenWork
@@ -52,6 +53,9 @@ class Job:
         self.counts = True
         """Whether its messages count as open: those of a slice are counted with its batch."""
 
+    number = 0
+    """That of its client; 0: it has none."""
+
     def answer(self, outcome: Any) -> None:
         """Take the result, or an HsmError. Is called once."""
         raise NotImplementedError
@@ -62,7 +66,10 @@ class Job:
 
     def run(self, work: Coroutine[Any, Any, Any]) -> None:
         """Have a coroutine carry it out, under its client's name."""
-        self.follow(asyncio.get_running_loop().create_task(work, context=self.context.copy()))
+        context = self.context.copy()
+        if self.number:
+            context.run(come_as, self.number)
+        self.follow(asyncio.get_running_loop().create_task(work, context=context))
 
     def follow(self, future: asyncio.Future[Any]) -> None:
         """End with this future. Cancelling the job cancels it."""

@@ -15,14 +15,16 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from hsmcore._native import BatchedSignature, Digest, verify
+from hsmcore.audit.record import come_as
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.receipt import Receipt
 from hsmcore.config.policy import PREHASHED
 from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent, MemberDown, NotHolder, PolicyRefused, SignatureInvalid
 from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.chunks import ChargedBatch
+from hsmcore.gateway.intake import SIGN_COST
 from hsmcore.gateway.jobs import OUTSIDE, Job, outcome_of
-from hsmcore.gateway.wire import batched
+from hsmcore.gateway.wire import batched, unfinished
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Frame, Type
 from hsmcore.manager.key_manager import KeyManager
@@ -40,6 +42,8 @@ class Operation(NamedTuple):
     """As Job.start."""
     encode: Callable[[Any, Any], bytes]
     """Makes the frame of a result."""
+    cost: int = SIGN_COST
+    """What one takes of the event loop, in microseconds; of a batch, with its first message."""
     signs: bool = True
     """Whether its messages count in the client's rate."""
     many: bool = False
@@ -63,17 +67,15 @@ class GatewayRequest(Job):
         what: Any,
         timeout_ms: int,
         cost: int,
-        context: Context | None = None,
+        context: Context,
     ) -> None:
-        """`timeout_ms`: 0: that of the key manager. `cost`: as how many requests it counts: its messages. `context`:
-        of KnownClient.within; None: its client's."""
+        """`timeout_ms`: 0: that of the key manager. `cost`: as how many requests it counts: its messages."""
         account = counter.managing if operation.manages else counter.account
         seconds = min(timeout_ms / 1e3, counter.longest) or counter.timeout
         super().__init__(counter.queue, account, operation.begin, seconds, cost)
         self.counter, self.operation, self.what = counter, operation, what
         self.takes_turn = operation.takes_turn
-        if context is not None:
-            self.context = context
+        self.context = context
 
     def submitted(self, asked: asyncio.Future[Receipt]) -> None:
         """The future of KeyManager.submit is done, or was cancelled to withdraw the request."""
@@ -92,8 +94,8 @@ class _AwaitedRequest(GatewayRequest):
             self.answered.set_result(outcome)
 
 
-async def ask(counter: ClientKey, operation: Operation, what: Any, context: Context | None = None) -> Any:
-    """Have a request carried out, in its turn. Return its result; raises HsmError. `context`: as of GatewayRequest."""
+async def ask(counter: ClientKey, operation: Operation, what: Any, context: Context) -> Any:
+    """Have a request carried out, in its turn. Return its result; raises HsmError."""
     request = _AwaitedRequest(counter, operation, what, 0, len(what.messages) if operation.many else 1, context)
     request.account.begin(request.cost, signs=operation.signs)
     request.answered = asyncio.get_running_loop().create_future()
@@ -127,6 +129,7 @@ def _sign(request: GatewayRequest, left: float) -> None:
     if kind == PREHASHED:
         request.run(_sign_prehashed(manager, what.message, left, only))
         return
+    request.context.run(come_as, request.number)
     asked = request.context.run(manager.submit, what.message, left, kind, what.position, only)
     if asked is not None:
         request.running = asked
@@ -192,6 +195,7 @@ def _sign_batched(request: GatewayRequest, left: float) -> None:
     what: batched.SignBatched = request.what
     counter, kind = request.counter, what.kind or None
     counter.require_batches()
+    request.context.run(come_as, request.number)
     placed = request.context.run(counter.manager.submit_batched, what.message, left, kind)
     if placed is None:
         request.run(counter.manager.sign_batched(what.message, left, kind))
@@ -209,10 +213,16 @@ def _manage(request: GatewayRequest, _left: float) -> None:
 
 
 async def _managed(counter: ClientKey, operation: str, key_id: str) -> str:
-    """Carry out one of wire.OPERATIONS. Returns the new key's id, counters as JSON, a wrapped key in base64, or ""."""
+    """Carry out one of wire.OPERATIONS. Returns the new key's id, counters or what is unfinished as JSON, a wrapped key
+    in base64, or ""."""
     manager = counter.manager
     if operation == CACHE_STATS:
         return orjson.dumps(manager.get_cache_stats()).decode()
+    if operation == unfinished.OPERATION:
+        found = await manager.unfinished(key_id, handed_out=True)
+        if found is not None:
+            counter.require_listed(found.kind)
+        return unfinished.written(found)
     if not counter.client.rules.manages:
         counter.refused("may not manage keys", operation)
         hint = f"It needs gateway.clients.{counter.client.name}.manages."
@@ -269,9 +279,17 @@ SIGN_MANY: Final = Operation(
 SIGN_BATCHED: Final = Operation(
     lambda one: batched.read_sign_batched(one.body), _sign_batched, _batched, takes_turn=False
 )
-VERIFY: Final = Operation(lambda one: wire.read_verify(one.body), _verify, _verified, signs=False, remembered=False)
+VERIFY: Final = Operation(
+    lambda one: wire.read_verify(one.body), _verify, _verified, cost=4 * SIGN_COST, signs=False, remembered=False
+)
 MANAGE: Final = Operation(
-    lambda one: wire.read_manage(one.body), _manage, _done, signs=False, takes_turn=False, manages=True
+    lambda one: wire.read_manage(one.body),
+    _manage,
+    _done,
+    cost=4 * SIGN_COST,
+    signs=False,
+    takes_turn=False,
+    manages=True,
 )
 OPERATIONS: Final[Mapping[Type, Operation]] = {
     Type.SIGN: SIGN,

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+import time
 from collections.abc import Sequence
 from functools import cache
+from math import inf
 from struct import Struct
 from typing import Final
 
@@ -31,6 +34,8 @@ STALLED_SECONDS: Final = 10
 """Seconds after which a connection is closed whose frame has begun and gets no further."""
 CONNECTIONS: Final = 4096
 TICK_SECONDS: Final = 1.0
+REVOKED_SECONDS: Final = 1.0
+"""For the answers of what a client has open that is none any more."""
 LAST_SECONDS: Final = 2.0
 """Seconds that clients have to read their last answers."""
 _CREDENTIALS: Final = Struct("iII")
@@ -57,27 +62,30 @@ class GatewayServer(WireFace):
         self.listening = True
         if not self._doors:
             self._scope.every(TICK_SECONDS, self._tick, "the gateway did not look at its connections")
-        self._doors.append(Acceptor(listening, self._gate, HELLO_SECONDS, connect, self._dismissed))
+        rates = self.desk.handshakes
+        self._doors.append(Acceptor(listening, self._gate, HELLO_SECONDS, connect, self._dismissed, rates))
 
     async def _connect_unix(self, accepted: socket.socket, place: Place) -> None:
-        uid, gid = _user_of(accepted)
+        pid, uid, gid = _process_of(accepted)
         peer = f"uid {uid}, gid {gid}"
         client = self.desk.directory.by_peer(uid, gid, _groups_of(accepted))
         if client is None:
             self.refused(peer, None, "no client has this uid or gid")
             _say_no(accepted)
             raise ConnectionRefusedError
+        way = self.way(peer, pid)
         await self.loop.connect_accepted_socket(
-            lambda: GatewayConnection(self, self.connections, place, peer, client), accepted
+            lambda: GatewayConnection(self, self.connections, place, way, client), accepted
         )
 
     async def _connect_tls(self, accepted: socket.socket, place: Place) -> None:
         assert self._tls is not None  # noqa: S101  # for the type checker
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         peer = str(accepted.getpeername()[0])
+        way = self.way(peer)
         try:
             await self.loop.connect_accepted_socket(
-                lambda: GatewayConnection(self, self.connections, place, peer, None),
+                lambda: GatewayConnection(self, self.connections, place, way, None),
                 accepted,
                 ssl=self._tls.context,
                 ssl_handshake_timeout=HANDSHAKE_SECONDS,
@@ -89,16 +97,20 @@ class GatewayServer(WireFace):
             self.refused(peer, None, f"the TLS handshake failed: {error.strerror or error}")
             raise
 
+    def until(self, shown: ssl.SSLObject | None) -> float:
+        """Return until when what was shown in a handshake vouches for a client, in seconds since 1970."""
+        return inf if self._tls is None else self._tls.ends(shown)
+
     def remembered(self) -> dict[str, int]:
         """Return how many answers may be asked for again, by client. Any thread."""
         return {name: client.sessions.remembered for name, client in self.desk.directory.clients.items()}
 
-    def _dismissed(self, accepted: socket.socket) -> None:
+    def _dismissed(self, accepted: socket.socket, why: str) -> None:
         if accepted.family == socket.AF_UNIX:
-            uid, gid = _user_of(accepted)
-            self.silent(f"uid {uid}, gid {gid}", "it said nothing")
+            _, uid, gid = _process_of(accepted)
+            self.silent(f"uid {uid}, gid {gid}", why)
         else:
-            self.silent(address_of(accepted), "it said nothing")
+            self.silent(address_of(accepted), why)
 
     def keys_changed(self) -> None:
         """The keys may be others: have their numbers read, and send them."""
@@ -118,10 +130,13 @@ class GatewayServer(WireFace):
         self.now = self.loop.time()
         for client in self.desk.directory.clients.values():
             client.sessions.expire(self.now - REMEMBER_SECONDS)
+        moment = time.time()
         for connection in tuple(self.connections):
             if connection.stalls() >= STALLED_SECONDS:
                 connection.fail("a frame began and did not end")
             connection.refuse_held(late, self.now)
+            if connection.until <= moment:
+                self._revoke(connection, "the certificate of this connection vouches for no client any more")
         self.tell_keys()
 
     async def stop_listening(self) -> None:
@@ -156,17 +171,31 @@ class GatewayServer(WireFace):
 
     def follow(self, directory: Directory, seconds: float) -> None:
         """Serve these clients from now on. Connections of those that are gone are closed; those with other rules
-        connect again, and have `seconds` for what is open on the connection before."""
+        connect again, and have `seconds` for what is open on the connection before. The next tick closes those whose
+        certificates count no more."""
         self.desk.follow(directory)
+        if self._tls is not None:
+            self._tls.reread()
         for connection in tuple(self.connections):
+            connection.until = self.until(connection.shown)
             client = connection.client
             if client is None or directory.has(client):
                 continue
             if client.name in directory.clients and connection.session is not None:
                 connection.leave(seconds, "the rules of this client have changed")
             else:
-                self.refused(connection.peer, client, "no longer a client")
-                connection.turn_away("this client is none of the gateway any more")
+                self._revoke(connection, "this client is none of the gateway any more")
+
+    def _revoke(self, connection: GatewayConnection, why: str) -> None:
+        """It is no client's any more: say so, and close it soon. Idempotent."""
+        if connection.revoked:
+            return
+        connection.revoked = True
+        self.refused(connection.peer, connection.client, why)
+        if connection.session is None:
+            connection.turn_away(why)
+        else:
+            connection.leave(REVOKED_SECONDS, why)
 
     def _taken(self) -> int:
         """Return how much has come and was taken."""
@@ -183,10 +212,11 @@ class GatewayServer(WireFace):
         await self._scope.close()
 
 
-def _user_of(accepted: socket.socket) -> tuple[int, int]:
+def _process_of(accepted: socket.socket) -> tuple[int, int, int]:
+    """The process that connected, 0 if it is none that this one sees, its user and its primary group."""
     sent = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, gid = _CREDENTIALS.unpack(sent)
-    return uid, gid
+    pid, uid, gid = _CREDENTIALS.unpack(sent)
+    return pid, uid, gid
 
 
 def _groups_of(accepted: socket.socket) -> Sequence[int]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextvars import Context
+from ssl import SSLObject
 from typing import Any, Final, Protocol
 
 from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import HsmError
 from hsmcore.gateway.admission import Admission, ClientKey
-from hsmcore.gateway.clients import KnownClient
+from hsmcore.gateway.clients import CameBy, KnownClient, within
+from hsmcore.gateway.intake import REFUSAL_COST
 from hsmcore.gateway.operations import GatewayRequest, Operation, refusal_of
 from hsmcore.gateway.replay import ReplaySession, contents_of
 from hsmcore.gateway.wire import messages as wire
@@ -29,11 +32,20 @@ class WireFace:
         self.now = self.loop.time()
         """Time of the last tick."""
         self.listening = self.draining = False
-        self.bytes_in = self.bytes_out = self.repeated = 0
+        self.bytes_in = self.bytes_out = self.repeated = self.accepted = 0
 
     def refused(self, peer: str, client: KnownClient | None, why: str, what: str = "connect") -> None:
         """Record that a connection was refused, or `what` it asked for."""
         self.desk.refused(peer if client is None else f"{client.name} ({peer})", why, what)
+
+    def way(self, peer: str, pid: int = 0) -> CameBy:
+        """Return that of the next connection."""
+        self.accepted += 1
+        return CameBy(peer, pid, self.accepted)
+
+    def until(self, shown: SSLObject | None) -> float:
+        """Return until when what was shown in a handshake vouches for a client, in seconds since 1970."""
+        raise NotImplementedError
 
     def silent(self, peer: str, why: str) -> None:
         """Record that a connection was closed before it said who it is, unless the gateway ends."""
@@ -45,6 +57,8 @@ class Peer(Protocol):
     """What a request needs of a connection."""
 
     server: WireFace
+    context: Context
+    """That of its requests."""
 
     @property
     def lives(self) -> bool:
@@ -74,7 +88,7 @@ class ServedRequest(GatewayRequest):
         parent: TraceParent | None = None,
     ) -> None:
         """`parent`: the client's span."""
-        context = None if parent is None else counter.client.within(parent)
+        context = connection.context if parent is None else within(connection.context, parent)
         super().__init__(counter, operation, what, getattr(what, "timeout_ms", 0), cost, context)
         self.connection, self.session = connection, session
         self.number, self.contents = frame.request, contents_of(frame)
@@ -100,6 +114,7 @@ class ServedRequest(GatewayRequest):
         connection, session = self.connection, self.session
         if isinstance(outcome, HsmError):
             error, data = outcome, wire.error(self.number, refusal_of(outcome))
+            self.account.client.intake.charge(REFUSAL_COST)
         else:
             error, data = None, self.operation.encode(self, outcome)
         self.counter.desk.count(self.account.client, error)

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection, bindparam, case, delete, func, insert, literal, select, union_all, update
 from sqlalchemy.sql.selectable import CompoundSelect
 
+from hsmcore.base.receipt import Unfinished
 from hsmcore.errors import HsmError
 from hsmcore.state.errors import StoreError, StoreNotGenuine
 from hsmcore.state.exchange import Change, Question
@@ -48,17 +49,6 @@ class Conflict(NamedTuple):
         """Return it as data for JSON."""
         domain, position, digest = self.row[:3]
         return {"domain": domain, "position": position, "digest": digest, "bound": self.bound, "holder": self.holder}
-
-
-class Unfinished(NamedTuple):
-    """The newest payload of a domain, which may not have been handed out."""
-
-    kind: str
-    position: int
-    digest: bytes
-    """SHA-256 of the message."""
-    message: bytes | None
-    """None: it was not kept (`policy.keepMessageBytes`), or what is kept is not what was bound."""
 
 
 # Made once: to make a statement takes SQLAlchemy longer than SQLite takes to do it.

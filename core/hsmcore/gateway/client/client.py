@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple, Self, overload
 
 from hsmcore.base.events import Callback, EventName, Events
 from hsmcore.base.keyring import KeyVersion, address_of, any_good
-from hsmcore.base.receipt import Receipt, signature_bytes
+from hsmcore.base.receipt import Receipt, Unfinished, signature_bytes
 from hsmcore.errors import (
     BadArgument,
     EmptyMessage,
@@ -25,15 +25,24 @@ from hsmcore.errors import (
     WrongEventLoop,
 )
 from hsmcore.errors.batch import each, of_batch
-from hsmcore.gateway.client.arguments import as_bytes, cut, key_id_of, kind_of, position_of, seconds_of, whole
+from hsmcore.gateway.client.arguments import (
+    as_bytes,
+    cut,
+    domain_of,
+    key_id_of,
+    kind_of,
+    position_of,
+    seconds_of,
+    whole,
+)
 from hsmcore.gateway.client.connections import Connections
 from hsmcore.gateway.client.dialing import ClientTls, GatewayAddress
 from hsmcore.gateway.client.outbox import RequestOutbox
 from hsmcore.gateway.client.request import ClientRequest, GatewaySession
-from hsmcore.gateway.wire import batched
+from hsmcore.gateway.wire import batched, unfinished
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.batched import ClientBatchedSignature, SignBatched
-from hsmcore.gateway.wire.frames import Type
+from hsmcore.gateway.wire.frames import Type, WireError
 
 Message = bytes | bytearray | memoryview
 
@@ -364,6 +373,16 @@ class Client:
             return b64decode(text, validate=True)
         except ValueError:
             raise InternalError("the gateway's answer is no wrapped key") from None
+
+    async def unfinished(self, domain: str) -> Unfinished | None:
+        """As KeyManager.unfinished, for a client that may have the kind signed; also what the gateway has signed for
+        this process. A gateway of an earlier release closes the connection: what was open on it is sent again, and
+        this raises HsmError."""
+        text = await self._ask(Type.MANAGE, wire.Manage(unfinished.OPERATION, domain_of(domain)), None)
+        try:
+            return unfinished.read(text)
+        except WireError as error:
+            raise InternalError(f"the gateway's answer: {error}") from None
 
     async def get_cache_stats(self) -> dict[str, Any]:
         """Counters of the gateway's signature cache."""

@@ -32,7 +32,7 @@ ANSWER: Final[Mapping[Type, Type]] = {
 }
 """What answers a request, unless it is ERROR."""
 _SIGNING: Final = (Type.SIGN, Type.SIGN_MANY, Type.SIGN_BATCHED)
-_HARMLESS: Final = ("cache-stats", "export")
+_HARMLESS: Final = ("cache-stats", "export", "unfinished")
 """The operations that may be done twice."""
 _MOST_RENEWALS: Final = 3
 _MOST_DOUBLINGS: Final = 3
@@ -250,6 +250,7 @@ class ClientRequest:
     def failed(self, refusal: wire.Refusal) -> HsmError:
         """Return the error of a refusal."""
         error = error_of_refusal(refusal)
+        error.request = self.number
         # Not even the same gateway surely remembers the first time: it keeps so many answers and no more.
         if self.signs and self.sent > 1:
             error.maybe_signed = True

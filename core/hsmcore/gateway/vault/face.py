@@ -1,19 +1,20 @@
 """Vault's face: the signing part of Vault Transit's API over HTTPS, for clients that speak it already. docs/VAULT.md.
 
-Runs in the key managers' event loop. Next: text.py (what requests and answers say), signing.py, openapi.py, and
-../versions.py (`vault:vN:`).
+Runs in the key managers' event loop. Next: asker.py (who asks), text.py (what requests and answers say), signing.py,
+openapi.py, and ../versions.py (`vault:vN:`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Context
 from datetime import UTC, datetime
 from functools import partial, wraps
+from math import inf
 from socket import socket
+from time import monotonic
 from typing import Any, Final
 
 import orjson
@@ -22,18 +23,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from hsmcore._native import Digest
-from hsmcore.base.listening.http import MAX_HEAD_BYTES, HttpServer
-from hsmcore.base.log import get_logger
+from hsmcore.base.listening.http import HttpServer
 from hsmcore.base.version import __version__
 from hsmcore.errors import BadArgument, HsmError, InternalError, PolicyRefused, QueueFull
 from hsmcore.gateway.admission import Admission, ClientKey
-from hsmcore.gateway.clients import KnownClient
+from hsmcore.gateway.clients import CameBy, KnownClient, within
 from hsmcore.gateway.operations import VERIFY, ask, current
-from hsmcore.gateway.tls import names_in
+from hsmcore.gateway.tls import Tls
 from hsmcore.gateway.vault import text as transit
+from hsmcore.gateway.vault.asker import Guarded, asker_of, peer_of
 from hsmcore.gateway.vault.openapi import described
 from hsmcore.gateway.vault.signing import Signing
 from hsmcore.gateway.wire import messages as wire
@@ -43,6 +44,8 @@ from hsmcore.tlog.key_set import serial_of
 MAX_BODY_BYTES: Final = 1 << 20
 _STATUS: Final = {"POLICY_REFUSED": 403, "QUEUE_FULL": 429, "CLOSED": 503, "FLEET_BEHIND": 503}
 """HTTP's, by ours. Else 503 if the same request may succeed later, 400 if the request is at fault, 500."""
+LOOK_SECONDS: Final = 0.1
+"""For so long an answer about health holds."""
 _DENIED: Final = "permission denied"
 _SERVING: Final = ("ready", "ramping")
 
@@ -50,14 +53,14 @@ _SERVING: Final = ("ready", "ramping")
 class Face:
     """Serves the API on sockets that are bound already. Belongs to the key managers' event loop."""
 
-    def __init__(
-        self, desk: Admission, sockets: list[socket], tls: Callable[[], ssl.SSLContext], drain_seconds: int
-    ) -> None:
-        """`tls` gives the context for each new connection. `drain_seconds`: how long the end waits for answers."""
+    def __init__(self, desk: Admission, sockets: list[socket], tls: Tls, drain_seconds: int) -> None:
+        """`drain_seconds`: how long the end waits for answers."""
+        self.tls = tls
         self._listening = asyncio.Event()
-        app = Transit(desk).app()
+        app = Transit(desk, tls).app()
         refused = partial(desk.refused, what="https")
-        self._server = HttpServer(app, sockets, tls, self._listening.set, drain_seconds=drain_seconds, refused=refused)
+        more: Any = {"drain_seconds": drain_seconds, "refused": refused, "handshakes": desk.handshakes}
+        self._server = HttpServer(app, sockets, lambda: tls.context, self._listening.set, **more)
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -76,8 +79,9 @@ class Face:
 class Transit:
     """The handlers."""
 
-    def __init__(self, desk: Admission) -> None:
-        self._desk = desk
+    def __init__(self, desk: Admission, tls: Tls) -> None:
+        self._desk, self._tls = desk, tls
+        self._looked, self._found = -inf, (True, False)
 
     def app(self) -> ASGIApp:
         """Return the whole application."""
@@ -107,11 +111,11 @@ class Transit:
         self._described = described([(each.path, each.methods or (), each.endpoint) for each in routes])
         app = Starlette(routes=routes, exception_handlers=handlers)
         app.router.redirect_slashes = False
-        return _Guarded(app)
+        return Guarded(app, self._desk, self._tls, _errors("the head of the request is too long", 431))
 
     async def health(self, request: Request) -> Response:
         """Whether every key can sign. Needs no token; "sealed" is a key that cannot, "standby" a fleet's other host."""
-        sealed, standby = self._sealed(), self._standby()
+        sealed, standby = self._health()
         condition = "sealed" if sealed else "standby" if standby else "active"
         asked = request.query_params
         code = {"sealed": 503, "standby": 429, "active": 200}[condition]
@@ -132,6 +136,13 @@ class Transit:
         }
         return _json(state, code)
 
+    def _health(self) -> tuple[bool, bool]:
+        """Whether a key cannot sign, and whether this host stands by: looked up ten times a second at most."""
+        now = monotonic()
+        if now - self._looked >= LOOK_SECONDS:
+            self._looked, self._found = now, (self._sealed(), self._standby())
+        return self._found
+
     def _sealed(self) -> bool:
         return not all(map(_can_sign, self._desk.managers.values()))
 
@@ -143,7 +154,7 @@ class Transit:
         """Whether every key can sign, as `vault status` asks. Needs no token."""
         shares = {"t": 0, "n": 0, "progress": 0, "nonce": ""}
         server = {"type": "pkcs11", "storage_type": "", "version": f"hsmcore-{__version__}", "build_date": ""}
-        return _json({"initialized": True, "sealed": self._sealed(), "migration": False, **shares, **server})
+        return _json({"initialized": True, "sealed": self._health()[0], "migration": False, **shares, **server})
 
     async def init(self, _request: Request) -> Response:
         """That there is nothing to initialize. Needs no token."""
@@ -272,7 +283,8 @@ class Transit:
             client, request_id = self._client(request), str(uuid.uuid4())
             try:
                 parent = transit.parent(request.headers.getlist("traceparent"))
-                data = await handler(request, client, client.within(parent, request_id))
+                way = client.by(CameBy(peer_of(request)))
+                data = await handler(request, client, within(way, parent, request_id=request_id))
             except ClientDisconnect:
                 raise
             except Exception as error:
@@ -284,19 +296,10 @@ class Transit:
         return counted
 
     def _client(self, request: Request) -> KnownClient:
-        """The client that sent a request: by its token, and if it sent none, by its certificate."""
-        token, directory = _token(request), self._desk.directory
-        if token:
-            client, why = directory.by_token(token), "unknown token"
-        else:
-            tls = request.scope["state"].get("tls")
-            certificate = None if tls is None else tls.getpeercert()
-            client, why = (
-                directory.by_names(names_in(certificate)),
-                "unknown certificate" if certificate else "no token",
-            )
+        """The client that sent a request."""
+        client, why = asker_of(request)
         if client is None:
-            self._refused(request, _peer(request), why)
+            self._refused(request, peer_of(request), why)
             raise HTTPException(403, _DENIED)
         return client
 
@@ -309,23 +312,6 @@ class Transit:
 
     def _refused(self, request: Request, who: str, why: str) -> None:
         self._desk.refused(who, why, f"{request.method} {request.scope['raw_path'].decode('latin-1')}"[:100])
-
-
-class _Guarded:
-    """The outermost layer: the size of the head, and an unforeseen error, which is answered by then, is logged."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            size = (
-                len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
-            )
-            too_long = size > MAX_HEAD_BYTES
-            await (_errors("the head of the request is too long", 431) if too_long else self._app)(scope, receive, send)
-        except Exception:  # noqa: BLE001  # whatever it is: logged here
-            get_logger().exception("a request to the gateway failed", path=scope["path"][:200])
 
 
 def _counted_as(error: Exception) -> HsmError:
@@ -379,15 +365,6 @@ async def _body(request: Request) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise HTTPException(400, "failed to parse JSON input: it must be an object")
     return found
-
-
-def _token(request: Request) -> str:
-    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-    return request.headers.get("x-vault-token", "") or (bearer.strip() if scheme.lower() == "bearer" else "")
-
-
-def _peer(request: Request) -> str:
-    return request.client.host if request.client is not None else ""
 
 
 async def _hsm_error(_request: Request, error: Exception) -> Response:

@@ -19,9 +19,7 @@ from hsmcore.gateway.wire import messages as wire
 class Signing:
     """The signatures of one request. `key`: the version that is to sign. `context`: as of GatewayRequest."""
 
-    def __init__(
-        self, counter: ClientKey, options: transit.TransitOptions, key: KeyVersion, context: Context | None = None
-    ) -> None:
+    def __init__(self, counter: ClientKey, options: transit.TransitOptions, key: KeyVersion, context: Context) -> None:
         self._counter, self._options, self._key, self._context = counter, options, key, context
 
     async def one(self, wanted: transit.Wanted) -> dict[str, Any]:

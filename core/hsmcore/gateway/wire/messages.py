@@ -60,7 +60,7 @@ _KIND_NUMBERS: Final = {kind: number for number, kind in enumerate(KINDS)}
 ALGORITHMS: Final = ("", "ed25519", "ecdsa-p256", "ecdsa-secp256k1")
 LEVELS: Final = ("", "primary", "secondary", "emergency")
 _LEVEL_NUMBERS: Final = {name: number for number, name in enumerate(LEVELS)}
-OPERATIONS: Final = ("", "generate", "set-current", "deactivate", "cache-stats", "export")
+OPERATIONS: Final = ("", "generate", "set-current", "deactivate", "cache-stats", "export", "unfinished")
 
 
 class Hello(NamedTuple):
@@ -138,7 +138,7 @@ class Refusal(NamedTuple):
 
 
 class Manage(NamedTuple):
-    """An operation on a key, one of OPERATIONS. `key_id` "" where there is none."""
+    """An operation on a key, one of OPERATIONS. `key_id` "" where there is none; of "unfinished", the domain."""
 
     operation: str
     key_id: str

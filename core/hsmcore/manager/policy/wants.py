@@ -9,10 +9,10 @@ from hsmcore.errors import PolicyRefused
 from hsmcore.state import StoreNotGenuine
 
 if TYPE_CHECKING:
+    from hsmcore.base.receipt import Unfinished
     from hsmcore.state.domains import Binder
     from hsmcore.state.exchange import Question
     from hsmcore.state.mark import Mark
-    from hsmcore.state.positions import Unfinished
 
 
 class PayloadPlace(NamedTuple):

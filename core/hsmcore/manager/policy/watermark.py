@@ -25,6 +25,7 @@ from sqlalchemy import Connection
 
 from hsmcore.audit import AuditLog
 from hsmcore.base.log import get_logger
+from hsmcore.base.receipt import Unfinished
 from hsmcore.base.scope import Scope
 from hsmcore.base.steady import SteadyClock
 from hsmcore.config import Config, KeyManagerConfig, Policy
@@ -45,7 +46,6 @@ from hsmcore.state import Store, StoreAway, StoreNotGenuine, StoreUnknown, domai
 from hsmcore.state.domains import Binder
 from hsmcore.state.exchange import Answers, Change, answered
 from hsmcore.state.mark import WINDOW, Mark
-from hsmcore.state.positions import Unfinished
 from hsmcore.state.store import Tables
 
 MOST: Final = 256
