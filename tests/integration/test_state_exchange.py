@@ -70,7 +70,7 @@ def test_values_arrive_as_they_are_whatever_they_hold(url, values):
 async def test_a_change_that_is_required_and_changes_nothing_writes_nothing_at_all(url):
     store = await Store.open(fleet(url))
     added = Change(insert(SPENT), [{"name": "a", "minute": 1, "amount": 2}])
-    missing = positions.change_of("nowhere", Mark(-1, 5, 1), is_new=False)
+    missing = positions.change_of("nowhere", Mark(-1, 5, 1), Mark())
     for way in (store.exchange, lambda questions, decide: store.run(one_by_one(questions, decide))):
         with pytest.raises(StoreError, match=CHANGED) as caught:
             await way([], lambda _: (None, [added, missing]))
@@ -211,7 +211,7 @@ async def test_two_that_bind_one_position_at_the_same_time_have_one_winner(url):
         entered.set()
         assert go.wait(60)
         return None, [
-            Change(positions.BIND, [row]), positions.change_of("chain/block", Mark(-1, 1, 1), is_new=True)
+            Change(positions.BIND, [row]), positions.change_of("chain/block", Mark(-1, 1, 1), None)
         ]  # fmt: skip
 
     bound = asyncio.ensure_future(first.exchange([question], decide, turn=False))

@@ -24,8 +24,8 @@ from tests.simulation.threads import no_loop
 from hsmcore.errors import HsmError
 from hsmcore.state import database as base
 from hsmcore.state.database import Database
-from hsmcore.state.errors import RowInvalid, StoreAway, StoreError, StoreUnknown
-from hsmcore.state.exchange import AGAIN, CHANGED, Asking, Change, Question, Reply
+from hsmcore.state.errors import RowInvalid, StoreAway, StoreChanged, StoreUnknown
+from hsmcore.state.exchange import CHANGED, Asking, Change, Question, Reply
 from hsmcore.state.postgres.database import HINT, ROLE_SECONDS, schema_name
 from hsmcore.state.postgres.link import ANSWER_SECONDS, IDLE_MS
 from hsmcore.state.postgres.roles import RolesSeen, row_role
@@ -341,13 +341,11 @@ class ServerDatabase(Database):
         except Warned as error:
             raise StoreUnknown(f"{self.shown}: COMMIT was confirmed with a warning: {error}") from None
         except Unmet:
-            raise StoreError(CHANGED, hint=AGAIN) from None
+            raise StoreChanged(CHANGED) from None
         except (Lost, Refused) as error:
             if isinstance(error, Lost):
                 self._link.session = None
-            # A row that is there is no operational error of psycopg's; a lock that is not had in time is.
-            away = isinstance(error, Lost) or "lock timeout" in str(error)
-            raise (StoreAway if away else StoreError)(f"{self.shown}: {error}", hint=HINT) from None
+            raise StoreAway(f"{self.shown}: {error}", hint=HINT) from None
 
 
 class Asker:

@@ -44,11 +44,11 @@ class Lost(Exception):
 
 
 class Refused(Exception):
-    """The server has taken a transaction back: another one's lock, or a row that is there."""
+    """The server has taken a transaction back: another one's lock."""
 
 
 class Unmet(Exception):
-    """A change that is required has changed no row."""
+    """A change or a question that is required has met no row, or a row is there that is to be added."""
 
 
 class Warned(Exception):
@@ -406,9 +406,9 @@ class Server:
                     raise Unmet  # noqa: TRY301  # what was written is taken back below
             for sql, values, many in written:
                 (raw.executemany if many else raw.execute)(sql, values)
-        except sqlite3.IntegrityError as error:
+        except sqlite3.IntegrityError:
             raw.execute("ROLLBACK")
-            raise Refused(str(error)) from None
+            raise Unmet from None
         except BaseException:
             raw.execute("ROLLBACK")
             raise

@@ -11,23 +11,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import Connection, Select
+from sqlalchemy import Connection, Select, TextClause
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.selectable import CompoundSelect
 
-from hsmcore.state.errors import StoreError
+from hsmcore.state.errors import StoreChanged
 
 T = TypeVar("T")
 
 CHANGED: Final = "a row was changed by another transaction since it was read"
-AGAIN: Final = "Nothing was written: try again."
 
 
 class Question(NamedTuple):
-    """A query and its values; or a change that says what it has changed (RETURNING)."""
+    """A query and its values; or a change that says what it has changed (RETURNING). `required`: nothing is written at
+    all unless it finds a row."""
 
-    statement: Select[Any] | CompoundSelect[Any] | UpdateBase
+    statement: Select[Any] | CompoundSelect[Any] | UpdateBase | TextClause
     values: Mapping[str, Any] = {}
+    required: bool = False
 
 
 class Change(NamedTuple):
@@ -76,6 +77,8 @@ def answered(connection: Connection, work: Sequence[Question | Change]) -> Answe
         if isinstance(one, Question):
             found = connection.execute(one.statement, one.values)
             answers.append(found.all() if found.returns_rows else [])
+            if one.required and not answers[-1]:
+                raise StoreChanged(CHANGED)
         else:
             _change(connection, one)
     return answers
@@ -95,4 +98,4 @@ def one_by_one(questions: Sequence[Question], decide: Decide[T]) -> Callable[[Co
 def _change(connection: Connection, change: Change) -> None:
     values = change.values if len(change.values) > 1 else change.values[0]
     if connection.execute(change.statement, values).rowcount == 0 and change.required:
-        raise StoreError(CHANGED, hint=AGAIN)
+        raise StoreChanged(CHANGED)

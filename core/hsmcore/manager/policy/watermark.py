@@ -15,7 +15,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import partial
@@ -41,7 +41,7 @@ from hsmcore.errors import (
     RequestCancelled,
 )
 from hsmcore.manager.policy.wants import LEADS, Fence, NotNext, PayloadPlace
-from hsmcore.state import Store, StoreAway, StoreNotGenuine, StoreUnknown, domains, positions
+from hsmcore.state import Store, StoreAway, StoreChanged, StoreNotGenuine, StoreUnknown, domains, positions
 from hsmcore.state.domains import Binder
 from hsmcore.state.exchange import Answers, Change, answered
 from hsmcore.state.mark import WINDOW, Mark
@@ -53,6 +53,8 @@ MOST: Final = 256
 _LOOK_SECONDS: Final = 60.0
 _AGAIN_SECONDS: Final = 0.05  # after a transaction that did not reach the server
 
+Rows = dict[tuple[str, int], dict[str, Any]]
+"""What is bound, as columns by name, by domain and position."""
 Outcome = Exception | bool | None
 """Why it is refused; or whether it is new; None: it was given up before."""
 
@@ -138,11 +140,12 @@ class Watermark(Tables):
                     raise
 
     def _passes(self, error: HsmError) -> bool:
-        """Whether time may mend an error: the server is away, or has just been started; and no other process is known
-        to hold the epoch."""
+        """Whether time may mend an error: the server is away, has just been started, or has done what had no answer;
+        and no other process is known to hold the epoch."""
         if error.told_retryable or (self._fence and (self._fence.state not in LEADS or self._fence.incident)):
             return False
-        return isinstance(error, StoreAway | StoreUnknown | NotHolder | FleetBehind) and not self._closing.is_set()
+        mends = StoreAway | StoreChanged | StoreUnknown | NotHolder | FleetBehind
+        return isinstance(error, mends) and not self._closing.is_set()
 
     async def _write(self) -> None:
         try:
@@ -201,7 +204,7 @@ class Watermark(Tables):
         def decide(answers: Answers) -> tuple[list[Outcome], list[Change]]:
             keys = self._binder.changes(answers[-1], unsure, now) if unsure else []
             with positions.of_our_making("positions"):
-                outcomes, changes = self._take(iter(answers[: len(answers) - bool(unsure)]), list(chains), group, now)
+                outcomes, changes = self._take(*self._read(iter(answers), chains), group, now)
             return outcomes, [*keys, *changes] if _signs(outcomes) else changes
 
         # In a fleet, positions are bound without taking turns with the other hosts' transactions. That is safe: each
@@ -219,22 +222,26 @@ class Watermark(Tables):
             self._binder.sure(unsure)
         return done
 
+    def _read(
+        self, answers: Iterator[Sequence[Sequence[Any]]], chains: Iterable[str]
+    ) -> tuple[int | None, dict[str, Mark | None], Rows]:
+        """Return the epoch, the watermarks and the rows that there are. `answers`: of the fence, if there is one, and
+        of the chains."""
+        epoch = self._fence.fence(next(answers)) if self._fence is not None else None
+        marks: dict[str, Mark | None] = {}
+        known: Rows = {}
+        for domain in chains:
+            marks[domain], rows = positions.read(next(answers), self._store.is_mark)
+            known |= {(domain, at): row for at, row in rows.items()}
+        return epoch, marks, known
+
     def _take(
-        self, answers: Iterator[Sequence[Sequence[Any]]], chains: Sequence[str], group: Sequence[Asked], now: int
+        self, epoch: int | None, were: Mapping[str, Mark | None], known: Rows, group: Sequence[Asked], now: int
     ) -> tuple[list[Outcome], list[Change]]:
         """Return for each one the reason to refuse it, or whether a row is added, or None if it was given up; and what
-        is to be written. `answers`: of the fence, if there is one, and of the chains."""
-        epoch = self._fence.fence(next(answers)) if self._fence is not None else None
+        is to be written."""
         holder = self._holder if epoch is None else f"{self._holder}#{epoch}"
-        marks: dict[str, Mark] = {}
-        known: dict[tuple[str, int], dict[str, Any]] = {}
-        unmarked = set[str]()
-        for domain in chains:
-            mark, rows = positions.read(next(answers), self._store.is_mark)
-            if mark is None:
-                unmarked.add(domain)
-            marks[domain] = mark or Mark()
-            known |= {(domain, at): row for at, row in rows.items()}
+        marks = {domain: Mark() if mark is None else copy(mark) for domain, mark in were.items()}
         for asked in group:
             if self._fence is not None:
                 self._fence.require_kept(*asked.want[:2], marks[asked.want.domain], known.get(asked.want[:2]))
@@ -263,9 +270,7 @@ class Watermark(Tables):
                 changed.add(want.domain)
         changes = [Change(positions.BIND, added)] if added else []
         changes += [
-            positions.change_of(
-                name, marks[name], is_new=name in unmarked, vouch=self._store.mark, message=kept.get(name)
-            )
+            positions.change_of(name, marks[name], were[name], vouch=self._store.mark, message=kept.get(name))
             for name in sorted(changed)
         ]
         return outcomes, changes

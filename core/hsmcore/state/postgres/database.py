@@ -31,7 +31,7 @@ from sqlalchemy.pool import NullPool
 
 from hsmcore.state.copies import fill, portions_of, rows_in
 from hsmcore.state.database import ABSENT_HINT, Database, Told, Work, counted, migrate, reason, require_known
-from hsmcore.state.errors import StoreAway, StoreError, StoreNotGenuine, StoreUnknown
+from hsmcore.state.errors import StoreAway, StoreChanged, StoreError, StoreNotGenuine, StoreUnknown
 from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question
 from hsmcore.state.postgres import rights
 from hsmcore.state.postgres.ask import Asker
@@ -446,5 +446,6 @@ class ServerDatabase(Database):
         except (SQLAlchemyError, psycopg.Error) as error:
             driver = getattr(error, "orig", error)
             lacks = isinstance(driver, psycopg.errors.InsufficientPrivilege)
-            kind = StoreAway if isinstance(driver, _AWAY) else StoreError
+            kinds = ((_AWAY, StoreAway), (psycopg.errors.UniqueViolation, StoreChanged), (Exception, StoreError))
+            kind = next(made for sort, made in kinds if isinstance(driver, sort))
             raise kind(f"{self.shown}: {reason(error)}", hint=rights.HINT if lacks else HINT) from None
