@@ -187,6 +187,15 @@ class Membership:
         self._before = self._machine.row
         return rows.sharing(self.name)
 
+    @property
+    def keeps(self) -> Question:
+        """As `asks` and `fence`, where what is known now has to be so: it finds a row then. Raises as `fence`."""
+        self.require()
+        row = self._machine.row
+        if self._witness is not None:
+            self._witness.require_server(row.server, row.held)
+        return rows.keeping(self.name, row, self._machine.instance)
+
     def fence(self, found: rows.Rows) -> int:
         """Raise NotHolder or FleetBehind unless this process holds the epoch by what `asks` has found. Returns the
         epoch. In the store's thread."""

@@ -182,6 +182,10 @@ class Database(ABC):
         """Return the connection that asks without the thread; None: the thread is asked."""
         return None
 
+    def binding(self) -> Asking | None:
+        """Return what binds without asking first; None: a database that is asked without a message."""
+        return None
+
     def hurry(self) -> None:  # noqa: B027  # a file answers
         """Give up what has no answer, since the process ends. Any thread."""
 

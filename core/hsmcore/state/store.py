@@ -31,7 +31,7 @@ from hsmcore.state.seal import Listener, SealSecret, SealStatus, derive
 from hsmcore.state.sqlite import FILE_HINT, OWNER_HINT, FileDatabase
 
 if TYPE_CHECKING:
-    from hsmcore.state.postgres.database import DatabaseServer
+    from hsmcore.state.postgres.place import DatabaseServer
     from hsmcore.state.register import Keeper
 
     Place = str | os.PathLike[str] | DatabaseServer
@@ -168,6 +168,11 @@ class Store:
         """Return what asks and changes without waiting for the store's transactions, if the database can do that.
         Close it before the Store."""
         return self._database.asking() or _InTurn(self)
+
+    def binding(self) -> Asking | None:
+        """Return what does a transaction that relies on what this process has read, on a connection of its own; None:
+        this database is asked first. Close it before the Store."""
+        return self._database.binding()
 
     async def seal_status(self) -> SealStatus | None:
         """Check the whole seal. None: the configuration has no stateSecret. Raises StoreError."""

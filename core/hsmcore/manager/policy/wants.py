@@ -78,6 +78,11 @@ class Fence(Protocol):
         """What each transaction that binds asks first: who holds the epoch, which keeps it so until the end of the
         transaction."""
 
+    @property
+    def keeps(self) -> Question:
+        """As `asks` and `fence`, for a transaction that relies on what is known now: it finds a row if that is so, and
+        keeps it so until the end of the transaction. Raises as `fence`. In the event loop."""
+
     def fence(self, rows: Sequence[Sequence[Any]]) -> int:
         """Raise NotHolder or FleetBehind unless by these rows, the answer, this host holds the epoch. Returns the
         epoch. In the store's thread."""

@@ -14,14 +14,14 @@ Read next: state/postgres/link.py, one connection; state/postgres/url.py, what a
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, closing, suppress
 from functools import partial
 from pathlib import Path
 from traceback import clear_frames
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
+from weakref import WeakSet
 
 import orjson
 import psycopg
@@ -30,14 +30,26 @@ from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.state.copies import fill, portions_of, rows_in
-from hsmcore.state.database import ABSENT_HINT, Database, Told, Work, counted, migrate, reason, require_known
+from hsmcore.state.database import (
+    ABSENT_HINT,
+    BUSY_SECONDS,
+    Database,
+    Told,
+    Work,
+    counted,
+    migrate,
+    reason,
+    require_known,
+)
 from hsmcore.state.errors import StoreAway, StoreChanged, StoreError, StoreNotGenuine, StoreUnknown
 from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question
 from hsmcore.state.postgres import rights
 from hsmcore.state.postgres.ask import Asker
+from hsmcore.state.postgres.binding import Binding, same_rows, same_server, vouched
 from hsmcore.state.postgres.certificate import Certified, explained
 from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
-from hsmcore.state.postgres.roles import RolesSeen, row_role
+from hsmcore.state.postgres.place import PREFIX, DatabaseServer, schema_name
+from hsmcore.state.postgres.roles import RolesSeen, fence, row_role
 from hsmcore.state.postgres.schema import TEMPORARY, Objects, foreign_of, marks_of, objects_of, rare_of
 from hsmcore.state.postgres.url import resolved
 from hsmcore.state.schema import METADATA
@@ -49,7 +61,6 @@ T = TypeVar("T")
 
 ROLE_SECONDS: Final = 2.0
 """The least time that a role is held without being renewed."""
-PREFIX: Final = "hsmcore_"
 _SCHEMAS: Final = text("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, :prefix) ORDER BY 1")
 _SEARCH: Final = text("SELECT set_config('search_path', :path, true)")
 _TEMPORARY: Final = text("SELECT pg_my_temp_schema()::regnamespace::text")
@@ -60,7 +71,6 @@ _LEAST_SECONDS: Final = 1.0
 """The least time for a bind's answer."""
 _HURRY_SECONDS: Final = 2.0
 _COPY_IDLE_MS: Final = 60_000
-_LONGEST: Final = 63  # bytes of a name in PostgreSQL
 _MIGRATING: Final = 0x68736D636F7265
 """The lock of those that make or migrate tables; it ends with the transaction."""
 HINT: Final = "Check the database server, and the way to it."
@@ -69,38 +79,6 @@ _AWAY: Final = psycopg.OperationalError, psycopg.errors.IdleInTransactionSession
 
 class _Rare(Exception):
     """A transaction under a seal needs more than two messages."""
-
-
-class FleetUrl(Protocol):
-    """Where the URL stands: hsmcore.config.FleetStore."""
-
-    @property
-    def url(self) -> SealSecret: ...
-
-
-class DatabaseServer(Protocol):
-    """The database of a fleet: hsmcore.config.Fleet."""
-
-    @property
-    def store(self) -> FleetUrl: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def manager(self) -> str | None:
-        """The key manager, where there are several: each has its own schema."""
-
-    @property
-    def single_node(self) -> bool: ...
-    @property
-    def ttl_ms(self) -> int: ...
-
-
-def schema_name(fleet: str, manager: str | None = None) -> str:
-    """Return the schema of a fleet's key manager. A fleet's name has no two dashes in a row, and none at its end."""
-    both = PREFIX + (fleet if manager is None else f"{fleet}__{manager}").replace("-", "_")
-    if len(both) <= _LONGEST:
-        return both
-    return f"{both[: _LONGEST - 9]}_{hashlib.sha256(both.encode()).hexdigest()[:8]}"
 
 
 class ServerDatabase(Database):
@@ -112,6 +90,8 @@ class ServerDatabase(Database):
         super().__init__(f"state store of fleet {server.name}", writes=writes)
         self._server, self._begins, self._roles_seen = server, begins, RolesSeen(self.shown)
         self.schema = schema_name(server.name, server.manager)
+        self._vouching = vouched(self.schema)
+        self._quick_seconds = max(server.ttl_ms / 2e3, _LEAST_SECONDS)
         self._engine: Engine | None = None
         self._link: Link | None = None
         self._facts: Facts | None = None
@@ -132,6 +112,9 @@ class ServerDatabase(Database):
         self._highs = "{}"
         self._rare: object = None
         """What rare_of has found when the seal vouched for it."""
+        self._vouched: Sequence[Any] | None = None
+        """The row of the seal and what else rare_of found, when a transaction was last done by them."""
+        self._bindings = WeakSet[Binding]()
         self._waits = writes and not server.single_node
         """Whether what is committed must be on a standby."""
 
@@ -162,8 +145,7 @@ class ServerDatabase(Database):
             if self.writes:
                 event.listen(self._engine, "before_execute", self.before_execute)
         self._facts = None
-        seconds = max(self._server.ttl_ms / 2e3, _LEAST_SECONDS)
-        link = self._link = Link(self._engine, waits=self._waits, seconds=seconds)
+        link = self._link = Link(self._engine, waits=self._waits, seconds=self._quick_seconds)
         if not self._prepared:
             # Only once: a server that was put in the place of the first one is not to begin without anything.
             link.begin(beginning(self.schema, writes=self.writes, turn=False, exists=False), self._know)
@@ -174,10 +156,14 @@ class ServerDatabase(Database):
         self._hurries_until = time.monotonic() + _HURRY_SECONDS
         if (link := self._link) is not None:
             link.hurry()
+        for binding in self._bindings:
+            binding.hasten(0.0)
 
     def hasten(self) -> None:
         if (link := self._link) is not None:
             link.hasten()
+        for binding in self._bindings:
+            binding.hasten()
 
     def _dial(self) -> Patient:
         given = resolved(self._server.store.url, self.shown)
@@ -334,6 +320,7 @@ class ServerDatabase(Database):
         for is_checked in (False, True):
             link = self._translated(lambda: self._begun(turn, questions))
             if self._is_as_checked(seal, link):
+                self._vouched = link.found[-6:]
                 return self._translated(partial(link.exchange, quick))
             link.undo()
             if not is_checked:
@@ -370,9 +357,28 @@ class ServerDatabase(Database):
     def asking(self) -> Asking | None:
         if self.seal is not None:
             return None  # rows are checked in the transaction that reads them
-        dial_seconds = self._server.ttl_ms / 2e3
-        begin = beginning(self.schema, writes=self.writes, turn=False, alone=True, seconds=dial_seconds)
-        return Asker(self._dialled, begin, self._judge, waits=self._waits, dial_seconds=dial_seconds)
+        return self._asker(alone=True, seconds=self._server.ttl_ms / 2e3)
+
+    def _asker(self, *, alone: bool, seconds: float) -> Asker:
+        begin = beginning(self.schema, writes=self.writes, turn=False, alone=alone, seconds=seconds)
+        return Asker(self._dialled, begin, self._judge, waits=self._waits, dial_seconds=self._server.ttl_ms / 2e3)
+
+    def binding(self) -> Asking:
+        asker = self._asker(alone=self.seal is None, seconds=BUSY_SECONDS)
+        made = Binding(asker, self._conditions, self._quick_seconds)
+        self._bindings.add(made)
+        return made
+
+    def _conditions(self) -> list[Question] | None:
+        """Return what a message relies on that asks nothing first; None: it must ask."""
+        facts, found, seal = self._facts, self._vouched, self.seal
+        if facts is None or fence(self)[0] or time.monotonic() < self._hurries_until:
+            return None
+        if seal is None:
+            return [same_server(facts)]
+        if found is None or seal.doubted or not seal.accepts(*found[:4]):
+            return None
+        return [same_rows(self._vouching, facts, found)]
 
     async def _dialled(self) -> psycopg.AsyncConnection[Any]:
         given = await asyncio.to_thread(resolved, self._server.store.url, self.shown)

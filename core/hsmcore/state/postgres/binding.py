@@ -1,0 +1,90 @@
+"""What binds positions in one message: a connection of its own on the event loop, whose messages carry conditions
+instead of asking first. For manager/policy/watermark.py; which conditions, docs/decisions/0070 says.
+
+An answer is waited for no longer than `seconds` once the server has confirmed others: then the connection is one that a
+firewall has forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+from sqlalchemy import TextClause, text
+
+from hsmcore.state.errors import StoreAway, StoreUnknown
+from hsmcore.state.exchange import Asking, Change, Question, Reply
+from hsmcore.state.postgres.link import FACTS, Facts
+from hsmcore.state.postgres.schema import rare_of
+
+_JUDGED: Final = Facts._fields[: Facts._fields.index("backend")]
+"""What is the same for each connection."""
+_COLUMNS: Final = "store", "counter", "digests", "mac", "highs", "rare"
+"""Those of rare_of."""
+_VOUCHED: Final = tuple(name for name in _COLUMNS if name != "highs")
+
+
+def same_server(facts: Facts) -> Question:
+    """Return what finds a row on the server that was judged, as it was then."""
+    return Question(_SERVER, _known(facts), required=True)
+
+
+def same_rows(vouching: TextClause, facts: Facts, found: Sequence[Any]) -> Question:
+    """As `same_server`, and while the seal and what it vouches for are as they were found. `vouching`: of `vouched`."""
+    known = dict(zip(_COLUMNS, found, strict=True))
+    return Question(vouching, _known(facts) | {name: known[name] for name in _VOUCHED}, required=True)
+
+
+def vouched(schema: str) -> TextClause:
+    """Return the statement of `same_rows`."""
+    columns, join = rare_of(schema)
+    rows = f"SELECT {columns} FROM (SELECT) AS one {join}"  # noqa: S608  # our names
+    return text(f"{_SAME}, ({rows}) AS rows ({', '.join(_COLUMNS)}) WHERE {_same((*_JUDGED, *_VOUCHED))}")
+
+
+def _known(facts: Facts) -> dict[str, str]:
+    return {name: str(getattr(facts, name)) for name in _JUDGED}
+
+
+def _same(names: Sequence[str]) -> str:
+    return f"({', '.join(names)}) = ({', '.join(f':{name}' for name in names)})"
+
+
+_SAME: Final = f"SELECT 1 FROM ({FACTS}) AS facts ({', '.join(Facts._fields)})"  # noqa: S608  # our names
+_SERVER: Final = text(f"{_SAME} WHERE {_same(_JUDGED)}")
+
+
+class Binding:
+    """Belongs to one event loop. `asking`: the connection; `conditions`: returns what each message begins with, None
+    while that is not known; `seconds`: as above."""
+
+    def __init__(self, asking: Asking, conditions: Callable[[], list[Question] | None], seconds: float) -> None:
+        self._asking, self._conditions, self._seconds = asking, conditions, seconds
+        self._limit: asyncio.Timeout | None = None
+        self._sent = 0.0
+
+    async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
+        """As Asking, if each condition is met. Raises StoreError; StoreAway while they are not known."""
+        conditions = self._conditions()
+        if conditions is None:
+            raise StoreAway("not all that a bind relies on is known")
+        self._sent = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(None) as self._limit:
+                return await self._asking.ask([*conditions, *work], seconds)
+        except TimeoutError:
+            raise StoreUnknown("the server answers others, and did not answer this") from None
+        finally:
+            self._limit = None
+
+    def hasten(self, seconds: float | None = None) -> None:
+        """Give up what is under way if it was sent so long ago; None: as long as above. In the loop."""
+        limit, seconds = self._limit, self._seconds if seconds is None else seconds
+        if limit is not None and asyncio.get_running_loop().time() >= self._sent + seconds:
+            self._limit = None
+            limit.reschedule(0.0)
+
+    async def close(self) -> None:
+        """Close the connection. Idempotent."""
+        await self._asking.close()
