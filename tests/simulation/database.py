@@ -25,7 +25,7 @@ from hsmcore.errors import HsmError
 from hsmcore.state import database as base
 from hsmcore.state.database import Database
 from hsmcore.state.errors import RowInvalid, StoreAway, StoreChanged, StoreUnknown
-from hsmcore.state.exchange import CHANGED, Asking, Change, Question, Reply
+from hsmcore.state.exchange import CHANGED, Asking, Change, Question, Relying, Reply
 from hsmcore.state.postgres.binding import Binding
 from hsmcore.state.postgres.database import HINT, ROLE_SECONDS
 from hsmcore.state.postgres.link import ANSWER_SECONDS, IDLE_MS
@@ -276,12 +276,12 @@ class ServerDatabase(Database):
 
     def hurry(self) -> None:
         for binding in self._bindings:
-            binding.hasten(0.0)
+            binding.hasten(hurries=True)
 
     def asking(self) -> Asking:
         return Asker(self.server, self.process, self.place.ttl_ms * 500_000)
 
-    def binding(self) -> Asking:
+    def binding(self) -> Relying:
         made = Binding(self.asking(), self._conditions, self._link.quick_ns / SECOND)
         self._bindings.append(made)
         return made

@@ -22,7 +22,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from hsmcore.errors import HsmError
 from hsmcore.state.errors import RowInvalid, StoreError
-from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
+from hsmcore.state.exchange import Asking, Decide, Question, Relying, one_by_one
 from hsmcore.state.schema import MIGRATIONS, TYPES, VERSION
 from hsmcore.state.seal import Problems, Seal
 from hsmcore.state.seal_guard import SealGuard
@@ -182,7 +182,7 @@ class Database(ABC):
         """Return the connection that asks without the thread; None: the thread is asked."""
         return None
 
-    def binding(self) -> Asking | None:
+    def binding(self) -> Relying | None:
         """Return what binds without asking first; None: a database that is asked without a message."""
         return None
 

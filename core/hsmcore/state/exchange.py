@@ -70,6 +70,14 @@ class Asking(Protocol):
         """Close its own connection, if it has one. Idempotent."""
 
 
+class Relying(Asking, Protocol):
+    """Asking, where each message is done only if the database is what this process knows of it. StoreError says nothing
+    of whether it was done."""
+
+    def ends(self) -> None:
+        """Wait no longer than for a server that confirms others. In the loop."""
+
+
 def answered(connection: Connection, work: Sequence[Question | Change]) -> Answers:
     """Do one thing after the other. Returns the answers to the questions."""
     answers = []

@@ -25,7 +25,7 @@ from hsmcore.base.extras import install
 from hsmcore.base.waiting import shielded, whole
 from hsmcore.state.database import BUSY_SECONDS, Database, Told, join, now_ns, reason
 from hsmcore.state.errors import StoreBusy, StoreError, StoreNotGenuine
-from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, Reply, answered
+from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, Relying, Reply, answered
 from hsmcore.state.postgres.roles import fence
 from hsmcore.state.seal import Listener, SealSecret, SealStatus, derive
 from hsmcore.state.sqlite import FILE_HINT, OWNER_HINT, FileDatabase
@@ -169,7 +169,7 @@ class Store:
         Close it before the Store."""
         return self._database.asking() or _InTurn(self)
 
-    def binding(self) -> Asking | None:
+    def binding(self) -> Relying | None:
         """Return what does a transaction that relies on what this process has read, on a connection of its own; None:
         this database is asked first. Close it before the Store."""
         return self._database.binding()

@@ -391,6 +391,8 @@ class Watermark(Tables):
         """Wait until everything that was asked for is written, or refused where the server is away."""
         await self._background.close()
         self._closing.set()
+        if self._line is not None:
+            self._line.ends()
         await self._writing.finish()
         if self._line is not None:
             await self._line.close()

@@ -62,6 +62,7 @@ class Binding:
     def __init__(self, asking: Asking, conditions: Callable[[], list[Question] | None], seconds: float) -> None:
         self._asking, self._conditions, self._seconds = asking, conditions, seconds
         self._limit: asyncio.Timeout | None = None
+        self._ending = False
         self._sent = 0.0
 
     async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
@@ -71,19 +72,26 @@ class Binding:
             raise StoreAway("not all that a bind relies on is known")
         self._sent = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(None) as self._limit:
+            async with asyncio.timeout(self._seconds if self._ending else None) as self._limit:
                 return await self._asking.ask([*conditions, *work], seconds)
         except TimeoutError:
             raise StoreUnknown("the server answers others, and did not answer this") from None
         finally:
             self._limit = None
 
-    def hasten(self, seconds: float | None = None) -> None:
-        """Give up what is under way if it was sent so long ago; None: as long as above. In the loop."""
-        limit, seconds = self._limit, self._seconds if seconds is None else seconds
-        if limit is not None and asyncio.get_running_loop().time() >= self._sent + seconds:
-            self._limit = None
-            limit.reschedule(0.0)
+    def hasten(self, *, hurries: bool = False) -> None:
+        """The server has confirmed another transaction: give up what is under way if it was sent long ago. `hurries`:
+        whenever it was. In the loop."""
+        if hurries or asyncio.get_running_loop().time() >= self._sent + self._seconds:
+            self._give_up(0.0)
+
+    def ends(self) -> None:
+        self._ending = True
+        self._give_up(self._sent + self._seconds)
+
+    def _give_up(self, at: float) -> None:
+        if self._limit is not None and not self._limit.expired():
+            self._limit.reschedule(at)
 
     async def close(self) -> None:
         """Close the connection. Idempotent."""

@@ -42,7 +42,7 @@ from hsmcore.state.database import (
     require_known,
 )
 from hsmcore.state.errors import StoreAway, StoreChanged, StoreError, StoreNotGenuine, StoreUnknown
-from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question
+from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, Relying
 from hsmcore.state.postgres import rights
 from hsmcore.state.postgres.ask import Asker
 from hsmcore.state.postgres.binding import Binding, same_rows, same_server, vouched
@@ -157,7 +157,7 @@ class ServerDatabase(Database):
         if (link := self._link) is not None:
             link.hurry()
         for binding in self._bindings:
-            binding.hasten(0.0)
+            binding.hasten(hurries=True)
 
     def hasten(self) -> None:
         if (link := self._link) is not None:
@@ -363,7 +363,7 @@ class ServerDatabase(Database):
         begin = beginning(self.schema, writes=self.writes, turn=False, alone=alone, seconds=seconds)
         return Asker(self._dialled, begin, self._judge, waits=self._waits, dial_seconds=self._server.ttl_ms / 2e3)
 
-    def binding(self) -> Asking:
+    def binding(self) -> Relying:
         asker = self._asker(alone=self.seal is None, seconds=BUSY_SECONDS)
         made = Binding(asker, self._conditions, self._quick_seconds)
         self._bindings.add(made)
