@@ -19,7 +19,7 @@ from tests.support.postgres import Cluster
 
 from hsmcore.config import Secret
 from hsmcore.manager.policy.watermark import Watermark
-from hsmcore.state import Desired, Store
+from hsmcore.state import Desired, Store, StoreError
 from hsmcore.state.postgres import ask, link
 from hsmcore.state.seal import SealSecret
 
@@ -205,9 +205,18 @@ async def test_a_bind_whose_answer_is_lost_is_read_before_it_is_answered(postgre
 
 async def test_a_bind_that_has_no_answer_while_others_have_is_given_up(shared, sent):
     async with holding(shared) as a:
-        line = a.mark._line
+        line, given_up = a.mark._line, list[str]()
         assert line is not None
-        line._seconds = 0.2
+        line._seconds, asking = 0.2, line.ask
+
+        async def noted(*given: Any) -> Any:
+            try:
+                return await asking(*given)
+            except StoreError as error:
+                given_up.append(str(error))
+                raise
+
+        line.ask = noted
         with shared.beside() as on:
             on.execute("LOCK TABLE bound")
             binding = asyncio.create_task(a.sign(3))
@@ -217,6 +226,7 @@ async def test_a_bind_that_has_no_answer_while_others_have_is_given_up(shared, s
                 await a.member._renew()
             assert not binding.done()
         assert await binding == ""
+        assert "answers others" in given_up[0]
         assert shared.ask(HIGHEST) == [(3, 4)]
 
 
