@@ -18,7 +18,9 @@ from tests.support.managers import until
 from tests.support.postgres import Cluster
 
 from hsmcore.config import Secret
+from hsmcore.fleet.membership import Membership
 from hsmcore.manager.policy.watermark import Watermark
+from hsmcore.recovery.witness import Witness
 from hsmcore.state import Desired, Store, StoreError
 from hsmcore.state.postgres import ask, link
 from hsmcore.state.seal import SealSecret
@@ -228,6 +230,47 @@ async def test_a_bind_that_has_no_answer_while_others_have_is_given_up(shared, s
         assert await binding == ""
         assert "answers others" in given_up[0]
         assert shared.ask(HIGHEST) == [(3, 4)]
+
+
+async def test_a_bind_right_after_the_start_waits_for_the_claim_and_for_the_comparison_of_the_log(shared, monkeypatch):
+    """Both are under way, and nothing is known to be lost."""
+    attend, compares, claims = Witness.attend, asyncio.Event(), asyncio.Event()
+
+    async def late(witness: Witness) -> Any:
+        if not compares.is_set():
+            raise StoreError("not yet")
+        return await attend(witness)
+
+    monkeypatch.setattr(Witness, "attend", late)
+    take = Membership._take
+
+    async def waits(member: Membership, *given: Any, **more: Any) -> Any:
+        member._machine.claims()
+        await claims.wait()
+        return await take(member, *given, **more)
+
+    monkeypatch.setattr(Membership, "_take", waits)
+    async with shared.host("a", ttlMs=4000) as a:
+        await until(lambda: a.member.state == "claiming")
+        binding = asyncio.create_task(a.sign(1))
+        await asyncio.sleep(0)
+        assert a.mark._waiting
+        claims.set()
+        await until(lambda: a.member.state == "doubtful" and "compared" in a.member.reason)
+        assert not binding.done()
+        assert shared.ask("SELECT count(*) FROM bound") == [(0,)]
+        compares.set()
+        assert await binding == ""
+
+
+async def test_a_bind_that_waits_for_a_claim_ends_with_the_other_host_s(shared, monkeypatch):
+    async with shared.host("b", ttlMs=4000, claim="manual") as b, shared.host("a", ttlMs=4000, claim="manual") as a:
+        a.member._machine.claims()
+        binding = asyncio.create_task(a.sign(1))
+        await asyncio.sleep(0)
+        assert a.mark._waiting
+        await b.member.claim()
+        assert await binding == "NotHolder"
 
 
 async def test_a_cancelled_bind_leaves_nothing_behind(shared, sent):

@@ -46,6 +46,10 @@ LEADS: Final = ("holder", "doubtful")
 """The states of a fleet's host in which the epoch is its own, as far as is known."""
 
 
+HOPES: Final = ("claiming", *LEADS)
+"""Those in which it is, or may be in a moment."""
+
+
 class Fence(Protocol):
     """What keeps the hosts of a fleet apart: hsmcore.fleet.membership."""
 

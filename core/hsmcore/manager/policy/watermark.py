@@ -39,7 +39,7 @@ from hsmcore.errors import (
     RequestCancelled,
 )
 from hsmcore.manager.policy.rules import Rows, Rules
-from hsmcore.manager.policy.wants import LEADS, Fence, PayloadPlace
+from hsmcore.manager.policy.wants import HOPES, Fence, PayloadPlace
 from hsmcore.state import Store, StoreAway, StoreChanged, StoreNotGenuine, StoreUnknown, domains, positions
 from hsmcore.state.domains import Binder
 from hsmcore.state.exchange import Answers, Change, answered
@@ -144,7 +144,7 @@ class Watermark(Tables):
     def _passes(self, error: HsmError) -> bool:
         """Whether time may mend an error: the server is away, has just been started, or has done what had no answer;
         and no other process is known to hold the epoch."""
-        if error.told_retryable or (self._fence and (self._fence.state not in LEADS or self._fence.incident)):
+        if error.told_retryable or (self._fence and (self._fence.state not in HOPES or self._fence.incident)):
             return False
         mends = StoreAway | StoreChanged | StoreUnknown | NotHolder | FleetBehind
         return isinstance(error, mends) and not self._closing.is_set()
