@@ -187,10 +187,10 @@ class Database(ABC):
         return None
 
     def hurry(self) -> None:  # noqa: B027  # a file answers
-        """Give up what has no answer, since the process ends. Any thread."""
+        """Give up what has no answer, since the process ends. In the event loop."""
 
     def hasten(self) -> None:  # noqa: B027  # a file answers
-        """The database has confirmed another transaction: give up what has waited for long. Any thread."""
+        """The database has confirmed another transaction: give up what has waited for long. In the event loop."""
 
     def before_execute(self, _connection: Connection, statement: Any, *_: Any) -> None:
         """Let the seal check a statement, and note what it writes. Called by SQLAlchemy."""

@@ -1,9 +1,10 @@
 """A transaction as an exchange: what it asks, and what it changes once all answers are there.
 
 Statements are made once, by SQLAlchemy. A file, and a store with a seal, have them executed one after the other; a
-server gets all questions in one message and all changes in another (state/postgres/text.py). What guards a signature
-in a fleet is done this way: a bind, a claim and a renewal of the epoch, a role. Store.exchange adds the questions about
-the roles of the task; the seal is checked before each statement.
+server gets all questions in one message and all changes in another (state/postgres/text.py), or both in one, where what
+the changes rely on is a question that must find a row. What guards a signature in a fleet is done this way: a bind, a
+claim and a renewal of the epoch, a role. Store.exchange adds the questions about the roles of the task; the seal is
+checked before each statement.
 """
 
 from __future__ import annotations

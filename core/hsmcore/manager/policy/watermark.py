@@ -6,7 +6,8 @@ it. The domain is the chain of positions and not a key, so each key that signs i
 bound to.
 
 All that wait are bound in one transaction, which is durable before the first of them is signed. In a fleet it is
-fenced: it reads the epoch, and keeps it until its end.
+fenced: it reads the epoch, and keeps it until its end. New positions of a chain that this process has bound in are
+bound there without a question, on the condition that all is as it knows it (docs/decisions/0070).
 """
 
 from __future__ import annotations
@@ -216,8 +217,8 @@ class Watermark(Tables):
 
         # In a fleet, positions are bound without taking turns with the other hosts' transactions. That is safe: each
         # one that binds has locked the fleet's row to share it before it reads, so it is of the one process that holds
-        # the epoch, which has one connection; and whatever else changes rows of a domain, such as `raise_floor`, locks
-        # the fleet's row for itself before it reads.
+        # the epoch, and what that one has sent before changes the watermark; and whatever else changes rows of a
+        # domain, such as `raise_floor`, locks the fleet's row for itself before it reads.
         turn = self._fence is None
         try:
             done, after = await self._store.exchange(questions, decide, turn=turn)

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import orjson
 from sqlalchemy import TextClause, text
 
 from hsmcore.state.errors import StoreAway, StoreUnknown
@@ -22,7 +23,6 @@ _JUDGED: Final = Facts._fields[: Facts._fields.index("backend")]
 """What is the same for each connection."""
 _COLUMNS: Final = "store", "counter", "digests", "mac", "highs", "rare"
 """Those of rare_of."""
-_VOUCHED: Final = tuple(name for name in _COLUMNS if name != "highs")
 
 
 def same_server(facts: Facts) -> Question:
@@ -30,20 +30,29 @@ def same_server(facts: Facts) -> Question:
     return Question(_SERVER, _known(facts), required=True)
 
 
-def same_rows(vouching: TextClause, facts: Facts, found: Sequence[Any]) -> Question:
-    """As `same_server`, and while the seal and what it vouches for are as they were found. `vouching`: of `vouched`."""
-    known = dict(zip(_COLUMNS, found, strict=True))
-    return Question(vouching, _known(facts) | {name: known[name] for name in _VOUCHED}, required=True)
+def same_rows(vouching: TextClause, facts: Facts, rare: str, store: str, counter: int) -> Question:
+    """As `same_server`, and while the rows that a seal vouches for are as they were checked, under that seal or a later
+    one of the same store. `vouching`: of `vouched`."""
+    return Question(vouching, _known(facts) | {"rare": rare, "store": store, "counter": counter}, required=True)
 
 
 def vouched(schema: str) -> TextClause:
     """Return the statement of `same_rows`."""
     columns, join = rare_of(schema)
     rows = f"SELECT {columns} FROM (SELECT) AS one {join}"  # noqa: S608  # our names
-    return text(f"{_SAME}, ({rows}) AS rows ({', '.join(_COLUMNS)}) WHERE {_same((*_JUDGED, *_VOUCHED))}")
+    same = _same((*_JUDGED, "rare", "store"))
+    return text(f"{_SAME}, ({rows}) AS rows ({', '.join(_COLUMNS)}) WHERE {same} AND counter >= :counter")
 
 
-def _known(facts: Facts) -> dict[str, str]:
+def went_back(before: str, now: str) -> bool:
+    """Whether a domain's highest position is lower, or gone, by two texts of rare_of."""
+    if before == now:
+        return False
+    highs: dict[str, int] = orjson.loads(now)
+    return any(highs.get(name, -1) < high for name, high in orjson.loads(before).items())
+
+
+def _known(facts: Facts) -> dict[str, Any]:
     return {name: str(getattr(facts, name)) for name in _JUDGED}
 
 

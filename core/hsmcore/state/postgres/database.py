@@ -23,7 +23,6 @@ from traceback import clear_frames
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
-import orjson
 import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
@@ -45,10 +44,10 @@ from hsmcore.state.errors import StoreAway, StoreChanged, StoreError, StoreNotGe
 from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, Relying
 from hsmcore.state.postgres import rights
 from hsmcore.state.postgres.ask import Asker
-from hsmcore.state.postgres.binding import Binding, same_rows, same_server, vouched
+from hsmcore.state.postgres.binding import Binding, same_rows, same_server, vouched, went_back
 from hsmcore.state.postgres.certificate import Certified, explained
 from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
-from hsmcore.state.postgres.place import PREFIX, DatabaseServer, schema_name
+from hsmcore.state.postgres.place import DatabaseServer, refuse_others, schema_name
 from hsmcore.state.postgres.roles import RolesSeen, fence, row_role
 from hsmcore.state.postgres.schema import TEMPORARY, Objects, foreign_of, marks_of, objects_of, rare_of
 from hsmcore.state.postgres.url import resolved
@@ -61,7 +60,6 @@ T = TypeVar("T")
 
 ROLE_SECONDS: Final = 2.0
 """The least time that a role is held without being renewed."""
-_SCHEMAS: Final = text("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, :prefix) ORDER BY 1")
 _SEARCH: Final = text("SELECT set_config('search_path', :path, true)")
 _TEMPORARY: Final = text("SELECT pg_my_temp_schema()::regnamespace::text")
 _ABOUT: Final = text("""SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint FROM pg_class
@@ -74,7 +72,12 @@ _COPY_IDLE_MS: Final = 60_000
 _MIGRATING: Final = 0x68736D636F7265
 """The lock of those that make or migrate tables; it ends with the transaction."""
 HINT: Final = "Check the database server, and the way to it."
-_AWAY: Final = psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout
+_KINDS: Final[Sequence[tuple[type[Exception], type[StoreError]]]] = (
+    (psycopg.OperationalError, StoreAway),
+    (psycopg.errors.IdleInTransactionSessionTimeout, StoreAway),
+    (psycopg.errors.UniqueViolation, StoreChanged),
+    (Exception, StoreError),
+)
 
 
 class _Rare(Exception):
@@ -110,10 +113,8 @@ class ServerDatabase(Database):
         }
         """What begins a transaction that has its turn, and one that waits for none."""
         self._highs = "{}"
-        self._rare: object = None
+        self._rare = ""
         """What rare_of has found when the seal vouched for it."""
-        self._vouched: Sequence[Any] | None = None
-        """The row of the seal and what else rare_of found, when a transaction was last done by them."""
         self._bindings = WeakSet[Binding]()
         self._waits = writes and not server.single_node
         """Whether what is committed must be on a standby."""
@@ -201,7 +202,7 @@ class ServerDatabase(Database):
 
     def _migrate(self, connection: Connection) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATING})")
-        self._refuse_others(connection)
+        refuse_others(connection, self._server, self.shown, begins=self._begins)
         exists = self._exists(connection)
         if exists:
             connection.exec_driver_sql(take_turn(self.schema))
@@ -231,7 +232,7 @@ class ServerDatabase(Database):
             self.disconnect()
 
     def _find(self, connection: Connection) -> None:
-        self._refuse_others(connection)
+        refuse_others(connection, self._server, self.shown, begins=self._begins)
         if not self._exists(connection):
             raise StoreError(f"{self.shown}: there is none yet", call="open", hint=ABSENT_HINT)
         require_known(connection, self.shown)
@@ -241,27 +242,6 @@ class ServerDatabase(Database):
         return (
             connection.exec_driver_sql(f"SELECT to_regclass('\"{self.schema}\".schema_version')").scalar() is not None
         )
-
-    def _refuse_others(self, connection: Connection) -> None:
-        """Refuse to begin in the database of another fleet, unless an operator has asked for it, and in one whose fleet
-        has another number of key managers: under a name with a typing error, nothing would seem to be bound."""
-        own = schema_name(self._server.name)
-        schemas = connection.execute(_SCHEMAS, {"prefix": PREFIX}).scalars().all()
-        if self.schema in schemas:
-            return
-        several = [other for other in schemas if other.startswith(f"{own}__")]
-        for other in schemas:
-            if other in (own, *several):
-                if (other == own) != (self.schema == own):
-                    raise StoreError(
-                        f"{self.shown}: it holds {other}, and {self.schema} would begin beside it",
-                        hint="Rename that schema if it is this key manager's: ALTER SCHEMA … RENAME TO …",
-                    )
-            elif not self._begins:
-                raise StoreError(
-                    f"{self.shown}: it is the database of another fleet, {other.removeprefix(PREFIX)}",
-                    hint="Correct fleet.name. Only if several fleets are to share the database: hsmcore fleet migrate",
-                )
 
     def foreign(self, connection: Connection) -> str:
         marks = marks_of(connection, self.schema)
@@ -320,7 +300,6 @@ class ServerDatabase(Database):
         for is_checked in (False, True):
             link = self._translated(lambda: self._begun(turn, questions))
             if self._is_as_checked(seal, link):
-                self._vouched = link.found[-6:]
                 return self._translated(partial(link.exchange, quick))
             link.undo()
             if not is_checked:
@@ -333,21 +312,18 @@ class ServerDatabase(Database):
         return rare == self._rare and seal.accepts(*row)
 
     def _compare(self, highs: str) -> None:
-        """Have the hosts answer a loss that the highest positions show: each transaction of each host looks at them."""
-        if highs == self._highs:
-            return
-        before, now = orjson.loads(self._highs), orjson.loads(highs)
-        self._highs = highs
-        if any(now.get(name, -1) < high for name, high in before.items()):
+        """Have the hosts answer a loss that the highest positions show: each host looks at them again and again."""
+        before, self._highs = self._highs, highs
+        if went_back(before, highs):
             self.problems.note("fleet", EARLIER)
 
     def _check_rare(self) -> None:
         """Check what rare_of finds, and remember it. Raises _Rare: what is not genuine may be of no use here."""
 
-        def work(connection: Connection) -> object:
+        def work(connection: Connection) -> str:
             for table in HOT:
                 connection.execute(select(METADATA.tables[table]).limit(1))  # the guard checks its scope
-            return None if self._link is None else self._link.found[-1]
+            return "" if self._link is None else str(self._link.found[-1])
 
         try:
             self._rare = self.transact(work, lenient=False)
@@ -371,14 +347,14 @@ class ServerDatabase(Database):
 
     def _conditions(self) -> list[Question] | None:
         """Return what a message relies on that asks nothing first; None: it must ask."""
-        facts, found, seal = self._facts, self._vouched, self.seal
-        if facts is None or fence(self)[0] or time.monotonic() < self._hurries_until:
+        facts, seal = self._facts, self.seal
+        may = self.is_own_process and not fence(self)[0] and time.monotonic() >= self._hurries_until
+        if facts is None or not may:
             return None
         if seal is None:
             return [same_server(facts)]
-        if found is None or seal.doubted or not seal.accepts(*found[:4]):
-            return None
-        return [same_rows(self._vouching, facts, found)]
+        newest = seal.newest if self._rare else None
+        return newest and [same_rows(self._vouching, facts, self._rare, *newest)]
 
     async def _dialled(self) -> psycopg.AsyncConnection[Any]:
         given = await asyncio.to_thread(resolved, self._server.store.url, self.shown)
@@ -452,6 +428,5 @@ class ServerDatabase(Database):
         except (SQLAlchemyError, psycopg.Error) as error:
             driver = getattr(error, "orig", error)
             lacks = isinstance(driver, psycopg.errors.InsufficientPrivilege)
-            kinds = ((_AWAY, StoreAway), (psycopg.errors.UniqueViolation, StoreChanged), (Exception, StoreError))
-            kind = next(made for sort, made in kinds if isinstance(driver, sort))
+            kind = next(kind for sort, kind in _KINDS if isinstance(driver, sort))
             raise kind(f"{self.shown}: {reason(error)}", hint=rights.HINT if lacks else HINT) from None
