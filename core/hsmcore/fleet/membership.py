@@ -127,8 +127,6 @@ class Membership:
             await self._line.asking.close()
             await self._store.close()
 
-    # What is known.
-
     @property
     def duties(self) -> Duties | None:
         """What this host does beside its lease, from `watch_over` on."""
@@ -171,8 +169,6 @@ class Membership:
         said |= {"epoch": self.epoch, "holder": self.holder, "incident": self.incident, "reason": self.reason}
         said |= {"claims": self.claims, "renewalsFailed": self.renewals_failed, "held": self._machine.row.held}
         return said | {"leaseSeconds": round(self.lease_seconds, 3)}
-
-    # What may be signed.
 
     def require(self) -> None:
         """Raise NotHolder or FleetBehind unless payloads with a position may be tried now: a holder that is in doubt
@@ -243,8 +239,6 @@ class Membership:
             return f"epoch {row.epoch} is held by {row.holder}"
         return self._machine.reason or "its renewal is late"
 
-    # What an operator or the application does.
-
     async def claim(self, at_least: Mapping[str, int] | None = None, force: bool = False, reason: str = "") -> None:
         """Hold the epoch when this returns. Waits at most for the end of a lease that is not renewed.
 
@@ -296,8 +290,6 @@ class Membership:
         """Return what ends when a renewal that begins after this call is confirmed: Confirmations.wait, which refuses
         with NotHolder."""
         return self._confirmations.wait(until, others)
-
-    # What goes on by itself.
 
     async def _look(self) -> float:
         begun, failed = boottime(), True
