@@ -45,8 +45,7 @@ from hsmcore.manager.policy.wants import HOPES, Fence, PayloadPlace
 from hsmcore.state import Store, StoreAway, StoreChanged, StoreNotGenuine, StoreUnknown, domains, positions
 from hsmcore.state.domains import Binder
 from hsmcore.state.exchange import Answers, Change, answered
-from hsmcore.state.mark import WINDOW, Mark
-from hsmcore.state.positions import Unfinished
+from hsmcore.state.mark import Mark
 from hsmcore.state.store import Tables
 
 MOST: Final = 256
