@@ -128,6 +128,32 @@ def processor(name: str, what: str, bound: float, ours: str) -> Target:
     return Target(name, what, f"processor time({ours}) / signatures", "µs", bound, False, (ours,), value)
 
 
+def side(name: str, what: str, bound: float, ours: str, which: Literal["client", "gateway"], less: str = "") -> Target:
+    """At most so many microseconds of processor time a signature on this side of a gateway; `less`: more than there."""
+
+    def value(r: Round) -> float | None:
+        parts, bare = r[ours].parts_ns, r[less].cpu_seconds if less else 0.0
+        if parts is None or bare is None:
+            return None
+        return parts[which] / 1e3 - (bare / r[less].signatures * 1e6 if less else 0.0)
+
+    formula = f"processor time of the {which}({ours}) / signatures"
+    needs = (ours, less) if less else (ours,)
+    return Target(name, what, f"{formula} - the same of {less}" if less else formula, "µs", bound, False, needs, value)
+
+
+def over(name: str, what: str, bound: float, ours: str, to: str, echo: str) -> Target:
+    """What is added to another contender, at most so many times as long as an echo, in the median."""
+
+    def value(r: Round) -> float | None:
+        times = [r[contender].latency_ns for contender in (ours, to, echo)]
+        mine, theirs, least = (None if t is None else t.p50 for t in times)
+        return None if mine is None or theirs is None or least is None else (mine - theirs) / least
+
+    formula = f"(p50({ours}) - p50({to})) / p50({echo})"
+    return Target(name, what, formula, "×", bound, False, (ours, to, echo), value)
+
+
 def tailed(name: str, what: str, ours: str, raw: str) -> Target:
     """A p99.9 at most half longer than raw C's."""
     return Target(name, what, f"p999({ours}) / p999({raw})", "×", 1.5, False, (ours, raw), tail(ours, raw))

@@ -31,6 +31,7 @@ Kind = Literal[
     "verify-batched",  # no HSM: hsmcore.verify_batched, of a proof for a batch of 10,000
     "sign-open",  # ours: await km.sign of requests that come at random, so many a second
     "flush",  # signs nothing: one line appended to a file, and fdatasync
+    "echo",  # signs nothing: bytes to another process and back, by a Unix socket between two event loops
     "hand-over",  # signs nothing: two sleeping threads hand a token over and back
     "pynacl",  # a key in memory, libsodium
     "cryptography",  # a key in memory, OpenSSL

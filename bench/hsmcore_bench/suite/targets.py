@@ -15,9 +15,11 @@ from hsmcore_bench.suite.formulas import (
     beside,
     fast,
     lag,
+    over,
     processor,
     queued,
     relative,
+    side,
     tail_ms,
     tailed,
 )
@@ -91,6 +93,11 @@ TARGETS: tuple[Target, ...] = (
     added("policy-bind", "one block bound to its position, one in flight", 2000.0, "policy-1-blocks", "policy-1-none"),
     fast("gateway-noop-rate", "gateway, no-op module, 256 open over 4 connections", 50_000.0, "gateway-noop-256"),
     tail_ms("gateway-noop-p99", "the same, p99 latency", 10.0, "gateway-noop-256"),
+    side(
+        *("gateway-noop-adds", "the same, processor time that the gateway adds to a signature", 5.0),
+        *("gateway-noop-256", "gateway", "gateway-noop-256-none"),
+    ),
+    side("gateway-noop-client", "the same, processor time of the client", 4.0, "gateway-noop-256", "client"),
     relative(
         "gateway-64-rate", "gateway, SoftHSM, 64 in flight", "× in process", 0.95, "gateway-64", "gateway-64-none"
     ),
@@ -104,6 +111,10 @@ TARGETS: tuple[Target, ...] = (
         *("gateway-share-flood", "gateway-share-even"),
     ),
     added("gateway-1-adds", "gateway, one in flight, over the same in process", 120.0, "gateway-1", "gateway-1-none"),
+    over(
+        *("gateway-1-echo", "the same, over an echo between two processes", 1.5),
+        *("gateway-1", "gateway-1-none", "gateway-echo"),
+    ),
     fast("batched-yubihsm2-rate", "`sign_batched`, YubiHSM 2 (8.7 signatures/s)", 100_000.0, "batched-yubihsm2"),
     batched("batched-yubihsm2-p99", "the same, p99 latency over interval and 1.2 × device", "batched-yubihsm2", 150),
     fast("batched-softhsm-rate", "`sign_batched`, SoftHSM", 300_000.0, "batched-softhsm"),

@@ -6,9 +6,11 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
+from functools import cached_property
 from time import monotonic
 from typing import Any, Final
 
+from hsmcore._native import Answers, Waiter
 from hsmcore.base.log import get_logger
 from hsmcore.errors import DeadlineExceeded, HsmError, InternalError, RequestCancelled
 from hsmcore.gateway.clients import OpenWork
@@ -18,9 +20,9 @@ SWEEP_SECONDS: Final = 0.05
 """Seconds between two looks whether a request that waits for its turn has met its deadline."""
 
 
-class Job:
+class Job(Waiter):
     """A request, or messages of one. `start(job, seconds)` begins it, with what is left of its timeout, and has it
-    `follow` what was begun."""
+    `follow` what was begun, or wait for the key manager's answer itself."""
 
     __slots__ = (
         "account",
@@ -43,7 +45,7 @@ class Job:
         self.queue, self.account, self.start, self.timeout, self.cost = queue, account, start, timeout, cost
         self.context = account.client.context
         """What it begins in: its records are its client's, and belong to its trace."""
-        self.running: asyncio.Future[Any] | None = None
+        self.running: asyncio.Future[Any] | Waiter | None = None
         self.until = 0.0
         """Deadline of a request that waits for its turn, as time.monotonic()."""
         self.ended = False
@@ -69,7 +71,12 @@ class Job:
         self.running = future
         future.add_done_callback(self.settled, context=OUTSIDE)
 
-    def settled(self, future: asyncio.Future[Any]) -> None:
+    def waits(self) -> Waiter:
+        """Be what takes an answer of KeyManager.submit, and has `settled` called. Cancelling the job cancels it."""
+        self.begins(self.queue.answers)
+        return self
+
+    def settled(self, future: asyncio.Future[Any] | Waiter) -> None:
         """What was begun has ended."""
         self.queue.end(self, outcome_of(future))
 
@@ -85,6 +92,16 @@ class Queue:
         self._sweeping: asyncio.TimerHandle | None = None
         self._accounts: set[OpenWork] = set()
         """Those that have something waiting."""
+
+    @cached_property
+    def answers(self) -> Answers:
+        """Where jobs wait for answers of the key manager."""
+        return Answers(asyncio.get_running_loop(), self._answered)
+
+    def _answered(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            job.running = None
+            job.settled(job)
 
     def enter(self, job: Job) -> None:
         """Let a job that is admitted begin in its turn, as a whole or in pieces."""
@@ -179,7 +196,7 @@ OUTSIDE: Final[Context] = copy_context()
 """The context of callbacks: nobody's."""
 
 
-def outcome_of(future: asyncio.Future[Any]) -> Any:
+def outcome_of(future: asyncio.Future[Any] | Waiter) -> Any:
     """Return the result of a future that is done, or its error as an HsmError."""
     if future.cancelled():
         return RequestCancelled("withdrawn")

@@ -14,14 +14,14 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from hsmcore._native import BatchedSignature, Digest, verify
+from hsmcore._native import BatchedSignature, Digest, Waiter, verify
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.receipt import Receipt
 from hsmcore.config.policy import PREHASHED
 from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent, MemberDown, NotHolder, PolicyRefused, SignatureInvalid
 from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.chunks import ChargedBatch
-from hsmcore.gateway.jobs import OUTSIDE, Job, outcome_of
+from hsmcore.gateway.jobs import Job, outcome_of
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Frame, Type
@@ -75,11 +75,11 @@ class GatewayRequest(Job):
         if context is not None:
             self.context = context
 
-    def submitted(self, asked: asyncio.Future[Receipt]) -> None:
-        """The future of KeyManager.submit is done, or was cancelled to withdraw the request."""
-        if asked.cancelled():
-            self.counter.manager.abandon(asked, self.what.message)
-        self.queue.end(self, outcome_of(asked))
+    def settled(self, future: asyncio.Future[Any] | Waiter) -> None:
+        """It has ended, or was cancelled to withdraw the request."""
+        if future.cancelled() and self.operation is SIGN:
+            self.counter.manager.abandon(future, self.what.message)  # no effect on what is no answer of `submit`
+        self.queue.end(self, outcome_of(future))
 
 
 class _AwaitedRequest(GatewayRequest):
@@ -127,10 +127,13 @@ def _sign(request: GatewayRequest, left: float) -> None:
     if kind == PREHASHED:
         request.run(_sign_prehashed(manager, what.message, left, only))
         return
-    asked = request.context.run(manager.submit, what.message, left, kind, what.position, only)
-    if asked is not None:
+    waiter = request.waits()
+    asked = request.context.run(manager.submit, what.message, left, kind, what.position, only, waiter)
+    if asked is waiter:
         request.running = asked
-        asked.add_done_callback(request.submitted, context=OUTSIDE)
+        return
+    if asked is not None:
+        request.follow(asked)
         return
     key_id = counter.versions.key(what.version).id if what.version else None
     request.run(manager.sign_with_receipt(what.message, left, kind=kind, position=what.position, key_id=key_id))

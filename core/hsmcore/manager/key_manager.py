@@ -333,17 +333,23 @@ class KeyManager(BatchedSigning, KeyWork):
         return await self._answer("sign", message, submit)
 
     def submit(
-        self, message: bytes, timeout: float | None, kind: str | None, position: int | None, only: bytes | None
+        self,
+        message: bytes,
+        timeout: float | None,
+        kind: str | None,
+        position: int | None,
+        only: bytes | None,
+        waiter: Waiter | None = None,
     ) -> asyncio.Future[Receipt] | None:
         """Begin to sign, without a coroutine, for those that take many answers by callbacks; `only`: with this public
-        key. None: something must be awaited first. Cancel the future and call `abandon` to give the request up."""
+        key. `waiter`: as of Way.ask. None: something must be awaited first. Cancel the future and call `abandon` to give the request up."""
         extra = audit_extra() if self._audited else None
         try:
             if self._passes is None:
                 refuse_claims(kind, position)
             elif not self._passes(message, kind, position):
                 return None
-            asked = self._way.ask(Ask(message, timeout, extra, only, gather=True))
+            asked = self._way.ask(Ask(message, timeout, extra, only, gather=True), waiter)
         except HsmError as error:
             if not isinstance(error, EngineClosed):  # then the log may be sealed already
                 self._record.failure("sign", message, error)

@@ -15,6 +15,7 @@ from hsmcore_bench.harness.certificate import NAME, self_signed
 from hsmcore_bench.harness.crowd import crowd
 from hsmcore_bench.harness.gateway import gateway_process
 from hsmcore_bench.harness.neighbour import Neighbour
+from hsmcore_bench.harness.process import cpu_seconds_of
 from hsmcore_bench.suite.child.ours import MESSAGES_PER_CALLER, configuration
 from hsmcore_bench.suite.child.protocol import Job, check_message, distinct_messages
 from hsmcore_bench.suite.child.tasks import event_loop, loop_name, saturate
@@ -40,7 +41,7 @@ class GatewaySigner:
                 clients["neighbour"] = {"names": [f"dns:{NAME}"], "keys": ["default"], "inFlight": job.neighbour}
                 faces = ["tls"]
             started = gateway_process({"keyManager": manager}, clients, faces, files)
-            addresses = self._stack.enter_context(started)
+            addresses, self._gateway = self._stack.enter_context(started)
             address = addresses[0]
             if files is not None:
                 self._neighbour = Neighbour(addresses[1], files, job.neighbour, job.message_bytes)
@@ -72,7 +73,15 @@ class GatewaySigner:
         job = self._job
         work = saturate(self._client.sign, self._own, seconds, timed_every=job.timed_every, watch_lag=job.watch_lag)
         with self._neighbour.busy() if self._neighbour is not None else nullcontext():
-            return self._runner.run(work)
+            before = self._used()
+            figures = self._runner.run(work)
+            after = self._used()
+        calls = max(figures["signatures"], 1)
+        return {**figures, "parts_ns": {side: (after[side] - before[side]) * 1e9 / calls for side in after}}
+
+    def _used(self) -> dict[str, float]:
+        """Seconds of processor time of each side so far, all threads."""
+        return {"client": cpu_seconds_of(os.getpid()), "gateway": cpu_seconds_of(self._gateway)}
 
     def close(self) -> None:
         """End the gateway, too."""

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from hsmcore.base.receipt import Receipt
 from hsmcore.gateway.wire.fields import U16, Fields, bytes16, named, reading, text8
-from hsmcore.gateway.wire.frames import MIN_BYTES, Flag, Frame, Type, UnknownKind, WireError, frame
+from hsmcore.gateway.wire.frames import MIN_BYTES, Flag, Frame, Type, UnknownKind, WireError, frame, native
 
 VERSION: Final = 1
 MOST_PING: Final = 64
@@ -252,6 +252,8 @@ def kind_of(number: int) -> str:
 
 def read_sign(one: Frame) -> Sign:
     """Read SIGN. Raises WireError."""
+    if native is not None and (found := native.read_sign(one.flags, one.body, Sign, KINDS)) is not None:
+        return found  # type: ignore[no-any-return]
     try:
         kind, timeout, position, version = _SIGN.unpack_from(one.body)
     except struct_error as error:
