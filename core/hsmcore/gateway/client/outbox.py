@@ -221,6 +221,12 @@ class RequestOutbox:
         if answer.type is not Type.SIGNED_MANY or not self._ask_for_rest(channel, request, result):
             request.future.set_result(result)
 
+    def signed(self, count: int) -> None:
+        """So many requests of one message are settled with their signatures, and out of their channel's `open`."""
+        self._out -= count
+        self._answered += count
+        self.seeking = False
+
     def _ask_for_rest(self, channel: Channel, request: ClientRequest, outcomes: list[Any]) -> bool:
         """Have messages of a batch signed that another key has to sign, or another host: as a request of their own.
         Returns whether there are any."""

@@ -98,6 +98,7 @@ class ClientRequest:
         "asked_id",
         "count",
         "deadline",
+        "expects",
         "first",
         "full",
         "future",
@@ -128,6 +129,8 @@ class ClientRequest:
     ) -> None:
         """`full`: the answer is all that SIGNED says, and its key, not only the signature."""
         self.type, self.value, self.future, self.deadline = kind, value, future, deadline
+        self.expects = -1
+        """Version that SIGNED settles it with, 0: any; -1: Python looks at its answer. As of native.cut_frames."""
         self.count, self.asked_id, self.full = count, asked_id, full
         self.parent = TraceParent.current() if "opentelemetry.trace" in modules else None
         """The caller's span. Looked up here, for a call costs more than all else that most requests need of it."""
@@ -177,6 +180,7 @@ class ClientRequest:
             return batched.sign_batched(self.number, value, slot=session.slot, again=again)
         version = self.key.version if self.key is not None else 0
         if self.type is Type.SIGN:
+            self.expects = -1 if self.full else version
             return wire.sign_as(self.number, self.value, session.slot, version, self.timeout_ms, again)
         value = self.value._replace(version=version, timeout_ms=self.timeout_ms)
         return wire.sign_many(self.number, value, slot=session.slot, again=again)
