@@ -96,15 +96,17 @@ class RequestOutbox:
 
     def submit(self, request: ClientRequest) -> None:
         """Send a request as soon as there is room for it. Raises QueueFull, EngineClosed."""
-        self.require_open()
-        if len(self._waiting) >= self._most and not self._tidy():
+        if self._closed:
+            self.require_open()
+        waiting = self._waiting
+        if len(waiting) >= self._most and not self._tidy():
             raise QueueFull(f"{self._most} requests wait to be sent to the gateway")
-        self._waiting.append(request)
+        waiting.append(request)
         if request.deadline < self._look_at:
             self._look_by(request.deadline)
-        if len(self._waiting) >= AT_ONCE and self._out < self.credits:
+        if len(waiting) >= AT_ONCE and self._out < self.credits:
             self.flush()
-        else:
+        elif not self._scheduled:
             self.wake()
 
     def require_open(self) -> None:

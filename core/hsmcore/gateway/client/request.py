@@ -142,14 +142,17 @@ class ClientRequest:
         """The last one by a host that does not hold the epoch."""
         self.not_before = 0.0
         """When there may be, as the event loop's time."""
-        self.fresh()
+        self.number = self.sent = self.timeout_ms = self.revision = 0
+        self.first = 0.0
+        self.instance = b""
+        self.key: wire.Key | None = None
 
     def fresh(self) -> None:
         """Make it as if it had never been sent."""
         self.number = self.sent = self.timeout_ms = self.revision = 0
         self.first = 0.0
         self.instance = b""
-        self.key: wire.Key | None = None
+        self.key = None
 
     @property
     def signs(self) -> bool:
@@ -199,7 +202,8 @@ class ClientRequest:
         self.timeout_ms = self._left(now)
 
     def _left(self, now: float) -> int:
-        return min(max(int((self.deadline - now) * 1000), 1), 2**32 - 1)
+        left = int((self.deadline - now) * 1000)
+        return left if 0 < left < 2**32 else 1 if left <= 0 else 2**32 - 1
 
     def renewable(self, refusal: wire.Refusal) -> bool:
         """Whether it may be signed under another key, after this refusal: only if it cannot have been signed."""
