@@ -368,4 +368,5 @@ cdef class Engine(Requests):
 include "merkle.pxi"
 include "payload.pxi"
 include "batch.pxi"
+include "replay.pxi"
 include "tables.pxi"

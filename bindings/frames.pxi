@@ -6,6 +6,10 @@ cdef extern from "hsmcore/frames.h" nogil:
         HSM_FRAME_SIGN
         HSM_FRAME_SIGNED
         HSM_FRAME_POSITION
+        HSM_FRAME_HEAD
+        HSM_FRAME_MOST
+        HSM_SIGN_HEAD
+        HSM_SIGNED_HEAD
 
     ctypedef struct hsm_frame:
         const uint8_t *body
@@ -33,6 +37,8 @@ cdef extern from "hsmcore/frames.h" nogil:
     hsm_cut hsm_frame_cut(const uint8_t *data, size_t *size, const uint8_t *flags, hsm_frame *frame)
     bint hsm_frame_read_sign(const hsm_frame *frame, hsm_frame_sign *sign)
     bint hsm_frame_read_signed(const hsm_frame *frame, hsm_frame_signed *answer)
+    void hsm_frame_write_sign(const hsm_frame *frame, const hsm_frame_sign *sign, uint8_t *head)
+    void hsm_frame_write_signed(const hsm_frame *frame, const hsm_frame_signed *answer, uint8_t *head)
 
 cdef extern from "Python.h":
     ctypedef struct PyTypeObject:
@@ -88,12 +94,11 @@ cdef bint _settles(dict open, const hsm_frame *frame) except -1:
     cdef hsm_frame_signed answer
     cdef object number = frame.request
     cdef PyObject *known = PyDict_GetItemWithError(open, number)
-    cdef int64_t expects
+    cdef RequestFields request
     if known == NULL or not hsm_frame_read_signed(frame, &answer) or answer.level > 3:
         return False
-    request = <object>known
-    expects = request.expects
-    if expects < 0 or (expects and expects != answer.version):
+    request = <RequestFields?><object>known
+    if request.expects < 0 or (request.expects and request.expects != answer.version):
         return False
     del open[number]
     _set_result(request.future, PyBytes_FromStringAndSize(<const char *>answer.signature, answer.signature_len))
@@ -113,6 +118,94 @@ def read_sign(uint8_t flags, bytes body not None, object shape, tuple kinds not 
     position = sign.position if flags & HSM_FRAME_POSITION else None
     message = PyBytes_FromStringAndSize(<const char *>sign.message, sign.message_len)
     return _shaped(shape, (kinds[sign.kind], sign.timeout_ms, position, sign.version, message))
+
+
+def write_signed(uint64_t request, uint32_t version, uint8_t level, uint64_t audit_seq, bytes signature not None):
+    """SIGNED, as a frame."""
+    cdef hsm_frame frame
+    cdef hsm_frame_signed answer
+    cdef bytes made = PyBytes_FromStringAndSize(NULL, HSM_SIGNED_HEAD + PyBytes_GET_SIZE(signature))
+    cdef uint8_t *out = <uint8_t *>PyBytes_AS_STRING(made)
+    frame.flags, frame.slot, frame.request = 0, 0, request
+    answer.version, answer.level, answer.audit_seq = version, level, audit_seq
+    answer.signature_len = <uint32_t>PyBytes_GET_SIZE(signature)
+    hsm_frame_write_signed(&frame, &answer, out)
+    memcpy(out + <int>HSM_SIGNED_HEAD, PyBytes_AS_STRING(signature), <size_t>PyBytes_GET_SIZE(signature))
+    return made
+
+
+cdef class RequestFields:
+    """What a client keeps of a request: core/hsmcore/gateway/client/request.py says what it is."""
+
+    cdef public object type
+    cdef public object value
+    cdef public object future
+    cdef public object asked_id
+    cdef public object parent
+    cdef public object refusal
+    cdef public object instance
+    cdef public object key
+    cdef public double deadline
+    cdef public double not_before
+    cdef public double first
+    cdef public uint64_t number
+    cdef public Py_ssize_t count
+    cdef public int64_t expects
+    cdef public int64_t timeout_ms
+    cdef public Py_ssize_t sent
+    cdef public Py_ssize_t revision
+    cdef public Py_ssize_t renewals
+    cdef public Py_ssize_t refusals
+    cdef public bint full
+
+    def __init__(self, type, value, future, double deadline, Py_ssize_t count=1, asked_id=None, bint full=False):
+        self.type, self.value, self.future, self.deadline = type, value, future, deadline
+        self.count, self.asked_id, self.full = count, asked_id, full
+        self.expects, self.instance = -1, b""
+
+
+def fill_signs(object queue, object signs, dict kinds not None, dict open not None, uint64_t number, double now,
+               object session, Py_ssize_t room, Py_ssize_t most):
+    """Make frames of the requests at the head of a deque, while their type is `signs`, for whichever key is current, without a
+    trace, and sent for the first time; `room` requests and about `most` bytes at most. They go from there to `open`,
+    with numbers from `number` on. `kinds`: their numbers. Returns the frames and their bytes."""
+    cdef list frames = []
+    cdef hsm_frame frame
+    cdef hsm_frame_sign sign
+    cdef RequestFields request
+    cdef Py_ssize_t size = 0, length
+    cdef double left
+    key = session.current
+    instance, revision = session.instance, session.revision
+    frame.slot, sign.version = session.slot, key.version if key is not None else 0
+    while size < most and PyList_GET_SIZE(frames) < room and queue:
+        request = <RequestFields?>queue[0]
+        if request.future.done():
+            queue.popleft()
+            continue
+        if request.type is not signs or request.number or request.sent or request.asked_id is not None or (
+                request.parent is not None):
+            break
+        kind, _, position, _, message = request.value
+        length = PyBytes_GET_SIZE(<bytes?>message)
+        if length > HSM_FRAME_MOST - HSM_SIGN_HEAD:
+            break
+        frame.flags, frame.request = 0 if position is None else HSM_FRAME_POSITION, number
+        sign.kind, sign.position, sign.message_len = kinds[kind], position or 0, <uint32_t>length
+        queue.popleft()
+        left = (request.deadline - now) * 1000.0
+        request.timeout_ms = 1 if left < 1.0 else <int64_t>left if left < 4294967295.0 else 4294967295
+        request.instance, request.first, request.key, request.revision = instance, now, key, revision
+        request.number, request.sent, request.expects = number, 1, -1 if request.full else sign.version
+        sign.timeout_ms = <uint32_t>request.timeout_ms
+        made = PyBytes_FromStringAndSize(NULL, HSM_SIGN_HEAD + length)
+        hsm_frame_write_sign(&frame, &sign, <uint8_t *>PyBytes_AS_STRING(made))
+        memcpy(PyBytes_AS_STRING(made) + <int>HSM_SIGN_HEAD, PyBytes_AS_STRING(message), <size_t>length)
+        open[number] = request
+        frames.append(made)
+        size += HSM_SIGN_HEAD + length
+        number += 1
+    return frames, size
 
 
 cdef class Waiter:
@@ -151,6 +244,11 @@ cdef class Waiter:
         """As of a future."""
         if not self._settle(error):
             raise InvalidStateError("answered before")
+
+    @property
+    def outcome(self):
+        """Its result or error, or CANCELLED; None before."""
+        return self._result
 
     def exception(self):
         """The error, or None."""

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping
 from contextvars import Context
 from typing import Any, Final, Protocol
 
+from hsmcore._native import Flow, MemoryBudget
 from hsmcore.audit.record import caller_context, label
 from hsmcore.base.traceparent import TraceParent
 from hsmcore.config import GatewayClient
 from hsmcore.config.secret import MAX_TOKEN_BYTES, TokenDigests
 from hsmcore.errors import ConfigFault, ConfigurationError, ModuleBusy
 from hsmcore.gateway.intake import FrameIntake
-from hsmcore.gateway.replay import MemoryBudget, Sessions
-from hsmcore.gateway.turns import Flow
+from hsmcore.gateway.replay import Sessions
 from hsmcore.manager.policy.callers import CallerAccount, Rate
 
 COME_BACK_MS: Final = 1000

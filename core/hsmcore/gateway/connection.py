@@ -166,7 +166,7 @@ class GatewayConnection(asyncio.Protocol):
                         break
                     self.frames += 1
                     self._cost += 1
-                    operation = OPERATIONS.get(frame.type)
+                    operation = OPERATIONS[frame.type]
                     if operation is None:
                         self._handlers[frame.type](frame)
                     else:

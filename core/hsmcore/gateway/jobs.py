@@ -10,11 +10,11 @@ from functools import cached_property
 from time import monotonic
 from typing import Any, Final
 
-from hsmcore._native import Answers, Waiter
+from hsmcore._native import Answers, FairQueue, Waiter
 from hsmcore.base.log import get_logger
+from hsmcore.base.receipt import Receipt
 from hsmcore.errors import DeadlineExceeded, HsmError, InternalError, RequestCancelled
 from hsmcore.gateway.clients import OpenWork
-from hsmcore.gateway.turns import FairQueue
 
 SWEEP_SECONDS: Final = 0.05
 """Seconds between two looks whether a request that waits for its turn has met its deadline."""
@@ -28,7 +28,6 @@ class Job(Waiter):
         "account",
         "context",
         "cost",
-        "counts",
         "ended",
         "queue",
         "running",
@@ -37,6 +36,9 @@ class Job(Waiter):
         "timeout",
         "until",
     )
+
+    counts = True
+    """Whether its messages count as open: those of a slice are counted with its batch."""
 
     def __init__(
         self, queue: Queue, account: OpenWork, start: Callable[[Any, float], None], timeout: float, cost: int = 1
@@ -51,8 +53,6 @@ class Job(Waiter):
         self.ended = False
         self.takes_turn = True
         """Whether it begins in its turn: it keeps a key manager busy by itself."""
-        self.counts = True
-        """Whether its messages count as open: those of a slice are counted with its batch."""
 
     def answer(self, outcome: Any) -> None:
         """Take the result, or an HsmError. Is called once."""
@@ -100,16 +100,19 @@ class Queue:
 
     def _answered(self, jobs: list[Job]) -> None:
         for job in jobs:
-            job.running = None
-            job.settled(job)
+            job.running, outcome = None, job.outcome
+            if type(outcome) is Receipt:
+                self.end(job, outcome)
+            else:
+                job.settled(job)
 
     def enter(self, job: Job) -> None:
         """Let a job that is admitted begin in its turn, as a whole or in pieces."""
         account = job.account
-        begun = self.turns.take(account, job, job.cost) if job.takes_turn else [(job, job.cost)]
-        if len(begun) == 1 and begun[0] == (job, job.cost):
+        if not job.takes_turn or (job.cost == 1 and self.turns.begins(account)):
             self._run(job)
             return
+        begun = self.turns.take(account, job, job.cost)
         job.until = monotonic() + job.timeout
         self._start(begun)
         if account.waiting:

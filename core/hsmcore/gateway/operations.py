@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import Context
 from time import monotonic
 from typing import Any, Final, NamedTuple
@@ -67,13 +67,14 @@ class GatewayRequest(Job):
     ) -> None:
         """`timeout_ms`: 0: that of the key manager. `cost`: as how many requests it counts: its messages. `context`:
         of KnownClient.within; None: its client's."""
-        account = counter.managing if operation.manages else counter.account
-        seconds = min(timeout_ms / 1e3, counter.longest) or counter.timeout
-        super().__init__(counter.queue, account, operation.begin, seconds, cost)
-        self.counter, self.operation, self.what = counter, operation, what
-        self.takes_turn = operation.takes_turn
-        if context is not None:
-            self.context = context
+        # As Job's, in one piece: this is done for each signature.
+        self.counter, self.operation, self.what, self.cost = counter, operation, what, cost
+        self.queue, self.start, self.takes_turn = counter.queue, operation.begin, operation.takes_turn
+        account = self.account = counter.managing if operation.manages else counter.account
+        self.context = account.client.context if context is None else context
+        seconds = timeout_ms / 1e3
+        self.timeout = (seconds if seconds < counter.longest else counter.longest) or counter.timeout
+        self.running, self.until, self.ended = None, 0.0, False
 
     def settled(self, future: asyncio.Future[Any] | Waiter) -> None:
         """It has ended, or was cancelled to withdraw the request."""
@@ -121,7 +122,7 @@ def _sign(request: GatewayRequest, left: float) -> None:
     counter, kind, manager = request.counter, what.kind or None, request.counter.manager
     if kind == PREHASHED:
         counter.require_listed(PREHASHED)
-    else:
+    elif counter.account.kinds is not None:
         counter.require_kind(what.message, kind)
     only = counter.versions.public_key(what.version) if what.version else None
     if kind == PREHASHED:
@@ -276,10 +277,12 @@ VERIFY: Final = Operation(lambda one: wire.read_verify(one.body), _verify, _veri
 MANAGE: Final = Operation(
     lambda one: wire.read_manage(one.body), _manage, _done, signs=False, takes_turn=False, manages=True
 )
-OPERATIONS: Final[Mapping[Type, Operation]] = {
+_OPERATIONS: Final[dict[int, Operation]] = {
     Type.SIGN: SIGN,
     Type.SIGN_MANY: SIGN_MANY,
     Type.SIGN_BATCHED: SIGN_BATCHED,
     Type.VERIFY: VERIFY,
     Type.MANAGE: MANAGE,
 }
+OPERATIONS: Final = tuple(_OPERATIONS.get(number) for number in range(256))
+"""By the number of a frame's type."""

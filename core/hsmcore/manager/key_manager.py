@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Message = bytes | bytearray | memoryview
 Formats = Sequence[PayloadFormat]
+_ask: Callable[[tuple[Any, ...]], Ask] = partial(tuple.__new__, Ask)  # the constructor takes twice as long
 
 
 class KeyManager(BatchedSigning, KeyWork):
@@ -346,10 +347,11 @@ class KeyManager(BatchedSigning, KeyWork):
         extra = audit_extra() if self._audited else None
         try:
             if self._passes is None:
-                refuse_claims(kind, position)
+                if kind is not None or position is not None:
+                    refuse_claims(kind, position)
             elif not self._passes(message, kind, position):
                 return None
-            asked = self._way.ask(Ask(message, timeout, extra, only, gather=True), waiter)
+            asked = self._way.ask(_ask((message, timeout, extra, only, False, True)), waiter)
         except HsmError as error:
             if not isinstance(error, EngineClosed):  # then the log may be sealed already
                 self._record.failure("sign", message, error)

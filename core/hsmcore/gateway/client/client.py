@@ -16,6 +16,7 @@ import orjson
 from hsmcore.base.events import Callback, EventName, Events
 from hsmcore.base.keyring import KeyVersion, address_of
 from hsmcore.base.receipt import Receipt, signature_bytes
+from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import (
     BadArgument,
     EmptyMessage,
@@ -175,6 +176,8 @@ class Client:
         request = ClientRequest(kind, value, loop.create_future(), loop.time() + seconds, 1, asked, full)
         if kind is Type.SIGN_MANY:
             request.count = len(value.messages)
+        if "opentelemetry.trace" in sys.modules:
+            request.parent = TraceParent.current()
         outbox.submit(request)
         return request
 

@@ -11,7 +11,7 @@ from hsmcore.errors import EngineClosed, HsmError, MessageTooLarge, NotHolder, Q
 from hsmcore.gateway.client.request import ANSWER, ClientRequest, GatewaySession, late, lost
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import MOST_BYTES, Frame, Type, WireError, frame, traced
+from hsmcore.gateway.wire.frames import MOST_BYTES, Frame, Type, WireError, frame, native, traced
 
 _GRACE: Final = 0.1
 """Seconds behind the deadline in which the gateway's own answer, which says more, may still come."""
@@ -159,6 +159,11 @@ class RequestOutbox:
         """Return frames for this connection, a piece at most."""
         data, size, now, session = list[bytes](), 0, self._loop.time(), channel.session
         room = min(self.credits, 1) if self.seeking else self.credits
+        if native is not None and not self._again:
+            ready = self._waiting, Type.SIGN, wire.KIND_NUMBERS, channel.open
+            data, size = native.fill_signs(*ready, self._next, now, session, room - self._out, _PIECE)
+            self._next += len(data)
+            self._out += len(data)
         while size < _PIECE and (queue := self._again or self._waiting):
             request = queue[0]
             if request.future.done():

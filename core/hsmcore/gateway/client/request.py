@@ -6,8 +6,7 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from sys import modules
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import (
@@ -22,7 +21,7 @@ from hsmcore.errors import (
 from hsmcore.errors.statuses import RETRYABLE_CLASSES, STATUSES
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import Type, frame
+from hsmcore.gateway.wire.frames import Type, frame, native
 
 ANSWER: Final[Mapping[Type, Type]] = {
     Type.SIGN: Type.SIGNED,
@@ -87,39 +86,20 @@ class GatewaySession:
         raise KeyNotFound(f"the gateway has no key with id {key_id!r:.200} (known: {known})")
 
 
-class ClientRequest:
-    """One request. `value` is what `wire` makes a frame of, with the version left open.
+class _Fields:
+    """As hsmcore._native.RequestFields."""
 
-    It is sent with the version of the key that was current at the first time, and only with that one, for as long as
-    the gateway may have received it before.
-    """
-
-    __slots__ = (
-        "asked_id",
-        "count",
-        "deadline",
-        "expects",
-        "first",
-        "full",
-        "future",
-        "instance",
-        "key",
-        "not_before",
-        "number",
-        "parent",
-        "refusal",
-        "refusals",
-        "renewals",
-        "revision",
-        "sent",
-        "timeout_ms",
-        "type",
-        "value",
-    )
+    timeout_ms = number = sent = revision = renewals = refusals = 0
+    first = not_before = 0.0
+    instance = b""
+    key: wire.Key | None = None
+    parent: TraceParent | None = None
+    refusal: HsmError | None = None
+    expects = -1
 
     def __init__(
         self,
-        kind: Type,
+        type: Type,  # noqa: A002
         value: Any,
         future: asyncio.Future[Any],
         deadline: float,
@@ -127,25 +107,28 @@ class ClientRequest:
         asked_id: str | None = None,
         full: bool = False,
     ) -> None:
-        """`full`: the answer is all that SIGNED says, and its key, not only the signature."""
-        self.type, self.value, self.future, self.deadline = kind, value, future, deadline
-        self.expects = -1
-        """Version that SIGNED settles it with, 0: any; -1: Python looks at its answer. As of native.cut_frames."""
+        self.type, self.value, self.future, self.deadline = type, value, future, deadline
         self.count, self.asked_id, self.full = count, asked_id, full
-        self.parent = TraceParent.current() if "opentelemetry.trace" in modules else None
-        """The caller's span. Looked up here, for a call costs more than all else that most requests need of it."""
-        self.renewals = 0
-        """How often it was refused for its key, and sent under another one."""
-        self.refusals = 0
-        """How often there was no room for it, or a holder that was not sure to be one."""
-        self.refusal: HsmError | None = None
-        """The last one by a host that does not hold the epoch."""
-        self.not_before = 0.0
-        """When there may be, as the event loop's time."""
-        self.number = self.sent = self.timeout_ms = self.revision = 0
-        self.first = 0.0
-        self.instance = b""
-        self.key: wire.Key | None = None
+
+
+if TYPE_CHECKING or native is None:
+    Fields = _Fields
+else:
+    Fields = native.RequestFields
+
+
+class ClientRequest(Fields):
+    """One request. `value` is what `wire` makes a frame of, with the version left open.
+
+    It is sent with the version of the key that was current at the first time, and only with that one, for as long as
+    the gateway may have received it before.
+
+    `full`: the answer is all that SIGNED says, and its key, not only the signature. `parent`: the caller's span.
+    `renewals`: how often it was refused for its key, and sent under another one. `refusals`: how often there was no room
+    for it, or a holder that was not sure to be one. `refusal`: the last one by a host that does not hold the epoch.
+    `not_before`: when there may be room, as the event loop's time. `expects`: the version that SIGNED settles it with,
+    0: any; -1: Python looks at its answer.
+    """
 
     def fresh(self) -> None:
         """Make it as if it had never been sent."""
