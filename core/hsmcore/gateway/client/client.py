@@ -57,7 +57,7 @@ class GatewayMember(NamedTuple):
 
 class Client:
     """Signs with the current key of a key manager that `hsmcore gateway` serves. Holds no key and no PIN, and needs no
-    PKCS#11 module; the native core only for `verify`.
+    PKCS#11 module; the native core for `verify`, and to be fast.
 
     As hsmcore.KeyManager, whose errors it raises: a failure behind the gateway is the same exception here. Belongs to
     the event loop that runs `initialize()`. A broken connection is made again and costs no request: what was open is
