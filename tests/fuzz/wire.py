@@ -63,7 +63,9 @@ def otherwise_in_python(data: bytes) -> bool:
     asked = data, 0, 1 << 20, rules._flags, rules._types, Frame
     cut = frames.native.cut_frames(*asked)
     signs = [one for one in cut[0] if one.type is Type.SIGN]
-    return cut != frames._cut_frames(*asked) or any(_sign(wire.read_sign, one) != _sign(wire._read_sign, one) for one in signs)
+    return cut != frames._cut_frames(*asked) or any(
+        _sign(wire.read_sign, one) != _sign(wire._read_sign, one) for one in signs
+    )
 
 
 def problem_of(data: bytes, chance: Random) -> tuple[str | None, str]:

@@ -31,9 +31,9 @@ def gateway_process(
     files: Certificate | None = None,
     secrets: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[list[str], int]]:
-    """Run a gateway for key managers of this configuration and these clients. Yields its addresses, of a Unix socket and
-    of these faces on ports of their own, which need the `files`; and its process id. `secrets`: variables of its environment. Raises
-    ChildError."""
+    """Run a gateway for key managers of this configuration and these clients. Yields its addresses, of a Unix socket
+    and of these faces on ports of their own, which need the `files`; and its process id. `secrets`: variables of its
+    environment. Raises ChildError."""
     with TemporaryDirectory(prefix="hsmcore-bench-") as name:
         path = Path(name) / "gateway.json"
         block: dict[str, Any] = {"listen": [f"unix:{name}/sign.sock"], "clients": clients}

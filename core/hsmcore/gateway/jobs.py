@@ -47,7 +47,7 @@ class Job(Waiter):
         self.queue, self.account, self.start, self.timeout, self.cost = queue, account, start, timeout, cost
         self.context = account.client.context
         """What it begins in: its records are its client's, and belong to its trace."""
-        self.running: asyncio.Future[Any] | Waiter | None = None
+        self.running: asyncio.Future[Any] | None = None
         self.until = 0.0
         """Deadline of a request that waits for its turn, as time.monotonic()."""
         self.ended = False
@@ -76,7 +76,7 @@ class Job(Waiter):
         self.begins(self.queue.answers)
         return self
 
-    def settled(self, future: asyncio.Future[Any] | Waiter) -> None:
+    def settled(self, future: asyncio.Future[Any]) -> None:
         """What was begun has ended."""
         self.queue.end(self, outcome_of(future))
 
@@ -199,7 +199,7 @@ OUTSIDE: Final[Context] = copy_context()
 """The context of callbacks: nobody's."""
 
 
-def outcome_of(future: asyncio.Future[Any] | Waiter) -> Any:
+def outcome_of(future: asyncio.Future[Any]) -> Any:
     """Return the result of a future that is done, or its error as an HsmError."""
     if future.cancelled():
         return RequestCancelled("withdrawn")

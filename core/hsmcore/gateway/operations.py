@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from hsmcore._native import BatchedSignature, Digest, Waiter, verify
+from hsmcore._native import BatchedSignature, Digest, verify
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.receipt import Receipt
 from hsmcore.config.policy import PREHASHED
@@ -73,10 +73,10 @@ class GatewayRequest(Job):
         account = self.account = counter.managing if operation.manages else counter.account
         self.context = account.client.context if context is None else context
         seconds = timeout_ms / 1e3
-        self.timeout = (seconds if seconds < counter.longest else counter.longest) or counter.timeout
+        self.timeout = min(seconds, counter.longest) or counter.timeout
         self.running, self.until, self.ended = None, 0.0, False
 
-    def settled(self, future: asyncio.Future[Any] | Waiter) -> None:
+    def settled(self, future: asyncio.Future[Any]) -> None:
         """It has ended, or was cancelled to withdraw the request."""
         if future.cancelled() and self.operation is SIGN:
             self.counter.manager.abandon(future, self.what.message)  # no effect on what is no answer of `submit`
@@ -129,7 +129,7 @@ def _sign(request: GatewayRequest, left: float) -> None:
         request.run(_sign_prehashed(manager, what.message, left, only))
         return
     waiter = request.waits()
-    asked = request.context.run(manager.submit, what.message, left, kind, what.position, only, waiter)
+    asked = request.context.run(manager.submit, what.message, left, (kind, what.position), only, waiter)
     if asked is waiter:
         request.running = asked
         return

@@ -73,8 +73,8 @@ class SigningEngine(Protocol):
         gather: bool = False,
         waiter: Waiter | None = None,
     ) -> asyncio.Future[Receipt]:
-        """Sign one message. Returns a future of its Receipt, or `waiter`, which takes it. `gather`: workers may be told at the end of this iteration
-        of the event loop."""
+        """Sign one message. Returns a future of its Receipt, or `waiter`, which takes it. `gather`: workers may be told
+        at the end of this iteration of the event loop."""
 
     def submit_many(
         self,

@@ -203,7 +203,7 @@ class Client:
     def _sign_value(self, message: Message, kind: str | None, position: int | None) -> wire.Sign:
         data = self._checked(message)
         if kind is None and position is None:
-            return _new(wire.Sign, ("", 0, None, 0, data))
+            return _new(wire.Sign, ("", 0, None, 0, data))  # type: ignore[no-any-return]
         return wire.Sign(kind_of(kind), 0, position_of(position), 0, data)
 
     def _checked(self, message: Message) -> bytes:

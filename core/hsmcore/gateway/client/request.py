@@ -111,7 +111,7 @@ class _Fields:
         self.count, self.asked_id, self.full = count, asked_id, full
 
 
-if TYPE_CHECKING or native is None:
+if TYPE_CHECKING or native is None:  # noqa: SIM108  # a base must be no expression
     Fields = _Fields
 else:
     Fields = native.RequestFields
@@ -124,10 +124,10 @@ class ClientRequest(Fields):
     the gateway may have received it before.
 
     `full`: the answer is all that SIGNED says, and its key, not only the signature. `parent`: the caller's span.
-    `renewals`: how often it was refused for its key, and sent under another one. `refusals`: how often there was no room
-    for it, or a holder that was not sure to be one. `refusal`: the last one by a host that does not hold the epoch.
-    `not_before`: when there may be room, as the event loop's time. `expects`: the version that SIGNED settles it with,
-    0: any; -1: Python looks at its answer.
+    `renewals`: how often it was refused for its key, and sent under another one. `refusals`: how often there was no
+    room for it, or a holder that was not sure to be one. `refusal`: the last one by a host that does not hold the
+    epoch. `not_before`: when there may be room, as the event loop's time. `expects`: the version that SIGNED settles
+    it with, 0: any; -1: Python looks at its answer.
     """
 
     def fresh(self) -> None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from enum import IntEnum, IntFlag
+from importlib import import_module
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
@@ -117,7 +118,7 @@ def _cut_frames(
 native: Any = None
 """What is done in C: None where this is installed without the core."""
 with suppress(ImportError):
-    from hsmcore import _native as native
+    native = import_module("hsmcore._native")
 _cut: Final = _cut_frames if native is None else native.cut_frames
 
 
