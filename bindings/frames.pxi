@@ -1,6 +1,8 @@
 # Part of _native.pyx: the ordinary frames of hsmcore-wire/1, a whole read at a time, and what takes an answer in place
 # of a future. What is not ordinary is left to core/hsmcore/gateway/wire, which does all of this in Python.
 
+from contextvars import copy_context
+
 cdef extern from "hsmcore/frames.h" nogil:
     enum:
         HSM_FRAME_SIGN
@@ -209,17 +211,17 @@ def fill_signs(object queue, object signs, dict kinds not None, dict open not No
 
 
 cdef class Waiter:
-    """Takes an answer in place of a future, in the event loop, without a callback of its own: what `Answers` has
+    """Takes an answer in place of a future, in the event loop, without a callback of its own: what `AnswerQueue` has
     collected in an iteration of the loop goes on together. A subclass is given to `ask`."""
 
     _asyncio_future_blocking = False  # for asyncio.isfuture
 
-    cdef Answers _answers  # None: nothing was begun
+    cdef AnswerQueue _answers  # None: nothing was begun
     cdef object _result
     cdef list _told
     cdef bint _done
 
-    def begins(self, Answers answers not None):
+    def begins(self, AnswerQueue answers not None):
         """Wait for an answer; once."""
         self._answers = answers
 
@@ -261,8 +263,8 @@ cdef class Waiter:
         return self._result
 
     def add_done_callback(self, told, *, context=None):
-        """Call `told(self)` once there is an answer, in no context of its own."""
-        self._told = [*(self._told or ()), told]
+        """As of a future."""
+        self._told = [*(self._told or ()), (told, copy_context() if context is None else context)]
 
     cdef bint _settle(self, object result) except -1:
         if self._done:
@@ -277,27 +279,29 @@ CANCELLED = object()
 
 
 @cython.final
-cdef class Answers:
+cdef class AnswerQueue:
     """The answers of an iteration of the event loop, which go on together in the next."""
 
     cdef object _call_soon
     cdef object _go_on
+    cdef object _context
     cdef list _ready
 
-    def __init__(self, loop, go_on):
-        """`go_on(waiters)` is called with those that have an answer."""
-        self._call_soon, self._go_on, self._ready = loop.call_soon, go_on, []
+    def __init__(self, loop, go_on, context not None):
+        """`go_on(waiters)` is called with those that have an answer, in this context: one may come within a caller's,
+        and they are several callers'."""
+        self._call_soon, self._go_on, self._context, self._ready = loop.call_soon, go_on, context, []
 
     cdef int _collect(self, Waiter waiter) except -1:
         self._ready.append(waiter)
         if PyList_GET_SIZE(self._ready) == 1:
-            self._call_soon(self._deliver)
+            self._call_soon(self._deliver, context=self._context)
         return 0
 
     def _deliver(self):
         cdef list ready = self._ready
         self._ready = []
         for waiter in ready:
-            for told in (<Waiter>waiter)._told or ():
-                self._call_soon(told, waiter)
+            for told, context in (<Waiter>waiter)._told or ():
+                self._call_soon(told, waiter, context=context)
         self._go_on(ready)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Sequence
+from contextvars import Context
 from typing import Any, Generic, NamedTuple, Self, TypeVar, final
 
 from hsmcore.base.keyring import KeyVersion
@@ -408,17 +409,19 @@ def ckr_table() -> list[tuple[int, str, str]]: ...
 def quirks() -> list[str]: ...
 
 class Waiter(asyncio.Future[Any]):
-    """Takes an answer in place of a future, and is none that can be awaited; Answers has it go on."""
+    """Takes an answer in place of a future, and is none that can be awaited; AnswerQueue has it go on."""
 
     outcome: Any
     def __init__(self) -> None: ...
-    def begins(self, answers: Answers) -> None: ...
+    def begins(self, answers: AnswerQueue) -> None: ...
 
 @final
-class Answers:
+class AnswerQueue:
     """The answers of an iteration of an event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, go_on: Callable[[list[Any]], object]) -> None: ...
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, go_on: Callable[[list[Any]], object], context: Context
+    ) -> None: ...
 
 def cut_frames(
     data: bytes,

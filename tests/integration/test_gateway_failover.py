@@ -13,6 +13,7 @@ from tests.support.wire import read_signed
 from tests.support.wire_site import sign, site
 
 import hsmcore
+from hsmcore._native import Waiter
 from hsmcore.base.receipt import Receipt
 from hsmcore.errors import EmptyMessage, EngineClosed, InvalidTimeout, KeyNotCurrent
 from hsmcore.failover.path import Ask
@@ -135,8 +136,10 @@ async def test_no_answer_that_a_fleet_must_confirm_is_handed_out_before():
     await asyncio.wait({leaves})
     await asyncio.sleep(0)
     assert abandoned == [M]
-    asked = way.ask(Ask(M, 1.0, None))
+    waiter = Waiter()  # whoever looks at the answer first gives it to none
+    asked = way.ask(Ask(M, 1.0, None), waiter)
     await asyncio.sleep(0.01)
+    assert asked is not waiter
     assert not asked.done()
     confirmed.set_result(None)
     assert await asked is receipt

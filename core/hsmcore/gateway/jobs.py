@@ -10,7 +10,7 @@ from functools import cached_property
 from time import monotonic
 from typing import Any, Final
 
-from hsmcore._native import Answers, FairQueue, Waiter
+from hsmcore._native import AnswerQueue, FairQueue, Waiter
 from hsmcore.base.log import get_logger
 from hsmcore.base.receipt import Receipt
 from hsmcore.errors import DeadlineExceeded, HsmError, InternalError, RequestCancelled
@@ -94,9 +94,9 @@ class Queue:
         """Those that have something waiting."""
 
     @cached_property
-    def answers(self) -> Answers:
+    def answers(self) -> AnswerQueue:
         """Where jobs wait for answers of the key manager."""
-        return Answers(asyncio.get_running_loop(), self._answered)
+        return AnswerQueue(asyncio.get_running_loop(), self._answered, OUTSIDE)
 
     def _answered(self, jobs: list[Job]) -> None:
         for job in jobs:
