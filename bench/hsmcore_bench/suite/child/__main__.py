@@ -22,6 +22,7 @@ SIGNERS = {
     "pynacl": "software:SoftwareSigner",
     "cryptography": "software:SoftwareSigner",
     "verify-batched": "software:BatchVerifier",
+    "verify": "software:Verifier",
     "echo": "echo:Echoing",
     "flush": "flush:Flushing",
     "gateway": "gateway:GatewaySigner",

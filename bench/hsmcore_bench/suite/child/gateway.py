@@ -15,7 +15,7 @@ from hsmcore_bench.harness.certificate import NAME, self_signed
 from hsmcore_bench.harness.crowd import crowd
 from hsmcore_bench.harness.gateway import gateway_process
 from hsmcore_bench.harness.neighbour import Neighbour
-from hsmcore_bench.harness.process import cpu_seconds_of
+from hsmcore_bench.harness.process import cpu_seconds_of, switches_and_calls
 from hsmcore_bench.suite.child.ours import MESSAGES_PER_CALLER, configuration
 from hsmcore_bench.suite.child.protocol import Job, check_message, distinct_messages
 from hsmcore_bench.suite.child.tasks import event_loop, loop_name, saturate
@@ -69,15 +69,16 @@ class GatewaySigner:
         return signature
 
     def run(self, seconds: float) -> Mapping[str, Any]:
-        """Sign for so long."""
+        """Sign for so long. Switches and calls are the gateway's."""
         job = self._job
         work = saturate(self._client.sign, self._own, seconds, timed_every=job.timed_every, watch_lag=job.watch_lag)
+        before, used = switches_and_calls(self._gateway), self._used()
         with self._neighbour.busy() if self._neighbour is not None else nullcontext():
-            before = self._used()
             figures = self._runner.run(work)
-            after = self._used()
-        calls = max(figures["signatures"], 1)
-        return {**figures, "parts_ns": {side: (after[side] - before[side]) * 1e9 / calls for side in after}}
+        after, calls = switches_and_calls(self._gateway), max(figures["signatures"], 1)
+        parts = {side: (now - used[side]) * 1e9 / calls for side, now in self._used().items()}
+        counts = {name: after[name] - before[name] for name in after.keys() & before.keys()}
+        return {**figures, **counts, "parts_ns": parts}
 
     def _used(self) -> dict[str, float]:
         """Seconds of processor time of each side so far, all threads."""
