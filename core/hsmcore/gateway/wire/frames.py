@@ -119,6 +119,8 @@ native: Any = None
 """What is done in C: None where this is installed without the core."""
 with suppress(ImportError):
     native = import_module("hsmcore._native")
+    if not hasattr(native, "cut_frames"):  # what the wheel of the client alone has in its place
+        native = None
 _cut: Final = _cut_frames if native is None else native.cut_frames
 
 
