@@ -116,6 +116,15 @@ async def test_the_keys_are_listed_once_for_all_connections_of_a_client(world, t
         assert listed == ["app"]
 
 
+@pytest.mark.parametrize(("processors", "given", "micros"), [(2, {}, 0), (3, {}, 50), (2, {"spinMicros": 50}, 50)])
+async def test_workers_leave_the_processor_to_clients(world, tmp_path, monkeypatch, processors, given, micros):
+    """With two processors a worker that polls for the next request would stand in the way of whoever sends it."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(processors)))
+    async with site(world.config(**given), tmp_path) as gateway, gateway.peer() as peer:
+        assert gateway.manager.config.key_manager.spin_micros == micros
+        assert (await peer.signed(sign(1, M))).signature
+
+
 async def test_signatures_are_verified_and_pings_answered(world, tmp_path):
     async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer:
         good = await gateway.manager.sign(M)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextvars import Context
 from typing import Any, Final, NamedTuple, Protocol
 
+from hsmcore._native import Flow, MemoryBudget
 from hsmcore.audit.record import caller_context, come_by, label
 from hsmcore.base.traceparent import TraceParent
 from hsmcore.config import GatewayClient
@@ -17,8 +18,7 @@ from hsmcore.config.gateway import GatewayToken
 from hsmcore.config.secret import MAX_TOKEN_BYTES, TokenDigests
 from hsmcore.errors import ConfigFault, ConfigurationError, ModuleBusy
 from hsmcore.gateway.intake import Crowd, FrameIntake
-from hsmcore.gateway.replay import MemoryBudget, Sessions
-from hsmcore.gateway.turns import Flow
+from hsmcore.gateway.replay import Sessions
 from hsmcore.manager.policy.callers import CallerAccount, Rate
 
 COME_BACK_MS: Final = 1000

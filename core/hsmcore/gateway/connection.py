@@ -175,7 +175,7 @@ class GatewayConnection(asyncio.Protocol):
                     if self._ended:
                         break
                     self.frames += 1
-                    operation = OPERATIONS.get(frame.type)
+                    operation = OPERATIONS[frame.type]
                     if operation is None:
                         self._cost += PLAIN_COST
                         self._handlers[frame.type](frame)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import Context
 from time import monotonic
 from typing import Any, Final, NamedTuple
@@ -23,7 +23,7 @@ from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent, MemberDown, Not
 from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.chunks import ChargedBatch
 from hsmcore.gateway.intake import SIGN_COST
-from hsmcore.gateway.jobs import OUTSIDE, Job, outcome_of
+from hsmcore.gateway.jobs import Job, outcome_of
 from hsmcore.gateway.wire import batched, unfinished
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Frame, Type
@@ -70,18 +70,20 @@ class GatewayRequest(Job):
         context: Context,
     ) -> None:
         """`timeout_ms`: 0: that of the key manager. `cost`: as how many requests it counts: its messages."""
-        account = counter.managing if operation.manages else counter.account
-        seconds = min(timeout_ms / 1e3, counter.longest) or counter.timeout
-        super().__init__(counter.queue, account, operation.begin, seconds, cost)
-        self.counter, self.operation, self.what = counter, operation, what
-        self.takes_turn = operation.takes_turn
+        # As Job's, in one piece: this is done for each signature.
+        self.counter, self.operation, self.what, self.cost = counter, operation, what, cost
+        self.queue, self.start, self.takes_turn = counter.queue, operation.begin, operation.takes_turn
+        self.account = counter.managing if operation.manages else counter.account
         self.context = context
+        seconds = timeout_ms / 1e3
+        self.timeout = min(seconds, counter.longest) or counter.timeout
+        self.running, self.until, self.ended = None, 0.0, False
 
-    def submitted(self, asked: asyncio.Future[Receipt]) -> None:
-        """The future of KeyManager.submit is done, or was cancelled to withdraw the request."""
-        if asked.cancelled():
-            self.counter.manager.abandon(asked, self.what.message)
-        self.queue.end(self, outcome_of(asked))
+    def settled(self, future: asyncio.Future[Any]) -> None:
+        """It has ended, or was cancelled to withdraw the request."""
+        if future.cancelled() and self.operation is SIGN:
+            self.counter.manager.abandon(future, self.what.message)  # no effect on what is no answer of `submit`
+        self.queue.end(self, outcome_of(future))
 
 
 class _AwaitedRequest(GatewayRequest):
@@ -123,17 +125,20 @@ def _sign(request: GatewayRequest, left: float) -> None:
     counter, kind, manager = request.counter, what.kind or None, request.counter.manager
     if kind == PREHASHED:
         counter.require_listed(PREHASHED)
-    else:
+    elif counter.account.kinds is not None:
         counter.require_kind(what.message, kind)
     only = counter.versions.public_key(what.version) if what.version else None
     if kind == PREHASHED:
         request.run(_sign_prehashed(manager, what.message, left, only))
         return
     request.context.run(come_as, request.number)
-    asked = request.context.run(manager.submit, what.message, left, kind, what.position, only)
-    if asked is not None:
+    waiter = request.waits()
+    asked = request.context.run(manager.submit, what.message, left, (kind, what.position), only, waiter)
+    if asked is waiter:
         request.running = asked
-        asked.add_done_callback(request.submitted, context=OUTSIDE)
+        return
+    if asked is not None:
+        request.follow(asked)
         return
     key_id = counter.versions.key(what.version).id if what.version else None
     request.run(manager.sign_with_receipt(what.message, left, kind=kind, position=what.position, key_id=key_id))
@@ -291,10 +296,12 @@ MANAGE: Final = Operation(
     takes_turn=False,
     manages=True,
 )
-OPERATIONS: Final[Mapping[Type, Operation]] = {
+_OPERATIONS: Final[dict[int, Operation]] = {
     Type.SIGN: SIGN,
     Type.SIGN_MANY: SIGN_MANY,
     Type.SIGN_BATCHED: SIGN_BATCHED,
     Type.VERIFY: VERIFY,
     Type.MANAGE: MANAGE,
 }
+OPERATIONS: Final = tuple(_OPERATIONS.get(number) for number in range(256))
+"""By the number of a frame's type."""

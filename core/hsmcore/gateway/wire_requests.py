@@ -119,5 +119,7 @@ class ServedRequest(GatewayRequest):
             error, data = None, self.operation.encode(self, outcome)
         self.counter.desk.count(self.account.client, error)
         session.close(self.number, data if self.operation.remembered else None, connection.server.now)
-        for one in (connection, *self.others):
-            one.send(data, last=not session.open)
+        last = not session.open
+        connection.send(data, last=last)
+        for one in self.others:
+            one.send(data, last=last)
