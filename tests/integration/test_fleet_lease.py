@@ -18,8 +18,9 @@ from tests.integration.test_fleet_losses import Shared
 from tests.support.attending import Host, attending
 from tests.support.fleet_hosts import BLOCKS
 from tests.support.loops import one_loop
-from tests.support.managers import until
+from tests.support.managers import opened, until
 from tests.support.postgres import Cluster, cluster, fleet
+from tests.support.verifiers import is_good
 
 from hsmcore.base.scope import Scope
 from hsmcore.base.steady import boottime
@@ -275,3 +276,16 @@ async def test_a_bind_waits_for_a_standby_that_is_away(tmp_path):
             assert not binding.done()
             standby.start()
             assert await binding == ""
+
+
+@pytest.mark.parametrize("unordered", ["lease", "strict"])
+async def test_another_key_signs_from_its_activation_on(world, postgres, unordered):
+    """With one member, whose keys have numbers."""
+    second, rules = world.keys["second"], fleet(postgres.database(), ttlMs=LONG, unordered=unordered)
+    given = {"store": {"url": rules.store.url.resolve().decode()}, "name": rules.name, "unordered": unordered}
+    config = world.config(fleet=given | {"ttlMs": LONG, "singleNode": True}, maxCacheSize=0)
+    async with opened(config) as manager:
+        await until(lambda: manager.fleet.state == "holder")
+        await manager.sign(b"a")
+        await manager.set_current_key_id(second.id)
+        assert is_good("ed25519", second.public_key, b"b", await manager.sign(b"b"))

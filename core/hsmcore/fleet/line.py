@@ -71,6 +71,14 @@ class HostLine:
             self.duties.heard(seen.orders)
         return seen.row, answers
 
+    async def confirm(self, asked: Question, *, writes: bool) -> bool:
+        """Ask one thing, without a look. Returns whether it has an answer, and of the server that answered last. Raises
+        StoreError. `writes`: as `ask`."""
+        told = await self.asking.ask([asked], self.limit)
+        if writes:
+            self._machine.is_marked(again=told.again)
+        return bool(told.answers[0]) and told.incarnation == self._incarnation
+
     def _supersede(self, why: str) -> None:
         if not self.superseded:
             self.superseded = True

@@ -68,7 +68,7 @@ class Membership:
         self._leaving = False
         self._acting, self._wake = asyncio.Lock(), asyncio.Event()
         self._scope = Scope()
-        self._confirmations = Confirmations(self._renew, self._refusal)
+        self._confirmations = Confirmations(self._confirm, self._refusal)
         self._renewed_at = 0
         self._before = self._machine.row
         """The row that was known when the last bind began."""
@@ -349,6 +349,24 @@ class Membership:
                 machine.saw(row, boottime())
             self._settle()
             return done and machine.epoch == epoch != 0 and machine.holds(boottime())
+
+    async def _confirm(self) -> bool:
+        """Return whether the database says, asked from now on, that this process holds the epoch. Raises StoreError.
+
+        With a synchronous standby this is a renewal: what waits for the standby, a primary that was cut off does not
+        confirm. One server alone confirms a write whenever it answers a question, which costs it less."""
+        machine, writes = self._machine, not self._rules.single_node
+        async with self._acting:
+            epoch, row, began = machine.epoch, machine.row, boottime()
+            if epoch:
+                mark = machine.marks(secrets.token_hex(8)) if writes else row.renewed_by
+                asked = rows.renew(self.name, row, mark) if writes else rows.still(self.name, row)
+                if await self._line.confirm(asked, writes=writes):
+                    if writes:
+                        machine.renewed(row._replace(renewals=row.renewals + 1, renewed_by=mark), began, boottime())
+                        self._settle()
+                    return machine.epoch == epoch and machine.holds(boottime())
+        return await self._renew()  # which finds out why
 
     async def _follow(self) -> None:
         await self._see()

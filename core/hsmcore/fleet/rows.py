@@ -58,6 +58,7 @@ _RENEW: Final = (
     .returning(FLEET.c.epoch)
     .execution_options(hot=True)
 )
+_STILL_MINE: Final = select(FLEET.c.epoch).where(_MINE, _AS_SEEN)
 # A mark of a hold stays; none is written where positions may be lost already.
 _same: Final = (FLEET.c.system == bindparam("on")) & (FLEET.c.timeline == bindparam("line"))
 _mark: Final = case((FLEET.c.held.is_not(None), FLEET.c.mark), (~_unanswered & _same, bindparam("token", type_=Text)))
@@ -164,6 +165,12 @@ def renew(fleet: str, row: EpochRow, mark: str) -> Question:
     if it was not renewed."""
     seen = {"fleet": fleet, "mine": row.epoch, "me": row.holder, "seen": row.renewals, "by": mark}
     return Question(_RENEW, seen)
+
+
+def still(fleet: str, row: EpochRow) -> Question:
+    """Ask whether the row is still as it was seen, this process's. The answer is empty if it is not. It waits for no
+    standby: a primary that was cut off would give it, too."""
+    return Question(_STILL_MINE, {"fleet": fleet, "mine": row.epoch, "me": row.holder, "seen": row.renewals})
 
 
 def release(fleet: str, epoch: int, instance: str, reason: str, store: Store) -> Decide[None]:
