@@ -9,7 +9,6 @@ waits for stops no renewal.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -69,6 +68,7 @@ class Membership:
         self._acting, self._wake = asyncio.Lock(), asyncio.Event()
         self._scope = Scope()
         self._confirmations = Confirmations(self._confirm, self._refusal)
+        self.confirm = self._confirmations.wait
         self._renewed_at = 0
         self._before = self._machine.row
         """The row that was known when the last bind began."""
@@ -282,11 +282,6 @@ class Membership:
         self._gate.follows(domain, position_of(position))
         if self._machine.row.is_free:
             self._wake.set()
-
-    def confirm(self, until: float = math.inf, others: int = 0) -> asyncio.Future[None]:
-        """Return what ends when a renewal that begins after this call is confirmed: Confirmations.wait, which refuses
-        with NotHolder."""
-        return self._confirmations.wait(until, others)
 
     # What goes on by itself.
 
