@@ -24,11 +24,13 @@ from tests.support.verifiers import is_good
 
 from hsmcore.base.scope import Scope
 from hsmcore.base.steady import boottime
+from hsmcore.config import Secret
 from hsmcore.fleet.membership import Membership
 from hsmcore.state import Store, StoreUnknown
 
 pytestmark = [pytest.mark.integration, one_loop]
 TTL = 2000
+SEALED = pytest.mark.parametrize("secret", [None, Secret.plain("s" * 32)], ids=["plain", "sealed"])
 LONG = 8000
 """Milliseconds: a busy machine stalls for less."""
 
@@ -39,8 +41,8 @@ class Behind:
     def __init__(self, proxy: Proxy, url: str, folder: Path) -> None:
         self.proxy, self.url, self.folder = proxy, url, folder
 
-    def host(self, name: str, **more: object) -> AbstractAsyncContextManager[Host]:
-        return attending(fleet(self.url, **{"host": name, "ttlMs": TTL, **more}), self.folder / name)
+    def host(self, name: str, secret: Secret | None = None, **more: object) -> AbstractAsyncContextManager[Host]:
+        return attending(fleet(self.url, **{"host": name, "ttlMs": TTL, **more}), self.folder / name, secret)
 
 
 @pytest.fixture
@@ -131,9 +133,10 @@ async def test_a_renewal_whose_answer_is_lost_costs_no_epoch(postgres, tmp_path)
 
 
 @pytest.mark.slow("leases end")
-async def test_a_connection_that_loses_bytes_costs_no_more_than_a_lease(postgres, tmp_path, capsys):
+@SEALED
+async def test_a_connection_that_loses_bytes_costs_no_more_than_a_lease(postgres, tmp_path, capsys, secret):
     """All bytes are lost for a second, and no connection is closed."""
-    async with behind(postgres, tmp_path) as there, there.host("a") as a:
+    async with behind(postgres, tmp_path) as there, there.host("a", secret) as a:
         await holding(a)
         assert await a.sign(1) == ""
         there.proxy.silent = True
@@ -209,12 +212,13 @@ async def test_a_lease_that_is_too_short_for_the_way_to_the_database_is_refused(
 
 
 @pytest.mark.slow("a lease ends")
-async def test_a_follower_whose_connections_lost_bytes_takes_over(postgres, tmp_path, capsys):
+@SEALED
+async def test_a_follower_whose_connections_lost_bytes_takes_over(postgres, tmp_path, capsys, secret):
     """It asks on another connection, instead of waiting for the answer."""
-    async with behind(postgres, tmp_path) as there, there.host("b") as b:
+    async with behind(postgres, tmp_path) as there, there.host("b", secret) as b:
         direct = there.url.replace(f":{there.proxy.port}/", f":{postgres.port}/")
         await holding(b)
-        async with attending(fleet(direct, host="a", ttlMs=TTL), tmp_path / "a") as a:
+        async with attending(fleet(direct, host="a", ttlMs=TTL), tmp_path / "a", secret) as a:
             await b.member.release("a test")
             await holding(a)
             there.proxy.silent = True

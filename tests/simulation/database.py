@@ -269,7 +269,8 @@ class ServerDatabase(Database):
     def hasten(self) -> None:
         self.thread.hasten(self._link.quick_ns)
 
-    def asking(self) -> Asking:
+    def asking(self, in_turn: Asking) -> Asking:
+        del in_turn
         return Asker(self.server, self.process, self.place.ttl_ms * 500_000)
 
     def _begun(self, questions: Sequence[Question], turn: bool) -> Steps:

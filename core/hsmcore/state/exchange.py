@@ -56,6 +56,8 @@ class Reply(NamedTuple):
     """As Store.incarnation, of that server."""
     again: bool = False
     """Whether it was sent twice: the first one may have been done, and had no answer."""
+    found: tuple[Any, ...] = ()
+    """What the store has asked for besides, to judge the answers by."""
 
 
 class Asking(Protocol):

@@ -31,7 +31,7 @@ from hsmcore.state.seal import Listener, SealSecret, SealStatus, derive
 from hsmcore.state.sqlite import FILE_HINT, OWNER_HINT, FileDatabase
 
 if TYPE_CHECKING:
-    from hsmcore.state.postgres.database import DatabaseServer
+    from hsmcore.state.postgres.url import DatabaseServer
     from hsmcore.state.register import Keeper
 
     Place = str | os.PathLike[str] | DatabaseServer
@@ -167,7 +167,7 @@ class Store:
     def asking(self) -> Asking:
         """Return what asks and changes without waiting for the store's transactions, if the database can do that.
         Close it before the Store."""
-        return self._database.asking() or _InTurn(self)
+        return self._database.asking(_InTurn(self))
 
     async def seal_status(self) -> SealStatus | None:
         """Check the whole seal. None: the configuration has no stateSecret. Raises StoreError."""

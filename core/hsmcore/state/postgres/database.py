@@ -21,9 +21,8 @@ from contextlib import AbstractAsyncContextManager, closing, suppress
 from functools import partial
 from pathlib import Path
 from traceback import clear_frames
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
-import orjson
 import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
@@ -34,12 +33,12 @@ from hsmcore.state.database import ABSENT_HINT, Database, Told, Work, counted, m
 from hsmcore.state.errors import StoreAway, StoreError, StoreNotGenuine, StoreUnknown
 from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question
 from hsmcore.state.postgres import rights
-from hsmcore.state.postgres.ask import Asker
+from hsmcore.state.postgres.ask import Asker, Vouched, fell
 from hsmcore.state.postgres.certificate import Certified, explained
-from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
+from hsmcore.state.postgres.link import MORE, STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
 from hsmcore.state.postgres.roles import RolesSeen, row_role
 from hsmcore.state.postgres.schema import TEMPORARY, Objects, foreign_of, marks_of, objects_of, rare_of
-from hsmcore.state.postgres.url import resolved
+from hsmcore.state.postgres.url import DatabaseServer, resolved
 from hsmcore.state.schema import METADATA
 from hsmcore.state.seal import EARLIER, Seal, SealSecret
 from hsmcore.state.seal_guard import is_quick
@@ -69,30 +68,6 @@ _AWAY: Final = psycopg.OperationalError, psycopg.errors.IdleInTransactionSession
 
 class _Rare(Exception):
     """A transaction under a seal needs more than two messages."""
-
-
-class FleetUrl(Protocol):
-    """Where the URL stands: hsmcore.config.FleetStore."""
-
-    @property
-    def url(self) -> SealSecret: ...
-
-
-class DatabaseServer(Protocol):
-    """The database of a fleet: hsmcore.config.Fleet."""
-
-    @property
-    def store(self) -> FleetUrl: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def manager(self) -> str | None:
-        """The key manager, where there are several: each has its own schema."""
-
-    @property
-    def single_node(self) -> bool: ...
-    @property
-    def ttl_ms(self) -> int: ...
 
 
 def schema_name(fleet: str, manager: str | None = None) -> str:
@@ -130,8 +105,9 @@ class ServerDatabase(Database):
         }
         """What begins a transaction that has its turn, and one that waits for none."""
         self._highs = "{}"
-        self._rare: object = None
-        """What rare_of has found when the seal vouched for it."""
+        self.accepted: tuple[Any, ...] = ()
+        """What rare_of has found last when the seal vouched for it, without the highest positions. Replaced, never
+        changed; any thread may read it."""
         self._waits = writes and not server.single_node
         """Whether what is committed must be on a standby."""
 
@@ -337,42 +313,51 @@ class ServerDatabase(Database):
                 return self._translated(partial(link.exchange, quick))
             link.undo()
             if not is_checked:
-                self._check_rare()
+                try:
+                    self.check_rare()
+                except StoreNotGenuine:
+                    raise _Rare from None  # it may be of no use here
         raise _Rare
 
     def _is_as_checked(self, seal: Seal, link: Link) -> bool:
-        *row, highs, rare = link.found[-6:]
-        self._compare(highs or "{}")
-        return rare == self._rare and seal.accepts(*row)
+        *row, highs, rare = link.found[-MORE:]
+        before, self._highs = self._highs, highs or "{}"
+        if fell(before, self._highs):  # each transaction of each host looks at them
+            self.notice_loss()
+        if rare not in self.accepted[-1:] or not seal.accepts(*row):
+            return False
+        self.accepted = (*row, rare)
+        return True
 
-    def _compare(self, highs: str) -> None:
-        """Have the hosts answer a loss that the highest positions show: each transaction of each host looks at them."""
-        if highs == self._highs:
-            return
-        before, now = orjson.loads(self._highs), orjson.loads(highs)
-        self._highs = highs
-        if any(now.get(name, -1) < high for name, high in before.items()):
-            self.problems.note("fleet", EARLIER)
+    def notice_loss(self) -> None:
+        """Have the hosts answer a loss that the highest positions show. In the thread."""
+        self.problems.note("fleet", EARLIER)
 
-    def _check_rare(self) -> None:
-        """Check what rare_of finds, and remember it. Raises _Rare: what is not genuine may be of no use here."""
+    def check_rare(self) -> None:
+        """Check what rare_of finds, and accept it, or nothing. In the thread. Raises StoreError."""
 
-        def work(connection: Connection) -> object:
+        def work(connection: Connection) -> tuple[Any, ...]:
             for table in HOT:
                 connection.execute(select(METADATA.tables[table]).limit(1))  # the guard checks its scope
-            return None if self._link is None else self._link.found[-1]
+            return () if self._link is None else self._link.found[-MORE:]
 
-        try:
-            self._rare = self.transact(work, lenient=False)
-        except StoreNotGenuine:
-            raise _Rare from None
+        self.accepted = ()
+        *row, _, rare = self.transact(work, lenient=False)
+        self.accepted = (*row, rare)
 
-    def asking(self) -> Asking | None:
-        if self.seal is not None:
-            return None  # rows are checked in the transaction that reads them
-        dial_seconds = self._server.ttl_ms / 2e3
-        begin = beginning(self.schema, writes=self.writes, turn=False, alone=True, seconds=dial_seconds)
-        return Asker(self._dialled, begin, self._judge, waits=self._waits, dial_seconds=dial_seconds)
+    def _lost(self) -> None:
+        """The lease's connection has no answers any more: dial this one again, too, instead of waiting for that."""
+        if self._link is not None:
+            self._link.close()
+
+    def asking(self, in_turn: Asking) -> Asking:
+        dial_seconds, is_sealed = self._server.ttl_ms / 2e3, self.seal is not None
+        more = rare_of(self.schema) if is_sealed else ("", "")
+        sets: dict[str, Any] = {"writes": self.writes, "turn": False, "alone": not is_sealed, "seconds": dial_seconds}
+        begin = beginning(self.schema, **sets, more=more)
+        asker = Asker(self._dialled, begin, self._judge, waits=self._waits, dial_seconds=dial_seconds)
+        asker.lost = lambda: self.thread.submit(self._lost)
+        return Vouched(asker, in_turn, self) if is_sealed else asker
 
     async def _dialled(self) -> psycopg.AsyncConnection[Any]:
         given = await asyncio.to_thread(resolved, self._server.store.url, self.shown)

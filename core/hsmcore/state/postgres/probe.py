@@ -10,9 +10,9 @@ import psycopg
 
 from hsmcore.state.errors import StoreError
 from hsmcore.state.postgres.certificate import Certified, explained
-from hsmcore.state.postgres.database import HINT, PREFIX, DatabaseServer, schema_name
+from hsmcore.state.postgres.database import HINT, PREFIX, schema_name
 from hsmcore.state.postgres.link import FACTS, Facts
-from hsmcore.state.postgres.url import resolved
+from hsmcore.state.postgres.url import DatabaseServer, resolved
 
 _STATEMENT_TIMEOUT: Final = "SET LOCAL statement_timeout = 5000"
 _SYSTEM: Final = "SELECT system_identifier FROM pg_control_system()"

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -38,6 +38,30 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "keepalives_count": 3,
 }
 _FIXED: Final[Mapping[str, Any]] = {"client_encoding": "utf8"}
+
+
+class FleetUrl(Protocol):
+    """Where the URL stands: hsmcore.config.FleetStore."""
+
+    @property
+    def url(self) -> SealSecret: ...
+
+
+class DatabaseServer(Protocol):
+    """The database of a fleet: hsmcore.config.Fleet."""
+
+    @property
+    def store(self) -> FleetUrl: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def manager(self) -> str | None:
+        """The key manager, where there are several: each has its own schema."""
+
+    @property
+    def single_node(self) -> bool: ...
+    @property
+    def ttl_ms(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
