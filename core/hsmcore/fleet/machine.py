@@ -41,6 +41,8 @@ class EpochRow(NamedTuple):
     """A random text of the last renewal or claim."""
     number: int = 0
     """Of the last incident, which may be answered."""
+    vouched: bool = False
+    """Whether an operator has said, on this server, that nobody has claimed since this epoch was released."""
 
     @property
     def age(self) -> tuple[int, int, bool]:
@@ -104,6 +106,8 @@ class Machine:
             self._seen_at = now
         if self.went_back(row):
             self._lost_at = now
+        elif row.vouched and row.released and row.server == self._server and not (row.incident or self.row.vouched):
+            self._lost_at = -1
         newer = row.epoch > self.row.epoch
         self.row = row
         mine = row.holder == self.instance and not row.released
