@@ -25,7 +25,7 @@ from hsmcore.errors import HsmError
 from hsmcore.state import database as base
 from hsmcore.state.database import Database
 from hsmcore.state.errors import RowInvalid, StoreAway, StoreError, StoreUnknown
-from hsmcore.state.exchange import AGAIN, CHANGED, Asking, Change, Question, Reply
+from hsmcore.state.exchange import AGAIN, CHANGED, Asking, Change, Question, Reply, still
 from hsmcore.state.postgres.database import HINT, ROLE_SECONDS, schema_name
 from hsmcore.state.postgres.link import ANSWER_SECONDS, IDLE_MS
 from hsmcore.state.postgres.roles import RolesSeen, row_role
@@ -372,6 +372,9 @@ class Asker:
                 await self._drop()
                 raise
             return told
+
+    async def still(self, question: Question, incarnation: str, seconds: float) -> bool:
+        return await still(self, question, incarnation, seconds)
 
     def _asked(self, work: Sequence[Question | Change], patience_ns: int) -> Steps:
         link = self._link

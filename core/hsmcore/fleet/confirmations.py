@@ -15,7 +15,7 @@ from hsmcore.base.scope import Scope
 from hsmcore.errors import DeadlineExceeded
 from hsmcore.state import StoreError, StoreUnknown
 
-MOST_PACE: Final = 0.004
+MOST_PACE: Final = 0.008
 """The longest time between the beginnings of two renewals, in seconds, unless one takes longer: it costs the processor
 as much as several signatures."""
 _Waiter = tuple[float, "asyncio.Future[None]"]

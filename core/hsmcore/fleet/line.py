@@ -26,7 +26,7 @@ class HostLine:
         self, asking: Asking, fleet: str, host: str, machine: Machine, compare: Callable[[EpochRow], None]
     ) -> None:
         self.asking, self._host, self._machine, self._compare = asking, host, machine, compare
-        self._sees = rows.seeing(fleet, host)
+        self._fleet, self._sees = fleet, rows.seeing(fleet, host)
         self.limit = machine.ttl / RENEWALS / SECOND
         """Seconds after which an answer is worth nothing."""
         self.server, self._incarnation = NOWHERE, ""
@@ -71,12 +71,15 @@ class HostLine:
             self.duties.heard(seen.orders)
         return seen.row, answers
 
-    async def confirm(self, asked: Question, *, writes: bool) -> bool:
-        """Ask one thing, without a look. Returns whether it has an answer, and of the server that answered last. Raises
-        StoreError. `writes`: as `ask`."""
-        told = await self.asking.ask([asked], self.limit)
-        if writes:
-            self._machine.is_marked(again=told.again)
+    async def still(self, row: EpochRow) -> bool:
+        """Return whether the row is still as it was seen, on the server that answered last. Raises StoreError."""
+        return await self.asking.still(rows.still(self._fleet, row), self._incarnation, self.limit)
+
+    async def renew(self, row: EpochRow, mark: str) -> bool:
+        """Renew the lease, without a look. Returns whether that is done, on the server that answered last. Raises
+        StoreError."""
+        told = await self.asking.ask([rows.renew(self._fleet, row, mark)], self.limit)
+        self._machine.is_marked(again=told.again)
         return bool(told.answers[0]) and told.incarnation == self._incarnation
 
     def _supersede(self, why: str) -> None:

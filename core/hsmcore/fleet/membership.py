@@ -350,16 +350,17 @@ class Membership:
 
         With a synchronous standby this is a renewal: what waits for the standby, a primary that was cut off does not
         confirm. One server alone confirms a write whenever it answers a question, which costs it less."""
-        machine, writes = self._machine, not self._rules.single_node
+        machine = self._machine
         async with self._acting:
             epoch, row, began = machine.epoch, machine.row, boottime()
-            if epoch:
-                mark = machine.marks(secrets.token_hex(8)) if writes else row.renewed_by
-                asked = rows.renew(self.name, row, mark) if writes else rows.still(self.name, row)
-                if await self._line.confirm(asked, writes=writes):
-                    if writes:
-                        machine.renewed(row._replace(renewals=row.renewals + 1, renewed_by=mark), began, boottime())
-                        self._settle()
+            if epoch and self._rules.single_node:
+                if await self._line.still(row):
+                    return machine.epoch == epoch and machine.holds(boottime())
+            elif epoch:
+                mark = machine.marks(secrets.token_hex(8))
+                if await self._line.renew(row, mark):
+                    machine.renewed(row._replace(renewals=row.renewals + 1, renewed_by=mark), began, boottime())
+                    self._settle()
                     return machine.epoch == epoch and machine.holds(boottime())
         return await self._renew()  # which finds out why
 

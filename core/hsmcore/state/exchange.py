@@ -67,8 +67,18 @@ class Asking(Protocol):
         """Do one thing after the other in a transaction; return the answers once it is committed. Raises StoreError;
         StoreUnknown if the answer took longer than `seconds`: what was sent may be done later all the same."""
 
+    async def still(self, question: Question, incarnation: str, seconds: float) -> bool:
+        """Return whether a question has an answer, and the server of it is this one, as of Reply. Nothing is written,
+        and no standby waited for. Raises StoreError."""
+
     async def close(self) -> None:
         """Close its own connection, if it has one. Idempotent."""
+
+
+async def still(asking: Asking, question: Question, incarnation: str, seconds: float) -> bool:
+    """Asking.still, by `ask`."""
+    told = await asking.ask([question], seconds)
+    return bool(told.answers[0]) and told.incarnation == incarnation
 
 
 def answered(connection: Connection, work: Sequence[Question | Change]) -> Answers:

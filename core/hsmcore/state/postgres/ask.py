@@ -21,15 +21,16 @@ from psycopg.waiting import wait_async
 
 from hsmcore.state.database import reason
 from hsmcore.state.errors import StoreError, StoreNotGenuine, StoreUnknown
-from hsmcore.state.exchange import Asking, Change, Question, Reply
+from hsmcore.state.exchange import Asking, Change, Question, Reply, still
 from hsmcore.state.postgres.link import AFTERWARDS, FACTS_AT, MORE, RELEASED, SYSTEM, Facts, Warned
-from hsmcore.state.postgres.text import asked, rows_of, saying, saying_then, written
+from hsmcore.state.postgres.text import asked, asked_in, rows_of, saying, saying_then, written
 from hsmcore.state.seal import Seal
 from hsmcore.state.seal_guard import is_quick
 
 Found = tuple[Any, ...]
 Driver = psycopg.AsyncConnection[Any]
 _LOOK_SECONDS: Final = 0.1
+_STILL: Final = b"AND NOT pg_is_in_recovery() AND pg_postmaster_start_time() = '%b'"
 _DIALS: Final = 4
 """Dials that may be under way at a time."""
 
@@ -40,6 +41,7 @@ class Asker(Warned):
 
     def __init__(
         self,
+        schema: str,
         dial: Callable[[], Awaitable[Driver]],
         begin: Sequence[bytes],
         judge: Callable[[Facts], None],
@@ -47,11 +49,12 @@ class Asker(Warned):
         waits: bool,
         dial_seconds: float,
     ) -> None:
-        self._dial, self._begin, self._judge, self._waits = dial, begin, judge, waits
+        self._schema, self._dial, self._begin, self._judge, self._waits = schema, dial, begin, judge, waits
         self._dial_seconds = dial_seconds
         self._driver: Driver | None = None
         self._system = ""
         """Of the server that is connected."""
+        self._incarnation, self._started = "", b""
         self._server: tuple[object, ...] = ()
         """What tells it from others, and from itself after it began again."""
         self._one = asyncio.Lock()
@@ -79,6 +82,25 @@ class Asker(Warned):
                 if isinstance(error, TimeoutError):
                     self.lost()
                 raise StoreUnknown(f"the server did not answer: {reason(error)}") from None
+            except BaseException:
+                await self._drop()
+                raise
+
+    async def still(self, question: Question, incarnation: str, seconds: float) -> bool:
+        """As Asking, in one statement, which itself says whether the server is still the one that answered last, and no
+        standby: all that a transaction begins with would cost more than the question. False also without an answer."""
+        async with self._one:
+            driver = self._driver
+            if driver is None or not self._system or incarnation != self._incarnation:
+                return False
+            text = b" ".join([asked_in(driver.pgconn, question, self._schema), _STILL % self._started])
+            try:
+                async with asyncio.timeout(seconds):
+                    results = await wait_async(saying(driver.pgconn, text), driver.pgconn.socket, _LOOK_SECONDS)
+                return bool(results[0].ntuples)
+            except (psycopg.Error, TimeoutError):
+                await self._drop()
+                return False
             except BaseException:
                 await self._drop()
                 raise
@@ -115,8 +137,11 @@ class Asker(Warned):
             if isinstance(one, Question):
                 answers.append(rows_of(results[at]))
             at += len(some)
-        incarnation = f"{self._system} {facts.timeline} {facts.started}"
-        return Reply(answers, (self._system, facts.timeline), incarnation, found=first[-1 - MORE : -1])
+        self._incarnation, self._started = (
+            f"{self._system} {facts.timeline} {facts.started}",
+            str(facts.started).encode(),
+        )
+        return Reply(answers, (self._system, facts.timeline), self._incarnation, found=first[-1 - MORE : -1])
 
     async def _dialled(self) -> Driver:
         """Dial, and once more while that has no answer: what was sent while bytes were lost is answered by none."""
@@ -203,6 +228,10 @@ class Vouched:
             with suppress(StoreNotGenuine):
                 await run(database.thread, database.check_rare)
         return database.accepted == (*row, rare) and not (database.seal is None or database.seal.doubted)
+
+    async def still(self, question: Question, incarnation: str, seconds: float) -> bool:
+        """As Asking."""
+        return await still(self, question, incarnation, seconds)
 
     async def close(self) -> None:
         """As Asking."""

@@ -355,7 +355,7 @@ class ServerDatabase(Database):
         more = rare_of(self.schema) if is_sealed else ("", "")
         sets: dict[str, Any] = {"writes": self.writes, "turn": False, "alone": not is_sealed, "seconds": dial_seconds}
         begin = beginning(self.schema, **sets, more=more)
-        asker = Asker(self._dialled, begin, self._judge, waits=self._waits, dial_seconds=dial_seconds)
+        asker = Asker(self.schema, self._dialled, begin, self._judge, waits=self._waits, dial_seconds=dial_seconds)
         asker.lost = lambda: self.thread.submit(self._lost)
         return Vouched(asker, in_turn, self) if is_sealed else asker
 
