@@ -3,6 +3,7 @@ with one look."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -71,16 +72,19 @@ class HostLine:
             self.duties.heard(seen.orders)
         return seen.row, answers
 
-    async def still(self, row: EpochRow) -> bool:
-        """Return whether the row is still as it was seen, on the server that answered last. Raises StoreError."""
-        return await self.asking.still(rows.still(self._fleet, row), self._incarnation, self.limit)
-
-    async def renew(self, row: EpochRow, mark: str) -> bool:
-        """Renew the lease, without a look. Returns whether that is done, on the server that answered last. Raises
-        StoreError."""
+    async def confirm(self, *, writes: bool) -> bool:
+        """Ask whether the row is still as it was seen, on the server that answered last; `writes`: renew the lease,
+        without a look. Returns whether that is so. Raises StoreError."""
+        machine, row, began = self._machine, self._machine.row, boottime()
+        if not writes:
+            return await self.asking.still(rows.still(self._fleet, row), self._incarnation, self.limit)
+        mark = machine.marks(secrets.token_hex(8))
         told = await self.asking.ask([rows.renew(self._fleet, row, mark)], self.limit)
-        self._machine.is_marked(again=told.again)
-        return bool(told.answers[0]) and told.incarnation == self._incarnation
+        machine.is_marked(again=told.again)
+        if not told.answers[0] or told.incarnation != self._incarnation:
+            return False
+        machine.renewed(row._replace(renewals=row.renewals + 1, renewed_by=mark), began, boottime())
+        return True
 
     def _supersede(self, why: str) -> None:
         if not self.superseded:

@@ -235,6 +235,14 @@ class Machine:
         """Leave the next epoch to nobody any more."""
         self._rest = None
 
+    def why(self, row: EpochRow) -> str:
+        """Return why this process may not sign, by the row."""
+        if row.is_free:
+            return "nobody holds the epoch"
+        if row.holder != self.instance:
+            return f"epoch {row.epoch} is held by {row.holder}"
+        return self.reason or "its renewal is late"
+
     def holds(self, now: int) -> bool:
         """Whether the lease is confirmed."""
         return now < self.until
