@@ -200,7 +200,7 @@ async def test_one_server_alone_is_asked_and_confirms_no_row_that_has_changed(po
             await member.confirm()
         assert postgres.execute("SELECT renewals, xmin FROM hsmcore_tests.fleet", name) == before, "it was only asked"
         with postgres.connect(name) as other:
-            other.execute(f"UPDATE hsmcore_tests.fleet SET {change}".encode())
+            other.execute(f"UPDATE hsmcore_tests.fleet SET {change}".encode())  # noqa: S608
         with pytest.raises(NotHolder):
             await member.confirm()
     finally:

@@ -25,6 +25,7 @@ from tests.support.verifiers import is_good
 from hsmcore.base.scope import Scope
 from hsmcore.base.steady import boottime
 from hsmcore.config import Secret
+from hsmcore.fleet import rows
 from hsmcore.fleet.membership import Membership
 from hsmcore.state import Store, StoreUnknown
 
@@ -231,6 +232,35 @@ async def test_a_follower_whose_connections_lost_bytes_takes_over(postgres, tmp_
             with capsys.disabled():
                 print(f"\n  takeover {monotonic() - begun:.2f} s after the last renewal")  # noqa: T201
             assert b.member.epoch == 3
+
+
+async def test_a_dial_that_is_lost_is_not_waited_for_alone(postgres, tmp_path):
+    """What was sent while bytes were lost has no answer, and the next one has."""
+    async with behind(postgres, tmp_path) as there:
+        store = await Store.open(fleet(there.url, ttlMs=LONG))
+        asking = store.asking()
+        there.proxy.silent, before = True, there.proxy.silenced
+        asked = asyncio.create_task(asking.ask([rows.sharing("tests")], LONG / 1e3))
+        await until(lambda: there.proxy.silenced > before)
+        there.proxy.silent = False
+        assert (await asked).answers == [[]]
+        await asking.close()
+        await store.close()
+
+
+async def test_a_late_answer_has_the_store_s_connection_dialled_again(postgres, tmp_path):
+    async with behind(postgres, tmp_path) as there:
+        store = await Store.open(fleet(there.url, ttlMs=LONG))
+        asking, link = store.asking(), store._database._link
+        await asking.ask([rows.sharing("tests")], LONG / 1e3)
+        there.proxy.silent = True
+        with pytest.raises(StoreUnknown):
+            await asking.ask([rows.sharing("tests")], 0.1)
+        await until(lambda: not link.is_open)
+        there.proxy.silent = False
+        assert await store.run(lambda connection: connection.exec_driver_sql("SELECT 1").scalar()) == 1
+        await asking.close()
+        await store.close()
 
 
 async def test_a_host_that_waits_asks_twice_a_second(shared):
