@@ -8,7 +8,7 @@ firewalls and load balancers forget a connection and stay silent; the answer to 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from traceback import clear_frames
@@ -19,6 +19,7 @@ import psycopg
 from psycopg.pq.abc import PGresult
 from psycopg.waiting import wait_async
 
+from hsmcore.base.scope import Scope
 from hsmcore.state.database import reason
 from hsmcore.state.errors import StoreError, StoreNotGenuine, StoreUnknown
 from hsmcore.state.exchange import Asking, Change, Question, Reply, still
@@ -42,7 +43,7 @@ class Asker(Warned):
     def __init__(
         self,
         schema: str,
-        dial: Callable[[], Awaitable[Driver]],
+        dial: Callable[[], Coroutine[Any, Any, Driver]],
         begin: Sequence[bytes],
         judge: Callable[[Facts], None],
         *,
@@ -57,7 +58,7 @@ class Asker(Warned):
         self._incarnation, self._started = "", b""
         self._server: tuple[object, ...] = ()
         """What tells it from others, and from itself after it began again."""
-        self._one = asyncio.Lock()
+        self._one, self._scope = asyncio.Lock(), Scope()
         self.lost: Callable[[], object] = lambda: None
         """Called when an answer is late: other connections to the server may be as silent."""
 
@@ -137,10 +138,8 @@ class Asker(Warned):
             if isinstance(one, Question):
                 answers.append(rows_of(results[at]))
             at += len(some)
-        self._incarnation, self._started = (
-            f"{self._system} {facts.timeline} {facts.started}",
-            str(facts.started).encode(),
-        )
+        self._incarnation = f"{self._system} {facts.timeline} {facts.started}"
+        self._started = str(facts.started).encode()
         return Reply(answers, (self._system, facts.timeline), self._incarnation, found=first[-1 - MORE : -1])
 
     async def _dialled(self) -> Driver:
@@ -150,7 +149,7 @@ class Asker(Warned):
             async with asyncio.timeout(self._dial_seconds):
                 done: set[asyncio.Task[Driver]] = set()
                 while not done:
-                    dials.add(asyncio.ensure_future(self._dial()))
+                    dials.add(self._scope.start(self._dial()))
                     done, _ = await asyncio.wait(
                         dials, timeout=self._dial_seconds / _DIALS, return_when=asyncio.FIRST_COMPLETED
                     )
@@ -186,9 +185,10 @@ class Asker(Warned):
         """Close the connection. Idempotent."""
         async with self._one:
             await self._drop()
+        await self._scope.close()
 
 
-class Checked(Protocol):
+class ChecksSeal(Protocol):
     """A sealed store's database, which checks in its thread: postgres/database.py."""
 
     seal: Seal | None
@@ -204,7 +204,7 @@ class Vouched:
     last, or is found so behind it. What writes more than renewals do, and what is not genuine, goes `in_turn`, which
     checks first."""
 
-    def __init__(self, asker: Asker, in_turn: Asking, database: Checked) -> None:
+    def __init__(self, asker: Asker, in_turn: Asking, database: ChecksSeal) -> None:
         self._asker, self._in_turn, self._database = asker, in_turn, database
         self._highs = "{}"
         """The highest positions that this connection has shown: another one's may be later or earlier."""
