@@ -182,3 +182,26 @@ async def test_an_answer_that_comes_when_the_lease_is_over_is_not_good(postgres:
             await member.confirm(monotonic() + 5)
     finally:
         await member.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["epoch = epoch + 1", "holder = 'another'", "released = 1", "renewals = renewals + 1, renewed_by = 'a copy'"],
+)
+async def test_one_server_alone_is_asked_and_confirms_no_row_that_has_changed(postgres: Cluster, change: str):
+    url = postgres.database()
+    name = url.rsplit("/", 1)[1]
+    member = await Membership.open(fleet(url, ttlMs=60_000, unordered="strict", singleNode=True))
+    member.begin(lambda *_, **__: None)
+    try:
+        await until(lambda: member.state == "holder")
+        before = postgres.execute("SELECT renewals, xmin FROM hsmcore_tests.fleet", name)
+        for _ in range(3):
+            await member.confirm()
+        assert postgres.execute("SELECT renewals, xmin FROM hsmcore_tests.fleet", name) == before, "it was only asked"
+        with postgres.connect(name) as other:
+            other.execute(f"UPDATE hsmcore_tests.fleet SET {change}".encode())  # noqa: S608
+        with pytest.raises(NotHolder):
+            await member.confirm()
+    finally:
+        await member.close()

@@ -146,6 +146,8 @@ async def test_a_switchover_after_a_drain_of_every_host_waits_for_none_that_is_a
             assert await servers.resume(mark) == 0
             await servers.drain("a", "b", off=True)
             await signs(2, a, b)
+            holder = a if a.member.state == "holder" else b
+            assert holder.member._machine._lost_at < 0, "it has waited for a lease that cannot be forgotten"
 
 
 async def test_the_mark_of_an_earlier_hold_is_an_incident(tmp_path):

@@ -18,16 +18,20 @@ from tests.integration.test_fleet_losses import Shared
 from tests.support.attending import Host, attending
 from tests.support.fleet_hosts import BLOCKS
 from tests.support.loops import one_loop
-from tests.support.managers import until
+from tests.support.managers import opened, until
 from tests.support.postgres import Cluster, cluster, fleet
+from tests.support.verifiers import is_good
 
 from hsmcore.base.scope import Scope
 from hsmcore.base.steady import boottime
+from hsmcore.config import Secret
+from hsmcore.fleet import rows
 from hsmcore.fleet.membership import Membership
 from hsmcore.state import Store, StoreUnknown
 
 pytestmark = [pytest.mark.integration, one_loop]
 TTL = 2000
+SEALED = pytest.mark.parametrize("secret", [None, Secret.plain("s" * 32)], ids=["plain", "sealed"])
 LONG = 8000
 """Milliseconds: a busy machine stalls for less."""
 
@@ -38,8 +42,8 @@ class Behind:
     def __init__(self, proxy: Proxy, url: str, folder: Path) -> None:
         self.proxy, self.url, self.folder = proxy, url, folder
 
-    def host(self, name: str, **more: object) -> AbstractAsyncContextManager[Host]:
-        return attending(fleet(self.url, **{"host": name, "ttlMs": TTL, **more}), self.folder / name)
+    def host(self, name: str, secret: Secret | None = None, **more: object) -> AbstractAsyncContextManager[Host]:
+        return attending(fleet(self.url, **{"host": name, "ttlMs": TTL, **more}), self.folder / name, secret)
 
 
 @pytest.fixture
@@ -130,9 +134,10 @@ async def test_a_renewal_whose_answer_is_lost_costs_no_epoch(postgres, tmp_path)
 
 
 @pytest.mark.slow("leases end")
-async def test_a_connection_that_loses_bytes_costs_no_more_than_a_lease(postgres, tmp_path, capsys):
+@SEALED
+async def test_a_connection_that_loses_bytes_costs_no_more_than_a_lease(postgres, tmp_path, capsys, secret):
     """All bytes are lost for a second, and no connection is closed."""
-    async with behind(postgres, tmp_path) as there, there.host("a") as a:
+    async with behind(postgres, tmp_path) as there, there.host("a", secret) as a:
         await holding(a)
         assert await a.sign(1) == ""
         there.proxy.silent = True
@@ -208,12 +213,13 @@ async def test_a_lease_that_is_too_short_for_the_way_to_the_database_is_refused(
 
 
 @pytest.mark.slow("a lease ends")
-async def test_a_follower_whose_connections_lost_bytes_takes_over(postgres, tmp_path, capsys):
+@SEALED
+async def test_a_follower_whose_connections_lost_bytes_takes_over(postgres, tmp_path, capsys, secret):
     """It asks on another connection, instead of waiting for the answer."""
-    async with behind(postgres, tmp_path) as there, there.host("b") as b:
+    async with behind(postgres, tmp_path) as there, there.host("b", secret) as b:
         direct = there.url.replace(f":{there.proxy.port}/", f":{postgres.port}/")
         await holding(b)
-        async with attending(fleet(direct, host="a", ttlMs=TTL), tmp_path / "a") as a:
+        async with attending(fleet(direct, host="a", ttlMs=TTL), tmp_path / "a", secret) as a:
             await b.member.release("a test")
             await holding(a)
             there.proxy.silent = True
@@ -226,6 +232,35 @@ async def test_a_follower_whose_connections_lost_bytes_takes_over(postgres, tmp_
             with capsys.disabled():
                 print(f"\n  takeover {monotonic() - begun:.2f} s after the last renewal")  # noqa: T201
             assert b.member.epoch == 3
+
+
+async def test_a_dial_that_is_lost_is_not_waited_for_alone(postgres, tmp_path):
+    """What was sent while bytes were lost has no answer, and the next one has."""
+    async with behind(postgres, tmp_path) as there:
+        store = await Store.open(fleet(there.url, ttlMs=LONG))
+        asking = store.asking()
+        there.proxy.silent, before = True, there.proxy.silenced
+        asked = asyncio.create_task(asking.ask([rows.sharing("tests")], LONG / 1e3))
+        await until(lambda: there.proxy.silenced > before)
+        there.proxy.silent = False
+        assert (await asked).answers == [[]]
+        await asking.close()
+        await store.close()
+
+
+async def test_a_late_answer_has_the_store_s_connection_dialled_again(postgres, tmp_path):
+    async with behind(postgres, tmp_path) as there:
+        store = await Store.open(fleet(there.url, ttlMs=LONG))
+        asking, link = store.asking(), store._database._link
+        await asking.ask([rows.sharing("tests")], LONG / 1e3)
+        there.proxy.silent = True
+        with pytest.raises(StoreUnknown):
+            await asking.ask([rows.sharing("tests")], 0.1)
+        await until(lambda: not link.is_open)
+        there.proxy.silent = False
+        assert await store.run(lambda connection: connection.exec_driver_sql("SELECT 1").scalar()) == 1
+        await asking.close()
+        await store.close()
 
 
 async def test_a_host_that_waits_asks_twice_a_second(shared):
@@ -275,3 +310,16 @@ async def test_a_bind_waits_for_a_standby_that_is_away(tmp_path):
             assert not binding.done()
             standby.start()
             assert await binding == ""
+
+
+@pytest.mark.parametrize("unordered", ["lease", "strict"])
+async def test_another_key_signs_from_its_activation_on(world, postgres, unordered):
+    """With one member, whose keys have numbers."""
+    second, rules = world.keys["second"], fleet(postgres.database(), ttlMs=LONG, unordered=unordered)
+    given = {"store": {"url": rules.store.url.resolve().decode()}, "name": rules.name, "unordered": unordered}
+    config = world.config(fleet=given | {"ttlMs": LONG, "singleNode": True}, maxCacheSize=0)
+    async with opened(config) as manager:
+        await until(lambda: manager.fleet.state == "holder")
+        await manager.sign(b"a")
+        await manager.set_current_key_id(second.id)
+        assert is_good("ed25519", second.public_key, b"b", await manager.sign(b"b"))

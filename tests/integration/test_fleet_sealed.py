@@ -129,8 +129,7 @@ async def test_positions_that_alone_go_back_are_missed_by_the_host_that_stands_b
             await signed(a, 1)
             copy = copied(shared)
             await signed(a, 2)
-            looked = b.member._store._database
-            await until(lambda: '"chain/block" : 2' in looked._highs)
+            await until(lambda: '"chain/block" : 2' in b.member._line.asking._highs)
             put_back(shared, {name: copy[name] for name in ("bound", "watermark")})
             await until(lambda: shared.ask("SELECT max(position) FROM bound") == [(2,)])
             assert shared.ask("SELECT incident FROM fleet") > [(0,)]

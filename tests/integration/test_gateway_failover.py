@@ -119,6 +119,11 @@ async def test_no_answer_that_a_fleet_must_confirm_is_handed_out_before():
             asked.set_result(receipt)
             return asked
 
+        def receipt(self, message, timeout, _key, extra):
+            return self.ask(Ask(message, timeout, extra))
+
+        key_index = 0
+
         def abandon(self, _asked, message):
             abandoned.append(message)
 

@@ -25,7 +25,7 @@ from hsmcore.errors import HsmError
 from hsmcore.state import database as base
 from hsmcore.state.database import Database
 from hsmcore.state.errors import RowInvalid, StoreAway, StoreChanged, StoreUnknown
-from hsmcore.state.exchange import CHANGED, Asking, Change, Question, Relying, Reply
+from hsmcore.state.exchange import CHANGED, Asking, Change, Question, Relying, Reply, still
 from hsmcore.state.postgres.binding import Binding
 from hsmcore.state.postgres.database import HINT, ROLE_SECONDS
 from hsmcore.state.postgres.link import ANSWER_SECONDS, IDLE_MS
@@ -278,7 +278,8 @@ class ServerDatabase(Database):
         for binding in self._bindings:
             binding.hasten(hurries=True)
 
-    def asking(self) -> Asking:
+    def asking(self, in_turn: Asking) -> Asking:
+        del in_turn
         return Asker(self.server, self.process, self.place.ttl_ms * 500_000)
 
     def binding(self) -> Relying:
@@ -388,6 +389,9 @@ class Asker:
                 await self._drop()
                 raise
             return told
+
+    async def still(self, question: Question, incarnation: str, seconds: float) -> bool:
+        return await still(self, question, incarnation, seconds)
 
     def _asked(self, work: Sequence[Question | Change], patience_ns: int) -> Steps:
         link = self._link

@@ -243,11 +243,26 @@ class LosingFleet(Fleet):
             self.act(number, "claim")
             self.lose(1)
 
+    @rule()
+    def vouch(self):
+        """An operator names the mark of the release that was the last one: nobody has claimed since."""
+        if self.row.released and self.row.epoch == self.latest:
+            self.row = self.row._replace(incident=0, server=self.server, vouched=True)
+            self.kept[-1] = self.row
+
+    @rule(number=st.integers(0, 2))
+    def release_and_lose_and_vouch(self, number):
+        if self.host(number).asked is None and self.host(number).machine.epoch:
+            self.act(number, "release")
+            self.lose(0)
+            self.vouch()
+
     @rule(opens=st.booleans())
     def incident(self, opens):
         """Opened by whoever sees the loss first, it is closed when each process has been there."""
         if opens:
-            self.row = self.row._replace(incident=1, server=self.server)
+            vouched = self.row.vouched and self.row.server == self.server
+            self.row = self.row._replace(incident=1, server=self.server, vouched=vouched)
         elif self.is_settled and all(host.server in (self.server, ("", "")) for host in self.hosts):
             self.row = self.row._replace(incident=0)
         self.kept[-1] = self.row
@@ -413,6 +428,34 @@ def test_a_process_that_begins_in_an_incident_waits_for_a_lease_that_may_be_forg
     assert not machine.may_claim(free, 100 + TTL, ("4711", "2"))
 
 
+def test_an_operator_who_names_the_last_release_frees_the_epoch_on_another_server():
+    one, other = ("4711", FIRST), ("4711", "00000002")
+    free = EpochRow(3, "other", "x", 7, True, 0, one)
+    machine = Machine("me", TTL)
+    machine.answered(one, 100)
+    machine.saw(free, 100)
+    machine.answered(other, 200)
+    machine.saw(free._replace(incident=1, server=other), 200)
+    assert machine.free_at() == 200 + TTL + TTL // 10
+    named = free._replace(server=other, vouched=True)
+    machine.saw(named, 300)
+    assert machine.free_at() == 0
+    assert machine.may_claim(named, 300, other)
+    machine.answered(("4711", "00000003"), 400)
+    machine.saw(named, 400)
+    assert machine.free_at() == 400 + TTL + TTL // 10, "named on another server"
+
+
+def test_what_went_back_is_freed_by_no_operator_s_word():
+    machine = Machine("me", TTL)
+    machine.answered(("4711", FIRST), 100)
+    named = EpochRow(3, "other", "x", 7, True, 0, ("4711", FIRST), vouched=True)
+    machine.saw(EpochRow(4, "other", "x", 0, False, 0, ("4711", FIRST)), 100)
+    for at in (200, 300):
+        machine.saw(named, at)
+        assert machine.free_at() == 200 + TTL + TTL // 10
+
+
 def test_what_went_back_to_nobody_s_is_not_free_at_once():
     machine = Machine("me", TTL)
     machine.saw(EpochRow(2, "other", "elsewhere", 7, False), 100)
@@ -541,7 +584,7 @@ def test_a_row_that_the_database_went_back_to_is_no_copy_s():
 
 @pytest.mark.parametrize(("is_open", "owed"), [(0, 7), (1, 0)])
 def test_a_new_host_belongs_to_the_fleet_and_answers_an_incident_that_is_open(is_open, owed):
-    seen = rows.seen([(1, "", "", 0, 1, "", "", 7, None, None, is_open, *[None] * 7)])
+    seen = rows.seen([(1, "", "", 0, 1, "", "", 7, None, None, None, is_open, *[None] * 7)])
     change = rows.enter(seen, "host", "me")
     assert change.values == [{"name": "host", "incident": owed, "instance": "me", "state": "follower"}]
     made = change.statement.compile(dialect=dialect(), column_keys=list(change.values[0])).params

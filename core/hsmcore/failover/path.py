@@ -14,7 +14,7 @@ from hsmcore.audit import AuditLog
 from hsmcore.base.keyring import KeyRing, KeyVersion
 from hsmcore.base.log import get_logger
 from hsmcore.base.receipt import Receipt
-from hsmcore.errors import HsmError, KeyMismatch, KeyNotFound
+from hsmcore.errors import HsmError, KeyMismatch, KeyNotFound, NotHolder
 from hsmcore.failover.endpoint import Endpoint
 from hsmcore.failover.levels import EMERGENCY
 from hsmcore.members import Member
@@ -47,6 +47,17 @@ class Way(Protocol):
     key_index: int
     answers_recorded: bool
     """Whether the engine records an answer that is an error; else the key manager does."""
+
+    waits: bool = False
+    """Whether what is refused since a fleet's lease is late is asked for again."""
+
+    async def again(
+        self, receipt: bool, message: Any, timeout: float | None, extra: bytes | None, begun: float, late: NotHolder
+    ) -> Any:
+        """Ask once more, within its deadline, for what `submit`, or with `receipt` that, has refused, or has withheld.
+        `begun`: when it was asked for first, by the monotonic clock. Raises HsmError."""
+        del receipt, message, timeout, extra, begun
+        raise late
 
     @abstractmethod
     def ask(self, asked: Ask, waiter: Waiter | None = None) -> asyncio.Future[Receipt]:

@@ -1,4 +1,4 @@
-"""Renewals that signatures wait for, one for all that wait: `fleet.unordered` "strict"."""
+"""Questions that signatures wait for, one for all that wait: `fleet.unordered` "strict"."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hsmcore.base.scope import Scope
 from hsmcore.errors import DeadlineExceeded
 from hsmcore.state import StoreError, StoreUnknown
 
-MOST_PACE: Final = 0.004
+MOST_PACE: Final = 0.008
 """The longest time between the beginnings of two renewals, in seconds, unless one takes longer: it costs the processor
 as much as several signatures."""
 _Waiter = tuple[float, "asyncio.Future[None]"]
@@ -38,7 +38,7 @@ class Confirmations:
         """When the timer looks for those whose time is over."""
         self._timer: asyncio.TimerHandle | None = None
 
-    def wait(self, until: float, others: int = 0) -> asyncio.Future[None]:
+    def wait(self, until: float = math.inf, others: int = 0) -> asyncio.Future[None]:
         """Return what ends when a renewal that began after this call is good. Its errors: that of `refusal`, also if
         there is no answer; DeadlineExceeded at `until`, of the monotonic clock. `others`: how many are about to call
         this. The renewal may wait for them, MOST_PACE, but not until the device has none of them left to sign."""

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, update
 
 from hsmcore.base.log import get_logger
 from hsmcore.base.scope import Scope, log_failure
-from hsmcore.errors import HsmError
+from hsmcore.errors import HsmError, NotHolder
 from hsmcore.fleet.entry import RENEWALS
 from hsmcore.fleet.orders import Verb, order
 from hsmcore.recovery.witness import Witness
@@ -127,8 +127,9 @@ class Duties:
             self._following.start(self._obey(orders), failed=_FAILED)
 
     async def _obey(self, orders: Mapping[Verb, str]) -> None:
-        if "drain" in orders and self._host.state in ("holder", "doubtful"):
-            await self._host.release(orders["drain"] or "drained")
+        if "drain" in orders:
+            with suppress(NotHolder):
+                await self._host.release(orders["drain"] or "drained")
         for verb, reason in orders.items():
             if verb != "drain":
                 await self._follow(verb, reason)

@@ -3,6 +3,7 @@ with one look."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -26,7 +27,7 @@ class HostLine:
         self, asking: Asking, fleet: str, host: str, machine: Machine, compare: Callable[[EpochRow], None]
     ) -> None:
         self.asking, self._host, self._machine, self._compare = asking, host, machine, compare
-        self._sees = rows.seeing(fleet, host)
+        self._fleet, self._sees = fleet, rows.seeing(fleet, host)
         self.limit = machine.ttl / RENEWALS / SECOND
         """Seconds after which an answer is worth nothing."""
         self.server, self._incarnation = NOWHERE, ""
@@ -70,6 +71,20 @@ class HostLine:
                 self.duties.connected()
             self.duties.heard(seen.orders)
         return seen.row, answers
+
+    async def confirm(self, *, writes: bool) -> bool:
+        """Ask whether the row is still as it was seen, on the server that answered last; `writes`: renew the lease,
+        without a look. Returns whether that is so. Raises StoreError."""
+        machine, row, began = self._machine, self._machine.row, boottime()
+        if not writes:
+            return await self.asking.still(rows.still(self._fleet, row), self._incarnation, self.limit)
+        mark = machine.marks(secrets.token_hex(8))
+        told = await self.asking.ask([rows.renew(self._fleet, row, mark)], self.limit)
+        machine.is_marked(again=told.again)
+        if not told.answers[0] or told.incarnation != self._incarnation:
+            return False
+        machine.renewed(row._replace(renewals=row.renewals + 1, renewed_by=mark), began, boottime())
+        return True
 
     def _supersede(self, why: str) -> None:
         if not self.superseded:

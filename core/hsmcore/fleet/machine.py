@@ -41,6 +41,8 @@ class EpochRow(NamedTuple):
     """A random text of the last renewal or claim."""
     number: int = 0
     """Of the last incident, which may be answered."""
+    vouched: bool = False
+    """Whether an operator has said, on this server, that nobody has claimed since this epoch was released."""
 
     @property
     def age(self) -> tuple[int, int, bool]:
@@ -104,6 +106,8 @@ class Machine:
             self._seen_at = now
         if self.went_back(row):
             self._lost_at = now
+        elif row.vouched and row.released and row.server == self._server and not (row.incident or self.row.vouched):
+            self._lost_at = -1
         newer = row.epoch > self.row.epoch
         self.row = row
         mine = row.holder == self.instance and not row.released
@@ -230,6 +234,14 @@ class Machine:
     def wakes(self) -> None:
         """Leave the next epoch to nobody any more."""
         self._rest = None
+
+    def why(self, row: EpochRow) -> str:
+        """Return why this process may not sign, by the row."""
+        if row.is_free:
+            return "nobody holds the epoch"
+        if row.holder != self.instance:
+            return f"epoch {row.epoch} is held by {row.holder}"
+        return self.reason or "its renewal is late"
 
     def holds(self, now: int) -> bool:
         """Whether the lease is confirmed."""

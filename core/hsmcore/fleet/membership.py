@@ -9,7 +9,6 @@ waits for stops no renewal.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
@@ -66,12 +65,11 @@ class Membership:
         self._line = HostLine(store.asking(), self.name, self.host, self._machine, self._compare)
         self._witness: Witness | None = None
         self._gate, self._placement = ClaimGate(self._machine.ttl), Placement(rules)
-        self._leaving = False
-        self._acting, self._wake = asyncio.Lock(), asyncio.Event()
-        self._scope = Scope()
-        self._confirmations = Confirmations(self._renew, self._refusal)
-        self._renewed_at = 0
-        self._before = self._machine.row
+        self._acting, self._wake, self._scope = asyncio.Lock(), asyncio.Event(), Scope()
+        self._confirmations = Confirmations(self._confirm, self._refusal)
+        self.confirm = self._confirmations.wait
+        """Returns what ends when the database has said, asked after this call, that the epoch is this process's."""
+        self._renewed_at, self._before = 0, self._machine.row
         """The row that was known when the last bind began."""
         self._tell: Tell = lambda *_, **__: None
         self._told: tuple[State, int] = ("follower", 0)
@@ -104,9 +102,9 @@ class Membership:
 
     async def close(self) -> None:
         """Give the epoch up, and leave. Idempotent."""
-        if self._leaving:
+        if self._line.closes:
             return
-        self._leaving = self._line.closes = True
+        self._line.closes = True
         await self._scope.close()
         await self._confirmations.close()
         try:
@@ -117,16 +115,18 @@ class Membership:
                     await self.release("closed")
                 elif not self._line.superseded:
                     await self._line.ask()
-                if self.duties is not None:
-                    await self.duties.close()
+                await self._end_duties()
         except (HsmError, TimeoutError) as error:
             get_logger().warning("the fleet is not told that this host closes", error=str(error) or "no answer")
             self._store.hurry()
         finally:
-            if self.duties is not None:
-                await self.duties.close()
+            await self._end_duties()
             await self._line.asking.close()
             await self._store.close()
+
+    async def _end_duties(self) -> None:
+        if self.duties is not None:
+            await self.duties.close()
 
     @property
     def duties(self) -> Duties | None:
@@ -227,18 +227,10 @@ class Membership:
 
     def _refusal(self, row: EpochRow | None = None) -> NotHolder:
         row = self._machine.row if row is None else row
-        error = error_of("NOT_HOLDER", detail=self._why(row))
+        error = error_of("NOT_HOLDER", detail=self._machine.why(row))
         assert isinstance(error, NotHolder)  # noqa: S101  # for the type checker
         error.holder, error.epoch = "" if row.is_free else row.holder, row.epoch
         return error
-
-    def _why(self, row: EpochRow) -> str:
-        """Why this process may not sign."""
-        if row.is_free:
-            return "nobody holds the epoch"
-        if row.holder != self._machine.instance:
-            return f"epoch {row.epoch} is held by {row.holder}"
-        return self._machine.reason or "its renewal is late"
 
     async def claim(self, at_least: Mapping[str, int] | None = None, force: bool = False, reason: str = "") -> None:
         """Hold the epoch when this returns. Waits at most for the end of a lease that is not renewed.
@@ -271,9 +263,7 @@ class Membership:
             self._settle("fleet-release", epoch=epoch, reason=reason)
             given_up = rows.release(self.name, epoch, machine.instance, reason, self._store)
             await self._store.exchange([], given_up, turn=False)
-            row, _ = await self._line.ask()
-            machine.saw(row, boottime())
-            self._settle()
+            await self._see_now()
 
     def drain(self, on: bool) -> None:
         """Claim no epoch by itself, on an operator's word; or end that, and claim the next one if nobody holds it."""
@@ -286,11 +276,6 @@ class Membership:
         self._gate.follows(domain, position_of(position))
         if self._machine.row.is_free:
             self._wake.set()
-
-    def confirm(self, until: float = math.inf, others: int = 0) -> asyncio.Future[None]:
-        """Return what ends when a renewal that begins after this call is confirmed: Confirmations.wait, which refuses
-        with NotHolder."""
-        return self._confirmations.wait(until, others)
 
     async def _look(self) -> float:
         begun, failed = boottime(), True
@@ -352,6 +337,19 @@ class Membership:
             self._settle()
             return done and machine.epoch == epoch != 0 and machine.holds(boottime())
 
+    async def _confirm(self) -> bool:
+        """Return whether the database says, asked from now on, that this process holds the epoch. Raises StoreError.
+
+        With a synchronous standby this is a renewal: what waits for the standby, a primary that was cut off does not
+        confirm. One server alone confirms a write whenever it answers a question, which costs it less."""
+        machine = self._machine
+        async with self._acting:
+            epoch = machine.epoch
+            if epoch and await self._line.confirm(writes=not self._rules.single_node):
+                self._settle()
+                return machine.epoch == epoch and machine.holds(boottime())
+        return await self._renew()  # which finds out why
+
     async def _follow(self) -> None:
         await self._see()
         turn = self._placement.turn(self._machine, boottime())
@@ -365,9 +363,12 @@ class Membership:
 
     async def _see(self) -> None:
         async with self._acting:
-            row, _ = await self._line.ask()
-            self._machine.saw(row, boottime())
-            self._settle()
+            await self._see_now()
+
+    async def _see_now(self) -> None:
+        row, _ = await self._line.ask()
+        self._machine.saw(row, boottime())
+        self._settle()
 
     async def _until_free(self) -> None:
         machine, seen = self._machine, None
@@ -385,7 +386,7 @@ class Membership:
         """`patient`: raise BadArgument where this host is behind, instead of holding the epoch all the same."""
         machine = self._machine
         async with self._acting:
-            if machine.epoch or self._line.superseded or self._leaving:
+            if machine.epoch or self._line.superseded or self._line.closes:
                 return
             last, (highs, known, floors) = await self._line.ask(rows.HIGHS, ASK, FLOORS)
             began, row, refusal, claimed = boottime(), last, None, False
@@ -440,7 +441,7 @@ class Membership:
         """Pass the machine's state on. `record`: what led to it, if this host did it."""
         machine, lease = self._machine, self.lease
         lease.until, lease.epoch, lease.holder = machine.until, machine.row.epoch, self.holder
-        lease.reason = "" if machine.holds(boottime()) else self._why(machine.row)
+        lease.reason = "" if machine.holds(boottime()) else machine.why(machine.row)
         before, self._told = self._told, (machine.state, machine.epoch)
         if before == self._told and not record:
             return

@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql
 
 from hsmcore.fleet.machine import EpochRow
 from hsmcore.fleet.orders import COLUMNS, Verb
-from hsmcore.recovery.hold import CLOSED, new_mark
+from hsmcore.recovery.hold import CLOSED, new_mark, vouched
 from hsmcore.recovery.incident import count, word
 from hsmcore.state import Store
 from hsmcore.state.database import NOW
@@ -36,7 +36,7 @@ _unanswered: Final = (
 # Made once: to make a statement takes SQLAlchemy longer than the database takes to do it.
 _FIELDS: Final = (
     FLEET.c.epoch, FLEET.c.holder, FLEET.c.host, FLEET.c.renewals, FLEET.c.released, FLEET.c.system, FLEET.c.timeline,
-    FLEET.c.incident, FLEET.c.held, FLEET.c.renewed_by, _unanswered.label("open"),
+    FLEET.c.incident, FLEET.c.held, FLEET.c.renewed_by, FLEET.c.mark, _unanswered.label("open"),
 )  # fmt: skip
 _OF: Final = FLEET.c.name == bindparam("fleet")
 _LOOK: Final = select(*_FIELDS).where(_OF)
@@ -61,6 +61,7 @@ _RENEW: Final = (
     .returning(FLEET.c.epoch)
     .execution_options(hot=True)
 )
+_STILL_MINE: Final = select(FLEET.c.epoch).where(_MINE, _AS_SEEN)
 # A mark of a hold stays; none is written where positions may be lost already.
 _same: Final = (FLEET.c.system == bindparam("on")) & (FLEET.c.timeline == bindparam("line"))
 _mark: Final = case((FLEET.c.held.is_not(None), FLEET.c.mark), (~_unanswered & _same, bindparam("token", type_=Text)))
@@ -148,12 +149,12 @@ def shared(found: Rows) -> EpochRow:
     """Return the row that `sharing` or `locking` has found."""
     if not found:
         return EpochRow()
-    epoch, holder, host, renewals, released, system, timeline, number, held, renewed_by, is_open, *_ = found[0]
+    epoch, holder, host, renewals, released, system, timeline, number, held, renewed_by, mark, is_open, *_ = found[0]
     server = word(system), word(timeline)
     incident = count(number) if is_open else 0
     return EpochRow(
         count(epoch), word(holder), word(host), count(renewals), bool(count(released)), incident, server,
-        word(held or ""), word(renewed_by or ""), count(number),
+        word(held or ""), word(renewed_by or ""), count(number), word(mark or "") == vouched(count(epoch), server[1]),
     )  # fmt: skip
 
 
@@ -180,6 +181,12 @@ def renew(fleet: str, row: EpochRow, mark: str) -> Question:
     if it was not renewed."""
     seen = {"fleet": fleet, "mine": row.epoch, "me": row.holder, "seen": row.renewals, "by": mark}
     return Question(_RENEW, seen)
+
+
+def still(fleet: str, row: EpochRow) -> Question:
+    """Ask whether the row is still as it was seen, this process's. The answer is empty if it is not. It waits for no
+    standby: a primary that was cut off would give it, too."""
+    return Question(_STILL_MINE, {"fleet": fleet, "mine": row.epoch, "me": row.holder, "seen": row.renewals})
 
 
 def release(fleet: str, epoch: int, instance: str, reason: str, store: Store) -> Decide[None]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
+from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast, overload
 
@@ -14,7 +15,7 @@ from hsmcore.audit.record import extra as audit_extra
 from hsmcore.base.events import Callback, EventName, Events
 from hsmcore.base.receipt import DigestSignature, Receipt
 from hsmcore.config import Config, KeyManagerConfig, PayloadFormat
-from hsmcore.errors import EngineClosed, HsmError, LoginError
+from hsmcore.errors import EngineClosed, HsmError, LoginError, NotHolder
 from hsmcore.failover.path import Ask, SigningPath, Way
 from hsmcore.handover.base import Handover
 from hsmcore.manager import batching, digests
@@ -186,7 +187,7 @@ class KeyManager(BatchedSigning, KeyWork):
     ) -> None:
         await self.close()
 
-    async def sign(
+    async def sign(  # noqa: C901, PLR0912  # on the way of every signature: another call costs
         self,
         message: Message,
         timeout: float | None = None,
@@ -201,12 +202,10 @@ class KeyManager(BatchedSigning, KeyWork):
 
         `timeout` in seconds; None: `requestTimeoutMs`. Returns 64 bytes. Raises DeadlineExceeded, KeyDeactivated,
         InvalidMessage, MessageTooLarge, InvalidTimeout, MemberDown and other HsmErrors; `.retryable` says whether
-        the same call can succeed later. While the queue is full, the request waits within its timeout; a request that
-        cannot meet its deadline at the measured service rate gets QueueFull, a DeadlineExceeded, immediately.
-
-        With failover, AllLevelsFailed names the cause of each level. `allow_other_key`: another key may sign the
-        message although a signature under the first key may exist. `key_id`: sign with this key or not at all, which
-        raises KeyNotCurrent while another one signs, KeyNotFound.
+        the same call can succeed later. While the queue is full, the request waits within its timeout; one that cannot
+        meet its deadline at the measured service rate gets QueueFull, a DeadlineExceeded, immediately. With failover,
+        AllLevelsFailed names the cause of each level. `allow_other_key`: another key may sign although a signature
+        under the first key may exist. `key_id`: sign with this key or raise KeyNotCurrent, KeyNotFound.
 
         With a policy, raises PolicyRefused for what this key, or this caller, may not have signed, QueueFull at a limit
         of the caller's, DoubleSign for another payload at a bound position. `kind`, `position`: what the caller takes
@@ -227,26 +226,28 @@ class KeyManager(BatchedSigning, KeyWork):
             elif kind is not None or position is not None:
                 self._life.check()
                 refuse_claims(kind, position)
-            submit = way.receipt if _receipt else way.submit
-            signed = submit(message, timeout, way.key_index, extra)
-            if type(signed) is bytes:  # cheaper than isinstance where `signed` is an awaitable
-                return signed
-            submitted = True
+            begun = way.waits and monotonic()
             try:
+                signed = (way.receipt if _receipt else way.submit)(message, timeout, way.key_index, extra)
+                if type(signed) is bytes:  # cheaper than isinstance where `signed` is an awaitable
+                    return signed
+                submitted = True
                 answer: bytes = await signed  # type: ignore[misc]  # the line above excludes bytes
             except asyncio.CancelledError:
-                way.abandon(signed, message)
+                way.abandon(signed, message)  # type: ignore[possibly-undefined]  # nothing else awaits
                 raise
-            else:
-                if admission is not None:
-                    admission.released()
-                return answer
+            except NotHolder as late:
+                submitted = submitted or way.waits
+                answer = await way.again(_receipt, message, timeout, extra, begun, late)
         except HsmError as error:
-            # If nothing was attempted, the log may be sealed already.
-            if not way.answers_recorded if submitted else self._life.state == "open":
+            if not way.answers_recorded if submitted else self._life.state == "open":  # else it may be sealed
                 self._record.failure("sign", message, error)
             await a_turn(error)
             raise
+        else:
+            if admission is not None:
+                admission.released()
+            return answer
         finally:
             if admission is not None:
                 admission.end()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, cast
 
 from hsmcore._native import Lease, Waiter, timeout_ns
 from hsmcore.base.receipt import Receipt
@@ -15,8 +15,8 @@ from hsmcore.errors import DeadlineExceeded, HsmError, NotHolder
 from hsmcore.failover.path import Ask, SigningPath, Way
 from hsmcore.manager.policy.wants import LEADS
 from hsmcore.manager.recording import AuditNotes
+from hsmcore.members.base import Submit, WithReceipt
 
-T = TypeVar("T")
 _LOOK_SECONDS: Final = 0.01
 
 
@@ -34,11 +34,13 @@ class Leads(Protocol):
 class FleetWay(Way):
     """What the ways of a fleet have in common. `default_timeout` in seconds. Belongs to the event loop."""
 
-    key_index = 0
-
     def __init__(self, path: SigningPath, default_timeout: float, record: AuditNotes) -> None:
         self._path, self._default, self._record = path, default_timeout, record
         self.answers_recorded = path.answers_recorded
+
+    @property
+    def key_index(self) -> int:  # type: ignore[override]  # the path's own, which changes with its key
+        return self._path.key_index
 
     def keep(self, message: Any, public_key: bytes) -> None:
         self._path.keep(message, public_key)
@@ -55,44 +57,32 @@ class LeasedWay(FleetWay):
     """Asks the members again for what was refused, or withheld, since the lease was late. Not for what `ask` has
     submitted already."""
 
+    waits = True
+
     def __init__(self, path: SigningPath, fleet: Leads, default_timeout: float, record: AuditNotes) -> None:
         super().__init__(path, default_timeout, record)
-        self._fleet, self.submit, self.receipt = fleet, self._submit, self._receipt
+        self._fleet = fleet
         self._waiting: set[asyncio.Future[None]] = set()
         self._scope = Scope()
         self._watching: asyncio.Task[None] | None = None
 
-    def _submit(self, message: object, timeout: float | None, key: int, extra: bytes | None) -> Any:
-        return self._asked(lambda left: self._path.submit(message, left, key, extra), message, timeout)
+    # What comes while the lease is good costs no more than without a fleet.
 
-    def _receipt(self, message: object, timeout: float | None, key: int, extra: bytes | None) -> Any:
-        return self._asked(lambda left: self._path.receipt(message, left, key, extra), message, timeout)
+    @property
+    def submit(self) -> Submit:  # type: ignore[override]
+        return self._path.submit
 
-    def _asked(self, submit: Callable[[float | None], Any], message: object, timeout: float | None) -> Any:
-        begun = monotonic()
-        try:
-            signed = submit(timeout)
-        except NotHolder as error:
-            return self._again(submit, message, self._until(begun, timeout), error)
-        return signed if type(signed) is bytes else self._signed(signed, submit, message, begun, timeout)
+    @property
+    def receipt(self) -> WithReceipt:  # type: ignore[override]
+        return self._path.receipt
 
-    async def _signed(
-        self,
-        signed: Awaitable[T],
-        submit: Callable[[float | None], Any],
-        message: object,
-        begun: float,
-        timeout: float | None,
-    ) -> T:
-        try:
-            return await signed
-        except asyncio.CancelledError:
-            self._path.abandon(signed, message)
-            raise
-        except NotHolder as error:
-            late = error
-        answer: T = await self._again(submit, message, self._until(begun, timeout), late)
-        return answer
+    async def again(
+        self, receipt: bool, message: Any, timeout: float | None, extra: bytes | None, begun: float, late: NotHolder
+    ) -> Any:
+        def submit(left: float) -> Any:
+            return (self.receipt if receipt else self.submit)(message, left, self.key_index, extra)
+
+        return await self._again(submit, message, self._until(begun, timeout), late)
 
     async def _again(self, submit: Callable[[float], Any], message: Any, until: float, late: NotHolder) -> Any:
         while True:
@@ -130,7 +120,7 @@ class LeasedWay(FleetWay):
             return self._scope.start(again)
 
     def abandon(self, asked: Any, message: Any) -> None:
-        """`_signed` and `_again` do it."""
+        """`_again` does it for what it asks."""
         if isinstance(asked, asyncio.Task):
             asked.cancel()
         elif asyncio.isfuture(asked):

@@ -78,22 +78,28 @@ class ConfirmedWay(FleetWay):
         self._unawaited: set[asyncio.Future[Receipt]] = set()
         """Requests of `ask` whose task has not taken its first step."""
 
-    def _submit(self, message: object, timeout: float | None, _key: int, extra: bytes | None) -> Awaitable[bytes]:
-        return _signature_of(self._receipt(message, timeout, _key, extra))
-
-    def _receipt(self, message: object, timeout: float | None, _key: int, extra: bytes | None) -> Awaitable[Receipt]:
+    def _submit(self, message: object, timeout: float | None, key: int, extra: bytes | None) -> Awaitable[bytes]:
         """What the members refuse is raised here: nothing was submitted."""
         until = self._until(monotonic(), timeout)
-        return self._signed(message, self._path.ask(Ask(message, timeout, extra)), until)
+        return self._signed(message, self._path.receipt(message, timeout, key, extra), until, bare=True)
+
+    def _receipt(self, message: object, timeout: float | None, key: int, extra: bytes | None) -> Awaitable[Receipt]:
+        until = self._until(monotonic(), timeout)
+        return self._signed(message, self._path.receipt(message, timeout, key, extra), until)
 
     def ask(self, asked: Ask, _waiter: Waiter | None = None) -> asyncio.Future[Receipt]:
         """As Way. The answer is looked at here before it is handed out."""
         until = self._until(monotonic(), asked.timeout)
         future = self._path.ask(asked)
         self._unawaited.add(future)
-        task = asyncio.get_running_loop().create_task(self._signed(asked.message, future, until))
+        task = asyncio.get_running_loop().create_task(self._asked(asked.message, future, until))
         task.add_done_callback(lambda _: self._drop(future, asked.message))
         return task
+
+    async def _asked(self, message: Any, asked: asyncio.Future[Receipt], until: float) -> Receipt:
+        self._unawaited.discard(asked)
+        receipt: Receipt = await self._signed(message, asked, until)
+        return receipt
 
     def _drop(self, asked: asyncio.Future[Receipt], message: Any) -> None:
         """A task that is cancelled before its first step never gives its request up."""
@@ -101,8 +107,9 @@ class ConfirmedWay(FleetWay):
             self._unawaited.discard(asked)
             self._path.abandon(asked, message)
 
-    async def _signed(self, message: Any, asked: asyncio.Future[Receipt], until: float) -> Receipt:
-        self._unawaited.discard(asked)
+    async def _signed(self, message: Any, asked: Awaitable[Receipt], until: float, *, bare: bool = False) -> Any:
+        """`bare`: return the signature, without its receipt. One coroutine and one future for each signature: they
+        cost as much as the database does."""
         self._begun += 1
         try:
             receipt = await asked
@@ -112,12 +119,14 @@ class ConfirmedWay(FleetWay):
         finally:
             self._begun -= 1
         try:
-            await self._confirm(until)
+            await self._fleet.confirm(until, self._begun)
         except BaseException as error:
+            if isinstance(error, HsmError):
+                error.maybe_signed = True
             self._path.keep(message, receipt.public_key)  # its caller does not get it
             self._failed(message, error)
             raise
-        return receipt
+        return receipt.signature if bare else receipt
 
     def abandon(self, asked: Any, message: Any) -> None:
         """`_signed` does it."""
@@ -138,8 +147,10 @@ class ConfirmedWay(FleetWay):
         if not any(isinstance(answer, bytes) for answer in answers):
             return answers
         try:
-            await self._confirm(until)
+            await self._fleet.confirm(until, self._begun)
         except BaseException as error:
+            if isinstance(error, HsmError):
+                error.maybe_signed = True
             for message, answer in zip(messages, answers, strict=True):
                 if isinstance(answer, bytes):
                     signed: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -150,14 +161,3 @@ class ConfirmedWay(FleetWay):
                 raise
             return [error if isinstance(answer, bytes) else answer for answer in answers]
         return answers
-
-    async def _confirm(self, until: float) -> None:
-        try:
-            await self._fleet.confirm(until, self._begun)
-        except HsmError as error:
-            error.maybe_signed = True
-            raise
-
-
-async def _signature_of(receipt: Awaitable[Receipt]) -> bytes:
-    return (await receipt).signature

@@ -51,6 +51,12 @@ def mark_of(row: Mapping[Any, Any]) -> str:
     return mark if row["held"] is not None or mark.startswith(f"{count(row['epoch'])}-") else ""
 
 
+def vouched(epoch: int, timeline: str) -> str:
+    """Return the mark of a row whose mark an operator has named on this timeline after the release of this epoch: no
+    host has claimed since."""
+    return f"named {epoch} {timeline}"
+
+
 def hold(connection: Connection, name: str, reason: str, server: tuple[str, str]) -> str:
     """Have nothing bound until `resume`. `server`: system and timeline of the database. Returns the mark; of a fleet
     that is held already, a new one. Raises BadArgument where positions may be lost already."""
@@ -75,7 +81,8 @@ def resume(connection: Connection, name: str, mark: str, server: tuple[str, str]
     if mark and mark != mark_of(row):
         what = "the database does not have this mark: it may have lost what was bound, or the mark was used already"
         raise BadArgument(what, hint=_WITHOUT)
-    changed: dict[str, Any] = {"mark": None, "held": None, "system": server[0], "timeline": server[1]}
+    named = mark and row["held"] is None and vouched(row["epoch"], server[1])
+    changed: dict[str, Any] = {"mark": named or None, "held": None, "system": server[0], "timeline": server[1]}
     number = now.number if now.open else 0
     if mark and number:
         answered = update(FLEET_HOST).where(FLEET_HOST.c.name.in_(now.waiting)).values(incident=number)

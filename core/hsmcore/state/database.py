@@ -178,9 +178,9 @@ class Database(ABC):
         """Ask, decide and write in one transaction, under the seal. Runs in the thread, for an open Store."""
         return self.transact(one_by_one(questions, decide), lenient=lenient, turn=turn)
 
-    def asking(self) -> Asking | None:
-        """Return the connection that asks without the thread; None: the thread is asked."""
-        return None
+    def asking(self, in_turn: Asking) -> Asking:
+        """Return what asks without the thread, if there is such a connection. `in_turn`: by the thread."""
+        return in_turn
 
     def binding(self) -> Relying | None:
         """Return what binds without asking first; None: a database that is asked without a message."""

@@ -58,6 +58,8 @@ class Reply(NamedTuple):
     """As Store.incarnation, of that server."""
     again: bool = False
     """Whether it was sent twice: the first one may have been done, and had no answer."""
+    found: tuple[Any, ...] = ()
+    """What the store has asked for besides, to judge the answers by."""
 
 
 class Asking(Protocol):
@@ -67,16 +69,31 @@ class Asking(Protocol):
         """Do one thing after the other in a transaction; return the answers once it is committed. Raises StoreError;
         StoreUnknown if the answer took longer than `seconds`: what was sent may be done later all the same."""
 
+    async def still(self, question: Question, incarnation: str, seconds: float) -> bool:
+        """Return whether a question has an answer, and the server of it is this one, as of Reply. Nothing is written,
+        and no standby waited for. Raises StoreError."""
+
     async def close(self) -> None:
         """Close its own connection, if it has one. Idempotent."""
 
 
-class Relying(Asking, Protocol):
-    """Asking, where each message is done only if the database is what this process knows of it. StoreError says nothing
-    of whether it was done."""
+class Relying(Protocol):
+    """Asks and changes where each message is done only if the database is what this process knows of it."""
+
+    async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
+        """As Asking. StoreError says nothing of whether it was done."""
 
     def ends(self) -> None:
         """Wait no longer than for a server that confirms others. In the loop."""
+
+    async def close(self) -> None:
+        """Close its own connection. Idempotent."""
+
+
+async def still(asking: Asking, question: Question, incarnation: str, seconds: float) -> bool:
+    """Asking.still, by `ask`."""
+    told = await asking.ask([question], seconds)
+    return bool(told.answers[0]) and told.incarnation == incarnation
 
 
 def answered(connection: Connection, work: Sequence[Question | Change]) -> Answers:

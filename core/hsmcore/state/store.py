@@ -25,7 +25,7 @@ from hsmcore.base.extras import install
 from hsmcore.base.waiting import shielded, whole
 from hsmcore.state.database import BUSY_SECONDS, Database, Told, join, now_ns, reason
 from hsmcore.state.errors import StoreBusy, StoreError, StoreNotGenuine
-from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, Relying, Reply, answered
+from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, Relying, Reply, answered, still
 from hsmcore.state.postgres.roles import fence
 from hsmcore.state.seal import Listener, SealSecret, SealStatus, derive
 from hsmcore.state.sqlite import FILE_HINT, OWNER_HINT, FileDatabase
@@ -167,7 +167,7 @@ class Store:
     def asking(self) -> Asking:
         """Return what asks and changes without waiting for the store's transactions, if the database can do that.
         Close it before the Store."""
-        return self._database.asking() or _InTurn(self)
+        return self._database.asking(_InTurn(self))
 
     def binding(self) -> Relying | None:
         """Return what does a transaction that relies on what this process has read, on a connection of its own; None:
@@ -348,6 +348,9 @@ class _InTurn:
             return Reply(answers, self._store.identity, self._store.incarnation), ()
 
         return await self._store.exchange(asked, decide, turn=False)
+
+    async def still(self, question: Question, incarnation: str, seconds: float) -> bool:
+        return await still(self, question, incarnation, seconds)
 
     async def close(self) -> None:
         pass

@@ -8,22 +8,32 @@ firewalls and load balancers forget a connection and stay silent; the answer to 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from traceback import clear_frames
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
+import orjson
 import psycopg
 from psycopg.pq.abc import PGresult
 from psycopg.waiting import wait_async
 
+from hsmcore.base.scope import Scope
 from hsmcore.state.database import reason
-from hsmcore.state.errors import StoreError, StoreUnknown
-from hsmcore.state.exchange import Change, Question, Reply
-from hsmcore.state.postgres.link import AFTERWARDS, FACTS_AT, RELEASED, SYSTEM, Facts, Warned
-from hsmcore.state.postgres.text import asked, rows_of, saying, saying_then, written
+from hsmcore.state.errors import StoreError, StoreNotGenuine, StoreUnknown
+from hsmcore.state.exchange import Asking, Change, Question, Reply, still
+from hsmcore.state.postgres.link import AFTERWARDS, FACTS_AT, MORE, RELEASED, SYSTEM, Facts, Warned
+from hsmcore.state.postgres.text import asked, asked_in, rows_of, saying, saying_then, written
+from hsmcore.state.seal import Seal
+from hsmcore.state.seal_guard import is_quick
 
+Found = tuple[Any, ...]
 Driver = psycopg.AsyncConnection[Any]
 _LOOK_SECONDS: Final = 0.1
+_STILL: Final = b"AND NOT pg_is_in_recovery() AND pg_postmaster_start_time() = '%b'"
+_DIALS: Final = 4
+"""Dials that may be under way at a time."""
 
 
 class Asker(Warned):
@@ -32,21 +42,25 @@ class Asker(Warned):
 
     def __init__(
         self,
-        dial: Callable[[], Awaitable[Driver]],
+        schema: str,
+        dial: Callable[[], Coroutine[Any, Any, Driver]],
         begin: Sequence[bytes],
         judge: Callable[[Facts], None],
         *,
         waits: bool,
         dial_seconds: float,
     ) -> None:
-        self._dial, self._begin, self._judge, self._waits = dial, begin, judge, waits
+        self._schema, self._dial, self._begin, self._judge, self._waits = schema, dial, begin, judge, waits
         self._dial_seconds = dial_seconds
         self._driver: Driver | None = None
         self._system = ""
         """Of the server that is connected."""
+        self._incarnation, self._started = "", b""
         self._server: tuple[object, ...] = ()
         """What tells it from others, and from itself after it began again."""
-        self._one = asyncio.Lock()
+        self._one, self._scope = asyncio.Lock(), Scope()
+        self.lost: Callable[[], object] = lambda: None
+        """Called when an answer is late: other connections to the server may be as silent."""
 
     async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
         """As Asking. StoreUnknown also if the server warns that what it confirmed may not be durable."""
@@ -66,7 +80,28 @@ class Asker(Warned):
                 raise StoreError("the state store is sealed", hint="Give this process the stateSecret too.") from None
             except (psycopg.Error, TimeoutError) as error:
                 await self._drop()
+                if isinstance(error, TimeoutError):
+                    self.lost()
                 raise StoreUnknown(f"the server did not answer: {reason(error)}") from None
+            except BaseException:
+                await self._drop()
+                raise
+
+    async def still(self, question: Question, incarnation: str, seconds: float) -> bool:
+        """As Asking, in one statement, which itself says whether the server is still the one that answered last, and no
+        standby: all that a transaction begins with would cost more than the question. False also without an answer."""
+        async with self._one:
+            driver = self._driver
+            if driver is None or not self._system or incarnation != self._incarnation:
+                return False
+            text = b" ".join([asked_in(driver.pgconn, question, self._schema), _STILL % self._started])
+            try:
+                async with asyncio.timeout(seconds):
+                    results = await wait_async(saying(driver.pgconn, text), driver.pgconn.socket, _LOOK_SECONDS)
+                return bool(results[0].ntuples)
+            except (psycopg.Error, TimeoutError):
+                await self._drop()
+                return False
             except BaseException:
                 await self._drop()
                 raise
@@ -74,7 +109,7 @@ class Asker(Warned):
     async def _told(self, work: Sequence[Question | Change], seconds: float) -> Reply:
         driver = self._driver
         if driver is None:
-            driver = self._driver = await self._dialled()
+            driver = await self._dialled()
             self._system = ""
         server, self.warned = driver.pgconn, ""
         begin = [*self._begin, *([] if self._system else [SYSTEM])]
@@ -87,7 +122,8 @@ class Asker(Warned):
         return self._read(results, texts, len(begin))
 
     def _read(self, results: list[PGresult], texts: Sequence[tuple[object, list[bytes]]], at: int) -> Reply:
-        facts = Facts.of(rows_of(results[FACTS_AT]))
+        [first] = rows_of(results[FACTS_AT])
+        facts = Facts.of([first])
         if not self._system:
             self._system, self._server = str(rows_of(results[at - 1])[0][0]), (facts.started, facts.timeline)
         elif self._server != (facts.started, facts.timeline):
@@ -102,19 +138,43 @@ class Asker(Warned):
             if isinstance(one, Question):
                 answers.append(rows_of(results[at]))
             at += len(some)
-        return Reply(answers, (self._system, facts.timeline), f"{self._system} {facts.timeline} {facts.started}")
+        self._incarnation = f"{self._system} {facts.timeline} {facts.started}"
+        self._started = str(facts.started).encode()
+        return Reply(answers, (self._system, facts.timeline), self._incarnation, found=first[-1 - MORE : -1])
 
     async def _dialled(self) -> Driver:
+        """Dial, and once more while that has no answer: what was sent while bytes were lost is answered by none."""
+        dials: set[asyncio.Task[Driver]] = set()
         try:
             async with asyncio.timeout(self._dial_seconds):
-                driver = await self._dial()
+                done: set[asyncio.Task[Driver]] = set()
+                while not done:
+                    dials.add(self._scope.start(self._dial()))
+                    done, _ = await asyncio.wait(
+                        dials, timeout=self._dial_seconds / _DIALS, return_when=asyncio.FIRST_COMPLETED
+                    )
+                driver = done.pop().result()
         except (psycopg.Error, TimeoutError) as error:
             clear_frames(error.__traceback__)  # a connection that was given up stays open as long as one of them lives
             if isinstance(error, TimeoutError):
                 raise TimeoutError(f"no connection within {self._dial_seconds:g} s, half of fleet.ttlMs") from None
             raise
+        finally:
+            for dial in dials:
+                dial.add_done_callback(self._given_up)
+                dial.cancel()
         driver.add_notice_handler(self.noticed)
+        self._driver = driver
         return driver
+
+    def _given_up(self, dial: asyncio.Task[Driver]) -> None:
+        """A dial has ended of which nothing is wanted, unless it is the one that is used."""
+        if dial.cancelled():
+            return
+        if (error := dial.exception()) is not None:
+            clear_frames(error.__traceback__)
+        elif dial.result() is not self._driver:
+            dial.result().pgconn.finish()
 
     async def _drop(self) -> None:
         driver, self._driver = self._driver, None
@@ -125,3 +185,62 @@ class Asker(Warned):
         """Close the connection. Idempotent."""
         async with self._one:
             await self._drop()
+        await self._scope.close()
+
+
+class ChecksSeal(Protocol):
+    """A sealed store's database, which checks in its thread: postgres/database.py."""
+
+    seal: Seal | None
+    thread: ThreadPoolExecutor
+    accepted: Found
+
+    def check_rare(self) -> None: ...
+    def notice_loss(self) -> None: ...
+
+
+class Vouched:
+    """Asking, in a store with a seal: an answer counts if what the seal vouches for was read with it as it was checked
+    last, or is found so behind it. What writes more than renewals do, and what is not genuine, goes `in_turn`, which
+    checks first."""
+
+    def __init__(self, asker: Asker, in_turn: Asking, database: ChecksSeal) -> None:
+        self._asker, self._in_turn, self._database = asker, in_turn, database
+        self._highs = "{}"
+        """The highest positions that this connection has shown: another one's may be later or earlier."""
+
+    async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
+        sent = all(is_quick(one.statement) for one in work)
+        if sent:
+            told = await self._asker.ask(work, seconds)
+            if await self._is_vouched_for(told.found):
+                return told
+        told = await self._in_turn.ask(work, seconds)
+        return told._replace(again=told.again or sent)
+
+    async def _is_vouched_for(self, found: Found) -> bool:
+        *row, highs, rare = found
+        database, run = self._database, asyncio.get_running_loop().run_in_executor
+        before, self._highs = self._highs, highs or "{}"
+        if fell(before, self._highs):
+            await run(database.thread, database.notice_loss)
+        if database.accepted != (*row, rare):
+            with suppress(StoreNotGenuine):
+                await run(database.thread, database.check_rare)
+        return database.accepted == (*row, rare) and not (database.seal is None or database.seal.doubted)
+
+    async def still(self, question: Question, incarnation: str, seconds: float) -> bool:
+        """As Asking."""
+        return await still(self, question, incarnation, seconds)
+
+    async def close(self) -> None:
+        """As Asking."""
+        await self._asker.close()
+
+
+def fell(before: str, now: str) -> bool:
+    """Return whether the highest position of a domain went back, by what schema.rare_of has found."""
+    if before == now:
+        return False
+    known, found = orjson.loads(before), orjson.loads(now)
+    return any(found.get(name, -1) < high for name, high in known.items())

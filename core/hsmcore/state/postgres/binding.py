@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-import orjson
 from sqlalchemy import TextClause, text
 
 from hsmcore.state.errors import StoreAway, StoreUnknown
@@ -42,14 +41,6 @@ def vouched(schema: str) -> TextClause:
     rows = f"SELECT {columns} FROM (SELECT) AS one {join}"  # noqa: S608  # our names
     same = _same((*_JUDGED, "rare", "store"))
     return text(f"{_SAME}, ({rows}) AS rows ({', '.join(_COLUMNS)}) WHERE {same} AND counter >= :counter")
-
-
-def went_back(before: str, now: str) -> bool:
-    """Whether a domain's highest position is lower, or gone, by two texts of rare_of."""
-    if before == now:
-        return False
-    highs: dict[str, int] = orjson.loads(now)
-    return any(highs.get(name, -1) < high for name, high in orjson.loads(before).items())
 
 
 def _known(facts: Facts) -> dict[str, Any]:

@@ -43,10 +43,10 @@ from hsmcore.state.database import (
 from hsmcore.state.errors import StoreAway, StoreChanged, StoreError, StoreNotGenuine, StoreUnknown
 from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, Relying
 from hsmcore.state.postgres import rights
-from hsmcore.state.postgres.ask import Asker
-from hsmcore.state.postgres.binding import Binding, same_rows, same_server, vouched, went_back
+from hsmcore.state.postgres.ask import Asker, Vouched, fell
+from hsmcore.state.postgres.binding import Binding, same_rows, same_server, vouched
 from hsmcore.state.postgres.certificate import Certified, explained
-from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
+from hsmcore.state.postgres.link import MORE, STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
 from hsmcore.state.postgres.place import DatabaseServer, refuse_others, schema_name
 from hsmcore.state.postgres.roles import RolesSeen, fence, row_role
 from hsmcore.state.postgres.schema import TEMPORARY, Objects, foreign_of, marks_of, objects_of, rare_of
@@ -113,8 +113,9 @@ class ServerDatabase(Database):
         }
         """What begins a transaction that has its turn, and one that waits for none."""
         self._highs = "{}"
-        self._rare = ""
-        """What rare_of has found when the seal vouched for it."""
+        self.accepted: tuple[Any, ...] = ()
+        """What rare_of has found last when the seal vouched for it, without the highest positions. Replaced, never
+        changed; any thread may read it."""
         self._bindings = WeakSet[Binding]()
         self._waits = writes and not server.single_node
         """Whether what is committed must be on a standby."""
@@ -303,58 +304,70 @@ class ServerDatabase(Database):
                 return self._translated(partial(link.exchange, quick))
             link.undo()
             if not is_checked:
-                self._check_rare()
+                try:
+                    self.check_rare()
+                except StoreNotGenuine:
+                    raise _Rare from None  # it may be of no use here
         raise _Rare
 
     def _is_as_checked(self, seal: Seal, link: Link) -> bool:
-        *row, highs, rare = link.found[-6:]
-        self._compare(highs or "{}")
-        return rare == self._rare and seal.accepts(*row)
+        *row, highs, rare = link.found[-MORE:]
+        before, self._highs = self._highs, highs or "{}"
+        if fell(before, self._highs):  # each transaction of each host looks at them
+            self.notice_loss()
+        if rare not in self.accepted[-1:] or not seal.accepts(*row):
+            return False
+        self.accepted = (*row, rare)
+        return True
 
-    def _compare(self, highs: str) -> None:
-        """Have the hosts answer a loss that the highest positions show: each host looks at them again and again."""
-        before, self._highs = self._highs, highs
-        if went_back(before, highs):
-            self.problems.note("fleet", EARLIER)
+    def notice_loss(self) -> None:
+        """Have the hosts answer a loss that the highest positions show. In the thread."""
+        self.problems.note("fleet", EARLIER)
 
-    def _check_rare(self) -> None:
-        """Check what rare_of finds, and remember it. Raises _Rare: what is not genuine may be of no use here."""
+    def check_rare(self) -> None:
+        """Check what rare_of finds, and accept it, or nothing. In the thread. Raises StoreError."""
 
-        def work(connection: Connection) -> str:
+        def work(connection: Connection) -> tuple[Any, ...]:
             for table in HOT:
                 connection.execute(select(METADATA.tables[table]).limit(1))  # the guard checks its scope
-            return "" if self._link is None else str(self._link.found[-1])
+            return () if self._link is None else self._link.found[-MORE:]
 
-        try:
-            self._rare = self.transact(work, lenient=False)
-        except StoreNotGenuine:
-            raise _Rare from None
+        self.accepted = ()
+        *row, _, rare = self.transact(work, lenient=False)
+        self.accepted = (*row, rare)
 
-    def asking(self) -> Asking | None:
-        if self.seal is not None:
-            return None  # rows are checked in the transaction that reads them
-        return self._asker(alone=True, seconds=self._server.ttl_ms / 2e3)
+    def _lost(self) -> None:
+        """The lease's connection has no answers any more: dial this one again, too, instead of waiting for that."""
+        if self._link is not None:
+            self._link.close()
 
-    def _asker(self, *, alone: bool, seconds: float) -> Asker:
-        begin = beginning(self.schema, writes=self.writes, turn=False, alone=alone, seconds=seconds)
-        return Asker(self._dialled, begin, self._judge, waits=self._waits, dial_seconds=self._server.ttl_ms / 2e3)
+    def asking(self, in_turn: Asking) -> Asking:
+        asker = self._asker(seconds=self._server.ttl_ms / 2e3, more=self.seal is not None)
+        asker.lost = lambda: self.thread.submit(self._lost)
+        return asker if self.seal is None else Vouched(asker, in_turn, self)
+
+    def _asker(self, *, seconds: float, more: bool = False) -> Asker:
+        """`more`: what the seal vouches for is read with each answer."""
+        sets: dict[str, Any] = {"writes": self.writes, "turn": False, "alone": self.seal is None, "seconds": seconds}
+        begin = beginning(self.schema, **sets, more=rare_of(self.schema) if more else ("", ""))
+        dial_seconds = self._server.ttl_ms / 2e3
+        return Asker(self.schema, self._dialled, begin, self._judge, waits=self._waits, dial_seconds=dial_seconds)
 
     def binding(self) -> Relying:
-        asker = self._asker(alone=self.seal is None, seconds=BUSY_SECONDS)
-        made = Binding(asker, self._conditions, self._quick_seconds)
+        made = Binding(self._asker(seconds=BUSY_SECONDS), self._conditions, self._quick_seconds)
         self._bindings.add(made)
         return made
 
     def _conditions(self) -> list[Question] | None:
         """Return what a message relies on that asks nothing first; None: it must ask."""
-        facts, seal = self._facts, self.seal
+        facts, seal, accepted = self._facts, self.seal, self.accepted
         may = self.is_own_process and not fence(self)[0] and time.monotonic() >= self._hurries_until
         if facts is None or not may:
             return None
         if seal is None:
             return [same_server(facts)]
-        newest = seal.newest if self._rare else None
-        return newest and [same_rows(self._vouching, facts, self._rare, *newest)]
+        newest = seal.newest if accepted else None
+        return newest and [same_rows(self._vouching, facts, str(accepted[-1]), *newest)]
 
     async def _dialled(self) -> psycopg.AsyncConnection[Any]:
         given = await asyncio.to_thread(resolved, self._server.store.url, self.shown)

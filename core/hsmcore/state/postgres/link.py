@@ -298,6 +298,8 @@ AFTERWARDS: Final = b"SELECT current_setting('synchronous_standby_names'), pg_ba
 tells its backends of it before the process that lets the commits go."""
 RELEASED: Final = "the server's configuration was loaded while COMMIT waited for the standby, perhaps without one"
 FACTS_AT: Final = 1
+MORE: Final = 6
+"""Columns of schema.rare_of."""
 SYSTEM: Final = b"SELECT system_identifier FROM pg_control_system()"
 _COMMIT_AT_LEAST: Final = """CASE WHEN current_setting('synchronous_commit') = 'remote_apply'
     THEN 'remote_apply' ELSE 'on' END"""

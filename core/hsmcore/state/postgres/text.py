@@ -84,6 +84,11 @@ def _asked(server: PGconn, question: Question) -> str:
     return _filled(server, _REQUIRED.format(text) if question.required else text, fixed, question.values)
 
 
+def asked_in(server: PGconn, question: Question, schema: str) -> bytes:
+    """Return the statement of a query that names the schema of its tables."""
+    return _filled(server, *_text(question.statement, None, schema), question.values).encode()
+
+
 def _set_by(question: Question) -> tuple[str, ...] | None:
     return tuple(question.values) if isinstance(question.statement, UpdateBase) else None
 
@@ -120,7 +125,9 @@ def _literal(escape: Callable[[bytes], Any], value: object) -> str:
 
 
 @lru_cache(maxsize=64)
-def _text(statement: Any, keys: tuple[str, ...] | None = None) -> tuple[str, dict[str, Any]]:
-    """Return a statement in psycopg's form, and its constant values. `keys`: the names of its values."""
-    compiled = statement.compile(dialect=_DIALECT, column_keys=keys)
+def _text(statement: Any, keys: tuple[str, ...] | None = None, schema: str | None = None) -> tuple[str, dict[str, Any]]:
+    """Return a statement in psycopg's form, and its constant values. `keys`: the names of its values. `schema`: which
+    it names."""
+    where = {} if schema is None else {"schema_translate_map": {None: schema}, "render_schema_translate": True}
+    compiled = statement.compile(dialect=_DIALECT, column_keys=keys, **where)
     return str(compiled), dict(compiled.params)
