@@ -17,6 +17,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -51,6 +52,8 @@ OPENS, HEALS, ENDS = 120.0, 120.0, 100.0
 """The most that opening, healing and ending take, in seconds of a machine that has time for them."""
 SOON = 3.0
 """Lives of a lease within which a fleet should heal."""
+MENDED = "mended"
+"""The file with the time at which nothing went wrong any more."""
 DONE = 600.0
 """The most that what happens takes, in seconds: each part of it ends by itself."""
 TTLS = {0.0: 1.2, 0.002: 1.2, 0.02: 1.2, 0.06: 2.0, 0.1: 2.0}
@@ -61,6 +64,8 @@ UNORDERED = ("lease", "lease", "strict", "any" if "any" in get_args(MODES) else 
 """What a schedule may have as `fleet.unordered`."""
 NEMESES = sorted({*DOINGS, *CHANGES, LATE, EMPTIED} - {""})
 
+_VARIES = re.compile(r"\w+:\d+:[0-9a-f]+|\b\d[\d.]*")
+"""What is another text in each refusal."""
 _STANDBYS = "SELECT application_name, state, sync_state FROM pg_stat_replication"
 _BUSY = """SELECT pid, state, wait_event, pg_blocking_pids(pid)::text, extract(epoch FROM now() - xact_start)::float4,
     left(query, 60) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'"""
@@ -159,9 +164,10 @@ class Verdict:
         self.bound = self.epochs = self.finished = self.left = self.stalls = 0
         """`finished`, `left`: positions that a host that died had bound, and what became of them."""
         self.healed = 0.0
-        """Lives of a lease from the end of all faults to a block that was signed; 0: it did not come to that."""
+        """Lives of a lease to a block that was signed, from the end of all faults, or from when the last host was open
+        that a fault had ended and that opened before that block; 0: it did not come to that."""
         self.starting = 0.0
-        """Of those, how many until the last host was open that a fault had ended: the machine's share of it."""
+        """Lives of a lease from the end of all faults until then: the machine's share of it."""
         self.seconds: Counter[str] = Counter()
         """That each part took."""
 
@@ -301,13 +307,15 @@ class Schedule:
     async def _mend(self) -> None:
         await self.nemeses.mend()
         self.mended = true_boottime()
-        took = await self.site.signs_blocks(self.heals)
-        if took is None:
+        (self.site.folder / MENDED).write_text(str(self.mended))
+        signed = await self.site.signs_blocks(self.heals)
+        if signed is None:
             self.verdict.fault("not healed", f"{await self._looks()} {self._last_lines()}"[:3000])
-        self.verdict.healed = healed = (self.heals if took is None else took) / self.plan.ttl
-        opened = [line["at"] for host in self.site.hosts for line in lines_of(host.history) if line["what"] == "open"]
-        starting = (max(opened, default=0) - self.mended) / 1e9 / self.plan.ttl
-        self.verdict.starting = min(max(starting, 0.0), healed)
+        after, opened = signed or (self.heals, 0.0)
+        life = self.plan.ttl / min(1.0, *(host.rate for host in self.site.hosts))  # by the slowest clock
+        self.verdict.healed, self.verdict.starting = (after - opened) / life, opened / life
+        if signed is not None and self.verdict.healed > SOON:
+            self.verdict.fault("healed late", f"{self.verdict.healed:.1f} lives of a lease")
 
     def _last_lines(self) -> str:
         return "; ".join(f"{host.name}: {lines_of(host.history)[-2:]}" for host in self.site.hosts)
@@ -356,7 +364,7 @@ class Schedule:
                 what = "nothing" if any(span.begun < line["at"] for span in done.spans) else "opening"
             self.verdict.refused[what] += 1
             sort = "message" if line["position"] is None else "block"
-            self.verdict.why_refused[f"{sort}: {line['status']}"] += 1
+            self.verdict.why_refused[f"{sort}: {_VARIES.sub('…', line['why'])[:100]}"] += 1
             if what == "nothing":
                 self.verdict.notes.append(f"seed {self.plan.seed}: refused without any fault: {host.name}: {line}")
         for host in hosts:

@@ -15,6 +15,7 @@ import logging
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -93,7 +94,7 @@ class Signer:
         loop.add_signal_handler(signal.SIGUSR2, clone.write, manager, self.memory)
         manager.on("fleet", self._note)
         self.asked = self.answered = 0
-        stalls = asyncio.ensure_future(self._stalls())
+        beside = [asyncio.ensure_future(work) for work in (self._stalls(), self._shows(manager))]
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.chain.follow(self.over, lambda: self._tell(manager)))
@@ -102,7 +103,8 @@ class Signer:
                 for number in range(UNORDERED):
                     group.create_task(self._messages(manager, number))
         finally:
-            stalls.cancel()
+            for task in beside:
+                task.cancel()
 
     async def _stalls(self) -> None:
         """Note when the machine had no time for this process: as if it had been stopped."""
@@ -113,6 +115,19 @@ class Signer:
             if self.turn > before + STALL * 1e9:
                 self.history.write("stall", since=before)
                 self.stalled += self.turn - before
+
+    async def _shows(self, manager: hsmcore.KeyManager) -> None:
+        """Note what the host knows of its fleet, and what the thread of its store does for long: for timeline.py."""
+        before: tuple[Any, str] = (None, "")
+        works = ""
+        while manager.fleet is not None:
+            said = manager.fleet.describe()
+            shown = {name: said[name] for name in ("state", "epoch", "holder", "incident", "reason")}
+            works, last = stack_of("hsmcore-state"), works
+            if before != (shown, stuck := works if works == last else ""):
+                before = shown, stuck
+                self.history.write("state", **shown, works=stuck)
+            await asyncio.sleep(STALL)
 
     def _note(self, details: Any) -> None:
         forced = details["epoch"] if details.get("forced") else 0
@@ -258,6 +273,18 @@ class Signer:
             had = self.turn - begun - (self.stalled - stalled)  # what came after that turn may be a stall
             if had > int((timeout + LATE) * 1e9):
                 self.history.write("late", position=position, asked=begun)
+
+
+def stack_of(thread: str) -> str:
+    """The functions of hsmcore in which a thread is, the innermost last; "": it is idle, or there is none."""
+    number = next((one.ident for one in threading.enumerate() if one.name.startswith(thread)), None)
+    frame, names = sys._current_frames().get(number or 0), list[str]()
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if "hsmcore" in path.parts[:-1]:
+            names.append(f"{path.stem}.{frame.f_code.co_name}")
+        frame = frame.f_back
+    return " ".join(reversed(names))
 
 
 def _epoch_of(manager: hsmcore.KeyManager) -> int:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 import psycopg
@@ -45,13 +45,21 @@ CLONE: Final = "~"
 JITTER: Final = 0.1
 """Of a round trip, in each direction."""
 LOOK: Final = 0.05
-"""Seconds between two looks; a look counts as no more than two of them, since what is late here is late there too."""
+"""Seconds between two looks; each counts as so long, however late it is: what is late here is late there too."""
 _LIBRARY: Final = "libfaketimeMT.so.1"
 
 
 def faketime() -> Path | None:
     """libfaketime for programs with threads, or None."""
     return next(iter(sorted(Path("/usr/lib").glob(f"*/faketime/{_LIBRARY}"))), None)
+
+
+class Signed(NamedTuple):
+    """That a block was signed `after` so many seconds, the last of the hosts that opened before it when `opened` were
+    over."""
+
+    after: float
+    opened: float
 
 
 class Signer:
@@ -265,28 +273,27 @@ class Site:
             host.chaos.write()
             host.start(self.fleet)
 
-    async def signs_blocks(self, seconds: float) -> float | None:
-        """After how many seconds a block that is asked for from now on is released; None: not in time. Counted are the
-        seconds of a machine that has time for this process."""
-        begun = true_boottime()
+    async def signs_blocks(self, seconds: float) -> Signed | None:
+        """When a block that is asked for from now on is released; None: not in time. Counted are the seconds of a
+        machine that has time for this process."""
+        begun, opened = true_boottime(), 0.0
         places = [host.history.stat().st_size if host.history.exists() else 0 for host in self.hosts]
         async for passed in looks(seconds):
             for number, host in enumerate(self.hosts):
                 lines, places[number] = lines_since(host.history, places[number])
                 for found in lines:
+                    if found["what"] == "open":
+                        opened = passed
                     if found["what"] == "release" and found["position"] is not None and found["asked"] > begun:
-                        return passed
+                        return Signed(passed, opened)
         return None
 
 
 async def looks(seconds: float) -> AsyncIterator[float]:
     """Yield how much time has passed, until it is over, as far as this process has had its share of it."""
-    passed, before = 0.0, time.monotonic()
-    while passed < seconds:
-        yield passed
+    for look in range(math.ceil(seconds / LOOK)):
+        yield look * LOOK
         await asyncio.sleep(LOOK)
-        now = time.monotonic()
-        passed, before = passed + min(now - before, 2 * LOOK), now
 
 
 def prepare(node: Node) -> None:

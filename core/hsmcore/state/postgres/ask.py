@@ -8,6 +8,8 @@ firewalls and load balancers forget a connection and stay silent; the answer to 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from traceback import clear_frames
 from typing import Any, Final
@@ -28,7 +30,8 @@ _LOOK_SECONDS: Final = 0.1
 
 class Asker(Warned):
     """Belongs to one event loop. `dial` connects; `begin`: link.beginning; `judge` refuses a server that may lose what
-    it confirms; `waits`: as for Link. `dial_seconds`: the longest time that dialling may take."""
+    it confirms; `waits`: as for Link. `dial_seconds`: the longest time that dialling may take. `answered`: called after
+    each answer with the moment, by the monotonic clock, at which its connection was dialled."""
 
     def __init__(
         self,
@@ -38,9 +41,10 @@ class Asker(Warned):
         *,
         waits: bool,
         dial_seconds: float,
+        answered: Callable[[float], object],
     ) -> None:
         self._dial, self._begin, self._judge, self._waits = dial, begin, judge, waits
-        self._dial_seconds = dial_seconds
+        self._dial_seconds, self._answered, self._dialled_at = dial_seconds, answered, math.inf
         self._driver: Driver | None = None
         self._system = ""
         """Of the server that is connected."""
@@ -84,6 +88,7 @@ class Asker(Warned):
         async with asyncio.timeout(seconds):
             # Not the connection's own wait, which on a cancellation asks the server to end its work, and waits for it.
             results = await wait_async(steps, server.socket, _LOOK_SECONDS)
+        self._answered(self._dialled_at)
         return self._read(results, texts, len(begin))
 
     def _read(self, results: list[PGresult], texts: Sequence[tuple[object, list[bytes]]], at: int) -> Reply:
@@ -105,6 +110,7 @@ class Asker(Warned):
         return Reply(answers, (self._system, facts.timeline), f"{self._system} {facts.timeline} {facts.started}")
 
     async def _dialled(self) -> Driver:
+        self._dialled_at = time.monotonic()
         try:
             async with asyncio.timeout(self._dial_seconds):
                 driver = await self._dial()

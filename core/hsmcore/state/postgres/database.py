@@ -175,9 +175,9 @@ class ServerDatabase(Database):
         if (link := self._link) is not None:
             link.hurry()
 
-    def hasten(self) -> None:
+    def hasten(self, *dialled_at: float) -> None:
         if (link := self._link) is not None:
-            link.hasten()
+            link.hasten(*dialled_at)
 
     def _dial(self) -> Patient:
         given = resolved(self._server.store.url, self.shown)
@@ -370,9 +370,9 @@ class ServerDatabase(Database):
     def asking(self) -> Asking | None:
         if self.seal is not None:
             return None  # rows are checked in the transaction that reads them
-        dial_seconds = self._server.ttl_ms / 2e3
-        begin = beginning(self.schema, writes=self.writes, turn=False, alone=True, seconds=dial_seconds)
-        return Asker(self._dialled, begin, self._judge, waits=self._waits, dial_seconds=dial_seconds)
+        seconds = self._server.ttl_ms / 2e3
+        begin = beginning(self.schema, writes=self.writes, turn=False, alone=True, seconds=seconds)
+        return Asker(self._dialled, begin, self._judge, waits=self._waits, dial_seconds=seconds, answered=self.hasten)
 
     async def _dialled(self) -> psycopg.AsyncConnection[Any]:
         given = await asyncio.to_thread(resolved, self._server.store.url, self.shown)
