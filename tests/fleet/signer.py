@@ -161,9 +161,8 @@ class Signer:
         while not self.over.is_set():
             count += 1
             held = _epoch_of(manager)
-            if held not in (0, self.taken):
+            if held not in (0, self.taken) and await self._take_over(manager):
                 self.taken = held
-                await self._take_over(manager)
             position, content = self.next, f"{self.host} {time.time_ns()} {count}".encode()
             luck = self.dice.random()
             if luck < 0.25 and position > 0:  # one that is taken, with other content
@@ -198,13 +197,13 @@ class Signer:
         await asyncio.sleep(self.dice.uniform(0.0, BUILDS))
         self.history.write("published", position=position)
 
-    async def _take_over(self, manager: hsmcore.KeyManager) -> None:
-        """Sign first what the holder before has bound and not published, as far as that is known here."""
-        unfinished, found = getattr(manager, "unfinished", None), None
+    async def _take_over(self, manager: hsmcore.KeyManager) -> bool:
+        """Sign first what the holder before has bound and not published, as far as that is known here. False: that is
+        to be tried again, such as after an incident."""
         with suppress(HsmError):
-            found = None if unfinished is None else await unfinished(CHAIN)
+            found = await manager.unfinished(CHAIN)
             if found is None or found.message is None or found.position < self.next:
-                return
+                return True
             try:
                 await self._sign(manager, found.message, found.position)
             except DoubleSign:
@@ -212,6 +211,8 @@ class Signer:
             else:
                 self._handed_out(found.position)
                 self.history.write("finished", position=found.position)
+            return True
+        return False
 
     async def _finish(self, manager: hsmcore.KeyManager, position: int) -> None:
         """Sign what the next block is bound to, if it was not published: its holder died. Where that is not known, go

@@ -92,6 +92,8 @@ class Session:
         self.process, self.timeline, self.started = process, timeline, started
         self.open, self.silent = True, False
         """`silent`: bytes were lost on the way, and nothing passes any more."""
+        self.asked: list[Question] = []
+        """The questions of its transaction that write: done again in its COMMIT, which comes under the same locks."""
         self.turn: int = 0
         """Counts transactions: 0 while none is open."""
         self.job: Job | None = None
@@ -168,6 +170,14 @@ class _Memory:
             return [tuple(row) for row in self.connection.execute(question.statement, question.values)]
         values = {**fixed, **question.values}
         return self.raw.execute(sql, [values[name] for name in names]).fetchall()
+
+    def asked(self, questions: Sequence[Question]) -> list[list[tuple[Any, ...]]]:
+        """Ask one after the other, and take back what that has written."""
+        self.raw.execute("BEGIN")
+        try:
+            return [self.ask(one) for one in questions]
+        finally:
+            self.raw.execute("ROLLBACK")
 
     def change(self, change: Change) -> int:
         """Returns the number of rows."""
@@ -355,7 +365,7 @@ class Server:
 
     def end(self, session: Session) -> None:
         """Its transaction is over: it has no lock any more."""
-        session.job, session.turn = None, 0
+        session.job, session.turn, session.asked = None, 0, []
         for lock in self.locks.values():
             lock.holders.pop(session, None)
             self._waits_for(session, lock)
@@ -374,12 +384,16 @@ class Server:
         session.turn = 1
         if turn:
             yield from self.lock(session, "turn", ALONE)
-        answers = [self.rare()] if rare else []
+        answers: list[Any] = [self.rare()] if rare else []
         for question in questions:
             strength = lock_of(question.statement)
             if strength is not None:
                 yield from self.lock(session, "fleet", strength)
-            answers.append(self._memory.ask(question))
+            if not rare:
+                answers.append(self._memory.ask(question))
+        if rare:
+            session.asked = [one for one in questions if isinstance(one.statement, UpdateBase)]
+            answers += self._memory.asked(questions)
         return answers
 
     def lock(self, session: Session, name: str, strength: int) -> Job:
@@ -400,6 +414,7 @@ class Server:
     ) -> Job:
         if not session.turn:
             raise Refused("no transaction is open")
+        changes = [*session.asked, *changes]
         for change in changes:
             if (strength := lock_of(change.statement)) is not None:
                 yield from self.lock(session, "fleet", strength)
