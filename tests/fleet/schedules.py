@@ -37,7 +37,7 @@ from tests.fleet.cluster import Cluster, Template, cluster
 from tests.fleet.history import lines_of, true_boottime
 from tests.fleet.nemeses import CHANGES, DOINGS, EMPTIED, LATE, Nemeses
 from tests.fleet.nodes import DATABASE
-from tests.fleet.site import Site, faketime, floors_of, looks, prepare, rows_of
+from tests.fleet.site import LOOK, Site, faketime, floors_of, looks, prepare, rows_of
 from tests.support.run_folder import fast_folder
 from tests.support.seeds import added, parse, run_seeds
 from tests.support.zygote import server
@@ -164,10 +164,10 @@ class Verdict:
         self.bound = self.epochs = self.finished = self.left = self.stalls = 0
         """`finished`, `left`: positions that a host that died had bound, and what became of them."""
         self.healed = 0.0
-        """Lives of a lease to a block that was signed, from the end of all faults, or from when the last host was open
-        that a fault had ended and that opened before that block; 0: it did not come to that."""
+        """Lives of a lease from when nothing goes wrong any more and each host is open, to a block that is asked for
+        then and signed; 0: it did not come to that."""
         self.starting = 0.0
-        """Lives of a lease from the end of all faults until then: the machine's share of it."""
+        """Lives of a lease from the end of all faults until each host is open: what a start takes is the machine's."""
         self.seconds: Counter[str] = Counter()
         """That each part took."""
 
@@ -306,14 +306,15 @@ class Schedule:
 
     async def _mend(self) -> None:
         await self.nemeses.mend()
+        life = self.plan.ttl / min(1.0, *(host.rate for host in self.site.hosts))  # by the slowest clock
+        opened = await self.site.opens(self.heals)
+        self.verdict.starting = (self.heals if opened is None else opened) / life
         self.mended = true_boottime()
         (self.site.folder / MENDED).write_text(str(self.mended))
         signed = await self.site.signs_blocks(self.heals)
-        if signed is None:
+        if opened is None or signed is None:
             self.verdict.fault("not healed", f"{await self._looks()} {self._last_lines()}"[:3000])
-        after, opened = signed or (self.heals, 0.0)
-        life = self.plan.ttl / min(1.0, *(host.rate for host in self.site.hosts))  # by the slowest clock
-        self.verdict.healed, self.verdict.starting = (after - opened) / life, opened / life
+        self.verdict.healed = max(self.heals if signed is None else signed, LOOK) / life
         if signed is not None and self.verdict.healed > SOON:
             self.verdict.fault("healed late", f"{self.verdict.healed:.1f} lives of a lease")
 
@@ -352,7 +353,7 @@ class Schedule:
         except psycopg.Error as error:
             return self.verdict.fault("no rows", str(error))
         done = self.nemeses
-        check(hosts, rows, floors, self.verdict.fault, done.losses, done.twins, done.floors)
+        check(hosts, rows, floors, self.verdict.fault, done.losses, done.twins, done.floors, done.backs)
         for host, line in refused_without_need(hosts):
             again = int(self.plan.ttl * SOON * 1e9)
             near = [span for span in done.spans if span.begun < line["at"] < span.ended + again]

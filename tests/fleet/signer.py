@@ -76,11 +76,11 @@ class Signer:
         """From opening to closing."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.over.set)
-        self.history.write("begin")
+        self.history.write("begin", processor=time.process_time())
         while not self.over.is_set():
             try:
                 async with hsmcore.create_key_manager(self.config) as manager:
-                    self.history.write("open")
+                    self.history.write("open", processor=time.process_time())
                     await self._work(manager)
                     self.history.write("end", asked=self.asked, answered=self.answered)
             except HsmError as error:  # the database cannot be reached, or has no primary

@@ -19,7 +19,7 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from urllib.parse import quote
 
 import psycopg
@@ -54,14 +54,6 @@ def faketime() -> Path | None:
     return next(iter(sorted(Path("/usr/lib").glob(f"*/faketime/{_LIBRARY}"))), None)
 
 
-class Signed(NamedTuple):
-    """That a block was signed `after` so many seconds, the last of the hosts that opened before it when `opened` were
-    over."""
-
-    after: float
-    opened: float
-
-
 class Signer:
     """One host. Its process may be killed, stopped and started again."""
 
@@ -77,6 +69,7 @@ class Signer:
         self.rate = 1.0
         self.stops: list[tuple[int, int]] = []
         self.process: Process | None = None
+        self._started_at, self._is_open = 0, False
         self._stopped_at = 0
         self._spec = {"host": name, "memory": str(self.memory), "clone": False, **spec}
 
@@ -105,11 +98,21 @@ class Signer:
         elif library is not None and self.clock.exists():
             environment |= {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(self.clock)}
             environment |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_CACHE_DURATION": "1"}
+        self._started_at, self._is_open = self.history.stat().st_size if self.history.exists() else 0, False
         command, out = ["tests.fleet.signer", str(self.folder / "spec.json")], self.folder / "out"
         if "LD_PRELOAD" in environment:
             self.process = Process([sys.executable, "-m", *command], out, cwd=ROOT, env=environment)
         else:
             self.process = Process(command, out, Forked, cwd=ROOT, env=environment)
+
+    def is_open(self) -> bool:
+        """Whether its process has opened its key manager."""
+        while not self._is_open:
+            lines, self._started_at = lines_since(self.history, self._started_at)
+            self._is_open = any(line["what"] == "open" for line in lines)
+            if not lines:
+                break
+        return self._is_open and not self.ended()
 
     @property
     def config_file(self) -> Path:
@@ -273,19 +276,24 @@ class Site:
             host.chaos.write()
             host.start(self.fleet)
 
-    async def signs_blocks(self, seconds: float) -> Signed | None:
-        """When a block that is asked for from now on is released; None: not in time. Counted are the seconds of a
-        machine that has time for this process."""
-        begun, opened = true_boottime(), 0.0
+    async def opens(self, seconds: float) -> float | None:
+        """After how many seconds each host is open, as `signs_blocks`."""
+        async for passed in looks(seconds):
+            if all(host.is_open() for host in self.hosts):
+                return passed
+        return None
+
+    async def signs_blocks(self, seconds: float) -> float | None:
+        """After how many seconds a block that is asked for from now on is released; None: not in time. Counted are the
+        seconds of a machine that has time for this process."""
+        begun = true_boottime()
         places = [host.history.stat().st_size if host.history.exists() else 0 for host in self.hosts]
         async for passed in looks(seconds):
             for number, host in enumerate(self.hosts):
                 lines, places[number] = lines_since(host.history, places[number])
                 for found in lines:
-                    if found["what"] == "open":
-                        opened = passed
                     if found["what"] == "release" and found["position"] is not None and found["asked"] > begun:
-                        return Signed(passed, opened)
+                        return passed
         return None
 
 

@@ -57,6 +57,17 @@ def test_two_digests_at_one_position(floor):
     assert faults(first, second, rows=(row(0),), floor=floor)[0] == "two digests"
 
 
+def test_rows_that_were_put_back_where_their_process_asked_for_nothing_more():
+    lost, other = release(1.0, 0), host("y", release(2.0, 0, "other", epoch=2))
+    backs = [(int(0.5 * SECOND), int(1.5 * SECOND))]
+    assert faults(host("x", lost), other, rows=(row(0, "other"),), backs=backs) == []
+    assert "two digests" in faults(host("x", lost), other, rows=(row(0, "other"),))
+    asked = release(1.7, 1) | {"asked": int(1.6 * SECOND)}
+    assert "two digests" in faults(host("x", lost, asked), other, rows=(row(0, "other"), row(1)), backs=backs)
+    refused = answer(1.7, 1.0, 1, "FLEET_BEHIND")
+    assert "two digests" in faults(host("x", lost, refused), other, rows=(row(0, "other"),), backs=backs)
+
+
 def test_a_release_that_is_not_bound():
     assert faults(host("x", release(1.0, 0)), rows=()) == ["not bound"]
     assert faults(host("x", release(1.0, 0)), rows=(row(0, "other"),)) == ["not bound"]

@@ -28,6 +28,8 @@ def shown(line: dict[str, Any]) -> str:
         return (
             f"{line['state']} {line['epoch']} of {line['holder']}, incident {line['incident']}, {line['reason']}{works}"
         )
+    if "processor" in line:
+        return f"{what}, {line['processor']:.2f} s of the processor"
     return f"{sort}: released" if what == "release" else f"{what} {line.get('why', '')}"[:150]
 
 

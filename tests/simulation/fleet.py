@@ -296,7 +296,7 @@ class Fleet:
     def _copy(self, host: Host, lasts: int, rng: random.Random) -> None:
         """A copy of the process renews once. The process is to find that out; then an operator starts another one."""
         process, manager = host.process, host.manager
-        if process is None or manager is None or manager.fleet is None:
+        if process is None or manager is None or manager.fleet is None or not manager.fleet._machine.epoch:
             return
         if self.server.copy_renews(manager.fleet._machine.instance):
             self.facts.copied.append((self.clock.ns, process.name))

@@ -21,7 +21,7 @@ HOLDS: Final = 0.25
 """How many worlds have a planned switchover."""
 FLOORS: Final = 0.3
 """In how many an operator raises a floor."""
-SHARES: Final = (0.2, 0.3, 0.2)
+SHARES: Final = (0.2, 0.3, 0.12)
 """How many have `"unordered": "any"`, `prefer`, and a `stateSecret`."""
 Payload = Literal["message", "next", "again", "other", "ahead", "far"]
 """What is asked for: a message without a position; a block at the position that follows; one that was signed, again;
@@ -106,7 +106,7 @@ def fleet_script(seed: int) -> FleetScript:
     trips = tuple(rng.choice((200_000, far)) for _ in HOSTS)
     starts = tuple(rng.randrange(2 * SECOND) for _ in HOSTS)
     asks = tuple(sorted((_ask(rng, number) for number in range(ASKS)), key=lambda one: one.at_ns))
-    strict, modes = rng.random() < 0.3, random.Random(f"modes {seed}")  # the rest stays what it is for this seed
+    strict, modes = rng.random() < 0.3, random.Random(f"kinds {seed}")  # the rest stays what it is for this seed
     anywhere, ordered, sealed = (modes.random() < share for share in SHARES)
     beside = (*_held(seed), *_floors(seed), *(_forged(seed) if sealed else ()))
     return FleetScript(

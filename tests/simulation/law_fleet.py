@@ -211,14 +211,17 @@ def healed(facts: FleetFacts) -> Iterator[str]:
         yield f"none of {len(blocks)} blocks was signed in the end: {blocks[-1].result!r}"
 
 
-def bound_by_claimers(facts: FleetFacts) -> Iterator[str]:
-    """Whatever the mode, and whoever writes the database past a seal: a position is bound under an epoch by a host that
-    has claimed it, and by no other one."""
+def claimed_before(facts: FleetFacts) -> Iterator[str]:
+    """Whatever the mode, and whoever writes the database past a seal: a host binds, and hands out, under an epoch that it
+    has claimed, and under no other one."""
     claims = {(claim.epoch, claim.host): claim.at_ns for claim in reversed(facts.claimed)}
     for one in facts.bound:
         by, _, epoch = one.holder.rpartition("#")
         if claims.get((int(epoch), by.partition(":")[0]), 2**63) > one.at_ns:
             yield f"{by} has bound {one.position} under epoch {epoch}, which it has not claimed"
+    for one in facts.releases:
+        if one.epoch and claims.get((one.epoch, one.host), 2**63) > one.ended_ns:
+            yield f"{one.process} released {one.intent} under epoch {one.epoch}, which it has not claimed"
 
 
 def signed_anywhere(facts: FleetFacts) -> Iterator[str]:
@@ -269,7 +272,7 @@ FLEET_RULES: Final[tuple[Rule, ...]] = (
     taken_over,
     served_by_holder,
     healed,
-    bound_by_claimers,
+    claimed_before,
     signed_anywhere,
     left_to_the_preferred,
     nothing_below_floors,

@@ -146,7 +146,7 @@ def _sunk() -> None:
 
 
 def _unchecked() -> None:
-    """Under a seal, a bind believes what was changed since it was last checked."""
+    """Under a seal, a host believes what was changed since it was last checked."""
     ServerDatabase._is_as_checked = lambda _self, _seal, _link: True
 
 
@@ -166,10 +166,10 @@ FLEET_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "kept-open": (_kept_open, "healed"),
     "doubled": (_doubled, "copies_stop"),
     "shy": (_shy, "served_by_holder"),
-    "anywhere": (_anywhere, "bound_by_claimers"),
+    "anywhere": (_anywhere, "claimed_before"),
     "leased": (_leased, "signed_anywhere"),
     "eager": (_eager, "left_to_the_preferred"),
     "sunk": (_sunk, "nothing_below_floors"),
-    "unchecked": (_unchecked, "bound_by_claimers"),
-    "too-hot": (_too_hot, "healed"),
+    "unchecked": (_unchecked, "claimed_before"),
+    "too-hot": (_too_hot, "served_by_holder"),
 }
