@@ -366,7 +366,7 @@ class Schedule:
             self.verdict.refused[what] += 1
             sort = "message" if line["position"] is None else "block"
             self.verdict.why_refused[f"{sort}: {_VARIES.sub('…', line['why'])[:100]}"] += 1
-            if what == "nothing":
+            if what == "nothing" and self.verdict.refused[what] == 1:
                 self.verdict.notes.append(f"seed {self.plan.seed}: refused without any fault: {host.name}: {line}")
         for host in hosts:
             self.verdict.answers += host.answers()

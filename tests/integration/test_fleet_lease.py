@@ -13,6 +13,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+from sqlalchemy import Connection, select
 from tests.fleet.proxy import Proxy
 from tests.integration.test_fleet_losses import Shared
 from tests.support.attending import Host, attending
@@ -24,7 +25,8 @@ from tests.support.postgres import Cluster, cluster, fleet
 from hsmcore.base.scope import Scope
 from hsmcore.base.steady import boottime
 from hsmcore.fleet.membership import Membership
-from hsmcore.state import Store, StoreUnknown
+from hsmcore.state import Store, StoreError, StoreUnknown
+from hsmcore.state.postgres.link import Patient
 
 pytestmark = [pytest.mark.integration, one_loop]
 TTL = 2000
@@ -147,6 +149,27 @@ async def test_a_connection_that_loses_bytes_costs_no_more_than_a_lease(postgres
             print(f"\n  next block {monotonic() - begun:.2f} s after the first lost byte")  # noqa: T201
         await holding(a)
         assert a.member._machine.epoch == 1
+
+
+async def test_rare_work_on_a_connection_that_lost_bytes_ends_once_the_lease_has_another_one(
+    postgres, tmp_path, monkeypatch
+):
+    """Such as a host's answer to an incident, for which all others wait."""
+    monkeypatch.setattr(Patient.be_patient, "__defaults__", (90.0,))
+    async with behind(postgres, tmp_path) as there, there.host("a") as a:
+        await holding(a)
+
+        def loses(connection: Connection) -> None:
+            there.proxy.lose(requests=False)
+            connection.execute(select(1))
+
+        failed = a.member.renewals_failed
+        working = asyncio.create_task(a.member._store.run(loses))
+        await until(lambda: a.member.renewals_failed > failed)
+        there.proxy.silent = False
+        with pytest.raises(StoreError, match="does not answer"):
+            await working
+        await holding(a)
 
 
 async def test_closing_waits_for_no_server_that_is_silent(postgres, tmp_path, capsys):
