@@ -21,6 +21,8 @@ HOLDS: Final = 0.25
 """How many worlds have a planned switchover."""
 FLOORS: Final = 0.3
 """In how many an operator raises a floor."""
+FORGED: Final = 3
+"""How often somebody writes past a seal."""
 SHARES: Final = (0.2, 0.3, 0.12)
 """How many have `"unordered": "any"`, `prefer`, and a `stateSecret`."""
 Payload = Literal["message", "next", "again", "other", "ahead", "far"]
@@ -138,8 +140,8 @@ def _floors(seed: int) -> tuple[Doing, ...]:
 
 def _forged(seed: int) -> tuple[Doing, ...]:
     rng = random.Random(f"forge {seed}")
-    at, lasts = rng.randrange(5 * SECOND, (SECONDS - CALM) * SECOND), rng.randrange(SECOND, 5 * SECOND)
-    return (Doing(at, lasts, "forge", None, rng.randrange(1 << 20)),)
+    at = sorted(rng.randrange(5 * SECOND, (SECONDS - CALM) * SECOND) for _ in range(FORGED))
+    return tuple(Doing(one, rng.randrange(SECOND, 5 * SECOND), "forge", None, rng.randrange(1 << 20)) for one in at)
 
 
 def _ask(rng: random.Random, number: int) -> Ask:

@@ -38,6 +38,7 @@ _COLD: Final = [
     for name, hot in HOT.items()
 ]
 _INSERTED: Final = re.compile(rf"INSERT INTO {BOUND.name} \((.*?)\)")
+_BINDS: Final = re.compile(r"[^:]*:\d+#\d+\Z")
 _CLAIMED: Final = "SELECT epoch, holder, host FROM fleet"
 servers: list[Server] = []
 """That of the world that runs."""
@@ -485,7 +486,7 @@ class Server:
                 self.bound += [
                     Bound(self.clock.ns, *(row[name] for name in Bound._fields[1:]))
                     for row in rows_of
-                    if ":log#" not in row["holder"]  # what was put back
+                    if _BINDS.match(row["holder"])  # and not what was put back
                 ]
         now = self._memory.raw.execute(_CLAIMED).fetchone()
         if now[0] > before[0]:
