@@ -53,7 +53,7 @@ OPENS, HEALS, ENDS = 120.0, 120.0, 100.0
 SOON = 3.0
 """Lives of a lease within which a fleet should heal."""
 MENDED = "mended"
-"""The file with the time at which nothing went wrong any more."""
+"""The file with the time at which nothing goes wrong any more, and each host is open."""
 DONE = 600.0
 """The most that what happens takes, in seconds: each part of it ends by itself."""
 TTLS = {0.0: 1.2, 0.002: 1.2, 0.02: 1.2, 0.06: 2.0, 0.1: 2.0}
@@ -245,7 +245,7 @@ class Schedule:
         self.nemeses = self.Nemeses(self.site, plan_.ttl)
         self.background: set[asyncio.Task[None]] = set()
         self.mended = 1 << 62
-        """When nothing went wrong any more."""
+        """When nothing goes wrong any more."""
 
     async def run(self) -> Verdict:
         """From opening to judging."""
@@ -306,11 +306,11 @@ class Schedule:
 
     async def _mend(self) -> None:
         await self.nemeses.mend()
+        self.mended = true_boottime()
         life = self.plan.ttl / min(1.0, *(host.rate for host in self.site.hosts))  # by the slowest clock
         opened = await self.site.opens(self.heals)
         self.verdict.starting = (self.heals if opened is None else opened) / life
-        self.mended = true_boottime()
-        (self.site.folder / MENDED).write_text(str(self.mended))
+        (self.site.folder / MENDED).write_text(str(true_boottime()))
         signed = await self.site.signs_blocks(self.heals)
         if opened is None or signed is None:
             self.verdict.fault("not healed", f"{await self._looks()} {self._last_lines()}"[:3000])

@@ -216,6 +216,17 @@ async def test_rare_work_on_a_connection_that_lost_bytes_ends_once_the_lease_has
         await holding(a)
 
 
+async def test_a_host_compares_its_log_while_another_transaction_has_its_turn(shared):
+    """Else an incident waits for the turns of all hosts, each as long as some round trips to the database."""
+    async with shared.host("a", ttlMs=LONG) as a:
+        await holding(a)
+        assert await a.sign(1) == ""
+        with shared.beside() as on:
+            on.execute("SELECT FROM schema_version FOR UPDATE")
+            compared, standing = await a.member._witness.compare(), await a.member._witness.standing()
+            assert (compared.lacking, compared.looked > 0, standing.open) == ([], True, False)
+
+
 async def test_closing_waits_for_no_server_that_is_silent(postgres, tmp_path, capsys):
     async with behind(postgres, tmp_path) as there, there.host("a", ttlMs=60_000) as a:
         await holding(a)
