@@ -203,6 +203,7 @@ class Verdict:
             "finished": self.finished,
             "left": self.left,
             "refused": self.refused,
+            "in incidents": sum(count for why, count in self.why_refused.items() if "is open" in why),
         }
         return {
             "faults": self.faults,
@@ -323,13 +324,14 @@ class Schedule:
 
     async def _looks(self) -> str:
         """What the database is doing."""
-        if self.database.leader is None:
+        leader = self.database.leader
+        if leader is None:
             return "no primary"
         try:
-            standbys = await self.database.ask(self.database.leader, _STANDBYS)
-            return f"{self.database.leader.name} {standbys} {await self.database.ask(self.database.leader, _BUSY)}"
+            found = [await asyncio.to_thread(leader.ask, question) for question in (_STANDBYS, _BUSY)]
         except psycopg.Error as error:
             return str(error)
+        return f"{leader.name} {found}"
 
     async def _end(self) -> None:
         for host in self.site.hosts:
@@ -347,9 +349,11 @@ class Schedule:
 
     def _judge(self) -> None:
         hosts = [host.read() for host in (*self.site.hosts, *self.site.clones)]
-        assert self.database.leader is not None
+        leader = self.database.leader
+        if leader is None:  # under Patroni, which looks by itself
+            return self.verdict.fault("no rows", "there is no primary")
         try:
-            rows, floors = rows_of(self.database.leader), floors_of(self.database.leader)
+            rows, floors = rows_of(leader), floors_of(leader)
         except psycopg.Error as error:
             return self.verdict.fault("no rows", str(error))
         done = self.nemeses
