@@ -34,7 +34,7 @@ from tests.chaos.schedules import LIES, LOSSES
 from tests.fleet.breakages import BREAKAGES
 from tests.fleet.checker import check, refused_without_need
 from tests.fleet.cluster import Cluster, Template, cluster
-from tests.fleet.history import lines_of, true_boottime
+from tests.fleet.history import lines_of, stalled_for, true_boottime
 from tests.fleet.nemeses import CHANGES, DOINGS, EMPTIED, LATE, Nemeses
 from tests.fleet.nodes import DATABASE
 from tests.fleet.site import LOOK, Site, faketime, floors_of, looks, prepare, rows_of
@@ -308,14 +308,17 @@ class Schedule:
     async def _mend(self) -> None:
         await self.nemeses.mend()
         self.mended = true_boottime()
+        histories = [host.history for host in self.site.hosts]
         life = self.plan.ttl / min(1.0, *(host.rate for host in self.site.hosts))  # by the slowest clock
         opened = await self.site.opens(self.heals)
         self.verdict.starting = (self.heals if opened is None else opened) / life
-        (self.site.folder / MENDED).write_text(str(true_boottime()))
+        begun = true_boottime()
+        (self.site.folder / MENDED).write_text(str(begun))
         signed = await self.site.signs_blocks(self.heals)
         if opened is None or signed is None:
             self.verdict.fault("not healed", f"{await self._looks()} {self._last_lines()}"[:3000])
-        self.verdict.healed = max(self.heals if signed is None else signed, LOOK) / life
+        took = self.heals if signed is None else signed - stalled_for(map(lines_of, histories), begun)
+        self.verdict.healed = max(took, LOOK) / life
         if signed is not None and self.verdict.healed > SOON:
             self.verdict.fault("healed late", f"{self.verdict.healed:.1f} lives of a lease")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.fleet.checker import AT_ONCE, Row, Twins, check, refused_without_need
-from tests.fleet.history import Host
+from tests.fleet.history import Host, stalled_for
 
 CHAIN = "default/block"
 SECOND = 1_000_000_000
@@ -78,6 +78,15 @@ def test_a_release_without_record_and_one_that_does_not_verify():
     bare = Host("x", [release(1.0, None)])
     assert faults(bare) == ["unrecorded"]
     assert faults(host("x", release(1.0, None, verifies=False))) == ["bad signature"]
+
+
+def test_stalls_of_several_processes_count_once():
+    def stall(since: float, at: float) -> dict[str, Any]:
+        return {"what": "stall", "since": int(since * SECOND), "at": int(at * SECOND)}
+
+    histories = [stall(0.5, 0.9), stall(1.5, 2.5)], [release(1.2, 0), stall(2.0, 3.0), stall(4.0, 4.5)]
+    assert stalled_for(histories, SECOND) == 2.0
+    assert stalled_for(histories, 2 * SECOND) == 1.5
 
 
 def test_an_epoch_that_goes_back():
