@@ -317,8 +317,8 @@ class Schedule:
         signed = await self.site.signs_blocks(self.heals)
         if opened is None or signed is None:
             self.verdict.fault("not healed", f"{await self._looks()} {self._last_lines()}"[:3000])
-        took = self.heals if signed is None else signed - stalled_for(map(lines_of, histories), begun)
-        self.verdict.healed = max(took, LOOK) / life
+        of_hosts = (true_boottime() - begun) / 1e9 - stalled_for(map(lines_of, histories), begun)
+        self.verdict.healed = max(self.heals if signed is None else min(signed, of_hosts), LOOK) / life
         if signed is not None and self.verdict.healed > SOON:
             self.verdict.fault("healed late", f"{self.verdict.healed:.1f} lives of a lease")
 
