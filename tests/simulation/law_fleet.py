@@ -212,7 +212,7 @@ def healed(facts: FleetFacts) -> Iterator[str]:
 
 
 def claimed_before(facts: FleetFacts) -> Iterator[str]:
-    """Whatever the mode, and whoever writes the database past a seal: a host binds, and hands out, under an epoch that it
+    """Whatever the mode, and whoever writes the database past a seal: a host binds and hands out under an epoch that it
     has claimed, and under no other one."""
     claims = {(claim.epoch, claim.host): claim.at_ns for claim in reversed(facts.claimed)}
     for one in facts.bound:
