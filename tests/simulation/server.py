@@ -152,9 +152,7 @@ class _Memory:
             self._writes.append((statement, values, many, servers[0].wall_ns))
         return statement, values
 
-    def tried(
-        self, work: Callable[[Connection], Any], locks: Callable[[int], object]
-    ) -> tuple[Any, list[Written]]:
+    def tried(self, work: Callable[[Connection], Any], locks: Callable[[int], object]) -> tuple[Any, list[Written]]:
         """Do work, and take it back. Returns its result and what it wrote."""
         self._writes, self._locks = [], locks
         try:
@@ -447,9 +445,7 @@ class Server:
                 self.claimed.append(Claimed(now, *answer[0]))
                 self.on_claim(self.claimed[-1])
 
-    def _write(
-        self, changes: Sequence[Question | Change], written: Sequence[Written]
-    ) -> list[list[tuple[Any, ...]]]:
+    def _write(self, changes: Sequence[Question | Change], written: Sequence[Written]) -> list[list[tuple[Any, ...]]]:
         raw, answers = self._memory.raw, list[list[tuple[Any, ...]]]()
         if not changes and not written:
             return answers
