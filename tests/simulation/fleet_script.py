@@ -23,7 +23,7 @@ FLOORS: Final = 0.3
 """In how many an operator raises a floor."""
 FORGED: Final = 3
 """How often somebody writes past a seal."""
-SHARES: Final = (0.2, 0.3, 0.12)
+SHARES: Final = (0.2, 0.3, 0.08)
 """How many have `"unordered": "any"`, `prefer`, and a `stateSecret`."""
 Payload = Literal["message", "next", "again", "other", "ahead", "far"]
 """What is asked for: a message without a position; a block at the position that follows; one that was signed, again;
