@@ -170,8 +170,7 @@ class Witness:
         self._bound: OrderedDict[tuple[str, int], BoundRow] = OrderedDict()
         self._highest: dict[str, BoundRow] = {}
         self._one = asyncio.Lock()
-        self._doubts, self._settled_at = 0, -1
-        self._incarnation = store.incarnation
+        self._doubts, self._settled_at, self._incarnation = 0, -1, store.incarnation
         self._loss = ""
 
     def doubt(self) -> None:
@@ -292,8 +291,7 @@ class Witness:
         return added, conflicts, lost
 
     async def _run(self, work: Callable[[Connection], T], *, turn: bool = True) -> T:
-        """Not `turn`: it only reads. Where the database is far away, turns would have each host wait for all others."""
-
+        # Without a turn, which takes several round trips, no host waits for what the others only read.
         def checked(connection: Connection) -> T:
             with positions.of_our_making("positions"):
                 return work(connection)
