@@ -24,6 +24,9 @@ A database that loses what it confirmed may forget a claim: the one that held th
 of the forgotten one is over. So across a loss, of overlap is asked that the two never hand out at one time, and an
 epoch may go back.
 
+Rows of positions that alone are put back to what they were (`backs`) are missed by the process that bound them. One
+that was stopped, cut off or killed before it asked again cannot: two digests are none of that kind.
+
 Counted beside that: a request is refused without need (`refused_without_need`) if it had time left, and the process
 that refused it handed out something else of its sort in that time under the same epoch, with no other host in between.
 So it could have waited, whatever went wrong.
@@ -84,11 +87,12 @@ def check(
     losses: Sequence[tuple[int, int]] = (),
     twins: Sequence[Twins] = (),
     raised: Sequence[tuple[int, str, int]] = (),
+    backs: Sequence[tuple[int, int]] = (),
 ) -> None:
     """Tell `fault` of everything that must not be. `floors`: nothing is signed at or below them any more, by domain.
     `losses`: when the database lost what it had confirmed, each from before to after it. `raised`: when, in which
-    domain and to what a floor was raised."""
-    _check_positions(hosts, rows, floors, fault)
+    domain and to what a floor was raised. `backs`: when rows of positions were kept, and put back."""
+    _check_positions(hosts, rows, floors, fault, backs)
     _check_floors(hosts, raised, fault)
     for host in hosts:
         _check_log(host, fault, losses)
@@ -133,13 +137,34 @@ def _check_floors(hosts: Sequence[Host], raised: Sequence[tuple[int, str, int]],
                     fault("below a floor", f"{host.name}: {floor} since {at}: {line}")
 
 
-def _check_positions(hosts: Sequence[Host], rows: Sequence[Row], floors: Mapping[str, int], fault: Fault) -> None:
+def _was_missed(host: Host, first: dict[str, Any], second: dict[str, Any], backs: Sequence[tuple[int, int]]) -> bool:
+    """Whether rows were put back behind a block, and its process asked for no other one until another was released."""
+    asks = [line for what in ("release", "answer") for line in host.of(what) if line["position"] is not None]
+    asks = [line for line in asks if line.get("status", "FLEET_BEHIND") == "FLEET_BEHIND"]
+    return any(
+        kept < first["at"] and first["asked"] < back < second["at"]
+        and not any(back < line["asked"] and line["at"] < second["at"] for line in asks)
+        for kept, back in backs
+    )  # fmt: skip
+
+
+def _check_positions(
+    hosts: Sequence[Host],
+    rows: Sequence[Row],
+    floors: Mapping[str, int],
+    fault: Fault,
+    backs: Sequence[tuple[int, int]] = (),
+) -> None:
     released: defaultdict[tuple[str, int], dict[str, str]] = defaultdict(dict)
+    first: dict[tuple[str, int], tuple[Host, dict[str, Any]]] = {}
     bound = {(row.domain, row.position): row for row in rows}
-    for host in hosts:
-        for line in host.of("release"):
-            if line["position"] is not None:
-                released[line["domain"], line["position"]].setdefault(line["digest"], f"{host.name}#{line['epoch']}")
+    of_all = [(line, host) for host in hosts for line in host.of("release") if line["position"] is not None]
+    for line, host in sorted(of_all, key=lambda found: found[0]["at"]):
+        place = line["domain"], line["position"]
+        before = first.setdefault(place, (host, line))
+        if line["digest"] != before[1]["digest"] and _was_missed(*before, line, backs):
+            released[place], first[place] = {}, (host, line)
+        released[place].setdefault(line["digest"], f"{host.name}#{line['epoch']}")
     for place, digests in sorted(released.items()):
         if len(digests) > 1:
             fault("two digests", f"{place}: {digests}; the database has {bound.get(place)}")

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +58,16 @@ def lines_since(history: Path, place: int) -> tuple[list[dict[str, Any]], int]:
         with suppress(json.JSONDecodeError):
             found.append(json.loads(line))
     return found, place
+
+
+def stalled_for(histories: Iterable[Sequence[dict[str, Any]]], since: int) -> float:
+    """For how many seconds since a moment the machine had no time for one of some processes at least, as they note."""
+    spans = sorted((max(line["since"], since), line["at"]) for lines in histories for line in lines
+                   if line["what"] == "stall" and line["at"] > since)  # fmt: skip
+    total, until = 0, since
+    for begun, ended in spans:
+        total, until = total + max(ended - max(begun, until), 0), max(until, ended)
+    return total / 1e9
 
 
 class Writer:

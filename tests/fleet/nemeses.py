@@ -71,6 +71,8 @@ class Nemeses:
         self.losses: list[tuple[int, int]] = []
         """When the database lost what it had confirmed."""
         self.twins: list[Twins] = []
+        self.backs: list[tuple[int, int]] = []
+        """When rows of positions were kept, and put back."""
         self.floors: list[tuple[int, str, int]] = []
         """From when on nothing is signed in a domain at or below a position."""
         self._one_at_a_time = asyncio.Lock()
@@ -237,9 +239,11 @@ class Nemeses:
         if leader is None:
             return
         with suppress(psycopg.Error):
+            begun = true_boottime()
             await asyncio.to_thread(leader.keep_rows)
             await asyncio.sleep(dice.uniform(0.3, 2.0))
             await asyncio.to_thread(leader.put_rows_back)
+            self.backs.append((begun, true_boottime()))
 
     async def _late(self, host: Signer, dice: random.Random) -> None:
         """A bind is held when it has read who holds the epoch; another host claims that by force, and binds; then the

@@ -51,6 +51,12 @@ class PatroniNemeses(Nemeses):
             self._patroni.join(node)
             node.start()
 
+    async def mend(self) -> None:
+        """As for any database; and wait until Patroni has a primary with its standbys, which takes as long as it waits
+        for the former one."""
+        await super().mend()
+        await self._patroni.ready()
+
     async def _cancel(self, _host: Signer, dice: random.Random) -> None:
         self._patroni.hold_standbys(held=True)
         for _ in range(dice.randint(1, 4)):

@@ -17,6 +17,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -33,10 +34,10 @@ from tests.chaos.schedules import LIES, LOSSES
 from tests.fleet.breakages import BREAKAGES
 from tests.fleet.checker import check, refused_without_need
 from tests.fleet.cluster import Cluster, Template, cluster
-from tests.fleet.history import lines_of, true_boottime
+from tests.fleet.history import lines_of, stalled_for, true_boottime
 from tests.fleet.nemeses import CHANGES, DOINGS, EMPTIED, LATE, Nemeses
 from tests.fleet.nodes import DATABASE
-from tests.fleet.site import Site, faketime, floors_of, looks, prepare, rows_of
+from tests.fleet.site import LOOK, Site, faketime, floors_of, looks, prepare, rows_of
 from tests.support.run_folder import fast_folder
 from tests.support.seeds import added, parse, run_seeds
 from tests.support.zygote import server
@@ -51,6 +52,8 @@ OPENS, HEALS, ENDS = 120.0, 120.0, 100.0
 """The most that opening, healing and ending take, in seconds of a machine that has time for them."""
 SOON = 3.0
 """Lives of a lease within which a fleet should heal."""
+MENDED = "mended"
+"""The file with the time at which nothing goes wrong any more, and each host is open."""
 DONE = 600.0
 """The most that what happens takes, in seconds: each part of it ends by itself."""
 TTLS = {0.0: 1.2, 0.002: 1.2, 0.02: 1.2, 0.06: 2.0, 0.1: 2.0}
@@ -61,6 +64,8 @@ UNORDERED = ("lease", "lease", "strict", "any" if "any" in get_args(MODES) else 
 """What a schedule may have as `fleet.unordered`."""
 NEMESES = sorted({*DOINGS, *CHANGES, LATE, EMPTIED} - {""})
 
+_VARIES = re.compile(r"\w+:\d+:[0-9a-f]+|\b\d[\d.]*")
+"""What is another text in each refusal."""
 _STANDBYS = "SELECT application_name, state, sync_state FROM pg_stat_replication"
 _BUSY = """SELECT pid, state, wait_event, pg_blocking_pids(pid)::text, extract(epoch FROM now() - xact_start)::float4,
     left(query, 60) FROM pg_stat_activity WHERE backend_type = 'client backend' AND state <> 'idle'"""
@@ -159,9 +164,10 @@ class Verdict:
         self.bound = self.epochs = self.finished = self.left = self.stalls = 0
         """`finished`, `left`: positions that a host that died had bound, and what became of them."""
         self.healed = 0.0
-        """Lives of a lease from the end of all faults to a block that was signed; 0: it did not come to that."""
+        """Lives of a lease from when nothing goes wrong any more and each host is open, to a block that is asked for
+        then and signed; 0: it did not come to that."""
         self.starting = 0.0
-        """Of those, how many until the last host was open that a fault had ended: the machine's share of it."""
+        """Lives of a lease from the end of all faults until each host is open: what a start takes is the machine's."""
         self.seconds: Counter[str] = Counter()
         """That each part took."""
 
@@ -197,6 +203,7 @@ class Verdict:
             "finished": self.finished,
             "left": self.left,
             "refused": self.refused,
+            "in incidents": sum(count for why, count in self.why_refused.items() if "is open" in why),
         }
         return {
             "faults": self.faults,
@@ -239,7 +246,7 @@ class Schedule:
         self.nemeses = self.Nemeses(self.site, plan_.ttl)
         self.background: set[asyncio.Task[None]] = set()
         self.mended = 1 << 62
-        """When nothing went wrong any more."""
+        """When nothing goes wrong any more."""
 
     async def run(self) -> Verdict:
         """From opening to judging."""
@@ -301,26 +308,33 @@ class Schedule:
     async def _mend(self) -> None:
         await self.nemeses.mend()
         self.mended = true_boottime()
-        took = await self.site.signs_blocks(self.heals)
-        if took is None:
+        histories = [host.history for host in self.site.hosts]
+        life = self.plan.ttl / min(1.0, *(host.rate for host in self.site.hosts))  # by the slowest clock
+        opened = await self.site.opens(self.heals)
+        self.verdict.starting = (self.heals if opened is None else opened) / life
+        begun = true_boottime()
+        (self.site.folder / MENDED).write_text(str(begun))
+        signed = await self.site.signs_blocks(self.heals)
+        if opened is None or signed is None:
             self.verdict.fault("not healed", f"{await self._looks()} {self._last_lines()}"[:3000])
-        self.verdict.healed = healed = (self.heals if took is None else took) / self.plan.ttl
-        opened = [line["at"] for host in self.site.hosts for line in lines_of(host.history) if line["what"] == "open"]
-        starting = (max(opened, default=0) - self.mended) / 1e9 / self.plan.ttl
-        self.verdict.starting = min(max(starting, 0.0), healed)
+        of_hosts = (true_boottime() - begun) / 1e9 - stalled_for(map(lines_of, histories), begun)
+        self.verdict.healed = max(self.heals if signed is None else min(signed, of_hosts), LOOK) / life
+        if signed is not None and self.verdict.healed > SOON:
+            self.verdict.fault("healed late", f"{self.verdict.healed:.1f} lives of a lease")
 
     def _last_lines(self) -> str:
         return "; ".join(f"{host.name}: {lines_of(host.history)[-2:]}" for host in self.site.hosts)
 
     async def _looks(self) -> str:
         """What the database is doing."""
-        if self.database.leader is None:
+        leader = self.database.leader
+        if leader is None:
             return "no primary"
         try:
-            standbys = await self.database.ask(self.database.leader, _STANDBYS)
-            return f"{self.database.leader.name} {standbys} {await self.database.ask(self.database.leader, _BUSY)}"
+            found = [await asyncio.to_thread(leader.ask, question) for question in (_STANDBYS, _BUSY)]
         except psycopg.Error as error:
             return str(error)
+        return f"{leader.name} {found}"
 
     async def _end(self) -> None:
         for host in self.site.hosts:
@@ -338,13 +352,15 @@ class Schedule:
 
     def _judge(self) -> None:
         hosts = [host.read() for host in (*self.site.hosts, *self.site.clones)]
-        assert self.database.leader is not None
+        leader = self.database.leader
+        if leader is None:  # under Patroni, which looks by itself
+            return self.verdict.fault("no rows", "there is no primary")
         try:
-            rows, floors = rows_of(self.database.leader), floors_of(self.database.leader)
+            rows, floors = rows_of(leader), floors_of(leader)
         except psycopg.Error as error:
             return self.verdict.fault("no rows", str(error))
         done = self.nemeses
-        check(hosts, rows, floors, self.verdict.fault, done.losses, done.twins, done.floors)
+        check(hosts, rows, floors, self.verdict.fault, done.losses, done.twins, done.floors, done.backs)
         for host, line in refused_without_need(hosts):
             again = int(self.plan.ttl * SOON * 1e9)
             near = [span for span in done.spans if span.begun < line["at"] < span.ended + again]
@@ -356,8 +372,8 @@ class Schedule:
                 what = "nothing" if any(span.begun < line["at"] for span in done.spans) else "opening"
             self.verdict.refused[what] += 1
             sort = "message" if line["position"] is None else "block"
-            self.verdict.why_refused[f"{sort}: {line['status']}"] += 1
-            if what == "nothing":
+            self.verdict.why_refused[f"{sort}: {_VARIES.sub('…', line['why'])[:100]}"] += 1
+            if what == "nothing" and self.verdict.refused[what] == 1:
                 self.verdict.notes.append(f"seed {self.plan.seed}: refused without any fault: {host.name}: {line}")
         for host in hosts:
             self.verdict.answers += host.answers()

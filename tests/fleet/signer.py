@@ -15,6 +15,7 @@ import logging
 import random
 import signal
 import sys
+import threading
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -75,11 +76,11 @@ class Signer:
         """From opening to closing."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.over.set)
-        self.history.write("begin")
+        self.history.write("begin", processor=time.process_time())
         while not self.over.is_set():
             try:
                 async with hsmcore.create_key_manager(self.config) as manager:
-                    self.history.write("open")
+                    self.history.write("open", processor=time.process_time())
                     await self._work(manager)
                     self.history.write("end", asked=self.asked, answered=self.answered)
             except HsmError as error:  # the database cannot be reached, or has no primary
@@ -93,7 +94,7 @@ class Signer:
         loop.add_signal_handler(signal.SIGUSR2, clone.write, manager, self.memory)
         manager.on("fleet", self._note)
         self.asked = self.answered = 0
-        stalls = asyncio.ensure_future(self._stalls())
+        beside = [asyncio.ensure_future(work) for work in (self._stalls(), self._shows(manager))]
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.chain.follow(self.over, lambda: self._tell(manager)))
@@ -102,7 +103,8 @@ class Signer:
                 for number in range(UNORDERED):
                     group.create_task(self._messages(manager, number))
         finally:
-            stalls.cancel()
+            for task in beside:
+                task.cancel()
 
     async def _stalls(self) -> None:
         """Note when the machine had no time for this process: as if it had been stopped."""
@@ -113,6 +115,19 @@ class Signer:
             if self.turn > before + STALL * 1e9:
                 self.history.write("stall", since=before)
                 self.stalled += self.turn - before
+
+    async def _shows(self, manager: hsmcore.KeyManager) -> None:
+        """Note what the host knows of its fleet, and what the thread of its store does for long: for timeline.py."""
+        before: tuple[Any, str] = (None, "")
+        works = ""
+        while manager.fleet is not None:
+            said = manager.fleet.describe()
+            shown = {name: said[name] for name in ("state", "epoch", "holder", "incident", "reason")}
+            works, last = stack_of("hsmcore-state"), works
+            if before != (shown, stuck := works if works == last else ""):
+                before = shown, stuck
+                self.history.write("state", **shown, works=stuck)
+            await asyncio.sleep(STALL)
 
     def _note(self, details: Any) -> None:
         forced = details["epoch"] if details.get("forced") else 0
@@ -146,9 +161,8 @@ class Signer:
         while not self.over.is_set():
             count += 1
             held = _epoch_of(manager)
-            if held not in (0, self.taken):
+            if held not in (0, self.taken) and await self._take_over(manager):
                 self.taken = held
-                await self._take_over(manager)
             position, content = self.next, f"{self.host} {time.time_ns()} {count}".encode()
             luck = self.dice.random()
             if luck < 0.25 and position > 0:  # one that is taken, with other content
@@ -183,13 +197,13 @@ class Signer:
         await asyncio.sleep(self.dice.uniform(0.0, BUILDS))
         self.history.write("published", position=position)
 
-    async def _take_over(self, manager: hsmcore.KeyManager) -> None:
-        """Sign first what the holder before has bound and not published, as far as that is known here."""
-        unfinished, found = getattr(manager, "unfinished", None), None
+    async def _take_over(self, manager: hsmcore.KeyManager) -> bool:
+        """Sign first what the holder before has bound and not published, as far as that is known here. False: that is
+        to be tried again, such as after an incident."""
         with suppress(HsmError):
-            found = None if unfinished is None else await unfinished(CHAIN)
+            found = await manager.unfinished(CHAIN)
             if found is None or found.message is None or found.position < self.next:
-                return
+                return True
             try:
                 await self._sign(manager, found.message, found.position)
             except DoubleSign:
@@ -197,6 +211,8 @@ class Signer:
             else:
                 self._handed_out(found.position)
                 self.history.write("finished", position=found.position)
+            return True
+        return False
 
     async def _finish(self, manager: hsmcore.KeyManager, position: int) -> None:
         """Sign what the next block is bound to, if it was not published: its holder died. Where that is not known, go
@@ -258,6 +274,18 @@ class Signer:
             had = self.turn - begun - (self.stalled - stalled)  # what came after that turn may be a stall
             if had > int((timeout + LATE) * 1e9):
                 self.history.write("late", position=position, asked=begun)
+
+
+def stack_of(thread: str) -> str:
+    """The functions of hsmcore in which a thread is, the innermost last; "": it is idle, or there is none."""
+    number = next((one.ident for one in threading.enumerate() if one.name.startswith(thread)), None)
+    frame, names = sys._current_frames().get(number or 0), list[str]()
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if "hsmcore" in path.parts[:-1]:
+            names.append(f"{path.stem}.{frame.f_code.co_name}")
+        frame = frame.f_back
+    return " ".join(reversed(names))
 
 
 def _epoch_of(manager: hsmcore.KeyManager) -> int:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -45,7 +45,7 @@ CLONE: Final = "~"
 JITTER: Final = 0.1
 """Of a round trip, in each direction."""
 LOOK: Final = 0.05
-"""Seconds between two looks; a look counts as no more than two of them, since what is late here is late there too."""
+"""Seconds between two looks; each counts as so long, however late it is: what is late here is late there too."""
 _LIBRARY: Final = "libfaketimeMT.so.1"
 
 
@@ -69,6 +69,7 @@ class Signer:
         self.rate = 1.0
         self.stops: list[tuple[int, int]] = []
         self.process: Process | None = None
+        self._started_at, self._is_open = 0, False
         self._stopped_at = 0
         self._spec = {"host": name, "memory": str(self.memory), "clone": False, **spec}
 
@@ -97,11 +98,21 @@ class Signer:
         elif library is not None and self.clock.exists():
             environment |= {"LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(self.clock)}
             environment |= {"FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_CACHE_DURATION": "1"}
+        self._started_at, self._is_open = self.history.stat().st_size if self.history.exists() else 0, False
         command, out = ["tests.fleet.signer", str(self.folder / "spec.json")], self.folder / "out"
         if "LD_PRELOAD" in environment:
             self.process = Process([sys.executable, "-m", *command], out, cwd=ROOT, env=environment)
         else:
             self.process = Process(command, out, Forked, cwd=ROOT, env=environment)
+
+    def is_open(self) -> bool:
+        """Whether its process has opened its key manager."""
+        while not self._is_open:
+            lines, self._started_at = lines_since(self.history, self._started_at)
+            self._is_open = any(line["what"] == "open" for line in lines)
+            if not lines:
+                break
+        return self._is_open and not self.ended()
 
     @property
     def config_file(self) -> Path:
@@ -265,6 +276,13 @@ class Site:
             host.chaos.write()
             host.start(self.fleet)
 
+    async def opens(self, seconds: float) -> float | None:
+        """After how many seconds each host is open, as `signs_blocks`."""
+        async for passed in looks(seconds):
+            if all(host.is_open() for host in self.hosts):
+                return passed
+        return None
+
     async def signs_blocks(self, seconds: float) -> float | None:
         """After how many seconds a block that is asked for from now on is released; None: not in time. Counted are the
         seconds of a machine that has time for this process."""
@@ -281,12 +299,9 @@ class Site:
 
 async def looks(seconds: float) -> AsyncIterator[float]:
     """Yield how much time has passed, until it is over, as far as this process has had its share of it."""
-    passed, before = 0.0, time.monotonic()
-    while passed < seconds:
-        yield passed
+    for look in range(math.ceil(seconds / LOOK)):
+        yield look * LOOK
         await asyncio.sleep(LOOK)
-        now = time.monotonic()
-        passed, before = passed + min(now - before, 2 * LOOK), now
 
 
 def prepare(node: Node) -> None:

@@ -14,9 +14,8 @@ from typing import Any
 
 from tests.fleet.schedules import SOON
 
-_COLUMNS = ("schedules", "signatures", "positions", "faults", "refused without need", "healed: median", "slowest",
-            "of which hosts were starting",
-            f"over {SOON:.0f} ttl")  # fmt: skip
+_COLUMNS = ("schedules", "signatures", "positions", "faults", "refused without need", "while an incident was open",
+            "healed: median", "slowest", f"over {SOON:.0f} ttl", "all hosts were up: median", "slowest")  # fmt: skip
 _Rows = Sequence[dict[str, Any]]
 
 
@@ -28,15 +27,21 @@ def rows_of(paths: Iterable[Path]) -> list[dict[str, Any]]:
 def line(name: str, rows: _Rows, refused: int | None = None) -> str:
     """Some schedules as a row of a table. `refused`: without need; None: all of theirs."""
     healed = sorted(row["healed"] for row in rows if row["healed"])
+    by_rule = "–"
     if refused is None:
         refused = sum(sum(row["refused"].values()) for row in rows)
+        by_rule = str(sum(row.get("in incidents", 0) for row in rows))
     faults = sum((Counter(row["faults"]) for row in rows), Counter[str]())
     said = [len(rows), sum(row["released"] for row in rows), sum(row["bound"] for row in rows)]
-    said += [", ".join(f"{count} {kind}" for kind, count in faults.items()) or 0, refused]
-    said += [f"{healed[len(healed) // 2]:.1f} ttl", f"{healed[-1]:.1f} ttl"] if healed else ["–", "–"]
-    late = sorted((row for row in rows if row["healed"]), key=lambda row: row["healed"])
-    said += [f"{late[-1].get('starting', 0.0):.1f} ttl" if late else "–", sum(one > SOON for one in healed)]
+    said += [", ".join(f"{count} {kind}" for kind, count in faults.items()) or 0, refused, by_rule]
+    said += [*_spread(healed), sum(one > SOON for one in healed), *_spread(row["starting"] for row in rows)]
     return f"| {name} | {' | '.join(map(str, said))} |"
+
+
+def _spread(lives: Iterable[float]) -> tuple[str, str]:
+    """The median and the most of some lives of a lease."""
+    found = sorted(lives)
+    return (f"{found[len(found) // 2]:.1f} ttl", f"{found[-1]:.1f} ttl") if found else ("–", "–")
 
 
 def table(rows: _Rows) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from tests.fleet.checker import AT_ONCE, Row, Twins, check, refused_without_need
-from tests.fleet.history import Host
+from tests.fleet.history import Host, stalled_for
 
 CHAIN = "default/block"
 SECOND = 1_000_000_000
@@ -57,6 +57,17 @@ def test_two_digests_at_one_position(floor):
     assert faults(first, second, rows=(row(0),), floor=floor)[0] == "two digests"
 
 
+def test_rows_that_were_put_back_where_their_process_asked_for_nothing_more():
+    lost, other = release(1.0, 0), host("y", release(2.0, 0, "other", epoch=2))
+    backs = [(int(0.5 * SECOND), int(1.5 * SECOND))]
+    assert faults(host("x", lost), other, rows=(row(0, "other"),), backs=backs) == []
+    assert "two digests" in faults(host("x", lost), other, rows=(row(0, "other"),))
+    asked = release(1.7, 1) | {"asked": int(1.6 * SECOND)}
+    assert "two digests" in faults(host("x", lost, asked), other, rows=(row(0, "other"), row(1)), backs=backs)
+    refused = answer(1.7, 1.0, 1, "FLEET_BEHIND")
+    assert "two digests" in faults(host("x", lost, refused), other, rows=(row(0, "other"),), backs=backs)
+
+
 def test_a_release_that_is_not_bound():
     assert faults(host("x", release(1.0, 0)), rows=()) == ["not bound"]
     assert faults(host("x", release(1.0, 0)), rows=(row(0, "other"),)) == ["not bound"]
@@ -67,6 +78,15 @@ def test_a_release_without_record_and_one_that_does_not_verify():
     bare = Host("x", [release(1.0, None)])
     assert faults(bare) == ["unrecorded"]
     assert faults(host("x", release(1.0, None, verifies=False))) == ["bad signature"]
+
+
+def test_stalls_of_several_processes_count_once():
+    def stall(since: float, at: float) -> dict[str, Any]:
+        return {"what": "stall", "since": int(since * SECOND), "at": int(at * SECOND)}
+
+    histories = [stall(0.5, 0.9), stall(1.5, 2.5)], [release(1.2, 0), stall(2.0, 3.0), stall(4.0, 4.5)]
+    assert stalled_for(histories, SECOND) == 2.0
+    assert stalled_for(histories, 2 * SECOND) == 1.5
 
 
 def test_an_epoch_that_goes_back():

@@ -11,8 +11,10 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
+from sqlalchemy import Connection, select
 from tests.fleet.proxy import Proxy
 from tests.integration.test_fleet_losses import Shared
 from tests.support.attending import Host, attending
@@ -22,12 +24,13 @@ from tests.support.managers import opened, until
 from tests.support.postgres import Cluster, cluster, fleet
 from tests.support.verifiers import is_good
 
-from hsmcore.base.scope import Scope
 from hsmcore.base.steady import boottime
 from hsmcore.config import Secret
 from hsmcore.fleet import rows
+from hsmcore.fleet.entry import LOOKS, RENEWALS
 from hsmcore.fleet.membership import Membership
-from hsmcore.state import Store, StoreUnknown
+from hsmcore.state import Store, StoreError, StoreUnknown
+from hsmcore.state.postgres.link import Patient
 
 pytestmark = [pytest.mark.integration, one_loop]
 TTL = 2000
@@ -60,6 +63,18 @@ async def behind(postgres: Cluster, folder: Path) -> AsyncIterator[Behind]:
         yield Behind(proxy, direct.replace(f":{postgres.port}/", f":{proxy.port}/"), folder)
     finally:
         await proxy.close()
+
+
+def counted(host: Host) -> list[int]:
+    """The moments at which a host asks its database from now on."""
+    asked, ask = list[int](), host.member._line.asking.ask
+
+    async def noted(*given: Any) -> Any:
+        asked.append(boottime())
+        return await ask(*given)
+
+    host.member._line.asking.ask = noted
+    return asked
 
 
 async def holding(host: Host) -> None:
@@ -128,7 +143,7 @@ async def test_a_renewal_whose_answer_is_lost_costs_no_epoch(postgres, tmp_path)
             await until(lambda: on.execute(asked).fetchone() > (before,))
             there.proxy.cut()
             there.proxy.heal()
-            await lost  # sent once more, and told apart by its mark
+            assert await lost  # sent once more, and told apart by its mark
             await until(lambda: on.execute(asked).fetchone() > (before + 1,))
         assert (a.member.state, a.member._machine.epoch, a.member.renewals_failed) == ("holder", 1, failed)
 
@@ -141,7 +156,7 @@ async def test_a_connection_that_loses_bytes_costs_no_more_than_a_lease(postgres
         await holding(a)
         assert await a.sign(1) == ""
         there.proxy.silent = True
-        begun, position = monotonic(), 2
+        begun, position, before = monotonic(), 2, a.member._machine.row.renewals
         binding = asyncio.create_task(a.sign(position))
         await asyncio.sleep(1)
         there.proxy.silent = False
@@ -152,6 +167,69 @@ async def test_a_connection_that_loses_bytes_costs_no_more_than_a_lease(postgres
             print(f"\n  next block {monotonic() - begun:.2f} s after the first lost byte")  # noqa: T201
         await holding(a)
         assert a.member._machine.epoch == 1
+        assert a.member._machine.row.renewals < before + 5 * RENEWALS  # not as long as an answer is waited for else
+
+
+async def test_a_holder_whose_connection_lost_bytes_keeps_its_epoch(postgres, tmp_path):
+    async with behind(postgres, tmp_path) as there, there.host("a", ttlMs=LONG) as a:
+        await holding(a)
+        direct = there.url.replace(f":{there.proxy.port}/", f":{postgres.port}/")
+        async with attending(fleet(direct, host="b", ttlMs=LONG), tmp_path / "b") as b:
+            renewals = a.member._machine.row.renewals
+            there.proxy.silent = True
+            await until(lambda: there.proxy.silenced > 0)
+            there.proxy.silent = False
+            await until(lambda: a.member._machine.row.renewals > renewals or b.member.epoch > 1)
+            assert (a.member.epoch, b.member.epoch) == (1, 1)
+
+
+async def test_a_renewal_that_was_done_and_not_answered_in_time_is_known_by_its_mark(shared):
+    async with shared.host("a", ttlMs=LONG) as a:
+        await holding(a)
+        inner, before = a.member._line.asking.ask, a.member._machine.row.renewals
+
+        async def unheard(*given):
+            a.member._line.asking.ask = inner
+            await inner(*given)
+            raise StoreUnknown("no answer in time")
+
+        a.member._line.asking.ask = unheard
+        with pytest.raises(StoreUnknown):
+            await a.member._renew()
+        assert await a.member._renew()
+        assert (a.member._machine.epoch, a.member._machine.row.renewals >= before + 2) == (1, True)
+
+
+async def test_rare_work_on_a_connection_that_lost_bytes_ends_once_the_lease_has_another_one(
+    postgres, tmp_path, monkeypatch
+):
+    """Such as a host's answer to an incident, for which all others wait."""
+    monkeypatch.setattr(Patient.be_patient, "__defaults__", (90.0,))
+    async with behind(postgres, tmp_path) as there, there.host("a") as a:
+        await holding(a)
+
+        def loses(connection: Connection) -> None:
+            there.proxy.lose(requests=False)
+            connection.execute(select(1))
+
+        failed = a.member.renewals_failed
+        working = asyncio.create_task(a.member._store.run(loses))
+        await until(lambda: a.member.renewals_failed > failed)
+        there.proxy.silent = False
+        with pytest.raises(StoreError, match="does not answer"):
+            await working
+        await holding(a)
+
+
+async def test_a_host_compares_its_log_while_another_transaction_has_its_turn(shared):
+    """Else an incident waits for the turns of all hosts, each as long as some round trips to the database."""
+    async with shared.host("a", ttlMs=LONG) as a:
+        await holding(a)
+        assert await a.sign(1) == ""
+        with shared.beside() as on:
+            on.execute("SELECT FROM schema_version FOR UPDATE")
+            compared, standing = await a.member._witness.compare(), await a.member._witness.standing()
+            assert (compared.lacking, compared.looked > 0, standing.open) == ([], True, False)
 
 
 async def test_closing_waits_for_no_server_that_is_silent(postgres, tmp_path, capsys):
@@ -180,9 +258,10 @@ async def test_the_reason_of_a_claim_that_is_not_made_is_logged_once(shared, cap
 async def test_a_holder_in_doubt_asks_the_fence(shared):
     async with shared.host("a", ttlMs=LONG) as a:
         await holding(a)
+        a.member._renew = a.member._see  # it stays in doubt
         a.member._machine.doubt("a test")
         assert await a.sign(1) == ""
-        assert boottime() < a.member._machine.until
+        assert (a.member.state, boottime() < a.member._machine.until) == ("doubtful", True)
 
 
 @pytest.mark.slow("a delay for each message")
@@ -225,13 +304,14 @@ async def test_a_follower_whose_connections_lost_bytes_takes_over(postgres, tmp_
             there.proxy.silent = True
             await asyncio.sleep(1)
             there.proxy.silent = False
-            a.member._scope, kept = Scope(), a.member._scope
-            await kept.close()  # it renews no more, as if it was killed
+            looks = counted(a)  # it looks on, and renews no more, as if it was killed
+            a.member._renew = a.member._see
             begun = monotonic()
             await holding(b)
             with capsys.disabled():
                 print(f"\n  takeover {monotonic() - begun:.2f} s after the last renewal")  # noqa: T201
             assert b.member.epoch == 3
+            assert len(looks) < 6 * LOOKS  # not as long as an answer is waited for else
 
 
 async def test_a_dial_that_is_lost_is_not_waited_for_alone(postgres, tmp_path):
@@ -267,14 +347,7 @@ async def test_a_host_that_waits_asks_twice_a_second(shared):
     """With a lease of two seconds, as long as its end is far away."""
     async with shared.host("a", ttlMs=60_000) as a, shared.host("b", ttlMs=2000, claim="manual") as b:
         await holding(a)
-        asked = []
-        ask = b.member._line.asking.ask
-
-        async def counted(*given):
-            asked.append(boottime())
-            return await ask(*given)
-
-        b.member._line.asking.ask = counted
+        asked = counted(b)
         await until(lambda: len(asked) > 3)
         assert all(later - earlier > 400_000_000 for earlier, later in itertools.pairwise(asked))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 from tests.simulation.clock import SECOND
 from tests.simulation.hosts import HOST, Process
 from tests.simulation.server import SAME_SERVER, Job, Lost, Refused, Server, Session, Unmet, Warned, memory, servers
@@ -24,13 +24,18 @@ from tests.simulation.threads import no_loop
 from hsmcore.errors import HsmError
 from hsmcore.state import database as base
 from hsmcore.state.database import Database
-from hsmcore.state.errors import RowInvalid, StoreAway, StoreChanged, StoreUnknown
-from hsmcore.state.exchange import CHANGED, Asking, Change, Question, Relying, Reply, still
+from hsmcore.state.errors import RowInvalid, StoreAway, StoreChanged, StoreNotGenuine, StoreUnknown
+from hsmcore.state.exchange import CHANGED, Asking, Change, Question, Relying, Reply, one_by_one, still
 from hsmcore.state.postgres.binding import Binding
 from hsmcore.state.postgres.database import HINT, ROLE_SECONDS
+from hsmcore.state.postgres.database import ServerDatabase as RealDatabase
 from hsmcore.state.postgres.link import ANSWER_SECONDS, IDLE_MS
 from hsmcore.state.postgres.place import schema_name
 from hsmcore.state.postgres.roles import RolesSeen, row_role
+from hsmcore.state.schema import METADATA
+from hsmcore.state.seal import Seal
+from hsmcore.state.seal_guard import SealGuard, is_quick
+from hsmcore.state.sealed_rows import HOT
 
 ANSWER_NS: Final = int(ANSWER_SECONDS * SECOND)
 UNHEARD_NS: Final = 10 * SECOND
@@ -69,6 +74,7 @@ class LinkThread(Executor):
         self._running: tuple[Future[Any], Steps] | None = None
         self._number = 0
         self._until_ns, self._watched = 0, False
+        self._sent_ns = 0
         self._hastens_ns = ANSWER_NS * 1_000_000
         """When what is under way was sent, if it may be given up earlier."""
         self._sent_on: Session | None = None
@@ -140,7 +146,8 @@ class LinkThread(Executor):
         if not lost():
             server.network.carry(host, "requests", None, come)
         patience = min(message.patience_ns, UNHEARD_NS) if server.network.holds_up(host) else message.patience_ns
-        self._until_ns, self._sent_on = server.clock.ns + patience, message.session
+        self._sent_ns = server.clock.ns
+        self._until_ns, self._sent_on = self._sent_ns + patience, message.session
         self._hastens_ns = server.clock.ns if message.hastens else ANSWER_NS * 1_000_000
         if not self._watched or patience < ANSWER_NS:
             self._watched = True
@@ -161,6 +168,12 @@ class LinkThread(Executor):
             self._server.network.carry(self._process.host, "requests", None, drop)
         self._heard(self._number, Lost(*NO_ANSWER))
 
+    def outlived(self, quick_ns: int, dialled_ns: int) -> None:
+        """The server answers on a connection that was dialled then."""
+        if self._running is not None and self._sent_ns < min(dialled_ns, self._server.clock.ns - quick_ns):
+            self._until_ns = self._server.clock.ns
+            self._watch()
+
     def hasten(self, quick_ns: int) -> None:
         if self._running is not None and self._server.clock.ns > self._hastens_ns + quick_ns:
             self._until_ns = self._server.clock.ns
@@ -179,8 +192,10 @@ class _Link:
         self.server, self.process, self.quick_ns = server, process, quick_ns
         """`quick_ns`: how long the beginning of a transaction, and an exchange, may take."""
         self.session: Session | None = None
+        self.found: tuple[Any, ...] = ()
+        """As Link.found, of a store with a seal."""
 
-    def begun(self, questions: Sequence[Question], turn: bool) -> Steps:
+    def begun(self, questions: Sequence[Question], turn: bool, rare: bool) -> Steps:
         """Begin a transaction. A connection that was used before may be lost: then on another one."""
         fresh = False
         while True:
@@ -189,13 +204,15 @@ class _Link:
                 self.session = yield _Message(None, None, _DIAL_NS)
             session = self.session
             try:
-                begin = partial(self.server.begin, session, questions, turn)
+                begin = partial(self.server.begin, session, questions, turn, rare)
                 answers = yield self.message(begin, self.quick_ns + (IDLE_MS * 1_000_000 if turn else 0))
             except Lost:
                 self.session = None
                 if fresh:
                     raise
             else:
+                if rare:
+                    self.found, *answers = answers
                 return session, answers
 
     def message(self, job: Callable[[], Job], patience_ns: int = ANSWER_NS, *, hastens: bool = False) -> _Message:
@@ -230,6 +247,8 @@ class ServerDatabase(Database):
         self._facts = ("", "", 0)
         self._bindings: list[Binding] = []
         self._roles_seen = RolesSeen(self.shown)
+        self._highs = "{}"
+        self.accepted: tuple[Any, ...] = ()
 
     @property
     def key(self) -> tuple[str, Process, bool]:
@@ -245,13 +264,17 @@ class ServerDatabase(Database):
         return f"{system} {timeline} {started}" if started else ""
 
     def open(self, key: bytearray | None = None) -> Any:
-        assert key is None, "a simulated store has no seal"
-        return self._translated(self._opened())
+        return self._translated(self._opened(key))
 
-    def _opened(self) -> Steps:
+    def _opened(self, key: bytearray | None) -> Steps:
         if self._link.session is None:
             yield from self._begun([], turn=False)
             yield from self._link.undo()
+        if key is not None and self.seal is None:
+            seal = Seal(key, self.foreign, self.problems, witnessed=True)
+            if self.writes:
+                seal.seen((yield from self._transacted(seal.begin, True)))
+            self.seal = seal
 
     def connect(self) -> None:
         raise NotImplementedError
@@ -278,12 +301,20 @@ class ServerDatabase(Database):
         for binding in self._bindings:
             binding.hasten(hurries=True)
 
-    def asking(self, in_turn: Asking) -> Asking:
-        del in_turn
-        return Asker(self.server, self.process, self.place.ttl_ms * 500_000)
+    def _outlived(self, dialled_ns: int) -> None:
+        self.thread.outlived(self._link.quick_ns, dialled_ns)
 
-    def binding(self) -> Relying:
-        made = Binding(self.asking(), self._conditions, self._link.quick_ns / SECOND)
+    def asking(self, in_turn: Asking) -> Asking:
+        return in_turn if self.seal is not None else self._asker()
+
+    def _asker(self) -> Asker:
+        return Asker(self.server, self.process, self.place.ttl_ms * 500_000, self._outlived)
+
+    def binding(self) -> Relying | None:
+        """Under a seal, a store of this world is asked first."""
+        if self.seal is not None:
+            return None
+        made = Binding(self._asker(), self._conditions, self._link.quick_ns / SECOND)
         self._bindings.append(made)
         return made
 
@@ -293,7 +324,7 @@ class ServerDatabase(Database):
         return [Question(SAME_SERVER, {"timeline": int(self._facts[1], 16), "started": self._facts[2]}, required=True)]
 
     def _begun(self, questions: Sequence[Question], turn: bool) -> Steps:
-        session, answers = yield from self._link.begun(questions, turn)
+        session, answers = yield from self._link.begun(questions, turn, self.seal is not None)
         facts = SYSTEM, f"{session.timeline:08X}", session.started
         if facts != self._facts:
             self._facts = facts
@@ -302,8 +333,42 @@ class ServerDatabase(Database):
         return session, answers
 
     def exchange(self, questions: Sequence[Question], decide: Any, *, lenient: bool, turn: bool = True) -> Any:
-        del lenient
-        return self._translated(self._exchanged(questions, decide, turn))
+        if self.seal is None:
+            return self._translated(self._exchanged(questions, decide, turn))
+        return self._translated(self._under_seal(self.seal, questions, decide, lenient, turn))
+
+    _is_as_checked = RealDatabase._is_as_checked
+    notice_loss = RealDatabase.notice_loss
+
+    def _under_seal(self, seal: Seal, questions: Sequence[Question], decide: Any, lenient: bool, turn: bool) -> Steps:
+        """As the method of this name in state/postgres/database.py, and what follows where it is not quick."""
+        quick = not seal.doubted and all(is_quick(one.statement) for one in questions)
+        for is_checked in (False, True) if quick else ():
+            session, answers = yield from self._begun(questions, turn)
+            if self._is_as_checked(seal, self._link):  # type: ignore[arg-type]  # it has what was found
+                try:
+                    result, changes = decide(answers)
+                except BaseException:
+                    yield from self._link.undo()
+                    raise
+                if all(is_quick(change.statement) for change in changes):
+                    yield from self._committed(partial(self.server.commit, session, changes), hastens=True)
+                    return result
+                yield from self._link.undo()
+                break
+            yield from self._link.undo()
+            if not is_checked:
+                try:
+                    self.accepted = yield from self._guarded(self._check_rare, lenient=False)
+                except StoreNotGenuine:
+                    break
+        return (yield from self._guarded(one_by_one(questions, decide), lenient=lenient))
+
+    def _check_rare(self, connection: Connection) -> Any:
+        for table in HOT:
+            connection.execute(select(METADATA.tables[table]).limit(1))
+        *row, _, rare = self.server.rare()
+        return (*row, rare)
 
     def _exchanged(self, questions: Sequence[Question], decide: Any, turn: bool) -> Steps:
         session, answers = yield from self._begun(questions, turn)
@@ -316,8 +381,24 @@ class ServerDatabase(Database):
         return result
 
     def transact(self, work: Any, *, lenient: bool, turn: bool = True) -> Any:
-        del lenient
-        return self._translated(self._transacted(work, turn))
+        steps = self._transacted(work, turn) if self.seal is None else self._guarded(work, lenient=lenient)
+        return self._translated(steps)
+
+    def _guarded(self, work: Any, *, lenient: bool) -> Steps:
+        """As Database.transact, under the seal."""
+        seal = self.seal
+        assert seal is not None
+
+        def guarded(connection: Connection) -> tuple[Any, int]:
+            guard = memory().guard = SealGuard(connection, seal, lenient=lenient, unsealed=False)
+            try:
+                return work(connection), guard.end()
+            finally:
+                memory().guard = None
+
+        result, counter = yield from self._transacted(guarded, True)
+        seal.seen(counter)
+        return result
 
     def transact_unchecked(self, work: Any, *, turn: bool = True) -> Any:
         return self._translated(self._transacted(work, turn))
@@ -371,8 +452,9 @@ class ServerDatabase(Database):
 class Asker:
     """As the class of this name in state/postgres/ask.py."""
 
-    def __init__(self, server: Server, process: Process, dial_ns: int) -> None:
+    def __init__(self, server: Server, process: Process, dial_ns: int, answered: Callable[[int], object]) -> None:
         self._server, self._process, self._dial_ns = server, process, dial_ns
+        self._answered, self._dialled_ns = answered, 0
         self._one = asyncio.Lock()
         self._begin()
 
@@ -399,6 +481,7 @@ class Asker:
             used = link.session is not None
             for again in (False, True):
                 if link.session is None:
+                    self._dialled_ns = self._server.clock.ns
                     link.session = yield _Message(None, None, self._dial_ns)
                 session = link.session
                 try:
@@ -408,6 +491,7 @@ class Asker:
                     if again or not used or error.args == NO_ANSWER:
                         raise
                 else:
+                    self._answered(self._dialled_ns)
                     timeline = f"{session.timeline:08X}"
                     return Reply(answers, (SYSTEM, timeline), f"{SYSTEM} {timeline} {session.started}", again)
         except Unmet:

@@ -35,8 +35,11 @@ from tests.simulation.world import Outcome, folder, prepare
 from hsmcore.config import load
 from hsmcore.errors import DoubleSign, HsmError, PolicyRefused
 from hsmcore.manager.key_manager import KeyManager
+from hsmcore.state import positions
 
 CHAIN: Final = "default/block"
+SECRET: Final = "HSMCORE_SIMULATED_FLEET_SECRET"
+os.environ[SECRET] = "a secret of a simulated fleet, of 32 bytes and more"
 _HEAD: Final = b"\xffhsmcore\x01\x01\x07default"
 _PID: Final = f":{os.getpid()}"
 _DEVICE_NS: Final = 300_000
@@ -45,7 +48,7 @@ _RETRY: Final = 0.5
 """Seconds from a start that failed to the next one."""
 _SPREAD_NS: Final = 400 * MS
 """What a block takes to another host, at most."""
-_DATABASE: Final = frozenset({"bounce", "fail over", "lose", "alone", "hold"})
+_DATABASE: Final = frozenset({"bounce", "fail over", "lose", "alone", "hold", "forge"})
 """What happens to the database: one at a time."""
 
 
@@ -91,6 +94,7 @@ class Fleet:
         self.facts = FleetFacts(
             script, {name: host.facts for name, host in self.hosts.items()}, self.server.bound, self.server.claimed
         )
+        self.facts.begin_ns = self.begin_ns
         self.head = 0
         """The highest position that was published."""
         self.changing = False
@@ -166,6 +170,7 @@ class Fleet:
             host.manager = manager
             manager.on("fleet", partial(self._noted, process))
             self.tell(process.name, "is open")
+            self.facts.opened.append((self.clock.ns, process.name))
             return
 
     def _noted(self, process: Process, details: Any) -> None:
@@ -291,7 +296,7 @@ class Fleet:
     def _copy(self, host: Host, lasts: int, rng: random.Random) -> None:
         """A copy of the process renews once. The process is to find that out; then an operator starts another one."""
         process, manager = host.process, host.manager
-        if process is None or manager is None or manager.fleet is None:
+        if process is None or manager is None or manager.fleet is None or not manager.fleet._machine.epoch:
             return
         if self.server.copy_renews(manager.fleet._machine.instance):
             self.facts.copied.append((self.clock.ns, process.name))
@@ -399,6 +404,33 @@ class Fleet:
             ask = Ask(number + at, 0, other.name, "next", 1.0)
             self._later(rng.randrange(held), self._ask, ask)
 
+    def _floor(self, host: Host, lasts: int, rng: random.Random) -> None:
+        """An operator raises the floor, a few positions behind the highest one, from this host."""
+        del lasts
+        [(high,)] = self.server.rows("SELECT coalesce(max(high), -1) FROM watermark")
+        if host.manager is not None and host.process is not None and high > 0:
+            self.loop.begin(host.process, self._raise(host.manager, max(high - rng.randrange(4), 0)))
+
+    async def _raise(self, manager: KeyManager, floor: int) -> None:
+        assert manager.fleet is not None
+        raised = partial(positions.raise_floor, domain=CHAIN, floor=floor, reason="the script says so")
+        try:
+            await manager.fleet._store.run(raised)
+        except HsmError as error:
+            self.tell("fleet", f"the floor {floor} is refused: {type(error).__name__}")
+        else:
+            self.facts.raised.append((self.clock.ns, floor))
+
+    def _forge(self, host: Host, lasts: int, rng: random.Random) -> None:
+        del host, rng
+        ends = self.server.forge()
+
+        def over() -> None:
+            ends()
+            self.changing = False
+
+        self._later(lasts, over)
+
     def _release(self, host: Host, lasts: int, rng: random.Random) -> None:
         del lasts, rng
         if host.manager is not None and host.process is not None:
@@ -474,7 +506,8 @@ class Fleet:
             if isinstance(error, (DoubleSign, PolicyRefused)):  # what is bound and not published is passed over
                 self.head = max(self.head, *(high for (high,) in self.server.rows("SELECT high FROM watermark")))
         self._ended(host, answer)
-        answer.epoch = machine.epoch or held
+        free = self.script.unordered == "any" and answer.position is None
+        answer.epoch = 0 if free else machine.epoch or held
         where = "" if answer.position is None else f" at {answer.position}"
         self.tell(answer.process, f"{ask.payload} {ask.number}{where}: {_shown(answer.result)}")
         if isinstance(answer.result, bytes) and answer.position is not None:
@@ -515,6 +548,8 @@ _DOES: Final = {
     "alone": Fleet._alone,
     "late": Fleet._late,
     "hold": Fleet._hold,
+    "floor": Fleet._floor,
+    "forge": Fleet._forge,
 }
 
 
@@ -538,9 +573,9 @@ def config_of(script: FleetScript, host: str) -> Any:
         "name": "worlds",
         "host": host,
         "ttlMs": script.ttl_ms,
-        "unordered": "strict" if script.strict else "lease",
+        "unordered": script.unordered,
         "singleNode": script.single_node,
-    }
+    } | ({"prefer": script.prefer} if script.prefer else {})
     manager = {
         "type": "pkcs11",
         "config": {**place, "sessions": 2, "verifySignatures": "always"},
@@ -548,4 +583,5 @@ def config_of(script: FleetScript, host: str) -> Any:
         "policy": {"kinds": ["block", "raw"]},
         "fleet": fleet,
     }
-    return load({"sequencer": {"keyManager": manager}})
+    sealed = {"stateSecret": {"env": SECRET}} if script.sealed else {}
+    return load({"sequencer": {"keyManager": manager, **sealed}})

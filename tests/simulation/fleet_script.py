@@ -19,19 +19,26 @@ DOINGS_OF_A_WORLD: Final = (1, 1, 2, 3, 5, 8)
 ASKS: Final = 180
 HOLDS: Final = 0.25
 """How many worlds have a planned switchover."""
+FLOORS: Final = 0.3
+"""In how many an operator raises a floor."""
+FORGED: Final = 3
+"""How often somebody writes past a seal."""
+SHARES: Final = (0.2, 0.3, 0.08)
+"""How many have `"unordered": "any"`, `prefer`, and a `stateSecret`."""
 Payload = Literal["message", "next", "again", "other", "ahead", "far"]
 """What is asked for: a message without a position; a block at the position that follows; one that was signed, again;
 another one at a position that is taken; one further on, or far ahead of all."""
 What = Literal[
     "kill", "stall", "end", "part", "slow", "cut", "mute", "bounce", "fail over", "lose", "device", "clock", "claim",
-    "release", "busy", "alone", "late", "hold", "silence", "copy",
+    "release", "busy", "alone", "late", "hold", "silence", "copy", "floor", "forge",
 ]  # fmt: skip
 DOINGS: Final[dict[What, int]] = {
     "kill": 4, "stall": 4, "end": 2, "part": 4, "slow": 2, "cut": 2, "mute": 3, "bounce": 1, "fail over": 1,
     "lose": 2, "device": 2, "clock": 1, "claim": 2, "release": 1, "busy": 2, "alone": 2, "late": 3,
     "silence": 2, "copy": 1,
 }  # fmt: skip
-"""What goes wrong, with weights. A planned switchover ("hold") is drawn apart from them."""
+"""What goes wrong, with weights. A planned switchover ("hold"), a floor and what a writer of the database forges are
+drawn apart from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,7 @@ class FleetScript:
 
     seed: int
     ttl_ms: int
-    strict: bool
+    unordered: str
     single_node: bool
     follows: bool
     """Whether hosts say how far they follow the chain."""
@@ -77,11 +84,15 @@ class FleetScript:
     starts_ns: tuple[int, ...]
     doings: tuple[Doing, ...]
     asks: tuple[Ask, ...]
+    prefer: tuple[str, ...] = ()
+    """The hosts in the order of `fleet.prefer`."""
+    sealed: bool = False
     seconds: int = SECONDS
 
     @property
     def shown(self) -> str:
-        said = {"ttlMs": self.ttl_ms, "strict": self.strict, "singleNode": self.single_node, "follows": self.follows}
+        said = {"ttlMs": self.ttl_ms, "unordered": self.unordered, "singleNode": self.single_node}
+        said |= {"follows": self.follows, "prefer": self.prefer, "sealed": self.sealed}
         return f"{said}, trips {[f'{one / MS:.1f} ms' for one in self.trip_ns]}"
 
     def without(self, **parts: Any) -> FleetScript:
@@ -97,16 +108,21 @@ def fleet_script(seed: int) -> FleetScript:
     trips = tuple(rng.choice((200_000, far)) for _ in HOSTS)
     starts = tuple(rng.randrange(2 * SECOND) for _ in HOSTS)
     asks = tuple(sorted((_ask(rng, number) for number in range(ASKS)), key=lambda one: one.at_ns))
+    strict, modes = rng.random() < 0.3, random.Random(f"kinds {seed}")  # the rest stays what it is for this seed
+    anywhere, ordered, sealed = (modes.random() < share for share in SHARES)
+    beside = (*_held(seed), *_floors(seed), *(_forged(seed) if sealed else ()))
     return FleetScript(
         seed,
         ttl_ms,
-        strict=rng.random() < 0.3,
+        unordered="any" if anywhere else "strict" if strict else "lease",
         single_node=rng.random() < 0.3,
         follows=rng.random() < 0.6,
         trip_ns=trips,
         starts_ns=starts,
-        doings=tuple(sorted((*_doings(chance.faults, ttl_ms * MS), *_held(seed)), key=lambda one: one.at_ns)),
+        doings=tuple(sorted((*_doings(chance.faults, ttl_ms * MS), *beside), key=lambda one: one.at_ns)),
         asks=asks,
+        prefer=tuple(modes.sample(HOSTS, modes.randint(1, len(HOSTS)))) if ordered else (),
+        sealed=sealed,
     )
 
 
@@ -114,6 +130,18 @@ def _held(seed: int) -> tuple[Doing, ...]:
     rng = random.Random(f"hold {seed}")
     at, lasts = rng.randrange(3 * SECOND, (SECONDS - CALM) * SECOND), rng.randrange(100 * MS, 3 * SECOND)
     return (Doing(at, lasts, "hold", None, rng.randrange(1 << 20)),) if rng.random() < HOLDS else ()
+
+
+def _floors(seed: int) -> tuple[Doing, ...]:
+    rng = random.Random(f"floor {seed}")
+    at = rng.randrange(5 * SECOND, (SECONDS - CALM) * SECOND)
+    return (Doing(at, 0, "floor", rng.choice(HOSTS), rng.randrange(1 << 20)),) if rng.random() < FLOORS else ()
+
+
+def _forged(seed: int) -> tuple[Doing, ...]:
+    rng = random.Random(f"forge {seed}")
+    at = sorted(rng.randrange(5 * SECOND, (SECONDS - CALM) * SECOND) for _ in range(FORGED))
+    return tuple(Doing(one, rng.randrange(SECOND, 5 * SECOND), "forge", None, rng.randrange(1 << 20)) for one in at)
 
 
 def _ask(rng: random.Random, number: int) -> Ask:

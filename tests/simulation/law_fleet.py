@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tests.simulation.clock import SECOND
+from tests.simulation.fleet_script import HOSTS
 from tests.simulation.law import Answer, Facts, Rule, answered_once, broken, genuine, honest, punctual, told
 
 from hsmcore.errors import DoubleSign, PolicyRefused
@@ -54,11 +55,16 @@ class FleetFacts:
     nanoseconds."""
     copied: list[tuple[int, str]] = field(default_factory=list)
     """When a copy of which process has renewed its epoch."""
+    opened: list[tuple[int, str]] = field(default_factory=list)
+    """When which process was open."""
+    raised: list[tuple[int, int]] = field(default_factory=list)
+    """From when on nothing is signed at or below which position."""
     losses: list[tuple[int, int]] = field(default_factory=list)
     """What the database confirmed in these times, it lost at their end."""
     rows: dict[tuple[str, int], str] = field(default_factory=dict)
     """What is bound at the end."""
     floors: dict[str, int] = field(default_factory=dict)
+    begin_ns: int = 0
     closing_ns: int = 2**63
     left: dict[str, int] = field(default_factory=dict)
 
@@ -91,7 +97,7 @@ class FleetFacts:
             "busy": 12 * SECOND,
             "hold": 20 * SECOND,
         }
-        waits |= {"silence": 10 * SECOND, "copy": 4 * self.script.ttl_ms * 1_000_000}
+        waits |= {"silence": 10 * SECOND, "copy": 4 * self.script.ttl_ms * 1_000_000, "forge": 10 * SECOND}
         return int(doing.at_ns + doing.lasts_ns + waits.get(doing.what, 3 * SECOND))
 
     def is_calm(self, begin: int, end: int, but: int = -1) -> bool:
@@ -205,6 +211,54 @@ def healed(facts: FleetFacts) -> Iterator[str]:
         yield f"none of {len(blocks)} blocks was signed in the end: {blocks[-1].result!r}"
 
 
+def claimed_before(facts: FleetFacts) -> Iterator[str]:
+    """Whatever the mode, and whoever writes the database past a seal: a host binds and hands out under an epoch that it
+    has claimed, and under no other one."""
+    claims = {(claim.epoch, claim.host): claim.at_ns for claim in reversed(facts.claimed)}
+    for one in facts.bound:
+        by, _, epoch = one.holder.rpartition("#")
+        if claims.get((int(epoch), by.partition(":")[0]), 2**63) > one.at_ns:
+            yield f"{by} has bound {one.position} under epoch {epoch}, which it has not claimed"
+    for one in facts.releases:
+        if one.epoch and claims.get((one.epoch, one.host), 2**63) > one.ended_ns:
+            yield f"{one.process} released {one.intent} under epoch {one.epoch}, which it has not claimed"
+
+
+def signed_anywhere(facts: FleetFacts) -> Iterator[str]:
+    """Under "any", each host that is well signs what has no position, whatever becomes of epoch, database and other
+    hosts."""
+    for one in facts.answers if facts.script.unordered == "any" else ():
+        if one.position is not None or one.released or one.killed or one.result is None or one.limit_ns < SECOND:
+            continue
+        meets = ("device", "stall", "end", "kill", "copy")
+        near = [of for of in facts.doings if of.host == one.host and of.what in meets]
+        calm = all(of.at_ns > one.ended_ns or facts.over(of) < one.begun_ns for of in near)
+        if calm and one.ended_ns < facts.closing_ns:
+            yield f"message {one.intent} of {one.process} ended with {type(one.result).__name__}"
+
+
+def left_to_the_preferred(facts: FleetFacts) -> Iterator[str]:
+    """The first epoch is left to each host that `prefer` has before the one that claims it, for half a `ttlMs` of 2000
+    at most."""
+    first, order = next(iter(facts.claimed), None), facts.script.prefer
+    if first is None or not order or first.epoch in facts.forced:
+        return
+    place = order.index(first.host) if first.host in order else len(order)
+    begun = facts.script.starts_ns[HOSTS.index(first.host)]
+    left = first.at_ns - facts.begin_ns - begun
+    if left < place * min(facts.script.ttl_ms, 2000) * 500_000:
+        yield f"{first.host} has claimed the first epoch {left / SECOND:.3f} s after its start"
+
+
+def nothing_below_floors(facts: FleetFacts) -> Iterator[str]:
+    """What is asked for once an operator has raised a floor is not signed at or below it."""
+    for at, floor in facts.raised:
+        for one in facts.releases:
+            below = one.position is not None and one.position <= floor and one.begun_ns > at
+            if below and not facts.lost_between(at, one.ended_ns):
+                yield f"{one.process} released {one.position}, and the floor is {floor} since {at / SECOND:.3f} s"
+
+
 AT_ONCE_NS: Final = SECOND // 10
 """From the moment at which a process goes on to the answers that were under way."""
 ENOUGH_BLOCKS: Final = 3
@@ -218,6 +272,10 @@ FLEET_RULES: Final[tuple[Rule, ...]] = (
     taken_over,
     served_by_holder,
     healed,
+    claimed_before,
+    signed_anywhere,
+    left_to_the_preferred,
+    nothing_below_floors,
 )
 OF_EACH_HOST: Final = (answered_once, told, genuine, honest, punctual)
 

@@ -6,13 +6,17 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from sqlalchemy import delete
+from tests.simulation.database import ServerDatabase
 
 from hsmcore.fleet import rows
 from hsmcore.fleet.machine import Machine
 from hsmcore.fleet.membership import Membership
+from hsmcore.fleet.placement import Placement
 from hsmcore.manager.policy.watermark import Watermark
 from hsmcore.recovery.witness import Witness
-from hsmcore.state.schema import BOUND, WATERMARK
+from hsmcore.state.mark import Mark
+from hsmcore.state.schema import BOUND, FLEET, WATERMARK
+from hsmcore.state.sealed_rows import HOT
 
 
 def _unfenced() -> None:
@@ -108,6 +112,49 @@ def _doubled() -> None:
     Machine.is_copied = lambda _self, _row: False
 
 
+def _anywhere() -> None:
+    """Where each host hands out transactions, each one binds positions, too."""
+    fence, require = Membership.fence, Membership.require
+    Membership.fence = lambda self, found: rows.shared(found).epoch if self.unordered == "any" else fence(self, found)
+    Membership.require = lambda self: None if self.unordered == "any" else require(self)
+
+
+def _leased() -> None:
+    """Under "any", too, transactions are handed out under the lease alone."""
+    made = Membership.__init__
+
+    def leased(self: Membership, *given: Any) -> None:
+        made(self, *given)
+        self.unordered = "lease"
+
+    Membership.__init__ = leased  # type: ignore[method-assign]
+
+
+def _eager() -> None:
+    """Each host claims a free epoch at once, whatever the order."""
+    Placement.delay = lambda _self, _gone: 0
+
+
+def _sunk() -> None:
+    """A floor is not looked at."""
+    refusal = Watermark._refusal
+
+    def sunk(self: Watermark, mark: Any, row: Any, want: Any, epoch: int) -> Exception | None:
+        return refusal(self, Mark(-1, mark.high, mark.bits), row, want, epoch)
+
+    Watermark._refusal = sunk
+
+
+def _unchecked() -> None:
+    """Under a seal, a host believes what was changed since it was last checked."""
+    ServerDatabase._is_as_checked = lambda _self, _seal, _link: True
+
+
+def _too_hot() -> None:
+    """The seal has a digest of what renewals write."""
+    HOT[FLEET.name] = frozenset({"renewed_by"})
+
+
 FLEET_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "unfenced": (_unfenced, "binds_in_order"),
     "unshared": (_unshared, "binds_in_order"),
@@ -119,4 +166,10 @@ FLEET_MUTANTS: Final[dict[str, tuple[Callable[[], None], str]]] = {
     "kept-open": (_kept_open, "healed"),
     "doubled": (_doubled, "copies_stop"),
     "shy": (_shy, "served_by_holder"),
+    "anywhere": (_anywhere, "claimed_before"),
+    "leased": (_leased, "signed_anywhere"),
+    "eager": (_eager, "left_to_the_preferred"),
+    "sunk": (_sunk, "nothing_below_floors"),
+    "unchecked": (_unchecked, "claimed_before"),
+    "too-hot": (_too_hot, "served_by_holder"),
 }

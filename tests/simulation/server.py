@@ -7,6 +7,7 @@ in one SQLite in memory, which has what is committed.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -26,10 +27,19 @@ from hsmcore.state import positions
 from hsmcore.state.database import BUSY_SECONDS, NOW, migrate
 from hsmcore.state.exchange import Change, Question
 from hsmcore.state.postgres.link import IDLE_MS
-from hsmcore.state.schema import FLEET
+from hsmcore.state.schema import BOUND, FLEET, METADATA
+from hsmcore.state.seal_guard import SealGuard
+from hsmcore.state.sealed_rows import HOT
 
 _IDLE_NS: Final = IDLE_MS * 1_000_000
 _BUSY_NS: Final = int(BUSY_SECONDS * SECOND)
+_COLD: Final = [
+    f"SELECT {', '.join(one.name for one in METADATA.tables[name].c if one.name not in hot)} FROM {name} ORDER BY name"  # noqa: S608
+    for name, hot in HOT.items()
+]
+_INSERTED: Final = re.compile(rf"INSERT INTO {BOUND.name} \((.*?)\)")
+_BINDS: Final = re.compile(r"[^:]*:\d+#\d+\Z")
+_CLAIMED: Final = "SELECT epoch, holder, host FROM fleet"
 servers: list[Server] = []
 """That of the world that runs."""
 SHARED, CHANGED, ALONE = 0, 1, 2
@@ -40,6 +50,8 @@ SAME_SERVER: Final = select(literal_column("1")).where(
     literal_column("hsmcore_started()") == bindparam("started"),
 )
 """Finds a row on the server that was known."""
+Written = tuple[str, Any, bool, int]
+"""A statement that was tried, its values, whether they are several rows, and the server's time then."""
 Job = Generator[Any, None, Any]
 """What the server does for a message: it yields the locks that it waits for, and returns the answer."""
 
@@ -86,6 +98,8 @@ class Session:
         self.process, self.timeline, self.started = process, timeline, started
         self.open, self.silent = True, False
         """`silent`: bytes were lost on the way, and nothing passes any more."""
+        self.asked: list[Question] = []
+        """The questions of its transaction that write: done again in its COMMIT, which comes under the same locks."""
         self.turn: int = 0
         """Counts transactions: 0 while none is open."""
         self.job: Job | None = None
@@ -114,7 +128,7 @@ class _Memory:
         self.raw = sqlite3.connect(
             ":memory:", isolation_level=None, check_same_thread=False, factory=sqlite3.Connection
         )
-        self.raw.create_function("hsmcore_now", 0, lambda: servers[0].wall_ns)
+        self.raw.create_function("hsmcore_now", 0, lambda: self.now_ns or servers[0].wall_ns)
         self.raw.create_function("hsmcore_timeline", 0, lambda: servers[0].timeline)
         self.raw.create_function("hsmcore_started", 0, lambda: servers[0].started)
         self._engine = create_engine("sqlite://", creator=lambda: self.raw, poolclass=StaticPool)
@@ -123,24 +137,29 @@ class _Memory:
         event.listen(self._engine, "begin", lambda _connection: self.raw.execute("BEGIN"))
         self.connection = self._engine.connect()
         self._locks: Callable[[int], object] | None = None
-        self._writes: list[tuple[str, Any, bool]] = []
+        self.now_ns = 0
+        """The server's time, for what was tried at that time; 0: it is now."""
+        self.guard: SealGuard | None = None
+        """Of the transaction that is tried."""
+        self._writes: list[Written] = []
         self._compiled: dict[Any, tuple[str, list[str], Mapping[str, Any]]] = {}
         with self.connection.begin():
             migrate(self.connection, "a world's store")
         self.empty = self.raw.serialize()
 
     def _look(self, _connection: Connection, statement: Any, *_: Any) -> None:
+        if self.guard is not None:
+            self.guard.before(statement)
         if self._locks is not None and (strength := lock_of(statement)) is not None:
             self._locks(strength)
 
     def _note(self, _on: Any, _cursor: Any, statement: str, values: Any, context: Any, many: bool) -> Any:
-        if context is not None and (context.isinsert or context.isupdate or context.isdelete):
-            self._writes.append((statement, values, many))
-        return statement.replace(_PG_NOW, "hsmcore_now()"), values
+        statement = statement.replace(_PG_NOW, "hsmcore_now()")
+        if servers and context is not None and (context.isinsert or context.isupdate or context.isdelete):
+            self._writes.append((statement, values, many, servers[0].wall_ns))
+        return statement, values
 
-    def tried(
-        self, work: Callable[[Connection], Any], locks: Callable[[int], object]
-    ) -> tuple[Any, list[tuple[str, Any, bool]]]:
+    def tried(self, work: Callable[[Connection], Any], locks: Callable[[int], object]) -> tuple[Any, list[Written]]:
         """Do work, and take it back. Returns its result and what it wrote."""
         self._writes, self._locks = [], locks
         try:
@@ -157,6 +176,14 @@ class _Memory:
             return [tuple(row) for row in self.connection.execute(question.statement, question.values)]
         values = {**fixed, **question.values}
         return self.raw.execute(sql, [values[name] for name in names]).fetchall()
+
+    def asked(self, questions: Sequence[Question]) -> list[list[tuple[Any, ...]]]:
+        """Ask one after the other, and take back what that has written."""
+        self.raw.execute("BEGIN")
+        try:
+            return [self.ask(one) for one in questions]
+        finally:
+            self.raw.execute("ROLLBACK")
 
     def change(self, change: Change) -> int:
         """Returns the number of rows."""
@@ -246,6 +273,21 @@ class Server:
         said = "UPDATE fleet SET renewals = renewals + 1, renewed_by = 'a copy' WHERE holder = ? AND released = 0"
         return self._memory.raw.execute(said, [process]).rowcount > 0
 
+    def forge(self) -> Callable[[], object]:
+        """A writer of the database gives the next epoch to a process that has not claimed it. Returns what puts back
+        what stood there."""
+        row = self.rows("SELECT epoch, holder, host, released FROM fleet")
+        others = self.rows(f"SELECT instance, name FROM fleet_host WHERE instance <> '' AND name <> '{self.holder[2]}'")  # noqa: S608
+        if not row or not others:
+            return lambda: None
+        forged = row[0][0] + 1, *self.chance.faults.choice(sorted(others)), 0
+        self._put(forged)
+        return lambda: self.rows(_CLAIMED)[0] == forged[:3] and self._put(row[0])
+
+    def _put(self, values: tuple[Any, ...]) -> None:
+        said = "UPDATE fleet SET epoch = ?, holder = ?, host = ?, released = ?"
+        self._memory.raw.execute(said, values)
+
     def connect(self, process: Process) -> Session:
         session = Session(process, self.timeline, self.started)
         self.sessions[session] = None
@@ -329,7 +371,7 @@ class Server:
 
     def end(self, session: Session) -> None:
         """Its transaction is over: it has no lock any more."""
-        session.job, session.turn = None, 0
+        session.job, session.turn, session.asked = None, 0, []
         for lock in self.locks.values():
             lock.holders.pop(session, None)
             self._waits_for(session, lock)
@@ -337,16 +379,27 @@ class Server:
 
     # ---- messages --------------------------------------------------------------------------------------------------
 
-    def begin(self, session: Session, questions: Sequence[Question], turn: bool) -> Job:
+    def rare(self) -> tuple[Any, ...]:
+        """What schema.rare_of asks for: the seal; the highest positions; what else a bind or a renewal relies on."""
+        seal = self.rows("SELECT store, counter, digests, mac FROM seal WHERE name = 'store'") or [(None,) * 4]
+        highs = self.rows("SELECT json_group_object(name, high) FROM watermark")
+        return (*seal[0], highs[0][0], repr([self.rows(query) for query in _COLD]))
+
+    def begin(self, session: Session, questions: Sequence[Question], turn: bool, rare: bool = False) -> Job:
+        """`rare`: the first answer is that."""
         session.turn = 1
         if turn:
             yield from self.lock(session, "turn", ALONE)
-        answers = []
+        answers: list[Any] = [self.rare()] if rare else []
         for question in questions:
             strength = lock_of(question.statement)
             if strength is not None:
                 yield from self.lock(session, "fleet", strength)
-            answers.append(self._memory.ask(question))
+            if not rare:
+                answers.append(self._memory.ask(question))
+        if rare:
+            session.asked = [one for one in questions if isinstance(one.statement, UpdateBase)]
+            answers += self._memory.asked(questions)
         return answers
 
     def lock(self, session: Session, name: str, strength: int) -> Job:
@@ -363,10 +416,11 @@ class Server:
         self,
         session: Session,
         changes: Sequence[Question | Change],
-        written: Sequence[tuple[str, Any, bool]] = (),
+        written: Sequence[Written] = (),
     ) -> Job:
         if not session.turn:
             raise Refused("no transaction is open")
+        changes = [*session.asked, *changes]
         for change in changes:
             if (strength := lock_of(change.statement)) is not None:
                 yield from self.lock(session, "fleet", strength)
@@ -398,9 +452,7 @@ class Server:
                 self.claimed.append(Claimed(now, *answer[0]))
                 self.on_claim(self.claimed[-1])
 
-    def _write(
-        self, changes: Sequence[Question | Change], written: Sequence[tuple[str, Any, bool]]
-    ) -> list[list[tuple[Any, ...]]]:
+    def _write(self, changes: Sequence[Question | Change], written: Sequence[Written]) -> list[list[tuple[Any, ...]]]:
         raw, answers = self._memory.raw, list[list[tuple[Any, ...]]]()
         if not changes and not written:
             return answers
@@ -413,7 +465,8 @@ class Server:
                         raise Unmet  # noqa: TRY301
                 elif self._memory.change(change) == 0 and change.required:
                     raise Unmet  # noqa: TRY301  # what was written is taken back below
-            for sql, values, many in written:
+            before = raw.execute(_CLAIMED).fetchone() if written else None
+            for sql, values, many, self._memory.now_ns in written:
                 (raw.executemany if many else raw.execute)(sql, values)
         except sqlite3.IntegrityError:
             raw.execute("ROLLBACK")
@@ -421,9 +474,29 @@ class Server:
         except BaseException:
             raw.execute("ROLLBACK")
             raise
+        finally:
+            self._memory.now_ns = 0
         raw.execute("COMMIT")
         self._note(changes, answers)
+        if before is not None:
+            self._note_written(written, before)
         return answers
+
+    def _note_written(self, written: Sequence[Written], before: tuple[Any, ...]) -> None:
+        """As `_note`, of a transaction that was done statement by statement."""
+        for sql, values, many, _ in written:
+            if (inserted := _INSERTED.match(sql)) is not None:
+                names = inserted[1].split(", ")
+                rows_of = [dict(zip(names, row, strict=True)) for row in (values if many else [values])]
+                self.bound += [
+                    Bound(self.clock.ns, *(row[name] for name in Bound._fields[1:]))
+                    for row in rows_of
+                    if _BINDS.match(row["holder"])  # and not what was put back
+                ]
+        now = self._memory.raw.execute(_CLAIMED).fetchone()
+        if now[0] > before[0]:
+            self.claimed.append(Claimed(self.clock.ns, *now))
+            self.on_claim(self.claimed[-1])
 
     def roll_back(self, session: Session) -> Job:
         self.end(session)

@@ -40,7 +40,7 @@ MUTANTS = {
     "levels": ("unasked", "unannounced", "no-overlap", "not-taken-up", "in-a-loop"),
     "fleet": (
         *("unfenced", "shy", "unwitnessed", "unshared", "reclaimed", "long-lease", "impatient", "kept-open"),
-        *("idle",),
+        *("idle", "anywhere", "leased", "eager", "sunk", "unchecked", "too-hot"),
     ),
     "disk": (
         *("replaced-unsynced", "positions-after", "store-unsynced", "released-early", "lines-unsynced"),

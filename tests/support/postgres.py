@@ -291,6 +291,7 @@ class Bouncer(_Server):
             "auth_file": made.folder / "users",
             "pool_mode": mode,
             "default_pool_size": 4,
+            "server_login_retry": 1,  # as docs/FLEET.md says
             "admin_users": USER,
         }
         text = "".join(f"{name} = {value}\n" for name, value in settings.items())

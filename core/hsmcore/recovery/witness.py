@@ -170,8 +170,7 @@ class Witness:
         self._bound: OrderedDict[tuple[str, int], BoundRow] = OrderedDict()
         self._highest: dict[str, BoundRow] = {}
         self._one = asyncio.Lock()
-        self._doubts, self._settled_at = 0, -1
-        self._incarnation = store.incarnation
+        self._doubts, self._settled_at, self._incarnation = 0, -1, store.incarnation
         self._loss = ""
 
     def doubt(self) -> None:
@@ -241,7 +240,7 @@ class Witness:
         async with self._one:
             for _ in range(_TRIES):
                 doubts, loss = self._doubts, self._loss
-                known = (await self._run(self._standing)).number
+                known = (await self._run(self._standing, turn=False)).number
                 await self._log.flush()
                 compared = await self.compare(doubts)
                 try:
@@ -252,7 +251,7 @@ class Witness:
                         if now.number != known:
                             continue  # what was there when it was compared may be what is lost: compare behind it
                         await self._answer(now.number, compared)
-                        now = await self._run(self._standing)
+                        now = await self._run(self._standing, turn=False)
                 except (BadArgument, _Changed):
                     continue  # another incident was opened, or another server was compared
                 self._settled_at = doubts
@@ -262,7 +261,7 @@ class Witness:
 
     async def standing(self) -> Standing:
         """Return how the last incident stands. Raises StoreError."""
-        return await self._run(self._standing)
+        return await self._run(self._standing, turn=False)
 
     async def write_floors(self) -> None:
         """Write the highest positions that this host knows of: with each claim, at the end, and now and then."""
@@ -291,12 +290,13 @@ class Witness:
             await self._run(partial(positions.raise_floor, domain=domain, floor=position, reason=why))
         return added, conflicts, lost
 
-    async def _run(self, work: Callable[[Connection], T]) -> T:
+    async def _run(self, work: Callable[[Connection], T], *, turn: bool = True) -> T:
+        # Without a turn, which takes several round trips, no host waits for what the others only read.
         def checked(connection: Connection) -> T:
             with positions.of_our_making("positions"):
                 return work(connection)
 
-        return await self._store.run(checked)
+        return await self._store.run(checked, turn=turn)
 
     def _standing(self, connection: Connection) -> Standing:
         return incident.standing(connection, self._name, self._host)
@@ -310,16 +310,17 @@ class Witness:
         """Compare log and database; changes nothing. `since_ns`: read back to that time, whatever agrees. Raises
         StoreError, AuditUnavailable."""
         compared = Compared(doubts)
-        noted = await self._run(lambda connection: _floors(connection.execute(FLOORS.statement)))
+        noted = await self._run(lambda connection: _floors(connection.execute(FLOORS.statement)), turn=False)
         remembered = [*noted, *self._highest.values(), *reversed(self._bound.values())]
         for begin in range(0, len(remembered), _GROUP):
-            await self._run(partial(self._look, compared=compared, rows=remembered[begin : begin + _GROUP]))
+            look = partial(self._look, compared=compared, rows=remembered[begin : begin + _GROUP])
+            await self._run(look, turn=False)
         compared.looked = 0
         logged = LoggedRows(self._store, self._log, self._host, most_bytes or MOST_BYTES)
         while not logged.ended:
             lacked = len(compared.lacking)
             rows = await logged.portion()
-            await self._run(partial(self._look, compared=compared, rows=rows))
+            await self._run(partial(self._look, compared=compared, rows=rows), turn=False)
             reached = logged.reached_ns
             agrees = len(compared.lacking) == lacked and reached < compared.newest_own - _SLACK_NS
             known = agrees and compared.looked >= LEAST if since_ns is None else reached < since_ns - _SLACK_NS

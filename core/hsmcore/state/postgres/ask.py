@@ -8,6 +8,8 @@ firewalls and load balancers forget a connection and stay silent; the answer to 
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -51,7 +53,7 @@ class Asker(Warned):
         dial_seconds: float,
     ) -> None:
         self._schema, self._dial, self._begin, self._judge, self._waits = schema, dial, begin, judge, waits
-        self._dial_seconds = dial_seconds
+        self._dial_seconds, self._dialled_at = dial_seconds, math.inf
         self._driver: Driver | None = None
         self._system = ""
         """Of the server that is connected."""
@@ -61,6 +63,8 @@ class Asker(Warned):
         self._one, self._scope = asyncio.Lock(), Scope()
         self.lost: Callable[[], object] = lambda: None
         """Called when an answer is late: other connections to the server may be as silent."""
+        self.answered: Callable[[float], object] = lambda _at: None
+        """Called after each answer with the moment, by the monotonic clock, at which its connection was dialled."""
 
     async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
         """As Asking. StoreUnknown also if the server warns that what it confirmed may not be durable."""
@@ -119,6 +123,7 @@ class Asker(Warned):
         async with asyncio.timeout(seconds):
             # Not the connection's own wait, which on a cancellation asks the server to end its work, and waits for it.
             results = await wait_async(steps, server.socket, _LOOK_SECONDS)
+        self.answered(self._dialled_at)
         return self._read(results, texts, len(begin))
 
     def _read(self, results: list[PGresult], texts: Sequence[tuple[object, list[bytes]]], at: int) -> Reply:
@@ -145,6 +150,7 @@ class Asker(Warned):
     async def _dialled(self) -> Driver:
         """Dial, and once more while that has no answer: what was sent while bytes were lost is answered by none."""
         dials: set[asyncio.Task[Driver]] = set()
+        self._dialled_at = time.monotonic()
         try:
             async with asyncio.timeout(self._dial_seconds):
                 done: set[asyncio.Task[Driver]] = set()

@@ -161,9 +161,9 @@ class ServerDatabase(Database):
         for binding in self._bindings:
             binding.hasten(hurries=True)
 
-    def hasten(self) -> None:
+    def hasten(self, *dialled_at: float) -> None:
         if (link := self._link) is not None:
-            link.hasten()
+            link.hasten(*dialled_at)
         for binding in self._bindings:
             binding.hasten()
 
@@ -343,7 +343,7 @@ class ServerDatabase(Database):
 
     def asking(self, in_turn: Asking) -> Asking:
         asker = self._asker(seconds=self._server.ttl_ms / 2e3, more=self.seal is not None)
-        asker.lost = lambda: self.thread.submit(self._lost)
+        asker.lost, asker.answered = lambda: self.thread.submit(self._lost), self.hasten
         return asker if self.seal is None else Vouched(asker, in_turn, self)
 
     def _asker(self, *, seconds: float, more: bool = False) -> Asker:

@@ -133,10 +133,12 @@ class Link:
             self._commits_since = math.inf
         return result
 
-    def hasten(self) -> None:
-        """The server has confirmed another transaction: an exchange that waits for longer has lost its connection. Any
-        thread."""
-        if time.monotonic() > self._commits_since + self._seconds:
+    def hasten(self, dialled_at: float = math.inf) -> None:
+        """The server has confirmed another transaction: an exchange that waits for longer has lost its connection.
+        `dialled_at`: it has answered on a connection that was dialled then, by the monotonic clock, after one that was
+        silent: whatever waits since before has lost its connection, too. Any thread."""
+        since = self._commits_since if dialled_at == math.inf else self._driver.sent_at
+        if since < min(dialled_at, time.monotonic() - self._seconds):
             self.hurry()
 
     def _commit(self, changes: Sequence[bytes] | None = None) -> None:
@@ -215,6 +217,8 @@ class Patient(Warned, psycopg.Connection[tuple[Any, ...]]):
 
     _until = math.inf
     """The moment, by the monotonic clock."""
+    sent_at = math.inf
+    """When the message was sent that has no answer yet."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -229,6 +233,7 @@ class Patient(Warned, psycopg.Connection[tuple[Any, ...]]):
         return super().wait(self._limited(gen), *args, **options)
 
     def _limited(self, steps: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+        self.sent_at = time.monotonic()
         try:
             state = next(steps)
             while True:
@@ -239,6 +244,8 @@ class Patient(Warned, psycopg.Connection[tuple[Any, ...]]):
                 state = steps.send(ready)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
+        finally:
+            self.sent_at = math.inf
 
 
 class Facts(NamedTuple):
