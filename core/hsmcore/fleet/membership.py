@@ -2,8 +2,7 @@
 
 Two things keep a host that lost the epoch from harm. `fence` stands in each transaction that binds a position: it reads
 the epoch there, so no clock matters. `lease` stands before each hand-out; it believes that the clocks of two hosts do
-not run apart by more than a tenth (machine.py has the times). It is renewed on a connection of its own: what a bind
-waits for stops no renewal.
+not run apart by more than a tenth (machine.py has the times), and is renewed on a connection of its own.
 """
 
 from __future__ import annotations
@@ -338,10 +337,9 @@ class Membership:
             return done and machine.epoch == epoch != 0 and machine.holds(boottime())
 
     async def _confirm(self) -> bool:
-        """Return whether the database says, asked from now on, that this process holds the epoch. Raises StoreError.
-
-        With a synchronous standby this is a renewal: what waits for the standby, a primary that was cut off does not
-        confirm. One server alone confirms a write whenever it answers a question, which costs it less."""
+        """Return whether the database says, asked from now on, that this process holds the epoch. Raises StoreError. With
+        a synchronous standby it is a renewal: what waits for the standby, a primary that was cut off does not confirm.
+        One server alone confirms a write whenever it answers a question, which costs it less."""
         machine = self._machine
         async with self._acting:
             epoch = machine.epoch

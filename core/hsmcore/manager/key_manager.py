@@ -338,8 +338,8 @@ class KeyManager(BatchedSigning, KeyWork):
     def submit(
         self, message: bytes, timeout: float | None, claims: Claims, only: bytes | None, waiter: Waiter | None = None
     ) -> asyncio.Future[Receipt] | None:
-        """Begin to sign, without a coroutine; `only`: with this public key. `waiter`: as of Way.ask. None: something
-        must be awaited first. Cancel the future and call `abandon` to give the request up."""
+        """Begin to sign, without a coroutine; `only`: with this public key. `waiter`: of Way.ask. None: something must
+        be awaited first. Cancel the future and call `abandon` to give the request up."""
         extra = audit_extra() if self._audited else None
         try:
             if self._passes is None:
