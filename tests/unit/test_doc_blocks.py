@@ -30,7 +30,6 @@ NO_CONFIGURATION = {
     "docs/CHAOS.md:json-1": "read by the chaos module",
     "docs/CHAOS.md:json-2": "read by the chaos module",
     "docs/FLEET.md:json-2": "the interchange of a fleet",
-    "docs/GATEWAY.md:json-2": "one of gateway.clients: tests/integration/test_gateway_revoked.py has such tokens",
     "docs/LOAD.md:json-1": "faults of `hsmcore load`",
     "docs/operations/aws-kms.md:json-2": "a policy of AWS",
     "docs/operations/aws-kms.md:json-3": "a policy of AWS",

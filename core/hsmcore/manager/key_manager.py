@@ -63,8 +63,7 @@ class KeyManager(BatchedSigning, KeyWork):
         self.audit = AuditLog.of(config.key_manager) if audit is None else audit
         self._rules: KeyManagerConfig = config.key_manager
         self._life = Lifecycle(self._open, self._refuse, self._close)
-        self._events = Events()
-        self._verifiers = VerifierPool()
+        self._events, self._verifiers = Events(), VerifierPool()
         self._background = BackgroundServices(config)
         self._handover: Handover | None = None
         self._refused: LoginError | None = None
@@ -201,15 +200,15 @@ class KeyManager(BatchedSigning, KeyWork):
         """Sign one message with the current key.
 
         `timeout` in seconds; None: `requestTimeoutMs`. Returns 64 bytes. Raises DeadlineExceeded, KeyDeactivated,
-        InvalidMessage, MessageTooLarge, InvalidTimeout, MemberDown and other HsmErrors; `.retryable` says whether
-        the same call can succeed later. While the queue is full, the request waits within its timeout; one that cannot
-        meet its deadline at the measured service rate gets QueueFull, a DeadlineExceeded, immediately. With failover,
-        AllLevelsFailed names the cause of each level. `allow_other_key`: another key may sign although a signature
-        under the first key may exist. `key_id`: sign with this key or raise KeyNotCurrent, KeyNotFound.
+        InvalidMessage, MessageTooLarge, InvalidTimeout, MemberDown and other HsmErrors; `.retryable` says whether the
+        same call can succeed later. While the queue is full, it waits within its timeout; what cannot meet its deadline
+        at the measured rate gets QueueFull, a DeadlineExceeded, at once. With failover, AllLevelsFailed names the cause
+        of each level. `allow_other_key`: another key may sign where a signature under the first may exist. `key_id`:
+        sign with this key or raise KeyNotCurrent, KeyNotFound.
 
-        With a policy, raises PolicyRefused for what this key, or this caller, may not have signed, QueueFull at a limit
-        of the caller's, DoubleSign for another payload at a bound position. `kind`, `position`: what the caller takes
-        the message for, and where in its chain; it must say the same. hsmcore.payload makes one of a digest.
+        With a policy, raises PolicyRefused for what this key or caller may not have signed, QueueFull at a caller's
+        limit, DoubleSign for another payload at a bound position. `kind`, `position`: what the caller takes the message
+        for, and where in its chain; it must say the same. hsmcore.payload makes one of a digest.
         """
         if key_id is not None or allow_other_key:
             receipt = await self._sign_otherwise(message, timeout, kind, position, allow_other_key, key_id)
