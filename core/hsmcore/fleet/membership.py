@@ -337,7 +337,7 @@ class Membership:
             return done and machine.epoch == epoch != 0 and machine.holds(boottime())
 
     async def _confirm(self) -> bool:
-        """Return whether the database says, asked from now on, that this process holds the epoch. Raises StoreError. One
+        """Return whether the database says, asked from now on, that this process holds it. Raises StoreError. One
         server alone confirms a write whenever it answers a question, which costs it less. With a synchronous standby it
         is a renewal: what waits for the standby, a primary that was cut off does not confirm."""
         machine = self._machine
