@@ -116,6 +116,7 @@ def test_a_service_starts_and_signs_after_commands_of_root(place):
 USES: dict[str, list[str] | str] = {
     "audit adopt": [],
     "audit checkpoint": [],
+    "audit cosign": "needs a witness; cosigned/ is made as shipping/ is",
     "audit device-log": "needs a YubiHSM; devices/ is made as shipping/ is",
     "audit mend": [],
     "audit prove": ["1"],

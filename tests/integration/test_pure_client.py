@@ -228,7 +228,7 @@ from hsmcore_client.tlog.note import verify
 assert hsmcore_client.Client is not hsmcore.gateway.Client
 assert not issubclass(hsmcore_client.HsmError, hsmcore.HsmError)
 assert verify.__module__ == "hsmcore_client._pure"
-homes = {{module.__file__.partition("/hsmcore")[0] for name, module in sys.modules.items()
+homes = {{module.__file__.rpartition("/hsmcore/")[0] for name, module in sys.modules.items()
          if name.partition(".")[0] == "hsmcore" and getattr(module, "__file__", None)}}
 assert homes == {{{str(ROOT / "core")!r}}}, homes
 """

@@ -19,14 +19,16 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from hsmcore_bench.harness import environment, locate
 from hsmcore_bench.harness.process import Child, child_environment
 from hsmcore_bench.suite.child.protocol import PIN_ENV
-from hsmcore_bench.suite.compare import CONFIDENCE, interval
+from hsmcore_bench.suite.compare import CONFIDENCE
 from hsmcore_bench.suite.softtoken import temporary_token
+from hsmcore_bench.suite.stats import interval, redrawn
 
 SOURCE = Path(__file__).with_name("independent.c")
 WITHIN = 0.02
@@ -43,8 +45,7 @@ class Ratio:
 
     @classmethod
     def of(cls, ratios: Sequence[float]) -> Ratio:
-        low, high = interval([1.0] * len(ratios), ratios)
-        return cls(median(ratios), 1.0 + low, 1.0 + high)
+        return cls(median(ratios), *interval(partial(redrawn, ratios), CONFIDENCE, len(ratios)))
 
     def __str__(self) -> str:
         return f"{self.median:.4f} ({CONFIDENCE:.0%} interval {self.low:.4f} to {self.high:.4f})"

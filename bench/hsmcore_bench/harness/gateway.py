@@ -34,7 +34,7 @@ def gateway_process(
     """Run a gateway for key managers of this configuration and these clients. Yields its addresses, of a Unix socket
     and of these faces on ports of their own, which need the `files`; and its process id. `secrets`: variables of its
     environment. Raises ChildError."""
-    with TemporaryDirectory(prefix="hsmcore-bench-") as name:
+    with TemporaryDirectory(prefix="hsmcore-bench-", dir="/tmp") as name:  # the path of a socket must be short
         path = Path(name) / "gateway.json"
         block: dict[str, Any] = {"listen": [f"unix:{name}/sign.sock"], "clients": clients}
         if files is not None:
