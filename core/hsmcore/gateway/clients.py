@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from hsmcore.audit.record import caller_context, label
 from hsmcore.base.traceparent import TraceParent
 from hsmcore.config import GatewayClient
-from hsmcore.config.secret import MAX_TOKEN_BYTES, TokenDigests
+from hsmcore.config.secret import TokenDigests
 from hsmcore.errors import ConfigFault, ConfigurationError, ModuleBusy
 from hsmcore.gateway.intake import FrameIntake
 from hsmcore.gateway.replay import MemoryBudget, Sessions
@@ -150,6 +150,20 @@ class Directory:
                     raise ConfigurationError.of([ConfigFault(rules.token.where, problem)])
                 self._tokens[digest] = self.clients[name]
 
+    def told(self) -> dict[str, Any]:
+        """Return what fronts need to know: of tokens digests, and the key that these were made with."""
+        return {
+            "key": self._digests.key.hex(),
+            "tokens": {digest.hex(): client.name for digest, client in self._tokens.items()},
+            "names": {name: client.name for name, client in self._names.items()},
+            "keys": {name: client.rules.keys for name, client in self.clients.items()},
+        }
+
+    def fronted(self, face: str) -> frozenset[str]:
+        """Return the clients that a front may name: those that it can know."""
+        known = (*self._names.values(), *(self._tokens.values() if face == "vault" else ()))
+        return frozenset(client.name for client in known)
+
     def has(self, client: KnownClient) -> bool:
         """Whether a client is one of these, with the rules that it has."""
         return self.clients.get(client.name) is client
@@ -158,14 +172,6 @@ class Directory:
         """The client at the other end of a Unix socket. Its user counts before its primary group, and that before its
         `others`; None also if these are several clients'."""
         return self._uids.get(uid) or self._gids.get(gid) or _the_only(map(self._gids.get, others))
-
-    def by_names(self, names: Iterable[str]) -> KnownClient | None:
-        """The client whose certificate has these names. None also if they are several clients' names."""
-        return _the_only(map(self._names.get, names))
-
-    def by_token(self, token: str) -> KnownClient | None:
-        """The client that sends this token. The time that it takes says nothing about other tokens."""
-        return self._tokens.get(self._digests.of(token[:MAX_TOKEN_BYTES].encode(errors="replace")))
 
 
 def _the_only(clients: Iterable[KnownClient | None]) -> KnownClient | None:

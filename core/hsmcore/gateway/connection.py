@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from math import inf
-from typing import Final
+from typing import ClassVar, Final
 
 from hsmcore.base.listening.connections import Connection as Place
 from hsmcore.base.log import get_logger
@@ -14,9 +14,8 @@ from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.clients import COME_BACK_MS, KnownClient, ending
 from hsmcore.gateway.intake import FrameIntake
 from hsmcore.gateway.jobs import late
-from hsmcore.gateway.operations import OPERATIONS, Operation, refusal_of
+from hsmcore.gateway.operations import OPERATIONS, Operation
 from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession
-from hsmcore.gateway.tls import names_in
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import (
     CLIENT_TYPES,
@@ -27,6 +26,7 @@ from hsmcore.gateway.wire.frames import (
     Type,
     UnknownKind,
     WireError,
+    unlabelled,
     untraced,
 )
 from hsmcore.gateway.wire_requests import ServedRequest, WireFace
@@ -48,7 +48,7 @@ HELD_BYTES: Final = 1 << 18
 _MESSAGES_A_FRAME: Final = 4
 """So many messages of a SIGN_MANY cost the event loop as much as another frame."""
 _LENGTH: Final = 4
-_TRACED: Final = int(Flag.TRACED)
+_TRACED, _LABELLED = int(Flag.TRACED), int(Flag.LABELLED)
 AT_ONCE: Final = 16
 """Answers that are sent together, at most: while their client takes them, the next ones are made. With all of a turn in
 one write, each side stands still while the other works."""
@@ -57,11 +57,13 @@ one write, each side stands still while the other works."""
 class GatewayConnection(asyncio.Protocol):
     """Belongs to the event loop of the key managers."""
 
+    counts: ClassVar = True
+    """Whether its requests are counted here, and end with a drain."""
+
     def __init__(
-        self, server: WireFace, open_ones: set[GatewayConnection], place: Place, peer: str, client: KnownClient | None
+        self, server: WireFace, open_ones: set[GatewayConnection], place: Place, peer: str, client: KnownClient
     ) -> None:
-        """`open_ones`: where it stands while it is open. `peer`: where it comes from, for records. `client`: None: its
-        certificate will tell."""
+        """`open_ones`: where it stands while it is open. `peer`: where it comes from, for records."""
         self.server, self._open_ones, self.place, self.peer = server, open_ones, place, peer
         self.client = client
         self.session: ReplaySession[ServedRequest] | None = None
@@ -97,18 +99,12 @@ class GatewayConnection(asyncio.Protocol):
         }
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # no other one comes
-        """The handshake of TLS, if there is one, is over."""
+        """Wait for HELLO."""
         self._transport = transport
         transport.set_write_buffer_limits(high=UNREAD_BYTES)
         self.place.give_way = self._give_way
         self.place.idle()
         self._open_ones.add(self)
-        if self.client is None:
-            names = names_in(transport.get_extra_info("peercert"))
-            self.client = self.server.desk.directory.by_names(names)
-            if self.client is None:
-                self.server.refused(f"{self.peer} ({', '.join(names)[:128]})", None, "no client has such a name")
-                self.turn_away("no client has a name of this certificate")
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Its requests go on."""
@@ -116,7 +112,7 @@ class GatewayConnection(asyncio.Protocol):
         self._transport = None
         for request in tuple(self._held.values()):
             self._release(request)
-        if self.session is not None and self.client is not None:
+        if self.session is not None:
             self.session.connections -= 1
             self.client.connections -= 1
         self.place.leave()
@@ -242,7 +238,7 @@ class GatewayConnection(asyncio.Protocol):
 
     def _enter(self, hello: wire.Hello) -> None:
         client, desk = self.client, self.server.desk
-        if client is None or self._transport is None:
+        if self._transport is None:
             return
         try:
             if not desk.directory.has(client):
@@ -271,10 +267,12 @@ class GatewayConnection(asyncio.Protocol):
 
     def _ask(self, frame: Frame, operation: Operation) -> None:
         """Take a request."""
-        session, number, parent = self.session, frame.request, None
+        session, number, parent, label = self.session, frame.request, None, None
         assert session is not None  # noqa: S101  # for the type checker
         if frame.flags & _TRACED:
             frame, parent = untraced(frame)
+        if frame.flags & _LABELLED:
+            frame, label = unlabelled(frame)
         if not number:
             raise WireError("a request without a number")
         try:
@@ -287,7 +285,7 @@ class GatewayConnection(asyncio.Protocol):
                 self.server.refused(self.peer, self.client, "key not listed", f"number {frame.slot}")
                 raise PolicyRefused(f"a client may not use a key manager with the number {frame.slot}", hint="")
             counter = self._counters[frame.slot]
-            self._admit(ServedRequest(counter, operation, what, cost, self, session, frame, parent))
+            self._admit(ServedRequest(counter, operation, what, cost, self, session, frame, parent, label))
         except UnknownKind as error:  # of a later release: what else is open here is none of its business
             self._cost += len(frame.body) // (_LENGTH * _MESSAGES_A_FRAME)  # as the longest batch that fits
             self._refuse(number, BadArgument(str(error), hint="Update the gateway, or name another kind."))
@@ -306,7 +304,7 @@ class GatewayConnection(asyncio.Protocol):
             else:
                 known.asked_on(self)
             return
-        if self.server.draining or self._leaving:
+        if (self.counts and self.server.draining) or self._leaving:
             raise ending()
         if request.held_until:
             request.timeout = request.held_until - self._loop.time()
@@ -390,13 +388,13 @@ class GatewayConnection(asyncio.Protocol):
 
     def _refuse(self, number: int, error: HsmError) -> None:
         """Answer a request of which nothing was begun. That is not remembered."""
-        if self.client is not None:
+        if self.counts:
             self.server.desk.count(self.client, error)
-        self.send(wire.error(number, refusal_of(error)))
+        self.send(wire.error(number, wire.refusal_of(error)))
 
     def send_keys(self, keys_of: Callable[[KnownClient], tuple[wire.Key, ...]]) -> None:
         """Send the keys, if they are others than those that were sent."""
-        if self.session is not None and self.client is not None and not self._leaving:
+        if self.session is not None and not self._leaving:
             keys = keys_of(self.client)
             if keys != self._sent_keys:
                 self._sent_keys = keys
@@ -420,7 +418,7 @@ class GatewayConnection(asyncio.Protocol):
         self._end_with(PolicyRefused(why, hint=""))
 
     def _end_with(self, error: HsmError) -> None:
-        self.send(wire.error(0, refusal_of(error)))
+        self.send(wire.error(0, wire.refusal_of(error)))
         self.close()
 
     def close(self) -> None:
@@ -434,3 +432,9 @@ class GatewayConnection(asyncio.Protocol):
         """Close at once."""
         if self._transport is not None:
             self._transport.abort()
+
+
+class VaultConnection(GatewayConnection):
+    """A front's, for what one client asks by HTTP: the front counts that, and takes no more of it in a drain."""
+
+    counts = False

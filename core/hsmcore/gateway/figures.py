@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 
+from hsmcore.gateway.fronts import Fronts
 from hsmcore.gateway.server import GatewayServer
 from hsmcore.metrics import catalog as names
 from hsmcore.metrics.reading import Reading
 
 
-def read_gateway(reading: Reading, server: GatewayServer) -> None:
+def read_gateway(reading: Reading, server: GatewayServer, fronts: Fronts | None) -> None:
     """Add the metrics of a gateway. Any thread."""
     for (name, outcome), count in list(server.desk.requests.items()):
         reading.add(names.GATEWAY_REQUESTS, count, name, outcome)
@@ -26,3 +27,5 @@ def read_gateway(reading: Reading, server: GatewayServer) -> None:
     reading.add(names.GATEWAY_REFUSED, server.desk.strangers)
     reading.add(names.GATEWAY_RECEIVED, server.bytes_in)
     reading.add(names.GATEWAY_SENT, server.bytes_out)
+    if fronts is not None:
+        reading.add(names.GATEWAY_RESTARTS, fronts.restarts)

@@ -11,25 +11,20 @@ from typing import Final
 
 from hsmcore.base.listening.connections import Connection as Place
 from hsmcore.base.listening.connections import ConnectionLimit
-from hsmcore.base.listening.door import Acceptor, address_of
+from hsmcore.base.listening.door import Acceptor
 from hsmcore.base.scope import Scope
 from hsmcore.errors import PolicyRefused
 from hsmcore.gateway.admission import Admission
-from hsmcore.gateway.clients import Directory, ending
-from hsmcore.gateway.connection import GatewayConnection
+from hsmcore.gateway.clients import Directory, KnownClient, ending
+from hsmcore.gateway.connection import GatewayConnection, VaultConnection
+from hsmcore.gateway.front.pumps import CONNECTIONS, HELLO_SECONDS
 from hsmcore.gateway.jobs import late
-from hsmcore.gateway.operations import refusal_of
 from hsmcore.gateway.replay import REMEMBER_SECONDS
-from hsmcore.gateway.tls import Tls
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire_requests import WireFace
 
-HELLO_SECONDS: Final = 10.0
-"""Seconds from accept() to the end of HELLO."""
-HANDSHAKE_SECONDS: Final = 5.0
 STALLED_SECONDS: Final = 10
 """Seconds after which a connection is closed whose frame has begun and gets no further."""
-CONNECTIONS: Final = 4096
 TICK_SECONDS: Final = 1.0
 LAST_SECONDS: Final = 2.0
 """Seconds that clients have to read their last answers."""
@@ -43,21 +38,20 @@ _MOST_GROUPS: Final = 1024
 class GatewayServer(WireFace):
     """Listens, and ends. Belongs to the event loop of the key managers."""
 
-    def __init__(self, desk: Admission, tls: Tls | None = None) -> None:
+    def __init__(self, desk: Admission) -> None:
         super().__init__(desk)
-        self._tls = tls
         self.connections: set[GatewayConnection] = set()
+        self.inner: set[GatewayConnection] = set()
+        """Those of fronts, for what clients ask by HTTP: they end with the front."""
         self._gate = ConnectionLimit(CONNECTIONS)
         self._doors: list[Acceptor] = []
         self._scope = Scope()
-
-    def listen(self, listening: socket.socket, *, tls: bool = False) -> None:
-        """Accept connections at a bound socket: of TLS, or a Unix socket."""
-        connect = self._connect_tls if tls else self._connect_unix
         self.listening = True
-        if not self._doors:
-            self._scope.every(TICK_SECONDS, self._tick, "the gateway did not look at its connections")
-        self._doors.append(Acceptor(listening, self._gate, HELLO_SECONDS, connect, self._dismissed))
+        self._scope.every(TICK_SECONDS, self._tick, "the gateway did not look at its connections")
+
+    def listen(self, listening: socket.socket) -> None:
+        """Accept connections at a Unix socket."""
+        self._doors.append(Acceptor(listening, self._gate, HELLO_SECONDS, self._connect_unix, self._dismissed))
 
     async def _connect_unix(self, accepted: socket.socket, place: Place) -> None:
         uid, gid = _user_of(accepted)
@@ -71,34 +65,23 @@ class GatewayServer(WireFace):
             lambda: GatewayConnection(self, self.connections, place, peer, client), accepted
         )
 
-    async def _connect_tls(self, accepted: socket.socket, place: Place) -> None:
-        assert self._tls is not None  # noqa: S101  # for the type checker
-        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        peer = str(accepted.getpeername()[0])
-        try:
-            await self.loop.connect_accepted_socket(
-                lambda: GatewayConnection(self, self.connections, place, peer, None),
-                accepted,
-                ssl=self._tls.context,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS,
-            )
-        except asyncio.CancelledError:
-            self.silent(peer, "the TLS handshake was not done in time")
-            raise
-        except OSError as error:
-            self.refused(peer, None, f"the TLS handshake failed: {error.strerror or error}")
-            raise
+    def admit(self, connection: socket.socket, client: KnownClient, peer: str, *, vault: bool) -> None:
+        """Serve a client whose connection a front has made. `vault`: what it asks there came by HTTP."""
+        connection.setblocking(False)
+        kind, open_ones = (VaultConnection, self.inner) if vault else (GatewayConnection, self.connections)
+        place = Place(self._gate, connection.close)
+        place.arm(HELLO_SECONDS)
+        self._gate.enter(place)
+        made = self.loop.connect_accepted_socket(lambda: kind(self, open_ones, place, peer, client), connection)
+        self._scope.start(made, failed="a front's connection was not taken")
 
     def remembered(self) -> dict[str, int]:
         """Return how many answers may be asked for again, by client. Any thread."""
         return {name: client.sessions.remembered for name, client in self.desk.directory.clients.items()}
 
     def _dismissed(self, accepted: socket.socket) -> None:
-        if accepted.family == socket.AF_UNIX:
-            uid, gid = _user_of(accepted)
-            self.silent(f"uid {uid}, gid {gid}", "it said nothing")
-        else:
-            self.silent(address_of(accepted), "it said nothing")
+        uid, gid = _user_of(accepted)
+        self.silent(f"uid {uid}, gid {gid}", "it said nothing")
 
     def keys_changed(self) -> None:
         """The keys may be others: have their numbers read, and send them."""
@@ -111,7 +94,7 @@ class GatewayServer(WireFace):
     def tell_keys(self) -> None:
         """Send each client its keys, if they have changed."""
         keys_of = cache(self.desk.keys)
-        for connection in self.connections:
+        for connection in (*self.connections, *self.inner):
             connection.send_keys(keys_of)
 
     async def _tick(self) -> None:
@@ -158,9 +141,9 @@ class GatewayServer(WireFace):
         """Serve these clients from now on. Connections of those that are gone are closed; those with other rules
         connect again, and have `seconds` for what is open on the connection before."""
         self.desk.follow(directory)
-        for connection in tuple(self.connections):
+        for connection in (*self.connections, *self.inner):
             client = connection.client
-            if client is None or directory.has(client):
+            if directory.has(client):
                 continue
             if client.name in directory.clients and connection.session is not None:
                 connection.leave(seconds, "the rules of this client have changed")
@@ -176,8 +159,8 @@ class GatewayServer(WireFace):
         """Close what is left."""
         await self.stop_listening()
         self.desk.close()
-        while self.connections:
-            for connection in tuple(self.connections):
+        while left := (*self.connections, *self.inner):
+            for connection in left:
                 connection.abort()
             await asyncio.sleep(0)
         await self._scope.close()
@@ -201,6 +184,6 @@ def _say_no(accepted: socket.socket) -> None:
     error = PolicyRefused("this user is no client of the gateway", hint="")
     try:
         accepted.recv(4096)  # what is unread would reset the connection before the answer is read
-        accepted.send(wire.error(0, refusal_of(error)))
+        accepted.send(wire.error(0, wire.refusal_of(error)))
     except OSError:
         return

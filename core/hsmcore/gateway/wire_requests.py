@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
+from uuid import UUID
 
 from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import HsmError
 from hsmcore.gateway.admission import Admission, ClientKey
 from hsmcore.gateway.clients import KnownClient
-from hsmcore.gateway.operations import GatewayRequest, Operation, refusal_of
+from hsmcore.gateway.operations import GatewayRequest, Operation
 from hsmcore.gateway.replay import ReplaySession, contents_of
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Frame
@@ -45,6 +46,8 @@ class Peer(Protocol):
     """What a request needs of a connection."""
 
     server: WireFace
+    counts: ClassVar[bool]
+    """Whether its requests are counted here."""
 
     @property
     def lives(self) -> bool:
@@ -72,9 +75,12 @@ class ServedRequest(GatewayRequest):
         session: ReplaySession[ServedRequest],
         frame: Frame,
         parent: TraceParent | None = None,
+        label: bytes | None = None,
     ) -> None:
-        """`parent`: the client's span."""
-        context = None if parent is None else counter.client.within(parent)
+        """`parent`: the client's span. `label`: the request's id for the audit log."""
+        context = None
+        if parent is not None or label is not None:
+            context = counter.client.within(parent, None if label is None else str(UUID(bytes=label)))
         super().__init__(counter, operation, what, getattr(what, "timeout_ms", 0), cost, context)
         self.connection, self.session = connection, session
         self.number, self.contents = frame.request, contents_of(frame)
@@ -99,10 +105,11 @@ class ServedRequest(GatewayRequest):
         """Send the result or the error, and remember it."""
         connection, session = self.connection, self.session
         if isinstance(outcome, HsmError):
-            error, data = outcome, wire.error(self.number, refusal_of(outcome))
+            error, data = outcome, wire.error(self.number, wire.refusal_of(outcome))
         else:
             error, data = None, self.operation.encode(self, outcome)
-        self.counter.desk.count(self.account.client, error)
+        if connection.counts:
+            self.counter.desk.count(self.account.client, error)
         session.close(self.number, data if self.operation.remembered else None, connection.server.now)
         for one in (connection, *self.others):
             one.send(data, last=not session.open)

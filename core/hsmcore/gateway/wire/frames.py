@@ -53,14 +53,20 @@ class Flag(IntFlag):
     AGAIN = 2
     TRACED = 4
     """The body begins with TraceParent.packed."""
+    LABELLED = 8
+    """LABEL_BYTES follow, behind a trace: the id of the request in the audit log."""
+    DIGEST = 16
+    """Of VERIFY: the message is a digest."""
 
 
+LABEL_BYTES: Final = 16
+_NAMED: Final = Flag.TRACED | Flag.LABELLED
 _FLAGS: Final = {
-    Type.SIGN: Flag.HAS_POSITION | Flag.AGAIN | Flag.TRACED,
-    Type.SIGN_MANY: Flag.AGAIN | Flag.TRACED,
-    Type.SIGN_BATCHED: Flag.AGAIN | Flag.TRACED,
-    Type.VERIFY: Flag.TRACED,
-    Type.MANAGE: Flag.TRACED,
+    Type.SIGN: Flag.HAS_POSITION | Flag.AGAIN | _NAMED,
+    Type.SIGN_MANY: Flag.AGAIN | _NAMED,
+    Type.SIGN_BATCHED: Flag.AGAIN | _NAMED,
+    Type.VERIFY: Flag.DIGEST | _NAMED,
+    Type.MANAGE: _NAMED,
 }
 
 
@@ -157,11 +163,19 @@ def frame(kind: Type, request: int = 0, body: bytes = b"", *, slot: int = 0, fla
 
 def traced(made: bytes, parent: TraceParent) -> bytes:
     """Return a request's frame with its trace; as it is if it would be too long then."""
+    return _with(made, Flag.TRACED, parent.packed)
+
+
+def labelled(made: bytes, request_id: bytes) -> bytes:
+    """Return a request's frame with its id in the audit log, LABEL_BYTES; as `traced`, which comes behind this."""
+    return _with(made, Flag.LABELLED, request_id)
+
+
+def _with(made: bytes, flag: Flag, said: bytes) -> bytes:
     length, kind, flags, slot, request = _HEAD.unpack_from(made)
-    if length + TRACE_BYTES > MOST_BYTES:
+    if length + len(said) > MOST_BYTES:
         return made
-    head = _HEAD.pack(length + TRACE_BYTES, kind, flags | Flag.TRACED, slot, request)
-    return head + parent.packed + made[_HEAD.size :]
+    return _HEAD.pack(length + len(said), kind, flags | flag, slot, request) + said + made[_HEAD.size :]
 
 
 def untraced(one: Frame) -> tuple[Frame, TraceParent]:
@@ -170,3 +184,10 @@ def untraced(one: Frame) -> tuple[Frame, TraceParent]:
     if parent is None:
         raise WireError("a trace that is none")
     return one._replace(flags=one.flags & ~Flag.TRACED, body=one.body[TRACE_BYTES:]), parent
+
+
+def unlabelled(one: Frame) -> tuple[Frame, bytes]:
+    """Return the frame that `labelled` was given, and the id. Raises WireError."""
+    if len(one.body) < LABEL_BYTES:
+        raise WireError("an id that is none")
+    return one._replace(flags=one.flags & ~Flag.LABELLED, body=one.body[LABEL_BYTES:]), one.body[:LABEL_BYTES]

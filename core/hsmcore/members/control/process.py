@@ -37,7 +37,7 @@ _BOOT: Final = """\
 import json, sys
 parent, main, *sys.path[:] = json.loads(sys.stdin.buffer.raw.readline())
 from importlib import import_module
-from hsmcore.members.control.child import run
+from hsmcore.members.control.started import run
 run(parent, import_module(main).serve)
 """
 
@@ -74,6 +74,31 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, "-P", *arguments]
 
 
+def started(
+    environment: Mapping[str, str],
+    main: str,
+    descriptors: Sequence[int] = (),
+    stdout: int = subprocess.DEVNULL,
+    stderr: IO[bytes] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a child that runs the function `serve` of the module `main`, in a session of its own: Ctrl-C is for this
+    process, which closes its children. It has `descriptors` under their numbers here. Blocks. Raises OSError."""
+    process = subprocess.Popen(
+        python("-c", _BOOT),
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
+        env=environment,
+        bufsize=0,
+        pass_fds=descriptors,
+        start_new_session=True,
+    )
+    assert process.stdin is not None  # noqa: S101  # for the type checker
+    with suppress(BrokenPipeError):  # it has ended, and whoever asks it something learns why
+        process.stdin.write(json.dumps([os.getpid(), main, *map(str, sys.path)]).encode() + b"\n")
+    return process
+
+
 class ChildLost(Exception):
     """The child ended, did not answer in time or answered nonsense. It is gone; its last request may have been done."""
 
@@ -93,19 +118,9 @@ class Child:
         main: str = "hsmcore.members.control.child",
         descriptors: Sequence[int] = (),
     ) -> None:
-        self._process = subprocess.Popen(
-            python("-c", _BOOT),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=environment,
-            bufsize=0,
-            pass_fds=descriptors,
-            start_new_session=True,  # Ctrl-C is for this process, which closes its children
-        )
+        self._process = started(environment, main, descriptors, subprocess.PIPE, stderr)
         for stream in (self._requests, self._answers):
             os.set_blocking(stream.fileno(), False)
-        self._greeting = json.dumps([os.getpid(), main, *map(str, sys.path)]).encode() + b"\n"
         self._pending = bytearray()
 
     def __enter__(self) -> Self:
@@ -140,10 +155,9 @@ class Child:
         request = {"call": name, "arguments": arguments, "secrets": [len(secret) for secret in secrets]}
         line = orjson.dumps(request, option=orjson.OPT_APPEND_NEWLINE)
         try:
-            pieces: list[bytes | bytearray] = [self._greeting, line, *secrets]
+            pieces: list[bytes | bytearray] = [line, *secrets]
             for piece in pieces:
                 self._write(piece, until)
-            self._greeting = b""
             while (answer := _parsed(self._read(until), read))[0] == "note":
                 on_note(answer[1])
         except TimeoutError:
