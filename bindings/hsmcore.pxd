@@ -146,6 +146,7 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     hsm_status hsm_host_begin(hsm_host *host, hsm_error *error)
     int hsm_host_fd(const hsm_host *host)
     int64_t hsm_host_pid(const hsm_host *host)
+    uint32_t hsm_harden(int32_t *landlock_abi)
     uint32_t hsm_host_hardening(const hsm_host *host, int32_t *landlock_abi)
     enum:
         HSM_NO_CORE_DUMPS

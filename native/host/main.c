@@ -13,7 +13,6 @@
 #include <unistd.h>
 
 #include "engine.h"
-#include "harden.h"
 #include "wire.h"
 
 #define EXIT_USAGE 2

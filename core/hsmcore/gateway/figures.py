@@ -14,7 +14,7 @@ def read_gateway(reading: Reading, server: GatewayServer, fronts: Fronts | None)
     """Add the metrics of a gateway. Any thread."""
     for (name, outcome), count in list(server.desk.requests.items()):
         reading.add(names.GATEWAY_REQUESTS, count, name, outcome)
-    connected = Counter(one.client.name for one in tuple(server.connections) if one.client is not None)
+    connected = Counter(one.client.name for one in tuple(server.connections))
     remembered = server.remembered()
     for client in server.desk.directory.clients.values():
         own = [account for counter in server.desk.counters(client) for account in counter.accounts]

@@ -22,6 +22,8 @@ from hsmcore.gateway.tls import Tls, TlsFiles
 if TYPE_CHECKING:
     from hsmcore.gateway.vault.face import Face
 
+CONFINED: Final = True
+"""For members.control.started."""
 _MOST_BYTES: Final = 1 << 26
 """Of an order: the list of 100,000 clients has some 30 MB."""
 

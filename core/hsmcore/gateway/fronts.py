@@ -16,7 +16,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import orjson
 
@@ -188,8 +188,7 @@ class Front:
             descriptors = [theirs.fileno(), *sockets]
             self._process = await asyncio.to_thread(started, environment, _MAIN, descriptors)
             told = {**opening, "reports": theirs.fileno(), "sockets": sockets}
-        transport, _ = await self._loop.connect_write_pipe(asyncio.Protocol, self._process.stdin)
-        self._orders = cast("asyncio.WriteTransport", transport)
+        self._orders, _ = await self._loop.connect_write_pipe(asyncio.Protocol, self._process.stdin)
         self._line.setblocking(False)
         self._loop.add_reader(self._line, self._read)
         self._write(told)
@@ -247,7 +246,8 @@ class Front:
                     raise ValueError("no connection")
                 fronts.hand_over(face, generation, name, printable(peer, _MOST_TEXT), connection)
             case "refused", int(count), str(peer), str(why), str(asked) if count > 0:
-                desk.refused(*(printable(text, _MOST_TEXT) for text in (peer, why, asked)), count)
+                who, why, asked = (printable(text, _MOST_TEXT) for text in (peer, why, asked))
+                desk.refused(who, why, asked, count)
             case "counted", [*counts]:
                 for name, outcome, count in counts:
                     desk.count_more(name, outcome, count)

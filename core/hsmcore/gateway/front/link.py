@@ -106,11 +106,11 @@ class CoreLink(asyncio.Protocol):
             text = "the connection to the key managers broke"
             self.problem = MemberDown(text, status="HOST_LOST", hint="", maybe_signed=True)
         self._room.set()
-        for waiting in (self.welcome, *self._waiting.values()):
+        asked: list[asyncio.Future[Any]] = [self.welcome, *self._waiting.values()]
+        for waiting in asked:
             if not waiting.done():
                 waiting.set_exception(self.problem)
-        if not self.welcome.cancelled():
-            self.welcome.exception()  # it may be that nobody waits for it
+        self.welcome.exception()  # it may be that nobody waits for it
 
     @property
     def serves(self) -> bool:
@@ -143,10 +143,11 @@ class CoreLink(asyncio.Protocol):
         assert self._transport is not None  # noqa: S101  # for the type checker
         self._number += 1
         number = self._number
-        waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
+        waiting: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = waiting
         self._transport.write(make(number))
         try:
-            found = await waiting
+            found: Frame = await waiting
         except asyncio.CancelledError:
             self._transport.write(frame(Type.CANCEL, number))
             raise

@@ -55,8 +55,8 @@ class Pumps:
         client = self._core.clients.by_names(names)
         if client is None:
             refused(f"{peer} ({', '.join(names)[:128]})", "no client has such a name", "connect")
-            error = PolicyRefused("no client has a name of this certificate", hint="")
-            half.transport.write(wire.error(0, wire.refusal_of(error)))
+            refusal = wire.refusal_of(PolicyRefused("no client has a name of this certificate", hint=""))
+            half.transport.write(wire.error(0, refusal))
             half.transport.close()
             return
         own = self._core.connection("wire", client, peer)

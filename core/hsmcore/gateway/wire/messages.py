@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import IntFlag
 from struct import Struct
 from struct import error as struct_error
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from hsmcore.base.receipt import Receipt
 from hsmcore.errors import HsmError, NotHolder
@@ -157,7 +157,8 @@ class Verify(NamedTuple):
 
     key_id: str
     signature: bytes
-    message: bytes
+    message: Any
+    """Bytes; a Digest, where the gateway has read Flag.DIGEST."""
 
 
 def _require_version(fields: Fields) -> None:

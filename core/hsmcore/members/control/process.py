@@ -38,7 +38,8 @@ import json, sys
 parent, main, *sys.path[:] = json.loads(sys.stdin.buffer.raw.readline())
 from importlib import import_module
 from hsmcore.members.control.started import run
-run(parent, import_module(main).serve)
+module = import_module(main)
+run(parent, module.serve, confined=getattr(module, "CONFINED", False))
 """
 
 

@@ -24,11 +24,16 @@ _PR_SET_DUMPABLE: Final = 4
 _PR_SET_NO_NEW_PRIVS: Final = 38
 
 
-def run(parent: int, serve: Callable[[io.FileIO, IO[bytes]], None]) -> NoReturn:
-    """Have `serve` answer requests, without a core file or a debugger, and no longer than process `parent` lives."""
+def run(parent: int, serve: Callable[[io.FileIO, IO[bytes]], None], *, confined: bool) -> NoReturn:
+    """Have `serve` answer requests, without a core file or a debugger, and no longer than process `parent` lives.
+    `confined`: it gives up all that a host process of a module does (SECURITY.md)."""
     code = 1
     try:
         _harden()
+        if confined:
+            from hsmcore._native import harden
+
+            harden()
         answers = _take_output()
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
         # Unbuffered: it reads no byte ahead, so a PIN that follows a line is in no other buffer.
