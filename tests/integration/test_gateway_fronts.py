@@ -153,7 +153,7 @@ def is_alive(pid):
 
 @one_loop
 async def test_they_get_no_secret(world, tmp_path, monkeypatch):
-    given, started, written = [], fronts.started, fronts.Front._write
+    given, started, written = [], fronts.started, fronts.FrontProcess._write
     monkeypatch.setenv("SOMETHING_SECRET", "a secret of the environment")
 
     def seen(environment, main, descriptors):
@@ -165,7 +165,7 @@ async def test_they_get_no_secret(world, tmp_path, monkeypatch):
         written(front, said)
 
     monkeypatch.setattr(fronts, "started", seen)
-    monkeypatch.setattr(fronts.Front, "_write", noted)
+    monkeypatch.setattr(fronts.FrontProcess, "_write", noted)
     async with opened(world.config(), tmp_path) as gateway:
         assert await signs(gateway)
         await gateway.site.served.fronts.follow()

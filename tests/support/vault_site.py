@@ -22,7 +22,7 @@ from tests.support.web import Reply
 import hsmcore
 from hsmcore.config.load import load_each
 from hsmcore.gateway.front.core import Core, KnownClients
-from hsmcore.gateway.front.reports import Reports
+from hsmcore.gateway.front.reports import FrontReports
 from hsmcore.gateway.fronts import state_of
 from hsmcore.gateway.gateway import RunningGateway, running, settings_of
 from hsmcore.gateway.tls import Tls
@@ -132,7 +132,7 @@ class NearCore(Core):
 
     def __init__(self, served: RunningGateway) -> None:
         line, self._far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        super().__init__(Reports(line))
+        super().__init__(FrontReports(line))
         self._line, self._server = line, served.server
         self.clients = KnownClients(1, served.server.desk.directory.told())
         self.state = state_of(served.managers)

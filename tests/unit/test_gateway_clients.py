@@ -1,6 +1,7 @@
 """Who a client of the gateway is, and how much of its rules it has used up."""
 
 import asyncio
+import json
 from unittest.mock import patch
 
 import pytest
@@ -12,6 +13,7 @@ from hsmcore.audit.record import current_caller
 from hsmcore.config.gateway import GatewayClient
 from hsmcore.errors import BadArgument, ConfigurationError, QueueFull
 from hsmcore.gateway.clients import AT_ONCE, Directory, KnownClient, OpenWork
+from hsmcore.gateway.front.core import KnownClients
 from hsmcore.gateway.tls import names_in
 from hsmcore.manager.policy import callers as rate
 
@@ -49,13 +51,21 @@ def test_clients_are_found_by_what_they_show():
     two = Directory({"one": rules(gid=[7, 9]), "two": rules(gid=[8])})
     assert (two.by_peer(1, 7, (7, 8)).name, two.by_peer(1, 2, (7, 9)).name) == ("one", "one")
     assert two.by_peer(1, 2, (7, 8)) is None
-    assert found.by_names(["dns:z", "dns:a.example", "spiffe://d/x"]).name == "named"
-    assert found.by_names(["dns:a.example", "dns:b.example"]) is None
-    assert found.by_names([]) is None
-    assert found.by_token(TOKEN).name == "token"
-    assert found.by_token(TOKEN + "t") is None
-    assert found.by_token("") is None
-    assert found.by_token("\ud800" * 5000) is None
+    told = as_told(found)
+    assert told.by_names(["dns:z", "dns:a.example", "spiffe://d/x"]) == "named"
+    assert told.by_names(["dns:a.example", "dns:b.example"]) is None
+    assert told.by_names([]) is None
+    assert told.by_token(TOKEN) == "token"
+    assert told.by_token(TOKEN + "t") is None
+    assert told.by_token("") is None
+    assert told.by_token("\ud800" * 5000) is None
+    assert TOKEN not in json.dumps(found.told())
+    assert (found.fronted("wire"), found.fronted("vault")) == ({"named", "other"}, {"named", "other", "token"})
+
+
+def as_told(directory):
+    """What a front knows of the clients."""
+    return KnownClients(1, json.loads(json.dumps(directory.told())))
 
 
 @pytest.mark.parametrize("token", ["short", "with a blank in it, although long", "ä" * 30, "t" * 31 + "\x7f"])
@@ -66,7 +76,7 @@ def test_a_token_that_is_none_is_refused_and_not_shown(token):
 
 
 def test_a_token_of_the_first_and_the_last_printable_character_is_one():
-    assert Directory({"app": rules(token="!~" * 16)}).by_token("!~" * 16).name == "app"
+    assert as_told(Directory({"app": rules(token="!~" * 16)})).by_token("!~" * 16) == "app"
 
 
 def test_a_token_is_one_client_s():
@@ -78,7 +88,8 @@ def test_a_client_whose_rules_are_the_same_stays_and_a_changed_one_keeps_its_ans
     before = Directory({"same": rules(token=TOKEN), "changed": rules(uid=[5]), "gone": rules(uid=[6])}).clients
     after = Directory({"same": rules(token=TOKEN + "t"), "changed": rules(uid=[7]), "new": rules(uid=[8])}, before)
     assert after.has(before["same"])
-    assert after.by_token(TOKEN + "t") is before["same"]
+    assert as_told(after).by_token(TOKEN + "t") == "same"
+    assert as_told(after).by_token(TOKEN) is None
     changed, new = after.clients["changed"], after.clients["new"]
     assert after.by_peer(7, 0) is changed is not before["changed"]
     assert (changed.sessions, changed.intake) == (before["changed"].sessions, before["changed"].intake)

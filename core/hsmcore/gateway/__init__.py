@@ -4,7 +4,7 @@
         signature = await km.sign(message)
 
 Reading order: docs/WIRE.md and wire; then the gateway's side: clients, admission, operations, connection, server; then
-client and vault.
+fronts with front and vault, which run in processes of their own; then client.
 """
 
 from typing import TYPE_CHECKING

@@ -16,7 +16,7 @@ from hsmcore.base.scope import Scope
 from hsmcore.errors import HsmError
 from hsmcore.gateway.front.core import Core, KnownClients
 from hsmcore.gateway.front.pumps import Pumps
-from hsmcore.gateway.front.reports import TICK_SECONDS, Reports
+from hsmcore.gateway.front.reports import TICK_SECONDS, FrontReports
 from hsmcore.gateway.tls import Tls, TlsFiles
 
 if TYPE_CHECKING:
@@ -28,13 +28,13 @@ _MOST_BYTES: Final = 1 << 26
 """Of an order: the list of 100,000 clients has some 30 MB."""
 
 
-class Front:
+class FrontServer:
     """What a front serves. Belongs to one event loop."""
 
     def __init__(self, opening: dict[str, Any]) -> None:
-        """`opening`: as fronts.Front gives it."""
+        """`opening`: as fronts.FrontProcess gives it."""
         self._opening = opening
-        self._reports = Reports(socket.socket(fileno=opening["reports"]))
+        self._reports = FrontReports(socket.socket(fileno=opening["reports"]))
         self._core = Core(self._reports)
         self._scope = Scope()
         self._pumps: Pumps | None = None
@@ -100,7 +100,7 @@ def serve(requests: io.FileIO, _answers: IO[bytes]) -> None:
 async def _serve(requests: io.FileIO) -> None:
     orders = asyncio.StreamReader(limit=_MOST_BYTES)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), requests)
-    front = Front(orjson.loads(await orders.readline()))
+    front = FrontServer(orjson.loads(await orders.readline()))
     try:
         for _ in range(2):  # who the clients are, and how the keys are: before the first of them comes
             front.obey(*orjson.loads(await orders.readline()))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -27,7 +26,7 @@ from hsmcore.errors import HsmError
 from hsmcore.gateway.server import GatewayServer
 from hsmcore.gateway.tls import TlsFiles
 from hsmcore.manager.key_manager import KeyManager
-from hsmcore.members.control.process import CLOSE_SECONDS, child_environment, started
+from hsmcore.members.control.process import CLOSE_SECONDS, Popen, child_environment, ended, started
 
 START_SECONDS: Final = 30.0
 LOST_SECONDS: Final = 30.0
@@ -37,6 +36,9 @@ FIRST_WAIT, LONGEST_WAIT = 0.1, 10.0
 SOUND_SECONDS: Final = 60.0
 """A front that has lived for so long makes the wait the first one again."""
 STATE_SECONDS: Final = 0.25
+NICE: Final[Mapping[str, int]] = {"tls": 2, "https": 5}
+"""How far a front yields to the signer where there is no processor for both: strangers can keep it busy. Over TLS each
+frame of a client waits for it."""
 _MAIN: Final = "hsmcore.gateway.front_process"
 _MESSAGE_BYTES: Final = 1 << 16
 _AT_ONCE: Final = 16
@@ -54,7 +56,7 @@ class Fronts:
         self.server, self._settings, self._sockets = server, settings, sockets
         self._files = TlsFiles.of(settings.tls)
         self._scope = Scope()
-        self._running: set[Front] = set()
+        self._running: set[FrontProcess] = set()
         self._generation = 1
         self._state: Mapping[str, Any] = {}
         self._stopping = False
@@ -71,8 +73,8 @@ class Fronts:
             self._scope.start(self._keep(front), failed="a front is not kept")
         self._scope.every(STATE_SECONDS, self._tell_state, "fronts were not told how the keys are")
 
-    async def _started(self, face: str) -> Front:
-        front = Front(self, face)
+    async def _started(self, face: str) -> FrontProcess:
+        front = FrontProcess(self, face)
         opening = {"face": face, "tls": self._files._asdict(), "drainSeconds": -(-self._settings.drain_ms // 1000)}
         try:
             await front.start(opening, self._sockets[face], ("clients", self._clients), ("state", self._state))
@@ -86,7 +88,7 @@ class Fronts:
     def _clients(self) -> tuple[int, Mapping[str, Any]]:
         return self._generation, self.server.desk.directory.told()
 
-    async def _keep(self, front: Front) -> None:
+    async def _keep(self, front: FrontProcess) -> None:
         """Have a front run, another one after its end."""
         loop, wait = asyncio.get_running_loop(), FIRST_WAIT
         while True:
@@ -102,12 +104,12 @@ class Fronts:
             await asyncio.sleep(wait)
             front = await self._restarted(front.face)
 
-    async def _restarted(self, face: str) -> Front:
+    async def _restarted(self, face: str) -> FrontProcess:
         """Start one, and if it does not start, return it as one that has ended."""
         try:
             return await self._started(face)
         except (HsmError, OSError) as error:
-            front = Front(self, face)
+            front = FrontProcess(self, face)
             front.fail(str(error))
             return front
 
@@ -160,13 +162,13 @@ class Fronts:
         await self._scope.close()
 
 
-class Front:
-    """One front's process, from its start to its end; the next one is another Front."""
+class FrontProcess:
+    """One front's process, from its start to its end; the next one is another FrontProcess."""
 
     def __init__(self, fronts: Fronts, face: str) -> None:
         loop = asyncio.get_running_loop()
         self._fronts, self.face, self._loop = fronts, face, loop
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Popen | None = None
         self._orders: asyncio.WriteTransport | None = None
         self._line: socket.socket | None = None
         self.ready: asyncio.Future[None] = loop.create_future()
@@ -188,6 +190,8 @@ class Front:
             descriptors = [theirs.fileno(), *sockets]
             self._process = await asyncio.to_thread(started, environment, _MAIN, descriptors)
             told = {**opening, "reports": theirs.fileno(), "sockets": sockets}
+        with suppress(OSError):  # a sandbox may forbid it
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICE[self.face])
         self._orders, _ = await self._loop.connect_write_pipe(asyncio.Protocol, self._process.stdin)
         self._line.setblocking(False)
         self._loop.add_reader(self._line, self._read)
@@ -284,15 +288,8 @@ class Front:
         if self._orders is not None:
             self._orders.close()
         if process is not None:
-            await asyncio.to_thread(_wait, process)
+            await asyncio.to_thread(ended, process, CLOSE_SECONDS)
         self._end()
-
-
-def _wait(process: subprocess.Popen[bytes]) -> None:
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(CLOSE_SECONDS)
-    process.kill()
-    process.wait()
 
 
 def _settle(future: asyncio.Future[None]) -> None:

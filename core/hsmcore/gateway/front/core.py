@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hsmcore.base.digests import MAX_TOKEN_BYTES, TokenDigester
-from hsmcore.gateway.front.reports import Reports
+from hsmcore.gateway.front.reports import FrontReports
 
 
 class KnownClients:
@@ -34,7 +34,7 @@ class KnownClients:
 class Core:
     """The process with the keys, as its fronts know it. Belongs to one event loop."""
 
-    def __init__(self, reports: Reports) -> None:
+    def __init__(self, reports: FrontReports) -> None:
         self.reports = reports
         self.clients = KnownClients(0, {"keys": {}, "names": {}, "key": "", "tokens": {}})
         self.state: Mapping[str, Any] = {}

@@ -15,7 +15,7 @@ TICK_SECONDS: Final = 0.25
 """Between two reports of counts."""
 
 
-class Reports:
+class FrontReports:
     """Belongs to one event loop."""
 
     def __init__(self, line: socket.socket) -> None:

@@ -25,6 +25,7 @@ from hsmcore.base.log import printable
 from hsmcore.members.control.wire import error_of_json, unpack
 
 T = TypeVar("T")
+Popen = subprocess.Popen[bytes]
 
 CLOSE_SECONDS: Final = 3.0
 """How long a child may take to end without a signal."""
@@ -81,7 +82,7 @@ def started(
     descriptors: Sequence[int] = (),
     stdout: int = subprocess.DEVNULL,
     stderr: IO[bytes] | None = None,
-) -> subprocess.Popen[bytes]:
+) -> Popen:
     """Start a child that runs the function `serve` of the module `main`, in a session of its own: Ctrl-C is for this
     process, which closes its children. It has `descriptors` under their numbers here. Blocks. Raises OSError."""
     process = subprocess.Popen(
@@ -98,6 +99,15 @@ def started(
     with suppress(BrokenPipeError):  # it has ended, and whoever asks it something learns why
         process.stdin.write(json.dumps([os.getpid(), main, *map(str, sys.path)]).encode() + b"\n")
     return process
+
+
+def ended(process: Popen, seconds: float) -> None:
+    """Wait for the end of a child that was told to end; kill it after so long. Blocks."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):  # one that waits in the kernel for a device ends later
+        process.wait(CLOSE_SECONDS)
 
 
 class ChildLost(Exception):
@@ -179,8 +189,7 @@ class Child:
             with suppress(OSError):  # it has ended, or its input is full: see below
                 os.write(self._requests.fileno(), b'{"call":"close"}\n')
             self._requests.close()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(CLOSE_SECONDS)
+            ended(self._process, CLOSE_SECONDS)
         self._end()
 
     def kill(self) -> None:
@@ -188,9 +197,7 @@ class Child:
         self._process.kill()
 
     def _end(self) -> None:
-        self._process.kill()
-        with suppress(subprocess.TimeoutExpired):  # a child that waits in the kernel for a device ends later
-            self._process.wait(CLOSE_SECONDS)
+        ended(self._process, 0)
         self._requests.close()
         self._answers.close()
 
