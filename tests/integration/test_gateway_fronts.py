@@ -109,6 +109,22 @@ async def test_one_that_ends_is_started_again_and_costs_no_answer_and_no_other_c
 
 
 @one_loop
+async def test_one_that_starts_while_the_clients_change_knows_the_new_ones(world, tmp_path, monkeypatch):
+    async with opened(world.config(), tmp_path) as gateway:
+        served, start = gateway.site.served.fronts, fronts.FrontProcess.start
+
+        async def late(front, *orders):
+            await start(front, *orders)
+            monkeypatch.undo()
+            await served.follow()  # the others are told; this one is none of them yet
+
+        monkeypatch.setattr(fronts.FrontProcess, "start", late)
+        os.kill(gateway.front("tls"), signal.SIGKILL)
+        await until(lambda: served.restarts == 1)
+        await becomes(lambda: signs(gateway))
+
+
+@one_loop
 async def test_one_that_says_nothing_is_killed(world, tmp_path, monkeypatch):
     monkeypatch.setattr(fronts, "LOST_SECONDS", 1.0)
     async with opened(world.config(), tmp_path) as gateway:

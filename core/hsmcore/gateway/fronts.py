@@ -60,6 +60,7 @@ class Fronts:
         self._generation = 1
         self._state: Mapping[str, Any] = {}
         self._stopping = False
+        self._changed = asyncio.Event()
         self.restarts = 0
 
     async def start(self) -> None:
@@ -71,7 +72,11 @@ class Fronts:
             if isinstance(front, BaseException):
                 raise front
             self._scope.start(self._keep(front), failed="a front is not kept")
-        self._scope.every(STATE_SECONDS, self._tell_state, "fronts were not told how the keys are")
+        self._changed = self._scope.every(STATE_SECONDS, self._tell_state, "fronts were not told how the keys are")
+
+    def keys_changed(self) -> None:
+        """The keys may be others: tell it now."""
+        self._changed.set()
 
     async def _started(self, face: str) -> FrontProcess:
         front = FrontProcess(self, face)
@@ -82,6 +87,8 @@ class Fronts:
             await front.close()
             raise
         self._running.add(front)
+        for order in (("clients", self._clients), ("state", self._state)):
+            front.order(*order)  # they may be others by now
         return front
 
     @property
@@ -209,7 +216,7 @@ class FrontProcess:
         self._write([order, said])
 
     def _write(self, said: Any) -> None:
-        if self._orders is not None and not self.ended.done():
+        if self._orders is not None and not self._orders.is_closing():
             self._orders.write(orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE))
 
     def wait_for(self, generation: int) -> asyncio.Future[None]:

@@ -37,6 +37,12 @@ class RunningGateway:
         self.fronts: Fronts | None = None
         self.bound: list[Bound] = []
 
+    def keys_changed(self) -> None:
+        """The keys may be others: have clients and fronts know."""
+        self.server.keys_changed()
+        if self.fronts is not None:
+            self.fronts.keys_changed()
+
     async def reload(self, read: Callable[[], Gateway]) -> bool:
         """Follow the clients and tokens of a configuration that is read again. One that cannot be used is logged, and
         changes nothing. Returns whether it is followed."""
@@ -115,5 +121,5 @@ async def running(configs: Mapping[str, Config], settings: Gateway) -> AsyncIter
             await served.fronts.start()
         also(next(iter(managers.values())), partial(read_gateway, server=server, fronts=served.fronts))
         for event in _TOLD:
-            rest.callback(managers.on(event, lambda _details: server.keys_changed()))
+            rest.callback(managers.on(event, lambda _details: served.keys_changed()))
         yield served

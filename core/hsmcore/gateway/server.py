@@ -69,11 +69,19 @@ class GatewayServer(WireFace):
         """Serve a client whose connection a front has made. `vault`: what it asks there came by HTTP."""
         connection.setblocking(False)
         kind, open_ones = (VaultConnection, self.inner) if vault else (GatewayConnection, self.connections)
-        place = Place(self._gate, connection.close)
+        place = Place(self._gate, lambda: None)
         place.arm(HELLO_SECONDS)
         self._gate.enter(place)
-        made = self.loop.connect_accepted_socket(lambda: kind(self, open_ones, place, peer, client), connection)
-        self._scope.start(made, failed="a front's connection was not taken")
+
+        async def connect() -> None:
+            try:
+                await self.loop.connect_accepted_socket(lambda: kind(self, open_ones, place, peer, client), connection)
+            except BaseException:
+                connection.close()
+                place.leave()
+                raise
+
+        self._scope.start(connect(), failed="a front's connection was not taken")
 
     def remembered(self) -> dict[str, int]:
         """Return how many answers may be asked for again, by client. Any thread."""

@@ -29,13 +29,14 @@ def run(parent: int, serve: Callable[[io.FileIO, IO[bytes]], None], *, confined:
     `confined`: it gives up all that a host process of a module does (SECURITY.md)."""
     code = 1
     try:
+        lives = _descriptor_of(parent)
         _harden()
         if confined:
             from hsmcore._native import harden
 
             harden()
         answers = _take_output()
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+        threading.Thread(target=_end_with, args=(parent, lives), daemon=True).start()
         # Unbuffered: it reads no byte ahead, so a PIN that follows a line is in no other buffer.
         serve(io.FileIO(0), answers)
         code = 0
@@ -63,12 +64,20 @@ def _harden() -> None:
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
-def _end_with(parent: int) -> None:
+def _descriptor_of(parent: int) -> int | None:
+    """One that tells of its end; None: the kernel is too old, and the end of the input is enough, unless a fork of the
+    parent's holds it open."""
+    with suppress(OSError):
+        return os.pidfd_open(parent)
+    return None
+
+
+def _end_with(parent: int, lives: int | None) -> None:
     """End this process soon after its parent or its input has ended."""
     poll = select.poll()
     poll.register(0, 0)  # of an input only its end is reported
-    with suppress(OSError):  # an old kernel: the input is enough, unless a fork of the parent's holds it open
-        poll.register(os.pidfd_open(parent), select.POLLIN)
+    if lives is not None:
+        poll.register(lives, select.POLLIN)
     if os.getppid() == parent:
         poll.poll()
     time.sleep(_GRACE_SECONDS)
