@@ -21,6 +21,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -35,6 +36,11 @@ from time import gmtime
 ROOT = Path(__file__).resolve().parents[1]
 MINORS = range(11, 15)
 AARCH64_LIBRARIES = ROOT / "build" / "aarch64" / "sysroot" / "usr" / "lib" / "aarch64-linux-gnu"
+OLDEST = "manylinux_2_34"
+"""The C library of Amazon Linux 2023 and RHEL 9, the oldest that CloudHSM's client supports with OpenSSL 3."""
+OF_THE_SYSTEM = ("libcrypto.so.3", "libjansson.so.4")
+"""Not in the wheel. OpenSSL comes from the system with its security updates, and validated where the system's is;
+jansson only the chaos module needs."""
 PROBE = """
 import json, os, sys, sysconfig, venv
 include = os.path.join(sysconfig.get_path("include"), "Python.h")
@@ -228,13 +234,16 @@ def source_distributions(python: Path, source: Path, output: Path) -> list[Path]
 
 
 def repaired(python: Path, wheel: Path, output: Path, *, crossing: bool = False) -> Path:
-    """The wheel with the shared libraries that it needs in it, tagged with the oldest C library that it runs on."""
+    """The wheel with the shared libraries that it needs in it, tagged with the oldest C library that it runs on. It is
+    an error if a binary needs a newer one than OLDEST."""
     shutil.rmtree(output, ignore_errors=True)
     tools = python.parent
     env = {**os.environ, "PATH": f"{tools}:{os.environ.get('PATH', '/usr/bin:/bin')}"}
     if crossing:
         env["LD_LIBRARY_PATH"] = str(AARCH64_LIBRARIES)
-    run([str(tools / "auditwheel"), "repair", "-w", str(output), str(wheel)], env=env)
+    tag = f"{OLDEST}_{'aarch64' if crossing else platform.machine()}"
+    excluded = [f"--exclude={name}" for name in OF_THE_SYSTEM]
+    run([str(tools / "auditwheel"), "repair", "--plat", tag, *excluded, "-w", str(output), str(wheel)], env=env)
     [made] = output.iterdir()
     return made
 

@@ -6,13 +6,13 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/pidfd.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "engine.h"
+#include "pidfd.h"
 #include "wire.h"
 
 #define EXIT_USAGE 2
@@ -184,7 +184,7 @@ static int open_parent(void) {
     if (getsockopt(HSM_FD_CONTROL, SOL_SOCKET, SO_PEERCRED, &maker, &size) != 0) {
         return -1;
     }
-    int opened = pidfd_open(maker.pid, 0);
+    int opened = hsm_pidfd_open(maker.pid);
     if (opened >= 0 && getppid() != maker.pid) {
         (void)close(opened);
         return -1;

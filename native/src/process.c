@@ -1,13 +1,14 @@
 /* The host's process: spawn, kill, reap. */
 #include "process.h"
 
+#include "pidfd.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <string.h>
-#include <sys/pidfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -23,7 +24,7 @@ int64_t hsm_host_pid(const hsm_host *host) {
 void hsm_host_kill(hsm_host *host) {
     (void)pthread_mutex_lock(&host->lock);
     if (host->pid > 0) {
-        (void)pidfd_send_signal(host->pidfd, SIGKILL, NULL, 0);
+        (void)hsm_pidfd_signal(host->pidfd, SIGKILL);
     }
     (void)pthread_mutex_unlock(&host->lock);
 }
@@ -110,7 +111,7 @@ hsm_status hsm_process_start(hsm_host *host, hsm_error *error) {
     (void)pthread_mutex_lock(&host->lock);
     host->pid = pid;
     hsm_close(&host->pidfd);
-    host->pidfd = hsm_counted(pidfd_open(pid, 0));
+    host->pidfd = hsm_counted(hsm_pidfd_open(pid));
     (void)pthread_mutex_unlock(&host->lock);
     if (host->pidfd < 0) {
         hsm_status status = hsm_fail_errno(error, "pidfd_open", "host");

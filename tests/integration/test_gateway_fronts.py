@@ -143,18 +143,20 @@ async def test_they_end_with_the_process_that_has_the_keys_whatever_ends_it(worl
     script = "import sys; from hsmcore.cli.app import run; sys.exit(run(sys.argv[1:]))"
     line = [sys.executable, "-c", script, "gateway", "--config", str(file), "--json"]
     child = await asyncio.create_subprocess_exec(*line, stdout=subprocess.PIPE, start_new_session=True)
-    port = json.loads(await child.stdout.readline())["addresses"][2].rsplit(":", 1)[1]
-    fronts_of = children_of(child.pid)
-    assert len(fronts_of) == 2
-    for pid in fronts_of:  # what a terminal or a service manager sends to all of them ends none
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            os.kill(pid, number)
-        assert os.getsid(pid) == pid
-    asked = vault_site.Site(("127.0.0.1", int(port)), None, authority).asked("GET", "/v1/sys/health", token=None)
-    assert (await asked).status == 200
-    assert children_of(child.pid) == fronts_of
-    child.kill()
-    await child.wait()
+    try:
+        port = json.loads(await child.stdout.readline())["addresses"][2].rsplit(":", 1)[1]
+        fronts_of = children_of(child.pid)
+        assert len(fronts_of) == 2
+        for pid in fronts_of:  # what a terminal or a service manager sends to all of them ends none
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                os.kill(pid, number)
+            assert os.getsid(pid) == pid
+        asked = vault_site.Site(("127.0.0.1", int(port)), None, authority).asked("GET", "/v1/sys/health", token=None)
+        assert (await asked).status == 200
+        assert children_of(child.pid) == fronts_of
+    finally:
+        child.kill()
+        await child.wait()
     await until(lambda: not any(is_alive(pid) for pid in fronts_of))
 
 

@@ -30,7 +30,7 @@ def release(tmp_path, world):
     """A folder with files that stand for a release, its provenance, and the releaser's public key."""
     dist = tmp_path / "dist"
     dist.mkdir()
-    for name in (f"hsmcore-{VERSION}-cp313-cp313-manylinux_2_38_x86_64.whl", f"hsmcore-{VERSION}.tar.gz"):
+    for name in (f"hsmcore-{VERSION}-cp313-cp313-manylinux_2_34_x86_64.whl", f"hsmcore-{VERSION}.tar.gz"):
         (dist / name).write_bytes(name.encode())
     config = tmp_path / "releaser.json"
     config.write_text(json.dumps(world.config()))

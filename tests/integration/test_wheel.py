@@ -60,7 +60,7 @@ def installed(wheels, tmp_path):
 
 def test_the_wheel_has_what_it_needs(wheels):
     library, _bench = wheels
-    assert "manylinux" in library.name
+    assert "manylinux_2_34_" in library.name  # auditwheel refuses a binary that needs a newer C library
     with zipfile.ZipFile(library) as archive:
         names = archive.namelist()
         modes = {info.filename: info.external_attr >> 16 & 0o777 for info in archive.infolist()}
@@ -68,7 +68,7 @@ def test_the_wheel_has_what_it_needs(wheels):
         [packages] = [archive.read(name) for name in names if name.endswith(".dist-info/sboms/hsmcore.cdx.json")]
         bills = [json.loads(archive.read(name)) for name in names if "/sboms/auditwheel" in name]
     grafted = {name.rpartition("/")[2].partition("-")[0] for name in names if name.startswith("hsmcore.libs/")}
-    assert {"libcrypto", "libsodium", "libjansson"} <= grafted
+    assert grafted == {"libsodium"}, "OpenSSL is the system's, and jansson its chaos module's"
     assert [name for name in names if name.startswith("hsmcore/_native.")]
     assert tag == f"cp{sys.version_info.major}{sys.version_info.minor}"
     assert modes["hsmcore/_bin/hsmcore-host"] == 0o755
@@ -76,7 +76,7 @@ def test_the_wheel_has_what_it_needs(wheels):
     [bill] = bills
     listed = {component["name"] for component in bill["components"]}
     assert packages == (library.parent / "hsmcore.cdx.json").read_bytes()
-    assert {"libsodium23", "libjansson4"} <= listed or not Path("/etc/debian_version").exists()
+    assert "libsodium23" in listed or not Path("/etc/debian_version").exists()
 
 
 @pytest.mark.slow("a wheel is built, and the demonstration played")

@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
-#include <sys/pidfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -32,17 +31,17 @@ int fcntl(int fd, int command, ...) {
     return (int)syscall(SYS_fcntl, fd, command, argument);
 }
 
-int pidfd_open(pid_t pid, unsigned flags) {
+int hsm_pidfd_open(pid_t pid) {
     if (atomic_load(&no_pidfd)) {
         errno = EMFILE;
         return -1;
     }
-    return (int)syscall(SYS_pidfd_open, pid, flags);
+    return (int)syscall(SYS_pidfd_open, pid, 0);
 }
 
-int pidfd_send_signal(int pidfd, int number, siginfo_t *info, unsigned flags) {
+int hsm_pidfd_signal(int pidfd, int number) {
     atomic_fetch_add(&kills, 1);
-    return atomic_load(&immortal) ? 0 : (int)syscall(SYS_pidfd_send_signal, pidfd, number, info, flags);
+    return atomic_load(&immortal) ? 0 : (int)syscall(SYS_pidfd_send_signal, pidfd, number, NULL, 0);
 }
 
 static hsm_status start(hsm_client *client, hsm_host **host, hsm_error *error) {

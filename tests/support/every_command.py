@@ -106,6 +106,7 @@ audit query --limit 100
 audit show 1
 audit prove 1
 audit ship
+audit cosign
 audit device-log
 sign --text MESSAGE
 """

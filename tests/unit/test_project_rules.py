@@ -392,6 +392,7 @@ READ_THE_WALL_CLOCK = {
         "serve/ledger.py",
         "serve/monitor.py",
         "serve/watch.py",
+        "serve/witness.py",
         "state/approvals.py",
         "state/backup.py",
         "state/backups.py",

@@ -28,6 +28,7 @@ class Layout:
         self.spool = self.folder / "spool"
         self.devices = self.folder / "devices"
         self.clock = self.folder / "clock"
+        self.cosigned = self.folder / "cosigned"
 
     @property
     def default_key(self) -> Path:

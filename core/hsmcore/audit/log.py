@@ -19,6 +19,7 @@ from hsmcore.audit.shipping import Destination, Shipping, ShippingStatus, destin
 from hsmcore.audit.signers import HsmSigner, Members
 from hsmcore.audit.status import AuditStatus
 from hsmcore.audit.tiles import TileError
+from hsmcore.audit.witnesses import WitnessStatus
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.log import get_logger, said
 from hsmcore.config.audit import AuditSettings
@@ -102,6 +103,19 @@ class AuditLog:
         return {} if self._shipping is None else self._shipping.status
 
     @property
+    def witnesses(self) -> dict[str, WitnessStatus]:
+        """Progress of each witness, by name. From any thread."""
+        log = self._open
+        return {} if log is None else log.witnesses.status
+
+    @property
+    def cosigned_at(self) -> int | None:
+        """Unix time since which a quorum of the witnesses have cosigned the log; 0: never; None: there are none. From
+        any thread."""
+        log = self._open
+        return None if log is None or not log.witnesses.status else log.witnesses.quorum_at
+
+    @property
     def status(self) -> AuditStatus | None:
         """Progress of the log, and what is wrong with it; None while the log is closed. From any thread."""
         log = self._open
@@ -120,6 +134,7 @@ class AuditLog:
             "notSealed": status.not_sealed,
             "onFailure": self._settings.on_failure,
             "shipping": {kind: status.as_dict() for kind, status in self.shipping.items()},
+            "witnesses": {name: status.as_dict() for name, status in self.witnesses.items()},
         }
 
     async def open(self) -> None:
@@ -130,6 +145,7 @@ class AuditLog:
         log = OpenLog(self._layout, self._settings, asyncio.get_running_loop())
         try:
             await log.open()
+            await asyncio.to_thread(log.witnesses.start)
         except (OSError, SystemFailure, TileError, SegmentError) as error:
             await log.close()
             problem = f"audit log {self._layout.log}: {said(error)}"
@@ -223,6 +239,8 @@ class AuditLog:
             if log is not None:
                 await log.close()
         finally:
+            if log is not None:
+                await asyncio.to_thread(log.witnesses.close)
             if shipping is not None:
                 await asyncio.get_running_loop().run_in_executor(None, shipping.close)
 

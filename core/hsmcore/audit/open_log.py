@@ -25,6 +25,7 @@ from hsmcore.audit.shipping import Shipping
 from hsmcore.audit.signers import CheckpointSigner, FileSigner
 from hsmcore.audit.status import AuditStatus, problem_of
 from hsmcore.audit.tiles import TileError
+from hsmcore.audit.witnesses import Witnesses
 from hsmcore.base.files import replace
 from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import EXPOSED_HINT, exposed, make_folder
@@ -43,8 +44,7 @@ MOST_SEALED: Final = 1 << 20
 _WHOLE: Final = 1 << 16
 """A checkpoint that adds more than so many records ends with a multiple of it: then but one tile is partial."""
 CLOSE_SECONDS: Final = 1.5
-"""How long the last checkpoints are made before the members stop, and once more after the last record; the next start
-seals what is left then."""
+"""How long last checkpoints are made, before the members stop and after the last record. A start seals the rest."""
 _TOO_SLOW: Final = "the disk does not answer, or is slower than records come"
 _SLOW: Final = "it takes longer than checkpointEverySeconds"
 _PRUNE_SECONDS: Final = 3600
@@ -90,12 +90,12 @@ class OpenLog:
         self.found_ns = 0
         """The Unix time of that record, and not later than this start."""
         self.found_sealed = 0
-        """Records that a checkpoint covered when the log was opened: those that this process seals, another writer may
-        have appended."""
+        """Records that a checkpoint covered when it was opened: what this process seals, others may have appended."""
         self.origin = ""
         self.keep_from: Shipping | None = None
         """Pruning keeps records that these destinations do not have yet."""
         self.checkpoint: Checkpoint | None = None
+        self.witnesses = Witnesses(layout, settings, lambda: self.checkpoint)
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await self._loop.run_in_executor(self._thread, work)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
-from hsmcore.config.base import Model, Text, Whole, clash
+from hsmcore.config.base import Model, Text, Whole, as_tuple, clash
 
 
 class AuditSigningKey(Model):
@@ -114,6 +114,29 @@ class Syslog(Model):
         return self
 
 
+class AuditWitness(Model):
+    """A witness (C2SP tlog-witness) that cosigns the log's checkpoints: it has seen that the log only grew."""
+
+    PATHS = frozenset({"ca_file"})
+
+    url: Annotated[
+        str, Text(1024, form=r"https?://[^\s/?#@]+(/[^\s?#]*)?", says="http:// or https://, a host, and no query")
+    ]
+    """What stands before `/add-checkpoint`."""
+    key: Annotated[
+        str,
+        Text(
+            512,
+            form=r"[^\s+]+\+[0-9a-f]{8}\+B[A-P][A-Za-z0-9+/]{42}",
+            says="a witness's verifier key, <name>+<key id>+<base64>, of type 4 (cosignatures): a log's key has"
+            " another type",
+        ),
+    ]
+    """Its verifier key, as it publishes it."""
+    ca_file: Annotated[str, Text(4096)] | None = None
+    """Certificates of the authorities to trust at https://, PEM. Default: those of the system."""
+
+
 class AuditSettings(Model):
     """`audit`: durability, checkpoints, rotation, retention and copies of the audit log."""
 
@@ -141,3 +164,18 @@ class AuditSettings(Model):
     """The log's name in its checkpoints, such as "example.com/sequencer-1". Default: host name and a random number."""
     syslog: Syslog | None = None
     """A further destination of copies, in addition to `cloudWatchLogs`."""
+    witnesses: Annotated[tuple[AuditWitness, ...], BeforeValidator(as_tuple)] = ()
+    """Witnesses that cosign the newest checkpoint, again and again. Their operators have to know the log's verifier
+    key."""
+    quorum: Annotated[int, Whole(1, 16)] | None = None
+    """How many of the witnesses are enough. Default: all."""
+    cosign_every_seconds: Annotated[int, Whole(1, 86_400)] = 60
+    """How often each witness is asked."""
+
+    @model_validator(mode="after")
+    def _quorum_can_be_met(self) -> AuditSettings:
+        if len({one.key for one in self.witnesses}) < len(self.witnesses):
+            raise clash("names one key in several witnesses: each counts once")
+        if (self.quorum or 0) > len(self.witnesses):
+            raise clash(f"has a quorum of {self.quorum}, which {len(self.witnesses)} witnesses can never meet")
+        return self

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Self
 from pydantic import BeforeValidator, field_validator, model_validator
 
 from hsmcore.base.listening.sockets import is_loopback
-from hsmcore.config.base import Model, Text, as_tuple, clash, fault
+from hsmcore.config.base import Model, Text, as_tuple, clash, each_once, fault
 from hsmcore.config.placed import Variables
 from hsmcore.config.secret import Secret
 
@@ -56,6 +56,33 @@ class MonitoringTls(Model):
     """The chain's private key."""
 
 
+class MonitoringWitness(Model):
+    """A witness of other audit logs (C2SP tlog-witness), at `/add-checkpoint`: it cosigns a log that has only grown."""
+
+    PATHS = frozenset({"folder"})
+
+    name: Annotated[str, Text(200, form=r"[^\s+]+", says="a name without spaces and +")]
+    """Its name in cosignatures, such as "sequencer-2.example/witness"."""
+    folder: Annotated[str, Text(4096)]
+    """Where its key and the newest checkpoint of each log are. Who puts an older folder back makes it forget."""
+    logs: Annotated[
+        tuple[
+            Annotated[
+                str,
+                Text(
+                    512,
+                    form=r"[^\s+]+\+[0-9a-f]{8}\+A[Q-Za-f][A-Za-z0-9+/]{42}",
+                    says="a log's verifier key, <name>+<key id>+<base64>, of type 1, as `hsmcore audit show` prints it",
+                ),
+            ],
+            ...,
+        ],
+        BeforeValidator(as_tuple),
+        each_once("log"),
+    ]
+    """The verifier keys of the logs that it cosigns."""
+
+
 class Monitoring(Model):
     """`monitoring`: the address of `hsmcore serve` and `hsmcore.serve.attached`, and the permissions of its users.
 
@@ -72,6 +99,8 @@ class Monitoring(Model):
     """The token that may drain, force, rotate and read."""
     hosts: Annotated[tuple[Annotated[str, Text(253)], ...], BeforeValidator(as_tuple)] = ()
     """Further names in the Host header: those of proxies and load balancers."""
+    witness: MonitoringWitness | None = None
+    """Cosign other logs. Needs no token: who asks shows a log's signature."""
 
     @field_validator("listen")
     @classmethod

@@ -118,6 +118,11 @@ def _read_audit(reading: Reading, snapshot: Snapshot) -> None:
     for destination, shipped in snapshot.audit.shipping.items():
         reading.add(names.SHIPPING_LAG, shipped.lag_records, destination)
         reading.add(names.SHIPPING_FAILING, int(shipped.error is not None), destination)
+    for witness, asked in snapshot.audit.witnesses.items():
+        reading.add(names.WITNESSED, asked.size, witness)
+        reading.add(names.WITNESS_FAILING, int(asked.error is not None), witness)
+    if snapshot.audit.cosigned_at is not None:
+        reading.add(names.QUORUM_TIME, snapshot.audit.cosigned_at)
 
 
 def _places(snapshot: Snapshot) -> Iterator[tuple[str, Path]]:

@@ -189,6 +189,11 @@ SHIPPING_LAG = _gauge(
     "hsmcore_audit_shipping_lag_records", "Records that are not at the destination yet.", "destination"
 )
 SHIPPING_FAILING = _gauge("hsmcore_audit_shipping_failing", "1 while nothing can be shipped there.", "destination")
+WITNESSED = _gauge("hsmcore_audit_cosigned_records", "Records that a witness has cosigned.", "witness")
+WITNESS_FAILING = _gauge("hsmcore_audit_witness_failing", "1 while a witness gives no cosignature.", "witness")
+QUORUM_TIME = _gauge(
+    "hsmcore_audit_quorum_timestamp_seconds", "When a quorum of the witnesses had cosigned last. 0: never yet."
+)
 DISK_FREE = _gauge("hsmcore_disk_free_bytes", "Room for hsmcore on the file system of what is stored.", "use")
 DISK_SIZE = _gauge("hsmcore_disk_size_bytes", "Size of that file system.", "use")
 

@@ -28,6 +28,7 @@ from hsmcore.serve.feed import Full, message
 from hsmcore.serve.monitor import Monitor
 from hsmcore.serve.refusals import Refusals
 from hsmcore.serve.source import Unanswered
+from hsmcore.serve.witness import LogWitness
 from hsmcore.tlog.key_set import after, serial_of
 
 MAX_BODY_BYTES: Final = 4096
@@ -71,8 +72,11 @@ register_url_convertor("number", _Number())
 class Console:
     """The handlers. For the server's event loop."""
 
-    def __init__(self, monitor: Monitor, access: Access, hosts: frozenset[str] | None) -> None:
+    def __init__(
+        self, monitor: Monitor, access: Access, hosts: frozenset[str] | None, witness: LogWitness | None = None
+    ) -> None:
         """`hosts`: names in the Host header; None: any."""
+        self._witness = witness
         self._monitor, self._access, self._hosts = monitor, access, hosts
         self._questions = monitor.questions
         self._refusals = Refusals(self._questions)
@@ -97,6 +101,11 @@ class Console:
             Route("/api/actions/{name}", self.action, methods=post),
             *(Route(path, self.page, methods=get) for path in self._static),
         ]
+        if self._witness is not None:
+            routes += [
+                Route("/witness", self.witness_key, methods=get),
+                Route("/add-checkpoint", self.add_checkpoint, methods=post),
+            ]
         routed = Starlette(routes=routes, exception_handlers={HTTPException: _plain_error})
         return _Guarded(routed, self._hosts, self._access)
 
@@ -200,6 +209,19 @@ class Console:
         if not (_is_number(old) and _is_number(size)):
             return _json({"error": "bad request", "message": "old and size must be sizes of checkpoints"}, 400)
         return await self._from_disk(request, lambda layout: trail.consistency(layout, int(old), int(size)))
+
+    async def witness_key(self, _request: Request) -> Response:
+        """Return the witness's verifier key."""
+        assert self._witness is not None  # noqa: S101  # for the type checker: there is no such route else
+        return Response(f"{self._witness.key}\n", media_type="text/plain")
+
+    async def add_checkpoint(self, request: Request) -> Response:
+        """Cosign the checkpoint of another log."""
+        assert self._witness is not None  # noqa: S101
+        body = await _body(request)
+        async with self._disk:
+            answer = await asyncio.to_thread(self._witness.add, body)
+        return Response(answer.content, answer.status, media_type=answer.media_type)
 
     async def _from_disk(self, request: Request, work: Callable[[Any], dict[str, Any]]) -> Response:
         if (refused := await self._may_look(request)) is not None:

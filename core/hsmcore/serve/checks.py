@@ -96,6 +96,7 @@ def _audit(audit: Mapping[str, Any] | None, state: Mapping[str, Any]) -> HealthC
         return HealthCheck("audit", "fail" if closed else "warn", f"the log cannot be written: {audit['failure']}")
     late = [f"no checkpoint: {audit['notSealed']}"] if audit["notSealed"] else []
     late += [f"{kind}: {status['error']}" for kind, status in audit["shipping"].items() if status["error"]]
+    late += [f"witness {name}: {one['error']}" for name, one in audit["witnesses"].items() if one["error"]]
     return HealthCheck("audit", "warn" if late else "ok", "; ".join(["written", *late]))
 
 

@@ -10,6 +10,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 from hsmcore.audit.layout import Layout
@@ -22,6 +23,21 @@ from hsmcore.serve.access import Access, HeldTokens
 from hsmcore.serve.app import Console
 from hsmcore.serve.monitor import Monitor
 from hsmcore.serve.questions import Questions
+from hsmcore.serve.witness import LogWitness
+from hsmcore.tlog.note import VerifierKey
+
+
+@dataclass(frozen=True, slots=True)
+class SiteWitness:
+    """A configuration's MonitoringWitness."""
+
+    folder: str
+    name: str
+    logs: Sequence[str]
+
+    def made(self) -> LogWitness:
+        """Return the witness. Raises OSError, ValueError."""
+        return LogWitness(Path(self.folder), self.name, [VerifierKey.parse(log) for log in self.logs])
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +53,7 @@ class SiteOpening:
     log: str | None
     beside: bool
     version: str
+    witness: SiteWitness | None
 
 
 class ConsoleServer:
@@ -61,7 +78,8 @@ class ConsoleServer:
         layout = None if opening.log is None else Layout(opening.log)
         self.monitor = Monitor(self.questions, opening.version, layout, beside=opening.beside)
         hosts = None if opening.hosts is None else frozenset(opening.hosts)
-        self.console = Console(self.monitor, Access(opening.tokens), hosts)
+        witness = None if opening.witness is None else opening.witness.made()
+        self.console = Console(self.monitor, Access(opening.tokens), hosts, witness)
         tls, ready = tls_of(opening.certificate, opening.private_key), asyncio.Event()
         self._server = HttpServer(self.console.app(), [socket.socket(fileno=opening.socket)], tls, ready.set)
         self.monitor.begin()

@@ -66,6 +66,7 @@ class Site:
             log=None if log is None else str(log),
             beside=source.beside,
             version=version,
+            witness=_witness(settings),
         )
         self._environment = child_environment(source.config.secret_variables, frozenset())
         self._events: deque[dict[str, Any]] = deque(maxlen=_MOST_EVENTS)
@@ -195,6 +196,18 @@ def _require_tls(settings: Monitoring) -> None:
     except (OSError, ssl.SSLError) as error:
         problem = f"certificate and key cannot be used: {said(error)}"
         raise ConfigurationError.of([ConfigFault(files.where, problem)]) from None
+
+
+def _witness(settings: Monitoring) -> server.SiteWitness | None:
+    """Raises ConfigurationError here, where it can be said, for a witness that cannot begin."""
+    if (wanted := settings.witness) is None:
+        return None
+    opening = server.SiteWitness(wanted.folder, wanted.name, list(wanted.logs))
+    try:
+        opening.made()
+    except (OSError, ValueError) as error:  # NoteError is one
+        raise ConfigurationError.of([ConfigFault(wanted.where, f"the witness cannot begin: {said(error)}")]) from None
+    return opening
 
 
 def _bound(settings: Monitoring) -> socket.socket:

@@ -76,7 +76,7 @@ class WatchSource:
         except (BadArgument, OSError):
             sealed = 0
         known = {"lastSeq": last, "durableSeq": last, "sealed": sealed}
-        return {**known, "failure": None, "notSealed": None, "onFailure": "closed", "shipping": {}}
+        return {**known, "failure": None, "notSealed": None, "onFailure": "closed", "shipping": {}, "witnesses": {}}
 
     async def record(self, action: str, result: str, fields: Mapping[str, Any]) -> int | None:
         """Put the record into the log's spool, from which the key manager takes it within a second."""

@@ -1,11 +1,19 @@
-"""Checks consistency proofs by the algorithm of RFC 9162, section 2.1.4.2, for the trees of RFC 6962."""
+"""Consistency proofs for the trees of RFC 6962: checked by the algorithm of RFC 9162, section 2.1.4.2, and written as a
+witness wants them."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 
 from hsmcore._native import MerkleTree
 from hsmcore.tlog.proof import ProofError, siblings
+
+
+def growth(old: int, path: Sequence[bytes], note: bytes) -> bytes:
+    """Return the request that C2SP tlog-witness defines: that the tree of a checkpoint extends one of `old` records."""
+    lines = [f"old {old}", *(base64.b64encode(item).decode() for item in path), "", ""]
+    return "\n".join(lines).encode() + note
 
 
 def check_consistency(old: int, old_root: bytes, new: int, new_root: bytes, path: Sequence[bytes]) -> None:

@@ -92,7 +92,7 @@ class Note:
             raise NoteError("control characters in a note")
         try:
             data.decode()
-            signatures = tuple(_signature(line) for line in lines.removesuffix(b"\n").split(b"\n"))
+            signatures = tuple(signature_of(line) for line in lines.removesuffix(b"\n").split(b"\n"))
         except UnicodeDecodeError:
             raise NoteError("not UTF-8") from None
         if len(signatures) > _MAX_SIGNATURES:
@@ -112,8 +112,17 @@ class Note:
             found.append(key)
         return found
 
+    def cosigned_at(self, witness: VerifierKey) -> int | None:
+        """Return the newest Unix time at which a witness has cosigned; None: it has not. Raises NoteError if its
+        signature is wrong."""
+        if witness.kind != COSIGNATURE or not self.signers([witness]):
+            return None
+        own = (value for name, value in self.signatures if (name, value[:4]) == (witness.name, witness.id))
+        return max(int.from_bytes(value[4:12], "big") for value in own)
 
-def _signature(line: bytes) -> tuple[str, bytes]:
+
+def signature_of(line: bytes) -> tuple[str, bytes]:
+    """Return a signature line's name, and its key id with the signature. Raises NoteError, UnicodeDecodeError."""
     if not line.startswith(_DASH):
         raise NoteError("a signature line must begin with an em dash")
     name, separator, encoded = line.removeprefix(_DASH).decode().partition(" ")

@@ -14,7 +14,7 @@ from hsmcore.audit.query import find
 from hsmcore.audit.tiles import Tiles
 from hsmcore.errors import BadArgument
 from hsmcore.tlog.checkpoint import Checkpoint
-from hsmcore.tlog.consistency import check_consistency
+from hsmcore.tlog.consistency import check_consistency, growth
 from hsmcore.tlog.note import Note, NoteError, VerifierKey
 from hsmcore.tlog.proof import ProofError, root_of_inclusion
 
@@ -103,5 +103,4 @@ def consistency_proof(layout: Layout, old: Checkpoint) -> bytes:
         raise ProofError(f"the log has {checkpoint.size} records, but had {old.size}")
     path = Tiles(layout, checkpoint.size).consistency(old.size)
     check_consistency(old.size, old.root, checkpoint.size, checkpoint.root, path)
-    lines = [f"old {old.size}", *(base64.b64encode(item).decode() for item in path), "", ""]
-    return "\n".join(lines).encode() + checkpoint.note
+    return growth(old.size, path, checkpoint.note)

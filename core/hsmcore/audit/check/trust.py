@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from time import time
 
+from hsmcore.audit import cosigned
 from hsmcore.audit.check.findings import Finding, Kind, Report
 from hsmcore.audit.layout import Layout
 from hsmcore.audit.retention import DAY_NS
@@ -14,6 +17,8 @@ from hsmcore.tlog.note import COSIGNATURE, Note, NoteError, VerifierKey
 
 _READS = 10
 """Most readings of the checkpoints until the newest one stays the same."""
+_YEAR_9999 = 253_402_300_799
+"""Python's clock goes no further; a witness may say anything."""
 _MOST = 100
 """Findings after which older checkpoints are not examined."""
 
@@ -32,6 +37,8 @@ class Trust:
     """Retention is expected to have deleted records up to this one, whatever their age."""
     adopted: int = 0
     """So many records are expected to have been in the log before its first checkpoint."""
+    within: float | None = None
+    """Each witness has to have cosigned in the last so many seconds; None: at any time."""
 
     def expects_prune(self, last: int, pruned_ns: int, following_ns: int) -> bool:
         """Return whether retention may have deleted the records up to `last`. `pruned_ns`: the time of the prune
@@ -98,6 +105,9 @@ class Trusted:
             origin = ""
             self.find("foreign-log", "the file with the log's name is missing or damaged", where=layout.origin)
         self.report.origin = origin
+        kept = cosigned.notes(
+            layout
+        )  # first, or a running key manager's may be newer than its checkpoint that was read
         stored = self._stored()
         for one in self.past:
             if self._signed(one, [*own, *trusted], f"{layout.history}, at {one.size} records"):
@@ -106,7 +116,7 @@ class Trusted:
             if following.size <= one.size:
                 self.find("checkpoint", f"size {following.size} follows {one.size}", where=layout.history)
         self.latest = self._newest(stored, own, trusted)
-        for data in self.trust.against:
+        for data in (*self.trust.against, *kept):
             self._add_known(data, [*own, *trusted])
         if self.latest is not None:
             self._witnessed(self.latest)
@@ -173,17 +183,22 @@ class Trusted:
                 self.find("witness", f"{witness.name} is the key of a log: a witness's has another type")
                 continue
             problem = f"no checkpoint has a cosignature of {witness.name}"
-            sizes = []
+            given: list[cosigned.Cosigned] = []
             for one in (*self.sound, latest, *self.known):
                 try:
-                    if Note.parse(one.note).signers([witness]):
-                        sizes.append(one.size)
+                    if (at := Note.parse(one.note).cosigned_at(witness)) is not None:
+                        given.append(cosigned.Cosigned(one.size, at))
                 except NoteError as error:
                     problem = str(error)
-            if sizes:
-                self.report.notes.append(f"{witness.name} has cosigned the first {max(sizes)} records")
-            else:
+            if not given:
                 self.find("witness", problem)
+                continue
+            size, at = max(given)
+            said = datetime.fromtimestamp(min(at, _YEAR_9999), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            self.report.notes.append(f"{witness.name} has cosigned the first {size} records, {said}")
+            if self.trust.within is not None and time() - at > self.trust.within:
+                text = f"{witness.name} has cosigned last at {said}, more than {self.trust.within:g} s ago"
+                self.find("witness", text)
 
     def _add_known(self, data: bytes, keys: list[VerifierKey]) -> None:
         """Add a checkpoint that the verifier kept."""

@@ -46,6 +46,36 @@ def ship(cli: Invocation) -> None:
     cli.show(shown, _print_shipped, ok=not any(status["error"] for status in shown.values()))
 
 
+@command(app, "Have the newest checkpoint cosigned by the witnesses.", takes=TAKES)
+def cosign(cli: Invocation) -> None:
+    """Ask each witness of audit.witnesses once, and keep its cosignature beside the log, where `audit verify --witness`
+    finds it. A running key manager does so by itself.
+
+    Exit code 1 if fewer than audit.quorum have cosigned.
+
+    Example: hsmcore audit cosign --config hsm.json --json
+    """
+    from hsmcore.audit.check.prove import latest
+    from hsmcore.audit.witnesses import Witnesses
+
+    rules = next(iter(cli.configs.values())).key_manager
+    if rules.audit is None or not rules.audit.witnesses:
+        raise misconfigured(rules.log_where, "has no audit.witnesses: there is nobody to ask")
+    layout = log_of(next(iter(cli.configs.values())))
+    witnesses = Witnesses(layout, rules.audit, lambda: latest(layout))
+    good = reading(witnesses.once)
+    shown = {name: status.as_dict() for name, status in witnesses.status.items()}
+    cli.show({"witnesses": shown, "quorum": witnesses.quorum}, _print_cosigned, ok=good >= witnesses.quorum)
+
+
+def _print_cosigned(shown: dict[str, Any]) -> None:
+    for name, one in shown["witnesses"].items():
+        if one["error"]:
+            problem(f"{name}: {one['error']}", "Mend that, then run the command again.")
+        else:
+            print(f"{name}: has cosigned the first {one['size']} records")
+
+
 def _print_shipped(shown: dict[str, Any]) -> None:
     for kind, status in shown.items():
         print(f"{kind}: everything up to record {status['sentSeq']} is there")

@@ -56,6 +56,9 @@ def verify(
     witness: Annotated[
         list[str] | None, "VKEY: A witness whose cosignature a checkpoint of the log, or of --against, must carry."
     ] = None,
+    witness_within: Annotated[
+        float | None, "SECONDS: Each witness must have cosigned in the last so many seconds.", {"min": 0}
+    ] = None,
     proof: Annotated[Path | None, "FILE: Check a proof of `audit prove` instead of a log."] = None,
     expect_retention: RetentionOption = None,
     expect_adopted: AdoptedOption = 0,
@@ -67,7 +70,8 @@ def verify(
     again.
 
     Keep a copy of a checkpoint elsewhere and give it with --against: only that reveals an older copy in the place of
-    the log, or a log that was written again with a stolen key.
+    the log, or a log that was written again with a stolen key. --witness does the same by the word of somebody who
+    has seen the log grow; a running key manager keeps the cosignatures of its configuration's witnesses beside the log.
 
     Records that retention deleted, or that a key manager adopted without a checkpoint, are findings until they are
     expected: --expect-retention 90d where retainDays is 90, --expect-adopted with the number that the finding names.
@@ -83,7 +87,7 @@ def verify(
         return
     layout, days = log_and_retention(cli, folder)
     known = [checkpoint_of(path).note for path in against or []]
-    trust = Trust(keys, witnesses, known, *_retention(expect_retention, days), expect_adopted)
+    trust = Trust(keys, witnesses, known, *_retention(expect_retention, days), expect_adopted, witness_within)
     with progress_bar(cli.as_json) as progress:
         report = reading(lambda: verify(layout, trust, progress))
     _conclude(cli, report, layout)
