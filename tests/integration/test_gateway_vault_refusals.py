@@ -227,6 +227,27 @@ async def test_an_unforeseen_error_is_counted_and_nothing_of_it_goes_out(world, 
 
 
 @one_loop
+async def test_a_request_that_meets_a_change_of_the_clients_is_asked_once_more(world, tmp_path, monkeypatch):
+    async with near_site(world.config(), tmp_path) as (vault, core):
+        connection, refused = core.connection, []
+
+        def once_refused(*who):
+            if refused:
+                return connection(*who)
+            refused.append(who)
+            own, theirs = socket.socketpair()
+            own.setblocking(False)
+            theirs.close()  # as the process with the keys does with what an old list of clients says
+            return own
+
+        monkeypatch.setattr(core, "connection", once_refused)
+        assert await vault.data("POST", SIGN, {"input": b64(M)})
+        assert refused == [("vault", "app", "127.0.0.1")]
+        core.clients.keys["app"].append("other")  # which the process with the keys lists no more
+        assert "other" in await vault.refused(403, "POST", "/v1/transit/sign/other", {"input": b64(M)})
+
+
+@one_loop
 async def test_what_a_key_cannot_do_is_refused_by_name(world, tmp_path):
     async with site(world.config(), tmp_path) as vault:
         for body, said in UNSUPPORTED:

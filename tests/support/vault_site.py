@@ -134,7 +134,8 @@ class NearCore(Core):
         line, self._far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         super().__init__(FrontReports(line))
         self._line, self._server = line, served.server
-        self.clients = KnownClients(1, served.server.desk.directory.told())
+        told = served.server.desk.directory.told()
+        self.clients = KnownClients(1, json.loads(json.dumps(told)))
         self.state = state_of(served.managers)
 
     def connection(self, face: str, client: str, peer: str) -> socket.socket:

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, cast
 import orjson
 
 from hsmcore.base.traceparent import TraceParent
-from hsmcore.errors import HsmError, InternalError, KeyNotFound, MemberDown, QueueFull
+from hsmcore.errors import HsmError, InternalError, KeyNotFound, MemberDown, PolicyRefused, QueueFull
 from hsmcore.gateway.client.request import error_of_refusal
 from hsmcore.gateway.front.core import Core
 from hsmcore.gateway.version_number import Version, own_number
@@ -23,6 +23,7 @@ from hsmcore.gateway.wire.frames import GATEWAY_TYPES, Frame, Splitter, Type, Wi
 
 _ACK_EVERY: Final = 64
 _HIGH_WATER: Final = 1 << 18
+_CHANGE_SECONDS: Final = 0.1
 
 
 class Trail(NamedTuple):
@@ -104,10 +105,11 @@ class CoreLink(asyncio.Protocol):
         """What is open has no answer."""
         if self.problem is None:
             text = "the connection to the key managers broke"
-            self.problem = MemberDown(text, status="HOST_LOST", hint="", maybe_signed=True)
+            asked = self.welcome.done()
+            self.problem = MemberDown(text, status="HOST_LOST", hint="", maybe_signed=asked)
         self._room.set()
-        asked: list[asyncio.Future[Any]] = [self.welcome, *self._waiting.values()]
-        for waiting in asked:
+        open_ones: list[asyncio.Future[Any]] = [self.welcome, *self._waiting.values()]
+        for waiting in open_ones:
             if not waiting.done():
                 waiting.set_exception(self.problem)
         self.welcome.exception()  # it may be that nobody waits for it
@@ -243,6 +245,17 @@ class Links:
 
     async def key(self, client: str, name: str, peer: str) -> RemoteKey:
         """Return a key manager, as a client that may use it has it. Raises HsmError."""
+        try:
+            link = await self._link(client, peer)
+        except MemberDown:  # the clients have just changed there, and are about to change here
+            await asyncio.sleep(_CHANGE_SECONDS)
+            link = await self._link(client, peer)
+        slots = link.welcome.result().slots
+        if name not in slots:
+            raise PolicyRefused(f"client {client!r} may not use a key manager {name!r:.40}", hint="")
+        return RemoteKey(link, slots.index(name))
+
+    async def _link(self, client: str, peer: str) -> CoreLink:
         link = self._links.get(client)
         if link is None or not link.serves or link.generation != self._core.clients.generation:
             if link is not None:
@@ -250,8 +263,8 @@ class Links:
             link = self._links[client] = CoreLink(self._core.clients.generation)
             own = self._core.connection("vault", client, peer)
             await asyncio.get_running_loop().connect_accepted_socket(lambda: link, own)
-        said = await asyncio.shield(link.welcome)
-        return RemoteKey(link, said.slots.index(name))
+        await asyncio.shield(link.welcome)
+        return link
 
     def close(self) -> None:
         """End them all, when what is open is answered."""
