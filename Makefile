@@ -139,7 +139,7 @@ guard-update: build/guard/hot_path ## Put the instructions of the hot path on re
 	$(BIN)/python -m bench.guard.guard --program $< --update
 
 build/guard/hot_path: .venv/.setup-test FORCE
-	$(CONFIGURE) build/guard -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	$(CONFIGURE) build/guard -DCMAKE_BUILD_TYPE=RelWithDebInfo -DHSMC_LTO=ON
 	cmake --build build/guard --target hot_path
 
 reference: .venv/.setup-test .venv/.built ## Hold the raw C loop against a second one: make reference ARGS='--lives 40'

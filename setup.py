@@ -96,7 +96,12 @@ class NativeBuildExt(build_ext):
             version = f"{sys.version_info.major}.{sys.version_info.minor}"
             raise SystemExit(absent(f"Python.h of Python {version}", ["python"]))
         # A compiler newer than ours may warn about more; that must not stop somebody's installation.
-        options = ["-DBUILD_TESTING=OFF", "-DHSMC_WERROR=OFF", *shlex.split(os.environ.get("CMAKE_ARGS", ""))]
+        options = [
+            "-DBUILD_TESTING=OFF",
+            "-DHSMC_WERROR=OFF",
+            "-DHSMC_LTO=ON",
+            *shlex.split(os.environ.get("CMAKE_ARGS", "")),
+        ]
         line = ["cmake", "-S", ".", "-B", str(build), *options]
         configured = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if configured.returncode:

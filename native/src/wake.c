@@ -20,6 +20,22 @@ static bool has_company(const hsm_worker *worker, uint64_t now) {
     return false;
 }
 
+/* Of a slow module completions share a wake only where two are sure to come within a small part of what a signature
+ * takes, and only while a quarter of the workers could begin again: until those are busy, the client has time enough to
+ * bring more. Its callers wait that part longer. */
+#define CROWD 64U
+#define SMALL_PART 32U
+
+static bool shares_wake(const hsm_worker *worker, uint64_t took, uint64_t now) {
+    hsm_area *area = worker->engine->area;
+    uint32_t workers = worker->engine->worker_count;
+    if (area->coalesce_ns == 0 || workers < CROWD || hsm_area_queued(area) < workers / 4U) {
+        return false;
+    }
+    uint64_t since = atomic_load_explicit(&area->shared->waiting_since_ns, memory_order_relaxed);
+    return since == 0 || now < since + took / SMALL_PART;
+}
+
 /* Waiting pays only while more completions follow soon and no worker is about to run out of work: the client needs the
  * time of about one signature to bring more. With little to do, a client that was awake a moment ago is spared the wake
  * if others are about to complete. */
@@ -27,7 +43,7 @@ bool hsm_is_urgent(const hsm_worker *worker, uint64_t begun, uint64_t now) {
     hsm_area *area = worker->engine->area;
     uint64_t took = now - begun;
     if (took >= area->coalesce_ns) {
-        return true;
+        return !shares_wake(worker, took, now);
     }
     if (hsm_area_queued(area) >= worker->engine->worker_count) {
         return false;

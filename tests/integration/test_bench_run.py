@@ -104,6 +104,27 @@ def test_ours_takes_part():
     assert verdicts["loop-lag"].value is not None
 
 
+@needs_noop
+@needs_chaos
+@needs_ours
+@pytest.mark.slow("a gateway, devices, and a key manager that is idle")
+def test_counts_are_taken():
+    only = "idle-watched,gateway-1,device-5ms-ours-1,verify-one,policy-flush,open-80-5ms-raw"
+    result = run(Options(patience=0, rounds=1, seconds=0.05, only=only))
+    assert (result.failed, result.skipped) == ({}, {})
+    found = {sample.contender: sample for sample in result.samples}
+    assert found.keys() == {*only.split(","), "device-5ms-raw-1"}
+    assert (found["idle-watched"].signatures, found["idle-watched"].cpu_seconds > 0) == (0, True)
+    assert found["gateway-1"].switches > 0
+    assert found["gateway-1"].calls > found["gateway-1"].signatures > 0
+    assert found["device-5ms-ours-1"].switches > 0
+    assert found["device-5ms-ours-1"].lag_ns is None, "to watch the loop would be most of what is measured"
+    assert min(found["verify-one"].signatures, found["policy-flush"].signatures) > 0
+    raw = found["open-80-5ms-raw"]
+    assert raw.signatures == pytest.approx(0.8 * 12_800 * 0.05 * 8, rel=0.1), "as many as were due, however slow"
+    assert raw.latency_ns.p50 > 4e6
+
+
 @needs_raw
 @needs_ours
 @pytest.mark.deep

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 from tests.support.size import share
 
-from hsmcore_bench.suite.compare import LEAST_ROUNDS, NO_DIFFERENCE, compare, interval
+from hsmcore_bench.suite.compare import NO_DIFFERENCE, change_between, compare
 from hsmcore_bench.suite.model import Contender, Percentiles, Sample
 from hsmcore_bench.suite.result import Result
+from hsmcore_bench.suite.stats import LEAST_ROUNDS
 
 RAW = Contender("raw", "raw C loop", "raw", "g", None)
 OURS = Contender("ours", "hsmcore", "sign", "g", "raw")
@@ -96,6 +97,6 @@ def test_contenders_of_only_one_run_are_named():
 
 def test_the_interval_contains_the_change_and_is_the_same_each_time():
     before, after = [100.0, 101.0, 99.0, 100.5, 99.5], [110.0, 111.0, 109.0, 110.5, 109.5]
-    low, high = interval(before, after)
+    low, high = change_between(before, after)
     assert low < 0.1 < high
-    assert interval(before, after) == (low, high)
+    assert change_between(before, after) == (low, high)

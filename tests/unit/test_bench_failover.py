@@ -22,14 +22,22 @@ def verdict(name, *switches):
 
 def test_the_slowest_pause_decides():
     assert verdict("token", WELL).met
-    found = verdict("token", WELL, replace(WELL, pause_seconds=0.051), WELL)
-    assert (found.reached, found.met) == (51.0, False)
+    found = verdict("token", WELL, replace(WELL, pause_seconds=0.151), WELL)
+    assert (found.reached, found.met) == (151.0, False)
     assert verdict("host", WELL).met is None
 
 
+def test_the_median_pause_is_judged_of_enough_of_them():
+    slow = replace(WELL, pause_seconds=0.06)
+    assert verdict("token-median", *[WELL] * 4).call == "undecided"
+    assert verdict("token-median", *[WELL] * 5).call == "met"
+    assert verdict("token-median", *[slow] * 5).call == "missed"
+    assert verdict("token-median", *[WELL, slow] * 3).call == "undecided"
+
+
 def test_a_hang_may_take_the_deadline_and_a_little():
-    assert verdict("hang", replace(WELL, case="hang", pause_seconds=1.04)).met
-    assert not verdict("hang", replace(WELL, case="hang", pause_seconds=1.06)).met
+    assert verdict("hang", replace(WELL, case="hang", pause_seconds=0.64)).met
+    assert not verdict("hang", replace(WELL, case="hang", pause_seconds=0.66)).met
 
 
 @pytest.mark.parametrize("what", ["failed", "lost", "wrong", "twice"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from io import StringIO
@@ -75,16 +76,17 @@ def test_what_is_shipped_is_of_a_kept_result_and_of_no_machine():
 
 
 def test_one_line_says_what_was_found(result):
-    judged = [verdict for verdict in result.targets if verdict.met is not None]
+    bound = [verdict for verdict in result.targets if verdict.bound is not None]
+    calls = Counter(verdict.call for verdict in bound)
     said = verdict_of(result)
-    assert said.startswith(f"{sum(v.met is True for v in judged)} of {len(judged)} targets are reached")
+    assert said.startswith(f"Of {len(bound)} targets {calls['met']} are met, {calls['missed']} missed, ")
     assert "× raw C" in said
     body = page(result).partition("<body>")[2]
-    assert re.match(r'<h1>[^<]*</h1><p class="lead">[^<]*targets are reached', body)
+    assert re.match(r'<h1>[^<]*</h1><p class="lead">Of [^<]*targets [^<]*are met', body)
     assert body.index("<h2>Targets") < body.index("<nav>")
-    missed = sum(v.met is False for v in judged)
     shown = body.partition("<details")[0]
-    assert (shown.count('class="no"'), shown.count('class="yes"')) == (missed, 0)
+    assert (shown.count('class="no"'), shown.count('class="yes"')) == (calls["missed"], 0)
+    assert shown.count(">undecided</td>") == calls["undecided"]
 
 
 def test_a_scenario_of_one_s_own_has_its_own_title(result):
@@ -92,7 +94,7 @@ def test_a_scenario_of_one_s_own_has_its_own_title(result):
     own = [c for c in result.contenders if c.scenario == one.name]
     names = {c.name for c in own}
     alone = replace(
-        result, contenders=own, scenarios=[one], targets=[], recovery=[], switches=[], skipped={}, failed={},
+        result, contenders=own, scenarios=[one], recovery=[], switches=[], skipped={}, failed={},
         summaries=[s for s in result.summaries if s.contender in names],
     )  # fmt: skip
     out = StringIO()

@@ -60,14 +60,19 @@ class TestTargets:
         assert usable_breaks(breaks, "sessions-5ms") == []
 
     def test_the_slowest_restart_decides(self):
-        breaks = [killed("host", again) for again in (0.012, 0.013, 0.051)]
-        found = next(v for v in judge([], None, EVERYONE, breaks) if v.name == "recovery-host")
+        breaks = [killed("host", again) for again in (0.012, 0.013, 0.151)]
+        found = next(v for v in judge([], None, EVERYONE, breaks) if v.name == "recovery-host-slowest")
         assert found.value is not None
-        assert (found.value.median, found.reached, found.met) == (13.0, 51.0, False)
+        assert (found.value.median, found.reached, found.met) == (13.0, 151.0, False)
+
+    @pytest.mark.parametrize(("slow", "call"), [(0, "met"), (3, "undecided"), (5, "missed")])
+    def test_the_median_restart_decides_where_that_is_no_chance(self, slow, call):
+        breaks = [killed("host", 0.06 if number < slow else 0.02) for number in range(5)]
+        assert next(v for v in judge([], None, EVERYONE, breaks) if v.name == "recovery-host").call == call
 
     def test_the_lowest_rate_decides(self):
-        breaks = [killed("sessions", kept=kept) for kept in (0.9, 1.1, 1.0)]
-        found = next(v for v in judge([], None, EVERYONE, breaks) if v.name == "recovery-sessions")
+        breaks = [killed("sessions-5ms", kept=kept) for kept in (0.9, 1.1, 1.0)]
+        found = next(v for v in judge([], None, EVERYONE, breaks) if v.name == "recovery-sessions-5ms")
         assert (found.reached, found.met) == (pytest.approx(0.9), True)
 
     @pytest.mark.parametrize(("failed", "met"), [(0, True), (1, False)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import StringIO
 from xml.etree import ElementTree
 
@@ -13,13 +14,17 @@ from hsmcore_bench.harness import svg
 from hsmcore_bench.harness.figures import duration, figures
 from hsmcore_bench.suite.catalogue import entries
 from hsmcore_bench.suite.contenders import MEMORY, contenders, select
+from hsmcore_bench.suite.html import page
 from hsmcore_bench.suite.model import Break, Memory, Percentiles, Sample, Spread
 from hsmcore_bench.suite.picture import picture
 from hsmcore_bench.suite.report import (
+    headline,
     markdown,
-    number,
+    plain,
     print_result,
     ranged,
+    resolution,
+    with_unit,
 )
 from hsmcore_bench.suite.resilience import RECOVERY
 from hsmcore_bench.suite.result import Result
@@ -79,9 +84,8 @@ def made_up() -> Result:
         failed={"cache-lookup": "ended: [oops]"},
     )
     made.summaries = summarise(made)
-    made.targets = judge(
-        made.by_round().values(), made.memory, {c.name for c in contenders(2)} | {MEMORY, RECOVERY}, made.recovery
-    )
+    chosen = {c.name for c in contenders(2)} | {MEMORY, RECOVERY}
+    made.targets = judge(made.by_round().values(), made.memory, chosen, made.recovery)
     return made
 
 
@@ -113,17 +117,19 @@ def test_figures_are_three_and_carry_over(value, text):
 def test_ranges_and_units():
     assert ranged(Spread(0.98, 0.951, 1.012)) == "0.98 (0.95–1.01)"
     assert ranged(None) == ""
-    assert number(612_345.6, "/s") == "612,346/s"
-    assert number(0.974, "× raw C") == "0.97 × raw C"
-    assert number(0.9796, "× ceiling") == "0.980 × ceiling"
-    assert number(0.0, "requests") == "0 requests"
+    assert [plain(value) for value in (612_345.6, 511.26, 24.345, 0.97961, -0.0216, 0.0, 2)] == [
+        *("612,346", "511.3", "24.34", "0.980", "-0.022", "0", "2")
+    ]
+    assert [with_unit("2", unit) for unit in ("/s", "× raw C", "")] == ["2/s", "2 × raw C", "2"]
 
 
 def test_json_reads_back_equal(result, tmp_path):
+    result.targets = result.verdicts()  # of its own contenders, as those of a file are
     path = tmp_path / "result.json"
     path.write_bytes(to_json(result))
     again = read_json(path)
     assert again == result
+    assert again.targets == result.verdicts()
     assert again.samples[0].rate == result.samples[0].rate
     assert markdown(again) == markdown(result)
 
@@ -142,11 +148,12 @@ def test_markdown_has_a_row_for_each_that_was_measured(result):
     assert any(line.startswith("| hsmcore sign, 64 in flight | 17,802 | 0.99 |") for line in lines)
     assert any("(latency: batch of 256)" in line for line in lines)
     assert not any(line.startswith(("| PyKCS11", "| **signature cache**")) for line in lines)
-    assert "| `await km.sign`, 64 in flight | ≥ 0.97 × raw C | 0.99 × raw C | yes |" in lines
-    assert "| no-op module: `sign_many` of 1,024 | ≥ 3,000,000/s |  | not measured |" in lines
+    assert "| `await km.sign`, 64 in flight |  | 0.989 × raw C |  |  |" in lines
+    assert "| event-loop lag while saturated, 64 in flight, p99 | ≤ 3 ms |  |  | not measured |" in lines
+    assert "| the same, p99 latency over 64 ÷ raw rate | ≤ 2.2 × | 2.039 × |  | undecided |" in lines, "of 3 rounds"
     assert lines[-1].endswith(".")
     rows = [line for line in lines if line.startswith("|")]
-    assert {line.count("|") for line in rows} == {7, 9, 5}
+    assert {line.count("|") for line in rows} == {7, 9, 6}
 
 
 def test_markdown_has_a_table_of_its_own_for_resilience(result):
@@ -155,9 +162,9 @@ def test_markdown_has_a_table_of_its_own_for_resilience(result):
     assert "| hsmcore sign, 76 in flight | 2,982 | 0.994 (0.993–0.995) | 0.997 (0.997–0.997) |" in resilience
     assert resilience.splitlines()[-1].endswith("| 9.10 ms | 2.10 ms |")
     assert "| host process killed, SoftHSM | 3 | 12.0 (11.0–34.0) ms | 16,000/s | 0.95 (0.95–0.95) | 0 |" in recovery
-    assert "| signing again after SIGKILL for the host process, slowest | ≤ 50.00 ms | 34.00 ms | yes |" in markdown(
-        result
-    )
+    again = "signing again after SIGKILL for the host process"
+    assert f"| {again}, slowest | ≤ 150 ms | 34 ms |  | met |" in markdown(result)
+    assert f"| {again}, median | ≤ 50 ms | 12 ms |  | undecided |" in markdown(result)
 
 
 def test_a_file_from_before_resilience_was_measured_still_reads(result, tmp_path):
@@ -181,6 +188,36 @@ def test_terminal_names_everything_that_could_not_be_measured(result):
         text.split()
     )
     assert text.count("not measured") >= 2
+
+
+def test_verdicts_of_a_file_are_made_of_its_rounds(result, tmp_path):
+    """Of any version: a target that is gone, a bound that was another, an interval that it had not."""
+    data = result.to_dict()
+    gone = {"name": "gone", "what": "gone", "formula": "", "unit": "", "bound": 1.0, "at_least": True, "met": True}
+    data["targets"] = [{**gone, "value": None, "worst_decides": False}]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(data))
+    assert read_json(path).targets == result.verdicts()
+    path.write_text(json.dumps({**data, "targets": []}))
+    assert read_json(path).targets == [], "an excerpt that is shipped is held against nothing"
+
+
+def test_the_same_case_twice_says_what_the_run_can_resolve(result):
+    assert resolution(result) == ""
+    raw = [sample for sample in result.samples if sample.contender == "raw"]
+    again = [replace(one, contender="raw-again", signatures=int(one.signatures * by)) for one, by in
+             zip(raw, (0.99, 1.0, 1.01), strict=True)]  # fmt: skip
+    both = [*raw, *again]
+    result.samples = [replace(one, round=one.round + 3 * i, others=0.0) for i in range(2) for one in both]
+    result.contenders += [c for c in contenders(2) if c.name == "raw-again"]
+    said = "The same case twice, rate ÷ rate: raw 1 (0.990–1.010). Smaller differences cannot be seen here."
+    assert resolution(result) == said
+    out = StringIO()
+    print_result(result, Console(file=out, width=200, color_system=None))
+    assert said in markdown(result)
+    assert said in page(result)
+    assert said in " ".join(out.getvalue().split())
+    assert "of more for 2 contenders of targets that were undecided" in headline(result)
 
 
 def test_terminal_of_eighty_columns_keeps_names_and_medians(result):

@@ -8,7 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
-from bench.guard.guard import RECORD, SECTIONS, SIGNATURES, TOLERANCE, Count, counted, deviations
+from bench.guard.guard import (
+    GOALS,
+    RECORD,
+    SECTIONS,
+    SIGNATURES,
+    TOLERANCE,
+    Count,
+    counted,
+    deviations,
+    held,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,3 +66,11 @@ def test_a_change_beyond_the_tolerance_is_reported(change):
 def test_a_section_without_a_record_is_reported():
     [told] = deviations({"new": Count(1.0, 0.0)}, {"sections": {}}, TOLERANCE)
     assert "none on record" in told
+
+
+def test_a_goal_is_shown_and_is_no_error():
+    assert set(GOALS) <= set(SECTIONS)
+    goal = GOALS["ring"]
+    assert held("ring", Count(goal, 9e9)) == f"   goal ≤ {goal}: met"
+    assert held("ring", Count(goal + 0.1, 0.0)) == f"   goal ≤ {goal}: missed"
+    assert held("cache-hit", Count(9e9, 0.0)) == ""

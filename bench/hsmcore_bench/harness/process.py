@@ -66,6 +66,23 @@ def children_of(pid: int) -> list[int]:
     return found
 
 
+def switches_and_calls(pid: int) -> dict[str, int]:
+    """`switches`: voluntary ones so far of a process's threads that are there. `calls`: of read and write, of all its
+    threads; missing where the kernel does not count them or tells nobody."""
+    found = {"switches": 0}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # a thread that has ended
+            found["switches"] += _field(task / "status", "voluntary_ctxt_switches:")
+    with contextlib.suppress(OSError):
+        io = Path(f"/proc/{pid}/io")
+        found["calls"] = _field(io, "syscr:") + _field(io, "syscw:")
+    return found
+
+
+def _field(path: Path, name: str) -> int:
+    return next(int(line.split()[1]) for line in path.read_text().splitlines() if line.startswith(name))
+
+
 class Child:
     """A process that says JSON lines. Use it as a context manager: leaving ends it, whatever state it is in.
 

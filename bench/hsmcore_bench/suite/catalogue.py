@@ -90,8 +90,8 @@ class ContenderRow(_Part):
     def _consistent(self) -> Self:
         if self.device is not None and self.device not in DEVICES:
             raise ValueError(f"device must be one of {', '.join(DEVICES)}")
-        if [self.per_second, self.share].count(None) != 2 - (self.kind == "sign-open"):
-            raise ValueError('per_second or share belongs to kind "sign-open", which needs one of them')
+        if [self.per_second, self.share].count(None) != 2 - self.kind.endswith("-open"):
+            raise ValueError('per_second or share belongs to kinds "sign-open" and "raw-open", which need one of them')
         for text in (self.name, self.title, self.series, self.reference or ""):
             for field in _FIELD.findall(text):
                 if field not in type(self).model_fields or field in _TEXTS:
@@ -142,6 +142,7 @@ class FailureRow(_Part):
     seconds: Annotated[float, Field(gt=0, le=600)]
     quick_seconds: Annotated[float, Field(gt=0, le=600)]
     bound_ms: Annotated[float, Field(gt=0)] | None = None
+    median_ms: Annotated[float, Field(gt=0)] | None = None
 
 
 class ScenarioFile(_Part):

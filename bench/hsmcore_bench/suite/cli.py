@@ -30,9 +30,9 @@ from hsmcore_bench.suite.results import to_json
 from hsmcore_bench.suite.runner import Progress, run
 
 NAME = "hsmcore-bench"
-QUICK = (3, 0.2, 0, 1)  # rounds, seconds, patience, kills of each kind
+QUICK = (3, 0.2, 0, 1, 0.0)  # rounds, seconds, patience, kills of each kind, budget
 PIPE_COLUMNS = 300
-FULL = (15, 0.25, 2, None)
+FULL = (15, 0.25, 2, None, None)
 
 app = typer.Typer(name="bench", rich_markup_mode=None)
 results_cli.add_to(app)
@@ -48,6 +48,12 @@ def bench(
     seconds: Annotated[float | None, typer.Option(min=0.02, max=60, help="Length of a slice.")] = None,
     patience: Annotated[
         int | None, typer.Option(min=0, max=100, help="Repeat a slice that other processes disturbed so often.")
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=86_400, help="Seconds for more rounds of undecided targets (default: a quarter of the run)."
+        ),
     ] = None,
     only: Annotated[
         str | None,
@@ -97,11 +103,12 @@ def bench(
         entries(files)
     except ValueError as error:
         raise BadUsage(str(error)) from None
-    default_rounds, default_seconds, default_patience, breaks = QUICK if quick else FULL
+    default_rounds, default_seconds, default_patience, breaks, default_budget = QUICK if quick else FULL
     options = Options(
         rounds=rounds or default_rounds,
         seconds=seconds or default_seconds,
         only=only,
+        budget=default_budget if budget is None else budget,
         quick=quick,
         files=files,
         patience=default_patience if patience is None else patience,

@@ -16,7 +16,7 @@ from hsmcore_bench.harness import locate
 from hsmcore_bench.harness.process import Child, MissingError, child_environment
 from hsmcore_bench.suite.child.protocol import PIN_ENV, Job
 from hsmcore_bench.suite.devices import DEVICES, punctual
-from hsmcore_bench.suite.model import Contender, FailoverCase, HsmToken, Options, RecoveryCase
+from hsmcore_bench.suite.model import RAW, Contender, FailoverCase, HsmToken, Options, RecoveryCase
 from hsmcore_bench.suite.softtoken import temporary_token, temporary_twins
 
 
@@ -101,12 +101,13 @@ class Commands:
         if contender.members:
             return self._with_levels(contender)
         target = self._target(contender)
-        if contender.kind == "raw":
+        if contender.kind in RAW:
             return [
                 require(locate.RAW_SIGN),
                 *("--module", target.module, "--token", target.token, "--label", target.label, "--pin-env", PIN_ENV),
                 *("--threads", str(contender.in_flight), "--algorithm", contender.algorithm),
                 *("--message-bytes", str(self._message_bytes(contender))),
+                *(("--rate", str(self._per_second(contender))) if contender.kind == "raw-open" else ()),
             ], target.access
         return _ours(self._job(contender, target)), target.access
 
@@ -154,7 +155,7 @@ class Commands:
             batch=contender.batch,
             message_bytes=self._message_bytes(contender),
             timed_every=contender.timed_every,
-            watch_lag=contender.watch_lag or contender.device is not None,
+            watch_lag=contender.watch_lag,
             provider=target.provider,
             isolation=contender.isolation,
             verify=contender.verify,
@@ -170,11 +171,15 @@ class Commands:
             strangers=contender.strangers,
             neighbour=contender.neighbour,
             blocks=contender.blocks,
-            per_second=contender.per_second or (contender.share or 0.0) * (self.ceiling(contender) or 0.0),
+            per_second=self._per_second(contender),
             share=contender.share or 0.0,
             rotate=rotate,
             turn=str(self._turn) if target.module else "",
         )
+
+    def _per_second(self, contender: Contender) -> float:
+        """Of requests that come at random. 0.0 of a share of what is not known beforehand."""
+        return contender.per_second or (contender.share or 0.0) * (self.ceiling(contender) or 0.0)
 
     def _message_bytes(self, contender: Contender) -> int:
         return contender.message_bytes or self._options.message_bytes

@@ -17,11 +17,9 @@ from typing import Final, Literal
 from hsmcore_bench.suite.model import Contender, Sample
 from hsmcore_bench.suite.result import Result
 from hsmcore_bench.suite.results import was_idle
-from hsmcore_bench.suite.stats import Round, percentile, usable
+from hsmcore_bench.suite.stats import LEAST_ROUNDS, Round, interval, ratios, redrawn, usable
 
-RESAMPLES: Final = 1_000
 CONFIDENCE: Final = 0.99  # of each line: in a table of a hundred lines, about one in a hundred is wrong
-LEAST_ROUNDS: Final = 5
 LEAST_CHANGE: Final = 0.01  # slices of one run differ from those of the next by about as much for no reason
 NO_DIFFERENCE: Final = "no difference that this run could show"
 MACHINE: Final = ("processors", "processor", "kernel", "module")
@@ -98,7 +96,7 @@ def _lines(contender: Contender, before: Result, after: Result, unjudged: Call |
     runs = [list(run.by_round().values()) for run in (before, after)]
     reference = contender.reference
     if reference is not None:
-        values = [_ratios(rounds, contender.name, reference) for rounds in runs]
+        values = [ratios(rounds, contender.name, reference) for rounds in runs]
         if all(values):
             yield line(contender, f"rate ÷ {reference}", "×", values[0], values[1])
     figures: tuple[tuple[str, Literal["/s", "ns"], Figure], ...] = (
@@ -107,7 +105,7 @@ def _lines(contender: Contender, before: Result, after: Result, unjudged: Call |
         ("p99", "ns", lambda s: None if s.latency_ns is None else s.latency_ns.p99),
         ("CPU", "ns", lambda s: None if s.cpu_seconds is None else s.cpu_seconds / max(s.signatures, 1) * 1e9),
     )
-    for name, unit, figure in figures[contender.kind == "sign-open" :]:  # its rate is the one that was asked for
+    for name, unit, figure in figures[contender.kind.endswith("-open") :]:  # its rate is the one that was asked for
         values = [_values(rounds, contender.name, figure) for rounds in runs]
         if all(values):
             yield line(contender, name, unit, values[0], values[1], unjudged=unjudged)
@@ -129,39 +127,27 @@ def line(
     high: float | None = None
     call: Call = "too few rounds"
     if min(len(before), len(after)) >= LEAST_ROUNDS and middle[0]:
-        low, high = interval(before, after)
+        low, high = change_between(before, after)
         call = _call(low, high, change, more_is_better=unit != "ns")
         call = unjudged or call
     return Line(contender.name, contender.title, figure, unit, *middle, change, low, high, call)
 
 
-def interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
-    """Between which the relative change of the median lies, as sure as CONFIDENCE says. The same for the same input."""
-    dice = random.Random(len(before) * 1_000 + len(after))
-    changes = []
-    for _ in range(RESAMPLES):
-        base = _middle(sorted(dice.choices(before, k=len(before))))
-        if base:
-            changes.append(_middle(sorted(dice.choices(after, k=len(after)))) / base - 1.0)
-    changes.sort()
-    tail = (1.0 - CONFIDENCE) / 2
-    return percentile(changes, tail), percentile(changes, 1.0 - tail)
+def change_between(before: Sequence[float], after: Sequence[float]) -> tuple[float, float]:
+    """Between which the relative change of the median lies, as sure as CONFIDENCE says. The same for the same input.
+    A draw whose base is 0 says nothing of a change and counts as none."""
 
+    def draw(dice: random.Random) -> float:
+        base, changed = redrawn(before, dice), redrawn(after, dice)
+        return changed / base - 1.0 if base else 0.0
 
-def _middle(ordered: Sequence[float]) -> float:
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+    return interval(draw, CONFIDENCE, len(before) * 1_000 + len(after))
 
 
 def _call(low: float, high: float, change: float, *, more_is_better: bool) -> Call:
     if low <= 0.0 <= high or abs(change) < LEAST_CHANGE:
         return "none"
     return "better" if (change > 0.0) == more_is_better else "worse"
-
-
-def _ratios(rounds: Sequence[Round], name: str, reference: str) -> list[float]:
-    found = usable(rounds, {name, reference})
-    return [r[name].rate / r[reference].rate for r in found if r[reference].rate]
 
 
 def _values(rounds: Sequence[Round], name: str, figure: Figure) -> list[float]:

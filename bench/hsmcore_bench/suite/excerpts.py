@@ -8,8 +8,11 @@ from typing import Final
 
 from hsmcore_bench.harness import svg
 from hsmcore_bench.harness.figures import duration
+from hsmcore_bench.suite.formulas import added
+from hsmcore_bench.suite.model import Contender
 from hsmcore_bench.suite.picture import Row, rates
 from hsmcore_bench.suite.result import Result
+from hsmcore_bench.suite.stats import median, usable
 from hsmcore_bench.suite.targets import TARGETS
 
 SAFETIES: Final = (
@@ -45,9 +48,9 @@ def bounds(result: Result) -> dict[str, float]:
     """What a contender's rate must be of its reference's, where a target says so."""
     needs = {target.name: target.needs for target in TARGETS}
     pairs = {(contender.name, contender.reference) for contender in result.contenders}
-    own = [verdict for verdict in result.targets if needs.get(verdict.name) in pairs]
-    least = {needs[v.name][0]: v.bound for v in own if v.at_least and v.unit.startswith("×")}
-    return least | {needs[v.name][0]: 1.0 - v.bound / 100.0 for v in own if v.unit == "%"}
+    rates = [v for v in result.targets if needs.get(v.name) in pairs and "rate(" in v.formula]
+    own = [(needs[v.name][0], v.bound, v.unit) for v in rates if v.bound is not None]
+    return {name: 1.0 - bound / 100.0 if unit == "%" else bound for name, bound, unit in own}
 
 
 def _measured(result: Result, names: Sequence[str]) -> list[Row]:
@@ -63,13 +66,25 @@ def _safeties(result: Result) -> list[Row]:
 
 def _safety_table(result: Result) -> list[str]:
     found, least = _safeties(result), bounds(result)
-    lines = ["| with | signatures/s | × without | target | p50 | p99 |", "|---|--:|--:|--:|--:|--:|"]
+    lines = ["| with | signatures/s | × without | target | processor time added | p50 | p99 |"]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|")
     for contender, summary in found:
         bound = f"≥ {least[contender.name]:g}" if contender.name in least else ""
         times = [duration(summary.p50_ns), duration(summary.p99_ns)]
+        more = _added(result, contender)
         lines.append(f"| {contender.title} | {summary.rate.median:,.0f} | {_ratio((contender, summary))} | {bound} | ")
+        lines[-1] += f"{'' if more is None else f'{more:.1f} µs'} | "
         lines[-1] += f"{' | '.join(times)} |"
     return ["\n".join(lines)] if found else []
+
+
+def _added(result: Result, contender: Contender) -> float | None:
+    """Microseconds of a signature more than without it, in the median of the rounds."""
+    if contender.reference is None:
+        return None
+    found = added("", "", 0.0, contender.name, contender.reference)
+    values = [value for r in usable(result.by_round().values(), found.needs) if (value := found.value(r)) is not None]
+    return median(values) if values else None
 
 
 def _peers(result: Result) -> list[Row]:

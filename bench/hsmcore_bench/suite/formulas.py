@@ -1,15 +1,46 @@
-"""What a target is, and the formulas over one round that targets are made of."""
+"""What a target is made of: figures of one slice, and the ways in which those of one round become a number."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Final, Literal
 
-from hsmcore_bench.suite.model import Goal
+from hsmcore_bench.suite.model import Goal, Sample
 from hsmcore_bench.suite.stats import Round
 
-Value = Callable[[Round], float | None]  # None: the slice was too short to have it
+Value = Callable[[Round], float | None]  # None: the slice has no such figure, or was too short for it
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number of one slice. Called with the name of a contender it is a term of a formula."""
+
+    text: str
+    of: Callable[[Sample], float | None]
+
+    def __call__(self, contender: str) -> Term:
+        return Term(self, contender)
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """A figure of one contender."""
+
+    figure: Figure
+    contender: str
+
+    def __str__(self) -> str:
+        return f"{self.figure.text}({self.contender})"
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How terms become a number. In `text`, {0} is the first of them."""
+
+    text: str
+    of: Callable[..., float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,130 +51,83 @@ class Target(Goal):
     value: Value
 
 
-def relative(name: str, what: str, unit: str, bound: float, ours: str, theirs: str, formula: str = "") -> Target:
-    """At least so many times as fast as another contender."""
-    formula = formula or f"rate({ours}) / rate({theirs})"
-    return Target(name, what, formula, unit, bound, True, (ours, theirs), lambda r: r[ours].rate / r[theirs].rate)
+def _latency(name: Literal["p50", "p99", "p999", "mean"], text: str = "") -> Figure:
+    def of(sample: Sample) -> float | None:
+        return None if sample.latency_ns is None else float(getattr(sample.latency_ns, name)) / 1e3
+
+    return Figure(text or name, of)
 
 
-def fast(name: str, what: str, bound: float, ours: str) -> Target:
-    """At least so many signatures a second."""
-    return Target(name, what, f"rate({ours})", "/s", bound, True, (ours,), lambda r: r[ours].rate)
+def _lag(sample: Sample) -> float | None:
+    return None if sample.lag_ns is None else sample.lag_ns.p99 / 1e6
 
 
-def tail_ms(name: str, what: str, bound: float, ours: str) -> Target:
-    """At most so many milliseconds for 99 of a hundred calls."""
+def _per_signature(
+    name: Literal["cpu_seconds", "switches", "calls"], scale: float = 1.0
+) -> Callable[..., float | None]:
+    def of(sample: Sample) -> float | None:
+        used = getattr(sample, name)
+        return None if used is None or not sample.signatures else used / sample.signatures * scale
 
-    def value(r: Round) -> float | None:
-        latency = r[ours].latency_ns
-        return None if latency is None else latency.p99 / 1e6
-
-    return Target(name, what, f"p99({ours})", "ms", bound, False, (ours,), value)
+    return of
 
 
-def cost(name: str, what: str, bound: float, ours: str, bare: str) -> Target:
-    """At most so many percent slower than without it."""
-    formula = f"1 - rate({ours}) / rate({bare})"
-    return Target(
-        name, what, formula, "%", bound, False, (ours, bare), lambda r: 100.0 * (1.0 - r[ours].rate / r[bare].rate)
+RATE: Final = Figure("rate", lambda s: s.rate)
+P50: Final = _latency("p50")  # of latencies, in microseconds
+P99: Final = _latency("p99")
+P999: Final = _latency("p999", "p99.9")
+MEAN: Final = _latency("mean")
+LAG: Final = Figure("p99 of lag", _lag)  # milliseconds
+CEILING: Final = Figure("ceiling", lambda s: s.ceiling)
+CPU: Final = Figure("processor time", _per_signature("cpu_seconds", 1e6))  # microseconds a signature
+USED: Final = Figure("processors in use", lambda s: None if s.cpu_seconds is None else s.cpu_seconds / s.seconds)
+LOOP: Final = Figure("loop's time", lambda s: None if s.parts_ns is None else s.parts_ns["loop"] / 1e3)
+SWITCHES: Final = Figure("switches", _per_signature("switches"))
+CALLS: Final = Figure("read and write calls", _per_signature("calls"))
+
+ALONE: Final = Way("{0}", lambda a: a)
+PERCENT: Final = Way("{0}", lambda a: 100.0 * a)
+RATIO: Final = Way("{0} / {1}", lambda a, b: a / b)
+MORE: Final = Way("{0} - {1}", lambda a, b: a - b)
+LOST: Final = Way("1 - {0} / {1}", lambda a, b: 100.0 * (1.0 - a / b))
+MORE_OVER: Final = Way("({0} - {1}) / {2}", lambda a, b, c: (a - b) / c)
+BEYOND_FOUR: Final = Way("{0} - {1} - 4 × {2}", lambda a, b, c: a - b - 4.0 * c)
+APART: Final = Way("|{0} / ({1} + {2} + 2 × {3}) - 1|", lambda a, b, c, d: 100.0 * abs(a / (b + c + 2.0 * d) - 1.0))
+
+
+def queued(in_flight: int) -> Way:
+    """A latency in microseconds, and the rate that all who are in flight wait for."""
+    return Way(f"{{0}} / ({in_flight} / {{1}})", lambda latency, rate: latency * rate / (in_flight * 1e6))
+
+
+def answered(interval_ms: int) -> Way:
+    """A latency in microseconds, of the interval of a batch and 1.2 times what the device takes for a signature."""
+    return Way(
+        f"{{0}} / ({interval_ms} ms + 1.2 / {{1}})",
+        lambda latency, ceiling: latency / 1e3 / (interval_ms + 1200.0 / ceiling),
     )
 
 
-def lag(name: str, what: str, ours: str) -> Target:
-    """The event loop is late by at most 5 ms."""
-    return Target(name, what, f"p99(lag of {ours})", "ms", 5.0, False, (ours,), lag_ms(ours))
-
-
-def of_ceiling(name: str) -> Value:
+def target(
+    name: str, what: str, bound: float | None, unit: str, way: Way, *terms: Term, at_least: bool = False
+) -> Target:
     def value(r: Round) -> float | None:
-        ceiling = r[name].ceiling
-        return None if ceiling is None else r[name].rate / ceiling
+        found = [term.figure.of(r[term.contender]) for term in terms]
+        return None if None in found else way.of(*found)
 
-    return value
-
-
-def queued(name: str, what: str, bound: float, which: Literal["p50", "p99"], ours: str, in_flight: int) -> Target:
-    """A latency, at most so many times as long as raw C would need for all that are in flight."""
-
-    def value(r: Round) -> float | None:
-        latency = r[ours].latency_ns
-        return None if latency is None else getattr(latency, which) / (in_flight / r["raw"].rate * 1e9)
-
-    formula = f"{which}({ours}) / ({in_flight} / rate(raw))"
-    return Target(name, what, formula, "×", bound, False, (ours, "raw"), value)
+    needs = tuple(dict.fromkeys(term.contender for term in terms))
+    return Target(name, what, way.text.format(*terms), unit, bound, at_least, needs, value)
 
 
-def added(name: str, what: str, bound: float, ours: str, to: str) -> Target:
-    """At most so many microseconds more, in the median."""
-
-    def value(r: Round) -> float | None:
-        mine, theirs = r[ours].latency_ns, r[to].latency_ns
-        return None if mine is None or theirs is None else (mine.p50 - theirs.p50) / 1e3
-
-    return Target(name, what, f"p50({ours}) - p50({to})", "µs", bound, False, (ours, to), value)
+most = target
+least = partial(target, at_least=True)
 
 
-def above(name: str, what: str, bound: float, ours: str, to: str, floor: str) -> Target:
-    """At most so many microseconds more than another contender and a floor that nothing can be below, in the median."""
-
-    def value(r: Round) -> float | None:
-        times = [r[contender].latency_ns for contender in (ours, to, floor)]
-        mine, theirs, least = (None if t is None else t.p50 for t in times)
-        return None if mine is None or theirs is None or least is None else (mine - theirs - least) / 1e3
-
-    formula = f"p50({ours}) - p50({to}) - p50({floor})"
-    return Target(name, what, formula, "µs", bound, False, (ours, to, floor), value)
+def relative(name: str, what: str, bound: float | None, unit: str, ours: str, theirs: str) -> Target:
+    """At least so many times as fast as another contender."""
+    return least(name, what, bound, unit, RATIO, RATE(ours), RATE(theirs))
 
 
-def batched(name: str, what: str, ours: str, interval_ms: int) -> Target:
-    """A p99 of at most the interval and 1.2 times what the device takes for a signature."""
-
-    def value(r: Round) -> float | None:
-        latency, ceiling = r[ours].latency_ns, r[ours].ceiling
-        return None if latency is None or ceiling is None else latency.p99 / 1e6 / (interval_ms + 1200 / ceiling)
-
-    formula = f"p99({ours}) / ({interval_ms} ms + 1.2 / ceiling)"
-    return Target(name, what, formula, "×", 1.0, False, (ours,), value)
-
-
-def beside(name: str, what: str, bound: float, ours: str, bare: str, extra: str) -> Target:
-    """As long as the bare contender and the extra together, in the median; at most so many percent more or less."""
-
-    def value(r: Round) -> float | None:
-        times = [r[contender].latency_ns for contender in (ours, bare, extra)]
-        mine, theirs, more = (None if t is None else t.p50 for t in times)
-        return None if mine is None or theirs is None or more is None else 100.0 * abs(mine / (theirs + more) - 1.0)
-
-    formula = f"|p50({ours}) / (p50({bare}) + p50({extra})) - 1|"
-    return Target(name, what, formula, "%", bound, False, (ours, bare, extra), value)
-
-
-def processor(name: str, what: str, bound: float, ours: str) -> Target:
-    """At most so many microseconds of processor time a signature."""
-
-    def value(r: Round) -> float | None:
-        used = r[ours].cpu_seconds
-        return None if used is None else used / r[ours].signatures * 1e6
-
-    return Target(name, what, f"processor time({ours}) / signatures", "µs", bound, False, (ours,), value)
-
-
-def tailed(name: str, what: str, ours: str, raw: str) -> Target:
-    """A p99.9 at most half longer than raw C's."""
-    return Target(name, what, f"p999({ours}) / p999({raw})", "×", 1.5, False, (ours, raw), tail(ours, raw))
-
-
-def tail(name: str, per: str) -> Value:
-    def value(r: Round) -> float | None:
-        ours, theirs = r[name].latency_ns, r[per].latency_ns
-        return None if ours is None or theirs is None else ours.p999 / theirs.p999
-
-    return value
-
-
-def lag_ms(name: str) -> Value:
-    def value(r: Round) -> float | None:
-        lag = r[name].lag_ns
-        return None if lag is None else lag.p99 / 1e6
-
-    return value
+def added(name: str, what: str, bound: float, ours: str, theirs: str) -> Target:
+    """At most so many microseconds more of processor time for a signature."""
+    return most(name, what, bound, "µs", MORE, CPU(ours), CPU(theirs))

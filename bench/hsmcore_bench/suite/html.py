@@ -12,14 +12,16 @@ from hsmcore_bench.suite import sizing
 from hsmcore_bench.suite.model import Contender, Percentiles, Sample, Scenario, Verdict
 from hsmcore_bench.suite.picture import Row, caption, colour, latencies, rates
 from hsmcore_bench.suite.report import (
+    SURE,
     bound,
     disturbance,
     headline,
-    met,
     precise,
     ranged,
     reached,
     recovery_rows,
+    resolution,
+    sure,
     switch_rows,
     titled,
     verdict_of,
@@ -52,6 +54,7 @@ def page(result: Result) -> str:
         f'<p class="soft">{escape(headline(result))}.</p>',
         *_warnings(result),
         *_targets(result.targets),
+        f'<p class="soft">{escape(resolution(result))}</p>',
         f"<nav>{links}</nav>",
     ]
     for scenario in result.scenarios:
@@ -83,25 +86,26 @@ def _warnings(result: Result) -> Iterator[str]:
 def _targets(targets: Sequence[Verdict]) -> Iterator[str]:
     if not targets:
         return
-    missed = [verdict for verdict in targets if verdict.met is False]
-    rest = [verdict for verdict in targets if verdict.met is not False]
+    missed = [verdict for call in ("missed", "undecided") for verdict in targets if verdict.call == call]
+    rest = [verdict for verdict in targets if verdict.call not in ("missed", "undecided")]
     yield "<h2>Targets</h2>"
     if missed:
         yield from _judged(missed)
     if rest:
-        yield f"<details{' open' if not missed else ''}><summary>{len(rest)} that are not missed</summary>"
+        yield f"<details{' open' if not missed else ''}><summary>{len(rest)} more</summary>"
         yield from _judged(rest)
         yield "</details>"
 
 
 def _judged(targets: Sequence[Verdict]) -> Iterator[str]:
     """The verdict first: on a small screen the rest of a row may be beside it."""
-    yield "<div class=wide><table><thead><tr><th>met</th><th>target</th><th>bound</th><th>reached</th>"
-    yield "</tr></thead><tbody>"
+    yield "<div class=wide><table><thead><tr><th>verdict</th><th>target</th><th>bound</th><th>reached</th>"
+    yield f"<th>{SURE}</th></tr></thead><tbody>"
     for v in targets:
-        kind = {True: "yes", False: "no", None: "soft"}[v.met]
+        kind = {"met": "yes", "missed": "no"}.get(v.call, "soft")
         what = escape(v.what.replace("`", ""))
-        yield f'<tr><td class="{kind}">{met(v)}</td><td>{what}</td><td>{bound(v)}</td><td>{reached(v)}</td></tr>'
+        cells = "".join(f"<td>{cell}</td>" for cell in (what, bound(v), reached(v), sure(v)))
+        yield f'<tr><td class="{kind}">{v.call}</td>{cells}</tr>'
     yield "</tbody></table></div>"
 
 
@@ -123,6 +127,9 @@ def _scenario(result: Result, scenario: Scenario) -> Iterator[str]:
 
 
 def _bars(_result: Result, _scenario: Scenario, rows: list[Row]) -> Iterator[str]:
+    rows = [row for row in rows if row[1].rate.median]
+    if not rows:
+        return
     said = f"{caption(rows)}; the line goes from the lowest round to the highest."
     yield rates(rows).figure(said[0].upper() + said[1:])
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from hsmcore.members.control.curves import Algorithm
 
@@ -16,6 +16,7 @@ Isolation = Literal["thread", "process"]
 VerifySignatures = Literal["never", "always"]
 Kind = Literal[
     "raw",  # the C loop
+    "raw-open",  # the same of requests that come at random, so many a second
     "pkcs11-shared",  # python-pkcs11 as shipped: threads around one session
     "pkcs11-threads",  # python-pkcs11, module made thread-safe first: a session per thread
     "pkcs11-executor",  # the same behind run_in_executor
@@ -30,11 +31,15 @@ Kind = Literal[
     "sign-batched",  # ours: await km.sign_batched; with `batch`, sign_batched_many
     "verify-batched",  # no HSM: hsmcore.verify_batched, of a proof for a batch of 10,000
     "sign-open",  # ours: await km.sign of requests that come at random, so many a second
+    "idle",  # ours: a key manager that nobody asks
+    "verify",  # no HSM: one Ed25519 verification
     "flush",  # signs nothing: one line appended to a file, and fdatasync
     "hand-over",  # signs nothing: two sleeping threads hand a token over and back
     "pynacl",  # a key in memory, libsodium
     "cryptography",  # a key in memory, OpenSSL
 ]
+RAW: Final[tuple[Kind, ...]] = ("raw", "raw-open")
+Call = Literal["met", "missed", "undecided", "not measured", ""]
 Strike = Literal["host", "token", "hang", "flapping"]
 Durability = Literal["write", "interval", "fsync"]
 
@@ -76,8 +81,8 @@ class Contender:
     members: int = 0  # of ours: so many in the primary level; 0: no failover block
     slices: float = 1.0  # its slices are so many times as long as the others'
     message_bytes: int | None = None  # None: as the run says
-    per_second: float | None = None  # of sign-open: requests a second
-    share: float | None = None  # of sign-open, instead: of the device's ceiling, or of what a closed loop just made
+    per_second: float | None = None  # of sign-open and raw-open: requests a second
+    share: float | None = None  # of these, instead: of the device's ceiling, or of what a closed loop just made
     watch_lag: bool = False  # a coroutine looks each millisecond how late the loop is
     audit: Durability | None = None  # of ours: with an audit log that is as durable
     scrape: bool = False  # of ours: with its console's server, whose /metrics is read once a second
@@ -132,7 +137,8 @@ class FailoverCase:
     isolation: Isolation
     seconds: float  # of load before and after it; of all of it for the one that comes and goes
     quick_seconds: float
-    bound_ms: float | None  # of the longest pause
+    bound_ms: float | None  # of the longest pause of all
+    median_ms: float | None = None  # of their median
 
     @property
     def kind(self) -> str:
@@ -153,6 +159,10 @@ class Sample:
     cpu_seconds: float | None = None  # processor time that the contender's process used, all threads
     others: float = 0.0  # share of the machine that other processes and the hypervisor used during it
     ceiling: float | None = None  # signatures per second that the device can make at most
+    switches: int | None = (
+        None  # voluntary ones of all threads of the process that signs: a gateway's, not its client's
+    )
+    calls: int | None = None  # of read and write, of a gateway
     parts_ns: Mapping[str, float] | None = None  # of ours: where the mean signature's time went, see child/ours.py
 
     @property
@@ -231,17 +241,27 @@ class Goal:
     what: str
     formula: str
     unit: str
-    bound: float
+    bound: float | None  # None: a figure for its own sake, which nothing is held against
     at_least: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict(Goal):
-    """A goal and what was reached. `met` is None when it was not measured."""
+    """A goal and what was reached. `met` is None when it was not measured, or when that decides nothing."""
 
     value: Spread | None
     met: bool | None
     worst_decides: bool = False  # not the median
+    interval: tuple[float, float] | None = None  # in which the median lies, see targets.CONFIDENCE; None: too few
+
+    @property
+    def call(self) -> Call:
+        """Empty for a figure that nothing is held against."""
+        if self.value is None:
+            return "not measured"
+        if self.bound is None:
+            return ""
+        return "undecided" if self.met is None else "met" if self.met else "missed"
 
     @property
     def reached(self) -> float | None:
@@ -264,6 +284,7 @@ class HsmToken:
 class Options:
     rounds: int = 15
     seconds: float = 0.25  # of each slice
+    budget: float | None = 0.0  # seconds for more rounds of what undecided targets need; None: a share of the run
     only: str | None = None  # comma-separated names or patterns
     quick: bool = False  # without `only`: leave out what is not part of a quick run
     files: tuple[str, ...] = ()  # more scenarios

@@ -7,12 +7,12 @@ from types import MappingProxyType
 
 from hsmcore_bench.harness import svg
 from hsmcore_bench.harness.figures import duration
-from hsmcore_bench.suite.model import Contender, Summary
+from hsmcore_bench.suite.model import RAW, Contender, Summary
 from hsmcore_bench.suite.report import groups, headline, split
 from hsmcore_bench.suite.result import Result
 
 Row = tuple[Contender, Summary]
-UNSIGNED = ("flush", "hand-over")  # sign nothing, so their rates are no signatures
+UNSIGNED = ("flush", "hand-over", "idle", "verify")  # sign nothing, so their rates are no signatures
 
 
 def picture(result: Result, style: str) -> str:
@@ -76,7 +76,7 @@ def latencies(rows: Sequence[Row]) -> svg.Chart:
 
 
 def colour(contender: Contender) -> str:
-    if contender.kind == "raw":
+    if contender.kind in RAW:
         return "raw"
     if contender.kind in ("pynacl", "cryptography"):
         return "software"

@@ -13,7 +13,7 @@ from hsmcore_bench.harness.figures import duration
 from hsmcore_bench.suite import excerpts
 from hsmcore_bench.suite.model import Verdict
 from hsmcore_bench.suite.picture import caption, rates
-from hsmcore_bench.suite.report import bound, disturbance, headline, markdown, reached
+from hsmcore_bench.suite.report import bound, counted, disturbance, headline, markdown, reached
 from hsmcore_bench.suite.result import Result
 from hsmcore_bench.suite.results import shipped, to_json, was_idle
 
@@ -21,7 +21,7 @@ BEGIN: Final = "<!-- bench:begin -->"
 END: Final = "<!-- bench:end -->"
 ROWS_BEGIN: Final = "<!-- bench-rows:begin -->"
 ROWS_END: Final = "<!-- bench-rows:end -->"
-ROWS: Final = ("raw", "sign-64", "many-256", "pkcs11-executor", "noop-256")
+ROWS: Final = ("raw", "sign-64", "many-256", "pkcs11-executor", "noop-256", "stack-256")
 WORST: Final = 3
 """As many missed targets the README names."""
 PICTURED: Final = ("raw", "sign-64", "sign-256", "many-256", "pkcs11-executor", "pkcs11-shared", "pykcs11")
@@ -40,7 +40,7 @@ def rows(result: Result, source: str) -> str:
     lines = ["| | signatures/s | × raw C | p50 | p99 |", "|---|--:|--:|--:|--:|"]
     for contender in result.contenders:
         if contender.name in ROWS and (summary := summaries.get(contender.name)) is not None:
-            where = "" if contender.token == "hsm" else ", no-op module"
+            where = ", no-op module" if contender.token == "noop" and contender.device is None else ""
             ratio = "" if summary.ratio is None else f"{summary.ratio.median:.2f}"
             cells = [f"{summary.rate.median:,.0f}", ratio, duration(summary.p50_ns), duration(summary.p99_ns)]
             lines.append(f"| {contender.title}{where} | {' | '.join(cells)} |")
@@ -49,9 +49,8 @@ def rows(result: Result, source: str) -> str:
 
 
 def _misses(targets: Sequence[Verdict]) -> list[str]:
-    missed = sorted((named for named in _named(targets) if named[1].met is False), key=_distance, reverse=True)
-    undecided = sum(verdict.met is None for verdict in targets)
-    said = f"Of {len(targets)} targets {len(missed)} are missed{f', {undecided} undecided' if undecided else ''}."
+    missed = sorted((named for named in _named(targets) if named[1].call == "missed"), key=_distance, reverse=True)
+    said = f"{counted(targets)}."
     if not missed:
         return [said]
     worst = [f"- {what}: {reached(verdict)}, target {bound(verdict)}" for what, verdict in missed[:WORST]]
@@ -63,7 +62,7 @@ def _misses(targets: Sequence[Verdict]) -> list[str]:
 
 def _distance(named: tuple[str, Verdict]) -> float:
     """How many times worse than its bound a target was reached."""
-    value, limit = named[1].reached or 0.0, named[1].bound
+    value, limit = named[1].reached or 0.0, named[1].bound or 0.0
     worse, better = (limit, value) if named[1].at_least else (value, limit)
     return worse / better if better else math.inf
 

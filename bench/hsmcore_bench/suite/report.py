@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from hsmcore_bench.harness.figures import duration, figures
 from hsmcore_bench.suite import failover, resilience
-from hsmcore_bench.suite.model import Contender, Spread, Summary, Verdict
+from hsmcore_bench.suite.model import Call, Contender, Spread, Summary, Verdict
 from hsmcore_bench.suite.result import Result
 from hsmcore_bench.suite.results import was_idle
-from hsmcore_bench.suite.stats import DISTURBED, spread, usable_breaks
+from hsmcore_bench.suite.stats import DISTURBED, between, median, ratios, spread, usable_breaks
+from hsmcore_bench.suite.targets import CONFIDENCE
 
 HEADLINES = ("sign-64", "pkcs11-executor")
-HUNDREDTHS_MATTER = ("× ceiling", "× in-process", "× one member", "× no log", "× fsync alone", "× bare")
+SURE = f"{CONFIDENCE:.0%} between"  # the interval of a median
+AGAIN = "-again"  # the end of the name of a contender that is its reference once more
+COLOURS = {"met": "green", "missed": "red", "undecided": "yellow"}
 Group = tuple[str, list[tuple[Contender, Summary | None]]]  # a heading, and the contenders under it
 
 
-def number(value: float, unit: str) -> str:
-    """A value of a target in its unit."""
-    if unit == "/s":
-        return f"{value:,.0f}/s"
-    if unit == "requests":
-        return f"{value:,.0f} requests"
-    return f"{value:.3f} {unit}" if unit in HUNDREDTHS_MATTER else f"{value:.2f} {unit}"
+def plain(value: float) -> str:
+    """A value of a target: thousandths, which matter of a ratio, and all before the point; a count as it is."""
+    size = abs(value)
+    if float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:,.{3 if size < 10.0 else 2 if size < 100.0 else 1 if size < 1000.0 else 0}f}"
+
+
+def with_unit(text: str, unit: str) -> str:
+    return f"{text}{unit}" if unit == "/s" else f"{text} {unit}".rstrip()
 
 
 def ranged(value: Spread | None) -> str:
@@ -109,22 +116,39 @@ def headline(result: Result) -> str:
     return (
         f"{e['processors']} × {e['processor']}, Linux {e['kernel']}, {e['python']}, {versions}; "
         f"{result.message_bytes}-byte messages; medians of {result.rounds} interleaved slices of "
-        f"{result.slice_seconds:g} s; load average {e['load_average'][0]} before and "
+        f"{result.slice_seconds:g} s{_more(result)}; load average {e['load_average'][0]} before and "
         f"{e['load_average_after'][0]} after, {disturbance(result)}; {result.started}"
     )
+
+
+def _more(result: Result) -> str:
+    more = {sample.contender for sample in result.samples if sample.round >= result.rounds}
+    return f", of more for {len(more)} contenders of targets that were undecided" if more else ""
 
 
 def verdict_of(result: Result) -> str:
     """What a run has shown, in one line."""
     named = {contender.name: contender.title for contender in result.contenders}
-    judged = [verdict for verdict in result.targets if verdict.met is not None]
-    reached_ = sum(verdict.met is True for verdict in judged)
-    parts = [f"{reached_} of {len(judged)} targets are reached"] if judged else []
+    parts = [counted(result.targets)] if result.targets else []
     ours = [s for s in result.summaries if s.ratio is not None and s.contender in HEADLINES]
     parts += [f"{named[s.contender]}: {figures(s.ratio.median)} × raw C" for s in ours if s.ratio is not None]
     if result.interrupted:
         parts.append("interrupted, so of fewer rounds than were asked for")
     return "; ".join(parts or [f"{len(result.summaries)} contenders were measured, none of them with a target"]) + "."
+
+
+def resolution(result: Result) -> str:
+    """What the cases that were measured twice say of the machine; empty if there was none."""
+    rounds = list(result.by_round().values())
+    said = []
+    for contender in result.contenders:
+        if contender.name.endswith(AGAIN) and contender.reference is not None:
+            ends = between(values := ratios(rounds, contender.name, contender.reference), CONFIDENCE)
+            if ends is not None:
+                said.append(f"{contender.reference} {plain(median(values))} ({plain(ends[0])}–{plain(ends[1])})")
+    return (
+        f"The same case twice, rate ÷ rate: {', '.join(said)}. Smaller differences cannot be seen here." if said else ""
+    )
 
 
 def disturbance(result: Result) -> str:
@@ -162,6 +186,8 @@ def print_result(result: Result, console: Console) -> None:
         console.print(f"failed {name}: {reason}", style="bold red", markup=False)
     if result.samples and not was_idle(result):
         console.print(f"The machine was not idle: {disturbance(result)}. Ratios suffer, rates more.", style="yellow")
+    if said := resolution(result):
+        console.print(said, markup=False)
     console.print(headline(result), style="dim", markup=False)
     console.print(verdict_of(result), style="bold", markup=False)
 
@@ -213,32 +239,42 @@ def _cells(summary: Summary | None, *, wide: bool) -> list[str]:
 def _targets_table(targets: list[Verdict], *, wide: bool) -> Table:
     table = Table(title="Targets", title_justify="left")
     table.add_column("what")
-    for heading in ("target", "reached", *(("lowest–highest",) if wide else ())):
+    for heading in ("target", "reached", *((SURE,) if wide else ())):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("met", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for verdict in targets:
-        value = verdict.value
-        colour = {True: "green", False: "red", None: "dim"}[verdict.met]
+        colour = COLOURS.get(verdict.call, "dim")
         table.add_row(
             verdict.what.replace("`", ""),
             bound(verdict),
             reached(verdict),
-            *([] if not wide else [""] if value is None else [f"{figures(value.low)}–{figures(value.high)}"]),
-            f"[{colour}]{met(verdict)}[/]",
+            *([sure(verdict)] if wide else []),
+            f"[{colour}]{verdict.call}[/]",
         )
     return table
 
 
+def counted(targets: Sequence[Verdict]) -> str:
+    """How many are what, of those with a bound: what stands where nobody counts them one by one."""
+    calls = Counter(verdict.call for verdict in targets if verdict.bound is not None)
+    others: tuple[Call, ...] = ("undecided", "not measured")
+    rest = "".join(f", {calls[call]} {call}" for call in others if calls[call])
+    return f"Of {calls.total()} targets {calls['met']} are met, {calls['missed']} missed{rest}"
+
+
 def bound(verdict: Verdict) -> str:
-    return f"{'≥' if verdict.at_least else '≤'} {number(verdict.bound, verdict.unit)}"
+    if verdict.bound is None:
+        return ""
+    return f"{'≥' if verdict.at_least else '≤'} {with_unit(f'{verdict.bound:,g}', verdict.unit)}"
 
 
 def reached(verdict: Verdict) -> str:
-    return "" if verdict.reached is None else number(verdict.reached, verdict.unit)
+    return "" if verdict.reached is None else with_unit(plain(verdict.reached), verdict.unit)
 
 
-def met(verdict: Verdict) -> str:
-    return {True: "yes", False: "no", None: "not measured"}[verdict.met]
+def sure(verdict: Verdict) -> str:
+    """The interval of the median."""
+    return "" if verdict.interval is None else "–".join(map(plain, verdict.interval))
 
 
 def markdown(result: Result, *, short: bool = False) -> str:
@@ -301,5 +337,6 @@ def _rows_markdown(headings: list[str], rows: list[list[str]]) -> list[str]:
 def _targets_markdown(result: Result) -> list[str]:
     if not result.targets:
         return []
-    lines = ["| target | bound | reached | met |", "|---|--:|--:|---|"]
-    return lines + [f"| {v.what} | {bound(v)} | {reached(v)} | {met(v)} |" for v in result.targets]
+    lines = [f"| target | bound | reached | {SURE} | verdict |", "|---|--:|--:|--:|---|"]
+    lines += [f"| {v.what} | {bound(v)} | {reached(v)} | {sure(v)} | {v.call} |" for v in result.targets]
+    return [*lines, *(["", said] if (said := resolution(result)) else [])]

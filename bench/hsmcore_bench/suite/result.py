@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
+from hsmcore_bench.suite.contenders import MEMORY
+from hsmcore_bench.suite.failover import FAILOVER
 from hsmcore_bench.suite.model import (
     Break,
     Contender,
@@ -18,11 +21,13 @@ from hsmcore_bench.suite.model import (
     Switch,
     Verdict,
 )
+from hsmcore_bench.suite.resilience import RECOVERY
+from hsmcore_bench.suite.targets import judge
 
 JSON_FORMAT = 2
 
 
-@dataclass(slots=True)
+@dataclass
 class Result:
     started: str  # ISO 8601, UTC
     environment: dict[str, Any]
@@ -39,7 +44,6 @@ class Result:
     failed: dict[str, str] = field(default_factory=dict)  # contender -> what went wrong
     timing_ns: dict[str, float] = field(default_factory=dict)  # contender -> cost of taking one latency
     summaries: list[Summary] = field(default_factory=list)
-    targets: list[Verdict] = field(default_factory=list)
     interrupted: bool = False
     """Whether it has fewer rounds, or scenarios, than were asked for."""
 
@@ -49,13 +53,28 @@ class Result:
             rounds.setdefault(sample.round, {})[sample.contender] = sample
         return rounds
 
+    @cached_property
+    def targets(self) -> list[Verdict]:
+        """The verdicts on these rounds. They are made when they are asked for, also those of a file: so files of all
+        versions are held against the targets of this one."""
+        return self.verdicts()
+
+    def verdicts(self) -> list[Verdict]:
+        """On each target of which it has something, by the rounds so far."""
+        measured = {MEMORY: self.memory, RECOVERY: self.recovery, FAILOVER: self.switches}
+        chosen = {contender.name for contender in self.contenders}
+        chosen |= {event for event, found in measured.items() if found or event in self.skipped | self.failed}
+        return judge(self.by_round().values(), self.memory, chosen, self.recovery, self.switches)
+
     def to_dict(self) -> dict[str, Any]:
         """Samples are columns by contender: `samples["raw"]["latency_ns.p50"][0]` belongs to `["raw"]["round"][0]`.
         Contenders are without the fields that have their default."""
         plain = [
             {f.name: value for f in fields(c) if (value := getattr(c, f.name)) != f.default} for c in self.contenders
         ]
-        return {"format": JSON_FORMAT, **asdict(self), "contenders": plain, "samples": self._columns()}
+        verdicts = [asdict(verdict) for verdict in self.targets]
+        own = asdict(self) | {"contenders": plain, "samples": self._columns(), "targets": verdicts}
+        return {"format": JSON_FORMAT, **own}
 
     def _columns(self) -> dict[str, dict[str, list[Any]]]:
         rows: dict[str, list[dict[str, Any]]] = {}
@@ -69,7 +88,8 @@ class Result:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Result:
-        """The inverse of to_dict. Raises ValueError for a file of another format."""
+        """The inverse of to_dict, but that verdicts are made again; of an excerpt, which has none, there are none.
+        Raises ValueError for a file of another format."""
         if data.get("format") != JSON_FORMAT:
             raise ValueError(f"not a benchmark result of format {JSON_FORMAT}")
         fields = {key: value for key, value in data.items() if key != "format"}
@@ -79,10 +99,13 @@ class Result:
         fields["summaries"] = [_summary(item) for item in data["summaries"]]
         fields["recovery"] = [Break(**item) for item in data.get("recovery", ())]
         fields["switches"] = [Switch(**item) for item in data.get("switches", ())]
-        fields["targets"] = [Verdict(**{**item, "value": _spread(item["value"])}) for item in data["targets"]]
+        judged = fields.pop("targets")
         if (memory := data["memory"]) is not None:
             fields["memory"] = Memory(tuple(memory["signatures"]), tuple(memory["rss_bytes"]))
-        return cls(**fields)
+        made = cls(**fields)
+        if not judged:
+            made.targets = []
+        return made
 
 
 def _spread(data: Mapping[str, float] | None) -> Spread | None:

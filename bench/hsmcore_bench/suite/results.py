@@ -68,10 +68,12 @@ def shipped(result: Result) -> Result:
     names = {one.name for one in scenarios}
     own = [one for one in result.contenders if one.scenario in names or one.name == LOOP]
     chosen = {one.name for one in own}
-    return Result(
+    excerpt = Result(
         result.started, result.environment, result.rounds, result.slice_seconds, result.message_bytes, own, scenarios,
         samples=[sample for sample in result.samples if sample.contender in chosen],
     )  # fmt: skip
+    excerpt.targets = []
+    return excerpt
 
 
 def was_idle(result: Result) -> bool:

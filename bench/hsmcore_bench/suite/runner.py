@@ -11,8 +11,8 @@ from __future__ import annotations
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -26,18 +26,19 @@ from hsmcore_bench.suite.commands import Commands
 from hsmcore_bench.suite.contenders import MEMORY, blocks, contenders, events, select
 from hsmcore_bench.suite.events import measure_failover, measure_memory, measure_recovery, noting, steps, watched
 from hsmcore_bench.suite.failover import FAILOVER
-from hsmcore_bench.suite.model import Contender, Options, Sample
+from hsmcore_bench.suite.model import RAW, Contender, Options, Sample
 from hsmcore_bench.suite.resilience import RECOVERY
 from hsmcore_bench.suite.result import Result, read_percentiles
 from hsmcore_bench.suite.softtoken import temporary_token
 from hsmcore_bench.suite.stats import DISTURBED
 from hsmcore_bench.suite.summary import summarise
-from hsmcore_bench.suite.targets import judge
+from hsmcore_bench.suite.targets import TARGETS
 
 WARM_UP_SECONDS = 0.15
 QUIET_PROBE_SECONDS = 0.1
 QUIET_WAIT_SECONDS = 2.0  # at once
 QUIET_BUDGET_SECONDS = 60.0  # in a whole run
+BUDGET_SHARE = 0.25  # of the time of all slices, for more rounds of what is undecided
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,8 @@ class _Run:
         before = ProcessorTimes.read()
         for block in blocks(self._chosen):
             self._measure_block(block)
+        if self._budget() > 0.0:
+            self._decide()
         result = self.result
         result.environment["stolen_share"] = round(before.stolen_share(ProcessorTimes.read()), 4)
         if MEMORY in self._events:
@@ -123,25 +126,67 @@ class _Run:
         places = {contender.name: place for place, contender in enumerate(self._chosen)}
         result.samples.sort(key=lambda sample: (places[sample.contender], sample.round))
         result.summaries = summarise(result)
-        chosen = {contender.name for contender in self._chosen} | self._events
-        result.targets = judge(result.by_round().values(), result.memory, chosen, result.recovery, result.switches)
         self._report(Progress(self._total, self._total, "done"))
         return result
 
     def _measure_block(self, block: Sequence[Contender]) -> None:
+        order = random.Random(self._options.seed)
+        most = max(self._rounds(contender) for contender in block)
+        with self._ready(block):
+            for number in range(most):
+                self._round(
+                    [c for c in block if number < self._rounds(c)], number, order, f"round {number + 1} of {most}"
+                )
+
+    @contextmanager
+    def _ready(self, block: Sequence[Contender]) -> Iterator[None]:
+        """With the processes of a block."""
         with ExitStack() as children:
             self._start_all(block, children)
             for contender in block:
                 self._step(f"warming up {contender.name}")
                 self._attempt(contender, -1, WARM_UP_SECONDS)
-            order = random.Random(self._options.seed)
-            most = max(self._rounds(contender) for contender in block)
-            for number in range(most):
-                for contender in order.sample(block, len(block)):
-                    if number < self._rounds(contender):
-                        self._step(f"round {number + 1} of {most}: {contender.name}")
-                        self._slice(contender, number)
+            yield
         self._children.clear()
+
+    def _round(self, block: Sequence[Contender], number: int, order: random.Random, name: str) -> None:
+        for contender in order.sample(block, len(block)):
+            self._step(f"{name}: {contender.name}")
+            self._slice(contender, number)
+
+    def _decide(self) -> None:
+        """More rounds of what undecided targets need, in new processes. Each block has its share of the budget."""
+        wanted = self._undecided()
+        parts = [part for block in blocks(self._chosen) if (part := [c for c in block if c.name in wanted])]
+        ends = time.monotonic() + self._budget()
+        for place, part in enumerate(parts):
+            now = time.monotonic()
+            if now < ends:
+                self._decide_block(part, now + (ends - now) / (len(parts) - place))
+
+    def _decide_block(self, block: Sequence[Contender], until: float) -> None:
+        """Looks at the verdicts each time that there are half as many rounds more: to look after each round, and to end
+        when a target is decided, would be to wait for a lucky one."""
+        order = random.Random(self._options.seed + 1)
+        names = {contender.name for contender in block}
+        number = looked = 1 + max(sample.round for sample in self.result.samples if sample.contender in names)
+        with self._ready(block):
+            while block and time.monotonic() < until:
+                self._round(block, number, order, "to decide")
+                number += 1
+                if number >= looked + max(1, looked // 2):
+                    looked = number
+                    wanted = self._undecided()
+                    block = [contender for contender in block if contender.name in wanted]
+
+    def _undecided(self) -> set[str]:
+        """The contenders that undecided targets need."""
+        calls = {verdict.name: verdict.call for verdict in self.result.verdicts()}
+        return {need for target in TARGETS if calls.get(target.name) == "undecided" for need in target.needs}
+
+    def _budget(self) -> float:
+        planned = sum(self._rounds(c) * c.slices for c in self._chosen) * self._options.seconds
+        return BUDGET_SHARE * planned if self._options.budget is None else self._options.budget
 
     def _rounds(self, contender: Contender) -> int:
         most = self._scenarios[contender.scenario].rounds
@@ -163,7 +208,7 @@ class _Run:
         C loop knows nothing of that and starts alone."""
         waiting: deque[tuple[Contender, Child]] = deque()
         for contender in block:
-            alone = contender.kind == "raw" or (bool(waiting) and waiting[-1][0].kind == "raw")
+            alone = contender.kind in RAW or (bool(waiting) and waiting[-1][0].kind in RAW)
             while waiting and (alone or len(waiting) >= environment.cores()):
                 self._await_ready(*waiting.popleft())
             self._step(f"starting {contender.name}")
@@ -227,6 +272,8 @@ class _Run:
             cpu_seconds=cpu,
             others=others,
             ceiling=self._ceilings[contender.name],
+            switches=reply.get("switches"),
+            calls=reply.get("calls"),
             parts_ns=reply.get("parts_ns"),
         )
 
@@ -246,5 +293,5 @@ class _Run:
         self._children.pop(contender.name).close()
 
     def _step(self, doing: str) -> None:
-        self._report(Progress(self._done, self._total, doing))
+        self._report(Progress(min(self._done, self._total), self._total, doing))
         self._done += 1

@@ -1,20 +1,39 @@
-"""The few statistics that the benchmark states: percentiles, and medians with their lowest and highest value."""
+"""The few statistics that the benchmark states: percentiles, medians with their lowest and highest value, and between
+which values a median lies."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import random
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from statistics import median
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from hsmcore_bench.suite.model import Break, Percentiles, Sample, Spread, Switch
 
-__all__ = ["DISTURBED", "median", "percentile", "percentiles", "spread", "usable", "usable_breaks"]
+__all__ = [
+    "DISTURBED",
+    "LEAST_ROUNDS",
+    "between",
+    "interval",
+    "median",
+    "percentile",
+    "percentiles",
+    "ratios",
+    "redrawn",
+    "spread",
+    "usable",
+    "usable_breaks",
+]
 
 B = TypeVar("B", Break, Switch)
 Round = Mapping[str, Sample]
 
 DISTURBED = 0.05  # share of the machine that others may use during a slice that counts
 ENOUGH_ROUNDS = 3
+LEAST_ROUNDS: Final = 5
+"""Fewer prove nothing: the interval of a median would be hardly wider than what was measured."""
+RESAMPLES: Final = 1_000
 
 
 def usable(rounds: Iterable[Round], names: Collection[str]) -> list[Round]:
@@ -57,6 +76,33 @@ def percentiles(values: Iterable[float]) -> Percentiles | None:
         p999=percentile(ordered, 0.999),
         mean=sum(ordered) / len(ordered),
     )
+
+
+def ratios(rounds: Iterable[Round], name: str, reference: str) -> list[float]:
+    """The rate of one over that of the other, round by round."""
+    found = usable(rounds, {name, reference})
+    return [r[name].rate / r[reference].rate for r in found if r[reference].rate]
+
+
+def between(values: Sequence[float], confidence: float) -> tuple[float, float] | None:
+    """In which interval their median lies; None of too few of them."""
+    if len(values) < LEAST_ROUNDS:
+        return None
+    return interval(partial(redrawn, values), confidence, len(values))
+
+
+def redrawn(values: Sequence[float], dice: random.Random) -> float:
+    """The median of as many of them, drawn with replacement."""
+    return median(dice.choices(values, k=len(values)))
+
+
+def interval(draw: Callable[[random.Random], float], confidence: float, seed: int) -> tuple[float, float]:
+    """Between which values a figure lies, as sure as `confidence` (0..1) says: a percentile bootstrap, in which `draw`
+    makes the figure from rounds that it draws again. The same for the same seed."""
+    dice = random.Random(seed)
+    drawn = sorted(draw(dice) for _ in range(RESAMPLES))
+    tail = (1.0 - confidence) / 2
+    return percentile(drawn, tail), percentile(drawn, 1.0 - tail)
 
 
 def spread(values: Sequence[float]) -> Spread | None:

@@ -7,6 +7,9 @@
  *   stdin   run SECONDS | quit
  *   stdout  one JSON object a line: first {"ready": true, ...}, then one for each run
  *
+ * With --rate requests come at random, so many a second, whether or not earlier ones are answered: the next one goes to
+ * the thread that is free first, and its latency counts from when it was due.
+ *
  * The message is the bytes 0, 1, 2, ... modulo 256. Exit code: 0, 1 (a call failed; standard error says which), 2
  * (bad usage). It ends when its input closes or its parent dies.
  */
@@ -25,6 +28,8 @@
 #include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "arrivals.h"
 
 #define SIGNATURE_BYTES 64
 #define DIGEST_BYTES 32
@@ -53,6 +58,7 @@ struct options {
     const struct algorithm *algorithm;
     unsigned threads;
     size_t message_bytes;
+    double rate; /* 0: each thread as fast as it can */
     int rw;
 };
 
@@ -66,6 +72,7 @@ static EVP_MD *sha256;
 static pthread_barrier_t start_line, finish_line;
 static double run_seconds;
 static int quitting;
+static double rate;
 
 /* Each thread's own; aligned so that no two threads write to one cache line. */
 struct signer {
@@ -73,6 +80,7 @@ struct signer {
     CK_SESSION_HANDLE session;
     EVP_MD_CTX *digest_ctx;
     uint64_t began, ended, signatures;
+    uint64_t busy; /* the sum of the latencies */
     CK_RV rv;
     const char *call;
     unsigned char signature[SIGNATURE_BYTES];
@@ -175,11 +183,21 @@ static void *signer_main(void *argument) {
             return NULL;
         s->began = s->ended = now_ns();
         uint64_t deadline = s->began + (uint64_t)(run_seconds * NS_PER_S);
-        while (s->ended < deadline && sign_once(s)) {
-            uint64_t t = now_ns(); /* the end of one call is the start of the next */
-            s->histogram[bucket_of(t - s->ended)]++;
+        uint64_t due = s->ended;
+        while (rate > 0.0 || s->ended < deadline) {
+            if (rate > 0.0) { /* what was due in time is signed, however late */
+                due = arrivals_take();
+                if (due >= deadline)
+                    break;
+                arrivals_await(due);
+            }
+            if (!sign_once(s))
+                break;
+            uint64_t t = now_ns(); /* without a rate the end of one call is the start of the next */
+            s->histogram[bucket_of(t - due)]++;
             s->signatures++;
-            s->ended = t;
+            s->busy += t - due;
+            s->ended = due = t;
         }
         pthread_barrier_wait(&finish_line);
     }
@@ -284,9 +302,11 @@ static void stop_signers(struct signer *signers, unsigned threads) {
 static void run_once(struct signer *signers, unsigned threads, double seconds) {
     for (unsigned i = 0; i < threads; i++) {
         memset(signers[i].histogram, 0, sizeof signers[i].histogram);
-        signers[i].signatures = 0;
+        signers[i].signatures = signers[i].busy = 0;
     }
     run_seconds = seconds;
+    if (rate > 0.0)
+        arrivals_begin(rate, now_ns());
     pthread_barrier_wait(&start_line);
     pthread_barrier_wait(&finish_line);
 
@@ -300,7 +320,7 @@ static void run_once(struct signer *signers, unsigned threads, double seconds) {
         for (size_t b = 0; b < BUCKETS; b++)
             histogram[b] += s->histogram[b];
         total += s->signatures;
-        busy += (double)(s->ended - s->began);
+        busy += (double)s->busy;
         first = s->began < first ? s->began : first;
         last = s->ended > last ? s->ended : last;
     }
@@ -323,14 +343,14 @@ static unsigned long number(const char *text, unsigned long low, unsigned long h
 
 static void usage(void) {
     fputs("usage: hsmcore-rawsign --module PATH --token LABEL --label KEY [--pin-env NAME] [--threads N]\n"
-          "         [--message-bytes N] [--algorithm ed25519|ecdsa-p256|ecdsa-secp256k1] [--rw]\n"
+          "         [--message-bytes N] [--algorithm ed25519|ecdsa-p256|ecdsa-secp256k1] [--rate PER_SECOND] [--rw]\n"
           "then on standard input: run SECONDS | quit\n",
           stderr);
     exit(2);
 }
 
 static struct options parse(int argc, char **argv) {
-    enum { MODULE, TOKEN, LABEL, PIN_ENV, THREADS, MESSAGE_BYTES, ALGORITHM, RW };
+    enum { MODULE, TOKEN, LABEL, PIN_ENV, THREADS, MESSAGE_BYTES, ALGORITHM, RATE, RW };
     static const struct option names[] = {
         {"module", required_argument, NULL, MODULE},
         {"token", required_argument, NULL, TOKEN},
@@ -339,6 +359,7 @@ static struct options parse(int argc, char **argv) {
         {"threads", required_argument, NULL, THREADS},
         {"message-bytes", required_argument, NULL, MESSAGE_BYTES},
         {"algorithm", required_argument, NULL, ALGORITHM},
+        {"rate", required_argument, NULL, RATE},
         {"rw", no_argument, NULL, RW},
         {NULL, 0, NULL, 0},
     };
@@ -349,7 +370,7 @@ static struct options parse(int argc, char **argv) {
             usage();
         text[c] = c == RW ? "yes" : optarg;
     }
-    struct options o = {text[MODULE], text[TOKEN], text[LABEL], text[PIN_ENV], NULL, 0, 0, text[RW] != NULL};
+    struct options o = {text[MODULE], text[TOKEN], text[LABEL], text[PIN_ENV], NULL, 0, 0, 0.0, text[RW] != NULL};
     for (size_t i = 0; i < sizeof algorithms / sizeof algorithms[0]; i++)
         if (strcmp(algorithms[i].name, text[ALGORITHM]) == 0)
             o.algorithm = &algorithms[i];
@@ -358,6 +379,14 @@ static struct options parse(int argc, char **argv) {
     long cores = sysconf(_SC_NPROCESSORS_ONLN);
     o.threads = text[THREADS] ? (unsigned)number(text[THREADS], 1, MAX_THREADS) : (unsigned)cores;
     o.message_bytes = number(text[MESSAGE_BYTES], 1, MAX_MESSAGE);
+    if (text[RATE] != NULL) {
+        char *end;
+        o.rate = strtod(text[RATE], &end);
+        if (*end != '\0' || !(o.rate >= 1.0 && o.rate <= 1e6)) {
+            fprintf(stderr, "hsmcore-rawsign: %s is not a number from 1 to 1,000,000\n", text[RATE]);
+            exit(2);
+        }
+    }
     return o;
 }
 
@@ -386,6 +415,7 @@ int main(int argc, char **argv) {
         return 1;
     struct options o = parse(argc, argv);
     algorithm = o.algorithm;
+    rate = o.rate;
     message_len = o.message_bytes;
     message = allocate(message_len);
     for (size_t i = 0; i < message_len; i++)

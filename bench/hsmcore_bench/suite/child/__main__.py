@@ -22,6 +22,7 @@ SIGNERS = {
     "pynacl": "software:SoftwareSigner",
     "cryptography": "software:SoftwareSigner",
     "verify-batched": "software:BatchVerifier",
+    "verify": "software:Verifier",
     "flush": "flush:Flushing",
     "gateway": "gateway:GatewaySigner",
     "gateway-vault": "gateway_vault:VaultSigner",

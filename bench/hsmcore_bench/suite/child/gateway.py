@@ -15,6 +15,7 @@ from hsmcore_bench.harness.certificate import NAME, self_signed
 from hsmcore_bench.harness.crowd import crowd
 from hsmcore_bench.harness.gateway import gateway_process
 from hsmcore_bench.harness.neighbour import Neighbour
+from hsmcore_bench.harness.process import children_of, switches_and_calls
 from hsmcore_bench.suite.child.ours import MESSAGES_PER_CALLER, configuration
 from hsmcore_bench.suite.child.protocol import Job, check_message, distinct_messages
 from hsmcore_bench.suite.child.tasks import event_loop, loop_name, saturate
@@ -42,6 +43,7 @@ class GatewaySigner:
             started = gateway_process({"keyManager": manager}, clients, faces, files)
             addresses = self._stack.enter_context(started)
             address = addresses[0]
+            (self._gateway,) = children_of(os.getpid())
             if files is not None:
                 self._neighbour = Neighbour(addresses[1], files, job.neighbour, job.message_bytes)
                 self._stack.callback(self._neighbour.close)
@@ -68,11 +70,14 @@ class GatewaySigner:
         return signature
 
     def run(self, seconds: float) -> Mapping[str, Any]:
-        """Sign for so long."""
+        """Sign for so long. Switches and calls are the gateway's."""
         job = self._job
         work = saturate(self._client.sign, self._own, seconds, timed_every=job.timed_every, watch_lag=job.watch_lag)
+        before = switches_and_calls(self._gateway)
         with self._neighbour.busy() if self._neighbour is not None else nullcontext():
-            return self._runner.run(work)
+            figures = self._runner.run(work)
+        after = switches_and_calls(self._gateway)
+        return {**figures, **{name: after[name] - before[name] for name in after.keys() & before.keys()}}
 
     def close(self) -> None:
         """End the gateway, too."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
@@ -13,7 +14,7 @@ from typing import Any
 import hsmcore
 from hsmcore_bench.suite.child.payloads import transactions, with_blocks
 from hsmcore_bench.suite.child.protocol import PIN_ENV, Job, check_message, distinct_messages
-from hsmcore_bench.suite.child.tasks import arrive, burst, event_loop, loop_name, saturate
+from hsmcore_bench.suite.child.tasks import arrive, burst, event_loop, idle, loop_name, saturate
 
 MESSAGES_PER_CALLER = 16  # no other caller's, so that two equal messages are never in flight together
 BATCHES = 4
@@ -68,6 +69,11 @@ async def signed(manager: hsmcore.KeyManager, messages: Sequence[bytes], *, veri
     return signatures
 
 
+def _switches() -> int:
+    """Voluntary ones so far, of all threads of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+
+
 class OurSigner:
     """One key manager on one event loop, which stands still between two slices."""
 
@@ -83,6 +89,8 @@ class OurSigner:
         """What a slice does; messages are made before it begins."""
         job, manager = self._job, self._manager
         sign: Callable[[bytes], Awaitable[object]]
+        if job.kind == "idle":
+            return idle
         if job.kind == "cache-hit":
             hits = distinct_messages(HIT_SET, job.message_bytes)
             self._runner.run(manager.sign_many(hits))
@@ -122,6 +130,8 @@ class OurSigner:
         from hsmcore_bench.suite.child import scrapes  # the server needs an extra
 
         site = self._runner.run(self._open.enter_async_context(scrapes.server(self._manager)))
+        if self._job.kind == "idle":
+            return workload
 
         async def both(seconds: float) -> dict[str, Any]:
             async with scrapes.Scraping(site, seconds):
@@ -142,10 +152,12 @@ class OurSigner:
     async def _dissected(self, seconds: float) -> dict[str, Any]:
         """A slice, and where the time of its mean signature went: `loop` is processor time of the event loop's thread,
         callers included; `ring` is the wait for a worker, `hsm` the time in the module, as the engine counts them;
-        `wake` is what is left of the latency: the way back, and the wait for the loop."""
-        before, cpu = self._times(), thread_time_ns()
+        `wake` is what is left of the latency: the way back, and the wait for the loop. And the voluntary switches of
+        all threads."""
+        before, switches, cpu = self._times(), _switches(), thread_time_ns()
         figures = await self._slice(seconds)
-        cpu, after = thread_time_ns() - cpu, self._times()
+        cpu, switches, after = thread_time_ns() - cpu, _switches() - switches, self._times()
+        figures = {**figures, "switches": switches}
         calls = figures["signatures"]
         if before is None or after is None or self._job.kind == "cache-hit" or not calls:
             return figures

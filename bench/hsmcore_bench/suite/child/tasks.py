@@ -126,6 +126,13 @@ async def arrive(
     return _figures(len(latencies), perf_counter_ns() - began, latencies, ())
 
 
+async def idle(seconds: float) -> dict[str, Any]:
+    """Ask for nothing for so long: the figures of no signature."""
+    began = perf_counter_ns()
+    await asyncio.sleep(seconds)
+    return _figures(0, perf_counter_ns() - began, (), ())
+
+
 async def _timed(
     sign: Callable[[M], Awaitable[object]], messages: Sequence[M], gate: Gate, latencies: array[int]
 ) -> int:
