@@ -426,7 +426,10 @@ async def test_a_batch_goes_to_the_key_that_became_current_meanwhile(fresh_token
 
     async def late(key, make, count=1):
         """The key is rotated when a part of the batch is about to be signed."""
-        asked = wire.read_sign_many(unlabelled(frame_of(make(1)))[0].body)
+        sent = frame_of(make(1))
+        if sent.type is not Type.SIGN_MANY:
+            return await ask(key, make, count)
+        asked = wire.read_sign_many(unlabelled(sent)[0].body)
         seen.append(asked.version)
         if len(seen) > 1:
             return await ask(key, make, count)
@@ -461,6 +464,21 @@ def frame_of(data):
     """The one frame of some bytes."""
     [found] = Splitter(tuple(Type)).feed(data)
     return found
+
+
+@one_loop
+async def test_a_version_that_signed_before_its_number_was_read_has_that_of_the_ring(
+    fresh_token, tmp_path, monkeypatch
+):
+    async with site(fresh_token().config(**rules(tmp_path)), tmp_path) as vault:
+        assert (await vault.data("POST", SIGN, {"input": b64(M)}))["key_version"] == 1
+        with monkeypatch.context() as patched:
+            patched.setattr(vault.served.server, "keys_changed", lambda: None)
+            patched.setattr(vault.served.server, "tell_keys", lambda: None)  # a busy loop has not come to either
+            await vault.manager.rotate_key("test")
+            for body in ({"input": b64(M)}, {"batch_input": [{"input": b64(M)}]}):
+                signed = await vault.data("POST", SIGN, body)
+                assert signed.get("batch_results", [signed])[0]["key_version"] == 2
 
 
 @one_loop

@@ -48,6 +48,11 @@ class Version(NamedTuple):
         return cls(said["version"], key, said["createdNs"])
 
 
+def is_own(number: int) -> bool:
+    """Whether a number is made of the public key."""
+    return bool(number >> _OWN_BITS)
+
+
 def own_number(public_key: bytes) -> int:
     """Return the number of a version that is in no key ring."""
     head = int.from_bytes(hashlib.sha256(public_key).digest()[:4], "big")

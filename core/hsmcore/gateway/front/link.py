@@ -17,7 +17,7 @@ from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import HsmError, InternalError, KeyNotFound, MemberDown, PolicyRefused, QueueFull
 from hsmcore.gateway.client.request import error_of_refusal
 from hsmcore.gateway.front.core import Core
-from hsmcore.gateway.version_number import Version, own_number
+from hsmcore.gateway.version_number import Version, is_own, own_number
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import GATEWAY_TYPES, Frame, Splitter, Type, WireError, frame, labelled, traced
 
@@ -210,6 +210,15 @@ class RemoteKey(NamedTuple):
     async def ask(self, make: Callable[[int], bytes], count: int = 1) -> Frame:
         """As CoreLink.ask."""
         return await self.link.ask(make, self.slot, count)
+
+    async def number(self, version: int) -> int:
+        """Return the number of a version that has signed. One that has just become the current one may have signed
+        before the key managers' process had read its number."""
+        if is_own(version) and not any(key.version == version for key in self.keys):
+            for one in await self.versions():
+                if own_number(one.key.public_key) == version:
+                    return one.number
+        return version
 
     async def versions(self) -> list[Version]:
         """Return the versions that sign or verify, the one that signs first."""

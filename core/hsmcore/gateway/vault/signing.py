@@ -25,7 +25,7 @@ class Signing:
         asked = wire.Sign(kind, 0, wanted.position, self._options.version, wanted.message)
         answer = await self._key.ask(lambda number: self._trail.along(wire.sign(number, asked, slot=self._key.slot)))
         version, _, _, signature = wire.read_signed(answer.body)
-        return self._written(signature, version)
+        return self._written(signature, await self._key.number(version))
 
     def _written(self, signature: bytes, version: int) -> dict[str, Any]:
         text = transit.written(signature, version, self._key.algorithm(version), jws=self._options.jws)
@@ -63,6 +63,7 @@ class Signing:
             lambda number: self._trail.along(wire.sign_many(number, asked, slot=self._key.slot)), len(messages)
         )
         version, outcomes = wire.read_signed_many(answer.body)
+        version = await self._key.number(version)
         found: list[Any] = [
             self._written(one, version) if isinstance(one, bytes) else error_of_refusal(one) for one in outcomes
         ]
