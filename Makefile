@@ -183,11 +183,14 @@ docs: .venv/.setup-test .venv/.built ## Build the site of the documentation: bui
 screenshots: .venv/.setup-test .venv/.built ## Take the console's pictures again: docs/console/*.png
 	$(BIN)/python -m tests.browser.screenshots docs/console
 
-.PHONY: wheel reproduce release verify-release
+.PHONY: wheel client-wheel reproduce release verify-release
 wheel: .venv/.setup-run ## Build the wheels and source distributions: dist/, for each CPython 3.11 to 3.14 that is found here
 	-command -v python3.14 > /dev/null || scripts/python 3.14 forky
 	rm -rf dist/*.whl dist/*.tar.gz
 	$(BIN)/python scripts/wheels.py $(ARGS)
+
+client-wheel: .venv/.setup-run ## Build the wheel of the gateway's client in pure Python: dist/hsmcore_client-*.whl
+	$(BIN)/python scripts/wheels.py --client
 
 reproduce: .venv/.setup-run ## Build the last commit twice and compare: make reproduce ARGS='--python python3.13 --against dist'
 	$(BIN)/python scripts/reproduce.py $(ARGS)

@@ -3,6 +3,7 @@
 
     scripts/wheels.py [--output dist] [--python python3.13 ...] [--folder build/wheels] [--commit HEAD]
     scripts/wheels.py --here --output FOLDER      # to try: with this environment's tools, from what is built here
+    scripts/wheels.py --client                    # as before, of clients/python alone
     scripts/wheels.py --aarch64 build/pythons/3.13-arm64 --python python3.13   # for AArch64, on another machine
 
 Needs a C compiler and what scripts/setup installs; of Python, the standard library. The tools that build are those of
@@ -35,6 +36,8 @@ from time import gmtime
 
 ROOT = Path(__file__).resolve().parents[1]
 MINORS = range(11, 15)
+PURE = ("bench", "clients/python")
+"""Folders of distributions in Python alone."""
 AARCH64_LIBRARIES = ROOT / "build" / "aarch64" / "sysroot" / "usr" / "lib" / "aarch64-linux-gnu"
 OLDEST = "manylinux_2_34"
 """The C library of Amazon Linux 2023 and RHEL 9, the oldest that CloudHSM's client supports with OpenSSL 3."""
@@ -60,19 +63,23 @@ def main() -> int:
         "--aarch64", type=Path, help="that CPython, as scripts/python unpacks it, of --python's version"
     )
     parser.add_argument("--here", action="store_true", help="with this interpreter and its tools, as built in place")
+    parser.add_argument("--client", action="store_true", help="of clients/python alone, with this interpreter's tools")
     options = parser.parse_args()
     output, folder = options.output.resolve(), options.folder.resolve()
     os.environ.setdefault("SOURCE_DATE_EPOCH", git("log", "-1", "--format=%ct", options.commit or "HEAD").strip())
     output.mkdir(parents=True, exist_ok=True)
     bill = Path(os.environ.setdefault("HSMCORE_BILL", str(output / "hsmcore.cdx.json")))
+    if options.client:
+        finish([build(Path(sys.executable), ROOT / PURE[1], folder / "raw", "bdist_wheel")], output)
+        return 0
     if not bill.is_file():
         print(f"wheels: there is no {bill}, so the wheels have no bill of Python packages: make sbom", file=sys.stderr)
     if options.here:
         for stale in (*ROOT.glob("build/lib*"), *ROOT.glob("bench/build/lib*")):
             shutil.rmtree(stale)  # of a module that is gone
         python = Path(sys.executable)
-        raw = [build(python, place, folder / "raw", "bdist_wheel") for place in (ROOT, ROOT / "bench")]
-        finish([repaired(python, raw[0], folder / "repaired"), raw[1]], output)
+        raw, *pure = (build(python, ROOT / place, folder / "raw", "bdist_wheel") for place in (".", *PURE))
+        finish([repaired(python, raw, folder / "repaired"), *pure], output)
         return 0
     interpreters = [probe(name) for name in options.python] if options.python else found_interpreters()
     source = folder / "source"
@@ -80,7 +87,7 @@ def main() -> int:
     builder = environment(interpreters[0], folder)
     if not options.no_sources:
         finish(source_distributions(builder, source, folder / "raw"), output)
-    finish([build(builder, source / "bench", folder / "raw", "bdist_wheel")], output)
+    finish([build(builder, source / place, folder / "raw", "bdist_wheel") for place in PURE], output)
     for interpreter in interpreters:
         more = crossed(options.aarch64.resolve(), folder) if options.aarch64 else headers_of(interpreter)
         raw = build(environment(interpreter, folder), source, folder / "raw", "bdist_wheel", more)

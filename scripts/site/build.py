@@ -24,7 +24,14 @@ import configuration  # noqa: E402
 import examples  # noqa: E402
 import python  # noqa: E402
 
-BESIDE: Final = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "examples/README.md", "clients/typescript/README.md")
+BESIDE: Final = (
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "examples/README.md",
+    "clients/python/README.md",
+    "clients/typescript/README.md",
+)
 """The documents outside docs/ that have a page, apart from those that they link to."""
 MERMAID: Final = HERE / "node_modules" / "@mermaid-js" / "tiny" / "dist" / "mermaid.tiny.js"
 _LINK: Final = re.compile(r"\]\((?![a-z][a-z0-9+.-]*:)([^)\s#]+)(#[^)\s]*)?\)")

@@ -26,6 +26,7 @@ import hsmcore
 
 pytestmark = pytest.mark.integration
 ELSEWHERE = {
+    "clients/python/README.md": "tests/integration/test_pure_client.py",
     "docs/SOLANA.md": "tests/integration/test_solana_docs.py",
     "docs/VAULT.md": "tests/integration/test_gateway_vault_docs.py",
     "docs/KEYSET.md": "tests/integration/test_key_set.py makes the same calls; parsed here",

@@ -59,7 +59,7 @@ def installed(wheels, tmp_path):
 
 
 def test_the_wheel_has_what_it_needs(wheels):
-    library, _bench = wheels
+    library, _bench, _client = wheels
     assert "manylinux_2_34_" in library.name  # auditwheel refuses a binary that needs a newer C library
     with zipfile.ZipFile(library) as archive:
         names = archive.namelist()

@@ -43,7 +43,13 @@ class Block:
 
 def documents() -> list[str]:
     """The documents, by their paths."""
-    found = ["README.md", "CONTRIBUTING.md", "examples/README.md", "clients/typescript/README.md"]
+    found = [
+        "README.md",
+        "CONTRIBUTING.md",
+        "examples/README.md",
+        "clients/python/README.md",
+        "clients/typescript/README.md",
+    ]
     return found + sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
 
 

@@ -16,7 +16,7 @@ from hsmcore.config.schema import document_schema
 
 DOCUMENTS = ["CONTRIBUTING.md", "docs/ARCHITECTURE.md", "docs/GLOSSARY.md"]
 DOCUMENTS += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs" / "decisions").glob("*.md"))
-CODE = ("core", "bench", "bindings", "native")
+CODE = ("core", "bench", "bindings", "native", "clients/python")
 FILE = re.compile(r"[\w./-]+(?:\.(?:py|pyi|pyx|pxi|c|h|def|toml)|/)")
 NAME = re.compile(r"([A-Za-z_]\w*(?:\.\w+)*)(?:\([^()]*\))?(?:=\w+)?")
 FOREIGN = {

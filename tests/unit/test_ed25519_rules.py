@@ -20,6 +20,7 @@ from hsmcore._native import verify
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.manager.verification import VerifierPool
 from hsmcore.tlog.note import ED25519, VerifierKey
+from hsmcore_client._pure import verify as pure_verify
 
 CASES = json.loads((ROOT / "tests" / "vectors" / "ed25519_rules.json").read_text())
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
@@ -56,6 +57,7 @@ async def test_a_signature_is_good_where_solana_says_so(case):
     key, message, signature = bytes_of(case)
     assert Signature(signature).verify(Pubkey(key), message) is case["valid"], "Solana's own rule"
     assert verify("ed25519", key, message, signature) is case["valid"]
+    assert pure_verify("ed25519", key, message, signature) is case["valid"], "the client alone"
     assert VerifierKey("vectors", ED25519, key).accepts(message, signature) is case["valid"]
     pool = VerifierPool()
     try:
@@ -67,7 +69,7 @@ async def test_a_signature_is_good_where_solana_says_so(case):
 
 @each_case
 def test_pynacl_agrees(case):
-    """It verifies approvals, and a batch's proof in the gateway's client."""
+    """It verifies approvals."""
     key, message, signature = bytes_of(case)
     try:
         VerifyKey(key).verify(message, signature)

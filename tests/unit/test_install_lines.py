@@ -17,7 +17,7 @@ from hsmcore.cli.app import _EXTRAS
 from hsmcore.config.registry import descriptor_of
 
 # A requirement by its bare name. `hsmcore @ file:…`, `.[extra]` and a wheel's path are none.
-BARE = re.compile(r"""pip install\b[^\n`]*?[\s'"]hsmcore(-bench)?(\[[^\]]*\])?(?![\w./\[-])(?! @ file:)""")
+BARE = re.compile(r"""pip install\b[^\n`]*?[\s'"]hsmcore(-bench|-client)?(\[[^\]]*\])?(?![\w./\[-])(?! @ file:)""")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
@@ -46,7 +46,12 @@ def test_a_name_whose_package_is_missing_says_what_to_install(monkeypatch):
 
 
 def test_the_pattern_finds_what_asks_an_index():
-    for bare in ("pip install hsmcore", "pip install 'hsmcore[serve]'", "pip install --find-links dist 'hsmcore==1'"):
+    for bare in (
+        "pip install hsmcore",
+        "pip install hsmcore-client",
+        "pip install 'hsmcore[serve]'",
+        "pip install --find-links dist 'hsmcore==1'",
+    ):
         assert BARE.search(bare), bare
     for good in (
         'pip install "hsmcore[serve] @ file:///a/hsmcore-1.whl"',
@@ -78,7 +83,7 @@ def test_a_signer_gets_from_an_index_what_has_a_known_hash_and_no_more(name):
 
 def test_the_wheels_of_the_documents_are_of_this_version():
     found = {(name, v) for name, text in texts() if name.endswith(".md")
-             for v in re.findall(r"hsmcore(?:_bench)?-(\d+\.\d+\.\d+)-", text)}  # fmt: skip
+             for v in re.findall(r"hsmcore(?:_bench|_client)?-(\d+\.\d+\.\d+)-", text)}  # fmt: skip
     assert {"README.md", "docs/DEPLOY.md", "docs/RELEASING.md"} <= {name for name, _ in found}
     assert {version for _, version in found} == {PROJECT["version"]}
 

@@ -7,59 +7,19 @@ import { setImmediate as nextTurn } from "node:timers/promises";
 import { type BatchedSignature, readBatchProof } from "./batched.js";
 import { badArgument, closed, HsmError, lost } from "./errors.js";
 import { Job, type JobFields, type Settler } from "./job.js";
-import { hex, Link, type LinkOptions, type LinkOwner, type Slot } from "./link.js";
+import { hex, Link, type LinkOwner, type Slot } from "./link.js";
+import { checked, DEFAULT_KEY, fieldsOf, MOST_MS, requireBytes } from "./options.js";
+import type { ClientOptions, RequestOptions, SignBatchedOptions, SignManyOptions, SignOptions } from "./options.js";
+import type { VerifyOptions } from "./options.js";
 import { Route } from "./route.js";
 import { isSignature } from "./signature.js";
 import { Unsent } from "./unsent.js";
 import * as wire from "./wire.js";
-import type { Key, Kind, Level, Operation, Signed, TraceParent, Welcome } from "./wire.js";
+import type { Key, Level, Operation, Signed, TraceParent, Welcome } from "./wire.js";
 
 const PROGRAM = `hsmcore-client/0.1.0 node/${process.versions.node}`;
 /** Of a SIGN_MANY: what its frame has besides messages. */
 const BATCH_HEAD_BYTES = 32;
-
-export interface ClientOptions extends Partial<LinkOptions> {
-  /** "unix:/path" or "tls:host:port"; of several gateways, such as a fleet's, a list, or a string with commas. */
-  address: string | readonly string[];
-  /** How many connections to spread the requests over. */
-  connections?: number;
-  /** The deadline of a request that is given none. */
-  timeoutMs?: number;
-  /** How many requests may wait for credits or for a connection. */
-  maxWaiting?: number;
-  /** The span that is current, for requests that say none: `() => trace.getActiveSpan()?.spanContext()`, of
-   * `@opentelemetry/api`. */
-  currentSpan?: () => TraceParent | undefined;
-}
-
-export interface RequestOptions {
-  /** The name of the key manager in the gateway's configuration. */
-  key?: string;
-  timeoutMs?: number;
-  signal?: AbortSignal;
-  /** The caller's span. The gateway's spans are its children, and the audit record has its trace id. What is no valid one
-   * of version 00 is ignored. */
-  traceparent?: TraceParent;
-}
-
-export interface VerifyOptions extends Pick<RequestOptions, "key"> {
-  keyId?: string;
-}
-
-export interface SignBatchedOptions extends RequestOptions {
-  kind?: Kind;
-}
-
-export interface SignManyOptions extends RequestOptions {
-  kind?: Kind;
-  /** Sign with this version of the key, or not at all. Without it: with the one that is current when it is signed. */
-  keyId?: string;
-}
-
-export interface SignOptions extends SignManyOptions {
-  /** The place in its chain that the message must say. `payload` makes a message that says it. */
-  position?: number | bigint;
-}
 
 /** A signature, and by what it was made. Of a key that the gateway does not list, id and public key are empty. */
 export interface Receipt extends Signed {
@@ -76,18 +36,7 @@ export interface ClientEvents {
   "key-rotated": [{ key: string; previous: Key; current: Key }];
 }
 
-/** Of the options that are numbers. A gateway allows a client 256 connections; Node's timers end at 2^31 ms. */
-const MOST_MS = 2 ** 30;
-const BOUNDS = {
-  connections: [1, 64],
-  timeoutMs: [1, MOST_MS],
-  maxWaiting: [1, 2 ** 24],
-  connectTimeoutMs: [1, MOST_MS],
-  maxBackoffMs: [1, MOST_MS],
-  pingMs: [10, MOST_MS],
-} as const;
 const NO_KEY = Buffer.alloc(0);
-export const DEFAULT_KEY = "default";
 
 export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Settler {
   private readonly links: Link[];
@@ -118,21 +67,11 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
 
   constructor(options: ClientOptions) {
     super();
-    const { connections = 1, timeoutMs = 10_000, maxWaiting = 16_384, currentSpan, ...rest } = options;
-    const { connectTimeoutMs = 5_000, maxBackoffMs = 2_000, pingMs = 5_000 } = rest;
-    const numbers = { connections, timeoutMs, maxWaiting, connectTimeoutMs, maxBackoffMs, pingMs };
-    for (const [name, [least, most]] of Object.entries(BOUNDS)) {
-      const value = numbers[name as keyof typeof numbers];
-      if (!Number.isSafeInteger(value) || value < least || value > most) {
-        throw badArgument(`${name} must be a whole number from ${least} to ${most}.`);
-      }
-    }
+    const { address, connections, timeoutMs, maxWaiting, currentSpan, ...settings } = checked(options);
     this.timeoutMs = timeoutMs;
     this.maxWaiting = maxWaiting;
-    this.currentSpan = currentSpan ?? (() => undefined);
-    const { address, ...others } = rest;
-    const settings = { ...others, connectTimeoutMs, maxBackoffMs, pingMs };
-    this.route = new Route(address, maxBackoffMs, connectTimeoutMs);
+    this.currentSpan = currentSpan;
+    this.route = new Route(address, settings.maxBackoffMs, settings.connectTimeoutMs);
     this.links = Array.from({ length: connections }, () => new Link(settings, this.route, this, PROGRAM));
     this.connectTimeoutMs = settings.connectTimeoutMs;
   }
@@ -503,22 +442,4 @@ export class Client extends EventEmitter<ClientEvents> implements LinkOwner, Set
     }
     this.tell("keys", versions);
   }
-}
-
-function requireBytes(given: Uint8Array): void {
-  if (given instanceof Uint8Array) return;
-  throw badArgument(
-    "A message and a signature must be a Buffer or another Uint8Array.",
-    'Of a text: Buffer.from(text, "utf8").',
-  );
-}
-
-function fieldsOf({ kind, position }: SignOptions): wire.SignFields {
-  if (kind !== undefined && !wire.KINDS.includes(kind)) throw badArgument(`There is no kind "${kind as string}".`);
-  const last = 2n ** 64n - 1n;
-  const whole = typeof position === "bigint" || position === undefined || Number.isSafeInteger(position);
-  if (!whole || (position !== undefined && (position < 0 || position > last))) {
-    throw badArgument("position must be a whole number of at most 64 bits.");
-  }
-  return { ...(kind && { kind }), ...(position !== undefined && { position }) };
 }

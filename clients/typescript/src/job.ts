@@ -4,7 +4,8 @@ import type { Buffer } from "node:buffer";
 import { setMaxListeners } from "node:events";
 
 import { HsmError } from "./errors.js";
-import { isSigning, type Key } from "./wire.js";
+import * as wire from "./wire.js";
+import { type Key, Type, WireError } from "./wire.js";
 
 /** How much longer than its deadline a request waits for the gateway's word about it, which says more than ours. */
 const GRACE_MS = 250;
@@ -66,7 +67,7 @@ export class Job {
     this.frame = fields.frame;
     this.slot = fields.slot;
     this.weight = fields.weight ?? 1;
-    this.signs = isSigning(fields.frame);
+    this.signs = wire.isSigning(fields.frame);
     this.trace = fields.trace;
     this.pin = fields.pin;
     this.refusedBy = fields.refusedBy;
@@ -90,6 +91,18 @@ export class Job {
   /** Whether a signature may exist although no answer came. */
   get maybeSigned(): boolean {
     return this.signs && (this.sentAt > 0 || this.uncertain);
+  }
+
+  /** What a frame answers to it: the value, or the error of a refusal. A batch of which no message has found the host that
+   * holds the epoch was refused as a whole. Throws WireError for the answer to another type of request. */
+  read(type: number, body: Buffer): unknown {
+    const asked = this.frame[4];
+    if (type === Type.ERROR) return wire.readError(body);
+    if (asked === Type.SIGN && type === Type.SIGNED) return wire.readSigned(body);
+    if (asked === Type.SIGN_MANY && type === Type.SIGNED_MANY) return unheld(wire.readSignedMany(body));
+    if (asked === Type.SIGN_BATCHED && type === Type.BATCHED) return wire.readBatched(body);
+    if (asked === Type.MANAGE && type === Type.DONE) return wire.readText(body);
+    throw new WireError(`type ${type} answers type ${asked}`);
   }
 
   answer(value: unknown): void {
@@ -120,4 +133,11 @@ export class Job {
     const fault = { status: "CANCELLED", class: "REQUEST_FATAL", maybeSigned: this.maybeSigned };
     this.fail(new HsmError("The request was withdrawn by its caller.", { ...fault, cause: this.signal?.reason }), true);
   };
+}
+
+/** What SIGNED_MANY says, or the error of all its messages if none has found the host that holds the epoch. */
+function unheld(said: { outcomes: (Buffer | HsmError)[] }): unknown {
+  const errors = said.outcomes.filter((one) => one instanceof HsmError && one.status === "NOT_HOLDER") as HsmError[];
+  if (errors.length === 0 || errors.length < said.outcomes.length) return said;
+  return errors.find((one) => one.maybeSigned) ?? errors[0];
 }

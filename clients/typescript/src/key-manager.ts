@@ -3,10 +3,11 @@
 import { Buffer } from "node:buffer";
 import { EventEmitter, once } from "node:events";
 
-import { Client, type ClientEvents, type ClientOptions, DEFAULT_KEY, type Receipt } from "./client.js";
 import type { BatchedSignature } from "./batched.js";
-import type { RequestOptions, SignBatchedOptions, SignManyOptions, SignOptions } from "./client.js";
+import { Client, type ClientEvents, type Receipt } from "./client.js";
 import { badArgument, HsmError } from "./errors.js";
+import { type ClientOptions, DEFAULT_KEY, type RequestOptions } from "./options.js";
+import type { SignBatchedOptions, SignManyOptions, SignOptions } from "./options.js";
 import type { Key } from "./wire.js";
 
 /** How to reach the gateway, and which of its key managers is meant. */

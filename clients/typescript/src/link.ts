@@ -1,21 +1,17 @@
-/** One connection to the gateway, opened again whenever it breaks, and the requests that it carries. */
+/** What one connection to the gateway carries: requests, which are sent again on the next one whenever it breaks. */
 
-import { Buffer } from "node:buffer";
+import type { Buffer } from "node:buffer";
 import { randomBytes } from "node:crypto";
-import { readFileSync } from "node:fs";
-import { connect as connectNet, isIP, type Socket } from "node:net";
-import { connect as connectTls } from "node:tls";
 
-import { badArgument, HsmError, lost } from "./errors.js";
+import { CLOSE_MS, Connection, type ConnectionOptions, type ConnectionOwner } from "./connection.js";
+import { HsmError, lost } from "./errors.js";
 import { type Job } from "./job.js";
-import { Pings } from "./pings.js";
 import type { Route } from "./route.js";
 import * as wire from "./wire.js";
-import { type Frame, type Key, Splitter, Type, type Welcome, WireError } from "./wire.js";
+import { type Frame, type Key, Type, type Welcome, WireError } from "./wire.js";
 
 /** Answers after which the gateway is told what it need not remember any more. */
 const ACK_EVERY = 32;
-const CLOSE_MS = 1_000;
 const MOST_DOUBLINGS = 3;
 /** How soon a holder is asked again that is not sure to be one. */
 const DOUBT_MS = 20;
@@ -24,18 +20,10 @@ const TRUSTED =
   "Can caFile, certFile and keyFile be read, are they in time, and of authorities that the two sides trust? " +
   "A gateway says in its audit log whom it refused, and why.";
 
-export interface LinkOptions {
-  /** Of the gateway's certificate, and our own; PEM files, read for each connection. */
-  caFile?: string;
-  certFile?: string;
-  keyFile?: string;
-  /** The name in the gateway's certificate, if it is not the host of the address. */
-  serverName?: string;
+export interface LinkOptions extends ConnectionOptions {
   connectTimeoutMs: number;
   /** The longest pause between attempts to connect. */
   maxBackoffMs: number;
-  /** A connection without a sign of life is tested after so long, and given up after twice that. */
-  pingMs: number;
 }
 
 /** What a link tells its client. */
@@ -69,11 +57,11 @@ export interface Slot {
 
 export const hex = (key: Key): string => key.publicKey.toString("hex");
 
-export class Link {
+export class Link implements ConnectionOwner {
   /** Requests that were sent and not answered, in the order of their numbers. */
   readonly open = new Map<number, Job>();
   slots: ReadonlyMap<string, Slot> = new Map();
-  private ready = false;
+  isReady = false;
   private draining = false;
   private traces = false;
   private names: readonly string[] = [];
@@ -81,29 +69,26 @@ export class Link {
   private instance = "";
   private rememberMs = 0;
   private next = 1;
-  private socket: Socket | undefined;
-  private out: Buffer[] = [];
   private answered = 0;
   /** Where in the route it is. */
   at = 0;
   private useful = false;
   private closing = false;
-  private quiet = false;
-  private heardAt = 0;
   private timer: NodeJS.Timeout | undefined;
-  private pulse: NodeJS.Timeout | undefined;
-  private readonly pings = new Pings((frame) => this.write(frame));
+  private readonly connection: Connection;
 
   constructor(
-    private readonly options: LinkOptions,
+    options: LinkOptions,
     private readonly route: Route,
     private readonly owner: LinkOwner,
     private readonly program: string,
-  ) {}
+  ) {
+    this.connection = new Connection(options, this);
+  }
 
   /** Whether it takes new requests. */
   get usable(): boolean {
-    return this.ready && !this.draining;
+    return this.isReady && !this.draining;
   }
 
   /** Whether this is the current key, as far as this connection was told. */
@@ -115,95 +100,29 @@ export class Link {
   // ---- the connection ------------------------------------------------------------------------------------------
 
   connect = (): void => {
-    let reason: unknown = "the gateway closed the connection";
-    const { pingMs } = this.options;
-    const { tryMs } = this.route;
     this.at = this.route.at;
     this.useful = this.closing = false;
-    const splitter = new Splitter();
-    let socket: Socket;
-    try {
-      socket = this.dial();
-    } catch (error) {
-      this.gone(error);
-      return;
-    }
-    const take = (frame: Frame): void => {
-      if (frame.type === Type.ERROR && frame.request === 0) reason = wire.readError(frame.body);
-      else this.take(frame);
-    };
-    this.socket = socket;
-    const waiting = setTimeout(() => socket.destroy(lost(`no word from it within ${tryMs} ms`)), tryMs);
-    this.timer = waiting;
-    this.pulse = setInterval(this.beat, pingMs).unref();
-    socket.on("data", (data: Buffer) => {
-      this.quiet = false;
-      this.heardAt = performance.now();
-      try {
-        splitter.feed(data, take);
-      } catch (error) {
-        if (!(error instanceof WireError)) throw error;
-        socket.destroy(error);
-      }
-      if (this.ready) clearTimeout(waiting);
-    });
-    socket.on("error", (error) => {
-      if (!(reason instanceof HsmError)) reason = error;
-    });
-    socket.on("close", () => this.gone(reason));
-    socket.write(wire.hello(this.nonce, this.program));
+    this.connection.open(this.address, wire.hello(this.nonce, this.program), this.route.tryMs);
   };
 
   /** Disconnect, until `connect` is called again. */
   async close(): Promise<void> {
     this.closing = true;
     clearTimeout(this.timer);
-    const { socket } = this;
-    if (!socket) return;
     // What was answered need not be remembered any more.
-    if (this.ready && this.open.size === 0) this.write(wire.ack(this.next));
-    this.flush();
-    if (this.ready) socket.end();
-    else socket.destroy();
-    // A gateway that does not close its side keeps nobody waiting.
-    const timer = setTimeout(() => socket.destroy(), CLOSE_MS);
-    await new Promise((resolve) => socket.once("close", resolve));
-    clearTimeout(timer);
+    if (this.isReady && this.open.size === 0) this.connection.write(wire.ack(this.next));
+    await this.connection.close();
   }
 
   get address(): string {
     return this.route.addresses[this.at]!;
   }
 
-  private dial(): Socket {
-    const { caFile, certFile, keyFile, serverName } = this.options;
-    const { address } = this;
-    if (address.startsWith("unix:")) return connectNet({ path: address.slice(5) });
-    const found = /^tls:(?:\[([^\]]+)\]|([^:]+)):(\d+)$/.exec(address);
-    if (!found) throw badArgument(`${address}: no address`, 'Give "unix:/path" or "tls:host:port".');
-    const host = found[1] ?? found[2]!;
-    const read = (file: string | undefined) => (file === undefined ? undefined : readFileSync(file));
-    return connectTls({
-      host,
-      port: Number(found[3]),
-      // An IP address is no server name (RFC 6066); Node compares it with the certificate all the same.
-      servername: serverName ?? (isIP(host) ? "" : host),
-      ca: read(caFile),
-      cert: read(certFile),
-      key: read(keyFile),
-      minVersion: "TLSv1.3",
-      ALPNProtocols: ["hsmcore-wire/1"],
-    }).setNoDelay();
-  }
-
-  private gone(reason: unknown): void {
+  gone(reason: unknown): void {
     clearTimeout(this.timer);
-    clearInterval(this.pulse);
-    const was = this.ready;
+    const was = this.isReady;
     const sound = was && this.useful && !this.draining;
-    this.ready = this.draining = false;
-    this.socket = undefined;
-    this.out = [];
+    this.isReady = this.draining = false;
     for (const job of [...this.open.values()]) {
       // Requests for signatures are kept, to be sent again: see resend. Of others, no answer is remembered.
       if (job.signs && !job.done) continue;
@@ -218,7 +137,7 @@ export class Link {
             cause: reason,
             hint: this.address.startsWith("tls:") ? `${RUNNING} ${TRUSTED}` : RUNNING,
           });
-    this.pings.lost(error);
+    this.connection.pings.lost(error);
     if (!this.closing) {
       if (was && this.useful && !this.route.seeking) this.route.begin();
       if (!sound) this.route.next(this.at, [], this.owner.stays(this), error.status !== "HOST_LOST");
@@ -227,30 +146,10 @@ export class Link {
     this.owner.lost(this, error, was);
   }
 
-  private readonly beat = (): void => {
-    if (this.quiet) this.socket?.destroy(lost("no sign of life"));
-    else if (this.ready && performance.now() - this.heardAt >= this.options.pingMs) {
-      this.quiet = true;
-      this.pings.send();
-    }
-  };
-
   /** Resolves when the gateway answers on this connection; rejects when the connection breaks, or the time is over. */
   ping(timeoutMs: number): Promise<void> {
-    return this.pings.ask(timeoutMs);
+    return this.connection.pings.ask(timeoutMs);
   }
-
-  /** One write for all frames of a turn of the event loop. */
-  private write(made: Buffer): void {
-    if (this.out.push(made) === 1) setImmediate(this.flush);
-  }
-
-  private readonly flush = (): void => {
-    const { out, socket } = this;
-    if (out.length === 0) return;
-    this.out = [];
-    if (socket?.writable) socket.write(out.length === 1 ? out[0]! : Buffer.concat(out));
-  };
 
   // ---- requests ------------------------------------------------------------------------------------------------
 
@@ -269,14 +168,14 @@ export class Link {
 
   /** Tell the gateway that a request is of no more interest. Its credits are free when it answers. */
   cancel(job: Job): void {
-    if (this.ready && this.open.get(job.request) === job) this.write(wire.cancel(job.request));
+    if (this.isReady && this.open.get(job.request) === job) this.connection.write(wire.cancel(job.request));
   }
 
   private put(job: Job, again: boolean): void {
     const slot = this.slots.get(job.slot)!.number;
     if (job.signs) wire.stampAgain(job.frame, again);
     const made = wire.stamp(job.frame, job.request, slot);
-    this.write(job.trace && this.traces ? wire.traced(made, job.trace) : made);
+    this.connection.write(job.trace && this.traces ? wire.traced(made, job.trace) : made);
   }
 
   private stamp(job: Job): HsmError | undefined {
@@ -344,9 +243,9 @@ export class Link {
 
   // ---- what the gateway says -----------------------------------------------------------------------------------
 
-  private take(frame: Frame): void {
+  take(frame: Frame): void {
     const { type, body } = frame;
-    if (!this.ready) {
+    if (!this.isReady) {
       if (type !== Type.WELCOME) throw new WireError(`type ${type} before WELCOME`);
       this.welcome(wire.readWelcome(body));
       return;
@@ -359,7 +258,7 @@ export class Link {
         return this.owner.credits(wire.readCredit(body));
       case Type.PONG:
         this.useful = true;
-        return this.pings.answered(wire.readPong(body));
+        return this.connection.pings.answered(wire.readPong(body));
       case Type.GOAWAY:
         wire.readGoaway(body);
         this.draining = true;
@@ -380,15 +279,14 @@ export class Link {
     this.learn(found.keys);
     if (this.owner.strange(this)) {
       const fault = { status: "KEY_MISMATCH", class: "MEMBER_DOWN", hint: "Take it off the list." };
-      this.socket?.destroy(new HsmError(`${this.address} lists other keys: it is of another fleet.`, fault));
+      this.connection.destroy(new HsmError(`${this.address} lists other keys: it is of another fleet.`, fault));
       return;
     }
     const instance = found.instance.toString("hex");
     const same = instance === this.instance;
     this.instance = instance;
     this.rememberMs = found.rememberMs;
-    this.ready = true;
-    this.heardAt = performance.now();
+    this.isReady = true;
     this.resend(same);
     this.owner.welcomed(this, found);
   }
@@ -413,9 +311,7 @@ export class Link {
   }
 
   private answer(job: Job, type: number, body: Buffer): void {
-    let value = type === Type.ERROR ? wire.readError(body) : readAnswer(job.frame[4]!, type, body);
-    // A batch of which no message has found the holder was refused as a whole.
-    if (type === Type.SIGNED_MANY) value = unheld(value as { outcomes: (Buffer | HsmError)[] });
+    const value = job.read(type, body);
     if (!(value instanceof HsmError)) {
       this.useful = true;
       if (job.signs) this.route.seeking = false;
@@ -432,7 +328,7 @@ export class Link {
     if (++this.answered >= ACK_EVERY) {
       this.answered = 0;
       const [lowest = this.next] = this.open.keys();
-      this.write(wire.ack(lowest));
+      this.connection.write(wire.ack(lowest));
     }
     this.leave();
   }
@@ -486,30 +382,14 @@ export class Link {
 
   /** Send no more here, and connect to the next gateway once all is answered. */
   forsake(): void {
-    if (!this.ready || this.draining) return;
+    if (!this.isReady || this.draining) return;
     this.draining = true;
-    this.timer = setTimeout(() => this.socket?.destroy(), CLOSE_MS);
+    this.timer = setTimeout(() => this.connection.destroy(), CLOSE_MS);
     this.leave();
   }
 
   /** End a connection that is to end, once nothing is open on it. */
   private leave(): void {
-    if (this.draining && this.open.size === 0) this.socket?.end();
+    if (this.draining && this.open.size === 0) this.connection.end();
   }
-}
-
-/** What SIGNED_MANY says, or the error of all its messages if none has found the host that holds the epoch. */
-function unheld(said: { outcomes: (Buffer | HsmError)[] }): unknown {
-  const errors = said.outcomes.filter((one) => one instanceof HsmError && one.status === "NOT_HOLDER") as HsmError[];
-  if (errors.length === 0 || errors.length < said.outcomes.length) return said;
-  return errors.find((one) => one.maybeSigned) ?? errors[0];
-}
-
-/** The answer's value, if it is one to this type of request. */
-function readAnswer(asked: number, type: number, body: Buffer): unknown {
-  if (asked === Type.SIGN && type === Type.SIGNED) return wire.readSigned(body);
-  if (asked === Type.SIGN_MANY && type === Type.SIGNED_MANY) return wire.readSignedMany(body);
-  if (asked === Type.SIGN_BATCHED && type === Type.BATCHED) return wire.readBatched(body);
-  if (asked === Type.MANAGE && type === Type.DONE) return wire.readText(body);
-  throw new WireError(`type ${type} answers type ${asked}`);
 }

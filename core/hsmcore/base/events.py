@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any, Final, Literal, get_args
 
 from hsmcore.base.log import get_logger
@@ -47,6 +46,8 @@ class Events:
     def on(self, event: str, callback: Callback) -> Callable[[], None]:
         """Call `callback(details)` for each `event`. Returns a function that unsubscribes. Raises BadArgument."""
         if event not in self._callbacks:
+            from difflib import get_close_matches  # for a mistake
+
             near = _MEANT.get(event) or next(iter(get_close_matches(event, EVENTS, 1)), None)
             hint = None if near is None else f'Did you mean "{near}"?'
             raise BadArgument(f"no event named {event!r}; there are {', '.join(EVENTS)}", hint=hint)

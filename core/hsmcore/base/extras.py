@@ -5,15 +5,15 @@
 
 from __future__ import annotations
 
-import re
-import shlex
-
 
 def install(extra: str) -> str:
-    """Return the command that installs what the extra needs, from the metadata of the installed hsmcore."""
-    from importlib import metadata  # slow to import, and seldom needed
+    """Return the command that installs what the extra needs, from the metadata of what is installed."""
+    import re  # all slow to import, and seldom needed
+    import shlex
+    from importlib import metadata
 
-    distribution, extra = ("hsmcore-bench", "full") if extra == "bench" else ("hsmcore", extra)
+    own = __name__.partition(".")[0]
+    distribution, extra = ("hsmcore-bench", "full") if extra == "bench" else (own, extra)
     try:
         declared = metadata.requires(distribution) or []
     except metadata.PackageNotFoundError:  # not installed, or hsmcore runs from files that no installer has laid out

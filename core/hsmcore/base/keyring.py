@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from hsmcore.base.base58 import base58
 from hsmcore.errors import AlgorithmUnsupported, KeyDeactivated, KeyNotFound
@@ -50,6 +50,22 @@ def address_of(public_key: bytes) -> str:
         hint = "Sign with an Ed25519 key; `public_key` is what others have."
         raise AlgorithmUnsupported("an address is an Ed25519 key, and the current key is none", hint=hint)
     return base58(public_key)
+
+
+class VerifyingKey(Protocol):
+    """What is to be known of a key that verifies."""
+
+    @property
+    def algorithm(self) -> str: ...
+    @property
+    def public_key(self) -> bytes: ...
+
+
+def any_good(versions: Sequence[VerifyingKey], message: object, signature: bytes) -> bool:
+    """Whether the signature is valid under any of the keys. Any thread."""
+    from hsmcore._native import verify  # a gateway's client may never need it
+
+    return any(verify(key.algorithm, key.public_key, message, signature) for key in versions)
 
 
 def successor_label(label: str, random: bytes) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 DROPPED = "<dropped>"
 
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+_WORD = r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+"
 _SECRET_WORDS = frozenset(
     {"pin", "puk", "password", "passwd", "passphrase", "secret", "secrets", "credential", "credentials", "seed"}
 )
@@ -52,7 +52,7 @@ def muted(names: Iterable[str]) -> Iterator[None]:
 
 def looks_secret(key: str) -> bool:
     """Return whether a name in snake_case or camelCase may hold a secret: "userPin" yes, "spinMicros" no."""
-    words = [word.lower() for word in _WORD.findall(key)]
+    words = [word.lower() for word in re.findall(_WORD, key)]
     return not _SECRET_WORDS.isdisjoint(words) or not _SECRET_PAIRS.isdisjoint(itertools.pairwise(words))
 
 

@@ -6,7 +6,7 @@ import re
 import sys
 from typing import Final, NamedTuple
 
-_FORM: Final = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+_FORM: Final = r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})"
 _TRACE_BYTES: Final = 16
 TRACE_BYTES: Final = _TRACE_BYTES + 8 + 1
 """Of `packed`."""
@@ -28,7 +28,7 @@ class TraceParent(NamedTuple):
     @classmethod
     def parsed(cls, text: str) -> TraceParent | None:
         """Return what a header says; None for what is no valid one of version 00, which the standard ignores."""
-        found = _FORM.fullmatch(text)
+        found = re.fullmatch(_FORM, text)
         return None if found is None else cls.unpacked(bytes.fromhex("".join(found.groups())))
 
     @classmethod

@@ -6,10 +6,10 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-from hsmcore._native import Digest, recovery_id, verify
-from hsmcore.base.keyring import KeyVersion
+from hsmcore._native import Digest, recovery_id
+from hsmcore.base.keyring import KeyVersion, any_good
 from hsmcore.base.receipt import signature_bytes
 
 T = TypeVar("T")
@@ -43,17 +43,3 @@ class VerifierPool:
         if self._threads is not None:
             self._threads.shutdown(wait=False)
             self._threads = None
-
-
-class VerifyingKey(Protocol):
-    """What is to be known of a key that verifies."""
-
-    @property
-    def algorithm(self) -> str: ...
-    @property
-    def public_key(self) -> bytes: ...
-
-
-def any_good(versions: Sequence[VerifyingKey], message: object, signature: bytes) -> bool:
-    """Whether the signature is valid under any of the keys. Any thread."""
-    return any(verify(key.algorithm, key.public_key, message, signature) for key in versions)

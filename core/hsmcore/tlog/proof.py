@@ -1,7 +1,6 @@
 """Where a Merkle proof leads, and what a C2SP tlog-proof of a batched message says, but for its signature.
 
-docs/BATCHING.md has the form. Needs no native core: hsmcore.tlog.batch_proof and hsmcore.gateway.wire.batched verify
-signatures, each with its own means.
+docs/BATCHING.md has the form. Needs no native core: hsmcore.tlog.batch_proof verifies signatures.
 """
 
 from __future__ import annotations

@@ -6,15 +6,12 @@ import asyncio
 import sys
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from time import monotonic_ns
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self, overload
 
-import orjson
-
 from hsmcore.base.events import Callback, EventName, Events
-from hsmcore.base.keyring import KeyVersion, address_of
+from hsmcore.base.keyring import KeyVersion, address_of, any_good
 from hsmcore.base.receipt import Receipt, signature_bytes
 from hsmcore.errors import (
     BadArgument,
@@ -33,6 +30,7 @@ from hsmcore.gateway.client.connections import Connections
 from hsmcore.gateway.client.dialing import ClientTls, GatewayAddress
 from hsmcore.gateway.client.outbox import RequestOutbox
 from hsmcore.gateway.client.request import ClientRequest, GatewaySession
+from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.batched import ClientBatchedSignature, SignBatched
 from hsmcore.gateway.wire.frames import Type
@@ -54,7 +52,7 @@ class GatewayMember(NamedTuple):
 
 class Client:
     """Signs with the current key of a key manager that `hsmcore gateway` serves. Holds no key and no PIN, and needs no
-    PKCS#11 module; the native core only for `verify`.
+    PKCS#11 module; the native core only for `verify` and `sign_batched`.
 
     As hsmcore.KeyManager, whose errors it raises: a failure behind the gateway is the same exception here. Belongs to
     the event loop that runs `initialize()`. A broken connection is made again and costs no request: what was open is
@@ -83,7 +81,7 @@ class Client:
         connections = whole(connections, "connections", 1, 64)
         self._timeout = seconds_of(timeout)
         self._most_waiting = whole(max_waiting, "max_waiting", 1, 1 << 24)
-        program = (program or Path(sys.argv[0]).name).encode()[:64].decode(errors="ignore")
+        program = (program or sys.argv[0].rpartition("/")[2]).encode()[:64].decode(errors="ignore")
         self._events = Events()
         self._connections = Connections(addresses, tls, key_manager, program, connections, self._events)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -91,7 +89,7 @@ class Client:
         self._session: GatewaySession | None = None
         self._told_id: str | None = None
         self._opening = asyncio.Lock()
-        self._opened = self._closed = False
+        self._opened = self._closed = self._verifies = False
 
     async def initialize(self) -> None:
         """Connect. Raises MemberDown if no gateway answers, PolicyRefused and others if it refuses this client; the
@@ -241,6 +239,9 @@ class Client:
         """Sign a message with others; as KeyManager.sign_batched. The proof is verified here, under the key that the
         gateway names. Another gateway process would give the message another place, so none is asked again. Raises
         BadArgument where no batches are signed, SignatureInvalid for a proof that shows nothing."""
+        if not self._verifies:  # without it, nothing is sent
+            await asyncio.to_thread(batched.prepare)
+            self._verifies = True
         value = SignBatched(kind_of(kind), 0, self._checked(message))
         return await self._ask(Type.SIGN_BATCHED, value, timeout)  # type: ignore[no-any-return]
 
@@ -298,8 +299,6 @@ class Client:
         """Whether `signature` is valid for `message` under the given key, or under any version that the gateway has
         told; as KeyManager.verify, whose native core it needs: here, in a thread. The gateway is not asked. Raises
         KeyNotFound, InvalidMessage."""
-        from hsmcore.manager.verification import any_good  # with the native core
-
         session, wanted = self._told(), key_id_of(key_id)
         self._require_open().require_open()
         data, given = as_bytes(message), signature_bytes(signature)
@@ -368,7 +367,9 @@ class Client:
 
     async def get_cache_stats(self) -> dict[str, Any]:
         """Counters of the gateway's signature cache."""
-        return orjson.loads(await self._manage("cache-stats", ""))  # type: ignore[no-any-return]
+        import json
+
+        return json.loads(await self._manage("cache-stats", ""))  # type: ignore[no-any-return]
 
     async def _manage(self, operation: str, key_id: str) -> str:
         value = wire.Manage(operation, key_id_of(key_id) or "")

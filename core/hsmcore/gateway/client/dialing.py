@@ -9,13 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Final, Self
 
-from hsmcore.base.listening.certificates import require_readable
 from hsmcore.errors import BadArgument
 from hsmcore.gateway.wire.frames import ALPN
 
-_NEXT: Final = re.compile(r",\s*(?=unix:|tls:)")
+_NEXT: Final = r",\s*(?=unix:|tls:)"
 """Between two addresses of one string."""
-_HOST: Final = re.compile(r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})")
+_HOST: Final = r"(?:\[(?P<six>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9._-]+)):(?P<port>[0-9]{1,5})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +39,8 @@ class ClientTls:
 
     def context(self) -> ssl.SSLContext:
         """Read the files. Blocks. Raises OSError, also for files that are not PEM."""
+        from hsmcore.base.listening.certificates import require_readable  # with pathlib
+
         require_readable(self.ca_file, self.certificate_file, self.key_file)
         context = ssl.create_default_context(cafile=self.ca_file)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -62,7 +63,7 @@ class GatewayAddress:
         """Parse an address. Raises BadArgument."""
         if text.startswith("unix:") and len(text) > len("unix:"):
             return cls(text, path=text.removeprefix("unix:"))
-        found = _HOST.fullmatch(text.removeprefix("tls:"))
+        found = re.fullmatch(_HOST, text.removeprefix("tls:"))
         if not text.startswith("tls:") or found is None or int(found["port"]) > 65535:
             raise BadArgument(f'the address of a gateway must be "unix:/path" or "tls:host:port", not {text!r:.100}')
         return cls(text, host=found["six"] or found["host"], port=int(found["port"]))
@@ -70,7 +71,7 @@ class GatewayAddress:
     @classmethod
     def parse_all(cls, listed: str | Sequence[str]) -> tuple[Self, ...]:
         """Parse addresses: several, or one string with commas between them. Raises BadArgument."""
-        texts = _NEXT.split(listed) if isinstance(listed, str) else listed
+        texts = re.split(_NEXT, listed) if isinstance(listed, str) else listed
         if not texts:
             raise BadArgument("the list of addresses is empty")
         return tuple(map(cls.parse, dict.fromkeys(texts)))

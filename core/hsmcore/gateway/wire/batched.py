@@ -6,10 +6,6 @@ is named with it has signed.
 
 from __future__ import annotations
 
-import hashlib
-from base64 import b64encode
-from binascii import Error as NotBase64
-from binascii import a2b_base64
 from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -18,15 +14,13 @@ from hsmcore.errors import BadArgument, SignatureInvalid
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.fields import Fields, reading, text8
 from hsmcore.gateway.wire.frames import Flag, Type, frame
-from hsmcore.tlog.proof import ProofParts, shown
 
 if TYPE_CHECKING:
     from hsmcore._native import BatchedSignature
+    from hsmcore.tlog.proof import ProofParts
 
 _HEAD: Final = Struct("<BI")
 _RECORD: Final = Struct("<Q")
-_ED25519: Final = b"\1"
-_DASH: Final = "\u2014 ".encode()
 
 Place = tuple[int | None, str, bytes, bytes]
 """What BATCHED says: number of the root's record or None, key id, public key, C2SP tlog-proof."""
@@ -89,6 +83,11 @@ def unknown() -> BadArgument:
     )
 
 
+def prepare() -> None:
+    """Load what verifies a proof: slow the first time. Any thread. Raises ModuleNotFoundError with what to install."""
+    import hsmcore.tlog.batch_proof  # noqa: F401
+
+
 class Notes:
     """Verifies answers. Remembers the last checkpoint that it found good: a batch's messages share it."""
 
@@ -97,6 +96,8 @@ class Notes:
 
     def verified(self, message: bytes, kind: str, answer: Place) -> ClientBatchedSignature:
         """Return the place of a message, verified. `kind`: what it must be of; "": any. Raises SignatureInvalid."""
+        from hsmcore.tlog.proof import shown  # slow to import, and seldom needed
+
         seq, key_id, public_key, proof = answer
         found = shown(message, proof)
         if found is None or kind not in ("", found.kind) or not self._signed(found, public_key):
@@ -116,20 +117,14 @@ class Notes:
 
 def _signature_of(found: ProofParts, public_key: bytes) -> bool:
     """Whether a note has the signature of its origin, by this key, and no other."""
-    from nacl.exceptions import CryptoError
-    from nacl.signing import VerifyKey
+    from hsmcore.tlog.batch_proof import signer  # with what verifies
+    from hsmcore.tlog.note import Note, NoteError
 
-    name, _, _ = found.text.partition(b"\n")
-    begin = found.text + b"\n" + _DASH + name + b" "
-    try:
-        value = a2b_base64(found.note[len(begin) :])
-    except NotBase64:
-        return False
-    key_id = hashlib.sha256(name + b"\n" + _ED25519 + public_key).digest()[:4]
-    if found.note != begin + b64encode(value) + b"\n" or value[:4] != key_id or len(public_key) != 32:
+    if len(public_key) != 32:
         return False
     try:
-        VerifyKey(public_key).verify(found.text, value[4:])
-    except (CryptoError, ValueError):  # ValueError: another length
+        note = Note.parse(found.note)
+        signers = note.signers([signer(found.text, public_key)])
+    except NoteError:
         return False
-    return True
+    return note.text == found.text and len(note.signatures) == len(signers) == 1
