@@ -20,7 +20,7 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject, PyObject_Call, PyObject_GenericSetAttr
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove, memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
 
@@ -99,6 +99,7 @@ include "arguments.pxi"
 include "histogram.pxi"
 include "deadlines.pxi"
 include "waiters.pxi"
+include "frames.pxi"
 include "journal.pxi"
 include "records.pxi"
 include "lease.pxi"
@@ -365,4 +366,5 @@ cdef class Engine(Requests):
 include "merkle.pxi"
 include "payload.pxi"
 include "batch.pxi"
+include "replay.pxi"
 include "tables.pxi"

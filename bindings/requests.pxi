@@ -162,18 +162,19 @@ cdef class Requests(Publisher):
         hsmcore itself has it signed, which needs no lease. Raises HsmError."""
         return self._ask(message, self._timeout_ns(timeout), key, extra, OWN if own else 0, None)
 
-    def ask(self, message, timeout=None, uint32_t key=0, bytes extra=None, bint gather=False):
-        """Sign one message: a future of its Receipt. `gather`: the workers are told once, at the end of this iteration
-        of the event loop: the caller may take longer from one message to the next than a fast module needs to sign.
-        Raises HsmError."""
+    def ask(self, message, timeout=None, uint32_t key=0, bytes extra=None, bint gather=False, Waiter waiter=None):
+        """Sign one message: a future of its Receipt, or `waiter`, which takes it. `gather`: the workers are told once,
+        at the end of this iteration of the event loop: the caller may take longer from one message to the next than a
+        fast module needs to sign. Raises HsmError."""
         if gather:
             self._gather(self._counts().slots)
-        return self._ask(message, self._timeout_ns(timeout), key, extra, RECEIPT, None)
+        return self._ask(message, self._timeout_ns(timeout), key, extra, RECEIPT, None, waiter)
 
     cdef inline uint64_t _timeout_ns(self, object timeout) except? 0:
         return self._default_timeout if timeout is None else _timeout_ns(timeout)
 
-    cdef object _ask(self, object message, uint64_t timeout_ns, uint32_t key, bytes extra, uint64_t tag, bytes only):
+    cdef object _ask(self, object message, uint64_t timeout_ns, uint32_t key, bytes extra, uint64_t tag, bytes only,
+                     Waiter waiter=None):
         cdef hsm_ask ask
         cdef hsm_answer answer
         cdef bytes data
@@ -196,7 +197,7 @@ cdef class Requests(Publisher):
             if only is not None:
                 _replace(self._waiters.onlys, <Py_ssize_t><uint32_t>answer.request, only)
         try:
-            future = self._new_future()
+            future = self._new_future() if waiter is None else waiter
             self._waiters.name(answer.request, future)
         except BaseException:
             self._cancel(answer.request)

@@ -91,10 +91,11 @@ cdef class Routes:
         cdef Py_ssize_t i = self._place_for(message)
         return self._long_way(message, timeout, extra) if i < 0 else self._attempt(i, message, timeout, extra, 0, None)
 
-    def ask(self, message, timeout=None, uint32_t _key=0, bytes extra=None, bint gather=False, bytes only=None):
+    def ask(self, message, timeout=None, uint32_t _key=0, bytes extra=None, bint gather=False, bytes only=None,
+            Waiter waiter=None):
         """Sign one message: a future of its Receipt, or the coroutine of the long way. `only`: the public key that
-        signs it, if the first attempt fails; that one's is the caller's care. `gather` as in Requests.ask. Raises
-        HsmError."""
+        signs it, if the first attempt fails; that one's is the caller's care. `gather`, `waiter` as in Requests.ask.
+        Raises HsmError."""
         cdef Requests engine
         cdef Py_ssize_t i = self._place_for(message)
         if i < 0:
@@ -102,14 +103,15 @@ cdef class Routes:
         if gather:
             engine = <Requests>self._engines[i]
             engine._gather(engine._counts().slots)
-        return self._attempt(i, message, timeout, extra, RECEIPT, only)
+        return self._attempt(i, message, timeout, extra, RECEIPT, only, waiter)
 
     cdef inline Py_ssize_t _place_for(self, object message) except -2:
         if self._decide is not None and (self._decide is True or self._decide(message)):
             return -1
         return self._pick()
 
-    cdef object _attempt(self, Py_ssize_t i, object message, object timeout, bytes extra, uint64_t tag, bytes only):
+    cdef object _attempt(self, Py_ssize_t i, object message, object timeout, bytes extra, uint64_t tag, bytes only,
+                         Waiter waiter=None):
         cdef Requests engine = <Requests>self._engines[i]
         cdef uint64_t timeout_ns = engine._timeout_ns(timeout)
         cdef uint64_t deadline = hsm_now_ns() + timeout_ns
@@ -117,7 +119,7 @@ cdef class Routes:
         cdef object data = freeze(message)
         try:
             return engine._ask(data, timeout_ns - timeout_ns // 2 if self._halve else timeout_ns, key, extra,
-                               tag | ROUTED | deadline, only)
+                               tag | ROUTED | deadline, only, waiter)
         except HsmError as error:
             return self._fall_back(None, engine.place, key, deadline, data, error, extra, only,
                                    deadline - timeout_ns if tag & RECEIPT else 0)

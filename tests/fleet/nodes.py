@@ -50,7 +50,6 @@ _KEPT = "kept"
 _OF_POSITIONS = ("bound", "watermark")
 _KEEP = f"CREATE TABLE {_KEPT}.{{0}} AS TABLE @.{{0}}"
 _PUT_BACK = (
-    "LOCK TABLE @.watermark, @.bound",  # as pg_restore does, which waits for the transactions that have read them
     # A row that stays keeps its commit.
     "DELETE FROM @.bound AS b WHERE (domain, position) NOT IN (SELECT domain, position FROM kept.bound)",
     f"INSERT INTO @.bound TABLE {_KEPT}.bound ON CONFLICT DO NOTHING",

@@ -13,12 +13,15 @@ import json
 import re
 import sys
 import time
+from collections.abc import Callable
 from random import Random
 
 from tests.fuzz.engine import changed
 from tests.support.paths import ROOT
 from tests.support.wire import encoded, read
 
+from hsmcore.gateway.wire import frames
+from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Frame, Splitter, Type, WireError
 
 CORPUS = ROOT / "tests" / "fuzz" / "corpus" / "wire"
@@ -47,6 +50,24 @@ def outcome_of(pieces: list[bytes]) -> tuple[list[Frame], str]:
     return found, ""
 
 
+def _sign(reader: Callable[[Frame], wire.Sign], one: Frame) -> wire.Sign | str:
+    try:
+        return reader(one)
+    except WireError as error:
+        return type(error).__name__
+
+
+def otherwise_in_python(data: bytes) -> bool:
+    """Whether the frames that are cut, or what SIGN says, is another thing in Python than in C."""
+    rules = Splitter(Type)
+    asked = data, 0, 1 << 20, rules._flags, rules._types, Frame
+    cut = frames.native.cut_frames(*asked)
+    signs = [one for one in cut[0] if one.type is Type.SIGN]
+    return cut != frames._cut_frames(*asked) or any(
+        _sign(wire.read_sign, one) != _sign(wire._read_sign, one) for one in signs
+    )
+
+
 def problem_of(data: bytes, chance: Random) -> tuple[str | None, str]:
     """What is wrong, if anything is; and what the input did, in words that do not change with its numbers."""
     try:
@@ -54,6 +75,8 @@ def problem_of(data: bytes, chance: Random) -> tuple[str | None, str]:
         cuts = sorted(chance.randrange(len(data) + 1) for _ in range(3))
         pieces = [data[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
         cut, why_cut = outcome_of(pieces)
+        if otherwise_in_python(data):
+            return f"{data.hex()}: is another thing in Python", ""
         for one in cut:
             if one.type not in _CUT_TEXT and encoded(one)[HEAD_BYTES:] != one.body:
                 return f"{data.hex()}: {one.type.name} is written otherwise", ""

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from hsmcore.cli.app import run
 from hsmcore.config import load, providers
 from hsmcore.doctor.doctor import diagnose
 from hsmcore.doctor.keychecks import evidence_step
-from hsmcore.doctor.places import check_listening, check_places
+from hsmcore.doctor.places import check_listening, check_places, check_tokens
 from hsmcore.doctor.plan import CHECKS
 from hsmcore.doctor.report import DoctorReport, ProviderReport, Step, ok
 from hsmcore.doctor.subject import Options
@@ -58,6 +59,21 @@ def shared_shim(shim_library: Path, tmp_path: Path) -> Shim:
 
 
 # ---- what is well ----
+
+
+def test_a_client_whose_last_token_ends_soon_is_told_of(world):
+    def ends(days):
+        return (datetime.now(UTC) + timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def told(**client):
+        found = world.config()
+        found["sequencer"]["gateway"] = {"clients": {"web": {"keys": ["default"], **client}}}
+        return [(step.name, step.outcome, step.data["client"]) for step in check_tokens(load(found))]
+
+    soon, late, over = ({"token": str(days) * 20, "expires": ends(days)} for days in (6, 30, -1))
+    assert told(tokens=[soon]) == told(tokens=[over]) == [("gateway-token", "warn", "web")]
+    assert told(tokens=[soon, late]) == [("gateway-token", "ok", "web")]
+    assert told(tokens=[soon], token="t" * 20) == told(uid=[1]) == []
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The gateway's wire face: signatures, batches, answers that are asked for again, keys, turns, and records."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,8 +17,10 @@ from tests.support.wire import read_signed
 from tests.support.wire_site import ME, many, one_of, refusals, sign, site
 
 from hsmcore._native import Digest, verify
-from hsmcore.errors import ConfigurationError
+from hsmcore.errors import BadArgument, ConfigurationError, HsmError, PolicyRefused
+from hsmcore.gateway import Client
 from hsmcore.gateway import replay as memory
+from hsmcore.gateway.operations import _managed
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type, frame
 
@@ -111,6 +114,15 @@ async def test_the_keys_are_listed_once_for_all_connections_of_a_client(world, t
         monkeypatch.setattr(server.desk, "keys", counted)
         server.tell_keys()
         assert listed == ["app"]
+
+
+@pytest.mark.parametrize(("processors", "given", "micros"), [(2, {}, 0), (3, {}, 50), (2, {"spinMicros": 50}, 50)])
+async def test_workers_leave_the_processor_to_clients(world, tmp_path, monkeypatch, processors, given, micros):
+    """With two processors a worker that polls for the next request would stand in the way of whoever sends it."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(processors)))
+    async with site(world.config(**given), tmp_path) as gateway, gateway.peer() as peer:
+        assert gateway.manager.config.key_manager.spin_micros == micros
+        assert (await peer.signed(sign(1, M))).signature
 
 
 async def test_signatures_are_verified_and_pings_answered(world, tmp_path):
@@ -597,3 +609,40 @@ async def test_certificates_are_read_again_when_they_change(world, tmp_path):
             async with gateway.over_tls(context(old, new)) as other:
                 await other.hello()
         await peer.signed(sign(1, M))  # a connection from before goes on
+
+
+@one_loop
+async def test_what_is_unfinished_is_told_to_whom_may_have_it_signed(world, tmp_path):
+    """The next process gets what the one before may not have handed out, message and all, and signs the same."""
+    rules = {"stateFile": str(tmp_path / "state.db"), "auditLogFile": str(tmp_path / "audit.log")}
+    config = world.config(policy={"kinds": ["block", "raw"]}, **rules)
+    clients = {**ME, "some": {"gid": [os.getgid() + 1], "keys": ["default"], "kinds": ["raw"]}}
+    async with site(config, tmp_path, clients) as gateway, Client(gateway.addresses[0]) as km:
+        assert await km.unfinished("default/block") is None
+        signature = await km.sign(ordered(4))
+        # Whether a client has it in hand is not known to the gateway: its next process is told all the same.
+        assert (await km.unfinished("default/block")).position == 4
+        assert await gateway.manager.unfinished("default/block", handed_out=True)
+    async with site(config, tmp_path, clients) as gateway, Client(gateway.addresses[0]) as km:
+        found = await km.unfinished("default/block")
+        assert found == ("block", 4, hashlib.sha256(ordered(4)).digest(), ordered(4))
+        with pytest.raises(BadArgument):
+            await km.unfinished("")
+        # One that may not have blocks signed does not learn of them.
+        some = gateway.server.desk.counter(gateway.server.desk.directory.clients["some"], "default")
+        with pytest.raises(PolicyRefused):
+            await _managed(some, "unfinished", "default/block")
+        assert await _managed(some, "unfinished", "default/none") == "null"
+        assert await km.sign(found.message, kind=found.kind, position=found.position) == signature
+
+
+@one_loop
+async def test_a_refusal_has_the_number_by_which_its_record_is_found(world, tmp_path):
+    config = world.config(auditLogFile=str(tmp_path / "audit.log"))
+    async with site(config, tmp_path) as gateway, Client(gateway.addresses[0]) as km:
+        with pytest.raises(HsmError) as caught:
+            await km.sign(b"m", kind="block")
+        await gateway.manager.audit.flush()
+        match = {"via.request": caught.value.request, "result": "error"}
+        [record] = [one async for one in gateway.manager.audit.query(match=match)]
+    assert record["operation"] == "sign"

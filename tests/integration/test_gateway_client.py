@@ -442,7 +442,23 @@ async def _above(what, least):
     return what() > least
 
 
-def test_a_client_needs_no_native_core():
-    code = "import sys, hsmcore.gateway; hsmcore.gateway.Client; print('hsmcore._native' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+WITHOUT_CORE = """
+import asyncio, sys
+sys.modules["hsmcore._native"] = None
+from hsmcore.gateway import Client
+
+async def main():
+    async with Client(sys.argv[1], connections=2) as km:
+        signed = await asyncio.gather(*(km.sign(b"%d" % number) for number in range(200)))
+        many = await km.sign_many([b"%d" % number for number in range(200)])
+        print(signed == many, {len(one) for one in signed})
+
+asyncio.run(main())
+"""
+
+
+async def test_a_client_needs_no_native_core(world, tmp_path):
+    async with gateway(tmp_path, world.config()) as served:
+        command = [sys.executable, "-c", WITHOUT_CORE, served.addresses[0]]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("True {64}\n", "")

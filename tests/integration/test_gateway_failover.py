@@ -13,6 +13,7 @@ from tests.support.wire import read_signed
 from tests.support.wire_site import sign, site
 
 import hsmcore
+from hsmcore._native import Waiter
 from hsmcore.base.receipt import Receipt
 from hsmcore.errors import EmptyMessage, EngineClosed, InvalidTimeout, KeyNotCurrent
 from hsmcore.failover.path import Ask
@@ -88,18 +89,18 @@ async def test_what_is_begun_can_be_given_up_and_is_refused_after_the_end(levels
 
     async with hsmcore.create_key_manager(place.config()) as manager:
         key = manager.public_key
-        assert (await manager.submit(M, 5.0, None, None, key)).public_key == key
+        assert (await manager.submit(M, 5.0, (None, None), key)).public_key == key
         with pytest.raises(KeyNotCurrent):
-            await manager.submit(M, 5.0, None, None, b"\0" * 32)
+            await manager.submit(M, 5.0, (None, None), b"\0" * 32)
         before = place.members[0].calls("C_Sign")
         place.members[0].fault("C_Sign", "hang", forever=True)
-        asked = manager.submit(b"hangs", 60.0, None, None, None)
+        asked = manager.submit(b"hangs", 60.0, (None, None), None)
         await until(lambda: place.members[0].calls("C_Sign") > before)
         asked.cancel()
         manager.abandon(asked, b"hangs")
         place.members[0].release()
     with pytest.raises(EngineClosed):
-        manager.submit(M, None, None, None, None)
+        manager.submit(M, None, (None, None), None)
 
 
 async def test_no_answer_that_a_fleet_must_confirm_is_handed_out_before():
@@ -135,8 +136,10 @@ async def test_no_answer_that_a_fleet_must_confirm_is_handed_out_before():
     await asyncio.wait({leaves})
     await asyncio.sleep(0)
     assert abandoned == [M]
-    asked = way.ask(Ask(M, 1.0, None))
+    waiter = Waiter()  # whoever looks at the answer first gives it to none
+    asked = way.ask(Ask(M, 1.0, None), waiter)
     await asyncio.sleep(0.01)
+    assert asked is not waiter
     assert not asked.done()
     confirmed.set_result(None)
     assert await asked is receipt

@@ -260,6 +260,8 @@ async def test_sighup_has_clients_and_tokens_read_again(world, tmp_path):
         assert (await peer.next()).type is Type.GOAWAY
         assert await peer.signed(sign(1, M, again=True)) == first
         assert (await peer.refused(sign(2, M))).status == "BUSY"
+        assert (await named.next()).type is Type.GOAWAY
+        assert (await named.refused(sign(2, M))).status == "BUSY"
         assert wire.read_error((await named.next()).body).status == "POLICY_REFUSED"
         assert await named.ends() == b""
         async with process.peer(nonce) as next_one:

@@ -19,7 +19,15 @@ from tests.support.wire_site import ME, many, sign, site
 
 from hsmcore.gateway import Client
 from hsmcore.gateway.connection import GatewayConnection
-from hsmcore.gateway.intake import FRAMES
+from hsmcore.gateway.intake import (
+    AT_ONCE,
+    MESSAGE_COST,
+    PLAIN_COST,
+    REFUSAL_COST,
+    SHARED,
+    SIGN_COST,
+    FrameIntake,
+)
 from hsmcore.gateway.jobs import Queue
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
@@ -143,7 +151,7 @@ async def test_what_a_client_sends_that_costs_no_signature_keeps_no_other_from_i
                 await flood.wait()
             taken.cancel()
             # Those that were left of one turn and those of the next lie between two looks.
-            assert await taken <= 2 * FRAMES
+            assert await taken <= 2 * max(AT_ONCE, SHARED) // (PLAIN_COST if kind == "ping" else SIGN_COST) + 2
         await until(lambda: gateway.server.desk.open == 0)
 
 
@@ -195,4 +203,16 @@ async def test_a_batch_that_is_refused_costs_its_client_what_reading_it_did(worl
             batch = wire.SignMany("", 0, 0, [b"m"] * count)
             found = await peer.ask(wire.sign_many(count, batch, slot=slot))
             assert found.type is (Type.SIGNED_MANY if (count, slot) == (2, 0) else Type.ERROR)
-            assert sum(costs) == 1 + count // 4
+            assert sum(costs) == SIGN_COST + (count - 1) * MESSAGE_COST
+
+
+@one_loop
+async def test_a_refusal_is_charged_to_its_client(world, tmp_path, monkeypatch):
+    charged = []
+    monkeypatch.setattr(FrameIntake, "charge", lambda intake, cost: charged.append((intake, cost)))
+    async with site(world.config(), tmp_path) as gateway, gateway.peer() as peer:
+        await peer.refused(sign(1, b""))  # by the key manager
+        await peer.refused(sign(2, b"m", slot=9))  # before one is asked
+        await peer.signed(sign(3, b"m"))
+        own = gateway.server.desk.directory.clients["app"].intake
+    assert charged == [(own, REFUSAL_COST)] * 2

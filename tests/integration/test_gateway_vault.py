@@ -447,7 +447,7 @@ async def test_a_batch_goes_to_the_key_that_became_current_meanwhile(fresh_token
             with near(vault.served) as core:
                 items = [{"input": b64(b"%d" % number)} for number in range(5)]
                 asked = json.dumps({"batch_input": items, "key_version": version}).encode()
-                status, said = await called(Transit(core).app(), SIGN, asked)
+                status, said = await called(Transit(core, core.tls).app(), SIGN, asked)
             assert status == 200
             results = said["data"]["batch_results"]
             assert seen == ([2] if version else [0, 0])

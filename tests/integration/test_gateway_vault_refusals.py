@@ -426,7 +426,7 @@ BODY = st.one_of(
 
 
 async def app_of(core):
-    return Transit(core).app()
+    return Transit(core, core.tls).app()
 
 
 @pytest.mark.parametrize("run", ["uvloop"], indirect=True)

@@ -55,7 +55,7 @@ async def waits(postgres: Cluster, database: str) -> bool:
 async def bind(store: Store) -> None:
     """As Watermark does, but what is unknown is not read again."""
     row = dict(zip(positions.COLUMNS, (CHAIN, 1, "a" * 64, "host:1", 1, ""), strict=True))
-    changes = [positions.Change(positions.BIND, [row]), positions.change_of(CHAIN, Mark(), is_new=True)]
+    changes = [positions.Change(positions.BIND, [row]), positions.change_of(CHAIN, Mark(), None)]
     await store.exchange([QUESTION], lambda _: (None, changes), turn=False)
 
 
@@ -110,8 +110,8 @@ async def test_what_fails_in_the_message_of_commit_writes_nothing(postgres: Clus
     """As in test_state_exchange.py, where the server has no standby."""
     with receiver(postgres, tmp_path):
         store = await Store.open(fleet(postgres.database(), singleNode=False, ttlMs=60_000))
-        added = positions.change_of(CHAIN, Mark(-1, 5, 1), is_new=True)
-        missing = positions.change_of("nowhere", Mark(-1, 5, 1), is_new=False)
+        added = positions.change_of(CHAIN, Mark(-1, 5, 1), None)
+        missing = positions.change_of("nowhere", Mark(-1, 5, 1), Mark())
         for changes, why in (([added, missing], CHANGED), ([added, added], "duplicate key")):
             with pytest.raises(StoreError, match=why) as caught:
                 await store.exchange([QUESTION], lambda _, changes=changes: (None, changes), turn=False)  # type: ignore[misc]

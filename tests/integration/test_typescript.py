@@ -43,7 +43,7 @@ pytestmark = pytest.mark.integration
 PACKAGE = Path(__file__).parents[2] / "clients" / "typescript"
 WITH_A_TOKEN = ("real", "rotation", "block")
 ALONE = ("wire", "fuzz", "client", "again", "list", "batched", "key-set", "key-manager", "sequencer", "vectors")
-ALONE += ("payload", "trace")
+ALONE += ("payload", "trace", "unfinished")
 """Files of tests that need no gateway."""
 NODE = shutil.which("node")
 AT_LENGTH = [pytest.mark.deep, pytest.mark.timeout(900)]

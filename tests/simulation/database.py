@@ -18,16 +18,18 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import Connection
 from tests.simulation.clock import SECOND
 from tests.simulation.hosts import HOST, Process
-from tests.simulation.server import Job, Lost, Refused, Server, Session, Unmet, Warned, memory, servers
+from tests.simulation.server import SAME_SERVER, Job, Lost, Refused, Server, Session, Unmet, Warned, memory, servers
 from tests.simulation.threads import no_loop
 
 from hsmcore.errors import HsmError
 from hsmcore.state import database as base
 from hsmcore.state.database import Database
-from hsmcore.state.errors import RowInvalid, StoreAway, StoreError, StoreUnknown
-from hsmcore.state.exchange import AGAIN, CHANGED, Asking, Change, Question, Reply
-from hsmcore.state.postgres.database import HINT, ROLE_SECONDS, schema_name
+from hsmcore.state.errors import RowInvalid, StoreAway, StoreChanged, StoreUnknown
+from hsmcore.state.exchange import CHANGED, Asking, Change, Question, Relying, Reply
+from hsmcore.state.postgres.binding import Binding
+from hsmcore.state.postgres.database import HINT, ROLE_SECONDS
 from hsmcore.state.postgres.link import ANSWER_SECONDS, IDLE_MS
+from hsmcore.state.postgres.place import schema_name
 from hsmcore.state.postgres.roles import RolesSeen, row_role
 
 ANSWER_NS: Final = int(ANSWER_SECONDS * SECOND)
@@ -226,6 +228,7 @@ class ServerDatabase(Database):
         self.thread: Any = LinkThread(self.server, process)
         self._link = _Link(self.server, process, max(place.ttl_ms * 500_000, SECOND))
         self._facts = ("", "", 0)
+        self._bindings: list[Binding] = []
         self._roles_seen = RolesSeen(self.shown)
 
     @property
@@ -268,9 +271,25 @@ class ServerDatabase(Database):
 
     def hasten(self) -> None:
         self.thread.hasten(self._link.quick_ns)
+        for binding in self._bindings:
+            binding.hasten()
+
+    def hurry(self) -> None:
+        for binding in self._bindings:
+            binding.hasten(hurries=True)
 
     def asking(self) -> Asking:
         return Asker(self.server, self.process, self.place.ttl_ms * 500_000)
+
+    def binding(self) -> Relying:
+        made = Binding(self.asking(), self._conditions, self._link.quick_ns / SECOND)
+        self._bindings.append(made)
+        return made
+
+    def _conditions(self) -> list[Question] | None:
+        if not self._facts[2]:
+            return None
+        return [Question(SAME_SERVER, {"timeline": int(self._facts[1], 16), "started": self._facts[2]}, required=True)]
 
     def _begun(self, questions: Sequence[Question], turn: bool) -> Steps:
         session, answers = yield from self._link.begun(questions, turn)
@@ -341,13 +360,11 @@ class ServerDatabase(Database):
         except Warned as error:
             raise StoreUnknown(f"{self.shown}: COMMIT was confirmed with a warning: {error}") from None
         except Unmet:
-            raise StoreError(CHANGED, hint=AGAIN) from None
+            raise StoreChanged(CHANGED) from None
         except (Lost, Refused) as error:
             if isinstance(error, Lost):
                 self._link.session = None
-            # A row that is there is no operational error of psycopg's; a lock that is not had in time is.
-            away = isinstance(error, Lost) or "lock timeout" in str(error)
-            raise (StoreAway if away else StoreError)(f"{self.shown}: {error}", hint=HINT) from None
+            raise StoreAway(f"{self.shown}: {error}", hint=HINT) from None
 
 
 class Asker:
@@ -389,6 +406,8 @@ class Asker:
                 else:
                     timeline = f"{session.timeline:08X}"
                     return Reply(answers, (SYSTEM, timeline), f"{SYSTEM} {timeline} {session.started}", again)
+        except Unmet:
+            raise StoreChanged(CHANGED) from None
         except (Lost, Refused, Warned) as error:
             raise StoreUnknown(f"the server did not answer a question: {error}") from None
 

@@ -211,8 +211,9 @@ class Requests:
         key: int = 0,
         extra: bytes | None = None,
         gather: bool = False,
+        waiter: Any = None,
     ) -> Any:
-        return self.ask_for(message, self._ns(timeout), key, extra, receipt=True)
+        return self.ask_for(message, self._ns(timeout), key, extra, receipt=True, waiter=waiter)
 
     def ask_for(
         self,
@@ -225,6 +226,7 @@ class Requests:
         own: bool = False,
         routed: int = 0,
         only: bytes | None = None,
+        waiter: Any = None,
     ) -> Any:
         self._check(own=own and not routed, recorded=extra != b"")
         if type(message) is Digest and not self.takes_digests:
@@ -236,7 +238,7 @@ class Requests:
         at_once = self._start(one)
         if at_once is not None and not receipt and (self.recorder is None or extra == b""):
             return at_once
-        one.future = self.loop.create_future()
+        one.future = self.loop.create_future() if waiter is None else waiter
         self.asks[one.future] = one
         if at_once is not None:
             one.answer, one.cached = at_once, True

@@ -63,11 +63,12 @@ class Routes:
         extra: bytes | None = None,
         gather: bool = False,
         only: bytes | None = None,
+        waiter: Any = None,
     ) -> Any:
         at = self._place_for(message)
         if at < 0:
             return self._long_with_receipt(message, timeout, extra, only)
-        return self._attempt(at, message, timeout, extra, receipt=True, only=only)
+        return self._attempt(at, message, timeout, extra, receipt=True, only=only, waiter=waiter)
 
     def _place_for(self, message: Any) -> int:
         if self._decide is not None and (self._decide is True or self._decide(message)):
@@ -75,7 +76,15 @@ class Routes:
         return self._pick()
 
     def _attempt(
-        self, at: int, message: Any, timeout: float | None, extra: Any, *, receipt: bool = False, only: Any = None
+        self,
+        at: int,
+        message: Any,
+        timeout: float | None,
+        extra: Any,
+        *,
+        receipt: bool = False,
+        only: Any = None,
+        waiter: Any = None,
     ) -> Any:
         engine, key = self._members[at], self._shares[at][0]
         limit = engine._ns(timeout)
@@ -83,7 +92,7 @@ class Routes:
         data = freeze(message)
         share = limit - limit // 2 if self._halve else limit
         try:
-            return engine.ask_for(data, share, key, extra, receipt=receipt, routed=deadline, only=only)
+            return engine.ask_for(data, share, key, extra, receipt=receipt, routed=deadline, only=only, waiter=waiter)
         except HsmError as error:
             begun = deadline - limit if receipt else 0
             return self._fall_back(None, engine.place, key, deadline, data, error, extra, only, begun)

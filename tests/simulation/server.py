@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import Connection, bindparam, create_engine, event, literal_column, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.pool import StaticPool
 from sqlalchemy.sql.dml import UpdateBase
@@ -35,6 +35,11 @@ servers: list[Server] = []
 SHARED, CHANGED, ALONE = 0, 1, 2
 """How strongly a row is locked: FOR KEY SHARE, by an update, FOR UPDATE. Two that make ALONE or more exclude each
 other."""
+SAME_SERVER: Final = select(literal_column("1")).where(
+    literal_column("hsmcore_timeline()") == bindparam("timeline"),
+    literal_column("hsmcore_started()") == bindparam("started"),
+)
+"""Finds a row on the server that was known."""
 Job = Generator[Any, None, Any]
 """What the server does for a message: it yields the locks that it waits for, and returns the answer."""
 
@@ -44,11 +49,11 @@ class Lost(Exception):
 
 
 class Refused(Exception):
-    """The server has taken a transaction back: another one's lock, or a row that is there."""
+    """The server has taken a transaction back: another one's lock."""
 
 
 class Unmet(Exception):
-    """A change that is required has changed no row."""
+    """A change or a question that is required has met no row, or a row is there that is to be added."""
 
 
 class Warned(Exception):
@@ -110,6 +115,8 @@ class _Memory:
             ":memory:", isolation_level=None, check_same_thread=False, factory=sqlite3.Connection
         )
         self.raw.create_function("hsmcore_now", 0, lambda: servers[0].wall_ns)
+        self.raw.create_function("hsmcore_timeline", 0, lambda: servers[0].timeline)
+        self.raw.create_function("hsmcore_started", 0, lambda: servers[0].started)
         self._engine = create_engine("sqlite://", creator=lambda: self.raw, poolclass=StaticPool)
         event.listen(self._engine, "before_execute", self._look)
         event.listen(self._engine, "before_cursor_execute", self._note, retval=True)
@@ -402,13 +409,15 @@ class Server:
             for change in changes:
                 if isinstance(change, Question):
                     answers.append(self._memory.ask(change))
+                    if change.required and not answers[-1]:
+                        raise Unmet  # noqa: TRY301
                 elif self._memory.change(change) == 0 and change.required:
                     raise Unmet  # noqa: TRY301  # what was written is taken back below
             for sql, values, many in written:
                 (raw.executemany if many else raw.execute)(sql, values)
-        except sqlite3.IntegrityError as error:
+        except sqlite3.IntegrityError:
             raw.execute("ROLLBACK")
-            raise Refused(str(error)) from None
+            raise Unmet from None
         except BaseException:
             raw.execute("ROLLBACK")
             raise

@@ -44,11 +44,13 @@ async def attending(place: Fleet, folder: Path, secret: SealSecret | None = None
     log = AuditLog(str(folder / "audit.log"), settings())
     await log.open()
     member, store = await Membership.open(place, secret), await Store.open(place, secret)
+    host = Host(member, store, log)
     try:
         await member.watch_over(log)
         member.begin(lambda *_, **__: None)
-        yield Host(member, store, log)
+        yield host
     finally:
+        await host.mark.close()
         await member.close()
         await store.close()
         await log.close()

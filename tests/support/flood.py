@@ -1,5 +1,5 @@
-"""A program that floods a gateway until its standard input ends: python -m tests.support.flood SOCKET KIND CONNECTIONS.
-It reads all answers, and heeds no credits."""
+"""A program that floods a gateway until its standard input ends: python -m tests.support.flood SOCKET KIND CONNECTIONS
+[UID]. It reads all answers, and heeds no credits."""
 
 from __future__ import annotations
 
@@ -26,11 +26,14 @@ KINDS: dict[str, Callable[[int], bytes]] = {
 class Connection:
     """One of them."""
 
-    def __init__(self, path: str, kind: str) -> None:
+    def __init__(self, path: str, kind: str, uid: int) -> None:
         self._make, self._number = KINDS[kind], 1
         self._left = wire.hello(os.urandom(16), "flood")
         self._socket = socket.socket(socket.AF_UNIX)
+        before = os.geteuid()
+        os.seteuid(uid)  # the gateway sees who connects
         self._socket.connect(path)
+        os.seteuid(before)
         self._socket.setblocking(False)
 
     def go_on(self) -> None:
@@ -47,9 +50,9 @@ class Connection:
                 self._left = self._left[self._socket.send(self._left) :]
 
 
-def main(path: str, kind: str, count: str) -> None:
+def main(path: str, kind: str, count: str, uid: str = str(os.geteuid())) -> None:
     """Flood."""
-    connections = [Connection(path, kind) for _ in range(int(count))]
+    connections = [Connection(path, kind, int(uid)) for _ in range(int(count))]
     with selectors.DefaultSelector() as ended, suppress(ConnectionError):
         ended.register(sys.stdin, selectors.EVENT_READ)
         while not ended.select(0):

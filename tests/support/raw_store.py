@@ -12,7 +12,7 @@ import psycopg
 from sqlalchemy import Table
 
 from hsmcore.config import Fleet
-from hsmcore.state.postgres.database import schema_name
+from hsmcore.state.postgres.place import schema_name
 
 Place = Path | Fleet
 REFUSED: Final = (sqlite3.IntegrityError, psycopg.DataError, psycopg.IntegrityError, psycopg.ProgrammingError)

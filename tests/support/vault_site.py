@@ -22,6 +22,7 @@ from tests.support.web import Reply
 import hsmcore
 from hsmcore.config.load import load_each
 from hsmcore.gateway.front.core import Core, KnownClients
+from hsmcore.gateway.front.pumps import Pumps
 from hsmcore.gateway.front.reports import FrontReports
 from hsmcore.gateway.fronts import state_of
 from hsmcore.gateway.gateway import RunningGateway, running, settings_of
@@ -128,7 +129,10 @@ async def site(
 
 
 class NearCore(Core):
-    """What a front knows, in the process of the key managers: for tests that look into Vault's face, or change it."""
+    """What a front knows, in the process of the key managers: for tests that look into a face, or change it."""
+
+    pumps: Pumps
+    face: Face
 
     def __init__(self, served: RunningGateway) -> None:
         line, self._far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -137,8 +141,10 @@ class NearCore(Core):
         told = served.server.desk.directory.told()
         self.clients = KnownClients(1, json.loads(json.dumps(told)))
         self.state = state_of(served.managers)
+        assert served.settings.tls is not None
+        self.tls = Tls(served.settings.tls, wire=False)
 
-    def connection(self, face: str, client: str, peer: str) -> socket.socket:
+    def connection(self, face: str, client: str, peer: str, _number: int = 0) -> socket.socket:
         own, theirs = socket.socketpair()
         own.setblocking(False)
         self._server.admit(theirs, self._server.desk.directory.clients[client], peer, vault=face == "vault")
@@ -175,16 +181,26 @@ async def near_site(
     """As `site`, with Vault's face in this process, so that a test can change its limits."""
     async with site(config, folder, clients, listen=[f"unix:{folder}/sign.sock"], **more) as vault:
         with near(vault.served) as core, socket.create_server(("127.0.0.1", 0)) as bound:
-            settings = vault.served.settings.tls
-            assert settings is not None
-            tls = Tls(settings, wire=False)
-            face = Face(core, [bound], lambda: tls.context, drain_seconds=10)
+            face = core.face = Face(core, [bound], core.tls, drain_seconds=10)
             await face.start()
             vault.where = bound.getsockname()
             try:
                 yield vault, core
             finally:
                 await face.close()
+
+
+@asynccontextmanager
+async def near_pumps(served: RunningGateway) -> AsyncIterator[tuple[int, NearCore]]:
+    """hsmcore-wire over TLS with a front's part in this process, so that a test can change its limits: the port."""
+    with near(served) as core, socket.create_server(("127.0.0.1", 0)) as bound:
+        settings = served.settings.tls
+        assert settings is not None
+        pumps = core.pumps = Pumps(core, [bound], Tls(settings, wire=True))
+        try:
+            yield bound.getsockname()[1], core
+        finally:
+            await pumps.close()
 
 
 async def called(app: ASGIApp, path: str, body: bytes) -> tuple[int, Any]:

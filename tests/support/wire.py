@@ -180,7 +180,8 @@ def meaning(one: Frame) -> dict[str, Any]:
         plain["traceparent"] = f"00-{trace_id.hex()}-{span_id.hex()}-{flags:02x}"
         one = untraced(one)[0]
     if one.flags & Flag.LABELLED:
-        plain["request_id"] = unlabelled(one)[1].hex()
+        label = unlabelled(one)[1]
+        plain |= {"request_id": label.request_id.hex(), "peer": label.peer}
     if one.flags & Flag.DIGEST:
         plain["digest"] = True
     return plain

@@ -2,17 +2,21 @@
 
 import asyncio
 import json
+import math
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from tests.support.loops import one_loop
 
 from hsmcore.audit.record import current_caller
 from hsmcore.config.gateway import GatewayClient
 from hsmcore.errors import BadArgument, ConfigurationError, QueueFull
 from hsmcore.gateway.clients import AT_ONCE, Directory, KnownClient, OpenWork
+from hsmcore.gateway.front import core
 from hsmcore.gateway.front.core import KnownClients
 from hsmcore.gateway.tls import names_in
 from hsmcore.manager.policy import callers as rate
@@ -66,6 +70,35 @@ def test_clients_are_found_by_what_they_show():
 def as_told(directory):
     """What a front knows of the clients."""
     return KnownClients(1, json.loads(json.dumps(directory.told())))
+
+
+def test_any_token_of_a_client_will_do_until_it_expires(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(core, "time", SimpleNamespace(time=lambda: now[0]))
+    tokens = [{"token": "u" * 32, "expires": "1970-01-01T00:01:00Z"}, {"token": "v" * 32}]
+    found = as_told(Directory({"web": rules(token=TOKEN, tokens=tokens), "other": rules(tokens=[{"token": "w" * 32}])}))
+    assert [found.by_token(one * 32) for one in "tuvw"] == ["web", "web", "web", "other"]
+    now[0] = 60.0
+    assert found.by_token("u" * 32) is None
+    assert found.refusal_of("u" * 32) == "the token of 'web' expired at 1970-01-01T00:01:00Z"
+    assert found.refusal_of("x" * 32) == "unknown token"
+    assert found.by_token("v" * 32) == "web"
+    assert (rules(tokens=tokens).tokens_end, rules(tokens=tokens[:1]).tokens_end) == (math.inf, 60)
+    assert rules(uid=[1]).tokens_end is None
+    with pytest.raises(ConfigurationError, match="is a token of client 'web' already"):
+        Directory({"web": rules(tokens=tokens), "other": rules(token="u" * 32)})
+
+
+@pytest.mark.parametrize("expires", ["2027-01-31", "2027-01-31T00:00:00", "2027-02-31T00:00:00Z", "tomorrow", 1, ""])
+def test_an_end_is_a_time_with_its_zone(expires):
+    with pytest.raises(ValidationError, match="must be"):
+        rules(tokens=[{"token": TOKEN, "expires": expires}])
+
+
+def test_other_tokens_are_no_other_rules():
+    client = KnownClient("web", rules(token=TOKEN))
+    assert client.has_rules(rules(tokens=[{"token": "u" * 32, "expires": "2030-01-01T00:00:00Z"}]))
+    assert not client.has_rules(rules(token=TOKEN, weight=2))
 
 
 @pytest.mark.parametrize("token", ["short", "with a blank in it, although long", "ä" * 30, "t" * 31 + "\x7f"])

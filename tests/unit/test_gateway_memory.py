@@ -4,13 +4,15 @@ from random import Random
 
 import pytest
 
+from hsmcore._native import MemoryBudget, SeenIds
 from hsmcore.errors import BadArgument, QueueFull
 from hsmcore.gateway import replay
-from hsmcore.gateway.replay import NONCES, REMEMBER_SECONDS, MemoryBudget, ReplaySession, Sessions, contents_of
-from hsmcore.gateway.seen import GAPS, SeenIds
+from hsmcore.gateway.replay import NONCES, REMEMBER_SECONDS, ReplaySession, Sessions, contents_of
 from hsmcore.gateway.wire.frames import Flag, Frame, Type
 
 LARGE = MemoryBudget(1 << 30)
+GAPS = 4096
+"""Ranges of numbers that were passed over, at most."""
 
 
 def asked(body=b"m", flags=0, slot=0, kind=Type.SIGN):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hsmcore.gateway.turns import FairQueue, Flow
+from hsmcore._native import FairQueue, Flow
 
 
 def run(turns, flows, count):

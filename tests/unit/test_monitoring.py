@@ -190,6 +190,11 @@ HEALTHY = [
             ],
             105,
         ),
+        (
+            "HsmcoreGatewayTokenEnds",
+            [*HEALTHY, series("hsmcore_gateway_token_expiry_timestamp_seconds", "604900x190", client="web")],
+            105,
+        ),
         ("HsmcoreClusterDegraded", [*HEALTHY, series("hsmcore_cloudhsm_cluster_ok", "1x3 0x190", member="m")], 600),
         (
             "HsmcoreDiskFilling",

@@ -513,6 +513,7 @@ def test_every_writer_of_a_sealed_table_goes_through_the_guard():
     """The guard sees statements of SQLAlchemy Core. SQL as text stands only where tables are made and sealed."""
     allowed = {"database.py", "copies.py", "sqlite.py", "seal.py", "sealed_rows.py"}
     allowed |= {"postgres/database.py", "postgres/link.py", "postgres/rights.py", "postgres/schema.py"}
+    allowed |= {"postgres/binding.py", "postgres/place.py"}  # which only read
     state = ROOT / "core/hsmcore/state"
     for file in sorted((ROOT / "core/hsmcore").rglob("*.py")):
         if not re.search("exec_driver_sql|driver_connection|sqlalchemy", text := file.read_text()):

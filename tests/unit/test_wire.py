@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import tracemalloc
 
 import pytest
@@ -69,6 +70,20 @@ def test_a_golden_fault_is_refused(one):
 def test_the_vectors_are_those_of_their_script_and_have_every_type():
     assert document() == (ROOT / "tests/wire/vectors.json").read_text()
     assert {one["type"] for one in VECTORS["frames"]} == {one.name for one in Type}
+
+
+def test_the_page_the_codec_and_its_form_in_c_have_the_same_numbers():
+    page = (ROOT / "docs/WIRE.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| ([A-Z_]+) \| (client|gateway) \|", page, re.MULTILINE)
+    assert {name: int(number) for number, name, _ in rows} == {one.name: int(one) for one in Type}
+    assert {int(number) for number, _, who in rows if who == "client"} == set(CLIENT_TYPES)
+    header = (ROOT / "native/include/hsmcore/frames.h").read_text()
+    in_c = {name: int(number) for name, number in re.findall(r"HSM_FRAME_(\w+) = (\d+)\b(?! <<)", header)}
+    names = {**Type.__members__, "POSITION": frames.Flag.HAS_POSITION, "AGAIN": frames.Flag.AGAIN, "HEAD": 16}
+    assert in_c == {name: int(names[name]) for name in in_c} != {}
+    assert f"at most {MOST_BYTES:,}" in page
+    assert "HSM_FRAME_MOST = 1 << 20" in header
+    assert MOST_BYTES == 1 << 20
 
 
 # ---- round trips -----------------------------------------------------------------------------------------------------

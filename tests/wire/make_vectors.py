@@ -34,7 +34,8 @@ KINDS = {"": 0, "tx-legacy": 1, "tx-v0": 2, "tx-v1": 3, "off-chain": 4, "block":
          "raw": 8, "prehashed": 9}  # fmt: skip
 LEVELS = {"": 0, "primary": 1, "secondary": 2, "emergency": 3}
 ALGORITHMS = {"ed25519": 1, "ecdsa-p256": 2, "ecdsa-secp256k1": 3}
-OPERATIONS = {"generate": 1, "set-current": 2, "deactivate": 3, "cache-stats": 4, "export": 5}
+OPERATIONS = {"generate": 1, "set-current": 2, "deactivate": 3, "cache-stats": 4, "export": 5, "unfinished": 6,
+              "versions": 7}  # fmt: skip
 
 
 def packed(number: int, request: int = 0, body: bytes = b"", *, slot: int = 0, flags: int = 0, more: int = 0) -> bytes:
@@ -193,7 +194,8 @@ def of_client() -> Iterator[dict[str, Any]]:
     yield frame("cancel", "CANCEL", b"", {}, 2)
     yield frame("ack", "ACK", b"", {}, 4096)
     for operation, number in OPERATIONS.items():
-        key_id = "00a2" if operation in ("set-current", "deactivate", "export") else ""
+        keyed = {"set-current": "00a2", "deactivate": "00a2", "export": "00a2", "unfinished": "my-rollup/block"}
+        key_id = keyed.get(operation, "")
         said = {"operation": operation, "key_id": key_id}
         yield frame(f"manage: {operation}", "MANAGE", struct.pack("<B", number) + short(key_id), said, 40 + number, 1)
 
@@ -221,12 +223,13 @@ def traced() -> Iterator[dict[str, Any]]:
 
 
 def labelled() -> Iterator[dict[str, Any]]:
-    """A gateway's own frames, with the id of a request in the audit log."""
+    """A front's frames, with the id of a request in the audit log and where it came from."""
+    label = NONCE + short("127.0.0.1")
     body, says = short("00a2") + long(SIGNATURE) + bytes(range(32)), {"key_id": "00a2", "signature": SIGNATURE.hex()}
-    says |= {"message": bytes(range(32)).hex(), "request_id": NONCE.hex()}
-    yield frame("verify with an id", "VERIFY", NONCE + body, says, 60, 1, 8)
+    says |= {"message": bytes(range(32)).hex(), "request_id": NONCE.hex(), "peer": "127.0.0.1"}
+    yield frame("verify with an id", "VERIFY", label + body, says, 60, 1, 8)
     traced = {**says, "traceparent": PARENT, "digest": True}
-    yield frame("verify of a digest, of a trace, with an id", "VERIFY", TRACE + NONCE + body, traced, 60, 1, 28)
+    yield frame("verify of a digest, of a trace, with an id", "VERIFY", TRACE + label + body, traced, 60, 1, 28)
 
 
 def of_both() -> Iterator[dict[str, Any]]:
@@ -414,7 +417,7 @@ def refused() -> list[dict[str, Any]]:
     add(gateway, "ping of 65 bytes", packed(7, 0, bytes(65)))
     add(gateway, "manage of nothing", packed(8, 1))
     add(gateway, "manage: operation 0", packed(8, 1, b"\0" + short("")))
-    add(gateway, "manage: operation 7", packed(8, 1, b"\7" + short("")))
+    add(gateway, "manage: operation 8", packed(8, 1, b"\x08" + short("")))
     add(gateway, "manage and a byte more", packed(8, 1, b"\1" + short("") + b"\0"))
 
     return found

@@ -30,10 +30,10 @@ def gateway_process(
     faces: Sequence[str] = (),
     files: Certificate | None = None,
     secrets: Mapping[str, str] | None = None,
-) -> Iterator[list[str]]:
-    """Run a gateway for key managers of this configuration and these clients. Yields its addresses: of a Unix socket,
-    and of these faces on ports of their own, which need the `files`. `secrets`: variables of its environment. Raises
-    ChildError."""
+) -> Iterator[tuple[list[str], int]]:
+    """Run a gateway for key managers of this configuration and these clients. Yields its addresses, of a Unix socket
+    and of these faces on ports of their own, which need the `files`; and its process id. `secrets`: variables of its
+    environment. Raises ChildError."""
     with TemporaryDirectory(prefix="hsmcore-bench-") as name:
         path = Path(name) / "gateway.json"
         block: dict[str, Any] = {"listen": [f"unix:{name}/sign.sock"], "clients": clients}
@@ -49,7 +49,7 @@ def gateway_process(
             line = process.stdout.readline()
             if not line:
                 raise ChildError(f"the gateway ended with {process.wait()}")
-            yield orjson.loads(line)["addresses"]
+            yield orjson.loads(line)["addresses"], process.pid
         finally:
             process.terminate()
             try:

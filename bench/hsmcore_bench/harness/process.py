@@ -41,7 +41,7 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(path), **extra}
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds_of(pid: int) -> float:
     """To the nanosecond: the kernel's clock of another process."""
     return time.clock_gettime((~pid << 3) | 2)
 
@@ -52,7 +52,7 @@ def _cpu_seconds_of_children(pid: int) -> float:
     total = (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
     for child in children_of(pid):
         with contextlib.suppress(OSError):  # it has ended
-            total += _cpu_seconds(child)
+            total += cpu_seconds_of(child)
     return total
 
 
@@ -182,7 +182,7 @@ class Child:
 
     def cpu_seconds(self) -> float:
         """Processor time so far of all its threads, and of the processes that it started."""
-        return _cpu_seconds(self.pid) + _cpu_seconds_of_children(self.pid)
+        return cpu_seconds_of(self.pid) + _cpu_seconds_of_children(self.pid)
 
     def ended(self) -> Exception:
         """The error for an end before its time."""

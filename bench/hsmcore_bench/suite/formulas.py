@@ -81,6 +81,10 @@ LAG: Final = Figure("p99 of lag", _lag)  # milliseconds
 CEILING: Final = Figure("ceiling", lambda s: s.ceiling)
 CPU: Final = Figure("processor time", _per_signature("cpu_seconds", 1e6))  # microseconds a signature
 USED: Final = Figure("processors in use", lambda s: None if s.cpu_seconds is None else s.cpu_seconds / s.seconds)
+CLIENT: Final = Figure("client's processor time", lambda s: None if s.parts_ns is None else s.parts_ns["client"] / 1e3)
+GATEWAY: Final = Figure(
+    "gateway's processor time", lambda s: None if s.parts_ns is None else s.parts_ns["gateway"] / 1e3
+)
 LOOP: Final = Figure("loop's time", lambda s: None if s.parts_ns is None else s.parts_ns["loop"] / 1e3)
 SWITCHES: Final = Figure("switches", _per_signature("switches"))
 CALLS: Final = Figure("read and write calls", _per_signature("calls"))

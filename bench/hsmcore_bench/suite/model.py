@@ -34,6 +34,7 @@ Kind = Literal[
     "idle",  # ours: a key manager that nobody asks
     "verify",  # no HSM: one Ed25519 verification
     "flush",  # signs nothing: one line appended to a file, and fdatasync
+    "echo",  # signs nothing: bytes to another process and back, by a Unix socket between two event loops
     "hand-over",  # signs nothing: two sleeping threads hand a token over and back
     "pynacl",  # a key in memory, libsodium
     "cryptography",  # a key in memory, OpenSSL

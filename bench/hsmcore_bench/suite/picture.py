@@ -12,7 +12,7 @@ from hsmcore_bench.suite.report import groups, headline, split
 from hsmcore_bench.suite.result import Result
 
 Row = tuple[Contender, Summary]
-UNSIGNED = ("flush", "hand-over", "idle", "verify")  # sign nothing, so their rates are no signatures
+UNSIGNED = ("echo", "flush", "hand-over", "idle", "verify")  # sign nothing, so their rates are no signatures
 
 
 def picture(result: Result, style: str) -> str:

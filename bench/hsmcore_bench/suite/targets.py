@@ -16,10 +16,13 @@ from hsmcore_bench.suite.formulas import (
     BEYOND_FOUR,
     CALLS,
     CEILING,
+    CLIENT,
     CPU,
+    GATEWAY,
     LAG,
     LOOP,
     MEAN,
+    MORE,
     MORE_OVER,
     P50,
     P99,
@@ -111,6 +114,11 @@ TARGETS: tuple[Target, ...] = (
         *("gateway-noop-p99", "the same, p99 latency over its mean", 2.0, "×", RATIO),
         *(P99("gateway-noop-256"), MEAN("gateway-noop-256")),
     ),
+    most(
+        *("gateway-noop-gateway", "the same, processor time of the gateway over that of one process", 5.0, "µs", MORE),
+        *(GATEWAY("gateway-noop-256"), CPU("gateway-noop-256-none")),
+    ),
+    most("gateway-noop-client", "the same, processor time of the client", 4.0, "µs", ALONE, CLIENT("gateway-noop-256")),
     relative(
         "gateway-64-rate", "gateway, SoftHSM, 64 in flight", None, "× in process", "gateway-64", "gateway-64-none"
     ),
@@ -136,6 +144,10 @@ TARGETS: tuple[Target, ...] = (
     ),
     most("gateway-1-switches", "the same, voluntary switches of the gateway", 2.0, "", ALONE, SWITCHES("gateway-1")),
     most("gateway-1-calls", "the same, read and write calls of the gateway", 4.0, "", ALONE, CALLS("gateway-1")),
+    most(
+        *("gateway-1-echo", "the same, over an echo between two processes", 1.5, "×", MORE_OVER),
+        *(P50("gateway-1"), P50("gateway-1-none"), P50("gateway-echo")),
+    ),
     least(
         *("batched-yubihsm2-rate", "`sign_batched`, YubiHSM 2 (8.7 signatures/s)", 100_000.0, "/s", ALONE),
         RATE("batched-yubihsm2"),

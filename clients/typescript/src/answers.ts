@@ -124,7 +124,8 @@ export const readBatched = (body: Buffer): Batched =>
     return { auditSeq: record === NO_RECORD ? null : record, keyId, publicKey, proof: Buffer.from(fields.rest()) };
   });
 
-export const readError = (body: Buffer): HsmError =>
+/** `request`: the number of the request that is refused, where it is one. */
+export const readError = (body: Buffer, request?: number): HsmError =>
   whole(body, (fields) => {
     const flags = fields.u8();
     if (flags > 3) throw new WireError(`flags ${flags} of an error`);
@@ -142,6 +143,7 @@ export const readError = (body: Buffer): HsmError =>
       maybeSigned: !!(flags & 2),
       retryAfterMs,
       holder,
+      ...(request !== undefined && { request }),
     });
   });
 

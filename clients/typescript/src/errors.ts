@@ -9,6 +9,7 @@ export interface Fault {
   maybeSigned?: boolean;
   retryAfterMs?: number;
   holder?: string;
+  request?: number | undefined;
   hint?: string;
   cause?: unknown;
 }
@@ -26,6 +27,8 @@ export class HsmError extends Error {
   readonly retryAfterMs: number;
   /** Of NOT_HOLDER: the fleet's name of the host that holds the epoch, or "". */
   readonly holder: string;
+  /** Of a gateway's refusal: the number of the request, which its audit records have as `via.request`. */
+  readonly request: number | undefined;
   /** What to do next, or "". */
   readonly hint: string;
 
@@ -39,6 +42,7 @@ export class HsmError extends Error {
     this.maybeSigned = fault.maybeSigned ?? false;
     this.retryAfterMs = fault.retryAfterMs ?? 0;
     this.holder = fault.holder ?? "";
+    this.request = fault.request;
     this.hint = hint;
   }
 
@@ -48,8 +52,8 @@ export class HsmError extends Error {
   }
 
   private get fault(): Fault {
-    const { status, class: kind, retryable, maybeSigned, retryAfterMs, holder, hint, cause } = this;
-    return { status, class: kind, retryable, maybeSigned, retryAfterMs, holder, hint, cause };
+    const { status, class: kind, retryable, maybeSigned, retryAfterMs, holder, request, hint, cause } = this;
+    return { status, class: kind, retryable, maybeSigned, retryAfterMs, holder, request, hint, cause };
   }
 }
 

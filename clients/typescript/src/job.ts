@@ -97,7 +97,7 @@ export class Job {
    * holds the epoch was refused as a whole. Throws WireError for the answer to another type of request. */
   read(type: number, body: Buffer): unknown {
     const asked = this.frame[4];
-    if (type === Type.ERROR) return wire.readError(body);
+    if (type === Type.ERROR) return wire.readError(body, Number(this.frame.readBigUInt64LE(8)));
     if (asked === Type.SIGN && type === Type.SIGNED) return wire.readSigned(body);
     if (asked === Type.SIGN_MANY && type === Type.SIGNED_MANY) return unheld(wire.readSignedMany(body));
     if (asked === Type.SIGN_BATCHED && type === Type.BATCHED) return wire.readBatched(body);

@@ -8,6 +8,7 @@ import { Client, type ClientEvents, type Receipt } from "./client.js";
 import { badArgument, HsmError } from "./errors.js";
 import { type ClientOptions, DEFAULT_KEY, type RequestOptions } from "./options.js";
 import type { SignBatchedOptions, SignManyOptions, SignOptions } from "./options.js";
+import { readUnfinished, type Unfinished } from "./unfinished.js";
 import type { Key } from "./wire.js";
 
 /** How to reach the gateway, and which of its key managers is meant. */
@@ -117,6 +118,12 @@ export class KeyManager extends EventEmitter<Events> {
   /** The private key of a version, wrapped by the HSM, never plain. */
   async exportKeyBackup(keyId: string, options?: Own<RequestOptions>): Promise<Buffer> {
     return Buffer.from(await this.client.manage("export", keyId, { ...options, key: this.key }), "base64");
+  }
+
+  /** The payload that was bound last in a domain, such as "my-rollup/block", and may not have been handed out: a process
+   * that takes over signs it first. null: there is none. A gateway of an earlier release closes the connection. */
+  async unfinished(domain: string, options?: Own<RequestOptions>): Promise<Unfinished | null> {
+    return readUnfinished(await this.client.manage("unfinished", domain, { ...options, key: this.key }));
   }
 
   /** Counters of the gateway's signature cache. */

@@ -17,11 +17,12 @@ from hsmcore.errors import BadArgument
 
 Moment = datetime | float | None
 Record = dict[str, Any]
+_MISSING = object()
 
 
 class Query:
     """The records from `start` to `end` inclusive (aware datetimes or Unix seconds; None: unbounded) whose fields equal
-    `match`. Raises BadArgument."""
+    `match`; "via.pid" names a field in a field. Raises BadArgument."""
 
     def __init__(self, layout: Layout, start: Moment, end: Moment, match: Mapping[str, Any] | None) -> None:
         self._layout = layout
@@ -30,7 +31,7 @@ class Query:
         try:
             # Lines are compact JSON, so a matching record contains each of these; other lines need no parsing.
             self._needles = [
-                b'"%s":%s' % (name.encode(), orjson.dumps(value))
+                b'"%s":%s' % (name.rpartition(".")[2].encode(), orjson.dumps(value))
                 for name, value in self._match.items()
                 if isinstance(value, (str, int, bool))
             ]
@@ -87,9 +88,17 @@ class Query:
         if not inside:
             found = [record for record in found if self._first <= record["time_ns"] <= self._last]
         if self._match:
-            wanted = self._match.items()
-            found = [record for record in found if wanted <= record.items()]
+            found = [
+                record for record in found if all(_at(record, name) == value for name, value in self._match.items())
+            ]
         return found
+
+
+def _at(record: Any, name: str) -> Any:
+    """The value of a field; "via.pid": that of a field in another one."""
+    for part in name.split("."):
+        record = record.get(part, _MISSING) if isinstance(record, dict) else _MISSING
+    return record
 
 
 def _records(text: bytes) -> list[Record]:

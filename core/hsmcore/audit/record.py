@@ -46,6 +46,22 @@ _labels: ContextVar[_Labels | None] = ContextVar("hsmcore_audit_labels", default
 _caller: ContextVar[str | None] = ContextVar("hsmcore_caller", default=None)
 
 
+class _Via(NamedTuple):
+    said: dict[str, object]
+    text: bytes
+    """As members of a record, to which a request has only to add its number."""
+    whole: bytes
+    """And the caller before it: all that a request without labels adds."""
+    numbered: bool
+    """Whether its requests have numbers: those of a connection have."""
+
+
+_via: ContextVar[_Via | None] = ContextVar("hsmcore_audit_via", default=None)
+_request: ContextVar[int] = ContextVar("hsmcore_audit_request", default=0)
+come_as: Final = _request.set
+"""Say in the records of the present context, until the next one, which number the request has on its way."""
+
+
 @contextmanager
 def tagged(tag: str) -> Iterator[None]:
     """Tag every record that is written inside with `tag` (at most 256 characters), such as the caller's batch
@@ -88,6 +104,14 @@ def caller_context(name: str) -> Context:
     made = Context()
     made.run(_caller.set, name)
     return made
+
+
+def come_by(way: Mapping[str, object]) -> None:
+    """Say in every record of the present context, whose caller is known, by which way the request came: `peer`, `pid`,
+    `connection`."""
+    said = cleaned(way)
+    text = b',"via":' + orjson.dumps(said)[:-1]
+    _via.set(_Via(said, text, (_extra_of(None, _caller.get()) or b"") + text, "connection" in said))
 
 
 def current_caller() -> str | None:
@@ -145,6 +169,7 @@ ALLOWED: Final[dict[str, Callable[[object], object]]] = {
         "trace_id",
         "request_id",
         "caller",
+        "peer",
         "domain",
         "holder",
         "hostname",
@@ -195,6 +220,8 @@ ALLOWED: Final[dict[str, Callable[[object], object]]] = {
     **dict.fromkeys(
         (
             "pid",
+            "connection",
+            "request",
             "latency_ns",
             "cached",
             "message_bytes",
@@ -338,7 +365,12 @@ def extra(**fields: object) -> bytes | None:
     """Return what the context adds to each record, and these fields, in the form that Engine.submit takes; None for
     none. Raises InternalError where what a start compares with the state store would be redacted."""
     if not fields:
-        return _extra_of(_labels.get(), _caller.get())
+        labels, way = _labels.get(), _via.get()
+        if way is None:
+            return _extra_of(labels, _caller.get())
+        number = _request.get() if way.numbered else 0
+        known = way.whole if labels is None else (_extra_of(labels, _caller.get()) or b"") + way.text
+        return b'%b,"request":%d}' % (known, number) if number else known + b"}"
     shown = cleaned(fields)
     if any(shown.get(name) != fields.get(name) for name in _EVIDENCE):
         raise InternalError("a position cannot be recorded as it is")
@@ -353,7 +385,10 @@ def _extra_of(labels: _Labels | None, caller: str | None) -> bytes | None:
 
 def _context() -> dict[str, object]:
     """Return the fields that the context adds to each record."""
-    return _shown(_labels.get(), _caller.get())
+    shown, way, number = _shown(_labels.get(), _caller.get()), _via.get(), _request.get()
+    if way is not None:
+        shown["via"] = way.said | ({"request": number} if number and way.numbered else {})
+    return shown
 
 
 def _shown(labels: _Labels | None, caller: str | None) -> dict[str, object]:

@@ -60,3 +60,14 @@ class DigestSignature(NamedTuple):
     """64 bytes: ECDSA r || s with a low s."""
     recovery_id: int | None
     """0 to 3 for a secp256k1 key: with it, digest and signature give the public key. None for a P-256 key."""
+
+
+class Unfinished(NamedTuple):
+    """The newest payload of a domain, which may not have been handed out."""
+
+    kind: str
+    position: int
+    digest: bytes
+    """SHA-256 of the message."""
+    message: bytes | None
+    """None: it was not kept (`policy.keepMessageBytes`), or what is kept is not what was bound."""

@@ -38,7 +38,8 @@ def migrate(
 
       hsmcore fleet migrate --role sequencer_signer --sql
     """
-    from hsmcore.state.postgres.database import ServerDatabase, schema_name
+    from hsmcore.state.postgres.database import ServerDatabase
+    from hsmcore.state.postgres.place import schema_name
     from hsmcore.state.postgres.rights import grants
     from hsmcore.state.schema import MIGRATIONS
 

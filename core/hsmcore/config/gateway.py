@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
+from math import inf
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import BeforeValidator, field_validator, model_validator
@@ -60,6 +62,40 @@ class GatewayTls(Model):
     client certificate is asked for if this is given."""
 
 
+class GatewayToken(Model):
+    """A token of a client, and when it ends."""
+
+    token: Secret
+    """The X-Vault-Token."""
+    expires: (
+        Annotated[
+            str,
+            Text(
+                40,
+                form=r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|[+-][0-9]{2}:[0-9]{2})",
+                says='a time with its zone, such as "2027-01-31T00:00:00Z"',
+            ),
+        ]
+        | None
+    ) = None
+    """From when on it is refused. Default: it does not end."""
+
+    @field_validator("expires")
+    @classmethod
+    def _is_a_time(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                datetime.fromisoformat(value)
+            except ValueError:
+                raise fault("must be a day and a time of day that there are") from None
+        return value
+
+    @property
+    def ends(self) -> float:
+        """`expires`, in seconds since 1970; infinity: never."""
+        return inf if self.expires is None else datetime.fromisoformat(self.expires).timestamp()
+
+
 class GatewayClient(CallerRules):
     """A client: a caller outside this process. How it is known, of which one way is enough, and what it may."""
 
@@ -71,7 +107,9 @@ class GatewayClient(CallerRules):
     names: Annotated[tuple[_PeerName, ...], BeforeValidator(as_tuple)] = ()
     """Names in a certificate that clientCaFile vouches for."""
     token: Secret | None = None
-    """The X-Vault-Token that the client sends to an "https:" address."""
+    """The X-Vault-Token that the client sends to an "https:" address; short for one of `tokens`."""
+    tokens: Annotated[tuple[GatewayToken, ...], BeforeValidator(as_tuple)] = ()
+    """Tokens of which any will do: while one takes the place of another, both."""
     keys: Annotated[tuple[Annotated[str, Text(32)], ...], BeforeValidator(as_tuple)]
     """The key managers that it may use, by their names in `keyManagers`; "default" is the one at `keyManager`."""
     manages: bool = False
@@ -83,11 +121,21 @@ class GatewayClient(CallerRules):
 
     @model_validator(mode="after")
     def _known_somehow(self) -> GatewayClient:
-        if not (self.uid or self.gid or self.names or self.token):
-            raise clash("is known by nothing: give uid, gid, names or token")
+        if not (self.uid or self.gid or self.names or self.all_tokens):
+            raise clash("is known by nothing: give uid, gid, names, token or tokens")
         if not self.keys or len(set(self.keys)) != len(self.keys):
             raise clash("keys must list at least one key manager, each once")
         return self
+
+    @property
+    def all_tokens(self) -> tuple[GatewayToken, ...]:
+        """`token` and `tokens`."""
+        return (() if self.token is None else (GatewayToken(token=self.token),)) + self.tokens
+
+    @property
+    def tokens_end(self) -> float | None:
+        """When its last token ends, in seconds since 1970; infinity: never; None: it has none."""
+        return max((one.ends for one in self.all_tokens), default=None)
 
 
 class Gateway(Model):

@@ -12,7 +12,7 @@ from hsmcore.config import Config, LevelName, Provider
 from hsmcore.doctor.common import check_emergency, check_notices, check_policy
 from hsmcore.doctor.fleet import check_fleet
 from hsmcore.doctor.fleet_store import check_fleet_store
-from hsmcore.doctor.places import check_listening, check_places
+from hsmcore.doctor.places import check_listening, check_places, check_tokens
 from hsmcore.doctor.report import DoctorReport, Identity, ProviderReport, Step, failed, ok
 from hsmcore.doctor.store import check_store
 from hsmcore.doctor.subject import CheckBegun, Options, Probe, Subject
@@ -26,6 +26,7 @@ _SHARED = (
     check_store,
     check_places,
     check_listening,
+    check_tokens,
     check_policy,
     check_emergency,
     check_notices,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import tempfile
+import time
 from collections.abc import Iterator
+from math import inf
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +20,10 @@ from hsmcore.state import StoreError
 
 _HOME_HINT: Final = "Set XDG_STATE_HOME to a folder that lasts: an edited configuration is told apart by it."
 _TAKEN: Final = "End what listens there, or name another address; a service manager may hold it for the gateway."
+SOON_SECONDS: Final = 7 * 86_400
+"""What is left of a client's last token when there is a warning."""
+_TOKEN: Final = "gateway-token"
+_TOKEN_HINT: Final = "Add the next one to the client's tokens, and send SIGHUP to the gateway."
 _HINT: Final = "Name another place, or make the folder for the key manager's user (mkdir, chown)."
 
 
@@ -43,6 +49,18 @@ def check_listening(config: Config) -> Iterator[Step]:
     if gateway is not None:
         for shown, one in zip(gateway.listen, gateway.addresses, strict=True):
             yield _listening("gateway-listen", shown, one.address, config)
+
+
+def check_tokens(config: Config) -> Iterator[Step]:
+    """Warn of each client of the gateway that soon has no token any more. No token is read."""
+    for name, client in (config.gateway.clients if config.gateway is not None else {}).items():
+        ends = client.tokens_end
+        if ends is None or ends == inf:
+            continue
+        last = next(one.expires for one in client.tokens if one.ends == ends)
+        found, data = f"the last token of client {name!r} expires at {last}", {"client": name, "expires": ends}
+        left = ends - time.time()
+        yield ok(_TOKEN, found, **data) if left > SOON_SECONDS else warn(_TOKEN, found, _TOKEN_HINT, **data)
 
 
 def _listening(name: str, shown: str, address: Address, config: Config) -> Step:

@@ -34,6 +34,9 @@ class HsmError(Exception):
     index: int | None = None
     """Where a batch failed as a whole: the place, from 0, of the message that it failed for; None: no single one."""
 
+    request: int | None = None
+    """Of a gateway's refusal: the number of the request, which its audit records have as `via.request`."""
+
     def __init_subclass__(cls, status: str | None = None) -> None:
         super().__init_subclass__()
         if status is not None:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
-from hsmcore._native import Lease
+from hsmcore._native import Lease, Waiter
 from hsmcore.audit import AuditLog
 from hsmcore.base.keyring import KeyRing, KeyVersion
 from hsmcore.base.log import get_logger
@@ -49,8 +49,9 @@ class Way(Protocol):
     """Whether the engine records an answer that is an error; else the key manager does."""
 
     @abstractmethod
-    def ask(self, asked: Ask) -> asyncio.Future[Receipt]:
-        """Submit a message. Raises KeyNotCurrent if only one key may sign it, which is not the current one."""
+    def ask(self, asked: Ask, waiter: Waiter | None = None) -> asyncio.Future[Receipt]:
+        """Submit a message. `waiter`: takes the answer in place of a future, and is returned, where nothing else need
+        see the answer before it. Raises KeyNotCurrent if only one key may sign it, which is not the current one."""
 
     @abstractmethod
     def submit_many(

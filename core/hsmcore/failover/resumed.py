@@ -99,7 +99,7 @@ class Resumed:
                 if endpoint.abandon(asked):
                     self._bind((message,), endpoint.version_at(index).public_key)
                 return
-        if isinstance(asked, asyncio.Future) and asked.done() and not asked.cancelled() and asked.exception() is None:
+        if asyncio.isfuture(asked) and asked.done() and not asked.cancelled() and asked.exception() is None:
             with suppress(InvalidMessageType):  # a buffer that was released since
                 self._bind_answered(asked.result(), freeze(message))
 

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
-from hsmcore._native import Lease
+from hsmcore._native import Lease, Waiter
 from hsmcore.audit import AuditLog
 from hsmcore.base.events import Events
 from hsmcore.base.keyring import KeyRing, KeyVersion
@@ -182,7 +182,7 @@ class FailoverService(SigningPath):
         self.router.retired.add(version.public_key)
         super().retire_key(version)
 
-    def ask(self, asked: Ask) -> asyncio.Future[Receipt]:
+    def ask(self, asked: Ask, waiter: Waiter | None = None) -> asyncio.Future[Receipt]:
         """As Way."""
         router = self.router
         if router.closing:
@@ -191,7 +191,7 @@ class FailoverService(SigningPath):
         message, timeout, extra, only, any_key, gather = asked
         if any_key or (only is not None and any(one.key_version.public_key != only for one in sharing)):
             return asyncio.ensure_future(router.ask(message, timeout, extra, only, any_key))
-        return asyncio.ensure_future(router.routes.ask(message, timeout, 0, extra, gather, only))
+        return asyncio.ensure_future(router.routes.ask(message, timeout, 0, extra, gather, only, waiter))
 
     def submit_many(
         self,

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, Self, TypeVar
 
-from hsmcore._native import Lease
+from hsmcore._native import Lease, Waiter
 from hsmcore.audit import AuditLog
 from hsmcore.base.events import Events
 from hsmcore.base.keyring import KeyRing, KeyVersion
@@ -88,9 +88,11 @@ class SingleMember(SigningPath):
         self._require(only)
         return self._awaited(self._engine.submit_many(messages, timeout, return_exceptions, self.key_index, extra))
 
-    def ask(self, asked: Ask) -> asyncio.Future[Receipt]:
-        self._require(asked.only)
-        return self._engine.ask(asked.message, asked.timeout, self.key_index, asked.extra, asked.gather)
+    def ask(self, asked: Ask, waiter: Waiter | None = None) -> asyncio.Future[Receipt]:
+        message, timeout, extra, only, _, gather = asked
+        if only is not None:
+            self._require(only)
+        return self._engine.ask(message, timeout, self.key_index, extra, gather, waiter)
 
     def _require(self, only: bytes | None) -> None:
         current = self._endpoint.version

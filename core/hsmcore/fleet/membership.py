@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 from hsmcore._native import Lease
 from hsmcore.audit import AuditLog
 from hsmcore.base.log import get_logger
+from hsmcore.base.receipt import Unfinished
 from hsmcore.base.scope import Scope
 from hsmcore.base.steady import boottime
 from hsmcore.config.fleet import Fleet
@@ -55,7 +56,7 @@ class Membership:
         self.claims = self.renewals_failed = 0
         self.binder = NO_KEYS
         """Of the keys that sign: no epoch is claimed while they must not bind."""
-        self.unfinished: Callable[[str], Awaitable[positions.Unfinished | None]]
+        self.unfinished: Callable[[str], Awaitable[Unfinished | None]]
         """As KeyManager.unfinished."""
         self.drained = False
         """Whether this host claims no epoch by itself, on an operator's word."""
@@ -127,8 +128,6 @@ class Membership:
             await self._line.asking.close()
             await self._store.close()
 
-    # What is known.
-
     @property
     def duties(self) -> Duties | None:
         """What this host does beside its lease, from `watch_over` on."""
@@ -172,8 +171,6 @@ class Membership:
         said |= {"claims": self.claims, "renewalsFailed": self.renewals_failed, "held": self._machine.row.held}
         return said | {"leaseSeconds": round(self.lease_seconds, 3)}
 
-    # What may be signed.
-
     def require(self) -> None:
         """Raise NotHolder or FleetBehind unless payloads with a position may be tried now: a holder that is in doubt
         asks the fence."""
@@ -186,6 +183,15 @@ class Membership:
         """What a transaction that binds asks first: the row of the epoch, which no claim changes until its end."""
         self._before = self._machine.row
         return rows.sharing(self.name)
+
+    @property
+    def keeps(self) -> Question:
+        """As `asks` and `fence`, where what is known now has to be so: it finds a row then. Raises as `fence`."""
+        self.require()
+        row = self._machine.row
+        if self._witness is not None:
+            self._witness.require_server(row.server, row.held)
+        return rows.keeping(self.name, row, self._machine.instance)
 
     def fence(self, found: rows.Rows) -> int:
         """Raise NotHolder or FleetBehind unless this process holds the epoch by what `asks` has found. Returns the
@@ -233,8 +239,6 @@ class Membership:
         if row.holder != self._machine.instance:
             return f"epoch {row.epoch} is held by {row.holder}"
         return self._machine.reason or "its renewal is late"
-
-    # What an operator or the application does.
 
     async def claim(self, at_least: Mapping[str, int] | None = None, force: bool = False, reason: str = "") -> None:
         """Hold the epoch when this returns. Waits at most for the end of a lease that is not renewed.
@@ -287,8 +291,6 @@ class Membership:
         """Return what ends when a renewal that begins after this call is confirmed: Confirmations.wait, which refuses
         with NotHolder."""
         return self._confirmations.wait(until, others)
-
-    # What goes on by itself.
 
     async def _look(self) -> float:
         begun, failed = boottime(), True

@@ -12,9 +12,10 @@ it may be done twice.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Text, bindparam, case, exists, or_, select, update
+from sqlalchemy import Select, Text, bindparam, case, exists, or_, select, update
 from sqlalchemy.dialects import postgresql
 
 from hsmcore.fleet.machine import EpochRow
@@ -40,6 +41,8 @@ _FIELDS: Final = (
 _OF: Final = FLEET.c.name == bindparam("fleet")
 _LOOK: Final = select(*_FIELDS).where(_OF)
 _SHARE: Final = _LOOK.with_for_update(read=True, key_share=True, of=FLEET)
+_SEEN: Final = (FLEET.c.renewals >= bindparam("seen")) & FLEET.c.held.is_(None) & ~_unanswered
+_ON: Final = (FLEET.c.system == bindparam("system")) & (FLEET.c.timeline == bindparam("timeline"))
 _LOCK: Final = _LOOK.with_for_update(of=FLEET)
 _SEE: Final = (
     select(*_FIELDS, FLEET_HOST.c.instance, FLEET_HOST.c.seen_ns, FLEET_HOST.c.state, *COLUMNS.values())
@@ -121,6 +124,19 @@ def sharing(fleet: str) -> Question:
     """Return what reads the row, and keeps claims away until the end of the transaction. Such a transaction writes, so
     that its end waits for the synchronous standby."""
     return Question(_SHARE, {"fleet": fleet})
+
+
+def keeping(fleet: str, row: EpochRow, instance: str) -> Question:
+    """Return what finds the row, and keeps claims away as `sharing` does, if it is what was seen or has been renewed
+    since, and nothing stops binds."""
+    server = dict(zip(("system", "timeline"), row.server, strict=True))
+    mine = {"fleet": fleet, "mine": row.epoch, "me": instance, "seen": row.renewals}
+    return Question(_kept(_SHARE), mine | server, required=True)
+
+
+@cache
+def _kept(shared: Select[Any]) -> Select[Any]:
+    return shared.where(_MINE, _SEEN, _ON)
 
 
 def locking(fleet: str) -> Question:

@@ -17,6 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Client", "ClientTls"]
 
-# Loaded when they are used: the gateway needs no client, and a client nothing of the gateway, such as the native core.
+# Loaded when they are used: the gateway needs no client, and a client nothing of the gateway. It needs no native core.
 if not TYPE_CHECKING:
     __getattr__ = names(__name__, {"client.client": ["Client"], "client.dialing": ["ClientTls"]})

@@ -17,10 +17,11 @@ class Chunk(Job):
 
     __slots__ = ("at", "batch")
 
+    counts = False
+
     def __init__(self, batch: ChargedBatch, at: int, count: int, timeout: float) -> None:
         super().__init__(batch.counter.queue, batch.counter.account, batch.start, timeout, count)
         self.batch, self.at, self.context = batch, at, batch.context
-        self.counts = False
         batch.slices.append(self)
 
     def answer(self, outcome: Any) -> None:

@@ -7,53 +7,72 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextvars import Context
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
-from hsmcore.audit.record import caller_context, label
+from hsmcore._native import Flow, MemoryBudget
+from hsmcore.audit.record import caller_context, come_by, label
 from hsmcore.base.traceparent import TraceParent
 from hsmcore.config import GatewayClient
+from hsmcore.config.gateway import GatewayToken
 from hsmcore.config.secret import TokenDigests
 from hsmcore.errors import ConfigFault, ConfigurationError, ModuleBusy
-from hsmcore.gateway.intake import FrameIntake
-from hsmcore.gateway.replay import MemoryBudget, Sessions
-from hsmcore.gateway.turns import Flow
+from hsmcore.gateway.intake import Crowd, FrameIntake
+from hsmcore.gateway.replay import Sessions
 from hsmcore.manager.policy.callers import CallerAccount, Rate
 
 COME_BACK_MS: Final = 1000
 """When there may be room for one more connection, or a gateway after one that ends."""
+_TOKENS: Final = {"token", "tokens"}
 AT_ONCE: Final = 16
 """Requests that waited for room and go on in a turn of the event loop, at most."""
+
+
+class CameBy(NamedTuple):
+    """The way on which requests come. `pid`: the client's process, as the kernel says; 0: not known. `connection`: its
+    number, among those of this gateway process; 0: none of the wire."""
+
+    peer: str
+    pid: int = 0
+    connection: int = 0
 
 
 class KnownClient:
     """A client and what it has used up of its rules. Belongs to one event loop."""
 
-    def __init__(self, name: str, rules: GatewayClient, before: KnownClient | None = None) -> None:
-        """`before`: the same client with other rules, of which the answers are kept."""
+    def __init__(
+        self, name: str, rules: GatewayClient, before: KnownClient | None = None, crowd: Crowd | None = None
+    ) -> None:
+        """`before`: the same client with other rules, of which the answers are kept. `crowd`: the other clients."""
         self.name, self.rules = name, rules
         self.connections = 0
         """Those that have said HELLO."""
         self.sessions: Sessions[Any] = Sessions(MemoryBudget(0)) if before is None else before.sessions
         """Its answers that may be asked for again. They have no memory until these rules hold."""
-        self.intake: FrameIntake = FrameIntake() if before is None else before.intake
+        self.intake: FrameIntake = FrameIntake(crowd or Crowd()) if before is None else before.intake
         """Takes the frames of its connections."""
         self.context = caller_context(name)
         """What runs in it is recorded as this client's."""
         self.rate = Rate.of(rules)
 
-    def within(self, parent: TraceParent | None, request_id: str | None = None) -> Context:
-        """Return a context for one of its requests: spans are children of `parent`, records have its trace id, and
-        `request_id`."""
+    def by(self, way: CameBy) -> Context:
+        """Return a context for its requests that come by one way."""
         made = self.context.copy()
-        if request_id is not None:
-            made.run(label, request_id=request_id)
-        if parent is not None:
-            made.run(_enter, parent)
+        made.run(come_by, {name: value for name, value in way._asdict().items() if value})
         return made
 
     def has_rules(self, rules: GatewayClient) -> bool:
-        """Whether these are its rules, apart from its token."""
-        return self.rules.model_dump(exclude={"token"}) == rules.model_dump(exclude={"token"})
+        """Whether these are its rules, apart from its tokens."""
+        return self.rules.model_dump(exclude=_TOKENS) == rules.model_dump(exclude=_TOKENS)
+
+
+def within(context: Context, parent: TraceParent | None, **labels: str) -> Context:
+    """Return a context like this one for one request: spans are children of `parent`, records have its trace id, and
+    the labels."""
+    made = context.copy()
+    made.run(label, **labels)
+    if parent is not None:
+        made.run(_enter, parent)
+    return made
 
 
 def _enter(parent: TraceParent) -> None:
@@ -133,35 +152,39 @@ class Directory:
         belongs to two clients."""
         former = before or {}
         same = {name: one for name, one in former.items() if name in clients and one.has_rules(clients[name])}
+        crowd = next((one.intake.crowd for one in former.values()), None) or Crowd()
         self.clients = {
-            name: same.get(name) or KnownClient(name, rules, former.get(name)) for name, rules in clients.items()
+            name: same.get(name) or KnownClient(name, rules, former.get(name), crowd) for name, rules in clients.items()
         }
         known = self.clients.values()
         self._uids = {uid: client for client in known for uid in client.rules.uid}
         self._gids = {gid: client for client in known for gid in client.rules.gid}
         self._names = {name: client for client in known for name in client.rules.names}
         self._digests = TokenDigests()
-        self._tokens: dict[bytes, KnownClient] = {}
+        self._tokens: dict[bytes, tuple[KnownClient, GatewayToken]] = {}
         for name, rules in clients.items():
-            if rules.token is not None:
-                digest = self._digests.of_secret(rules.token)
+            for one in rules.all_tokens:
+                digest = self._digests.of_secret(one.token)
                 if digest in self._tokens:
-                    problem = f"is the token of client {self._tokens[digest].name!r}, too"
-                    raise ConfigurationError.of([ConfigFault(rules.token.where, problem)])
-                self._tokens[digest] = self.clients[name]
+                    problem = f"is a token of client {self._tokens[digest][0].name!r} already"
+                    raise ConfigurationError.of([ConfigFault(one.token.where, problem)])
+                self._tokens[digest] = self.clients[name], one
 
     def told(self) -> dict[str, Any]:
         """Return what fronts need to know: of tokens digests, and the key that these were made with."""
         return {
             "key": self._digests.key.hex(),
-            "tokens": {digest.hex(): client.name for digest, client in self._tokens.items()},
+            "tokens": {
+                digest.hex(): (client.name, one.ends if one.expires else None, one.expires)
+                for digest, (client, one) in self._tokens.items()
+            },
             "names": {name: client.name for name, client in self._names.items()},
             "keys": {name: client.rules.keys for name, client in self.clients.items()},
         }
 
     def fronted(self, face: str) -> frozenset[str]:
         """Return the clients that a front may name: those that it can know."""
-        known = (*self._names.values(), *(self._tokens.values() if face == "vault" else ()))
+        known = (*self._names.values(), *(one for one, _ in self._tokens.values() if face == "vault"))
         return frozenset(client.name for client in known)
 
     def has(self, client: KnownClient) -> bool:

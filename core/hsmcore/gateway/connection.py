@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context
+from functools import partial
 from math import inf
 from typing import ClassVar, Final
 
@@ -11,8 +13,8 @@ from hsmcore.base.listening.connections import Connection as Place
 from hsmcore.base.log import get_logger
 from hsmcore.errors import BadArgument, HsmError, PolicyRefused, RequestCancelled
 from hsmcore.gateway.admission import ClientKey
-from hsmcore.gateway.clients import COME_BACK_MS, KnownClient, ending
-from hsmcore.gateway.intake import FrameIntake
+from hsmcore.gateway.clients import COME_BACK_MS, CameBy, KnownClient, ending
+from hsmcore.gateway.intake import MESSAGE_COST, PLAIN_COST, REFUSAL_COST, FrameIntake
 from hsmcore.gateway.jobs import late
 from hsmcore.gateway.operations import OPERATIONS, Operation
 from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession
@@ -20,16 +22,13 @@ from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import (
     CLIENT_TYPES,
     MIN_BYTES,
-    Flag,
     Frame,
     Splitter,
     Type,
     UnknownKind,
     WireError,
-    unlabelled,
-    untraced,
 )
-from hsmcore.gateway.wire_requests import ServedRequest, WireFace
+from hsmcore.gateway.wire_requests import NAMED, ServedRequest, WireFace, named
 from hsmcore.manager.policy.callers import full
 
 BATCH: Final = 1024
@@ -45,10 +44,7 @@ LEAST_BYTES: Final = 1024
 """Bytes a second of a frame that has begun, at least: a slow link is no breach of the protocol."""
 HELD_BYTES: Final = 1 << 18
 """Requests that wait for room; beyond it, its frames are not read. Until then CANCEL, ACK and PING behind them are."""
-_MESSAGES_A_FRAME: Final = 4
-"""So many messages of a SIGN_MANY cost the event loop as much as another frame."""
 _LENGTH: Final = 4
-_TRACED, _LABELLED = int(Flag.TRACED), int(Flag.LABELLED)
 AT_ONCE: Final = 16
 """Answers that are sent together, at most: while their client takes them, the next ones are made. With all of a turn in
 one write, each side stands still while the other works."""
@@ -61,10 +57,10 @@ class GatewayConnection(asyncio.Protocol):
     """Whether its requests are counted here, and end with a drain."""
 
     def __init__(
-        self, server: WireFace, open_ones: set[GatewayConnection], place: Place, peer: str, client: KnownClient
+        self, server: WireFace, open_ones: set[GatewayConnection], place: Place, way: CameBy, client: KnownClient
     ) -> None:
-        """`open_ones`: where it stands while it is open. `peer`: where it comes from, for records."""
-        self.server, self._open_ones, self.place, self.peer = server, open_ones, place, peer
+        """`open_ones`: where it stands while it is open. `way`: where it comes from."""
+        self.server, self._open_ones, self.place, self.way, self.peer = server, open_ones, place, way, way.peer
         self.client = client
         self.session: ReplaySession[ServedRequest] | None = None
         """None before HELLO."""
@@ -80,10 +76,12 @@ class GatewayConnection(asyncio.Protocol):
         self._intake: FrameIntake | None = None
         self.behind = False
         self._cost = 0
-        """Of the frames that are taken now, in frames."""
+        """Of the frames that are taken now, in microseconds."""
         self._reads = True
         self._leaving = False
         """Whether it takes no new requests."""
+        self.revoked = False
+        """Whether it is no client's any more."""
         self._ended = False
         """Whether what comes now is ignored."""
         self._held: dict[int, ServedRequest] = {}
@@ -105,6 +103,7 @@ class GatewayConnection(asyncio.Protocol):
         self.place.give_way = self._give_way
         self.place.idle()
         self._open_ones.add(self)
+        self.place.known()
 
     def connection_lost(self, _error: Exception | None) -> None:
         """Its requests go on."""
@@ -153,7 +152,7 @@ class GatewayConnection(asyncio.Protocol):
         self._offer()
 
     def take(self, most: int) -> int:
-        """Take so many frames at most: for FrameIntake. Returns what they cost, in frames."""
+        """Take so many frames at most: for FrameIntake. Returns what they cost, in microseconds."""
         self._cost = 0
         if self._takes:
             try:
@@ -161,11 +160,12 @@ class GatewayConnection(asyncio.Protocol):
                     if self._ended:
                         break
                     self.frames += 1
-                    self._cost += 1
-                    operation = OPERATIONS.get(frame.type)
+                    operation = OPERATIONS[frame.type]
                     if operation is None:
+                        self._cost += PLAIN_COST
                         self._handlers[frame.type](frame)
                     else:
+                        self._cost += operation.cost
                         self._ask(frame, operation)
             except WireError as error:
                 self.fail(str(error))
@@ -247,6 +247,7 @@ class GatewayConnection(asyncio.Protocol):
                 raise full(f"client {client.name!r} has {client.connections} connections", COME_BACK_MS)
             get_logger().info("client connected", client=client.name, peer=self.peer, program=hello.program)
             self.session = client.sessions.enter(hello.nonce)
+            self.context = client.by(self.way)
         except HsmError as error:
             self._end_with(error)
             return
@@ -267,30 +268,32 @@ class GatewayConnection(asyncio.Protocol):
 
     def _ask(self, frame: Frame, operation: Operation) -> None:
         """Take a request."""
-        session, number, parent, label = self.session, frame.request, None, None
+        session, number, context = self.session, frame.request, self.context
         assert session is not None  # noqa: S101  # for the type checker
-        if frame.flags & _TRACED:
-            frame, parent = untraced(frame)
-        if frame.flags & _LABELLED:
-            frame, label = unlabelled(frame)
+        if frame.flags & NAMED:
+            frame, context = named(frame, self._context_of)
         if not number:
             raise WireError("a request without a number")
         try:
             what = operation.decode(frame)
             cost = len(what.messages) if operation.many else 1
-            self._cost += cost // _MESSAGES_A_FRAME
+            self._cost += (cost - 1) * MESSAGE_COST
             if not 1 <= cost <= BATCH:
                 raise BadArgument(f"a batch of {cost}; at most {BATCH}")
             if frame.slot >= len(self._counters):
                 self.server.refused(self.peer, self.client, "key not listed", f"number {frame.slot}")
                 raise PolicyRefused(f"a client may not use a key manager with the number {frame.slot}", hint="")
             counter = self._counters[frame.slot]
-            self._admit(ServedRequest(counter, operation, what, cost, self, session, frame, parent, label))
+            self._admit(ServedRequest(counter, operation, what, cost, self, session, frame, context))
         except UnknownKind as error:  # of a later release: what else is open here is none of its business
-            self._cost += len(frame.body) // (_LENGTH * _MESSAGES_A_FRAME)  # as the longest batch that fits
+            self._cost += len(frame.body) // _LENGTH * MESSAGE_COST  # as the longest batch that fits
             self._refuse(number, BadArgument(str(error), hint="Update the gateway, or name another kind."))
         except HsmError as error:
             self._refuse(number, error)
+
+    def _context_of(self, _peer: str) -> Context:
+        """Return the context of a request that says its address."""
+        return self.context
 
     def _admit(self, request: ServedRequest) -> None:
         """Admit a request, hold it until there is room, or answer it as the first time. Raises HsmError if nothing is
@@ -390,6 +393,7 @@ class GatewayConnection(asyncio.Protocol):
         """Answer a request of which nothing was begun. That is not remembered."""
         if self.counts:
             self.server.desk.count(self.client, error)
+        self.client.intake.charge(REFUSAL_COST)
         self.send(wire.error(number, wire.refusal_of(error)))
 
     def send_keys(self, keys_of: Callable[[KnownClient], tuple[wire.Key, ...]]) -> None:
@@ -410,7 +414,7 @@ class GatewayConnection(asyncio.Protocol):
         self._leaving = True
         self.send(wire.goaway(int(seconds * 1e3), reason))
         self.refuse_held(ending)
-        self._loop.call_later(seconds, self.close)
+        self._loop.call_later(seconds, partial(self.turn_away, reason) if self.revoked else self.close)
 
     def turn_away(self, why: str) -> None:
         """It is nobody's: say so, and close."""
@@ -438,3 +442,6 @@ class VaultConnection(GatewayConnection):
     """A front's, for what one client asks by HTTP: the front counts that, and takes no more of it in a drain."""
 
     counts = False
+
+    def _context_of(self, peer: str) -> Context:
+        return self.client.by(CameBy(peer))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import inf
 
 from hsmcore.gateway.fronts import Fronts
 from hsmcore.gateway.server import GatewayServer
@@ -22,6 +23,8 @@ def read_gateway(reading: Reading, server: GatewayServer, fronts: Fronts | None)
         reading.add(names.GATEWAY_OPEN, sum(account.open for account in own), client.name)
         reading.add(names.GATEWAY_WAITING, waiting, client.name)
         reading.add(names.GATEWAY_CONNECTIONS, connected[client.name], client.name)
+        if (ends := client.rules.tokens_end) is not None and ends != inf:
+            reading.add(names.GATEWAY_TOKEN, ends, client.name)
         reading.add(names.GATEWAY_REMEMBERED, remembered.get(client.name, 0), client.name)
     reading.add(names.GATEWAY_REPEATED, server.repeated)
     reading.add(names.GATEWAY_REFUSED, server.desk.strangers)

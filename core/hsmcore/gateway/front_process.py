@@ -37,6 +37,7 @@ class FrontServer:
         self._reports = FrontReports(socket.socket(fileno=opening["reports"]))
         self._core = Core(self._reports)
         self._scope = Scope()
+        self._tls: Tls | None = None
         self._pumps: Pumps | None = None
         self._face: Face | None = None
 
@@ -44,19 +45,21 @@ class FrontServer:
         """Listen from now on. Raises HsmError, OSError."""
         files = TlsFiles(**self._opening["tls"])
         wire, listening = self._opening["face"] == "tls", [socket.socket(fileno=fd) for fd in self._opening["sockets"]]
-        tls = Tls(files, wire=wire)
+        tls = self._tls = Tls(files, wire=wire)
         if wire:
             self._pumps = Pumps(self._core, listening, tls)
         else:
             from hsmcore.gateway.vault.face import Face  # it needs packages that the other face does not
 
-            self._face = Face(self._core, listening, lambda: tls.context, self._opening["drainSeconds"])
+            self._face = Face(self._core, listening, tls, self._opening["drainSeconds"])
             await self._face.start()
         self._scope.every(TICK_SECONDS, self._tick, "counts were not reported")
         self._reports.tell("ready")
 
     async def _tick(self) -> None:
         self._reports.tick()
+        if self._pumps is not None:
+            self._pumps.tick()
 
     def failed(self, error: Exception) -> None:
         """Say why it cannot begin."""
@@ -66,6 +69,10 @@ class FrontServer:
         """Do what the process with the keys says."""
         if order == "clients":
             self._core.clients = KnownClients(*said)
+            if self._tls is not None:
+                self._tls.reread()
+            if self._pumps is not None:
+                self._pumps.reread()
             self._reports.tell("followed", self._core.clients.generation)
         elif order == "state":
             self._core.state = said

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import orjson
 
@@ -23,6 +24,7 @@ from hsmcore.base.log import get_logger, printable
 from hsmcore.base.scope import Scope
 from hsmcore.config import Gateway
 from hsmcore.errors import HsmError
+from hsmcore.gateway.connection import GatewayConnection
 from hsmcore.gateway.server import GatewayServer
 from hsmcore.gateway.tls import TlsFiles
 from hsmcore.manager.key_manager import KeyManager
@@ -140,14 +142,16 @@ class Fronts:
         if told:
             await asyncio.wait(told, timeout=LOST_SECONDS)
 
-    def hand_over(self, face: str, generation: int, name: str, peer: str, connection: socket.socket) -> None:
-        """A front has found out who is at the other end."""
+    def hand_over(
+        self, face: str, generation: int, name: str, peer: str, connection: socket.socket
+    ) -> GatewayConnection | None:
+        """A front has found out who is at the other end. Returns None if that is no client any more."""
         directory = self.server.desk.directory
         client = directory.clients.get(name) if name in directory.fronted(face) else None
         if client is None or generation != self._generation or self._stopping:
             connection.close()
-            return
-        self.server.admit(connection, client, peer, vault=face == "vault")
+            return None
+        return self.server.admit(connection, client, peer, vault=face == "vault")
 
     async def drain(self, seconds: float) -> bool:
         """Have them accept no more connections, and answer open requests of HTTP within so many seconds. Returns
@@ -184,6 +188,8 @@ class FrontProcess:
         self.problem = "it ended"
         self.heard = loop.time()
         """When it said something last, as the event loop's time."""
+        self._handed = WeakValueDictionary[int, GatewayConnection]()
+        """Connections by the front's numbers."""
         self._followed: dict[int, asyncio.Future[None]] = {}
 
     async def start(
@@ -249,13 +255,14 @@ class FrontProcess:
         """Raises ValueError and others for what no front says."""
         fronts, desk = self._fronts, self._fronts.server.desk
         match what, *said:
-            case "wire" | "vault" as face, int(generation), str(name), str(peer):
-                [fd] = fds
-                connection = socket.socket(fileno=os.dup(fd))
-                if (connection.family, connection.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
-                    connection.close()
-                    raise ValueError("no connection")
-                fronts.hand_over(face, generation, name, printable(peer, _MOST_TEXT), connection)
+            case "wire" | "vault" as face, int(generation), str(name), str(peer), int(number):
+                connection = _connection_of(*fds)
+                made = fronts.hand_over(face, generation, name, printable(peer, _MOST_TEXT), connection)
+                if made is not None:
+                    self._handed[number] = made
+            case "ended", [*numbers]:
+                for one in filter(None, map(self._handed.get, numbers)):
+                    fronts.server.vouch_no_more(one)
             case "refused", int(count), str(peer), str(why), str(asked) if count > 0:
                 who, why, asked = (printable(text, _MOST_TEXT) for text in (peer, why, asked))
                 desk.refused(who, why, asked, count)
@@ -263,8 +270,7 @@ class FrontProcess:
                 for name, outcome, count in counts:
                     desk.count_more(name, outcome, count)
             case "followed", int(generation):
-                if not (told := self.wait_for(generation)).done():
-                    told.set_result(None)
+                _settle(self.wait_for(generation))
             case ["ready"]:
                 _settle(self.ready)
             case ["drained"]:
@@ -297,6 +303,15 @@ class FrontProcess:
         if process is not None:
             await asyncio.to_thread(ended, process, CLOSE_SECONDS)
         self._end()
+
+
+def _connection_of(fd: int) -> socket.socket:
+    """Raises ValueError for another descriptor than of a connection."""
+    connection = socket.socket(fileno=os.dup(fd))
+    if (connection.family, connection.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+        connection.close()
+        raise ValueError("no connection")
+    return connection
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,6 +25,8 @@ from hsmcore.gateway.tls import require_tls
 from hsmcore.manager.key_managers import KeyManagers
 from hsmcore.metrics import also
 
+_POLLS: Final = 3
+"""Processors with which a worker may poll: one has the event loop, and one a client."""
 _TOLD: Final = ("key-generated", "key-changed", "key-deactivated", "failover", "failback", "member-up")
 """Events after which the keys may be others."""
 
@@ -94,7 +97,7 @@ def _without_clients(settings: Gateway) -> dict[str, Any]:
 @asynccontextmanager
 async def running(configs: Mapping[str, Config], settings: Gateway) -> AsyncIterator[RunningGateway]:
     """Open the key managers and serve them while the block runs. Raises HsmError; then nothing is left open."""
-    managers = KeyManagers(configs)
+    managers = KeyManagers({name: _beside_clients(config) for name, config in configs.items()})
     async with AsyncExitStack() as rest:
         desk = await asyncio.to_thread(Admission, managers, settings)
         if settings.tls is not None:  # before a PIN is presented
@@ -123,3 +126,11 @@ async def running(configs: Mapping[str, Config], settings: Gateway) -> AsyncIter
         for event in _TOLD:
             rest.callback(managers.on(event, lambda _details: served.keys_changed()))
         yield served
+
+
+def _beside_clients(config: Config) -> Config:
+    """Have no worker poll where a client's process needs the processor, unless the configuration says so."""
+    rules = config.key_manager
+    if "spin_micros" in rules.model_fields_set or len(os.sched_getaffinity(0)) >= _POLLS:
+        return config
+    return config.model_copy(update={"key_manager": rules.model_copy(update={"spin_micros": 0})})

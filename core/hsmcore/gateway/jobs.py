@@ -6,27 +6,29 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
+from functools import cached_property
 from time import monotonic
 from typing import Any, Final
 
+from hsmcore._native import AnswerQueue, FairQueue, Waiter
+from hsmcore.audit.record import come_as
 from hsmcore.base.log import get_logger
+from hsmcore.base.receipt import Receipt
 from hsmcore.errors import DeadlineExceeded, HsmError, InternalError, RequestCancelled
 from hsmcore.gateway.clients import OpenWork
-from hsmcore.gateway.turns import FairQueue
 
 SWEEP_SECONDS: Final = 0.05
 """Seconds between two looks whether a request that waits for its turn has met its deadline."""
 
 
-class Job:
+class Job(Waiter):
     """A request, or messages of one. `start(job, seconds)` begins it, with what is left of its timeout, and has it
-    `follow` what was begun."""
+    `follow` what was begun, or wait for the key manager's answer itself."""
 
     __slots__ = (
         "account",
         "context",
         "cost",
-        "counts",
         "ended",
         "queue",
         "running",
@@ -35,6 +37,9 @@ class Job:
         "timeout",
         "until",
     )
+
+    counts = True
+    """Whether its messages count as open: those of a slice are counted with its batch."""
 
     def __init__(
         self, queue: Queue, account: OpenWork, start: Callable[[Any, float], None], timeout: float, cost: int = 1
@@ -49,8 +54,9 @@ class Job:
         self.ended = False
         self.takes_turn = True
         """Whether it begins in its turn: it keeps a key manager busy by itself."""
-        self.counts = True
-        """Whether its messages count as open: those of a slice are counted with its batch."""
+
+    number = 0
+    """That of its client; 0: it has none."""
 
     def answer(self, outcome: Any) -> None:
         """Take the result, or an HsmError. Is called once."""
@@ -62,12 +68,20 @@ class Job:
 
     def run(self, work: Coroutine[Any, Any, Any]) -> None:
         """Have a coroutine carry it out, under its client's name."""
-        self.follow(asyncio.get_running_loop().create_task(work, context=self.context.copy()))
+        context = self.context.copy()
+        if self.number:
+            context.run(come_as, self.number)
+        self.follow(asyncio.get_running_loop().create_task(work, context=context))
 
     def follow(self, future: asyncio.Future[Any]) -> None:
         """End with this future. Cancelling the job cancels it."""
         self.running = future
         future.add_done_callback(self.settled, context=OUTSIDE)
+
+    def waits(self) -> Waiter:
+        """Be what takes an answer of KeyManager.submit, and has `settled` called. Cancelling the job cancels it."""
+        self.begins(self.queue.answers)
+        return self
 
     def settled(self, future: asyncio.Future[Any]) -> None:
         """What was begun has ended."""
@@ -86,13 +100,26 @@ class Queue:
         self._accounts: set[OpenWork] = set()
         """Those that have something waiting."""
 
+    @cached_property
+    def answers(self) -> AnswerQueue:
+        """Where jobs wait for answers of the key manager."""
+        return AnswerQueue(asyncio.get_running_loop(), self._answered, OUTSIDE)
+
+    def _answered(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            job.running, outcome = None, job.outcome
+            if type(outcome) is Receipt:
+                self.end(job, outcome)
+            else:
+                job.settled(job)
+
     def enter(self, job: Job) -> None:
         """Let a job that is admitted begin in its turn, as a whole or in pieces."""
         account = job.account
-        begun = self.turns.take(account, job, job.cost) if job.takes_turn else [(job, job.cost)]
-        if len(begun) == 1 and begun[0] == (job, job.cost):
+        if not job.takes_turn or (job.cost == 1 and self.turns.begins(account)):
             self._run(job)
             return
+        begun = self.turns.take(account, job, job.cost)
         job.until = monotonic() + job.timeout
         self._start(begun)
         if account.waiting:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import Context
 from time import monotonic
 from typing import Any, Final, NamedTuple
@@ -15,14 +15,16 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from hsmcore._native import BatchedSignature, Digest, verify
+from hsmcore.audit.record import come_as
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.receipt import Receipt
 from hsmcore.config.policy import PREHASHED
 from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent, MemberDown, PolicyRefused, SignatureInvalid
 from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.chunks import ChargedBatch
-from hsmcore.gateway.jobs import OUTSIDE, Job, outcome_of
-from hsmcore.gateway.wire import batched
+from hsmcore.gateway.intake import SIGN_COST, TASK_COST
+from hsmcore.gateway.jobs import Job, outcome_of
+from hsmcore.gateway.wire import batched, unfinished
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Flag, Frame, Type
 from hsmcore.manager.key_manager import KeyManager
@@ -41,6 +43,8 @@ class Operation(NamedTuple):
     """As Job.start."""
     encode: Callable[[Any, Any], bytes]
     """Makes the frame of a result."""
+    cost: int = SIGN_COST
+    """What one takes of the event loop, in microseconds; of a batch, with its first message."""
     signs: bool = True
     """Whether its messages count in the client's rate."""
     many: bool = False
@@ -64,23 +68,23 @@ class GatewayRequest(Job):
         what: Any,
         timeout_ms: int,
         cost: int,
-        context: Context | None = None,
+        context: Context,
     ) -> None:
-        """`timeout_ms`: 0: that of the key manager. `cost`: as how many requests it counts: its messages. `context`:
-        of KnownClient.within; None: its client's."""
-        account = counter.managing if operation.manages else counter.account
-        seconds = min(timeout_ms / 1e3, counter.longest) or counter.timeout
-        super().__init__(counter.queue, account, operation.begin, seconds, cost)
-        self.counter, self.operation, self.what = counter, operation, what
-        self.takes_turn = operation.takes_turn
-        if context is not None:
-            self.context = context
+        """`timeout_ms`: 0: that of the key manager. `cost`: as how many requests it counts: its messages."""
+        # As Job's, in one piece: this is done for each signature.
+        self.counter, self.operation, self.what, self.cost = counter, operation, what, cost
+        self.queue, self.start, self.takes_turn = counter.queue, operation.begin, operation.takes_turn
+        self.account = counter.managing if operation.manages else counter.account
+        self.context = context
+        seconds = timeout_ms / 1e3
+        self.timeout = min(seconds, counter.longest) or counter.timeout
+        self.running, self.until, self.ended = None, 0.0, False
 
-    def submitted(self, asked: asyncio.Future[Receipt]) -> None:
-        """The future of KeyManager.submit is done, or was cancelled to withdraw the request."""
-        if asked.cancelled():
-            self.counter.manager.abandon(asked, self.what.message)
-        self.queue.end(self, outcome_of(asked))
+    def settled(self, future: asyncio.Future[Any]) -> None:
+        """It has ended, or was cancelled to withdraw the request."""
+        if future.cancelled() and self.operation is SIGN:
+            self.counter.manager.abandon(future, self.what.message)  # no effect on what is no answer of `submit`
+        self.queue.end(self, outcome_of(future))
 
 
 def _sign(request: GatewayRequest, left: float) -> None:
@@ -89,16 +93,20 @@ def _sign(request: GatewayRequest, left: float) -> None:
     counter, kind, manager = request.counter, what.kind or None, request.counter.manager
     if kind == PREHASHED:
         counter.require_listed(PREHASHED)
-    else:
+    elif counter.account.kinds is not None:
         counter.require_kind(what.message, kind)
     only = counter.versions.public_key(what.version) if what.version else None
     if kind == PREHASHED:
         request.run(_sign_prehashed(manager, what.message, left, only))
         return
-    asked = request.context.run(manager.submit, what.message, left, kind, what.position, only)
-    if asked is not None:
+    request.context.run(come_as, request.number)
+    waiter = request.waits()
+    asked = request.context.run(manager.submit, what.message, left, (kind, what.position), only, waiter)
+    if asked is waiter:
         request.running = asked
-        asked.add_done_callback(request.submitted, context=OUTSIDE)
+        return
+    if asked is not None:
+        request.follow(asked)
         return
     key_id = counter.versions.key(what.version).id if what.version else None
     request.run(manager.sign_with_receipt(what.message, left, kind=kind, position=what.position, key_id=key_id))
@@ -160,6 +168,7 @@ def _sign_batched(request: GatewayRequest, left: float) -> None:
     what: batched.SignBatched = request.what
     counter, kind = request.counter, what.kind or None
     counter.require_batches()
+    request.context.run(come_as, request.number)
     placed = request.context.run(counter.manager.submit_batched, what.message, left, kind)
     if placed is None:
         request.run(counter.manager.sign_batched(what.message, left, kind))
@@ -182,13 +191,19 @@ def _manage(request: GatewayRequest, _left: float) -> None:
 
 
 async def _managed(counter: ClientKey, operation: str, key_id: str) -> str:
-    """Carry out one of wire.OPERATIONS. Returns the new key's id, counters as JSON, a wrapped key in base64, or ""."""
+    """Carry out one of wire.OPERATIONS. Returns the new key's id, counters, versions or what is unfinished as
+    JSON, a wrapped key in base64, or ""."""
     manager = counter.manager
     if operation == CACHE_STATS:
         return orjson.dumps(manager.get_cache_stats()).decode()
     if operation == VERSIONS:
         await counter.versions.learn_all()
         return orjson.dumps([one.to_json() for one in counter.versions.all()]).decode()
+    if operation == unfinished.OPERATION:
+        found = await manager.unfinished(key_id, handed_out=True)
+        if found is not None:
+            counter.require_listed(found.kind)
+        return unfinished.written(found)
     if not counter.client.rules.manages:
         counter.refused("may not manage keys", operation)
         hint = f"It needs gateway.clients.{counter.client.name}.manages."
@@ -245,14 +260,22 @@ SIGN_MANY: Final = Operation(
 SIGN_BATCHED: Final = Operation(
     lambda one: batched.read_sign_batched(one.body), _sign_batched, _batched, takes_turn=False
 )
-VERIFY: Final = Operation(_read_verify, _verify, _verified, signs=False, remembered=False)
+VERIFY: Final = Operation(_read_verify, _verify, _verified, cost=TASK_COST, signs=False, remembered=False)
 MANAGE: Final = Operation(
-    lambda one: wire.read_manage(one.body), _manage, _done, signs=False, takes_turn=False, manages=True
+    lambda one: wire.read_manage(one.body),
+    _manage,
+    _done,
+    cost=TASK_COST,
+    signs=False,
+    takes_turn=False,
+    manages=True,
 )
-OPERATIONS: Final[Mapping[Type, Operation]] = {
+_OPERATIONS: Final[dict[int, Operation]] = {
     Type.SIGN: SIGN,
     Type.SIGN_MANY: SIGN_MANY,
     Type.SIGN_BATCHED: SIGN_BATCHED,
     Type.VERIFY: VERIFY,
     Type.MANAGE: MANAGE,
 }
+OPERATIONS: Final = tuple(_OPERATIONS.get(number) for number in range(256))
+"""By the number of a frame's type."""

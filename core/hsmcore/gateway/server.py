@@ -15,7 +15,7 @@ from hsmcore.base.listening.door import Acceptor
 from hsmcore.base.scope import Scope
 from hsmcore.errors import PolicyRefused
 from hsmcore.gateway.admission import Admission
-from hsmcore.gateway.clients import Directory, KnownClient, ending
+from hsmcore.gateway.clients import CameBy, Directory, KnownClient, ending
 from hsmcore.gateway.connection import GatewayConnection, VaultConnection
 from hsmcore.gateway.front.pumps import CONNECTIONS, HELLO_SECONDS
 from hsmcore.gateway.jobs import late
@@ -26,6 +26,8 @@ from hsmcore.gateway.wire_requests import WireFace
 STALLED_SECONDS: Final = 10
 """Seconds after which a connection is closed whose frame has begun and gets no further."""
 TICK_SECONDS: Final = 1.0
+REVOKED_SECONDS: Final = 1.0
+"""For the answers of what a client has open that is none any more."""
 LAST_SECONDS: Final = 2.0
 """Seconds that clients have to read their last answers."""
 _CREDENTIALS: Final = Struct("iII")
@@ -54,42 +56,52 @@ class GatewayServer(WireFace):
         self._doors.append(Acceptor(listening, self._gate, HELLO_SECONDS, self._connect_unix, self._dismissed))
 
     async def _connect_unix(self, accepted: socket.socket, place: Place) -> None:
-        uid, gid = _user_of(accepted)
+        pid, uid, gid = _process_of(accepted)
         peer = f"uid {uid}, gid {gid}"
         client = self.desk.directory.by_peer(uid, gid, _groups_of(accepted))
         if client is None:
             self.refused(peer, None, "no client has this uid or gid")
             _say_no(accepted)
             raise ConnectionRefusedError
+        way = self.way(peer, pid)
         await self.loop.connect_accepted_socket(
-            lambda: GatewayConnection(self, self.connections, place, peer, client), accepted
+            lambda: GatewayConnection(self, self.connections, place, way, client), accepted
         )
 
-    def admit(self, connection: socket.socket, client: KnownClient, peer: str, *, vault: bool) -> None:
+    def admit(self, connection: socket.socket, client: KnownClient, peer: str, *, vault: bool) -> GatewayConnection:
         """Serve a client whose connection a front has made. `vault`: what it asks there came by HTTP."""
         connection.setblocking(False)
-        kind, open_ones = (VaultConnection, self.inner) if vault else (GatewayConnection, self.connections)
         place = Place(self._gate, lambda: None)
         place.arm(HELLO_SECONDS)
         self._gate.enter(place)
+        if vault:
+            made: GatewayConnection = VaultConnection(self, self.inner, place, CameBy(peer), client)
+        else:
+            made = GatewayConnection(self, self.connections, place, self.way(peer), client)
 
         async def connect() -> None:
             try:
-                await self.loop.connect_accepted_socket(lambda: kind(self, open_ones, place, peer, client), connection)
+                await self.loop.connect_accepted_socket(lambda: made, connection)
             except BaseException:
                 connection.close()
                 place.leave()
                 raise
 
         self._scope.start(connect(), failed="a front's connection was not taken")
+        return made
+
+    def vouch_no_more(self, connection: GatewayConnection) -> None:
+        """The certificate with which a client came has ended, or lost its authority. Idempotent."""
+        if connection in self.connections:
+            self._revoke(connection, "the certificate of this connection vouches for no client any more")
 
     def remembered(self) -> dict[str, int]:
         """Return how many answers may be asked for again, by client. Any thread."""
         return {name: client.sessions.remembered for name, client in self.desk.directory.clients.items()}
 
-    def _dismissed(self, accepted: socket.socket) -> None:
-        uid, gid = _user_of(accepted)
-        self.silent(f"uid {uid}, gid {gid}", "it said nothing")
+    def _dismissed(self, accepted: socket.socket, why: str) -> None:
+        _, uid, gid = _process_of(accepted)
+        self.silent(f"uid {uid}, gid {gid}", why)
 
     def keys_changed(self) -> None:
         """The keys may be others: have their numbers read, and send them."""
@@ -156,8 +168,18 @@ class GatewayServer(WireFace):
             if client.name in directory.clients and connection.session is not None:
                 connection.leave(seconds, "the rules of this client have changed")
             else:
-                self.refused(connection.peer, client, "no longer a client")
-                connection.turn_away("this client is none of the gateway any more")
+                self._revoke(connection, "this client is none of the gateway any more")
+
+    def _revoke(self, connection: GatewayConnection, why: str) -> None:
+        """It is no client's any more: say so, and close it soon. Idempotent."""
+        if connection.revoked:
+            return
+        connection.revoked = True
+        self.refused(connection.peer, connection.client, why)
+        if connection.session is None:
+            connection.turn_away(why)
+        else:
+            connection.leave(REVOKED_SECONDS, why)
 
     def _taken(self) -> int:
         """Return how much has come and was taken."""
@@ -174,10 +196,11 @@ class GatewayServer(WireFace):
         await self._scope.close()
 
 
-def _user_of(accepted: socket.socket) -> tuple[int, int]:
+def _process_of(accepted: socket.socket) -> tuple[int, int, int]:
+    """The process that connected, 0 if it is none that this one sees, its user and its primary group."""
     sent = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, gid = _CREDENTIALS.unpack(sent)
-    return uid, gid
+    pid, uid, gid = _CREDENTIALS.unpack(sent)
+    return pid, uid, gid
 
 
 def _groups_of(accepted: socket.socket) -> Sequence[int]:

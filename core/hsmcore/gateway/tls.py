@@ -3,11 +3,14 @@ change."""
 
 from __future__ import annotations
 
+import re
 import ssl
 import time
 from collections.abc import Collection, Mapping
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from weakref import WeakKeyDictionary, WeakSet
 
 from hsmcore.base.listening.certificates import require_readable
 from hsmcore.base.log import get_logger, said
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from hsmcore.config import GatewayTls
 
 LOOK_SECONDS: Final = 1.0
+_BLOCKS: Final = re.compile(rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----(.+?)-----END", re.DOTALL)
 _KINDS: Final = {"DNS": "dns:", "URI": ""}
 
 
@@ -44,6 +48,9 @@ class Tls:
         self._settings, self._wire = settings, wire
         paths = (settings.certificate_file, settings.key_file, settings.client_ca_file)
         self._files = [Path(path) for path in paths if path is not None]
+        self._authorities = WeakKeyDictionary[ssl.SSLContext, frozenset[bytes]]()
+        """Of each context that is in use."""
+        self._withdrawn = WeakSet[ssl.SSLContext]()
         self._seen = self._stamps()
         self._looked = time.monotonic()
         try:
@@ -65,6 +72,22 @@ class Tls:
         if changed or self._context.session_stats()["number"]:
             self._renew(changed)
         return self._context
+
+    def reread(self) -> None:
+        """Look at the files now. What was shown under an authority that has been taken away vouches for no client any
+        more. Which authority vouched for which certificate is not known, so all that were shown beside it count."""
+        self._looked = -inf
+        present = self._authorities[self.context]
+        for context, had in self._authorities.items():
+            if not had <= present:
+                self._withdrawn.add(context)
+
+    def ends(self, shown: ssl.SSLObject | None) -> float:
+        """Return until when a client's certificate vouches for it, in seconds since 1970; infinity: it has none."""
+        certificate = None if shown is None else shown.getpeercert()
+        if shown is None or not certificate:
+            return inf
+        return 0.0 if shown.context in self._withdrawn else ssl.cert_time_to_seconds(str(certificate["notAfter"]))
 
     def _renew(self, changed: bool) -> None:
         try:
@@ -88,6 +111,9 @@ class Tls:
         context.num_tickets = 0
         # A passphrase would be asked for at the terminal; there is none to ask.
         require_readable(*self._files)
+        file = settings.client_ca_file
+        found = () if file is None else _BLOCKS.findall(Path(file).read_bytes())
+        self._authorities[context] = frozenset(b"".join(one.split()) for one in found)
         context.load_cert_chain(settings.certificate_file, settings.key_file, password=lambda: "")
         if settings.client_ca_file is not None:
             context.load_verify_locations(settings.client_ca_file)

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
+from contextvars import Context
 from typing import Any, ClassVar, Final, Protocol
 from uuid import UUID
 
-from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import HsmError
 from hsmcore.gateway.admission import Admission, ClientKey
-from hsmcore.gateway.clients import KnownClient
+from hsmcore.gateway.clients import CameBy, KnownClient, within
+from hsmcore.gateway.intake import REFUSAL_COST
 from hsmcore.gateway.operations import GatewayRequest, Operation
 from hsmcore.gateway.replay import ReplaySession, contents_of
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import Frame
+from hsmcore.gateway.wire.frames import Flag, Frame, unlabelled, untraced
 
 _ENTRY_BYTES: Final = 256
 """Of a request that waits for room, beside its frame."""
+
+
+_TRACED, _LABELLED = int(Flag.TRACED), int(Flag.LABELLED)
+NAMED: Final = _TRACED | _LABELLED
+"""Flags of a frame that says more of its request for records."""
 
 
 class WireFace:
@@ -30,11 +37,16 @@ class WireFace:
         self.now = self.loop.time()
         """Time of the last tick."""
         self.listening = self.draining = False
-        self.bytes_in = self.bytes_out = self.repeated = 0
+        self.bytes_in = self.bytes_out = self.repeated = self.accepted = 0
 
     def refused(self, peer: str, client: KnownClient | None, why: str, what: str = "connect") -> None:
         """Record that a connection was refused, or `what` it asked for."""
         self.desk.refused(peer if client is None else f"{client.name} ({peer})", why, what)
+
+    def way(self, peer: str, pid: int = 0) -> CameBy:
+        """Return that of the next connection."""
+        self.accepted += 1
+        return CameBy(peer, pid, self.accepted)
 
     def silent(self, peer: str, why: str) -> None:
         """Record that a connection was closed before it said who it is, unless the gateway ends."""
@@ -60,6 +72,18 @@ class Peer(Protocol):
         """There is room for a request that was held."""
 
 
+def named(frame: Frame, context_of: Callable[[str], Context]) -> tuple[Frame, Context]:
+    """Return a request's frame without its trace and its label, and the context that these are said in. `context_of`:
+    of the address that it says, or of "". Raises WireError."""
+    parent, peer, labels = None, "", dict[str, str]()
+    if frame.flags & _TRACED:
+        frame, parent = untraced(frame)
+    if frame.flags & _LABELLED:
+        frame, label = unlabelled(frame)
+        peer, labels["request_id"] = label.peer, str(UUID(bytes=label.request_id))
+    return frame, within(context_of(peer), parent, **labels)
+
+
 class ServedRequest(GatewayRequest):
     """It goes on when the connection ends; its answer goes to each one that asked and lives."""
 
@@ -74,13 +98,8 @@ class ServedRequest(GatewayRequest):
         connection: Peer,
         session: ReplaySession[ServedRequest],
         frame: Frame,
-        parent: TraceParent | None = None,
-        label: bytes | None = None,
+        context: Context,
     ) -> None:
-        """`parent`: the client's span. `label`: the request's id for the audit log."""
-        context = None
-        if parent is not None or label is not None:
-            context = counter.client.within(parent, None if label is None else str(UUID(bytes=label)))
         super().__init__(counter, operation, what, getattr(what, "timeout_ms", 0), cost, context)
         self.connection, self.session = connection, session
         self.number, self.contents = frame.request, contents_of(frame)
@@ -106,10 +125,13 @@ class ServedRequest(GatewayRequest):
         connection, session = self.connection, self.session
         if isinstance(outcome, HsmError):
             error, data = outcome, wire.error(self.number, wire.refusal_of(outcome))
+            self.account.client.intake.charge(REFUSAL_COST)
         else:
             error, data = None, self.operation.encode(self, outcome)
         if connection.counts:
             self.counter.desk.count(self.account.client, error)
         session.close(self.number, data if self.operation.remembered else None, connection.server.now)
-        for one in (connection, *self.others):
-            one.send(data, last=not session.open)
+        last = not session.open
+        connection.send(data, last=last)
+        for one in self.others:
+            one.send(data, last=last)

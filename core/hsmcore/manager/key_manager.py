@@ -35,11 +35,13 @@ from hsmcore.members.base import refuse_closed
 from hsmcore.tracing import instrument
 
 if TYPE_CHECKING:
+    from hsmcore._native import Waiter
     from hsmcore.fleet.membership import Membership
 
 T = TypeVar("T")
 Message = bytes | bytearray | memoryview
 Formats = Sequence[PayloadFormat]
+Claims = tuple[str | None, int | None]  # kind and position
 
 
 class KeyManager(BatchedSigning, KeyWork):
@@ -333,17 +335,17 @@ class KeyManager(BatchedSigning, KeyWork):
         return await self._answer("sign", message, submit)
 
     def submit(
-        self, message: bytes, timeout: float | None, kind: str | None, position: int | None, only: bytes | None
+        self, message: bytes, timeout: float | None, claims: Claims, only: bytes | None, waiter: Waiter | None = None
     ) -> asyncio.Future[Receipt] | None:
-        """Begin to sign, without a coroutine, for those that take many answers by callbacks; `only`: with this public
-        key. None: something must be awaited first. Cancel the future and call `abandon` to give the request up."""
+        """Begin to sign, without a coroutine; `only`: with this public key. `waiter`: as of Way.ask. None: something
+        must be awaited first. Cancel the future and call `abandon` to give the request up."""
         extra = audit_extra() if self._audited else None
         try:
             if self._passes is None:
-                refuse_claims(kind, position)
-            elif not self._passes(message, kind, position):
+                refuse_claims(*claims)
+            elif not self._passes(message, *claims):
                 return None
-            asked = self._way.ask(Ask(message, timeout, extra, only, gather=True))
+            asked = self._way.ask(tuple.__new__(Ask, (message, timeout, extra, only, False, True)), waiter)
         except HsmError as error:
             if not isinstance(error, EngineClosed):  # then the log may be sealed already
                 self._record.failure("sign", message, error)

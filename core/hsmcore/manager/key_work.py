@@ -12,7 +12,7 @@ from hsmcore.manager.policy import Guard
 from hsmcore.members.snapshot import MemberSnapshot
 
 if TYPE_CHECKING:
-    from hsmcore.state.positions import Unfinished
+    from hsmcore.base.receipt import Unfinished
 
 
 class KeyWork:
@@ -37,14 +37,15 @@ class KeyWork:
         """Every member and its state, in the order of the levels, also if it is stopped. Any thread."""
         return self._path.members()
 
-    async def unfinished(self, domain: str) -> Unfinished | None:
+    async def unfinished(self, domain: str, *, handed_out: bool = False) -> Unfinished | None:
         """The newest payload that was bound in a domain, such as "default/block": kind, position, digest, and the
         message, None if it was not kept. A process that takes over signs it first, so that its position is not left
         empty by a predecessor that died before the signature was handed out. None: nothing was bound, it was given up,
         or this process has handed it out. One that another process has handed out is given all the same: the same
-        payload is signed again. Raises StoreError."""
+        payload is signed again. `handed_out`: also one that this process has handed out: a gateway does not know
+        whether its client has it. Raises StoreError."""
         self._life.check()
-        return None if self._guard is None else await self._guard.unfinished(domain)
+        return None if self._guard is None else await self._guard.unfinished(domain, handed_out)
 
     def keys(self) -> list[KeyVersion]:
         """The key ring, oldest version first."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import Any, Final, Protocol, TypeVar, cast
 
-from hsmcore._native import Lease, timeout_ns
+from hsmcore._native import Lease, Waiter, timeout_ns
 from hsmcore.base.receipt import Receipt
 from hsmcore.base.scope import Scope
 from hsmcore.errors import DeadlineExceeded, HsmError, NotHolder
@@ -118,10 +118,10 @@ class LeasedWay(FleetWay):
             except NotHolder as error:
                 late = error
 
-    def ask(self, asked: Ask) -> asyncio.Future[Receipt]:
+    def ask(self, asked: Ask, waiter: Waiter | None = None) -> asyncio.Future[Receipt]:
         begun = monotonic()
         try:
-            return self._path.ask(asked)
+            return self._path.ask(asked, waiter)
         except NotHolder as error:
             if not self._leads:
                 raise
@@ -133,7 +133,7 @@ class LeasedWay(FleetWay):
         """`_signed` and `_again` do it."""
         if isinstance(asked, asyncio.Task):
             asked.cancel()
-        elif isinstance(asked, asyncio.Future):
+        elif asyncio.isfuture(asked):
             self._path.abandon(asked, message)
 
     def submit_many(

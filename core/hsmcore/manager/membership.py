@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from hsmcore._native import Lease
+from hsmcore._native import Lease, Waiter
 from hsmcore.audit import AuditLog
 from hsmcore.base.events import Events
 from hsmcore.base.log import get_logger
@@ -86,7 +86,8 @@ class ConfirmedWay(FleetWay):
         until = self._until(monotonic(), timeout)
         return self._signed(message, self._path.ask(Ask(message, timeout, extra)), until)
 
-    def ask(self, asked: Ask) -> asyncio.Future[Receipt]:
+    def ask(self, asked: Ask, _waiter: Waiter | None = None) -> asyncio.Future[Receipt]:
+        """As Way. The answer is looked at here before it is handed out."""
         until = self._until(monotonic(), asked.timeout)
         future = self._path.ask(asked)
         self._unawaited.add(future)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, Protocol, TypeVar
 
-from hsmcore._native import Digest, Lease
+from hsmcore._native import Digest, Lease, Waiter
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.receipt import Receipt
 from hsmcore.config import KeyManagerConfig, Provider, ProviderSettings
@@ -71,9 +71,10 @@ class SigningEngine(Protocol):
         key: int = 0,
         extra: bytes | None = None,
         gather: bool = False,
+        waiter: Waiter | None = None,
     ) -> asyncio.Future[Receipt]:
-        """Sign one message. Returns a future of its Receipt. `gather`: workers may be told at the end of this iteration
-        of the event loop."""
+        """Sign one message. Returns a future of its Receipt, or `waiter`, which takes it. `gather`: workers may be told
+        at the end of this iteration of the event loop."""
 
     def submit_many(
         self,

@@ -164,6 +164,9 @@ GATEWAY_WAITING = _gauge("hsmcore_gateway_requests_waiting", "Requests that wait
 GATEWAY_REPEATED = _counter("hsmcore_gateway_requests_repeated_total", "Requests that were sent again.")
 GATEWAY_CONNECTIONS = _gauge("hsmcore_gateway_connections", "Connections of hsmcore-wire/1.", "client")
 GATEWAY_REMEMBERED = _gauge("hsmcore_gateway_answers_remembered", "Answers that may be asked for again.", "client")
+GATEWAY_TOKEN = _gauge(
+    "hsmcore_gateway_token_expiry_timestamp_seconds", "When the last token of a client expires, if it does.", "client"
+)
 GATEWAY_REFUSED = _counter(
     "hsmcore_gateway_refused_total",
     "Connections and requests of strangers; what broke the protocol, said nothing, or asked for what is not listed.",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, Self
 
 from hsmcore.base.digests import MAX_TOKEN_BYTES
+from hsmcore.base.listening.rates import AddressBuckets
 from hsmcore.config import Monitoring
 from hsmcore.config.secret import TokenDigests
 from hsmcore.errors import ConfigFault, ConfigurationError
@@ -23,8 +24,7 @@ REFILL_SECONDS: Final = 1.0
 STRANGERS: Final = 200
 """Requests without a right token that an address may send at once; as many come back in a second."""
 WAIT_SECONDS: Final = 0.5
-"""The most seconds that such a request waits for its turn. A short wait holds a flood back, which a closed connection
-does not: its client makes another, at a higher price than an answer's. And a probe of /healthz gets its turn."""
+"""The most seconds that such a request waits for its turn: a probe of /healthz gets its own beside a flood."""
 _MAX_PEERS: Final = 1024
 
 
@@ -68,7 +68,7 @@ class Access:
         self._viewer, self._operator = tokens.viewer, tokens.operator
         self._nobody = os.urandom(32)  # the digest of no token
         self._failures = _Failures(FAILURES, REFILL_SECONDS, clock)
-        self._strangers = _Buckets(STRANGERS, 1 / STRANGERS, clock)
+        self._strangers = AddressBuckets(STRANGERS, 1 / STRANGERS, clock)
 
     @property
     def open_to_view(self) -> bool:
@@ -104,11 +104,7 @@ class Access:
         so many from this address that it gets none."""
         if self._granted(self._presented(header), peer)[0] is not None:
             return 0.0
-        wait = (1 - self._strangers.left(peer)) * self._strangers.seconds
-        if wait > WAIT_SECONDS:
-            return None
-        self._strangers.take(peer)
-        return max(wait, 0.0)
+        return self._strangers.turn(peer, WAIT_SECONDS)
 
     def _granted(self, presented: bytes, peer: str) -> tuple[Role | None, bool]:
         """The role of a token, and whether it has none because too many wrong ones came before."""
@@ -126,27 +122,7 @@ class Access:
         return token.strip().encode("latin-1", "replace")[:MAX_TOKEN_BYTES]
 
 
-class _Buckets:
-    """Token buckets, one for each address; that of an address not heard of lately is full."""
-
-    def __init__(self, most: float, seconds: float, clock: Callable[[], float]) -> None:
-        """`seconds`: in which one is refilled."""
-        self._most, self.seconds, self._clock = float(most), seconds, clock
-        self._peers: OrderedDict[str, tuple[float, float]] = OrderedDict()
-        """What is left, and at what time; the latest address last."""
-
-    def left(self, peer: str) -> float:
-        left, then = self._peers.get(peer, (self._most, 0.0))
-        return min(self._most, left + (self._clock() - then) / self.seconds)
-
-    def take(self, peer: str) -> None:
-        self._peers[peer] = (self.left(peer) - 1, self._clock())
-        self._peers.move_to_end(peer)
-        if len(self._peers) > _MAX_PEERS:
-            self._peers.popitem(last=False)
-
-
-class _Failures(_Buckets):
+class _Failures(AddressBuckets):
     """Wrong tokens; and the addresses that have sent a right one, which goes on working there: behind a proxy all
     clients have one address, and no one's guesses may lock out the others."""
 

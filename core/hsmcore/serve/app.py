@@ -19,6 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from hsmcore.base.listening.http import MAX_HEAD_BYTES
+from hsmcore.base.listening.rates import has_turn
 from hsmcore.base.log import get_logger
 from hsmcore.errors import BadArgument
 from hsmcore.serve import trail
@@ -341,14 +342,7 @@ class _Guarded:
     async def _has_turn(self, scope: Scope) -> bool:
         """Wait for the request's turn; or close its connection, and return False."""
         request, place = Request(scope), scope["state"]["connection"]
-        wait = self._access.turn(request.headers.get("authorization"), _peer(request))
-        if wait is None:
-            place.give_way()
-        elif wait:
-            place.idle()  # those that wait give way to a client with a token
-            await asyncio.sleep(wait)
-            place.busy()
-        return wait is not None
+        return await has_turn(self._access.turn(request.headers.get("authorization"), _peer(request)), place)
 
     def _refused(self, scope: Scope) -> Response | None:
         size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])

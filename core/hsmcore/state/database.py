@@ -22,7 +22,7 @@ from sqlalchemy.sql.dml import UpdateBase
 
 from hsmcore.errors import HsmError
 from hsmcore.state.errors import RowInvalid, StoreError
-from hsmcore.state.exchange import Asking, Decide, Question, one_by_one
+from hsmcore.state.exchange import Asking, Decide, Question, Relying, one_by_one
 from hsmcore.state.schema import MIGRATIONS, TYPES, VERSION
 from hsmcore.state.seal import Problems, Seal
 from hsmcore.state.seal_guard import SealGuard
@@ -182,11 +182,15 @@ class Database(ABC):
         """Return the connection that asks without the thread; None: the thread is asked."""
         return None
 
+    def binding(self) -> Relying | None:
+        """Return what binds without asking first; None: a database that is asked without a message."""
+        return None
+
     def hurry(self) -> None:  # noqa: B027  # a file answers
-        """Give up what has no answer, since the process ends. Any thread."""
+        """Give up what has no answer, since the process ends. In the event loop."""
 
     def hasten(self) -> None:  # noqa: B027  # a file answers
-        """The database has confirmed another transaction: give up what has waited for long. Any thread."""
+        """The database has confirmed another transaction: give up what has waited for long. In the event loop."""
 
     def before_execute(self, _connection: Connection, statement: Any, *_: Any) -> None:
         """Let the seal check a statement, and note what it writes. Called by SQLAlchemy."""

@@ -15,6 +15,13 @@ class StoreAway(StoreError):
     """The store's server cannot be reached now, or was too busy. Nothing was written."""
 
 
+class StoreChanged(StoreError):
+    """Another transaction has written a row since it was read, or what was relied on was not so. Nothing was
+    written."""
+
+    default_hint = "Try again: what is there now is read."
+
+
 class RowInvalid(StoreError, ValueError):
     """A row of the state store is none that hsmcore writes: SQLite keeps a text in a column of numbers, if another
     writer puts it there."""

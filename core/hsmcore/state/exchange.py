@@ -1,9 +1,10 @@
 """A transaction as an exchange: what it asks, and what it changes once all answers are there.
 
 Statements are made once, by SQLAlchemy. A file, and a store with a seal, have them executed one after the other; a
-server gets all questions in one message and all changes in another (state/postgres/text.py). What guards a signature
-in a fleet is done this way: a bind, a claim and a renewal of the epoch, a role. Store.exchange adds the questions about
-the roles of the task; the seal is checked before each statement.
+server gets all questions in one message and all changes in another (state/postgres/text.py), or both in one, where what
+the changes rely on is a question that must find a row. What guards a signature in a fleet is done this way: a bind, a
+claim and a renewal of the epoch, a role. Store.exchange adds the questions about the roles of the task; the seal is
+checked before each statement.
 """
 
 from __future__ import annotations
@@ -11,23 +12,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-from sqlalchemy import Connection, Select
+from sqlalchemy import Connection, Select, TextClause
 from sqlalchemy.sql.dml import UpdateBase
 from sqlalchemy.sql.selectable import CompoundSelect
 
-from hsmcore.state.errors import StoreError
+from hsmcore.state.errors import StoreChanged
 
 T = TypeVar("T")
 
 CHANGED: Final = "a row was changed by another transaction since it was read"
-AGAIN: Final = "Nothing was written: try again."
 
 
 class Question(NamedTuple):
-    """A query and its values; or a change that says what it has changed (RETURNING)."""
+    """A query and its values; or a change that says what it has changed (RETURNING). `required`: nothing is written at
+    all unless it finds a row."""
 
-    statement: Select[Any] | CompoundSelect[Any] | UpdateBase
+    statement: Select[Any] | CompoundSelect[Any] | UpdateBase | TextClause
     values: Mapping[str, Any] = {}
+    required: bool = False
 
 
 class Change(NamedTuple):
@@ -69,6 +71,14 @@ class Asking(Protocol):
         """Close its own connection, if it has one. Idempotent."""
 
 
+class Relying(Asking, Protocol):
+    """Asking, where each message is done only if the database is what this process knows of it. StoreError says nothing
+    of whether it was done."""
+
+    def ends(self) -> None:
+        """Wait no longer than for a server that confirms others. In the loop."""
+
+
 def answered(connection: Connection, work: Sequence[Question | Change]) -> Answers:
     """Do one thing after the other. Returns the answers to the questions."""
     answers = []
@@ -76,6 +86,8 @@ def answered(connection: Connection, work: Sequence[Question | Change]) -> Answe
         if isinstance(one, Question):
             found = connection.execute(one.statement, one.values)
             answers.append(found.all() if found.returns_rows else [])
+            if one.required and not answers[-1]:
+                raise StoreChanged(CHANGED)
         else:
             _change(connection, one)
     return answers
@@ -95,4 +107,4 @@ def one_by_one(questions: Sequence[Question], decide: Decide[T]) -> Callable[[Co
 def _change(connection: Connection, change: Change) -> None:
     values = change.values if len(change.values) > 1 else change.values[0]
     if connection.execute(change.statement, values).rowcount == 0 and change.required:
-        raise StoreError(CHANGED, hint=AGAIN)
+        raise StoreChanged(CHANGED)

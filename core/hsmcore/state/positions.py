@@ -13,12 +13,13 @@ from hashlib import sha256
 from hmac import compare_digest
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, case, delete, func, insert, literal, select, union_all, update
+from sqlalchemy import Connection, Text, bindparam, case, delete, func, insert, literal, or_, select, union_all, update
 from sqlalchemy.sql.selectable import CompoundSelect
 
+from hsmcore.base.receipt import Unfinished
 from hsmcore.errors import HsmError
 from hsmcore.state.errors import StoreError, StoreNotGenuine
-from hsmcore.state.exchange import Change, Question
+from hsmcore.state.exchange import Change, Question, answered
 from hsmcore.state.mark import Mark
 from hsmcore.state.schema import BOUND, FLEET, PORTION, WATERMARK
 
@@ -50,20 +51,10 @@ class Conflict(NamedTuple):
         return {"domain": domain, "position": position, "digest": digest, "bound": self.bound, "holder": self.holder}
 
 
-class Unfinished(NamedTuple):
-    """The newest payload of a domain, which may not have been handed out."""
-
-    kind: str
-    position: int
-    digest: bytes
-    """SHA-256 of the message."""
-    message: bytes | None
-    """None: it was not kept (`policy.keepMessageBytes`), or what is kept is not what was bound."""
-
-
 # Made once: to make a statement takes SQLAlchemy longer than SQLite takes to do it.
 COLUMNS: Final = tuple(BOUND.c.keys())
 BIND: Final = insert(BOUND)
+_OF_MARK: Final = "floor", "high", "bits", "reason"
 _ALL_MARKS: Final = select(*WATERMARK.c["name", "floor", "high", "bits", "reason"])
 _MARKS: Final = _ALL_MARKS.where(WATERMARK.c.name.in_(bindparam("names", expanding=True))).order_by(WATERMARK.c.name)
 _CHANGE: Final = (
@@ -71,7 +62,8 @@ _CHANGE: Final = (
     .where(
         # A bind whose answer was lost may be committed while this transaction waits for its lock.
         WATERMARK.c.name == bindparam("domain"),
-        WATERMARK.c.high <= bindparam("least"),
+        *(WATERMARK.c[name] == bindparam(f"was_{name}") for name in _OF_MARK),
+        or_(bindparam("was_mac", type_=Text) == "", WATERMARK.c.mac == bindparam("was_mac", type_=Text)),
     )
     .execution_options(hot=True)
 )  # a bind leaves the floor, and its reason, as they are
@@ -166,25 +158,31 @@ def keep_holders_out(connection: Connection) -> None:
 
 def set_mark(connection: Connection, domain: str, mark: Mark, message: str | None = None) -> None:
     """Write the watermark of a domain. `message`: as `change_of`."""
-    changed, added = (change_of(domain, mark, is_new=is_new, message=message) for is_new in (False, True))
-    if connection.execute(changed.statement, changed.values[0]).rowcount == 0:
-        connection.execute(added.statement, added.values[0])
+    was = marks(connection, [domain]).get(domain)
+    answered(connection, [change_of(domain, mark, was, message=message)])
 
 
 def change_of(
-    domain: str, mark: Mark, *, is_new: bool, vouch: Callable[..., str] = lambda *_: "", message: str | None = None
+    domain: str, mark: Mark, was: Mark | None, *, vouch: Callable[..., str] = lambda *_: "", message: str | None = None
 ) -> Change:
-    """Return the change that writes the watermark of a domain. `is_new`: it has none yet. `message`: what was bound to
-    the highest position, in hexadecimal, "" if it is not kept; without it, the former one stays. `vouch`: Store.mark;
-    in `work` of Store.run the seal does it."""
-    values: dict[str, Any] = {"floor": mark.floor, "high": mark.high, "bits": f"{mark.bits:x}", "reason": mark.reason}
+    """Return the change that writes the watermark of a domain, if its row is what it `was`; None: there was none.
+    `message`: what was bound to the highest position, in hexadecimal, "" if it is not kept; without it, the former one
+    stays. `vouch`: Store.mark; in `work` of Store.run the seal does it."""
+    values = _columns(mark)
     if mac := vouch(domain, *values.values()):
         values["mac"] = mac
     if message is not None:
         values["message"] = message
-    if is_new:
+    if was is None:
         return Change(_NEW_MARK, [{"name": domain, **values}])
-    return Change(_CHANGE, [{"domain": domain, "least": mark.high, **values}], required=True)
+    before = _columns(was)
+    before["mac"] = vouch(domain, *before.values())
+    seen = {f"was_{name}": value for name, value in before.items()}
+    return Change(_CHANGE, [{"domain": domain, **seen, **values}], required=True)
+
+
+def _columns(mark: Mark) -> dict[str, Any]:
+    return dict(zip(_OF_MARK, (mark.floor, mark.high, f"{mark.bits:x}", mark.reason), strict=True))
 
 
 def bound_of(connection: Connection, rows: Iterable[BoundRow]) -> dict[tuple[str, int], dict[str, Any]]:

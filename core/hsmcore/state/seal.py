@@ -121,6 +121,12 @@ class Seal:
         """Whether rows that a bind or a renewal uses were found not to be genuine, and were not looked at since."""
         return any(scope in self._noted.by_scope for scope in _HOT_SCOPES)
 
+    @property
+    def newest(self) -> tuple[str, int] | None:
+        """The store and the counter of the seal that was seen last; None while anything that a bind uses is doubted, or
+        went back. Any thread."""
+        return None if self.doubted or self._held or not self._counter else (self._store, self._counter)
+
     def is_of(self, key: bytearray) -> bool:
         """Return whether this is the key."""
         return hmac.compare_digest(self._key, key)

@@ -25,13 +25,13 @@ from hsmcore.base.extras import install
 from hsmcore.base.waiting import shielded, whole
 from hsmcore.state.database import BUSY_SECONDS, Database, Told, join, now_ns, reason
 from hsmcore.state.errors import StoreBusy, StoreError, StoreNotGenuine
-from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, Reply, answered
+from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, Relying, Reply, answered
 from hsmcore.state.postgres.roles import fence
 from hsmcore.state.seal import Listener, SealSecret, SealStatus, derive
 from hsmcore.state.sqlite import FILE_HINT, OWNER_HINT, FileDatabase
 
 if TYPE_CHECKING:
-    from hsmcore.state.postgres.database import DatabaseServer
+    from hsmcore.state.postgres.place import DatabaseServer
     from hsmcore.state.register import Keeper
 
     Place = str | os.PathLike[str] | DatabaseServer
@@ -168,6 +168,11 @@ class Store:
         """Return what asks and changes without waiting for the store's transactions, if the database can do that.
         Close it before the Store."""
         return self._database.asking() or _InTurn(self)
+
+    def binding(self) -> Relying | None:
+        """Return what does a transaction that relies on what this process has read, on a connection of its own; None:
+        this database is asked first. Close it before the Store."""
+        return self._database.binding()
 
     async def seal_status(self) -> SealStatus | None:
         """Check the whole seal. None: the configuration has no stateSecret. Raises StoreError."""

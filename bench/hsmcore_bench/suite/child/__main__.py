@@ -23,6 +23,7 @@ SIGNERS = {
     "cryptography": "software:SoftwareSigner",
     "verify-batched": "software:BatchVerifier",
     "verify": "software:Verifier",
+    "echo": "echo:Echoing",
     "flush": "flush:Flushing",
     "gateway": "gateway:GatewaySigner",
     "gateway-vault": "gateway_vault:VaultSigner",

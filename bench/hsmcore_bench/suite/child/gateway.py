@@ -15,7 +15,7 @@ from hsmcore_bench.harness.certificate import NAME, self_signed
 from hsmcore_bench.harness.crowd import crowd
 from hsmcore_bench.harness.gateway import gateway_process
 from hsmcore_bench.harness.neighbour import Neighbour
-from hsmcore_bench.harness.process import children_of, switches_and_calls
+from hsmcore_bench.harness.process import cpu_seconds_of, switches_and_calls
 from hsmcore_bench.suite.child.ours import MESSAGES_PER_CALLER, configuration
 from hsmcore_bench.suite.child.protocol import Job, check_message, distinct_messages
 from hsmcore_bench.suite.child.tasks import event_loop, loop_name, saturate
@@ -41,9 +41,8 @@ class GatewaySigner:
                 clients["neighbour"] = {"names": [f"dns:{NAME}"], "keys": ["default"], "inFlight": job.neighbour}
                 faces = ["tls"]
             started = gateway_process({"keyManager": manager}, clients, faces, files)
-            addresses = self._stack.enter_context(started)
+            addresses, self._gateway = self._stack.enter_context(started)
             address = addresses[0]
-            (self._gateway,) = children_of(os.getpid())
             if files is not None:
                 self._neighbour = Neighbour(addresses[1], files, job.neighbour, job.message_bytes)
                 self._stack.callback(self._neighbour.close)
@@ -73,11 +72,17 @@ class GatewaySigner:
         """Sign for so long. Switches and calls are the gateway's."""
         job = self._job
         work = saturate(self._client.sign, self._own, seconds, timed_every=job.timed_every, watch_lag=job.watch_lag)
-        before = switches_and_calls(self._gateway)
+        before, used = switches_and_calls(self._gateway), self._used()
         with self._neighbour.busy() if self._neighbour is not None else nullcontext():
             figures = self._runner.run(work)
-        after = switches_and_calls(self._gateway)
-        return {**figures, **{name: after[name] - before[name] for name in after.keys() & before.keys()}}
+        after, calls = switches_and_calls(self._gateway), max(figures["signatures"], 1)
+        parts = {side: (now - used[side]) * 1e9 / calls for side, now in self._used().items()}
+        counts = {name: after[name] - before[name] for name in after.keys() & before.keys()}
+        return {**figures, **counts, "parts_ns": parts}
+
+    def _used(self) -> dict[str, float]:
+        """Seconds of processor time of each side so far, all threads."""
+        return {"client": cpu_seconds_of(os.getpid()), "gateway": cpu_seconds_of(self._gateway)}
 
     def close(self) -> None:
         """End the gateway, too."""

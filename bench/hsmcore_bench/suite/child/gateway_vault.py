@@ -41,7 +41,7 @@ class VaultSigner:
             started = gateway_process(
                 {"keyManager": manager}, {"bench": rules}, ["https"], files, {"BENCH_TOKEN": self._token}
             )
-            _, address = self._stack.enter_context(started)
+            (_, address), _ = self._stack.enter_context(started)
             self._port = int(address.rpartition(":")[2])
             self._context = ssl.create_default_context(cafile=files.certificate)
         except BaseException:

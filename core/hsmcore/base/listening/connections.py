@@ -35,6 +35,8 @@ class Connection:
         self._deadline: asyncio.TimerHandle | None = None
         self.give_way = give_way
         """Close the connection at once, as far as its state allows. For the gate."""
+        self.known: Callable[[], object] = _nothing
+        """Note that its client has shown who it is. Idempotent."""
 
     def idle(self) -> None:
         """Note that it waits for its client: for the first byte, the handshake or a request."""
@@ -62,6 +64,10 @@ class Connection:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _nothing() -> None:
+    """For a connection of which there is nothing to note."""
 
 
 class ConnectionLimit:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final
 
 from hsmcore.base.listening.connections import Connection, ConnectionLimit
+from hsmcore.base.listening.rates import AddressBuckets
 from hsmcore.base.scope import Scope
 
+HANDSHAKE_WAIT: Final = 5.0
+"""The most seconds that a connection waits for its turn."""
 BACKLOG: Final = 1024
 """Length of the kernel's accept queue. A client in it holds no descriptor of this process."""
 _AT_A_TURN: Final = 16
@@ -30,14 +34,16 @@ class Acceptor:
         gate: ConnectionLimit,
         seconds: float,
         connect: Callable[[socket.socket, Connection], Coroutine[Any, Any, object]],
-        dismissed: Callable[[socket.socket], object],
+        dismissed: Callable[[socket.socket, str], object],
+        handshakes: AddressBuckets | None = None,
     ) -> None:
         """`seconds`: from accept() to the end of the first request. `connect` makes a transport and a protocol for a
         socket; the protocol replaces the connection's `give_way`, and calls `leave` when it ends. `dismissed` is told
-        of a socket that is about to be closed because nothing came in time."""
+        of a socket that is about to be closed, and why: nothing came in time, or too much. `handshakes`: what each
+        address may begin before its clients have shown who they are."""
         self._loop = asyncio.get_running_loop()
         self._listening, self._gate, self._seconds, self._connect = listening, gate, seconds, connect
-        self._dismissed = dismissed
+        self._dismissed, self._handshakes = dismissed, handshakes
         self._paused: asyncio.TimerHandle | None = None
         self._connecting = Scope()
         self._strangers: set[Connection] = set()
@@ -88,7 +94,7 @@ class Acceptor:
 
     def _dismiss(self, accepted: socket.socket, place: Connection) -> None:
         if self._listening.fileno() >= 0:  # else it is the server that ends
-            self._dismissed(accepted)
+            self._dismissed(accepted, "it said nothing")
         self._shut(accepted, place)
 
     def _shut(self, accepted: socket.socket, place: Connection) -> None:
@@ -108,6 +114,29 @@ class Acceptor:
             self._shut(accepted, place)
             return
         self._loop.remove_reader(accepted)
+        rates = self._handshakes
+        if rates is None or accepted.family == socket.AF_UNIX:  # which has no address
+            self._make(accepted, place)
+            return
+        peer = address_of(accepted)
+        wait = rates.turn(peer, HANDSHAKE_WAIT)
+        if wait is None:
+            self._dismissed(accepted, "too many connections of its address have not shown who they are")
+            self._shut(accepted, place)
+            return
+        place.known = partial(self._give_back, place, peer, rates)
+        if wait:
+            self._loop.call_later(wait, self._make, accepted, place)
+        else:
+            self._make(accepted, place)
+
+    def _give_back(self, place: Connection, peer: str, rates: AddressBuckets) -> None:
+        place.known = lambda: None
+        rates.take(peer, -1)
+
+    def _make(self, accepted: socket.socket, place: Connection) -> None:
+        if accepted.fileno() < 0:  # it was dismissed while it waited
+            return
         task = self._connecting.start(self._connect(accepted, place))
         place.give_way = task.cancel
         place.idle()

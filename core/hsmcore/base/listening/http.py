@@ -21,6 +21,7 @@ from uvicorn.server import ServerState
 
 from hsmcore.base.listening.connections import Connection, ConnectionLimit
 from hsmcore.base.listening.door import Acceptor, address_of
+from hsmcore.base.listening.rates import AddressBuckets
 
 MAX_HEAD_BYTES: Final = 16_384
 MAX_HEAD_LINES: Final = 100
@@ -128,9 +129,11 @@ class HttpServer(uvicorn.Server):
         *,
         drain_seconds: int = SHUTDOWN_SECONDS,
         refused: Callable[[str, str], object] = lambda _peer, _why: None,
+        handshakes: AddressBuckets | None = None,
     ) -> None:
         """`tls` gives the context for each new connection. `drain_seconds`: how long the end waits for answers.
-        `refused` is told the address of a client whose TLS or HTTP is not valid, and why."""
+        `refused` is told the address of a client whose TLS or HTTP is not valid, and why. `handshakes`: as of
+        Acceptor."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -147,6 +150,7 @@ class HttpServer(uvicorn.Server):
             )
         )
         self._sockets, self._tls, self._ready, self._refused = sockets, tls, ready, refused
+        self._handshakes = handshakes
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -157,7 +161,10 @@ class HttpServer(uvicorn.Server):
         """As uvicorn's, but with Door for accepting."""
         del sockets
         gate = ConnectionLimit()
-        self._doors = [Acceptor(each, gate, REQUEST_SECONDS, self._connect, self._dismissed) for each in self._sockets]
+        self._doors = [
+            Acceptor(each, gate, REQUEST_SECONDS, self._connect, self._dismissed, self._handshakes)
+            for each in self._sockets
+        ]
         self.servers = []
         self.started = True
         self._ready()
@@ -167,8 +174,8 @@ class HttpServer(uvicorn.Server):
             await door.close()
         await super().shutdown(sockets)
 
-    def _dismissed(self, accepted: socket) -> None:
-        self._refused(address_of(accepted), "it said nothing")
+    def _dismissed(self, accepted: socket, why: str) -> None:
+        self._refused(address_of(accepted), why)
 
     async def _connect(self, accepted: socket, place: Connection) -> None:
         peer = address_of(accepted)

@@ -53,7 +53,7 @@ def query(
     until: Annotated[str | None, "TIME: Up to, in the same forms."] = None,
     operation: Annotated[str | None, "Only this operation, such as sign or login."] = None,
     key: Annotated[str | None, "Only this key id (CKA_ID in hexadecimal)."] = None,
-    where: Annotated[list[str] | None, "FIELD=VALUE: Only where a field has a value."] = None,
+    where: Annotated[list[str] | None, "FIELD=VALUE: Only where a field has a value. Or via.pid=VALUE."] = None,
     limit: Annotated[int | None, "At most so many, the latest.", {"min": 1}] = None,
     folder: FolderOption = None,
 ) -> None:

@@ -12,6 +12,7 @@ from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import MOST_BYTES
 
 _BATCH_BYTES: Final = MOST_BYTES // 2
+_DOMAIN_BYTES: Final = 255
 
 
 def cut(batch: list[bytes], most: int) -> list[list[bytes]]:
@@ -71,3 +72,10 @@ def whole(number: int, name: str, low: int, high: int) -> int:
     if type(number) is not int or not low <= number <= high:
         raise BadArgument(f"{name} must be a whole number from {low} to {high}")
     return number
+
+
+def domain_of(domain: object) -> str:
+    """Return the name of a chain of positions. Raises BadArgument."""
+    if not isinstance(domain, str) or not 0 < len(domain.encode(errors="replace")) <= _DOMAIN_BYTES:
+        raise BadArgument(f"a domain must be a text of 1 to {_DOMAIN_BYTES} bytes, not {domain!r:.40}")
+    return domain

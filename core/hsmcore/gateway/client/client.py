@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import sys
 from base64 import b64decode
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from time import monotonic_ns
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, Self, overload
 
 from hsmcore.base.events import Callback, EventName, Events
 from hsmcore.base.keyring import KeyVersion, address_of, any_good
-from hsmcore.base.receipt import Receipt, signature_bytes
+from hsmcore.base.receipt import Receipt, Unfinished, signature_bytes
+from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import (
     BadArgument,
     EmptyMessage,
@@ -25,17 +26,28 @@ from hsmcore.errors import (
     WrongEventLoop,
 )
 from hsmcore.errors.batch import each, of_batch
-from hsmcore.gateway.client.arguments import as_bytes, cut, key_id_of, kind_of, position_of, seconds_of, whole
+from hsmcore.gateway.client.arguments import (
+    as_bytes,
+    cut,
+    domain_of,
+    key_id_of,
+    kind_of,
+    position_of,
+    seconds_of,
+    whole,
+)
 from hsmcore.gateway.client.connections import Connections
 from hsmcore.gateway.client.dialing import ClientTls, GatewayAddress
 from hsmcore.gateway.client.outbox import RequestOutbox
 from hsmcore.gateway.client.request import ClientRequest, GatewaySession
-from hsmcore.gateway.wire import batched
+from hsmcore.gateway.wire import batched, unfinished
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.batched import ClientBatchedSignature, SignBatched
-from hsmcore.gateway.wire.frames import Type
+from hsmcore.gateway.wire.frames import Type, WireError
 
 Message = bytes | bytearray | memoryview
+
+_new: Any = tuple.__new__  # a named tuple's own takes twice as long
 
 DEFAULT_ADDRESS: Final = "unix:/run/hsmcore/sign.sock"
 
@@ -52,7 +64,7 @@ class GatewayMember(NamedTuple):
 
 class Client:
     """Signs with the current key of a key manager that `hsmcore gateway` serves. Holds no key and no PIN, and needs no
-    PKCS#11 module; the native core only for `verify` and `sign_batched`.
+    PKCS#11 module; the native core for `verify` and `sign_batched`, and to be fast.
 
     As hsmcore.KeyManager, whose errors it raises: a failure behind the gateway is the same exception here. Belongs to
     the event loop that runs `initialize()`. A broken connection is made again and costs no request: what was open is
@@ -154,52 +166,62 @@ class Client:
         return self._session
 
     def _ready(self) -> RequestOutbox:
-        outbox = self._require_open()
+        outbox = self._outbox
+        if outbox is None:
+            raise NotInitialized("used before initialize()")
         if asyncio.get_running_loop() is not self._loop:
             raise WrongEventLoop("this client belongs to another event loop", hint="Make one for each event loop.")
         return outbox
 
     def _submit(
-        self, kind: Type, value: Any, timeout: float | None, *, key_id: str | None = None, full: bool = False
+        self, kind: Type, value: Any, timeout: float | None, key_id: str | None = None, full: bool = False
     ) -> ClientRequest:
         outbox, loop = self._ready(), self._loop
         assert loop is not None  # noqa: S101
         seconds = self._timeout if timeout is None else seconds_of(timeout)
-        count = len(value.messages) if kind is Type.SIGN_MANY else 1
         asked = None if key_id is None else key_id_of(key_id)
-        request = ClientRequest(kind, value, loop.create_future(), loop.time() + seconds, count, asked, full)
+        request = ClientRequest(kind, value, loop.create_future(), loop.time() + seconds, 1, asked, full)
+        if kind is Type.SIGN_MANY:
+            request.count = len(value.messages)
+        if "opentelemetry.trace" in sys.modules:
+            request.parent = TraceParent.current()
         outbox.submit(request)
         return request
 
-    async def _ask(self, kind: Type, value: Any, timeout: float | None, **more: Any) -> Any:
+    async def _ask(
+        self, kind: Type, value: Any, timeout: float | None, key_id: str | None = None, full: bool = False
+    ) -> Any:
+        """`value`: of SIGN, message, kind and position as they were given."""
+        if kind is Type.SIGN:
+            value = self._sign_value(*value)
+        request = None
         try:
-            request = self._submit(kind, value, timeout, **more)
-        except HsmError:
-            await asyncio.sleep(0)  # who asks again and again leaves others a turn
-            raise
-        try:
+            request = self._submit(kind, value, timeout, key_id, full)
             return await request.future
         except asyncio.CancelledError:
-            self._ready().withdraw(request)
+            if request is not None:
+                self._ready().withdraw(request)
+            raise
+        except HsmError:
+            if request is None:
+                await asyncio.sleep(0)  # who asks again and again leaves others a turn
             raise
 
     def _sign_value(self, message: Message, kind: str | None, position: int | None) -> wire.Sign:
         data = self._checked(message)
         if kind is None and position is None:
-            return wire.Sign("", 0, None, 0, data)
+            return _new(wire.Sign, ("", 0, None, 0, data))  # type: ignore[no-any-return]
         return wire.Sign(kind_of(kind), 0, position_of(position), 0, data)
 
     def _checked(self, message: Message) -> bytes:
-        data = message if type(message) is bytes else as_bytes(message)
+        data, session = message if type(message) is bytes else as_bytes(message), self._session
         if not data:
             raise EmptyMessage
-        if self._session is not None and len(data) > self._session.message_bytes:
-            raise MessageTooLarge(
-                f"the message has {len(data)} bytes; at most {self._session.message_bytes} are signed"
-            )
+        if session is not None and len(data) > session.message_bytes:
+            raise MessageTooLarge(f"the message has {len(data)} bytes; at most {session.message_bytes} are signed")
         return data
 
-    async def sign(
+    def sign(
         self,
         message: Message,
         timeout: float | None = None,
@@ -207,14 +229,13 @@ class Client:
         kind: str | None = None,
         position: int | None = None,
         key_id: str | None = None,
-    ) -> bytes:
+    ) -> Coroutine[Any, Any, bytes]:
         """Sign one message with the current key; as KeyManager.sign.
 
         `timeout` in seconds; None: that of the client. `key_id`: this version of the key or not at all: else
         KeyNotCurrent. While as many requests are open as the gateway allows, the request waits within its timeout.
         """
-        value = self._sign_value(message, kind, position)
-        return await self._ask(Type.SIGN, value, timeout, key_id=key_id)  # type: ignore[no-any-return]
+        return self._ask(Type.SIGN, (message, kind, position), timeout, key_id)
 
     async def sign_with_receipt(
         self,
@@ -228,8 +249,8 @@ class Client:
         """Sign one message; as `sign`. Of the receipt, `member` is the gateway's address and `cached` is False:
         neither is told."""
         begun = monotonic_ns()
-        value = self._sign_value(message, kind, position)
-        signature, level, seq, key, address = await self._ask(Type.SIGN, value, timeout, key_id=key_id, full=True)
+        asked = self._ask(Type.SIGN, (message, kind, position), timeout, key_id, full=True)
+        signature, level, seq, key, address = await asked
         signed_by, public_key = ("", b"") if key is None else (key.id, key.public_key)
         return Receipt(signature, signed_by, public_key, address, level, False, monotonic_ns() - begun, seq)
 
@@ -364,6 +385,16 @@ class Client:
             return b64decode(text, validate=True)
         except ValueError:
             raise InternalError("the gateway's answer is no wrapped key") from None
+
+    async def unfinished(self, domain: str) -> Unfinished | None:
+        """As KeyManager.unfinished, for a client that may have the kind signed; also what the gateway has signed for
+        this process. A gateway of an earlier release closes the connection: what was open on it is sent again, and
+        this raises HsmError."""
+        text = await self._ask(Type.MANAGE, wire.Manage(unfinished.OPERATION, domain_of(domain)), None)
+        try:
+            return unfinished.read(text)
+        except WireError as error:
+            raise InternalError(f"the gateway's answer: {error}") from None
 
     async def get_cache_stats(self) -> dict[str, Any]:
         """Counters of the gateway's signature cache."""

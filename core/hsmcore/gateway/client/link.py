@@ -78,19 +78,23 @@ class ClientLink(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take the frames that are whole: all answers of a read settle their requests in one go."""
         self._heard = True
-        answered, answers = self._outbox.answered, _ANSWERS
+        splitter, outbox = self._splitter, self._outbox
+        splitter.push(data)
         try:
-            for one in self._splitter.feed(data):
-                if one.type in answers and self._session is not None:
-                    answered(self, one)
+            for one in splitter.cut(open=self.open):
+                if one.type in _ANSWERS and self._session is not None:
+                    outbox.answered(self, one)
                     self.useful = True
                 else:
                     self._take(one)
         except WireError as error:
             self.fail(error)
+        if splitter.settled:
+            outbox.signed(splitter.settled)
+            self.useful = True
         if self.going:
             self.leave()
-        self._outbox.settled()
+        outbox.settled()
 
     def _take(self, one: Frame) -> None:
         if one.type is Type.ERROR:

@@ -11,7 +11,7 @@ from hsmcore.errors import EngineClosed, HsmError, MessageTooLarge, NotHolder, Q
 from hsmcore.gateway.client.request import ANSWER, ClientRequest, GatewaySession, late, lost
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import MOST_BYTES, Frame, Type, WireError, frame, traced
+from hsmcore.gateway.wire.frames import MOST_BYTES, Frame, Type, WireError, frame, native, traced
 
 _GRACE: Final = 0.1
 """Seconds behind the deadline in which the gateway's own answer, which says more, may still come."""
@@ -96,15 +96,17 @@ class RequestOutbox:
 
     def submit(self, request: ClientRequest) -> None:
         """Send a request as soon as there is room for it. Raises QueueFull, EngineClosed."""
-        self.require_open()
-        if len(self._waiting) >= self._most and not self._tidy():
+        if self._closed:
+            self.require_open()
+        waiting = self._waiting
+        if len(waiting) >= self._most and not self._tidy():
             raise QueueFull(f"{self._most} requests wait to be sent to the gateway")
-        self._waiting.append(request)
+        waiting.append(request)
         if request.deadline < self._look_at:
             self._look_by(request.deadline)
-        if len(self._waiting) >= AT_ONCE and self._out < self.credits:
+        if len(waiting) >= AT_ONCE and self._out < self.credits:
             self.flush()
-        else:
+        elif not self._scheduled:
             self.wake()
 
     def require_open(self) -> None:
@@ -157,6 +159,11 @@ class RequestOutbox:
         """Return frames for this connection, a piece at most."""
         data, size, now, session = list[bytes](), 0, self._loop.time(), channel.session
         room = min(self.credits, 1) if self.seeking else self.credits
+        if native is not None and not self._again:
+            ready = self._waiting, Type.SIGN, wire.KIND_NUMBERS, channel.open
+            data, size = native.fill_signs(*ready, self._next, now, session, room - self._out, _PIECE)
+            self._next += len(data)
+            self._out += len(data)
         while size < _PIECE and (queue := self._again or self._waiting):
             request = queue[0]
             if request.future.done():
@@ -220,6 +227,12 @@ class RequestOutbox:
             return
         if answer.type is not Type.SIGNED_MANY or not self._ask_for_rest(channel, request, result):
             request.future.set_result(result)
+
+    def signed(self, count: int) -> None:
+        """So many requests of one message are settled with their signatures, and out of their channel's `open`."""
+        self._out -= count
+        self._answered += count
+        self.seeking = False
 
     def _ask_for_rest(self, channel: Channel, request: ClientRequest, outcomes: list[Any]) -> bool:
         """Have messages of a batch signed that another key has to sign, or another host: as a request of their own.

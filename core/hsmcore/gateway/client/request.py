@@ -6,8 +6,7 @@ import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from sys import modules
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import (
@@ -22,7 +21,7 @@ from hsmcore.errors import (
 from hsmcore.errors.statuses import RETRYABLE_CLASSES, STATUSES
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import Type, frame
+from hsmcore.gateway.wire.frames import Type, frame, native
 
 ANSWER: Final[Mapping[Type, Type]] = {
     Type.SIGN: Type.SIGNED,
@@ -32,7 +31,7 @@ ANSWER: Final[Mapping[Type, Type]] = {
 }
 """What answers a request, unless it is ERROR."""
 _SIGNING: Final = (Type.SIGN, Type.SIGN_MANY, Type.SIGN_BATCHED)
-_HARMLESS: Final = ("cache-stats", "export")
+_HARMLESS: Final = ("cache-stats", "export", "unfinished")
 """The operations that may be done twice."""
 _MOST_RENEWALS: Final = 3
 _MOST_DOUBLINGS: Final = 3
@@ -87,38 +86,20 @@ class GatewaySession:
         raise KeyNotFound(f"the gateway has no key with id {key_id!r:.200} (known: {known})")
 
 
-class ClientRequest:
-    """One request. `value` is what `wire` makes a frame of, with the version left open.
+class _Fields:
+    """As hsmcore._native.RequestFields."""
 
-    It is sent with the version of the key that was current at the first time, and only with that one, for as long as
-    the gateway may have received it before.
-    """
-
-    __slots__ = (
-        "asked_id",
-        "count",
-        "deadline",
-        "first",
-        "full",
-        "future",
-        "instance",
-        "key",
-        "not_before",
-        "number",
-        "parent",
-        "refusal",
-        "refusals",
-        "renewals",
-        "revision",
-        "sent",
-        "timeout_ms",
-        "type",
-        "value",
-    )
+    timeout_ms = number = sent = revision = renewals = refusals = 0
+    first = not_before = 0.0
+    instance = b""
+    key: wire.Key | None = None
+    parent: TraceParent | None = None
+    refusal: HsmError | None = None
+    expects = -1
 
     def __init__(
         self,
-        kind: Type,
+        type: Type,  # noqa: A002
         value: Any,
         future: asyncio.Future[Any],
         deadline: float,
@@ -126,27 +107,35 @@ class ClientRequest:
         asked_id: str | None = None,
         full: bool = False,
     ) -> None:
-        """`full`: the answer is all that SIGNED says, and its key, not only the signature."""
-        self.type, self.value, self.future, self.deadline = kind, value, future, deadline
+        self.type, self.value, self.future, self.deadline = type, value, future, deadline
         self.count, self.asked_id, self.full = count, asked_id, full
-        self.parent = TraceParent.current() if "opentelemetry.trace" in modules else None
-        """The caller's span. Looked up here, for a call costs more than all else that most requests need of it."""
-        self.renewals = 0
-        """How often it was refused for its key, and sent under another one."""
-        self.refusals = 0
-        """How often there was no room for it, or a holder that was not sure to be one."""
-        self.refusal: HsmError | None = None
-        """The last one by a host that does not hold the epoch."""
-        self.not_before = 0.0
-        """When there may be, as the event loop's time."""
-        self.fresh()
+
+
+if TYPE_CHECKING or native is None:  # noqa: SIM108  # a base must be no expression
+    Fields = _Fields
+else:
+    Fields = native.RequestFields
+
+
+class ClientRequest(Fields):
+    """One request. `value` is what `wire` makes a frame of, with the version left open.
+
+    It is sent with the version of the key that was current at the first time, and only with that one, for as long as
+    the gateway may have received it before.
+
+    `full`: the answer is all that SIGNED says, and its key, not only the signature. `parent`: the caller's span.
+    `renewals`: how often it was refused for its key, and sent under another one. `refusals`: how often there was no
+    room for it, or a holder that was not sure to be one. `refusal`: the last one by a host that does not hold the
+    epoch. `not_before`: when there may be room, as the event loop's time. `expects`: the version that SIGNED settles
+    it with, 0: any; -1: Python looks at its answer.
+    """
 
     def fresh(self) -> None:
         """Make it as if it had never been sent."""
         self.number = self.sent = self.timeout_ms = self.revision = 0
         self.first = 0.0
         self.instance = b""
-        self.key: wire.Key | None = None
+        self.key = None
 
     @property
     def signs(self) -> bool:
@@ -177,6 +166,7 @@ class ClientRequest:
             return batched.sign_batched(self.number, value, slot=session.slot, again=again)
         version = self.key.version if self.key is not None else 0
         if self.type is Type.SIGN:
+            self.expects = -1 if self.full else version
             return wire.sign_as(self.number, self.value, session.slot, version, self.timeout_ms, again)
         value = self.value._replace(version=version, timeout_ms=self.timeout_ms)
         return wire.sign_many(self.number, value, slot=session.slot, again=again)
@@ -195,7 +185,8 @@ class ClientRequest:
         self.timeout_ms = self._left(now)
 
     def _left(self, now: float) -> int:
-        return min(max(int((self.deadline - now) * 1000), 1), 2**32 - 1)
+        left = int((self.deadline - now) * 1000)
+        return left if 0 < left < 2**32 else 1 if left <= 0 else 2**32 - 1
 
     def renewable(self, refusal: wire.Refusal) -> bool:
         """Whether it may be signed under another key, after this refusal: only if it cannot have been signed."""
@@ -250,6 +241,7 @@ class ClientRequest:
     def failed(self, refusal: wire.Refusal) -> HsmError:
         """Return the error of a refusal."""
         error = error_of_refusal(refusal)
+        error.request = self.number
         # Not even the same gateway surely remembers the first time: it keeps so many answers and no more.
         if self.signs and self.sent > 1:
             error.maybe_signed = True

@@ -19,7 +19,7 @@ from hsmcore.gateway.client.request import error_of_refusal
 from hsmcore.gateway.front.core import Core
 from hsmcore.gateway.version_number import Version, is_own, own_number
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import GATEWAY_TYPES, Frame, Splitter, Type, WireError, frame, labelled, traced
+from hsmcore.gateway.wire.frames import GATEWAY_TYPES, Frame, Label, Splitter, Type, WireError, frame, labelled, traced
 
 _ACK_EVERY: Final = 64
 _HIGH_WATER: Final = 1 << 18
@@ -27,14 +27,14 @@ _CHANGE_SECONDS: Final = 0.1
 
 
 class Trail(NamedTuple):
-    """By what a request is found in the audit log. `request_id`: 16 bytes."""
+    """By what a request is found in the audit log."""
 
     parent: TraceParent | None
-    request_id: bytes
+    label: Label
 
     def along(self, made: bytes) -> bytes:
         """Return a request's frame that says it."""
-        made = labelled(made, self.request_id)
+        made = labelled(made, self.label)
         return made if self.parent is None else traced(made, self.parent)
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
+import time
 from collections.abc import Sequence
+from itertools import count
+from math import inf
 from typing import Final, cast
 
 from hsmcore.base.listening.connections import Connection as Place
@@ -32,7 +36,10 @@ class Pumps:
         self._loop = asyncio.get_running_loop()
         self._halves: set[Half] = set()
         gate = ConnectionLimit(CONNECTIONS)
-        self._doors = [Acceptor(one, gate, HELLO_SECONDS, self._connect, self._dismissed) for one in listening]
+        self._numbers = count(1)
+        self._doors = [
+            Acceptor(one, gate, HELLO_SECONDS, self._connect, self._dismissed, core.handshakes) for one in listening
+        ]
 
     async def _connect(self, accepted: socket.socket, place: Place) -> None:
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -51,6 +58,8 @@ class Pumps:
         except OSError as error:
             refused(peer, f"the TLS handshake failed: {error.strerror or error}", "connect")
             raise
+        half.shown = half.transport.get_extra_info("ssl_object")
+        half.until = self._tls.ends(half.shown)
         names = names_in(half.transport.get_extra_info("peercert"))
         client = self._core.clients.by_names(names)
         if client is None:
@@ -59,14 +68,27 @@ class Pumps:
             half.transport.write(wire.error(0, refusal))
             half.transport.close()
             return
-        own = self._core.connection("wire", client, peer)
+        place.known()
+        half.number = next(self._numbers)
+        own = self._core.connection("wire", client, peer, half.number)
         inner = Half(self._halves)
         await self._loop.connect_accepted_socket(lambda: inner, own)
         place.busy()
         inner.join(half)
 
-    def _dismissed(self, accepted: socket.socket) -> None:
-        self._core.reports.refused(address_of(accepted), "it said nothing", "connect")
+    def _dismissed(self, accepted: socket.socket, why: str) -> None:
+        self._core.reports.refused(address_of(accepted), why, "connect")
+
+    def reread(self) -> None:
+        """The files of TLS were looked at: authorities may have been taken away."""
+        for half in self._halves:
+            half.until = self._tls.ends(half.shown)
+
+    def tick(self) -> None:
+        """Tell which clients' certificates vouch for them no more, until their connections have ended."""
+        now = time.time()
+        if ended := [half.number for half in self._halves if half.number and half.until <= now]:
+            self._core.reports.tell("ended", ended)
 
     async def stop_listening(self) -> None:
         """Accept no more connections."""
@@ -93,6 +115,12 @@ class Half(asyncio.Protocol):
     def __init__(self, open_ones: set[Half], place: Place | None = None) -> None:
         self._open_ones, self._place = open_ones, place
         self._other: Half | None = None
+        self.shown: ssl.SSLObject | None = None
+        """With which the client has shown its certificate."""
+        self.until = inf
+        """When what was shown vouches for the client no more, in seconds since 1970."""
+        self.number = 0
+        """As of Core.connection."""
         self.lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -1,13 +1,12 @@
 """Vault's face: the signing part of Vault Transit's API over HTTPS, for clients that speak it already. docs/VAULT.md.
 
-Runs in a front, and asks the key managers through ../front/link.py. Next: text.py (what requests and answers say),
-signing.py, openapi.py.
+Runs in a front, and asks the key managers through ../front/link.py. Next: asker.py (who asks), text.py (what requests
+and answers say), signing.py, openapi.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,20 +20,21 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from hsmcore.base.listening.http import MAX_HEAD_BYTES, HttpServer
-from hsmcore.base.log import get_logger
+from hsmcore.base.listening.http import HttpServer
 from hsmcore.base.version import __version__
 from hsmcore.errors import BadArgument, HsmError, InternalError, PolicyRefused, QueueFull
 from hsmcore.gateway.front.core import Core
 from hsmcore.gateway.front.link import Links, RemoteKey, Trail
 from hsmcore.gateway.refusals import outcome_of_request
-from hsmcore.gateway.tls import names_in
+from hsmcore.gateway.tls import Tls
 from hsmcore.gateway.vault import text as transit
+from hsmcore.gateway.vault.asker import Guarded, asker_of, peer_of
 from hsmcore.gateway.vault.openapi import described
 from hsmcore.gateway.vault.signing import Signing
 from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import Label
 
 MAX_BODY_BYTES: Final = 1 << 20
 _STATUS: Final = {"POLICY_REFUSED": 403, "QUEUE_FULL": 429, "CLOSED": 503, "FLEET_BEHIND": 503}
@@ -47,14 +47,13 @@ _MOST_SIGNATURE: Final = 128
 class Face:
     """Serves the API on sockets that are bound already. Belongs to one event loop."""
 
-    def __init__(
-        self, core: Core, sockets: list[socket], tls: Callable[[], ssl.SSLContext], drain_seconds: int
-    ) -> None:
-        """`tls` gives the context for each new connection. `drain_seconds`: how long the end waits for answers."""
+    def __init__(self, core: Core, sockets: list[socket], tls: Tls, drain_seconds: int) -> None:
+        """`drain_seconds`: how long the end waits for answers."""
         self._listening = asyncio.Event()
-        app = Transit(core).app()
+        app = Transit(core, tls).app()
         refused = partial(core.reports.refused, what="https")
-        self._server = HttpServer(app, sockets, tls, self._listening.set, drain_seconds=drain_seconds, refused=refused)
+        more: Any = {"drain_seconds": drain_seconds, "refused": refused, "handshakes": core.handshakes}
+        self._server = HttpServer(app, sockets, lambda: tls.context, self._listening.set, **more)
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -72,8 +71,8 @@ class Face:
 class Transit:
     """The handlers."""
 
-    def __init__(self, core: Core) -> None:
-        self._core, self._links = core, Links(core)
+    def __init__(self, core: Core, tls: Tls) -> None:
+        self._core, self._tls, self._links = core, tls, Links(core)
 
     def app(self) -> ASGIApp:
         """Return the whole application."""
@@ -103,7 +102,7 @@ class Transit:
         self._described = described([(each.path, each.methods or (), each.endpoint) for each in routes])
         app = Starlette(routes=routes, exception_handlers=handlers)
         app.router.redirect_slashes = False
-        return _Guarded(app)
+        return Guarded(app, self._core, self._tls, _errors("the head of the request is too long", 431))
 
     async def health(self, request: Request) -> Response:
         """Whether every key can sign. Needs no token; "sealed" is a key that cannot, "standby" a fleet's other host."""
@@ -259,7 +258,8 @@ class Transit:
             client, request_id = self._client(request), uuid.uuid4()
             try:
                 parent = transit.parent(request.headers.getlist("traceparent"))
-                data = await handler(request, client, Trail(parent, request_id.bytes))
+                trail = Trail(parent, Label(request_id.bytes, peer_of(request)))
+                data = await handler(request, client, trail)
             except ClientDisconnect:
                 raise
             except Exception as error:
@@ -271,19 +271,10 @@ class Transit:
         return counted
 
     def _client(self, request: Request) -> str:
-        """The client that sent a request: by its token, and if it sent none, by its certificate."""
-        token, clients = _token(request), self._core.clients
-        if token:
-            client, why = clients.by_token(token), "unknown token"
-        else:
-            tls = request.scope["state"].get("tls")
-            certificate = None if tls is None else tls.getpeercert()
-            client, why = (
-                clients.by_names(names_in(certificate)),
-                "unknown certificate" if certificate else "no token",
-            )
+        """The client that sent a request."""
+        client, why = asker_of(request)
         if client is None:
-            self._refused(request, _peer(request), why)
+            self._refused(request, peer_of(request), why)
             raise HTTPException(403, _DENIED)
         return client
 
@@ -292,7 +283,7 @@ class Transit:
         if name not in self._core.clients.keys[client]:
             self._refused(request, client, "key not listed")
             raise HTTPException(403, _DENIED) from PolicyRefused(hint="")
-        return await self._links.key(client, name, _peer(request))
+        return await self._links.key(client, name, peer_of(request))
 
     def _refused(self, request: Request, who: str, why: str) -> None:
         asked = f"{request.method} {request.scope['raw_path'].decode('latin-1')}"[:100]
@@ -301,23 +292,6 @@ class Transit:
     def close(self) -> None:
         """Nothing more is asked."""
         self._links.close()
-
-
-class _Guarded:
-    """The outermost layer: the size of the head, and an unforeseen error, which is answered by then, is logged."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            size = (
-                len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(n) + len(v) for n, v in scope["headers"])
-            )
-            too_long = size > MAX_HEAD_BYTES
-            await (_errors("the head of the request is too long", 431) if too_long else self._app)(scope, receive, send)
-        except Exception:  # noqa: BLE001  # whatever it is: logged here
-            get_logger().exception("a request to the gateway failed", path=scope["path"][:200])
 
 
 def _counted_as(error: Exception) -> HsmError:
@@ -364,15 +338,6 @@ async def _body(request: Request) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise HTTPException(400, "failed to parse JSON input: it must be an object")
     return found
-
-
-def _token(request: Request) -> str:
-    scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
-    return request.headers.get("x-vault-token", "") or (bearer.strip() if scheme.lower() == "bearer" else "")
-
-
-def _peer(request: Request) -> str:
-    return request.client.host if request.client is not None else ""
 
 
 async def _hsm_error(_request: Request, error: Exception) -> Response:

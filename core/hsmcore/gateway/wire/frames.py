@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from enum import IntEnum, IntFlag
+from importlib import import_module
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from hsmcore.base.traceparent import TRACE_BYTES, TraceParent
 
@@ -54,12 +56,11 @@ class Flag(IntFlag):
     TRACED = 4
     """The body begins with TraceParent.packed."""
     LABELLED = 8
-    """LABEL_BYTES follow, behind a trace: the id of the request in the audit log."""
+    """A Label follows, behind a trace."""
     DIGEST = 16
     """Of VERIFY: the message is a digest."""
 
 
-LABEL_BYTES: Final = 16
 _NAMED: Final = Flag.TRACED | Flag.LABELLED
 _FLAGS: Final = {
     Type.SIGN: Flag.HAS_POSITION | Flag.AGAIN | _NAMED,
@@ -88,22 +89,74 @@ class Frame(NamedTuple):
     body: bytes
 
 
+class Label(NamedTuple):
+    """By what the audit log has a request of a front: its id, 16 bytes, and the address that it came from."""
+
+    request_id: bytes
+    peer: str
+
+
+_ID_BYTES: Final = 16
+_MOST_PEER: Final = 255
+_REFUSED: Final = 0xFF
+
+
+def _cut_frames(
+    data: bytes,
+    at: int,
+    most: int,
+    flags: bytes,
+    types: tuple[Type | None, ...],
+    shape: type[Frame],
+    _open: dict[int, Any] | None = None,
+) -> tuple[list[Frame], int, int, int]:
+    """As hsmcore._native.cut_frames. Settles no request."""
+    end, frames, made = len(data), list[Frame](), tuple.__new__
+    while len(frames) < most:
+        left = end - at
+        if left < _HEAD.size:
+            good = left < _LENGTH.size or MIN_BYTES <= _LENGTH.unpack_from(data, at)[0] <= MOST_BYTES
+            return frames, at, (_LENGTH.size if left < _LENGTH.size else _HEAD.size) if good else 0, 0
+        length, number, found, slot, request = _HEAD.unpack_from(data, at)
+        allowed, after = flags[number], at + _LENGTH.size + length
+        if not MIN_BYTES <= length <= MOST_BYTES or allowed == _REFUSED or found & ~allowed:
+            return frames, at, 0, 0
+        if after > end:
+            return frames, at, after - at, 0
+        frames.append(made(shape, (types[number], found, slot, request, data[at + _HEAD.size : after])))
+        at = after
+    return frames, at, _LENGTH.size, 0
+
+
+# The one place where the C form takes the place of the one in Python, which has all that it has but its speed.
+native: Any = None
+"""What is done in C: None where this is installed without the core."""
+with suppress(ImportError):
+    native = import_module("hsmcore._native")
+    if not hasattr(native, "cut_frames"):  # what the wheel of the client alone has in its place
+        native = None
+_cut: Final = _cut_frames if native is None else native.cut_frames
+
+
 class Splitter:
     """Cuts a stream of bytes into frames. `types`: those that this end takes."""
 
-    def __init__(self, types: Iterable[Type], most: int = MOST_BYTES) -> None:
-        self._rules = {int(one): (one, ~int(_FLAGS.get(one, 0))) for one in types}
-        self._most = most
+    def __init__(self, types: Iterable[Type]) -> None:
+        rules = {int(one): one for one in types}
+        self._flags = bytes(int(_FLAGS.get(rules[n], 0)) if n in rules else _REFUSED for n in range(256))
+        self._types = tuple(rules.get(n) for n in range(256))
         self._data: bytes | bytearray = b""
         self._at = 0  # what stands before is cut
         self._wanted = _LENGTH.size  # bytes that must be left before it is worth a look
         self.ready = False
         """Whether there may be a frame for `cut`."""
+        self.settled = 0
+        """Requests that the last `cut` has settled."""
 
-    def feed(self, data: bytes) -> list[Frame]:
-        """Return the frames that are whole now. Raises WireError."""
+    def feed(self, data: bytes, open: dict[int, Any] | None = None) -> list[Frame]:  # noqa: A002
+        """Return the frames that are whole now; as `cut`. Raises WireError."""
         self.push(data)
-        return self.cut()
+        return self.cut(open=open)
 
     def push(self, data: bytes) -> None:
         """Take bytes, for `cut`."""
@@ -115,36 +168,29 @@ class Splitter:
             self._data += data
         self.ready = len(self._data) - self._at >= self._wanted
 
-    def cut(self, most: int = sys.maxsize) -> list[Frame]:
-        """Return frames that are whole now, at most so many; the others stay. Raises WireError."""
+    def cut(self, most: int = sys.maxsize, open: dict[int, Any] | None = None) -> list[Frame]:  # noqa: A002
+        """Return frames that are whole now, at most so many; the others stay. `open`: as of native.cut_frames, which
+        may settle requests. Raises WireError."""
+        self.settled = 0
         if not self.ready:
             return []
         data = self._data = bytes(self._data)
-        at, end, frames, made = self._at, len(data), list[Frame](), tuple.__new__
-        wanted = _LENGTH.size
-        while end - at >= _HEAD.size and len(frames) < most:
-            length, number, flags, slot, request = _HEAD.unpack_from(data, at)
-            if not MIN_BYTES <= length <= self._most:
-                raise WireError(f"a frame of {length} bytes")
-            rule = self._rules.get(number)
-            if rule is None:
-                raise WireError(f"type {number}")
-            if flags & rule[1]:
-                raise WireError(f"flags {flags:#x} of type {number}")
-            after = at + _LENGTH.size + length
-            if after > end:
-                wanted = after - at
-                break
-            frames.append(made(Frame, (rule[0], flags, slot, request, data[at + _HEAD.size : after])))
-            at = after
-        if _LENGTH.size <= end - at < _HEAD.size and len(frames) < most:
-            (length,) = _LENGTH.unpack_from(data, at)
-            if not MIN_BYTES <= length <= self._most:
-                raise WireError(f"a frame of {length} bytes")
-            wanted = _HEAD.size
-        self._data, self._at = (data, at) if at < end else (b"", 0)
-        self._wanted, self.ready = wanted, end - at >= wanted
+        frames, at, wanted, self.settled = _cut(data, self._at, most, self._flags, self._types, Frame, open)
+        if not wanted:
+            raise WireError(self._fault(data[at : at + _HEAD.size]))
+        left = len(data) - at
+        self._data, self._at = (data, at) if left else (b"", 0)
+        self._wanted, self.ready = wanted, left >= wanted
         return frames
+
+    def _fault(self, head: bytes) -> str:
+        (length,) = _LENGTH.unpack_from(head)
+        if not MIN_BYTES <= length <= MOST_BYTES:
+            return f"a frame of {length} bytes"
+        number, flags = head[4], head[5]
+        if self._types[number] is None:
+            return f"type {number}"
+        return f"flags {flags:#x} of type {number}"
 
     @property
     def pending(self) -> int:
@@ -166,9 +212,10 @@ def traced(made: bytes, parent: TraceParent) -> bytes:
     return _with(made, Flag.TRACED, parent.packed)
 
 
-def labelled(made: bytes, request_id: bytes) -> bytes:
-    """Return a request's frame with its id in the audit log, LABEL_BYTES; as `traced`, which comes behind this."""
-    return _with(made, Flag.LABELLED, request_id)
+def labelled(made: bytes, label: Label) -> bytes:
+    """Return a request's frame with its label; as `traced`, which comes behind this."""
+    peer = label.peer.encode(errors="replace")[:_MOST_PEER]
+    return _with(made, Flag.LABELLED, label.request_id + bytes([len(peer)]) + peer)
 
 
 def _with(made: bytes, flag: Flag, said: bytes) -> bytes:
@@ -186,8 +233,11 @@ def untraced(one: Frame) -> tuple[Frame, TraceParent]:
     return one._replace(flags=one.flags & ~Flag.TRACED, body=one.body[TRACE_BYTES:]), parent
 
 
-def unlabelled(one: Frame) -> tuple[Frame, bytes]:
-    """Return the frame that `labelled` was given, and the id. Raises WireError."""
-    if len(one.body) < LABEL_BYTES:
-        raise WireError("an id that is none")
-    return one._replace(flags=one.flags & ~Flag.LABELLED, body=one.body[LABEL_BYTES:]), one.body[:LABEL_BYTES]
+def unlabelled(one: Frame) -> tuple[Frame, Label]:
+    """Return the frame that `labelled` was given, and the label. Raises WireError."""
+    begin = _ID_BYTES + 1
+    after = begin + (one.body[_ID_BYTES] if len(one.body) > _ID_BYTES else 0)
+    if len(one.body) < after or len(one.body) < begin:
+        raise WireError("a label that is none")
+    label = Label(one.body[:_ID_BYTES], one.body[begin:after].decode(errors="replace"))
+    return one._replace(flags=one.flags & ~Flag.LABELLED, body=one.body[after:]), label

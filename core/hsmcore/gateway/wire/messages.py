@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from hsmcore.base.receipt import Receipt
 from hsmcore.errors import HsmError, NotHolder
 from hsmcore.gateway.wire.fields import U16, Fields, bytes16, named, reading, text8
-from hsmcore.gateway.wire.frames import MIN_BYTES, Flag, Frame, Type, UnknownKind, WireError, frame
+from hsmcore.gateway.wire.frames import MIN_BYTES, Flag, Frame, Type, UnknownKind, WireError, frame, native
 
 VERSION: Final = 1
 MOST_PING: Final = 64
@@ -57,11 +57,11 @@ class Fault(IntFlag):
 
 KINDS: Final = ("", "tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-root", "digest32", "raw", "prehashed")
 """By their numbers; "": the client does not say."""
-_KIND_NUMBERS: Final = {kind: number for number, kind in enumerate(KINDS)}
+KIND_NUMBERS: Final = {kind: number for number, kind in enumerate(KINDS)}
 ALGORITHMS: Final = ("", "ed25519", "ecdsa-p256", "ecdsa-secp256k1")
 LEVELS: Final = ("", "primary", "secondary", "emergency")
 _LEVEL_NUMBERS: Final = {name: number for number, name in enumerate(LEVELS)}
-OPERATIONS: Final = ("", "generate", "set-current", "deactivate", "cache-stats", "export", "versions")
+OPERATIONS: Final = ("", "generate", "set-current", "deactivate", "cache-stats", "export", "unfinished", "versions")
 
 
 class Hello(NamedTuple):
@@ -146,7 +146,7 @@ def refusal_of(error: HsmError) -> Refusal:
 
 
 class Manage(NamedTuple):
-    """An operation on a key, one of OPERATIONS. `key_id` "" where there is none."""
+    """An operation on a key, one of OPERATIONS. `key_id` "" where there is none; of "unfinished", the domain."""
 
     operation: str
     key_id: str
@@ -247,7 +247,7 @@ def sign_as(request: int, one: Sign, slot: int, version: int, timeout_ms: int, a
     """Return SIGN with another version and timeout than `one` has."""
     kind, _, position, _, message = one
     flags = (0 if position is None else _POSITION) | (_AGAIN if again else 0)
-    size, number = _SIGN_FRAME.size - _LENGTH.size + len(message), _KIND_NUMBERS[kind]
+    size, number = _SIGN_FRAME.size - _LENGTH.size + len(message), KIND_NUMBERS[kind]
     head = _SIGN_FRAME.pack(size, _SIGN_TYPE, flags, slot, request, number, timeout_ms, position or 0, version)
     return head + message
 
@@ -261,6 +261,12 @@ def kind_of(number: int) -> str:
 
 def read_sign(one: Frame) -> Sign:
     """Read SIGN. Raises WireError."""
+    if native is not None and (found := native.read_sign(one.flags, one.body, Sign, KINDS)) is not None:
+        return found  # type: ignore[no-any-return]
+    return _read_sign(one)
+
+
+def _read_sign(one: Frame) -> Sign:
     try:
         kind, timeout, position, version = _SIGN.unpack_from(one.body)
     except struct_error as error:
@@ -325,8 +331,10 @@ def read_manage(body: bytes) -> Manage:
 def signed(request: int, version: int, one: Receipt, *, slot: int = 0) -> bytes:
     """Return SIGNED. `version`: of the key that the receipt names."""
     signature, level = one.signature, _LEVEL_NUMBERS.get(one.level, 0)
-    length = MIN_BYTES + _SIGNED.size + len(signature)
     seq = NO_RECORD if one.audit_seq is None else one.audit_seq
+    if native is not None and not slot:
+        return native.write_signed(request, version, level, seq, signature)  # type: ignore[no-any-return]
+    length = MIN_BYTES + _SIGNED.size + len(signature)
     return _SIGNED_FRAME.pack(length, _SIGNED_TYPE, 0, slot, request, version, level, seq) + signature
 
 

@@ -32,9 +32,9 @@ from hsmcore.manager.policy.wants import Fence, NotNext, PayloadPlace
 if TYPE_CHECKING:
     from hsmcore._native import Look
     from hsmcore.audit import AuditLog
+    from hsmcore.base.receipt import Unfinished
     from hsmcore.failover.path import SigningPath
     from hsmcore.manager.policy.watermark import Watermark
-    from hsmcore.state.positions import Unfinished
 
 _SECOND: Final = 1_000_000_000
 Signers = Callable[[], Sequence[bytes]]
@@ -257,11 +257,11 @@ class Guard:
         assert self.watermark is not None  # noqa: S101  # for the type checker: `needs_store`
         return self.watermark.shown(kind, place)
 
-    async def unfinished(self, domain: str) -> Unfinished | None:
+    async def unfinished(self, domain: str, handed_out: bool = False) -> Unfinished | None:
         """As KeyManager.unfinished."""
         if self.watermark is None or (found := await self.watermark.newest(domain)) is None:
             return None
-        if self._released.get(domain) == found.position:
+        if not handed_out and self._released.get(domain) == found.position:
             return None
         if found.message is not None:
             look, place = self.gate.look(found.message, found.kind, self._signers()), None

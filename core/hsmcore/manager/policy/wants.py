@@ -9,10 +9,10 @@ from hsmcore.errors import PolicyRefused
 from hsmcore.state import StoreNotGenuine
 
 if TYPE_CHECKING:
+    from hsmcore.base.receipt import Unfinished
     from hsmcore.state.domains import Binder
     from hsmcore.state.exchange import Question
     from hsmcore.state.mark import Mark
-    from hsmcore.state.positions import Unfinished
 
 
 class PayloadPlace(NamedTuple):
@@ -46,6 +46,10 @@ LEADS: Final = ("holder", "doubtful")
 """The states of a fleet's host in which the epoch is its own, as far as is known."""
 
 
+HOPES: Final = ("claiming", *LEADS)
+"""Those in which it is, or may be in a moment."""
+
+
 class Fence(Protocol):
     """What keeps the hosts of a fleet apart: hsmcore.fleet.membership."""
 
@@ -77,6 +81,11 @@ class Fence(Protocol):
     def asks(self) -> Question:
         """What each transaction that binds asks first: who holds the epoch, which keeps it so until the end of the
         transaction."""
+
+    @property
+    def keeps(self) -> Question:
+        """As `asks` and `fence`, for a transaction that relies on what is known now: it finds a row if that is so, and
+        keeps it so until the end of the transaction. Raises as `fence`. In the event loop."""
 
     def fence(self, rows: Sequence[Sequence[Any]]) -> int:
         """Raise NotHolder or FleetBehind unless by these rows, the answer, this host holds the epoch. Returns the

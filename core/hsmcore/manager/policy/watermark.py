@@ -6,7 +6,8 @@ it. The domain is the chain of positions and not a key, so each key that signs i
 bound to.
 
 All that wait are bound in one transaction, which is durable before the first of them is signed. In a fleet it is
-fenced: it reads the epoch, and keeps it until its end.
+fenced: it reads the epoch, and keeps it until its end. New positions of a chain that this process has bound in are
+bound there without a question, on the condition that all is as it knows it (docs/decisions/0070).
 """
 
 from __future__ import annotations
@@ -14,8 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import partial
@@ -25,6 +25,7 @@ from sqlalchemy import Connection
 
 from hsmcore.audit import AuditLog
 from hsmcore.base.log import get_logger
+from hsmcore.base.receipt import Unfinished
 from hsmcore.base.scope import Scope
 from hsmcore.base.steady import SteadyClock
 from hsmcore.config import Config, KeyManagerConfig, Policy
@@ -32,7 +33,6 @@ from hsmcore.errors import (
     BadArgument,
     ConfigFault,
     ConfigurationError,
-    DoubleSign,
     FleetBehind,
     HsmError,
     InternalError,
@@ -40,17 +40,19 @@ from hsmcore.errors import (
     PolicyRefused,
     RequestCancelled,
 )
-from hsmcore.manager.policy.wants import LEADS, Fence, NotNext, PayloadPlace
-from hsmcore.state import Store, StoreAway, StoreNotGenuine, StoreUnknown, domains, positions
+from hsmcore.manager.policy.rules import Rows, Rules
+from hsmcore.manager.policy.wants import HOPES, Fence, PayloadPlace
+from hsmcore.state import Store, StoreAway, StoreChanged, StoreNotGenuine, StoreUnknown, domains, positions
 from hsmcore.state.domains import Binder
 from hsmcore.state.exchange import Answers, Change, answered
-from hsmcore.state.mark import WINDOW, Mark
-from hsmcore.state.positions import Unfinished
+from hsmcore.state.mark import Mark
 from hsmcore.state.store import Tables
 
 MOST: Final = 256
 """Requests in one transaction."""
 _LOOK_SECONDS: Final = 60.0
+_ANSWER_SECONDS: Final = 30.0
+"""The longest wait for an answer, while the server confirms no others."""
 _AGAIN_SECONDS: Final = 0.05  # after a transaction that did not reach the server
 
 Outcome = Exception | bool | None
@@ -92,8 +94,11 @@ class Watermark(Tables):
         binder: Binder = domains.NO_KEYS,
     ) -> None:
         super().__init__(store)
-        self._most_ahead, self._binder = most_ahead, binder
+        self._rules, self._binder = Rules(most_ahead, store.vouch), binder
         self._holder, self._fence, self._clock = holder, fence, SteadyClock()
+        self._line = None if fence is None else store.binding()
+        self._marks: dict[str, Mark] = {}
+        """The watermarks as this process has read or written them last."""
         self._waiting: list[Asked] = []
         self._writing, self._background = Scope(), Scope()
         self._closing = asyncio.Event()
@@ -138,11 +143,12 @@ class Watermark(Tables):
                     raise
 
     def _passes(self, error: HsmError) -> bool:
-        """Whether time may mend an error: the server is away, or has just been started; and no other process is known
-        to hold the epoch."""
-        if error.told_retryable or (self._fence and (self._fence.state not in LEADS or self._fence.incident)):
+        """Whether time may mend an error: the server is away, has just been started, or has done what had no answer;
+        and no other process is known to hold the epoch."""
+        if error.told_retryable or (self._fence and (self._fence.state not in HOPES or self._fence.incident)):
             return False
-        return isinstance(error, StoreAway | StoreUnknown | NotHolder | FleetBehind) and not self._closing.is_set()
+        mends = StoreAway | StoreChanged | StoreUnknown | NotHolder | FleetBehind
+        return isinstance(error, mends) and not self._closing.is_set()
 
     async def _write(self) -> None:
         try:
@@ -191,50 +197,80 @@ class Watermark(Tables):
         chains: dict[str, list[int]] = {}  # nearly always one
         for asked in group:
             chains.setdefault(asked.want.domain, []).append(asked.want.position)
+        unsure = self._binder.unsure(0 if self._fence is None else self._fence.epoch)
+        marks, self._marks = self._marks, {}
+        if not unsure and marks.keys() >= chains.keys():
+            with suppress(HsmError):  # whatever it is, it is read
+                if (bound := await self._taken_as_known(marks, group, now)) is not None:
+                    return bound
         questions = [positions.question(chain, places) for chain, places in chains.items()]
         if self._fence is not None:
             questions.insert(0, self._fence.asks)
-        unsure = self._binder.unsure(0 if self._fence is None else self._fence.epoch)
         if unsure:
             questions.append(domains.ASK)
 
-        def decide(answers: Answers) -> tuple[list[Outcome], list[Change]]:
+        def decide(answers: Answers) -> tuple[tuple[list[Outcome], dict[str, Mark]], list[Change]]:
             keys = self._binder.changes(answers[-1], unsure, now) if unsure else []
             with positions.of_our_making("positions"):
-                outcomes, changes = self._take(iter(answers[: len(answers) - bool(unsure)]), list(chains), group, now)
-            return outcomes, [*keys, *changes] if _signs(outcomes) else changes
+                outcomes, changes, after = self._take(*self._read(iter(answers), chains), group, now)
+            return (outcomes, after), [*keys, *changes] if _signs(outcomes) else changes
 
         # In a fleet, positions are bound without taking turns with the other hosts' transactions. That is safe: each
         # one that binds has locked the fleet's row to share it before it reads, so it is of the one process that holds
-        # the epoch, which has one connection; and whatever else changes rows of a domain, such as `raise_floor`, locks
-        # the fleet's row for itself before it reads.
+        # the epoch, and what that one has sent before changes the watermark; and whatever else changes rows of a
+        # domain, such as `raise_floor`, locks the fleet's row for itself before it reads.
         turn = self._fence is None
         try:
-            done = await self._store.exchange(questions, decide, turn=turn)
+            done, after = await self._store.exchange(questions, decide, turn=turn)
         except StoreUnknown:
             # Read again before anything is answered. A row that is there with its digest goes on: this transaction
             # locks rows, which is a write, so its end confirms to the synchronous standby all that came before.
-            done = await self._store.exchange(questions, decide, turn=turn)
+            done, after = await self._store.exchange(questions, decide, turn=turn)
         if _signs(done):
             self._binder.sure(unsure)
+        self._marks = {**marks, **after}
         return done
 
-    def _take(
-        self, answers: Iterator[Sequence[Sequence[Any]]], chains: Sequence[str], group: Sequence[Asked], now: int
-    ) -> tuple[list[Outcome], list[Change]]:
-        """Return for each one the reason to refuse it, or whether a row is added, or None if it was given up; and what
-        is to be written. `answers`: of the fence, if there is one, and of the chains."""
+    async def _taken_as_known(
+        self, marks: Mapping[str, Mark], group: Sequence[Asked], now: int
+    ) -> list[Outcome] | None:
+        """Bind new positions in one message, on the condition that all that the rules look at is what is known here.
+        None: somebody asks for another thing, or it may not be; nothing was done. Raises HsmError: whether it was is
+        to be read."""
+        if self._fence is None or self._line is None:
+            return None
+        for mark, place in ((marks[asked.want.domain], asked.want.position) for asked in group):
+            if mark.has(place) or not mark.knows(place):
+                return None  # its row says what is bound there
+        keeps, here = self._fence.keeps, {asked.want.domain: marks[asked.want.domain] for asked in group}
+        outcomes, changes, after = self._take(self._fence.epoch, here, {}, group, now)
+        if any(isinstance(outcome, Exception) for outcome in outcomes):
+            return None
+        if changes:
+            await self._line.ask([keeps, *changes], _ANSWER_SECONDS)
+        self._marks = {**marks, **after}
+        return outcomes
+
+    def _read(
+        self, answers: Iterator[Sequence[Sequence[Any]]], chains: Iterable[str]
+    ) -> tuple[int | None, dict[str, Mark | None], Rows]:
+        """Return the epoch, the watermarks and the rows that there are. `answers`: of the fence, if there is one, and
+        of the chains."""
         epoch = self._fence.fence(next(answers)) if self._fence is not None else None
-        holder = self._holder if epoch is None else f"{self._holder}#{epoch}"
-        marks: dict[str, Mark] = {}
-        known: dict[tuple[str, int], dict[str, Any]] = {}
-        unmarked = set[str]()
+        marks: dict[str, Mark | None] = {}
+        known: Rows = {}
         for domain in chains:
-            mark, rows = positions.read(next(answers), self._store.is_mark)
-            if mark is None:
-                unmarked.add(domain)
-            marks[domain] = mark or Mark()
+            marks[domain], rows = positions.read(next(answers), self._store.is_mark)
             known |= {(domain, at): row for at, row in rows.items()}
+        return epoch, marks, known
+
+    def _take(
+        self, epoch: int | None, were: Mapping[str, Mark | None], known: Rows, group: Sequence[Asked], now: int
+    ) -> tuple[list[Outcome], list[Change], dict[str, Mark]]:
+        """Return for each one the reason to refuse it, or whether a row is added, or None if it was given up; what is
+        to be written; and the watermarks that there are then."""
+        holder = self._holder if epoch is None else f"{self._holder}#{epoch}"
+        marks = {domain: Mark() if mark is None else copy(mark) for domain, mark in were.items()}
         for asked in group:
             if self._fence is not None:
                 self._fence.require_kept(*asked.want[:2], marks[asked.want.domain], known.get(asked.want[:2]))
@@ -248,7 +284,7 @@ class Watermark(Tables):
                 outcomes.append(None)
                 continue
             mark, row = marks[want.domain], known.get(want[:2])
-            refusal = self._refusal(mark, row, want, epoch or 0) or (
+            refusal = self._rules.refusal(mark, row, want, epoch or 0) or (
                 self._behind(mark, want) if row is None and want.domain not in changed else None
             )
             outcomes.append(refusal or row is None)
@@ -263,41 +299,10 @@ class Watermark(Tables):
                 changed.add(want.domain)
         changes = [Change(positions.BIND, added)] if added else []
         changes += [
-            positions.change_of(
-                name, marks[name], is_new=name in unmarked, vouch=self._store.mark, message=kept.get(name)
-            )
+            positions.change_of(name, marks[name], were[name], vouch=self._store.mark, message=kept.get(name))
             for name in sorted(changed)
         ]
-        return outcomes, changes
-
-    def _refusal(self, mark: Mark, row: dict[str, Any] | None, want: PayloadPlace, epoch: int) -> Exception | None:
-        where = f"position {want.position} of {want.domain}"
-        if want.first is not None and (row is None or row["digest"] != want.digest):
-            following = max(mark.high, mark.floor) + 1
-            if (want.first, want.epoch) != (following, epoch):
-                moved = NotNext(f"{where}: the next one is {following}, in epoch {epoch}")
-                moved.next = following
-                return moved
-        if want.position <= mark.floor:
-            return PolicyRefused(f"{where} is at or below the floor {mark.floor} ({mark.reason})")
-        if row is not None:
-            if not positions.is_genuine(self._store.vouch, row):
-                return StoreNotGenuine(f"the state store is not genuine: the row of {where} was changed")
-            return None if row["digest"] == want.digest else _double(row)
-        if mark.has(want.position):
-            return StoreNotGenuine(f"the state store is not genuine: the row of {where} was removed")
-        newest = max(mark.high, mark.floor)
-        if self._most_ahead is not None and want.first is None and 0 <= newest < want.position - self._most_ahead:
-            return PolicyRefused(
-                f"{where} is more than maxAhead ({self._most_ahead}) beyond the highest, {newest}",
-                hint="If it is right, give up what lies before it: `hsmcore policy floor set --help`.",
-            )
-        if not mark.knows(want.position) and self._store.vouch():
-            return PolicyRefused(
-                f"{where} is more than {WINDOW} behind the newest, {mark.high}, and was not signed before",
-                hint="Nobody can tell any more whether its row was removed from the state store.",
-            )
-        return None
+        return outcomes, changes, {name: mark for name, mark in marks.items() if name in changed or were[name]}
 
     def _behind(self, mark: Mark, want: PayloadPlace) -> PolicyRefused | None:
         """Why a payload is refused that would be the first one after a claim."""
@@ -321,7 +326,7 @@ class Watermark(Tables):
             asked = positions.question(place.domain, [place.position])
             mark, rows = positions.read(connection.execute(asked.statement, asked.values))
             row = rows.get(place.position)
-            return row, self._refusal(mark or Mark(), row, place, 0)
+            return row, self._rules.refusal(mark or Mark(), row, place, 0)
 
         return await self._store.run(work)
 
@@ -387,7 +392,11 @@ class Watermark(Tables):
         """Wait until everything that was asked for is written, or refused where the server is away."""
         await self._background.close()
         self._closing.set()
+        if self._line is not None:
+            self._line.ends()
         await self._writing.finish()
+        if self._line is not None:
+            await self._line.close()
 
     async def leave(self) -> None:
         """`close`, and close the store, of what `open` has returned. Idempotent."""
@@ -438,12 +447,3 @@ def _answer(group: Iterable[Asked], outcomes: Iterable[Outcome]) -> None:
 def _given_up(error: BaseException, asked: Asked) -> RequestCancelled:
     known = "it may be bound all the same" if asked.begun else "nothing was bound"
     return RequestCancelled(f"what binds positions was ended ({type(error).__name__}); {known}", maybe_signed=False)
-
-
-def _double(row: dict[str, Any]) -> DoubleSign:
-    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(row["bound_ns"] / 1e9))
-    where = f"position {row['position']} of {row['domain']}"
-    error = DoubleSign(f"{where} was bound to another payload, {row['digest']}, by {row['holder']} at {when}")
-    error.domain, error.position, error.digest = row["domain"], row["position"], bytes.fromhex(row["digest"])
-    error.holder, error.bound_ns = row["holder"], row["bound_ns"]
-    return error

@@ -14,30 +14,41 @@ Read next: state/postgres/link.py, one connection; state/postgres/url.py, what a
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, closing, suppress
 from functools import partial
 from pathlib import Path
 from traceback import clear_frames
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
+from weakref import WeakSet
 
-import orjson
 import psycopg
 from sqlalchemy import Connection, Engine, create_engine, event, select, text
 from sqlalchemy.exc import ProgrammingError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hsmcore.state.copies import fill, portions_of, rows_in
-from hsmcore.state.database import ABSENT_HINT, Database, Told, Work, counted, migrate, reason, require_known
-from hsmcore.state.errors import StoreAway, StoreError, StoreNotGenuine, StoreUnknown
-from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question
+from hsmcore.state.database import (
+    ABSENT_HINT,
+    BUSY_SECONDS,
+    Database,
+    Told,
+    Work,
+    counted,
+    migrate,
+    reason,
+    require_known,
+)
+from hsmcore.state.errors import StoreAway, StoreChanged, StoreError, StoreNotGenuine, StoreUnknown
+from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, Relying
 from hsmcore.state.postgres import rights
 from hsmcore.state.postgres.ask import Asker
+from hsmcore.state.postgres.binding import Binding, same_rows, same_server, vouched, went_back
 from hsmcore.state.postgres.certificate import Certified, explained
 from hsmcore.state.postgres.link import STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
-from hsmcore.state.postgres.roles import RolesSeen, row_role
+from hsmcore.state.postgres.place import DatabaseServer, refuse_others, schema_name
+from hsmcore.state.postgres.roles import RolesSeen, fence, row_role
 from hsmcore.state.postgres.schema import TEMPORARY, Objects, foreign_of, marks_of, objects_of, rare_of
 from hsmcore.state.postgres.url import resolved
 from hsmcore.state.schema import METADATA
@@ -49,8 +60,6 @@ T = TypeVar("T")
 
 ROLE_SECONDS: Final = 2.0
 """The least time that a role is held without being renewed."""
-PREFIX: Final = "hsmcore_"
-_SCHEMAS: Final = text("SELECT nspname FROM pg_namespace WHERE starts_with(nspname, :prefix) ORDER BY 1")
 _SEARCH: Final = text("SELECT set_config('search_path', :path, true)")
 _TEMPORARY: Final = text("SELECT pg_my_temp_schema()::regnamespace::text")
 _ABOUT: Final = text("""SELECT coalesce(sum(greatest(reltuples, 0)), 0)::bigint FROM pg_class
@@ -60,47 +69,19 @@ _LEAST_SECONDS: Final = 1.0
 """The least time for a bind's answer."""
 _HURRY_SECONDS: Final = 2.0
 _COPY_IDLE_MS: Final = 60_000
-_LONGEST: Final = 63  # bytes of a name in PostgreSQL
 _MIGRATING: Final = 0x68736D636F7265
 """The lock of those that make or migrate tables; it ends with the transaction."""
 HINT: Final = "Check the database server, and the way to it."
-_AWAY: Final = psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout
+_KINDS: Final[Sequence[tuple[type[Exception], type[StoreError]]]] = (
+    (psycopg.OperationalError, StoreAway),
+    (psycopg.errors.IdleInTransactionSessionTimeout, StoreAway),
+    (psycopg.errors.UniqueViolation, StoreChanged),
+    (Exception, StoreError),
+)
 
 
 class _Rare(Exception):
     """A transaction under a seal needs more than two messages."""
-
-
-class FleetUrl(Protocol):
-    """Where the URL stands: hsmcore.config.FleetStore."""
-
-    @property
-    def url(self) -> SealSecret: ...
-
-
-class DatabaseServer(Protocol):
-    """The database of a fleet: hsmcore.config.Fleet."""
-
-    @property
-    def store(self) -> FleetUrl: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def manager(self) -> str | None:
-        """The key manager, where there are several: each has its own schema."""
-
-    @property
-    def single_node(self) -> bool: ...
-    @property
-    def ttl_ms(self) -> int: ...
-
-
-def schema_name(fleet: str, manager: str | None = None) -> str:
-    """Return the schema of a fleet's key manager. A fleet's name has no two dashes in a row, and none at its end."""
-    both = PREFIX + (fleet if manager is None else f"{fleet}__{manager}").replace("-", "_")
-    if len(both) <= _LONGEST:
-        return both
-    return f"{both[: _LONGEST - 9]}_{hashlib.sha256(both.encode()).hexdigest()[:8]}"
 
 
 class ServerDatabase(Database):
@@ -112,6 +93,8 @@ class ServerDatabase(Database):
         super().__init__(f"state store of fleet {server.name}", writes=writes)
         self._server, self._begins, self._roles_seen = server, begins, RolesSeen(self.shown)
         self.schema = schema_name(server.name, server.manager)
+        self._vouching = vouched(self.schema)
+        self._quick_seconds = max(server.ttl_ms / 2e3, _LEAST_SECONDS)
         self._engine: Engine | None = None
         self._link: Link | None = None
         self._facts: Facts | None = None
@@ -130,8 +113,9 @@ class ServerDatabase(Database):
         }
         """What begins a transaction that has its turn, and one that waits for none."""
         self._highs = "{}"
-        self._rare: object = None
+        self._rare = ""
         """What rare_of has found when the seal vouched for it."""
+        self._bindings = WeakSet[Binding]()
         self._waits = writes and not server.single_node
         """Whether what is committed must be on a standby."""
 
@@ -162,8 +146,7 @@ class ServerDatabase(Database):
             if self.writes:
                 event.listen(self._engine, "before_execute", self.before_execute)
         self._facts = None
-        seconds = max(self._server.ttl_ms / 2e3, _LEAST_SECONDS)
-        link = self._link = Link(self._engine, waits=self._waits, seconds=seconds)
+        link = self._link = Link(self._engine, waits=self._waits, seconds=self._quick_seconds)
         if not self._prepared:
             # Only once: a server that was put in the place of the first one is not to begin without anything.
             link.begin(beginning(self.schema, writes=self.writes, turn=False, exists=False), self._know)
@@ -174,10 +157,14 @@ class ServerDatabase(Database):
         self._hurries_until = time.monotonic() + _HURRY_SECONDS
         if (link := self._link) is not None:
             link.hurry()
+        for binding in self._bindings:
+            binding.hasten(hurries=True)
 
     def hasten(self) -> None:
         if (link := self._link) is not None:
             link.hasten()
+        for binding in self._bindings:
+            binding.hasten()
 
     def _dial(self) -> Patient:
         given = resolved(self._server.store.url, self.shown)
@@ -215,7 +202,7 @@ class ServerDatabase(Database):
 
     def _migrate(self, connection: Connection) -> None:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATING})")
-        self._refuse_others(connection)
+        refuse_others(connection, self._server, self.shown, begins=self._begins)
         exists = self._exists(connection)
         if exists:
             connection.exec_driver_sql(take_turn(self.schema))
@@ -245,7 +232,7 @@ class ServerDatabase(Database):
             self.disconnect()
 
     def _find(self, connection: Connection) -> None:
-        self._refuse_others(connection)
+        refuse_others(connection, self._server, self.shown, begins=self._begins)
         if not self._exists(connection):
             raise StoreError(f"{self.shown}: there is none yet", call="open", hint=ABSENT_HINT)
         require_known(connection, self.shown)
@@ -255,27 +242,6 @@ class ServerDatabase(Database):
         return (
             connection.exec_driver_sql(f"SELECT to_regclass('\"{self.schema}\".schema_version')").scalar() is not None
         )
-
-    def _refuse_others(self, connection: Connection) -> None:
-        """Refuse to begin in the database of another fleet, unless an operator has asked for it, and in one whose fleet
-        has another number of key managers: under a name with a typing error, nothing would seem to be bound."""
-        own = schema_name(self._server.name)
-        schemas = connection.execute(_SCHEMAS, {"prefix": PREFIX}).scalars().all()
-        if self.schema in schemas:
-            return
-        several = [other for other in schemas if other.startswith(f"{own}__")]
-        for other in schemas:
-            if other in (own, *several):
-                if (other == own) != (self.schema == own):
-                    raise StoreError(
-                        f"{self.shown}: it holds {other}, and {self.schema} would begin beside it",
-                        hint="Rename that schema if it is this key manager's: ALTER SCHEMA … RENAME TO …",
-                    )
-            elif not self._begins:
-                raise StoreError(
-                    f"{self.shown}: it is the database of another fleet, {other.removeprefix(PREFIX)}",
-                    hint="Correct fleet.name. Only if several fleets are to share the database: hsmcore fleet migrate",
-                )
 
     def foreign(self, connection: Connection) -> str:
         marks = marks_of(connection, self.schema)
@@ -346,21 +312,18 @@ class ServerDatabase(Database):
         return rare == self._rare and seal.accepts(*row)
 
     def _compare(self, highs: str) -> None:
-        """Have the hosts answer a loss that the highest positions show: each transaction of each host looks at them."""
-        if highs == self._highs:
-            return
-        before, now = orjson.loads(self._highs), orjson.loads(highs)
-        self._highs = highs
-        if any(now.get(name, -1) < high for name, high in before.items()):
+        """Have the hosts answer a loss that the highest positions show: each host looks at them again and again."""
+        before, self._highs = self._highs, highs
+        if went_back(before, highs):
             self.problems.note("fleet", EARLIER)
 
     def _check_rare(self) -> None:
         """Check what rare_of finds, and remember it. Raises _Rare: what is not genuine may be of no use here."""
 
-        def work(connection: Connection) -> object:
+        def work(connection: Connection) -> str:
             for table in HOT:
                 connection.execute(select(METADATA.tables[table]).limit(1))  # the guard checks its scope
-            return None if self._link is None else self._link.found[-1]
+            return "" if self._link is None else str(self._link.found[-1])
 
         try:
             self._rare = self.transact(work, lenient=False)
@@ -370,9 +333,28 @@ class ServerDatabase(Database):
     def asking(self) -> Asking | None:
         if self.seal is not None:
             return None  # rows are checked in the transaction that reads them
-        dial_seconds = self._server.ttl_ms / 2e3
-        begin = beginning(self.schema, writes=self.writes, turn=False, alone=True, seconds=dial_seconds)
-        return Asker(self._dialled, begin, self._judge, waits=self._waits, dial_seconds=dial_seconds)
+        return self._asker(alone=True, seconds=self._server.ttl_ms / 2e3)
+
+    def _asker(self, *, alone: bool, seconds: float) -> Asker:
+        begin = beginning(self.schema, writes=self.writes, turn=False, alone=alone, seconds=seconds)
+        return Asker(self._dialled, begin, self._judge, waits=self._waits, dial_seconds=self._server.ttl_ms / 2e3)
+
+    def binding(self) -> Relying:
+        asker = self._asker(alone=self.seal is None, seconds=BUSY_SECONDS)
+        made = Binding(asker, self._conditions, self._quick_seconds)
+        self._bindings.add(made)
+        return made
+
+    def _conditions(self) -> list[Question] | None:
+        """Return what a message relies on that asks nothing first; None: it must ask."""
+        facts, seal = self._facts, self.seal
+        may = self.is_own_process and not fence(self)[0] and time.monotonic() >= self._hurries_until
+        if facts is None or not may:
+            return None
+        if seal is None:
+            return [same_server(facts)]
+        newest = seal.newest if self._rare else None
+        return newest and [same_rows(self._vouching, facts, self._rare, *newest)]
 
     async def _dialled(self) -> psycopg.AsyncConnection[Any]:
         given = await asyncio.to_thread(resolved, self._server.store.url, self.shown)
@@ -446,5 +428,5 @@ class ServerDatabase(Database):
         except (SQLAlchemyError, psycopg.Error) as error:
             driver = getattr(error, "orig", error)
             lacks = isinstance(driver, psycopg.errors.InsufficientPrivilege)
-            kind = StoreAway if isinstance(driver, _AWAY) else StoreError
+            kind = next(kind for sort, kind in _KINDS if isinstance(driver, sort))
             raise kind(f"{self.shown}: {reason(error)}", hint=rights.HINT if lacks else HINT) from None

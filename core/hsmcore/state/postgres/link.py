@@ -14,8 +14,8 @@ from sqlalchemy import Connection, Engine, Table, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from hsmcore.state.database import BUSY_SECONDS, Rows, reason
-from hsmcore.state.errors import StoreError
-from hsmcore.state.exchange import AGAIN, CHANGED, Decide, Question
+from hsmcore.state.errors import StoreChanged
+from hsmcore.state.exchange import CHANGED, Decide, Question
 from hsmcore.state.postgres.text import asked, said, said_then, written
 
 T = TypeVar("T")
@@ -154,7 +154,7 @@ class Link:
             if self._driver.info.transaction_status == TransactionStatus.INERROR:  # a change failed: before COMMIT
                 self.undo()
                 if isinstance(error, psycopg.errors.DivisionByZero):
-                    raise StoreError(CHANGED, hint=AGAIN) from None
+                    raise StoreChanged(CHANGED) from None
                 raise
             self.close()
             raise CommitLost(f"the connection failed in COMMIT: {reason(error)}") from None

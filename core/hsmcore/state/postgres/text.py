@@ -21,6 +21,8 @@ _DIALECT: Final = dialects.dialect()  # type: ignore[no-untyped-call]
 _READ: Final[Mapping[int, Callable[[bytes], Any]]] = {16: b"t".__eq__, 20: int, 21: int, 23: int}
 """How a column's text becomes a value, by the type's number: bool, int8, int2 and int4. Other types stay text."""
 
+_REQUIRED: Final = "WITH done AS ({}) SELECT 1 / count(*) FROM done"
+
 
 def said(driver: psycopg.Connection[Any], text: bytes) -> list[list[tuple[Any, ...]]]:
     """Send a message, and return the rows of each of its statements. Raises psycopg.Error for the first that fails:
@@ -73,8 +75,13 @@ def rows_of(result: PGresult) -> list[tuple[Any, ...]]:
 
 
 def asked(server: PGconn, questions: Sequence[Question]) -> list[bytes]:
-    """Return the statements of questions."""
-    return [_filled(server, *_text(one.statement, _set_by(one)), one.values).encode() for one in questions]
+    """Return the statements of questions. One that is required and finds no row fails, as a change does."""
+    return [_asked(server, one).encode() for one in questions]
+
+
+def _asked(server: PGconn, question: Question) -> str:
+    text, fixed = _text(question.statement, _set_by(question))
+    return _filled(server, _REQUIRED.format(text) if question.required else text, fixed, question.values)
 
 
 def _set_by(question: Question) -> tuple[str, ...] | None:
@@ -93,7 +100,7 @@ def _changes(server: PGconn, change: Change) -> list[str]:
         head, _, row = text.partition(" VALUES ")
         return [f"{head} VALUES {', '.join(_filled(server, row, fixed, values) for values in change.values)}"]
     if change.required:
-        text = f"WITH done AS ({text} RETURNING 1) SELECT 1 / count(*) FROM done"  # noqa: S608  # a statement of ours
+        text = _REQUIRED.format(f"{text} RETURNING 1")
     return [_filled(server, text, fixed, values) for values in change.values]
 
 
