@@ -97,7 +97,6 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
         "gateway/client/outbox.py": ("tests/unit/test_gateway_outbox.py", "tests/integration/test_gateway_client.py"),
         "gateway/clients.py": ("tests/unit/test_gateway_clients.py", "tests/unit/test_gateway_sharing.py"),
         "gateway/replay.py": ("tests/unit/test_gateway_memory.py",),
-        "gateway/seen.py": ("tests/unit/test_gateway_memory.py",),
         "gateway/tls.py": ("tests/unit/test_gateway_tls.py", "tests/unit/test_gateway_clients.py"),
         "manager/policy/callers.py": ("tests/unit/test_policy_guard.py", "tests/unit/test_gateway_clients.py"),
         "manager/policy/explain.py": ("tests/integration/test_policy_explain.py",),

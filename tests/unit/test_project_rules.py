@@ -419,8 +419,8 @@ READ_THE_WALL_CLOCK = {
     },
     "the day on which what a client shows ends": {
         "doctor/places.py",
-        "gateway/clients.py",
-        "gateway/server.py",
+        "gateway/front/core.py",
+        "gateway/front/pumps.py",
         "gateway/vault/asker.py",
     },
     "which records are read": {"cli/audit/records.py"},

@@ -429,7 +429,7 @@ def state(**changes):
         "life": "open", "members": [member, {**member, "member": "b", "level": "secondary"}],
         "failover": {"active": "primary", "levels": ["primary", "secondary"]},
         "keys": [{"id": "01", "state": "active"}], "currentKey": "01", "auditConfigured": True,
-        "audit": {"failure": None, "notSealed": None, "onFailure": "closed", "shipping": {}},
+        "audit": {"failure": None, "notSealed": None, "onFailure": "closed", "shipping": {}, "witnesses": {}},
     }  # fmt: skip
     return {**found, **changes}
 
@@ -455,8 +455,24 @@ OK = {"member": "b", "level": "secondary", "condition": "ready", "reason": "", "
         ("login", {"members": [{**OUT, "breakers": {"access": "open"}}, OK]}, "warn"),
         ("key", {"currentKey": None}, "fail"),
         ("key", {"keys": [{"id": "01", "state": "deactivated"}]}, "fail"),
-        ("audit", {"audit": {"failure": "no space", "notSealed": None, "onFailure": "closed", "shipping": {}}}, "fail"),
-        ("audit", {"audit": {"failure": "no space", "notSealed": None, "onFailure": "open", "shipping": {}}}, "warn"),
+        (
+            "audit",
+            {
+                "audit": {
+                    "failure": "no space",
+                    "notSealed": None,
+                    "onFailure": "closed",
+                    "shipping": {},
+                    "witnesses": {},
+                }
+            },
+            "fail",
+        ),
+        (
+            "audit",
+            {"audit": {"failure": "no space", "notSealed": None, "onFailure": "open", "shipping": {}, "witnesses": {}}},
+            "warn",
+        ),
         (
             "audit",
             {
@@ -465,11 +481,16 @@ OK = {"member": "b", "level": "secondary", "condition": "ready", "reason": "", "
                     "notSealed": None,
                     "onFailure": "open",
                     "shipping": {"syslog": {"error": "x"}},
+                    "witnesses": {},
                 }
             },
             "warn",
         ),
-        ("audit", {"audit": {"failure": None, "notSealed": "x", "onFailure": "closed", "shipping": {}}}, "warn"),
+        (
+            "audit",
+            {"audit": {"failure": None, "notSealed": "x", "onFailure": "closed", "shipping": {}, "witnesses": {}}},
+            "warn",
+        ),
         ("audit", {"audit": None}, "fail"),
         ("audit", {"audit": None, "auditConfigured": False}, "ok"),
         ("open", {"life": "closing"}, "fail"),
