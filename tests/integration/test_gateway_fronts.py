@@ -255,7 +255,8 @@ async def test_one_speaks_for_the_clients_that_it_can_know_and_for_no_other(
         b"{", b"7", b"[]", b'["what"]', b'["refused", 0, "a", "b", "c"]', b'["refused", 1, 2, 3, 4]',
         b'["counted", [["web", "OK", -1]]]', b'["counted", [["web", "NONSENSE", 1]]]',
         b'["counted", [["who", "OK", 1]]]',
-        b'["counted", 7]', b'["wire", 1, "named", "x"]', b'["ready", 1]', b"\xff" * 1000,
+        b'["counted", 7]', b'["wire", 1, "named", "x", 1]', b'["wire", 1, "named", "x"]', b'["ready", 1]',
+        b'["ended", 7]', b'["ended", [[]]]', b"\xff" * 1000,
     ],
 )  # fmt: skip
 @one_loop

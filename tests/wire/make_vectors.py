@@ -385,6 +385,8 @@ def refused() -> list[dict[str, Any]]:
     add(gateway, "sign of a trace, too short", packed(2, 1, TRACE + plain[:16], flags=4))
     add(gateway, "sign of half a trace", packed(2, 1, TRACE[:24], flags=4))
     add(gateway, "sign with half an id", packed(2, 1, NONCE[:15], flags=8))
+    add(gateway, "sign with an id alone", packed(2, 1, NONCE, flags=8))
+    add(gateway, "sign with half an address", packed(2, 1, NONCE + short("127.0.0.1")[:-1], flags=8))
     add(gateway, "an id of type 5", packed(5, 1, NONCE, flags=8))
     for number in (1, 5, 6, 7):
         add(gateway, f"a trace of type {number}", packed(number, 1, TRACE, flags=4))
