@@ -32,12 +32,11 @@ async def test_handshakes_of_strangers_are_counted_and_those_of_clients_are_not(
     for issued in (known, other):
         contexts.append(ssl.create_default_context(cafile=authority.file))
         contexts[-1].load_cert_chain(issued.certificate, issued.key)
+    buckets = AddressBuckets(3, LONG_AGO)  # of which nothing comes back while the test runs
     async with (
         site(world.config(), tmp_path, clients, tls=files) as gateway,
-        near_pumps(gateway.served) as (port, core),
+        near_pumps(gateway.served, buckets) as (port, core),
     ):
-        buckets = AddressBuckets(3, LONG_AGO)  # of which nothing comes back while the test runs
-        core.pumps._doors[0]._handshakes = buckets
         gateway.addresses.append(f"tls:127.0.0.1:{port}")
         for _ in range(10):
             async with gateway.over_tls(contexts[0]) as peer:
@@ -84,8 +83,7 @@ async def test_a_flood_of_strangers_waits_for_its_turns(world, tmp_path):
 
 @one_loop
 async def test_connections_over_https_of_clients_are_given_back(world, tmp_path):
-    async with near_site(world.config(), tmp_path) as (vault, core):
-        core.face._server._doors[0]._handshakes = AddressBuckets(3, LONG_AGO)
+    async with near_site(world.config(), tmp_path, handshakes=AddressBuckets(3, LONG_AGO)) as (vault, _):
         health = "/v1/sys/health"
         for _ in range(10):
             assert (await vault.asked("GET", health)).status == 200

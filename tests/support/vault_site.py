@@ -20,6 +20,7 @@ from tests.support.authority import Authority, Issued
 from tests.support.web import Reply
 
 import hsmcore
+from hsmcore.base.listening.rates import AddressBuckets
 from hsmcore.config.load import load_each
 from hsmcore.gateway.front.core import Core, KnownClients
 from hsmcore.gateway.front.pumps import Pumps
@@ -131,9 +132,6 @@ async def site(
 class NearCore(Core):
     """What a front knows, in the process of the key managers: for tests that look into a face, or change it."""
 
-    pumps: Pumps
-    face: Face
-
     def __init__(self, served: RunningGateway) -> None:
         line, self._far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         super().__init__(FrontReports(line))
@@ -176,12 +174,17 @@ def near(served: RunningGateway) -> Iterator[NearCore]:
 
 @asynccontextmanager
 async def near_site(
-    config: dict[str, Any], folder: Path, clients: Mapping[str, Any] | None = None, **more: Any
+    config: dict[str, Any],
+    folder: Path,
+    clients: Mapping[str, Any] | None = None,
+    handshakes: AddressBuckets | None = None,
+    **more: Any,
 ) -> AsyncIterator[tuple[Site, NearCore]]:
     """As `site`, with Vault's face in this process, so that a test can change its limits."""
     async with site(config, folder, clients, listen=[f"unix:{folder}/sign.sock"], **more) as vault:
         with near(vault.served) as core, socket.create_server(("127.0.0.1", 0)) as bound:
-            face = core.face = Face(core, [bound], core.tls, drain_seconds=10)
+            core.handshakes = handshakes or core.handshakes
+            face = Face(core, [bound], core.tls, drain_seconds=10)
             await face.start()
             vault.where = bound.getsockname()
             try:
@@ -191,12 +194,13 @@ async def near_site(
 
 
 @asynccontextmanager
-async def near_pumps(served: RunningGateway) -> AsyncIterator[tuple[int, NearCore]]:
+async def near_pumps(served: RunningGateway, handshakes: AddressBuckets) -> AsyncIterator[tuple[int, NearCore]]:
     """hsmcore-wire over TLS with a front's part in this process, so that a test can change its limits: the port."""
     with near(served) as core, socket.create_server(("127.0.0.1", 0)) as bound:
         settings = served.settings.tls
         assert settings is not None
-        pumps = core.pumps = Pumps(core, [bound], Tls(settings, wire=True))
+        core.handshakes = handshakes
+        pumps = Pumps(core, [bound], Tls(settings, wire=True))
         try:
             yield bound.getsockname()[1], core
         finally:
