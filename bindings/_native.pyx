@@ -297,9 +297,7 @@ cdef class Engine(Requests):
         if self._host == NULL:
             return None
         done = hsm_host_hardening(self._host, &abi)
-        steps = {"no-core-dumps": HSM_NO_CORE_DUMPS, "not-dumpable": HSM_NOT_DUMPABLE,
-                 "no-new-privileges": HSM_NO_NEW_PRIVILEGES, "seccomp": HSM_SECCOMP, "landlock": HSM_LANDLOCK}
-        return tuple(name for name, bit in steps.items() if not done & bit), abi
+        return _lacking(done), abi
 
     def kill_host(self):
         """Kill the host process; `host_fd` becomes readable when it has ended."""

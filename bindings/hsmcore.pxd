@@ -146,13 +146,10 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
     hsm_status hsm_host_begin(hsm_host *host, hsm_error *error)
     int hsm_host_fd(const hsm_host *host)
     int64_t hsm_host_pid(const hsm_host *host)
+    uint32_t hsm_harden(int32_t *landlock_abi)
     uint32_t hsm_host_hardening(const hsm_host *host, int32_t *landlock_abi)
     enum:
-        HSM_NO_CORE_DUMPS
-        HSM_NOT_DUMPABLE
-        HSM_NO_NEW_PRIVILEGES
-        HSM_SECCOMP
-        HSM_LANDLOCK
+        HSM_NO_CORE_DUMPS, HSM_NOT_DUMPABLE, HSM_NO_NEW_PRIVILEGES, HSM_SECCOMP, HSM_LANDLOCK
     hsm_status hsm_host_add_key(hsm_host *host, const hsm_key_selector *selector, hsm_key_info *info, hsm_error *error)
     hsm_status hsm_host_retire_key(hsm_host *host, uint32_t index)
     uint32_t hsm_host_supervise(hsm_host *host, uint32_t *healthy)

@@ -141,6 +141,19 @@ def wipe(bytearray secret):
         hsm_wipe(<char *>secret, len(secret))
 
 
+def _lacking(uint32_t done):
+    steps = {"no-core-dumps": HSM_NO_CORE_DUMPS, "not-dumpable": HSM_NOT_DUMPABLE,
+             "no-new-privileges": HSM_NO_NEW_PRIVILEGES, "seccomp": HSM_SECCOMP, "landlock": HSM_LANDLOCK}
+    return tuple(name for name, bit in steps.items() if not done & bit)
+
+
+def harden():
+    """Have this process give up what a host process does (hsm_harden), for good. Before it has other threads. Returns
+    the steps that did not take effect."""
+    cdef int32_t abi = 0
+    return _lacking(hsm_harden(&abi))
+
+
 def fork_generation():
     """A number that differs in a forked child."""
     return hsm_fork_generation()

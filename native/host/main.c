@@ -12,7 +12,6 @@
 #include <unistd.h>
 
 #include "engine.h"
-#include "harden.h"
 #include "pidfd.h"
 #include "wire.h"
 

@@ -2,20 +2,18 @@
 has no address."""
 
 import asyncio
-import socket
 import ssl
 
 import pytest
 from tests.support.authority import Authority
 from tests.support.loops import one_loop
 from tests.support.managers import until
-from tests.support.vault_site import TOKEN
-from tests.support.vault_site import site as vault_site
-from tests.support.wire_site import ME, refusals, sign, site
+from tests.support.vault_site import TOKEN, near_pumps, near_site
+from tests.support.wire_site import ME, sign, site
 
 from hsmcore.base.listening.rates import AddressBuckets
-from hsmcore.gateway.admission import UNKNOWN
-from hsmcore.gateway.vault import asker, face
+from hsmcore.gateway.front.core import UNKNOWN
+from hsmcore.gateway.vault import asker
 from hsmcore.gateway.wire import messages as wire
 
 pytestmark = pytest.mark.integration
@@ -30,16 +28,16 @@ async def test_handshakes_of_strangers_are_counted_and_those_of_clients_are_not(
     known, other = (authority.issue(name, dns=[f"{name}.example"]) for name in ("known", "other"))
     files = {"certificateFile": own.certificate, "keyFile": own.key, "clientCaFile": authority.file}
     clients = {**ME, "known": {"names": ["dns:known.example"], "keys": ["default"]}}
-    listen, log = [f"unix:{tmp_path}/sign.sock", "tls:127.0.0.1:0"], tmp_path / "audit.jsonl"
     contexts = []
     for issued in (known, other):
         contexts.append(ssl.create_default_context(cafile=authority.file))
         contexts[-1].load_cert_chain(issued.certificate, issued.key)
-    config = world.config(auditLogFile=str(log))
-    async with site(config, tmp_path, clients, listen=listen, tls=files) as gateway:
-        buckets = AddressBuckets(3, LONG_AGO)  # of which nothing comes back while the test runs
-        [door] = [one for one in gateway.server._doors if one._listening.family is not socket.AF_UNIX]
-        door._handshakes = buckets
+    buckets = AddressBuckets(3, LONG_AGO)  # of which nothing comes back while the test runs
+    async with (
+        site(world.config(), tmp_path, clients, tls=files) as gateway,
+        near_pumps(gateway.served, buckets) as (port, core),
+    ):
+        gateway.addresses.append(f"tls:127.0.0.1:{port}")
         for _ in range(10):
             async with gateway.over_tls(contexts[0]) as peer:
                 await peer.hello()
@@ -54,16 +52,14 @@ async def test_handshakes_of_strangers_are_counted_and_those_of_clients_are_not(
                     await peer.next()
         async with gateway.peer() as peer:
             await peer.signed(sign(1, b"m"))
-        await gateway.manager.audit.flush()
-        assert [(one["label"], one["why"]) for one in refusals(log)][-2:] == [("127.0.0.1", WHY)] * 2
+        assert [said[2:4] for said in core.told() if said[0] == "refused"][-2:] == [["127.0.0.1", WHY]] * 2
 
 
 @one_loop
 async def test_requests_of_strangers_are_counted_and_those_of_clients_are_not(world, tmp_path, monkeypatch):
     monkeypatch.setattr(asker, "WAIT_SECONDS", 0.0)
-    async with vault_site(world.config(), tmp_path) as vault:
-        desk = vault.served.server.desk
-        desk.unknown = AddressBuckets(3, LONG_AGO)
+    async with near_site(world.config(), tmp_path) as (vault, core):
+        core.unknown = AddressBuckets(3, LONG_AGO)
         health = "/v1/sys/health"
         for _ in range(10):
             assert (await vault.asked("GET", health)).status == 200
@@ -77,36 +73,17 @@ async def test_requests_of_strangers_are_counted_and_those_of_clients_are_not(wo
 
 
 @one_loop
-async def test_health_is_looked_up_ten_times_a_second_at_most(world, tmp_path, monkeypatch):
-    looked, now = [0], [1000.0]
-    async with vault_site(world.config(), tmp_path) as vault:
-        monkeypatch.setattr(face, "monotonic", lambda: now[0])
-        sealed = face.Transit._sealed
-        monkeypatch.setattr(face.Transit, "_sealed", lambda self: looked.append(1) or sealed(self))
-        for _ in range(5):
-            assert (await vault.asked("GET", "/v1/sys/health", token=None)).status == 200
-        assert len(looked) <= 2
-        now[0] += face.LOOK_SECONDS
-        before = len(looked)
-        await vault.asked("GET", "/v1/sys/seal-status", token=None)
-        assert len(looked) == before + 1
-
-
-@one_loop
 async def test_a_flood_of_strangers_waits_for_its_turns(world, tmp_path):
     """More than there is at once are all answered, later: none is refused that came one after the other."""
-    async with vault_site(world.config(), tmp_path) as vault:
-        desk = vault.served.server.desk
-        desk.unknown = AddressBuckets(2, 1 / UNKNOWN)
+    async with near_site(world.config(), tmp_path) as (vault, core):
+        core.unknown = AddressBuckets(2, 1 / UNKNOWN)
         replies = await asyncio.gather(*(vault.asked("GET", "/v1/sys/health", token=None) for _ in range(12)))
         assert {one.status for one in replies} == {200}
 
 
 @one_loop
 async def test_connections_over_https_of_clients_are_given_back(world, tmp_path):
-    async with vault_site(world.config(), tmp_path) as vault:
-        [door] = vault.served.vaults[0]._server._doors
-        door._handshakes = AddressBuckets(3, LONG_AGO)
+    async with near_site(world.config(), tmp_path, handshakes=AddressBuckets(3, LONG_AGO)) as (vault, _):
         health = "/v1/sys/health"
         for _ in range(10):
             assert (await vault.asked("GET", health)).status == 200

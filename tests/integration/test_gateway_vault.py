@@ -19,15 +19,15 @@ from tests.support.levels import OTHER, SAME
 from tests.support.levels import Site as Members
 from tests.support.loops import one_loop
 from tests.support.managers import becomes
-from tests.support.vault_site import TOKEN, b64, called, site
+from tests.support.vault_site import TOKEN, b64, called, near, site
 
 import hsmcore
-from hsmcore.errors import HsmError
-from hsmcore.gateway.admission import Admission
-from hsmcore.gateway.operations import SIGN_MANY, ask
-from hsmcore.gateway.vault import signing
+from hsmcore.errors import HsmError, KeyNotCurrent
+from hsmcore.gateway.front.link import RemoteKey
 from hsmcore.gateway.vault.face import Transit
 from hsmcore.gateway.versions import Versions
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import Splitter, Type, unlabelled
 
 pytestmark = pytest.mark.integration
 M = b"a message"
@@ -327,6 +327,7 @@ async def test_a_client_can_ask_about_itself_and_the_gateway(world, tmp_path):
         assert (await vault.asked("HEAD", "/v1/sys/health", token=None)).status == 200
         assert (await vault.asked("GET", "/v1/sys/health?activecode=299", token=None)).status == 299
         await vault.manager.close()
+        await becomes(lambda: has_health(vault, 503))
         sealed = await vault.asked("GET", "/v1/sys/health", token=None)
         assert (sealed.status, sealed.json()["sealed"]) == (503, True)
         sealed = await vault.asked("GET", "/v1/sys/seal-status", token=None)
@@ -334,6 +335,15 @@ async def test_a_client_can_ask_about_itself_and_the_gateway(world, tmp_path):
         assert (await vault.asked("GET", "/v1/sys/health?sealedcode=200", token=None)).status == 200
         assert (await vault.asked("GET", "/v1/sys/health?sealedcode=9999", token=None)).status == 503
         assert await vault.refused(503, "POST", SIGN, {"input": b64(M)})
+
+
+async def has_health(vault, status):
+    return (await vault.asked("GET", "/v1/sys/health", token=None)).status == status
+
+
+async def leads(vault, leads):
+    leader = (await vault.asked("GET", "/v1/sys/leader", token=None)).json()
+    return (leader["ha_enabled"], leader["is_self"]) == (True, leads)
 
 
 @pytest.mark.parametrize(
@@ -347,10 +357,9 @@ async def test_a_host_that_does_not_hold_the_epoch_is_on_standby(
     async with site(world.config(), tmp_path) as vault:
         with monkeypatch.context() as patched:
             patched.setattr(vault.manager, "fleet", SimpleNamespace(state=state, unordered=unordered))
+            await becomes(lambda: leads(vault, state == "holder"))
             health = await vault.asked("GET", "/v1/sys/health", token=None)
             assert (health.status, health.json()["standby"]) == (status, status == 429)
-            leader = (await vault.asked("GET", "/v1/sys/leader", token=None)).json()
-            assert (leader["ha_enabled"], leader["is_self"]) == (True, state == "holder")
             assert (await vault.asked("GET", "/v1/sys/health?standbyok=true", token=None)).status == 200
             wanted = 200 if status == 200 else 299
             assert (await vault.asked("GET", "/v1/sys/health?standbycode=299", token=None)).status == wanted
@@ -413,35 +422,63 @@ async def test_a_rotation_shows_as_the_next_version(fresh_token, tmp_path):
 
 @one_loop
 async def test_a_batch_goes_to_the_key_that_became_current_meanwhile(fresh_token, tmp_path, monkeypatch):
-    seen = []
+    seen, ask = [], RemoteKey.ask
 
-    async def late(counter, operation, what, context):
-        """The key is rotated when the batch is about to be signed."""
-        assert operation is SIGN_MANY
-        if not seen:
-            await vault.manager.rotate_key("test")
-        seen.append(what.version)
-        return await ask(counter, operation, what, context)
+    async def late(key, make, count=1):
+        """The key is rotated when a part of the batch is about to be signed."""
+        sent = frame_of(make(1))
+        if sent.type is not Type.SIGN_MANY:
+            return await ask(key, make, count)
+        asked = wire.read_sign_many(unlabelled(sent)[0].body)
+        seen.append(asked.version)
+        if len(seen) > 1:
+            return await ask(key, make, count)
+        first = key.current.public_key
+        await vault.manager.rotate_key("test")
+        if asked.version:
+            return await ask(key, make, count)
+        refused = wire.refusal_of(KeyNotCurrent.of(first, vault.manager.public_key))
+        return frame_of(wire.signed_many(1, 1, [bytes(64), *[refused] * (count - 1)]))
 
-    monkeypatch.setattr(signing, "ask", late)
+    monkeypatch.setattr(RemoteKey, "ask", late)
     async with site(fresh_token().config(**rules(tmp_path)), tmp_path) as vault:
         for version in (0, 2):  # any version, and the one that is current before
             seen.clear()
-            desk = Admission(vault.served.managers, vault.served.settings)
-            app = Transit(desk, vault.served.vaults[0].tls).app()
-            items = [{"input": b64(b"%d" % number)} for number in range(5)]
-            status, said = await called(app, SIGN, json.dumps({"batch_input": items, "key_version": version}).encode())
+            with near(vault.served) as core:
+                items = [{"input": b64(b"%d" % number)} for number in range(5)]
+                asked = json.dumps({"batch_input": items, "key_version": version}).encode()
+                status, said = await called(Transit(core, core.tls).app(), SIGN, asked)
             assert status == 200
             results = said["data"]["batch_results"]
+            assert seen == ([2] if version else [0, 0])
             if version:
                 assert all("was asked for" in one["error"] for one in results)
-                assert seen == [2]
                 continue
-            assert [one["key_version"] for one in results] == [2] * 5
-            assert seen == [1, 2]
-            for item, one in zip(items, results, strict=True):
+            assert [one["key_version"] for one in results] == [1, 2, 2, 2, 2]
+            for item, one in list(zip(items, results, strict=True))[1:]:
                 message, signature = (base64.b64decode(text) for text in (item["input"], parts(one["signature"])[1]))
                 VerifyKey(vault.manager.public_key).verify(message, signature)
+
+
+def frame_of(data):
+    """The one frame of some bytes."""
+    [found] = Splitter(tuple(Type)).feed(data)
+    return found
+
+
+@one_loop
+async def test_a_version_that_signed_before_its_number_was_read_has_that_of_the_ring(
+    fresh_token, tmp_path, monkeypatch
+):
+    async with site(fresh_token().config(**rules(tmp_path)), tmp_path) as vault:
+        assert (await vault.data("POST", SIGN, {"input": b64(M)}))["key_version"] == 1
+        with monkeypatch.context() as patched:
+            patched.setattr(vault.served.server, "keys_changed", lambda: None)
+            patched.setattr(vault.served.server, "tell_keys", lambda: None)  # a busy loop has not come to either
+            await vault.manager.rotate_key("test")
+            for body in ({"input": b64(M)}, {"batch_input": [{"input": b64(M)}]}):
+                signed = await vault.data("POST", SIGN, body)
+                assert signed.get("batch_results", [signed])[0]["key_version"] == 2
 
 
 @one_loop

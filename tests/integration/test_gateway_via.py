@@ -1,6 +1,7 @@
 """A record says by which way its request came: who connected, on which connection, with which number."""
 
 import asyncio
+import http.client
 import json
 import os
 import subprocess
@@ -9,7 +10,7 @@ import pytest
 from tests.support.gateways import gateway
 from tests.support.loops import one_loop
 from tests.support.terminal import PROGRAM
-from tests.support.vault_site import b64
+from tests.support.vault_site import TOKEN, b64
 from tests.support.vault_site import site as vault_site
 from tests.support.wire_site import ME, many, sign, site
 
@@ -77,7 +78,21 @@ async def test_vaults_records_say_from_where(world, tmp_path):
     async with vault_site(config, tmp_path) as vault:
         said = (await vault.asked("POST", "/v1/transit/sign/default", {"input": b64(b"m")})).json()
         [record] = await records(vault.manager, request_id=said["request_id"])
-    assert record["via"] == {"peer": "127.0.0.1"}
+        assert record["via"] == {"peer": "127.0.0.1"}
+        other = await asyncio.to_thread(asked_from, vault, "127.0.0.2")  # over the same connection of the front
+        [record] = await records(vault.manager, request_id=other)
+        assert record["via"] == {"peer": "127.0.0.2"}
+        assert len(vault.served.server.inner) == 1
+
+
+def asked_from(vault, address):
+    """Have a message signed from an address of this host. Returns the request's id."""
+    context = vault.trusting()
+    link = http.client.HTTPSConnection(*vault.where, timeout=60, context=context, source_address=(address, 0))
+    link.request("POST", "/v1/transit/sign/default", json.dumps({"input": b64(b"n")}), {"X-Vault-Token": TOKEN})
+    said = json.loads(link.getresponse().read())
+    link.close()
+    return said["request_id"]
 
 
 @pytest.mark.usefixtures("terminal")

@@ -18,7 +18,7 @@ from nacl.signing import SigningKey
 from tests.integration.test_policy import records
 from tests.support.key_sets import EXAMPLES, Case, by_hsmcore, by_node, by_python
 from tests.support.loops import one_loop
-from tests.support.managers import opened, until
+from tests.support.managers import becomes, opened, until
 from tests.support.vault_site import TOKEN, site
 from tests.support.web import asked
 
@@ -352,6 +352,7 @@ async def test_of_several_keys_each_has_a_set_and_batches(fresh_token, tmp_path)
     async with site(config, tmp_path, {"app": {"token": TOKEN, "keys": ["a", "b"]}}) as vault:
         for name, manager in vault.served.managers.items():
             await until(lambda manager=manager: manager.key_set() != b"")
+            await becomes(lambda name=name, manager=manager: hands_out(vault, f"/keys/{name}", manager.key_set()))
             reply = await vault.asked("GET", f"/keys/{name}", token=None)
             KeySet.trust(reply.body, manager.public_key, name)
             signed = await manager.sign_batched(b"m")
@@ -360,6 +361,11 @@ async def test_of_several_keys_each_has_a_set_and_batches(fresh_token, tmp_path)
         for kind in ("key-set", "batch-root"):
             with pytest.raises(BadArgument):
                 await vault.served.managers.sign(b"m", kind=kind)
+
+
+async def hands_out(vault, where, expected):
+    reply = await vault.asked("GET", where, token=None)
+    return (reply.status, reply.body) == (200, expected)
 
 
 @one_loop
@@ -373,8 +379,8 @@ async def test_it_is_handed_out_as_it_is(fresh_token, tmp_path, capfdbinary):
         await until(lambda: vault.manager.key_set(since=-1).count("§".encode()) == 4)
         newest, every = vault.manager.key_set(), vault.manager.key_set(since=-1)
         for where, expected in (("/keys", newest), ("/keys/default", newest), ("/keys?since=-1", every)):
+            await becomes(lambda where=where, expected=expected: hands_out(vault, where, expected))
             reply = await vault.asked("GET", where, token=None)
-            assert (reply.status, reply.body) == (200, expected)
             assert reply.headers["content-type"] == "text/plain; charset=utf-8"
         for where, status in (("/keys/other", 404), ("/keys?since=x", 400), ("/keys?since=" + "9" * 30, 400)):
             assert (await vault.asked("GET", where, token=None)).status == status

@@ -77,6 +77,7 @@ NEAR: Final[dict[str, tuple[str, ...]]] = {
             "tests/integration/test_audit_adopted.py::test_an_adopted_log_is_a_finding_until_an_auditor_expects_it",
         ),
         "base/steady.py": ("tests/unit/test_steady.py",),
+        "base/digests.py": ("tests/unit/test_gateway_clients.py", "tests/unit/test_secrets.py"),
         "config/secret.py": ("tests/unit/test_gateway_clients.py", "tests/unit/test_secrets.py"),
         "failover/bindings.py": ("tests/integration/test_key_binding_restarts.py",),
         "failover/breaker.py": (

@@ -51,7 +51,7 @@ class Authority:
         dns: Sequence[str] = (),
         uris: Sequence[str] = (),
         ips: Sequence[str] = (),
-        days: int = 1,
+        days: float = 1,
     ) -> Issued:
         """Return a new certificate with these names. `days`: until it ends; negative: it has ended."""
         key = ec.generate_private_key(ec.SECP256R1())
@@ -69,7 +69,7 @@ class Authority:
             str(_written(self._folder / f"{name}.key", key.private_bytes(*form))),
         )
 
-    def _builder(self, name: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: int) -> x509.CertificateBuilder:
+    def _builder(self, name: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: float) -> x509.CertificateBuilder:
         now = datetime.datetime.now(datetime.UTC)
         return (
             x509.CertificateBuilder()

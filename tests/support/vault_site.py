@@ -7,9 +7,10 @@ import base64
 import http.client
 import json
 import secrets
+import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,15 @@ from tests.support.authority import Authority, Issued
 from tests.support.web import Reply
 
 import hsmcore
+from hsmcore.base.listening.rates import AddressBuckets
 from hsmcore.config.load import load_each
+from hsmcore.gateway.front.core import Core, KnownClients
+from hsmcore.gateway.front.pumps import Pumps
+from hsmcore.gateway.front.reports import FrontReports
+from hsmcore.gateway.fronts import state_of
 from hsmcore.gateway.gateway import RunningGateway, running, settings_of
+from hsmcore.gateway.tls import Tls
+from hsmcore.gateway.vault.face import Face
 
 TOKEN = secrets.token_hex(20)
 """Of the client "app" where a test names no clients of its own."""
@@ -117,9 +125,86 @@ async def site(
     configs = load_each(document)
     async with running(configs, settings_of(configs)) as served:
         [address] = served.addresses
-        face, host, port = address.split(":")
-        assert face == "https"
-        yield Site((host, int(port)), served, authority)
+        face, host, *port = address.split(":")
+        yield Site((host, int(port[0]) if face == "https" else 0), served, authority)
+
+
+class NearCore(Core):
+    """What a front knows, in the process of the key managers: for tests that look into a face, or change it."""
+
+    def __init__(self, served: RunningGateway) -> None:
+        line, self._far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        super().__init__(FrontReports(line))
+        self._line, self._server = line, served.server
+        told = served.server.desk.directory.told()
+        self.clients = KnownClients(1, json.loads(json.dumps(told)))
+        self.state = state_of(served.managers)
+        assert served.settings.tls is not None
+        self.tls = Tls(served.settings.tls, wire=False)
+
+    def connection(self, face: str, client: str, peer: str, _number: int = 0) -> socket.socket:
+        own, theirs = socket.socketpair()
+        own.setblocking(False)
+        self._server.admit(theirs, self._server.desk.directory.clients[client], peer, vault=face == "vault")
+        return own
+
+    def told(self) -> list[Any]:
+        """What the process with the keys would have heard."""
+        found = []
+        self._far.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                found.append(json.loads(self._far.recv(1 << 16)))
+        return found
+
+    def close(self) -> None:
+        self._line.close()
+        self._far.close()
+
+
+@contextmanager
+def near(served: RunningGateway) -> Iterator[NearCore]:
+    """Such a front's knowledge."""
+    core = NearCore(served)
+    try:
+        yield core
+    finally:
+        core.close()
+
+
+@asynccontextmanager
+async def near_site(
+    config: dict[str, Any],
+    folder: Path,
+    clients: Mapping[str, Any] | None = None,
+    handshakes: AddressBuckets | None = None,
+    **more: Any,
+) -> AsyncIterator[tuple[Site, NearCore]]:
+    """As `site`, with Vault's face in this process, so that a test can change its limits."""
+    async with site(config, folder, clients, listen=[f"unix:{folder}/sign.sock"], **more) as vault:
+        with near(vault.served) as core, socket.create_server(("127.0.0.1", 0)) as bound:
+            core.handshakes = handshakes or core.handshakes
+            face = Face(core, [bound], core.tls, drain_seconds=10)
+            await face.start()
+            vault.where = bound.getsockname()
+            try:
+                yield vault, core
+            finally:
+                await face.close()
+
+
+@asynccontextmanager
+async def near_pumps(served: RunningGateway, handshakes: AddressBuckets) -> AsyncIterator[tuple[int, NearCore]]:
+    """hsmcore-wire over TLS with a front's part in this process, so that a test can change its limits: the port."""
+    with near(served) as core, socket.create_server(("127.0.0.1", 0)) as bound:
+        settings = served.settings.tls
+        assert settings is not None
+        core.handshakes = handshakes
+        pumps = Pumps(core, [bound], Tls(settings, wire=True))
+        try:
+            yield bound.getsockname()[1], core
+        finally:
+            await pumps.close()
 
 
 async def called(app: ASGIApp, path: str, body: bytes) -> tuple[int, Any]:

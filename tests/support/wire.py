@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from hsmcore.base.receipt import Receipt
 from hsmcore.gateway.wire import batched
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import Flag, Frame, Type, frame, traced, untraced
+from hsmcore.gateway.wire.frames import Flag, Frame, Type, frame, labelled, traced, unlabelled, untraced
 
 
 class Signed(NamedTuple):
@@ -90,7 +90,8 @@ READERS: dict[Type, Callable[[Frame], Any]] = {
 
 def read(one: Frame) -> Any:
     """What the frame says. Raises WireError."""
-    return READERS[one.type](untraced(one)[0] if one.flags & Flag.TRACED else one)
+    rest = untraced(one)[0] if one.flags & Flag.TRACED else one
+    return READERS[one.type](unlabelled(rest)[0] if rest.flags & Flag.LABELLED else rest)
 
 
 def encoded(one: Frame) -> bytes:
@@ -98,6 +99,9 @@ def encoded(one: Frame) -> bytes:
     if one.flags & Flag.TRACED:
         rest, parent = untraced(one)
         return traced(encoded(rest), parent)
+    if one.flags & Flag.LABELLED:
+        rest, label = unlabelled(one)
+        return labelled(encoded(rest), label)
     found, kind, request, slot, again = read(one), one.type, one.request, one.slot, bool(one.flags & Flag.AGAIN)
     if kind is Type.SIGN:
         return wire.sign(request, found, slot=slot, again=again)
@@ -107,7 +111,7 @@ def encoded(one: Frame) -> bytes:
         return batched.sign_batched(request, found, slot=slot, again=again)
     made = {
         Type.HELLO: lambda: wire.hello(*found),
-        Type.VERIFY: lambda: wire.verify(request, found, slot=slot),
+        Type.VERIFY: lambda: wire.verify(request, found, slot=slot, digest=bool(one.flags & Flag.DIGEST)),
         Type.MANAGE: lambda: wire.manage(request, found, slot=slot),
         Type.WELCOME: lambda: wire.welcome(found),
         Type.SIGNED: lambda: signed(request, found.signature, *found[:3], slot=slot),
@@ -174,4 +178,10 @@ def meaning(one: Frame) -> dict[str, Any]:
     if one.flags & Flag.TRACED:
         trace_id, span_id, flags = untraced(one)[1]
         plain["traceparent"] = f"00-{trace_id.hex()}-{span_id.hex()}-{flags:02x}"
+        one = untraced(one)[0]
+    if one.flags & Flag.LABELLED:
+        label = unlabelled(one)[1]
+        plain |= {"request_id": label.request_id.hex(), "peer": label.peer}
+    if one.flags & Flag.DIGEST:
+        plain["digest"] = True
     return plain

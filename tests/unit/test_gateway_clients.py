@@ -1,6 +1,7 @@
 """Who a client of the gateway is, and how much of its rules it has used up."""
 
 import asyncio
+import json
 import math
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -14,8 +15,9 @@ from tests.support.loops import one_loop
 from hsmcore.audit.record import current_caller
 from hsmcore.config.gateway import GatewayClient
 from hsmcore.errors import BadArgument, ConfigurationError, QueueFull
-from hsmcore.gateway import clients
 from hsmcore.gateway.clients import AT_ONCE, Directory, KnownClient, OpenWork
+from hsmcore.gateway.front import core
+from hsmcore.gateway.front.core import KnownClients
 from hsmcore.gateway.tls import names_in
 from hsmcore.manager.policy import callers as rate
 
@@ -53,26 +55,34 @@ def test_clients_are_found_by_what_they_show():
     two = Directory({"one": rules(gid=[7, 9]), "two": rules(gid=[8])})
     assert (two.by_peer(1, 7, (7, 8)).name, two.by_peer(1, 2, (7, 9)).name) == ("one", "one")
     assert two.by_peer(1, 2, (7, 8)) is None
-    assert found.by_names(["dns:z", "dns:a.example", "spiffe://d/x"]).name == "named"
-    assert found.by_names(["dns:a.example", "dns:b.example"]) is None
-    assert found.by_names([]) is None
-    assert found.by_token(TOKEN).name == "token"
-    assert found.by_token(TOKEN + "t") is None
-    assert found.by_token("") is None
-    assert found.by_token("\ud800" * 5000) is None
+    told = as_told(found)
+    assert told.by_names(["dns:z", "dns:a.example", "spiffe://d/x"]) == "named"
+    assert told.by_names(["dns:a.example", "dns:b.example"]) is None
+    assert told.by_names([]) is None
+    assert told.by_token(TOKEN) == "token"
+    assert told.by_token(TOKEN + "t") is None
+    assert told.by_token("") is None
+    assert told.by_token("\ud800" * 5000) is None
+    assert TOKEN not in json.dumps(found.told())
+    assert (found.fronted("wire"), found.fronted("vault")) == ({"named", "other"}, {"named", "other", "token"})
+
+
+def as_told(directory):
+    """What a front knows of the clients."""
+    return KnownClients(1, json.loads(json.dumps(directory.told())))
 
 
 def test_any_token_of_a_client_will_do_until_it_expires(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(clients, "time", SimpleNamespace(time=lambda: now[0]))
+    monkeypatch.setattr(core, "time", SimpleNamespace(time=lambda: now[0]))
     tokens = [{"token": "u" * 32, "expires": "1970-01-01T00:01:00Z"}, {"token": "v" * 32}]
-    found = Directory({"web": rules(token=TOKEN, tokens=tokens), "other": rules(tokens=[{"token": "w" * 32}])})
-    assert [found.by_token(one * 32).name for one in "tuvw"] == ["web", "web", "web", "other"]
+    found = as_told(Directory({"web": rules(token=TOKEN, tokens=tokens), "other": rules(tokens=[{"token": "w" * 32}])}))
+    assert [found.by_token(one * 32) for one in "tuvw"] == ["web", "web", "web", "other"]
     now[0] = 60.0
     assert found.by_token("u" * 32) is None
     assert found.refusal_of("u" * 32) == "the token of 'web' expired at 1970-01-01T00:01:00Z"
     assert found.refusal_of("x" * 32) == "unknown token"
-    assert found.by_token("v" * 32).name == "web"
+    assert found.by_token("v" * 32) == "web"
     assert (rules(tokens=tokens).tokens_end, rules(tokens=tokens[:1]).tokens_end) == (math.inf, 60)
     assert rules(uid=[1]).tokens_end is None
     with pytest.raises(ConfigurationError, match="is a token of client 'web' already"):
@@ -99,7 +109,7 @@ def test_a_token_that_is_none_is_refused_and_not_shown(token):
 
 
 def test_a_token_of_the_first_and_the_last_printable_character_is_one():
-    assert Directory({"app": rules(token="!~" * 16)}).by_token("!~" * 16).name == "app"
+    assert as_told(Directory({"app": rules(token="!~" * 16)})).by_token("!~" * 16) == "app"
 
 
 def test_a_token_is_one_client_s():
@@ -111,7 +121,8 @@ def test_a_client_whose_rules_are_the_same_stays_and_a_changed_one_keeps_its_ans
     before = Directory({"same": rules(token=TOKEN), "changed": rules(uid=[5]), "gone": rules(uid=[6])}).clients
     after = Directory({"same": rules(token=TOKEN + "t"), "changed": rules(uid=[7]), "new": rules(uid=[8])}, before)
     assert after.has(before["same"])
-    assert after.by_token(TOKEN + "t") is before["same"]
+    assert as_told(after).by_token(TOKEN + "t") == "same"
+    assert as_told(after).by_token(TOKEN) is None
     changed, new = after.clients["changed"], after.clients["new"]
     assert after.by_peer(7, 0) is changed is not before["changed"]
     assert (changed.sessions, changed.intake) == (before["changed"].sessions, before["changed"].intake)

@@ -73,7 +73,7 @@ def test_python_calls_modules_from_one_place():
     ways = re.compile(r"\b(CDLL|CFUNCTYPE|functions_of)\(")
     paths = sources("core/hsmcore", ".py")
     calling = {path.relative_to(ROOT).as_posix() for path in paths if ways.search(path.read_text())}
-    assert calling == {f"core/hsmcore/members/control/{name}.py" for name in ("adopt", "calls", "child", "locked")}
+    assert calling == {f"core/hsmcore/members/control/{name}.py" for name in ("adopt", "calls", "locked", "started")}
 
 
 @pytest.mark.parametrize("module", ["hsmcore_bench.suite.child", "hsmcore_bench.demo.fleet_member"])
@@ -419,8 +419,8 @@ READ_THE_WALL_CLOCK = {
     },
     "the day on which what a client shows ends": {
         "doctor/places.py",
-        "gateway/clients.py",
-        "gateway/server.py",
+        "gateway/front/core.py",
+        "gateway/front/pumps.py",
         "gateway/vault/asker.py",
     },
     "which records are read": {"cli/audit/records.py"},

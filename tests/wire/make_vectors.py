@@ -34,7 +34,8 @@ KINDS = {"": 0, "tx-legacy": 1, "tx-v0": 2, "tx-v1": 3, "off-chain": 4, "block":
          "raw": 8, "prehashed": 9}  # fmt: skip
 LEVELS = {"": 0, "primary": 1, "secondary": 2, "emergency": 3}
 ALGORITHMS = {"ed25519": 1, "ecdsa-p256": 2, "ecdsa-secp256k1": 3}
-OPERATIONS = {"generate": 1, "set-current": 2, "deactivate": 3, "cache-stats": 4, "export": 5, "unfinished": 6}
+OPERATIONS = {"generate": 1, "set-current": 2, "deactivate": 3, "cache-stats": 4, "export": 5, "unfinished": 6,
+              "versions": 7}  # fmt: skip
 
 
 def packed(number: int, request: int = 0, body: bytes = b"", *, slot: int = 0, flags: int = 0, more: int = 0) -> bytes:
@@ -221,6 +222,16 @@ def traced() -> Iterator[dict[str, Any]]:
         yield frame(f"{of.lower()} of a trace{again}", of, TRACE + body, {**says, "traceparent": PARENT}, 50, 1, flags)
 
 
+def labelled() -> Iterator[dict[str, Any]]:
+    """A front's frames, with the id of a request in the audit log and where it came from."""
+    label = NONCE + short("127.0.0.1")
+    body, says = short("00a2") + long(SIGNATURE) + bytes(range(32)), {"key_id": "00a2", "signature": SIGNATURE.hex()}
+    says |= {"message": bytes(range(32)).hex(), "request_id": NONCE.hex(), "peer": "127.0.0.1"}
+    yield frame("verify with an id", "VERIFY", label + body, says, 60, 1, 8)
+    traced = {**says, "traceparent": PARENT, "digest": True}
+    yield frame("verify of a digest, of a trace, with an id", "VERIFY", TRACE + label + body, traced, 60, 1, 28)
+
+
 def of_both() -> Iterator[dict[str, Any]]:
     """PING and PONG."""
     for of in ("PING", "PONG"):
@@ -351,7 +362,7 @@ def refused() -> list[dict[str, Any]]:
         add(gateway, f"a flag of type {number}", packed(number, 1, bytes(20), flags=1))
     for number in range(129, 140):
         add(client, f"a flag of type {number}", packed(number, 1, bytes(20), flags=2))
-    for flags in (4, 8, 128):
+    for flags in (4, 16, 128):
         add(gateway, f"flag {flags} of sign", packed(2, 1, struct.pack("<BIQI", 0, 0, 0, 1), flags=flags))
     for flags in (1, 3, 4):
         add(gateway, f"flag {flags} of sign many", packed(3, 1, struct.pack("<BIIH", 0, 0, 1, 0), flags=flags))
@@ -373,6 +384,10 @@ def refused() -> list[dict[str, Any]]:
     add(gateway, "sign of span 0", packed(2, 1, TRACE[:16] + bytes(8) + b"\1" + plain, flags=4))
     add(gateway, "sign of a trace, too short", packed(2, 1, TRACE + plain[:16], flags=4))
     add(gateway, "sign of half a trace", packed(2, 1, TRACE[:24], flags=4))
+    add(gateway, "sign with half an id", packed(2, 1, NONCE[:15], flags=8))
+    add(gateway, "sign with an id alone", packed(2, 1, NONCE, flags=8))
+    add(gateway, "sign with half an address", packed(2, 1, NONCE + short("127.0.0.1")[:-1], flags=8))
+    add(gateway, "an id of type 5", packed(5, 1, NONCE, flags=8))
     for number in (1, 5, 6, 7):
         add(gateway, f"a trace of type {number}", packed(number, 1, TRACE, flags=4))
     add(gateway, "sign, too short", packed(2, 1, struct.pack("<BIQI", 0, 0, 0, 1)[:-1]))
@@ -404,7 +419,7 @@ def refused() -> list[dict[str, Any]]:
     add(gateway, "ping of 65 bytes", packed(7, 0, bytes(65)))
     add(gateway, "manage of nothing", packed(8, 1))
     add(gateway, "manage: operation 0", packed(8, 1, b"\0" + short("")))
-    add(gateway, "manage: operation 7", packed(8, 1, b"\7" + short("")))
+    add(gateway, "manage: operation 8", packed(8, 1, b"\x08" + short("")))
     add(gateway, "manage and a byte more", packed(8, 1, b"\1" + short("") + b"\0"))
 
     return found
@@ -469,7 +484,7 @@ def document() -> str:
     """vectors.json."""
     made = {
         "protocol": "hsmcore-wire/1",
-        "frames": [*of_client(), *traced(), *of_both(), *welcomes(), *of_gateway()],
+        "frames": [*of_client(), *traced(), *labelled(), *of_both(), *welcomes(), *of_gateway()],
         "streams": streams(),
         "refused": [*refused(), *refused_answers()],
     }

@@ -16,7 +16,16 @@ export const KINDS = [
 ] as const;
 export const ALGORITHMS = ["", "ed25519", "ecdsa-p256", "ecdsa-secp256k1"] as const;
 export const LEVELS = ["", "primary", "secondary", "emergency"] as const;
-export const OPERATIONS = ["", "generate", "set-current", "deactivate", "cache-stats", "export", "unfinished"] as const;
+export const OPERATIONS = [
+  "",
+  "generate",
+  "set-current",
+  "deactivate",
+  "cache-stats",
+  "export",
+  "unfinished",
+  "versions",
+] as const;
 
 /** What a message is; "" says nothing. */
 export type Kind = (typeof KINDS)[number];

@@ -52,6 +52,8 @@ class _Via(NamedTuple):
     """As members of a record, to which a request has only to add its number."""
     whole: bytes
     """And the caller before it: all that a request without labels adds."""
+    numbered: bool
+    """Whether its requests have numbers: those of a connection have."""
 
 
 _via: ContextVar[_Via | None] = ContextVar("hsmcore_audit_via", default=None)
@@ -109,7 +111,7 @@ def come_by(way: Mapping[str, object]) -> None:
     `connection`."""
     said = cleaned(way)
     text = b',"via":' + orjson.dumps(said)[:-1]
-    _via.set(_Via(said, text, (_extra_of(None, _caller.get()) or b"") + text))
+    _via.set(_Via(said, text, (_extra_of(None, _caller.get()) or b"") + text, "connection" in said))
 
 
 def current_caller() -> str | None:
@@ -366,7 +368,7 @@ def extra(**fields: object) -> bytes | None:
         labels, way = _labels.get(), _via.get()
         if way is None:
             return _extra_of(labels, _caller.get())
-        number = _request.get()
+        number = _request.get() if way.numbered else 0
         known = way.whole if labels is None else (_extra_of(labels, _caller.get()) or b"") + way.text
         return b'%b,"request":%d}' % (known, number) if number else known + b"}"
     shown = cleaned(fields)
@@ -385,7 +387,7 @@ def _context() -> dict[str, object]:
     """Return the fields that the context adds to each record."""
     shown, way, number = _shown(_labels.get(), _caller.get()), _via.get(), _request.get()
     if way is not None:
-        shown["via"] = way.said | ({"request": number} if number else {})
+        shown["via"] = way.said | ({"request": number} if number and way.numbered else {})
     return shown
 
 

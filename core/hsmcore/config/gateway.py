@@ -147,6 +147,8 @@ class Gateway(Model):
     """Certificates; required for "tls:" and "https:"."""
     clients: dict[str, GatewayClient]
     """The clients, by names that records and metrics show."""
+    fronts: Annotated[int, Whole(1, 64)] = 1
+    """Processes for its "tls:" addresses, and as many for "https:" ones, which speak with clients and hold no key."""
     socket_mode: Annotated[str, Text(4, form="0[0-7]{3}", says='the permissions of a Unix socket, such as "0660"')] = (
         "0660"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 from pathlib import Path
@@ -12,6 +11,7 @@ from pydantic import GetJsonSchemaHandler, ValidationInfo, model_validator
 from pydantic_core import core_schema
 
 from hsmcore._native import wipe
+from hsmcore.base.digests import TokenDigester
 from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import ownership_of
 from hsmcore.config.base import Model, Text, clash, hidden_fault, is_placeholder
@@ -311,18 +311,10 @@ def _validated(value: object, info: ValidationInfo) -> Secret:
 
 MIN_TOKEN_BYTES: Final = 20
 """Shortest accepted token. `openssl rand -hex 32` makes 64 characters; a token shorter than this can be guessed."""
-MAX_TOKEN_BYTES: Final = 4096
 
 
-class TokenDigests:
-    """Makes digests under a key that is made here: who chooses a token does not choose what it is compared with."""
-
-    def __init__(self, key: bytes | None = None) -> None:
-        self.key = os.urandom(32) if key is None else key
-
-    def of(self, presented: bytes | bytearray) -> bytes:
-        """Return the digest of what a client presents."""
-        return hmac.digest(self.key, presented, hashlib.sha256)
+class TokenDigests(TokenDigester):
+    """Those of tokens that the configuration names, too."""
 
     def of_secret(self, secret: Secret) -> bytes:
         """Fetch a token and return its digest; the token is wiped. May block. Raises SecretUnavailable, and

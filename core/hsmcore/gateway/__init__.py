@@ -3,8 +3,8 @@
     async with hsmcore.gateway.Client("unix:/run/hsmcore/sign.sock") as km:
         signature = await km.sign(message)
 
-Reading order: docs/WIRE.md and wire; then the gateway's side: clients, admission, operations, connection, server; then
-client and vault.
+Reading order: docs/WIRE.md and wire; then the gateway's side: clients, admission, operations, connection, server,
+fronts; then front and vault; then client.
 """
 
 from typing import TYPE_CHECKING

@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections import Counter as Count
 from collections.abc import Sequence
 from itertools import chain
-from time import monotonic
 from typing import Final
 
-from hsmcore.base.listening.rates import AddressBuckets
 from hsmcore.config import Gateway
 from hsmcore.config.policy import BATCH_ROOT, ORDERED
-from hsmcore.errors import EmptyMessage, HsmError, InternalError, KeyNotFound, MessageTooLarge, PolicyRefused
+from hsmcore.errors import EmptyMessage, HsmError, KeyNotFound, MessageTooLarge, PolicyRefused
+from hsmcore.errors.statuses import STATUSES
 from hsmcore.gateway.clients import Directory, KnownClient, OpenWork
 from hsmcore.gateway.jobs import Queue
+from hsmcore.gateway.refusals import RefusalLimit, outcome_of_request
 from hsmcore.gateway.versions import Versions
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.manager.key_manager import KeyManager
@@ -27,15 +27,9 @@ from hsmcore.manager.policy.guard import kinds_of
 MANAGING: Final = 8
 """Requests to manage keys that a client may have open at a key manager, beside those for signatures: keys are rotated
 while as many signatures are open as there may be."""
-HANDSHAKES: Final = 20
-"""Of TLS, a second, by one address, that show no client: each takes more than a millisecond of the event loop."""
-HANDSHAKES_AT_ONCE: Final = 50
-UNKNOWN: Final = 200
-"""Requests over HTTP that no client sends, a second, by one address, and at once."""
 _FEW: Final = 32
 _ALONE: Final = 1024
-_RECORDS: Final = 10.0
-"""Refusals of strangers that are recorded at once; then one in a second."""
+_OUTCOMES: Final = frozenset({"INTERNAL", *STATUSES})
 
 
 class ClientKey:
@@ -144,15 +138,9 @@ class Admission:
         """Those of clients that are gone, or have other rules now."""
         self.requests: Count[tuple[str, str]] = Count()
         """Answered requests of all faces, by client and outcome; see `count`."""
-        self.handshakes = AddressBuckets(HANDSHAKES_AT_ONCE, 1 / HANDSHAKES)
-        """What each address may begin at all faces before its clients have shown who they are."""
-        self.unknown = AddressBuckets(UNKNOWN, 1 / UNKNOWN)
-        """Requests over HTTP of an address that no client sends."""
         self.strangers = 0
         """Connections and requests that were refused because of who or what they are from."""
-        self._records, self._recorded = _RECORDS, monotonic()
-        self._unrecorded: tuple[int, str, str, str] = 0, "", "", ""
-        """How many refusals have no record yet, and the last of them."""
+        self._refusals = RefusalLimit(self._record)
 
     @property
     def open(self) -> int:
@@ -212,32 +200,28 @@ class Admission:
 
     def count(self, client: KnownClient, error: HsmError | None) -> None:
         """Count a request that a face has answered; a batch is one. `error`: None is a good answer."""
-        outcome = "OK" if error is None else "INTERNAL" if isinstance(error, InternalError) else error.status
-        self.requests[client.name, outcome] += 1
+        self.requests[client.name, outcome_of_request(error)] += 1
 
-    def refused(self, peer: str, why: str, what: str) -> None:
-        """Record a refusal: `peer`, of whom or from where; `why`; `what` was asked for. Refusals could fill the disk:
-        after the first ones there is a record a second, which counts the others."""
-        self.strangers += 1
-        now = monotonic()
-        self._records = min(self._records + now - self._recorded, _RECORDS)
-        self._recorded = now
-        self._unrecorded = self._unrecorded[0] + 1, peer, why, what
-        if self._records >= 1:
-            self._records -= 1
-            self._record()
+    def count_more(self, name: str, outcome: str, count: int) -> None:
+        """Count what a front has answered. Raises ValueError for what it cannot have."""
+        if name not in self.directory.clients or outcome not in _OUTCOMES or type(count) is not int or count < 1:
+            raise ValueError(outcome)
+        self.requests[name, outcome] += count
 
-    def _record(self) -> None:
-        count, peer, why, what = self._unrecorded
-        self._unrecorded = 0, "", "", ""
+    def refused(self, peer: str, why: str, what: str, count: int = 1) -> None:
+        """Record refusals: `peer`, of whom or from where; `why`; `what` was asked for, of the last one. See
+        RefusalLimit."""
+        self.strangers += count
+        self._refusals.add(peer, why, what, count)
+
+    def _record(self, count: int, peer: str, why: str, what: str) -> None:
         self.managers.audit.note("gateway-refused", result="error", label=peer, why=why, command=what, count=count)
 
     def close(self) -> None:
         """Answer what waits, and record the refusals that have no record yet: the key managers are about to close."""
         for queue in self.queues.values():
             queue.close()
-        if self._unrecorded[0]:
-            self._record()
+        self._refusals.flush()
 
 
 def _enough_for(manager: KeyManager) -> int:

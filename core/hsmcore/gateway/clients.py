@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from contextvars import Context
@@ -15,7 +14,7 @@ from hsmcore.audit.record import caller_context, come_by, label
 from hsmcore.base.traceparent import TraceParent
 from hsmcore.config import GatewayClient
 from hsmcore.config.gateway import GatewayToken
-from hsmcore.config.secret import MAX_TOKEN_BYTES, TokenDigests
+from hsmcore.config.secret import TokenDigests
 from hsmcore.errors import ConfigFault, ConfigurationError, ModuleBusy
 from hsmcore.gateway.intake import Crowd, FrameIntake
 from hsmcore.gateway.replay import Sessions
@@ -171,6 +170,23 @@ class Directory:
                     raise ConfigurationError.of([ConfigFault(one.token.where, problem)])
                 self._tokens[digest] = self.clients[name], one
 
+    def told(self) -> dict[str, Any]:
+        """Return what fronts need to know: of tokens digests, and the key that these were made with."""
+        return {
+            "key": self._digests.key.hex(),
+            "tokens": {
+                digest.hex(): (client.name, one.ends if one.expires else None, one.expires)
+                for digest, (client, one) in self._tokens.items()
+            },
+            "names": {name: client.name for name, client in self._names.items()},
+            "keys": {name: client.rules.keys for name, client in self.clients.items()},
+        }
+
+    def fronted(self, face: str) -> frozenset[str]:
+        """Return the clients that a front may name: those that it can know."""
+        known = (*self._names.values(), *(one for one, _ in self._tokens.values() if face == "vault"))
+        return frozenset(client.name for client in known)
+
     def has(self, client: KnownClient) -> bool:
         """Whether a client is one of these, with the rules that it has."""
         return self.clients.get(client.name) is client
@@ -179,24 +195,6 @@ class Directory:
         """The client at the other end of a Unix socket. Its user counts before its primary group, and that before its
         `others`; None also if these are several clients'."""
         return self._uids.get(uid) or self._gids.get(gid) or _the_only(map(self._gids.get, others))
-
-    def by_names(self, names: Iterable[str]) -> KnownClient | None:
-        """The client whose certificate has these names. None also if they are several clients' names."""
-        return _the_only(map(self._names.get, names))
-
-    def by_token(self, token: str) -> KnownClient | None:
-        """The client that sends this token, unless the token has ended. The time that it takes says nothing about other
-        tokens."""
-        found = self._known(token)
-        return found[0] if found is not None and time.time() < found[1].ends else None
-
-    def refusal_of(self, token: str) -> str:
-        """Return why there is no client by a token: for records."""
-        found = self._known(token)
-        return "unknown token" if found is None else f"the token of {found[0].name!r} expired at {found[1].expires}"
-
-    def _known(self, token: str) -> tuple[KnownClient, GatewayToken] | None:
-        return self._tokens.get(self._digests.of(token[:MAX_TOKEN_BYTES].encode(errors="replace")))
 
 
 def _the_only(clients: Iterable[KnownClient | None]) -> KnownClient | None:

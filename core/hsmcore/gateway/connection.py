@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Callable
+from contextvars import Context
 from functools import partial
 from math import inf
-from typing import Final
+from typing import ClassVar, Final
 
 from hsmcore.base.listening.connections import Connection as Place
 from hsmcore.base.log import get_logger
@@ -16,22 +16,19 @@ from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.clients import COME_BACK_MS, CameBy, KnownClient, ending
 from hsmcore.gateway.intake import MESSAGE_COST, PLAIN_COST, REFUSAL_COST, FrameIntake
 from hsmcore.gateway.jobs import late
-from hsmcore.gateway.operations import OPERATIONS, Operation, refusal_of
+from hsmcore.gateway.operations import OPERATIONS, Operation
 from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession
-from hsmcore.gateway.tls import names_in
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import (
     CLIENT_TYPES,
     MIN_BYTES,
-    Flag,
     Frame,
     Splitter,
     Type,
     UnknownKind,
     WireError,
-    untraced,
 )
-from hsmcore.gateway.wire_requests import ServedRequest, WireFace
+from hsmcore.gateway.wire_requests import NAMED, ServedRequest, WireFace, named
 from hsmcore.manager.policy.callers import full
 
 BATCH: Final = 1024
@@ -48,7 +45,6 @@ LEAST_BYTES: Final = 1024
 HELD_BYTES: Final = 1 << 18
 """Requests that wait for room; beyond it, its frames are not read. Until then CANCEL, ACK and PING behind them are."""
 _LENGTH: Final = 4
-_TRACED: Final = int(Flag.TRACED)
 AT_ONCE: Final = 16
 """Answers that are sent together, at most: while their client takes them, the next ones are made. With all of a turn in
 one write, each side stands still while the other works."""
@@ -57,11 +53,13 @@ one write, each side stands still while the other works."""
 class GatewayConnection(asyncio.Protocol):
     """Belongs to the event loop of the key managers."""
 
+    counts: ClassVar = True
+    """Whether its requests are counted here, and end with a drain."""
+
     def __init__(
-        self, server: WireFace, open_ones: set[GatewayConnection], place: Place, way: CameBy, client: KnownClient | None
+        self, server: WireFace, open_ones: set[GatewayConnection], place: Place, way: CameBy, client: KnownClient
     ) -> None:
-        """`open_ones`: where it stands while it is open. `way`: where it comes from. `client`: None: its certificate
-        will tell."""
+        """`open_ones`: where it stands while it is open. `way`: where it comes from."""
         self.server, self._open_ones, self.place, self.way, self.peer = server, open_ones, place, way, way.peer
         self.client = client
         self.session: ReplaySession[ServedRequest] | None = None
@@ -82,10 +80,6 @@ class GatewayConnection(asyncio.Protocol):
         self._reads = True
         self._leaving = False
         """Whether it takes no new requests."""
-        self.shown: ssl.SSLObject | None = None
-        """With which it has shown its certificate."""
-        self.until = inf
-        """When its certificate ends, in seconds since 1970."""
         self.revoked = False
         """Whether it is no client's any more."""
         self._ended = False
@@ -103,21 +97,12 @@ class GatewayConnection(asyncio.Protocol):
         }
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # no other one comes
-        """The handshake of TLS, if there is one, is over."""
+        """Wait for HELLO."""
         self._transport = transport
         transport.set_write_buffer_limits(high=UNREAD_BYTES)
         self.place.give_way = self._give_way
         self.place.idle()
         self._open_ones.add(self)
-        if self.client is None:
-            self.shown = transport.get_extra_info("ssl_object")
-            self.until = self.server.until(self.shown)
-            names = names_in(transport.get_extra_info("peercert"))
-            self.client = self.server.desk.directory.by_names(names)
-            if self.client is None:
-                self.server.refused(f"{self.peer} ({', '.join(names)[:128]})", None, "no client has such a name")
-                self.turn_away("no client has a name of this certificate")
-                return
         self.place.known()
 
     def connection_lost(self, _error: Exception | None) -> None:
@@ -126,7 +111,7 @@ class GatewayConnection(asyncio.Protocol):
         self._transport = None
         for request in tuple(self._held.values()):
             self._release(request)
-        if self.session is not None and self.client is not None:
+        if self.session is not None:
             self.session.connections -= 1
             self.client.connections -= 1
         self.place.leave()
@@ -253,7 +238,7 @@ class GatewayConnection(asyncio.Protocol):
 
     def _enter(self, hello: wire.Hello) -> None:
         client, desk = self.client, self.server.desk
-        if client is None or self._transport is None:
+        if self._transport is None:
             return
         try:
             if not desk.directory.has(client):
@@ -283,10 +268,10 @@ class GatewayConnection(asyncio.Protocol):
 
     def _ask(self, frame: Frame, operation: Operation) -> None:
         """Take a request."""
-        session, number, parent = self.session, frame.request, None
+        session, number, context = self.session, frame.request, self.context
         assert session is not None  # noqa: S101  # for the type checker
-        if frame.flags & _TRACED:
-            frame, parent = untraced(frame)
+        if frame.flags & NAMED:
+            frame, context = named(frame, self._context_of)
         if not number:
             raise WireError("a request without a number")
         try:
@@ -299,12 +284,16 @@ class GatewayConnection(asyncio.Protocol):
                 self.server.refused(self.peer, self.client, "key not listed", f"number {frame.slot}")
                 raise PolicyRefused(f"a client may not use a key manager with the number {frame.slot}", hint="")
             counter = self._counters[frame.slot]
-            self._admit(ServedRequest(counter, operation, what, cost, self, session, frame, parent))
+            self._admit(ServedRequest(counter, operation, what, cost, self, session, frame, context))
         except UnknownKind as error:  # of a later release: what else is open here is none of its business
             self._cost += len(frame.body) // _LENGTH * MESSAGE_COST  # as the longest batch that fits
             self._refuse(number, BadArgument(str(error), hint="Update the gateway, or name another kind."))
         except HsmError as error:
             self._refuse(number, error)
+
+    def _context_of(self, _peer: str) -> Context:
+        """Return the context of a request that says its address."""
+        return self.context
 
     def _admit(self, request: ServedRequest) -> None:
         """Admit a request, hold it until there is room, or answer it as the first time. Raises HsmError if nothing is
@@ -318,7 +307,7 @@ class GatewayConnection(asyncio.Protocol):
             else:
                 known.asked_on(self)
             return
-        if self.server.draining or self._leaving:
+        if (self.counts and self.server.draining) or self._leaving:
             raise ending()
         if request.held_until:
             request.timeout = request.held_until - self._loop.time()
@@ -402,14 +391,14 @@ class GatewayConnection(asyncio.Protocol):
 
     def _refuse(self, number: int, error: HsmError) -> None:
         """Answer a request of which nothing was begun. That is not remembered."""
-        if self.client is not None:
+        if self.counts:
             self.server.desk.count(self.client, error)
-            self.client.intake.charge(REFUSAL_COST)
-        self.send(wire.error(number, refusal_of(error)))
+        self.client.intake.charge(REFUSAL_COST)
+        self.send(wire.error(number, wire.refusal_of(error)))
 
     def send_keys(self, keys_of: Callable[[KnownClient], tuple[wire.Key, ...]]) -> None:
         """Send the keys, if they are others than those that were sent."""
-        if self.session is not None and self.client is not None and not self._leaving:
+        if self.session is not None and not self._leaving:
             keys = keys_of(self.client)
             if keys != self._sent_keys:
                 self._sent_keys = keys
@@ -433,7 +422,7 @@ class GatewayConnection(asyncio.Protocol):
         self._end_with(PolicyRefused(why, hint=""))
 
     def _end_with(self, error: HsmError) -> None:
-        self.send(wire.error(0, refusal_of(error)))
+        self.send(wire.error(0, wire.refusal_of(error)))
         self.close()
 
     def close(self) -> None:
@@ -447,3 +436,12 @@ class GatewayConnection(asyncio.Protocol):
         """Close at once."""
         if self._transport is not None:
             self._transport.abort()
+
+
+class VaultConnection(GatewayConnection):
+    """A front's, for what one client asks by HTTP: the front counts that, and takes no more of it in a drain."""
+
+    counts = False
+
+    def _context_of(self, peer: str) -> Context:
+        return self.client.by(CameBy(peer))

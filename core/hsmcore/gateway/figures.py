@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from math import inf
 
+from hsmcore.gateway.fronts import Fronts
 from hsmcore.gateway.server import GatewayServer
 from hsmcore.metrics import catalog as names
 from hsmcore.metrics.reading import Reading
 
 
-def read_gateway(reading: Reading, server: GatewayServer) -> None:
+def read_gateway(reading: Reading, server: GatewayServer, fronts: Fronts | None) -> None:
     """Add the metrics of a gateway. Any thread."""
     for (name, outcome), count in list(server.desk.requests.items()):
         reading.add(names.GATEWAY_REQUESTS, count, name, outcome)
-    connected = Counter(one.client.name for one in tuple(server.connections) if one.client is not None)
+    connected = Counter(one.client.name for one in tuple(server.connections))
     remembered = server.remembered()
     for client in server.desk.directory.clients.values():
         own = [account for counter in server.desk.counters(client) for account in counter.accounts]
@@ -29,3 +30,5 @@ def read_gateway(reading: Reading, server: GatewayServer) -> None:
     reading.add(names.GATEWAY_REFUSED, server.desk.strangers)
     reading.add(names.GATEWAY_RECEIVED, server.bytes_in)
     reading.add(names.GATEWAY_SENT, server.bytes_out)
+    if fronts is not None:
+        reading.add(names.GATEWAY_RESTARTS, fronts.restarts)

@@ -8,8 +8,9 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
+from hsmcore.base.listening.door import BACKLOG
 from hsmcore.base.log import get_logger, said
 from hsmcore.config import Config, Gateway
 from hsmcore.config.load import changed
@@ -17,14 +18,12 @@ from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
 from hsmcore.gateway.admission import Admission
 from hsmcore.gateway.clients import Directory
 from hsmcore.gateway.figures import read_gateway
+from hsmcore.gateway.fronts import Fronts
 from hsmcore.gateway.server import GatewayServer
 from hsmcore.gateway.sockets import Bound, assigned, given_sockets
-from hsmcore.gateway.tls import Tls
+from hsmcore.gateway.tls import require_tls
 from hsmcore.manager.key_managers import KeyManagers
 from hsmcore.metrics import also
-
-if TYPE_CHECKING:
-    from hsmcore.gateway.vault.face import Face
 
 _POLLS: Final = 3
 """Processors with which a worker may poll: one has the event loop, and one a client."""
@@ -38,8 +37,14 @@ class RunningGateway:
     def __init__(self, managers: KeyManagers, server: GatewayServer, addresses: list[str], settings: Gateway) -> None:
         self.managers, self.server, self.addresses, self.settings = managers, server, addresses, settings
         self._reloading = asyncio.Lock()
-        self.vaults: list[Face] = []
+        self.fronts: Fronts | None = None
         self.bound: list[Bound] = []
+
+    def keys_changed(self) -> None:
+        """The keys may be others: have clients and fronts know."""
+        self.server.keys_changed()
+        if self.fronts is not None:
+            self.fronts.keys_changed()
 
     async def reload(self, read: Callable[[], Gateway]) -> bool:
         """Follow the clients and tokens of a configuration that is read again. One that cannot be used is logged, and
@@ -57,8 +62,8 @@ class RunningGateway:
                 log.warning("the changed configuration cannot be used; the clients stay as they are", error=said(error))
                 return False
             self.server.follow(directory, self.settings.drain_ms / 1e3)
-            for face in self.vaults:
-                face.tls.reread()
+            if self.fronts is not None:
+                await self.fronts.follow()
             if _without_clients(settings) != _without_clients(self.settings):
                 log.warning("of the block gateway, only clients are read again: the rest needs a restart")
             log.info("clients and tokens were read again", clients=list(directory.clients))
@@ -68,9 +73,11 @@ class RunningGateway:
         """Take no more requests, and answer the open ones within `drainMs`. Returns whether all were answered."""
         for one in self.bound:
             one.remove()  # so that the next gateway may make its own
-        draining = self.server.drain(self.settings.drain_ms / 1e3, "the gateway ends")
-        _, drained = await asyncio.gather(asyncio.gather(*(face.close() for face in self.vaults)), draining)
-        return drained
+        seconds = self.settings.drain_ms / 1e3
+        draining = [self.server.drain(seconds, "the gateway ends")]
+        if self.fronts is not None:
+            draining.append(self.fronts.drain(seconds))
+        return all(await asyncio.gather(*draining))
 
 
 def settings_of(configs: Mapping[str, Config], listen: tuple[str, ...] = ()) -> Gateway:
@@ -93,27 +100,31 @@ async def running(configs: Mapping[str, Config], settings: Gateway) -> AsyncIter
     managers = KeyManagers({name: _beside_clients(config) for name, config in configs.items()})
     async with AsyncExitStack() as rest:
         desk = await asyncio.to_thread(Admission, managers, settings)
-        tls = None if settings.tls is None else Tls(settings.tls, wire=True)
+        if settings.tls is not None:  # before a PIN is presented
+            require_tls(settings.tls, {one.face for one in settings.addresses})
         await rest.enter_async_context(managers)
         await desk.learn_versions()
-        server = GatewayServer(desk, tls)
+        server = GatewayServer(desk)
         rest.push_async_callback(server.close)
-        also(next(iter(managers.values())), partial(read_gateway, server=server))
         addresses: list[str] = []
         served = RunningGateway(managers, server, addresses, settings)
+        others: dict[str, list[socket.socket]] = {}
         for one, given in assigned(settings, given_sockets()):
             bound = rest.enter_context(Bound(one, settings, given))
             served.bound.append(bound)
-            if one.face == "https":
-                face = _vault(desk, bound.socket, settings)
-                rest.push_async_callback(face.close)
-                await face.start()
-                served.vaults.append(face)
-            else:
-                server.listen(bound.socket, tls=one.face == "tls")
             addresses.append(bound.shown)
+            if one.face == "unix":
+                server.listen(bound.socket)
+            else:
+                bound.socket.listen(BACKLOG)  # now: until a front runs, another program could take the address
+                others.setdefault(one.face, []).append(bound.socket)
+        if others:
+            served.fronts = Fronts(server, settings, others)
+            rest.push_async_callback(served.fronts.close)
+            await served.fronts.start()
+        also(next(iter(managers.values())), partial(read_gateway, server=server, fronts=served.fronts))
         for event in _TOLD:
-            rest.callback(managers.on(event, lambda _details: server.keys_changed()))
+            rest.callback(managers.on(event, lambda _details: served.keys_changed()))
         yield served
 
 
@@ -123,11 +134,3 @@ def _beside_clients(config: Config) -> Config:
     if "spin_micros" in rules.model_fields_set or len(os.sched_getaffinity(0)) >= _POLLS:
         return config
     return config.model_copy(update={"key_manager": rules.model_copy(update={"spin_micros": 0})})
-
-
-def _vault(desk: Admission, listening: socket.socket, settings: Gateway) -> Face:
-    from hsmcore.gateway.vault.face import Face  # it needs packages that the other face does not
-
-    assert settings.tls is not None  # noqa: S101  # for the type checker: the configuration requires it
-    tls = Tls(settings.tls, wire=False)
-    return Face(desk, [listening], tls, drain_seconds=-(-settings.drain_ms // 1000))

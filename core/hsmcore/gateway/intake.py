@@ -8,17 +8,20 @@ from collections import deque
 from math import inf
 from typing import Final, Protocol
 
-SIGN_COST: Final = 15
+SIGN_COST: Final = 8
 """What a SIGN takes of the event loop until it is answered, in microseconds: measured, as the other costs are."""
 PLAIN_COST: Final = 5
 """A frame that is no request."""
 REFUSAL_COST: Final = 30
 """An error that is made and sent, and may be recorded, beside the request."""
+TASK_COST: Final = 60
+"""A request that has a task of its own: VERIFY and MANAGE."""
 MESSAGE_COST: Final = 4
 """One more message of a batch."""
-AT_ONCE: Final = 16 * SIGN_COST
-"""Of all connections of a client, in a turn of the event loop: the next turn begins with what others have sent."""
-SHARED: Final = 16 * SIGN_COST
+AT_ONCE: Final = 240
+"""Microseconds of all connections of a client, in a turn of the event loop: the next turn begins with what others have
+sent."""
+SHARED: Final = 240
 """And in a TICK, while other clients send, too. The keys sign on the same processors: an event loop that is always busy
 with what one client sends would leave them, and who waits for them, too little."""
 TICK: Final = 0.001

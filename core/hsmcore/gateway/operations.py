@@ -1,6 +1,6 @@
 """What clients may ask for: how each operation is read, begun at a key manager, and answered.
 
-Vault's face awaits `ask`. The wire's connections admit requests of their own, wire_requests.py.
+The connections admit requests of their own, wire_requests.py.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from hsmcore.audit.record import come_as
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.base.receipt import Receipt
 from hsmcore.config.policy import PREHASHED
-from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent, MemberDown, NotHolder, PolicyRefused, SignatureInvalid
+from hsmcore.errors import BadArgument, HsmError, KeyNotCurrent, MemberDown, PolicyRefused, SignatureInvalid
 from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.chunks import ChargedBatch
-from hsmcore.gateway.intake import SIGN_COST
+from hsmcore.gateway.intake import SIGN_COST, TASK_COST
 from hsmcore.gateway.jobs import Job, outcome_of
 from hsmcore.gateway.wire import batched, unfinished
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import Frame, Type
+from hsmcore.gateway.wire.frames import Flag, Frame, Type
 from hsmcore.manager.key_manager import KeyManager
 from hsmcore.manager.policy.guard import refuse_claims
 
 CACHE_STATS: Final = "cache-stats"
+VERSIONS: Final = "versions"
 _TRIES: Final = 3
 
 
@@ -84,39 +85,6 @@ class GatewayRequest(Job):
         if future.cancelled() and self.operation is SIGN:
             self.counter.manager.abandon(future, self.what.message)  # no effect on what is no answer of `submit`
         self.queue.end(self, outcome_of(future))
-
-
-class _AwaitedRequest(GatewayRequest):
-    __slots__ = ("answered",)
-
-    answered: asyncio.Future[Any]
-
-    def answer(self, outcome: Any) -> None:
-        if not self.answered.done():
-            self.answered.set_result(outcome)
-
-
-async def ask(counter: ClientKey, operation: Operation, what: Any, context: Context) -> Any:
-    """Have a request carried out, in its turn. Return its result; raises HsmError."""
-    request = _AwaitedRequest(counter, operation, what, 0, len(what.messages) if operation.many else 1, context)
-    request.account.begin(request.cost, signs=operation.signs)
-    request.answered = asyncio.get_running_loop().create_future()
-    counter.queue.enter(request)
-    try:
-        outcome = await request.answered
-    except asyncio.CancelledError:
-        counter.queue.cancel(request)
-        raise
-    if isinstance(outcome, HsmError):
-        raise outcome
-    return outcome
-
-
-def refusal_of(error: HsmError) -> wire.Refusal:
-    """Return an error as it is sent."""
-    maybe, after = error.maybe_signed, error.retry_after_ms
-    holder = error.holder.rsplit(":", 2)[0] if isinstance(error, NotHolder) else ""
-    return wire.Refusal(error.retryable, maybe, after, error.status, error.error_class, str(error), holder)
 
 
 def _sign(request: GatewayRequest, left: float) -> None:
@@ -208,6 +176,11 @@ def _sign_batched(request: GatewayRequest, left: float) -> None:
         request.follow(placed)
 
 
+def _read_verify(one: Frame) -> wire.Verify:
+    found = wire.read_verify(one.body)
+    return found._replace(message=Digest(found.message)) if one.flags & Flag.DIGEST else found
+
+
 def _verify(request: GatewayRequest, _left: float) -> None:
     what: wire.Verify = request.what
     request.run(request.counter.manager.verify(what.message, what.signature, what.key_id or None))
@@ -218,11 +191,14 @@ def _manage(request: GatewayRequest, _left: float) -> None:
 
 
 async def _managed(counter: ClientKey, operation: str, key_id: str) -> str:
-    """Carry out one of wire.OPERATIONS. Returns the new key's id, counters or what is unfinished as JSON, a wrapped key
-    in base64, or ""."""
+    """Carry out one of wire.OPERATIONS. Returns the new key's id, counters, versions or what is unfinished as
+    JSON, a wrapped key in base64, or ""."""
     manager = counter.manager
     if operation == CACHE_STATS:
         return orjson.dumps(manager.get_cache_stats()).decode()
+    if operation == VERSIONS:
+        await counter.versions.learn_all()
+        return orjson.dumps([one.to_json() for one in counter.versions.all()]).decode()
     if operation == unfinished.OPERATION:
         found = await manager.unfinished(key_id, handed_out=True)
         if found is not None:
@@ -261,7 +237,7 @@ def _signed(request: Any, outcome: Receipt) -> bytes:
 
 def _signed_many(request: Any, outcome: tuple[int, list[bytes | HsmError]]) -> bytes:
     version, outcomes = outcome
-    shown = [refusal_of(one) if isinstance(one, HsmError) else one for one in outcomes]
+    shown = [wire.refusal_of(one) if isinstance(one, HsmError) else one for one in outcomes]
     return wire.signed_many(request.number, version, shown)
 
 
@@ -284,14 +260,12 @@ SIGN_MANY: Final = Operation(
 SIGN_BATCHED: Final = Operation(
     lambda one: batched.read_sign_batched(one.body), _sign_batched, _batched, takes_turn=False
 )
-VERIFY: Final = Operation(
-    lambda one: wire.read_verify(one.body), _verify, _verified, cost=4 * SIGN_COST, signs=False, remembered=False
-)
+VERIFY: Final = Operation(_read_verify, _verify, _verified, cost=TASK_COST, signs=False, remembered=False)
 MANAGE: Final = Operation(
     lambda one: wire.read_manage(one.body),
     _manage,
     _done,
-    cost=4 * SIGN_COST,
+    cost=TASK_COST,
     signs=False,
     takes_turn=False,
     manages=True,

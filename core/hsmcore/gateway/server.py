@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
-import time
 from collections.abc import Sequence
 from functools import cache
-from math import inf
 from struct import Struct
 from typing import Final
 
 from hsmcore.base.listening.connections import Connection as Place
 from hsmcore.base.listening.connections import ConnectionLimit
-from hsmcore.base.listening.door import Acceptor, address_of
+from hsmcore.base.listening.door import Acceptor
 from hsmcore.base.scope import Scope
 from hsmcore.errors import PolicyRefused
 from hsmcore.gateway.admission import Admission
-from hsmcore.gateway.clients import Directory, ending
-from hsmcore.gateway.connection import GatewayConnection
+from hsmcore.gateway.clients import CameBy, Directory, KnownClient, ending
+from hsmcore.gateway.connection import GatewayConnection, VaultConnection
+from hsmcore.gateway.front.pumps import CONNECTIONS, HELLO_SECONDS
 from hsmcore.gateway.jobs import late
-from hsmcore.gateway.operations import refusal_of
 from hsmcore.gateway.replay import REMEMBER_SECONDS
-from hsmcore.gateway.tls import Tls
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire_requests import WireFace
 
-HELLO_SECONDS: Final = 10.0
-"""Seconds from accept() to the end of HELLO."""
-HANDSHAKE_SECONDS: Final = 5.0
 STALLED_SECONDS: Final = 10
 """Seconds after which a connection is closed whose frame has begun and gets no further."""
-CONNECTIONS: Final = 4096
 TICK_SECONDS: Final = 1.0
 REVOKED_SECONDS: Final = 1.0
 """For the answers of what a client has open that is none any more."""
@@ -48,22 +40,20 @@ _MOST_GROUPS: Final = 1024
 class GatewayServer(WireFace):
     """Listens, and ends. Belongs to the event loop of the key managers."""
 
-    def __init__(self, desk: Admission, tls: Tls | None = None) -> None:
+    def __init__(self, desk: Admission) -> None:
         super().__init__(desk)
-        self._tls = tls
         self.connections: set[GatewayConnection] = set()
+        self.inner: set[GatewayConnection] = set()
+        """Those of fronts, for what clients ask by HTTP: they end with the front."""
         self._gate = ConnectionLimit(CONNECTIONS)
         self._doors: list[Acceptor] = []
         self._scope = Scope()
-
-    def listen(self, listening: socket.socket, *, tls: bool = False) -> None:
-        """Accept connections at a bound socket: of TLS, or a Unix socket."""
-        connect = self._connect_tls if tls else self._connect_unix
         self.listening = True
-        if not self._doors:
-            self._scope.every(TICK_SECONDS, self._tick, "the gateway did not look at its connections")
-        rates = self.desk.handshakes
-        self._doors.append(Acceptor(listening, self._gate, HELLO_SECONDS, connect, self._dismissed, rates))
+        self._scope.every(TICK_SECONDS, self._tick, "the gateway did not look at its connections")
+
+    def listen(self, listening: socket.socket) -> None:
+        """Accept connections at a Unix socket."""
+        self._doors.append(Acceptor(listening, self._gate, HELLO_SECONDS, self._connect_unix, self._dismissed))
 
     async def _connect_unix(self, accepted: socket.socket, place: Place) -> None:
         pid, uid, gid = _process_of(accepted)
@@ -78,39 +68,40 @@ class GatewayServer(WireFace):
             lambda: GatewayConnection(self, self.connections, place, way, client), accepted
         )
 
-    async def _connect_tls(self, accepted: socket.socket, place: Place) -> None:
-        assert self._tls is not None  # noqa: S101  # for the type checker
-        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        peer = str(accepted.getpeername()[0])
-        way = self.way(peer)
-        try:
-            await self.loop.connect_accepted_socket(
-                lambda: GatewayConnection(self, self.connections, place, way, None),
-                accepted,
-                ssl=self._tls.context,
-                ssl_handshake_timeout=HANDSHAKE_SECONDS,
-            )
-        except asyncio.CancelledError:
-            self.silent(peer, "the TLS handshake was not done in time")
-            raise
-        except OSError as error:
-            self.refused(peer, None, f"the TLS handshake failed: {error.strerror or error}")
-            raise
+    def admit(self, connection: socket.socket, client: KnownClient, peer: str, *, vault: bool) -> GatewayConnection:
+        """Serve a client whose connection a front has made. `vault`: what it asks there came by HTTP."""
+        connection.setblocking(False)
+        place = Place(self._gate, lambda: None)
+        place.arm(HELLO_SECONDS)
+        self._gate.enter(place)
+        if vault:
+            made: GatewayConnection = VaultConnection(self, self.inner, place, CameBy(peer), client)
+        else:
+            made = GatewayConnection(self, self.connections, place, self.way(peer), client)
 
-    def until(self, shown: ssl.SSLObject | None) -> float:
-        """Return until when what was shown in a handshake vouches for a client, in seconds since 1970."""
-        return inf if self._tls is None else self._tls.ends(shown)
+        async def connect() -> None:
+            try:
+                await self.loop.connect_accepted_socket(lambda: made, connection)
+            except BaseException:
+                connection.close()
+                place.leave()
+                raise
+
+        self._scope.start(connect(), failed="a front's connection was not taken")
+        return made
+
+    def vouch_no_more(self, connection: GatewayConnection) -> None:
+        """The certificate with which a client came has ended, or lost its authority. Idempotent."""
+        if connection in self.connections:
+            self._revoke(connection, "the certificate of this connection vouches for no client any more")
 
     def remembered(self) -> dict[str, int]:
         """Return how many answers may be asked for again, by client. Any thread."""
         return {name: client.sessions.remembered for name, client in self.desk.directory.clients.items()}
 
     def _dismissed(self, accepted: socket.socket, why: str) -> None:
-        if accepted.family == socket.AF_UNIX:
-            _, uid, gid = _process_of(accepted)
-            self.silent(f"uid {uid}, gid {gid}", why)
-        else:
-            self.silent(address_of(accepted), why)
+        _, uid, gid = _process_of(accepted)
+        self.silent(f"uid {uid}, gid {gid}", why)
 
     def keys_changed(self) -> None:
         """The keys may be others: have their numbers read, and send them."""
@@ -123,20 +114,17 @@ class GatewayServer(WireFace):
     def tell_keys(self) -> None:
         """Send each client its keys, if they have changed."""
         keys_of = cache(self.desk.keys)
-        for connection in self.connections:
+        for connection in (*self.connections, *self.inner):
             connection.send_keys(keys_of)
 
     async def _tick(self) -> None:
         self.now = self.loop.time()
         for client in self.desk.directory.clients.values():
             client.sessions.expire(self.now - REMEMBER_SECONDS)
-        moment = time.time()
         for connection in tuple(self.connections):
             if connection.stalls() >= STALLED_SECONDS:
                 connection.fail("a frame began and did not end")
             connection.refuse_held(late, self.now)
-            if connection.until <= moment:
-                self._revoke(connection, "the certificate of this connection vouches for no client any more")
         self.tell_keys()
 
     async def stop_listening(self) -> None:
@@ -171,15 +159,11 @@ class GatewayServer(WireFace):
 
     def follow(self, directory: Directory, seconds: float) -> None:
         """Serve these clients from now on. Connections of those that are gone are closed; those with other rules
-        connect again, and have `seconds` for what is open on the connection before. The next tick closes those whose
-        certificates count no more."""
+        connect again, and have `seconds` for what is open on the connection before."""
         self.desk.follow(directory)
-        if self._tls is not None:
-            self._tls.reread()
-        for connection in tuple(self.connections):
-            connection.until = self.until(connection.shown)
+        for connection in (*self.connections, *self.inner):
             client = connection.client
-            if client is None or directory.has(client):
+            if directory.has(client):
                 continue
             if client.name in directory.clients and connection.session is not None:
                 connection.leave(seconds, "the rules of this client have changed")
@@ -205,8 +189,8 @@ class GatewayServer(WireFace):
         """Close what is left."""
         await self.stop_listening()
         self.desk.close()
-        while self.connections:
-            for connection in tuple(self.connections):
+        while left := (*self.connections, *self.inner):
+            for connection in left:
                 connection.abort()
             await asyncio.sleep(0)
         await self._scope.close()
@@ -231,6 +215,6 @@ def _say_no(accepted: socket.socket) -> None:
     error = PolicyRefused("this user is no client of the gateway", hint="")
     try:
         accepted.recv(4096)  # what is unread would reset the connection before the answer is read
-        accepted.send(wire.error(0, refusal_of(error)))
+        accepted.send(wire.error(0, wire.refusal_of(error)))
     except OSError:
         return

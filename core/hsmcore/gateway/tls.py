@@ -6,27 +6,43 @@ from __future__ import annotations
 import re
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from math import inf
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
 from hsmcore.base.listening.certificates import require_readable
 from hsmcore.base.log import get_logger, said
-from hsmcore.config import GatewayTls
 from hsmcore.errors import ConfigFault, ConfigurationError
 from hsmcore.gateway.wire.frames import ALPN
+
+if TYPE_CHECKING:
+    from hsmcore.config import GatewayTls
 
 LOOK_SECONDS: Final = 1.0
 _BLOCKS: Final = re.compile(rb"-----BEGIN [A-Z0-9 ]*CERTIFICATE-----(.+?)-----END", re.DOTALL)
 _KINDS: Final = {"DNS": "dns:", "URI": ""}
 
 
+class TlsFiles(NamedTuple):
+    """GatewayTls, as a front needs it. `where`: its JSON path."""
+
+    certificate_file: str
+    key_file: str
+    client_ca_file: str | None
+    where: str
+
+    @classmethod
+    def of(cls, settings: GatewayTls) -> TlsFiles:
+        """Return those of a configuration."""
+        return cls(settings.certificate_file, settings.key_file, settings.client_ca_file, settings.where)
+
+
 class Tls:
     """The context for the next connection. Connections that are open keep theirs."""
 
-    def __init__(self, settings: GatewayTls, *, wire: bool) -> None:
+    def __init__(self, settings: GatewayTls | TlsFiles, *, wire: bool) -> None:
         """`wire`: for hsmcore-wire, whose clients must have a certificate and speak TLS 1.3; else for HTTP. Raises
         ConfigurationError."""
         self._settings, self._wire = settings, wire
@@ -103,6 +119,12 @@ class Tls:
             context.load_verify_locations(settings.client_ca_file)
             context.verify_mode = ssl.CERT_REQUIRED if self._wire else ssl.CERT_OPTIONAL
         return context
+
+
+def require_tls(settings: GatewayTls, faces: Collection[str]) -> None:
+    """Raise ConfigurationError for certificates and keys that cannot be used for these faces."""
+    for face in {"tls", "https"}.intersection(faces):
+        Tls(settings, wire=face == "tls")
 
 
 def names_in(certificate: Mapping[str, Any] | None) -> tuple[str, ...]:

@@ -8,25 +8,12 @@ configured key is 1. Any other key, such as that of an emergency, has a number m
 
 from __future__ import annotations
 
-import hashlib
 from contextlib import suppress
-from typing import Final, NamedTuple
 
 from hsmcore.base.keyring import KeyVersion
 from hsmcore.errors import HsmError, KeyNotFound
+from hsmcore.gateway.version_number import Version, own_number
 from hsmcore.manager.key_manager import KeyManager
-
-_OWN_BITS: Final = 30
-"""Numbers made of public keys have one more bit, which is set: no ring grows so long, and a client that takes a number
-for a signed integer of 32 bits can hold them."""
-
-
-class Version(NamedTuple):
-    """A version of a key. `created_ns`: since 1970; None: not known."""
-
-    number: int
-    key: KeyVersion
-    created_ns: int | None
 
 
 class Versions:
@@ -80,7 +67,7 @@ class Versions:
     def number(self, public_key: bytes) -> int:
         """Return the number of a version, as far as the key ring was read. It holds for as long as the key is known."""
         known = self._stored.get(public_key)
-        number = _own(public_key) if known is None else known[0]
+        number = own_number(public_key) if known is None else known[0]
         self._given[number] = public_key
         return number
 
@@ -93,13 +80,8 @@ class Versions:
         """Return a version that signs or verifies. Raises KeyNotFound."""
         # A number that was made of the public key holds, also when the key ring has given the key another one since.
         keys = self._manager.keys()
-        for number_of in (self.number, _own):
+        for number_of in (self.number, own_number):
             for key in keys:
                 if number_of(key.public_key) == number:
                     return key
         raise KeyNotFound(f"the key has no version {number}", hint="")
-
-
-def _own(public_key: bytes) -> int:
-    head = int.from_bytes(hashlib.sha256(public_key).digest()[:4], "big")
-    return head >> (32 - _OWN_BITS) | 1 << _OWN_BITS

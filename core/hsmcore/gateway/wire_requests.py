@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from contextvars import Context
-from ssl import SSLObject
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
+from uuid import UUID
 
-from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import HsmError
 from hsmcore.gateway.admission import Admission, ClientKey
 from hsmcore.gateway.clients import CameBy, KnownClient, within
 from hsmcore.gateway.intake import REFUSAL_COST
-from hsmcore.gateway.operations import GatewayRequest, Operation, refusal_of
+from hsmcore.gateway.operations import GatewayRequest, Operation
 from hsmcore.gateway.replay import ReplaySession, contents_of
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import Frame
+from hsmcore.gateway.wire.frames import Flag, Frame, unlabelled, untraced
 
 _ENTRY_BYTES: Final = 256
 """Of a request that waits for room, beside its frame."""
+
+
+_TRACED, _LABELLED = int(Flag.TRACED), int(Flag.LABELLED)
+NAMED: Final = _TRACED | _LABELLED
+"""Flags of a frame that says more of its request for records."""
 
 
 class WireFace:
@@ -43,10 +48,6 @@ class WireFace:
         self.accepted += 1
         return CameBy(peer, pid, self.accepted)
 
-    def until(self, shown: SSLObject | None) -> float:
-        """Return until when what was shown in a handshake vouches for a client, in seconds since 1970."""
-        raise NotImplementedError
-
     def silent(self, peer: str, why: str) -> None:
         """Record that a connection was closed before it said who it is, unless the gateway ends."""
         if self.listening:
@@ -57,8 +58,8 @@ class Peer(Protocol):
     """What a request needs of a connection."""
 
     server: WireFace
-    context: Context
-    """That of its requests."""
+    counts: ClassVar[bool]
+    """Whether its requests are counted here."""
 
     @property
     def lives(self) -> bool:
@@ -69,6 +70,18 @@ class Peer(Protocol):
 
     def go_on(self, request: ServedRequest) -> None:
         """There is room for a request that was held."""
+
+
+def named(frame: Frame, context_of: Callable[[str], Context]) -> tuple[Frame, Context]:
+    """Return a request's frame without its trace and its label, and the context that these are said in. `context_of`:
+    of the address that it says, or of "". Raises WireError."""
+    parent, peer, labels = None, "", dict[str, str]()
+    if frame.flags & _TRACED:
+        frame, parent = untraced(frame)
+    if frame.flags & _LABELLED:
+        frame, label = unlabelled(frame)
+        peer, labels["request_id"] = label.peer, str(UUID(bytes=label.request_id))
+    return frame, within(context_of(peer), parent, **labels)
 
 
 class ServedRequest(GatewayRequest):
@@ -85,10 +98,8 @@ class ServedRequest(GatewayRequest):
         connection: Peer,
         session: ReplaySession[ServedRequest],
         frame: Frame,
-        parent: TraceParent | None = None,
+        context: Context,
     ) -> None:
-        """`parent`: the client's span."""
-        context = connection.context if parent is None else within(connection.context, parent)
         super().__init__(counter, operation, what, getattr(what, "timeout_ms", 0), cost, context)
         self.connection, self.session = connection, session
         self.number, self.contents = frame.request, contents_of(frame)
@@ -113,11 +124,12 @@ class ServedRequest(GatewayRequest):
         """Send the result or the error, and remember it."""
         connection, session = self.connection, self.session
         if isinstance(outcome, HsmError):
-            error, data = outcome, wire.error(self.number, refusal_of(outcome))
+            error, data = outcome, wire.error(self.number, wire.refusal_of(outcome))
             self.account.client.intake.charge(REFUSAL_COST)
         else:
             error, data = None, self.operation.encode(self, outcome)
-        self.counter.desk.count(self.account.client, error)
+        if connection.counts:
+            self.counter.desk.count(self.account.client, error)
         session.close(self.number, data if self.operation.remembered else None, connection.server.now)
         last = not session.open
         connection.send(data, last=last)

@@ -173,6 +173,10 @@ GATEWAY_REFUSED = _counter(
 )
 GATEWAY_RECEIVED = _counter("hsmcore_gateway_received_bytes_total", "Bytes that connections of hsmcore-wire/1 sent.")
 GATEWAY_SENT = _counter("hsmcore_gateway_sent_bytes_total", "Bytes that were sent on connections of hsmcore-wire/1.")
+GATEWAY_RESTARTS = _counter(
+    "hsmcore_gateway_front_restarts_total",
+    "Processes for TLS and HTTP that ended by themselves, and were started again.",
+)
 
 AUDIT_RECORDS = _counter("hsmcore_audit_records_total", "Records in the audit log.")
 AUDIT_LAG = _gauge("hsmcore_audit_lag_records", "Records that are not kept yet.")

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal, Self
 
+from hsmcore.base.digests import MAX_TOKEN_BYTES
 from hsmcore.base.listening.rates import AddressBuckets
 from hsmcore.config import Monitoring
-from hsmcore.config.secret import MAX_TOKEN_BYTES, TokenDigests
+from hsmcore.config.secret import TokenDigests
 from hsmcore.errors import ConfigFault, ConfigurationError
 
 Role = Literal["viewer", "operator"]

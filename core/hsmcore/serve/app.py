@@ -30,7 +30,7 @@ from hsmcore.serve.monitor import Monitor
 from hsmcore.serve.refusals import Refusals
 from hsmcore.serve.source import Unanswered
 from hsmcore.serve.witness import LogWitness
-from hsmcore.tlog.key_set import KeySet, serial_of, split
+from hsmcore.tlog.key_set import after, serial_of
 
 MAX_BODY_BYTES: Final = 4096
 MAX_QUERY_BYTES: Final = 1024
@@ -175,7 +175,7 @@ class Console:
         if not newest:
             return _json({"error": "no set", "message": "there is no signed set of keys here"}, 404)
         if since is not None:
-            newest = "".join(note for serial, note in _by_serial(every) if serial > since)
+            newest = after(every, since)
         return Response(newest, media_type="text/plain; charset=utf-8")
 
     async def state(self, request: Request) -> Response:
@@ -396,10 +396,6 @@ def _json(value: Any, status: int = 200, headers: dict[str, str] | None = None) 
 
 
 @lru_cache(maxsize=1)
-def _by_serial(notes: str) -> list[tuple[int, str]]:
-    return [(KeySet.remembered(note).serial, note.decode()) for note in split(notes.encode())]
-
-
 def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 19
 

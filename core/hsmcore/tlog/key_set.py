@@ -312,6 +312,11 @@ def serial_of(since: str | None) -> int | None:
     return None if since is None else int(since)
 
 
+def after(notes: str, serial: int) -> str:
+    """Return those of several notes that come after a serial. Raises ValueError."""
+    return "".join(one.decode() for one in split(notes.encode()) if KeySet.remembered(one).serial > serial)
+
+
 def split(notes: bytes) -> Iterator[bytes]:
     """Return each of several notes that stand one after the other. Raises NoteError."""
     head, *found = notes.split(FIRST_LINE)

@@ -229,7 +229,7 @@ typedef struct hsm_host_options {
     uint64_t timeout_ns;            /* for each answer of the host, the start included; 0: none */
 } hsm_host_options;
 
-/* What a host process gives up. */
+/* What hsm_harden gives up. */
 enum hsm_hardening {
     HSM_NO_CORE_DUMPS = 1,
     HSM_NOT_DUMPABLE = 2, /* no process of the same user looks into it */
@@ -237,6 +237,11 @@ enum hsm_hardening {
     HSM_SECCOMP = 8,  /* system calls that no module needs */
     HSM_LANDLOCK = 16 /* other processes' memory and descriptors; of /proc, all but what modules read */
 };
+
+/* No core dumps, no debugger, no new privileges; then the two filters: Landlock for files and other processes' memory,
+ * seccomp for system calls. For a process of its own, before any thread is started. A step that the kernel lacks is
+ * skipped. Returns what took effect, as bits of enum hsm_hardening. `landlock_abi` receives the kernel's version. */
+uint32_t hsm_harden(int32_t *landlock_abi);
 
 /* A host without a process yet; hsm_host_stop frees it. */
 HSM_NODISCARD hsm_status hsm_host_new(hsm_client *client, const hsm_host_options *options, hsm_host **host,

@@ -11,8 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from hsmcore.base.listening.http import MAX_HEAD_BYTES
 from hsmcore.base.listening.rates import has_turn
 from hsmcore.base.log import get_logger
-from hsmcore.gateway.admission import Admission
-from hsmcore.gateway.clients import KnownClient
+from hsmcore.gateway.front.core import Core
 from hsmcore.gateway.tls import Tls, names_in
 
 WAIT_SECONDS: Final = 0.5
@@ -23,9 +22,9 @@ class Guarded:
     """The outermost layer: who asks, turns of strangers, the size of the head. An unforeseen error, which is
     answered by then, is logged."""
 
-    def __init__(self, app: ASGIApp, desk: Admission, tls: Tls, too_long: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, core: Core, tls: Tls, too_long: ASGIApp) -> None:
         """`too_long` answers a request with too long a head."""
-        self._app, self._desk, self._tls, self._too_long = app, desk, tls, too_long
+        self._app, self._core, self._tls, self._too_long = app, core, tls, too_long
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -47,23 +46,23 @@ class Guarded:
         if place is None:
             return True
         if client is None:
-            return await has_turn(self._desk.unknown.turn(peer, WAIT_SECONDS), place)
+            return await has_turn(self._core.unknown.turn(peer, WAIT_SECONDS), place)
         place.known()
         return True
 
-    def _asker(self, request: Request) -> tuple[KnownClient | None, str]:
+    def _asker(self, request: Request) -> tuple[str | None, str]:
         """The client that sends a request, by its token, and if it sent none, by its certificate; or why it is none."""
-        directory, tls = self._desk.directory, request.scope["state"].get("tls")
+        clients, tls = self._core.clients, request.scope["state"].get("tls")
         if token := _token(request):
-            client = directory.by_token(token)
-            return client, "" if client is not None else directory.refusal_of(token)
+            client = clients.by_token(token)
+            return client, "" if client is not None else clients.refusal_of(token)
         certificate = tls.getpeercert() if tls is not None and time.time() < self._tls.ends(tls) else None
-        return directory.by_names(names_in(certificate)), "unknown certificate" if certificate else "no token"
+        return clients.by_names(names_in(certificate)), "unknown certificate" if certificate else "no token"
 
 
-def asker_of(request: Request) -> tuple[KnownClient | None, str]:
+def asker_of(request: Request) -> tuple[str | None, str]:
     """Return the client that sends a request; or None, and why it is none."""
-    found: tuple[KnownClient | None, str] = request.scope["state"]["asker"]
+    found: tuple[str | None, str] = request.scope["state"]["asker"]
     return found
 
 

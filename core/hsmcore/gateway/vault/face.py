@@ -1,7 +1,7 @@
 """Vault's face: the signing part of Vault Transit's API over HTTPS, for clients that speak it already. docs/VAULT.md.
 
-Runs in the key managers' event loop. Next: asker.py (who asks), text.py (what requests and answers say), signing.py,
-openapi.py, and ../versions.py (`vault:vN:`).
+Runs in a front, and asks the key managers through ../front/link.py. Next: asker.py (who asks), text.py (what requests
+and answers say), signing.py, openapi.py.
 """
 
 from __future__ import annotations
@@ -9,12 +9,9 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextvars import Context
 from datetime import UTC, datetime
 from functools import partial, wraps
-from math import inf
 from socket import socket
-from time import monotonic
 from typing import Any, Final
 
 import orjson
@@ -25,63 +22,57 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from hsmcore._native import Digest
 from hsmcore.base.listening.http import HttpServer
 from hsmcore.base.version import __version__
 from hsmcore.errors import BadArgument, HsmError, InternalError, PolicyRefused, QueueFull
-from hsmcore.gateway.admission import Admission, ClientKey
-from hsmcore.gateway.clients import CameBy, KnownClient, within
-from hsmcore.gateway.operations import VERIFY, ask, current
+from hsmcore.gateway.front.core import Core
+from hsmcore.gateway.front.link import Links, RemoteKey, Trail
+from hsmcore.gateway.refusals import outcome_of_request
 from hsmcore.gateway.tls import Tls
 from hsmcore.gateway.vault import text as transit
 from hsmcore.gateway.vault.asker import Guarded, asker_of, peer_of
 from hsmcore.gateway.vault.openapi import described
 from hsmcore.gateway.vault.signing import Signing
 from hsmcore.gateway.wire import messages as wire
-from hsmcore.manager.key_manager import KeyManager
-from hsmcore.tlog.key_set import serial_of
+from hsmcore.gateway.wire.frames import Label
 
 MAX_BODY_BYTES: Final = 1 << 20
 _STATUS: Final = {"POLICY_REFUSED": 403, "QUEUE_FULL": 429, "CLOSED": 503, "FLEET_BEHIND": 503}
 """HTTP's, by ours. Else 503 if the same request may succeed later, 400 if the request is at fault, 500."""
-LOOK_SECONDS: Final = 0.1
-"""For so long an answer about health holds."""
 _DENIED: Final = "permission denied"
-_SERVING: Final = ("ready", "ramping")
+_MOST_SIGNATURE: Final = 128
+"""Bytes of a signature: a longer one is none, however it goes on."""
 
 
 class Face:
-    """Serves the API on sockets that are bound already. Belongs to the key managers' event loop."""
+    """Serves the API on sockets that are bound already. Belongs to one event loop."""
 
-    def __init__(self, desk: Admission, sockets: list[socket], tls: Tls, drain_seconds: int) -> None:
+    def __init__(self, core: Core, sockets: list[socket], tls: Tls, drain_seconds: int) -> None:
         """`drain_seconds`: how long the end waits for answers."""
-        self.tls = tls
         self._listening = asyncio.Event()
-        app = Transit(desk, tls).app()
-        refused = partial(desk.refused, what="https")
-        more: Any = {"drain_seconds": drain_seconds, "refused": refused, "handshakes": desk.handshakes}
+        app = Transit(core, tls).app()
+        refused = partial(core.reports.refused, what="https")
+        more: Any = {"drain_seconds": drain_seconds, "refused": refused, "handshakes": core.handshakes}
         self._server = HttpServer(app, sockets, lambda: tls.context, self._listening.set, **more)
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen from now on. The key managers are open."""
+        """Listen from now on."""
         self._serving = asyncio.get_running_loop().create_task(self._server.serve())
         await self._listening.wait()
 
-    async def close(self) -> None:
-        """Accept no more, answer the open requests, and end. Idempotent."""
-        serving, self._serving = self._serving, None
-        if serving is not None:
-            self._server.should_exit = True
-            await serving
+    async def close(self, *, at_once: bool = False) -> None:
+        """Accept no more, answer the open requests unless it is to be `at_once`, and end. Idempotent."""
+        self._server.should_exit, self._server.force_exit = True, at_once
+        if self._serving is not None:
+            await self._serving
 
 
 class Transit:
     """The handlers."""
 
-    def __init__(self, desk: Admission, tls: Tls) -> None:
-        self._desk, self._tls = desk, tls
-        self._looked, self._found = -inf, (True, False)
+    def __init__(self, core: Core, tls: Tls) -> None:
+        self._core, self._tls, self._links = core, tls, Links(core)
 
     def app(self) -> ASGIApp:
         """Return the whole application."""
@@ -111,11 +102,11 @@ class Transit:
         self._described = described([(each.path, each.methods or (), each.endpoint) for each in routes])
         app = Starlette(routes=routes, exception_handlers=handlers)
         app.router.redirect_slashes = False
-        return Guarded(app, self._desk, self._tls, _errors("the head of the request is too long", 431))
+        return Guarded(app, self._core, self._tls, _errors("the head of the request is too long", 431))
 
     async def health(self, request: Request) -> Response:
         """Whether every key can sign. Needs no token; "sealed" is a key that cannot, "standby" a fleet's other host."""
-        sealed, standby = self._health()
+        sealed, standby = self._core.state["sealed"], self._core.state["standby"]
         condition = "sealed" if sealed else "standby" if standby else "active"
         asked = request.query_params
         code = {"sealed": 503, "standby": 429, "active": 200}[condition]
@@ -136,25 +127,13 @@ class Transit:
         }
         return _json(state, code)
 
-    def _health(self) -> tuple[bool, bool]:
-        """Whether a key cannot sign, and whether this host stands by: looked up ten times a second at most."""
-        now = monotonic()
-        if now - self._looked >= LOOK_SECONDS:
-            self._looked, self._found = now, (self._sealed(), self._standby())
-        return self._found
-
-    def _sealed(self) -> bool:
-        return not all(map(_can_sign, self._desk.managers.values()))
-
-    def _standby(self) -> bool:
-        fleets = [manager.fleet for manager in self._desk.managers.values()]
-        return any(fleet is not None and fleet.state != "holder" and fleet.unordered != "any" for fleet in fleets)
-
     async def seal_status(self, _request: Request) -> Response:
         """Whether every key can sign, as `vault status` asks. Needs no token."""
         shares = {"t": 0, "n": 0, "progress": 0, "nonce": ""}
         server = {"type": "pkcs11", "storage_type": "", "version": f"hsmcore-{__version__}", "build_date": ""}
-        return _json({"initialized": True, "sealed": self._health()[0], "migration": False, **shares, **server})
+        return _json(
+            {"initialized": True, "sealed": self._core.state["sealed"], "migration": False, **shares, **server}
+        )
 
     async def init(self, _request: Request) -> Response:
         """That there is nothing to initialize. Needs no token."""
@@ -162,8 +141,8 @@ class Transit:
 
     async def leader(self, _request: Request) -> Response:
         """Whether this host holds the epoch, in a fleet. Needs no token."""
-        states = {manager.fleet.state for manager in self._desk.managers.values() if manager.fleet is not None}
-        return _json({"ha_enabled": bool(states), "is_self": states == {"holder"}, "leader_address": ""})
+        holder = self._core.state["holder"]
+        return _json({"ha_enabled": holder is not None, "is_self": bool(holder), "leader_address": ""})
 
     async def openapi(self, request: Request) -> Response:
         """This API as OpenAPI 3.1."""
@@ -172,13 +151,15 @@ class Transit:
 
     async def key_set(self, request: Request) -> Response:
         """The signed set of a key's versions, for anybody: it vouches for itself. `since`: all after a serial."""
-        managers = self._desk.managers
-        name = request.path_params.get("name") or (next(iter(managers)) if len(managers) == 1 else "")
+        from hsmcore.tlog.key_set import after, serial_of  # for few requests: it needs the native core
+
+        sets = self._core.state["keySets"]
+        name = request.path_params.get("name") or (next(iter(sets)) if len(sets) == 1 else "")
         since = serial_of(request.query_params.get("since"))
-        manager = managers.get(name)
-        notes = b"" if manager is None else manager.key_set(since)
-        if manager is None or not manager.key_set():
+        newest, every = sets.get(name, ("", ""))
+        if not newest:
             raise HTTPException(404, "there is no signed set of keys here")
+        notes = newest if since is None else after(every, since)
         return Response(notes, media_type="text/plain; charset=utf-8", headers={"cache-control": "no-store"})
 
     async def lookup_self(self, request: Request) -> Response:
@@ -187,8 +168,8 @@ class Transit:
         about = {
             "id": "",
             "accessor": "",
-            "display_name": client.name,
-            "policies": [client.name],
+            "display_name": client,
+            "policies": [client],
             "path": "gateway.clients",
             "type": "service",
             "meta": None,
@@ -207,7 +188,7 @@ class Transit:
     async def renew_self(self, request: Request) -> Response:
         """What a token that has no end answers: it is not renewable."""
         client = self._client(request)
-        auth = {"client_token": "", "accessor": "", "policies": [client.name], "token_policies": [client.name]}
+        auth = {"client_token": "", "accessor": "", "policies": [client], "token_policies": [client]}
         rest = {"metadata": None, "lease_duration": 0, "renewable": False, "entity_id": "", "token_type": "service"}
         return _answer(None, auth={**auth, **rest, "orphan": True, "num_uses": 0})
 
@@ -223,7 +204,7 @@ class Transit:
         paths = [paths] if isinstance(paths, str) else paths
         if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths):
             raise BadArgument("paths must be a list of texts")
-        may = {path: transit.capabilities(path, client.rules.keys) for path in paths}
+        may = {path: transit.capabilities(path, self._core.clients.keys[client]) for path in paths}
         return _answer({**may, "capabilities": may[paths[0]]})
 
     async def keys(self, request: Request) -> Response:
@@ -231,71 +212,65 @@ class Transit:
         client = self._client(request)
         if request.method != "LIST" and request.query_params.get("list") != "true":
             raise HTTPException(405, "unsupported operation")
-        return _answer({"keys": sorted(client.rules.keys)})
+        return _answer({"keys": sorted(self._core.clients.keys[client])})
 
     async def key(self, request: Request) -> Response:
         """A key and its versions."""
-        counter = self._counter(request, self._client(request))
-        await counter.versions.learn_all()
-        signs, versions = current(counter.manager), counter.versions
-        latest = versions.number(signs.public_key)
-        return _answer(transit.key_data(counter.name, signs.algorithm, versions.all(), latest))
+        key = await self._key(request, self._client(request))
+        versions = await key.versions()
+        name, signs = request.path_params["name"], key.current
+        return _answer(transit.key_data(name, signs.algorithm, versions, signs.version))
 
-    async def sign(self, request: Request, client: KnownClient, context: Context) -> dict[str, Any]:
+    async def sign(self, request: Request, client: str, trail: Trail) -> dict[str, Any]:
         """One signature, or those of a batch, in which each item has its own answer."""
-        counter = self._counter(request, client)
+        key = await self._key(request, client)
         body = await _body(request)
-        key = current(counter.manager)
-        options = transit.options(body, request.path_params.get("hash"), key.algorithm)
-        if options.version:
-            await counter.versions.learn_all()
-            key = counter.versions.key(options.version)
-        work = Signing(counter, options, key, context)
+        options = transit.options(body, request.path_params.get("hash"), key.current.algorithm)
+        work = Signing(key, options, trail)
         items = transit.batch(body)
         if items is None:
             return await work.one(transit.wanted(body))
-        _require_room(client, items)
+        _require_room(key, items)
         answers = await work.many([_read(item) for item in items])
         return transit.results(items, answers, {"key_version": 0})
 
-    async def verify(self, request: Request, client: KnownClient, context: Context) -> dict[str, Any]:
+    async def verify(self, request: Request, client: str, trail: Trail) -> dict[str, Any]:
         """Whether a signature is good, or those of a batch."""
-        counter = self._counter(request, client)
+        key = await self._key(request, client)
         body = await _body(request)
-        options = transit.options(body, request.path_params.get("hash"), current(counter.manager).algorithm)
-        await counter.versions.learn_all()
+        options = transit.options(body, request.path_params.get("hash"), key.current.algorithm)
         items = transit.batch(body)
         if items is None:
-            return await _verified(counter, body, options, context)
-        _require_room(client, items)
-        asked = (_verified(counter, item, options, context) for item in items)
+            return await _verified(key, body, options, trail)
+        _require_room(key, items)
+        asked = (_verified(key, item, options, trail) for item in items)
         found = await asyncio.gather(*asked, return_exceptions=True)
         return transit.results(items, found, {"valid": False})
 
     def _counted(
-        self, handler: Callable[[Request, KnownClient, Context], Awaitable[dict[str, Any]]]
+        self, handler: Callable[[Request, str, Trail], Awaitable[dict[str, Any]]]
     ) -> Callable[..., Awaitable[Response]]:
-        """Count each answer to a client, as the wire's face does. Records that the context's work makes have its
-        `request_id`, and the trace that the client names."""
+        """Count each answer to a client, as the wire's face does. Records of its work have the trail's `request_id`,
+        and the trace that the client names."""
 
         @wraps(handler)
         async def counted(request: Request) -> Response:
-            client, request_id = self._client(request), str(uuid.uuid4())
+            client, request_id = self._client(request), uuid.uuid4()
             try:
                 parent = transit.parent(request.headers.getlist("traceparent"))
-                way = client.by(CameBy(peer_of(request)))
-                data = await handler(request, client, within(way, parent, request_id=request_id))
+                trail = Trail(parent, Label(request_id.bytes, peer_of(request)))
+                data = await handler(request, client, trail)
             except ClientDisconnect:
                 raise
             except Exception as error:
-                self._desk.count(client, _counted_as(error))
+                self._core.reports.count(client, outcome_of_request(_counted_as(error)))
                 raise
-            self._desk.count(client, None)
-            return _answer(data, request_id=request_id)
+            self._core.reports.count(client, outcome_of_request(None))
+            return _answer(data, request_id=str(request_id))
 
         return counted
 
-    def _client(self, request: Request) -> KnownClient:
+    def _client(self, request: Request) -> str:
         """The client that sent a request."""
         client, why = asker_of(request)
         if client is None:
@@ -303,15 +278,20 @@ class Transit:
             raise HTTPException(403, _DENIED)
         return client
 
-    def _counter(self, request: Request, client: KnownClient) -> ClientKey:
-        try:
-            return self._desk.counter(client, request.path_params["name"])
-        except PolicyRefused as error:
-            self._refused(request, client.name, "key not listed")
-            raise HTTPException(403, _DENIED) from error
+    async def _key(self, request: Request, client: str) -> RemoteKey:
+        name = request.path_params["name"]
+        if name not in self._core.clients.keys[client]:
+            self._refused(request, client, "key not listed")
+            raise HTTPException(403, _DENIED) from PolicyRefused(hint="")
+        return await self._links.key(client, name, peer_of(request))
 
     def _refused(self, request: Request, who: str, why: str) -> None:
-        self._desk.refused(who, why, f"{request.method} {request.scope['raw_path'].decode('latin-1')}"[:100])
+        asked = f"{request.method} {request.scope['raw_path'].decode('latin-1')}"[:100]
+        self._core.reports.refused(who, why, asked)
+
+    def close(self) -> None:
+        """Nothing more is asked."""
+        self._links.close()
 
 
 def _counted_as(error: Exception) -> HsmError:
@@ -321,25 +301,18 @@ def _counted_as(error: Exception) -> HsmError:
     return error if isinstance(error, HsmError) else InternalError()
 
 
-async def _verified(
-    counter: ClientKey, item: object, options: transit.TransitOptions, context: Context
-) -> dict[str, Any]:
+async def _verified(key: RemoteKey, item: object, options: transit.TransitOptions, trail: Trail) -> dict[str, Any]:
     message, number, text = transit.parsed(item)
-    key = counter.versions.key(number)
-    signature = transit.signature_of(text, key.algorithm, jws=options.jws)
-    said: Any = Digest(message) if options.prehashed else message
-    return {"valid": bool(await ask(counter, VERIFY, wire.Verify(key.id, signature, said), context))}
+    version = (await key.version(number)).key
+    signature = transit.signature_of(text, version.algorithm, jws=options.jws)[:_MOST_SIGNATURE]
+    said, digest = wire.Verify(version.id, signature, message), options.prehashed
+    answer = await key.ask(lambda number: trail.along(wire.verify(number, said, slot=key.slot, digest=digest)))
+    return {"valid": bool(wire.read_number(answer.body, 1))}
 
 
-def _can_sign(manager: KeyManager) -> bool:
-    snapshot = manager.snapshot()
-    return snapshot.open and any(member.condition in _SERVING for member in manager.members())
-
-
-def _require_room(client: KnownClient, items: Sequence[object]) -> None:
-    most = client.rules.in_flight
-    if len(items) > most:
-        raise BadArgument(f"batch_input has {len(items)} items; this client may have {most} open")
+def _require_room(key: RemoteKey, items: Sequence[object]) -> None:
+    if len(items) > key.credits:
+        raise BadArgument(f"batch_input has {len(items)} items; this client may have {key.credits} open")
 
 
 def _read(item: object) -> transit.Wanted | HsmError:

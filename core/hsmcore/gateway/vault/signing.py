@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from contextvars import Context
 from typing import Any
 
-from hsmcore.base.keyring import KeyVersion
-from hsmcore.base.receipt import Receipt
 from hsmcore.errors import HsmError, KeyNotCurrent
-from hsmcore.gateway.admission import ClientKey
-from hsmcore.gateway.operations import SIGN, SIGN_MANY, ask, current
+from hsmcore.gateway.client.request import error_of_refusal
+from hsmcore.gateway.front.link import RemoteKey, Trail
 from hsmcore.gateway.vault import text as transit
 from hsmcore.gateway.wire import messages as wire
 
 
 class Signing:
-    """The signatures of one request. `key`: the version that is to sign. `context`: as of GatewayRequest."""
+    """The signatures of one request."""
 
-    def __init__(self, counter: ClientKey, options: transit.TransitOptions, key: KeyVersion, context: Context) -> None:
-        self._counter, self._options, self._key, self._context = counter, options, key, context
+    def __init__(self, key: RemoteKey, options: transit.TransitOptions, trail: Trail) -> None:
+        self._key, self._options, self._trail = key, options, trail
 
     async def one(self, wanted: transit.Wanted) -> dict[str, Any]:
         """Return a signature as text, and its version: of no other key, if the request names one."""
         kind = "prehashed" if self._options.prehashed else wanted.kind
         asked = wire.Sign(kind, 0, wanted.position, self._options.version, wanted.message)
-        signed: Receipt = await ask(self._counter, SIGN, asked, self._context)
-        return self._written(signed.signature, await self._counter.versions.of(signed.public_key))
+        answer = await self._key.ask(lambda number: self._trail.along(wire.sign(number, asked, slot=self._key.slot)))
+        version, _, _, signature = wire.read_signed(answer.body)
+        return self._written(signature, await self._key.number(version))
 
-    def _written(self, signature: bytes, number: int) -> dict[str, Any]:
-        text = transit.written(signature, number, self._key.algorithm, jws=self._options.jws)
-        return {"signature": text, "key_version": number}
+    def _written(self, signature: bytes, version: int) -> dict[str, Any]:
+        text = transit.written(signature, version, self._key.algorithm(version), jws=self._options.jws)
+        return {"signature": text, "key_version": version}
 
     async def many(self, items: Sequence[transit.Wanted | HsmError]) -> list[dict[str, Any] | BaseException]:
         """Return the same for each item, or its error. What is an error already is not signed."""
@@ -42,27 +40,35 @@ class Signing:
                 continue
             plain = not (self._options.prehashed or item.kind or item.position is not None)
             (together if plain else alone).append(at)
-        messages = [answers[at].message for at in together]
-        found = await self._batch(messages, again=not self._options.version) if together else []
-        found += await asyncio.gather(*(self.one(answers[at]) for at in alone), return_exceptions=True)
-        for at, answer in zip([*together, *alone], found, strict=True):
+        most = self._key.batch
+        pieces = [together[at : at + most] for at in range(0, len(together), most)]
+        batches = (self._batch([answers[at].message for at in piece]) for piece in pieces)
+        ones = (self.one(answers[at]) for at in alone)
+        found = await asyncio.gather(*batches, *ones, return_exceptions=True)
+        failed = [one for one in found[: len(pieces)] if isinstance(one, BaseException)]
+        if failed and len(failed) == len(pieces) and not any(isinstance(one, KeyNotCurrent) for one in failed):
+            raise failed[0]
+        for at, answer in zip(alone, found[len(pieces) :], strict=True):
             answers[at] = answer
+        for piece, made in zip(pieces, found, strict=False):
+            for number, at in enumerate(piece):
+                answers[at] = made if isinstance(made, BaseException) else made[number]
         return answers
 
-    async def _batch(self, messages: list[bytes], *, again: bool) -> list[Any]:
-        """All under one key, so that their version is known. `again`: those that another key has to sign, because it
-        became the current one at this moment, are sent for once more."""
-        number = await self._counter.versions.of(self._key.public_key)
-        found: list[Any]
-        try:
-            asked = wire.SignMany("", 0, number, messages)
-            _, found = await ask(self._counter, SIGN_MANY, asked, self._context)
-        except KeyNotCurrent as error:
-            found = [error] * len(messages)
+    async def _batch(self, messages: list[bytes], *, again: bool = True) -> list[Any]:
+        """All under one key. `again`: those that another key has to sign, because it became the current one at this
+        moment, are sent for once more."""
+        asked = wire.SignMany("", 0, self._options.version, messages)
+        answer = await self._key.ask(
+            lambda number: self._trail.along(wire.sign_many(number, asked, slot=self._key.slot)), len(messages)
+        )
+        version, outcomes = wire.read_signed_many(answer.body)
+        version = await self._key.number(version)
+        found: list[Any] = [
+            self._written(one, version) if isinstance(one, bytes) else error_of_refusal(one) for one in outcomes
+        ]
         late = [at for at, one in enumerate(found) if isinstance(one, KeyNotCurrent) and not one.maybe_signed]
-        found = [self._written(one, number) if isinstance(one, bytes) else one for one in found]
-        if again and late:
-            self._key = current(self._counter.manager)
+        if again and late and not self._options.version:
             for at, one in zip(late, await self._batch([messages[at] for at in late], again=False), strict=True):
                 found[at] = one
         return found

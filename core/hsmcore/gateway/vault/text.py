@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from hsmcore.base.traceparent import TraceParent
 from hsmcore.errors import BadArgument, HsmError
-from hsmcore.gateway.versions import Version
+from hsmcore.gateway.version_number import Version
 from hsmcore.gateway.wire.messages import KINDS
 
 _TYPES: Final = {

@@ -55,14 +55,19 @@ class Flag(IntFlag):
     AGAIN = 2
     TRACED = 4
     """The body begins with TraceParent.packed."""
+    LABELLED = 8
+    """A Label follows, behind a trace."""
+    DIGEST = 16
+    """Of VERIFY: the message is a digest."""
 
 
+_NAMED: Final = Flag.TRACED | Flag.LABELLED
 _FLAGS: Final = {
-    Type.SIGN: Flag.HAS_POSITION | Flag.AGAIN | Flag.TRACED,
-    Type.SIGN_MANY: Flag.AGAIN | Flag.TRACED,
-    Type.SIGN_BATCHED: Flag.AGAIN | Flag.TRACED,
-    Type.VERIFY: Flag.TRACED,
-    Type.MANAGE: Flag.TRACED,
+    Type.SIGN: Flag.HAS_POSITION | Flag.AGAIN | _NAMED,
+    Type.SIGN_MANY: Flag.AGAIN | _NAMED,
+    Type.SIGN_BATCHED: Flag.AGAIN | _NAMED,
+    Type.VERIFY: Flag.DIGEST | _NAMED,
+    Type.MANAGE: _NAMED,
 }
 
 
@@ -84,6 +89,15 @@ class Frame(NamedTuple):
     body: bytes
 
 
+class Label(NamedTuple):
+    """By what the audit log has a request of a front: its id, 16 bytes, and the address that it came from."""
+
+    request_id: bytes
+    peer: str
+
+
+_ID_BYTES: Final = 16
+_MOST_PEER: Final = 255
 _REFUSED: Final = 0xFF
 
 
@@ -195,11 +209,20 @@ def frame(kind: Type, request: int = 0, body: bytes = b"", *, slot: int = 0, fla
 
 def traced(made: bytes, parent: TraceParent) -> bytes:
     """Return a request's frame with its trace; as it is if it would be too long then."""
+    return _with(made, Flag.TRACED, parent.packed)
+
+
+def labelled(made: bytes, label: Label) -> bytes:
+    """Return a request's frame with its label; as `traced`, which comes behind this."""
+    peer = label.peer.encode(errors="replace")[:_MOST_PEER]
+    return _with(made, Flag.LABELLED, label.request_id + bytes([len(peer)]) + peer)
+
+
+def _with(made: bytes, flag: Flag, said: bytes) -> bytes:
     length, kind, flags, slot, request = _HEAD.unpack_from(made)
-    if length + TRACE_BYTES > MOST_BYTES:
+    if length + len(said) > MOST_BYTES:
         return made
-    head = _HEAD.pack(length + TRACE_BYTES, kind, flags | Flag.TRACED, slot, request)
-    return head + parent.packed + made[_HEAD.size :]
+    return _HEAD.pack(length + len(said), kind, flags | flag, slot, request) + said + made[_HEAD.size :]
 
 
 def untraced(one: Frame) -> tuple[Frame, TraceParent]:
@@ -208,3 +231,13 @@ def untraced(one: Frame) -> tuple[Frame, TraceParent]:
     if parent is None:
         raise WireError("a trace that is none")
     return one._replace(flags=one.flags & ~Flag.TRACED, body=one.body[TRACE_BYTES:]), parent
+
+
+def unlabelled(one: Frame) -> tuple[Frame, Label]:
+    """Return the frame that `labelled` was given, and the label. Raises WireError."""
+    begin = _ID_BYTES + 1
+    after = begin + (one.body[_ID_BYTES] if len(one.body) > _ID_BYTES else 0)
+    if len(one.body) < after or len(one.body) < begin:
+        raise WireError("a label that is none")
+    label = Label(one.body[:_ID_BYTES], one.body[begin:after].decode(errors="replace"))
+    return one._replace(flags=one.flags & ~Flag.LABELLED, body=one.body[after:]), label

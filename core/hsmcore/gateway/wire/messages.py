@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from enum import IntFlag
 from struct import Struct
 from struct import error as struct_error
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from hsmcore.base.receipt import Receipt
+from hsmcore.errors import HsmError, NotHolder
 from hsmcore.gateway.wire.fields import U16, Fields, bytes16, named, reading, text8
 from hsmcore.gateway.wire.frames import MIN_BYTES, Flag, Frame, Type, UnknownKind, WireError, frame, native
 
@@ -60,7 +61,7 @@ KIND_NUMBERS: Final = {kind: number for number, kind in enumerate(KINDS)}
 ALGORITHMS: Final = ("", "ed25519", "ecdsa-p256", "ecdsa-secp256k1")
 LEVELS: Final = ("", "primary", "secondary", "emergency")
 _LEVEL_NUMBERS: Final = {name: number for number, name in enumerate(LEVELS)}
-OPERATIONS: Final = ("", "generate", "set-current", "deactivate", "cache-stats", "export", "unfinished")
+OPERATIONS: Final = ("", "generate", "set-current", "deactivate", "cache-stats", "export", "unfinished", "versions")
 
 
 class Hello(NamedTuple):
@@ -137,6 +138,13 @@ class Refusal(NamedTuple):
     """Of NOT_HOLDER: the fleet's name of the host that holds the epoch; "": none is known."""
 
 
+def refusal_of(error: HsmError) -> Refusal:
+    """Return an error as it is sent."""
+    maybe, after = error.maybe_signed, error.retry_after_ms
+    holder = error.holder.rsplit(":", 2)[0] if isinstance(error, NotHolder) else ""
+    return Refusal(error.retryable, maybe, after, error.status, error.error_class, str(error), holder)
+
+
 class Manage(NamedTuple):
     """An operation on a key, one of OPERATIONS. `key_id` "" where there is none; of "unfinished", the domain."""
 
@@ -149,7 +157,8 @@ class Verify(NamedTuple):
 
     key_id: str
     signature: bytes
-    message: bytes
+    message: Any
+    """Bytes; a Digest, where the gateway has read Flag.DIGEST."""
 
 
 def _require_version(fields: Fields) -> None:
@@ -290,10 +299,10 @@ def read_sign_many(body: bytes) -> SignMany:
         return SignMany(kind_of(kind), timeout, version, messages)
 
 
-def verify(request: int, one: Verify, *, slot: int = 0) -> bytes:
-    """Return VERIFY."""
+def verify(request: int, one: Verify, *, slot: int = 0, digest: bool = False) -> bytes:
+    """Return VERIFY. `digest`: the message is one."""
     body = text8(one.key_id) + bytes16(one.signature) + one.message
-    return frame(Type.VERIFY, request, body, slot=slot)
+    return frame(Type.VERIFY, request, body, slot=slot, flags=Flag.DIGEST if digest else 0)
 
 
 def read_verify(body: bytes) -> Verify:

@@ -1,23 +1,12 @@
 """A control child: runs verbs on one token for the process that started it (process.py), which never loads the vendor's
-module.
-
-It ends when its input ends or its parent does. A thread sees to that while the module hangs: a death signal of the
-kernel's would be tied to the parent's thread, which may end long before the parent.
+module. started.py begins and ends it.
 """
 
 from __future__ import annotations
 
-import ctypes
 import io
-import os
-import resource
-import select
-import threading
-import time
-import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import IO, Any, Final, NoReturn, cast
+from typing import IO, Any, cast
 
 import orjson
 
@@ -30,29 +19,6 @@ from hsmcore.members.control.wire import error_to_json, unpack
 
 Work = Callable[[str, Any, list[bytearray]], Any]
 """Does what a request asks for, by its name, arguments and secrets. Returns what JSON can carry."""
-
-_GRACE_SECONDS: Final = 2.0
-"""How long a call may go on after the parent has ended."""
-_PR_SET_DUMPABLE: Final = 4
-_PR_SET_NO_NEW_PRIVS: Final = 38
-
-
-def run(parent: int, serve: Callable[[io.FileIO, IO[bytes]], None]) -> NoReturn:
-    """Have `serve` answer requests, without a core file or a debugger, and no longer than process `parent` lives."""
-    code = 1
-    try:
-        _harden()
-        answers = _take_output()
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-        # Unbuffered: it reads no byte ahead, so a PIN that follows a line is in no other buffer.
-        serve(io.FileIO(0), answers)
-        code = 0
-    except BrokenPipeError:
-        pass  # the parent reads no more
-    except BaseException:  # noqa: BLE001  # the process ends with it
-        traceback.print_exc()
-    finally:
-        os._exit(code)  # exit handlers of the module may hang
 
 
 def serve(requests: io.FileIO, answers: IO[bytes]) -> None:
@@ -129,31 +95,3 @@ def _read_exactly(requests: io.FileIO, size: int) -> bytearray:
                 raise EOFError("the input ended within a secret")
             read += count
     return data
-
-
-def _take_output() -> IO[bytes]:
-    """The stream for answers. Output of the module to standard output goes to standard error."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return answers
-
-
-def _harden() -> None:
-    """No core file with a PIN in it, no debugger, no new privileges, no files for others."""
-    os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-
-
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent or its input has ended."""
-    poll = select.poll()
-    poll.register(0, 0)  # of an input only its end is reported
-    with suppress(OSError):  # an old kernel: the input is enough, unless a fork of the parent's holds it open
-        poll.register(os.pidfd_open(parent), select.POLLIN)
-    if os.getppid() == parent:
-        poll.poll()
-    time.sleep(_GRACE_SECONDS)
-    os._exit(1)

@@ -25,6 +25,7 @@ from hsmcore.base.log import printable
 from hsmcore.members.control.wire import error_of_json, unpack
 
 T = TypeVar("T")
+Popen = subprocess.Popen[bytes]
 
 CLOSE_SECONDS: Final = 3.0
 """How long a child may take to end without a signal."""
@@ -37,8 +38,9 @@ _BOOT: Final = """\
 import json, sys
 parent, main, *sys.path[:] = json.loads(sys.stdin.buffer.raw.readline())
 from importlib import import_module
-from hsmcore.members.control.child import run
-run(parent, import_module(main).serve)
+from hsmcore.members.control.started import run
+module = import_module(main)
+run(parent, module.serve, confined=getattr(module, "CONFINED", False))
 """
 
 
@@ -74,6 +76,40 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, "-P", *arguments]
 
 
+def started(
+    environment: Mapping[str, str],
+    main: str,
+    descriptors: Sequence[int] = (),
+    stdout: int = subprocess.DEVNULL,
+    stderr: IO[bytes] | None = None,
+) -> Popen:
+    """Start a child that runs the function `serve` of the module `main`, in a session of its own: Ctrl-C is for this
+    process, which closes its children. It has `descriptors` under their numbers here. Blocks. Raises OSError."""
+    process = subprocess.Popen(
+        python("-c", _BOOT),
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        stderr=stderr,
+        env=environment,
+        bufsize=0,
+        pass_fds=descriptors,
+        start_new_session=True,
+    )
+    assert process.stdin is not None  # noqa: S101  # for the type checker
+    with suppress(BrokenPipeError):  # it has ended, and whoever asks it something learns why
+        process.stdin.write(json.dumps([os.getpid(), main, *map(str, sys.path)]).encode() + b"\n")
+    return process
+
+
+def ended(process: Popen, seconds: float) -> None:
+    """Wait for the end of a child that was told to end; kill it after so long. Blocks."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    process.kill()
+    with suppress(subprocess.TimeoutExpired):  # one that waits in the kernel for a device ends later
+        process.wait(CLOSE_SECONDS)
+
+
 class ChildLost(Exception):
     """The child ended, did not answer in time or answered nonsense. It is gone; its last request may have been done."""
 
@@ -93,19 +129,9 @@ class Child:
         main: str = "hsmcore.members.control.child",
         descriptors: Sequence[int] = (),
     ) -> None:
-        self._process = subprocess.Popen(
-            python("-c", _BOOT),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            env=environment,
-            bufsize=0,
-            pass_fds=descriptors,
-            start_new_session=True,  # Ctrl-C is for this process, which closes its children
-        )
+        self._process = started(environment, main, descriptors, subprocess.PIPE, stderr)
         for stream in (self._requests, self._answers):
             os.set_blocking(stream.fileno(), False)
-        self._greeting = json.dumps([os.getpid(), main, *map(str, sys.path)]).encode() + b"\n"
         self._pending = bytearray()
 
     def __enter__(self) -> Self:
@@ -140,10 +166,9 @@ class Child:
         request = {"call": name, "arguments": arguments, "secrets": [len(secret) for secret in secrets]}
         line = orjson.dumps(request, option=orjson.OPT_APPEND_NEWLINE)
         try:
-            pieces: list[bytes | bytearray] = [self._greeting, line, *secrets]
+            pieces: list[bytes | bytearray] = [line, *secrets]
             for piece in pieces:
                 self._write(piece, until)
-            self._greeting = b""
             while (answer := _parsed(self._read(until), read))[0] == "note":
                 on_note(answer[1])
         except TimeoutError:
@@ -164,8 +189,7 @@ class Child:
             with suppress(OSError):  # it has ended, or its input is full: see below
                 os.write(self._requests.fileno(), b'{"call":"close"}\n')
             self._requests.close()
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(CLOSE_SECONDS)
+            ended(self._process, CLOSE_SECONDS)
         self._end()
 
     def kill(self) -> None:
@@ -173,9 +197,7 @@ class Child:
         self._process.kill()
 
     def _end(self) -> None:
-        self._process.kill()
-        with suppress(subprocess.TimeoutExpired):  # a child that waits in the kernel for a device ends later
-            self._process.wait(CLOSE_SECONDS)
+        ended(self._process, 0)
         self._requests.close()
         self._answers.close()
 

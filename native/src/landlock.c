@@ -1,5 +1,5 @@
-/* The Landlock domain of a host process: no process outside it can be looked into or written to, whatever files lead
- * there, and of /proc there is what modules read.
+/* The Landlock domain of a host process or a gateway's front: no process outside it can be looked into or written to,
+ * whatever files lead there, and of /proc there is what modules read.
  *
  * Landlock allows and does not refuse, so each entry of the root folder is allowed but for /proc. Where a module's
  * library, configuration and token lie is the vendor's choice, and so is what it connects to: they all stay as they

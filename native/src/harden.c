@@ -1,5 +1,4 @@
-/* Privileges that a signing process gives up. */
-#include "harden.h"
+/* Privileges that a process gives up which others speak to, or whose code is not ours. */
 #include "landlock.h"
 
 #include <errno.h>
