@@ -63,10 +63,20 @@ def unfenced() -> None:
 
 @_breakage
 def unshared() -> None:
-    """A bind reads who holds the epoch, and does not lock it: a claim may come between that and its end."""
+    """A bind reads who holds the epoch, and does not lock it: a claim may come between that and its end. And it writes
+    the watermark whatever another host has written since: either of the two would be enough."""
+    from sqlalchemy import and_, bindparam, or_, update
+
     from hsmcore.fleet import rows
+    from hsmcore.state import positions
+    from hsmcore.state.database import Database
+    from hsmcore.state.postgres.database import ServerDatabase
 
     rows._SHARE = rows._LOOK  # type: ignore[misc]
+    named, was = positions.WATERMARK.c.name == bindparam("domain"), positions._CHANGE._where_criteria[1:]
+    whatever = update(positions.WATERMARK).where(named, or_(named, and_(*was)))
+    positions._CHANGE = whatever.execution_options(hot=True)  # type: ignore[misc]
+    ServerDatabase.binding = Database.binding  # type: ignore[method-assign]
 
 
 @_breakage

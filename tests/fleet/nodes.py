@@ -29,6 +29,7 @@ BASE = {
     "unix_socket_directories": "",
     "shared_buffers": "16MB",
     "max_connections": "60",
+    "track_activity_query_size": "16384",  # of a bind that is one message, for _INSERTS
     "autovacuum": "off",
     "jit": "off",
     "dynamic_shared_memory_type": "mmap",  # not in /dev/shm, where a server that is killed leaves it
@@ -57,9 +58,10 @@ _PUT_BACK = (
     f"INSERT INTO @.watermark TABLE {_KEPT}.watermark",
 )
 _INSERTS = r"""SELECT pid,
-        substring(query FROM '''::VARCHAR, ''(\d+)''')::bigint > (SELECT max(high) + 20 FROM {}.watermark)
+        substring(query FROM 'INSERT INTO bound[^;]*?''::VARCHAR, ''(\d+)''')::bigint
+            > (SELECT max(high) + 20 FROM {}.watermark)
     FROM pg_stat_activity
-    WHERE wait_event_type = 'Lock' AND wait_event = 'relation' AND query LIKE 'INSERT INTO bound%'"""
+    WHERE wait_event_type = 'Lock' AND wait_event = 'relation' AND query LIKE '%INSERT INTO bound%'"""
 
 needs_postgres = pytest.mark.skipif(
     not list(Path("/usr/lib/postgresql").glob("*/bin/postgres")), reason="PostgreSQL is not installed"
