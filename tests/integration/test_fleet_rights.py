@@ -107,6 +107,9 @@ async def test_hosts_bind_answer_an_incident_and_take_over(owned, tmp_path, secr
             copy = copied(owned)
             await signed(a, 2)
         if secret is not None:
+            await until(
+                lambda: '"chain/block" : 2' in a.member._line.asking._highs
+            )  # what a look has not seen, none misses
             put_back(owned, copy)
         else:
             owned.ask("DELETE FROM hsmcore_tests.bound WHERE position = 2; UPDATE hsmcore_tests.fleet SET incident = 1")

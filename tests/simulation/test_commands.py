@@ -17,7 +17,6 @@ ELSEWHERE = {
 NOT_SIMULATED = {
     "audit adopt": "it takes in lines that hsmcore has not written: tests/integration writes such",
     "audit mend": "it needs a log that is damaged, which no crash leaves: `sound`, in the world disk",
-    "audit cosign": "witnesses are not simulated: tests/integration has some",
     "audit ship": "copies of the log elsewhere are not simulated",
     "backup recovery-key": "it makes a file of its own, and reads no state",
     "bench": "it measures",
