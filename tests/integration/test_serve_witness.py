@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import random
 import urllib.request
 
@@ -12,8 +11,10 @@ from nacl.signing import SigningKey
 from tests.support.audit_logs import keys_of, settings, write_log
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
+from tests.support.rfc6962 import root_of
 from tests.support.witness_server import line_of, vkey
 
+import hsmcore
 from hsmcore.audit import AuditLog
 from hsmcore.audit.check.trust import Trust
 from hsmcore.audit.check.verify import verify
@@ -32,7 +33,7 @@ class Log:
         self.key = vkey(ORIGIN, 1, bytes(self.secret.verify_key))
 
     def note(self, size):
-        text = f"{ORIGIN}\n{size}\n{base64.b64encode(root(self.leaves[:size])).decode()}\n".encode()
+        text = f"{ORIGIN}\n{size}\n{base64.b64encode(root_of(self.leaves[:size])).decode()}\n".encode()
         return text + b"\n" + line_of(ORIGIN, 1, bytes(self.secret.verify_key), self.secret.sign(text).signature)
 
     def request(self, old, size):
@@ -41,21 +42,14 @@ class Log:
         return b"\n".join(lines) + self.note(size)
 
 
-def root(leaves):
-    if len(leaves) < 2:
-        return leaves[0] if leaves else hashlib.sha256().digest()
-    half = 1 << (len(leaves) - 1).bit_length() - 1
-    return hashlib.sha256(b"\1" + root(leaves[:half]) + root(leaves[half:])).digest()
-
-
 def proof(old, leaves, *, whole):
     """SUBPROOF of RFC 6962, section 2.1.2."""
     if old == len(leaves):
-        return [] if whole else [root(leaves)]
+        return [] if whole else [root_of(leaves)]
     half = 1 << (len(leaves) - 1).bit_length() - 1
     if old <= half:
-        return [*proof(old, leaves[:half], whole=whole), root(leaves[half:])]
-    return [*proof(old - half, leaves[half:], whole=False), root(leaves[:half])]
+        return [*proof(old, leaves[:half], whole=whole), root_of(leaves[half:])]
+    return [*proof(old - half, leaves[half:], whole=False), root_of(leaves[:half])]
 
 
 def hashes(seed, count):
@@ -146,3 +140,11 @@ async def test_a_host_cosigns_the_log_of_another(tmp_path, world):
         await until(lambda: log.witnesses["host-1.example/w"].size >= 300)
         await log.close()
         assert verify(layout, Trust(witnesses=[VerifierKey.parse(said)])).findings == []
+
+
+def test_a_key_that_others_may_read_signs_nothing(tmp_path):
+    log = Log(hashes(0, 9))
+    witness_of(tmp_path / "w", log)
+    (tmp_path / "w" / "key").chmod(0o644)
+    with pytest.raises(hsmcore.AuditUnavailable, match="open to others"):
+        witness_of(tmp_path / "w", log)

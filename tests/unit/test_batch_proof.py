@@ -26,6 +26,7 @@ from tests.support.batches import (
     malformed,
     manipulated,
 )
+from tests.support.rfc6962 import root_of
 from tests.support.size import FULL, share
 
 import hsmcore
@@ -66,22 +67,14 @@ def test_roots_and_paths_are_those_of_pymerkle(count):
         verify_inclusion(tree.get_leaf(i + 1), one.root, InclusionProof.deserialize(own))  # raises if it does not hold
 
 
-def by_definition(leaves: list[bytes]) -> bytes:
-    """MTH of RFC 6962, section 2.1, of leaves' hashes."""
-    if len(leaves) == 1:
-        return leaves[0]
-    half = 1 << (len(leaves) - 1).bit_length() - 1
-    return sha256(b"\1", by_definition(leaves[:half]), by_definition(leaves[half:]))
-
-
 def path_by_definition(at: int, leaves: list[bytes]) -> list[bytes]:
     """PATH of RFC 6962, section 2.1.1."""
     if len(leaves) == 1:
         return []
     half = 1 << (len(leaves) - 1).bit_length() - 1
     if at < half:
-        return [*path_by_definition(at, leaves[:half]), by_definition(leaves[half:])]
-    return [*path_by_definition(at - half, leaves[half:]), by_definition(leaves[:half])]
+        return [*path_by_definition(at, leaves[:half]), root_of(leaves[half:])]
+    return [*path_by_definition(at - half, leaves[half:]), root_of(leaves[:half])]
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40).map(lambda data: b"m" + data), min_size=1, max_size=70),
@@ -95,7 +88,7 @@ def test_any_batch_is_as_the_rfc_defines_it(messages, first, blind):
         assert (extra[:9], index, one.index) == (bytes([kind]) + (first + i).to_bytes(8, "big"), i, first + i)
         assert len(extra) == (41 if blind else 9)
         leaves.append(sha256(b"\0", extra[:9], sha256(message), extra[9:]))
-    assert made[0].root == by_definition(leaves)
+    assert made[0].root == root_of(leaves)
     for i, one in enumerate(made):
         assert head_of(one.proof)[2] == path_by_definition(i, leaves)
     cases = [Case("", message, one.proof) for message, one in zip(messages, made, strict=True)]
@@ -106,9 +99,9 @@ def test_the_published_vectors_of_rfc_6962_hold():
     """The entries and roots of Certificate Transparency's reference implementation."""
     entries = ("", "00", "10", "2021", "3031", "40414243", "5051525354555657", "606162636465666768696a6b6c6d6e6f")
     leaves = [sha256(b"\0", bytes.fromhex(entry)) for entry in entries]
-    assert by_definition(leaves).hex() == "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
+    assert root_of(leaves).hex() == "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff4604328"
     path = path_by_definition(0, leaves)
-    assert tlog_proof.root_of_inclusion(leaves[0], 0, 8, path) == by_definition(leaves)
+    assert tlog_proof.root_of_inclusion(leaves[0], 0, 8, path) == root_of(leaves)
 
 
 def test_a_blinder_is_another_one_in_each_leaf():

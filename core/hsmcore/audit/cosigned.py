@@ -59,7 +59,7 @@ def keep(layout: Layout, checkpoint: Checkpoint, witness: VerifierKey, signature
         if Checkpoint.parse(stored).text == checkpoint.text:
             before = stored
     lines = before.removeprefix(checkpoint.text + b"\n").splitlines()
-    others = [line + b"\n" for line in lines if signer_of(line) != (witness.name, witness.id)]
+    others = [line + b"\n" for line in lines if _signer_of(line) != (witness.name, witness.id)]
     replace(path, b"".join([checkpoint.text, b"\n", *others, signature_line(witness, signature)]))
     _forget(layout)
 
@@ -81,7 +81,7 @@ def _signers(path: Path) -> set[tuple[str, bytes]]:
         return set()
 
 
-def signer_of(line: bytes) -> tuple[str, bytes]:
+def _signer_of(line: bytes) -> tuple[str, bytes]:
     """Return name and key id of a signature line. Raises NoteError."""
     name, value = signature_of(line)
     return name, value[:4]

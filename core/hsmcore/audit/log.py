@@ -145,7 +145,8 @@ class AuditLog:
         log = OpenLog(self._layout, self._settings, asyncio.get_running_loop())
         try:
             await log.open()
-            await asyncio.to_thread(log.witnesses.start)
+            if self._settings.witnesses:
+                await asyncio.to_thread(log.witnesses.start)
         except (OSError, SystemFailure, TileError, SegmentError) as error:
             await log.close()
             problem = f"audit log {self._layout.log}: {said(error)}"
@@ -239,7 +240,7 @@ class AuditLog:
             if log is not None:
                 await log.close()
         finally:
-            if log is not None:
+            if log is not None and self._settings.witnesses:
                 await asyncio.to_thread(log.witnesses.close)
             if shipping is not None:
                 await asyncio.get_running_loop().run_in_executor(None, shipping.close)

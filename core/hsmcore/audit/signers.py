@@ -62,6 +62,9 @@ class FileSigner:
         self.key = VerifierKey(name, ED25519, bytes(secret.verify_key))
 
     async def sign(self, text: bytes) -> bytes:
+        return self.signature(text)
+
+    def signature(self, text: bytes) -> bytes:
         """Return the signature (64 bytes)."""
         return bytes(self._secret.sign(text).signature)
 

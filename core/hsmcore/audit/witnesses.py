@@ -12,8 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from hsmcore.audit import cosigned
@@ -27,6 +26,9 @@ from hsmcore.errors import ConfigFault, ConfigurationError
 from hsmcore.tlog.checkpoint import Checkpoint
 from hsmcore.tlog.consistency import growth
 from hsmcore.tlog.note import NoteError, VerifierKey, signature_of
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
 
 ANSWER_BYTES: Final = 1 << 14
 """Longest answer that is read."""
@@ -53,6 +55,8 @@ class WitnessConnection:
 
     def ask(self, body: bytes) -> tuple[int, bytes]:
         """Return status and content of the answer. Raises WitnessError."""
+        from http.client import HTTPException  # most logs have no witness
+
         made = self._open = self._connection()
         try:
             made.request("POST", self._path, body, {"User-Agent": f"hsmcore/{__version__}"})
@@ -68,6 +72,8 @@ class WitnessConnection:
         return answer.status, content
 
     def _connection(self) -> HTTPConnection:
+        from http.client import HTTPConnection, HTTPSConnection
+
         if self._plain:
             return HTTPConnection(self._host, self._port, timeout=_SECONDS)
         return HTTPSConnection(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Final, NamedTuple, Protocol
 
+from hsmcore.base.keyring import KeyVersion
+
 _OWN_BITS: Final = 30
 """Numbers made of public keys have one more bit, which is set: no ring grows so long, and a client that takes a number
 for a signed integer of 32 bits can hold them."""
@@ -19,14 +21,6 @@ class PublicKey(Protocol):
     def algorithm(self) -> str: ...
     @property
     def public_key(self) -> bytes: ...
-
-
-class ToldKey(NamedTuple):
-    """A key of which another process has told."""
-
-    id: str
-    algorithm: str
-    public_key: bytes
 
 
 class Version(NamedTuple):
@@ -44,7 +38,7 @@ class Version(NamedTuple):
     @classmethod
     def of_json(cls, said: Any) -> Version:
         """Return what `to_json` was given."""
-        key = ToldKey(said["id"], said["algorithm"], bytes.fromhex(said["publicKey"]))
+        key = KeyVersion(said["id"], "", said["algorithm"], bytes.fromhex(said["publicKey"]), -1)
         return cls(said["version"], key, said["createdNs"])
 
 

@@ -36,7 +36,7 @@ class SiteWitness:
     logs: Sequence[str]
 
     def made(self) -> LogWitness:
-        """Return the witness. Raises OSError, ValueError."""
+        """Return the witness. Raises as LogWitness, NoteError."""
         return LogWitness(Path(self.folder), self.name, [VerifierKey.parse(log) for log in self.logs])
 
 

@@ -21,7 +21,7 @@ from hsmcore.base.listening.sockets import hint_for, host_and_port, tcp, unix
 from hsmcore.base.log import get_logger, said
 from hsmcore.base.scope import Scope
 from hsmcore.config import Monitoring
-from hsmcore.errors import ConfigFault, ConfigurationError, HsmError
+from hsmcore.errors import AuditUnavailable, ConfigFault, ConfigurationError, HsmError
 from hsmcore.members.control.process import Child, ChildLost, child_environment
 from hsmcore.members.control.wire import pack, unpack
 from hsmcore.serve import child as server
@@ -29,6 +29,7 @@ from hsmcore.serve.access import Access, HeldTokens
 from hsmcore.serve.answers import Answers
 from hsmcore.serve.questions import MOST
 from hsmcore.serve.source import Source
+from hsmcore.tlog.note import NoteError
 
 TURN_SECONDS: Final = 0.05
 """The server is asked for its questions no more often than this, whatever its clients do."""
@@ -205,7 +206,7 @@ def _witness(settings: Monitoring) -> server.SiteWitness | None:
     opening = server.SiteWitness(wanted.folder, wanted.name, list(wanted.logs))
     try:
         opening.made()
-    except (OSError, ValueError) as error:  # NoteError is one
+    except (OSError, NoteError, AuditUnavailable) as error:
         raise ConfigurationError.of([ConfigFault(wanted.where, f"the witness cannot begin: {said(error)}")]) from None
     return opening
 

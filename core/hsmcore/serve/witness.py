@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from nacl.signing import SigningKey
-
+from hsmcore.audit.signers import FileSigner
 from hsmcore.base.files import replace
 from hsmcore.base.ownership import make_folder
 from hsmcore.tlog.checkpoint import Checkpoint
 from hsmcore.tlog.consistency import check_consistency
-from hsmcore.tlog.note import COSIGNATURE, Note, NoteError, VerifierKey, signature_line
+from hsmcore.tlog.note import COSIGNATURE, Note, NoteError, VerifierKey, cosignature_text, signature_line
 from hsmcore.tlog.proof import ProofError
 
 MOST_HASHES: Final = 63
@@ -38,14 +37,11 @@ class LogWitness:
 
     def __init__(self, folder: Path, name: str, logs: Sequence[VerifierKey]) -> None:
         """`logs`: the keys of the logs that it cosigns, by the origins that are their names; a log may have several.
-        Makes what is missing. Raises OSError, ValueError if the file of the key holds none."""
+        Makes what is missing. Raises OSError, AuditUnavailable for a file of the key that cannot be used."""
         make_folder(folder)
         self._folder, self._logs = folder, tuple(logs)
-        path = folder / "key"
-        if not path.exists():
-            replace(path, bytes(SigningKey.generate()).hex().encode() + b"\n")
-        self._secret = SigningKey(bytes.fromhex(path.read_text().strip()))
-        self.key = VerifierKey(name, COSIGNATURE, bytes(self._secret.verify_key))
+        self._signer = FileSigner.load(folder / "key", name)
+        self.key = VerifierKey(name, COSIGNATURE, self._signer.key.public_key)
         """Who trusts the witness needs it."""
         self._one = threading.Lock()
 
@@ -79,7 +75,7 @@ class LogWitness:
         if not same:
             replace(place, new.note)  # before the signature leaves: a witness that forgets may cosign two histories
         now = int(time.time())
-        signature = self._secret.sign(b"cosignature/v1\ntime %d\n" % now + new.text).signature
+        signature = self._signer.signature(cosignature_text(now, new.text))
         return WitnessAnswer(200, signature_line(self.key, now.to_bytes(8, "big") + signature))
 
 

@@ -68,7 +68,7 @@ class VerifierKey:
         if self.kind == COSIGNATURE:
             if len(signature) != 72:
                 return False
-            text = b"cosignature/v1\ntime %d\n" % int.from_bytes(signature[:8], "big") + text
+            text = cosignature_text(int.from_bytes(signature[:8], "big"), text)
             signature = signature[8:]
         return len(signature) == 64 and verify("ed25519", self.public_key, text, signature)
 
@@ -130,6 +130,11 @@ def signature_of(line: bytes) -> tuple[str, bytes]:
     if not name or not separator or "+" in name or len(value) < 5:
         raise NoteError("not a signature line")
     return name, value
+
+
+def cosignature_text(at: int, text: bytes) -> bytes:
+    """Return what a witness signs of a note's text (C2SP tlog-cosignature). `at`: its Unix time."""
+    return b"cosignature/v1\ntime %d\n" % at + text
 
 
 def signed(text: bytes, key: VerifierKey, signature: bytes) -> bytes:

@@ -1,0 +1,14 @@
+"""Merkle trees as RFC 6962 defines them, by its words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+
+def root_of(leaves: Sequence[bytes]) -> bytes:
+    """MTH of section 2.1, of leaves' hashes."""
+    if len(leaves) < 2:
+        return leaves[0] if leaves else sha256().digest()
+    half = 1 << (len(leaves) - 1).bit_length() - 1
+    return sha256(b"\1" + root_of(leaves[:half]) + root_of(leaves[half:])).digest()
