@@ -11,6 +11,7 @@ import atexit
 import gc
 import json
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -22,6 +23,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -126,27 +128,23 @@ def server() -> Server:
     return made
 
 
-def _serve(line: socket.socket) -> None:
+def load_everything() -> None:
+    """Import all of hsmcore, and what it imports when it runs."""
     import psycopg  # noqa: F401
     import uvloop  # noqa: F401
-    from tests.support import scenarios, told  # noqa: F401
 
     import hsmcore
-    from hsmcore import audit, config, gateway, serve, state  # noqa: F401
-    from hsmcore.cli import app, output  # noqa: F401
-    from hsmcore.cli import gateway as _gateway  # noqa: F401
-    from hsmcore.cli import serve as _serve_command  # noqa: F401
-    from hsmcore.failover import service  # noqa: F401
-    from hsmcore.fleet import membership  # noqa: F401
-    from hsmcore.manager import key_managers, key_sets  # noqa: F401
-    from hsmcore.manager.policy import watermark  # noqa: F401
-    from hsmcore.manager.rotation import runner  # noqa: F401
-    from hsmcore.manager.rotation import service as _rotation  # noqa: F401
-    from hsmcore.members import pkcs11, supervisor  # noqa: F401
-    from hsmcore.state.postgres import database  # noqa: F401
 
-    assert hsmcore.KeyManager
+    for module in pkgutil.walk_packages(hsmcore.__path__, "hsmcore."):
+        if not module.name.endswith(".__main__"):  # that is a program
+            import_module(module.name)
     assert threading.active_count() == 1, "what forks has no threads"
+
+
+def _serve(line: socket.socket) -> None:
+    from tests.support import scenarios, told  # noqa: F401
+
+    load_everything()
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
