@@ -1,5 +1,5 @@
-"""What tests cost: `pytest -n0 -p tests.support.cost --cost FILE`, as root. Writes a JSON object a line: the seconds that
-each phase of a test and each fixture took, by the clock and of processors, those of all child processes included.
+"""What tests cost: `pytest -n0 -p tests.support.cost --cost FILE`, as root. Writes a JSON object a line: the seconds
+that each phase of a test and each fixture took, by the clock and of processors, those of all child processes included.
 `python -m tests.support.cost FILE…` sums them by file and by fixture, the most costly first."""
 
 from __future__ import annotations
