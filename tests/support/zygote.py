@@ -103,6 +103,10 @@ class Server:
             socket.send_fds(self._line, [asked], fds)
             return int(self._line.recv(16))
 
+    def serve(self, terminal: socket.socket) -> None:
+        """Have it run the commands that come to this listening socket."""
+        self.start(b"", [terminal.fileno()])
+
     def close(self) -> None:
         """End it."""
         self._line.close()
@@ -128,7 +132,7 @@ def server() -> Server:
     return made
 
 
-def load_everything() -> None:
+def _load_everything() -> None:
     """Import all of hsmcore, and what it imports when it runs."""
     import psycopg  # noqa: F401
     import uvloop  # noqa: F401
@@ -142,21 +146,37 @@ def load_everything() -> None:
 
 
 def _serve(line: socket.socket) -> None:
-    from tests.support import scenarios, told  # noqa: F401
+    from tests.support import scenarios, terminal, told  # noqa: F401
 
-    load_everything()
+    _load_everything()
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for those between
+    listening = [line]
     while True:
+        ready = select.select(listening, [], [])[0][0]
+        if ready is not line:
+            with ready.accept()[0] as connection:
+                if os.fork() == 0:
+                    for one in listening:
+                        one.close()
+                    terminal.command(connection)
+            continue
         asked, fds, _, _ = socket.recv_fds(line, MOST, 4)
-        if not asked:
+        if asked:
+            if os.fork() == 0:
+                for one in listening[1:]:
+                    one.close()
+                _between(line, asked, fds)
+            for fd in fds:
+                os.close(fd)
+        elif fds:
+            os.set_inheritable(fds[0], False)
+            listening.append(socket.socket(fileno=fds[0]))
+            line.send(b"0")
+        else:
             return
-        if os.fork() == 0:
-            _between(line, asked, fds)
-        for fd in fds:
-            os.close(fd)
 
 
 def _between(line: socket.socket, asked: bytes, fds: list[int]) -> None:
@@ -181,23 +201,28 @@ def _between(line: socket.socket, asked: bytes, fds: list[int]) -> None:
     os._exit(0)
 
 
+def enter(ends: Sequence[int], environment: dict[str, str], folder: str) -> None:
+    """Take the streams, the environment and the folder of a program."""
+    for number, fd in enumerate(ends):
+        os.dup2(fd, number)
+        os.close(fd)
+    # The streams of the process that forked know other files by these numbers.
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    time.tzset()
+    os.chdir(folder)
+
+
 def _child(asked: bytes, ends: list[int]) -> None:
     """Be the program. Never returns."""
     code = 1
     try:
         (module, *arguments), environment, folder = json.loads(asked)
-        for number, fd in enumerate(ends):
-            os.dup2(fd, number)
-            os.close(fd)
-        # The streams of the process that forked know other files by these numbers.
-        sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
-        sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
-        sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.environ.clear()
-        os.environ.update(environment)
-        time.tzset()
-        os.chdir(folder)
+        enter(ends, environment, folder)
         sys.argv = [module, *arguments]
         code = _run(module)
         threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter does at its end
