@@ -154,11 +154,13 @@ def test_the_reading_orders_of_packages_name_modules():
     assert missing == []
 
 
-def test_the_site_lists_every_document():
-    index = (ROOT / "scripts" / "site" / "index.md").read_text()
-    listed = re.findall(r"^(?:[^\n<]+<)?(docs/[A-Z]+)>?$", index, re.MULTILINE)
-    assert sorted(listed) == sorted(f"docs/{path.stem}" for path in (ROOT / "docs").glob("*.md"))
-    assert "**[Run it](docs/DEPLOY.md)**" in index
+def test_each_page_has_its_place_in_one_room():
+    page = (ROOT / "docs" / "README.md").read_text()
+    rooms, _, _ = page.partition("\n## How to\n")
+    assert len(re.findall(r"^## ", rooms, re.MULTILINE)) == 6
+    listed = re.findall(r"^\d+\. \[[^\]]+\]\(([A-Z]+\.md)\): ", rooms, re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md")
+    assert "](docs/README.md)" in (ROOT / "README.md").read_text()
 
 
 def test_the_readme_lists_every_command():
