@@ -114,7 +114,8 @@ def rooms(text: str) -> Iterator[str]:
         pages = re.findall(r"^\d+\. \[([^\]]+)\]\((\S+)\.md\)", room, re.MULTILINE)
         lines = [f"{title} <{os.path.normpath(f'docs/{page}')}>" for title, page in pages if "operations/" not in page]
         if lines:
-            yield "\n".join(["```{toctree}", ":hidden:", f":caption: {room.partition('\n')[0]}", "", *lines, "```", ""])
+            caption = room.partition("\n")[0]
+            yield "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *lines, "```", ""])
 
 
 def front(texts: dict[str, str]) -> str:

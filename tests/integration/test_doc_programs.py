@@ -28,6 +28,7 @@ pytestmark = pytest.mark.integration
 ELSEWHERE = {
     "clients/python/README.md": "tests/integration/test_pure_client.py",
     "docs/SOLANA.md": "tests/integration/test_solana_docs.py",
+    "docs/TUTORIAL.md": "tests/integration/test_tutorial.py",
     "docs/GATEWAY.md": "tests/integration/test_gateway_vault_docs.py",
     "docs/KEYSET.md": "tests/integration/test_key_set.py makes the same calls; parsed here",
     "docs/operations/softhsm.md": "a conftest and a test: tests/integration/test_embedding.py runs them; parsed here",
