@@ -46,6 +46,7 @@ def test_the_documents_and_the_results_agree(name):
         return
     command = "run: hsmcore bench table " + " ".join(f"--write {document}" for document in DOCUMENTS)
     assert updated(ROOT / name, result, path.relative_to(ROOT).as_posix()) == text, command
+    assert set(re.findall(r"--results (\S+\.json)", text)) <= {path.relative_to(ROOT).as_posix()}
 
 
 def test_the_readme_has_its_rows_and_the_worst_of_the_missed_targets():
