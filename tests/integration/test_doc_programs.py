@@ -108,6 +108,14 @@ def test_the_command_that_init_prints_signs(state):
     assert command in again.stdout, "a second init says it again"
 
 
+def test_the_program_on_the_site_s_front_page_runs(state, tmp_path):
+    page = (ROOT / "scripts" / "site" / "index.md").read_text()
+    [program] = re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert "$ hsmcore init --state state " in page
+    (tmp_path / "state").symlink_to(state[0])
+    subprocess.run([sys.executable, "-c", program], env=bare(), cwd=tmp_path, check=True)
+
+
 @one_loop
 async def test_embedding(state, monkeypatch, tmp_path):
     monkeypatch.setenv("SOFTHSM2_CONF", os.environ.get("SOFTHSM2_CONF", "/nowhere"))  # set back afterwards
