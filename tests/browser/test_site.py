@@ -132,7 +132,11 @@ def test_the_search_finds_a_key_and_a_phone_shows_it_whole(site, page):
 
 @pytest.mark.parametrize(
     ("asked", "found"),
-    [("HSM asyncio", "docs/EMBEDDING"), ("YubiHSM Ed25519", "docs/operations/yubihsm"), ("double signing", "docs/POLICY")],
+    [
+        ("HSM asyncio", "docs/EMBEDDING"),
+        ("YubiHSM Ed25519", "docs/operations/yubihsm"),
+        ("double signing", "docs/POLICY"),
+    ],
 )
 def test_the_search_finds_what_strangers_ask_for(site, page, asked, found):
     """Among the first eight results."""

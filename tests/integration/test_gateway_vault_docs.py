@@ -1,4 +1,4 @@
-"""Vault's face in docs/GATEWAY.md as a program: its configuration, its commands and its Python, against `hsmcore gateway`."""
+"""Vault's face in docs/GATEWAY.md as a program: configuration, commands and Python, against `hsmcore gateway`."""
 
 from __future__ import annotations
 

@@ -127,7 +127,9 @@ def test_the_list_of_decisions_has_their_titles():
     listed = re.findall(r"^- \[(\d+)\]\((.+)\) (.+)$", (folder / "README.md").read_text(), re.MULTILINE)
     found = [(path.name[:4], path.name, path.read_text().partition("\n")[0]) for path in sorted(folder.glob("0*.md"))]
     assert sorted((number, name, f"# {number}. {title}") for number, name, title in listed) == found
-    assert [title for _, _, title in listed if re.match(r"(On which|Which|Why|How|Where|Who)\b[^:]*$", title)] == [], "a title says what was decided"
+    assert [title for _, _, title in listed if re.match(r"(On which|Which|Why|How|Where|Who)\b[^:]*$", title)] == [], (
+        "a title says what was decided"
+    )
 
 
 def read_in_order(text: str) -> list[str]:
