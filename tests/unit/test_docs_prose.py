@@ -31,7 +31,7 @@ def words(sentence: str) -> int:
 
 
 def test_sentences_are_cut_and_counted():
-    page = "# A title\n\nOne, [three](x.md). Four `a b c` five?\n- six\n- seven eight.\n\n```\nnot\n```\n| nor | this |\n"
+    page = "# A title\n\nOne, [three](x.md). Two `a b` five?\n- six\n- seven eight.\n\n```\nnot\n```\n| nor | this |\n"
     assert [words(one) for one in sentences(page)] == [2, 3, 1, 2]
 
 
