@@ -7,11 +7,16 @@ import re
 import pytest
 from tests.support.paths import ROOT
 
-FIRST = ("README.md", "docs/README.md", "docs/TUTORIAL.md", "docs/EMBEDDING.md", "docs/MONITORING.md")
-SOON = ("docs/SOLANA.md", "docs/DEPLOY.md", "docs/RELEASING.md", "docs/CHAOS.md", "docs/OPERATIONS.md")
+FIRST = (
+    "README.md",
+    *(
+        f"docs/{name}.md"
+        for name in ("README", "TUTORIAL", "EMBEDDING", "SOLANA", "DEPLOY", "OPERATIONS", "MONITORING")
+    ),
+)
+SOON = ("docs/RELEASING.md", "docs/CHAOS.md")
 LONGEST, MEAN = 25, 15
 """Words of a sentence."""
-MEAN_SOON = 18
 
 
 def sentences(text: str) -> list[str]:
@@ -44,6 +49,6 @@ def test_the_first_pages_have_short_sentences(name):
 
 
 @pytest.mark.parametrize("name", SOON)
-def test_the_pages_after_them_have_no_long_ones_on_average(name):
+def test_the_pages_after_them_have_short_ones_on_average(name):
     said = sentences((ROOT / name).read_text())
-    assert sum(map(words, said)) / len(said) <= MEAN_SOON
+    assert sum(map(words, said)) / len(said) <= MEAN
