@@ -37,7 +37,7 @@ MUTANTS = {
         *("second-key", "left-unbound", "bound-late", "bound-after", "another-answer"),
         *("dishonest", "no-weight", "gives-up", "deaf"),
     ),
-    "levels": ("not-taken-up", "unannounced", "no-overlap", "unasked", "in-a-loop"),
+    "levels": ("not-taken-up", "unannounced", "unasked", "no-overlap", "in-a-loop"),
     "fleet": (
         *("unfenced", "unwitnessed", "shy", "unshared", "reclaimed", "long-lease", "impatient", "kept-open"),
         *("idle", "anywhere", "leased", "eager", "sunk", "unchecked", "too-hot"),
