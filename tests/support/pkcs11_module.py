@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256K1, SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tests.support.gateways import GatewayProcess
 
 import hsmcore
@@ -29,6 +32,20 @@ class Site:
     gateway: GatewayProcess
     address: str
     log: Path
+    world: Token
+
+    def pem(self, slot: str, folder: Path) -> str:
+        """The public key of a slot as a file, made of what SoftHSM said."""
+        key = self.world.keys[SLOTS[slot]]
+        found: Any = None
+        if slot == "ed25519":
+            found = Ed25519PublicKey.from_public_bytes(key.public_key)
+        else:
+            curve = SECP256R1() if slot == "p256" else SECP256K1()
+            found = EllipticCurvePublicKey.from_encoded_point(curve, key.public_key)
+        file = folder / f"{slot}.pem"
+        file.write_bytes(found.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+        return str(file)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -36,26 +53,26 @@ class Site:
         return {**os.environ, "HSMCORE_PKCS11_ADDRESS": self.address}
 
 
-def document(world: Token, folder: Path, **gateway: Any) -> dict[str, Any]:
+def document(world: Token, folder: Path, slots: Iterable[str] = SLOTS, **gateway: Any) -> dict[str, Any]:
     """A configuration that lets this user sign with every key."""
     rules = {"p256": {"policy": {"kinds": ["raw", "digest32", "prehashed"]}}}
     managers = {
-        name: world.config(key, maxCacheSize=0, **rules.get(name, {}))["sequencer"]["keyManager"]
-        for name, key in SLOTS.items()
+        name: world.config(SLOTS[name], maxCacheSize=0, **rules.get(name, {}))["sequencer"]["keyManager"]
+        for name in slots
     }
-    client = {"uid": [os.getuid()], "keys": list(SLOTS), "inFlight": 1024}
+    client = {"uid": [os.getuid()], "keys": list(slots), "inFlight": 1024}
     listen = [f"unix:{folder}/sign.sock"]
     log = str(folder / "audit.log")
     return {"keyManagers": managers, "auditLogFile": log, "gateway": {"listen": listen, "clients": {"test": client}} | gateway}
 
 
 @asynccontextmanager
-async def served(world: Token, folder: Path, **gateway: Any) -> AsyncIterator[Site]:
+async def served(world: Token, folder: Path, slots: Iterable[str] = SLOTS, **gateway: Any) -> AsyncIterator[Site]:
     """A gateway on a Unix socket in this folder."""
-    process = GatewayProcess(folder, document(world, folder, **gateway))
+    process = GatewayProcess(folder, document(world, folder, slots, **gateway))
     await process.start()
     try:
-        yield Site(process, process.addresses[0], folder / "audit.log")
+        yield Site(process, process.addresses[0], folder / "audit.log", world)
     finally:
         await process.end()
 
