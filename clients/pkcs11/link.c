@@ -16,7 +16,7 @@
 
 /* Types of frames, besides those of frames.h. */
 enum { HELLO = 1, CANCEL = 5, ACK = 6, PING = 7, WELCOME = 129, PONG = 133, ERROR = 134, KEYS = 135, CREDIT, GOAWAY };
-enum { ACK_EVERY = 32, READS = 16, READ_ROOM = 65536, MOST_DOUBLINGS = 3, WHOLE = 4 + HSM_FRAME_MOST };
+enum { ACK_EVERY = 32, MOST_PING = 64, READS = 16, READ_ROOM = 65536, MOST_DOUBLINGS = 3, WHOLE = 4 + HSM_FRAME_MOST };
 #define GRACE (250 * P11_MS)    /* the gateway's word about a request that is late says more than ours */
 #define QUIET (10000 * P11_MS)  /* a connection without a sign of life is tested after so long */
 #define FORSAKE (1000 * P11_MS) /* how long a gateway that is left may take for what is open there */
@@ -362,6 +362,7 @@ static void take(const hsm_frame *frame, int64_t now) {
         wire.draining = true;
         wire.forsake_by = INT64_MAX;
     } else if (frame->type == PONG) {
+        good = frame->body_len <= MOST_PING;
         wire.useful = true;
     } else {
         answer(frame, now);

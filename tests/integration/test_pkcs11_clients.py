@@ -46,7 +46,20 @@ async def pkcs11_tool(site: Site, folder: Path) -> None:
         pem = site.pem(slot, folder)
         how = ["-rawin"] if slot == "ed25519" else []
         target = given if slot == "ed25519" else digest
-        await tool(site, "openssl", "pkeyutl", "-verify", "-pubin", "-inkey", pem, *how, "-in", str(target), "-sigfile", str(made))
+        await tool(
+            site,
+            "openssl",
+            "pkeyutl",
+            "-verify",
+            "-pubin",
+            "-inkey",
+            pem,
+            *how,
+            "-in",
+            str(target),
+            "-sigfile",
+            str(made),
+        )
     listed = await tool(site, "pkcs11-tool", "--module", MODULE, "--token-label", "ed25519", "--list-objects")
     assert listed.count("Key Object") == 2
     random = folder / "random"
@@ -120,9 +133,13 @@ activate = 1
     for slot, how in (("ed25519", ["-rawin"]), ("p256", ["-rawin", "-digest", "sha256"])):
         made = str(folder / f"openssl.{slot}")
         key = f"pkcs11:token={slot};type=private"
-        await tool(site, "openssl", "pkeyutl", "-sign", "-inkey", key, *how, "-in", str(given), "-out", made, **environment)
+        await tool(
+            site, "openssl", "pkeyutl", "-sign", "-inkey", key, *how, "-in", str(given), "-out", made, **environment
+        )
         pem = site.pem(slot, folder)
-        await tool(site, "openssl", "pkeyutl", "-verify", "-pubin", "-inkey", pem, *how, "-in", str(given), "-sigfile", made)
+        await tool(
+            site, "openssl", "pkeyutl", "-verify", "-pubin", "-inkey", pem, *how, "-in", str(given), "-sigfile", made
+        )
 
 
 async def ssh(site: Site, folder: Path) -> None:

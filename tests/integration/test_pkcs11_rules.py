@@ -13,14 +13,12 @@ import pytest
 from nacl.signing import VerifyKey
 from tests.support import pkcs11_client as p11
 from tests.support.authority import Authority
-from tests.support.gateways import FakeGateway, GatewayProcess, document_of, fake_signature, honest
+from tests.support.gateways import GatewayProcess, document_of
 from tests.support.loops import one_loop
-from tests.support.pkcs11_module import MODULE, served
-from tests.support.wire import signed
+from tests.support.pkcs11_module import served
+from tests.support.pkcs11_session import initialized, slot_of, verify
 
 from hsmcore.gateway import Client
-from hsmcore.gateway.wire import messages as wire
-from hsmcore.gateway.wire.frames import Type, frame
 
 pytestmark = pytest.mark.integration
 CKM_ECDSA, CKM_ECDSA_SHA256 = 0x1041, 0x1044
@@ -28,34 +26,6 @@ CKR_ARGUMENTS_BAD, CKR_DATA_LEN_RANGE, CKR_KEY_HANDLE_INVALID = 0x7, 0x21, 0x60
 CKR_KEY_TYPE_INCONSISTENT, CKR_KEY_FUNCTION_NOT_PERMITTED = 0x63, 0x68
 CKR_MECHANISM_PARAM_INVALID, CKR_OPERATION_NOT_INITIALIZED = 0x71, 0x91
 CKR_SIGNATURE_INVALID, CKR_SIGNATURE_LEN_RANGE, CKR_RANDOM_SEED_NOT_SUPPORTED = 0xC0, 0xC1, 0x120
-
-
-@contextmanager
-def initialized(*addresses, timeout_ms=10_000, **settings):
-    """The module, until C_Finalize."""
-    module = p11.Module(MODULE)
-    more = "".join(f" {name}={value}" for name, value in settings.items())
-    reserved = f"address={','.join(addresses)} timeout_ms={timeout_ms}{more}"
-    assert module.initialize(reserved=reserved.encode()) == 0
-    try:
-        yield module
-    finally:
-        assert module("C_Finalize", ctypes.c_void_p()) == 0
-
-
-def slot_of(module, label):
-    """The slot whose token has this label."""
-    for slot in module.slots():
-        info = ctypes.create_string_buffer(512)
-        assert module("C_GetTokenInfo", slot, info) == 0
-        if info.raw[:32].rstrip() == label.encode():
-            return slot
-    raise AssertionError(label)
-
-
-def verify(module, session, key, message, signature, mechanism=p11.CKM_EDDSA):
-    assert module("C_VerifyInit", session, ctypes.byref(p11.Mechanism(mechanism)), key) == 0
-    return module("C_Verify", session, message, len(message), signature, len(signature))
 
 
 def by_the_rules(module):
@@ -106,7 +76,9 @@ def by_the_rules(module):
     assert module("C_SeedRandom", session, b"m", 1) == CKR_RANDOM_SEED_NOT_SUPPORTED
     assert module("C_GenerateRandom", session, buffer, 64) == 0
     assert buffer.raw != signature
-    assert module("C_DigestInit", session, ctypes.byref(p11.Mechanism(p11.CKM_SHA256))) == p11.CKR_FUNCTION_NOT_SUPPORTED
+    assert (
+        module("C_DigestInit", session, ctypes.byref(p11.Mechanism(p11.CKM_SHA256))) == p11.CKR_FUNCTION_NOT_SUPPORTED
+    )
     assert module.login(session) == 0
     assert module.login(session) == p11.CKR_USER_ALREADY_LOGGED_IN
     assert module("C_CloseAllSessions", slot_of(module, "ed25519")) == 0
@@ -177,7 +149,9 @@ async def test_a_rotation_takes_the_private_half_away_and_shows_the_new_one(fres
         with initialized(*gateway.addresses) as module:
             [slot] = module.slots()
             session = module.session(slot)
-            private, public = (module.key(session, "default", kind) for kind in (p11.CKO_PRIVATE_KEY, p11.CKO_PUBLIC_KEY))
+            private, public = (
+                module.key(session, "default", kind) for kind in (p11.CKO_PRIVATE_KEY, p11.CKO_PUBLIC_KEY)
+            )
             rv, signature = module.sign_once(session, private, b"m")
             assert rv == 0
             async with Client(gateway.addresses[0]) as km:

@@ -63,7 +63,11 @@ def document(world: Token, folder: Path, slots: Iterable[str] = SLOTS, **gateway
     client = {"uid": [os.getuid()], "keys": list(slots), "inFlight": 1024}
     listen = [f"unix:{folder}/sign.sock"]
     log = str(folder / "audit.log")
-    return {"keyManagers": managers, "auditLogFile": log, "gateway": {"listen": listen, "clients": {"test": client}} | gateway}
+    return {
+        "keyManagers": managers,
+        "auditLogFile": log,
+        "gateway": {"listen": listen, "clients": {"test": client}} | gateway,
+    }
 
 
 @asynccontextmanager
