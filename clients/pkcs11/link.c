@@ -135,7 +135,7 @@ static void flush(void) {
 
 /* Room for a frame; NULL: there is no memory, and the connection is given up. */
 static uint8_t *room(size_t size) {
-    if (wire.out_len + size > wire.out_room) {
+    if (wire.out_at > 0 && wire.out_len + size > wire.out_room) {
         memmove(wire.out, wire.out + wire.out_at, wire.out_len - wire.out_at);
         wire.out_len -= wire.out_at;
         wire.out_at = 0;

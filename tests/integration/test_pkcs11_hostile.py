@@ -87,7 +87,7 @@ async def test_what_breaks_the_protocol_ends_a_connection_and_no_request(tmp_pat
 @one_loop
 async def test_bytes_that_are_changed_at_random_crash_nothing(tmp_path):
     path = str(tmp_path / "g.sock")
-    chance = random.Random(2)
+    chance = random.Random(int(os.environ.get("SEED", "2")))
 
     def mutated(data):
         data = bytearray(data)
@@ -107,7 +107,7 @@ async def test_bytes_that_are_changed_at_random_crash_nothing(tmp_path):
         gateway.answer = answer
         with calling(path, timeout_ms=100) as sign:
             await asyncio.to_thread(sign.begin)
-            for _ in range(40):
+            for _ in range(int(os.environ.get("ROUNDS", "40"))):
                 if gateway.connections and chance.random() < 0.2:
                     gateway.connections[-1].transport.abort()
                 await asyncio.to_thread(sign.module.slots)
