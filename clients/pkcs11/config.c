@@ -93,7 +93,7 @@ static bool take_tls(char *value) {
     return found == 3 || wrong("tls", "give three files: certificate,key,authorities");
 }
 
-static bool take_timeout(const char *value) {
+static bool take_timeout(char *value) {
     char *end = NULL;
     errno = 0;
     unsigned long ms = strtoul(value, &end, 10);
@@ -104,29 +104,29 @@ static bool take_timeout(const char *value) {
     return true;
 }
 
-static bool take_verify(const char *value) {
+static bool take_verify(char *value) {
     p11_config.verify = strcmp(value, "yes") == 0;
     return p11_config.verify || strcmp(value, "no") == 0 || wrong("verify: give yes or no", value);
 }
 
+static bool take_name(char *value) {
+    return keep(&p11_config.tls_name, value);
+}
+
+static bool take_log(char *value) {
+    return keep(&p11_config.log, value);
+}
+
 static bool take(const char *name, char *value) {
-    if (strcmp(name, "address") == 0) {
-        return take_addresses(value);
-    }
-    if (strcmp(name, "tls") == 0) {
-        return take_tls(value);
-    }
-    if (strcmp(name, "timeout_ms") == 0) {
-        return take_timeout(value);
-    }
-    if (strcmp(name, "verify") == 0) {
-        return take_verify(value);
-    }
-    if (strcmp(name, "tls_name") == 0) {
-        return keep(&p11_config.tls_name, value);
-    }
-    if (strcmp(name, "log") == 0) {
-        return keep(&p11_config.log, value);
+    static const struct {
+        const char *name;
+        bool (*take)(char *value);
+    } settings[] = {{"address", take_addresses}, {"tls", take_tls},       {"timeout_ms", take_timeout},
+                    {"verify", take_verify},     {"tls_name", take_name}, {"log", take_log}};
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        if (strcmp(name, settings[i].name) == 0) {
+            return settings[i].take(value);
+        }
     }
     return wrong("no such setting: there are address, tls, tls_name, timeout_ms, verify, log; this is", name);
 }

@@ -6,7 +6,7 @@
 
 #include "p11.h"
 
-enum { TEXT = 300, POINT = P11_PUBLIC_KEY + 2, FIRST_ROOM = 16 };
+enum { TEXT = 300, FIRST_ROOM = 16 };
 static const CK_ULONG ABSENT = CK_UNAVAILABLE_INFORMATION;
 
 struct p11_slot *p11_slots;
@@ -88,10 +88,6 @@ void p11_keys_free(void) {
 
 /* ---- objects: of the key at place n, 2n + 1 is the public half and 2n + 2 the private one ---- */
 
-static CK_OBJECT_HANDLE handle_of(CK_ULONG number) {
-    return number + 1;
-}
-
 struct p11_key *p11_object(CK_SLOT_ID slot, CK_OBJECT_HANDLE object, bool *is_private) {
     if (object == 0 || object > 2 * (CK_ULONG)p11_key_count) {
         return NULL;
@@ -139,32 +135,58 @@ static size_t bytes_of_id(const struct p11_key *key, uint8_t out[255]) {
     return len;
 }
 
-/* SubjectPublicKeyInfo is what SPKI-minded clients ask for; others take the point. */
-static size_t point_of(const struct p11_key *key, uint8_t out[POINT]) {
-    out[0] = 0x04; /* OCTET STRING */
-    out[1] = key->public_len;
-    memcpy(out + 2, key->public_key, key->public_len);
-    return key->public_len + 2U;
+/* Attributes of one byte, of public and of private halves: 'y' CK_TRUE, 'n' CK_FALSE, '-' there is none. */
+static const struct {
+    CK_ATTRIBUTE_TYPE type;
+    char of[2];
+} flags[] = {
+    {CKA_TOKEN, {'y', 'y'}},
+    {CKA_LOCAL, {'n', 'n'}}, /* no gateway tells where a key was made */
+    {CKA_PRIVATE, {'n', 'n'}},
+    {CKA_MODIFIABLE, {'n', 'n'}},
+    {CKA_COPYABLE, {'n', 'n'}},
+    {CKA_DESTROYABLE, {'n', 'n'}},
+    {CKA_DERIVE, {'n', 'n'}},
+    {CKA_VERIFY, {'y', '-'}},
+    {CKA_VERIFY_RECOVER, {'n', '-'}},
+    {CKA_ENCRYPT, {'n', '-'}},
+    {CKA_WRAP, {'n', '-'}},
+    {CKA_TRUSTED, {'n', '-'}},
+    {CKA_SIGN, {'-', 'y'}},
+    {CKA_SENSITIVE, {'-', 'y'}},
+    {CKA_ALWAYS_SENSITIVE, {'-', 'y'}},
+    {CKA_NEVER_EXTRACTABLE, {'-', 'y'}},
+    {CKA_EXTRACTABLE, {'-', 'n'}},
+    {CKA_SIGN_RECOVER, {'-', 'n'}},
+    {CKA_DECRYPT, {'-', 'n'}},
+    {CKA_UNWRAP, {'-', 'n'}},
+    {CKA_ALWAYS_AUTHENTICATE, {'-', 'n'}},
+    {CKA_WRAP_WITH_TRUSTED, {'-', 'n'}},
+};
+
+static CK_ULONG put_number(uint8_t *value, CK_ULONG number) {
+    memcpy(value, &number, sizeof number);
+    return sizeof number;
 }
 
-/* An attribute's value; CK_UNAVAILABLE_INFORMATION: the object has none. `sensitive`: it has one and never shows it. */
-static CK_ULONG value_of(const struct p11_key *key, bool is_private, CK_ATTRIBUTE_TYPE type, uint8_t value[TEXT],
-                         bool *sensitive) {
-    static const CK_BYTE yes = CK_TRUE, no = CK_FALSE;
+/* An attribute's value; CK_UNAVAILABLE_INFORMATION: the object has none, or never shows it. */
+static CK_ULONG value_of(const struct p11_key *key, bool is_private, CK_ATTRIBUTE_TYPE type, uint8_t value[TEXT]) {
     const struct p11_slot *slot = &p11_slots[key->slot];
-    CK_ULONG number = is_private ? CKO_PRIVATE_KEY : CKO_PUBLIC_KEY;
     CK_MECHANISM_TYPE mechanisms[3];
-    const CK_BYTE *flag = NULL;
-    *sensitive = false;
+    CK_ULONG count = 0;
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
+        if (flags[i].type == type) {
+            value[0] = flags[i].of[is_private] == 'y';
+            return flags[i].of[is_private] == '-' ? ABSENT : 1;
+        }
+    }
     switch (type) {
     case CKA_CLASS:
-        break;
+        return put_number(value, is_private ? CKO_PRIVATE_KEY : CKO_PUBLIC_KEY);
     case CKA_KEY_TYPE:
-        number = kinds[key->algorithm].type;
-        break;
+        return put_number(value, kinds[key->algorithm].type);
     case CKA_KEY_GEN_MECHANISM:
-        number = kinds[key->algorithm].generated_by;
-        break;
+        return put_number(value, kinds[key->algorithm].generated_by);
     case CKA_LABEL: /* the key that signs has its key manager's name, so that a name finds one key */
         return (CK_ULONG)(key->current ? snprintf((char *)value, TEXT, "%s", slot->name)
                                        : snprintf((char *)value, TEXT, "%s#%u", slot->name, key->version));
@@ -177,65 +199,18 @@ static CK_ULONG value_of(const struct p11_key *key, bool is_private, CK_ATTRIBUT
     case CKA_EC_PARAMS:
         memcpy(value, kinds[key->algorithm].params, kinds[key->algorithm].params_len);
         return kinds[key->algorithm].params_len;
-    case CKA_EC_POINT: /* of private halves too, as other tokens have it */
-        return point_of(key, value);
+    case CKA_EC_POINT: /* an OCTET STRING; of private halves too, as other tokens have it */
+        value[0] = 0x04;
+        value[1] = key->public_len;
+        memcpy(value + 2, key->public_key, key->public_len);
+        return key->public_len + 2U;
     case CKA_ALLOWED_MECHANISMS:
-        number = p11_mechanisms(0, key, mechanisms);
-        memcpy(value, mechanisms, number * sizeof *mechanisms);
-        return number * sizeof *mechanisms;
-    case CKA_VALUE:
-        *sensitive = is_private;
-        return ABSENT;
-    case CKA_TOKEN:
-        flag = &yes;
-        break;
-    case CKA_LOCAL: /* nobody has told where it was made */
-    case CKA_PRIVATE:
-    case CKA_MODIFIABLE:
-    case CKA_COPYABLE:
-    case CKA_DESTROYABLE:
-    case CKA_DERIVE:
-        flag = &no;
-        break;
-    case CKA_VERIFY:
-        flag = is_private ? NULL : &yes;
-        number = ABSENT;
-        break;
-    case CKA_ENCRYPT:
-    case CKA_WRAP:
-    case CKA_VERIFY_RECOVER:
-    case CKA_TRUSTED:
-        flag = is_private ? NULL : &no;
-        number = ABSENT;
-        break;
-    case CKA_SIGN:
-    case CKA_SENSITIVE:
-    case CKA_ALWAYS_SENSITIVE:
-    case CKA_NEVER_EXTRACTABLE:
-        flag = is_private ? &yes : NULL;
-        number = ABSENT;
-        break;
-    case CKA_DECRYPT:
-    case CKA_UNWRAP:
-    case CKA_SIGN_RECOVER:
-    case CKA_EXTRACTABLE:
-    case CKA_ALWAYS_AUTHENTICATE:
-    case CKA_WRAP_WITH_TRUSTED:
-        flag = is_private ? &no : NULL;
-        number = ABSENT;
-        break;
+        count = p11_mechanisms(0, key, mechanisms);
+        memcpy(value, mechanisms, count * sizeof *mechanisms);
+        return count * sizeof *mechanisms;
     default:
-        number = ABSENT;
-    }
-    if (flag != NULL) {
-        value[0] = *flag;
-        return 1;
-    }
-    if (number == ABSENT) {
         return ABSENT;
     }
-    memcpy(value, &number, sizeof number);
-    return sizeof number;
 }
 
 /* Each attribute is answered, and the result is of one that could not be. */
@@ -244,10 +219,10 @@ CK_RV p11_attributes(CK_OBJECT_HANDLE object, CK_ATTRIBUTE *wanted, CK_ULONG cou
     CK_RV rv = CKR_OK;
     for (CK_ULONG i = 0; i < count; i++) {
         uint8_t value[TEXT];
-        bool sensitive = false;
-        CK_ULONG len = value_of(key, object % 2 == 0, wanted[i].type, value, &sensitive);
+        bool is_private = object % 2 == 0;
+        CK_ULONG len = value_of(key, is_private, wanted[i].type, value);
         if (len == ABSENT) {
-            rv = sensitive ? CKR_ATTRIBUTE_SENSITIVE : CKR_ATTRIBUTE_TYPE_INVALID;
+            rv = is_private && wanted[i].type == CKA_VALUE ? CKR_ATTRIBUTE_SENSITIVE : CKR_ATTRIBUTE_TYPE_INVALID;
         } else if (wanted[i].pValue != NULL && wanted[i].ulValueLen < len) {
             rv = CKR_BUFFER_TOO_SMALL;
             len = ABSENT;
@@ -263,8 +238,7 @@ static bool matches(CK_OBJECT_HANDLE object, const CK_ATTRIBUTE *wanted, CK_ULON
     const struct p11_key *key = &p11_keys[(object - 1) / 2];
     for (CK_ULONG i = 0; i < count; i++) {
         uint8_t value[TEXT];
-        bool sensitive = false;
-        CK_ULONG len = value_of(key, object % 2 == 0, wanted[i].type, value, &sensitive);
+        CK_ULONG len = value_of(key, object % 2 == 0, wanted[i].type, value);
         if (len == ABSENT || len != wanted[i].ulValueLen || memcmp(value, wanted[i].pValue, len) != 0) {
             return false;
         }
@@ -276,7 +250,7 @@ CK_ULONG p11_match(CK_SLOT_ID slot, const CK_ATTRIBUTE *wanted, CK_ULONG count, 
                    CK_ULONG *next) {
     CK_ULONG made = 0;
     for (; made < most && *next < 2 * (CK_ULONG)p11_key_count; (*next)++) {
-        CK_OBJECT_HANDLE object = handle_of(*next);
+        CK_OBJECT_HANDLE object = *next + 1;
         bool is_private = false;
         if (p11_object(slot, object, &is_private) != NULL && matches(object, wanted, count)) {
             found[made++] = object;

@@ -4,16 +4,15 @@
 
 #include "p11.h"
 
-#define EXPORT __attribute__((visibility("default")))
+static CK_RV unsupported(void) {
+    CK_RV rv = p11_enter();
+    return rv != CKR_OK ? rv : p11_leave(CKR_FUNCTION_NOT_SUPPORTED);
+}
+
+#define INTERFACE_FLAGS CKF_INTERFACE_FORK_SAFE
+#include "lists.h"
 
 static bool forked; /* this process is a child that has not called C_Initialize */
-
-static void pad(unsigned char *out, size_t size, const char *text) {
-    size_t length = strlen(text);
-    for (size_t i = 0; i < size; i++) {
-        out[i] = i < length ? (unsigned char)text[i] : ' ';
-    }
-}
 
 /* ---- fork: the child has the parent's sessions, and a connection of its own ---- */
 
@@ -44,15 +43,9 @@ static void tear_down(void) {
 }
 
 static CK_RV initialize(const CK_C_INITIALIZE_ARGS *args) {
-    if (args != NULL) {
-        int given = (args->CreateMutex != NULL) + (args->DestroyMutex != NULL) + (args->LockMutex != NULL) +
-                    (args->UnlockMutex != NULL);
-        if (given != 0 && given != 4) {
-            return CKR_ARGUMENTS_BAD;
-        }
-        if (given == 4 && (args->flags & CKF_OS_LOCKING_OK) == 0) {
-            return CKR_CANT_LOCK; /* the caller insists on locks of its own */
-        }
+    CK_RV rv = check_initialize(args);
+    if (rv != CKR_OK) {
+        return rv;
     }
     if (p11_initialized && forked) { /* by the rules a child begins afresh */
         tear_down();
@@ -71,7 +64,7 @@ static CK_RV initialize(const CK_C_INITIALIZE_ARGS *args) {
         p11_config_free();
         return CKR_LIBRARY_LOAD_FAILED;
     }
-    CK_RV rv = p11_link_open();
+    rv = p11_link_open();
     p11_initialized = rv == CKR_OK;
     return rv;
 }
@@ -104,18 +97,6 @@ static CK_RV p11_GetInfo(CK_INFO *info) {
 }
 
 /* ---- slots ---- */
-
-/* The rule of section 5.2 for a list of variable length. */
-static CK_RV put_list(const CK_ULONG *value, CK_ULONG available, CK_ULONG *list, CK_ULONG *count) {
-    CK_RV rv = CKR_OK;
-    if (list != NULL && *count < available) {
-        rv = CKR_BUFFER_TOO_SMALL;
-    } else if (list != NULL && available > 0) {
-        memcpy(list, value, available * sizeof *value);
-    }
-    *count = available;
-    return rv;
-}
 
 /* A slot is a key manager that this process may use, and its token is there while the gateway says so. */
 static CK_RV p11_GetSlotList(CK_BYTE token_present, CK_SLOT_ID *list, CK_ULONG *count) {
@@ -212,93 +193,19 @@ static CK_RV p11_GetMechanismInfo(CK_SLOT_ID slot, CK_MECHANISM_TYPE type, CK_ME
 
 /* ---- the function lists ---- */
 
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-parameter"
-#define FUNCTION(version, scope, make, name, parameters, arguments)                                                    \
-    static CK_RV unsupported_##name parameters {                                                                       \
-        CK_RV rv = p11_enter();                                                                                        \
-        return rv != CKR_OK ? rv : p11_leave(CKR_FUNCTION_NOT_SUPPORTED);                                              \
-    }
-#include "functions.def"
-#undef FUNCTION
-#pragma GCC diagnostic pop
-
-static CK_FUNCTION_LIST list_2_40;
-static CK_FUNCTION_LIST_3_0 list_3_0;
-static CK_BYTE interface_name[] = "PKCS 11";
-static CK_INTERFACE interfaces[] = {{(char *)interface_name, &list_3_0, CKF_INTERFACE_FORK_SAFE},
-                                    {(char *)interface_name, &list_2_40, CKF_INTERFACE_FORK_SAFE}};
-
-static CK_RV p11_GetInterfaceList(CK_INTERFACE *list, CK_ULONG *count) {
-    if (count == NULL) {
-        return CKR_ARGUMENTS_BAD;
-    }
-    CK_RV rv = list != NULL && *count < 2 ? CKR_BUFFER_TOO_SMALL : CKR_OK;
-    if (rv == CKR_OK && list != NULL) {
-        memcpy(list, interfaces, sizeof interfaces);
-    }
-    *count = 2;
-    return rv;
-}
-
-static CK_RV p11_GetInterface(CK_BYTE *name, CK_VERSION *version, CK_INTERFACE **found, CK_FLAGS flags) {
-    if (found == NULL) {
-        return CKR_ARGUMENTS_BAD;
-    }
-    for (size_t i = 0; i < 2; i++) {
-        const CK_VERSION *have = interfaces[i].pFunctionList;
-        if ((name == NULL || strcmp((const char *)name, (const char *)interface_name) == 0) &&
-            (flags & ~interfaces[i].flags) == 0 &&
-            (version == NULL || (version->major == have->major && version->minor == have->minor))) {
-            *found = &interfaces[i];
-            return CKR_OK;
-        }
-    }
-    return CKR_FUNCTION_FAILED;
-}
-
-static CK_RV p11_GetFunctionList(CK_FUNCTION_LIST **list) {
-    if (list == NULL) {
-        return CKR_ARGUMENTS_BAD;
-    }
-    *list = &list_2_40;
-    return CKR_OK;
-}
-
-#define BOTH(name, function) list_2_40.name = list_3_0.name = function
-#define OURS(name) BOTH(C_##name, p11_##name)
-
 /* At load, so that the lists are complete before any thread can ask for them. */
 __attribute__((constructor)) static void begin(void) {
-    list_2_40.version = (CK_VERSION){2, 40};
-    list_3_0.version = (CK_VERSION){3, 0};
-#define FILL_V2(name) BOTH(name, unsupported_##name);
-#define FILL_V3(name) list_3_0.name = unsupported_##name;
-#define FUNCTION(version, scope, make, name, parameters, arguments) FILL_##version(name)
-#include "functions.def"
-#undef FUNCTION
-    OURS(Initialize), OURS(Finalize), OURS(GetInfo), OURS(GetFunctionList);
-    OURS(GetSlotList), OURS(GetSlotInfo), OURS(GetTokenInfo), OURS(GetMechanismList), OURS(GetMechanismInfo);
-    OURS(OpenSession), OURS(CloseSession), OURS(CloseAllSessions), OURS(GetSessionInfo), OURS(Login), OURS(Logout);
-    OURS(FindObjectsInit), OURS(FindObjects), OURS(FindObjectsFinal), OURS(GetAttributeValue);
-    OURS(SignInit), OURS(Sign), OURS(SignUpdate), OURS(SignFinal);
-    OURS(VerifyInit), OURS(Verify), OURS(VerifyUpdate), OURS(VerifyFinal);
-    OURS(GenerateRandom), OURS(SeedRandom);
+    fill_lists();
+    OURS(p11, Initialize), OURS(p11, Finalize), OURS(p11, GetInfo);
+    OURS(p11, GetSlotList), OURS(p11, GetSlotInfo), OURS(p11, GetTokenInfo);
+    OURS(p11, GetMechanismList), OURS(p11, GetMechanismInfo);
+    OURS(p11, OpenSession), OURS(p11, CloseSession), OURS(p11, CloseAllSessions);
+    OURS(p11, GetSessionInfo), OURS(p11, Login), OURS(p11, Logout);
+    OURS(p11, FindObjectsInit), OURS(p11, FindObjects);
+    OURS(p11, FindObjectsFinal), OURS(p11, GetAttributeValue);
+    OURS(p11, SignInit), OURS(p11, Sign), OURS(p11, SignUpdate), OURS(p11, SignFinal);
+    OURS(p11, VerifyInit), OURS(p11, Verify), OURS(p11, VerifyUpdate), OURS(p11, VerifyFinal);
+    OURS(p11, GenerateRandom), OURS(p11, SeedRandom);
     list_3_0.C_SessionCancel = p11_SessionCancel;
-    list_3_0.C_GetInterfaceList = p11_GetInterfaceList;
-    list_3_0.C_GetInterface = p11_GetInterface;
     (void)pthread_atfork(before_fork, in_parent, in_child);
-}
-
-/* The exported names lead to ours and never the other way: a program may have another module's among its globals. */
-EXPORT CK_RV C_GetFunctionList(CK_FUNCTION_LIST **list) {
-    return p11_GetFunctionList(list);
-}
-
-EXPORT CK_RV C_GetInterfaceList(CK_INTERFACE *list, CK_ULONG *count) {
-    return p11_GetInterfaceList(list, count);
-}
-
-EXPORT CK_RV C_GetInterface(CK_BYTE *name, CK_VERSION *version, CK_INTERFACE **found, CK_FLAGS flags) {
-    return p11_GetInterface(name, version, found, flags);
 }

@@ -205,6 +205,13 @@ extern bool p11_initialized;
 /* Take the lock. Anything but CKR_OK: it was not taken. */
 CK_RV p11_enter(void);
 CK_RV p11_enter_session(CK_SESSION_HANDLE handle, struct p11_session **session);
+/* At the begin of a call: declares `session` and `rv`. */
+#define P11_ENTER(handle)                                                                                              \
+    struct p11_session *session;                                                                                       \
+    CK_RV rv = p11_enter_session(handle, &session);                                                                    \
+    if (rv != CKR_OK) {                                                                                                \
+        return rv;                                                                                                     \
+    }
 /* Give it up, and pass a result on. */
 CK_RV p11_leave(CK_RV rv);
 /* The same session after the lock was given up; NULL: it was closed. */

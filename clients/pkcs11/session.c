@@ -5,7 +5,7 @@
 
 #include "p11.h"
 
-enum { CHUNK = 64, PLACES = 1 << 20 }; /* most sessions at once */
+enum { CHUNK = 64, PLACES = 1 << 20, ATTRIBUTES = 256 }; /* PLACES: most sessions; ATTRIBUTES: of one template */
 
 bool p11_initialized;
 pthread_mutex_t p11_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -140,11 +140,7 @@ CK_RV p11_OpenSession(CK_SLOT_ID slot, CK_FLAGS flags, void *application, CK_NOT
 }
 
 CK_RV p11_CloseSession(CK_SESSION_HANDLE handle) {
-    struct p11_session *session;
-    CK_RV rv = p11_enter_session(handle, &session);
-    if (rv != CKR_OK) {
-        return rv;
-    }
+    P11_ENTER(handle)
     CK_SLOT_ID slot = session->slot;
     close_session(session);
     logged_in[slot] = logged_in[slot] && has_session(slot);
@@ -169,11 +165,7 @@ CK_RV p11_CloseAllSessions(CK_SLOT_ID slot) {
 }
 
 CK_RV p11_GetSessionInfo(CK_SESSION_HANDLE handle, CK_SESSION_INFO *info) {
-    struct p11_session *session;
-    CK_RV rv = p11_enter_session(handle, &session);
-    if (rv != CKR_OK) {
-        return rv;
-    }
+    P11_ENTER(handle)
     if (info == NULL) {
         return p11_leave(CKR_ARGUMENTS_BAD);
     }
@@ -187,11 +179,7 @@ CK_RV p11_GetSessionInfo(CK_SESSION_HANDLE handle, CK_SESSION_INFO *info) {
 /* The gateway knows the process by its user or its certificate, so a PIN is neither needed nor looked at. */
 CK_RV p11_Login(CK_SESSION_HANDLE handle, CK_USER_TYPE user, CK_BYTE *pin, CK_ULONG pin_len) {
     (void)pin, (void)pin_len;
-    struct p11_session *session;
-    CK_RV rv = p11_enter_session(handle, &session);
-    if (rv != CKR_OK) {
-        return rv;
-    }
+    P11_ENTER(handle)
     if (user == CKU_CONTEXT_SPECIFIC) {
         return p11_leave(CKR_OPERATION_NOT_INITIALIZED); /* no key asks for it */
     }
@@ -206,11 +194,7 @@ CK_RV p11_Login(CK_SESSION_HANDLE handle, CK_USER_TYPE user, CK_BYTE *pin, CK_UL
 }
 
 CK_RV p11_Logout(CK_SESSION_HANDLE handle) {
-    struct p11_session *session;
-    CK_RV rv = p11_enter_session(handle, &session);
-    if (rv != CKR_OK) {
-        return rv;
-    }
+    P11_ENTER(handle)
     if (!logged_in[session->slot]) {
         return p11_leave(CKR_USER_NOT_LOGGED_IN);
     }
@@ -219,13 +203,12 @@ CK_RV p11_Logout(CK_SESSION_HANDLE handle) {
 }
 
 CK_RV p11_FindObjectsInit(CK_SESSION_HANDLE handle, CK_ATTRIBUTE *wanted, CK_ULONG count) {
-    struct p11_session *session;
-    CK_RV rv = p11_enter_session(handle, &session);
-    if (rv != CKR_OK) {
-        return rv;
-    }
+    P11_ENTER(handle)
     if (session->finding) {
         return p11_leave(CKR_OPERATION_ACTIVE);
+    }
+    if (count > ATTRIBUTES) {
+        return p11_leave(CKR_ARGUMENTS_BAD);
     }
     for (CK_ULONG i = 0; i < count; i++) {
         if (wanted == NULL || (wanted[i].pValue == NULL && wanted[i].ulValueLen != 0)) {
@@ -254,11 +237,7 @@ CK_RV p11_FindObjectsInit(CK_SESSION_HANDLE handle, CK_ATTRIBUTE *wanted, CK_ULO
 }
 
 CK_RV p11_FindObjects(CK_SESSION_HANDLE handle, CK_OBJECT_HANDLE *found, CK_ULONG most, CK_ULONG *count) {
-    struct p11_session *session;
-    CK_RV rv = p11_enter_session(handle, &session);
-    if (rv != CKR_OK) {
-        return rv;
-    }
+    P11_ENTER(handle)
     if (!session->finding) {
         return p11_leave(CKR_OPERATION_NOT_INITIALIZED);
     }
@@ -270,24 +249,16 @@ CK_RV p11_FindObjects(CK_SESSION_HANDLE handle, CK_OBJECT_HANDLE *found, CK_ULON
 }
 
 CK_RV p11_FindObjectsFinal(CK_SESSION_HANDLE handle) {
-    struct p11_session *session;
-    CK_RV rv = p11_enter_session(handle, &session);
-    if (rv != CKR_OK) {
-        return rv;
-    }
+    P11_ENTER(handle)
     rv = session->finding ? CKR_OK : CKR_OPERATION_NOT_INITIALIZED;
     end_finding(session);
     return p11_leave(rv);
 }
 
 CK_RV p11_GetAttributeValue(CK_SESSION_HANDLE handle, CK_OBJECT_HANDLE object, CK_ATTRIBUTE *wanted, CK_ULONG count) {
-    struct p11_session *session;
     bool is_private = false;
-    CK_RV rv = p11_enter_session(handle, &session);
-    if (rv != CKR_OK) {
-        return rv;
-    }
-    if (wanted == NULL || count == 0) {
+    P11_ENTER(handle)
+    if (wanted == NULL || count == 0 || count > ATTRIBUTES) {
         return p11_leave(CKR_ARGUMENTS_BAD);
     }
     if (p11_object(session->slot, object, &is_private) == NULL) {
@@ -298,9 +269,8 @@ CK_RV p11_GetAttributeValue(CK_SESSION_HANDLE handle, CK_OBJECT_HANDLE object, C
 
 /* The kernel's random numbers: a gateway gives none. */
 CK_RV p11_GenerateRandom(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG len) {
-    struct p11_session *session;
-    CK_RV rv = p11_enter_session(handle, &session);
-    if (rv != CKR_OK || (rv = p11_leave(data == NULL && len > 0 ? CKR_ARGUMENTS_BAD : CKR_OK)) != CKR_OK) {
+    P11_ENTER(handle)
+    if ((rv = p11_leave(data == NULL && len > 0 ? CKR_ARGUMENTS_BAD : CKR_OK)) != CKR_OK) {
         return rv;
     }
     while (len > 0) {
@@ -316,22 +286,20 @@ CK_RV p11_GenerateRandom(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG len) 
 
 CK_RV p11_SeedRandom(CK_SESSION_HANDLE handle, CK_BYTE *seed, CK_ULONG len) {
     (void)seed, (void)len;
-    struct p11_session *session;
-    CK_RV rv = p11_enter_session(handle, &session);
-    return rv != CKR_OK ? rv : p11_leave(CKR_RANDOM_SEED_NOT_SUPPORTED);
+    P11_ENTER(handle)
+    return p11_leave(CKR_RANDOM_SEED_NOT_SUPPORTED);
 }
 
 CK_RV p11_SessionCancel(CK_SESSION_HANDLE handle, CK_FLAGS flags) {
     static const CK_FLAGS of[P11_OPERATIONS] = {CKF_SIGN, CKF_VERIFY};
-    struct p11_session *session;
-    CK_RV rv = p11_enter_session(handle, &session);
-    for (unsigned i = 0; rv == CKR_OK && i < P11_OPERATIONS; i++) {
+    P11_ENTER(handle)
+    for (unsigned i = 0; i < P11_OPERATIONS; i++) {
         if ((flags & of[i]) != 0) {
             p11_operation_end(&session->operations[i]);
         }
     }
-    if (rv == CKR_OK && (flags & CKF_FIND_OBJECTS) != 0) {
+    if ((flags & CKF_FIND_OBJECTS) != 0) {
         end_finding(session);
     }
-    return rv != CKR_OK ? rv : p11_leave(CKR_OK);
+    return p11_leave(CKR_OK);
 }

@@ -7,12 +7,8 @@
 enum { DIGEST = 32 }; /* bytes that CKM_ECDSA signs as they are: SHA-256's */
 
 static CK_RV begin(CK_SESSION_HANDLE handle, CK_MECHANISM *mechanism, CK_OBJECT_HANDLE object, unsigned which) {
-    struct p11_session *session;
     bool is_private = false;
-    CK_RV rv = p11_enter_session(handle, &session);
-    if (rv != CKR_OK) {
-        return rv;
-    }
+    P11_ENTER(handle)
     struct p11_operation *operation = &session->operations[which];
     if (mechanism == NULL) { /* version 3: end what is active */
         p11_operation_end(operation);
@@ -48,11 +44,7 @@ static CK_RV begin(CK_SESSION_HANDLE handle, CK_MECHANISM *mechanism, CK_OBJECT_
 
 /* The operation of a call that goes on, or what is wrong; the lock is taken then. */
 static CK_RV go_on(CK_SESSION_HANDLE handle, unsigned which, struct p11_operation **operation) {
-    struct p11_session *session;
-    CK_RV rv = p11_enter_session(handle, &session);
-    if (rv != CKR_OK) {
-        return rv;
-    }
+    P11_ENTER(handle)
     *operation = &session->operations[which];
     if (!(*operation)->active) {
         return p11_leave(CKR_OPERATION_NOT_INITIALIZED);

@@ -84,8 +84,9 @@ async def served(world: Token, folder: Path, slots: Iterable[str] = SLOTS, **gat
 async def tool(site: Site, *command: str, given: bytes = b"", status: int = 0, **environment: str) -> str:
     """Run a program to its end. Returns what it wrote."""
     pipe = asyncio.subprocess.PIPE
-    where = {"stdin": pipe, "stdout": pipe, "stderr": asyncio.subprocess.STDOUT}
+    nothing = asyncio.subprocess.DEVNULL
+    where = {"stdin": pipe if given else nothing, "stdout": pipe, "stderr": asyncio.subprocess.STDOUT}
     process = await asyncio.create_subprocess_exec(*command, env=site.environment | environment, **where)
-    shown, _ = await process.communicate(given)
+    shown, _ = await process.communicate(given or None)
     assert process.returncode == status, shown.decode(errors="replace")
     return shown.decode(errors="replace")
