@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tests.support.authority import Authority
 from tests.support.loops import one_loop
+from tests.support.managers import until
 from tests.support.pkcs11_module import MODULE, Site, served, tool
 
 pytestmark = pytest.mark.integration
@@ -156,8 +155,7 @@ async def ssh(site: Site, folder: Path) -> None:
         "ssh-agent", "-D", "-P", MODULE, "-a", socket, env=site.environment, stdout=asyncio.subprocess.DEVNULL
     )
     try:
-        while not os.path.exists(socket):  # noqa: ASYNC110, PTH110  # it tells in no other way that it listens
-            await asyncio.sleep(0.01)
+        await until(Path(socket).exists)
         asks = {"SSH_AUTH_SOCK": socket, "SSH_ASKPASS": str(folder / "ask"), "SSH_ASKPASS_REQUIRE": "force"}
         await tool(site, "ssh-add", "-s", MODULE, **asks)
         assert key.split()[1] in await tool(site, "ssh-add", "-L", **asks)

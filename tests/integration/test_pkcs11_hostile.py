@@ -154,11 +154,11 @@ async def test_refusals_that_pass_wait_and_others_are_told(tmp_path):
 
 @one_loop
 async def test_a_list_is_walked_to_the_holder(tmp_path):
-    first, second, dead = (str(tmp_path / name / "sign.sock") for name in ("host-1", "host-2", "dead"))
-    for one in (first, second):
+    first, second, third, dead = (str(tmp_path / name / "sign.sock") for name in ("host-1", "host-2", "host-3", "dead"))
+    for one in (first, second, third):
         os.mkdir(os.path.dirname(one))  # noqa: PTH102, PTH120
-    async with FakeGateway(first) as standby, FakeGateway(second) as holder:
-        with calling(dead, first, second, timeout_ms=20_000) as sign:
+    async with FakeGateway(first) as standby, FakeGateway(second) as holder, FakeGateway(third) as passed:
+        with calling(dead, first, third, second, timeout_ms=20_000) as sign:
             await asyncio.to_thread(sign.begin)
             assert not holder.connections
 
@@ -169,6 +169,7 @@ async def test_a_list_is_walked_to_the_holder(tmp_path):
             standby.answer = answer
             assert (await sign())[0] == 0
             assert len(standby.received(Type.SIGN)) == len(holder.received(Type.SIGN)) == 1
+            assert not passed.accepted  # the holder's name is in an address
             # What was sent there and is not answered when it ends: the next one is asked for the same bytes.
             standby.answer = honest
 
@@ -178,7 +179,7 @@ async def test_a_list_is_walked_to_the_holder(tmp_path):
 
             holder.answer = ends
             assert (await sign(b"n")) == (0, fake_signature(standby.public_keys[-1], b"n"))
-            [again] = standby.received(Type.SIGN)[1:]
+            [again] = passed.received(Type.SIGN) + standby.received(Type.SIGN)[1:]
             assert again.flags == 2
 
 
@@ -207,7 +208,8 @@ async def test_an_ecdsa_signature_is_not_asked_for_twice(tmp_path):
 
     class Ecdsa(FakeGateway):
         def keys(self):
-            return tuple(one._replace(algorithm="ecdsa-p256", public_key=b"\4" + bytes(64)) for one in super().keys())
+            listed = super().keys()
+            return tuple(one._replace(algorithm="ecdsa-p256", public_key=b"\4" + bytes(64)) for one in listed)
 
     async with Ecdsa(path) as gateway:
         with calling(path) as sign:

@@ -1,13 +1,11 @@
-"""libhsmcore_pkcs11.so by the standard: the order of calls, lengths of buffers, objects, fork; refusals and rotation."""
+"""libhsmcore_pkcs11.so by the standard: the order of calls, lengths of buffers, objects, fork; a rotation, TLS."""
 
 from __future__ import annotations
 
-import asyncio
 import ctypes
 import hashlib
-import json
 import os
-from contextlib import contextmanager
+from contextlib import suppress
 
 import pytest
 from nacl.signing import VerifyKey
@@ -109,7 +107,16 @@ def digests(module):
     assert verify(module, other, key, digest, bytes(64), CKM_ECDSA) == CKR_SIGNATURE_INVALID
 
 
-def forks(module):
+def sockets():
+    """The sockets of this process."""
+    found = set()
+    for number in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        with suppress(FileNotFoundError):  # the one that lists the folder
+            found.add(os.readlink(f"/proc/self/fd/{number}"))  # noqa: PTH115
+    return {one for one in found if one.startswith("socket:")}
+
+
+def forks(module, connection):
     session = module.session(slot_of(module, "ed25519"))
     private = module.key(session, "ed25519")
     expected = module.sign_once(session, private, b"m")
@@ -119,6 +126,7 @@ def forks(module):
         status = 1
         try:
             assert module.sign_once(session, private, b"m") == expected
+            assert not connection & sockets()
             assert module.initialize() == 0
             assert module.initialize() == p11.CKR_CRYPTOKI_ALREADY_INITIALIZED
             assert module.sign_init(session, private) == p11.CKR_SESSION_HANDLE_INVALID
@@ -134,10 +142,13 @@ def forks(module):
 async def test_calls_by_the_rules_of_the_standard(world, tmp_path, monkeypatch):
     async with served(world, tmp_path) as site:
         monkeypatch.setenv("HSMCORE_PKCS11_ADDRESS", site.address)
+        before = sockets()
         with initialized(site.address) as module:
             by_the_rules(module)
             digests(module)
-            forks(module)
+            connection = sockets() - before
+            assert len(connection) == 1
+            forks(module, connection)
 
 
 @one_loop
@@ -157,6 +168,8 @@ async def test_a_rotation_takes_the_private_half_away_and_shows_the_new_one(fres
             async with Client(gateway.addresses[0]) as km:
                 await km.set_current_key_id(await km.generate_key())
             assert module.sign_once(session, private, b"m")[0] == CKR_KEY_HANDLE_INVALID
+            assert module.sign_init(session, private) == CKR_KEY_HANDLE_INVALID
+            assert len(module.find(session, {p11.CKA_CLASS: p11.CKO_PRIVATE_KEY})[1]) == 1
             following = module.key(session, "default")
             assert following != private
             rv, other = module.sign_once(session, following, b"m")
