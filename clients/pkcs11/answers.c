@@ -35,7 +35,7 @@ static uint32_t number(struct fields *fields, unsigned size) {
 static bool is_utf8(const uint8_t *text, size_t len) {
     for (size_t i = 0; i < len;) {
         uint8_t lead = text[i];
-        size_t more = lead < 0x80 ? 0 : lead >= 0xc2 && lead < 0xe0 ? 1 : lead >= 0xe0 && lead < 0xf0 ? 2 : 3;
+        size_t more = (size_t)(lead >= 0x80) + (lead >= 0xe0) + (lead >= 0xf0);
         uint32_t rune = more == 0 ? lead : lead & (0x3fU >> more);
         if (lead >= 0x80 && (lead < 0xc2 || lead > 0xf4 || len - i <= more)) {
             return false;
@@ -68,7 +68,8 @@ static struct p11_key read_key(struct fields *fields, unsigned *slot) {
     size_t id_len = 0;
     *slot = number(fields, 2);
     key.version = number(fields, 4);
-    uint32_t state = number(fields, 1), algorithm = number(fields, 1);
+    uint32_t state = number(fields, 1);
+    uint32_t algorithm = number(fields, 1);
     const uint8_t *id = text(fields, 1, &id_len);
     key.public_len = (uint8_t)number(fields, 1);
     const uint8_t *public_key = take(fields, key.public_len);
@@ -212,7 +213,9 @@ bool p11_read_error(const uint8_t *body, size_t len, struct p11_refusal *refusal
     static const char before_holder[] = "\nholder: ";
     struct fields fields = {body, len, false};
     uint32_t flags = number(&fields, 1);
-    size_t status_len = 0, kind_len = 0, text_len = 0;
+    size_t status_len = 0;
+    size_t kind_len = 0;
+    size_t text_len = 0;
     refusal->retry_after_ms = number(&fields, 4);
     const uint8_t *status = text(&fields, 1, &status_len);
     const uint8_t *kind = text(&fields, 1, &kind_len);

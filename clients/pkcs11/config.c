@@ -62,7 +62,7 @@ static bool keep(char **place, const char *value) {
 /* Addresses, with commas between. */
 static bool take_addresses(char *value) {
     for (unsigned i = 0; i < p11_config.count; i++) {
-        free(p11_config.addresses[i]);
+        (void)keep(&p11_config.addresses[i], NULL);
     }
     p11_config.count = 0;
     char *rest = NULL;
@@ -71,7 +71,8 @@ static bool take_addresses(char *value) {
         if (strncmp(one, "unix:/", 6) != 0 && (strncmp(one, "tls:", 4) != 0 || port < one + 5)) {
             return wrong("address: give unix:/path or tls:host:port, with commas between several", one);
         }
-        if (p11_config.count == P11_ADDRESSES || (p11_config.addresses[p11_config.count] = strdup(one)) == NULL) {
+        char **place = &p11_config.addresses[p11_config.count];
+        if (p11_config.count == P11_ADDRESSES || !keep(place, one)) {
             return wrong("address: there are too many", one);
         }
         p11_config.count++;
@@ -85,10 +86,11 @@ static bool take_tls(char *value) {
     unsigned found = 0;
     char *rest = NULL;
     for (char *one = strtok_r(value, ",", &rest); one != NULL; one = strtok_r(NULL, ",", &rest)) {
-        if (found == 3 || !keep(places[found++], one)) {
+        if (found == 3 || !keep(places[found], one)) {
             found = 0;
             break;
         }
+        found++;
     }
     return found == 3 || wrong("tls", "give three files: certificate,key,authorities");
 }

@@ -18,6 +18,7 @@ enum { DER_HEAD = 27, DER_SIGNATURE = 72, NUMBER = 32 };
 // clang-format on
 
 static struct {
+// NOLINTNEXTLINE(bugprone-macro-parentheses): a declaration
 #define X(name) __typeof__(name) *name;
     FUNCTIONS(X)
 #undef X
@@ -31,7 +32,8 @@ static void load(void) {
         return;
     }
 #define X(name)                                                                                                        \
-    if ((*(void **)&crypto.name = dlsym(library, #name)) == NULL) {                                                    \
+    *(void **)&crypto.name = dlsym(library, #name);                                                                    \
+    if (crypto.name == NULL) {                                                                                         \
         return;                                                                                                        \
     }
     FUNCTIONS(X)
@@ -72,9 +74,12 @@ static uint8_t *put_integer(uint8_t *out, const uint8_t number[NUMBER]) {
 
 bool p11_verify(enum p11_algorithm algorithm, const uint8_t *public_key, const uint8_t *message, size_t len,
                 bool digest, const uint8_t signature[P11_SIGNATURE]) {
-    uint8_t der[DER_HEAD + P11_PUBLIC_KEY], ecdsa[DER_SIGNATURE];
-    const uint8_t *at = der, *given = signature;
-    size_t key_len = algorithm == P11_ED25519 ? 32 : P11_PUBLIC_KEY, given_len = P11_SIGNATURE;
+    uint8_t der[DER_HEAD + P11_PUBLIC_KEY];
+    uint8_t ecdsa[DER_SIGNATURE];
+    const uint8_t *at = der;
+    const uint8_t *given = signature;
+    size_t key_len = algorithm == P11_ED25519 ? 32 : P11_PUBLIC_KEY;
+    size_t given_len = P11_SIGNATURE;
     if (!p11_crypto_load()) {
         return false;
     }

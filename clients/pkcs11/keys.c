@@ -119,10 +119,11 @@ CK_ULONG p11_mechanisms(CK_SLOT_ID slot, const struct p11_key *only, CK_MECHANIS
 
 /* A key id is hexadecimal, as tokens have it in bytes. */
 static size_t bytes_of_id(const struct p11_key *key, uint8_t out[255]) {
-    static const char digits[] = "0123456789abcdef";
+    static const char digits[16] = {'0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'};
     size_t len = 0;
     for (size_t i = 0; i + 1 < key->id_len && key->id_len % 2 == 0; i += 2) {
-        const char *high = memchr(digits, key->id[i], 16), *low = memchr(digits, key->id[i + 1], 16);
+        const char *high = memchr(digits, key->id[i], sizeof digits);
+        const char *low = memchr(digits, key->id[i + 1], sizeof digits);
         if (high == NULL || low == NULL) {
             break;
         }

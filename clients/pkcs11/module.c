@@ -85,15 +85,18 @@ static CK_RV p11_Finalize(void *reserved) {
 
 static CK_RV p11_GetInfo(CK_INFO *info) {
     CK_RV rv = p11_enter();
-    if (rv != CKR_OK || (rv = p11_leave(info == NULL ? CKR_ARGUMENTS_BAD : CKR_OK)) != CKR_OK) {
+    if (rv != CKR_OK) {
         return rv;
+    }
+    if (info == NULL) {
+        return p11_leave(CKR_ARGUMENTS_BAD);
     }
     memset(info, 0, sizeof *info);
     info->cryptokiVersion = (CK_VERSION){3, 0};
     pad(info->manufacturerID, sizeof info->manufacturerID, "hsmcore");
     pad(info->libraryDescription, sizeof info->libraryDescription, "hsmcore gateway");
     info->libraryVersion = (CK_VERSION){1, 0};
-    return CKR_OK;
+    return p11_leave(CKR_OK);
 }
 
 /* ---- slots ---- */
@@ -178,7 +181,8 @@ static CK_RV p11_GetMechanismInfo(CK_SLOT_ID slot, CK_MECHANISM_TYPE type, CK_ME
     if (rv != CKR_OK) {
         return rv;
     }
-    CK_ULONG count = p11_mechanisms(slot, NULL, found), i = 0;
+    CK_ULONG count = p11_mechanisms(slot, NULL, found);
+    CK_ULONG i = 0;
     while (i < count && found[i] != type) {
         i++;
     }

@@ -98,8 +98,8 @@ CK_RV p11_attributes(CK_OBJECT_HANDLE object, CK_ATTRIBUTE *wanted, CK_ULONG cou
 /* Objects of a slot that match, from number *next on: write up to `most` handles, return how many. */
 CK_ULONG p11_match(CK_SLOT_ID slot, const CK_ATTRIBUTE *wanted, CK_ULONG count, CK_OBJECT_HANDLE *found, CK_ULONG most,
                    CK_ULONG *next);
-/* The mechanisms of a slot's keys, or of one key. Return how many; `list` has room for three. */
-CK_ULONG p11_mechanisms(CK_SLOT_ID slot, const struct p11_key *key, CK_MECHANISM_TYPE *list);
+/* The mechanisms of a slot's keys, or of `only` one key. Return how many; `list` has room for three. */
+CK_ULONG p11_mechanisms(CK_SLOT_ID slot, const struct p11_key *only, CK_MECHANISM_TYPE *list);
 bool p11_is_mechanism_of(enum p11_algorithm algorithm, CK_MECHANISM_TYPE type);
 
 /* ---- answers.c ---- */

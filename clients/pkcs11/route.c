@@ -39,7 +39,8 @@ void p11_route_begin(void) {
 
 /* `first`: the addresses to prefer, a bit for each. */
 static void next(uint32_t first, bool refused) {
-    unsigned count = p11_config.count, at = p11_route.at;
+    unsigned count = p11_config.count;
+    unsigned at = p11_route.at;
     uint32_t all = count == P11_ADDRESSES ? UINT32_MAX : (UINT32_C(1) << count) - 1;
     uint32_t others = count == 1 ? 1 : all & ~(UINT32_C(1) << at);
     p11_route.tried |= UINT32_C(1) << at;
@@ -49,7 +50,8 @@ static void next(uint32_t first, bool refused) {
         left = others;
         bool near = count == 1 && !refused && strncmp(p11_config.addresses[0], "unix:", 5) == 0;
         bool heard = count > 1 && p11_route.silent != all;
-        int64_t longest = near ? NEAR_PAUSE : heard ? SEEKING_PAUSE : FAR_PAUSE;
+        int64_t longest = heard ? SEEKING_PAUSE : FAR_PAUSE;
+        longest = near ? NEAR_PAUSE : longest;
         p11_route.not_before = p11_now() + p11_jittered(least(longest, doubled(FIRST_PAUSE)));
         p11_route.rounds++;
     } else {
@@ -57,7 +59,7 @@ static void next(uint32_t first, bool refused) {
     }
     left = (left & first) != 0 ? left & first : left;
     do {
-        at = (at + 1) % count;
+        at = at + 1 < count ? at + 1 : 0;
     } while ((left >> at & 1) == 0);
     p11_route.at = at;
 }

@@ -36,10 +36,11 @@ struct p11_session *p11_session_again(CK_SESSION_HANDLE handle) {
 
 CK_RV p11_enter_session(CK_SESSION_HANDLE handle, struct p11_session **session) {
     CK_RV rv = p11_enter();
-    if (rv == CKR_OK && (*session = p11_session_again(handle)) == NULL) {
-        rv = p11_leave(CKR_SESSION_HANDLE_INVALID);
+    if (rv != CKR_OK) {
+        return rv;
     }
-    return rv;
+    *session = p11_session_again(handle);
+    return *session == NULL ? p11_leave(CKR_SESSION_HANDLE_INVALID) : CKR_OK;
 }
 
 void p11_operation_end(struct p11_operation *operation) {
@@ -58,7 +59,8 @@ static void end_finding(struct p11_session *session) {
 }
 
 static bool has_session(CK_SLOT_ID slot) {
-    CK_ULONG all = 0, writing = 0;
+    CK_ULONG all = 0;
+    CK_ULONG writing = 0;
     p11_sessions_count(slot, &all, &writing);
     return all > 0;
 }
@@ -169,10 +171,10 @@ CK_RV p11_GetSessionInfo(CK_SESSION_HANDLE handle, CK_SESSION_INFO *info) {
     if (info == NULL) {
         return p11_leave(CKR_ARGUMENTS_BAD);
     }
-    bool writes = (session->flags & CKF_RW_SESSION) != 0, user = logged_in[session->slot];
+    static const CK_STATE states[2][2] = {{CKS_RO_PUBLIC_SESSION, CKS_RO_USER_FUNCTIONS},
+                                          {CKS_RW_PUBLIC_SESSION, CKS_RW_USER_FUNCTIONS}};
     *info = (CK_SESSION_INFO){.slotID = session->slot, .flags = session->flags};
-    info->state = user ? (writes ? CKS_RW_USER_FUNCTIONS : CKS_RO_USER_FUNCTIONS)
-                       : (writes ? CKS_RW_PUBLIC_SESSION : CKS_RO_PUBLIC_SESSION);
+    info->state = states[(session->flags & CKF_RW_SESSION) != 0][logged_in[session->slot]];
     return p11_leave(CKR_OK);
 }
 
@@ -216,8 +218,12 @@ CK_RV p11_FindObjectsInit(CK_SESSION_HANDLE handle, CK_ATTRIBUTE *wanted, CK_ULO
         }
     }
     rv = p11_link_refresh();
-    if (rv != CKR_OK || (session = p11_session_again(handle)) == NULL || session->finding) {
-        return p11_leave(rv != CKR_OK ? rv : session == NULL ? CKR_SESSION_HANDLE_INVALID : CKR_OPERATION_ACTIVE);
+    session = p11_session_again(handle);
+    if (rv != CKR_OK || session == NULL) {
+        return p11_leave(rv != CKR_OK ? rv : CKR_SESSION_HANDLE_INVALID);
+    }
+    if (session->finding) { /* another thread was quicker */
+        return p11_leave(CKR_OPERATION_ACTIVE);
     }
     session->wanted = calloc(count + 1, sizeof *wanted);
     for (CK_ULONG i = 0; session->wanted != NULL && i < count; i++) {
@@ -270,7 +276,8 @@ CK_RV p11_GetAttributeValue(CK_SESSION_HANDLE handle, CK_OBJECT_HANDLE object, C
 /* The kernel's random numbers: a gateway gives none. */
 CK_RV p11_GenerateRandom(CK_SESSION_HANDLE handle, CK_BYTE *data, CK_ULONG len) {
     P11_ENTER(handle)
-    if ((rv = p11_leave(data == NULL && len > 0 ? CKR_ARGUMENTS_BAD : CKR_OK)) != CKR_OK) {
+    rv = p11_leave(data == NULL && len > 0 ? CKR_ARGUMENTS_BAD : CKR_OK);
+    if (rv != CKR_OK) {
         return rv;
     }
     while (len > 0) {

@@ -133,10 +133,12 @@ static CK_RV sign_all(CK_SESSION_HANDLE handle, bool parts, const CK_BYTE *data,
         return p11_leave(rv);
     }
     len = parts ? operation->len : len;
-    if ((rv = wrong_length(operation, len)) != CKR_OK) {
+    rv = wrong_length(operation, len);
+    if (rv != CKR_OK) {
         return end(operation, rv);
     }
-    uint8_t *kept = operation->data, made[P11_SIGNATURE];
+    uint8_t made[P11_SIGNATURE];
+    uint8_t *kept = operation->data;
     operation->data = NULL;
     operation->busy = true;
     rv = sign(operation->key, operation->mechanism == CKM_ECDSA, parts ? kept : data, len, made);

@@ -31,6 +31,7 @@ enum { UNHEARD_MS = 20000 };
 // clang-format on
 
 static struct {
+// NOLINTNEXTLINE(bugprone-macro-parentheses): a declaration
 #define X(name) __typeof__(name) *name;
     FUNCTIONS(X)
 #undef X
@@ -43,7 +44,8 @@ static bool load(void) {
         return tls.context != NULL;
     }
 #define X(name)                                                                                                        \
-    if ((*(void **)&tls.name = dlsym(library, #name)) == NULL) {                                                       \
+    *(void **)&tls.name = dlsym(library, #name);                                                                       \
+    if (tls.name == NULL) {                                                                                            \
         return false;                                                                                                  \
     }
     FUNCTIONS(X)
@@ -109,7 +111,7 @@ static bool begin_tls(struct p11_stream *stream, const char *host) {
 static void dial(struct p11_stream *stream, const struct sockaddr *address, socklen_t len) {
     stream->fd = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (stream->fd < 0 || (connect(stream->fd, address, len) != 0 && errno != EINPROGRESS)) {
-        (void)broken(stream, strerror(errno));
+        (void)broken(stream, strerrordesc_np(errno));
     }
 }
 
@@ -121,13 +123,15 @@ static void dial_tcp(struct p11_stream *stream, const char *address) {
     size_t len = (size_t)(port - address - 4);
     const char *begin = address + 4;
     if (len > 1 && begin[0] == '[' && begin[len - 1] == ']') {
-        begin++, len -= 2;
+        begin++;
+        len -= 2;
     }
     if (snprintf(host, sizeof host, "%.*s", (int)len, begin) >= (int)sizeof host) {
         (void)broken(stream, "the host's name is too long");
         return;
     }
-    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV}, *found = NULL;
+    struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV};
+    struct addrinfo *found = NULL;
     (void)pthread_mutex_unlock(&p11_lock);
     int error = getaddrinfo(host, port + 1, &hints, &found);
     (void)pthread_mutex_lock(&p11_lock);
@@ -138,7 +142,8 @@ static void dial_tcp(struct p11_stream *stream, const char *address) {
     dial(stream, found->ai_addr, found->ai_addrlen);
     freeaddrinfo(found);
     if (stream->why[0] == '\0') {
-        int on = 1, unheard = UNHEARD_MS;
+        int on = 1;
+        int unheard = UNHEARD_MS;
         (void)setsockopt(stream->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
         (void)setsockopt(stream->fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unheard, sizeof unheard);
         (void)begin_tls(stream, host);
@@ -161,7 +166,9 @@ void p11_stream_open(struct p11_stream *stream, const char *address) {
 
 /* libssl writes with write(2): a peer that is gone must not end the application. A SIGPIPE that was pending stays. */
 static int quietly(struct p11_stream *stream, int (*call)(struct p11_stream *, void *, int), void *data, int size) {
-    sigset_t pipe, before, pending;
+    sigset_t pipe;
+    sigset_t before;
+    sigset_t pending;
     (void)sigemptyset(&pipe);
     (void)sigaddset(&pipe, SIGPIPE);
     (void)sigpending(&pending);
@@ -219,7 +226,7 @@ enum p11_progress p11_stream_connect(struct p11_stream *stream) {
     }
     if (stream->connecting && getpeername(stream->fd, (struct sockaddr *)&peer, &peer_len) != 0) {
         (void)getsockopt(stream->fd, SOL_SOCKET, SO_ERROR, &error, &len);
-        return error == 0 ? P11_WANTS_WRITE : broken(stream, strerror(error));
+        return error == 0 ? P11_WANTS_WRITE : broken(stream, strerrordesc_np(error));
     }
     stream->connecting = false;
     return stream->ssl == NULL ? P11_DONE : by_tls(stream, shake, NULL, &nothing);
@@ -234,7 +241,8 @@ enum p11_progress p11_stream_read(struct p11_stream *stream, uint8_t *data, size
     if (made < 0 && (errno == EAGAIN || errno == EINTR)) {
         return P11_WANTS_READ;
     }
-    return made > 0 ? P11_DONE : broken(stream, made == 0 ? "the gateway closed the connection" : strerror(errno));
+    return made > 0 ? P11_DONE
+                    : broken(stream, made == 0 ? "the gateway closed the connection" : strerrordesc_np(errno));
 }
 
 enum p11_progress p11_stream_write(struct p11_stream *stream, const uint8_t *data, size_t *size) {
@@ -246,7 +254,7 @@ enum p11_progress p11_stream_write(struct p11_stream *stream, const uint8_t *dat
     if (made < 0 && (errno == EAGAIN || errno == EINTR)) {
         return P11_WANTS_WRITE;
     }
-    return made >= 0 ? P11_DONE : broken(stream, strerror(errno));
+    return made >= 0 ? P11_DONE : broken(stream, strerrordesc_np(errno));
 }
 
 void p11_stream_close(struct p11_stream *stream, bool inherited) {
