@@ -14,6 +14,7 @@ from tests.support.gateways import FakeGateway, fake_signature, honest
 from tests.support.loops import one_loop
 from tests.support.paths import ROOT
 from tests.support.pkcs11_session import initialized
+from tests.support.size import share
 from tests.support.wire import signed
 
 from hsmcore.gateway.wire import messages as wire
@@ -87,7 +88,7 @@ async def test_what_breaks_the_protocol_ends_a_connection_and_no_request(tmp_pat
 @one_loop
 async def test_bytes_that_are_changed_at_random_crash_nothing(tmp_path):
     path = str(tmp_path / "g.sock")
-    chance = random.Random(int(os.environ.get("SEED", "2")))
+    chance = random.Random(2)
 
     def mutated(data):
         data = bytearray(data)
@@ -107,7 +108,7 @@ async def test_bytes_that_are_changed_at_random_crash_nothing(tmp_path):
         gateway.answer = answer
         with calling(path, timeout_ms=100) as sign:
             await asyncio.to_thread(sign.begin)
-            for _ in range(int(os.environ.get("ROUNDS", "40"))):
+            for _ in range(share(80)):
                 if gateway.connections and chance.random() < 0.2:
                     gateway.connections[-1].transport.abort()
                 await asyncio.to_thread(sign.module.slots)
