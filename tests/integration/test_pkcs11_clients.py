@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import sys
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.support.loops import one_loop
 from tests.support.managers import until
+from tests.support.paths import CHAOS
 from tests.support.pkcs11_module import MODULE, Site, served, tool
 
 pytestmark = pytest.mark.integration
@@ -170,9 +172,32 @@ async def ssh(site: Site, folder: Path) -> None:
 
 
 async def p11_kit(site: Site, _folder: Path) -> None:
-    """p11-kit's own program, which loads the module as its proxy does."""
-    listed = await tool(site, "p11-kit", "list-tokens", f"--provider={MODULE}", "pkcs11:")
-    assert "pkcs11:model=gateway;manufacturer=hsmcore;serial=p256;token=p256" in listed
+    """p11-kit's own program, which loads the module as its proxy does, finds the tokens that the gateway printed."""
+    for uri, slot in zip(site.gateway.tokens, ("ed25519", "p256"), strict=True):
+        listed = await tool(site, "p11-kit", "list-tokens", f"--provider={MODULE}", uri)
+        assert listed.count("token:") == 1
+        assert f"pkcs11:model=gateway;manufacturer=hsmcore;serial={slot};token={slot}" in listed
+
+
+async def raw_loop(site: Site, _folder: Path) -> None:
+    """The suite's loop in plain C, eight threads."""
+    program = str(Path(MODULE).with_name("hsmcore-rawsign"))
+    asked = ["--module", MODULE, "--token", "ed25519", "--label", "ed25519", "--threads", "8", "--pin-env", "PIN"]
+    shown = await tool(site, program, *asked, given=b"run 0.2\nquit\n", PIN="none")
+    assert json.loads(shown.splitlines()[1])["signatures"] > 0
+
+
+async def chaos(site: Site, folder: Path) -> None:
+    """The module that breaks others finds the calls of this one."""
+    faults = [{"function": "C_SignInit", "nth": 1, "action": "return", "ckr": "CKR_DEVICE_ERROR"}]
+    file = folder / "chaos.json"
+    file.write_text(json.dumps({"module": MODULE, "faults": faults}))
+    asked = ["--module", str(CHAOS), "--token-label", "ed25519", "--sign", "-m", "EDDSA", "-i", str(file)]
+    refused = await tool(site, "pkcs11-tool", *asked, status=1, HSMCORE_CHAOS_CONFIG=str(file))
+    assert "CKR_DEVICE_ERROR" in refused
+    file.write_text(json.dumps({"module": MODULE}))
+    await tool(site, "pkcs11-tool", *asked, "-o", str(folder / "made"), HSMCORE_CHAOS_CONFIG=str(file))
+    assert len((folder / "made").read_bytes()) == 64
 
 
 @one_loop
@@ -180,7 +205,7 @@ async def test_other_peoples_clients_find_keys_and_sign(world, tmp_path):
     needed("pkcs11-tool", "openssl", "ssh-agent", "p11-kit", modules=("pkcs11", "PyKCS11"), files=(PROVIDER,))
     # Beside a secp256k1 key, the agent of OpenSSH 10.0 ends.
     async with served(world, tmp_path, ("ed25519", "p256")) as site:
-        for client in (pkcs11_tool, python_pkcs11, pykcs11, openssl, ssh, p11_kit):
+        for client in (pkcs11_tool, python_pkcs11, pykcs11, openssl, ssh, p11_kit, raw_loop, chaos):
             folder = tmp_path / client.__name__
             folder.mkdir()
             await client(site, folder)
