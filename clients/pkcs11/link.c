@@ -538,6 +538,8 @@ static CK_RV run(struct job *job) {
     wire.inside++;
     if (wire.reader != NULL) {
         pump(p11_now());
+    } else { /* a connection that has ended meanwhile is not to be sent on: what may have been sent is not sent twice */
+        more = receive(p11_now());
     }
     while (!job->done) {
         int64_t now = p11_now();
@@ -580,7 +582,7 @@ CK_RV p11_link_sign(unsigned key, uint8_t kind, const uint8_t *message, size_t l
 }
 
 CK_RV p11_link_refresh(void) {
-    if (wire.state == READY && wire.reader == NULL) {
+    if (wire.reader == NULL) {
         (void)receive(p11_now());
     }
     if (wire.state == READY && !wire.draining) {

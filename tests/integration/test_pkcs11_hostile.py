@@ -217,13 +217,20 @@ async def test_an_ecdsa_signature_is_not_asked_for_twice(tmp_path):
             await asyncio.to_thread(sign.begin)
             assert (await sign(b"m", CKM_ECDSA_SHA256))[0] == 0
 
+            # One that was started again while nothing was asked has lost no request.
+            gateway.instance = os.urandom(16)
+            [connection] = gateway.connections
+            connection.transport.abort()
+            await connection.ended
+            assert (await sign(b"m", CKM_ECDSA_SHA256))[0] == 0
+
             def restarts(served, connection, one):
                 served.instance = os.urandom(16)
                 connection.transport.abort()
 
             gateway.answer = restarts
             assert (await sign(b"m", CKM_ECDSA_SHA256))[0] == p11.CKR_DEVICE_ERROR
-            assert len(gateway.received(Type.SIGN)) == 2
+            assert len(gateway.received(Type.SIGN)) == 3
 
 
 @one_loop
