@@ -99,6 +99,9 @@ state verify FOLDER/later.hsmstate
 state restore FOLDER/later.hsmstate --reason WHY
 state reconcile --reason WHY
 state begin PUBLIC --reason WHY
+publish status
+publish proof block 0
+publish verify block 0 00 FOLDER/none
 audit verify
 audit mend
 audit adopt

@@ -145,6 +145,14 @@ class WitnessStatus:
         return {"size": self.size, "at": self.at, "error": self.error}
 
 
+def key_of(witness: AuditWitness) -> VerifierKey:
+    """Return the key of a configuration's witness. Raises ConfigurationError."""
+    try:
+        return VerifierKey.parse(witness.key)
+    except NoteError as error:
+        raise ConfigurationError.of([ConfigFault(f"{witness.where}.key", str(error))]) from None
+
+
 class WitnessAsker:
     """Asks one witness, in a thread. `newest` returns the newest stored checkpoint; `keeping` is held while a
     cosignature is stored; `kept` is called after that, in the thread."""
@@ -159,10 +167,7 @@ class WitnessAsker:
         kept: Callable[[], None],
     ) -> None:
         """Raises ConfigurationError."""
-        try:
-            self.key = VerifierKey.parse(witness.key)
-        except NoteError as error:
-            raise ConfigurationError.of([ConfigFault(f"{witness.where}.key", str(error))]) from None
+        self.key = key_of(witness)
         self._layout, self._newest, self._every, self._keeping = layout, newest, every, keeping
         self._kept = kept
         self._connection = WitnessConnection(witness.url, witness.ca_file)
@@ -211,9 +216,9 @@ class WitnessAsker:
 
     def _run(self) -> None:
         while not self._stop:
-            self._wake.clear()
             self._ask()
-            self._wake.wait(0 if self._stop else self._every * random.uniform(0.9, 1.1))  # noqa: S311  # spreads load
+            self._wake.wait(self._every * random.uniform(0.9, 1.1))  # noqa: S311  # spreads load
+            self._wake.clear()
 
     def _asked(self, checkpoint: Checkpoint) -> str | None:
         try:
@@ -253,7 +258,7 @@ class Witnesses:
         """As WitnessAsker. Raises ConfigurationError."""
         keeping = threading.Lock()
         every = float(settings.cosign_every_seconds)
-        self._layout, self.quorum = layout, settings.quorum or len(settings.witnesses)
+        self._layout, self.quorum = layout, settings.needed
         self._askers = [WitnessAsker(layout, one, newest, every, keeping, kept) for one in settings.witnesses]
 
     @property

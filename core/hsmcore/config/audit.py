@@ -148,6 +148,11 @@ class Witnessed(Model):
     cosign_every_seconds: Annotated[int, Whole(1, 86_400)] = 60
     """How often each witness is asked."""
 
+    @property
+    def needed(self) -> int:
+        """How many witnesses are enough."""
+        return self.quorum or len(self.witnesses)
+
     @model_validator(mode="after")
     def _quorum_can_be_met(self) -> Self:
         if len({one.key for one in self.witnesses}) < len(self.witnesses):

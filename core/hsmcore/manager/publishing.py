@@ -15,6 +15,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final, Self, TypeVar
 
+from sqlalchemy import Connection
+
 from hsmcore.audit import cosigned
 from hsmcore.audit.layout import TreeLayout
 from hsmcore.audit.public import GAP, LOST, PAYLOAD, PublicTree, proof_of, published
@@ -140,7 +142,7 @@ class PublicLog:
     async def begin(self, watermark: Watermark) -> None:
         """Look from now on. Raises HsmError, ConfigurationError."""
         self._watermark = watermark
-        self._head = await self._store.run(partial(rows.begin, domain=self.domain, first=self._chain.first))
+        self._head = await self._store.run(self._begin)
         signed = Checkpoint.parse(self._head.signed) if self._head.signed else None
         for key, now, was in (
             ("first", self._chain.first, self._head.first),
@@ -155,10 +157,6 @@ class PublicLog:
         failed = f"the public log of {self.domain} does not go on"
         self._scope.every(_LOOK_SECONDS, self._look, failed, wake=self.woken, **pauses)
         self._scope.every(_MOST_SECONDS, self._look_for_news, failed, wake=self._cosigned, **pauses)
-
-    @property
-    def _quorum(self) -> int:
-        return self._settings.quorum or len(self._settings.witnesses)
 
     async def close(self) -> None:
         """Stop. Idempotent."""
@@ -197,9 +195,11 @@ class PublicLog:
         assert self.published is not None  # noqa: S101  # for the type checker
         return await asyncio.to_thread(proof_of, self.layout, self.published, index)
 
-    def _reopen(self) -> PublicTree:
-        self._tree = PublicTree.found(self.layout, (self._head.signed, self._head.cosigned))
-        return self._tree
+    def _begin(self, connection: Connection) -> Head:
+        return rows.begin(connection, self.domain, self._chain.first)
+
+    def _opened(self) -> PublicTree:
+        return PublicTree.found(self.layout, (self._head.signed, self._head.cosigned))
 
     async def _look(self) -> float | None:
         try:
@@ -223,9 +223,10 @@ class PublicLog:
         if not leads and self._fleet is None:  # the process that leads writes the files
             self.published = await self._read_published()
             return
-        if leads and not led:
-            self._tree = None
-        tree = self._tree or await self._in_thread(self._reopen)
+        tree = self._tree if led or not leads else None  # else another process has written the files
+        if tree is None:
+            self._head = await self._store.run(self._begin)
+            self._tree = tree = await self._in_thread(self._opened)
         while True:
             found = await self._store.run(
                 lambda connection: rows.portion(connection, self._store, self.domain, self._chain.first, tree.size)
@@ -316,7 +317,7 @@ class PublicLog:
             await self._hand_out()
 
     async def _read_published(self) -> Checkpoint | None:
-        return await asyncio.to_thread(published, self.layout, self._witnesses.keys, self._quorum)
+        return await asyncio.to_thread(published, self.layout, self._witnesses.keys, self._settings.needed)
 
     @staticmethod
     async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
@@ -327,10 +328,11 @@ class PublicLog:
         """Hand out the newest checkpoint that a quorum has cosigned: this process's, or the one of the store."""
         newest, tree = self.published, self._tree
         if self._signed is not None:
-            note = self._signed.note
-            if self._quorum:
-                keys = self._witnesses.keys
-                note = await asyncio.to_thread(cosigned.with_quorum, self.layout, keys, self._quorum) or b""
+            note: bytes | None = self._signed.note
+            if self._settings.needed:
+                note = await asyncio.to_thread(
+                    cosigned.with_quorum, self.layout, self._witnesses.keys, self._settings.needed
+                )
         else:
             note = self._head.cosigned
         found = Checkpoint.parse(note) if note else None
