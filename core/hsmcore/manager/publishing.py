@@ -298,12 +298,20 @@ class PublicLog:
         extra = audit_extra(kind=_KIND, domain=self.domain) if self._record.enabled else None
         receipt = await self._have(text, SIGN_SECONDS, extra, self._port.signing()[0].public_key)
         note = text + b"\n" + signature_line(self._key(receipt.public_key), receipt.signature)
-        for version in self._port.manager.keys():  # noqa: SIM118  # a list
-            # A witness that does not know the new key yet takes the one before, while that verifies.
-            if version.state == "overlap" and version.index >= 0 and version.algorithm == "ed25519":
-                with suppress(HsmError):
-                    note += signature_line(self._key(version.public_key), await self._port.sign(version, text))
+        note += await self._endorsed(text, receipt.public_key)
         await self._write(Head(self._head.first, tree.size, note, self._head.cosigned))
+
+    async def _endorsed(self, text: bytes, current: bytes) -> bytes:
+        """Signatures of the keys that signed the checkpoint before, as long as they verify: a witness that does not
+        know the new key yet takes theirs."""
+        before, lines = self._head.signed and Note.parse(self._head.signed), b""
+        for version in self._port.manager.keys():  # noqa: SIM118  # a list
+            key = self._key(version.public_key)
+            if before and version.state == "active" and version.public_key != current and before.signers([key]):
+                with suppress(HsmError):
+                    loaded = version if version.index >= 0 else await self._port.load(version.id)
+                    lines += signature_line(key, await self._port.sign(loaded, text))
+        return lines
 
     def _key(self, public_key: bytes) -> VerifierKey:
         return VerifierKey(self._chain.origin, ED25519, public_key)
