@@ -27,3 +27,13 @@ def path_of(index: int, leaves: Sequence[bytes]) -> list[bytes]:
 def leaf_of(entry: bytes) -> bytes:
     """The hash of a leaf."""
     return sha256(b"\0" + entry).digest()
+
+
+def growth_of(old: int, leaves: Sequence[bytes], whole: bool = True) -> list[bytes]:
+    """PROOF of section 2.1.2, of leaves' hashes: SUBPROOF with `whole`."""
+    if old == len(leaves):
+        return [] if whole else [root_of(leaves)]
+    half = 1 << (len(leaves) - 1).bit_length() - 1
+    if old <= half:
+        return [*growth_of(old, leaves[:half], whole), root_of(leaves[half:])]
+    return [*growth_of(old - half, leaves[half:], False), root_of(leaves[:half])]

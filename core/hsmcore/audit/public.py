@@ -57,7 +57,10 @@ class PublicTree:
             with suppress(TileError):
                 if Tiles(layout, one.size).root() == one.root:
                     return cls(layout, one.size)
-        shutil.rmtree(layout.tiles, ignore_errors=True)  # what is left of it is written again
+        if layout.tiles.exists():  # no checkpoint is of it: it is written again
+            aside = layout.folder / "tile.aside"
+            shutil.rmtree(aside, ignore_errors=True)
+            layout.tiles.rename(aside)
         return cls(layout, 0)
 
     @property
@@ -82,8 +85,7 @@ class PublicTree:
     def _store(self, size: int, entries: Sequence[bytes]) -> None:
         """Write bundles: each entry behind its length in two bytes."""
         number, width = divmod(size, WIDTH)
-        data = self._layout.tile(ENTRIES, number, width).read_bytes() if width else b""
-        at = 0
+        data, at = self._begun(number, width), 0
         while at < len(entries):
             taken = entries[at : at + WIDTH - width]
             data += b"".join(len(entry).to_bytes(2, "big") + entry for entry in taken)
@@ -94,6 +96,14 @@ class PublicTree:
             if width == WIDTH:
                 shutil.rmtree(path.with_name(path.name + ".p"), ignore_errors=True)
                 number, width, data = number + 1, 0, b""
+
+    def _begun(self, number: int, width: int) -> bytes:
+        """Return the first entries of a bundle. A crash may have left a full one that is longer than the tree."""
+        path = self._layout.tile(ENTRIES, number, width)
+        data, at = (path if path.exists() else self._layout.tile(ENTRIES, number)).read_bytes() if width else b"", 0
+        for _ in range(width):
+            at += 2 + int.from_bytes(data[at : at + 2], "big")
+        return data[:at]
 
 
 def proof_of(layout: TreeLayout, checkpoint: Checkpoint, index: int) -> bytes:
