@@ -17,13 +17,11 @@ from nacl.signing import VerifyKey
 
 NUMBER = r"(0|[1-9][0-9]{0,18})"
 HASH = r"[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]="
-KEY = r"([^ +\x00-\x1f]+)\+([0-9a-f]{8})\+(B[A-P][A-Za-z0-9+/]{42})"
-POLICY = re.compile(rf"origin ([^ +\x00-\x1f]+)\nfirst {NUMBER}\nquorum ([1-9][0-9]?)\n((?:witness {KEY}\n)+)")
-PROOF = re.compile(
-    rf"c2sp\.org/tlog-proof@v1\nindex {NUMBER}\n((?:{HASH}\n){{0,63}})\n"
-    rf"(([^ +\x00-\x1f]+)\n{NUMBER}\n({HASH})\n)\n"
-    r"((?:— [^ +\x00-\x1f]+ [A-Za-z0-9+/]+={0,2}\n){1,64})"
-)
+NAME = r"([^ +\x00-\x1f]+)"
+KEY = rf"{NAME}\+([0-9a-f]{{8}})\+(B[A-P][A-Za-z0-9+/]{{42}})"
+POLICY = re.compile(rf"origin {NAME}\nfirst {NUMBER}\nquorum ([1-9][0-9]?)\n((?:witness {KEY}\n)+)")
+PROOF = re.compile(rf"c2sp\.org/tlog-proof@v1\nindex {NUMBER}\n((?:{HASH}\n){{0,63}})\n(.+)", re.DOTALL)
+NOTE = re.compile(rf"({NAME}\n{NUMBER}\n({HASH})\n)\n((?:— [^ +\x00-\x1f]+ [A-Za-z0-9+/]+={{0,2}}\n){{1,64}})")
 MOST = 2**63 - 1
 
 
@@ -58,37 +56,45 @@ def witnesses_of(lines: str) -> dict[tuple[str, bytes], bytes]:
     return found
 
 
+def witnessed(policy: str, note: str) -> tuple[int, bytes, set[bytes]] | None:
+    """Size and root of a checkpoint, and the keys of the witnesses of the policy that have cosigned it; None for one of
+    another log, of another form, below the quorum, or with a wrong cosignature."""
+    rules, found = POLICY.fullmatch(policy), NOTE.fullmatch(note)
+    if rules is None or found is None or found[2] != rules[1] or int(found[3]) > MOST:
+        return None
+    try:
+        witnesses, seen = witnesses_of(rules[4]), set()
+        for _, name, value in (line.split(" ") for line in found[5].split("\n")[:-1]):
+            data = b64decode(value)
+            if len(data) < 5 or b64encode(data).decode() != value:
+                return None
+            key = witnesses.get((name, data[:4]))
+            if key is None:
+                continue  # of the log itself, or of a witness that the policy does not name
+            text = b"cosignature/v1\ntime %d\n%b" % (int.from_bytes(data[4:12], "big"), found[1].encode())
+            VerifyKey(key).verify(text, data[12:])
+            seen.add(key)
+    except (BadSignatureError, ValueError):  # ValueError: not base64, not 64 bytes
+        return None
+    return (int(found[3]), b64decode(found[4]), seen) if len(seen) >= int(rules[3]) else None
+
+
 def verify(policy: bytes, digest: bytes, position: int, proof: bytes) -> int | None:
     """The number of witnesses that have seen this digest at the position; None if the proof does not hold."""
+    if len(proof) > 65536 or len(digest) != 32:
+        return None
     try:
-        rules = POLICY.fullmatch(policy.decode())
-        found = PROOF.fullmatch(proof.decode()) if len(proof) <= 65536 and len(digest) == 32 else None
-        if rules is None or found is None:
-            return None
-        lines = [line.split(" ") for line in found[7].split("\n")[:-1]]
-        signatures = [(name, value, b64decode(value)) for _, name, value in lines]
-        witnesses = witnesses_of(rules[4])
-    except ValueError:  # not UTF-8, or not base64
+        rules, found = POLICY.fullmatch(policy.decode()), PROOF.fullmatch(proof.decode())
+    except ValueError:  # not UTF-8
         return None
-    if any(len(data) < 5 or b64encode(data).decode() != value for _, value, data in signatures):
+    shown = None if rules is None or found is None else witnessed(policy.decode(), found[3])
+    if shown is None:
         return None
-    index, size, root = int(found[1]), int(found[5]), b64decode(found[6])
-    if found[4] != rules[1] or int(rules[2]) + index != position or not index < size <= MOST:
+    index, (size, root, seen) = int(found[1]), shown
+    if int(rules[2]) + index != position or index >= size:
         return None
-    if root_of(sha256(b"\x00\x01", digest), index, size, [b64decode(line) for line in found[2].split()]) != root:
-        return None
-    seen = set()
-    for name, _, data in signatures:
-        key = witnesses.get((name, data[:4]))
-        if key is None:
-            continue  # of the log itself, or of a witness that the policy does not name
-        text = b"cosignature/v1\ntime %d\n%b" % (int.from_bytes(data[4:12], "big"), found[3].encode())
-        try:
-            VerifyKey(key).verify(text, data[12:])
-        except (BadSignatureError, ValueError):
-            return None
-        seen.add(key)
-    return len(seen) if len(seen) >= int(rules[3]) else None
+    path = [b64decode(line) for line in found[2].split()]
+    return len(seen) if root_of(sha256(b"\x00\x01", digest), index, size, path) == root else None
 
 
 if __name__ == "__main__":

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import hashlib
 import json
 import runpy
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 from tests.support.policed import ordered
 from tests.support.web import asked
-from tests.support.witness_server import WitnessServer
+from tests.support.witness_server import WitnessServer, line_of
 
 from hsmcore.cli.app import run as cli
 from hsmcore.errors import BadArgument, ConfigurationError, DeadlineExceeded, DoubleSign
@@ -24,6 +28,7 @@ from hsmcore.serve import attached
 verify = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "verify_position.py"))["verify"]
 
 pytestmark = pytest.mark.integration
+FOLLOWS = Path(__file__).parents[2] / "examples" / "follow_positions.py"
 ORIGIN = "example.com/my-rollup/block"
 
 
@@ -252,3 +257,38 @@ async def test_its_files_are_for_everybody_and_commands_read_them(world, tmp_pat
             assert cli(line) == (0 if valid else 1)
             assert json.loads(capsys.readouterr().out)["valid"] is valid
         assert cli(["publish", "proof", "block", "3", *given]) != 0
+
+
+def followed(folder, *others):
+    line = [sys.executable, FOLLOWS, folder / "policy", folder / "public" / "block", folder / "state", *others]
+    return subprocess.run(list(map(str, line)), capture_output=True, text=True, check=False, timeout=60)
+
+
+@one_loop
+async def test_who_follows_the_log_finds_a_thief_and_names_the_key(world, tmp_path):
+    """The thief has the key sign another history, and one witness is his."""
+    with WitnessServer() as one, WitnessServer(name="witness.example/w2") as two:
+        (tmp_path / "policy").write_bytes(policy(one, two, quorum=1))
+        async with opened(publishing(world, tmp_path, one, two)) as manager:
+            one.logs[ORIGIN] = two.logs[ORIGIN] = manager.public_key
+            for begin in (0, 260):
+                for position in range(begin, begin + 260):
+                    await manager.sign(ordered(position))
+                await manager.position_proof(DOMAIN, begin + 259)
+                done = await asyncio.to_thread(followed, tmp_path)
+                assert (done.returncode, done.stdout) == (0, f"{begin + 260} positions, one history\n"), done.stderr
+            text = f"{ORIGIN}\n200\n{base64.b64encode(bytes(32)).decode()}\n".encode()
+            key = manager._keys.port(manager)
+            [signs] = [version for version in manager.keys() if version.public_key == manager.public_key]
+            signature = await key.sign(signs, text)
+        note = text + b"\n" + line_of(ORIGIN, 1, manager.public_key, signature) + two.cosigned(text)
+        (tmp_path / "other").write_bytes(note)
+        done = await asyncio.to_thread(followed, tmp_path, tmp_path / "other")
+        assert done.returncode == 2
+        assert "EQUIVOCATION" in done.stdout
+        assert f"signed by {ORIGIN}, " in done.stdout
+        assert f"signed by {two.name}, " in done.stdout
+        (tmp_path / "other").write_bytes((tmp_path / "public" / "block" / "checkpoint").read_bytes())
+        assert (await asyncio.to_thread(followed, tmp_path, tmp_path / "other")).returncode == 0
+        (tmp_path / "public" / "block" / "checkpoint").write_bytes(note)
+        assert (await asyncio.to_thread(followed, tmp_path)).returncode == 2, "the log itself went back"
