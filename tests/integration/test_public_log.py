@@ -292,3 +292,15 @@ async def test_who_follows_the_log_finds_a_thief_and_names_the_key(world, tmp_pa
         assert (await asyncio.to_thread(followed, tmp_path, tmp_path / "other")).returncode == 0
         (tmp_path / "public" / "block" / "checkpoint").write_bytes(note)
         assert (await asyncio.to_thread(followed, tmp_path)).returncode == 2, "the log itself went back"
+
+
+@one_loop
+async def test_no_signature_waits_for_the_log(world, tmp_path):
+    """The log is held up for good; as many transactions of the store and as many calls sign as without one."""
+    async with opened(publishing(world, tmp_path)) as manager:
+        [log] = manager._keys.logs._logs.values()
+        async with log._one:
+            for position in range(50):
+                await manager.sign(ordered(position))
+            assert status(manager)["signed"] == 0
+        await manager.position_proof(DOMAIN, 49)
