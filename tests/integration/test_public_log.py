@@ -200,6 +200,21 @@ async def test_a_store_that_went_back_behind_the_log_publishes_nothing(world, tm
 
 
 @one_loop
+async def test_a_store_that_is_restored_goes_on_with_the_tree_that_was_published(world, tmp_path):
+    async with opened(publishing(world, tmp_path)) as manager:
+        for position in range(5):
+            await manager.sign(ordered(position))
+        await manager.position_proof(DOMAIN, 4)
+    with sqlite3.connect(tmp_path / "state.db") as state:
+        state.execute("DELETE FROM published")
+    state.close()
+    async with opened(publishing(world, tmp_path)) as manager:
+        await manager.sign(ordered(5))
+        await manager.position_proof(DOMAIN, 5)
+    assert leaves(tmp_path / "public" / "block", 6) == [b"\1" + digest(ordered(n)) for n in range(6)]
+
+
+@one_loop
 async def test_a_witness_that_hangs_or_refuses_costs_no_signature_and_no_proof_of_a_quorum(world, tmp_path):
     with WitnessServer() as bad, WitnessServer(name="witness.example/w2") as good:
         bad.wrong = lambda answer: None

@@ -48,14 +48,20 @@ def test_it_goes_on_from_the_last_checkpoint(tmp_path, signed, left):
     assert kept == b"".join(len(entry).to_bytes(2, "big") + entry for entry in ENTRIES)
 
 
-def test_a_folder_with_more_than_is_known_is_refused_and_one_that_is_damaged_begins_anew(tmp_path):
+def test_a_folder_with_more_than_is_known_takes_the_same_alone_and_one_that_is_damaged_begins_anew(tmp_path):
     layout = TreeLayout(tmp_path / "log")
     tree = PublicTree.found(layout, [])
     tree.append(ENTRIES[:300])
     made = note(tree)
     layout.checkpoint.write_bytes(made)
-    with pytest.raises(HsmError, match="went back"):
-        PublicTree.found(layout, [])
-    assert PublicTree.found(layout, [made]).size == 300
+    tree = PublicTree.found(layout, [])
+    assert (tree.size, tree.must_have) == (0, 300)
+    with pytest.raises(HsmError, match=r"leaf 290 .* went back"):
+        tree.append([*ENTRIES[:290], PAYLOAD + bytes(32)])
+    assert proof_of(layout, Checkpoint.parse(made), 290)
+    tree.append(ENTRIES[:310])
+    assert tree.size == 310
+    tree = PublicTree.found(layout, [made])
+    assert (tree.size, tree.must_have) == (300, 0)
     layout.tile(1, 0, 1).write_bytes(bytes(32))
     assert PublicTree.found(layout, [made]).size == 0

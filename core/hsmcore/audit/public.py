@@ -38,30 +38,33 @@ class PublicTree:
         tiles = Tiles(layout, size)
         self._layout, self._tree = layout, tiles.tree()
         self._writer = TileWriter(layout, tiles)
+        self._ahead: Checkpoint | None = None
 
     @classmethod
     def found(cls, layout: TreeLayout, known: Collection[bytes]) -> Self:
-        """Return the largest tree that the folder has, of the notes that are `known` and the one of the folder. Raises
-        HsmError if the folder has published more than is known, OSError."""
+        """Return the largest tree that the folder has of the notes that are `known`. If it has published more, as
+        beside a store that was restored, `append` takes the same leaves alone. Raises OSError."""
         make_folder(layout.folder, parents=True)
-        checkpoints = [Checkpoint.parse(note) for note in known if note]
+        checkpoints, own = [Checkpoint.parse(note) for note in known if note], None
         with suppress(FileNotFoundError, NoteError):
             own = Checkpoint.parse(layout.checkpoint.read_bytes())
-            if own.size > max((one.size for one in checkpoints), default=0):
-                raise HsmError(
-                    f"the public log {layout.folder} has {own.size} leaves: the state store went back behind it",
-                    hint="Restore the newest state store; see docs/PUBLIC_LOG.md.",
-                )
-            checkpoints.append(own)
-        for one in sorted(checkpoints, key=lambda one: -one.size):
-            with suppress(TileError):
-                if Tiles(layout, one.size).root() == one.root:
-                    return cls(layout, one.size)
-        if layout.tiles.exists():  # no checkpoint is of it: it is written again
+        if own is not None and not _has(layout, own):
+            own = None
+        newest = max((one.size for one in checkpoints), default=0)
+        usable = [one.size for one in checkpoints if _has(layout, one)]
+        usable += [own.size] if own is not None and own.size <= newest else []
+        if not usable and own is None and layout.tiles.exists():  # no checkpoint is of it: it is written again
             aside = layout.folder / "tile.aside"
             shutil.rmtree(aside, ignore_errors=True)
             layout.tiles.rename(aside)
-        return cls(layout, 0)
+        made = cls(layout, max(usable, default=0))
+        made._ahead = own if own is not None and own.size > made.size else None
+        return made
+
+    @property
+    def must_have(self) -> int:
+        """How many leaves the folder has published."""
+        return 0 if self._ahead is None else self._ahead.size
 
     @property
     def size(self) -> int:
@@ -74,13 +77,27 @@ class PublicTree:
         return self._tree.root()
 
     def append(self, entries: Sequence[bytes]) -> None:
-        """Add entries; they and their tiles are on the disk when this returns. Raises OSError, TileError."""
-        self._store(self.size, entries)
+        """Add entries; they and their tiles are on the disk when this returns. Raises OSError, TileError; HsmError if
+        another one was published in the place of one."""
         leaves = [self._tree.leaf(entry) for entry in entries]
+        self._require_published(leaves)
+        self._store(self.size, entries)
         for leaf in leaves:
             self._tree.append(leaf)
         self._writer.append(b"".join(leaves))
         self._writer.finish()
+
+    def _require_published(self, leaves: Sequence[bytes]) -> None:
+        if self._ahead is None:
+            return
+        tiles = Tiles(self._layout, self._ahead.size)
+        for index, leaf in enumerate(leaves[: max(self._ahead.size - self.size, 0)], self.size):
+            if tiles.leaf(index) != leaf:
+                raise HsmError(
+                    f"leaf {index} of the public log {self._layout.folder} is another one than was published: the state"
+                    " store went back",
+                    hint="Stop signing; reconcile the state store (`hsmcore state reconcile --help`).",
+                )
 
     def _store(self, size: int, entries: Sequence[bytes]) -> None:
         """Write bundles: each entry behind its length in two bytes."""
@@ -104,6 +121,13 @@ class PublicTree:
         for _ in range(width):
             at += 2 + int.from_bytes(data[at : at + 2], "big")
         return data[:at]
+
+
+def _has(layout: TreeLayout, checkpoint: Checkpoint) -> bool:
+    """Return whether the folder has the tree of a checkpoint. Raises OSError."""
+    with suppress(TileError):
+        return Tiles(layout, checkpoint.size).root() == checkpoint.root
+    return False
 
 
 def proof_of(layout: TreeLayout, checkpoint: Checkpoint, index: int) -> bytes:

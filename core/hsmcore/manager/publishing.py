@@ -251,11 +251,10 @@ class PublicLog:
 
     def _require_same(self, tree: PublicTree) -> None:
         """Raise HsmError unless the tree extends what was signed."""
-        if not self._head.size:
-            return
-        if tree.size < self._head.size:
-            problem = f"has {tree.size} leaves where {self._head.size} were signed, and the rest is not in the store"
-        elif tree.size == self._head.size and tree.root != Checkpoint.parse(self._head.signed).root:
+        least = max(self._head.size, tree.must_have)
+        if tree.size < least:
+            problem = f"has {tree.size} leaves where {least} were signed, and the rest is not in the store"
+        elif self._head.size and tree.size == self._head.size and tree.root != Checkpoint.parse(self._head.signed).root:
             problem = "is another one than was signed"
         else:
             return
