@@ -200,6 +200,28 @@ async def test_a_store_that_went_back_behind_the_log_publishes_nothing(world, tm
 
 
 @one_loop
+async def test_a_folder_that_is_lost_after_its_rows_is_not_made_up(world, tmp_path):
+    """Nothing is signed that contradicts what was signed; a copy of the folder mends it."""
+    folder, copy = tmp_path / "public", tmp_path / "copy"
+    async with opened(publishing(world, tmp_path)) as manager:
+        for position in range(5):
+            await manager.sign(ordered(position))
+        await manager.position_proof(DOMAIN, 4)
+        await manager._guard.watermark.raise_floor(DOMAIN, 2, "a test")
+    folder.rename(copy)
+    async with opened(publishing(world, tmp_path)) as manager:
+        await manager.sign(ordered(5))
+        await until(lambda: status(manager)["problem"] is not None)
+        assert "another one than was signed" in status(manager)["problem"]
+        assert status(manager)["signed"] == 5
+    shutil.rmtree(folder)
+    copy.rename(folder)
+    async with opened(publishing(world, tmp_path)) as manager:
+        await manager.position_proof(DOMAIN, 5)
+    assert leaves(folder / "block", 6) == [b"\1" + digest(ordered(n)) for n in range(6)]
+
+
+@one_loop
 async def test_a_store_that_is_restored_goes_on_with_the_tree_that_was_published(world, tmp_path):
     async with opened(publishing(world, tmp_path)) as manager:
         for position in range(5):
@@ -294,7 +316,7 @@ async def test_who_follows_the_log_finds_a_thief_and_names_the_key(world, tmp_pa
                 assert (done.returncode, done.stdout) == (0, f"{begin + 260} positions, one history\n"), done.stderr
             text = f"{ORIGIN}\n200\n{base64.b64encode(bytes(32)).decode()}\n".encode()
             key = manager._keys.port(manager)
-            [signs] = [version for version in manager.keys() if version.public_key == manager.public_key]
+            [signs] = [version for version in manager.keys() if version.public_key == manager.public_key]  # noqa: SIM118
             signature = await key.sign(signs, text)
         note = text + b"\n" + line_of(ORIGIN, 1, manager.public_key, signature) + two.cosigned(text)
         (tmp_path / "other").write_bytes(note)

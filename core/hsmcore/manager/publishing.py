@@ -54,6 +54,7 @@ _MOST_SECONDS: Final = 60.0
 _OPENING_SECONDS: Final = 0.02
 _KIND: Final = "position-log"
 """What the audit log calls a checkpoint."""
+_COPY: Final = "Copy the folder from another host, or from where it was mirrored; see docs/PUBLIC_LOG.md."
 
 T = TypeVar("T")
 
@@ -232,16 +233,17 @@ class PublicLog:
                 lambda connection: rows.portion(connection, self._store, self.domain, self._chain.first, tree.size)
             )
             self._head = found.head
+            self._require_same(tree)
             entries = [_entry(digest) for digest in found.digests]
-            if not leads:
+            if not leads or tree.size < found.head.size:  # what was signed is met first
                 entries = entries[: max(found.head.size - tree.size, 0)]
             if not entries:
                 break
             await self._in_thread(tree.append, entries)
-        self._require_same(tree)
+        self._require_whole(tree)
         if leads:
             await self._give_up(found)
-            if tree.size > found.head.size or self._is_unknown():
+            if tree.size > found.head.size:
                 await self._have_signed(tree)
         newest = Checkpoint.parse(self._head.signed) if leads and self._head.signed else None
         if newest != self._signed:
@@ -250,18 +252,16 @@ class PublicLog:
         await self._hand_out()
 
     def _require_same(self, tree: PublicTree) -> None:
-        """Raise HsmError unless the tree extends what was signed."""
+        """Raise HsmError if the tree is another one than was signed."""
+        if self._head.size and tree.size == self._head.size and tree.root != Checkpoint.parse(self._head.signed).root:
+            raise HsmError(f"the public log in {self.layout.folder} is another one than was signed", hint=_COPY)
+
+    def _require_whole(self, tree: PublicTree) -> None:
+        """Raise HsmError unless the tree has all that was signed, and all that the folder has published."""
         least = max(self._head.size, tree.must_have)
         if tree.size < least:
-            problem = f"has {tree.size} leaves where {least} were signed, and the rest is not in the store"
-        elif self._head.size and tree.size == self._head.size and tree.root != Checkpoint.parse(self._head.signed).root:
-            problem = "is another one than was signed"
-        else:
-            return
-        raise HsmError(
-            f"the public log in {self.layout.folder} {problem}",
-            hint="Copy the folder from another host, or from where it was mirrored; see docs/PUBLIC_LOG.md.",
-        )
+            problem = f"has {tree.size} leaves where {least} were signed, and the rest is not in the state store"
+            raise HsmError(f"the public log in {self.layout.folder} {problem}", hint=_COPY)
 
     async def _lead(self) -> bool:
         """Whether this process has checkpoints signed: in a fleet the holder, else the first one that can."""
@@ -284,17 +284,9 @@ class PublicLog:
                     raise outcome
             self.woken.set()
 
-    def _is_unknown(self) -> bool:
-        """Whether the newest checkpoint lacks a quorum, and the key that signs now has not signed it."""
-        head, key = self._head, VerifierKey(self._chain.origin, ED25519, self._port.signing()[0].public_key)
-        return head.signed != b"" and not self._covers(head) and not Note.parse(head.signed).signers([key])
-
-    def _covers(self, head: Head) -> bool:
-        return head.cosigned != b"" and Checkpoint.parse(head.cosigned).size == head.size
-
     async def _have_signed(self, tree: PublicTree) -> None:
         text = Checkpoint(self._chain.origin, tree.size, tree.root).text
-        extra = audit_extra(kind=_KIND, domain=self.domain) if self._record.enabled else None
+        extra = audit_extra(kind=_KIND) if self._record.enabled else None
         receipt = await self._have(text, SIGN_SECONDS, extra, self._port.signing()[0].public_key)
         note = text + b"\n" + signature_line(self._key(receipt.public_key), receipt.signature)
         note += await self._endorsed(text, receipt.public_key)
