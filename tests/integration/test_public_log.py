@@ -89,7 +89,7 @@ def leaves(folder, size):
 
 
 def status(manager):
-    return manager._keys.logs.status()[DOMAIN]
+    return manager.describe()["publish"][DOMAIN]
 
 
 @one_loop
