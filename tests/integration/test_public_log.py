@@ -341,3 +341,24 @@ async def test_no_signature_waits_for_the_log(world, tmp_path):
                 await manager.sign(ordered(position))
             assert status(manager)["signed"] == 0
         await manager.position_proof(DOMAIN, 49)
+
+
+@one_loop
+async def test_beside_a_seal_a_row_that_was_changed_is_not_published(world, tmp_path):
+    config = publishing(world, tmp_path, gapSeconds=1)
+    config["sequencer"]["stateSecret"] = "s" * 32
+    async with opened(config) as manager:
+        await manager.sign(ordered(0))
+        await manager.position_proof(DOMAIN, 0)
+        await manager.sign(ordered(2))
+        await manager.position_proof(DOMAIN, 2)  # a gap is vouched for, too
+    assert [entry[:1] for entry in leaves(tmp_path / "public" / "block", 3)] == [b"\1", b"\0", b"\1"]
+    async with opened(config) as manager:
+        [log] = manager._keys.logs._logs.values()
+        async with log._one:
+            await manager.sign(ordered(3))
+            with sqlite3.connect(tmp_path / "state.db") as state:
+                state.execute("UPDATE bound SET digest = ? WHERE position = 3", ["ab" * 32])
+            state.close()
+        await until(lambda: "not genuine" in (status(manager)["problem"] or ""))
+        assert status(manager)["signed"] == 3
