@@ -1,0 +1,472 @@
+"""The client in Rust, clients/rust, by its test program: golden vectors, gateways that lie and break, and real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from tests.integration.test_gateway_lists import fleet, listed, refusing
+from tests.integration.test_typescript import signers
+from tests.support.gateways import PUBLIC_KEY, Cutter, FakeConnection, FakeGateway, fake_signature, gateway, honest
+from tests.support.paths import ROOT
+from tests.support.policed import ordered
+from tests.support.rust import built, needs_cargo, probe
+from tests.support.size import share
+from tests.support.verifiers import is_good
+
+from hsmcore.errors.statuses import STATUSES
+from hsmcore.gateway.wire import messages as wire
+from hsmcore.gateway.wire.frames import Frame, Type
+
+pytestmark = [pytest.mark.integration, needs_cargo, pytest.mark.timeout(240)]
+AT_LENGTH = [pytest.mark.deep, pytest.mark.timeout(900)]
+VECTORS = json.loads((ROOT / "tests/wire/vectors.json").read_text())
+SPOKEN = {"HELLO", "SIGN", "CANCEL", "ACK", "PING", "MANAGE"}
+READ = {"WELCOME", "SIGNED", "PONG", "ERROR", "KEYS", "CREDIT", "GOAWAY", "DONE"}
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    return built()
+
+
+# ---- golden vectors --------------------------------------------------------------------------------------------------
+
+
+def answers(program: Path, lines: list[str]) -> list[str]:
+    done = subprocess.run([program, "vectors"], input="\n".join(lines) + "\n", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def unfilled(one: Any) -> str:
+    """Bytes, or so many times the same one."""
+    return one if isinstance(one, str) else one["byte"] * one["times"]
+
+
+def whole(one: dict[str, Any]) -> str:
+    return one["hex"] + (unfilled(one["fill"]) if "fill" in one else "")
+
+
+def test_golden_frames_are_made(program):
+    asked = [one for one in VECTORS["frames"] if one["type"] in SPOKEN and not one["flags"] & ~3]
+
+    def fields(kind: str, says: dict[str, Any]) -> list[Any]:
+        if kind == "HELLO":
+            return [says["nonce"], says["program"]]
+        if kind == "SIGN":
+            position = "-" if says["position"] is None else says["position"]
+            return [says["kind"], says["timeout_ms"], position, says["version"], unfilled(says["message"])]
+        if kind == "MANAGE":
+            return [says["operation"], says["key_id"]]
+        return [says["data"]] if kind == "PING" else []
+
+    def line(one: dict[str, Any]) -> str:
+        again = "again" if one["flags"] & 2 else "first"
+        words = ["make", one["request"], one["slot"], again, one["type"], *fields(one["type"], one["says"])]
+        return "\t".join(map(str, words))
+
+    assert {one["type"] for one in asked} == SPOKEN
+    assert answers(program, [line(one) for one in asked]) == [whole(one) for one in asked]
+
+
+def meaning(kind: str, says: dict[str, Any]) -> str:
+    """What a frame says, as the program tells it."""
+
+    def keys(listed: list[dict[str, Any]]) -> str:
+        names = "slot", "version", "current", "algorithm", "id", "public_key", "kinds"
+        return "|".join(" ".join(str(one[name]).replace("True", "true").replace("False", "false") for name in names) for one in listed)
+
+    if kind == "WELCOME":
+        limits = (str(says[name]) for name in ("instance", "credits", "message_bytes", "batch", "remember_ms", "client"))
+        return " ".join((*limits, ",".join(says["slots"]), keys(says["keys"])))
+    if kind == "SIGNED":
+        seq = "-" if says["audit_seq"] is None else says["audit_seq"]
+        return f"{says['version']} {says['level']} {seq} {unfilled(says['signature'])}"
+    if kind == "ERROR":
+        known = says["status"] in STATUSES
+        text = says["text"] if known else f"{says['status']}: {says['text']}"
+        flags = f"{says['retryable']} {says['maybe_signed']}".lower()
+        return f"{flags} {says['retry_after_ms']} {says['status'] if known else 'OTHER'} {says['holder']} {text}"
+    if kind == "KEYS":
+        return keys(says["keys"])
+    if kind == "GOAWAY":
+        return f"{says['left_ms']} {says['reason']}"
+    return str(says[{"PONG": "data", "CREDIT": "credits", "DONE": "text"}[kind]])
+
+
+def test_golden_frames_and_streams_are_read(program):
+    frames = [one for one in VECTORS["frames"] if one["type"] in READ]
+    assert {one["type"] for one in frames} == READ
+    told = answers(program, [f"read\t{whole(one)}" for one in frames])
+    for one, said in zip(frames, told, strict=True):
+        head = f"{int(Type[one['type']])}\t{one['slot']}\t{one['request']}\t"
+        assert said == (head + meaning(one["type"], one["says"])).replace("\n", "\\n"), one["name"]
+    [stream] = [one for one in VECTORS["streams"] if one["from"] == "gateway"]
+    [said] = answers(program, [f"read\t{whole(stream)}"])
+    found = said.split("\t")
+    assert [[Type(int(kind)).name, request] for kind, request in zip(found[::4], found[2::4], strict=True)] == stream["frames"]
+
+
+def test_golden_faults_are_refused(program):
+    unread = {int(one) for one in (Type.SIGNED_MANY, Type.VERIFIED, Type.BATCHED)}
+    faults = [one for one in VECTORS["refused"] if one["by"] == "client" and int(one["hex"][8:10] or "0", 16) not in unread]
+    told = answers(program, [f"read\t{whole(one)}" for one in faults])
+    assert len(faults) > 40
+    assert [one["name"] for one, said in zip(faults, told, strict=True) if not said.startswith("refused\t")] == []
+
+
+# ---- gateways that lie and break -------------------------------------------------------------------------------------
+
+
+def signed(message: bytes) -> list[str]:
+    return ["ok", fake_signature(PUBLIC_KEY, message).hex(), PUBLIC_KEY.hex(), "primary"]
+
+
+async def test_a_request_that_is_not_answered_ends_with_its_deadline_and_may_be_signed(program, tmp_path):
+    async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, f"unix:{tmp_path}/s") as client:
+        fake.answer = lambda *_: None
+        kind, code, retryable, maybe, *_ = await client.sign(b"message", ms=50)
+        assert [kind, code, retryable, maybe] == ["error", "DEADLINE_EXCEEDED", "true", "true"]
+        [asked] = fake.received(Type.SIGN)
+        assert 0 < wire.read_sign(asked).timeout_ms <= 50
+        fake.answer = honest
+        assert await client.sign(b"another") == signed(b"another")
+        assert [one.request for one in fake.received(Type.CANCEL)] == [asked.request]
+
+
+async def test_a_request_without_a_gateway_ends_with_its_deadline_and_is_not_signed(program, tmp_path):
+    async with FakeGateway(f"{tmp_path}/s"), probe(program, f"unix:{tmp_path}/s") as client:
+        fake_path = Path(f"{tmp_path}/s")
+        fake_path.rename(tmp_path / "elsewhere")
+        assert (await client.ask("state"))[1] == "1"
+
+
+async def test_a_request_is_withdrawn_when_its_caller_lets_it_go(program, tmp_path):
+    async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, f"unix:{tmp_path}/s") as client:
+        fake.answer = lambda *_: None
+        client.say("hold", "1", "default", "", "-", 20_000, b"message".hex())
+        client.say("cancel", "1")
+        while not fake.received(Type.CANCEL):
+            await asyncio.sleep(0.01)
+        [asked] = fake.received(Type.SIGN)
+        assert [one.request for one in fake.received(Type.CANCEL)] == [asked.request]
+
+
+async def test_a_connection_that_breaks_has_its_requests_sent_again_with_their_numbers(program, tmp_path):
+    broken = asyncio.Event()
+
+    def breaks(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
+        if broken.is_set():
+            honest(served, connection, one)
+        elif len(served.received(Type.SIGN)) == 3:
+            broken.set()
+            connection.transport.abort()
+
+    async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, f"unix:{tmp_path}/s") as client:
+        fake.answer = breaks
+        for number in range(3):
+            client.say("sign", number, "default", "", "-", 20_000, (b"%d" % number).hex())
+        found = {one[0]: one[1:] for one in [await client.line() for _ in range(3)]}
+        assert found == {str(number): signed(b"%d" % number) for number in range(3)}
+        asked = [(one.request, one.flags, wire.read_sign(one).message) for one in fake.received(Type.SIGN)]
+        assert [(number, message) for number, _, message in asked[:3]] == [(number, message) for number, _, message in asked[3:]]
+        assert [flags for _, flags, _ in asked] == [0, 0, 0, 2, 2, 2]
+
+
+async def test_another_process_is_asked_again_for_the_same_key_only(program, tmp_path):
+    def breaks(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
+        served.answer = honest
+        served.instance = b"another" + bytes(9)
+        served.public_keys = [bytes(32)] if wire.read_sign(one).message == b"lost" else served.public_keys
+        connection.transport.abort()
+
+    async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, f"unix:{tmp_path}/s") as client:
+        fake.answer = breaks
+        assert await client.sign(b"kept") == signed(b"kept")
+        fake.answer, fake.instance = breaks, b"a third" + bytes(9)
+        kind, code, retryable, maybe, *_ = await client.sign(b"lost")
+        assert [kind, code, retryable, maybe] == ["error", "HOST_LOST", "false", "true"]
+        assert len([one for one in fake.received(Type.SIGN) if wire.read_sign(one).message == b"lost"]) == 1
+
+
+async def test_it_goes_to_the_holder_and_each_request_is_signed_once(program, tmp_path):
+    async with fleet(tmp_path) as (first, second, third):
+        addresses = listed([first, second, third]).split(", ")
+        async with probe(program, *addresses, PROBE_CONNECTIONS="2") as client:
+            assert await client.sign(b"message") == signed(b"message")
+            first.answer = refusing("signer-3")
+            for number in range(50):
+                client.say("sign", number, "default", "", "-", 20_000, (b"%d" % number).hex())
+            found = {one[0]: one[1:] for one in [await client.line() for _ in range(50)]}
+            assert found == {str(number): signed(b"%d" % number) for number in range(50)}
+            assert (second.frames, (await client.ask("state"))[0]) == ([], addresses[2])
+            third.answer = refusing()
+            kind, code, _, maybe, *_ = await client.sign(b"late", ms=200)
+            assert (kind, code, maybe) == ("ok", fake_signature(PUBLIC_KEY, b"late").hex(), PUBLIC_KEY.hex())
+
+
+async def test_dead_and_strange_addresses_are_passed_over(program, tmp_path):
+    async with fleet(tmp_path, "signer-1", "signer-2", "signer-3") as (first, strange, last):
+        strange.public_keys = [b"s" * 32]
+        addresses = [f"unix:{tmp_path}/nothing", *listed([first, strange, last]).split(", ")]
+        async with probe(program, *addresses) as client:
+            assert await client.sign(b"message") == signed(b"message")
+            first.answer = refusing()
+            assert await client.sign(b"another") == signed(b"another")
+            assert (strange.received(Type.SIGN), (await client.ask("state"))[0]) == ([], addresses[3])
+
+
+async def test_what_is_refused_for_want_of_room_waits_and_rotations_are_followed(program, tmp_path):
+    refused: list[Frame] = []
+
+    def full(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
+        served.answer = honest
+        refused.append(one)
+        connection.transport.write(wire.error(one.request, wire.Refusal(True, False, 10, "QUEUE_FULL", "RETRY", "full")))
+
+    def stale(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
+        served.answer = honest
+        said = wire.Refusal(False, False, 0, "KEY_NOT_CURRENT", "REQUEST_FATAL", "another one signs")
+        connection.transport.write(wire.error(one.request, said))
+        served.rotate()
+
+    async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, f"unix:{tmp_path}/s") as client:
+        fake.answer = full
+        assert await client.sign(b"message") == signed(b"message")
+        fake.answer = stale
+        _, made, key, _ = await client.sign(b"turned")
+        assert (made, key) == (fake_signature(fake.public_keys[-1], b"turned").hex(), fake.public_keys[-1].hex())
+        numbers = [one.request for one in fake.received(Type.SIGN)]
+        assert numbers == sorted(set(numbers)), "each with a number of its own"
+        assert [wire.read_sign(one).version for one in fake.received(Type.SIGN)] == [1, 1, 1, 2]
+
+
+async def test_silence_is_found_by_a_ping_and_the_connection_made_again(program, tmp_path):
+    async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, f"unix:{tmp_path}/s", PROBE_PING_MS="50") as client:
+        fake.answer = lambda *_: None
+        client.say("sign", "1", "default", "", "-", 20_000, b"message".hex())
+        while fake.accepted < 2:
+            await asyncio.sleep(0.01)
+        fake.answer = honest
+        assert (await client.line())[1:] == signed(b"message")
+        assert fake.received(Type.PING)
+
+
+async def test_a_signature_that_does_not_verify_is_not_handed_out(program, tmp_path):
+    """The program's verifier compares the first bytes of a signature with key and message."""
+
+    def signs(right: bool) -> Callable[[FakeGateway, FakeConnection, Frame], None]:
+        def answer(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
+            made = PUBLIC_KEY[:4] + wire.read_sign(one).message[:1] + bytes(59) if right else bytes(64)
+            connection.transport.write(wire.signed(one.request, 1, _receipt(made)))
+
+        return answer
+
+    async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, f"unix:{tmp_path}/s", PROBE_VERIFIER="1") as client:
+        fake.answer = signs(right=True)
+        kind, made, *_ = await client.sign(b"message")
+        assert kind == "ok"
+        assert await client.ask("verify", "default", b"message".hex(), made) == ["true"]
+        assert await client.ask("verify", "default", b"another".hex(), made) == ["false"]
+        fake.answer = signs(right=False)
+        assert (await client.sign(b"message"))[:4] == ["error", "SIGNATURE_INVALID", "false", "true"]
+
+
+def _receipt(signature: bytes) -> Any:
+    from hsmcore.base.receipt import Receipt
+
+    return Receipt(signature, "", b"", "", "primary", False, 0, None)
+
+
+class Liar:
+    """Answers, but for some bytes: changed, cut, twice, out of turn, or of another request."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = Random(seed)
+        self.asked: list[Frame] = []
+
+    def __call__(self, served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
+        if one.type is not Type.SIGN:
+            return honest(served, connection, one)
+        self.asked.append(one)
+        message = wire.read_sign(one).message
+        data = wire.signed(one.request, len(served.public_keys), _receipt(fake_signature(PUBLIC_KEY, message)))
+        match self.chance.randrange(9):
+            case 0:
+                at = self.chance.randrange(29)  # not the signature: that no client without Ed25519 can tell
+                data = data[:at] + bytes((data[at] ^ 1 << self.chance.randrange(8),)) + data[at + 1 :]
+            case 1:
+                data = data[: self.chance.randrange(len(data))]
+            case 2:
+                data += data
+            case 3:
+                data = self.chance.randbytes(self.chance.randrange(1, 60)) + data
+            case 4:
+                data = wire.goaway(self.chance.randrange(100), "going")
+            case 5:
+                data = wire.welcome(wire.Welcome(bytes(16), 1, 1, 1, 1, "t", ("default",), served.keys())) + data
+            case 6:
+                data = wire.done(one.request, "done") + data
+            case 7:
+                data = wire.keys(()) + data
+            case _:
+                pass
+        connection.transport.write(data)
+
+
+@pytest.mark.parametrize("seeds", [range(share(24, 8)), pytest.param(range(24, 1000), marks=AT_LENGTH)], ids=["some", "many"])
+async def test_no_lie_makes_it_hang_panic_or_give_one_request_the_signature_of_another(program, tmp_path, seeds):
+    signed_ones = 0
+    for seed in seeds:
+        async with FakeGateway(f"{tmp_path}/{seed}") as fake, probe(program, f"unix:{tmp_path}/{seed}") as client:
+            fake.answer = Liar(seed)
+            messages = {str(number): b"%d of %d" % (number, seed) for number in range(20)}
+            for number, message in messages.items():
+                client.say("sign", number, "default", "", "-", 400, message.hex())
+            outcomes = {one[0]: one[1:] for one in [await client.line() for _ in messages]}
+            assert outcomes.keys() == messages.keys(), "each is told once"
+            for number, (kind, said, *_) in outcomes.items():
+                assert kind == "error" or said == fake_signature(PUBLIC_KEY, messages[number]).hex(), (seed, number)
+                signed_ones += kind == "ok"
+    assert signed_ones > len(seeds)
+
+
+# ---- real gateways ---------------------------------------------------------------------------------------------------
+
+Tell = Callable[[str], Awaitable[None]]
+
+
+async def load(program: Path, folder: Path, during: Callable[[Tell], Awaitable[None]], *addresses: str) -> int:
+    """Have the program sign without end while `during` runs. Its outcomes are in the file `told`. Returns how many requests
+    it made."""
+    file = folder / "told"
+    pipes: dict[str, Any] = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+    process = await asyncio.create_subprocess_exec(program, "load", file, "3", *addresses, **pipes)
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    async def tell(command: str) -> None:
+        process.stdin.write(f"{command}\n".encode())
+        assert await process.stdout.readline() == b"done\n"
+
+    try:
+        await during(tell)
+        process.stdin.write(b"end\n")
+        return int(await process.stdout.readline())
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def settled(folder: Path, made: int) -> set[bytes]:
+    """Check what the program was told: each request once, a good signature. Returns the messages."""
+    rows = [line.split("\t") for line in (folder / "told").read_text().splitlines()]
+    assert Counter(row[2] for row in rows if row[1] == "error") == {}
+    messages = [row[0].encode() for row in rows]
+    assert len(messages) == len(set(messages)) == made
+    wrong = [row for row in rows if not is_good("ed25519", bytes.fromhex(row[3]), row[0].encode(), bytes.fromhex(row[2]))]
+    assert wrong == []
+    return set(messages)
+
+
+@pytest.mark.parametrize("kills", [share(4, 2), pytest.param(20, marks=AT_LENGTH)])
+async def test_kills_of_the_gateway_lose_nothing_and_sign_nothing_with_two_keys(program, fresh_token, tmp_path, kills):
+    rules = {"stateFile": str(tmp_path / "state.db"), "keyRotation": {"intervalDays": 30, "overlapDays": 2}}
+    config = fresh_token().config(auditLogFile=str(tmp_path / "audit.log"), **rules)
+    async with gateway(tmp_path, config) as served:
+
+        async def killing(tell: Tell) -> None:
+            for number in range(kills):
+                await tell("wait 150")
+                if number % 3 == 1:
+                    await tell("rotate")
+                    await tell("wait 150")
+                await served.kill()
+                await served.start()
+            await tell("wait 150")
+
+        made = await load(program, tmp_path, killing, served.addresses[0])
+    by = signers(tmp_path / "audit.log")
+    assert len(settled(tmp_path, made)) == len(by)
+    assert len({key for keys in by.values() for key in keys}) > 1
+    assert {message: keys for message, keys in by.items() if len(keys) > 1} == {}
+
+
+async def test_cut_connections_and_drains_cost_no_request_and_no_second_signature(program, fresh_token, tmp_path):
+    config = fresh_token().config(auditLogFile=str(tmp_path / "audit.log"), maxCacheSize=0)
+    async with gateway(tmp_path, config) as served:
+        cutter = Cutter(Random(1), str(tmp_path / "sign.sock"), 40_000)
+        await cutter.listen(str(tmp_path / "cut.sock"))
+
+        async def cutting(tell: Tell) -> None:
+            await tell("wait 1500")
+            cutter.cutting = False
+            await tell("wait 100")
+
+        try:
+            made = await load(program, tmp_path, cutting, f"unix:{tmp_path}/cut.sock")
+        finally:
+            await cutter.close()
+        by = signers(tmp_path / "audit.log")
+        assert cutter.cuts > 10
+        assert len(settled(tmp_path, made)) == len(by)
+        assert {message for message, keys in by.items() if keys.total() > 1} == set()
+
+        async def draining(tell: Tell) -> None:
+            await tell("wait 100")
+            assert await served.end() == 0
+            await served.start()
+            await tell("wait 100")
+
+        made = await load(program, tmp_path, draining, served.addresses[0])
+        settled(tmp_path, made)
+
+
+async def test_a_policy_refuses_and_a_position_is_signed_once(program, fresh_token, tmp_path):
+    policy = {"kinds": ["block"]}
+    config = fresh_token().config(stateFile=str(tmp_path / "s.db"), policy=policy)
+    async with gateway(tmp_path, config) as served, probe(program, *served.addresses) as client:
+        assert (await client.sign(b"any bytes"))[:4] == ["error", "POLICY_REFUSED", "false", "false"]
+        block, other = ordered(7, b"a"), ordered(7, b"b")
+        kind, made, key, _ = await client.sign(block, kind="block", position="7")
+        assert kind == "ok"
+        assert is_good("ed25519", bytes.fromhex(key), block, bytes.fromhex(made))
+        assert (await client.sign(block, kind="block", position="8"))[:2] == ["error", "BAD_ARGUMENT"]
+        assert (await client.sign(other, kind="block", position="7"))[:2] == ["error", "DOUBLE_SIGN"]
+        assert (await client.sign(block, key="another"))[:2] == ["error", "POLICY_REFUSED"]
+        assert (await client.sign(b""))[:2] == ["error", "BAD_ARGUMENT"]
+        said, text = await client.ask("manage", "default", "unfinished", "default", 5000)
+        assert (said, json.loads(text)["position"]) == ("done", "7")
+        assert (await client.ask("keys", "default"))[0].split()[5] == key
+
+
+async def test_a_stream_of_the_caller_s_carries_it_over_tcp(program, fresh_token, tmp_path):
+    """The program's stream changes each byte, as TLS does, and cannot be halved; what is between changes it back."""
+
+    async def veil(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(1 << 16):
+            writer.write(bytes(one ^ 0x5A for one in data))
+            await writer.drain()
+        writer.close()
+
+    async def between(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_unix_connection(str(tmp_path / "sign.sock"))
+        await asyncio.gather(veil(reader, far_writer), veil(far_reader, writer))
+
+    async with gateway(tmp_path, fresh_token().config()):
+        server = await asyncio.start_server(between, "127.0.0.1")
+        async with server, probe(program, f"tcp:127.0.0.1:{server.sockets[0].getsockname()[1]}") as client:
+            for number in range(200):
+                client.say("sign", number, "default", "", "-", 20_000, (b"%d" % number * 900).hex())
+            for said in [await client.line() for _ in range(200)]:
+                message = b"%d" % int(said[0]) * 900
+                assert is_good("ed25519", bytes.fromhex(said[3]), message, bytes.fromhex(said[2])), said
