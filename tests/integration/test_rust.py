@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,6 +23,7 @@ from tests.support.rust import built, needs_cargo, probe
 from tests.support.size import share
 from tests.support.verifiers import is_good
 
+from hsmcore.base.receipt import Receipt
 from hsmcore.errors.statuses import STATUSES
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Frame, Type
@@ -143,10 +146,17 @@ async def test_a_request_that_is_not_answered_ends_with_its_deadline_and_may_be_
 
 
 async def test_a_request_without_a_gateway_ends_with_its_deadline_and_is_not_signed(program, tmp_path):
-    async with FakeGateway(f"{tmp_path}/s"), probe(program, f"unix:{tmp_path}/s") as client:
-        fake_path = Path(f"{tmp_path}/s")
-        fake_path.rename(tmp_path / "elsewhere")
-        assert (await client.ask("state"))[1] == "1"
+    async with AsyncExitStack() as stack:
+        fake = await stack.enter_async_context(FakeGateway(f"{tmp_path}/s"))
+        client = await stack.enter_async_context(probe(program, f"unix:{tmp_path}/s"))
+        (tmp_path / "s").unlink()
+        for connection in fake.connections:
+            connection.transport.abort()
+        while (await client.ask("state"))[1] != "0":
+            await asyncio.sleep(0.01)
+        kind, code, retryable, maybe, _, why = await client.sign(b"message", ms=50)
+        assert [kind, code, retryable, maybe] == ["error", "DEADLINE_EXCEEDED", "true", "false"]
+        assert "Is `hsmcore gateway` running there?" in why
 
 
 async def test_a_request_is_withdrawn_when_its_caller_lets_it_go(program, tmp_path):
@@ -184,14 +194,14 @@ async def test_a_connection_that_breaks_has_its_requests_sent_again_with_their_n
 async def test_another_process_is_asked_again_for_the_same_key_only(program, tmp_path):
     def breaks(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
         served.answer = honest
-        served.instance = b"another" + bytes(9)
+        served.instance = os.urandom(16)
         served.public_keys = [bytes(32)] if wire.read_sign(one).message == b"lost" else served.public_keys
         connection.transport.abort()
 
     async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, f"unix:{tmp_path}/s") as client:
         fake.answer = breaks
         assert await client.sign(b"kept") == signed(b"kept")
-        fake.answer, fake.instance = breaks, b"a third" + bytes(9)
+        fake.answer = breaks
         kind, code, retryable, maybe, *_ = await client.sign(b"lost")
         assert [kind, code, retryable, maybe] == ["error", "HOST_LOST", "false", "true"]
         assert len([one for one in fake.received(Type.SIGN) if wire.read_sign(one).message == b"lost"]) == 1
@@ -209,8 +219,10 @@ async def test_it_goes_to_the_holder_and_each_request_is_signed_once(program, tm
             assert found == {str(number): signed(b"%d" % number) for number in range(50)}
             assert (second.frames, (await client.ask("state"))[0]) == ([], addresses[2])
             third.answer = refusing()
-            kind, code, _, maybe, *_ = await client.sign(b"late", ms=200)
-            assert (kind, code, maybe) == ("ok", fake_signature(PUBLIC_KEY, b"late").hex(), PUBLIC_KEY.hex())
+            assert await client.sign(b"late") == signed(b"late")
+            second.answer = refusing()
+            kind, code, retryable, maybe, *_ = await client.sign(b"too late", ms=100)
+            assert [kind, code, retryable, maybe] == ["error", "NOT_HOLDER", "true", "false"]
 
 
 async def test_dead_and_strange_addresses_are_passed_over(program, tmp_path):
@@ -250,40 +262,35 @@ async def test_what_is_refused_for_want_of_room_waits_and_rotations_are_followed
 
 
 async def test_silence_is_found_by_a_ping_and_the_connection_made_again(program, tmp_path):
+    def mute(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
+        if served.accepted > 1:
+            honest(served, connection, one)
+
     async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, f"unix:{tmp_path}/s", PROBE_PING_MS="50") as client:
-        fake.answer = lambda *_: None
-        client.say("sign", "1", "default", "", "-", 20_000, b"message".hex())
-        while fake.accepted < 2:
-            await asyncio.sleep(0.01)
-        fake.answer = honest
-        assert (await client.line())[1:] == signed(b"message")
+        fake.answer = mute
+        assert await client.sign(b"message") == signed(b"message")
         assert fake.received(Type.PING)
 
 
+def verifiable(message: bytes) -> bytes:
+    """A signature by the rule of the program's verifier: the key's first bytes, and the message's."""
+    return PUBLIC_KEY[:4] + message.ljust(60, b"\0")
+
+
+def answered(request: int, signature: bytes) -> bytes:
+    return wire.signed(request, 1, Receipt(signature, "", b"", "", "primary", False, 0, None))
+
+
 async def test_a_signature_that_does_not_verify_is_not_handed_out(program, tmp_path):
-    """The program's verifier compares the first bytes of a signature with key and message."""
-
-    def signs(right: bool) -> Callable[[FakeGateway, FakeConnection, Frame], None]:
-        def answer(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
-            made = PUBLIC_KEY[:4] + wire.read_sign(one).message[:1] + bytes(59) if right else bytes(64)
-            connection.transport.write(wire.signed(one.request, 1, _receipt(made)))
-
-        return answer
+    def false(_: FakeGateway, connection: FakeConnection, one: Frame) -> None:
+        connection.transport.write(answered(one.request, verifiable(wire.read_sign(one).message + b"?")))
 
     async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, f"unix:{tmp_path}/s", PROBE_VERIFIER="1") as client:
-        fake.answer = signs(right=True)
-        kind, made, *_ = await client.sign(b"message")
-        assert kind == "ok"
-        assert await client.ask("verify", "default", b"message".hex(), made) == ["true"]
-        assert await client.ask("verify", "default", b"another".hex(), made) == ["false"]
-        fake.answer = signs(right=False)
+        fake.answer = false
         assert (await client.sign(b"message"))[:4] == ["error", "SIGNATURE_INVALID", "false", "true"]
-
-
-def _receipt(signature: bytes) -> Any:
-    from hsmcore.base.receipt import Receipt
-
-    return Receipt(signature, "", b"", "", "primary", False, 0, None)
+        good = verifiable(b"message").hex()
+        assert await client.ask("verify", "default", b"message".hex(), good) == ["true"]
+        assert await client.ask("verify", "default", b"another".hex(), good) == ["false"]
 
 
 class Liar:
@@ -291,52 +298,49 @@ class Liar:
 
     def __init__(self, seed: int) -> None:
         self.chance = Random(seed)
-        self.asked: list[Frame] = []
 
     def __call__(self, served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
         if one.type is not Type.SIGN:
-            return honest(served, connection, one)
-        self.asked.append(one)
-        message = wire.read_sign(one).message
-        data = wire.signed(one.request, len(served.public_keys), _receipt(fake_signature(PUBLIC_KEY, message)))
-        match self.chance.randrange(9):
-            case 0:
-                at = self.chance.randrange(29)  # not the signature: that no client without Ed25519 can tell
-                data = data[:at] + bytes((data[at] ^ 1 << self.chance.randrange(8),)) + data[at + 1 :]
-            case 1:
-                data = data[: self.chance.randrange(len(data))]
-            case 2:
-                data += data
-            case 3:
-                data = self.chance.randbytes(self.chance.randrange(1, 60)) + data
-            case 4:
-                data = wire.goaway(self.chance.randrange(100), "going")
-            case 5:
-                data = wire.welcome(wire.Welcome(bytes(16), 1, 1, 1, 1, "t", ("default",), served.keys())) + data
-            case 6:
-                data = wire.done(one.request, "done") + data
-            case 7:
-                data = wire.keys(()) + data
-            case _:
-                pass
-        connection.transport.write(data)
+            honest(served, connection, one)
+            return
+        chance = self.chance
+        data = answered(one.request, verifiable(wire.read_sign(one).message))
+        at = chance.randrange(len(data))
+        refusal = wire.Refusal(True, False, 5, chance.choice(["QUEUE_FULL", "BUSY", "NOT_HOLDER", "KEY_NOT_CURRENT"]), "", "")
+        welcome = wire.welcome(wire.Welcome(bytes(16), 1, 1, 1, 1, "t", ("default",), served.keys()))
+        lies = [
+            data[:at] + bytes((data[at] ^ 1 << chance.randrange(8),)) + data[at + 1 :],
+            data[:at],
+            data + data,
+            chance.randbytes(at + 1) + data,
+            wire.goaway(chance.randrange(100), "going"),
+            welcome + data,
+            wire.done(one.request, "done") + data,
+            wire.keys(()) + data,
+            wire.credit(chance.randrange(3)) + data,
+            answered(max(1, one.request - 1), verifiable(b"another")),
+            wire.error(one.request, refusal),
+            b"",
+        ]
+        connection.transport.write(chance.choice(lies) if chance.random() < 0.5 else data)
 
 
-@pytest.mark.parametrize("seeds", [range(share(24, 8)), pytest.param(range(24, 1000), marks=AT_LENGTH)], ids=["some", "many"])
-async def test_no_lie_makes_it_hang_panic_or_give_one_request_the_signature_of_another(program, tmp_path, seeds):
-    signed_ones = 0
+@pytest.mark.parametrize("seeds", [range(share(48, 12)), pytest.param(range(48, 1000), marks=AT_LENGTH)], ids=["some", "many"])
+async def test_no_lie_makes_it_hang_panic_or_take_the_signature_of_another_request(program, tmp_path, seeds):
+    kinds: Counter[str] = Counter()
     for seed in seeds:
-        async with FakeGateway(f"{tmp_path}/{seed}") as fake, probe(program, f"unix:{tmp_path}/{seed}") as client:
+        path = f"{tmp_path}/{seed}"
+        async with FakeGateway(path) as fake, probe(program, f"unix:{path}", PROBE_VERIFIER="1") as client:
             fake.answer = Liar(seed)
             messages = {str(number): b"%d of %d" % (number, seed) for number in range(20)}
             for number, message in messages.items():
-                client.say("sign", number, "default", "", "-", 400, message.hex())
-            outcomes = {one[0]: one[1:] for one in [await client.line() for _ in messages]}
-            assert outcomes.keys() == messages.keys(), "each is told once"
-            for number, (kind, said, *_) in outcomes.items():
-                assert kind == "error" or said == fake_signature(PUBLIC_KEY, messages[number]).hex(), (seed, number)
-                signed_ones += kind == "ok"
-    assert signed_ones > len(seeds)
+                client.say("sign", number, "default", "", "-", 300, message.hex())
+            told = [await client.line() for _ in messages]
+            assert {one[0] for one in told} == messages.keys(), "each is told once"
+            for number, kind, said, *_ in told:
+                assert kind == "error" or said == verifiable(messages[number]).hex(), (seed, number)
+                kinds[said if kind == "error" else kind] += 1
+    assert {"ok", "SIGNATURE_INVALID", "DEADLINE_EXCEEDED"} <= kinds.keys()
 
 
 # ---- real gateways ---------------------------------------------------------------------------------------------------
@@ -440,12 +444,12 @@ async def test_a_policy_refuses_and_a_position_is_signed_once(program, fresh_tok
         kind, made, key, _ = await client.sign(block, kind="block", position="7")
         assert kind == "ok"
         assert is_good("ed25519", bytes.fromhex(key), block, bytes.fromhex(made))
-        assert (await client.sign(block, kind="block", position="8"))[:2] == ["error", "BAD_ARGUMENT"]
+        assert (await client.sign(block, kind="block", position="8"))[:2] == ["error", "POLICY_REFUSED"]
         assert (await client.sign(other, kind="block", position="7"))[:2] == ["error", "DOUBLE_SIGN"]
         assert (await client.sign(block, key="another"))[:2] == ["error", "POLICY_REFUSED"]
         assert (await client.sign(b""))[:2] == ["error", "BAD_ARGUMENT"]
-        said, text = await client.ask("manage", "default", "unfinished", "default", 5000)
-        assert (said, json.loads(text)["position"]) == ("done", "7")
+        said, text = await client.ask("manage", "default", "versions", "", 20_000)
+        assert (said, [one["publicKey"] for one in json.loads(text)]) == ("done", [key])
         assert (await client.ask("keys", "default"))[0].split()[5] == key
 
 
