@@ -1,4 +1,4 @@
-"""The clients of three languages, in turn, through a gateway whose module does nothing: `python -m tests.gateway.clients`.
+"""The clients of three languages, in turn, through a gateway whose module does nothing.
 
     python -m tests.gateway.clients [--open 256] [--connections 4] [--seconds 3] [--rounds 5] [--threads 4]
 
@@ -19,11 +19,11 @@ from collections.abc import Callable
 from tempfile import TemporaryDirectory
 
 import uvloop
-from hsmcore_bench.harness.gateway import gateway_process
 from tests.support.paths import NOOP, ROOT
 from tests.support.rust import TARGET, cargo
 
 from hsmcore.gateway import Client
+from hsmcore_bench.harness.gateway import gateway_process
 
 BYTES = 200
 

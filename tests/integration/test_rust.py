@@ -7,19 +7,26 @@ import json
 import os
 import subprocess
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+from solders.litesvm import LiteSVM
+from solders.message import Message
+from solders.pubkey import Pubkey
+from solders.system_program import TransferParams, transfer
+from solders.transaction import Transaction
+from solders.transaction_metadata import FailedTransactionMetadata
 from tests.integration.test_gateway_lists import fleet, listed, refusing
 from tests.integration.test_typescript import signers
+from tests.support.doc_blocks import blocks
 from tests.support.gateways import PUBLIC_KEY, Cutter, FakeConnection, FakeGateway, fake_signature, gateway, honest
+from tests.support.managers import becomes, until
 from tests.support.paths import ROOT
 from tests.support.policed import ordered
-from tests.support.rust import built, needs_cargo, probe
+from tests.support.rust import PACKAGE, Probe, Tell, built, cargo, load, needs_cargo, probe, settled
 from tests.support.size import share
 from tests.support.verifiers import is_good
 
@@ -37,14 +44,16 @@ READ = {"WELCOME", "SIGNED", "PONG", "ERROR", "KEYS", "CREDIT", "GOAWAY", "DONE"
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    return built()
+    return built("probe")
 
 
 # ---- golden vectors --------------------------------------------------------------------------------------------------
 
 
 def answers(program: Path, lines: list[str]) -> list[str]:
-    done = subprocess.run([program, "vectors"], input="\n".join(lines) + "\n", capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [program, "vectors"], input="\n".join(lines) + "\n", capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 
@@ -85,10 +94,15 @@ def meaning(kind: str, says: dict[str, Any]) -> str:
 
     def keys(listed: list[dict[str, Any]]) -> str:
         names = "slot", "version", "current", "algorithm", "id", "public_key", "kinds"
-        return "|".join(" ".join(str(one[name]).replace("True", "true").replace("False", "false") for name in names) for one in listed)
+        return "|".join(
+            " ".join(str(one[name]).replace("True", "true").replace("False", "false") for name in names)
+            for one in listed
+        )
 
     if kind == "WELCOME":
-        limits = (str(says[name]) for name in ("instance", "credits", "message_bytes", "batch", "remember_ms", "client"))
+        limits = (
+            str(says[name]) for name in ("instance", "credits", "message_bytes", "batch", "remember_ms", "client")
+        )
         return " ".join((*limits, ",".join(says["slots"]), keys(says["keys"])))
     if kind == "SIGNED":
         seq = "-" if says["audit_seq"] is None else says["audit_seq"]
@@ -115,12 +129,16 @@ def test_golden_frames_and_streams_are_read(program):
     [stream] = [one for one in VECTORS["streams"] if one["from"] == "gateway"]
     [said] = answers(program, [f"read\t{whole(stream)}"])
     found = said.split("\t")
-    assert [[Type(int(kind)).name, request] for kind, request in zip(found[::4], found[2::4], strict=True)] == stream["frames"]
+    assert [[Type(int(kind)).name, request] for kind, request in zip(found[::4], found[2::4], strict=True)] == stream[
+        "frames"
+    ]
 
 
 def test_golden_faults_are_refused(program):
     unread = {int(one) for one in (Type.SIGNED_MANY, Type.VERIFIED, Type.BATCHED)}
-    faults = [one for one in VECTORS["refused"] if one["by"] == "client" and int(one["hex"][8:10] or "0", 16) not in unread]
+    faults = [
+        one for one in VECTORS["refused"] if one["by"] == "client" and int(one["hex"][8:10] or "0", 16) not in unread
+    ]
     told = answers(program, [f"read\t{whole(one)}" for one in faults])
     assert len(faults) > 40
     assert [one["name"] for one, said in zip(faults, told, strict=True) if not said.startswith("refused\t")] == []
@@ -152,11 +170,14 @@ async def test_a_request_without_a_gateway_ends_with_its_deadline_and_is_not_sig
         (tmp_path / "s").unlink()
         for connection in fake.connections:
             connection.transport.abort()
-        while (await client.ask("state"))[1] != "0":
-            await asyncio.sleep(0.01)
+        await becomes(lambda: _disconnected(client))
         kind, code, retryable, maybe, _, why = await client.sign(b"message", ms=50)
         assert [kind, code, retryable, maybe] == ["error", "DEADLINE_EXCEEDED", "true", "false"]
         assert "Is `hsmcore gateway` running there?" in why
+
+
+async def _disconnected(client: Probe) -> bool:
+    return (await client.ask("state"))[1] == "0"
 
 
 async def test_a_request_is_withdrawn_when_its_caller_lets_it_go(program, tmp_path):
@@ -164,8 +185,7 @@ async def test_a_request_is_withdrawn_when_its_caller_lets_it_go(program, tmp_pa
         fake.answer = lambda *_: None
         client.say("hold", "1", "default", "", "-", 20_000, b"message".hex())
         client.say("cancel", "1")
-        while not fake.received(Type.CANCEL):
-            await asyncio.sleep(0.01)
+        await until(lambda: fake.received(Type.CANCEL) != [])
         [asked] = fake.received(Type.SIGN)
         assert [one.request for one in fake.received(Type.CANCEL)] == [asked.request]
 
@@ -187,7 +207,9 @@ async def test_a_connection_that_breaks_has_its_requests_sent_again_with_their_n
         found = {one[0]: one[1:] for one in [await client.line() for _ in range(3)]}
         assert found == {str(number): signed(b"%d" % number) for number in range(3)}
         asked = [(one.request, one.flags, wire.read_sign(one).message) for one in fake.received(Type.SIGN)]
-        assert [(number, message) for number, _, message in asked[:3]] == [(number, message) for number, _, message in asked[3:]]
+        assert [(number, message) for number, _, message in asked[:3]] == [
+            (number, message) for number, _, message in asked[3:]
+        ]
         assert [flags for _, flags, _ in asked] == [0, 0, 0, 2, 2, 2]
 
 
@@ -242,7 +264,9 @@ async def test_what_is_refused_for_want_of_room_waits_and_rotations_are_followed
     def full(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
         served.answer = honest
         refused.append(one)
-        connection.transport.write(wire.error(one.request, wire.Refusal(True, False, 10, "QUEUE_FULL", "RETRY", "full")))
+        connection.transport.write(
+            wire.error(one.request, wire.Refusal(True, False, 10, "QUEUE_FULL", "RETRY", "full"))
+        )
 
     def stale(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
         served.answer = honest
@@ -306,7 +330,9 @@ class Liar:
         chance = self.chance
         data = answered(one.request, verifiable(wire.read_sign(one).message))
         at = chance.randrange(len(data))
-        refusal = wire.Refusal(True, False, 5, chance.choice(["QUEUE_FULL", "BUSY", "NOT_HOLDER", "KEY_NOT_CURRENT"]), "", "")
+        refusal = wire.Refusal(
+            True, False, 5, chance.choice(["QUEUE_FULL", "BUSY", "NOT_HOLDER", "KEY_NOT_CURRENT"]), "", ""
+        )
         welcome = wire.welcome(wire.Welcome(bytes(16), 1, 1, 1, 1, "t", ("default",), served.keys()))
         lies = [
             data[:at] + bytes((data[at] ^ 1 << chance.randrange(8),)) + data[at + 1 :],
@@ -325,7 +351,9 @@ class Liar:
         connection.transport.write(chance.choice(lies) if chance.random() < 0.5 else data)
 
 
-@pytest.mark.parametrize("seeds", [range(share(48, 12)), pytest.param(range(48, 1000), marks=AT_LENGTH)], ids=["some", "many"])
+@pytest.mark.parametrize(
+    "seeds", [range(share(48, 12)), pytest.param(range(48, 1000), marks=AT_LENGTH)], ids=["some", "many"]
+)
 async def test_no_lie_makes_it_hang_panic_or_take_the_signature_of_another_request(program, tmp_path, seeds):
     kinds: Counter[str] = Counter()
     for seed in seeds:
@@ -344,42 +372,6 @@ async def test_no_lie_makes_it_hang_panic_or_take_the_signature_of_another_reque
 
 
 # ---- real gateways ---------------------------------------------------------------------------------------------------
-
-Tell = Callable[[str], Awaitable[None]]
-
-
-async def load(program: Path, folder: Path, during: Callable[[Tell], Awaitable[None]], *addresses: str) -> int:
-    """Have the program sign without end while `during` runs. Its outcomes are in the file `told`. Returns how many requests
-    it made."""
-    file = folder / "told"
-    pipes: dict[str, Any] = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
-    process = await asyncio.create_subprocess_exec(program, "load", file, "3", *addresses, **pipes)
-    assert process.stdin is not None
-    assert process.stdout is not None
-
-    async def tell(command: str) -> None:
-        process.stdin.write(f"{command}\n".encode())
-        assert await process.stdout.readline() == b"done\n"
-
-    try:
-        await during(tell)
-        process.stdin.write(b"end\n")
-        return int(await process.stdout.readline())
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-
-def settled(folder: Path, made: int) -> set[bytes]:
-    """Check what the program was told: each request once, a good signature. Returns the messages."""
-    rows = [line.split("\t") for line in (folder / "told").read_text().splitlines()]
-    assert Counter(row[2] for row in rows if row[1] == "error") == {}
-    messages = [row[0].encode() for row in rows]
-    assert len(messages) == len(set(messages)) == made
-    wrong = [row for row in rows if not is_good("ed25519", bytes.fromhex(row[3]), row[0].encode(), bytes.fromhex(row[2]))]
-    assert wrong == []
-    return set(messages)
 
 
 @pytest.mark.parametrize("kills", [share(4, 2), pytest.param(20, marks=AT_LENGTH)])
@@ -474,3 +466,37 @@ async def test_a_stream_of_the_caller_s_carries_it_over_tcp(program, fresh_token
             for said in [await client.line() for _ in range(200)]:
                 message = b"%d" % int(said[0]) * 900
                 assert is_good("ed25519", bytes.fromhex(said[3]), message, bytes.fromhex(said[2])), said
+
+
+# ---- the package -----------------------------------------------------------------------------------------------------
+
+
+def test_the_example_signs_a_transaction_that_is_executed(fresh_token, tmp_path):
+    example = built("transaction")
+    token = fresh_token()
+    payer = Pubkey(token.keys["ed25519"].public_key)
+    chain = LiteSVM()
+    chain.airdrop(payer, 1_000_000_000)
+    moves = transfer(TransferParams(from_pubkey=payer, to_pubkey=Pubkey(bytes([9]) * 32), lamports=890_880))
+    message = bytes(Message.new_with_blockhash([moves], payer, chain.latest_blockhash()))
+
+    async def run() -> bytes:
+        async with gateway(tmp_path, token.config()) as served:
+            done = await asyncio.to_thread(
+                subprocess.run, [example, *served.addresses], input=message, stdout=subprocess.PIPE, check=True
+            )
+            return done.stdout
+
+    made = asyncio.run(run())
+    assert chain.get_sigverify()
+    assert not isinstance(chain.send_transaction(Transaction.from_bytes(made)), FailedTransactionMetadata)
+
+
+def test_the_documents_have_the_examples_and_the_package_what_it_should():
+    examples = sorted((PACKAGE / "examples").iterdir())
+    assert sorted(block.text for block in blocks("rust")) == sorted(path.read_text() for path in examples)
+    packed = set(cargo("package", "--list", "--allow-dirty").split())
+    files = {str(path.relative_to(PACKAGE)) for path in (*(PACKAGE / "src").iterdir(), *examples)}
+    made = {"Cargo.toml.orig", "Cargo.lock", ".cargo_vcs_info.json"}
+    assert packed - made == files | {"Cargo.toml", "README.md", "LICENSE"}
+    assert (PACKAGE / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

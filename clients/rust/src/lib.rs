@@ -1,4 +1,4 @@
-//! Signatures from `hsmcore gateway`, over [hsmcore-wire/1](https://docs.rs/hsmcore-client), with nothing but std.
+//! Signatures from `hsmcore gateway`, over hsmcore-wire/1, with nothing but std.
 //!
 //! [`Client`] is blocking and pipelined: [`Client::sign`] waits, [`Client::submit`] returns a [`Pending`], of which many
 //! may be open. Each connection has two threads; a client may be used by any number.

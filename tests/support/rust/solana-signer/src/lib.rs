@@ -9,6 +9,14 @@ pub enum SignerError {
     Custom(String),
 }
 
+impl std::fmt::Display for SignerError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+impl std::error::Error for SignerError {}
+
 pub trait Signer {
     fn pubkey(&self) -> Pubkey {
         self.try_pubkey().unwrap_or_default()
