@@ -76,7 +76,7 @@ lint-typescript:
 	cd clients/typescript && node_modules/.bin/tsc --noEmit && node_modules/.bin/prettier --check --log-level warn .
 lint-rust:
 	@cd clients/rust && if command -v cargo-clippy rustfmt > /dev/null; then cargo fmt --check && \
-	    cargo --config ../../tests/support/rust/stand-ins.toml clippy --offline --quiet --target-dir ../../build/rust \
+	    cargo clippy --config ../../tests/support/rust/stand-ins.toml --offline --quiet --target-dir ../../build/rust \
 	        --all-features --examples --lib -- --deny warnings; else echo "cargo, rustfmt, rust-clippy are missing: Rust is not linted"; fi
 lint-python:
 	$(BIN)/ruff check .
