@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from textwrap import fill
 from typing import Final
 
 from hsmcore.errors.statuses import STATUSES
@@ -16,12 +17,20 @@ from hsmcore.gateway.wire import messages as wire
 
 FILE: Final = Path(__file__).parents[1] / "clients" / "rust" / "src" / "tables.rs"
 _UNSAID: Final = "Unsaid"
+_HELD: Final = "~"
+"""A space at which no line ends."""
 
 
 def _table(name: str, meaning: str, names: Iterable[str], more: str = "") -> str:
     """An enum whose variants have the numbers of their places."""
-    rows = "".join(f'    {_variant(one)} = "{one}",\n' for one in names)
-    return f"table! {{\n    /// {meaning}\n    {name}\n{rows}{more}}}\n"
+    rows = _wrapped([*(f'{_variant(one)} = "{one}",' for one in names), more])
+    return f"table! {{\n    /// {meaning}\n    {name}\n{rows}}}\n"
+
+
+def _wrapped(parts: Iterable[str]) -> str:
+    text = " ".join(part.replace(" ", _HELD) for part in parts if part)
+    lines = fill(text, 120, initial_indent="    ", subsequent_indent="    ", break_on_hyphens=False)
+    return lines.replace(_HELD, " ") + "\n"
 
 
 def _variant(name: str) -> str:
@@ -30,34 +39,30 @@ def _variant(name: str) -> str:
 
 def text() -> str:
     """Return the file."""
-    types = "".join(f"pub const {one.name}: u8 = {int(one)};\n" for one in frames.Type)
-    numbers = {
-        "VERSION: u16": wire.VERSION,
-        "MOST_BYTES: usize": frames.MOST_BYTES,
-        "HAS_POSITION: u8": int(frames.Flag.HAS_POSITION),
-        "AGAIN: u8": int(frames.Flag.AGAIN),
-        "RETRYABLE: u8": int(wire.Fault.RETRYABLE),
-        "MAYBE_SIGNED: u8": int(wire.Fault.MAYBE_SIGNED),
-        "NONCE_BYTES: usize": wire.NONCE_BYTES,
-        "MOST_PING: usize": wire.MOST_PING,
-        "NO_RECORD: u64": f"{wire.NO_RECORD:#x}",
-    }
+    bytes_ = [*frames.Type, frames.Flag.HAS_POSITION, frames.Flag.AGAIN, *wire.Fault]
+    sizes = {"MOST_BYTES": frames.MOST_BYTES, "NONCE_BYTES": wire.NONCE_BYTES, "MOST_PING": wire.MOST_PING}
     tables = (
         _table("Kind", "What a payload is. `Unsaid` says nothing.", wire.KINDS),
         _table("Algorithm", "Of a key.", wire.ALGORITHMS),
         _table("Level", "The level of failover that signed. `Unsaid`: unknown.", wire.LEVELS),
         _table("Operation", "What can be done with a key.", wire.OPERATIONS),
-        _table("Code", "What went wrong: a row of hsmcore's statuses.", STATUSES, '    Other = "OTHER",\n'),
+        _table("Code", "What went wrong: a row of hsmcore's statuses.", STATUSES, 'Other = "OTHER",'),
     )
-    constants = "".join(f"pub const {name} = {value};\n" for name, value in numbers.items())
     return "\n".join(
         (
             "//! Written by scripts/wire_tables.py from the codec in Python: numbers and names of hsmcore-wire/1.\n",
-            types,
-            constants,
+            _numbers("u8", {str(one.name): int(one) for one in bytes_}),
+            _numbers("u16", {"VERSION": wire.VERSION}),
+            _numbers("usize", sizes),
+            _numbers("u64", {"NO_RECORD": wire.NO_RECORD}),
             *tables,
         )
     )
+
+
+def _numbers(form: str, values: Mapping[str, int]) -> str:
+    rows = _wrapped(f"{name} = {value}," for name, value in values.items())
+    return f"numbers! {{ {form}:\n{rows}}}\n"
 
 
 if __name__ == "__main__":

@@ -427,6 +427,15 @@ async def test_cut_connections_and_drains_cost_no_request_and_no_second_signatur
         settled(tmp_path, made)
 
 
+async def test_who_is_not_admitted_is_told_at_once(program, fresh_token, tmp_path):
+    client = {"test": {"uid": [os.getuid() + 1], "keys": ["default"]}}
+    async with gateway(tmp_path, fresh_token().config(), clients=client) as served:
+        done = await asyncio.to_thread(
+            subprocess.run, [program, "ask", *served.addresses], stdout=subprocess.PIPE, text=True, check=True
+        )
+    assert done.stdout.split("\t")[:4] == ["error", "POLICY_REFUSED", "false", "false"]
+
+
 async def test_a_policy_refuses_and_a_position_is_signed_once(program, fresh_token, tmp_path):
     policy = {"kinds": ["block"]}
     config = fresh_token().config(stateFile=str(tmp_path / "s.db"), policy=policy)

@@ -6,6 +6,10 @@
 //! Reading order: wire (frames), stream (connections), route (addresses), job and link (requests), client.
 #![forbid(unsafe_code)]
 
+macro_rules! numbers {
+    ($form:ident: $($name:ident = $value:literal,)*) => { $(pub const $name: $form = $value;)* };
+}
+
 /// An enum with the numbers and names of one of the protocol's tables.
 macro_rules! table {
     ($(#[$doc:meta])* $name:ident $($variant:ident = $text:literal,)*) => {

@@ -1,7 +1,7 @@
 //! All connections, and the requests on them and before them. What a request that was broken off may do next, docs/WIRE.md
 //! of hsmcore says. Everything here happens under one lock, and does not block.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io::Write;
 use std::mem::take;
 use std::sync::{Arc, Condvar};
@@ -52,6 +52,13 @@ enum Phase {
     Leaves(Instant),
 }
 
+impl Default for Phase {
+    fn default() -> Self {
+        Phase::Away(Instant::now())
+    }
+}
+
+#[derive(Default)]
 pub struct Link {
     phase: Phase,
     /// The number of the connection: what one before it says is not heard.
@@ -75,39 +82,16 @@ pub struct Link {
     /// Where in the route it is.
     at: usize,
     useful: bool,
-    heard: Instant,
-    beat: Instant,
+    heard: Option<Instant>,
+    /// When it is looked whether there was a sign of life.
+    beat: Option<Instant>,
     quiet: bool,
     reason: Option<Error>,
 }
 
 impl Link {
     pub fn new(nonce: [u8; NONCE_BYTES]) -> Self {
-        let now = Instant::now();
-        Self {
-            phase: Phase::Away(now),
-            attempt: 0,
-            out: Vec::new(),
-            writer: None,
-            hang_up: None,
-            work: Arc::default(),
-            sleeps: false,
-            stirred: false,
-            open: BTreeMap::new(),
-            slots: Slots::default(),
-            names: Vec::new(),
-            nonce,
-            instance: [0; NONCE_BYTES],
-            remember: Duration::ZERO,
-            next: 1,
-            answered: 0,
-            at: 0,
-            useful: false,
-            heard: now,
-            beat: now,
-            quiet: false,
-            reason: None,
-        }
+        Self { nonce, next: 1, ..Self::default() }
     }
 
     pub fn is_ready(&self) -> bool {
@@ -143,14 +127,14 @@ impl Link {
 
     /// Have a connection without a sign of life tested. Returns why it is given up, if it is.
     fn beats(&mut self, now: Instant, ping: Duration) -> Option<&'static str> {
-        if !self.is_made() || now < self.beat {
+        if !self.is_made() || self.beat.is_some_and(|beat| now < beat) {
             return None;
         }
-        self.beat = now + ping;
+        self.beat = Some(now + ping);
         if self.quiet {
             return Some("there was no sign of life");
         }
-        self.quiet = now - self.heard >= ping;
+        self.quiet = self.heard.is_none_or(|heard| now - heard >= ping);
         if self.quiet {
             self.out.extend(wire::ping(&[]));
         }
@@ -235,6 +219,7 @@ pub enum Step {
     End,
 }
 
+#[derive(Default)]
 pub struct Settings {
     pub connect_timeout: Duration,
     pub ping: Duration,
@@ -242,6 +227,7 @@ pub struct Settings {
     pub program: String,
 }
 
+#[derive(Default)]
 pub struct Links {
     pub route: Route,
     pub links: Vec<Link>,
@@ -269,25 +255,7 @@ pub struct Links {
 
 impl Links {
     pub fn new(route: Route, links: Vec<Link>, settings: Settings) -> Self {
-        Self {
-            route,
-            links,
-            settings,
-            lines: HashMap::new(),
-            resting: Vec::new(),
-            parked: Vec::new(),
-            client: String::new(),
-            credits: 0,
-            slots: Slots::default(),
-            told_at: 0,
-            unsettled: 0,
-            opened: None,
-            closing: false,
-            ended: false,
-            trouble: None,
-            wakes: Vec::new(),
-            news: false,
-        }
+        Self { route, links, settings, ..Self::default() }
     }
 
     // ---- requests ----------------------------------------------------------------------------------------------------
@@ -459,16 +427,17 @@ impl Links {
 
     // ---- what the gateway says ---------------------------------------------------------------------------------------
 
-    /// Take bytes. Returns how many were read, and how many more than those make it worth to come again; None: the
-    /// connection has ended.
+    /// Take bytes. Returns how many were read, and how many there must be from there on before it is worth to come again.
+    /// None: the connection has ended.
     pub fn feed(&mut self, at: usize, attempt: u64, data: &[u8]) -> Option<(usize, usize)> {
         let mut read = 0;
+        self.links[at].heard = Some(Instant::now());
         let fault = loop {
             let link = &mut self.links[at];
             if link.attempt != attempt {
                 return None;
             }
-            (link.heard, link.quiet) = if read == 0 { (Instant::now(), false) } else { (link.heard, link.quiet) };
+            link.quiet = false;
             match wire::cut(&data[read..]) {
                 Ok(Err(wanted)) => return Some((read, wanted)),
                 Err(error) => break error.into(),
@@ -529,19 +498,20 @@ impl Links {
         link.learn(found.keys);
         let others = |(name, slot): (&String, &Slot)| {
             let known = self.slots.get(name).map_or(&[][..], |known| &known.keys);
-            !known.is_empty() && !slot.keys.is_empty() && !known.iter().any(|key| slot.of(&key.public_key).is_some())
+            let known: HashSet<&[u8]> = known.iter().map(|key| &key.public_key[..]).collect();
+            !known.is_empty()
+                && !slot.keys.is_empty()
+                && !slot.keys.iter().any(|key| known.contains(&key.public_key[..]))
         };
         if link.at != self.told_at && link.slots.iter().any(others) {
-            return Err(Error::new(
-                Code::KeyMismatch,
-                "it lists other keys: it is of another fleet. Take it off the list.",
-            ));
+            let text = "it lists other keys: it is of another fleet. Take it off the list.";
+            return Err(Error::new(Code::KeyMismatch, text));
         }
         let same = link.instance == found.instance;
         link.instance = found.instance;
         link.remember = Duration::from_millis(found.remember_ms.into());
         link.phase = Phase::Ready;
-        link.beat = Instant::now() + self.settings.ping;
+        link.beat = Some(Instant::now() + self.settings.ping);
         self.route.dead.remove(&link.at);
         self.resend(at, same);
         (self.client, self.credits) = (found.client, found.credits);
@@ -732,7 +702,7 @@ impl Links {
             link.attempt += 1;
             return Step::End;
         }
-        Step::SleepUntil(if link.is_made() { wake.min(link.beat) } else { wake })
+        Step::SleepUntil(link.beat.filter(|_| link.is_made()).map_or(wake, |beat| wake.min(beat)))
     }
 
     fn begin(&mut self, at: usize, now: Instant) -> Step {

@@ -13,6 +13,7 @@ const SEEKING: Duration = Duration::from_millis(500);
 /// How long a gateway may take for its first word where there are others: at first; twice as long in each round.
 const TRY: Duration = Duration::from_secs(1);
 
+#[derive(Default)]
 pub struct Route {
     pub addresses: Vec<String>,
     /// Where connections are made now.
@@ -22,7 +23,7 @@ pub struct Route {
     /// Whether a host without the epoch has refused a request, and no gateway has signed since.
     pub seeking: bool,
     longest: Duration,
-    not_before: Instant,
+    not_before: Option<Instant>,
     tried: BTreeSet<usize>,
     /// Addresses where no connection can be made.
     pub dead: BTreeSet<usize>,
@@ -30,8 +31,7 @@ pub struct Route {
 
 impl Route {
     pub fn new(addresses: Vec<String>, longest: Duration) -> Self {
-        let (tried, dead, not_before) = (BTreeSet::new(), BTreeSet::new(), Instant::now());
-        Self { addresses, at: 0, rounds: 0, seeking: false, longest, not_before, tried, dead }
+        Self { addresses, longest, ..Self::default() }
     }
 
     pub fn several(&self) -> bool {
@@ -49,7 +49,7 @@ impl Route {
 
     /// When the next connection is made.
     pub fn when(&self, now: Instant) -> Instant {
-        self.not_before.max(now + jittered(FIRST_PAUSE))
+        (now + jittered(FIRST_PAUSE)).max(self.not_before.unwrap_or(now))
     }
 
     /// A gateway is of use.
@@ -75,7 +75,7 @@ impl Route {
     /// all were tried, the next round begins some time later. `refused`: by the gateway, in its own words.
     pub fn next(&mut self, at: usize, first: Option<usize>, stay: bool, refused: bool) {
         let now = Instant::now();
-        if at != self.at || now < self.not_before {
+        if at != self.at || self.not_before.is_some_and(|when| now < when) {
             return;
         }
         self.tried.insert(at);
@@ -88,15 +88,13 @@ impl Route {
             left = others;
             let near = !self.several() && !refused && self.addresses[0].starts_with("unix:");
             let heard = self.several() && self.dead.len() < count;
-            let longest = if near {
-                NEAR
-            } else if heard {
-                SEEKING
-            } else {
-                self.longest
+            let longest = match (near, heard) {
+                (true, _) => NEAR,
+                (_, true) => SEEKING,
+                _ => self.longest,
             };
-            self.not_before =
-                now + jittered(longest.min(self.longest).min(FIRST_PAUSE * 2u32.pow(self.rounds.min(16))));
+            let pause = longest.min(self.longest).min(FIRST_PAUSE * 2u32.pow(self.rounds.min(16)));
+            self.not_before = Some(now + jittered(pause));
             self.rounds += 1;
         }
         self.at = first.filter(|one| left.contains(one)).unwrap_or(left[0]);

@@ -245,13 +245,16 @@ impl<'a> Fields<'a> {
         let public_key = self.raw(size.into())?.to_vec();
         Ok(Key { slot, version, current: state == 1, algorithm, id, public_key, kinds: self.u16()? })
     }
+}
 
-    fn end<T>(self, found: T) -> Read<T> {
-        if self.0.is_empty() {
-            Ok(found)
-        } else {
-            bad("bytes behind the last field")
-        }
+/// Read a body of which nothing may be left.
+fn whole<'a, T>(body: &'a [u8], read: impl FnOnce(&mut Fields<'a>) -> Read<T>) -> Read<T> {
+    let mut fields = Fields(body);
+    let found = read(&mut fields)?;
+    if fields.0.is_empty() {
+        Ok(found)
+    } else {
+        bad("bytes behind the last field")
     }
 }
 
@@ -261,78 +264,75 @@ fn named<T: Copy>(names: &[T], number: u8) -> Read<T> {
 
 /// Read WELCOME.
 pub fn read_welcome(body: &[u8]) -> Read<Welcome> {
-    let mut fields = Fields(body);
-    let version = fields.u16()?;
-    if version != VERSION {
-        return bad(format!("version {version} of the protocol; this is {VERSION}"));
-    }
-    let found = Welcome {
-        instance: fields.fixed()?,
-        credits: fields.u32()?,
-        message_bytes: fields.u32()?,
-        batch: fields.u16()?,
-        remember_ms: fields.u32()?,
-        client: fields.text8()?,
-        slots: fields.list(Fields::text8)?,
-        keys: fields.list(Fields::key)?,
-    };
-    fields.end(found)
+    whole(body, |fields| {
+        let version = fields.u16()?;
+        if version != VERSION {
+            return bad(format!("version {version} of the protocol; this is {VERSION}"));
+        }
+        Ok(Welcome {
+            instance: fields.fixed()?,
+            credits: fields.u32()?,
+            message_bytes: fields.u32()?,
+            batch: fields.u16()?,
+            remember_ms: fields.u32()?,
+            client: fields.text8()?,
+            slots: fields.list(Fields::text8)?,
+            keys: fields.list(Fields::key)?,
+        })
+    })
 }
 
 /// Read KEYS.
 pub fn read_keys(body: &[u8]) -> Read<Vec<Key>> {
-    let mut fields = Fields(body);
-    let found = fields.list(Fields::key)?;
-    fields.end(found)
+    whole(body, |fields| fields.list(Fields::key))
 }
 
 /// Read SIGNED. Which key it is, the connection knows.
 pub fn read_signed(body: &[u8]) -> Read<Signature> {
-    let mut fields = Fields(body);
-    let (version, level, record) = (fields.u32()?, named(Level::ALL, fields.u8()?)?, fields.u64()?);
-    let audit_seq = (record != NO_RECORD).then_some(record);
-    Ok(Signature { bytes: fields.0.to_vec(), key: None, version, level, audit_seq })
+    whole(body, |fields| {
+        let (version, level, record) = (fields.u32()?, named(Level::ALL, fields.u8()?)?, fields.u64()?);
+        let (bytes, audit_seq) = (fields.raw(fields.0.len())?.to_vec(), (record != NO_RECORD).then_some(record));
+        Ok(Signature { bytes, key: None, version, level, audit_seq })
+    })
 }
 
 /// Read ERROR.
 pub fn read_error(body: &[u8]) -> Read<Error> {
-    let mut fields = Fields(body);
-    let flags = fields.u8()?;
-    if flags > RETRYABLE | MAYBE_SIGNED {
-        return bad(format!("flags {flags} of an error"));
-    }
-    let (retry_after_ms, status, _class, size) = (fields.u32()?, fields.text8()?, fields.text8()?, fields.u16()?);
-    let says = fields.text(size.into())?;
-    let code = Code::ALL.iter().copied().find(|one| one.name() == status).unwrap_or(Code::Other);
-    let (text, holder) = match says.split_once(HOLDER) {
-        Some((text, holder)) if code == Code::NotHolder => (text.into(), holder.into()),
-        _ if code == Code::Other => (format!("{status}: {says}"), String::new()),
-        _ => (says, String::new()),
-    };
-    let (retryable, maybe_signed) = (flags & RETRYABLE != 0, flags & MAYBE_SIGNED != 0);
-    fields.end(Error { code, retryable, maybe_signed, retry_after_ms, request: None, holder, text })
+    whole(body, |fields| {
+        let flags = fields.u8()?;
+        if flags > RETRYABLE | MAYBE_SIGNED {
+            return bad(format!("flags {flags} of an error"));
+        }
+        let (retry_after_ms, status, _class, size) = (fields.u32()?, fields.text8()?, fields.text8()?, fields.u16()?);
+        let says = fields.text(size.into())?;
+        let code = Code::ALL.iter().copied().find(|one| one.name() == status).unwrap_or(Code::Other);
+        let (text, holder) = match says.split_once(HOLDER) {
+            Some((text, holder)) if code == Code::NotHolder => (text.into(), holder.into()),
+            _ if code == Code::Other => (format!("{status}: {says}"), String::new()),
+            _ => (says, String::new()),
+        };
+        let (retryable, maybe_signed) = (flags & RETRYABLE != 0, flags & MAYBE_SIGNED != 0);
+        Ok(Error { code, retryable, maybe_signed, retry_after_ms, request: None, holder, text })
+    })
 }
 
 /// Read GOAWAY: the milliseconds that are left, and why.
 pub fn read_goaway(body: &[u8]) -> Read<(u32, String)> {
-    let mut fields = Fields(body);
-    let found = (fields.u32()?, fields.text8()?);
-    fields.end(found)
+    whole(body, |fields| Ok((fields.u32()?, fields.text8()?)))
 }
 
 /// Read CREDIT.
 pub fn read_credit(body: &[u8]) -> Read<u32> {
-    let mut fields = Fields(body);
-    let found = fields.u32()?;
-    fields.end(found)
+    whole(body, Fields::u32)
 }
 
 /// Read PONG: what PING had.
 pub fn read_pong(body: &[u8]) -> Read<&[u8]> {
     if body.len() > MOST_PING {
-        return bad(format!("PONG of {} bytes", body.len()));
+        bad("a long PONG")
+    } else {
+        Ok(body)
     }
-    Ok(body)
 }
 
 /// Read DONE.
