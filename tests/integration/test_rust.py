@@ -245,6 +245,13 @@ async def test_it_goes_to_the_holder_and_each_request_is_signed_once(program, tm
             second.answer = refusing()
             kind, code, retryable, maybe, *_ = await client.sign(b"too late", ms=100)
             assert [kind, code, retryable, maybe] == ["error", "NOT_HOLDER", "true", "false"]
+            before = sum(len(one.received(Type.SIGN)) for one in (first, second, third))
+            for number in range(50):
+                client.say("sign", number, "default", "", "-", 200, b"no host signs it".hex())
+            told = [await client.line() for _ in range(50)]
+            asked = sum(len(one.received(Type.SIGN)) for one in (first, second, third)) - before
+            assert 0 < asked < 50, "one is open at a time until a gateway signs"
+            assert {one[2] for one in told} == {"NOT_HOLDER", "DEADLINE_EXCEEDED"}
 
 
 async def test_dead_and_strange_addresses_are_passed_over(program, tmp_path):
@@ -315,6 +322,19 @@ async def test_a_signature_that_does_not_verify_is_not_handed_out(program, tmp_p
         good = verifiable(b"message").hex()
         assert await client.ask("verify", "default", b"message".hex(), good) == ["true"]
         assert await client.ask("verify", "default", b"another".hex(), good) == ["false"]
+
+
+@pytest.mark.parametrize(("ahead", "version"), [(0, 2), (1, 1)], ids=["version", "number"])
+async def test_an_answer_to_what_was_not_asked_ends_the_connection(program, tmp_path, ahead, version):
+    def other(served: FakeGateway, connection: FakeConnection, one: Frame) -> None:
+        served.answer = honest
+        made = Receipt(bytes(64), "", b"", "", "primary", False, 0, None)
+        connection.transport.write(wire.signed(one.request + ahead, version, made))
+
+    async with FakeGateway(f"{tmp_path}/s") as fake, probe(program, f"unix:{tmp_path}/s") as client:
+        fake.answer = other
+        assert await client.sign(b"message") == signed(b"message")
+        assert fake.accepted == 2
 
 
 class Liar:

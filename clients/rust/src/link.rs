@@ -588,17 +588,16 @@ impl Links {
                 Next::Settled(Ok(answer))
             }
             Err(error) if error.code == Code::NotHolder && self.route.several() => {
-                self.route.refused(place, &error.holder);
-                let moved = self.route.at != place;
-                self.links.iter_mut().filter(|one| moved && one.at == place).for_each(|one| one.leave(LEAVE));
+                let doubts = self.route.refused(place, &error.holder);
+                self.links.iter_mut().filter(|one| !doubts && one.at == place).for_each(|one| one.leave(LEAVE));
                 if state.may_move(&error) {
                     state.refusal = Some(error);
                     state.refusals += 1;
                     let doubt = jittered(DOUBT * 2u32.pow(state.refusals.min(MOST_DOUBLINGS)));
-                    if moved {
-                        Next::Again
-                    } else {
+                    if doubts {
                         Next::Later(doubt)
+                    } else {
+                        Next::Again
                     }
                 } else {
                     Next::Settled(Err(error))

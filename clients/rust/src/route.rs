@@ -59,16 +59,18 @@ impl Route {
     }
 
     /// The host at an address does not hold the epoch: go on, to the holder if it is known by its name; a holder that is
-    /// not sure of it is asked again.
-    pub fn refused(&mut self, at: usize, holder: &str) {
+    /// not sure of it is asked again. Returns whether it is that.
+    pub fn refused(&mut self, at: usize, holder: &str) -> bool {
         let named = self.addresses.iter().position(|one| !holder.is_empty() && names(one).contains(&holder));
-        if at == self.at && named != Some(at) {
-            if !self.seeking {
-                self.begin();
-            }
-            self.seeking = true;
-            self.next(at, named, false, true);
+        if at == self.at && named == Some(at) {
+            return true;
         }
+        if at == self.at && !self.seeking {
+            self.begin();
+            self.seeking = true;
+        }
+        self.next(at, named, false, true);
+        false
     }
 
     /// Go on to the next address that was not tried, unless another connection has, or has no trouble here (`stay`). When
