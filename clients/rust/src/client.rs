@@ -134,6 +134,9 @@ impl Shared {
                         let (work, left) = (link.work.clone(), when.saturating_duration_since(Instant::now()));
                         links = work.wait_timeout(links, left).unwrap_or_else(PoisonError::into_inner).0;
                         links.links[at].sleeps = false;
+                        drop(links);
+                        // More is written at once if callers that are about to submit come first.
+                        thread::yield_now();
                     }
                 }
             }
