@@ -23,6 +23,7 @@ WORKERS := $(shell expr $(JOBS) + 4)
 # The files that have tests marked `alone`: to collect all others for these few takes as long as some of them.
 ALONE = $$(grep -rl --include='test_*.py' 'mark\.alone' tests)
 CONFIGURE := cmake --log-level=NOTICE -S . -B
+TOGETHER = $(MAKE) --no-print-directory --output-sync=target LINTING=yes
 CTEST := ctest --output-on-failure --no-tests=error --parallel $(JOBS) --test-dir
 
 export CMAKE_GENERATOR := Ninja
@@ -40,10 +41,17 @@ run: .venv/.built ## Install what is missing, then run the demonstration
 run-fleet: .venv/.setup-fleet .venv/.built ## Two sequencers on a private PostgreSQL; the one that signs is stopped and killed in turn
 	$(BIN)/hsmcore demo --fleet $(ARGS)
 
-test: lint sanitize-test native-libraries .venv/.built ## Install what is missing, lint, then run every test: the native ones under sanitizers, and Python's
+test: checks native-libraries .venv/.built ## Install what is missing, lint, then run every test: the native ones under sanitizers, and Python's
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/chaos/test_rotation_kills.py \
 	    $(if $(ARGS),$(ARGS),-m "not alone and not deep")
 	$(if $(ARGS),,$(BIN)/python -m pytest -m "alone and not deep" $(ALONE))
+
+# Python's packages and its extension take one processor, and native tests mostly wait: other work goes on beside them.
+.PHONY: checks sanitize-build
+checks:
+	@scripts/setup packages
+	@$(TOGETHER) --jobs 2 .venv/.setup-test sanitize-build
+	@$(TOGETHER) --jobs $(shell expr $(JOBS) + 1) sanitize-test $(LINTS)
 
 quick: native-libraries .venv/.built ## A first look at a change of Python: lint, and the unit tests
 	$(BIN)/ruff check .
@@ -64,7 +72,7 @@ matrix: .venv/.setup-run ## `make quick` of the last commit under each CPython 3
 LINTS := lint-types lint-layers lint-typescript lint-rust lint-python lint-c
 
 lint: .venv/.setup-test ## Look at the form and the types of everything, but for clang-tidy
-	@$(MAKE) --no-print-directory --jobs $(JOBS) --output-sync=target LINTING=yes $(LINTS)
+	@$(TOGETHER) --jobs $(JOBS) $(LINTS)
 
 # Only read, so that they may run at once; each prints when it has ended.
 .PHONY: $(LINTS)
@@ -173,10 +181,13 @@ native-test: native-configure ## Build the native tests and run them
 	cmake --build build/test
 	$(CTEST) build/test
 
-sanitize-test: .venv/.setup-test ## Run the native tests under the address and undefined-behaviour sanitizers
+sanitize-test: .venv/.setup-test sanitize-build ## Run the native tests under the address and undefined-behaviour sanitizers
+	$(CTEST) build/asan
+
+# It needs nothing of Python's.
+sanitize-build:
 	$(CONFIGURE) build/asan '-DHSMC_SANITIZE=address;undefined'
 	cmake --build build/asan
-	$(CTEST) build/asan
 
 sbom: .venv/.setup-test .venv/.built ## Write the software bill of materials: dist/hsmcore.cdx.json
 	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python scripts/sbom.py dist/hsmcore.cdx.json

@@ -197,9 +197,7 @@ def terminal() -> Iterator[Terminal]:
     SHARED.mkdir(mode=0o700)
     try:
         with Terminal(SHARED) as running:
-            LASTING.append(running)
             yield running
-            LASTING.remove(running)
     finally:
         shutil.rmtree(SHARED)
 

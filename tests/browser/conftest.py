@@ -13,6 +13,9 @@ from tests.support.console import Scene
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
+# No processes of its own for graphics, and for a start that is never repeated.
+_LEAN = ("--disable-gpu", "--in-process-gpu", "--no-zygote")
+
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
@@ -24,7 +27,7 @@ def chromium() -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         # Its sandbox does not start for root, as which CI runs; the pages are our own.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *_LEAN])
         yield browser
         browser.close()
 

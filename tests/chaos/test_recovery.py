@@ -12,6 +12,7 @@ from tests.chaos.load import Load, signs, tell, until_it_signs
 from tests.support.chaos import Chaos, destroy_key, needs_chaos, replace_key, wrap
 from tests.support.loops import one_loop
 from tests.support.managers import counters, opened, until
+from tests.support.size import share
 from tests.support.verifiers import is_good
 
 import hsmcore
@@ -376,7 +377,7 @@ async def test_an_absent_token_is_only_probed_and_used_again_when_it_is_back(wor
 async def test_a_token_whose_folder_disappears_is_used_again_when_it_is_back(fresh_token, tmp_path, capsys, isolation):
     token = fresh_token()
     async with opened(token.config(settings={"isolation": isolation}, maxCacheSize=0)) as manager:
-        for number in range(3):
+        for number in range(share(3, 2)):
             await signs(manager, f"before {number}".encode())
             away = token.folder.rename(tmp_path / "away")
             for n in range(30):

@@ -8,7 +8,6 @@ import json
 import re
 from types import SimpleNamespace
 
-import openapi_spec_validator
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -367,6 +366,8 @@ async def test_a_host_that_does_not_hold_the_epoch_is_on_standby(
 
 @one_loop
 async def test_the_api_describes_itself(world, tmp_path):
+    import openapi_spec_validator  # here: it takes seconds, and every worker collects this file
+
     async with site(world.config(), tmp_path) as vault:
         assert (await vault.asked("GET", "/v1/sys/internal/specs/openapi", token=None)).status == 403
         made = (await vault.asked("GET", "/v1/sys/internal/specs/openapi")).json()

@@ -15,6 +15,7 @@ from tests.support.levels import QUICK
 from tests.support.loops import one_loop
 from tests.support.managers import opened, until
 from tests.support.scrapes import Scrape
+from tests.support.size import share
 from tests.support.verifiers import is_good
 
 import hsmcore
@@ -74,12 +75,13 @@ async def test_without_levels_requests_wait_and_one_of_them_asks(kms, name):
     """KMS locks nothing. It is asked again with throttling's pause, and no request fails for another's refusal."""
     async with opened(config(kms, kms.store.make(), maxCacheSize=0)) as manager:
         kms.calls.clear()
-        kms.faults.error(name, times=20)
+        refusals = share(20, 8)
+        kms.faults.error(name, times=refusals)
         messages = [b"%d" % number for number in range(50)]
         signatures = await asyncio.gather(*(manager.sign(message, 30) for message in messages))
         for message, signature in zip(messages, signatures, strict=True):
             assert is_good("ed25519", manager.public_key, message, signature)
-        assert kms.calls["Sign"] == len(messages) + 20
+        assert kms.calls["Sign"] == len(messages) + refusals
 
 
 @one_loop

@@ -23,6 +23,7 @@ from tests.support.environments import NEEDED, Environment
 from tests.support.gateways import gateway
 from tests.support.loops import one_loop
 from tests.support.paths import ROOT
+from tests.support.size import each
 from tests.unit.test_versions import project
 
 from hsmcore import verify_batched
@@ -30,7 +31,7 @@ from hsmcore import verify_batched
 PROGRAM = ROOT / "tests" / "support" / "pure_client.py"
 LATER = {"cryptography", "opentelemetry", "orjson", "structlog"}
 """What some of its functions import, where it is there, and what verifies."""
-each_python = pytest.mark.parametrize("python", [f"python3.{minor}" for minor in MINORS])
+each_python = pytest.mark.parametrize("python", each(2, [f"python3.{minor}" for minor in MINORS]))
 
 
 @pytest.fixture(scope="module")

@@ -25,18 +25,25 @@ def script(name, *arguments):
     return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
 
 
-@pytest.fixture
-def release(tmp_path, world):
-    """A folder with files that stand for a release, its provenance, and the releaser's public key."""
-    dist = tmp_path / "dist"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, world):
+    folder = tmp_path_factory.mktemp("release")
+    dist = folder / "dist"
     dist.mkdir()
     for name in (f"hsmcore-{VERSION}-cp313-cp313-manylinux_2_34_x86_64.whl", f"hsmcore-{VERSION}.tar.gz"):
         (dist / name).write_bytes(name.encode())
-    config = tmp_path / "releaser.json"
+    config = folder / "releaser.json"
     config.write_text(json.dumps(world.config()))
     said = script("release.py", config, "--dist", dist, "--rehearsal")
     assert said.returncode == 0, said.stderr
-    return dist, world.keys["ed25519"].public_key.hex()
+    return dist
+
+
+@pytest.fixture
+def release(made, tmp_path, world):
+    """A folder with files that stand for a release, its provenance, and the releaser's public key."""
+    shutil.copytree(made, tmp_path / "dist")
+    return tmp_path / "dist", world.keys["ed25519"].public_key.hex()
 
 
 def test_what_was_signed_is_verified(release):

@@ -332,7 +332,7 @@ async def waits(postgres, database):
 
 
 async def test_a_server_that_does_not_answer_in_commit_is_given_up(postgres, url, monkeypatch):
-    monkeypatch.setattr(link, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(link.Patient.be_patient, "__defaults__", (2.0,))  # instead of ANSWER_SECONDS
     async with stores(url) as [store]:
         never = postgres.changed(synchronous_standby_names="a_standby_that_does_not_answer")
         with never, pytest.raises(StoreUnknown, match="does not answer"):

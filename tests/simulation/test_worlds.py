@@ -28,7 +28,7 @@ WORLDS = {
     "operator": 40,
     "commands": 12,
 }
-"""Seeds of each: as many as twenty seconds allow."""
+"""Seeds of each: as many as twenty seconds allow. `make test` tries an eighth."""
 FOUND = {"found": 6, "gateway-found": 1}
 """How many worlds are in found.py and the like."""
 MOST_SEEDS = 2000
@@ -37,9 +37,9 @@ MUTANTS = {
         *("second-key", "left-unbound", "bound-late", "bound-after", "another-answer"),
         *("dishonest", "no-weight", "gives-up", "deaf"),
     ),
-    "levels": ("unasked", "unannounced", "no-overlap", "not-taken-up", "in-a-loop"),
+    "levels": ("not-taken-up", "unannounced", "unasked", "no-overlap", "in-a-loop"),
     "fleet": (
-        *("unfenced", "shy", "unwitnessed", "unshared", "reclaimed", "long-lease", "impatient", "kept-open"),
+        *("unfenced", "unwitnessed", "shy", "unshared", "reclaimed", "long-lease", "impatient", "kept-open"),
         *("idle", "anywhere", "leased", "eager", "sunk", "unchecked", "too-hot"),
     ),
     "disk": (
@@ -47,20 +47,21 @@ MUTANTS = {
         *("bindings-forgotten", "trusts-older", "entry-unsynced", "history-unsynced"),
     ),
     "upgrades": ("migrated-in-pieces", "positions-dropped"),
-    "restores": ("not-put-back", "restored-unmarked"),
+    "restores": ("restored-unmarked", "not-put-back"),
     "lies": ("loss-unseen",),
     "gateway": (
-        *("answers-crossed", "not-held", "link-kept", "not-sent-again", "let-in", "held-for-ever", "slot-lost"),
-        *("not-withdrawn", "answer-lost", "moved", "first-come", "forgetful"),
+        *("moved", "not-held", "link-kept", "not-sent-again", "let-in", "held-for-ever", "slot-lost"),
+        *("not-withdrawn", "answer-lost", "answers-crossed", "first-come", "forgetful"),
     ),
     "gateway-found": ("thrown-away",),
     "operator": ("not-drained",),
     "commands": (
-        *("unapproved", "anybody-approves", "not-aborted", "not-forbidden", "floor-passed", "seal-unread"),
+        *("not-forbidden", "anybody-approves", "not-aborted", "unapproved", "floor-passed", "seal-unread"),
         *("adopts-nothing", "unrecorded"),
     ),
 }
-"""Faults that are put back, by the world that must see them."""
+"""Faults that are put back, by the world that must see them. `make test` tries the first of each four: in their order
+it is one that is seen within seconds."""
 
 
 def simulate(*arguments: str, module: str = "tests.simulation", **variables: str) -> subprocess.CompletedProcess[str]:
@@ -82,7 +83,8 @@ SHORT = ("host", "fleet", "disk")
 @pytest.mark.slow("each world is a key manager's life")
 @pytest.mark.parametrize("world", WORLDS)
 def test_the_law_holds(world):
-    done = simulate("--world", world, "--seeds", f"1-{share(WORLDS[world])}")
+    count = WORLDS[world] if FULL else share(WORLDS[world] // 2)
+    done = simulate("--world", world, "--seeds", f"1-{count}")
     assert done.returncode == 0, done.stdout + done.stderr
 
 

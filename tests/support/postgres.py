@@ -224,7 +224,7 @@ class Cluster(_Server):
         name = name or f"d_{secrets.token_hex(6)}"
         while len(self._databases) >= MOST_DATABASES:
             self.execute(f"DROP DATABASE IF EXISTS {self._databases.pop(0)} WITH (FORCE)")
-        self.execute(f"CREATE DATABASE {name} OWNER {USER}")
+        self.execute(f"CREATE DATABASE {name} OWNER {USER} STRATEGY FILE_COPY")
         self._databases.append(name)
         return self.url(name)
 

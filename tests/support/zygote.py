@@ -11,6 +11,7 @@ import atexit
 import gc
 import json
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -22,6 +23,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,10 @@ class Server:
             socket.send_fds(self._line, [asked], fds)
             return int(self._line.recv(16))
 
+    def serve(self, terminal: socket.socket) -> None:
+        """Have it run the commands that come to this listening socket."""
+        self.start(b"", [terminal.fileno()])
+
     def close(self) -> None:
         """End it."""
         self._line.close()
@@ -126,39 +132,51 @@ def server() -> Server:
     return made
 
 
-def _serve(line: socket.socket) -> None:
+def _load_everything() -> None:
+    """Import all of hsmcore, and what it imports when it runs."""
     import psycopg  # noqa: F401
     import uvloop  # noqa: F401
-    from tests.support import scenarios, told  # noqa: F401
 
     import hsmcore
-    from hsmcore import audit, config, gateway, serve, state  # noqa: F401
-    from hsmcore.cli import app, output  # noqa: F401
-    from hsmcore.cli import gateway as _gateway  # noqa: F401
-    from hsmcore.cli import serve as _serve_command  # noqa: F401
-    from hsmcore.failover import service  # noqa: F401
-    from hsmcore.fleet import membership  # noqa: F401
-    from hsmcore.manager import key_managers, key_sets  # noqa: F401
-    from hsmcore.manager.policy import watermark  # noqa: F401
-    from hsmcore.manager.rotation import runner  # noqa: F401
-    from hsmcore.manager.rotation import service as _rotation  # noqa: F401
-    from hsmcore.members import pkcs11, supervisor  # noqa: F401
-    from hsmcore.state.postgres import database  # noqa: F401
 
-    assert hsmcore.KeyManager
+    for module in pkgutil.walk_packages(hsmcore.__path__, "hsmcore."):
+        if not module.name.endswith(".__main__"):  # that is a program
+            import_module(module.name)
     assert threading.active_count() == 1, "what forks has no threads"
+
+
+def _serve(line: socket.socket) -> None:
+    from tests.support import scenarios, terminal, told  # noqa: F401
+
+    _load_everything()
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nothing waits for those between
+    listening = [line]
     while True:
+        ready = select.select(listening, [], [])[0][0]
+        if ready is not line:
+            with ready.accept()[0] as connection:
+                if os.fork() == 0:
+                    for one in listening:
+                        one.close()
+                    terminal.command(connection)
+            continue
         asked, fds, _, _ = socket.recv_fds(line, MOST, 4)
-        if not asked:
+        if asked:
+            if os.fork() == 0:
+                for one in listening[1:]:
+                    one.close()
+                _between(line, asked, fds)
+            for fd in fds:
+                os.close(fd)
+        elif fds:
+            os.set_inheritable(fds[0], False)
+            listening.append(socket.socket(fileno=fds[0]))
+            line.send(b"0")
+        else:
             return
-        if os.fork() == 0:
-            _between(line, asked, fds)
-        for fd in fds:
-            os.close(fd)
 
 
 def _between(line: socket.socket, asked: bytes, fds: list[int]) -> None:
@@ -183,23 +201,28 @@ def _between(line: socket.socket, asked: bytes, fds: list[int]) -> None:
     os._exit(0)
 
 
+def enter(ends: Sequence[int], environment: dict[str, str], folder: str) -> None:
+    """Take the streams, the environment and the folder of a program."""
+    for number, fd in enumerate(ends):
+        os.dup2(fd, number)
+        os.close(fd)
+    # The streams of the process that forked know other files by these numbers.
+    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(environment)
+    time.tzset()
+    os.chdir(folder)
+
+
 def _child(asked: bytes, ends: list[int]) -> None:
     """Be the program. Never returns."""
     code = 1
     try:
         (module, *arguments), environment, folder = json.loads(asked)
-        for number, fd in enumerate(ends):
-            os.dup2(fd, number)
-            os.close(fd)
-        # The streams of the process that forked know other files by these numbers.
-        sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
-        sys.stdout = sys.__stdout__ = open(1, "w", closefd=False)  # noqa: SIM115
-        sys.stderr = sys.__stderr__ = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.environ.clear()
-        os.environ.update(environment)
-        time.tzset()
-        os.chdir(folder)
+        enter(ends, environment, folder)
         sys.argv = [module, *arguments]
         code = _run(module)
         threading._shutdown()  # type: ignore[attr-defined]  # as the interpreter does at its end
