@@ -1,5 +1,5 @@
 /* The function lists of a whole module, for the one file of it that includes this. Before, that file defines
- * INTERFACE_FLAGS and `static CK_RV unsupported(void)`, what a function that it does not have answers. Afterwards it puts
+ * INTERFACE_FLAGS and `static CK_RV unsupported(void)`: what a function that it lacks answers. Afterwards it puts
  * its own functions into the lists by OURS, in the constructor that begins with fill_lists(). */
 #ifndef HSMCORE_LISTS_H
 #define HSMCORE_LISTS_H
