@@ -70,8 +70,8 @@ class Asker(Warned):
     async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
         """As Asking. StoreUnknown also if the server warns that what it confirmed may not be durable."""
         async with self._one:
+            used, begun = self._driver is not None, time.monotonic()
             try:
-                used, begun = self._driver is not None, time.monotonic()
                 try:
                     return await self._told(work, seconds)
                 except psycopg.OperationalError:
