@@ -26,7 +26,7 @@ cdef class Lease:
 
     def confirm_each(self, wake):
         """From now on each answer awaits the end of a round that begins after it is there. `wake(hurries)` is called,
-        in the loop, when one does; and with True once half as many are being signed as await the next round."""
+        in the loop, when one does; and with True once no more are being signed than await the next round."""
         self._wake = wake
 
     @property
@@ -62,7 +62,7 @@ cdef class Lease:
 
     cdef int look(self, hsm_requests_counts counts) except -1:
         """Call `wake` if it is to be: after answers were taken, of which `counts` says what is left."""
-        cdef bint hurries = 2 * (counts.owed + counts.queued + counts.held) <= self._next
+        cdef bint hurries = counts.owed + counts.queued + counts.held <= self._next
         if self._next and (not self._told or (hurries and not self._hurries)):
             self._told, self._hurries = True, hurries
             self._wake(hurries)

@@ -34,7 +34,7 @@ class Lease:
             table.confirm(number)
 
     def look(self, being_made: int) -> None:
-        hurries = 2 * being_made <= self.waiting
+        hurries = being_made <= self.waiting
         if not self.told or (hurries and True not in self.told):
             self.told.append(hurries)
             self.wake(hurries)
