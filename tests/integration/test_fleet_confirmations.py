@@ -106,10 +106,14 @@ async def test_a_check_is_only_for_those_that_were_there_and_one_is_under_way_at
 
 async def test_what_is_not_confirmed_is_refused_once_the_epoch_is_another_s(begin):
     async with begin as strict:
-        asked = [start(strict.manager.sign(b"a")), start(strict.manager.sign_many([b"b", b"c"]))]
+        asked = [start(strict.manager.sign(b"a"))]
+        await strict.checks.begun(1)
+        asked.append(start(strict.manager.sign_many([b"b", b"c"])))
         await strict.awaited(3)
         strict.leads, strict.lease.until, strict.lease.reason = False, 0, "epoch 8 is held by b"
         strict.end(0, good=False)
+        await strict.checks.begun(2)
+        strict.end(1, good=False)
         for one in asked:
             with pytest.raises(NotHolder, match="held by b") as caught:
                 await one
