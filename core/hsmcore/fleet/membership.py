@@ -65,9 +65,8 @@ class Membership:
         self._witness: Witness | None = None
         self._gate, self._placement = ClaimGate(self._machine.ttl), Placement(rules)
         self._acting, self._wake, self._scope = asyncio.Lock(), asyncio.Event(), Scope()
-        self._confirmations: Confirmations | None = None
-        if self.unordered == "strict":
-            self._confirmations = Confirmations(self.lease, self._confirm, lambda: self._machine.epoch != 0)
+        asks, leads = self.unordered == "strict", lambda: self._machine.epoch != 0
+        self._confirmations = Confirmations(self.lease, self._confirm, leads) if asks else None
         self._renewed_at, self._before = 0, self._machine.row
         """The row that was known when the last bind began."""
         self._tell: Tell = lambda *_, **__: None
