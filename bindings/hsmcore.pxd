@@ -258,6 +258,7 @@ cdef extern from "hsmcore/requests.h" nogil:
         const uint8_t *digest
         uint64_t latency_ns
         uint64_t seq
+        uint64_t round
         uint8_t claimed
         uint8_t told
         uint8_t shared
@@ -276,6 +277,7 @@ cdef extern from "hsmcore/requests.h" nogil:
         uint32_t queued
         uint32_t slots
         uint32_t held
+        uint32_t awaiting
         uint32_t owed
         uint64_t wrong
         uint64_t each_ns
@@ -299,6 +301,8 @@ cdef extern from "hsmcore/requests.h" nogil:
     void hsm_requests_end(hsm_requests *table, uint64_t request)
     void hsm_requests_hold(hsm_requests *table, uint64_t request, uint64_t seq)
     void hsm_requests_release(hsm_requests *table, uint64_t seq)
+    void hsm_requests_await(hsm_requests *table, uint64_t request, uint64_t round)
+    void hsm_requests_confirm(hsm_requests *table, uint64_t round)
     int hsm_requests_cancel(hsm_requests *table, uint64_t request, int *begun)
     uint32_t hsm_requests_key(const hsm_requests *table, uint64_t request)
     uint32_t hsm_requests_sweep(hsm_requests *table, uint64_t now)

@@ -83,8 +83,17 @@ cdef class Journal:
             self._loop.remove_reader(self._fd)
             self._fd = -1
         for engine in self._engines:
-            (<Requests>engine)._leave_journal()
+            self._leave(engine)
         self._engines.clear()
+
+    cdef int _leave(self, Requests engine) except -1:
+        """What cannot be recorded any more is not handed out."""
+        engine._open = False
+        engine._refuse_durable(0)
+        hsm_requests_fail(engine._table, HSM_ALL, HSM_CLOSED)
+        engine._take()
+        engine._recorder = None
+        return 0
 
     def close(self):
         """Write the pending lines and end. Returns how many lines could not be written. Blocks."""

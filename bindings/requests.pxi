@@ -101,6 +101,8 @@ cdef class Requests(Publisher):
     def hand_out_under(self, Lease lease):
         """Refuse the requests of callers with NotHolder while `lease` is over, and their answers that come then."""
         self._lease = lease
+        if lease is not None:
+            lease._tables.append(self)
 
     def set_tail(self, uint32_t key, bytes tail):
         """Set the part of this key's records that stays the same: the rest of a JSON object, from a comma to the
@@ -131,13 +133,14 @@ cdef class Requests(Publisher):
         hsm_requests_settle(self._table)
         self._drain()
         self._deadlines.cancel()
-        self._journal_failure = 0
-        hsm_requests_fail(self._table, HSM_HELD_ONES, HSM_SYSTEM)
+        self._refuse_durable(0)
         hsm_requests_fail(self._table, HSM_ALL, HSM_CLOSED)
         self._take()
         if self._recorder is not None:
             self._recorder.journal._engines.remove(self)
             self._recorder = None
+        if self._lease is not None:
+            self._lease._tables.remove(self)
         self._deadlines = None
 
     cdef void _free(self) noexcept:
@@ -335,14 +338,11 @@ cdef class Requests(Publisher):
         # system call in Python 3.11.
         if PyThread_get_thread_ident() != self._thread or not self._loop_is_running():
             raise WrongEventLoop("used outside the event loop that initialized it", member=self._member)
-        if self._is_late(tag):
+        if self._lease is not None and self._lease.is_late(tag):
             raise self._lease.refusal(self._member)
         if self._recorder is not None and extra != b"":
             self._recorder.require_writable()
         return 0
-
-    cdef inline bint _is_late(self, uint64_t tag) noexcept:
-        return self._lease is not None and tag & (ROUTED | OWN) != OWN and self._lease.over()
 
     cdef inline bytes _checked(self, object message, uint32_t key):
         cdef bytes data = _frozen(message)
@@ -363,7 +363,7 @@ cdef class Requests(Publisher):
         """What all requests of one call have in common. Raises if the key is not good."""
         ask.timeout_ns = timeout_ns
         ask.key = key
-        ask.held = held
+        ask.held = held or (self._lease is not None and self._lease.confirms())
         ask.admitted = 0
         ask.prehashed = 0
         if hsm_requests_knows(self._table, key) == 0:
@@ -446,8 +446,10 @@ cdef class Requests(Publisher):
                 hsm_requests_fail(self._table, HSM_HELD_ONES, HSM_SYSTEM)
             else:
                 break
-        if self._recorder is not None and self._fds is not None:  # a held answer may be late already
-            self._deadlines.watch(hsm_requests_sweep_at(self._table))
+        if self._fds is not None and (self._recorder is not None or self._lease is not None):
+            self._deadlines.watch(hsm_requests_sweep_at(self._table))  # a held answer may be late already
+            if self._lease is not None and self._lease._next:
+                self._lease.look(self._counts())
         if self._pump is not None and hsm_client_queued(self._client):
             self._pump()
         return self._check_idle()
@@ -473,7 +475,7 @@ cdef class Requests(Publisher):
                 self.completed += 1
             else:
                 self.rejected += 1
-        if answer.status == HSM_OK and answer.claimed and self._is_late(answer.tag):
+        if self._lease is not None and answer.status == HSM_OK and answer.claimed and self._lease.is_late(answer.tag):
             late = answer[0]  # also one that was in time when it was recorded
             late.status, late.signature_len = HSM_NOT_HOLDER, 0
             answer = &late
@@ -486,6 +488,8 @@ cdef class Requests(Publisher):
             else:
                 if seq == <uint64_t>-1:
                     return 0
+        if self._lease is not None and error is None and self._lease.keeps(self, answer):
+            return 0
         waiter = self._waiters.take(answer.request) if answer.claimed else None
         begun = self._waiters.begun[i]
         if answer.tag & ROUTED:
@@ -544,6 +548,9 @@ cdef class Requests(Publisher):
             return _knowing(self._recorder.journal._refusal(self._journal_failure), bool(answer.begun or answer.seq))
         if detailed is not None:
             return copy(detailed)  # one exception raised in several tasks would collect the tracebacks of all of them
+        if answer.round and answer.status == HSM_DEADLINE_EXCEEDED:
+            late = b"the fleet's database did not confirm the epoch in time"
+            return _knowing(_exception(answer.status, self._member, 0, b"", late), True)
         known = None if answer.begun and answer.status != HSM_CLOSED else bool(answer.begun)
         return _knowing(self._failure(answer.status, answer.ckr, answer.call, answer.failed), known)
 
@@ -557,15 +564,6 @@ cdef class Requests(Publisher):
         self._journal_failure = failure
         hsm_requests_fail(self._table, HSM_HELD_ONES, HSM_SYSTEM)
         return self._take()
-
-    cdef int _leave_journal(self) except -1:
-        """For the journal, before it is closed: what cannot be recorded any more is not handed out."""
-        self._open = False
-        self._refuse_durable(0)
-        hsm_requests_fail(self._table, HSM_ALL, HSM_CLOSED)
-        self._take()
-        self._recorder = None
-        return 0
 
     cdef inline int _check_idle(self) except -1:
         if self._idle is not None and self._counts().open == 0 and not self._idle.done():

@@ -287,7 +287,12 @@ void hsm_requests_end(hsm_requests *table, uint64_t request) {
     }
 }
 
-void hsm_requests_hold(hsm_requests *table, uint64_t request, uint64_t seq) {
+static void note_held(hsm_requests *table) {
+    hsm_client_note_held(table->client, table->held.count + table->awaiting.count);
+}
+
+/* Keep an answer that was just taken: until record `seq` is durable, or round `round` is over, whichever is not 0. */
+static void keep(hsm_requests *table, uint64_t request, uint64_t seq, uint64_t round) {
     uint32_t index = hsm_table_find(table, request);
     if (index != HSM_NONE && table->all[index].state == HSM_REQUEST_GIVEN) {
         hsm_request *r = &table->all[index];
@@ -296,20 +301,36 @@ void hsm_requests_hold(hsm_requests *table, uint64_t request, uint64_t seq) {
         }
         r->answer.digest = NULL; /* it lies in the slot, which is another request's by now */
         r->answer.slot = HSM_NONE;
-        r->answer.seq = seq;
+        r->answer.seq = seq != 0 ? seq : r->answer.seq;
+        r->answer.round = round;
         r->answer.claimed = true;
         r->answer.told = false;
         table->open++;
-        hsm_table_move(table, index, HSM_REQUEST_HELD);
-        hsm_client_note_held(table->client, table->held.count);
+        hsm_table_move(table, index, round != 0 ? HSM_REQUEST_AWAITING : HSM_REQUEST_HELD);
+        note_held(table);
     }
+}
+
+void hsm_requests_hold(hsm_requests *table, uint64_t request, uint64_t seq) {
+    keep(table, request, seq, 0);
+}
+
+void hsm_requests_await(hsm_requests *table, uint64_t request, uint64_t round) {
+    keep(table, request, 0, round);
 }
 
 void hsm_requests_release(hsm_requests *table, uint64_t seq) {
     while (table->held.count != 0 && table->all[table->held.first].answer.seq <= seq) {
         settle(table, table->held.first, HSM_OK);
     }
-    hsm_client_note_held(table->client, table->held.count);
+    note_held(table);
+}
+
+void hsm_requests_confirm(hsm_requests *table, uint64_t round) {
+    while (table->awaiting.count != 0 && table->all[table->awaiting.first].answer.round <= round) {
+        settle(table, table->awaiting.first, HSM_OK);
+    }
+    note_held(table);
 }
 
 /* ---- ends that are not the workers' ---- */
@@ -397,6 +418,9 @@ void hsm_requests_fail(hsm_requests *table, enum hsm_which which, hsm_status sta
     }
     while ((which == HSM_HELD_ONES || which == HSM_ALL) && table->held.count != 0) {
         settle(table, table->held.first, status);
+    }
+    while (which == HSM_ALL && table->awaiting.count != 0) {
+        settle(table, table->awaiting.first, status);
     }
     for (uint32_t index = 0; which >= HSM_UNSIGNED_ONES && index < table->room; index++) {
         const hsm_request *r = &table->all[index];

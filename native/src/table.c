@@ -14,8 +14,9 @@ const uint8_t hsm_request_moves[] = {
     /* It stays with the workers when its waiter leaves, or was answered before them. */
     [HSM_REQUEST_SENT] = TO(SENT) | TO(READY) | TO(GIVEN),
     [HSM_REQUEST_READY] = TO(SENT) | TO(GIVEN),
-    [HSM_REQUEST_GIVEN] = TO(FREE) | TO(QUEUED) | TO(FOLLOWING) | TO(SENT) | TO(READY) | TO(HELD),
+    [HSM_REQUEST_GIVEN] = TO(FREE) | TO(QUEUED) | TO(FOLLOWING) | TO(SENT) | TO(READY) | TO(HELD) | TO(AWAITING),
     [HSM_REQUEST_HELD] = TO(READY) | TO(GIVEN),
+    [HSM_REQUEST_AWAITING] = TO(READY) | TO(GIVEN),
 };
 
 bool hsm_table_grow(hsm_requests *table) {
@@ -56,6 +57,8 @@ static hsm_list *list_of(hsm_requests *table, const hsm_request *request) {
         return &table->ready;
     case HSM_REQUEST_HELD:
         return &table->held;
+    case HSM_REQUEST_AWAITING:
+        return &table->awaiting;
     default:
         return NULL;
     }
@@ -93,6 +96,7 @@ hsm_status hsm_requests_new(hsm_client *client, hsm_cache *cache, hsm_requests *
     hsm_list_begin(&table->queue);
     hsm_list_begin(&table->ready);
     hsm_list_begin(&table->held);
+    hsm_list_begin(&table->awaiting);
     table->places = hsm_alloc(slots * sizeof *table->places);
     if (table->places == NULL || !hsm_table_grow(table)) {
         hsm_requests_free(table);
@@ -197,6 +201,7 @@ void hsm_requests_count(const hsm_requests *table, hsm_requests_counts *counts) 
         .queued = table->queue.count,
         .slots = hsm_client_slots(table->client) - hsm_client_free_slots(table->client),
         .held = table->held.count,
+        .awaiting = table->awaiting.count,
         .owed = table->owed,
         .wrong = table->verdicts != NULL ? hsm_verdicts_wrong(table->verdicts) : 0,
         .each_ns = table->admission.each_ns,

@@ -1,6 +1,6 @@
 /* The request table's memory: requests by number, slots, lists. A request is in one list at a time: it waits for a
- * slot, follows an identical request in a slot, is ready to be answered, is held until its record is durable, or is
- * free. One that is with the workers is in none: its slot names it. */
+ * slot, follows an identical request in a slot, is ready to be answered, is held until its record is durable or a round
+ * is over, or is free. One that is with the workers is in none: its slot names it. */
 #ifndef HSM_TABLE_H
 #define HSM_TABLE_H
 
@@ -23,7 +23,8 @@ enum hsm_request_state {
     HSM_REQUEST_SENT,
     HSM_REQUEST_READY,
     HSM_REQUEST_GIVEN,
-    HSM_REQUEST_HELD
+    HSM_REQUEST_HELD,
+    HSM_REQUEST_AWAITING
 };
 
 typedef struct hsm_request {
@@ -55,7 +56,7 @@ struct hsm_requests {
     hsm_request *all;
     hsm_link *links; /* by index of a request */
     uint32_t room;
-    hsm_list free, queue, ready, held;
+    hsm_list free, queue, ready, held, awaiting;
     uint32_t open;  /* waiters without an answer */
     uint32_t owed;  /* of these, those whose request is with the workers */
     uint64_t taken; /* completions of calls since admission control was told */
@@ -64,7 +65,7 @@ struct hsm_requests {
 /* Make room for more requests. Returns false when memory is short. */
 bool hsm_table_grow(hsm_requests *table);
 /* By state, a bit for each state that may come next. */
-extern const uint8_t hsm_request_moves[HSM_REQUEST_HELD + 1];
+extern const uint8_t hsm_request_moves[HSM_REQUEST_AWAITING + 1];
 
 /* Note the next state of a request that is in no list. What no request may do is a defect: it gets no signature. */
 static inline void hsm_request_becomes(hsm_request *request, enum hsm_request_state state) {

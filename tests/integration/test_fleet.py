@@ -362,14 +362,14 @@ def test_a_database_that_is_down(own_server):
 
 
 @one_loop
-@pytest.mark.parametrize("sealed", [False, True])
-async def test_what_has_time_left_waits_for_a_database_that_is_started_again(own_server, sealed):
+@pytest.mark.parametrize(("sealed", "unordered"), [(False, "lease"), (True, "lease"), (False, "strict")])
+async def test_what_has_time_left_waits_for_a_database_that_is_started_again(own_server, sealed, unordered):
     """Blocks, messages, batches, and what is cancelled meanwhile; the lease is over before the server is back."""
     server, hosts = own_server
     if sealed:
         hosts.beside["stateSecret"] = "s" * 32
     log = {"auditLogFile": str(hosts.folder / "audit.log")}
-    async with hsmcore.create_key_manager(hosts.config(ttlMs=TTL * 1000, rules=log)) as manager:
+    async with hsmcore.create_key_manager(hosts.config(ttlMs=TTL * 1000, rules=log, unordered=unordered)) as manager:
         await until(lambda: not manager.fleet.lease.is_over and manager.fleet.state == "holder")
         asked, stop = list[asyncio.Task[Any]](), asyncio.Event()
 

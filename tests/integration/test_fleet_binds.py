@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from tests.integration.test_fleet_lease import behind
 from tests.integration.test_fleet_losses import Shared
@@ -15,7 +16,7 @@ from tests.support.attending import Host, attending
 from tests.support.fleet_hosts import BLOCKS
 from tests.support.loops import one_loop
 from tests.support.managers import until
-from tests.support.postgres import Cluster
+from tests.support.postgres import Cluster, cluster
 
 from hsmcore.config import Secret
 from hsmcore.fleet.membership import Membership
@@ -47,17 +48,22 @@ class Sent:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.alone = self.asked = 0
-        saying, said = ask.saying, link.said
+        saying, said, then = ask.saying, link.said, ask.saying_then
 
         def counted(server: Any, text: bytes) -> Any:
             self.alone += b"INSERT INTO bound" in text
             return saying(server, text)
+
+        def counted_then(server: Any, statements: Any, text: bytes) -> Any:
+            self.alone += b"INSERT INTO bound" in b"; ".join(statements)
+            return then(server, statements, text)
 
         def asking(driver: Any, text: bytes) -> Any:
             self.asked += b"FOR KEY SHARE" in text or b"INSERT INTO bound" in text
             return said(driver, text)
 
         monkeypatch.setattr(ask, "saying", counted)
+        monkeypatch.setattr(ask, "saying_then", counted_then)
         monkeypatch.setattr(link, "said", asking)
 
     def take(self) -> tuple[int, int]:
@@ -125,6 +131,50 @@ async def test_what_a_rule_looks_at_is_a_condition_of_the_message(shared, sent, 
         assert await a.sign(3) == refused
         assert sent.take()[0] == 1, "it was tried in one message"
         assert shared.ask("SELECT holder FROM bound WHERE position = 3 AND holder LIKE 'a:%'") == []
+
+
+@pytest.fixture
+def dials(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Connections of event loops that are dialled from now on."""
+    dialled, connect = list[object](), psycopg.AsyncConnection.connect
+
+    async def noted(**options: Any) -> Any:
+        dialled.append(options)
+        return await connect(**options)
+
+    monkeypatch.setattr(psycopg.AsyncConnection, "connect", noted)
+    return dialled
+
+
+async def _floors_cost_no_dial(a: Host, ask: Callable[[str], object], sent: Sent, dials: list[object]) -> None:
+    """Another session changes what a bind relies on, three times."""
+    dials.clear()
+    for position in (3, 5, 7):
+        ask(f"UPDATE watermark SET floor = {position - 3}, reason = 'x'")  # noqa: S608
+        sent.take()
+        assert await a.sign(position) == ""
+        tried, read = sent.take()
+        assert tried == 1
+        assert read, "it is there now, and not as this process knew it"
+        assert await a.sign(position + 1) == ""
+        assert sent.take() == (1, 0)
+    assert dials == []
+
+
+async def test_a_condition_that_is_not_met_costs_no_connection(shared, sent, dials):
+    async with holding(shared) as a:
+        await _floors_cost_no_dial(a, shared.ask, sent, dials)
+
+
+@pytest.mark.slow("a standby is made")
+async def test_a_condition_that_is_not_met_costs_no_connection_where_a_standby_is_waited_for(tmp_path, sent, dials):
+    with cluster() as server:
+        server.standby()
+        shared = Shared(server, tmp_path)
+        async with attending(shared.place("a", ttlMs=TTL, singleNode=False), tmp_path / "a") as a:
+            await until(lambda: a.member.state == "holder")
+            assert [await a.sign(position) for position in range(3)] == [""] * 3
+            await _floors_cost_no_dial(a, shared.ask, sent, dials)
 
 
 async def test_a_position_further_ahead_than_allowed_is_no_matter_of_memory(shared, sent):

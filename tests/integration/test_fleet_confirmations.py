@@ -6,26 +6,28 @@ import asyncio
 import math
 import os
 import signal
-from time import monotonic
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 
 import pytest
 from psycopg.pq import TransactionStatus
+from tests.chaos.test_lease import a_lease
+from tests.support.chaos import engine_of
 from tests.support.loops import one_loop
-from tests.support.managers import until
+from tests.support.managers import opened, start, until
 from tests.support.postgres import Cluster, fleet
+from tests.support.softhsm import Token
 
+import hsmcore
 from hsmcore.base.steady import boottime
-from hsmcore.errors import DeadlineExceeded, NotHolder, error_of
+from hsmcore.errors import DeadlineExceeded, NotHolder
 from hsmcore.fleet.confirmations import Confirmations
 from hsmcore.fleet.membership import Membership
 from hsmcore.state import StoreUnknown
 from hsmcore.state.postgres.link import ANSWER_SECONDS
 
 pytestmark = [pytest.mark.integration, one_loop]
-
-
-def refusal() -> Exception:
-    return error_of("NOT_HOLDER")
 
 
 class Checks:
@@ -43,78 +45,122 @@ class Checks:
         await until(lambda: len(self.under_way) == count)
 
 
-async def test_a_check_is_only_for_those_that_were_there_and_one_is_under_way_at_a_time():
-    checks = Checks()
-    confirmations = Confirmations(checks, refusal)
-    first = confirmations.wait(math.inf)
-    await checks.begun(1)
-    late = [confirmations.wait(math.inf), confirmations.wait(math.inf)]
-    checks.under_way[0].set_result(True)
-    await first
-    await checks.begun(2)
-    assert not any(one.done() for one in late)
-    later = confirmations.wait(math.inf)
-    checks.under_way[1].set_result(False)
-    for one in late:
-        with pytest.raises(NotHolder):
-            await one
-    await checks.begun(3)
-    assert not later.done()
-    checks.under_way[2].set_exception(StoreUnknown("no answer"))  # asked again
-    await checks.begun(4)
-    checks.under_way[3].set_result(True)
-    await later
-    await confirmations.close()
+class Strict:
+    """A key manager whose answers await checks."""
+
+    def __init__(self, manager: hsmcore.KeyManager) -> None:
+        self.manager, self.checks, self.leads = manager, Checks(), True
+        self.lease = a_lease()
+        self.confirmations = Confirmations(self.lease, self.checks, lambda: self.leads)
+        engine_of(manager).hand_out_under(self.lease)
+
+    async def awaited(self, count: int) -> None:
+        await until(lambda: self.lease.awaited == count)
+
+    def end(self, number: int, *, good: bool = True) -> None:
+        self.checks.under_way[number].set_result(good)
 
 
-async def test_a_check_waits_for_others_for_a_moment_and_not_for_the_last_ones(monkeypatch):
-    pace = 0.5
-    monkeypatch.setattr("hsmcore.fleet.confirmations.MOST_PACE", pace)
-    checks = Checks()
-    confirmations = Confirmations(checks, refusal)
-    loop = asyncio.get_running_loop()
-    first = confirmations.wait(math.inf, 5)
-    await checks.begun(1)  # none had begun lately
-    waiting = [confirmations.wait(math.inf, 4)]
-    checks.under_way[0].set_result(True)
-    await first
-    await asyncio.sleep(pace / 50)
-    assert len(checks.under_way) == 1
-    begun = loop.time()
-    waiting.append(confirmations.wait(math.inf, 2))
-    await checks.begun(2)
-    waiting.append(confirmations.wait(math.inf, 9))
-    checks.under_way[1].set_result(True)
-    await checks.begun(3)
-    assert loop.time() - begun >= pace
-    checks.under_way[2].set_result(True)
-    await asyncio.gather(*waiting)
-    await confirmations.close()
+@pytest.fixture(params=[False, True], ids=["not recorded", "recorded"])
+def begin(request: pytest.FixtureRequest, world: Token, tmp_path: Path) -> AbstractAsyncContextManager[Strict]:
+    log = {"auditLogFile": str(tmp_path / "audit.log")} if request.param else {}
+
+    @asynccontextmanager
+    async def begun() -> AsyncIterator[Strict]:
+        async with opened(world.config(**log)) as manager:
+            made = Strict(manager)
+            try:
+                yield made
+            finally:
+                made.lease.until = 0
+                await made.confirmations.close()
+
+    return begun()
 
 
-async def test_each_has_its_own_deadline_and_one_timer_watches_all():
-    checks = Checks()
-    confirmations = Confirmations(checks, refusal)
-    patient = confirmations.wait(math.inf)
-    late, later = (confirmations.wait(monotonic() + seconds) for seconds in (0.05, 0.01))
-    for future in (later, late):
-        with pytest.raises(DeadlineExceeded, match="did not confirm the epoch in time"):
-            await future
-    assert not patient.done()
-    checks.under_way[0].set_result(True)
-    await patient
-    await confirmations.close()
+async def test_a_check_is_only_for_those_that_were_there_and_one_is_under_way_at_a_time(begin):
+    async with begin as strict:
+        sign = strict.manager.sign
+        first = start(sign(b"first"))
+        await strict.checks.begun(1)
+        late = [start(sign(b"late")), start(strict.manager.sign_with_receipt(b"later"))]
+        late.append(start(strict.manager.sign_many([b"many", b"of them"])))
+        await strict.awaited(5)
+        strict.end(0)
+        assert await first
+        await strict.checks.begun(2)
+        assert not any(one.done() for one in late)
+        again = start(sign(b"first"))  # from the cache
+        await strict.awaited(5)
+        strict.end(1, good=False)  # the epoch is this host's as far as is known: asked again
+        await strict.checks.begun(3)
+        assert not any(one.done() for one in (*late, again))
+        strict.checks.under_way[2].set_exception(StoreUnknown("no answer"))  # as well, at once
+        await strict.checks.begun(4)
+        strict.checks.under_way[3].set_exception(ValueError("rows may hold anything"))
+        await strict.checks.begun(5)
+        strict.end(4)
+        assert all(await asyncio.gather(*late, again))
+        assert strict.lease.awaited == 0
 
 
-async def test_closing_leaves_nobody_waiting():
-    checks = Checks()
-    confirmations = Confirmations(checks, refusal)
-    waiting = [confirmations.wait(math.inf)]
-    await checks.begun(1)
-    waiting.append(confirmations.wait(math.inf))
-    await confirmations.close()
-    done = await asyncio.gather(*waiting, return_exceptions=True)
-    assert all(isinstance(one, (NotHolder, asyncio.CancelledError)) for one in done)
+async def test_what_is_not_confirmed_is_refused_once_the_epoch_is_another_s(begin):
+    async with begin as strict:
+        asked = [start(strict.manager.sign(b"a"))]
+        await strict.checks.begun(1)
+        asked.append(start(strict.manager.sign_many([b"b", b"c"])))
+        await strict.awaited(3)
+        strict.leads, strict.lease.until, strict.lease.reason = False, 0, "epoch 8 is held by b"
+        strict.end(0, good=False)
+        await strict.checks.begun(2)
+        strict.end(1, good=False)
+        for one in asked:
+            with pytest.raises(NotHolder, match="held by b") as caught:
+                await one
+            assert caught.value.maybe_signed
+
+
+async def test_each_has_its_own_deadline(begin):
+    async with begin as strict:
+        patient = start(strict.manager.sign(b"patient", 60))
+        await strict.checks.begun(1)
+        with pytest.raises(DeadlineExceeded, match="did not confirm the epoch in time") as caught:
+            await strict.manager.sign(b"late", 0.5)
+        assert caught.value.maybe_signed
+        assert not patient.done()
+        strict.end(0)
+        assert await patient
+
+
+async def test_those_that_leave_take_no_check_from_those_that_come_next(begin):
+    async with begin as strict:
+        for number in range(2):
+            leaves = start(strict.manager.sign(b"leaves %d" % number))
+            await strict.checks.begun(2 * number + 1)
+            other = start(strict.manager.sign(b"leaves, too %d" % number))
+            await strict.awaited(2)
+            leaves.cancel()
+            other.cancel()
+            await strict.awaited(0)
+            strict.end(2 * number)
+            stays = start(strict.manager.sign(b"stays %d" % number))
+            await strict.checks.begun(2 * number + 2)
+            strict.end(2 * number + 1)
+            assert await stays
+
+
+async def test_a_check_waits_for_others_for_a_moment_and_not_for_the_last_ones(begin, monkeypatch):
+    async with begin as strict:
+        monkeypatch.setattr("hsmcore.fleet.confirmations.MOST_PACE", math.inf)
+        first = start(strict.manager.sign(b"first"))
+        await strict.checks.begun(1)
+        last = start(strict.manager.sign(b"last"))
+        await strict.awaited(2)
+        strict.end(0)
+        assert await first
+        await strict.checks.begun(2)  # nothing is being signed: nothing is waited for
+        strict.end(1)
+        assert await last
 
 
 async def test_a_check_waits_for_no_transaction_of_the_store(postgres: Cluster):
@@ -127,17 +173,16 @@ async def test_a_check_waits_for_no_transaction_of_the_store(postgres: Cluster):
         with postgres.connect(url.rsplit("/", 1)[1]) as other, other.transaction():
             other.execute("SELECT FROM hsmcore_tests.schema_version FOR UPDATE")
             turn = asyncio.ensure_future(member._store.run(lambda _: None))
-            await member.confirm()
+            assert await member._confirm()
             assert not turn.done()
             other.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
                 " AND pid <> pg_backend_pid() AND state = 'idle'"
             )
-            await member.confirm()
+            assert await member._confirm()
         await turn
         await member.release("a test")
-        with pytest.raises(NotHolder):
-            await member.confirm()
+        assert not await member._confirm()
     finally:
         await member.close()
 
@@ -150,19 +195,19 @@ async def test_a_connection_that_is_reset_behind_a_question_costs_nobody_an_answ
     member.begin(lambda *_, **__: None)
     try:
         await until(lambda: member.state == "holder")
-        await member.confirm()
+        assert await member._confirm()
         store = await member._store.run(lambda on: on.exec_driver_sql("SELECT pg_backend_pid()").scalar())
         [asker] = set(postgres.backends(database)) - {store}
         os.kill(asker, signal.SIGSTOP)
         try:
             postgres.execute(f"SELECT pg_terminate_backend({asker})")
-            confirmed = member.confirm()
+            confirmed = start(member._confirm())
             server = member._line.asking._driver.pgconn
             await until(lambda: server.transaction_status == TransactionStatus.ACTIVE)  # it is sent
         finally:
             os.kill(asker, signal.SIGCONT)
         async with asyncio.timeout(ANSWER_SECONDS / 3):
-            await confirmed
+            assert await confirmed
     finally:
         await member.close()
 
@@ -178,8 +223,7 @@ async def test_an_answer_that_comes_when_the_lease_is_over_is_not_good(postgres:
         await until(lambda: not member._machine.holds(boottime()))
         assert member.epoch
         assert not await member._renew()
-        with pytest.raises(NotHolder):
-            await member.confirm(monotonic() + 5)
+        assert not await member._confirm()
     finally:
         await member.close()
 
@@ -197,11 +241,10 @@ async def test_one_server_alone_is_asked_and_confirms_no_row_that_has_changed(po
         await until(lambda: member.state == "holder")
         before = postgres.execute("SELECT renewals, xmin FROM hsmcore_tests.fleet", name)
         for _ in range(3):
-            await member.confirm()
+            assert await member._confirm()
         assert postgres.execute("SELECT renewals, xmin FROM hsmcore_tests.fleet", name) == before, "it was only asked"
         with postgres.connect(name) as other:
             other.execute(f"UPDATE hsmcore_tests.fleet SET {change}".encode())  # noqa: S608
-        with pytest.raises(NotHolder):
-            await member.confirm()
+        assert not await member._confirm()
     finally:
         await member.close()

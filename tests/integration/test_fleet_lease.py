@@ -334,7 +334,7 @@ async def test_a_late_answer_has_the_store_s_connection_dialled_again(postgres, 
         asking, link = store.asking(), store._database._link
         await asking.ask([rows.sharing("tests")], LONG / 1e3)
         there.proxy.silent = True
-        with pytest.raises(StoreUnknown):
+        with pytest.raises(StoreUnknown, match=r"not answer: \d+\.\d+ s, where .* for 0\.1 s; .* dialled again"):
             await asking.ask([rows.sharing("tests")], 0.1)
         await until(lambda: not link.is_open)
         there.proxy.silent = False

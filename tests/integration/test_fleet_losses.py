@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
@@ -21,7 +20,6 @@ from tests.support.postgres import Cluster, cluster, fleet
 from hsmcore.config import Policy
 from hsmcore.config.fleet import Fleet
 from hsmcore.fleet import machine
-from hsmcore.fleet.confirmations import Confirmations
 from hsmcore.fleet.membership import Membership
 from hsmcore.fleet.orders import order
 from hsmcore.manager.policy import watermark
@@ -182,26 +180,6 @@ async def test_a_server_that_does_not_say_which_one_it_is_stays_unused(tmp_path)
         await store.run(lambda on: None)
         assert connected == [system]
         await store.close()
-
-
-async def test_a_check_that_fails_in_another_way_leaves_nobody_waiting():
-    checks = 0
-
-    async def check() -> bool:
-        nonlocal checks
-        checks += 1
-        if checks == 1:
-            later.append(confirmations.wait(math.inf))
-            await asyncio.sleep(0)
-            raise ValueError("rows may hold anything")
-        return True
-
-    later: list[asyncio.Future[None]] = []
-    confirmations = Confirmations(check, lambda: ValueError("refused"))
-    with pytest.raises(ValueError, match="refused"):
-        await confirmations.wait(math.inf)
-    await later[0]
-    await confirmations.close()
 
 
 async def test_a_holder_binds_nothing_in_a_database_that_went_back_under_it(shared):

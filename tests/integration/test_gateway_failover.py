@@ -1,6 +1,5 @@
 """The gateway before several levels: its requests without a coroutine fail over as all others do."""
 
-import asyncio
 import json
 
 import pytest
@@ -13,13 +12,9 @@ from tests.support.wire import read_signed
 from tests.support.wire_site import sign, site
 
 import hsmcore
-from hsmcore._native import Waiter
-from hsmcore.base.receipt import Receipt
-from hsmcore.errors import EmptyMessage, EngineClosed, InvalidTimeout, KeyNotCurrent
-from hsmcore.failover.path import Ask
+from hsmcore.errors import EngineClosed, KeyNotCurrent
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Type
-from hsmcore.manager.membership import ConfirmedWay
 
 pytestmark = [pytest.mark.integration, needs_chaos]
 M = b"a message"
@@ -101,50 +96,3 @@ async def test_what_is_begun_can_be_given_up_and_is_refused_after_the_end(levels
         place.members[0].release()
     with pytest.raises(EngineClosed):
         manager.submit(M, None, (None, None), None)
-
-
-async def test_no_answer_that_a_fleet_must_confirm_is_handed_out_before():
-    loop = asyncio.get_running_loop()
-    receipt = Receipt(bytes(64), "0a", bytes(32), "a", "primary", False, 0, None)
-    confirmed: asyncio.Future[None] = loop.create_future()
-    abandoned: list[bytes] = []
-
-    class Path:
-        answers_recorded = True
-
-        def ask(self, given):
-            if not given.message:
-                raise EmptyMessage
-            asked = loop.create_future()
-            asked.set_result(receipt)
-            return asked
-
-        def receipt(self, message, timeout, _key, extra):
-            return self.ask(Ask(message, timeout, extra))
-
-        key_index = 0
-
-        def abandon(self, _asked, message):
-            abandoned.append(message)
-
-    class Fleet:
-        def confirm(self, _until, _others):
-            return confirmed
-
-    way = ConfirmedWay(Path(), Fleet(), 1.0, None)
-    with pytest.raises(InvalidTimeout):
-        way.ask(Ask(M, 10**400, None))
-    with pytest.raises(EmptyMessage):
-        way.submit(b"", 1.0, 0, None)  # before anything is awaited: it counts as not submitted
-    leaves = way.ask(Ask(M, 1.0, None))
-    leaves.cancel()  # before its first step
-    await asyncio.wait({leaves})
-    await asyncio.sleep(0)
-    assert abandoned == [M]
-    waiter = Waiter()  # whoever looks at the answer first gives it to none
-    asked = way.ask(Ask(M, 1.0, None), waiter)
-    await asyncio.sleep(0.01)
-    assert asked is not waiter
-    assert not asked.done()
-    confirmed.set_result(None)
-    assert await asked is receipt

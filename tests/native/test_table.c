@@ -48,6 +48,37 @@ static void held_answers_wait_for_their_records(void) {
     desk_end(&d);
 }
 
+static void answers_await_the_end_of_a_round_that_began_after_them(void) {
+    struct desk d = desk_begin(4);
+    uint64_t numbers[3];
+    static const char *const texts[] = {"a", "b", "c"};
+    for (uint64_t i = 0; i < 3; i++) {
+        numbers[i] = signed_request(&d, texts[i], LONG);
+        hsm_requests_await(d.table, numbers[i], 1 + i);
+    }
+    CHECK_INT(counts_of(&d).awaiting, ==, 3);
+    CHECK_INT(atomic_load(&d.client->area->shared->in_flight), ==, 3);
+    hsm_requests_release(d.table, UINT64_MAX); /* no record holds them */
+    hsm_requests_fail(d.table, HSM_HELD_ONES, HSM_SYSTEM);
+    nothing_more(&d);
+    hsm_requests_confirm(d.table, 1);
+    CHECK_INT(answered(&d, numbers[0], HSM_OK).round, ==, 1);
+    nothing_more(&d);
+    CHECK_INT(cancel(&d, numbers[1], 1), ==, 1);
+    hsm_requests_fail(d.table, HSM_ALL, HSM_CLOSED);
+    (void)answered(&d, numbers[2], HSM_CLOSED);
+    uint64_t both = signed_request(&d, "d", LONG); /* first its record, then its round, within its deadline */
+    hsm_requests_hold(d.table, both, 7);
+    hsm_requests_release(d.table, 7);
+    CHECK_INT(next_is(&d, both, HSM_OK).seq, ==, 7);
+    hsm_requests_await(d.table, both, 9);
+    CHECK_INT(hsm_requests_sweep(d.table, hsm_now_ns() + 2 * LONG), ==, 0);
+    hsm_answer late = answered(&d, both, HSM_DEADLINE_EXCEEDED);
+    CHECK_INT(late.seq, ==, 7);
+    CHECK_INT(late.round, ==, 9);
+    desk_end(&d);
+}
+
 static void a_held_answer_has_its_deadline(void) {
     struct desk d = desk_begin(4);
     uint64_t held = signed_request(&d, "a", LONG);
@@ -373,6 +404,7 @@ static const struct test tests[] = {
     TEST(a_move_that_no_request_makes_hands_nothing_out),
     TEST(workers_starve_when_the_held_answers_leave_one_idle_or_half_the_requests_wait),
     TEST(held_answers_wait_for_their_records),
+    TEST(answers_await_the_end_of_a_round_that_began_after_them),
     TEST(a_held_answer_has_its_deadline),
     TEST(an_early_answer_and_then_the_completion),
     TEST(cancelling_says_whether_a_worker_has_begun),

@@ -27,9 +27,9 @@ from hsmcore.state.database import Database
 from hsmcore.state.errors import RowInvalid, StoreAway, StoreChanged, StoreNotGenuine, StoreUnknown
 from hsmcore.state.exchange import CHANGED, Asking, Change, Question, Relying, Reply, one_by_one, still
 from hsmcore.state.postgres.binding import Binding
-from hsmcore.state.postgres.database import HINT, ROLE_SECONDS
+from hsmcore.state.postgres.database import ROLE_SECONDS
 from hsmcore.state.postgres.database import ServerDatabase as RealDatabase
-from hsmcore.state.postgres.link import ANSWER_SECONDS, IDLE_MS
+from hsmcore.state.postgres.link import ANSWER_SECONDS, HINT, IDLE_MS
 from hsmcore.state.postgres.place import schema_name
 from hsmcore.state.postgres.roles import RolesSeen, row_role
 from hsmcore.state.schema import METADATA

@@ -32,7 +32,7 @@ class Ask:
     __slots__ = (
         *("answer", "batch", "begun", "begun_ns", "claimed", "deadline", "extra", "followers", "future", "key"),
         *("leader", "message", "only", "routed", "receipt", "own", "slot", "state", "position", "stage", "cached"),
-        *("met", "seq"),
+        *("met", "seq", "round"),
     )
 
     def __init__(self, message: Any, key: int, deadline: int) -> None:
@@ -48,7 +48,7 @@ class Ask:
         self.only: bytes | None = None
         self.met = False
         """Whether the answer is of its own call, and not of one that it follows."""
-        self.seq = 0
+        self.seq = self.round = 0
         """Of its record."""
         self.followers: list[Ask] = []
         self.leader: Ask | None = None
@@ -118,6 +118,7 @@ class Requests:
         self.queue: deque[Ask] = deque()
         self.ready: deque[Ask] = deque()
         self.held: deque[Ask] = deque()
+        self.awaiting: deque[Ask] = deque()
         self.recorder: Any = None
         self.journal_failure = 0
         self.done: deque[tuple[Ask, Any]] = deque()
@@ -156,6 +157,8 @@ class Requests:
         self._fail(lambda _ask: True, "CLOSED")
         self._take()
         self.loop = None
+        if self.lease is not None:
+            self.lease.tables.remove(self)
         if self.recorder is not None:
             self.recorder.journal.engines.remove(self)
             self.recorder = None
@@ -177,6 +180,8 @@ class Requests:
 
     def hand_out_under(self, lease: Any) -> None:
         self.lease = lease
+        if lease is not None:
+            lease.tables.append(self)
 
     def set_tail(self, key: int, tail: bytes) -> None:
         if self.recorder is not None:
@@ -236,7 +241,7 @@ class Requests:
         one.begun_ns = monotonic_ns()
         self._check_key(key)
         at_once = self._start(one)
-        if at_once is not None and not receipt and (self.recorder is None or extra == b""):
+        if at_once is not None and not receipt and not self._confirms and (self.recorder is None or extra == b""):
             return at_once
         one.future = self.loop.create_future() if waiter is None else waiter
         self.asks[one.future] = one
@@ -274,7 +279,7 @@ class Requests:
             one.batch, one.position, one.extra = batch, position, extra
             batch.asks[position] = one
             at_once = self._start(one)
-            if at_once is not None and self.recorder is not None:
+            if at_once is not None and (self.recorder is not None or self._confirms):
                 one.answer, one.cached, self.all[one] = at_once, True, None
                 self._settle(one)
             elif at_once is not None:
@@ -383,6 +388,8 @@ class Requests:
             self.queue.remove(one)
         elif one.state == "held":
             self.held.remove(one)
+        elif one.state == "awaiting":
+            self.awaiting.remove(one)
         one.state = "ready"
         self.ready.append(one)
 
@@ -437,6 +444,9 @@ class Requests:
             elif (not self.queue or self.used >= self.slots or not self._refill()) and not self._let_go():
                 break
         self._pump()
+        if self.lease is not None and self.lease.waiting:
+            being_made = sum(one.claimed and one.state not in ("ready", "awaiting") for one in self.all)
+            self.lease.look(being_made)
         self._check_idle()
 
     def _let_go(self) -> bool:
@@ -495,6 +505,29 @@ class Requests:
         self.held.append(one)
         return True
 
+    @property
+    def _confirms(self) -> bool:
+        return self.lease is not None and self.lease.wake is not None
+
+    def _awaits(self, one: Ask) -> bool:
+        """Whether an answer awaits a round of the lease from now on."""
+        waiter = one.future if one.batch is None else one.batch.future
+        if not self._confirms or one.round or not one.claimed or not isinstance(one.answer, bytes):
+            return False
+        if (one.own and not one.routed) or waiter is None or waiter.done() or self.lease.is_over:
+            return False
+        self.lease.waiting += 1
+        one.round = self.lease.round + 1
+        one.state = "awaiting"
+        self.awaiting.append(one)
+        return True
+
+    def confirm(self, number: int) -> None:
+        """For the lease: a round is over."""
+        while self.awaiting and self.awaiting[0].round <= number:
+            self._settle(self.awaiting[0])
+        self._take()
+
     def _refill(self) -> bool:
         while self.queue and self.used < self.slots:
             one = self.queue.popleft()
@@ -507,7 +540,7 @@ class Requests:
         self.all.pop(one, None)
 
     def _answered(self, one: Ask) -> None:
-        if self._record(one):
+        if self._record(one) or self._awaits(one):
             return
         waiter, claimed = one.future, one.claimed
         one.claimed = False
@@ -618,7 +651,7 @@ class Requests:
                 one.state = "sent"
         else:
             begun = one.begun or (one.state != "queued" and isinstance(one.answer, bytes))
-            {"queued": self.queue, "held": self.held}.get(one.state, self.ready).remove(one)
+            {"queued": self.queue, "held": self.held, "awaiting": self.awaiting}.get(one.state, self.ready).remove(one)
             self._over(one)
         return begun
 
@@ -638,7 +671,7 @@ class Requests:
 
     def _fail(self, which: Callable[[Ask], bool], status: str) -> None:
         for one in [*self.all]:
-            if one.claimed and which(one) and one.state in ("queued", "sent", "following", "held"):
+            if one.claimed and which(one) and one.state in ("queued", "sent", "following", "held", "awaiting"):
                 self._answer_early(one, status)
 
     def _answer_early(self, one: Ask, status: str) -> None:
@@ -650,7 +683,7 @@ class Requests:
         self._settle(one)
 
     def move(self) -> None:
-        self._fail(lambda one: one.state != "held", "DEADLINE_EXCEEDED")
+        self._fail(lambda one: one.state not in ("held", "awaiting"), "DEADLINE_EXCEEDED")
         self._take()
 
     def asked_for(self, future: Any) -> tuple[int, Any] | None:

@@ -65,9 +65,8 @@ class Membership:
         self._witness: Witness | None = None
         self._gate, self._placement = ClaimGate(self._machine.ttl), Placement(rules)
         self._acting, self._wake, self._scope = asyncio.Lock(), asyncio.Event(), Scope()
-        self._confirmations = Confirmations(self._confirm, self._refusal)
-        self.confirm = self._confirmations.wait
-        """Returns what ends when the database has said, asked after this call, that the epoch is this process's."""
+        asks, leads = self.unordered == "strict", lambda: self._machine.epoch != 0
+        self._confirmations = Confirmations(self.lease, self._confirm, leads) if asks else None
         self._renewed_at, self._before = 0, self._machine.row
         """The row that was known when the last bind began."""
         self._tell: Tell = lambda *_, **__: None
@@ -105,7 +104,6 @@ class Membership:
             return
         self._line.closes = True
         await self._scope.close()
-        await self._confirmations.close()
         try:
             async with asyncio.timeout(_GOODBYE_SECONDS):
                 if self._machine.state == "claiming":
@@ -119,6 +117,8 @@ class Membership:
             get_logger().warning("the fleet is not told that this host closes", error=str(error) or "no answer")
             self._store.hurry()
         finally:
+            if self._confirmations is not None:
+                await self._confirmations.close()
             await self._end_duties()
             await self._line.asking.close()
             await self._store.close()

@@ -31,12 +31,18 @@ class Leads(Protocol):
     def reason(self) -> str: ...
 
 
-class FleetWay(Way):
-    """What the ways of a fleet have in common. `default_timeout` in seconds. Belongs to the event loop."""
+class LeasedWay(Way):
+    """Asks the members again for what was refused, or withheld, since the lease was late. Not for what `ask` has
+    submitted already. `default_timeout` in seconds. Belongs to the event loop."""
 
-    def __init__(self, path: SigningPath, default_timeout: float, record: AuditNotes) -> None:
-        self._path, self._default, self._record = path, default_timeout, record
+    waits = True
+
+    def __init__(self, path: SigningPath, fleet: Leads, default_timeout: float, record: AuditNotes) -> None:
+        self._path, self._default, self._record, self._fleet = path, default_timeout, record, fleet
         self.answers_recorded = path.answers_recorded
+        self._waiting: set[asyncio.Future[None]] = set()
+        self._scope = Scope()
+        self._watching: asyncio.Task[None] | None = None
 
     @property
     def key_index(self) -> int:  # type: ignore[override]  # the path's own, which changes with its key
@@ -51,20 +57,6 @@ class FleetWay(Way):
     def _failed(self, message: Any, error: BaseException) -> None:
         if isinstance(error, HsmError) and self._path.answers_recorded:  # else the key manager records it
             self._record.failure("sign", message, error)
-
-
-class LeasedWay(FleetWay):
-    """Asks the members again for what was refused, or withheld, since the lease was late. Not for what `ask` has
-    submitted already."""
-
-    waits = True
-
-    def __init__(self, path: SigningPath, fleet: Leads, default_timeout: float, record: AuditNotes) -> None:
-        super().__init__(path, default_timeout, record)
-        self._fleet = fleet
-        self._waiting: set[asyncio.Future[None]] = set()
-        self._scope = Scope()
-        self._watching: asyncio.Task[None] | None = None
 
     # What comes while the lease is good costs no more than without a fleet.
 

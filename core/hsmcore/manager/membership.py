@@ -1,21 +1,16 @@
-"""A key manager in a fleet: how it joins, whom it tells, and the path whose answers wait for the fleet's database."""
+"""A key manager in a fleet: how it joins, whom it tells, and what its answers wait for."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Sequence
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
-from hsmcore._native import Lease, Waiter
+from hsmcore._native import Lease
 from hsmcore.audit import AuditLog
 from hsmcore.base.events import Events
 from hsmcore.base.log import get_logger
-from hsmcore.base.receipt import Receipt
 from hsmcore.config import Config, KeyManagerConfig
-from hsmcore.errors import HsmError
-from hsmcore.failover.path import Ask, SigningPath, Way
-from hsmcore.manager.leased import FleetWay, LeasedWay
+from hsmcore.failover.path import SigningPath, Way
+from hsmcore.manager.leased import LeasedWay
 from hsmcore.manager.recording import AuditNotes
 
 if TYPE_CHECKING:
@@ -57,107 +52,7 @@ def lease_of(fleet: Membership | None) -> Lease | None:
 
 
 def confirmed(path: SigningPath, fleet: Membership | None, rules: KeyManagerConfig, record: AuditNotes) -> Way:
-    """Return the path itself; in a fleet, a way whose answers wait for the lease, or with `unordered` "strict" for the
-    database."""
+    """Return the path itself; in a fleet, a way whose answers wait for the lease."""
     if fleet is None or fleet.unordered == "any":
         return path
-    if fleet.unordered == "lease":
-        return LeasedWay(path, fleet, rules.request_timeout_ms / 1e3, record)
-    return ConfirmedWay(path, fleet, rules.request_timeout_ms / 1e3, record)
-
-
-class ConfirmedWay(FleetWay):
-    """The way of signatures that are handed out once the database has said, after they were made, that the epoch is
-    this host's. A signature that is not confirmed in time stays unseen, and its message bound to its key."""
-
-    def __init__(self, path: SigningPath, fleet: Membership, default_timeout: float, record: AuditNotes) -> None:
-        super().__init__(path, default_timeout, record)
-        self._fleet, self.submit, self.receipt = fleet, self._submit, self._receipt
-        self._begun = 0
-        """Signatures of `submit` that are being made, and are confirmed next."""
-        self._unawaited: set[asyncio.Future[Receipt]] = set()
-        """Requests of `ask` whose task has not taken its first step."""
-
-    def _submit(self, message: object, timeout: float | None, key: int, extra: bytes | None) -> Awaitable[bytes]:
-        """What the members refuse is raised here: nothing was submitted."""
-        until = self._until(monotonic(), timeout)
-        return self._signed(message, self._path.receipt(message, timeout, key, extra), until, bare=True)
-
-    def _receipt(self, message: object, timeout: float | None, key: int, extra: bytes | None) -> Awaitable[Receipt]:
-        until = self._until(monotonic(), timeout)
-        return self._signed(message, self._path.receipt(message, timeout, key, extra), until)
-
-    def ask(self, asked: Ask, _waiter: Waiter | None = None) -> asyncio.Future[Receipt]:
-        """As Way. The answer is looked at here before it is handed out."""
-        until = self._until(monotonic(), asked.timeout)
-        future = self._path.ask(asked)
-        self._unawaited.add(future)
-        task = asyncio.get_running_loop().create_task(self._asked(asked.message, future, until))
-        task.add_done_callback(lambda _: self._drop(future, asked.message))
-        return task
-
-    async def _asked(self, message: Any, asked: asyncio.Future[Receipt], until: float) -> Receipt:
-        self._unawaited.discard(asked)
-        receipt: Receipt = await self._signed(message, asked, until)
-        return receipt
-
-    def _drop(self, asked: asyncio.Future[Receipt], message: Any) -> None:
-        """A task that is cancelled before its first step never gives its request up."""
-        if asked in self._unawaited:
-            self._unawaited.discard(asked)
-            self._path.abandon(asked, message)
-
-    async def _signed(self, message: Any, asked: Awaitable[Receipt], until: float, *, bare: bool = False) -> Any:
-        """`bare`: return the signature, without its receipt. One coroutine and one future for each signature: they
-        cost as much as the database does."""
-        self._begun += 1
-        try:
-            receipt = await asked
-        except asyncio.CancelledError:
-            self._path.abandon(asked, message)
-            raise
-        finally:
-            self._begun -= 1
-        try:
-            await self._fleet.confirm(until, self._begun)
-        except BaseException as error:
-            if isinstance(error, HsmError):
-                error.maybe_signed = True
-            self._path.keep(message, receipt.public_key)  # its caller does not get it
-            self._failed(message, error)
-            raise
-        return receipt.signature if bare else receipt
-
-    def abandon(self, asked: Any, message: Any) -> None:
-        """`_signed` does it."""
-        del message
-        if isinstance(asked, asyncio.Task):
-            asked.cancel()
-
-    async def submit_many(
-        self,
-        messages: Sequence[Any],
-        timeout: float | None,
-        return_exceptions: bool,
-        extra: bytes | None,
-        only: bytes | None = None,
-    ) -> list[Any]:
-        until = self._until(monotonic(), timeout)
-        answers = await self._path.submit_many(messages, timeout, return_exceptions, extra, only)
-        if not any(isinstance(answer, bytes) for answer in answers):
-            return answers
-        try:
-            await self._fleet.confirm(until, self._begun)
-        except BaseException as error:
-            if isinstance(error, HsmError):
-                error.maybe_signed = True
-            for message, answer in zip(messages, answers, strict=True):
-                if isinstance(answer, bytes):
-                    signed: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-                    signed.set_result(answer)
-                    self._path.abandon(signed, message)  # it says under which key
-                    self._failed(message, error)
-            if not return_exceptions or not isinstance(error, HsmError):
-                raise
-            return [error if isinstance(answer, bytes) else answer for answer in answers]
-        return answers
+    return LeasedWay(path, fleet, rules.request_timeout_ms / 1e3, record)

@@ -309,4 +309,4 @@ _NOW: Final = select(NOW)
 
 def reason(error: Exception) -> str:
     """Return the driver's words for an error, without the statement and its parameters."""
-    return str(getattr(error, "orig", error) or type(error).__name__)
+    return str(driver := getattr(error, "orig", error)) or type(driver).__name__

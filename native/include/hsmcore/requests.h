@@ -1,6 +1,7 @@
 /* The request table: a caller's message in, one answer out. It sits on a client, and on a signature cache if there is
  * one, and adds what a client lacks: identical requests that share a signature (single-flight), a queue for requests
- * without a slot, admission control, deadlines, cancellation, and answers held back until their record is durable.
+ * without a slot, admission control, deadlines, cancellation, and answers held back until their record is durable, or
+ * until a round of questions that began after them is over.
  *
  * A request has a number, which stays its own until hsm_requests_end, and at most one waiter. It is answered once: by
  * hsm_requests_next, with `claimed` set. What a request is about, its message, must stay in place until it is over.
@@ -44,12 +45,13 @@ typedef struct hsm_answer {
     const uint8_t *digest;    /* the digest that a worker signed or made, until the next call; NULL: none */
     uint64_t latency_ns;      /* from submission to the end of the call; 0 if no worker served it */
     uint64_t seq;             /* of its record, if it was held */
+    uint64_t round;           /* that it has awaited; 0: none */
     uint8_t claimed;          /* 1: this answers the waiter; 0: the waiter has left or was answered */
     uint8_t told;             /* 1: the waiter was answered earlier, at its deadline */
     uint8_t shared;           /* 1: the signature was made for another request */
     uint8_t cached;           /* 1: the signature comes from the cache */
     uint8_t begun;            /* 0: no worker has begun, or will begin, to sign its message for it; 1: one may have */
-    uint8_t last;             /* 1: the request is over: call hsm_requests_end or hsm_requests_hold */
+    uint8_t last; /* 1: the request is over: call hsm_requests_end, hsm_requests_hold or hsm_requests_await */
 } hsm_answer;
 
 /* `cache` may be NULL; it and the client belong to the caller and outlive the table. */
@@ -100,6 +102,10 @@ void hsm_requests_end(hsm_requests *table, uint64_t request);
 void hsm_requests_hold(hsm_requests *table, uint64_t request, uint64_t seq);
 /* The records up to `seq` are durable. */
 void hsm_requests_release(hsm_requests *table, uint64_t seq);
+/* As hsm_requests_hold, until round `round` is over, which is at least 1. */
+void hsm_requests_await(hsm_requests *table, uint64_t request, uint64_t round);
+/* The rounds up to `round` are over. */
+void hsm_requests_confirm(hsm_requests *table, uint64_t round);
 /* The waiter has left. Returns 1 if the request is over, with nothing more to take of it; `begun` receives 0 if no
  * signature of it was or will be made, 1 if one may be. */
 int hsm_requests_cancel(hsm_requests *table, uint64_t request, int *begun);
@@ -124,13 +130,14 @@ uint32_t hsm_requests_replay(hsm_requests *table);
 int hsm_requests_starving(const hsm_requests *table, uint64_t waiting);
 
 typedef struct hsm_requests_counts {
-    uint32_t open;    /* waiters without an answer */
-    uint32_t queued;  /* requests without a slot, those that follow another not counted */
-    uint32_t slots;   /* in use */
-    uint32_t held;    /* answers that wait for their record */
-    uint32_t owed;    /* slots whose waiter has no answer */
-    uint64_t wrong;   /* signatures that did not verify on this side, and were not handed out */
-    uint64_t each_ns; /* admission control's measurement: from one answer to the next; 0: none */
+    uint32_t open;     /* waiters without an answer */
+    uint32_t queued;   /* requests without a slot, those that follow another not counted */
+    uint32_t slots;    /* in use */
+    uint32_t held;     /* answers that wait for their record */
+    uint32_t awaiting; /* answers that await a round */
+    uint32_t owed;     /* slots whose waiter has no answer */
+    uint64_t wrong;    /* signatures that did not verify on this side, and were not handed out */
+    uint64_t each_ns;  /* admission control's measurement: from one answer to the next; 0: none */
 } hsm_requests_counts;
 void hsm_requests_count(const hsm_requests *table, hsm_requests_counts *counts);
 

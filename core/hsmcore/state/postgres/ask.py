@@ -18,14 +18,15 @@ from typing import Any, Final, Protocol
 
 import orjson
 import psycopg
+from psycopg.pq import TransactionStatus
 from psycopg.pq.abc import PGresult
 from psycopg.waiting import wait_async
 
 from hsmcore.base.scope import Scope
 from hsmcore.state.database import reason
-from hsmcore.state.errors import StoreError, StoreNotGenuine, StoreUnknown
-from hsmcore.state.exchange import Asking, Change, Question, Reply, still
-from hsmcore.state.postgres.link import AFTERWARDS, FACTS_AT, MORE, RELEASED, SYSTEM, Facts, Warned
+from hsmcore.state.errors import StoreChanged, StoreError, StoreNotGenuine, StoreUnknown
+from hsmcore.state.exchange import CHANGED, Asking, Change, Question, Reply, still
+from hsmcore.state.postgres.link import AFTERWARDS, FACTS_AT, MORE, RELEASED, SYSTEM, Facts, Warned, failure
 from hsmcore.state.postgres.text import asked, asked_in, rows_of, saying, saying_then, written
 from hsmcore.state.seal import Seal
 from hsmcore.state.seal_guard import is_quick
@@ -69,26 +70,48 @@ class Asker(Warned):
     async def ask(self, work: Sequence[Question | Change], seconds: float) -> Reply:
         """As Asking. StoreUnknown also if the server warns that what it confirmed may not be durable."""
         async with self._one:
+            used, begun = self._driver is not None, time.monotonic()
             try:
-                used = self._driver is not None
                 try:
                     return await self._told(work, seconds)
                 except psycopg.OperationalError:
-                    if not used:
+                    if not used or self._has_failed:
                         raise
                     # The server was started again, or closed the connection, while nothing was under way.
                     await self._drop()
                     return (await self._told(work, seconds))._replace(again=True)
-            except psycopg.errors.DivisionByZero:
+            except psycopg.Error as error:
+                if self._has_failed:
+                    await self._roll_back()
+                    raise _refusal(error, work) from None
                 await self._drop()
-                raise StoreError("the state store is sealed", hint="Give this process the stateSecret too.") from None
-            except (psycopg.Error, TimeoutError) as error:
-                await self._drop()
-                if isinstance(error, TimeoutError):
-                    self.lost()
                 raise StoreUnknown(f"the server did not answer: {reason(error)}") from None
+            except TimeoutError as error:
+                await self._drop()
+                self.lost()
+                late = f"{time.monotonic() - begun:.2f} s, where an answer counts for {seconds:.3g} s"
+                raise StoreUnknown(
+                    f"the server did not answer: {str(error) or late}; the connection is dialled again"
+                ) from None
             except BaseException:
                 await self._drop()
+                raise
+
+    @property
+    def _has_failed(self) -> bool:
+        """Whether a statement before COMMIT has failed: nothing was written, and the connection is good."""
+        return self._driver is not None and self._driver.pgconn.transaction_status == TransactionStatus.INERROR
+
+    async def _roll_back(self) -> None:
+        """End the failed transaction, which is one message: to dial is several."""
+        assert self._driver is not None  # noqa: S101  # for the type checker
+        server = self._driver.pgconn
+        try:
+            async with asyncio.timeout(self._dial_seconds):
+                await wait_async(saying(server, b"ROLLBACK"), server.socket, _LOOK_SECONDS)
+        except BaseException as error:
+            await self._drop()
+            if not isinstance(error, psycopg.Error | TimeoutError):
                 raise
 
     async def still(self, question: Question, incarnation: str, seconds: float) -> bool:
@@ -192,6 +215,15 @@ class Asker(Warned):
         async with self._one:
             await self._drop()
         await self._scope.close()
+
+
+def _refusal(error: psycopg.Error, work: Sequence[Question | Change]) -> StoreError:
+    """Return what a statement's error says of a message, of which nothing was done."""
+    if not isinstance(error, psycopg.errors.DivisionByZero):
+        return failure(error, "the fleet's database")
+    if any(one.required for one in work):
+        return StoreChanged(CHANGED)
+    return StoreError("the state store is sealed", hint="Give this process the stateSecret too.")
 
 
 class ChecksSeal(Protocol):

@@ -37,16 +37,26 @@ from hsmcore.state.database import (
     Work,
     counted,
     migrate,
-    reason,
     require_known,
 )
-from hsmcore.state.errors import StoreAway, StoreChanged, StoreError, StoreNotGenuine, StoreUnknown
+from hsmcore.state.errors import StoreAway, StoreError, StoreNotGenuine, StoreUnknown
 from hsmcore.state.exchange import Answers, Asking, Change, Decide, Question, Relying
 from hsmcore.state.postgres import rights
 from hsmcore.state.postgres.ask import Asker, Vouched, fell
 from hsmcore.state.postgres.binding import Binding, same_rows, same_server, vouched
 from hsmcore.state.postgres.certificate import Certified, explained
-from hsmcore.state.postgres.link import MORE, STANDBY, CommitLost, Facts, Link, Patient, beginning, take_turn
+from hsmcore.state.postgres.link import (
+    FAILING_OVER,
+    MORE,
+    STANDBY,
+    CommitLost,
+    Facts,
+    Link,
+    Patient,
+    beginning,
+    failure,
+    take_turn,
+)
 from hsmcore.state.postgres.place import DatabaseServer, refuse_others, schema_name
 from hsmcore.state.postgres.roles import RolesSeen, fence, row_role
 from hsmcore.state.postgres.schema import TEMPORARY, Objects, foreign_of, marks_of, objects_of, rare_of
@@ -71,13 +81,6 @@ _HURRY_SECONDS: Final = 2.0
 _COPY_IDLE_MS: Final = 60_000
 _MIGRATING: Final = 0x68736D636F7265
 """The lock of those that make or migrate tables; it ends with the transaction."""
-HINT: Final = "Check the database server, and the way to it."
-_KINDS: Final[Sequence[tuple[type[Exception], type[StoreError]]]] = (
-    (psycopg.OperationalError, StoreAway),
-    (psycopg.errors.IdleInTransactionSessionTimeout, StoreAway),
-    (psycopg.errors.UniqueViolation, StoreChanged),
-    (Exception, StoreError),
-)
 
 
 class _Rare(Exception):
@@ -182,8 +185,9 @@ class ServerDatabase(Database):
         return driver
 
     def _judge(self, facts: Facts) -> None:
-        for problem, hint in facts.problems(single_node=self._server.single_node):
-            raise StoreError(f"{self.shown}: {problem}", hint=hint)
+        for problem in facts.problems(single_node=self._server.single_node):
+            kind = StoreAway if problem in FAILING_OVER else StoreError
+            raise kind(f"{self.shown}: {problem[0]}", hint=problem[1])
 
     def _know(self, facts: Facts, link: Link) -> None:
         """Refuse a server that may lose what it confirms; to read, only a standby, which may lag behind. Notes the
@@ -191,7 +195,7 @@ class ServerDatabase(Database):
         if self.writes:
             self._judge(facts)
         elif facts.standby:
-            raise StoreError(f"{self.shown}: {STANDBY[0]}", hint=STANDBY[1])
+            raise StoreAway(f"{self.shown}: {STANDBY[0]}", hint=STANDBY[1])
         before = self._facts
         is_new = before is None or before.started != facts.started or before.timeline != facts.timeline
         if is_new:
@@ -436,10 +440,5 @@ class ServerDatabase(Database):
             return work()
         except CommitLost as error:
             raise StoreUnknown(f"{self.shown}: {error}") from None
-        except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.FeatureNotSupported):  # BEGIN READ WRITE
-            raise StoreError(f"{self.shown}: {STANDBY[0]}", hint=STANDBY[1]) from None
         except (SQLAlchemyError, psycopg.Error) as error:
-            driver = getattr(error, "orig", error)
-            lacks = isinstance(driver, psycopg.errors.InsufficientPrivilege)
-            kind = next(kind for sort, kind in _KINDS if isinstance(driver, sort))
-            raise kind(f"{self.shown}: {reason(error)}", hint=rights.HINT if lacks else HINT) from None
+            raise failure(error, self.shown) from None

@@ -14,8 +14,9 @@ from sqlalchemy import Connection, Engine, Table, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from hsmcore.state.database import BUSY_SECONDS, Rows, reason
-from hsmcore.state.errors import StoreChanged
+from hsmcore.state.errors import StoreAway, StoreChanged, StoreError
 from hsmcore.state.exchange import CHANGED, Decide, Question
+from hsmcore.state.postgres import rights
 from hsmcore.state.postgres.text import asked, said, said_then, written
 
 T = TypeVar("T")
@@ -276,10 +277,7 @@ class Facts(NamedTuple):
             if getattr(self, name) != "on":
                 yield f"{name} is off: a crash of the server loses what it confirmed", f"Set {name} = on."
         if not self.synchronous_standby_names and not single_node:
-            yield (
-                "it has no synchronous standby: its loss loses what it confirmed",
-                "Set synchronous_standby_names, or fleet.singleNode if one server is to do.",
-            )
+            yield BY_ITSELF
         if self.version < LEAST_VERSION * 10_000:
             yield f"it is PostgreSQL {self.version // 10_000}", f"Use PostgreSQL {LEAST_VERSION} or newer."
         if self.encoding != "UTF8":
@@ -294,7 +292,32 @@ class Facts(NamedTuple):
         return bool(names) and (backend != self.backend or loaded == self.loaded)
 
 
+_KINDS: Final[Sequence[tuple[type[Exception], type[StoreError]]]] = (
+    (psycopg.OperationalError, StoreAway),
+    (psycopg.errors.IdleInTransactionSessionTimeout, StoreAway),
+    (psycopg.errors.UniqueViolation, StoreChanged),
+    (Exception, StoreError),
+)
+
+
+def failure(error: Exception, shown: str) -> StoreError:
+    """Return the store's error for a statement's, of whose transaction nothing was written."""
+    driver = getattr(error, "orig", error)
+    if isinstance(driver, psycopg.errors.ReadOnlySqlTransaction | psycopg.errors.FeatureNotSupported):
+        return StoreAway(f"{shown}: {STANDBY[0]}", hint=STANDBY[1])  # BEGIN READ WRITE
+    kind = next(kind for sort, kind in _KINDS if isinstance(driver, sort))
+    lacks = isinstance(driver, psycopg.errors.InsufficientPrivilege)
+    return kind(f"{shown}: {reason(error)}", hint=rights.HINT if lacks else HINT)
+
+
+HINT: Final = "Check the database server, and the way to it."
 STANDBY: Final = ("the server is a standby", "Name the primary, or all servers, in the URL.")
+BY_ITSELF: Final = (
+    "it has no synchronous standby: its loss loses what it confirmed",
+    "Set synchronous_standby_names, or fleet.singleNode if one server is to do.",
+)
+FAILING_OVER: Final = STANDBY, BY_ITSELF
+"""Problems that end with a failover: a server that was a primary, and one that has no standby yet."""
 _SETTINGS: Final = ("fsync", "full_page_writes", "synchronous_standby_names")
 FACTS: Final = f"""SELECT pg_is_in_recovery(), {", ".join(f"current_setting('{name}')" for name in _SETTINGS)},
     current_setting('server_version_num')::int, current_setting('server_encoding'), pg_postmaster_start_time(),

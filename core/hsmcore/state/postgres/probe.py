@@ -10,8 +10,7 @@ import psycopg
 
 from hsmcore.state.errors import StoreError
 from hsmcore.state.postgres.certificate import Certified, explained
-from hsmcore.state.postgres.database import HINT
-from hsmcore.state.postgres.link import FACTS, Facts
+from hsmcore.state.postgres.link import FACTS, HINT, Facts
 from hsmcore.state.postgres.place import PREFIX, DatabaseServer, schema_name
 from hsmcore.state.postgres.url import resolved
 
