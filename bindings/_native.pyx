@@ -135,7 +135,7 @@ cdef class Engine(Requests):
 
     def start(self, *, str module_path, str module_args=None, str quirks=None, str token_label=None,
               str token_serial=None, int64_t slot_id=-1, bytearray pin=None, uint32_t workers=1,
-              double spin_seconds=0.0, double warm_seconds=0.0, double patience_seconds=0.0,
+              double spin_seconds=0.0, double patience_seconds=0.0,
               uint32_t verify_every=0, str host_program=None, list environment=None,
               uint64_t memory_limit=0, double host_timeout=30.0):
         """Load the module, find the token, log in once, start the workers. The caller wipes `pin`. Raises HsmError.
@@ -163,7 +163,6 @@ cdef class Engine(Requests):
         options.engine.pin_len = len(pin) if pin is not None else 0
         options.engine.workers = workers
         options.engine.spin_ns = <uint64_t>(spin_seconds * NS)
-        options.engine.warm_ns = <uint64_t>(warm_seconds * NS)
         options.engine.patience_ns = <uint64_t>(patience_seconds * NS)
         options.engine.verify_every = verify_every
         if program is None:

@@ -84,7 +84,6 @@ static void serve_all(void) {
         uint64_t begun = now;
         now = serve(worker, index, now);
         hsm_notify(area, client->event_fd, client->timer_fd, hsm_area_queued(area) == 0, now, worker->record);
-        hsm_warmer_note(engine, now - begun, now);
     }
 }
 
