@@ -255,7 +255,7 @@ static void no_worker_polls_between_calls_that_take_longer(void) {
     uint64_t before = time_of_workers(&f);
     gate_set(false);
     await_parked(&f, 3); /* both have ended, and hold their slots until the client takes the answers */
-    CHECK_INT(time_of_workers(&f) - before, <, 100 * MILLISECOND);
+    CHECK_INT(time_of_workers(&f) - before, <, 50 * MILLISECOND);
     CHECK_STATUS(finish(&f, UINT32_MAX).status, HSM_OK);
     CHECK_STATUS(finish(&f, UINT32_MAX).status, HSM_OK);
     fixture_end(&f);
@@ -285,7 +285,7 @@ static void a_worker_sleeps_while_the_client_brings_more(void) {
     }
     uint64_t before = time_of_workers(&f);
     await_parked(&f, 1);
-    CHECK_INT(time_of_workers(&f) - before, <, 100 * MILLISECOND);
+    CHECK_INT(time_of_workers(&f) - before, <, 50 * MILLISECOND);
     for (size_t i = 0; i <= OPEN; i++) {
         CHECK_STATUS(finish(&f, UINT32_MAX).status, HSM_OK);
     }

@@ -59,6 +59,7 @@ class Scope:
         most_seconds: float = 0.0,
     ) -> asyncio.Event:
         """Do `work` now, or else first after `seconds`, and again `seconds` after its end, or as many as it returned.
+        Pauses of up to a second are up to half of one shorter or longer, so that works share a wake of the loop.
         Setting `wake`, or the event that is returned, ends a pause. After an error the pause is `retry_seconds` (None:
         `seconds`), and doubles with each further one, up to `most_seconds` or `seconds`. The error is logged as
         `failed` once, and once when it is over. Nothing but the end of the scope ends it. Its context is empty: no
@@ -109,14 +110,21 @@ async def _again_and_again(
     *,
     at_once: bool,
 ) -> None:
+    loop = asyncio.get_running_loop()
     seconds, retry, most = pauses
     failures, said = 0, ""
-    pause: float | None = 0.0 if at_once else seconds
+    pause: float | None = 0.0 if at_once else None
     while True:
-        # Not wait_for, which loses a cancellation that comes at the same moment as the event (Python 3.11).
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds if pause is None else pause):
-                await wake.wait()
+        length = seconds if pause is None else pause
+        at = loop.time() + length
+        if seconds <= length <= 1.0:
+            # At the multiple of its length that is next to it: pauses whose lengths divide each other end together.
+            at = round(at / length) * length
+        timer = loop.call_at(at, wake.set)
+        try:
+            await wake.wait()
+        finally:
+            timer.cancel()
         wake.clear()
         try:
             pause = await work()
