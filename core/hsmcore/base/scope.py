@@ -115,12 +115,8 @@ async def _again_and_again(
     failures, said = 0, ""
     pause: float | None = 0.0 if at_once else None
     while True:
-        length = seconds if pause is None else pause
-        at = loop.time() + length
-        if seconds <= length <= 1.0:
-            # At the multiple of its length that is next to it: pauses whose lengths divide each other end together.
-            at = round(at / length) * length
-        timer = loop.call_at(at, wake.set)
+        length, now = seconds if pause is None else pause, loop.time()
+        timer = loop.call_at(end_of_pause(now, length) if length and not failures else now + length, wake.set)
         try:
             await wake.wait()
         finally:
@@ -138,6 +134,12 @@ async def _again_and_again(
             if failures:
                 get_logger().info(f"over: {failed}", failures=failures)
             failures, said = 0, ""
+
+
+def end_of_pause(now: float, length: float) -> float:
+    """When a pause that begins now ends: of one of up to a second, at the multiple of its length that is next to that.
+    So pauses whose lengths divide each other end together, and their works share a wake of the loop."""
+    return now + length if length > 1.0 else round((now + length) / length) * length
 
 
 def _log(task: asyncio.Task[Any], failed: str) -> None:
