@@ -274,9 +274,7 @@ def test_what_is_sealed_at_once_is_what_the_slowest_way_gives(tmp_path, size):
     assert stored(Layout(tmp_path / "log")) == tiles_of(HASHED[:size])
 
 
-@given(
-    st.lists(st.integers(1, len(RECORDS)) | st.sampled_from(BORDERS), min_size=1, max_size=3), st.integers(1, 2999)
-)
+@given(st.lists(st.integers(1, len(RECORDS)) | st.sampled_from(BORDERS), min_size=1, max_size=3), st.integers(1, 2999))
 @settings(max_examples=share(10), deadline=None)
 def test_what_is_sealed_in_parts_is_what_the_slowest_way_gives(sizes, piece):
     with tempfile.TemporaryDirectory() as folder:

@@ -21,6 +21,7 @@ from hsmcore.base.files import append, replace, write_new
 from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import adopt, sync
 from hsmcore.tlog.checkpoint import Checkpoint
+
 _LINES: Final = 1 << 16
 """What is read and hashed at once: after each part the thread may wait for the interpreter's lock."""
 
