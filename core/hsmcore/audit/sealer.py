@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from hsmcore._native import MerkleTree
 from hsmcore.audit import index
