@@ -238,14 +238,13 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
 static bool spin(hsm_worker *worker) {
     hsm_area *area = worker->engine->area;
     uint32_t none = 0;
-    uint32_t open = atomic_load_explicit(&area->shared->in_flight, memory_order_relaxed);
     if (worker->took_ns >= worker->engine->spin_ns ||
         !atomic_compare_exchange_strong(&area->shared->spinning, &none, 1)) {
         return false;
     }
     uint64_t until = hsm_now_ns() + worker->engine->spin_ns;
     bool found = false;
-    if (open >= MANY) {
+    if (atomic_load_explicit(&area->shared->in_flight, memory_order_relaxed) >= MANY) {
         hsm_sleep(worker->engine->spin_ns);
         until = 0;
     }

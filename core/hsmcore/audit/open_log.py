@@ -69,8 +69,7 @@ class OpenLog:
         self.process = record.this_process()
         self._waiting = RecordWaiters()
         self._timer: asyncio.TimerHandle | None = None
-        self._sealed_at = -math.inf
-        """When the newest checkpoint was begun, by the loop's clock."""
+        self._sealed_at = -math.inf  # when the newest checkpoint was begun, by the loop's clock
         self._seals = Scope()
         self._compressing: asyncio.Future[None] | None = None
         self._seal_until = math.inf
@@ -320,18 +319,13 @@ class OpenLog:
         unsealed = self.durable_seq - self.sealed
         if unsealed > 0 and self._unsealed_at is None:
             self._unsealed_at = time.monotonic()
-        if unsealed >= self._settings.checkpoint_every_records and not self._not_sealed:
-            self._seal_at(self._sealed_at + _LEAST_SECONDS)
-        elif unsealed > 0 or self._not_sealed:
-            self._seal_at(self._loop.time() + self._settings.checkpoint_every_seconds)
-
-    def _seal_at(self, when: float) -> None:
-        """Begin a checkpoint at a time of the loop, if none is being made and none is planned for earlier."""
-        if self._seals.is_open or (self._timer is not None and self._timer.when() <= when):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._begin_seal)
+        soon = unsealed >= self._settings.checkpoint_every_records and not self._not_sealed
+        when = self._sealed_at + _LEAST_SECONDS if soon else self._loop.time() + self._settings.checkpoint_every_seconds
+        if not (self._seals.is_open or (unsealed <= 0 and not self._not_sealed)):
+            if self._timer is not None and self._timer.when() > when:
+                self._timer.cancel()
+                self._timer = None
+            self._timer = self._timer or self._loop.call_at(when, self._begin_seal)
 
     def _begin_seal(self) -> None:
         self._timer = None
