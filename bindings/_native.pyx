@@ -20,9 +20,12 @@ from cpython.mem cimport PyMem_Calloc, PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from cpython.object cimport PyObject, PyObject_Call, PyObject_GenericSetAttr
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.pythread cimport PyThread_get_thread_ident
+from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcmp, memcpy, memmove, memset
 from posix.time cimport CLOCK_REALTIME, clock_gettime, timespec
+from posix.types cimport off_t
+from posix.unistd cimport pread
 
 cimport cython
 
@@ -132,7 +135,7 @@ cdef class Engine(Requests):
 
     def start(self, *, str module_path, str module_args=None, str quirks=None, str token_label=None,
               str token_serial=None, int64_t slot_id=-1, bytearray pin=None, uint32_t workers=1,
-              double spin_seconds=0.0, double warm_seconds=0.0, double patience_seconds=0.0,
+              double spin_seconds=0.0, double patience_seconds=0.0,
               uint32_t verify_every=0, str host_program=None, list environment=None,
               uint64_t memory_limit=0, double host_timeout=30.0):
         """Load the module, find the token, log in once, start the workers. The caller wipes `pin`. Raises HsmError.
@@ -160,7 +163,6 @@ cdef class Engine(Requests):
         options.engine.pin_len = len(pin) if pin is not None else 0
         options.engine.workers = workers
         options.engine.spin_ns = <uint64_t>(spin_seconds * NS)
-        options.engine.warm_ns = <uint64_t>(warm_seconds * NS)
         options.engine.patience_ns = <uint64_t>(patience_seconds * NS)
         options.engine.verify_every = verify_every
         if program is None:

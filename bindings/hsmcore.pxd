@@ -89,7 +89,6 @@ cdef extern from "hsmcore/hsmcore.h" nogil:
         size_t pin_len
         uint32_t workers
         uint64_t spin_ns
-        uint64_t warm_ns
         uint64_t patience_ns
         uint32_t verify_every
 

@@ -41,6 +41,9 @@ cdef extern from "hsmcore/audit.h" nogil:
 
     int hsm_audit_store(const hsm_audit_file *files, size_t count, size_t *failed)
 
+cdef extern from "<string.h>" nogil:
+    void *memmem(const void *text, size_t size, const void *wanted, size_t wanted_size)
+
 cdef tuple _STOPS = ("end", "limit", "torn", "foreign", "order", "long")
 
 
@@ -122,36 +125,100 @@ cdef class MerkleTree:
         keys) of those that are in the text. Releases the GIL."""
         if not 0 <= offset <= PyBytes_GET_SIZE(text) or max_lines < 0:
             raise BadArgument("outside the text")
-        cdef const char *begin = PyBytes_AS_STRING(text) + offset
-        cdef size_t size = <size_t>(PyBytes_GET_SIZE(text) - offset)
         # No line is shorter than its fixed fields, so a small text needs no room for many.
-        cdef size_t most = min(<size_t>max_lines, size // 32 + 1)
-        cdef bytes leaves = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(32 * most))
-        cdef uint8_t *out = <uint8_t *>PyBytes_AS_STRING(leaves)
-        cdef size_t room = most // 1024 + 2, used = 0, done = 0, count = 0, consumed, lines
-        cdef hsm_audit_summary *s = <hsm_audit_summary *>PyMem_Calloc(room, sizeof(hsm_audit_summary))
-        cdef size_t *lengths = <size_t *>PyMem_Calloc(room, sizeof(size_t))
-        cdef hsm_audit_stop why = HSM_AUDIT_LIMIT
+        cdef size_t size = <size_t>(PyBytes_GET_SIZE(text) - offset)
+        cdef _Scan scan = _Scan(next_seq, min(<size_t>max_lines, size // 32 + 1))
+        cdef const char *begin = PyBytes_AS_STRING(text) + offset
+        with nogil:
+            scan.take(self._tree, begin, size)
+        return scan.result()
+
+    def scan_file(self, int fd, uint64_t offset, uint64_t next_seq, Py_ssize_t max_lines, bytes mark):
+        """Append lines of a file from byte `offset` on. Returns what scan does, and the text around
+        each line in which `mark` occurs: whole lines, usually none. Releases the GIL. Raises OSError."""
+        cdef _Scan scan = _Scan(next_seq, <size_t>max(max_lines, 0))
+        cdef const char *wanted = PyBytes_AS_STRING(mark)
+        cdef size_t wanted_size = <size_t>PyBytes_GET_SIZE(mark), used
+        cdef ssize_t got = 0
+        cdef list marked = []
+        # Read in parts that stay in the processor's cache until they are hashed.
+        cdef char *text = <char *>PyMem_Malloc(<size_t>_PART)
+        if text == NULL:
+            raise MemoryError
         try:
-            if s == NULL or lengths == NULL:
-                raise MemoryError
             with nogil:
-                while True:
-                    why = hsm_audit_scan(self._tree, begin + used, size - used, next_seq + done,
-                                         min(most - done, 1024 - (next_seq + done - 1) % 1024), out + 32 * done,
-                                         &s[count], &consumed, &lines)
-                    lengths[count] = consumed
-                    used += consumed
-                    done += lines
-                    count += lines > 0
-                    if why != HSM_AUDIT_LIMIT or done == most:
+                while scan.done != scan.most:
+                    got = pread(fd, text, <size_t>_PART, <off_t>(offset + scan.used))
+                    if got <= 0:
+                        scan.why = HSM_AUDIT_END
                         break
-            rows = [(lengths[i], s[i].count, s[i].min_time_ns, s[i].max_time_ns, s[i].operations,
-                     s[i].keys[0], s[i].keys[1], s[i].keys[2], s[i].keys[3]) for i in range(count)]
+                    used = scan.take(self._tree, text, <size_t>got)
+                    if memmem(text, used, wanted, wanted_size) != NULL:
+                        with gil:
+                            marked.append(text[:used])
+                    if scan.why == HSM_AUDIT_TORN and used == 0 and got == _PART:
+                        scan.why = HSM_AUDIT_LONG
+                    if scan.why not in (HSM_AUDIT_END, HSM_AUDIT_TORN) or got < _PART:
+                        break
+            if got < 0:
+                raise OSError(errno, os.strerror(errno))
         finally:
-            PyMem_Free(s)
-            PyMem_Free(lengths)
-        return _STOPS[<int>why], used, leaves[:32 * done], rows
+            PyMem_Free(text)
+        return *scan.result(), b"".join(marked)
+
+
+cdef ssize_t _PART = 1 << 18  # more than the longest line
+
+
+@cython.final
+cdef class _Scan:
+    """Lines that are taken into a tree, in parts, and what the index knows of them."""
+
+    cdef uint64_t next_seq
+    cdef size_t most, used, done
+    cdef hsm_audit_stop why
+    cdef bytes leaves
+    cdef uint8_t *hashes  # in `leaves`
+    cdef hsm_audit_summary *rows
+    cdef size_t *lengths
+
+    def __cinit__(self, uint64_t next_seq, size_t most):
+        self.next_seq, self.most, self.why = next_seq, most, HSM_AUDIT_LIMIT
+        self.leaves = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(32 * most))
+        self.hashes = <uint8_t *>PyBytes_AS_STRING(self.leaves)
+        self.rows = <hsm_audit_summary *>PyMem_Calloc(most // 1024 + 2, sizeof(hsm_audit_summary))
+        self.lengths = <size_t *>PyMem_Calloc(most // 1024 + 2, sizeof(size_t))
+        if self.rows == NULL or self.lengths == NULL:
+            raise MemoryError
+
+    def __dealloc__(self):
+        PyMem_Free(self.rows)
+        PyMem_Free(self.lengths)
+
+    cdef size_t take(self, hsm_merkle *tree, const char *text, size_t size) noexcept nogil:
+        """Take what is whole of a text that begins where the one before was left. Returns its bytes."""
+        cdef size_t used = 0, consumed, lines, row
+        cdef uint64_t before  # records of the log
+        while True:
+            before = self.next_seq + self.done - 1
+            row = before // 1024 - (self.next_seq - 1) // 1024
+            self.why = hsm_audit_scan(tree, text + used, size - used, before + 1,
+                                      min(self.most - self.done, 1024 - before % 1024), self.hashes + 32 * self.done,
+                                      &self.rows[row], &consumed, &lines)
+            self.lengths[row] += consumed
+            used += consumed
+            self.done += lines
+            if self.why != HSM_AUDIT_LIMIT or self.done == self.most:
+                self.used += used
+                return used
+
+    cdef tuple result(self):
+        cdef hsm_audit_summary *s = self.rows
+        cdef size_t i
+        rows = [(self.lengths[i], s[i].count, s[i].min_time_ns, s[i].max_time_ns, s[i].operations,
+                 s[i].keys[0], s[i].keys[1], s[i].keys[2], s[i].keys[3])
+                for i in range(self.most // 1024 + 2) if s[i].count]
+        return _STOPS[<int>self.why], self.used, self.leaves[:32 * self.done], rows
 
 
 def store_files(list files):

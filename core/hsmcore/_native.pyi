@@ -118,7 +118,6 @@ class Engine(Requests):
         pin: bytearray | None = None,
         workers: int = 1,
         spin_seconds: float = 0.0,
-        warm_seconds: float = 0.0,
         patience_seconds: float = 0.0,
         verify_every: int = 0,
         host_program: str | None = None,
@@ -285,6 +284,9 @@ class MerkleTree:
     def scan(
         self, text: bytes, offset: int, next_seq: int, max_lines: int
     ) -> tuple[str, int, bytes, list[tuple[int, int, int, int, int, int, int, int, int]]]: ...
+    def scan_file(
+        self, fd: int, offset: int, next_seq: int, max_lines: int, mark: bytes
+    ) -> tuple[str, int, bytes, list[tuple[int, int, int, int, int, int, int, int, int]], bytes]: ...
 
 def store_files(files: list[tuple[bytes, bytes]]) -> None: ...
 

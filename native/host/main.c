@@ -76,7 +76,6 @@ static hsm_status start(host *self, const hsm_request_message *message, hsm_erro
         .workers = message->workers,
         .verify_every = message->verify_every,
         .spin_ns = message->spin_ns,
-        .warm_ns = message->warm_ns,
         .patience_ns = message->patience_ns,
     };
     options.pin = hsm_wire_get(message, &message->pin, &options.pin_len);

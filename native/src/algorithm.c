@@ -103,17 +103,38 @@ size_t hsm_decode_ec_point(hsm_algorithm algorithm, const uint8_t *point, size_t
     return want;
 }
 
-/* libcrypto's uses the processor's own instructions. Fetched once: each use of EVP_sha256() would look it up. */
+/* libcrypto's uses the processor's own instructions. Fetched once: each use of EVP_sha256() would look it up. A thread
+ * keeps its context until it ends: to make one costs more than to hash a short message. */
 static EVP_MD *sha256;
+static pthread_key_t sha256_contexts;
+static bool keeps_contexts;
 static pthread_once_t sha256_once = PTHREAD_ONCE_INIT;
+
+static void free_context(void *context) {
+    EVP_MD_CTX_free(context);
+}
 
 static void fetch_sha256(void) {
     sha256 = EVP_MD_fetch(NULL, "SHA256", NULL);
+    keeps_contexts = pthread_key_create(&sha256_contexts, free_context) == 0;
+}
+
+/* The calling thread's; NULL without memory. */
+static EVP_MD_CTX *sha256_context(void) {
+    EVP_MD_CTX *context = keeps_contexts ? pthread_getspecific(sha256_contexts) : NULL;
+    if (context == NULL && keeps_contexts && (context = EVP_MD_CTX_new()) != NULL &&
+        pthread_setspecific(sha256_contexts, context) != 0) {
+        EVP_MD_CTX_free(context);
+        context = NULL;
+    }
+    return context;
 }
 
 void hsm_sha256(const uint8_t *message, size_t message_len, uint8_t digest[HSM_SHA256_SIZE]) {
     (void)pthread_once(&sha256_once, fetch_sha256);
-    if (EVP_Digest(message, message_len, digest, NULL, sha256, NULL) != 1) {
+    EVP_MD_CTX *context = sha256_context();
+    if (context == NULL || EVP_DigestInit_ex2(context, sha256, NULL) != 1 ||
+        EVP_DigestUpdate(context, message, message_len) != 1 || EVP_DigestFinal_ex(context, digest, NULL) != 1) {
         ERR_clear_error();
         (void)crypto_hash_sha256(digest, message, message_len); /* it needs no memory, which libcrypto was short of */
     }

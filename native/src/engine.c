@@ -226,7 +226,6 @@ hsm_status hsm_engine_start(hsm_client *client, const hsm_engine_options *option
         return status;
     }
     engine->keep_queued = false;
-    hsm_warmer_start(engine, options->warm_ns);
     *out = engine;
     return HSM_OK;
 }
@@ -348,7 +347,6 @@ uint32_t hsm_engine_stop(hsm_engine *engine, uint64_t timeout_ns) {
     atomic_store(&engine->area->shared->mode, HSM_MODE_STOPPING);
     hsm_area_unpark_all(engine->area);
     hsm_probe_waiters_wake(engine);
-    hsm_warmer_stop(engine);
     uint64_t now = hsm_now_ns();
     uint64_t until = timeout_ns > UINT64_MAX - now ? UINT64_MAX : now + timeout_ns;
     pthread_t ender;

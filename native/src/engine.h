@@ -130,12 +130,6 @@ struct hsm_engine {
     uint32_t aside_first;
     _Atomic uint32_t aside_count;
 
-    /* The thread that keeps a processor awake, see warm.c; none if `warm_ns` is 0. Set when the workers run. */
-    _Atomic uint64_t warm_ns;
-    pthread_t warmer;
-    _Atomic uint32_t warm; /* a futex: 1 while it polls */
-    _Atomic uint64_t last_answer_ns;
-
     /* Start and stop. */
     pthread_mutex_t state;
     pthread_cond_t changed;
@@ -267,18 +261,5 @@ void hsm_keys_begin(hsm_engine *engine);
  * found keeps its place: the ladder looks for it at the next request. */
 hsm_status hsm_engine_add_key_as(hsm_engine *engine, const hsm_key_selector *selector, uint32_t index,
                                  hsm_key_info *info, hsm_error *error);
-
-/* warm.c: start and stop its thread; note that a worker has answered a request at `now`, after `module_ns` inside the
- * module. */
-void hsm_warmer_start(hsm_engine *engine, uint64_t warm_ns);
-void hsm_warmer_stop(hsm_engine *engine);
-void hsm_warmer_wake(hsm_engine *engine, uint64_t module_ns, uint64_t now);
-static inline void hsm_warmer_note(hsm_engine *engine, uint64_t module_ns, uint64_t now) {
-    if (atomic_load_explicit(&engine->warm_ns, memory_order_relaxed) != 0) {
-        hsm_warmer_wake(engine, module_ns, now);
-    }
-}
-/* Whether polling is worth its processor time: beside a fast module, with at most one request open. */
-bool hsm_warming_pays(uint64_t module_ns, uint32_t open);
 
 #endif

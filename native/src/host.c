@@ -124,7 +124,6 @@ static bool put_options(hsm_request_message *start, const hsm_host_options *opti
                                    .workers = engine->workers,
                                    .verify_every = engine->verify_every,
                                    .spin_ns = engine->spin_ns,
-                                   .warm_ns = engine->warm_ns,
                                    .patience_ns = engine->patience_ns,
                                    .memory_limit = options->memory_limit};
     return hsm_wire_put_string(start, &start->module_path, engine->module_path) &&

@@ -34,7 +34,7 @@ typedef struct hsm_request_message {
     hsm_wire_text module_path, module_args, quirks, token_label, token_serial, pin;
     int64_t slot_id;
     uint32_t workers, verify_every;
-    uint64_t spin_ns, warm_ns, patience_ns, memory_limit, timeout_ns;
+    uint64_t spin_ns, patience_ns, memory_limit, timeout_ns;
     /* ADD_KEY */
     hsm_wire_text key_label, key_id, public_key;
     int64_t handle;

@@ -9,8 +9,6 @@
 /* Where idle sessions need a call now and then, a parked worker wakes up by itself this often. */
 #define PARK_NS UINT64_C(1000000000)
 #define KEEP_ALIVE_TIMEOUT_NS UINT64_C(5000000000)
-/* Beside a call that takes so long, the system call that polling spares is nothing. */
-#define SLOW_NS UINT64_C(1000000)
 
 static hsm_status check(hsm_worker *worker, uint32_t key, size_t message_len, const uint8_t *signature) {
     uint32_t place = hsm_key_place(key);
@@ -231,17 +229,25 @@ static uint64_t serve(hsm_worker *worker, uint32_t index, uint64_t begun) {
     return ended;
 }
 
-/* Poll for a request, if no other worker does; so one request at a time needs no system call to reach its worker. While
- * a slow device has several under way, it would only take the processor from those that end. */
+/* With so many requests open, a module that is faster than the client waits for it at every turn. */
+#define MANY 32U
+
+/* Wait for a request in a way that spares the client the system call, if no other worker does: by polling, or beside
+ * many that are open by sleeping while the client brings more. Beside a call that takes longer than this does, a system
+ * call is little. */
 static bool spin(hsm_worker *worker) {
     hsm_area *area = worker->engine->area;
     uint32_t none = 0;
-    bool slow = worker->took_ns >= SLOW_NS && atomic_load_explicit(&area->shared->in_flight, memory_order_relaxed) > 1;
-    if (worker->engine->spin_ns == 0 || slow || !atomic_compare_exchange_strong(&area->shared->spinning, &none, 1)) {
+    if (worker->took_ns >= worker->engine->spin_ns ||
+        !atomic_compare_exchange_strong(&area->shared->spinning, &none, 1)) {
         return false;
     }
     uint64_t until = hsm_now_ns() + worker->engine->spin_ns;
     bool found = false;
+    if (atomic_load_explicit(&area->shared->in_flight, memory_order_relaxed) >= MANY) {
+        hsm_sleep(worker->engine->spin_ns);
+        until = 0;
+    }
     do {
         for (int i = 0; i < 32 && !found; i++) {
             hsm_relax();
@@ -335,7 +341,6 @@ static void run(hsm_worker *worker) {
         worker->took_ns = now - begun;
         bool urgent = hsm_is_urgent(worker, begun, now);
         hsm_notify(area, client->event_fd, client->timer_fd, urgent, now, worker->record);
-        hsm_warmer_note(worker->engine, worker->took_ns - worker->verifying_ns, now);
     }
 }
 

@@ -187,9 +187,24 @@ async def test_what_is_left_is_sealed_at_once_and_not_after_an_interval(tmp_path
         await log.flush()
 
     monkeypatch.setattr(log._open, "seal", slowly)
+    monkeypatch.setattr("hsmcore.audit.open_log._LEAST_SECONDS", 0.0)
     await write_records(log, 100, is_open=True)
     await until(lambda: log.status.sealed == log.status.last_seq == 600)
     await log.close()
+
+
+@one_loop
+async def test_checkpoints_are_apart_however_fast_records_come(tmp_path, monkeypatch):
+    monkeypatch.setattr("hsmcore.audit.open_log._LEAST_SECONDS", 3600.0)
+    log = AuditLog(str(tmp_path / "audit.log"), settings(checkpointEveryRecords=100, checkpointEverySeconds=3600))
+    await write_records(log, 100)
+    await until(lambda: log.status.sealed >= 100)
+    for _ in range(5):
+        await write_records(log, 100, is_open=True)
+    assert log.status.sealed < 300 < log.status.last_seq
+    await log.close()
+    assert len(sizes_of(Layout(tmp_path / "audit.log"))) <= 4  # the empty tree's, one or two, and the last
+    assert verify(Layout(tmp_path / "audit.log")).ok
 
 
 @one_loop

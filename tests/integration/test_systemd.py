@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from nacl.signing import VerifyKey
 from tests.support.loops import one_loop
-from tests.support.managers import until
 from tests.support.systemd import UNITS, booted, problem
 from tests.support.wire_site import Peer, sign
 
@@ -124,11 +123,6 @@ def test_a_wrong_pin_is_sent_once_and_the_unit_stays_down(world, tmp_path):
         assert Path(system.path("/var/lib/hsmcore/chaos.log")).read_text().count("C_Login") == 1
 
 
-def names_of_threads(system):
-    tasks = Path(f"/proc/{system.pid}/root/proc/{system.show(GATEWAY, 'MainPID')}/task")
-    return {task.joinpath("comm").read_text().strip() for task in tasks.iterdir()}
-
-
 @pytest.mark.deep
 @pytest.mark.skipif(PROBLEM != "", reason=PROBLEM)
 @one_loop
@@ -137,7 +131,6 @@ async def test_a_gateway_that_hangs_is_started_again_and_its_clients_wait_at_the
     with booted(tmp_path, files(world, "thread", drop_in)) as system:
         await started(system)
         await signs(system)
-        await until(lambda: "hsm-warmer" in names_of_threads(system))  # the filter lets it be made
         before = system.show(GATEWAY, "MainPID")
         system.run("kill", "-STOP", before)
         await signs(system)  # the connection waits for the next gateway

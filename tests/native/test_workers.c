@@ -228,24 +228,68 @@ static void idle_workers_sleep(void) {
     fixture_end(&f);
 }
 
-/* Polling spares a lone request a system call. Beside calls that take milliseconds it would hold a processor all the
- * time. */
-static void no_worker_polls_between_the_calls_of_a_slow_device(void) {
+/* Processor time that the threads of workers have had. */
+static uint64_t time_of_workers(const struct fixture *f) {
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < f->engine->worker_count; i++) {
+        clockid_t clock;
+        struct timespec time;
+        REQUIRE(pthread_getcpuclockid(f->engine->workers[i].thread, &clock) == 0 && clock_gettime(clock, &time) == 0);
+        sum += (uint64_t)time.tv_sec * SECOND + (uint64_t)time.tv_nsec;
+    }
+    return sum;
+}
+
+/* Polling spares a lone request a system call. Beside calls that take longer it would be most of what a signature
+ * costs. */
+static void no_worker_polls_between_calls_that_take_longer(void) {
     intercept_begin(HSMC_NOOP_MODULE);
     hsm_engine_options options = noop_options(2);
-    options.spin_ns = PATIENCE;
+    options.spin_ns = 500 * MILLISECOND;
     struct fixture f = fixture_begin(&small_client, &options, "noop-key");
     gate_set(true);
     (void)submit_text(&f, SIGNED, PATIENCE);
     (void)submit_text(&f, SIGNED, PATIENCE);
     gate_await(2);
-    hsm_sleep(5 * MILLISECOND);
+    hsm_sleep(510 * MILLISECOND);
+    uint64_t before = time_of_workers(&f);
     gate_set(false);
     await_parked(&f, 3); /* both have ended, and hold their slots until the client takes the answers */
+    CHECK_INT(time_of_workers(&f) - before, <, 50 * MILLISECOND);
     CHECK_STATUS(finish(&f, UINT32_MAX).status, HSM_OK);
     CHECK_STATUS(finish(&f, UINT32_MAX).status, HSM_OK);
     fixture_end(&f);
     intercept_end();
+}
+
+/* With many requests open, what a fast module waits for is the client: its worker sleeps as long as it would poll, and
+ * the client wakes none for what it finds then. */
+#define OPEN 40U
+
+static void a_worker_sleeps_while_the_client_brings_more(void) {
+    static const hsm_client_options roomy = {.slots = 64, .max_message = 256, .max_workers = 4};
+    hsm_engine_options options = noop_options(1);
+    options.spin_ns = 400 * MILLISECOND;
+    struct fixture f = fixture_begin(&roomy, &options, "noop-key");
+    for (size_t i = 0; i < OPEN; i++) { /* answered, and not taken: they are open */
+        (void)submit_text(&f, SIGNED, 0);
+    }
+    while (stats_of(&f).signatures < OPEN) {
+        (void)sched_yield();
+    }
+    hsm_sleep(800 * MILLISECOND); /* the look that began before there were many */
+    await_parked(&f, 1);
+    (void)submit_text(&f, SIGNED, 0);
+    while (stats_of(&f).signatures <= OPEN) {
+        (void)sched_yield();
+    }
+    uint64_t before = time_of_workers(&f);
+    await_parked(&f, 1);
+    CHECK_INT(time_of_workers(&f) - before, <, 50 * MILLISECOND);
+    for (size_t i = 0; i <= OPEN; i++) {
+        CHECK_STATUS(finish(&f, UINT32_MAX).status, HSM_OK);
+    }
+    fixture_end(&f);
 }
 
 /* ---- a session that is closed while its worker waits ---- */
@@ -529,7 +573,8 @@ static const struct test tests[] = {
     TEST(core_dumps_leave_messages_out),
     TEST(supervising_waits_for_no_thread_that_is_about_to_end),
     TEST(idle_workers_sleep),
-    TEST(no_worker_polls_between_the_calls_of_a_slow_device),
+    TEST(no_worker_polls_between_calls_that_take_longer),
+    TEST(a_worker_sleeps_while_the_client_brings_more),
     TEST(a_worker_does_not_search_in_a_session_that_was_closed),
     TEST(stop_does_not_wait_for_c_finalize),
     TEST(stop_does_not_wait_for_a_search_that_hangs),

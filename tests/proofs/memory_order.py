@@ -20,7 +20,6 @@ SOURCES = {
     "park": ["area.c", "client.c"],
     "notify": ["client.c"],
     "gate": ["session.c"],
-    "warmer": [],
     "wipe": ["login.c"],
 }
 VARIANTS = {"park": range(7), "notify": range(4)}
@@ -170,17 +169,6 @@ MUTANTS = [
         "gate",
         "reinit.c",
         (("atomic_store(&engine->gate, 1);", "atomic_store_explicit(&engine->gate, 1, memory_order_release);"),),
-    ),
-    Mutant(
-        "the-warmer-looks-at-the-mode-relaxed",
-        "warmer",
-        "warm.c",
-        (
-            (
-                "atomic_load(&engine->area->shared->mode)",
-                "atomic_load_explicit(&engine->area->shared->mode, memory_order_relaxed)",
-            ),
-        ),
     ),
     Mutant("the-pin-is-wiped-without-a-fence", "wipe", "login.c", ((FENCE, ""),)),
 ]

@@ -24,6 +24,7 @@ from tests.support.configs import CLOUD, OTHER, SOFT, YUBI, faults, manager, onl
         ({"maxMessageBytes": 1 << 20}, "maxMessageBytes", "must be a whole number from 1 to 1048575"),
         ({"wakeCoalesceMicros": -1}, "wakeCoalesceMicros", "from 0 to 1000000"),
         ({"spinMicros": 10**50}, "spinMicros", "a very long number was given"),
+        ({"warmMicros": 500}, "", "warmMicros is gone: no thread"),
         ({"auditLogFile": ""}, "auditLogFile", "must be a string of 1 to 4096 bytes"),
         ({"auditLogFile": ["a"]}, "auditLogFile", "a list was given"),
         ({"auditLogFile": "a\0b"}, "auditLogFile", "without control characters"),

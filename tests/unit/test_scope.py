@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 from tests.support.managers import until
 
-from hsmcore.base.scope import Scope
+from hsmcore.base.scope import Scope, end_of_pause
 
 FAILED = "the work failed"
 CALLER: ContextVar[str] = ContextVar("caller")
@@ -187,3 +187,12 @@ async def test_a_scope_is_open_until_its_last_task_has_returned():
     assert scope.is_open
     await scope.finish()
     assert seen == [False]
+
+
+def test_pauses_of_up_to_a_second_end_together():
+    for now in (0.0, 17.01, 17.24, 123_456.789):
+        for length in (0.1, 0.25, 0.5, 1.0):
+            at = end_of_pause(now, length)
+            assert 0.49 * length < at - now < 1.51 * length
+            assert at / length == pytest.approx(round(at / length))
+        assert end_of_pause(now, 3600.0) == now + 3600.0

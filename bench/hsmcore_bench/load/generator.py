@@ -194,7 +194,6 @@ def _member_settings(target: Target) -> list[tuple[str, object]]:
         ("digests", 1 if rules.audit_log_file is not None else 0),
         ("coalesce-ns", rules.wake_coalesce_micros * 1000),
         ("spin-ns", rules.spin_micros * 1000),
-        ("warm-ns", rules.warm_micros * 1000),
         ("patience-ns", (settings.hang_after_ms or 0) * 1_000_000),
         ("cache", rules.max_cache_size),
     ]

@@ -6,13 +6,14 @@
  * Sections: ring (submit, claim, sign on the no-op module, complete, notify, drain), ring-digest (the same with the
  * digest that a record needs), requests (as ring, through the request table), cache-hit, cache-miss (lookup, fill,
  * eviction), audit-line, policy (a transfer and its two instructions of ComputeBudget, under every rule but the role),
- * policy-raw (a message that is no transaction).
+ * policy-raw (a message that is no transaction), gateway-frame (a request and its answer, written and read at both ends).
  */
 #include "../../../native/src/worker.c" /* for `serve`, which nothing outside that file may call */
 
 #include <stdio.h>
 #include <stdlib.h>
 
+#include <hsmcore/frames.h>
 #include <hsmcore/payload.h>
 #include <hsmcore/requests.h>
 
@@ -81,10 +82,8 @@ static void serve_all(void) {
     uint64_t now = hsm_now_ns();
     uint32_t index;
     while (hsm_area_claim(area, &index)) {
-        uint64_t begun = now;
         now = serve(worker, index, now);
         hsm_notify(area, client->event_fd, client->timer_fd, hsm_area_queued(area) == 0, now, worker->record);
-        hsm_warmer_note(engine, now - begun, now);
     }
 }
 
@@ -221,6 +220,30 @@ static void policy_raw(uint64_t signatures) {
     }
 }
 
+/* What both ends of the gateway do with the bytes of one signature. */
+static void gateway_frame(uint64_t signatures) {
+    static uint8_t flags[256], asked[HSM_SIGN_HEAD + MESSAGE_BYTES], answered[HSM_SIGNED_HEAD + HSM_MAX_SIGNATURE];
+    hsm_frame frame;
+    for (uint64_t number = 0; number < signatures; number++) {
+        hsm_frame_sign sign = {.message = message, .message_len = sizeof message, .timeout_ms = 1000};
+        hsm_frame_signed answer = {.signature = message, .signature_len = HSM_MAX_SIGNATURE, .audit_seq = number};
+        size_t size = sizeof asked;
+        frame = (hsm_frame){.type = HSM_FRAME_SIGN, .request = number};
+        hsm_frame_write_sign(&frame, &sign, asked);
+        require(hsm_frame_cut(asked, &size, flags, &frame) == HSM_CUT_FRAME && hsm_frame_read_sign(&frame, &sign) &&
+                    sign.message_len == sizeof message,
+                "a request");
+        size = sizeof answered;
+        frame = (hsm_frame){.type = HSM_FRAME_SIGNED, .request = number};
+        hsm_frame_write_signed(&frame, &answer, answered);
+        require(hsm_frame_cut(answered, &size, flags, &frame) == HSM_CUT_FRAME &&
+                    hsm_frame_read_signed(&frame, &answer) && answer.audit_seq == number,
+                "its answer");
+    }
+}
+
+static void prepare_nothing(void) {}
+
 static void prepare_policy(void) {
     static const uint8_t payer[HSM_ADDRESS] = {1}, recipient[HSM_ADDRESS] = {2}, blockhash[32] = {3};
     static const uint8_t instructions[] = {
@@ -283,6 +306,7 @@ static const struct section {
     {"audit-line", prepare_journal, audit_line},
     {"policy", prepare_policy, policy},
     {"policy-raw", prepare_raw, policy_raw},
+    {"gateway-frame", prepare_nothing, gateway_frame},
 };
 
 __attribute__((noinline)) static void hot_section(const struct section *section, uint64_t signatures) {

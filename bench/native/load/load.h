@@ -66,7 +66,6 @@ typedef struct load_settings {
     bool digests;
     uint64_t coalesce_ns;
     uint64_t spin_ns;
-    uint64_t warm_ns;
     uint64_t patience_ns;
     uint64_t timeout_ns; /* of each request; at least 1 */
     uint64_t cache;      /* signatures; 0: no cache, and no request joins another one in flight */

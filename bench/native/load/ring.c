@@ -60,7 +60,6 @@ static void open_ring(const load_settings *settings, hsm_key_info *info) {
                                      .pin_len = settings->pin_len,
                                      .workers = settings->workers,
                                      .spin_ns = settings->spin_ns,
-                                     .warm_ns = settings->warm_ns,
                                      .patience_ns = settings->patience_ns,
                                      .verify_every = settings->verify_every};
         status = hsm_engine_start(ring.client, &engine, &ring.engine, &error);

@@ -36,7 +36,6 @@ static const struct entry {
     ENTRY("digests", FLAG, digests),
     ENTRY("coalesce-ns", NUMBER64, coalesce_ns),
     ENTRY("spin-ns", NUMBER64, spin_ns),
-    ENTRY("warm-ns", NUMBER64, warm_ns),
     ENTRY("patience-ns", NUMBER64, patience_ns),
     ENTRY("timeout-ns", NUMBER64, timeout_ns),
     ENTRY("cache", NUMBER64, cache),

@@ -12,7 +12,7 @@ from hsmcore.audit.layout import Layout
 from hsmcore.base.scope import Scope
 from hsmcore.base.waiting import shielded
 
-WATCH_SECONDS: Final = 0.5
+WATCH_SECONDS: Final = 1.0
 END_SECONDS: Final = 2.0
 """How long the end waits for what is recorded and not yet durable."""
 

@@ -48,6 +48,8 @@ CLOSE_SECONDS: Final = 1.5
 _TOO_SLOW: Final = "the disk does not answer, or is slower than records come"
 _SLOW: Final = "it takes longer than checkpointEverySeconds"
 _PRUNE_SECONDS: Final = 3600
+_LEAST_SECONDS: Final = 1.0
+"""From one checkpoint to the next, however fast records come: each has a flush, and a signature, of its own."""
 _LOOK_SECONDS: Final = 1.0
 """Least seconds between two looks at the clock while records come."""
 
@@ -67,6 +69,7 @@ class OpenLog:
         self.process = record.this_process()
         self._waiting = RecordWaiters()
         self._timer: asyncio.TimerHandle | None = None
+        self._sealed_at = -math.inf  # when the newest checkpoint was begun, by the loop's clock
         self._seals = Scope()
         self._compressing: asyncio.Future[None] | None = None
         self._seal_until = math.inf
@@ -312,32 +315,29 @@ class OpenLog:
         self._waiting.fail(partial(self._unavailable, problem))
 
     def _schedule(self) -> None:
-        """Seal now if enough records are unsealed, else when the first of them is old enough."""
+        """Plan the next checkpoint: soon if enough records are unsealed, else when the first of them is old enough."""
         unsealed = self.durable_seq - self.sealed
         if unsealed > 0 and self._unsealed_at is None:
             self._unsealed_at = time.monotonic()
-        if unsealed >= self._settings.checkpoint_every_records:
-            self._begin_seal()
-        elif self._timer is None and unsealed > 0 and not self._seals.is_open:
-            self._timer = self._loop.call_later(self._settings.checkpoint_every_seconds, self._begin_seal)
+        soon = unsealed >= self._settings.checkpoint_every_records and not self._not_sealed
+        when = self._sealed_at + _LEAST_SECONDS if soon else self._loop.time() + self._settings.checkpoint_every_seconds
+        if not (self._seals.is_open or (unsealed <= 0 and not self._not_sealed)):
+            if self._timer is not None and self._timer.when() > when:
+                self._timer.cancel()
+                self._timer = None
+            self._timer = self._timer or self._loop.call_at(when, self._begin_seal)
 
     def _begin_seal(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._timer = None
         if self.journal is not None and not self._seals.is_open:
+            self._sealed_at = self._loop.time()
             self._seals.start(self._keep_sealed(), failed="the audit log was not sealed")
 
     async def _keep_sealed(self) -> None:
-        """Seal until less than `checkpointEveryRecords` is left, then later, even if no further record comes."""
-        most = self._settings.checkpoint_every_records
-        before = -1  # without a signer, say, nothing is sealed
-        while before < self.sealed and not self._must_end:
-            before = self.sealed
-            if not await self.seal_or_say(prune=True) or self.durable_seq - self.sealed < most:
-                break
-        if (self._not_sealed or self.durable_seq > self.sealed) and self._timer is None:
-            self._timer = self._loop.call_later(self._settings.checkpoint_every_seconds, self._begin_seal)
+        """Seal, and plan the next checkpoint even if no further record comes."""
+        if not self._must_end:
+            await self.seal_or_say(prune=True)
+        self._loop.call_soon(self._schedule)  # this task is over by then
 
     @property
     def _must_end(self) -> bool:

@@ -29,7 +29,7 @@ from hsmcore.tlog.checkpoint import Checkpoint
 
 PRUNE: Final = "audit-prune"
 VOID: Final = "audit-prune-void"
-_MARK: Final = b'"operation":"audit-prune'  # prefix of both
+MARK: Final = b'"operation":"audit-prune'  # prefix of both
 DAY_NS: Final = 86_400 * 10**9
 FOREVER: Final = 2**63 - 1
 MOST_SEGMENTS: Final = 8
@@ -120,9 +120,9 @@ class Prunes:
 
     def take(self, text: bytes, begin: int, end: int) -> None:
         """Take the whole lines from `begin` to `end`."""
-        if text.find(_MARK, begin, end) >= 0:
+        if text.find(MARK, begin, end) >= 0:
             for line in text[begin:end].split(b"\n"):
-                if _MARK in line and (record := parsed(line)) is not None:
+                if MARK in line and (record := parsed(line)) is not None:
                     self.add(record)
 
     def add(self, record: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Final
 from hsmcore._native import MerkleTree
 from hsmcore.audit import index
 from hsmcore.audit.layout import Layout
-from hsmcore.audit.retention import Prunes
+from hsmcore.audit.retention import MARK, Prunes
 from hsmcore.audit.segment import Segment, SegmentError, compress, first_seq_of
 from hsmcore.audit.tiles import FULL, WIDTH, Tiles, TileWriter
 from hsmcore.base.files import append, replace, write_new
@@ -23,7 +23,7 @@ from hsmcore.base.log import get_logger
 from hsmcore.base.ownership import adopt, sync
 from hsmcore.tlog.checkpoint import Checkpoint
 
-_READ_BYTES: Final = 1 << 24
+_LINES: Final = 1 << 16
 """What is read and hashed at once: after each part the thread may wait for the interpreter's lock."""
 
 
@@ -84,18 +84,18 @@ class Sealer:
         the next record, OSError."""
         self._tiles.append(b"")  # what an earlier attempt has left: else each would leave more
         while self.size < size:
-            text = os.pread(self._file, _READ_BYTES, self.offset)
-            if not text:
+            why, used, leaves, rows, marked = self.tree.scan_file(
+                self._file, self.offset, self.size + 1, min(size - self.size, _LINES), MARK
+            )
+            if why == "end" and not used:
                 self._next_segment()
                 continue
-            why, used, leaves, rows = self.tree.scan(text, 0, self.size + 1, size - self.size)
             self._rows.add(rows)
-            self.prunes.take(text, 0, used)
+            self.prunes.take(marked, 0, len(marked))
             self.offset += used
             self._tiles.append(leaves)  # last, because it may fail: the lines are taken by now
             if why not in ("end", "limit") and (why != "torn" or not used):
-                long = why == "torn" and len(text) == _READ_BYTES
-                raise Damaged(self.segment, self.offset, self.size + 1, "long" if long else why)
+                raise Damaged(self.segment, self.offset, self.size + 1, why)
             if must_end():
                 return
 

@@ -59,6 +59,7 @@ class Scope:
         most_seconds: float = 0.0,
     ) -> asyncio.Event:
         """Do `work` now, or else first after `seconds`, and again `seconds` after its end, or as many as it returned.
+        Pauses of up to a second are up to half of one shorter or longer, so that works share a wake of the loop.
         Setting `wake`, or the event that is returned, ends a pause. After an error the pause is `retry_seconds` (None:
         `seconds`), and doubles with each further one, up to `most_seconds` or `seconds`. The error is logged as
         `failed` once, and once when it is over. Nothing but the end of the scope ends it. Its context is empty: no
@@ -109,14 +110,17 @@ async def _again_and_again(
     *,
     at_once: bool,
 ) -> None:
+    loop = asyncio.get_running_loop()
     seconds, retry, most = pauses
     failures, said = 0, ""
-    pause: float | None = 0.0 if at_once else seconds
+    pause: float | None = 0.0 if at_once else None
     while True:
-        # Not wait_for, which loses a cancellation that comes at the same moment as the event (Python 3.11).
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds if pause is None else pause):
-                await wake.wait()
+        length, now = seconds if pause is None else pause, loop.time()
+        timer = loop.call_at(end_of_pause(now, length) if length and not failures else now + length, wake.set)
+        try:
+            await wake.wait()
+        finally:
+            timer.cancel()
         wake.clear()
         try:
             pause = await work()
@@ -130,6 +134,12 @@ async def _again_and_again(
             if failures:
                 get_logger().info(f"over: {failed}", failures=failures)
             failures, said = 0, ""
+
+
+def end_of_pause(now: float, length: float) -> float:
+    """When a pause that begins now ends: of one of up to a second, at the multiple of its length that is next to that.
+    So pauses whose lengths divide each other end together, and their works share a wake of the loop."""
+    return now + length if length > 1.0 else round((now + length) / length) * length
 
 
 def _log(task: asyncio.Task[Any], failed: str) -> None:

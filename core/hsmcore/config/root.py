@@ -80,9 +80,7 @@ class KeyManagerConfig(Provider):
     wake_coalesce_micros: Annotated[int, Whole(0, 1_000_000)] = 2000
     """The age of a finished request at which it wakes the event loop; 0: at once."""
     spin_micros: Annotated[int, Whole(0, 100_000)] = 50
-    """The time that an idle worker polls before it sleeps; 0: none."""
-    warm_micros: Annotated[int, Whole(0, 100_000)] = 500
-    """The time that a processor is kept awake (idle priority) after an answer, for the next lone request; 0: none."""
+    """The time that an idle worker of a module faster than this polls before it sleeps; 0: none."""
     audit_log_file: Annotated[str, Text(4096), LogVariables] | None = None
     """The audit log. In a file, a relative path starts at the file's folder. Default: no log is kept."""
     audit: AuditSettings | None = None
@@ -117,6 +115,13 @@ class KeyManagerConfig(Provider):
 
     _first_is_listed: bool = PrivateAttr(default=False)
     _manager: str | None = PrivateAttr(default=None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_that_is_gone(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "warmMicros" in value:
+            raise clash("warmMicros is gone: no thread keeps a processor awake any more. Leave the key out")
+        return value
 
     @model_validator(mode="wrap")
     @classmethod

@@ -24,7 +24,7 @@ from hsmcore.members.snapshot import MemberSnapshot
 
 T = TypeVar("T")
 
-LOOK_SECONDS: Final = 0.5
+LOOK_SECONDS: Final = 1.0
 """Seconds between two looks whether the member is down."""
 
 

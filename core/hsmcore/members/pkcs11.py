@@ -161,7 +161,6 @@ class Pkcs11Member:
                     pin=pin,
                     workers=settings.sessions,
                     spin_seconds=self._rules.spin_micros / 1e6,
-                    warm_seconds=self._rules.warm_micros / 1e6,
                     patience_seconds=(settings.hang_after_ms or 0) / 1e3,
                     verify_every=VERIFY_EVERY[settings.verify_signatures],
                     host_program=str(HOST_PROGRAM) if self._isolated else None,

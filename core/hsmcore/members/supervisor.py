@@ -28,6 +28,9 @@ WATCH_SECONDS = 2.5
 """Longer than the native core's patience with the calls of any module."""
 HEARTBEAT_SECONDS = 0.25
 """Interval of checks of workers with requests in flight, deadlines or not."""
+QUIET_BEATS = 8
+"""After so many of them in a row without a request, the interval is QUIET_SECONDS."""
+QUIET_SECONDS = 1.0
 RESTARTS_AT_ONCE = 5
 """Restarts within WINDOW_SECONDS that begin immediately; each later one waits twice as long as the one before."""
 WINDOW_SECONDS = 10.0
@@ -82,6 +85,8 @@ class Supervisor:
         self._stuck = 0
         self._down = False
         self._watched = -1
+        self._quiet = 0
+        """Beats in a row without a request in flight."""
         self._scope = Scope()
         self._restarting: asyncio.Task[None] | None = None
         self._attempts: deque[float] = deque()
@@ -114,11 +119,15 @@ class Supervisor:
         self._watch_until = self._loop.time() + WATCH_SECONDS
         self._look()
 
-    async def _beat(self) -> None:
+    async def _beat(self) -> float | None:
         """Check workers with requests in flight, before the first deadline: a host process may be stopped (SIGSTOP),
         and the module may have ended the threads of workers."""
-        if self._engine.in_flight and self._supervising is None:
+        if not self._engine.in_flight:
+            self._quiet += 1
+        elif self._supervising is None:
+            self._quiet = 0
             self._look()
+        return QUIET_SECONDS if self._quiet > QUIET_BEATS else None
 
     def _look(self) -> None:
         if self._supervising is not None:

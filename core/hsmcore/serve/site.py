@@ -33,8 +33,9 @@ from hsmcore.tlog.note import NoteError
 
 TURN_SECONDS: Final = 0.05
 """The server is asked for its questions no more often than this, whatever its clients do."""
-QUIET_SECONDS: Final = 0.25
-"""How long it may wait for a question; an event waits as long."""
+QUIET_SECONDS: Final = (0.25, 1.0)
+"""How long it may wait for a question; an event waits as long, and up to the second if QUIET_TURNS had none."""
+QUIET_TURNS: Final = 8
 START_SECONDS: Final = 30.0
 LOST_SECONDS: Final = 10.0
 """A server that does not answer for so long is killed, and started again."""
@@ -141,7 +142,7 @@ class Site:
         child = await in_thread(start)
         pending: set[asyncio.Task[tuple[int, Any, str]]] = set()
         done: set[asyncio.Task[tuple[int, Any, str]]] = set()
-        scope = Scope()
+        scope, quiet = Scope(), 0
 
         async def answered(number: int, name: str, arguments: list[Any]) -> tuple[int, Any, str]:
             try:
@@ -158,8 +159,9 @@ class Site:
                 began = time.monotonic()
                 events = [self._events.popleft() for _ in range(len(self._events))]
                 told = {"answers": [task.result() for task in done], "events": events}
-                told["seconds"] = 0.0 if pending else QUIET_SECONDS
+                told["seconds"] = 0.0 if pending else QUIET_SECONDS[quiet >= QUIET_TURNS]
                 asked = await in_thread(child.call, "exchange", told, _questions, LOST_SECONDS)
+                quiet = 0 if events else quiet + 1
                 if len(pending) + len(asked) > MOST:
                     raise ChildLost("it asked too much and was killed")
                 if not stopping.is_set():

@@ -152,7 +152,6 @@ typedef struct hsm_engine_options {
     size_t pin_len;
     uint32_t workers;      /* sessions, a worker thread each; 1 .. the client's max_workers; quirks may lower it */
     uint64_t spin_ns;      /* time for which one idle worker at a time polls before it sleeps; 0: none polls */
-    uint64_t warm_ns;      /* time after an answer for which a processor stays awake for a lone request; 0: none */
     uint64_t patience_ns;  /* a call that is shorter does not count as hanging; 0: as the quirks say */
     uint32_t verify_every; /* verify each n-th signature of a worker before it is handed out; 0: none, 1: all */
 } hsm_engine_options;

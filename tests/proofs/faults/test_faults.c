@@ -72,7 +72,6 @@ static bool engine_life(void) {
     hsm_key_info again;
     hsm_error error = {.status = HSM_OK};
     hsm_engine_options options = noop_options(2);
-    options.warm_ns = MILLISECOND;
     bool whole = begins(&life) && is_ok(hsm_engine_start(life.client, &options, &life.engine, &error), &error);
     if (whole) {
         whole = adds_key(&life, "noop-key", &life.key) && signs(&life) && adds_key(&life, "noop-key", &again) &&
