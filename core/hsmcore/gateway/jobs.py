@@ -91,9 +91,10 @@ class Job(Waiter):
 class Queue:
     """Lets admitted jobs for one key manager begin, each in its turn. Belongs to one event loop."""
 
-    def __init__(self, most: int, alone: int = 0) -> None:
-        """`most`: messages that are at the key manager at a time; `alone`: of a client that is alone, see FairQueue."""
-        self.turns = FairQueue[Job](most, alone)
+    def __init__(self, most: int, busy: int, alone: int = 0) -> None:
+        """`most`: messages that are at the key manager at a time; `busy`: that keep it busy; `alone`: of a client that
+        is alone; see FairQueue."""
+        self.turns = FairQueue[Job](most, alone, busy)
         self._ready: deque[tuple[Job, int]] = deque()
         self._starting = False
         self._sweeping: asyncio.TimerHandle | None = None
@@ -134,7 +135,7 @@ class Queue:
         job.ended = True
         if job.counts:
             job.account.end(job.cost)
-        begun = self.turns.free(job.cost) if job.takes_turn else []
+        begun = self.turns.free(job.account, job.cost) if job.takes_turn else []
         job.answer(outcome)
         if begun:
             self._start(begun)
