@@ -60,13 +60,20 @@ cdef object _shaped(object shape, tuple items):
     return made
 
 
+cdef class ReplayTable
+cdef class Flow
+cdef class FairQueue
+cdef class SignIntake
+
+
 def cut_frames(bytes data not None, Py_ssize_t at, Py_ssize_t most, bytes flags not None, tuple types not None,
-               object shape, dict open=None):
+               object shape, dict open=None, SignIntake signs=None):
     """Cut frames from `at` on, `most` at most. `flags` and `types`: by the number of a type, the flags that it may have
     and what it is. `shape`: of a frame, a named tuple. `open`: a client's requests by number; SIGNED settles the future
-    of one that says by `expects` which version it has to be, 0 for any; of others that is negative. Returns the other
-    frames, where the rest begins, how many bytes of it are needed, or 0 if what comes there is no frame, and how many
-    requests were settled."""
+    of one that says by `expects` which version it has to be, 0 for any; of others that is negative. `signs`: takes ordinary ones
+    of a gateway, up to the first other frame; behind that, what comes is cut up to the first frame that is no SIGN.
+    Returns the other frames, where the rest begins, how many bytes of it are needed, or 0 if what comes there is no
+    frame, and how many requests were settled, or taken."""
     cdef const uint8_t *begin = <const uint8_t *>PyBytes_AS_STRING(data)
     cdef Py_ssize_t end = PyBytes_GET_SIZE(data)
     cdef const uint8_t *allowed = <const uint8_t *>PyBytes_AS_STRING(flags)
@@ -77,7 +84,7 @@ def cut_frames(bytes data not None, Py_ssize_t at, Py_ssize_t most, bytes flags 
     cdef Py_ssize_t settled = 0
     if at < 0 or at > end or PyBytes_GET_SIZE(flags) != 256 or len(types) != 256:
         raise BadArgument("outside the data")
-    while PyList_GET_SIZE(frames) < most:
+    while PyList_GET_SIZE(frames) + settled < most:
         size = <size_t>(end - at)
         found = hsm_frame_cut(begin + at, &size, allowed, &frame)
         if found != HSM_CUT_FRAME:
@@ -86,8 +93,13 @@ def cut_frames(bytes data not None, Py_ssize_t at, Py_ssize_t most, bytes flags 
         if open is not None and frame.type == HSM_FRAME_SIGNED and _settles(open, &frame):
             settled += 1
             continue
+        if signs is not None and frame.type == HSM_FRAME_SIGN and PyList_GET_SIZE(frames) == 0 and signs._takes(&frame):
+            settled += 1
+            continue
         body = PyBytes_FromStringAndSize(<const char *>frame.body, frame.body_len)
         frames.append(_shaped(shape, (types[frame.type], frame.flags, frame.slot, frame.request, body)))
+        if signs is not None and frame.type != HSM_FRAME_SIGN:
+            break
     return frames, at, 4, settled
 
 

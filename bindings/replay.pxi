@@ -155,7 +155,7 @@ cdef class ReplayTable:
             raise error
         return None
 
-    def lacks(self, uint64_t number, double before):
+    cpdef str lacks(self, uint64_t number, double before):
         """What a new request lacks that must be remembered, "memory" or "gaps"; or "". Nothing is forgotten for it, but
         ranges from before this time."""
         if self._room.used >= self._room.most:
@@ -166,13 +166,19 @@ cdef class ReplayTable:
         self._count_gaps()
         return "" if found else "gaps"
 
-    def begin(self, number, tuple contents not None, request, double now):
+    cdef bint _is_new(self, uint64_t number, double before) except -1:
+        """Whether a number was not taken, and there is room for it."""
+        if number <= self._taken.newest and self._taken._gap(number) < 0:
+            return False
+        return self.lacks(number, before) == ""
+
+    cpdef begin(self, number, tuple contents, request, double now):
         """A new request is open from now on. There is room for it."""
         self.open[number] = contents, request
         if self._taken._take(number, now):
             self._count_gaps()
 
-    def close(self, number, bytes answer, double now):
+    cpdef close(self, number, bytes answer, double now):
         """An open request is answered. None: the answer need not be remembered, nothing was done."""
         cdef tuple contents = (<tuple>self.open.pop(number))[0]
         cdef Py_ssize_t size
@@ -224,8 +230,13 @@ cdef class Flow:
     cdef bint _listed
     cdef bint _lately  # whether it is one of those that have asked lately
     cdef readonly Py_ssize_t under_way
-    cdef Py_ssize_t _most  # the most that was under way lately
-    cdef Py_ssize_t _newest  # and in the newer half of that time
+    cdef Py_ssize_t _peak  # the most that was under way lately
+    cdef Py_ssize_t _newer  # and in the newer half of that time
+    cdef public Py_ssize_t open
+    """As of a CallerAccount, which a flow is, too, in a gateway; `most`, `rate` and `held` as well."""
+    cdef public Py_ssize_t most
+    cdef public object rate
+    cdef public object held
 
     def __init__(self, Py_ssize_t weight=1):
         self.weight, self.waiting = weight, OrderedDict()
@@ -290,13 +301,13 @@ cdef class FairQueue:
     cdef Py_ssize_t _share(self, Flow flow) noexcept:
         """What others have had under way on an average, for a flow of this weight."""
         cdef Py_ssize_t weights = self._weights - flow.weight
-        return self._alone if weights == 0 else (self._held - flow._most) * flow.weight // weights
+        return self._alone if weights == 0 else (self._held - flow._peak) * flow.weight // weights
 
     cdef Py_ssize_t _room(self, Flow flow) noexcept:
         """How much more of a flow may be under way, by its share."""
         return max(self._busy - self.under_way, self._share(flow) + 1 - flow.under_way)
 
-    def begins(self, Flow flow not None):
+    cpdef bint begins(self, Flow flow) except -1:
         """Ask for a turn for a work of cost 1 that has it now: returns whether it has. Else `take` is to be called."""
         self._asks(flow)
         if PyList_GET_SIZE(self._order) or self.under_way >= self._now_most() or self._room(flow) < 1:
@@ -314,7 +325,7 @@ cdef class FairQueue:
         self._list(flow)
         return self._next()
 
-    def free(self, Flow flow not None, Py_ssize_t cost=1):
+    cpdef list free(self, Flow flow, Py_ssize_t cost=1):
         """So much of a flow is done: return what begins now, as `take`."""
         self.under_way -= cost
         flow.under_way -= cost
@@ -336,10 +347,10 @@ cdef class FairQueue:
         self._now, flow._finish = start, start + <double>cost / <double>flow.weight
         self.under_way += cost
         flow.under_way += cost
-        flow._newest = max(flow._newest, min(flow.under_way, self._most))
-        if flow._newest > flow._most:
-            self._held += flow._newest - flow._most
-            flow._most = flow._newest
+        flow._newer = max(flow._newer, min(flow.under_way, self._most))
+        if flow._newer > flow._peak:
+            self._held += flow._newer - flow._peak
+            flow._peak = flow._newer
         self._left -= cost
         if self._left <= 0:
             self._forget()
@@ -353,11 +364,11 @@ cdef class FairQueue:
         self._lately, self._weights, self._held = [], 0, 0
         for one in before:
             flow = <Flow>one
-            flow._most, flow._newest = flow._newest, min(flow.under_way, self._most)
+            flow._peak, flow._newer = flow._newer, min(flow.under_way, self._most)
             flow._lately = False
-            if flow._most or flow.waiting:
+            if flow._peak or flow.waiting:
                 self._asks(flow)
-                self._held += flow._most
+                self._held += flow._peak
         return 0
 
     cdef int _list(self, Flow flow) except -1:

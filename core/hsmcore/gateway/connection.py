@@ -6,15 +6,18 @@ import asyncio
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
+from itertools import groupby
 from math import inf
+from operator import attrgetter
 from typing import ClassVar, Final
 
+from hsmcore._native import SignIntake
 from hsmcore.base.listening.connections import Connection as Place
 from hsmcore.base.log import get_logger
 from hsmcore.errors import BadArgument, HsmError, PolicyRefused, RequestCancelled
 from hsmcore.gateway.admission import ClientKey
 from hsmcore.gateway.clients import COME_BACK_MS, CameBy, KnownClient, ending
-from hsmcore.gateway.intake import MESSAGE_COST, PLAIN_COST, REFUSAL_COST, FrameIntake
+from hsmcore.gateway.intake import MESSAGE_COST, PLAIN_COST, REFUSAL_COST, SIGN_COST, FrameIntake
 from hsmcore.gateway.jobs import late
 from hsmcore.gateway.operations import OPERATIONS, Operation
 from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession
@@ -28,7 +31,7 @@ from hsmcore.gateway.wire.frames import (
     UnknownKind,
     WireError,
 )
-from hsmcore.gateway.wire_requests import NAMED, ServedRequest, WireFace, named
+from hsmcore.gateway.wire_requests import ENTRY_BYTES, NAMED, ServedRequest, WireFace, named
 from hsmcore.manager.policy.callers import full
 
 BATCH: Final = 1024
@@ -74,6 +77,7 @@ class GatewayConnection(asyncio.Protocol):
         self._out: list[bytes] = []
         self._overdue: asyncio.TimerHandle | None = None
         self._intake: FrameIntake | None = None
+        self._signs: SignIntake | None = None
         self.behind = False
         self._cost = 0
         """Of the frames that are taken now, in microseconds."""
@@ -156,17 +160,13 @@ class GatewayConnection(asyncio.Protocol):
         self._cost = 0
         if self._takes:
             try:
-                for frame in self._splitter.cut(most):
-                    if self._ended:
-                        break
-                    self.frames += 1
-                    operation = OPERATIONS[frame.type]
-                    if operation is None:
-                        self._cost += PLAIN_COST
-                        self._handlers[frame.type](frame)
-                    else:
-                        self._cost += operation.cost
-                        self._ask(frame, operation)
+                while most > 0 and self._splitter.ready and not self._ended:
+                    frames = self._cut(most)
+                    most -= len(frames) + self._splitter.settled
+                    for frame in frames:
+                        if self._ended:
+                            break
+                        self._take(frame)
             except WireError as error:
                 self.fail(str(error))
         takes, ready = self._takes, self._splitter.ready
@@ -174,6 +174,33 @@ class GatewayConnection(asyncio.Protocol):
         if self._reads != (takes and not ready):
             self._read(not self._reads)
         return self._cost
+
+    def _cut(self, most: int) -> list[Frame]:
+        """Take ordinary SIGNs, and return what comes behind them."""
+        splitter, signs = self._splitter, self._signs
+        if signs is None or self._leaving or (self.counts and self.server.draining):
+            return splitter.cut(most)
+        signs.begins(self.server.now)
+        frames = splitter.cut(most, signs=signs)
+        if splitter.settled:
+            taken, begun, waits = signs.taken()
+            self.frames += taken
+            self._cost += taken * SIGN_COST
+            for queue, jobs in groupby(begun, attrgetter("queue")):
+                queue.go_on(jobs, ())
+            for queue, jobs in groupby(waits, attrgetter("queue")):
+                queue.go_on((), jobs)
+        return frames
+
+    def _take(self, frame: Frame) -> None:
+        self.frames += 1
+        operation = OPERATIONS[frame.type]
+        if operation is None:
+            self._cost += PLAIN_COST
+            self._handlers[frame.type](frame)
+        else:
+            self._cost += operation.cost
+            self._ask(frame, operation)
 
     @property
     def _takes(self) -> bool:
@@ -256,6 +283,8 @@ class GatewayConnection(asyncio.Protocol):
         self._intake = client.intake
         counters = self._counters = desk.counters(client)
         keys = self._sent_keys = desk.keys(client)
+        made = OPERATIONS[Type.SIGN], ServedRequest, Type.SIGN, wire.Sign, wire.KINDS, ENTRY_BYTES, REMEMBER_SECONDS
+        self._signs = SignIntake(self, self.session, counters, self.context, *made)
         most, size = client.rules.in_flight, min(one.message_bytes for one in counters)
         limits = most, size, min(BATCH, most), int(REMEMBER_SECONDS * 1e3)
         slots = tuple(one.name for one in counters)
@@ -381,6 +410,14 @@ class GatewayConnection(asyncio.Protocol):
             self._flush()
         elif len(self._out) == 1:
             self._loop.call_soon(self._flush)
+
+    def send_signed(self, answers: list[bytes]) -> None:
+        """Send SIGNED frames of a turn of the event loop, behind what waits to be sent."""
+        if self.counts:
+            self.server.desk.requests[self.client.name, "OK"] += len(answers)
+        if self._transport is not None:
+            self._out += answers
+            self._flush()
 
     def _flush(self) -> None:
         data = b"".join(self._out)

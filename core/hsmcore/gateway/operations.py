@@ -59,7 +59,7 @@ class Operation(NamedTuple):
 class GatewayRequest(Job):
     """A request of a client. `what` is what `operation.decode` returns."""
 
-    __slots__ = ("counter", "operation", "what")
+    __slots__ = ()
 
     def __init__(
         self,
@@ -78,7 +78,6 @@ class GatewayRequest(Job):
         self.context = context
         seconds = timeout_ms / 1e3
         self.timeout = min(seconds, counter.longest) or counter.timeout
-        self.running, self.until, self.ended = None, 0.0, False
 
     def settled(self, future: asyncio.Future[Any]) -> None:
         """It has ended, or was cancelled to withdraw the request."""

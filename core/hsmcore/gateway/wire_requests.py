@@ -18,7 +18,7 @@ from hsmcore.gateway.replay import ReplaySession, contents_of
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import Flag, Frame, unlabelled, untraced
 
-_ENTRY_BYTES: Final = 256
+ENTRY_BYTES: Final = 256
 """Of a request that waits for room, beside its frame."""
 
 
@@ -87,7 +87,7 @@ def named(frame: Frame, context_of: Callable[[str], Context]) -> tuple[Frame, Co
 class ServedRequest(GatewayRequest):
     """It goes on when the connection ends; its answer goes to each one that asked and lives."""
 
-    __slots__ = ("connection", "contents", "held_until", "number", "others", "session", "size")
+    __slots__ = ()
 
     def __init__(
         self,
@@ -105,10 +105,9 @@ class ServedRequest(GatewayRequest):
         self.number, self.contents = frame.request, contents_of(frame)
         self.others: tuple[Peer, ...] = ()
         """Which have asked for the same."""
-        self.held_until = 0.0
-        """Deadline of a request that waits for room, or has waited, as the event loop's time."""
-        self.size = _ENTRY_BYTES + len(frame.body)
+        self.size = ENTRY_BYTES + len(frame.body)
         """Bytes of memory, while it waits for room."""
+        # `held_until`: deadline of a request that waits for room, or has waited, as the event loop's time.
 
     def go_on(self) -> None:
         """There is room for it."""

@@ -60,7 +60,7 @@ KINDS: Final = ("", "tx-legacy", "tx-v0", "tx-v1", "off-chain", "block", "state-
 KIND_NUMBERS: Final = {kind: number for number, kind in enumerate(KINDS)}
 ALGORITHMS: Final = ("", "ed25519", "ecdsa-p256", "ecdsa-secp256k1")
 LEVELS: Final = ("", "primary", "secondary", "emergency")
-_LEVEL_NUMBERS: Final = {name: number for number, name in enumerate(LEVELS)}
+LEVEL_NUMBERS: Final = {name: number for number, name in enumerate(LEVELS)}
 OPERATIONS: Final = ("", "generate", "set-current", "deactivate", "cache-stats", "export", "unfinished", "versions")
 
 
@@ -330,7 +330,7 @@ def read_manage(body: bytes) -> Manage:
 
 def signed(request: int, version: int, one: Receipt, *, slot: int = 0) -> bytes:
     """Return SIGNED. `version`: of the key that the receipt names."""
-    signature, level = one.signature, _LEVEL_NUMBERS.get(one.level, 0)
+    signature, level = one.signature, LEVEL_NUMBERS.get(one.level, 0)
     seq = NO_RECORD if one.audit_seq is None else one.audit_seq
     if native is not None and not slot:
         return native.write_signed(request, version, level, seq, signature)  # type: ignore[no-any-return]
