@@ -60,9 +60,6 @@ cdef object _shaped(object shape, tuple items):
     return made
 
 
-cdef class ReplayTable
-cdef class Flow
-cdef class FairQueue
 cdef class SignIntake
 
 
@@ -292,9 +289,11 @@ CANCELLED = object()
 
 @cython.final
 cdef class AnswerQueue:
-    """The answers of an iteration of the event loop, which go on together in the next."""
+    """The answers of an iteration of the event loop, which go on together: when an engine's are drained, else in the
+    next iteration."""
 
     cdef object _call_soon
+    cdef bint _draining  # see _take_together
     cdef object _go_on
     cdef object _context
     cdef list _ready
@@ -306,12 +305,14 @@ cdef class AnswerQueue:
 
     cdef int _collect(self, Waiter waiter) except -1:
         self._ready.append(waiter)
-        if PyList_GET_SIZE(self._ready) == 1:
+        if PyList_GET_SIZE(self._ready) == 1 and not self._draining:
             self._call_soon(self._deliver, context=self._context)
         return 0
 
     def _deliver(self):
         cdef list ready = self._ready
+        if not PyList_GET_SIZE(ready):
+            return
         self._ready = []
         for waiter in ready:
             for told, context in (<Waiter>waiter)._told or ():

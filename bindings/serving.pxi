@@ -165,3 +165,15 @@ def answer_signs(list requests not None, FairQueue turns not None, dict levels n
     for connection, of_it in frames.items():
         connection.send_signed(of_it)
     return rest, begun
+
+
+cdef int _take_together(Requests engine, AnswerQueue answers) except -1:
+    """Take an engine's answers, and let those of waiters go on now: the loop has called, and no caller has."""
+    if answers is None:
+        return engine._take()
+    answers._draining = True
+    try:
+        return engine._take()
+    finally:
+        answers._draining = False
+        answers._context.run(answers._deliver)

@@ -43,6 +43,8 @@ class ClientKey:
         self.managing = OpenWork(client, MANAGING)
         self.accounts = self.account, self.managing
         self.policy = self.manager.config.key_manager.policy
+        self.in_context = self.policy is not None or self.manager.audit.enabled
+        """Whether a record or a caller's rules depend on the context that a request begins in."""
         self.timeout = self.manager.config.key_manager.request_timeout_ms / 1e3
         self.longest = max(desk.settings.max_timeout_ms / 1e3, self.timeout)
         """Seconds that a request may take, whatever its client says."""

@@ -6,10 +6,8 @@ import asyncio
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
-from itertools import groupby
 from math import inf
-from operator import attrgetter
-from typing import ClassVar, Final
+from typing import Final
 
 from hsmcore._native import SignIntake
 from hsmcore.base.listening.connections import Connection as Place
@@ -21,6 +19,7 @@ from hsmcore.gateway.intake import MESSAGE_COST, PLAIN_COST, REFUSAL_COST, SIGN_
 from hsmcore.gateway.jobs import late
 from hsmcore.gateway.operations import OPERATIONS, Operation
 from hsmcore.gateway.replay import REMEMBER_SECONDS, ReplaySession
+from hsmcore.gateway.sending import AnswerSender
 from hsmcore.gateway.wire import messages as wire
 from hsmcore.gateway.wire.frames import (
     CLIENT_TYPES,
@@ -31,7 +30,7 @@ from hsmcore.gateway.wire.frames import (
     UnknownKind,
     WireError,
 )
-from hsmcore.gateway.wire_requests import ENTRY_BYTES, NAMED, ServedRequest, WireFace, named
+from hsmcore.gateway.wire_requests import NAMED, ServedRequest, WireFace, have_turns, intake_of, named
 from hsmcore.manager.policy.callers import full
 
 BATCH: Final = 1024
@@ -48,33 +47,24 @@ LEAST_BYTES: Final = 1024
 HELD_BYTES: Final = 1 << 18
 """Requests that wait for room; beyond it, its frames are not read. Until then CANCEL, ACK and PING behind them are."""
 _LENGTH: Final = 4
-AT_ONCE: Final = 16
-"""Answers that are sent together, at most: while their client takes them, the next ones are made. With all of a turn in
-one write, each side stands still while the other works."""
 
 
-class GatewayConnection(asyncio.Protocol):
+class GatewayConnection(AnswerSender):
     """Belongs to the event loop of the key managers."""
-
-    counts: ClassVar = True
-    """Whether its requests are counted here, and end with a drain."""
 
     def __init__(
         self, server: WireFace, open_ones: set[GatewayConnection], place: Place, way: CameBy, client: KnownClient
     ) -> None:
         """`open_ones`: where it stands while it is open. `way`: where it comes from."""
-        self.server, self._open_ones, self.place, self.way, self.peer = server, open_ones, place, way, way.peer
-        self.client = client
+        super().__init__(server, client)
+        self._open_ones, self.place, self.way, self.peer = open_ones, place, way, way.peer
         self.session: ReplaySession[ServedRequest] | None = None
         """None before HELLO."""
         self.frames = 0
         """Read so far."""
         self.stalled = self._moved = self._came = 0
-        self._loop = server.loop
-        self._transport: asyncio.Transport | None = None
         self._splitter = Splitter(CLIENT_TYPES)
         self._begun = b""
-        self._out: list[bytes] = []
         self._overdue: asyncio.TimerHandle | None = None
         self._intake: FrameIntake | None = None
         self._signs: SignIntake | None = None
@@ -160,7 +150,7 @@ class GatewayConnection(asyncio.Protocol):
         self._cost = 0
         if self._takes:
             try:
-                while most > 0 and self._splitter.ready and not self._ended:
+                while most > 0 and self._splitter.ready:
                     frames = self._cut(most)
                     most -= len(frames) + self._splitter.settled
                     for frame in frames:
@@ -178,18 +168,14 @@ class GatewayConnection(asyncio.Protocol):
     def _cut(self, most: int) -> list[Frame]:
         """Take ordinary SIGNs, and return what comes behind them."""
         splitter, signs = self._splitter, self._signs
-        if signs is None or self._leaving or (self.counts and self.server.draining):
+        if signs is None or self._ended or self._leaving or (self.counts and self.server.draining):
             return splitter.cut(most)
         signs.begins(self.server.now)
         frames = splitter.cut(most, signs=signs)
         if splitter.settled:
-            taken, begun, waits = signs.taken()
+            taken = have_turns(signs)
             self.frames += taken
             self._cost += taken * SIGN_COST
-            for queue, jobs in groupby(begun, attrgetter("queue")):
-                queue.go_on(jobs, ())
-            for queue, jobs in groupby(waits, attrgetter("queue")):
-                queue.go_on((), jobs)
         return frames
 
     def _take(self, frame: Frame) -> None:
@@ -283,8 +269,7 @@ class GatewayConnection(asyncio.Protocol):
         self._intake = client.intake
         counters = self._counters = desk.counters(client)
         keys = self._sent_keys = desk.keys(client)
-        made = OPERATIONS[Type.SIGN], ServedRequest, Type.SIGN, wire.Sign, wire.KINDS, ENTRY_BYTES, REMEMBER_SECONDS
-        self._signs = SignIntake(self, self.session, counters, self.context, *made)
+        self._signs = intake_of(self, self.session, counters, self.context)
         most, size = client.rules.in_flight, min(one.message_bytes for one in counters)
         limits = most, size, min(BATCH, most), int(REMEMBER_SECONDS * 1e3)
         slots = tuple(one.name for one in counters)
@@ -400,31 +385,6 @@ class GatewayConnection(asyncio.Protocol):
         self._offer()
 
     # Answers.
-
-    def send(self, data: bytes, *, last: bool = False) -> None:
-        """Send a frame with others of this turn of the event loop, at most AT_ONCE; at once if it is the `last` one."""
-        if self._transport is None:
-            return
-        self._out.append(data)
-        if last or len(self._out) == AT_ONCE:
-            self._flush()
-        elif len(self._out) == 1:
-            self._loop.call_soon(self._flush)
-
-    def send_signed(self, answers: list[bytes]) -> None:
-        """Send SIGNED frames of a turn of the event loop, behind what waits to be sent."""
-        if self.counts:
-            self.server.desk.requests[self.client.name, "OK"] += len(answers)
-        if self._transport is not None:
-            self._out += answers
-            self._flush()
-
-    def _flush(self) -> None:
-        data = b"".join(self._out)
-        self._out.clear()
-        if self._transport is not None and data:
-            self.server.bytes_out += len(data)
-            self._transport.write(data)
 
     def _refuse(self, number: int, error: HsmError) -> None:
         """Answer a request of which nothing was begun. That is not remembered."""

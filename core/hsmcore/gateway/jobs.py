@@ -10,7 +10,7 @@ from functools import cached_property
 from time import monotonic
 from typing import Any, Final
 
-from hsmcore._native import AnswerQueue, FairQueue, RequestOfClient, Waiter, answer_signs
+from hsmcore._native import AnswerQueue, FairQueue, RequestOfClient, answer_signs
 from hsmcore.audit.record import come_as
 from hsmcore.base.log import get_logger
 from hsmcore.base.receipt import Receipt
@@ -62,11 +62,6 @@ class Job(RequestOfClient):
         """End with this future. Cancelling the job cancels it."""
         self.running = future
         future.add_done_callback(self.settled, context=OUTSIDE)
-
-    def waits(self) -> Waiter:
-        """Be what takes an answer of KeyManager.submit, and has `settled` called. Cancelling the job cancels it."""
-        self.begins(self.queue.answers)
-        return self
 
     def settled(self, future: asyncio.Future[Any]) -> None:
         """What was begun has ended."""
