@@ -68,7 +68,7 @@ def cut_frames(bytes data not None, Py_ssize_t at, Py_ssize_t most, bytes flags 
     """Cut frames from `at` on, `most` at most. `flags` and `types`: by the number of a type, the flags that it may have
     and what it is. `shape`: of a frame, a named tuple. `open`: a client's requests by number; SIGNED settles the future
     of one that says by `expects` which version it has to be, 0 for any; of others that is negative. `signs`: takes ordinary ones
-    of a gateway, up to the first other frame; behind that, what comes is cut up to the first frame that is no SIGN.
+    of a gateway, up to the first other frame; of SIGNs for which there is no room, those behind it are cut, too.
     Returns the other frames, where the rest begins, how many bytes of it are needed, or 0 if what comes there is no
     frame, and how many requests were settled, or taken."""
     cdef const uint8_t *begin = <const uint8_t *>PyBytes_AS_STRING(data)
@@ -95,7 +95,7 @@ def cut_frames(bytes data not None, Py_ssize_t at, Py_ssize_t most, bytes flags 
             continue
         body = PyBytes_FromStringAndSize(<const char *>frame.body, frame.body_len)
         frames.append(_shaped(shape, (types[frame.type], frame.flags, frame.slot, frame.request, body)))
-        if signs is not None and frame.type != HSM_FRAME_SIGN:
+        if signs is not None and (frame.type != HSM_FRAME_SIGN or not signs._full):
             break
     return frames, at, 4, settled
 

@@ -53,6 +53,7 @@ cdef class SignIntake:
     cdef list _begun
     cdef list _waits
     cdef Py_ssize_t _taken
+    cdef bint _full  # the last one found no room
     # Of the key manager that was named last.
     cdef Py_ssize_t _slot
     cdef object _counter
@@ -96,13 +97,15 @@ cdef class SignIntake:
         cdef hsm_frame_sign sign
         cdef RequestOfClient request
         cdef double seconds
+        self._full = False
         if frame.flags & ~HSM_FRAME_POSITION or not frame.request or frame.slot >= len(self._counters):
             return False
         if frame.body_len > _SHORT_BODY or not hsm_frame_read_sign(frame, &sign) or sign.kind >= len(self._kinds):
             return False
         if frame.slot != self._slot:
             self._look_up(frame.slot)
-        if self._account.held or self._account.open >= self._account.most or self._account.rate is not None:
+        self._full = bool(self._account.held) or self._account.open >= self._account.most
+        if self._full or self._account.rate is not None:
             return False
         if not self._session._is_new(frame.request, self._now - self._forgets):
             return False
