@@ -116,22 +116,7 @@ cdef bint _settles(dict open, const hsm_frame *frame) except -1:
     return True
 
 
-def read_sign(uint8_t flags, bytes body not None, object shape, tuple kinds not None):
-    """What SIGN says, as a named tuple of this shape: kind, timeout in ms, position or None, version, message. None for
-    a kind without a name in `kinds`, and for fields that do not fit."""
-    cdef hsm_frame frame
-    cdef hsm_frame_sign sign
-    frame.flags = flags
-    frame.body = <const uint8_t *>PyBytes_AS_STRING(body)
-    frame.body_len = <uint32_t>PyBytes_GET_SIZE(body)
-    if not hsm_frame_read_sign(&frame, &sign) or sign.kind >= len(kinds):
-        return None
-    position = sign.position if flags & HSM_FRAME_POSITION else None
-    message = PyBytes_FromStringAndSize(<const char *>sign.message, sign.message_len)
-    return _shaped(shape, (kinds[sign.kind], sign.timeout_ms, position, sign.version, message))
-
-
-def write_signed(uint64_t request, uint32_t version, uint8_t level, uint64_t audit_seq, bytes signature not None):
+cdef bytes _signed_frame(uint64_t request, uint32_t version, uint8_t level, uint64_t audit_seq, bytes signature):
     """SIGNED, as a frame."""
     cdef hsm_frame frame
     cdef hsm_frame_signed answer

@@ -157,8 +157,8 @@ def answer_signs(list requests not None, FairQueue turns not None, dict levels n
             account.under_way -= 1
         seq = receipt.audit_seq
         version = (<tuple>request.what)[3] or request.counter.versions.number(receipt.public_key)
-        data = write_signed(request.number, version, levels.get(receipt.level, 0), no_record if seq is None else seq,
-                            receipt.signature)
+        data = _signed_frame(request.number, version, levels.get(receipt.level, 0), no_record if seq is None else seq,
+                             receipt.signature)
         session.close(request.number, data, request.connection.server.now)
         known = PyDict_GetItemWithError(frames, request.connection)
         if known == NULL:

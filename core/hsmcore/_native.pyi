@@ -434,7 +434,6 @@ def cut_frames(
     open: dict[int, Any] | None = None,
     signs: SignIntake | None = None,
 ) -> tuple[list[Any], int, int, int]: ...
-def read_sign(flags: int, body: bytes, shape: type, kinds: tuple[str, ...]) -> Any: ...
 
 @final
 class SeenIds:

@@ -71,13 +71,16 @@ async def answers_to(gateway, frames, chosen):
 @pytest.mark.parametrize("seed", range(4))
 @one_loop
 async def test_the_same_bytes_have_the_same_answers(world, tmp_path, seed, monkeypatch):
-    found, taken = [], []
+    found, taken, have_turns = [], [], connection.have_turns
+
+    def noted(signs):
+        taken.append(have_turns(signs))
+        return taken[-1]
+
+    monkeypatch.setattr(connection, "have_turns", noted)
     for ordinary in (True, False):
         (folder := tmp_path / str(ordinary)).mkdir()
-        if ordinary:
-            have_turns = connection.have_turns
-            monkeypatch.setattr(connection, "have_turns", lambda signs: taken.append(have_turns(signs)) or taken[-1])
-        else:
+        if not ordinary:
             monkeypatch.setattr(connection, "intake_of", lambda *_: None)
         async with site(world.config(maxCacheSize=0), folder) as gateway:
             found.append(await answers_to(gateway, frames_of(seed), random.Random(seed)))
