@@ -1,5 +1,6 @@
-# Part of _native.pyx: the ordinary SIGNs of a gateway's clients, from what was read of a connection to the key manager's
-# turn, and from its answers to frames. What is not ordinary is left to core/hsmcore/gateway, which does all of this in
+# Part of _native.pyx: what is read of a connection of hsmcore-wire/1, a whole read at a time: of a client's, the answers
+# settle its requests; of a gateway's, ordinary SIGNs become requests that have their turns at the key manager, whose
+# answers become frames. What is not ordinary is left to core/hsmcore/gateway, which does all of this in
 # Python. Belongs to one event loop.
 
 
@@ -127,6 +128,59 @@ cdef class SignIntake:
         (self._begun if self._turns.begins(self._account) else self._waits).append(request)
         self._taken += 1
         return True
+
+
+def cut_frames(bytes data not None, Py_ssize_t at, Py_ssize_t most, bytes flags not None, tuple types not None,
+               object shape, dict open=None, SignIntake signs=None):
+    """Cut frames from `at` on, `most` at most. `flags` and `types`: by the number of a type, the flags that it may have
+    and what it is. `shape`: of a frame, a named tuple. `open`: a client's requests by number; SIGNED settles the future
+    of one that says by `expects` which version it has to be, 0 for any; of others that is negative. `signs`: takes ordinary ones
+    of a gateway, up to the first other frame; of SIGNs for which there is no room, those behind it are cut, too.
+    Returns the other frames, where the rest begins, how many bytes of it are needed, or 0 if what comes there is no
+    frame, and how many requests were settled, or taken."""
+    cdef const uint8_t *begin = <const uint8_t *>PyBytes_AS_STRING(data)
+    cdef Py_ssize_t end = PyBytes_GET_SIZE(data)
+    cdef const uint8_t *allowed = <const uint8_t *>PyBytes_AS_STRING(flags)
+    cdef list frames = []
+    cdef hsm_frame frame
+    cdef hsm_cut found
+    cdef size_t size = 4
+    cdef Py_ssize_t settled = 0
+    if at < 0 or at > end or PyBytes_GET_SIZE(flags) != 256 or len(types) != 256:
+        raise BadArgument("outside the data")
+    while PyList_GET_SIZE(frames) + settled < most:
+        size = <size_t>(end - at)
+        found = hsm_frame_cut(begin + at, &size, allowed, &frame)
+        if found != HSM_CUT_FRAME:
+            return frames, at, size if found == HSM_CUT_MORE else 0, settled
+        at += <Py_ssize_t>size
+        if open is not None and frame.type == HSM_FRAME_SIGNED and _settles(open, &frame):
+            settled += 1
+            continue
+        if signs is not None and frame.type == HSM_FRAME_SIGN and PyList_GET_SIZE(frames) == 0 and signs._takes(&frame):
+            settled += 1
+            continue
+        body = PyBytes_FromStringAndSize(<const char *>frame.body, frame.body_len)
+        frames.append(_shaped(shape, (types[frame.type], frame.flags, frame.slot, frame.request, body)))
+        if signs is not None and (frame.type != HSM_FRAME_SIGN or not signs._full):
+            break
+    return frames, at, 4, settled
+
+
+cdef bint _settles(dict open, const hsm_frame *frame) except -1:
+    """Settle the request that a frame answers in the ordinary way; returns whether it does."""
+    cdef hsm_frame_signed answer
+    cdef object number = frame.request
+    cdef PyObject *known = PyDict_GetItemWithError(open, number)
+    cdef RequestFields request
+    if known == NULL or not hsm_frame_read_signed(frame, &answer) or answer.level > 3:
+        return False
+    request = <RequestFields?><object>known
+    if request.expects < 0 or (request.expects and request.expects != answer.version):
+        return False
+    del open[number]
+    _set_result(request.future, PyBytes_FromStringAndSize(<const char *>answer.signature, answer.signature_len))
+    return True
 
 
 def answer_signs(list requests not None, FairQueue turns not None, dict levels not None, uint64_t no_record):
